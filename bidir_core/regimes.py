@@ -1,0 +1,271 @@
+"""Who sees whom: parse and print a regime, and one pure visibility function.
+
+A *regime* decides which tokens attend to which. In every regime a continuation token sees the
+whole prefix and the continuation up to itself; what differs is whether a prefix token may also
+look *ahead*, at later prefix tokens:
+
+    causal             bidirectional        bidirectional:sink=1
+    k: P P P | C C     k: P P P | C C       k: P P P | C C
+    P  x . . | . .     P  x x x | . .       P  x . . | . .     <- the first token stays causal
+    P  x x . | . .     P  x x x | . .       P  x x x | . .
+    P  x x x | . .     P  x x x | . .       P  x x x | . .
+    C  x x x | x .     C  x x x | x .       C  x x x | x .
+    C  x x x | x x     C  x x x | x x       C  x x x | x x
+
+Everything that needs a mask (scoring, training, the probe, plots, tests) asks this module. It
+holds no torch: the functions use only comparison and logical operators, so they work alike on
+numpy arrays and torch tensors, and inside a FlexAttention mask.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+from bidir_core.errors import UserError
+
+DIALS = ("sink", "rows", "self", "tail", "layers", "lambda")
+_EXAMPLE = "write for example 'causal', 'bidirectional' or 'bidirectional:sink=1,layers=10-29'"
+
+
+@dataclass(frozen=True)
+class Regime:
+    """A parsed regime. Build it with :func:`parse_regime`; ``str(regime)`` prints it canonically.
+
+    ``sink``: the first ``sink`` prefix tokens stay causal. ``rows``: only prefix queries at these
+    positions (inclusive) look ahead. ``self_token``: this prefix token sees only itself.
+    ``tail``: the last ``tail`` prefix tokens stay on the causal side. ``layers``: the regime holds
+    in these layers (inclusive) and the others are causal. ``lam``: look-ahead scores get
+    ``log(lam)`` added, so 1 is full strength.
+    """
+
+    bidirectional: bool = False
+    sink: int = 0
+    rows: tuple[int, int] | None = None
+    self_token: int | None = None
+    tail: int = 0
+    layers: tuple[int, int] | None = None
+    lam: float = 1.0
+
+    def __str__(self) -> str:
+        if not self.bidirectional:
+            return "causal"
+        dials = []
+        if self.sink:
+            dials.append(f"sink={self.sink}")
+        if self.rows is not None:
+            dials.append(f"rows={self.rows[0]}-{self.rows[1]}")
+        if self.self_token is not None:
+            dials.append(f"self={self.self_token}")
+        if self.tail:
+            dials.append(f"tail={self.tail}")
+        if self.layers is not None:
+            dials.append(f"layers={self.layers[0]}-{self.layers[1]}")
+        if self.lam != 1.0:
+            dials.append(f"lambda={_shortest_decimal(self.lam)}")
+        return "bidirectional" + (":" + ",".join(dials) if dials else "")
+
+    @property
+    def slug(self) -> str:
+        """A folder name that is unique to this regime, e.g. ``bidirectional_sink-1_layers-0-4``."""
+        return str(self).replace(":", "_").replace(",", "_").replace("=", "-")
+
+    @property
+    def is_causal(self) -> bool:
+        return not self.bidirectional
+
+    def at_layer(self, layer: int) -> Regime:
+        """The regime in force in one layer (0-based), without the ``layers`` dial."""
+        if not self.bidirectional:
+            return self
+        if self.layers is not None and not self.layers[0] <= layer <= self.layers[1]:
+            return CAUSAL
+        return replace(self, layers=None)
+
+    def check_layers(self, n_layers: int) -> None:
+        """Raise UserError if the ``layers`` dial names a layer that the model does not have."""
+        if self.layers is not None and self.layers[1] >= n_layers:
+            raise UserError(
+                f"regime '{self}': layer {self.layers[1]} does not exist; "
+                f"this model has layers 0-{n_layers - 1}"
+            )
+
+
+CAUSAL = Regime()
+BIDIRECTIONAL = Regime(bidirectional=True)
+
+
+def parse_regime(text: str | Regime) -> Regime:
+    """Parse a regime string such as ``bidirectional:sink=1,lambda=0.03``.
+
+    Dials that change nothing drop out (``sink=0``, ``tail=0``, ``lambda=1``), and ``lambda=0``
+    is causal whatever the other dials say: nothing looks ahead at strength 0. Raises UserError
+    for anything that is not a regime.
+    """
+    if isinstance(text, Regime):
+        return text
+    if text == "causal":
+        return CAUSAL
+    base, colon, rest = text.partition(":")
+    if base == "causal":
+        raise UserError(f"regime '{text}': dials need 'bidirectional', not 'causal'")
+    if base != "bidirectional" or (colon and not rest):
+        raise UserError(f"unknown regime '{text}'; {_EXAMPLE}")
+    values: dict[str, str] = {}
+    for part in rest.split(",") if rest else []:
+        name, equals, value = part.partition("=")
+        if name not in DIALS or not equals:
+            raise UserError(
+                f"regime '{text}': '{part}' is not a dial; dials are {', '.join(DIALS)}"
+            )
+        if name in values:
+            raise UserError(f"regime '{text}': the dial '{name}' is given twice; give it once")
+        values[name] = value
+    regime = Regime(
+        bidirectional=True,
+        sink=_integer(text, "sink", values.get("sink", "0")),
+        rows=_span(text, "rows", values.get("rows")),
+        self_token=_integer(text, "self", values["self"]) if "self" in values else None,
+        tail=_integer(text, "tail", values.get("tail", "0")),
+        layers=_span(text, "layers", values.get("layers")),
+        lam=_fraction(text, values.get("lambda", "1")),
+    )
+    return CAUSAL if regime.lam == 0 else regime
+
+
+def _integer(text: str, dial: str, value: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", value):
+        raise UserError(
+            f"regime '{text}': {dial} takes an integer from 0 to 999999999, not '{value}'"
+        )
+    return int(value)
+
+
+def _span(text: str, dial: str, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", value)
+    if not match:
+        raise UserError(f"regime '{text}': {dial} takes A-B (0-based, inclusive), not '{value}'")
+    first, last = int(match[1]), int(match[2])
+    if first > last:
+        raise UserError(f"regime '{text}': {dial}={value} runs backwards; write {last}-{first}")
+    return first, last
+
+
+def _fraction(text: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1 or "_" in value or value != value.strip():
+        raise UserError(f"regime '{text}': lambda takes a number from 0 to 1, not '{value}'")
+    return number
+
+
+def _shortest_decimal(number: float) -> str:
+    return format(Decimal(repr(number)), "f")  # 1e-05 prints as 0.00001
+
+
+def looks_ahead(regime: Regime, query: Any, key: Any, n_prefix: Any) -> Any:
+    """Whether the prefix token at position ``query`` sees the *later* prefix token at ``key``.
+
+    Positions count from 0 at the first prefix token; arguments are integers or arrays that
+    broadcast, numpy or torch. ``regime`` is a single layer's (see :meth:`Regime.at_layer`).
+    """
+    ahead = (key > query) & (key < n_prefix - regime.tail) & (query >= regime.sink)
+    if regime.rows is not None:
+        ahead = ahead & (query >= regime.rows[0]) & (query <= regime.rows[1])
+    return ahead
+
+
+def visible(
+    regime: Regime,
+    query: Any,
+    key: Any,
+    *,
+    query_prefix: Any,
+    key_prefix: Any,
+    same_item: Any,
+    descends: Any,
+    n_prefix: Any,
+) -> tuple[Any, Any]:
+    """The visibility rule, for one layer, over broadcastable arrays: ``(allowed, ahead)``.
+
+    ``query``/``key``: positions from the item's first token (in a token trie, the depth).
+    ``query_prefix``/``key_prefix``: is the token part of the prefix. ``same_item``: both belong
+    to one item. ``descends``: the key is an ancestor of the query or the query itself, that is,
+    the causal order of the item's tree of tokens. ``n_prefix``: the item's prefix length.
+
+    ``allowed`` is where attention may flow; ``ahead`` the part of it that looks ahead, whose
+    scores get ``log(lambda)`` added.
+    """
+    if regime.is_causal:
+        return same_item & descends, same_item & descends & False
+    both = same_item & query_prefix & key_prefix
+    ahead = both & looks_ahead(regime, query, key, n_prefix)
+    allowed = (same_item & descends) | ahead
+    if regime.self_token is not None:
+        lonely = query_prefix & (query == regime.self_token)
+        allowed = allowed & (~lonely | (query == key) & descends)
+        ahead = ahead & ~lonely
+    return allowed, ahead
+
+
+def visibility(
+    regime: Regime,
+    n_prefix: int,
+    n_total: int,
+    *,
+    layer: int | None = None,
+    window: int | None = None,
+) -> np.ndarray:
+    """Who sees whom in one sequence: bool ``[query, key]`` of shape ``[n_total, n_total]``.
+
+    The first ``n_prefix`` tokens are the prefix, the rest the continuation. ``layer`` selects
+    the layer (None reads the regime as if it held everywhere). ``window`` is a sliding window's
+    width: a key is reachable only at distance < ``window``, on both sides.
+    """
+    return _dense(regime, n_prefix, n_total, layer, window)[0]
+
+
+def score_bias(
+    regime: Regime,
+    n_prefix: int,
+    n_total: int,
+    *,
+    layer: int | None = None,
+    window: int | None = None,
+) -> np.ndarray:
+    """What is added to the attention scores: float64 ``[query, key]``, 0, log(lambda) or -inf."""
+    allowed, ahead = _dense(regime, n_prefix, n_total, layer, window)
+    bias = np.where(allowed, 0.0, -np.inf)
+    strength = regime.at_layer(layer).lam if layer is not None else regime.lam
+    return np.where(allowed & ahead, math.log(strength), bias)
+
+
+def _dense(
+    regime: Regime, n_prefix: int, n_total: int, layer: int | None, window: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    if not 0 <= n_prefix <= n_total:
+        raise ValueError(f"n_prefix={n_prefix} is not within 0..n_total={n_total}")
+    here = regime.at_layer(layer) if layer is not None else replace(regime, layers=None)
+    query, key = np.arange(n_total)[:, None], np.arange(n_total)[None, :]
+    allowed, ahead = visible(
+        here,
+        query,
+        key,
+        query_prefix=query < n_prefix,
+        key_prefix=key < n_prefix,
+        same_item=np.ones((n_total, n_total), dtype=bool),
+        descends=key <= query,
+        n_prefix=n_prefix,
+    )
+    if window is not None:
+        allowed = allowed & (abs(query - key) < window)
+    return allowed, ahead
