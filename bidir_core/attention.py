@@ -1,0 +1,238 @@
+"""Put a regime into a transformers model. The only module that knows transformers' attention.
+
+transformers 5 lets every decoder layer look its attention function up by name. Two names are
+registered here, ``bidir_sdpa`` and ``bidir_eager``. Each replaces the mask by the one that the
+regime in force asks for in that layer, and then calls the ordinary function, so that soft-capping,
+grouped queries and scaling stay the model's own business.
+
+The mask comes from a *handle* that :func:`install` hangs on the model's attention modules. A
+forward pass outside ``handle.use(...)`` raises instead of quietly running causally: a switch that
+silently stays causal is the classic fault of this kind of experiment.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+from bidir_core.errors import UserError
+from bidir_core.layout import Layout, allowed_and_ahead
+from bidir_core.regimes import Regime
+
+Implementation = Literal["sdpa", "eager"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("sdpa", "eager")
+SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
+
+Span = tuple[int, int]
+
+
+class Plan:
+    """A regime over a layout: hands out the attention mask of each layer, and remembers it."""
+
+    def __init__(self, regime: Regime, layout: Layout):
+        self.regime = regime
+        self.layout = layout
+        self._masks: dict[Any, torch.Tensor] = {}
+
+    def mask(
+        self, layer: int, window: int | None, dtype: torch.dtype, span: Span | None = None
+    ) -> torch.Tensor:
+        """What this layer adds to its scores: ``[batch, 1, query, key]`` in ``dtype``."""
+        regime = self.regime.at_layer(layer)
+        slot = (regime, window, dtype, span)
+        if slot not in self._masks:
+            allowed, ahead = allowed_and_ahead(self.layout, regime, window, span)
+            # The lowest finite number, not -inf: a row of nothing but -inf would give NaN.
+            mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+            if regime.lam != 1.0:
+                mask.masked_fill_(ahead, math.log(regime.lam))
+            mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+            self._masks[slot] = mask[:, None]
+        return self._masks[slot]
+
+
+class Handle:
+    """What ties one model's attention modules to the regime in force. Made by :func:`install`."""
+
+    def __init__(self, decoder: nn.Module, implementation: Implementation):
+        self.decoder = decoder
+        self.implementation: Implementation = implementation
+        self.plan: Plan | None = None
+
+    @contextmanager
+    def use(self, regime: Regime, layout: Layout) -> Iterator[Plan]:
+        """Forward (and backward) passes inside attend as ``regime`` says over ``layout``."""
+        previous, self.plan = self.plan, Plan(regime, layout)
+        try:
+            yield self.plan
+        finally:
+            self.plan = previous
+
+    @contextmanager
+    def native(self) -> Iterator[None]:
+        """Run the model's own causal path: what transformers does when nothing is installed."""
+        self.decoder.set_attn_implementation(self.implementation)
+        try:
+            yield
+        finally:
+            self.decoder.set_attn_implementation(f"bidir_{self.implementation}")
+
+
+def install(model: nn.Module, implementation: Implementation) -> Handle:
+    """Make ``model`` (a causal LM, or an image-text model's text side) attend by regime.
+
+    Raises UserError if the model does not look its attention up by name.
+    """
+    decoder = text_decoder(model)
+    handle = Handle(decoder, implementation)
+    modules = [m for m in decoder.modules() if hasattr(m, "layer_idx")]
+    decoder.set_attn_implementation(f"bidir_{implementation}")
+    in_force = decoder.config._attn_implementation
+    if not modules or in_force != f"bidir_{implementation}":
+        raise UserError(
+            f"{type(model).__name__} does not let its attention be replaced; use a decoder that "
+            "transformers serves through its attention interface, such as Llama, Qwen or Mistral"
+        )
+    for module in modules:
+        module._bidir_handle = handle
+    return handle
+
+
+def text_decoder(model: nn.Module) -> Any:
+    """The decoder stack that embeds tokens and runs layers, without head or vision tower."""
+    base = getattr(model, "get_base_model", lambda: model)()  # peft wraps the causal LM
+    return base.get_decoder()
+
+
+def _attention(implementation: Implementation) -> Any:
+    def forward(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        sliding_window: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention by the plan in force; q, k, v are ``[batch, heads, time, head_dim]``."""
+        handle = getattr(module, "_bidir_handle", None)
+        if handle is None or handle.plan is None:
+            raise RuntimeError("no regime is in force: run the model inside handle.use(...)")
+        run = _sdpa if implementation == "sdpa" else _model_eager(module)
+        plan: Plan = handle.plan
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        spans = plan.layout.spans
+        n_query, n_key = query.shape[2], key.shape[2]
+        if spans is None or len(spans) == 1 or n_query != n_key:
+            mask = plan.mask(layer, sliding_window, query.dtype)
+            # With a key/value cache the queries are the layout's last tokens.
+            mask = mask[:, :, n_key - n_query : n_key, :n_key]
+            return run(module, query, key, value, mask, **kwargs)
+        outputs = []
+        for start, end in spans:
+            here = slice(start, end)
+            mask = plan.mask(layer, sliding_window, query.dtype, (start, end))
+            part, _ = run(
+                module, query[:, :, here], key[:, :, here], value[:, :, here], mask, **kwargs
+            )
+            outputs.append(part)
+        return torch.cat(outputs, dim=1), None
+
+    return forward
+
+
+def _sdpa(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    for unable in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(unable) is not None:
+            raise UserError(
+                f"{type(module).__name__} needs '{unable}', which sdpa drops; use --attn eager"
+            )
+    output = nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output.transpose(1, 2), None
+
+
+def _model_eager(module: nn.Module) -> Any:
+    """The eager function of the model's own file: it knows the model's soft caps and sinks."""
+    return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+
+
+for _name in IMPLEMENTATIONS:
+    AttentionInterface.register(f"bidir_{_name}", _attention(_name))
+
+
+def choose_implementation(config: Any, requested: str = "auto") -> Implementation:
+    """``sdpa``, or ``eager`` where only that computes the model right (soft caps, score sinks).
+
+    Raises UserError for an implementation that cannot honour a regime, by name.
+    """
+    text = config.get_text_config()
+    only_eager = getattr(text, "attn_logit_softcapping", None) or text.model_type == "gpt_oss"
+    if requested == "auto":
+        return "eager" if only_eager else "sdpa"
+    if requested == "sdpa" and only_eager:
+        raise UserError(
+            f"attention 'sdpa' drops the soft caps or score sinks of {text.model_type}; "
+            "use --attn eager"
+        )
+    if requested not in IMPLEMENTATIONS:
+        raise UserError(
+            f"attention '{requested}' ignores the dense mask that a regime needs; "
+            "use --attn sdpa or --attn eager"
+        )
+    return requested  # type: ignore[return-value]
+
+
+def check_supported(config: Any) -> None:
+    """Raise UserError, before any weight is loaded, if this architecture cannot honour a regime."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
+
+    text, name = config.get_text_config(), config.model_type
+    instead = "use a decoder with full or sliding attention, such as Llama, Qwen, Gemma or Mistral"
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"'{name}' is an encoder-decoder, not a decoder-only model; {instead}")
+    if getattr(config, "is_decoder", True) is False:
+        raise UserError(f"'{name}' is an encoder, not a decoder-only model; {instead}")
+    mapping = (
+        MODEL_FOR_CAUSAL_LM_MAPPING
+        if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        else MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    )
+    if type(config) not in mapping:
+        raise UserError(f"'{name}' is not a causal language model; {instead}")
+    model_class = mapping[type(config)]
+    odd = sorted(set(getattr(text, "layer_types", None) or ()) - SUPPORTED_LAYERS)
+    if odd:
+        raise UserError(f"'{name}' has {', '.join(odd)} layers, which no mask can open; {instead}")
+    if getattr(model_class, "_is_stateful", False) or not getattr(text, "num_attention_heads", 0):
+        raise UserError(f"'{name}' is a state-space model, which no mask can open; {instead}")
+    if not model_class._can_set_attn_implementation() or getattr(
+        text, "reorder_and_upcast_attn", False
+    ):
+        raise UserError(f"'{name}' does not use transformers' attention interface; {instead}")
