@@ -61,7 +61,7 @@ class Plan:
 class Handle:
     """What ties one model's attention modules to the regime in force. Made by :func:`install`."""
 
-    def __init__(self, decoder: nn.Module, implementation: Implementation):
+    def __init__(self, decoder: Any, implementation: Implementation):
         self.decoder = decoder
         self.implementation: Implementation = implementation
         self.plan: Plan | None = None
@@ -107,8 +107,8 @@ def install(model: nn.Module, implementation: Implementation) -> Handle:
 
 def text_decoder(model: nn.Module) -> Any:
     """The decoder stack that embeds tokens and runs layers, without head or vision tower."""
-    base = getattr(model, "get_base_model", lambda: model)()  # peft wraps the causal LM
-    return base.get_decoder()
+    unwrap: Any = getattr(model, "get_base_model", None)  # peft wraps the causal LM
+    return (unwrap() if unwrap else model).get_decoder()
 
 
 def _attention(implementation: Implementation) -> Any:
@@ -211,13 +211,14 @@ def check_supported(config: Any) -> None:
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
     )
 
     text, name = config.get_text_config(), config.model_type
     instead = "use a decoder with full or sliding attention, such as Llama, Qwen, Gemma or Mistral"
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"'{name}' is an encoder-decoder, not a decoder-only model; {instead}")
-    if getattr(config, "is_decoder", True) is False:
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         raise UserError(f"'{name}' is an encoder, not a decoder-only model; {instead}")
     mapping = (
         MODEL_FOR_CAUSAL_LM_MAPPING
@@ -226,7 +227,7 @@ def check_supported(config: Any) -> None:
     )
     if type(config) not in mapping:
         raise UserError(f"'{name}' is not a causal language model; {instead}")
-    model_class = mapping[type(config)]
+    model_class: Any = mapping[type(config)]
     odd = sorted(set(getattr(text, "layer_types", None) or ()) - SUPPORTED_LAYERS)
     if odd:
         raise UserError(f"'{name}' has {', '.join(odd)} layers, which no mask can open; {instead}")

@@ -48,8 +48,11 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Layout:
         """The same layout with its tensors on ``device``."""
-        tensors = (self.item, self.position, self.n_prefix, self.exit)
-        return Layout(*(t.to(device, non_blocking=True) for t in tensors), spans=self.spans)
+        item, position, n_prefix, exit_ = (
+            tensor.to(device, non_blocking=True)
+            for tensor in (self.item, self.position, self.n_prefix, self.exit)
+        )
+        return Layout(item, position, n_prefix, exit_, spans=self.spans)
 
     @classmethod
     def pack(cls, lengths: Sequence[tuple[int, int]]) -> Layout:
@@ -58,13 +61,13 @@ class Layout:
         for _, n_total in lengths:
             spans.append((start, start + n_total))
             start += n_total
-        rows = [torch.zeros(start, dtype=torch.int64) for _ in range(4)]
+        item, position, n_prefix_row, exit_ = torch.zeros(4, 1, start, dtype=torch.int64)
         for index, ((n_prefix, n_total), (begin, end)) in enumerate(zip(lengths, spans)):
-            rows[0][begin:end] = index
-            rows[1][begin:end] = torch.arange(n_total)
-            rows[2][begin:end] = n_prefix
-            rows[3][begin:end] = end
-        return cls(*(row[None] for row in rows), spans=tuple(spans))
+            item[0, begin:end] = index
+            position[0, begin:end] = torch.arange(n_total)
+            n_prefix_row[0, begin:end] = n_prefix
+            exit_[0, begin:end] = end
+        return cls(item, position, n_prefix_row, exit_, spans=tuple(spans))
 
     @classmethod
     def pad(cls, lengths: Sequence[tuple[int, int]], time: int | None = None) -> Layout:
