@@ -1,0 +1,212 @@
+"""One scored item: the record's fields, its arrow schema, and reading and writing many of them.
+
+While a run goes on its records are lines of ``items.jsonl``; when it is done they are one table,
+``items.parquet``. A record of a ``compact`` run has null texts, token ids, offsets and token_ll.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bidir_core.atomic import replacing
+
+_INTS = pa.list_(pa.int32())
+_INT_LISTS = pa.list_(_INTS)
+_OFFSETS = pa.list_(pa.list_(_INTS))  # [context or choice][token] -> [start, end) in characters
+
+# float32 holds log-likelihoods to about 1e-5 nats, far below what batch composition moves.
+SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("doc_id", pa.int32()),
+        ("doc_hash", pa.string()),
+        ("gold", pa.int16()),
+        ("contexts", pa.list_(pa.string())),
+        ("continuations", pa.list_(pa.string())),
+        ("ll", pa.list_(pa.float32())),
+        ("n_prefix_tokens", _INTS),
+        ("n_continuation_tokens", _INTS),
+        ("prefix_token_ids", _INT_LISTS),
+        ("prefix_token_offsets", _OFFSETS),
+        ("continuation_token_ids", _INT_LISTS),
+        ("continuation_token_offsets", _OFFSETS),
+        ("token_ll", pa.list_(pa.list_(pa.float32()))),
+        ("pred", pa.int16()),
+        ("pred_norm", pa.int16()),
+        ("correct", pa.bool_()),
+        ("correct_norm", pa.bool_()),
+        ("margin", pa.float32()),
+        ("error", pa.string()),
+    ]
+)
+RECORD_FIELDS: tuple[str, ...] = tuple(SCHEMA.names)
+HEAVY_FIELDS: tuple[str, ...] = (
+    "contexts",
+    "continuations",
+    "prefix_token_ids",
+    "prefix_token_offsets",
+    "continuation_token_ids",
+    "continuation_token_offsets",
+    "token_ll",
+)
+LIGHT_FIELDS: tuple[str, ...] = tuple(name for name in RECORD_FIELDS if name not in HEAVY_FIELDS)
+
+Key = tuple[str, int]  # (task, doc_id)
+
+
+def make_record(
+    *,
+    task: str,
+    doc_id: int,
+    doc_hash: str,
+    gold: int,
+    contexts: Sequence[str],
+    continuations: Sequence[str],
+    n_prefix_tokens: Sequence[int],
+    n_continuation_tokens: Sequence[int],
+    ll: Sequence[float] | None,
+    token_ll: Sequence[Sequence[float]] | None = None,
+    prefix_token_ids: Sequence[Sequence[int]] | None = None,
+    prefix_token_offsets: Sequence[Sequence[Sequence[int]]] | None = None,
+    continuation_token_ids: Sequence[Sequence[int]] | None = None,
+    continuation_token_offsets: Sequence[Sequence[Sequence[int]]] | None = None,
+    error: str | None = None,
+    compact: bool = False,
+) -> dict[str, Any]:
+    """Build a record from an item and its log-likelihoods; predictions follow lm-eval.
+
+    ``pred`` is the argmax of ``ll``; ``pred_norm`` of ``ll`` divided by the choice's characters
+    without the leading space (lm-eval ``acc_norm``), null where the context differs per choice
+    (winogrande: lm-eval has no acc_norm there). A NaN or infinite ``ll`` becomes an item error,
+    never an argmax.
+    """
+    if error is None and ll is None:
+        raise ValueError(f"{task}/{doc_id}: a record needs ll or an error")
+    if error is None and ll is not None and not all(math.isfinite(value) for value in ll):
+        bad = next(i for i, value in enumerate(ll) if not math.isfinite(value))
+        error = f"the log-likelihood of choice {bad} is {ll[bad]}"
+    pred = pred_norm = margin = None
+    scores: np.ndarray | None = None
+    if error is None and ll is not None:
+        # Rounded first, so that the stored numbers and the stored prediction cannot disagree.
+        scores = np.asarray(ll, dtype=np.float32).astype(np.float64)
+        pred = int(np.argmax(scores))
+        margin = float(scores[gold] - np.delete(scores, gold).max())
+        if len(contexts) == 1:
+            lengths = np.array([max(len(text.removeprefix(" ")), 1) for text in continuations])
+            pred_norm = int(np.argmax(scores / lengths))
+    heavy: dict[str, Any] = {
+        "contexts": list(contexts),
+        "continuations": list(continuations),
+        "prefix_token_ids": prefix_token_ids,
+        "prefix_token_offsets": prefix_token_offsets,
+        "continuation_token_ids": continuation_token_ids,
+        "continuation_token_offsets": continuation_token_offsets,
+        "token_ll": token_ll if error is None else None,
+    }
+    return {
+        "task": task,
+        "doc_id": int(doc_id),
+        "doc_hash": doc_hash,
+        "gold": int(gold),
+        "ll": None if scores is None else scores.tolist(),
+        "n_prefix_tokens": [int(n) for n in n_prefix_tokens],
+        "n_continuation_tokens": [int(n) for n in n_continuation_tokens],
+        **(dict.fromkeys(HEAVY_FIELDS) if compact else heavy),
+        "pred": pred,
+        "pred_norm": pred_norm,
+        "correct": pred == gold if pred is not None else False,
+        "correct_norm": (pred_norm == gold if pred_norm is not None else None)
+        if error is None
+        else (False if len(contexts) == 1 else None),
+        "margin": margin,
+        "error": error,
+    }
+
+
+def to_line(record: Mapping[str, Any]) -> bytes:
+    """One line of ``items.jsonl``. Unknown fields and NaN raise ValueError: they are bugs."""
+    unknown = set(record) - set(RECORD_FIELDS)
+    if unknown:
+        raise ValueError(f"not fields of a record: {sorted(unknown)}")
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return line.encode("utf-8", errors="surrogatepass") + b"\n"
+
+
+def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The readable records from the start of ``items.jsonl``, and how many bytes they take.
+
+    Reading stops at the first torn line, which is where a resumed run cuts the file and goes on.
+    A record written twice counts once (the first).
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    records: dict[Key, dict[str, Any]] = {}
+    position = 0
+    while (end := data.find(b"\n", position)) >= 0:
+        try:
+            record = json.loads(data[position:end])
+            records.setdefault((record["task"], int(record["doc_id"])), record)
+        except (ValueError, TypeError, KeyError):
+            break
+        position = end + 1
+    return list(records.values()), position
+
+
+def to_table(records: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Records as an arrow table; missing fields are null."""
+    rows = list(records)
+    columns = [pa.array([row.get(field.name) for row in rows], type=field.type) for field in SCHEMA]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write ``items.parquet`` atomically: small file, and one item is quick to read."""
+    compact = table.num_rows > 0 and table.column("contexts").null_count == table.num_rows
+    floats = ["ll.list.element", "margin", "token_ll.list.element.list.element"]
+    with replacing(path) as temporary:
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            compression_level=15,
+            # One item's texts cost one row group to read; without texts one group is smallest.
+            row_group_size=65536 if compact else 512,
+            use_dictionary=["task", "error"],
+            column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+            write_statistics=["task", "doc_id"],
+        )
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """``items.parquet`` as an arrow table, these columns only (None: all)."""
+    return pq.read_table(path, columns=None if columns is None else list(columns))
+
+
+def read_one(path: Path, task: str, doc_id: int) -> dict[str, Any] | None:
+    """One record of ``items.parquet``, reading only the row group that holds it."""
+    with pq.ParquetFile(path) as file:
+        keys = file.read(columns=["task", "doc_id"])
+        hits = np.flatnonzero(
+            (keys.column("doc_id").to_numpy() == doc_id)
+            & (keys.column("task").to_numpy(zero_copy_only=False) == task)
+        )
+        if not len(hits):
+            return None
+        row = int(hits[0])
+        for group in range(file.num_row_groups):
+            n_rows = file.metadata.row_group(group).num_rows
+            if row < n_rows:
+                return file.read_row_group(group).slice(row, 1).to_pylist()[0]
+            row -= n_rows
+    return None

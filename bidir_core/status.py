@@ -1,0 +1,48 @@
+"""``status.json``: what a run is doing, and whether the process that says so still lives."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any, Literal
+
+import psutil
+
+State = Literal[
+    "queued", "running", "done", "failed", "cancelled", "lost", "partial", "corrupt", "reference"
+]
+STORED_STATES = ("queued", "running", "done", "failed", "cancelled")
+# A heartbeat is written every few seconds; on another machine it is all we can go by.
+STALE_HEARTBEAT_SECONDS = 120.0
+# A start time is derived from the boot time, which clock corrections shift a little.
+_START_TOLERANCE_SECONDS = 2.0
+
+
+def this_process() -> dict[str, Any]:
+    """The identity of this process: host, pid, and start time (a pid alone gets reused)."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "pid_started": psutil.Process().create_time(),
+    }
+
+
+def is_alive(status: dict[str, Any]) -> bool:
+    """Whether the process named in a status still runs; a zombie or a reused pid does not count."""
+    pid, started = status.get("pid"), status.get("pid_started")
+    if not isinstance(pid, int) or not isinstance(started, int | float):
+        return False
+    if status.get("host") not in (None, socket.gethostname()):
+        heartbeat = status.get("heartbeat")
+        fresh = isinstance(heartbeat, int | float)
+        return fresh and time.time() - heartbeat < STALE_HEARTBEAT_SECONDS
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return abs(process.create_time() - started) <= _START_TOLERANCE_SECONDS
+    except (psutil.NoSuchProcess, ValueError):
+        return False
+    except psutil.AccessDenied:
+        return True

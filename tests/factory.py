@@ -1,0 +1,259 @@
+"""Valid run folders made of seeded random records, for everybody's tests.
+
+Two runs made with the same ``n_items``, ``tasks`` and ``data_seed`` hold the same items, so they
+pair; ``seed`` and ``accuracy`` decide what the pretended model did with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import zlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from bidir_core.records import make_record
+from bidir_core.run_writer import RunWriter
+from bidir_core.store import Run
+
+TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")
+N_CHOICES = {"hellaswag": 4, "piqa": 2, "arc_easy": 4, "arc_challenge": 4, "winogrande": 2}
+ACCURACY = {"causal": 0.45, "bidirectional": 0.33}
+_WORDS = ["the", "a", "water", "light", "keeps", "growing", "when", "plants", "receive", "heat", "from", "sunlight", "then", "she", "puts", "it", "back", "into", "warm", "oven", "because", "rocks", "melt", "under", "pressure", "and", "small", "animals", "need", "food", "to", "store", "energy", "for", "winter", "while", "someone", "cleans", "their", "bicycle", "chain", "with", "an", "old", "brush", "before", "riding", "down", "to", "river", "where", "children", "throw", "stones", "across", "quiet", "surface", "until", "evening", "comes"]
+_clock = datetime(2026, 11, 22, 8, 0, 0, tzinfo=UTC)
+_made = 0
+
+
+def words(rng: random.Random, low: int, high: int) -> str:
+    return " ".join(rng.choices(_WORDS, k=rng.randint(low, high)))
+
+
+def tokens(text: str) -> tuple[list[int], list[list[int]]]:
+    """A pretended tokenizer, like GPT-2's: a token is a word with the space before it."""
+    ids, offsets, start = [], [], 0
+    while start < len(text):
+        end = text.find(" ", start + 1)
+        end = len(text) if end < 0 else end
+        ids.append(zlib.crc32(text[start:end].encode()) % 49152)
+        offsets.append([start, end])
+        start = end
+    return ids, offsets
+
+
+def make_item(task: str, doc_id: int, data_seed: int) -> dict[str, Any]:
+    """One item's texts, tokens, gold and hash, decided by (task, doc_id, data_seed) alone."""
+    rng = random.Random(f"{data_seed}/{task}/{doc_id}")
+    n_choices = N_CHOICES.get(task, 4)
+    if task == "winogrande":
+        opening = words(rng, 5, 14)
+        contexts = [f"{opening} {name}" for name in ("Maria", "Jordan")]
+        continuations = [" " + words(rng, 3, 8) + "."] * 2
+    else:
+        contexts = [f"Question: {words(rng, 8, 40)}?\nAnswer:"]
+        continuations = [" " + words(rng, 1, 12) for _ in range(n_choices)]
+    text = json.dumps([contexts, continuations])
+    prefix = [tokens(text) for text in contexts]
+    continuation = [tokens(text) for text in continuations]
+    return {
+        "task": task,
+        "doc_id": doc_id,
+        "doc_hash": hashlib.sha256(f"{task}/{doc_id}/{text}".encode()).hexdigest(),
+        "gold": rng.randrange(n_choices),
+        "contexts": contexts,
+        "continuations": continuations,
+        "n_prefix_tokens": [len(ids) for ids, _ in prefix],
+        "n_continuation_tokens": [len(ids) for ids, _ in continuation],
+        "prefix_token_ids": [ids for ids, _ in prefix],
+        "prefix_token_offsets": [offsets for _, offsets in prefix],
+        "continuation_token_ids": [ids for ids, _ in continuation],
+        "continuation_token_offsets": [offsets for _, offsets in continuation],
+    }
+
+
+def score_item(
+    item: Mapping[str, Any], *, seed: int, accuracy: float, data_seed: int, compact: bool = False
+) -> dict[str, Any]:
+    """Log-likelihoods that make the gold win with probability ``accuracy``.
+
+    Four fifths of the luck belongs to the item, so two runs agree about as often as real ones.
+    """
+    key = f"{item['task']}/{item['doc_id']}"
+    own, shared = random.Random(f"{seed}/{key}"), random.Random(f"item/{data_seed}/{key}")
+    luck = shared.random() if own.random() < 0.8 else own.random()
+    n_choices = len(item["continuations"])
+    wrong = [c for c in range(n_choices) if c != item["gold"]]
+    winner = item["gold"] if luck < accuracy else own.choice(wrong)
+    token_ll = [
+        [round(-own.expovariate(0.4) - 0.01, 4) for _ in range(n)]
+        for n in item["n_continuation_tokens"]
+    ]
+    totals = [sum(row) for row in token_ll]
+    best = max(range(n_choices), key=totals.__getitem__)
+    if best != winner:  # lower the others, on a random token each, until the winner wins
+        target = totals[winner]
+        for choice in range(n_choices):
+            if choice != winner and totals[choice] >= target:
+                drop = totals[choice] - target + 0.05 + own.expovariate(1.0)
+                token_ll[choice][own.randrange(len(token_ll[choice]))] -= drop
+    return make_record(
+        **item, ll=[sum(row) for row in token_ll], token_ll=token_ll, compact=compact
+    )
+
+
+def error_record(item: Mapping[str, Any], message: str = "nan") -> dict[str, Any]:
+    return make_record(**item, ll=None, error=message)
+
+
+def make_run(
+    root: Path | str,
+    stage_dir: str = "stage1_vanilla_eval",
+    *,
+    name: str | None = None,
+    n_items: int = 50,
+    tasks: Sequence[str] = TASKS,
+    seed: int = 0,
+    data_seed: int = 0,
+    regime: str = "causal",
+    accuracy: float | Mapping[str, float] | None = None,
+    model: str = "smollm2-135m-instruct",
+    checkpoint: str | None = None,
+    texts: bool = True,
+    state: str = "done",
+    n_errors: int = 0,
+    config: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+    items: Sequence[Mapping[str, Any]] | None = None,
+) -> Run:
+    """Write a run folder of ``n_items`` items in all and return it.
+
+    ``state``: done; running (this process), lost, failed, cancelled, queued: half the items are
+    there; partial: half the items and no status; corrupt: a torn metrics.json. ``texts=False``
+    makes a compact run. ``config`` and ``facts`` override settings and the facts beside them.
+    ``items`` gives the items themselves (as :func:`make_item`), for hostile texts and the like.
+    """
+    global _made
+    if items is None:
+        items = spread_items(n_items, tasks, data_seed)
+    if accuracy is None:
+        accuracy = ACCURACY["causal" if regime == "causal" else "bidirectional"]
+    rates = accuracy if isinstance(accuracy, Mapping) else dict.fromkeys(tasks, accuracy)
+    records = [
+        error_record(item, "the log-likelihood of choice 0 is nan")
+        if i < n_errors
+        else score_item(
+            item,
+            seed=seed,
+            accuracy=rates.get(item["task"], 0.4),
+            data_seed=data_seed,
+            compact=not texts,
+        )
+        for i, item in enumerate(items)
+    ]
+    _made += 1
+    if folder is None:
+        stamp = (_clock + timedelta(seconds=_made)).strftime("%Y%m%d-%H%M%S")
+        folder = Path(root) / stage_dir / (stamp + (f"_{name}" if name else ""))
+    hashes = "".join(sorted(item["doc_hash"] for item in items))
+    settings = {
+        "model": model,
+        "checkpoint": checkpoint,
+        "tasks": list(tasks),
+        "split": "validation",
+        "limit": None,
+        "sample": "first",
+        "seed": 0,
+        "fold": "all",
+        "context": "full",
+        "bos": "auto",
+        "chat_template": False,
+        "num_fewshot": 0,
+        "regime": regime,
+        "dtype": "float32",
+        "device": "cpu",
+        "compact": not texts,
+    } | dict(config or {})
+    writer = RunWriter.create(
+        stage_dir,
+        settings,
+        folder=folder,
+        **{
+            "model_fingerprint": hashlib.sha256(f"{model}{checkpoint}".encode()).hexdigest()[:16],
+            "tokenizer_fingerprint": "words-with-spaces",
+            "data_fingerprint": hashlib.sha256(hashes.encode()).hexdigest()[:16],
+            "bos_added": False,
+        }
+        | dict(facts or {}),
+    )
+    passed = {"name": "every layer attends as the regime says", "passed": True, "detail": ""}
+    writer.write_probe({"passed": True, "regime": regime, "checks": [passed]})
+    (folder / "log.txt").write_text(f"{stage_dir}: {len(records)} items\n", encoding="utf-8")
+    if state in ("done", "corrupt"):
+        writer.append(records)
+        n_prefix = sum(sum(item["n_prefix_tokens"]) for item in items)
+        n_continuation = sum(sum(item["n_continuation_tokens"]) for item in items)
+        writer.finish(
+            cost={
+                "seconds": round(0.05 * len(records), 2),
+                "prefix_tokens": n_prefix,
+                "continuation_tokens": n_continuation,
+                "computed_tokens": n_prefix + n_continuation,
+                "device": "cpu",
+            }
+        )
+        if state == "corrupt":
+            (folder / "metrics.json").write_text('{"schema": 1, "tasks": {"piq')
+        return Run(folder)
+    done = 0 if state == "queued" else len(records) // 2
+    if done:
+        writer.append(records[:done])
+    writer.heartbeat(done, len(records), rate=20.0, eta_seconds=(len(records) - done) / 20)
+    writer.close()
+    status = json.loads((folder / "status.json").read_text())
+    if state == "lost":
+        status["pid_started"] -= 1000  # the pid now belongs to somebody else
+    elif state == "failed":
+        status.update(state="failed", error="CUDA out of memory")
+    elif state == "partial":
+        (folder / "status.json").unlink()
+        return Run(folder)
+    else:
+        status["state"] = state
+    (folder / "status.json").write_text(json.dumps(status))
+    return Run(folder)
+
+
+def spread_items(n_items: int, tasks: Sequence[str], data_seed: int = 0) -> list[dict[str, Any]]:
+    """``n_items`` items, spread evenly over the tasks."""
+    share, rest = divmod(n_items, len(tasks))
+    return [
+        make_item(task, doc_id, data_seed)
+        for t, task in enumerate(tasks)
+        for doc_id in range(share + (t < rest))
+    ]
+
+
+def make_reference(
+    root: Path | str,
+    stage_dir: str = "stage1_vanilla_eval",
+    *,
+    tasks: Mapping[str, float],
+    name: str = "published",
+    source: str = "a publication",
+    regime: str = "causal",
+) -> Run:
+    """A reference run: numbers only, no items."""
+    writer = RunWriter.create(
+        stage_dir,
+        {"model": "published-model", "regime": regime, "tasks": list(tasks), "split": "validation"},
+        root=root,
+        name=name,
+        kind="reference",
+        source=source,
+    )
+    rows = {task: {"n": 500, "acc": acc, "acc_norm": None} for task, acc in tasks.items()}
+    writer.finish(metrics={"tasks": rows, "macro": {"acc": sum(tasks.values()) / len(tasks)}})
+    return Run(writer.path)
