@@ -1,0 +1,102 @@
+"""One scored question: its prompt, its choices, and the hash by which runs and tools pair it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+ITEM_FIELDS = ("task", "doc_id", "doc_hash", "gold", "contexts", "continuations", "prompt_group")
+"""The fields of a record that come from the item; scoring adds the rest."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A multiple-choice item, ready to be tokenised.
+
+    `contexts` has one text, or one per choice (winogrande). `continuations` always has one text
+    per choice, each with its leading space; where lm-eval shares one continuation it is repeated.
+    `doc_id` is the index in the split, whatever the sample; `prompt_group` is what kind of
+    document it is within its task (HellaSwag: `activitynet` or `wikihow`), or empty.
+    """
+
+    task: str
+    doc_id: int
+    doc_hash: str
+    gold: int
+    contexts: tuple[str, ...]
+    continuations: tuple[str, ...]
+    prompt_group: str = ""
+
+    @property
+    def n_choices(self) -> int:
+        return len(self.continuations)
+
+    @property
+    def item_id(self) -> str:
+        """`<task>/<doc_id>`, the id in URLs and tables."""
+        return f"{self.task}/{self.doc_id}"
+
+    @property
+    def has_acc_norm(self) -> bool:
+        """False where all choices share one continuation: there is no length to divide by.
+
+        lm-eval reports no `acc_norm` for winogrande for this reason.
+        """
+        return len(set(self.continuations)) > 1
+
+    def context(self, choice: int) -> str:
+        """The text in front of choice number `choice`."""
+        return self.contexts[choice] if len(self.contexts) > 1 else self.contexts[0]
+
+    def record(self) -> dict[str, Any]:
+        """The item's part of a run's record: `ITEM_FIELDS`, tuples as lists."""
+        fields = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+
+def hash_doc(doc: dict[str, Any]) -> str:
+    """lm-eval's `doc_hash`: SHA-256 of the document as two-space indented JSON, keys in order."""
+    return hashlib.sha256(json.dumps(doc, indent=2, ensure_ascii=False).encode()).hexdigest()
+
+
+def data_fingerprint(items: Iterable[Item]) -> str:
+    """SHA-256 over (task, doc_hash) of the items in order: two runs saw the same questions."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(f"{item.task}\0{item.doc_hash}\n".encode())
+    return digest.hexdigest()
+
+
+def chance(items: Sequence[Item]) -> float:
+    """Expected accuracy of guessing: the mean of 1/n_choices over the items; NaN without items."""
+    if not items:
+        return float("nan")
+    return sum(1.0 / item.n_choices for item in items) / len(items)
+
+
+class ItemSource(Protocol):
+    """All items of one task's split, built when asked for."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, doc_ids: Sequence[int]) -> list[Item]: ...
+
+
+@dataclass(frozen=True)
+class ItemList:
+    """An `ItemSource` over items that exist already."""
+
+    name: str
+    items: tuple[Item, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def take(self, doc_ids: Sequence[int]) -> list[Item]:
+        return [self.items[i] for i in doc_ids]
