@@ -1,0 +1,158 @@
+"""Log-likelihoods of choices under a regime: the one place where evaluation runs the model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from bidir_core.attention import Handle
+from bidir_core.encoding import EncodedItem
+from bidir_core.errors import UserError
+from bidir_core.packing import Batch, Segment, build_segments, collate, plan_batches, split_scores
+from bidir_core.regimes import Regime
+
+AUTO_BATCH_TOKENS = {"cpu": 1536, "cuda": 32768, "mps": 8192}
+HEAD_CHUNK_BYTES = 1 << 30  # logits of one chunk of predicting positions, in float32
+
+
+class ItemScore(NamedTuple):
+    """``token_ll[choice]``: float64 ``[n_continuation_tokens]``, natural log, per token."""
+
+    index: int
+    token_ll: tuple[np.ndarray, ...]
+
+    @property
+    def ll(self) -> list[float]:
+        """Summed over the continuation's tokens, per choice."""
+        return [float(tokens.sum()) for tokens in self.token_ll]
+
+
+@dataclass
+class Cost:
+    """Tokens: in prefixes and continuations as lm-eval counts them, and really computed."""
+
+    prefix_tokens: int = 0
+    continuation_tokens: int = 0
+    computed_tokens: int = 0
+    out_of_memory: int = 0
+
+
+@dataclass(frozen=True)
+class ScoringPlan:
+    """Everything decided before the model runs; depends on items and settings alone."""
+
+    encoded: Sequence[EncodedItem]
+    segments: Sequence[Sequence[Segment]]
+    batches: Sequence[Batch]
+    padded: bool
+
+
+def plan_scoring(
+    encoded: Sequence[EncodedItem], *, device: torch.device, batch_tokens: int | None = None
+) -> ScoringPlan:
+    """Build the token trees and the batches. ``batch_tokens`` None chooses by device.
+
+    On a CPU a batch is one packed row without padding, with attention item by item; elsewhere
+    rows of like length are padded, since many small kernels would leave a GPU idle.
+    """
+    padded = device.type != "cpu"
+    segments = [build_segments(one) if one.error is None else [] for one in encoded]
+    tokens = batch_tokens or AUTO_BATCH_TOKENS.get(device.type, 8192)
+    return ScoringPlan(encoded, segments, plan_batches(segments, tokens, padded=padded), padded)
+
+
+class Scorer:
+    """Runs planned batches through a model under one regime."""
+
+    def __init__(self, model: Any, handle: Handle, regime: Regime, plan: ScoringPlan):
+        self.model, self.handle, self.regime, self.plan = model, handle, regime, plan
+        self.device = next(model.parameters()).device
+        self.cost = Cost()
+
+    def score(self, items: Sequence[int]) -> Iterator[ItemScore]:
+        """Score some items of one batch together, halving the batch when memory runs out."""
+        try:
+            yield from self._score(items)
+            return
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            self.cost.out_of_memory += 1
+            if len(items) == 1:
+                one = self.plan.encoded[items[0]]
+                raise UserError(
+                    f"out of memory on item {one.item.item_id} alone ({one.longest} tokens); use "
+                    "a smaller --dtype, another --device or a smaller model"
+                ) from error
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = len(items) // 2
+        yield from self.score(items[:middle])
+        yield from self.score(items[middle:])
+
+    def _score(self, items: Sequence[int]) -> list[ItemScore]:
+        owners = [(i, segment) for i in items for segment in self.plan.segments[i]]
+        segments = [segment for _, segment in owners]
+        batch = collate(segments, padded=self.plan.padded)
+        scores = self._token_ll(batch)
+        found: dict[int, list[Any]] = {
+            i: [None] * len(self.plan.encoded[i].continuations) for i in items
+        }
+        for index, choice, token_ll in split_scores(segments, scores):
+            found[owners[index][0]][choice] = token_ll
+        self._count(items, batch.ids.numel())
+        return [ItemScore(i, tuple(found[i])) for i in items]
+
+    @torch.inference_mode()
+    def _token_ll(self, batch: Any) -> np.ndarray:
+        layout = batch.layout.to(self.device)
+        ids, head = batch.ids.to(self.device), batch.head.to(self.device)
+        source, target = batch.source.to(self.device), batch.target.to(self.device)
+        with self.handle.use(self.regime, layout), gather_before_head(self.model, head):
+            logits = self.model(
+                input_ids=ids, position_ids=layout.position, use_cache=False
+            ).logits[0]
+        rows = max(1, HEAD_CHUNK_BYTES // (4 * logits.shape[-1]))
+        norms = torch.cat([chunk.float().logsumexp(-1) for chunk in logits.split(rows)])
+        picked = logits[source, target].float() - norms[source]
+        return picked.double().cpu().numpy()
+
+    def _count(self, items: Sequence[int], computed: int) -> None:
+        for i in items:
+            one = self.plan.encoded[i]
+            self.cost.prefix_tokens += sum(
+                len(one.prefix(choice)) for choice in range(len(one.continuations))
+            )
+            self.cost.continuation_tokens += sum(len(tokens) for tokens in one.continuations)
+        self.cost.computed_tokens += computed
+
+
+@contextlib.contextmanager
+def gather_before_head(model: Any, head: torch.Tensor) -> Iterator[None]:
+    """Run the output head only on the flat token indices ``head``: logits ``[1, n_head, vocab]``.
+
+    The gather sits in front of the head module, so that whatever the model does to its logits
+    afterwards (soft caps, scaling) stays in place.
+    """
+
+    def gather(_: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        hidden = arguments[0]
+        return (hidden.reshape(-1, hidden.shape[-1])[head][None],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return "DefaultCPUAllocator" in text or "out of memory" in text.lower()

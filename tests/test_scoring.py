@@ -1,0 +1,214 @@
+"""Scoring against a slow reference: every choice alone, in its own sequence, one forward pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig
+
+from bidir_core.attention import choose_implementation, install
+from bidir_core.encoding import EncodedItem, Tokens
+from bidir_core.errors import UserError
+from bidir_core.items import Item
+from bidir_core.layout import Layout
+from bidir_core.packing import build_segments, collate, plan_batches
+from bidir_core.regimes import parse_regime
+from bidir_core.scoring import Scorer, plan_scoring
+
+VOCAB = 24
+SMALL = {
+    "num_hidden_layers": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCAB,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL),
+    "mistral with a window": MistralConfig(**SMALL, sliding_window=6),
+    "gemma2": Gemma2Config(**SMALL, head_dim=8, sliding_window=5),
+}
+REGIMES = [
+    "causal",
+    "bidirectional",
+    "bidirectional:sink=1,lambda=0.2",
+    "bidirectional:self=2,tail=1,layers=1-2",
+]
+
+
+def make_model(name):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    return model, install(model, choose_implementation(CONFIGS[name]))
+
+
+def make_item(doc_id, prefixes, continuations):
+    item = Item("made", doc_id, str(doc_id), 0, ("c",) * len(prefixes), ("d",) * len(continuations))
+
+    def tokens(ids):
+        return Tokens(np.array(ids, dtype=np.int64), np.zeros((len(ids), 2), dtype=np.int64))
+
+    return EncodedItem(
+        item,
+        item.contexts,
+        tuple(tokens(ids) for ids in prefixes),
+        tuple(tokens(ids) for ids in continuations),
+    )
+
+
+ids = st.lists(st.integers(1, 4), min_size=1, max_size=7)  # few tokens: choices often overlap
+
+
+@st.composite
+def items(draw):
+    """Items with shared beginnings, choices that extend others, and per-choice contexts."""
+    made = []
+    for doc_id in range(draw(st.integers(1, 5))):
+        continuations = draw(st.lists(ids, min_size=2, max_size=5))
+        n_contexts = draw(st.sampled_from([1, len(continuations)]))
+        prefixes = [
+            draw(st.lists(st.integers(1, VOCAB - 1), min_size=1, max_size=9))
+            for _ in range(n_contexts)
+        ]
+        made.append(make_item(doc_id, prefixes, continuations))
+    return made
+
+
+@torch.no_grad()
+def reference(model, handle, regime, encoded):
+    """Per item and choice the token log-likelihoods, from one plain sequence per choice."""
+    found = []
+    for one in encoded:
+        rows = []
+        for choice, continuation in enumerate(one.continuations):
+            prefix = one.prefix(choice).ids
+            sequence = torch.from_numpy(np.concatenate([prefix, continuation.ids]))[None]
+            layout = Layout.pack([(len(prefix), sequence.shape[1])])
+            with handle.use(regime, layout):
+                logits = model(
+                    input_ids=sequence, position_ids=layout.position, use_cache=False
+                ).logits[0]
+            ll = logits.double().log_softmax(-1)[len(prefix) - 1 : -1]
+            rows.append(ll.gather(1, sequence[0, len(prefix) :, None])[:, 0].numpy())
+        found.append(rows)
+    return found
+
+
+def score(model, handle, regime, encoded, *, padded, batch_tokens):
+    plan = plan_scoring(encoded, device=torch.device("cpu"), batch_tokens=batch_tokens)
+    batches = plan_batches(plan.segments, batch_tokens, padded=padded)
+    plan = type(plan)(plan.encoded, plan.segments, batches, padded)
+    scorer = Scorer(model, handle, regime, plan)
+    found = {s.index: s.token_ll for batch in batches for s in scorer.score(batch.items)}
+    return [found[i] for i in range(len(encoded))], scorer
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("text", REGIMES)
+def test_equals_one_choice_at_a_time(name, text):
+    model, handle = make_model(name)
+    regime = parse_regime(text)
+
+    @settings(max_examples=12, deadline=None)
+    @given(items(), st.booleans(), st.sampled_from([1, 20, 60, 1000]))
+    def check(encoded, padded, batch_tokens):
+        got, _ = score(model, handle, regime, encoded, padded=padded, batch_tokens=batch_tokens)
+        for ours, theirs in zip(got, reference(model, handle, regime, encoded)):
+            for mine, want in zip(ours, theirs):
+                np.testing.assert_allclose(mine, want, atol=2e-5)
+
+    check()
+
+
+@given(items())
+@settings(max_examples=60, deadline=None)
+def test_the_tree_holds_every_choice_once(encoded):
+    """Following each choice's heads spells its tokens, and no two nodes are the same path."""
+    for one in encoded:
+        for segment in build_segments(one):
+            paths = set()
+            for choice, head, target in zip(segment.choices, segment.heads, segment.targets):
+                assert segment.ids[head[1:]].tolist() == target[:-1].tolist()
+                assert target.tolist() == one.continuations[choice].ids.tolist()
+                assert segment.position[head].tolist() == list(
+                    range(segment.n_prefix - 1, segment.n_prefix + len(head) - 1)
+                )
+                paths |= {tuple(target[: n + 1].tolist()) for n in range(len(target) - 1)}
+            assert len(segment) == segment.n_prefix + len(paths)
+
+
+@given(items(), st.booleans(), st.integers(1, 80))
+@settings(max_examples=60, deadline=None)
+def test_batches_hold_every_item_once_within_budget(encoded, padded, budget):
+    segments = [build_segments(one) for one in encoded]
+    batches = plan_batches(segments, budget, padded=padded)
+    assert sorted(i for batch in batches for i in batch.items) == list(range(len(encoded)))
+    for batch in batches:
+        own = [s for i in batch.items for s in segments[i]]
+        cost = len(own) * max(map(len, own)) if padded else sum(map(len, own))
+        assert cost <= budget or len(batch.items) == 1
+        assert collate(own, padded=padded).ids.numel() == cost
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch):
+    model, handle = make_model("llama")
+    encoded = [make_item(i, [[1 + i, 2, 3]], [[4, 5], [6]]) for i in range(8)]
+    want, _ = score(model, handle, parse_regime("causal"), encoded, padded=False, batch_tokens=999)
+    run = Scorer._token_ll
+    sizes = []
+
+    def small_memory(self, batch):
+        sizes.append(batch.ids.numel())
+        if batch.ids.numel() > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, batch)
+
+    monkeypatch.setattr(Scorer, "_token_ll", small_memory)
+    got, scorer = score(
+        model, handle, parse_regime("causal"), encoded, padded=False, batch_tokens=999
+    )
+    assert sizes == [32, 16, 8, 8, 16, 8, 8]
+    assert scorer.cost.out_of_memory == 3
+    for ours, theirs in zip(got, want):
+        for mine, other in zip(ours, theirs):
+            np.testing.assert_allclose(mine, other, atol=1e-6)
+
+
+def test_an_item_too_large_for_memory_is_named(monkeypatch):
+    model, handle = make_model("llama")
+
+    def never(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Scorer, "_token_ll", never)
+    with pytest.raises(UserError, match="item made/0 alone"):
+        score(
+            model,
+            handle,
+            parse_regime("causal"),
+            [make_item(0, [[1]], [[2], [3]])],
+            padded=False,
+            batch_tokens=99,
+        )
+
+
+def test_other_errors_are_not_mistaken_for_memory(monkeypatch):
+    model, handle = make_model("llama")
+
+    def broken(self, batch):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(Scorer, "_token_ll", broken)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        score(
+            model,
+            handle,
+            parse_regime("causal"),
+            [make_item(0, [[1]], [[2], [3]])],
+            padded=False,
+            batch_tokens=99,
+        )
