@@ -112,7 +112,7 @@ def _convert_weights(gguf: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     # In float32 first: rounding happens once, at the end.
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
     # De-quantised weights are ordinary weights, but transformers refuses to save them while the
