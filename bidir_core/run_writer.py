@@ -134,7 +134,7 @@ class RunWriter:
         """Add finished items. They survive a kill once this returns, a power cut within seconds."""
         fresh = [dict(r) for r in records if (r["task"], r["doc_id"]) not in self._records]
         if self._items is None:
-            self._items = open(self.path / "items.jsonl", "ab")
+            self._items = (self.path / "items.jsonl").open("ab")
             sync_folder(self.path)
         # One write call for whole lines: a kill in between tears at most the last line.
         self._items.write(b"".join(to_line(record) for record in fresh))

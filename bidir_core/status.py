@@ -35,8 +35,9 @@ def is_alive(status: dict[str, Any]) -> bool:
         return False
     if status.get("host") not in (None, socket.gethostname()):
         heartbeat = status.get("heartbeat")
-        fresh = isinstance(heartbeat, int | float)
-        return fresh and time.time() - heartbeat < STALE_HEARTBEAT_SECONDS
+        if not isinstance(heartbeat, int | float):
+            return False
+        return time.time() - heartbeat < STALE_HEARTBEAT_SECONDS
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
