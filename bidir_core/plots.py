@@ -1,0 +1,215 @@
+"""Frames in, Plotly figures out. Colours are safe for colour-blind readers in light and dark,
+and never carry a meaning alone: a symbol or a word stands beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+GREY, BLUE, RED, GREEN = "#7f7f7f", "#0072B2", "#D55E00", "#009E73"
+FAINT = "rgba(127,127,127,0.28)"
+ROW_PIXELS = 38
+
+
+def _rows_figure(n_rows: int, *, left: int, right: int, top: int = 8, bottom: int = 46) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        height=top + bottom + ROW_PIXELS * n_rows,
+        margin={"l": left, "r": right, "t": top, "b": bottom},
+        showlegend=False,
+        hovermode="closest",
+        dragmode=False,
+        bargap=0.4,
+    )
+    figure.update_xaxes(zeroline=False, showgrid=True, gridcolor=FAINT, gridwidth=1, fixedrange=True)
+    figure.update_yaxes(
+        range=[n_rows - 0.5, -0.5], showgrid=False, zeroline=False, fixedrange=True, ticks=""
+    )
+    return figure
+
+
+def _row_labels(figure: go.Figure, labels: Sequence[str]) -> None:
+    figure.update_yaxes(tickmode="array", tickvals=list(range(len(labels))), ticktext=list(labels))
+
+
+def _direct_label(figure: go.Figure, row: int, text: str, *, bold: bool = False) -> None:
+    """Text at the right edge of a row, outside the plot."""
+    figure.add_annotation(
+        x=1, xref="paper", xanchor="left", xshift=10, y=row, text=f"<b>{text}</b>" if bold else text,
+        showarrow=False, font={"size": 13}, align="left",
+    )  # fmt: skip
+
+
+def forest(frame: pd.DataFrame) -> go.Figure:
+    """Paired differences with 95 % intervals, one row a task.
+
+    ``frame``: label, delta, low, high (shares of 1), text (the row's numbers), total (bool),
+    and key, which a click returns as ``customdata``.
+    """
+    figure = _rows_figure(len(frame), left=110, right=190)
+    figure.add_vline(x=0, line={"color": GREY, "width": 1.5})
+    for row, line in enumerate(frame.itertuples()):
+        colour, symbol = GREY, "circle"
+        if line.high < 0:
+            colour, symbol = RED, "triangle-left"
+        elif line.low > 0:
+            colour, symbol = GREEN, "triangle-right"
+        if line.total:
+            symbol = "diamond"
+            figure.add_hline(y=row - 0.5, line={"color": FAINT, "width": 1})
+        if not np.isnan(line.low):
+            figure.add_scatter(
+                x=[100 * line.low, 100 * line.high], y=[row, row], mode="lines", hoverinfo="skip",
+                line={"color": colour, "width": 3 if line.total else 2},
+            )  # fmt: skip
+        figure.add_scatter(
+            x=[100 * line.delta], y=[row], mode="markers", customdata=[[line.key]],
+            marker={"color": colour, "size": 13, "symbol": symbol},
+            hovertemplate=f"{line.label}<br>{line.text}<extra></extra>",
+        )  # fmt: skip
+        _direct_label(figure, row, line.text, bold=bool(line.total))
+    _row_labels(figure, frame["label"])
+    figure.update_xaxes(title="Difference in accuracy, points (95 % interval)", ticksuffix="")
+    return figure
+
+
+def levels(frame: pd.DataFrame, name_a: str, name_b: str) -> go.Figure:
+    """Accuracy of two runs per task, joined by a line, with chance as a tick.
+
+    ``frame``: label, a, b, chance (shares of 1), total (bool).
+    """
+    figure = _rows_figure(len(frame), left=110, right=120, top=30)
+    for row, line in enumerate(frame.itertuples()):
+        if line.total:
+            figure.add_hline(y=row - 0.5, line={"color": FAINT, "width": 1})
+        figure.add_scatter(
+            x=[100 * line.a, 100 * line.b], y=[row, row], mode="lines", hoverinfo="skip",
+            line={"color": FAINT, "width": 4},
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[100 * line.chance], y=[row], mode="markers", hoverinfo="text",
+            text=[f"chance {100 * line.chance:.1f} %"],
+            marker={"symbol": "line-ns-open", "size": 16, "color": GREY, "line": {"width": 2}},
+        )  # fmt: skip
+        for value, colour, symbol, name in (
+            (line.a, GREY, "circle", name_a),
+            (line.b, BLUE, "diamond", name_b),
+        ):
+            figure.add_scatter(
+                x=[100 * value], y=[row], mode="markers", hoverinfo="text",
+                text=[f"{name}: {100 * value:.1f} %"],
+                marker={"color": colour, "size": 12, "symbol": symbol},
+            )  # fmt: skip
+        _direct_label(
+            figure, row, f"{100 * line.a:.1f} → {100 * line.b:.1f} %", bold=bool(line.total)
+        )
+    first = frame.iloc[0]
+    pairs = sorted([(first.a, name_a, GREY), (first.b, name_b, BLUE)])
+    for (value, name, colour), anchor in zip(pairs, ("right", "left"), strict=True):
+        figure.add_annotation(
+            x=100 * value, y=0, yshift=20, text=name, showarrow=False, xanchor=anchor,
+            font={"size": 12, "color": colour},
+        )  # fmt: skip
+    figure.add_annotation(
+        x=100 * frame.iloc[-1].chance, y=len(frame) - 1, yshift=-16, text="chance",
+        showarrow=False, font={"size": 11, "color": GREY},
+    )  # fmt: skip
+    _row_labels(figure, frame["label"])
+    figure.update_xaxes(title="Accuracy, %")
+    return figure
+
+
+def dots(frame: pd.DataFrame, *, title: str, reference: float | None = None) -> go.Figure:
+    """Values with intervals, one row a run, and a dashed reference line.
+
+    ``frame``: label, value, low, high (shares of 1; low and high may be NaN), text, colour, symbol.
+    """
+    widest = max((len(str(label)) for label in frame["label"]), default=10)
+    figure = _rows_figure(len(frame), left=min(40 + 7 * widest, 290), right=170)
+    if reference is not None:
+        figure.add_vline(x=100 * reference, line={"color": GREY, "width": 1.5, "dash": "dot"})
+    for row, line in enumerate(frame.itertuples()):
+        if not np.isnan(line.low):
+            figure.add_scatter(
+                x=[100 * line.low, 100 * line.high], y=[row, row], mode="lines", hoverinfo="skip",
+                line={"color": line.colour, "width": 2},
+            )  # fmt: skip
+        figure.add_scatter(
+            x=[100 * line.value], y=[row], mode="markers", hoverinfo="text",
+            text=[f"{line.label}: {line.text}"],
+            marker={
+                "color": line.colour, "size": 12, "symbol": line.symbol, "line": {"width": 2, "color": line.colour},
+            },
+        )  # fmt: skip
+        _direct_label(figure, row, line.text)
+    _row_labels(figure, frame["label"])
+    figure.update_xaxes(title=title)
+    return figure
+
+
+def mask(
+    cells: np.ndarray, labels: Sequence[str], n_prefix: int, *, names: Sequence[str], side: int = 560
+) -> go.Figure:
+    """Who sees whom as a heat map; the upper triangle is always drawn.
+
+    ``cells``: int [query, key], an index into ``names`` (hidden, sees back, sees ahead, ...).
+    A Plotly heat map returns no clicks, so an invisible layer of points lies over it.
+    """
+    total = len(labels)
+    palette = ["rgba(127,127,127,0.06)", GREY, BLUE, RED][: len(names)]
+    steps = len(names)
+    scale = []
+    for index, colour in enumerate(palette):
+        scale += [[index / steps, colour], [(index + 1) / steps, colour]]
+    figure = go.Figure(
+        go.Heatmap(
+            z=cells, zmin=-0.5, zmax=steps - 0.5, colorscale=scale, showscale=False,
+            xgap=1 if total <= 80 else 0, ygap=1 if total <= 80 else 0, hoverinfo="skip",
+        )  # fmt: skip
+    )
+    query, key = np.divmod(np.arange(total * total), total)
+    state = np.asarray(cells).reshape(-1)
+    if total <= 128:  # beyond this, hover texts cost more than the picture
+        figure.add_scattergl(
+            x=key, y=query, mode="markers", marker={"opacity": 0, "size": max(4, side / total)},
+            hoverinfo="none" if total > 64 else "text",
+            text=[
+                f"{q} {_shown(labels[q])} {names[s]} {k} {_shown(labels[k])}"
+                for q, k, s in zip(query.tolist(), key.tolist(), state.tolist(), strict=True)
+            ]
+            if total <= 64
+            else None,
+            customdata=np.stack([query, key], 1),
+        )  # fmt: skip
+    for shape in (
+        {"x0": n_prefix - 0.5, "x1": n_prefix - 0.5, "y0": -0.5, "y1": total - 0.5},
+        {"x0": -0.5, "x1": total - 0.5, "y0": n_prefix - 0.5, "y1": n_prefix - 0.5},
+    ):
+        figure.add_shape(type="line", line={"color": RED, "width": 1.5}, **shape)
+    ticks = total <= 48
+    axis = {
+        "showgrid": False, "zeroline": False, "constrain": "domain", "ticks": "",
+        "tickmode": "array" if ticks else "auto",
+        "tickvals": list(range(total)) if ticks else None,
+        "ticktext": [_shown(label) for label in labels] if ticks else None,
+    }  # fmt: skip
+    figure.update_xaxes(
+        **axis, title="sees this token (key)", side="top", tickangle=-60, range=[-0.5, total - 0.5]
+    )
+    figure.update_yaxes(
+        **axis, title="this token (query)", range=[total - 0.5, -0.5], scaleanchor="x"
+    )
+    figure.update_layout(
+        height=side + 110, margin={"l": 90, "r": 10, "t": 100, "b": 10}, dragmode=False
+    )
+    return figure
+
+
+def _shown(label: str) -> str:
+    """A token for an axis: spaces visible, markup inert, at most 12 characters."""
+    text = label.replace(" ", "·").replace("\n", "⏎")
+    text = text if len(text) <= 12 else text[:11] + "…"
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,1 @@
+"""What the pages share: the shell, URL state, cached readers, inert HTML and widgets."""

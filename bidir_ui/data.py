@@ -1,0 +1,162 @@
+"""Cached readers of run folders. Every cache is bounded and keyed on run id and change time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from bidir_core import store
+from bidir_core.errors import UserError
+from bidir_ui import fmt
+
+EMBEDDED = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What lists need to know about a run, read once."""
+
+    id: str
+    path: str
+    modified: float
+    stage: str
+    name: str
+    state: str
+    error: str
+    model: str
+    checkpoint: str
+    regime: str
+    kind: str
+    limit: int | None
+    context: str
+    compact: bool
+    has_items: bool
+    n_items: int
+    n_done: int | None
+    n_total: int | None
+    created: str
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    macro: dict[str, float | None] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def stage_label(self) -> str:
+        return "Published" if self.is_reference else fmt.stage(self.stage)
+
+    @property
+    def is_reference(self) -> bool:
+        return self.state == "reference"
+
+    @property
+    def is_done(self) -> bool:
+        return self.state == "done"
+
+    @property
+    def can_pair(self) -> bool:
+        """It holds scored items, complete or not."""
+        return self.has_items and self.state != "corrupt"
+
+    @property
+    def extent(self) -> str:
+        """How much of the split was run, in a word or two."""
+        parts = [f"limit {self.limit}" if self.limit else "all items"]
+        if self.context != "full":
+            parts.append(f"{self.context} context")
+        return ", ".join(parts)
+
+    @property
+    def label(self) -> str:
+        """Short name for menus and legends: stage, regime, extent."""
+        if self.is_reference:
+            return f"Published · {self.regime}"
+        return f"{self.stage_label} · {self.regime} · {self.extent}"
+
+    @property
+    def partial_note(self) -> str:
+        """Empty for a complete run; otherwise what its numbers are based on."""
+        if self.is_done or self.is_reference:
+            return ""
+        of = f" of {fmt.count(self.n_total)}" if self.n_total else ""
+        return f"{self.state}: {fmt.count(self.n_done)}{of} items so far"
+
+
+def run_of(info: RunInfo) -> store.Run:
+    return store.Run(info.path)
+
+
+def list_infos() -> tuple[RunInfo, ...]:
+    """Every run, newest first. Only complete runs come from the cache: a state can age."""
+    out = []
+    for run in store.list_runs(points=True):
+        modified = run.modified
+        done = (run.path / "metrics.json").exists()
+        out.append(_cached_info(str(run.path), modified) if done else _read(str(run.path), modified))
+    return tuple(out)
+
+
+@st.cache_data(max_entries=2000, show_spinner=False)
+def _cached_info(path: str, modified: float) -> RunInfo:
+    return _read(path, modified)
+
+
+def _read(path: str, modified: float) -> RunInfo:
+    run = store.Run(path)
+    state, settings, status = run.state, run.settings, run.status
+    metrics = (run.metrics or {}) if state != "corrupt" else {}
+    limit = settings.get("limit")
+    return RunInfo(
+        id=run.id,
+        path=path,
+        modified=modified,
+        stage=run.stage,
+        name=run.name or "",
+        state=state,
+        error=run.error or "",
+        model=run.model,
+        checkpoint=str(settings.get("checkpoint") or ""),
+        regime=run.regime,
+        kind=str(run.config.get("kind") or "eval"),
+        limit=limit if isinstance(limit, int) else None,
+        context=str(settings.get("context") or "full"),
+        compact=run.is_compact,
+        has_items=run.has_items,
+        n_items=int(metrics.get("n_items") or status.get("done") or 0),
+        n_done=status.get("done"),
+        n_total=status.get("total"),
+        created=f"{run.created:%Y-%m-%d %H:%M}" if run.created else fmt.NONE,
+        tasks=metrics.get("tasks") or {},
+        macro=metrics.get("macro") or {},
+        cost=metrics.get("cost") or {},
+        source=str(run.config.get("source") or ""),
+    )
+
+
+def by_id(runs: tuple[RunInfo, ...], run_id: str) -> RunInfo | None:
+    return next((run for run in runs if run.id == run_id), None)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _items(path: str, modified: float, columns: tuple[str, ...]) -> pd.DataFrame:
+    return store.Run(path).items(columns)
+
+
+def items(info: RunInfo, *columns: str) -> pd.DataFrame:
+    """Columns of a run's records."""
+    return _items(info.path, info.modified, columns)
+
+
+@st.cache_data(max_entries=512, show_spinner=False)
+def _record(path: str, modified: float, task: str, doc_id: int) -> dict[str, Any] | None:
+    return store.Run(path).item(task, doc_id)
+
+
+def record(info: RunInfo, item_id: str) -> dict[str, Any] | None:
+    """One whole record; None if the run has no such item. UserError for a malformed id."""
+    task, _, number = item_id.rpartition("/")
+    if not task or not number.isdecimal():
+        raise UserError(f"'{item_id[:80]}' is not an item id; ids look like piqa/12")
+    return _record(info.path, info.modified, task, int(number))

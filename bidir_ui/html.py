@@ -1,0 +1,78 @@
+"""Inert HTML: the only place where text from runs, models and data sets becomes markup.
+
+``el`` builds elements and escapes every plain string in them; ``show`` takes nothing else than
+what ``el`` built. Pages never call ``st.html`` or ``st.markdown`` with text that came from a run:
+those fetch remote images and follow links out of it.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+import streamlit as st
+
+_VOID = {"br", "hr", "rect", "line", "col"}
+# Controls, bidirectional overrides, zero-width and other invisible characters would let a text
+# hide or reorder what the reader sees; they are shown by their code instead.
+_INVISIBLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f\ud800-\udfff]"
+)
+_TAG = re.compile(r"[a-z][a-z0-9]*")
+
+
+class Html(str):
+    """Markup that was built here, and is therefore safe to show."""
+
+    __slots__ = ()
+
+
+def visible(text: object) -> str:
+    """The text with its invisible characters spelled out, e.g. ``‹U+202E›``."""
+    return _INVISIBLE.sub(lambda match: f"‹U+{ord(match[0]):04X}›", str(text))
+
+
+def esc(text: object) -> Html:
+    """Plain text as inert markup."""
+    return text if isinstance(text, Html) else Html(html.escape(visible(text)))
+
+
+def join(*parts: object) -> Html:
+    return Html("".join(esc(part) for part in parts if part is not None))
+
+
+def el(tag: str, *children: object, **attributes: object) -> Html:
+    """One element. ``cls`` is the class attribute; None and False attributes are left out."""
+    if not _TAG.fullmatch(tag):
+        raise ValueError(f"not a tag: {tag!r}")
+    if "cls" in attributes:
+        attributes["class"] = attributes.pop("cls")
+    written = "".join(
+        f' {name.replace("_", "-")}="{esc(value)}"'
+        for name, value in attributes.items()
+        if value is not None and value is not False
+    )
+    if tag in _VOID:
+        return Html(f"<{tag}{written}>" if tag != "rect" else f"<{tag}{written}/>")
+    return Html(f"<{tag}{written}>{join(*children)}</{tag}>")
+
+
+def div(cls: str, *children: object, **attributes: object) -> Html:
+    return el("div", *children, cls=cls, **attributes)
+
+
+def span(cls: str, *children: object, **attributes: object) -> Html:
+    return el("span", *children, cls=cls, **attributes)
+
+
+def show(markup: Html) -> None:
+    """Put markup on the page."""
+    if not isinstance(markup, Html):
+        raise TypeError("show() takes what el() built, not a plain string")
+    st.html(str(markup))
+
+
+def styles() -> None:
+    """The app's style sheet."""
+    st.html(Path(__file__).with_name("style.css"))

@@ -1,0 +1,152 @@
+"""The chosen pair of runs, baseline and candidate: read from the URL, or a sensible default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import streamlit as st
+
+from bidir_ui import fmt, html, url, widgets
+from bidir_ui.data import EMBEDDED, RunInfo, by_id
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Baseline ``a`` and candidate ``b``; ``unknown`` holds ids from the URL that do not exist."""
+
+    a: RunInfo | None
+    b: RunInfo | None
+    metric: str = "acc"
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        return self.a is not None and self.b is not None and not self.unknown
+
+
+def choose(runs: tuple[RunInfo, ...]) -> Pair:
+    """The pair the URL names. A name that does not exist is reported, never replaced."""
+    default_a, default_b = default_pair(runs)
+    found: list[RunInfo | None] = []
+    unknown = []
+    for name, default in (("a", default_a), ("b", default_b)):
+        wanted = url.get(name)
+        run = by_id(runs, wanted) if wanted else default
+        if wanted and run is None:
+            unknown.append(wanted)
+        found.append(run)
+    metric = "acc_norm" if url.get("metric") == "acc_norm" else "acc"
+    return Pair(found[0], found[1], metric, tuple(unknown))
+
+
+def default_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo | None, RunInfo | None]:
+    """Stage 1 and plain stage 2 of one model on the same items: the embedded model at limit 500
+    if there is one, else the newest such pair, else the two newest runs with items."""
+    usable = [run for run in runs if run.can_pair and run.context == "full"]
+
+    def rank(run: RunInfo) -> tuple[bool, bool, bool, bool]:
+        return (run.is_done, run.model == EMBEDDED, run.limit == 500, not run.compact)
+
+    firsts = sorted(
+        (run for run in usable if run.stage == "stage1_vanilla_eval"), key=rank, reverse=True
+    )
+    for a in firsts:
+        for b in sorted(usable, key=rank, reverse=True):
+            same = (b.model, b.limit, b.is_done) == (a.model, a.limit, a.is_done)
+            if b.stage == "stage2_prefill_bidir_eval" and b.regime == "bidirectional" and same:
+                return a, b
+    if firsts:
+        others = [run for run in usable if run.id != firsts[0].id]
+        same = [run for run in others if (run.model, run.limit) == (firsts[0].model, firsts[0].limit)]
+        return firsts[0], next(iter(same or others), None)
+    return (usable[1], usable[0]) if len(usable) > 1 else (next(iter(usable), None), None)
+
+
+def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
+    """Two menus in the sidebar and the measure; what they say is in the URL."""
+    usable = [run.id for run in runs if run.can_pair]
+    if not usable:
+        return
+    for name, title, run in (("a", "Baseline", chosen.a), ("b", "Candidate", chosen.b)):
+        options = usable if run is None or run.id in usable else [run.id, *usable]
+        url.bound(
+            st.selectbox,
+            title,
+            name=name,
+            read=lambda _text, run=run: run.id if run else None,
+            write=lambda value: value or "",
+            options=options,
+            format_func=lambda run_id: _menu_label(runs, run_id),
+            placeholder="choose a run",
+        )
+    url.bound(
+        st.segmented_control,
+        "Measure",
+        name="metric",
+        read=lambda text: "acc_norm" if text == "acc_norm" else "acc",
+        write=lambda value: value if value == "acc_norm" else "",
+        options=["acc", "acc_norm"],
+        help="acc: the choice with the largest log-likelihood. acc_norm: the largest "
+        "log-likelihood per character of the choice.",
+    )
+
+
+def _menu_label(runs: tuple[RunInfo, ...], run_id: str) -> str:
+    run = by_id(runs, run_id)
+    if run is None:
+        return run_id
+    model = "" if run.model == EMBEDDED else f" · {run.model.split('/')[-1]}"
+    partial = "" if run.is_done else f" ({run.state})"
+    name = f" · {run.name}" if run.name else ""
+    return fmt.clip(html.visible(run.label + partial + model + name), 90)
+
+
+def line(chosen: Pair) -> None:
+    """One quiet line above a page's content: who is compared with whom."""
+    parts = []
+    for run, colour, word in ((chosen.a, "grey", "baseline"), (chosen.b, "blue", "candidate")):
+        if run is None:
+            continue
+        tail = f" · {run.partial_note}" if run.partial_note else ""
+        parts.append(
+            html.el(
+                "span",
+                widgets.dot(colour),
+                html.el("b", f"{run.stage_label} {run.regime}"),
+                f" {word} · {run.model.split('/')[-1]} · {run.extent}{tail}",
+            )
+        )
+    html.show(html.div("b b-pair", *parts))
+
+
+def explain_if_missing(runs: tuple[RunInfo, ...], chosen: Pair) -> bool:
+    """True if there is a pair; otherwise draw why not, and what to do."""
+    if chosen.unknown:
+        widgets.banner(
+            "error", "Run not found",
+            html.join("No run folder here is called ", _names(chosen.unknown), "."),
+            "The link may come from another machine, or the run was renamed or deleted. "
+            "Choose runs in the sidebar.",
+        )  # fmt: skip
+        return False
+    if chosen.complete:
+        return True
+    if not runs:
+        widgets.banner(
+            "empty", "No runs yet",
+            "A run is one evaluation of a model under one regime. Make the first two:",
+        )  # fmt: skip
+    else:
+        widgets.banner(
+            "empty", "Two runs are needed",
+            "This page compares a baseline with a candidate; there are not two runs with items yet.",
+        )  # fmt: skip
+    widgets.command(
+        "python -m bidir_core eval --limit 500",
+        "python -m bidir_core eval --limit 500 --prefill-bidirectional",
+    )
+    return False
+
+
+def _names(ids: tuple[str, ...]) -> html.Html:
+    return html.join(*(html.el("code", fmt.clip(run_id, 120) + " ") for run_id in ids))

@@ -1,0 +1,209 @@
+"""The Runs page's table, and what can be done with one run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from bidir_core import store
+from bidir_core.errors import UserError
+from bidir_core.run_layout import is_read_only
+from bidir_ui import data, fmt, html, url, widgets
+from bidir_ui.data import RunInfo
+
+STATE_MARKS = {
+    "done": "● done",
+    "running": "◐ running",
+    "queued": "○ queued",
+    "lost": "✕ lost",
+    "failed": "✕ failed",
+    "cancelled": "– cancelled",
+    "partial": "◑ partial",
+    "corrupt": "✕ corrupt",
+    "reference": "□ published",
+}
+
+
+def frame(runs: list[RunInfo], a: RunInfo | None, b: RunInfo | None) -> pd.DataFrame:
+    """One row a run, ready to show."""
+    return pd.DataFrame(
+        [
+            {
+                "role": "Baseline" if run == a else "Candidate" if run == b else "",
+                "stage": run.stage_label,
+                "regime": html.visible(run.regime),
+                "model": html.visible(fmt.clip(run.model, 60)),
+                "state": STATE_MARKS.get(run.state, run.state),
+                "n": run.n_items or None,
+                "acc": _percent(run.macro.get("acc")),
+                "half": _half_width(run),
+                "acc_norm": _percent(run.macro.get("acc_norm")),
+                "chance": _percent(run.macro.get("chance")),
+                "extent": run.extent + (", compact" if run.compact else ""),
+                "seconds": run.cost.get("seconds"),
+                "device": str(run.cost.get("device") or ""),
+                "created": run.created,
+                "run": run.id,
+            }
+            for run in runs
+        ]
+    )
+
+
+def _percent(value: float | None) -> float | None:
+    return None if fmt.missing(value) else 100 * float(value)  # type: ignore[arg-type]
+
+
+def _half_width(run: RunInfo) -> float | None:
+    """Half of the macro accuracy's own 95 % interval, in points: 1.96 x its standard error."""
+    errors = [row.get("acc_stderr") for row in run.tasks.values()]
+    if not errors or any(fmt.missing(error) for error in errors):
+        return None
+    return 196 * sum(float(e) ** 2 for e in errors) ** 0.5 / len(errors)  # type: ignore[arg-type]
+
+
+def show(table: pd.DataFrame, key: str) -> list[str]:
+    """Draw the table; the ids of the selected runs."""
+    number, text = st.column_config.NumberColumn, st.column_config.TextColumn
+    event = st.dataframe(
+        table,
+        key=key,
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="multi-row",
+        height=min(38 + 35 * len(table), 560),
+        alt="Every run: role, stage, regime, model, state, items, scores, cost, date and id.",
+        column_config={
+            "role": text("Role", width=82),
+            "stage": text("Stage", width=86),
+            "regime": text("Regime", width=150),
+            "model": text("Model", width=150),
+            "state": text("State", width=92),
+            "n": number("Items", format="localized", width=64),
+            "acc": number("acc, %", format="%.1f", width=62, help="Macro mean over the tasks"),
+            "half": number(
+                "±", format="%.1f", width=46, help="Half of the 95 % interval of acc alone, in "
+                "points. Two runs on the same items are compared pairwise, far more sharply."
+            ),
+            "acc_norm": number("acc_norm, %", format="%.1f", width=86),
+            "chance": number("chance, %", format="%.1f", width=76),
+            "extent": text("Items taken", width=110),
+            "seconds": number("Seconds", format="%.0f", width=68),
+            "device": text("Device", width=66),
+            "created": text("Made (UTC)", width=128),
+            "run": text("Run id", width=300),
+        },
+    )  # fmt: skip
+    return table["run"].iloc[event["selection"]["rows"]].tolist()
+
+
+def actions(runs: tuple[RunInfo, ...], selected: list[str]) -> None:
+    """Buttons for the selected runs."""
+    chosen = [run for run_id in selected if (run := data.by_id(runs, run_id))]
+    one = chosen[0] if len(chosen) == 1 else None
+    usable = one is not None and one.can_pair
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        if st.button("Use as baseline", disabled=not usable, key="as-a") and one:
+            url.put(a=one.id)
+            st.rerun()
+        if st.button("Use as candidate", disabled=not usable, key="as-b") and one:
+            url.put(b=one.id)
+            st.rerun()
+        both = len(chosen) == 2 and all(run.can_pair for run in chosen)
+        if st.button("Compare the two", disabled=not both, key="as-pair"):
+            older, newer = sorted(chosen, key=lambda run: (run.stage, run.created))
+            url.put(a=older.id, b=newer.id)
+            st.rerun()
+        if not is_read_only():
+            free = one is not None and one.state not in ("running", "queued")
+            if st.button("Rename", disabled=not free, key="rename") and one:
+                _rename(one)
+            if st.button("Delete", disabled=not free, key="delete") and one:
+                _delete(one)
+        if not chosen:
+            widgets.note("Select a run to use, rename or delete it; select two to compare them.")
+
+
+@st.dialog("Rename run")
+def _rename(run: RunInfo) -> None:
+    st.text(run.id)
+    name = st.text_input("Name after the time stamp", value=run.name, max_chars=80)
+    if st.button("Rename", type="primary", key="rename-confirm"):
+        try:
+            renamed = store.rename_run(data.run_of(run), name.strip() or None)
+        except UserError as error:
+            widgets.banner("error", "Not renamed", str(error))
+            return
+        for side in ("a", "b"):
+            if url.get(side) == run.id:
+                url.put(**{side: renamed.id})
+        st.rerun()
+
+
+@st.dialog("Delete run")
+def _delete(run: RunInfo) -> None:
+    st.text(run.id)
+    lost = f"{fmt.count(run.n_items)} scored items" if run.n_items else "this folder"
+    widgets.note(
+        f"This removes {lost} from disk for good. Computing took "
+        f"{fmt.duration(run.cost.get('seconds'))}."
+    )
+    if st.button("Delete for good", type="primary", key="delete-confirm"):
+        try:
+            store.delete_run(data.run_of(run))
+        except UserError as error:
+            widgets.banner("error", "Not deleted", str(error))
+            return
+        for side in ("a", "b"):
+            if url.get(side) == run.id:
+                url.put(**{side: ""})
+        st.rerun()
+
+
+def problems(runs: tuple[RunInfo, ...]) -> None:
+    """What failed, and where its log is; nothing if all is well."""
+    bad = [run for run in runs if run.state in ("corrupt", "failed", "lost")]
+    if not bad:
+        return
+    words = {
+        "corrupt": "The folder cannot be read",
+        "failed": "The run stopped with an error",
+        "lost": "Its process is gone; --resume goes on where it stopped",
+    }
+    rows = [
+        (
+            html.el("code", run.id, cls="b-mono"),
+            words[run.state],
+            run.error or fmt.NONE,
+            html.el("code", f"{run.path}/log.txt", cls="b-mono"),
+        )
+        for run in bad
+    ]
+    widgets.heading(f"{len(bad)} need{'s' if len(bad) == 1 else ''} attention")
+    html.show(widgets.table(("Run", "State", "What it says", "Log"), rows, left=(1, 2, 3)))
+
+
+def config_difference(a: RunInfo, b: RunInfo) -> list[tuple[str, str, str]]:
+    """Settings and facts that differ between two runs, as (name, in a, in b)."""
+    left, right = _flat(data.run_of(a).config), _flat(data.run_of(b).config)
+    skip = {"created", "schema"}
+    names = [name for name in dict.fromkeys([*left, *right]) if name not in skip]
+    return [
+        (name.removeprefix("config."), left.get(name, fmt.NONE), right.get(name, fmt.NONE))
+        for name in names
+        if left.get(name) != right.get(name)
+    ]
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    out: dict[str, str] = {}
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            out |= _flat(inner, f"{prefix}{key}.")
+        else:
+            text = inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False)
+            out[prefix + str(key)] = fmt.clip(text, 160)
+    return out

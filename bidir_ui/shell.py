@@ -1,0 +1,137 @@
+"""The shell every page starts with: set-up, navigation, the chosen pair, read-only gate, help.
+
+A page file begins with ``page = shell.start("flips")`` and does its layout inside
+``with shell.guard():``. A new page is one line in :data:`PAGES` and one file; a page whose file
+does not exist yet is not shown.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+from bidir_core.errors import UserError
+from bidir_core.run_layout import is_read_only
+from bidir_ui import data, fmt, help_dialog, html, pair, url, widgets
+
+ROOT = Path(__file__).resolve().parent.parent
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PageSpec:
+    """One page of the app. ``writes``: it starts or changes something, so read-only hides it."""
+
+    key: str
+    path: str
+    title: str
+    icon: str
+    writes: bool = False
+
+
+PAGES = (
+    PageSpec("overview", "app.py", "Overview", "dashboard"),
+    PageSpec("runs", "pages/runs.py", "Runs", "list"),
+    PageSpec("compare", "pages/compare.py", "Compare", "balance"),
+    PageSpec("flips", "pages/flips.py", "Flips", "swap_vert"),
+    PageSpec("item", "pages/item.py", "Item", "article"),
+    PageSpec("masks", "pages/masks.py", "Masks", "grid_on"),
+    PageSpec("lab", "pages/lab.py", "Lab", "science"),
+    PageSpec("launch", "pages/launch.py", "Launch", "play_circle", writes=True),
+    PageSpec("report", "pages/report.py", "Report", "description"),
+)
+BY_KEY = {spec.key: spec for spec in PAGES}
+
+
+def in_session() -> bool:
+    """Whether a browser's session runs this script (and not the server importing ``app.py``)."""
+    return get_script_run_ctx(suppress_warning=True) is not None
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the shell hands to a page: its spec, the runs there are, and the chosen pair."""
+
+    spec: PageSpec
+    runs: tuple[data.RunInfo, ...]
+    pair: pair.Pair
+
+
+def start(key: str) -> Page:
+    """Set the page up; to be called first in every page file. Stops where the gate says so."""
+    spec = BY_KEY[key]
+    st.set_page_config(
+        page_title=f"{spec.title} · bidir", page_icon=":material/grid_on:", layout="wide"
+    )
+    html.styles()
+    if spec.writes and is_read_only():
+        _navigation(key)
+        widgets.banner(
+            "info", f"{spec.title} is closed here",
+            "This is a read-only view: runs can be read and shared, not started or changed.",
+        )  # fmt: skip
+        st.stop()
+    with st.spinner("Reading run folders", show_time=False):
+        runs = data.list_infos()
+    chosen = pair.choose(runs)
+    with st.sidebar:
+        _navigation(key)
+        pair.selectors(runs, chosen)
+        help_dialog.button()
+        if is_read_only():
+            widgets.note("Read-only view")
+    return Page(spec, runs, chosen)
+
+
+def _navigation(current: str) -> None:
+    with st.sidebar:
+        html.show(
+            html.div(
+                "b b-brand",
+                "bidir",
+                html.el("small", "What bidirectional prefill does to a language model"),
+            )
+        )
+        for spec in PAGES:
+            hidden = spec.writes and is_read_only()
+            # An item is reached from a list; the bare page would have nothing to show.
+            if hidden or not (ROOT / spec.path).exists() or (spec.key == "item" != current):
+                continue
+            st.page_link(
+                spec.path,
+                label=spec.title,
+                icon=f":material/{spec.icon}:",
+                query_params=url.params(),
+            )
+
+
+def path(key: str) -> str:
+    """A page's file, for ``st.switch_page``."""
+    return BY_KEY[key].path
+
+
+@contextmanager
+def guard() -> Iterator[None]:
+    """Show what fails inside as the page's error state; never a traceback."""
+    try:
+        yield
+    except UserError as error:
+        widgets.banner("error", "This cannot be shown", str(error))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        log.exception("a page failed")
+        widgets.banner(
+            "error", "Something in these files could not be read",
+            f"{type(error).__name__}: {fmt.clip(str(error), 300)}",
+            "The server's log has the details. Other pages and runs still work.",
+        )  # fmt: skip
+
+
+def need_pair(page: Page) -> bool:
+    """True if two comparable runs are chosen; otherwise the empty or not-found state is drawn."""
+    return pair.explain_if_missing(page.runs, page.pair)

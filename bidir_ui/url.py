@@ -1,0 +1,77 @@
+"""The URL is the truth: what the reader sees is in it, and a copied link shows it again.
+
+A widget made by :func:`bound` takes its value from the URL on every run and writes changes back,
+so that links, the back button and other tabs all agree. Ids are read here as they are; whoever
+looks one up says "not found" for an unknown one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import streamlit as st
+
+KEPT = ("a", "b", "metric")  # the chosen pair follows the reader from page to page
+
+
+def get(name: str, default: str = "") -> str:
+    return st.query_params.get(name, default)
+
+
+def get_list(name: str) -> list[str]:
+    return [part for part in get(name).split("~") if part]
+
+
+def put(**values: object) -> None:
+    """Write parameters; empty values leave the URL."""
+    for name, value in values.items():
+        text = "~".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value or "")
+        if text:
+            if st.query_params.get(name) != text:
+                st.query_params[name] = text
+        elif name in st.query_params:
+            del st.query_params[name]
+
+
+def params(keep: tuple[str, ...] = KEPT, **values: object) -> dict[str, str]:
+    """Query parameters for a link: the kept ones of this page, then ``values``."""
+    out = {name: get(name) for name in keep if get(name)}
+    out.update({name: str(value) for name, value in values.items() if value})
+    return out
+
+
+def href(page: str, query: Mapping[str, str]) -> str:
+    """A link relative to any page of the app (all pages are one level deep)."""
+    return (page or "./") + ("?" + urlencode(query, quote_via=quote, safe="/:~,=") if query else "")
+
+
+def absolute(page: str, query: Mapping[str, str]) -> str:
+    """A link to copy, with this server's own address."""
+    base = str(st.context.url or "http://localhost:8501/").split("?")[0]
+    root = base if base.endswith("/") else base.rsplit("/", 1)[0] + "/"
+    return root + href(page, query).removeprefix("./")
+
+
+def bound(
+    widget: Callable[..., Any],
+    label: str,
+    *,
+    name: str,
+    read: Callable[[str], Any],
+    write: Callable[[Any], object] = lambda value: value,
+    **options: Any,
+) -> Any:
+    """A widget whose value lives in the URL parameter ``name``.
+
+    ``read`` turns the URL's text into the widget's value (and decides what an absent or unknown
+    text means); ``write`` turns the value into text, empty for the default.
+    """
+    key = f"url:{name}"
+    st.session_state[key] = read(get(name))
+
+    def changed() -> None:
+        put(**{name: write(st.session_state[key])})
+
+    return widget(label, key=key, on_change=changed, **options)

@@ -1,0 +1,69 @@
+"""Runs: every run folder, the choice of baseline and candidate, and how two configs differ."""
+
+import hashlib
+
+import streamlit as st
+
+from bidir_ui import fmt, html, pair, runs_table, shell, url, widgets
+
+page = shell.start("runs")
+
+st.title("Runs", anchor=False)
+with shell.guard():
+    pair.line(page.pair)
+    if page.pair.unknown:
+        pair.explain_if_missing(page.runs, page.pair)
+    if not page.runs:
+        pair.explain_if_missing(page.runs, page.pair)
+        st.stop()
+
+    left, right = st.columns([3, 2], vertical_alignment="bottom")
+    with left:
+        words = url.bound(
+            st.text_input, "Search", name="q", read=str,
+            placeholder="stage, regime, model, name or state",
+        )  # fmt: skip
+    with right:
+        kinds = ["evaluations", "fine-tunes", "published"]
+        kind = url.bound(
+            st.segmented_control, "Kind", name="kind", options=["all", *kinds],
+            read=lambda text: text if text in kinds else "all",
+            write=lambda value: "" if value in (None, "all") else value,
+        )  # fmt: skip
+
+    def kept(run: runs_table.RunInfo) -> bool:
+        if kind == "published" and not run.is_reference:
+            return False
+        if kind == "fine-tunes" and run.kind != "finetune":
+            return False
+        if kind == "evaluations" and (run.is_reference or run.kind == "finetune"):
+            return False
+        text = f"{run.id} {run.label} {run.model} {run.state}".casefold()
+        return all(word in text for word in words.casefold().split())
+
+    shown = [run for run in page.runs if kept(run)]
+    table = runs_table.frame(shown, page.pair.a, page.pair.b)
+    if table.empty:
+        widgets.banner("empty", "No run matches", "Clear the search or choose another kind.")
+    else:
+        # The selected positions belong to these rows only, so the rows are in the widget's key.
+        rows = hashlib.sha1("|".join(table["run"]).encode()).hexdigest()[:12]
+        selected = runs_table.show(table, key=f"runs-{rows}")
+        runs_table.actions(page.runs, selected)
+        with st.container(horizontal=True, vertical_alignment="center"):
+            widgets.note(f"{fmt.count(len(shown))} of {fmt.count(len(page.runs))} runs")
+            widgets.csv_button(table, "runs.csv", key="runs-csv")
+
+    runs_table.problems(page.runs)
+
+    if page.pair.complete:
+        widgets.heading("What differs between baseline and candidate")
+        rows = runs_table.config_difference(page.pair.a, page.pair.b)
+        if rows:
+            cells = [
+                (name, html.el("span", x, cls="b-mono"), html.el("span", y, cls="b-mono"))
+                for name, x, y in rows
+            ]
+            html.show(widgets.table(("Setting", "Baseline", "Candidate"), cells, left=(1, 2)))
+        else:
+            widgets.note("Nothing: the two configs are the same.")

@@ -1,0 +1,98 @@
+"""Seeded run folders for the browser tests and screenshots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bidir_core.store import Run
+from tests.factory import TASKS, make_item, make_reference, make_run
+
+N_ITEMS = 2299
+PUBLISHED_1 = {
+    "hellaswag": 0.622, "piqa": 0.788, "arc_easy": 0.814, "arc_challenge": 0.585284, "winogrande": 0.666,
+}  # fmt: skip
+PUBLISHED_2 = {
+    "hellaswag": 0.242, "piqa": 0.534, "arc_easy": 0.238, "arc_challenge": 0.247492, "winogrande": 0.518,
+}  # fmt: skip
+CAUSAL = {
+    "hellaswag": 0.35, "piqa": 0.66, "arc_easy": 0.5, "arc_challenge": 0.26, "winogrande": 0.51,
+}  # fmt: skip
+BIDIRECTIONAL = {
+    "hellaswag": 0.31, "piqa": 0.6, "arc_easy": 0.37, "arc_challenge": 0.25, "winogrande": 0.5,
+}  # fmt: skip
+HOSTILE = (
+    "<script>window.hacked=1</script><img src=http://evil.test/a.png onerror=alert(1)>",
+    "![x](http://evil.test/b.png) [click](http://evil.test/c) <style>@import 'http://evil.test/d.css'</style>",
+    "<form action=http://evil.test/e><button>go</button></form> \u202edrow\u202c zero\u200bwidth $x^2$ :red[hot]",
+    "https://evil.test/f <iframe src=http://evil.test/g></iframe> **bold** `code` | a | b |",
+)
+
+
+def seed(root: Path, *, n_items: int = N_ITEMS) -> dict[str, Run]:
+    """The runs most tests need; a corrupt, a partial, a mismatched and a hostile one among them."""
+    limit = {"limit": 500}
+    stage2 = "stage2_prefill_bidir_eval"
+    runs = {
+        "stage1": make_run(root, n_items=n_items, accuracy=CAUSAL, config=limit),
+        "stage2": make_run(
+            root, stage2, n_items=n_items, regime="bidirectional", accuracy=BIDIRECTIONAL, seed=1,
+            config=limit,
+        ),
+        "sink": make_run(
+            root, stage2, n_items=n_items, regime="bidirectional:sink=1",
+            accuracy={**CAUSAL, "arc_easy": 0.51}, seed=2, config=limit,
+        ),
+        "corrupt": make_run(root, stage2, name="torn", n_items=10, regime="bidirectional", state="corrupt"),
+        "partial": make_run(root, stage2, name="stopped", n_items=400, regime="bidirectional", state="partial"),
+        "failed": make_run(root, name="oom", n_items=60, state="failed"),
+        "other": make_run(
+            root, name="other-data", n_items=40, data_seed=7, model="mistralai/Ministral-3-3B-Instruct-2512",
+        ),
+        "published1": make_reference(root, tasks=PUBLISHED_1, name="published"),
+        "published2": make_reference(
+            root, stage2, tasks=PUBLISHED_2, name="published", regime="bidirectional"
+        ),
+    }  # fmt: skip
+    return runs | seed_hostile(root)
+
+
+def seed_hostile(root: Path) -> dict[str, Run]:
+    """Two runs whose texts try to run code, fetch, style, submit, reorder and drown the page."""
+    items = [make_item("hostile", number, 3) for number in range(len(HOSTILE))]
+    for item, text in zip(items, HOSTILE, strict=True):
+        item["contexts"] = [text]
+        item["continuations"] = [" " + text, " plain", " <b>x</b>", " ]]>"]
+        item["prefix_token_ids"], item["prefix_token_offsets"] = [[1, 2]], [[[0, 5], [5, len(text)]]]
+        item["n_prefix_tokens"] = [2]
+        item["continuation_token_ids"] = [[1]] * 4
+        item["continuation_token_offsets"] = [[[0, len(c)]] for c in item["continuations"]]
+        item["n_continuation_tokens"] = [1] * 4
+        item["gold"] = 0
+    huge = make_item("hostile", len(HOSTILE), 3)
+    huge["contexts"] = ["<b>long</b> " * 9000]
+    huge["prefix_token_ids"] = [list(range(18000))]
+    huge["prefix_token_offsets"] = [[[6 * i, 6 * i + 6] for i in range(18000)]]
+    huge["n_prefix_tokens"] = [18000]
+    common = {"items": [*items, huge], "tasks": ["hostile"], "model": "</b><img src=x>model"}
+    return {
+        "hostile1": make_run(root, name="hostile", accuracy=1.0, **common),
+        "hostile2": make_run(
+            root, "stage2_prefill_bidir_eval", name="hostile", regime="bidirectional", accuracy=0.0,
+            seed=5, **common,
+        ),
+    }  # fmt: skip
+
+
+def seed_large(root: Path) -> dict[str, Run]:
+    """Ten thousand items of one task, twice."""
+    common = {"n_items": 10_000, "tasks": ["hellaswag"]}
+    return {
+        "large1": make_run(root, name="large", accuracy=0.45, **common),
+        "large2": make_run(
+            root, "stage2_prefill_bidir_eval", name="large", regime="bidirectional", accuracy=0.38,
+            seed=1, **common,
+        ),
+    }  # fmt: skip
+
+
+__all__ = ["TASKS", "seed", "seed_hostile", "seed_large"]
