@@ -1,0 +1,97 @@
+"""Progress for people and for the app: a bar in the terminal, a heartbeat in the run folder."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+LOG = logging.getLogger("bidir_core")
+_HEARTBEAT_SECONDS = 1.0
+
+
+class Progress:
+    """A tqdm bar that also reports ``(done, total, rate, eta_seconds)`` about once a second.
+
+    ``rate`` counts what *this* process did, so a resumed run's ETA is not flattered by the work
+    of the run before it.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        done: int = 0,
+        unit: str = "item",
+        title: str = "",
+        report: Callable[..., None] | None = None,
+    ):
+        self.total, self.done, self._first = total, done, done
+        self._report = report
+        self._started = time.monotonic()
+        self._reported = -_HEARTBEAT_SECONDS
+        self._bar = tqdm(
+            total=total, initial=done, unit=unit, desc=title, dynamic_ncols=True, file=sys.stderr
+        )
+        self._tell()
+
+    def advance(self, n: int) -> None:
+        self.done += n
+        self._bar.update(n)
+        if time.monotonic() - self._reported >= _HEARTBEAT_SECONDS:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._reported = time.monotonic()
+        if self._report is None:
+            return
+        fresh = self.done - self._first
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        rate = fresh / seconds if fresh else None
+        eta = (self.total - self.done) / rate if rate else None
+        self._report(self.done, self.total, rate=rate, eta_seconds=eta)
+
+    def close(self) -> None:
+        self._tell()
+        self._bar.close()
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[logging.Logger]:
+    """Log lines go to the terminal and are appended to ``path`` (the run's ``log.txt``)."""
+    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    to_terminal = logging.StreamHandler(sys.stderr)
+    to_terminal.setFormatter(logging.Formatter("%(message)s"))
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    previous, LOG.handlers = LOG.handlers, [to_file, to_terminal]
+    try:
+        yield LOG
+    finally:
+        LOG.handlers = previous
+        to_file.close()
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends the work as Ctrl-C does, so that the run is left cancelled and resumable."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt("terminated")
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
