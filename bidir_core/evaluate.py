@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bidir_core import models
 from bidir_core.config import EvalConfig, changed_identity, from_json, to_json
 from bidir_core.encoding import EncodedItem, Encoder, check_lengths
@@ -203,7 +205,7 @@ def _record(one: EncodedItem, score: ItemScore | None, compact: bool) -> dict[st
         n_prefix_tokens=[len(tokens) for tokens in one.prefixes],
         n_continuation_tokens=[len(tokens) for tokens in one.continuations],
         ll=None if score is None else score.ll,
-        token_ll=None if score is None else [tokens.tolist() for tokens in score.token_ll],
+        token_ll=None if score is None else [np.round(t, 6).tolist() for t in score.token_ll],
         prefix_token_ids=[tokens.ids.tolist() for tokens in one.prefixes],
         prefix_token_offsets=[tokens.offsets.tolist() for tokens in one.prefixes],
         continuation_token_ids=[tokens.ids.tolist() for tokens in one.continuations],

@@ -1,0 +1,181 @@
+"""The command line. Commands are thin: they parse, call the library, and turn errors into exit 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from bidir_core import __version__
+from bidir_core.config import EvalConfig, add_arguments
+from bidir_core.errors import UserError
+
+OK, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 1, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that answers a mistake with one line instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(BAD_INPUT)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 only when its results are on disk."""
+    parser = build_parser()
+    try:
+        parsed = parser.parse_args(arguments)
+        return parsed.run(parsed)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume or the same line", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `... | head` closed our output
+        sys.stderr.close()
+        return FAILED
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="python -m bidir_core",
+        description="How much does bidirectional prefill hurt a language model, why, and can a "
+        "fine-tune repair it?",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(metavar="command", required=True, parser_class=Parser)
+    for add in COMMANDS:
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, help_text: str, run: Callable[[Any], int]) -> Parser:
+    parser = commands.add_parser(name, help=help_text, description=help_text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _given(parsed: argparse.Namespace, *leave_out: str) -> dict[str, Any]:
+    """The arguments that stood on the command line."""
+    return {k: v for k, v in vars(parsed).items() if k not in ("run", *leave_out)}
+
+
+def _add_eval(commands: Any) -> None:
+    parser = _command(commands, "eval", "Evaluate a model under a regime.", _run_eval)
+    add_arguments(parser, EvalConfig)
+    parser.add_argument(
+        "--prefill-bidirectional",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="short for --regime bidirectional",
+    )
+    parser.add_argument(
+        "--resume", metavar="RUN", default=None, help="finish this unfinished run (id or folder)"
+    )
+
+
+def _run_eval(parsed: argparse.Namespace) -> int:
+    given = _given(parsed, "resume", "prefill_bidirectional")
+    if hasattr(parsed, "prefill_bidirectional"):
+        if "regime" in given:
+            raise UserError(
+                "--regime and --prefill-bidirectional say the same thing twice; give one of them"
+            )
+        given["regime"] = "bidirectional"
+    if parsed.resume is None and "model" not in given:
+        raise UserError("--model is missing; name one, for example smollm2-135m-instruct")
+    if parsed.resume is None:
+        config = EvalConfig(**given)
+    from bidir_core import evaluate
+
+    if parsed.resume is not None:
+        path = evaluate.resume(parsed.resume, given, runs_dir=given.get("runs_dir"))
+    else:
+        path = evaluate.evaluate(config)
+    print(path)
+    return OK
+
+
+def _add_probe(commands: Any) -> None:
+    parser = _command(
+        commands, "probe", "Check that a model really attends as a regime says.", _run_probe
+    )
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--regime", default="bidirectional", help="default: bidirectional")
+    for flag in ("revision", "checkpoint"):
+        parser.add_argument(f"--{flag}", default=None)
+    for flag in ("dtype", "device", "attn"):
+        parser.add_argument(f"--{flag}", default="auto")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _run_probe(parsed: argparse.Namespace) -> int:
+    import json
+
+    from bidir_core import models
+    from bidir_core.probe import run_probe
+    from bidir_core.regimes import parse_regime
+
+    regime = parse_regime(parsed.regime)
+    loaded = models.load(
+        parsed.model,
+        revision=parsed.revision,
+        checkpoint=parsed.checkpoint,
+        dtype=parsed.dtype,
+        device=parsed.device,
+        attn=parsed.attn,
+        regime=regime,
+    )
+    report = run_probe(loaded, regime)
+    if parsed.json:
+        print(json.dumps(report.to_json(), indent=2))
+    else:
+        for check in report.checks:
+            print(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.detail}")
+        print(f"{'passed' if report.passed else 'FAILED'}: {parsed.model} under {regime}")
+    return OK if report.passed else FAILED
+
+
+def _add_compare(commands: Any) -> None:
+    parser = _command(commands, "compare", "Compare two runs item by item.", _run_compare)
+    parser.add_argument("run_a", metavar="RUN_A", help="the baseline: a run id or folder")
+    parser.add_argument("run_b", metavar="RUN_B", help="the candidate")
+    parser.add_argument("--metric", choices=("acc", "acc_norm"), default="acc")
+    parser.add_argument(
+        "--intersect", action="store_true", help="pair only the items that both runs have"
+    )
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
+
+
+def _run_compare(parsed: argparse.Namespace) -> int:
+    from bidir_core.compare import compare_command
+
+    return compare_command(parsed)
+
+
+def _add_assets(commands: Any) -> None:
+    parser = _command(
+        commands, "assets", "Fetch or list the embedded model and data.", lambda _: OK
+    )
+    actions = parser.add_subparsers(metavar="action", required=True, parser_class=Parser)
+    fetch = _command(actions, "fetch", "Fetch, verify and convert; nothing if ready.", _run_fetch)
+    fetch.add_argument("names", metavar="NAME", nargs="*", help="all of them if left out")
+    _command(actions, "list", "Print name, version, state and folder of each.", _run_list)
+
+
+def _run_fetch(parsed: argparse.Namespace) -> int:
+    from bidir_core.assets import fetch_command
+
+    return fetch_command(parsed)
+
+
+def _run_list(parsed: argparse.Namespace) -> int:
+    from bidir_core.assets import list_command
+
+    return list_command(parsed)
+
+
+COMMANDS = [_add_eval, _add_probe, _add_compare, _add_assets]
