@@ -97,7 +97,7 @@ def open_rows(task: str, data: Dataset, split: str, data_source: str) -> Rows:
         assets.ensure("eval-data")
         root, remedy = assets.eval_data_dir(), "use --data-source hub for others"
     else:
-        root, remedy = Path(data_source), "add its file to the folder"
+        root, remedy = Path(data_source).expanduser(), "add its file to the folder"
         if not root.is_dir():
             raise UserError(
                 f"data source {data_source!r} is none of auto, wheel, hub, and not a folder"
@@ -221,17 +221,13 @@ def _open_hub(task: str, data: Dataset, split: str) -> Rows:
         ) from error
     where = f"{data.hub_id}{f' ({data.hub_config})' if data.hub_config else ''} on the hub"
     try:
-        builder = datasets.load_dataset_builder(data.hub_id, data.hub_config)
-        names = datasets.get_dataset_split_names(data.hub_id, data.hub_config)
-        if split not in names:
-            raise UserError(f"{task}: {where} has no split {split!r} (it has {', '.join(names)})")
-        del builder
         loaded = datasets.load_dataset(data.hub_id, data.hub_config, split=split)
-    except UserError:
-        raise
-    except Exception as error:  # the hub client raises dozens of types; all mean "not available"
+    except Exception as error:  # the hub client raises dozens of types
+        first_line = (str(error).splitlines() or [""])[0]
+        if first_line.startswith("Unknown split"):
+            raise UserError(f"{task}: {where}: {first_line}") from error
         raise UserError(
-            f"{task}: cannot load {where} ({type(error).__name__}: {str(error).splitlines()[0]:.200}); "
+            f"{task}: cannot load {where} ({type(error).__name__}: {first_line:.200}); "
             f"use --data-source wheel or a local folder"
         ) from error
     return Rows(loaded.data.table, data.columns, f"{task} from {where}")

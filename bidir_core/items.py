@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-ITEM_FIELDS = ("task", "doc_id", "doc_hash", "gold", "contexts", "continuations", "prompt_group")
+ITEM_FIELDS = ("task", "doc_id", "doc_hash", "gold", "contexts", "continuations")
 """The fields of a record that come from the item; scoring adds the rest."""
 
 
@@ -53,7 +53,7 @@ class Item:
 
     def record(self) -> dict[str, Any]:
         """The item's part of a run's record: `ITEM_FIELDS`, tuples as lists."""
-        fields = asdict(self)
+        fields = {name: getattr(self, name) for name in ITEM_FIELDS}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
 
