@@ -61,6 +61,7 @@ def decontaminate(
     trains = _Texts([f"{sample.prompt}\n{sample.response}" for sample in samples], vocabulary)
     match = np.full(len(samples), -1)
     shared = np.zeros(len(samples), dtype=np.int64)
+
     def compare(length: int, train: _Spans, test: _Spans) -> None:
         test = test.only(_among(test.hash, train.hash))
         train = train.only(_among(train.hash, test.hash))

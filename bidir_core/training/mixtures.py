@@ -34,9 +34,9 @@ NOT_IN_FAR = ("openbookqa", "sciq", "csqa", "socialiqa", "medmcqa", "medqa")
 
 # Folder names that name an evaluation task in any spelling ("ARC-Easy", "val_piqa", ...).
 _EVALUATION_NAME = re.compile(r"hellaswag|piqa|(^|[^a-z])arc([^a-z]|$)|winogrande", re.IGNORECASE)
-# "rc" (each choice scored as a text) and "bpb" (the answer scored as a text). The "mc" variants
-# have letters as answers; copycolors exists in no other form.
-_VARIANT = re.compile(r"(^|_)(rc|bpb)_|^xl_10way$")
+# "rc" (each choice scored as a text) and "bpb" (the answer scored as a text): answers in words.
+# In the other variants the answer is a letter.
+_VARIANT = re.compile(r"(^|_)(rc|bpb)_")
 _OTHER_WORDS = {"Question:": "Request:", "Answer:": "Reply:", "Goal:": "Aim:"}
 _EVALUATION_WORDS = re.compile(r"(?m)^[ \t]*(Question:|Answer:|Goal:)")
 
