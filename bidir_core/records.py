@@ -45,6 +45,7 @@ SCHEMA = pa.schema(
         ("correct_norm", pa.bool_()),
         ("margin", pa.float32()),
         ("error", pa.string()),
+        ("prompt_group", pa.string()),
     ]
 )
 RECORD_FIELDS: tuple[str, ...] = tuple(SCHEMA.names)
@@ -79,13 +80,15 @@ def make_record(
     continuation_token_ids: Sequence[Sequence[int]] | None = None,
     continuation_token_offsets: Sequence[Sequence[Sequence[int]]] | None = None,
     error: str | None = None,
+    prompt_group: str = "",
     compact: bool = False,
 ) -> dict[str, Any]:
     """Build a record from an item and its log-likelihoods; predictions follow lm-eval.
 
     ``pred`` is the argmax of ``ll``; ``pred_norm`` of ``ll`` divided by the choice's characters
-    without the leading space (lm-eval ``acc_norm``), null where the context differs per choice
-    (winogrande: lm-eval has no acc_norm there). A NaN or infinite ``ll`` becomes an item error,
+    without the leading space (lm-eval ``acc_norm``), null where all choices share one
+    continuation (winogrande: lm-eval has no acc_norm there). ``prompt_group`` is what kind of
+    document it is within its task. A NaN or infinite ``ll`` becomes an item error,
     never an argmax.
     """
     if error is None and ll is None:
@@ -95,12 +98,13 @@ def make_record(
         error = f"the log-likelihood of choice {bad} is {ll[bad]}"
     pred = pred_norm = margin = None
     scores: np.ndarray | None = None
+    has_norm = len(set(continuations)) > 1
     if error is None and ll is not None:
         # Rounded first, so that the stored numbers and the stored prediction cannot disagree.
         scores = np.asarray(ll, dtype=np.float32).astype(np.float64)
         pred = int(np.argmax(scores))
         margin = float(scores[gold] - np.delete(scores, gold).max())
-        if len(contexts) == 1:
+        if has_norm:
             lengths = np.array([max(len(text.removeprefix(" ")), 1) for text in continuations])
             pred_norm = int(np.argmax(scores / lengths))
     heavy: dict[str, Any] = {
@@ -123,12 +127,11 @@ def make_record(
         **(dict.fromkeys(HEAVY_FIELDS) if compact else heavy),
         "pred": pred,
         "pred_norm": pred_norm,
-        "correct": pred == gold if pred is not None else False,
-        "correct_norm": (pred_norm == gold if pred_norm is not None else None)
-        if error is None
-        else (False if len(contexts) == 1 else None),
+        "correct": pred == gold,
+        "correct_norm": pred_norm == gold if has_norm else None,
         "margin": margin,
         "error": error,
+        "prompt_group": prompt_group,
     }
 
 
@@ -182,15 +185,26 @@ def write_parquet(table: pa.Table, path: Path) -> None:
             compression_level=15,
             # One item's texts cost one row group to read; without texts one group is smallest.
             row_group_size=65536 if compact else 512,
-            use_dictionary=["task", "error"],
+            use_dictionary=["task", "error", "prompt_group"],
             column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
             write_statistics=["task", "doc_id"],
         )
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """``items.parquet`` as an arrow table, these columns only (None: all)."""
-    return pq.read_table(path, columns=None if columns is None else list(columns))
+    """``items.parquet`` as an arrow table, these columns only (None: all).
+
+    A field that a run of an older version does not have is null.
+    """
+    wanted = list(RECORD_FIELDS if columns is None else columns)
+    with pq.ParquetFile(path) as file:
+        there = set(file.schema_arrow.names)
+        table = file.read(columns=[name for name in wanted if name in there])
+    for name in wanted:
+        if name not in there:
+            nulls = pa.nulls(table.num_rows, type=SCHEMA.field(name).type)
+            table = table.append_column(SCHEMA.field(name), nulls)
+    return table.select(wanted)
 
 
 def read_one(path: Path, task: str, doc_id: int) -> dict[str, Any] | None:
@@ -207,6 +221,7 @@ def read_one(path: Path, task: str, doc_id: int) -> dict[str, Any] | None:
         for group in range(file.num_row_groups):
             n_rows = file.metadata.row_group(group).num_rows
             if row < n_rows:
-                return file.read_row_group(group).slice(row, 1).to_pylist()[0]
+                record = file.read_row_group(group).slice(row, 1).to_pylist()[0]
+                return {name: record.get(name) for name in RECORD_FIELDS}
             row -= n_rows
     return None

@@ -21,8 +21,69 @@ from bidir_core.store import Run
 
 TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")
 N_CHOICES = {"hellaswag": 4, "piqa": 2, "arc_easy": 4, "arc_challenge": 4, "winogrande": 2}
-ACCURACY = {"causal": 0.45, "bidirectional": 0.33}
-_WORDS = ["the", "a", "water", "light", "keeps", "growing", "when", "plants", "receive", "heat", "from", "sunlight", "then", "she", "puts", "it", "back", "into", "warm", "oven", "because", "rocks", "melt", "under", "pressure", "and", "small", "animals", "need", "food", "to", "store", "energy", "for", "winter", "while", "someone", "cleans", "their", "bicycle", "chain", "with", "an", "old", "brush", "before", "riding", "down", "to", "river", "where", "children", "throw", "stones", "across", "quiet", "surface", "until", "evening", "comes"]
+ABOVE_CHANCE = {"causal": 0.18, "bidirectional": 0.05}
+_WORDS = [
+    "the",
+    "a",
+    "water",
+    "light",
+    "keeps",
+    "growing",
+    "when",
+    "plants",
+    "receive",
+    "heat",
+    "from",
+    "sunlight",
+    "then",
+    "she",
+    "puts",
+    "it",
+    "back",
+    "into",
+    "warm",
+    "oven",
+    "because",
+    "rocks",
+    "melt",
+    "under",
+    "pressure",
+    "and",
+    "small",
+    "animals",
+    "need",
+    "food",
+    "to",
+    "store",
+    "energy",
+    "for",
+    "winter",
+    "while",
+    "someone",
+    "cleans",
+    "their",
+    "bicycle",
+    "chain",
+    "with",
+    "an",
+    "old",
+    "brush",
+    "before",
+    "riding",
+    "down",
+    "to",
+    "river",
+    "where",
+    "children",
+    "throw",
+    "stones",
+    "across",
+    "quiet",
+    "surface",
+    "until",
+    "evening",
+    "comes",
+]
 _clock = datetime(2026, 11, 22, 8, 0, 0, tzinfo=UTC)
 _made = 0
 
@@ -54,6 +115,7 @@ def make_item(task: str, doc_id: int, data_seed: int) -> dict[str, Any]:
     else:
         contexts = [f"Question: {words(rng, 8, 40)}?\nAnswer:"]
         continuations = [" " + words(rng, 1, 12) for _ in range(n_choices)]
+    kinds = ("activitynet", "wikihow") if task == "hellaswag" else ("",)
     text = json.dumps([contexts, continuations])
     prefix = [tokens(text) for text in contexts]
     continuation = [tokens(text) for text in continuations]
@@ -70,6 +132,7 @@ def make_item(task: str, doc_id: int, data_seed: int) -> dict[str, Any]:
         "prefix_token_offsets": [offsets for _, offsets in prefix],
         "continuation_token_ids": [ids for ids, _ in continuation],
         "continuation_token_offsets": [offsets for _, offsets in continuation],
+        "prompt_group": rng.choice(kinds),
     }
 
 
@@ -139,7 +202,8 @@ def make_run(
     if items is None:
         items = spread_items(n_items, tasks, data_seed)
     if accuracy is None:
-        accuracy = ACCURACY["causal" if regime == "causal" else "bidirectional"]
+        above = ABOVE_CHANCE["causal" if regime == "causal" else "bidirectional"]
+        accuracy = {task: 1 / N_CHOICES.get(task, 4) + above for task in tasks}
     rates = accuracy if isinstance(accuracy, Mapping) else dict.fromkeys(tasks, accuracy)
     records = [
         error_record(item, "the log-likelihood of choice 0 is nan")

@@ -1,0 +1,267 @@
+"""Which items of two runs belong together, and why some runs must not be paired at all.
+
+Two accuracies differ for many reasons; a paired difference means something only if the runs saw
+the same documents, cut into the same tokens, in the same prompt. What cannot be paired is refused
+with one sentence. Different *sets* of the same items can be intersected on request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from bidir_core.errors import UserError
+from bidir_core.metrics import bools
+from bidir_core.store import Run
+
+Metric = Literal["acc", "acc_norm"]
+METRICS: tuple[Metric, ...] = ("acc", "acc_norm")
+PAIR_COLUMNS = (
+    "task",
+    "doc_id",
+    "doc_hash",
+    "gold",
+    "pred",
+    "pred_norm",
+    "correct",
+    "correct_norm",
+    "error",
+    "n_continuation_tokens",
+)
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One reason why two runs do not pair. ``sets_only``: intersecting would help."""
+
+    what: str
+    value_a: str
+    value_b: str
+    sentence: str
+    sets_only: bool = False
+
+
+@dataclass(frozen=True)
+class PairedItems:
+    """The aligned items of two runs, error items left out; arrays of shape ``[n_items]``.
+
+    ``rows_a`` and ``rows_b`` index the runs' own tables, for columns loaded later.
+    """
+
+    run_a: Run
+    run_b: Run
+    metric: Metric
+    task: np.ndarray
+    doc_id: np.ndarray
+    gold: np.ndarray
+    n_choices: np.ndarray
+    correct_a: np.ndarray
+    correct_b: np.ndarray
+    pred_a: np.ndarray
+    pred_b: np.ndarray
+    rows_a: np.ndarray
+    rows_b: np.ndarray
+    n_errors: int
+    n_unpaired: int
+    intersected: bool
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(self.task.tolist()))
+
+    @property
+    def n(self) -> int:
+        return len(self.task)
+
+    def by_task(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Split an array ``[n_items]`` by task, in the runs' task order."""
+        return {task: values[self.task == task] for task in self.tasks}
+
+    def chance(self) -> dict[str, float]:
+        """Mean of 1 / n_choices over the paired items, per task."""
+        return {
+            t: float((1 / np.maximum(c, 1)).mean()) for t, c in self.by_task(self.n_choices).items()
+        }
+
+
+def check_metric(metric: str) -> Metric:
+    for known in METRICS:
+        if metric == known:
+            return known
+    raise UserError(f"unknown metric '{metric}'; choose {' or '.join(METRICS)}")
+
+
+def mismatches(run_a: Run, run_b: Run, *, check_context: bool = True) -> list[Mismatch]:
+    """Every setting in which the runs differ so that their items must not be paired.
+
+    What a run did not record (an imported one may not) is not held against it.
+    """
+    found = []
+
+    def check(what: str, a: Any, b: Any, sentence: str) -> None:
+        if a is not None and b is not None and a != b:
+            found.append(Mismatch(what, str(a), str(b), sentence.format(a=_show(a), b=_show(b))))
+
+    a, b = run_a.settings, run_b.settings
+    check("split", a.get("split"), b.get("split"), "one run used the split {a}, the other {b}")
+    check(
+        "tokenizer",
+        run_a.config.get("tokenizer_fingerprint"),
+        run_b.config.get("tokenizer_fingerprint"),
+        "the runs use different tokenizers ({a} and {b}), so their tokens and prompts differ",
+    )
+    check(
+        "chat template",
+        a.get("chat_template"),
+        b.get("chat_template"),
+        "one run used the chat template and the other did not",
+    )
+    bos_a, bos_b = run_a.config.get("bos_added"), run_b.config.get("bos_added")
+    check("BOS", bos_a, bos_b, "one run put a BOS token in front and the other did not")
+    if bos_a is None or bos_b is None:
+        check("BOS", a.get("bos"), b.get("bos"), "the runs treat the BOS token as {a} and as {b}")
+    check(
+        "few-shot",
+        a.get("num_fewshot"),
+        b.get("num_fewshot"),
+        "one run shows {a} solved examples before each item, the other {b}",
+    )
+    if check_context:
+        check(
+            "context",
+            a.get("context"),
+            b.get("context"),
+            "one run scored with context {a}, the other with context {b}",
+        )
+    seeded = a.get("context") == b.get("context") == "shuffled" or (
+        a.get("num_fewshot") and a.get("num_fewshot") == b.get("num_fewshot")
+    )
+    if seeded:
+        check(
+            "seed",
+            a.get("seed"),
+            b.get("seed"),
+            "the runs drew their contexts or examples with the seeds {a} and {b}",
+        )
+    return found
+
+
+def pair(
+    run_a: Run,
+    run_b: Run,
+    metric: str = "acc",
+    *,
+    intersect: bool = False,
+    check_context: bool = True,
+) -> PairedItems:
+    """Align the items of two runs by (task, doc_id), equal documents only.
+
+    Raises UserError, with the reason, for runs that do not pair; ``intersect`` allows different
+    item sets. ``check_context=False`` pairs a run with its no-context floor. Error items of
+    either run are left out and counted. acc_norm uses ``correct_norm``, and ``correct`` in tasks
+    without it, as the macro does.
+    """
+    wanted = check_metric(metric)
+    for run in (run_a, run_b):
+        if run.is_reference:
+            raise UserError(f"'{run.id}' holds published numbers only; there are no items to pair")
+        if run.state == "corrupt":
+            raise UserError(f"the run '{run.id}' is corrupt: {run.error}")
+        if not run.has_items:
+            raise UserError(f"the run '{run.id}' has no items to pair (it is {run.state})")
+    hard = mismatches(run_a, run_b, check_context=check_context)
+    if hard:
+        raise UserError(f"'{run_a.id}' and '{run_b.id}' do not pair: {hard[0].sentence}")
+    a, b = run_a.items_table(PAIR_COLUMNS), run_b.items_table(PAIR_COLUMNS)
+    rows_a, rows_b, n_unpaired, why = _align(a, b)
+    if why is not None and (not intersect or not len(rows_a)):
+        remedy = "; --intersect compares only the items both hold" if len(rows_a) else ""
+        raise UserError(f"'{run_a.id}' and '{run_b.id}' do not pair: {why}{remedy}")
+    failed = (
+        a.column("error").is_valid().to_numpy()[rows_a]
+        | b.column("error").is_valid().to_numpy()[rows_b]
+    )
+    rows_a, rows_b = rows_a[~failed], rows_b[~failed]
+    if not len(rows_a):
+        raise UserError(f"'{run_a.id}' and '{run_b.id}' share no item that both could score")
+    correct_a, pred_a = _outcome(a, wanted, rows_a)
+    correct_b, pred_b = _outcome(b, wanted, rows_b)
+    lengths = a.column("n_continuation_tokens").combine_chunks().value_lengths()
+    return PairedItems(
+        run_a=run_a,
+        run_b=run_b,
+        metric=wanted,
+        task=a.column("task").to_numpy(zero_copy_only=False)[rows_a],
+        doc_id=a.column("doc_id").to_numpy()[rows_a],
+        gold=a.column("gold").to_numpy()[rows_a],
+        n_choices=lengths.fill_null(0).to_numpy(zero_copy_only=False)[rows_a],
+        correct_a=correct_a,
+        correct_b=correct_b,
+        pred_a=pred_a,
+        pred_b=pred_b,
+        rows_a=rows_a,
+        rows_b=rows_b,
+        n_errors=int(failed.sum()),
+        n_unpaired=n_unpaired,
+        intersected=why is not None,
+    )
+
+
+def _align(a: pa.Table, b: pa.Table) -> tuple[np.ndarray, np.ndarray, int, str | None]:
+    """Row numbers of the common items in both tables, how many are left out, and why."""
+    keys = ("task", "doc_id", "doc_hash", "gold")
+    if a.num_rows == b.num_rows and all(a.column(k).equals(b.column(k)) for k in keys):
+        rows = np.arange(a.num_rows)
+        return rows, rows, 0, None
+    frame_a, frame_b = (
+        table.select(keys).to_pandas().assign(row=np.arange(table.num_rows)) for table in (a, b)
+    )
+    both = frame_a.merge(frame_b, on=["task", "doc_id"], suffixes=("_a", "_b"), sort=False)
+    same = (both["doc_hash_a"] == both["doc_hash_b"]) & (both["gold_a"] == both["gold_b"])
+    kept = both[same].sort_values("row_a")
+    rows_a, rows_b = kept["row_a"].to_numpy(), kept["row_b"].to_numpy()
+    n_unpaired = a.num_rows + b.num_rows - 2 * len(kept)
+    if n_unpaired == 0:
+        return rows_a, rows_b, 0, None
+    return rows_a, rows_b, n_unpaired, _why_unpaired(frame_a, frame_b, both[~same], len(kept))
+
+
+def _why_unpaired(a: pd.DataFrame, b: pd.DataFrame, other: pd.DataFrame, n_common: int) -> str:
+    if len(other):
+        first = f"{other['task'].iloc[0]}/{other['doc_id'].iloc[0]}"
+        return (
+            f"{len(other):,} item ids hold different documents in the two runs (first {first}); "
+            f"{n_common:,} items are the same"
+        )
+    tasks_a, tasks_b = set(a["task"]), set(b["task"])
+    if tasks_a != tasks_b:
+        lone = ", ".join(sorted(tasks_a ^ tasks_b))
+        return f"only one of the runs has the task {lone}; {n_common:,} items are in both"
+    return (
+        f"they hold different items, {len(a):,} and {len(b):,}, of which {n_common:,} are in both"
+    )
+
+
+def _outcome(table: pa.Table, metric: Metric, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Correctness and predicted choice under the metric, of these rows."""
+
+    def columns(correct: str, pred: str) -> tuple[np.ndarray, np.ndarray]:
+        choice = table.column(pred).combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False)
+        return bools(table.column(correct))[rows], choice[rows].astype(np.int64)
+
+    plain, plain_pred = columns("correct", "pred")
+    if metric == "acc":
+        return plain, plain_pred
+    normed, normed_pred = columns("correct_norm", "pred_norm")
+    has_norm = table.column("correct_norm").is_valid().to_numpy()[rows]
+    task = table.column("task").to_numpy(zero_copy_only=False)[rows]
+    has_norm &= task != "winogrande"
+    return np.where(has_norm, normed, plain), np.where(has_norm, normed_pred, plain_pred)
+
+
+def _show(value: Any) -> str:
+    return f"'{str(value)[:60]}'"
