@@ -17,7 +17,8 @@ from bidir_core.packing import Batch, Segment, build_segments, collate, plan_bat
 from bidir_core.regimes import Regime
 
 AUTO_BATCH_TOKENS = {"cpu": 1536, "cuda": 32768, "mps": 8192}
-HEAD_CHUNK_BYTES = 1 << 30  # logits of one chunk of predicting positions, in float32
+# Normalising the logits makes float32 copies; small pieces stay in a CPU's cache.
+HEAD_CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
 
 
 class ItemScore(NamedTuple):
@@ -117,7 +118,8 @@ class Scorer:
             logits = self.model(
                 input_ids=ids, position_ids=layout.position, use_cache=False
             ).logits[0]
-        rows = max(1, HEAD_CHUNK_BYTES // (4 * logits.shape[-1]))
+        chunk_bytes = HEAD_CHUNK_BYTES.get(self.device.type, 1 << 28)
+        rows = max(1, chunk_bytes // (4 * logits.shape[-1]))
         norms = torch.cat([chunk.float().logsumexp(-1) for chunk in logits.split(rows)])
         picked = logits[source, target].float() - norms[source]
         return picked.double().cpu().numpy()

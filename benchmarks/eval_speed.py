@@ -1,0 +1,161 @@
+"""Evaluation speed beside lm-eval's, on the same items, in one run.
+
+    python -m benchmarks.eval_speed                        # five tasks x 20 items, float32, CPU
+    python -m benchmarks.eval_speed --limit 500 --device cuda --dtype bfloat16 --batch-sizes 64,256
+
+Times tokenising and scoring, model loading left out. Repeats of both are interleaved, since other
+work on the machine can slow any one of them; medians are printed, with CPU seconds and the
+matrix-product rate measured around each repeat, so that a disturbed repeat can be told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.lm_eval_peer import LmEvalPeer, accuracy, differences
+from bidir_core import models
+from bidir_core.assets import ensure
+from bidir_core.config import EMBEDDED_MODEL, PUBLISHED_TASKS
+from bidir_core.encoding import Encoder
+from bidir_core.regimes import CAUSAL
+from bidir_core.scoring import Scorer, plan_scoring
+from bidir_core.tasks import load_items
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--limit", type=int, default=20, help="items per task")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch-sizes", default="1,4,8,16", help="lm-eval's; the best is used")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--no-memory", action="store_true", help="skip the peak-memory child run")
+    options = parser.parse_args()
+
+    folder = ensure(EMBEDDED_MODEL)
+    items = load_items(PUBLISHED_TASKS, limit=options.limit)
+    loaded = models.load(EMBEDDED_MODEL, dtype=options.dtype, device=options.device)
+    peer = LmEvalPeer(str(folder), dtype=options.dtype, device=options.device)
+    device = torch.device(options.device)
+    state: dict[str, Any] = {}
+
+    def ours() -> list[list[float]]:
+        encoded = Encoder(loaded.tokenizer).encode(items)
+        plan = plan_scoring(encoded, device=device)
+        scorer = Scorer(loaded.model, loaded.handle, CAUSAL, plan)
+        found = {s.index: s.ll for batch in plan.batches for s in scorer.score(batch.items)}
+        state["cost"], state["plan"] = scorer.cost, plan
+        return [found[i] for i in range(len(items))]
+
+    print(
+        f"{len(items)} items of {len(PUBLISHED_TASKS)} tasks, {options.dtype} on {options.device}, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
+    ours()  # warm up
+    sizes = [int(size) for size in options.batch_sizes.split(",")]
+    first = {size: timed(lambda size=size: peer.score(items, size), device) for size in sizes}
+    for size, trial in first.items():
+        print(f"lm-eval, batch {size:4d}: {trial['wall']:7.2f} s")
+    best = min(first, key=lambda size: first[size]["wall"])
+
+    runs: dict[str, list[dict[str, Any]]] = {"bidir": [], "lm-eval": []}
+    for _ in range(options.repeats):
+        runs["bidir"].append(timed(ours, device))
+        runs["lm-eval"].append(timed(lambda: peer.score(items, best), device))
+    for name, trials in runs.items():
+        print(
+            f"{name:8s} wall {median(trials, 'wall'):7.2f} s   cpu {median(trials, 'cpu'):7.2f} s   "
+            f"around it {median(trials, 'gflops'):6.0f} GFLOP/s   "
+            f"(wall of each: {', '.join(format(t['wall'], '.2f') for t in trials)})"
+        )
+    ratios = [b["wall"] / a["wall"] for a, b in zip(runs["bidir"], runs["lm-eval"])]
+    cpu_ratio = median(runs["lm-eval"], "cpu") / median(runs["bidir"], "cpu")
+    print(
+        f"lm-eval at its best batch size ({best}) takes {statistics.median(ratios):.2f} times as "
+        f"long (median of paired repeats); {cpu_ratio:.2f} times the CPU seconds"
+    )
+
+    mine, theirs = runs["bidir"][0]["result"], runs["lm-eval"][0]["result"]
+    largest, changed = differences(items, mine, theirs)
+    same = accuracy(items, mine) == accuracy(items, theirs)
+    print(
+        f"largest difference of a choice: {largest:.2e} nats; {changed} predictions differ; "
+        f"acc and acc_norm {'equal' if same else 'DIFFER'}"
+    )
+    flops = floor_flops(loaded.model, state)
+    rate = median(runs["bidir"], "gflops")
+    print(
+        f"{state['cost'].computed_tokens} tokens computed, {flops / 1e12:.2f} TFLOP of matrix "
+        f"products: a floor of {flops / rate / 1e9:.2f} s at {rate:.0f} GFLOP/s"
+    )
+    if not options.no_memory and options.device == "cpu":
+        print(
+            f"peak memory of `bidir_core eval` on these items: {peak_memory(options.limit):.2f} GB"
+        )
+
+
+def timed(work: Any, device: torch.device) -> dict[str, Any]:
+    """Wall and CPU seconds of ``work()``, and the GFLOP/s measured just before and after it."""
+    before = gflops(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    return {**spent, "gflops": (before + gflops(device)) / 2, "result": result}
+
+
+def gflops(device: torch.device) -> float:
+    """The rate of a float32 matrix product of the model's own kind of size."""
+    a, b = torch.randn(1536, 576, device=device), torch.randn(576, 1536, device=device)
+    a @ b
+    sync(device)
+    start = time.perf_counter()
+    for _ in range(20):
+        a @ b
+    sync(device)
+    return 20 * 2 * 1536 * 576 * 1536 / (time.perf_counter() - start) / 1e9
+
+
+def sync(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median(trials: list[dict[str, Any]], key: str) -> float:
+    return statistics.median(trial[key] for trial in trials)
+
+
+def floor_flops(model: Any, state: dict[str, Any]) -> float:
+    """Matrix-product operations no exact method can leave out: layers per token, head per position."""
+    head = model.get_output_embeddings().weight.numel()
+    embeddings = model.get_input_embeddings().weight.numel()
+    total = sum(p.numel() for p in model.parameters())
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    layers = total - embeddings - (0 if tied else head)
+    plan = state["plan"]
+    positions = sum(len(s) - s.n_prefix + 1 for own in plan.segments for s in own)
+    return 2.0 * (layers * state["cost"].computed_tokens + head * positions)
+
+
+def peak_memory(limit: int) -> float:
+    """Largest resident set, in GB, of the real command in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        line = [sys.executable, "-m", "bidir_core", "eval", "--model", EMBEDDED_MODEL]
+        subprocess.run(
+            [*line, "--limit", str(limit), "--runs-dir", folder, "--dtype", "float32"],
+            check=True,
+            capture_output=True,
+        )
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""lm-eval's own ``hf`` model on our items: the peer for parity and for speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bidir_core.items import Item
+
+
+class LmEvalPeer:
+    """Scores items with lm-eval 0.4.13's ``HFLM``, in its native causal attention."""
+
+    def __init__(self, folder: str, *, dtype: str = "float32", device: str = "cpu"):
+        from lm_eval.models.huggingface import HFLM
+
+        self.lm = HFLM(pretrained=folder, dtype=dtype, device=device, batch_size=1)
+
+    def score(self, items: Sequence[Item], batch_size: int) -> list[list[float]]:
+        """Log-likelihood in nats of every choice of every item, tokenising included."""
+        from lm_eval.api.instance import Instance
+
+        self.lm.batch_size_per_gpu = batch_size
+        requests = [
+            Instance("loglikelihood", {}, (item.context(choice), continuation), choice)
+            for item in items
+            for choice, continuation in enumerate(item.continuations)
+        ]
+        flat = iter(self.lm.loglikelihood(requests, disable_tqdm=True))
+        return [[float(next(flat)[0]) for _ in item.continuations] for item in items]
+
+
+def accuracy(items: Sequence[Item], scores: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """``acc`` and ``acc_norm`` per task by lm-eval's rules, from log-likelihoods."""
+    tasks: dict[str, list[tuple[bool, bool]]] = {}
+    for item, ll in zip(items, scores):
+        lengths = [len(text.removeprefix(" ")) for text in item.continuations]
+        plain = int(np.argmax(ll)) == item.gold
+        normed = int(np.argmax(np.array(ll) / lengths)) == item.gold
+        tasks.setdefault(item.task, []).append((plain, normed))
+    return {
+        task: {"acc": np.mean([p for p, _ in hits]), "acc_norm": np.mean([n for _, n in hits])}
+        for task, hits in tasks.items()
+    }
+
+
+def differences(
+    items: Sequence[Item], ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]
+) -> tuple[float, int]:
+    """The largest difference in nats over all choices, and how many predictions differ."""
+    largest = max(abs(a - b) for x, y in zip(ours, theirs) for a, b in zip(x, y))
+    changed = sum(int(np.argmax(x)) != int(np.argmax(y)) for x, y in zip(ours, theirs))
+    return largest, changed
