@@ -1,0 +1,188 @@
+"""Everything that a fine-tune can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bidir_core.config import DTYPES, EMBEDDED_MODEL, check_config, setting
+from bidir_core.errors import UserError
+from bidir_core.training.objectives import OBJECTIVES, Objective
+
+TRACKERS = ("none", "tensorboard", "wandb", "trackio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """What to train, on what, how, and where. ``objective`` is a code of ``OBJECTIVES``."""
+
+    model: str = setting(
+        help=f"'{EMBEDDED_MODEL}' (embedded), a hub id, or a local folder", role="identity"
+    )
+    revision: str | None = setting(None, help="the hub revision of the model", role="identity")
+    objective: str = setting(
+        help="what is trained: "
+        + "; ".join(f"{one.code}: {one.what}" for one in OBJECTIVES.values()),
+        role="identity",
+        choices=tuple(OBJECTIVES),
+        cli=False,  # the command line has one flag for each
+    )
+    regime: str | None = setting(
+        None,
+        help="who sees whom in training (default: bidirectional, or causal for the control)",
+        role="identity",
+    )
+    causal_anchor: float = setting(
+        0.0,
+        help="weight of KL(base || student), both causal, which protects the causal mode",
+        role="identity",
+    )
+
+    data: str = setting(
+        "far",
+        help="the embedded mixture far or near, a JSONL file, or hub:OWNER/NAME[@CONFIG][:SPLIT]",
+        role="identity",
+    )
+    prompt_column: str = setting("prompt", help="the data's field with prompts", role="identity")
+    response_column: str = setting(
+        "response", help="the data's field with responses", role="identity"
+    )
+    messages_column: str | None = setting(
+        None, help="the data's field with conversations, instead of the two", role="identity"
+    )
+    chat_template: bool = setting(
+        False, help="put prompts and responses into the model's chat format", role="identity"
+    )
+    max_tokens: int = setting(
+        512, help="longest sample, prompt and response together", role="identity", metavar="N"
+    )
+    over_long: str = setting(
+        "drop",
+        help="longer samples are dropped, or lose the beginning of their prompt (truncate)",
+        role="identity",
+        choices=("drop", "truncate"),
+    )
+    append_eos: bool = setting(
+        True, help="end each response with EOS, so that the model learns to stop", role="identity"
+    )
+    decontaminate: bool = setting(
+        True,
+        help="drop samples that share 13 words in a row with an evaluation item",
+        role="identity",
+    )
+
+    method: str = setting(
+        "full",
+        help="train all weights, or a low-rank adapter beside them",
+        role="identity",
+        choices=("full", "lora"),
+    )
+    lora_rank: int = setting(8, help="rank of the adapter", role="identity", metavar="R")
+    lora_alpha: float = setting(
+        16.0, help="the adapter's scale is alpha / rank", role="identity", metavar="A"
+    )
+    lora_dropout: float = setting(0.0, help="dropout in front of the adapter", role="identity")
+
+    steps: int = setting(400, help="optimizer steps", role="identity", metavar="N")
+    batch_samples: int = setting(64, help="samples per step", role="identity", metavar="N")
+    lr: float = setting(1e-4, help="peak learning rate", role="identity")
+    warmup_steps: int = setting(
+        20, help="steps of linear warm-up, before the cosine", role="identity", metavar="N"
+    )
+    final_lr_fraction: float = setting(
+        0.0, help="where the cosine ends, as a fraction of the peak", role="identity"
+    )
+    weight_decay: float = setting(0.0, help="AdamW's, on matrices only", role="identity")
+    beta2: float = setting(0.95, help="AdamW's second-moment decay", role="identity")
+    clip: float = setting(
+        1.0, help="largest norm of the gradient; 0 switches clipping off", role="identity"
+    )
+    seed: int = setting(0, help="of data order, cuts, adapter and dropout", role="identity")
+
+    dtype: str = setting(
+        "auto",
+        help="auto is float32 on a CPU and bfloat16, with float32 master weights, on a GPU",
+        role="identity",
+        choices=DTYPES,
+    )
+    device: str = setting("auto", help="auto, cpu, cuda, cuda:1, mps", role="runtime")
+    attn: str = setting(
+        "auto", help="attention implementation: auto, sdpa or eager", role="identity"
+    )
+    micro_tokens: int | None = setting(
+        None,
+        help="tokens computed at once; a step is cut into as many parts as it takes",
+        role="runtime",
+        metavar="N|auto",
+    )
+    gradient_checkpointing: bool = setting(
+        False, help="save memory by computing each layer twice", role="runtime"
+    )
+    checkpoint_every: int = setting(
+        100, help="steps between checkpoints; 0 for none", role="runtime", metavar="N"
+    )
+    log_every: int = setting(10, help="steps between reports", role="runtime", metavar="N")
+    eval_every: int = setting(
+        0,
+        help="steps between quick evaluations under both regimes; 0 for none",
+        role="runtime",
+        metavar="N",
+    )
+    eval_items: int = setting(
+        50, help="items per task in a quick evaluation (explore fold)", role="runtime", metavar="N"
+    )
+    tracker: str = setting(
+        "none", help="also log to tensorboard, wandb or trackio", role="runtime", choices=TRACKERS
+    )
+    runs_dir: str | None = setting(
+        None, help="where run folders go (default: runs, or BIDIR_RUNS_DIR)", role="runtime"
+    )
+    name: str | None = setting(None, help="a name at the end of the run folder", role="runtime")
+
+    def __post_init__(self) -> None:
+        check_config(self)
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name.replace('_', '-')} {value}: give a number from {least}")
+        for name in ("lr", "lora_alpha"):
+            if not getattr(self, name) > 0:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: give a number above 0"
+                )
+        for name in ("lora_dropout", "final_lr_fraction", "beta2"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: give a number from 0 to 1"
+                )
+        if self.dtype == "float16":
+            raise UserError("--dtype float16 overflows in training; use bfloat16 or float32")
+        # The canonical print, with the objective's own default filled in.
+        object.__setattr__(self, "regime", str(self.goal.regime(self.regime)))
+
+    @property
+    def goal(self) -> Objective:
+        """The objective itself."""
+        return OBJECTIVES[self.objective]
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the base model's predictions are part of the loss."""
+        return self.goal.distils or self.causal_anchor > 0
+
+
+_AT_LEAST = {
+    "causal_anchor": 0,
+    "max_tokens": 2,
+    "lora_rank": 1,
+    "steps": 1,
+    "batch_samples": 1,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "clip": 0,
+    "seed": 0,
+    "micro_tokens": 1,
+    "checkpoint_every": 0,
+    "log_every": 1,
+    "eval_every": 0,
+    "eval_items": 1,
+}
