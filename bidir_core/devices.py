@@ -1,0 +1,76 @@
+"""Which device and number format to compute in, refused early and by name where it cannot be."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from bidir_core.errors import UserError
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+_SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+
+
+def available_devices() -> list[str]:
+    """The names that ``--device`` takes here, besides ``auto``."""
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return names
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; ``auto`` takes a GPU if there is one.
+
+    Under ``accelerate launch`` each process takes the GPU of its local rank. Raises UserError for
+    a device that is not there, naming those that are.
+    """
+    available = available_devices()
+    if name == "auto":
+        name = next((kind for kind in ("cuda", "mps") if kind in available), "cpu")
+    if name not in available:
+        raise UserError(
+            f"device '{name}' is not there; this machine has {', '.join(available)} (or say auto)"
+        )
+    if name == "cuda":
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", rank % torch.cuda.device_count())
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
+
+    Raises UserError for an unknown name, and for a dtype that the device cannot compute in.
+    """
+    if name == "auto":
+        name = "float32"
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            name = "bfloat16"
+    name = _SHORT.get(name, name)
+    if name not in DTYPES:
+        raise UserError(f"unknown dtype '{name}'; use auto, {', '.join(DTYPES)}")
+    if not can_compute(device, DTYPES[name]):
+        raise UserError(f"device '{device}' cannot compute in {name}; use --dtype float32")
+    return DTYPES[name]
+
+
+def can_compute(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a matrix product and an attention of this dtype really run on the device."""
+    if device.type == "cuda" and dtype is torch.bfloat16:
+        # Older GPUs emulate it, slowly; PyTorch knows.
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        x = torch.ones(1, 1, 2, 8, dtype=dtype, device=device)
+        attended = torch.nn.functional.scaled_dot_product_attention(x, x, x)
+        return bool((attended @ x.mT).softmax(-1).isfinite().all())
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
