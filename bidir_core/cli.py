@@ -147,6 +147,16 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument(
         "--intersect", action="store_true", help="pair only the items that both runs have"
     )
+    parser.add_argument(
+        "--floor", metavar="RUN", help="a no-context run: also print what is kept above its score"
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=1.0,
+        metavar="POINTS",
+        help="how small a difference counts as none (default: 1 point)",
+    )
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 

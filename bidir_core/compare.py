@@ -299,29 +299,12 @@ def interaction_of_runs(
     return stats.interaction(arm(0), arm(1), arm(2), arm(3))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``compare``."""
-    parser.add_argument("run_a", metavar="RUN_A", help="the baseline: a run id or a path")
-    parser.add_argument("run_b", metavar="RUN_B", help="the candidate: a run id or a path")
-    parser.add_argument("--metric", default="acc", choices=METRICS, help="default: acc")
-    parser.add_argument(
-        "--intersect", action="store_true", help="compare only the items both runs hold"
-    )
-    parser.add_argument(
-        "--floor", metavar="RUN", help="a no-context run, for the retention above it"
-    )
-    parser.add_argument(
-        "--margin",
-        type=float,
-        default=100 * stats.MARGIN,
-        metavar="POINTS",
-        help="how small a difference counts as none (default: 1 point)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-
-
 def compare_command(args: argparse.Namespace) -> int:
-    """``compare A B``: print a table, or JSON; 0 when done, UserError otherwise."""
+    """``compare A B``: print a table, or JSON; 0 when done, UserError otherwise.
+
+    Reads ``run_a``, ``run_b``, ``metric``, ``intersect``, ``json``, ``floor`` (a run) and
+    ``margin`` (in points).
+    """
     if not 0 < args.margin < 100:
         raise UserError(f"--margin {args.margin:g}: give a number of points above 0, such as 1")
     result = compare(

@@ -211,6 +211,7 @@ def _record(one: EncodedItem, score: ItemScore | None, compact: bool) -> dict[st
         continuation_token_ids=[tokens.ids.tolist() for tokens in one.continuations],
         continuation_token_offsets=[tokens.offsets.tolist() for tokens in one.continuations],
         error=one.error,
+        prompt_group=item.prompt_group,
         compact=compact,
     )
 

@@ -109,14 +109,9 @@ class RunWriter:
         writer._records = {(r["task"], r["doc_id"]): r for r in records}
         if (view.path / "items.jsonl").exists():
             os.truncate(view.path / "items.jsonl", n_bytes)
-        old = view.status
-        writer._set_status(
-            state="running",
-            done=len(records),
-            total=old.get("total"),
-            started=old.get("started", time.time()),
-            resumed=time.time(),
-        )
+        # What the earlier process reported (total, cost, start) stays until there is newer.
+        writer._status = {k: v for k, v in view.status.items() if k not in ("rate", "eta_seconds")}
+        writer._set_status(state="running", done=len(records), resumed=time.time())
         return writer
 
     @property
@@ -213,8 +208,8 @@ class RunWriter:
         """Sync and let go of the folder; the status stays as it is."""
         self._close_items()
         if self._lock.is_locked:
-            self._lock.release()
             (self.path / ".lock").unlink(missing_ok=True)
+            self._lock.release()
 
     def __enter__(self) -> RunWriter:
         return self

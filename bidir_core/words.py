@@ -90,12 +90,7 @@ def _ending(estimate: stats.Estimate, verdict: stats.Verdict, margin: float) -> 
         return "different"
     size = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
     if verdict == "no difference":
-        beyond = "beyond" if estimate.excludes_zero else "within"
-        return (
-            f"no difference {beyond} {size}"
-            if beyond == "beyond"
-            else f"no difference (within {size})"
-        )
+        return f"no difference {'beyond' if estimate.excludes_zero else 'within'} {size}"
     if estimate.excludes_zero:
         return "undecided once the number of tasks is allowed for (Holm)"
     return f"undecided, needs about n = {count(stats.n_to_decide(estimate, margin=margin))}"
