@@ -63,6 +63,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def device_name(device: torch.device) -> str:
+    """What the device is called in records: the GPU's product name, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def can_compute(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a matrix product and an attention of this dtype really run on the device."""
     if device.type == "cuda" and dtype is torch.bfloat16:

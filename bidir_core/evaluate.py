@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bidir_core import models
 from bidir_core.config import EvalConfig, changed_identity, from_json, to_json
+from bidir_core.devices import device_name
 from bidir_core.encoding import EncodedItem, Encoder, check_lengths
 from bidir_core.errors import UserError
 from bidir_core.items import Item, data_fingerprint
+from bidir_core.models import LoadedModel
 from bidir_core.probe import run_probe
 from bidir_core.progress import Progress, logging_to, terminable
 from bidir_core.records import make_record
@@ -23,9 +25,6 @@ from bidir_core.run_writer import RunWriter
 from bidir_core.scoring import ItemScore, Scorer, plan_scoring
 from bidir_core.store import Run, find_run
 from bidir_core.tasks import load_items
-
-if TYPE_CHECKING:
-    from bidir_core.models import LoadedModel
 
 
 def evaluate(
@@ -40,9 +39,10 @@ def evaluate(
     (a point of a sweep). Raises UserError on bad input, before anything is written.
     """
     regime = parse_regime(config.regime)
+    plan = loaded or preflight(config, regime)
     items = read_items(config)
-    loaded = loaded or load_model(config, regime)
-    encoded, bos_added = encode(config, loaded, items)
+    encoded, bos_added = encode(config, plan, items)
+    loaded = loaded or models.load_weights(plan)  # type: ignore[arg-type]
     writer = RunWriter.create(
         stage_dir_for("eval", regime=regime, checkpoint=config.checkpoint),
         to_json(config),
@@ -76,11 +76,12 @@ def resume(reference: str | Path, given: Mapping[str, Any], *, runs_dir: str | N
     if "device" in given:
         config = from_json(EvalConfig, {**to_json(config), "device": given["device"]})
     regime = parse_regime(config.regime)
+    plan = preflight(config, regime)
     items = read_items(config)
     _check_same(run, "data_fingerprint", data_fingerprint(items), "the benchmark data")
-    loaded = load_model(config, regime)
+    encoded, _ = encode(config, plan, items)
+    loaded = models.load_weights(plan)
     _check_same(run, "model_fingerprint", loaded.fingerprint, "the model")
-    encoded, _ = encode(config, loaded, items)
     writer = RunWriter.resume(run)
     _run(writer, config, loaded, regime, encoded, before=run.status.get("cost"))
     return writer.path
@@ -101,9 +102,9 @@ def read_items(config: EvalConfig) -> list[Item]:
     )
 
 
-def load_model(config: EvalConfig, regime: Regime) -> LoadedModel:
-    """Load the config's model, after every check that needs no weights."""
-    return models.load(
+def preflight(config: EvalConfig, regime: Regime) -> models.Preflight:
+    """Every check of the config's model that needs no weights."""
+    return models.preflight(
         config.model,
         revision=config.revision,
         checkpoint=config.checkpoint,
@@ -115,7 +116,7 @@ def load_model(config: EvalConfig, regime: Regime) -> LoadedModel:
 
 
 def encode(
-    config: EvalConfig, loaded: LoadedModel, items: Sequence[Item]
+    config: EvalConfig, loaded: LoadedModel | models.Preflight, items: Sequence[Item]
 ) -> tuple[list[EncodedItem], bool]:
     """Tokenise the items as the config says; also whether a BOS stands in front of them."""
     encoder = Encoder(
@@ -241,7 +242,7 @@ def _cost(
     }
     for name in spent:  # a resumed run adds to what the killed one had spent
         spent[name] += (before or {}).get(name, 0)
-    return {**spent, "device": loaded.device_name}
+    return {**spent, "device": device_name(loaded.device)}
 
 
 def _check_same(run: Run, key: str, now: str, what: str) -> None:

@@ -147,15 +147,21 @@ def load(
     ``checkpoint`` is a folder of safetensors, a LoRA adapter, or a fine-tuning run. A LoRA adapter
     is folded into float32 weights, where nothing is lost by it, and kept beside narrower ones.
     """
-    plan = preflight(
-        model,
-        revision=revision,
-        checkpoint=checkpoint,
-        dtype=dtype,
-        device=device,
-        attn=attn,
-        regime=regime,
+    return load_weights(
+        preflight(
+            model,
+            revision=revision,
+            checkpoint=checkpoint,
+            dtype=dtype,
+            device=device,
+            attn=attn,
+            regime=regime,
+        )
     )
+
+
+def load_weights(plan: Preflight) -> LoadedModel:
+    """The second half of :func:`load`: read what :func:`preflight` found."""
     opened = plan.checkpoint
     full = opened is not None and opened.kind == "full"
     folder = opened.folder if opened is not None and full else _weights_folder(plan)
@@ -169,7 +175,7 @@ def load(
         loaded = loaded.to(plan.device)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"'{model}' does not fit into the memory of {plan.device} in {plan.dtype}; "
+            f"'{plan.name}' does not fit into the memory of {plan.device} in {plan.dtype}; "
             "use --dtype bfloat16 or --device cpu"
         ) from error
     return LoadedModel(
