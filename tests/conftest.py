@@ -1,0 +1,44 @@
+"""Shared fixtures: a tiny model folder, a folder of runs, and a file of one's own items."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A local folder like a hub snapshot, with a tiny random Llama and a byte tokenizer."""
+    from tests.tiny_models import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that new runs go to."""
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(folder))
+    monkeypatch.delenv("BIDIR_READ_ONLY", raising=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own_items(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's task: 60 items of three choices, contexts of different length."""
+    path = tmp_path_factory.mktemp("tasks") / "mine.jsonl"
+    lines = [
+        {
+            "contexts": [f"Question {i}: " + "what comes next? " * (i % 5 + 1) + "Answer:"],
+            "continuations": [f" the {i}th thing", f" the {i}", " nothing" + "!" * (i % 3)],
+            "gold": i % 3,
+        }
+        for i in range(60)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path

@@ -1,0 +1,245 @@
+"""From a command line to a complete run folder, through kills, bad items and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bidir_core import evaluate
+from bidir_core.cli import main
+from bidir_core.config import EvalConfig, command_line, from_json, to_json
+from bidir_core.errors import UserError
+from bidir_core.records import RECORD_FIELDS, read_jsonl
+from bidir_core.store import Run
+from bidir_core.tasks import load_items
+
+
+def run_cli(*words: str) -> int:
+    return main(["eval", *words])
+
+
+def only_run(runs_dir: Path, stage_dir: str) -> Run:
+    (folder,) = (runs_dir / stage_dir).iterdir()
+    return Run(folder)
+
+
+def eval_words(tiny_folder, own_items, *more):
+    return ["--model", str(tiny_folder), "--tasks", str(own_items), "--device", "cpu", *more]
+
+
+def test_a_run_folder_is_what_the_contract_says(tiny_folder, own_items, runs_dir, capsys):
+    assert run_cli(*eval_words(tiny_folder, own_items, "--prefill-bidirectional")) == 0
+    run = only_run(runs_dir, "stage2_prefill_bidir_eval")
+    assert capsys.readouterr().out.strip() == str(run.path)
+    names = {path.name for path in run.path.iterdir()}
+    assert names == {
+        "config.json", "status.json", "probe.json", "items.parquet", "metrics.json", "log.txt"
+    }  # fmt: skip
+    assert run.state == "done"
+    assert run.settings["regime"] == "bidirectional"
+    assert {"packages", "git_commit", "model_fingerprint", "data_fingerprint"} <= set(run.config)
+    assert run.probe["passed"] is True
+    metrics = run.metrics
+    assert metrics["stage"] == "stage2_prefill_bidir_eval"
+    assert (metrics["n_items"], metrics["n_scored"], metrics["n_errors"]) == (60, 60, 0)
+    assert metrics["tasks"]["mine"]["chance"] == pytest.approx(1 / 3)
+    assert metrics["cost"]["computed_tokens"] < metrics["cost"]["prefix_tokens"]
+    items = run.items(RECORD_FIELDS)
+    assert len(items) == 60
+    for row in items.head(5).itertuples():
+        assert row.ll == pytest.approx([np.sum(t) for t in row.token_ll], abs=1e-3)
+        assert row.margin == pytest.approx(row.ll[row.gold] - max(np.delete(row.ll, row.gold)))
+        context, (start, end) = row.contexts[0], row.prefix_token_offsets[0][-1]
+        assert context[start:end] == context[-1]
+        text, (start, end) = row.continuations[1], row.continuation_token_offsets[1][0]
+        assert text[start:end] == " "
+
+
+def test_regimes_change_scores_and_prefix_free_parts_agree(tiny_folder, own_items, runs_dir):
+    for regime in ("causal", "bidirectional", "bidirectional:sink=500"):
+        assert run_cli(*eval_words(tiny_folder, own_items, "--regime", regime, "--limit", "9")) == 0
+    causal = only_run(runs_dir, "stage1_vanilla_eval").items(["doc_id", "ll"])
+    others = {Run(p).regime: Run(p) for p in (runs_dir / "stage2_prefill_bidir_eval").iterdir()}
+    ll = np.stack(causal["ll"])
+    assert np.abs(np.stack(others["bidirectional"].items(["ll"])["ll"]) - ll).max() > 0.01
+    # A sink longer than every prompt leaves nothing bidirectional.
+    same = np.stack(others["bidirectional:sink=500"].items(["ll"])["ll"])
+    np.testing.assert_allclose(same, ll, atol=1e-5)
+
+
+def test_killed_at_any_moment_and_resumed(tiny_folder, own_items, tmp_path, monkeypatch):
+    """SIGKILL a real process mid-run; resuming re-scores nothing and ends with the same numbers."""
+    environment = {**os.environ, "BIDIR_RUNS_DIR": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
+    # One item a batch, and a pause after each, so that the kill lands in the middle.
+    slow = (
+        "import time, sys; from bidir_core.run_writer import RunWriter as W; a = W.append\n"
+        "def append(self, records): a(self, records); time.sleep(0.05)\n"
+        "W.append = append\n"
+        "from bidir_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["eval", *eval_words(tiny_folder, own_items), "--batch-tokens", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, *words], env=environment, stderr=subprocess.DEVNULL
+    )
+    stage = tmp_path / "runs" / "stage1_vanilla_eval"
+    lines: list[dict] = []
+    deadline = time.monotonic() + 120
+    while len(lines) < 7 and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+        found = list(stage.glob("*/items.jsonl"))
+        lines = read_jsonl(found[0])[0] if found else []
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "runs"))
+    run = only_run(tmp_path / "runs", "stage1_vanilla_eval")
+    assert run.state == "lost"
+    before, _ = read_jsonl(run.path / "items.jsonl")
+    assert 7 <= len(before) < 60
+    with open(run.path / "items.jsonl", "ab") as file:
+        file.write(b'{"task": "mine", "doc_id": 5')  # a torn line
+
+    scored: list[int] = []
+    original = evaluate.Scorer.score
+
+    def watch(self, items):
+        scored.extend(self.plan.encoded[i].item.doc_id for i in items)
+        return original(self, items)
+
+    monkeypatch.setattr(evaluate.Scorer, "score", watch)
+    assert run_cli(*eval_words(tiny_folder, own_items), "--resume", run.id) == 0
+    assert not set(scored) & {r["doc_id"] for r in before}
+    assert len(scored) == 60 - len(before)
+    monkeypatch.undo()
+
+    whole = evaluate.evaluate(
+        EvalConfig(model=str(tiny_folder), tasks=(str(own_items),), device="cpu",
+                   runs_dir=str(tmp_path / "whole"))
+    )  # fmt: skip
+    resumed, never_killed = Run(run.path).items(), Run(whole).items()
+    assert resumed["doc_id"].tolist() == never_killed["doc_id"].tolist()
+    assert resumed["pred"].tolist() == never_killed["pred"].tolist()
+    np.testing.assert_allclose(np.stack(resumed["ll"]), np.stack(never_killed["ll"]), atol=1e-4)
+    assert run_cli("--resume", str(run.path)) == 0  # resuming a finished run is harmless
+
+
+def test_resume_refuses_another_identity(tiny_folder, own_items, runs_dir, monkeypatch, capsys):
+    original = evaluate.Scorer.score
+
+    def stop(self, items):
+        yield from original(self, items)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate.Scorer, "score", stop)
+    assert run_cli(*eval_words(tiny_folder, own_items, "--batch-tokens", "300")) == 130
+    run = only_run(runs_dir, "stage1_vanilla_eval")
+    assert run.state == "cancelled"
+    monkeypatch.undo()
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(runs_dir))
+    capsys.readouterr()
+    assert run_cli("--resume", run.id, "--limit", "5", "--seed", "3") == 2
+    error = capsys.readouterr().err
+    assert "--limit 5 (the run has None)" in error
+    assert "--seed 3 (the run has 0)" in error
+    assert run_cli("--resume", run.id) == 0
+
+
+def test_nan_is_an_item_error_and_counts_as_wrong(tiny_folder, own_items, runs_dir, monkeypatch):
+    original = evaluate.Scorer._token_ll
+
+    def poisoned(self, batch):
+        scores = original(self, batch)
+        scores[0] = np.nan
+        return scores
+
+    monkeypatch.setattr(evaluate.Scorer, "_token_ll", poisoned)
+    assert run_cli(*eval_words(tiny_folder, own_items, "--batch-tokens", "100000")) == 0
+    run = only_run(runs_dir, "stage1_vanilla_eval")
+    items = run.items(["error", "pred", "ll", "correct"])
+    bad = items[items["error"].notna()]
+    assert len(bad) == 1
+    assert bad["pred"].isna().all()
+    assert not bad["correct"].any()
+    assert run.metrics["n_errors"] == 1
+    assert run.metrics["tasks"]["mine"]["acc"] == pytest.approx(items["correct"].mean())
+
+
+def test_a_failed_probe_stops_the_run(tiny_folder, own_items, runs_dir, monkeypatch, capsys):
+    import bidir_core.attention as attention
+
+    monkeypatch.setattr(  # the classic fault: the mask never arrives
+        attention.Plan, "mask",
+        lambda self, layer, window, dtype, span=None, _mask=attention.Plan.mask: _mask(
+            attention.Plan(attention.Regime(), self.layout), layer, window, dtype, span
+        ),
+    )  # fmt: skip
+    assert run_cli(*eval_words(tiny_folder, own_items, "--prefill-bidirectional")) == 2
+    assert "probe failed" in capsys.readouterr().err
+    run = only_run(runs_dir, "stage2_prefill_bidir_eval")
+    assert run.state == "failed"
+    assert run.metrics is None
+    assert run.probe["passed"] is False
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--context", "none"),
+        ("--context", "shuffled"),
+        ("--bos", "add"),
+        ("--num-fewshot", "2"),
+        ("--sample", "random", "--limit", "7"),
+        ("--fold", "explore"),
+        ("--compact",),
+    ],
+)
+def test_every_condition_makes_a_complete_run(tiny_folder, own_items, runs_dir, more):
+    assert run_cli(*eval_words(tiny_folder, own_items, *more)) == 0
+    run = only_run(runs_dir, "stage1_vanilla_eval")
+    assert run.state == "done"
+    prefix = run.items(["n_prefix_tokens"])["n_prefix_tokens"].map(lambda n: n[0])
+    if more == ("--context", "none"):
+        assert (prefix == 1).all()
+    if more == ("--bos", "add"):
+        assert run.config["bos_added"] is True
+    if "--compact" in more:
+        assert run.items(["contexts"])["contexts"].isna().all()
+
+
+def test_config_survives_json_and_prints_as_a_command_line(own_items):
+    config = EvalConfig(model="m", tasks=("a", "b"), limit=5, regime="bidirectional:tail=0,sink=1")
+    assert from_json(EvalConfig, json.loads(json.dumps(to_json(config)))) == config
+    assert command_line("eval", config) == (
+        "python -m bidir_core eval --model m --tasks a,b --limit 5 --regime bidirectional:sink=1"
+    )
+
+
+def test_every_setting_is_classed_as_identity_or_runtime():
+    """A new setting must say whether it can change a number."""
+    roles = {spec.name: spec.metadata["role"] for spec in fields(EvalConfig)}
+    assert set(roles.values()) == {"identity", "runtime"}
+    runtime = {name for name, role in roles.items() if role == "runtime"}
+    assert runtime == {"device", "runs_dir", "name"}
+    with pytest.raises(UserError):
+        replace(EvalConfig(model="m"), limit=-1)
+
+
+@pytest.mark.assets
+def test_the_embedded_model_knows_something(runs_dir):
+    """On real data the causal model is well above chance, and items carry the data's own hash."""
+    path = evaluate.evaluate(
+        EvalConfig(model="smollm2-135m-instruct", tasks=("arc_easy",), limit=40, device="cpu")
+    )
+    run = Run(path)
+    assert run.metrics["tasks"]["arc_easy"]["acc"] > 0.45
+    hashes = [item.doc_hash for item in load_items(["arc_easy"], limit=40)]
+    assert run.items(["doc_hash"])["doc_hash"].tolist() == hashes
