@@ -12,9 +12,12 @@ import plotly.graph_objects as go
 GREY, BLUE, RED, GREEN = "#7f7f7f", "#0072B2", "#D55E00", "#009E73"
 FAINT = "rgba(127,127,127,0.28)"
 ROW_PIXELS = 38
+MASK_COLOURS = ("rgba(127,127,127,0.10)", GREY, BLUE, RED)  # hidden, back, ahead, lost
 
 
-def _rows_figure(n_rows: int, *, left: int, right: int, top: int = 8, bottom: int = 46) -> go.Figure:
+def _rows_figure(
+    n_rows: int, *, left: int, right: int, top: int = 8, bottom: int = 46
+) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(
         height=top + bottom + ROW_PIXELS * n_rows,
@@ -24,21 +27,54 @@ def _rows_figure(n_rows: int, *, left: int, right: int, top: int = 8, bottom: in
         dragmode=False,
         bargap=0.4,
     )
-    figure.update_xaxes(zeroline=False, showgrid=True, gridcolor=FAINT, gridwidth=1, fixedrange=True)
+    figure.update_xaxes(
+        zeroline=False, showgrid=True, gridcolor=FAINT, gridwidth=1, fixedrange=True
+    )
     figure.update_yaxes(
         range=[n_rows - 0.5, -0.5], showgrid=False, zeroline=False, fixedrange=True, ticks=""
     )
     return figure
 
 
+def inert(text: object) -> str:
+    """Text that Plotly shows as it is: its labels otherwise read a little HTML, links included."""
+    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def ink(figure: go.Figure, colour: str, soft: str) -> go.Figure:
+    """Colour a figure's words for the page's theme: labels in ``colour``, axes in ``soft``."""
+    figure.update_layout(font={"color": colour})
+    figure.for_each_annotation(lambda note: note.update(font={"color": note.font.color or colour}))
+    figure.update_xaxes(
+        tickfont={"color": soft, "size": 12}, title_font={"color": soft, "size": 13}
+    )
+    figure.update_yaxes(
+        tickfont={"color": colour, "size": 13}, title_font={"color": soft, "size": 13}
+    )
+    return figure
+
+
 def _row_labels(figure: go.Figure, labels: Sequence[str]) -> None:
-    figure.update_yaxes(tickmode="array", tickvals=list(range(len(labels))), ticktext=list(labels))
+    figure.update_yaxes(
+        tickmode="array", tickvals=list(range(len(labels))), ticktext=[inert(x) for x in labels]
+    )
+
+
+def _pad_range(figure: go.Figure, values: Sequence[float], *, around: float | None = None) -> None:
+    """An x range with room at both ends, in points, so that no interval touches the frame."""
+    known = [100 * value for value in values if not np.isnan(value)]
+    known += [] if around is None else [100 * around]
+    if known:
+        low, high = min(known), max(known)
+        room = max(0.06 * (high - low), 0.5)
+        figure.update_xaxes(range=[low - room, high + room])
 
 
 def _direct_label(figure: go.Figure, row: int, text: str, *, bold: bool = False) -> None:
     """Text at the right edge of a row, outside the plot."""
     figure.add_annotation(
-        x=1, xref="paper", xanchor="left", xshift=10, y=row, text=f"<b>{text}</b>" if bold else text,
+        x=1, xref="paper", xanchor="left", xshift=10, y=row,
+        text=f"<b>{inert(text)}</b>" if bold else inert(text),
         showarrow=False, font={"size": 13}, align="left",
     )  # fmt: skip
 
@@ -46,17 +82,16 @@ def _direct_label(figure: go.Figure, row: int, text: str, *, bold: bool = False)
 def forest(frame: pd.DataFrame) -> go.Figure:
     """Paired differences with 95 % intervals, one row a task.
 
-    ``frame``: label, delta, low, high (shares of 1), text (the row's numbers), total (bool),
-    and key, which a click returns as ``customdata``.
+    ``frame``: label, delta, low, high (shares of 1), different (bool: the verdict), text (the
+    row's numbers), total (bool), and key, which a click returns as ``customdata``.
     """
     figure = _rows_figure(len(frame), left=110, right=190)
     figure.add_vline(x=0, line={"color": GREY, "width": 1.5})
     for row, line in enumerate(frame.itertuples()):
         colour, symbol = GREY, "circle"
-        if line.high < 0:
-            colour, symbol = RED, "triangle-left"
-        elif line.low > 0:
-            colour, symbol = GREEN, "triangle-right"
+        if line.different:
+            colour = RED if line.delta < 0 else GREEN
+            symbol = "triangle-left" if line.delta < 0 else "triangle-right"
         if line.total:
             symbol = "diamond"
             figure.add_hline(y=row - 0.5, line={"color": FAINT, "width": 1})
@@ -68,10 +103,11 @@ def forest(frame: pd.DataFrame) -> go.Figure:
         figure.add_scatter(
             x=[100 * line.delta], y=[row], mode="markers", customdata=[[line.key]],
             marker={"color": colour, "size": 13, "symbol": symbol},
-            hovertemplate=f"{line.label}<br>{line.text}<extra></extra>",
+            hovertemplate=f"{inert(line.label)}<br>{inert(line.text)}<extra></extra>",
         )  # fmt: skip
         _direct_label(figure, row, line.text, bold=bool(line.total))
     _row_labels(figure, frame["label"])
+    _pad_range(figure, [*frame["low"], *frame["high"], *frame["delta"]], around=0.0)
     figure.update_xaxes(title="Difference in accuracy, points (95 % interval)", ticksuffix="")
     return figure
 
@@ -81,7 +117,7 @@ def levels(frame: pd.DataFrame, name_a: str, name_b: str) -> go.Figure:
 
     ``frame``: label, a, b, chance (shares of 1), total (bool).
     """
-    figure = _rows_figure(len(frame), left=110, right=120, top=30)
+    figure = _rows_figure(len(frame), left=110, right=112, top=30)
     for row, line in enumerate(frame.itertuples()):
         if line.total:
             figure.add_hline(y=row - 0.5, line={"color": FAINT, "width": 1})
@@ -100,7 +136,7 @@ def levels(frame: pd.DataFrame, name_a: str, name_b: str) -> go.Figure:
         ):
             figure.add_scatter(
                 x=[100 * value], y=[row], mode="markers", hoverinfo="text",
-                text=[f"{name}: {100 * value:.1f} %"],
+                text=[inert(f"{name}: {100 * value:.1f} %")],
                 marker={"color": colour, "size": 12, "symbol": symbol},
             )  # fmt: skip
         _direct_label(
@@ -110,7 +146,7 @@ def levels(frame: pd.DataFrame, name_a: str, name_b: str) -> go.Figure:
     pairs = sorted([(first.a, name_a, GREY), (first.b, name_b, BLUE)])
     for (value, name, colour), anchor in zip(pairs, ("right", "left"), strict=True):
         figure.add_annotation(
-            x=100 * value, y=0, yshift=20, text=name, showarrow=False, xanchor=anchor,
+            x=100 * value, y=0, yshift=20, text=inert(name), showarrow=False, xanchor=anchor,
             font={"size": 12, "color": colour},
         )  # fmt: skip
     figure.add_annotation(
@@ -118,6 +154,7 @@ def levels(frame: pd.DataFrame, name_a: str, name_b: str) -> go.Figure:
         showarrow=False, font={"size": 11, "color": GREY},
     )  # fmt: skip
     _row_labels(figure, frame["label"])
+    _pad_range(figure, [*frame["a"], *frame["b"], *frame["chance"]])
     figure.update_xaxes(title="Accuracy, %")
     return figure
 
@@ -139,71 +176,82 @@ def dots(frame: pd.DataFrame, *, title: str, reference: float | None = None) -> 
             )  # fmt: skip
         figure.add_scatter(
             x=[100 * line.value], y=[row], mode="markers", hoverinfo="text",
-            text=[f"{line.label}: {line.text}"],
+            text=[inert(f"{line.label}: {line.text}")],
             marker={
                 "color": line.colour, "size": 12, "symbol": line.symbol, "line": {"width": 2, "color": line.colour},
             },
         )  # fmt: skip
         _direct_label(figure, row, line.text)
     _row_labels(figure, frame["label"])
+    _pad_range(figure, [*frame["low"], *frame["high"], *frame["value"]], around=reference)
     figure.update_xaxes(title=title)
     return figure
 
 
 def mask(
-    cells: np.ndarray, labels: Sequence[str], n_prefix: int, *, names: Sequence[str], side: int = 560
+    cells: np.ndarray, labels: Sequence[str], n_prefix: int, names: Sequence[str]
 ) -> go.Figure:
     """Who sees whom as a heat map; the upper triangle is always drawn.
 
-    ``cells``: int [query, key], an index into ``names`` (hidden, sees back, sees ahead, ...).
-    A Plotly heat map returns no clicks, so an invisible layer of points lies over it.
+    ``cells``: int [query, key], an index into ``names``, whose colours are :data:`MASK_COLOURS`.
+    A Plotly heat map returns no clicks, so an invisible layer of points lies over it; its
+    ``customdata`` is (query, key). Above 128 tokens the points are a coarser grid.
     """
-    total = len(labels)
-    palette = ["rgba(127,127,127,0.06)", GREY, BLUE, RED][: len(names)]
-    steps = len(names)
+    total, side = len(labels), 600
     scale = []
-    for index, colour in enumerate(palette):
-        scale += [[index / steps, colour], [(index + 1) / steps, colour]]
+    for index, colour in enumerate(MASK_COLOURS[: len(names)]):
+        scale += [[index / len(names), colour], [(index + 1) / len(names), colour]]
+    gap = 1 if total <= 80 else 0
     figure = go.Figure(
         go.Heatmap(
-            z=cells, zmin=-0.5, zmax=steps - 0.5, colorscale=scale, showscale=False,
-            xgap=1 if total <= 80 else 0, ygap=1 if total <= 80 else 0, hoverinfo="skip",
-        )  # fmt: skip
+            z=np.asarray(cells, dtype=np.int8),
+            zmin=-0.5,
+            zmax=len(names) - 0.5,
+            colorscale=scale,
+            showscale=False,
+            xgap=gap,
+            ygap=gap,
+            hoverinfo="skip",
+        )
     )
-    query, key = np.divmod(np.arange(total * total), total)
-    state = np.asarray(cells).reshape(-1)
-    if total <= 128:  # beyond this, hover texts cost more than the picture
-        figure.add_scattergl(
-            x=key, y=query, mode="markers", marker={"opacity": 0, "size": max(4, side / total)},
-            hoverinfo="none" if total > 64 else "text",
-            text=[
-                f"{q} {_shown(labels[q])} {names[s]} {k} {_shown(labels[k])}"
-                for q, k, s in zip(query.tolist(), key.tolist(), state.tolist(), strict=True)
-            ]
-            if total <= 64
-            else None,
-            customdata=np.stack([query, key], 1),
-        )  # fmt: skip
+    step = -(-total // 128)
+    query, key = (grid.reshape(-1) for grid in np.mgrid[0:total:step, 0:total:step])
+    texts = None
+    if total <= 64:  # beyond this the hover texts weigh more than the picture
+        texts = [
+            f"{q} {_shown(labels[q])} · {names[cells[q, k]]} · {k} {_shown(labels[k])}"
+            for q, k in zip(query.tolist(), key.tolist(), strict=True)
+        ]
+    figure.add_scattergl(
+        x=key,
+        y=query,
+        mode="markers",
+        marker={"opacity": 0, "size": max(4.0, side * step / total), "symbol": "square"},
+        hoverinfo="text" if texts else "none",
+        text=texts,
+        customdata=np.stack([query, key], 1),
+    )
     for shape in (
         {"x0": n_prefix - 0.5, "x1": n_prefix - 0.5, "y0": -0.5, "y1": total - 0.5},
         {"x0": -0.5, "x1": total - 0.5, "y0": n_prefix - 0.5, "y1": n_prefix - 0.5},
     ):
         figure.add_shape(type="line", line={"color": RED, "width": 1.5}, **shape)
-    ticks = total <= 48
-    axis = {
-        "showgrid": False, "zeroline": False, "constrain": "domain", "ticks": "",
-        "tickmode": "array" if ticks else "auto",
-        "tickvals": list(range(total)) if ticks else None,
-        "ticktext": [_shown(label) for label in labels] if ticks else None,
-    }  # fmt: skip
+    axis = {"showgrid": False, "zeroline": False, "ticks": ""}
+    if total <= 48:
+        axis |= {"tickmode": "array", "tickvals": list(range(total))}
+        axis["ticktext"] = [_shown(label) for label in labels]
     figure.update_xaxes(
-        **axis, title="sees this token (key)", side="top", tickangle=-60, range=[-0.5, total - 0.5]
+        **axis, title="is seen (key)", side="top", tickangle=-60, range=[-0.5, total - 0.5]
     )
     figure.update_yaxes(
-        **axis, title="this token (query)", range=[total - 0.5, -0.5], scaleanchor="x"
+        **axis, title="sees (query)", range=[total - 0.5, -0.5], scaleanchor="x", constrain="domain"
     )
+    figure.update_xaxes(constrain="domain")
     figure.update_layout(
-        height=side + 110, margin={"l": 90, "r": 10, "t": 100, "b": 10}, dragmode=False
+        height=side + 110,
+        margin={"l": 100, "r": 10, "t": 100, "b": 10},
+        dragmode=False,
+        showlegend=False,
     )
     return figure
 
@@ -211,5 +259,4 @@ def mask(
 def _shown(label: str) -> str:
     """A token for an axis: spaces visible, markup inert, at most 12 characters."""
     text = label.replace(" ", "·").replace("\n", "⏎")
-    text = text if len(text) <= 12 else text[:11] + "…"
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return inert(text if len(text) <= 12 else text[:11] + "…")

@@ -94,7 +94,9 @@ def list_infos() -> tuple[RunInfo, ...]:
     for run in store.list_runs(points=True):
         modified = run.modified
         done = (run.path / "metrics.json").exists()
-        out.append(_cached_info(str(run.path), modified) if done else _read(str(run.path), modified))
+        out.append(
+            _cached_info(str(run.path), modified) if done else _read(str(run.path), modified)
+        )
     return tuple(out)
 
 

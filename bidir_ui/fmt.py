@@ -30,9 +30,9 @@ TASK_LABELS = {
 FLIP_LABELS = {
     "broken": "▼ broken",
     "fixed": "▲ fixed",
-    "changed_wrong": "◇ changed, still wrong",
-    "same_right": "● same, right",
-    "same_wrong": "○ same, wrong",
+    "changed_wrong": "◇ other wrong",
+    "same_right": "● both right",
+    "same_wrong": "○ same wrong",
 }
 
 

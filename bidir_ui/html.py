@@ -13,7 +13,7 @@ from pathlib import Path
 
 import streamlit as st
 
-_VOID = {"br", "hr", "rect", "line", "col"}
+_VOID = {"br", "hr", "img", "rect"}
 # Controls, bidirectional overrides, zero-width and other invisible characters would let a text
 # hide or reorder what the reader sees; they are shown by their code instead.
 _INVISIBLE = re.compile(

@@ -57,7 +57,9 @@ def default_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo | None, RunInfo | N
                 return a, b
     if firsts:
         others = [run for run in usable if run.id != firsts[0].id]
-        same = [run for run in others if (run.model, run.limit) == (firsts[0].model, firsts[0].limit)]
+        same = [
+            run for run in others if (run.model, run.limit) == (firsts[0].model, firsts[0].limit)
+        ]
         return firsts[0], next(iter(same or others), None)
     return (usable[1], usable[0]) if len(usable) > 1 else (next(iter(usable), None), None)
 
@@ -98,7 +100,8 @@ def _menu_label(runs: tuple[RunInfo, ...], run_id: str) -> str:
     model = "" if run.model == EMBEDDED else f" · {run.model.split('/')[-1]}"
     partial = "" if run.is_done else f" ({run.state})"
     name = f" · {run.name}" if run.name else ""
-    return fmt.clip(html.visible(run.label + partial + model + name), 90)
+    text = f"{run.regime} · {run.stage_label} · {run.extent}"
+    return fmt.clip(html.visible(text + partial + model + name), 90)
 
 
 def line(chosen: Pair) -> None:

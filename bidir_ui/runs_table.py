@@ -32,20 +32,19 @@ def frame(runs: list[RunInfo], a: RunInfo | None, b: RunInfo | None) -> pd.DataF
     return pd.DataFrame(
         [
             {
-                "role": "Baseline" if run == a else "Candidate" if run == b else "",
+                "role": "baseline" if run == a else "candidate" if run == b else "",
                 "stage": run.stage_label,
                 "regime": html.visible(run.regime),
-                "model": html.visible(fmt.clip(run.model, 60)),
                 "state": STATE_MARKS.get(run.state, run.state),
                 "n": run.n_items or None,
                 "acc": _percent(run.macro.get("acc")),
                 "half": _half_width(run),
                 "acc_norm": _percent(run.macro.get("acc_norm")),
-                "chance": _percent(run.macro.get("chance")),
                 "extent": run.extent + (", compact" if run.compact else ""),
-                "seconds": run.cost.get("seconds"),
-                "device": str(run.cost.get("device") or ""),
+                "model": html.visible(fmt.clip(run.model, 60)),
                 "created": run.created,
+                "seconds": run.cost.get("seconds"),
+                "device": fmt.clip(str(run.cost.get("device") or ""), 40),
                 "run": run.id,
             }
             for run in runs
@@ -74,27 +73,27 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
         hide_index=True,
         on_select="rerun",
         selection_mode="multi-row",
-        height=min(38 + 35 * len(table), 560),
+        height=min(37 + 35 * len(table), 562),
+        placeholder=fmt.NONE,
         alt="Every run: role, stage, regime, model, state, items, scores, cost, date and id.",
         column_config={
             "role": text("Role", width=82),
             "stage": text("Stage", width=86),
-            "regime": text("Regime", width=150),
-            "model": text("Model", width=150),
-            "state": text("State", width=92),
+            "regime": text("Regime", width=152),
+            "state": text("State", width=96),
             "n": number("Items", format="localized", width=64),
             "acc": number("acc, %", format="%.1f", width=62, help="Macro mean over the tasks"),
             "half": number(
-                "±", format="%.1f", width=46, help="Half of the 95 % interval of acc alone, in "
+                "±", format="%.1f", width=44, help="Half of the 95 % interval of acc alone, in "
                 "points. Two runs on the same items are compared pairwise, far more sharply."
             ),
-            "acc_norm": number("acc_norm, %", format="%.1f", width=86),
-            "chance": number("chance, %", format="%.1f", width=76),
-            "extent": text("Items taken", width=110),
-            "seconds": number("Seconds", format="%.0f", width=68),
-            "device": text("Device", width=66),
+            "acc_norm": number("acc_norm, %", format="%.1f", width=92),
+            "extent": text("Taken", width=112),
+            "model": text("Model", width=158),
             "created": text("Made (UTC)", width=128),
-            "run": text("Run id", width=300),
+            "seconds": number("Seconds", format="%.0f", width=72),
+            "device": text("Device", width=70),
+            "run": text("Run id"),
         },
     )  # fmt: skip
     return table["run"].iloc[event["selection"]["rows"]].tolist()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 from bidir_core import plots
 from bidir_ui import fmt
-from bidir_ui.html import Html, div, el, esc, join, show, span
+from bidir_ui.html import Html, div, el, esc, show, span
 
 
 def banner(kind: str, title: object, *lines: object) -> None:
@@ -76,8 +78,10 @@ def dot(colour: str) -> Html:
     return span(f"b-dot b-{colour}")
 
 
-def chart(figure: object, alt: str, **options: object) -> object:
-    """A Plotly figure in the app's manner: no tool bar, a text alternative."""
+def chart(figure: go.Figure, alt: str, **options: object) -> object:
+    """A Plotly figure in the app's manner: the theme's ink, no tool bar, a text alternative."""
+    dark = st.context.theme.type == "dark"
+    plots.ink(figure, *(("#e6e8ea", "#a3a9b0") if dark else ("#1f2328", "#5c646d")))
     return st.plotly_chart(
         figure, config={"displayModeBar": False, "responsive": True}, alt=alt, **options
     )
@@ -109,19 +113,19 @@ def mask_svg(mask: np.ndarray, n_prefix: int, label: str) -> Html:
         ahead = np.arange(size) > row
         for part, colour in ((cut[row] & ~ahead, plots.GREY), (cut[row] & ahead, plots.BLUE)):
             for start, stop in _spans(part):
-                shapes.append(
-                    el("rect", x=start, y=row, width=stop - start, height=1, fill=colour)
-                )
+                shapes.append(el("rect", x=start, y=row, width=stop - start, height=1, fill=colour))
     edge = int((keep < n_prefix).sum())
     lines = [
         el("rect", x=0, y=edge - 0.15, width=size, height=0.3, fill=plots.RED),
         el("rect", x=edge - 0.15, y=0, width=0.3, height=size, fill=plots.RED),
     ]
     svg = el(
-        "svg", *shapes, *lines, viewBox=f"0 0 {size} {size}", cls="b-mask", role="img",
-        aria_label=label, shape_rendering="crispEdges", preserveAspectRatio="none",
+        "svg", *shapes, *lines, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {size} {size}",
+        shape_rendering="crispEdges", preserveAspectRatio="none",
     )  # fmt: skip
-    return join(svg)
+    # Streamlit's sanitiser drops inline SVG; as an image it stays, and cannot run anything.
+    data = base64.b64encode(svg.encode()).decode()
+    return el("img", src=f"data:image/svg+xml;base64,{data}", alt=label, cls="b-mask")
 
 
 def _spans(row: np.ndarray) -> list[tuple[int, int]]:

@@ -62,7 +62,10 @@ def seed_hostile(root: Path) -> dict[str, Run]:
     for item, text in zip(items, HOSTILE, strict=True):
         item["contexts"] = [text]
         item["continuations"] = [" " + text, " plain", " <b>x</b>", " ]]>"]
-        item["prefix_token_ids"], item["prefix_token_offsets"] = [[1, 2]], [[[0, 5], [5, len(text)]]]
+        item["prefix_token_ids"], item["prefix_token_offsets"] = (
+            [[1, 2]],
+            [[[0, 5], [5, len(text)]]],
+        )
         item["n_prefix_tokens"] = [2]
         item["continuation_token_ids"] = [[1]] * 4
         item["continuation_token_offsets"] = [[[0, len(c)]] for c in item["continuations"]]

@@ -1,0 +1,182 @@
+"""The five cards on top of the Overview: one finding each, with its n and uncertainty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import streamlit as st
+
+from bidir_core import compare as core
+from bidir_ui import analysis, fmt, html, story, url
+
+
+@dataclass(frozen=True)
+class Card:
+    """One step of the story: title, headline number, a line under it. ``made``: its runs exist.
+
+    A title claims something only where the numbers carry it; otherwise it is a question.
+    """
+
+    title: str
+    big: str
+    sub: str
+    made: bool = True
+
+
+NOT_RUN = "not run yet"
+
+
+def all_cards(told: story.Story, result: core.Comparison | None) -> list[Card]:
+    return [_hurts(result), _breaks(told, result), _source(told), _repair(told), _models(told)]
+
+
+def delta_text(row: core.Row) -> str:
+    """A difference with its interval and n: ``−4.7 points [−5.4, −3.9], n = 2,299``."""
+    return (
+        f"{fmt.points(row.delta)} points {fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}"
+    )
+
+
+def _hurts(result: core.Comparison | None) -> Card:
+    if result is None:
+        return Card(
+            "Does it hurt?",
+            NOT_RUN,
+            "Needs stage 1 (causal) and stage 2 (bidirectional prefill).",
+            False,
+        )
+    row = result.macro
+    title = "Does it hurt? Undecided"
+    if row.verdict == "different":
+        title = "It hurts" if row.delta < 0 else "It helps"
+    elif row.verdict == "no difference":
+        title = "It makes no difference"
+    return Card(
+        title,
+        f"{fmt.points(row.delta)} points",
+        f"Accuracy {fmt.percent(row.acc_a)} → {fmt.percent(row.acc_b)}. 95 % interval "
+        f"{fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}.",
+    )
+
+
+def _breaks(told: story.Story, result: core.Comparison | None) -> Card:
+    if result is None or told.a is None or told.b is None:
+        return Card(
+            "One item breaks", NOT_RUN, "Shows one question whose right answer is lost.", False
+        )
+    row = result.macro
+    return Card(
+        "One item breaks",
+        f"{fmt.count(row.broken)} broken",
+        f"Of {fmt.count(row.n)} questions; another {fmt.count(row.fixed)} become right. "
+        "Look at one, token by token.",
+    )
+
+
+def sink_run(told: story.Story) -> story.RunInfo | None:
+    return next((run for run in told.regimes if run.regime == "bidirectional:sink=1"), None)
+
+
+def _source(told: story.Story) -> Card:
+    run = sink_run(told)
+    result = analysis.try_compare(told.a, run) if told.a and run else None
+    if result is None:
+        return Card(
+            "Where does it come from?",
+            NOT_RUN,
+            "Keep the first token causal and measure again: sink=1.",
+            False,
+        )
+    row = result.macro
+    return Card(
+        "Where it comes from",
+        f"sink=1: {fmt.points(row.delta)}",
+        f"Points against stage 1, with one token left causal: {fmt.interval(row.low, row.high)}, "
+        f"n = {fmt.count(row.n)}; {row.words}.",
+    )
+
+
+def _repair(told: story.Story) -> Card:
+    tuned = next((run for run in told.tuned if run.stage == story.STAGE4), None)
+    result = analysis.try_compare(told.a, tuned) if told.a and tuned else None
+    if result is None:
+        return Card(
+            "Does training repair it, and does the control?", NOT_RUN,
+            "Fine-tune with the new mask (3B) and, as the control, without it (3C).", False,
+        )  # fmt: skip
+    row = result.macro
+    return Card(
+        _repair_title(told, row),
+        f"stage 4: {fmt.points(row.delta)}",
+        f"Points against stage 1: {fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}. "
+        "Compare with the control before reading this as repair.",
+    )
+
+
+def _repair_title(told: story.Story, stage4: core.Row) -> str:
+    """Claims repair, by the run or by its control, only where stage 1 is not clearly above it."""
+
+    def reaches(row: core.Row | None) -> bool:
+        return row is not None and not (row.verdict == "different" and row.delta < 0)
+
+    control = next((run for run in told.tuned if "stage3c" in run.checkpoint), None)
+    found = analysis.try_compare(told.a, control) if told.a and control else None
+    if reaches(stage4) and reaches(found.macro if found else None):
+        return "Training repairs it, and so does the control"
+    return "Training repairs it" if reaches(stage4) else "Training does not repair it all"
+
+
+def _models(told: story.Story) -> Card:
+    published = published_drop(told)
+    if len(told.models) > 1:
+        found = [result.macro for pair in told.models if (result := analysis.try_compare(*pair))]
+        values = [row.delta for row in found]
+        apart = max(row.low for row in found) > min(row.high for row in found)
+        return Card(
+            "It differs by model" if apart else "Does it differ by model?",
+            f"{len(values)} models",
+            f"Differences from {fmt.points(min(values))} to {fmt.points(max(values))} points; "
+            "intervals in the panel.",
+        )
+    if published is not None:
+        return Card(
+            "Does it differ by model?",
+            f"{fmt.points(published[2])} points",
+            "A published run of a 3B model lost this much. Numbers only: no items, so no interval.",
+        )
+    return Card("Does it differ by model?", NOT_RUN, "Run stages 1 and 2 on a second model.", False)
+
+
+def published_drop(told: story.Story) -> tuple[float, float, float] | None:
+    """Macro accuracy of the published stages 1 and 2 and their difference, if recorded here."""
+    first, second = (told.published.get(stage) for stage in (story.STAGE1, story.STAGE2))
+    if first is None or second is None:
+        return None
+    a, b = first.macro.get("acc"), second.macro.get("acc")
+    return None if a is None or b is None else (a, b, b - a)
+
+
+def show(cards: list[Card], current: int) -> None:
+    """Five cards side by side; the chosen one has the accent."""
+    for number, (column, card) in enumerate(zip(st.columns(5, gap="small"), cards, strict=True), 1):
+        on = "on" if number == current else "off"
+        with (
+            column,
+            st.container(border=True, height="stretch", key=f"card-{number}-{on}", gap="small"),
+        ):
+            html.show(
+                html.div(
+                    "b b-card",
+                    html.div("step", f"{number} of 5"),
+                    html.div("title", card.title),
+                    html.div("big" if card.made else "big off", card.big),
+                    html.div("sub", card.sub),
+                )
+            )
+            label = "Shown below" if number == current else "Show"
+            if st.button(
+                label, key=f"panel-{number}", type="tertiary", disabled=number == current,
+                help=None if number == current else card.title,
+            ):  # fmt: skip
+                url.put(panel=number)
+                st.rerun()

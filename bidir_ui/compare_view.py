@@ -1,0 +1,175 @@
+"""The Compare page's parts: 2x2 tables, slices, retention above no context, mismatches, curves."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from bidir_core import compare as core
+from bidir_core import plots
+from bidir_core.errors import UserError
+from bidir_ui import analysis, data, fmt, html, slices, url, widgets
+from bidir_ui.data import RunInfo
+
+
+def two_by_two(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
+    """One small table per task; every count links to its items."""
+    columns = st.columns(min(len(result.tasks), 5) or 1, gap="medium")
+    for number, row in enumerate(result.tasks):
+
+        def cell(value: int, flips: str, task: str = row.task) -> html.Html:
+            query = url.params(a=a.id, b=b.id, task=task, flip=flips)
+            return html.el("a", fmt.count(value), href=url.href("flips", query), target="_self")
+
+        table = widgets.table(
+            (fmt.clip(fmt.task(row.task), 24), "right", "wrong"),
+            (
+                ("right", cell(row.both_right, "same_right"), html.join("▼ ", cell(row.broken, "broken"))),
+                (
+                    "wrong",
+                    html.join("▲ ", cell(row.fixed, "fixed")),
+                    cell(row.both_wrong, "changed_wrong~same_wrong"),
+                ),
+            ),
+        )  # fmt: skip
+        with columns[number % len(columns)]:
+            html.show(table)
+            test = "no flips" if row.p_value is None else f"McNemar p {p_text(row.p_value)}"
+            least = (
+                ""
+                if row.detectable is None
+                else f"; detects {fmt.points(row.detectable).lstrip('+')} points"
+            )
+            widgets.note(f"n = {fmt.count(row.n)}, {test}{least}")
+
+
+def p_text(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {fmt.number(value, 3)}"
+
+
+def retention(
+    result: core.Comparison, runs: tuple[RunInfo, ...], a: RunInfo, b: RunInfo, metric: str
+) -> None:
+    """What is kept above chance and, with a no-context run, above not reading the prompt."""
+
+    def text(kept: object) -> str:
+        value = getattr(kept, "value", None)
+        if value is None:
+            return f"not stated: {getattr(kept, 'why_suppressed', '')}"
+        low, high = fmt.percent(kept.low), fmt.percent(kept.high)  # type: ignore[attr-defined]
+        return f"{fmt.percent(value)} [{low}, {high}]"
+
+    rows = [
+        ("plain ratio", fmt.number(result.plain_ratio, 3)),
+        ("kept above chance", text(result.above_chance)),
+    ]
+    floor = next(
+        (
+            run
+            for run in runs
+            if run.context == "none" and run.model == a.model and run.is_done and run.has_items
+        ),
+        None,
+    )
+    if floor is None:
+        flag = "" if a.model == data.EMBEDDED else f" --model {a.model}"
+        rows.append(("kept above no context", f"not run yet: eval --context none{flag}"))
+    else:
+        try:
+            above = analysis.compare(
+                a, b, metric, intersect=analysis.intersecting(), floor=floor
+            ).above_no_context
+            rows.append(("kept above no context", text(above)))
+        except UserError as error:
+            rows.append(("kept above no context", str(error)))
+    cells = [part for name, value in rows for part in (html.el("dt", name), html.el("dd", value))]
+    html.show(html.el("dl", *cells, cls="b b-kv"))
+
+
+def slice_charts(frame: pd.DataFrame, key: str) -> None:
+    """Three charts: by prefix length, by length of the right choice, by its position."""
+    kinds = (
+        ("By prefix length, tokens", slices.bands(frame["length"])),
+        ("By length of the right choice, tokens", slices.bands(frame["gold_length"])),
+        ("By position of the right choice", frame["gold"].map(lambda gold: f"choice {gold}")),
+    )
+    for column, (title, labels) in zip(st.columns(3, gap="small"), kinds, strict=True):
+        rows = slices.differences(frame, labels)
+        with column:
+            html.show(html.div("b", html.el("b", title)))
+            if rows.empty:
+                widgets.note("Too few items in every slice.")
+                continue
+            figure = plots.dots(rows, title="points", reference=0.0)
+            figure.update_layout(margin={"l": 76, "r": 96})
+            widgets.chart(
+                figure, f"{title}; the table below has the numbers.", key=f"{title}-{key}"
+            )
+    with st.expander("The same as a table"):
+        parts = []
+        for title, labels in kinds:
+            rows = slices.differences(frame, labels)
+            parts += [
+                (title, r.label, fmt.count(r.n), fmt.points(r.value), fmt.interval(r.low, r.high), r.broken, r.fixed)
+                for r in rows.itertuples()
+            ]  # fmt: skip
+        head = ("Slice", "", "n", "Difference, points", "95 % interval", "▼ Broken", "▲ Fixed")
+        html.show(widgets.table(head, parts, left=(1,)))
+
+
+def mismatch_report(a: RunInfo, b: RunInfo) -> None:
+    """Every setting in which the runs differ so that their items must not be paired."""
+    found = core.mismatches(data.run_of(a), data.run_of(b))
+    if found:
+        rows = [(m.what, fmt.clip(m.a, 60), fmt.clip(m.b, 60), m.sentence) for m in found]
+        head = ("What differs", "Baseline", "Candidate", "Why it matters")
+        html.show(widgets.table(head, rows, left=(1, 2, 3)))
+
+
+def curves(runs: tuple[RunInfo, ...], a: RunInfo) -> None:
+    """Recovery while training: quick evaluations of fine-tunes under both regimes."""
+    widgets.heading("Recovery while training")
+    figure = go.Figure()
+    for run in runs:
+        if run.kind != "finetune" or run.model != a.model:
+            continue
+        for name, dash in (("causal", "dot"), ("bidirectional", "solid")):
+            steps, values = _curve(run, name)
+            if steps:
+                label = f"{run.stage_label} {run.name} · {name}"
+                figure.add_scatter(
+                    x=steps, y=[100 * v for v in values], mode="lines+markers",
+                    name=plots.inert(label), line={"dash": dash},
+                )  # fmt: skip
+    if not figure.data:
+        widgets.not_run(
+            "A fine-tune records quick evaluations under both regimes as it goes.",
+            "python -m bidir_core finetune --prompt-bidir-response-causal-train",
+        )
+        return
+    figure.update_layout(height=340, margin={"l": 60, "r": 20, "t": 10, "b": 50})
+    figure.update_xaxes(title="step")
+    figure.update_yaxes(title="accuracy of quick evaluations, %")
+    widgets.chart(figure, "Accuracy while training, per fine-tune and regime.", key="curves")
+
+
+def _curve(run: RunInfo, regime: str) -> tuple[list[float], list[float]]:
+    """Steps and accuracies of ``curve.jsonl``'s quick evaluations under one regime."""
+    steps, values = [], []
+    try:
+        text = (data.run_of(run).path / "curve.jsonl").read_text(encoding="utf-8")
+    except OSError:
+        return [], []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+            value = row["evals"][regime]
+            value = value["acc"] if isinstance(value, dict) else value
+            steps.append(float(row["step"]))
+            values.append(float(value))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return steps, values

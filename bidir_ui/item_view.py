@@ -1,0 +1,255 @@
+"""The Item page's parts: the prompt with its tokens, the choices, the heat strip, other runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bidir_core import plots, regimes
+from bidir_core.errors import UserError
+from bidir_ui import fmt, html, widgets
+from bidir_ui.html import Html, div, el, join, span
+
+MAX_TOKENS = 1500  # more tokens than this make a page nobody reads; the raw record has them all
+Record = dict[str, Any]
+
+
+def cut_into_tokens(text: str, offsets: Sequence[Sequence[int]] | None) -> list[str]:
+    """The text in token pieces. Characters no token claims go with the token that follows."""
+    if offsets is None or not len(offsets):
+        return [text] if text else []
+    pieces, position = [], 0
+    for _start, end in offsets:
+        end = max(min(int(end), len(text)), position)
+        pieces.append(text[position:end])
+        position = end
+    if position < len(text):
+        pieces[-1] += text[position:]
+    return pieces
+
+
+def choice_context(record: Record, choice: int) -> int:
+    """Index of the context in front of a choice: 0, or the choice's own (winogrande)."""
+    return choice if len(record["contexts"] or [None]) > 1 else 0
+
+
+def prompt(record: Record, context: int, continuation: int | None, *, borders: bool) -> Html:
+    """One context with token borders, the prefix's end marked, then one choice."""
+    offsets = record["prefix_token_offsets"]
+    pieces = cut_into_tokens(
+        record["contexts"][context], None if offsets is None else offsets[context]
+    )
+    hidden = len(pieces) - MAX_TOKENS
+    shown = pieces[:MAX_TOKENS]
+    if hidden > 0:
+        shown = pieces[: MAX_TOKENS // 2] + pieces[-(MAX_TOKENS - MAX_TOKENS // 2) :]
+    tokens = [
+        span("b-tok", _budget(piece), title=f"prefix token {i}") for i, piece in enumerate(shown)
+    ]
+    if hidden > 0:
+        gap = span("b-edge", f"{fmt.count(hidden)} tokens not shown; the raw record has them")
+        tokens.insert(MAX_TOKENS // 2, gap)
+    n_prefix = record["n_prefix_tokens"][context]
+    edge = span("b-edge", f"prefix ends · {fmt.count(n_prefix)} tokens")
+    tail: list[Html] = []
+    if continuation is not None:
+        text = record["continuations"][continuation]
+        own = record["continuation_token_offsets"]
+        own_pieces = cut_into_tokens(text, None if own is None else own[continuation])
+        tail = [span("b-tok b-gold", _budget(piece)) for piece in own_pieces[:MAX_TOKENS]]
+    return div("b b-prompt" + ("" if borders else " b-plain"), *tokens, edge, *tail, dir="auto")
+
+
+def _budget(piece: str) -> str:
+    """A single token piece of a hostile text can be the whole text."""
+    return piece if len(piece) <= 4000 else piece[:4000] + "…"
+
+
+def choices(
+    record: Record, a: Record | None, b: Record | None, pred: str, name_a: str, name_b: str
+) -> Html:
+    """Per choice: its text, log-likelihood in both runs as bars and numbers, and who chose it."""
+    texts = record["continuations"]
+    if record["contexts"] and len(record["contexts"]) > 1:
+        texts = distinct_ends(record["contexts"])
+    totals = [ll for run in (a, b) if run and run["ll"] is not None for ll in run["ll"]]
+    widest = max((-ll for ll in totals), default=1.0) or 1.0
+    rows = []
+    for choice, text in enumerate(texts):
+        marks = [span("gold", "✓ right answer")] if choice == record["gold"] else []
+        marks += [
+            el("span", widgets.dot(colour), f"{who}'s choice")
+            for run, colour, who in ((a, "grey", "baseline"), (b, "blue", "candidate"))
+            if run and run[pred] == choice
+        ]
+        values = [None if not run or run["ll"] is None else run["ll"][choice] for run in (a, b)]
+        moved = None if None in values else values[1] - values[0]  # type: ignore[operator]
+        rows.append(
+            (
+                join(
+                    span("b-ix", choice),
+                    el("span", fmt.clip(text.strip(), 300), dir="auto"),
+                    div("b-badges", *marks),
+                ),
+                _bar(values[0], widest, "grey"),
+                _bar(values[1], widest, "blue"),
+                fmt.signed(moved),
+            )
+        )
+    head = (
+        "Choice", join(widgets.dot("grey"), f"{name_a}, nats"),
+        join(widgets.dot("blue"), f"{name_b}, nats"), "Change",
+    )  # fmt: skip
+    return widgets.table(head, rows, left=(0,))
+
+
+def distinct_ends(contexts: Sequence[str]) -> list[str]:
+    """What tells contexts apart that differ in one place (winogrande's two names)."""
+    start = 0
+    shortest = min(map(len, contexts))
+    while start < shortest and len({text[start] for text in contexts}) == 1:
+        start += 1
+    start = max(contexts[0].rfind(" ", 0, start + 1), 0)
+    return ["… " + text[start:].strip() for text in contexts]
+
+
+def _bar(value: float | None, widest: float, colour: str) -> Html:
+    if value is None:
+        return Html(fmt.NONE)
+    width = max(1.0, 100 * -value / widest)
+    bar = span(f"b-bar b-{colour}", style=f"width:{width:.1f}%")
+    return div("b-cellbar", div("track", bar), span("b-num", fmt.number(value)))
+
+
+def token_differences(a: Record, b: Record, choice: int) -> list[tuple[str, float, float]] | None:
+    """(token, log-likelihood in a, in b) along one choice; None where a run kept no tokens."""
+    if a["token_ll"] is None or b["token_ll"] is None:
+        return None
+    left, right = a["token_ll"][choice], b["token_ll"][choice]
+    if len(left) != len(right):
+        return None
+    text = (a["continuations"] or b["continuations"] or [""] * (choice + 1))[choice]
+    offsets = a["continuation_token_offsets"]
+    pieces = cut_into_tokens(text, None if offsets is None else offsets[choice])
+    if len(pieces) != len(left):
+        pieces = [f"token {i} " for i in range(len(left))]
+    return list(zip(pieces, map(float, left), map(float, right), strict=True))
+
+
+def heat_strip(rows: Sequence[tuple[str, float, float]], scale: float) -> Html:
+    """Tokens of a choice, coloured by how much each one's log-likelihood moved."""
+    cells = []
+    for piece, left, right in rows[:MAX_TOKENS]:
+        moved = right - left
+        strength = min(abs(moved) / scale, 1.0) * 0.75 if scale else 0.0
+        rgb = "0 158 115" if moved > 0 else "213 94 0"
+        title = f"{fmt.number(left)} → {fmt.number(right)} nats ({fmt.signed(moved)})"
+        cells.append(
+            span(
+                "t", _budget(piece), el("small", f" {fmt.signed(moved, 1)}"),
+                style=f"background:rgb({rgb} / {strength:.2f})", title=title,
+            )
+        )  # fmt: skip
+    return div("b b-heat", *cells, dir="auto")
+
+
+def heat_scale(scale: float) -> Html:
+    low, high = fmt.number(-scale, 1), fmt.signed(scale, 1)
+    return div("b-scale", f"{low} nats, less likely", span("ramp"), f"{high} nats, more likely")
+
+
+def mask_picture(record: Record, regime: str, choice: int) -> Html | None:
+    """A thumbnail of who sees whom for this item; None where the record's regime is unreadable."""
+    context = choice_context(record, choice)
+    n_prefix = int(record["n_prefix_tokens"][context])
+    n_total = n_prefix + int(record["n_continuation_tokens"][choice])
+    kept = min(n_prefix, 160)  # a thumbnail: beyond this only the proportions matter
+    try:
+        parsed = regimes.parse_regime(regime)
+    except UserError:
+        return None
+    mask = regimes.visibility(parsed, kept, kept + min(n_total - n_prefix, 40))
+    return widgets.mask_svg(mask, kept, f"Who sees whom under {regime}")
+
+
+def mask_legend() -> Html:
+    return widgets.legend(
+        ("rgba(127,127,127,.9)", "sees what precedes it"),
+        (plots.BLUE, "looks ahead"),
+        (plots.RED, "end of the prefix"),
+    )
+
+
+def facts(record: Record, a: Record | None, b: Record | None) -> Html:
+    """The item's numbers as a definition list."""
+    rows: list[tuple[str, object]] = [
+        ("task", fmt.task(record["task"])),
+        ("prefix", f"{fmt.count(max(record['n_prefix_tokens']))} tokens"),
+        ("choices", " / ".join(map(str, record["n_continuation_tokens"])) + " tokens"),
+        ("margin, baseline", _margin(a)),
+        ("margin, candidate", _margin(b)),
+    ]
+    if a and b and not fmt.missing(a["margin"]) and not fmt.missing(b["margin"]):
+        rows.append(("moved by", f"{fmt.signed(b['margin'] - a['margin'])} nats"))
+    rows.append(("hash", span("b-mono", str(record["doc_hash"])[:16])))
+    return el("dl", *(p for n, v in rows for p in (el("dt", n), el("dd", v))), cls="b b-kv")
+
+
+def _margin(record: Record | None) -> str:
+    if record is None or fmt.missing(record["margin"]):
+        return fmt.NONE
+    return f"{fmt.signed(record['margin'])} nats"
+
+
+def flip_of(a: Record, b: Record, metric: str) -> str:
+    """The flip class of one item, as the flips table has it."""
+    pred, correct = ("pred_norm", "correct_norm") if metric == "acc_norm" else ("pred", "correct")
+    if a[correct] is None or b[correct] is None:
+        pred, correct = "pred", "correct"
+    if a[correct] and b[correct]:
+        return "same_right"
+    if a[correct] != b[correct]:
+        return "broken" if a[correct] else "fixed"
+    return "same_wrong" if a[pred] == b[pred] else "changed_wrong"
+
+
+def sentence(a: Record, b: Record, metric: str) -> Html:
+    """What happened to this item, in one sentence with its numbers."""
+    kind = flip_of(a, b, metric)
+    pred = "pred_norm" if metric == "acc_norm" and a["pred_norm"] is not None else "pred"
+    moved = fmt.signed(b["margin"] - a["margin"])
+    picks = (
+        f"choice {a[pred]} became {b[pred]}" if a[pred] != b[pred] else f"choice {a[pred]} stays"
+    )
+    words = {
+        "broken": el("span", "▼ Broken", cls="b-down"),
+        "fixed": el("span", "▲ Fixed", cls="b-up"),
+        "changed_wrong": el("b", "◇ Wrong in both, but another answer"),
+        "same_right": el("b", "● Right in both"),
+        "same_wrong": el("b", "○ Wrong in both"),
+    }
+    return join(
+        words[kind], f": {picks}. The right answer's margin over the best other moved by ",
+        el("b", f"{moved} nats", cls="b-num"),
+        f", from {fmt.signed(a['margin'])} to {fmt.signed(b['margin'])}.",
+    )  # fmt: skip
+
+
+def other_runs(rows: Sequence[tuple[str, Record | None, bool]], pred: str) -> Html:
+    """Every run's choice for this item: (run label, its record, is it in the pair)."""
+    cells = []
+    for label, record, in_pair in rows:
+        if record is None or record["ll"] is None:
+            continue
+        pick = record[pred] if record[pred] is not None else record["pred"]
+        right = pick == record["gold"]
+        mark = el("span", "✓ right", cls="b-up") if right else el("span", "✕ wrong", cls="b-down")
+        name = el("b", label) if in_pair else label
+        cells.append((name, pick, mark, fmt.signed(record["margin"])))
+    return widgets.table(("Run", "Choice", "", "Margin, nats"), cells, left=(0,))
+
+
+def visible_text(record: Record, limit: int = 120) -> str:
+    """The end of the prompt, where the question is, cut for tables and titles."""
+    contexts = record["contexts"] or [""]
+    return html.visible(fmt.clip(contexts[0], limit))

@@ -1,0 +1,301 @@
+"""What each of the Overview's five cards opens into."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from bidir_core import compare as core
+from bidir_core import plots
+from bidir_core.errors import UserError
+from bidir_ui import analysis, cards, filters, fmt, html, item_view, story, url, widgets
+from bidir_ui.data import EMBEDDED, RunInfo
+
+EVAL = "python -m bidir_core eval"
+
+
+def model_flag(model: str) -> str:
+    return "" if model in ("", EMBEDDED) else f" --model {model}"
+
+
+def draw(number: int, told: story.Story, result: core.Comparison | None) -> None:
+    """The panel of one card."""
+    (_hurts, _breaks, _source, _repair, _models)[number - 1](told, result)
+
+
+def _no_pair() -> None:
+    widgets.not_run(
+        "These two commands make it, on the embedded model, in a few minutes each:",
+        f"{EVAL} --limit 500",
+        f"{EVAL} --limit 500 --prefill-bidirectional",
+    )
+
+
+def _hurts(told: story.Story, result: core.Comparison | None) -> None:
+    if result is None:
+        return _no_pair()
+    widgets.lead(
+        "A causal language model reads its prompt from left to right. Here the prompt's tokens see "
+        f"each other in both directions, without any training. Macro accuracy moves by "
+        f"{cards.delta_text(result.macro)}."
+    )
+    frame = pd.DataFrame(
+        [
+            {
+                "label": html.visible(fmt.task(row.task)), "a": row.acc_a, "b": row.acc_b,
+                "chance": row.chance, "total": row.task == core.MACRO,
+            }
+            for row in result.rows
+        ]
+    )  # fmt: skip
+    chart, side = st.columns([1, 1], gap="medium")
+    with chart:
+        widgets.chart(
+            plots.levels(frame, "causal", "bidirectional"),
+            "Accuracy per task under causal and bidirectional prefill; the table beside it has "
+            "the numbers.",
+            key="levels",
+        )
+    with side:
+        rows = [
+            (
+                fmt.task(row.task), fmt.count(row.n), fmt.percent(row.acc_a), fmt.percent(row.acc_b),
+                fmt.percent(row.chance), _published(told, row.task),
+            )
+            for row in result.rows
+        ]  # fmt: skip
+        head = ("Task", "n", "Causal", "Bidir.", "Chance", "Published")
+        html.show(widgets.table(head, rows, total=True))
+        if told.published:
+            widgets.note(published_note(told))
+    return None
+
+
+def published_note(told: story.Story) -> str:
+    run = next(iter(told.published.values()))
+    return (
+        f"Published: {fmt.clip(run.model, 60)}, limit 500. Numbers only; without its items there "
+        "is no paired interval, and it is another model."
+    )
+
+
+def _published(told: story.Story, task: str) -> str:
+    values = []
+    for stage in (story.STAGE1, story.STAGE2):
+        run = told.published.get(stage)
+        if run is None:
+            return fmt.NONE
+        row = run.macro if task == core.MACRO else run.tasks.get(task, {})
+        values.append(row.get("acc"))
+    return " → ".join(fmt.percent(value).removesuffix(" %") for value in values)
+
+
+def _breaks(told: story.Story, result: core.Comparison | None) -> None:
+    if result is None or told.a is None or told.b is None:
+        return _no_pair()
+    frame = analysis.flips(told.a, told.b, "acc")
+    broken = frame[(frame["flip"] == "broken") & (frame["text"] != "")]
+    broken = broken[broken["length"].between(8, 70)]
+    if broken.empty:
+        widgets.banner(
+            "empty", "No example to show", "No broken item of moderate length with texts."
+        )
+        return None
+    # Confidently right before: the clearest example is not the one that was a coin toss.
+    sure = broken[broken["margin_a"] > 1.0]
+    item_id = str((broken if sure.empty else sure)["item_id"].iloc[0])
+    a, b = (analysis.record_with_texts(run, item_id) for run in (told.a, told.b))
+    if not a or not b or a["contexts"] is None:
+        widgets.banner("info", "The texts are not here", "These runs kept none (--compact).")
+        return None
+    html.show(html.div("b b-lead", item_view.sentence(a, b, "acc")))
+    html.show(item_view.prompt(a, item_view.choice_context(a, a["gold"]), a["gold"], borders=True))
+    html.show(item_view.choices(a, a, b, "pred", "Causal", "Bidirectional"))
+    chosen = filters.FlipFilter(flip=("broken",))
+    query = {"a": told.a.id, "b": told.b.id, "item": item_id, **chosen.params}
+    with st.container(horizontal=True):
+        st.page_link(
+            "pages/item.py", label="Open this item", icon=":material/article:", query_params=query
+        )
+        del query["item"]
+        st.page_link(
+            "pages/flips.py", label=f"All {fmt.count((frame['flip'] == 'broken').sum())} broken items",
+            icon=":material/swap_vert:", query_params=query,
+        )  # fmt: skip
+    return None
+
+
+def against(
+    base: RunInfo, runs: list[RunInfo], labels: dict[str, str]
+) -> tuple[pd.DataFrame, list[Any]]:
+    """Paired differences of several runs to one: the frame for ``plots.dots``, and table rows."""
+    dots, rows = [], []
+    for run in runs:
+        result = analysis.try_compare(base, run)
+        label = labels.get(run.id, run.label)
+        if result is None:
+            rows.append((label, "does not pair", fmt.NONE, fmt.NONE, fmt.NONE, fmt.NONE))
+            continue
+        row = result.macro
+        colour, symbol = plots.GREY, "circle"
+        if row.verdict == "different":
+            down = row.delta < 0
+            colour, symbol = (
+                (plots.RED, "triangle-left") if down else (plots.GREEN, "triangle-right")
+            )
+        dots.append(
+            {
+                "label": html.visible(fmt.clip(label, 40)), "value": row.delta, "low": row.low, "high": row.high,
+                "text": f"{fmt.points(row.delta)}  {fmt.interval(row.low, row.high)}",
+                "colour": colour, "symbol": symbol,
+            }
+        )  # fmt: skip
+        rows.append(
+            (
+                label, fmt.count(row.n), fmt.percent(row.acc_b), fmt.points(row.delta),
+                fmt.interval(row.low, row.high), row.words,
+            )
+        )  # fmt: skip
+    return pd.DataFrame(dots), rows
+
+
+def _differences(base: RunInfo, runs: list[RunInfo], labels: dict[str, str], key: str) -> None:
+    frame, rows = against(base, runs, labels)
+    if not frame.empty:
+        widgets.chart(
+            plots.dots(frame, title="Macro accuracy against stage 1, points (95 % interval)", reference=0.0),
+            "Macro accuracy of each run minus stage 1, with intervals; the table below has the numbers.",
+            key=key,
+        )  # fmt: skip
+    head = ("Run", "n", "Macro acc", "Difference, points", "95 % interval", "In words")
+    html.show(widgets.table(head, rows, left=(0, 5)))
+
+
+def _source(told: story.Story, result: core.Comparison | None) -> None:
+    if result is None or told.a is None or told.b is None:
+        return _no_pair()
+    if told.regimes:
+        widgets.lead(
+            "If the damage came from looking ahead as such, keeping one token causal would change "
+            "little. Each row lets the prompt look ahead in a different way:"
+        )
+        runs = [told.b, *told.regimes]
+        _differences(told.a, runs, {run.id: run.regime for run in runs}, "regimes")
+        widgets.note(
+            "This holds for the model and items named above. It is a measurement, not a law: other "
+            "models may differ, and a control (another single token kept causal) belongs beside it."
+        )
+    if cards.sink_run(told) is None:
+        flag = model_flag(told.a.model)
+        widgets.not_run(
+            "The first token is the usual attention sink. Keep it causal and run again:",
+            f"{EVAL} --limit 500 --regime bidirectional:sink=1{flag}",
+            f"{EVAL} --limit 500 --regime bidirectional:lambda=0.03{flag}",
+        )
+    return None
+
+
+def _repair(told: story.Story, result: core.Comparison | None) -> None:
+    if result is None or told.a is None or told.b is None:
+        return _no_pair()
+    if told.tuned:
+        widgets.lead(
+            "Fine-tuning raises accuracy on its own. What shows repair is the difference between "
+            "the run trained with the new mask (3B) and its control (3C), under both masks:"
+        )
+        runs = [told.b, *told.tuned]
+        labels = {
+            run.id: f"{run.stage_label} · {run.regime} · {run.name or run.checkpoint}"
+            for run in runs
+        }
+        labels[told.b.id] = "Stage 2 · bidirectional, not trained"
+        _differences(told.a, runs, labels, "tuned")
+    else:
+        widgets.not_run(
+            "The pipeline runs every stage on the same items: fine-tunes with the new mask (3B) "
+            "and with the causal mask (3C, the control), then evaluates both.",
+            f"python -m bidir_core pipeline --limit 500{model_flag(told.a.model)}",
+        )
+    stage4 = told.published.get(story.STAGE4)
+    drop = cards.published_drop(told)
+    if stage4 is not None and drop is not None:
+        widgets.note(
+            f"Published, another model: stage 1 {fmt.percent(drop[0])}, stage 2 "
+            f"{fmt.percent(drop[1])}, stage 4 {fmt.percent(stage4.macro.get('acc'))}, with no "
+            "control reported. Numbers only."
+        )
+    return None
+
+
+def _models(told: story.Story, result: core.Comparison | None) -> None:
+    frame, rows = [], []
+    for first, second in told.models:
+        found = analysis.try_compare(first, second)
+        if found is None:
+            continue
+        row = found.macro
+        frame.append(
+            {
+                "label": html.visible(fmt.clip(first.model.split("/")[-1], 36)), "value": row.delta,
+                "low": row.low, "high": row.high, "colour": plots.BLUE, "symbol": "circle",
+                "text": f"{fmt.points(row.delta)}  {fmt.interval(row.low, row.high)}",
+            }
+        )  # fmt: skip
+        kept = found.above_chance.value
+        rows.append(
+            (
+                first.model, fmt.count(row.n), fmt.percent(row.acc_a), fmt.percent(row.acc_b),
+                fmt.points(row.delta), fmt.interval(row.low, row.high),
+                fmt.percent(kept, 0) if kept is not None else "not stated",
+            )
+        )  # fmt: skip
+    drop = cards.published_drop(told)
+    if drop is not None:
+        model = next(iter(told.published.values())).model
+        frame.append(
+            {
+                "label": html.visible(fmt.clip(model.split("/")[-1], 36)), "value": drop[2],
+                "low": float("nan"), "high": float("nan"), "colour": plots.GREY,
+                "symbol": "circle-open", "text": f"{fmt.points(drop[2])}  published, no interval",
+            }
+        )  # fmt: skip
+        rows.append(
+            (
+                html.join(model, " ", widgets.small("published, numbers only")), fmt.NONE,
+                fmt.percent(drop[0]), fmt.percent(drop[1]), fmt.points(drop[2]), "no items", fmt.NONE,
+            )
+        )  # fmt: skip
+    if frame:
+        widgets.lead("The same change of mask, without training, on each model run so far:")
+        widgets.chart(
+            plots.dots(pd.DataFrame(frame), title="Stage 2 minus stage 1, points (95 % interval)", reference=0.0),
+            "Damage per model; the table below has the numbers.",
+            key="models",
+        )  # fmt: skip
+        head = (
+            "Model",
+            "n",
+            "Causal",
+            "Bidir.",
+            "Difference, points",
+            "95 % interval",
+            "Kept above chance",
+        )
+        html.show(widgets.table(head, rows))
+    if len(told.models) < 2:
+        widgets.not_run(
+            "A second model needs two evaluations. Any decoder from the hub or a local folder works:",
+            f"{EVAL} --limit 500 --model MODEL",
+            f"{EVAL} --limit 500 --model MODEL --prefill-bidirectional",
+        )
+
+
+def current() -> int:
+    """The panel the URL asks for; 1 if it asks for none or for one that does not exist."""
+    text = url.get("panel")
+    return int(text) if text in {"1", "2", "3", "4", "5"} else 1
+
+
+__all__ = ["UserError", "against", "current", "draw"]

@@ -1,0 +1,39 @@
+"""Compare: the paired tests of a pair, task by task, and where in the data the difference sits."""
+
+import streamlit as st
+
+from bidir_core.errors import UserError
+from bidir_ui import analysis, compare_view, pair, pair_view, shell, slices, widgets
+
+page = shell.start("compare")
+
+st.title("Compare", anchor=False)
+with shell.guard():
+    pair.line(page.pair)
+    if not shell.need_pair(page):
+        st.stop()
+    a, b, metric = page.pair.a, page.pair.b, page.pair.metric
+    try:
+        result = analysis.compare(a, b, metric, intersect=analysis.intersecting())
+    except UserError as error:
+        compare_view.mismatch_report(a, b)
+        analysis.offer_intersection(error)
+        st.stop()
+    analysis.remarks(a, b)
+    pair_view.verdict(result)
+    pair_view.task_table(result, a, b)
+    compare_view.retention(result, page.runs, a, b, metric)
+
+    widgets.heading("Right and wrong, task by task")
+    widgets.note("Rows: baseline. Columns: candidate. Each number opens its items.")
+    compare_view.two_by_two(result, a, b)
+
+    widgets.heading("Where the difference sits")
+    widgets.note(
+        "Pooled over tasks, 95 % intervals, one look at many slices: read these as hints. "
+        f"Slices under {slices.MIN_ITEMS} items are left out."
+    )
+    frame = analysis.flips(a, b, metric)
+    compare_view.slice_charts(frame, key=f"{a.id}-{b.id}-{metric}")
+
+    compare_view.curves(page.runs, a)

@@ -1,0 +1,48 @@
+"""Flips: the items whose answer changed between two runs, filtered; each opens on the Item page."""
+
+import streamlit as st
+
+from bidir_core.errors import UserError
+from bidir_ui import analysis, filters, flips_view, fmt, pair, shell, url, widgets
+
+page = shell.start("flips")
+
+st.title("Flips", anchor=False)
+with shell.guard():
+    pair.line(page.pair)
+    if not shell.need_pair(page):
+        st.stop()
+    a, b, metric = page.pair.a, page.pair.b, page.pair.metric
+    try:
+        frame = analysis.flips(a, b, metric)
+    except UserError as error:
+        analysis.offer_intersection(error)
+        st.stop()
+    if frame.empty:
+        widgets.banner(
+            "empty", "These runs share no scored item",
+            "Choose a baseline and a candidate that ran on the same data.",
+        )  # fmt: skip
+        st.stop()
+    analysis.remarks(a, b)
+
+    chosen = filters.from_url()
+    flips_view.filter_row(frame, chosen)
+    shown = filters.apply(frame, chosen)
+    flips_view.counts(frame, shown)
+    if shown.empty:
+        widgets.banner(
+            "empty", "No item matches this filter",
+            f"{fmt.count(len(frame))} paired items are here; widen the filter to see them.",
+        )  # fmt: skip
+        if st.button("Clear the filter", key="clear"):
+            url.put(**dict.fromkeys(filters.NAMES, ""))
+            st.rerun()
+        st.stop()
+
+    opened = flips_view.table(shown, key=f"flips-{a.id}-{b.id}-{metric}-{chosen.key}")
+    if opened:
+        st.switch_page(shell.path("item"), query_params=url.params(item=opened, **chosen.params))
+    with st.container(horizontal=True, vertical_alignment="center"):
+        widgets.note("Select a row to open it. Sorted by how far the right answer's margin moved.")
+        flips_view.download(shown, a.id, b.id)

@@ -1,0 +1,107 @@
+"""Item: one question under both runs, and what moved its answer."""
+
+import json
+
+import streamlit as st
+
+from bidir_ui import (
+    analysis,
+    filters,
+    fmt,
+    html,
+    item_nav,
+    item_view,
+    pair,
+    shell,
+    texts,
+    url,
+    widgets,
+)
+
+page = shell.start("item")
+
+with shell.guard():
+    if not shell.need_pair(page):
+        st.stop()
+    a, b, metric = page.pair.a, page.pair.b, page.pair.metric
+    item_id, chosen = url.get("item"), filters.from_url()
+    frame = filters.apply(analysis.flips(a, b, metric), chosen)
+    item_id = item_id or (frame["item_id"].iloc[0] if len(frame) else "")
+    item_nav.bar(page, item_id, filters.neighbours(frame, item_id), chosen)
+    left_record, right_record = (analysis.record_with_texts(run, item_id) for run in (a, b))
+    record = left_record or right_record
+    if record is None:
+        widgets.banner(
+            "error", "Item not found",
+            html.join("Neither run holds an item called ", html.el("code", fmt.clip(item_id, 100)), "."),
+            "Item ids are a task and the row in its split, such as piqa/12.",
+        )  # fmt: skip
+        st.stop()
+    pair.line(page.pair)
+    failed = [
+        (run, r["error"]) for run, r in ((a, left_record), (b, right_record)) if r and r["error"]
+    ]
+    for run, error in failed:
+        widgets.banner("error", f"This item failed in {run.label}", error)
+    if left_record is None or right_record is None:
+        widgets.banner(
+            "info", "Only one of the two runs has this item", "So there is nothing to pair."
+        )
+    elif not failed:
+        html.show(html.div("b b-lead", item_view.sentence(left_record, right_record, metric)))
+
+    pred = "pred_norm" if metric == "acc_norm" and record["pred_norm"] is not None else "pred"
+    main, side = st.columns([11, 4], gap="large")
+    with side:
+        html.show(item_view.facts(record, left_record, right_record))
+        picture = item_view.mask_picture(record, b.regime, record["gold"])
+        if picture is not None:
+            html.show(html.join(html.div("b b-note", f"Who sees whom: {b.regime}"), picture))
+            html.show(item_view.mask_legend())
+            if (shell.ROOT / shell.path("masks")).exists():
+                query = url.params(item=item_id, regime=b.regime)
+                st.page_link(shell.path("masks"), label="Open the mask", query_params=query)
+    with main:
+        if record["contexts"] is None:
+            widgets.banner("info", "The texts are not here", texts.MISSING)
+        else:
+            borders = url.bound(
+                st.toggle, "Token borders", name="borders", read=lambda text: text != "off",
+                write=lambda value: "" if value else "off",
+            )  # fmt: skip
+            context = item_view.choice_context(record, record["gold"])
+            html.show(item_view.prompt(record, context, record["gold"], borders=borders))
+            widgets.heading("Choices")
+            html.show(
+                item_view.choices(
+                    record, left_record, right_record, pred,
+                    f"{a.stage_label} {a.regime}", f"{b.stage_label} {b.regime}",
+                )
+            )  # fmt: skip
+
+        strips = item_nav.strips(record, left_record, right_record)
+        if strips:
+            scale = max(abs(y - x) for _, rows in strips for _, x, y in rows) or 1.0
+            widgets.heading("Which tokens moved")
+            html.show(item_view.heat_scale(scale))
+            for name, rows in strips:
+                total = sum(y - x for _, x, y in rows)
+                html.show(
+                    html.div(
+                        "b b-note", f"{name}: {fmt.signed(total)} nats over {len(rows)} tokens"
+                    )
+                )
+                html.show(item_view.heat_strip(rows, scale))
+        elif left_record and right_record and not failed:
+            widgets.note("No token-level numbers: a run was made with --compact.")
+
+        widgets.heading("Every run's answer to this item")
+        html.show(item_view.other_runs(analysis.every_answer(page, item_id, record), pred))
+        with st.expander("Raw record"):
+            raw = {a.id: left_record, b.id: right_record}
+            text = json.dumps(raw, indent=1, ensure_ascii=False, default=analysis.plain)
+            st.code(html.visible(text[:20_000]), language=None, height=360)
+            st.download_button(
+                "JSON", text, file_name=f"{item_id.replace('/', '_')}.json", mime="application/json",
+                key="item-json", on_click="ignore", icon=":material/download:",
+            )  # fmt: skip

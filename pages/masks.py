@@ -1,0 +1,83 @@
+"""Masks: who sees whom under any regime, on your own prompt or on an item."""
+
+import streamlit as st
+
+from bidir_core import plots
+from bidir_ui import fmt, html, masks_view, shell, url, widgets
+
+page = shell.start("masks")
+
+st.title("Masks", anchor=False)
+with shell.guard():
+    widgets.note(
+        "The mask a regime asks for: each row is a token, each filled cell a token it may attend to. "
+        "Whether a loaded model really obeys is what the probe checks before every run."
+    )
+    item_id = url.get("item")
+    if item_id:
+        tokens = masks_view.from_item(page, item_id)
+        with st.container(horizontal=True, vertical_alignment="center"):
+            html.show(html.div("b", "Item ", widgets.code_text(fmt.clip(item_id, 80))))
+            if st.button("Use my own prompt", key="own"):
+                url.put(item="")
+                st.rerun()
+        if tokens is None:
+            widgets.banner(
+                "error", "Item not found, or its texts are not here",
+                "No run here holds this item with its texts. Type a prompt instead.",
+            )  # fmt: skip
+            st.stop()
+    else:
+        tokens = masks_view.own_prompt()
+    if tokens.n_prefix == 0:
+        widgets.banner("empty", "Nothing to draw", "Type at least one word as the prompt.")
+        st.stop()
+
+    left, right = st.columns(2)
+    with left:
+        regime = masks_view.regime_box("Regime", "regime", "bidirectional")
+    with right:
+        against = masks_view.regime_box("Compared with", "against", "causal")
+    if regime is None or against is None:
+        st.stop()
+    view = url.bound(
+        st.segmented_control, "View", name="view", options=list(masks_view.VIEWS),
+        format_func=masks_view.VIEWS.get, label_visibility="collapsed",
+        read=lambda text: text if text in masks_view.VIEWS else "regime",
+        write=lambda value: "" if value in (None, "regime") else value,
+    )  # fmt: skip
+    layer = None
+    if regime.layers is not None or against.layers is not None:
+        layer = url.bound(
+            st.number_input, "Layer", name="layer", min_value=0, max_value=200, step=1,
+            read=lambda text: int(text) if text.isdecimal() and int(text) <= 200 else 0,
+            write=lambda value: str(value or 0), width=160,
+        )  # fmt: skip
+    first, second = (masks_view.cells(one, tokens, layer) for one in (regime, against))
+    shown = {"regime": first, "against": second}.get(view)
+    if shown is None:
+        shown = masks_view.difference(first, second)
+
+    picture, side = st.columns([5, 2], gap="large")
+    with picture:
+        html.show(masks_view.legend(view))
+        event = widgets.chart(
+            plots.mask(shown, tokens.pieces, tokens.n_prefix, masks_view.NAMES),
+            f"Who sees whom under {regime}; the counts beside it say how many cells look ahead.",
+            key=f"mask-{view}-{regime}-{against}-{layer}-{len(tokens.pieces)}-{tokens.n_prefix}",
+            on_select="rerun", selection_mode="points",
+        )  # fmt: skip
+    with side:
+        if view != "difference":
+            masks_view.facts(shown, against if view == "against" else regime, tokens)
+        points = event["selection"]["points"] if event else []
+        if points and "customdata" in points[0]:
+            masks_view.explain(points[0]["customdata"], shown, tokens, view)
+        else:
+            widgets.note("Click a cell to read it. The orange lines mark the end of the prefix.")
+        if tokens.note:
+            widgets.note(tokens.note)
+        widgets.note(
+            "Dials: sink=K, rows=A-B, self=J, tail=K, layers=A-B, lambda=X, for example "
+            "bidirectional:sink=1,lambda=0.03"
+        )
