@@ -40,7 +40,7 @@ def is_alive(status: dict[str, Any]) -> bool:
         return time.time() - heartbeat < STALE_HEARTBEAT_SECONDS
     try:
         process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             return False
         return abs(process.create_time() - started) <= _START_TOLERANCE_SECONDS
     except (psutil.NoSuchProcess, ValueError):

@@ -144,7 +144,7 @@ class Run:
     @property
     def is_partial(self) -> bool:
         """It has items but is not complete: show its numbers as partial."""
-        return self.has_items and self.metrics is None
+        return self.has_items and not (self.path / "metrics.json").exists()
 
     @property
     def created(self) -> datetime | None:
