@@ -274,7 +274,7 @@ def _read_config(model: str, source: str, local: bool, options: dict[str, Any]) 
             ) from error
         if local:
             raise UserError(
-                f"model '{model}': its config.json cannot be used: {_first_line(error)}"
+                f"model '{model}': its config.json cannot be used: {_reason(error)}"
             ) from error
         raise UserError(_not_found(model, options, error)) from error
 
@@ -289,7 +289,7 @@ def _not_found(model: str, options: dict[str, Any], error: Exception) -> str:
             "reached; connect to the internet, or give a local folder"
         )
     return (
-        f"model {tried}, and the hub did not give it: {_first_line(error)} "
+        f"model {tried}, and the hub did not give it: {_reason(error)} "
         "(check the spelling and the revision; for gated models run 'hf auth login')"
     )
 
@@ -303,7 +303,7 @@ def _read_tokenizer(model: str, source: str, options: dict[str, Any]) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(source, mistral_format=False, **options)
     except Exception as error:  # as above
         raise UserError(
-            f"model '{model}' has no tokenizer that can be read: {_first_line(error)}"
+            f"model '{model}' has no tokenizer that can be read: {_reason(error)}"
         ) from error
     try:
         encoded = tokenizer("two words", add_special_tokens=False, return_offsets_mapping=True)
@@ -342,7 +342,7 @@ def _weights_folder(plan: Preflight) -> Path:
             folder = fetch("config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
     except Exception as error:  # network, disk, permission: the hub's client raises many kinds
         raise UserError(
-            f"the weights of '{plan.name}' could not be fetched: {_first_line(error)}"
+            f"the weights of '{plan.name}' could not be fetched: {_reason(error)}"
         ) from error
     check_weights(folder)
     return folder
@@ -363,11 +363,13 @@ def _read_weights(plan: Preflight, folder: Path) -> Any:
                 dtype=plan.dtype,
                 attn_implementation=plan.implementation,
                 trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # refused below, by name
                 output_loading_info=True,
             )
     except Exception as error:  # as above
-        raise UserError(f"the weights in {folder} cannot be used: {_first_line(error)}") from error
-    lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+        raise UserError(f"the weights in {folder} cannot be used: {_reason(error)}") from error
+    misshapen = [f"{name} {tuple(shape)}" for name, shape, *_ in info["mismatched_keys"]]
+    lost = sorted(info["missing_keys"]) + sorted(misshapen)
     if lost:  # transformers would fill them with random numbers and only warn
         raise UserError(
             f"the weights in {folder} are not those of a {config.model_type} model of this shape: "
@@ -391,9 +393,9 @@ def _tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+def _reason(error: Exception) -> str:
+    """A library's message as part of one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @contextmanager
