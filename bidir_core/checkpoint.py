@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from bidir_core.errors import UserError
+from bidir_core.model_source import auto_class
 from bidir_core.weights import check_weights, fingerprint_tensors, read_json, read_tensors
 
 TRAINING_RECORD = "bidir.json"
@@ -98,8 +99,6 @@ def check_fits(checkpoint: Checkpoint, config: Any, model: str) -> Any:
 
 def _check_adapter_fits(checkpoint: Checkpoint, config: Any, model: str) -> None:
     """Compare the adapter's tensors with the model's modules, built without memory for weights."""
-    from bidir_core.models import auto_class
-
     with torch.device("meta"):
         modules = dict(auto_class(config).from_config(config).named_modules())
     for tensor in read_tensors(checkpoint.folder / ADAPTER_FILE):

@@ -17,7 +17,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from bidir_core import devices, models
+from bidir_core import assets, devices, models
 from bidir_core.errors import UserError
 from bidir_core.layout import Layout
 from bidir_core.regimes import CAUSAL
@@ -126,7 +126,7 @@ def test_the_embedded_model_loads_fast_and_knows_english() -> None:
     with torch.no_grad(), loaded.handle.use(CAUSAL, layout):
         logits = loaded.model(ids, position_ids=layout.position, use_cache=False).logits
     assert loaded.tokenizer.decode(logits[0, -1].argmax()) == " Paris"
-    files = weight_files(models.assets.find(models.EMBEDDED).folder)
+    files = weight_files(assets.find(models.EMBEDDED).folder)
     started = time.monotonic()
     assert fingerprint(loaded.model.config, files) == loaded.fingerprint
     assert time.monotonic() - started < 0.5
@@ -152,7 +152,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", BAD_ARGUMENTS)
 def test_bad_arguments(name: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_hub_is_reachable", lambda: False)
+    monkeypatch.setattr(models, "hub_is_reachable", lambda: False)
     arguments, message = BAD_ARGUMENTS[name]
     with pytest.raises(UserError, match=message) as caught:
         models.preflight(**({"model": str(tiny_folder)} | arguments))
