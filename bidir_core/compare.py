@@ -12,8 +12,16 @@ import numpy as np
 
 from bidir_core import stats, words
 from bidir_core.errors import UserError
-from bidir_core.flips import FLIPS, flip_classes, flips, flips_of
-from bidir_core.pairing import METRICS, Metric, Mismatch, PairedItems, mismatches, pair
+from bidir_core.flips import FLIPS, delta_by, flip_classes, flips, flips_of
+from bidir_core.pairing import (
+    METRICS,
+    Metric,
+    Mismatch,
+    PairedItems,
+    mismatch_report,
+    mismatches,
+    pair,
+)
 from bidir_core.store import Run, find_run
 
 __all__ = [
@@ -26,9 +34,11 @@ __all__ = [
     "Row",
     "compare",
     "compare_command",
+    "delta_by",
     "flips",
     "flips_of",
     "interaction_of_runs",
+    "mismatch_report",
     "mismatches",
     "pair",
 ]

@@ -36,7 +36,7 @@ PAIR_COLUMNS = (
 
 @dataclass(frozen=True)
 class Mismatch:
-    """One reason why two runs do not pair. ``sets_only``: intersecting would help."""
+    """One reason why two runs do not pair. ``sets_only``: intersecting the items would help."""
 
     what: str
     value_a: str
@@ -147,6 +147,17 @@ def mismatches(run_a: Run, run_b: Run, *, check_context: bool = True) -> list[Mi
             b.get("seed"),
             "the runs drew their contexts or examples with the seeds {a} and {b}",
         )
+    return found
+
+
+def mismatch_report(run_a: Run, run_b: Run) -> list[Mismatch]:
+    """Everything that keeps two runs with items from pairing: settings, then the items."""
+    found = mismatches(run_a, run_b)
+    a, b = run_a.items_table(PAIR_COLUMNS), run_b.items_table(PAIR_COLUMNS)
+    rows, _, _, why = _align(a, b)
+    if why is not None:
+        sizes = f"{a.num_rows:,} items", f"{b.num_rows:,} items"
+        found.append(Mismatch("items", *sizes, why, sets_only=len(rows) > 0))
     return found
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import filelock
 
@@ -36,7 +37,7 @@ class RunWriter:
         self.path = path
         self.config = config
         self._records: dict[Key, dict[str, Any]] = {}
-        self._items: BinaryIO | None = None
+        self._items: io.FileIO | None = None
         self._synced = time.monotonic()
         self._status: dict[str, Any] = {}
         self._lock = filelock.FileLock(path / ".lock", timeout=0)
@@ -129,11 +130,13 @@ class RunWriter:
         """Add finished items. They survive a kill once this returns, a power cut within seconds."""
         fresh = [dict(r) for r in records if (r["task"], r["doc_id"]) not in self._records]
         if self._items is None:
-            self._items = (self.path / "items.jsonl").open("ab")
+            # Unbuffered: after a full disk no half line waits to be written again.
+            self._items = io.FileIO(self.path / "items.jsonl", "a")
             sync_folder(self.path)
-        # One write call for whole lines: a kill in between tears at most the last line.
-        self._items.write(b"".join(to_line(record) for record in fresh))
-        self._items.flush()
+        # One write for whole lines: a kill in between tears at most the last line.
+        data = memoryview(b"".join(to_line(record) for record in fresh))
+        while data:
+            data = data[self._items.write(data) :]
         self._records.update({(r["task"], r["doc_id"]): r for r in fresh})
         if time.monotonic() - self._synced > _SYNC_SECONDS:
             os.fsync(self._items.fileno())
@@ -188,9 +191,8 @@ class RunWriter:
         if cost is not None:
             full["cost"] = dict(cost)
         write_json(self.path / "metrics.json", full)
-        self._set_status(
-            state="done", done=len(self._records) or None, finished=time.time(), eta_seconds=0
-        )
+        counted = {"done": len(self._records)} if self._records else {}
+        self._set_status(state="done", finished=time.time(), eta_seconds=0, **counted)
         (self.path / "items.jsonl").unlink(missing_ok=True)
         self.close()
         return full
@@ -226,7 +228,7 @@ class RunWriter:
             try:
                 self.cancel() if stopped else self.fail(text)
             except OSError:
-                self.close()  # a full disk must not hide the first error
+                self.close()  # a full disk must not hide the first error; readers see "lost"
         else:
             self.close()
 
@@ -240,10 +242,9 @@ class RunWriter:
 
     def _close_items(self) -> None:
         if self._items is not None:
-            self._items.flush()
-            os.fsync(self._items.fileno())
-            self._items.close()
-            self._items = None
+            items, self._items = self._items, None
+            with items:
+                os.fsync(items.fileno())
 
     def _set_status(self, **changes: Any) -> None:
         self._status.update(changes)

@@ -10,7 +10,14 @@ import pytest
 from factory import error_record, make_item, make_reference, make_run, score_item, spread_items
 
 from bidir_core.cli import main
-from bidir_core.compare import compare, flips, interaction_of_runs, pair
+from bidir_core.compare import (
+    compare,
+    delta_by,
+    flips,
+    interaction_of_runs,
+    mismatch_report,
+    pair,
+)
 from bidir_core.errors import UserError
 from bidir_core.run_writer import RunWriter
 from bidir_core.store import Run
@@ -192,6 +199,17 @@ def test_different_item_sets_intersect_on_request_only(tmp_path):
         compare(one_task, make_run(tmp_path, n_items=9, tasks=["winogrande"]), intersect=True)
 
 
+def test_the_mismatch_report_lists_everything(tmp_path):
+    a = make_run(tmp_path, n_items=20)
+    b = make_run(tmp_path, n_items=30, config={"split": "test", "num_fewshot": 2})
+    found = {m.what: m for m in mismatch_report(a, b)}
+    assert list(found) == ["split", "few-shot", "items"]
+    assert (found["items"].value_a, found["items"].value_b) == ("20 items", "30 items")
+    assert found["items"].sets_only
+    assert not found["split"].sets_only
+    assert mismatch_report(a, a) == []
+
+
 def test_row_order_does_not_matter(tmp_path):
     items = spread_items(60, ["piqa", "arc_easy"])
     a = make_run(tmp_path, items=items, tasks=["piqa", "arc_easy"], seed=1)
@@ -302,6 +320,22 @@ def test_ten_thousand_items_are_paired_in_a_moment(tmp_path):
         flips(a, b)
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.3
+
+
+def test_delta_by_groups_adds_up(two):
+    frame = flips(*two)
+    for column in ("n_prefix_tokens", "gold", "task", "margin_a", "prompt_group"):
+        parts = delta_by(frame, column)
+        assert parts["n"].sum() == 300
+        assert parts["broken"].sum() == (frame["flip"] == "broken").sum()
+        assert (parts["n"] * parts["delta"]).sum() == pytest.approx(
+            parts["fixed"].sum() - parts["broken"].sum()
+        )
+        assert parts["group"].is_unique
+    lengths = delta_by(frame, "n_prefix_tokens", n_bins=4)
+    assert len(lengths) == 4
+    assert lengths["n"].min() > 40
+    assert delta_by(frame[frame["task"] == "piqa"], "gold")["group"].tolist() == ["0", "1"]
 
 
 # --- the interaction ---------------------------------------------------------------------------

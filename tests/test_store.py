@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -243,6 +244,31 @@ def test_exceptions_leave_an_honest_state(tmp_path):
     with pytest.raises(KeyboardInterrupt), again:
         raise KeyboardInterrupt
     assert Run(run.path).state == "cancelled"
+
+
+def test_a_full_disk_leaves_a_resumable_run(tmp_path):
+    rows = scored(40)
+    writer = RunWriter.create("lab", {})
+    writer.append(rows[:5])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    in_a_line = (writer.path / "items.jsonl").stat().st_size + 100
+
+    def fill() -> None:
+        with writer:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (in_a_line, hard))
+            try:
+                writer.append(rows[5:])
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with pytest.raises(OSError, match="too large"):
+        fill()
+    run = Run(writer.path)
+    assert run.state == "failed"
+    assert len(run.items()) == 5
+    again = RunWriter.resume(run)
+    again.append(rows)
+    assert again.finish()["n_items"] == 40
 
 
 def test_a_complete_run_is_not_resumed(tmp_path):
