@@ -12,7 +12,7 @@ import numpy as np
 
 from bidir_core import stats, words
 from bidir_core.errors import UserError
-from bidir_core.flips import FLIPS, delta_by, flip_classes, flips, flips_of
+from bidir_core.flips import FLIPS, flip_classes, flips, flips_of
 from bidir_core.pairing import (
     METRICS,
     Metric,
@@ -34,7 +34,6 @@ __all__ = [
     "Row",
     "compare",
     "compare_command",
-    "delta_by",
     "flips",
     "flips_of",
     "interaction_of_runs",

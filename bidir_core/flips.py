@@ -7,7 +7,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bidir_core import stats
 from bidir_core.metrics import choice_probabilities
 from bidir_core.pairing import PairedItems, pair
 from bidir_core.store import Run
@@ -65,34 +64,6 @@ def flips_of(pairs: PairedItems) -> pd.DataFrame:
             "context_short": _short_contexts(pairs),
         }
     )
-
-
-def delta_by(frame: pd.DataFrame, column: str, *, n_bins: int = 5) -> pd.DataFrame:
-    """Where the difference comes from: paired delta and interval within groups of the items.
-
-    ``frame`` is :func:`flips`'s, or any part of it. A column with more than ``2 * n_bins``
-    different numbers is cut into ``n_bins`` groups of about equal size; otherwise each value is a
-    group. Columns: group, n, delta, low, high, broken, fixed. The items are pooled over tasks.
-    """
-    values = frame[column]
-    if pd.api.types.is_numeric_dtype(values) and values.nunique() > 2 * n_bins:
-        edges = np.unique(np.quantile(values, np.linspace(0, 1, n_bins + 1)))
-        group = pd.cut(values, edges, include_lowest=True, labels=False)
-        whole = pd.api.types.is_integer_dtype(values)
-    else:
-        group, whole = values, False
-    rows = []
-    for key, part in frame.groupby(group, sort=True):
-        classes = part["flip"].value_counts()
-        broken, fixed = int(classes.get("broken", 0)), int(classes.get("fixed", 0))
-        right = int(classes.get("same_right", 0))
-        table = stats.Table2x2(right, broken, fixed, len(part) - right - broken - fixed)
-        found = stats.paired_interval(table)
-        low, high = part[column].min(), part[column].max()
-        cut = group is not values
-        name = str(key) if not cut else (f"{low}-{high}" if whole else f"{low:.3g} to {high:.3g}")
-        rows.append((name, found.n, found.value, found.low, found.high, broken, fixed))
-    return pd.DataFrame(rows, columns=["group", "n", "delta", "low", "high", "broken", "fixed"])
 
 
 def _short_contexts(pairs: PairedItems) -> pd.Series:

@@ -12,7 +12,6 @@ from factory import error_record, make_item, make_reference, make_run, score_ite
 from bidir_core.cli import main
 from bidir_core.compare import (
     compare,
-    delta_by,
     flips,
     interaction_of_runs,
     mismatch_report,
@@ -320,22 +319,6 @@ def test_ten_thousand_items_are_paired_in_a_moment(tmp_path):
         flips(a, b)
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.3
-
-
-def test_delta_by_groups_adds_up(two):
-    frame = flips(*two)
-    for column in ("n_prefix_tokens", "gold", "task", "margin_a", "prompt_group"):
-        parts = delta_by(frame, column)
-        assert parts["n"].sum() == 300
-        assert parts["broken"].sum() == (frame["flip"] == "broken").sum()
-        assert (parts["n"] * parts["delta"]).sum() == pytest.approx(
-            parts["fixed"].sum() - parts["broken"].sum()
-        )
-        assert parts["group"].is_unique
-    lengths = delta_by(frame, "n_prefix_tokens", n_bins=4)
-    assert len(lengths) == 4
-    assert lengths["n"].min() > 40
-    assert delta_by(frame[frame["task"] == "piqa"], "gold")["group"].tolist() == ["0", "1"]
 
 
 # --- the interaction ---------------------------------------------------------------------------
