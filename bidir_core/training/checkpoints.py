@@ -54,9 +54,9 @@ def save_checkpoint(
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "state.safetensors")
         (temporary / "state.json").write_text(json.dumps(dict(state, step=step)), "utf-8")
         sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-        _sync(temporary)
+        sync_files(temporary)
         (temporary / "complete.json").write_text(json.dumps(sizes), "utf-8")
-        _sync(temporary)
+        sync_files(temporary)
         if target.exists():  # of a run that was resumed from before it
             shutil.rmtree(target)
         temporary.rename(target)
@@ -136,7 +136,8 @@ def _complete(path: Path) -> bool:
         return False
 
 
-def _sync(folder: Path) -> None:
+def sync_files(folder: Path) -> None:
+    """Make a folder's files, and their names, survive a power cut."""
     for path in folder.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())

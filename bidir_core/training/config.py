@@ -77,8 +77,8 @@ class FinetuneConfig:
         choices=("full", "lora"),
     )
     lora_rank: int = setting(8, help="rank of the adapter", role="identity", metavar="R")
-    lora_alpha: float = setting(
-        16.0, help="the adapter's scale is alpha / rank", role="identity", metavar="A"
+    lora_alpha: int = setting(
+        16, help="the adapter's scale is alpha / rank", role="identity", metavar="A"
     )
     lora_dropout: float = setting(0.0, help="dropout in front of the adapter", role="identity")
 
@@ -144,11 +144,8 @@ class FinetuneConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name.replace('_', '-')} {value}: give a number from {least}")
-        for name in ("lr", "lora_alpha"):
-            if not getattr(self, name) > 0:
-                raise UserError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: give a number above 0"
-                )
+        if not self.lr > 0:
+            raise UserError(f"--lr {self.lr}: give a number above 0")
         for name in ("lora_dropout", "final_lr_fraction", "beta2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(
@@ -174,6 +171,7 @@ _AT_LEAST = {
     "causal_anchor": 0,
     "max_tokens": 2,
     "lora_rank": 1,
+    "lora_alpha": 1,
     "steps": 1,
     "batch_samples": 1,
     "warmup_steps": 0,

@@ -46,7 +46,7 @@ def prepare_data(config: FinetuneConfig, tokenizer: Any, max_length: int) -> Tra
         )
     columns = Columns(config.prompt_column, config.response_column, config.messages_column)
     samples = read_samples(config.data, columns, tokenizer, config.chat_template)
-    clean, dropped = samples, []
+    clean, dropped = samples, list[Dropped]()
     if config.decontaminate:
         clean, dropped = decontaminate(samples, evaluation_texts(load_items(PUBLISHED_TASKS)))
     if not clean:

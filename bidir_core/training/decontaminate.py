@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,8 @@ _WORD = re.compile(r"[^\W_]+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that powers never vanish mod 2**64
 
 
-class EvaluationText(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class EvaluationText:
     """One text of an evaluation item: its context with one of its choices."""
 
     task: str
@@ -36,7 +38,8 @@ class EvaluationText(NamedTuple):
     text: str
 
 
-class Dropped(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Dropped:
     """A training sample and the first evaluation item that it shares text with."""
 
     task: str
@@ -80,7 +83,9 @@ def decontaminate(
                 compare(length, *(both if short is trains else both[::-1]))
     clean = [sample for sample, found in zip(samples, match) if found < 0]
     dropped = [
-        Dropped(sample.task, sample.index, *held_out[found][:2], int(n_words))
+        Dropped(
+            sample.task, sample.index, held_out[found].task, held_out[found].index, int(n_words)
+        )
         for sample, found, n_words in zip(samples, match, shared)
         if found >= 0
     ]

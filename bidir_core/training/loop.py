@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from bidir_core.errors import UserError
 from bidir_core.progress import LOG, Progress
 from bidir_core.training.checkpoints import (
     load_newest,
@@ -182,11 +184,7 @@ class Trainer:
         counters = self.counters
         names = [*(one.name for one in self.plan), "grad_norm"]
         counters.last = {name: round(value, 6) for name, value in zip(names, values)}
-        bad = [name for name, value in counters.last.items() if value != value]
-        if bad:
-            raise FloatingPointError(
-                f"{bad[0]} is not a number at step {counters.step}; lower --lr or use float32"
-            )
+        self._check_finite(values)
         rate = counters.tokens / counters.seconds if counters.seconds else 0.0
         line = {
             "step": counters.step,
@@ -203,6 +201,13 @@ class Trainer:
             LOG.info("step %d/%d  %s  %.0f tokens/s", counters.step, self.config.steps, shown, rate)
         if self.accelerator is not None:
             self.accelerator.log({k: v for k, v in line.items() if k != "step"}, counters.step)
+
+    def _check_finite(self, values: list[float]) -> None:
+        if not all(math.isfinite(value) for value in values):
+            raise UserError(
+                f"the loss or its gradient is not finite at step {self.counters.step}; start again "
+                f"with a lower --lr than {self.config.lr} or with --dtype float32"
+            )
 
     def _evaluate(self) -> None:
         if self.quick_eval is None or self.folder is None:
@@ -228,6 +233,7 @@ class Trainer:
         """Write a checkpoint of this moment (in the main process)."""
         if self.folder is None:
             return
+        self._check_finite(self.sums.tolist())  # never over a good checkpoint
         tensors = {
             **self.optimizer.tensors(),
             **random_states(self.device),

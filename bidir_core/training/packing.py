@@ -42,24 +42,25 @@ class TrainBatch(NamedTuple):
 
     def to(self, device: torch.device | str) -> TrainBatch:
         """The batch on ``device``; copies from pinned memory don't wait."""
-        moved = [self.layout.to(device)] + [
+        ids, head, target, owner = (
             tensor.to(device, non_blocking=True)
             for tensor in (self.ids, self.head, self.target, self.owner)
-        ]
-        layout, ids, head, target, owner = moved
-        return TrainBatch(ids, layout, head, target, owner)  # type: ignore[arg-type]
+        )
+        return TrainBatch(ids, self.layout.to(device), head, target, owner)
 
     def pin(self) -> TrainBatch:
         """The batch in page-locked memory, from where copies to a GPU run beside the work."""
+        at = self.layout
         layout = Layout(
-            *(t.pin_memory() for t in (self.layout.item, self.layout.position)),
-            *(t.pin_memory() for t in (self.layout.n_prefix, self.layout.exit)),
+            at.item.pin_memory(),
+            at.position.pin_memory(),
+            at.n_prefix.pin_memory(),
+            at.exit.pin_memory(),
         )
-        return TrainBatch(
-            self.ids.pin_memory(),
-            layout,
-            *(t.pin_memory() for t in self[2:]),  # type: ignore[arg-type]
+        ids, head, target, owner = (
+            tensor.pin_memory() for tensor in (self.ids, self.head, self.target, self.owner)
         )
+        return TrainBatch(ids, layout, head, target, owner)
 
 
 class Step(NamedTuple):

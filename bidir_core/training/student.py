@@ -80,7 +80,7 @@ def frozen_copy(student: Student) -> Student:
     return Student(model, install(model, student.handle.implementation))
 
 
-def add_lora(model: Any, *, rank: int, alpha: float, dropout: float) -> Any:
+def add_lora(model: Any, *, rank: int, alpha: int, dropout: float) -> Any:
     """Wrap ``model`` with LoRA on every linear map of its text decoder's layers (peft)."""
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
