@@ -180,7 +180,8 @@ def _train(
         check_room(writer.path, trainer)
         if config.tracker != "none":
             flat = {name: str(value) for name, value in to_json(config).items()}
-            accelerator.init_trackers("bidir", config=flat)
+            accelerator.project_configuration.set_directories(str(writer.path))
+            accelerator.init_trackers("tracker", config=flat)
     if run is not None:
         step = trainer.restore(run.path)
         LOG.info("resumed at step %d of %d", step, config.steps)
@@ -218,11 +219,10 @@ def _accelerator(config: FinetuneConfig) -> Any:
             f"--tracker {config.tracker}: that package is not installed; "
             f"pip install {config.tracker}"
         )
-    root = Path(config.runs_dir or "runs") / ".trackers"
     return Accelerator(
         cpu=config.device == "cpu",
         log_with=trackers or None,  # type: ignore[arg-type]
-        project_dir=str(root) if trackers else None,
+        project_dir="." if trackers else None,  # the run's own folder, once there is one
     )
 
 
