@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -36,7 +37,12 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit(folder: Path | None = None) -> str | None:
-    """The commit this code is at, with ``+changes`` if files differ from it; None outside git."""
+    """The commit this code is at, with ``+changes`` if files differ from it; None outside git.
+
+    ``BIDIR_COMMIT`` says it for a copy of the code that travelled without its git folder.
+    """
+    if told := os.environ.get("BIDIR_COMMIT"):
+        return told
     folder = folder or Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
