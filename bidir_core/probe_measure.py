@@ -96,7 +96,8 @@ def packed_sample(
             row.extend(values)
         spans.append((start, start + n))
         start += n
-    layout = Layout(*(torch.tensor([row]) for row in rows), spans=tuple(spans))
+    item_ids, position_row, n_prefix_row, exit_row = (torch.tensor([row]) for row in rows)
+    layout = Layout(item_ids, position_row, n_prefix_row, exit_row, spans=tuple(spans))
     return Sample(_take(tokens, start)[None], layout, tuple((0, path) for path in paths))
 
 
