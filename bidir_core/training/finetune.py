@@ -180,7 +180,7 @@ def _train(
         check_room(writer.path, trainer)
         if config.tracker != "none":
             flat = {name: str(value) for name, value in to_json(config).items()}
-            accelerator.project_configuration.set_directories(str(writer.path))
+            accelerator.project_configuration.logging_dir = str(writer.path)
             accelerator.init_trackers("tracker", config=flat)
     if run is not None:
         step = trainer.restore(run.path)

@@ -196,7 +196,7 @@ def test_tensorboard_gets_the_losses(tiny_folder, jsonl, tmp_path):
 
 
 def test_a_tracker_that_is_not_installed_is_named(tiny_folder, jsonl, tmp_path, monkeypatch):
-    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
     with pytest.raises(UserError, match="pip install trackio"):
         run_finetune(config(tiny_folder, jsonl, tmp_path, tracker="trackio"))
 
