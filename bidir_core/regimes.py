@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from typing import Any
 
@@ -51,6 +51,16 @@ class Regime:
     tail: int = 0
     layers: tuple[int, int] | None = None
     lam: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Equal regimes compare equal however they were built: causal has no dials."""
+        spans = [span for span in (self.rows, self.layers) if span is not None]
+        counts = [self.sink, self.self_token or 0, self.tail, *(span[0] for span in spans)]
+        if not 0 <= self.lam <= 1 or min(counts) < 0 or any(a > b for a, b in spans):
+            raise ValueError(f"not a regime: {self!r}")
+        if not self.bidirectional or self.lam == 0:
+            for dial in fields(self):
+                object.__setattr__(self, dial.name, dial.default)
 
     def __str__(self) -> str:
         if not self.bidirectional:
@@ -126,7 +136,7 @@ def parse_regime(text: str | Regime) -> Regime:
         if name in values:
             raise UserError(f"regime '{text}': the dial '{name}' is given twice; give it once")
         values[name] = value
-    regime = Regime(
+    return Regime(
         bidirectional=True,
         sink=_integer(text, "sink", values.get("sink", "0")),
         rows=_span(text, "rows", values.get("rows")),
@@ -135,7 +145,6 @@ def parse_regime(text: str | Regime) -> Regime:
         layers=_span(text, "layers", values.get("layers")),
         lam=_fraction(text, values.get("lambda", "1")),
     )
-    return CAUSAL if regime.lam == 0 else regime
 
 
 def _integer(text: str, dial: str, value: str) -> int:
