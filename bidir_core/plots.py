@@ -194,8 +194,8 @@ def mask(
     """Who sees whom as a heat map; the upper triangle is always drawn.
 
     ``cells``: int [query, key], an index into ``names``, whose colours are :data:`MASK_COLOURS`.
-    A Plotly heat map returns no clicks, so an invisible layer of points lies over it; its
-    ``customdata`` is (query, key). Above 128 tokens the points are a coarser grid.
+    A Plotly heat map returns no clicks, so an invisible layer of points lies over it (x: key, y:
+    query). Above 128 tokens the points are a grid of at most 96 a side.
     """
     total, side = len(labels), 600
     scale = []
@@ -214,7 +214,7 @@ def mask(
             hoverinfo="skip",
         )
     )
-    step = -(-total // 128)
+    step = 1 if total <= 128 else -(-total // 96)
     query, key = (grid.reshape(-1) for grid in np.mgrid[0:total:step, 0:total:step])
     texts = None
     if total <= 64:  # beyond this the hover texts weigh more than the picture
@@ -229,7 +229,6 @@ def mask(
         marker={"opacity": 0, "size": max(4.0, side * step / total), "symbol": "square"},
         hoverinfo="text" if texts else "none",
         text=texts,
-        customdata=np.stack([query, key], 1),
     )
     for shape in (
         {"x0": n_prefix - 0.5, "x1": n_prefix - 0.5, "y0": -0.5, "y1": total - 0.5},

@@ -124,7 +124,9 @@ def mismatch_report(a: RunInfo, b: RunInfo) -> None:
     """Every setting in which the runs differ so that their items must not be paired."""
     found = core.mismatches(data.run_of(a), data.run_of(b))
     if found:
-        rows = [(m.what, fmt.clip(m.a, 60), fmt.clip(m.b, 60), m.sentence) for m in found]
+        rows = [
+            (m.what, fmt.clip(m.value_a, 60), fmt.clip(m.value_b, 60), m.sentence) for m in found
+        ]
         head = ("What differs", "Baseline", "Candidate", "Why it matters")
         html.show(widgets.table(head, rows, left=(1, 2, 3)))
 

@@ -69,7 +69,8 @@ def choices(
     record: Record, a: Record | None, b: Record | None, pred: str, name_a: str, name_b: str
 ) -> Html:
     """Per choice: its text, log-likelihood in both runs as bars and numbers, and who chose it."""
-    texts = record["continuations"]
+    n_choices = len(record["n_continuation_tokens"])
+    texts = record["continuations"] or [f"choice {i}" for i in range(n_choices)]
     if record["contexts"] and len(record["contexts"]) > 1:
         texts = distinct_ends(record["contexts"])
     totals = [ll for run in (a, b) if run and run["ll"] is not None for ll in run["ll"]]

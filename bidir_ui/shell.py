@@ -21,6 +21,7 @@ from bidir_core.run_layout import is_read_only
 from bidir_ui import data, fmt, help_dialog, html, pair, url, widgets
 
 ROOT = Path(__file__).resolve().parent.parent
+ICON = Path(__file__).with_name("icon.png")
 log = logging.getLogger(__name__)
 
 
@@ -66,9 +67,8 @@ class Page:
 def start(key: str) -> Page:
     """Set the page up; to be called first in every page file. Stops where the gate says so."""
     spec = BY_KEY[key]
-    st.set_page_config(
-        page_title=f"{spec.title} · bidir", page_icon=":material/grid_on:", layout="wide"
-    )
+    # A file, not a :material/..: name: Streamlit's page would fetch that from a font server.
+    st.set_page_config(page_title=f"{spec.title} · bidir", page_icon=str(ICON), layout="wide")
     html.styles()
     if spec.writes and is_read_only():
         _navigation(key)

@@ -71,13 +71,13 @@ with shell.guard():
             )  # fmt: skip
             context = item_view.choice_context(record, record["gold"])
             html.show(item_view.prompt(record, context, record["gold"], borders=borders))
-            widgets.heading("Choices")
-            html.show(
-                item_view.choices(
-                    record, left_record, right_record, pred,
-                    f"{a.stage_label} {a.regime}", f"{b.stage_label} {b.regime}",
-                )
-            )  # fmt: skip
+        widgets.heading("Choices")
+        html.show(
+            item_view.choices(
+                record, left_record, right_record, pred,
+                f"{a.stage_label} {a.regime}", f"{b.stage_label} {b.regime}",
+            )
+        )  # fmt: skip
 
         strips = item_nav.strips(record, left_record, right_record)
         if strips:

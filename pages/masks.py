@@ -71,8 +71,8 @@ with shell.guard():
         if view != "difference":
             masks_view.facts(shown, against if view == "against" else regime, tokens)
         points = event["selection"]["points"] if event else []
-        if points and "customdata" in points[0]:
-            masks_view.explain(points[0]["customdata"], shown, tokens, view)
+        if points:
+            masks_view.explain((points[0]["y"], points[0]["x"]), shown, tokens, view)
         else:
             widgets.note("Click a cell to read it. The orange lines mark the end of the prefix.")
         if tokens.note:

@@ -1,0 +1,251 @@
+"""The app in a real browser: deep links, the way to an item, shared links, hostile texts."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from bidir_ui import fmt
+from tests.e2e.server import IDLE, serve
+
+pytest.importorskip("playwright")
+
+HEADINGS = {
+    "": "What does bidirectional prefill do?",
+    "runs": "Runs",
+    "compare": "Compare",
+    "flips": "Flips",
+    "item": "piqa/3",
+    "masks": "Masks",
+}
+
+
+def go(tab, url, heading=None):
+    tab.page.goto(url)
+    tab.page.wait_for_selector(IDLE, timeout=20_000)
+    if heading:
+        tab.page.get_by_role("heading", name=heading, exact=True).wait_for(timeout=10_000)
+
+
+def idle(tab):
+    tab.page.wait_for_selector(IDLE, timeout=20_000)
+
+
+def main_text(tab) -> str:
+    return tab.page.locator("[data-testid=stMain]").inner_text()
+
+
+def click_row(tab, row: int) -> None:
+    """Select a row of the first table: it is a canvas, so by position."""
+    box = tab.page.locator("[data-testid=stDataFrame]").first.bounding_box()
+    tab.page.mouse.click(box["x"] + 15, box["y"] + 35 + 35 * row + 17)
+
+
+def query(tab, name: str) -> str:
+    return tab.page.evaluate("name => new URL(location).searchParams.get(name) ?? ''", name)
+
+
+@pytest.mark.parametrize("page", HEADINGS)
+def test_a_deep_link_is_the_first_request_of_a_fresh_server(page, runs, runs_root, tab):
+    a, b = runs["stage1"].id, runs["stage2"].id
+    with serve(runs_root, BIDIR_READ_ONLY="1") as fresh:
+        go(tab, fresh.url(page, a=a, b=b, item="piqa/3"), HEADINGS[page])
+        assert "could not be read" not in main_text(tab)
+        assert tab.page.get_by_text("Read-only view").count() == 1
+        assert tab.page.get_by_role("button", name="Delete").count() == 0
+        assert not tab.foreign()
+        assert not tab.unexpected_errors()
+        maps = Path(f"/proc/{fresh.process.pid}/maps").read_text()
+        assert "pyarrow" in maps or page == "masks"  # the check below looks at the right process
+        assert "torch" not in maps
+
+
+def test_headers_lock_the_page(server, tab):
+    response = tab.page.request.get(server.url("flips"))
+    policy = response.headers["content-security-policy"]
+    assert "img-src 'self' data: blob:" in policy
+    assert "form-action 'self'" in policy
+    assert "frame-ancestors 'none'" in policy
+    tab.page.goto(server.url())
+    blocked = tab.page.evaluate(
+        """() => new Promise(done => {
+            addEventListener('securitypolicyviolation', event => done(event.blockedURI));
+            new Image().src = 'http://evil.test/x.png';
+        })"""
+    )
+    assert "evil.test" in blocked
+
+
+def test_from_a_filter_to_an_item_to_a_shared_link(server, runs, browser, tab):
+    a, b = runs["stage1"], runs["stage2"]
+    go(tab, server.url("flips", a=a.id, b=b.id), "Flips")
+    tab.page.get_by_role("button", name=re.compile("broken")).click()
+    tab.page.wait_for_function("new URL(location).searchParams.get('flip') == 'broken'")
+    idle(tab)
+    tab.page.get_by_label("Search the texts").fill("bicycle winter")
+    tab.page.keyboard.press("Enter")
+    tab.page.wait_for_function("new URL(location).searchParams.get('q') == 'bicycle winter'")
+    idle(tab)
+    assert "▼" in main_text(tab)
+    click_row(tab, 1)
+    tab.page.wait_for_url(re.compile("/item"), timeout=10_000)
+    idle(tab)
+    item = query(tab, "item")
+    tab.page.get_by_role("heading", name=item, exact=True).wait_for()
+    tab.page.get_by_text("▼ Broken").wait_for()
+    task, doc_id = item.split("/")
+    for run in (a, b):
+        record = run.item(task, int(doc_id))
+        assert "bicycle" in record["contexts"][0] + " ".join(record["continuations"])
+        for value in record["ll"]:
+            assert fmt.number(value) in main_text(tab)
+    # The link, in a browser that has never been here.
+    tab.page.get_by_role("button", name=re.compile("^.*Link")).click()
+    link = tab.page.locator("[data-testid=stCode] code", has_text="http").inner_text()
+    stranger = browser.new_context()
+    other = stranger.new_page()
+    other.goto(link.strip())
+    other.wait_for_selector(IDLE)
+    other.get_by_role("heading", name=item, exact=True).wait_for()
+    place = re.compile(r"\d+ of \d+ in this filter")
+    assert place.search(other.inner_text("body"))[0] == place.search(main_text(tab))[0]
+    stranger.close()
+
+
+def test_keys_move_through_the_filter_and_rest_while_typing(server, runs, tab):
+    a, b = runs["stage1"].id, runs["stage2"].id
+    go(tab, server.url("item", a=a, b=b, item="", flip="broken"))
+    first = tab.page.locator("h1").inner_text()
+    tab.page.locator("h1").click()
+    tab.page.keyboard.press("j")
+    tab.page.wait_for_function(
+        "first => document.querySelector('h1').innerText != first", arg=first
+    )
+    second = tab.page.locator("h1").inner_text()
+    assert query(tab, "item") == second
+    tab.page.keyboard.press("n")
+    tab.page.wait_for_function(
+        "first => document.querySelector('h1').innerText != first", arg=second
+    )
+    tab.page.keyboard.press("k")
+    tab.page.wait_for_function(
+        "first => document.querySelector('h1').innerText == first", arg=second
+    )
+    tab.page.keyboard.press("h")
+    tab.page.get_by_role("dialog").wait_for()
+    go(tab, server.url("flips", a=a, b=b), "Flips")
+    tab.page.get_by_label("Search the texts").click()
+    tab.page.keyboard.type("hjknp")
+    tab.page.wait_for_timeout(400)
+    assert tab.page.get_by_role("dialog").count() == 0
+
+
+def test_a_selection_belongs_to_its_filter(server, runs, tab):
+    """A table keeps the selected position; after a new filter that would be another item."""
+    a, b = runs["stage1"].id, runs["stage2"].id
+    go(tab, server.url("flips", a=a, b=b), "Flips")
+    click_row(tab, 0)
+    tab.page.wait_for_url(re.compile("/item"), timeout=10_000)
+    tab.page.go_back()
+    tab.page.wait_for_url(re.compile("/flips"), timeout=10_000)
+    idle(tab)
+    tab.page.get_by_role("button", name=re.compile("fixed")).click()
+    tab.page.wait_for_function("new URL(location).searchParams.get('flip') == 'fixed'")
+    idle(tab)
+    tab.page.wait_for_timeout(300)
+    assert "/flips" in tab.page.url
+
+
+def test_forest_plot_opens_the_flips_of_a_task(server, runs, tab):
+    go(tab, server.url("", a=runs["stage1"].id, b=runs["stage2"].id), HEADINGS[""])
+    points = tab.page.locator(".js-plotly-plot").last.locator(".scatterlayer .point")
+    points.nth(2).wait_for()
+    points.nth(2).scroll_into_view_if_needed()
+    tab.page.wait_for_timeout(300)
+    box = points.nth(2).bounding_box()
+    tab.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    tab.page.wait_for_url(re.compile("/flips"), timeout=10_000)
+    idle(tab)
+    assert query(tab, "task") == "arc_easy"
+    assert query(tab, "flip") == "broken~fixed"
+
+
+def test_all_five_panels_within_five_clicks(server, runs, tab):
+    go(tab, server.url(), HEADINGS[""])
+    for number in range(2, 6):
+        tab.page.locator(f".st-key-panel-{number} button").first.click()
+        tab.page.wait_for_function(f"new URL(location).searchParams.get('panel') == '{number}'")
+        idle(tab)
+        tab.page.locator(f".st-key-card-{number}-on").wait_for()
+
+
+def test_a_click_on_a_mask_cell_reads_it(server, runs, tab):
+    go(tab, server.url("masks", regime="bidirectional:sink=1"), "Masks")
+    plot = tab.page.locator(".js-plotly-plot .nsewdrag")
+    plot.wait_for()
+    tab.page.wait_for_timeout(800)
+    box = plot.bounding_box()
+    side = min(box["width"], box["height"])  # cells are square, centred in the plot
+    left, top = box["x"] + (box["width"] - side) / 2, box["y"] + (box["height"] - side) / 2
+    cell = side / 12
+    tab.page.mouse.click(left + 5.5 * cell, top + 2.5 * cell)
+    tab.page.get_by_text("Token 2,").wait_for(timeout=5000)
+    assert "sees by looking ahead" in main_text(tab)
+    assert "token 5" in main_text(tab)
+
+
+def test_hostile_texts_fetch_nothing(server, runs, tab):
+    pair = {"a": runs["hostile1"].id, "b": runs["hostile2"].id}
+    for page in ("", "runs", "compare", "flips"):
+        go(tab, server.url(page, **pair))
+        tab.page.wait_for_timeout(300)
+    go(tab, server.url("masks", **pair, item="hostile/1"), "Masks")
+    for number in range(5):
+        go(tab, server.url("item", **pair, item=f"hostile/{number}"), f"hostile/{number}")
+        assert "right answer" in main_text(tab)
+    assert not tab.foreign()
+    assert tab.page.evaluate("window.hacked") is None
+    assert not [e for e in tab.unexpected_errors() if "evil" in e]
+    text = main_text(tab)
+    assert tab.page.locator("[data-testid=stMain] iframe").count() == 0
+    assert tab.page.locator("[data-testid=stMain] form").count() == 0
+    assert text
+
+
+def test_hostile_ids_in_the_url(server, runs, tab):
+    evil = "![x](http://evil.test/1.png)<img src=http://evil.test/2.png>"
+    for page in HEADINGS:
+        go(tab, server.url(page, a=evil, item=evil, q=evil, task=evil, regime=evil))
+    tab.page.wait_for_timeout(300)
+    assert not tab.foreign()
+
+
+def test_the_csv_holds_the_filtered_rows(server, runs, tab):
+    a, b = runs["stage1"], runs["stage2"]
+    go(tab, server.url("flips", a=a.id, b=b.id, flip="broken", task="arc_easy"), "Flips")
+    with tab.page.expect_download() as wait:
+        tab.page.get_by_role("button", name="CSV", exact=True).click()
+    text = Path(wait.value.path()).read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert a.path.name in wait.value.suggested_filename
+    assert {row["flip"] for row in rows} == {"broken"}
+    assert {row["task"] for row in rows} == {"arc_easy"}
+    assert {row["run_a"] for row in rows} == {a.id}
+    shown = re.search(r"([\d,]+) of [\d,]+ paired items", main_text(tab))[1]
+    assert len(rows) == int(shown.replace(",", ""))
+
+
+def test_no_page_scrolls_sideways(server, runs, tab):
+    for page in HEADINGS:
+        go(tab, server.url(page, a=runs["stage1"].id, b=runs["stage2"].id, item="piqa/3"))
+        for width in (1280, 1920):
+            tab.page.set_viewport_size({"width": width, "height": 900})
+            tab.page.wait_for_timeout(250)
+            spill = tab.page.evaluate(
+                "() => { const m = document.querySelector('[data-testid=stMain]');"
+                " return m.scrollWidth - m.clientWidth }"
+            )
+            assert spill <= 0, (page, width)
