@@ -135,10 +135,15 @@ class Encoder:
         return encoded
 
     def bos_added(self, encoded: Sequence[EncodedItem]) -> bool:
-        """Whether prefixes begin with BOS. Raises UserError if one begins with it twice."""
+        """Whether prefixes begin with BOS. Raises UserError if one begins with it twice.
+
+        The token that stands for an empty context is not counted: it is the whole prefix.
+        """
         bos_id, added = self.tokenizer.bos_token_id, False
         for one in encoded:
-            for prefix in one.prefixes:
+            for context, prefix in zip(one.contexts, one.prefixes):
+                if not context:
+                    continue
                 if bos_id is not None and len(prefix) and prefix.ids[0] == bos_id:
                     added = True
                     if len(prefix) > 1 and prefix.ids[1] == bos_id and self.bos != "none":
