@@ -108,7 +108,8 @@ def install(model: nn.Module, implementation: Implementation) -> Handle:
 def text_decoder(model: nn.Module) -> Any:
     """The decoder stack that embeds tokens and runs layers, without head or vision tower."""
     unwrap: Any = getattr(model, "get_base_model", None)  # peft wraps the causal LM
-    return (unwrap() if unwrap else model).get_decoder()
+    base: Any = unwrap() if unwrap else model
+    return base.get_decoder()
 
 
 def _attention(implementation: Implementation) -> Any:
@@ -128,12 +129,16 @@ def _attention(implementation: Implementation) -> Any:
         run = _sdpa if implementation == "sdpa" else _model_eager(module)
         plan: Plan = handle.plan
         layer: int = module.layer_idx  # type: ignore[assignment]
-        spans = plan.layout.spans
+        spans, time = plan.layout.spans, plan.layout.shape[1]
         n_query, n_key = query.shape[2], key.shape[2]
-        if spans is None or len(spans) == 1 or n_query != n_key:
+        cropped = sliding_window is not None and n_key == sliding_window - 1 + n_query < time
+        if n_key != time and not cropped:
+            raise RuntimeError(f"the layout has {time} tokens where attention has {n_key} keys")
+        if spans is None or len(spans) == 1 or n_query != time:
+            # With a key/value cache the queries are the layout's last tokens; the keys are all of
+            # them, or the last ones where the cache keeps no more than a sliding window needs.
             mask = plan.mask(layer, sliding_window, query.dtype)
-            # With a key/value cache the queries are the layout's last tokens.
-            mask = mask[:, :, n_key - n_query : n_key, :n_key]
+            mask = mask[:, :, time - n_query :, time - n_key :]
             return run(module, query, key, value, mask, **kwargs)
         outputs = []
         for start, end in spans:
@@ -228,11 +233,17 @@ def check_supported(config: Any) -> None:
     if type(config) not in mapping:
         raise UserError(f"'{name}' is not a causal language model; {instead}")
     model_class: Any = mapping[type(config)]
+    if not getattr(text, "num_attention_heads", 0):
+        raise UserError(
+            f"'{name}' is a state-space or recurrent model, which no mask can open; {instead}"
+        )
     odd = sorted(set(getattr(text, "layer_types", None) or ()) - SUPPORTED_LAYERS)
     if odd:
         raise UserError(f"'{name}' has {', '.join(odd)} layers, which no mask can open; {instead}")
-    if getattr(model_class, "_is_stateful", False) or not getattr(text, "num_attention_heads", 0):
-        raise UserError(f"'{name}' is a state-space model, which no mask can open; {instead}")
+    if getattr(model_class, "_is_stateful", False):
+        raise UserError(
+            f"'{name}' is a state-space or recurrent model, which no mask can open; {instead}"
+        )
     if not model_class._can_set_attn_implementation() or getattr(
         text, "reorder_and_upcast_attn", False
     ):
