@@ -168,6 +168,12 @@ def _sdpa(
             raise UserError(
                 f"{type(module).__name__} needs '{unable}', which sdpa drops; use --attn eager"
             )
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and query.device.type == "cuda":
+        # With a mask, CUDA's fast kernels take no grouped heads: only the slow math one does.
+        n = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(n, dim=1), value.repeat_interleave(n, dim=1)
+        grouped = False
     output = nn.functional.scaled_dot_product_attention(
         query,
         key,
@@ -175,7 +181,7 @@ def _sdpa(
         attn_mask=mask,
         dropout_p=dropout,
         scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
+        enable_gqa=grouped,
     )
     return output.transpose(1, 2), None
 

@@ -35,7 +35,7 @@ from bidir_core.training.recording import (
     write_data_report,
 )
 from bidir_core.training.sources import check_data
-from bidir_core.training.student import Student, add_lora, frozen_copy
+from bidir_core.training.student import Student, add_lora, compile_layers, frozen_copy
 from bidir_core.training.train_probe import run_training_probe
 
 MICRO_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}
@@ -157,6 +157,10 @@ def _train(
         n_processes=accelerator.num_processes,
     )
     student.model.train()
+    if config.compile:
+        for one in (student, base):
+            if one is not None:
+                compile_layers(one)
     first = packer.step(0).batches
     if first:
         batch = first[0].to(loaded.device)

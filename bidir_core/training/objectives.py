@@ -26,7 +26,7 @@ from bidir_core.errors import UserError
 from bidir_core.regimes import Regime, parse_regime
 from bidir_core.training.packing import IGNORED, Prefix
 
-HEAD_CHUNK_BYTES = 1 << 29  # float32 logits of one chunk of positions
+HEAD_CHUNK_BYTES = {"cpu": 1 << 29, "cuda": 1 << 31}  # float32 logits of one chunk
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ def in_chunks(
     so that the head never holds ``n x vocabulary`` numbers.
     """
     n = len(per_position[0])
-    size = max(1, HEAD_CHUNK_BYTES // (4 * vocabulary))
+    most = HEAD_CHUNK_BYTES.get(per_position[0].device.type, 1 << 29)
+    size = max(1, most // (4 * vocabulary))
     if n <= size:
         return loss(*per_position)
     chunks = zip(*(tensor.split(size) for tensor in per_position))

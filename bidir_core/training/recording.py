@@ -84,7 +84,7 @@ def metrics_of(
         "loss_tokens": counters.loss_tokens,
         "padding": round(1 - counters.tokens / max(1, counters.slots), 4),
         "trained_parameters": trained,
-        "final_bytes": sum(file.stat().st_size for file in final.iterdir()),
+        "weight_bytes": sum(file.stat().st_size for file in final.glob("*.safetensors")),
         **{f"final_{name}": value for name, value in counters.last.items()},
     }
 

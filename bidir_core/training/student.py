@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bidir_core.attention import Handle, install, text_decoder
 from bidir_core.errors import UserError
@@ -72,6 +74,20 @@ class Student:
                 "fine-tuned with this program"
             )
         return difference
+
+
+def compile_layers(student: Student) -> None:
+    """Compile each decoder layer in place (torch.compile); one compilation serves them all.
+
+    Attention stays out of it: which mask is in force changes with every batch, and a compiled
+    layer would have to check that each time, or be compiled again.
+    """
+    name = f"bidir_{student.handle.implementation}"
+    attend = ALL_ATTENTION_FUNCTIONS[name]
+    if not hasattr(attend, "_torchdynamo_disable"):
+        AttentionInterface.register(name, torch.compiler.disable(attend))
+    for layer in student.decoder.layers:
+        layer.compile()
 
 
 def frozen_copy(student: Student) -> Student:

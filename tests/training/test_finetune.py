@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -99,6 +100,19 @@ def test_micro_batches_and_gradient_checkpointing_change_nothing_but_rounding(
     ]
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
     assert losses[2] == pytest.approx(losses[0], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_layers_change_nothing_but_rounding(tiny_folder, jsonl, tmp_path):
+    """A C++ compiler is needed for this on a CPU."""
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    plain_run, compiled = (
+        run_finetune(config(tiny_folder, jsonl, tmp_path, compile=on)) for on in (False, True)
+    )
+    a, b = ([line["loss"] for line in read_curve(path)] for path in (plain_run, compiled))
+    assert b == pytest.approx(a, abs=1e-4)
+    assert models.load(str(tiny_folder), checkpoint=str(compiled), device="cpu")
 
 
 def test_contaminated_samples_are_listed_in_the_run(tiny_folder, jsonl, tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ def test_chunks_change_neither_losses_nor_gradients(monkeypatch):
     whole.sum().backward()
     expected = [hidden.grad.clone(), head.weight.grad.clone()]
     hidden.grad = head.weight.grad = None
-    monkeypatch.setattr(objectives, "HEAD_CHUNK_BYTES", 4 * 50 * 7)  # 7 positions a chunk
+    monkeypatch.setitem(objectives.HEAD_CHUNK_BYTES, "cpu", 4 * 50 * 7)  # 7 positions a chunk
     parts = in_chunks(loss, 50, hidden, target)
     parts.sum().backward()
     assert torch.equal(whole, parts)
