@@ -27,9 +27,7 @@ def overview() -> None:
 
         html.show(html.el("h2", "The chosen pair", cls="b-h2 b-rule"))
         pair.line(page.pair)
-        if not shell.need_pair(page):
-            return
-        a, b, metric = page.pair.a, page.pair.b, page.pair.metric
+        a, b, metric = shell.chosen_pair(page)
         try:
             chosen = analysis.compare(a, b, metric, intersect=analysis.intersecting())
         except UserError as error:
@@ -40,7 +38,10 @@ def overview() -> None:
         task = pair_view.forest(chosen, key=f"forest-{a.id}-{b.id}-{metric}")
         if task:
             pair_view.open_flips(task, a, b)
-        widgets.note("Click a task, in the chart or the table, to see which items flipped.")
+        widgets.note(
+            "Click a task, in the chart or the table, to see which items flipped. Coloured: "
+            "different, also after Holm's correction for several tasks. Grey: not separable."
+        )
         pair_view.task_table(chosen, a, b)
         widgets.heading("How much of stage 1 is kept")
         pair_view.ladder(page.runs, a, told, metric)

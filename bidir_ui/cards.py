@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from bidir_core import compare as core
-from bidir_ui import analysis, fmt, html, story, url
+from bidir_ui import analysis, fmt, html, pair_view, story, url
 
 
 @dataclass(frozen=True)
@@ -73,31 +73,36 @@ def _breaks(told: story.Story, result: core.Comparison | None) -> Card:
     )
 
 
+SINK = "bidirectional:sink=1"
+
+
 def sink_run(told: story.Story) -> story.RunInfo | None:
-    return next((run for run in told.regimes if run.regime == "bidirectional:sink=1"), None)
+    return next((run for run in told.regimes if run.regime == SINK), None)
 
 
 def _source(told: story.Story) -> Card:
-    run = sink_run(told)
-    result = analysis.try_compare(told.a, run) if told.a and run else None
+    """On whole validation sets if they were run, because the effect left is small."""
+    base, runs = told.a, told.regimes
+    if told.whole and any(run.regime == SINK for run in told.whole[1]):
+        base, runs = told.whole
+    run = next((run for run in runs if run.regime == SINK), None)
+    result = analysis.try_compare(base, run) if base and run else None
     if result is None:
         return Card(
-            "Where does it come from?",
-            NOT_RUN,
-            "Keep the first token causal and measure again: sink=1.",
-            False,
-        )
+            "Where does it come from?", NOT_RUN,
+            "Keep the first token causal and measure again: sink=1.", False,
+        )  # fmt: skip
     row = result.macro
     return Card(
         "Where it comes from",
         f"sink=1: {fmt.points(row.delta)}",
-        f"Points against stage 1, with one token left causal: {fmt.interval(row.low, row.high)}, "
-        f"n = {fmt.count(row.n)}; {row.words}.",
+        f"Points against stage 1 with one token left causal: {fmt.interval(row.low, row.high)}, "
+        f"n = {fmt.count(row.n)}; {pair_view.short(row.words)}.",
     )
 
 
 def _repair(told: story.Story) -> Card:
-    tuned = next((run for run in told.tuned if run.stage == story.STAGE4), None)
+    tuned = told.tuned_run("3B", "bidirectional")
     result = analysis.try_compare(told.a, tuned) if told.a and tuned else None
     if result is None:
         return Card(
@@ -119,7 +124,7 @@ def _repair_title(told: story.Story, stage4: core.Row) -> str:
     def reaches(row: core.Row | None) -> bool:
         return row is not None and not (row.verdict == "different" and row.delta < 0)
 
-    control = next((run for run in told.tuned if "stage3c" in run.checkpoint), None)
+    control = told.tuned_run("3C", "causal")
     found = analysis.try_compare(told.a, control) if told.a and control else None
     if reaches(stage4) and reaches(found.macro if found else None):
         return "Training repairs it, and so does the control"
@@ -170,7 +175,7 @@ def show(cards: list[Card], current: int) -> None:
                     html.div("step", f"{number} of 5"),
                     html.div("title", card.title),
                     html.div("big" if card.made else "big off", card.big),
-                    html.div("sub", card.sub),
+                    html.div("sub", fmt.tie(card.sub)),
                 )
             )
             label = "Shown below" if number == current else "Show"

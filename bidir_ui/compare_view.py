@@ -11,6 +11,7 @@ import streamlit as st
 from bidir_core import compare as core
 from bidir_core import plots
 from bidir_core.errors import UserError
+from bidir_core.pairing import mismatch_report
 from bidir_ui import analysis, data, fmt, html, slices, url, widgets
 from bidir_ui.data import RunInfo
 
@@ -120,9 +121,9 @@ def slice_charts(frame: pd.DataFrame, key: str) -> None:
         html.show(widgets.table(head, parts, left=(1,)))
 
 
-def mismatch_report(a: RunInfo, b: RunInfo) -> None:
+def show_mismatches(a: RunInfo, b: RunInfo) -> None:
     """Every setting in which the runs differ so that their items must not be paired."""
-    found = core.mismatches(data.run_of(a), data.run_of(b))
+    found = mismatch_report(data.run_of(a), data.run_of(b))
     if found:
         rows = [
             (m.what, fmt.clip(m.value_a, 60), fmt.clip(m.value_b, 60), m.sentence) for m in found

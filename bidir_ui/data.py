@@ -45,7 +45,7 @@ class RunInfo:
 
     @property
     def stage_label(self) -> str:
-        return "Published" if self.is_reference else fmt.stage(self.stage)
+        return fmt.stage(self.stage)
 
     @property
     def is_reference(self) -> bool:
@@ -65,14 +65,14 @@ class RunInfo:
         """How much of the split was run, in a word or two."""
         parts = [f"limit {self.limit}" if self.limit else "all items"]
         if self.context != "full":
-            parts.append(f"{self.context} context")
+            parts.append("no context" if self.context == "none" else f"{self.context} context")
         return ", ".join(parts)
 
     @property
     def label(self) -> str:
         """Short name for menus and legends: stage, regime, extent."""
         if self.is_reference:
-            return f"Published · {self.regime}"
+            return f"Published · {self.stage_label} · {self.regime}"
         return f"{self.stage_label} · {self.regime} · {self.extent}"
 
     @property
@@ -105,11 +105,23 @@ def _cached_info(path: str, modified: float) -> RunInfo:
     return _read(path, modified)
 
 
+@st.cache_data(max_entries=200, show_spinner=False)
+def _count(path: str, modified: float) -> int | None:
+    """Items recorded by a run that left no status."""
+    try:
+        return store.Run(path).items_table(("doc_id",)).num_rows
+    except UserError:
+        return None
+
+
 def _read(path: str, modified: float) -> RunInfo:
     run = store.Run(path)
     state, settings, status = run.state, run.settings, run.status
     metrics = (run.metrics or {}) if state != "corrupt" else {}
     limit = settings.get("limit")
+    n_done = status.get("done")
+    if n_done is None and not metrics and run.has_items and state != "corrupt":
+        n_done = _count(path, modified)
     return RunInfo(
         id=run.id,
         path=path,
@@ -126,8 +138,8 @@ def _read(path: str, modified: float) -> RunInfo:
         context=str(settings.get("context") or "full"),
         compact=run.is_compact,
         has_items=run.has_items,
-        n_items=int(metrics.get("n_items") or status.get("done") or 0),
-        n_done=status.get("done"),
+        n_items=int(metrics.get("n_items") or n_done or 0),
+        n_done=n_done,
         n_total=status.get("total"),
         created=f"{run.created:%Y-%m-%d %H:%M}" if run.created else fmt.NONE,
         tasks=metrics.get("tasks") or {},

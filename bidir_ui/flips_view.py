@@ -106,7 +106,7 @@ def table(shown: pd.DataFrame, key: str) -> str | None:
         hide_index=True,
         on_select="rerun",
         selection_mode="single-row",
-        height=min(37 + 35 * len(cells), 632),
+        height="content" if len(cells) <= 18 else 630,
         placeholder=fmt.NONE,
         alt="Items: what happened, task, margin change, margins in both runs, item id, prompt.",
         column_config={

@@ -111,3 +111,12 @@ def clip(text: str, length: int = 120) -> str:
     """At most ``length`` characters, on one line."""
     text = " ".join(text[: 4 * length].split())
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def tie(text: str) -> str:
+    """Keep ``n = 2,299`` and ``45.3 %`` on one line each."""
+    return (
+        text.replace("n = ", "n\u00a0=\u00a0")
+        .replace(" %", "\u00a0%")
+        .replace("% CI ", "%\u00a0CI ")
+    )

@@ -50,7 +50,7 @@ def button() -> None:
         _open()
 
 
-@st.dialog("Help", width="large")
+@st.dialog("Help", width="medium")
 def _open() -> None:
     words, keys, check = st.tabs(["Words", "Keys", "This installation"])
     with words:

@@ -21,10 +21,11 @@ def bar(page: Any, item_id: str, near: Neighbours, chosen: FlipFilter) -> None:
             query_params=url.params(**chosen.params),
         )  # fmt: skip
         html.show(html.el("h1", fmt.clip(item_id, 60), cls="b-title"))
+        among = "in this filter" if chosen.params else "paired items"
         where = (
-            f"{fmt.count(near.position + 1)} of {fmt.count(near.total)} in this filter"
+            f"{fmt.count(near.position + 1)} of {fmt.count(near.total)} {among}"
             if near.position is not None
-            else f"Not among the {fmt.count(near.total)} items of this filter"
+            else f"Not among the {fmt.count(near.total)} {among}"
         )
         widgets.note(where)
     with moves, st.container(horizontal=True, horizontal_alignment="right", gap="xsmall"):

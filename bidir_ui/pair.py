@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import streamlit as st
 
@@ -52,8 +53,8 @@ def default_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo | None, RunInfo | N
     )
     for a in firsts:
         for b in sorted(usable, key=rank, reverse=True):
-            same = (b.model, b.limit, b.is_done) == (a.model, a.limit, a.is_done)
-            if b.stage == "stage2_prefill_bidir_eval" and b.regime == "bidirectional" and same:
+            alike = (b.model, b.limit, b.is_done) == (a.model, a.limit, a.is_done)
+            if b.stage == "stage2_prefill_bidir_eval" and b.regime == "bidirectional" and alike:
                 return a, b
     if firsts:
         others = [run for run in usable if run.id != firsts[0].id]
@@ -71,11 +72,12 @@ def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
         return
     for name, title, run in (("a", "Baseline", chosen.a), ("b", "Candidate", chosen.b)):
         options = usable if run is None or run.id in usable else [run.id, *usable]
+        shown = run.id if run else None
         url.bound(
             st.selectbox,
             title,
             name=name,
-            read=lambda _text, run=run: run.id if run else None,
+            read=partial(_always, shown),
             write=lambda value: value or "",
             options=options,
             format_func=lambda run_id: _menu_label(runs, run_id),
@@ -93,15 +95,20 @@ def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
     )
 
 
+def _always(value: str | None, _text: str) -> str | None:
+    """The chosen run, whatever the URL's text: choosing has looked at that already."""
+    return value
+
+
 def _menu_label(runs: tuple[RunInfo, ...], run_id: str) -> str:
     run = by_id(runs, run_id)
     if run is None:
         return run_id
     model = "" if run.model == EMBEDDED else f" · {run.model.split('/')[-1]}"
-    partial = "" if run.is_done else f" ({run.state})"
+    state = "" if run.is_done else f" ({run.state})"
     name = f" · {run.name}" if run.name else ""
     text = f"{run.regime} · {run.stage_label} · {run.extent}"
-    return fmt.clip(html.visible(text + partial + model + name), 90)
+    return fmt.clip(html.visible(text + state + model + name), 90)
 
 
 def line(chosen: Pair) -> None:

@@ -14,7 +14,7 @@ from bidir_ui.data import RunInfo
 
 def verdict(result: core.Comparison) -> None:
     """The answer in one sentence, with interval and n."""
-    html.show(html.div("b b-verdict", result.sentence))
+    html.show(html.div("b b-verdict", fmt.tie(result.sentence)))
     for line in result.notes:
         widgets.note(line[0].upper() + line[1:] + ".")
 
@@ -38,12 +38,14 @@ def task_table(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
     for row in result.rows:
         task = "" if row.task == core.MACRO else row.task
         query = url.params(a=a.id, b=b.id, task=task, flip="broken~fixed")
-        name = html.el("a", fmt.task(row.task), href=url.href("flips", query), target="_self")
+        name = html.el(
+            "a", fmt.task(row.task), href=url.href("flips", query), target="_self", cls="b-nowrap"
+        )
         rows.append(
             (
                 name, fmt.count(row.n), fmt.percent(row.acc_a), fmt.percent(row.acc_b),
                 fmt.points(row.delta), fmt.interval(row.low, row.high), fmt.count(row.broken),
-                fmt.count(row.fixed), fmt.percent(row.churn / row.n), p_value(row.p_holm), row.words,
+                fmt.count(row.fixed), fmt.percent(row.churn / row.n), p_value(row.p_holm), short(row.words),
             )
         )  # fmt: skip
     head = (
@@ -52,6 +54,11 @@ def task_table(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
         "▲ Fixed", "Churn", "p (Holm)", "In words",
     )  # fmt: skip
     html.show(widgets.table(head, rows, total=True, left=(0, 10)))
+
+
+def short(words: str) -> str:
+    """A verdict's words, short enough for a table's cell."""
+    return "undecided after Holm" if words.startswith("undecided once") else words
 
 
 def p_value(value: float | None) -> str:

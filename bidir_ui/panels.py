@@ -68,6 +68,10 @@ def _hurts(told: story.Story, result: core.Comparison | None) -> None:
         ]  # fmt: skip
         head = ("Task", "n", "Causal", "Bidir.", "Chance", "Published")
         html.show(widgets.table(head, rows, total=True))
+        whole = told.whole and next((r for r in told.whole[1] if r.regime == "bidirectional"), None)
+        found = analysis.try_compare(told.whole[0], whole) if told.whole and whole else None
+        if found is not None:
+            widgets.note(f"On the whole validation sets: {cards.delta_text(found.macro)}.")
         if told.published:
             widgets.note(published_note(told))
     return None
@@ -183,6 +187,10 @@ def _source(told: story.Story, result: core.Comparison | None) -> None:
         )
         runs = [told.b, *told.regimes]
         _differences(told.a, runs, {run.id: run.regime for run in runs}, "regimes")
+        if told.whole:
+            base, others = told.whole
+            html.show(html.div("b", html.el("b", "The same on the whole validation sets")))
+            _differences(base, list(others), {run.id: run.regime for run in others}, "whole")
         widgets.note(
             "This holds for the model and items named above. It is a measurement, not a law: other "
             "models may differ, and a control (another single token kept causal) belongs beside it."
@@ -206,12 +214,20 @@ def _repair(told: story.Story, result: core.Comparison | None) -> None:
             "the run trained with the new mask (3B) and its control (3C), under both masks:"
         )
         runs = [told.b, *told.tuned]
-        labels = {
-            run.id: f"{run.stage_label} · {run.regime} · {run.name or run.checkpoint}"
-            for run in runs
-        }
+        labels = {run.id: f"{story.arm(run)}, evaluated {run.regime}" for run in runs}
         labels[told.b.id] = "Stage 2 · bidirectional, not trained"
         _differences(told.a, runs, labels, "tuned")
+        arms = [told.tuned_run(n, r) for r in ("bidirectional", "causal") for n in ("3B", "3C")]
+        found = analysis.interaction(arms)
+        if found is None:
+            widgets.note("The interaction needs 3B and 3C, each evaluated under both masks.")
+        else:
+            e = found.estimate
+            widgets.lead(
+                "(3B − 3C under bidirectional) − (3B − 3C under causal), the only number that "
+                f"shows repair rather than ordinary tuning: {fmt.points(e.value)} points "
+                f"{fmt.interval(e.low, e.high)}, n = {fmt.count(e.n)}, one seed."
+            )
     else:
         widgets.not_run(
             "The pipeline runs every stage on the same items: fine-tunes with the new mask (3B) "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pandas as pd
@@ -59,9 +60,10 @@ def _percent(value: float | None) -> float | None:
 def _half_width(run: RunInfo) -> float | None:
     """Half of the macro accuracy's own 95 % interval, in points: 1.96 x its standard error."""
     errors = [row.get("acc_stderr") for row in run.tasks.values()]
-    if not errors or any(fmt.missing(error) for error in errors):
+    known = [float(error) for error in errors if error is not None]
+    if not known or len(known) < len(errors):
         return None
-    return 196 * sum(float(e) ** 2 for e in errors) ** 0.5 / len(errors)  # type: ignore[arg-type]
+    return 196 * math.sqrt(math.fsum(error**2 for error in known)) / len(known)
 
 
 def show(table: pd.DataFrame, key: str) -> list[str]:
@@ -73,7 +75,7 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
         hide_index=True,
         on_select="rerun",
         selection_mode="multi-row",
-        height=min(37 + 35 * len(table), 562),
+        height="content" if len(table) <= 16 else 560,
         placeholder=fmt.NONE,
         alt="Every run: role, stage, regime, model, state, items, scores, cost, date and id.",
         column_config={
@@ -88,7 +90,7 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
                 "points. Two runs on the same items are compared pairwise, far more sharply."
             ),
             "acc_norm": number("acc_norm, %", format="%.1f", width=92),
-            "extent": text("Taken", width=112),
+            "extent": text("Taken", width=134),
             "model": text("Model", width=158),
             "created": text("Made (UTC)", width=128),
             "seconds": number("Seconds", format="%.0f", width=72),

@@ -132,6 +132,9 @@ def guard() -> Iterator[None]:
         )  # fmt: skip
 
 
-def need_pair(page: Page) -> bool:
-    """True if two comparable runs are chosen; otherwise the empty or not-found state is drawn."""
-    return pair.explain_if_missing(page.runs, page.pair)
+def chosen_pair(page: Page) -> tuple[data.RunInfo, data.RunInfo, str]:
+    """Baseline, candidate and measure. Without two runs it draws why not, and stops the page."""
+    a, b = page.pair.a, page.pair.b
+    if not pair.explain_if_missing(page.runs, page.pair) or a is None or b is None:
+        st.stop()
+    return a, b, page.pair.metric

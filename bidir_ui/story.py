@@ -20,7 +20,26 @@ class Story:
     regimes: tuple[RunInfo, ...]
     tuned: tuple[RunInfo, ...]
     models: tuple[tuple[RunInfo, RunInfo], ...]
+    whole: tuple[RunInfo, tuple[RunInfo, ...]] | None
+
+    def tuned_run(self, name: str, regime: str) -> RunInfo | None:
+        """The newest evaluation of one fine-tune (3B, 3C ..) under one regime."""
+        return next((r for r in self.tuned if arm(r) == name and r.regime == regime), None)
+
     published: dict[str, RunInfo]
+
+
+ARMS = (
+    ("stage3_finetune", "3B"),
+    ("stage3c_", "3C"),
+    ("stage3a_", "3A"),
+    ("stage3d_", "3D"),
+)
+
+
+def arm(run: RunInfo) -> str:
+    """Which fine-tune a run evaluates, from its checkpoint's folder."""
+    return next((name for mark, name in ARMS if mark in run.checkpoint), "fine-tuned")
 
 
 def tell(runs: tuple[RunInfo, ...]) -> Story:
@@ -45,7 +64,23 @@ def tell(runs: tuple[RunInfo, ...]) -> Story:
         regimes=tuple(_first_of_each(dialled, lambda run: run.regime)),
         tuned=tuple(_first_of_each(tuned, lambda run: (run.checkpoint, run.regime))),
         models=tuple(_model_pairs(done, a)),
+        whole=_whole(done, a),
         published={run.stage: run for run in reversed(runs) if run.is_reference},
+    )
+
+
+def _whole(done: list[RunInfo], a: RunInfo | None) -> tuple[RunInfo, tuple[RunInfo, ...]] | None:
+    """The same model on whole validation sets: its causal run, and the other regimes'."""
+    if a is None or a.limit is None:
+        return None
+    mine = [
+        run for run in done if run.model == a.model and run.limit is None and not run.checkpoint
+    ]
+    base = next((run for run in mine if run.stage == STAGE1), None)
+    others = [run for run in mine if run.stage == STAGE2]
+    others.sort(key=lambda run: len(run.regime))  # plain bidirectional first; the sort is stable
+    return (
+        (base, tuple(_first_of_each(others, lambda run: run.regime))) if base and others else None
     )
 
 

@@ -35,9 +35,9 @@ def put(**values: object) -> None:
             del st.query_params[name]
 
 
-def params(keep: tuple[str, ...] = KEPT, **values: object) -> dict[str, str]:
-    """Query parameters for a link: the kept ones of this page, then ``values``."""
-    out = {name: get(name) for name in keep if get(name)}
+def params(**values: object) -> dict[str, str]:
+    """Query parameters for a link: the chosen pair as it is in this URL, then ``values``."""
+    out = {name: get(name) for name in KEPT if get(name)}
     out.update({name: str(value) for name, value in values.items() if value})
     return out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ def note(*parts: object) -> None:
 
 
 def lead(*parts: object) -> None:
-    show(div("b b-lead", *parts))
+    show(div("b b-lead", *(fmt.tie(p) if type(p) is str else p for p in parts)))
 
 
 def heading(text: str) -> None:
@@ -78,7 +79,7 @@ def dot(colour: str) -> Html:
     return span(f"b-dot b-{colour}")
 
 
-def chart(figure: go.Figure, alt: str, **options: object) -> object:
+def chart(figure: go.Figure, alt: str, **options: Any) -> Any:
     """A Plotly figure in the app's manner: the theme's ink, no tool bar, a text alternative."""
     dark = st.context.theme.type == "dark"
     plots.ink(figure, *(("#e6e8ea", "#a3a9b0") if dark else ("#1f2328", "#5c646d")))
@@ -114,10 +115,10 @@ def mask_svg(mask: np.ndarray, n_prefix: int, label: str) -> Html:
         for part, colour in ((cut[row] & ~ahead, plots.GREY), (cut[row] & ahead, plots.BLUE)):
             for start, stop in _spans(part):
                 shapes.append(el("rect", x=start, y=row, width=stop - start, height=1, fill=colour))
-    edge = int((keep < n_prefix).sum())
+    edge, thick = int((keep < n_prefix).sum()), size / 120
     lines = [
-        el("rect", x=0, y=edge - 0.15, width=size, height=0.3, fill=plots.RED),
-        el("rect", x=edge - 0.15, y=0, width=0.3, height=size, fill=plots.RED),
+        el("rect", x=0, y=edge - thick / 2, width=size, height=thick, fill=plots.RED),
+        el("rect", x=edge - thick / 2, y=0, width=thick, height=size, fill=plots.RED),
     ]
     svg = el(
         "svg", *shapes, *lines, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {size} {size}",

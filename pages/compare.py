@@ -10,13 +10,11 @@ page = shell.start("compare")
 st.title("Compare", anchor=False)
 with shell.guard():
     pair.line(page.pair)
-    if not shell.need_pair(page):
-        st.stop()
-    a, b, metric = page.pair.a, page.pair.b, page.pair.metric
+    a, b, metric = shell.chosen_pair(page)
     try:
         result = analysis.compare(a, b, metric, intersect=analysis.intersecting())
     except UserError as error:
-        compare_view.mismatch_report(a, b)
+        compare_view.show_mismatches(a, b)
         analysis.offer_intersection(error)
         st.stop()
     analysis.remarks(a, b)

@@ -10,9 +10,7 @@ page = shell.start("flips")
 st.title("Flips", anchor=False)
 with shell.guard():
     pair.line(page.pair)
-    if not shell.need_pair(page):
-        st.stop()
-    a, b, metric = page.pair.a, page.pair.b, page.pair.metric
+    a, b, metric = shell.chosen_pair(page)
     try:
         frame = analysis.flips(a, b, metric)
     except UserError as error:

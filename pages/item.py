@@ -21,9 +21,7 @@ from bidir_ui import (
 page = shell.start("item")
 
 with shell.guard():
-    if not shell.need_pair(page):
-        st.stop()
-    a, b, metric = page.pair.a, page.pair.b, page.pair.metric
+    a, b, metric = shell.chosen_pair(page)
     item_id, chosen = url.get("item"), filters.from_url()
     frame = filters.apply(analysis.flips(a, b, metric), chosen)
     item_id = item_id or (frame["item_id"].iloc[0] if len(frame) else "")

@@ -56,13 +56,13 @@ with shell.guard():
 
     runs_table.problems(page.runs)
 
-    if page.pair.complete:
+    if page.pair.a and page.pair.b:
         widgets.heading("What differs between baseline and candidate")
-        rows = runs_table.config_difference(page.pair.a, page.pair.b)
-        if rows:
+        changed = runs_table.config_difference(page.pair.a, page.pair.b)
+        if changed:
             cells = [
                 (name, html.el("span", x, cls="b-mono"), html.el("span", y, cls="b-mono"))
-                for name, x, y in rows
+                for name, x, y in changed
             ]
             html.show(widgets.table(("Setting", "Baseline", "Candidate"), cells, left=(1, 2)))
         else:

@@ -22,6 +22,7 @@ PAGES = {
     "compare": ("compare", {}),
     "flips": ("flips", {}),
     "item": ("item", {"item": "piqa/3"}),
+    "item-first": ("item", {"flip": "broken"}),
     "item-missing": ("item", {"item": "piqa/999999"}),
     "masks": ("masks", {}),
     "not-found": ("flips", {"a": "stage1_vanilla_eval/none"}),
