@@ -32,13 +32,20 @@ class Progress:
         unit: str = "item",
         title: str = "",
         report: Callable[..., None] | None = None,
+        shown: bool = True,
     ):
         self.total, self.done, self._first = total, done, done
         self._report = report
         self._started = time.monotonic()
         self._reported = -_HEARTBEAT_SECONDS
         self._bar = tqdm(
-            total=total, initial=done, unit=unit, desc=title, dynamic_ncols=True, file=sys.stderr
+            total=total,
+            initial=done,
+            unit=unit,
+            desc=title,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            disable=not shown,
         )
         self._tell()
 

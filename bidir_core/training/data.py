@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -44,11 +45,12 @@ def prepare_data(config: FinetuneConfig, tokenizer: Any, max_length: int) -> Tra
         raise UserError(
             f"--max-tokens {config.max_tokens}: the model's window holds {max_length}; give at most that"
         )
-    columns = Columns(config.prompt_column, config.response_column, config.messages_column)
-    samples = read_samples(config.data, columns, tokenizer, config.chat_template)
-    clean, dropped = samples, list[Dropped]()
-    if config.decontaminate:
-        clean, dropped = decontaminate(samples, evaluation_texts(load_items(PUBLISHED_TASKS)))
+    if config.data in MIXTURES and not config.chat_template:
+        samples, clean, dropped = _embedded(config.data, config.decontaminate)
+    else:
+        columns = Columns(config.prompt_column, config.response_column, config.messages_column)
+        samples = read_samples(config.data, columns, tokenizer, config.chat_template)
+        clean, dropped = _clean(samples, config.decontaminate)
     if not clean:
         raise UserError(
             f"--data {config.data}: every sample shares text with an evaluation item; "
@@ -63,6 +65,19 @@ def prepare_data(config: FinetuneConfig, tokenizer: Any, max_length: int) -> Tra
     )
     used = [clean[index] for index in encoded.source.tolist()]
     return TrainingData(encoded, dropped, _report(config, samples, used, encoded, dropped))
+
+
+@lru_cache(maxsize=2)
+def _embedded(data: str, drop: bool) -> tuple[list[Sample], list[Sample], list[Dropped]]:
+    """An embedded mixture, kept in memory: several fine-tunes of one process read it once."""
+    samples = read_samples(data, Columns(), None, False)
+    return samples, *_clean(samples, drop)
+
+
+def _clean(samples: list[Sample], drop: bool) -> tuple[list[Sample], list[Dropped]]:
+    if not drop:
+        return samples, []
+    return decontaminate(samples, evaluation_texts(load_items(PUBLISHED_TASKS)))
 
 
 def evaluation_texts(items: Sequence[Item]) -> list[EvaluationText]:

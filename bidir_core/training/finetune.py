@@ -77,7 +77,7 @@ def _finetune(
     config: FinetuneConfig, *, run: Run | None = None, folder: Path | None = None
 ) -> Path:
     regime = parse_regime(config.regime or "causal")
-    from accelerate.utils import set_seed
+    from accelerate.utils import broadcast_object_list, set_seed
 
     check_data(config.data)
     accelerator = _accelerator(config)
@@ -110,9 +110,10 @@ def _finetune(
                 **facts,
             )
         )
+    (path,) = broadcast_object_list([writer.path if writer is not None else None])
     if writer is None:
         _train(config, student, base, data, loaded, accelerator, None, run)
-        return run.path if run is not None else Path()
+        return path
     with writer, terminable(), logging_to(writer.path / "log.txt"):
         LOG.info("%s, %s under %s -> %s", config.model, config.objective, regime, writer.id)
         if config.goal.leaky:

@@ -114,6 +114,7 @@ class Trainer:
             unit="step",
             title=f"{config.objective} {config.regime}",
             report=self._beat,
+            shown=self.folder is not None,
         )
         if counters.step == 0:
             self._evaluate()

@@ -12,7 +12,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bidir_core.attention import Handle, install, text_decoder
 from bidir_core.errors import UserError
+from bidir_core.layout import Layout
 from bidir_core.regimes import Regime
+from bidir_core.scoring import gather_before_head
 from bidir_core.training.packing import TrainBatch
 
 
@@ -60,14 +62,19 @@ class Student:
     @torch.no_grad()
     def check_head(self, batch: TrainBatch, regime: Regime) -> float:
         """The largest difference from the model's own logits. UserError if they are not the same."""
-        with self.handle.use(regime, batch.layout):
-            ours = self.logits(self.hidden(batch)).float()
-            theirs = self.model(
-                input_ids=batch.ids, position_ids=batch.layout.position, use_cache=False
-            ).logits
-        theirs = theirs.reshape(-1, theirs.shape[-1])[batch.head].float()
-        difference = float((ours - theirs).abs().max())
-        if not difference <= 1e-3 * max(1.0, float(theirs.abs().max())):
+        head = batch.head[batch.head < batch.ids.shape[1]]  # the first row is enough
+        ids, at = batch.ids[:1], batch.layout
+        layout = Layout(at.item[:1], at.position[:1], at.n_prefix[:1], at.exit[:1])
+        one = batch._replace(ids=ids, layout=layout, head=head)
+        with self.handle.use(regime, layout):
+            ours = self.logits(self.hidden(one)).float()
+            with gather_before_head(self.model, head):
+                theirs = self.model(
+                    input_ids=ids, position_ids=layout.position, use_cache=False
+                ).logits[0]
+        difference = float((ours - theirs.float()).abs().max())
+        tolerance = max(1e-3, 4 * torch.finfo(theirs.dtype).eps)
+        if not difference <= tolerance * max(1.0, float(theirs.abs().max())):
             raise UserError(
                 f"{type(self.model).__name__} changes its logits behind the output head in a way "
                 f"that training here does not know (difference {difference:.3g}); it cannot be "

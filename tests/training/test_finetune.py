@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -315,3 +318,32 @@ def test_out_of_memory_says_what_helps(tiny_folder, jsonl, tmp_path, monkeypatch
     monkeypatch.setattr(finetune.Trainer, "train_step", out_of_memory)
     with pytest.raises(UserError, match="--micro-tokens"):
         run_finetune(config(tiny_folder, jsonl, tmp_path))
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_model(tiny_folder, jsonl, tmp_path):
+    """The plan is global: processes share the rows of each step, and only rounding differs."""
+    from safetensors.torch import load_file
+
+    from tests.training.test_resume import ROOT
+
+    alone = run_finetune(config(tiny_folder, jsonl, tmp_path))
+    settings = config(tiny_folder, jsonl, tmp_path, runs_dir=str(tmp_path / "two"))
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import json, sys, torch\n"
+        "torch.set_num_threads(1)\n"
+        "from bidir_core.training.config import FinetuneConfig\n"
+        "from bidir_core.training.finetune import run_finetune\n"
+        "print('made', run_finetune(FinetuneConfig(**json.loads(sys.argv[1]))))\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--master_port", "29613", str(script), json.dumps(vars(settings))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (together,) = (tmp_path / "two").glob("*/*")
+    assert done.stdout.count(f"made {together}") == 2
+    a, b = (load_file(run / "final" / "model.safetensors") for run in (alone, together))
+    assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
+    assert [x["tokens"] for x in read_curve(alone)] == [x["tokens"] for x in read_curve(together)]
