@@ -88,7 +88,9 @@ def offer_intersection(error: UserError) -> None:
         st.rerun()
 
 
-@st.cache_data(max_entries=12, show_spinner="Pairing the items of both runs")
+# Shared between sessions, not copied: nobody writes to it, and copying 14,000 rows with their
+# texts on every click costs more than filtering them.
+@st.cache_resource(max_entries=12, show_spinner="Pairing the items of both runs")
 def _flips(
     path_a: str, path_b: str, stamps: tuple[float, ...], metric: str, intersect: bool
 ) -> pd.DataFrame:

@@ -208,3 +208,38 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
             text = inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False)
             out[prefix + str(key)] = fmt.clip(text, 160)
     return out
+
+
+def watch(runs: tuple[RunInfo, ...]) -> None:
+    """Progress of the runs that are going on, read from their folders every two seconds.
+
+    Nothing polls while nothing runs; when a run ends the whole page is read again.
+    """
+    going = [run for run in runs if run.state in ("running", "queued")]
+    if not going:
+        return
+
+    @st.fragment(run_every=2)
+    def lines() -> None:
+        rows = []
+        for info in going:
+            run = store.Run(info.path)
+            if run.state != info.state:
+                st.rerun()
+            done, total = run.status.get("done"), run.status.get("total")
+            share = fmt.percent(done / total, 0) if done and total else fmt.NONE
+            rate = run.status.get("rate")
+            rows.append(
+                (
+                    html.join(info.label, " ", html.el("small", info.name)),
+                    run.state,
+                    f"{fmt.count(done)} of {fmt.count(total)}",
+                    share,
+                    f"{fmt.number(rate, 1)} a second" if rate else fmt.NONE,
+                    fmt.duration(run.status.get("eta_seconds")),
+                )
+            )
+        head = ("Going on now", "State", "Done", "", "Rate", "Left")
+        html.show(widgets.table(head, rows))
+
+    lines()

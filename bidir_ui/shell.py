@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import streamlit as st
@@ -27,20 +27,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PageSpec:
-    """One page of the app. ``writes``: it starts or changes something, so read-only hides it."""
+    """One page of the app. ``writes``: it starts or changes something, so read-only hides it.
+    ``opens_with``: what its link in the sidebar adds to the URL."""
 
     key: str
     path: str
     title: str
     icon: str
     writes: bool = False
+    opens_with: dict[str, str] = field(default_factory=dict)
 
 
 PAGES = (
     PageSpec("overview", "app.py", "Overview", "dashboard"),
     PageSpec("runs", "pages/runs.py", "Runs", "list"),
     PageSpec("compare", "pages/compare.py", "Compare", "balance"),
-    PageSpec("flips", "pages/flips.py", "Flips", "swap_vert"),
+    PageSpec("flips", "pages/flips.py", "Flips", "swap_vert", opens_with={"flip": "broken~fixed"}),
     PageSpec("item", "pages/item.py", "Item", "article"),
     PageSpec("masks", "pages/masks.py", "Masks", "grid_on"),
     PageSpec("lab", "pages/lab.py", "Lab", "science"),
@@ -107,7 +109,7 @@ def _navigation(current: str) -> None:
                 spec.path,
                 label=spec.title,
                 icon=f":material/{spec.icon}:",
-                query_params=url.params(),
+                query_params=url.params(**spec.opens_with),
             )
 
 

@@ -63,7 +63,7 @@ with shell.guard():
         if record["contexts"] is None:
             widgets.banner("info", "The texts are not here", texts.MISSING)
         else:
-            borders = url.bound(
+            borders = record["prefix_token_offsets"] is not None and url.bound(
                 st.toggle, "Token borders", name="borders", read=lambda text: text != "off",
                 write=lambda value: "" if value else "off",
             )  # fmt: skip
@@ -91,7 +91,7 @@ with shell.guard():
                 )
                 html.show(item_view.heat_strip(rows, scale))
         elif left_record and right_record and not failed:
-            widgets.note("No token-level numbers: a run was made with --compact.")
+            widgets.note("No token borders or token-level numbers: a run was made with --compact.")
 
         widgets.heading("Every run's answer to this item")
         html.show(item_view.other_runs(analysis.every_answer(page, item_id, record), pred))

@@ -54,6 +54,7 @@ with shell.guard():
             widgets.note(f"{fmt.count(len(shown))} of {fmt.count(len(page.runs))} runs")
             widgets.csv_button(table, "runs.csv", key="runs-csv")
 
+    runs_table.watch(page.runs)
     runs_table.problems(page.runs)
 
     if page.pair.a and page.pair.b:

@@ -219,13 +219,74 @@ def test_runs_lists_settings_that_differ_and_no_others(root):
     assert "dtype" not in text.split("What differs")[-1]
 
 
-def test_delete_is_confirmed_and_read_only_refuses(root, monkeypatch):
+def test_a_running_run_shows_its_progress(root):
+    run = make_run(root, n_items=40, state="running")
+    text = words(open_page("pages/runs.py"))
+    assert run.state == "running"
+    assert "Going on now" in text
+    assert "20 of 40" in text
+    assert "20.0 a second" in text
+
+
+def test_rename_and_delete_ask_first(root):
+    a, b = pair(root)
+    app = open_page("pages/runs.py")
+    assert [button.disabled for button in app.button if button.label in ("Rename", "Delete")] == [
+        True
+    ] * 2
+    assert "Delete for good" not in [button.label for button in app.button]
+    assert a.path.exists()
+    assert b.path.exists()
+
+
+def test_read_only_offers_no_rename_and_no_delete(root, monkeypatch):
     a, b = pair(root)
     monkeypatch.setenv("BIDIR_READ_ONLY", "1")
     app = open_page("pages/runs.py")
     assert not [button for button in app.button if button.label in ("Delete", "Rename")]
     assert a.path.exists()
     assert b.path.exists()
+
+
+def test_overview_tells_repair_only_with_its_control(root):
+    """The interaction needs 3B and 3C under both masks."""
+    limit = {"limit": 500}
+    pair(root, config=limit)
+    for seed, (arm, name) in enumerate(
+        {"stage3_finetune_prefill_bidir": "3B", "stage3c_finetune_causal": "3C"}.items()
+    ):
+        checkpoint = f"runs/{arm}/20261101-000000/final"
+        assert name
+        for stage, regime in (
+            ("stage4_postft_eval", "bidirectional"),
+            ("nonprefill_compare", "causal"),
+        ):
+            text = words(open_page(panel="4"))
+            assert "ordinary tuning" not in text
+            make_run(
+                root,
+                stage,
+                n_items=40,
+                regime=regime,
+                checkpoint=checkpoint,
+                accuracy=0.6,
+                seed=seed,
+                config=limit,
+            )
+    text = words(open_page(panel="4"))
+    assert "ordinary tuning" in text
+    assert "3C, evaluated causal" in text
+
+
+def test_whole_sets_stand_beside_the_limited_runs(root):
+    pair(root, config={"limit": 500})
+    common = {"n_items": 60, "texts": False}
+    make_run(root, accuracy=0.6, **common)
+    for regime in ("bidirectional", "bidirectional:sink=1"):
+        make_run(root, STAGE2, regime=regime, seed=2, **common)
+    text = words(open_page(panel="1"))
+    assert "On the whole validation sets" in text
+    assert "n = 60" in text
 
 
 def test_masks_refuses_a_wrong_regime_in_words(root):
