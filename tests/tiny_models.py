@@ -39,7 +39,7 @@ _COMMON: dict[str, Any] = {
     "tie_word_embeddings": False,
     "initializer_range": 0.2,  # large, so that attention matters to the logits
 }
-_GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": WINDOW}
+_GEMMA = {"query_pre_attn_scalar": 24, "sliding_window": WINDOW}  # a scale of its own, not head_dim
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _YARN = {  # Ministral 3 scales queries by position beyond the original window: a small one here
     "rope_type": "yarn",
