@@ -81,7 +81,7 @@ def _finetune(
 
     check_data(config.data)
     accelerator = _accelerator(config)
-    loaded = models.load(
+    plan = models.preflight(
         config.model,
         revision=config.revision,
         dtype=config.dtype,
@@ -89,7 +89,8 @@ def _finetune(
         attn=config.attn,
         regime=regime,
     )
-    data = prepare_data(config, loaded.tokenizer, loaded.max_length)
+    data = prepare_data(config, plan.tokenizer, plan.max_length)
+    loaded = models.load_weights(plan)
     facts = facts_of(config, loaded, data)
     if run is not None:
         check_same(run, facts)
