@@ -11,12 +11,13 @@ matrix-product rate measured around each repeat, so that a disturbed repeat can 
 from __future__ import annotations
 
 import argparse
-import resource
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,8 +51,8 @@ def main() -> None:
 
     def ours() -> list[list[float]]:
         encoded = Encoder(loaded.tokenizer).encode(items)
-        plan = plan_scoring(encoded, device=device)
-        scorer = Scorer(loaded.model, loaded.handle, CAUSAL, plan)
+        plan = plan_scoring(encoded, regime=CAUSAL, device=device)
+        scorer = Scorer(loaded.model, loaded.handle, plan)
         found = {s.index: s.ll for batch in plan.batches for s in scorer.score(batch.items)}
         state["cost"], state["plan"] = scorer.cost, plan
         return [found[i] for i in range(len(items))]
@@ -141,20 +142,22 @@ def floor_flops(model: Any, state: dict[str, Any]) -> float:
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     layers = total - embeddings - (0 if tied else head)
     plan = state["plan"]
-    positions = sum(len(s) - s.n_prefix + 1 for own in plan.segments for s in own)
+    positions = sum(len(s.predicting) for own in plan.segments for s in own)
     return 2.0 * (layers * state["cost"].computed_tokens + head * positions)
 
 
 def peak_memory(limit: int) -> float:
-    """Largest resident set, in GB, of the real command in a process of its own."""
+    """Largest resident set, in GB, of the real command in a process of its own, as it recorded."""
     with tempfile.TemporaryDirectory() as folder:
         line = [sys.executable, "-m", "bidir_core", "eval", "--model", EMBEDDED_MODEL]
-        subprocess.run(
+        done = subprocess.run(
             [*line, "--limit", str(limit), "--runs-dir", folder, "--dtype", "float32"],
             check=True,
             capture_output=True,
+            text=True,
         )
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+        metrics = json.loads((Path(done.stdout.strip()) / "metrics.json").read_text())
+    return metrics["cost"]["peak_memory_bytes"]["host"] / 1e9
 
 
 if __name__ == "__main__":

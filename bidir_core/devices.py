@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import torch
 
@@ -66,6 +68,23 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def device_name(device: torch.device) -> str:
     """What the device is called in records: the GPU's product name, or ``cpu``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def peak_memory_bytes(device: torch.device) -> dict[str, int]:
+    """The most memory this process has held: resident on the host, allocated on the GPU."""
+    peak = {"host": 0}
+    try:  # the high-water mark of this program alone; rusage inherits the parent's across exec
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                peak["host"] = int(line.split()[1]) * 1024
+    except OSError:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak["host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if device.type == "cuda":
+        peak["device"] = torch.cuda.max_memory_allocated(device)
+    return peak
 
 
 def can_compute(device: torch.device, dtype: torch.dtype) -> bool:

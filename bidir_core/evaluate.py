@@ -11,7 +11,7 @@ import numpy as np
 
 from bidir_core import models
 from bidir_core.config import EvalConfig, changed_identity, from_json, to_json
-from bidir_core.devices import device_name
+from bidir_core.devices import device_name, peak_memory_bytes
 from bidir_core.encoding import EncodedItem, Encoder, check_lengths
 from bidir_core.errors import UserError
 from bidir_core.items import Item, data_fingerprint
@@ -25,6 +25,7 @@ from bidir_core.run_writer import RunWriter
 from bidir_core.scoring import ItemScore, Scorer, plan_scoring
 from bidir_core.store import Run, find_run
 from bidir_core.tasks import load_items
+from bidir_core.training.overlap import refuse_trained_tasks
 
 
 def evaluate(
@@ -104,7 +105,7 @@ def read_items(config: EvalConfig) -> list[Item]:
 
 def preflight(config: EvalConfig, regime: Regime) -> models.Preflight:
     """Every check of the config's model that needs no weights."""
-    return models.preflight(
+    plan = models.preflight(
         config.model,
         revision=config.revision,
         checkpoint=config.checkpoint,
@@ -113,6 +114,8 @@ def preflight(config: EvalConfig, regime: Regime) -> models.Preflight:
         attn=config.attn,
         regime=regime,
     )
+    refuse_trained_tasks(config.tasks, plan.checkpoint.record if plan.checkpoint else None)
+    return plan
 
 
 def encode(
@@ -149,8 +152,10 @@ def _run(
                 f"says, so its scores would mean nothing; see {writer.path / 'probe.json'}"
             )
         started = time.monotonic()
-        plan = plan_scoring(encoded, device=loaded.device, batch_tokens=config.batch_tokens)
-        scorer = Scorer(loaded.model, loaded.handle, regime, plan)
+        plan = plan_scoring(
+            encoded, regime=regime, device=loaded.device, batch_tokens=config.batch_tokens
+        )
+        scorer = Scorer(loaded.model, loaded.handle, plan)
         done = writer.recorded
         left = [
             [i for i in batch.items if (encoded[i].item.task, encoded[i].item.doc_id) not in done]
@@ -242,7 +247,11 @@ def _cost(
     }
     for name in spent:  # a resumed run adds to what the killed one had spent
         spent[name] += (before or {}).get(name, 0)
-    return {**spent, "device": device_name(loaded.device)}
+    return {
+        **spent,
+        "peak_memory_bytes": peak_memory_bytes(loaded.device),
+        "device": device_name(loaded.device),
+    }
 
 
 def _check_same(run: Run, key: str, now: str, what: str) -> None:

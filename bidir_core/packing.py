@@ -6,7 +6,11 @@ the last token of a choice need not be run at all (nothing is predicted from it)
     prefix P0 P1 P2, choices "a b", "a c", "d"
 
     row        P0 P1 P2 a           <- "b", "c" and "d" end their choices: predicted, never run
-    head           .  .  P2  a          predicts from P2: a, a, d; from a: b, c
+    head             P2 a           from P2 are predicted a, a, d; from a: b, c
+
+Under the causal regime the prefix is as causal as the rest, so contexts that begin alike
+(winogrande has one per choice) share their beginning too. Under any other regime each context is
+a prefix of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from bidir_core.encoding import EncodedItem, Tokens
+from bidir_core.encoding import EncodedItem
 from bidir_core.layout import PADDING, Layout
 
 
@@ -39,37 +43,52 @@ class Segment:
     choices: tuple[int, ...]
     heads: tuple[np.ndarray, ...]
     targets: tuple[np.ndarray, ...]
+    predicting: np.ndarray
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-def build_segments(encoded: EncodedItem) -> list[Segment]:
+def build_segments(encoded: EncodedItem, *, causal: bool = False) -> list[Segment]:
     """The segments of an item: one for each distinct tokenised prefix among its choices.
 
-    Choices of one context share a segment; winogrande has a context per choice, hence two.
+    Choices of one context share a segment; winogrande has a context per choice, hence two, unless
+    ``causal`` says that the regime is causal: then they share what their contexts share.
     """
+    everyone = range(len(encoded.continuations))
+    if causal and len(encoded.prefixes) > 1:
+        common = min(_common(encoded.prefixes[0].ids, other.ids) for other in encoded.prefixes[1:])
+        if common > 0:
+            rest = [
+                np.concatenate([encoded.prefix(c).ids[common:], encoded.continuations[c].ids])
+                for c in everyone
+            ]
+            scored = [len(encoded.continuations[c]) for c in everyone]
+            return [_build_segment(encoded.prefixes[0].ids[:common], everyone, rest, scored)]
     groups: dict[bytes, list[int]] = {}
-    for choice in range(len(encoded.continuations)):
+    for choice in everyone:
         groups.setdefault(encoded.prefix(choice).ids.tobytes(), []).append(choice)
+    texts = [tokens.ids for tokens in encoded.continuations]
     return [
-        _build_segment(encoded.prefix(choices[0]), choices, encoded.continuations)
-        for choices in groups.values()
+        _build_segment(encoded.prefix(own[0]).ids, own, texts, [len(ids) for ids in texts])
+        for own in groups.values()
     ]
 
 
-def _build_segment(prefix: Tokens, choices: list[int], continuations: Sequence[Tokens]) -> Segment:
+def _build_segment(
+    prefix: np.ndarray, choices: Sequence[int], texts: Sequence[np.ndarray], scored: Sequence[int]
+) -> Segment:
+    """``texts``: per choice what follows ``prefix``; ``scored``: how much of its end is scored."""
     # Sorted, sequences with a common beginning stand side by side: the tree in depth-first order.
-    order = sorted(choices, key=lambda choice: continuations[choice].ids.astype(">i8").tobytes())
+    order = sorted(choices, key=lambda choice: texts[choice].astype(">i8").tobytes())
     n_prefix = len(prefix)
-    inputs = [continuations[choice].ids[:-1] for choice in order]
+    inputs = [texts[choice][:-1] for choice in order]
     shared = [0] + [_common(a, b) for a, b in itertools.pairwise(inputs)]
     starts = n_prefix + np.cumsum([0] + [len(i) - s for i, s in zip(inputs, shared)])
     total = int(starts[-1])
-    ids = np.concatenate([prefix.ids] + [i[s:] for i, s in zip(inputs, shared)])
     position = np.arange(total)
     exit_ = np.full(total, total)
-    heads: dict[int, np.ndarray] = {}
+    heads: list[np.ndarray] = []
     path = np.empty(0, dtype=np.int64)  # index of each input token of the current choice
     for rank, choice in enumerate(order):
         begin, end, depth = starts[rank], starts[rank + 1], shared[rank]
@@ -78,15 +97,16 @@ def _build_segment(prefix: Tokens, choices: list[int], continuations: Sequence[T
         # A token's subtree ends where a later choice leaves the path at or above its depth.
         for later in range(len(order) - 1, rank, -1):
             exit_[begin + max(shared[later] - depth, 0) : end] = starts[later]
-        heads[choice] = np.concatenate([[n_prefix - 1], path])
+        heads.append(np.concatenate([[n_prefix - 1], path])[-scored[choice] :])
     return Segment(
-        ids=ids,
+        ids=np.concatenate([prefix] + [i[s:] for i, s in zip(inputs, shared)]),
         position=position,
         exit=exit_,
         n_prefix=n_prefix,
         choices=tuple(order),
-        heads=tuple(heads[choice] for choice in order),
-        targets=tuple(continuations[choice].ids for choice in order),
+        heads=tuple(heads),
+        targets=tuple(texts[choice][-scored[choice] :] for choice in order),
+        predicting=np.unique(np.concatenate(heads)),
     )
 
 
@@ -175,14 +195,14 @@ def collate(segments: Sequence[Segment], *, padded: bool) -> Collated:
         exit=spread(np.concatenate([s.exit for s in segments]) + np.repeat(begin, lengths), beyond),
         spans=None if padded else tuple(zip(begin.tolist(), (begin + lengths).tolist())),
     )
-    # Predicted from: a segment's last prefix token and everything behind it.
-    n_head = lengths - n_prefix + 1
-    first_head = np.cumsum(n_head) - n_head
-    head = np.concatenate(
-        [np.arange(s + p - 1, s + n) for s, p, n in zip(start, n_prefix, lengths)]
-    )
+    head = np.concatenate([s.predicting + begin for s, begin in zip(segments, start)])
+    n_head = np.array([len(s.predicting) for s in segments])
     source = np.concatenate(
-        [h + (f - s.n_prefix + 1) for s, f in zip(segments, first_head) for h in s.heads]
+        [
+            np.searchsorted(s.predicting, h) + first
+            for s, first in zip(segments, np.cumsum(n_head) - n_head)
+            for h in s.heads
+        ]
     )
     target = np.concatenate([t for s in segments for t in s.targets])
     return Collated(

@@ -47,6 +47,7 @@ class Cost:
 class ScoringPlan:
     """Everything decided before the model runs; depends on items and settings alone."""
 
+    regime: Regime
     encoded: Sequence[EncodedItem]
     segments: Sequence[Sequence[Segment]]
     batches: Sequence[Batch]
@@ -54,7 +55,11 @@ class ScoringPlan:
 
 
 def plan_scoring(
-    encoded: Sequence[EncodedItem], *, device: torch.device, batch_tokens: int | None = None
+    encoded: Sequence[EncodedItem],
+    *,
+    regime: Regime,
+    device: torch.device,
+    batch_tokens: int | None = None,
 ) -> ScoringPlan:
     """Build the token trees and the batches. ``batch_tokens`` None chooses by device.
 
@@ -62,16 +67,19 @@ def plan_scoring(
     rows of like length are padded, since many small kernels would leave a GPU idle.
     """
     padded = device.type != "cpu"
-    segments = [build_segments(one) if one.error is None else [] for one in encoded]
+    causal = regime.is_causal
+    segments = [build_segments(one, causal=causal) if not one.error else [] for one in encoded]
     tokens = batch_tokens or AUTO_BATCH_TOKENS.get(device.type, 8192)
-    return ScoringPlan(encoded, segments, plan_batches(segments, tokens, padded=padded), padded)
+    return ScoringPlan(
+        regime, encoded, segments, plan_batches(segments, tokens, padded=padded), padded
+    )
 
 
 class Scorer:
-    """Runs planned batches through a model under one regime."""
+    """Runs planned batches through a model under the plan's regime."""
 
-    def __init__(self, model: Any, handle: Handle, regime: Regime, plan: ScoringPlan):
-        self.model, self.handle, self.regime, self.plan = model, handle, regime, plan
+    def __init__(self, model: Any, handle: Handle, plan: ScoringPlan):
+        self.model, self.handle, self.regime, self.plan = model, handle, plan.regime, plan
         self.device = next(model.parameters()).device
         self.cost = Cost()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -99,10 +101,11 @@ def reference(model, handle, regime, encoded):
 
 
 def score(model, handle, regime, encoded, *, padded, batch_tokens):
-    plan = plan_scoring(encoded, device=torch.device("cpu"), batch_tokens=batch_tokens)
+    cpu = torch.device("cpu")
+    plan = plan_scoring(encoded, regime=regime, device=cpu, batch_tokens=batch_tokens)
     batches = plan_batches(plan.segments, batch_tokens, padded=padded)
-    plan = type(plan)(plan.encoded, plan.segments, batches, padded)
-    scorer = Scorer(model, handle, regime, plan)
+    plan = replace(plan, batches=batches, padded=padded)
+    scorer = Scorer(model, handle, plan)
     found = {s.index: s.token_ll for batch in batches for s in scorer.score(batch.items)}
     return [found[i] for i in range(len(encoded))], scorer
 
@@ -128,6 +131,15 @@ def test_equals_one_choice_at_a_time(name, text):
 @settings(max_examples=60, deadline=None)
 def test_the_tree_holds_every_choice_once(encoded):
     """Following each choice's heads spells its tokens, and no two nodes are the same path."""
+    for one in encoded:
+        (whole, *others) = build_segments(one, causal=True)
+        if not others:  # contexts that begin alike became one tree
+            assert len(whole) <= sum(len(segment) for segment in build_segments(one))
+            for choice, head, target in zip(whole.choices, whole.heads, whole.targets):
+                assert whole.ids[head[1:]].tolist() == target[:-1].tolist()
+                assert target.tolist() == one.continuations[choice].ids.tolist()
+                last = len(one.prefix(choice)) - 1
+                assert whole.position[head].tolist() == list(range(last, last + len(head)))
     for one in encoded:
         for segment in build_segments(one):
             paths = set()

@@ -15,7 +15,7 @@ from bidir_core.attention import Handle
 from bidir_core.config import PUBLISHED_TASKS
 from bidir_core.encoding import EncodedItem, Encoder
 from bidir_core.regimes import Regime
-from bidir_core.scoring import Scorer, plan_scoring
+from bidir_core.scoring import Scorer, ScoringPlan, plan_scoring
 from bidir_core.tasks import load_items
 
 
@@ -24,7 +24,8 @@ class QuickEval:
 
     def __init__(self, encoded: list[EncodedItem], device: torch.device):
         self.encoded = [one for one in encoded if one.error is None]
-        self.plan = plan_scoring(self.encoded, device=device)
+        self.device = device
+        self.plans: dict[Regime, ScoringPlan] = {}
 
     @classmethod
     def on_benchmarks(
@@ -39,9 +40,12 @@ class QuickEval:
         training = model.training
         model.eval()
         try:
-            scorer = Scorer(model, handle, regime, self.plan)
+            if regime not in self.plans:
+                self.plans[regime] = plan_scoring(self.encoded, regime=regime, device=self.device)
+            plan = self.plans[regime]
+            scorer = Scorer(model, handle, plan)
             rows: dict[str, list[tuple[float, float, float]]] = {}
-            for batch in self.plan.batches:
+            for batch in plan.batches:
                 for score in scorer.score(batch.items):
                     item = self.encoded[score.index].item
                     rows.setdefault(item.task, []).append(_judge(item, np.array(score.ll)))

@@ -172,8 +172,8 @@ def test_a_quick_evaluation_agrees_with_a_run_s_metrics(tiny_folder):
     quick = quick_eval.QuickEval(encoded, loaded.device).run(
         loaded.model, loaded.handle, BIDIRECTIONAL
     )
-    plan = plan_scoring(encoded, device=loaded.device)
-    scorer = Scorer(loaded.model, loaded.handle, BIDIRECTIONAL, plan)
+    plan = plan_scoring(encoded, regime=BIDIRECTIONAL, device=loaded.device)
+    scorer = Scorer(loaded.model, loaded.handle, plan)
     records = [
         make_record(
             task=ITEMS[s.index].task,
