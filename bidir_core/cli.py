@@ -166,6 +166,33 @@ def _run_compare(parsed: argparse.Namespace) -> int:
     return compare_command(parsed)
 
 
+def _add_report(commands: Any) -> None:
+    parser = _command(
+        commands, "report", "Write what runs show, with its uncertainty, as Markdown.", _run_report
+    )
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="*", help="run ids or folders; left out: a model's fullest set"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE.md", help="where the report goes")
+    parser.add_argument("--csv", action="store_true", help="also write each table beside it")
+    parser.add_argument("--model", help="whose runs to choose when none are named")
+    parser.add_argument("--metric", choices=("acc", "acc_norm"), default="acc")
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=1.0,
+        metavar="POINTS",
+        help="how small a difference counts as none (default: 1 point)",
+    )
+    parser.add_argument("--runs-dir", metavar="DIR", help="look for runs in this folder only")
+
+
+def _run_report(parsed: argparse.Namespace) -> int:
+    from bidir_core.report import report_command
+
+    return report_command(parsed)
+
+
 def _add_assets(commands: Any) -> None:
     parser = _command(
         commands, "assets", "Fetch or list the embedded model and data.", lambda _: OK
@@ -188,4 +215,4 @@ def _run_list(parsed: argparse.Namespace) -> int:
     return list_command(parsed)
 
 
-COMMANDS = [_add_eval, _add_probe, _add_compare, _add_assets]
+COMMANDS = [_add_eval, _add_probe, _add_compare, _add_report, _add_assets]

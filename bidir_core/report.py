@@ -1,0 +1,123 @@
+"""Runs -> a report: Markdown in the shape of the published summary, and CSV tables beside it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bidir_core import stats
+from bidir_core.atomic import replacing
+from bidir_core.config import EMBEDDED_MODEL
+from bidir_core.errors import UserError
+from bidir_core.pairing import check_metric
+from bidir_core.reporting.arms import Study, make_study
+from bidir_core.reporting.markdown import Table, escape
+from bidir_core.reporting.sections import Builder, Section
+from bidir_core.store import Run, find_run, list_runs
+
+__all__ = ["Report", "Section", "Table", "build_report", "choose_study", "write_report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished report: sections of Markdown paragraphs and tables."""
+
+    title: str
+    study: Study
+    sections: tuple[Section, ...]
+
+    def markdown(self, only: Collection[str] | None = None) -> str:
+        """The whole report, or the sections with these keys."""
+        shown = [s.markdown() for s in self.sections if only is None or s.key in only]
+        return "\n\n".join([f"# {self.title}", *shown]) + "\n"
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """Every table by its key."""
+        return {table.key: table for section in self.sections for table in section.tables}
+
+
+def build_report(
+    runs: Sequence[Run] | None = None,
+    *,
+    model: str | None = None,
+    metric: str = "acc",
+    margin: float = stats.MARGIN,
+    roots: Sequence[Path | str] | None = None,
+) -> Report:
+    """Report on these runs or, without any, on the fullest set of stages that ``model`` has.
+
+    ``metric``: acc or acc_norm. ``margin``: the difference that counts as none, as a fraction.
+    Raises UserError if there is no finished evaluation.
+    """
+    checked = check_metric(metric)
+    everything = list_runs(roots)
+    study = make_study(runs, others=everything) if runs else choose_study(model, everything)
+    sections = tuple(Builder(study, checked, margin).sections())
+    dates = [run.created for run in study.all_runs if run.created is not None]
+    title = "Stage 1-4 Results Summary: " + escape(study.model)
+    if dates:
+        title += f" ({max(dates).date().isoformat()})"
+    return Report(title, study, sections)
+
+
+def choose_study(model: str | None, runs: Sequence[Run]) -> Study:
+    """The runs to report on when nobody names them.
+
+    Of a model's finished runs over the same items: those that fill most stages, then those with
+    most items; the newest of each kind. The model is the embedded one unless named.
+    """
+    evaluated = [run.model for run in runs if run.state in ("done", "reference") and run.tasks]
+    wanted = model or (EMBEDDED_MODEL if EMBEDDED_MODEL in evaluated else None)
+    if wanted is None:
+        wanted = next((run.model for run in runs if run.state == "done"), None)
+    mine = [run for run in runs if run.model == wanted and run.state in ("done", "reference")]
+    if not mine:
+        known = ", ".join(sorted({name for name in evaluated if name})) or "none"
+        raise UserError(
+            f"there are no finished runs of '{wanted or 'any model'}' to report on; "
+            f"models with runs: {known}"
+        )
+    # Fine-tunes come in through the evaluations of their checkpoints.
+    evaluations = [run for run in mine if run.config.get("kind") != "finetune"]
+    return make_study(evaluations, others=runs, mixed_dtypes=False)
+
+
+def write_report(report: Report, out: Path, *, csv: bool = False) -> list[Path]:
+    """Write the Markdown (atomically) and, beside it, ``<stem>.<table>.csv``; return the files."""
+    texts = {out: report.markdown()}
+    if csv:
+        for key, table in report.tables.items():
+            texts[out.with_name(f"{out.stem}.{key}.csv")] = table.csv()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            with replacing(path) as temporary:
+                temporary.write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        raise UserError(
+            f"--out {out}: cannot be written ({error.strerror or error}); give another file"
+        ) from error
+    return list(texts)
+
+
+def report_command(args: argparse.Namespace) -> int:
+    """``report RUN... --out FILE``; 0 when the files are on disk."""
+    if not 0 < args.margin < 100:
+        raise UserError(f"--margin {args.margin:g}: give a number of points above 0, such as 1")
+    out = Path(args.out).expanduser()
+    if out.suffix != ".md":
+        raise UserError(f"--out {args.out}: a report is Markdown; give a name that ends in .md")
+    roots = [args.runs_dir] if args.runs_dir else None
+    report = build_report(
+        [find_run(run, roots) for run in args.runs],
+        model=args.model,
+        metric=args.metric,
+        margin=args.margin / 100,
+        roots=roots,
+    )
+    for path in write_report(report, out, csv=args.csv):
+        print(path)
+    return 0
