@@ -16,7 +16,7 @@ from bidir_core.errors import UserError
 from bidir_core.packing import Batch, Segment, build_segments, collate, plan_batches, split_scores
 from bidir_core.regimes import Regime
 
-AUTO_BATCH_TOKENS = {"cpu": 1536, "cuda": 32768, "mps": 8192}
+AUTO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
 # Normalising the logits makes float32 copies; small pieces stay in a CPU's cache.
 HEAD_CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
 
