@@ -275,10 +275,10 @@ def moved_queries(
     still = hidden.expand(len(groups) + 1, -1, -1).contiguous()
     changed = still.clone()
     random = torch.Generator().manual_seed(seed)
+    scale = hidden.float().std()  # of all tokens: a padding token's own may be zero
     for row, group in enumerate(groups):
-        for index in group:
-            noise = torch.randn(hidden.shape[-1], generator=random).to(hidden)
-            changed[row, index] = noise * hidden[0, index].std()
+        noise = torch.randn(len(group), hidden.shape[-1], generator=random)
+        changed[row, group] = (noise.to(scale) * scale).to(hidden)
     return moved(rerun(module, call, still), rerun(module, call, changed))[:-1]
 
 

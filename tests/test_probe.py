@@ -76,6 +76,14 @@ def test_no_false_alarm_for_sharp_attention() -> None:
         assert report.passed, (regime, report.failures)
 
 
+def test_no_false_alarm_for_a_token_whose_embedding_is_zero() -> None:
+    """As a padding token's is: its hidden state says nothing about the scale of the others."""
+    loaded = tiny_loaded()
+    loaded.model.get_input_embeddings().weight.data[loaded.tokenizer("Tve").input_ids] = 0
+    report = run_probe(loaded, "bidirectional")
+    assert report.passed, report.failures
+
+
 def test_dials_beyond_the_models_length_cannot_be_seen_and_are_no_alarm() -> None:
     for regime in ("sink=100000", "tail=100000", "rows=5-100000", "self=99999"):
         report = run_probe(tiny_loaded(), f"bidirectional:{regime}")
