@@ -15,7 +15,19 @@ OK, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 1, 130
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that answers a mistake with one line instead of the whole usage."""
+    """argparse that answers a mistake with one line instead of the whole usage.
+
+    ``fill`` adds a command's arguments once that command is chosen: those of training take
+    seconds to import, which no other command should wait for.
+    """
+
+    fill: Callable[[Parser], None] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        fill, self.fill = self.fill, None
+        if fill is not None:
+            fill(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
@@ -166,6 +178,91 @@ def _run_compare(parsed: argparse.Namespace) -> int:
     return compare_command(parsed)
 
 
+def _add_finetune(commands: Any) -> None:
+    parser = _command(
+        commands, "finetune", "Fine-tune a model under a regime (stage 3).", _run_finetune
+    )
+    parser.fill = _fill_finetune
+
+
+def _fill_finetune(parser: Parser) -> None:
+    from bidir_core.training.config import FinetuneConfig
+    from bidir_core.training.objectives import OBJECTIVES
+
+    objectives = parser.add_mutually_exclusive_group()
+    for one in OBJECTIVES.values():
+        objectives.add_argument(
+            one.flag,
+            dest="objective",
+            action="store_const",
+            const=one.code,
+            default=argparse.SUPPRESS,
+            help=f"{one.code}: {one.what}",
+        )
+    add_arguments(parser, FinetuneConfig)
+    parser.add_argument(
+        "--resume", metavar="RUN", default=None, help="finish this unfinished run (id or folder)"
+    )
+
+
+def _run_finetune(parsed: argparse.Namespace) -> int:
+    from bidir_core.training.config import FinetuneConfig
+    from bidir_core.training.finetune import resume_finetune, run_finetune
+    from bidir_core.training.objectives import OBJECTIVES
+
+    given = _given(parsed, "resume")
+    if parsed.resume is not None:
+        path = resume_finetune(parsed.resume, given, runs_dir=given.get("runs_dir"))
+    else:
+        if "model" not in given:
+            raise UserError("--model is missing; name one, for example smollm2-135m-instruct")
+        if "objective" not in given:
+            flags = ", ".join(one.flag for one in OBJECTIVES.values())
+            raise UserError(f"say what to train: one of {flags}")
+        path = run_finetune(FinetuneConfig(**given))
+    print(path)
+    return OK
+
+
+def _add_pipeline(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "pipeline",
+        "The whole experiment: stages 1, 2, 3B, 3C, 4, the non-prefill compare, the report. The "
+        "same line goes on where it stopped.",
+        _run_pipeline,
+    )
+    parser.fill = _fill_pipeline
+
+
+def _fill_pipeline(parser: Parser) -> None:
+    from bidir_core.pipeline_config import PRESETS, PUBLISHED, PipelineConfig
+
+    parser.add_argument(
+        "--preset",
+        default=PUBLISHED,
+        metavar="{" + ",".join(PRESETS) + "}",
+        help=f"settings to start from; other flags win over them (default: {PUBLISHED})",
+    )
+    add_arguments(parser, PipelineConfig)
+    parser.add_argument("--out", metavar="FILE.md", help="the report (default: in runs/reports)")
+    parser.add_argument("--csv", action="store_true", help="also write the report's tables")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the stages and their command lines only"
+    )
+
+
+def _run_pipeline(parsed: argparse.Namespace) -> int:
+    given = _given(parsed, "preset", "out", "csv", "dry_run")
+    if "model" not in given:
+        raise UserError("--model is missing; name one, for example smollm2-135m-instruct")
+    from bidir_core.pipeline import pipeline_command
+
+    return pipeline_command(
+        given, preset=parsed.preset, out=parsed.out, csv=parsed.csv, only_plan=parsed.dry_run
+    )
+
+
 def _add_report(commands: Any) -> None:
     parser = _command(
         commands, "report", "Write what runs show, with its uncertainty, as Markdown.", _run_report
@@ -215,4 +312,12 @@ def _run_list(parsed: argparse.Namespace) -> int:
     return list_command(parsed)
 
 
-COMMANDS = [_add_eval, _add_probe, _add_compare, _add_report, _add_assets]
+COMMANDS = [
+    _add_eval,
+    _add_finetune,
+    _add_pipeline,
+    _add_probe,
+    _add_compare,
+    _add_report,
+    _add_assets,
+]

@@ -56,8 +56,16 @@ def evaluate(
     return writer.path
 
 
-def resume(reference: str | Path, given: Mapping[str, Any], *, runs_dir: str | None = None) -> Path:
+def resume(
+    reference: str | Path,
+    given: Mapping[str, Any],
+    *,
+    runs_dir: str | None = None,
+    loaded: LoadedModel | None = None,
+) -> Path:
     """Finish an unfinished run, scoring only what it has not recorded.
+
+    ``loaded`` reuses a model that is in memory already, as in :func:`evaluate`.
 
     ``given`` are the settings named on this command line; identity fields among them must agree
     with the recorded ones, else UserError names those that differ.
@@ -77,11 +85,11 @@ def resume(reference: str | Path, given: Mapping[str, Any], *, runs_dir: str | N
     if "device" in given:
         config = from_json(EvalConfig, {**to_json(config), "device": given["device"]})
     regime = parse_regime(config.regime)
-    plan = preflight(config, regime)
+    plan = loaded or preflight(config, regime)
     items = read_items(config)
     _check_same(run, "data_fingerprint", data_fingerprint(items), "the benchmark data")
     encoded, _ = encode(config, plan, items)
-    loaded = models.load_weights(plan)
+    loaded = loaded or models.load_weights(plan)  # type: ignore[arg-type]
     _check_same(run, "model_fingerprint", loaded.fingerprint, "the model")
     writer = RunWriter.resume(run)
     _run(writer, config, loaded, regime, encoded, before=run.status.get("cost"))

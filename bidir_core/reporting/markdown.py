@@ -74,10 +74,11 @@ class Table:
         return "\n".join(lines)
 
     def csv(self) -> str:
-        """Full precision; an interval takes two columns."""
+        """Full precision, differences as fractions; an interval takes two columns."""
         header: list[str] = []
         for column in self.columns:
-            header += [column.name + end for end in _PARTS.get(column.kind, ("",))]
+            name = column.name.removesuffix(" (points)")
+            header += [name + end for end in _PARTS.get(column.kind, ("",))]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(header)

@@ -300,7 +300,7 @@ def artifact_table(study: Study) -> Table:
         probe = None if run.probe is None else run.probe.get("passed")
         table.rows.append([
             what, None if seed is None else str(seed), run.id, (run.metrics or {}).get("n_items"),
-            run.config.get("dtype"), {True: "passed", False: "FAILED"}.get(probe, "not recorded"),
+            run.config.get("dtype"), {True: "passed", False: "FAILED"}.get(bool(probe)) if probe is not None else "not recorded",
             str(run.config.get("model_fingerprint") or "")[:12],
             str(run.config.get("git_commit") or "")[:12], run.config.get("source"),
         ])  # fmt: skip
