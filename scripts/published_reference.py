@@ -1,6 +1,6 @@
 """Write the published study's numbers as reference runs: numbers only, no items.
 
-    python scripts/published_reference.py [RUNS_FOLDER]
+    python -m scripts.published_reference [RUNS_FOLDER]
 
 The study (2026-02-15) evaluated ``mistralai/Ministral-3-3B-Instruct-2512`` on the first 500
 validation items of each task (ARC-Challenge has 299). Its items were not published, so these runs
