@@ -211,13 +211,16 @@ class Builder:
 
     def _per_task(self) -> Section:
         shown = [self.damage(r) for r in self.study.bidirectional_regimes(self.study.base)]
+        cells = [cell for cell in tables.ordered_cells(self.study) if cell[0] == self.study.base]
         for arm in self.study.trained("3B", "distill")[:1]:
             attempt = self.attempt(arm)
             shown += [attempt.gain, attempt.gap]
-        table = tables.per_task_table(
-            self.study, self.metric, [one for one in shown if one is not None]
-        )
-        return Section("per_task", "Per-Task: Stage 1 vs Stage 2 vs Stage 4", (table,))
+            cells.append((arm, self.study.own_regime(arm)))
+        known = [one for one in shown if one is not None]
+        parts: list[str | Table] = [tables.per_task_table(self.study, self.metric, cells, known)]
+        if set(self.study.cells) - set(cells):
+            parts += ["All arms:", tables.all_cells_table(self.study, self.metric)]
+        return Section("per_task", "Per-Task: Stage 1 vs Stage 2 vs Stage 4", tuple(parts))
 
     def _answers(self) -> Section:
         study = self.study

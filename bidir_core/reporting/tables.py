@@ -7,7 +7,7 @@ from typing import Any
 
 from bidir_core import stats
 from bidir_core.pairing import Metric
-from bidir_core.reporting.arms import CAUSAL, RECIPE_FIELDS, Arm, Study
+from bidir_core.reporting.arms import CAUSAL, RECIPE_FIELDS, Arm, Cell, Study
 from bidir_core.reporting.contrasts import (
     BASES,
     Contrast,
@@ -73,9 +73,10 @@ def ordered_cells(study: Study) -> list[tuple[Arm, str]]:
     return cells
 
 
-def per_task_table(study: Study, metric: Metric, contrasts: Sequence[Contrast]) -> Table:
-    """Accuracy per task and cell (mean over seeds), then the contrasts' deltas."""
-    cells = ordered_cells(study)
+def per_task_table(
+    study: Study, metric: Metric, cells: Sequence[Cell], contrasts: Sequence[Contrast]
+) -> Table:
+    """Accuracy per task in these cells (mean over seeds), then the contrasts' deltas."""
     columns = [Column("Task", "code"), Column("n", "count", "-"), Column("Chance", "acc", "-")]
     columns += [Column(cell_title(study, cell), "acc", "-") for cell in cells]
     for one in contrasts:
@@ -85,16 +86,30 @@ def per_task_table(study: Study, metric: Metric, contrasts: Sequence[Contrast]) 
     first = (study.some_run.metrics or {}).get("tasks") or {}
     for task in study.some_run.tasks:
         row: list[Any] = [task, first.get(task, {}).get("n"), first.get(task, {}).get("chance")]
-        for cell in cells:
-            found = [task_accuracy(run, task, metric) for run in study.runs(*cell).values()]
-            known = [value for value in found if value is not None]
-            row.append(sum(known) / len(known) if known and len(known) == len(found) else None)
+        row += [_cell_accuracy(study, cell, task, metric) for cell in cells]
         for one in contrasts:
             delta = next((t for t in one.tasks if t.task == task), None)
             paired = one.basis == "paired"
             row.append(None if delta is None else delta.interval if paired else delta.delta)
         table.rows.append(row)
     return table
+
+
+def all_cells_table(study: Study, metric: Metric) -> Table:
+    """Accuracy per task of every cell, one line each (means over seeds)."""
+    tasks = study.some_run.tasks
+    columns = [Column("Stage"), *(Column(task, "acc", "-") for task in tasks)]
+    table = Table("per_task_all", columns)
+    for cell in ordered_cells(study):
+        accuracies = [_cell_accuracy(study, cell, task, metric) for task in tasks]
+        table.rows.append([cell_title(study, cell), *accuracies])
+    return table
+
+
+def _cell_accuracy(study: Study, cell: Cell, task: str, metric: Metric) -> float | None:
+    found = [task_accuracy(run, task, metric) for run in study.runs(*cell).values()]
+    known = [value for value in found if value is not None]
+    return _mean(known) if known and len(known) == len(found) else None
 
 
 def contrast_table(contrasts: Sequence[Contrast]) -> Table:
@@ -211,17 +226,20 @@ def recipe_table(study: Study) -> Table:
             Column("Data", "code"), Column("Steps", "number"), Column("Samples per step", "number"),
             Column("Learning rate"), Column("Causal anchor"), Column("Samples used", "count", "-"),
             Column("Dropped: shared with evaluation items", "count", "-"),
-            Column("Final loss", "acc", "-"),
+            Column("Tokens trained on", "count", "-"), Column("Final loss", "acc", "-"),
+            Column("Checkpoint MB", "number", "-"),
         ],
     )  # fmt: skip
     for arm, by_seed in study.finetunes.items():
         run = next(iter(by_seed.values()))
-        settings, data = run.settings, run.config.get("training_data") or {}
+        settings, metrics = run.settings, run.metrics or {}
+        data, size = run.config.get("training_data") or {}, metrics.get("final_bytes")
         table.rows.append([
             arm.title, ", ".join(map(str, by_seed)), arm.regime, settings.get("method"),
             settings.get("data"), settings.get("steps"), settings.get("batch_samples"),
             _text(settings.get("lr")), _text(settings.get("causal_anchor")), data.get("n_used"),
-            data.get("n_dropped_contaminated"), (run.metrics or {}).get("final_loss"),
+            data.get("n_dropped_contaminated"), metrics.get("tokens"), metrics.get("final_loss"),
+            size / 1e6 if size is not None else None,
         ])  # fmt: skip
     return table
 
