@@ -187,7 +187,7 @@ def _add_finetune(commands: Any) -> None:
 
 def _fill_finetune(parser: Parser) -> None:
     from bidir_core.training.config import FinetuneConfig
-    from bidir_core.training.objectives import OBJECTIVES
+    from bidir_core.training.goals import OBJECTIVES
 
     objectives = parser.add_mutually_exclusive_group()
     for one in OBJECTIVES.values():
@@ -208,7 +208,7 @@ def _fill_finetune(parser: Parser) -> None:
 def _run_finetune(parsed: argparse.Namespace) -> int:
     from bidir_core.training.config import FinetuneConfig
     from bidir_core.training.finetune import resume_finetune, run_finetune
-    from bidir_core.training.objectives import OBJECTIVES
+    from bidir_core.training.goals import OBJECTIVES
 
     given = _given(parsed, "resume")
     if parsed.resume is not None:

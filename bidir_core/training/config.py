@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bidir_core.config import DTYPES, EMBEDDED_MODEL, check_config, setting
 from bidir_core.errors import UserError
-from bidir_core.training.objectives import OBJECTIVES, Objective
+from bidir_core.training.goals import OBJECTIVES, Objective
 
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 

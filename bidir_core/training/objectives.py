@@ -17,76 +17,16 @@ Losses are per predicted token, in nats, float32, and pure functions of logits `
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from bidir_core.errors import UserError
-from bidir_core.regimes import Regime, parse_regime
-from bidir_core.training.packing import IGNORED, Prefix
+from bidir_core.training.goals import OBJECTIVES, Objective
+from bidir_core.training.packing import IGNORED
+
+__all__ = ["OBJECTIVES", "Objective", "cross_entropy", "in_chunks", "kl_from_base"]
 
 HEAD_CHUNK_BYTES = {"cpu": 1 << 29, "cuda": 1 << 31}  # float32 logits of one chunk
-
-
-@dataclass(frozen=True)
-class Objective:
-    """One way to fine-tune; ``OBJECTIVES`` holds them all."""
-
-    code: str
-    flag: str
-    what: str
-    prefix: Prefix
-    default_regime: str = "bidirectional"
-    distils: bool = False
-    leaky: bool = False
-
-    def regime(self, asked: str | None) -> Regime:
-        """The regime to train under. Raises UserError for one that contradicts the objective."""
-        regime = parse_regime(asked if asked is not None else self.default_regime)
-        control = self.default_regime == "causal"
-        if control and not regime.is_causal:
-            raise UserError(f"{self.flag} trains causally; leave out --regime {regime}")
-        if not control and regime.is_causal:
-            raise UserError(
-                f"{self.flag} --regime {regime}: nothing would look ahead; for the causal control "
-                "use --causal-train"
-            )
-        return regime
-
-
-OBJECTIVES: dict[str, Objective] = {
-    objective.code: objective
-    for objective in (
-        Objective(
-            "3B",
-            "--prompt-bidir-response-causal-train",
-            "prompt bidirectional, response causal, loss on the response",
-            prefix="prompt",
-        ),
-        Objective(
-            "3C",
-            "--causal-train",
-            "the control: everything causal, loss on the response",
-            prefix="prompt",
-            default_regime="causal",
-        ),
-        Objective(
-            "3A",
-            "--leaky-train",
-            "bidirectional over prompt and response: leaky, a warning exhibit, never a result",
-            prefix="sample",
-            leaky=True,
-        ),
-        Objective(
-            "distill",
-            "--distill",
-            "the base model's causal predictions, taught to the student under the regime",
-            prefix="split",
-            distils=True,
-        ),
-    )
-}
 
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
