@@ -25,6 +25,16 @@ SCHEMA_VERSION = 1
 _SYNC_SECONDS = 3.0
 
 
+def _tell_job(folder: Path) -> None:
+    """Name the run folder to the job this process runs in, if it runs in one."""
+    if job := os.environ.get("BIDIR_JOB_DIR"):
+        try:
+            with open(Path(job) / "runs.txt", "a", encoding="utf-8") as file:
+                file.write(f"{folder.resolve()}\n")
+        except OSError:
+            pass  # the run matters more than who started it
+
+
 class RunWriter:
     """The one process that writes a run folder. Use :meth:`create` or :meth:`resume`.
 
@@ -92,6 +102,7 @@ class RunWriter:
                 f"cannot write the run '{folder}' ({error.strerror or error})"
             ) from error
         writer._set_status(state=state, done=0, total=None, started=time.time())
+        _tell_job(folder)
         return writer
 
     @classmethod
@@ -113,6 +124,7 @@ class RunWriter:
         # What the earlier process reported (total, cost, start) stays until there is newer.
         writer._status = {k: v for k, v in view.status.items() if k not in ("rate", "eta_seconds")}
         writer._set_status(state="running", done=len(records), resumed=time.time())
+        _tell_job(view.path)
         return writer
 
     @property

@@ -1,0 +1,168 @@
+"""The worker of one device: runs its queued jobs one after another, and ends with the queue.
+
+``python -m bidir_core.job_worker DEVICE JOBS_FOLDER``, started by :mod:`bidir_core.jobs`. It
+outlives the server that started it, and a job outlives it: the next worker adopts that job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from bidir_core import jobs
+from bidir_core.atomic import write_json
+from bidir_core.jobs import Job
+from bidir_core.status import is_alive, this_process
+
+LOOK_SECONDS = 0.1  # how often a job's process and its cancel mark are looked at
+
+
+def work(device: str, root: Path) -> None:
+    """Run the device's queue until it is empty. Returns at once if another worker does."""
+    lock = filelock.FileLock(jobs.worker_file(root, device, ".lock"), timeout=0)
+    mark = jobs.worker_file(root, device)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        return
+    try:
+        write_json(mark, this_process())
+        for job in _of(device, root, "running"):
+            _adopt(job)
+        while (job := _next(device, root, mark, lock)) is not None:
+            _run(job)
+    finally:
+        lock.release()
+
+
+def _of(device: str, root: Path, state: str) -> list[Job]:
+    found = [j for j in jobs.list_jobs(root) if j.device == device and j.stored_state == state]
+    return sorted(found, key=lambda job: (job.queued, job.id))
+
+
+def _next(device: str, root: Path, mark: Path, lock: filelock.BaseFileLock) -> Job | None:
+    """The first queued job, marked as running. With none the worker is gone before anybody can
+    queue another: whoever does so next starts a new worker."""
+    with jobs.changing(root):
+        waiting = _of(device, root, "queued")
+        if not waiting:
+            mark.unlink(missing_ok=True)
+            lock.release()
+            return None
+        return jobs.update(waiting[0], stored_state="running", started=time.time(), finished=None)
+
+
+def _run(job: Job) -> None:
+    try:
+        with open(job.log, "ab") as log:
+            log.write(f"$ {jobs.command_text(job.words_to_run)}\n".encode())
+            log.flush()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "bidir_core", *job.words_to_run],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a group of its own, so that a cancel reaches all of it
+                cwd=job.cwd if os.path.isdir(job.cwd) else None,
+                env=jobs.child_environment(
+                    **{jobs.JOB_DIR_VARIABLE: str(job.folder)},
+                    PYTHONUNBUFFERED="1",
+                    TQDM_MININTERVAL="1",
+                ),
+            )
+    except OSError as error:
+        _end(job, stored_state="failed", error=f"the command could not be started: {error}")
+        return
+    started = {**this_process(), "pid": process.pid}
+    started["pid_started"] = _start_time(process.pid)
+    with jobs.changing(Path(job.root)):
+        job = jobs.update(job, process=started)
+    _watch(job, process.poll)
+    code = process.wait()
+    _end(job, **_outcome(job, code))
+
+
+def _adopt(job: Job) -> None:
+    """See to the end a job whose worker died."""
+    _watch(job, lambda: None if is_alive(job.process) else 0)
+    fate = jobs.find_job(job.id, Path(job.root)).fate()
+    _end(job, stored_state=fate, error=_last_error(job) if fate == "failed" else None)
+
+
+def _watch(job: Job, ended: Callable[[], int | None]) -> None:
+    """Wait for the job's process, and carry out a cancel: SIGTERM once, SIGKILL after the grace."""
+    path, seen, asked, killed = job.folder / "job.json", 0, False, False
+    now = job
+    while ended() is None:
+        changed = path.stat().st_mtime_ns if path.exists() else seen
+        if changed != seen:
+            seen, now = changed, jobs.find_job(job.id, Path(job.root))
+        if now.cancel_at is not None:
+            if not asked:
+                asked = _signal(now, signal.SIGTERM)
+            if not killed and time.time() > now.cancel_at + now.grace_seconds:
+                killed = _signal(now, signal.SIGKILL)
+        time.sleep(LOOK_SECONDS)
+    if killed:  # whatever the group still holds
+        _signal_group(now.process["pid"], signal.SIGKILL)
+
+
+def _signal(job: Job, number: int) -> bool:
+    if is_alive(job.process):
+        _signal_group(job.process["pid"], number)
+    return True
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def _outcome(job: Job, code: int) -> dict[str, Any]:
+    cancelled = jobs.find_job(job.id, Path(job.root)).cancel_at is not None
+    if code == 0:
+        return {"stored_state": "done"}
+    if cancelled or code in (130, -signal.SIGTERM, -signal.SIGINT):
+        return {"stored_state": "cancelled"}
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = "; often the machine ran out of memory" if -code == signal.SIGKILL else ""
+        return {"stored_state": "lost", "error": f"its process was killed ({name}{hint})"}
+    return {
+        "stored_state": "failed",
+        "error": _last_error(job) or f"it ended with exit code {code}",
+    }
+
+
+def _last_error(job: Job) -> str | None:
+    lines = jobs.log_tail(job, lines=40).splitlines()
+    said = [line for line in lines if line.startswith("error:")] or lines[-1:]
+    return said[-1].removeprefix("error:").strip()[:500] if said else None
+
+
+def _end(job: Job, **changes: Any) -> None:
+    with jobs.changing(Path(job.root)):
+        if (job.folder / "job.json").exists():
+            jobs.update(job, finished=time.time(), **changes)
+
+
+def _start_time(pid: int) -> float | None:
+    import psutil
+
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], Path(sys.argv[2]))
