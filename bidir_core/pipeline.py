@@ -11,7 +11,7 @@ import gc
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 
 from bidir_core import evaluate, models
 from bidir_core.config import EvalConfig, command_line
-from bidir_core.devices import choose_device, choose_dtype
+from bidir_core.devices import choose_device, choose_dtype, device_name
 from bidir_core.errors import UserError
 from bidir_core.items import data_fingerprint
 from bidir_core.model_source import fetch_weights
@@ -32,7 +32,7 @@ from bidir_core.run_layout import refuse_if_read_only, runs_roots, stage_dir_for
 from bidir_core.store import Run, list_runs
 from bidir_core.training.config import FinetuneConfig
 from bidir_core.training.finetune import resume_finetune, run_finetune
-from bidir_core.training.objectives import OBJECTIVES
+from bidir_core.training.goals import OBJECTIVES
 from bidir_core.training.overlap import refuse_trained_tasks
 from bidir_core.training.sources import check_data
 from bidir_core.weights import fingerprint, weight_files
@@ -49,6 +49,7 @@ class Known:
     model_fingerprint: str
     data_fingerprint: str
     dtype: str
+    device: str
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ def run_pipeline(config: PipelineConfig, *, out: Path | None = None, csv: bool =
     target = out or report_path(config)
     loader = _Loader(config)
     runs: dict[str, Run] = {}
-    clock = _Clock(stages)
+    clock = _Clock(stages, known.device)
     for number, stage in enumerate(stages, 1):
-        found = find_run_of(stage, runs, known, config)
+        found = find_run_of(stage, stages, runs, known, config)
         where = f"stage {number} of {len(stages)}: {stage.title}"
         if found is not None and found.state == "done":
             say(f"{where}: done, {found.id}")
@@ -108,7 +109,7 @@ def look(config: PipelineConfig) -> list[Planned]:
     runs: dict[str, Run] = {}
     planned = []
     for stage in stages:
-        found = find_run_of(stage, runs, known, config)
+        found = find_run_of(stage, stages, runs, known, config)
         if found is not None and found.state == "done":
             runs[stage.key] = found
         planned.append(Planned(stage, found))
@@ -130,7 +131,7 @@ def dry_run(config: PipelineConfig) -> str:
     return "\n".join([*lines, f"report -> {report_path(config)}"])
 
 
-def stage_line(stage: Stage, runs: dict[str, Run], run: Run | None = None) -> str:
+def stage_line(stage: Stage, runs: Mapping[str, Run], run: Run | None = None) -> str:
     """The command line that does one stage by itself."""
     config = stage.config
     resume = "" if run is None or run.state == "done" else f" --resume {shlex.quote(run.id)}"
@@ -164,6 +165,7 @@ def preflight(config: PipelineConfig, stages: Sequence[Stage]) -> Known:
         regime=config.regime,
     )
     items = evaluate.read_items(first)
+    device = choose_device(config.device)
     if checked.local:
         folder = Path(checked.source)
     else:
@@ -171,17 +173,23 @@ def preflight(config: PipelineConfig, stages: Sequence[Stage]) -> Known:
     return Known(
         model_fingerprint=fingerprint(checked.config.get_text_config(), weight_files(folder)),
         data_fingerprint=data_fingerprint(items),
-        dtype=str(choose_dtype(config.dtype, choose_device(config.device))).removeprefix("torch."),
+        dtype=str(choose_dtype(config.dtype, device)).removeprefix("torch."),
+        device=device_name(device),
     )
 
 
 def find_run_of(
-    stage: Stage, runs: dict[str, Run], known: Known, config: PipelineConfig
+    stage: Stage,
+    stages: Sequence[Stage],
+    runs: Mapping[str, Run],
+    known: Known,
+    config: PipelineConfig,
 ) -> Run | None:
     """The newest finished run of a stage, else the newest one that can be resumed, else None.
 
     ``runs``: the finished stages so far, for the checkpoints they made. A run of other weights,
-    other items or another dtype is not this stage's, whatever its settings say.
+    other items or another dtype is not this stage's, whatever its settings say. A fine-tune whose
+    checkpoint is gone stands only if everything that would evaluate it is there.
     """
     trained = runs.get(stage.trained_by) if stage.trained_by else None
     if stage.trained_by and trained is None:
@@ -198,8 +206,14 @@ def find_run_of(
     ]
     for states in (("done",), ("running",), _RESUMABLE):
         for run in fitting:  # newest first
-            if run.state in states:
-                return run
+            if run.state not in states:
+                continue
+            if stage.trains and run.state == "done" and not (run.path / "final").is_dir():
+                judges = [one for one in stages if one.trained_by == stage.key]
+                made = [find_run_of(one, stages, {stage.key: run}, known, config) for one in judges]
+                if not all(one is not None and one.state == "done" for one in made):
+                    continue
+            return run
     return None
 
 
@@ -309,8 +323,8 @@ class _Loader:
 class _Clock:
     """How much longer: what evaluations and fine-tunes took so far, for those that are left."""
 
-    def __init__(self, stages: Sequence[Stage]):
-        self._stages = stages
+    def __init__(self, stages: Sequence[Stage], device: str):
+        self._stages, self._device = stages, device
         self._started = time.monotonic()
         self._seconds: dict[bool, list[float]] = {True: [], False: []}
         self._done: set[str] = set()
@@ -320,15 +334,15 @@ class _Clock:
         self._seconds[stage.trains].append(seconds)
 
     def reused(self, stage: Stage, run: Run) -> None:
-        """A finished run of this machine tells how long its kind takes here."""
+        """A finished run on the same kind of device tells how long its kind takes."""
         self._done.add(stage.key)
         status = run.status
         try:
             seconds = float(status["finished"]) - float(status.get("resumed") or status["started"])
         except (KeyError, TypeError, ValueError):
             return
-        here = run.path.is_relative_to(runs_roots()[0])
-        if here and seconds > 0:
+        cost = (run.metrics or {}).get("cost") or {}
+        if cost.get("device") == self._device and seconds > 0:
             self._seconds[stage.trains].append(seconds)
 
     def left(self) -> str:

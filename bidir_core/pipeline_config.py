@@ -25,12 +25,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     # For two CPU cores and half an hour: enough to see each part work, not to settle anything.
     "quick": {
         "limit": 100,
-        "steps": 60,
+        "steps": 40,
         "batch_samples": 16,
-        "max_tokens": 256,
-        "warmup_steps": 6,
+        "max_tokens": 192,
+        "warmup_steps": 4,
+        "lr": 2e-4,
         "eval_every": 20,
-        "eval_items": 10,
+        "eval_items": 5,
         "checkpoint_every": 20,
     },
 }
