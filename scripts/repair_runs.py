@@ -1,0 +1,101 @@
+"""The committed repair runs: fine-tunes of the embedded model and both regimes' evaluations.
+
+    python -m scripts.repair_runs --seconds 550     # goes on where it stopped when run again
+
+Three arms (3B, its causal control 3C, distillation with a causal anchor), all weights with three
+seeds and LoRA with one, each evaluated on the whole validation sets under both regimes, like the
+base model beside them. Everything in bfloat16, which is what pairs with what. The model and the
+data are prepared once, since one process does it all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from bidir_core import models
+from bidir_core.config import EMBEDDED_MODEL, EvalConfig
+from bidir_core.evaluate import evaluate
+from bidir_core.run_layout import runs_roots
+from bidir_core.store import Run, list_runs
+from bidir_core.training.config import FinetuneConfig
+from bidir_core.training.finetune import run_finetune
+
+REGIMES = ("bidirectional", "causal")
+ARMS = [
+    *[(objective, "full", 0) for objective in ("3B", "3C", "distill")],
+    *[(objective, "lora", 0) for objective in ("3B", "3C", "distill")],
+    *[(objective, "full", seed) for seed in (1, 2) for objective in ("3B", "3C", "distill")],
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no arm after this long")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args()
+    until = time.monotonic() + options.seconds
+
+    base = None
+    for regime in REGIMES:
+        if not done(f"bf16-{regime}"):
+            base = base or models.load(EMBEDDED_MODEL, device=options.device)
+            evaluate(settings(f"bf16-{regime}", regime, options.device), loaded=base)
+    for objective, method, seed in ARMS:
+        if time.monotonic() > until:
+            print("out of time; run again to go on")
+            return
+        name = f"{objective}-{method}-seed{seed}"
+        started = time.monotonic()
+        trained = done(name)
+        path = trained.path if trained else run_finetune(finetune(options, objective, method, seed))
+        took = time.monotonic() - started
+        missing = [regime for regime in REGIMES if not done(f"{name}-{regime}")]
+        if missing:
+            checkpoint = str(path / "final")
+            loaded = models.load(EMBEDDED_MODEL, checkpoint=checkpoint, device=options.device)
+            for regime in missing:
+                config = settings(f"{name}-{regime}", regime, options.device, checkpoint)
+                evaluate(config, loaded=loaded)
+        print(f"{name}: trained in {took:.0f} s, all in {time.monotonic() - started:.0f} s")
+    print("all done")
+
+
+def finetune(options: argparse.Namespace, objective: str, method: str, seed: int) -> FinetuneConfig:
+    return FinetuneConfig(
+        model=EMBEDDED_MODEL,
+        objective=objective,
+        method=method,
+        seed=seed,
+        steps=options.steps,
+        lr=1e-4 if method == "full" else 1e-3,
+        causal_anchor=1.0 if objective == "distill" else 0.0,
+        device=options.device,
+        checkpoint_every=0,
+        eval_every=50 if seed == 0 else 0,
+        name=f"{objective}-{method}-seed{seed}",
+    )
+
+
+def settings(name: str, regime: str, device: str, checkpoint: str | None = None) -> EvalConfig:
+    return EvalConfig(
+        model=EMBEDDED_MODEL,
+        checkpoint=checkpoint,
+        regime=regime,
+        device=device,
+        dtype="bfloat16",
+        compact=True,
+        name=name,
+    )
+
+
+def done(name: str) -> Run | None:
+    """The finished run of that name among the runs made here."""
+    found = [run for run in list_runs([Path(runs_roots()[0])]) if run.name == name]
+    return next((run for run in found if run.state == "done"), None)
+
+
+if __name__ == "__main__":
+    main()
