@@ -171,6 +171,11 @@ def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
         parser.add_argument(flag_of(spec), help=help_text.replace("%", "%%"), **options)
 
 
+def parse_value(spec: Field[Any], text: str) -> Any:
+    """What the command line would make of ``text``. Raises UserError where it would."""
+    return _converter(spec)(text)
+
+
 def _converter(spec: Field[Any]) -> Any:
     kind, flag = str(spec.type), flag_of(spec)
 

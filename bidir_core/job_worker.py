@@ -36,8 +36,8 @@ def work(device: str, root: Path) -> None:
         return
     try:
         write_json(mark, this_process())
-        for job in _of(device, root, "running"):
-            _adopt(job)
+        for orphan in _of(device, root, "running"):
+            _adopt(orphan)
         while (job := _next(device, root, mark, lock)) is not None:
             _run(job)
     finally:

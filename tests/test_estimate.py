@@ -1,0 +1,135 @@
+"""Estimates: from counts and assumptions first, from this machine's own runs as soon as it can."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bidir_core import estimate as estimates
+from bidir_core.atomic import write_json
+from bidir_core.config import EMBEDDED_MODEL, EvalConfig
+from bidir_core.estimate import Measured, estimate
+from bidir_core.jobs import Job
+from bidir_core.pipeline_config import PipelineConfig, plan
+from bidir_core.store import Run, list_runs
+from bidir_core.training.config import FinetuneConfig
+from tests.factory import make_run
+
+EVAL = EvalConfig(model=EMBEDDED_MODEL, limit=500)
+
+
+def test_items_are_counted_as_the_evaluation_will(own_items):
+    assert estimates.workload(EVAL)[0] == 2299
+    assert estimates.workload(replace(EVAL, limit=None))[0] == 14016
+    assert estimates.workload(replace(EVAL, tasks=(str(own_items),), limit=None))[0] == 60
+    full, without = (estimates.workload(replace(EVAL, context=c))[1] for c in ("full", "none"))
+    assert without < full
+    assert estimates.workload(replace(EVAL, fold="explore", limit=None))[0] < 14016 // 2 + 5
+
+
+def test_tokens_agree_with_what_a_real_run_computed():
+    """The committed runs say how many tokens the standard evaluations are."""
+    checked = 0
+    for run in list_runs([Path(__file__).parent.parent / "runs"]):
+        computed = ((run.metrics or {}).get("cost") or {}).get("computed_tokens")
+        if computed and run.model == EMBEDDED_MODEL and run.settings.get("context") == "full":
+            config = EvalConfig(model=run.model, limit=run.settings["limit"])
+            assert estimates.workload(config)[1] == pytest.approx(computed, rel=0.1)
+            checked += 1
+    assert checked
+
+
+def finished(root: Path, **cost) -> Run:
+    """A finished run of this machine, with that cost."""
+    run = make_run(root, n_items=20)
+    for name, more in (("metrics.json", {"cost": cost}), ("status.json", {"host": socket.gethostname()})):  # fmt: skip
+        values = json.loads((run.path / name).read_text())
+        write_json(run.path / name, {**values, **more})
+    return Run(run.path)
+
+
+def test_a_measured_speed_replaces_the_assumption(tmp_path):
+    guess = estimate(EVAL, "cpu")
+    assert not guess.measured
+    assert guess.low_seconds < guess.seconds < guess.high_seconds
+    assert any("assumed" in reason for reason in guess.basis)
+    run = finished(
+        tmp_path, seconds=10.0, computed_tokens=20_000, device="cpu",
+        peak_memory_bytes={"host": 3_000_000_000},
+    )  # fmt: skip
+    (known,) = estimates.history([run])
+    assert (known.tokens_per_second, known.memory_bytes) == (2000, 3_000_000_000)
+    known = replace(known, model=EMBEDDED_MODEL)
+    better = estimate(EVAL, "cpu", [known], start=5)
+    assert better.measured
+    assert better.seconds == pytest.approx(better.n_tokens / 2000 + 5)
+    assert better.memory_bytes == 3_000_000_000
+    assert better.high_seconds / better.low_seconds < guess.high_seconds / guess.low_seconds
+    # Another device's speed says nothing about this one.
+    assert not estimate(EVAL, "cuda:0", [known]).measured
+
+
+def test_runs_of_another_machine_or_unfinished_ones_do_not_count(tmp_path):
+    run = finished(tmp_path, seconds=10.0, computed_tokens=20_000, device="cpu")
+    status = json.loads((run.path / "status.json").read_text())
+    write_json(run.path / "status.json", {**status, "host": "elsewhere"})
+    assert estimates.history([Run(run.path)]) == []
+    assert estimates.history([make_run(tmp_path, n_items=5, state="failed")]) == []
+
+
+def test_bigger_models_take_longer_and_an_unknown_size_is_said():
+    small = Measured("r", "eval", EMBEDDED_MODEL, "cpu", 1000, None, 1.3e8)
+    big = estimate(replace(EVAL, model="mistralai/Ministral-3-3B-Instruct-2512"), "cpu", [small])
+    assert big.seconds > 15 * estimate(EVAL, "cpu", [small]).seconds
+    unknown = estimate(replace(EVAL, model="someone/mystery"), "cpu")
+    assert unknown.seconds is None
+    assert "mystery" in unknown.basis[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [("Qwen/Qwen3-0.6B", 0.6e9), ("a/SmolLM2-135M-Instruct", 135e6), ("a/b-3B-x", 3e9), ("a/b2", None)],
+)  # fmt: skip
+def test_the_size_in_a_name(name, n):
+    assert estimates.parameters_of(name) == n
+
+
+def test_the_size_of_a_folder(tiny_folder):
+    assert 1e4 < estimates.parameters_of(str(tiny_folder)) < 1e6
+
+
+def test_training_costs_more_and_a_pipeline_is_the_sum_of_its_stages():
+    tune = FinetuneConfig(model=EMBEDDED_MODEL, objective="3B", steps=100)
+    distil = FinetuneConfig(model=EMBEDDED_MODEL, objective="distill", steps=100)
+    assert estimate(distil, "cpu").seconds > estimate(tune, "cpu").seconds
+    assert estimate(tune, "cpu").memory_bytes > estimate(EVAL, "cpu").memory_bytes
+    lora = replace(tune, method="lora")
+    assert estimate(lora, "cpu").memory_bytes < estimate(tune, "cpu").memory_bytes
+    config = PipelineConfig(model=EMBEDDED_MODEL, limit=100, steps=10)
+    parts = [estimate(stage.config, "cpu", start=0).seconds for stage in plan(config)]
+    assert estimate(config, "cpu", start=0).seconds == pytest.approx(sum(parts))
+
+
+def test_the_outcome_stands_beside_the_estimate(tmp_path):
+    run = finished(
+        tmp_path, seconds=10.0, computed_tokens=20_000, device="cpu",
+        peak_memory_bytes={"host": 5_000_000},
+    )  # fmt: skip
+    now = time.time()
+    job = Job(
+        id="20260101-000000-abcdef", words=("eval",), device="cpu", stored_state="done",
+        started=now - 14, finished=now, root=str(tmp_path),
+        estimate={"seconds": 12.0, "memory_bytes": 4_000_000},
+    )  # fmt: skip
+    job.folder.mkdir()
+    (job.folder / "runs.txt").write_text(f"{run.path}\n")
+    found = estimates.outcome(job)
+    assert (found.seconds, found.estimated_seconds) == (pytest.approx(14), 12.0)
+    assert found.memory_bytes == 5_000_000
+    assert estimates.start_seconds([job]) == pytest.approx(4)
+    assert estimates.outcome(replace(job, attempt=2)) is None
