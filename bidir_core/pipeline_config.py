@@ -31,7 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup_steps": 4,
         "lr": 2e-4,
         "eval_every": 20,
-        "eval_items": 5,
+        "eval_items": 10,
         "checkpoint_every": 20,
     },
 }
