@@ -53,7 +53,7 @@ def make_finetune(root, code="3B", *, seed=0, evals=True, **settings) -> Run:
              "evals": {"bidirectional": row, "causal": row}},
         )  # fmt: skip
     writer.finish(
-        metrics={"steps": 400, "tokens": 40_000, "final_loss": 1.25, "final_bytes": 9_000_000},
+        metrics={"steps": 400, "tokens": 40_000, "final_loss": 1.25, "weight_bytes": 9_000_000},
         cost={"seconds": 40.0, "computed_tokens": 41_000, "device": "cpu"},
     )
     return Run(writer.path)

@@ -227,13 +227,13 @@ def recipe_table(study: Study) -> Table:
             Column("Learning rate"), Column("Causal anchor"), Column("Samples used", "count", "-"),
             Column("Dropped: shared with evaluation items", "count", "-"),
             Column("Tokens trained on", "count", "-"), Column("Final loss", "acc", "-"),
-            Column("Checkpoint MB", "number", "-"),
+            Column("Weights MB", "number", "-"),
         ],
     )  # fmt: skip
     for arm, by_seed in study.finetunes.items():
         run = next(iter(by_seed.values()))
         settings, metrics = run.settings, run.metrics or {}
-        data, size = run.config.get("training_data") or {}, metrics.get("final_bytes")
+        data, size = run.config.get("training_data") or {}, metrics.get("weight_bytes")
         table.rows.append([
             arm.title, ", ".join(map(str, by_seed)), arm.regime, settings.get("method"),
             settings.get("data"), settings.get("steps"), settings.get("batch_samples"),
