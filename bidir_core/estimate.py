@@ -264,7 +264,7 @@ def _pipeline(
 
 def outcome(job: Job) -> Outcome | None:
     """The estimate of a finished job beside what it took; None for an unfinished or resumed one."""
-    if job.stored_state != "done" or job.attempt > 1:
+    if job.state != "done" or job.attempt > 1:
         return None
     peaks = [_peak((Run(path).metrics or {}).get("cost") or {}) for path in job.run_paths]
     return Outcome(

@@ -1,0 +1,43 @@
+"""Launch: a stage as a form and a command line, its cost before it starts, and the jobs."""
+
+import streamlit as st
+
+from bidir_core import jobs
+from bidir_ui import jobs_view, launch_view, shell, widgets
+
+page = shell.start("launch")
+
+st.title("Launch", anchor=False)
+with shell.guard():
+    form = launch_view.form(page.runs)
+    known = jobs.list_jobs()
+    made = launch_view.estimated(form, page.runs, known)
+    if form.config is None or made is None:
+        widgets.banner("error", "This cannot start yet", form.error)
+    else:
+        command, cost = st.columns([3, 2], gap="large")
+        with command:
+            widgets.heading("The command line")
+            widgets.command(jobs.command_text(form.words))
+            widgets.note("The same in a terminal. Here it runs detached: closing this page or "
+                         "stopping the app does not stop it.")  # fmt: skip
+        with cost:
+            widgets.heading("What it will take")
+            launch_view.review(form, made)
+        device = jobs.queue_device(form.words)
+        ahead = sum(job.is_active and job.device == device for job in known)
+        with st.container(horizontal=True, vertical_alignment="center"):
+            for label, words in (("Start …", form.words), ("Dry run on 5 items …", form.dry_words)):
+                chosen = st.button(
+                    label, key=f"launch-{'start' if words == form.words else 'dry'}",
+                    type="primary" if words == form.words else "secondary",
+                )  # fmt: skip
+                if chosen:
+                    key = jobs.idempotency_key(words, known)
+                    launch_view.confirm(form, words, key, made, ahead)
+    if st.session_state.get("launch-error"):
+        widgets.banner("error", "Not started", st.session_state.pop("launch-error"))
+    if st.session_state.pop("launch-started", None):
+        st.toast("It is in the queue below.")
+with shell.guard():
+    jobs_view.section()
