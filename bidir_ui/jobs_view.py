@@ -12,7 +12,7 @@ from bidir_core.job_progress import Progress, progress
 from bidir_core.jobs import Job
 from bidir_core.run_layout import STAGE2, STAGE4
 from bidir_core.store import Run
-from bidir_ui import fmt, html, launch_view, shell, url, widgets
+from bidir_ui import fmt, html, launch_review, shell, url, widgets
 
 POLL_SECONDS = 2
 SHOWN = 8
@@ -88,7 +88,7 @@ def _active(job: Job, ahead: int) -> None:
         with left:
             html.show(
                 html.div("b", html.el("b", job.title), " ", html.el("span", state, cls="b-state"),
-                         " ", html.el("small", f"on {job.device}", cls="b-soft"))
+                         " ", html.el("small", f"{_about(job)} on {job.device}", cls="b-soft"))
             )  # fmt: skip
         with right, st.container(horizontal=True, horizontal_alignment="right"):
             if not job.is_cancelling:
@@ -121,7 +121,7 @@ def _bar(job: Job, now: Progress) -> None:
         if now.rate:
             facts.insert(0, f"{fmt.number(now.rate, 1)} {now.unit}s a second")
         if now.eta_seconds is not None:
-            facts.append(f"about {launch_view.rough(now.eta_seconds)} left")
+            facts.append(f"about {launch_review.rough(now.eta_seconds)} left")
     if now.value is not None:
         facts.append(_metric(now))
     if job.is_cancelling:
@@ -173,7 +173,7 @@ def _past(job: Job) -> None:
                 html.div(
                     "b", html.div("", html.el("b", job.title)),
                     html.div("b-note", html.el("span", MARKS[job.state], cls=_tone(job)),
-                             f" · {_date(job.finished or job.created)} · {job.device}"),
+                             f" · {_date(job.finished or job.created)} · {_about(job)} on {job.device}"),
                 )
             )  # fmt: skip
         with took:
@@ -198,6 +198,15 @@ def _past(job: Job) -> None:
                           args=(jobs.forget, job.id), help="The run stays.")  # fmt: skip
 
 
+def _about(job: Job) -> str:
+    """Model and extent, from the command line."""
+    given = dict(zip(job.words, job.words[1:], strict=False))
+    model = given.get("--model", "")
+    parts = [fmt.clip(model.rstrip("/").rpartition("/")[2] or model, 40)]
+    parts += [f"{name} {given['--' + name]}" for name in ("limit", "steps") if "--" + name in given]
+    return ", ".join(filter(None, parts))
+
+
 def _tone(job: Job) -> str | None:
     return "b-down" if job.state in ("failed", "lost") else None
 
@@ -216,12 +225,12 @@ def _took(job: Job) -> html.Html:
         return html.div("b b-note", text)
     text = fmt.duration(done.seconds)
     if done.estimated_seconds:
-        text += f" (estimated {launch_view.rough(done.estimated_seconds)})"
+        text += f" (estimated {launch_review.rough(done.estimated_seconds)})"
     lines = [html.div("", "Took ", text)]
     if done.memory_bytes:
-        memory = launch_view.size(done.memory_bytes)
+        memory = launch_review.size(done.memory_bytes)
         if done.estimated_memory_bytes:
-            memory += f" (estimated {launch_view.size(done.estimated_memory_bytes)})"
+            memory += f" (estimated {launch_review.size(done.estimated_memory_bytes)})"
         lines.append(html.div("", "Memory ", memory))
     return html.div("b b-note", *lines)
 

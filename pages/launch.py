@@ -3,7 +3,7 @@
 import streamlit as st
 
 from bidir_core import jobs
-from bidir_ui import jobs_view, launch_view, shell, widgets
+from bidir_ui import jobs_view, launch_review, launch_view, shell, widgets
 
 page = shell.start("launch")
 
@@ -11,9 +11,9 @@ st.title("Launch", anchor=False)
 with shell.guard():
     form = launch_view.form(page.runs)
     known = jobs.list_jobs()
-    made = launch_view.estimated(form, page.runs, known)
+    made = launch_review.estimated(form, page.runs, known)
     if form.config is None or made is None:
-        widgets.banner("error", "This cannot start yet", form.error)
+        widgets.banner("info", "Not ready to start", form.error[:1].upper() + form.error[1:])
     else:
         command, cost = st.columns([3, 2], gap="large")
         with command:
@@ -23,7 +23,7 @@ with shell.guard():
                          "stopping the app does not stop it.")  # fmt: skip
         with cost:
             widgets.heading("What it will take")
-            launch_view.review(form, made)
+            launch_review.review(form, made)
         device = jobs.queue_device(form.words)
         ahead = sum(job.is_active and job.device == device for job in known)
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -34,10 +34,12 @@ with shell.guard():
                 )  # fmt: skip
                 if chosen:
                     key = jobs.idempotency_key(words, known)
-                    launch_view.confirm(form, words, key, made, ahead)
+                    launch_review.confirm(form, words, key, made, ahead)
     if st.session_state.get("launch-error"):
         widgets.banner("error", "Not started", st.session_state.pop("launch-error"))
     if st.session_state.pop("launch-started", None):
-        st.toast("It is in the queue below.")
+        widgets.banner(
+            "info", "Started", "It is among the jobs below, and goes on without this page."
+        )
 with shell.guard():
     jobs_view.section()

