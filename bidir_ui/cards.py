@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from bidir_core import compare as core
-from bidir_ui import analysis, fmt, html, pair_view, story, url
+from bidir_ui import analysis, fmt, html, pair_view, repair, story, url
 
 
 @dataclass(frozen=True)
@@ -102,33 +102,29 @@ def _source(told: story.Story) -> Card:
 
 
 def _repair(told: story.Story) -> Card:
-    tuned = told.tuned_run("3B", "bidirectional")
-    result = analysis.try_compare(told.a, tuned) if told.a and tuned else None
-    if result is None:
+    study = told.repair
+    row = study.contrasts.get("stage4") if study else None
+    if study is None or row is None:
         return Card(
             "Does training repair it, and does the control?", NOT_RUN,
             "Fine-tune with the new mask (3B) and, as the control, without it (3C).", False,
         )  # fmt: skip
-    row = result.macro
+    stage4 = f"{fmt.points(row.delta)} {fmt.interval(row.low, row.high)}"
+    e = study.interaction
+    if e is None:
+        return Card(
+            repair.title(study),
+            f"stage 4: {fmt.points(row.delta)}",
+            f"Points against stage 1: {fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}. "
+            "Without its control this may be ordinary tuning.",
+        )
     return Card(
-        _repair_title(told, row),
-        f"stage 4: {fmt.points(row.delta)}",
-        f"Points against stage 1: {fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}. "
-        "Compare with the control before reading this as repair.",
+        repair.title(study),
+        f"repair: {fmt.points(e.value)}",
+        f"Points of 3B over its control 3C, new mask less causal: "
+        f"{fmt.interval(e.low, e.high)}, n = {fmt.count(e.n)}, one seed. Stage 4 against stage 1: "
+        f"{stage4}.",
     )
-
-
-def _repair_title(told: story.Story, stage4: core.Row) -> str:
-    """Claims repair, by the run or by its control, only where stage 1 is not clearly above it."""
-
-    def reaches(row: core.Row | None) -> bool:
-        return row is not None and not (row.verdict == "different" and row.delta < 0)
-
-    control = told.tuned_run("3C", "causal")
-    found = analysis.try_compare(told.a, control) if told.a and control else None
-    if reaches(stage4) and reaches(found.macro if found else None):
-        return "Training repairs it, and so does the control"
-    return "Training repairs it" if reaches(stage4) else "Training does not repair it all"
 
 
 def _models(told: story.Story) -> Card:

@@ -67,16 +67,15 @@ def retention(
         ("plain ratio", fmt.number(result.plain_ratio, 3)),
         ("kept above chance", text(result.above_chance)),
     ]
-    floor = next(
-        (
-            run
-            for run in runs
-            if run.context == "none" and run.model == a.model and run.is_done and run.has_items
-        ),
-        None,
-    )
+    floors = [
+        run
+        for run in runs
+        if run.context == "none" and run.model == a.model and run.is_done and run.has_items
+    ]
+    # The floor may hold more items than the pair; its number format should be the pair's.
+    floor = max(floors, key=lambda run: (run.same_items(a), run.dtype == a.dtype), default=None)
     if floor is None:
-        flag = "" if a.model == data.EMBEDDED else f" --model {a.model}"
+        flag = f" --model {a.model}"
         rows.append(("kept above no context", f"not run yet: eval --context none{flag}"))
     else:
         try:

@@ -10,6 +10,7 @@ import streamlit as st
 
 from bidir_core import store
 from bidir_core.errors import UserError
+from bidir_core.reporting.arms import NAMES, Arm, arm_of, items_key
 from bidir_ui import fmt
 
 EMBEDDED = "smollm2-135m-instruct"
@@ -42,6 +43,38 @@ class RunInfo:
     macro: dict[str, float | None] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    dtype: str = ""
+    item_set: tuple[tuple[str, str], ...] = ()
+    arm: Arm | None = None
+    train_seed: int = 0
+
+    def same_items(self, other: RunInfo) -> bool:
+        """The same items of the same model in the same number format: fit to be a partner."""
+        return (self.item_set, self.dtype) == (other.item_set, other.dtype)
+
+    @property
+    def is_finetune(self) -> bool:
+        return self.kind == "finetune"
+
+    @property
+    def method(self) -> str:
+        """How the weights were trained: full or lora; empty for the base and if unrecorded."""
+        return dict(self.arm.recipe).get("method", "") if self.arm else ""
+
+    @property
+    def weights(self) -> str:
+        """What is evaluated or trained: ``base``, ``3B full``, ``3C LoRA``."""
+        if self.arm is None or self.arm.code == "base":
+            return "" if self.is_reference else "base"
+        method = {"lora": "LoRA"}.get(self.method, self.method)
+        seed = f"seed {self.train_seed}" if self.train_seed else ""
+        return " ".join(filter(None, (NAMES.get(self.arm.code, self.arm.code), method, seed)))
+
+    @property
+    def steps(self) -> str:
+        """Training steps of a fine-tune, in words."""
+        number = dict(self.arm.recipe).get("steps", "") if self.arm else ""
+        return f"{number} steps" if number else ""
 
     @property
     def stage_label(self) -> str:
@@ -70,9 +103,13 @@ class RunInfo:
 
     @property
     def label(self) -> str:
-        """Short name for menus and legends: stage, regime, extent."""
+        """Short name for menus and legends: stage, what was trained, regime, extent."""
         if self.is_reference:
             return f"Published · {self.stage_label} · {self.regime}"
+        if self.is_finetune:
+            return " · ".join(part for part in (self.stage_label, self.method, self.steps) if part)
+        if self.checkpoint:
+            return f"{self.stage_label}, {self.weights} · {self.regime} · {self.extent}"
         return f"{self.stage_label} · {self.regime} · {self.extent}"
 
     @property
@@ -81,7 +118,8 @@ class RunInfo:
         if self.is_done or self.is_reference:
             return ""
         of = f" of {fmt.count(self.n_total)}" if self.n_total else ""
-        return f"{self.state}: {fmt.count(self.n_done)}{of} items so far"
+        unit = "steps" if self.is_finetune else "items"
+        return f"{self.state}: {fmt.count(self.n_done)}{of} {unit} so far"
 
 
 def run_of(info: RunInfo) -> store.Run:
@@ -122,6 +160,9 @@ def _read(path: str, modified: float) -> RunInfo:
     n_done = status.get("done")
     if n_done is None and not metrics and run.has_items and state != "corrupt":
         n_done = _count(path, modified)
+    kind = str(run.config.get("kind") or "eval")
+    known = state != "corrupt"
+    arm, train_seed = arm_of(run) if known else (None, 0)
     return RunInfo(
         id=run.id,
         path=path,
@@ -133,12 +174,12 @@ def _read(path: str, modified: float) -> RunInfo:
         model=run.model,
         checkpoint=str(settings.get("checkpoint") or ""),
         regime=run.regime,
-        kind=str(run.config.get("kind") or "eval"),
+        kind=kind,
         limit=limit if isinstance(limit, int) else None,
         context=str(settings.get("context") or "full"),
         compact=run.is_compact,
         has_items=run.has_items,
-        n_items=int(metrics.get("n_items") or n_done or 0),
+        n_items=0 if kind == "finetune" else int(metrics.get("n_items") or n_done or 0),
         n_done=n_done,
         n_total=status.get("total"),
         created=f"{run.created:%Y-%m-%d %H:%M}" if run.created else fmt.NONE,
@@ -146,6 +187,10 @@ def _read(path: str, modified: float) -> RunInfo:
         macro=metrics.get("macro") or {},
         cost=metrics.get("cost") or {},
         source=str(run.config.get("source") or ""),
+        dtype=str(run.config.get("dtype") or settings.get("dtype") or ""),
+        item_set=items_key(run) if known else (),
+        arm=arm,
+        train_seed=train_seed,
     )
 
 

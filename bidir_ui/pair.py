@@ -10,6 +10,24 @@ import streamlit as st
 from bidir_ui import fmt, html, url, widgets
 from bidir_ui.data import EMBEDDED, RunInfo, by_id
 
+EVAL = "python -m bidir_core eval"
+PAIR_COMMANDS = (
+    f"{EVAL} --model {EMBEDDED} --limit 500",
+    f"{EVAL} --model {EMBEDDED} --limit 500 --prefill-bidirectional",
+)
+
+
+def pipeline_command(model: str) -> str:
+    return f"python -m bidir_core pipeline --model {model or EMBEDDED} --limit 500"
+
+
+def no_pair() -> None:
+    """What to draw where stages 1 and 2 do not exist yet."""
+    widgets.not_run(
+        "These two commands make it, on the embedded model, in a few minutes each:",
+        *PAIR_COMMANDS,
+    )
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -45,22 +63,21 @@ def default_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo | None, RunInfo | N
     if there is one, else the newest such pair, else the two newest runs with items."""
     usable = [run for run in runs if run.can_pair and run.context == "full"]
 
-    def rank(run: RunInfo) -> tuple[bool, bool, bool, bool]:
-        return (run.is_done, run.model == EMBEDDED, run.limit == 500, not run.compact)
+    def rank(run: RunInfo) -> tuple[bool, ...]:
+        plain = run.dtype == "float32"
+        return (run.is_done, run.model == EMBEDDED, run.limit == 500, not run.compact, plain)
 
     firsts = sorted(
         (run for run in usable if run.stage == "stage1_vanilla_eval"), key=rank, reverse=True
     )
     for a in firsts:
         for b in sorted(usable, key=rank, reverse=True):
-            alike = (b.model, b.limit, b.is_done) == (a.model, a.limit, a.is_done)
+            alike = b.same_items(a) and b.is_done == a.is_done
             if b.stage == "stage2_prefill_bidir_eval" and b.regime == "bidirectional" and alike:
                 return a, b
     if firsts:
         others = [run for run in usable if run.id != firsts[0].id]
-        same = [
-            run for run in others if (run.model, run.limit) == (firsts[0].model, firsts[0].limit)
-        ]
+        same = [run for run in others if run.same_items(firsts[0])]
         return firsts[0], next(iter(same or others), None)
     return (usable[1], usable[0]) if len(usable) > 1 else (next(iter(usable), None), None)
 
@@ -151,10 +168,7 @@ def explain_if_missing(runs: tuple[RunInfo, ...], chosen: Pair) -> bool:
             "empty", "Two runs are needed",
             "This page compares a baseline with a candidate; there are not two runs with items yet.",
         )  # fmt: skip
-    widgets.command(
-        "python -m bidir_core eval --limit 500",
-        "python -m bidir_core eval --limit 500 --prefill-bidirectional",
-    )
+    widgets.command(*PAIR_COMMANDS)
     return False
 
 

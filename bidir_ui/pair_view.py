@@ -8,7 +8,7 @@ import streamlit as st
 
 from bidir_core import compare as core
 from bidir_core import plots
-from bidir_ui import analysis, fmt, html, story, url, widgets
+from bidir_ui import analysis, fmt, html, pair, repair, story, url, widgets
 from bidir_ui.data import RunInfo
 
 
@@ -68,32 +68,75 @@ def p_value(value: float | None) -> str:
 
 
 def ladder(runs: tuple[RunInfo, ...], base: RunInfo, told: story.Story, metric: str) -> None:
-    """Every stage of the baseline's model on its items: how much of stage 1 is kept."""
+    """Every stage of the baseline's model on its items: how much of stage 1 is kept. If no
+    fine-tune was evaluated on these items, those on other items follow, against their own base."""
+    here = _stages(runs, base)
+    _ladder_table(base, here, told, metric)
+    if not any(run.checkpoint for run in here) and not base.checkpoint:
+        study = repair.find(runs, base)
+        if study is not None and study.base is not None:
+            html.show(
+                html.div(
+                    "b", html.el("b", "With fine-tuning: stages 3B, 3C and 4"),
+                    f", on {study.where}",
+                )
+            )  # fmt: skip
+            _ladder_table(study.base, _stages(runs, study.base), told, metric)
+        elif study is None:
+            widgets.note(
+                "Stages 3B, 3C and 4 are not run yet: ",
+                html.el("code", pair.pipeline_command(base.model), cls="b-cmd"),
+            )
+    widgets.note(
+        "Guessing alone keeps much of the plain ratio, so the share kept above chance is the one "
+        "to read: (accuracy − chance) / (stage 1 − chance)."
+    )
+
+
+def _stages(runs: tuple[RunInfo, ...], base: RunInfo) -> list[RunInfo]:
+    """The other finished evaluations on the same items, in the order of the study."""
     stages = [
         run
         for run in runs
-        if run.is_done and run.has_items and run.model == base.model and run.limit == base.limit
-        and run.context == "full" and run.stage != "lab" and run.id != base.id
+        if run.is_done and run.same_items(base) and run.id != base.id and not run.is_finetune
+        and run.context == "full" and run.stage != "lab"
     ]  # fmt: skip
-    stages.sort(key=lambda run: (run.stage, run.regime, run.created))
-    base_acc = fmt.percent(base.macro.get(metric))
+    return sorted(
+        stages, key=lambda run: (bool(run.checkpoint), run.weights, run.stage, run.regime)
+    )
+
+
+def _ladder_table(base: RunInfo, stages: list[RunInfo], told: story.Story, metric: str) -> None:
+    first = base.macro.get(metric)
     rows: list[tuple[object, ...]] = [
-        (html.join(base.stage_label, " ", widgets.small(base.regime)), fmt.count(base.n_items), base_acc, "1.000", "100.0 %", fmt.NONE, _published(told, base.stage))
+        (
+            html.join(base.stage_label, " ", widgets.small(f"{base.regime} · {base.weights}")),
+            fmt.count(base.n_items), fmt.percent(first), "1.000", "100.0 %", fmt.NONE,
+            _published(told, base.stage),
+        )
     ]  # fmt: skip
-    for run in stages[:12]:
+    for run in stages[:16]:
         result = analysis.try_compare(base, run, metric)
-        if result is None:
+        value = run.macro.get(metric)
+        kept = result.above_chance if result else None
+        if result is None and run.has_items:
             continue
-        kept = result.above_chance
-        name = f" · {run.name}" if run.name and run.checkpoint else ""
+        if kept is None:
+            shares: tuple[str, str] = ("not stated", "no items to pair")
+        elif kept.value is None:
+            shares = ("not stated", kept.why_suppressed or fmt.NONE)
+        else:
+            low, high = fmt.percent(kept.low), fmt.percent(kept.high)
+            shares = (fmt.percent(kept.value), f"[{low}, {high}]")
+        ratio = value / first if value is not None and first else None
         rows.append(
             (
-                html.join(run.stage_label, " ", widgets.small(run.regime + name)),
-                fmt.count(result.macro.n), fmt.percent(result.macro.acc_b),
-                fmt.number(result.plain_ratio, 3),
-                fmt.percent(kept.value) if kept.value is not None else "not stated",
-                f"[{fmt.percent(kept.low)}, {fmt.percent(kept.high)}]" if kept.value is not None else (kept.why_suppressed or fmt.NONE),
-                _published(told, run.stage) if run.regime in ("causal", "bidirectional") else fmt.NONE,
+                html.join(run.stage_label, " ", widgets.small(f"{run.regime} · {run.weights}")),
+                fmt.count(result.macro.n if result else run.n_items),
+                fmt.percent(result.macro.acc_b if result else value),
+                fmt.number(result.plain_ratio if result else ratio, 3),
+                *shares,
+                _published(told, run.stage) if _has_published_twin(run) else fmt.NONE,
             )
         )  # fmt: skip
     head = (
@@ -101,16 +144,12 @@ def ladder(runs: tuple[RunInfo, ...], base: RunInfo, told: story.Story, metric: 
         html.join("Published ", widgets.small("acc, ratio")),
     )  # fmt: skip
     html.show(widgets.table(head, rows))
-    have = {run.stage for run in stages} | {base.stage}
-    if not have & {story.STAGE4, story.NONPREFILL}:
-        widgets.note(
-            "Stages 3B, 3C and 4 are not run yet: ",
-            html.el("code", "python -m bidir_core pipeline --limit 500", cls="b-cmd"),
-        )
-    widgets.note(
-        "Guessing alone keeps much of the plain ratio, so the share kept above chance is the one "
-        "to read: (accuracy − chance) / (stage 1 − chance)."
-    )
+
+
+def _has_published_twin(run: RunInfo) -> bool:
+    """The published study had the base and one full fine-tune with the new mask, no control."""
+    plain = run.regime in ("causal", "bidirectional")
+    return plain and run.weights.split()[:1] in ([], ["base"], ["3B"]) and run.method != "lora"
 
 
 def _published(told: story.Story, stage: str) -> str:

@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 import streamlit as st
 
 from bidir_core import compare as core
 from bidir_core import plots
-from bidir_core.errors import UserError
-from bidir_ui import analysis, cards, filters, fmt, html, item_view, story, url, widgets
-from bidir_ui.data import EMBEDDED, RunInfo
-
-EVAL = "python -m bidir_core eval"
-
-
-def model_flag(model: str) -> str:
-    return "" if model in ("", EMBEDDED) else f" --model {model}"
+from bidir_ui import (
+    analysis,
+    cards,
+    differences,
+    filters,
+    fmt,
+    html,
+    item_view,
+    pair,
+    repair_panel,
+    story,
+    url,
+    widgets,
+)  # fmt: skip
 
 
 def draw(number: int, told: story.Story, result: core.Comparison | None) -> None:
     """The panel of one card."""
-    (_hurts, _breaks, _source, _repair, _models)[number - 1](told, result)
-
-
-def _no_pair() -> None:
-    widgets.not_run(
-        "These two commands make it, on the embedded model, in a few minutes each:",
-        f"{EVAL} --limit 500",
-        f"{EVAL} --limit 500 --prefill-bidirectional",
-    )
+    (_hurts, _breaks, _source, repair_panel.draw, _models)[number - 1](told, result)
 
 
 def _hurts(told: story.Story, result: core.Comparison | None) -> None:
     if result is None:
-        return _no_pair()
+        return pair.no_pair()
     widgets.lead(
         "A causal language model reads its prompt from left to right. Here the prompt's tokens see "
         f"each other in both directions, without any training. Macro accuracy moves by "
@@ -98,7 +93,7 @@ def _published(told: story.Story, task: str) -> str:
 
 def _breaks(told: story.Story, result: core.Comparison | None) -> None:
     if result is None or told.a is None or told.b is None:
-        return _no_pair()
+        return pair.no_pair()
     frame = analysis.flips(told.a, told.b, "acc")
     broken = frame[(frame["flip"] == "broken") & (frame["text"] != "")]
     broken = broken[broken["length"].between(8, 70)]
@@ -131,116 +126,30 @@ def _breaks(told: story.Story, result: core.Comparison | None) -> None:
     return None
 
 
-def against(
-    base: RunInfo, runs: list[RunInfo], labels: dict[str, str]
-) -> tuple[pd.DataFrame, list[Any]]:
-    """Paired differences of several runs to one: the frame for ``plots.dots``, and table rows."""
-    dots, rows = [], []
-    for run in runs:
-        result = analysis.try_compare(base, run)
-        label = labels.get(run.id, run.label)
-        if result is None:
-            rows.append((label, "does not pair", fmt.NONE, fmt.NONE, fmt.NONE, fmt.NONE))
-            continue
-        row = result.macro
-        colour, symbol = plots.GREY, "circle"
-        if row.verdict == "different":
-            down = row.delta < 0
-            colour, symbol = (
-                (plots.RED, "triangle-left") if down else (plots.GREEN, "triangle-right")
-            )
-        dots.append(
-            {
-                "label": html.visible(fmt.clip(label, 40)), "value": row.delta, "low": row.low, "high": row.high,
-                "text": f"{fmt.points(row.delta)}  {fmt.interval(row.low, row.high)}",
-                "colour": colour, "symbol": symbol,
-            }
-        )  # fmt: skip
-        rows.append(
-            (
-                label, fmt.count(row.n), fmt.percent(row.acc_b), fmt.points(row.delta),
-                fmt.interval(row.low, row.high), row.words,
-            )
-        )  # fmt: skip
-    return pd.DataFrame(dots), rows
-
-
-def _differences(base: RunInfo, runs: list[RunInfo], labels: dict[str, str], key: str) -> None:
-    frame, rows = against(base, runs, labels)
-    if not frame.empty:
-        widgets.chart(
-            plots.dots(frame, title="Macro accuracy against stage 1, points (95 % interval)", reference=0.0),
-            "Macro accuracy of each run minus stage 1, with intervals; the table below has the numbers.",
-            key=key,
-        )  # fmt: skip
-    head = ("Run", "n", "Macro acc", "Difference, points", "95 % interval", "In words")
-    html.show(widgets.table(head, rows, left=(0, 5)))
-
-
 def _source(told: story.Story, result: core.Comparison | None) -> None:
     if result is None or told.a is None or told.b is None:
-        return _no_pair()
+        return pair.no_pair()
     if told.regimes:
         widgets.lead(
             "If the damage came from looking ahead as such, keeping one token causal would change "
             "little. Each row lets the prompt look ahead in a different way:"
         )
         runs = [told.b, *told.regimes]
-        _differences(told.a, runs, {run.id: run.regime for run in runs}, "regimes")
+        differences.show(told.a, runs, {run.id: run.regime for run in runs}, "regimes")
         if told.whole:
             base, others = told.whole
             html.show(html.div("b", html.el("b", "The same on the whole validation sets")))
-            _differences(base, list(others), {run.id: run.regime for run in others}, "whole")
+            differences.show(base, list(others), {run.id: run.regime for run in others}, "whole")
         widgets.note(
             "This holds for the model and items named above. It is a measurement, not a law: other "
             "models may differ, and a control (another single token kept causal) belongs beside it."
         )
     if cards.sink_run(told) is None:
-        flag = model_flag(told.a.model)
+        flag = f" --model {told.a.model}"
         widgets.not_run(
             "The first token is the usual attention sink. Keep it causal and run again:",
-            f"{EVAL} --limit 500 --regime bidirectional:sink=1{flag}",
-            f"{EVAL} --limit 500 --regime bidirectional:lambda=0.03{flag}",
-        )
-    return None
-
-
-def _repair(told: story.Story, result: core.Comparison | None) -> None:
-    if result is None or told.a is None or told.b is None:
-        return _no_pair()
-    if told.tuned:
-        widgets.lead(
-            "Fine-tuning raises accuracy on its own. What shows repair is the difference between "
-            "the run trained with the new mask (3B) and its control (3C), under both masks:"
-        )
-        runs = [told.b, *told.tuned]
-        labels = {run.id: f"{story.arm(run)}, evaluated {run.regime}" for run in runs}
-        labels[told.b.id] = "Stage 2 · bidirectional, not trained"
-        _differences(told.a, runs, labels, "tuned")
-        arms = [told.tuned_run(n, r) for r in ("bidirectional", "causal") for n in ("3B", "3C")]
-        found = analysis.interaction(arms)
-        if found is None:
-            widgets.note("The interaction needs 3B and 3C, each evaluated under both masks.")
-        else:
-            e = found.estimate
-            widgets.lead(
-                "(3B − 3C under bidirectional) − (3B − 3C under causal), the only number that "
-                f"shows repair rather than ordinary tuning: {fmt.points(e.value)} points "
-                f"{fmt.interval(e.low, e.high)}, n = {fmt.count(e.n)}, one seed."
-            )
-    else:
-        widgets.not_run(
-            "The pipeline runs every stage on the same items: fine-tunes with the new mask (3B) "
-            "and with the causal mask (3C, the control), then evaluates both.",
-            f"python -m bidir_core pipeline --limit 500{model_flag(told.a.model)}",
-        )
-    stage4 = told.published.get(story.STAGE4)
-    drop = cards.published_drop(told)
-    if stage4 is not None and drop is not None:
-        widgets.note(
-            f"Published, another model: stage 1 {fmt.percent(drop[0])}, stage 2 "
-            f"{fmt.percent(drop[1])}, stage 4 {fmt.percent(stage4.macro.get('acc'))}, with no "
-            "control reported. Numbers only."
+            f"{pair.EVAL} --limit 500 --regime bidirectional:sink=1{flag}",
+            f"{pair.EVAL} --limit 500 --regime bidirectional:lambda=0.03{flag}",
         )
     return None
 
@@ -303,8 +212,8 @@ def _models(told: story.Story, result: core.Comparison | None) -> None:
     if len(told.models) < 2:
         widgets.not_run(
             "A second model needs two evaluations. Any decoder from the hub or a local folder works:",
-            f"{EVAL} --limit 500 --model MODEL",
-            f"{EVAL} --limit 500 --model MODEL --prefill-bidirectional",
+            f"{pair.EVAL} --limit 500 --model MODEL",
+            f"{pair.EVAL} --limit 500 --model MODEL --prefill-bidirectional",
         )
 
 
@@ -312,6 +221,3 @@ def current() -> int:
     """The panel the URL asks for; 1 if it asks for none or for one that does not exist."""
     text = url.get("panel")
     return int(text) if text in {"1", "2", "3", "4", "5"} else 1
-
-
-__all__ = ["UserError", "against", "current", "draw"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bidir_ui import pair
+from bidir_ui import pair, repair
 from bidir_ui.data import RunInfo
+from bidir_ui.repair import Repair
 
 STAGE1, STAGE2 = "stage1_vanilla_eval", "stage2_prefill_bidir_eval"
 STAGE4, NONPREFILL = "stage4_postft_eval", "nonprefill_compare"
@@ -18,28 +19,10 @@ class Story:
     a: RunInfo | None
     b: RunInfo | None
     regimes: tuple[RunInfo, ...]
-    tuned: tuple[RunInfo, ...]
+    repair: Repair | None
     models: tuple[tuple[RunInfo, RunInfo], ...]
     whole: tuple[RunInfo, tuple[RunInfo, ...]] | None
-
-    def tuned_run(self, name: str, regime: str) -> RunInfo | None:
-        """The newest evaluation of one fine-tune (3B, 3C ..) under one regime."""
-        return next((r for r in self.tuned if arm(r) == name and r.regime == regime), None)
-
     published: dict[str, RunInfo]
-
-
-ARMS = (
-    ("stage3_finetune", "3B"),
-    ("stage3c_", "3C"),
-    ("stage3a_", "3A"),
-    ("stage3d_", "3D"),
-)
-
-
-def arm(run: RunInfo) -> str:
-    """Which fine-tune a run evaluates, from its checkpoint's folder."""
-    return next((name for mark, name in ARMS if mark in run.checkpoint), "fine-tuned")
 
 
 def tell(runs: tuple[RunInfo, ...]) -> Story:
@@ -47,22 +30,20 @@ def tell(runs: tuple[RunInfo, ...]) -> Story:
     a, b = pair.default_pair(runs)
     done = [run for run in runs if run.is_done and run.has_items and run.context == "full"]
 
-    def alike(run: RunInfo) -> bool:
-        return a is not None and (run.model, run.limit) == (a.model, a.limit)
-
     dialled = [
         run
         for run in done
-        if alike(run) and run.stage in (STAGE2, "lab") and not run.checkpoint and run != b
-    ]
-    tuned = [
-        run for run in done if alike(run) and run.stage in (STAGE4, NONPREFILL) and run.checkpoint
+        if a is not None
+        and run.same_items(a)
+        and run.stage in (STAGE2, "lab")
+        and not run.checkpoint
+        and run != b
     ]
     return Story(
         a=a,
         b=b,
         regimes=tuple(_first_of_each(dialled, lambda run: run.regime)),
-        tuned=tuple(_first_of_each(tuned, lambda run: (run.checkpoint, run.regime))),
+        repair=repair.find(runs, a) if a else None,
         models=tuple(_model_pairs(done, a)),
         whole=_whole(done, a),
         published={run.stage: run for run in reversed(runs) if run.is_reference},
@@ -70,18 +51,20 @@ def tell(runs: tuple[RunInfo, ...]) -> Story:
 
 
 def _whole(done: list[RunInfo], a: RunInfo | None) -> tuple[RunInfo, tuple[RunInfo, ...]] | None:
-    """The same model on whole validation sets: its causal run, and the other regimes'."""
+    """The same model on whole validation sets: its causal run, and the other regimes'.
+
+    Both in one number format, float32 before others, and one that has most regimes."""
     if a is None or a.limit is None:
         return None
-    mine = [
-        run for run in done if run.model == a.model and run.limit is None and not run.checkpoint
-    ]
-    base = next((run for run in mine if run.stage == STAGE1), None)
-    others = [run for run in mine if run.stage == STAGE2]
-    others.sort(key=lambda run: len(run.regime))  # plain bidirectional first; the sort is stable
-    return (
-        (base, tuple(_first_of_each(others, lambda run: run.regime))) if base and others else None
-    )
+    mine = [run for run in done if run.model == a.model and run.limit is None]
+    mine = [run for run in mine if not run.checkpoint]
+    found = []
+    for base in (run for run in mine if run.stage == STAGE1):
+        others = [run for run in mine if run.stage == STAGE2 and run.same_items(base)]
+        others.sort(key=lambda run: len(run.regime))  # plain bidirectional first; a stable sort
+        if others:
+            found.append((base, tuple(_first_of_each(others, lambda run: run.regime))))
+    return max(found, key=lambda one: (one[0].dtype == "float32", len(one[1])), default=None)
 
 
 def _first_of_each(runs: list[RunInfo], key) -> list[RunInfo]:
@@ -93,14 +76,14 @@ def _first_of_each(runs: list[RunInfo], key) -> list[RunInfo]:
 
 
 def _model_pairs(done: list[RunInfo], a: RunInfo | None) -> list[tuple[RunInfo, RunInfo]]:
-    """Per model, the newest causal and plain bidirectional run with the same limit."""
+    """Per model, the newest causal and plain bidirectional run on the same items, one dtype."""
     out: dict[str, tuple[RunInfo, RunInfo]] = {}
     firsts = [run for run in done if run.stage == STAGE1]
     # The default pair's own extent first, so that models are compared on the same items.
-    firsts.sort(key=lambda run: a is None or run.limit != a.limit)
+    firsts.sort(key=lambda run: a is None or (run.limit != a.limit, run.dtype != a.dtype))
     for first in firsts:
         for second in done:
-            same = (second.model, second.limit) == (first.model, first.limit)
-            if second.stage == STAGE2 and second.regime == "bidirectional" and same:
+            plain = second.stage == STAGE2 and second.regime == "bidirectional"
+            if plain and second.same_items(first):
                 out.setdefault(first.model, (first, second))
     return list(out.values())

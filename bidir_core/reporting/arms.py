@@ -204,6 +204,11 @@ def items_key(run: Run, *, dtype: bool = False) -> tuple[tuple[str, str], ...]:
     return tuple(values)
 
 
+def arm_of(run: Run) -> tuple[Arm, int]:
+    """The arm and training seed of an evaluation or of a fine-tune."""
+    return _finetune_arm(run) if run.stage in _CODES else _arm_of(run, {})[:2]
+
+
 def trained_run_id(run: Run) -> str | None:
     """The id of the fine-tune whose checkpoint an evaluation used, if it can be told."""
     recorded = (run.config.get("training_record") or {}).get("run")

@@ -1,0 +1,169 @@
+"""Whether training repairs the damage: which runs say so, and what they allow to be claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bidir_core import compare as core
+from bidir_core import stats
+from bidir_ui import analysis, fmt
+from bidir_ui.data import RunInfo
+
+TUNED_STAGES = ("stage4_postft_eval", "nonprefill_compare")
+BIDIRECTIONAL, CAUSAL = "bidirectional", "causal"
+CELLS = tuple((arm, regime) for regime in (BIDIRECTIONAL, CAUSAL) for arm in ("3B", "3C"))
+
+
+@dataclass(frozen=True)
+class Repair:
+    """3B and its control 3C (same recipe and seed), and the base, over the same items and dtype.
+
+    ``cells`` is keyed (arm, regime) and holds runs with items only. ``others``: further
+    fine-tunes evaluated on these items (LoRA, distillation ..), which are no part of the 2x2.
+    """
+
+    base: RunInfo | None
+    untrained: RunInfo | None
+    cells: dict[tuple[str, str], RunInfo] = field(default_factory=dict)
+    others: tuple[RunInfo, ...] = ()
+
+    @property
+    def missing(self) -> list[str]:
+        """What the complete study still lacks, in words."""
+        out = [f"{arm} under {regime}" for arm, regime in CELLS if (arm, regime) not in self.cells]
+        base = ((self.base, "stage 1"), (self.untrained, "stage 2"))
+        return [name for run, name in base if run is None] + out
+
+    @property
+    def some(self) -> RunInfo:
+        """A run that stands for the items and the dtype."""
+        return next(iter([*self.cells.values(), *self.others]))
+
+    @property
+    def runs(self) -> list[RunInfo]:
+        """Every evaluation of a fine-tune with items, 3B and 3C first."""
+        first = [self.cells[cell] for cell in CELLS if cell in self.cells]
+        return first + [run for run in self.others if run.has_items]
+
+    @property
+    def where(self) -> str:
+        """Which items, and the number format: what the reader must know before comparing."""
+        return items_words(self.some)
+
+    @property
+    def contrasts(self) -> dict[str, core.Row]:
+        """The paired differences that carry the story; those that cannot be made are absent."""
+        ours, control = self.cells.get(("3B", BIDIRECTIONAL)), self.cells.get(("3C", BIDIRECTIONAL))
+        ours_causal, left = self.cells.get(("3B", CAUSAL)), self.cells.get(("3C", CAUSAL))
+        wanted = {
+            "stage4": (self.base, ours),
+            "control": (self.base, control),
+            "equal": (left, ours),
+            "bidirectional": (control, ours),
+            "causal": (left, ours_causal),
+        }
+        return {name: row for name, pair in wanted.items() if (row := difference(*pair))}
+
+    @property
+    def interaction(self) -> stats.Estimate | None:
+        """(3B - 3C under bidirectional) - (3B - 3C under causal)."""
+        found = analysis.interaction([self.cells.get(cell) for cell in CELLS])
+        return found.estimate if found else None
+
+
+def items_words(run: RunInfo) -> str:
+    sets = f"limit {run.limit} per task" if run.limit else "the whole validation sets"
+    dtype = f", {run.dtype}" if run.dtype else ""
+    return f"{sets} (n = {fmt.count(run.n_items)}){dtype}"
+
+
+def difference(a: RunInfo | None, b: RunInfo | None) -> core.Row | None:
+    """Macro accuracy of ``b`` minus ``a``, paired; None if a run is missing or they do not pair."""
+    result = analysis.try_compare(a, b) if a and b else None
+    return result.macro if result else None
+
+
+def find(runs: Sequence[RunInfo], like: RunInfo) -> Repair | None:
+    """The fullest study of this model: on the items of ``like`` if there is one, else on whole
+    sets. 3B and 3C belong together only with the same items, dtype, recipe and training seed."""
+    done = [
+        run for run in runs if run.is_done and run.context == "full" and run.model == like.model
+    ]
+    tuned = [run for run in done if run.stage in TUNED_STAGES and run.arm and run.checkpoint]
+    groups: dict[tuple[Any, ...], dict[tuple[str, str], RunInfo]] = {}
+    for run in tuned:  # newest first
+        assert run.arm is not None
+        key = (run.item_set, run.dtype, run.arm.recipe, run.train_seed)
+        mine = groups.setdefault(key, {})
+        if is_cell(run):
+            mine.setdefault((run.arm.code, run.regime), run)
+    studies = []
+    for key, cells in groups.items():
+        same = [run for run in done if (run.item_set, run.dtype) == key[:2]]
+        base = [run for run in same if run.has_items and not run.checkpoint]
+        taken = {run.id for run in cells.values()}
+        studies.append(
+            Repair(
+                base=next((r for r in base if r.stage == "stage1_vanilla_eval"), None),
+                untrained=next(
+                    (
+                        r
+                        for r in base
+                        if r.stage == "stage2_prefill_bidir_eval" and r.regime == BIDIRECTIONAL
+                    ),
+                    None,
+                ),
+                cells=cells,
+                others=tuple(r for r in tuned if r in same and r.id not in taken),
+            )
+        )
+    return max(studies, key=lambda study: _merit(study, like), default=None)
+
+
+def is_cell(run: RunInfo) -> bool:
+    """Whether a run can be one of the four of the 2x2."""
+    arm = run.arm
+    plain = (
+        arm is not None and arm.code in ("3B", "3C") and arm.regime in (None, BIDIRECTIONAL, CAUSAL)
+    )
+    return plain and run.has_items and run.regime in (BIDIRECTIONAL, CAUSAL)
+
+
+def _merit(study: Repair, like: RunInfo) -> tuple[object, ...]:
+    some = study.some
+    return (
+        -len(study.missing),
+        some.item_set == like.item_set,
+        some.dtype == like.dtype,
+        some.limit is None,
+        some.method != "lora",
+        some.n_items,
+        -some.train_seed,
+        some.created,
+    )
+
+
+def title(study: Repair) -> str:
+    """What the numbers allow to be said: a claim of repair needs the control and the interaction.
+
+    "Repairs" is: not shown to lie more than the margin below stage 1, nor below the control that
+    was trained alike and left causal. "Beyond" and "does not" are read off paired intervals.
+    """
+    rows, e = study.contrasts, study.interaction
+    if "stage4" not in rows or e is None or "control" not in rows:
+        return "Does training repair it, and does the control?"
+    equal = rows.get("equal")
+    whole = rows["stage4"].low > -stats.MARGIN and not (equal and equal.high < 0)
+    control_whole = rows["control"].low > -stats.MARGIN
+    if e.high < 0:
+        return "The control gains more than the repair"
+    if e.low <= 0:
+        both = whole and control_whole
+        return "Training repairs it, and so does the control" if both else "Repair is undecided"
+    if not whole:
+        return "Training repairs part of it"
+    if rows["control"].high < 0:
+        return "Training repairs it, and the control does not"
+    return "Training repairs it, more than the control"

@@ -1,0 +1,134 @@
+"""Panel 4 of the Overview: the base, the repair and its control, under both masks."""
+
+from __future__ import annotations
+
+from bidir_core import compare as core
+from bidir_core import stats
+from bidir_ui import cards, differences, fmt, html, pair, repair, story, widgets
+from bidir_ui.data import RunInfo
+from bidir_ui.repair import BIDIRECTIONAL, CAUSAL, Repair
+
+
+def draw(told: story.Story, result: core.Comparison | None) -> None:
+    """The 2x2 with its interaction, then every fine-tune against stage 1."""
+    if told.a is None:
+        return pair.no_pair()
+    study = told.repair
+    if study is None:
+        widgets.not_run(
+            "The pipeline runs every stage on the same items: fine-tunes with the new mask (3B) "
+            "and with the causal mask (3C, the control), then evaluates both.",
+            pair.pipeline_command(told.a.model),
+        )
+    else:
+        _study(study, told.a)
+    _published(told)
+    return None
+
+
+def _study(study: Repair, chosen: RunInfo) -> None:
+    widgets.lead(
+        "Fine-tuning raises accuracy on its own. What shows repair is what the run trained with "
+        "the new mask (3B) gains over its control (3C: same data, steps and seed, causal mask) "
+        "under the new mask, less the same under the causal mask."
+    )
+    other = not study.some.same_items(chosen)
+    tail = f"; the chosen pair below: {repair.items_words(chosen)}" if other else ""
+    seed = f", training seed {study.some.train_seed}" if study.cells else ""
+    widgets.note(f"Measured on {study.where}{seed}{tail}.")
+    e, rows = study.interaction, study.contrasts
+    if e is not None:
+        lines = [
+            f"Interaction: {fmt.points(e.value)} points {fmt.interval(e.low, e.high)}, "
+            f"n = {fmt.count(e.n)}, one seed: {_meaning(e)}."
+        ]
+        if "equal" in rows:
+            row = rows["equal"]
+            lines.append(
+                f" At equal training, 3B under bidirectional prefill against 3C left causal: "
+                f"{cards.delta_text(row)}; {row.words}."
+            )
+        widgets.lead(*lines)
+    if study.cells:
+        _two_by_two(study)
+    if study.missing:
+        widgets.note(
+            f"The complete study also needs {', '.join(study.missing)}, on the same items in the "
+            "same number format, with their items kept."
+        )
+    if study.base is not None:
+        runs = ([study.untrained] if study.untrained else []) + study.runs
+        labels = {run.id: f"{run.weights}, evaluated {run.regime}" for run in runs}
+        if study.untrained:
+            labels[study.untrained.id] = "not trained, evaluated bidirectional"
+        differences.show(study.base, runs, labels, "tuned")
+    bare = [run for run in study.others if not run.has_items]
+    if bare:
+        listed = "; ".join(
+            f"{run.weights} {run.regime} {fmt.percent(run.macro.get('acc'))}" for run in bare
+        )
+        widgets.note(f"Also run, without items, so no paired interval: {listed}.")
+
+
+def _meaning(e: stats.Estimate) -> str:
+    if e.low > 0:
+        return "part of the gain is repair of the mask, not ordinary tuning"
+    if e.high < 0:
+        return "the control gains more under the new mask than 3B does"
+    return "repair cannot be told from ordinary tuning"
+
+
+def _two_by_two(study: Repair) -> None:
+    """Accuracy of base, 3B and 3C under both masks, and the differences in the margins."""
+    arms: dict[str, tuple[RunInfo | None, RunInfo | None]] = {
+        "Base, not trained": (study.untrained, study.base)
+    }
+    for name, words in (("3B", "trained with the new mask"), ("3C", "control, trained causal")):
+        cells = tuple(study.cells.get((name, regime)) for regime in (BIDIRECTIONAL, CAUSAL))
+        run = cells[0] or cells[1]
+        label = f"{run.weights if run else name}, {words}"
+        arms[label] = (cells[0], cells[1])
+    table: list[tuple[object, ...]] = []
+    for label, (bidirectional, causal) in arms.items():
+        row = repair.difference(causal, bidirectional)
+        table.append(
+            (
+                label,
+                fmt.percent(bidirectional.macro.get("acc")) if bidirectional else "not run",
+                fmt.percent(causal.macro.get("acc")) if causal else "not run",
+                _difference(row.delta, row.low, row.high) if row else fmt.NONE,
+            )
+        )
+    rows, e = study.contrasts, study.interaction
+    table.append(
+        (
+            "3B − 3C, points",
+            *(
+                _difference(rows[name].delta, rows[name].low, rows[name].high)
+                if name in rows
+                else fmt.NONE
+                for name in (BIDIRECTIONAL, CAUSAL)
+            ),
+            html.join("interaction ", _difference(e.value, e.low, e.high)) if e else fmt.NONE,
+        )
+    )
+    head = (
+        "Macro accuracy", "Bidirectional", "Causal",
+        html.join("Bidirectional − causal ", widgets.small("points, 95 % interval")),
+    )  # fmt: skip
+    html.show(widgets.table(head, table, total=True))
+
+
+def _difference(value: float, low: float, high: float) -> html.Html:
+    return html.join(fmt.points(value), " ", widgets.small(fmt.interval(low, high)))
+
+
+def _published(told: story.Story) -> None:
+    stage4 = told.published.get(story.STAGE4)
+    drop = cards.published_drop(told)
+    if stage4 is not None and drop is not None:
+        widgets.note(
+            f"Published, another model: stage 1 {fmt.percent(drop[0])}, stage 2 "
+            f"{fmt.percent(drop[1])}, stage 4 {fmt.percent(stage4.macro.get('acc'))}, with no "
+            "control reported. Numbers only."
+        )
