@@ -35,13 +35,15 @@ def frame(runs: list[RunInfo], a: RunInfo | None, b: RunInfo | None) -> pd.DataF
             {
                 "role": "baseline" if run == a else "candidate" if run == b else "",
                 "stage": run.stage_label,
+                "name": html.visible(fmt.clip(run.name, 60)),
+                "weights": html.visible(_weights(run)),
                 "regime": html.visible(run.regime),
                 "state": STATE_MARKS.get(run.state, run.state),
                 "n": run.n_items or None,
                 "acc": _percent(run.macro.get("acc")),
                 "half": _half_width(run),
                 "acc_norm": _percent(run.macro.get("acc_norm")),
-                "extent": run.extent + (", compact" if run.compact else ""),
+                "extent": _taken(run),
                 "model": html.visible(fmt.clip(run.model, 60)),
                 "created": run.created,
                 "seconds": run.cost.get("seconds"),
@@ -51,6 +53,21 @@ def frame(runs: list[RunInfo], a: RunInfo | None, b: RunInfo | None) -> pd.DataF
             for run in runs
         ]
     )
+
+
+def _weights(run: RunInfo) -> str:
+    """``base``, ``3B full``; for a fine-tune also how long it was trained."""
+    if run.is_finetune and run.steps:
+        return f"{run.weights}, {run.steps}"
+    return run.weights
+
+
+def _taken(run: RunInfo) -> str:
+    """Which items an evaluation took; a fine-tune took none."""
+    if run.is_finetune:
+        return ""
+    half = run.dtype if run.dtype not in ("", "float32", "auto") else ""
+    return ", ".join(filter(None, (run.extent, half, "compact" if run.compact else "")))
 
 
 def _percent(value: float | None) -> float | None:
@@ -77,11 +94,13 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
         selection_mode="multi-row",
         height="content" if len(table) <= 16 else 560,
         placeholder=fmt.NONE,
-        alt="Every run: role, stage, regime, model, state, items, scores, cost, date and id.",
+        alt="Every run: role, stage, name, weights, regime, state, items, scores, cost, date, id.",
         column_config={
             "role": text("Role", width=82),
-            "stage": text("Stage", width=86),
-            "regime": text("Regime", width=152),
+            "stage": text("Stage", width=80),
+            "name": text("Name", width=172),
+            "weights": text("Weights", width=92, help="The weights that were evaluated or trained"),
+            "regime": text("Regime", width=118),
             "state": text("State", width=96),
             "n": number("Items", format="localized", width=64),
             "acc": number("acc, %", format="%.1f", width=62, help="Macro mean over the tasks"),

@@ -38,7 +38,7 @@ with shell.guard():
             return False
         if kind == "evaluations" and (run.is_reference or run.kind == "finetune"):
             return False
-        text = f"{run.id} {run.label} {run.model} {run.state}".casefold()
+        text = f"{run.id} {run.label} {run.weights} {run.model} {run.state}".casefold()
         return all(word in text for word in words.casefold().split())
 
     shown = [run for run in page.runs if kept(run)]
