@@ -77,6 +77,7 @@ class Encoder:
         self.backend.no_padding()
         self.backend.no_truncation()
         self.bos: Bos = bos
+        self.n_tail = n_appended(self.backend)
         self.chat_template = chat_template
         bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.empty_context_id = bos_id if bos_id is not None else eos_id
@@ -110,17 +111,18 @@ class Encoder:
         for item in items:
             prefixes, continuations, contexts = [], [], []
             for _ in item.continuations:
+                continued: Tokens
                 (context, text), stem = pairs[cursor], stems[cursor]
                 cursor += 1
                 if not context:
-                    prefix, continuation = self._after_nothing(alone_of[text])
+                    prefix, continued = self._after_nothing(alone_of[text])
                 else:
                     prefix, whole = stem_of[stem], whole_of[context + text]
                     n = len(prefix)
-                    continuation = Tokens(whole.ids[n:], whole.offsets[n:] - len(context))
+                    continued = Tokens(whole.ids[n:], whole.offsets[n:] - len(context))
                 prefixes.append(prefix)
                 contexts.append(context)
-                continuations.append(continuation)
+                continuations.append(continued)
             if len(item.contexts) == 1:
                 prefixes, contexts = prefixes[:1], contexts[:1]
             error = None
@@ -154,9 +156,15 @@ class Encoder:
         return added
 
     def _as_turn(self, context: str) -> str:
-        return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": context}], tokenize=False, add_generation_prompt=True
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": context}], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program of the model's authors
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"--chat-template: this tokenizer's template cannot be used ({said}); leave it out"
+            ) from error
 
     def _after_nothing(self, alone: Tokens) -> tuple[Tokens, Tokens]:
         """The prefix token that stands for an empty context, and the continuation behind it."""
@@ -165,6 +173,7 @@ class Encoder:
 
     def _encode_texts(self, texts: Sequence[str], special: bool = True) -> dict[str, Tokens]:
         distinct = list(dict.fromkeys(texts))
+        add_bos = special and self.bos == "add"
         special = special and self.bos == "auto"
         # A text that brings its own BOS gets none from the tokenizer (lm-eval, has_bos_prefix).
         brings = [special and self._brings_bos(text) for text in distinct]
@@ -172,22 +181,34 @@ class Encoder:
         with_own = [text for text, own in zip(distinct, brings) if own]
         found: dict[str, Tokens] = {}
         for group, add in ((plain, special), (with_own, False)):
+            tail = self.n_tail if add else 0
             for text, encoding in zip(
                 group, self.backend.encode_batch(group, add_special_tokens=add)
             ):
-                found[text] = self._tokens(encoding)
+                found[text] = self._tokens(encoding, tail, add_bos)
         return found
 
     def _brings_bos(self, text: str) -> bool:
         return self.bos_text is not None and text.startswith(self.bos_text)
 
-    def _tokens(self, encoding: Any) -> Tokens:
-        ids = np.array(encoding.ids, dtype=np.int64)
-        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        if self.bos == "add" and not (len(ids) and ids[0] == self.tokenizer.bos_token_id):
+    def _tokens(self, encoding: Any, tail: int, add_bos: bool) -> Tokens:
+        end = len(encoding.ids) - tail
+        ids = np.array(encoding.ids[:end], dtype=np.int64)
+        offsets = np.array(encoding.offsets[:end], dtype=np.int64).reshape(-1, 2)
+        if add_bos and not (len(ids) and ids[0] == self.tokenizer.bos_token_id):
             ids = np.concatenate([[self.tokenizer.bos_token_id], ids])
             offsets = np.concatenate([np.zeros((1, 2), dtype=np.int64), offsets])
         return Tokens(ids, offsets)
+
+
+def n_appended(backend: Any) -> int:
+    """How many tokens the tokenizer puts behind every text by itself (an EOS, say).
+
+    They are cut off: between context and continuation such a token is no part of the text, and
+    the prefix would swallow the continuation's first token for it.
+    """
+    special = backend.encode("a", add_special_tokens=True).special_tokens_mask
+    return next((n for n, flag in enumerate(reversed(special)) if not flag), 0)
 
 
 def check_lengths(encoded: Sequence[EncodedItem], max_length: int) -> None:

@@ -24,7 +24,7 @@ HEAD_CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
 class ItemScore(NamedTuple):
     """``token_ll[choice]``: float64 ``[n_continuation_tokens]``, natural log, per token."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple has a method of this name
     token_ll: tuple[np.ndarray, ...]
 
     @property
@@ -130,7 +130,7 @@ class Scorer:
         rows = max(1, chunk_bytes // (4 * logits.shape[-1]))
         norms = torch.cat([chunk.float().logsumexp(-1) for chunk in logits.split(rows)])
         picked = logits[source, target].float() - norms[source]
-        return picked.double().cpu().numpy()
+        return picked.cpu().double().numpy()  # Apple's GPUs have no float64
 
     def _count(self, items: Sequence[int], computed: int) -> None:
         for i in items:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bidir_core.encoding import n_appended
 from bidir_core.errors import UserError
 from bidir_core.training.mixtures import Sample
 
@@ -116,6 +117,7 @@ def _encode_pairs(
     backend.no_truncation()
     bos = tokenizer.bos_token_id
     bos_text = None if bos is None else tokenizer.decode([bos])
+    appended = n_appended(backend)
     stems = [sample.prompt.rstrip() for sample in samples]
     wholes = [sample.prompt + sample.response for sample in samples]
 
@@ -127,8 +129,9 @@ def _encode_pairs(
             where = [i for i, has in enumerate(own) if has is brings]
             batch = [texts[i] for i in where]
             encoded = backend.encode_batch_fast(batch, add_special_tokens=not brings)
+            tail = 0 if brings else appended
             for i, encoding in zip(where, encoded):
-                ids[i] = encoding.ids
+                ids[i] = encoding.ids[: len(encoding.ids) - tail]
         return ids
 
     pairs = []

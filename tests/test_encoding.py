@@ -1,0 +1,66 @@
+"""Where the prefix ends: tokenizers that add tokens of their own, templates, empty contexts."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from bidir_core.encoding import Encoder
+from bidir_core.errors import UserError
+from bidir_core.items import Item
+from bidir_core.training.encode import encode_samples
+from bidir_core.training.mixtures import Sample
+from tests.tiny_models import BOS, EOS, tiny_tokenizer
+
+
+def an_item(context: str, *continuations: str) -> Item:
+    return Item("mine", 0, "hash", 0, (context,), continuations)
+
+
+def ids(text: str) -> list[int]:
+    return tiny_tokenizer().backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(("template", "front"), [("$A <eos>", []), ("<bos> $A <eos>", [BOS])])
+def test_a_token_that_the_tokenizer_appends_is_neither_prefix_nor_continuation(template, front):
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=template, special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+    )
+    (one,) = Encoder(tokenizer).encode([an_item("Q:", " yes", " no")])
+    assert one.prefix(0).ids.tolist() == front + ids("Q:")
+    assert [tokens.ids.tolist() for tokens in one.continuations] == [ids(" yes"), ids(" no")]
+    assert len(one.prefix(0).offsets) == len(one.prefix(0))
+    trained = encode_samples([Sample("Q:", " yes", "made", 0)], tokenizer, max_tokens=64)
+    n = trained.n_prompt[0]
+    assert trained.ids[:n].tolist() == one.prefix(0).ids.tolist()
+    assert trained.ids[n:].tolist() == [*ids(" yes"), EOS]
+
+
+def test_white_space_at_the_end_of_a_template_goes_to_the_continuation():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}U:{{ m.content }}\n{% endfor %}A:{{ '\n' }}"
+    (one,) = Encoder(tokenizer, chat_template=True).encode([an_item("hello", " yes", " no")])
+    assert one.contexts == ("U:hello\nA:\n",)
+    assert one.prefix(0).ids.tolist() == ids("U:hello\nA:")
+    assert one.continuations[0].ids.tolist() == ids("\nyes")
+    assert one.continuations[0].offsets[:2].tolist() == [[-1, 0], [0, 1]]
+
+
+def test_a_template_that_refuses_is_one_sentence():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('a system turn is needed') }}"
+    with pytest.raises(UserError, match="a system turn is needed"):
+        Encoder(tokenizer, chat_template=True).encode([an_item("hello", " yes", " no")])
+
+
+@pytest.mark.parametrize("bos", ["auto", "add", "none"])
+def test_an_empty_context_is_one_token_and_nothing_is_added(bos):
+    (one,) = Encoder(tiny_tokenizer(), bos=bos).encode([an_item("", " yes", " no")])
+    assert one.prefix(0).ids.tolist() == [BOS]
+    assert one.continuations[1].ids.tolist() == ids(" no")
+
+
+def test_a_context_of_white_space_alone_is_an_item_error():
+    (one,) = Encoder(tiny_tokenizer()).encode([an_item(" \n", " yes", " no")])
+    assert one.error == "the context has no tokens"
