@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -12,6 +13,8 @@ from bidir_core.config import EvalConfig, add_arguments
 from bidir_core.errors import UserError
 
 OK, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 1, 130
+# What a disk or a path can do to anybody; any other OSError is a bug and keeps its traceback.
+DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG}
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `... | head` closed our output
         sys.stderr.close()
         return FAILED
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        print(f"error: {error.strerror}: {str(error.filename)[:200]}", file=sys.stderr)
+        return BAD_INPUT if error.errno == errno.ENAMETOOLONG else FAILED
 
 
 def build_parser() -> Parser:

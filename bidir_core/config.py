@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
+from bidir_core.custom_task import absolute_task
 from bidir_core.errors import UserError
 from bidir_core.regimes import parse_regime
 
@@ -135,6 +136,8 @@ class EvalConfig:
         if self.num_fewshot < 0:
             raise UserError(f"--num-fewshot {self.num_fewshot}: give a number from 0 up")
         object.__setattr__(self, "regime", str(parse_regime(self.regime)))  # canonical print
+        # A run is resumed, and its texts are read again, from whatever folder one is in then.
+        object.__setattr__(self, "tasks", tuple(absolute_task(task) for task in self.tasks))
 
 
 def flag_of(spec: Field[Any]) -> str:
@@ -160,7 +163,7 @@ def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
         if kind == "bool":
             options["action"] = argparse.BooleanOptionalAction if spec.default else "store_true"
         else:
-            options["type"] = _converter(spec)
+            options["type"] = _argument(spec)
             choices = spec.metadata["choices"]
             options["metavar"] = spec.metadata["metavar"] or (
                 "{" + ",".join(choices) + "}" if choices else spec.name.split("_")[-1].upper()
@@ -169,6 +172,19 @@ def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
                 shown = ",".join(spec.default) if kind.startswith("tuple") else spec.default
                 help_text += f" (default: {shown})"
         parser.add_argument(flag_of(spec), help=help_text.replace("%", "%%"), **options)
+
+
+def _argument(spec: Field[Any]) -> Any:
+    """A field's converter as argparse wants it: it names the flag itself."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse_value(spec, text)
+        except UserError as error:
+            said = str(error).removeprefix(flag_of(spec)).strip()
+            raise argparse.ArgumentTypeError(said) from None
+
+    return convert
 
 
 def parse_value(spec: Field[Any], text: str) -> Any:
@@ -222,6 +238,8 @@ def changed_identity(recorded: Any, given: Mapping[str, Any]) -> list[str]:
         was, now = getattr(recorded, spec.name), given[spec.name]
         if spec.name == "regime":
             now = str(parse_regime(now))
+        if spec.name == "tasks":
+            now = tuple(absolute_task(task) for task in now)
         if was != now:
             changed.append(f"{flag_of(spec)} {now} (the run has {was})")
     return changed

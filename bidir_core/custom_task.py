@@ -13,6 +13,7 @@ leading space. Other keys are ignored. The task is named by the file's stem.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ MAX_LINE_BYTES = 4_000_000
 def is_custom_task(task: str) -> bool:
     """Whether a `--tasks` entry names a file rather than a built-in task."""
     return task.endswith(".jsonl") or "/" in task or "\\" in task
+
+
+def absolute_task(task: str) -> str:
+    """A `--tasks` entry that means the same in every folder: a file by its absolute path."""
+    return os.path.abspath(os.path.expanduser(task)) if is_custom_task(task) else task
 
 
 def read_custom_task(path: Path) -> tuple[Item, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from bidir_core.probe import run_probe
 from bidir_core.progress import Progress, logging_to, terminable
 from bidir_core.records import make_record
 from bidir_core.regimes import Regime, parse_regime
-from bidir_core.run_layout import stage_dir_for
+from bidir_core.run_layout import check_new_run, stage_dir_for
 from bidir_core.run_writer import RunWriter
 from bidir_core.scoring import ItemScore, Scorer, plan_scoring
 from bidir_core.store import Run, find_run
-from bidir_core.tasks import load_items
+from bidir_core.tasks import check_selection, load_items
 from bidir_core.training.overlap import refuse_trained_tasks
 
 
@@ -40,6 +41,8 @@ def evaluate(
     (a point of a sweep). Raises UserError on bad input, before anything is written.
     """
     regime = parse_regime(config.regime)
+    if folder is None:
+        check_new_run(config.runs_dir, config.name)
     plan = loaded or preflight(config, regime)
     items = read_items(config)
     encoded, bos_added = encode(config, plan, items)
@@ -50,7 +53,7 @@ def evaluate(
         root=config.runs_dir,
         name=config.name,
         folder=folder,
-        **_facts(loaded, items, bos_added),
+        **_facts(loaded, items, bos_added, regime),
     )
     _run(writer, config, loaded, regime, encoded)
     return writer.path
@@ -71,6 +74,8 @@ def resume(
     with the recorded ones, else UserError names those that differ.
     """
     run = find_run(reference, roots=[runs_dir] if runs_dir else None)
+    if run.state == "corrupt":
+        raise UserError(f"the run '{run.id}' cannot be resumed: {run.error}; start a new one")
     if run.config.get("kind", "eval") != "eval":
         raise UserError(f"the run '{run.id}' is not an evaluation; resume it with its own command")
     config = from_json(EvalConfig, run.settings)
@@ -83,7 +88,13 @@ def resume(
     if run.state == "done":
         return run.path  # nothing left to do, and saying so twice must be harmless
     if "device" in given:
-        config = from_json(EvalConfig, {**to_json(config), "device": given["device"]})
+        config = replace(config, device=given["device"])
+    # "auto" may choose otherwise on another device; one run has one number format.
+    config = replace(
+        config,
+        dtype=run.config.get("dtype") or config.dtype,
+        attn=run.config.get("attention") or config.attn,
+    )
     regime = parse_regime(config.regime)
     plan = loaded or preflight(config, regime)
     items = read_items(config)
@@ -112,7 +123,15 @@ def read_items(config: EvalConfig) -> list[Item]:
 
 
 def preflight(config: EvalConfig, regime: Regime) -> models.Preflight:
-    """Every check of the config's model that needs no weights."""
+    """Every check that needs neither weights nor data; the cheap ones come before any download."""
+    check_selection(
+        config.tasks,
+        limit=config.limit,
+        sample=config.sample,
+        fold=config.fold,
+        context=config.context,
+        num_fewshot=config.num_fewshot,
+    )
     plan = models.preflight(
         config.model,
         revision=config.revision,
@@ -141,6 +160,18 @@ def encode(
     return encoded, bos_added
 
 
+def regime_warning(record: Mapping[str, Any] | None, regime: Regime) -> str | None:
+    """What to tell who evaluates a checkpoint under another regime than it was trained with."""
+    trained = (record or {}).get("regime")
+    if not isinstance(trained, str) or trained == str(regime):
+        return None
+    objective = (record or {}).get("objective") or "unknown objective"
+    return (
+        f"warning: the checkpoint was trained under '{trained}' ({objective}) and is evaluated "
+        f"under '{regime}'"
+    )
+
+
 def _run(
     writer: RunWriter,
     config: EvalConfig,
@@ -151,6 +182,8 @@ def _run(
 ) -> None:
     with writer, terminable(), logging_to(writer.path / "log.txt") as log:
         log.info("%s under %s, %d items -> %s", config.model, regime, len(encoded), writer.id)
+        if warning := regime_warning(loaded.training_record, regime):
+            log.warning("%s", warning)
         report = run_probe(loaded, regime)
         writer.write_probe(report.to_json())
         if not report.passed:
@@ -230,7 +263,10 @@ def _record(one: EncodedItem, score: ItemScore | None, compact: bool) -> dict[st
     )
 
 
-def _facts(loaded: LoadedModel, items: Sequence[Item], bos_added: bool) -> dict[str, Any]:
+def _facts(
+    loaded: LoadedModel, items: Sequence[Item], bos_added: bool, regime: Regime
+) -> dict[str, Any]:
+    warning = regime_warning(loaded.training_record, regime)
     return {
         "model_fingerprint": loaded.fingerprint,
         "tokenizer_fingerprint": loaded.tokenizer_fingerprint,
@@ -240,6 +276,7 @@ def _facts(loaded: LoadedModel, items: Sequence[Item], bos_added: bool) -> dict[
         "attention": loaded.implementation,
         "device": str(loaded.device),
         "training_record": loaded.training_record,
+        "warnings": [warning] if warning else [],
     }
 
 

@@ -102,6 +102,21 @@ def split_folder_name(folder: str) -> tuple[str, str | None]:
     return stamp, name or None
 
 
+def check_new_run(root: Path | str | None, name: str | None) -> None:
+    """Refuse early what :func:`new_run_folder` would refuse; creates nothing."""
+    refuse_if_read_only("start a run")
+    if name is not None:
+        check_name(name)
+    folder = Path(root).expanduser().resolve() if root is not None else runs_roots()[0]
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "not a folder" if not there.is_dir() else "permission denied"
+        raise UserError(
+            f"cannot write runs to '{folder}' ({why}); "
+            "give a writable folder with --runs-dir or BIDIR_RUNS_DIR"
+        )
+
+
 def new_run_folder(
     root: Path, stage_dir: str, name: str | None = None, *, now: datetime | None = None
 ) -> Path:

@@ -22,6 +22,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from bidir_core.custom_task import is_custom_task
 from bidir_core.errors import UserError
 from bidir_core.metrics import compute_metrics
 from bidir_core.records import (
@@ -126,7 +127,10 @@ class Run:
     def tasks(self) -> list[str]:
         """The tasks it has scores for or, before that, was asked for."""
         scored = (self.metrics or {}).get("tasks")
-        return list(scored) if scored else list(self.settings.get("tasks") or [])
+        if scored:
+            return list(scored)
+        asked = [str(task) for task in self.settings.get("tasks") or []]
+        return [Path(task).stem if is_custom_task(task) else task for task in asked]
 
     @property
     def is_reference(self) -> bool:

@@ -23,7 +23,7 @@ BAD = {
     "unknown split": (["--tasks", "piqa", "--split", "tset"], "tset"),
     "limit 0": (["--limit", "0"], "--limit 0"),
     "negative limit": (["--limit", "-3"], "--limit -3"),
-    "limit that is no number": (["--limit", "many"], "many"),
+    "limit that is no number": (["--limit", "many"], "--limit: many: give a whole number"),
     "unreadable checkpoint": (["--checkpoint", "/nowhere/ckpt"], "/nowhere/ckpt"),
     "device that is not there": (["--device", "cuda:7"], "cuda:7"),
     "unknown device": (["--device", "abacus"], "abacus"),
@@ -34,6 +34,8 @@ BAD = {
     "unknown flag": (["--colour", "red"], "--colour"),
     "unknown choice": (["--sample", "best"], "best"),
     "too few shots": (["--num-fewshot", "-1"], "--num-fewshot -1"),
+    "model name too long for a path": (["--model", "a" * 300], "too long"),
+    "checkpoint name too long for a path": (["--checkpoint", "a" * 300], "too long"),
     "runs folder that is a file": (["--runs-dir", __file__], "test_cli.py"),
 }  # fmt: skip
 
@@ -69,6 +71,26 @@ def test_unknown_model(runs_dir, own_items, monkeypatch, capsys):
     words = ["eval", "--model", "nobody/no-such-model", "--tasks", str(own_items)]
     fails_in_one_line(words, "nobody/no-such-model", capsys)
     assert not list(runs_dir.glob("*/*"))
+
+
+def test_cheap_mistakes_are_told_before_anything_is_fetched(runs_dir, monkeypatch, capsys):
+    from bidir_core import assets
+
+    def ensure(*_, **__):
+        raise AssertionError("something was fetched")
+
+    monkeypatch.setattr(assets, "ensure", ensure)
+    words = ["eval", "--model", "smollm2-135m-instruct", "--device", "cpu"]
+    fails_in_one_line([*words, "--tasks", "helaswag"], "hellaswag", capsys)
+    fails_in_one_line([*words, "--name", "a/b"], "a/b", capsys)
+    fails_in_one_line([*words, "--runs-dir", __file__], "test_cli.py", capsys)
+
+
+def test_a_run_that_cannot_be_read_is_not_resumed(runs_dir, capsys):
+    folder = runs_dir / "stage1_vanilla_eval" / "20260101-000000"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{")
+    fails_in_one_line(["eval", "--resume", folder.name], "config.json", capsys)
 
 
 def test_model_is_missing(runs_dir, capsys):
@@ -134,7 +156,8 @@ def test_bad_line_in_a_task_file_names_file_and_line(tiny_folder, runs_dir, tmp_
 
 
 def test_help_on_each_command(capsys):
-    for words in (["--help"], ["eval", "--help"], ["compare", "--help"], ["assets", "--help"]):
+    commands = ("eval", "finetune", "pipeline", "probe", "compare", "report", "assets")
+    for words in (["--help"], *([command, "--help"] for command in commands)):
         with pytest.raises(SystemExit) as stop:
             main(words)
         assert stop.value.code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,58 @@ def test_resume_refuses_another_identity(tiny_folder, own_items, runs_dir, monke
     assert "--limit 5 (the run has None)" in error
     assert "--seed 3 (the run has 0)" in error
     assert run_cli("--resume", run.id) == 0
+
+
+def test_resumed_from_another_folder_and_device_it_is_the_same_run(
+    tiny_folder, own_items, runs_dir, tmp_path, monkeypatch
+):
+    """A task file is known by its absolute path, and "auto" is settled once."""
+    original = evaluate.Scorer.score
+
+    def stop(self, items):
+        yield from original(self, items)
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(own_items.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.Scorer, "score", stop)
+        words = eval_words(tiny_folder, "./mine.jsonl", "--batch-tokens", "300")
+        assert run_cli(*words) == 130
+    run = only_run(runs_dir, "stage1_vanilla_eval")
+    assert run.settings["tasks"] == [str(own_items)]
+    assert run.tasks == ["mine"]
+    # On a GPU "auto" would be bfloat16: as if the run had been started there.
+    config = json.loads((run.path / "config.json").read_text())
+    (run.path / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    asked = []
+    preflight = evaluate.preflight
+    monkeypatch.setattr(
+        evaluate,
+        "preflight",
+        lambda config, regime: asked.append(config) or preflight(config, regime),
+    )
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("--resume", run.id, "--tasks", os.path.relpath(own_items)) == 0
+    assert asked[0].dtype == "bfloat16"
+    assert asked[0].attn == "sdpa"
+
+
+@pytest.mark.parametrize(("regime", "warns"), [("causal", True), ("bidirectional:sink=1", False)])
+def test_another_regime_than_trained_warns(
+    tiny_folder, own_items, runs_dir, tmp_path, regime, warns, capsys
+):
+    checkpoint = shutil.copytree(tiny_folder, tmp_path / "trained")
+    record = {"objective": "3B", "regime": "bidirectional:sink=1"}
+    (checkpoint / "bidir.json").write_text(json.dumps(record))
+    words = eval_words(tiny_folder, own_items, "--checkpoint", str(checkpoint), "--limit", "3")
+    assert run_cli(*words, "--regime", regime) == 0
+    error = capsys.readouterr().err
+    expected = "trained under 'bidirectional:sink=1' (3B) and is evaluated under 'causal'"
+    assert (expected in error) == warns
+    stage = "nonprefill_compare" if regime == "causal" else "stage4_postft_eval"
+    run = only_run(runs_dir, stage)
+    assert bool(run.config["warnings"]) == warns
+    assert (expected in (run.path / "log.txt").read_text()) == warns
 
 
 def test_nan_is_an_item_error_and_counts_as_wrong(tiny_folder, own_items, runs_dir, monkeypatch):

@@ -76,7 +76,7 @@ def test_a_link_shows_the_same_form_with_all_kinds_of_settings(root):  # noqa: F
         ({"f.limit": "x"}, "--limit x: give a whole number"),
         ({"f.limit": "0"}, "from 1 up"),
         ({"f.tasks": "piqa,nope"}, "nknown task 'nope'"),
-        ({"f.tasks": "there/is/none.jsonl"}, "Task file 'there/is/none.jsonl'"),
+        ({"f.tasks": "there/is/none.jsonl"}, "there/is/none.jsonl' does not exist"),
         ({"stage": "custom", "f.regime": "bidirectional:sink=x"}, "sink takes an integer"),
         ({"stage": "stage4"}, "Choose the checkpoint"),
         ({"stage": "3B", "f.lr": "0"}, "above 0"),
