@@ -265,10 +265,14 @@ def _notes(pairs: PairedItems) -> list[str]:
         )
     if pairs.n_errors:
         notes.append(f"{pairs.n_errors:,} items left out: one of the runs could not score them")
-    a, b = pairs.run_a.settings, pairs.run_b.settings
-    for name in ("dtype", "attn"):
-        if a.get(name) and b.get(name) and a[name] != b[name]:
-            notes.append(f"the runs differ in {name}: {a[name]} and {b[name]}")
+    a, b = pairs.run_a, pairs.run_b
+    for name, setting in (("dtype", "dtype"), ("attention", "attn")):
+        # What was computed with; the setting may say "auto" in both.
+        one, other = (run.config.get(name) or run.settings.get(setting) for run in (a, b))
+        if one and other and one != other:
+            notes.append(f"the runs differ in {name}: {one} and {other}")
+    if "explore" in (a.settings.get("fold"), b.settings.get("fold")):
+        notes.append("explore fold: for choosing recipes; make claims on the confirm fold")
     return notes
 
 

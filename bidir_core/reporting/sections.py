@@ -151,6 +151,11 @@ class Builder:
             f"differences are in points; equivalent means the whole interval lies within "
             f"{answers.size(self.margin)}",
         ]
+        if settings.get("fold") == "explore":
+            lines.append(
+                "**Explore fold**: these items are for choosing recipes, so nothing below is a "
+                "claim; make claims on the confirm fold"
+            )
         source = run.config.get("source")
         if run.is_reference:
             lines.append(
