@@ -243,6 +243,16 @@ def test_partial_runs_pair_on_request_and_say_so(tmp_path):
     assert any(note.startswith("partial:") for note in result.notes)
 
 
+def test_notes_say_what_was_computed_in_and_which_items_make_no_claim(tmp_path):
+    """Both settings say "auto"; the runs were made on a CPU and on a GPU."""
+    explore = {"dtype": "auto", "fold": "explore"}
+    a = make_run(tmp_path, n_items=20, config=explore, facts={"dtype": "float32"})
+    b = make_run(tmp_path, n_items=20, seed=2, config=explore, facts={"dtype": "bfloat16"})
+    notes = compare(a, b).notes
+    assert "the runs differ in dtype: float32 and bfloat16" in notes
+    assert any(note.startswith("explore fold") for note in notes)
+
+
 def test_error_items_never_enter_a_pair(tmp_path):
     a = make_run(tmp_path, n_items=50, seed=1, n_errors=3)
     b = make_run(tmp_path, n_items=50, seed=2, n_errors=5)
