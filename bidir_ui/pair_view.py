@@ -101,9 +101,11 @@ def _stages(runs: tuple[RunInfo, ...], base: RunInfo) -> list[RunInfo]:
         if run.is_done and run.same_items(base) and run.id != base.id and not run.is_finetune
         and run.context == "full" and run.stage != "lab"
     ]  # fmt: skip
-    return sorted(
-        stages, key=lambda run: (bool(run.checkpoint), run.weights, run.stage, run.regime)
-    )
+
+    def order(run: RunInfo) -> tuple[object, ...]:
+        return bool(run.checkpoint), run.method == "lora", run.weights, run.stage, run.regime
+
+    return sorted(stages, key=order)
 
 
 def _ladder_table(base: RunInfo, stages: list[RunInfo], told: story.Story, metric: str) -> None:

@@ -16,6 +16,7 @@ from bidir_ui import (
     html,
     item_view,
     pair,
+    repair,
     repair_panel,
     story,
     url,
@@ -65,8 +66,9 @@ def _hurts(told: story.Story, result: core.Comparison | None) -> None:
         html.show(widgets.table(head, rows, total=True))
         whole = told.whole and next((r for r in told.whole[1] if r.regime == "bidirectional"), None)
         found = analysis.try_compare(told.whole[0], whole) if told.whole and whole else None
-        if found is not None:
-            widgets.note(f"On the whole validation sets: {cards.delta_text(found.macro)}.")
+        if told.whole and found is not None:
+            dtype = told.whole[0].dtype
+            widgets.note(f"On the whole validation sets, {dtype}: {cards.delta_text(found.macro)}.")
         if told.published:
             widgets.note(published_note(told))
     return None
@@ -138,7 +140,7 @@ def _source(told: story.Story, result: core.Comparison | None) -> None:
         differences.show(told.a, runs, {run.id: run.regime for run in runs}, "regimes")
         if told.whole:
             base, others = told.whole
-            html.show(html.div("b", html.el("b", "The same on the whole validation sets")))
+            html.show(html.div("b", html.el("b", "The same"), f" on {repair.items_words(base)}"))
             differences.show(base, list(others), {run.id: run.regime for run in others}, "whole")
         widgets.note(
             "This holds for the model and items named above. It is a measurement, not a law: other "

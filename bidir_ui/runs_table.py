@@ -96,12 +96,12 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
         placeholder=fmt.NONE,
         alt="Every run: role, stage, name, weights, regime, state, items, scores, cost, date, id.",
         column_config={
-            "role": text("Role", width=82),
+            "role": text("Role", width=72),
             "stage": text("Stage", width=80),
             "name": text("Name", width=172),
-            "weights": text("Weights", width=92, help="The weights that were evaluated or trained"),
-            "regime": text("Regime", width=118),
-            "state": text("State", width=96),
+            "weights": text("Weights", width=130, help="The weights that were evaluated or trained"),
+            "regime": text("Regime", width=104),
+            "state": text("State", width=76),
             "n": number("Items", format="localized", width=64),
             "acc": number("acc, %", format="%.1f", width=62, help="Macro mean over the tasks"),
             "half": number(
