@@ -25,6 +25,8 @@ PAGES = {
     "item-first": ("item", {"flip": "broken"}),
     "item-missing": ("item", {"item": "piqa/999999"}),
     "masks": ("masks", {}),
+    "launch": ("launch", {}),
+    "help": ("", {}),
     "not-found": ("flips", {"a": "stage1_vanilla_eval/none"}),
 }
 
@@ -52,6 +54,8 @@ def main() -> None:
                         path, query = PAGES[name]
                         page.goto(server.url(path, **query))
                         page.wait_for_selector(IDLE)
+                        if name == "help":
+                            page.locator(".st-key-help button").click()
                         page.wait_for_timeout(1500)  # charts draw after the script has ended
                         height = page.evaluate(
                             "document.querySelector('.stMainBlockContainer')?.scrollHeight ?? 1000"
