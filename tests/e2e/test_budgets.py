@@ -20,7 +20,6 @@ PAGES = {
     "flips": ("[data-testid=stDataFrame] canvas", 1.5),
     "item": (".b-prompt", 1.0),
     "masks": (".js-plotly-plot .nsewdrag", 2.5),
-    "launch": ("[data-testid=stCode]", 1.0),
 }
 
 
