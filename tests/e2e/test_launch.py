@@ -15,7 +15,7 @@ from bidir_core.store import Run
 from tests.e2e.server import IDLE, serve
 from tests.tiny_models import save_tiny_model
 
-N_ITEMS = 1200
+N_ITEMS = 3000
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_job_survives_reload_and_server_and_is_cancelled_and_resumed(place, ta
         print(f"\ncancel shown after {time.monotonic() - clicked:.2f} s")
         assert time.monotonic() - clicked < 2  # twice the budget
         page.get_by_role("button", name="Resume").click(timeout=20_000)
-        until(lambda: jobs.find_job(job.id).state == "done", 60)
+        until(lambda: jobs.find_job(job.id).state == "done", 120)
         page.get_by_text("● done").wait_for(timeout=10_000)
         page.get_by_role("link", name="Open results").wait_for()
     (job,) = jobs.list_jobs()
