@@ -122,7 +122,7 @@ def test_cancel_leaves_a_run_that_resume_finishes(quiet, tiny_folder, many_items
     assert jobs.cancel(waiting.id).state == "cancelled"
     begun = time.monotonic()
     assert jobs.cancel(job.id).is_cancelling
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
     job = wait(job, "cancelled")
     assert Run(run.path).state == "cancelled"
     before = len(Run(run.path).items())

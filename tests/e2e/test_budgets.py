@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,19 @@ PAGES = {
 }
 
 
-def report(name: str, times: list[float], budget: float) -> None:
-    middle = statistics.median(times)
-    print(f"{name:28s} median {middle:5.2f} s, slowest {max(times):5.2f} s, budget {budget} s")
-    assert middle <= 2 * budget, f"{name}: {middle:.2f} s"
+ROUNDS = 3  # other work on the machine can spoil a round; a slow page spoils all of them
+
+
+def within(name: str, budget: float, measure: Callable[[], list[float]]) -> None:
+    """Fails when the median of every round is over twice the budget."""
+    for _ in range(ROUNDS):
+        times = measure()
+        middle = statistics.median(times)
+        print(f"{name:28s} median {middle:5.2f} s, slowest {max(times):5.2f} s, budget {budget} s")
+        if middle <= 2 * budget:
+            return
+        time.sleep(5)
+    raise AssertionError(f"{name}: {middle:.2f} s against a budget of {budget} s")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -35,53 +45,65 @@ def test_page_opens_in_time(page, server, runs, tab):
     query = {"a": runs["stage1"].id, "b": runs["stage2"].id, "item": "piqa/3"}
     if page == "masks":
         query = {"prompt": "word " * 400, "cont": " more" * 112}
-    times = []
-    for attempt in range(6):
-        start = time.perf_counter()
-        tab.page.goto(server.url(page, **query))
-        tab.page.locator("h1").first.wait_for()
-        tab.page.locator(element).first.wait_for()
-        if attempt:  # the first one warms browser and server
-            times.append(time.perf_counter() - start)
-        tab.page.wait_for_selector(IDLE)
-    report(f"open {page or 'overview'}", times, budget)
+
+    def measure() -> list[float]:
+        times = []
+        for attempt in range(6):
+            start = time.perf_counter()
+            tab.page.goto(server.url(page, **query))
+            tab.page.locator("h1").first.wait_for()
+            tab.page.locator(element).first.wait_for()
+            if attempt:  # the first one warms browser and server
+                times.append(time.perf_counter() - start)
+            tab.page.wait_for_selector(IDLE)
+        return times
+
+    within(f"open {page or 'overview'}", budget, measure)
 
 
 def test_filtering_ten_thousand_items(server, runs, tab):
     tab.page.goto(server.url("flips", a=runs["large1"].id, b=runs["large2"].id))
     tab.page.get_by_text("of 10,000 paired items").wait_for(timeout=30_000)
     tab.page.wait_for_selector(IDLE)
-    times = []
-    for word in ("bicycle", "winter", "oven", "stones", "river"):
-        box = tab.page.get_by_label("Search the texts")
-        box.fill(word)
-        before = tab.page.get_by_text("of 10,000 paired items").inner_text()
-        start = time.perf_counter()
-        box.press("Enter")
-        tab.page.wait_for_function(
-            "before => ![...document.querySelectorAll('.b')].some(e => e.innerText == before)",
-            arg=before,
-        )
-        times.append(time.perf_counter() - start)
-        tab.page.wait_for_selector(IDLE)
-    report("filter 10,000 items", times, 1.0)
+
+    def measure() -> list[float]:
+        times = []
+        for word in ("bicycle", "winter", "oven", "stones", "river"):
+            box = tab.page.get_by_label("Search the texts")
+            box.fill(word)
+            before = tab.page.get_by_text("of 10,000 paired items").inner_text()
+            start = time.perf_counter()
+            box.press("Enter")
+            tab.page.wait_for_function(
+                "before => ![...document.querySelectorAll('.b')].some(e => e.innerText == before)",
+                arg=before,
+            )
+            times.append(time.perf_counter() - start)
+            tab.page.wait_for_selector(IDLE)
+        return times
+
+    within("filter 10,000 items", 1.0, measure)
 
 
 def test_next_item(server, runs, tab):
     query = {"a": runs["stage1"].id, "b": runs["stage2"].id, "flip": "broken"}
     tab.page.goto(server.url("item", **query))
     tab.page.wait_for_selector(IDLE)
-    times = []
-    for _ in range(8):
-        title = tab.page.locator("h1").inner_text()
-        start = time.perf_counter()
-        tab.page.keyboard.press("j")
-        tab.page.wait_for_function(
-            "title => document.querySelector('h1').innerText != title", arg=title, polling=10
-        )
-        times.append(time.perf_counter() - start)
-        tab.page.wait_for_selector(IDLE)
-    report("next item", times, 0.3)
+
+    def measure() -> list[float]:
+        times = []
+        for _ in range(8):
+            title = tab.page.locator("h1").inner_text()
+            start = time.perf_counter()
+            tab.page.keyboard.press("j")
+            tab.page.wait_for_function(
+                "title => document.querySelector('h1').innerText != title", arg=title, polling=10
+            )
+            times.append(time.perf_counter() - start)
+            tab.page.wait_for_selector(IDLE)
+        return times
+
+    within("next item", 0.3, measure)
 
 
 def test_the_server_stays_small_and_never_imports_torch(server, runs, tab):
