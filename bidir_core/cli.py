@@ -6,6 +6,7 @@ import argparse
 import errno
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 from bidir_core import __version__
@@ -318,6 +319,19 @@ def _run_list(parsed: argparse.Namespace) -> int:
     from bidir_core.assets import list_command
 
     return list_command(parsed)
+
+
+def _lazy(name: str, help_text: str, module: str) -> Callable[[Any], None]:
+    """A command that lives in its own module: ``fill(parser)`` and ``run(parsed) -> int``."""
+
+    def add(commands: Any) -> None:
+        def run(parsed: argparse.Namespace) -> int:
+            return import_module(f"bidir_core.{module}").run(parsed)
+
+        parser = _command(commands, name, help_text, run)
+        parser.fill = lambda parser: import_module(f"bidir_core.{module}").fill(parser)
+
+    return add
 
 
 COMMANDS = [
