@@ -42,13 +42,22 @@ class Plan:
         self._masks: dict[Any, torch.Tensor] = {}
 
     def mask(
-        self, layer: int, window: int | None, dtype: torch.dtype, span: Span | None = None
+        self,
+        layer: int,
+        window: int | None,
+        dtype: torch.dtype,
+        span: Span | None = None,
+        last: int | None = None,
     ) -> torch.Tensor:
-        """What this layer adds to its scores: ``[batch, 1, query, key]`` in ``dtype``."""
+        """What this layer adds to its scores: ``[batch, 1, query, key]`` in ``dtype``.
+
+        ``span`` is an index range of queries and keys; ``last`` keeps only so many queries, the
+        last ones (decoding with a cache).
+        """
         regime = self.regime.at_layer(layer)
-        slot = (regime, window, dtype, span)
+        slot = (regime, window, dtype, span, last)
         if slot not in self._masks:
-            allowed, ahead = allowed_and_ahead(self.layout, regime, window, span)
+            allowed, ahead = allowed_and_ahead(self.layout, regime, window, span, last)
             # The lowest finite number, not -inf: a row of nothing but -inf would give NaN.
             mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
             if regime.lam != 1.0:
@@ -137,9 +146,8 @@ def _attention(implementation: Implementation) -> Any:
         if spans is None or len(spans) == 1 or n_query != time:
             # With a key/value cache the queries are the layout's last tokens; the keys are all of
             # them, or the last ones where the cache keeps no more than a sliding window needs.
-            mask = plan.mask(layer, sliding_window, query.dtype)
-            mask = mask[:, :, time - n_query :, time - n_key :]
-            return run(module, query, key, value, mask, **kwargs)
+            mask = plan.mask(layer, sliding_window, query.dtype, last=n_query)
+            return run(module, query, key, value, mask[..., time - n_key :], **kwargs)
         outputs = []
         for start, end in spans:
             here = slice(start, end)

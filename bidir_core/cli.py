@@ -342,4 +342,5 @@ COMMANDS = [
     _add_compare,
     _add_report,
     _add_assets,
+    _lazy("generate", "Continue a prompt under several regimes, side by side.", "generate_command"),
 ]

@@ -136,6 +136,11 @@ class Encoder:
             )
         return encoded
 
+    def encode_prompt(self, text: str) -> tuple[str, Tokens]:
+        """A text to be continued: as the model reads it (in its template), and its tokens."""
+        wrapped = self._as_turn(text) if self.chat_template else text
+        return wrapped, self._encode_texts([wrapped])[wrapped]
+
     def bos_added(self, encoded: Sequence[EncodedItem]) -> bool:
         """Whether prefixes begin with BOS. Raises UserError if one begins with it twice.
 

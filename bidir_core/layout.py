@@ -86,29 +86,34 @@ class Layout:
 
 
 def allowed_and_ahead(
-    layout: Layout, regime: Regime, window: int | None, span: tuple[int, int] | None = None
+    layout: Layout,
+    regime: Regime,
+    window: int | None,
+    span: tuple[int, int] | None = None,
+    last: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Visibility of one layer over a layout: two bool tensors ``[batch, query, key]``.
 
     ``regime`` is the layer's (see ``Regime.at_layer``); ``window`` its sliding window, measured
     by position, since in a packed row neighbours in position may lie far apart. ``span`` restricts
-    both axes to one index range.
+    both axes to one index range, and ``last`` the queries to that many at its end.
     """
     start, end = span if span is not None else (0, layout.shape[1])
     item, position = layout.item[:, start:end], layout.position[:, start:end]
     n_prefix, exit_ = layout.n_prefix[:, start:end], layout.exit[:, start:end]
     index = torch.arange(start, end, device=item.device)
-    query, key = position[:, :, None], position[:, None, :]
+    rows = slice(0 if last is None else end - start - last, None)
+    query, key = position[:, rows, None], position[:, None, :]
     allowed, ahead = visible(
         regime,
         query,
         key,
-        query_prefix=query < n_prefix[:, :, None],
+        query_prefix=query < n_prefix[:, rows, None],
         key_prefix=key < n_prefix[:, None, :],
-        same_item=item[:, :, None] == item[:, None, :],
-        descends=(index[None, None, :] <= index[None, :, None])
-        & (index[None, :, None] < exit_[:, None, :]),
-        n_prefix=n_prefix[:, :, None],
+        same_item=item[:, rows, None] == item[:, None, :],
+        descends=(index[None, None, :] <= index[None, rows, None])
+        & (index[None, rows, None] < exit_[:, None, :]),
+        n_prefix=n_prefix[:, rows, None],
     )
     if window is not None:
         allowed = allowed & ((query - key).abs() < window)
