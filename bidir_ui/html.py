@@ -13,12 +13,9 @@ from pathlib import Path
 
 import streamlit as st
 
+from bidir_core.item_texts import visible
+
 _VOID = {"br", "hr", "img", "rect"}
-# Controls, bidirectional overrides, zero-width and other invisible characters would let a text
-# hide or reorder what the reader sees; they are shown by their code instead.
-_INVISIBLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f\ud800-\udfff]"
-)
 _TAG = re.compile(r"[a-z][a-z0-9]*")
 
 
@@ -26,11 +23,6 @@ class Html(str):
     """Markup that was built here, and is therefore safe to show."""
 
     __slots__ = ()
-
-
-def visible(text: object) -> str:
-    """The text with its invisible characters spelled out, e.g. ``‹U+202E›``."""
-    return _INVISIBLE.sub(lambda match: f"‹U+{ord(match[0]):04X}›", str(text))
 
 
 def esc(text: object) -> Html:

@@ -7,6 +7,7 @@ from typing import Any
 
 from bidir_core import plots, regimes
 from bidir_core.errors import UserError
+from bidir_core.item_texts import distinct_ends
 from bidir_ui import fmt, html, widgets
 from bidir_ui.html import Html, div, el, join, span
 
@@ -102,16 +103,6 @@ def choices(
         join(widgets.dot("blue"), f"{name_b}, nats"), "Change",
     )  # fmt: skip
     return widgets.table(head, rows, left=(0,))
-
-
-def distinct_ends(contexts: Sequence[str]) -> list[str]:
-    """What tells contexts apart that differ in one place (winogrande's two names)."""
-    start = 0
-    shortest = min(map(len, contexts))
-    while start < shortest and len({text[start] for text in contexts}) == 1:
-        start += 1
-    start = max(contexts[0].rfind(" ", 0, start + 1), 0)
-    return ["… " + text[start:].strip() for text in contexts]
 
 
 def _bar(value: float | None, widest: float, colour: str) -> Html:

@@ -73,6 +73,13 @@ class Table:
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines)
 
+    def texts(self) -> list[list[str]]:
+        """The cells as plain text, for a layout that escapes by itself."""
+        return [
+            [cell_text(value, column) for value, column in zip(row, self.columns, strict=True)]
+            for row in self.rows
+        ]
+
     def csv(self) -> str:
         """Full precision, differences as fractions; an interval takes two columns."""
         header: list[str] = []
@@ -128,16 +135,13 @@ def retention_text(found: stats.Retention) -> str:
     return f"{100 * found.value:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f} %)"
 
 
-def _shown(value: Any, column: Column) -> str:
+def cell_text(value: Any, column: Column) -> str:
+    """A cell as plain text on one line, not escaped for anything."""
     if value is None:
         return column.absent
-    if isinstance(value, str) and column.kind not in ("text", "code"):
-        return escape(value)  # a word where a number would stand, such as "not run"
     kind = column.kind
-    if kind == "text":
-        return escape(value)
-    if kind == "code":
-        return code(value)
+    if isinstance(value, str) or kind in ("text", "code"):
+        return " ".join(str(value).split())  # or a word where a number would stand: "not run"
     if kind == "interval":
         return interval_text(value)
     if kind == "spread":
@@ -154,6 +158,15 @@ def _shown(value: Any, column: Column) -> str:
         "percent": lambda v: f"{100 * v:.1f} %",
     }[kind]
     return form(value)
+
+
+def _shown(value: Any, column: Column) -> str:
+    text = cell_text(value, column)
+    if value is None:
+        return text
+    if column.kind == "code":
+        return code(text)
+    return escape(text) if isinstance(value, str) or column.kind == "text" else text
 
 
 def _csv_cell(value: Any) -> Any:
