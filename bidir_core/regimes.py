@@ -29,7 +29,7 @@ import numpy as np
 
 from bidir_core.errors import UserError
 
-DIALS = ("sink", "rows", "self", "tail", "layers", "lambda")
+DIALS = ("sink", "rows", "skip", "self", "tail", "layers", "lambda")
 _EXAMPLE = "write for example 'causal', 'bidirectional' or 'bidirectional:sink=1,layers=10-29'"
 
 
@@ -38,7 +38,8 @@ class Regime:
     """A parsed regime. Build it with :func:`parse_regime`; ``str(regime)`` prints it canonically.
 
     ``sink``: the first ``sink`` prefix tokens stay causal. ``rows``: only prefix queries at these
-    positions (inclusive) look ahead. ``self_token``: this prefix token sees only itself.
+    positions (inclusive) look ahead. ``skip``: this prefix token stays causal, whichever others
+    look ahead (so ``skip=0`` is ``sink=1``). ``self_token``: this prefix token sees only itself.
     ``tail``: the last ``tail`` prefix tokens stay on the causal side. ``layers``: the regime holds
     in these layers (inclusive) and the others are causal. ``lam``: look-ahead scores get
     ``log(lam)`` added, so 1 is full strength.
@@ -51,16 +52,21 @@ class Regime:
     tail: int = 0
     layers: tuple[int, int] | None = None
     lam: float = 1.0
+    skip: int | None = None
 
     def __post_init__(self) -> None:
         """Equal regimes compare equal however they were built: causal has no dials."""
         spans = [span for span in (self.rows, self.layers) if span is not None]
-        counts = [self.sink, self.self_token or 0, self.tail, *(span[0] for span in spans)]
+        counts = [self.sink, self.skip or 0, self.self_token or 0, self.tail]
+        counts += [span[0] for span in spans]
         if not 0 <= self.lam <= 1 or min(counts) < 0 or any(a > b for a, b in spans):
             raise ValueError(f"not a regime: {self!r}")
         if not self.bidirectional or self.lam == 0:
             for dial in fields(self):
                 object.__setattr__(self, dial.name, dial.default)
+        if self.skip is not None and self.skip <= self.sink:  # held back by ``sink`` as well
+            object.__setattr__(self, "sink", max(self.sink, self.skip + 1))
+            object.__setattr__(self, "skip", None)
 
     def __str__(self) -> str:
         if not self.bidirectional:
@@ -70,6 +76,8 @@ class Regime:
             dials.append(f"sink={self.sink}")
         if self.rows is not None:
             dials.append(f"rows={self.rows[0]}-{self.rows[1]}")
+        if self.skip is not None:
+            dials.append(f"skip={self.skip}")
         if self.self_token is not None:
             dials.append(f"self={self.self_token}")
         if self.tail:
@@ -140,6 +148,7 @@ def parse_regime(text: str | Regime) -> Regime:
         bidirectional=True,
         sink=_integer(text, "sink", values.get("sink", "0")),
         rows=_span(text, "rows", values.get("rows")),
+        skip=_integer(text, "skip", values["skip"]) if "skip" in values else None,
         self_token=_integer(text, "self", values["self"]) if "self" in values else None,
         tail=_integer(text, "tail", values.get("tail", "0")),
         layers=_span(text, "layers", values.get("layers")),
@@ -190,6 +199,8 @@ def looks_ahead(regime: Regime, query: Any, key: Any, n_prefix: Any) -> Any:
     ahead = (key > query) & (key < n_prefix - regime.tail) & (query >= regime.sink)
     if regime.rows is not None:
         ahead = ahead & (query >= regime.rows[0]) & (query <= regime.rows[1])
+    if regime.skip is not None:
+        ahead = ahead & (query != regime.skip)
     return ahead
 
 

@@ -35,6 +35,7 @@ regimes = st.one_of(
         tail=st.integers(0, 9),
         layers=st.none() | spans,
         lam=st.just(1.0) | st.floats(0, 1, exclude_min=True),
+        skip=st.none() | st.integers(0, 9),
     ),
 )
 lengths = st.integers(0, 9).flatmap(
@@ -52,11 +53,16 @@ def test_print_then_parse_gives_the_same_regime(regime: Regime) -> None:
     assert str(parse_regime(str(regime))) == str(regime)
 
 
-@given(st.permutations(["sink=3", "rows=1-4", "self=2", "tail=5", "layers=0-7", "lambda=0.25"]))
+@given(
+    st.permutations(
+        ["sink=3", "rows=1-4", "skip=9", "self=2", "tail=5", "layers=0-7", "lambda=0.25"]
+    )
+)
 def test_dials_come_in_any_order_and_print_in_one(dials: list[str]) -> None:
     regime = parse_regime("bidirectional:" + ",".join(dials))
-    assert str(regime) == "bidirectional:sink=3,rows=1-4,self=2,tail=5,layers=0-7,lambda=0.25"
-    assert regime == Regime(True, 3, (1, 4), 2, 5, (0, 7), 0.25)
+    printed = "bidirectional:sink=3,rows=1-4,skip=9,self=2,tail=5,layers=0-7,lambda=0.25"
+    assert str(regime) == printed
+    assert regime == Regime(True, 3, (1, 4), 2, 5, (0, 7), 0.25, 9)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +74,9 @@ def test_dials_come_in_any_order_and_print_in_one(dials: list[str]) -> None:
         ("bidirectional:lambda=1.000", "bidirectional"),
         ("bidirectional:lambda=0", "causal"),
         ("bidirectional:lambda=0.0,sink=3,self=1", "causal"),
+        ("bidirectional:skip=0", "bidirectional:sink=1"),
+        ("bidirectional:sink=2,skip=2", "bidirectional:sink=3"),
+        ("bidirectional:sink=2,skip=1", "bidirectional:sink=2"),
         ("bidirectional:sink=007", "bidirectional:sink=7"),
         ("bidirectional:self=0", "bidirectional:self=0"),
         ("bidirectional:rows=0-0,layers=4-4", "bidirectional:rows=0-0,layers=4-4"),
@@ -241,6 +250,11 @@ def test_equal_regimes(regime: Regime, length: tuple[int, int]) -> None:
     assert same(BIDIRECTIONAL, CAUSAL, min(1, n_total), n_total)
     assert same(Regime(True, sink=n_prefix), CAUSAL, n_prefix, n_total)
     assert same(Regime(True, tail=n_prefix), CAUSAL, n_prefix, n_total)
+    held = visibility(Regime(True, skip=2), n_prefix, n_total)
+    row = np.arange(n_total)[:, None] == 2
+    assert np.array_equal(
+        held, np.where(row, lower_triangle, visibility(BIDIRECTIONAL, n_prefix, n_total))
+    )
     assert same(Regime(True, lam=1.0), BIDIRECTIONAL, n_prefix, n_total)
     assert same(Regime(True, rows=(0, n_prefix)), BIDIRECTIONAL, n_prefix, n_total)
     assert same(replace(regime, lam=0.0), CAUSAL, n_prefix, n_total)
