@@ -47,7 +47,8 @@ class Contrast:
     """``b`` minus ``a``, macro, with what can be said about it.
 
     ``value`` is from the runs' own macro accuracies where nothing pairs. ``per_seed`` holds one
-    value for each pair of runs. ``basis`` says where the interval comes from.
+    value for each pair of ``runs`` (ids, of a and of b). ``basis`` says where the interval comes
+    from.
     """
 
     key: str
@@ -67,6 +68,7 @@ class Contrast:
     margin: float = stats.MARGIN
     leaky: bool = False
     notes: tuple[str, ...] = field(default=())
+    runs: tuple[tuple[str, str], ...] = ()
 
     @property
     def n(self) -> int | None:
@@ -169,6 +171,7 @@ def contrast(
         "ratio": acc_b / acc_a if acc_a > 0 else None,
         "margin": margin,
         "leaky": a[0].leaky or b[0].leaky,
+        "runs": tuple((first.id, second.id) for first, second in pairs),
     }
     if not any(run.is_reference for both in pairs for run in both):
         try:
@@ -186,6 +189,21 @@ def interaction(
     The control of 3B is 3C; that of distillation is the base model, which it was taught to equal.
     A sentence, instead, that says what is missing.
     """
+    found = interaction_runs(study, arm)
+    if isinstance(found, str):
+        return found
+    lists, control = found
+    try:
+        return interaction_of_runs(*lists, metric=metric), control.title
+    except UserError as error:
+        return str(error)
+
+
+def interaction_runs(study: Study, arm: Arm) -> tuple[list[list[Run]], Arm] | str:
+    """The interaction's four lists of runs, one run a seed, and the control; or what is missing.
+
+    In the order: arm and control under the arm's regime, arm and control under causal.
+    """
     control = study.base if arm.code == "distill" else study.control_of(arm)
     if control is None:
         return "there is no causal control (3C) of the same recipe"
@@ -200,16 +218,13 @@ def interaction(
     if not seeds:
         return "the arms share no training seed"
 
-    def lists(cell: tuple[Arm, str]) -> list[Run]:
+    def one_a_seed(cell: tuple[Arm, str]) -> list[Run]:
         runs = study.runs(*cell)
         if cell[0] == study.base:
             return [next(iter(runs.values()))] * len(seeds)
         return [runs[seed] for seed in sorted(seeds)]
 
-    try:
-        return interaction_of_runs(*map(lists, wanted), metric=metric), control.title
-    except UserError as error:
-        return str(error)
+    return [one_a_seed(cell) for cell in wanted], control
 
 
 def cell_title(study: Study, cell: tuple[Arm, str]) -> str:
