@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bidir_core import stats
@@ -14,7 +14,7 @@ from bidir_core.errors import UserError
 from bidir_core.pairing import check_metric
 from bidir_core.reporting.arms import Study, make_study
 from bidir_core.reporting.markdown import Table, escape
-from bidir_core.reporting.sections import Builder, Section
+from bidir_core.reporting.sections import SECTIONS, Builder, Section
 from bidir_core.store import Run, find_run, list_runs
 
 __all__ = ["Report", "Section", "Table", "build_report", "choose_study", "write_report"]
@@ -22,15 +22,28 @@ __all__ = ["Report", "Section", "Table", "build_report", "choose_study", "write_
 
 @dataclass(frozen=True)
 class Report:
-    """A finished report: sections of Markdown paragraphs and tables."""
+    """A finished report: sections of Markdown paragraphs and tables.
+
+    ``numbers`` computed them, and remembers every contrast.
+    """
 
     title: str
     study: Study
     sections: tuple[Section, ...]
+    numbers: Builder = field(repr=False)
+
+    def chosen(self, only: Collection[str] | None = None) -> list[Section]:
+        """All sections, or those with these keys; UserError for a key that is none."""
+        unknown = [key for key in only or () if key not in SECTIONS]
+        if unknown:
+            raise UserError(
+                f"there is no section '{unknown[0][:80]}'; choose from {', '.join(SECTIONS)}"
+            )
+        return [s for s in self.sections if only is None or s.key in only]
 
     def markdown(self, only: Collection[str] | None = None) -> str:
         """The whole report, or the sections with these keys."""
-        shown = [s.markdown() for s in self.sections if only is None or s.key in only]
+        shown = [section.markdown() for section in self.chosen(only)]
         return "\n\n".join([f"# {self.title}", *shown]) + "\n"
 
     @property
@@ -55,12 +68,12 @@ def build_report(
     checked = check_metric(metric)
     everything = list_runs(roots)
     study = make_study(runs, others=everything) if runs else choose_study(model, everything)
-    sections = tuple(Builder(study, checked, margin).sections())
+    numbers = Builder(study, checked, margin)
     dates = [run.created for run in study.all_runs if run.created is not None]
     title = "Stage 1-4 Results Summary: " + escape(study.model)
     if dates:
         title += f" ({max(dates).date().isoformat()})"
-    return Report(title, study, sections)
+    return Report(title, study, tuple(numbers.sections()), numbers)
 
 
 def choose_study(model: str | None, runs: Sequence[Run]) -> Study:

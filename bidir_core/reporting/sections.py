@@ -13,6 +13,22 @@ from bidir_core.reporting.arms import CAUSAL, Arm, Cell, Study
 from bidir_core.reporting.contrasts import Contrast, cell_title, contrast, interaction
 from bidir_core.reporting.markdown import Table, code, escape
 
+SECTIONS = {
+    "scope": "Scope",
+    "stages": "Stage Definitions",
+    "macro": "Macro Accuracy by Stage",
+    "per_task": "Per-Task: Stage 1 vs Stage 2 vs Stage 4",
+    "answers": "Direct Answer to the Main Questions",
+    "non_prefill": "Additional Check: Non-Prefill Behavior After Finetune",
+    "two_by_two": "Repair or Ordinary Tuning? The Complete 2x2",
+    "differences": "Differences With Their Uncertainty",
+    "churn": "Churn and McNemar Tests per Task",
+    "leaky": "Leaky Exhibit: Stage 3A",
+    "training": "Training",
+    "curve": "Recovery Curve",
+    "cost": "Cost",
+    "artifacts": "Artifacts",
+}
 STAGES = (
     ("Stage 1", "vanilla baseline: the base model, causal prefill"),
     ("Stage 2", "ablated baseline: the base model, bidirectional prefill, no fine-tuning"),
@@ -38,8 +54,11 @@ class Section:
     """A heading and what stands under it: Markdown paragraphs and tables, in order."""
 
     key: str
-    heading: str
     parts: tuple[str | Table, ...]
+
+    @property
+    def heading(self) -> str:
+        return SECTIONS[self.key]
 
     def markdown(self) -> str:
         shown = [p.markdown() if isinstance(p, Table) else p for p in self.parts]
@@ -161,7 +180,7 @@ class Builder:
             lines.append(
                 f"**Published numbers only** ({escape(source)}): no items, so nothing is paired"
             )
-        return Section("scope", "Scope", (bullets(lines),))
+        return Section("scope", (bullets(lines),))
 
     def _stages(self) -> Section:
         have = {
@@ -177,7 +196,7 @@ class Builder:
             ),
         }
         lines = [f"{name}: {what}{'' if have[name] else ' - *not run*'}" for name, what in STAGES]
-        return Section("stages", "Stage Definitions", (bullets(lines),))
+        return Section("stages", (bullets(lines),))
 
     def _macro(self) -> Section:
         against = {
@@ -189,7 +208,7 @@ class Builder:
         derived = list(self._derived())
         if derived:
             parts += ["Derived:", bullets(derived)]
-        return Section("macro", "Macro Accuracy by Stage", tuple(parts))
+        return Section("macro", tuple(parts))
 
     def _derived(self) -> Iterator[str]:
         for regime in self.study.bidirectional_regimes(self.study.base):
@@ -225,7 +244,7 @@ class Builder:
         parts: list[str | Table] = [tables.per_task_table(self.study, self.metric, cells, known)]
         if set(self.study.cells) - set(cells):
             parts += ["All arms:", tables.all_cells_table(self.study, self.metric)]
-        return Section("per_task", "Per-Task: Stage 1 vs Stage 2 vs Stage 4", tuple(parts))
+        return Section("per_task", tuple(parts))
 
     def _answers(self) -> Section:
         study = self.study
@@ -245,13 +264,12 @@ class Builder:
         for arm in tried:
             regime = study.own_regime(arm)
             parts.append(bullets(answers.can_it_be_fixed(self.damage(regime), self.attempt(arm))))
-        return Section("answers", "Direct Answer to the Main Questions", tuple(parts))
+        return Section("answers", tuple(parts))
 
     def _non_prefill(self) -> Section:
-        heading = "Additional Check: Non-Prefill Behavior After Finetune"
         tried = self.study.trained("3B", "distill", "unknown")
         if not tried:
-            return Section("non_prefill", heading, ("- Not run.",))
+            return Section("non_prefill", ("- Not run.",))
         parts: list[str] = [
             "Did fine-tuning help one condition at the expense of the other? Base and checkpoint, "
             "both under standard causal prefill:"
@@ -270,7 +288,7 @@ class Builder:
                     )
                 )
             parts += ["Interpretation:", bullets(answers.normal_behaviour(attempt))]
-        return Section("non_prefill", heading, tuple(parts))
+        return Section("non_prefill", tuple(parts))
 
     def _two_by_two(self) -> Section | None:
         if len(self.study.arms) < 2:
@@ -291,7 +309,7 @@ class Builder:
             shared = tables.same_training(self.study, arm) if arm.code == "3B" else None
             if shared is not None:
                 parts.append(f"By their records, {attempt.arm} and {attempt.control} {shared}.")
-        return Section("two_by_two", "Repair or Ordinary Tuning? The Complete 2x2", tuple(parts))
+        return Section("two_by_two", tuple(parts))
 
     def _differences(self) -> Section | None:
         found = self.contrasts()
@@ -306,7 +324,7 @@ class Builder:
         ]
         if notes:
             parts.append(bullets(dict.fromkeys(notes)))
-        return Section("differences", "Differences With Their Uncertainty", tuple(parts))
+        return Section("differences", tuple(parts))
 
     def _churn(self) -> Section | None:
         found = [one for one in self.contrasts(leaky=False) if one.basis == "paired"]
@@ -317,9 +335,7 @@ class Builder:
             "wrong to right), and exact McNemar tests, Holm-adjusted over the tasks of a contrast. "
             "With several seeds, counts are means and there is one p value for each seed."
         )
-        return Section(
-            "churn", "Churn and McNemar Tests per Task", (text, tables.test_table(found))
-        )
+        return Section("churn", (text, tables.test_table(found)))
 
     def _leaky(self) -> Section | None:
         leaky = self.study.trained("3A")
@@ -337,11 +353,11 @@ class Builder:
                 if one is not None
             ]
             parts.append(bullets(lines or ["It was not evaluated."]))
-        return Section("leaky", "Leaky Exhibit: Stage 3A", tuple(parts))
+        return Section("leaky", tuple(parts))
 
     def _training(self) -> Section | None:
         table = tables.recipe_table(self.study)
-        return Section("training", "Training", (table,)) if table else None
+        return Section("training", (table,)) if table else None
 
     def _curve(self) -> Section | None:
         if len(self.study.arms) < 2:
@@ -352,18 +368,18 @@ class Builder:
             "of the recovery, not for claims."
         )
         parts = (text, table) if table else ("- Not run: no quick evaluations were recorded.",)
-        return Section("curve", "Recovery Curve", parts)
+        return Section("curve", parts)
 
     def _cost(self) -> Section | None:
         table = tables.cost_table(self.study)
-        return Section("cost", "Cost", (table,)) if table else None
+        return Section("cost", (table,)) if table else None
 
     def _artifacts(self) -> Section:
         parts: list[str | Table] = [tables.artifact_table(self.study)]
         if self.study.left_out:
             parts.append("Left out of this report:")
             parts.append(bullets(f"{code(run)}: {escape(why)}" for run, why in self.study.left_out))
-        return Section("artifacts", "Artifacts", tuple(parts))
+        return Section("artifacts", tuple(parts))
 
 
 def bullets(lines: object) -> str:
