@@ -39,7 +39,17 @@ def test_command_lines_parse(line):
             build_parser().parse_args(words)
         assert stop.value.code == 0
         return
-    known = {"eval", "finetune", "pipeline", "probe", "compare", "report", "assets", "lab"}
+    known = {
+        "eval",
+        "finetune",
+        "pipeline",
+        "probe",
+        "compare",
+        "report",
+        "assets",
+        "lab",
+        "generate",
+    }
     assert words[0] in known
     if len(words) > 1:  # a bare command name is prose
         build_parser().parse_args(words)
