@@ -343,4 +343,5 @@ COMMANDS = [
     _add_report,
     _add_assets,
     _lazy("generate", "Continue a prompt under several regimes, side by side.", "generate_command"),
+    _lazy("attend", "Observe attention: where each layer and head really looks.", "attend"),
 ]

@@ -1,0 +1,327 @@
+"""The ``attend`` command: observe attention and write it down as a run folder of kind "attend"."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bidir_core import attend_files as files
+from bidir_core.attend_config import DEFAULT_REGIMES, AttendConfig
+from bidir_core.config import add_arguments, to_json
+from bidir_core.encoding import EncodedItem, Encoder, Tokens
+from bidir_core.errors import UserError
+from bidir_core.items import Item, data_fingerprint, hash_doc
+from bidir_core.regimes import Regime, parse_regime
+from bidir_core.run_layout import LAB, check_new_run
+from bidir_core.run_writer import RunWriter
+
+if TYPE_CHECKING:
+    from bidir_core.models import LoadedModel, Preflight
+
+# In float32 the observed pass and the scoring path must agree to this, in nats per token.
+SAME_NATS = 1e-3
+
+
+def fill(parser: argparse.ArgumentParser) -> None:
+    """The command line's arguments."""
+    add_arguments(parser, AttendConfig)
+    parser.add_argument(
+        "--regime", action="append", metavar="REGIME",
+        help="who sees whom; give it twice to compare two "
+        f"(default: {' and '.join(DEFAULT_REGIMES)})",
+    )  # fmt: skip
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the command; prints the run folder."""
+    given = {k: v for k, v in vars(parsed).items() if k not in ("run", "regime")}
+    if "model" not in given:
+        raise UserError("--model is missing; name one, for example smollm2-135m-instruct")
+    if parsed.regime is not None:
+        given["regimes"] = tuple(parsed.regime)
+    print(attend(AttendConfig(**given)))
+    return 0
+
+
+def attend(config: AttendConfig, *, loaded: LoadedModel | None = None) -> Path:
+    """Observe what the config names and return the run folder.
+
+    ``loaded`` reuses a model that is in memory. Raises UserError on bad input, before anything is
+    written.
+    """
+    from bidir_core import models
+
+    regimes = [parse_regime(regime) for regime in config.regimes]
+    check_new_run(config.runs_dir, config.name)
+    plan = loaded or _preflight(config, regimes)
+    for regime in regimes:
+        regime.check_layers(plan.n_layers)
+    encoded, bos_added = _encode(config, plan, read_items(config))
+    loaded = loaded or models.load_weights(plan)  # type: ignore[arg-type]
+    settings = to_json(config) | {"regime": config.regimes[-1]}
+    writer = RunWriter.create(
+        LAB,
+        settings,
+        root=config.runs_dir,
+        name=config.name,
+        kind="attend",
+        model_fingerprint=loaded.fingerprint,
+        tokenizer_fingerprint=getattr(loaded, "tokenizer_fingerprint", None),
+        data_fingerprint=data_fingerprint(one.item for one in encoded),
+        bos_added=bos_added,
+        dtype=loaded.dtype,
+        attention="eager",
+        device=str(loaded.device),
+        training_record=getattr(loaded, "training_record", None),
+    )
+    _write(writer, config, loaded, regimes, encoded)
+    return writer.path
+
+
+def _preflight(config: AttendConfig, regimes: Sequence[Regime]) -> Preflight:
+    from bidir_core import models
+    from bidir_core.tasks import task_names
+
+    if config.task is not None:
+        task_names([config.task])
+    plan = models.preflight(
+        config.model,
+        revision=config.revision,
+        checkpoint=config.checkpoint,
+        dtype=config.dtype,
+        device=config.device,
+        attn="eager",
+        regime=regimes[0],
+    )
+    for regime in regimes:
+        regime.check_layers(plan.n_layers)
+    return plan
+
+
+def read_items(config: AttendConfig) -> list[Item]:
+    """The item, the items, or the prompt as an item with one choice."""
+    from bidir_core.tasks import load_items, load_items_by_id
+
+    if config.prompt is not None:
+        follows = config.continuation or ""
+        doc = {"prompt": config.prompt, "continuation": follows}
+        return [Item("prompt", 0, hash_doc(doc), 0, (config.prompt,), (follows,))]
+    assert config.task is not None
+    source = {"split": config.split, "data_source": config.data_source}
+    if config.limit is not None:
+        return load_items(
+            [config.task], limit=config.limit, sample=config.sample, seed=config.seed, **source  # type: ignore[arg-type]
+        )  # fmt: skip
+    ids = [config.doc_id] if config.doc_id is not None else [int(i) for i in config.items]
+    items = load_items_by_id(config.task, [i for i in ids if i is not None], **source)
+    if config.choice is not None and not 0 <= config.choice < items[0].n_choices:
+        raise UserError(
+            f"--choice {config.choice}: {items[0].item_id} has choices 0 to "
+            f"{items[0].n_choices - 1}"
+        )
+    return items
+
+
+def _encode(
+    config: AttendConfig, plan: LoadedModel | Preflight, items: Sequence[Item]
+) -> tuple[list[EncodedItem], bool]:
+    """Each item as one context and one continuation, tokenised as an evaluation does it."""
+    encoder = Encoder(plan.tokenizer, bos=config.bos, chat_template=config.chat_template)  # type: ignore[arg-type]
+    alone = config.prompt is not None and not config.continuation
+    if alone:  # only its prefix is used, which is tokenised by itself anyway
+        items = [replace(items[0], continuations=(" .",))]
+    encoded = encoder.encode(items)
+    bos_added = encoder.bos_added(encoded)
+    chosen = []
+    for one in encoded:
+        if one.error is not None and not config.is_summary:
+            raise UserError(f"{_name(one)} cannot be observed: {one.error}")
+        chosen.append(_one_choice(one, config.choice, alone))
+        n_tokens = len(chosen[-1].prefixes[0]) + len(chosen[-1].continuations[0])
+        if one.error is None and n_tokens > plan.max_length:
+            raise UserError(
+                f"{_name(one)} needs {n_tokens} tokens and the model's window holds "
+                f"{plan.max_length}; shorten it (nothing is truncated)"
+            )
+    return chosen, bos_added
+
+
+def _one_choice(one: EncodedItem, choice: int | None, alone: bool) -> EncodedItem:
+    choice = one.item.gold if choice is None else choice
+    item = replace(
+        one.item, gold=0, contexts=(one.item.context(choice),),
+        continuations=("",) if alone else (one.item.continuations[choice],),
+    )  # fmt: skip
+    context = one.contexts[choice] if len(one.contexts) > 1 else one.contexts[0]
+    nothing = Tokens(np.empty(0, dtype=np.int64), np.empty((0, 2), dtype=np.int64))
+    continuation = nothing if alone else one.continuations[choice]
+    return EncodedItem(item, (context,), (one.prefix(choice),), (continuation,), one.error)
+
+
+def _name(one: EncodedItem) -> str:
+    return "the prompt" if one.item.task == "prompt" else f"item {one.item.item_id}"
+
+
+def _write(
+    writer: RunWriter,
+    config: AttendConfig,
+    loaded: LoadedModel,
+    regimes: Sequence[Regime],
+    encoded: Sequence[EncodedItem],
+) -> None:
+    from bidir_core.devices import device_name, peak_memory_bytes
+    from bidir_core.evaluate import regime_warning
+    from bidir_core.probe import run_probe
+    from bidir_core.progress import logging_to, terminable
+
+    with writer, terminable(), logging_to(writer.path / "log.txt") as log:
+        log.info("%s on %s: %s -> %s", config.what, config.model, config.regimes, writer.id)
+        record = getattr(loaded, "training_record", None)
+        warnings = [regime_warning(record, regime) for regime in regimes]
+        if all(warnings):
+            log.warning("%s", warnings[-1])
+        reports = [run_probe(loaded, regime) for regime in regimes]
+        passed = all(report.passed for report in reports)
+        writer.write_probe(
+            {"schema": 1, "passed": passed, "reports": [report.to_json() for report in reports]}
+        )
+        for report in reports:
+            if not report.passed:
+                raise UserError(
+                    f"the mask probe failed: {config.model} does not attend as '{report.regime}' "
+                    f"says ({report.failures[:200]}); see {writer.path / 'probe.json'}"
+                )
+        started = time.monotonic()
+        if config.is_summary:
+            from bidir_core.attend_summary import summarise
+
+            metrics = summarise(writer, loaded, regimes, encoded)
+        else:
+            metrics = _one(writer, loaded, regimes, encoded[0])
+        for note in metrics["notes"]:
+            log.info("%s", note)
+        writer.finish(
+            metrics={"regimes": list(config.regimes), **metrics},
+            cost={
+                "seconds": round(time.monotonic() - started, 3),
+                "peak_memory_bytes": peak_memory_bytes(loaded.device),
+                "device": device_name(loaded.device),
+            },
+        )
+
+
+def _one(
+    writer: RunWriter, loaded: LoadedModel, regimes: Sequence[Regime], encoded: EncodedItem
+) -> dict[str, Any]:
+    """Observe one sequence under each regime; writes its files and returns its metrics."""
+    from bidir_core.attend_observe import observe, passage_of
+
+    passage = passage_of(encoded)
+    n_total, n_prefix = len(passage.ids), passage.n_prefix
+    keeps = n_prefix <= files.MATRIX_PROMPT_TOKENS and n_total <= files.MATRIX_TOKENS
+    pieces = token_pieces(loaded.tokenizer, encoded)
+    files.write_tokens(writer.path, passage.ids.tolist(), pieces, n_prefix)
+    seen, notes, agreement = [], [], []
+    for number, regime in enumerate(regimes):
+
+        def on_weights(layer: int, weights: Any, number: int = number) -> None:
+            files.write_layer(writer.path, number, layer, weights.half().cpu().numpy())
+
+        seen.append(
+            observe(
+                loaded, passage, regime, keep_hidden=True, on_weights=on_weights if keeps else None
+            )
+        )
+        agreement.append(_agreement(loaded, regime, encoded, seen[-1].token_ll))
+        writer.heartbeat(number + 1, len(regimes))
+    files.write_shares(writer.path, [one.shares for one in seen])
+    drift = files.drift_between([one.hidden for one in seen])
+    files.write_drift(writer.path, drift)
+    if not keeps:
+        notes.append(
+            f"{n_total} tokens ({n_prefix} of prompt): only shares and drift are stored; matrices "
+            f"are for prompts of up to {files.MATRIX_PROMPT_TOKENS} tokens, "
+            f"{files.MATRIX_TOKENS} with their continuation"
+        )
+    n_layers, n_heads, _ = seen[0].shares.first.shape
+    return {
+        "mode": "sequence",
+        "item": None if encoded.item.task == "prompt" else encoded.item.item_id,
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "n_tokens": n_total,
+        "n_prefix_tokens": n_prefix,
+        "matrices": keeps,
+        "windows": list(seen[0].windows),
+        "observed": [
+            {
+                "regime": str(one.regime),
+                "continuation_ll": float(one.token_ll.sum()) if len(one.token_ll) else None,
+                "off_scoring_nats": off,
+                "layers": layer_means(one.shares),
+            }
+            for one, off in zip(seen, agreement, strict=True)
+        ],
+        "notes": notes,
+    }
+
+
+def layer_means(shares: files.Shares) -> dict[str, dict[str, list[float] | None]]:
+    """Part, then measure: the mean over heads, layer by layer. None for a part without tokens."""
+    out: dict[str, dict[str, list[float] | None]] = {}
+    for part in ("prefix", "start", "continuation"):
+        means = {name: value.mean(-1) for name, value in shares.mean(part).items()}
+        out[part] = {
+            name: None if np.isnan(value).any() else [round(float(v), 6) for v in value]
+            for name, value in means.items()
+        }
+    return out
+
+
+def _agreement(
+    loaded: LoadedModel, regime: Regime, encoded: EncodedItem, token_ll: np.ndarray
+) -> float | None:
+    """How far the observed pass is from what an evaluation computes, in nats per token."""
+    from bidir_core.attend_observe import attending_with
+    from bidir_core.attention import choose_implementation
+    from bidir_core.scoring import Scorer, plan_scoring
+
+    if not len(token_ll):
+        return None
+    plan = plan_scoring([encoded], regime=regime, device=loaded.device)
+    with attending_with(loaded.handle, choose_implementation(loaded.model.config)):
+        (score,) = Scorer(loaded.model, loaded.handle, plan).score([0])
+    off = float(np.abs(score.token_ll[0] - token_ll).max())
+    if loaded.dtype == "float32" and not off <= SAME_NATS:
+        raise UserError(
+            f"under {regime} the observed pass is {off:.2g} nats off the scoring path, so what was "
+            "seen is not what an evaluation does"
+        )
+    return off
+
+
+def token_pieces(tokenizer: Any, encoded: EncodedItem) -> list[str]:
+    """The text in token pieces; a token without text of its own by its name."""
+    context, (prefix,), (rest,) = encoded.contexts[0], encoded.prefixes, encoded.continuations
+    text = context + _follows(encoded)
+    offsets = [*prefix.offsets.tolist(), *(rest.offsets + len(context)).tolist()]
+    pieces, position = [], 0
+    for token, (start, end) in zip([*prefix.ids.tolist(), *rest.ids.tolist()], offsets):
+        if start == end:
+            pieces.append(str(tokenizer.convert_ids_to_tokens(token)))
+            continue
+        pieces.append(text[position:end])
+        position = max(position, end)
+    return pieces
+
+
+def _follows(encoded: EncodedItem) -> str:
+    """The continuation as it was tokenised: a chat template takes its leading space."""
+    text = encoded.item.continuations[0]
+    return text if encoded.contexts[0] == encoded.item.contexts[0] else text.removeprefix(" ")

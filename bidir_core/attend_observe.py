@@ -1,0 +1,220 @@
+"""Watch a model attend: the attention weights and hidden states of one sequence under a regime.
+
+The weights are those the forward pass really used: the model's own eager function computes them
+under the regime's mask and hands them out on the way, so soft caps, windows and grouped heads are
+in them. Nothing is recomputed afterwards, and no layer's weights outlive the moment they are seen.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from bidir_core.attend_files import Shares
+from bidir_core.encoding import EncodedItem
+from bidir_core.errors import UserError
+from bidir_core.layout import Layout
+from bidir_core.regimes import Regime
+
+if TYPE_CHECKING:
+    from bidir_core.attention import Handle
+    from bidir_core.models import LoadedModel
+
+# [head, query, key], in the model's number format, on its device
+OnWeights = Callable[[int, torch.Tensor], None]
+_watchers: weakref.WeakKeyDictionary[Any, Callable[..., None]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Token ids of a prompt and what follows it; int64 ``[n_tokens]``."""
+
+    ids: np.ndarray
+    n_prefix: int
+
+
+def passage_of(encoded: EncodedItem, choice: int | None = None) -> Passage:
+    """An item's prefix and one of its choices (the right one if ``choice`` is None)."""
+    choice = encoded.item.gold if choice is None else choice
+    prefix, continuation = encoded.prefix(choice), encoded.continuations[choice]
+    return Passage(np.concatenate([prefix.ids, continuation.ids]), len(prefix))
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one forward pass showed.
+
+    ``token_ll``: natural log-likelihood of each continuation token, float64. ``windows``: each
+    layer's sliding window or None. ``hidden``: what each layer hands on, float32 ``[token,
+    width]`` per layer on the CPU (empty unless asked for).
+    """
+
+    regime: Regime
+    shares: Shares
+    token_ll: np.ndarray
+    windows: tuple[int | None, ...]
+    hidden: tuple[np.ndarray, ...] = ()
+
+
+def observe(
+    loaded: LoadedModel,
+    passage: Passage,
+    regime: Regime,
+    *,
+    on_weights: OnWeights | None = None,
+    keep_hidden: bool = False,
+) -> Observation:
+    """Run one sequence and report where each layer, head and query sent its attention.
+
+    ``on_weights`` is called layer by layer with the weights ``[head, query, key]`` while the model
+    runs. Works with a model loaded for either attention implementation: this pass is eager.
+    Raises UserError when memory runs out.
+    """
+    n_total = len(passage.ids)
+    layout = Layout.pack([(passage.n_prefix, n_total)]).to(loaded.device)
+    ids = torch.from_numpy(passage.ids)[None].to(loaded.device)
+    parts: dict[int, np.ndarray] = {}
+    received: dict[int, np.ndarray] = {}
+    windows: dict[int, int | None] = {}
+    hidden: dict[int, np.ndarray] = {}
+
+    def seen(module: Any, weights: torch.Tensor, window: int | None) -> None:
+        layer = module.layer_idx
+        parts[layer] = _measure(weights[0])
+        received[layer] = _received(weights[0], passage.n_prefix)
+        windows[layer] = window
+        if on_weights is not None:
+            on_weights(layer, weights[0])
+
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(loaded.handle.use(regime, layout))
+            stack.enter_context(watching(loaded.handle, seen))
+            if keep_hidden:
+                stack.enter_context(_layer_outputs(loaded.handle, hidden))
+            logits = loaded.model(
+                input_ids=ids, position_ids=layout.position, use_cache=False
+            ).logits[0]
+            token_ll = _token_ll(logits, ids[0], passage.n_prefix)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory on a sequence of {n_total} tokens: eager attention holds all "
+            f"{n_total} x {n_total} weights of a layer; shorten it or use a smaller --dtype"
+        ) from error
+    layers = sorted(parts)
+    measured = np.stack([parts[layer] for layer in layers], axis=1)
+    return Observation(
+        regime=regime,
+        shares=Shares(
+            passage.n_prefix, *measured, received=np.stack([received[layer] for layer in layers])
+        ),
+        token_ll=token_ll,
+        windows=tuple(windows[layer] for layer in layers),
+        hidden=tuple(hidden[layer] for layer in sorted(hidden)),
+    )
+
+
+def attention_shares(
+    loaded: LoadedModel, encoded: Sequence[EncodedItem], regime: Regime
+) -> Iterator[tuple[EncodedItem, Shares]]:
+    """Where attention goes on each item's prefix and right choice; items in error are left out.
+
+    ``shares.mean()`` of each is a dict of ``[layer, head]`` arrays: the share of attention on the
+    first token, on future and on past tokens.
+    """
+    for one in encoded:
+        if one.error is None:
+            yield one, observe(loaded, passage_of(one), regime).shares
+
+
+@contextmanager
+def watching(handle: Handle, seen: Callable[..., None]) -> Iterator[None]:
+    """Forward passes inside are eager and show ``seen(module, weights, window)`` each layer's."""
+    _watchers[handle] = seen
+    try:
+        with attending_with(handle, "observed"):
+            yield
+    finally:
+        del _watchers[handle]
+
+
+@contextmanager
+def attending_with(handle: Handle, implementation: str) -> Iterator[None]:
+    """Use another of the registered attention functions for a while: sdpa, eager or observed."""
+    handle.decoder.set_attn_implementation(f"bidir_{implementation}")
+    try:
+        yield
+    finally:
+        handle.decoder.set_attn_implementation(f"bidir_{handle.implementation}")
+
+
+def _observed(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    attend = ALL_ATTENTION_FUNCTIONS["bidir_eager"]
+    output, weights = attend(module, query, key, value, attention_mask, **kwargs)
+    _watchers[module._bidir_handle](module, weights, kwargs.get("sliding_window"))
+    return output, weights
+
+
+AttentionInterface.register("bidir_observed", _observed)
+
+
+def _measure(weights: torch.Tensor) -> np.ndarray:
+    """first, future, past, entropy of weights ``[head, query, key]``: ``[measure, head, query]``."""
+    weights = weights.float()
+    past = torch.tril(weights, diagonal=-1).sum(-1)
+    future = torch.triu(weights, diagonal=1).sum(-1)
+    entropy = torch.special.entr(weights).sum(-1)
+    return torch.stack([weights[..., 0], future, past, entropy]).cpu().numpy()
+
+
+def _received(weights: torch.Tensor, n_prefix: int) -> np.ndarray:
+    """What each key gets on average from the prefix's queries, the first one's apart."""
+    return weights[:, min(1, n_prefix - 1) : n_prefix].float().mean(1).cpu().numpy()
+
+
+def _token_ll(logits: torch.Tensor, ids: torch.Tensor, n_prefix: int) -> np.ndarray:
+    """``logits[t]`` predicts token t+1: those from the prefix's last token on are scored."""
+    scored = logits[n_prefix - 1 : -1].float()
+    found = scored.log_softmax(-1).gather(-1, ids[n_prefix:, None])[:, 0]
+    return found.cpu().double().numpy()
+
+
+@contextmanager
+def _layer_outputs(handle: Handle, hidden: dict[int, np.ndarray]) -> Iterator[None]:
+    """Keep what each decoder layer (the module around an attention module) hands on."""
+    modules = dict(handle.decoder.named_modules())
+    hooks = []
+    for name, module in modules.items():
+        layer = getattr(module, "layer_idx", None)
+        around = modules.get(name.rpartition(".")[0])
+        # Gemma's layers know their index too; the attention module is the one inside.
+        if layer is None or around is None or isinstance(around, nn.ModuleList):
+            continue
+
+        def keep(_: Any, __: Any, output: Any, layer: int = layer) -> None:
+            output = output[0] if isinstance(output, tuple) else output
+            hidden[layer] = output[0].float().cpu().numpy()
+
+        hooks.append(around.register_forward_hook(keep))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
