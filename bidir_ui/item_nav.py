@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import streamlit as st
 
-from bidir_ui import fmt, html, item_view, url, widgets
+from bidir_ui import analysis, fmt, html, item_view, url, widgets
 from bidir_ui.filters import FlipFilter, Neighbours
 
 
@@ -49,6 +50,16 @@ def bar(page: Any, item_id: str, near: Neighbours, chosen: FlipFilter) -> None:
                 borders=url.get("borders"),
             )  # fmt: skip
             st.code(url.absolute("item", query), language=None, wrap_lines=True)
+
+
+def raw_record(item_id: str, records: dict[str, dict[str, Any] | None]) -> None:
+    """Both runs' records as they are stored, to read and to download."""
+    text = json.dumps(records, indent=1, ensure_ascii=False, default=analysis.plain)
+    st.code(html.visible(text[:20_000]), language=None, height=360)
+    st.download_button(
+        "JSON", text, file_name=f"{item_id.replace('/', '_')}.json", mime="application/json",
+        key="item-json", on_click="ignore", icon=":material/download:",
+    )  # fmt: skip
 
 
 def _go(target: str | None) -> None:

@@ -1,7 +1,5 @@
 """Item: one question under both runs, and what moved its answer."""
 
-import json
-
 import streamlit as st
 
 from bidir_ui import (
@@ -50,15 +48,7 @@ with shell.guard():
 
     pred = "pred_norm" if metric == "acc_norm" and record["pred_norm"] is not None else "pred"
     main, side = st.columns([11, 4], gap="large")
-    with side:
-        html.show(item_view.facts(record, left_record, right_record))
-        picture = item_view.mask_picture(record, b.regime, record["gold"])
-        if picture is not None:
-            html.show(html.join(html.div("b b-note", f"Who sees whom: {b.regime}"), picture))
-            html.show(item_view.mask_legend())
-            if (shell.ROOT / shell.path("masks")).exists():
-                query = url.params(item=item_id, regime=b.regime)
-                st.page_link(shell.path("masks"), label="Open the mask", query_params=query)
+    # What one reads first is sent first: the browser draws in the order of arrival.
     with main:
         if record["contexts"] is None:
             widgets.banner("info", "The texts are not here", texts.MISSING)
@@ -77,6 +67,16 @@ with shell.guard():
             )
         )  # fmt: skip
 
+    with side:
+        html.show(item_view.facts(record, left_record, right_record))
+        picture = item_view.mask_picture(record, b.regime, record["gold"])
+        if picture is not None:
+            html.show(html.join(html.div("b b-note", f"Who sees whom: {b.regime}"), picture))
+            html.show(item_view.mask_legend())
+            if (shell.ROOT / shell.path("masks")).exists():
+                query = url.params(item=item_id, regime=b.regime)
+                st.page_link(shell.path("masks"), label="Open the mask", query_params=query)
+    with main:
         strips = item_nav.strips(record, left_record, right_record)
         if strips:
             scale = max(abs(y - x) for _, rows in strips for _, x, y in rows) or 1.0
@@ -95,11 +95,7 @@ with shell.guard():
 
         widgets.heading("Every run's answer to this item")
         html.show(item_view.other_runs(analysis.every_answer(page, item_id, record), pred))
-        with st.expander("Raw record"):
-            raw = {a.id: left_record, b.id: right_record}
-            text = json.dumps(raw, indent=1, ensure_ascii=False, default=analysis.plain)
-            st.code(html.visible(text[:20_000]), language=None, height=360)
-            st.download_button(
-                "JSON", text, file_name=f"{item_id.replace('/', '_')}.json", mime="application/json",
-                key="item-json", on_click="ignore", icon=":material/download:",
-            )  # fmt: skip
+        raw = st.expander("Raw record", key="raw", on_change="rerun")
+        if raw.open:  # long, and rarely wanted: sent when asked for
+            with raw:
+                item_nav.raw_record(item_id, {a.id: left_record, b.id: right_record})

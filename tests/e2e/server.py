@@ -19,7 +19,8 @@ CHROMIUM_FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
 ]  # fmt: skip
-IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"]'
+# With a heading: a page that has not begun to run is idle too.
+IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"] h1'
 
 
 class Server:

@@ -88,6 +88,9 @@ def test_filtering_ten_thousand_items(server, runs, tab):
 def test_next_item(server, runs, tab):
     query = {"a": runs["stage1"].id, "b": runs["stage2"].id, "flip": "broken"}
     tab.page.goto(server.url("item", **query))
+    # A key pressed before there is a button is lost.
+    tab.page.locator(".b-prompt").wait_for()
+    tab.page.locator(".st-key-go-j button:enabled").first.wait_for()
     tab.page.wait_for_selector(IDLE)
 
     def measure() -> list[float]:
