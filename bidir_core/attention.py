@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -31,14 +31,17 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = ("sdpa", "eager")
 SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 Span = tuple[int, int]
+# Sees each layer's keys and values, ``[batch, heads, time, head_dim]``, and may replace them.
+Edit = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Plan:
     """A regime over a layout: hands out the attention mask of each layer, and remembers it."""
 
-    def __init__(self, regime: Regime, layout: Layout):
+    def __init__(self, regime: Regime, layout: Layout, edit: Edit | None = None):
         self.regime = regime
         self.layout = layout
+        self.edit = edit
         self._masks: dict[Any, torch.Tensor] = {}
 
     def mask(
@@ -76,11 +79,20 @@ class Handle:
         self.plan: Plan | None = None
 
     @contextmanager
-    def use(self, regime: Regime, layout: Layout) -> Iterator[Plan]:
-        """Forward (and backward) passes inside attend as ``regime`` says over ``layout``."""
-        previous, self.plan = self.plan, Plan(regime, layout)
+    def use(self, regime: Regime, layout: Layout, edit: Edit | None = None) -> Iterator[Plan]:
+        """Forward (and backward) passes inside attend as ``regime`` says over ``layout``.
+
+        ``edit`` is called with every layer's number, keys and values before they are attended to.
+        """
+        with self.use_plan(Plan(regime, layout, edit)) as plan:
+            yield plan
+
+    @contextmanager
+    def use_plan(self, plan: Plan) -> Iterator[Plan]:
+        """The same for a plan of one's own, such as one with a rule of its own for each row."""
+        previous, self.plan = self.plan, plan
         try:
-            yield self.plan
+            yield plan
         finally:
             self.plan = previous
 
@@ -138,6 +150,8 @@ def _attention(implementation: Implementation) -> Any:
         run = _sdpa if implementation == "sdpa" else _model_eager(module)
         plan: Plan = handle.plan
         layer: int = module.layer_idx  # type: ignore[assignment]
+        if plan.edit is not None:
+            key, value = plan.edit(layer, key, value)
         spans, time = plan.layout.spans, plan.layout.shape[1]
         n_query, n_key = query.shape[2], key.shape[2]
         cropped = sliding_window is not None and n_key == sliding_window - 1 + n_query < time
