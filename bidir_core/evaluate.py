@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from bidir_core.encoding import EncodedItem, Encoder, check_lengths
 from bidir_core.errors import UserError
 from bidir_core.items import Item, data_fingerprint
 from bidir_core.models import LoadedModel
+from bidir_core.patching import Patch
 from bidir_core.probe import run_probe
 from bidir_core.progress import Progress, logging_to, terminable
 from bidir_core.records import make_record
 from bidir_core.regimes import Regime, parse_regime
 from bidir_core.run_layout import check_new_run, stage_dir_for
 from bidir_core.run_writer import RunWriter
-from bidir_core.scoring import ItemScore, Scorer, plan_scoring
+from bidir_core.scoring import ItemScore, Scorer, ScoringPlan, plan_scoring
 from bidir_core.store import Run, find_run
 from bidir_core.tasks import check_selection, load_items
 from bidir_core.training.overlap import refuse_trained_tasks
@@ -53,9 +54,9 @@ def evaluate(
         root=config.runs_dir,
         name=config.name,
         folder=folder,
-        **_facts(loaded, items, bos_added, regime),
+        **run_facts(loaded, items, bos_added, regime),
     )
-    _run(writer, config, loaded, regime, encoded)
+    score_into(writer, config, loaded, regime, encoded)
     return writer.path
 
 
@@ -98,12 +99,12 @@ def resume(
     regime = parse_regime(config.regime)
     plan = loaded or preflight(config, regime)
     items = read_items(config)
-    _check_same(run, "data_fingerprint", data_fingerprint(items), "the benchmark data")
+    check_same(run, "data_fingerprint", data_fingerprint(items), "the benchmark data")
     encoded, _ = encode(config, plan, items)
     loaded = loaded or models.load_weights(plan)  # type: ignore[arg-type]
-    _check_same(run, "model_fingerprint", loaded.fingerprint, "the model")
+    check_same(run, "model_fingerprint", loaded.fingerprint, "the model")
     writer = RunWriter.resume(run)
-    _run(writer, config, loaded, regime, encoded, before=run.status.get("cost"))
+    score_into(writer, config, loaded, regime, encoded, before=run.status.get("cost"))
     return writer.path
 
 
@@ -172,14 +173,24 @@ def regime_warning(record: Mapping[str, Any] | None, regime: Regime) -> str | No
     )
 
 
-def _run(
+def score_into(
     writer: RunWriter,
     config: EvalConfig,
     loaded: LoadedModel,
     regime: Regime,
     encoded: Sequence[EncodedItem],
     before: Mapping[str, Any] | None = None,
+    *,
+    plan: ScoringPlan | None = None,
+    title: str = "",
+    advanced: Callable[[int], None] | None = None,
 ) -> None:
+    """Probe the model, score what the run has not recorded, and complete the run.
+
+    ``before``: the cost of the process that was killed, if the run is resumed. ``plan`` reuses a
+    plan made for these items; ``title`` names the progress bar; ``advanced`` is told of items as
+    they are done.
+    """
     with writer, terminable(), logging_to(writer.path / "log.txt") as log:
         log.info("%s under %s, %d items -> %s", config.model, regime, len(encoded), writer.id)
         if warning := regime_warning(loaded.training_record, regime):
@@ -193,9 +204,10 @@ def _run(
                 f"says, so its scores would mean nothing; see {writer.path / 'probe.json'}"
             )
         started = time.monotonic()
-        plan = plan_scoring(
+        plan = plan or plan_scoring(
             encoded, regime=regime, device=loaded.device, batch_tokens=config.batch_tokens
         )
+        plan = plan.under(regime, Patch.parse(config.patch) if config.patch else None)
         scorer = Scorer(loaded.model, loaded.handle, plan)
         done = writer.recorded
         left = [
@@ -209,20 +221,27 @@ def _run(
         progress = Progress(
             len(encoded),
             done=len(done),
-            title=str(regime),
+            title=title or str(regime),
             report=lambda *a, **k: writer.heartbeat(*a, **k, cost=cost()),
         )
+
+        def step(n: int) -> None:
+            progress.advance(n)
+            if advanced is not None:
+                advanced(n)
+
         unscorable = [
             one
             for one in encoded
             if one.error is not None and (one.item.task, one.item.doc_id) not in done
         ]
-        writer.append(_record(one, None, config.compact) for one in unscorable)
-        progress.advance(len(unscorable))
+        compact = config.compact or writer.is_slim
+        writer.append(_record(one, None, compact) for one in unscorable)
+        step(len(unscorable))
         for items in filter(None, left):
             scores = list(scorer.score(items))
-            writer.append(_record(encoded[s.index], s, config.compact) for s in scores)
-            progress.advance(len(items))
+            writer.append(_record(encoded[s.index], s, compact) for s in scores)
+            step(len(items))
         progress.close()
         metrics = writer.finish(
             cost=cost(), order=[(one.item.task, one.item.doc_id) for one in encoded]
@@ -241,31 +260,39 @@ def _run(
 
 
 def _record(one: EncodedItem, score: ItemScore | None, compact: bool) -> dict[str, Any]:
-    item = one.item
     return make_record(
-        task=item.task,
-        doc_id=item.doc_id,
-        doc_hash=item.doc_hash,
-        gold=item.gold,
-        contexts=one.contexts,
-        continuations=item.continuations,
-        n_prefix_tokens=[len(tokens) for tokens in one.prefixes],
-        n_continuation_tokens=[len(tokens) for tokens in one.continuations],
+        **item_fields(one),
         ll=None if score is None else score.ll,
         token_ll=None if score is None else [np.round(t, 6).tolist() for t in score.token_ll],
-        prefix_token_ids=[tokens.ids.tolist() for tokens in one.prefixes],
-        prefix_token_offsets=[tokens.offsets.tolist() for tokens in one.prefixes],
-        continuation_token_ids=[tokens.ids.tolist() for tokens in one.continuations],
-        continuation_token_offsets=[tokens.offsets.tolist() for tokens in one.continuations],
         error=one.error,
-        prompt_group=item.prompt_group,
         compact=compact,
     )
 
 
-def _facts(
+def item_fields(one: EncodedItem) -> dict[str, Any]:
+    """What a record says of an item before any model has seen it."""
+    item = one.item
+    return {
+        "task": item.task,
+        "doc_id": item.doc_id,
+        "doc_hash": item.doc_hash,
+        "gold": item.gold,
+        "contexts": one.contexts,
+        "continuations": item.continuations,
+        "n_prefix_tokens": [len(tokens) for tokens in one.prefixes],
+        "n_continuation_tokens": [len(tokens) for tokens in one.continuations],
+        "prefix_token_ids": [tokens.ids.tolist() for tokens in one.prefixes],
+        "prefix_token_offsets": [tokens.offsets.tolist() for tokens in one.prefixes],
+        "continuation_token_ids": [tokens.ids.tolist() for tokens in one.continuations],
+        "continuation_token_offsets": [t.offsets.tolist() for t in one.continuations],
+        "prompt_group": item.prompt_group,
+    }
+
+
+def run_facts(
     loaded: LoadedModel, items: Sequence[Item], bos_added: bool, regime: Regime
 ) -> dict[str, Any]:
+    """What stands beside the settings in a run's ``config.json``."""
     warning = regime_warning(loaded.training_record, regime)
     return {
         "model_fingerprint": loaded.fingerprint,
@@ -299,7 +326,8 @@ def _cost(
     }
 
 
-def _check_same(run: Run, key: str, now: str, what: str) -> None:
+def check_same(run: Run, key: str, now: str, what: str) -> None:
+    """UserError if a run that is to be resumed was made with other data or another model."""
     recorded = run.config.get(key)
     if recorded is not None and recorded != now:
         raise UserError(

@@ -362,7 +362,7 @@ def go_on(device: str) -> None:
 def _run_to_resume(job: Job) -> str | None:
     """What ``--resume`` takes: the unfinished run of a command that has the flag."""
     path = job.run_path
-    if path is None or job.words[0] not in ("eval", "finetune"):
+    if path is None or job.words[0] not in ("eval", "finetune", "lab"):
         return None  # the same line: a pipeline finds its runs itself, the others start over
     if "--resume" in job.words:
         return None

@@ -19,6 +19,7 @@ from bidir_core.metrics import compute_metrics
 from bidir_core.provenance import git_commit, package_versions
 from bidir_core.records import Key, read_jsonl, to_line, to_table, write_parquet
 from bidir_core.run_layout import new_run_folder, refuse_if_read_only, runs_roots
+from bidir_core.shared_texts import write_slim
 from bidir_core.status import this_process
 
 SCHEMA_VERSION = 1
@@ -27,7 +28,8 @@ _SYNC_SECONDS = 3.0
 
 def _tell_job(folder: Path) -> None:
     """Name the run folder to the job this process runs in, if it runs in one."""
-    if job := os.environ.get("BIDIR_JOB_DIR"):
+    job = os.environ.get("BIDIR_JOB_DIR")
+    if job and folder.parent.name != "points":  # a sweep speaks for its points
         try:
             with open(Path(job) / "runs.txt", "a", encoding="utf-8") as file:
                 file.write(f"{folder.resolve()}\n")
@@ -133,6 +135,11 @@ class RunWriter:
         return set(self._records)
 
     @property
+    def is_slim(self) -> bool:
+        """A point of a sweep, whose texts are stored once for all points (see shared_texts)."""
+        return bool(self.config.get("texts"))
+
+    @property
     def id(self) -> str:
         from bidir_core.store import Run
 
@@ -188,7 +195,7 @@ class RunWriter:
         if self._records:
             table = to_table(self._sorted(order, settings.get("tasks") or []))
             self._close_items()
-            write_parquet(table, self.path / "items.parquet")
+            (write_slim if self.is_slim else write_parquet)(table, self.path / "items.parquet")
             body = compute_metrics(table)
         full = {
             "schema": SCHEMA_VERSION,

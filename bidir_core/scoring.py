@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from bidir_core.attention import Handle
 from bidir_core.encoding import EncodedItem
 from bidir_core.errors import UserError
 from bidir_core.packing import Batch, Segment, build_segments, collate, plan_batches, split_scores
+from bidir_core.patching import Patch
 from bidir_core.regimes import Regime
 
 AUTO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
@@ -45,13 +46,23 @@ class Cost:
 
 @dataclass(frozen=True)
 class ScoringPlan:
-    """Everything decided before the model runs; depends on items and settings alone."""
+    """Everything decided before the model runs; depends on items and settings alone.
+
+    ``patch``: whose causal keys or values replace its own while scoring (see patching).
+    """
 
     regime: Regime
     encoded: Sequence[EncodedItem]
     segments: Sequence[Sequence[Segment]]
     batches: Sequence[Batch]
     padded: bool
+    patch: Patch | None = None
+
+    def under(self, regime: Regime, patch: Patch | None = None) -> ScoringPlan:
+        """The same plan for another regime. Causal ones share more tokens: not to be mixed."""
+        if regime.is_causal != self.regime.is_causal:
+            raise ValueError(f"a plan for {self.regime} does not fit {regime}")
+        return replace(self, regime=regime, patch=patch)
 
 
 def plan_scoring(
@@ -122,7 +133,9 @@ class Scorer:
         layout = batch.layout.to(self.device)
         ids, head = batch.ids.to(self.device), batch.head.to(self.device)
         source, target = batch.source.to(self.device), batch.target.to(self.device)
-        with self.handle.use(self.regime, layout), gather_before_head(self.model, head):
+        patch = self.plan.patch
+        edit = patch.capture(self.model, self.handle, ids, layout) if patch else None
+        with self.handle.use(self.regime, layout, edit), gather_before_head(self.model, head):
             logits = self.model(
                 input_ids=ids, position_ids=layout.position, use_cache=False
             ).logits[0]

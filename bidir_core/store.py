@@ -45,6 +45,7 @@ from bidir_core.run_layout import (
     stage_dir_for,
 )
 from bidir_core.run_writer import RunWriter
+from bidir_core.shared_texts import SLIM_FIELDS, joined, joined_one, texts_file
 from bidir_core.status import STORED_STATES, State, is_alive
 
 __all__ = [
@@ -200,6 +201,16 @@ class Run:
                 continue
         return max(times, default=0.0)
 
+    @property
+    def is_point(self) -> bool:
+        """A point of a lab sweep."""
+        return self.path.parent.name == "points"
+
+    @property
+    def texts_path(self) -> Path | None:
+        """The file that holds a sweep's texts for this point of it; None for other runs."""
+        return texts_file(self.path, self.config.get("texts"))
+
     def items_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The records so far as an arrow table; ``columns`` None means all but texts and tokens."""
         wanted = list(LIGHT_FIELDS if columns is None else columns)
@@ -208,7 +219,10 @@ class Run:
             raise ValueError(f"not fields of a record: {unknown}")
         try:
             if (self.path / "items.parquet").exists():
-                return read_parquet(self.path / "items.parquet", wanted)
+                if (texts := self.texts_path) is None:
+                    return read_parquet(self.path / "items.parquet", wanted)
+                own = read_parquet(self.path / "items.parquet", SLIM_FIELDS)
+                return joined(own, texts, wanted)
             return to_table(read_jsonl(self.path / "items.jsonl")[0]).select(wanted)
         except (OSError, pa.ArrowException) as error:
             raise UserError(
@@ -223,6 +237,8 @@ class Run:
         """One whole record, or None. Reads only the part of the file that holds it."""
         try:
             if (self.path / "items.parquet").exists():
+                if (texts := self.texts_path) is not None:
+                    return joined_one(self.path / "items.parquet", texts, task, doc_id)
                 return read_one(self.path / "items.parquet", task, doc_id)
         except (OSError, pa.ArrowException) as error:
             raise UserError(
