@@ -13,6 +13,7 @@ import numpy as np
 from bidir_core import stats, words
 from bidir_core.errors import UserError
 from bidir_core.flips import FLIPS, flip_classes, flips, flips_of
+from bidir_core.interop.evidence import unchecked_notes
 from bidir_core.pairing import (
     METRICS,
     Metric,
@@ -271,6 +272,7 @@ def _notes(pairs: PairedItems) -> list[str]:
         one, other = (run.config.get(name) or run.settings.get(setting) for run in (a, b))
         if one and other and one != other:
             notes.append(f"the runs differ in {name}: {one} and {other}")
+    notes += unchecked_notes(a, b)
     if "explore" in (a.settings.get("fold"), b.settings.get("fold")):
         notes.append("explore fold: for choosing recipes; make claims on the confirm fold")
     return notes

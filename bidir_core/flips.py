@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bidir_core.interop.evidence import is_imported
 from bidir_core.metrics import choice_probabilities
 from bidir_core.pairing import PairedItems, pair
 from bidir_core.store import Run
@@ -29,7 +30,7 @@ def flips(run_a: Run, run_b: Run, metric: str = "acc", *, intersect: bool = Fals
     first (negative: the gold lost ground). ``gold_prob_*`` is the softmax over the choices at the
     gold. ``n_prefix_tokens`` is the longest context's, ``n_gold_tokens`` the gold choice's.
     ``context_short`` is the end of the context for few-shot runs and its start otherwise, empty
-    for compact runs.
+    for compact runs. Token counts that neither run recorded are 0.
     """
     return flips_of(pair(run_a, run_b, metric, intersect=intersect))
 
@@ -38,7 +39,8 @@ def flips_of(pairs: PairedItems) -> pd.DataFrame:
     """As :func:`flips`, of items paired already."""
     columns = ("ll", "margin", "n_prefix_tokens", "n_continuation_tokens", "prompt_group")
     table_a = pairs.run_a.items_table(columns).take(pairs.rows_a)
-    table_b = pairs.run_b.items_table(("ll", "margin")).take(pairs.rows_b)
+    table_b = pairs.run_b.items_table(columns).take(pairs.rows_b)
+    counted = table_b if is_imported(pairs.run_a) else table_a  # an imported run counts no tokens
     margin_a, margin_b = (
         table.column("margin").to_numpy().astype(np.float64) for table in (table_a, table_b)
     )
@@ -57,8 +59,8 @@ def flips_of(pairs: PairedItems) -> pd.DataFrame:
             "gold": pairs.gold,
             "gold_prob_a": choice_probabilities(table_a.column("ll"), pairs.gold),
             "gold_prob_b": choice_probabilities(table_b.column("ll"), pairs.gold),
-            "n_prefix_tokens": _list_max(table_a.column("n_prefix_tokens")),
-            "n_gold_tokens": _list_at(table_a.column("n_continuation_tokens"), pairs.gold),
+            "n_prefix_tokens": _list_max(counted.column("n_prefix_tokens")),
+            "n_gold_tokens": _list_at(counted.column("n_continuation_tokens"), pairs.gold),
             "n_choices": pairs.n_choices,
             "prompt_group": table_a.column("prompt_group").to_pandas().fillna(""),
             "context_short": _short_contexts(pairs),
@@ -98,7 +100,7 @@ def _flat(lists: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     array = lists.combine_chunks()
     lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    return np.asarray(array.flatten()), starts, lengths
+    return np.asarray(array.flatten().fill_null(0)), starts, lengths
 
 
 def _list_max(lists: pa.ChunkedArray) -> np.ndarray:

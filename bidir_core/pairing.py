@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from bidir_core.errors import UserError
+from bidir_core.interop.evidence import text_difference
 from bidir_core.metrics import bools
 from bidir_core.store import Run
 
@@ -157,10 +158,12 @@ def mismatch_report(run_a: Run, run_b: Run) -> list[Mismatch]:
     """Everything that keeps two runs with items from pairing: settings, then the items."""
     found = mismatches(run_a, run_b)
     a, b = run_a.items_table(PAIR_COLUMNS), run_b.items_table(PAIR_COLUMNS)
-    rows, _, _, why = _align(a, b)
+    rows, rows_b, _, why = _align(a, b)
     if why is not None:
         sizes = f"{a.num_rows:,} items", f"{b.num_rows:,} items"
         found.append(Mismatch("items", *sizes, why, sets_only=len(rows) > 0))
+    if (other := text_difference(run_a, run_b, rows, rows_b)) is not None:
+        found.append(Mismatch("texts", *other))
     return found
 
 
@@ -195,6 +198,8 @@ def pair(
     if why is not None and (not intersect or not len(rows_a)):
         remedy = "; --intersect compares only the items both hold" if len(rows_a) else ""
         raise UserError(f"'{run_a.id}' and '{run_b.id}' do not pair: {why}{remedy}")
+    if (other := text_difference(run_a, run_b, rows_a, rows_b)) is not None:
+        raise UserError(f"'{run_a.id}' and '{run_b.id}' do not pair: {other[2]}")
     failed = (
         a.column("error").is_valid().to_numpy()[rows_a]
         | b.column("error").is_valid().to_numpy()[rows_b]
