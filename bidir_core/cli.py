@@ -345,4 +345,6 @@ COMMANDS = [
     _lazy("lab", "Sweep regimes on one model, with controls (dose-response).", "lab.command"),
     _lazy("generate", "Continue a prompt under several regimes, side by side.", "generate_command"),
     _lazy("attend", "Observe attention: where each layer and head really looks.", "attend"),
+    _lazy("import", "Read lm-eval's logged samples as a run.", "interop.lm_eval_import"),
+    _lazy("export", "Write a run in lm-eval's format.", "interop.lm_eval_export"),
 ]
