@@ -274,12 +274,27 @@ def _run_pipeline(parsed: argparse.Namespace) -> int:
 
 def _add_report(commands: Any) -> None:
     parser = _command(
-        commands, "report", "Write what runs show, with its uncertainty, as Markdown.", _run_report
+        commands,
+        "report",
+        "Write what runs show, with its uncertainty, as Markdown or as one HTML file.",
+        _run_report,
     )
     parser.add_argument(
         "runs", metavar="RUN", nargs="*", help="run ids or folders; left out: a model's fullest set"
     )
-    parser.add_argument("--out", required=True, metavar="FILE.md", help="where the report goes")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="where the report goes: .md for Markdown, .html for one self-contained page with "
+        "interactive charts and the flips",
+    )
+    parser.add_argument("--html", metavar="FILE.html", help="also write the self-contained page")
+    parser.add_argument(
+        "--sections",
+        metavar="A,B,..",
+        help="only these sections, by key; a wrong one lists them all",
+    )
     parser.add_argument("--csv", action="store_true", help="also write each table beside it")
     parser.add_argument("--model", help="whose runs to choose when none are named")
     parser.add_argument("--metric", choices=("acc", "acc_norm"), default="acc")

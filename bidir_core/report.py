@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from bidir_core.errors import UserError
 from bidir_core.pairing import check_metric
 from bidir_core.reporting.arms import Study, make_study
 from bidir_core.reporting.markdown import Table, escape
-from bidir_core.reporting.sections import SECTIONS, Builder, Section
+from bidir_core.reporting.sections import ALL_SECTIONS, Builder, Section
 from bidir_core.store import Run, find_run, list_runs
 
 __all__ = ["Report", "Section", "Table", "build_report", "choose_study", "write_report"]
@@ -32,13 +33,16 @@ class Report:
     sections: tuple[Section, ...]
     numbers: Builder = field(repr=False)
 
+    @property
+    def stem(self) -> str:
+        """A file's name with run ids in it."""
+        names = [re.sub(r"[^A-Za-z0-9._-]+", "-", run.path.name) for run in self.study.all_runs]
+        more = f"_and-{len(names) - 2}-more" if len(names) > 2 else ""
+        return "_".join(["report", *(name[:60] for name in names[:2])]) + more
+
     def chosen(self, only: Collection[str] | None = None) -> list[Section]:
-        """All sections, or those with these keys; UserError for a key that is none."""
-        unknown = [key for key in only or () if key not in SECTIONS]
-        if unknown:
-            raise UserError(
-                f"there is no section '{unknown[0][:80]}'; choose from {', '.join(SECTIONS)}"
-            )
+        """All sections, or those with these keys (see :func:`check_sections`)."""
+        check_sections(only)
         return [s for s in self.sections if only is None or s.key in only]
 
     def markdown(self, only: Collection[str] | None = None) -> str:
@@ -46,10 +50,23 @@ class Report:
         shown = [section.markdown() for section in self.chosen(only)]
         return "\n\n".join([f"# {self.title}", *shown]) + "\n"
 
+    def chosen_tables(self, only: Collection[str] | None = None) -> dict[str, Table]:
+        """The tables of these sections by their keys."""
+        return {table.key: table for section in self.chosen(only) for table in section.tables}
+
     @property
     def tables(self) -> dict[str, Table]:
         """Every table by its key."""
-        return {table.key: table for section in self.sections for table in section.tables}
+        return self.chosen_tables()
+
+
+def check_sections(only: Collection[str] | None) -> None:
+    """Raise UserError for a key that is no section's. ``flips`` is one that only HTML has."""
+    for key in only or ():
+        if key not in ALL_SECTIONS:
+            raise UserError(
+                f"there is no section '{key[:80]}'; choose from {', '.join(ALL_SECTIONS)}"
+            )
 
 
 def build_report(
@@ -98,31 +115,61 @@ def choose_study(model: str | None, runs: Sequence[Run]) -> Study:
     return make_study(evaluations, others=runs, mixed_dtypes=False)
 
 
-def write_report(report: Report, out: Path, *, csv: bool = False) -> list[Path]:
-    """Write the Markdown (atomically) and, beside it, ``<stem>.<table>.csv``; return the files."""
-    texts = {out: report.markdown()}
+def write_report(
+    report: Report,
+    out: Path,
+    *,
+    csv: bool = False,
+    html: Path | None = None,
+    only: Collection[str] | None = None,
+) -> list[Path]:
+    """Write the report to ``out`` (``.md`` or ``.html``) and return the files, each whole or absent.
+
+    ``csv``: also ``<stem>.<table>.csv`` beside it. ``html``: also that file. ``only``: keys of the
+    sections to write; None means all.
+    """
+    texts = {path: _text(report, path, only) for path in (out, html) if path is not None}
     if csv:
-        for key, table in report.tables.items():
+        for key, table in report.chosen_tables(only).items():
             texts[out.with_name(f"{out.stem}.{key}.csv")] = table.csv()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.items():
+    for path, text in texts.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary:
                 temporary.write_text(text, encoding="utf-8", newline="")
-    except OSError as error:
-        raise UserError(
-            f"--out {out}: cannot be written ({error.strerror or error}); give another file"
-        ) from error
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror or error}); give another file"
+            ) from error
     return list(texts)
+
+
+def _text(report: Report, path: Path, only: Collection[str] | None) -> str:
+    if path.suffix == ".html":
+        from bidir_core.reporting.html_page import page
+
+        return page(report, only)
+    return report.markdown(only)
+
+
+def report_file(flag: str, name: str, *suffixes: str) -> Path:
+    """Where a report goes; UserError for a name that says no format that it is written in."""
+    path = Path(name).expanduser()
+    if path.suffix not in suffixes:
+        kinds = {".md": ".md (Markdown)", ".html": ".html (one self-contained page)"}
+        wanted = " or ".join(kinds[suffix] for suffix in suffixes)
+        raise UserError(f"{flag} {name}: give a name that ends in {wanted}")
+    return path
 
 
 def report_command(args: argparse.Namespace) -> int:
     """``report RUN... --out FILE``; 0 when the files are on disk."""
     if not 0 < args.margin < 100:
         raise UserError(f"--margin {args.margin:g}: give a number of points above 0, such as 1")
-    out = Path(args.out).expanduser()
-    if out.suffix != ".md":
-        raise UserError(f"--out {args.out}: a report is Markdown; give a name that ends in .md")
+    out = report_file("--out", args.out, ".md", ".html")
+    html = report_file("--html", args.html, ".html") if args.html else None
+    only = [key for key in args.sections.split(",") if key] if args.sections else None
+    check_sections(only)
     roots = [args.runs_dir] if args.runs_dir else None
     report = build_report(
         [find_run(run, roots) for run in args.runs],
@@ -131,6 +178,6 @@ def report_command(args: argparse.Namespace) -> int:
         margin=args.margin / 100,
         roots=roots,
     )
-    for path in write_report(report, out, csv=args.csv):
+    for path in write_report(report, out, csv=args.csv, html=html, only=only):
         print(path)
     return 0

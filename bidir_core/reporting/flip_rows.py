@@ -18,7 +18,7 @@ from bidir_core.store import Run
 
 CLASSES = ("broken", "fixed", "changed_wrong")
 TOP = 40  # of each class: what a reader looks at, in a file small enough to mail
-CONTEXT, CHOICE = 900, 240  # characters kept of each
+CONTEXT, CHOICE = 900, 400  # characters kept of each
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,15 @@ class Table:
     def __bool__(self) -> bool:
         return bool(self.rows)
 
+    def without_empty_columns(self) -> Table:
+        """The same without the columns that hold nothing, for where width is dear."""
+        keep = [i for i in range(len(self.columns)) if any(row[i] is not None for row in self.rows)]
+        return Table(
+            self.key,
+            [self.columns[i] for i in keep],
+            [[row[i] for i in keep] for row in self.rows],
+        )
+
     def markdown(self) -> str:
         lines = [
             "| " + " | ".join(escape(column.name) for column in self.columns) + " |",

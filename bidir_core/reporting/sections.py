@@ -29,6 +29,8 @@ SECTIONS = {
     "cost": "Cost",
     "artifacts": "Artifacts",
 }
+# The items themselves are listed in the HTML file only.
+ALL_SECTIONS = {**SECTIONS, "flips": "The Items Behind the Numbers: Flips"}
 STAGES = (
     ("Stage 1", "vanilla baseline: the base model, causal prefill"),
     ("Stage 2", "ablated baseline: the base model, bidirectional prefill, no fine-tuning"),
