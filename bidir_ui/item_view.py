@@ -133,7 +133,7 @@ def heat_strip(rows: Sequence[tuple[str, float, float]], scale: float) -> Html:
     cells = []
     for piece, left, right in rows[:MAX_TOKENS]:
         moved = right - left
-        strength = min(abs(moved) / scale, 1.0) * 0.75 if scale else 0.0
+        strength = min(abs(moved) / scale, 1.0) * 0.65 if scale else 0.0
         rgb = "0 158 115" if moved > 0 else "213 94 0"
         title = f"{fmt.number(left)} → {fmt.number(right)} nats ({fmt.signed(moved)})"
         cells.append(

@@ -74,6 +74,7 @@ def start(key: str) -> Page:
     html.styles()
     if spec.writes and is_read_only():
         _navigation(key)
+        st.title(spec.title, anchor=False)
         widgets.banner(
             "info", f"{spec.title} is closed here",
             "This is a read-only view: runs can be read and shared, not started or changed.",

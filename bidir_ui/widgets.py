@@ -18,7 +18,7 @@ from bidir_ui.html import Html, div, el, esc, show, span
 
 def banner(kind: str, title: object, *lines: object) -> None:
     """A state of the page, said calmly. ``kind``: info, error or empty."""
-    show(div(f"b b-banner {kind}", el("h3", title), *(el("p", line) for line in lines if line)))
+    show(div(f"b b-banner {kind}", el("h2", title), *(el("p", line) for line in lines if line)))
 
 
 def note(*parts: object) -> None:
@@ -31,7 +31,8 @@ def lead(*parts: object) -> None:
 
 
 def heading(text: str) -> None:
-    st.subheader(text, anchor=False)
+    """A section of the page, next in order below its title."""
+    show(el("h2", text, cls="b-h3"))
 
 
 def command(*lines: str) -> None:
@@ -67,7 +68,13 @@ def table(
         )
         for number, row in enumerate(rows)
     ]
-    header = el("tr", *(el("th", cell, cls=cls(i), scope="col") for i, cell in enumerate(head)))
+    header = el(
+        "tr",
+        *(  # a column without a name has no header cell
+            el("th", cell, cls=cls(i), scope="col") if cell else el("td")
+            for i, cell in enumerate(head)
+        ),
+    )
     return div("b-scroll", el("table", el("thead", header), el("tbody", *body), cls="b b-table"))
 
 
@@ -79,13 +86,19 @@ def dot(colour: str) -> Html:
     return span(f"b-dot b-{colour}")
 
 
-def chart(figure: go.Figure, alt: str, **options: Any) -> Any:
-    """A Plotly figure in the app's manner: the theme's ink, no tool bar, a text alternative."""
+def chart(figure: go.Figure, alt: str, *, save_as: str = "", **options: Any) -> Any:
+    """A Plotly figure in the app's manner: the theme's ink, a text alternative, and no tool bar
+    but, with ``save_as`` (a file's name), the button that saves it as PNG in the browser."""
     dark = st.context.theme.type == "dark"
     plots.ink(figure, *(("#e6e8ea", "#a3a9b0") if dark else ("#1f2328", "#5c646d")))
-    return st.plotly_chart(
-        figure, config={"displayModeBar": False, "responsive": True}, alt=alt, **options
-    )
+    config: dict[str, Any] = {"displayModeBar": bool(save_as), "responsive": True}
+    if save_as:
+        config |= {
+            "modeBarButtons": [["toImage"]],
+            "displaylogo": False,
+            "toImageButtonOptions": {"format": "png", "filename": save_as, "scale": 2},
+        }
+    return st.plotly_chart(figure, config=config, alt=alt, **options)
 
 
 def direction(low: float, high: float) -> tuple[str, str]:
