@@ -7,163 +7,41 @@ laid out like a hub snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from bidir_core.attention import Handle, choose_implementation, install
+from bidir_core.families import (
+    BOS,
+    EOS,
+    FAMILIES,
+    MAX_LENGTH,
+    PAD,
+    VOCAB,
+    WINDOW,
+    tiny_config,
+    tiny_model,
+    tiny_tokenizer,
+)
 
-VOCAB = 260  # 256 bytes, then <pad>, <bos>, <eos>, and one to spare
-PAD, BOS, EOS = 256, 257, 258
-MAX_LENGTH = 512
-WINDOW = 4  # small, so that a short sequence reaches past it
-
-_COMMON: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": MAX_LENGTH,
-    "pad_token_id": PAD,
-    "bos_token_id": BOS,
-    "eos_token_id": EOS,
-    "tie_word_embeddings": False,
-    "initializer_range": 0.2,  # large, so that attention matters to the logits
-}
-_GEMMA = {"query_pre_attn_scalar": 24, "sliding_window": WINDOW}  # a scale of its own, not head_dim
-_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-_YARN = {  # Ministral 3 scales queries by position beyond the original window: a small one here
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 16.0,
-    "original_max_position_embeddings": MAX_LENGTH // 16,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "llama_4_scaling_beta": 0.1,
-}
-
-
-def _plain(name: str, **settings: Any) -> Callable[[], Any]:
-    return lambda: getattr(transformers, name)(**{**_COMMON, **settings})
-
-
-def _gpt_neox() -> Any:
-    settings = {k: v for k, v in _COMMON.items() if k not in ("num_key_value_heads", "head_dim")}
-    return transformers.GPTNeoXConfig(**settings)
-
-
-def _gpt2() -> Any:
-    return transformers.GPT2Config(
-        vocab_size=VOCAB,
-        n_positions=MAX_LENGTH,
-        n_embd=32,
-        n_layer=4,
-        n_head=4,
-        initializer_range=0.2,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-    )
-
-
-def _mistral3() -> Any:
-    vision = transformers.PixtralVisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
-        head_dim=8,
-    )
-    return transformers.Mistral3Config(
-        vision_config=vision,
-        text_config=_FAMILIES["ministral3"](),
-        image_token_index=VOCAB - 1,
-        spatial_merge_size=1,
-        tie_word_embeddings=False,
-    )
-
-
-_FAMILIES: dict[str, Callable[[], Any]] = {
-    "llama": _plain("LlamaConfig"),
-    "mistral": _plain("MistralConfig", sliding_window=WINDOW),
-    "ministral3": _plain("Ministral3Config", num_hidden_layers=3, rope_parameters=_YARN),
-    "mistral3": _mistral3,
-    "qwen2": _plain(
-        "Qwen2Config", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2
-    ),
-    "qwen3": _plain("Qwen3Config"),
-    "gemma2": _plain("Gemma2Config", **_GEMMA, attn_logit_softcapping=5.0),
-    "gemma3": _plain(
-        "Gemma3TextConfig",
-        **_GEMMA,
-        layer_types=[
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-        ],
-        rope_parameters={"full_attention": _ROPE, "sliding_attention": _ROPE},
-    ),
-    "phi3": _plain("Phi3Config", original_max_position_embeddings=MAX_LENGTH),
-    "olmo2": _plain("Olmo2Config"),
-    "smollm3": _plain("SmolLM3Config", no_rope_layers=[1, 0, 1, 0]),
-    "gpt_neox": _gpt_neox,
-    "gpt2": _gpt2,
-}
-FAMILIES = tuple(_FAMILIES)
-
-
-def tiny_config(family: str, **changes: Any) -> Any:
-    """The configuration of one family, with ``changes`` made to its text side."""
-    config = _FAMILIES[family]()
-    for name, value in changes.items():
-        setattr(config.get_text_config(), name, value)
-    return config
-
-
-def tiny_model(family: str, *, seed: int = 0, **changes: Any) -> Any:
-    """A random fp32 model in eval mode, without anything installed on it."""
-    config = tiny_config(family, **changes)
-    auto = (
-        transformers.AutoModelForImageTextToText
-        if family == "mistral3"
-        else transformers.AutoModelForCausalLM
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = auto.from_config(config, dtype=torch.float32)
-        # Norms and biases are ones and zeros at first, and would hide a mistake in them.
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 1 and "norm" in name:
-                parameter.data += 0.2 * torch.randn_like(parameter)
-    return model.eval()
-
-
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A fast tokenizer with offsets: one token a byte, plus ``<pad>``, ``<bos>``, ``<eos>``."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<pad>", "<bos>", "<eos>"])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
-    )
-    assert (fast.pad_token_id, fast.bos_token_id, fast.eos_token_id) == (PAD, BOS, EOS)
-    return fast
+__all__ = [
+    "BOS",
+    "EOS",
+    "FAMILIES",
+    "MAX_LENGTH",
+    "PAD",
+    "VOCAB",
+    "WINDOW",
+    "TinyLoaded",
+    "save_tiny_model",
+    "tiny_config",
+    "tiny_loaded",
+    "tiny_model",
+    "tiny_tokenizer",
+]
 
 
 def save_tiny_model(folder: Path | str, family: str = "llama", *, seed: int = 0) -> Path:
