@@ -156,6 +156,7 @@ def _run(writer: RunWriter, prompts: Prompts, points: Sequence[Point], loaded: L
             if run.state == "done":
                 continue
             title = f"[{number}/{len(points)}] {point.regime}"
+            writer.heartbeat(progress.done, progress.total, point=title)
             _run_point(writer, prompts, point, run, loaded, title, progress)
             _tell_left(log, progress, number, len(points), started, sum(before))
         if prompts.config.controls:
