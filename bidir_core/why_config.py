@@ -11,6 +11,7 @@ from bidir_core.config import DTYPES, EvalConfig, check_config, from_json, setti
 from bidir_core.custom_task import absolute_task, is_custom_task
 from bidir_core.errors import UserError
 from bidir_core.regimes import parse_regime
+from bidir_core.run_layout import runs_roots
 from bidir_core.store import Run, find_run
 
 # What a run decides where the command line does not.
@@ -101,10 +102,16 @@ def resolve(config: WhyConfig) -> tuple[WhyConfig, EvalConfig, Run | None]:
         reading = EvalConfig(model=config.model, tasks=(config.task,))
         run = None
     else:
-        run = find_run(config.as_run, roots=[config.runs_dir] if config.runs_dir else None)
+        own = [config.runs_dir] if config.runs_dir else []
+        run = find_run(config.as_run, roots=[*own, *runs_roots()])
         if run.config.get("kind", "eval") != "eval" or run.is_reference or run.error:
             raise UserError(f"the run '{run.id}' holds no scored items; name an evaluation's run")
         reading = from_json(EvalConfig, run.settings)
+        if reading.patch is not None:
+            raise UserError(
+                f"the run '{run.id}' has keys or values patched in, which no regime says; name a "
+                "run without"
+            )
         reading = replace(reading, tasks=(_task_of(config, reading, run),))
     given = {
         name: getattr(config, name)
