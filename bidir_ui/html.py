@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 import streamlit as st
+from markupsafe import Markup
 
 from bidir_core.item_texts import visible
 
@@ -28,6 +29,13 @@ class Html(str):
 def esc(text: object) -> Html:
     """Plain text as inert markup."""
     return text if isinstance(text, Html) else Html(html.escape(visible(text)))
+
+
+def built(markup: Markup) -> Html:
+    """Markup that the core built and escaped itself."""
+    if not isinstance(markup, Markup):
+        raise TypeError("built() takes the core's own markup, not a plain string")
+    return Html(markup)
 
 
 def join(*parts: object) -> Html:

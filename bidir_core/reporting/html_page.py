@@ -23,7 +23,7 @@ from bidir_core.reporting import html_text
 from bidir_core.reporting.charts import Chart, charts
 from bidir_core.reporting.flip_rows import CLASSES, TOP, flip_tables
 from bidir_core.reporting.markdown import Table
-from bidir_core.reporting.sections import ALL_SECTIONS, Section
+from bidir_core.reporting.sections import ALL_SECTIONS, FLIPS, Section
 
 if TYPE_CHECKING:
     from bidir_core.report import Report
@@ -33,9 +33,9 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
     "base-uri 'none'; form-action 'none'"
 )
-FLIPS = "flips"
 MADE_HEADING = "How This Was Made"
 FOLDED = 24  # a table with more rows than this is folded away
+LONG = 24  # a code cell with more characters may break anywhere
 OPENING = 110  # characters of a question that stand in the flips' table
 MARKS = {"broken": "▼ broken", "fixed": "▲ fixed", "changed_wrong": "◇ other wrong"}
 WORDS = {
@@ -83,6 +83,8 @@ def page(report: Report, only: Collection[str] | None = None) -> str:
         words=WORDS,
         top=TOP,
         folded=FOLDED,
+        long=LONG,
+        opening_length=OPENING,
         command=command(report, only),
         facts=facts(report),
         figures=_figures(drawn, report.stem),
@@ -126,12 +128,20 @@ def _template() -> Any:
             visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
         ),
     )
-    environment.filters.update(count=words.count, nats=_nats, opening=_opening)
+    environment.filters.update(count=words.count, nats=_nats, opening=_opening, tied=tied)
     environment.tests.update(
         markup=lambda value: isinstance(value, Markup),
         chart=lambda value: isinstance(value, Chart),
     )
     return environment.get_template("report.html.j2")
+
+
+def tied(text: str) -> str:
+    """An interval whose ends stay on one line: ``51.8 %`` above ``(38.3 to 65.8 %)``."""
+    ties = ((" to ", "\u00a0to\u00a0"), (" %", "\u00a0%"), ("(no ", "(no\u00a0"))
+    for loose, tied_up in ties:
+        text = text.replace(loose, tied_up)
+    return text
 
 
 def _nats(value: float, signed: bool = False) -> str:

@@ -30,7 +30,8 @@ SECTIONS = {
     "artifacts": "Artifacts",
 }
 # The items themselves are listed in the HTML file only.
-ALL_SECTIONS = {**SECTIONS, "flips": "The Items Behind the Numbers: Flips"}
+FLIPS = "flips"
+ALL_SECTIONS = {**SECTIONS, FLIPS: "The Items Behind the Numbers: Flips"}
 STAGES = (
     ("Stage 1", "vanilla baseline: the base model, causal prefill"),
     ("Stage 2", "ablated baseline: the base model, bidirectional prefill, no fine-tuning"),

@@ -1,0 +1,256 @@
+"""The Report page's parts: which runs and sections, the preview, the files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import streamlit as st
+
+from bidir_core import report as core
+from bidir_core import store
+from bidir_core.reporting import html_page
+from bidir_core.reporting.charts import Chart, charts
+from bidir_core.reporting.markdown import Table
+from bidir_core.reporting.sections import ALL_SECTIONS, FLIPS
+from bidir_core.run_layout import EVAL_DIRS, FINETUNE_DIRS
+from bidir_ui import data, fmt, html, pair, url, widgets
+from bidir_ui.data import RunInfo
+from bidir_ui.shell import Page
+
+SHORT = {
+    "scope": "Scope", "stages": "Stages", "macro": "Macro", "per_task": "Per task",
+    "answers": "Answers", "non_prefill": "Non-prefill", "two_by_two": "2x2",
+    "differences": "Differences", "churn": "Churn", "leaky": "Leaky 3A", "training": "Training",
+    "curve": "Recovery", "cost": "Cost", "artifacts": "Artifacts", FLIPS: "Flips (HTML only)",
+}  # fmt: skip
+ALL, MINE = "fullest", "mine"
+STAGES = (*EVAL_DIRS, *FINETUNE_DIRS.values())
+NO_SECTION = "none"  # in the URL: an absent parameter means all of them
+
+
+@dataclass(frozen=True)
+class Made:
+    """A report, and which of its sections the reader wants (None: all)."""
+
+    report: core.Report
+    only: tuple[str, ...] | None = None
+
+    @property
+    def available(self) -> list[str]:
+        """Keys of the sections this report has, the flips included."""
+        return [*(section.key for section in self.report.sections), FLIPS]
+
+    @property
+    def shown(self) -> list[str]:
+        return [key for key in self.available if self.only is None or key in self.only]
+
+
+@st.cache_resource(max_entries=6, show_spinner="Computing the report")
+def _report(paths: tuple[str, ...], model: str, metric: str, stamp: str) -> core.Report:
+    named = [store.Run(path) for path in paths]
+    return core.build_report(named or None, model=model or None, metric=metric)
+
+
+def build(page: Page, chosen: Sequence[RunInfo], metric: str) -> core.Report:
+    """The report on these runs or, without any, on the fullest set of the chosen pair's model.
+
+    Remembered until a finished run comes, goes or changes. UserError if there is nothing to say.
+    """
+    known = [(run.id, run.modified) for run in page.runs if usable(run)]
+    stamp = hashlib.sha256(repr(known).encode()).hexdigest()
+    model = "" if chosen or page.pair.a is None else page.pair.a.model
+    return _report(tuple(run.path for run in chosen), model, metric, stamp)
+
+
+def usable(run: RunInfo) -> bool:
+    """Whether a report can speak of it: finished or published, and a stage of the study."""
+    return (run.is_done or run.is_reference) and run.stage in STAGES
+
+
+# --- what to report on ---------------------------------------------------------------------------
+
+
+def chosen_runs(page: Page) -> list[RunInfo] | None:
+    """The runs named in the URL; empty for the fullest set. None if one of them does not exist."""
+    found = [(run_id, data.by_id(page.runs, run_id)) for run_id in url.get_list("runs")]
+    unknown = [run_id for run_id, run in found if run is None]
+    if unknown:
+        pair.explain_if_missing(page.runs, pair.Pair(None, None, unknown=tuple(unknown)))
+        return None
+    if not found and page.pair.unknown:
+        pair.explain_if_missing(page.runs, page.pair)
+        return None
+    return [run for _, run in found if run is not None]
+
+
+def runs_box(page: Page, chosen: Sequence[RunInfo], report: core.Report | None) -> None:
+    """The fullest set of a model, or runs of one's own choice."""
+    in_it = [run.id for run in report.study.all_runs] if report else []
+    url.bound(
+        st.segmented_control, "Runs", name="runs", options=[ALL, MINE], required=True,
+        format_func={ALL: "The model's fullest set", MINE: "My choice"}.get,
+        read=lambda text: MINE if text else ALL,
+        write=lambda value: "~".join(in_it) if value == MINE else "",
+        help="The fullest set: of the baseline's model, the finished runs over the same items that "
+        "fill most stages. The same as `report` without run ids in a terminal.",
+    )  # fmt: skip
+    if not chosen:
+        return
+    options = [run.id for run in page.runs if usable(run)]
+    options += [run.id for run in chosen if run.id not in options]
+    st.session_state["report-runs"] = [run.id for run in chosen]
+
+    def changed() -> None:
+        url.put(runs=st.session_state["report-runs"])
+
+    st.multiselect(
+        "Chosen runs", options, key="report-runs", on_change=changed,
+        format_func=partial(_run_label, page.runs), label_visibility="collapsed",
+        placeholder="choose runs; none: the fullest set again",
+    )  # fmt: skip
+
+
+def _run_label(runs: tuple[RunInfo, ...], run_id: str) -> str:
+    run = data.by_id(runs, run_id)
+    text = run_id if run is None else f"{run.label} {run.name} {run.model.split('/')[-1]}"
+    return html.visible(fmt.clip(text, 80))
+
+
+def sections_box(report: core.Report) -> Made | None:
+    """Which sections to show and to write. None if the URL names one that does not exist."""
+    everything = Made(report).available
+    wanted = [key for key in url.get_list("sections") if key != NO_SECTION]
+    unknown = [key for key in wanted if key not in ALL_SECTIONS]
+    if unknown:
+        widgets.banner(
+            "error", "Section not found",
+            html.join("No section is called ", html.el("code", fmt.clip(unknown[0], 60)), "."),
+            f"There are: {', '.join(everything)}.",
+        )  # fmt: skip
+        return None
+    url.bound(
+        st.pills, "Sections", name="sections", options=everything, selection_mode="multi",
+        format_func=lambda key: SHORT.get(key, key),
+        read=lambda text: everything if not text else [k for k in everything if k in wanted],
+        write=lambda value: (
+            "" if set(everything) <= set(value) else "~".join(k for k in everything if k in value)
+        ) if value else NO_SECTION,
+    )  # fmt: skip
+    return Made(report, tuple(wanted) if url.get("sections") else None)
+
+
+def remarks(page: Page, report: core.Report) -> None:
+    """What is not in the report although a reader may expect it."""
+    going = [
+        run for run in page.runs
+        if run.model == report.study.model and run.stage in STAGES and not usable(run)
+    ]  # fmt: skip
+    if going:
+        lines = [f"{run.id} ({run.state})" for run in going[:5]]
+        more = f" and {len(going) - 5} more" if len(going) > 5 else ""
+        widgets.banner(
+            "info", "Partial: unfinished runs of this model are not in the report",
+            ", ".join(lines) + more + ".",
+        )  # fmt: skip
+    left_out = report.study.left_out
+    if left_out:
+        widgets.note(
+            f"{len(left_out)} finished run{'s' if len(left_out) > 1 else ''} left out, with the "
+            "reason: at the end of Artifacts."
+        )
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def downloads(made: Made) -> None:
+    """Files that are made when they are asked for; their names carry run ids."""
+    report, only = made.report, made.only
+    tables = report.chosen_tables(only)
+    files: list[tuple[str, str, str, Callable[[], bytes], bool]] = [
+        ("HTML", ".html", "text/html", lambda: html_page.page(report, only).encode(), True),
+        ("Markdown", ".md", "text/markdown", lambda: report.markdown(only).encode(), True),
+        ("CSV tables", "_tables.zip", "application/zip", lambda: zipped(tables), bool(tables)),
+    ]
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        for label, ending, mime, make, any_ in files:
+            st.download_button(
+                label, make, file_name=report.stem + ending, mime=mime, on_click="ignore",
+                key=f"report{ending}", icon=":material/download:", disabled=not any_,
+                type="primary" if ending == ".html" else "secondary",
+            )  # fmt: skip
+        widgets.note(
+            "HTML: one file with interactive charts and the flips, to mail; it opens offline. A "
+            "chart's own button saves it as PNG."
+        )
+    with st.expander("The same in a terminal"):
+        widgets.command(html_page.command(report, only))
+
+
+def zipped(tables: dict[str, Table]) -> bytes:
+    """Every table as CSV, in one archive."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, table in tables.items():
+            archive.writestr(f"{key}.csv", table.csv())
+    return out.getvalue()
+
+
+# --- preview ---------------------------------------------------------------------------------
+
+
+def preview(made: Made) -> None:
+    """The chosen sections as the files have them."""
+    report, drawn = made.report, charts(made.report)
+    for section in report.sections:
+        if section.key not in made.shown:
+            continue
+        html.show(html.el("h2", section.heading, cls="b-h2 b-rule"))
+        for number, block in enumerate(html_page.blocks(section, drawn.get(section.key, []))):
+            if isinstance(block, Table):
+                _table(block)
+            elif isinstance(block, Chart):
+                html.show(html.div("b", html.el("b", block.title)))
+                widgets.chart(
+                    block.figure, block.alt, save_as=f"{report.stem}_{block.key}",
+                    key=f"report-{block.key}-{number}",
+                )  # fmt: skip
+            else:
+                html.show(html.div("b b-report", html.built(block)))
+    if FLIPS in made.shown:
+        html.show(html.el("h2", ALL_SECTIONS[FLIPS], cls="b-h2 b-rule"))
+        widgets.note(
+            "The HTML file lists the items whose right answer's margin moved most, with their "
+            "choices and both log-likelihoods. Here they have a page of their own:"
+        )
+        query = url.params(flip="broken~fixed")
+        st.page_link(
+            "pages/flips.py", label="Flips", icon=":material/swap_vert:", query_params=query
+        )
+
+
+def _table(table: Table) -> None:
+    kinds = [column.kind for column in table.columns]
+    left = [i for i, kind in enumerate(kinds) if kind in ("text", "code")]
+    rows = [
+        [_cell(text, kind) for text, kind in zip(row, kinds, strict=True)] for row in table.texts()
+    ]
+    shown = html.div(
+        "b-report", widgets.table([column.name for column in table.columns], rows, left=left)
+    )
+    if len(rows) > html_page.FOLDED:
+        words = f"Table, {len(rows)} rows"
+        shown = html.el("details", html.el("summary", words), shown, cls="b b-fold")
+    html.show(shown)
+
+
+def _cell(text: str, kind: str) -> object:
+    if kind == "code":
+        long = len(text) > html_page.LONG
+        return html.el("span", text, cls="b-mono b-long" if long else "b-mono")
+    return text if kind == "text" else html_page.tied(text)

@@ -1,0 +1,42 @@
+"""Report: what the runs show, in sections, to read here and to take away as files."""
+
+import streamlit as st
+
+from bidir_ui import fmt, pair, report_view, shell, widgets
+
+page = shell.start("report")
+
+st.title("Report", anchor=False)
+with shell.guard():
+    if not page.runs:
+        pair.explain_if_missing(page.runs, page.pair)
+        st.stop()
+    chosen = report_view.chosen_runs(page)
+    if chosen is None:
+        st.stop()
+    if not any(report_view.usable(run) for run in page.runs):
+        widgets.banner(
+            "empty", "No finished evaluation yet",
+            "A report needs at least one. These two commands make the first comparison:",
+        )  # fmt: skip
+        widgets.command(*pair.PAIR_COMMANDS)
+        st.stop()
+    report = None
+    try:
+        report = report_view.build(page, chosen, page.pair.metric)
+    finally:  # runs can be chosen anew even where these make no report
+        report_view.runs_box(page, chosen, report)
+    made = report_view.sections_box(report)
+    if made is None:
+        st.stop()
+    n_runs = len(report.study.all_runs)
+    widgets.note(
+        f"{report.study.model}: {fmt.count(n_runs)} run{'s' if n_runs > 1 else ''}, "
+        f"{page.pair.metric}, {len(report.study.some_run.tasks)} tasks."
+    )
+    if not made.shown:
+        widgets.banner("empty", "No section is chosen", "Choose at least one above.")
+        st.stop()
+    report_view.downloads(made)
+    report_view.remarks(page, report)
+    report_view.preview(made)
