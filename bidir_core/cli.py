@@ -12,10 +12,15 @@ from typing import Any, NoReturn
 from bidir_core import __version__
 from bidir_core.config import EvalConfig, add_arguments
 from bidir_core.errors import UserError
+from bidir_core.launched import is_helper, refuse_several
 
 OK, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 1, 130
 # What a disk or a path can do to anybody; any other OSError is a bug and keeps its traceback.
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG}
+
+
+# What several processes of one `accelerate launch` do together.
+SHARED_OUT = {"eval"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = parser.parse_args(arguments)
         return parsed.run(parsed)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not is_helper():  # of several processes one says it
+            print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted; go on with --resume or the same line", file=sys.stderr)
@@ -75,7 +81,13 @@ def build_parser() -> Parser:
 
 def _command(commands: Any, name: str, help_text: str, run: Callable[[Any], int]) -> Parser:
     parser = commands.add_parser(name, help=help_text, description=help_text)
-    parser.set_defaults(run=run)
+
+    def run_here(parsed: argparse.Namespace) -> int:
+        if name not in SHARED_OUT:
+            refuse_several(name)
+        return run(parsed)
+
+    parser.set_defaults(run=run_here)
     return parser
 
 
@@ -284,12 +296,17 @@ def _add_report(commands: Any) -> None:
     )
     parser.add_argument(
         "--out",
-        required=True,
         metavar="FILE",
         help="where the report goes: .md for Markdown, .html for one self-contained page with "
         "interactive charts and the flips",
     )
     parser.add_argument("--html", metavar="FILE.html", help="also write the self-contained page")
+    parser.add_argument(
+        "--paper",
+        metavar="DIR",
+        help="write a folder for a paper: figures, LaTeX tables, methods, references and a ledger "
+        "of claims; a new or empty folder, or one that this made",
+    )
     parser.add_argument(
         "--sections",
         metavar="A,B,..",

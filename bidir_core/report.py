@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +112,8 @@ def choose_study(model: str | None, runs: Sequence[Run]) -> Study:
             f"models with runs: {known}"
         )
     # Fine-tunes come in through the evaluations of their checkpoints.
-    evaluations = [run for run in mine if run.config.get("kind") != "finetune"]
+    # An imported run, which knows no tokens and no probe, is reported on if somebody names it.
+    evaluations = [run for run in mine if run.config.get("kind") not in ("finetune", "imported")]
     return make_study(evaluations, others=runs, mixed_dtypes=False)
 
 
@@ -163,10 +165,18 @@ def report_file(flag: str, name: str, *suffixes: str) -> Path:
 
 
 def report_command(args: argparse.Namespace) -> int:
-    """``report RUN... --out FILE``; 0 when the files are on disk."""
+    """``report RUN... --out FILE --paper DIR``, one or both; 0 when the files are on disk."""
     if not 0 < args.margin < 100:
         raise UserError(f"--margin {args.margin:g}: give a number of points above 0, such as 1")
-    out = report_file("--out", args.out, ".md", ".html")
+    if args.out is None and args.paper is None:
+        raise UserError("say where the report goes: --out FILE.md, --out FILE.html or --paper DIR")
+    if args.out is None and (args.csv or args.html or args.sections):
+        raise UserError("--csv, --html and --sections go with --out FILE; give one")
+    if args.paper is not None:
+        from bidir_core.paper.write import check_paper_folder
+
+        check_paper_folder(args.paper)
+    out = report_file("--out", args.out, ".md", ".html") if args.out is not None else None
     html = report_file("--html", args.html, ".html") if args.html else None
     only = [key for key in args.sections.split(",") if key] if args.sections else None
     check_sections(only)
@@ -178,6 +188,22 @@ def report_command(args: argparse.Namespace) -> int:
         margin=args.margin / 100,
         roots=roots,
     )
-    for path in write_report(report, out, csv=args.csv, html=html, only=only):
-        print(path)
+    if out is not None:
+        for path in write_report(report, out, csv=args.csv, html=html, only=only):
+            print(path)
+    if args.paper is not None:
+        from bidir_core.paper.write import write_paper
+
+        print(write_paper(report, args.paper, command=_paper_command(args)))
     return 0
+
+
+def _paper_command(args: argparse.Namespace) -> str:
+    """The line that makes this paper, wherever it goes."""
+    words = ["python", "-m", "bidir_core", "report", *args.runs]
+    for flag in ("model", "metric", "margin", "runs_dir"):
+        value = getattr(args, flag)
+        if value is not None:
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            words += ["--" + flag.replace("_", "-"), shown]
+    return shlex.join([*words, "--paper", "DIR"])

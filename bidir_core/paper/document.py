@@ -1,0 +1,228 @@
+"""What stands in the folder: figures, tables, main.tex, the ledgers and a README."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bidir_core import __version__
+from bidir_core.paper import bibliography
+from bidir_core.paper.claims import Claim, make_claims
+from bidir_core.paper.drawing import save, style
+from bidir_core.paper.figures import Drawn, all_figures
+from bidir_core.paper.ledger import MACRO, STATISTICS, Ledger
+from bidir_core.paper.methods import methods_text
+from bidir_core.paper.quantities import Quantities
+from bidir_core.paper.tables import all_tables
+from bidir_core.provenance import git_commit
+from bidir_core.report import Report
+from bidir_core.reporting.markdown import code, escape
+
+PACKAGES = ("array", "booktabs", "graphicx", "longtable")
+_VERSIONS = ("matplotlib", "numpy", "scipy", "statsmodels", "pandas", "pyarrow")
+
+
+def fill(report: Report, folder: Path, command: str) -> None:
+    """Write every file into an empty folder."""
+    quantities = Quantities(report.numbers)
+    claims = make_claims(quantities)
+    (folder / "figures").mkdir()
+    (folder / "tables").mkdir()
+    with style():
+        drawn = all_figures(quantities)
+        for one in drawn:
+            save(one.figure, folder / "figures" / one.key, one.title)
+    tables = all_tables(quantities, claims)
+    texts = {f"tables/{table.key}.tex": f"{MACRO}\n{table.tex()}\n" for table in tables}
+    texts["methods.tex"] = f"{MACRO}\n{methods_text(quantities)}\n"
+    texts["figures.tex"] = "\n".join([MACRO, *map(_figure_tex, drawn)]) + "\n"
+    texts["main.tex"] = _main_tex(quantities, [table.key for table in tables])
+    texts["references.bib"] = bibliography.bibtex(bibliography.cited(texts.values()))
+    fold, items = _fold(quantities)
+    texts["claims.json"] = _json(
+        {
+            "metric": quantities.metric,
+            "margin": quantities.margin,
+            "claims": [claim.to_json(fold, items) for claim in claims],
+        }
+    )
+    texts["claims.md"] = _claims_markdown(quantities, claims)
+    texts["numbers.json"] = _numbers_json(quantities.ledger, texts, drawn)
+    texts["README.md"] = _readme(report, quantities, command, drawn)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+# --- LaTeX -------------------------------------------------------------------------------------
+
+
+def _figure_tex(drawn: Drawn) -> str:
+    return "\n".join([
+        r"\begin{figure}[htbp]", r"\centering",
+        f"\\includegraphics[width=\\linewidth]{{figures/{drawn.key}.pdf}}",
+        f"\\caption{{{drawn.caption}}}\\label{{fig:{drawn.key.replace('_', '-')}}}",
+        r"\end{figure}",
+    ])  # fmt: skip
+
+
+def _main_tex(quantities: Quantities, tables: Sequence[str]) -> str:
+    """The whole as one document, to compile and to copy from."""
+    model = quantities.fact(
+        "model", [quantities.study.some_run], "config.json", "config.model", style="code"
+    )
+    results = [key for key in tables if key not in ("claims", "runs", "training")]
+    parts = [
+        r"\documentclass[10pt]{article}",
+        r"\usepackage[T1]{fontenc}",
+        r"\usepackage[a4paper,margin=2.2cm]{geometry}",
+        *(f"\\usepackage{{{name}}}" for name in PACKAGES),
+        MACRO,
+        f"\\title{{Bidirectional prefill in {model}: methods, results and claims}}",
+        r"\author{}",
+        r"\date{}",
+        r"\begin{document}",
+        r"\maketitle",
+        r"\section{Methods}",
+        r"\input{methods}",
+        *(f"\\input{{tables/{key}}}" for key in tables if key == "training"),
+        r"\section{Results}",
+        r"\input{figures}",
+        *(f"\\input{{tables/{key}}}" for key in results),
+        r"\clearpage",
+        r"\section{Claims and runs}",
+        *(f"\\input{{tables/{key}}}" for key in tables if key in ("claims", "runs")),
+        r"\bibliographystyle{plain}",
+        r"\bibliography{references}",
+        r"\end{document}",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+# --- the ledgers ---------------------------------------------------------------------------------
+
+
+def _fold(quantities: Quantities) -> tuple[str, str]:
+    """The fold that the claims were made on, and which items these are."""
+    settings = quantities.study.some_run.settings
+    fold = settings.get("fold")
+    limit = settings.get("limit")
+    n = (quantities.study.some_run.metrics or {}).get("n_items")
+    items = "all items" if limit is None else f"{settings.get('sample', 'first')} {limit} a task"
+    if "limit" not in settings:
+        items = "not recorded"
+    split = settings.get("split")
+    where = f" of the split {split}" if split else ""
+    return fold or "not recorded", f"{items}{where}" + (f", n = {n:,}" if n else "")
+
+
+def _claims_markdown(quantities: Quantities, claims: Sequence[Claim]) -> str:
+    fold, items = _fold(quantities)
+    counts = {s: sum(c.status == s for c in claims) for s in ("supported", "undecided", "refuted")}
+    lines = [
+        "# Claims",
+        "",
+        "Every status is computed from the 95 % interval of the number: a claim of a difference is "
+        "supported by an interval on its side of 0, refuted by one on the other side or wholly "
+        f"within {100 * quantities.margin:g} point"
+        f"{'' if quantities.margin == 0.01 else 's'} of 0, and undecided otherwise. A claim of "
+        '"costs nothing" or "reaches" is supported only by an interval wholly within that margin '
+        "or above 0. A single task must also pass Holm's adjustment.",
+        "",
+        f"Fold: {escape(fold)} ({escape(items)}). "
+        + ", ".join(f"{n} {status}" for status, n in counts.items())
+        + ".",
+    ]
+    for claim in claims:
+        lines += ["", f"## {claim.id}: {escape(claim.statement.plain)}", ""]
+        rows = [
+            f"Status: **{claim.status}**" + (f" ({escape(claim.reason)})" if claim.reason else "")
+        ]
+        if claim.interval:
+            value, *ends = (entry.text for entry in claim.interval)
+            within = f" (95 % CI {ends[0]} to {ends[1]})" if ends else " (no interval)"
+            rows.append(f"Number: {escape(claim.quantity)}: {value} points{within}")
+        rows += [
+            f"Test: {claim.test}",
+            f"Would be falsified by: {claim.falsifier}",
+            "Runs: " + ", ".join(map(code, claim.runs)),
+            "Entries of numbers.json: " + ", ".join(code(entry.key) for entry in claim.numbers),
+        ]
+        rows += [f"Caution: {escape(caution)}" for caution in claim.cautions]
+        lines += [f"- {row}" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _numbers_json(ledger: Ledger, texts: Mapping[str, str], drawn: Sequence[Drawn]) -> str:
+    """Every entry, with the files that print it."""
+    where: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        if name.endswith(".tex"):
+            for key in dict.fromkeys(re.findall(r"\\fromrun\{([^}]*)\}", text)):
+                where.setdefault(key, []).append(name)
+    for one in drawn:
+        for entry in one.entries:
+            where.setdefault(entry.key, []).append(f"figures/{one.key}")
+    numbers = {
+        key: {**entry.to_json(), "printed_in": where[key]}
+        for key, entry in ledger.entries.items()
+        if key in where
+    }
+    unprinted = {key: entry.to_json() for key, entry in ledger.entries.items() if key not in where}
+    return _json({"statistics": STATISTICS, "numbers": numbers, "only_in_claims": unprinted})
+
+
+# --- the README ----------------------------------------------------------------------------------
+
+
+def _readme(report: Report, quantities: Quantities, command: str, drawn: Sequence[Drawn]) -> str:
+    runs = " ".join(quantities.all_runs)
+    margin = f"{100 * quantities.margin:g}"
+    named = (
+        f"python -m bidir_core report {runs} --metric {quantities.metric} --margin {margin} "
+        "--paper DIR"
+    )
+    versions = [f"bidir_core {__version__}"]
+    commit = git_commit()
+    versions += [f"commit {commit}"] if commit else []
+    versions += [f"Python {platform.python_version()}"]
+    versions += [f"{name} {metadata.version(name)}" for name in _VERSIONS]
+    lines = [
+        f"# Paper: {escape(report.study.model)}",
+        "",
+        "- `main.tex`: everything as one document; compile with `pdflatex main`, `bibtex main`, "
+        "`pdflatex main` twice",
+        "- `methods.tex`, `figures.tex`, `tables/*.tex`: the parts, to `\\input` or copy; they need "
+        f"the packages {', '.join(PACKAGES)}",
+        "- `figures/`: " + (", ".join(one.key for one in drawn) or "none") + ", as PDF and SVG",
+        "- `references.bib`: the works that the texts cite",
+        "- `claims.md`, `claims.json`: what is claimed, by which runs and test, what would falsify "
+        "it, and its status",
+        "- `numbers.json`: every printed number, with the runs it is from and how it was got. In "
+        "the TeX files a number stands as `\\fromrun{key}{text}`, which prints the text",
+        "- `manifest.json`: what was written, with hashes; running the command again replaces the "
+        "folder only if nothing else was put into it or changed",
+        "",
+        "## How it was made",
+        "",
+        *(["    " + command, ""] if command else []),
+        "The same runs by name:",
+        "",
+        "    " + named,
+        "",
+        "The same runs and versions give the same bytes: " + ", ".join(versions) + ".",
+    ]
+    if "forest" not in {one.key for one in drawn}:
+        lines += ["", "No forest plot: none of these runs can be paired item by item."]
+    if report.study.left_out:
+        lines += ["", "## Runs left out", ""]
+        lines += [f"- {code(run)}: {escape(why)}" for run, why in report.study.left_out]
+    return "\n".join(lines) + "\n"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

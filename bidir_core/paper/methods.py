@@ -1,0 +1,330 @@
+"""A methods text written from what the runs recorded. What they did not record is not said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from bidir_core.config import EMBEDDED_MODEL
+from bidir_core.paper.bibliography import TASKS
+from bidir_core.paper.ledger import Entry
+from bidir_core.paper.quantities import Quantities, lookup
+from bidir_core.paper.regime_words import regime_words
+from bidir_core.paper.tables import shown_number
+from bidir_core.paper.training_words import training_paragraphs
+from bidir_core.reporting.arms import CAUSAL
+from bidir_core.reporting.contrasts import Contrast
+from bidir_core.store import Run
+
+PACKAGES = {
+    "python": "Python", "torch": "PyTorch", "transformers": "transformers",
+    "tokenizers": "tokenizers", "accelerate": "accelerate", "peft": "PEFT",
+}  # fmt: skip
+
+
+def methods_text(quantities: Quantities) -> str:
+    """Paragraphs of LaTeX."""
+    maker = _Methods(quantities)
+    found = {
+        "Model and tasks": maker.model_and_tasks(),
+        "Regimes": maker.regimes(),
+        "Computation": maker.computation(),
+        "Fine-tuning": training_paragraphs(quantities),
+        "Statistics": maker.statistics(),
+    }
+    return "\n\n".join(
+        f"\\paragraph{{{heading}.}} {' '.join(sentences)}"
+        for heading, sentences in found.items()
+        if sentences
+    )
+
+
+class _Methods:
+    def __init__(self, quantities: Quantities):
+        self.q, self.study = quantities, quantities.study
+        by_seed = list(self.study.cells.values())
+        self.runs: list[Run] = [run for by in by_seed for run in by.values()]
+        # What this program scored itself; prompts of imported or published numbers are not known.
+        self.own = all(
+            r.config.get("kind") == "eval" and not r.config.get("source") for r in self.runs
+        )
+
+    # --- what was evaluated -----------------------------------------------------------------
+
+    def model_and_tasks(self) -> list[str]:
+        q, runs = self.q, self.runs
+        model = q.fact("model", runs, "config.json", "config.model", style="code")
+        lines = [f"The base model is {model}{self._model_details()}."]
+        if self.study.model == EMBEDDED_MODEL and self.own:
+            lines.append(
+                "It is SmolLM{}2~\\cite{smollm2} as the program embeds it: its weights were "
+                "de-quantised from a four-bit file, so the numbers are of that model and not of "
+                "the original weights.".replace("SmolLM{}2", self._name("SmolLM2"))
+            )
+        lines.append(self._items())
+        lines += self._prompts()
+        errors = q.total("errors", runs, "metrics.json", "n_errors")
+        if errors is not None:
+            lines.append(
+                f"Over all evaluations {errors} items could not be scored; such an item counts as "
+                "wrong in an accuracy and is in no pair."
+                if errors.value
+                else "Every item could be scored in every evaluation."
+            )
+        if self.study.floor is not None:
+            lines.append(self._floor(self.study.floor))
+        return lines
+
+    def _model_details(self) -> str:
+        base = list(self.study.runs(self.study.base, CAUSAL).values())
+        base = base or [run for run in self.runs if run.settings.get("checkpoint") is None]
+        revision = self.q.fact("revision", base, "config.json", "config.revision", style="code")
+        print_ = self.q.fact(
+            "model-fingerprint", base, "config.json", "model_fingerprint", short, style="code"
+        )
+        known = [f"revision {revision}"] if revision else []
+        known += [f"fingerprint of the weights {print_}"] if print_ else []
+        return f" ({', '.join(known)})" if known else ""
+
+    def _items(self) -> str:
+        q, run = self.q, self.runs[0]
+        named = []
+        for task in run.tasks:
+            title, key = TASKS.get(task, ("", ""))
+            n = q.fact(f"n/{task}", self.runs, "metrics.json", f"tasks.{task}.n", shown_number)
+            cite = f"~\\cite{{{key}}}" if key else ""
+            many = f" ({n} items)" if n else ""
+            named.append(f"{title or q.task(task)}{cite}{many}")
+        total = q.fact("n-items", self.runs, "metrics.json", "n_items", shown_number)
+        split = q.fact("split", self.runs, "config.json", "config.split", style="code")
+        text = f"It was evaluated on {listed(named)}"
+        text += f", {total} items in all" if total else ""
+        text += f", of the split {split}" if split else ""
+        return f"{text}{self._selection()}."
+
+    def _selection(self) -> str:
+        settings = self.runs[0].settings
+        if "limit" not in settings:
+            return ""
+        limit = self.q.fact("limit", self.runs, "config.json", "config.limit", shown_number)
+        fold = settings.get("fold", "all")
+        half = {
+            "explore": "the explore half of it, which is meant for choosing recipes",
+            "confirm": "the confirm half of it",
+        }.get(fold)
+        if limit is None:
+            return f": {half}, all items" if half else ", all of its items"
+        how = {
+            "first": f"the first {limit} items a task",
+            "stratified": f"{limit} items a task, spread evenly over the kinds of documents",
+            "random": f"{limit} items a task, drawn at random{self._seed()}",
+        }.get(settings.get("sample", "first"), f"{limit} items a task")
+        return f": {how}" + (f", of {half}" if half else "")
+
+    def _seed(self) -> str:
+        seed = self.q.fact("item-seed", self.runs, "config.json", "config.seed", shown_number)
+        return f" (seed {seed})" if seed else ""
+
+    def _prompts(self) -> list[str]:
+        settings = self.runs[0].settings
+        lines = []
+        built_in = [task for task in self.runs[0].tasks if task in TASKS]
+        if self.own and built_in:
+            where = "" if len(built_in) == len(self.runs[0].tasks) else " of the named benchmarks"
+            lines.append(
+                f"Prompts, choices and scoring{where} are those of the LM Evaluation Harness's "
+                "tasks~\\cite{lmeval}: each choice's log-likelihood is summed over its tokens, and "
+                "the choice with the highest one is the prediction"
+                + (
+                    "; length-normalised accuracy divides by the choice's characters first."
+                    if self.q.metric == "acc_norm"
+                    else "."
+                )
+            )
+        elif self.own:
+            lines.append(
+                "Each choice's log-likelihood is summed over its tokens, and the choice with the "
+                "highest one is the prediction."
+            )
+        said = []
+        shots = self.q.fact("shots", self.runs, "config.json", "config.num_fewshot", shown_number)
+        if shots is not None:
+            said.append("no solved examples" if not shots.value else f"{shots} solved examples")
+        template = self._same("config.chat_template")
+        if template is not None:
+            said.append("the model's chat template" if template else "no chat template")
+        bos = self._same("bos_added")
+        if bos is not None:
+            said.append("a BOS token in front" if bos else "no BOS token in front")
+        if said:
+            lines.append(f"Contexts have {listed(said)}.")
+        if settings.get("context") == "shuffled":
+            lines.append("Each item was given another item's context.")
+        return lines
+
+    def _floor(self, run: Run) -> str:
+        dtype = self.q.fact("floor/dtype", [run], "config.json", "dtype", style="text")
+        ours = {lookup(one, "config.json", "dtype") for one in self.runs}
+        also = f" (computed in {dtype})" if dtype and ours != {dtype.value} else ""
+        name = self.q.title("no-context floor", [run.id])
+        return (
+            f"The {name} is the base model's score on the same items with their contexts "
+            f"removed{also}."
+        )
+
+    def _same(self, field: str) -> Any:
+        values = [lookup(run, "config.json", field) for run in self.runs]
+        return values[0] if all(value == values[0] for value in values) else None
+
+    # --- the regimes ------------------------------------------------------------------------
+
+    def regimes(self) -> list[str]:
+        q, study = self.q, self.study
+        found = dict.fromkeys([CAUSAL, *(regime for _, regime in study.cells)])
+        lines = [
+            "The prefix is a request's context, all of it; the continuation is what is scored and "
+            "is causal in every regime."
+        ]
+        for regime in found:
+            if any(run.regime == regime for run in study.all_runs):
+                lines.append(f"Under {q.regime(regime)} {regime_words(q, regime)}.")
+        for cell in study.cells:
+            arm, regime = cell
+            if arm == study.base:
+                lines.append(f"{capital(q.cell(cell))} is the base model under {q.regime(regime)}.")
+        probes = [run for run in study.all_runs if run.probe is not None]
+        if probes and all((run.probe or {}).get("passed") is True for run in probes):
+            n = q.ledger.add(
+                "probes", len(probes), shown_number(len(probes)), [run.id for run in probes],
+                statistic="count", file="probe.json", field="passed",
+            )  # fmt: skip
+            whole = len(probes) == len(study.all_runs)
+            lines.append(
+                f"In {'all ' if whole else ''}{n} of the runs"
+                + ("" if whole else ", those that recorded it,")
+                + " a probe of the model's attention, made before scoring or training, found each "
+                "layer to attend as the regime says."
+            )
+        return lines
+
+    # --- with what --------------------------------------------------------------------------
+
+    def computation(self) -> list[str]:
+        q, runs = self.q, self.runs
+        lines = []
+        dtypes = q.facts("dtype", runs, "config.json", "dtype", style="text")
+        attention = q.facts("attention", runs, "config.json", "attention", style="code")
+        devices = q.facts("device", runs, "metrics.json", "cost.device", style="text")
+        how = [f"in {listed(dtypes)}"] if dtypes else []
+        how += [f"with the attention implementation {listed(attention)}"] if attention else []
+        how += [f"on {listed(devices)}"] if devices else []
+        if how:
+            lines.append(f"Evaluations were computed {', '.join(how)}.")
+        everyone = self.study.all_runs
+        versions = []
+        for package, title in PACKAGES.items():
+            if package == "peft" and not any(r.settings.get("method") == "lora" for r in everyone):
+                continue
+            found = q.facts(
+                f"version/{package}", everyone, "config.json", f"packages.{package}", style="text"
+            )
+            cite = "~\\cite{transformers}" if package == "transformers" else ""
+            versions += [f"{title}{cite} {listed(found)}"] if found else []
+        if versions:
+            lines.append(f"Software: {', '.join(versions)}.")
+        commits = q.facts("commit", everyone, "config.json", "git_commit", short, style="code")
+        unknown = [run for run in everyone if not run.config.get("git_commit")]
+        if commits:
+            rest = "; the other runs did not record theirs" if unknown else ""
+            lines.append(f"Commit of the code: {listed(commits)}{rest}.")
+        return lines
+
+    # --- statistics -------------------------------------------------------------------------
+
+    def statistics(self) -> list[str]:
+        q = self.q
+        level = q.constant("confidence", 0.95, "95 %")
+        found = q.numbers.contrasts(leaky=False)
+        paired = [one for one in found if one.basis == "paired"]
+        lines = [
+            f"Macro {_metric(q)} is the unweighted mean over tasks. Intervals are {level} intervals."
+        ]
+        lines.append(
+            "A single stage's macro interval is normal, from the tasks' binomial variances"
+            + (", with the variance between seeds added." if self._several_seeds() else ".")
+        )
+        lines += self._paired_words(paired)
+        if any(one.basis == "unpaired" for one in found):
+            lines.append(
+                "Runs without item records are compared by their accuracies alone, with an "
+                "unpaired normal interval, which is wider; it is marked where it stands."
+            )
+        if any(one.above_chance or one.above_floor for one in paired):
+            resamples = q.constant("resamples", 10_000, "10,000")
+            lines.append(
+                "What is kept above a floor is (accuracy minus floor) over (base accuracy minus "
+                f"floor), with a percentile bootstrap over items ({resamples} resamples); it is "
+                "suppressed where the base model's own interval reaches the floor."
+            )
+        if any(
+            not isinstance(q.interaction(arm), str) for arm in self.study.trained("3B", "distill")
+        ):
+            lines.append(
+                "The interaction is the mean over tasks of a per-item difference of differences, "
+                "with a normal interval whose variance by task includes one pseudo-item on either "
+                "side."
+            )
+        margin = q.constant("margin", q.margin, f"{100 * q.margin:g}")
+        lines.append(
+            f"Two results are called equivalent (``no difference'') only if the whole interval lies "
+            f"within {margin} point{'' if q.margin == 0.01 else 's'} of zero, different if it leaves "
+            "out zero, and undecided otherwise."
+        )
+        return lines
+
+    def _paired_words(self, paired: Sequence[Contrast]) -> list[str]:
+        if not paired:
+            return []
+        lines = [
+            "Differences are paired item by item: by task with Tango's score "
+            "interval~\\cite{tango}, for the macro mean with these intervals combined by the "
+            "method of variance estimates recovery~\\cite{mover}."
+        ]
+        if any(one.n_seeds > 1 for one in paired):
+            lines.append(
+                "Where an arm has several seeds, differences are means over seeds, with a normal "
+                "interval over items to which the variance between seeds is added."
+            )
+        alpha = self.q.constant("significance", 0.05, "0.05")
+        lines.append(
+            "By task the discordant items are also tested by McNemar's test~\\cite{mcnemar} in its "
+            "exact form, adjusted over the tasks of a contrast by Holm's method~\\cite{holm}; a "
+            f"task is called higher or lower only if the adjusted p value is below {alpha}."
+        )
+        return lines
+
+    def _several_seeds(self) -> bool:
+        return any(len(by_seed) > 1 for by_seed in self.study.cells.values())
+
+    def _name(self, text: str) -> str:
+        return str(self.q.title(text, self.q.evaluations))
+
+
+def _metric(q: Quantities) -> str:
+    return "accuracy" if q.metric == "acc" else "length-normalised accuracy"
+
+
+def listed(parts: Iterable[object]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    found = [str(part) for part in parts]
+    return found[0] if len(found) == 1 else ", ".join(found[:-1]) + " and " + found[-1]
+
+
+def capital(entry: Entry) -> str:
+    """An entry at the start of a sentence."""
+    return str(entry).replace(f"{{{entry.text}}}", f"{{{entry.text[:1].upper()}{entry.text[1:]}}}")
+
+
+def short(fingerprint: Mapping[str, Any] | str) -> str:
+    """The first twelve characters of a hash."""
+    return str(fingerprint)[:12]
