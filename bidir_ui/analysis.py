@@ -176,6 +176,8 @@ def every_answer(
     """(label, record, is in the pair) of every run that holds this very item."""
     rows: list[tuple[str, dict[str, Any] | None, bool]] = []
     for run in page.runs:
+        if run.is_point and run not in (page.pair.a, page.pair.b):
+            continue  # a sweep's points are many; the Lab page compares them
         if not run.can_pair or record["task"] not in (run.tasks or [record["task"]]):
             continue
         try:

@@ -47,6 +47,16 @@ class RunInfo:
     item_set: tuple[tuple[str, str], ...] = ()
     arm: Arm | None = None
     train_seed: int = 0
+    variant: str = ""  # what a sweep's point has beside its regime: a patch, another prompt
+
+    @property
+    def is_point(self) -> bool:
+        """A point of a lab sweep: reached from the Lab page, too many for lists."""
+        return "/points/" in self.id
+
+    @property
+    def is_sweep(self) -> bool:
+        return self.kind == "lab"
 
     def same_items(self, other: RunInfo) -> bool:
         """The same items of the same model in the same number format: fit to be a partner."""
@@ -99,13 +109,15 @@ class RunInfo:
         parts = [f"limit {self.limit}" if self.limit else "all items"]
         if self.context != "full":
             parts.append("no context" if self.context == "none" else f"{self.context} context")
-        return ", ".join(parts)
+        return ", ".join(filter(None, (*parts, self.variant)))
 
     @property
     def label(self) -> str:
         """Short name for menus and legends: stage, what was trained, regime, extent."""
         if self.is_reference:
             return f"Published · {self.stage_label} · {self.regime}"
+        if self.is_sweep:
+            return f"{self.stage_label} · sweep · {self.extent}"
         if self.is_finetune:
             return " · ".join(part for part in (self.stage_label, self.method, self.steps) if part)
         if self.checkpoint:
@@ -191,7 +203,18 @@ def _read(path: str, modified: float) -> RunInfo:
         item_set=items_key(run) if known else (),
         arm=arm,
         train_seed=train_seed,
+        variant=_variant(run) if run.is_point else "",
     )
+
+
+def _variant(run: store.Run) -> str:
+    settings = run.settings
+    said = [str(settings["patch"]) + " patched"] if settings.get("patch") else []
+    if settings.get("bos") not in (None, "auto"):
+        said.append(f"BOS {settings['bos']}")
+    if settings.get("chat_template"):
+        said.append("chat template")
+    return ", ".join(said)
 
 
 def by_id(runs: tuple[RunInfo, ...], run_id: str) -> RunInfo | None:

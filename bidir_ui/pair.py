@@ -61,7 +61,7 @@ def choose(runs: tuple[RunInfo, ...]) -> Pair:
 def default_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo | None, RunInfo | None]:
     """Stage 1 and plain stage 2 of one model on the same items: the embedded model at limit 500
     if there is one, else the newest such pair, else the two newest runs with items."""
-    usable = [run for run in runs if run.can_pair and run.context == "full"]
+    usable = [run for run in runs if run.can_pair and run.context == "full" and not run.is_point]
 
     def rank(run: RunInfo) -> tuple[bool, ...]:
         plain = run.dtype == "float32"
@@ -84,7 +84,13 @@ def default_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo | None, RunInfo | N
 
 def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
     """Two menus in the sidebar and the measure; what they say is in the URL."""
-    usable = [run.id for run in runs if run.can_pair]
+    # Of sweeps only those points are offered whose sweep the pair comes from: they are many.
+    near = {run.id.rpartition("/")[0] for run in (chosen.a, chosen.b) if run and run.is_point}
+    usable = [
+        run.id
+        for run in runs
+        if run.can_pair and (not run.is_point or run.id.rpartition("/")[0] in near)
+    ]
     if not usable:
         return
     for name, title, run in (("a", "Baseline", chosen.a), ("b", "Candidate", chosen.b)):

@@ -37,7 +37,7 @@ def frame(runs: list[RunInfo], a: RunInfo | None, b: RunInfo | None) -> pd.DataF
                 "stage": run.stage_label,
                 "name": html.visible(fmt.clip(run.name, 60)),
                 "weights": html.visible(_weights(run)),
-                "regime": html.visible(run.regime),
+                "regime": "sweep" if run.is_sweep else html.visible(run.regime),
                 "state": STATE_MARKS.get(run.state, run.state),
                 "n": run.n_items or None,
                 "acc": _percent(run.macro.get("acc")),

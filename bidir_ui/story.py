@@ -35,7 +35,7 @@ def tell(runs: tuple[RunInfo, ...]) -> Story:
         for run in done
         if a is not None
         and run.same_items(a)
-        and run.stage in (STAGE2, "lab")
+        and run.stage == STAGE2
         and not run.checkpoint
         and run != b
     ]

@@ -32,6 +32,8 @@ with shell.guard():
         )  # fmt: skip
 
     def kept(run: runs_table.RunInfo) -> bool:
+        if run.is_point:
+            return False  # the sweep's row stands for them; they are on the Lab page
         if kind == "published" and not run.is_reference:
             return False
         if kind == "fine-tunes" and run.kind != "finetune":
@@ -51,7 +53,7 @@ with shell.guard():
         selected = runs_table.show(table, key=f"runs-{rows}")
         runs_table.actions(page.runs, selected)
         with st.container(horizontal=True, vertical_alignment="center"):
-            widgets.note(f"{fmt.count(len(shown))} of {fmt.count(len(page.runs))} runs")
+            widgets.note(f"{fmt.count(len(shown))} of {fmt.count(sum(not run.is_point for run in page.runs))} runs")
             widgets.csv_button(table, "runs.csv", key="runs-csv")
 
     runs_table.watch(page.runs)
