@@ -10,7 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from bidir_core import compare as core
-from bidir_core import stats, store
+from bidir_core import store
 from bidir_core.errors import UserError
 from bidir_ui import data, fmt, html, texts, url, widgets
 from bidir_ui.data import RunInfo
@@ -48,26 +48,6 @@ def try_compare(a: RunInfo, b: RunInfo, metric: str = "acc") -> core.Comparison 
     """As :func:`compare`, None where the runs do not pair: for lists of many runs."""
     try:
         return compare(a, b, metric)
-    except (UserError, OSError, ValueError, KeyError):
-        return None
-
-
-@st.cache_data(max_entries=16, show_spinner=False)
-def _interaction(paths: tuple[str, ...], stamps: tuple[float, ...], metric: str) -> stats.Contrast:
-    runs = [store.Run(path) for path in paths]
-    return core.interaction_of_runs(*([run] for run in runs), metric=metric)
-
-
-def interaction(runs: list[RunInfo | None], metric: str = "acc") -> stats.Contrast | None:
-    """(3B - 3C under bidirectional) - (3B - 3C under causal), runs in the order 3B and 3C
-    bidirectional, 3B and 3C causal; None while one is missing or they do not pair."""
-    known = [run for run in runs if run is not None]
-    if len(known) != 4:
-        return None
-    try:
-        return _interaction(
-            tuple(run.path for run in known), tuple(run.modified for run in known), metric
-        )
     except (UserError, OSError, ValueError, KeyError):
         return None
 
@@ -156,6 +136,8 @@ def remarks(a: RunInfo, b: RunInfo) -> None:
     for run in (a, b):
         if run.partial_note:
             widgets.banner("info", "Partial", f"{run.label} is {run.partial_note}.")
+        for caution in run.cautions:
+            widgets.banner("info", *caution)
     if intersecting():
         widgets.banner("info", "Intersected", "Only the items that both runs hold are compared.")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from bidir_core import compare as core
-from bidir_ui import analysis, fmt, html, pair_view, repair, story, url
+from bidir_ui import analysis, fmt, html, pair_view, repair, seeds, story, url
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def all_cards(told: story.Story, result: core.Comparison | None) -> list[Card]:
     return [_hurts(result), _breaks(told, result), _source(told), _repair(told), _models(told)]
 
 
-def delta_text(row: core.Row) -> str:
+def delta_text(row: core.Row | seeds.Difference) -> str:
     """A difference with its interval and n: ``−4.7 points [−5.4, −3.9], n = 2,299``."""
     return (
         f"{fmt.points(row.delta)} points {fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}"
@@ -110,20 +110,21 @@ def _repair(told: story.Story) -> Card:
             "Fine-tune with the new mask (3B) and, as the control, without it (3C).", False,
         )  # fmt: skip
     stage4 = f"{fmt.points(row.delta)} {fmt.interval(row.low, row.high)}"
-    e = study.interaction
-    if e is None:
+    found = study.interaction
+    if found is None:
         return Card(
             repair.title(study),
             f"stage 4: {fmt.points(row.delta)}",
             f"Points against stage 1: {fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}. "
             "Without its control this may be ordinary tuning.",
         )
+    e, n_seeds = found.estimate, len(found.per_seed)
     return Card(
         repair.title(study),
         f"repair: {fmt.points(e.value)}",
         f"Points of 3B over its control 3C, new mask less causal: "
-        f"{fmt.interval(e.low, e.high)}, n = {fmt.count(e.n)}, one seed. Stage 4 against stage 1: "
-        f"{stage4}.",
+        f"{fmt.interval(e.low, e.high)}, n = {fmt.count(e.n)}, "
+        f"{f'{n_seeds} seeds' if n_seeds > 1 else 'one seed'}. Stage 4 against stage 1: {stage4}.",
     )
 
 

@@ -10,7 +10,9 @@ import streamlit as st
 
 from bidir_core import store
 from bidir_core.errors import UserError
-from bidir_core.reporting.arms import NAMES, Arm, arm_of, items_key
+from bidir_core.interop.evidence import IMPORTED
+from bidir_core.reporting.answers import LEAKY_WARNING
+from bidir_core.reporting.arms import BASE, NAMES, UNKNOWN, Arm, arm_of, items_key
 from bidir_ui import fmt
 
 EMBEDDED = "smollm2-135m-instruct"
@@ -73,12 +75,50 @@ class RunInfo:
 
     @property
     def weights(self) -> str:
-        """What is evaluated or trained: ``base``, ``3B full``, ``3C LoRA``."""
-        if self.arm is None or self.arm.code == "base":
+        """What is evaluated or trained: ``base``, ``3B full``, ``3C LoRA seed 1``."""
+        return self.arm_label + (f" seed {self.train_seed}" if self.train_seed else "")
+
+    @property
+    def arm_label(self) -> str:
+        """:attr:`weights`, whatever the training seed."""
+        if self.arm is None or self.arm.code == BASE:
             return "" if self.is_reference else "base"
         method = {"lora": "LoRA"}.get(self.method, self.method)
-        seed = f"seed {self.train_seed}" if self.train_seed else ""
-        return " ".join(filter(None, (NAMES.get(self.arm.code, self.arm.code), method, seed)))
+        return " ".join(filter(None, (NAMES.get(self.arm.code, self.arm.code), method)))
+
+    @property
+    def is_leaky(self) -> bool:
+        return self.arm is not None and self.arm.leaky
+
+    @property
+    def trained_under(self) -> str:
+        """The regime its checkpoint was trained under, where it is evaluated under another."""
+        if self.is_finetune or self.arm is None or not self.arm.regime:
+            return ""
+        return self.arm.regime if self.arm.regime != self.regime else ""
+
+    @property
+    def cautions(self) -> tuple[tuple[str, str], ...]:
+        """(title, sentence) of what to know before reading a number of it."""
+        found = []
+        if self.is_leaky:
+            found.append(("Leaky training", LEAKY_WARNING))
+        if self.trained_under:
+            found.append(
+                (
+                    "Another mask than in training",
+                    f"{self.label}: its weights were trained under {self.trained_under} and are "
+                    f"evaluated under {self.regime}.",
+                )
+            )
+        elif self.arm is not None and self.arm.code == UNKNOWN:
+            found.append(
+                (
+                    "Unknown training",
+                    f"{self.label}: nobody recorded under which mask this checkpoint was trained.",
+                )
+            )
+        return tuple(found)
 
     @property
     def steps(self) -> str:
@@ -93,6 +133,11 @@ class RunInfo:
     @property
     def is_reference(self) -> bool:
         return self.state == "reference"
+
+    @property
+    def is_imported(self) -> bool:
+        """Its scores were computed by another program."""
+        return self.kind == IMPORTED
 
     @property
     def is_done(self) -> bool:
@@ -122,7 +167,8 @@ class RunInfo:
             return " · ".join(part for part in (self.stage_label, self.method, self.steps) if part)
         if self.checkpoint:
             return f"{self.stage_label}, {self.weights} · {self.regime} · {self.extent}"
-        return f"{self.stage_label} · {self.regime} · {self.extent}"
+        imported = "Imported · " if self.is_imported else ""
+        return f"{imported}{self.stage_label} · {self.regime} · {self.extent}"
 
     @property
     def partial_note(self) -> str:

@@ -7,22 +7,28 @@ from typing import Any
 import pandas as pd
 
 from bidir_core import plots
-from bidir_ui import analysis, fmt, html, widgets
+from bidir_ui import fmt, html, seeds, widgets
 from bidir_ui.data import RunInfo
 
 
 def against(
     base: RunInfo, runs: list[RunInfo], labels: dict[str, str]
 ) -> tuple[pd.DataFrame, list[Any]]:
-    """Paired differences of several runs to one: the frame for ``plots.dots``, and table rows."""
+    """Paired differences of several runs to one: the frame for ``plots.dots``, and table rows.
+
+    Runs of several training seeds are one row. ``labels``: by the id of any run of a row.
+    """
     dots, rows = [], []
-    for run in runs:
-        result = analysis.try_compare(base, run)
-        label = labels.get(run.id, run.label)
-        if result is None:
+    for group in seeds.groups(runs):
+        row = seeds.difference(seeds.Group((base,)), group)
+        label = labels.get(group.some.id, group.some.label)
+        if len(group.runs) > 1:
+            label = f"{label}, {len(group.runs)} seeds"
+        elif group.some.train_seed:
+            label = f"{label}, seed {group.some.train_seed}"
+        if row is None:
             rows.append((label, "does not pair", fmt.NONE, fmt.NONE, fmt.NONE, fmt.NONE))
             continue
-        row = result.macro
         colour, symbol = plots.GREY, "circle"
         if row.verdict == "different":
             down = row.delta < 0

@@ -12,7 +12,7 @@ STAGE_LABELS = {
     "stage1_vanilla_eval": "Stage 1",
     "stage2_prefill_bidir_eval": "Stage 2",
     "stage3_finetune_prefill_bidir": "Stage 3B",
-    "stage3a_finetune_leaky": "Stage 3A",
+    "stage3a_finetune_leaky": "Stage 3A (leaky)",
     "stage3c_finetune_causal": "Stage 3C",
     "stage3d_finetune_distil": "Stage 3D",
     "stage4_postft_eval": "Stage 4",

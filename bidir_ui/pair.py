@@ -65,7 +65,8 @@ def default_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo | None, RunInfo | N
 
     def rank(run: RunInfo) -> tuple[bool, ...]:
         plain = run.dtype == "float32"
-        return (run.is_done, run.model == EMBEDDED, run.limit == 500, not run.compact, plain)
+        known = run.model == EMBEDDED, run.limit == 500, not run.compact, plain
+        return (run.is_done, not run.is_imported, *known)
 
     firsts = sorted(
         (run for run in usable if run.stage == "stage1_vanilla_eval"), key=rank, reverse=True
@@ -130,7 +131,9 @@ def _menu_label(runs: tuple[RunInfo, ...], run_id: str) -> str:
     model = "" if run.model == EMBEDDED else f" · {run.model.split('/')[-1]}"
     state = "" if run.is_done else f" ({run.state})"
     name = f" · {run.name}" if run.name else ""
-    text = f"{run.regime} · {run.stage_label} · {run.extent}"
+    name += " · imported" if run.is_imported else ""
+    trained = f", {run.weights}" if run.checkpoint else ""
+    text = f"{run.regime} · {run.stage_label}{trained} · {run.extent}"
     return fmt.clip(html.visible(text + state + model + name), 90)
 
 
@@ -141,12 +144,14 @@ def line(chosen: Pair) -> None:
         if run is None:
             continue
         tail = f" · {run.partial_note}" if run.partial_note else ""
+        trained = f" · {run.weights}" if run.checkpoint else ""
+        tail += f" · {run.source}" if run.is_imported else ""
         parts.append(
             html.el(
                 "span",
                 widgets.dot(colour),
                 html.el("b", f"{run.stage_label} {run.regime}"),
-                f" {word} · {run.model.split('/')[-1]} · {run.extent}{tail}",
+                f" {word} · {run.model.split('/')[-1]}{trained} · {run.extent}{tail}",
             )
         )
     html.show(html.div("b b-pair", *parts))

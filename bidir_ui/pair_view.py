@@ -8,7 +8,7 @@ import streamlit as st
 
 from bidir_core import compare as core
 from bidir_core import plots
-from bidir_ui import analysis, fmt, html, pair, repair, story, url, widgets
+from bidir_ui import analysis, fmt, html, pair, repair, seeds, story, url, widgets
 from bidir_ui.data import RunInfo
 
 
@@ -117,9 +117,9 @@ def _ladder_table(base: RunInfo, stages: list[RunInfo], told: story.Story, metri
             _published(told, base.stage),
         )
     ]  # fmt: skip
-    for run in stages[:16]:
-        result = analysis.try_compare(base, run, metric)
-        value = run.macro.get(metric)
+    for group in seeds.groups(stages)[:24]:
+        run, value = group.some, group.mean(metric)
+        result = seeds.difference(seeds.Group((base,)), group, metric)
         kept = result.above_chance if result else None
         if result is None and run.has_items:
             continue
@@ -130,15 +130,16 @@ def _ladder_table(base: RunInfo, stages: list[RunInfo], told: story.Story, metri
         else:
             low, high = fmt.percent(kept.low), fmt.percent(kept.high)
             shares = (fmt.percent(kept.value), f"[{low}, {high}]")
-        ratio = value / first if value is not None and first else None
+        acc, start = (result.acc_b, result.acc_a) if result else (value, first)
+        ratio = acc / start if acc is not None and start else None
+        trained = f", trained {run.trained_under}" if run.trained_under else ""
         rows.append(
             (
-                html.join(run.stage_label, " ", widgets.small(f"{run.regime} · {run.weights}")),
-                fmt.count(result.macro.n if result else run.n_items),
-                fmt.percent(result.macro.acc_b if result else value),
-                fmt.number(result.plain_ratio if result else ratio, 3),
-                *shares,
-                _published(told, run.stage) if _has_published_twin(run) else fmt.NONE,
+                html.join(
+                    run.stage_label, " ", widgets.small(f"{run.regime} · {group.label}{trained}")
+                ),
+                fmt.count(result.n if result else run.n_items), fmt.percent(acc), fmt.number(ratio, 3),
+                *shares, _published(told, run.stage) if _has_published_twin(run) else fmt.NONE,
             )
         )  # fmt: skip
     head = (

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bidir_core import compare as core
 from bidir_core import stats
-from bidir_ui import analysis, fmt
+from bidir_ui import fmt, seeds
 from bidir_ui.data import RunInfo
+from bidir_ui.seeds import Difference, Group
 
 TUNED_STAGES = ("stage4_postft_eval", "nonprefill_compare")
 BIDIRECTIONAL, CAUSAL = "bidirectional", "causal"
@@ -18,15 +18,16 @@ CELLS = tuple((arm, regime) for regime in (BIDIRECTIONAL, CAUSAL) for arm in ("3
 
 @dataclass(frozen=True)
 class Repair:
-    """3B and its control 3C (same recipe and seed), and the base, over the same items and dtype.
+    """3B and its control 3C (same recipe), and the base, over the same items and dtype.
 
-    ``cells`` is keyed (arm, regime) and holds runs with items only. ``others``: further
-    fine-tunes evaluated on these items (LoRA, distillation ..), which are no part of the 2x2.
+    ``cells`` is keyed (arm, regime); each holds runs with items, one for each training seed.
+    ``others``: further fine-tunes evaluated on these items (LoRA, distillation ..), no part of
+    the 2x2.
     """
 
     base: RunInfo | None
     untrained: RunInfo | None
-    cells: dict[tuple[str, str], RunInfo] = field(default_factory=dict)
+    cells: dict[tuple[str, str], Group] = field(default_factory=dict)
     others: tuple[RunInfo, ...] = ()
 
     @property
@@ -39,12 +40,12 @@ class Repair:
     @property
     def some(self) -> RunInfo:
         """A run that stands for the items and the dtype."""
-        return next(iter([*self.cells.values(), *self.others]))
+        return next(iter([*(group.some for group in self.cells.values()), *self.others]))
 
     @property
     def runs(self) -> list[RunInfo]:
         """Every evaluation of a fine-tune with items, 3B and 3C first."""
-        first = [self.cells[cell] for cell in CELLS if cell in self.cells]
+        first = [run for cell in CELLS if cell in self.cells for run in self.cells[cell].runs]
         return first + [run for run in self.others if run.has_items]
 
     @property
@@ -53,24 +54,31 @@ class Repair:
         return items_words(self.some)
 
     @property
-    def contrasts(self) -> dict[str, core.Row]:
+    def seeds_words(self) -> str:
+        """``training seed 0``, ``training seeds 0, 1, 2``; empty without the 2x2."""
+        found = sorted({run.train_seed for group in self.cells.values() for run in group.runs})
+        plural = "s" if len(found) > 1 else ""
+        return f"training seed{plural} {', '.join(map(str, found))}" if found else ""
+
+    @property
+    def contrasts(self) -> dict[str, Difference]:
         """The paired differences that carry the story; those that cannot be made are absent."""
+        base = Group((self.base,)) if self.base else None
         ours, control = self.cells.get(("3B", BIDIRECTIONAL)), self.cells.get(("3C", BIDIRECTIONAL))
         ours_causal, left = self.cells.get(("3B", CAUSAL)), self.cells.get(("3C", CAUSAL))
         wanted = {
-            "stage4": (self.base, ours),
-            "control": (self.base, control),
+            "stage4": (base, ours),
+            "control": (base, control),
             "equal": (left, ours),
             "bidirectional": (control, ours),
             "causal": (left, ours_causal),
         }
-        return {name: row for name, pair in wanted.items() if (row := difference(*pair))}
+        return {name: row for name, pair in wanted.items() if (row := seeds.difference(*pair))}
 
     @property
-    def interaction(self) -> stats.Estimate | None:
+    def interaction(self) -> stats.Contrast | None:
         """(3B - 3C under bidirectional) - (3B - 3C under causal)."""
-        found = analysis.interaction([self.cells.get(cell) for cell in CELLS])
-        return found.estimate if found else None
+        return seeds.interaction([self.cells.get(cell) for cell in CELLS])
 
 
 def items_words(run: RunInfo) -> str:
@@ -79,31 +87,27 @@ def items_words(run: RunInfo) -> str:
     return f"{sets} (n = {fmt.count(run.n_items)}){dtype}"
 
 
-def difference(a: RunInfo | None, b: RunInfo | None) -> core.Row | None:
-    """Macro accuracy of ``b`` minus ``a``, paired; None if a run is missing or they do not pair."""
-    result = analysis.try_compare(a, b) if a and b else None
-    return result.macro if result else None
-
-
 def find(runs: Sequence[RunInfo], like: RunInfo) -> Repair | None:
     """The fullest study of this model: on the items of ``like`` if there is one, else on whole
-    sets. 3B and 3C belong together only with the same items, dtype, recipe and training seed."""
+    sets. 3B and 3C belong together only with the same items, dtype and recipe."""
     done = [
         run for run in runs if run.is_done and run.context == "full" and run.model == like.model
     ]
     tuned = [run for run in done if run.stage in TUNED_STAGES and run.arm and run.checkpoint]
-    groups: dict[tuple[Any, ...], dict[tuple[str, str], RunInfo]] = {}
+    found: dict[tuple[Any, ...], dict[tuple[str, str], dict[int, RunInfo]]] = {}
     for run in tuned:  # newest first
         assert run.arm is not None
-        key = (run.item_set, run.dtype, run.arm.recipe, run.train_seed)
-        mine = groups.setdefault(key, {})
+        mine = found.setdefault((run.item_set, run.dtype, run.arm.recipe), {})
         if is_cell(run):
-            mine.setdefault((run.arm.code, run.regime), run)
+            mine.setdefault((run.arm.code, run.regime), {}).setdefault(run.train_seed, run)
     studies = []
-    for key, cells in groups.items():
+    for key, by_cell in found.items():
         same = [run for run in done if (run.item_set, run.dtype) == key[:2]]
         base = [run for run in same if run.has_items and not run.checkpoint]
-        taken = {run.id for run in cells.values()}
+        cells = {
+            cell: Group(tuple(by[seed] for seed in sorted(by))) for cell, by in by_cell.items()
+        }
+        taken = {run.id for group in cells.values() for run in group.runs}
         studies.append(
             Repair(
                 base=next((r for r in base if r.stage == "stage1_vanilla_eval"), None),
@@ -140,7 +144,7 @@ def _merit(study: Repair, like: RunInfo) -> tuple[object, ...]:
         some.limit is None,
         some.method != "lora",
         some.n_items,
-        -some.train_seed,
+        sum(len(group.runs) for group in study.cells.values()),
         some.created,
     )
 
@@ -151,10 +155,10 @@ def title(study: Repair) -> str:
     "Repairs" is: not shown to lie more than the margin below stage 1, nor below the control that
     was trained alike and left causal. "Beyond" and "does not" are read off paired intervals.
     """
-    rows, e = study.contrasts, study.interaction
-    if "stage4" not in rows or e is None or "control" not in rows:
+    rows, found = study.contrasts, study.interaction
+    if "stage4" not in rows or found is None or "control" not in rows:
         return "Does training repair it, and does the control?"
-    equal = rows.get("equal")
+    e, equal = found.estimate, rows.get("equal")
     whole = rows["stage4"].low > -stats.MARGIN and not (equal and equal.high < 0)
     control_whole = rows["control"].low > -stats.MARGIN
     if e.high < 0:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from bidir_core import compare as core
 from bidir_core import stats
-from bidir_ui import cards, differences, fmt, html, pair, repair, story, widgets
+from bidir_ui import cards, differences, fmt, html, pair, repair, seeds, story, widgets
 from bidir_ui.data import RunInfo
 from bidir_ui.repair import BIDIRECTIONAL, CAUSAL, Repair
+from bidir_ui.seeds import Group
 
 
 def draw(told: story.Story, result: core.Comparison | None) -> None:
@@ -34,13 +35,14 @@ def _study(study: Repair, chosen: RunInfo) -> None:
     )
     other = not study.some.same_items(chosen)
     tail = f"; the chosen pair below: {repair.items_words(chosen)}" if other else ""
-    seed = f", training seed {study.some.train_seed}" if study.cells else ""
+    seed = f", {study.seeds_words}" if study.cells else ""
     widgets.note(f"Measured on {study.where}{seed}{tail}.")
-    e, rows = study.interaction, study.contrasts
-    if e is not None:
+    found, rows = study.interaction, study.contrasts
+    if found is not None:
+        e = found.estimate
         lines = [
             f"Interaction: {fmt.points(e.value)} points {fmt.interval(e.low, e.high)}, "
-            f"n = {fmt.count(e.n)}, one seed: {_meaning(e)}."
+            f"n = {fmt.count(e.n)}, {seeds.each(found.per_seed)}: {_meaning(e)}."
         ]
         if "equal" in rows:
             row = rows["equal"]
@@ -58,14 +60,15 @@ def _study(study: Repair, chosen: RunInfo) -> None:
         )
     if study.base is not None:
         runs = ([study.untrained] if study.untrained else []) + study.runs
-        labels = {run.id: f"{run.weights}, evaluated {run.regime}" for run in runs}
+        labels = {run.id: f"{run.arm_label}, evaluated {run.regime}" for run in runs}
         if study.untrained:
             labels[study.untrained.id] = "not trained, evaluated bidirectional"
         differences.show(study.base, runs, labels, "tuned")
     bare = [run for run in study.others if not run.has_items]
     if bare:
         listed = "; ".join(
-            f"{run.weights} {run.regime} {fmt.percent(run.macro.get('acc'))}" for run in bare
+            f"{group.label} {group.some.regime} {fmt.percent(group.mean())}"
+            for group in seeds.groups(bare)
         )
         widgets.note(f"Also run, without items, so no paired interval: {listed}.")
 
@@ -80,26 +83,23 @@ def _meaning(e: stats.Estimate) -> str:
 
 def _two_by_two(study: Repair) -> None:
     """Accuracy of base, 3B and 3C under both masks, and the differences in the margins."""
-    arms: dict[str, tuple[RunInfo | None, RunInfo | None]] = {
-        "Base, not trained": (study.untrained, study.base)
-    }
+    base = [Group((run,)) if run else None for run in (study.untrained, study.base)]
+    arms: dict[str, tuple[Group | None, Group | None]] = {"Base, not trained": (base[0], base[1])}
     for name, words in (("3B", "trained with the new mask"), ("3C", "control, trained causal")):
-        cells = tuple(study.cells.get((name, regime)) for regime in (BIDIRECTIONAL, CAUSAL))
-        run = cells[0] or cells[1]
-        label = f"{run.weights if run else name}, {words}"
-        arms[label] = (cells[0], cells[1])
+        bidirectional, causal = (study.cells.get((name, r)) for r in (BIDIRECTIONAL, CAUSAL))
+        group = bidirectional or causal
+        arms[f"{group.label if group else name}, {words}"] = (bidirectional, causal)
     table: list[tuple[object, ...]] = []
     for label, (bidirectional, causal) in arms.items():
-        row = repair.difference(causal, bidirectional)
+        row = seeds.difference(causal, bidirectional)
         table.append(
             (
-                label,
-                fmt.percent(bidirectional.macro.get("acc")) if bidirectional else "not run",
-                fmt.percent(causal.macro.get("acc")) if causal else "not run",
+                label, _level(bidirectional), _level(causal),
                 _difference(row.delta, row.low, row.high) if row else fmt.NONE,
             )
-        )
-    rows, e = study.contrasts, study.interaction
+        )  # fmt: skip
+    rows, found = study.contrasts, study.interaction
+    e = found.estimate if found else None
     table.append(
         (
             "3B − 3C, points",
@@ -117,6 +117,15 @@ def _two_by_two(study: Repair) -> None:
         html.join("Bidirectional − causal ", widgets.small("points, 95 % interval")),
     )  # fmt: skip
     html.show(widgets.table(head, table, total=True))
+
+
+def _level(group: Group | None) -> object:
+    """Mean accuracy, and how far the seeds spread."""
+    if group is None:
+        return "not run"
+    spread = group.spread()
+    mean = fmt.percent(group.mean())
+    return html.join(mean, " ", widgets.small(spread)) if spread else mean
 
 
 def _difference(value: float, low: float, high: float) -> html.Html:

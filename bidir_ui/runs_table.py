@@ -56,10 +56,11 @@ def frame(runs: list[RunInfo], a: RunInfo | None, b: RunInfo | None) -> pd.DataF
 
 
 def _weights(run: RunInfo) -> str:
-    """``base``, ``3B full``; for a fine-tune also how long it was trained."""
+    """``base``, ``3B full``; for a fine-tune also how long it was trained, for an evaluation under
+    another mask than in training also that one."""
     if run.is_finetune and run.steps:
         return f"{run.weights}, {run.steps}"
-    return run.weights
+    return run.weights + (f", trained {run.trained_under}" if run.trained_under else "")
 
 
 def _taken(run: RunInfo) -> str:
@@ -67,7 +68,8 @@ def _taken(run: RunInfo) -> str:
     if run.is_finetune:
         return ""
     half = run.dtype if run.dtype not in ("", "float32", "auto") else ""
-    return ", ".join(filter(None, (run.extent, half, "compact" if run.compact else "")))
+    marks = "compact" if run.compact else "", "imported" if run.is_imported else ""
+    return ", ".join(filter(None, (run.extent, half, *marks)))
 
 
 def _percent(value: float | None) -> float | None:
@@ -99,7 +101,8 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
             "role": text("Role", width=72),
             "stage": text("Stage", width=80),
             "name": text("Name", width=172),
-            "weights": text("Weights", width=130, help="The weights that were evaluated or trained"),
+            "weights": text("Weights", width=130, help="The weights that were evaluated or trained; and the "
+                "regime they were trained under, where that is another one"),
             "regime": text("Regime", width=104),
             "state": text("State", width=76),
             "n": number("Items", format="localized", width=64),
