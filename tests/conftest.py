@@ -19,6 +19,16 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
+@pytest.fixture(scope="session")
+def repaired(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of a study in which 3B repairs what the mask broke and its control does not."""
+    from tests.report_runs import REPAIRED, two_by_two
+
+    root = tmp_path_factory.mktemp("repaired")
+    two_by_two(root, REPAIRED)
+    return root
+
+
 @pytest.fixture
 def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder that new runs go to."""

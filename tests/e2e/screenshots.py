@@ -27,7 +27,7 @@ PAGES = {
     "masks": ("masks", {}),
     "launch": ("launch", {}),
     "report": ("report", {}),
-    "report-mine": ("report", {"runs": "stage1_vanilla_eval/20261122-235408_bf16-causal~stage2_prefill_bidir_eval/20261122-235347_bf16-bidirectional", "sections": "answers~per_task"}),
+    "report-sections": ("report", {"sections": "answers~per_task"}),
     "help": ("", {}),
     "not-found": ("flips", {"a": "stage1_vanilla_eval/none"}),
 }
