@@ -91,12 +91,14 @@ def retention(
 
 def slice_charts(frame: pd.DataFrame, key: str) -> None:
     """Three charts: by prefix length, by length of the right choice, by its position."""
-    kinds = (
-        ("By prefix length, tokens", slices.bands(frame["length"])),
-        ("By length of the right choice, tokens", slices.bands(frame["gold_length"])),
-        ("By position of the right choice", frame["gold"].map(lambda gold: f"choice {gold}")),
-    )
-    for column, (title, labels) in zip(st.columns(3, gap="small"), kinds, strict=True):
+    kinds = [("By position of the right choice", frame["gold"].map(lambda gold: f"choice {gold}"))]
+    if frame["length"].any():  # unless neither run counted its tokens
+        kinds = [
+            ("By prefix length, tokens", slices.bands(frame["length"])),
+            ("By length of the right choice, tokens", slices.bands(frame["gold_length"])),
+            *kinds,
+        ]
+    for column, (title, labels) in zip(st.columns(3, gap="small"), kinds, strict=False):
         rows = slices.differences(frame, labels)
         with column:
             html.show(html.div("b", html.el("b", title)))

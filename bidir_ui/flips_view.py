@@ -58,7 +58,9 @@ def filter_row(frame: pd.DataFrame, chosen: FlipFilter) -> None:
 def lengths(low: int, high: int) -> dict[str, str]:
     """Bands of prefix length that this data has: shown text -> ``A-B``."""
     edges = [0, 16, 32, 64, 128, 256, 10**9]
-    out = {}
+    out: dict[str, str] = {}
+    if not high:  # neither run counted its tokens
+        return out
     for start, stop in pairwise(edges):
         if start <= high and stop > low:
             name = f"{start} or more" if stop == 10**9 else f"{start} to {stop - 1}"

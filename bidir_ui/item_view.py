@@ -29,6 +29,13 @@ def cut_into_tokens(text: str, offsets: Sequence[Sequence[int]] | None) -> list[
     return pieces
 
 
+def fuller(left: Record | None, right: Record | None) -> Record | None:
+    """The record to draw the item from: one with token borders if there is one."""
+    both = [record for record in (left, right) if record is not None]
+    with_tokens = (one for one in both if one["prefix_token_offsets"] is not None)
+    return next(with_tokens, both[0] if both else None)
+
+
 def choice_context(record: Record, choice: int) -> int:
     """Index of the context in front of a choice: 0, or the choice's own (winogrande)."""
     return choice if len(record["contexts"] or [None]) > 1 else 0
@@ -51,7 +58,8 @@ def prompt(record: Record, context: int, continuation: int | None, *, borders: b
         gap = span("b-edge", f"{fmt.count(hidden)} tokens not shown; the raw record has them")
         tokens.insert(MAX_TOKENS // 2, gap)
     n_prefix = record["n_prefix_tokens"][context]
-    edge = span("b-edge", f"prefix ends · {fmt.count(n_prefix)} tokens")
+    counted = "" if n_prefix is None else f" · {fmt.count(n_prefix)} tokens"
+    edge = span("b-edge", f"prefix ends{counted}")
     tail: list[Html] = []
     if continuation is not None:
         text = record["continuations"][continuation]
@@ -153,8 +161,10 @@ def heat_scale(scale: float) -> Html:
 def mask_picture(record: Record, regime: str, choice: int) -> Html | None:
     """A thumbnail of who sees whom for this item; None where the record's regime is unreadable."""
     context = choice_context(record, choice)
-    n_prefix = int(record["n_prefix_tokens"][context])
-    n_total = n_prefix + int(record["n_continuation_tokens"][choice])
+    counts = record["n_prefix_tokens"][context], record["n_continuation_tokens"][choice]
+    if None in counts:  # an imported run counted no tokens
+        return None
+    n_prefix, n_total = int(counts[0]), int(sum(counts))
     kept = min(n_prefix, 160)  # a thumbnail: beyond this only the proportions matter
     try:
         parsed = regimes.parse_regime(regime)
@@ -176,8 +186,8 @@ def facts(record: Record, a: Record | None, b: Record | None) -> Html:
     """The item's numbers as a definition list."""
     rows: list[tuple[str, object]] = [
         ("task", fmt.task(record["task"])),
-        ("prefix", f"{fmt.count(max(record['n_prefix_tokens']))} tokens"),
-        ("choices", " / ".join(map(str, record["n_continuation_tokens"])) + " tokens"),
+        ("prefix", _tokens(record["n_prefix_tokens"], longest=True)),
+        ("choices", _tokens(record["n_continuation_tokens"])),
         ("margin, baseline", _margin(a)),
         ("margin, candidate", _margin(b)),
     ]
@@ -185,6 +195,14 @@ def facts(record: Record, a: Record | None, b: Record | None) -> Html:
         rows.append(("moved by", f"{fmt.signed(b['margin'] - a['margin'])} nats"))
     rows.append(("hash", span("b-mono", str(record["doc_hash"])[:16])))
     return el("dl", *(p for n, v in rows for p in (el("dt", n), el("dd", v))), cls="b b-kv")
+
+
+def _tokens(counts: Sequence[int | None], *, longest: bool = False) -> str:
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return "tokens not recorded"
+    shown = [max(known)] if longest else known
+    return " / ".join(map(fmt.count, shown)) + " tokens"
 
 
 def _margin(record: Record | None) -> str:

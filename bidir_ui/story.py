@@ -26,7 +26,8 @@ class Story:
 
 
 def tell(runs: tuple[RunInfo, ...]) -> Story:
-    """Collect the runs of the story around the default pair."""
+    """Collect the runs of the story around the default pair; imported ones are not told about."""
+    runs = tuple(run for run in runs if not run.is_imported)
     a, b = pair.default_pair(runs)
     done = [run for run in runs if run.is_done and run.has_items and run.context == "full"]
 

@@ -24,7 +24,7 @@ with shell.guard():
             placeholder="stage, regime, model, name or state",
         )  # fmt: skip
     with right:
-        kinds = ["evaluations", "fine-tunes", "published"]
+        kinds = ["evaluations", "fine-tunes", "imported", "published"]
         kind = url.bound(
             st.segmented_control, "Kind", name="kind", options=["all", *kinds],
             read=lambda text: text if text in kinds else "all",
@@ -36,9 +36,13 @@ with shell.guard():
             return False  # the sweep's row stands for them; they are on the Lab page
         if kind == "published" and not run.is_reference:
             return False
+        if kind == "imported" and not run.is_imported:
+            return False
         if kind == "fine-tunes" and run.kind != "finetune":
             return False
-        if kind == "evaluations" and (run.is_reference or run.kind == "finetune"):
+        if kind == "evaluations" and (
+            run.is_reference or run.is_imported or run.kind == "finetune"
+        ):
             return False
         text = f"{run.id} {run.label} {run.weights} {run.model} {run.state}".casefold()
         return all(word in text for word in words.casefold().split())

@@ -101,8 +101,8 @@ def choose_tasks(output: LmEvalOutput, wanted: Sequence[str]) -> list[str]:
     for task in chosen:
         if task not in output.samples:
             raise UserError(
-                f"samples_{task}_{output.time}.jsonl is missing, though {output.results_path.name} "
-                f"lists {task!r}; leave the task out with --tasks "
+                f"{output.results_path} lists {task!r}, but there is no "
+                f"samples_{task}_{output.time}.jsonl beside it; leave the task out with --tasks "
                 f"{','.join(t for t in chosen if t in output.samples)}"
             )
     return chosen

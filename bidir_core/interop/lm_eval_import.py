@@ -69,7 +69,7 @@ def import_results(
         regime = str(parse_regime(regime))
     output = find_output(Path(path).expanduser())
     names = _names(choose_tasks(output, tasks), task_map or {})
-    origin = read_origin(output.results)
+    origin = read_origin(output)
     if origin.regime and regime and origin.regime != regime:
         raise UserError(
             f"--regime {regime}: {output.results_path.name} says it was made under "
@@ -114,7 +114,7 @@ def _shots(output: LmEvalOutput, names: Mapping[str, str]) -> int | None:
     if len(set(found.values())) > 1:
         said = ", ".join(f"{task} {n}" for task, n in found.items())
         raise UserError(
-            f"the tasks differ in few-shot examples ({said}); a run has one number, so import "
+            f"{output.results_path}: the tasks differ in few-shot examples ({said}); a run has one number, so import "
             "them one by one with --tasks"
         )
     number = next(iter(found.values()))

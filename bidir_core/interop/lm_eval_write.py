@@ -346,18 +346,19 @@ def _model_args(run: Run) -> dict[str, Any]:
         "checkpoint": run.settings.get("checkpoint"),
         "dtype": run.config.get("dtype") or run.settings.get("dtype"),
         "regime": run.regime,
+        "patch": run.settings.get("patch"),
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _model_name(run: Run) -> str:
-    """The model, its checkpoint, and its regime unless causal: whoever sees the name sees them."""
-    parts = [run.model]
-    if checkpoint := run.settings.get("checkpoint"):
-        parts.append(str(checkpoint))
-    if run.regime != "causal":
-        parts.append(run.regime)
-    return "@".join(parts)
+    """The model and, for all to see, whatever makes it another: checkpoint, regime, edits."""
+    settings = run.settings
+    regime = None if run.regime == "causal" else run.regime
+    parts = [run.model, settings.get("checkpoint"), regime, settings.get("patch")]
+    if settings.get("context") not in (None, "full"):
+        parts.append(f"context={settings['context']}")
+    return "@".join(str(part) for part in parts if part)
 
 
 def _created(run: Run) -> datetime:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bidir_core.errors import UserError
+from bidir_core.interop.lm_eval_files import LmEvalOutput
 from bidir_core.regimes import parse_regime
 from bidir_core.store import Run
 
@@ -18,6 +19,7 @@ KEY = "bidir_core"
 _SETTINGS = {
     "model": str, "revision": str, "checkpoint": str, "split": str, "limit": int, "sample": str,
     "seed": int, "fold": str, "context": str, "bos": str, "chat_template": bool, "num_fewshot": int,
+    "patch": str,
 }  # fmt: skip
 _FACTS = {
     "model_fingerprint": str, "tokenizer_fingerprint": str, "bos_added": bool, "dtype": str,
@@ -45,9 +47,9 @@ def origin_of(run: Run) -> dict[str, Any]:
     }
 
 
-def read_origin(results: Mapping[str, Any]) -> Origin:
+def read_origin(output: LmEvalOutput) -> Origin:
     """Read it back; `UserError` where a file that has it was damaged."""
-    block = results.get(KEY)
+    block = output.results.get(KEY)
     if block is None:
         return Origin()
     try:
@@ -58,7 +60,7 @@ def read_origin(results: Mapping[str, Any]) -> Origin:
             _checked(block["facts"], _FACTS),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the results file's {KEY!r} part is damaged: {error}") from error
+        raise UserError(f"{output.results_path}: its part {KEY!r} is damaged: {error}") from error
 
 
 def _checked(values: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
