@@ -25,7 +25,7 @@ with shell.guard():
     item_id = item_id or (frame["item_id"].iloc[0] if len(frame) else "")
     item_nav.bar(page, item_id, filters.neighbours(frame, item_id), chosen)
     left_record, right_record = (analysis.record_with_texts(run, item_id) for run in (a, b))
-    record = left_record or right_record
+    record = item_view.fuller(left_record, right_record)
     if record is None:
         widgets.banner(
             "error", "Item not found",
@@ -91,7 +91,7 @@ with shell.guard():
                 )
                 html.show(item_view.heat_strip(rows, scale))
         elif left_record and right_record and not failed:
-            widgets.note("No token borders or token-level numbers: a run was made with --compact.")
+            widgets.note("No token-level numbers: a run was imported, or made with --compact.")
 
         widgets.heading("Every run's answer to this item")
         html.show(item_view.other_runs(analysis.every_answer(page, item_id, record), pred))
