@@ -169,6 +169,30 @@ def _evaluation(
     )  # fmt: skip
 
 
+def of_tokens(
+    model: str,
+    device: str,
+    n_tokens: float,
+    known: Sequence[Measured] = (),
+    *,
+    start: float | None = None,
+) -> Estimate:
+    """Estimate a command that scores so many tokens of a single item."""
+    rate = _rate("eval", model, device, known)
+    if rate is None:
+        return _unknown(model, device, 1, n_tokens, ())
+    tokens_per_second, spread, why = rate
+    seconds = n_tokens / tokens_per_second
+    memory, how = _memory(model, device, known, "eval", "")
+    reasons = (why, how) if how else (why,)
+    return _with_start(
+        Estimate(
+            seconds, seconds / spread, seconds * spread, memory, 1, n_tokens, device, reasons,
+            measured=spread == MEASURED_SPREAD,
+        ), start,
+    )  # fmt: skip
+
+
 def workload(config: EvalConfig) -> tuple[int, float, tuple[str, ...]]:
     """Items, tokens to compute, and remarks about what had to be guessed."""
     n_items, n_tokens, remarks = 0, 0.0, []

@@ -13,6 +13,7 @@ from bidir_core.store import Run
 _STAGE = re.compile(r"^stage (\d+) of (\d+): (.*?)(?: \| .*)?$", re.MULTILINE)
 # Not inside a text: there the quotes are escaped.
 _CORRECT = re.compile(rb'(?<!\\)"correct":(true|false|null)')
+_UNITS = {"finetune": "step", "why": "mask"}
 _counted: dict[Path, tuple[int, int, int]] = {}  # items.jsonl -> bytes read, items, right ones
 
 
@@ -55,7 +56,7 @@ def progress(job: Job) -> Progress:
         total=status.get("total"),
         rate=status.get("rate"),
         eta_seconds=status.get("eta_seconds"),
-        unit="step" if training else "item",
+        unit=_UNITS.get(str(run.config.get("kind")), "item"),
         stage=stage,
         n_stages=n_stages,
         metric=metric,

@@ -38,7 +38,7 @@ from bidir_core.run_layout import refuse_if_read_only, runs_roots
 from bidir_core.status import is_alive
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
-COMMANDS = ("eval", "finetune", "pipeline", "probe", "lab", "attend")
+COMMANDS = ("eval", "finetune", "pipeline", "probe", "lab", "attend", "why")
 # A cancelled job gets this long to write its checkpoint before it is killed.
 GRACE_SECONDS = 60.0
 JOB_DIR_VARIABLE = "BIDIR_JOB_DIR"

@@ -26,7 +26,7 @@ from bidir_core.errors import UserError
 from bidir_core.regimes import CAUSAL, Regime, parse_regime
 from bidir_core.run_layout import LAB, check_new_run
 from bidir_core.run_writer import RunWriter
-from bidir_core.why_config import WhyConfig, name_of, resolve, settings_for_run
+from bidir_core.why_config import MAX_TOKEN_SPANS, WhyConfig, name_of, resolve, settings_for_run
 from bidir_core.why_words import sentences
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 SCHEMA = 1
 RESULT = "why.json"
 KIND = "why"
-MAX_TOKEN_SPANS = 64  # a longer prompt is restored in spans of several tokens
 LAMBDA_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
 LAMBDA_ROUNDS, LAMBDA_INSIDE = 2, 5  # each round narrows the bracket to a sixth, in logarithms
 AGREES_NATS = 1e-3  # float32: variants and scoring compute the same thing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from bidir_core.regimes import parse_regime
 from bidir_core.run_layout import runs_roots
 from bidir_core.store import Run, find_run
 
+MAX_TOKEN_SPANS = 64  # a longer prompt is restored in spans of several tokens
 # What a run decides where the command line does not.
 _READING = (
     "model", "revision", "checkpoint", "split", "bos", "chat_template", "data_source",
@@ -152,3 +154,11 @@ def _task_of(config: WhyConfig, reading: EvalConfig, run: Run) -> str:
 def settings_for_run(config: WhyConfig) -> dict[str, Any]:
     """What ``config.json`` records: readers expect ``tasks`` beside the settings."""
     return to_json(config) | {"tasks": [config.task]}
+
+
+def expected_tokens(
+    n_prefix: Sequence[int], n_continuation: Sequence[int], n_layers: int = 30
+) -> float:
+    """About how many tokens explaining an item computes: rows of it times their length."""
+    length = sum(n_prefix) + sum(n_continuation)
+    return length * (1.5 * n_layers + min(max(n_prefix), MAX_TOKEN_SPANS) + 20)

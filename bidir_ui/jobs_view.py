@@ -106,12 +106,13 @@ def _active(job: Job, ahead: int) -> None:
                 if ahead else "Is about to start."
             )  # fmt: skip
         else:
-            _bar(job, progress(job))
+            bar(job, progress(job))
         with st.expander("Log and command", key=f"log-{job.id}"):
             _details(job)
 
 
-def _bar(job: Job, now: Progress) -> None:
+def bar(job: Job, now: Progress) -> None:
+    """How far a running job is."""
     share = now.share
     words = now.stage or "Starting: imports, weights, mask probe"
     facts = [f"{fmt.duration(job.seconds)} so far"]

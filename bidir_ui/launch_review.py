@@ -21,13 +21,17 @@ def _history(runs: tuple[tuple[str, float], ...]) -> list[estimate.Measured]:
     return estimate.history([store.Run(path) for path, _ in runs])
 
 
+def measured(runs: tuple[RunInfo, ...]) -> list[estimate.Measured]:
+    """What this machine's finished runs took."""
+    return _history(tuple((run.path, run.modified) for run in runs if run.is_done)[:200])
+
+
 def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job]) -> Estimate | None:
     """Time and memory of what the form says, from this machine's earlier runs."""
     if form.config is None:
         return None
-    finished = tuple((run.path, run.modified) for run in runs if run.is_done)[:200]
     return estimate.estimate(
-        form.config, jobs.queue_device(form.words), _history(finished),
+        form.config, jobs.queue_device(form.words), measured(runs),
         start=estimate.start_seconds(known_jobs),
     )  # fmt: skip
 
