@@ -13,6 +13,7 @@ from bidir_ui import (
     shell,
     texts,
     url,
+    why_view,
     widgets,
 )
 
@@ -93,6 +94,8 @@ with shell.guard():
         elif left_record and right_record and not failed:
             widgets.note("No token-level numbers: a run was imported, or made with --compact.")
 
+        if not failed:
+            why_view.section(page, item_id, record, metric)
         widgets.heading("Every run's answer to this item")
         html.show(item_view.other_runs(analysis.every_answer(page, item_id, record), pred))
         raw = st.expander("Raw record", key="raw", on_change="rerun")
