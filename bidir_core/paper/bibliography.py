@@ -62,7 +62,7 @@ _ENTRIES = r"""
 @misc{arc,
   author = {Clark, Peter and Cowhey, Isaac and Etzioni, Oren and Khot, Tushar and
             Sabharwal, Ashish and Schoenick, Carissa and Tafjord, Oyvind},
-  title = {Think you have Solved Question Answering? Try {ARC}, the {AI2} Reasoning Challenge},
+  title = {Think you have Solved Question Answering? {Try} {ARC}, the {AI2} Reasoning Challenge},
   howpublished = {arXiv:1803.05457},
   year = {2018},
 }
@@ -77,7 +77,7 @@ _ENTRIES = r"""
 
 @misc{smollm2,
   author = {Ben Allal, Loubna and Lozhkov, Anton and Bakouch, Elie and others},
-  title = {{SmolLM2}: When Smol Goes Big -- Data-Centric Training of a Small Language Model},
+  title = {{SmolLM2}: {When Smol Goes Big} -- Data-Centric Training of a Small Language Model},
   howpublished = {arXiv:2502.02737},
   year = {2025},
 }

@@ -11,17 +11,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bidir_core import stats
+from bidir_core.metrics import standard_error
+from bidir_core.pairing import Metric
 from bidir_core.paper.ledger import Entry, Sentence
 from bidir_core.paper.quantities import MACRO, SIGNIFICANCE, Quantities
 from bidir_core.reporting.answers import size
 from bidir_core.reporting.arms import CAUSAL, Arm, Cell
-from bidir_core.reporting.contrasts import Contrast, Direction, direction_of
+from bidir_core.reporting.contrasts import Contrast, Direction, direction_of, task_accuracy
+from bidir_core.store import Run
+from bidir_core.training.curve import read_curve
 
 Status = Literal["supported", "undecided", "refuted"]
 Wanted = Literal["lower", "higher", "not lower"]
 _HOLDS: dict[Wanted, tuple[Direction, ...]] = {
     "lower": ("lower",), "higher": ("higher",), "not lower": ("same", "higher"),
 }  # fmt: skip
+_DOING = {"3B": ("Fine-tuning ", ""), "distill": ("Distillation (", ")")}
 PAIRED = (
     "paired difference over the same items: Tango's score interval by task, combined over tasks "
     "by MOVER"
@@ -60,7 +65,7 @@ class Claim:
             "items": items,
             "would_be_falsified_by": self.falsifier,
             "runs": list(self.runs),
-            "numbers": {entry.key: entry.text for entry in self.numbers},
+            "numbers": {e.key: e.text for e in self.numbers if e.style == "number"},
             "cautions": list(self.cautions),
         }
 
@@ -82,6 +87,7 @@ class _Claims:
     def __init__(self, quantities: Quantities):
         self.q, self.study = quantities, quantities.study
         self.margin = quantities.margin
+        self.by_id = {run.id: run for run in self.study.all_runs}
         self.count = 0
 
     def all(self) -> Iterator[Claim]:
@@ -112,10 +118,11 @@ class _Claims:
         stage1, stage2 = (study.base, CAUSAL), (study.base, own)
         control = study.control_of(arm) if arm.code == "3B" else None
         metric = f"macro {self._metric}"
+        doing, after = _DOING[arm.code]
         if study.runs(arm, own):
             yield from self._if_run(
                 stage2, (arm, own), "higher",
-                "Fine-tuning ", name, f" raises {metric} under ", regime, " prefill.",
+                doing, name, after, f" raises {metric} under ", regime, " prefill.",
             )  # fmt: skip
             yield from self._if_run(
                 stage1, (arm, own), "not lower",
@@ -132,7 +139,7 @@ class _Claims:
         if study.runs(arm, CAUSAL):
             yield from self._if_run(
                 stage1, (arm, CAUSAL), "not lower",
-                "Fine-tuning ", name, f" costs no {metric} under causal attention.",
+                doing, name, after, f" costs no {metric} under causal attention.",
             )  # fmt: skip
             if control is not None:
                 yield from self._if_run(
@@ -185,13 +192,13 @@ class _Claims:
             [run for pair in one.runs for run in pair],
             [*(n for n in numbers if n is not None), *ends],
             [n for n in (q.difference(one, task), *(q.interval(one, task) or ())) if n],
-            self._cautions(one),
+            self._cautions(one, task),
         )
 
     def _interaction(self, arm: Arm, name: Entry, regime: Entry) -> Claim:
         """The only claim of repair: what the mask's own training adds beyond ordinary tuning."""
         parts = (
-            "Part of what fine-tuning ", name, " gains under ", regime,
+            "Part of what ", name, " gains over the base model under ", regime,
             " prefill is repair of the mask, not ordinary tuning.",
         )  # fmt: skip
         found = self.q.interaction(arm)
@@ -213,7 +220,8 @@ class _Claims:
             Sentence(*parts), quantity, INTERACTION, "higher",
             status_of(estimate, "higher", self.margin), "",
             [run for one in found.lists for run in one],
-            [*entries, found.items(), control], entries, self._seed_caution(len(found.lists[0])),
+            [*entries, found.items(), control], entries,
+            [*self._seed_caution(len(found.lists[0])), *self._curve_caution()],
         )  # fmt: skip
 
     def _claim(
@@ -239,13 +247,28 @@ class _Claims:
 
     # --- cautions ---------------------------------------------------------------------------
 
-    def _cautions(self, one: Contrast) -> list[str]:
+    def _cautions(self, one: Contrast, task: str) -> list[str]:
         found = list(one.notes)
-        trained = any(title not in ("stage 1",) and not title.startswith("stage 2")
-                      for title in (one.a, one.b))  # fmt: skip
-        if trained:
-            found += self._seed_caution(one.n_seeds)
+        pair = [self.by_id[run] for run in one.runs[0]]
+        if any(run.settings.get("checkpoint") is not None for run in pair):
+            found += self._seed_caution(one.n_seeds) + self._curve_caution()
+        if task != MACRO and not above_chance(pair[0], task, self.q.metric):
+            found.append(
+                "the first run is not separable from chance on this task, so there is little that "
+                "could be lost"
+            )
         return found
+
+    def _curve_caution(self) -> list[str]:
+        """The quick evaluations look at the explore fold; a claim on all items includes it."""
+        fold = self.study.some_run.settings.get("fold")
+        runs = [run for by_seed in self.study.finetunes.values() for run in by_seed.values()]
+        if fold == "all" and any("evals" in line for run in runs for line in read_curve(run.path)):
+            return [
+                "all items: among them the explore fold, on which training was watched; the "
+                "confirm fold would be free of that"
+            ]
+        return []
 
     def _seed_caution(self, n_seeds: int) -> list[str]:
         if n_seeds > 1:
@@ -257,6 +280,16 @@ class _Claims:
         if fold == "explore":
             return ["explore fold: for choosing recipes; a claim needs the confirm fold"]
         return []
+
+
+def above_chance(run: Run, task: str, metric: Metric) -> bool:
+    """Whether the task's accuracy leaves chance outside its normal 95 % interval."""
+    row = ((run.metrics or {}).get("tasks") or {}).get(task) or {}
+    accuracy, chance, n = task_accuracy(run, task, metric), row.get("chance"), row.get("n")
+    if accuracy is None or chance is None or not n or n < 2:
+        return True  # nothing speaks against it
+    error = standard_error(accuracy, n) or 0.0
+    return abs(accuracy - chance) > 1.959964 * error
 
 
 def _falsifier(wanted: Wanted, margin: float) -> str:

@@ -75,10 +75,10 @@ def _main_tex(quantities: Quantities, tables: Sequence[str]) -> str:
     model = quantities.fact(
         "model", [quantities.study.some_run], "config.json", "config.model", style="code"
     )
-    results = [key for key in tables if key not in ("claims", "runs", "training")]
+    long = ("per-task", "claims", "runs")
+    results = [key for key in tables if key not in (*long, "training")]
     parts = [
         r"\documentclass[10pt]{article}",
-        r"\usepackage[T1]{fontenc}",
         r"\usepackage[a4paper,margin=2.2cm]{geometry}",
         *(f"\\usepackage{{{name}}}" for name in PACKAGES),
         MACRO,
@@ -93,7 +93,8 @@ def _main_tex(quantities: Quantities, tables: Sequence[str]) -> str:
         r"\section{Results}",
         r"\input{figures}",
         *(f"\\input{{tables/{key}}}" for key in results),
-        r"\clearpage",
+        r"\clearpage  % floats before the long tables, so that their numbers stay in order",
+        *(f"\\input{{tables/{key}}}" for key in tables if key == "per-task"),
         r"\section{Claims and runs}",
         *(f"\\input{{tables/{key}}}" for key in tables if key in ("claims", "runs")),
         r"\bibliographystyle{plain}",
@@ -150,7 +151,8 @@ def _claims_markdown(quantities: Quantities, claims: Sequence[Claim]) -> str:
             f"Test: {claim.test}",
             f"Would be falsified by: {claim.falsifier}",
             "Runs: " + ", ".join(map(code, claim.runs)),
-            "Entries of numbers.json: " + ", ".join(code(entry.key) for entry in claim.numbers),
+            "Entries of numbers.json: "
+            + ", ".join(code(entry.key) for entry in claim.numbers if entry.style == "number"),
         ]
         rows += [f"Caution: {escape(caution)}" for caution in claim.cautions]
         lines += [f"- {row}" for row in rows]
@@ -173,7 +175,21 @@ def _numbers_json(ledger: Ledger, texts: Mapping[str, str], drawn: Sequence[Draw
         if key in where
     }
     unprinted = {key: entry.to_json() for key, entry in ledger.entries.items() if key not in where}
-    return _json({"statistics": STATISTICS, "numbers": numbers, "only_in_claims": unprinted})
+    parts = {
+        "statistics": STATISTICS,
+        "numbers": numbers,
+        "only_in_claims": unprinted,
+    }
+    return "{\n" + ",\n".join(f'"{name}": {_lines(part)}' for name, part in parts.items()) + "\n}\n"
+
+
+def _lines(entries: Mapping[str, Any]) -> str:
+    """A JSON object, one line an entry."""
+    lines = [
+        f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
+        for key, value in entries.items()
+    ]
+    return "{\n" + ",\n".join(lines) + "\n}" if lines else "{}"
 
 
 # --- the README ----------------------------------------------------------------------------------

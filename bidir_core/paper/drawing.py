@@ -54,7 +54,8 @@ def style() -> Iterator[None]:
         ) from error
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()  # whatever the reader's own matplotlibrc says
-        matplotlib.rcParams.update(_STYLE)
+        for name, value in _STYLE.items():
+            matplotlib.rcParams[name] = value  # type: ignore[index]
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
         yield
 

@@ -23,7 +23,7 @@ from bidir_core.paper.drawing import (
     shorten,
 )
 from bidir_core.paper.ledger import Entry
-from bidir_core.paper.quantities import MACRO, Quantities, verdict_words
+from bidir_core.paper.quantities import Quantities, verdict_words
 from bidir_core.paper.tables import shown_number
 from bidir_core.reporting.arms import CAUSAL, Arm
 from bidir_core.reporting.contrasts import Contrast, level
@@ -79,9 +79,9 @@ def forest(q: Quantities) -> Drawn | None:
         used += _forest_panel(axes, q, panels[number], tasks)
         if number % across:
             axes.tick_params(labelleft=False)
-        if number + across >= len(panels):  # nothing below it
-            axes.tick_params(labelbottom=True)
-            axes.set_xlabel("difference, points")
+        lowest = number + across >= len(panels)  # nothing stands below it
+        axes.tick_params(bottom=lowest, labelbottom=lowest)
+        axes.set_xlabel("difference, points" if lowest else "")
     level_ = q.constant("confidence", 0.95, "95 %")
     caption = (
         f"Paired differences in accuracy by task with {level_} intervals, in points; the macro "
@@ -122,7 +122,7 @@ def _forest_panel(axes: Axes, q: Quantities, one: Contrast, tasks: Sequence[str]
     used = [*q.ends(one), value, *ends]
     low, high = ends
     names = f"{shorten(one.b, 34)}\nminus {shorten(one.a, 30)}"
-    numbers = f"{_minus(value)} ({_minus(low)} to {_minus(high)})"
+    numbers = f"macro {_minus(value)} ({_minus(low)} to {_minus(high)})"
     axes.set_title(f"{names}\n{numbers}", loc="left")
     return used
 
@@ -131,11 +131,11 @@ def _mark(axes: Axes, y: int, interval: stats.Estimate, verdict: str, macro: boo
     colour, marker = {"higher": (GREEN, ">"), "lower": (RED, "<")}.get(verdict, (GREY, "o"))
     axes.plot(
         [100 * interval.low, 100 * interval.high], [y, y], color=colour,
-        linewidth=1.8 if macro else 1.1, solid_capstyle="butt",
+        linewidth=1.6 if macro else 1.1, marker="|", markersize=5,
     )  # fmt: skip
     axes.plot(
         [100 * interval.value], [y], marker="D" if macro else marker, color=colour,
-        markersize=5.5 if macro else 4.8,
+        markersize=4 if macro else 3.4,
     )  # fmt: skip
 
 
@@ -154,10 +154,12 @@ def ladder(q: Quantities) -> Drawn | None:
     rows_axis(axes, [q.cell(cell).text for cell, _ in shown])
     for y, ((arm, regime), one) in enumerate(shown):
         colour, marker = LOOKS[arm.code]
-        hollow = {} if regime != CAUSAL else {"markerfacecolor": "white"}
+        fill = "white" if regime == CAUSAL else colour
         if one.interval is not None:
             axes.plot([one.interval.low, one.interval.high], [y, y], color=colour, linewidth=1.2)
-        axes.plot([one.value], [y], marker=marker, color=colour, markersize=5.5, **hollow)
+        axes.plot(
+            [one.value], [y], marker=marker, color=colour, markersize=5.5, markerfacecolor=fill
+        )
     caption = (
         f"Macro accuracy by stage with its {q.constant('confidence', 0.95, '95 %')} interval. "
         "Filled symbols: bidirectional prefill; open ones: causal attention."
@@ -319,6 +321,3 @@ def _minus(entry: Entry) -> str:
 
 def _metric(q: Quantities) -> str:
     return "accuracy" if q.metric == "acc" else "length-normalised accuracy"
-
-
-__all__ = ["MACRO", "Drawn", "all_figures"]

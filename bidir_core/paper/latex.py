@@ -52,12 +52,17 @@ def number(text: str) -> str:
     return re.sub(r"^([+<-])", r"$\1$", shown)
 
 
+def wrapped(centimetres: float) -> str:
+    """A column whose text wraps, ragged (package array)."""
+    return f">{{\\raggedright\\arraybackslash}}p{{{centimetres:g}cm}}"
+
+
 @dataclass
 class Tabular:
     """Rows of LaTeX cells under a header, as one booktabs table; a row may be a heading alone.
 
-    ``columns`` is the column specification, one letter or ``p{..}`` a column. ``long`` tables
-    (package longtable) run over pages.
+    ``columns`` is the column specification, one letter or :func:`wrapped` a column. ``long``
+    tables (package longtable) run over pages.
     """
 
     key: str
@@ -84,13 +89,15 @@ class Tabular:
         caption = f"\\caption{{{self.caption}}}\\label{{tab:{self.key}}}"
         if self.long:
             return "\n".join([
-                r"\begingroup\footnotesize\setlength{\tabcolsep}{4pt}",
+                r"\begingroup\footnotesize\setlength{\tabcolsep}{3.5pt}",
+                r"\setlength{\LTcapwidth}{\linewidth}",
                 f"\\begin{{longtable}}{{{spec}}}", caption + r" \\", r"\toprule", header,
                 r"\midrule", r"\endfirsthead", r"\toprule", header, r"\midrule", r"\endhead",
                 r"\bottomrule", r"\endfoot", body, r"\end{longtable}", r"\endgroup",
             ])  # fmt: skip
         return "\n".join([
-            r"\begin{table}[htbp]", r"\centering\footnotesize\setlength{\tabcolsep}{4pt}", caption,
+            r"\begin{table}[htbp]", r"\centering\footnotesize\setlength{\tabcolsep}{3.5pt}",
+            r"\setlength{\belowcaptionskip}{6pt}", caption,
             f"\\begin{{tabular}}{{{spec}}}", r"\toprule", header, r"\midrule", body,
             r"\bottomrule", r"\end{tabular}", r"\end{table}",
         ])  # fmt: skip

@@ -127,4 +127,5 @@ class Sentence:
 
 def slug(text: str) -> str:
     """A key: letters, digits, dots, dashes and slashes, which TeX reads as they are."""
-    return re.sub(r"[^a-z0-9./+]+", "-", text.lower()).strip("-") or "x"
+    plain = re.sub(r"[^a-z0-9./+]+", "-", text.lower())
+    return re.sub(r"-*(/|$)-*", r"\1", plain).lstrip("-") or "x"

@@ -14,6 +14,7 @@ from bidir_core.paper.tables import shown_number
 from bidir_core.paper.training_words import training_paragraphs
 from bidir_core.reporting.arms import CAUSAL
 from bidir_core.reporting.contrasts import Contrast
+from bidir_core.reporting.tables import ordered_cells
 from bidir_core.store import Run
 
 PACKAGES = {
@@ -57,9 +58,9 @@ class _Methods:
         lines = [f"The base model is {model}{self._model_details()}."]
         if self.study.model == EMBEDDED_MODEL and self.own:
             lines.append(
-                "It is SmolLM{}2~\\cite{smollm2} as the program embeds it: its weights were "
-                "de-quantised from a four-bit file, so the numbers are of that model and not of "
-                "the original weights.".replace("SmolLM{}2", self._name("SmolLM2"))
+                f"It is {self._name('SmolLM2')}~\\cite{{smollm2}} as the program embeds it: its "
+                "weights were de-quantised from a four-bit file, so the numbers are of that model "
+                "and not of the original weights."
             )
         lines.append(self._items())
         lines += self._prompts()
@@ -155,9 +156,9 @@ class _Methods:
             said.append("the model's chat template" if template else "no chat template")
         bos = self._same("bos_added")
         if bos is not None:
-            said.append("a BOS token in front" if bos else "no BOS token in front")
+            said.append("a BOS token" if bos else "no BOS token")
         if said:
-            lines.append(f"Contexts have {listed(said)}.")
+            lines.append(f"Prompts have {listed(said)}.")
         if settings.get("context") == "shuffled":
             lines.append("Each item was given another item's context.")
         return lines
@@ -188,22 +189,21 @@ class _Methods:
         for regime in found:
             if any(run.regime == regime for run in study.all_runs):
                 lines.append(f"Under {q.regime(regime)} {regime_words(q, regime)}.")
-        for cell in study.cells:
-            arm, regime = cell
-            if arm == study.base:
-                lines.append(f"{capital(q.cell(cell))} is the base model under {q.regime(regime)}.")
+        for cell in ordered_cells(study):
+            if cell[0] == study.base:
+                lines.append(
+                    f"{capital(q.cell(cell))} is the base model under {q.regime(cell[1])}."
+                )
         probes = [run for run in study.all_runs if run.probe is not None]
         if probes and all((run.probe or {}).get("passed") is True for run in probes):
             n = q.ledger.add(
                 "probes", len(probes), shown_number(len(probes)), [run.id for run in probes],
                 statistic="count", file="probe.json", field="passed",
             )  # fmt: skip
-            whole = len(probes) == len(study.all_runs)
+            which = f"All {n} runs" if len(probes) == len(study.all_runs) else f"{n} of the runs"
             lines.append(
-                f"In {'all ' if whole else ''}{n} of the runs"
-                + ("" if whole else ", those that recorded it,")
-                + " a probe of the model's attention, made before scoring or training, found each "
-                "layer to attend as the regime says."
+                f"{which} recorded that a probe of the model's attention, made before scoring or "
+                "training, found each layer to attend as the regime says."
             )
         return lines
 

@@ -253,11 +253,8 @@ class Quantities:
 
     def verdict(self, one: Contrast, task: str = MACRO) -> Entry:
         """The word for a difference; for a task also after Holm's adjustment."""
-        if task == MACRO:
-            interval, p_holm = one.interval, ()
-        else:
-            row = _row(one, task)
-            interval, p_holm = row.interval, row.p_holm
+        row = one if task == MACRO else _row(one, task)
+        interval, p_holm = row.interval, getattr(row, "p_holm", ())
         text = verdict_words(interval, self.margin, p_holm)
         extra = {"task": task, "margin": self.margin}
         return self._of(one, f"{task}/verdict", text, text, "verdict", style="text", **extra)
@@ -337,7 +334,7 @@ class Interaction:
 def verdict_words(
     interval: stats.Estimate | None, margin: float, p_holm: Iterable[float] = ()
 ) -> str:
-    """``higher``, ``lower``, ``no difference within 1 point``, ``undecided``, ``no interval``.
+    """``higher``, ``lower``, ``no difference`` (within the margin), ``undecided``, ``no interval``.
 
     Of several tasks one is called different only if Holm's adjustment leaves it so for every seed.
     """
@@ -345,7 +342,7 @@ def verdict_words(
         return "no interval"
     verdict = stats.verdict(interval, margin=margin)
     if verdict == "no difference":
-        return f"no difference within {100 * margin:g} point{'' if margin == 0.01 else 's'}"
+        return verdict
     if verdict == "undecided" or any(p >= SIGNIFICANCE for p in p_holm):
         return "undecided"
     return "higher" if interval.value > 0 else "lower"

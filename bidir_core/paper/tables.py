@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from bidir_core import words
 from bidir_core.pairing import Metric
 from bidir_core.paper.claims import Claim
-from bidir_core.paper.latex import Tabular
+from bidir_core.paper.latex import Tabular, wrapped
 from bidir_core.paper.ledger import Entry
 from bidir_core.paper.quantities import MACRO, Quantities
 from bidir_core.reporting.arms import CAUSAL, Arm, Cell
@@ -16,7 +16,6 @@ from bidir_core.reporting.tables import labelled_runs, ordered_cells
 from bidir_core.store import Run
 
 ABSENT = "--"
-WRAPPED = r"p{3.6cm}"
 
 
 def all_tables(quantities: Quantities, claims: Sequence[Claim]) -> list[Tabular]:
@@ -53,14 +52,14 @@ class _Tables:
             f"interval; suppressed where {base} is not separable from that floor. The last column "
             f"is macro {names[other]}; WinoGrande, which has no length-normalised accuracy, counts "
             "in both with its accuracy.",
-            [WRAPPED, "r", "r", "r", "r", "r"],
+            [wrapped(3.6), "r", "r", "r", "r", "r"],
             ["Stage", f"Macro {short[q.metric]}", self.ci, "Kept above chance",
              "Kept above no context", f"Macro {short[other]}"],
         )  # fmt: skip
         for cell in self._cells():
             one = self.numbers.between(stage1, cell) if cell != stage1 else None
             table.add(
-                _ragged(q.cell(cell)), _or(q.accuracy(cell)), _range(q.level(cell)),
+                q.cell(cell), _or(q.accuracy(cell)), _range(q.level(cell)),
                 self._kept(one, "chance"), self._kept(one, "no-context"),
                 _or(q.accuracy(cell, metric=other)),
             )  # fmt: skip
@@ -85,7 +84,8 @@ class _Tables:
             "Paired differences by task, in points (second minus first). Broken: right in the "
             "first, wrong in the second; fixed: the other way. $p$: exact McNemar test, and after "
             "Holm's adjustment over the tasks of a contrast. A task is called higher or lower only "
-            "if the adjusted $p$ allows it. Contrasts of runs without item records have no paired "
+            "if the adjusted $p$ allows it; ``no difference'' as in Table~\\ref{tab:contrasts}. "
+            "Contrasts of runs without item records have no paired "
             "interval and are in Table~\\ref{tab:contrasts} only.",
             ["l", *"rrrrrrrrr", "l"],
             ["Task", "$n$", "First", "Second", "Difference", self.ci, "Broken", "Fixed", "$p$",
@@ -124,16 +124,16 @@ class _Tables:
             f"{'' if q.margin == 0.01 else 's'} of zero, higher or lower if it leaves out zero, "
             "else undecided. Detectable: the smallest true difference that these items find with "
             f"{power} power.",
-            [r"p{4.6cm}", *"rrrrrr", "l", r"p{1.9cm}"],
+            [wrapped(4.4), *"rrrrrr", "l", "l"],
             ["Second minus first", "$n$", "First", "Second", "Difference", self.ci, "Detectable",
              "Interval", "Verdict"],
         )  # fmt: skip
         for one in self.numbers.contrasts(leaky=False):
             second, first = q.ends(one)
             table.add(
-                _ragged(f"{second} minus {first}"), _or(q.items(one)), q.side(one, MACRO, "a"),
+                f"{second} minus {first}", _or(q.items(one)), q.side(one, MACRO, "a"),
                 q.side(one, MACRO, "b"), _or(q.difference(one)), _range(q.interval(one)),
-                _or(q.detectable(one)), one.basis, _ragged(q.verdict(one)),
+                _or(q.detectable(one)), one.basis, q.verdict(one),
             )  # fmt: skip
         return table
 
@@ -144,7 +144,7 @@ class _Tables:
             "Every arm under its bidirectional regime and under causal attention: macro accuracy "
             f"with its {self.level} interval, and their difference in points. Differences marked "
             "\\emph{unpaired} are of runs without item records.",
-            [r"p{3.2cm}", "l", "r", "r", "r"],
+            [wrapped(3.2), "l", "r", "r", "r"],
             ["Arm", "Regime", "Under the regime", "Causal", "Regime minus causal"],
         )
         arms = [arm for arm in self.study.arms if not arm.leaky]
@@ -158,7 +158,7 @@ class _Tables:
                 ends = q.interval(one) if one else None
                 change = f"{q.difference(one)}{_range(ends, True)}{mark}" if one else ABSENT
                 table.add(
-                    _ragged(q.arm(arm)), q.regime(regime), self._level(cell), self._level(causal),
+                    q.arm(arm), q.regime(regime), self._level(cell), self._level(causal),
                     change,
                 )  # fmt: skip
         return table
@@ -175,20 +175,20 @@ class _Tables:
             "attention), in points: the part of the gain that ordinary tuning does not explain. "
             "The control of distillation is the base model. Intervals of single tasks are not "
             "adjusted for their number, so they carry no verdict.",
-            [r"p{3.2cm}", r"p{3.2cm}", "l", "r", "r", "r", "l"],
+            [wrapped(3.2), wrapped(3.2), "l", "r", "r", "r", "l"],
             ["Arm", "Control", "Task", "$n$", "Interaction", self.ci, "Verdict"],
         )
         for arm in self.study.trained("3B", "distill"):
             found = q.interaction(arm)
             if isinstance(found, str):
-                table.add(_ragged(q.arm(arm)), *[ABSENT] * 5, "not tested")
+                table.add(q.arm(arm), *[ABSENT] * 5, "not tested")
                 continue
             for task in found.estimates:
                 macro = task == MACRO
                 ends = found.entry(task, "low"), found.entry(task, "high")
                 table.add(
-                    _ragged(q.arm(arm)) if macro else "",
-                    _ragged(q.arm(found.control)) if macro else "",
+                    q.arm(arm) if macro else "",
+                    q.arm(found.control) if macro else "",
                     "macro" if macro else q.task(task), found.items(task), found.entry(task),
                     _range(ends), found.verdict() if macro else "",
                 )  # fmt: skip
@@ -199,7 +199,7 @@ class _Tables:
             "training",
             "How each arm was trained, as its run recorded it. Dropped: samples left out because "
             "they share text with an evaluation item. Tokens: without padding, over all steps.",
-            [r"p{2.6cm}", *"lllrrrrrr"],
+            [wrapped(2.6), *"lllrrrrrr"],
             ["Arm", "Method", "Regime", "Data", "Peak lr", "Steps", "Batch", "Samples", "Dropped",
              "Tokens"],
         )  # fmt: skip
@@ -207,7 +207,7 @@ class _Tables:
             runs = list(by_seed.values())
             name = f"{self.q.arm(arm)} (leaky: no result)" if arm.leaky else self.q.arm(arm)
             table.add(
-                _ragged(name), self._said(arm, runs, "config.method", style="text"),
+                name, self._said(arm, runs, "config.method", style="text"),
                 self._said(arm, runs, "config.regime", style="code"),
                 self._said(arm, runs, "config.data", style="code"),
                 self._said(arm, runs, "config.lr", number=True),
@@ -234,7 +234,7 @@ class _Tables:
             "The claims ledger: each claim, the number that it rests on (in points, with its "
             f"{self.level} interval) and its status, computed from the interval. Tests, folds, "
             "runs and what would falsify each claim are in \\texttt{claims.md}.",
-            ["l", r"p{8.2cm}", "r", "l"],
+            ["l", wrapped(8.6), "r", "l"],
             ["Claim", "Statement", f"Difference ({self.ci})", "Status"],
             long=True,
         )
@@ -247,7 +247,7 @@ class _Tables:
             if claim.interval:
                 first, *ends = claim.interval
                 value = f"{first}{_range(ends, True)}" if ends else f"{first} (no interval)"
-            table.add(name, _ragged(claim.statement.tex), value, claim.status)
+            table.add(name, claim.statement.tex, value, claim.status)
         return table
 
     def runs(self) -> Tabular:
@@ -255,7 +255,7 @@ class _Tables:
             "runs",
             "The runs behind every number of this paper. \\texttt{numbers.json} leads from each "
             "printed number to its runs.",
-            [r"p{3.6cm}", r"p{8.6cm}", "r", "l"],
+            [wrapped(3.6), wrapped(8.6), "r", "l"],
             ["What", "Run", "Items", "Dtype"],
             long=True,
         )
@@ -267,7 +267,7 @@ class _Tables:
             items = self.q.fact(f"run/{run.id}/items", [run], "metrics.json", "n_items",
                                 shown_number)  # fmt: skip
             dtype = self.q.fact(f"run/{run.id}/dtype", [run], "config.json", "dtype", style="text")
-            table.add(_ragged(name), _ragged(entry), _or(items), _or(dtype))
+            table.add(name, entry, _or(items), _or(dtype))
         return table
 
     def _n_items(self) -> str:
@@ -296,7 +296,3 @@ def _range(ends: Sequence[Entry] | None, brackets: bool = False) -> str:
 
 def _slashed(entries: Sequence[Entry]) -> str:
     return " / ".join(map(str, entries)) or ABSENT
-
-
-def _ragged(text: object) -> str:
-    return r"{\raggedright " + str(text) + r"\par}"
