@@ -87,13 +87,13 @@ def _tokens(result: Mapping[str, Any]) -> str:
     wide = any(one["first"] != one["last"] for one in tokens)
     unit = "token or span of tokens" if wide else "prompt token"
     if not back:
-        return f"No single {unit} does ({tried} tried)."
+        return f"No single {unit} made causal again turns it back ({tried} tried)."
     if len(back) <= 3:
         names = [_token(result, one) for one in back]
         named = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]
         more = "and no other" if len(back) == 1 else "each alone"
-        return f"Of {tried} {unit}s, {named} made causal again does it too, {more}."
-    return f"Of {tried} {unit}s, {len(back)} do so alone, {_token(result, back[0])} among them."
+        return f"Of {tried} {unit}s, {named} made causal again turns it back, {more}."
+    return f"Of {tried} {unit}s, {len(back)} each turn it back alone, {_token(result, back[0])} among them."
 
 
 def _token(result: Mapping[str, Any], one: Mapping[str, Any]) -> str:

@@ -19,9 +19,9 @@ from bidir_ui.html import Html, div, el, span
 
 RESULT = "why.json"
 ROWS = (
-    ("single", "This layer alone causal"),
-    ("from_first", "Causal from the first layer to here"),
-    ("from_last", "Causal from here to the last layer"),
+    ("single", "this one alone"),
+    ("from_first", "the first to this one"),
+    ("from_last", "this one to the last"),
 )
 
 
@@ -130,11 +130,13 @@ def _mark(result: Mapping[str, Any], point: Mapping[str, Any]) -> str:
 def layer_strip(result: Mapping[str, Any]) -> Html:
     """A row for each kind of restoration, a cell a layer."""
     n = result["n_layers"]
-    head = el("tr", el("th", "Layer", scope="col"), *(el("th", i, scope="col") for i in range(n)))
+    step = 1 if n <= 32 else 5  # more numbers than that stand on each other
+    numbers = [el("th", i if i % step == 0 else "", scope="col") for i in range(n)]
+    head = el("tr", el("th", "Causal again", scope="col"), *numbers)
     rows = []
     for key, label in ROWS:
         cells = [
-            el("td", _mark(result, one), **_cell(result, one, f"{label}, layer {layer}"))
+            el("td", _mark(result, one), **_cell(result, one, f"Layer {layer}, {label}"))
             for layer, one in enumerate(result["layers"][key])
         ]
         rows.append(el("tr", el("th", label, scope="row"), *cells))
@@ -157,9 +159,21 @@ def token_strip(result: Mapping[str, Any]) -> Html:
     return div("b b-heat", *cells, dir="auto")
 
 
+def _told_apart(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The points on both sides of the threshold, and of the others those well apart."""
+    around = [one for one in found["points"] if one["lambda"] in (found["low"], found["high"])]
+    kept = list(around)
+    for one in found["points"]:
+        if all(
+            max(one["lambda"], k["lambda"]) >= 1.9 * min(one["lambda"], k["lambda"]) for k in kept
+        ):
+            kept.append(one)
+    return sorted(kept, key=lambda one: one["lambda"])
+
+
 def lambda_strip(result: Mapping[str, Any]) -> Html:
-    """A cell for each lambda tried, weakest first."""
-    points = result["lambda"]["points"]
+    """A cell for each lambda tried, the weakest look-ahead first."""
+    points = _told_apart(result["lambda"])
     head = [el("th", f"{one['lambda']:.3g}", scope="col") for one in points]
     cells = [
         el("td", _mark(result, one), **_cell(result, one, f"lambda {one['lambda']:.3g}"))
@@ -169,9 +183,9 @@ def lambda_strip(result: Mapping[str, Any]) -> Html:
         "b-scroll",
         el(
             "table",
-            el("thead", el("tr", el("th", "lambda", scope="col"), *head)),
-            el("tbody", el("tr", el("th", "Look-ahead weakened to this", scope="row"), *cells)),
-            cls="b b-strip b-wide",
+            el("thead", el("tr", el("th", "lambda is", scope="col"), *head)),
+            el("tbody", el("tr", el("th", "look-ahead weakened", scope="row"), *cells)),
+            cls="b b-strip",
         ),
     )
 
@@ -186,10 +200,10 @@ def numbers(result: Mapping[str, Any]) -> pd.DataFrame:
 
     for key, label in ROWS:
         for layer, one in enumerate(result["layers"][key]):
-            add(label, str(layer), one)
+            add(f"layers: {label}", str(layer), one)
     for one in result["tokens"]:
         span_text = f"{one['first']}" + (f"-{one['last']}" if one["first"] != one["last"] else "")
-        add("Prompt token causal", span_text, one)
+        add("prompt token", span_text, one)
     for one in result["lambda"]["points"]:
         add("lambda", f"{one['lambda']:g}", one)
     return pd.DataFrame(

@@ -233,17 +233,17 @@ def test_sentences_say_what_was_found():
     assert "Making layer 3 causal again alone turns the answer back." in text
     assert "Growing from the first layer, layers 0-1 suffice; from the last, layers 2-3." in text
     assert (
-        "Of 4 prompt tokens, token 0 (“The”) made causal again does it too, and no other." in text
+        "Of 4 prompt tokens, token 0 (“The”) made causal again turns it back, and no other." in text
     )
     assert "It flips between lambda=0.01 and 0.02." in text
     text = " ".join(sentences(made(single=[0, 1, 3], tokens=[0, 1, 2, 3], returns=True)))
     assert "any one of layers 0-1, 3" in text
     assert "it takes all 4" in text
-    assert "Of 4 prompt tokens, 4 do so alone" in text
+    assert "Of 4 prompt tokens, 4 each turn it back alone" in text
     assert "no single threshold" in text
     text = " ".join(sentences(made(low=0.0, high=1e-6)))
     assert "No single layer made causal again" in text
-    assert "No single prompt token does (4 tried)" in text
+    assert "No single prompt token made causal again turns it back (4 tried)" in text
     assert "Even lambda=1e-06 flips it" in text
 
 
