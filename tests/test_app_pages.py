@@ -4,56 +4,16 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
-from bidir_core import run_layout
-from bidir_core.store import Run
 from bidir_ui import filters, fmt, html, slices, url
+from tests.app import ROOT, STAGE2, open_page, pair, words
 from tests.factory import make_item, make_reference, make_run
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "pages").glob("*.py"))
 READERS = [page for page in ("pages/runs.py", "pages/flips.py", "pages/item.py", "pages/compare.py", "pages/masks.py", "") if page in (*PAGES, "")]  # fmt: skip
-STAGE2 = "stage2_prefill_bidir_eval"
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    """An empty runs folder and nothing else."""
-    monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "runs"))
-    monkeypatch.setenv("BIDIR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("BIDIR_READ_ONLY", raising=False)
-    monkeypatch.setattr(run_layout, "COMMITTED_RUNS", tmp_path / "none")
-    return tmp_path / "runs"
-
-
-def open_page(page: str = "", **query: str) -> AppTest:
-    """The app at a page (the Overview by default), run once."""
-    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
-    if page:
-        app.switch_page(page)
-    for name, value in query.items():
-        app.query_params[name] = value
-    return app.run()
-
-
-def words(app: AppTest) -> str:
-    """All text on the page, markup removed."""
-    parts = [block.proto.body for block in app.get("html")]
-    parts += [block.value for block in [*app.title, *app.subheader, *app.code, *app.text]]
-    return re.sub(r"<[^>]*>", " ", " ".join(parts)).replace("&#x27;", "'")
-
-
-def pair(root: Path, **options) -> tuple[Run, Run]:
-    common = {"n_items": 40} | options
-    return (
-        make_run(root, accuracy=0.7, **common),
-        make_run(root, STAGE2, regime="bidirectional", accuracy=0.4, seed=1, **common),
-    )
 
 
 # --- the five states -----------------------------------------------------------------------
@@ -248,83 +208,6 @@ def test_read_only_offers_no_rename_and_no_delete(root, monkeypatch):
     assert b.path.exists()
 
 
-def tuned(
-    root: Path, arm: str, regime: str, *, method: str = "full", seed: int = 0, **options
-) -> Run:
-    """An evaluation of a fine-tuned checkpoint that says how it was trained."""
-    stage = "nonprefill_compare" if regime == "causal" else "stage4_postft_eval"
-    record = {"objective": arm, "method": method, "steps": 400, "seed": 0, "data": "far"}
-    facts = {"training_record": record} | options.pop("facts", {})
-    checkpoint = f"checkpoints/{arm}-{method}/final"
-    common = {"n_items": 40, "regime": regime, "checkpoint": checkpoint, "seed": seed}
-    return make_run(root, stage, facts=facts, **common | options)
-
-
-FOUR = [(arm, regime) for arm in ("3B", "3C") for regime in ("bidirectional", "causal")]
-
-
-def test_overview_tells_repair_only_with_its_control(root):
-    """The interaction needs 3B and 3C under both masks."""
-    limit = {"limit": 500}
-    pair(root, config=limit)
-    for arm, regime in FOUR:
-        assert "Interaction:" not in words(open_page(panel="4"))
-        tuned(root, arm, regime, accuracy=0.6, config=limit)
-    text = words(open_page(panel="4"))
-    assert "Interaction: 0.0 points" in text
-    assert "3C full, evaluated causal" in text
-    assert "so does the control" not in text  # forty items decide nothing
-
-
-def test_overview_finds_the_complete_study_on_other_items(root):
-    """The chosen pair has no fine-tune: the whole-set study is shown, named and not mixed."""
-    pair(root, config={"limit": 500})
-    half = {"facts": {"dtype": "bfloat16"}}
-    whole = {"n_items": 2000, "texts": False}
-    for dtype in ({}, half):  # a float32 base is no partner of bfloat16 fine-tunes
-        make_run(root, accuracy=0.7, **whole, **dtype)
-        make_run(root, STAGE2, regime="bidirectional", accuracy=0.4, **whole, **dtype)
-    make_run(root, accuracy=0.1, **whole)  # and the newest stage 1 is a wrong one
-    for arm, regime in FOUR:
-        repaired = arm == "3B" or regime == "causal"
-        tuned(root, arm, regime, accuracy=0.72 if repaired else 0.42, **whole, **half)
-        tuned(root, arm, regime, method="lora", accuracy=0.2, **whole, **half)  # newer
-    tuned(root, "distill", "bidirectional", accuracy=0.1, **whole, **half)
-    app = open_page(panel="4")
-    text = words(app)
-    assert "Training repairs it, and the control does not" in text
-    assert "the whole validation sets (n = 2,000), bfloat16" in text
-    assert "limit 500 per task (n = 40), float32" in text
-    assert "one seed" in text
-    rows = re.search(r"3B full, trained with the new mask\s+([\d.]+) %\s+([\d.]+) %", text)
-    assert rows
-    assert all(70 < float(value) < 74 for value in rows.groups())
-    assert "Stages 3B, 3C and 4 are not run yet" not in text
-    assert "With fine-tuning: stages 3B, 3C and 4" in text
-    assert "Stage 4   bidirectional · 3C full" in re.sub(r"\s{2,}", "   ", text)
-
-
-def test_overview_claims_no_repair_when_the_control_does_as_well(root):
-    pair(root, n_items=2000, texts=False, config={"limit": 500})
-    for arm, regime in FOUR:
-        tuned(root, arm, regime, accuracy=0.75, n_items=2000, texts=False, config={"limit": 500})
-    text = words(open_page(panel="4"))
-    assert "Training repairs it, and so does the control" in text
-    assert "repair cannot be told from ordinary tuning" in text
-
-
-def test_fine_tunes_without_items_are_named_and_not_paired(root):
-    pair(root, config={"limit": 500})
-    run = tuned(root, "3B", "bidirectional", config={"limit": 500})
-    (run.path / "items.parquet").unlink()
-    app = open_page(panel="4")
-    assert not app.exception
-    text = words(app)
-    assert "without items" in text
-    assert "Interaction:" not in text
-    assert "no items to pair" in text  # the ladder
-
-
 def test_a_partner_has_the_same_number_format(root):
     """Card 3: the newest whole-set stage 1 is bfloat16, the sink runs are float32."""
     pair(root, config={"limit": 500})
@@ -337,19 +220,6 @@ def test_a_partner_has_the_same_number_format(root):
     text = words(open_page(panel="3"))
     assert "sink=1: 0.0" in text
     assert "n = 100" in text.replace("\xa0", " ")
-
-
-@pytest.mark.skipif(not list((ROOT / "runs").glob("stage4*/*3C-full*")), reason="no such runs here")
-def test_overview_of_the_committed_runs(monkeypatch, tmp_path):
-    monkeypatch.setenv("BIDIR_RUNS_DIR", str(ROOT / "runs"))
-    monkeypatch.setenv("BIDIR_CACHE_DIR", str(tmp_path / "cache"))
-    app = open_page(panel="4")
-    text = words(app)
-    assert not app.exception
-    assert "not run yet" not in text.casefold()
-    assert "Interaction: +7.5 points [+5.6, +9.4]" in text
-    assert "+0.5 points [−0.6, +1.7]" in text
-    assert "sink=1: +0.1" in text
 
 
 def test_whole_sets_stand_beside_the_limited_runs(root):

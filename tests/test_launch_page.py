@@ -14,7 +14,7 @@ from bidir_core.pipeline_config import from_preset
 from bidir_core.training.config import FinetuneConfig
 from bidir_ui import launch_view
 from bidir_ui.launch_view import PRESETS
-from tests.test_app_pages import open_page, root, words  # noqa: F401  (root is a fixture)
+from tests.app import open_page, words
 
 PAGE = "pages/launch.py"
 HOSTILE = '<img src="http://evil.example/x.png">[a](http://evil.example)'
@@ -30,17 +30,19 @@ def parsed(line: str):
     assert line.startswith(program)
     import shlex
 
-    given = vars(cli.build_parser().parse_args(shlex.split(line)[3:]))
-    return given.pop("run").__name__, given
+    words = shlex.split(line)[3:]
+    given = vars(cli.build_parser().parse_args(words))
+    assert callable(given.pop("run"))
+    return words[0], given
 
 
 @pytest.mark.parametrize("stage", PRESETS)
-def test_every_stage_shows_a_line_that_the_terminal_takes(root, stage):  # noqa: F811
+def test_every_stage_shows_a_line_that_the_terminal_takes(root, stage):
     query = {"f.checkpoint": "some/final"} if stage == "stage4" else {}
     app = open_page(PAGE, stage=stage, **{"f.seed": "3", "f.batch_tokens": "900", **query})
     assert not app.exception
     name, given = parsed(code(app)[0])
-    assert name == f"_run_{PRESETS[stage].command}"
+    assert name == PRESETS[stage].command
     given.pop("resume", None)
     if PRESETS[stage].command == "pipeline":
         preset = given.pop("preset")
@@ -57,7 +59,7 @@ def test_every_stage_shows_a_line_that_the_terminal_takes(root, stage):  # noqa:
     assert "How this is known" in words(app)
 
 
-def test_a_link_shows_the_same_form_with_all_kinds_of_settings(root):  # noqa: F811
+def test_a_link_shows_the_same_form_with_all_kinds_of_settings(root):
     query = {
         "stage": "custom", "f.regime": "bidirectional:sink=1,lambda=0.03", "f.tasks": "piqa,arc_easy",
         "f.limit": "50", "f.compact": "yes", "f.sample": "stratified", "f.model": "Qwen/Qwen3-0.6B",
@@ -84,14 +86,14 @@ def test_a_link_shows_the_same_form_with_all_kinds_of_settings(root):  # noqa: F
         ({"stage": "pipeline", "f.regime": "causal"}, "need a bidirectional regime"),
     ],
 )
-def test_what_is_wrong_is_said_and_cannot_be_started(root, query, says):  # noqa: F811
+def test_what_is_wrong_is_said_and_cannot_be_started(root, query, says):
     app = open_page(PAGE, **query)
     assert not app.exception
     assert says in words(app)
     assert not [button for button in app.button if button.key == "launch-start"]
 
 
-def test_the_question_names_what_is_fetched_and_a_second_start_is_the_same_job(root, monkeypatch):  # noqa: F811
+def test_the_question_names_what_is_fetched_and_a_second_start_is_the_same_job(root, monkeypatch):
     monkeypatch.setattr(jobs, "ensure_worker", lambda device, folder: None)
     app = open_page(PAGE, stage="stage2")
     app.button(key="launch-dry").click().run()
@@ -106,7 +108,7 @@ def test_the_question_names_what_is_fetched_and_a_second_start_is_the_same_job(r
     assert "dry run" in job.title
 
 
-def fake(root, number: int, **values) -> Job:  # noqa: F811
+def fake(root, number: int, **values) -> Job:
     folder = root / ".jobs"
     folder.mkdir(parents=True, exist_ok=True)
     job = Job(
@@ -118,7 +120,7 @@ def fake(root, number: int, **values) -> Job:  # noqa: F811
     return job
 
 
-def test_each_state_of_a_job_is_shown_with_what_can_be_done(root):  # noqa: F811
+def test_each_state_of_a_job_is_shown_with_what_can_be_done(root):
     gone = {"pid": 2**22 + 1, "pid_started": 1.0}
     waiting = fake(root, 1)
     lost = fake(root, 2, stored_state="running", process=gone, started=time.time())
@@ -141,7 +143,7 @@ def test_each_state_of_a_job_is_shown_with_what_can_be_done(root):  # noqa: F811
     assert any(HOSTILE in value for value in code(app))
 
 
-def test_no_jobs_yet_and_cancel_of_a_waiting_one(root):  # noqa: F811
+def test_no_jobs_yet_and_cancel_of_a_waiting_one(root):
     assert "No jobs yet" in words(open_page(PAGE))
     job = fake(root, 1)
     app = open_page(PAGE)
@@ -150,7 +152,7 @@ def test_no_jobs_yet_and_cancel_of_a_waiting_one(root):  # noqa: F811
     assert "Never started" in words(app)
 
 
-def test_read_only_is_closed(root, monkeypatch):  # noqa: F811
+def test_read_only_is_closed(root, monkeypatch):
     monkeypatch.setenv("BIDIR_READ_ONLY", "1")
     app = open_page(PAGE)
     assert "Launch is closed here" in words(app)

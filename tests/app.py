@@ -1,0 +1,39 @@
+"""The app without a browser: open a page, read its text, make a pair of runs to show."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from streamlit.testing.v1 import AppTest
+
+from bidir_core.store import Run
+from tests.factory import make_run
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGE2 = "stage2_prefill_bidir_eval"
+
+
+def open_page(page: str = "", **query: str) -> AppTest:
+    """The app at a page (the Overview by default), run once."""
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
+    if page:
+        app.switch_page(page)
+    for name, value in query.items():
+        app.query_params[name] = value
+    return app.run()
+
+
+def words(app: AppTest) -> str:
+    """All text on the page, markup removed."""
+    parts = [block.proto.body for block in app.get("html")]
+    parts += [block.value for block in [*app.title, *app.subheader, *app.code, *app.text]]
+    return re.sub(r"<[^>]*>", " ", " ".join(parts)).replace("&#x27;", "'")
+
+
+def pair(root: Path, **options) -> tuple[Run, Run]:
+    common = {"n_items": 40} | options
+    return (
+        make_run(root, accuracy=0.7, **common),
+        make_run(root, STAGE2, regime="bidirectional", accuracy=0.4, seed=1, **common),
+    )
