@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ OK, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 1, 130
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG}
 
 
+HEARD_SECONDS = 5.0
 # What several processes of one `accelerate launch` do together.
 SHARED_OUT = {"eval"}
 
@@ -50,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = parser.parse_args(arguments)
         return parsed.run(parsed)
     except UserError as error:
-        if not is_helper():  # of several processes one says it
+        if is_helper():
+            # Of several processes the main one says it; a launcher ends all once one has ended.
+            time.sleep(HEARD_SECONDS)
+        else:
             print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
@@ -128,7 +133,8 @@ def _run_eval(parsed: argparse.Namespace) -> int:
         path = evaluate.resume(parsed.resume, given, runs_dir=given.get("runs_dir"))
     else:
         path = evaluate.evaluate(config)
-    print(path)
+    if not is_helper():
+        print(path)
     return OK
 
 
@@ -376,6 +382,7 @@ COMMANDS = [
     _add_assets,
     _lazy("doctor", "Say what this machine can do, and which models fit.", "doctor"),
     _lazy("lab", "Sweep regimes on one model, with controls (dose-response).", "lab.command"),
+    _lazy("serve-model", "A model behind standard input and output (for the app).", "model_server"),
     _lazy("why", "Why an item flips: which layers, prompt tokens and strength.", "why"),
     _lazy("generate", "Continue a prompt under several regimes, side by side.", "generate_command"),
     _lazy("attend", "Observe attention: where each layer and head really looks.", "attend"),

@@ -133,7 +133,7 @@ def probe_family(
 def probe_families() -> Iterator[FamilyResult]:
     """Every family under every implementation, one at a time, about 0.3 s each on a CPU."""
     for family in ALL_FAMILIES:
-        outcomes = {}
+        outcomes: dict[str, str] = {}
         for implementation in IMPLEMENTATIONS:
             try:
                 reports = [probe_family(family, implementation, regime) for regime in REGIMES]

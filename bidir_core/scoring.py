@@ -80,10 +80,15 @@ def plan_scoring(
     padded = device.type != "cpu"
     causal = regime.is_causal
     segments = [build_segments(one, causal=causal) if not one.error else [] for one in encoded]
-    tokens = batch_tokens or AUTO_BATCH_TOKENS.get(device.type, 8192)
+    tokens = batch_tokens or auto_batch_tokens(device)
     return ScoringPlan(
         regime, encoded, segments, plan_batches(segments, tokens, padded=padded), padded
     )
+
+
+def auto_batch_tokens(device: torch.device) -> int:
+    """Tokens per batch where none are asked for."""
+    return AUTO_BATCH_TOKENS.get(device.type, 8192)
 
 
 class Scorer:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bidir_core import evaluate
+from bidir_core import evaluate, run_scoring
 from bidir_core.cli import main
 from bidir_core.config import EvalConfig, command_line, from_json, to_json
 from bidir_core.errors import UserError
@@ -110,13 +110,13 @@ def test_killed_at_any_moment_and_resumed(tiny_folder, own_items, tmp_path, monk
         file.write(b'{"task": "mine", "doc_id": 5')  # a torn line
 
     scored: list[int] = []
-    original = evaluate.Scorer.score
+    original = run_scoring.Scorer.score
 
     def watch(self, items):
         scored.extend(self.plan.encoded[i].item.doc_id for i in items)
         return original(self, items)
 
-    monkeypatch.setattr(evaluate.Scorer, "score", watch)
+    monkeypatch.setattr(run_scoring.Scorer, "score", watch)
     assert run_cli(*eval_words(tiny_folder, own_items), "--resume", run.id) == 0
     assert not set(scored) & {r["doc_id"] for r in before}
     assert len(scored) == 60 - len(before)
@@ -134,13 +134,13 @@ def test_killed_at_any_moment_and_resumed(tiny_folder, own_items, tmp_path, monk
 
 
 def test_resume_refuses_another_identity(tiny_folder, own_items, runs_dir, monkeypatch, capsys):
-    original = evaluate.Scorer.score
+    original = run_scoring.Scorer.score
 
     def stop(self, items):
         yield from original(self, items)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate.Scorer, "score", stop)
+    monkeypatch.setattr(run_scoring.Scorer, "score", stop)
     assert run_cli(*eval_words(tiny_folder, own_items, "--batch-tokens", "300")) == 130
     run = only_run(runs_dir, "stage1_vanilla_eval")
     assert run.state == "cancelled"
@@ -158,7 +158,7 @@ def test_resumed_from_another_folder_and_device_it_is_the_same_run(
     tiny_folder, own_items, runs_dir, tmp_path, monkeypatch
 ):
     """A task file is known by its absolute path, and "auto" is settled once."""
-    original = evaluate.Scorer.score
+    original = run_scoring.Scorer.score
 
     def stop(self, items):
         yield from original(self, items)
@@ -166,7 +166,7 @@ def test_resumed_from_another_folder_and_device_it_is_the_same_run(
 
     monkeypatch.chdir(own_items.parent)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate.Scorer, "score", stop)
+        patch.setattr(run_scoring.Scorer, "score", stop)
         words = eval_words(tiny_folder, "./mine.jsonl", "--batch-tokens", "300")
         assert run_cli(*words) == 130
     run = only_run(runs_dir, "stage1_vanilla_eval")
@@ -207,14 +207,14 @@ def test_another_regime_than_trained_warns(
 
 
 def test_nan_is_an_item_error_and_counts_as_wrong(tiny_folder, own_items, runs_dir, monkeypatch):
-    original = evaluate.Scorer._token_ll
+    original = run_scoring.Scorer._token_ll
 
     def poisoned(self, batch):
         scores = original(self, batch)
         scores[0] = np.nan
         return scores
 
-    monkeypatch.setattr(evaluate.Scorer, "_token_ll", poisoned)
+    monkeypatch.setattr(run_scoring.Scorer, "_token_ll", poisoned)
     assert run_cli(*eval_words(tiny_folder, own_items, "--batch-tokens", "100000")) == 0
     run = only_run(runs_dir, "stage1_vanilla_eval")
     items = run.items(["error", "pred", "ll", "correct"])

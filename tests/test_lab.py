@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bidir_core import evaluate
+from bidir_core import evaluate, run_scoring
 from bidir_core.cli import main
 from bidir_core.compare import compare
 from bidir_core.config import EvalConfig, from_json, to_json
@@ -231,13 +231,13 @@ def test_killed_and_resumed_it_scores_nothing_twice(tiny_folder, own_items, tmp_
     assert summarise(run)["n_points"] == 1
 
     scored: list[tuple[str, int]] = []
-    original = evaluate.Scorer.score
+    original = run_scoring.Scorer.score
 
     def watch(self, items):
         scored.extend((str(self.regime), self.plan.encoded[i].item.doc_id) for i in items)
         return original(self, items)
 
-    monkeypatch.setattr(evaluate.Scorer, "score", watch)
+    monkeypatch.setattr(run_scoring.Scorer, "score", watch)
     assert main(["lab", *line, "--resume", run.id]) == 0
     done = {("bidirectional", record["doc_id"]) for record in before}
     assert not set(scored) & done
@@ -262,14 +262,14 @@ def test_resume_refuses_runs_that_are_no_sweeps(sweep, monkeypatch, capsys) -> N
 def test_a_failed_point_stops_the_sweep_and_can_be_gone_on_with(
     tiny_folder, own_items, runs_dir, monkeypatch, capsys
 ) -> None:
-    original = evaluate.Scorer._token_ll
+    original = run_scoring.Scorer._token_ll
 
     def trouble(self, batch):
         if str(self.regime) == "bidirectional:sink=1":
             raise KeyboardInterrupt
         return original(self, batch)
 
-    monkeypatch.setattr(evaluate.Scorer, "_token_ll", trouble)
+    monkeypatch.setattr(run_scoring.Scorer, "_token_ll", trouble)
     line = words(tiny_folder, own_items, "--sweep", "sink=1", "--limit", "8")
     assert main(["lab", *line]) == 130
     monkeypatch.undo()

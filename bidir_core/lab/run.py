@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bidir_core import evaluate, models
+from bidir_core import evaluate, models, run_scoring
 from bidir_core.config import EvalConfig, changed_identity, from_json, to_json
 from bidir_core.devices import device_name
 from bidir_core.encoding import EncodedItem
@@ -99,6 +99,7 @@ def run_lab(config: LabConfig) -> Path:
             "kind": "lab",
             "points": [point.to_json(prompts.usual) for point in points],
             "notes": notes,
+            "n_layers": found.n_layers,
         },
     )
     _run(writer, prompts, points, loaded)
@@ -190,7 +191,7 @@ def _run_point(
     config, regime = prompts.evaluation(point), parse_regime(point.regime)
     texts = _texts_name(point.condition, prompts.usual)
     if not (sweep.path / texts).exists():
-        rows = [evaluate.item_fields(one) for one in encoded]
+        rows = [run_scoring.item_fields(one) for one in encoded]
         if prompts.config.compact:
             rows = [{**row, **dict.fromkeys(("contexts", "continuations"))} for row in rows]
             for row in rows:
@@ -210,7 +211,7 @@ def _run_point(
             ),
             None,
         )
-    evaluate.score_into(
+    run_scoring.score_into(
         writer,
         config,
         loaded,

@@ -1,0 +1,152 @@
+"""Several processes of one launch: the same run as one process makes, and no loss when one dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bidir_core.cli import main
+from bidir_core.processes import PARTS, Part, Parts, Team, share
+from bidir_core.store import Run
+
+# Every batch takes a moment longer, so that there is something left to be killed.
+SLOW = """
+import os
+if "LOCAL_RANK" in os.environ:
+    import time
+    from bidir_core.scoring import Scorer
+    score = Scorer._score
+    Scorer._score = lambda self, items: (time.sleep(0.3), score(self, items))[1]
+"""
+
+
+def words(tiny_folder, own_items, *more: str) -> list[str]:
+    return [
+        "eval", "--model", str(tiny_folder), "--tasks", str(own_items), "--device", "cpu",
+        "--batch-tokens", "300", "--prefill-bidirectional", *more,
+    ]  # fmt: skip
+
+
+def launch(n: int, *command: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
+            "--num_processes", str(n), "--main_process_port", "0", "-m", "bidir_core", *command,
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def alone(tiny_folder, own_items, tmp_path) -> Run:
+    """The run that one process makes."""
+    assert main([*words(tiny_folder, own_items), "--runs-dir", str(tmp_path / "alone")]) == 0
+    (folder,) = (tmp_path / "alone" / "stage2_prefill_bidir_eval").iterdir()
+    return Run(folder)
+
+
+def same_run(one: Run, other: Run) -> None:
+    left, right = one.items(), other.items()
+    assert left[["task", "doc_id", "pred", "correct"]].equals(
+        right[["task", "doc_id", "pred", "correct"]]
+    )
+    assert np.allclose(np.concatenate(left["ll"]), np.concatenate(right["ll"]), atol=1e-4)
+
+
+def test_two_processes_make_the_run_of_one(tiny_folder, own_items, runs_dir, alone):
+    done = launch(2, *words(tiny_folder, own_items))
+    out, err = done.communicate(timeout=180)
+    assert done.returncode == 0, err[-3000:]
+    (folder,) = (runs_dir / "stage2_prefill_bidir_eval").iterdir()
+    assert out.split() == [str(folder)]  # one of them says it, once
+    run = Run(folder)
+    same_run(alone, run)
+    cost = run.metrics["cost"]
+    assert cost["processes"] == 2
+    for name in ("prefix_tokens", "continuation_tokens", "computed_tokens"):
+        assert cost[name] == alone.metrics["cost"][name]
+    assert not (folder / PARTS).exists()
+
+
+def test_a_killed_process_fails_the_job_and_another_number_resumes_it(
+    tiny_folder, own_items, runs_dir, alone
+):
+    site = runs_dir.parent / "site"
+    site.mkdir(parents=True)
+    (site / "sitecustomize.py").write_text(SLOW)
+    command = words(tiny_folder, own_items)
+    started = launch(2, *command, PYTHONPATH=f"{site}:{Path(__file__).parent.parent}")
+    other = wait_for(runs_dir, "*/*/.parts/rank1.jsonl", started)
+    state = json.loads(other.with_suffix(".json").read_text())
+    os.kill(state["pid"], signal.SIGKILL)
+    started.communicate(timeout=120)
+    assert started.returncode != 0
+    (folder,) = (runs_dir / "stage2_prefill_bidir_eval").iterdir()
+    run = Run(folder)
+    assert run.state in ("failed", "cancelled")
+    assert "rank1" not in {path.name for path in folder.iterdir()}
+    recorded = {line for path in folder.rglob("*.jsonl") for line in path.read_bytes().splitlines()}
+    assert 0 < len(recorded) < 60
+    assert main(["eval", "--resume", run.id]) == 0  # one process now
+    same_run(alone, Run(folder))
+
+
+def wait_for(root: Path, pattern: str, process: subprocess.Popen[str]) -> Path:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := [path for path in root.glob(pattern) if path.stat().st_size]:
+            return found[0]
+        time.sleep(0.02)
+    process.kill()
+    raise AssertionError(f"no {pattern} appeared: {process.communicate()[1][-3000:]}")
+
+
+def test_bad_input_is_told_once(tiny_folder, own_items, runs_dir):
+    done = launch(2, *words(tiny_folder, own_items, "--limit", "0"))
+    _, err = done.communicate(timeout=120)
+    assert done.returncode != 0
+    assert err.count("error: --limit 0") + err.count("error: argument --limit") == 1
+    assert not runs_dir.exists() or not list(runs_dir.glob("*/*"))
+
+
+def test_a_command_that_is_not_shared_out_says_so(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["finetune", "--model", "m", "--causal-train"]) == 2
+    assert "runs in one process, not 2" in capsys.readouterr().err
+
+
+@given(
+    batches=st.lists(st.lists(st.integers(0, 40), max_size=4), max_size=12),
+    world=st.integers(1, 5),
+)
+def test_every_batch_goes_to_exactly_one_process(batches, world):
+    weights = [1 + index % 7 for index in range(41)]
+    shares = [share(batches, weights, Team(rank, world)) for rank in range(world)]
+    assert sorted(map(tuple, batches)) == sorted(tuple(b) for mine in shares for b in mine)
+    loads = [sum(weights[i] for batch in mine for i in batch) for mine in shares]
+    heaviest = max((sum(weights[i] for i in batch) for batch in batches), default=0)
+    assert max(loads) - min(loads) <= heaviest
+
+
+def test_a_part_whose_process_failed_or_died_stops_the_main_one(tmp_path):
+    parts = Parts(tmp_path, Team(0, 2))
+    part = Part(tmp_path / PARTS, 1)
+    assert parts.check()[1]["done"] == 0
+    part.finish(error="out of memory")
+    with pytest.raises(RuntimeError, match="process 1 of 2: out of memory"):
+        parts.check()
+    part._state |= {"state": "running", "pid": 2**22 + 1}
+    part._write()
+    with pytest.raises(RuntimeError, match="ended before its share"):
+        parts.check()
