@@ -1,0 +1,138 @@
+"""The model worker: it loads, answers, refuses, is cancelled, idles out, and dies with its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from bidir_core import models
+from bidir_core.errors import UserError
+from bidir_core.generate import Sampling, encode_prompt, generate
+from bidir_core.jobs import child_environment
+from bidir_core.model_client import ModelWorker
+
+LONG = 60.0
+
+
+def until(condition, seconds: float = LONG) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def worker(tiny_folder):
+    one = ModelWorker()
+    one.start(str(tiny_folder))
+    assert one.state == "loading"
+    until(lambda: one.state != "loading")
+    assert one.state == "ready", one.log_tail()
+    yield one
+    one.stop()
+    assert one.state == "none"
+
+
+def ask(worker, **changes):
+    settings = {"prompt": "What then?", "regimes": ["causal", "bidirectional"],
+                "sampling": {"max_new_tokens": 5}} | changes  # fmt: skip
+    name = worker.ask(
+        settings.pop("prompt"), settings.pop("regimes"), settings.pop("sampling"), **settings
+    )
+    until(lambda: not worker.answer(name).is_open)
+    return worker.answer(name)
+
+
+def test_it_answers_as_the_library_does(worker, tiny_folder):
+    answer = ask(worker, bos="add")
+    assert answer.state == "done"
+    loaded = models.load(str(tiny_folder), device="cpu")
+    ids = encode_prompt(loaded, "What then?", bos="add").ids
+    assert answer.n_prompt == len(ids)
+    for regime, side in zip(answer.regimes, answer.sides, strict=True):
+        ours = generate(loaded, ids, regime, Sampling(5))
+        assert side["text"] == ours.text
+        assert [step["text"] for step in side["steps"]] == [s.chosen.text for s in ours.steps]
+        assert side["steps"][0]["top"][0][1] == pytest.approx(
+            ours.steps[0].top[0].logprob, abs=1e-4
+        )
+    assert worker.facts["n_layers"] == loaded.n_layers
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"regimes": ["bidirectional:layers=0-99"]}, "layer 99 does not exist"),
+        ({"prompt": "x" * 600}, "window holds 512"),
+        ({"prompt": ""}, "empty"),
+        ({"prompt": "x" * 100_001}, "longer than"),
+        ({"sampling": {"top_p": 3}}, "--top-p"),
+        ({"sampling": {"nonsense": 3}}, "TypeError"),
+        ({"chat_template": True}, "no chat template"),
+    ],
+)
+def test_a_bad_request_is_answered_and_the_model_stays(worker, changes, says):
+    answer = ask(worker, **changes)
+    assert answer.state == "error"
+    assert says in answer.error
+    assert worker.state == "ready"
+    assert ask(worker).state == "done"
+
+
+def test_an_answer_can_be_cancelled(worker):
+    name = worker.ask("What then?", ["causal"] * 50, {"max_new_tokens": 400})
+    until(lambda: worker.answer(name).sides[0]["steps"])
+    worker.cancel(name)
+    until(lambda: not worker.answer(name).is_open)
+    assert worker.answer(name).state == "cancelled"
+    assert worker.answer("nothing") is None
+
+
+def test_a_model_that_cannot_be_loaded_says_why(tmp_path, monkeypatch):
+    one = ModelWorker()
+    one.start(str(tmp_path))
+    until(lambda: one.state != "loading")
+    assert one.state == "failed"
+    assert str(tmp_path) in one.error or "config" in one.error
+    with pytest.raises(UserError, match="load it first"):
+        one.ask("x", ["causal"], {})
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    with pytest.raises(UserError, match="read-only"):
+        one.start("anything")
+
+
+def test_idle_it_ends_by_itself_and_killed_it_is_told_so(tiny_folder):
+    one = ModelWorker()
+    one.start(str(tiny_folder), idle_seconds=0.2)
+    process = psutil.Process(one.pid)
+    until(lambda: one.state not in ("loading", "ready"))
+    assert one.state == "idle"
+    until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    one.start(str(tiny_folder), idle_seconds=LONG)
+    os.kill(one.pid, signal.SIGKILL)
+    until(lambda: one.state != "loading")
+    assert one.state == "died"
+    assert "signal 9" in one.error
+    one.stop()
+
+
+def test_it_never_outlives_the_process_that_started_it(tiny_folder):
+    code = (
+        "import sys, time; from bidir_core.model_client import shared\n"
+        f"w = shared(); w.start({str(tiny_folder)!r}); print(w.pid, flush=True)\n"
+        "assert 'torch' not in sys.modules\n"
+        "time.sleep(600)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=child_environment()
+    )
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()  # without a chance to clean up
+    parent.wait()
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
