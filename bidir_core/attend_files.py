@@ -164,6 +164,18 @@ def read_shares(folder: Path, n_regimes: int) -> tuple[Shares, ...]:
         raise _unreadable(folder, "shares.npz", error) from error
 
 
+def read_summary(folder: Path, n_regimes: int) -> list[dict[str, np.ndarray]]:
+    """Per regime: the prefix means of :data:`MEASURES` over items, ``[layer, head]``."""
+    try:
+        with np.load(folder / "summary.npz") as stored:
+            return [
+                {name: stored[f"prefix_{name}_{number}"] for name in MEASURES}
+                for number in range(n_regimes)
+            ]
+    except _DAMAGE as error:
+        raise _unreadable(folder, "summary.npz", error) from error
+
+
 def read_drift(folder: Path) -> Drift:
     try:
         with np.load(folder / "drift.npz") as stored:

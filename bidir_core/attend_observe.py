@@ -112,12 +112,11 @@ def observe(
             f"{n_total} x {n_total} weights of a layer; shorten it or use a smaller --dtype"
         ) from error
     layers = sorted(parts)
-    measured = np.stack([parts[layer] for layer in layers], axis=1)
+    first, future, past, entropy = np.stack([parts[layer] for layer in layers], axis=1)
+    got = np.stack([received[layer] for layer in layers])
     return Observation(
         regime=regime,
-        shares=Shares(
-            passage.n_prefix, *measured, received=np.stack([received[layer] for layer in layers])
-        ),
+        shares=Shares(passage.n_prefix, first, future, past, entropy, got),
         token_ll=token_ll,
         windows=tuple(windows[layer] for layer in layers),
         hidden=tuple(hidden[layer] for layer in sorted(hidden)),

@@ -30,7 +30,7 @@ def summarise(
 
     ``regimes[i].<part>.<measure>`` and ``difference`` (second minus first, paired) hold, per
     layer, the mean over items of each item's mean over heads and tokens, with a 95 % Student t
-    interval over items. ``prefix.top`` is the share that each head's most attended token gets:
+    interval over items; ``overall`` the same averaged over layers first. ``prefix.top`` is the share that each head's most attended token gets:
     where it stays high while ``first`` falls, the sink has moved.
     """
     from bidir_core.attend_observe import observe, passage_of
@@ -74,16 +74,22 @@ def summarise(
         "n_layers": n_layers,
         "n_heads": n_heads,
         "observed": [
-            {"regime": str(regime), "layers": _intervals(each)}
+            {"regime": str(regime), "layers": _intervals(each), "overall": _overall(each)}
             for regime, each in zip(regimes, by_layer, strict=True)
         ],
         "difference": None,
-        "drift": {name: mean_interval(np.stack(rows)) for name, rows in drift.items()},
+        "overall_difference": None,
+        "drift": {
+            name: mean_interval(np.stack(rows), log=not name.startswith("cosine"))
+            for name, rows in drift.items()
+        },
         "notes": [f"averages over {len(usable)} items; no matrices are stored"],
     }
     if len(by_layer) > 1:
         first, second = by_layer
-        metrics["difference"] = _intervals({key: second[key] - first[key] for key in first})
+        apart_by_layer = {key: second[key] - first[key] for key in first}
+        metrics["difference"] = _intervals(apart_by_layer)
+        metrics["overall_difference"] = _overall(apart_by_layer)
     return metrics
 
 
@@ -100,24 +106,36 @@ def drift_rows(drift: files.Drift, n_prefix: int) -> dict[str, np.ndarray]:
     return rows
 
 
-def mean_interval(values: np.ndarray, confidence: float = 0.95) -> dict[str, list[float] | None]:
+def mean_interval(
+    values: np.ndarray, confidence: float = 0.95, *, log: bool = False
+) -> dict[str, Any]:
     """Mean over items of ``[item, layer]``, with Student's t interval; items that lack it (NaN)
-    are left out. None where fewer than one (mean) or two (interval) are left."""
+    are left out. None where fewer than one (mean) or two (interval) are left. ``log``: of the
+    logarithms, for lengths that differ by powers of ten; the mean is then the geometric one.
+    """
     kept = values[~np.isnan(values).any(-1)]
     n = len(kept)
     if n == 0:
-        return {"n": [0], "mean": None, "low": None, "high": None}
+        return {"n": 0, "mean": None, "low": None, "high": None}
+    back = np.exp if log else np.asarray
+    kept = np.log(np.maximum(kept, 1e-30)) if log else kept
     mean = kept.mean(0)
     if n == 1:
-        return {"n": [1], "mean": _list(mean), "low": None, "high": None}
+        return {"n": 1, "mean": _list(back(mean)), "low": None, "high": None}
     half = student.ppf(0.5 + confidence / 2, n - 1) * kept.std(0, ddof=1) / np.sqrt(n)
-    return {"n": [n], "mean": _list(mean), "low": _list(mean - half), "high": _list(mean + half)}
+    low, high = back(mean - half), back(mean + half)
+    return {"n": n, "mean": _list(back(mean)), "low": _list(low), "high": _list(high)}
 
 
 def _mean_known(values: np.ndarray) -> np.ndarray:
     """Mean over items of ``[item, layer, head]`` without those that lack the part (NaN)."""
     kept = values[~np.isnan(values).any((1, 2))]
     return kept.mean(0) if len(kept) else values[0]
+
+
+def _overall(values: dict[str, np.ndarray]) -> dict[str, Any]:
+    """As :func:`_intervals`, averaged over layers: one number each."""
+    return _intervals({key: rows.mean(-1, keepdims=True) for key, rows in values.items()})
 
 
 def _intervals(values: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -42,15 +42,19 @@ def inert(text: object) -> str:
 
 
 def ink(figure: go.Figure, colour: str, soft: str) -> go.Figure:
-    """Colour a figure's words for the page's theme: labels in ``colour``, axes in ``soft``."""
+    """Colour a figure's words for the page's theme: labels in ``colour``, axes in ``soft``.
+
+    A tick size that the figure chose itself stays.
+    """
     figure.update_layout(font={"color": colour})
     figure.for_each_annotation(lambda note: note.update(font={"color": note.font.color or colour}))
-    figure.update_xaxes(
-        tickfont={"color": soft, "size": 12}, title_font={"color": soft, "size": 13}
-    )
-    figure.update_yaxes(
-        tickfont={"color": colour, "size": 13}, title_font={"color": soft, "size": 13}
-    )
+    for axes, inked, size in (
+        (figure.select_xaxes(), soft, 12),
+        (figure.select_yaxes(), colour, 13),
+    ):
+        for axis in axes:
+            axis.tickfont.update(color=inked, size=axis.tickfont.size or size)
+            axis.title.font.update(color=soft, size=13)
     return figure
 
 

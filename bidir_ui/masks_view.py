@@ -44,6 +44,21 @@ class Tokens:
         )
 
 
+MODES = {"requested": "Requested", "observed": "Observed"}
+
+
+def mode() -> str:
+    """Requested mask or observed attention; a link that names an observed run opens that."""
+    default = "observed" if url.get("attend") else "requested"
+    return str(
+        url.bound(
+            st.segmented_control, "What to show", name="show", options=list(MODES), required=True,
+            format_func=MODES.get, label_visibility="collapsed",
+            read=lambda text: text if text in MODES else default,
+        )
+    )  # fmt: skip
+
+
 def words(text: str) -> list[str]:
     """A text in words, each with the space before it."""
     return re.findall(r"\s*\S+", text)

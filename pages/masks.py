@@ -1,20 +1,29 @@
-"""Masks: who sees whom under any regime, on your own prompt or on an item."""
+"""Masks: who may see whom under any regime, and where a model that ran under it really looked."""
 
 import streamlit as st
 
 from bidir_core import plots
-from bidir_ui import fmt, html, masks_view, shell, url, widgets
+from bidir_ui import fmt, html, masks_view, observed_data, observed_view, shell, url, widgets
 
 page = shell.start("masks")
 
 st.title("Masks", anchor=False)
 with shell.guard():
     widgets.note(
-        "The mask a regime asks for: each row is a token, each filled cell a token it may attend to. "
-        "Whether a loaded model really obeys is what the probe checks before every run."
+        "Requested is the mask a regime asks for: each row is a token, each filled cell a token it may "
+        "attend to. Observed is where a model that ran under it really looked."
     )
     item_id = url.get("item")
-    if item_id:
+    mode = masks_view.mode()
+    observed = observed_view.chosen(page)
+    if mode == "observed":
+        observed_view.section(page, observed, item_id)
+        st.stop()
+    if observed is not None and not observed.is_summary:
+        pieces, n_prefix = observed_data.tokens(observed)
+        tokens: masks_view.Tokens | None = masks_view.Tokens(pieces, n_prefix).cut()
+        widgets.note("The text of the observed run: ", html.el("b", observed.subject))
+    elif item_id:
         tokens = masks_view.from_item(page, item_id)
         with st.container(horizontal=True, vertical_alignment="center"):
             html.show(html.div("b", "Item ", widgets.code_text(fmt.clip(item_id, 80))))
@@ -29,15 +38,16 @@ with shell.guard():
             st.stop()
     else:
         tokens = masks_view.own_prompt()
-    if tokens.n_prefix == 0:
+    if tokens is None or tokens.n_prefix == 0:
         widgets.banner("empty", "Nothing to draw", "Type at least one word as the prompt.")
         st.stop()
 
+    names = observed.names if observed is not None else ("causal", "bidirectional")
     left, right = st.columns(2)
     with left:
-        regime = masks_view.regime_box("Regime", "regime", "bidirectional")
+        regime = masks_view.regime_box("Regime", "regime", names[-1])
     with right:
-        against = masks_view.regime_box("Compared with", "against", "causal")
+        against = masks_view.regime_box("Compared with", "against", names[0])
     if regime is None or against is None:
         st.stop()
     view = url.bound(

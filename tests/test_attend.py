@@ -268,23 +268,27 @@ def test_a_summary_is_small_and_right(tiny_folder, own_items, runs_dir):
     for regime in range(2):
         ours = body["observed"][regime]["layers"]["prefix"]["first"]
         rows = np.array([shares[regime].mean()["first"].mean(-1) for shares in one])
-        assert ours["n"] == [4]
+        assert ours["n"] == 4
         assert ours["mean"] == pytest.approx(rows.mean(0), rel=1e-3)
         assert all(np.array(ours["low"]) <= ours["mean"])
+    overall = body["observed"][1]["overall"]["prefix"]["future"]
+    assert overall["low"][0] < overall["mean"][0] < overall["high"][0]
+    assert body["overall_difference"]["prefix"]["future"]["mean"] == overall["mean"]  # causal: 0
     difference = body["difference"]["prefix"]["future"]["mean"]
     assert min(difference) > 0
     heads = np.load(run.path / "summary.npz")["prefix_first_0"]
     assert heads.mean(-1) == pytest.approx(
         np.array(body["observed"][0]["layers"]["prefix"]["first"]["mean"]), rel=1e-3
     )
-    assert body["drift"]["cosine_first"]["n"] == [4]
+    assert body["drift"]["cosine_first"]["n"] == 4
 
 
 def test_intervals_are_student_s():
     values = np.array([[1.0, 2.0], [2.0, 2.0], [3.0, 2.0], [np.nan, np.nan]])
     found = mean_interval(values)
-    assert found["n"] == [3]
+    assert found["n"] == 3
     assert found["mean"] == [2.0, 2.0]
+    assert mean_interval(values, log=True)["mean"] == pytest.approx([6 ** (1 / 3), 2.0], rel=1e-4)
     assert found["high"] == pytest.approx([2 + 4.302653 / 3**0.5, 2.0], abs=1e-4)
 
 
