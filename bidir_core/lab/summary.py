@@ -12,14 +12,14 @@ for any point that a reader picks, numbers are exploratory.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from bidir_core import stats, words
-from bidir_core.errors import UserError
 from bidir_core.lab.points import Condition, Point
 from bidir_core.pairing import METRICS, pair
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
@@ -167,19 +167,34 @@ def summarise(run: Run) -> dict[str, Any]:
         "n_items": max((point["n"] for point in points), default=0),
         "points": points,
         "best": {metric: best(sweep, metric) for metric in METRICS},
+        "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in METRICS},
         "controls": controls.judge(sweep) if run.settings.get("controls") else [],
     }
 
 
-def best(sweep: Sweep, metric: str) -> dict[str, Any] | None:
+def candidates(sweep: Sweep) -> dict[str, list[str]]:
+    """The swept points by the dials they turn, e.g. ``sink`` or ``sink, lambda``."""
+    found: dict[str, list[str]] = {}
+    for slug, point in sweep.points.items():
+        own = point.condition == sweep.usual and point.patch is None and point.part == "sweep"
+        dials = re.findall(r"([a-z]+)=", point.regime)
+        if own and dials:
+            found.setdefault(", ".join(dials), []).append(slug)
+    return found
+
+
+def best_of_dials(sweep: Sweep, metric: str) -> dict[str, dict[str, Any]]:
+    """The best point of each kind of point, where there are several kinds."""
+    kinds = candidates(sweep)
+    if len(kinds) < 2:
+        return {}
+    found = {kind: best(sweep, metric, slugs) for kind, slugs in kinds.items()}
+    return {kind: one for kind, one in found.items() if one is not None}
+
+
+def best(sweep: Sweep, metric: str, among: Sequence[str] | None = None) -> dict[str, Any] | None:
     """The point with the highest accuracy on ``explore`` and what ``confirm`` says of it."""
-    names = {str(CAUSAL), str(BIDIRECTIONAL)}
-    mine = [
-        slug
-        for slug, p in sweep.points.items()
-        if p.condition == sweep.usual and p.patch is None and p.regime not in names
-        and p.part == "sweep"
-    ]  # fmt: skip
+    mine = among or [slug for slugs in candidates(sweep).values() for slug in slugs]
     found = sweep.outcomes(sweep.usual, metric)
     if found is None or not mine:
         return None
@@ -206,14 +221,15 @@ def best(sweep: Sweep, metric: str) -> dict[str, Any] | None:
 
 def best_sentence(regime: str, numbers: Mapping[str, Any], n_candidates: int, halved: bool) -> str:
     """The verdict on the best point, and on which items it rests."""
-    if n_candidates == 1:
-        basis = "the only point, so nothing was chosen: on the confirm half"
-        basis = basis if halved else "the only point"
-    elif halved:
-        basis = f"best of {n_candidates} on the explore half, judged on the confirm half"
+    if halved:
+        basis = (
+            f"Chosen as the best of {n_candidates} on the explore half, judged on the confirm half."
+        )
+        if n_candidates == 1:
+            basis = "Judged on the confirm half."
     else:
-        basis = f"exploratory: best of {n_candidates} on these same items"
-    return f"{removed_sentence(regime, numbers)} ({basis})."
+        basis = f"Exploratory: the best of {n_candidates} on these same items."
+    return f"{removed_sentence(regime, numbers)}. {basis}"
 
 
 def removed_sentence(name: str, numbers: Mapping[str, Any]) -> str:
@@ -274,6 +290,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     out = words.table(header, rows).splitlines()
     if chosen := found["best"].get("acc"):
         out.append(chosen["sentence"])
+    for kind, one in (found.get("best_of_dials", {}).get("acc") or {}).items():
+        out.append(f"of {kind}: {one['sentence']}")
     out += [f"{one['title']}: {one['finding']}" for one in found["controls"]]
     return out
 
@@ -289,6 +307,3 @@ def _half_width(found: Outcomes, slug: str, half: str | None) -> float | None:
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-__all__ = ["Outcomes", "Sweep", "UserError", "best", "lines", "removed_sentence", "summarise"]

@@ -25,6 +25,8 @@ PAGES = {
     "item-first": ("item", {"flip": "broken"}),
     "item-missing": ("item", {"item": "piqa/999999"}),
     "masks": ("masks", {}),
+    "lab": ("lab", {}),
+    "lab-accuracy": ("lab", {"show": "value", "point": "bidirectional_sink-1"}),
     "launch": ("launch", {}),
     "report": ("report", {}),
     "report-sections": ("report", {"sections": "answers~per_task"}),

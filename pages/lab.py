@@ -1,0 +1,27 @@
+"""Lab: many regimes on one model. Where the damage comes from, how sure that is, and its controls."""
+
+import streamlit as st
+
+from bidir_ui import lab_controls, lab_data, lab_view, shell, widgets
+
+page = shell.start("lab")
+
+st.title("Lab", anchor=False)
+with shell.guard():
+    info = lab_view.choose(lab_data.sweeps(page.runs))
+    if info is None:
+        st.stop()
+    lab = lab_data.load(info, page.runs, page.pair.metric)
+    if not lab_view.state(lab):
+        lab_view.watch(lab)
+        st.stop()
+    lab_view.verdict(lab)
+    slug = lab_view.chosen_slug(lab)
+    lab_view.point_card(lab, slug)
+    measure = lab_view.measure_box()
+    lab_view.dose_response(lab, measure, slug)
+    lab_view.layers(lab, measure, slug)
+    lab_controls.panel(lab)
+    widgets.heading("Every point")
+    lab_view.table(lab, slug)
+    lab_view.watch(lab)

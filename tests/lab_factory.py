@@ -1,0 +1,78 @@
+"""Sweeps made of pretended answers: the damage and where it goes are decided by the regime."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bidir_core.lab.points import Condition, Point
+from bidir_core.lab.summary import summarise
+from bidir_core.records import to_table
+from bidir_core.regimes import parse_regime
+from bidir_core.run_writer import RunWriter
+from bidir_core.shared_texts import write_texts
+from bidir_core.store import Run
+from tests.factory import TASKS, make_run, spread_items
+
+USUAL = Condition()
+N_LAYERS = 30
+SINKS = ["bidirectional:sink=1", "bidirectional:sink=2", "bidirectional:sink=4"]
+LAMBDAS = [f"bidirectional:lambda={x}" for x in ("0.001", "0.01", "0.03", "0.1", "0.3")]
+WINDOWS = [f"bidirectional:layers={a}-{a + 4}" for a in range(26)]
+
+
+def accuracy(point: Point) -> float:
+    """0.46 causally, six points less when every token looks ahead through every layer."""
+    regime = parse_regime(point.regime)
+    harm = 0.0 if regime.is_causal else 0.06
+    if regime.sink or (point.patch and point.patch.startswith(("keys", "both"))):
+        harm *= 0.05
+    if regime.lam < 1:
+        harm *= 1 + math.log10(regime.lam) / 4
+    if regime.layers is not None:
+        first, last = regime.layers
+        harm *= min(1.0, (last - first + 1) / (4 + first))
+    return (0.36 if point.condition.context == "none" else 0.46) - harm
+
+
+def make_sweep(
+    root: Path,
+    regimes: Sequence[str] = (*SINKS, *LAMBDAS, *WINDOWS),
+    *,
+    extra: Sequence[Point] = (),
+    n_items: int = 1000,
+    state: str = "done",
+    name: str | None = None,
+    config: dict[str, Any] | None = None,
+) -> Run:
+    """Write a sweep and return it. ``state`` other than done leaves the last half unfinished."""
+    points = [Point(r, USUAL, part="reference") for r in ("causal", "bidirectional")]
+    points += [Point(r, USUAL) for r in regimes] + list(extra)
+    settings = {
+        "model": "smollm2-135m-instruct", "checkpoint": None, "tasks": list(TASKS), "split": "validation",
+        "limit": 500, "sample": "first", "seed": 0, "fold": "all", "context": "full", "bos": "auto",
+        "chat_template": False, "num_fewshot": 0, "regime": "causal", "dtype": "float32",
+        "compact": False, "sweep": ["sink=1,2,4"], "controls": bool(extra),
+    } | (config or {})  # fmt: skip
+    writer = RunWriter.create(
+        "lab", settings, root=root, name=name, kind="lab", dtype="float32", n_layers=N_LAYERS,
+        points=[p.to_json(USUAL) for p in points], notes=[],
+    )  # fmt: skip
+    items = spread_items(n_items, TASKS)
+    write_texts(to_table(items), writer.path / "texts.parquet")
+    made = points if state == "done" else points[: len(points) // 2]
+    for number, point in enumerate(made):
+        make_run(
+            root, "lab", items=items, seed=number, regime=point.regime, accuracy=accuracy(point),
+            folder=writer.path / "points" / point.slug(USUAL),
+            config={"limit": 500, "patch": point.patch, **point.condition._asdict()},
+            facts={"texts": "texts.parquet"},
+        )  # fmt: skip
+    if state == "done":
+        writer.finish(metrics=summarise(Run(writer.path)), cost={"seconds": 100.0})
+    else:
+        writer.heartbeat(len(made) * n_items, len(points) * n_items, rate=20.0, eta_seconds=60.0)
+        writer.fail("out of memory", state=state)
+    return Run(writer.path)
