@@ -252,7 +252,7 @@ def _field(
     elif spec.name == "tasks":
         text = _tasks(label, name, hint)
     elif spec.name in ("model", "checkpoint"):
-        text = _from_runs(spec.name, label, name, hint, runs)
+        text = from_runs(spec.name, label, name, hint, runs)
     else:
         shown = {"limit": "all"}.get(
             spec.name, "auto" if spec.metadata["metavar"] == "N|auto" else ""
@@ -281,7 +281,7 @@ def _tasks(label: str, name: str, hint: str) -> str:
     return write(chosen)
 
 
-def _from_runs(which: str, label: str, name: str, hint: str, runs: tuple[RunInfo, ...]) -> str:
+def from_runs(which: str, label: str, name: str, hint: str, runs: tuple[RunInfo, ...]) -> str:
     """Models that were used here, or checkpoints that were made here, or anything typed."""
     if which == "model":
         seen = [run.model for run in runs if run.model and not run.is_reference]

@@ -46,6 +46,7 @@ PAGES = (
     PageSpec("item", "pages/item.py", "Item", "article"),
     PageSpec("masks", "pages/masks.py", "Masks", "grid_on"),
     PageSpec("lab", "pages/lab.py", "Lab", "science"),
+    PageSpec("playground", "pages/playground.py", "Playground", "compare_arrows", writes=True),
     PageSpec("launch", "pages/launch.py", "Launch", "play_circle", writes=True),
     PageSpec("report", "pages/report.py", "Report", "description"),
 )

@@ -1,0 +1,275 @@
+"""The Playground: a model loaded on demand, its next tokens and texts under two regimes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import psutil
+import streamlit as st
+
+from bidir_core import assets, estimate, model_client
+from bidir_core.config import EMBEDDED_MODEL
+from bidir_core.errors import UserError
+from bidir_core.model_client import Answer, ModelWorker
+from bidir_ui import fmt, html, launch_review, launch_view, masks_view, url, widgets
+from bidir_ui.data import RunInfo
+from bidir_ui.html import Html, div, el, span
+
+POLL_SECONDS = 0.8
+PROMPT = "Question: How do I keep bread fresh for longer?\nAnswer:"
+SHOWN = {
+    "none": ("empty", "No model loaded"),
+    "idle": ("info", "The model was let go"),
+    "died": ("error", "The model's process is gone"),
+    "failed": ("error", "The model could not be loaded"),
+}
+
+
+def model_bar(runs: tuple[RunInfo, ...]) -> ModelWorker:
+    """Which model, its state, and the buttons that load it and let it go."""
+    worker = model_client.shared()
+    left, right, act = st.columns([4, 4, 2], vertical_alignment="bottom")
+    with left:
+        model = launch_view.from_runs("model", "Model", "model", "embedded, hub id or folder", runs)
+    with right:
+        made = launch_view.from_runs(
+            "checkpoint", "Fine-tuned checkpoint (optional)", "checkpoint", "left out: the base", runs
+        )  # fmt: skip
+    here = (worker.model, worker.checkpoint) == (model, made)
+    loaded = here and worker.state in ("loading", "ready")
+    with act:
+        if loaded:
+            st.button("Let it go", key="pg-stop", on_click=worker.stop, width="stretch")
+        elif model:
+            st.button(
+                "Load …", key="pg-load", type="primary", on_click=_ask_to_load, width="stretch"
+            )
+    if st.session_state.pop("pg-asked", False) and model:
+        _confirm(model, made)
+    if failed := st.session_state.pop("pg-error", ""):
+        widgets.banner("error", "That did not work", failed)
+    _state(worker, here)
+    return worker
+
+
+def _ask_to_load() -> None:
+    st.session_state["pg-asked"] = True
+
+
+@st.dialog("Load this model?")
+def _confirm(model: str, checkpoint: str) -> None:
+    """What it takes, before it is taken."""
+    parameters = estimate.parameters_of(model)
+    html.show(div("b", el("b", fmt.clip(model, 100)), f" with {fmt.clip(checkpoint, 160)}" if checkpoint else ""))  # fmt: skip
+    free = psutil.virtual_memory().available
+    need = parameters * 4 + estimate.PROGRAM_BYTES if parameters else None
+    size = f"about {launch_review.size(need)}" if need else "an unknown amount"
+    widgets.note(
+        f"A process of its own holds it in memory, {size} on a CPU ({launch_review.size(free)} "
+        "are free). It ends after five minutes without a request, and with this app."
+    )
+    worker = model_client.shared()
+    if worker.state in ("loading", "ready"):
+        widgets.note("It takes the place of ", el("b", fmt.clip(worker.model, 100)), ".")
+    missing = assets.missing([EMBEDDED_MODEL]) if model == EMBEDDED_MODEL else []
+    for one in missing:
+        widgets.banner("info", "Fetched first", one.offer)
+    label = "Fetch and load" if missing else "Load"
+    if st.button(label, type="primary", key="pg-confirm", on_click=_load, args=(model, checkpoint)):
+        st.rerun()
+
+
+def _load(model: str, checkpoint: str) -> None:
+    try:
+        model_client.shared().start(model, checkpoint)
+    except UserError as error:
+        st.session_state["pg-error"] = str(error)
+
+
+def _state(worker: ModelWorker, here: bool) -> None:
+    state = worker.state
+    if state == "loading":
+        _watch_loading(worker)
+    elif state == "ready":
+        facts = worker.facts
+        what = fmt.clip(worker.model, 80) + (" with its checkpoint" if worker.checkpoint else "")
+        widgets.note(
+            el("b", what), f" is loaded: {facts['n_layers']} layers, {facts['dtype']} on "
+            f"{facts['device']}." + ("" if here else " It is not the one chosen above."),
+        )  # fmt: skip
+        if facts.get("trained_regime"):
+            widgets.note("Trained under ", widgets.code_text(facts["trained_regime"]), ".")
+    else:
+        kind, title = SHOWN[state]
+        why = {
+            "none": "Choose one and load it: a process of its own holds it, and lets it go when unused.",
+            "idle": "Nobody asked it anything for five minutes. Load it again to go on.",
+        }.get(state, fmt.clip(worker.error, 400))  # fmt: skip
+        widgets.banner(kind, title, why)
+        tail = worker.log_tail() if state in ("died", "failed") else ""
+        if tail.strip():
+            with st.expander("What it printed", key="pg-log"):
+                st.code(html.visible(tail), language=None, wrap_lines=True)
+
+
+def _watch_loading(worker: ModelWorker) -> None:
+    @st.fragment(run_every=POLL_SECONDS)
+    def body() -> None:
+        if worker.state != "loading":
+            st.rerun()
+        seconds = fmt.duration(time.time() - worker.started)
+        widgets.banner("info", "Loading", f"{fmt.clip(worker.model, 100)}, for {seconds} so far.")
+
+    body()
+
+
+def settings() -> dict[str, Any] | None:
+    """The form: prompt, regimes and how tokens are drawn. None where something is no regime."""
+    prompt = url.bound(
+        st.text_area, "Prompt", name="prompt", max_chars=8000, height=130,
+        read=lambda text: text or PROMPT, write=lambda v: "" if v == PROMPT else v,
+    )  # fmt: skip
+    left, right = st.columns(2)
+    with left:
+        first = masks_view.regime_box("Regime", "regime", "causal")
+    with right:
+        second = masks_view.regime_box("Compared with", "against", "bidirectional")
+    cells = st.columns(5, vertical_alignment="bottom")
+    numbers: dict[str, Any] = {}
+    for cell, (name, label, least, most, step, default) in zip(
+        cells,
+        (
+            ("n", "New tokens", 1, 512, 1, 32),
+            ("t", "Temperature", 0.0, 5.0, 0.1, 0.0),
+            ("p", "Top p", 0.01, 1.0, 0.05, 1.0),
+            ("seed", "Seed", 0, 2**31, 1, 0),
+        ),
+        strict=False,
+    ):
+        with cell:
+            numbers[name] = _number(name, label, least, most, step, default)
+    with cells[4]:
+        template = url.bound(
+            st.toggle, "Chat template", name="chat", read=lambda text: text == "on",
+            write=lambda value: "on" if value else "",
+        )  # fmt: skip
+    if first is None or second is None:
+        return None
+    regimes = list(dict.fromkeys((str(first), str(second))))
+    greedy = numbers["t"] == 0
+    return {
+        "prompt": prompt,
+        "regimes": regimes,
+        "sampling": {
+            "max_new_tokens": int(numbers["n"]), "temperature": float(numbers["t"]),
+            "top_p": 1.0 if greedy else float(numbers["p"]), "seed": int(numbers["seed"]),
+        },
+        "chat_template": bool(template),
+    }  # fmt: skip
+
+
+def _number(name: str, label: str, least: Any, most: Any, step: Any, default: Any) -> Any:
+    kind = type(default)
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            return default
+        return value if least <= value <= most else default
+
+    return url.bound(
+        st.number_input, label, name=name, min_value=least, max_value=most, step=step, read=read,
+        write=lambda value: "" if value in (None, default) else f"{value:g}",
+        help="0 takes the most likely token each time" if name == "t" else None,
+    )  # fmt: skip
+
+
+def ask(worker: ModelWorker, asked: dict[str, Any]) -> None:
+    """Send the request; what is wrong with it is shown on the page."""
+    try:
+        st.session_state["pg-answer"] = worker.ask(**asked)
+    except UserError as error:
+        st.session_state["pg-error"] = str(error)
+
+
+def answer(worker: ModelWorker) -> None:
+    """The newest answer of this session, drawn as it grows."""
+    name = st.session_state.get("pg-answer", "")
+    found = worker.answer(name)
+    if found is None:
+        return
+
+    @st.fragment(run_every=POLL_SECONDS if found.is_open else None)
+    def body() -> None:
+        now = worker.answer(name)
+        if now is None:
+            return
+        if found_open and not now.is_open:
+            st.rerun()  # and stop asking
+        if now.is_open:
+            st.button("Stop", key="pg-cancel", on_click=worker.cancel, args=(name,))
+        draw(now)
+
+    found_open = found.is_open
+    body()
+
+
+def draw(found: Answer) -> None:
+    """Both sides: the next token's distribution, then the text."""
+    if found.state == "error":
+        widgets.banner("error", "No answer", fmt.clip(found.error, 400))
+        return
+    if found.state == "waiting":
+        widgets.note("Reading the prompt …")
+        return
+    widgets.note(
+        f"Behind a prompt of {fmt.count(found.n_prompt)} tokens"
+        + (", stopped" if found.state == "cancelled" else "") + ". Shares are the model's own, "
+        "before temperature and top p."
+    )  # fmt: skip
+    for column, regime, side in zip(
+        st.columns(len(found.regimes), gap="large"), found.regimes, found.sides, strict=True
+    ):
+        with column:
+            html.show(el("h2", regime, cls="b-h3"))
+            if not side["steps"]:
+                widgets.note("Not yet." if found.is_open else "Nothing.")
+                continue
+            html.show(next_tokens(side["steps"][0]))
+            html.show(continuation(side))
+
+
+def next_tokens(step: Mapping[str, Any]) -> Html:
+    """The ten most likely next tokens with their shares."""
+    rows = []
+    for text, logprob in step["top"]:
+        share = math.exp(logprob)
+        bar = span("b-bar b-blue", style=f"width:{max(1.0, 100 * share):.1f}%")
+        rows.append(
+            (
+                widgets.code_text(shown(text)),
+                div("b-cellbar", div("track", bar), span("b-num", fmt.percent(share))),
+            )
+        )
+    return widgets.table(("Next token", "Share"), rows, left=(0,))
+
+
+def shown(text: str) -> str:
+    """A token so that its spaces and line breaks are seen."""
+    return fmt.clip(text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥"), 40)
+
+
+def continuation(side: Mapping[str, Any]) -> Html:
+    """The text so far, a token a piece; its share and the alternatives in the tool tip."""
+    cells = []
+    for step in side["steps"]:
+        share = math.exp(step["logprob"])
+        others = ", ".join(f"{shown(t)} {fmt.percent(math.exp(p))}" for t, p in step["top"][:5])
+        cells.append(span("b-tok", step["text"][:4000], title=f"{fmt.percent(share)} · {others}"))
+    ending = {True: "the text ends here", False: "cut at the number of tokens asked for"}
+    edge = [span("b-edge", ending[side["ended"]])] if side["ended"] is not None else []
+    return div("b b-prompt", *cells, *edge, dir="auto")
