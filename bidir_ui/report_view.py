@@ -182,7 +182,6 @@ def downloads(made: Made) -> None:
             st.download_button(
                 label, make, file_name=report.stem + ending, mime=mime, on_click="ignore",
                 key=f"report{ending}", icon=":material/download:", disabled=not any_,
-                type="primary" if ending == ".html" else "secondary",
             )  # fmt: skip
         widgets.note(
             "HTML: one file with interactive charts and the flips, to mail; it opens offline. A "

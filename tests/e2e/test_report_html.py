@@ -1,0 +1,192 @@
+"""The report as a file that was mailed, and the Report page's files, in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from bidir_core.report import build_report, write_report
+from bidir_core.run_layout import COMMITTED_RUNS
+from bidir_core.store import list_runs
+from tests.e2e.driving import chosen, go, idle, main_text, query
+
+pytest.importorskip("playwright")
+
+
+def write(folder: Path, runs) -> Path:
+    return write_report(build_report(runs), folder / "report.html")[0]
+
+
+@pytest.fixture(scope="module")
+def mailed(repaired, tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("mailed"), list_runs([repaired]))
+
+
+@pytest.fixture(scope="module")
+def hostile(runs, tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("hostile"), [runs["hostile1"], runs["hostile2"]])
+
+
+@pytest.fixture(scope="module")
+def plain(runs, tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("plain"), [runs["stage1"], runs["stage2"]])
+
+
+def read(tab, file: Path) -> None:
+    tab.page.goto(file.as_uri())
+    tab.page.locator(".plot svg.main-svg").first.wait_for()
+
+
+def visible_rows(tab) -> list[str]:
+    return tab.page.locator("#flips-1 tr[data-flip]:visible").all_inner_texts()
+
+
+@pytest.mark.parametrize("which", ["mailed", "hostile", "plain"])
+def test_it_opens_alone_and_asks_for_nothing(which, tab, request):
+    file = request.getfixturevalue(which)
+    read(tab, file)
+    tab.page.locator("#flips-1 summary").first.click()
+    tab.page.wait_for_timeout(300)
+    assert {url for url in tab.requests if not url.startswith("data:")} == {file.as_uri()}
+    assert not tab.errors
+    assert tab.page.evaluate("window.hacked") is None
+    wanted = tab.page.locator("[data-chart]").count()
+    assert tab.page.locator(".plot svg.main-svg:first-child").count() == wanted >= 2
+    for width in (1280, 1920):
+        tab.page.set_viewport_size({"width": width, "height": 900})
+        assert tab.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+def test_even_a_script_in_it_can_load_nothing(mailed, tab):
+    """The second lock: the file's own policy."""
+    read(tab, mailed)
+    blocked = tab.page.evaluate(
+        """() => new Promise(done => {
+            const seen = [];
+            addEventListener('securitypolicyviolation', event => {
+                seen.push(event.effectiveDirective);
+                if (seen.length == 3) done(seen.sort());
+            });
+            new Image().src = 'http://evil.test/x.png';
+            fetch('http://evil.test/y').catch(() => 0);
+            const style = document.createElement('style');
+            style.textContent = "@import 'http://evil.test/z.css'";
+            document.head.append(style);
+        })"""
+    )
+    assert blocked == ["connect-src", "img-src", "style-src-elem"]
+
+
+def test_the_filter_of_the_flips(plain, runs, tab):
+    read(tab, plain)
+    everything = visible_rows(tab)
+    assert len(everything) == 120
+    tab.page.locator("#flips-1 [data-flip=broken]").first.click()
+    broken = visible_rows(tab)
+    assert len(broken) == 40
+    assert all("broken" in row for row in broken)
+    tab.page.locator("#flips-1 select").select_option("arc_easy")
+    of_task = visible_rows(tab)
+    assert 0 < len(of_task) < 40
+    assert all("arc_easy/" in row for row in of_task)
+    word = re.findall(r"[a-z]{6,}", of_task[0].split("Question: ")[1])[0]
+    tab.page.locator("#flips-1 input").fill(word.upper())
+    found = visible_rows(tab)
+    assert 0 < len(found) <= len(of_task)
+    assert tab.page.locator("#flips-1 output").inner_text() == f"{len(found)} of 120 shown"
+    row = tab.page.locator("#flips-1 tr[data-flip]:visible").first
+    item = row.locator("code").first.inner_text()
+    row.locator("summary").click()
+    detail = row.locator(".choices").inner_text()
+    for run in (runs["stage1"], runs["stage2"]):
+        record = run.item("arc_easy", int(item.split("/")[1]))
+        assert all(f"{value:.2f}" in detail for value in record["ll"])
+    tab.page.locator("#flips-1 input").fill("no such words")
+    assert visible_rows(tab) == []
+
+
+def test_charts_can_be_saved(mailed, tab):
+    read(tab, mailed)
+    with tab.page.expect_download() as wait:
+        tab.page.locator("[data-format=png]").first.click()
+    data = Path(wait.value.path()).read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert len(data) > 10_000
+    assert re.fullmatch(r"report_[\w.-]+_ladder\.png", wait.value.suggested_filename)
+    with tab.page.expect_download() as wait:
+        tab.page.locator("[data-format=svg]").first.click()
+    text = Path(wait.value.path()).read_text(encoding="utf-8")
+    assert text.startswith("<svg")
+    assert "stage 4 from 3B" in text
+    assert not tab.errors
+
+
+def test_light_dark_and_paper(mailed, tab):
+    label = ".plot .ytick text"
+    seen = {}
+    for scheme in ("light", "dark"):
+        tab.page.emulate_media(color_scheme=scheme)
+        read(tab, mailed)
+        seen[scheme] = tab.page.evaluate(
+            f"[getComputedStyle(document.body).backgroundColor,"
+            f" getComputedStyle(document.querySelector('{label}')).fill]"
+        )
+    assert seen["light"] == ["rgb(255, 255, 255)", "rgb(31, 35, 40)"]
+    assert seen["dark"] == ["rgb(20, 23, 27)", "rgb(230, 232, 234)"]
+    tab.page.emulate_media(color_scheme="light")  # a reader who switches while reading
+    tab.page.wait_for_function(
+        f"getComputedStyle(document.querySelector('{label}')).fill == 'rgb(31, 35, 40)'"
+    )
+    folded = tab.page.locator("details.long:not([open])").count()
+    tab.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert tab.page.locator("details.long:not([open])").count() == 0
+    tab.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert tab.page.locator("details.long:not([open])").count() == folded
+
+
+def test_the_pages_files(server, runs, tab):
+    ids = [runs["stage1"].id, runs["stage2"].id]
+    go(tab, server.url("report", **chosen(runs), **{"runs": "~".join(ids)}), "Report")
+    got = {}
+    for label in ("HTML", "Markdown", "CSV tables"):
+        with tab.page.expect_download() as wait:
+            tab.page.get_by_role("button", name=label, exact=True).click()
+        name = wait.value.suggested_filename
+        assert runs["stage1"].path.name in name
+        got[name.rsplit(".", 1)[1]] = Path(wait.value.path()).read_bytes()
+    made = build_report([runs["stage1"], runs["stage2"]], roots=[server.runs, COMMITTED_RUNS])
+    assert got["md"].decode() == made.markdown()
+    with zipfile.ZipFile(io.BytesIO(got["zip"])) as archive:
+        rows = list(csv.DictReader(io.StringIO(archive.read("contrasts.csv").decode())))
+    assert rows[0]["Contrast"] == "stage 2 minus stage 1"
+    assert b"Content-Security-Policy" in got["html"]
+    assert got["html"].count(b"<tr data-flip") == 120
+    assert not tab.foreign()
+    assert not tab.unexpected_errors()
+
+
+def test_a_choice_of_sections_is_a_link(server, runs, tab, browser):
+    go(tab, server.url("report", **chosen(runs)), "Report")
+    tab.page.get_by_role("button", name="Scope", exact=True).click()
+    tab.page.wait_for_function(
+        "new URL(location).searchParams.get('sections')?.startsWith('stages')"
+    )
+    idle(tab)
+    assert tab.page.get_by_role("heading", name="Scope", exact=True).count() == 0
+    tab.page.get_by_text("My choice").click()
+    tab.page.wait_for_function("new URL(location).searchParams.get('runs')")
+    idle(tab)
+    assert "stage1_vanilla_eval/" in query(tab, "runs")
+    assert tab.page.locator(".st-key-report-runs").count() == 1
+    other = browser.new_context()
+    page = other.new_page()
+    page.goto(tab.page.url)
+    page.get_by_role("heading", name="Stage Definitions", exact=True).wait_for()
+    assert page.get_by_role("heading", name="Scope", exact=True).count() == 0
+    other.close()
+    assert "could not be read" not in main_text(tab)

@@ -1,0 +1,201 @@
+"""The Report page in its states, without a browser."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import zipfile
+
+import pytest
+
+from bidir_core import report as core
+from bidir_core.store import list_runs
+from bidir_ui import report_view
+from tests.app import STAGE2, open_page, words
+from tests.e2e.seed import seed_hostile
+from tests.factory import make_reference, make_run
+from tests.report_runs import report
+
+MODEL = "smollm2-135m-instruct"
+
+
+@pytest.fixture
+def study(repaired, monkeypatch, root):
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(repaired))
+    return repaired
+
+
+def opened(**query: str):
+    app = open_page("pages/report.py", **query)
+    assert not app.exception
+    return app
+
+
+def headings(app) -> list[str]:
+    bodies = " ".join(block.proto.body for block in app.get("html"))
+    return re.findall(r'<h2 class="b-h2 b-rule">(.*?)</h2>', bodies)
+
+
+def labels(app) -> list[str]:
+    return [button.proto.label for button in app.get("download_button")]
+
+
+# --- the five states ---------------------------------------------------------------------------
+
+
+def test_empty_says_what_to_do(root):
+    assert "No runs yet" in words(opened())
+    make_run(root, n_items=20, state="failed")
+    text = words(opened())
+    assert "No finished evaluation yet" in text
+    assert "python -m bidir_core eval" in text
+
+
+def test_ready_shows_what_the_command_writes(study):
+    app = opened()
+    text = words(app)
+    made = report(study)
+    assert headings(app) == [s.heading for s in made.sections] + [
+        "The Items Behind the Numbers: Flips"
+    ]
+    assert "It hurts. Without adaptation" in text
+    assert len(app.get("plotly_chart")) == 4
+    assert labels(app) == ["HTML", "Markdown", "CSV tables"]
+    (command,) = [block.value for block in app.code]
+    assert all(run.id in command for run in made.study.all_runs)
+
+
+def test_one_evaluation_makes_a_report(root):
+    make_run(root, n_items=20)
+    app = opened()
+    assert "Not run" in words(app)
+    assert labels(app)
+
+
+def test_unfinished_runs_are_named_and_not_reported(root):
+    make_run(root, n_items=40)
+    run = make_run(root, STAGE2, n_items=40, regime="bidirectional", state="running")
+    text = words(opened())
+    assert "Partial: unfinished runs of this model" in text
+    assert f"{run.id} (running)" in text
+
+
+def test_what_was_left_out_is_said(study, tmp_path, monkeypatch):
+    assert "left out" not in words(opened())
+    make_run(tmp_path / "more", n_items=20, config={"limit": 4})
+    monkeypatch.setenv("BIDIR_RUNS_DIR", f"{study}{os.pathsep}{tmp_path / 'more'}")
+    assert "1 finished run left out" in words(opened())
+
+
+def test_runs_that_make_no_report_say_why_and_leave_the_choice(root):
+    make_run(root, n_items=20)
+    bad = make_run(root, STAGE2, n_items=20, regime="bidirectional", state="failed")
+    app = opened(runs=bad.id)
+    assert "a report needs at least one finished evaluation" in words(app)
+    assert app.multiselect(key="report-runs").value == [bad.id]
+
+
+def test_a_model_without_finished_runs_says_which_have_some(root):
+    a = make_run(root, n_items=20, model="other", state="failed")
+    make_run(root, n_items=20)
+    text = words(opened(a=a.id))
+    assert "there are no finished runs of 'other'" in text
+    assert MODEL in text
+
+
+@pytest.mark.parametrize("query", [{"runs": "stage1_vanilla_eval/19990101-000000"},
+                                   {"a": "stage1_vanilla_eval/19990101-000000"}])  # fmt: skip
+def test_an_unknown_run_is_not_found(study, query):
+    app = opened(**query)
+    assert "Run not found" in words(app)
+    assert not headings(app)
+
+
+def test_a_corrupt_run_does_no_harm(root):
+    make_run(root, n_items=40)
+    make_run(root, STAGE2, n_items=10, regime="bidirectional", state="corrupt")
+    app = opened()
+    assert "could not be read" not in words(app)
+    assert headings(app)
+
+
+# --- choosing ------------------------------------------------------------------------------------
+
+
+def test_sections_are_in_the_url(study):
+    app = opened(sections="answers~cost")
+    assert headings(app) == ["Direct Answer to the Main Questions", "Cost"]
+    assert "--sections answers,cost" in app.code[0].value
+    assert "No section is chosen" in words(opened(sections="none"))
+    text = words(opened(sections="answers~nonsense"))
+    assert "Section not found" in text
+    assert "nonsense" in text
+
+
+def test_runs_are_in_the_url(study):
+    base = [run for run in list_runs([study]) if run.stage.startswith(("stage1", "stage2"))]
+    app = opened(runs="~".join(run.id for run in base), sections="artifacts~macro")
+    assert app.multiselect(key="report-runs").value == [run.id for run in base]
+    assert "stage 4" not in words(app)
+    app.multiselect(key="report-runs").set_value([base[0].id]).run()
+    assert app.query_params["runs"] in (base[0].id, [base[0].id])
+
+
+def test_the_measure_of_the_sidebar_counts(study):
+    assert "--metric acc_norm" in opened(metric="acc_norm").code[0].value
+
+
+def test_published_numbers_alone_make_a_report(root):
+    make_reference(root, tasks={"piqa": 0.788, "winogrande": 0.666})
+    make_reference(root, STAGE2, tasks={"piqa": 0.534, "winogrande": 0.518}, regime="bidirectional")
+    text = words(opened(runs="~".join(run.id for run in list_runs([root]))))
+    assert "Published numbers only" in text
+
+
+def test_read_only_reads_and_downloads(study, monkeypatch):
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    assert labels(opened()) == ["HTML", "Markdown", "CSV tables"]
+
+
+# --- what it costs, and what it lets in -------------------------------------------------------
+
+
+def test_a_report_is_computed_once(study, monkeypatch):
+    calls = []
+    real = core.build_report
+    monkeypatch.setattr(core, "build_report", lambda *a, **k: calls.append(1) or real(*a, **k))
+    report_view._report.clear()
+    app = opened()
+    app.run()
+    opened(sections="cost")
+    assert len(calls) == 1
+
+
+def test_no_html_file_is_made_before_it_is_asked_for(study, monkeypatch):
+    monkeypatch.setattr(report_view.html_page, "page", lambda *a: pytest.fail("made too early"))
+    assert labels(opened())
+
+
+def test_hostile_names_are_inert(root):
+    seed_hostile(root)
+    app = opened()
+    bodies = " ".join(block.proto.body for block in app.get("html"))
+    assert "&lt;img src=x&gt;model" in bodies
+    assert not re.search(r"<(img|script|iframe|form)\b", bodies)
+
+
+def test_the_archive_holds_every_table(study):
+    made = report(study)
+    with zipfile.ZipFile(io.BytesIO(report_view.zipped(made.tables))) as archive:
+        assert {name.removesuffix(".csv") for name in archive.namelist()} == set(made.tables)
+        rows = list(csv.DictReader(io.StringIO(archive.read("macro.csv").decode())))
+    assert float(rows[0]["Macro acc"]) == made.tables["macro"].rows[0][5]
+
+
+def test_files_are_named_after_runs(study):
+    made = report(study)
+    first = made.study.all_runs[0].path.name
+    assert made.stem.startswith(f"report_{first}_")
+    assert re.fullmatch(r"[A-Za-z0-9._-]+", made.stem)
