@@ -273,7 +273,7 @@ class _Claims:
     def _seed_caution(self, n_seeds: int) -> list[str]:
         if n_seeds > 1:
             return []
-        return ["one training seed: the interval knows nothing of the spread over seeds"]
+        return ["one training run an arm: the interval knows nothing of the spread over seeds"]
 
     def _fold_caution(self) -> list[str]:
         fold = self.study.some_run.settings.get("fold")

@@ -7,7 +7,6 @@ from typing import Any
 
 from bidir_core.config import EMBEDDED_MODEL
 from bidir_core.paper.bibliography import TASKS
-from bidir_core.paper.ledger import Entry
 from bidir_core.paper.quantities import Quantities, lookup
 from bidir_core.paper.regime_words import regime_words
 from bidir_core.paper.tables import shown_number
@@ -191,9 +190,7 @@ class _Methods:
                 lines.append(f"Under {q.regime(regime)} {regime_words(q, regime)}.")
         for cell in ordered_cells(study):
             if cell[0] == study.base:
-                lines.append(
-                    f"{capital(q.cell(cell))} is the base model under {q.regime(cell[1])}."
-                )
+                lines.append(f"The base model under {q.regime(cell[1])} is {q.cell(cell)}.")
         probes = [run for run in study.all_runs if run.probe is not None]
         if probes and all((run.probe or {}).get("passed") is True for run in probes):
             n = q.ledger.add(
@@ -318,11 +315,6 @@ def listed(parts: Iterable[object]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     found = [str(part) for part in parts]
     return found[0] if len(found) == 1 else ", ".join(found[:-1]) + " and " + found[-1]
-
-
-def capital(entry: Entry) -> str:
-    """An entry at the start of a sentence."""
-    return str(entry).replace(f"{{{entry.text}}}", f"{{{entry.text[:1].upper()}{entry.text[1:]}}}")
 
 
 def short(fingerprint: Mapping[str, Any] | str) -> str:

@@ -350,12 +350,17 @@ def verdict_words(
 
 def lookup(run: Run, file: str, field: str) -> Any:
     """A dotted field of a run's JSON file, or None."""
-    value: Any = {"config.json": run.config, "metrics.json": run.metrics, "probe.json": run.probe}[
-        file
-    ]
-    for name in field.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
+    files = {"config.json": run.config, "metrics.json": run.metrics, "probe.json": run.probe}
+    return _walk(files[file], field.split("."))
+
+
+def _walk(value: Any, names: list[str]) -> Any:
+    """Longest keys first: the name of a custom task may hold a dot."""
+    for end in range(len(names), 0, -1):
+        key = ".".join(names[:end])
+        if isinstance(value, dict) and key in value:
+            return _walk(value[key], names[end:])
+    return None if names else value
 
 
 def _row(one: Contrast, task: str) -> TaskDelta:
