@@ -236,8 +236,8 @@ def layer_map(
     figure.update_yaxes(**_AXIS, title="layer", range=[n_layers - 0.5, -0.5])
     body = min(16, max(6, 260 // n_layers)) * n_layers
     figure.update_layout(
-        height=(body + 34) * len(panels) + 80, dragmode=False,
-        margin={"l": 50, "r": 10, "t": 30, "b": 80}, showlegend=False,
+        height=(body + 34) * len(panels) + (80 if len(pieces) <= ROOMY else 36), dragmode=False,
+        margin={"l": 50, "r": 10, "t": 30, "b": 80 if len(pieces) <= ROOMY else 36}, showlegend=False,
     )  # fmt: skip
     return figure
 

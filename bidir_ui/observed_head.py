@@ -16,20 +16,20 @@ TOP = 6
 
 
 def selected(one: Observed) -> tuple[int, int]:
-    """The layer and head in the URL, the first where it names none that exists."""
-    return _number("layer", one.n_layers), _number("head", one.n_heads)
+    """The layer and head in the URL; a layer in the middle where it names none that exists."""
+    return _number("layer", one.n_layers, one.n_layers // 2), _number("head", one.n_heads)
 
 
-def _number(name: str, below: int) -> int:
+def _number(name: str, below: int, default: int = 0) -> int:
     text = url.get(name)
-    return int(text) if text.isdecimal() and len(text) < 7 and int(text) < below else 0
+    return int(text) if text.isdecimal() and len(text) < 7 and int(text) < below else default
 
 
 def section(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     """Choosers, the picture of one head, and the inspector beside it."""
     widgets.heading("One head, requested and observed")
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        _chooser("Layer", "layer", one.n_layers)
+        _chooser("Layer", "layer", one.n_layers, one.n_layers // 2)
         _chooser("Head", "head", one.n_heads)
         view = _view(one)
     layer, head = selected(one)
@@ -38,13 +38,13 @@ def section(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     allowed = [
         observed_data.requested(one, r, layer, n_prefix, total) for r in range(len(one.names))
     ]
-    query, key = _number("q", total), _number("k", total)
+    query, key = _number("q", total, n_prefix - 1), _number("k", total)
     picture, side = st.columns([5, 3], gap="large")
     with picture, st.container(key="attend-picture"):
         _picture(one, view, seen, allowed, pieces, n_prefix, (query, key))
     with side:
         with st.container(horizontal=True):
-            _chooser("Query (row)", "q", total)
+            _chooser("Query (row)", "q", total, n_prefix - 1)
             _chooser("Key (column)", "k", total)
         _cell(one, seen, allowed, pieces, n_prefix, (query, key), layer)
         _top(one, seen, allowed, pieces, query)
@@ -55,10 +55,11 @@ def section(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
             )
 
 
-def _chooser(label: str, name: str, below: int) -> None:
+def _chooser(label: str, name: str, below: int, default: int = 0) -> None:
     url.bound(
         st.number_input, label, name=name, min_value=0, max_value=below - 1, step=1, width=120,
-        read=lambda text: _number(name, below), write=lambda value: str(value or ""),
+        read=lambda text: _number(name, below, default),
+        write=lambda value: "" if value in (None, default) else str(value),
     )  # fmt: skip
 
 
@@ -178,7 +179,8 @@ def _top(
 ) -> None:
     """The keys this query looks at most, under any regime."""
     most = np.max([weights[query] for weights in seen], axis=0)
-    order = np.argsort(-most, kind="stable")[:TOP]
+    reach = np.any([may[query] for may in allowed], axis=0)
+    order = [key for key in np.argsort(-most, kind="stable").tolist() if reach[key]][:TOP]
     rows = [
         (
             html.join(f"{key} ", widgets.code_text(fmt.clip(pieces[key], 24))),
@@ -187,7 +189,7 @@ def _top(
                 for weights, may in zip(seen, allowed, strict=True)
             ),
         )
-        for key in order.tolist()
+        for key in order
     ]
     widgets.note(f"What token {query} looks at most, in this head:")
     html.show(widgets.table(("Token", *one.names), rows, left=(0,)))

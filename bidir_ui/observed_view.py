@@ -53,6 +53,8 @@ def section(page: Any, current: Observed | None, item_id: str) -> None:
                 "empty", "Not observed yet",
                 f"No run here observed {fmt.clip(item_id, 80)}. This line does, under both regimes:",
             )  # fmt: skip
+        elif everyone:
+            widgets.note("Choose one of the runs above, or make one:")
         else:
             widgets.banner(
                 "empty", "Nothing observed here yet",
@@ -247,7 +249,7 @@ def _drift(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
         Line(f"first, {name}", norm[:, 0])
         for name, norm in zip(one.names, drift.norms, strict=False)
     ]
-    if n_prefix > 1 and len(lines) == 2:
+    if n_prefix > 1:
         lines += [
             Line(f"others, {name}", norm[:, others].mean(-1))
             for name, norm in zip(one.names, drift.norms, strict=False)

@@ -1,0 +1,112 @@
+"""Run folders of kind "attend" made of random weights, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bidir_core import attend_files as files
+from bidir_core.attend import layer_means
+from bidir_core.attend_summary import mean_interval
+from bidir_core.regimes import parse_regime, visibility
+from bidir_core.run_writer import RunWriter
+from bidir_core.store import Run
+
+
+def make_attend(
+    root: Path,
+    regimes: Sequence[str] = ("causal", "bidirectional"),
+    *,
+    item: str | None = "piqa/3",
+    n_prefix: int = 8,
+    n_total: int = 12,
+    n_layers: int = 4,
+    n_heads: int = 3,
+    matrices: bool = True,
+    pieces: Sequence[str] | None = None,
+    written: Sequence[int] | None = None,
+    window: int | None = None,
+) -> Run:
+    """``written``: the layers whose matrices are kept (all of them if None)."""
+    random = np.random.default_rng(0)
+    task, _, doc_id = (item or "").rpartition("/")
+    settings: dict[str, Any] = {
+        "model": "smollm2-135m-instruct", "task": task or None, "regimes": list(regimes),
+        "doc_id": int(doc_id) if doc_id else None, "prompt": None if item else "Once upon <b>a</b>",
+        "regime": regimes[-1], "split": "validation",
+    }  # fmt: skip
+    writer = RunWriter.create(
+        "lab", settings, root=root, kind="attend", dtype="float32", attention="eager"
+    )
+    pieces = pieces or [f" w{i}" for i in range(n_total)]
+    files.write_tokens(writer.path, list(range(n_total)), pieces, n_prefix)
+    shares = []
+    for number, regime in enumerate(regimes):
+        sums = []
+        for layer in range(n_layers):
+            allowed = visibility(
+                parse_regime(regime), n_prefix, n_total, layer=layer, window=window
+            )
+            weights = random.random((n_heads, n_total, n_total)) * allowed
+            weights /= weights.sum(-1, keepdims=True)
+            if matrices and (written is None or layer in written):
+                files.write_layer(writer.path, number, layer, weights)
+            future, past = np.triu(weights, 1).sum(-1), np.tril(weights, -1).sum(-1)
+            received = weights[:, 1:n_prefix].mean(1)
+            sums.append((weights[..., 0], future, past, 0 * past, received))
+        first, future, past, entropy, received = (np.stack(x).astype("f4") for x in zip(*sums))
+        shares.append(files.Shares(n_prefix, first, future, past, entropy, received))
+    files.write_shares(writer.path, shares)
+    norms = [random.random((n_layers, n_total)) + 1 for _ in regimes]
+    cosine = random.random((n_layers, n_total)) if len(regimes) > 1 else None
+    files.write_drift(writer.path, files.Drift(tuple(norms), cosine))
+    writer.finish(
+        metrics={
+            "regimes": list(regimes),
+            "mode": "sequence",
+            "item": item,
+            "n_layers": n_layers,
+            "n_heads": n_heads,
+            "n_tokens": n_total,
+            "n_prefix_tokens": n_prefix,
+            "matrices": matrices,
+            "windows": [window] * n_layers,
+            "observed": [
+                {"regime": r, "continuation_ll": -3.25, "layers": layer_means(s)}
+                for r, s in zip(regimes, shares, strict=True)
+            ],
+            "notes": [] if matrices else [f"{n_total} tokens: only shares and drift are stored"],
+        }
+    )
+    return Run(writer.path)
+
+
+def make_summary(root: Path, *, n_layers: int = 4, n_heads: int = 3, n_items: int = 5) -> Run:
+    """Averages over items under causal and bidirectional."""
+    random = np.random.default_rng(0)
+    names = ("causal", "bidirectional")
+    settings = {"model": "m", "task": "piqa", "limit": n_items, "regimes": list(names)}
+    writer = RunWriter.create("lab", settings, root=root, kind="attend", dtype="float32")
+    observed, arrays = [], {}
+    for number, name in enumerate(names):
+        values = {m: random.random((n_items, n_layers, n_heads)) for m in files.MEASURES}
+        arrays |= {f"prefix_{m}_{number}": v.mean(0) for m, v in values.items()}
+        by_layer = {m: mean_interval(v.mean(-1)) for m, v in values.items()}
+        overall = {m: mean_interval(v.mean((1, 2))[:, None]) for m, v in values.items()}
+        observed.append(
+            {"regime": name, "layers": {"prefix": by_layer}, "overall": {"prefix": overall}}
+        )
+    files.write_arrays(writer.path / "summary.npz", arrays)
+    rows = random.random((n_items, n_layers))
+    keys = ("norm_0_first", "norm_0_others", "norm_1_first", "norm_1_others", "cosine_first")
+    writer.finish(
+        metrics={
+            "regimes": list(names), "mode": "items", "n_items": n_items, "n_layers": n_layers,
+            "n_heads": n_heads, "observed": observed,
+            "drift": {key: mean_interval(rows) for key in keys},
+        }
+    )  # fmt: skip
+    return Run(writer.path)
