@@ -22,7 +22,7 @@ DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENA
 
 HEARD_SECONDS = 5.0
 # What several processes of one `accelerate launch` do together.
-SHARED_OUT = {"eval"}
+SHARED_OUT = {"eval", "finetune", "pipeline"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -247,7 +247,8 @@ def _run_finetune(parsed: argparse.Namespace) -> int:
             flags = ", ".join(one.flag for one in OBJECTIVES.values())
             raise UserError(f"say what to train: one of {flags}")
         path = run_finetune(FinetuneConfig(**given))
-    print(path)
+    if not is_helper():
+        print(path)
     return OK
 
 

@@ -13,16 +13,18 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bidir_core import evaluate, models
+from bidir_core import evaluate, models, processes
 from bidir_core.config import EvalConfig, command_line
 from bidir_core.devices import choose_device, choose_dtype, device_name
 from bidir_core.errors import UserError
 from bidir_core.items import data_fingerprint
+from bidir_core.launched import is_helper
 from bidir_core.model_source import fetch_weights
 from bidir_core.models import LoadedModel
 from bidir_core.pipeline_config import PipelineConfig, Stage, plan
@@ -77,8 +79,10 @@ def run_pipeline(config: PipelineConfig, *, out: Path | None = None, csv: bool =
     loader = _Loader(config)
     runs: dict[str, Run] = {}
     clock = _Clock(stages, known.device)
+    crew = processes.team(config.device)
     for number, stage in enumerate(stages, 1):
-        found = find_run_of(stage, stages, runs, known, config)
+        # Of several processes one looks: a folder may look different a moment later.
+        found = crew.on_main(partial(find_run_of, stage, stages, runs, known, config))
         where = f"stage {number} of {len(stages)}: {stage.title}"
         if found is not None and found.state == "done":
             say(f"{where}: done, {found.id}")
@@ -96,10 +100,14 @@ def run_pipeline(config: PipelineConfig, *, out: Path | None = None, csv: bool =
         clock.took(stage, time.monotonic() - started)
         runs[stage.key] = Run(path)
     loader.drop()
-    report = build_report(list(runs.values()), roots=_roots(config))
-    for path in write_report(report, target, csv=csv):
-        say(f"report: {path}")
-    return target
+
+    def write() -> Path:
+        report = build_report(list(runs.values()), roots=_roots(config))
+        for path in write_report(report, target, csv=csv):
+            say(f"report: {path}")
+        return target
+
+    return crew.on_main(write)
 
 
 def look(config: PipelineConfig) -> list[Planned]:
@@ -363,8 +371,9 @@ def _minutes(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """A line of progress, on standard error like the bars."""
-    print(text, file=sys.stderr, flush=True)
+    """A line of progress, on standard error like the bars; of several processes one says it."""
+    if not is_helper():
+        print(text, file=sys.stderr, flush=True)
 
 
 def pipeline_command(
@@ -385,5 +394,7 @@ def pipeline_command(
     if only_plan:
         print(dry_run(config))
         return 0
-    print(run_pipeline(config, out=target, csv=csv))
+    path = run_pipeline(config, out=target, csv=csv)
+    if not is_helper():
+        print(path)
     return 0

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bidir_core import pipeline
 from bidir_core.cli import main
@@ -23,6 +24,7 @@ from bidir_core.pipeline import dry_run, look, run_pipeline
 from bidir_core.pipeline_config import PRESETS, PipelineConfig, from_preset, plan
 from bidir_core.store import Run, list_runs
 from bidir_core.training.config import FinetuneConfig
+from tests.launching import launch
 from tests.tiny_models import save_tiny_model
 
 
@@ -150,6 +152,35 @@ def test_several_seeds(config, runs_dir):
     before = snapshot(runs_dir)
     run_pipeline(replace(config, seeds=1, seed=6, floor=False))
     assert snapshot(runs_dir) == before
+
+
+def test_two_processes_make_the_same_experiment(config, settings, runs_dir, tmp_path):
+    alone = replace(config, runs_dir=str(tmp_path / "alone"))
+    run_pipeline(alone)
+    started = launch(2, *words(settings))
+    out, err = started.communicate(timeout=240)
+    assert started.returncode == 0, err[-3000:]
+    assert out.split() == [str(pipeline.report_path(config))]
+    assert err.count("stage 4 of 9") == 1
+    ones, twos = runs_of(tmp_path / "alone"), runs_of(runs_dir)
+    assert {stage: len(runs) for stage, runs in ones.items()} == {
+        stage: len(runs) for stage, runs in twos.items()
+    }
+    trained = "stage3_finetune_prefill_bidir"
+    one, two = (
+        load_file(found[trained][0].path / "final" / "model.safetensors") for found in (ones, twos)
+    )
+    start = load_file(Path(settings["model"]) / "model.safetensors")
+    for name, weight in one.items():
+        assert torch.allclose(weight, two[name], atol=2e-6), name
+    assert any((weight - start[name]).abs().max() > 1e-4 for name, weight in one.items())
+    assert (
+        ones[trained][0].metrics["cost"]["computed_tokens"]
+        == twos[trained][0].metrics["cost"]["computed_tokens"]
+    )
+    for stage in ("stage1_vanilla_eval", "stage4_postft_eval"):
+        for left, right in zip(ones[stage], twos[stage], strict=True):
+            assert left.items(("pred",)).equals(right.items(("pred",)))
 
 
 @pytest.mark.parametrize("when", ["stage 4 of", "stage 5 of"])

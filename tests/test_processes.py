@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from bidir_core.cli import main
 from bidir_core.processes import PARTS, Part, Parts, Team, share
 from bidir_core.store import Run
+from tests.launching import launch
 
 # Every batch takes a moment longer, so that there is something left to be killed.
 SLOW = """
@@ -35,17 +35,6 @@ def words(tiny_folder, own_items, *more: str) -> list[str]:
         "eval", "--model", str(tiny_folder), "--tasks", str(own_items), "--device", "cpu",
         "--batch-tokens", "300", "--prefill-bidirectional", *more,
     ]  # fmt: skip
-
-
-def launch(n: int, *command: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [
-            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
-            "--num_processes", str(n), "--main_process_port", "0", "-m", "bidir_core", *command,
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -122,7 +111,7 @@ def test_bad_input_is_told_once(tiny_folder, own_items, runs_dir):
 
 def test_a_command_that_is_not_shared_out_says_so(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["finetune", "--model", "m", "--causal-train"]) == 2
+    assert main(["probe", "--model", "m"]) == 2
     assert "runs in one process, not 2" in capsys.readouterr().err
 
 
