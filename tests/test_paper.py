@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -50,16 +51,26 @@ def paper(repaired_report, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def seeded(tmp_path_factory) -> tuple[Path, Path]:
-    """Two seeds an arm, a regime with a dial, errors, and one control without items."""
+    """Two seeds an arm, a regime with dials, errors, a leaky arm, and runs without items."""
     root = tmp_path_factory.mktemp("seeded")
-    two_by_two(root, REPAIRED, seeds=(0, 1), method="lora", lora_rank=8, lora_alpha=16)
-    evaluation(root, "bidirectional", 0.99, trained=make_finetune(root, "3A"))
-    evaluation(root, "bidirectional:sink=1,layers=2-5", 0.52, n_errors=3)
-    distilled = make_finetune(root, "distill", causal_anchor=1.0)
-    evaluation(root, "bidirectional", 0.55, trained=distilled)
-    (evaluation(root, "causal", 0.55, trained=distilled).path / "items.parquet").unlink()
-    folder = tmp_path_factory.mktemp("out") / "paper"
-    return root, write_paper(report(root), folder)
+    few = {"n_items": 250}
+    for (code, regime), accuracy in REPAIRED.items():
+        for seed in (0, 1) if code != "base" else (0,):
+            trained = None
+            if code != "base":
+                known = [
+                    r for r in list_runs([root]) if r.path.name.endswith(f"{code}-{seed}-lora")
+                ]
+                recipe = {"seed": seed, "method": "lora", "lora_rank": 8, "lora_alpha": 16}
+                trained = known[0] if known else make_finetune(root, code, **recipe)
+            evaluation(root, regime, accuracy, trained=trained, seed=3 + seed, **few)
+    evaluation(root, "bidirectional:sink=1,layers=2-5", 0.52, n_errors=3, **few)
+    leaky, distilled = make_finetune(root, "3A"), make_finetune(root, "distill", causal_anchor=1.0)
+    evaluation(root, "bidirectional", 0.99, trained=leaky, **few)
+    evaluation(root, "bidirectional", 0.55, trained=distilled, **few)
+    causal = evaluation(root, "causal", 0.55, trained=distilled, **few)
+    (causal.path / "items.parquet").unlink()
+    return root, write_paper(report(root), tmp_path_factory.mktemp("out") / "paper")
 
 
 def tex_files(folder: Path) -> dict[str, str]:
@@ -226,15 +237,25 @@ def statuses(folder: Path) -> dict[str, str]:
     return {claim["claim"]: claim["status"] for claim in claims}
 
 
-def test_repair_is_claimed_of_the_interaction_alone(tmp_path, paper):
+def test_repair_is_claimed_of_the_interaction_alone(tmp_path, repaired, paper):
     repair = "Part of what 3B gains over the base model under bidirectional prefill is repair of "
     repair += "the mask, not ordinary tuning."
     assert statuses(paper)[repair] == "supported"
-    cells = REPAIRED | {("3C", "bidirectional"): 0.60}  # the control gains as much
-    two_by_two(tmp_path / "runs", cells, evals=False)
-    found = statuses(write_paper(report(tmp_path / "runs"), tmp_path / "paper"))
+    # As it would be if the control gained as much: it gets the fine-tune's own answers.
+    root = Path(shutil.copytree(repaired, tmp_path / "runs"))
+    trained, control = (
+        next(r for r in list_runs([root]) if _is(r, code, "bidirectional")) for code in ("3B", "3C")
+    )
+    for name in ("items.parquet", "metrics.json"):
+        shutil.copy(trained.path / name, control.path / name)
+    found = statuses(write_paper(report(root), tmp_path / "paper"))
     assert found[repair] != "supported"
     assert found["Fine-tuning 3B raises macro accuracy under bidirectional prefill."] == "supported"
+
+
+def _is(run, code: str, regime: str) -> bool:
+    record = run.config.get("training_record") or {}
+    return record.get("objective") == code and run.regime == regime
 
 
 def test_small_runs_leave_claims_undecided_and_the_texts_say_so(tmp_path):
@@ -409,10 +430,21 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_same_runs_give_the_same_bytes(repaired, paper, tmp_path):
-    # Built anew from the folders.
-    again = write_paper(report(repaired), tmp_path / "elsewhere")
-    assert files_of(again) == files_of(paper)
-    for name, data in files_of(paper).items():
+    """In another process, with another order of sets, from the command line."""
+    again = tmp_path / "again"
+    line = ["-m", "bidir_core", "report", "--runs-dir", str(repaired), "--paper", str(again)]
+    subprocess.run(
+        [sys.executable, *line], check=True, cwd=Path(write.__file__).parents[2],
+        env=os.environ | {"PYTHONHASHSEED": "7"}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    ours, theirs = files_of(paper), files_of(again)
+    assert set(ours) == set(theirs)
+    for name in set(ours) - {"README.md", "manifest.json"}:  # these name the command
+        assert ours[name] == theirs[name], name
+    readme = theirs["README.md"].decode()
+    assert "--paper DIR" in readme
+    assert str(again) not in readme
+    for name, data in ours.items():
         if name.endswith(".pdf"):
             assert b"/CreationDate" not in data
             assert b"/FontFile2" in data  # embedded
@@ -477,19 +509,14 @@ def test_a_paper_that_fails_half_way_leaves_the_old_one(repaired_report, tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["paper"]
 
 
-def test_the_command_writes_it_and_answers_mistakes_in_one_line(repaired, tmp_path, capsys):
-    target = tmp_path / "paper"
+def test_the_command_answers_mistakes_in_one_line(repaired, tmp_path, capsys):
     place = ["report", "--runs-dir", str(repaired)]
-    assert main([*place, "--paper", str(target)]) == 0
-    assert capsys.readouterr().out.strip() == str(target)
-    readme = (target / "README.md").read_text()
-    assert "--paper DIR" in readme
-    assert str(tmp_path / "paper") not in readme
     empty = tmp_path / "no-runs"
     empty.mkdir()
     for wrong, why in (
         (place, "--out FILE.md"),
         ([*place, "--paper", str(tmp_path / "p"), "--csv"], "go with --out"),
+        ([*place, "--paper", str(repaired)], "not made by this command"),
         (["report", "--runs-dir", str(empty), "--paper", str(tmp_path / "p")], "no finished runs"),
         ([*place, "stage9/none", "--paper", str(tmp_path / "p")], "there is no run"),
     ):
@@ -497,7 +524,7 @@ def test_the_command_writes_it_and_answers_mistakes_in_one_line(repaired, tmp_pa
         error = capsys.readouterr().err
         assert why in error
         assert error.count("\n") == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["no-runs", "paper"]
+    assert [p.name for p in tmp_path.iterdir()] == ["no-runs"]
 
 
 def test_importing_the_command_line_needs_no_matplotlib():
