@@ -204,7 +204,7 @@ def _converter(spec: Field[Any]) -> Any:
     def convert(text: str) -> Any:
         if kind.startswith("tuple[str"):
             return tuple(part.strip() for part in text.split(",") if part.strip())
-        if "None" in kind and text in ("auto", "none", "all"):
+        if "None" in kind and not kind.startswith("str") and text in ("auto", "none", "all"):
             return None
         try:
             if kind.startswith("int"):

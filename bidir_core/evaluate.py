@@ -175,7 +175,8 @@ def encode(
     encoder = Encoder(
         loaded.tokenizer,
         bos=config.bos,  # type: ignore[arg-type]
-        chat_template=config.chat_template,
+        # Without a context there is no turn to wrap: the floor stands behind the BOS token alone.
+        chat_template=config.chat_template and config.context != "none",
     )
     encoded = encoder.encode(items)
     bos_added = encoder.bos_added(encoded)

@@ -20,6 +20,7 @@ from bidir_core.cli import main
 from bidir_core.config import EvalConfig, command_line, from_json, to_json
 from bidir_core.errors import UserError
 from bidir_core.records import RECORD_FIELDS, read_jsonl
+from bidir_core.regimes import parse_regime
 from bidir_core.store import Run
 from bidir_core.tasks import load_items
 
@@ -296,3 +297,24 @@ def test_the_embedded_model_knows_something(runs_dir):
     assert run.metrics["tasks"]["arc_easy"]["acc"] > 0.45
     hashes = [item.doc_hash for item in load_items(["arc_easy"], limit=40)]
     assert run.items(["doc_hash"])["doc_hash"].tolist() == hashes
+
+
+def test_a_checkpoint_called_none_is_a_checkpoint(tiny_folder, own_items, runs_dir, capsys):
+    words = eval_words(tiny_folder, own_items, "--checkpoint", "none")
+    assert run_cli(*words) == 2
+    assert "none" in capsys.readouterr().err
+    assert not list(runs_dir.glob("*/*"))
+
+
+def test_without_a_context_a_chat_template_changes_nothing(tiny_folder, own_items):
+    plain = EvalConfig(model=str(tiny_folder), tasks=(str(own_items),), context="none")
+    plan = evaluate.preflight(plain, parse_regime("causal"))
+    plan.tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    items = evaluate.read_items(plain)
+    prefixes = []
+    for config in (plain, replace(plain, chat_template=True)):
+        encoded, _ = evaluate.encode(config, plan, items)
+        prefixes.append([one.prefixes[0].ids.tolist() for one in encoded])
+    assert prefixes[0] == prefixes[1]
+    wrapped, _ = evaluate.encode(replace(plain, chat_template=True, context="full"), plan, items)
+    assert [one.prefixes[0].ids.tolist() for one in wrapped] != prefixes[0]
