@@ -120,7 +120,9 @@ class ModelWorker:
             name = uuid.uuid4().hex
             for old in list(self._answers)[: max(0, len(self._answers) - KEPT_ANSWERS + 1)]:
                 del self._answers[old]
-            sides = [{"steps": [], "text": "", "ended": None} for _ in regimes]
+            sides: list[dict[str, Any]] = [
+                {"steps": [], "text": "", "ended": None} for _ in regimes
+            ]
             self._answers[name] = Answer(tuple(regimes), sides=sides)
             self._send(
                 op="generate", id=name, prompt=prompt, regimes=list(regimes), sampling=sampling,

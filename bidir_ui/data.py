@@ -16,6 +16,7 @@ from bidir_core.reporting.arms import BASE, NAMES, UNKNOWN, Arm, arm_of, items_k
 from bidir_ui import fmt
 
 EMBEDDED = "smollm2-135m-instruct"
+LOOKED_AT = {"why": "an item explained", "attend": "attention observed"}  # no scores: not paired
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,8 @@ class RunInfo:
             return f"Published · {self.stage_label} · {self.regime}"
         if self.is_sweep:
             return f"{self.stage_label} · sweep · {self.extent}"
+        if self.kind in LOOKED_AT:
+            return f"{self.stage_label} · {LOOKED_AT[self.kind]} · {self.regime}"
         if self.is_finetune:
             return " · ".join(part for part in (self.stage_label, self.method, self.steps) if part)
         if self.checkpoint:

@@ -19,7 +19,7 @@ from bidir_ui.data import RunInfo
 from bidir_ui.html import Html, div, el, span
 
 POLL_SECONDS = 0.8
-PROMPT = "Question: How do I keep bread fresh for longer?\nAnswer:"
+PROMPT = masks_view.PREFIX
 SHOWN = {
     "none": ("empty", "No model loaded"),
     "idle": ("info", "The model was let go"),
@@ -129,7 +129,7 @@ def _watch_loading(worker: ModelWorker) -> None:
 def settings() -> dict[str, Any] | None:
     """The form: prompt, regimes and how tokens are drawn. None where something is no regime."""
     prompt = url.bound(
-        st.text_area, "Prompt", name="prompt", max_chars=8000, height=130,
+        st.text_area, "Prompt", name="prompt", max_chars=8000, height=110,
         read=lambda text: text or PROMPT, write=lambda v: "" if v == PROMPT else v,
     )  # fmt: skip
     left, right = st.columns(2)

@@ -12,6 +12,7 @@ from bidir_core.atomic import write_json
 from bidir_core.jobs import Job
 from bidir_core.run_writer import RunWriter
 from bidir_core.why_words import sentences
+from bidir_ui.data import list_infos
 from tests.test_app_pages import open_page, pair, words
 from tests.test_why import made
 
@@ -164,3 +165,16 @@ def test_two_causal_runs_have_nothing_to_explain(root):
     app = open_page("pages/item.py", a=a.id, b=c.id, item=ITEM)
     assert not app.exception
     assert "Why this answer" not in words(app)
+
+
+def test_an_explanation_is_a_run_among_the_others(root):
+    a, b = pair(root)
+    path = explain(root, b)
+    app = open_page("pages/runs.py", q=path.name)
+    assert not app.exception
+    assert "could not be read" not in words(app)
+    app = open_page("", a=a.id, b=b.id)
+    assert not app.exception
+    (info,) = (run for run in list_infos() if run.kind == "why")
+    assert info.label == "Lab · an item explained · bidirectional"
+    assert not info.can_pair

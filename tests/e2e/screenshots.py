@@ -27,6 +27,7 @@ PAGES = {
     "masks": ("masks", {}),
     "lab": ("lab", {}),
     "lab-accuracy": ("lab", {"show": "value", "point": "bidirectional_sink-1"}),
+    "playground": ("playground", {}),
     "launch": ("launch", {}),
     "report": ("report", {}),
     "report-sections": ("report", {"sections": "answers~per_task"}),
