@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from bidir_ui import fmt, html, lab_view, widgets
+import pandas as pd
+
+from bidir_core import plots
+from bidir_ui import fmt, html, lab_data, lab_view, widgets
 from bidir_ui.lab_data import Lab
 
 MARKS = {
@@ -25,18 +28,59 @@ def panel(lab: Lab) -> None:
             lab_view.COMMANDS[-1],
         )
         return
+    widgets.note(
+        "What refutes the story was fixed before looking; outcomes follow from 95 % intervals "
+        "against the border of half the damage."
+    )
+    _chart(lab)
     cells = []
     for row in rows:
         cls, word = MARKS.get(row["outcome"], MARKS["open"])
         cells.append(
             (
-                html.join(
-                    html.el("b", row["title"]), html.el("br"), html.el("small", row["question"])
+                html.el(
+                    "div", html.el("b", row["title"]), html.el("br"),
+                    html.el("small", row["question"]), style="min-width: 13rem",
                 ),
                 html.span(cls + " b-nowrap", word),
                 fmt.tie(row["finding"]),
-                row["refuted_by"],
+                html.el("div", row["refuted_by"], style="min-width: 11rem"),
             )
-        )
+        )  # fmt: skip
     head = ("Control", "Outcome", "What it shows", "What would refute the story")
-    html.show(widgets.table(head, cells, left=(0, 1, 2, 3)))
+    html.show(html.div("b-report", widgets.table(head, cells, left=(0, 1, 2, 3))))
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("bidirectional:").removeprefix("bidirectional · ")
+
+
+def _chart(lab: Lab) -> None:
+    """The controls' points against the causal run of their own prompt."""
+    rows = []
+    for point in lab.points:
+        delta = point[lab.metric]["delta"]
+        swept = point["part"] == "sweep" and point["slug"] != lab_view.SINK
+        if swept or not delta:
+            continue
+        low, high = delta["low"], delta["high"]
+        colour, symbol = plots.GREY, "circle"
+        if low > 0 or high < 0:
+            colour, symbol = (
+                (plots.RED, "triangle-left") if high < 0 else (plots.GREEN, "triangle-right")
+            )
+        rows.append(
+            {
+                "label": fmt.clip(_short(lab_data.name(point)), 40),
+                "value": delta["value"], "low": low, "high": high, "colour": colour,
+                "symbol": symbol,
+                "text": f"{fmt.points(delta['value'])}  {fmt.interval(low, high)}",
+            }
+        )  # fmt: skip
+    if rows:
+        title = "Macro accuracy to causal with the same prompt, points (95 % interval)"
+        widgets.chart(
+            plots.dots(pd.DataFrame(rows), title=title, reference=0.0),
+            "The controls' points against causal; the table of every point has the numbers.",
+            key=f"controls-{lab.info.id}-{lab.metric}",
+        )

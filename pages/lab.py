@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from bidir_ui import lab_controls, lab_data, lab_view, shell, widgets
+from bidir_ui import lab_charts, lab_controls, lab_data, lab_points, lab_view, shell, widgets
 
 page = shell.start("lab")
 
@@ -17,11 +17,14 @@ with shell.guard():
         st.stop()
     lab_view.verdict(lab)
     slug = lab_view.chosen_slug(lab)
-    lab_view.point_card(lab, slug)
-    measure = lab_view.measure_box()
-    lab_view.dose_response(lab, measure, slug)
-    lab_view.layers(lab, measure, slug)
+    lab_points.point_card(lab, slug)
+    if lab_charts.any_to_draw(lab):
+        measure = lab_view.measure_box()
+        lab_charts.dose_response(lab, measure, slug)
+        lab_charts.layers(lab, measure, slug)
     lab_controls.panel(lab)
     widgets.heading("Every point")
-    lab_view.table(lab, slug)
+    with st.expander("The charts' numbers as a table", expanded=len(lab.points) <= 24):
+        lab_points.table(lab, slug)
+    lab_points.download(lab)
     lab_view.watch(lab)

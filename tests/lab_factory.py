@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ LAMBDAS = [f"bidirectional:lambda={x}" for x in ("0.001", "0.01", "0.03", "0.1",
 WINDOWS = [f"bidirectional:layers={a}-{a + 4}" for a in range(26)]
 
 
-def accuracy(point: Point) -> float:
-    """0.46 causally, six points less when every token looks ahead through every layer."""
+def accuracy(point: Point, harm: float = 0.06) -> float:
+    """0.46 causally, ``harm`` less when every token looks ahead through every layer."""
     regime = parse_regime(point.regime)
-    harm = 0.0 if regime.is_causal else 0.06
+    harm = 0.0 if regime.is_causal else harm
     if regime.sink or (point.patch and point.patch.startswith(("keys", "both"))):
         harm *= 0.05
     if regime.lam < 1:
@@ -46,8 +46,10 @@ def make_sweep(
     state: str = "done",
     name: str | None = None,
     config: dict[str, Any] | None = None,
+    world: Callable[[Point], float] = accuracy,
 ) -> Run:
-    """Write a sweep and return it. ``state`` other than done leaves the last half unfinished."""
+    """Write a sweep and return it. ``state`` other than done leaves the last half unfinished;
+    ``world`` says how often each point is right."""
     points = [Point(r, USUAL, part="reference") for r in ("causal", "bidirectional")]
     points += [Point(r, USUAL) for r in regimes] + list(extra)
     settings = {
@@ -65,7 +67,7 @@ def make_sweep(
     made = points if state == "done" else points[: len(points) // 2]
     for number, point in enumerate(made):
         make_run(
-            root, "lab", items=items, seed=number, regime=point.regime, accuracy=accuracy(point),
+            root, "lab", items=items, seed=number, regime=point.regime, accuracy=world(point),
             folder=writer.path / "points" / point.slug(USUAL),
             config={"limit": 500, "patch": point.patch, **point.condition._asdict()},
             facts={"texts": "texts.parquet"},

@@ -295,3 +295,34 @@ def test_the_sweep_knows_its_own_condition(sweep) -> None:
     view = Sweep(sweep)
     assert view.slug_of("causal", view.usual) == "causal"
     assert view.slug_of("causal", view.usual._replace(bos="add")) is None
+
+
+def test_controls_are_one_command(tiny_folder, own_items, runs_dir) -> None:
+    assert main(["lab", *words(tiny_folder, own_items, "--controls"), "--limit", "6"]) == 0
+    (run,) = list_runs([runs_dir])
+    slugs = {point["slug"] for point in run.metrics["points"]}
+    (placebo,) = (slug for slug in slugs if "skip-" in slug)
+    middle = int(placebo.rpartition("-")[2])
+    prefixes = Run(run.path / "points" / "causal").items(["n_prefix_tokens"])["n_prefix_tokens"]
+    assert 0 < middle < min(int(row[0]) for row in prefixes)
+    assert slugs == {
+        "causal", "bidirectional", "bidirectional_sink-1", "bidirectional_rows-0-0", placebo,
+        f"bidirectional_self-{middle}", "bidirectional_tail-1", "bidirectional_patch-keys-0",
+        "bidirectional_patch-values-0", "causal_bos-add", "bidirectional_bos-add",
+        "bidirectional_sink-1_bos-add", "causal_context-none",
+    }  # fmt: skip
+    names = {path.name for path in run.path.glob("texts*.parquet")}
+    assert names == {"texts.parquet", "texts_bos-add.parquet", "texts_context-none.parquet"}
+    assert Run(run.path / "points" / "causal_bos-add").config["bos_added"] is True
+    keys = Run(run.path / "points" / "bidirectional_patch-keys-0")
+    assert keys.settings["patch"] == "keys=0"
+    plain = Run(run.path / "points" / "bidirectional")
+    assert not np.allclose(np.stack(keys.items(["ll"])["ll"]), np.stack(plain.items(["ll"])["ll"]))
+    attention = json.loads((run.path / "attention.json").read_text())["regimes"]
+    assert max(attention["causal"]["future"]) == 0
+    assert min(attention["bidirectional:sink=1"]["future"]) > 0
+    found = {one["name"]: one for one in run.metrics["controls"]}
+    assert set(found) == {
+        "sufficiency", "placebo", "relocated", "keys-values", "triviality", "prompts", "tail", "floor",
+    }  # fmt: skip
+    assert all(one["finding"].endswith(".") and one["refuted_by"] for one in found.values())

@@ -52,6 +52,7 @@ def curves(points: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]) -> lis
             if not regime.is_causal:
                 value = getattr(regime, name)
                 groups.setdefault(replace(regime, **{name: neutral}), {})[value] = slug
+        asked_for: list[tuple[Regime, dict[Any, str]]] = []
         for others, values in groups.items():
             causal = next((slug for slug, regime in regimes.items() if regime == CAUSAL), None)
             asked = any(s in swept for value, s in values.items() if value != neutral)
@@ -60,16 +61,23 @@ def curves(points: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]) -> lis
             if neutral is None:
                 values.pop(None, None)  # without the dial there is no place on its axis
             if asked and len(values) > 1:
-                found.append(_curve(dial, others, values))
+                asked_for.append((others, values))
+        at = _places(dial, {value for _, values in asked_for for value in values})
+        found += [_curve(dial, others, values, at) for others, values in asked_for]
     return found
 
 
-def _curve(dial: str, others: Regime, values: Mapping[Any, str]) -> Curve:
+def _places(dial: str, values: Iterable[Any]) -> dict[Any, float]:
+    """Where each value stands; the same for all curves of a dial, which share an axis."""
     order = sorted(values)
     if dial == "lambda":
-        at = dict(zip(order, symlog(order), strict=True))
-    else:  # evenly spaced: these are counts and positions, often doubling
-        at = {value: float(number) for number, value in enumerate(order)}
+        return dict(zip(order, symlog(order), strict=True))
+    # Evenly spaced: these are counts and positions, often doubling.
+    return {value: float(number) for number, value in enumerate(order)}
+
+
+def _curve(dial: str, others: Regime, values: Mapping[Any, str], at: Mapping[Any, float]) -> Curve:
+    order = sorted(values)
     label = {value: f"{value[0]}-{value[1]}" if dial == "rows" else f"{value:g}" for value in order}
     return Curve(
         dial,

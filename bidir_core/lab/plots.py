@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from bidir_core.plots import BLUE, FAINT, GREEN, GREY, RED, inert
 
 SERIES = ((BLUE, "circle"), (RED, "square"), (GREEN, "diamond"), (GREY, "triangle-up"))
-HEIGHT = 300
+HEIGHT, LEFT, RIGHT = 300, 58, 104  # the same margins, so that charts of layers line up
 # Lower than causal is orange, higher is green; the middle is the page itself.
 DIVERGING = [[0.0, RED], [0.5, "rgba(127,127,127,0.10)"], [1.0, GREEN]]
 
@@ -25,24 +25,29 @@ def curves(
     y_title: str,
     levels: Sequence[tuple[float, str]] = (),
     chosen: str = "",
-    zero: bool = False,
+    room: float | None = None,
 ) -> go.Figure:
     """Lines of points with 95 % intervals over a dial.
 
     ``frames``: (name, frame) per line, each frame with slug, x, y, low, high (percent or points;
     low and high may be NaN) and text. ``ticks``: where the dial's values stand. ``levels``:
-    (height, word) of lines to compare with. ``chosen``: the slug that gets a ring. ``zero``: the
-    level 0 means "as causal".
+    (height, word) of lines to compare with. ``chosen``: the slug that gets a ring. ``room``: how
+    far the axis goes beyond its ends.
     """
     figure = go.Figure()
-    right = 26 + 8 * max((len(word) for _, word in levels), default=0)
     for height, word in levels:
         figure.add_hline(y=height, line={"color": GREY, "width": 1.3, "dash": "dot"})
         figure.add_annotation(
             x=1, xref="paper", y=height, text=inert(word), showarrow=False, xanchor="left",
             xshift=6, font={"size": 12, "color": GREY},
         )  # fmt: skip
+    at, labels = zip(*ticks, strict=True) if ticks else ((), ())
+    reach = (max(at) - min(at) if len(set(at)) > 1 else 1.0) if at else 1.0
     for number, (name, frame) in enumerate(frames):
+        # Side by side, so that the intervals of several lines can be told apart.
+        frame = frame.assign(
+            x=frame["x"] + min(0.012 * reach, 0.12) * (number - (len(frames) - 1) / 2)
+        )
         colour, symbol = SERIES[number % len(SERIES)]
         figure.add_scatter(
             x=frame["x"], y=frame["y"], mode="lines+markers", name=inert(name),
@@ -58,18 +63,17 @@ def curves(
                 x=ring["x"], y=ring["y"], mode="markers", hoverinfo="skip", showlegend=False,
                 marker={"size": 18, "symbol": "circle-open", "color": colour, "line": {"width": 2}},
             )  # fmt: skip
-    if zero:
-        figure.add_hline(y=0, line={"color": GREY, "width": 1})
+    top = 44 if len(frames) > 1 else 14
     figure.update_layout(
-        height=HEIGHT + (34 if len(frames) > 1 else 0),
-        margin={"l": 58, "r": right, "t": 14, "b": 48},
+        height=HEIGHT - 14 + top,
+        margin={"l": LEFT, "r": RIGHT, "t": top, "b": 48, "autoexpand": False},
         showlegend=len(frames) > 1,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         hovermode="closest",
         dragmode=False,
     )
-    at, labels = zip(*ticks, strict=True) if ticks else ((), ())
-    room = 0.08 * (max(at) - min(at)) if len(set(at)) > 1 else 0.5
+    if room is None:
+        room = 0.08 * reach if len(set(at)) > 1 else 0.5
     figure.update_xaxes(
         title=x_title, tickmode="array", tickvals=at, ticktext=[inert(t) for t in labels],
         range=[min(at) - room, max(at) + room] if at else None,
@@ -102,12 +106,15 @@ def layer_map(frame: pd.DataFrame, n_layers: int, *, unit: str, chosen: str = ""
     cells = np.full((len(widths), n_layers), np.nan)
     for line in frame.itertuples():
         cells[row[line.width], line.start] = line.y
-    most = max(float(np.nanmax(np.abs(cells))), 0.1)
+    most = max(float(np.abs(cells[~np.isnan(cells)]).max(initial=0.0)), 0.1)
     figure = go.Figure(
         go.Heatmap(
             z=cells, zmin=-most, zmax=most, colorscale=DIVERGING, xgap=1, ygap=1,
             hoverinfo="skip", hoverongaps=False,
-            colorbar={"title": {"text": inert(unit), "side": "right"}, "thickness": 12, "len": 1},
+            colorbar={
+                "title": {"text": inert(unit), "side": "right"}, "thickness": 10, "x": 1.015,
+                "lenmode": "pixels", "len": max(90, 30 * len(widths)), "nticks": 3,
+            },
         )
     )  # fmt: skip
     y = [row[width] for width in frame["width"]]
@@ -130,8 +137,8 @@ def layer_map(frame: pd.DataFrame, n_layers: int, *, unit: str, chosen: str = ""
             marker={"size": size, "symbol": "square-open", "color": BLUE, "line": {"width": 3}},
         )  # fmt: skip
     figure.update_layout(
-        height=90 + max(34, min(30, 420 // len(widths))) * len(widths),
-        margin={"l": 58, "r": 20, "t": 10, "b": 48},
+        height=58 + max(90, min(34, 460 // len(widths)) * len(widths)),
+        margin={"l": LEFT, "r": RIGHT, "t": 10, "b": 48, "autoexpand": False},
         showlegend=False, dragmode=False, hovermode="closest",
     )  # fmt: skip
     figure.update_xaxes(

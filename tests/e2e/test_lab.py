@@ -1,0 +1,38 @@
+"""The Lab page in a browser: a click on a curve or on the map of layers chooses that point."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.server import IDLE, serve
+from tests.lab_factory import SINKS, make_sweep
+
+pytest.importorskip("playwright")
+LAYERS = [f"bidirectional:layers={first}-{first + 4}" for first in range(0, 26, 5)]
+
+
+def test_points_and_cells_can_be_clicked(tmp_path, tab) -> None:
+    sweep = make_sweep(tmp_path, (*SINKS, *LAYERS), n_items=100)
+    page = tab.page
+    with serve(tmp_path) as server:
+        page.goto(server.url("lab", sweep=sweep.id))
+        page.wait_for_selector(IDLE)
+        marks = page.locator(".js-plotly-plot").first.locator(".scatterlayer .points path")
+        marks.nth(1).wait_for()
+        marks.nth(1).click(force=True)
+        page.wait_for_url("**point=bidirectional_sink-1")
+        page.wait_for_selector(IDLE)
+        page.get_by_text("sink=1", exact=False).first.wait_for()
+        drag = page.locator(".js-plotly-plot:has(.heatmaplayer)").first.locator(".nsewdrag").first
+        drag.scroll_into_view_if_needed()
+        box = drag.bounding_box()
+        # Thirty layers side by side, one row: the cell that starts at layer 10.
+        page.mouse.click(box["x"] + box["width"] * 10.5 / 30, box["y"] + box["height"] / 2)
+        page.wait_for_url("**point=bidirectional_layers-10-14")
+        page.wait_for_selector(IDLE)
+        page.get_by_role("link", name="Flips against causal").click()
+        page.wait_for_url("**/flips?**")
+        page.locator("[data-testid=stDataFrame] canvas").first.wait_for()
+        assert "bidirectional_layers-10-14" in page.url
+    assert not tab.foreign()
+    assert not tab.unexpected_errors()

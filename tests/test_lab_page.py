@@ -1,0 +1,194 @@
+"""The Lab page in its states, without a browser; curves and their places."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bidir_core.lab.curves import curves, layer_ranges, symlog
+from bidir_core.lab.points import Condition, Point
+from bidir_core.lab.summary import summarise
+from bidir_core.store import Run
+from tests.app import open_page, words
+from tests.lab_factory import LAMBDAS, SINKS, USUAL, accuracy, make_sweep
+
+PAGE = "pages/lab.py"
+FEW = ("bidirectional:sink=1", "bidirectional:lambda=0.1", "bidirectional:layers=0-4", "bidirectional:layers=20-24")  # fmt: skip
+
+
+def usual() -> dict:
+    return USUAL._asdict()
+
+
+def points(*regimes: str) -> list[dict]:
+    made = [Point(r, USUAL, part="reference") for r in ("causal", "bidirectional")]
+    made += [Point(regime, USUAL) for regime in regimes]
+    return [point.to_json(USUAL) for point in made]
+
+
+def test_each_dial_makes_a_curve_with_the_references_on_it() -> None:
+    found = {curve.dial: curve for curve in curves(points(*SINKS, *LAMBDAS), usual())}
+    assert set(found) == {"sink", "lambda"}
+    assert [slug for slug, _ in found["sink"].places] == [
+        "bidirectional", "bidirectional_sink-1", "bidirectional_sink-2", "bidirectional_sink-4",
+    ]  # fmt: skip
+    assert [label for _, label in found["lambda"].ticks] == [
+        "0", "0.001", "0.01", "0.03", "0.1", "0.3", "1",
+    ]  # fmt: skip
+    assert found["lambda"].places[0][0] == "causal"
+    assert found["lambda"].places[-1] == ("bidirectional", 0.0)
+
+
+def test_curves_of_a_product_share_their_axis() -> None:
+    products = [f"bidirectional:sink={k},lambda={x}" for k in (1, 2) for x in ("0.01", "0.1")]
+    found = [c for c in curves(points(*LAMBDAS, *products), usual()) if c.dial == "lambda"]
+    assert [curve.name for curve in found] == ["", "sink=1", "sink=2"]
+    places = [dict(zip((label for _, label in c.ticks), (x for x, _ in c.ticks))) for c in found]
+    for place in places[1:]:
+        assert all(place[label] == places[0][label] for label in place)
+
+
+def test_patches_and_other_prompts_make_no_curve() -> None:
+    others = [
+        Point("bidirectional:sink=1", Condition(bos="add")), Point("bidirectional", USUAL, "keys=0"),
+    ]  # fmt: skip
+    made = points() + [point.to_json(USUAL) for point in others]
+    assert curves(made, usual()) == []
+    assert layer_ranges(points(*FEW), usual()) == {
+        "": [("bidirectional_layers-0-4", 0, 5), ("bidirectional_layers-20-24", 20, 5)]
+    }
+    assert symlog([0, 0.001, 1]) == [-4, -3, 0]
+
+
+def test_without_a_sweep_it_says_how_to_make_one(root) -> None:
+    text = words(open_page(PAGE))
+    assert "No sweep yet" in text
+    assert "python -m bidir_core lab" in text
+
+
+def test_ready(root) -> None:
+    sweep = make_sweep(root, FEW, n_items=200)
+    app = open_page(PAGE)
+    assert not app.exception
+    text = words(app)
+    assert "Chosen as the best of 4 on the explore half" in text
+    assert "The damage: bidirectional prefill moves macro accuracy" in text
+    assert "Dose and response" in text
+    assert "Which layers" in text
+    assert "Not run yet" in text  # the controls
+    assert "bidirectional:layers=20-24" in text
+    shown = open_page(PAGE, sweep=sweep.id, point="bidirectional_sink-1", show="removed")
+    assert not shown.exception
+    assert "in words sink=1 " in " ".join(words(shown).split())
+
+
+def test_every_point_opens_in_compare_and_flips(root) -> None:
+    sweep = make_sweep(root, FEW, n_items=60)
+    a, b = f"{sweep.id}/points/causal", f"{sweep.id}/points/bidirectional_sink-1"
+    for page in ("pages/compare.py", "pages/flips.py"):
+        app = open_page(page, a=a, b=b)
+        assert not app.exception
+        assert "not found" not in words(app)
+        assert "could not be read" not in words(app)
+    item = open_page("pages/item.py", a=a, b=b, item="piqa/3")
+    assert not item.exception
+    assert "Question:" in words(item)
+
+
+def test_a_partial_sweep_shows_what_is_there(root) -> None:
+    sweep = make_sweep(root, (*SINKS, *FEW[1:]), n_items=60, state="cancelled")
+    app = open_page(PAGE)
+    assert not app.exception
+    text = words(app)
+    assert "Partial: cancelled" in text
+    assert "4 of 8 points are finished" in text
+    assert f"lab --resume {sweep.id}" in text
+    assert "bidirectional:sink=1" in text
+
+
+def test_unknown_and_broken_ones_are_said_to_be(root) -> None:
+    sweep = make_sweep(root, FEW[:1], n_items=60)
+    assert "Sweep not found" in words(open_page(PAGE, sweep="lab/none"))
+    assert "Point not found" in words(open_page(PAGE, sweep=sweep.id, point="none"))
+    (sweep.path / "metrics.json").write_text('{"points": [{"slug": 3}]}')
+    app = open_page(PAGE, sweep=sweep.id)
+    assert not app.exception
+    (sweep.path / "metrics.json").write_text('{"points": ')
+    app = open_page(PAGE, sweep=sweep.id)
+    assert not app.exception
+    assert "cannot be read" in words(app)
+
+
+def test_it_reads_in_read_only_mode(root, monkeypatch) -> None:
+    make_sweep(root, FEW[:1], n_items=60)
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    app = open_page(PAGE)
+    assert not app.exception
+    assert "Every point" in words(app)
+
+
+def test_points_stay_out_of_other_pages_lists(root) -> None:
+    sweep = make_sweep(root, FEW[:1], n_items=60)
+    app = open_page("pages/runs.py")
+    assert not app.exception
+    (table,) = app.dataframe
+    assert table.value["run"].tolist() == [sweep.id]
+
+
+CONTROLS = [
+    *(Point(r, USUAL, part="control") for r in (
+        "bidirectional:sink=1", "bidirectional:rows=0-0", "bidirectional:skip=8",
+        "bidirectional:self=8", "bidirectional:tail=1",
+    )),
+    *(Point("bidirectional", USUAL, p, "control") for p in ("keys=0", "values=0")),
+]  # fmt: skip
+
+
+def test_controls_are_judged_by_their_intervals(root) -> None:
+    """With pretended answers in which only the first token's keys matter."""
+    sweep = make_sweep(
+        root, (), extra=CONTROLS, n_items=600, world=lambda point: accuracy(point, harm=0.3)
+    )
+    attention = {
+        name: {"future": [value + 0.001 * i for i in range(10)]}
+        for name, value in (("causal", 0.0), ("bidirectional", 0.4), ("bidirectional:sink=1", 0.2))
+    }
+    (sweep.path / "attention.json").write_text(json.dumps({"schema": 1, "regimes": attention}))
+    found = {one["name"]: one for one in summarise(Run(sweep.path))["controls"]}
+    assert found["sufficiency"]["outcome"] == "supports"
+    assert found["placebo"]["outcome"] == "supports"
+    assert found["relocated"]["outcome"] == "supports"
+    assert found["tail"]["outcome"] == "supports"
+    assert found["keys-values"]["finding"].endswith(
+        "It is how the others find the token that matters."
+    )
+    assert found["triviality"]["outcome"] == "supports"
+    assert "20.4 %" in found["triviality"]["finding"]
+    assert "95 % CI" in found["placebo"]["finding"]
+    app = open_page(PAGE)
+    assert not app.exception
+    assert "Sufficiency (rows=0-0)" in words(app)
+    assert "● supports" in words(app)
+
+
+def test_a_refuted_story_is_called_refuted(root) -> None:
+    """A world in which any one causal token rescues, and nothing is left for looking ahead."""
+
+    def world(point: Point) -> float:
+        return 0.2 if point.regime == "bidirectional" and not point.patch else 0.5
+
+    sweep = make_sweep(root, (), extra=CONTROLS, n_items=600, world=world)
+    attention = {name: {"future": [0.001] * 9 + [0.002]} for name in ("bidirectional", "bidirectional:sink=1")}  # fmt: skip
+    (sweep.path / "attention.json").write_text(json.dumps({"schema": 1, "regimes": attention}))
+    found = {one["name"]: one["outcome"] for one in summarise(Run(sweep.path))["controls"]}
+    for name in ("sufficiency", "placebo", "relocated", "tail", "triviality"):
+        assert found[name] == "refutes", name
+
+
+@pytest.mark.parametrize("fold", ["explore", "confirm"])
+def test_one_half_alone_is_exploratory(root, fold) -> None:
+    sweep = make_sweep(root, FEW, n_items=120, config={"fold": fold})
+    best = sweep.metrics["best"]["acc"]
+    assert best["exploratory"] is True
+    assert "Exploratory: the best of 4 on these same items." in best["sentence"]
