@@ -100,7 +100,6 @@ def run_lab(config: LabConfig) -> Path:
             "points": [point.to_json(prompts.usual) for point in points],
             "notes": notes,
             "n_layers": found.n_layers,
-            "n_layers": found.n_layers,
         },
     )
     _run(writer, prompts, points, loaded)
