@@ -95,6 +95,12 @@ class _Claims:
         base = (study.base, CAUSAL)
         for regime in study.bidirectional_regimes(study.base):
             yield from self._damage(base, (study.base, regime))
+            if regime != study.regime:
+                yield from self._if_run(
+                    (study.base, study.regime), (study.base, regime), "higher",
+                    "Without training, ", self.q.regime(regime), f" prefill keeps more macro "
+                    f"{self._metric} than ", self.q.regime(study.regime), " prefill.",
+                )  # fmt: skip
         for arm in study.trained("3B", "distill"):
             yield from self._repair(arm)
 

@@ -119,11 +119,11 @@ class Quantities:
         style: Literal["number", "text", "code"] = "number",
     ) -> list[Entry]:
         """Every value that a field has in these runs, each with the runs that have it."""
-        by_value: dict[Any, list[Run]] = {}
+        by_value: dict[str, list[Run]] = {}
         for run in runs:
             value = lookup(run, file, field)
             if value is not None:
-                by_value.setdefault(value, []).append(run)
+                by_value.setdefault(str(value), []).append(run)
         return [
             entry
             for value, group in by_value.items()
