@@ -88,6 +88,6 @@ with shell.guard():
         if tokens.note:
             widgets.note(tokens.note)
         widgets.note(
-            "Dials: sink=K, rows=A-B, self=J, tail=K, layers=A-B, lambda=X, for example "
+            "Dials: sink=K, rows=A-B, skip=J, self=J, tail=K, layers=A-B, lambda=X, for example "
             "bidirectional:sink=1,lambda=0.03"
         )
