@@ -139,6 +139,8 @@ def guard() -> Iterator[None]:
 def chosen_pair(page: Page) -> tuple[data.RunInfo, data.RunInfo, str]:
     """Baseline, candidate and measure. Without two runs it draws why not, and stops the page."""
     a, b = page.pair.a, page.pair.b
+    if page.spec.key == "item" and not page.pair.complete:  # its title needs the pair
+        st.title(page.spec.title, anchor=False)
     if not pair.explain_if_missing(page.runs, page.pair) or a is None or b is None:
         st.stop()
     return a, b, page.pair.metric
