@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bidir_core.store import Run
-from tests.factory import TASKS, make_item, make_reference, make_run
+from tests.factory import TASKS, make_item, make_reference, make_run, spread_items
 
 N_ITEMS = 2299
 PUBLISHED_1 = {
@@ -32,14 +32,15 @@ def seed(root: Path, *, n_items: int = N_ITEMS) -> dict[str, Run]:
     """The runs most tests need; a corrupt, a partial, a mismatched and a hostile one among them."""
     limit = {"limit": 500}
     stage2 = "stage2_prefill_bidir_eval"
+    items = spread_items(n_items, TASKS)  # made once: three runs hold the same
     runs = {
-        "stage1": make_run(root, n_items=n_items, accuracy=CAUSAL, config=limit),
+        "stage1": make_run(root, items=items, accuracy=CAUSAL, config=limit),
         "stage2": make_run(
-            root, stage2, n_items=n_items, regime="bidirectional", accuracy=BIDIRECTIONAL, seed=1,
+            root, stage2, items=items, regime="bidirectional", accuracy=BIDIRECTIONAL, seed=1,
             config=limit,
         ),
         "sink": make_run(
-            root, stage2, n_items=n_items, regime="bidirectional:sink=1",
+            root, stage2, items=items, regime="bidirectional:sink=1",
             accuracy={**CAUSAL, "arc_easy": 0.51}, seed=2, config=limit,
         ),
         "corrupt": make_run(root, stage2, name="torn", n_items=10, regime="bidirectional", state="corrupt"),
@@ -88,7 +89,7 @@ def seed_hostile(root: Path) -> dict[str, Run]:
 
 def seed_large(root: Path) -> dict[str, Run]:
     """Ten thousand items of one task, twice."""
-    common = {"n_items": 10_000, "tasks": ["hellaswag"]}
+    common = {"items": spread_items(10_000, ["hellaswag"]), "tasks": ["hellaswag"]}
     return {
         "large1": make_run(root, name="large", accuracy=0.45, **common),
         "large2": make_run(
