@@ -64,8 +64,8 @@ def table(lab: Lab, slug: str) -> None:
     for point in lab.points:
         one = point["slug"]
         numbers, causal = lab.numbers(one), lab.causal_of(point)
-        delta, share = numbers.get("delta"), numbers.get("removed")
-        kept = share and share["value"] is not None
+        delta, share = numbers.get("delta"), numbers.get("removed") or {}
+        stated = share.get("value") is not None
         query = url.params(sweep=lab.info.id, point=one)
         title = html.el("a", lab_data.name(point), href=url.href("lab", query), target="_self")
         rows.append(
@@ -74,8 +74,8 @@ def table(lab: Lab, slug: str) -> None:
                 fmt.percent(numbers.get("value")),
                 fmt.points(delta["value"]) if delta else fmt.NONE,
                 fmt.interval(delta["low"], delta["high"]) if delta else fmt.NONE,
-                fmt.percent(share["value"], 0) if kept else fmt.NONE,
-                f"[{fmt.percent(share['low'], 0)}, {fmt.percent(share['high'], 0)}]" if kept else fmt.NONE,
+                fmt.percent(share.get("value"), 0),
+                f"[{fmt.percent(share['low'], 0)}, {fmt.percent(share['high'], 0)}]" if stated else fmt.NONE,
                 _links(lab, causal["slug"] if causal else "", one),
             )
         )  # fmt: skip

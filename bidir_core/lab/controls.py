@@ -258,10 +258,10 @@ def _triviality(sweep: Sweep) -> Answer:
 
 def _changed_answers(sweep: Sweep) -> str:
     """How often sink=1 answers otherwise than causal: a mask that did nothing would never."""
-    slugs = [sweep.slug_of(str(regime), sweep.usual) for regime in (CAUSAL, SINK)]
-    if None in slugs:
+    causal, sink = (sweep.slug_of(str(regime), sweep.usual) for regime in (CAUSAL, SINK))
+    if causal is None or sink is None:
         return ""
-    pairs = pair(*(sweep.runs[slug] for slug in slugs if slug), "acc", intersect=True)
+    pairs = pair(sweep.runs[causal], sweep.runs[sink], "acc", intersect=True)
     changed = int((pairs.pred_a != pairs.pred_b).sum())
     return (
         f" It answers {100 * changed / pairs.n:.1f} % of the items otherwise than causal "
