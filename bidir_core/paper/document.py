@@ -175,7 +175,7 @@ def _numbers_json(ledger: Ledger, texts: Mapping[str, str], drawn: Sequence[Draw
         if key in where
     }
     unprinted = {key: entry.to_json() for key, entry in ledger.entries.items() if key not in where}
-    parts = {
+    parts: dict[str, Mapping[str, Any]] = {
         "statistics": STATISTICS,
         "numbers": numbers,
         "only_in_claims": unprinted,
