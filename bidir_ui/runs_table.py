@@ -38,7 +38,7 @@ def frame(runs: list[RunInfo], a: RunInfo | None, b: RunInfo | None) -> pd.DataF
                 "name": html.visible(fmt.clip(run.name, 60)),
                 "weights": html.visible(_weights(run)),
                 "regime": "sweep" if run.is_sweep else html.visible(run.regime),
-                "state": STATE_MARKS.get(run.state, run.state),
+                "state": _state(run),
                 "n": run.n_items or None,
                 "acc": _percent(run.macro.get("acc")),
                 "half": _half_width(run),
@@ -63,13 +63,18 @@ def _weights(run: RunInfo) -> str:
     return run.weights + (f", trained {run.trained_under}" if run.trained_under else "")
 
 
+def _state(run: RunInfo) -> str:
+    if run.is_imported and run.is_done:
+        return "● imported"
+    return STATE_MARKS.get(run.state, run.state)
+
+
 def _taken(run: RunInfo) -> str:
     """Which items an evaluation took; a fine-tune took none."""
     if run.is_finetune:
         return ""
     half = run.dtype if run.dtype not in ("", "float32", "auto") else ""
-    marks = "compact" if run.compact else "", "imported" if run.is_imported else ""
-    return ", ".join(filter(None, (run.extent, half, *marks)))
+    return ", ".join(filter(None, (run.extent, half, "compact" if run.compact else "")))
 
 
 def _percent(value: float | None) -> float | None:
@@ -226,7 +231,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
     for key, inner in value.items():
         if isinstance(inner, dict):
             out |= _flat(inner, f"{prefix}{key}.")
-        else:
+        elif inner is not None and inner != []:  # as if it were not there
             text = inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False)
             out[prefix + str(key)] = fmt.clip(text, 160)
     return out

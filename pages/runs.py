@@ -17,7 +17,7 @@ with shell.guard():
         pair.explain_if_missing(page.runs, page.pair)
         st.stop()
 
-    left, right = st.columns([3, 2], vertical_alignment="bottom")
+    left, right = st.columns(2, vertical_alignment="bottom")
     with left:
         words = url.bound(
             st.text_input, "Search", name="q", read=str,

@@ -7,6 +7,7 @@ line does; our own run of the same model and the import must agree item by item.
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -260,7 +261,7 @@ def test_the_command_reads_the_newest_set_renames_and_chooses_tasks(copy, runs_d
     run = Run(Path(out.strip()))
     assert (run.name, run.model, run.tasks) == ("theirs", "ours", ["my_piqa", "winogrande"])
     assert "the newest of 2 sets of files was read" in err
-    assert run.config["imported"]["task_names"]["piqa"] == "my_piqa"
+    assert run.config["imported"]["task_names"] == {"piqa": "my_piqa"}
     assert run.items(["gold"])["gold"].tolist() == [i % 2 for i in range(LIMIT)] * 2
 
 
@@ -434,6 +435,49 @@ def test_bad_input_is_one_sentence_and_writes_nothing(case, copy, runs_dir, caps
     assert expected in line
     assert str(copy) in line
     assert not list(runs_dir.rglob("*"))
+
+
+def places(value: Any, path: tuple = ()) -> list[tuple]:
+    """The path of every value inside a JSON value."""
+    if not isinstance(value, dict | list):
+        return []
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    found = []
+    for key, inner in inside:
+        found += [(*path, key), *places(inner, (*path, key))]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_damage_anywhere_is_refused_or_harmless(seed, copy, tmp_path):
+    """Values replaced or removed at random: a whole run or one sentence, never anything else."""
+    rng = random.Random(seed)
+    odd = [None, True, -1, 1e308, float("nan"), "", "\ud800", [], [1], {}, {"a": 1}, "1e400", 2**70]
+
+    def damage(value):
+        *path, last = rng.choice(places(value))
+        for key in path:
+            value = value[key]
+        value[last] = rng.choice(odd)
+
+    for attempt in range(12):
+        folder = Path(shutil.copytree(copy, tmp_path / str(attempt) / "in"))
+        if attempt % 2:
+            edit_lines(folder, rng.choice(TASKS), lambda lines: damage(rng.choice(lines)))
+        else:
+            edit_results(folder, damage)
+        runs = tmp_path / str(attempt) / "runs"
+        refused = ""
+        try:
+            run = Run(import_results(folder, runs_dir=runs).path)
+        except UserError as error:
+            refused = str(error)
+        assert "\n" not in refused
+        if refused:
+            assert not [path for path in runs.rglob("*") if path.is_file()]
+        else:
+            assert run.state == "done"
+            assert len(run.items()) == LIMIT * len(TASKS)
 
 
 @pytest.mark.parametrize(
@@ -610,6 +654,17 @@ def test_a_compact_run_is_joined_with_its_data(config, ours, tmp_path, capsys):
     assert main(["export", str(path), "--out", str(tmp_path / "none")]) == 2
     assert "kept no texts (--compact) and they cannot be joined back" in one_line(capsys)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_floor_without_contexts_comes_back_as_one(config, ours, tmp_path):
+    run = Run(evaluate(replace(config, context="none", compact=True)))
+    files, _ = export_run(run, tmp_path / "out")
+    assert "@context=none" in json.loads(files[-1].read_text())["model_name"]
+    edit_results(tmp_path / "out", lambda results: results.pop("bidir_core"))
+    back = Run(import_results(tmp_path / "out", runs_dir=tmp_path / "runs").path)
+    assert back.settings["context"] == "none"
+    with pytest.raises(UserError, match="scored with context"):
+        pair(back, ours)
 
 
 def test_a_users_own_task_keeps_its_document(tiny_folder, own_items, tmp_path):

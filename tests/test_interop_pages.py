@@ -45,7 +45,7 @@ def test_runs_lists_it_and_finds_it_by_kind(both):
     theirs, mine = both
     table = open_pair("pages/runs.py", *both, kind="imported").dataframe[0].value
     assert table["run"].tolist() == [theirs.id]
-    assert table["extent"].tolist() == ["all items, imported"]
+    assert table["state"].tolist() == ["● imported"]
     table = open_pair("pages/runs.py", *both, kind="evaluations").dataframe[0].value
     assert table["run"].tolist() == [mine.id]
 

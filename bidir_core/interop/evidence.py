@@ -91,7 +91,8 @@ def _first_difference(a: pa.ChunkedArray, b: pa.ChunkedArray) -> tuple[int, str,
         left, right = (_bare(texts, length) for texts in (one, other))
         if left != right:
             at = next((i for i, (x, y) in enumerate(zip(left, right)) if x != y), 0)
-            return row, *(texts[at] if at < len(texts) else "" for texts in (left, right))
+            text_a, text_b = (texts[at] if at < len(texts) else "" for texts in (left, right))
+            return row, text_a, text_b
     return None
 
 

@@ -157,7 +157,9 @@ def _time_of(path: Path) -> str:
 
 def _read_results(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        # NaN, which lm-eval may write, would not go into our files.
+        value = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -111,14 +111,14 @@ def _names(chosen: Sequence[str], task_map: Mapping[str, str]) -> dict[str, str]
 def _shots(output: LmEvalOutput, names: Mapping[str, str]) -> int | None:
     """Solved examples before each item: one number for the run, None if nobody recorded it."""
     found = {task: output.section("n-shot").get(task) for task in names}
-    if len(set(found.values())) > 1:
+    if len(set(map(str, found.values()))) > 1:
         said = ", ".join(f"{task} {n}" for task, n in found.items())
         raise UserError(
             f"{output.results_path}: the tasks differ in few-shot examples ({said}); a run has one number, so import "
             "them one by one with --tasks"
         )
     number = next(iter(found.values()))
-    return number if isinstance(number, int) else None
+    return number if type(number) is int else None
 
 
 def _settings(
@@ -244,9 +244,8 @@ def _facts(
             "version": output.version or None,
             "date": _date(output),
             "results_file": output.results_path.name,
-            "task_names": dict(names),
+            "task_names": {theirs: ours for theirs, ours in names.items() if theirs != ours},
             "task_versions": {t: output.section("versions").get(t) for t in names},
-            "splits": {t: _split(output.row("configs", t)) for t in names},
             "model": config.get("model"),
             "model_args": config.get("model_args"),
             "model_sha": config.get("model_sha") or None,
@@ -255,17 +254,16 @@ def _facts(
             "system_instruction": results.get("system_instruction"),
             "chat_template_sha": results.get("chat_template_sha"),
             "git_hash": results.get("git_hash"),
-            "task_hashes": {t: output.section("task_hashes").get(t) for t in names},
             "notes": list(notes),
         },
     }
 
 
 def _date(output: LmEvalOutput) -> str:
-    """When it was run, UTC; the files' own time (local, of that machine) where it is not said."""
+    """When it was run; the files' own time (local, of that machine) where it is not said."""
     date = output.results.get("date")
     if isinstance(date, int | float) and 0 < date < 4e9:
-        return datetime.fromtimestamp(date, UTC).isoformat(timespec="seconds")
+        return f"{datetime.fromtimestamp(date, UTC):%Y-%m-%d %H:%M} UTC"
     return output.time
 
 

@@ -123,6 +123,11 @@ def _parse(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         torn = "" if line.endswith(b"\n") else "; the file is cut short"
         raise _Bad(f"not JSON in UTF-8 ({error}){torn}") from error
+    if b"\\u" in line:
+        try:
+            json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise _Bad("holds a lone surrogate, which is no text") from None
     missing = [key for key in _NEEDED if not isinstance(record, dict) or key not in record]
     if missing:
         raise _Bad(f"has no {missing[0]!r}, so it is no sample that lm-eval logged")
@@ -191,8 +196,11 @@ def _log_likelihoods(responses: Any, n_choices: int) -> list[float]:
     for choice, one in enumerate(responses):
         value = one[0] if isinstance(one, list) and one else one
         try:
-            found.append(float(value))  # type: ignore[arg-type]
-        except (TypeError, ValueError):
+            number = float(value)  # type: ignore[arg-type]
+            if math.isfinite(number) and abs(number) > 1e30:
+                raise ValueError
+            found.append(number)
+        except (TypeError, ValueError, OverflowError):
             raise _Bad(
                 f"the response of choice {choice} is {str(one)[:40]!r}, not a log-likelihood"
             ) from None
@@ -244,7 +252,8 @@ def _own_gold(name: str, doc: dict[str, Any]) -> int | None:
     if name not in TASKS:
         return None
     try:
-        return TASKS[name].gold(doc)
+        gold = TASKS[name].gold(doc)
+        return gold if type(gold) is int else None
     except (KeyError, ValueError, IndexError, TypeError, AttributeError):
         return None
 
