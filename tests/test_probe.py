@@ -26,6 +26,7 @@ REGIMES = (
     "bidirectional:layers=1-1",
     "bidirectional:lambda=0.03",
     "bidirectional:rows=2-4,self=3",
+    "bidirectional:skip=40",
     "bidirectional:sink=2,rows=1-40,self=25,tail=9,layers=0-1,lambda=0.2",
 )
 
@@ -142,10 +143,12 @@ def with_mask(change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch, TinyL
     def mutate(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
         original = attention.Plan.mask
 
-        def mask(self: Any, layer: int, window: Any, dtype: Any, span: Any = None) -> Any:
+        def mask(
+            self: Any, layer: int, window: Any, dtype: Any, span: Any = None, last: Any = None
+        ) -> Any:
             return change(
                 lambda plan=self, layer=layer, window=window: original(
-                    plan, layer, window, dtype, span
+                    plan, layer, window, dtype, span, last
                 ),
                 self,
                 layer,
@@ -163,7 +166,10 @@ def with_rule(change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch, TinyL
         patch.setattr(
             attention,
             "allowed_and_ahead",
-            lambda layout, regime, window, span=None: change(layout, regime, window, span),
+            # Without a cache the last queries are all of them.
+            lambda layout, regime, window, span=None, last=None: change(
+                layout, regime, window, span
+            ),
         )
 
     return mutate
@@ -272,7 +278,7 @@ def scale_forgotten(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
 
 
 def shape_error(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
-    patch.setattr(attention.Plan, "mask", lambda *_: torch.zeros(1, 1, 3, 3))
+    patch.setattr(attention.Plan, "mask", lambda *_, **__: torch.zeros(1, 1, 3, 3))
 
 
 LAMBDA = "bidirectional:lambda=0.03"
@@ -348,6 +354,10 @@ MUTANTS: list[tuple[str, str, str, Any, set[str]]] = [
     ("self ignored", "llama", "bidirectional:self=3", with_regime(self_token=None),
      {"visible_keys", "module_outputs"}),
     ("far self ignored", "llama", "bidirectional:self=33", with_regime(self_token=None),
+     {"visible_keys", "module_outputs"}),
+    ("skip ignored", "llama", "bidirectional:skip=3", with_regime(skip=None),
+     {"visible_keys", "module_outputs"}),
+    ("far skip off by one", "llama", "bidirectional:skip=33", with_regime(skip=34),
      {"visible_keys", "module_outputs"}),
     ("tail ignored", "llama", "bidirectional:tail=1", with_regime(tail=0),
      {"visible_keys", "module_outputs", "look_ahead"}),
