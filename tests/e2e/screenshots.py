@@ -25,6 +25,7 @@ PAGES = {
     "item-first": ("item", {"flip": "broken"}),
     "item-missing": ("item", {"item": "piqa/999999"}),
     "masks": ("masks", {}),
+    "masks-observed": ("masks", {"show": "observed"}),
     "lab": ("lab", {}),
     "lab-accuracy": ("lab", {"show": "value", "point": "bidirectional_sink-1"}),
     "playground": ("playground", {}),
