@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from bidir_core import compare as core
-from bidir_ui import analysis, fmt, html, pair_view, repair, seeds, story, url
+from bidir_ui import analysis, fmt, html, pair_view, repair, seeds, source_panel, story, url
 
 
 @dataclass(frozen=True)
@@ -73,28 +73,16 @@ def _breaks(told: story.Story, result: core.Comparison | None) -> Card:
     )
 
 
-SINK = "bidirectional:sink=1"
-
-
-def sink_run(told: story.Story) -> story.RunInfo | None:
-    return next((run for run in told.regimes if run.regime == SINK), None)
-
-
 def _source(told: story.Story) -> Card:
-    """On whole validation sets if they were run, because the effect left is small."""
-    base, runs = told.a, told.regimes
-    if told.whole and any(run.regime == SINK for run in told.whole[1]):
-        base, runs = told.whole
-    run = next((run for run in runs if run.regime == SINK), None)
-    result = analysis.try_compare(base, run) if base and run else None
-    if result is None:
+    source = source_panel.find(told)
+    row = source.left if source else None
+    if source is None or row is None:
         return Card(
             "Where does it come from?", NOT_RUN,
             "Keep the first token causal and measure again: sink=1.", False,
         )  # fmt: skip
-    row = result.macro
     return Card(
-        "Where it comes from",
+        source_panel.title(source),
         f"sink=1: {fmt.points(row.delta)}",
         f"Points against stage 1 with one token left causal: {fmt.interval(row.low, row.high)}, "
         f"n = {fmt.count(row.n)}; {pair_view.short(row.words)}.",

@@ -10,14 +10,13 @@ from bidir_core import plots
 from bidir_ui import (
     analysis,
     cards,
-    differences,
     filters,
     fmt,
     html,
     item_view,
     pair,
-    repair,
     repair_panel,
+    source_panel,
     story,
     url,
     widgets,
@@ -26,7 +25,7 @@ from bidir_ui import (
 
 def draw(number: int, told: story.Story, result: core.Comparison | None) -> None:
     """The panel of one card."""
-    (_hurts, _breaks, _source, repair_panel.draw, _models)[number - 1](told, result)
+    (_hurts, _breaks, source_panel.draw, repair_panel.draw, _models)[number - 1](told, result)
 
 
 def _hurts(told: story.Story, result: core.Comparison | None) -> None:
@@ -128,34 +127,6 @@ def _breaks(told: story.Story, result: core.Comparison | None) -> None:
     return None
 
 
-def _source(told: story.Story, result: core.Comparison | None) -> None:
-    if result is None or told.a is None or told.b is None:
-        return pair.no_pair()
-    if told.regimes:
-        widgets.lead(
-            "If the damage came from looking ahead as such, keeping one token causal would change "
-            "little. Each row lets the prompt look ahead in a different way:"
-        )
-        runs = [told.b, *told.regimes]
-        differences.show(told.a, runs, {run.id: run.regime for run in runs}, "regimes")
-        if told.whole:
-            base, others = told.whole
-            html.show(html.div("b", html.el("b", "The same"), f" on {repair.items_words(base)}"))
-            differences.show(base, list(others), {run.id: run.regime for run in others}, "whole")
-        widgets.note(
-            "This holds for the model and items named above. It is a measurement, not a law: other "
-            "models may differ, and a control (another single token kept causal) belongs beside it."
-        )
-    if cards.sink_run(told) is None:
-        flag = f" --model {told.a.model}"
-        widgets.not_run(
-            "The first token is the usual attention sink. Keep it causal and run again:",
-            f"{pair.EVAL} --limit 500 --regime bidirectional:sink=1{flag}",
-            f"{pair.EVAL} --limit 500 --regime bidirectional:lambda=0.03{flag}",
-        )
-    return None
-
-
 def _models(told: story.Story, result: core.Comparison | None) -> None:
     frame, rows = [], []
     for first, second in told.models:
@@ -213,7 +184,8 @@ def _models(told: story.Story, result: core.Comparison | None) -> None:
         html.show(widgets.table(head, rows))
     if len(told.models) < 2:
         widgets.not_run(
-            "A second model needs two evaluations. Any decoder from the hub or a local folder works:",
+            "A second model with its items: without one nobody can say, with an interval, whether "
+            "models differ. Two evaluations do it; any decoder from the hub or a local folder works:",
             f"{pair.EVAL} --limit 500 --model MODEL",
             f"{pair.EVAL} --limit 500 --model MODEL --prefill-bidirectional",
         )

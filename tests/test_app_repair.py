@@ -111,6 +111,33 @@ def test_overview_of_the_committed_runs(monkeypatch, tmp_path):
     assert "sink=1: +0.1" in text
 
 
+# --- where it comes from -------------------------------------------------------------------------
+
+
+def test_one_token_is_claimed_only_beyond_its_placebo(root):
+    common = {"n_items": 1500, "texts": False, "config": {"limit": 500}}
+    make_run(root, accuracy=0.6, **common)
+    bidirectional = {"regime": "bidirectional", "accuracy": 0.4, "seed": 1}
+    make_run(root, STAGE2, **bidirectional, **common)
+    text = words(open_page(panel="3"))
+    assert "Where does it come from?" in text
+    assert "--regime bidirectional:sink=1 --limit 500" in text
+    make_run(root, STAGE2, **{**bidirectional, "regime": "bidirectional:sink=1", "accuracy": 0.6}, **common)  # fmt: skip
+    text = words(open_page(panel="3"))
+    assert "Where it comes from" in text
+    assert "one token\n" not in text
+    assert "The placebo: whether it is this token" in text
+    placebo = {**bidirectional, "regime": "bidirectional:skip=8"}
+    make_run(root, STAGE2, **placebo, **common)
+    text = words(open_page(panel="3"))
+    assert "Where it comes from: one token" in text
+    assert "another single token (skip=8): 0.0 points" in text
+    make_run(
+        root, STAGE2, **placebo | {"accuracy": 0.6}, **common
+    )  # the newest placebo does as well
+    assert "Where does it come from?" in words(open_page(panel="3"))
+
+
 # --- seeds ---------------------------------------------------------------------------------------
 
 
