@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import psutil
 import streamlit as st
 
 from bidir_core import assets, estimate, jobs, store, tasks
-from bidir_core.config import EMBEDDED_MODEL
+from bidir_core.config import EMBEDDED_MODEL, EvalConfig
 from bidir_core.errors import UserError
 from bidir_core.estimate import Estimate
 from bidir_core.pipeline_config import PipelineConfig
+from bidir_core.reporting.answers import LEAKY_WARNING
 from bidir_core.training.config import FinetuneConfig
 from bidir_ui import fmt, html, widgets
 from bidir_ui.data import RunInfo
@@ -48,8 +51,8 @@ def needed_assets(config: Config) -> list[assets.Missing]:
     return assets.missing(names)
 
 
-def review(form: Form, found: Estimate) -> None:
-    """The estimate and the command line."""
+def review(form: Form, found: Estimate, runs: tuple[RunInfo, ...]) -> None:
+    """What it will take, and what to know of the checkpoint before it is evaluated."""
     cells: list[tuple[str, object]] = [("Time", time_text(found))]
     free = psutil.virtual_memory().available
     if found.memory_bytes:
@@ -69,6 +72,31 @@ def review(form: Form, found: Estimate) -> None:
             f"It may be killed: it needs about {size(found.memory_bytes)} and {size(free)} are "
             "free. Use a smaller model or batch, or close something.",
         )  # fmt: skip
+
+    for caution in cautions(form.config, runs):
+        widgets.banner("info", *caution)
+
+
+def cautions(config: Config | None, runs: tuple[RunInfo, ...]) -> list[tuple[str, str]]:
+    """A checkpoint made here that is leaky, or was trained under another mask than it will see."""
+    if not isinstance(config, EvalConfig) or not config.checkpoint:
+        return []
+    chosen = Path(config.checkpoint).expanduser().absolute()
+    made = next(
+        (run for run in runs if run.is_finetune and Path(run.path) / "final" == chosen), None
+    )
+    if made is None:
+        return []
+    found = [("Leaky training", LEAKY_WARNING)] if made.is_leaky else []
+    if made.regime != config.regime:
+        found.append(
+            (
+                "Another mask than in training",
+                f"This checkpoint was trained under {made.regime}; here it is evaluated under "
+                f"{config.regime}. For a control or the non-prefill compare that is the point.",
+            )
+        )
+    return found
 
 
 def time_text(found: Estimate) -> str:

@@ -106,7 +106,7 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
             "role": text("Role", width=72),
             "stage": text("Stage", width=80),
             "name": text("Name", width=172),
-            "weights": text("Weights", width=130, help="The weights that were evaluated or trained; and the "
+            "weights": text("Weights", width=186, help="The weights that were evaluated or trained; and the "
                 "regime they were trained under, where that is another one"),
             "regime": text("Regime", width=104),
             "state": text("State", width=76),

@@ -23,7 +23,7 @@ with shell.guard():
                          "stopping the app does not stop it.")  # fmt: skip
         with cost:
             widgets.heading("What it will take")
-            launch_review.review(form, made)
+            launch_review.review(form, made, page.runs)
         device = jobs.queue_device(form.words)
         ahead = sum(job.is_active and job.device == device for job in known)
         with st.container(horizontal=True, vertical_alignment="center"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from bidir_core.training.config import FinetuneConfig
 from bidir_ui import launch_view
 from bidir_ui.launch_view import PRESETS
 from tests.app import open_page, words
+from tests.factory import make_run
 
 PAGE = "pages/launch.py"
 HOSTILE = '<img src="http://evil.example/x.png">[a](http://evil.example)'
@@ -164,3 +166,21 @@ def test_a_setting_of_every_config_has_a_widget():
     for preset in PRESETS.values():
         names = set(launch_view.CLASSES[preset.command].__dataclass_fields__)
         assert {*preset.front, *dict(preset.fixed)} <= names
+
+
+def test_a_checkpoint_trained_under_another_mask_is_named_before_the_start(root):
+    """And a leaky one; a checkpoint whose folder is unknown here says nothing."""
+    made = make_run(
+        root, "stage3a_finetune_leaky", n_items=1, regime="bidirectional",
+        config={"objective": "3A", "steps": 4, "method": "full"},
+    )  # fmt: skip
+    config = json.loads((made.path / "config.json").read_text()) | {"kind": "finetune"}
+    (made.path / "config.json").write_text(json.dumps(config))
+    (made.path / "final").mkdir()
+    query = {"stage": "stage4", "f.checkpoint": str(made.path / "final")}
+    text = words(open_page(PAGE, **query))
+    assert "3A is leaky" in text
+    assert "trained under" not in text
+    text = words(open_page(PAGE, **query, **{"f.regime": "causal"}))
+    assert "trained under bidirectional; here it is evaluated under causal" in text
+    assert "trained under" not in words(open_page(PAGE, stage="stage4", **{"f.checkpoint": "x/y"}))
