@@ -80,6 +80,13 @@ class EvalConfig:
     attn: str = setting(
         "auto", help="attention implementation: auto, sdpa or eager", role="identity"
     )
+    weights: str = setting(
+        "dequantise",
+        help="of a repository with 8-bit weights: de-quantise them, or run them as they are "
+        "(needs a GPU that can)",
+        role="identity",
+        choices=("dequantise", "native"),
+    )
     batch_tokens: int | None = setting(
         None, help="tokens per batch, or auto", role="identity", metavar="N|auto"
     )

@@ -162,6 +162,7 @@ def preflight(config: EvalConfig, regime: Regime) -> models.Preflight:
         dtype=config.dtype,
         device=config.device,
         attn=config.attn,
+        weights=config.weights,
         regime=regime,
     )
     refuse_trained_tasks(config.tasks, plan.checkpoint.record if plan.checkpoint else None)

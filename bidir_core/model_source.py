@@ -124,11 +124,15 @@ def _not_found(model: str, options: dict[str, Any], error: Exception) -> str:
 
 def read_tokenizer(model: str, source: str, options: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
+    from transformers.integrations.mistral.tokenizer import convert_tekken_tokenizer
 
     try:
         with quiet():
             # mistral_format=False: the Mistral library's own tokenizer gives no offsets.
             tokenizer = AutoTokenizer.from_pretrained(source, mistral_format=False, **options)
+            if tokenizer.bos_token is None and (tekken := _tekken_alone(source, options)):
+                # Mistral's own file names its special tokens; nothing else here does.
+                tokenizer = convert_tekken_tokenizer(tekken)
     except Exception as error:  # as above
         raise UserError(
             f"model '{model}' has no tokenizer that can be read: {reason(error)}"
@@ -144,6 +148,24 @@ def read_tokenizer(model: str, source: str, options: dict[str, Any]) -> Any:
             "a fast one (tokenizer.json) is needed"
         )
     return tokenizer
+
+
+def _tekken_alone(source: str, options: dict[str, Any]) -> str | None:
+    """The path of ``tekken.json`` in a repository that has no ``tokenizer.json``."""
+    from transformers.utils import cached_file
+
+    where = {k: v for k, v in options.items() if k in ("revision", "local_files_only")}
+    found = [
+        cached_file(
+            source,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **where,
+        )
+        for name in ("tokenizer.json", "tekken.json")
+    ]
+    return found[1] if found[0] is None else None
 
 
 def fetch_weights(model: str, source: str, revision: str | None) -> Path:

@@ -6,6 +6,7 @@ that a repository brings along is never run.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,13 @@ from bidir_core.model_source import (
     read_config,
     read_tokenizer,
     reason,
+)
+from bidir_core.quantised import (
+    ask_for,
+    check_weights_choice,
+    forget_quantisation,
+    is_fp8,
+    without_vision,
 )
 from bidir_core.regimes import Regime, parse_regime
 from bidir_core.weights import check_weights, fingerprint, weight_files
@@ -77,6 +85,7 @@ class Preflight:
     implementation: str
     n_layers: int
     max_length: int
+    weights: str = "dequantise"
 
 
 def preflight(
@@ -87,6 +96,7 @@ def preflight(
     dtype: str = "auto",
     device: str = "auto",
     attn: str = "auto",
+    weights: str = "dequantise",
     regime: Regime | str | None = None,
 ) -> Preflight:
     """Check everything about a model that can be checked without reading its weights.
@@ -107,6 +117,7 @@ def preflight(
     config = read_config(model, source, local, options)
     commit = getattr(config, "_commit_hash", None)
     check_supported(config)
+    check_weights_choice(config, weights, chosen_device, model)
     if opened is not None:
         config = check_fits(opened, config, model)
         check_supported(config)
@@ -132,6 +143,7 @@ def preflight(
         implementation=implementation,
         n_layers=n_layers,
         max_length=getattr(text, "max_position_embeddings", None) or NO_LIMIT,
+        weights=weights,
     )
 
 
@@ -143,6 +155,7 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     attn: str = "auto",
+    weights: str = "dequantise",
     regime: Regime | str | None = None,
 ) -> LoadedModel:
     """Load a model by embedded name, hub id or folder; see :func:`preflight` for what is refused.
@@ -158,17 +171,23 @@ def load(
             dtype=dtype,
             device=device,
             attn=attn,
+            weights=weights,
             regime=regime,
         )
     )
 
 
-def load_weights(plan: Preflight) -> LoadedModel:
-    """The second half of :func:`load`: read what :func:`preflight` found."""
+def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
+    """The second half of :func:`load`: read what :func:`preflight` found.
+
+    A vision tower is dropped unless ``keep_vision`` (who saves the model again needs it whole).
+    """
     opened = plan.checkpoint
     full = opened is not None and opened.kind == "full"
     folder = opened.folder if opened is not None and full else _base_folder(plan)
     loaded = _read_weights(plan, folder)
+    if not keep_vision:
+        loaded = without_vision(loaded)
     print_of_weights = fingerprint(plan.config.get_text_config(), weight_files(folder))
     if opened is not None and opened.kind == "lora":
         loaded, print_of_weights = apply_adapter(loaded, opened, print_of_weights, plan.name)
@@ -207,11 +226,9 @@ def _base_folder(plan: Preflight) -> Path:
 
 def _read_weights(plan: Preflight, folder: Path) -> Any:
     """The model on the CPU, in the wanted dtype, every parameter from the files."""
-    config = plan.config
-    quantization = getattr(config, "quantization_config", None)
-    if isinstance(quantization, dict) and quantization.get("quant_method") == "fp8":
-        # Weights of 8 bits compute nowhere but on recent GPUs, and cannot be trained.
-        config.quantization_config = quantization | {"dequantize": True}
+    config = copy.deepcopy(plan.config)  # a plan can be loaded twice
+    fp8 = is_fp8(config)
+    ask_for(config, plan.weights)
     try:
         with quiet():
             loaded, info = auto_class(config).from_pretrained(
@@ -232,6 +249,8 @@ def _read_weights(plan: Preflight, folder: Path) -> Any:
             f"the weights in {folder} are not those of a {config.model_type} model of this shape: "
             f"{len(lost)} tensors are missing or misshapen, such as {lost[0]}"
         )
+    if fp8 and plan.weights == "dequantise":
+        loaded = forget_quantisation(loaded, plan.dtype)
     return loaded
 
 

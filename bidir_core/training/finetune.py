@@ -90,7 +90,7 @@ def _finetune(
         regime=regime,
     )
     data = prepare_data(config, plan.tokenizer, plan.max_length)
-    loaded = models.load_weights(plan)
+    loaded = models.load_weights(plan, keep_vision=True)
     facts = facts_of(config, loaded, data)
     if run is not None:
         check_same(run, facts)
