@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from bidir_core import plots
@@ -51,8 +53,9 @@ def panel(lab: Lab) -> None:
     html.show(html.div("b-report", widgets.table(head, cells, left=(0, 1, 2, 3))))
 
 
-def _short(name: str) -> str:
-    return name.removeprefix("bidirectional:").removeprefix("bidirectional · ")
+def _short(point: dict[str, Any]) -> str:
+    name = lab_data.name(point).removeprefix("bidirectional:")
+    return name.removeprefix("bidirectional · ") if point.get("patch") else name
 
 
 def _chart(lab: Lab) -> None:
@@ -71,7 +74,7 @@ def _chart(lab: Lab) -> None:
             )
         rows.append(
             {
-                "label": fmt.clip(_short(lab_data.name(point)), 40),
+                "label": fmt.clip(_short(point), 40),
                 "value": delta["value"], "low": low, "high": high, "colour": colour,
                 "symbol": symbol,
                 "text": f"{fmt.points(delta['value'])}  {fmt.interval(low, high)}",

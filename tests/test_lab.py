@@ -323,6 +323,6 @@ def test_controls_are_one_command(tiny_folder, own_items, runs_dir) -> None:
     assert min(attention["bidirectional:sink=1"]["future"]) > 0
     found = {one["name"]: one for one in run.metrics["controls"]}
     assert set(found) == {
-        "sufficiency", "placebo", "relocated", "keys-values", "triviality", "prompts", "tail", "floor",
+        "necessity", "sufficiency", "placebo", "relocated", "keys-values", "triviality", "prompts", "tail", "floor",
     }  # fmt: skip
     assert all(one["finding"].endswith(".") and one["refuted_by"] for one in found.values())

@@ -156,6 +156,7 @@ def test_controls_are_judged_by_their_intervals(root) -> None:
     }
     (sweep.path / "attention.json").write_text(json.dumps({"schema": 1, "regimes": attention}))
     found = {one["name"]: one for one in summarise(Run(sweep.path))["controls"]}
+    assert found["necessity"]["outcome"] == "supports"
     assert found["sufficiency"]["outcome"] == "supports"
     assert found["placebo"]["outcome"] == "supports"
     assert found["relocated"]["outcome"] == "supports"

@@ -191,6 +191,9 @@ def sees_by_the_contract(
             # "only the prefix queries at positions A..B look ahead"
             if regime.rows is not None and query not in range(regime.rows[0], regime.rows[1] + 1):
                 look_ahead = False
+            # "prefix token J stays causal, whichever others look ahead"
+            if query == regime.skip:
+                look_ahead = False
             # "the last K prompt tokens join the causal side (they see everything before them,
             # no earlier token sees them)"
             if regime.tail > 0 and key in range(n_prefix)[-regime.tail :]:

@@ -193,6 +193,15 @@ def _control_with(sweep: Sweep, dial: str) -> tuple[str, Any] | None:
     return None
 
 
+def _necessity(sweep: Sweep) -> Answer:
+    slug = sweep.slug_of(str(SINK), sweep.usual)
+    if slug is None:
+        return NOT_RUN
+    share, text = _removes(sweep, slug)
+    outcome: Outcome = {"most": "supports", "little": "refutes"}.get(standing(share), "undecided")  # type: ignore[assignment]
+    return outcome, f"Keeping the first token causal {text}."
+
+
 def _sufficiency(sweep: Sweep) -> Answer:
     slug = sweep.slug_of("bidirectional:rows=0-0", sweep.usual)
     if slug is None:
@@ -356,6 +365,11 @@ def _kept(causal: Run, plain: Run, floor: Run) -> stats.Retention:
 
 # (name, title, question, what would refute the story, how it is judged)
 CONTROLS: tuple[tuple[str, str, str, str, Callable[[Sweep], Answer]], ...] = (
+    (
+        "necessity", "Necessity (sink=1)",
+        "Does keeping the first token causal remove the damage?",
+        "Less than half of the damage removed, with its whole interval.", _necessity,
+    ),
     (
         "sufficiency", "Sufficiency (rows=0-0)",
         "If only the first token looks ahead, is the damage there?",
