@@ -83,6 +83,25 @@ def _direct_label(figure: go.Figure, row: int, text: str, *, bold: bool = False)
     )  # fmt: skip
 
 
+def _intervals(
+    figure: go.Figure, frame: pd.DataFrame, colours: Sequence[str], widths: Sequence[float]
+) -> None:
+    """The rows' intervals, one trace a colour and width: a trace a row takes a browser long."""
+    parts: dict[tuple[str, float], list[tuple[float | None, float | None]]] = {}
+    for row, (low, high, look) in enumerate(
+        zip(frame["low"], frame["high"], zip(colours, widths, strict=True), strict=True)
+    ):
+        if not np.isnan(low):
+            parts.setdefault(look, []).extend(
+                [(100 * low, row), (100 * high, row), (None, None)]  # None: the line ends here
+            )
+    for (colour, width), points in parts.items():
+        x, y = zip(*points, strict=True)
+        figure.add_scatter(
+            x=x, y=y, mode="lines", hoverinfo="skip", line={"color": colour, "width": width}
+        )
+
+
 def forest(frame: pd.DataFrame) -> go.Figure:
     """Paired differences with 95 % intervals, one row a task.
 
@@ -91,25 +110,24 @@ def forest(frame: pd.DataFrame) -> go.Figure:
     """
     figure = _rows_figure(len(frame), left=110, right=190)
     figure.add_vline(x=0, line={"color": GREY, "width": 1.5})
+    colours, symbols = [], []
     for row, line in enumerate(frame.itertuples()):
         colour, symbol = GREY, "circle"
         if line.different:
             colour = RED if line.delta < 0 else GREEN
             symbol = "triangle-left" if line.delta < 0 else "triangle-right"
         if line.total:
-            symbol = "diamond"
             figure.add_hline(y=row - 0.5, line={"color": FAINT, "width": 1})
-        if not np.isnan(line.low):
-            figure.add_scatter(
-                x=[100 * line.low, 100 * line.high], y=[row, row], mode="lines", hoverinfo="skip",
-                line={"color": colour, "width": 3 if line.total else 2},
-            )  # fmt: skip
-        figure.add_scatter(
-            x=[100 * line.delta], y=[row], mode="markers", customdata=[[line.key]],
-            marker={"color": colour, "size": 13, "symbol": symbol},
-            hovertemplate=f"{inert(line.label)}<br>{inert(line.text)}<extra></extra>",
-        )  # fmt: skip
+        colours.append(colour)
+        symbols.append("diamond" if line.total else symbol)
         _direct_label(figure, row, line.text, bold=bool(line.total))
+    _intervals(figure, frame, colours, [3 if total else 2 for total in frame["total"]])
+    figure.add_scatter(
+        x=(100 * frame["delta"]).tolist(), y=list(range(len(frame))), mode="markers",
+        customdata=[[key] for key in frame["key"]], hoverinfo="text",
+        text=[f"{inert(line.label)}<br>{inert(line.text)}" for line in frame.itertuples()],
+        marker={"color": colours, "size": 13, "symbol": symbols},
+    )  # fmt: skip
     _row_labels(figure, frame["label"])
     _pad_range(figure, [*frame["low"], *frame["high"], *frame["delta"]], around=0.0)
     figure.update_xaxes(title="Difference in accuracy, points (95 % interval)", ticksuffix="")
@@ -172,20 +190,19 @@ def dots(frame: pd.DataFrame, *, title: str, reference: float | None = None) -> 
     figure = _rows_figure(len(frame), left=min(40 + 7 * widest, 290), right=170)
     if reference is not None:
         figure.add_vline(x=100 * reference, line={"color": GREY, "width": 1.5, "dash": "dot"})
-    for row, line in enumerate(frame.itertuples()):
-        if not np.isnan(line.low):
-            figure.add_scatter(
-                x=[100 * line.low, 100 * line.high], y=[row, row], mode="lines", hoverinfo="skip",
-                line={"color": line.colour, "width": 2},
-            )  # fmt: skip
-        figure.add_scatter(
-            x=[100 * line.value], y=[row], mode="markers", hoverinfo="text",
-            text=[inert(f"{line.label}: {line.text}")],
-            marker={
-                "color": line.colour, "size": 12, "symbol": line.symbol, "line": {"width": 2, "color": line.colour},
-            },
-        )  # fmt: skip
-        _direct_label(figure, row, line.text)
+    colours = frame["colour"].tolist()
+    _intervals(figure, frame, colours, [2] * len(frame))
+    figure.add_scatter(
+        x=(100 * frame["value"]).tolist(), y=list(range(len(frame))), mode="markers",
+        hoverinfo="text",
+        text=[inert(f"{line.label}: {line.text}") for line in frame.itertuples()],
+        marker={
+            "color": colours, "size": 12, "symbol": frame["symbol"].tolist(),
+            "line": {"width": 2, "color": colours},
+        },
+    )  # fmt: skip
+    for row, text in enumerate(frame["text"]):
+        _direct_label(figure, row, text)
     _row_labels(figure, frame["label"])
     _pad_range(figure, [*frame["low"], *frame["high"], *frame["value"]], around=reference)
     figure.update_xaxes(title=title)

@@ -6,7 +6,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import streamlit as st
@@ -35,9 +35,10 @@ NO_SECTION = "none"  # in the URL: an absent parameter means all of them
 
 @dataclass(frozen=True)
 class Made:
-    """A report, and which of its sections the reader wants (None: all)."""
+    """A report, the key it is remembered by, and the sections the reader wants (None: all)."""
 
     report: core.Report
+    key: str
     only: tuple[str, ...] | None = None
 
     @property
@@ -49,6 +50,11 @@ class Made:
     def shown(self) -> list[str]:
         return [key for key in self.available if self.only is None or key in self.only]
 
+    @property
+    def charts(self) -> dict[str, list[Chart]]:
+        """Its charts, remembered apart for light and dark, since showing one colours it."""
+        return _charts(self.report, self.key, str(st.context.theme.type))
+
 
 @st.cache_resource(max_entries=6, show_spinner="Computing the report")
 def _report(paths: tuple[str, ...], model: str, metric: str, stamp: str) -> core.Report:
@@ -56,7 +62,12 @@ def _report(paths: tuple[str, ...], model: str, metric: str, stamp: str) -> core
     return core.build_report(named or None, model=model or None, metric=metric)
 
 
-def build(page: Page, chosen: Sequence[RunInfo], metric: str) -> core.Report:
+@st.cache_resource(max_entries=12, show_spinner=False)
+def _charts(_report: core.Report, key: str, theme: str) -> dict[str, list[Chart]]:
+    return charts(_report)
+
+
+def build(page: Page, chosen: Sequence[RunInfo], metric: str) -> Made:
     """The report on these runs or, without any, on the fullest set of the chosen pair's model.
 
     Remembered until a finished run comes, goes or changes. UserError if there is nothing to say.
@@ -64,7 +75,8 @@ def build(page: Page, chosen: Sequence[RunInfo], metric: str) -> core.Report:
     known = [(run.id, run.modified) for run in page.runs if usable(run)]
     stamp = hashlib.sha256(repr(known).encode()).hexdigest()
     model = "" if chosen or page.pair.a is None else page.pair.a.model
-    return _report(tuple(run.path for run in chosen), model, metric, stamp)
+    asked = (tuple(run.path for run in chosen), model, metric, stamp)
+    return Made(_report(*asked), repr(asked))
 
 
 def usable(run: RunInfo) -> bool:
@@ -88,9 +100,9 @@ def chosen_runs(page: Page) -> list[RunInfo] | None:
     return [run for _, run in found if run is not None]
 
 
-def runs_box(page: Page, chosen: Sequence[RunInfo], report: core.Report | None) -> None:
+def runs_box(page: Page, chosen: Sequence[RunInfo], made: Made | None) -> None:
     """The fullest set of a model, or runs of one's own choice."""
-    in_it = [run.id for run in report.study.all_runs] if report else []
+    in_it = [run.id for run in made.report.study.all_runs] if made else []
     url.bound(
         st.segmented_control, "Runs", name="runs", options=[ALL, MINE], required=True,
         format_func={ALL: "The model's fullest set", MINE: "My choice"}.get,
@@ -121,9 +133,9 @@ def _run_label(runs: tuple[RunInfo, ...], run_id: str) -> str:
     return html.visible(fmt.clip(text, 80))
 
 
-def sections_box(report: core.Report) -> Made | None:
+def sections_box(made: Made) -> Made | None:
     """Which sections to show and to write. None if the URL names one that does not exist."""
-    everything = Made(report).available
+    everything = made.available
     wanted = [key for key in url.get_list("sections") if key != NO_SECTION]
     unknown = [key for key in wanted if key not in ALL_SECTIONS]
     if unknown:
@@ -141,7 +153,7 @@ def sections_box(report: core.Report) -> Made | None:
             "" if set(everything) <= set(value) else "~".join(k for k in everything if k in value)
         ) if value else NO_SECTION,
     )  # fmt: skip
-    return Made(report, tuple(wanted) if url.get("sections") else None)
+    return replace(made, only=tuple(wanted)) if url.get("sections") else made
 
 
 def remarks(page: Page, report: core.Report) -> None:
@@ -183,12 +195,13 @@ def downloads(made: Made) -> None:
                 label, make, file_name=report.stem + ending, mime=mime, on_click="ignore",
                 key=f"report{ending}", icon=":material/download:", disabled=not any_,
             )  # fmt: skip
+        with st.popover("Command line", type="tertiary", icon=":material/terminal:"):
+            widgets.note("The same report in a terminal:")
+            widgets.command(html_page.command(report, only))
         widgets.note(
             "HTML: one file with interactive charts and the flips, to mail; it opens offline. A "
             "chart's own button saves it as PNG."
         )
-    with st.expander("The same in a terminal"):
-        widgets.command(html_page.command(report, only))
 
 
 def zipped(tables: dict[str, Table]) -> bytes:
@@ -205,22 +218,31 @@ def zipped(tables: dict[str, Table]) -> bytes:
 
 def preview(made: Made) -> None:
     """The chosen sections as the files have them."""
-    report, drawn = made.report, charts(made.report)
+    report, drawn = made.report, made.charts
+    waiting: list[html.Html] = []  # shown together: a page of few large elements opens sooner
+
+    def flush() -> None:
+        if waiting:
+            html.show(html.div("b-report", *waiting))
+            waiting.clear()
+
     for section in report.sections:
         if section.key not in made.shown:
             continue
-        html.show(html.el("h2", section.heading, cls="b-h2 b-rule"))
-        for number, block in enumerate(html_page.blocks(section, drawn.get(section.key, []))):
-            if isinstance(block, Table):
-                _table(block)
-            elif isinstance(block, Chart):
-                html.show(html.div("b", html.el("b", block.title)))
+        waiting.append(html.el("h2", section.heading, cls="b-h2 b-rule"))
+        for block in html_page.blocks(section, drawn.get(section.key, [])):
+            if isinstance(block, Chart):
+                waiting.append(html.div("b", html.el("b", block.title)))
+                flush()
                 widgets.chart(
                     block.figure, block.alt, save_as=f"{report.stem}_{block.key}",
-                    key=f"report-{block.key}-{number}",
+                    key=f"report-{block.key}",
                 )  # fmt: skip
             else:
-                html.show(html.div("b b-report", html.built(block)))
+                waiting.append(
+                    _table(block) if isinstance(block, Table) else html.div("b", html.built(block))
+                )
+    flush()
     if FLIPS in made.shown:
         html.show(html.el("h2", ALL_SECTIONS[FLIPS], cls="b-h2 b-rule"))
         widgets.note(
@@ -233,19 +255,17 @@ def preview(made: Made) -> None:
         )
 
 
-def _table(table: Table) -> None:
+def _table(table: Table) -> html.Html:
     kinds = [column.kind for column in table.columns]
     left = [i for i, kind in enumerate(kinds) if kind in ("text", "code")]
     rows = [
         [_cell(text, kind) for text, kind in zip(row, kinds, strict=True)] for row in table.texts()
     ]
-    shown = html.div(
-        "b-report", widgets.table([column.name for column in table.columns], rows, left=left)
-    )
+    shown = widgets.table([column.name for column in table.columns], rows, left=left)
     if len(rows) > html_page.FOLDED:
         words = f"Table, {len(rows)} rows"
         shown = html.el("details", html.el("summary", words), shown, cls="b b-fold")
-    html.show(shown)
+    return shown
 
 
 def _cell(text: str, kind: str) -> object:

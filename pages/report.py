@@ -21,22 +21,23 @@ with shell.guard():
         )  # fmt: skip
         widgets.command(*pair.PAIR_COMMANDS)
         st.stop()
-    report = None
+    made = None
     try:
-        report = report_view.build(page, chosen, page.pair.metric)
+        made = report_view.build(page, chosen, page.pair.metric)
     finally:  # runs can be chosen anew even where these make no report
-        report_view.runs_box(page, chosen, report)
-    made = report_view.sections_box(report)
+        report_view.runs_box(page, chosen, made)
+    made = report_view.sections_box(made)
     if made is None:
         st.stop()
-    n_runs = len(report.study.all_runs)
+    study = made.report.study
+    n_runs = len(study.all_runs)
     widgets.note(
-        f"{report.study.model}: {fmt.count(n_runs)} run{'s' if n_runs > 1 else ''}, "
-        f"{page.pair.metric}, {len(report.study.some_run.tasks)} tasks."
+        f"{study.model}: {fmt.count(n_runs)} run{'s' if n_runs > 1 else ''}, "
+        f"{page.pair.metric}, {len(study.some_run.tasks)} tasks."
     )
     if not made.shown:
         widgets.banner("empty", "No section is chosen", "Choose at least one above.")
         st.stop()
     report_view.downloads(made)
-    report_view.remarks(page, report)
+    report_view.remarks(page, made.report)
     report_view.preview(made)

@@ -139,9 +139,13 @@ def test_charts_are_whole_and_drawn_from_the_tables(study, parsed):
     drawn = [a["data-chart"] for a in parsed.named("div") if "data-chart" in a]
     assert drawn == ["ladder", "forest-damage", "forest-repaired", "curve"]
     assert set(figures) == {*drawn, "stem"}
-    shown = [trace["x"][0] for trace in figures["ladder"]["data"] if trace["mode"] == "markers"]
-    accs = [row[5] for row in study.tables["macro"].rows]
-    assert shown == pytest.approx([100 * acc for acc in accs])
+    lines, points = [], []
+    for trace in figures["ladder"]["data"]:
+        (points if trace["mode"] == "markers" else lines).extend(trace["x"])
+    rows = study.tables["macro"].rows
+    assert points == pytest.approx([100 * row[5] for row in rows])
+    ends = [100 * end for row in rows for end in (row[6].low, row[6].high)]
+    assert sorted(x for x in lines if x is not None) == pytest.approx(sorted(ends))
     assert all(a.get("aria-label") for a in parsed.named("div") if "data-chart" in a)
 
 

@@ -21,6 +21,7 @@ PAGES = {
     "flips": ("[data-testid=stDataFrame] canvas", 1.5),
     "item": (".b-prompt", 1.0),
     "masks": (".js-plotly-plot .nsewdrag", 2.5),
+    "report": (".js-plotly-plot .scatterlayer", 1.5),
 }
 
 

@@ -126,6 +126,20 @@ def test_charts_can_be_saved(mailed, tab):
     assert not tab.errors
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_accessible(mailed, browser, scheme):
+    pytest.importorskip("axe_playwright_python.sync_playwright")
+    from tests.e2e.test_accessibility import violations
+
+    context = browser.new_context(bypass_csp=True, color_scheme=scheme)  # axe is a script, too
+    page = context.new_page()
+    page.goto(mailed.as_uri())
+    page.locator(".plot svg.main-svg").first.wait_for()
+    page.locator("#flips-1 summary").first.click()
+    assert not violations(page)
+    context.close()
+
+
 def test_light_dark_and_paper(mailed, tab):
     label = ".plot .ytick text"
     seen = {}
@@ -151,7 +165,7 @@ def test_light_dark_and_paper(mailed, tab):
 
 def test_the_pages_files(server, runs, tab):
     ids = [runs["stage1"].id, runs["stage2"].id]
-    go(tab, server.url("report", **chosen(runs), **{"runs": "~".join(ids)}), "Report")
+    go(tab, server.url("report", **chosen(runs), runs="~".join(ids)), "Report")
     got = {}
     for label in ("HTML", "Markdown", "CSV tables"):
         with tab.page.expect_download() as wait:
@@ -166,6 +180,10 @@ def test_the_pages_files(server, runs, tab):
     assert rows[0]["Contrast"] == "stage 2 minus stage 1"
     assert b"Content-Security-Policy" in got["html"]
     assert got["html"].count(b"<tr data-flip") == 120
+    with tab.page.expect_download() as wait:
+        tab.page.locator(".modebar-btn").first.click()
+    assert Path(wait.value.path()).read_bytes().startswith(b"\x89PNG")
+    assert wait.value.suggested_filename == f"{made.stem}_ladder.png"
     assert not tab.foreign()
     assert not tab.unexpected_errors()
 
