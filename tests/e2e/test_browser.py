@@ -28,7 +28,7 @@ def test_a_deep_link_is_the_first_request_of_a_fresh_server(page, runs, runs_roo
             assert tab.page.get_by_role("button", name=name).count() == 0
         assert tab.page.get_by_role("link", name="Launch").count() == 0
         if not closed:
-            assert tab.page.get_by_text("Read-only view").count() == 1
+            tab.page.get_by_text("Read-only view", exact=True).wait_for(timeout=5000)
         assert not tab.foreign()
         assert not tab.unexpected_errors()
         maps = Path(f"/proc/{fresh.process.pid}/maps").read_text()
