@@ -13,7 +13,7 @@ import streamlit as st
 
 from bidir_core import report as core
 from bidir_core import store
-from bidir_core.reporting import html_page
+from bidir_core.reporting import html_page, picture
 from bidir_core.reporting.charts import Chart, charts
 from bidir_core.reporting.markdown import Table
 from bidir_core.reporting.sections import ALL_SECTIONS, FLIPS
@@ -187,6 +187,7 @@ def downloads(made: Made) -> None:
     files: list[tuple[str, str, str, Callable[[], bytes], bool]] = [
         ("HTML", ".html", "text/html", lambda: html_page.page(report, only).encode(), True),
         ("Markdown", ".md", "text/markdown", lambda: report.markdown(only).encode(), True),
+        ("PNG", ".png", "image/png", lambda: picture.main_figure(report), bool(made.charts)),
         ("CSV tables", "_tables.zip", "application/zip", lambda: zipped(tables), bool(tables)),
     ]
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
@@ -199,8 +200,8 @@ def downloads(made: Made) -> None:
             widgets.note("The same report in a terminal:")
             widgets.command(html_page.command(report, only))
         widgets.note(
-            "HTML: one file with interactive charts and the flips, to mail; it opens offline. A "
-            "chart's own button saves it as PNG."
+            "HTML: one file with interactive charts and the flips, to mail; it opens offline. PNG: "
+            "the paired differences by task; each chart's own button saves that chart."
         )
 
 

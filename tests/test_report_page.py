@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 import zipfile
 
 import pytest
 
 from bidir_core import report as core
+from bidir_core.reporting import picture
 from bidir_core.store import list_runs
 from bidir_ui import report_view
-from tests.app import STAGE2, open_page, words
+from tests.app import STAGE2, open_page, pair, words
 from tests.e2e.seed import seed_hostile
 from tests.factory import make_reference, make_run
 from tests.report_runs import report
 
 MODEL = "smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="module")
+def made(repaired):
+    return report(repaired)
+
+
+@pytest.fixture
+def two(root):
+    """Stages 1 and 2, small."""
+    return pair(root)
 
 
 @pytest.fixture
@@ -53,16 +64,15 @@ def test_empty_says_what_to_do(root):
     assert "python -m bidir_core eval" in text
 
 
-def test_ready_shows_what_the_command_writes(study):
+def test_ready_shows_what_the_command_writes(study, made):
     app = opened()
     text = words(app)
-    made = report(study)
     assert headings(app) == [s.heading for s in made.sections] + [
         "The Items Behind the Numbers: Flips"
     ]
     assert "It hurts. Without adaptation" in text
     assert len(app.get("plotly_chart")) == 4
-    assert labels(app) == ["HTML", "Markdown", "CSV tables"]
+    assert labels(app) == ["HTML", "Markdown", "PNG", "CSV tables"]
     (command,) = [block.value for block in app.code]
     assert all(run.id in command for run in made.study.all_runs)
 
@@ -82,10 +92,9 @@ def test_unfinished_runs_are_named_and_not_reported(root):
     assert f"{run.id} (running)" in text
 
 
-def test_what_was_left_out_is_said(study, tmp_path, monkeypatch):
+def test_what_was_left_out_is_said(two, root):
     assert "left out" not in words(opened())
-    make_run(tmp_path / "more", n_items=20, config={"limit": 4})
-    monkeypatch.setenv("BIDIR_RUNS_DIR", f"{study}{os.pathsep}{tmp_path / 'more'}")
+    make_run(root, n_items=20, config={"limit": 4})
     assert "1 finished run left out" in words(opened())
 
 
@@ -107,7 +116,7 @@ def test_a_model_without_finished_runs_says_which_have_some(root):
 
 @pytest.mark.parametrize("query", [{"runs": "stage1_vanilla_eval/19990101-000000"},
                                    {"a": "stage1_vanilla_eval/19990101-000000"}])  # fmt: skip
-def test_an_unknown_run_is_not_found(study, query):
+def test_an_unknown_run_is_not_found(two, query):
     app = opened(**query)
     assert "Run not found" in words(app)
     assert not headings(app)
@@ -134,6 +143,15 @@ def test_sections_are_in_the_url(study):
     assert "nonsense" in text
 
 
+def test_my_choice_starts_with_the_fullest_set(two):
+    app = opened()
+    app.segmented_control(key="url:runs").set_value("mine").run()
+    assert set(app.multiselect(key="report-runs").value) == {run.id for run in two}
+    app.multiselect(key="report-runs").set_value([]).run()  # nothing chosen: the fullest set again
+    assert "runs" not in app.query_params
+    assert headings(app)
+
+
 def test_runs_are_in_the_url(study):
     base = [run for run in list_runs([study]) if run.stage.startswith(("stage1", "stage2"))]
     app = opened(runs="~".join(run.id for run in base), sections="artifacts~macro")
@@ -143,7 +161,7 @@ def test_runs_are_in_the_url(study):
     assert app.query_params["runs"] in (base[0].id, [base[0].id])
 
 
-def test_the_measure_of_the_sidebar_counts(study):
+def test_the_measure_of_the_sidebar_counts(two):
     assert "--metric acc_norm" in opened(metric="acc_norm").code[0].value
 
 
@@ -154,15 +172,15 @@ def test_published_numbers_alone_make_a_report(root):
     assert "Published numbers only" in text
 
 
-def test_read_only_reads_and_downloads(study, monkeypatch):
+def test_read_only_reads_and_downloads(two, monkeypatch):
     monkeypatch.setenv("BIDIR_READ_ONLY", "1")
-    assert labels(opened()) == ["HTML", "Markdown", "CSV tables"]
+    assert labels(opened()) == ["HTML", "Markdown", "PNG", "CSV tables"]
 
 
 # --- what it costs, and what it lets in -------------------------------------------------------
 
 
-def test_a_report_is_computed_once(study, monkeypatch):
+def test_a_report_is_computed_once(two, monkeypatch):
     calls = []
     real = core.build_report
     monkeypatch.setattr(core, "build_report", lambda *a, **k: calls.append(1) or real(*a, **k))
@@ -173,7 +191,7 @@ def test_a_report_is_computed_once(study, monkeypatch):
     assert len(calls) == 1
 
 
-def test_no_html_file_is_made_before_it_is_asked_for(study, monkeypatch):
+def test_no_html_file_is_made_before_it_is_asked_for(two, monkeypatch):
     monkeypatch.setattr(report_view.html_page, "page", lambda *a: pytest.fail("made too early"))
     assert labels(opened())
 
@@ -186,16 +204,22 @@ def test_hostile_names_are_inert(root):
     assert not re.search(r"<(img|script|iframe|form)\b", bodies)
 
 
-def test_the_archive_holds_every_table(study):
-    made = report(study)
+def test_the_archive_holds_every_table(made):
     with zipfile.ZipFile(io.BytesIO(report_view.zipped(made.tables))) as archive:
         assert {name.removesuffix(".csv") for name in archive.namelist()} == set(made.tables)
         rows = list(csv.DictReader(io.StringIO(archive.read("macro.csv").decode())))
     assert float(rows[0]["Macro acc"]) == made.tables["macro"].rows[0][5]
 
 
-def test_files_are_named_after_runs(study):
-    made = report(study)
+def test_the_main_figure_is_a_picture(made, root):
+    data = picture.main_figure(made)
+    assert data.startswith(b"\x89PNG")
+    assert len(data) > 20_000
+    make_run(root, n_items=20)
+    assert picture.main_figure(report(root)).startswith(b"\x89PNG")  # one run: its accuracy
+
+
+def test_files_are_named_after_runs(made):
     first = made.study.all_runs[0].path.name
     assert made.stem.startswith(f"report_{first}_")
     assert re.fullmatch(r"[A-Za-z0-9._-]+", made.stem)
