@@ -18,6 +18,7 @@ from bidir_core.regimes import parse_regime
 
 Role = Literal["identity", "runtime"]
 EMBEDDED_MODEL = "smollm2-135m-instruct"
+EMBEDDED_MODELS = (EMBEDDED_MODEL, "gemma3-270m")  # the second is fetched on request only
 PUBLISHED_TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -51,7 +52,7 @@ class EvalConfig:
     """What to evaluate, under which regime, on which items."""
 
     model: str = setting(
-        help=f"'{EMBEDDED_MODEL}' (embedded), a hub id, or a local folder",
+        help=f"{' or '.join(EMBEDDED_MODELS)} (embedded), a hub id, or a local folder",
         role="identity",
     )
     revision: str | None = setting(None, help="the hub revision of the model", role="identity")
@@ -172,6 +173,8 @@ def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
         if not spec.metadata["cli"]:
             continue
         kind, help_text = str(spec.type), spec.metadata["help"]
+        if spec.default is MISSING:
+            help_text += " (required for a new run)"
         options: dict[str, Any] = {"default": argparse.SUPPRESS}
         if kind == "bool":
             options["action"] = argparse.BooleanOptionalAction if spec.default else "store_true"

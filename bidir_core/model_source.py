@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bidir_core import assets
+from bidir_core.config import EMBEDDED_MODELS
 from bidir_core.errors import UserError
 from bidir_core.weights import check_weights, read_json
 
@@ -27,13 +28,13 @@ EMBEDDED = "smollm2-135m-instruct"
 def find_source(model: str, revision: str | None) -> tuple[str, bool]:
     """What to hand to transformers, and whether it is a local folder."""
     path = Path(model).expanduser()
-    if model == EMBEDDED or path.is_dir():
+    if model in EMBEDDED_MODELS or path.is_dir():
         if revision is not None:
             raise UserError(
                 f"revision '{revision}': only models on the hub have revisions, and '{model}' is "
                 "local; leave it out"
             )
-        folder = assets.ensure(EMBEDDED) if model == EMBEDDED else path
+        folder = assets.ensure(model) if model in EMBEDDED_MODELS else path
         return str(_model_folder(folder)), True
     if path.is_file():
         raise UserError(f"model '{model}' is a file; give the folder that has config.json in it")
@@ -108,9 +109,10 @@ def read_config(model: str, source: str, local: bool, options: dict[str, Any]) -
 
 
 def _not_found(model: str, options: dict[str, Any], error: Exception) -> str:
-    tried = f"'{model}' is not the embedded model ({EMBEDDED}) and not a folder on this machine"
-    if difflib.get_close_matches(model, [EMBEDDED], cutoff=0.7):
-        return f"unknown model {tried}; did you mean {EMBEDDED}?"
+    embedded = " or ".join(EMBEDDED_MODELS)
+    tried = f"'{model}' is not an embedded model ({embedded}) and not a folder on this machine"
+    if close := difflib.get_close_matches(model, EMBEDDED_MODELS, n=1, cutoff=0.7):
+        return f"unknown model '{model}'; did you mean {close[0]}?"
     if options["local_files_only"]:
         return (
             f"model {tried}, the hub's local cache does not have it, and the hub cannot be "

@@ -82,7 +82,9 @@ class PipelineConfig:
 
     tasks: tuple[str, ...] = _eval("tasks")
     split: str = _eval("split")
-    limit: int | None = _eval("limit", metavar="N|all")
+    limit: int | None = _eval(
+        "limit", metavar="N|all", help="items per task, or all (left out: what the preset says)"
+    )
     sample: str = _eval("sample")
     fold: str = _eval("fold")
     bos: str = _eval("bos")
@@ -192,7 +194,11 @@ def plan(config: PipelineConfig) -> list[Stage]:
     ]
     if config.floor:
         stages.append(
-            Stage("floor", "the base model without contexts", replace(evaluation, context="none"))
+            Stage(
+                "floor",
+                "the floor, the base model without contexts",
+                replace(evaluation, context="none"),
+            )
         )
     for seed in range(config.seed, config.seed + config.seeds):
         for objective in _objectives(config):
@@ -212,10 +218,11 @@ def plan(config: PipelineConfig) -> list[Stage]:
                 )
             )
             for what, regime in both:
+                stage = "stage 4" if regime != "causal" else "non-prefill compare"
                 stages.append(
                     Stage(
                         f"{key}-{'causal' if regime == 'causal' else 'regime'}",
-                        f"{shown} checkpoint, seed {seed}, {what}",
+                        f"{stage}, {shown} checkpoint, seed {seed}, {what}",
                         replace(evaluation, regime=regime),
                         trained_by=key,
                     )

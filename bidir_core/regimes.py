@@ -131,7 +131,10 @@ def parse_regime(text: str | Regime) -> Regime:
         return CAUSAL
     base, colon, rest = text.partition(":")
     if base == "causal":
-        raise UserError(f"regime '{text}': dials need 'bidirectional', not 'causal'")
+        raise UserError(
+            f"regime '{text}': causal has no dials; they go with 'bidirectional', as in "
+            "bidirectional:sink=1"
+        )
     if base != "bidirectional" or (colon and not rest):
         raise UserError(f"unknown regime '{text}'; {_EXAMPLE}")
     values: dict[str, str] = {}

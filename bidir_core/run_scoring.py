@@ -97,7 +97,12 @@ def score_into(
         )
         for name, row in metrics["tasks"].items():
             log.info(
-                "%-16s n=%-6d acc %.4f ± %.4f", name, row["n"], row["acc"], row["acc_stderr"] or 0
+                "%-16s n=%-6d acc %.4f (standard error %.4f)%s",
+                name,
+                row["n"],
+                row["acc"],
+                row["acc_stderr"] or 0,
+                "" if row["acc_norm"] is None else f"   acc_norm {row['acc_norm']:.4f}",
             )
         log.info(
             "%-16s          acc %.4f   acc_norm %.4f   (%d item errors)",

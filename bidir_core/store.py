@@ -390,9 +390,9 @@ def find_run(
     if named:
         ids = ", ".join(run.id for run in named)
         raise UserError(f"'{text}' names {len(named)} runs; say which: {ids}")
+    some = next((run.id for run in list_runs(searched)), "stage1_vanilla_eval/20260101-120000")
     raise UserError(
-        f"there is no run '{text[:200]}'; give an id such as stage1_vanilla_eval/20260215-093750, "
-        "or a path to its folder"
+        f"there is no run '{text[:200]}'; give an id such as {some}, or a path to its folder"
     )
 
 

@@ -245,7 +245,10 @@ def task_names(tasks: Sequence[str]) -> list[str]:
         if is_custom_task(task) and task not in TASKS:
             name = Path(task).stem
             if not Path(task).is_file():
-                raise UserError(f"task file {task!r} does not exist or is not a file")
+                raise UserError(
+                    f"task file {task!r} does not exist or is not a file; give the path of a .jsonl "
+                    "file with items"
+                )
             if name in TASKS:
                 raise UserError(
                     f"task file {task!r} is named like the built-in task {name!r}; rename the file"
@@ -253,8 +256,8 @@ def task_names(tasks: Sequence[str]) -> list[str]:
         elif task not in TASKS:
             close = get_close_matches(task, TASKS, n=1)
             raise UserError(
-                f"unknown task {task!r}{f': did you mean {close[0]!r}?' if close else ';'} "
-                f"Tasks are {', '.join(TASKS)}, or a path to a .jsonl file"
+                f"unknown task {task!r}{f', did you mean {close[0]!r}' if close else ''}; use one "
+                f"of {', '.join(TASKS)}, or the path of a .jsonl file"
             )
         if name in names:
             raise UserError(f"task {name!r} is given twice; name each task once")

