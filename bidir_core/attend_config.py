@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from bidir_core.config import DTYPES, EMBEDDED_MODEL, check_config, command_line, setting
+from bidir_core.config import DTYPES, EMBEDDED_MODELS, check_config, command_line, setting
 from bidir_core.custom_task import absolute_task
 from bidir_core.errors import UserError
 from bidir_core.regimes import parse_regime
@@ -18,7 +18,8 @@ class AttendConfig:
     """Whose attention to observe: an item, a prompt, or (``limit`` or ``items``) many items."""
 
     model: str = setting(
-        help=f"'{EMBEDDED_MODEL}' (embedded), a hub id, or a local folder", role="identity"
+        help=f"{' or '.join(EMBEDDED_MODELS)} (embedded), a hub id, or a local folder",
+        role="identity",
     )
     revision: str | None = setting(None, help="the hub revision of the model", role="identity")
     checkpoint: str | None = setting(

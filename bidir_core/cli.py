@@ -344,7 +344,12 @@ def _add_assets(commands: Any) -> None:
     )
     actions = parser.add_subparsers(metavar="action", required=True, parser_class=Parser)
     fetch = _command(actions, "fetch", "Fetch, verify and convert; nothing if ready.", _run_fetch)
-    fetch.add_argument("names", metavar="NAME", nargs="*", help="all of them if left out")
+    fetch.add_argument(
+        "names",
+        metavar="NAME",
+        nargs="*",
+        help="if left out, all but gemma3-270m, which has terms of its own",
+    )
     _command(actions, "list", "Print name, version, state and folder of each.", _run_list)
 
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import psutil
 
-from bidir_core.config import EMBEDDED_MODEL
+from bidir_core.config import EMBEDDED_MODELS
 
 OK, FAILED = 0, 1
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", "streamlit")
 # One of each size that people ask about; sizes are read from the names.
 MODELS = (
-    EMBEDDED_MODEL,
+    *EMBEDDED_MODELS,
     "Qwen/Qwen3-0.6B",
     "mistralai/Ministral-3-3B-Instruct-2512",
     "mistralai/Ministral-3-8B-Instruct-2512",

@@ -33,7 +33,7 @@ TASK_SIZES: dict[str, tuple[int, float, float]] = {
     "arc_challenge": (299, 31, 23),
     "winogrande": (1_267, 34, 11),
 }
-EMBEDDED_PARAMETERS = 134_515_008
+EMBEDDED_PARAMETERS = {EMBEDDED_MODEL: 134_515_008, "gemma3-270m": 268_098_176}
 CHARACTERS_PER_TOKEN = 4.0
 SAMPLE_TOKENS = 120.0  # of the embedded training mixtures, prompt and response
 # Useful operations per second where nothing was measured: one CPU core, one current GPU.
@@ -301,8 +301,8 @@ def outcome(job: Job) -> Outcome | None:
 
 def parameters_of(model: str) -> float | None:
     """How many weights a model has: known, from its files, or from the size in its name."""
-    if model == EMBEDDED_MODEL:
-        return EMBEDDED_PARAMETERS
+    if model in EMBEDDED_PARAMETERS:
+        return EMBEDDED_PARAMETERS[model]
     folder = Path(model).expanduser()
     if folder.is_dir():
         n_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

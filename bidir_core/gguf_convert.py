@@ -1,24 +1,47 @@
-"""Turn a GGUF file of the GPT-2 tokenizer kind into a checked transformers folder, once.
+"""Turn a GGUF file into a checked transformers folder, once; here for the GPT-2 tokenizer kind.
 
 transformers reads GGUF weights well but not this tokenizer: its converter drops the digit rule of
 the ``smollm`` pre-tokenizer, calls ``<|im_start|>`` the end-of-sequence token and decodes the
 character U+2581 as a space. So the weights go through transformers and the tokenizer is rebuilt
 here from the file's own tables, following llama.cpp's definition of ``smollm`` (every digit alone,
 then the GPT-2 pattern). Everything is checked before the folder counts as made.
+
+The SentencePiece kind (Gemma) is in :mod:`bidir_core.gguf_gemma`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bidir_core.errors import UserError
 
-# What a right conversion gives; any other answer means a damaged file or a changed library.
-PROBES: dict[str, list[int]] = {
+
+@dataclass(frozen=True)
+class Expected:
+    """What a right conversion gives; any other answer means a damaged file or a changed library.
+
+    ``probes`` are texts and their token ids, ``lead`` what decoding puts in front of a text (a BOS
+    that the tokenizer adds), ``special`` the BOS, EOS and padding tokens, ``config`` entries of
+    ``config.json``. ``english_nats`` is the model's loss per token on ``ENGLISH``.
+    """
+
+    probes: Mapping[str, list[int]]
+    vocabulary_sha256: str
+    special: tuple[str, str, str]
+    n_tensors: int
+    width: int
+    english_nats: float
+    lead: str = ""
+    in_chat_template: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+SMOLLM2_PROBES: dict[str, list[int]] = {
     "Question: What's 1234?\n\nAnswer:": [
         *(17872, 42, 1812, 506, 216, 33, 34, 35, 36, 47, 198, 198, 21350, 42),
     ],
@@ -30,8 +53,15 @@ PROBES: dict[str, list[int]] = {
     "\u2581low  bar": [11007, 219, 683, 216, 2753],
     " a  b\t c\r\n": [253, 216, 278, 197, 265, 2738],
 }
-N_TENSORS = 272
-VOCABULARY_SHA256 = "736ce3145b64b3bc260106f595039c0bb43d1d61451311bc654abdc39aee89ae"
+SMOLLM2 = Expected(
+    probes=SMOLLM2_PROBES,
+    vocabulary_sha256="736ce3145b64b3bc260106f595039c0bb43d1d61451311bc654abdc39aee89ae",
+    special=("<|im_start|>", "<|im_end|>", "<|im_end|>"),
+    n_tensors=272,
+    width=576,
+    english_nats=2.549,
+    in_chat_template="<|im_start|>",
+)
 ENGLISH = (
     "Water boils when it is heated to one hundred degrees Celsius. The steam rises, cools down, "
     "and turns back into water. In the same way, the sun heats the water of the oceans, the vapour "
@@ -39,13 +69,20 @@ ENGLISH = (
     "into the rivers, and the rivers flow back into the oceans."
 )
 # One layer's queries in the wrong order move this by 0.1; other machines by less than 0.001.
-ENGLISH_NATS, ENGLISH_TOLERANCE = 2.549, 0.02
+ENGLISH_TOLERANCE = 0.02
 
 
-def convert(gguf: Path, out: Path, say: Callable[[str], None]) -> None:
+def convert(
+    gguf: Path,
+    out: Path,
+    say: Callable[[str], None],
+    build: Callable[[Path], Any] | None = None,
+    expected: Expected = SMOLLM2,
+) -> None:
     """Write ``config.json``, bf16 ``model.safetensors`` and the tokenizer of ``gguf`` into ``out``.
 
-    Takes about half a minute on two cores. Raises UserError if the result fails a check.
+    ``build`` makes the tokenizer (default: :func:`build_tokenizer`). Takes about half a minute on
+    two cores. Raises UserError if the result is not as ``expected``.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -53,12 +90,12 @@ def convert(gguf: Path, out: Path, say: Callable[[str], None]) -> None:
     transformers_logging.disable_progress_bar()
     try:
         say("converting the tokenizer")
-        tokenizer = build_tokenizer(gguf)
+        tokenizer = (build or build_tokenizer)(gguf)
         tokenizer.save_pretrained(out)
         say("converting the weights to safetensors, once (about half a minute)")
         _convert_weights(gguf, out)
         say("checking the converted model")
-        check(out)
+        check(out, expected)
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
@@ -72,14 +109,14 @@ def build_tokenizer(gguf: Path) -> Any:
 
     fields = GGUFReader(str(gguf)).fields
 
-    def field(name: str) -> Any:
+    def table(name: str) -> Any:
         return fields[f"tokenizer.{name}"].contents()
 
-    kind = (field("ggml.model"), field("ggml.pre"))
+    kind = (table("ggml.model"), table("ggml.pre"))
     if kind != ("gpt2", "smollm"):
         raise UserError(f"{gguf.name}: tokenizer kind {kind} is not known; only gpt2/smollm is")
-    tokens, types = field("ggml.tokens"), field("ggml.token_type")
-    merges = [tuple(merge.split(" ")) for merge in field("ggml.merges")]
+    tokens, types = table("ggml.tokens"), table("ggml.token_type")
+    merges = [tuple(merge.split(" ")) for merge in table("ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
@@ -98,7 +135,7 @@ def build_tokenizer(gguf: Path) -> Any:
     )
 
     def named(name: str) -> str:
-        return str(tokens[field(f"ggml.{name}_token_id")])
+        return str(tokens[table(f"ggml.{name}_token_id")])
 
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -109,7 +146,7 @@ def build_tokenizer(gguf: Path) -> Any:
         model_max_length=int(fields["llama.context_length"].contents()),
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = field("chat_template")
+    tokenizer.chat_template = table("chat_template")
     return tokenizer
 
 
@@ -135,7 +172,7 @@ def vocabulary_checksum(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
 
-def check(folder: Path) -> None:
+def check(folder: Path, expected: Expected = SMOLLM2) -> None:
     """Raise UserError unless the folder's tokenizer and weights are what they must be."""
     import torch
     from safetensors import safe_open
@@ -149,25 +186,30 @@ def check(folder: Path) -> None:
             )
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    demand(vocabulary_checksum(tokenizer) == VOCABULARY_SHA256, "its vocabulary changed")
-    for text, expected in PROBES.items():
+    demand(vocabulary_checksum(tokenizer) == expected.vocabulary_sha256, "its vocabulary changed")
+    for text, right in expected.probes.items():
         ids = tokenizer(text)["input_ids"]
-        demand(ids == expected, f"{text!r} became the tokens {ids}")
-        demand(tokenizer.decode(ids) == text, f"{text!r} does not survive a round trip")
+        demand(ids == right, f"{text!r} became the tokens {ids}")
+        survives = tokenizer.decode(ids) == expected.lead + text
+        demand(survives, f"{text!r} does not survive a round trip")
     special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
-    demand(special == ("<|im_start|>", "<|im_end|>", "<|im_end|>"), f"special tokens {special}")
-    demand("<|im_start|>" in (tokenizer.chat_template or ""), "no chat template")
+    demand(special == expected.special, f"special tokens {special}")
+    if expected.in_chat_template is not None:
+        demand(expected.in_chat_template in (tokenizer.chat_template or ""), "no chat template")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name, value in expected.config.items():
+        demand(config.get(name) == value, f"{name} is {config.get(name)} instead of {value}")
     with safe_open(folder / "model.safetensors", framework="pt") as tensors:
         n_tensors = len(list(tensors.keys()))
         shape = tuple(tensors.get_slice("model.embed_tokens.weight").get_shape())
-    demand(n_tensors == N_TENSORS, f"{n_tensors} tensors instead of {N_TENSORS}")
-    demand(shape == (len(tokenizer), 576), f"embeddings of shape {shape}")
+    demand(n_tensors == expected.n_tensors, f"{n_tensors} tensors, not {expected.n_tensors}")
+    demand(shape == (len(tokenizer), expected.width), f"embeddings of shape {shape}")
     # Heads in the wrong order leave every shape right; only what the model computes shows it.
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = tokenizer(ENGLISH, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         loss_nats = float(model(ids, labels=ids).loss)
     demand(
-        abs(loss_nats - ENGLISH_NATS) < ENGLISH_TOLERANCE,
-        f"{loss_nats:.3f} nats per token on plain English instead of {ENGLISH_NATS}",
+        abs(loss_nats - expected.english_nats) < ENGLISH_TOLERANCE,
+        f"{loss_nats:.3f} nats per token on plain English instead of {expected.english_nats}",
     )

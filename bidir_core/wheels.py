@@ -12,11 +12,22 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from bidir_core.errors import UserError
 
 POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One published file: its package, version, sha256 and size."""
+
+    package: str
+    version: str
+    sha256: str
+    n_bytes: int
 
 
 def sha256_of(path: Path) -> str:

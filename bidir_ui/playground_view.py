@@ -11,7 +11,6 @@ import psutil
 import streamlit as st
 
 from bidir_core import assets, estimate, model_client
-from bidir_core.config import EMBEDDED_MODEL
 from bidir_core.errors import UserError
 from bidir_core.model_client import Answer, ModelWorker
 from bidir_ui import fmt, html, launch_review, launch_view, masks_view, url, widgets
@@ -74,7 +73,7 @@ def _confirm(model: str, checkpoint: str) -> None:
     worker = model_client.shared()
     if worker.state in ("loading", "ready"):
         widgets.note("It takes the place of ", el("b", fmt.clip(worker.model, 100)), ".")
-    missing = assets.missing([EMBEDDED_MODEL]) if model == EMBEDDED_MODEL else []
+    missing = assets.missing(assets.of_model(model))
     for one in missing:
         widgets.banner("info", "Fetched first", one.offer)
     label = "Fetch and load" if missing else "Load"

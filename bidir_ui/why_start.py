@@ -9,7 +9,6 @@ from typing import Any
 import streamlit as st
 
 from bidir_core import assets, estimate, jobs, tasks
-from bidir_core.config import EMBEDDED_MODEL
 from bidir_core.errors import UserError
 from bidir_core.estimate import Estimate
 from bidir_core.job_progress import progress
@@ -90,7 +89,7 @@ def _confirm(
     widgets.note("How this is known: " + "; ".join(cost.basis) + ".")
     if ahead:
         widgets.note(f"It waits for {ahead} other job{'s' if ahead > 1 else ''} on this device.")
-    needed = [EMBEDDED_MODEL] if model == EMBEDDED_MODEL else []
+    needed = assets.of_model(model)
     needed += ["eval-data"] if line[line.index("--task") + 1] in tasks.TASKS else []
     missing = assets.missing(needed)
     for one in missing:

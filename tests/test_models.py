@@ -114,7 +114,7 @@ def test_a_hub_id_loads_from_the_hubs_own_cache(tiny_folder: Path, tmp_path: Pat
     )
     first, second = done.stdout.splitlines() or [done.stderr, ""]
     assert first == f"org/tiny {commit} {_fingerprint(tiny_folder)}"
-    assert "'org/other' is not the embedded model" in second
+    assert "'org/other' is not an embedded model" in second
 
 
 @pytest.mark.assets
@@ -136,6 +136,7 @@ def test_the_embedded_model_loads_fast_and_knows_english() -> None:
 
 BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "misspelt": ({"model": "smollm2-135m-instrct"}, "did you mean smollm2-135m-instruct"),
+    "misspelt second": ({"model": "gemma-270m"}, "did you mean gemma3-270m"),
     "no folder": ({"model": "/no/such/model"}, "'/no/such/model' is neither a folder"),
     "no hub id": ({"model": "a b"}, "'a b' is neither a folder"),
     "a file": ({"model": __file__}, "is a file; give the folder"),

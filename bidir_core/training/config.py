@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bidir_core.config import DTYPES, EMBEDDED_MODEL, check_config, setting
+from bidir_core.config import DTYPES, EMBEDDED_MODELS, check_config, setting
 from bidir_core.errors import UserError
 from bidir_core.training.goals import OBJECTIVES, Objective
 
@@ -16,7 +16,8 @@ class FinetuneConfig:
     """What to train, on what, how, and where. ``objective`` is a code of ``OBJECTIVES``."""
 
     model: str = setting(
-        help=f"'{EMBEDDED_MODEL}' (embedded), a hub id, or a local folder", role="identity"
+        help=f"{' or '.join(EMBEDDED_MODELS)} (embedded), a hub id, or a local folder",
+        role="identity",
     )
     revision: str | None = setting(None, help="the hub revision of the model", role="identity")
     objective: str = setting(
