@@ -46,6 +46,7 @@ def make_sweep(
     state: str = "done",
     name: str | None = None,
     config: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None,
     world: Callable[[Point], float] = accuracy,
 ) -> Run:
     """Write a sweep and return it. ``state`` other than done leaves the last half unfinished;
@@ -60,7 +61,7 @@ def make_sweep(
     } | (config or {})  # fmt: skip
     writer = RunWriter.create(
         "lab", settings, root=root, name=name, kind="lab", dtype="float32", n_layers=N_LAYERS,
-        points=[p.to_json(USUAL) for p in points], notes=[],
+        points=[p.to_json(USUAL) for p in points], notes=[], **(facts or {}),
     )  # fmt: skip
     items = spread_items(n_items, TASKS)
     write_texts(to_table(items), writer.path / "texts.parquet")

@@ -305,6 +305,7 @@ def test_controls_are_one_command(tiny_folder, own_items, runs_dir) -> None:
     middle = int(placebo.rpartition("-")[2])
     prefixes = Run(run.path / "points" / "causal").items(["n_prefix_tokens"])["n_prefix_tokens"]
     assert 0 < middle < min(int(row[0]) for row in prefixes)
+    assert run.config["middle_token"] == middle
     assert slugs == {
         "causal", "bidirectional", "bidirectional_sink-1", "bidirectional_rows-0-0", placebo,
         f"bidirectional_self-{middle}", "bidirectional_tail-1", "bidirectional_patch-keys-0",

@@ -187,6 +187,28 @@ def test_a_refuted_story_is_called_refuted(root) -> None:
         assert found[name] == "refutes", name
 
 
+def test_the_controls_token_is_the_one_fixed_beforehand(root) -> None:
+    """A sweep over the same dials must not lend the controls a point of its own."""
+
+    def world(point: Point) -> float:
+        rescued = point.regime in ("bidirectional:skip=3", "bidirectional:self=3", "causal")
+        return 0.5 if rescued else 0.2
+
+    swept = ("bidirectional:skip=3", "bidirectional:self=3")
+    for facts in ({"middle_token": 8}, {}):
+        sweep = make_sweep(root, swept, extra=CONTROLS[2:4], n_items=300, world=world, facts=facts)
+        found = {one["name"]: one for one in summarise(Run(sweep.path))["controls"]}
+        assert found["placebo"]["finding"].startswith("Keeping token 8 causal")
+        assert found["placebo"]["outcome"] == found["relocated"]["outcome"] == "supports"
+    # Where the sweep had the very point, it stands for both.
+    sweep = make_sweep(
+        root, ("bidirectional:skip=2", "bidirectional:skip=8"), extra=CONTROLS[4:5], n_items=100,
+        facts={"middle_token": 8},
+    )  # fmt: skip
+    found = {one["name"]: one for one in summarise(Run(sweep.path))["controls"]}
+    assert found["placebo"]["finding"].startswith("Keeping token 8 causal")
+
+
 @pytest.mark.parametrize("fold", ["explore", "confirm"])
 def test_one_half_alone_is_exploratory(root, fold) -> None:
     sweep = make_sweep(root, FEW, n_items=120, config={"fold": fold})

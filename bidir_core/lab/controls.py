@@ -181,14 +181,18 @@ def _points(delta: Mapping[str, Any]) -> str:
 
 
 def _control_with(sweep: Sweep, dial: str) -> tuple[str, Any] | None:
-    """The finished control point that turns this dial and no other, and the dial's value."""
+    """The finished control point that turns this dial and no other, and the dial's value.
+
+    A sweep may hold more of the kind: which token is the control's was fixed before any was run.
+    """
+    middle = sweep.run.config.get("middle_token")
+    wanted = 1 if dial == "tail" else middle
     for slug, point in sweep.points.items():
         regime = parse_regime(point.regime)
         value = getattr(regime, dial)
-        if dial == "tail" and value != 1:
-            continue
+        fixed = point.part == "control" if wanted is None else value == wanted
         alone = str(regime).count("=") == 1 and point.condition == sweep.usual and not point.patch
-        if alone and value not in (None, 0):
+        if alone and fixed and value not in (None, 0):
             return slug, value
     return None
 

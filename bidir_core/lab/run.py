@@ -100,6 +100,7 @@ def run_lab(config: LabConfig) -> Path:
             "points": [point.to_json(prompts.usual) for point in points],
             "notes": notes,
             "n_layers": found.n_layers,
+            **({"middle_token": controls.middle_token(prompts)} if config.controls else {}),
         },
     )
     _run(writer, prompts, points, loaded)
