@@ -138,6 +138,10 @@ class Parts:
             if state["state"] == "failed":
                 raise RuntimeError(f"process {rank} of {self.team.world}: {state['error']}")
             if state["state"] == "running" and not is_alive({**state, "heartbeat": time.time()}):
+                last = _read(self.folder / f"rank{rank}.json")
+                if last.get("state") == "done":  # it finished and ended since it was read
+                    states[rank] = last
+                    continue
                 raise RuntimeError(
                     f"process {rank} of {self.team.world} (pid {state['pid']} on {state['host']}) "
                     "ended before its share was scored; --resume goes on from what is recorded"

@@ -91,6 +91,12 @@ def score_into(
             parts.wait(told)
             spent += absorb(writer)
         progress.close()
+        if lost := {_key(one) for one in encoded} - writer.recorded:
+            # Parts can vanish: a killed launch's stray process, a folder that is slow to show files.
+            raise RuntimeError(
+                f"{len(lost)} of {len(encoded)} items were recorded by none of the processes; "
+                "--resume scores them"
+            )
         metrics = writer.finish(
             cost=cost() | ({"processes": team.world} if team.world > 1 else {}),
             order=map(_key, encoded),

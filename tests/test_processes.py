@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bidir_core import processes, run_scoring
 from bidir_core.cli import main
 from bidir_core.processes import PARTS, Part, Parts, Team, share
 from bidir_core.store import Run
@@ -139,3 +140,30 @@ def test_a_part_whose_process_failed_or_died_stops_the_main_one(tmp_path):
     part._write()
     with pytest.raises(RuntimeError, match="ended before its share"):
         parts.check()
+
+
+def test_a_part_that_ends_while_it_is_looked_at_has_not_died(tmp_path, monkeypatch):
+    parts, part = Parts(tmp_path, Team(0, 2)), Part(tmp_path / PARTS, 1)
+
+    def gone(_: dict) -> bool:
+        part.finish()
+        return False
+
+    monkeypatch.setattr(processes, "is_alive", gone)
+    assert parts.check()[1]["state"] == "done"
+
+
+def test_a_run_is_not_complete_while_items_are_recorded_by_nobody(
+    tiny_folder, own_items, runs_dir, monkeypatch
+):
+    """Whatever becomes of a part: its items are never silently missing from the numbers."""
+    every = run_scoring._share
+    monkeypatch.setattr(run_scoring, "_share", lambda *a: every(*a)[1:])  # as if a part vanished
+    with pytest.raises(RuntimeError, match="recorded by none of the processes; --resume"):
+        main(words(tiny_folder, own_items))
+    (folder,) = (runs_dir / "stage2_prefill_bidir_eval").iterdir()
+    assert Run(folder).state == "failed"
+    monkeypatch.undo()
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(runs_dir))
+    assert main(["eval", "--resume", Run(folder).id]) == 0
+    assert Run(folder).metrics["n_items"] == 60
