@@ -219,7 +219,8 @@ def _choose(
     )  # fmt: skip
     if sampling.temperature == 0:
         return Step(top[0], top)
-    probs = (logits / sampling.temperature).softmax(-1)
+    # From the best one down: divided by next to nothing, logits themselves would be infinite.
+    probs = ((logits - logits.max()) / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
         ordered, index = probs.sort(descending=True, stable=True)
         beyond = ordered.cumsum(-1) - ordered >= sampling.top_p  # the first is always kept

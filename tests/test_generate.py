@@ -97,6 +97,14 @@ def test_a_small_nucleus_is_greedy_and_the_drawn_token_never_leaves_it():
             assert step.chosen.token_id in inside[:kept]
 
 
+def test_next_to_no_temperature_is_greedy():
+    loaded = unending("llama")
+    ids = encode_prompt(loaded, PROMPT).ids
+    for temperature in (1e-3, 1e-42):
+        cold = generate(loaded, ids, "causal", Sampling(6, temperature=temperature))
+        assert cold.token_ids == generate(loaded, ids, "causal", Sampling(6)).token_ids
+
+
 def test_generation_stops_behind_an_end_of_text():
     loaded = unending("llama")
     ids = encode_prompt(loaded, PROMPT).ids
