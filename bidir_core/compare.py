@@ -267,7 +267,7 @@ def _notes(pairs: PairedItems) -> list[str]:
     if pairs.n_errors:
         notes.append(f"{pairs.n_errors:,} items left out: one of the runs could not score them")
     a, b = pairs.run_a, pairs.run_b
-    for name, setting in (("dtype", "dtype"), ("attention", "attn")):
+    for name, setting in (("dtype", "dtype"), ("attention", "attn"), ("weights", "weights")):
         # What was computed with; the setting may say "auto" in both.
         one, other = (run.config.get(name) or run.settings.get(setting) for run in (a, b))
         if one and other and one != other:

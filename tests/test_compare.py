@@ -247,9 +247,13 @@ def test_notes_say_what_was_computed_in_and_which_items_make_no_claim(tmp_path):
     """Both settings say "auto"; the runs were made on a CPU and on a GPU."""
     explore = {"dtype": "auto", "fold": "explore"}
     a = make_run(tmp_path, n_items=20, config=explore, facts={"dtype": "float32"})
-    b = make_run(tmp_path, n_items=20, seed=2, config=explore, facts={"dtype": "bfloat16"})
+    other = explore | {"weights": "native"}
+    b = make_run(tmp_path, n_items=20, seed=2, config=other, facts={"dtype": "bfloat16"})
     notes = compare(a, b).notes
     assert "the runs differ in dtype: float32 and bfloat16" in notes
+    assert not any("weights" in note for note in notes)  # the other run is from before there were
+    c = make_run(tmp_path, n_items=20, seed=3, config=explore | {"weights": "dequantise"})
+    assert "the runs differ in weights: dequantise and native" in compare(c, b).notes
     assert any(note.startswith("explore fold") for note in notes)
 
 
