@@ -59,7 +59,7 @@ def retention(
     def text(kept: object) -> str:
         value = getattr(kept, "value", None)
         if value is None:
-            return f"not stated: {getattr(kept, 'why_suppressed', '')}"
+            return fmt.tie(f"not stated: {getattr(kept, 'why_suppressed', '')}")
         low, high = fmt.percent(kept.low), fmt.percent(kept.high)  # type: ignore[attr-defined]
         return f"{fmt.percent(value)} [{low}, {high}]"
 

@@ -66,6 +66,11 @@ class RunInfo:
         return (self.item_set, self.dtype) == (other.item_set, other.dtype)
 
     @property
+    def is_evaluation(self) -> bool:
+        """Scored here on items: not imported, published, trained, swept or looked at."""
+        return self.kind == "eval" and not self.is_reference
+
+    @property
     def is_finetune(self) -> bool:
         return self.kind == "finetune"
 

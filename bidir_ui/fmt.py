@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import datetime
 
 MINUS = "−"  # a real minus sign: as wide as the plus, never broken off at a line end
@@ -113,10 +114,16 @@ def clip(text: str, length: int = 120) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
+def minus(text: str) -> str:
+    """A core sentence as pages write it: ``-4.0`` with a real minus (``rows=0-5`` stays)."""
+    return re.sub(r"(?<![\w.)-])-(?=\.?\d)", MINUS, text)
+
+
 def tie(text: str) -> str:
-    """Keep ``n = 2,299`` and ``45.3 %`` on one line each."""
+    """A real minus, and ``n = 2,299`` and ``45.3 %`` on one line each."""
     return (
-        text.replace("n = ", "n\u00a0=\u00a0")
+        minus(text)
+        .replace("n = ", "n\u00a0=\u00a0")
         .replace(" %", "\u00a0%")
         .replace("% CI ", "%\u00a0CI ")
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from bidir_ui import analysis, fmt, html, item_view, url, widgets
+from bidir_ui import analysis, fmt, html, item_view, observed_data, url, widgets
 from bidir_ui.filters import FlipFilter, Neighbours
 
 
@@ -60,6 +60,24 @@ def raw_record(item_id: str, records: dict[str, dict[str, Any] | None]) -> None:
         "JSON", text, file_name=f"{item_id.replace('/', '_')}.json", mime="application/json",
         key="item-json", on_click="ignore", icon=":material/download:",
     )  # fmt: skip
+
+
+def observed_links(page: Any, item_id: str) -> None:
+    """Links to where a model that ran over this item really looked: the newest run of each pair
+    of regimes, of the chosen pair's models."""
+    from bidir_ui import shell
+
+    models = {run.model for run in (page.pair.a, page.pair.b) if run is not None}
+    newest: dict[tuple[str, ...], observed_data.Observed] = {}
+    for one in observed_data.listed(page.runs):
+        if one.item == item_id and one.info.model in models:
+            newest.setdefault((one.info.model, *one.names), one)
+    for one in newest.values():
+        st.page_link(
+            shell.path("masks"), icon=":material/visibility:",
+            label=f"Observed attention: {' and '.join(str(regime) for regime in one.regimes)}",
+            query_params=url.params(item=item_id, show="observed", attend=one.info.id),
+        )  # fmt: skip
 
 
 def _go(target: str | None) -> None:

@@ -184,4 +184,5 @@ def explain_if_missing(runs: tuple[RunInfo, ...], chosen: Pair) -> bool:
 
 
 def _names(ids: tuple[str, ...]) -> html.Html:
-    return html.join(*(html.el("code", fmt.clip(run_id, 120) + " ") for run_id in ids))
+    names = [html.el("code", fmt.clip(run_id, 120)) for run_id in ids]
+    return html.join(*[part for name in names for part in (" and ", name)][1:])

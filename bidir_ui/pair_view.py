@@ -16,7 +16,7 @@ def verdict(result: core.Comparison) -> None:
     """The answer in one sentence, with interval and n."""
     html.show(html.div("b b-verdict", fmt.tie(result.sentence)))
     for line in result.notes:
-        widgets.note(line[0].upper() + line[1:] + ".")
+        widgets.note(fmt.tie(line[0].upper() + line[1:] + "."))
 
 
 def forest(result: core.Comparison, key: str) -> str | None:
@@ -126,7 +126,7 @@ def _ladder_table(base: RunInfo, stages: list[RunInfo], told: story.Story, metri
         if kept is None:
             shares: tuple[str, str] = ("not stated", "no items to pair")
         elif kept.value is None:
-            shares = ("not stated", kept.why_suppressed or fmt.NONE)
+            shares = ("not stated", fmt.tie(kept.why_suppressed or fmt.NONE))
         else:
             low, high = fmt.percent(kept.low), fmt.percent(kept.high)
             shares = (fmt.percent(kept.value), f"[{low}, {high}]")

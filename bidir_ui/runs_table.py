@@ -90,6 +90,11 @@ def _half_width(run: RunInfo) -> float | None:
     return 196 * math.sqrt(math.fsum(error**2 for error in known)) / len(known)
 
 
+def _width(texts: pd.Series, least: int = 104, most: int = 280) -> int:
+    """Pixels for a column whose end is what tells rows apart, so it is not cut."""
+    return int(min(max(7.2 * texts.str.len().max() + 20, least), most))
+
+
 def show(table: pd.DataFrame, key: str) -> list[str]:
     """Draw the table; the ids of the selected runs."""
     number, text = st.column_config.NumberColumn, st.column_config.TextColumn
@@ -108,7 +113,7 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
             "name": text("Name", width=172),
             "weights": text("Weights", width=186, help="The weights that were evaluated or trained; and the "
                 "regime they were trained under, where that is another one"),
-            "regime": text("Regime", width=104),
+            "regime": text("Regime", width=_width(table["regime"])),
             "state": text("State", width=76),
             "n": number("Items", format="localized", width=64),
             "acc": number("acc, %", format="%.1f", width=62, help="Macro mean over the tasks"),

@@ -83,6 +83,8 @@ def _read(path: str, modified: float) -> dict[str, Any] | None:
 def draw(result: Mapping[str, Any], run_id: str) -> None:
     """One stored result: sentences, the three strips, their numbers."""
     happened, *found = result["sentences"]
+    # A line that quotes tokens stays as it is.
+    found = [line if "“" in line else fmt.minus(line) for line in found]
     html.show(div("b b-lead", happened, *(el("div", line) for line in found)))
     unit = "nats a character" if result["metric"] == "acc_norm" else "nats"
     widgets.note(

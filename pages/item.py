@@ -77,6 +77,7 @@ with shell.guard():
             if (shell.ROOT / shell.path("masks")).exists():
                 query = url.params(item=item_id, regime=b.regime)
                 st.page_link(shell.path("masks"), label="Open the mask", query_params=query)
+        item_nav.observed_links(page, item_id)
     with main:
         strips = item_nav.strips(record, left_record, right_record)
         if strips:

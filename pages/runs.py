@@ -40,9 +40,7 @@ with shell.guard():
             return False
         if kind == "fine-tunes" and run.kind != "finetune":
             return False
-        if kind == "evaluations" and (
-            run.is_reference or run.is_imported or run.kind == "finetune"
-        ):
+        if kind == "evaluations" and not run.is_evaluation:
             return False
         text = f"{run.id} {run.label} {run.weights} {run.model} {run.state}".casefold()
         return all(word in text for word in words.casefold().split())
@@ -57,7 +55,9 @@ with shell.guard():
         selected = runs_table.show(table, key=f"runs-{rows}")
         runs_table.actions(page.runs, selected)
         with st.container(horizontal=True, vertical_alignment="center"):
-            widgets.note(f"{fmt.count(len(shown))} of {fmt.count(sum(not run.is_point for run in page.runs))} runs")
+            widgets.note(
+                f"{fmt.count(len(shown))} of {fmt.count(sum(not run.is_point for run in page.runs))} runs"
+            )
             widgets.csv_button(table, "runs.csv", key="runs-csv")
 
     runs_table.watch(page.runs)

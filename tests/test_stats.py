@@ -134,6 +134,13 @@ def test_holm_by_hand():
     assert stats.holm([]) == []
 
 
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_that_of_statsmodels(p_values):
+    from statsmodels.stats.multitest import multipletests
+
+    assert stats.holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]))
+
+
 def test_smallest_detectable_difference_has_the_power_it_states():
     n, discordance = 500, 0.15
     delta = stats.smallest_detectable(n, discordance)

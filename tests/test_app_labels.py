@@ -1,0 +1,84 @@
+"""What the pages call things: labels that tell runs apart, signs, names that are not found, links."""
+
+from __future__ import annotations
+
+import pytest
+
+from bidir_ui import fmt
+from tests.app import STAGE2, open_page, pair, words
+from tests.attend_factory import make_attend
+from tests.factory import make_run
+
+
+def markup(app) -> str:
+    return " ".join(block.proto.body for block in app.get("html"))
+
+
+# --- signs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("by -4.0 points (95 % CI -5.1 to +0.2)", "by −4.0 points (95 % CI −5.1 to +0.2)"),
+        ("[-1, -.5]", "[−1, −.5]"),
+        ("rows=0-5, layers 3-7", "rows=0-5, layers 3-7"),
+        ("stage1/20260101-000000_3B-2", "stage1/20260101-000000_3B-2"),
+        ("eval --limit 5 --k -", "eval --limit 5 --k -"),
+    ],
+)
+def test_core_sentences_get_a_real_minus_and_ranges_and_ids_stay(text, wanted):
+    assert fmt.minus(text) == wanted
+
+
+def test_the_verdict_has_no_ascii_minus(root):
+    a, _ = pair(root, n_items=40)
+    near = make_run(root, STAGE2, n_items=40, regime="bidirectional:sink=1", accuracy=0.65, seed=1)
+    text = words(open_page(a=a.id, b=near.id)).replace("\xa0", " ")
+    verdict = text[text.index("changes macro accuracy") :][:120]
+    assert "−" in verdict
+    assert "-" not in verdict
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_not_found_has_no_stray_space(root):
+    pair(root)
+    found = markup(open_page("pages/flips.py", a="nope", b="nope2"))
+    assert "<code>nope</code> and <code>nope2</code>." in found
+
+
+# --- kinds and links --------------------------------------------------------------------------------
+
+
+def test_evaluations_are_not_what_was_swept_or_looked_at(root):
+    a, b = pair(root)
+    make_attend(root)
+    for kind in ("lab", "why"):
+        make_run(root, "lab", n_items=10, facts={"kind": kind})
+    assert len(open_page("pages/runs.py").dataframe[0].value) == 5
+    shown = open_page("pages/runs.py", kind="evaluations").dataframe[0].value
+    assert set(shown["run"]) == {a.id, b.id}
+
+
+def test_the_regime_column_is_as_wide_as_its_texts(root):
+    from bidir_ui import runs_table
+
+    pair(root)
+    make_run(root, STAGE2, n_items=10, regime="bidirectional:sink=1,lambda=0.03")
+    table = open_page("pages/runs.py").dataframe[0].value
+    assert runs_table._width(table["regime"]) > 200
+
+
+def test_an_item_links_to_where_a_model_looked(root):
+    a, b = pair(root)
+    run = make_attend(root, item="piqa/3")
+    make_attend(root, item="piqa/7")
+    links = [link.proto for link in open_page("pages/item.py", a=a.id, b=b.id, item="piqa/3").get("page_link")]  # fmt: skip
+    found = [link for link in links if "Observed attention" in link.label]
+    assert len(found) == 1
+    assert f"attend={run.id}".replace("/", "%2F") in found[0].query_string.replace("/", "%2F")
+    assert "show=observed" in found[0].query_string
+    links = [link.proto for link in open_page("pages/item.py", a=a.id, b=b.id, item="piqa/1").get("page_link")]  # fmt: skip
+    assert not [link for link in links if "Observed attention" in link.label]
