@@ -74,15 +74,16 @@ def _gpt2() -> Any:
 
 
 def _mistral3() -> Any:
-    vision = transformers.PixtralVisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
-        head_dim=8,
-    )
+    vision_settings: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+        "head_dim": 8,
+    }
+    vision = transformers.PixtralVisionConfig(**vision_settings)
     return transformers.Mistral3Config(
         vision_config=vision,
         text_config=_FAMILIES["ministral3"](),
