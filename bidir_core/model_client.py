@@ -171,6 +171,8 @@ class ModelWorker:
         with self._lock:
             if process is self._process and self._state in ("loading", "ready"):
                 self._ended(code)
+            elif process is self._process:  # asked in the moment in which it went by itself
+                self._close_answers("error", "the model had just been unloaded; load it again")
 
     def _take(self, event: dict[str, Any]) -> None:
         kind = event.pop("event", "")

@@ -15,7 +15,7 @@ from bidir_core import models
 from bidir_core.errors import UserError
 from bidir_core.generate import Sampling, encode_prompt, generate
 from bidir_core.jobs import child_environment
-from bidir_core.model_client import ModelWorker
+from bidir_core.model_client import Answer, ModelWorker
 
 LONG = 60.0
 
@@ -120,6 +120,22 @@ def test_idle_it_ends_by_itself_and_killed_it_is_told_so(tiny_folder):
     assert one.state == "died"
     assert "signal 9" in one.error
     one.stop()
+
+
+def test_asked_in_the_moment_it_goes_idle_the_answer_does_not_stay_open():
+    class Ending:
+        stdout = ['{"event": "idle"}\n']
+
+        def wait(self) -> int:
+            return 0
+
+    one = ModelWorker()
+    one._process, one._state = Ending(), "ready"
+    one._answers["asked"] = Answer(("causal",))
+    one._read(one._process)
+    assert one.state == "idle"
+    assert one.answer("asked").state == "error"
+    assert "load it again" in one.answer("asked").error
 
 
 def test_it_never_outlives_the_process_that_started_it(tiny_folder):
