@@ -124,7 +124,7 @@ def test_idle_it_ends_by_itself_and_killed_it_is_told_so(tiny_folder):
 
 def test_asked_in_the_moment_it_goes_idle_the_answer_does_not_stay_open():
     class Ending:
-        stdout = ['{"event": "idle"}\n']
+        stdout = ('{"event": "idle"}\n',)
 
         def wait(self) -> int:
             return 0
