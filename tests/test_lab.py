@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bidir_core import evaluate, run_scoring
+from bidir_core import evaluate, run_scoring, scoring
 from bidir_core.cli import main
 from bidir_core.compare import compare
 from bidir_core.config import EvalConfig, from_json, to_json
 from bidir_core.errors import UserError
 from bidir_core.flips import flips
+from bidir_core.lab import run as lab_run
 from bidir_core.lab.config import LabConfig
 from bidir_core.lab.summary import Sweep, summarise
 from bidir_core.lab.sweep import expand, parse_sweep
@@ -277,7 +278,16 @@ def test_a_failed_point_stops_the_sweep_and_can_be_gone_on_with(
     (run,) = list_runs([runs_dir])
     assert run.state == "cancelled"
     assert Run(run.path / "points" / "bidirectional_sink-1").state == "cancelled"
+    # Another machine's "auto" would cut other batches; a sweep has one plan.
+    monkeypatch.setitem(scoring.AUTO_BATCH_TOKENS, "cpu", 1)
+    asked = []
+    plan = lab_run.plan_scoring
+    monkeypatch.setattr(
+        lab_run, "plan_scoring",
+        lambda *a, batch_tokens, **k: (asked.append(batch_tokens), plan(*a, batch_tokens=batch_tokens, **k))[1],
+    )  # fmt: skip
     assert main(["lab", "--resume", run.id]) == 0
+    assert set(asked) == {1024}
     assert Run(run.path).state == "done"
 
 

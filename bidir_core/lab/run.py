@@ -33,7 +33,7 @@ from bidir_core.records import to_table
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 from bidir_core.run_layout import LAB, check_new_run
 from bidir_core.run_writer import RunWriter
-from bidir_core.scoring import ScoringPlan, plan_scoring
+from bidir_core.scoring import ScoringPlan, auto_batch_tokens, plan_scoring
 from bidir_core.shared_texts import write_texts
 from bidir_core.store import Run, find_run
 
@@ -97,6 +97,7 @@ def run_lab(config: LabConfig) -> Path:
         **{
             **evaluate.run_facts(loaded, items, bos_added, CAUSAL),
             "kind": "lab",
+            "batch_tokens": config.batch_tokens or auto_batch_tokens(loaded.device),
             "points": [point.to_json(prompts.usual) for point in points],
             "notes": notes,
             "n_layers": found.n_layers,
@@ -128,8 +129,10 @@ def resume_lab(
     config = replace(
         config,
         device=given.get("device", config.device),
-        dtype=run.config.get("dtype") or config.dtype,  # one sweep has one number format
+        # One sweep has one number format and one batch plan, also where "auto" would now differ.
+        dtype=run.config.get("dtype") or config.dtype,
         attn=run.config.get("attention") or config.attn,
+        batch_tokens=run.config.get("batch_tokens") or config.batch_tokens,
     )
     prompts = Prompts(config, evaluate.preflight(config.evaluation(), CAUSAL))
     items, _, _ = prompts.of(prompts.usual)
