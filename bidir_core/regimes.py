@@ -30,6 +30,7 @@ import numpy as np
 from bidir_core.errors import UserError
 
 DIALS = ("sink", "rows", "skip", "self", "tail", "layers", "lambda")
+LARGEST = 999_999_999  # that a dial takes; no prompt is as long
 _EXAMPLE = "write for example 'causal', 'bidirectional' or 'bidirectional:sink=1,layers=10-29'"
 
 
@@ -65,7 +66,7 @@ class Regime:
             for dial in fields(self):
                 object.__setattr__(self, dial.name, dial.default)
         if self.skip is not None and self.skip <= self.sink:  # held back by ``sink`` as well
-            object.__setattr__(self, "sink", max(self.sink, self.skip + 1))
+            object.__setattr__(self, "sink", min(max(self.sink, self.skip + 1), LARGEST))
             object.__setattr__(self, "skip", None)
 
     def __str__(self) -> str:
@@ -162,7 +163,7 @@ def parse_regime(text: str | Regime) -> Regime:
 def _integer(text: str, dial: str, value: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", value):
         raise UserError(
-            f"regime '{text}': {dial} takes an integer from 0 to 999999999, not '{value}'"
+            f"regime '{text}': {dial} takes an integer from 0 to {LARGEST}, not '{value}'"
         )
     return int(value)
 

@@ -77,6 +77,7 @@ def test_dials_come_in_any_order_and_print_in_one(dials: list[str]) -> None:
         ("bidirectional:skip=0", "bidirectional:sink=1"),
         ("bidirectional:sink=2,skip=2", "bidirectional:sink=3"),
         ("bidirectional:sink=2,skip=1", "bidirectional:sink=2"),
+        ("bidirectional:sink=999999999,skip=999999999", "bidirectional:sink=999999999"),
         ("bidirectional:sink=007", "bidirectional:sink=7"),
         ("bidirectional:self=0", "bidirectional:self=0"),
         ("bidirectional:rows=0-0,layers=4-4", "bidirectional:rows=0-0,layers=4-4"),
