@@ -99,15 +99,28 @@ def test_the_question_names_what_is_fetched_and_a_second_start_is_the_same_job(r
     monkeypatch.setattr(jobs, "ensure_worker", lambda device, folder: None)
     app = open_page(PAGE, stage="stage2")
     app.button(key="launch-dry").click().run()
-    assert {one.name for one in assets.missing()} == set(assets.ASSETS)
+    assert {one.name for one in assets.missing()} == set(assets.default_names())
     text = words(app)
-    assert all(name in text for name in assets.ASSETS)
+    assert all(name in text for name in assets.default_names())
     confirm = app.button(key="launch-confirm")
     assert confirm.label == "Fetch 0.2 GB and start"
     confirm.click().run()
     (job,) = jobs.list_jobs()
     assert " ".join(job.words).endswith("--limit 5 --regime bidirectional --name dry-run")
     assert "dry run" in job.title
+
+
+def test_the_second_model_is_offered_with_its_size_and_terms(root, monkeypatch):
+    monkeypatch.setattr(jobs, "ensure_worker", lambda device, folder: None)
+    app = open_page(PAGE, stage="stage2", **{"f.model": "gemma3-270m"})
+    (chosen,) = [box for box in app.selectbox if box.label == "Model"]
+    assert chosen.value == "gemma3-270m"
+    app.button(key="launch-dry").click().run()
+    text = words(app)
+    assert "238.2 MB" in text
+    assert "Gemma Terms of Use" in text
+    assert "smollm2-135m-instruct (" not in text
+    assert app.button(key="launch-confirm").label == "Fetch 0.3 GB and start"
 
 
 def fake(root, number: int, **values) -> Job:
