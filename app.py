@@ -2,22 +2,31 @@
 
 import streamlit as st
 
-from bidir_core.errors import UserError
-from bidir_ui import analysis, cards, html, pair, pair_view, panels, shell, story, widgets
+from bidir_ui import analysis, cards, html, pair_view, panels, shell, story, url, widgets
 from bidir_ui.server import MIDDLEWARE
 
 app = st.App(__file__, middleware=MIDDLEWARE)
 
 
 def overview() -> None:
-    """The story of the runs that exist, then the chosen pair in detail."""
+    """The story of the runs that exist, then the chosen pair in detail. A pair that the URL names
+    was picked by the reader, so its answer stands above the story."""
     page = shell.start("overview")
     st.title("What does bidirectional prefill do?", anchor=False)
+    picked = bool(url.get("a") or url.get("b"))
+    if picked:
+        with shell.guard():
+            pair_view.answer(page)
     with shell.guard():
+        if picked:
+            html.show(html.el("h2", "The story, in five steps", cls="b-h2 b-rule"))
         told = story.tell(page.runs)
         result = analysis.try_compare(told.a, told.b) if told.a and told.b else None
         if told.a is not None:
-            widgets.note(f"{told.a.model}, {told.a.extent} per task: five steps, in order.")
+            widgets.note(
+                f"{told.a.model}: five steps, in order. Each number says its items: “limit” is the "
+                "first so many of each task, “all items” the whole validation sets."
+            )
         number = panels.current()
         steps = cards.all_cards(told, result)
         cards.show(steps, number)
@@ -25,16 +34,12 @@ def overview() -> None:
         with shell.guard():
             panels.draw(number, told, result)
 
-        html.show(html.el("h2", "The chosen pair", cls="b-h2 b-rule"))
-        pair.line(page.pair)
-        a, b, metric = shell.chosen_pair(page)
-        try:
-            chosen = analysis.compare(a, b, metric, intersect=analysis.intersecting())
-        except UserError as error:
-            analysis.offer_intersection(error)
+        chosen = pair_view.compared(page.pair) if picked else pair_view.answer(page, "b-rule")
+        a, b, metric = page.pair.a, page.pair.b, page.pair.metric
+        if chosen is None or a is None or b is None:
             return
-        analysis.remarks(a, b)
-        pair_view.verdict(chosen)
+        if picked:
+            html.show(html.el("h2", "The chosen pair, task by task", cls="b-h2 b-rule"))
         task = pair_view.forest(chosen, key=f"forest-{a.id}-{b.id}-{metric}")
         if task:
             pair_view.open_flips(task, a, b)

@@ -12,7 +12,7 @@ import streamlit as st
 from bidir_core import compare as core
 from bidir_core import store
 from bidir_core.errors import UserError
-from bidir_ui import data, fmt, html, texts, url, widgets
+from bidir_ui import data, fmt, html, labels, texts, url, widgets
 from bidir_ui.data import RunInfo
 
 SEARCHED = 2000  # characters of a text that the search looks at
@@ -156,7 +156,7 @@ def every_answer(
     page: Any, item_id: str, record: dict[str, Any]
 ) -> list[tuple[str, dict[str, Any] | None, bool]]:
     """(label, record, is in the pair) of every run that holds this very item."""
-    rows: list[tuple[str, dict[str, Any] | None, bool]] = []
+    held: list[tuple[RunInfo, dict[str, Any]]] = []
     for run in page.runs:
         if run.is_point and run not in (page.pair.a, page.pair.b):
             continue  # a sweep's points are many; the Lab page compares them
@@ -167,9 +167,17 @@ def every_answer(
         except (UserError, OSError, ValueError):
             continue
         if found is not None and found["doc_hash"] == record["doc_hash"]:
-            model = "" if run.model == page.pair.a.model else f" · {run.model.split('/')[-1]}"
-            state = "" if run.is_done else f" ({run.state})"
-            rows.append((run.label + model + state, found, run in (page.pair.a, page.pair.b)))
+            held.append((run, found))
+
+    def label(run: RunInfo) -> str:
+        model = "" if run.model == page.pair.a.model else f" · {run.model.split('/')[-1]}"
+        return run.label + model + ("" if run.is_done else f" ({run.state})")
+
+    extra = labels.apart((run for run, _ in held), label)
+    rows: list[tuple[str, dict[str, Any] | None, bool]] = [
+        (label(run) + extra[run.id], found, run in (page.pair.a, page.pair.b))
+        for run, found in held
+    ]
     return sorted(rows, key=lambda row: (not row[2], row[0]))[:24]
 
 

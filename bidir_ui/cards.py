@@ -27,18 +27,26 @@ NOT_RUN = "not run yet"
 
 
 def all_cards(told: story.Story, result: core.Comparison | None) -> list[Card]:
-    return [_hurts(result), _breaks(told, result), _source(told), _repair(told), _models(told)]
+    return [
+        _hurts(told, result),
+        _breaks(told, result),
+        _source(told),
+        _repair(told),
+        _models(told),
+    ]
 
 
-def delta_text(row: core.Row | seeds.Difference) -> str:
-    """A difference with its interval and n: ``−4.7 points [−5.4, −3.9], n = 2,299``."""
-    return (
+def delta_text(row: core.Row | seeds.Difference, items: str = "") -> str:
+    """A difference with its interval, n and which items those are:
+    ``−4.7 points [−5.4, −3.9], n = 2,299, limit 500``."""
+    text = (
         f"{fmt.points(row.delta)} points {fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}"
     )
+    return f"{text}, {items}" if items else text
 
 
-def _hurts(result: core.Comparison | None) -> Card:
-    if result is None:
+def _hurts(told: story.Story, result: core.Comparison | None) -> Card:
+    if result is None or told.a is None:
         return Card(
             "Does it hurt?",
             NOT_RUN,
@@ -55,7 +63,7 @@ def _hurts(result: core.Comparison | None) -> Card:
         title,
         f"{fmt.points(row.delta)} points",
         f"Accuracy {fmt.percent(row.acc_a)} → {fmt.percent(row.acc_b)}. 95 % interval "
-        f"{fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}.",
+        f"{fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}, {told.a.extent}.",
     )
 
 
@@ -68,14 +76,14 @@ def _breaks(told: story.Story, result: core.Comparison | None) -> Card:
     return Card(
         "One item breaks",
         f"{fmt.count(row.broken)} broken",
-        f"Of {fmt.count(row.n)} questions; another {fmt.count(row.fixed)} become right. "
+        f"Of {fmt.count(row.n)} questions ({told.a.extent}); another {fmt.count(row.fixed)} become right. "
         "Look at one, token by token.",
     )
 
 
 def _source(told: story.Story) -> Card:
     source = source_panel.find(told)
-    row = source.left if source else None
+    row = source.headline if source else None
     if source is None or row is None:
         return Card(
             "Where does it come from?", NOT_RUN,
@@ -83,9 +91,10 @@ def _source(told: story.Story) -> Card:
         )  # fmt: skip
     return Card(
         source_panel.title(source),
-        f"sink=1: {fmt.points(row.delta)}",
-        f"Points against stage 1 with one token left causal: {fmt.interval(row.low, row.high)}, "
-        f"n = {fmt.count(row.n)}; {pair_view.short(row.words)}.",
+        f"{fmt.points(row.delta)} points",
+        f"Only the first token kept causal (sink=1), against {source.against}: "
+        f"{fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}, {source.base.extent}; "
+        f"{pair_view.short(row.words)}.",
     )
 
 
@@ -97,22 +106,23 @@ def _repair(told: story.Story) -> Card:
             "Does training repair it, and does the control?", NOT_RUN,
             "Fine-tune with the new mask (3B) and, as the control, without it (3C).", False,
         )  # fmt: skip
-    stage4 = f"{fmt.points(row.delta)} {fmt.interval(row.low, row.high)}"
+    items = study.some.extent
     found = study.interaction
     if found is None:
         return Card(
             repair.title(study),
-            f"stage 4: {fmt.points(row.delta)}",
-            f"Points against stage 1: {fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}. "
+            f"{fmt.points(row.delta)} points",
+            f"Stage 4 against stage 1: {fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}, "
+            f"{items}. "
             "Without its control this may be ordinary tuning.",
         )
     e, n_seeds = found.estimate, len(found.per_seed)
     return Card(
         repair.title(study),
-        f"repair: {fmt.points(e.value)}",
-        f"Points of 3B over its control 3C, new mask less causal: "
-        f"{fmt.interval(e.low, e.high)}, n = {fmt.count(e.n)}, "
-        f"{f'{n_seeds} seeds' if n_seeds > 1 else 'one seed'}. Stage 4 against stage 1: {stage4}.",
+        f"{fmt.points(e.value)} points",
+        f"Interaction: how much more 3B gains over its control 3C under the new mask than under "
+        f"causal. {fmt.interval(e.low, e.high)}, n = {fmt.count(e.n)}, {items}, "
+        f"{f'{n_seeds} seeds' if n_seeds > 1 else 'one seed'}.",
     )
 
 
@@ -121,12 +131,13 @@ def _models(told: story.Story) -> Card:
     if len(told.models) > 1:
         found = [result.macro for pair in told.models if (result := analysis.try_compare(*pair))]
         values = [row.delta for row in found]
+        extents = list(dict.fromkeys(first.extent for first, _ in told.models))
         apart = max(row.low for row in found) > min(row.high for row in found)
         return Card(
             "It differs by model" if apart else "Does it differ by model?",
             f"{len(values)} models",
-            f"Differences from {fmt.points(min(values))} to {fmt.points(max(values))} points; "
-            "intervals in the panel.",
+            f"Differences from {fmt.points(min(values))} to {fmt.points(max(values))} points, "
+            f"{' or '.join(extents)}; intervals in the panel.",
         )
     if published is not None:
         return Card(

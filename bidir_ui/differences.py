@@ -8,6 +8,7 @@ import pandas as pd
 
 from bidir_core import plots
 from bidir_ui import fmt, html, seeds, widgets
+from bidir_ui import labels as naming
 from bidir_ui.data import RunInfo
 
 
@@ -19,9 +20,15 @@ def against(
     Runs of several training seeds are one row. ``labels``: by the id of any run of a row.
     """
     dots, rows = [], []
-    for group in seeds.groups(runs):
+    groups = seeds.groups(runs)
+
+    def name(run: RunInfo) -> str:
+        return labels.get(run.id, run.label)
+
+    extra = naming.apart((group.some for group in groups), name)
+    for group in groups:
         row = seeds.difference(seeds.Group((base,)), group)
-        label = labels.get(group.some.id, group.some.label)
+        label = name(group.some) + extra[group.some.id]
         if len(group.runs) > 1:
             label = f"{label}, {len(group.runs)} seeds"
         elif group.some.train_seed:
@@ -51,7 +58,8 @@ def against(
     return pd.DataFrame(dots), rows
 
 
-def show(base: RunInfo, runs: list[RunInfo], labels: dict[str, str], key: str) -> None:
+def show(base: RunInfo, runs: list[RunInfo], labels: dict[str, str], key: str) -> list[str]:
+    """Draw chart and table; each row's verdict in words."""
     frame, rows = against(base, runs, labels)
     if not frame.empty:
         widgets.chart(
@@ -61,3 +69,4 @@ def show(base: RunInfo, runs: list[RunInfo], labels: dict[str, str], key: str) -
         )  # fmt: skip
     head = ("Run", "n", "Macro acc", "Difference, points", "95 % interval", "In words")
     html.show(widgets.table(head, rows, left=(0, 5)))
+    return [str(row[5]) for row in rows]

@@ -32,6 +32,11 @@ GLOSSARY = (
      "changed, not from two separate error bars."),
     ("flip", "An item whose correctness differs: broken (right to wrong) or fixed (wrong to right). "
      "changed_wrong moved from one wrong choice to another."),
+    ("undecided, needs about n", "The interval includes 0 and does not fit within ±1 point. "
+     + widgets.UNDECIDED.partition(": ")[2].capitalize() + " Not a promise: with more items the "
+     "difference may move."),
+    ("interaction", "How much more 3B gains over its control 3C under the new mask than under "
+     "causal. Above 0, part of the gain is repair of the mask, not ordinary tuning."),
     ("churn", "Broken plus fixed: how many answers moved, which the net difference hides."),
     ("margin", "Log-likelihood of the right choice minus the best other, in nats. Above 0 is right."),
     ("retention", "Accuracy divided by stage 1's. Guessing alone keeps much of it, so the "

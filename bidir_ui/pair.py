@@ -7,7 +7,7 @@ from functools import partial
 
 import streamlit as st
 
-from bidir_ui import fmt, html, url, widgets
+from bidir_ui import fmt, html, labels, url, widgets
 from bidir_ui.data import EMBEDDED, RunInfo, by_id
 
 EVAL = "python -m bidir_core eval"
@@ -94,6 +94,7 @@ def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
     ]
     if not usable:
         return
+    names = labels.menu(run for run in runs if run.id in {*usable, *_ids(chosen)})
     for name, title, run in (("a", "Baseline", chosen.a), ("b", "Candidate", chosen.b)):
         options = usable if run is None or run.id in usable else [run.id, *usable]
         shown = run.id if run else None
@@ -104,9 +105,11 @@ def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
             read=partial(_always, shown),
             write=lambda value: value or "",
             options=options,
-            format_func=lambda run_id: _menu_label(runs, run_id),
+            format_func=lambda run_id: fmt.clip(html.visible(names.get(run_id, run_id)), 90),
             placeholder="choose a run",
         )
+        if run is not None:  # a closed menu shows one line of about 28 characters
+            html.show(html.div("b b-note b-full", fmt.clip(labels.full(run), 160)))
     url.bound(
         st.segmented_control,
         "Measure",
@@ -124,17 +127,8 @@ def _always(value: str | None, _text: str) -> str | None:
     return value
 
 
-def _menu_label(runs: tuple[RunInfo, ...], run_id: str) -> str:
-    run = by_id(runs, run_id)
-    if run is None:
-        return run_id
-    model = "" if run.model == EMBEDDED else f" · {run.model.split('/')[-1]}"
-    state = "" if run.is_done else f" ({run.state})"
-    name = f" · {run.name}" if run.name else ""
-    name += " · imported" if run.is_imported else ""
-    trained = f", {run.weights}" if run.checkpoint else ""
-    text = f"{run.regime} · {run.stage_label}{trained} · {run.extent}"
-    return fmt.clip(html.visible(text + state + model + name), 90)
+def _ids(chosen: Pair) -> list[str]:
+    return [run.id for run in (chosen.a, chosen.b) if run is not None]
 
 
 def line(chosen: Pair) -> None:

@@ -8,8 +8,38 @@ import streamlit as st
 
 from bidir_core import compare as core
 from bidir_core import plots
-from bidir_ui import analysis, fmt, html, pair, repair, seeds, story, url, widgets
+from bidir_core.errors import UserError
+from bidir_ui import analysis, fmt, html, labels, pair, repair, seeds, story, url, widgets
 from bidir_ui.data import RunInfo
+
+
+def compared(chosen: pair.Pair) -> core.Comparison | None:
+    """The chosen pair's comparison; None where there is none, which :func:`answer` explains."""
+    if not chosen.complete or chosen.a is None or chosen.b is None:
+        return None
+    try:
+        return analysis.compare(
+            chosen.a, chosen.b, chosen.metric, intersect=analysis.intersecting()
+        )
+    except (UserError, OSError, ValueError, KeyError):
+        return None
+
+
+def answer(page: Any, cls: str = "") -> core.Comparison | None:
+    """Who is compared with whom, and the answer; or why there is none, and what to do."""
+    html.show(html.el("h2", "The chosen pair", cls=f"b-h2 {cls}"))
+    pair.line(page.pair)
+    a, b = page.pair.a, page.pair.b
+    if not pair.explain_if_missing(page.runs, page.pair) or a is None or b is None:
+        return None
+    try:
+        result = analysis.compare(a, b, page.pair.metric, intersect=analysis.intersecting())
+    except UserError as error:
+        analysis.offer_intersection(error)
+        return None
+    analysis.remarks(a, b)
+    verdict(result)
+    return result
 
 
 def verdict(result: core.Comparison) -> None:
@@ -54,6 +84,7 @@ def task_table(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
         "▲ Fixed", "Churn", "p (Holm)", "In words",
     )  # fmt: skip
     html.show(widgets.table(head, rows, total=True, left=(0, 10)))
+    widgets.explain_undecided(*(row.words for row in result.rows))
 
 
 def short(words: str) -> str:
@@ -110,14 +141,23 @@ def _stages(runs: tuple[RunInfo, ...], base: RunInfo) -> list[RunInfo]:
 
 def _ladder_table(base: RunInfo, stages: list[RunInfo], told: story.Story, metric: str) -> None:
     first = base.macro.get(metric)
+    groups = seeds.groups(stages)[:24]
+    by_id = {group.some.id: group.label for group in groups}
+
+    def name(run: RunInfo) -> str:
+        trained = f", trained {run.trained_under}" if run.trained_under else ""
+        return f"{run.regime} · {by_id.get(run.id, run.weights)}{trained}"
+
+    shown = [base, *(group.some for group in groups)]
+    extra = labels.apart(shown, lambda run: f"{run.stage_label} {name(run)}")
     rows: list[tuple[object, ...]] = [
         (
-            html.join(base.stage_label, " ", widgets.small(f"{base.regime} · {base.weights}")),
+            html.join(base.stage_label, " ", widgets.small(name(base) + extra[base.id])),
             fmt.count(base.n_items), fmt.percent(first), "1.000", "100.0 %", fmt.NONE,
             _published(told, base.stage),
         )
     ]  # fmt: skip
-    for group in seeds.groups(stages)[:24]:
+    for group in groups:
         run, value = group.some, group.mean(metric)
         result = seeds.difference(seeds.Group((base,)), group, metric)
         kept = result.above_chance if result else None
@@ -132,12 +172,9 @@ def _ladder_table(base: RunInfo, stages: list[RunInfo], told: story.Story, metri
             shares = (fmt.percent(kept.value), f"[{low}, {high}]")
         acc, start = (result.acc_b, result.acc_a) if result else (value, first)
         ratio = acc / start if acc is not None and start else None
-        trained = f", trained {run.trained_under}" if run.trained_under else ""
         rows.append(
             (
-                html.join(
-                    run.stage_label, " ", widgets.small(f"{run.regime} · {group.label}{trained}")
-                ),
+                html.join(run.stage_label, " ", widgets.small(name(run) + extra[run.id])),
                 fmt.count(result.n if result else run.n_items), fmt.percent(acc), fmt.number(ratio, 3),
                 *shares, _published(told, run.stage) if _has_published_twin(run) else fmt.NONE,
             )

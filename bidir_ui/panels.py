@@ -34,7 +34,7 @@ def _hurts(told: story.Story, result: core.Comparison | None) -> None:
     widgets.lead(
         "A causal language model reads its prompt from left to right. Here the prompt's tokens see "
         f"each other in both directions, without any training. Macro accuracy moves by "
-        f"{cards.delta_text(result.macro)}."
+        f"{cards.delta_text(result.macro, told.a.extent if told.a else '')}."
     )
     frame = pd.DataFrame(
         [

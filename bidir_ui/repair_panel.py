@@ -29,20 +29,21 @@ def draw(told: story.Story, result: core.Comparison | None) -> None:
 
 def _study(study: Repair, chosen: RunInfo) -> None:
     widgets.lead(
-        "Fine-tuning raises accuracy on its own. What shows repair is what the run trained with "
-        "the new mask (3B) gains over its control (3C: same data, steps and seed, causal mask) "
-        "under the new mask, less the same under the causal mask."
+        "Fine-tuning raises accuracy on its own. What shows repair is the interaction: how much "
+        "more the run trained with the new mask (3B) gains over its control (3C: same data, steps "
+        "and seed, causal mask) under the new mask than under causal."
     )
     other = not study.some.same_items(chosen)
     tail = f"; the chosen pair below: {repair.items_words(chosen)}" if other else ""
     seed = f", {study.seeds_words}" if study.cells else ""
     widgets.note(f"Measured on {study.where}{seed}{tail}.")
-    found, rows = study.interaction, study.contrasts
+    found, rows, said = study.interaction, study.contrasts, list[str]()
     if found is not None:
         e = found.estimate
         lines = [
             f"Interaction: {fmt.points(e.value)} points {fmt.interval(e.low, e.high)}, "
-            f"n = {fmt.count(e.n)}, {seeds.each(found.per_seed)}: {_meaning(e)}."
+            f"n = {fmt.count(e.n)}, {study.some.extent}, {seeds.each(found.per_seed)}: "
+            f"{_meaning(e)}."
         ]
         if "equal" in rows:
             row = rows["equal"]
@@ -51,6 +52,13 @@ def _study(study: Repair, chosen: RunInfo) -> None:
                 f"{cards.delta_text(row)}; {row.words}."
             )
         widgets.lead(*lines)
+        said += lines
+    elif "stage4" in rows:
+        row = rows["stage4"]
+        widgets.lead(
+            f"Stage 4 against stage 1: {cards.delta_text(row, study.some.extent)}; {row.words}. "
+            "Without its control this may be ordinary tuning."
+        )
     if study.cells:
         _two_by_two(study)
     if study.missing:
@@ -63,7 +71,8 @@ def _study(study: Repair, chosen: RunInfo) -> None:
         labels = {run.id: f"{run.arm_label}, evaluated {run.regime}" for run in runs}
         if study.untrained:
             labels[study.untrained.id] = "not trained, evaluated bidirectional"
-        differences.show(study.base, runs, labels, "tuned")
+        said += differences.show(study.base, runs, labels, "tuned")
+    widgets.explain_undecided(*said)
     bare = [run for run in study.others if not run.has_items]
     if bare:
         listed = "; ".join(

@@ -38,6 +38,16 @@ class Source:
         return _difference(self.plain, self.sink)
 
     @property
+    def headline(self) -> Difference | None:
+        """What card and panel both quote: the gain, or without a plain run what is left."""
+        return self.gained or self.left
+
+    @property
+    def against(self) -> str:
+        """What :attr:`headline` is measured against."""
+        return "plain bidirectional prefill" if self.gained else "stage 1"
+
+    @property
     def gained_by_placebo(self) -> Difference | None:
         """The same for another single token."""
         return _difference(self.plain, self.placebo)
@@ -86,15 +96,18 @@ def draw(told: story.Story, result: core.Comparison | None) -> None:
     source = find(told)
     if result is None or source is None or told.a is None or told.b is None:
         return pair.no_pair()
-    _known(source)
+    said = _known(source)
+    sets = []
     if told.regimes:
-        widgets.lead("Each row lets the prompt look ahead in a different way:")
-        runs = [told.b, *told.regimes]
-        differences.show(told.a, runs, {run.id: run.regime for run in runs}, "regimes")
+        sets.append(("regimes", told.a, [told.b, *told.regimes]))
     if told.whole:
-        base, others = told.whole
-        html.show(html.div("b", html.el("b", "The same"), f" on {repair.items_words(base)}"))
-        differences.show(base, list(others), {run.id: run.regime for run in others}, "whole")
+        sets.append(("whole", told.whole[0], list(told.whole[1])))
+    sets.sort(key=lambda one: one[1] != source.base)  # first the items quoted above
+    for number, (key, base, runs) in enumerate(sets):
+        way = "The same" if number else "Each row lets the prompt look ahead in a different way"
+        html.show(html.div("b", html.el("b", way), f", on {repair.items_words(base)}"))
+        said += differences.show(base, runs, {run.id: run.regime for run in runs}, key)
+    widgets.explain_undecided(*said)
     _unknown(source)
     if (shell.ROOT / shell.path("lab")).exists():
         st.page_link(
@@ -104,22 +117,27 @@ def draw(told: story.Story, result: core.Comparison | None) -> None:
     return None
 
 
-def _known(source: Source) -> None:
-    gained, placebo = source.gained, source.gained_by_placebo
-    if gained is None:
-        return
+def _known(source: Source) -> list[str]:
+    """What keeping the first token causal did, in sentences; those are drawn and returned."""
+    headline, placebo = source.headline, source.gained_by_placebo
+    if headline is None:
+        return []
     lines = [
         "If looking ahead as such did the damage, keeping one token causal would change little. "
-        f"Keeping the first one causal changes macro accuracy by {_text(gained)} against plain "
-        f"bidirectional prefill; {gained.words}."
+        f"Keeping the first one causal (sink=1) changes macro accuracy by "
+        f"{_text(headline, source)} against {source.against}; {headline.words}."
     ]
+    left = source.left
+    if source.gained is not None and left is not None:
+        lines.append(f" Against stage 1 that leaves {_text(left, source)}; {left.words}.")
     if placebo is not None and source.placebo is not None:
         dial = source.placebo.regime.partition(":")[2]
         lines.append(
-            f" The placebo, another single token ({dial}): {_text(placebo)}; {placebo.words}."
+            f" The placebo, another single token ({dial}): {_text(placebo, source)}; {placebo.words}."
         )
     widgets.lead(*lines)
     widgets.note(f"Measured on {repair.items_words(source.base)}, {source.base.model}.")
+    return lines
 
 
 def _unknown(source: Source) -> None:
@@ -143,7 +161,8 @@ def _unknown(source: Source) -> None:
     )
 
 
-def _text(row: Difference) -> str:
+def _text(row: Difference, source: Source) -> str:
     return (
-        f"{fmt.points(row.delta)} points {fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}"
+        f"{fmt.points(row.delta)} points {fmt.interval(row.low, row.high)}, "
+        f"n = {fmt.count(row.n)}, {source.base.extent}"
     )

@@ -30,6 +30,20 @@ def lead(*parts: object) -> None:
     show(div("b b-lead", *(fmt.tie(p) if type(p) is str else p for p in parts)))
 
 
+UNDECIDED = (
+    "“undecided, needs about n = …”: with about that many items, in the same mix of tasks, the "
+    "question would be settled if the difference stayed where it is: the interval, which narrows "
+    "with the square root of n, would then leave out 0 (different) or fit within ±1 point (no "
+    "difference), whichever takes fewer items."
+)
+
+
+def explain_undecided(*texts: object) -> None:
+    """What "needs about n = .." answers, below the words that say it."""
+    if any("needs about n" in str(text).replace("\xa0", " ") for text in texts):
+        note(UNDECIDED)
+
+
 def heading(text: str) -> None:
     """A section of the page, next in order below its title."""
     show(el("h2", text, cls="b-h3"))

@@ -218,7 +218,8 @@ def test_a_partner_has_the_same_number_format(root):
     make_run(root, accuracy=0.1, **whole, **half)
     make_run(root, STAGE2, regime="bidirectional", accuracy=0.1, **whole, **half)
     text = words(open_page(panel="3"))
-    assert "sink=1: 0.0" in text
+    assert "(sink=1), against stage 1: [" in text
+    assert "changes macro accuracy by 0.0 points" in text
     assert "n = 100" in text.replace("\xa0", " ")
 
 

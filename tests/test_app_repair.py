@@ -108,7 +108,10 @@ def test_overview_of_the_committed_runs(monkeypatch, tmp_path):
     assert "not run yet" not in text.casefold()
     assert "Interaction: +7.5 points [+5.6, +9.4]" in text
     assert "+0.5 points [−0.6, +1.7]" in text
-    assert "sink=1: +0.1" in text
+    assert "Only the first token kept causal (sink=1), against plain" in text
+    assert "+5.1 points" in text
+    panel = words(open_page(panel="3")).replace("\xa0", " ")
+    assert "+5.1 points [+3.5, +6.7], n = 14,016, all items against plain bidirectional" in panel
 
 
 # --- where it comes from -------------------------------------------------------------------------
@@ -157,7 +160,9 @@ def test_training_seeds_are_one_row_with_their_spread(root):
     app = open_page(panel="4")
     assert not app.exception
     text = words(app).replace("\xa0", " ")
-    found = re.search(r"Interaction: (\S+) points .*?, n = (\d+), 3 seeds: ([^:]+):", text)
+    found = re.search(
+        r"Interaction: (\S+) points .*?, n = (\d+), limit 500, 3 seeds: ([^:]+):", text
+    )
     assert found
     each = [float(value.replace("−", "-")) for value in found[3].split(", ")]
     assert len(each) == 3
