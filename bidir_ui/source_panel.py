@@ -66,7 +66,9 @@ def find(told: story.Story) -> Source | None:
         sets.insert(0, told.whole)
     base, runs = sets[0]
     by_regime = {run.regime: run for run in reversed(runs)}
-    placebo = next((run for run in runs if _is_placebo(run.regime)), None)
+    # Of several placebos the one that does best: the claim must hold against each of them.
+    placebos = [run for run in runs if _is_placebo(run.regime)]
+    placebo = max(placebos, key=lambda run: run.macro.get("acc") or 0.0, default=None)
     return Source(base, by_regime.get(PLAIN), by_regime.get(SINK), placebo)
 
 

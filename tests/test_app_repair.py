@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -135,9 +136,16 @@ def test_one_token_is_claimed_only_beyond_its_placebo(root):
     text = words(open_page(panel="3"))
     assert "Where it comes from: one token" in text
     assert "another single token (skip=8): 0.0 points" in text
+    other = make_run(
+        root, STAGE2, **placebo | {"accuracy": 0.6, "regime": "bidirectional:skip=5"}, **common
+    )  # another placebo does as well
+    assert "Where does it come from?" in words(open_page(panel="3"))
+    make_run(root, STAGE2, **placebo | {"regime": "bidirectional:skip=3"}, **common)
+    assert "Where does it come from?" in words(open_page(panel="3")), "a newer, weaker placebo"
+    shutil.rmtree(other.path)
     make_run(
         root, STAGE2, **placebo | {"accuracy": 0.6}, **common
-    )  # the newest placebo does as well
+    )  # the newest run of a placebo counts
     assert "Where does it come from?" in words(open_page(panel="3"))
 
 
