@@ -51,7 +51,7 @@ def run(parsed: argparse.Namespace) -> int:
     from bidir_core.generate import Sampling, encode_prompt, generate, to_json
 
     sampling = Sampling(parsed.max_new_tokens, parsed.temperature, parsed.top_p, parsed.seed)
-    regimes = [parse_regime(one) for one in dict.fromkeys(parsed.regime or DEFAULT_REGIMES)]
+    regimes = list(dict.fromkeys(map(parse_regime, parsed.regime or DEFAULT_REGIMES)))
     text = sys.stdin.read() if parsed.prompt == "-" else parsed.prompt
     if not text:
         raise UserError("--prompt is empty; write some text to go on from")

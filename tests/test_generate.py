@@ -176,3 +176,11 @@ def test_the_command_shows_regimes_side_by_side_and_prints_json(tiny_folder, cap
     assert len(one["next"]) == 10
     assert len(one["steps"]) == len(one["token_ids"])
     assert [step["token_id"] for step in one["steps"]] == one["token_ids"]
+
+
+def test_one_regime_under_two_names_is_shown_once(tiny_folder, capsys):
+    line = ["generate", "--model", str(tiny_folder), "--prompt", PROMPT, "--max-new-tokens", "2"]
+    line += ["--regime", "causal", "--regime", "bidirectional:lambda=0", "--json"]
+    assert cli.main(line) == 0
+    (one,) = json.loads(capsys.readouterr().out)["regimes"]
+    assert one["regime"] == "causal"
