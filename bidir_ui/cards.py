@@ -140,10 +140,13 @@ def _models(told: story.Story) -> Card:
             f"{' or '.join(extents)}; intervals in the panel.",
         )
     if published is not None:
+        run = told.published[story.STAGE2]
+        items = f" ({run.extent})" if run.limit else ""
         return Card(
             "Does it differ by model?",
             f"{fmt.points(published[2])} points",
-            "A published run of a 3B model lost this much. Numbers only: no items, so no interval.",
+            f"A published run of a 3B model{items} lost this much. Numbers only: no items, so no "
+            "interval.",
         )
     return Card("Does it differ by model?", NOT_RUN, "Run stages 1 and 2 on a second model.", False)
 
