@@ -59,7 +59,7 @@ def full(run: RunInfo) -> str:
     imported = "imported" if run.is_imported else ""
     parts = (
         run.stage_label, run.regime, trained, run.extent, run.dtype,
-        run.model.rsplit("/", 1)[-1], run.name, imported, state,
+        "" if run.model == EMBEDDED else run.model.rsplit("/", 1)[-1], run.name, imported, state,
     )  # fmt: skip
     return " · ".join(part for part in parts if part)
 
