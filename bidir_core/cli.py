@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from bidir_core import __version__
 from bidir_core.config import EvalConfig, add_arguments
 from bidir_core.errors import UserError
-from bidir_core.launched import is_helper, refuse_several
+from bidir_core.launched import ProcessLost, is_helper, refuse_several
 
 OK, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 1, 130
 # What a disk or a path can do to anybody; any other OSError is a bug and keeps its traceback.
@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except ProcessLost as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("interrupted; go on with --resume or the same line", file=sys.stderr)
         return INTERRUPTED

@@ -7,6 +7,10 @@ import os
 from bidir_core.errors import UserError
 
 
+class ProcessLost(RuntimeError):
+    """Another process of this launch failed or died; what was recorded can be gone on with."""
+
+
 def launched() -> int:
     """How many processes this one was launched with, itself included."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -14,12 +14,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from bidir_core.atomic import write_json
 from bidir_core.errors import UserError
-from bidir_core.launched import launched
+from bidir_core.launched import ProcessLost, launched
 from bidir_core.records import read_jsonl, to_line
 from bidir_core.run_writer import RunWriter
 from bidir_core.status import is_alive, this_process
@@ -67,7 +68,8 @@ def team(device: str = "auto") -> Team:
         return ALONE
     from accelerate import PartialState
 
-    state = PartialState(cpu=device == "cpu")
+    # A process may wait for another as long as a stage takes; the launcher ends them if one dies.
+    state = PartialState(cpu=device == "cpu", timeout=timedelta(days=7))
     return Team(state.process_index, state.num_processes)
 
 
@@ -132,17 +134,17 @@ class Parts:
         return {rank: state for rank, state in found.items() if state}
 
     def check(self) -> dict[int, dict[str, Any]]:
-        """The states; RuntimeError if one of the others has failed or died."""
+        """The states; ProcessLost if one of the others has failed or died."""
         states = self.states()
         for rank, state in states.items():
             if state["state"] == "failed":
-                raise RuntimeError(f"process {rank} of {self.team.world}: {state['error']}")
+                raise ProcessLost(f"process {rank} of {self.team.world}: {state['error']}")
             if state["state"] == "running" and not is_alive({**state, "heartbeat": time.time()}):
                 last = _read(self.folder / f"rank{rank}.json")
                 if last.get("state") == "done":  # it finished and ended since it was read
                     states[rank] = last
                     continue
-                raise RuntimeError(
+                raise ProcessLost(
                     f"process {rank} of {self.team.world} (pid {state['pid']} on {state['host']}) "
                     "ended before its share was scored; --resume goes on from what is recorded"
                 )

@@ -13,6 +13,7 @@ from bidir_core.config import EvalConfig
 from bidir_core.devices import device_name, peak_memory_bytes
 from bidir_core.encoding import EncodedItem
 from bidir_core.errors import UserError
+from bidir_core.launched import ProcessLost
 from bidir_core.models import LoadedModel
 from bidir_core.patching import Patch
 from bidir_core.probe import run_probe
@@ -93,7 +94,7 @@ def score_into(
         progress.close()
         if lost := {_key(one) for one in encoded} - writer.recorded:
             # Parts can vanish: a killed launch's stray process, a folder that is slow to show files.
-            raise RuntimeError(
+            raise ProcessLost(
                 f"{len(lost)} of {len(encoded)} items were recorded by none of the processes; "
                 "--resume scores them"
             )
