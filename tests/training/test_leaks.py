@@ -138,8 +138,8 @@ def test_the_probe_knows_the_leaky_objective():
 class MaskDroppedInTraining(Plan):
     """The mutant: whatever is asked for, training attends causally."""
 
-    def __init__(self, regime, layout):
-        super().__init__(CAUSAL, layout)
+    def __init__(self, regime, layout, edit=None):
+        super().__init__(CAUSAL, layout, edit)
 
 
 def test_a_mask_that_is_dropped_in_training_fails_the_probe(monkeypatch):
@@ -153,8 +153,8 @@ def test_a_mask_that_is_dropped_in_training_fails_the_probe(monkeypatch):
 
 def test_a_control_that_looks_ahead_fails_the_probe(monkeypatch):
     class NeverCausal(Plan):
-        def __init__(self, regime, layout):
-            super().__init__(parse_regime("bidirectional"), layout)
+        def __init__(self, regime, layout, edit=None):
+            super().__init__(parse_regime("bidirectional"), layout, edit)
 
     student, batch = student_of(), batch_for("3C")
     monkeypatch.setattr("bidir_core.attention.Plan", NeverCausal)
@@ -165,10 +165,11 @@ def test_a_control_that_looks_ahead_fails_the_probe(monkeypatch):
 
 def test_samples_that_see_each_other_fail_the_probe(monkeypatch):
     class OneBigItem(Plan):
-        def __init__(self, regime, layout):
+        def __init__(self, regime, layout, edit=None):
             row = torch.zeros_like(layout.item)
             time = torch.full_like(layout.exit, layout.item.shape[1])
-            super().__init__(regime, type(layout)(row, layout.position, layout.n_prefix, time))
+            one = type(layout)(row, layout.position, layout.n_prefix, time)
+            super().__init__(regime, one, edit)
 
     student, batch = student_of(), batch_for("3B")
     monkeypatch.setattr("bidir_core.attention.Plan", OneBigItem)
