@@ -402,7 +402,9 @@ def test_bad_sources(options: dict[str, Any], message: str, folder: Path) -> Non
 
 @pytest.mark.assets
 def test_unknown_split_of_the_wheel_lists_what_there_is() -> None:
-    with pytest.raises(UserError, match=r"no split 'test' in the embedded data \(it has validation\).*hub"):
+    with pytest.raises(
+        UserError, match=r"no split 'test' in the embedded data \(it has validation\).*hub"
+    ):
         load_items(["piqa"], split="test")
     with pytest.raises(UserError, match="few-shot examples come from the 'train' split"):
         load_items(["piqa"], num_fewshot=1)
