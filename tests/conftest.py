@@ -64,3 +64,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("BIDIR_READ_ONLY", raising=False)
     monkeypatch.setattr(run_layout, "COMMITTED_RUNS", tmp_path / "none")
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's own folder is where runs are, and they may be written."""
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path))
+    monkeypatch.delenv("BIDIR_READ_ONLY", raising=False)

@@ -321,3 +321,8 @@ def make_reference(
     rows = {task: {"n": 500, "acc": acc, "acc_norm": None} for task, acc in tasks.items()}
     writer.finish(metrics={"tasks": rows, "macro": {"acc": sum(tasks.values()) / len(tasks)}})
     return Run(writer.path)
+
+
+def scored(n: int, tasks: Sequence[str] = ("piqa", "winogrande")) -> list[dict[str, Any]]:
+    """``n`` items with scores, spread over the tasks."""
+    return [score_item(item, seed=1, accuracy=0.6, data_seed=0) for item in spread_items(n, tasks)]

@@ -1,0 +1,118 @@
+"""Records and metrics: lm-eval's conventions, and numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bidir_core import records
+from bidir_core.metrics import compute_metrics
+from bidir_core.records import make_record
+from tests.factory import make_run
+
+pytestmark = pytest.mark.usefixtures("own_runs")
+
+
+HERE = Path(__file__).parent
+
+
+def record(**changes):
+    base = {
+        "task": "t", "doc_id": 0, "doc_hash": "h", "gold": 1, "contexts": ["c"],
+        "continuations": [" a much longer choice", " bb"], "n_prefix_tokens": [1],
+        "n_continuation_tokens": [4, 1], "ll": [-8.0, -4.0],
+    }  # fmt: skip
+    return make_record(**{**base, **changes})
+
+
+def test_predictions_follow_lm_eval():
+    row = record()
+    # acc: argmax of ll. acc_norm: per character without the leading space: -8/20 against -4/2.
+    assert (row["pred"], row["correct"], row["margin"]) == (1, True, 4.0)
+    assert (row["pred_norm"], row["correct_norm"]) == (0, False)
+    three = record(
+        continuations=[" a", " b", " c"], ll=[-3.0, -2.0, -2.0], n_continuation_tokens=[1, 1, 1]
+    )
+    assert three["pred"] == 1  # the first of equals, as numpy's argmax
+    assert three["margin"] == 0.0
+
+
+def test_winogrande_has_no_acc_norm():
+    row = record(contexts=["c one", "c two"], continuations=[" same"] * 2)
+    assert row["pred_norm"] is None
+    assert row["correct_norm"] is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_nan_is_an_item_error_never_an_argmax(bad):
+    row = record(ll=[bad, -4.0])
+    assert row["ll"] is None
+    assert row["pred"] is None
+    assert row["correct"] is False
+    assert "choice 0" in row["error"]
+    records.to_line(row)
+
+
+def test_stored_numbers_and_stored_prediction_cannot_disagree():
+    close = -100.0 - 1e-9  # the same number in float32
+    row = record(ll=[close, -100.0])
+    assert row["pred"] == int(np.argmax(np.asarray(row["ll"], dtype=np.float32)))
+
+
+def test_metrics_by_hand():
+    rows = [
+        record(task="a", doc_id=0),
+        record(task="a", doc_id=1, ll=[-1.0, -4.0]),
+        record(task="a", doc_id=2, ll=[math.nan, -4.0]),
+        record(
+            task="a", doc_id=3, continuations=[" a", " b", " c", " d"], n_continuation_tokens=[1] * 4,
+            ll=[-2.0, -1.0, -2.0, -2.0],
+        ),
+        record(task="winogrande", contexts=["x", "y"], continuations=[" same"] * 2),
+    ]  # fmt: skip
+    found = compute_metrics(rows)
+    assert (found["n_items"], found["n_scored"], found["n_errors"]) == (5, 4, 1)
+    a = found["tasks"]["a"]
+    assert a["n"] == 4
+    assert a["acc"] == 0.5  # the error item counts as wrong
+    assert a["acc_stderr"] == pytest.approx(math.sqrt(0.25 / 3))
+    assert a["chance"] == pytest.approx((3 * 0.5 + 0.25) / 4)
+    soft = [1 / (1 + math.exp(-4)), 1 / (1 + math.exp(3)), 1 / (1 + 3 * math.exp(-1))]
+    assert a["gold_prob"] == pytest.approx(np.mean(soft))
+    wino = found["tasks"]["winogrande"]
+    assert wino["acc_norm"] is None
+    assert wino["acc_norm_stderr"] is None
+    assert wino["acc_stderr"] is None  # one item
+    assert found["macro"]["acc"] == pytest.approx(0.75)
+    assert found["macro"]["acc_norm"] == pytest.approx((a["acc_norm"] + 1.0) / 2)
+    assert found["macro"]["chance"] == pytest.approx((a["chance"] + 0.5) / 2)
+
+
+def test_chance_and_scores_do_not_need_texts():
+    rows = [record(doc_id=i, ll=[math.nan, 0.0] if i == 0 else [-8.0, -4.0]) for i in range(4)]
+    bare = [
+        record(doc_id=i, compact=True, ll=row["ll"], error=row["error"])
+        for i, row in enumerate(rows)
+    ]
+    assert compute_metrics(bare) == compute_metrics(rows)
+
+
+def test_a_task_of_errors_only_has_numbers_and_no_crash():
+    found = compute_metrics([record(ll=[math.nan, 1.0])])
+    assert found["tasks"]["t"]["acc"] == 0
+    assert found["tasks"]["t"]["gold_prob"] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_ten_thousand_items_load_fast_and_compact_runs_are_small(tmp_path):
+    run = make_run(tmp_path, n_items=10_000, texts=False)
+    assert (run.path / "items.parquet").stat().st_size < 700_000
+    started = time.perf_counter()
+    run.items()
+    run.item("hellaswag", 1500)
+    assert time.perf_counter() - started < 4.0
