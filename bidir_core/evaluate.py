@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from bidir_core import models, processes
-from bidir_core.config import EvalConfig, changed_identity, from_json, to_json
+from bidir_core.config import EvalConfig, to_json
 from bidir_core.encoding import EncodedItem, Encoder, check_lengths
 from bidir_core.errors import UserError
 from bidir_core.items import Item, data_fingerprint
 from bidir_core.models import LoadedModel
 from bidir_core.regimes import Regime, parse_regime
+from bidir_core.resuming import resumable
 from bidir_core.run_layout import check_new_run, stage_dir_for
 from bidir_core.run_scoring import score_into, score_share
 from bidir_core.run_writer import RunWriter
 from bidir_core.scoring import auto_batch_tokens
-from bidir_core.store import Run, find_run
+from bidir_core.store import Run
 from bidir_core.tasks import check_selection, load_items
 from bidir_core.training.overlap import refuse_trained_tasks
 
@@ -71,18 +72,7 @@ def resume(
     ``given`` are the settings named on this command line; identity fields among them must agree
     with the recorded ones, else UserError names those that differ.
     """
-    run = find_run(reference, roots=[runs_dir] if runs_dir else None)
-    if run.state == "corrupt":
-        raise UserError(f"the run '{run.id}' cannot be resumed: {run.error}; start a new one")
-    if run.config.get("kind", "eval") != "eval":
-        raise UserError(f"the run '{run.id}' is not an evaluation; resume it with its own command")
-    config = from_json(EvalConfig, run.settings)
-    changed = changed_identity(config, given)
-    if changed:
-        raise UserError(
-            f"cannot resume '{run.id}' with {', '.join(changed)}: that is another run; leave the "
-            "flag out, or start a new run without --resume"
-        )
+    run, config = resumable(reference, "eval", EvalConfig, given, runs_dir=runs_dir)
     if run.state == "done":
         return run.path  # nothing left to do, and saying so twice must be harmless
     if "device" in given:

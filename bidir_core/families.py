@@ -8,12 +8,15 @@ them wherever a model must run in milliseconds. All are built from a configurati
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from bidir_core.attention import Handle, choose_implementation, install
 
 VOCAB = 260  # 256 bytes, then <pad>, <bos>, <eos>, and one to spare
 PAD, BOS, EOS = 256, 257, 258
@@ -193,3 +196,51 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
     assert (fast.pad_token_id, fast.bos_token_id, fast.eos_token_id) == (PAD, BOS, EOS)
     return fast
+
+
+@dataclass(frozen=True)
+class TinyLoaded:
+    """What the probe and the scorer read of a ``models.LoadedModel``; nothing was loaded."""
+
+    model: Any
+    tokenizer: Any
+    handle: Handle
+    name: str
+    fingerprint: str
+    n_layers: int
+    max_length: int
+    device: torch.device
+    dtype: str
+    implementation: str
+
+
+def tiny_loaded(
+    family: str = "llama",
+    *,
+    implementation: str = "auto",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    model: Any = None,
+    **changes: Any,
+) -> TinyLoaded:
+    """A tiny model with regimes installed; ``model`` brings one's own (a PEFT-wrapped one).
+
+    Raises UserError if ``implementation`` cannot compute the family right.
+    """
+    model = tiny_model(family, seed=seed, **changes) if model is None else model
+    model = model.to(device=device, dtype=dtype)
+    chosen = choose_implementation(model.config, implementation)
+    text = model.config.get_text_config()
+    return TinyLoaded(
+        model=model,
+        tokenizer=tiny_tokenizer(),
+        handle=install(model, chosen),
+        name=f"tiny-{family}",
+        fingerprint=f"tiny-{family}-{seed}",
+        n_layers=text.num_hidden_layers,
+        max_length=text.max_position_embeddings,
+        device=torch.device(device),
+        dtype=str(dtype).removeprefix("torch."),
+        implementation=chosen,
+    )

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import transformers
 
-from bidir_core.attention import IMPLEMENTATIONS, check_supported, choose_implementation, install
+from bidir_core.attention import IMPLEMENTATIONS, check_supported, choose_implementation
 from bidir_core.errors import UserError
-from bidir_core.families import ALL_FAMILIES, tiny_config, tiny_model, tiny_tokenizer
+from bidir_core.families import ALL_FAMILIES, tiny_config, tiny_loaded
 from bidir_core.probe import ProbeReport, run_probe
 
 # A window, a depth and a strength of its own: every dial that a layer must see.
@@ -84,22 +83,6 @@ class FamilyResult:
         return self.outcomes[self.automatic] == "passes"
 
 
-@dataclass(frozen=True)
-class _Built:
-    """The fields of a loaded model that the probe reads."""
-
-    model: Any
-    tokenizer: Any
-    handle: Any
-    name: str
-    fingerprint: str
-    n_layers: int
-    max_length: int
-    device: torch.device
-    dtype: str
-    implementation: str
-
-
 def probe_family(
     family: str,
     implementation: str,
@@ -112,21 +95,7 @@ def probe_family(
 
     Raises UserError if this implementation cannot compute the family right.
     """
-    model = tiny_model(family).to(device=device, dtype=dtype)
-    text = model.config.get_text_config()
-    chosen = choose_implementation(model.config, implementation)
-    loaded = _Built(
-        model=model,
-        tokenizer=tiny_tokenizer(),
-        handle=install(model, chosen),
-        name=f"tiny-{family}",
-        fingerprint="",
-        n_layers=text.num_hidden_layers,
-        max_length=text.max_position_embeddings,
-        device=torch.device(device),
-        dtype=str(dtype).removeprefix("torch."),
-        implementation=chosen,
-    )
+    loaded = tiny_loaded(family, implementation=implementation, device=device, dtype=dtype)
     return run_probe(loaded, regime)  # type: ignore[arg-type]
 
 

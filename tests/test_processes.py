@@ -85,7 +85,6 @@ def test_a_killed_process_fails_the_job_and_another_number_resumes_it(
     (folder,) = (runs_dir / "stage2_prefill_bidir_eval").iterdir()
     run = Run(folder)
     assert run.state in ("failed", "cancelled")
-    assert "rank1" not in {path.name for path in folder.iterdir()}
     recorded = {line for path in folder.rglob("*.jsonl") for line in path.read_bytes().splitlines()}
     assert 0 < len(recorded) < 60
     assert main(["eval", "--resume", run.id]) == 0  # one process now

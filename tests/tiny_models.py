@@ -7,13 +7,8 @@ laid out like a hub snapshot.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from bidir_core.attention import Handle, choose_implementation, install
 from bidir_core.families import (
     BOS,
     EOS,
@@ -22,7 +17,9 @@ from bidir_core.families import (
     PAD,
     VOCAB,
     WINDOW,
+    TinyLoaded,
     tiny_config,
+    tiny_loaded,
     tiny_model,
     tiny_tokenizer,
 )
@@ -50,47 +47,3 @@ def save_tiny_model(folder: Path | str, family: str = "llama", *, seed: int = 0)
     tiny_model(family, seed=seed).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
-
-
-@dataclass(frozen=True)
-class TinyLoaded:
-    """The same fields as ``bidir_core.models.LoadedModel``, for tests that load nothing."""
-
-    model: Any
-    tokenizer: Any
-    handle: Handle
-    name: str
-    fingerprint: str
-    n_layers: int
-    max_length: int
-    device: torch.device
-    dtype: str
-    implementation: str
-
-
-def tiny_loaded(
-    family: str = "llama",
-    *,
-    implementation: str = "auto",
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-    model: Any = None,
-    **changes: Any,
-) -> TinyLoaded:
-    """A tiny model with regimes installed; ``model`` brings one's own (a PEFT-wrapped one)."""
-    model = tiny_model(family, seed=seed, **changes) if model is None else model
-    model = model.to(dtype)
-    chosen = choose_implementation(model.config, implementation)
-    text = model.config.get_text_config()
-    return TinyLoaded(
-        model=model,
-        tokenizer=tiny_tokenizer(),
-        handle=install(model, chosen),
-        name=f"tiny-{family}",
-        fingerprint=f"tiny-{family}-{seed}",
-        n_layers=text.num_hidden_layers,
-        max_length=text.max_position_embeddings,
-        device=torch.device("cpu"),
-        dtype=str(dtype).removeprefix("torch."),
-        implementation=chosen,
-    )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bidir_core import evaluate, models, run_scoring
-from bidir_core.config import EvalConfig, changed_identity, from_json, to_json
+from bidir_core.config import EvalConfig, to_json
 from bidir_core.devices import device_name
 from bidir_core.encoding import EncodedItem
 from bidir_core.errors import UserError
@@ -31,11 +31,12 @@ from bidir_core.models import LoadedModel
 from bidir_core.progress import Progress, logging_to, terminable
 from bidir_core.records import to_table
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
+from bidir_core.resuming import resumable
 from bidir_core.run_layout import LAB, check_new_run
 from bidir_core.run_writer import RunWriter
 from bidir_core.scoring import ScoringPlan, auto_batch_tokens, plan_scoring
 from bidir_core.shared_texts import write_texts
-from bidir_core.store import Run, find_run
+from bidir_core.store import Run
 
 
 class Prompts:
@@ -112,18 +113,7 @@ def resume_lab(
     reference: str | Path, given: Mapping[str, Any], *, runs_dir: str | None = None
 ) -> Path:
     """Go on with an unfinished sweep; nothing that was scored is scored again."""
-    run = find_run(reference, roots=[runs_dir] if runs_dir else None)
-    if run.state == "corrupt":
-        raise UserError(f"the sweep '{run.id}' cannot be resumed: {run.error}; start a new one")
-    if run.config.get("kind") != "lab":
-        raise UserError(f"the run '{run.id}' is not a sweep; resume it with its own command")
-    config = from_json(LabConfig, run.settings)
-    changed = changed_identity(config, given)
-    if changed:
-        raise UserError(
-            f"cannot resume '{run.id}' with {', '.join(changed)}: that is another sweep; leave "
-            "the flag out, or start a new one without --resume"
-        )
+    run, config = resumable(reference, "lab", LabConfig, given, runs_dir=runs_dir)
     if run.state == "done":
         return run.path
     config = replace(

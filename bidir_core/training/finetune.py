@@ -10,14 +10,15 @@ import torch
 
 from bidir_core import models
 from bidir_core.attention import install, text_decoder
-from bidir_core.config import changed_identity, from_json, to_json
+from bidir_core.config import from_json, to_json
 from bidir_core.errors import UserError
 from bidir_core.models import LoadedModel
 from bidir_core.progress import LOG, logging_to, terminable
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
+from bidir_core.resuming import resumable
 from bidir_core.run_layout import stage_dir_for
 from bidir_core.run_writer import RunWriter
-from bidir_core.store import Run, find_run
+from bidir_core.store import Run
 from bidir_core.training import checkpoints
 from bidir_core.training.config import FinetuneConfig
 from bidir_core.training.data import TrainingData, prepare_data
@@ -57,16 +58,7 @@ def resume_finetune(
     ``given`` are the settings named on this command line: identity fields among them must agree
     with the recorded ones, else UserError names those that differ; runtime fields take effect.
     """
-    run = find_run(reference, roots=[runs_dir] if runs_dir else None)
-    if run.config.get("kind") != "finetune":
-        raise UserError(f"the run '{run.id}' is not a fine-tune; resume it with its own command")
-    config = from_json(FinetuneConfig, run.settings)
-    changed = changed_identity(config, given)
-    if changed:
-        raise UserError(
-            f"cannot resume '{run.id}' with {', '.join(changed)}: that is another run; leave the "
-            "flag out, or start a new run without --resume"
-        )
+    run, config = resumable(reference, "finetune", FinetuneConfig, given, runs_dir=runs_dir)
     if run.state == "done":
         return run.path
     runtime = {name: value for name, value in given.items() if name not in ("runs_dir", "name")}

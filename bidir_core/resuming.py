@@ -1,0 +1,42 @@
+"""Finding the run that ``--resume`` names, and refusing what would make it another run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bidir_core.config import changed_identity, from_json
+from bidir_core.errors import UserError
+from bidir_core.store import Run, find_run
+
+ConfigT = TypeVar("ConfigT")
+NAMES = {"eval": "an evaluation", "finetune": "a fine-tune", "lab": "a sweep"}
+
+
+def resumable(
+    reference: str | Path,
+    kind: str,
+    config_class: type[ConfigT],
+    given: Mapping[str, Any],
+    *,
+    runs_dir: str | None = None,
+) -> tuple[Run, ConfigT]:
+    """The run and its recorded settings; a finished one too (then there is nothing left to do).
+
+    ``given`` are the settings named on this command line. Raises UserError for a run that is not
+    there, is damaged or of another kind, and, naming them, for identity fields that differ.
+    """
+    run = find_run(reference, roots=[runs_dir] if runs_dir else None)
+    if run.state == "corrupt":
+        raise UserError(f"the run '{run.id}' cannot be resumed: {run.error}; start a new one")
+    if run.config.get("kind", "eval") != kind:
+        raise UserError(f"the run '{run.id}' is not {NAMES[kind]}; resume it with its own command")
+    config = from_json(config_class, run.settings)
+    changed = changed_identity(config, given)
+    if changed:
+        raise UserError(
+            f"cannot resume '{run.id}' with {', '.join(changed)}: that is another run; leave the "
+            "flag out, or start a new run without --resume"
+        )
+    return run, config
