@@ -131,7 +131,8 @@ def mcnemar_exact(broken: int, fixed: int) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment over a family of tests (the tasks)."""
-    # By hand: statsmodels' multipletests collects garbage on every call, 0.1 s in a large process.
+    # By hand: statsmodels' multipletests runs a whole garbage collection on every call, which a
+    # page with many comparisons feels. A test holds this to it.
     count = len(p_values)
     adjusted, largest = [0.0] * count, 0.0
     for rank, index in enumerate(sorted(range(count), key=p_values.__getitem__)):
