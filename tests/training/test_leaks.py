@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bidir_core.attention import Plan
+from bidir_core.attention import Plan, install
 from bidir_core.errors import UserError
 from bidir_core.regimes import CAUSAL, parse_regime
 from bidir_core.training.losses import loss_terms, passes
@@ -13,7 +13,7 @@ from bidir_core.training.objectives import OBJECTIVES
 from bidir_core.training.packing import Packer
 from bidir_core.training.student import Student, add_lora, frozen_copy
 from bidir_core.training.train_probe import run_training_probe
-from tests.tiny_models import install, tiny_loaded, tiny_model
+from tests.tiny_models import tiny_loaded, tiny_model
 from tests.training.conftest import encoded_samples
 
 
