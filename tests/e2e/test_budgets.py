@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.server import IDLE
 
 pytest.importorskip("playwright")
+pytestmark = pytest.mark.alone
 
 # page -> (main element besides the heading, budget in seconds)
 PAGES = {
