@@ -192,11 +192,7 @@ def _write(
             {"schema": 1, "passed": passed, "reports": [report.to_json() for report in reports]}
         )
         for report in reports:
-            if not report.passed:
-                raise UserError(
-                    f"the mask probe failed: {config.model} does not attend as '{report.regime}' "
-                    f"says ({report.failures[:200]}); see {writer.path / 'probe.json'}"
-                )
+            report.require(f"so there is nothing to look at; see {writer.path / 'probe.json'}")
         started = time.monotonic()
         if config.is_summary:
             from bidir_core.attend_summary import summarise

@@ -16,6 +16,7 @@ import torch
 from bidir_core.errors import UserError
 from bidir_core.layout import Layout
 from bidir_core.models import LoadedModel
+from bidir_core.probe import ProbeReport
 from bidir_core.regimes import Regime, parse_regime
 
 TOP = 10
@@ -235,9 +236,13 @@ def _candidate(loaded: LoadedModel, logprobs: torch.Tensor, token: int) -> Candi
 
 
 def to_json(
-    loaded: LoadedModel, prompt: Prompt, sampling: Sampling, made: Sequence[Generation]
+    loaded: LoadedModel,
+    prompt: Prompt,
+    sampling: Sampling,
+    made: Sequence[Generation],
+    probes: Sequence[ProbeReport],
 ) -> dict[str, Any]:
-    """What the command prints with ``--json``."""
+    """What the command prints with ``--json``. ``probes``: of each generation's regime."""
     return {
         "schema": 1,
         "model": loaded.name,
@@ -248,5 +253,8 @@ def to_json(
         "prompt": prompt.text,
         "prompt_token_ids": prompt.ids,
         "sampling": asdict(sampling),
-        "regimes": [one.to_json() for one in made],
+        "regimes": [
+            {**one.to_json(), "probe": probe.to_json()}
+            for one, probe in zip(made, probes, strict=True)
+        ],
     }

@@ -14,6 +14,7 @@ from bidir_core.regimes import parse_regime
 
 if TYPE_CHECKING:
     from bidir_core.generate import Generation
+    from bidir_core.probe import ProbeReport
 
 DEFAULT_REGIMES = ("causal", "bidirectional")
 
@@ -57,6 +58,7 @@ def run(parsed: argparse.Namespace) -> int:
         raise UserError("--prompt is empty; write some text to go on from")
     from bidir_core import models
     from bidir_core.evaluate import regime_warning
+    from bidir_core.probe import Prober
 
     plan = models.preflight(
         parsed.model,
@@ -73,18 +75,24 @@ def run(parsed: argparse.Namespace) -> int:
     for regime in regimes:
         if warning := regime_warning(loaded.training_record, regime):
             print(warning, file=sys.stderr)
+    prober = Prober(loaded)
+    probes = [prober.require(regime) for regime in regimes]
     made = [generate(loaded, prompt.ids, regime, sampling) for regime in regimes]
     if parsed.json:
-        print(json.dumps(to_json(loaded, prompt, sampling, made), indent=1, ensure_ascii=False))
+        answer = to_json(loaded, prompt, sampling, made, probes)
+        print(json.dumps(answer, indent=1, ensure_ascii=False))
     else:
-        print(as_text(made, len(prompt.ids)))
+        print(as_text(made, probes, len(prompt.ids)))
     return 0
 
 
-def as_text(made: Sequence[Generation], n_prompt: int) -> str:
-    """The next-token distributions beside each other, then the continuations."""
+def as_text(made: Sequence[Generation], probes: Sequence[ProbeReport], n_prompt: int) -> str:
+    """What was probed, then the next-token distributions beside each other, then the continuations."""
     width = 34
-    lines = [f"next token, behind a prompt of {n_prompt} tokens", ""]
+    n_checks = len(probes[0].checks)
+    regimes = ", ".join(probe.regime for probe in probes)
+    lines = [f"mask probe: {n_checks} checks passed under {regimes}"]
+    lines += [f"next token, behind a prompt of {n_prompt} tokens", ""]
     lines.append("".join(str(one.regime)[: width - 2].ljust(width) for one in made).rstrip())
     for rank in range(max(len(one.steps[0].top) for one in made)):
         cells = []

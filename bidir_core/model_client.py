@@ -36,7 +36,7 @@ class Answer:
     error: str = ""
     prompt: str = ""
     n_prompt: int = 0
-    sides: list[dict[str, Any]] = field(default_factory=list)  # steps, text, ended
+    sides: list[dict[str, Any]] = field(default_factory=list)  # probe, steps, text, ended
 
     @property
     def is_open(self) -> bool:
@@ -121,7 +121,7 @@ class ModelWorker:
             for old in list(self._answers)[: max(0, len(self._answers) - KEPT_ANSWERS + 1)]:
                 del self._answers[old]
             sides: list[dict[str, Any]] = [
-                {"steps": [], "text": "", "ended": None} for _ in regimes
+                {"probe": None, "steps": [], "text": "", "ended": None} for _ in regimes
             ]
             self._answers[name] = Answer(tuple(regimes), sides=sides)
             self._send(
@@ -186,6 +186,8 @@ class ModelWorker:
         if kind == "begin":
             answer.state, answer.prompt = "running", event["text"]
             answer.n_prompt = event["n_prompt"]
+        elif kind == "probe":
+            answer.sides[event["index"]]["probe"] = event
         elif kind == "step":
             answer.sides[event["index"]]["steps"].append(event)
         elif kind == "end":

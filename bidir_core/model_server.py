@@ -7,7 +7,8 @@ outlives the server that started it.
 In:  ``{"op": "generate", "id": .., "prompt": .., "regimes": [..], "sampling": {..}, "bos": ..,
 "chat_template": ..}``, ``{"op": "cancel", "id": ..}``, ``{"op": "stop"}``.
 Out: ``{"event": ..}`` with ``loading``, ``ready``, ``failed`` (and why), ``idle``; and for a request
-``begin`` (its prompt as tokens), ``step`` (a token, with its alternatives), ``end`` of a regime,
+``begin`` (its prompt as tokens), ``probe`` (the mask probe's checks of a regime that is in force;
+each regime is probed once, and one that is not is an ``error``), ``step`` (a token, with its alternatives), ``end`` of a regime,
 ``done``, ``cancelled`` or ``error``.
 """
 
@@ -26,6 +27,7 @@ from bidir_core.errors import UserError
 
 if TYPE_CHECKING:
     from bidir_core.models import LoadedModel
+    from bidir_core.probe import Prober
 
 IDLE_SECONDS = 300.0
 MAX_PROMPT_CHARACTERS = 100_000
@@ -102,6 +104,9 @@ class Inbox:
 
 def serve(loaded: LoadedModel, inbox: Inbox, say: Say, idle_seconds: float) -> None:
     """Answer one request after another, until told to stop or left alone."""
+    from bidir_core.probe import Prober
+
+    prober = Prober(loaded)
     while True:
         try:
             request = inbox.requests.get(timeout=idle_seconds)
@@ -112,7 +117,7 @@ def serve(loaded: LoadedModel, inbox: Inbox, say: Say, idle_seconds: float) -> N
             return
         name = str(request.get("id"))
         try:
-            _answer(loaded, request, name, inbox, say)
+            _answer(loaded, prober, request, name, inbox, say)
         except UserError as error:
             say("error", id=name, message=str(error))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -121,7 +126,7 @@ def serve(loaded: LoadedModel, inbox: Inbox, say: Say, idle_seconds: float) -> N
 
 
 def _answer(
-    loaded: LoadedModel, request: dict[str, Any], name: str, inbox: Inbox, say: Say
+    loaded: LoadedModel, prober: Prober, request: dict[str, Any], name: str, inbox: Inbox, say: Say
 ) -> None:
     from bidir_core.generate import Sampling, check, encode_prompt, end_ids, stream
 
@@ -137,6 +142,13 @@ def _answer(
     )  # fmt: skip
     regimes = [check(loaded, prompt.ids, regime, sampling) for regime in request["regimes"]]
     say("begin", id=name, n_prompt=len(prompt.ids), text=prompt.text)
+    for index, regime in enumerate(regimes):
+        if name in inbox.cancelled:
+            say("cancelled", id=name)
+            return
+        report = prober.require(regime)
+        checks = [one.name for one in report.checks]
+        say("probe", id=name, index=index, checks=checks, seconds=report.seconds)
     ends = end_ids(loaded)
     for index, regime in enumerate(regimes):
         ids: list[int] = []

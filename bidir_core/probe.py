@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bidir_core.errors import UserError
 from bidir_core.probe_checks import CHECKS, measure
 from bidir_core.regimes import Regime, parse_regime
 
@@ -57,6 +58,15 @@ class ProbeReport:
         """The failed checks in one line, empty if there are none."""
         return "; ".join(f"{c.name}: {c.detail}" for c in self.checks if not c.passed)
 
+    def require(self, otherwise: str) -> None:
+        """Raise UserError unless every check passed; ``otherwise`` ends its sentence."""
+        if not self.passed:
+            failed = ", ".join(check.name for check in self.checks if not check.passed)
+            raise UserError(
+                f"the mask probe failed ({failed}): {self.model} does not attend as "
+                f"'{self.regime}' says, {otherwise}"
+            )
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``probe.json``."""
         data = asdict(self)
@@ -84,6 +94,23 @@ def run_probe(loaded: LoadedModel, regime: Regime | str, *, seed: int = 0) -> Pr
         seconds=round(time.perf_counter() - start, 3),
         checks=checks,
     )
+
+
+class Prober:
+    """Probes one loaded model, each regime once: for what asks for many texts, not for one run."""
+
+    def __init__(self, loaded: LoadedModel):
+        self._loaded = loaded
+        self._reports: dict[Regime, ProbeReport] = {}
+
+    def require(self, regime: Regime | str) -> ProbeReport:
+        """The report on a regime. Raises UserError, now and later, if it is not in force."""
+        regime = parse_regime(regime)
+        if regime not in self._reports:
+            self._reports[regime] = run_probe(self._loaded, regime)
+        report = self._reports[regime]
+        report.require("so its text would mean nothing; the command 'probe' says more")
+        return report
 
 
 def _checks(loaded: LoadedModel, regime: Regime, seed: int) -> Iterator[Check]:

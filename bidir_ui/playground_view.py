@@ -236,10 +236,18 @@ def draw(found: Answer) -> None:
         with column:
             html.show(el("h2", regime, cls="b-h3"))
             if not side["steps"]:
-                widgets.note("Not yet." if found.is_open else "Nothing.")
+                waits = "Reading the prompt …" if side.get("probe") else "Probing the mask …"
+                widgets.note(waits if found.is_open else "Nothing.")
                 continue
+            widgets.note(probed(side["probe"]))
             html.show(next_tokens(side["steps"][0]))
             html.show(continuation(side))
+
+
+def probed(probe: Mapping[str, Any]) -> Html:
+    """That the model was found to attend as the regime says; the checks in the tool tip."""
+    checks = probe["checks"]
+    return span("", f"Mask probe: {len(checks)} checks passed", title=", ".join(checks))
 
 
 def next_tokens(step: Mapping[str, Any]) -> Html:

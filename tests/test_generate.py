@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
-from bidir_core import cli
+from bidir_core import attention, cli
 from bidir_core.errors import UserError
 from bidir_core.generate import Sampling, encode_prompt, generate, stream
 from bidir_core.layout import Layout
-from bidir_core.regimes import parse_regime
+from bidir_core.regimes import CAUSAL, parse_regime
 from tests.tiny_models import BOS, EOS, tiny_loaded
 
 PROMPT = "Which of these, then, keeps the longest?"
@@ -176,6 +176,32 @@ def test_the_command_shows_regimes_side_by_side_and_prints_json(tiny_folder, cap
     assert len(one["next"]) == 10
     assert len(one["steps"]) == len(one["token_ids"])
     assert [step["token_id"] for step in one["steps"]] == one["token_ids"]
+
+
+def drop_the_mask(monkeypatch):
+    """The mutant: whatever is asked for, the prompt is read causally."""
+    honest = attention.Plan.mask
+    monkeypatch.setattr(
+        attention.Plan, "mask",
+        lambda plan, *a, **k: honest(attention.Plan(CAUSAL, plan.layout), *a, **k),
+    )  # fmt: skip
+
+
+def test_a_regime_that_is_not_in_force_has_no_text(tiny_folder, capsys, monkeypatch):
+    line = ["generate", "--model", str(tiny_folder), "--prompt", PROMPT, "--max-new-tokens", "2"]
+    assert cli.main(line) == 0
+    assert "checks passed under causal, bidirectional\n" in capsys.readouterr().out
+    drop_the_mask(monkeypatch)
+    assert cli.main(line) == 2
+    out, error = capsys.readouterr()
+    assert not out
+    assert "the mask probe failed (visible_keys" in error
+    assert "does not attend as 'bidirectional' says" in error
+    assert error.count("\n") == 1
+    assert cli.main([*line, "--regime", "causal", "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)["regimes"]
+    assert one["probe"]["passed"] is True
+    assert one["probe"]["regime"] == "causal"
 
 
 def test_one_regime_under_two_names_is_shown_once(tiny_folder, capsys):

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from bidir_core import models
+from bidir_core import model_server, models, probe
 from bidir_core.errors import UserError
 from bidir_core.generate import Sampling, encode_prompt, generate
 from bidir_core.jobs import child_environment
 from bidir_core.model_client import Answer, ModelWorker
+from tests.test_generate import drop_the_mask
+from tests.tiny_models import tiny_loaded
 
 LONG = 60.0
 
@@ -57,6 +61,7 @@ def test_it_answers_as_the_library_does(worker, tiny_folder):
     assert answer.n_prompt == len(ids)
     for regime, side in zip(answer.regimes, answer.sides, strict=True):
         ours = generate(loaded, ids, regime, Sampling(5))
+        assert "visible_keys" in side["probe"]["checks"]
         assert side["text"] == ours.text
         assert [step["text"] for step in side["steps"]] == [s.chosen.text for s in ours.steps]
         assert side["steps"][0]["top"][0][1] == pytest.approx(
@@ -83,6 +88,41 @@ def test_a_bad_request_is_answered_and_the_model_stays(worker, changes, says):
     assert says in answer.error
     assert worker.state == "ready"
     assert ask(worker).state == "done"
+
+
+def served(requests, cancelled=()):
+    """The events with which a worker answers requests."""
+    inbox = SimpleNamespace(requests=queue.Queue(), cancelled=set(cancelled))
+    for request in (*requests, {"op": "stop"}):
+        inbox.requests.put({"op": "generate", "prompt": "What then?"} | request)
+    events = []
+    model_server.serve(
+        tiny_loaded("llama"), inbox, lambda event, **values: events.append((event, values)), LONG
+    )
+    return events
+
+
+def test_a_regime_is_probed_once_and_refused_as_often_as_it_is_asked_for(monkeypatch):
+    drop_the_mask(monkeypatch)
+    probed = []
+
+    def counted(loaded, regime):
+        probed.append(str(regime))
+        return honest(loaded, regime)
+
+    honest = probe.run_probe
+    monkeypatch.setattr(probe, "run_probe", counted)
+    short = {"sampling": {"max_new_tokens": 1}}
+    asked = [["causal"], ["causal", "bidirectional"], ["bidirectional"]]
+    events = served([{"id": n, "regimes": r} | short for n, r in enumerate(asked)])
+    assert probed == ["causal", "bidirectional"]
+    by_request = [[kind for kind, values in events if values["id"] == str(n)] for n in range(3)]
+    assert by_request == [
+        ["begin", "probe", "step", "end", "done"],
+        ["begin", "probe", "error"],
+        ["begin", "error"],
+    ]
+    assert "does not attend as 'bidirectional' says" in events[-1][1]["message"]
 
 
 def test_an_answer_can_be_cancelled(worker):

@@ -94,8 +94,8 @@ def test_a_link_asks_the_same_and_both_sides_are_drawn_inert(root, pretend):
     top = [[HOSTILE, -0.1], [" x\n", -3.0]]
     step = {"text": HOSTILE, "logprob": -0.1, "top": top}
     sides = [
-        {"steps": [step], "text": HOSTILE, "ended": True},
-        {"steps": [], "text": "", "ended": None},
+        {"probe": {"checks": ["visible_keys"]}, "steps": [step], "text": HOSTILE, "ended": True},
+        {"probe": None, "steps": [], "text": "", "ended": None},
     ]
     given = Answer(("causal", "bidirectional:sink=1"), "done", n_prompt=7, sides=sides)
     worker = pretend("ready", answer=given)
@@ -116,6 +116,7 @@ def test_a_link_asks_the_same_and_both_sides_are_drawn_inert(root, pretend):
     )  # fmt: skip
     text = words(app)
     assert "prompt of 7 tokens" in text
+    assert "Mask probe: 1 checks passed" in text
     assert "the text ends here" in text
     assert "90.5 %" in text
     assert "␣x↵" in text
