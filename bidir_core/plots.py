@@ -10,8 +10,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 GREY, BLUE, RED, GREEN = "#7f7f7f", "#0072B2", "#D55E00", "#009E73"
+# By code of a training objective: 3B, its control, distillation, the leaky one.
+OBJECTIVE_COLOURS = {"3B": BLUE, "3C": GREY, "distill": GREEN, "3A": RED}
 FAINT = "rgba(127,127,127,0.28)"
 ROW_PIXELS = 38
+# For axes whose margins are given: a browser that measures the labels draws half as fast.
+MEASURED = {"automargin": False, "ticklabeloverflow": "allow"}
 MASK_COLOURS = ("rgba(127,127,127,0.10)", GREY, BLUE, RED)  # hidden, back, ahead, lost
 
 
@@ -28,11 +32,12 @@ def _rows_figure(
         bargap=0.4,
     )
     figure.update_xaxes(
-        zeroline=False, showgrid=True, gridcolor=FAINT, gridwidth=1, fixedrange=True
+        zeroline=False, showgrid=True, gridcolor=FAINT, gridwidth=1, fixedrange=True, **MEASURED
     )
     figure.update_yaxes(
-        range=[n_rows - 0.5, -0.5], showgrid=False, zeroline=False, fixedrange=True, ticks=""
-    )
+        range=[n_rows - 0.5, -0.5], showgrid=False, zeroline=False, fixedrange=True, ticks="",
+        **MEASURED,
+    )  # fmt: skip
     return figure
 
 

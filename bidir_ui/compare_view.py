@@ -1,11 +1,8 @@
-"""The Compare page's parts: 2x2 tables, slices, retention above no context, mismatches, curves."""
+"""The Compare page's parts: 2x2 tables, slices, retention above no context, mismatches."""
 
 from __future__ import annotations
 
-import json
-
 import pandas as pd
-import plotly.graph_objects as go
 import streamlit as st
 
 from bidir_core import compare as core
@@ -131,49 +128,3 @@ def show_mismatches(a: RunInfo, b: RunInfo) -> None:
         ]
         head = ("What differs", "Baseline", "Candidate", "Why it matters")
         html.show(widgets.table(head, rows, left=(1, 2, 3)))
-
-
-def curves(runs: tuple[RunInfo, ...], a: RunInfo) -> None:
-    """Recovery while training: quick evaluations of fine-tunes under both regimes."""
-    widgets.heading("Recovery while training")
-    figure = go.Figure()
-    for run in runs:
-        if run.kind != "finetune" or run.model != a.model:
-            continue
-        for name, dash in (("causal", "dot"), ("bidirectional", "solid")):
-            steps, values = _curve(run, name)
-            if steps:
-                label = f"{run.stage_label} {run.name} · {name}"
-                figure.add_scatter(
-                    x=steps, y=[100 * v for v in values], mode="lines+markers",
-                    name=plots.inert(label), line={"dash": dash},
-                )  # fmt: skip
-    if not figure.data:
-        widgets.not_run(
-            "A fine-tune records quick evaluations under both regimes as it goes.",
-            "python -m bidir_core finetune --prompt-bidir-response-causal-train",
-        )
-        return
-    figure.update_layout(height=340, margin={"l": 60, "r": 20, "t": 10, "b": 50})
-    figure.update_xaxes(title="step")
-    figure.update_yaxes(title="accuracy of quick evaluations, %")
-    widgets.chart(figure, "Accuracy while training, per fine-tune and regime.", key="curves")
-
-
-def _curve(run: RunInfo, regime: str) -> tuple[list[float], list[float]]:
-    """Steps and accuracies of ``curve.jsonl``'s quick evaluations under one regime."""
-    steps, values = [], []
-    try:
-        text = (data.run_of(run).path / "curve.jsonl").read_text(encoding="utf-8")
-    except OSError:
-        return [], []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-            value = row["evals"][regime]
-            value = value["acc"] if isinstance(value, dict) else value
-            steps.append(float(row["step"]))
-            values.append(float(value))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return steps, values

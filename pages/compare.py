@@ -3,7 +3,7 @@
 import streamlit as st
 
 from bidir_core.errors import UserError
-from bidir_ui import analysis, compare_view, pair, pair_view, shell, slices, widgets
+from bidir_ui import analysis, compare_view, pair, pair_view, recovery_view, shell, slices, widgets
 
 page = shell.start("compare")
 
@@ -34,4 +34,4 @@ with shell.guard():
     frame = analysis.flips(a, b, metric)
     compare_view.slice_charts(frame, key=f"{a.id}-{b.id}-{metric}")
 
-    compare_view.curves(page.runs, a)
+    recovery_view.show(page.runs, a.model)
