@@ -9,7 +9,8 @@ import pandas as pd
 import streamlit as st
 
 from bidir_core import store
-from bidir_core.lab.summary import removed_sentence, summarise
+from bidir_core.lab.summary import Sweep, summarise
+from bidir_core.lab.verdicts import best_of_dials, removed_sentence
 from bidir_core.regimes import parse_regime
 from bidir_ui import fmt
 from bidir_ui.data import RunInfo
@@ -85,8 +86,20 @@ def load(info: RunInfo, runs: tuple[RunInfo, ...], metric: str) -> Lab:
 def _summary(path: str, modified: float, stamps: tuple[Any, ...]) -> dict[str, Any]:
     run = store.Run(path)
     if run.metrics is not None:
-        return run.metrics
+        return _judged_together(run, run.metrics)
     return summarise(run) if run.state != "corrupt" else {}
+
+
+def _judged_together(run: store.Run, found: dict[str, Any]) -> dict[str, Any]:
+    """A summary whose dials' best points are adjusted for one another, also one of an earlier
+    version, which judged each by itself."""
+    kinds = found.get("best_of_dials")
+    if not isinstance(kinds, dict) or not kinds:
+        return found
+    if all("family" in one for dials in kinds.values() for one in dials.values()):
+        return found
+    sweep = Sweep(run)
+    return {**found, "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in kinds}}
 
 
 def measured(lab: Lab, slug: str, measure: str) -> tuple[float, float, float]:

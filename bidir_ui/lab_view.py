@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from bidir_core import store
+from bidir_core import store, words
 from bidir_ui import fmt, html, lab_data, url, widgets
 from bidir_ui.data import EMBEDDED, RunInfo
 from bidir_ui.lab_data import MEASURES, Lab
@@ -101,20 +101,32 @@ def verdict(lab: Lab) -> None:
                 else ""
             )
         )
+    best_of_dials(lab)
+
+
+def best_of_dials(lab: Lab) -> None:
+    """The best point of each dial: several questions to the same items, judged together."""
     kinds = (lab.found.get("best_of_dials") or {}).get(lab.metric) or {}
-    if len(kinds) > 1:
-        with st.expander("The best point of each dial"):
-            rows = [
-                (
-                    kind,
-                    _to_point(lab, one),
-                    fmt.count(one["n_candidates"]),
-                    fmt.tie(one["sentence"]),
-                )
-                for kind, one in kinds.items()
-            ]
-            head = ("Dial", "Best point", "Of", "In words")
-            html.show(widgets.table(head, rows, left=(0, 1, 3)))
+    if len(kinds) < 2:
+        return
+    with st.expander("The best point of each dial"):
+        widgets.note(
+            f"{len(kinds)} dials ask the same items: intervals are simultaneous (Bonferroni, all "
+            "hold together 95 % of the time), and p, of removing nothing of the damage, is after "
+            "Holm over the dials."
+        )
+        rows = [
+            (
+                kind,
+                _to_point(lab, one),
+                fmt.count(one["n_candidates"]),
+                words.p_text(one["family"]["p_holm"]) or fmt.NONE,
+                fmt.tie(one["sentence"]),
+            )
+            for kind, one in kinds.items()
+        ]
+        head = ("Dial", "Best point", "Of", "p (Holm)", "In words")
+        html.show(widgets.table(head, rows, left=(0, 1, 4)))
 
 
 def _to_point(lab: Lab, one: dict[str, Any]) -> html.Html:

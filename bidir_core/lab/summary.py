@@ -4,16 +4,14 @@ All differences are paired. The *damage* is causal minus bidirectional; a point 
 (point - bidirectional) / (causal - bidirectional) of it, with a paired bootstrap interval (items
 resampled within tasks, seeded); no share is stated where the damage itself is not separable from 0.
 
-The best of many points looks better than it is. So it is chosen on the ``explore`` half of the
-items and judged on the ``confirm`` half, which had no part in choosing it. With one half only, or
-for any point that a reader picks, numbers are exploratory.
+Which point is the best, and what that verdict is worth, is in ``verdicts``. For any point that a
+reader picks, numbers are exploratory.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +19,7 @@ import numpy as np
 
 from bidir_core import stats, words
 from bidir_core.lab.points import Condition, Point
+from bidir_core.lab.verdicts import best, best_of_dials, percent
 from bidir_core.pairing import METRICS, pair
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
 from bidir_core.sampling import fold_of
@@ -55,23 +54,39 @@ class Outcomes:
         found = self.split(slug, self.mask(slug, half=half)).values()
         return float(np.mean([one.mean() for one in found])) if all(map(len, found)) else math.nan
 
-    def delta(self, first: str, second: str, half: str | None = None) -> stats.Estimate | None:
+    def delta(
+        self,
+        first: str,
+        second: str,
+        half: str | None = None,
+        *,
+        confidence: float = stats.CONFIDENCE,
+    ) -> stats.Estimate | None:
         """Macro accuracy of ``second`` minus ``first``, as ``compare`` has it."""
         mask = self.mask(first, second, half=half)
         a, b = self.split(first, mask), self.split(second, mask)
         if not a or not all(map(len, a.values())):
             return None
-        return stats.macro_delta([stats.paired_delta(a[task], b[task]) for task in a])
+        deltas = [stats.paired_delta(a[task], b[task], confidence=confidence) for task in a]
+        return stats.macro_delta(deltas)
 
     def removed(
-        self, causal: str, bidirectional: str, slug: str, half: str | None = None
+        self,
+        causal: str,
+        bidirectional: str,
+        slug: str,
+        half: str | None = None,
+        *,
+        confidence: float = stats.CONFIDENCE,
     ) -> stats.Retention | None:
         """Which share of the damage a point removes."""
         mask = self.mask(causal, bidirectional, slug, half=half)
         base, floor = self.split(causal, mask), self.split(bidirectional, mask)
         if not base or not all(map(len, base.values())):
             return None
-        return stats.above_floor_retention(base, self.split(slug, mask), floor)
+        return stats.above_floor_retention(
+            base, self.split(slug, mask), floor, confidence=confidence
+        )
 
 
 def outcomes(causal: Run, runs: Mapping[str, Run], metric: str) -> Outcomes:
@@ -126,7 +141,14 @@ class Sweep:
             self._outcomes[slot] = outcomes(self.runs[causal], mine, metric)
         return self._outcomes[slot]
 
-    def numbers(self, slug: str, metric: str, half: str | None = None) -> dict[str, Any]:
+    def numbers(
+        self,
+        slug: str,
+        metric: str,
+        half: str | None = None,
+        *,
+        confidence: float = stats.CONFIDENCE,
+    ) -> dict[str, Any]:
         """A point's accuracy, its difference to causal, and the share of damage it removes."""
         point = self.points[slug]
         found = self.outcomes(point.condition, metric)
@@ -138,10 +160,10 @@ class Sweep:
         out["value"] = _number(found.accuracy(slug, half))
         out["half_width"] = _half_width(found, slug, half)
         if slug != causal:
-            delta = found.delta(causal, slug, half)
+            delta = found.delta(causal, slug, half, confidence=confidence)
             out["delta"] = delta and {**asdict(delta), "verdict": stats.verdict(delta)}
             if plain is not None and slug != plain:
-                share = found.removed(causal, plain, slug, half)
+                share = found.removed(causal, plain, slug, half, confidence=confidence)
                 out["removed"] = share and asdict(share)
         return out
 
@@ -170,101 +192,6 @@ def summarise(run: Run) -> dict[str, Any]:
         "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in METRICS},
         "controls": controls.judge(sweep) if run.settings.get("controls") else [],
     }
-
-
-def candidates(sweep: Sweep) -> dict[str, list[str]]:
-    """The swept points by the dials they turn, e.g. ``sink`` or ``sink, lambda``."""
-    found: dict[str, list[str]] = {}
-    for slug, point in sweep.points.items():
-        own = point.condition == sweep.usual and point.patch is None and point.part == "sweep"
-        dials = re.findall(r"([a-z]+)=", point.regime)
-        if own and dials:
-            found.setdefault(", ".join(dials), []).append(slug)
-    return found
-
-
-def best_of_dials(sweep: Sweep, metric: str) -> dict[str, dict[str, Any]]:
-    """The best point of each kind of point, where there are several kinds."""
-    kinds = candidates(sweep)
-    if len(kinds) < 2:
-        return {}
-    found = {kind: best(sweep, metric, slugs) for kind, slugs in kinds.items()}
-    return {kind: one for kind, one in found.items() if one is not None}
-
-
-def best(sweep: Sweep, metric: str, among: Sequence[str] | None = None) -> dict[str, Any] | None:
-    """The point with the highest accuracy on ``explore`` and what ``confirm`` says of it."""
-    mine = among or [slug for slugs in candidates(sweep).values() for slug in slugs]
-    found = sweep.outcomes(sweep.usual, metric)
-    if found is None or not mine:
-        return None
-    halved = sweep.fold == "all" and all(
-        len(set(found.task[found.halves == half])) == len(set(found.task))
-        for half in ("explore", "confirm")
-    )
-    chosen_on, judged_on = ("explore", "confirm") if halved else (None, None)
-    scores = [found.accuracy(slug, chosen_on) for slug in mine]
-    if all(map(math.isnan, scores)):
-        return None
-    slug = mine[int(np.nanargmax(scores))]  # of equal ones the first
-    numbers = sweep.numbers(slug, metric, judged_on)
-    return {
-        "slug": slug,
-        "regime": sweep.points[slug].regime,
-        "n_candidates": len(mine),
-        "exploratory": not halved,
-        "chosen_on": sweep.numbers(slug, metric, chosen_on),
-        "confirm" if halved else "same_items": numbers,
-        "sentence": best_sentence(sweep.points[slug].regime, numbers, len(mine), halved),
-    }
-
-
-def best_sentence(regime: str, numbers: Mapping[str, Any], n_candidates: int, halved: bool) -> str:
-    """The verdict on the best point, and on which items it rests."""
-    if halved:
-        basis = (
-            f"Chosen as the best of {n_candidates} on the explore half, judged on the confirm half."
-        )
-        if n_candidates == 1:
-            basis = "Judged on the confirm half."
-    else:
-        basis = f"Exploratory: the best of {n_candidates} on these same items."
-    return f"{removed_sentence(regime, numbers)}. {basis}"
-
-
-def removed_sentence(name: str, numbers: Mapping[str, Any]) -> str:
-    """``sink=1 removes 103 % of the damage (95 % CI 71 to 140 %, n = 1,150)``."""
-    share, delta = numbers.get("removed"), numbers.get("delta")
-    short = name.removeprefix("bidirectional:")
-    if share and share["value"] is not None:
-        low, high, n = share["low"], share["high"], words.count(share["n"])
-        return (
-            f"{short} removes {percent(share['value'])} % of the damage (95 % CI "
-            f"{percent(low)} to {percent(high)} %, n = {n}){_meaning(low, high)}"
-        )
-    if delta is None:
-        return f"{short}: no paired difference yet"
-    found = (
-        f"{short} differs from causal by {words.points(delta['value'], signed=True)} points (95 % "
-        f"CI {words.points(delta['low'], signed=True)} to "
-        f"{words.points(delta['high'], signed=True)}, n = {words.count(delta['n'])})"
-    )
-    if share:
-        found += "; the damage itself is not separable from 0 here, so no share of it is stated"
-    return found
-
-
-def _meaning(low: float, high: float) -> str:
-    """What the interval leaves open."""
-    if low <= 0 <= high:
-        return "; not separable from removing nothing"
-    if high < 0:
-        return "; it adds damage"
-    return "; part of it stays" if high < 1 else ""
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.0f}".replace("-0", "0") if abs(share) < 0.005 else f"{100 * share:.0f}"
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
