@@ -96,7 +96,7 @@ def test_what_is_wrong_is_said_and_cannot_be_started(root, query, says):
 
 
 def test_the_question_names_what_is_fetched_and_a_second_start_is_the_same_job(root, monkeypatch):
-    monkeypatch.setattr(jobs, "ensure_worker", lambda device, folder: None)
+    monkeypatch.setattr("bidir_core.jobs.control.ensure_worker", lambda device, folder: None)
     app = open_page(PAGE, stage="stage2")
     app.button(key="launch-dry").click().run()
     assert {one.name for one in assets.missing()} == set(assets.default_names())
@@ -111,7 +111,7 @@ def test_the_question_names_what_is_fetched_and_a_second_start_is_the_same_job(r
 
 
 def test_the_second_model_is_offered_with_its_size_and_terms(root, monkeypatch):
-    monkeypatch.setattr(jobs, "ensure_worker", lambda device, folder: None)
+    monkeypatch.setattr("bidir_core.jobs.control.ensure_worker", lambda device, folder: None)
     app = open_page(PAGE, stage="stage2", **{"f.model": "gemma3-270m"})
     (chosen,) = [box for box in app.selectbox if box.label == "Model"]
     assert chosen.value == "gemma3-270m"

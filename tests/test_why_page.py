@@ -75,7 +75,7 @@ def test_another_items_or_regimes_explanation_is_not_shown(root):
 
 
 def test_the_button_asks_once_and_starts_one_job(root, monkeypatch):
-    monkeypatch.setattr(jobs, "ensure_worker", lambda device, folder: None)
+    monkeypatch.setattr("bidir_core.jobs.control.ensure_worker", lambda device, folder: None)
     a, b = pair(root)
     app = open_page("pages/item.py", a=a.id, b=b.id, item=ITEM)
     app.button(key="why-start").click().run()

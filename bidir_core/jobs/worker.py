@@ -1,6 +1,6 @@
 """The worker of one device: runs its queued jobs one after another, and ends with the queue.
 
-``python -m bidir_core.job_worker DEVICE JOBS_FOLDER``, started by :mod:`bidir_core.jobs`. It
+``python -m bidir_core.jobs.worker DEVICE JOBS_FOLDER``, started by :mod:`bidir_core.jobs.queues`. It
 outlives the server that started it, and a job outlives it: the next worker adopts that job.
 """
 
@@ -18,18 +18,20 @@ from typing import Any
 
 import filelock
 
-from bidir_core import jobs
 from bidir_core.atomic import write_json
-from bidir_core.jobs import Job
+from bidir_core.jobs.files import changing, find_job, list_jobs, log_tail, update
+from bidir_core.jobs.job import Job, command_text
+from bidir_core.jobs.queues import child_environment, worker_file
 from bidir_core.status import is_alive, this_process
 
+JOB_DIR_VARIABLE = "BIDIR_JOB_DIR"
 LOOK_SECONDS = 0.1  # how often a job's process and its cancel mark are looked at
 
 
 def work(device: str, root: Path) -> None:
     """Run the device's queue until it is empty. Returns at once if another worker does."""
-    lock = filelock.FileLock(jobs.worker_file(root, device, ".lock"), timeout=0)
-    mark = jobs.worker_file(root, device)
+    lock = filelock.FileLock(worker_file(root, device, ".lock"), timeout=0)
+    mark = worker_file(root, device)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -45,26 +47,26 @@ def work(device: str, root: Path) -> None:
 
 
 def _of(device: str, root: Path, state: str) -> list[Job]:
-    found = [j for j in jobs.list_jobs(root) if j.device == device and j.stored_state == state]
+    found = [j for j in list_jobs(root) if j.device == device and j.stored_state == state]
     return sorted(found, key=lambda job: (job.queued, job.id))
 
 
 def _next(device: str, root: Path, mark: Path, lock: filelock.BaseFileLock) -> Job | None:
     """The first queued job, marked as running. With none the worker is gone before anybody can
     queue another: whoever does so next starts a new worker."""
-    with jobs.changing(root):
+    with changing(root):
         waiting = _of(device, root, "queued")
         if not waiting:
             mark.unlink(missing_ok=True)
             lock.release()
             return None
-        return jobs.update(waiting[0], stored_state="running", started=time.time(), finished=None)
+        return update(waiting[0], stored_state="running", started=time.time(), finished=None)
 
 
 def _run(job: Job) -> None:
     try:
         with open(job.log, "ab") as log:
-            log.write(f"$ {jobs.command_text(job.words_to_run)}\n".encode())
+            log.write(f"$ {command_text(job.words_to_run)}\n".encode())
             log.flush()
             process = subprocess.Popen(
                 [sys.executable, "-m", "bidir_core", *job.words_to_run],
@@ -73,8 +75,8 @@ def _run(job: Job) -> None:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a group of its own, so that a cancel reaches all of it
                 cwd=job.cwd if os.path.isdir(job.cwd) else None,
-                env=jobs.child_environment(
-                    **{jobs.JOB_DIR_VARIABLE: str(job.folder)},
+                env=child_environment(
+                    **{JOB_DIR_VARIABLE: str(job.folder)},
                     PYTHONUNBUFFERED="1",
                     TQDM_MININTERVAL="1",
                 ),
@@ -84,8 +86,8 @@ def _run(job: Job) -> None:
         return
     started = {**this_process(), "pid": process.pid}
     started["pid_started"] = _start_time(process.pid)
-    with jobs.changing(Path(job.root)):
-        job = jobs.update(job, process=started)
+    with changing(Path(job.root)):
+        job = update(job, process=started)
     _watch(job, process.poll)
     code = process.wait()
     _end(job, **_outcome(job, code))
@@ -94,7 +96,7 @@ def _run(job: Job) -> None:
 def _adopt(job: Job) -> None:
     """See to the end a job whose worker died."""
     _watch(job, lambda: None if is_alive(job.process) else 0)
-    fate = jobs.find_job(job.id, Path(job.root)).fate()
+    fate = find_job(job.id, Path(job.root)).fate()
     _end(job, stored_state=fate, error=_last_error(job) if fate == "failed" else None)
 
 
@@ -105,7 +107,7 @@ def _watch(job: Job, ended: Callable[[], int | None]) -> None:
     while ended() is None:
         changed = path.stat().st_mtime_ns if path.exists() else seen
         if changed != seen:
-            seen, now = changed, jobs.find_job(job.id, Path(job.root))
+            seen, now = changed, find_job(job.id, Path(job.root))
         if now.cancel_at is not None:
             if not asked:
                 asked = _signal(now, signal.SIGTERM)
@@ -128,7 +130,7 @@ def _signal_group(pid: int, number: int) -> None:
 
 
 def _outcome(job: Job, code: int) -> dict[str, Any]:
-    cancelled = jobs.find_job(job.id, Path(job.root)).cancel_at is not None
+    cancelled = find_job(job.id, Path(job.root)).cancel_at is not None
     if code == 0:
         return {"stored_state": "done"}
     if cancelled or code in (130, -signal.SIGTERM, -signal.SIGINT):
@@ -144,15 +146,15 @@ def _outcome(job: Job, code: int) -> dict[str, Any]:
 
 
 def _last_error(job: Job) -> str | None:
-    lines = jobs.log_tail(job, lines=40).splitlines()
+    lines = log_tail(job, lines=40).splitlines()
     said = [line for line in lines if line.startswith("error:")] or lines[-1:]
     return said[-1].removeprefix("error:").strip()[:500] if said else None
 
 
 def _end(job: Job, **changes: Any) -> None:
-    with jobs.changing(Path(job.root)):
+    with changing(Path(job.root)):
         if (job.folder / "job.json").exists():
-            jobs.update(job, finished=time.time(), **changes)
+            update(job, finished=time.time(), **changes)
 
 
 def _start_time(pid: int) -> float | None:

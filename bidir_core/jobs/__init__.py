@@ -1,0 +1,58 @@
+"""Jobs: command lines that run detached, one after another on each device.
+
+A job is exactly what the terminal takes (``python -m bidir_core eval ...``) and a folder:
+
+    <first runs root>/.jobs/<id>/job.json   what, where, state, process; replaced atomically
+                                 log.txt    everything the command printed
+                                 runs.txt   the run folders it writes, one a line, newest last
+    <first runs root>/.jobs/worker-<device>.json    the worker, while there is one
+
+:func:`submit` queues a job and starts the device's worker (:mod:`bidir_core.jobs.worker`) if none
+lives. The worker is a small detached process that runs the queue and ends when it is empty;
+nothing here needs a server, and everything is read back from files. Only the worker sends signals
+to a job, once each, so that a checkpoint being written is never interrupted a second time.
+"""
+
+from bidir_core.jobs.control import (
+    COMMANDS,
+    cancel,
+    forget,
+    go_on,
+    idempotency_key,
+    resume,
+    stalled,
+    submit,
+)
+from bidir_core.jobs.files import find_job, list_jobs, log_tail, save
+from bidir_core.jobs.job import GRACE_SECONDS, Job, JobState, command_text
+from bidir_core.jobs.queues import (
+    child_environment,
+    jobs_folder,
+    queue_device,
+    worker_file,
+    worker_lives,
+)
+
+__all__ = [
+    "COMMANDS",
+    "GRACE_SECONDS",
+    "Job",
+    "JobState",
+    "cancel",
+    "child_environment",
+    "command_text",
+    "find_job",
+    "forget",
+    "go_on",
+    "idempotency_key",
+    "jobs_folder",
+    "list_jobs",
+    "log_tail",
+    "queue_device",
+    "resume",
+    "save",
+    "stalled",
+    "submit",
+    "worker_file",
+    "worker_lives",
+]

@@ -1,0 +1,130 @@
+"""One job: a command line, where it runs, and what became of it."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bidir_core.jobs.queues import worker_lives
+from bidir_core.status import is_alive
+
+JobState = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
+# A cancelled job gets this long to write its checkpoint before it is killed.
+GRACE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job as its ``job.json`` says. Times are Unix seconds."""
+
+    id: str
+    words: tuple[str, ...]  # what follows ``python -m bidir_core``
+    device: str
+    key: str = ""
+    title: str = ""
+    cwd: str = ""
+    stored_state: JobState = "queued"
+    attempt: int = 1
+    resume_run: str | None = None
+    created: float = 0.0
+    queued: float = 0.0
+    started: float | None = None
+    finished: float | None = None
+    process: dict[str, Any] = field(default_factory=dict)  # host, pid, pid_started
+    cancel_at: float | None = None
+    grace_seconds: float = GRACE_SECONDS
+    error: str | None = None
+    estimate: dict[str, Any] = field(default_factory=dict)
+    root: str = ""  # the jobs folder it lies in; not written
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.root) / self.id
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    @property
+    def line(self) -> str:
+        """The command as one types it."""
+        return command_text(self.words)
+
+    @property
+    def words_to_run(self) -> tuple[str, ...]:
+        """The command, with ``--resume`` when it goes on with a run."""
+        return (*self.words, "--resume", self.resume_run) if self.resume_run else self.words
+
+    @property
+    def is_active(self) -> bool:
+        return self.state in ("queued", "running")
+
+    @property
+    def is_cancelling(self) -> bool:
+        return self.cancel_at is not None and self.state == "running"
+
+    @property
+    def can_resume(self) -> bool:
+        return self.state in ("cancelled", "failed", "lost")
+
+    @property
+    def state(self) -> JobState:
+        """The stored state or, where neither its process nor its worker lives, what became of it."""
+        if self.stored_state != "running":
+            return self.stored_state
+        if is_alive(self.process) or worker_lives(self.device, Path(self.root)):
+            return "running"
+        return self.fate()
+
+    def fate(self) -> JobState:
+        """What became of a job whose process ended unseen: judged by its run folder."""
+        from bidir_core.store import Run
+
+        path = self.run_path
+        state = Run(path).state if path is not None else None
+        if state == "done" and self.words[0] != "pipeline":
+            return "done"
+        if self.cancel_at is not None:
+            return "cancelled"
+        return "failed" if state == "failed" else "lost"
+
+    @property
+    def run_paths(self) -> list[Path]:
+        """The run folders it wrote to, in order, those that still exist."""
+        try:
+            text = (self.folder / "runs.txt").read_text(encoding="utf-8")
+        except OSError:
+            return []
+        paths = (Path(line) for line in dict.fromkeys(text.splitlines()) if line)
+        return [path for path in paths if path.is_dir()]
+
+    @property
+    def run_path(self) -> Path | None:
+        """The run folder it writes now, or wrote last."""
+        paths = self.run_paths
+        return paths[-1] if paths else None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long this attempt has taken so far or took."""
+        if self.started is None:
+            return None
+        end = self.finished
+        if end is None:
+            end = time.time() if self.state == "running" else _changed(self.log)
+        return max(0.0, (end or self.started) - self.started)
+
+
+def command_text(words: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "bidir_core", *words])
+
+
+def _changed(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
