@@ -26,7 +26,7 @@ class Progress:
     rate: float | None = None  # units a second
     eta_seconds: float | None = None
     unit: str = "item"
-    stage: str = ""  # of a pipeline, e.g. "stage 3 of 9: fine-tune 3B, seed 0"
+    stage: str = ""  # of a pipeline or sweep, e.g. "stage 3 of 9: fine-tune 3B, seed 0"
     n_stages: int = 0
     metric: str = ""  # e.g. acc or loss
     value: float | None = None
@@ -45,6 +45,8 @@ def progress(job: Job) -> Progress:
     if run is None or (job.state == "running" and run.state != "running"):
         return Progress(stage=stage, n_stages=n_stages)  # loading, or between two stages
     status = run.status
+    if job.words[0] == "lab":
+        stage = str(status.get("point") or "")
     training = run.config.get("kind") == "finetune"
     metric, value, half = "", None, None
     if training:

@@ -90,7 +90,14 @@ def _active(job: Job, ahead: int) -> None:
                 html.div("b", html.el("b", job.title), " ", html.el("span", state, cls="b-state"),
                          " ", html.el("small", f"{_about(job)} on {job.device}", cls="b-soft"))
             )  # fmt: skip
-        with right, st.container(horizontal=True, horizontal_alignment="right"):
+        with (
+            right,
+            st.container(
+                horizontal=True, horizontal_alignment="right", vertical_alignment="center"
+            ),
+        ):
+            if job.words[0] == "lab":  # its points can be looked at as they finish
+                _open(job, "Open in Lab")
             if not job.is_cancelling:
                 st.button(
                     "Cancel", key=f"cancel-{job.id}", on_click=_do, args=(jobs.cancel, job.id)
@@ -107,8 +114,9 @@ def _active(job: Job, ahead: int) -> None:
             )  # fmt: skip
         else:
             bar(job, progress(job))
-        with st.expander("Log and command", key=f"log-{job.id}"):
-            _details(job)
+        with st.expander("Log and command", key=f"log-{job.id}", on_change="rerun") as fold:
+            if fold.open:
+                _details(job)
 
 
 def bar(job: Job, now: Progress) -> None:
@@ -191,12 +199,12 @@ def _past(job: Job) -> None:
             if job.can_resume:
                 st.button("Resume", key=f"resume-{job.id}", on_click=_do,
                           args=(jobs.resume, job.id))  # fmt: skip
-            if job.run_path is not None:
-                _open(job)
-            with st.popover("Log", key=f"more-{job.id}"):
-                _details(job)
-                st.button("Remove from the history", key=f"forget-{job.id}", on_click=_do,
-                          args=(jobs.forget, job.id), help="The run stays.")  # fmt: skip
+            _open(job)
+            with st.popover("Log", key=f"more-{job.id}", on_change="rerun") as more:
+                if more.open:
+                    _details(job)
+                    st.button("Remove from the history", key=f"forget-{job.id}", on_click=_do,
+                              args=(jobs.forget, job.id), help="The run stays.")  # fmt: skip
 
 
 def _about(job: Job) -> str:
@@ -233,21 +241,25 @@ def _took(job: Job) -> html.Html:
         if done.estimated_memory_bytes:
             memory += f" (estimated {launch_review.size(done.estimated_memory_bytes)})"
         lines.append(html.div("", "Memory ", memory))
+    if job.words[0] == "probe":  # it writes no run: its last line is the answer
+        lines.append(html.div("", fmt.clip(jobs.log_tail(job, lines=1), 200)))
     return html.div("b b-note", *lines)
 
 
-def _open(job: Job) -> None:
+def _open(job: Job, label: str = "Open results") -> None:
     path = job.run_path
     if path is None:
         return
     run = Run(path)
     if job.words[0] == "pipeline":
         page, query = "overview", url.params()
+    elif job.words[0] == "lab":
+        page, query = "lab", url.params(sweep=run.id)
     elif run.stage in (STAGE2, STAGE4) and run.has_items:
         page, query = "compare", url.params(b=run.id)
     else:
         page, query = "runs", url.params(q=path.name)
-    st.page_link(shell.path(page), label="Open results", query_params=query)
+    st.page_link(shell.path(page), label=label, query_params=query)
 
 
 def _do(action, *arguments: str) -> None:  # type: ignore[no-untyped-def]

@@ -11,12 +11,16 @@ from bidir_core import assets, estimate, jobs, store, tasks
 from bidir_core.config import EvalConfig
 from bidir_core.errors import UserError
 from bidir_core.estimate import Estimate
+from bidir_core.lab.config import LabConfig
+from bidir_core.lab.cost import SweepEstimate, estimate_sweep
 from bidir_core.pipeline_config import PipelineConfig
+from bidir_core.probe_config import ProbeConfig
 from bidir_core.reporting.answers import LEAKY_WARNING
 from bidir_core.training.config import FinetuneConfig
 from bidir_ui import fmt, html, widgets
 from bidir_ui.data import RunInfo
-from bidir_ui.launch_view import Config, Form
+from bidir_ui.launch_form import Form
+from bidir_ui.launch_presets import Config
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
@@ -31,12 +35,16 @@ def measured(runs: tuple[RunInfo, ...]) -> list[estimate.Measured]:
 
 def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job]) -> Estimate | None:
     """Time and memory of what the form says, from this machine's earlier runs."""
-    if form.config is None:
+    config, device = form.config, jobs.queue_device(form.words)
+    if config is None:
         return None
-    return estimate.estimate(
-        form.config, jobs.queue_device(form.words), measured(runs),
-        start=estimate.start_seconds(known_jobs),
-    )  # fmt: skip
+    known, start = measured(runs), estimate.start_seconds(known_jobs)
+    if isinstance(config, LabConfig):
+        return estimate_sweep(config, device, known, start=start)
+    if isinstance(config, ProbeConfig):  # imports, weights and the probe: what any run begins with
+        nothing = EvalConfig(model=config.model, dtype=config.dtype, tasks=())
+        return estimate.estimate(nothing, device, known, start=start)
+    return estimate.estimate(config, device, known, start=start)
 
 
 def needed_assets(config: Config) -> list[assets.Missing]:
@@ -60,8 +68,13 @@ def review(form: Form, found: Estimate, runs: tuple[RunInfo, ...]) -> None:
         if found.device == "cpu":
             memory += f"; {size(free)} free now"
         cells.append(("Memory", memory))
-    unit = "samples" if form.preset.command == "finetune" else "items"
-    cells.append(("Work", f"{fmt.count(found.n_items)} {unit}, {tokens(found.n_tokens)} tokens"))
+    if isinstance(found, SweepEstimate):
+        cells.append(("Points", _points(found)))
+    if found.n_items:
+        unit = "samples" if form.preset.command == "finetune" else "items"
+        each = " a point" if isinstance(found, SweepEstimate) and not found.n_points else ""
+        work = f"{fmt.count(found.n_items)} {unit}, {tokens(found.n_tokens)} tokens{each}"
+        cells.append(("Work", work))
     cells.append(("Device", found.device))
     parts = [part for name, text in cells for part in (html.el("dt", name), html.el("dd", text))]
     html.show(html.el("dl", *parts, cls="b b-kv"))
@@ -77,6 +90,12 @@ def review(form: Form, found: Estimate, runs: tuple[RunInfo, ...]) -> None:
         widgets.banner("info", *caution)
 
 
+def _points(found: SweepEstimate) -> str:
+    number = fmt.count(found.n_points) if found.n_points else "as many as the layers make"
+    each = "" if found.point_seconds is None else f", each about {rough(found.point_seconds)}"
+    return number + each
+
+
 def cautions(config: Config | None, runs: tuple[RunInfo, ...]) -> list[tuple[str, str]]:
     """A checkpoint made here that is leaky, or was trained under another mask than it will see."""
     if not isinstance(config, EvalConfig) or not config.checkpoint:
@@ -88,7 +107,7 @@ def cautions(config: Config | None, runs: tuple[RunInfo, ...]) -> list[tuple[str
     if made is None:
         return []
     found = [("Leaky training", LEAKY_WARNING)] if made.is_leaky else []
-    if made.regime != config.regime:
+    if made.regime != config.regime and not isinstance(config, LabConfig):  # a sweep has both
         found.append(
             (
                 "Another mask than in training",

@@ -13,7 +13,7 @@ import streamlit as st
 from bidir_core import assets, estimate, model_client
 from bidir_core.errors import UserError
 from bidir_core.model_client import Answer, ModelWorker
-from bidir_ui import fmt, html, launch_review, launch_view, masks_view, url, widgets
+from bidir_ui import fmt, html, launch_fields, launch_review, masks_view, url, widgets
 from bidir_ui.data import RunInfo
 from bidir_ui.html import Html, div, el, span
 
@@ -32,9 +32,9 @@ def model_bar(runs: tuple[RunInfo, ...]) -> ModelWorker:
     worker = model_client.shared()
     left, right, act = st.columns([4, 4, 2], vertical_alignment="bottom")
     with left:
-        model = launch_view.from_runs("model", "Model", "model", "embedded, hub id or folder", runs)
+        model = launch_fields.from_runs("model", "Model", "model", "embedded, hub id or folder", runs)  # fmt: skip
     with right:
-        made = launch_view.from_runs(
+        made = launch_fields.from_runs(
             "checkpoint", "Fine-tuned checkpoint (optional)", "checkpoint", "left out: the base", runs
         )  # fmt: skip
     here = (worker.model, worker.checkpoint) == (model, made)

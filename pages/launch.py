@@ -28,6 +28,8 @@ with shell.guard():
         ahead = sum(job.is_active and job.device == device for job in known)
         with st.container(horizontal=True, vertical_alignment="center"):
             for label, words in (("Start …", form.words), ("Dry run on 5 items …", form.dry_words)):
+                if not words:  # the probe has no items
+                    continue
                 chosen = st.button(
                     label, key=f"launch-{'start' if words == form.words else 'dry'}",
                     type="primary" if words == form.words else "secondary",

@@ -11,10 +11,11 @@ import pytest
 from bidir_core import assets, cli, jobs
 from bidir_core.config import EvalConfig
 from bidir_core.jobs import Job
+from bidir_core.lab.config import LabConfig
 from bidir_core.pipeline_config import from_preset
+from bidir_core.probe_config import ProbeConfig
 from bidir_core.training.config import FinetuneConfig
-from bidir_ui import launch_view
-from bidir_ui.launch_view import PRESETS
+from bidir_ui.launch_presets import CLASSES, PRESETS
 from tests.app import open_page, words
 from tests.factory import make_run
 
@@ -46,16 +47,25 @@ def test_every_stage_shows_a_line_that_the_terminal_takes(root, stage):
     name, given = parsed(code(app)[0])
     assert name == PRESETS[stage].command
     given.pop("resume", None)
-    if PRESETS[stage].command == "pipeline":
+    asked = dict(PRESETS[stage].fixed + PRESETS[stage].begins)
+    if name == "probe":
+        given.pop("json")
+        assert ProbeConfig(**given).regime == "bidirectional"
+        return
+    if name == "lab":
+        config = LabConfig(**given | {"sweep": tuple(given.get("sweep", ()))})
+        assert config.sweep == ((asked["sweep"],) if "sweep" in asked else ())
+        assert config.controls == (stage == "lab-controls")
+        assert config.limit == 100
+    elif name == "pipeline":
         preset = given.pop("preset")
         config = from_preset({k: v for k, v in given.items() if k not in ("out", "csv", "dry_run")}, preset)  # fmt: skip
-    elif PRESETS[stage].command == "finetune":
+    elif name == "finetune":
         config = FinetuneConfig(**given)
         assert config.objective == stage
     else:
         config = EvalConfig(**given)
-        expected = dict(PRESETS[stage].fixed + PRESETS[stage].begins).get("regime")
-        assert config.regime == expected
+        assert config.regime == asked["regime"]
     assert config.seed == 3
     assert "About" not in code(app)[0]
     assert "How this is known" in words(app)
@@ -155,6 +165,8 @@ def test_each_state_of_a_job_is_shown_with_what_can_be_done(root):
     assert "gone without a word" in text
     assert "Took 3 min 20 s (estimated 3 min)" in text
     assert all("<img" not in block.proto.body for block in app.get("html"))
+    app.session_state[f"more-{failed.id}"] = True  # the log is read when it is looked at
+    app.run()
     assert any(HOSTILE in value for value in code(app))
 
 
@@ -177,7 +189,7 @@ def test_read_only_is_closed(root, monkeypatch):
 def test_a_setting_of_every_config_has_a_widget():
     """New fields appear by themselves: the form is made from the dataclasses."""
     for preset in PRESETS.values():
-        names = set(launch_view.CLASSES[preset.command].__dataclass_fields__)
+        names = set(CLASSES[preset.command].__dataclass_fields__)
         assert {*preset.front, *dict(preset.fixed)} <= names
 
 
