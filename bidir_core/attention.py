@@ -1,9 +1,10 @@
 """Put a regime into a transformers model. The only module that knows transformers' attention.
 
-transformers 5 lets every decoder layer look its attention function up by name. Two names are
-registered here, ``bidir_sdpa`` and ``bidir_eager``. Each replaces the mask by the one that the
-regime in force asks for in that layer, and then calls the ordinary function, so that soft-capping,
-grouped queries and scaling stay the model's own business.
+transformers 5 lets every decoder layer look its attention function up by name. ``bidir_sdpa`` and
+``bidir_eager`` are registered here. Each replaces the mask by the one that the regime in force asks
+for in that layer, and then calls the ordinary function, so that soft-capping, grouped queries and
+scaling stay the model's own business. Two more do without a query x key mask: ``bidir_flex``
+(:mod:`bidir_core.flex`) and ``bidir_split`` (:mod:`bidir_core.attention_split`).
 
 The mask comes from a *handle* that :func:`install` hangs on the model's attention modules. A
 forward pass outside ``handle.use(...)`` raises instead of quietly running causally: a switch that
@@ -16,18 +17,21 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import AttentionInterface
 
+from bidir_core import attention_split
 from bidir_core.errors import UserError
 from bidir_core.layout import Layout, allowed_and_ahead
 from bidir_core.regimes import Regime
 
-Implementation = Literal["sdpa", "eager"]
-IMPLEMENTATIONS: tuple[Implementation, ...] = ("sdpa", "eager")
+Implementation = Literal["sdpa", "eager", "flex", "split"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("sdpa", "eager")  # what ``auto`` chooses from
+WITHOUT_MASK: tuple[Implementation, ...] = ("flex", "split")  # opt-in
 SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 Span = tuple[int, int]
@@ -43,6 +47,7 @@ class Plan:
         self.layout = layout
         self.edit = edit
         self._masks: dict[Any, torch.Tensor] = {}
+        self._blocks: dict[Any, Any] = {}
 
     def mask(
         self,
@@ -69,6 +74,24 @@ class Plan:
             self._masks[slot] = mask[:, None]
         return self._masks[slot]
 
+    def blocks(self, layer: int, window: int | None, n_query: int, n_key: int, batch: int) -> Any:
+        """The same for FlexAttention: what the last queries of this layer see of the last keys."""
+        from bidir_core.flex import make_blocks
+
+        regime = self.regime.at_layer(layer)
+        slot = (regime, window, n_query, n_key, batch)
+        if slot not in self._blocks:
+            self._blocks[slot] = make_blocks(self.layout, regime, window, n_query, n_key, batch)
+        return self._blocks[slot]
+
+    @cached_property
+    def prefixes(self) -> tuple[tuple[int, int], ...] | None:
+        """Per item of a packed row, its prefix's tokens and how far apart their positions lie."""
+        counts = attention_split.prefix_lengths(self.layout)
+        if counts is None:
+            return None
+        return tuple(zip(counts, attention_split.longest_prefixes(self.layout)))
+
 
 class Handle:
     """What ties one model's attention modules to the regime in force. Made by :func:`install`."""
@@ -76,6 +99,7 @@ class Handle:
     def __init__(self, decoder: Any, implementation: Implementation):
         self.decoder = decoder
         self.implementation: Implementation = implementation
+        self.own_implementation = own_implementation(decoder.config, implementation)
         self.plan: Plan | None = None
 
     @contextmanager
@@ -99,7 +123,7 @@ class Handle:
     @contextmanager
     def native(self) -> Iterator[None]:
         """Run the model's own causal path: what transformers does when nothing is installed."""
-        self.decoder.set_attn_implementation(self.implementation)
+        self.decoder.set_attn_implementation(self.own_implementation)
         try:
             yield
         finally:
@@ -147,7 +171,6 @@ def _attention(implementation: Implementation) -> Any:
         handle = getattr(module, "_bidir_handle", None)
         if handle is None or handle.plan is None:
             raise RuntimeError("no regime is in force: run the model inside handle.use(...)")
-        run = _sdpa if implementation == "sdpa" else _model_eager(module)
         plan: Plan = handle.plan
         layer: int = module.layer_idx  # type: ignore[assignment]
         if plan.edit is not None:
@@ -157,19 +180,35 @@ def _attention(implementation: Implementation) -> Any:
         cropped = sliding_window is not None and n_key == sliding_window - 1 + n_query < time
         if n_key != time and not cropped:
             raise RuntimeError(f"the layout has {time} tokens where attention has {n_key} keys")
-        if spans is None or len(spans) == 1 or n_query != time:
+        if implementation == "flex":
+            from bidir_core import flex
+
+            blocks = plan.blocks(layer, sliding_window, n_query, n_key, len(query))
+            return flex.attend(module, query, key, value, blocks, **kwargs)
+        run = _model_eager(module) if implementation == "eager" else _sdpa
+        splits = plan.prefixes if implementation == "split" and n_query == time else None
+        if splits is None and (spans is None or len(spans) == 1 or n_query != time):
             # With a key/value cache the queries are the layout's last tokens; the keys are all of
             # them, or the last ones where the cache keeps no more than a sliding window needs.
             mask = plan.mask(layer, sliding_window, query.dtype, last=n_query)
             return run(module, query, key, value, mask[..., time - n_key :], **kwargs)
-        outputs = []
-        for start, end in spans:
+        regime, outputs = plan.regime.at_layer(layer), []
+        for number, (start, end) in enumerate(spans or ()):
             here = slice(start, end)
-            mask = plan.mask(layer, sliding_window, query.dtype, (start, end))
-            part, _ = run(
-                module, query[:, :, here], key[:, :, here], value[:, :, here], mask, **kwargs
-            )
-            outputs.append(part)
+            item = query[:, :, here], key[:, :, here], value[:, :, here]
+            rule = partial(plan.mask, layer, sliding_window, query.dtype, (start, end))
+            if splits is not None and attention_split.needs_no_mask(
+                regime, sliding_window, splits[number][1]
+            ):
+                n_prefix = splits[number][0]
+                rest = partial(rule, last=end - start - n_prefix)
+                outputs.append(
+                    attention_split.attend(
+                        partial(run, module), *item, n_prefix, regime.is_causal, rest, **kwargs
+                    )
+                )
+            else:
+                outputs.append(run(module, *item, rule(), **kwargs)[0])
         return torch.cat(outputs, dim=1), None
 
     return forward
@@ -180,9 +219,10 @@ def _sdpa(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor,
+    mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    is_causal: bool = False,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     for unable in ("softcap", "s_aux", "position_bias"):
@@ -191,7 +231,7 @@ def _sdpa(
                 f"{type(module).__name__} needs '{unable}', which sdpa drops; use --attn eager"
             )
     grouped = query.shape[1] != key.shape[1]
-    if grouped and query.device.type == "cuda":
+    if grouped and mask is not None and query.device.type == "cuda":
         # With a mask, CUDA's fast kernels take no grouped heads: only the slow math one does.
         n = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(n, dim=1), value.repeat_interleave(n, dim=1)
@@ -201,6 +241,7 @@ def _sdpa(
         key,
         value,
         attn_mask=mask,
+        is_causal=is_causal,
         dropout_p=dropout,
         scale=scaling,
         enable_gqa=grouped,
@@ -213,30 +254,43 @@ def _model_eager(module: nn.Module) -> Any:
     return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
 
 
-for _name in IMPLEMENTATIONS:
+for _name in (*IMPLEMENTATIONS, *WITHOUT_MASK):
     AttentionInterface.register(f"bidir_{_name}", _attention(_name))
 
 
 def choose_implementation(config: Any, requested: str = "auto") -> Implementation:
     """``sdpa``, or ``eager`` where only that computes the model right (soft caps, score sinks).
 
-    Raises UserError for an implementation that cannot honour a regime, by name.
+    ``flex`` and ``split`` build no dense mask; they are never chosen unasked. Raises UserError for
+    an implementation that cannot honour a regime, by name.
     """
     text = config.get_text_config()
-    only_eager = getattr(text, "attn_logit_softcapping", None) or text.model_type == "gpt_oss"
+    caps = bool(getattr(text, "attn_logit_softcapping", None))
+    sinks = text.model_type == "gpt_oss"
     if requested == "auto":
-        return "eager" if only_eager else "sdpa"
-    if requested == "sdpa" and only_eager:
+        return "eager" if caps or sinks else "sdpa"
+    if requested in ("sdpa", "split") and (caps or sinks):
         raise UserError(
-            f"attention 'sdpa' drops the soft caps or score sinks of {text.model_type}; "
+            f"attention '{requested}' drops the soft caps or score sinks of {text.model_type}; "
             "use --attn eager"
         )
-    if requested not in IMPLEMENTATIONS:
+    if requested == "flex" and sinks:
+        raise UserError(
+            f"attention 'flex' drops the score sinks of {text.model_type}; use --attn eager"
+        )
+    if requested not in (*IMPLEMENTATIONS, *WITHOUT_MASK):
         raise UserError(
             f"attention '{requested}' ignores the dense mask that a regime needs; "
-            "use --attn sdpa or --attn eager"
+            "use --attn sdpa or --attn eager, or flex or split, which need none"
         )
     return requested  # type: ignore[return-value]
+
+
+def own_implementation(config: Any, implementation: str) -> str:
+    """The implementation as transformers knows it: what the model runs when no regime is asked of it."""
+    if implementation in WITHOUT_MASK:
+        return choose_implementation(config)
+    return implementation
 
 
 def check_supported(config: Any) -> None:

@@ -79,7 +79,10 @@ class EvalConfig:
     )
     device: str = setting("auto", help="auto, cpu, cuda, cuda:1, mps", role="runtime")
     attn: str = setting(
-        "auto", help="attention implementation: auto, sdpa or eager", role="identity"
+        "auto",
+        help="attention implementation: auto, sdpa or eager; flex and split build no dense mask "
+        "(opt-in, not yet measured on a GPU)",
+        role="identity",
     )
     weights: str = setting(
         "dequantise",

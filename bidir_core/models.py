@@ -14,7 +14,13 @@ from typing import Any
 
 import torch
 
-from bidir_core.attention import Handle, check_supported, choose_implementation, install
+from bidir_core.attention import (
+    Handle,
+    check_supported,
+    choose_implementation,
+    install,
+    own_implementation,
+)
 from bidir_core.checkpoint import Checkpoint, apply_adapter, check_fits, open_checkpoint
 from bidir_core.devices import choose_device, choose_dtype
 from bidir_core.errors import UserError
@@ -235,7 +241,7 @@ def _read_weights(plan: Preflight, folder: Path) -> Any:
                 folder,
                 config=config,
                 dtype=plan.dtype,
-                attn_implementation=plan.implementation,
+                attn_implementation=own_implementation(config, plan.implementation),
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # refused below, by name
                 output_loading_info=True,

@@ -156,7 +156,11 @@ def _scorer(
     plan: ScoringPlan | None,
 ) -> Scorer:
     plan = plan or plan_scoring(
-        encoded, regime=regime, device=loaded.device, batch_tokens=config.batch_tokens
+        encoded,
+        regime=regime,
+        device=loaded.device,
+        batch_tokens=config.batch_tokens,
+        implementation=loaded.implementation,
     )
     patch = Patch.parse(config.patch) if config.patch else None
     return Scorer(loaded.model, loaded.handle, plan.under(regime, patch))

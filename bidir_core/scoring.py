@@ -9,17 +9,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
-from bidir_core.attention import Handle
+from bidir_core.attention import WITHOUT_MASK, Handle
 from bidir_core.encoding import EncodedItem
 from bidir_core.errors import UserError
-from bidir_core.packing import Batch, Segment, build_segments, collate, plan_batches, split_scores
+from bidir_core.layout import PADDING, Layout
+from bidir_core.packing import (
+    Batch,
+    Collated,
+    Segment,
+    build_segments,
+    collate,
+    plan_batches,
+    split_scores,
+)
 from bidir_core.patching import Patch
 from bidir_core.regimes import Regime
 
 AUTO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
 # Normalising the logits makes float32 copies; small pieces stay in a CPU's cache.
 HEAD_CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
+# FlexAttention's kernel is compiled for a shape: packed rows come in at most so many lengths.
+ROW_LENGTHS = 8
 
 
 class ItemScore(NamedTuple):
@@ -49,6 +61,7 @@ class ScoringPlan:
     """Everything decided before the model runs; depends on items and settings alone.
 
     ``patch``: whose causal keys or values replace its own while scoring (see patching).
+    ``row_step``: packed rows are lengthened to a multiple of it by padding.
     """
 
     regime: Regime
@@ -57,6 +70,7 @@ class ScoringPlan:
     batches: Sequence[Batch]
     padded: bool
     patch: Patch | None = None
+    row_step: int = 1
 
     def under(self, regime: Regime, patch: Patch | None = None) -> ScoringPlan:
         """The same plan for another regime. Causal ones share more tokens: not to be mixed."""
@@ -71,18 +85,25 @@ def plan_scoring(
     regime: Regime,
     device: torch.device,
     batch_tokens: int | None = None,
+    implementation: str = "sdpa",
 ) -> ScoringPlan:
     """Build the token trees and the batches. ``batch_tokens`` None chooses by device.
 
     On a CPU a batch is one packed row without padding, with attention item by item; elsewhere
-    rows of like length are padded, since many small kernels would leave a GPU idle.
+    rows of like length are padded, since many small kernels would leave a GPU idle. Attention
+    without a dense mask (``implementation`` flex or split) takes packed rows on every device.
     """
-    padded = device.type != "cpu"
+    padded = device.type != "cpu" and implementation not in WITHOUT_MASK
     causal = regime.is_causal
     segments = [build_segments(one, causal=causal) if not one.error else [] for one in encoded]
     tokens = batch_tokens or auto_batch_tokens(device)
     return ScoringPlan(
-        regime, encoded, segments, plan_batches(segments, tokens, padded=padded), padded
+        regime,
+        encoded,
+        segments,
+        plan_batches(segments, tokens, padded=padded),
+        padded,
+        row_step=max(1, tokens // ROW_LENGTHS) if implementation == "flex" else 1,
     )
 
 
@@ -124,6 +145,8 @@ class Scorer:
         owners = [(i, segment) for i in items for segment in self.plan.segments[i]]
         segments = [segment for _, segment in owners]
         batch = collate(segments, padded=self.plan.padded)
+        if self.plan.row_step > 1:
+            batch = lengthen(batch, self.plan.row_step)
         scores = self._token_ll(batch)
         found: dict[int, list[Any]] = {
             i: [None] * len(self.plan.encoded[i].continuations) for i in items
@@ -158,6 +181,20 @@ class Scorer:
             )
             self.cost.continuation_tokens += sum(len(tokens) for tokens in one.continuations)
         self.cost.computed_tokens += computed
+
+
+def lengthen(batch: Collated, step: int) -> Collated:
+    """The packed row with padding behind it, up to a multiple of ``step`` tokens."""
+    at, time = batch.layout, batch.ids.shape[1]
+    more = -time % step
+    layout = Layout(
+        item=pad(at.item, (0, more), value=PADDING),
+        position=pad(at.position, (0, more)),
+        n_prefix=pad(at.n_prefix, (0, more)),
+        # padding sees itself alone
+        exit=torch.cat([at.exit, torch.arange(time + 1, time + more + 1)[None]], dim=1),
+    )
+    return batch._replace(ids=pad(batch.ids, (0, more)), layout=layout)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from torch import nn
 from bidir_core.attention import Plan
 from bidir_core.encoding import EncodedItem
 from bidir_core.errors import UserError
+from bidir_core.head import token_ll
 from bidir_core.models import LoadedModel
 from bidir_core.packing import Collated, build_segments, collate, split_scores
 from bidir_core.regimes import CAUSAL, Regime
@@ -34,7 +35,8 @@ from bidir_core.training.student import Student
 
 # Tokens that leave the last layer together: more share more, until they no longer fit a cache.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 8192}
-HEAD_ROWS = 64
+# Tokens that are in a layer together: fewer stay in a CPU's cache from one operation to the next.
+PIECE_TOKENS = {"cpu": 512}
 
 
 class Rule(NamedTuple):
@@ -61,22 +63,25 @@ class _RulePlan(Plan):
     def __init__(self, rules: Sequence[Sequence[Rule]], collated: Collated):
         super().__init__(CAUSAL, collated.layout)
         self.rules = rules
+        self.here = slice(None)  # the rows that are in the layer now
         self._plans: dict[Regime, Plan] = {}
-        self._stacks: dict[Any, torch.Tensor] = {}
+        self._one: dict[Any, torch.Tensor] = {}
 
     def mask(
         self, layer: int, window: int | None, dtype: torch.dtype, span: Any = None, last: Any = None
     ) -> torch.Tensor:
-        rules = tuple(self.rules[layer])
-        slot = (rules, window, dtype)
-        if slot not in self._stacks:
-            if len(self._stacks) > 4:  # one layer's are large, and hardly any layer asks twice
-                self._stacks.clear()
-            one = {rule: self.rule_mask(rule, window, dtype) for rule in dict.fromkeys(rules)}
-            # A single rule for all rows broadcasts.
-            stack = [one[rule] for rule in rules] if len(one) > 1 else list(one.values())
-            self._stacks[slot] = torch.cat(stack)
-        return self._stacks[slot]
+        rules = tuple(self.rules[layer][self.here])
+        known = dict.fromkeys(rules)
+        for rule in known:
+            if (rule, window, dtype) not in self._one:
+                self._one[rule, window, dtype] = self.rule_mask(rule, window, dtype)
+        # A single rule for all rows broadcasts.
+        return torch.cat(
+            [self._one[rule, window, dtype] for rule in (rules if len(known) > 1 else known)]
+        )
+
+    def blocks(self, *_: Any) -> Any:
+        raise UserError("variants of a layer's attention need masks; use --attn sdpa or eager")
 
     def rule_mask(self, rule: Rule, window: int | None, dtype: torch.dtype) -> torch.Tensor:
         """``[1, 1, query, key]``: the regime's mask, restored rows taken from the causal one."""
@@ -109,6 +114,7 @@ class VariantScorer:
         self.computed_tokens = 0
         tokens = BATCH_TOKENS.get(loaded.device.type, 2048)
         self.rows = max(1, tokens // self.n_tokens)
+        self.piece = max(1, PIECE_TOKENS.get(loaded.device.type, tokens) // self.n_tokens)
 
     @property
     def n_tokens(self) -> int:
@@ -141,27 +147,33 @@ class VariantScorer:
         parents, rules, ends = _tree(variants)
         plan = _RulePlan(rules, self.collated)
         handle, ids = self.loaded.handle, self.collated.ids
-        with handle.use_plan(plan), _branching(self.layers, parents, ids.shape[1]):
+        with (
+            handle.use_plan(plan),
+            _branching(self.layers, parents, ids.shape[1]),
+            _in_pieces(self.layers, plan, self.piece),
+        ):
             hidden = self.student.decoder(
                 input_ids=ids, position_ids=self.collated.layout.position, use_cache=False
             ).last_hidden_state
         self.computed_tokens += sum(map(len, rules)) * ids.shape[1] // len(rules)
-        return [self._ll(hidden[row]) for row in ends]
+        return self._ll(hidden, ends)
 
-    def _ll(self, hidden: torch.Tensor) -> tuple[float, ...]:
-        """Per choice, from one row's last hidden states ``[time, width]``."""
-        batch = self.collated
-        norms, picked = [], torch.empty(len(batch.target), device=hidden.device)
-        for start in range(0, len(batch.head), HEAD_ROWS):
-            logits = self.student.logits(hidden[batch.head[start : start + HEAD_ROWS]]).float()
-            norms.append(logits.logsumexp(-1))
-            here = (batch.source >= start) & (batch.source < start + HEAD_ROWS)
-            picked[here] = logits[batch.source[here] - start, batch.target[here]]
-        scores = (picked - torch.cat(norms)[batch.source]).cpu().double().numpy()
-        found: dict[int, float] = {}
-        for _, choice, token_ll in split_scores(self.segments, scores):
-            found[choice] = float(np.sum(token_ll))
-        return tuple(found[choice] for choice in sorted(found))
+    def _ll(self, hidden: torch.Tensor, ends: Sequence[int]) -> list[tuple[float, ...]]:
+        """Per variant and choice, from the last hidden states ``[row, time, width]``."""
+        batch, width = self.collated, hidden.shape[-1]
+        predicting = hidden[ends][:, batch.head].reshape(-1, width)
+        first = torch.arange(len(ends), device=hidden.device)[:, None] * len(batch.head)
+        scores = token_ll(
+            self.student,
+            predicting,
+            (batch.source[None] + first).flatten(),
+            batch.target.repeat(len(ends)),
+        )
+        found = []
+        for row in scores.reshape(len(ends), -1).cpu().double().numpy():
+            ll = {c: float(np.sum(part)) for _, c, part in split_scores(self.segments, row)}
+            found.append(tuple(ll[choice] for choice in sorted(ll)))
+        return found
 
 
 def _dense(batch: Collated, device: torch.device) -> Collated:
@@ -226,3 +238,29 @@ def _branching(
     finally:
         for one in hooks:
             one.remove()
+
+
+@contextmanager
+def _in_pieces(layers: Sequence[nn.Module], plan: _RulePlan, n_rows: int) -> Iterator[None]:
+    """Run each layer on so many rows at a time; rows do not see each other."""
+
+    def pieces_of(forward: Any) -> Any:
+        def run(hidden: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+            found = []
+            for start in range(0, len(hidden), n_rows):
+                plan.here = slice(start, start + n_rows)
+                found.append(forward(hidden[plan.here], *arguments, **named))
+            plan.here = slice(None)
+            if isinstance(found[0], tuple):
+                return (torch.cat([one[0] for one in found]), *found[0][1:])
+            return torch.cat(found)
+
+        return run
+
+    try:
+        for layer in layers:
+            layer.forward = pieces_of(layer.forward)  # type: ignore[method-assign]
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)

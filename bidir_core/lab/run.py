@@ -75,6 +75,7 @@ class Prompts:
                 regime=CAUSAL if regime.is_causal else BIDIRECTIONAL,
                 device=loaded.device,
                 batch_tokens=self.config.batch_tokens,
+                implementation=loaded.implementation,
             )
         return self._plans[slot]
 

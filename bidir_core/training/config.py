@@ -107,7 +107,10 @@ class FinetuneConfig:
     )
     device: str = setting("auto", help="auto, cpu, cuda, cuda:1, mps", role="runtime")
     attn: str = setting(
-        "auto", help="attention implementation: auto, sdpa or eager", role="identity"
+        "auto",
+        help="attention implementation: auto, sdpa or eager; flex and split build no dense mask "
+        "(opt-in, not yet measured on a GPU)",
+        role="identity",
     )
     micro_tokens: int | None = setting(
         None,

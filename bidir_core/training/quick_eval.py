@@ -41,7 +41,12 @@ class QuickEval:
         model.eval()
         try:
             if regime not in self.plans:
-                self.plans[regime] = plan_scoring(self.encoded, regime=regime, device=self.device)
+                self.plans[regime] = plan_scoring(
+                    self.encoded,
+                    regime=regime,
+                    device=self.device,
+                    implementation=handle.implementation,
+                )
             plan = self.plans[regime]
             scorer = Scorer(model, handle, plan)
             rows: dict[str, list[tuple[float, float, float]]] = {}
