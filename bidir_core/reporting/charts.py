@@ -173,11 +173,12 @@ def _curve(report: Report) -> list[Chart]:
         legend={"font": {"size": 12}}, hovermode="closest",
     )  # fmt: skip
     figure.update_xaxes(
-        title="Training step", gridcolor=plots.FAINT, zeroline=False, fixedrange=True
-    )
+        title="Training step", gridcolor=plots.FAINT, zeroline=False, fixedrange=True,
+        **plots.MEASURED,
+    )  # fmt: skip
     figure.update_yaxes(
         title="Macro accuracy of quick evaluations, %", gridcolor=plots.FAINT, zeroline=False,
-        fixedrange=True,
+        fixedrange=True, **plots.MEASURED,
     )  # fmt: skip
     return [
         Chart(
