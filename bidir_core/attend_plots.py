@@ -164,17 +164,19 @@ def weights(
         },
     )  # fmt: skip
     _clickable(figure, first if minus is None else first - minus, total, side)
+    line: dict[str, Any] = {"type": "line", "line": {"color": RED, "width": 1.5}}
+    border, end = n_prefix - 0.5, total - 0.5
+    shapes = [
+        line | {"x0": border, "x1": border, "y0": -0.5, "y1": end},
+        line | {"x0": -0.5, "x1": end, "y0": border, "y1": border},
+    ]
     if cell is not None:
         query, key = cell
-        figure.add_shape(
-            type="rect", x0=key - 0.5, x1=key + 0.5, y0=query - 0.5, y1=query + 0.5,
-            line={"color": RED, "width": 2},
+        shapes.append(
+            {"type": "rect", "x0": key - 0.5, "x1": key + 0.5, "y0": query - 0.5, "y1": query + 0.5,
+             "line": {"color": RED, "width": 2}}
         )  # fmt: skip
-    for x0, x1, y0, y1 in (
-        (n_prefix - 0.5, n_prefix - 0.5, -0.5, total - 0.5),
-        (-0.5, total - 0.5, n_prefix - 0.5, n_prefix - 0.5),
-    ):
-        figure.add_shape(type="line", x0=x0, x1=x1, y0=y0, y1=y1, line={"color": RED, "width": 1.5})
+    figure.update_layout(shapes=shapes)
     _token_axes(figure, pieces)
     figure.update_xaxes(title="is seen (key)", side="top", constrain="domain")
     figure.update_yaxes(
@@ -249,12 +251,13 @@ _AXIS: dict[str, Any] = {
 
 
 def _clickable(figure: go.Figure, values: np.ndarray, total: int, side: int) -> None:
-    """Heat maps return no clicks: an invisible layer of points does, and shows the value."""
+    """Heat maps return no clicks: a layer of points does, and shows the value. All but one of them
+    are left undrawn, which is 20 times faster than drawing them invisibly and answers the same."""
     step = -(-total // MAX_CLICKS)
     query, key = (grid.reshape(-1) for grid in np.mgrid[0:total:step, 0:total:step])
-    figure.add_scattergl(
+    figure.add_scatter(
         x=key.astype(np.int16), y=query.astype(np.int16), mode="markers",
-        marker={"opacity": 0, "size": max(4.0, side * step / total), "symbol": "square"},
+        marker={"opacity": 0, "size": max(4.0, side * step / total), "maxdisplayed": 1},
         customdata=(100 * values[query, key]).astype(np.float32),
         hovertemplate="%{y} → %{x}<br>%{customdata:.3g} %<extra></extra>",
     )  # fmt: skip
@@ -276,17 +279,17 @@ def _token_axes(figure: go.Figure, pieces: Sequence[str], *, rows: bool = True) 
             **axis, showticklabels=roomy, tickfont={"size": 10 if total > 28 else 12}
         )
     if not roomy:
-        step = next(s for s in (10, 20, 50, 100, 200, 500, 1000, 5000) if total / s <= 16)
+        step = next(s for s in (10, 20, 50, 100, 200, 500, 1000, 5000) if total / s <= 8)
+        notes = []
         for position in range(0, total, step):
             note: dict[str, Any] = {"text": str(position), "showarrow": False}
-            figure.add_annotation(
-                note | {"x": position, "yref": "paper", "y": 1 if rows else 0,
-                        "yanchor": "bottom" if rows else "top"}
-            )  # fmt: skip
+            across = {"x": position, "yref": "paper", "y": 1 if rows else 0,
+                      "yanchor": "bottom" if rows else "top"}  # fmt: skip
+            notes.append(note | across)
             if rows:
-                figure.add_annotation(
-                    note | {"y": position, "xref": "paper", "x": 0, "xanchor": "right"}
-                )
+                notes.append(note | {"y": position, "xref": "paper", "x": 0, "xanchor": "right"})
+        # All at once: one by one takes Plotly half a second.
+        figure.update_layout(annotations=[*figure.layout.annotations, *notes])
 
 
 def _with_hidden(scale: list[list[Any]]) -> list[list[Any]]:

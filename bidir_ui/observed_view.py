@@ -21,6 +21,8 @@ MEASURES = {
     "entropy": ("Entropy", "entropy of a token's attention, nats"),
 }
 
+PARTS = {"head": "One head", "landing": "Where attention lands", "drift": "Drift"}
+
 
 def chosen(page: Any) -> Observed | None:
     """The run named in the URL, with what is wrong said where it cannot be shown."""
@@ -69,12 +71,19 @@ def section(page: Any, current: Observed | None, item_id: str) -> None:
             f"Shown is {current.subject}; the link's item is {fmt.clip(item_id, 80)}.",
         )  # fmt: skip
     show(current)
-    with st.expander("Observe something else"):
-        observed_start.offer(page, item_id)
-        widgets.note(
-            "The line takes the item or prompt and the two regimes that stand under Requested. "
-            "Averages over many items: --task T --limit N instead of --doc-id."
-        )
+    _observe_more(page, item_id)
+
+
+@st.fragment
+def _observe_more(page: Any, item_id: str) -> None:
+    """Closed it costs nothing: a code block starts a highlighter, 0.4 s in the browser."""
+    with st.expander("Observe something else", key="attend-more", on_change="rerun") as more:
+        if more.open:
+            observed_start.offer(page, item_id)
+            widgets.note(
+                "The line takes the item or prompt and the two regimes that stand under Requested. "
+                "Averages over many items: --task T --limit N instead of --doc-id."
+            )
 
 
 def _choose(options: list[Observed], current: Observed | None) -> None:
@@ -104,19 +113,30 @@ def show(one: Observed) -> None:
         _layers(one, measure)
     with right:
         _grid(one, measure)
-    if not one.is_summary:
-        pieces, n_prefix = observed_data.tokens(one)
-        if one.has_matrices:
-            observed_head.section(one, pieces, n_prefix)
-        else:
-            widgets.banner(
-                "info", "Too long for single weights", *map(str, one.metrics.get("notes") or ()),
-                "Shares, landing places and drift are shown for the whole text.",
-            )  # fmt: skip
-        _landing(one, pieces, n_prefix)
-        _drift(one, pieces, n_prefix)
-    else:
+    if one.is_summary:
         _summary_drift(one)
+        return
+    if not one.has_matrices:
+        widgets.banner(
+            "info", "Too long for single weights", *map(str, one.metrics.get("notes") or ()),
+            "Shares, landing places and drift are shown for the whole text.",
+        )  # fmt: skip
+    pieces, n_prefix = observed_data.tokens(one)
+    parts = {"head": observed_head.section, "landing": _landing, "drift": _drift}
+    parts[_part(one)](one, pieces, n_prefix)
+
+
+def _part(one: Observed) -> str:
+    """Which closer look: one at a time, since each chart costs the browser 0.1 to 0.3 s."""
+    parts = PARTS if one.has_matrices else {k: v for k, v in PARTS.items() if k != "head"}
+    default = next(iter(parts))
+    return str(
+        url.bound(
+            st.segmented_control, "A closer look", name="part", options=list(parts), required=True,
+            format_func=parts.get, read=lambda text: text if text in parts else default,
+            write=lambda name: "" if name in (None, default) else name,
+        )
+    )  # fmt: skip
 
 
 def _sentence(one: Observed) -> None:
@@ -198,11 +218,16 @@ def _layers(one: Observed, measure: str) -> None:
         for end, values in (("", line.values), (" low", line.low), (" high", line.high))
         if values is not None
     }
-    frame = pd.DataFrame(table | columns)
-    with st.expander("Numbers by layer"):
-        st.dataframe(frame, hide_index=True, height=260)
-        name = one.info.id.replace("/", "_")
-        widgets.csv_button(frame, f"{measure}-by-layer_{name}.csv", key="attend-csv")
+    name = one.info.id.replace("/", "_")
+    _numbers(pd.DataFrame(table | columns), f"{measure}-by-layer_{name}.csv")
+
+
+@st.fragment
+def _numbers(frame: pd.DataFrame, name: str) -> None:
+    with st.expander("Numbers by layer", key="attend-numbers", on_change="rerun") as numbers:
+        if numbers.open:
+            st.dataframe(frame, hide_index=True, height=260)
+            widgets.csv_button(frame, name, key="attend-csv")
 
 
 def _grid(one: Observed, measure: str) -> None:

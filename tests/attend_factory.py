@@ -45,14 +45,18 @@ def make_attend(
     files.write_tokens(writer.path, list(range(n_total)), pieces, n_prefix)
     shares = []
     for number, regime in enumerate(regimes):
-        sums = []
+        sums: list[tuple[np.ndarray, ...]] = []
         for layer in range(n_layers):
+            is_written = matrices and (written is None or layer in written)
+            if sums and written is not None and not is_written:
+                sums.append(sums[-1])  # nobody compares it with its matrices
+                continue
             allowed = visibility(
                 parse_regime(regime), n_prefix, n_total, layer=layer, window=window
             )
             weights = random.random((n_heads, n_total, n_total)) * allowed
             weights /= weights.sum(-1, keepdims=True)
-            if matrices and (written is None or layer in written):
+            if is_written:
                 files.write_layer(writer.path, number, layer, weights)
             future, past = np.triu(weights, 1).sum(-1), np.tril(weights, -1).sum(-1)
             received = weights[:, 1:n_prefix].mean(1)

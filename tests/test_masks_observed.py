@@ -41,30 +41,50 @@ def test_two_regimes(root):
     assert "may not" in text  # causal, token 6 lies ahead
     assert "may, looking ahead" in text
     assert "−3.25 nats" in text
-    assert len(app.get("plotly_chart")) == 6
+    assert len(app.get("plotly_chart")) == 3
+
+
+@pytest.mark.parametrize(
+    ("part", "n_charts", "said"),
+    [
+        ("landing", 3, "a sink that moved"),
+        ("drift", 4, "1 is the same direction in both"),
+        ("nonsense", 3, "Click a cell to read it"),
+    ],
+)
+def test_a_closer_look_is_one_part_at_a_time(root, part, n_charts, said):
+    app, text = look(make_attend(root), part=part)
+    assert len(app.get("plotly_chart")) == n_charts
+    assert said in text
 
 
 @pytest.mark.parametrize("view", ["seen-0", "difference", "asked-0", "asked-1", "nonsense"])
 def test_every_picture_is_drawn(root, view):
     app, text = look(make_attend(root, window=3), see=view, measure="entropy", layer="99", q="-1")
-    assert len(app.get("plotly_chart")) == 6
+    assert len(app.get("plotly_chart")) == 3
     assert "nearer than 3 tokens" in text
     if view == "difference":
         assert "hidden in both" in text
 
 
 def test_one_regime(root):
-    app, text = look(make_attend(root, ["bidirectional:lambda=0.5"]), q="2", k="5")
-    assert "nothing to compare" in text
+    run = make_attend(root, ["bidirectional:lambda=0.5"])
+    app, text = look(run, q="2", k="5")
     assert "λ = 0.5" in text
-    assert "Difference" not in [str(option) for option in app.get("button_group")[1].options]
+    options = [str(option) for group in app.get("button_group") for option in group.options]
+    assert "Observed: bidirectional:lambda=0.5" in options
+    assert "Difference" not in options
+    assert "nothing to compare" in look(run, part="drift")[1]
 
 
 def test_too_long_shows_the_rest_and_says_why(root):
-    app, text = look(make_attend(root, matrices=False, n_total=60, n_prefix=50))
+    run = make_attend(root, matrices=False, n_total=60, n_prefix=50)
+    app, text = look(run, part="head")
     assert "Too long for single weights" in text
     assert "only shares and drift are stored" in text
-    assert len(app.get("plotly_chart")) == 5
+    assert "a sink that moved" in text  # the first part there is
+    assert len(app.get("plotly_chart")) == 3
+    assert len(look(run, part="drift")[0].get("plotly_chart")) == 4
 
 
 def test_averages_over_items(root):

@@ -43,7 +43,7 @@ def test_clicks_and_hover_read_heads_and_cells(run, server, tab):
     grid = tab.page.locator("[class*=st-key-attend-grid] .nsewdrag").last  # bidirectional
     grid.wait_for()
     tab.page.wait_for_selector(IDLE)
-    tab.page.wait_for_timeout(800)
+    tab.page.wait_for_timeout(400)
     grid.scroll_into_view_if_needed()
     box = grid.bounding_box()
     tab.page.mouse.click(
