@@ -104,6 +104,27 @@ def _given(parsed: argparse.Namespace, *leave_out: str) -> dict[str, Any]:
     return {k: v for k, v in vars(parsed).items() if k not in ("run", *leave_out)}
 
 
+def _add_estimate(parser: Parser) -> None:
+    parser.add_argument(
+        "--estimate",
+        nargs="?",
+        type=int,
+        const=0,
+        default=argparse.SUPPRESS,
+        metavar="G",
+        help="print the time and memory this would take, on G devices if given, and stop: no "
+        "weights are loaded and nothing is written",
+    )
+
+
+def _estimate(config: Callable[[], Any], parsed: argparse.Namespace) -> int:
+    if getattr(parsed, "resume", None) is not None:
+        raise UserError("--estimate says what a new run takes; leave --resume out")
+    from bidir_core.estimate_command import estimate_command
+
+    return estimate_command(config(), parsed.estimate)
+
+
 def _add_eval(commands: Any) -> None:
     parser = _command(commands, "eval", "Evaluate a model under a regime.", _run_eval)
     add_arguments(parser, EvalConfig)
@@ -116,10 +137,11 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument(
         "--resume", metavar="RUN", default=None, help="finish this unfinished run (id or folder)"
     )
+    _add_estimate(parser)
 
 
 def _run_eval(parsed: argparse.Namespace) -> int:
-    given = _given(parsed, "resume", "prefill_bidirectional")
+    given = _given(parsed, "resume", "prefill_bidirectional", "estimate")
     if hasattr(parsed, "prefill_bidirectional"):
         if "regime" in given:
             raise UserError(
@@ -130,6 +152,8 @@ def _run_eval(parsed: argparse.Namespace) -> int:
         raise UserError("--model is missing; name one, for example smollm2-135m-instruct")
     if parsed.resume is None:
         config = EvalConfig(**given)
+    if hasattr(parsed, "estimate"):
+        return _estimate(lambda: config, parsed)
     from bidir_core import evaluate
 
     if parsed.resume is not None:
@@ -233,22 +257,27 @@ def _fill_finetune(parser: Parser) -> None:
     parser.add_argument(
         "--resume", metavar="RUN", default=None, help="finish this unfinished run (id or folder)"
     )
+    _add_estimate(parser)
 
 
 def _run_finetune(parsed: argparse.Namespace) -> int:
     from bidir_core.training.config import FinetuneConfig
-    from bidir_core.training.finetune import resume_finetune, run_finetune
     from bidir_core.training.goals import OBJECTIVES
 
-    given = _given(parsed, "resume")
-    if parsed.resume is not None:
-        path = resume_finetune(parsed.resume, given, runs_dir=given.get("runs_dir"))
-    else:
+    given = _given(parsed, "resume", "estimate")
+    if parsed.resume is None:
         if "model" not in given:
             raise UserError("--model is missing; name one, for example smollm2-135m-instruct")
         if "objective" not in given:
             flags = ", ".join(one.flag for one in OBJECTIVES.values())
             raise UserError(f"say what to train: one of {flags}")
+    if hasattr(parsed, "estimate"):
+        return _estimate(lambda: FinetuneConfig(**given), parsed)
+    from bidir_core.training.finetune import resume_finetune, run_finetune
+
+    if parsed.resume is not None:
+        path = resume_finetune(parsed.resume, given, runs_dir=given.get("runs_dir"))
+    else:
         path = run_finetune(FinetuneConfig(**given))
     if not is_helper():
         print(path)
@@ -281,12 +310,17 @@ def _fill_pipeline(parser: Parser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the stages and their command lines only"
     )
+    _add_estimate(parser)
 
 
 def _run_pipeline(parsed: argparse.Namespace) -> int:
-    given = _given(parsed, "preset", "out", "csv", "dry_run")
+    given = _given(parsed, "preset", "out", "csv", "dry_run", "estimate")
     if "model" not in given:
         raise UserError("--model is missing; name one, for example smollm2-135m-instruct")
+    if hasattr(parsed, "estimate"):
+        from bidir_core.pipeline_config import from_preset
+
+        return _estimate(lambda: from_preset(given, parsed.preset), parsed)
     from bidir_core.pipeline import pipeline_command
 
     return pipeline_command(

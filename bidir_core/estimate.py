@@ -1,67 +1,71 @@
 """How long a command will take and how much memory, before it is started.
 
-What earlier runs on this machine measured comes first: tokens per second, peak memory and start-up
-time of the same kind of work, model and device. Without them stated assumptions stand in, with a
-wide range. Nothing here loads a model; :func:`outcome` says afterwards how good an estimate was.
+The cost model (:mod:`bidir_core.estimate_cost`) counts operations and bytes from the model's shape.
+What earlier runs on this machine really took corrects it, as soon as there are some; without them
+stated assumptions stand in, with a wide range. Nothing here loads a model, or torch;
+:func:`outcome` says afterwards how good an estimate was.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import socket
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bidir_core.config import EMBEDDED_MODEL, EvalConfig
-from bidir_core.jobs import Job
-from bidir_core.store import Run
+from bidir_core.config import EvalConfig
+from bidir_core.estimate_cost import (
+    Rates,
+    Training,
+    Work,
+    evaluation_bytes,
+    rates_of,
+    seconds_of,
+    training_bytes,
+)
+from bidir_core.estimate_history import (
+    BYTES,
+    Measured,
+    Outcome,
+    history,
+    kind_of,
+    outcome,
+    start_seconds,
+    training_of,
+)
+from bidir_core.estimate_shape import Shape, parameters_of, shape_of
+from bidir_core.estimate_work import evaluation_work, training_work, workload
 
 if TYPE_CHECKING:
     from bidir_core.pipeline_config import PipelineConfig
     from bidir_core.training.config import FinetuneConfig
 
-# Validation items of each built-in task, and what one takes to compute on average with SmolLM2's
-# tokenizer: tokens of its context, and of all its continuations together.
-TASK_SIZES: dict[str, tuple[int, float, float]] = {
-    "hellaswag": (10_042, 50, 118),
-    "piqa": (1_838, 13, 46),
-    "arc_easy": (570, 27, 17),
-    "arc_challenge": (299, 31, 23),
-    "winogrande": (1_267, 34, 11),
-}
-EMBEDDED_PARAMETERS = {EMBEDDED_MODEL: 134_515_008, "gemma3-270m": 268_098_176}
-CHARACTERS_PER_TOKEN = 4.0
-SAMPLE_TOKENS = 120.0  # of the embedded training mixtures, prompt and response
-# Useful operations per second where nothing was measured: one CPU core, one current GPU.
-CORE_FLOPS, GPU_FLOPS = 40e9, 2e13
-START_SECONDS = 15.0  # imports, weights and the mask probe
-# A forward and a backward pass cost three forwards; a teacher one more.
-TRAINING_FACTOR, TEACHER_FACTOR = 3.0, 4.0
+__all__ = [
+    "PROGRAM_BYTES",
+    "Estimate",
+    "Measured",
+    "Outcome",
+    "estimate",
+    "history",
+    "of_tokens",
+    "outcome",
+    "parameters_of",
+    "start_seconds",
+    "workload",
+]
+
 PROGRAM_BYTES = 1.0e9  # Python, torch and activations
+START_SECONDS = 15.0  # imports, weights and the mask probe
 MEASURED_SPREAD, SCALED_SPREAD, ASSUMED_SPREAD = 1.3, 2.0, 3.0
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What one finished run on this machine took."""
-
-    run: str
-    kind: str  # eval or finetune
-    model: str
-    device: str
-    tokens_per_second: float
-    memory_bytes: int | None
-    parameters: float | None
-    weight: str = ""  # eval: compute is the same; finetune: full or lora, and the objective
-
-
-@dataclass(frozen=True)
 class Estimate:
-    """Seconds with their likely range, bytes, and the reasons. None where nothing is known."""
+    """Seconds with their likely range, bytes, and the reasons. None where nothing is known.
+
+    ``memory_bytes`` are of each device; ``n_devices`` share the work.
+    """
 
     seconds: float | None
     low_seconds: float | None
@@ -72,61 +76,36 @@ class Estimate:
     device: str
     basis: tuple[str, ...] = ()
     measured: bool = False
+    n_devices: int = 1
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "basis": list(self.basis)}
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """An estimate beside what it really took."""
+class _Place(NamedTuple):
+    """Where it will run, and what is known of that place."""
 
-    seconds: float | None
-    estimated_seconds: float | None
-    memory_bytes: float | None
-    estimated_memory_bytes: float | None
+    device: str
+    known: Sequence[Measured]
+    n_devices: int = 1
+    sharded: bool = False
+    cores: int | None = None  # None: this machine's
 
+    @property
+    def kind(self) -> str:
+        return kind_of(self.device)
 
-def history(runs: Sequence[Run]) -> list[Measured]:
-    """The measurements in finished runs of this machine, as they come (newest first)."""
-    found = []
-    for run in runs:
-        cost = (run.metrics or {}).get("cost") if run.state == "done" else None
-        if not isinstance(cost, dict) or run.status.get("host") != socket.gethostname():
-            continue
-        seconds, tokens = cost.get("seconds"), cost.get("computed_tokens")
-        if not seconds or not tokens or seconds < 0.2:
-            continue
-        settings = run.settings
-        kind = "finetune" if run.config.get("kind") == "finetune" else "eval"
-        found.append(
-            Measured(
-                run=run.id,
-                kind=kind,
-                model=run.model,
-                device=_kind_of(str(cost.get("device") or "cpu")),
-                tokens_per_second=tokens / seconds,
-                memory_bytes=_peak(cost),
-                parameters=parameters_of(run.model),
-                weight=f"{settings.get('method')} {settings.get('objective')}"
-                if kind == "finetune"
-                else "",
-            )
-        )
-    return found
+    @property
+    def rates(self) -> Rates:
+        return rates_of(self.kind, self.cores or os.cpu_count() or 1)
 
+    @property
+    def sharing(self) -> int:
+        """Among how many the computing is divided: processes on a CPU share its cores anyway."""
+        return 1 if self.kind == "cpu" else self.n_devices
 
-def start_seconds(jobs: Sequence[Job]) -> float | None:
-    """The median of what earlier jobs needed besides computing, or None without any."""
-    spent = []
-    for job in jobs[:20]:
-        path = job.run_path
-        if job.stored_state != "done" or job.attempt > 1 or job.words[0] != "eval" or path is None:
-            continue
-        cost = (Run(path).metrics or {}).get("cost") or {}
-        if job.seconds is not None and cost.get("seconds"):
-            spent.append(max(0.0, job.seconds - cost["seconds"]))
-    return statistics.median(spent) if spent else None
+    def dtype(self, asked: str) -> str:
+        return ("bfloat16" if self.kind == "gpu" else "float32") if asked == "auto" else asked
 
 
 def estimate(
@@ -135,38 +114,26 @@ def estimate(
     known: Sequence[Measured] = (),
     *,
     start: float | None = None,
+    n_devices: int = 1,
+    sharded: bool = False,
+    cores: int | None = None,
 ) -> Estimate:
-    """Estimate one command. ``device`` as :func:`bidir_core.jobs.queue_device` names it."""
+    """Estimate one command. ``device`` as :func:`bidir_core.jobs.queue_device` names it.
+
+    ``known``: see :func:`history`. ``start``: seconds before computing begins, if known.
+    ``sharded``: the weights of a fine-tune are spread over the devices (FSDP). ``cores``: a CPU's,
+    if not this machine's.
+    """
+    place = _Place(device, known, n_devices, sharded, cores)
     name = type(config).__name__
     if name == "PipelineConfig":
-        return _pipeline(config, device, known, start)  # type: ignore[arg-type]
-    if name == "FinetuneConfig":
-        return _finetune(config, device, known, start)  # type: ignore[arg-type]
-    assert isinstance(config, EvalConfig)
-    return _evaluation(config, device, known, start)
-
-
-def _evaluation(
-    config: EvalConfig, device: str, known: Sequence[Measured], start: float | None
-) -> Estimate:
-    n_items, n_tokens, remarks = workload(config)
-    rate = _rate("eval", config.model, device, known)
-    if rate is None:
-        return _unknown(config.model, device, n_items, n_tokens, remarks)
-    tokens_per_second, spread, why = rate
-    seconds = n_tokens / tokens_per_second
-    parameters = parameters_of(config.model) or 0
-    memory, how = _memory(config.model, device, known, "eval", "")
-    if memory is None:
-        width = 4 if config.dtype == "float32" or (config.dtype == "auto" and _slow(device)) else 2
-        memory = parameters * width + PROGRAM_BYTES
-        how = f"memory: {width} bytes a weight and {PROGRAM_BYTES / 1e9:.0f} GB for the rest"
-    return _with_start(
-        Estimate(
-            seconds, seconds / spread, seconds * spread, memory, n_items, n_tokens, device,
-            (why, how, *remarks), measured=spread == MEASURED_SPREAD,
-        ), start,
-    )  # fmt: skip
+        made = _pipeline(config, place)  # type: ignore[arg-type]
+    elif name == "FinetuneConfig":
+        made = _finetune(config, place)  # type: ignore[arg-type]
+    else:
+        assert isinstance(config, EvalConfig)
+        made = _evaluation(config, place)
+    return _with_start(made, start)
 
 
 def of_tokens(
@@ -178,189 +145,169 @@ def of_tokens(
     start: float | None = None,
 ) -> Estimate:
     """Estimate a command that scores so many tokens of a single item."""
-    rate = _rate("eval", model, device, known)
-    if rate is None:
-        return _unknown(model, device, 1, n_tokens, ())
-    tokens_per_second, spread, why = rate
-    seconds = n_tokens / tokens_per_second
-    memory, how = _memory(model, device, known, "eval", "")
-    reasons = (why, how) if how else (why,)
-    return _with_start(
-        Estimate(
-            seconds, seconds / spread, seconds * spread, memory, 1, n_tokens, device, reasons,
-            measured=spread == MEASURED_SPREAD,
-        ), start,
-    )  # fmt: skip
+    work = Work(1, n_tokens, n_tokens)
+    return _with_start(_scoring(model, work, _Place(device, known), "auto", None, ()), start)
 
 
-def workload(config: EvalConfig) -> tuple[int, float, tuple[str, ...]]:
-    """Items, tokens to compute, and remarks about what had to be guessed."""
-    n_items, n_tokens, remarks = 0, 0.0, []
-    for task in config.tasks:
-        size = TASK_SIZES.get(task) or _own_task(task)
-        if size is None:
-            remarks.append(f"{task}: unknown size, left out")
-            continue
-        count, prefix, continuation = size
-        count = count // 2 if config.fold != "all" else count
-        count = min(count, config.limit) if config.limit else count
-        prefix = 1 if config.context == "none" else prefix * (1 + config.num_fewshot)
-        n_items += count
-        n_tokens += count * (prefix + continuation)
-    if config.split != "validation":
-        remarks.append(f"the size of '{config.split}' is taken to be validation's")
-    return n_items, n_tokens, tuple(remarks)
+def _evaluation(config: EvalConfig, place: _Place) -> Estimate:
+    work, remarks = evaluation_work(config)
+    return _scoring(config.model, work, place, config.dtype, config.batch_tokens, remarks)
 
 
-def _own_task(task: str) -> tuple[int, float, float] | None:
-    """Items and mean tokens of a JSONL file, from its length in bytes."""
-    try:
-        with open(Path(task).expanduser(), "rb") as file:
-            sizes = [len(line) for line in file if line.strip()]
-    except OSError:
-        return None
-    return (len(sizes), sum(sizes) / len(sizes) / CHARACTERS_PER_TOKEN, 0.0) if sizes else None
-
-
-def _finetune(
-    config: FinetuneConfig, device: str, known: Sequence[Measured], start: float | None
+def _scoring(
+    model: str,
+    work: Work,
+    place: _Place,
+    dtype: str,
+    batch_tokens: int | None,
+    remarks: tuple[str, ...],
 ) -> Estimate:
-    n_samples = config.steps * config.batch_samples
-    n_tokens = n_samples * min(SAMPLE_TOKENS, config.max_tokens * 0.6)
-    factor = TEACHER_FACTOR if config.needs_base else TRAINING_FACTOR
-    factor *= 4 / 3 if config.gradient_checkpointing else 1
-    kind = f"{config.method} {config.objective}"
-    rate = _rate("finetune", config.model, device, known, kind, factor)
-    if rate is None:
-        return _unknown(config.model, device, n_samples, n_tokens, ())
-    tokens_per_second, spread, why = rate
-    seconds = n_tokens / tokens_per_second
-    reasons = [why, f"{SAMPLE_TOKENS:.0f} tokens a sample assumed"]
-    if config.eval_every:
-        asked = EvalConfig(model=config.model, limit=config.eval_items)
-        evaluated = _rate("eval", config.model, device, known)
-        if evaluated is not None:
-            times = 2 * (1 + config.steps // config.eval_every)
-            seconds += times * workload(asked)[1] / evaluated[0]
-            reasons.append(f"{times} quick evaluations included")
-    memory, how = _memory(config.model, device, known, "finetune", kind)
+    shape, dtype = shape_of(model), place.dtype(dtype)
+    if shape is None:
+        return _unknown(model, place, work, remarks)
+    width, rates = BYTES.get(dtype, 4), place.rates
+    seconds = seconds_of(
+        shape, work, rates, width, at_once=batch_tokens, n_devices=place.sharing
+    )  # fmt: skip
+    factor, spread, why = _correction("eval", model, place, dtype)
+    memory, how = _peak_before("eval", model, place, dtype, "")
     if memory is None:
-        parameters = parameters_of(config.model) or 0
-        # float32 master weights, gradients and two moments; a base model to teach beside them
-        per_weight = (16 if config.method == "full" else 4) + (4 if config.needs_base else 0)
-        memory = parameters * per_weight + 2 * PROGRAM_BYTES
-        how = (
-            f"memory: {per_weight} bytes a weight and {2 * PROGRAM_BYTES / 1e9:.0f} GB activations"
-        )
-    return _with_start(
-        Estimate(
-            seconds, seconds / spread, seconds * spread, memory, n_samples, n_tokens, device,
-            (*reasons, how), measured=spread == MEASURED_SPREAD,
-        ), start,
+        memory = evaluation_bytes(shape, work, rates, width, at_once=batch_tokens)
+        how = f"memory: {width} bytes a weight, the logits of a batch, and the program"
+    return _made(
+        seconds * factor, spread, memory, work, place, (*_size(model, shape), why, how, *remarks)
+    )
+
+
+def _finetune(config: FinetuneConfig, place: _Place) -> Estimate:
+    work = training_work(config)
+    shape, dtype = shape_of(config.model), place.dtype(config.dtype)
+    if shape is None:
+        return _unknown(config.model, place, work, ())
+    training = replace(training_of(asdict(config)), sharded=place.sharded)
+    width, rates = BYTES.get(dtype, 4), place.rates
+    weight = f"{config.method} {config.objective}"
+    seconds = seconds_of(
+        shape, work, rates, width,
+        at_once=config.micro_tokens, n_devices=place.sharing, training=training,
     )  # fmt: skip
+    factor, spread, why = _correction("finetune", config.model, place, dtype, weight)
+    seconds *= factor
+    reasons = [*_size(config.model, shape), why, f"{work.length:.0f} tokens a sample assumed"]
+    if config.eval_every:
+        asked = EvalConfig(model=config.model, limit=config.eval_items, dtype=dtype)
+        times = 2 * (1 + -(-config.steps // config.eval_every))
+        seconds += times * (_evaluation(asked, place._replace(n_devices=1)).seconds or 0.0)
+        reasons.append(f"{times} quick evaluations included")
+    memory, how = _peak_before("finetune", config.model, place, dtype, weight)
+    if memory is None:
+        memory = training_bytes(
+            shape, work, rates, width, training,
+            at_once=config.micro_tokens, n_devices=place.n_devices,
+        )  # fmt: skip
+        how = _training_memory(training, width)
+        if not training.recompute:
+            less = training_bytes(
+                shape, work, rates, width, replace(training, recompute=True),
+                at_once=config.micro_tokens, n_devices=place.n_devices,
+            )  # fmt: skip
+            how += f"; with --gradient-checkpointing about {less / 1e9:.1f} GB"
+    return _made(seconds, spread, memory, work, place, (*reasons, how))
 
 
-def _pipeline(
-    config: PipelineConfig, device: str, known: Sequence[Measured], start: float | None
-) -> Estimate:
+def _training_memory(training: Training, width: int) -> str:
+    each = 16 if width == 4 else 16 + 2 * width
+    held = f"{each} bytes a weight" if training.full else f"{width} bytes a weight, an adapter"
+    spread = ", spread over the devices" if training.sharded else ""
+    teacher = ", the base model" if training.teacher else ""
+    return f"memory: {held}{spread}{teacher}, and what a batch leaves for its backward pass"
+
+
+def _pipeline(config: PipelineConfig, place: _Place) -> Estimate:
     from bidir_core.pipeline_config import plan
 
     stages = plan(config)
-    parts = [estimate(stage.config, device, known, start=0.0) for stage in stages]
+    parts = [
+        _finetune(stage.config, place)  # type: ignore[arg-type]
+        if stage.trains
+        else _evaluation(stage.config, place)  # type: ignore[arg-type]
+        for stage in stages
+    ]
     reasons = (f"the sum of {len(parts)} stages; finished ones are used again", *parts[0].basis)
-    trained = next((p.basis[0] for s, p in zip(stages, parts, strict=True) if s.trains), "")
+    trained = next((p.basis[1] for s, p in zip(stages, parts, strict=True) if s.trains), "")
     known_all = all(part.seconds is not None for part in parts)
 
     def total(name: str) -> float | None:
         return sum(getattr(part, name) for part in parts) if known_all else None
 
-    return _with_start(
-        Estimate(
-            total("seconds"), total("low_seconds"), total("high_seconds"),
-            max((p.memory_bytes for p in parts if p.memory_bytes), default=None),
-            sum(p.n_items for s, p in zip(stages, parts, strict=True) if not s.trains),
-            sum(p.n_tokens for p in parts), device,
-            tuple(dict.fromkeys(filter(None, (*reasons, f"training: {trained}")))),
-            measured=all(part.measured for part in parts),
-        ), start,
+    return Estimate(
+        total("seconds"), total("low_seconds"), total("high_seconds"),
+        max((p.memory_bytes for p in parts if p.memory_bytes), default=None),
+        sum(p.n_items for s, p in zip(stages, parts, strict=True) if not s.trains),
+        sum(p.n_tokens for p in parts), place.device,
+        tuple(dict.fromkeys(filter(None, (*reasons, trained and f"training: {trained}")))),
+        measured=all(part.measured for part in parts), n_devices=place.n_devices,
     )  # fmt: skip
 
 
-def outcome(job: Job) -> Outcome | None:
-    """The estimate of a finished job beside what it took; None for an unfinished or resumed one."""
-    if job.state != "done" or job.attempt > 1:
-        return None
-    peaks = [_peak((Run(path).metrics or {}).get("cost") or {}) for path in job.run_paths]
-    return Outcome(
-        seconds=job.seconds,
-        estimated_seconds=job.estimate.get("seconds"),
-        memory_bytes=max((peak for peak in peaks if peak), default=None),
-        estimated_memory_bytes=job.estimate.get("memory_bytes"),
-    )
+def _correction(
+    kind: str, model: str, place: _Place, dtype: str, weight: str = ""
+) -> tuple[float, float, str]:
+    """By what to multiply the model's seconds, how far off it may be, and where it comes from."""
+    here = [m for m in place.known if m.device == place.kind and m.ratio]
+    same = [m for m in here if m.kind == kind and m.dtype == dtype]
+    wanted = [
+        ([m for m in same if (m.model, m.weight) == (model, weight)], MEASURED_SPREAD, "this model"),
+        ([m for m in same if m.model == model], SCALED_SPREAD, "another objective"),
+        ([m for m in same if m.model != model], SCALED_SPREAD, "other models"),
+        ([m for m in here if m.kind == "eval"], SCALED_SPREAD, "evaluations"),
+    ]  # fmt: skip
+    for found, spread, what in wanted:
+        if found:
+            ratio = statistics.median(m.ratio for m in found[:5] if m.ratio)
+            n = len(found[:5])
+            return ratio, spread, f"speed: measured here, {n} run{'s'[: n > 1]} of {what}"
+    rate = place.rates.flops[BYTES.get(dtype, 4)]
+    of = "" if place.kind == "cpu" else f" ({place.rates.what})"
+    why = f"speed: assumed, {rate / 1e12:g} TFLOP/s{of}; no run on this machine has measured it yet"
+    return 1.0, ASSUMED_SPREAD, why
 
 
-def parameters_of(model: str) -> float | None:
-    """How many weights a model has: known, from its files, or from the size in its name."""
-    if model in EMBEDDED_PARAMETERS:
-        return EMBEDDED_PARAMETERS[model]
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        n_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        try:
-            config = (folder / "config.json").read_text(encoding="utf-8")
-        except OSError:
-            config = ""
-        return n_bytes / (4 if '"float32"' in config else 2) if n_bytes else None
-    sizes = re.findall(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([bBmM])(?![A-Za-z0-9])", model)
-    if not sizes:
-        return None
-    number, unit = sizes[-1]
-    return float(number) * (1e9 if unit in "bB" else 1e6)
-
-
-def _rate(
-    kind: str, model: str, device: str, known: Sequence[Measured], weight: str = "",
-    factor: float = 1.0,
-) -> tuple[float, float, str] | None:  # fmt: skip
-    """Tokens per second, the factor by which it may be off, and where it comes from."""
-    here = [one for one in known if one.device == _kind_of(device)]
-    same = [m for m in here if (m.kind, m.model, m.weight) == (kind, model, weight)][:5]
-    if same:
-        speed = statistics.median(one.tokens_per_second for one in same)
-        return speed, MEASURED_SPREAD, f"speed: measured here, {_runs(same)} of this model"
-    parameters = parameters_of(model)
-    near = [m for m in here if m.kind == kind and m.model == model]
-    if near and kind == "finetune":
-        speed = statistics.median(one.tokens_per_second for one in near[:5])
-        return speed, SCALED_SPREAD, f"speed: from {_runs(near[:5])} with another objective"
-    if parameters is None:
-        return None
-    other = [one for one in here if one.kind == "eval" and one.parameters][:5]
-    if other:
-        speed = statistics.median(
-            one.tokens_per_second * one.parameters / parameters  # type: ignore[operator]
-            for one in other
-        )
-        what = "evaluations" if kind == "finetune" else "other models"
-        return speed / factor, SCALED_SPREAD, f"speed: scaled from {what} measured here"
-    slow = _slow(device)
-    flops = CORE_FLOPS * (os.cpu_count() or 1) if slow else GPU_FLOPS
-    why = f"speed: assumed, {flops / 1e12:g} TFLOP/s; no run on this machine has measured it yet"
-    return flops / (2 * parameters) / factor, ASSUMED_SPREAD, why
-
-
-def _memory(
-    model: str, device: str, known: Sequence[Measured], kind: str, weight: str
+def _peak_before(
+    kind: str, model: str, place: _Place, dtype: str, weight: str
 ) -> tuple[float | None, str]:
+    """The most that earlier runs of the same work took; of one device only."""
+    wanted = (kind, model, place.kind, weight, dtype)
     peaks = [
-        one.memory_bytes
-        for one in known
-        if (one.kind, one.model, one.device, one.weight) == (kind, model, _kind_of(device), weight)
-        and one.memory_bytes
+        m.memory_bytes
+        for m in place.known
+        if (m.kind, m.model, m.device, m.weight, m.dtype) == wanted and m.memory_bytes
     ]
-    return (
-        (max(peaks), "memory: the most an earlier run of this model took") if peaks else (None, "")
-    )
+    if not peaks or place.sharded:
+        return None, ""
+    return max(peaks), "memory: the most an earlier run of this model took"
+
+
+def _size(model: str, shape: Shape) -> tuple[str, ...]:
+    known = f", from {shape.source}" if shape.source else ""
+    return (f"{shape.parameters / 1e6:,.0f} million weights{known}",)
+
+
+def _made(
+    seconds: float, spread: float, memory: float, work: Work, place: _Place, basis: tuple[str, ...]
+) -> Estimate:
+    shared = ()
+    if place.n_devices > 1:
+        shared = (
+            ("processes on one CPU share its cores: no faster, and each takes its own memory",)
+            if place.kind == "cpu"
+            else (f"shared by {place.n_devices} GPUs, which has not been measured yet",)
+        )
+    return Estimate(
+        seconds, seconds / spread, seconds * spread, memory, work.items, work.tokens, place.device,
+        tuple(filter(None, (*basis, *shared))),
+        measured=spread == MEASURED_SPREAD, n_devices=place.n_devices,
+    )  # fmt: skip
 
 
 def _with_start(made: Estimate, start: float | None) -> Estimate:
@@ -377,29 +324,9 @@ def _with_start(made: Estimate, start: float | None) -> Estimate:
     )
 
 
-def _unknown(
-    model: str, device: str, n_items: int, n_tokens: float, remarks: tuple[str, ...]
-) -> Estimate:
-    why = f"the size of '{model}' is not in its name, and no run of it has finished here"
-    return Estimate(None, None, None, None, n_items, n_tokens, device, (why, *remarks))
-
-
-def _peak(cost: dict[str, Any]) -> int | None:
-    """GPU memory where there is a GPU, else what the process held."""
-    peak = cost.get("peak_memory_bytes")
-    if isinstance(peak, dict):
-        return peak.get("device") or peak.get("host")
-    return cost.get("peak_bytes")
-
-
-def _runs(measured: Sequence[Measured]) -> str:
-    return f"{len(measured)} run{'s' if len(measured) > 1 else ''}"
-
-
-def _kind_of(device: str) -> str:
-    """cpu, mps or gpu, from a device's name here or in a record."""
-    return device if device in ("cpu", "mps") else "gpu"
-
-
-def _slow(device: str) -> bool:
-    return _kind_of(device) == "cpu"
+def _unknown(model: str, place: _Place, work: Work, remarks: tuple[str, ...]) -> Estimate:
+    why = f"the size of '{model}' is neither in its name nor in a folder here"
+    return Estimate(
+        None, None, None, None, work.items, work.tokens, place.device, (why, *remarks),
+        n_devices=place.n_devices,
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from dataclasses import replace
@@ -10,16 +11,20 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.estimate_check import check
 from bidir_core import estimate as estimates
 from bidir_core.atomic import write_json
+from bidir_core.cli import main
 from bidir_core.config import EMBEDDED_MODEL, EvalConfig
 from bidir_core.estimate import Measured, estimate
+from bidir_core.estimate_shape import shape_of
 from bidir_core.jobs import Job
 from bidir_core.pipeline_config import PipelineConfig, plan
 from bidir_core.store import Run, list_runs
 from bidir_core.training.config import FinetuneConfig
 from tests.factory import make_run
 
+ROOT = Path(__file__).parent.parent
 EVAL = EvalConfig(model=EMBEDDED_MODEL, limit=500)
 
 
@@ -35,7 +40,7 @@ def test_items_are_counted_as_the_evaluation_will(own_items):
 def test_tokens_agree_with_what_a_real_run_computed():
     """The committed runs say how many tokens the standard evaluations are."""
     checked = 0
-    for run in list_runs([Path(__file__).parent.parent / "runs"]):
+    for run in list_runs([ROOT / "runs"]):
         computed = ((run.metrics or {}).get("cost") or {}).get("computed_tokens")
         if computed and run.model == EMBEDDED_MODEL and run.settings.get("context") == "full":
             config = EvalConfig(model=run.model, limit=run.settings["limit"])
@@ -53,7 +58,18 @@ def finished(root: Path, **cost) -> Run:
     return Run(run.path)
 
 
-def test_a_measured_speed_replaces_the_assumption(tmp_path):
+def test_the_cost_model_is_within_a_factor_of_two_of_every_committed_run():
+    """Time and memory, from assumed rates alone and corrected by the other runs."""
+    rows = list(check(list_runs([ROOT / "runs"], points=True), cores=2))
+    assert {row.device for row in rows} >= {"CPU", "NVIDIA H100 80GB HBM3"}
+    assert sum(row.memory_ratio is not None for row in rows) > 10
+    assert {row.what.split(",")[0] for row in rows} >= {"eval", "finetune full 3B"}
+    for row in rows:
+        for ratio in (row.cold_ratio, row.known_ratio, row.memory_ratio):
+            assert ratio is None or 0.5 < ratio < 2, row
+
+
+def test_a_measured_speed_corrects_the_assumption(tmp_path):
     guess = estimate(EVAL, "cpu")
     assert not guess.measured
     assert guess.low_seconds < guess.seconds < guess.high_seconds
@@ -63,11 +79,12 @@ def test_a_measured_speed_replaces_the_assumption(tmp_path):
         peak_memory_bytes={"host": 3_000_000_000},
     )  # fmt: skip
     (known,) = estimates.history([run])
-    assert (known.tokens_per_second, known.memory_bytes) == (2000, 3_000_000_000)
-    known = replace(known, model=EMBEDDED_MODEL)
+    assert known.memory_bytes == 3_000_000_000
+    assert (known.model, known.kind) == (EMBEDDED_MODEL, "eval")
+    known = replace(known, ratio=1.5)
     better = estimate(EVAL, "cpu", [known], start=5)
     assert better.measured
-    assert better.seconds == pytest.approx(better.n_tokens / 2000 + 5)
+    assert better.seconds - 5 == pytest.approx(1.5 * estimate(EVAL, "cpu", start=0).seconds)
     assert better.memory_bytes == 3_000_000_000
     assert better.high_seconds / better.low_seconds < guess.high_seconds / guess.low_seconds
     # Another device's speed says nothing about this one.
@@ -83,7 +100,7 @@ def test_runs_of_another_machine_or_unfinished_ones_do_not_count(tmp_path):
 
 
 def test_bigger_models_take_longer_and_an_unknown_size_is_said():
-    small = Measured("r", "eval", EMBEDDED_MODEL, "cpu", 1000, None, 1.3e8)
+    small = Measured("r", "eval", EMBEDDED_MODEL, "cpu", 1.2)
     big = estimate(replace(EVAL, model="mistralai/Ministral-3-3B-Instruct-2512"), "cpu", [small])
     assert big.seconds > 15 * estimate(EVAL, "cpu", [small]).seconds
     unknown = estimate(replace(EVAL, model="someone/mystery"), "cpu")
@@ -110,6 +127,9 @@ def test_training_costs_more_and_a_pipeline_is_the_sum_of_its_stages():
     assert estimate(tune, "cpu").memory_bytes > estimate(EVAL, "cpu").memory_bytes
     lora = replace(tune, method="lora")
     assert estimate(lora, "cpu").memory_bytes < estimate(tune, "cpu").memory_bytes
+    again = replace(tune, gradient_checkpointing=True)
+    assert estimate(again, "cpu").memory_bytes < estimate(tune, "cpu").memory_bytes
+    assert estimate(again, "cpu").seconds > estimate(tune, "cpu").seconds
     config = PipelineConfig(model=EMBEDDED_MODEL, limit=100, steps=10)
     parts = [estimate(stage.config, "cpu", start=0).seconds for stage in plan(config)]
     assert estimate(config, "cpu", start=0).seconds == pytest.approx(sum(parts))
@@ -133,3 +153,56 @@ def test_the_outcome_stands_beside_the_estimate(tmp_path):
     assert found.memory_bytes == 5_000_000
     assert estimates.start_seconds([job]) == pytest.approx(4)
     assert estimates.outcome(replace(job, attempt=2)) is None
+
+
+def test_more_gpus_share_the_time_and_fsdp_the_weights():
+    big = FinetuneConfig(model="a/b-14B", objective="3B", batch_samples=512)
+    one, four = (estimate(big, "cuda:0", start=0, n_devices=n) for n in (1, 4))
+    assert one.seconds / 4 < four.seconds < one.seconds / 2  # gradients have to be exchanged
+    spread = estimate(big, "cuda:0", start=0, n_devices=4, sharded=True)
+    assert spread.memory_bytes < four.memory_bytes < one.memory_bytes
+    full = replace(EVAL, model="a/b-14B", limit=None)
+    one, four = (estimate(full, "cuda:0", start=0, n_devices=n) for n in (1, 4))
+    assert four.seconds == pytest.approx(one.seconds / 4, rel=0.1)
+    # Processes on one CPU have its cores between them.
+    assert estimate(EVAL, "cpu", n_devices=2).seconds == estimate(EVAL, "cpu").seconds
+
+
+def test_a_shape_from_a_configuration_counts_its_weights(tiny_folder, tmp_path):
+    counted = shape_of(str(tiny_folder))
+    assert counted.source == "its files"
+    (tmp_path / "config.json").write_text((tiny_folder / "config.json").read_text())
+    shape = shape_of(str(tmp_path))
+    assert shape.parameters == counted.parameters
+    assert (shape.layers, shape.vocabulary) == (counted.layers, counted.vocabulary)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["eval", "--limit", "500"],
+        ["finetune", "--prompt-bidir-response-causal-train", "--method", "lora"],
+        ["pipeline", "--preset", "quick"],
+    ],
+)
+def test_the_commands_print_an_estimate_and_do_nothing_else(words, runs_dir, capsys, monkeypatch):
+    monkeypatch.setattr("bidir_core.models.preflight", None)  # calling it would fail
+    assert main([*words, "--model", "owner/name-3B", "--estimate", "4", "--device", "cuda"]) == 0
+    out = capsys.readouterr().out
+    assert "4 x cuda" in out
+    assert re.search(r"time +about \d.*\nmemory +about \d+\.\d GB on each\n", out)
+    assert not runs_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--model", "owner/mystery"], "name it with its size"),
+        (["--model", "a/b-3B", "--device", "tpu"], "device 'tpu'"),
+        (["--model", "a/b-3B", "--estimate", "-1"], "--estimate -1"),
+        (["--resume", "x"], "leave --resume out"),
+    ],
+)
+def test_what_cannot_be_estimated_is_said(more, told, runs_dir, capsys):
+    assert main(["eval", "--estimate", *more]) == 2
+    assert told in capsys.readouterr().err
