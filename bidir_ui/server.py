@@ -1,14 +1,25 @@
-"""Headers for everything this server sends: a page may load nothing from anywhere else.
+"""What stands between the network and the app: who may ask, and what every answer carries.
 
-Data-set texts and model outputs are shown inert; this is the second lock. Even if some text
-became markup, the browser would not fetch an image, style, font, frame or script from elsewhere,
-nor send a form.
+Only requests for a host name in ``server.allowedHosts`` are served. A web page elsewhere can give
+its own name this machine's address (DNS rebinding), and would then count as the app itself to the
+browser; its requests still carry its own name.
+
+Headers: a page may load nothing from anywhere else. Data-set texts and model outputs are shown
+inert; this is the second lock. Even if some text became markup, the browser would not fetch an
+image, style, font, frame or script from elsewhere, nor send a form.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
+import streamlit as st
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from streamlit.web.server.starlette.starlette_websocket import is_host_allowed
 
 # Streamlit needs inline styles, and evaluates code for its own charts and components.
 POLICY = "; ".join(
@@ -33,10 +44,34 @@ HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
 )
+DRAWN = ("", "compare", "masks", "lab", "report")  # addresses of the pages with charts
 
 
-class SecurityHeaders:
-    """ASGI middleware that adds :data:`HEADERS` to every HTTP response."""
+class KnownHosts:
+    """ASGI middleware that refuses requests for any host but ``server.allowedHosts``.
+
+    Streamlit itself checks its websocket only; this checks files and uploads as well, by the same
+    rule. An empty list allows every name.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host") if scope["type"] == "http" else None
+        if scope["type"] != "http" or is_host_allowed(host):
+            await self.app(scope, receive, send)
+            return
+        refusal = "This app does not answer to this host name; see docs/SHARING.md."
+        await PlainTextResponse(refusal, status_code=421)(scope, receive, send)
+
+
+class ResponseHeaders:
+    """ASGI middleware that adds :data:`HEADERS` to every HTTP response.
+
+    A page with charts also names the file that draws them: the browser fetches it at once, not
+    only when the first chart arrives.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -45,13 +80,27 @@ class SecurityHeaders:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        more = HEADERS
+        if scope["path"].rpartition("/")[2] in DRAWN:
+            more += _preload()
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
+                message = {**message, "headers": [*message.get("headers", ()), *more]}
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
 
 
-MIDDLEWARE = [Middleware(SecurityHeaders)]
+@cache
+def _preload() -> tuple[tuple[bytes, bytes], ...]:
+    """The header that has Streamlit's own Plotly loaded early; nothing if it is called otherwise."""
+    scripts = Path(st.__file__).parent / "static" / "static" / "js"
+    names = [path.name for path in scripts.glob("PlotlyChart.*.js")]
+    return tuple(
+        (b"link", f"<./static/js/{name}>; rel=modulepreload; crossorigin".encode())
+        for name in names
+    )
+
+
+MIDDLEWARE = [Middleware(KnownHosts), Middleware(ResponseHeaders)]

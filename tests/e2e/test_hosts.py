@@ -1,0 +1,77 @@
+"""A real server answers to its own names only: what a page with a rebound name could reach."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import os
+
+import pytest
+
+from tests.e2e.server import serve
+
+pytestmark = pytest.mark.e2e
+REBOUND = "rebound.example"
+
+
+def status(server, path: str, host: str, method: str = "GET", **headers: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    try:
+        connection.request(method, path, headers={"Host": host} | headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def websocket(server, host: str, origin: str) -> int:
+    """The answer to a websocket handshake: 101 if it is open."""
+    return status(
+        server, "/_stcore/stream", host, Connection="Upgrade", Upgrade="websocket", Origin=origin,
+        **{
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
+            "Sec-WebSocket-Protocol": "streamlit",
+        },
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [
+    "/", "/report", "/launch", "/_stcore/health", "/_stcore/host-config", "/media/x.md",
+    "/_stcore/metrics", "/_stcore/script-health-check",
+])  # fmt: skip
+def test_no_file_for_a_rebound_name(server, path):
+    assert status(server, path, f"{REBOUND}:{server.port}") == 421
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS"])
+def test_no_upload_for_a_rebound_name(server, method):
+    assert status(server, "/_stcore/upload_file/s/f", f"{REBOUND}:{server.port}", method) == 421
+
+
+@pytest.mark.parametrize("host", [REBOUND, "localhost.rebound.example", "127.0.0.1.rebound.example",
+                                  "localhost@rebound.example", ""])  # fmt: skip
+def test_no_websocket_for_a_rebound_name(server, host):
+    """The origin is the host, as in a rebound page: the browser takes both for the same."""
+    host = f"{host}:{server.port}"
+    assert websocket(server, host, f"http://{host}") == 403
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]"])
+def test_its_own_names_are_served(server, host):
+    host = f"{host}:{server.port}"
+    assert status(server, "/report", host) == 200
+    assert websocket(server, host, f"http://{host}") == 101
+
+
+def test_its_own_name_with_a_foreign_origin_is_refused(server):
+    assert websocket(server, f"127.0.0.1:{server.port}", f"http://{REBOUND}") == 403
+
+
+def test_a_group_names_its_host(tmp_path):
+    names = "bidir.example.org *.lab.example.org 127.0.0.1"
+    with serve(tmp_path, STREAMLIT_SERVER_ALLOWED_HOSTS=names) as server:
+        for host in ("bidir.example.org", "gpu1.lab.example.org"):
+            assert status(server, "/report", host) == 200
+            assert websocket(server, host, f"https://{host}") == 101
+        assert status(server, "/report", REBOUND) == 421
+        assert websocket(server, REBOUND, f"http://{REBOUND}") == 403
