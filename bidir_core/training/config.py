@@ -121,10 +121,13 @@ class FinetuneConfig:
     gradient_checkpointing: bool = setting(
         False, help="save memory by computing each layer twice", role="runtime"
     )
-    compile: bool = setting(
-        False,
-        help="fuse small operations with torch.compile: a minute to start, then faster on a GPU",
+    compile: str = setting(
+        "none",
+        help="default fuses small operations with torch.compile; reduce-overhead also records a "
+        "step as CUDA graphs and replays them, which a small model on a GPU gains by (opt-in, "
+        "not yet measured on a GPU)",
         role="runtime",
+        choices=("none", "default", "reduce-overhead"),
     )
     checkpoint_every: int = setting(
         100, help="steps between checkpoints; 0 for none", role="runtime", metavar="N"
@@ -148,7 +151,14 @@ class FinetuneConfig:
     name: str | None = setting(None, help="a name at the end of the run folder", role="runtime")
 
     def __post_init__(self) -> None:
+        if isinstance(self.compile, bool):  # as older runs recorded it
+            object.__setattr__(self, "compile", "default" if self.compile else "none")
         check_config(self)
+        if self.compile == "reduce-overhead" and self.gradient_checkpointing:
+            raise UserError(
+                "--compile reduce-overhead cannot record --gradient-checkpointing; use --compile "
+                "default, or a smaller --micro-tokens without checkpointing"
+            )
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:

@@ -151,7 +151,7 @@ def _train(
         n_processes=accelerator.num_processes,
     )
     student.model.train()
-    if config.compile:
+    if config.compile != "none":
         for one in (student, base):
             if one is not None:
                 compile_layers(one)

@@ -28,7 +28,8 @@ from bidir_core.training.config import FinetuneConfig
 from bidir_core.training.curve import append_curve, cut_curve
 from bidir_core.training.losses import Pass, loss_terms
 from bidir_core.training.optimizer import MasterAdamW, learning_rate
-from bidir_core.training.packing import Packer, Step
+from bidir_core.training.packing import Packer, Step, TrainBatch
+from bidir_core.training.replay import Replay, fill
 from bidir_core.training.student import Student
 
 _AHEAD = 4  # steps that are packed before the model asks for them
@@ -78,19 +79,20 @@ class Trainer:
         # Sums since the last report stay on the device: reading one would wait for the GPU.
         self.sums = torch.zeros(len(plan) + 1, device=self.device)
         self.n_summed = 0
+        self.replay = None
+        if config.compile == "reduce-overhead":
+            self.optimizer.keep_gradients()
+            self.replay = Replay(self._backward, self.device)
 
     # --- one step ---------------------------------------------------------------------------
 
     def train_step(self, step: Step) -> None:
         """Forward, backward and update for one step; changes nothing but weights and counters."""
         for batch in step.batches:
-            on_device = batch.to(self.device)
-            terms = loss_terms(self.student, on_device, self.plan, self.base)
-            for index, (one, losses) in enumerate(terms):
-                loss = losses.sum() / step.n_loss
-                (loss * one.weight).backward()
-                self.sums[index] += loss.detach()
-            self.optimizer.collect()
+            if self.replay is not None:
+                self.replay(batch, step.n_loss)
+            else:
+                self._backward(batch.to(self.device), step.n_loss)
         if self.accelerator is not None and self.accelerator.num_processes > 1:
             for gradient in self.optimizer.gradients():
                 torch.distributed.all_reduce(gradient)
@@ -101,6 +103,16 @@ class Trainer:
         self.counters.tokens += step.n_tokens
         self.counters.slots += step.n_slots
         self.counters.loss_tokens += step.n_loss
+
+    def _backward(self, batch: TrainBatch, n_loss: int | torch.Tensor) -> None:
+        """Add one micro-batch's gradients and losses to the step's. Waits for nothing."""
+        for index, (one, losses) in enumerate(
+            loss_terms(self.student, batch, self.plan, self.base)
+        ):
+            loss = losses.sum() / n_loss
+            (loss * one.weight).backward()
+            self.sums[index] += loss.detach()
+        self.optimizer.collect()
 
     # --- the run ----------------------------------------------------------------------------
 
@@ -150,6 +162,8 @@ class Trainer:
 
         def pack(step: int) -> Step:
             made = self.packer.step(step)
+            if self.config.compile != "none":  # few shapes
+                made = made._replace(batches=[fill(batch) for batch in made.batches])
             if self.device.type != "cuda":
                 return made
             return made._replace(batches=[batch.pin() for batch in made.batches])

@@ -14,7 +14,7 @@ from bidir_core.training.objectives import (
     in_chunks,
     kl_from_base,
 )
-from bidir_core.training.packing import TrainBatch
+from bidir_core.training.packing import IGNORED, TrainBatch
 from bidir_core.training.student import Student
 
 
@@ -53,7 +53,8 @@ def loss_terms(
             if one.from_base:
                 assert base is not None
                 assert base_hidden is not None
-                yield one, in_chunks(_kl(student, base), student.vocabulary, hidden, base_hidden)
+                kl = in_chunks(_kl(student, base), student.vocabulary, hidden, base_hidden)
+                yield one, torch.where(batch.target == IGNORED, 0.0, kl)
             else:
                 yield one, in_chunks(_ce(student), student.vocabulary, hidden, batch.target)
 

@@ -42,6 +42,7 @@ class MasterAdamW:
         ]
         for master in self.masters:
             master.requires_grad_(True)
+        self.keeps_gradients = False
         groups = [
             {
                 "params": [m for m in self.masters if (m.dim() >= 2) is matrix],
@@ -55,6 +56,11 @@ class MasterAdamW:
             betas=(0.9, config.beta2),
             fused=self.weights[0].device.type == "cuda",
         )
+
+    def keep_gradients(self) -> None:
+        """Add gradients up in the same tensors in every step: a recorded step writes nowhere else."""
+        self.keeps_gradients = True
+        self.gradients()
 
     @torch.no_grad()
     def collect(self) -> None:
@@ -87,7 +93,7 @@ class MasterAdamW:
         for group in self.adamw.param_groups:
             group["lr"] = lr
         self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        self.adamw.zero_grad(set_to_none=not self.keeps_gradients)
         if self.rounded:
             torch._foreach_copy_([w.data for w in self.weights], self.masters)
         return norm
