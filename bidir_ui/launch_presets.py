@@ -36,7 +36,7 @@ class Preset:
 
 _EVAL = ("model", "limit", "device")
 _TUNE = ("model", "data", "steps", "method", "lr", "seed", "device")
-_SWEEP = ("sweep", "controls", "model", "limit", "device")
+_SWEEP = ("sweep", "model", "limit", "device", "controls")
 _LIMIT = ("limit", "100")
 PRESETS: dict[str, Preset] = {
     "stage1": Preset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -43,7 +44,8 @@ def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job])
         return estimate_sweep(config, device, known, start=start)
     if isinstance(config, ProbeConfig):  # imports, weights and the probe: what any run begins with
         nothing = EvalConfig(model=config.model, dtype=config.dtype, tasks=())
-        return estimate.estimate(nothing, device, known, start=start)
+        made = estimate.estimate(nothing, device, known, start=start)
+        return replace(made, basis=tuple(why for why in made.basis if "speed" not in why))
     return estimate.estimate(config, device, known, start=start)
 
 
