@@ -257,10 +257,14 @@ def _in_pieces(layers: Sequence[nn.Module], plan: _RulePlan, n_rows: int) -> Ite
 
         return run
 
+    own = [vars(layer).get("forward") for layer in layers]
     try:
         for layer in layers:
             layer.forward = pieces_of(layer.forward)  # type: ignore[method-assign]
         yield
     finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)
+        for layer, before in zip(layers, own, strict=True):
+            if before is None:
+                vars(layer).pop("forward", None)
+            else:
+                layer.forward = before  # type: ignore[method-assign]
