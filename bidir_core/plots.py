@@ -49,8 +49,10 @@ def inert(text: object) -> str:
 def ink(figure: go.Figure, colour: str, soft: str) -> go.Figure:
     """Colour a figure's words for the page's theme: labels in ``colour``, axes in ``soft``.
 
-    A tick size that the figure chose itself stays.
+    A tick size that the figure chose itself stays. One that is in this colour already is done.
     """
+    if figure.layout.font.color == colour:
+        return figure
     figure.update_layout(font={"color": colour})
     figure.for_each_annotation(lambda note: note.update(font={"color": note.font.color or colour}))
     for axes, inked, size in (

@@ -1,11 +1,10 @@
-"""The Report page's parts: which runs and sections, the preview, the files."""
+"""The Report page's parts: which runs and sections, and the preview."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import zipfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,10 +12,10 @@ import streamlit as st
 
 from bidir_core import report as core
 from bidir_core import store
-from bidir_core.reporting import html_page, picture
+from bidir_core.reporting import html_page
 from bidir_core.reporting.charts import Chart, charts
 from bidir_core.reporting.markdown import Table
-from bidir_core.reporting.sections import ALL_SECTIONS, FLIPS
+from bidir_core.reporting.sections import ALL_SECTIONS, FLIPS, Section
 from bidir_core.run_layout import EVAL_DIRS, FINETUNE_DIRS
 from bidir_ui import data, fmt, html, pair, url, widgets
 from bidir_ui.data import RunInfo
@@ -31,6 +30,8 @@ SHORT = {
 ALL, MINE = "fullest", "mine"
 STAGES = (*EVAL_DIRS, *FINETUNE_DIRS.values())
 NO_SECTION = "none"  # in the URL: an absent parameter means all of them
+HEAD_START = 0.4  # seconds in which a browser draws the first chart
+Part = html.Html | Chart
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,14 @@ class Made:
         return [key for key in self.available if self.only is None or key in self.only]
 
     @property
-    def charts(self) -> dict[str, list[Chart]]:
-        """Its charts, remembered apart for light and dark, since showing one colours it."""
-        return _charts(self.report, self.key, str(st.context.theme.type))
+    def parts(self) -> dict[str, tuple[Part, ...]]:
+        """What stands in its sections, remembered apart for light and dark, since showing a chart
+        colours it."""
+        return _parts(self.report, self.key, str(st.context.theme.type))
+
+    @property
+    def has_charts(self) -> bool:
+        return any(isinstance(part, Chart) for parts in self.parts.values() for part in parts)
 
 
 @st.cache_resource(max_entries=6, show_spinner="Computing the report")
@@ -63,8 +69,12 @@ def _report(paths: tuple[str, ...], model: str, metric: str, stamp: str) -> core
 
 
 @st.cache_resource(max_entries=12, show_spinner=False)
-def _charts(_report: core.Report, key: str, theme: str) -> dict[str, list[Chart]]:
-    return charts(_report)
+def _parts(_report: core.Report, key: str, theme: str) -> dict[str, tuple[Part, ...]]:
+    drawn = charts(_report)
+    return {
+        section.key: tuple(_section(section, drawn.get(section.key, [])))
+        for section in _report.sections
+    }
 
 
 def build(page: Page, chosen: Sequence[RunInfo], metric: str) -> Made:
@@ -177,49 +187,11 @@ def remarks(page: Page, report: core.Report) -> None:
         )
 
 
-# --- files -----------------------------------------------------------------------------------
-
-
-def downloads(made: Made) -> None:
-    """Files that are made when they are asked for; their names carry run ids."""
-    report, only = made.report, made.only
-    tables = report.chosen_tables(only)
-    files: list[tuple[str, str, str, Callable[[], bytes], bool]] = [
-        ("HTML", ".html", "text/html", lambda: html_page.page(report, only).encode(), True),
-        ("Markdown", ".md", "text/markdown", lambda: report.markdown(only).encode(), True),
-        ("PNG", ".png", "image/png", lambda: picture.main_figure(report), bool(made.charts)),
-        ("CSV tables", "_tables.zip", "application/zip", lambda: zipped(tables), bool(tables)),
-    ]
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        for label, ending, mime, make, any_ in files:
-            st.download_button(
-                label, make, file_name=report.stem + ending, mime=mime, on_click="ignore",
-                key=f"report{ending}", icon=":material/download:", disabled=not any_,
-            )  # fmt: skip
-        with st.popover("Command line", type="tertiary", icon=":material/terminal:"):
-            widgets.note("The same report in a terminal:")
-            widgets.command(html_page.command(report, only))
-        widgets.note(
-            "HTML: one file with interactive charts and the flips, to mail; it opens offline. PNG: "
-            "the paired differences by task; each chart's own button saves that chart."
-        )
-
-
-def zipped(tables: dict[str, Table]) -> bytes:
-    """Every table as CSV, in one archive."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for key, table in tables.items():
-            archive.writestr(f"{key}.csv", table.csv())
-    return out.getvalue()
-
-
 # --- preview ---------------------------------------------------------------------------------
 
 
 def preview(made: Made) -> None:
     """The chosen sections as the files have them."""
-    report, drawn = made.report, made.charts
     waiting: list[html.Html] = []  # shown together: a page of few large elements opens sooner
 
     def flush() -> None:
@@ -227,22 +199,17 @@ def preview(made: Made) -> None:
             html.show(html.div("b-report", *waiting))
             waiting.clear()
 
-    for section in report.sections:
-        if section.key not in made.shown:
-            continue
-        waiting.append(html.el("h2", section.heading, cls="b-h2 b-rule"))
-        for block in html_page.blocks(section, drawn.get(section.key, [])):
-            if isinstance(block, Chart):
-                waiting.append(html.div("b", html.el("b", block.title)))
+    for key in made.shown:
+        for part in made.parts.get(key, ()):
+            if isinstance(part, Chart):
                 flush()
                 widgets.chart(
-                    block.figure, block.alt, save_as=f"{report.stem}_{block.key}",
-                    key=f"report-{block.key}",
+                    part.figure, part.alt, save_as=f"{made.report.stem}_{part.key}",
+                    key=f"report-{part.key}",
                 )  # fmt: skip
+                _first_chart_first()
             else:
-                waiting.append(
-                    _table(block) if isinstance(block, Table) else html.div("b", html.built(block))
-                )
+                waiting.append(part)
     flush()
     if FLIPS in made.shown:
         html.show(html.el("h2", ALL_SECTIONS[FLIPS], cls="b-h2 b-rule"))
@@ -254,6 +221,24 @@ def preview(made: Made) -> None:
         st.page_link(
             "pages/flips.py", label="Flips", icon=":material/swap_vert:", query_params=query
         )
+
+
+def _first_chart_first() -> None:
+    """A browser draws all that has arrived before it shows any of it, and four charts and long
+    tables take it a while. So when a reader comes, what is below the first chart comes later."""
+    if not st.session_state.get("report-opened"):
+        st.session_state["report-opened"] = True
+        time.sleep(HEAD_START)
+
+
+def _section(section: Section, drawn: list[Chart]) -> Iterator[Part]:
+    yield html.el("h2", section.heading, cls="b-h2 b-rule")
+    for block in html_page.blocks(section, drawn):
+        if isinstance(block, Chart):
+            yield html.div("b", html.el("b", block.title))
+            yield block
+        else:
+            yield _table(block) if isinstance(block, Table) else html.div("b", html.built(block))
 
 
 def _table(table: Table) -> html.Html:

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from bidir_ui import fmt, pair, report_view, shell, widgets
+from bidir_ui import fmt, pair, report_files, report_view, shell, widgets
 
 page = shell.start("report")
 
@@ -38,6 +38,6 @@ with shell.guard():
     if not made.shown:
         widgets.banner("empty", "No section is chosen", "Choose at least one above.")
         st.stop()
-    report_view.downloads(made)
+    report_files.downloads(made)
     report_view.remarks(page, made.report)
     report_view.preview(made)

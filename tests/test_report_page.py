@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from bidir_core import report as core
+from bidir_core.errors import UserError
 from bidir_core.reporting import picture
 from bidir_core.store import list_runs
-from bidir_ui import report_view
-from tests.app import STAGE2, open_page, pair, words
+from bidir_ui import report_files, report_view
+from tests.app import ROOT, STAGE2, open_page, pair, words
 from tests.e2e.seed import seed_hostile
 from tests.factory import make_reference, make_run
 from tests.report_runs import report
@@ -36,6 +41,12 @@ def two(root):
 def study(repaired, monkeypatch, root):
     monkeypatch.setenv("BIDIR_RUNS_DIR", str(repaired))
     return repaired
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """No browser here needs a head start."""
+    monkeypatch.setattr(report_view, "HEAD_START", 0)
 
 
 def opened(**query: str):
@@ -192,8 +203,71 @@ def test_a_report_is_computed_once(two, monkeypatch):
 
 
 def test_no_html_file_is_made_before_it_is_asked_for(two, monkeypatch):
-    monkeypatch.setattr(report_view.html_page, "page", lambda *a: pytest.fail("made too early"))
+    monkeypatch.setattr(report_files.html_page, "page", lambda *a: pytest.fail("made too early"))
     assert labels(opened())
+
+
+# --- the folder for a paper ----------------------------------------------------------------------
+
+
+def test_the_paper_is_one_zip_made_on_request(study, made, monkeypatch):
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    before = contents(study)
+    app = opened()
+    assert "report-paper-zip" not in app.session_state
+    app.button(key="report-paper").click().run()
+    assert not app.exception
+    (button,) = [b.proto for b in app.get("download_button") if b.proto.label.startswith("Down")]
+    assert not button.disabled
+    with zipfile.ZipFile(io.BytesIO(app.session_state["report-paper-zip"][1])) as archive:
+        assert archive.testzip() is None
+        files = {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
+    assert {"main.tex", "methods.tex", "references.bib", "claims.md"} <= set(files)
+    for figure in ("forest", "ladder", "two_by_two"):
+        assert files[f"figures/{figure}.pdf"].startswith(b"%PDF")
+        assert b"<svg" in files[f"figures/{figure}.svg"]
+    assert {"tables/macro.tex", "tables/per-task.tex", "tables/claims.tex"} <= set(files)
+    assert json.loads(files["claims.json"])["claims"]
+    runs = {run.id for run in made.study.all_runs}
+    ledger = json.loads(files["numbers.json"])
+    assert {r for entry in ledger["numbers"].values() for r in entry["runs"]} == runs
+    assert all(run in files["README.md"].decode() for run in runs)
+    assert contents(study) == before
+
+
+def test_a_paper_that_cannot_be_made_says_why(two, monkeypatch):
+    def fail(*args, **options):
+        raise UserError("the figures of --paper need matplotlib")
+
+    monkeypatch.setattr("bidir_core.paper.write.zip_paper", fail)
+    app = opened()
+    app.button(key="report-paper").click().run()
+    assert "need matplotlib" in words(app)
+    assert "report-paper-zip" not in app.session_state
+
+
+def test_the_paper_of_other_runs_is_not_offered(two, monkeypatch):
+    monkeypatch.setattr("bidir_core.paper.write.zip_paper", lambda *args, **options: b"zip")
+    app = opened()
+    app.button(key="report-paper").click().run()
+    assert labels(app)[-1].startswith("Download")
+    app.query_params["metric"] = "acc_norm"
+    app.run()
+    assert not any(label.startswith("Download") for label in labels(app))
+
+
+def test_the_page_does_not_load_what_draws_the_paper():
+    code = (
+        "import sys, bidir_ui.report_files; assert not {'matplotlib', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def contents(folder: Path) -> dict[str, float]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+# --- hostile, and the files --------------------------------------------------------------------
 
 
 def test_hostile_names_are_inert(root):
@@ -205,7 +279,7 @@ def test_hostile_names_are_inert(root):
 
 
 def test_the_archive_holds_every_table(made):
-    with zipfile.ZipFile(io.BytesIO(report_view.zipped(made.tables))) as archive:
+    with zipfile.ZipFile(io.BytesIO(report_files.zipped(made.tables))) as archive:
         assert {name.removesuffix(".csv") for name in archive.namelist()} == set(made.tables)
         rows = list(csv.DictReader(io.StringIO(archive.read("macro.csv").decode())))
     assert float(rows[0]["Macro acc"]) == made.tables["macro"].rows[0][5]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,23 @@ PACKAGES = ("array", "booktabs", "graphicx", "longtable")
 _VERSIONS = ("matplotlib", "numpy", "scipy", "statsmodels", "pandas", "pyarrow")
 
 
-def fill(report: Report, folder: Path, command: str) -> None:
+Tell = Callable[[float, str], None]  # the share that is done, and what comes next
+
+
+def fill(report: Report, folder: Path, command: str, tell: Tell = lambda share, what: None) -> None:
     """Write every file into an empty folder."""
+    tell(0.0, "numbers and claims")
     quantities = Quantities(report.numbers)
     claims = make_claims(quantities)
     (folder / "figures").mkdir()
     (folder / "tables").mkdir()
+    tell(0.1, "figures")
     with style():
         drawn = all_figures(quantities)
-        for one in drawn:
+        for number, one in enumerate(drawn):
+            tell(0.3 + 0.5 * number / len(drawn), f"figure {one.key}")
             save(one.figure, folder / "figures" / one.key, one.title)
+    tell(0.8, "tables and texts")
     tables = all_tables(quantities, claims)
     texts = {f"tables/{table.key}.tex": f"{MACRO}\n{table.tex()}\n" for table in tables}
     texts["methods.tex"] = f"{MACRO}\n{methods_text(quantities)}\n"

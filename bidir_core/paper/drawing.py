@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from bidir_core.errors import UserError
@@ -43,16 +44,19 @@ _STYLE: dict[str, Any] = {
 }
 
 
+_one_at_a_time = Lock()  # the style is matplotlib's own, for the whole process
+
+
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw within this; raises UserError if matplotlib is not installed."""
+    """Draw within this, one thread at a time; raises UserError if matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError as error:
         raise UserError(
             "the figures of --paper need matplotlib; install it with: pip install matplotlib"
         ) from error
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    with _one_at_a_time, matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()  # whatever the reader's own matplotlibrc says
         for name, value in _STYLE.items():
             matplotlib.rcParams[name] = value  # type: ignore[index]

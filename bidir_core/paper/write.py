@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bidir_core.atomic import sync_folder
 from bidir_core.errors import UserError
-from bidir_core.paper.document import fill
+from bidir_core.paper.document import Tell, fill
 from bidir_core.report import Report
 
 MANIFEST = "manifest.json"
@@ -43,6 +45,24 @@ def write_paper(report: Report, folder: Path | str, *, command: str = "") -> Pat
             f"--paper {folder}: cannot be written ({error.strerror or error}); give another folder"
         ) from error
     return target
+
+
+def zip_paper(report: Report, name: str, tell: Tell, *, command: str = "") -> bytes:
+    """The same folder as one ZIP file, in which it is called ``name``; the same runs give the same
+    bytes. ``tell`` hears how far it is. Nothing stays on disk.
+    """
+    out = io.BytesIO()
+    with tempfile.TemporaryDirectory(prefix="bidir-paper-") as temporary:
+        folder = Path(temporary)
+        fill(report, folder, command, tell)
+        _sign(folder)
+        with zipfile.ZipFile(out, "w") as archive:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file():
+                    entry = zipfile.ZipInfo(f"{name}/{path.relative_to(folder).as_posix()}")
+                    entry.external_attr = 0o644 << 16
+                    archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return out.getvalue()
 
 
 def check_paper_folder(folder: Path | str) -> None:

@@ -93,8 +93,13 @@ def page(report: Report, only: Collection[str] | None = None) -> str:
     )
 
 
-def command(report: Report, only: Collection[str] | None = None, out: str = "report.html") -> str:
-    """The line that writes this report again."""
+def command(
+    report: Report,
+    only: Collection[str] | None = None,
+    out: str = "report.html",
+    flag: str = "--out",
+) -> str:
+    """The line that writes this report again or, with ``--paper`` as the flag, its paper."""
     numbers = report.numbers
     line = ["python", "-m", "bidir_core", "report", *(run.id for run in report.study.all_runs)]
     if numbers.metric != "acc":
@@ -103,7 +108,7 @@ def command(report: Report, only: Collection[str] | None = None, out: str = "rep
         line += ["--margin", f"{100 * numbers.margin:g}"]
     if only is not None:
         line += ["--sections", ",".join(only)]
-    return shlex.join([*line, "--out", out])
+    return shlex.join([*line, flag, out])
 
 
 def facts(report: Report) -> list[tuple[str, str]]:

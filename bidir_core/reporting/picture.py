@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from threading import Lock
 from typing import TYPE_CHECKING
 
 from bidir_core.errors import UserError
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
     from bidir_core.report import Report
 
 DPI = 200
-_one_at_a_time = Lock()  # the style is matplotlib's own, for the whole process
 
 
 def main_figure(report: Report) -> bytes:
@@ -25,7 +23,7 @@ def main_figure(report: Report) -> bytes:
     from bidir_core.paper.quantities import Quantities
 
     quantities = Quantities(report.numbers)
-    with _one_at_a_time, style():
+    with style():
         drawn = forest(quantities) or ladder(quantities)
         if drawn is None:
             raise UserError("these runs have no accuracies to draw")

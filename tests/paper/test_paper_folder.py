@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,24 @@ import pytest
 from bidir_core.cli import main
 from bidir_core.errors import UserError
 from bidir_core.paper import write
-from bidir_core.paper.write import write_paper
+from bidir_core.paper.write import write_paper, zip_paper
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
     found = (p for p in folder.rglob("*") if p.is_file())
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
+
+
+def test_the_zip_holds_the_same_folder(repaired_report, paper):
+    heard: list[tuple[float, str]] = []
+    made = zip_paper(repaired_report, "paper", lambda *step: heard.append(step))
+    with zipfile.ZipFile(io.BytesIO(made)) as archive:
+        found = {name: archive.read(name) for name in archive.namelist()}
+    assert found == {f"paper/{name}": data for name, data in files_of(paper).items()}
+    shares = [share for share, _ in heard]
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] < shares[-1] < 1
+    assert "figure forest" in [what for _, what in heard]
 
 
 def test_the_same_runs_give_the_same_bytes(repaired, paper, tmp_path):
