@@ -89,6 +89,10 @@ class Patch:
 
         return replace
 
+    def n_captured(self, layout: Layout) -> int:
+        """How many tokens :meth:`capture` computes for a batch laid out so."""
+        return len(self._places(layout)[0]) * (self.token + 1)
+
     def _places(self, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
         """Row and column of the token in each item that has it in its prefix."""
         here = (layout.position == self.token) & (layout.n_prefix > self.token)

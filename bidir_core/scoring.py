@@ -163,6 +163,7 @@ class Scorer:
         source, target = batch.source.to(self.device), batch.target.to(self.device)
         patch = self.plan.patch
         edit = patch.capture(self.model, self.handle, ids, layout) if patch else None
+        self.cost.computed_tokens += patch.n_captured(layout) if patch else 0
         with self.handle.use(self.regime, layout, edit), gather_before_head(self.model, head):
             logits = self.model(
                 input_ids=ids, position_ids=layout.position, use_cache=False

@@ -56,6 +56,24 @@ def test_patching_keys_and_values_is_sink_1(family: str, padded: bool) -> None:
     assert max(np.abs(a - b).max() for a, b in zip(sink, plain, strict=True)) > 0.01
 
 
+def test_the_capture_pass_is_counted() -> None:
+    """Every token that the model sees is in the run's cost, the ones run to be patched in too."""
+    loaded = tiny_loaded("llama")
+    for patch in (None, "both=0", "keys=3"):
+        plan = plan_scoring(items(), regime=BIDIRECTIONAL, device=torch.device("cpu"))
+        plan = plan.under(BIDIRECTIONAL, Patch.parse(patch) if patch else None)
+        scorer = Scorer(loaded.model, loaded.handle, plan)
+        seen: list[int] = []
+        hook = loaded.handle.decoder.layers[0].register_forward_pre_hook(
+            lambda _, arguments, seen=seen: seen.append(arguments[0].shape[:2].numel())
+        )
+        for batch in plan.batches:
+            list(scorer.score(batch.items))
+        hook.remove()
+        assert scorer.cost.computed_tokens == sum(seen)
+        assert len(seen) == len(plan.batches) * (1 if patch is None else 2)
+
+
 def test_keys_and_values_alone_are_different_things() -> None:
     loaded = tiny_loaded("llama")
     found = [
