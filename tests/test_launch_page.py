@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,7 @@ def test_every_stage_shows_a_line_that_the_terminal_takes(root, stage):
         given.pop("json")
         assert ProbeConfig(**given).regime == "bidirectional"
         return
+    config: Any
     if name == "lab":
         config = LabConfig(**given | {"sweep": tuple(given.get("sweep", ()))})
         assert config.sweep == ((asked["sweep"],) if "sweep" in asked else ())
@@ -189,7 +191,7 @@ def test_read_only_is_closed(root, monkeypatch):
 def test_a_setting_of_every_config_has_a_widget():
     """New fields appear by themselves: the form is made from the dataclasses."""
     for preset in PRESETS.values():
-        names = set(CLASSES[preset.command].__dataclass_fields__)
+        names = {spec.name for spec in fields(CLASSES[preset.command])}
         assert {*preset.front, *dict(preset.fixed)} <= names
 
 
