@@ -47,6 +47,13 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
+def same_as(owner: type, name: str, *, default: Any = MISSING, **changes: Any) -> Any:
+    """A field of another config again: its help, role and choices, and its default unless given."""
+    (spec,) = (one for one in fields(owner) if one.name == name)
+    value = spec.default if default is MISSING else default
+    return field(default=value, metadata={**spec.metadata, **changes})
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """What to evaluate, under which regime, on which items."""

