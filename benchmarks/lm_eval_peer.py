@@ -13,10 +13,15 @@ from bidir_core.items import Item
 class LmEvalPeer:
     """Scores items with lm-eval 0.4.13's ``HFLM``, in its native causal attention."""
 
-    def __init__(self, folder: str, *, dtype: str = "float32", device: str = "cpu"):
+    def __init__(
+        self, model: Any, *, dtype: str = "float32", device: str = "cpu", tokenizer: Any = None
+    ):
+        """``model``: a folder, or a model in memory with its ``tokenizer``."""
         from lm_eval.models.huggingface import HFLM
 
-        self.lm = HFLM(pretrained=folder, dtype=dtype, device=device, batch_size=1)
+        self.lm = HFLM(
+            pretrained=model, tokenizer=tokenizer, dtype=dtype, device=device, batch_size=1
+        )
 
     def score(self, items: Sequence[Item], batch_size: int) -> list[list[float]]:
         """Log-likelihood in nats of every choice of every item, tokenising included."""

@@ -14,6 +14,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def main() -> None:
     parser.add_argument("--batch-samples", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument(
-        "--kinds", default="3B,3B compile,3C,3B lora,distill,trainer", help="what to time"
+        "--kinds",
+        default="3B,3B default,3B reduce-overhead,3C,3B lora,distill,trainer",
+        help="what to time: an objective, and any of lora, flex, default, reduce-overhead behind it",
     )
     parser.add_argument("--profile", action="store_true", help="where the time of 3B goes")
     parser.add_argument("--out", help="also write the table as JSON")
@@ -82,7 +85,8 @@ def settings(options: argparse.Namespace, kind: str = "3B") -> FinetuneConfig:
         data=options.data,
         objective=words[0],
         method="lora" if "lora" in words else "full",
-        compile="compile" in words,
+        compile=next((w for w in words if w in ("default", "reduce-overhead")), "none"),
+        attn="flex" if "flex" in words else "auto",
         steps=options.steps,
         batch_samples=options.batch_samples,
         max_tokens=options.max_tokens,
@@ -93,12 +97,12 @@ def settings(options: argparse.Namespace, kind: str = "3B") -> FinetuneConfig:
 def ours(options: argparse.Namespace, kind: str, samples: EncodedSamples) -> dict[str, Any]:
     """Steps of our own loop, without its reports and checkpoints."""
     config = settings(options, kind)
-    loaded = models.load(config.model, device=config.device)
+    loaded = models.load(config.model, device=config.device, attn=config.attn)
     regime = parse_regime(config.regime or "causal")
     student = make_trainable(config, loaded)
     base = frozen_copy(student) if config.needs_base else None
     student.model.train()
-    if config.compile:
+    if config.compile != "none":
         compile_layers(student)
     packer = Packer(
         samples,
@@ -109,24 +113,38 @@ def ours(options: argparse.Namespace, kind: str, samples: EncodedSamples) -> dic
         prefix=config.goal.prefix,
     )
     trainer = Trainer(config, student, packer, passes(config.goal, regime, 0.0), base=base)
-    tokens = slots = 0
-    started = clock = time.monotonic()
-    with trainer._packed(0) as steps:
-        for number, step in enumerate(steps):
-            if number == options.warm_up:
-                clock = synchronized(loaded.device)
-                tokens = slots = 0
-            trainer.train_step(step)
-            tokens, slots = tokens + step.n_tokens, slots + step.n_slots
-        seconds = synchronized(loaded.device) - clock
+    row = time_steps(trainer, options.steps, options.warm_up)
+    row.pop("loss_share")
     if options.profile and kind == "3B":
         profile(trainer)
+    return row
+
+
+def time_steps(
+    trainer: Trainer, steps: int, warm_up: int, left: Callable[[], bool] = lambda: True
+) -> dict[str, Any]:
+    """Time the steps behind the warm-up, one at least, until no time is ``left``."""
+    tokens = slots = loss_tokens = timed = 0
+    started = clock = time.monotonic()
+    with trainer._packed(0) as planned:
+        for number, step in enumerate(planned):
+            if number == warm_up:
+                clock = synchronized(trainer.device)
+                tokens = slots = loss_tokens = 0
+            trainer.train_step(step)
+            tokens, slots = tokens + step.n_tokens, slots + step.n_slots
+            loss_tokens, timed = loss_tokens + step.n_loss, number + 1 - warm_up
+            if timed >= min(1, steps - warm_up) and not left():
+                break
+        seconds = synchronized(trainer.device) - clock
     return {
         "tokens_per_second": round(tokens / seconds),
-        "ms_per_step": round(1e3 * seconds / (options.steps - options.warm_up), 1),
+        "ms_per_step": round(1e3 * seconds / timed, 1),
+        "timed_steps": timed,
         "padding": round(1 - tokens / slots, 3),
         "warm_up_seconds": round(clock - started, 1),
-        "loss": round(float(trainer.sums[0]) / options.steps, 4),
+        "loss": round(float(trainer.sums[0]) / trainer.n_summed, 4),
+        "loss_share": loss_tokens / tokens,
     }
 
 
@@ -145,73 +163,104 @@ def profile(trainer: Trainer) -> None:
 
 def hf_trainer(options: argparse.Namespace, samples: EncodedSamples) -> dict[str, Any]:
     """The same samples through transformers' Trainer."""
+    loaded = models.load(options.model, device=options.device, dtype="float32")
+    with loaded.handle.native():
+        row = time_hf_trainer(
+            loaded.model.requires_grad_(True),
+            loaded.device,
+            samples,
+            steps=options.steps,
+            warm_up=options.warm_up,
+            batch_samples=options.batch_samples,
+            micro_samples=options.batch_samples,
+        )
+    row.pop("loss_share")
+    return row
+
+
+def time_hf_trainer(
+    model: Any,
+    device: torch.device,
+    samples: EncodedSamples,
+    *,
+    steps: int,
+    warm_up: int,
+    batch_samples: int,
+    micro_samples: int,
+    checkpointing: bool = False,
+    left: Callable[[], bool] = lambda: True,
+) -> dict[str, Any]:
+    """Time HF Trainer's steps behind the warm-up, one at least, until no time is ``left``."""
     from transformers import Trainer as HfTrainer
     from transformers import TrainerCallback, TrainingArguments
 
-    loaded = models.load(options.model, device=options.device, dtype="float32")
-    with loaded.handle.native():
-        model = loaded.model.requires_grad_(True)
-        packer = Packer(
-            samples,
-            batch_samples=options.batch_samples,
-            row_tokens=options.max_tokens,
-            micro_tokens=1 << 30,
-            seed=0,
+    packer = Packer(
+        samples, batch_samples=batch_samples, row_tokens=1, micro_tokens=1 << 30, seed=0
+    )
+    rows = [int(i) for step in range(steps) for i in packer.chosen(step)]
+    data = [
+        {"input_ids": samples.sample(i).tolist(), "n_prompt": int(samples.n_prompt[i])}
+        for i in rows
+    ]
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(one["input_ids"]) for one in batch)
+        ids = torch.zeros(len(batch), longest, dtype=torch.long)
+        mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+        for row, one in enumerate(batch):
+            tokens = torch.tensor(one["input_ids"])
+            n = len(tokens)
+            ids[row, :n], mask[row, :n] = tokens, 1
+            labels[row, one["n_prompt"] : n] = tokens[one["n_prompt"] :]
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    class Clock(TrainerCallback):
+        at = 0.0
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == warm_up:
+                self.at = synchronized(device)
+            elif state.global_step > warm_up and not left():
+                control.should_training_stop = True
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.at = synchronized(device)
+
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=micro_samples,
+            gradient_accumulation_steps=max(1, batch_samples // micro_samples),
+            gradient_checkpointing=checkpointing,
+            max_steps=steps,
+            bf16=device.type == "cuda",
+            use_cpu=device.type == "cpu",
+            learning_rate=1e-4,
+            logging_steps=10_000,
+            save_strategy="no",
+            report_to=[],
+            remove_unused_columns=False,
+            dataloader_num_workers=2 if device.type == "cuda" else 0,
+            disable_tqdm=True,
         )
-        rows = [int(i) for step in range(options.steps) for i in packer.chosen(step)]
-        data = [
-            {"input_ids": samples.sample(i).tolist(), "n_prompt": int(samples.n_prompt[i])}
-            for i in rows
-        ]
-
-        def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-            longest = max(len(one["input_ids"]) for one in batch)
-            ids = torch.zeros(len(batch), longest, dtype=torch.long)
-            mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-            for row, one in enumerate(batch):
-                tokens = torch.tensor(one["input_ids"])
-                n = len(tokens)
-                ids[row, :n], mask[row, :n] = tokens, 1
-                labels[row, one["n_prompt"] : n] = tokens[one["n_prompt"] :]
-            return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-        class Clock(TrainerCallback):
-            at = 0.0
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                if state.global_step == options.warm_up:
-                    self.at = synchronized(loaded.device)
-
-        clock = Clock()
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = TrainingArguments(
-                output_dir=folder,
-                per_device_train_batch_size=options.batch_samples,
-                max_steps=options.steps,
-                bf16=loaded.device.type == "cuda",
-                use_cpu=loaded.device.type == "cpu",
-                learning_rate=1e-4,
-                logging_steps=10_000,
-                save_strategy="no",
-                report_to=[],
-                remove_unused_columns=False,
-                dataloader_num_workers=2 if loaded.device.type == "cuda" else 0,
-                disable_tqdm=True,
-            )
-            trainer = HfTrainer(
-                model=model,
-                args=arguments,
-                train_dataset=data,  # type: ignore[arg-type]
-                data_collator=collate,
-                callbacks=[clock],
-            )
-            trainer.train()
-            seconds = synchronized(loaded.device) - clock.at
-    timed = rows[options.warm_up * options.batch_samples :]
-    tokens = sum(int(samples.n_total[i]) for i in timed)
+        trainer = HfTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=data,  # type: ignore[arg-type]
+            data_collator=collate,
+            callbacks=[clock],
+        )
+        trainer.train()
+        seconds = synchronized(device) - clock.at
+    timed = trainer.state.global_step - warm_up
+    # Trainer shuffles: which samples the timed steps held is not known, so the mean counts.
+    tokens = timed * batch_samples * samples.n_total[rows].mean()
     return {
-        "tokens_per_second": round(tokens / seconds),
-        "ms_per_step": round(1e3 * seconds / (options.steps - options.warm_up), 1),
+        "tokens_per_second": round(float(tokens) / seconds),
+        "ms_per_step": round(1e3 * seconds / timed, 1),
+        "timed_steps": timed,
+        "loss_share": float(1 - samples.n_prompt[rows].sum() / samples.n_total[rows].sum()),
     }
 
 

@@ -1,0 +1,230 @@
+"""Evaluation and long prefills of the full-size model: ours, and what they are measured against."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.full_shape import (
+    Clock,
+    attending,
+    build,
+    clear,
+    layer_parameters,
+    median_seconds,
+    peak_gb,
+    timed,
+)
+from bidir_core.config import EvalConfig
+from bidir_core.encoding import EncodedItem, Encoder
+from bidir_core.evaluate import evaluate, read_items
+from bidir_core.layout import Layout
+from bidir_core.models import LoadedModel
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
+
+Add = Callable[..., None]
+
+
+def measure_eval(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> None:
+    """The evaluation command's work after the model is loaded: probe, scores and run folder."""
+    loaded = build(options.shape, tokenizer, options.on, options.dtype)
+    best: dict[str, float] = {}
+    for attn in options.attn:
+        for regime in ("causal", "bidirectional"):
+            if not clock.left():
+                add("eval", f"{attn}, {regime}", skipped="the part's time was over")
+                continue
+            row = evaluation(options, attending(loaded, attn), regime, clock)
+            add("eval", f"{attn}, {regime}", **row)
+            best[regime] = min(best.get(regime, row["seconds"]), row["seconds"])
+    peer = best_peer(options, attending(loaded, "sdpa"), add, clock)
+    if peer is not None:
+        for regime, seconds in best.items():
+            add("eval", f"peer against best, {regime}", ratio=round(peer / seconds, 2))
+
+
+def evaluation(
+    options: Namespace, loaded: LoadedModel, regime: str, clock: Clock
+) -> dict[str, Any]:
+    """Seconds of the whole of ``eval``, items read and run folder written, but for loading."""
+    clear(loaded.device)
+    seconds: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(1 + options.repeats):
+            config = EvalConfig(
+                model=loaded.name,
+                tasks=options.tasks,
+                limit=options.limit,
+                regime=regime,
+                batch_tokens=options.batch_tokens,
+                compact=True,
+                runs_dir=folder,
+                name=str(number),
+                device=str(loaded.device),
+            )
+            run = Path(folder) / f"run{number}"
+            work = partial(evaluate, config, loaded=loaded, folder=run)
+            seconds.append(timed(work, loaded.device))
+            if number and not clock.left():
+                break
+        cost = json.loads((run / "metrics.json").read_text())["cost"]
+    again = seconds[1:] or seconds
+    flops = 2.0 * layer_parameters(loaded.model) * cost["computed_tokens"]
+    return {
+        "seconds": round(statistics.median(again), 3),
+        "first_seconds": round(seconds[0], 3),
+        "scoring_seconds": cost["seconds"],
+        "computed_tokens": cost["computed_tokens"],
+        "layers_floor_seconds": round(flops / (options.tflops * 1e12), 3),
+        "peak_gb": peak_gb(loaded.device),
+    }
+
+
+# --- the peer -------------------------------------------------------------------------------
+
+
+def best_peer(options: Namespace, loaded: LoadedModel, add: Add, clock: Clock) -> float | None:
+    """lm-eval on the same items at its best batch size, or its algorithm where it is not installed."""
+    items = read_items(EvalConfig(model="x", tasks=options.tasks, limit=options.limit))
+    if importlib.util.find_spec("lm_eval") is not None:
+        from benchmarks.lm_eval_peer import LmEvalPeer
+
+        peer = LmEvalPeer(
+            loaded.model,
+            dtype=loaded.dtype,
+            device=str(loaded.device),
+            tokenizer=loaded.tokenizer,
+        )
+        name, score = "lm-eval", lambda size: peer.score(items, size)
+    else:
+        name = "lm-eval's algorithm (it is not installed)"
+
+        def score(size: int) -> Any:
+            encoded = Encoder(loaded.tokenizer).encode(items)
+            return score_as_lm_eval(loaded.model, encoded, size, loaded.device)
+
+    best = None
+    for size in options.peer_batch_sizes:
+        if best is not None and not clock.left():
+            break
+        clear(loaded.device)
+        try:
+            with loaded.handle.native():
+                seconds = timed(lambda size=size: score(size), loaded.device)
+        except torch.OutOfMemoryError:
+            add("eval", f"{name}, batch {size}", skipped="out of memory")
+            break
+        add(
+            "eval",
+            f"{name}, batch {size}",
+            seconds=round(seconds, 3),
+            peak_gb=peak_gb(loaded.device),
+        )
+        best = min(seconds, best or seconds)
+    return best
+
+
+@torch.inference_mode()
+def score_as_lm_eval(
+    model: Any, encoded: list[EncodedItem], batch_size: int, device: torch.device
+) -> list[list[float]]:
+    """What lm-eval 0.4's ``hf`` model computes: a row for every choice, longest first, padded.
+
+    The prefix is computed again for each choice, and logits are normalised at every position.
+    """
+    rows = [
+        (index, choice, one.prefix(choice).ids.tolist(), tokens.ids.tolist())
+        for index, one in enumerate(encoded)
+        for choice, tokens in enumerate(one.continuations)
+    ]
+    rows.sort(key=lambda row: -(len(row[2]) + len(row[3])))
+    found = [[0.0] * len(one.continuations) for one in encoded]
+    for first in range(0, len(rows), batch_size):
+        batch = rows[first : first + batch_size]
+        longest = max(len(prefix) + len(rest) - 1 for _, _, prefix, rest in batch)
+        ids = torch.zeros(len(batch), longest, dtype=torch.long)
+        for line, (_, _, prefix, rest) in enumerate(batch):
+            whole = torch.tensor((prefix + rest)[:-1])
+            ids[line, : len(whole)] = whole
+        logits = model(input_ids=ids.to(device), use_cache=False).logits
+        normed = torch.nn.functional.log_softmax(logits, dim=-1, dtype=torch.float32)
+        for line, (index, choice, prefix, rest) in enumerate(batch):
+            at = normed[line, len(prefix) - 1 : len(prefix) + len(rest) - 1]
+            target = torch.tensor(rest, device=device)[:, None]
+            found[index][choice] = float(at.gather(1, target).sum())
+    return found
+
+
+# --- a long prefix --------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def measure_prefill(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> None:
+    """One prefix of ``prefill_tokens`` through the layers, and the model's own plain kernels."""
+    loaded = build(options.shape, tokenizer, options.on, options.dtype)
+    n, on = options.prefill_tokens, loaded.device
+    ids = torch.randint(0, 256, (1, n), generator=torch.Generator().manual_seed(0)).to(on)
+    layout = Layout.pack([(n, n)]).to(on)
+
+    def layers() -> torch.Tensor:
+        return loaded.handle.decoder(
+            input_ids=ids, position_ids=layout.position, use_cache=False
+        ).last_hidden_state
+
+    def measured(what: str, run: Callable[[], Any], plain: float | None = None) -> float | None:
+        if not clock.left():
+            add("prefill", what, skipped="the part's time was over")
+            return None
+        clear(on)
+        before = torch.cuda.memory_allocated(on) if on.type == "cuda" else 0
+        try:
+            seconds = median_seconds(run, on, clock)
+        except torch.OutOfMemoryError:
+            add("prefill", what, skipped="out of memory")
+            return None
+        more = None if on.type != "cuda" else round((peak_gb(on) or 0) - before / 1e9, 2)
+        ratio = None if plain is None else round(seconds / plain, 3)
+        add("prefill", what, ms=round(1e3 * seconds, 2), times_plain=ratio, more_gb=more)
+        return seconds
+
+    with loaded.handle.native(), full_attention(loaded):
+        plain = measured("plain full attention, the model's own kernel", layers)
+    with loaded.handle.native():
+        measured("plain causal, the model's own kernel", layers, plain)
+    for attn in options.attn:
+        loaded = attending(loaded, attn)
+        for regime in (BIDIRECTIONAL, CAUSAL):
+            measured(
+                f"{attn}, {regime}",
+                partial(under, loaded, regime, layout, layers),
+                plain,
+            )
+
+
+def under(loaded: LoadedModel, regime: Regime, layout: Layout, run: Callable[[], Any]) -> Any:
+    """Run under a regime, whatever its mask costs included."""
+    with loaded.handle.use(regime, layout):
+        return run()
+
+
+@contextmanager
+def full_attention(loaded: LoadedModel) -> Iterator[None]:
+    """Make the model's own attention bidirectional, by the switch that its sdpa call reads."""
+    modules = [m for m in loaded.handle.decoder.modules() if hasattr(m, "is_causal")]
+    for module in modules:
+        module.is_causal = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.is_causal = True

@@ -1,0 +1,153 @@
+"""A model of the published experiment's shape with random weights, and what is measured with it."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bidir_core.attention import Implementation, choose_implementation, install
+from bidir_core.models import LoadedModel
+
+# Ministral 3 3B's text side; what is left out is the configuration's default. ``tiny`` is for tests.
+SHAPES: dict[str, dict[str, Any]] = {
+    "ministral3-3b": {
+        "hidden_size": 3072,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "vocab_size": 131072,
+    },
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 512,
+    },
+}
+
+
+def build(
+    shape: str, tokenizer: Any, device: torch.device, dtype: torch.dtype, attn: str = "sdpa"
+) -> LoadedModel:
+    """A causal LM with random weights, made on the device, with regimes installed."""
+    import transformers
+
+    settings = dict(SHAPES[shape])
+    settings["vocab_size"] = max(settings["vocab_size"], len(tokenizer))
+    config = transformers.Ministral3Config(tie_word_embeddings=True, **settings)
+    torch.manual_seed(0)
+    with device:
+        model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.eval().requires_grad_(False)
+    chosen = choose_implementation(config, attn)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        handle=install(model, chosen),
+        name=f"random-{shape}",
+        fingerprint=f"random-{shape}",
+        tokenizer_fingerprint="benchmark",
+        n_layers=config.num_hidden_layers,
+        max_length=config.max_position_embeddings,
+        device=device,
+        dtype=str(dtype).removeprefix("torch."),
+        implementation=chosen,
+    )
+
+
+def attending(loaded: LoadedModel, attn: Implementation) -> LoadedModel:
+    """The same weights under another attention implementation."""
+    from dataclasses import replace
+
+    return replace(loaded, handle=install(loaded.model, attn), implementation=attn)
+
+
+def read_tokenizer(folder: str | None) -> Any:
+    """The tokenizer of a folder, or the embedded model's."""
+    from transformers import AutoTokenizer
+
+    if folder is None:
+        from bidir_core.assets import ensure
+        from bidir_core.config import EMBEDDED_MODEL
+
+        folder = str(ensure(EMBEDDED_MODEL))
+    return AutoTokenizer.from_pretrained(Path(folder), local_files_only=True)
+
+
+def layer_parameters(model: Any) -> int:
+    """Weights that every token is multiplied with: all but the embedding, which is also the head."""
+    embedding = model.get_input_embeddings().weight
+    return sum(p.numel() for p in model.parameters() if p is not embedding)
+
+
+def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """The rate of a large matrix product, best of five."""
+    n = 8192 if device.type == "cuda" else 512
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    seconds = [timed(lambda: a @ b, device) for _ in range(8)][3:]
+    return 2 * n**3 / min(seconds) / 1e12
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Wall seconds of ``work()``, the device's work included."""
+    started = now(device)
+    work()
+    return now(device) - started
+
+
+def median_seconds(
+    work: Callable[[], Any],
+    device: torch.device,
+    clock: Clock,
+    *,
+    warm_up: int = 2,
+    repeats: int = 5,
+) -> float:
+    """Median of some repeats; fewer when the part's time is over, but always one."""
+    for _ in range(warm_up):
+        work()
+    seconds = [timed(work, device)]
+    while len(seconds) < repeats and clock.left():
+        seconds.append(timed(work, device))
+    return statistics.median(seconds)
+
+
+class Clock:
+    """How much of a part's time is left."""
+
+    def __init__(self, seconds: float):
+        self.end = time.monotonic() + seconds
+
+    def left(self) -> bool:
+        """Whether there is any."""
+        return time.monotonic() < self.end
+
+
+def now(device: torch.device) -> float:
+    """The time when all work given to the device so far is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def clear(device: torch.device) -> None:
+    """Give a GPU's memory back, and begin a new peak."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gb(device: torch.device) -> float | None:
+    """The most GPU memory since :func:`clear`; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    return round(torch.cuda.max_memory_allocated(device) / 1e9, 2)

@@ -1,0 +1,169 @@
+"""Training of the full-size model: full and LoRA, ours beside HF Trainer, on the same samples."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.full_shape import Clock, build, clear, layer_parameters, peak_gb
+from benchmarks.train_speed import time_hf_trainer, time_steps
+from bidir_core.regimes import parse_regime
+from bidir_core.training.config import FinetuneConfig
+from bidir_core.training.data import prepare_data
+from bidir_core.training.encode import EncodedSamples
+from bidir_core.training.finetune import make_trainable
+from bidir_core.training.loop import Trainer
+from bidir_core.training.losses import passes
+from bidir_core.training.packing import Packer
+from bidir_core.training.student import add_lora, compile_layers
+
+Add = Callable[..., None]
+
+
+def measure_full(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> None:
+    """All weights: float32 masters and moments beside bfloat16 weights, layers computed twice."""
+    _measure("train", "full", options, tokenizer, add, clock)
+
+
+def measure_lora(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> None:
+    """An adapter of rank 8 on every linear map of the layers."""
+    _measure("lora", "lora", options, tokenizer, add, clock)
+
+
+def _measure(
+    part: str, method: str, options: Namespace, tokenizer: Any, add: Add, clock: Clock
+) -> None:
+    config = settings(options, method)
+    samples = prepare_data(config, tokenizer, 16384).encoded
+    attns = [a for a in options.attn if a != "split"]  # splits packed rows of whole items only
+    attns = attns if options.on.type == "cuda" else ["sdpa"]  # flex trains on a GPU only
+    best = 0.0
+    for attn in attns:
+        for compiled in options.compile:
+            what = f"3B {method}, {attn}" + (f", compile {compiled}" if compiled != "none" else "")
+            config = settings(options, method, attn, compiled)
+            work = partial(ours, options, config, samples, tokenizer, clock)
+            row = _attempt(add, part, what, clock, options.on, work)
+            if row:
+                best = max(best, row["tokens_per_second"])
+    work = partial(hf_trainer, options, method, samples, tokenizer, clock)
+    row = _attempt(add, part, f"HF Trainer {method}, causal", clock, options.on, work)
+    if row and best:
+        add(
+            part, "best of ours against HF Trainer", ratio=round(best / row["tokens_per_second"], 2)
+        )
+
+
+def _attempt(
+    add: Add, part: str, what: str, clock: Clock, device: torch.device, work: Callable[[], Any]
+) -> dict[str, Any] | None:
+    if not clock.left():
+        add(part, what, skipped="the part's time was over")
+        return None
+    clear(device)
+    try:
+        row = work()
+    except torch.OutOfMemoryError:
+        add(part, what, skipped=f"out of memory (peak {peak_gb(device)} GB)")
+        return None
+    add(part, what, **row, peak_gb=peak_gb(device))
+    return row
+
+
+def settings(
+    options: Namespace, method: str, attn: str = "sdpa", compiled: str = "none"
+) -> FinetuneConfig:
+    """The fine-tune that is timed."""
+    return FinetuneConfig(
+        model=options.shape,
+        objective="3B",
+        method=method,
+        data=options.data,
+        steps=options.steps,
+        batch_samples=options.batch_samples,
+        micro_tokens=options.micro_tokens,
+        attn=attn,
+        compile=compiled,
+        gradient_checkpointing=compiled != "reduce-overhead",
+        decontaminate=False,
+    )
+
+
+def ours(
+    options: Namespace,
+    config: FinetuneConfig,
+    samples: EncodedSamples,
+    tokenizer: Any,
+    clock: Clock,
+) -> dict[str, Any]:
+    """Steps of the real loop, without its reports and checkpoints."""
+    loaded = build(options.shape, tokenizer, options.on, options.dtype, config.attn)
+    n_layers = layer_parameters(loaded.model)
+    student = make_trainable(config, loaded)
+    student.model.train()
+    if config.compile != "none":
+        compile_layers(student)
+    packer = Packer(
+        samples,
+        batch_samples=config.batch_samples,
+        row_tokens=min(config.max_tokens, 512),
+        micro_tokens=config.micro_tokens or 8192,
+        seed=0,
+    )
+    regime = parse_regime(config.regime or "bidirectional")
+    trainer = Trainer(config, student, packer, passes(config.goal, regime, 0.0))
+    row = time_steps(trainer, options.steps, options.warm_up, clock.left)
+    return row | arithmetic(options, config.method, n_layers, loaded.model, row)
+
+
+def arithmetic(
+    options: Namespace, method: str, n_layers: int, model: Any, row: dict[str, Any]
+) -> dict[str, Any]:
+    """Useful arithmetic a second: padding, recomputed layers and attention are not counted.
+
+    A multiplied weight costs 2 operations forward, 2 for the gradient of what goes in, and 2 for
+    its own gradient, which a frozen weight has not. The head counts where a token is predicted.
+    """
+    n_head = model.get_input_embeddings().weight.numel()
+    each = 6 if method == "full" else 4
+    share = row.pop("loss_share")
+    flops = row["tokens_per_second"] * each * (n_layers + share * n_head)
+    return {
+        "useful_tflops": round(flops / 1e12, 3),
+        "share_of_matmul": round(flops / 1e12 / options.tflops, 3),
+    }
+
+
+def hf_trainer(
+    options: Namespace, method: str, samples: EncodedSamples, tokenizer: Any, clock: Clock
+) -> dict[str, Any]:
+    """The same samples through transformers' Trainer, gradient checkpointing on.
+
+    Weights are float32 under bfloat16 autocast for a full fine-tune, bfloat16 where they are frozen.
+    """
+    dtype = torch.float32 if method == "full" else options.dtype
+    loaded = build(options.shape, tokenizer, options.on, dtype)
+    model = loaded.model
+    n_layers = layer_parameters(model)
+    if method == "lora":
+        model = add_lora(model, rank=8, alpha=16, dropout=0.0)
+        model.enable_input_require_grads()
+    else:
+        model.requires_grad_(True)
+    with loaded.handle.native():
+        row = time_hf_trainer(
+            model,
+            loaded.device,
+            samples,
+            steps=options.steps,
+            warm_up=options.warm_up,
+            batch_samples=options.batch_samples,
+            micro_samples=options.peer_micro_samples,
+            checkpointing=True,
+            left=clock.left,
+        )
+    return row | arithmetic(options, method, n_layers, loaded.model, row)

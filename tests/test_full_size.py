@@ -1,0 +1,135 @@
+"""The full-size benchmark, run really on its tiny shape; what it compares with is what it says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import full_eval, full_size
+from benchmarks.full_eval import full_attention, score_as_lm_eval
+from benchmarks.full_shape import Clock, attending, build
+from bidir_core.encoding import Encoder
+from bidir_core.layout import Layout
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
+from bidir_core.scoring import Scorer, plan_scoring
+from bidir_core.tasks import load_items
+from tests.tiny_models import tiny_tokenizer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def line(tmp_path, own_items):
+    """A command line on tiny everything."""
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    samples = [{"prompt": f"what is {i}?", "response": f" it is {i}"} for i in range(30)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    words = f"""--shape tiny --device cpu --out {tmp_path / "numbers"} --data {data}
+        --tokenizer {tmp_path / "tokenizer"} --tasks {own_items} --limit 3 --prefill-tokens 40
+        --steps 2 --warm-up 1 --batch-samples 4 --micro-tokens 512 --repeats 1
+        --peer-batch-sizes 2 --peer-micro-samples 2 --attn sdpa,split"""
+    return words.split(), tmp_path / "numbers"
+
+
+def read(out) -> dict:
+    return json.loads(out.with_suffix(".json").read_text())
+
+
+def test_every_part_writes_what_it_measured(line, monkeypatch, capsys) -> None:
+    words, out = line
+    monkeypatch.setattr(full_eval.importlib.util, "find_spec", lambda name: None)  # no lm-eval
+    full_size.main(words)
+    found = read(out)
+    rows = {(row["part"], row["what"]): row for row in found["rows"]}
+    assert {part for part, _ in rows} == set(full_size.PARTS)
+    for key in (
+        ("prefill", "plain full attention, the model's own kernel"),
+        ("prefill", "split, bidirectional"),
+        ("eval", "sdpa, bidirectional"),
+        ("eval", "split, causal"),
+        ("eval", "lm-eval's algorithm (it is not installed), batch 2"),
+        ("train", "3B full, sdpa"),
+        ("train", "HF Trainer full, causal"),
+        ("lora", "3B lora, sdpa"),
+        ("lora", "best of ours against HF Trainer"),
+    ):
+        row = rows[key]
+        assert "skipped" not in row
+        assert all(value >= 0 for value in row.values() if isinstance(value, int | float))
+    assert found["matmul_tflops"] > 0
+    table = out.with_suffix(".md").read_text()
+    assert table == capsys.readouterr().out[-len(table) - 1 : -1]
+    for row in found["rows"]:
+        assert f"| {row['what']} |" in table
+
+    # Again, one part, and its time is over: the other parts' numbers stay.
+    full_size.main([*words, "--parts", "prefill", "--part-seconds", "0"])
+    after = read(out)["rows"]
+    assert [r for r in after if r["part"] != "prefill"] == [
+        r for r in found["rows"] if r["part"] != "prefill"
+    ]
+    assert all(row["skipped"] for row in after if row["part"] == "prefill")
+
+
+def test_the_shape_is_the_published_one() -> None:
+    model = build("ministral3-3b", [], torch.device("meta"), torch.bfloat16).model
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(3.43e9, rel=2e-3)
+
+
+def test_the_peer_scores_what_we_score(own_items) -> None:
+    loaded = build("tiny", tiny_tokenizer(), CPU, torch.float32)
+    encoded = Encoder(loaded.tokenizer).encode(load_items((str(own_items),), limit=5))
+    plan = plan_scoring(encoded, regime=CAUSAL, device=CPU)
+    scorer = Scorer(loaded.model, loaded.handle, plan)
+    ours = {s.index: s.ll for batch in plan.batches for s in scorer.score(batch.items)}
+    with loaded.handle.native():
+        theirs = score_as_lm_eval(loaded.model, encoded, 4, CPU)
+    for index, ll in ours.items():
+        assert theirs[index] == pytest.approx(ll, abs=1e-3)
+
+
+def test_plain_full_attention_is_the_bidirectional_prefill() -> None:
+    """The yardstick of a prefill computes the same thing, and is not silently causal."""
+    loaded = attending(build("tiny", tiny_tokenizer(), CPU, torch.float32), "split")
+    ids, layout = torch.arange(30)[None], Layout.pack([(30, 30)])
+
+    @torch.no_grad()
+    def hidden() -> torch.Tensor:
+        return loaded.handle.decoder(
+            input_ids=ids, position_ids=layout.position, use_cache=False
+        ).last_hidden_state
+
+    with loaded.handle.use(BIDIRECTIONAL, layout):
+        ours = hidden()
+    with loaded.handle.native():
+        causal = hidden()
+        with full_attention(loaded):
+            plain = hidden()
+        assert torch.equal(hidden(), causal)
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-4)
+    assert (plain - causal).abs().max() > 1e-4
+
+
+def test_a_part_out_of_memory_is_a_row(monkeypatch) -> None:
+    from benchmarks import full_train
+
+    def too_much() -> None:
+        raise torch.OutOfMemoryError("too much")
+
+    rows: list[dict] = []
+    done = full_train._attempt(
+        lambda part, what, **row: rows.append(row), "train", "x", Clock(9), CPU, too_much
+    )
+    assert done is None
+    assert rows[0]["skipped"].startswith("out of memory")
+
+
+def test_parts_and_steps_are_checked(capsys) -> None:
+    for words in (["--parts", "eval,tea"], ["--steps", "3", "--warm-up", "3"]):
+        with pytest.raises(SystemExit) as refused:
+            full_size.parse(words)
+        assert refused.value.code == 2
+    assert "--parts tea: choose from prefill, eval" in capsys.readouterr().err
