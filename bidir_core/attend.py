@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bidir_core import attend_files as files
-from bidir_core.attend_config import DEFAULT_REGIMES, AttendConfig
+from bidir_core.attend_config import DEFAULT_REGIMES, AttendConfig, absolute_tasks
 from bidir_core.config import add_arguments, to_json
 from bidir_core.encoding import EncodedItem, Encoder, Tokens
 from bidir_core.errors import UserError
 from bidir_core.items import Item, data_fingerprint, hash_doc
 from bidir_core.regimes import Regime, parse_regime
+from bidir_core.resuming import resumable
 from bidir_core.run_layout import LAB, check_new_run
 from bidir_core.run_writer import RunWriter
 
 if TYPE_CHECKING:
     from bidir_core.models import LoadedModel, Preflight
-
-# In float32 the observed pass and the scoring path must agree to this, in nats per token.
-SAME_NATS = 1e-3
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
@@ -33,18 +30,26 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser, AttendConfig)
     parser.add_argument(
         "--regime", action="append", metavar="REGIME",
-        help="who sees whom; give it twice to compare two "
+        help="who sees whom; give it twice to compare two, for averages up to four times "
         f"(default: {' and '.join(DEFAULT_REGIMES)})",
     )  # fmt: skip
+    parser.add_argument(
+        "--resume", metavar="RUN", default=None, help="go on with this unfinished run"
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the command; prints the run folder."""
-    given = {k: v for k, v in vars(parsed).items() if k not in ("run", "regime")}
+    given = {k: v for k, v in vars(parsed).items() if k not in ("run", "regime", "resume")}
+    if parsed.regime is not None:
+        given["regimes"] = tuple(str(parse_regime(regime)) for regime in parsed.regime)
+    if "task" in given:
+        given["task"] = absolute_tasks(given["task"])
+    if parsed.resume is not None:
+        print(resume_attend(parsed.resume, given))
+        return 0
     if "model" not in given:
         raise UserError("--model is missing; name one, for example smollm2-135m-instruct")
-    if parsed.regime is not None:
-        given["regimes"] = tuple(parsed.regime)
     print(attend(AttendConfig(**given)))
     return 0
 
@@ -84,12 +89,40 @@ def attend(config: AttendConfig, *, loaded: LoadedModel | None = None) -> Path:
     return writer.path
 
 
+def resume_attend(reference: str | Path, given: Mapping[str, Any]) -> Path:
+    """Go on with an unfinished run: averages keep each item that was observed; one text is short
+    and starts again. UserError if settings, data or model are not those it was started with."""
+    from bidir_core import models
+    from bidir_core.evaluate import check_same
+
+    known, config = resumable(
+        reference, "attend", AttendConfig, given, runs_dir=given.get("runs_dir")
+    )
+    if known.state == "done":
+        return known.path
+    config = replace(
+        config,
+        device=given.get("device", config.device),
+        # One run has one number format, also where "auto" would now mean another.
+        dtype=known.config.get("dtype") or config.dtype,
+    )
+    regimes = [parse_regime(regime) for regime in config.regimes]
+    plan = _preflight(config, regimes)
+    encoded, _ = _encode(config, plan, read_items(config))
+    fingerprint = data_fingerprint(one.item for one in encoded)
+    check_same(known, "data_fingerprint", fingerprint, "the benchmark data")
+    loaded = models.load_weights(plan)
+    check_same(known, "model_fingerprint", loaded.fingerprint, "the model")
+    _write(RunWriter.resume(known), config, loaded, regimes, encoded)
+    return known.path
+
+
 def _preflight(config: AttendConfig, regimes: Sequence[Regime]) -> Preflight:
     from bidir_core import models
     from bidir_core.tasks import task_names
 
-    if config.task is not None:
-        task_names([config.task])
+    if config.tasks:
+        task_names(config.tasks)
     plan = models.preflight(
         config.model,
         revision=config.revision,
@@ -116,7 +149,7 @@ def read_items(config: AttendConfig) -> list[Item]:
     source = {"split": config.split, "data_source": config.data_source}
     if config.limit is not None:
         return load_items(
-            [config.task], limit=config.limit, sample=config.sample, seed=config.seed, **source  # type: ignore[arg-type]
+            config.tasks, limit=config.limit, sample=config.sample, seed=config.seed, **source  # type: ignore[arg-type]
         )  # fmt: skip
     ids = [config.doc_id] if config.doc_id is not None else [int(i) for i in config.items]
     items = load_items_by_id(config.task, [i for i in ids if i is not None], **source)
@@ -199,125 +232,16 @@ def _write(
 
             metrics = summarise(writer, loaded, regimes, encoded)
         else:
-            metrics = _one(writer, loaded, regimes, encoded[0])
+            from bidir_core.attend_sequence import observe_one
+
+            metrics = observe_one(writer, loaded, regimes, encoded[0])
         for note in metrics["notes"]:
             log.info("%s", note)
         writer.finish(
             metrics={"regimes": list(config.regimes), **metrics},
             cost={
-                "seconds": round(time.monotonic() - started, 3),
+                "seconds": metrics.pop("seconds", None) or round(time.monotonic() - started, 3),
                 "peak_memory_bytes": peak_memory_bytes(loaded.device),
                 "device": device_name(loaded.device),
             },
         )
-
-
-def _one(
-    writer: RunWriter, loaded: LoadedModel, regimes: Sequence[Regime], encoded: EncodedItem
-) -> dict[str, Any]:
-    """Observe one sequence under each regime; writes its files and returns its metrics."""
-    from bidir_core.attend_observe import observe, passage_of
-
-    passage = passage_of(encoded)
-    n_total, n_prefix = len(passage.ids), passage.n_prefix
-    keeps = n_prefix <= files.MATRIX_PROMPT_TOKENS and n_total <= files.MATRIX_TOKENS
-    pieces = token_pieces(loaded.tokenizer, encoded)
-    files.write_tokens(writer.path, passage.ids.tolist(), pieces, n_prefix)
-    seen, notes, agreement = [], [], []
-    for number, regime in enumerate(regimes):
-
-        def on_weights(layer: int, weights: Any, number: int = number) -> None:
-            files.write_layer(writer.path, number, layer, weights.half().cpu().numpy())
-
-        seen.append(
-            observe(
-                loaded, passage, regime, keep_hidden=True, on_weights=on_weights if keeps else None
-            )
-        )
-        agreement.append(_agreement(loaded, regime, encoded, seen[-1].token_ll))
-        writer.heartbeat(number + 1, len(regimes))
-    files.write_shares(writer.path, [one.shares for one in seen])
-    drift = files.drift_between([one.hidden for one in seen])
-    files.write_drift(writer.path, drift)
-    if not keeps:
-        notes.append(
-            f"{n_total} tokens ({n_prefix} of prompt): only shares and drift are stored; matrices "
-            f"are for prompts of up to {files.MATRIX_PROMPT_TOKENS} tokens, "
-            f"{files.MATRIX_TOKENS} with their continuation"
-        )
-    n_layers, n_heads, _ = seen[0].shares.first.shape
-    return {
-        "mode": "sequence",
-        "item": None if encoded.item.task == "prompt" else encoded.item.item_id,
-        "n_layers": n_layers,
-        "n_heads": n_heads,
-        "n_tokens": n_total,
-        "n_prefix_tokens": n_prefix,
-        "matrices": keeps,
-        "windows": list(seen[0].windows),
-        "observed": [
-            {
-                "regime": str(one.regime),
-                "continuation_ll": float(one.token_ll.sum()) if len(one.token_ll) else None,
-                "off_scoring_nats": off,
-                "layers": layer_means(one.shares),
-            }
-            for one, off in zip(seen, agreement, strict=True)
-        ],
-        "notes": notes,
-    }
-
-
-def layer_means(shares: files.Shares) -> dict[str, dict[str, list[float] | None]]:
-    """Part, then measure: the mean over heads, layer by layer. None for a part without tokens."""
-    out: dict[str, dict[str, list[float] | None]] = {}
-    for part in ("prefix", "start", "continuation"):
-        means = {name: value.mean(-1) for name, value in shares.mean(part).items()}
-        out[part] = {
-            name: None if np.isnan(value).any() else [round(float(v), 6) for v in value]
-            for name, value in means.items()
-        }
-    return out
-
-
-def _agreement(
-    loaded: LoadedModel, regime: Regime, encoded: EncodedItem, token_ll: np.ndarray
-) -> float | None:
-    """How far the observed pass is from what an evaluation computes, in nats per token."""
-    from bidir_core.attend_observe import attending_with
-    from bidir_core.attention import choose_implementation
-    from bidir_core.scoring import Scorer, plan_scoring
-
-    if not len(token_ll):
-        return None
-    plan = plan_scoring([encoded], regime=regime, device=loaded.device)
-    with attending_with(loaded.handle, choose_implementation(loaded.model.config)):
-        (score,) = Scorer(loaded.model, loaded.handle, plan).score([0])
-    off = float(np.abs(score.token_ll[0] - token_ll).max())
-    if loaded.dtype == "float32" and not off <= SAME_NATS:
-        raise UserError(
-            f"under {regime} the observed pass is {off:.2g} nats off the scoring path, so what was "
-            "seen is not what an evaluation does"
-        )
-    return off
-
-
-def token_pieces(tokenizer: Any, encoded: EncodedItem) -> list[str]:
-    """The text in token pieces; a token without text of its own by its name."""
-    context, (prefix,), (rest,) = encoded.contexts[0], encoded.prefixes, encoded.continuations
-    text = context + _follows(encoded)
-    offsets = [*prefix.offsets.tolist(), *(rest.offsets + len(context)).tolist()]
-    pieces, position = [], 0
-    for token, (start, end) in zip([*prefix.ids.tolist(), *rest.ids.tolist()], offsets):
-        if start == end:
-            pieces.append(str(tokenizer.convert_ids_to_tokens(token)))
-            continue
-        pieces.append(text[position:end])
-        position = max(position, end)
-    return pieces
-
-
-def _follows(encoded: EncodedItem) -> str:
-    """The continuation as it was tokenised: a chat template takes its leading space."""
-    text = encoded.item.continuations[0]
-    return text if encoded.contexts[0] == encoded.item.contexts[0] else text.removeprefix(" ")

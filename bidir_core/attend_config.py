@@ -11,6 +11,7 @@ from bidir_core.errors import UserError
 from bidir_core.regimes import parse_regime
 
 DEFAULT_REGIMES = ("causal", "bidirectional")
+MOST_REGIMES = 4  # in one picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,9 @@ class AttendConfig:
         None, help="a fine-tuned checkpoint (full or LoRA adapter) of the model", role="identity"
     )
     task: str | None = setting(
-        None, help="a task's name, or the path of a JSONL file with your own items", role="identity"
-    )
+        None, help="a task's name, or the path of a JSONL file with your own items; averages take "
+        "several, comma-separated", role="identity",
+    )  # fmt: skip
     doc_id: int | None = setting(None, help="the item's number in its split", role="identity")
     choice: int | None = setting(
         None, help="which choice follows the item's prefix (the right one if left out)",
@@ -38,7 +40,7 @@ class AttendConfig:
         None, help="what follows your own prompt; begin it with its space", role="identity"
     )
     limit: int | None = setting(
-        None, help="average over this many items of the task", role="identity", metavar="N"
+        None, help="average over this many items of each task", role="identity", metavar="N"
     )
     items: tuple[str, ...] = setting(
         (), help="average over these items of the task: comma-separated numbers", role="identity"
@@ -50,8 +52,9 @@ class AttendConfig:
     seed: int = setting(0, help="for --sample random", role="identity")
     split: str = setting("validation", help="which split of the task", role="identity")
     regimes: tuple[str, ...] = setting(
-        DEFAULT_REGIMES, help="one regime, or two to compare", role="identity", cli=False
-    )
+        DEFAULT_REGIMES, help="the regimes, the first being what others are compared with",
+        role="identity", cli=False,
+    )  # fmt: skip
     dtype: str = setting(
         "auto", help="auto is float32 on a CPU and bfloat16 on a GPU", role="identity",
         choices=DTYPES,
@@ -75,14 +78,17 @@ class AttendConfig:
     def __post_init__(self) -> None:
         check_config(self)
         regimes = tuple(str(parse_regime(regime)) for regime in self.regimes)
-        if len(regimes) > 2:
-            raise UserError(f"--regime is given {len(regimes)} times; give one regime, or two")
-        if len(set(regimes)) < len(regimes):
-            raise UserError(f"both regimes are '{regimes[0]}'; give two different ones, or one")
+        for regime in regimes:
+            if regimes.count(regime) > 1:
+                raise UserError(f"two of the regimes are '{regime}'; give different ones, or one")
         object.__setattr__(self, "regimes", regimes or DEFAULT_REGIMES)
         self._check_what()
+        most = MOST_REGIMES if self.is_summary else 2
+        if len(regimes) > most:
+            what = "averages take up to four" if self.is_summary else "one text takes one or two"
+            raise UserError(f"--regime is given {len(regimes)} times; {what}")
         if self.task is not None:
-            object.__setattr__(self, "task", absolute_task(self.task))
+            object.__setattr__(self, "task", absolute_tasks(self.task))
 
     def _check_what(self) -> None:
         """Exactly one thing to observe."""
@@ -104,6 +110,13 @@ class AttendConfig:
             return
         if self.continuation is not None:
             raise UserError("--continuation follows --prompt; of an item, name a --choice instead")
+        if len(self.tasks) > 1 and self.limit is None:
+            raise UserError(
+                f"--task names {len(self.tasks)} tasks; several go with --limit N (of each), and an "
+                "item's number with one"
+            )
+        if len(set(self.tasks)) < len(self.tasks):
+            raise UserError(f"--task {self.task}: name each task once")
         if sum(ways) != 1:
             raise UserError(
                 "say which items of the task: exactly one of --doc-id I (one, in full), --limit N "
@@ -120,6 +133,11 @@ class AttendConfig:
                 )
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that ``--task`` names; empty for a prompt of one's own."""
+        return tuple(part for part in (self.task or "").split(",") if part)
+
+    @property
     def is_summary(self) -> bool:
         return self.limit is not None or bool(self.items)
 
@@ -130,7 +148,13 @@ class AttendConfig:
             return "a prompt"
         if self.doc_id is not None:
             return f"{self.task}/{self.doc_id}"
-        return f"{self.limit or len(self.items)} items of {self.task}"
+        each = " each" if len(self.tasks) > 1 else ""
+        return f"{self.limit or len(self.items)} items{each} of {', '.join(self.tasks)}"
+
+
+def absolute_tasks(task: str) -> str:
+    """``--task`` so that it means the same in every folder: files by their absolute paths."""
+    return ",".join(absolute_task(part.strip()) for part in task.split(","))
 
 
 def attend_words(config: AttendConfig) -> tuple[str, ...]:

@@ -14,9 +14,10 @@ import plotly.graph_objects as go
 from plotly.colors import sequential
 from plotly.subplots import make_subplots
 
-from bidir_core.plots import BLUE, FAINT, GREY, RED, inert
+from bidir_core.plots import BLUE, FAINT, GREEN, GREY, RED, inert
 
-COLOURS = ((GREY, "circle"), (BLUE, "diamond"))  # first and second regime
+# First regime, second, and so on.
+COLOURS = ((GREY, "circle"), (BLUE, "diamond"), (GREEN, "square"), (RED, "triangle-up"))
 SCALE = "Viridis"
 LOWEST = -5.0  # log10 of the smallest weight told apart: 0.001 %
 DIVERGING = [[0, RED], [0.5, "rgba(127,127,127,0.40)"], [1, BLUE]]
@@ -38,17 +39,26 @@ class Line(NamedTuple):
 
 
 def by_layer(
-    lines: Sequence[Line], title: str, *, log: bool = False, percent: bool = True
+    lines: Sequence[Line],
+    title: str,
+    *,
+    groups: int = 1,
+    skipped: int = 0,
+    log: bool = False,
+    percent: bool = True,
 ) -> go.Figure:
     """A measure against the layer: the first regime in grey, the second in blue, and so on.
 
-    Beyond two lines the second pair is dashed (another group of tokens under the same regimes).
+    ``groups``: of tokens, each with a line a regime; those of the second are dotted. ``skipped``:
+    first regimes that have no line here, so that the others keep their colours.
     """
     figure = go.Figure()
+    in_group = max(1, len(lines) // groups)
     factor, unit = (100.0, " %") if percent else (1.0, "")
     for number, line in enumerate(lines):
-        colour, symbol = COLOURS[number % 2]
-        dash = "solid" if number < 2 else "dot"
+        colour, symbol = COLOURS[(number % in_group + skipped) % len(COLOURS)]
+        is_second = number >= in_group
+        dash = "dot" if is_second else "solid"
         layers = np.arange(len(line.values))
         if line.low is not None and line.high is not None:
             figure.add_scatter(
@@ -60,7 +70,7 @@ def by_layer(
         figure.add_scatter(
             x=layers, y=factor * np.asarray(line.values), name=inert(line.name),
             mode="lines+markers", line={"color": colour, "width": 2, "dash": dash},
-            marker={"color": colour, "size": 7, "symbol": symbol + ("-open" if number > 1 else "")},
+            marker={"color": colour, "size": 7, "symbol": symbol + ("-open" if is_second else "")},
             hovertemplate=f"layer %{{x}}: %{{y:.3~g}}{unit}<extra>{inert(line.name)}</extra>",
         )  # fmt: skip
     figure.update_xaxes(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import t as student
 
 from bidir_core import attend_files as files
+from bidir_core.atomic import replacing
 from bidir_core.encoding import EncodedItem
 from bidir_core.errors import UserError
 from bidir_core.regimes import Regime
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from bidir_core.models import LoadedModel
 
 PARTS = ("prefix", "start", "continuation")
+_Item = dict[str, np.ndarray]
 
 
 def summarise(
@@ -26,83 +31,192 @@ def summarise(
     regimes: Sequence[Regime],
     encoded: Sequence[EncodedItem],
 ) -> dict[str, Any]:
-    """Observe every item under each regime; writes ``summary.npz`` and returns the metrics.
+    """Observe every item under each regime; writes ``summary.npz`` and ``by_item.parquet`` and
+    returns the metrics.
 
-    ``regimes[i].<part>.<measure>`` and ``difference`` (second minus first, paired) hold, per
-    layer, the mean over items of each item's mean over heads and tokens, with a 95 % Student t
-    interval over items; ``overall`` the same averaged over layers first. ``prefix.top`` is the share that each head's most attended token gets:
-    where it stays high while ``first`` falls, the sink has moved.
+    ``observed[i].layers.<part>.<measure>`` hold, per layer, the mean over items of each item's
+    mean over heads and tokens, with a 95 % Student t interval over items; ``overall`` the same
+    averaged over layers first; ``minus_first`` both for the paired difference from the first
+    regime. ``prefix.top`` is the share that each head's most attended token gets: where it stays
+    high while ``first`` falls, the sink has moved. Each item is on disk once it was observed, so
+    that a resumed run goes on behind it.
     """
-    from bidir_core.attend_observe import observe, passage_of
-    from bidir_core.progress import Progress
-
     usable = [one for one in encoded if one.error is None]
     if not usable:
         raise UserError(f"none of the {len(encoded)} items has tokens to observe")
-    # [regime][part + measure] -> one [layer, head] array an item; drift: one [layer] array an item
-    found: list[dict[str, list[np.ndarray]]] = [{} for _ in regimes]
-    drift: dict[str, list[np.ndarray]] = {}
-    progress = Progress(len(usable), title="attend", report=writer.heartbeat)
-    for one in usable:
-        passage = passage_of(one)
-        seen = [observe(loaded, passage, regime, keep_hidden=True) for regime in regimes]
-        for number, each in enumerate(seen):
-            for part in PARTS:
-                for name, value in each.shares.mean(part).items():
-                    found[number].setdefault(f"{part}_{name}", []).append(value)
-            top = each.shares.received.max(-1).astype(np.float64)
-            found[number].setdefault("prefix_top", []).append(top)
-        apart = files.drift_between([each.hidden for each in seen])
-        for name, rows in drift_rows(apart, passage.n_prefix).items():
-            drift.setdefault(name, []).append(rows)
-        progress.advance(1)
-    progress.close()
-    heads = {
-        f"{key}_{number}": _mean_known(np.stack(values))
-        for number, each in enumerate(found)
-        for key, values in each.items()
-    }
+    folder = writer.path / "parts"
+    folder.mkdir(exist_ok=True)
+    _observe_all(writer, loaded, regimes, usable, folder)
+    items = [_read_item(_part(folder, number)) for number in range(len(usable))]
+    metrics = _averages(regimes, usable, items)
+    metrics["n_errors"] = len(encoded) - len(usable)
+    found = {key: np.stack([item[key] for item in items]) for key in items[0]}
+    heads = {key: _mean_known(rows) for key, rows in found.items() if rows.ndim == 3}
     files.write_arrays(
         writer.path / "summary.npz", {name: mean.astype(np.float32) for name, mean in heads.items()}
     )
-    n_layers, n_heads = found[0]["prefix_first"][0].shape
-    by_layer = [{key: np.stack(v).mean(-1) for key, v in each.items()} for each in found]
-    metrics: dict[str, Any] = {
-        "mode": "items",
-        "n_items": len(usable),
-        "n_errors": len(encoded) - len(usable),
-        "n_layers": n_layers,
-        "n_heads": n_heads,
-        "observed": [
-            {"regime": str(regime), "layers": _intervals(each), "overall": _overall(each)}
-            for regime, each in zip(regimes, by_layer, strict=True)
-        ],
-        "difference": None,
-        "overall_difference": None,
-        "drift": {
-            name: mean_interval(np.stack(rows), log=not name.startswith("cosine"))
-            for name, rows in drift.items()
-        },
-        "notes": [f"averages over {len(usable)} items; no matrices are stored"],
-    }
-    if len(by_layer) > 1:
-        first, second = by_layer
-        apart_by_layer = {key: second[key] - first[key] for key in first}
-        metrics["difference"] = _intervals(apart_by_layer)
-        metrics["overall_difference"] = _overall(apart_by_layer)
+    write_by_item(writer.path / "by_item.parquet", regimes, usable, items)
+    shutil.rmtree(folder)
     return metrics
 
 
+def _observe_all(
+    writer: RunWriter,
+    loaded: LoadedModel,
+    regimes: Sequence[Regime],
+    usable: Sequence[EncodedItem],
+    folder: Path,
+) -> None:
+    """Leave one file an item in ``folder``; those that are there stay."""
+    from bidir_core.progress import Progress
+
+    done = sum(_part(folder, number).exists() for number in range(len(usable)))
+    progress = Progress(len(usable), done=done, title="attend", report=writer.heartbeat)
+    try:
+        for number, one in enumerate(usable):
+            path = _part(folder, number)
+            if not path.exists():
+                files.write_arrays(path, _observe_item(loaded, regimes, one, check=number == 0))
+                progress.advance(1)
+    finally:  # also where it is stopped: the status then counts every item that is there
+        progress.close()
+
+
+def _observe_item(
+    loaded: LoadedModel, regimes: Sequence[Regime], one: EncodedItem, *, check: bool
+) -> _Item:
+    """``<part>_<measure>_<regime>`` ``[layer, head]``, ``drift_<what>_<regime>_<whose>`` ``[layer]``,
+    ``seconds``; with ``check`` also how far it is from the scoring path, by regime."""
+    from bidir_core.attend_observe import observe, passage_of
+    from bidir_core.attend_sequence import off_scoring
+
+    started = time.monotonic()
+    passage = passage_of(one)
+    seen = [observe(loaded, passage, regime, keep_hidden=True) for regime in regimes]
+    found: _Item = {}
+    for number, each in enumerate(seen):
+        for part in PARTS:
+            for name, value in each.shares.mean(part).items():
+                found[f"{part}_{name}_{number}"] = value
+        found[f"prefix_top_{number}"] = each.shares.received.max(-1).astype(np.float64)
+        pair = [seen[0].hidden, each.hidden] if number else [each.hidden]
+        for name, rows in drift_rows(files.drift_between(pair), passage.n_prefix).items():
+            what, _, whose = name.partition("_")
+            found[f"drift_{what}_{number}_{whose}"] = rows
+    found["seconds"] = np.array(time.monotonic() - started)
+    if check:
+        off = [
+            off_scoring(loaded, regime, one, each.token_ll)
+            for regime, each in zip(regimes, seen, strict=True)
+        ]
+        found["off_scoring"] = np.array([np.nan if value is None else value for value in off])
+    return found
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.npz"
+
+
+def _read_item(path: Path) -> _Item:
+    with np.load(path) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _averages(
+    regimes: Sequence[Regime], usable: Sequence[EncodedItem], items: Sequence[_Item]
+) -> dict[str, Any]:
+    tasks = [one.item.task for one in usable]
+    off = items[0].pop("off_scoring", None)
+    seconds = float(sum(item.pop("seconds") for item in items))
+    n_layers, n_heads = items[0]["prefix_first_0"].shape
+    by_layer = [_by_layer(items, number) for number in range(len(regimes))]
+    observed: list[dict[str, Any]] = []
+    for number, (regime, rows) in enumerate(zip(regimes, by_layer, strict=True)):
+        entry = {
+            "regime": str(regime),
+            "off_scoring_nats": None
+            if off is None or np.isnan(off[number])
+            else float(off[number]),
+            "layers": _intervals(rows),
+            "overall": _overall(rows),
+            "by_task": {
+                task: _overall({k: v[_of(tasks, task)] for k, v in rows.items()})["prefix"]
+                for task in dict.fromkeys(tasks)
+            },
+        }
+        if number:
+            apart = {key: rows[key] - by_layer[0][key] for key in rows}
+            entry["minus_first"] = {"layers": _intervals(apart), "overall": _overall(apart)}
+        observed.append(entry)
+    drift = [key for key in items[0] if key.startswith("drift_")]
+    return {
+        "mode": "items",
+        "n_items": len(usable),
+        "n_by_task": {task: tasks.count(task) for task in dict.fromkeys(tasks)},
+        "n_layers": int(n_layers),
+        "n_heads": int(n_heads),
+        "observed": observed,
+        "drift": {
+            key.removeprefix("drift_"): mean_interval(
+                np.stack([item[key] for item in items]), log="cosine" not in key
+            )
+            for key in drift
+        },
+        "seconds": round(seconds, 3),
+        "seconds_per_item": round(seconds / len(usable), 3),
+        "notes": [
+            f"averages over {len(usable)} items, {seconds / len(usable):.2f} s each; no matrices are "
+            "stored"
+        ],
+    }
+
+
+def _of(tasks: Sequence[str], task: str) -> np.ndarray:
+    return np.array([name == task for name in tasks])
+
+
+def _by_layer(items: Sequence[_Item], number: int) -> dict[str, np.ndarray]:
+    """``<part>_<measure>`` of one regime: mean over heads, ``[item, layer]``."""
+    end = f"_{number}"
+    keys = [k for k in items[0] if k.endswith(end) and not k.startswith("drift_")]
+    return {k.removesuffix(end): np.stack([item[k].mean(-1) for item in items]) for k in keys}
+
+
+def write_by_item(
+    path: Path, regimes: Sequence[Regime], usable: Sequence[EncodedItem], items: Sequence[_Item]
+) -> None:
+    """One row an item and regime: prefix means over layers and heads, for tables of one's own."""
+    import pandas as pd
+
+    rows = []
+    for one, item in zip(usable, items, strict=True):
+        for number, regime in enumerate(regimes):
+            measures = {
+                name: np.float32(item[f"prefix_{name}_{number}"].mean())
+                for name in (*files.MEASURES, "top")
+            }
+            rows.append(
+                {
+                    "task": one.item.task, "doc_id": one.item.doc_id,
+                    "n_prefix_tokens": len(one.prefixes[0]), "regime": str(regime), **measures,
+                    "longest_first_state": np.float32(item[f"drift_norm_{number}_first"].max()),
+                }
+            )  # fmt: skip
+    with replacing(path) as temporary:
+        pd.DataFrame(rows).to_parquet(temporary, compression="zstd", index=False)
+
+
 def drift_rows(drift: files.Drift, n_prefix: int) -> dict[str, np.ndarray]:
-    """Per layer: the first token's norm and cosine, and the mean of the other prefix tokens'."""
+    """Per layer, of the last regime: the first token's norm, cosine with the first regime and
+    norm ratio to it, and the mean of the other prefix tokens'."""
     rows = {}
-    values = {f"norm_{number}": norm for number, norm in enumerate(drift.norms)}
+    values = {"norm": drift.norms[-1]}
     if drift.cosine is not None and drift.ratio is not None:
         values |= {"cosine": drift.cosine, "ratio": drift.ratio}
     for name, value in values.items():
         rows[f"{name}_first"] = value[:, 0]
-        if n_prefix > 1:
-            rows[f"{name}_others"] = value[:, 1:n_prefix].mean(-1)
+        others = value[:, 1:n_prefix]
+        rows[f"{name}_others"] = others.mean(-1) if n_prefix > 1 else np.full(len(value), np.nan)
     return rows
 
 

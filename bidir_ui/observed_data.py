@@ -12,6 +12,7 @@ import streamlit as st
 
 from bidir_core import attend_files as files
 from bidir_core import regimes, store
+from bidir_core.attend_config import MOST_REGIMES
 from bidir_core.errors import UserError
 from bidir_ui import data, fmt
 from bidir_ui.data import RunInfo
@@ -66,8 +67,10 @@ class Observed:
     @property
     def subject(self) -> str:
         if self.is_summary:
-            task = str(self.settings.get("task") or "").rsplit("/", 1)[-1]
-            return f"{fmt.count(self.metrics['n_items'])} items of {fmt.task(task)}"
+            n = fmt.count(self.metrics["n_items"])
+            tasks = list(self.metrics["n_by_task"])
+            several = f"{len(tasks)} tasks" if len(tasks) > 1 else fmt.task(tasks[0])
+            return f"{n} items of {several}"
         if self.item:
             task, _, number = self.item.rpartition("/")
             return f"{fmt.task(task)} {number}"
@@ -76,7 +79,13 @@ class Observed:
     @property
     def label(self) -> str:
         model = self.info.model.rstrip("/").rsplit("/", 1)[-1]
-        return f"{self.subject} · {' and '.join(self.names)} · {model} · {self.info.created}"
+        return f"{self.subject} · {self.regime_words} · {model} · {self.info.created}"
+
+    @property
+    def regime_words(self) -> str:
+        """The regimes as a list in words."""
+        *rest, last = self.names
+        return f"{', '.join(rest)} and {last}" if rest else last
 
 
 @st.cache_data(max_entries=256, show_spinner=False)
@@ -84,13 +93,14 @@ def _load(path: str, modified: float) -> tuple[dict[str, Any], dict[str, Any]]:
     run = store.Run(path)
     metrics = run.metrics or {}
     try:
-        known = 1 <= len(metrics["regimes"]) == len(metrics["observed"]) <= 2
-        known = known and metrics["mode"] in ("sequence", "items")
+        most = {"sequence": 2, "items": MOST_REGIMES}[metrics["mode"]]
+        known = 1 <= len(metrics["regimes"]) == len(metrics["observed"]) <= most
         for one in metrics["observed"]:
             known = known and len(np.shape(one["layers"]["prefix"]["first"])) < 2
         known = known and min(int(metrics["n_layers"]), int(metrics["n_heads"])) > 0
         for regime in metrics["regimes"]:
             regimes.parse_regime(regime)
+        known = known and (metrics["mode"] == "sequence" or len(metrics["n_by_task"]) > 0)
     except (KeyError, TypeError, ValueError):
         known = False
     if not known:

@@ -11,7 +11,16 @@ import streamlit as st
 from bidir_core import attend_plots
 from bidir_core.attend_plots import Line
 from bidir_core.errors import UserError
-from bidir_ui import fmt, html, observed_data, observed_head, observed_start, url, widgets
+from bidir_ui import (
+    fmt,
+    html,
+    observed_data,
+    observed_head,
+    observed_start,
+    observed_summary,
+    url,
+    widgets,
+)
 from bidir_ui.observed_data import Observed
 
 MEASURES = {
@@ -114,7 +123,8 @@ def show(one: Observed) -> None:
     with right:
         _grid(one, measure)
     if one.is_summary:
-        _summary_drift(one)
+        observed_summary.by_task(one, measure)
+        observed_summary.drift(one)
         return
     if not one.has_matrices:
         widgets.banner(
@@ -169,7 +179,7 @@ def _facts(one: Observed) -> None:
     rows: list[tuple[str, str]] = [
         ("model", one.info.model),
         ("observed", one.subject),
-        ("regimes", " and ".join(one.names)),
+        ("regimes", one.regime_words),
         ("number format", f"{one.info.dtype}, eager attention"),
     ]
     if not one.is_summary:
@@ -201,7 +211,7 @@ def _layers(one: Observed, measure: str) -> None:
     title = "nats" if entropy else "share of attention, %"
     widgets.chart(
         attend_plots.by_layer(lines, title, percent=not entropy),
-        f"{what} by layer, under {' and '.join(one.names)}; the table below has the numbers.",
+        f"{what} by layer, under {one.regime_words}; the table below has the numbers.",
         key=f"attend-layers-{measure}",
     )
     over = "mean over heads and over the prefix's tokens from the second on"
@@ -282,7 +292,9 @@ def _drift(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     left, right = st.columns([2, 3], gap="large")
     with left:
         widgets.chart(
-            attend_plots.by_layer(lines, "length of the hidden state", log=True, percent=False),
+            attend_plots.by_layer(
+                lines, "length of the hidden state", groups=2, log=True, percent=False
+            ),
             "Length of the first token's hidden state by layer, and of the other prefix tokens'.",
             key="attend-norms",
         )
@@ -308,37 +320,3 @@ def _drift(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
             f"the first token's length is {fmt.number(float(drift.ratio[middle, 0]))} times "
             f"that under {one.names[0]}."
         )
-
-
-def _summary_drift(one: Observed) -> None:
-    found = one.metrics.get("drift") or {}
-    widgets.heading("How far the representations drift")
-    lines = []
-    for who, label in (("first", "first"), ("others", "others")):
-        for number, name in enumerate(one.names):
-            row = found.get(f"norm_{number}_{who}") or {}
-            if row.get("mean"):
-                lines.append(Line(f"{label}, {name}", row["mean"], row.get("low"), row.get("high")))
-    left, right = st.columns(2, gap="large")
-    with left:
-        widgets.chart(
-            attend_plots.by_layer(lines, "length of the hidden state", log=True, percent=False),
-            "Length of the first token's hidden state by layer, and of the others', over items.",
-            key="attend-norms",
-        )
-    with right:
-        rows = [(label, found.get(f"cosine_{who}")) for who, label in
-                (("first", "first token"), ("others", "other prefix tokens"))]  # fmt: skip
-        cosines = [
-            Line(label, r["mean"], r.get("low"), r.get("high"))
-            for label, r in rows
-            if r and r["mean"]
-        ]
-        if cosines:
-            widgets.chart(
-                attend_plots.by_layer(cosines, "cosine similarity between regimes", percent=False),
-                "Cosine similarity of hidden states between the regimes, by layer, over items.",
-                key="attend-cosine",
-            )
-    widgets.note("First: the prefix's first token; others: its other tokens. Lengths are geometric "
-                 "means over items; bands: 95 % interval over items.")  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bidir_core import attend_files as files
-from bidir_core.attend import layer_means
+from bidir_core.attend_sequence import layer_means
 from bidir_core.attend_summary import mean_interval
 from bidir_core.regimes import parse_regime, visibility
 from bidir_core.run_writer import RunWriter
@@ -88,29 +88,44 @@ def make_attend(
     return Run(writer.path)
 
 
-def make_summary(root: Path, *, n_layers: int = 4, n_heads: int = 3, n_items: int = 5) -> Run:
-    """Averages over items under causal and bidirectional."""
+def make_summary(
+    root: Path,
+    names: Sequence[str] = ("causal", "bidirectional"),
+    *,
+    tasks: Sequence[str] = ("piqa",),
+    n_layers: int = 4,
+    n_heads: int = 3,
+    n_items: int = 5,
+) -> Run:
+    """Averages over ``n_items`` items of each task."""
     random = np.random.default_rng(0)
-    names = ("causal", "bidirectional")
-    settings = {"model": "m", "task": "piqa", "limit": n_items, "regimes": list(names)}
+    settings = {"model": "m", "task": ",".join(tasks), "limit": n_items, "regimes": list(names)}
     writer = RunWriter.create("lab", settings, root=root, kind="attend", dtype="float32")
-    observed, arrays = [], {}
+    observed, arrays, rows = [], {}, random.random((n_items, n_layers))
     for number, name in enumerate(names):
         values = {m: random.random((n_items, n_layers, n_heads)) for m in files.MEASURES}
         arrays |= {f"prefix_{m}_{number}": v.mean(0) for m, v in values.items()}
         by_layer = {m: mean_interval(v.mean(-1)) for m, v in values.items()}
         overall = {m: mean_interval(v.mean((1, 2))[:, None]) for m, v in values.items()}
         observed.append(
-            {"regime": name, "layers": {"prefix": by_layer}, "overall": {"prefix": overall}}
-        )
+            {
+                "regime": name, "layers": {"prefix": by_layer}, "overall": {"prefix": overall},
+                "by_task": dict.fromkeys(tasks, overall),
+            }
+        )  # fmt: skip
     files.write_arrays(writer.path / "summary.npz", arrays)
-    rows = random.random((n_items, n_layers))
-    keys = ("norm_0_first", "norm_0_others", "norm_1_first", "norm_1_others", "cosine_first")
+    drift = [
+        f"{what}_{number}_{whose}"
+        for what in ("norm", "cosine")
+        for whose in ("first", "others")
+        for number in range(len(names))
+        if number or what == "norm"
+    ]
     writer.finish(
         metrics={
-            "regimes": list(names), "mode": "items", "n_items": n_items, "n_layers": n_layers,
-            "n_heads": n_heads, "observed": observed,
-            "drift": {key: mean_interval(rows) for key in keys},
+            "regimes": list(names), "mode": "items", "n_items": n_items * len(tasks),
+            "n_by_task": dict.fromkeys(tasks, n_items), "n_layers": n_layers, "n_heads": n_heads,
+            "observed": observed, "drift": {key: mean_interval(rows) for key in drift},
         }
     )  # fmt: skip
     return Run(writer.path)

@@ -6,13 +6,16 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from bidir_core import attend_files as files
-from bidir_core.attend import attend, token_pieces
+from bidir_core import attend_summary
+from bidir_core.attend import attend
 from bidir_core.attend_config import AttendConfig, attend_words
 from bidir_core.attend_observe import Passage, attention_shares, observe
+from bidir_core.attend_sequence import token_pieces
 from bidir_core.attend_summary import mean_interval
 from bidir_core.cli import main
 from bidir_core.encoding import Encoder
@@ -29,6 +32,7 @@ from tests.tiny_models import WINDOW, tiny_loaded
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt2")
 REGIMES = ("causal", "bidirectional:sink=1,lambda=0.3", "bidirectional:tail=1,self=2,layers=1-2")
 N_PREFIX = 9
+THREE = ("--regime", "causal", "--regime", "bidirectional", "--regime", "bidirectional:sink=1")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -273,14 +277,61 @@ def test_a_summary_is_small_and_right(tiny_folder, own_items, runs_dir):
         assert all(np.array(ours["low"]) <= ours["mean"])
     overall = body["observed"][1]["overall"]["prefix"]["future"]
     assert overall["low"][0] < overall["mean"][0] < overall["high"][0]
-    assert body["overall_difference"]["prefix"]["future"]["mean"] == overall["mean"]  # causal: 0
-    difference = body["difference"]["prefix"]["future"]["mean"]
-    assert min(difference) > 0
+    apart = body["observed"][1]["minus_first"]
+    assert apart["overall"]["prefix"]["future"]["mean"] == overall["mean"]  # causal: 0
+    assert min(apart["layers"]["prefix"]["future"]["mean"]) > 0
+    assert max(entry["off_scoring_nats"] for entry in body["observed"]) < 1e-4
     heads = np.load(run.path / "summary.npz")["prefix_first_0"]
     assert heads.mean(-1) == pytest.approx(
         np.array(body["observed"][0]["layers"]["prefix"]["first"]["mean"]), rel=1e-3
     )
-    assert body["drift"]["cosine_first"]["n"] == 4
+    assert body["drift"]["cosine_1_first"]["n"] == 4
+    table = pd.read_parquet(run.path / "by_item.parquet")
+    opened = table[table.regime == "bidirectional"]
+    assert opened.doc_id.tolist() == [0, 1, 2, 3]
+    assert opened.future.mean() == pytest.approx(overall["mean"][0], rel=1e-4)
+
+
+def test_a_stopped_summary_goes_on_behind_what_it_observed(
+    tiny_folder, own_items, runs_dir, tmp_path, monkeypatch, capsys
+):
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(own_items.read_text().splitlines(keepends=True)[4:]))
+    words = ["--task", f"{own_items},{other}", "--limit", 3]
+    for regime in ("causal", "bidirectional", "bidirectional:sink=1"):
+        words += ["--regime", regime]
+    assert line(tiny_folder, *words) == 0
+    whole = the_run(runs_dir)
+    assert whole.metrics["n_by_task"] == {"mine": 3, "other": 3}
+    first, ahead = (whole.metrics["observed"][i]["by_task"] for i in (0, 2))
+    assert first["other"]["future"]["mean"] == [0.0]
+    assert ahead["other"]["future"]["mean"][0] > 0
+    assert not (whole.path / "parts").exists()
+
+    original, seen = attend_summary._observe_item, []
+
+    def observe_some(*given, **options):
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        seen.append(given)
+        return original(*given, **options)
+
+    monkeypatch.setattr(attend_summary, "_observe_item", observe_some)
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "again"))
+    with pytest.raises(KeyboardInterrupt):
+        attend(AttendConfig(model=str(tiny_folder), task=words[1], limit=3,
+                            regimes=tuple(words[5::2])))  # fmt: skip
+    run = the_run(tmp_path / "again")
+    assert (run.state, run.status["done"], run.status["total"]) == ("cancelled", 4, 6)
+    monkeypatch.setattr(attend_summary, "_observe_item", original)
+    assert line(tiny_folder, "--resume", run.id, "--limit", 5) == 2
+    assert "--limit 5 (the run has 3)" in capsys.readouterr().err
+    assert main(["attend", "--resume", run.id, *map(str, words)]) == 0
+    again = the_run(tmp_path / "again")
+    assert again.state == "done"
+    for name in ("observed", "drift"):
+        assert again.metrics[name] == whole.metrics[name]
+    assert main(["attend", "--resume", run.id]) == 0  # nothing left to do
 
 
 def test_intervals_are_student_s():
@@ -300,8 +351,10 @@ def test_intervals_are_student_s():
         (("--prompt", "  "), "--prompt is empty"),
         (("--prompt", "a", "--regime", "sideways"), "unknown regime 'sideways'"),
         (("--prompt", "a", "--regime", "bidirectional:layers=2-9"), "layer 9 does not exist"),
-        (("--prompt", "a", "--regime", "causal", "--regime", "causal"), "both regimes are"),
-        (("--prompt", "a", *["--regime", "causal"] * 3), "given 3 times"),
+        (("--prompt", "a", "--regime", "causal", "--regime", "causal"), "two of the regimes are"),
+        (("--prompt", "a", *THREE), "given 3 times; one text takes"),
+        (("--task", "piqa,arc_easy", "--doc-id", "1"), "names 2 tasks"),
+        (("--task", "piqa,piqa", "--limit", "1"), "name each task once"),
         (("--prompt", "a" * 600), "needs 600 tokens and the model's window holds 512"),
         (("--prompt", "a", "--doc-id", "1"), "leave one out"),
         (("--task", "mine"), "say which items"),

@@ -92,6 +92,19 @@ def test_averages_over_items(root):
     assert "5 items of PIQA" in text
     assert "95 % CI" in text.replace("\u00a0", " ")
     assert len(app.get("plotly_chart")) == 4
+    assert "By task" not in text
+
+
+def test_averages_over_tasks_under_three_regimes(root):
+    regimes = ("causal", "bidirectional", "bidirectional:sink=1")
+    run = make_summary(root, regimes, tasks=("piqa", "arc_easy"))
+    app, text = look(run, measure="entropy")
+    assert "10 items of 2 tasks" in text
+    assert "under bidirectional:sink=1" in text
+    assert "By task" in text
+    found = run.metrics["observed"][2]["by_task"]["arc_easy"]["entropy"]
+    assert f"{found['mean'][0]:.2f} [{found['low'][0]:.2f}, {found['high'][0]:.2f}]" in text
+    assert len(app.get("plotly_chart")) == 4
 
 
 def test_none_says_how_and_queues_it_once(root, monkeypatch):

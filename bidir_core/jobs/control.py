@@ -120,7 +120,7 @@ def resume(job_id: str) -> Job:
 def _run_to_resume(job: Job) -> str | None:
     """What ``--resume`` takes: the unfinished run of a command that has the flag."""
     path = job.run_path
-    if path is None or job.words[0] not in ("eval", "finetune", "lab"):
+    if path is None or job.words[0] not in ("eval", "finetune", "lab", "attend"):
         return None  # the same line: a pipeline finds its runs itself, the others start over
     if "--resume" in job.words:
         return None
