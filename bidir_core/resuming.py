@@ -11,7 +11,12 @@ from bidir_core.errors import UserError
 from bidir_core.store import Run, find_run
 
 ConfigT = TypeVar("ConfigT")
-NAMES = {"eval": "an evaluation", "finetune": "a fine-tune", "lab": "a sweep", "attend": "an observation"}
+NAMES = {
+    "eval": "an evaluation",
+    "finetune": "a fine-tune",
+    "lab": "a sweep",
+    "attend": "an observation",
+}
 
 
 def resumable(
