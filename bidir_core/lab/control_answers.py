@@ -226,7 +226,7 @@ def context_floor(sweep: Sweep) -> Answer:
     if floor is None or causal is None or plain is None:
         return NOT_RUN
     runs = sweep.runs
-    above = {slug: _above(runs[floor], runs[slug]) for slug in (causal, plain)}
+    above = {slug: above(runs[floor], runs[slug]) for slug in (causal, plain)}
     kept = _kept(runs[causal], runs[plain], runs[floor])
     outcome: Outcome = "supports" if above[causal].low > 0 else "undecided"
     if above[causal].high < 0:
@@ -243,7 +243,8 @@ def context_floor(sweep: Sweep) -> Answer:
     )
 
 
-def _above(floor: Run, run: Run) -> stats.Estimate:
+def above(floor: Run, run: Run) -> stats.Estimate:
+    """Macro accuracy of ``run`` minus that of ``floor``, whose context is another one or none."""
     pairs = pair(floor, run, "acc", intersect=True, check_context=False)
     a, b = pairs.by_task(pairs.correct_a), pairs.by_task(pairs.correct_b)
     return stats.macro_delta([stats.paired_delta(a[task], b[task]) for task in a])
