@@ -8,6 +8,28 @@ from bidir_core.assets import catalogue
 from bidir_core.assets.cache import ensure, state
 
 
+def fill(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``python -m bidir_core assets``."""
+    actions = parser.add_subparsers(metavar="action", required=True)
+    what = "Fetch, verify and convert; nothing if ready."
+    fetch = actions.add_parser("fetch", help=what, description=what)
+    fetch.add_argument(
+        "names",
+        metavar="NAME",
+        nargs="*",
+        help="if left out, all but gemma3-270m, which has terms of its own",
+    )
+    fetch.set_defaults(action=fetch_command)
+    what = "Print name, version, state and folder of each."
+    listing = actions.add_parser("list", help=what, description=what)
+    listing.set_defaults(action=list_command)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Fetch, or list."""
+    return parsed.action(parsed)
+
+
 def fetch_command(args: argparse.Namespace) -> int:
     """``assets fetch [NAME..]``: make the named assets, checking every byte.
 

@@ -1,0 +1,56 @@
+"""``finetune``: train a model under a regime (stage 3)."""
+
+from __future__ import annotations
+
+import argparse
+
+from bidir_core.commands.arguments import (
+    add_estimate,
+    add_resume,
+    estimate_instead,
+    given_in,
+    require_model,
+)
+from bidir_core.config import add_arguments
+from bidir_core.errors import UserError
+from bidir_core.launched import is_helper
+from bidir_core.training.config import FinetuneConfig
+from bidir_core.training.goals import OBJECTIVES
+
+
+def fill(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``python -m bidir_core finetune``."""
+    objectives = parser.add_mutually_exclusive_group()
+    for one in OBJECTIVES.values():
+        objectives.add_argument(
+            one.flag,
+            dest="objective",
+            action="store_const",
+            const=one.code,
+            default=argparse.SUPPRESS,
+            help=f"{one.code}: {one.what}",
+        )
+    add_arguments(parser, FinetuneConfig)
+    add_resume(parser)
+    add_estimate(parser)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Train, or go on training, and print the run's folder."""
+    given = given_in(parsed, "resume", "estimate")
+    if parsed.resume is None:
+        require_model(given)
+        if "objective" not in given:
+            flags = ", ".join(one.flag for one in OBJECTIVES.values())
+            raise UserError(f"say what to train: one of {flags}")
+    if hasattr(parsed, "estimate"):
+        return estimate_instead(lambda: FinetuneConfig(**given), parsed)
+    from bidir_core.training.finetune import resume_finetune, run_finetune
+
+    if parsed.resume is not None:
+        path = resume_finetune(parsed.resume, given, runs_dir=given.get("runs_dir"))
+    else:
+        path = run_finetune(FinetuneConfig(**given))
+    if not is_helper():
+        print(path)
+    return 0

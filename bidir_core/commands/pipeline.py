@@ -1,0 +1,39 @@
+"""``pipeline``: the whole experiment, and its report."""
+
+from __future__ import annotations
+
+import argparse
+
+from bidir_core.commands.arguments import add_estimate, estimate_instead, given_in, require_model
+from bidir_core.config import add_arguments
+from bidir_core.pipeline_config import PRESETS, PUBLISHED, PipelineConfig, from_preset
+
+
+def fill(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``python -m bidir_core pipeline``."""
+    parser.add_argument(
+        "--preset",
+        default=PUBLISHED,
+        metavar="{" + ",".join(PRESETS) + "}",
+        help=f"settings to start from; other flags win over them (default: {PUBLISHED})",
+    )
+    add_arguments(parser, PipelineConfig)
+    parser.add_argument("--out", metavar="FILE.md", help="the report (default: in runs/reports)")
+    parser.add_argument("--csv", action="store_true", help="also write the report's tables")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the stages and their command lines only"
+    )
+    add_estimate(parser)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run what is missing of the experiment, and write its report."""
+    given = given_in(parsed, "preset", "out", "csv", "dry_run", "estimate")
+    require_model(given)
+    if hasattr(parsed, "estimate"):
+        return estimate_instead(lambda: from_preset(given, parsed.preset), parsed)
+    from bidir_core.pipeline import pipeline_command
+
+    return pipeline_command(
+        given, preset=parsed.preset, out=parsed.out, csv=parsed.csv, only_plan=parsed.dry_run
+    )
