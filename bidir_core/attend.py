@@ -214,7 +214,9 @@ def _write(
     from bidir_core.progress import logging_to, terminable
 
     with writer, terminable(), logging_to(writer.path / "log.txt") as log:
-        log.info("%s on %s: %s -> %s", config.what, config.model, config.regimes, writer.id)
+        log.info(
+            "%s on %s: %s -> %s", config.what, config.model, ", ".join(config.regimes), writer.id
+        )
         record = getattr(loaded, "training_record", None)
         warnings = [regime_warning(record, regime) for regime in regimes]
         if all(warnings):

@@ -99,6 +99,13 @@ def head_grid(
         cols=len(panels), shared_yaxes=True, horizontal_spacing=0.04,
         subplot_titles=[inert(name) for name in names],
     )  # fmt: skip
+    top_margin = 34
+    if len(panels) > 2:  # too narrow for a regime with its dials on one line
+        top_margin = 34 + 16 * max(name.count(":") + name.count(",") for name in names)
+        for note in figure.layout.annotations:
+            note.update(
+                font={"size": 12}, text=note.text.replace(":", ":<br>").replace(",", "<br>")
+            )
     n_layers, n_heads = panels[0].shape
     factor, unit = (100.0, " %") if percent else (1.0, " nats")
     top = 100.0 if percent else max(float(panel.max()) for panel in panels)
@@ -128,7 +135,9 @@ def head_grid(
     figure.update_yaxes(**_AXIS, range=[n_layers - 0.5, -0.5], dtick=_tick(n_layers))
     figure.update_yaxes(title="layer", col=1)
     figure.update_layout(
-        height=90 + height * n_layers, margin={"l": 50, "r": 10, "t": 34, "b": 46}, dragmode=False
+        height=top_margin + 56 + height * n_layers,
+        dragmode=False,
+        margin={"l": 50, "r": 10, "t": top_margin, "b": 46},
     )
     return figure
 

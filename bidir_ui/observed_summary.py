@@ -70,7 +70,8 @@ def drift(one: Observed) -> None:
                 key="attend-cosine",
             )
     widgets.note("First: the prefix's first token; others: its other tokens. Lengths are geometric "
-                 "means over items; bands: 95 % interval over items.")  # fmt: skip
+                 "means over items; bands: 95 % interval over items. Equal lines cover one another: "
+                 "a first token that is kept causal has the same states as under causal.")  # fmt: skip
 
 
 def _lines(
