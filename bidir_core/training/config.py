@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bidir_core.config import DTYPES, EMBEDDED_MODELS, check_config, setting
+from bidir_core.config import DTYPES, EvalConfig, check_config, same_as, setting
 from bidir_core.errors import UserError
 from bidir_core.training.goals import OBJECTIVES, Objective
 
@@ -15,11 +15,8 @@ TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 class FinetuneConfig:
     """What to train, on what, how, and where. ``objective`` is a code of ``OBJECTIVES``."""
 
-    model: str = setting(
-        help=f"{' or '.join(EMBEDDED_MODELS)} (embedded), a hub id, or a local folder",
-        role="identity",
-    )
-    revision: str | None = setting(None, help="the hub revision of the model", role="identity")
+    model: str = same_as(EvalConfig, "model")
+    revision: str | None = same_as(EvalConfig, "revision")
     objective: str = setting(
         help="what is trained: "
         + "; ".join(f"{one.code}: {one.what}" for one in OBJECTIVES.values()),
@@ -105,13 +102,8 @@ class FinetuneConfig:
         role="identity",
         choices=DTYPES,
     )
-    device: str = setting("auto", help="auto, cpu, cuda, cuda:1, mps", role="runtime")
-    attn: str = setting(
-        "auto",
-        help="attention implementation: auto, sdpa or eager; flex and split build no dense mask "
-        "(opt-in, not yet measured on a GPU)",
-        role="identity",
-    )
+    device: str = same_as(EvalConfig, "device")
+    attn: str = same_as(EvalConfig, "attn")
     micro_tokens: int | None = setting(
         None,
         help="tokens computed at once; a step is cut into as many parts as it takes",
@@ -145,10 +137,8 @@ class FinetuneConfig:
     tracker: str = setting(
         "none", help="also log to tensorboard, wandb or trackio", role="runtime", choices=TRACKERS
     )
-    runs_dir: str | None = setting(
-        None, help="where run folders go (default: runs, or BIDIR_RUNS_DIR)", role="runtime"
-    )
-    name: str | None = setting(None, help="a name at the end of the run folder", role="runtime")
+    runs_dir: str | None = same_as(EvalConfig, "runs_dir")
+    name: str | None = same_as(EvalConfig, "name")
 
     def __post_init__(self) -> None:
         if isinstance(self.compile, bool):  # as older runs recorded it
