@@ -65,9 +65,9 @@ def check(runs: Sequence[Run], cores: int) -> Iterator[Row]:
     for run in sorted(runs, key=lambda run: str(run.status.get("started"))):
         if run.id not in facts:
             continue
-        config = from_json(
-            FinetuneConfig if facts[run.id].kind == "finetune" else EvalConfig, run.settings
-        )
+        trained = facts[run.id].kind == "finetune"
+        kind: type[EvalConfig | FinetuneConfig] = FinetuneConfig if trained else EvalConfig
+        config = from_json(kind, run.settings)
         cost = run.metrics["cost"]  # type: ignore[index]
         device = kind_of(str(cost["device"]))
         others = [one for one in facts.values() if one.run != run.id]

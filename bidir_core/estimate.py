@@ -296,7 +296,7 @@ def _size(model: str, shape: Shape) -> tuple[str, ...]:
 def _made(
     seconds: float, spread: float, memory: float, work: Work, place: _Place, basis: tuple[str, ...]
 ) -> Estimate:
-    shared = ()
+    shared: tuple[str, ...] = ()
     if place.n_devices > 1:
         shared = (
             ("processes on one CPU share its cores: no faster, and each takes its own memory",)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from bidir_core.atomic import sync_folder, write_json
@@ -28,14 +29,18 @@ def save_final(
     loaded: LoadedModel,
     data: TrainingData,
     counters: Counters,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Write ``final/``: safetensors or the adapter, the tokenizer, and ``bidir.json``."""
+    """Write ``final/``: safetensors or the adapter, the tokenizer, and ``bidir.json``.
+
+    ``weights``: the model's, where it does not hold them whole itself.
+    """
     final, temporary = run / FINAL, run / f".{FINAL}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         student.model.eval()
         with _no_bars():
-            student.model.save_pretrained(temporary)
+            student.model.save_pretrained(temporary, state_dict=weights)
         loaded.tokenizer.save_pretrained(temporary)
         write_json(
             temporary / "bidir.json",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from bidir_core.resuming import resumable
 from bidir_core.run_layout import stage_dir_for
 from bidir_core.run_writer import RunWriter
 from bidir_core.store import Run
-from bidir_core.training import checkpoints
+from bidir_core.training import checkpoints, sharding
 from bidir_core.training.config import FinetuneConfig
 from bidir_core.training.data import TrainingData, prepare_data
 from bidir_core.training.final import FINAL, save_final
@@ -72,6 +74,7 @@ def _finetune(
     from accelerate.utils import broadcast_object_list, set_seed
 
     check_data(config.data)
+    sharded = sharding.wanted(config)
     accelerator = _accelerator(config)
     plan = models.preflight(
         config.model,
@@ -82,13 +85,19 @@ def _finetune(
         regime=regime,
     )
     data = prepare_data(config, plan.tokenizer, plan.max_length)
-    loaded = models.load_weights(plan, keep_vision=True)
+    # What is to be spread need not fit on the device first.
+    there = replace(plan, device=torch.device("cpu")) if sharded else plan
+    loaded = replace(models.load_weights(there, keep_vision=True), device=plan.device)
     facts = facts_of(config, loaded, data)
     if run is not None:
         check_same(run, facts)
     set_seed(config.seed)
     base = frozen_copy(Student(loaded.model, loaded.handle)) if config.needs_base else None
     student = make_trainable(config, loaded)
+    if sharded:
+        sharding.shard(student, plan.device)
+        if base is not None:
+            sharding.shard_frozen(base, plan.device)
     writer = None
     if accelerator.is_main_process:
         writer = (
@@ -105,7 +114,8 @@ def _finetune(
         )
     (path,) = broadcast_object_list([writer.path if writer is not None else None])
     if writer is None:
-        _train(config, student, base, data, loaded, accelerator, None, run)
+        _train(config, student, base, data, loaded, accelerator, None, run, sharded)
+        _whole_weights(config, student, sharded, keep=False)
         return path
     with writer, terminable(), logging_to(writer.path / "log.txt"):
         LOG.info("%s, %s under %s -> %s", config.model, config.objective, regime, writer.id)
@@ -113,7 +123,9 @@ def _finetune(
             LOG.warning("3A is leaky: its responses are visible to where they are predicted from")
         write_data_report(writer.path, data)
         try:
-            counters = _train(config, student, base, data, loaded, accelerator, writer, run)
+            counters = _train(
+                config, student, base, data, loaded, accelerator, writer, run, sharded
+            )
         except Stopped as stopped:
             writer.cancel(str(stopped))
             raise
@@ -122,11 +134,21 @@ def _finetune(
                 f"out of memory on {loaded.device}; resume with a smaller --micro-tokens or with "
                 "--gradient-checkpointing"
             ) from error
-        save_final(writer.path, config, student, loaded, data, counters)
+        weights = _whole_weights(config, student, sharded, keep=True)
+        save_final(writer.path, config, student, loaded, data, counters, weights)
         metrics = metrics_of(config, student, counters, writer.path / FINAL)
         writer.finish(cost=cost(counters, loaded), metrics=metrics)
         checkpoints.remove_all(writer.path)
     return writer.path
+
+
+def _whole_weights(
+    config: FinetuneConfig, student: Student, sharded: bool, *, keep: bool
+) -> dict[str, torch.Tensor] | None:
+    """What the final checkpoint is written from, where the model is spread over the processes."""
+    if not sharded:
+        return None
+    return sharding.gathered(student.model, keep=keep, trained_only=config.method == "lora")
 
 
 def _train(
@@ -138,6 +160,7 @@ def _train(
     accelerator: Any,
     writer: RunWriter | None,
     run: Run | None,
+    sharded: bool = False,
 ) -> Counters:
     regime = parse_regime(config.regime or "causal")
     packer = Packer(
@@ -149,13 +172,18 @@ def _train(
         prefix=config.goal.prefix,
         process=accelerator.process_index,
         n_processes=accelerator.num_processes,
+        even=sharded,
     )
     student.model.train()
     if config.compile != "none":
         for one in (student, base):
             if one is not None:
                 compile_layers(one)
-    first = packer.step(0).batches
+    probed = packer
+    if sharded:  # all compute together, so all must ask the same
+        probed = copy.copy(packer)
+        probed.process = 0
+    first = probed.step(0).batches
     if first:
         batch = first[0].to(loaded.device)
         student.check_head(batch, regime)
@@ -163,16 +191,18 @@ def _train(
         if writer is not None:
             writer.write_probe(probe.to_json())
         probe.require()
+    sharding.settle(student.model)
     trainer = Trainer(
         config,
         student,
         packer,
         passes(config.goal, regime, config.causal_anchor),
         base=base,
+        sharded=sharded,
         accelerator=accelerator,
         folder=writer.path if writer is not None else None,
         heartbeat=writer.heartbeat if writer is not None else None,
-        quick_eval=_quick_eval(config, student, loaded) if writer is not None else None,
+        quick_eval=_quick_eval(config, student, loaded) if writer is not None or sharded else None,
     )
     if writer is not None:
         check_room(writer.path, trainer)

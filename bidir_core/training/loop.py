@@ -62,16 +62,17 @@ class Trainer:
         plan: list[Pass],
         *,
         base: Student | None = None,
+        sharded: bool = False,
         accelerator: Any = None,
         folder: Path | None = None,
         heartbeat: Callable[..., None] | None = None,
         quick_eval: Callable[[], dict[str, Any]] | None = None,
     ):
         """``folder``: the run's, None in all processes but the main one. ``quick_eval`` returns
-        scores by regime."""
+        scores by regime. ``sharded``: the weights are spread over the processes (FSDP)."""
         self.config, self.student, self.packer, self.plan = config, student, packer, plan
         self.base, self.accelerator, self.folder = base, accelerator, folder
-        self.heartbeat, self.quick_eval = heartbeat, quick_eval
+        self.heartbeat, self.quick_eval, self.sharded = heartbeat, quick_eval, sharded
         self.device = next(student.model.parameters()).device
         trained = {n: p for n, p in student.model.named_parameters() if p.requires_grad}
         self.optimizer = MasterAdamW(trained, config)
@@ -93,7 +94,7 @@ class Trainer:
                 self.replay(batch, step.n_loss)
             else:
                 self._backward(batch.to(self.device), step.n_loss)
-        if self.accelerator is not None and self.accelerator.num_processes > 1:
+        if not self._alone and not self.sharded:
             for gradient in self.optimizer.gradients():
                 torch.distributed.all_reduce(gradient)
         norm = self.optimizer.step(learning_rate(self.config, self.counters.step))
@@ -225,9 +226,11 @@ class Trainer:
             )
 
     def _evaluate(self) -> None:
-        if self.quick_eval is None or self.folder is None:
+        if self.quick_eval is None:
             return
         scores = self.quick_eval()
+        if self.folder is None:
+            return
         counters = self.counters
         line = {"step": counters.step, "tokens": counters.tokens}
         append_curve(self.folder, {**line, "seconds": round(counters.seconds, 3), "evals": scores})
@@ -246,11 +249,16 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this moment (in the main process)."""
+        main = self.folder is not None
+        if main:
+            self._check_finite(self.sums.tolist())  # never over a good checkpoint
+        elif not self.sharded:
+            return
+        held = self.optimizer.tensors(keep=main)
         if self.folder is None:
             return
-        self._check_finite(self.sums.tolist())  # never over a good checkpoint
         tensors = {
-            **self.optimizer.tensors(),
+            **held,
             **random_states(self.device),
             "sums": self.sums,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from bidir_core.training.objectives import (
     kl_from_base,
 )
 from bidir_core.training.packing import IGNORED, TrainBatch
+from bidir_core.training.sharding import within
 from bidir_core.training.student import Student
 
 
@@ -49,14 +51,26 @@ def loss_terms(
     base_hidden = _base_hidden(base, batch) if any(one.from_base for one in plan) else None
     for one in plan:
         with student.handle.use(one.regime, batch.layout):
-            hidden = student.hidden(batch)
-            if one.from_base:
-                assert base is not None
-                assert base_hidden is not None
-                kl = in_chunks(_kl(student, base), student.vocabulary, hidden, base_hidden)
-                yield one, torch.where(batch.target == IGNORED, 0.0, kl)
-            else:
-                yield one, in_chunks(_ce(student), student.vocabulary, hidden, batch.target)
+            yield (
+                one,
+                within(student.model, partial(_losses, student, batch, one, base, base_hidden)),
+            )
+
+
+def _losses(
+    student: Student,
+    batch: TrainBatch,
+    one: Pass,
+    base: Student | None,
+    base_hidden: torch.Tensor | None,
+) -> torch.Tensor:
+    hidden = student.hidden(batch)
+    if not one.from_base:
+        return in_chunks(_ce(student), student.vocabulary, hidden, batch.target)
+    assert base is not None
+    assert base_hidden is not None
+    kl = in_chunks(_kl(student, base), student.vocabulary, hidden, base_hidden)
+    return torch.where(batch.target == IGNORED, 0.0, kl)
 
 
 @torch.no_grad()
@@ -64,7 +78,7 @@ def _base_hidden(base: Student | None, batch: TrainBatch) -> torch.Tensor:
     if base is None:
         raise ValueError("this loss needs the base model")
     with base.handle.use(CAUSAL, batch.layout):
-        return base.hidden(batch)
+        return within(base.model, partial(base.hidden, batch))
 
 
 def _ce(student: Student):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from bidir_core.training.config import FinetuneConfig
+from bidir_core.training.sharding import own, spread_like, whole
 
 
 def learning_rate(config: FinetuneConfig, step: int) -> float:
@@ -87,7 +88,7 @@ class MasterAdamW:
     @torch.no_grad()
     def step(self, lr: float) -> torch.Tensor:
         """One update; returns the gradient's norm before clipping, left on the device."""
-        norm = torch.nn.utils.get_total_norm(self.gradients())
+        norm = whole(torch.nn.utils.get_total_norm(self.gradients()))
         if self.clip:
             torch.nn.utils.clip_grads_with_norm_(self.masters, self.clip, norm)
         for group in self.adamw.param_groups:
@@ -95,28 +96,36 @@ class MasterAdamW:
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=not self.keeps_gradients)
         if self.rounded:
-            torch._foreach_copy_([w.data for w in self.weights], self.masters)
+            torch._foreach_copy_([own(w.data) for w in self.weights], list(map(own, self.masters)))
         return norm
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything that a resumed run needs, by name: weights and moments."""
+    def tensors(self, *, keep: bool = True) -> dict[str, torch.Tensor]:
+        """Everything that a resumed run needs, by name: weights and moments, whole.
+
+        Where they are spread, all processes must call it; without ``keep`` they get nothing.
+        """
         found: dict[str, torch.Tensor] = {}
         for name, master in zip(self.names, self.masters):
-            found[f"weight/{name}"] = master.detach()
-            for key, value in self.adamw.state.get(master, {}).items():
-                found[f"{key}/{name}"] = value
+            state = self.adamw.state.get(master, {})
+            for key, value in {"weight": master.detach(), **state}.items():
+                put_together = whole(value)
+                if keep:  # one at a time: a device may not hold all of them
+                    spread = put_together is not value
+                    found[f"{key}/{name}"] = put_together.cpu() if spread else value
         return found
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put back what :meth:`tensors` gave. Raises KeyError where something is missing."""
         for name, weight, master in zip(self.names, self.weights, self.masters):
-            master.copy_(tensors[f"weight/{name}"])
+            master.copy_(spread_like(tensors[f"weight/{name}"], master))
             if master is not weight:
                 weight.copy_(master)
             state = self.adamw.state[master]
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 value = tensors[f"{key}/{name}"]
+                if key != "step":
+                    value = spread_like(value, master)
                 # Fused AdamW counts its steps on the device.
                 on_device = key != "step" or bool(self.adamw.defaults.get("fused"))
                 state[key] = value.to(master.device if on_device else "cpu", copy=True)

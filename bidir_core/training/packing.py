@@ -86,7 +86,10 @@ class Packer:
         prefix: Prefix = "prompt",
         process: int = 0,
         n_processes: int = 1,
+        even: bool = False,
     ):
+        """``even``: every process gets equally many micro-batches, since they compute each together;
+        who has too few gets some that carry no loss."""
         longest = int(samples.n_total.max())
         self.samples = samples
         self.batch_samples = batch_samples
@@ -95,7 +98,7 @@ class Packer:
         self.micro_rows = max(1, micro_tokens // self.row_tokens)
         self.seed = seed
         self.prefix: Prefix = prefix
-        self.process, self.n_processes = process, n_processes
+        self.process, self.n_processes, self.even = process, n_processes, even
         self._orders: dict[int, np.ndarray] = {}
 
     def chosen(self, step: int) -> np.ndarray:
@@ -138,6 +141,11 @@ class Packer:
             self._collate(chosen, n_prefix, begin, mine[first : first + self.micro_rows])
             for first in range(0, len(mine), self.micro_rows)
         ]
+        if self.even:
+            most = -(-len(rows[:: self.n_processes]) // self.micro_rows)
+            for _ in range(most - len(batches)):
+                spare = self._collate(chosen, n_prefix, begin, rows[-1:])
+                batches.append(spare._replace(target=torch.full_like(spare.target, IGNORED)))
         return Step(
             batches=batches,
             n_tokens=int(total.sum()),

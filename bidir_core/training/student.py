@@ -16,6 +16,7 @@ from bidir_core.layout import Layout
 from bidir_core.regimes import Regime
 from bidir_core.scoring import gather_before_head
 from bidir_core.training.packing import TrainBatch
+from bidir_core.training.sharding import within
 
 
 class Student:
@@ -67,7 +68,7 @@ class Student:
         layout = Layout(at.item[:1], at.position[:1], at.n_prefix[:1], at.exit[:1])
         one = batch._replace(ids=ids, layout=layout, head=head)
         with self.handle.use(regime, layout):
-            ours = self.logits(self.hidden(one)).float()
+            ours = within(self.model, lambda: self.logits(self.hidden(one))).float()
             with gather_before_head(self.model, head):
                 theirs = self.model(
                     input_ids=ids, position_ids=layout.position, use_cache=False

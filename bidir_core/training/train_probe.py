@@ -23,6 +23,7 @@ from bidir_core.errors import UserError
 from bidir_core.layout import Layout
 from bidir_core.regimes import Regime, visibility
 from bidir_core.training.packing import TrainBatch
+from bidir_core.training.sharding import within
 from bidir_core.training.student import Student
 
 
@@ -131,7 +132,8 @@ def _run(student: Student, batch: TrainBatch, ids: torch.Tensor, regime: Regime)
     devices = [batch.ids.device] if batch.ids.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), student.handle.use(regime, batch.layout):
         torch.manual_seed(0)  # the same dropout in every run, if the model has any
-        return student.everywhere(batch._replace(ids=ids)).detach().float()
+        other = batch._replace(ids=ids)
+        return within(student.model, lambda: student.everywhere(other)).detach().float()
 
 
 def _choose(
