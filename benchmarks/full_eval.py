@@ -105,13 +105,16 @@ def best_peer(options: Namespace, loaded: LoadedModel, add: Add, clock: Clock) -
             device=str(loaded.device),
             tokenizer=loaded.tokenizer,
         )
-        name, score = "lm-eval", lambda size: peer.score(items, size)
+        name = "lm-eval"
+        score: Callable[[int], list[list[float]]] = partial(peer.score, items)
     else:
         name = "lm-eval's algorithm (it is not installed)"
 
-        def score(size: int) -> Any:
+        def as_lm_eval(size: int) -> list[list[float]]:
             encoded = Encoder(loaded.tokenizer).encode(items)
             return score_as_lm_eval(loaded.model, encoded, size, loaded.device)
+
+        score = as_lm_eval
 
     best = None
     for size in options.peer_batch_sizes:
@@ -120,7 +123,7 @@ def best_peer(options: Namespace, loaded: LoadedModel, add: Add, clock: Clock) -
         clear(loaded.device)
         try:
             with loaded.handle.native():
-                seconds = timed(lambda size=size: score(size), loaded.device)
+                seconds = timed(partial(score, size), loaded.device)
         except torch.OutOfMemoryError:
             add("eval", f"{name}, batch {size}", skipped="out of memory")
             break

@@ -57,8 +57,10 @@ def make_blocks(
     A layout of one row serves a ``batch`` of any size.
     """
     if layout.shape[0] == 1 != batch:
-        parts = layout.item, layout.position, layout.n_prefix, layout.exit
-        layout = Layout(*(part.expand(batch, -1) for part in parts))
+        item, position = layout.item.expand(batch, -1), layout.position.expand(batch, -1)
+        layout = Layout(
+            item, position, layout.n_prefix.expand(batch, -1), layout.exit.expand(batch, -1)
+        )
     position = layout.position[:, -n_query:].int().contiguous()
     keys = layout.position[:, -n_key:].int().contiguous()
     rule = pair_rule(layout, regime, window, n_query, n_key)
@@ -171,20 +173,16 @@ def _score(blocks: Blocks, softcap: float | None) -> Any:
     if log_lambda is None and softcap is None:
         return None
 
-    def cap(score: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
-        return softcap * torch.tanh(score / softcap)
+    def change(score: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
+        if softcap is not None:
+            score = softcap * torch.tanh(score / softcap)
+        if log_lambda is not None:
+            # Of the pairs that the mask allows, those that look ahead have a later position.
+            ahead = k_position[batch, key] > q_position[batch, query]
+            score = score + torch.where(ahead, log_lambda[batch], 0.0)
+        return score
 
-    if log_lambda is None:
-        return cap
-
-    def weigh(score: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
-        # Of the pairs that the mask allows, those that look ahead are those of a later position.
-        ahead = k_position[batch, key] > q_position[batch, query]
-        return score + torch.where(ahead, log_lambda[batch], 0.0)
-
-    if softcap is None:
-        return weigh
-    return lambda score, *where: weigh(cap(score, *where), *where)
+    return change
 
 
 @cache

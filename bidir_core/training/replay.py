@@ -78,8 +78,8 @@ class Replay:
         """One micro-batch; ``n_loss`` is what its loss is divided by."""
         shape = (tuple(batch.ids.shape), len(batch.target))
         if shape not in self._slots:
-            stays = _clone(batch.to(self.device))
-            self._slots[shape] = _Slot(stays, torch.zeros((), device=self.device), [0], [])
+            n_loss_stays = torch.zeros((), device=self.device)
+            self._slots[shape] = _Slot(_clone(batch.to(self.device)), n_loss_stays, [0], [])
         slot = self._slots[shape]
         for stays, new in zip(_tensors(slot.batch), _tensors(batch), strict=True):
             stays.copy_(new, non_blocking=True)
