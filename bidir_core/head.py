@@ -1,8 +1,8 @@
 """The output head a block at a time: log-likelihoods without the whole row of logits.
 
 A row of logits is as long as the vocabulary, and all that is wanted of it is one entry and the
-logarithm of the sum of exponentials. Block by block of the vocabulary both fit a CPU's cache, which
-on two Xeon cores halves the time; the sums of the blocks add up exactly as the sum of the row.
+logarithm of the sum of exponentials. Block by block of the vocabulary, weights and logits stay in a
+CPU's cache; the sums of the blocks add up as the sum of the row does.
 """
 
 from __future__ import annotations

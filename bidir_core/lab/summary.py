@@ -124,6 +124,7 @@ class Sweep:
         self.runs = {slug: Run(folder / slug) for slug in every}
         self.points = {slug: p for slug, p in every.items() if self.runs[slug].state == "done"}
         self._outcomes: dict[tuple[Condition, str], Outcomes] = {}
+        self._numbers: dict[tuple[str, str, str | None, float], dict[str, Any]] = {}
 
     def slug_of(self, regime: str, condition: Condition, patch: str | None = None) -> str | None:
         """The finished point of this kind, or None."""
@@ -150,6 +151,14 @@ class Sweep:
         confidence: float = stats.CONFIDENCE,
     ) -> dict[str, Any]:
         """A point's accuracy, its difference to causal, and the share of damage it removes."""
+        slot = (slug, metric, half, confidence)
+        if slot not in self._numbers:  # verdicts ask for the same bootstrap again
+            self._numbers[slot] = self._compute(slug, metric, half, confidence)
+        return self._numbers[slot]
+
+    def _compute(
+        self, slug: str, metric: str, half: str | None, confidence: float
+    ) -> dict[str, Any]:
         point = self.points[slug]
         found = self.outcomes(point.condition, metric)
         causal = self.slug_of(str(CAUSAL), point.condition)
