@@ -27,31 +27,18 @@ from bidir_core.items import data_fingerprint
 from bidir_core.launched import is_helper
 from bidir_core.model_source import fetch_weights
 from bidir_core.models import LoadedModel
+from bidir_core.pipeline_clock import Clock
 from bidir_core.pipeline_config import PipelineConfig, Stage, plan
+from bidir_core.pipeline_runs import Known, checkpoint_of, find_run_of, roots_of
 from bidir_core.report import build_report, write_report
-from bidir_core.reporting.arms import trained_run_id
-from bidir_core.run_layout import refuse_if_read_only, runs_roots, stage_dir_for
-from bidir_core.store import Run, list_runs
+from bidir_core.run_layout import refuse_if_read_only
+from bidir_core.store import Run
 from bidir_core.training.config import FinetuneConfig
 from bidir_core.training.finetune import resume_finetune, run_finetune
 from bidir_core.training.goals import OBJECTIVES
 from bidir_core.training.overlap import refuse_trained_tasks
 from bidir_core.training.sources import check_data
 from bidir_core.weights import fingerprint, weight_files
-
-# Compact runs leave texts out, which no number depends on.
-_NOT_COMPARED = ("checkpoint", "model", "dtype", "compact", "data")
-_RESUMABLE = ("failed", "cancelled", "lost", "partial")
-
-
-@dataclass(frozen=True)
-class Known:
-    """What a run must have been made with to stand for a stage: taken once, at the start."""
-
-    model_fingerprint: str
-    data_fingerprint: str
-    dtype: str
-    device: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +65,7 @@ def run_pipeline(config: PipelineConfig, *, out: Path | None = None, csv: bool =
     target = out or report_path(config)
     loader = _Loader(config)
     runs: dict[str, Run] = {}
-    clock = _Clock(stages, known.device)
+    clock = Clock(stages, known.device)
     crew = processes.team(config.device)
     for number, stage in enumerate(stages, 1):
         # Of several processes one looks: a folder may look different a moment later.
@@ -102,7 +89,7 @@ def run_pipeline(config: PipelineConfig, *, out: Path | None = None, csv: bool =
     loader.drop()
 
     def write() -> Path:
-        report = build_report(list(runs.values()), roots=_roots(config))
+        report = build_report(list(runs.values()), roots=roots_of(config))
         for path in write_report(report, target, csv=csv):
             say(f"report: {path}")
         return target
@@ -149,14 +136,14 @@ def stage_line(stage: Stage, runs: Mapping[str, Run], run: Run | None = None) ->
     checkpoint = None
     if stage.trained_by is not None:
         trained = runs.get(stage.trained_by)
-        checkpoint = _checkpoint(trained) if trained else f"FINAL-OF-{stage.trained_by}"
+        checkpoint = checkpoint_of(trained) if trained else f"FINAL-OF-{stage.trained_by}"
     return command_line("eval", replace(config, checkpoint=checkpoint)) + resume
 
 
 def report_path(config: PipelineConfig) -> Path:
     """``<runs>/reports/<model>-<digest>.md``."""
     slug = "".join(c if c.isalnum() or c in ".-" else "-" for c in Path(config.model).name)
-    return _roots(config)[0] / "reports" / f"{slug}-{config.digest}.md"
+    return roots_of(config)[0] / "reports" / f"{slug}-{config.digest}.md"
 
 
 def preflight(config: PipelineConfig, stages: Sequence[Stage]) -> Known:
@@ -186,88 +173,6 @@ def preflight(config: PipelineConfig, stages: Sequence[Stage]) -> Known:
     )
 
 
-def find_run_of(
-    stage: Stage,
-    stages: Sequence[Stage],
-    runs: Mapping[str, Run],
-    known: Known,
-    config: PipelineConfig,
-) -> Run | None:
-    """The newest finished run of a stage, else the newest one that can be resumed, else None.
-
-    ``runs``: the finished stages so far, for the checkpoints they made. A run of other weights,
-    other items or another dtype is not this stage's, whatever its settings say. A fine-tune whose
-    checkpoint is gone stands only if everything that would evaluate it is there.
-    """
-    trained = runs.get(stage.trained_by) if stage.trained_by else None
-    if stage.trained_by and trained is None:
-        return None
-    if isinstance(stage.config, FinetuneConfig):
-        folder = stage_dir_for("finetune", objective=stage.config.objective)
-    else:
-        checkpoint = stage.trained_by
-        folder = stage_dir_for("eval", regime=stage.config.regime, checkpoint=checkpoint)
-    fitting = [
-        run
-        for run in list_runs(_roots(config))
-        if run.stage == folder and _is_run_of(run, stage, trained, known)
-    ]
-    for states in (("done",), ("running",), _RESUMABLE):
-        for run in fitting:  # newest first
-            if run.state not in states:
-                continue
-            if stage.trains and run.state == "done" and not (run.path / "final").is_dir():
-                judges = [one for one in stages if one.trained_by == stage.key]
-                made = [find_run_of(one, stages, {stage.key: run}, known, config) for one in judges]
-                if not all(one is not None and one.state == "done" for one in made):
-                    continue
-            return run
-    return None
-
-
-def _is_run_of(run: Run, stage: Stage, trained: Run | None, known: Known) -> bool:
-    settings, config = run.settings, stage.config
-    for spec in fields(config):
-        if spec.metadata["role"] != "identity" or spec.name in _NOT_COMPARED:
-            continue
-        value = getattr(config, spec.name)
-        recorded = settings.get(spec.name, spec.default)
-        if (list(value) if isinstance(value, tuple) else value) != (
-            list(recorded) if isinstance(recorded, tuple) else recorded
-        ):
-            return False
-    if not _same_place(run.model, config.model):
-        return False
-    if isinstance(config, FinetuneConfig) and not _same_place(
-        str(settings.get("data")), config.data
-    ):
-        return False
-    if run.config.get("dtype") not in (None, known.dtype):
-        return False
-    if isinstance(config, EvalConfig):
-        if run.config.get("data_fingerprint") not in (None, known.data_fingerprint):
-            return False
-        if trained is not None:
-            return _evaluates(run, trained)
-    return run.config.get("model_fingerprint") in (None, known.model_fingerprint)
-
-
-def _evaluates(run: Run, trained: Run) -> bool:
-    """Whether an evaluation used this fine-tune's checkpoint."""
-    given = str(run.settings.get("checkpoint") or "")
-    if given and Path(given).expanduser().resolve() == Path(_checkpoint(trained)).resolve():
-        return True
-    return trained_run_id(run) == trained.id and not Path(given).exists()
-
-
-def _same_place(recorded: str, wanted: str) -> bool:
-    """Equal names, or two spellings of one path."""
-    if recorded == wanted:
-        return True
-    there = Path(wanted).expanduser()
-    return there.exists() and Path(recorded).expanduser().resolve() == there.resolve()
-
-
 def _run_stage(stage: Stage, found: Run | None, runs: dict[str, Run], loader: _Loader) -> Path:
     config = stage.config
     if isinstance(config, FinetuneConfig):
@@ -276,25 +181,12 @@ def _run_stage(stage: Stage, found: Run | None, runs: dict[str, Run], loader: _L
             return run_finetune(config)
         runtime = [s.name for s in fields(config) if s.metadata["role"] == "runtime"]
         return resume_finetune(found.path, {name: getattr(config, name) for name in runtime})
-    checkpoint = _checkpoint(runs[stage.trained_by]) if stage.trained_by else None
+    checkpoint = checkpoint_of(runs[stage.trained_by]) if stage.trained_by else None
     loaded = loader.get(checkpoint)
     refuse_trained_tasks(config.tasks, loaded.training_record)
     if found is not None:
         return evaluate.resume(found.path, {}, loaded=loaded)
     return evaluate.evaluate(replace(config, checkpoint=checkpoint), loaded=loaded)
-
-
-def _checkpoint(trained: Run) -> str:
-    """Where a fine-tune's checkpoint lies, as briefly as it can be said from here."""
-    final = trained.path / "final"
-    here = Path.cwd()
-    return str(final.relative_to(here) if final.is_relative_to(here) else final)
-
-
-def _roots(config: PipelineConfig) -> list[Path]:
-    if config.runs_dir is not None:
-        return [Path(config.runs_dir).expanduser().resolve()]
-    return runs_roots()
 
 
 class _Loader:
@@ -326,48 +218,6 @@ class _Loader:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-class _Clock:
-    """How much longer: what evaluations and fine-tunes took so far, for those that are left."""
-
-    def __init__(self, stages: Sequence[Stage], device: str):
-        self._stages, self._device = stages, device
-        self._started = time.monotonic()
-        self._seconds: dict[bool, list[float]] = {True: [], False: []}
-        self._done: set[str] = set()
-
-    def took(self, stage: Stage, seconds: float) -> None:
-        self._done.add(stage.key)
-        self._seconds[stage.trains].append(seconds)
-
-    def reused(self, stage: Stage, run: Run) -> None:
-        """A finished run on the same kind of device tells how long its kind takes."""
-        self._done.add(stage.key)
-        status = run.status
-        try:
-            seconds = float(status["finished"]) - float(status.get("resumed") or status["started"])
-        except (KeyError, TypeError, ValueError):
-            return
-        cost = (run.metrics or {}).get("cost") or {}
-        if cost.get("device") == self._device and seconds > 0:
-            self._seconds[stage.trains].append(seconds)
-
-    def left(self) -> str:
-        left = [stage for stage in self._stages if stage.key not in self._done]
-        spent = f" | {_minutes(time.monotonic() - self._started)} so far"
-        total, unknown = 0.0, False
-        for stage in left:
-            known = self._seconds[stage.trains]
-            unknown |= not known
-            total += sum(known) / len(known) if known else 0.0
-        if unknown:
-            return spent
-        return f"{spent}, about {_minutes(total)} left"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def say(text: str) -> None:

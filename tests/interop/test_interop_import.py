@@ -190,8 +190,8 @@ def test_a_report_takes_an_imported_run_only_when_named(ours, imported):
 
 def test_the_pipeline_does_not_take_an_imported_run_for_its_own(ours, tmp_path):
     from bidir_core.config import from_json
-    from bidir_core.pipeline import Known, _is_run_of
     from bidir_core.pipeline_config import Stage
+    from bidir_core.pipeline_runs import Known, is_run_of
 
     export_run(ours, tmp_path / "out")
     back = Run(import_results(tmp_path / "out", runs_dir=tmp_path / "runs").path)
@@ -199,8 +199,8 @@ def test_the_pipeline_does_not_take_an_imported_run_for_its_own(ours, tmp_path):
         ours.config["model_fingerprint"], ours.config["data_fingerprint"], "float32", "cpu"
     )
     stage = Stage("stage1", "", from_json(EvalConfig, ours.settings))
-    assert _is_run_of(ours, stage, None, known)
-    assert not _is_run_of(back, stage, None, known)
+    assert is_run_of(ours, stage, None, known)
+    assert not is_run_of(back, stage, None, known)
 
 
 def test_records_need_no_token_counts():
