@@ -94,7 +94,7 @@ class Draft:
 
     def _values(self, given: Mapping[str, str]) -> dict[str, Any]:
         """Typed values of the settings that are not left to the config's own defaults."""
-        texts = self.fixed | dict(self.preset.begins) | given
+        texts = self.fixed | dict(self.preset.begins) | dict(given)
         values = {name: _value(self.specs[name], text) for name, text in texts.items()}
         return {"model": EMBEDDED_MODEL} | values
 

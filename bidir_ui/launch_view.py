@@ -54,7 +54,8 @@ def form(runs: tuple[RunInfo, ...]) -> Form:
     if preset.command == "pipeline":
         draft = Draft(draft.key, _size())
         defaults = PIPELINE_PRESETS[draft.size]
-    specs, given = draft.specs, {}
+    specs = draft.specs
+    given: dict[str, str] = {}
     columns = st.columns(3, gap="medium")
     for number, name in enumerate(preset.front):
         with columns[number % 3]:
