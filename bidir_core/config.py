@@ -8,6 +8,7 @@ runs that differ there are different runs and a run can't be resumed with them c
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
@@ -23,6 +24,15 @@ PUBLISHED_TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 ConfigT = TypeVar("ConfigT")
+
+
+def absolute_place(name: str) -> str:
+    """A model or data name that means the same in every folder: a path here, absolute.
+
+    Embedded names and whatever is no file or folder here, such as hub ids, stay as they are.
+    """
+    path = os.path.expanduser(name)
+    return os.path.abspath(path) if name not in EMBEDDED_MODELS and os.path.exists(path) else name
 
 
 def setting(
@@ -161,6 +171,7 @@ class EvalConfig:
             raise UserError(f"--num-fewshot {self.num_fewshot}: give a number from 0 up")
         object.__setattr__(self, "regime", str(parse_regime(self.regime)))  # canonical print
         # A run is resumed, and its texts are read again, from whatever folder one is in then.
+        object.__setattr__(self, "model", absolute_place(self.model))
         object.__setattr__(self, "tasks", tuple(absolute_task(task) for task in self.tasks))
 
 
@@ -266,6 +277,8 @@ def changed_identity(recorded: Any, given: Mapping[str, Any]) -> list[str]:
             now = str(parse_regime(now))
         if spec.name == "tasks":
             now = tuple(absolute_task(task) for task in now)
+        if spec.name in ("model", "data") and was != now:
+            now = absolute_place(now)
         if was != now:
             changed.append(f"{flag_of(spec)} {now} (the run has {was})")
     return changed

@@ -87,6 +87,12 @@ def peak_memory_bytes(device: torch.device) -> dict[str, int]:
     return peak
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Begin a new peak: what an earlier run in this process took on the GPU is not this one's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def can_compute(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a matrix product and an attention of this dtype really run on the device."""
     if device.type == "cuda" and dtype is torch.bfloat16:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bidir_core.config import EvalConfig
-from bidir_core.devices import device_name, peak_memory_bytes
+from bidir_core.devices import device_name, forget_peak_memory, peak_memory_bytes
 from bidir_core.encoding import EncodedItem
 from bidir_core.launched import ProcessLost
 from bidir_core.models import LoadedModel
@@ -49,6 +49,7 @@ def score_into(
         log.info("%s under %s, %d items -> %s", config.model, regime, len(encoded), writer.id)
         for warning in writer.config.get("warnings") or []:
             log.warning("%s", warning)
+        forget_peak_memory(loaded.device)
         report = run_probe(loaded, regime)
         writer.write_probe(report.to_json())
         report.require(_meaningless(writer.path))

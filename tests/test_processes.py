@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from bidir_core import processes, run_scoring
 from bidir_core.cli import main
+from bidir_core.config import EMBEDDED_MODEL, EvalConfig
+from bidir_core.launched import ProcessLost, told_when_lost
 from bidir_core.processes import PARTS, Part, Parts, Team, share
 from bidir_core.store import Run
 from tests.launching import launch
@@ -166,3 +168,27 @@ def test_a_run_is_not_complete_while_items_are_recorded_by_nobody(
     monkeypatch.setenv("BIDIR_RUNS_DIR", str(runs_dir))
     assert main(["eval", "--resume", Run(folder).id]) == 0
     assert Run(folder).metrics["n_items"] == 60
+
+
+def test_a_relative_model_resumes_from_another_folder_and_other_names_stay(
+    tiny_folder, own_items, runs_dir, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tiny_folder.parent)
+    with monkeypatch.context() as patch:
+        every = run_scoring._share
+        patch.setattr(run_scoring, "_share", lambda *a: every(*a)[1:])
+        assert main(words(Path(tiny_folder.name), own_items)) == 1
+    (folder,) = (runs_dir / "stage2_prefill_bidir_eval").iterdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", "--resume", Run(folder).id]) == 0
+    for name in (EMBEDDED_MODEL, "owner/name"):
+        (tmp_path / EMBEDDED_MODEL).mkdir(exist_ok=True)  # a folder of that name means nothing
+        assert EvalConfig(model=name).model == name
+
+
+def test_a_lost_process_is_one_line_and_other_errors_stay(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ProcessLost, match="another of the 2 processes"), told_when_lost("resume"):
+        raise RuntimeError("gloo/transport/tcp/pair.cc:537 Connection reset by peer")
+    with pytest.raises(RuntimeError, match="shape"), told_when_lost("resume"):
+        raise RuntimeError("shape mismatch")

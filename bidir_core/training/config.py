@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bidir_core.config import DTYPES, EvalConfig, check_config, same_as, setting
+from bidir_core.config import DTYPES, EvalConfig, absolute_place, check_config, same_as, setting
 from bidir_core.errors import UserError
 from bidir_core.training.goals import OBJECTIVES, Objective
+from bidir_core.training.mixtures import MIXTURES
 
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 
@@ -162,6 +163,10 @@ class FinetuneConfig:
                 )
         if self.dtype == "float16":
             raise UserError("--dtype float16 overflows in training; use bfloat16 or float32")
+        # A run is resumed from whatever folder one is in then.
+        object.__setattr__(self, "model", absolute_place(self.model))
+        if self.data not in MIXTURES:
+            object.__setattr__(self, "data", absolute_place(self.data))
         # The canonical print, with the objective's own default filled in.
         object.__setattr__(self, "regime", str(self.goal.regime(self.regime)))
 

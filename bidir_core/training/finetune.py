@@ -13,7 +13,9 @@ import torch
 from bidir_core import models
 from bidir_core.attention import install, text_decoder
 from bidir_core.config import from_json, to_json
+from bidir_core.devices import forget_peak_memory
 from bidir_core.errors import UserError
+from bidir_core.launched import told_when_lost
 from bidir_core.models import LoadedModel
 from bidir_core.progress import LOG, logging_to, terminable
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
@@ -87,6 +89,7 @@ def _finetune(
     data = prepare_data(config, plan.tokenizer, plan.max_length)
     # What is to be spread need not fit on the device first.
     there = replace(plan, device=torch.device("cpu")) if sharded else plan
+    forget_peak_memory(plan.device)
     loaded = replace(models.load_weights(there, keep_vision=True), device=plan.device)
     facts = facts_of(config, loaded, data)
     if run is not None:
@@ -113,11 +116,13 @@ def _finetune(
             )
         )
     (path,) = broadcast_object_list([writer.path if writer is not None else None])
+    lost = told_when_lost("--resume goes on from the newest checkpoint")
     if writer is None:
-        _train(config, student, base, data, loaded, accelerator, None, run, sharded)
-        _whole_weights(config, student, sharded, keep=False)
+        with lost:
+            _train(config, student, base, data, loaded, accelerator, None, run, sharded)
+            _whole_weights(config, student, sharded, keep=False)
         return path
-    with writer, terminable(), logging_to(writer.path / "log.txt"):
+    with writer, terminable(), logging_to(writer.path / "log.txt"), lost:
         LOG.info("%s, %s under %s -> %s", config.model, config.objective, regime, writer.id)
         if config.goal.leaky:
             LOG.warning("3A is leaky: its responses are visible to where they are predicted from")

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bidir_core.atomic import write_json
+from bidir_core.devices import device_name, peak_memory_bytes
 from bidir_core.errors import UserError
+from bidir_core.launched import launched
 from bidir_core.models import LoadedModel
 from bidir_core.store import Run
 from bidir_core.training.config import FinetuneConfig
@@ -91,11 +91,13 @@ def metrics_of(
 
 def cost(counters: Counters, loaded: LoadedModel) -> dict[str, Any]:
     """What it took."""
-    cuda = loaded.device.type == "cuda"
+    peak = peak_memory_bytes(loaded.device)
     return {
         "seconds": round(counters.seconds, 3),
         "computed_tokens": counters.slots,
         "tokens_per_second": round(counters.tokens / max(counters.seconds, 1e-9), 1),
-        "device": torch.cuda.get_device_name(loaded.device) if cuda else "cpu",
-        "peak_bytes": torch.cuda.max_memory_allocated(loaded.device) if cuda else None,
+        "device": device_name(loaded.device),
+        "peak_bytes": peak.get("device"),
+        "peak_memory_bytes": peak,
+        **({"processes": launched()} if launched() > 1 else {}),
     }

@@ -260,3 +260,25 @@ def test_a_loss_that_blows_up_is_said_and_not_saved(tiny_folder, jsonl, tmp_path
     with pytest.raises(UserError, match=r"not finite at step \d+; .*lower --lr"):
         run_finetune(settings, folder=tmp_path / "runs" / "x" / "20260101-000000")
     assert Run(tmp_path / "runs" / "x" / "20260101-000000").state == "failed"
+
+
+def test_a_relative_model_and_data_are_found_from_another_folder(
+    tiny_folder, jsonl, tmp_path, monkeypatch
+):
+    settings = config(tiny_folder, jsonl, tmp_path)
+    whole = run_finetune(settings)
+    monkeypatch.chdir(tiny_folder.parent)
+    data = os.path.relpath(jsonl)
+    relative = config(tiny_folder.name, data, tmp_path)
+    assert (relative.model, relative.data) == (settings.model, settings.data)
+    folder = tmp_path / "runs" / whole.parent.name / "killed"
+    with monkeypatch.context() as patch:
+        kill_at(patch, 6)
+        with pytest.raises(Killed):
+            run_finetune(relative, folder=folder)
+    # As the same words, which name the same things.
+    resume_finetune(folder, {"model": tiny_folder.name, "data": data, "steps": 14})
+    assert weights(folder) == weights(whole)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"--model {tiny_folder.name} "):  # nothing here
+        resume_finetune(folder, {"model": tiny_folder.name})
