@@ -117,9 +117,9 @@ def head_grid(
             showscale=number == len(panels), hoverinfo="skip", xgap=1, ygap=1,
             colorbar={"ticksuffix": unit, "thickness": 12, "len": 1.0}, row=1, col=number,
         )  # fmt: skip
-        figure.add_scatter(  # few enough not to need WebGL, which takes long to start
+        figure.add_scatter(  # left undrawn, as in _clickable
             x=head, y=layer, mode="markers", hoverinfo="text",
-            marker={"opacity": 0, "size": 1.3 * height, "symbol": "square"},
+            marker={"opacity": 0, "size": 1.3 * height, "maxdisplayed": 1},
             text=[
                 f"layer {i}, head {j}: {factor * panel[i, j]:.3g}{unit}"
                 for i, j in zip(layer.tolist(), head.tolist(), strict=True)
@@ -196,7 +196,7 @@ def weights(
              "line": {"color": RED, "width": 2}}
         )  # fmt: skip
     figure.update_layout(shapes=shapes)
-    _token_axes(figure, pieces)
+    _token_axes(figure, pieces, every=_step(total))
     figure.update_xaxes(title="is seen (key)", side="top", constrain="domain")
     figure.update_yaxes(
         title="sees (query)",
@@ -272,7 +272,7 @@ _AXIS: dict[str, Any] = {
 def _clickable(figure: go.Figure, values: np.ndarray, total: int, side: int) -> None:
     """Heat maps return no clicks: a layer of points does, and shows the value. All but one of them
     are left undrawn, which is 20 times faster than drawing them invisibly and answers the same."""
-    step = -(-total // MAX_CLICKS)
+    step = _step(total)
     query, key = (grid.reshape(-1) for grid in np.mgrid[0:total:step, 0:total:step])
     figure.add_scatter(
         x=key.astype(np.int16), y=query.astype(np.int16), mode="markers",
@@ -282,13 +282,21 @@ def _clickable(figure: go.Figure, values: np.ndarray, total: int, side: int) -> 
     )  # fmt: skip
 
 
-def _token_axes(figure: go.Figure, pieces: Sequence[str], *, rows: bool = True) -> None:
+def _step(total: int) -> int:
+    """Every how manyth row and column can be clicked."""
+    return -(-total // MAX_CLICKS)
+
+
+def _token_axes(
+    figure: go.Figure, pieces: Sequence[str], *, rows: bool = True, every: int = 1
+) -> None:
     """Tokens as labels where there is room. Where there is none they still name what is hovered:
-    Plotly takes an axis' tick texts for that, shown or not."""
+    Plotly takes an axis' tick texts for that, shown or not. ``every``: those that can be hovered."""
     total = len(pieces)
-    texts = [f"{i} {_shown(piece)}" for i, piece in enumerate(pieces)]
+    named = list(range(0, total, every))
+    texts = [f"{i} {_shown(pieces[i])}" for i in named]
     roomy = total <= ROOMY
-    axis = _AXIS | {"tickmode": "array", "tickvals": list(range(total)), "ticktext": texts}
+    axis = _AXIS | {"tickmode": "array", "tickvals": named, "ticktext": texts}
     figure.update_xaxes(
         **axis, showticklabels=roomy, tickangle=-60, range=[-0.5, total - 0.5],
         tickfont={"size": 10 if total > 28 else 12},
