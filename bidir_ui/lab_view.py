@@ -117,7 +117,7 @@ def best_of_dials(lab: Lab) -> None:
         )
         rows = [
             (
-                kind,
+                html.span("b-nowrap", kind),
                 _to_point(lab, one),
                 fmt.count(one["n_candidates"]),
                 words.p_text(one["family"]["p_holm"]) or fmt.NONE,
@@ -131,7 +131,10 @@ def best_of_dials(lab: Lab) -> None:
 
 def _to_point(lab: Lab, one: dict[str, Any]) -> html.Html:
     query = url.params(sweep=lab.info.id, point=one["slug"])
-    return html.el("a", one["regime"], href=url.href("lab", query), target="_self")
+    short = one["regime"].removeprefix("bidirectional:")
+    return html.el(
+        "a", short, href=url.href("lab", query), target="_self", cls="b-nowrap", title=one["regime"]
+    )
 
 
 def measure_box() -> str:

@@ -122,12 +122,12 @@ def floor() -> str:
 def sweep() -> str:
     """Every point of the committed sweep."""
     found = Sweep(run(SWEEP))
+    numbers = found.outcomes(found.usual, "acc")
+    assert numbers is not None
     rows = []
     for slug, point in found.points.items():
         if slug in (CAUSAL, PLAIN):
             continue
-        numbers = found.outcomes(found.usual, "acc")
-        assert numbers is not None
         rows.append(
             [
                 f"`{point.regime.removeprefix('bidirectional:')}`",
