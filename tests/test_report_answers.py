@@ -9,7 +9,7 @@ import pytest
 from bidir_core import stats
 from bidir_core.reporting import answers
 from bidir_core.reporting.answers import Attempt
-from bidir_core.reporting.contrasts import Contrast
+from bidir_core.reporting.contrast import Contrast
 
 
 def contrast(value, low, high, *, a=0.45, **more) -> Contrast:

@@ -17,7 +17,8 @@ from bidir_core.paper.ledger import Entry, Sentence
 from bidir_core.paper.quantities import MACRO, SIGNIFICANCE, Quantities
 from bidir_core.reporting.answers import size
 from bidir_core.reporting.arms import CAUSAL, Arm, Cell
-from bidir_core.reporting.contrasts import Contrast, Direction, direction_of, task_accuracy
+from bidir_core.reporting.contrast import Contrast, Direction, direction_of
+from bidir_core.reporting.printed import task_accuracy
 from bidir_core.store import Run
 from bidir_core.training.curve import read_curve
 

@@ -26,7 +26,8 @@ from bidir_core.paper.ledger import Entry
 from bidir_core.paper.quantities import Quantities, verdict_words
 from bidir_core.paper.tables import shown_number
 from bidir_core.reporting.arms import CAUSAL, Arm
-from bidir_core.reporting.contrasts import Contrast, level
+from bidir_core.reporting.contrast import Contrast
+from bidir_core.reporting.printed import level
 from bidir_core.reporting.tables import ordered_cells
 from bidir_core.training.curve import read_curve
 

@@ -11,7 +11,7 @@ from bidir_core.paper.latex import Tabular, wrapped
 from bidir_core.paper.ledger import Entry
 from bidir_core.paper.quantities import MACRO, Quantities
 from bidir_core.reporting.arms import CAUSAL, Arm, Cell
-from bidir_core.reporting.contrasts import Contrast
+from bidir_core.reporting.contrast import Contrast
 from bidir_core.reporting.tables import labelled_runs, ordered_cells
 from bidir_core.store import Run
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bidir_core import stats, words
-from bidir_core.reporting.contrasts import Contrast, direction_of
+from bidir_core.reporting.contrast import Contrast, direction_of
 from bidir_core.reporting.markdown import escape, retention_text
 
 LEAKY_WARNING = (

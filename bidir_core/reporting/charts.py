@@ -12,7 +12,9 @@ import plotly.graph_objects as go
 from bidir_core import plots, stats, words
 from bidir_core.item_texts import visible
 from bidir_core.reporting.arms import CAUSAL
-from bidir_core.reporting.contrasts import Contrast, TaskDelta, cell_title, level
+from bidir_core.reporting.contrast import Contrast, TaskDelta
+from bidir_core.reporting.contrasts import cell_title
+from bidir_core.reporting.printed import level
 from bidir_core.reporting.tables import ordered_cells
 
 if TYPE_CHECKING:

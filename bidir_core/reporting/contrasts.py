@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -14,134 +12,9 @@ from bidir_core.compare import Comparison, compare, interaction_of_runs
 from bidir_core.errors import UserError
 from bidir_core.pairing import Metric, pair
 from bidir_core.reporting.arms import CAUSAL, Arm, Study
+from bidir_core.reporting.contrast import Contrast, TaskDelta, mean, mean_retention
+from bidir_core.reporting.printed import macro_of, unpaired
 from bidir_core.store import Run
-
-Basis = Literal["paired", "unpaired", "none"]
-Direction = Literal["lower", "higher", "same", "undecided", "unknown"]
-BASES = {
-    "paired": "paired item by item",
-    "unpaired": "unpaired, from printed accuracies and n",
-    "none": "no interval: too little is known of the runs",
-}
-
-
-@dataclass(frozen=True)
-class TaskDelta:
-    """One task of a contrast. Counts are means over seeds; p values stand one for each seed."""
-
-    task: str
-    n: int | None
-    acc_a: float
-    acc_b: float
-    delta: float
-    interval: stats.Estimate | None
-    broken: float | None = None
-    fixed: float | None = None
-    changed_wrong: float | None = None
-    p_values: tuple[float, ...] = ()
-    p_holm: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """``b`` minus ``a``, macro, with what can be said about it.
-
-    ``value`` is from the runs' own macro accuracies where nothing pairs. ``per_seed`` holds one
-    value for each pair of ``runs`` (ids, of a and of b). ``basis`` says where the interval comes
-    from.
-    """
-
-    key: str
-    a: str
-    b: str
-    acc_a: float
-    acc_b: float
-    value: float
-    interval: stats.Estimate | None
-    basis: Basis
-    tasks: tuple[TaskDelta, ...] = ()
-    per_seed: tuple[float, ...] = ()
-    ratio: float | None = None
-    above_chance: stats.Retention | None = None
-    above_floor: stats.Retention | None = None
-    detectable: float | None = None
-    margin: float = stats.MARGIN
-    leaky: bool = False
-    notes: tuple[str, ...] = field(default=())
-    runs: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def n(self) -> int | None:
-        return self.interval.n if self.interval is not None else None
-
-    @property
-    def n_seeds(self) -> int:
-        return len(self.per_seed)
-
-    @property
-    def verdict(self) -> stats.Verdict | None:
-        return stats.verdict(self.interval, margin=self.margin) if self.interval else None
-
-    @property
-    def direction(self) -> Direction:
-        """``same`` only if equivalent within the margin; ``unknown`` without an interval."""
-        return direction_of(self.interval, self.margin)
-
-
-def direction_of(interval: stats.Estimate | None, margin: float) -> Direction:
-    """What an interval says about its number, in one word."""
-    if interval is None:
-        return "unknown"
-    verdict = stats.verdict(interval, margin=margin)
-    if verdict == "no difference":
-        return "same"
-    if verdict == "undecided":
-        return "undecided"
-    return "higher" if interval.value > 0 else "lower"
-
-
-@dataclass(frozen=True)
-class Level:
-    """A cell's accuracy: the mean over its seeds, with an interval over items and seeds."""
-
-    value: float
-    interval: stats.Estimate | None
-    per_seed: tuple[float, ...]
-    n: int | None
-
-    @property
-    def spread(self) -> tuple[float, float] | None:
-        """Lowest and highest seed, or None for a single one."""
-        return (min(self.per_seed), max(self.per_seed)) if len(self.per_seed) > 1 else None
-
-
-def level(runs: Mapping[int, Run], metric: Metric) -> Level | None:
-    """The macro accuracy of a cell, or None if there is no run or no such number.
-
-    Normal interval from the tasks' binomial variances; seeds add their variance over their number.
-    """
-    known = [run for run in runs.values() if _macro(run, metric) is not None]
-    if not known:
-        return None
-    values = [float(_macro(run, metric) or 0.0) for run in known]
-    value = math.fsum(values) / len(values)
-    variances = [_macro_variance(run, metric) for run in known]
-    n = (known[0].metrics or {}).get("n_items")
-    interval = None
-    if all(v is not None for v in variances):
-        total = math.fsum(v for v in variances if v is not None) / len(variances)
-        if len(values) > 1:
-            total += float(np.var(values, ddof=1)) / len(values)
-        half = 1.959964 * math.sqrt(total)
-        interval = stats.Estimate(value, max(0.0, value - half), min(1.0, value + half), n or 0)
-    return Level(value, interval, tuple(values), n)
-
-
-def task_accuracy(run: Run, task: str, metric: Metric) -> float | None:
-    """One task's accuracy; acc where the task has no acc_norm, as the macro does."""
-    row = (run.metrics or {}).get("tasks", {}).get(task) or {}
-    value = row.get(metric)
-    return row.get("acc") if value is None else value
 
 
 def contrast(
@@ -158,10 +31,10 @@ def contrast(
     Arms with the same seeds pair seed by seed; a single run (the base model) pairs with each.
     """
     pairs, notes = _pairs_of_runs(study.runs(*a), study.runs(*b))
-    if not pairs or any(_macro(run, metric) is None for both in pairs for run in both):
+    if not pairs or any(macro_of(run, metric) is None for both in pairs for run in both):
         return None
-    acc_a = _mean([_macro(first, metric) for first, _ in pairs])
-    acc_b = _mean([_macro(second, metric) for _, second in pairs])
+    acc_a = mean([macro_of(first, metric) for first, _ in pairs])
+    acc_b = mean([macro_of(second, metric) for _, second in pairs])
     common: dict[str, Any] = {
         "key": key,
         "a": cell_title(study, a),
@@ -178,7 +51,7 @@ def contrast(
             return _paired(pairs, study.floor, metric, margin, common, notes)
         except UserError as error:
             notes = [*notes, str(error)]
-    return _unpaired(pairs, metric, common, notes)
+    return unpaired(pairs, metric, common, notes)
 
 
 def interaction(
@@ -283,13 +156,13 @@ def _paired(
             TaskDelta(
                 task=name,
                 n=rows[0].n,
-                acc_a=_mean([row.acc_a for row in rows]),
-                acc_b=_mean([row.acc_b for row in rows]),
+                acc_a=mean([row.acc_a for row in rows]),
+                acc_b=mean([row.acc_b for row in rows]),
                 delta=by_task[name].value,
                 interval=by_task[name],
-                broken=_mean([row.broken for row in rows]),
-                fixed=_mean([row.fixed for row in rows]),
-                changed_wrong=_mean([row.changed_wrong for row in rows]),
+                broken=mean([row.broken for row in rows]),
+                fixed=mean([row.fixed for row in rows]),
+                changed_wrong=mean([row.changed_wrong for row in rows]),
                 p_values=tuple(row.p_value for row in rows if row.p_value is not None),
                 p_holm=tuple(row.p_holm for row in rows if row.p_holm is not None),
             )
@@ -303,8 +176,8 @@ def _paired(
         basis="paired",
         tasks=tuple(tasks),
         per_seed=tuple(result.macro.delta for result in results),
-        above_chance=_mean_retention([result.above_chance for result in results]),
-        above_floor=_mean_retention([result.above_no_context for result in results]),
+        above_chance=mean_retention([result.above_chance for result in results]),
+        above_floor=mean_retention([result.above_no_context for result in results]),
         detectable=detectable,
         notes=tuple(found),
     )
@@ -332,91 +205,3 @@ def _item_differences(pairs: Sequence[tuple[Run, Run]], metric: Metric) -> dict[
     tasks = np.array([task for task, _ in keys])
     stacked = np.array([[one[key] for key in keys] for one in by_pair], dtype=np.float64)
     return {task: stacked[:, tasks == task] for task in dict.fromkeys(tasks.tolist())}
-
-
-def _unpaired(
-    pairs: Sequence[tuple[Run, Run]], metric: Metric, common: dict[str, Any], notes: list[str]
-) -> Contrast:
-    """From metrics alone. Items are shared, so this interval is wider than a paired one would be."""
-    value = common["acc_b"] - common["acc_a"]
-    first, second = pairs[0]
-    variances = [_macro_variance(run, metric) for run in (first, second)]
-    interval, n = None, (first.metrics or {}).get("n_items") or 0
-    if all(v is not None for v in variances) and len(pairs) == 1:
-        half = 1.959964 * math.sqrt(math.fsum(v for v in variances if v is not None))
-        interval = stats.Estimate(value, value - half, value + half, n)
-    rows_a = (first.metrics or {}).get("tasks") or {}
-    rows_b = (second.metrics or {}).get("tasks") or {}
-    tasks = []
-    for task in (name for name in rows_a if name in rows_b):
-        acc_a = _mean([task_accuracy(one, task, metric) for one, _ in pairs])
-        acc_b = _mean([task_accuracy(one, task, metric) for _, one in pairs])
-        tasks.append(TaskDelta(task, rows_a[task].get("n"), acc_a, acc_b, acc_b - acc_a, None))
-    macros = [(_macro(one, metric) or 0.0, _macro(two, metric) or 0.0) for one, two in pairs]
-    return Contrast(
-        **common,
-        value=value,
-        interval=interval,
-        basis="unpaired" if interval is not None else "none",
-        tasks=tuple(tasks),
-        per_seed=tuple(two - one for one, two in macros),
-        above_chance=_printed_retention(first, second, metric),
-        notes=tuple(notes),
-    )
-
-
-def _printed_retention(first: Run, second: Run, metric: Metric) -> stats.Retention | None:
-    """Above-chance retention from printed accuracies: no interval, but the same suppression."""
-    acc_a, acc_b = _macro(first, metric), _macro(second, metric)
-    chance = ((first.metrics or {}).get("macro") or {}).get("chance")
-    variance = _macro_variance(first, metric)
-    if acc_a is None or acc_b is None or chance is None or variance is None:
-        return None
-    n = (first.metrics or {}).get("n_items") or 0
-    half = 1.959964 * math.sqrt(variance)
-    above = acc_a - chance
-    if abs(above) <= half:
-        why = (
-            f"the baseline is not separable from the floor: {above:+.3f} "
-            f"({above - half:+.3f} to {above + half:+.3f})"
-        )
-        return stats.Retention(None, None, None, n, why)
-    return stats.Retention(stats.retention(acc_b, acc_a, chance), None, None, n)
-
-
-def _mean_retention(found: Sequence[stats.Retention | None]) -> stats.Retention | None:
-    """Over seeds: the mean, and an interval that holds every seed's own."""
-    known = [one for one in found if one is not None]
-    if len(known) != len(found) or not known:
-        return None
-    if len(known) == 1:
-        return known[0]
-    hidden = [one for one in known if one.value is None]
-    if hidden:
-        return hidden[0]
-    return stats.Retention(
-        value=_mean([one.value for one in known]),
-        low=min(one.low for one in known if one.low is not None),
-        high=max(one.high for one in known if one.high is not None),
-        n=known[0].n,
-    )
-
-
-def _macro(run: Run, metric: Metric) -> float | None:
-    return ((run.metrics or {}).get("macro") or {}).get(metric)
-
-
-def _macro_variance(run: Run, metric: Metric) -> float | None:
-    """Variance of the macro from the tasks' accuracies and n; None without them."""
-    rows = ((run.metrics or {}).get("tasks") or {}).values()
-    variances = []
-    for name, row in ((run.metrics or {}).get("tasks") or {}).items():
-        acc, n = task_accuracy(run, name, metric), row.get("n")
-        if acc is None or not n or n < 2:
-            return None
-        variances.append(acc * (1 - acc) / (n - 1))
-    return math.fsum(variances) / len(variances) ** 2 if rows else None
-
-
-def _mean(values: Sequence[Any]) -> float:
-    return math.fsum(values) / len(values)

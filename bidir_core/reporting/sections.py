@@ -10,7 +10,8 @@ from bidir_core.pairing import Metric
 from bidir_core.reporting import answers, tables
 from bidir_core.reporting.answers import Attempt
 from bidir_core.reporting.arms import CAUSAL, Arm, Cell, Study
-from bidir_core.reporting.contrasts import Contrast, cell_title, contrast, interaction
+from bidir_core.reporting.contrast import Contrast
+from bidir_core.reporting.contrasts import cell_title, contrast, interaction
 from bidir_core.reporting.markdown import Table, code, escape
 
 SECTIONS = {
