@@ -27,7 +27,7 @@ PACKAGES = ("array", "booktabs", "graphicx", "longtable")
 _VERSIONS = ("matplotlib", "numpy", "scipy", "statsmodels", "pandas", "pyarrow")
 
 
-Tell = Callable[[float, str], None]  # the share that is done, and what comes next
+Tell = Callable[[float, str], object]  # the share that is done, and what comes next
 
 
 def fill(report: Report, folder: Path, command: str, tell: Tell = lambda share, what: None) -> None:
