@@ -226,10 +226,10 @@ def context_floor(sweep: Sweep) -> Answer:
     if floor is None or causal is None or plain is None:
         return NOT_RUN
     runs = sweep.runs
-    above = {slug: above(runs[floor], runs[slug]) for slug in (causal, plain)}
+    margins = {slug: above(runs[floor], runs[slug]) for slug in (causal, plain)}
     kept = _kept(runs[causal], runs[plain], runs[floor])
-    outcome: Outcome = "supports" if above[causal].low > 0 else "undecided"
-    if above[causal].high < 0:
+    outcome: Outcome = "supports" if margins[causal].low > 0 else "undecided"
+    if margins[causal].high < 0:
         outcome = "refutes"
     said = ""
     if kept.value is not None and kept.low is not None and kept.high is not None:
@@ -238,8 +238,8 @@ def context_floor(sweep: Sweep) -> Answer:
             f"{100 * kept.low:.0f} to {100 * kept.high:.0f} %)."
         )
     return outcome, (
-        f"Over no context at all, causal gains {_points(vars(above[causal]))} and bidirectional "
-        f"{_points(vars(above[plain]))}.{said}"
+        f"Over no context at all, causal gains {_points(vars(margins[causal]))} and bidirectional "
+        f"{_points(vars(margins[plain]))}.{said}"
     )
 
 
