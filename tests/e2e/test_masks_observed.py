@@ -22,6 +22,7 @@ def run(runs, runs_root):
     )  # fmt: skip
 
 
+@pytest.mark.alone
 def test_a_256_token_prompt_opens_in_time(run, server, tab):
     def measure() -> list[float]:
         times = []
