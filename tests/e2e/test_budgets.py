@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.server import IDLE
+from tests.lab_factory import make_sweep
 
 pytest.importorskip("playwright")
 pytestmark = pytest.mark.alone
@@ -22,6 +23,9 @@ PAGES = {
     "flips": ("[data-testid=stDataFrame] canvas", 1.5),
     "item": (".b-prompt", 1.0),
     "masks": (".js-plotly-plot .nsewdrag", 2.5),
+    "lab": (".js-plotly-plot .scatterlayer", 2.0),
+    "playground": ("textarea", 1.0),
+    "launch": (".b-kv", 1.0),
     "report": (".js-plotly-plot .scatterlayer", 1.5),
 }
 
@@ -41,8 +45,14 @@ def within(name: str, budget: float, measure: Callable[[], list[float]]) -> None
     raise AssertionError(f"{name}: {middle:.2f} s against a budget of {budget} s")
 
 
+@pytest.fixture(scope="module")
+def sweep(runs, runs_root):
+    """What the Lab page opens on."""
+    return make_sweep(runs_root)
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_page_opens_in_time(page, server, runs, tab):
+def test_page_opens_in_time(page, server, runs, sweep, tab):
     element, budget = PAGES[page]
     query = {"a": runs["stage1"].id, "b": runs["stage2"].id, "item": "piqa/3"}
     if page == "masks":
