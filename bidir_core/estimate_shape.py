@@ -25,6 +25,7 @@ class Shape:
     vocabulary: int
     tied: bool = True
     source: str = ""  # where it is known from
+    guessed: bool = False  # all but the number of weights is
 
     @property
     def head(self) -> float:
@@ -148,4 +149,4 @@ def _guessed(parameters: float, source: str) -> Shape:
     hidden = round((parameters * 115 / 12) ** (1 / 3))
     layers = max(2, round(hidden / 115))
     vocabulary = int(min(131_072, parameters / 3 / max(hidden, 1)))
-    return Shape(parameters, layers, hidden, 3 * hidden, vocabulary, True, source)
+    return Shape(parameters, layers, hidden, 3 * hidden, vocabulary, True, source, True)

@@ -47,16 +47,19 @@ def test_windows_of_an_unknown_model_stay_uncounted_and_other_sweeps_do_not():
 
 
 def test_a_folder_says_how_many_layers_it_has(tmp_path):
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "vocab_size": 100}
     for text, expected in (
-        ({"num_hidden_layers": 7}, 7),
-        ({"text_config": {"num_hidden_layers": 9}}, 9),
-        ({"num_hidden_layers": "many"}, None),
+        (sizes | {"num_hidden_layers": 7}, 7),
+        ({"text_config": sizes | {"num_hidden_layers": 9}}, 9),
+        (sizes | {"num_hidden_layers": "many"}, None),
+        (sizes, None),
     ):
         (tmp_path / "config.json").write_text(json.dumps(text))
         assert layers_of(str(tmp_path)) == expected
     (tmp_path / "config.json").write_text("torn")
     assert layers_of(str(tmp_path)) is None
     assert layers_of("../no such model") is None
+    assert layers_of("smollm2-135m-instruct") == 30
 
 
 def test_a_sweep_takes_its_points_and_one_start():

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 from bidir_core import estimate
-from bidir_core.config import EMBEDDED_MODELS
-from bidir_core.errors import UserError
 from bidir_core.estimate import Estimate, Measured
+from bidir_core.estimate_shape import shape_of
 from bidir_core.lab.config import LabConfig
 from bidir_core.lab.points import Condition, Point, condition_of, lay_out
 from bidir_core.lab.sweep import Sweep, expand
-from bidir_core.weights import read_json
 
-EMBEDDED_LAYERS = {"smollm2-135m-instruct": 30, "gemma3-270m": 18}
 _FAMILIES = ("windows:", "prefixes", "suffixes")
 _ANY = 10_000  # layers of a model whose number does not matter
 POINT_SECONDS = 2.0  # the mask probe and the files of each point
@@ -36,32 +32,9 @@ class SweepEstimate(Estimate):
 
 
 def layers_of(model: str) -> int | None:
-    """How many layers a model has, from its files on this machine; None without them."""
-    if model in EMBEDDED_MODELS:
-        return EMBEDDED_LAYERS[model]
-    folder = Path(model).expanduser()
-    file = folder / "config.json" if folder.is_dir() else _cached(model)
-    if file is None or not file.is_file():
-        return None
-    try:
-        config = read_json(file, "configuration")
-    except UserError:
-        return None
-    text = config.get("text_config")
-    n_layers = (text if isinstance(text, dict) else config).get("num_hidden_layers")
-    return n_layers if isinstance(n_layers, int) else None
-
-
-def _cached(model: str) -> Path | None:
-    """The configuration of a hub model that was fetched before."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(model, "config.json")
-    except (HFValidationError, OSError):
-        return None
-    return Path(found) if isinstance(found, str) else None
+    """How many layers a model has, from its name or its files on this machine; None without them."""
+    shape = shape_of(model)
+    return None if shape is None or shape.guessed else shape.layers
 
 
 def planned_points(config: LabConfig, n_layers: int | None) -> list[Point] | None:
