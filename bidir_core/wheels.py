@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,12 +128,13 @@ def _watch(
 
 
 def _wheel_bytes(folder: Path) -> int:
+    """The largest wheel below a folder in which pip makes, moves and removes files meanwhile."""
     sizes = [0]
-    for path in folder.rglob("*.whl"):
-        try:
-            sizes.append(path.stat().st_size)
-        except OSError:  # pip moved it between the listing and now
-            continue
+    for where, _folders, files in os.walk(folder):  # passes over folders that are gone
+        for name in files:
+            if name.endswith(".whl"):
+                with suppress(OSError):  # moved between the listing and now
+                    sizes.append(os.stat(os.path.join(where, name)).st_size)
     return max(sizes)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from bidir_core import assets, gguf_convert
+from bidir_core import assets, gguf_convert, wheels
 from bidir_core.assets import catalogue, command, recipes
 from bidir_core.errors import UserError
 from bidir_core.wheels import Wheel
@@ -471,3 +471,24 @@ def test_from_cache_in_three_seconds_without_anything_heavy() -> None:
     )
     assert time.monotonic() - started < 9
     assert done.stdout.strip() == "set()"
+
+
+def test_progress_survives_files_and_folders_that_come_and_go(tmp_path: Path) -> None:
+    """What pip's scratch folder is like while it works."""
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "a.whl").write_bytes(b"x" * 1000)
+    (tmp_path / "gone.whl").symlink_to(tmp_path / "nowhere")
+    done = threading.Event()
+
+    def churn() -> None:
+        while not done.is_set():
+            (tmp_path / "b" / "c").mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(tmp_path / "b")
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        assert {wheels._wheel_bytes(tmp_path) for _ in range(2000)} == {1000}
+    finally:
+        done.set()
+        thread.join()
