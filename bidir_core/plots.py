@@ -252,11 +252,12 @@ def mask(
             f"{q} {_shown(labels[q])} · {names[cells[q, k]]} · {k} {_shown(labels[k])}"
             for q, k in zip(query.tolist(), key.tolist(), strict=True)
         ]
-    figure.add_scattergl(
+    # All but one are left undrawn, which answers clicks the same and costs no WebGL.
+    figure.add_scatter(
         x=key,
         y=query,
         mode="markers",
-        marker={"opacity": 0, "size": max(4.0, side * step / total), "symbol": "square"},
+        marker={"opacity": 0, "size": max(4.0, side * step / total), "maxdisplayed": 1},
         hoverinfo="text" if texts else "none",
         text=texts,
     )

@@ -77,9 +77,11 @@ def curves(
     figure.update_xaxes(
         title=x_title, tickmode="array", tickvals=at, ticktext=[inert(t) for t in labels],
         range=[min(at) - room, max(at) + room] if at else None,
-        showgrid=False, zeroline=False, fixedrange=True,
+        showgrid=False, zeroline=False, fixedrange=True, automargin=False,
     )  # fmt: skip
-    figure.update_yaxes(title=y_title, gridcolor=FAINT, zeroline=False, fixedrange=True)
+    figure.update_yaxes(
+        title=y_title, gridcolor=FAINT, zeroline=False, fixedrange=True, automargin=False
+    )
     return figure
 
 
@@ -119,9 +121,9 @@ def layer_map(frame: pd.DataFrame, n_layers: int, *, unit: str, chosen: str = ""
     )  # fmt: skip
     y = [row[width] for width in frame["width"]]
     size = max(6, min(24, 620 // max(n_layers, 1)))
-    figure.add_scattergl(
+    figure.add_scatter(
         x=frame["start"], y=y, mode="markers", customdata=frame[["slug"]].to_numpy(),
-        marker={"opacity": 0, "size": size, "symbol": "square"}, hoverinfo="text",
+        marker={"opacity": 0, "size": size, "maxdisplayed": 1}, hoverinfo="text",
         text=[inert(text) for text in frame["text"]],
     )  # fmt: skip
     sure = frame[frame["different"]]
@@ -143,11 +145,11 @@ def layer_map(frame: pd.DataFrame, n_layers: int, *, unit: str, chosen: str = ""
     )  # fmt: skip
     figure.update_xaxes(
         title="first layer of the range", range=[-0.5, n_layers - 0.5], dtick=1 if n_layers <= 32 else 4,
-        showgrid=False, zeroline=False, fixedrange=True,
+        showgrid=False, zeroline=False, fixedrange=True, automargin=False,
     )  # fmt: skip
     figure.update_yaxes(
         title="layers", tickmode="array", tickvals=list(range(len(widths))),
         ticktext=[str(width) for width in widths], range=[-0.5, len(widths) - 0.5],
-        showgrid=False, zeroline=False, fixedrange=True,
+        showgrid=False, zeroline=False, fixedrange=True, automargin=False,
     )  # fmt: skip
     return figure
