@@ -44,6 +44,7 @@ FULL = {
 }
 NO_CONTEXT = "stage1_vanilla_eval/20261122-230659_full-no-context"
 SWEEP = "lab/20261123-032211_sweep-limit100"
+ATTENTION = "lab/20261123-055950_attention-20-each"
 
 
 def run(name: str) -> Run:
@@ -158,13 +159,34 @@ def dials() -> str:
     return "\n".join(lines) + "\n"
 
 
+def attention() -> str:
+    """Where the prompt's tokens look, and how long the first one's state is, under each regime."""
+    found = run(ATTENTION).metrics
+    assert found is not None
+    middle, rows = found["n_layers"] // 2, []
+    for number, one in enumerate(found["observed"]):
+        share, length = one["overall"]["prefix"], found["drift"][f"norm_{number}_first"]
+        rows.append(
+            [
+                f"`{one['regime']}`",
+                *(_mean(share[name], 0, 100, " %") for name in ("first", "future")),
+                _mean(length, middle, 1, ""),
+            ]
+        )
+    header = [
+        "regime", "attention on the first token", "on tokens ahead",
+        f"length of the first token's state behind layer {middle}",
+    ]  # fmt: skip
+    return _table(header, rows)
+
+
 def controls() -> str:
     """What was fixed beforehand as refuting the story."""
     return _table(["control", "refuted by"], [[title, by] for _, title, _, by, _ in CONTROLS])
 
 
 BLOCKS: Mapping[str, Callable[[], str]] = {
-    one.__name__: one for one in (damage, tasks, floor, sweep, dials, controls)
+    one.__name__: one for one in (damage, tasks, floor, sweep, dials, attention, controls)
 }
 
 
@@ -195,6 +217,14 @@ def _delta(estimate: stats.Estimate | None) -> str:
         words.points(getattr(estimate, end), signed=True) for end in ("value", "low", "high")
     )
     return f"{value} ({low} to {high})"
+
+
+def _mean(found: Mapping[str, list[float]], place: int, scale: float, unit: str) -> str:
+    """A mean and its interval, from lists by layer."""
+    value, low, high = (
+        f"{scale * found[end][place]:,.{int(scale > 1)}f}" for end in ("mean", "low", "high")
+    )
+    return f"{value}{unit} ({low} to {high})"
 
 
 def _share(share: stats.Retention | None) -> str:
