@@ -8,19 +8,21 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_models import (
-    FAMILIES,
-    WINDOW,
-    TinyLoaded,
-    tiny_config,
-    tiny_loaded,
-    tiny_model,
-)
 
 from bidir_core.attention import check_supported, choose_implementation, install
 from bidir_core.errors import UserError
 from bidir_core.layout import Layout
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime, score_bias
+from tests.tiny_models import (
+    FAMILIES,
+    WINDOW,
+    TinyLoaded,
+    logits,
+    logits_in_steps,
+    tiny_config,
+    tiny_loaded,
+    tiny_model,
+)
 
 REGIMES = (
     "causal",
@@ -40,12 +42,6 @@ def token_ids(n: int, seed: int = 0) -> torch.Tensor:
 
 
 SEQUENCES = [token_ids(n_total, seed) for seed, (_, n_total) in enumerate(LENGTHS)]
-
-
-@torch.no_grad()
-def logits(loaded: TinyLoaded, regime: str, layout: Layout, ids: torch.Tensor) -> torch.Tensor:
-    with loaded.handle.use(parse_regime(regime), layout):
-        return loaded.model(input_ids=ids, position_ids=layout.position, use_cache=False).logits
 
 
 def one_at_a_time(loaded: TinyLoaded, regime: str) -> list[torch.Tensor]:
@@ -189,18 +185,8 @@ def test_decoding_with_a_cache_equals_computing_all_at_once(
         if cached == "model"
         else transformers.DynamicCache()
     )
-    found = []
-    for start, end in ((0, 8), (8, 9), (9, 10), (10, 13)):
-        layout = Layout.pack([(n_prefix, end)])
-        with torch.no_grad(), loaded.handle.use(parse_regime(regime), layout):
-            step = loaded.model(
-                input_ids=ids[:, start:end],
-                position_ids=layout.position[:, start:end],
-                past_key_values=cache,
-                use_cache=True,
-            )
-        found.append(step.logits)
-    assert_close(torch.cat(found, dim=1), expected)
+    found = logits_in_steps(loaded, regime, n_prefix, (8, 9, 10, 13), ids, cache)
+    assert_close(found, expected)
 
 
 def test_a_layout_of_another_length_is_refused() -> None:

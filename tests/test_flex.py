@@ -19,18 +19,19 @@ from bidir_core.packing import build_segments, collate
 from bidir_core.probe import run_probe
 from bidir_core.regimes import CAUSAL, Regime, parse_regime
 from bidir_core.variants import Rule, VariantScorer
-from tests.tiny_models import FAMILIES, WINDOW, TinyLoaded, tiny_config, tiny_loaded
+from tests.tiny_models import (
+    FAMILIES,
+    WINDOW,
+    logits,
+    logits_in_steps,
+    tiny_config,
+    tiny_loaded,
+)
 
 RICH = "bidirectional:sink=2,rows=0-7,self=4,tail=1,layers=0-0,lambda=0.4"
 FEW = {"num_hidden_layers": 2}  # uncompiled, each layer takes 40 ms
 LENGTHS = ((9, 12), (1, 2), (6, 6), (3, 10))  # (prefix, total)
 IDS = torch.randint(0, 256, (1, 30), generator=torch.Generator().manual_seed(0))
-
-
-@torch.no_grad()
-def logits(loaded: TinyLoaded, regime: str, layout: Layout, ids: torch.Tensor) -> torch.Tensor:
-    with loaded.handle.use(parse_regime(regime), layout):
-        return loaded.model(input_ids=ids, position_ids=layout.position, use_cache=False).logits
 
 
 # The rule
@@ -171,18 +172,8 @@ def test_decoding_with_a_cache() -> None:
     want = logits(loaded, regime, Layout.pack([(8, 11)]), ids)
     cache = transformers.DynamicCache(config=loaded.model.config)  # crops to the window
     assert WINDOW < 8
-    found = []
-    for start, end in ((0, 8), (8, 9), (9, 11)):
-        layout = Layout.pack([(8, end)])
-        with torch.no_grad(), loaded.handle.use(parse_regime(regime), layout):
-            step = loaded.model(
-                input_ids=ids[:, start:end],
-                position_ids=layout.position[:, start:end],
-                past_key_values=cache,
-                use_cache=True,
-            )
-        found.append(step.logits)
-    torch.testing.assert_close(torch.cat(found, dim=1), want, rtol=0, atol=2e-5)
+    found = logits_in_steps(loaded, regime, 8, (8, 9, 11), ids, cache)
+    torch.testing.assert_close(found, want, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("regime", ["causal", "bidirectional:sink=1"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import fields, replace
 from typing import Any
@@ -18,7 +17,7 @@ from bidir_core.probe_config import ProbeConfig
 from bidir_core.training.config import FinetuneConfig
 from bidir_ui.launch_presets import CLASSES, PRESETS
 from tests.app import open_page, words
-from tests.factory import make_run
+from tests.report_runs import make_finetune
 
 PAGE = "pages/launch.py"
 HOSTILE = '<img src="http://evil.example/x.png">[a](http://evil.example)'
@@ -197,12 +196,7 @@ def test_a_setting_of_every_config_has_a_widget():
 
 def test_a_checkpoint_trained_under_another_mask_is_named_before_the_start(root):
     """And a leaky one; a checkpoint whose folder is unknown here says nothing."""
-    made = make_run(
-        root, "stage3a_finetune_leaky", n_items=1, regime="bidirectional",
-        config={"objective": "3A", "steps": 4, "method": "full"},
-    )  # fmt: skip
-    config = json.loads((made.path / "config.json").read_text()) | {"kind": "finetune"}
-    (made.path / "config.json").write_text(json.dumps(config))
+    made = make_finetune(root, "3A", evals=False)
     (made.path / "final").mkdir()
     query = {"stage": "stage4", "f.checkpoint": str(made.path / "final")}
     text = words(open_page(PAGE, **query))

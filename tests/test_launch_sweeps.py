@@ -12,8 +12,8 @@ from bidir_core import jobs
 from bidir_core.lab.config import LabConfig
 from bidir_core.lab.cost import estimate_sweep, layers_of, planned_points
 from tests.app import open_page, words
-from tests.factory import make_run
 from tests.lab_factory import make_sweep
+from tests.report_runs import make_finetune
 from tests.test_launch_page import PAGE, code, fake
 
 MODEL = "smollm2-135m-instruct"
@@ -162,12 +162,7 @@ def test_results_of_a_sweep_open_in_the_lab_and_those_of_a_probe_are_said(root):
 
 
 def test_a_sweep_with_a_checkpoint_is_not_told_that_its_regimes_differ(root):
-    made = make_run(
-        root, "stage3a_finetune_leaky", n_items=1, regime="bidirectional",
-        config={"objective": "3A", "steps": 4, "method": "full"},
-    )  # fmt: skip
-    config = json.loads((made.path / "config.json").read_text()) | {"kind": "finetune"}
-    (made.path / "config.json").write_text(json.dumps(config))
+    made = make_finetune(root, "3A", evals=False)
     (made.path / "final").mkdir()
     query = {"stage": "lab-sink", "f.checkpoint": str(made.path / "final")}
     text = words(open_page(PAGE, **query))

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, TinyLoaded, tiny_loaded, tiny_model
 
 from bidir_core import attention
 from bidir_core.layout import Layout
@@ -18,6 +17,7 @@ from bidir_core.layout import allowed_and_ahead as honest
 from bidir_core.probe import run_probe
 from bidir_core.probe_checks import CHECKS
 from bidir_core.regimes import CAUSAL
+from tests.tiny_models import FAMILIES, TinyLoaded, tiny_loaded, tiny_model
 
 REGIMES = (
     "causal",

@@ -8,6 +8,9 @@ laid out like a hub snapshot.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from bidir_core.families import (
     BOS,
@@ -23,6 +26,8 @@ from bidir_core.families import (
     tiny_model,
     tiny_tokenizer,
 )
+from bidir_core.layout import Layout
+from bidir_core.regimes import parse_regime
 
 __all__ = [
     "BOS",
@@ -33,6 +38,8 @@ __all__ = [
     "VOCAB",
     "WINDOW",
     "TinyLoaded",
+    "logits",
+    "logits_in_steps",
     "save_tiny_model",
     "tiny_config",
     "tiny_loaded",
@@ -47,3 +54,29 @@ def save_tiny_model(folder: Path | str, family: str = "llama", *, seed: int = 0)
     tiny_model(family, seed=seed).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def logits(loaded: Any, regime: str, layout: Layout, ids: torch.Tensor) -> torch.Tensor:
+    """``[batch, time, vocab]`` of one pass under a regime."""
+    with loaded.handle.use(parse_regime(regime), layout):
+        return loaded.model(input_ids=ids, position_ids=layout.position, use_cache=False).logits
+
+
+def logits_in_steps(
+    loaded: Any, regime: str, n_prefix: int, ends: tuple[int, ...], ids: torch.Tensor, cache: Any
+) -> torch.Tensor:
+    """The same of one item, computed up to each of ``ends`` with a key/value cache."""
+    found, start = [], 0
+    for end in ends:
+        layout = Layout.pack([(n_prefix, end)])
+        with torch.no_grad(), loaded.handle.use(parse_regime(regime), layout):
+            step = loaded.model(
+                input_ids=ids[:, start:end],
+                position_ids=layout.position[:, start:end],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        found.append(step.logits)
+        start = end
+    return torch.cat(found, dim=1)
