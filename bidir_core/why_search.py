@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 LAMBDA_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
 LAMBDA_ROUNDS, LAMBDA_INSIDE = 2, 5  # each round narrows the bracket to a sixth, in logarithms
-# Variants and scoring compute the same thing, but float32 on several CPU threads is not the same from
-# one call to the next: rarely, the embedded model moves by 4e-3 nats in 180 by itself.
+# Variants and scoring compute the same thing, but float32 on several CPU threads is not always the
+# same from one call to the next: the embedded model was seen to move by 4e-3 nats in 180.
 AGREES_NATS = 1e-2
 
 
