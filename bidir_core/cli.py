@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from bidir_core import __version__
 from bidir_core.errors import UserError
-from bidir_core.launched import ProcessLost, is_helper, refuse_several
+from bidir_core.launched import ProcessLost, is_helper, launched, refuse_several
 
 OK, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 1, 130
 # What a disk or a path can do to anybody; any other OSError is a bug and keeps its traceback.
@@ -93,7 +93,10 @@ def _lazy(name: str, help_text: str, module: str) -> Callable[[Any], None]:
         def run(parsed: argparse.Namespace) -> int:
             if name not in SHARED_OUT:
                 refuse_several(name)
-            return import_module(f"bidir_core.{module}").run(parsed)
+            code = import_module(f"bidir_core.{module}").run(parsed)
+            if name in SHARED_OUT and launched() > 1:
+                import_module("bidir_core.processes").leave()
+            return code
 
         parser = commands.add_parser(name, help=help_text, description=help_text)
         parser.set_defaults(run=run)

@@ -73,6 +73,20 @@ def team(device: str = "auto") -> Team:
     return Team(state.process_index, state.num_processes)
 
 
+def leave() -> None:
+    """Part from the other processes of this launch, at the end of a command that has succeeded.
+
+    A process that just ends leaves its connections' threads to the interpreter's last moments,
+    and now and then one of them then aborts it ("terminate called without an active exception").
+    """
+    if launched() == 1:
+        return
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def share(batches: Sequence[Sequence[int]], weights: Sequence[int], team: Team) -> list[list[int]]:
     """The batches this process scores: each goes to whoever has the fewest tokens so far.
 
