@@ -1,17 +1,19 @@
 """The committed repair runs: fine-tunes of the embedded model and both regimes' evaluations.
 
     python -m scripts.repair_runs --seconds 550     # goes on where it stopped when run again
+    python -m scripts.repair_runs --share 0/4 &     # a quarter of it; 1/4, 2/4, 3/4 beside it
 
-Three arms (3B, its causal control 3C, distillation with a causal anchor), all weights with three
-seeds and LoRA with one, each evaluated on the whole validation sets under both regimes, like the
-base model beside them. Everything in bfloat16, which is what pairs with what. The model and the
-data are prepared once, since one process does it all.
+Three objectives (3B, its causal control 3C, distillation with a causal anchor), all weights and
+LoRA, three seeds each, evaluated on the whole validation sets under both regimes, like the base
+model beside them, which is also evaluated under `sink=1` and without contexts. Everything in
+bfloat16, which is what pairs with what.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from bidir_core import models
@@ -23,10 +25,17 @@ from bidir_core.training.config import FinetuneConfig
 from bidir_core.training.finetune import run_finetune
 
 REGIMES = ("bidirectional", "causal")
+# name, regime, context
+BASE = [
+    *[(f"bf16-{regime}", regime, "full") for regime in REGIMES],
+    ("bf16-sink1", "bidirectional:sink=1", "full"),
+    ("bf16-no-context", "causal", "none"),
+]
 ARMS = [
-    *[(objective, "full", 0) for objective in ("3B", "3C", "distill")],
-    *[(objective, "lora", 0) for objective in ("3B", "3C", "distill")],
-    *[(objective, "full", seed) for seed in (1, 2) for objective in ("3B", "3C", "distill")],
+    (objective, method, seed)
+    for seed in (0, 1, 2)
+    for method in ("full", "lora")
+    for objective in ("distill", "3B", "3C")
 ]
 
 
@@ -35,15 +44,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9, help="start no arm after this long")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--share", default="0/1", help="I/N: every N-th arm from the I-th on")
     options = parser.parse_args()
+    first, of = (int(number) for number in options.share.split("/"))
     until = time.monotonic() + options.seconds
 
     base = None
-    for regime in REGIMES:
-        if not done(f"bf16-{regime}"):
+    for name, regime, context in BASE[first::of]:
+        if not done(name):
             base = base or models.load(EMBEDDED_MODEL, device=options.device)
-            evaluate(settings(f"bf16-{regime}", regime, options.device), loaded=base)
-    for objective, method, seed in ARMS:
+            config = settings(name, regime, options.device)
+            evaluate(replace(config, context=context), loaded=base)
+    for objective, method, seed in ARMS[first::of]:
         if time.monotonic() > until:
             print("out of time; run again to go on")
             return
