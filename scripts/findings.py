@@ -10,7 +10,6 @@ The page's words are written by hand; what stands between ``<!-- findings: NAME 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -27,9 +26,10 @@ from bidir_core.lab.verdicts import best, best_of_dials, percent
 from bidir_core.pairing import METRICS
 from bidir_core.run_layout import COMMITTED_RUNS
 from bidir_core.store import Run
+from scripts import blocks
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "FINDINGS.md"
-_BLOCK = re.compile(r"(<!-- findings: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = blocks.pattern("findings")
 FIRST = 500
 CAUSAL, PLAIN, SINK = "causal", "bidirectional", "sink=1"
 LIMIT = {
@@ -234,27 +234,14 @@ def _share(share: stats.Retention | None) -> str:
     return f"{percent(share.value)} % ({percent(share.low)} to {percent(share.high)} %)"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def filled(text: str) -> str:
-    """The page with every block computed anew."""
-    return _BLOCK.sub(lambda found: found[1] + BLOCKS[found[2]]() + found[3], text)
+_table = blocks.table
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true")
-    options = parser.parse_args(arguments)
-    text = PAGE.read_text(encoding="utf-8")
-    new = filled(text)
-    if options.check:
-        print("as computed" if new == text else "docs/FINDINGS.md does not say what the runs say")
-        return int(new != text)
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
+    blocks.add_check(parser)
+    check = parser.parse_args(arguments).check
+    return blocks.write_or_check(PAGE, "findings", BLOCKS, check=check, source="the runs")
 
 
 if __name__ == "__main__":

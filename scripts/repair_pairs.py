@@ -1,0 +1,86 @@
+"""Differences between the repair runs, item by item, as means over seeds.
+
+One method for every number: a difference is formed for each item, averaged over seeds and over
+tasks (:func:`bidir_core.stats.stratified_mean`, whose interval knows of the items and, with
+several seeds, of the seeds). Recipes are chosen on the ``explore`` half of the items; claims are
+made on ``confirm``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bidir_core import stats
+from bidir_core.lab.summary import Outcomes, outcomes
+from bidir_core.store import Run, list_runs
+
+BASE = {"causal": "bf16-causal", "bidirectional": "bf16-bidirectional"}
+STAGE1 = BASE["causal"]
+FOLDS: dict[str, str | None] = {"explore": "explore", "confirm": "confirm", "all": None}
+# A side of a difference: its sign, and its runs by seed (a run without seeds stands alone).
+Side = tuple[int, Sequence[str]]
+
+
+def finished(roots: Sequence[Path | str] | None = None) -> dict[str, Run]:
+    """The newest finished run of each name, among all folders of runs."""
+    found: dict[str, Run] = {}
+    for run in list_runs(roots):  # newest first
+        if run.name and run.name not in found and run.state == "done":
+            found[run.name] = run
+    return found
+
+
+def align(runs: Mapping[str, Run], names: Iterable[str]) -> Outcomes:
+    """Who was right, in these runs, over stage 1's items. UserError if one does not pair."""
+    return outcomes(runs[STAGE1], {name: runs[name] for name in names}, "acc")
+
+
+def difference(found: Outcomes, sides: Sequence[Side], half: str | None) -> stats.Contrast | None:
+    """The signed sum of the sides over the items that all their runs scored.
+
+    None where a task has no such item in this half.
+    """
+    names = [name for _, runs in sides for name in runs]
+    mask = found.mask(*names, half=half)
+    values = {}
+    for task in dict.fromkeys(found.task.tolist()):
+        mine = mask & (found.task == task)
+        if not mine.any():
+            return None
+        # A side of one run, such as the base model, is the same for every seed.
+        values[task] = sum(
+            sign * np.stack([found.right[name][mine].astype(np.float64) for name in runs])
+            for sign, runs in sides
+        )
+    return stats.stratified_mean(values)
+
+
+def in_points(contrast: stats.Contrast | None) -> dict[str, Any] | None:
+    """As it stands in a JSON file: points, not fractions."""
+    if contrast is None:
+        return None
+    one = contrast.estimate
+    return {
+        **{name: _points(getattr(one, name)) for name in ("value", "low", "high")},
+        "n": one.n,
+        "by_seed": [_points(value) for value in contrast.per_seed],
+    }
+
+
+def estimate(entry: Mapping[str, Any]) -> stats.Estimate:
+    """What :func:`in_points` wrote, as fractions again."""
+    value, low, high = (entry[name] / 100 for name in ("value", "low", "high"))
+    return stats.Estimate(value, low, high, entry["n"])
+
+
+def by_fold(found: Outcomes, sides: Sequence[Side], folds: Iterable[str]) -> dict[str, Any]:
+    """The same difference in each of these folds."""
+    return {fold: in_points(difference(found, sides, FOLDS[fold])) for fold in folds}
+
+
+def _points(fraction: float) -> float:
+    return round(100 * fraction, 3) + 0.0  # no -0.0
