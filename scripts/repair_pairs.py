@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bidir_core import stats
+from bidir_core.errors import UserError
 from bidir_core.lab.summary import Outcomes, outcomes
 from bidir_core.store import Run, list_runs
 
@@ -36,7 +37,10 @@ def finished(roots: Sequence[Path | str] | None = None) -> dict[str, Run]:
 
 def align(runs: Mapping[str, Run], names: Iterable[str]) -> Outcomes:
     """Who was right, in these runs, over stage 1's items. UserError if one does not pair."""
-    return outcomes(runs[STAGE1], {name: runs[name] for name in names}, "acc")
+    wanted = [STAGE1, *names]
+    if missing := [name for name in wanted if name not in runs]:
+        raise UserError(f"there is no finished run named {', '.join(missing)}; make it first")
+    return outcomes(runs[STAGE1], {name: runs[name] for name in wanted}, "acc")
 
 
 def difference(found: Outcomes, sides: Sequence[Side], half: str | None) -> stats.Contrast | None:

@@ -59,20 +59,30 @@ def main() -> None:
         if time.monotonic() > until:
             print("out of time; run again to go on")
             return
-        name = f"{objective}-{method}-seed{seed}"
-        started = time.monotonic()
-        trained = done(name)
-        path = trained.path if trained else run_finetune(finetune(options, objective, method, seed))
-        took = time.monotonic() - started
-        missing = [regime for regime in REGIMES if not done(f"{name}-{regime}")]
-        if missing:
-            checkpoint = str(path / "final")
-            loaded = models.load(EMBEDDED_MODEL, checkpoint=checkpoint, device=options.device)
-            for regime in missing:
-                config = settings(f"{name}-{regime}", regime, options.device, checkpoint)
-                evaluate(config, loaded=loaded)
-        print(f"{name}: trained in {took:.0f} s, all in {time.monotonic() - started:.0f} s")
+        train_and_evaluate(finetune(options, objective, method, seed))
     print("all done")
+
+
+def train_and_evaluate(config: FinetuneConfig, like: EvalConfig | None = None) -> Path:
+    """One arm, as far as it is not done yet; its training run's folder.
+
+    ``like``: other settings for the two evaluations than :func:`settings` gives.
+    """
+    name = str(config.name)
+    started = time.monotonic()
+    trained = done(name)
+    path = trained.path if trained else run_finetune(config)
+    took = time.monotonic() - started
+    missing = [regime for regime in REGIMES if not done(f"{name}-{regime}")]
+    if missing:
+        checkpoint = str(path / "final")
+        like = like or settings(name, "causal", config.device)
+        loaded = models.load(config.model, checkpoint=checkpoint, device=config.device)
+        for regime in missing:
+            own = f"{name}-{regime}"
+            evaluate(replace(like, name=own, regime=regime, checkpoint=checkpoint), loaded=loaded)
+    print(f"{name}: trained in {took:.0f} s, all in {time.monotonic() - started:.0f} s")
+    return path
 
 
 def finetune(options: argparse.Namespace, objective: str, method: str, seed: int) -> FinetuneConfig:

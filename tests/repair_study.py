@@ -1,0 +1,80 @@
+"""Fabricated repair runs: who was right is given item by item, so that differences are known."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bidir_core.run_layout import stage_dir_for
+from bidir_core.run_writer import RunWriter
+from bidir_core.sampling import fold_of
+from scripts.repair_pairs import BASE
+from tests.factory import score_item, spread_items
+
+TASKS = ("piqa", "winogrande")
+N_ITEMS = 1500
+Wrong = Collection[str]  # doc_hash of items that a model gets wrong
+
+
+@cache
+def hashes(half: str | None = None) -> tuple[str, ...]:
+    """The items of a half, or all."""
+    every = [item["doc_hash"] for item in spread_items(N_ITEMS, TASKS)]
+    return tuple(one for one in every if half in (None, fold_of(one)))
+
+
+@cache
+def _records(right: bool) -> dict[str, Mapping[str, Any]]:
+    return {
+        item["doc_hash"]: score_item(item, seed=0, accuracy=right, data_seed=0, compact=True)
+        for item in spread_items(N_ITEMS, TASKS)
+    }
+
+
+def evaluated(root: Path, name: str, regime: str, wrong: Wrong = (), *, tuned: bool = True) -> None:
+    """A run that is right everywhere but on the ``wrong`` items."""
+    checkpoint = "final" if tuned else None
+    stage = stage_dir_for("eval", regime=regime, checkpoint=checkpoint)
+    settings = {"model": "m", "checkpoint": checkpoint, "regime": regime, "tasks": TASKS}
+    writer = RunWriter.create(stage, settings, root=root, name=name)
+    bad = set(wrong)
+    writer.append([_records(one not in bad)[one] for one in hashes()])
+    writer.finish(cost={"seconds": 1.0})
+
+
+def base(root: Path, wrong: Wrong = ()) -> None:
+    """The base model; causal it is wrong on these, bidirectional on half of all."""
+    evaluated(root, BASE["causal"], "causal", wrong, tuned=False)
+    evaluated(root, BASE["bidirectional"], "bidirectional", hashes()[::2], tuned=False)
+
+
+def arm(
+    root: Path,
+    name: str,
+    seed: int = 0,
+    *,
+    causal: Wrong = (),
+    bidirectional: Wrong = (),
+    weight_bytes: int = 9_000_000,
+    **settings: Any,
+) -> None:
+    """A fine-tune and its two evaluations, wrong on these items."""
+    full = {"objective": "3B", "method": "full", "seed": seed, "steps": 400, "lr": 1e-4, **settings}
+    writer = RunWriter.create(
+        stage_dir_for("finetune", objective=full["objective"]),
+        full,
+        root=root,
+        name=f"{name}-seed{seed}",
+        kind="finetune",
+    )
+    writer.finish(
+        metrics={
+            "tokens": 1000 * full["steps"], "loss_tokens": 300 * full["steps"],
+            "weight_bytes": weight_bytes,
+        },
+        cost={"seconds": 0.1 * full["steps"], "device": "cpu"},
+    )  # fmt: skip
+    for regime, wrong in (("causal", causal), ("bidirectional", bidirectional)):
+        evaluated(root, f"{name}-seed{seed}-{regime}", regime, wrong)
