@@ -24,9 +24,13 @@ def replacing(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically. NaN and infinities raise ValueError: no reader should meet them."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+def write_json(path: Path, value: Any, *, dense: bool = False) -> None:
+    """Write JSON atomically, ``dense``: without line breaks and spaces.
+
+    NaN and infinities raise ValueError: no reader should meet them.
+    """
+    layout: dict[str, Any] = {"separators": (",", ":")} if dense else {"indent": 1}
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, **layout) + "\n"
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -175,7 +175,8 @@ def to_table(records: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Write ``items.parquet`` atomically: small file, and one item is quick to read."""
-    compact = table.num_rows > 0 and table.column("contexts").null_count == table.num_rows
+    heavy = [table.column(name) for name in HEAVY_FIELDS if name in table.column_names]
+    compact = table.num_rows > 0 and all(one.null_count == table.num_rows for one in heavy)
     floats = ["ll.list.element", "margin", "token_ll.list.element.list.element"]
     with replacing(path) as temporary:
         pq.write_table(

@@ -102,7 +102,7 @@ def score_into(
             cost=cost() | ({"processes": team.world} if team.world > 1 else {}),
             order=map(_key, encoded),
         )
-        for name, row in metrics["tasks"].items():
+        for name, row in metrics["tasks"].items() if not writer.is_slim else ():
             log.info(
                 "%-16s n=%-6d acc %.4f (standard error %.4f)%s",
                 name,

@@ -18,7 +18,7 @@ from bidir_core.errors import UserError
 from bidir_core.metrics import compute_metrics
 from bidir_core.provenance import git_commit, package_versions
 from bidir_core.records import Key, read_jsonl, to_line, to_table, write_parquet
-from bidir_core.run_layout import new_run_folder, refuse_if_read_only, runs_roots
+from bidir_core.run_layout import LAB, new_run_folder, refuse_if_read_only, runs_roots
 from bidir_core.shared_texts import write_slim
 from bidir_core.status import this_process
 
@@ -97,7 +97,7 @@ class RunWriter:
             **facts,
         }
         try:
-            write_json(folder / "config.json", full)
+            write_json(folder / "config.json", full, dense=_is_dense(full))
             writer = cls(folder, full)
         except OSError as error:
             raise UserError(
@@ -175,7 +175,7 @@ class RunWriter:
         self._set_status(**{k: v for k, v in changes.items() if v is not None}, **extra)
 
     def write_probe(self, probe: Mapping[str, Any]) -> None:
-        write_json(self.path / "probe.json", dict(probe))
+        self._write_json("probe.json", dict(probe))
 
     def finish(
         self,
@@ -195,7 +195,12 @@ class RunWriter:
         if self._records:
             table = to_table(self._sorted(order, settings.get("tasks") or []))
             self._close_items()
-            (write_slim if self.is_slim else write_parquet)(table, self.path / "items.parquet")
+            if self.is_slim:
+                write_slim(
+                    table, self.path / "items.parquet", rounded=bool(settings.get("compact"))
+                )
+            else:
+                write_parquet(table, self.path / "items.parquet")
             body = compute_metrics(table)
         full = {
             "schema": SCHEMA_VERSION,
@@ -209,7 +214,7 @@ class RunWriter:
         }
         if cost is not None:
             full["cost"] = dict(cost)
-        write_json(self.path / "metrics.json", full)
+        self._write_json("metrics.json", full)
         counted = {"done": len(self._records)} if self._records else {}
         self._set_status(state="done", finished=time.time(), eta_seconds=0, **counted)
         (self.path / "items.jsonl").unlink(missing_ok=True)
@@ -270,4 +275,12 @@ class RunWriter:
         if changes.get("state") in ("queued", "running"):
             self._status.update({**this_process(), "error": None, "finished": None})
         self._status["heartbeat"] = time.time()
-        write_json(self.path / "status.json", {"schema": SCHEMA_VERSION, **self._status})
+        self._write_json("status.json", {"schema": SCHEMA_VERSION, **self._status})
+
+    def _write_json(self, name: str, value: dict[str, Any]) -> None:
+        write_json(self.path / name, value, dense=_is_dense(self.config))
+
+
+def _is_dense(config: Mapping[str, Any]) -> bool:
+    """The lab writes many small files, and lists by layer: line breaks would be a third of them."""
+    return config.get("stage") == LAB

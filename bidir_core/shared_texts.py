@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,6 +24,9 @@ from bidir_core.records import RECORD_FIELDS, SCHEMA, read_one, read_parquet, wr
 SLIM_FIELDS = (
     "task", "doc_id", "ll", "pred", "pred_norm", "correct", "correct_norm", "error",
 )  # fmt: skip
+KEYS = ("task", "doc_id")
+FIRST_TEXTS = "texts.parquet"
+STEPS_PER_NAT = 64  # of rounded log-likelihoods
 LEFT_OUT = ("token_ll", "margin")  # the first is large, the second follows from ll and gold
 SHARED_FIELDS = tuple(n for n in RECORD_FIELDS if n not in (*SLIM_FIELDS[2:], *LEFT_OUT))
 
@@ -35,12 +39,28 @@ def texts_file(point: Path, name: object) -> Path | None:
 
 
 def write_texts(table: pa.Table, path: Path) -> None:
-    """Keep the shared part of full records."""
-    write_parquet(table.select(SHARED_FIELDS), path)
+    """Keep the shared part of full records.
+
+    Beside the sweep's ``texts.parquet``, another prompt's texts leave out what is the same there.
+    """
+    table = table.select(SHARED_FIELDS)
+    first = path.with_name(FIRST_TEXTS)
+    if path.name != FIRST_TEXTS and first.exists():
+        there = read_parquet(first, SHARED_FIELDS)
+        if all(table.column(key).equals(there.column(key)) for key in KEYS):
+            same = [n for n in SHARED_FIELDS if table.column(n).equals(there.column(n))]
+            table = table.drop_columns([name for name in same if name not in KEYS])
+    write_parquet(table, path)
 
 
-def write_slim(table: pa.Table, path: Path) -> None:
-    """Write a point's ``items.parquet``: a few bytes an item beside its log-likelihoods."""
+def write_slim(table: pa.Table, path: Path, *, rounded: bool = False) -> None:
+    """Write a point's ``items.parquet``: a few bytes an item beside its log-likelihoods.
+
+    ``rounded`` keeps those to the nearest 1/64 nat, which halves them; what was answered, and
+    whether that was right, was decided before.
+    """
+    if rounded:
+        table = _set(table, "ll", _rounded(table.column("ll")))
     with replacing(path) as temporary:
         pq.write_table(
             table.select(SLIM_FIELDS),
@@ -58,12 +78,11 @@ def write_slim(table: pa.Table, path: Path) -> None:
 
 def joined(items: pa.Table, texts: Path, columns: Sequence[str]) -> pa.Table:
     """Records' ``columns`` from a point's own table and the sweep's texts."""
-    keys = ("task", "doc_id")
-    shared = [name for name in columns if name in SHARED_FIELDS and name not in keys]
+    shared = [name for name in columns if name in SHARED_FIELDS and name not in KEYS]
     if "margin" in columns and "gold" not in shared:
         shared.append("gold")
     if shared:
-        found = read_parquet(texts, (*keys, *shared))
+        found = _read_texts(texts, (*KEYS, *shared))
         rows = _rows(items, found)
         if rows is not None:
             found = found.take(rows)
@@ -82,9 +101,41 @@ def joined_one(items: Path, texts: Path, task: str, doc_id: int) -> dict[str, An
     record, shared = read_one(items, task, doc_id), read_one(texts, task, doc_id)
     if record is None or shared is None:
         return None
+    if elsewhere := _left_out(texts):
+        first = read_one(texts.with_name(FIRST_TEXTS), task, doc_id) or {}
+        shared.update({name: first.get(name) for name in elsewhere})
     record.update({name: shared[name] for name in SHARED_FIELDS})
     record["margin"] = _margin(record["ll"], record["gold"])
     return record
+
+
+def _left_out(texts: Path) -> list[str]:
+    """What another prompt's texts leave to the sweep's first ones."""
+    if texts.name == FIRST_TEXTS:
+        return []
+    there = pq.read_schema(texts).names
+    return [name for name in SHARED_FIELDS if name not in there]
+
+
+def _read_texts(texts: Path, columns: Sequence[str]) -> pa.Table:
+    """Shared columns, and from the sweep's first texts those that are the same there."""
+    found = read_parquet(texts, columns)
+    elsewhere = [name for name in _left_out(texts) if name in columns]
+    if elsewhere:  # rows are the same too: nothing is left out otherwise
+        first = read_parquet(texts.with_name(FIRST_TEXTS), elsewhere)
+        for name in elsewhere:
+            found = _set(found, name, first.column(name))
+    return found
+
+
+def _rounded(lists: pa.ChunkedArray) -> pa.Array:
+    """Lists of numbers to the nearest 1/64."""
+    rows = (None if row is None else np.asarray(row) for row in lists.to_pylist())
+    near = [
+        None if row is None else (np.round(row * STEPS_PER_NAT) / STEPS_PER_NAT).tolist()
+        for row in rows
+    ]
+    return pa.array(near, type=lists.type)
 
 
 def _set(table: pa.Table, name: str, column: Any) -> pa.Table:
@@ -96,7 +147,7 @@ def _set(table: pa.Table, name: str, column: Any) -> pa.Table:
 def _rows(items: pa.Table, texts: pa.Table) -> pa.Array | None:
     """Which row of ``texts`` each item has; None if they stand side by side already."""
     if items.num_rows == texts.num_rows and all(
-        items.column(k).equals(texts.column(k)) for k in ("task", "doc_id")
+        items.column(k).equals(texts.column(k)) for k in KEYS
     ):
         return None
     place = {key: row for row, key in enumerate(_keys(texts))}
@@ -107,7 +158,7 @@ def _rows(items: pa.Table, texts: pa.Table) -> pa.Array | None:
 
 
 def _keys(table: pa.Table) -> list[tuple[str, int]]:
-    columns = (table.column("task").to_pylist(), table.column("doc_id").to_pylist())
+    columns = [table.column(key).to_pylist() for key in KEYS]
     return list(zip(*columns, strict=True))
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from bidir_core import evaluate, run_scoring, scoring
@@ -187,6 +188,15 @@ def test_compact_sweeps_and_conditions_keep_what_pairing_needs(
     assert row["contexts"] is None
     assert row["gold"] == 2
     assert row["doc_hash"]
+    # Its log-likelihoods are rounded, and what was answered is not decided by that.
+    whole = words(tiny_folder, own_items, "--bos", "add", "--regime", "bidirectional:sink=1")
+    assert main(["eval", *whole, "--limit", "5"]) == 0
+    (alone,) = (one for one in list_runs([runs_dir]) if "lab" not in one.id)
+    mine, theirs = (np.concatenate(one.items(["ll"])["ll"].tolist()) for one in (point, alone))
+    assert np.array_equal(mine * 64, np.round(mine * 64))
+    np.testing.assert_allclose(mine, theirs, atol=1 / 128 + 1e-4)
+    for name in ("pred", "pred_norm", "correct"):
+        assert point.items([name])[name].tolist() == alone.items([name])[name].tolist()
 
 
 def test_settings_survive_json() -> None:
@@ -324,6 +334,19 @@ def test_controls_are_one_command(tiny_folder, own_items, runs_dir) -> None:
     }  # fmt: skip
     names = {path.name for path in run.path.glob("texts*.parquet")}
     assert names == {"texts.parquet", "texts_bos-add.parquet", "texts_context-none.parquet"}
+    # What another prompt shares with the usual one is stored once, and read as if it were there.
+    stored = pq.read_schema(run.path / "texts_bos-add.parquet").names
+    assert "n_prefix_tokens" in stored
+    assert not {"doc_hash", "gold", "continuations"} & set(stored)
+    usual, other = (Run(run.path / "points" / name) for name in ("causal", "causal_bos-add"))
+    for fields in (["doc_hash", "gold"], ["doc_hash", "n_prefix_tokens", "margin"]):
+        frame = other.items(fields)
+        assert frame["doc_hash"].tolist() == usual.items(["doc_hash"])["doc_hash"].tolist()
+    assert other.item("mine", 3)["continuations"] == usual.item("mine", 3)["continuations"]
+    added = (
+        other.item("mine", 3)["n_prefix_tokens"][0] - usual.item("mine", 3)["n_prefix_tokens"][0]
+    )
+    assert added == 1
     assert Run(run.path / "points" / "causal_bos-add").config["bos_added"] is True
     keys = Run(run.path / "points" / "bidirectional_patch-keys-0")
     assert keys.settings["patch"] == "keys=0"

@@ -92,4 +92,4 @@ def measure_attention(folder: Path, prompts: Prompts, loaded: LoadedModel) -> No
             for name in ("first", "future")
         }
     items = [one.item.item_id for one in chosen]
-    write_json(folder / ATTENTION_FILE, {"schema": 1, "items": items, "regimes": found})
+    write_json(folder / ATTENTION_FILE, {"schema": 1, "items": items, "regimes": found}, dense=True)
