@@ -24,6 +24,7 @@ from benchmarks.full_shape import (
     median_seconds,
     peak_gb,
     timed,
+    trouble,
 )
 from bidir_core.config import EvalConfig
 from bidir_core.encoding import EncodedItem, Encoder
@@ -44,7 +45,11 @@ def measure_eval(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> 
             if not clock.left():
                 add("eval", f"{attn}, {regime}", skipped="the part's time was over")
                 continue
-            row = evaluation(options, attending(loaded, attn), regime, clock)
+            try:
+                row = evaluation(options, attending(loaded, attn), regime, clock)
+            except Exception as error:
+                add("eval", f"{attn}, {regime}", **trouble(error, options.on))
+                continue
             add("eval", f"{attn}, {regime}", **row)
             best[regime] = min(best.get(regime, row["seconds"]), row["seconds"])
     peer = best_peer(options, attending(loaded, "sdpa"), add, clock)
@@ -59,7 +64,7 @@ def evaluation(
     """Seconds of the whole of ``eval``, items read and run folder written, but for loading."""
     clear(loaded.device)
     seconds: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for number in range(1 + options.repeats):
             config = EvalConfig(
                 model=loaded.name,
@@ -78,11 +83,13 @@ def evaluation(
             if number and not clock.left():
                 break
         cost = json.loads((run / "metrics.json").read_text())["cost"]
+        probe = json.loads((run / "probe.json").read_text())
     again = seconds[1:] or seconds
     flops = 2.0 * layer_parameters(loaded.model) * cost["computed_tokens"]
     return {
         "seconds": round(statistics.median(again), 3),
         "first_seconds": round(seconds[0], 3),
+        "probe_seconds": probe["seconds"],
         "scoring_seconds": cost["seconds"],
         "computed_tokens": cost["computed_tokens"],
         "layers_floor_seconds": round(flops / (options.tflops * 1e12), 3),
@@ -124,9 +131,9 @@ def best_peer(options: Namespace, loaded: LoadedModel, add: Add, clock: Clock) -
         try:
             with loaded.handle.native():
                 seconds = timed(partial(score, size), loaded.device)
-        except torch.OutOfMemoryError:
-            add("eval", f"{name}, batch {size}", skipped="out of memory")
-            break
+        except Exception as error:
+            add("eval", f"{name}, batch {size}", **trouble(error, loaded.device))
+            continue
         add(
             "eval",
             f"{name}, batch {size}",
@@ -171,7 +178,7 @@ def score_as_lm_eval(
 # --- a long prefix --------------------------------------------------------------------------
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: flex is compiled
 def measure_prefill(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> None:
     """One prefix of ``prefill_tokens`` through the layers, and the model's own plain kernels."""
     loaded = build(options.shape, tokenizer, options.on, options.dtype)
@@ -192,8 +199,8 @@ def measure_prefill(options: Namespace, tokenizer: Any, add: Add, clock: Clock) 
         before = torch.cuda.memory_allocated(on) if on.type == "cuda" else 0
         try:
             seconds = median_seconds(run, on, clock)
-        except torch.OutOfMemoryError:
-            add("prefill", what, skipped="out of memory")
+        except Exception as error:
+            add("prefill", what, **trouble(error, on))
             return None
         more = None if on.type != "cuda" else round((peak_gb(on) or 0) - before / 1e9, 2)
         ratio = None if plain is None else round(seconds / plain, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,15 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def trouble(error: Exception, device: torch.device) -> dict[str, Any]:
+    """What stands in the row of a measurement that failed: the others go on."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return {"skipped": f"out of memory (peak {peak_gb(device)} GB)"}
+    traceback.print_exception(error)
+    said = " ".join(str(error).split())
+    return {"skipped": f"failed: {type(error).__name__}: {said[:300]}".replace("|", "/")}
 
 
 def clear(device: torch.device) -> None:

@@ -163,6 +163,9 @@ def attend(
         block_mask=blocks.mask,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
+        # Never the other kernel that there is for few queries: the probe's short sequences must
+        # go through the one that scoring and training use.
+        kernel_options={"FORCE_USE_FLEX_ATTENTION": True},
     )
     return output.transpose(1, 2), None
 

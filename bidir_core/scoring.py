@@ -156,8 +156,13 @@ class Scorer:
         self._count(items, batch.ids.numel())
         return [ItemScore(i, tuple(found[i])) for i in items]
 
-    @torch.inference_mode()
     def _token_ll(self, batch: Any) -> np.ndarray:
+        # torch.compile, which flex needs, knows gradients switched off better than inference mode.
+        compiled = self.handle.implementation == "flex"
+        with torch.no_grad() if compiled else torch.inference_mode():
+            return self._computed(batch)
+
+    def _computed(self, batch: Any) -> np.ndarray:
         layout = batch.layout.to(self.device)
         ids, head = batch.ids.to(self.device), batch.head.to(self.device)
         source, target = batch.source.to(self.device), batch.target.to(self.device)

@@ -113,18 +113,27 @@ def test_plain_full_attention_is_the_bidirectional_prefill() -> None:
     assert (plain - causal).abs().max() > 1e-4
 
 
-def test_a_part_out_of_memory_is_a_row(monkeypatch) -> None:
+def test_what_fails_is_a_row_and_the_next_is_measured(monkeypatch) -> None:
     from benchmarks import full_train
 
-    def too_much() -> None:
-        raise torch.OutOfMemoryError("too much")
-
     rows: list[dict] = []
-    done = full_train._attempt(
-        lambda part, what, **row: rows.append(row), "train", "x", Clock(9), CPU, too_much
-    )
-    assert done is None
-    assert rows[0]["skipped"].startswith("out of memory")
+
+    def attempt(work) -> list[dict]:
+        add = lambda part, what, **row: rows.append(row)  # noqa: E731
+        return full_train._attempt(add, "train", "x", Clock(9), CPU, work, checkpointing=False)
+
+    def broken(checkpointing: bool) -> dict:
+        raise RuntimeError("no kernel | for\nthis")
+
+    def large(checkpointing: bool) -> dict:
+        if not checkpointing:
+            raise torch.OutOfMemoryError("too much")
+        return {"tokens_per_second": 3}
+
+    assert attempt(broken) == []
+    assert rows[0]["skipped"] == "failed: RuntimeError: no kernel / for this"
+    assert attempt(large)[0]["layers_computed_twice"] == "yes"
+    assert rows[1]["skipped"].startswith("out of memory")
 
 
 def test_parts_and_steps_are_checked(capsys) -> None:

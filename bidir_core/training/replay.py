@@ -65,7 +65,8 @@ class _Slot(NamedTuple):
 class Replay:
     """Runs ``work(batch, n_loss)`` on filled batches; recorded and replayed on a GPU.
 
-    Batches come filled, and from pinned memory, so that copying them waits for nothing. ``work`` must wait for nothing, and leave its results in tensors that stay where they are.
+    Batches come filled, and from pinned memory, so that copying them waits for nothing. ``work``
+    must wait for nothing, and leave its results in tensors that stay where they are.
     Elsewhere than on a GPU it runs each time, on the same tensors that stay.
     """
 
@@ -73,6 +74,8 @@ class Replay:
         self.work, self.device = work, device
         self._slots: dict[Any, _Slot] = {}
         self._pool: Any = None
+        # One for all: a stream keeps the memory that it used, so many would hold as many times it.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batch: TrainBatch, n_loss: int) -> None:
         """One micro-batch; ``n_loss`` is what its loss is divided by."""
@@ -94,10 +97,10 @@ class Replay:
 
     def _aside(self, slot: _Slot) -> None:
         """Run it on another stream, as a recording's warm-up has to be."""
-        if self.device.type != "cuda":
+        if self._stream is None:
             self.work(slot.batch, slot.n_loss)
             return
-        stream, current = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+        stream, current = self._stream, torch.cuda.current_stream(self.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             self.work(slot.batch, slot.n_loss)
@@ -107,7 +110,9 @@ class Replay:
         """Recording computes nothing: the caller replays it for this batch as well."""
         graph = torch.cuda.CUDAGraph()
         # Packing goes on in another thread, which may pin memory meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
             self.work(slot.batch, slot.n_loss)
         self._pool = graph.pool()  # recordings never run side by side: they can share memory
         return graph
