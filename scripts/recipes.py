@@ -27,7 +27,6 @@ RULE = (
     "ones the one with fewer forward passes a token, then the one with the higher difference"
 )
 _NAME = re.compile(r"(recipe-.+)-seed(\d+)")
-_DEFAULTS = {name: field.default for name, field in FinetuneConfig.__dataclass_fields__.items()}
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Recipe:
     @property
     def warmup_steps(self) -> int:
         """A fifth of the steps: the usual 20 would be most of a run of 25."""
-        return min(_DEFAULTS["warmup_steps"], max(1, self.steps // 5))
+        return min(FinetuneConfig.warmup_steps, max(1, self.steps // 5))
 
 
 def grid(objectives: Sequence[str] = ("3B", "distill"), steps: Sequence[int] = (25, 50, 100)):

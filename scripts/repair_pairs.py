@@ -50,16 +50,16 @@ def difference(found: Outcomes, sides: Sequence[Side], half: str | None) -> stat
     """
     names = [name for _, runs in sides for name in runs]
     mask = found.mask(*names, half=half)
-    values = {}
+    values: dict[str, np.ndarray] = {}
     for task in dict.fromkeys(found.task.tolist()):
         mine = mask & (found.task == task)
         if not mine.any():
             return None
         # A side of one run, such as the base model, is the same for every seed.
-        values[task] = sum(
-            sign * np.stack([found.right[name][mine].astype(np.float64) for name in runs])
-            for sign, runs in sides
-        )
+        values[task] = np.zeros((1, int(mine.sum())))
+        for sign, runs in sides:
+            right = np.stack([found.right[name][mine] for name in runs]).astype(np.float64)
+            values[task] = values[task] + sign * right
     return stats.stratified_mean(values)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from bidir_core.records import make_record
 from bidir_core.run_layout import stage_dir_for
 from bidir_core.run_writer import RunWriter
 from bidir_core.sampling import fold_of
 from scripts.repair_pairs import BASE
-from tests.factory import score_item, spread_items
 
 TASKS = ("piqa", "winogrande")
 N_ITEMS = 1500
@@ -19,17 +20,37 @@ Wrong = Collection[str]  # doc_hash of items that a model gets wrong
 
 
 @cache
+def _items() -> dict[str, tuple[str, int]]:
+    """By doc_hash: task and number."""
+    return {
+        sha256(f"{task}/{number}".encode()).hexdigest(): (task, number)
+        for task in TASKS
+        for number in range(N_ITEMS // len(TASKS))
+    }
+
+
+@cache
 def hashes(half: str | None = None) -> tuple[str, ...]:
     """The items of a half, or all."""
-    every = [item["doc_hash"] for item in spread_items(N_ITEMS, TASKS)]
-    return tuple(one for one in every if half in (None, fold_of(one)))
+    return tuple(one for one in _items() if half in (None, fold_of(one)))
 
 
 @cache
 def _records(right: bool) -> dict[str, Mapping[str, Any]]:
     return {
-        item["doc_hash"]: score_item(item, seed=0, accuracy=right, data_seed=0, compact=True)
-        for item in spread_items(N_ITEMS, TASKS)
+        doc_hash: make_record(
+            task=task,
+            doc_id=number,
+            doc_hash=doc_hash,
+            gold=0,
+            contexts=["Question"],
+            continuations=[" yes", " no"],
+            n_prefix_tokens=[1],
+            n_continuation_tokens=[1, 1],
+            ll=[-1.0, -2.0] if right else [-2.0, -1.0],
+            compact=True,
+        )
+        for doc_hash, (task, number) in _items().items()
     }
 
 

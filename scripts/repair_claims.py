@@ -1,0 +1,240 @@
+"""What the repair runs show: each claim as a difference over seeds, on items not chosen on.
+
+    python -m scripts.repair_claims             # from the runs: docs/claims.json, docs/REPAIR.md
+    python -m scripts.repair_claims --page      # the page alone, from docs/claims.json
+    python -m scripts.repair_claims --check     # exit 1 unless the page says what that file says
+
+Needs the runs of :mod:`scripts.repair_runs` with their items. Only one seed's items are committed,
+so ``docs/claims.json`` is what keeps the numbers of all seeds; it is not overwritten by fewer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from bidir_core.atomic import write_json
+from bidir_core.errors import UserError
+from bidir_core.lab.summary import Outcomes
+from bidir_core.store import Run
+from scripts import blocks, repair_page
+from scripts.repair_pairs import BASE, FOLDS, STAGE1, align, by_fold, finished
+
+OUT = Path(__file__).resolve().parent.parent / "docs" / "claims.json"
+SEEDS = range(10)
+# Claims are made on the first; the second is shown beside it and labelled.
+CLAIM_FOLDS = ("confirm", "all")
+Aim = Literal["at least", "within", "within or better", "above", "none"]
+Part = tuple[int, str, str]  # sign, arm ("base", "3B-full", ..), regime evaluated under
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A difference, and what is aimed at. ``margin`` in points."""
+
+    key: str
+    what: str
+    parts: tuple[Part, ...]
+    aim: Aim = "none"
+    margin: float = 1.0
+
+
+def _minus(first: tuple[str, str], second: tuple[str, str]) -> tuple[Part, ...]:
+    return (1, *first), (-1, *second)
+
+
+B, C = "bidirectional", "causal"
+VANILLA = ("base", C)
+CLAIMS = (
+    Claim(
+        "damage",
+        "the base model under bidirectional prefill, minus stage 1",
+        _minus(("base", B), VANILLA),
+    ),
+    Claim(
+        "3b_stage1",
+        "3B under bidirectional prefill, minus stage 1",
+        _minus(("3B-full", B), VANILLA),
+        "at least",
+    ),
+    Claim(
+        "3b_control",
+        "3B under bidirectional prefill, minus its control 3C in causal mode",
+        _minus(("3B-full", B), ("3C-full", C)),
+        "within",
+        1.5,
+    ),
+    Claim(
+        "3b_causal",
+        "3B in causal mode, minus its control 3C in causal mode",
+        _minus(("3B-full", C), ("3C-full", C)),
+        "within",
+        1.5,
+    ),
+    Claim(
+        "interaction",
+        "the interaction, (3B - 3C under bidirectional) - (3B - 3C causal)",
+        (
+            (1, "3B-full", B),
+            (-1, "3C-full", B),
+            (-1, "3B-full", C),
+            (1, "3C-full", C),
+        ),
+        "above",
+    ),
+    Claim(
+        "distil_stage1",
+        "the distilled model under bidirectional prefill, minus stage 1",
+        _minus(("distill-full", B), VANILLA),
+        "within or better",
+        1.5,
+    ),
+    Claim(
+        "distil_causal",
+        "the distilled model in causal mode, minus stage 1",
+        _minus(("distill-full", C), VANILLA),
+        "within",
+        1.0,
+    ),
+    *(
+        Claim(
+            f"lora_{objective.lower()}_{regime}",
+            f"{objective}, {'causal mode' if regime == C else 'bidirectional prefill'}: LoRA minus "
+            "all weights",
+            _minus((f"{objective}-lora", regime), (f"{objective}-full", regime)),
+            "within or better",
+            1.0,
+        )
+        for objective, regime in (("3B", B), ("3B", C), ("3C", C), ("distill", B), ("distill", C))
+    ),
+)
+
+
+# --- from the runs -------------------------------------------------------------------------------
+
+
+def compute(runs: Mapping[str, Run]) -> dict[str, Any]:
+    """Every claim's numbers, and which runs they are from."""
+    usable = {name: run for name, run in runs.items() if run.has_items}
+    arms = dict.fromkeys(arm for claim in CLAIMS for _, arm, _ in claim.parts)
+    cells = [(arm, regime) for arm in arms for regime in BASE]
+    seeds = {cell: [n for n in SEEDS if run_name(*cell, n) in usable] for cell in cells}
+    names = {run_name(*cell, seed) for cell in cells for seed in seeds[cell]}
+    found = align(usable, sorted(names))
+    return {
+        "schema": 1,
+        "metric": "acc",
+        "unit": "points of macro accuracy",
+        "claims": {claim.key: _claim(found, claim, seeds) for claim in CLAIMS},
+        "accuracy": {
+            arm: {regime: _accuracy(found, (arm, regime), seeds[arm, regime]) for regime in BASE}
+            for arm in arms
+        },
+        "adapters": {
+            name: (run.metrics or {}).get("weight_bytes")
+            for name, run in sorted(runs.items())
+            if run.config.get("kind") == "finetune" and run.settings.get("method") == "lora"
+            and any(name == f"{arm}-seed{n}" for arm in arms for n in SEEDS)
+        },
+        "runs": {name: usable[name].id for name in sorted(names)},
+    }  # fmt: skip
+
+
+def run_name(arm: str, regime: str, seed: int) -> str:
+    """The evaluation run of one cell; the base model has no seeds."""
+    return BASE[regime] if arm == "base" else f"{arm}-seed{seed}-{regime}"
+
+
+def _claim(
+    found: Outcomes, claim: Claim, seeds: Mapping[tuple[str, str], Sequence[int]]
+) -> dict[str, Any]:
+    trained = [(arm, regime) for _, arm, regime in claim.parts if arm != "base"]
+    common = [n for n in SEEDS if all(n in seeds[cell] for cell in trained)] if trained else [0]
+    head = {"what": claim.what, "aim": claim.aim, "margin": claim.margin}
+    lacking = [run_name(*cell, 0) for cell in trained if not seeds[cell]]
+    if not common:
+        return {**head, "seeds": [], "missing": lacking}
+    sides = [
+        (
+            sign,
+            [run_name(arm, regime, n) for n in common]
+            if arm != "base"
+            else [run_name(arm, regime, 0)],
+        )
+        for sign, arm, regime in claim.parts
+    ]
+    numbers = by_fold(found, sides, CLAIM_FOLDS)
+    one = {**head, "seeds": common if trained else [], **numbers}
+    return {**one, **repair_page.judged(one)}
+
+
+def _accuracy(
+    found: Outcomes, cell: tuple[str, str], seeds: Iterable[int]
+) -> dict[str, Any] | None:
+    names = list(dict.fromkeys(run_name(*cell, seed) for seed in seeds))
+    if not names:
+        return None
+    return {
+        fold: round(100 * float(np.mean([found.accuracy(name, FOLDS[fold]) for name in names])), 3)
+        for fold in CLAIM_FOLDS
+    } | {"n_runs": len(names)}
+
+
+def lost(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Claims that would rest on fewer seeds than before."""
+    known = old.get("claims", {})
+    return [
+        key
+        for key, one in new["claims"].items()
+        if len(one["seeds"]) < len(known.get(key, {}).get("seeds", []))
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--page", action="store_true", help="fill the page from docs/claims.json")
+    parser.add_argument("--fewer", action="store_true", help="also if there are fewer seeds now")
+    parser.add_argument("--out", type=Path, default=OUT, help="where the numbers go")
+    blocks.add_check(parser)
+    options = parser.parse_args(arguments)
+    if not options.check and not options.page:
+        try:
+            write_claims(options.out, fewer=options.fewer)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return 2
+        if options.out != OUT:
+            return 0
+    return blocks.write_or_check(
+        repair_page.PAGE, "repair", repair_page.BLOCKS, check=options.check, source="its JSON files"
+    )
+
+
+def write_claims(out: Path, *, fewer: bool = False) -> None:
+    """Compute all claims and write them. UserError if that would lose seeds."""
+    runs = finished()
+    if STAGE1 not in runs:
+        raise UserError(f"there is no finished run named {STAGE1}; run scripts.repair_runs first")
+    new = compute(runs)
+    old = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    if (gone := lost(old, new)) and not fewer:
+        raise UserError(
+            f"{out} has more seeds than the runs here, for {', '.join(gone)}; put the missing runs "
+            "with their items into BIDIR_RUNS_DIR, or give --fewer"
+        )
+    write_json(out, new)
+    done = sum(bool(one.get("confirm")) for one in new["claims"].values())
+    print(f"{done} of {len(new['claims'])} claims have numbers; written to {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

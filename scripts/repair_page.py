@@ -1,0 +1,275 @@
+"""docs/REPAIR.md: sentences and tables computed from docs/claims.json and docs/recipes.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bidir_core import stats, words
+from scripts import blocks
+from scripts.repair_pairs import estimate
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE = DOCS / "REPAIR.md"
+NOT_RUN = "Not run yet.\n"
+MOST_STEPS, MOST_MEGABYTES = 100, 10
+_WORDS = {"no difference": "equivalent", "different": "different", "undecided": "undecided"}
+
+
+# --- one claim -----------------------------------------------------------------------------------
+
+
+def judged(claim: Mapping[str, Any]) -> dict[str, str]:
+    """The contract's word for the difference on confirm, and whether the aim is reached."""
+    if not claim.get("confirm"):
+        return {}
+    one = estimate(claim["confirm"])
+    return {
+        "word": word(one, claim["margin"]),
+        "reached": reached(claim["aim"], claim["margin"], one),
+    }
+
+
+def word(one: stats.Estimate, margin: float) -> str:
+    """equivalent: the whole interval within the margin; different: it excludes 0; or undecided."""
+    return _WORDS[stats.verdict(one, margin=margin / 100)]
+
+
+def reached(aim: str, margin: float, one: stats.Estimate) -> str:
+    """``yes`` and ``no`` only where the whole interval says so."""
+    edge = margin / 100
+    met, failed = {
+        "at least": (one.low >= 0, one.high < 0),
+        "above": (one.low > 0, one.high < 0),
+        "within": (-edge < one.low and one.high < edge, one.low >= edge or one.high <= -edge),
+        "within or better": (one.low > -edge, one.high <= -edge),
+        "none": (False, False),
+    }[aim]
+    if aim == "none":
+        return ""
+    return "yes" if met else "no" if failed else "undecided"
+
+
+def aim_text(aim: str, margin: float) -> str:
+    size = f"{margin:g} point{'' if margin == 1 else 's'}"
+    return {
+        "at least": "0 or above",
+        "above": "above 0",
+        "within": f"within {size}",
+        "within or better": f"within {size}, or better",
+        "none": "",
+    }[aim]
+
+
+def interval(entry: Mapping[str, Any]) -> str:
+    value, low, high = (
+        words.points(entry[end] / 100, signed=True) for end in ("value", "low", "high")
+    )
+    return f"{value} ({low} to {high})"
+
+
+def seeds_text(seeds: list[int], entry: Mapping[str, Any]) -> str:
+    """How many seeds, and how far single ones lie apart."""
+    if not seeds:
+        return ""
+    if len(seeds) == 1:
+        return "1 seed"
+    low, high = (words.points(end(entry["by_seed"]) / 100, signed=True) for end in (min, max))
+    return f"{len(seeds)} seeds, {low} to {high}"
+
+
+def sentence(claim: Mapping[str, Any]) -> str:
+    """One claim, said from its numbers on the confirm half; it can come out either way."""
+    what = claim["what"][0].upper() + claim["what"][1:]
+    entry = claim.get("confirm")
+    if not entry:
+        lacking = ", ".join(f"`{name}`" for name in claim.get("missing", []))
+        return f"{what}: not run yet{f' (lacks {lacking})' if lacking else ''}."
+    one = estimate(entry)
+    seeds = seeds_text(claim["seeds"], entry)
+    base = f"n = {words.count(one.n)}{f'; {seeds}' if seeds else ''}"
+    value, low, high = (
+        words.points(getattr(one, end), signed=True) for end in ("value", "low", "high")
+    )
+    found = word(one, claim["margin"])
+    if found == "different":
+        found += ", higher" if one.value > 0 else ", lower"
+    elif found == "equivalent":
+        found += f" {aim_text('within', claim['margin'])}"
+    text = f"{what}: {value} points (95 % CI {low} to {high}; {base}): {found}."
+    if claim["aim"] != "none":
+        answer = {
+            "yes": "reached",
+            "no": "not reached",
+            "undecided": "neither shown to be reached nor to be missed",
+        }[reached(claim["aim"], claim["margin"], one)]
+        text += f" Aim: {aim_text(claim['aim'], claim['margin'])}: **{answer}**."
+    return text
+
+
+# --- the blocks ----------------------------------------------------------------------------------
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """A JSON file of docs/, or None while it has not been made."""
+    path = DOCS / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _claims(wanted: Callable[[str], bool]) -> list[Mapping[str, Any]]:
+    found = read("claims.json") or {"claims": {}}
+    return [one for key, one in found["claims"].items() if wanted(key)]
+
+
+def answers() -> str:
+    """3B, its control, and distillation."""
+    claims = _claims(lambda key: not key.startswith("lora_"))
+    return "".join(f"- {sentence(one)}\n" for one in claims) or NOT_RUN
+
+
+def lora() -> str:
+    """LoRA against all weights, and its size."""
+    claims = _claims(lambda key: key.startswith("lora_"))
+    if not claims:
+        return NOT_RUN
+    sizes = [size for size in (read("claims.json") or {})["adapters"].values() if size]
+    lines = [f"- {sentence(one)}\n" for one in claims]
+    if sizes:
+        largest = max(sizes) / 1e6
+        verb = "is within" if largest <= MOST_MEGABYTES else "is above"
+        lines.append(
+            f"- The largest of {len(sizes)} adapters has {largest:.1f} MB, which {verb} the "
+            f"{MOST_MEGABYTES} MB aimed at.\n"
+        )
+    return "".join(lines)
+
+
+def folds() -> str:
+    """Every difference on the confirm half and, labelled, on all items."""
+    rows = [
+        [
+            one["what"], interval(one["confirm"]), words.count(one["confirm"]["n"]),
+            interval(one["all"]), words.count(one["all"]["n"]),
+            seeds_text(one["seeds"], one["all"]),
+        ]
+        for one in _claims(bool)
+        if one.get("confirm") and one.get("all")
+    ]  # fmt: skip
+    header = [
+        "difference", "confirm half", "n", "all items, explore among them", "n",
+        "single seeds, all items",
+    ]  # fmt: skip
+    return blocks.table(header, rows) if rows else NOT_RUN
+
+
+def accuracy() -> str:
+    """Macro accuracy of every arm."""
+    found = (read("claims.json") or {"accuracy": {}})["accuracy"]
+    rows = [
+        [
+            f"`{arm}`",
+            str(max(cell["n_runs"] for cell in by_regime.values() if cell)),
+            *(
+                f"{cell[fold]:.1f}" if cell else "not run"
+                for fold in ("confirm", "all")
+                for cell in (by_regime["causal"], by_regime["bidirectional"])
+            ),
+        ]
+        for arm, by_regime in found.items()
+        if any(by_regime.values())
+    ]
+    header = [
+        "arm", "runs", "causal, confirm", "bidirectional, confirm", "causal, all",
+        "bidirectional, all",
+    ]  # fmt: skip
+    return blocks.table(header, rows) if rows else NOT_RUN
+
+
+def recipe() -> str:
+    """The cheapest recipe, how it was chosen, and what it holds on the confirm half."""
+    found = read("recipes.json")
+    return recipe_text(found) if found else NOT_RUN
+
+
+def recipe_text(found: Mapping[str, Any]) -> str:
+    by_name = {one["name"]: one for one in found["recipes"]}
+    rule = f"Rule, fixed beforehand: {found['rule']}.\n\n"
+    if found["chosen"] is None:
+        scored = [one for one in by_name.values() if one["explore"]]
+        best = max(scored, key=lambda one: one["explore"]["bidirectional"]["value"], default=None)
+        nearest = (
+            f" The nearest is `{best['name']}` at {interval(best['explore']['bidirectional'])}."
+            if best
+            else ""
+        )
+        return f"{rule}None of {len(by_name)} recipes comes that close.{nearest}\n"
+    text = f"{rule}Of {len(by_name)} recipes, this one: {_one_recipe(by_name[found['chosen']])}"
+    others = dict.fromkeys(
+        name for name in found["chosen_by_objective"].values() if name and name != found["chosen"]
+    )
+    for name in others:
+        text += f"\nThe same rule among `{by_name[name]['objective']}` recipes only: "
+        text += _one_recipe(by_name[name])
+    return text
+
+
+def _one_recipe(one: Mapping[str, Any]) -> str:
+    alone = list(one["seconds_alone"].values())
+    seconds = (
+        f"{min(alone):.1f} to {max(alone):.1f} s of training, alone on one {one['device']}"
+        if alone
+        else "seconds not measured alone"
+    )
+    weights = "all weights" if one["method"] == "full" else "a LoRA adapter"
+    below = "below" if one["steps"] < MOST_STEPS else "not below"
+    lines = [
+        f"`{one['name']}` ({one['objective']}, {weights}, learning rate {one['lr']:g}): "
+        f"{one['steps']} steps, which is {below} {MOST_STEPS}; {words.count(one['tokens'])} useful "
+        f"tokens; {seconds}. On explore: {interval(one['explore']['bidirectional'])} points.\n"
+    ]
+    for title, part in (
+        ("confirm half", one["confirm"]),
+        ("confirm half, only seeds not looked at in choosing", one["confirm_fresh_seeds"]),
+    ):
+        if part:
+            for regime, aim in (("bidirectional", "within or better"), ("causal", "none")):
+                claim = {
+                    "what": f"{title}, {regime}, minus stage 1",
+                    "aim": aim,
+                    "margin": 1.0,
+                    "seeds": part["seeds"],
+                    "confirm": part[regime],
+                }
+                lines.append(f"- {sentence(claim)}\n")
+    return "\n".join([lines[0], "".join(lines[1:])])
+
+
+def recipes() -> str:
+    """All that were tried."""
+    found = read("recipes.json")
+    if not found or not found["recipes"]:
+        return NOT_RUN
+    rows = [
+        [
+            f"`{one['name'].removeprefix('recipe-')}`",
+            words.count(one["tokens"]),
+            str(one["passes_a_token"]),
+            interval(one["explore"]["bidirectional"]) if one["explore"] else "",
+            interval(one["confirm"]["bidirectional"]) if one["confirm"] else "",
+            interval(one["confirm"]["causal"]) if one["confirm"] else "",
+            str(len(one["seeds"])),
+        ]
+        for one in found["recipes"]
+    ]
+    header = [
+        "recipe", "useful tokens", "passes", "explore, bidirectional (seed 0)",
+        "confirm, bidirectional", "confirm, causal", "seeds",
+    ]  # fmt: skip
+    return blocks.table(header, rows)
+
+
+BLOCKS: blocks.Blocks = {
+    one.__name__: one for one in (answers, lora, folds, accuracy, recipe, recipes)
+}
