@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pandas as pd
+import streamlit as st
 
 from bidir_core import plots
-from bidir_ui import fmt, html, lab_data, lab_view, widgets
+from bidir_core.run_layout import is_read_only
+from bidir_ui import fmt, html, lab_attention, lab_data, lab_view, url, widgets
+from bidir_ui.data import RunInfo
 from bidir_ui.lab_data import Lab
 
 MARKS = {
@@ -16,28 +20,29 @@ MARKS = {
     "partly": ("", "◐ partly"),
     "undecided": ("", "○ undecided"),
     "open": ("", "□ for information"),
+    "missing": ("", "– not run"),
 }
 
 
-def panel(lab: Lab) -> None:
+def panel(lab: Lab, runs: tuple[RunInfo, ...]) -> None:
     """One row a control: the question, what would refute the story, what was found."""
     widgets.heading("Controls that could refute it")
-    rows = lab.found.get("controls") or []
+    rows = list(lab.found.get("controls") or [])
     if not rows:
-        widgets.not_run(
-            "That one change removes the damage does not say why. One command asks what could "
-            "refute the story:",
-            lab_view.COMMANDS[-1],
-        )
+        _not_run(lab, runs)
+    rows = lab_attention.answered(lab, runs, rows)
+    if not rows:
         return
     widgets.note(
         "What refutes the story was fixed before looking; outcomes follow from 95 % intervals "
         "against the border of half the damage."
     )
-    _chart(lab)
+    if lab.found.get("controls"):
+        _chart(lab)
     cells = []
     for row in rows:
         cls, word = MARKS.get(row["outcome"], MARKS["open"])
+        finding = fmt.tie(row["finding"])
         cells.append(
             (
                 html.el(
@@ -45,12 +50,37 @@ def panel(lab: Lab) -> None:
                     html.el("small", row["question"]), style="min-width: 13rem",
                 ),
                 html.span(cls + " b-nowrap", word),
-                fmt.tie(row["finding"]),
+                html.join(finding, " ", row["source"]) if row.get("source") else finding,
                 html.el("div", row["refuted_by"], style="min-width: 11rem"),
             )
         )  # fmt: skip
     head = ("Control", "Outcome", "What it shows", "What would refute the story")
     html.show(html.div("b-report", widgets.table(head, cells, left=(0, 1, 2, 3))))
+
+
+def _not_run(lab: Lab, runs: tuple[RunInfo, ...]) -> None:
+    """That this sweep has no controls; another one of the model may, else how to run them."""
+    elsewhere = next(
+        (one for one in lab_data.sweeps(runs) if lab_data.has_controls(one, lab)), None
+    )
+    if elsewhere is not None:
+        link = html.el(
+            "a", elsewhere.id, href=url.href("lab", url.params(sweep=elsewhere.id)), target="_self"
+        )
+        widgets.note("This sweep has none of its own. They were run for this model in ", link, ".")
+        return
+    widgets.not_run(
+        "That one change removes the damage does not say why. The first line asks what could "
+        "refute the story; the second, whether attention ahead is still used under sink=1:",
+        f"python -m bidir_core lab --model {shlex.quote(lab.info.model)} --limit 50 --controls",
+        lab_attention.command(lab),
+    )
+    if not is_read_only():
+        query = {"stage": "lab-controls", "f.model": lab.info.model}
+        st.page_link(
+            "pages/launch.py", label="Launch the controls", icon=":material/play_circle:",
+            query_params=query,
+        )  # fmt: skip
 
 
 def _short(point: dict[str, Any]) -> str:

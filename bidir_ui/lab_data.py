@@ -10,6 +10,7 @@ import streamlit as st
 
 from bidir_core import store
 from bidir_core.lab.summary import Sweep, summarise
+from bidir_core.lab.triviality import same_prompts
 from bidir_core.lab.verdicts import best_of_dials, removed_sentence
 from bidir_core.regimes import parse_regime
 from bidir_ui import fmt
@@ -39,6 +40,10 @@ class Lab:
     def usual(self) -> dict[str, Any]:
         """The sweep's own prompt condition: that of its first point, the causal reference."""
         return self.points[0]["condition"] if self.points else {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return store.Run(self.info.path).settings
 
     @property
     def n_layers(self) -> int:
@@ -73,6 +78,14 @@ class Lab:
 def sweeps(runs: tuple[RunInfo, ...]) -> list[RunInfo]:
     """Every sweep, finished ones first, newest first."""
     return sorted((run for run in runs if run.is_sweep), key=lambda run: not run.is_done)
+
+
+def has_controls(info: RunInfo, lab: Lab) -> bool:
+    """Whether another finished sweep has the controls of this one's model and prompts."""
+    if not info.is_done or info.id == lab.info.id or info.model != lab.info.model:
+        return False
+    settings = store.Run(info.path).settings
+    return bool(settings.get("controls")) and same_prompts(lab.settings, settings)
 
 
 def load(info: RunInfo, runs: tuple[RunInfo, ...], metric: str) -> Lab:

@@ -22,7 +22,7 @@ with shell.guard():
         measure = lab_view.measure_box()
         lab_charts.dose_response(lab, measure, slug)
         lab_charts.layers(lab, measure, slug)
-    lab_controls.panel(lab)
+    lab_controls.panel(lab, page.runs)
     widgets.heading("Every point")
     with st.expander("The charts' numbers as a table", expanded=len(lab.points) <= 24):
         lab_points.table(lab, slug)

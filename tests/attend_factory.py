@@ -96,14 +96,21 @@ def make_summary(
     n_layers: int = 4,
     n_heads: int = 3,
     n_items: int = 5,
+    model: str = "m",
+    future: Sequence[float] | None = None,
+    config: dict[str, Any] | None = None,
 ) -> Run:
-    """Averages over ``n_items`` items of each task."""
+    """Averages over ``n_items`` items of each task. ``future``: what each regime sends ahead."""
     random = np.random.default_rng(0)
-    settings = {"model": "m", "task": ",".join(tasks), "limit": n_items, "regimes": list(names)}
+    settings = {"model": model, "task": ",".join(tasks), "limit": n_items, "regimes": list(names)}
+    settings |= config or {}
     writer = RunWriter.create("lab", settings, root=root, kind="attend", dtype="float32")
     observed, arrays, rows = [], {}, random.random((n_items, n_layers))
     for number, name in enumerate(names):
         values = {m: random.random((n_items, n_layers, n_heads)) for m in files.MEASURES}
+        if future is not None:
+            spread = 0.01 * (values["future"] - 0.5) / n_items
+            values["future"] = np.clip(future[number] + spread, 0, 1)
         arrays |= {f"prefix_{m}_{number}": v.mean(0) for m, v in values.items()}
         by_layer = {m: mean_interval(v.mean(-1)) for m, v in values.items()}
         overall = {m: mean_interval(v.mean((1, 2))[:, None]) for m, v in values.items()}

@@ -11,6 +11,7 @@ from bidir_core.lab.points import Condition, Point
 from bidir_core.lab.summary import summarise
 from bidir_core.store import Run
 from tests.app import open_page, words
+from tests.attend_factory import make_summary
 from tests.lab_factory import LAMBDAS, SINKS, USUAL, accuracy, make_sweep
 
 PAGE = "pages/lab.py"
@@ -223,6 +224,75 @@ def test_the_controls_token_is_the_one_fixed_beforehand(root) -> None:
     )  # fmt: skip
     found = {one["name"]: one for one in summarise(Run(sweep.path))["controls"]}
     assert found["placebo"]["finding"].startswith("Keeping token 8 causal")
+
+
+REGIMES = ("causal", "bidirectional", "bidirectional:sink=1")
+EMBEDDED = "smollm2-135m-instruct"
+
+
+def triviality(text: str) -> str:
+    """What stands between that control's name and the next row."""
+    return " ".join(text.partition("Triviality (attention ahead)")[2].split())
+
+
+def test_an_attention_summary_answers_triviality(root) -> None:
+    sweep = make_sweep(root, FEW[:1], n_items=60)
+    text = words(open_page(PAGE, sweep=sweep.id))
+    assert "Not run yet" in text
+    assert f"attend --model {EMBEDDED} --task " in text
+    assert "--limit 20 --regime causal --regime bidirectional --regime bidirectional:sink=1" in text
+    assert "Triviality" not in text
+    # Summaries of another model, of other prompts and of fewer items do not answer.
+    made = {"names": REGIMES, "tasks": ("piqa", "arc_easy")}
+    make_summary(root, **made, n_items=90, future=(0, 0.4, 0.001))
+    make_summary(
+        root, **made, n_items=80, future=(0, 0.4, 0.001), model=EMBEDDED,
+        config={"chat_template": True},
+    )  # fmt: skip
+    make_summary(root, **made, n_items=3, future=(0, 0.4, 0.001), model=EMBEDDED)
+    kept = make_summary(root, **made, n_items=50, future=(0, 0.4, 0.25), model=EMBEDDED)
+    app = open_page(PAGE, sweep=sweep.id)
+    assert not app.exception
+    assert "Not run yet" in words(app)  # the other controls
+    found = triviality(words(app))
+    assert "● supports" in found
+    assert "25.0 % (95 % CI 25.0 to 25.0 %)" in found.replace("\xa0", " ")
+    assert "100 items" in found.replace("\xa0", " ")
+    assert f"Seen in {kept.id}" in found
+
+
+def test_a_sweep_without_its_own_measurement_says_how_to_get_one(root) -> None:
+    sweep = make_sweep(root, (), extra=CONTROLS[:1], n_items=60)
+    text = words(open_page(PAGE, sweep=sweep.id))
+    assert "Not run yet" not in text
+    assert "– not run" in triviality(text)
+    assert f"python -m bidir_core attend --model {EMBEDDED}" in triviality(text)
+    make_summary(root, REGIMES, n_items=50, future=(0, 0.4, 0.001), model=EMBEDDED)
+    assert "✕ refutes" in triviality(words(open_page(PAGE, sweep=sweep.id)))
+
+
+def test_two_measurements_of_attention_stand_beside_each_other(root) -> None:
+    sweep = make_sweep(root, (), extra=CONTROLS[:1], n_items=60)
+    attention = {name: {"future": [0.2, 0.21, 0.22]} for name in REGIMES}
+    (sweep.path / "attention.json").write_text(json.dumps({"schema": 1, "regimes": attention}))
+    (sweep.path / "metrics.json").write_text(
+        json.dumps(sweep.metrics | {"controls": summarise(Run(sweep.path))["controls"]})
+    )
+    make_summary(root, REGIMES, n_items=50, future=(0, 0.4, 0.25), model=EMBEDDED)
+    found = triviality(words(open_page(PAGE, sweep=sweep.id)))
+    assert "● supports" in found
+    assert "21.0 %" in found.replace("\xa0", " ")
+    assert "On more items: under sink=1 prompt tokens send 25.0 %" in found.replace("\xa0", " ")
+    make_summary(root, REGIMES, n_items=60, future=(0, 0.4, 0.001), model=EMBEDDED)
+    assert "◐ partly" in triviality(words(open_page(PAGE, sweep=sweep.id)))
+
+
+def test_a_sweep_without_controls_names_the_one_that_has_them(root) -> None:
+    sweep = make_sweep(root, FEW[:1], n_items=60)
+    controls = make_sweep(root, (), extra=CONTROLS[:1], n_items=60, name="controls")
+    text = words(open_page(PAGE, sweep=sweep.id))
+    assert "Not run yet" not in text
+    assert f"They were run for this model in {controls.id}" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("fold", ["explore", "confirm"])

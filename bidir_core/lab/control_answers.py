@@ -7,15 +7,12 @@ otherwise.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from bidir_core import stats, words
-from bidir_core.lab.control_points import ATTENTION_FILE
 from bidir_core.lab.points import SINK
 from bidir_core.pairing import pair
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
@@ -28,7 +25,6 @@ Outcome = Literal["supports", "refutes", "partly", "undecided", "open"]
 Standing = Literal["most", "little", "undecided"]
 
 HALF = 0.5
-TRIVIAL = 0.02  # less attention on future tokens than this would make them irrelevant
 NO_SHARE = "no share is stated, the damage itself is not separable from 0"
 
 Answer = tuple[Outcome, str]
@@ -141,53 +137,6 @@ def keys_or_values(sweep: Sweep) -> Answer:
     }.get((standings[0], standings[1]), " Which of the two matters is undecided.")
     finding = f"{said[0]}; {said[1]}."
     return "open", finding[0].upper() + finding[1:] + reading
-
-
-def triviality(sweep: Sweep) -> Answer:
-    """Whether attention ahead is still used under ``sink=1``."""
-    try:
-        value = json.loads((sweep.run.path / ATTENTION_FILE).read_text(encoding="utf-8"))
-        regimes = value["regimes"]
-        sink, plain = regimes[str(SINK)]["future"], regimes[str(BIDIRECTIONAL)]["future"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return NOT_RUN
-    mean, low, high = _mean(sink)
-    other, other_low, other_high = _mean(plain)
-    outcome: Outcome = "undecided"
-    if not math.isnan(low):
-        outcome = "supports" if low > TRIVIAL else "refutes" if high < TRIVIAL else "undecided"
-    return outcome, (
-        f"Under sink=1 prompt tokens send {_percent(mean, low, high)} of their attention to tokens "
-        f"ahead of them (mean over layers and heads, {len(sink)} items); under plain bidirectional "
-        f"prefill {_percent(other, other_low, other_high)}.{_changed_answers(sweep)}"
-    )
-
-
-def _changed_answers(sweep: Sweep) -> str:
-    """How often sink=1 answers otherwise than causal: a mask that did nothing would never."""
-    causal, sink = (sweep.slug_of(str(regime), sweep.usual) for regime in (CAUSAL, SINK))
-    if causal is None or sink is None:
-        return ""
-    pairs = pair(sweep.runs[causal], sweep.runs[sink], "acc", intersect=True)
-    changed = int((pairs.pred_a != pairs.pred_b).sum())
-    return (
-        f" It answers {100 * changed / pairs.n:.1f} % of the items otherwise than causal "
-        f"({words.count(changed)} of {words.count(pairs.n)})."
-    )
-
-
-def _mean(values: list[float]) -> tuple[float, float, float]:
-    """A mean over items with its normal 95 % interval."""
-    found = np.asarray(values, dtype=np.float64)
-    mean = float(found.mean()) if len(found) else math.nan
-    if len(found) < 2:
-        return mean, math.nan, math.nan
-    half = 1.959964 * float(found.std(ddof=1)) / math.sqrt(len(found))
-    return mean, mean - half, mean + half
-
-
-def _percent(mean: float, low: float, high: float) -> str:
-    return f"{100 * mean:.1f} % (95 % CI {100 * low:.1f} to {100 * high:.1f} %)"
 
 
 def prompt_conditions(sweep: Sweep) -> Answer:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from bidir_core.errors import UserError
 from bidir_core.lab.control_answers import (
-    TRIVIAL,
     Answer,
     context_floor,
     keys_or_values,
@@ -19,9 +18,9 @@ from bidir_core.lab.control_answers import (
     one_point,
     prompt_conditions,
     sufficiency,
-    triviality,
 )
 from bidir_core.lab.control_points import measure_attention, middle_token, plan
+from bidir_core.lab.triviality import TRIVIAL, triviality
 
 if TYPE_CHECKING:
     from bidir_core.lab.summary import Sweep
