@@ -10,10 +10,7 @@ other batches let the same numbers be added in another order, which eight bits o
 from __future__ import annotations
 
 import argparse
-import os
 import platform
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +20,9 @@ import pandas as pd
 import torch
 import transformers
 
+from benchmarks import real_commands as commands
 from bidir_core.config import EMBEDDED_MODEL
 from bidir_core.store import Run
-
-LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0")
 
 
 @dataclass(frozen=True)
@@ -88,16 +84,13 @@ def compare(one: pd.DataFrame, other: pd.DataFrame) -> Difference:
 
 def run(way: Way, model: str, limit: int, folder: Path, more: list[str]) -> Run:
     """Evaluate in processes of their own and return the run."""
-    start = [*LAUNCH, "--num_processes", str(way.processes)] if way.processes > 1 else []
     dtype = () if "--dtype" in way.flags else ("--dtype", "bfloat16")
-    command = [sys.executable, *start, "-m", "bidir_core", "eval", "--model", model]
-    command += ["--limit", str(limit), "--runs-dir", str(folder), "--compact"]
-    done = subprocess.run(
-        [*command, *dtype, *way.flags, *more], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{way.name} failed:\n{done.stderr[-2000:]}")
-    return Run(Path(done.stdout.split()[-1]))
+    words = ["eval", "--model", model, "--limit", str(limit), "--compact"]
+    words += ["--runs-dir", str(folder), *dtype, *way.flags, *more]
+    done = commands.run(words, processes=way.processes, on_gpu="cpu" not in more)
+    if done.trouble:
+        raise SystemExit(f"{way.name} failed: {done.trouble}")
+    return Run(Path(done.out.split()[-1]))
 
 
 def main() -> None:
@@ -110,8 +103,6 @@ def main() -> None:
     options = parser.parse_args()
     more = ["--device", options.device, "--regime", options.regime]
     more += ["--tasks", options.tasks] if options.tasks else []
-    if options.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     rows: list[str] = []
     first: pd.DataFrame | None = None

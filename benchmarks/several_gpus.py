@@ -1,0 +1,298 @@
+"""Several GPUs beside one, by the real commands: the published shape with random weights.
+
+    python -m benchmarks.several_gpus --tokenizer DIR                       # two GPUs, all parts
+    python -m benchmarks.several_gpus --parts eval --processes 4 --repeats 3
+    python -m benchmarks.several_gpus --device cpu --shape tiny --limit 4 --steps 3 --warm-up 1
+
+The model is written to a folder once, and each measurement is ``python -m bidir_core eval`` or
+``finetune`` in processes of its own: alone, or under ``accelerate launch``, by turns. Seconds are
+those that the run folders recorded: from the first batch on, and from the folder's creation on,
+which is when the weights are loaded; ``wall`` is the whole process, its start included.
+
+Parts: ``eval`` (five tasks, whole validation sets, bidirectional; the predictions are compared),
+``finetune`` (3B, useful tokens a second behind a warm-up, for each of ``--methods``) and ``fsdp``
+(a full fine-tune with the weights spread out). A command that fails or takes too long is a row
+with its last words, and the others go on. Files as those of ``benchmarks.full_size``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.book import Book
+from benchmarks.full_shape import SHAPES, Clock, build, clear, matmul_tflops, read_tokenizer
+from benchmarks.real_commands import Ended, run
+from bidir_core.config import PUBLISHED_TASKS
+from bidir_core.devices import choose_device, choose_dtype
+from bidir_core.store import Run
+from bidir_core.training.curve import read_curve
+
+Add = Callable[..., None]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure the parts asked for, writing after every row."""
+    options = parse(arguments)
+    book = Book(Path(options.out), options)
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="several-gpus-") as folder:
+        options.work = Path(folder)
+        book.begin("model")
+        book.add("model", "written", **write_model(options, options.work / "model"))
+        for part in options.parts:
+            book.begin(part)
+            PARTS[part](options, book.add, Clock(options.part_seconds))
+    print(book.markdown())
+
+
+def parse(arguments: list[str] | None) -> Namespace:
+    """The command line, with device, dtype and the measured matrix rate filled in."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    words = lambda text: [word for word in text.split(",") if word]  # noqa: E731
+    add = parser.add_argument
+    add("--shape", default="ministral3-3b", choices=list(SHAPES))
+    add("--processes", type=int, default=2, help="of an accelerate launch, one GPU each")
+    add("--parts", type=words, default=list(PARTS), help=",".join(PARTS))
+    add("--part-seconds", type=float, default=300, help="when a part begins no further command")
+    add("--run-seconds", type=float, default=200, help="when a command is ended")
+    add("--repeats", type=int, default=2, help="of each measurement, by turns; the median counts")
+    add("--out", default="several_gpus", help="path of the two files, without .json and .md")
+    add("--folder", help="where the model and the runs go, for a while (default: the system's)")
+    add("--device", default="auto")
+    add("--dtype", default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU")
+    add("--tokenizer", help="a folder with a tokenizer (default: the embedded model's)")
+    add("--attn", default="auto")
+    add("--tasks", default=",".join(PUBLISHED_TASKS))
+    add("--limit", type=int, help="items per task (default: all)")
+    add("--batch-tokens", type=int, help="of an evaluation (default: by device)")
+    add("--data", default="far", help="what to train on")
+    add("--methods", type=words, default=["lora"], help="lora,full")
+    add("--steps", type=int, default=12)
+    add("--warm-up", type=int, default=4, help="of the steps, not timed")
+    add("--batch-samples", type=int, default=256)
+    add("--micro-tokens", type=int, default=8192, help="tokens at once")
+    add("--gradient-checkpointing", action="store_true")
+    options = parser.parse_args(arguments)
+    if unknown := [part for part in options.parts if part not in PARTS]:
+        parser.error(f"--parts {unknown[0]}: choose from {', '.join(PARTS)}")
+    if unknown := [one for one in options.methods if one not in ("lora", "full")]:
+        parser.error(f"--methods {unknown[0]}: choose from lora, full")
+    if not 1 <= options.warm_up < options.steps:
+        parser.error(f"--warm-up {options.warm_up}: give 1 to {options.steps - 1}")
+    if options.processes < 2:
+        parser.error(f"--processes {options.processes}: give 2 or more")
+    options.on = choose_device(options.device)
+    if options.on.type == "cuda" and torch.cuda.device_count() < options.processes:
+        parser.error(f"--processes {options.processes}: there are {torch.cuda.device_count()} GPUs")
+    options.dtype = choose_dtype(options.dtype, options.on)
+    options.tflops = matmul_tflops(options.on, options.dtype)
+    return options
+
+
+def write_model(options: Namespace, folder: Path) -> dict[str, Any]:
+    """Make the model on the device, where that takes a moment, and write it like a hub's folder."""
+    started = time.monotonic()
+    tokenizer = read_tokenizer(options.tokenizer)
+    model = build(options.shape, tokenizer, options.on, options.dtype).model
+    made = time.monotonic() - started
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    del model
+    clear(options.on)
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return {
+        "weights_made_on": str(options.on),
+        "made_seconds": round(made, 1),
+        "written_seconds": round(time.monotonic() - started - made, 1),
+        "gb": round(size / 1e9, 2),
+    }
+
+
+def measure_eval(options: Namespace, add: Add, clock: Clock) -> None:
+    """All items under the bidirectional regime, and whether the predictions are the same."""
+    words = ["eval", "--regime", "bidirectional", "--compact", "--tasks", options.tasks]
+    for name in ("limit", "batch_tokens"):
+        if (value := getattr(options, name)) is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    records: dict[int, Any] = {}
+
+    def read(made: Run, processes: int) -> dict[str, Any]:
+        metrics = made.metrics or {}
+        seconds = metrics["cost"]["seconds"]
+        records[processes] = made.items()
+        return {
+            "items": metrics["n_items"],
+            "scoring_seconds": seconds,
+            "items_per_second": round(metrics["n_items"] / seconds, 1),
+            "computed_tokens": metrics["cost"]["computed_tokens"],
+            "acc": round(metrics["macro"]["acc"], 4),
+        }
+
+    found = by_turns(options, add, clock, "eval", "eval", words, read)
+    compare_speeds(add, "eval", "", options, found, "items_per_second")
+    if len(records) == 2:
+        from benchmarks.bf16_differences import compare
+
+        gap = compare(records[1], records[options.processes])
+        add(
+            "eval",
+            "predictions",
+            items=gap.n_items,
+            predictions_differ=gap.n_predictions,
+            items_with_another_log_likelihood=gap.n_items_ll,
+            largest_nats=round(gap.largest_nats, 4),
+        )
+
+
+def measure_finetune(options: Namespace, add: Add, clock: Clock) -> None:
+    """3B, data-parallel: gradients are exchanged once a step."""
+    for method in options.methods:
+        words = finetune_words(options, method)
+        found = by_turns(options, add, clock, "finetune", method, words, read_training(options))
+        compare_speeds(add, "finetune", f"{method}: ", options, found, "tokens_per_second")
+
+
+def measure_fsdp(options: Namespace, add: Add, clock: Clock) -> None:
+    """3B, all weights, spread over the processes."""
+    words = finetune_words(options, "full")
+    one_run(
+        options, add, clock, "fsdp", "full", words, read_training(options), options.processes, True
+    )
+
+
+PARTS = {"eval": measure_eval, "finetune": measure_finetune, "fsdp": measure_fsdp}
+
+
+def finetune_words(options: Namespace, method: str) -> list[str]:
+    """A short fine-tune that does nothing but train, and reports every ``--warm-up`` steps."""
+    words = ["finetune", "--prompt-bidir-response-causal-train", "--method", method]
+    words += ["--data", options.data, "--no-decontaminate", "--checkpoint-every", "0"]
+    for name in ("steps", "batch_samples", "micro_tokens"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    words += ["--log-every", str(options.warm_up)]
+    return words + (["--gradient-checkpointing"] if options.gradient_checkpointing else [])
+
+
+def read_training(options: Namespace) -> Callable[[Run, int], dict[str, Any]]:
+    """How to read a fine-tune's speed off its curve, from the end of the warm-up to the last step."""
+
+    def read(made: Run, processes: int) -> dict[str, Any]:
+        lines = [line for line in read_curve(made.path) if "loss" in line]
+        first, last = lines[0], lines[-1]
+        seconds, steps = last["seconds"] - first["seconds"], last["step"] - first["step"]
+        return {
+            "tokens_per_second": round((last["tokens"] - first["tokens"]) / seconds),
+            "ms_per_step": round(1e3 * seconds / steps, 1),
+            "timed_steps": steps,
+            "warm_up_seconds": first["seconds"],
+            "loss": last["loss"],
+        }
+
+    return read
+
+
+Read = Callable[[Run, int], dict[str, Any]]
+Found = dict[int, list[dict[str, Any]]]
+
+
+def by_turns(
+    options: Namespace, add: Add, clock: Clock, part: str, what: str, words: list[str], read: Read
+) -> Found:
+    """One process, several, one, several: the rows of those that succeeded."""
+    found: Found = {1: [], options.processes: []}
+    for repeat in range(options.repeats):
+        for processes in found:
+            if repeat and not clock.left():
+                continue
+            row = one_run(options, add, clock, part, what, words, read, processes)
+            found[processes] += [row] if row else []
+    return found
+
+
+def one_run(
+    options: Namespace,
+    add: Add,
+    clock: Clock,
+    part: str,
+    what: str,
+    words: list[str],
+    read: Read,
+    processes: int,
+    fsdp: bool = False,
+) -> dict[str, Any] | None:
+    """Run one command, and add its row."""
+    name = f"{what}, {processes} {'process' if processes == 1 else 'processes'}"
+    if not clock.left():
+        add(part, name, skipped="the part's time was over")
+        return None
+    runs = Path(tempfile.mkdtemp(dir=options.work))
+    words = [*words, "--model", str(options.work / "model"), "--runs-dir", str(runs)]
+    words += ["--device", options.device, "--dtype", str(options.dtype).removeprefix("torch.")]
+    words += ["--attn", options.attn]
+    ended = run(
+        words,
+        processes=processes,
+        fsdp=fsdp,
+        on_gpu=options.on.type == "cuda",
+        seconds=options.run_seconds,
+    )
+    try:
+        return _row(add, part, name, ended, runs, read, processes)
+    finally:
+        shutil.rmtree(runs, ignore_errors=True)
+
+
+def _row(
+    add: Add, part: str, name: str, ended: Ended, runs: Path, read: Read, processes: int
+) -> dict[str, Any] | None:
+    wall = round(ended.wall_seconds, 1)
+    made = [Run(path.parent) for path in runs.glob("*/*/metrics.json")]
+    if ended.trouble or not made:
+        add(part, name, wall_seconds=wall, failed=ended.trouble or "it made no run")
+        return None
+    status, cost = made[0].status, (made[0].metrics or {})["cost"]
+    peak = cost["peak_memory_bytes"].get("device")
+    row = {
+        **read(made[0], processes),
+        "after_load_seconds": round(status["finished"] - status["started"], 2),
+        "wall_seconds": wall,
+        "peak_gb": round(peak / 1e9, 2) if peak else None,
+        "attention": made[0].config.get("attention"),
+    }
+    add(part, name, **row)
+    return row
+
+
+def compare_speeds(
+    add: Add, part: str, what: str, options: Namespace, found: Found, speed: str
+) -> None:
+    """How many times as fast several processes are as one, by medians."""
+    one, several = found[1], found[options.processes]
+    if not one or not several:
+        return
+
+    def times(name: str) -> float:
+        """Of a speed, or of seconds."""
+        a, b = (statistics.median(row[name] for row in rows) for rows in (several, one))
+        return round(a / b if name == speed else b / a, 2)
+
+    add(
+        part,
+        f"{what}{options.processes} processes against one",
+        times=times(speed),
+        times_after_load=times("after_load_seconds"),
+        times_wall=times("wall_seconds"),
+    )
+
+
+if __name__ == "__main__":
+    main()
