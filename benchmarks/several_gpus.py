@@ -18,6 +18,8 @@ with its last words, and the others go on. Files as those of ``benchmarks.full_s
 from __future__ import annotations
 
 import argparse
+import json
+import random
 import shutil
 import statistics
 import tempfile
@@ -36,6 +38,8 @@ from bidir_core.config import PUBLISHED_TASKS
 from bidir_core.devices import choose_device, choose_dtype
 from bidir_core.store import Run
 from bidir_core.training.curve import read_curve
+from bidir_core.training.mixtures import MIXTURES
+from bidir_core.training.sources import Columns, read_samples
 
 Add = Callable[..., None]
 
@@ -48,6 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
         options.work = Path(folder)
         book.begin("model")
         book.add("model", "written", **write_model(options, options.work / "model"))
+        if options.data in MIXTURES and set(options.parts) & {"finetune", "fsdp"}:
+            options.data = str(write_samples(options, options.work / "samples.jsonl"))
         for part in options.parts:
             book.begin(part)
             PARTS[part](options, book.add, Clock(options.part_seconds))
@@ -90,6 +96,8 @@ def parse(arguments: list[str] | None) -> Namespace:
         parser.error(f"--warm-up {options.warm_up}: give 1 to {options.steps - 1}")
     if options.processes < 2:
         parser.error(f"--processes {options.processes}: give 2 or more")
+    if options.data not in MIXTURES:
+        options.data = str(Path(options.data).absolute())
     options.on = choose_device(options.device)
     if options.on.type == "cuda" and torch.cuda.device_count() < options.processes:
         parser.error(f"--processes {options.processes}: there are {torch.cuda.device_count()} GPUs")
@@ -115,6 +123,18 @@ def write_model(options: Namespace, folder: Path) -> dict[str, Any]:
         "written_seconds": round(time.monotonic() - started - made, 1),
         "gb": round(size / 1e9, 2),
     }
+
+
+def write_samples(options: Namespace, path: Path) -> Path:
+    """As many of a mixture's samples as the steps take: no command need encode the others."""
+    samples = read_samples(options.data, Columns(), None, False)
+    n = min(len(samples), options.steps * options.batch_samples)
+    lines = [
+        json.dumps({"prompt": one.prompt, "response": one.response})
+        for one in random.Random(0).sample(samples, n)
+    ]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
 
 
 def measure_eval(options: Namespace, add: Add, clock: Clock) -> None:

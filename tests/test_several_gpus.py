@@ -1,0 +1,108 @@
+"""The benchmark of several GPUs: its rows, what fails in it, and the commands that it starts."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import real_commands, several_gpus
+from benchmarks.real_commands import Ended
+from bidir_core.cli import main
+from tests.tiny_models import tiny_tokenizer
+
+
+@pytest.fixture
+def line(tmp_path, own_items):
+    """A command line on tiny everything."""
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    samples = [{"prompt": f"what is {i}?", "response": f" it is {i}"} for i in range(30)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    words = f"""--shape tiny --device cpu --out {tmp_path / "numbers"} --folder {tmp_path}
+        --data {data} --tokenizer {tmp_path / "tokenizer"} --tasks {own_items} --limit 4
+        --steps 3 --warm-up 1 --batch-samples 4 --repeats 1"""
+    return words.split(), tmp_path / "numbers"
+
+
+def read(out: Path) -> dict[tuple[str, str], dict]:
+    rows = json.loads(out.with_suffix(".json").read_text())["rows"]
+    return {(row["part"], row["what"]): row for row in rows}
+
+
+def test_rows_come_from_the_runs_and_a_failure_is_one_of_them(line, monkeypatch, tmp_path) -> None:
+    words, out = line
+    started = []
+
+    def here(words, *, processes, fsdp, on_gpu, seconds) -> Ended:
+        """In this process, whatever was asked for."""
+        started.append((words[0], processes, fsdp, on_gpu))
+        if fsdp:
+            return Ended(
+                1, 0.5, "", "NCCL error: no such thing\nE1 failed (exitcode: 1) local_rank"
+            )
+        return Ended(main(words), 2.0, "", "")
+
+    monkeypatch.setattr(several_gpus, "run", here)
+    several_gpus.main(words)
+    assert started == [
+        ("eval", 1, False, False),
+        ("eval", 2, False, False),
+        ("finetune", 1, False, False),
+        ("finetune", 2, False, False),
+        ("finetune", 2, True, False),
+    ]
+    rows = read(out)
+    assert rows["model", "written"]["weights_made_on"] == "cpu"
+    one = rows["eval", "eval, 1 process"]
+    assert (one["items"], one["wall_seconds"]) == (4, 2.0)
+    assert one["after_load_seconds"] >= one["scoring_seconds"] > 0
+    assert rows["eval", "predictions"]["predictions_differ"] == 0
+    tuned = rows["finetune", "lora, 2 processes"]
+    assert tuned["timed_steps"] == 2
+    assert tuned["tokens_per_second"] > 0
+    times = rows["finetune", "lora: 2 processes against one"]
+    assert times["times_wall"] == 1.0
+    assert rows["fsdp", "full, 2 processes"]["failed"] == (
+        "exit code 1: NCCL error: no such thing / E1"
+    )
+    assert not list(tmp_path.glob("several-gpus-*"))  # neither the model nor its runs stay
+
+
+def test_times_are_of_medians_and_faster_is_more() -> None:
+    def rows(*speeds: float) -> list[dict]:
+        return [{"speed": s, "after_load_seconds": 8 / s, "wall_seconds": 9} for s in speeds]
+
+    options = several_gpus.Namespace(processes=2)
+    added: list[dict] = []
+    found = {1: rows(1, 1, 50), 2: rows(2, 0.1, 2)}
+    several_gpus.compare_speeds(
+        lambda part, what, **row: added.append(row), "eval", "", options, found, "speed"
+    )
+    assert added == [{"times": 2.0, "times_after_load": 2.0, "times_wall": 1.0}]
+
+
+def test_a_command_that_fails_or_takes_too_long_says_so() -> None:
+    refused = real_commands.run(["eval", "--model", "m", "--limit", "0"], on_gpu=False)
+    assert refused.code == 2
+    assert "exit code 2: error: " in (refused.trouble or "")
+    started = time.monotonic()
+    late = real_commands.run(["eval", "--model", "m"], on_gpu=False, seconds=0.01)
+    assert (late.trouble or "").startswith("its time was over")
+    assert time.monotonic() - started < real_commands._GRACE_SECONDS
+
+
+def test_one_process_gets_one_of_the_gpus_that_there_are(monkeypatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (real_commands.gpus(1), real_commands.gpus(2)) == ("0", "0,1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert (real_commands.gpus(1), real_commands.gpus(2)) == ("4", "4,6")
+
+
+def test_what_cannot_be_is_refused(capsys) -> None:
+    for words in (["--parts", "tea"], ["--steps", "3", "--warm-up", "3"], ["--processes", "1"]):
+        with pytest.raises(SystemExit) as refused:
+            several_gpus.parse(words)
+        assert refused.value.code == 2
