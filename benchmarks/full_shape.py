@@ -36,12 +36,20 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def build(
-    shape: str, tokenizer: Any, device: torch.device, dtype: torch.dtype, attn: str = "sdpa"
+    shape: str,
+    tokenizer: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    attn: str = "sdpa",
+    **others: Any,
 ) -> LoadedModel:
-    """A causal LM with random weights, made on the device, with regimes installed."""
+    """A causal LM with random weights, made on the device, with regimes installed.
+
+    ``others``: settings of the configuration in place of the shape's.
+    """
     import transformers
 
-    settings = dict(SHAPES[shape])
+    settings = {**SHAPES[shape], **others}
     settings["vocab_size"] = max(settings["vocab_size"], len(tokenizer))
     config = transformers.Ministral3Config(tie_word_embeddings=True, **settings)
     torch.manual_seed(0)

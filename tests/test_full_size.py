@@ -142,3 +142,33 @@ def test_parts_and_steps_are_checked(capsys) -> None:
             full_size.parse(words)
         assert refused.value.code == 2
     assert "--parts tea: choose from prefill, eval" in capsys.readouterr().err
+
+
+def test_ways_to_compute_are_compared(tmp_path, capsys, monkeypatch) -> None:
+    from benchmarks import gpu_check
+
+    words = ["--tiny", "--device", "cpu", "--out", str(tmp_path / "check"), "--only"]
+    assert gpu_check.main([*words, "training"]) == 0
+    rows = json.loads((tmp_path / "check.json").read_text())["rows"]
+    assert [row["check"] for row in rows] == [
+        f"training {kind}" for kind in ("none", "reduce-overhead", "default")
+    ]
+    assert rows[1]["losses"] == pytest.approx(rows[0]["losses"], abs=1e-3)
+    # Something else than was asked for is found out.
+    monkeypatch.setattr(gpu_check, "small", broken_small(gpu_check.small))
+    assert gpu_check.main([*words, "attention split"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def broken_small(small):
+    """Whatever is asked of split, it is causal."""
+
+    def made(head_dim, dtype, device, attn):
+        loaded = small(head_dim, dtype, device, attn)
+        if attn != "split":
+            return loaded
+        use = loaded.handle.use
+        loaded.handle.use = lambda regime, *rest: use(CAUSAL, *rest)
+        return loaded
+
+    return made

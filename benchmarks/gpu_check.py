@@ -1,0 +1,268 @@
+"""Do the ways to compute agree on this device? Two minutes before long measurements are trusted.
+
+    python -m benchmarks.gpu_check --tokenizer DIR --out check     # on a GPU
+    python -m benchmarks.gpu_check --tiny --device cpu             # what can be checked on a CPU
+
+``attention``: every implementation against sdpa in float32, forward for packed rows of items under
+several regimes, and gradients for packed samples. ``training``: the losses of some steps with
+``--compile default`` and ``reduce-overhead`` against those with ``none``. Each check is a line
+``ok`` or ``FAILED`` and a row of ``OUT.json``; one that fails keeps none of the others from running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch._dynamo.utils import counters
+from torch.nn.attention import SDPBackend
+
+from benchmarks.full_shape import attending, build, clear, now, peak_gb
+from bidir_core.attention import Implementation, install
+from bidir_core.devices import choose_device, device_name
+from bidir_core.layout import Layout
+from bidir_core.models import LoadedModel
+from bidir_core.packing import Collated
+from bidir_core.regimes import BIDIRECTIONAL, parse_regime
+from bidir_core.scoring import lengthen
+from bidir_core.training.config import FinetuneConfig
+from bidir_core.training.encode import EncodedSamples
+from bidir_core.training.loop import Trainer
+from bidir_core.training.losses import passes
+from bidir_core.training.packing import Packer
+from bidir_core.training.student import Student, compile_layers
+
+REGIMES = ("causal", "bidirectional", "bidirectional:sink=2,tail=1", "bidirectional:lambda=0.3")
+ATTENTIONS: tuple[Implementation, ...] = ("sdpa", "split", "flex")
+# (prefix, total) of a row's items: short ones, and one across several blocks of 128
+ROWS = (((9, 12), (1, 2), (6, 6), (40, 61)), ((300, 340), (100, 129), (7, 9)))
+STEPS = 12
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run every check; 1 if one failed."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--tokenizer", help="a folder whose config.json is the model to train")
+    parser.add_argument("--tiny", action="store_true", help="train a tiny model instead")
+    parser.add_argument("--seconds", type=float, default=120, help="begin no check behind them")
+    parser.add_argument("--only", default="", help="checks whose names hold this")
+    parser.add_argument("--out", help="path of a file of rows, without .json")
+    options = parser.parse_args(arguments)
+    device, started = choose_device(options.device), time.monotonic()
+    rows: list[dict[str, Any]] = []
+    losses: dict[str, list[float]] = {}
+    for name, check in checks(device, None if options.tiny else options.tokenizer, losses):
+        if options.only not in name or time.monotonic() - started > options.seconds:
+            continue
+        clear(device)
+        compiled, begun = counters["stats"]["unique_graphs"], now(device)
+        try:
+            row = check()
+        except Exception as error:
+            traceback.print_exc()
+            said = " ".join(str(error).split())[:300]
+            row = {"ok": False, "failed": f"{type(error).__name__}: {said}"}
+        row |= {"compiled": counters["stats"]["unique_graphs"] - compiled}
+        rows.append({"check": name, **row, "seconds": round(now(device) - begun, 1)})
+        print("ok" if row["ok"] else "FAILED", json.dumps(rows[-1]), flush=True)
+        if options.out:
+            facts = {"device": device_name(device), "torch": torch.__version__, "rows": rows}
+            Path(options.out).with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+    return int(not all(row["ok"] for row in rows))
+
+
+def checks(
+    device: torch.device, model: str | None, losses: dict[str, list[float]]
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Name and work of each check, the important ones first."""
+    gpu = device.type == "cuda"
+    yield "attention backends", lambda: backends(device)
+    heads = [(128, torch.bfloat16), (64, torch.float32)] if gpu else [(16, torch.float32)]
+    for attn in ATTENTIONS:
+        for head_dim, dtype in heads:
+            what = f"attention {attn}, heads of {head_dim}, {str(dtype).removeprefix('torch.')}"
+            yield what, lambda a=attn, h=head_dim, d=dtype: forward(a, h, d, device)
+    kinds = ["none", "reduce-overhead", "default"]
+    if gpu:  # flex trains nowhere else
+        yield "gradients flex", lambda: gradients("flex", 64, device)
+        kinds += ["flex none", "flex reduce-overhead", "flex default"]
+    for kind in kinds:
+        yield f"training {kind}", lambda k=kind: training(k, device, model, losses)
+
+
+# --- attention ------------------------------------------------------------------------------
+
+
+def backends(device: torch.device) -> dict[str, Any]:
+    """Which of sdpa's kernels each kind of call takes, in bfloat16; ``MATH`` holds all scores."""
+
+    def chosen(time: int, masked: bool, **how: Any) -> str:
+        empty = partial(torch.empty, device=device, dtype=torch.bfloat16)
+        query = empty(2, time, 32, 128).transpose(1, 2)
+        key = empty(2, time, 32 if masked else 8, 128).transpose(1, 2)
+        mask = empty(2, 1, time, time) if masked else None
+        number = torch._fused_sdp_choice(query, key, key, mask, 0.0, **how)
+        return SDPBackend(number).name
+
+    found = {
+        "no mask, grouped heads": chosen(512, False, enable_gqa=True),
+        "causal, grouped heads": chosen(512, False, is_causal=True, enable_gqa=True),
+        "mask": chosen(512, True),
+        "mask, odd length": chosen(101, True),
+    }
+    return {"ok": device.type == "cpu" or "MATH" not in found.values(), **found}
+
+
+def small(head_dim: int, dtype: torch.dtype, device: torch.device, attn: str) -> LoadedModel:
+    """Two layers with grouped heads; the same weights each time."""
+    return build("tiny", range(512), device, dtype, attn, head_dim=head_dim, num_attention_heads=8)
+
+
+def forward(
+    attn: Implementation, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
+    """Last hidden states of packed rows under each regime; in a batch of equal rows as well."""
+    exact = small(head_dim, torch.float32, device, "sdpa")
+    exact.model.load_state_dict(small(head_dim, dtype, device, "sdpa").model.state_dict())
+    tested = small(head_dim, dtype, device, attn)
+    worst = 0.0
+    for lengths in ROWS:
+        layout = Layout.pack(lengths)
+        ids = torch.arange(layout.shape[1])[None] * 7 % 512
+        one = torch.zeros(1, dtype=torch.int64)
+        longer = lengthen(Collated(ids, layout, one, one, one), 16)
+        for at, tokens in ((layout, ids), (longer.layout, longer.ids)):
+            for text in REGIMES:
+                theirs = hidden(exact, at, tokens, text, device).float()
+                ours = hidden(tested, at, tokens, text, device).float()
+                worst = max(worst, float((ours - theirs).norm() / theirs.norm()))
+    most = 1e-4 if dtype == torch.float32 else 0.03
+    return {"ok": worst <= most, "difference": float(f"{worst:.3g}"), "allowed": most}
+
+
+@torch.no_grad()
+def hidden(
+    loaded: LoadedModel, layout: Layout, ids: torch.Tensor, regime: str, device: torch.device
+) -> torch.Tensor:
+    there = layout.to(device)
+    with loaded.handle.use(parse_regime(regime), there):
+        return loaded.handle.decoder(
+            input_ids=ids.to(device), position_ids=there.position, use_cache=False
+        ).last_hidden_state
+
+
+def gradients(attn: Implementation, head_dim: int, device: torch.device) -> dict[str, Any]:
+    """Gradients of all weights by a loss on packed samples, in batches of several sizes."""
+    exact = small(head_dim, torch.float32, device, "sdpa")
+    exact.model.requires_grad_(True)
+    worst = 0.0
+    for n_rows in (2, 4, 8):
+        found = []
+        for name in ("sdpa", attn):
+            loaded = attending(exact, name)  # type: ignore[arg-type]
+            layout = Layout.pad([(60 + 9 * row, 130 + 20 * row) for row in range(n_rows)], 512)
+            layout = layout.to(device)
+            ids = torch.arange(512, device=device).expand(n_rows, -1)
+            loaded.model.zero_grad()
+            with loaded.handle.use(BIDIRECTIONAL, layout):
+                out = loaded.handle.decoder(
+                    input_ids=ids, position_ids=layout.position, use_cache=False
+                ).last_hidden_state
+                out[layout.item >= 0].square().sum().backward()
+            found.append([p.grad.clone() for p in loaded.model.parameters() if p.grad is not None])
+        for theirs, ours in zip(*found, strict=True):
+            worst = max(worst, float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)))
+    return {"ok": worst <= 2e-3, "difference": float(f"{worst:.3g}"), "allowed": 2e-3}
+
+
+# --- training -------------------------------------------------------------------------------
+
+
+def training(
+    kind: str, device: torch.device, model: str | None, losses: dict[str, list[float]]
+) -> dict[str, Any]:
+    """The losses of some steps; ``none``, which comes first, is what the others have to meet."""
+    compiled, attn = kind.split()[-1], "flex" if "flex" in kind else "sdpa"
+    loaded = random_model(model, device, attn)
+    student = Student(loaded.model.requires_grad_(True), loaded.handle)
+    student.model.train()
+    config = FinetuneConfig(
+        model="random", objective="3B", compile=compiled, steps=STEPS, lr=3e-4, warmup_steps=3
+    )
+    if compiled != "none" and device.type == "cuda":
+        compile_layers(student)
+    tiny = device.type == "cpu"
+    packer = Packer(
+        random_samples(student.vocabulary, 40 if tiny else 400),
+        batch_samples=8 if tiny else 64,
+        row_tokens=64 if tiny else 512,
+        micro_tokens=256 if tiny else 4096,  # some micro-batches a step
+        seed=0,
+    )
+    trainer = Trainer(config, student, packer, passes(config.goal, BIDIRECTIONAL, 0.0))
+    found, times = [], []
+    with trainer._packed(0) as steps:
+        for step in steps:
+            started = now(device)
+            trainer.train_step(step)
+            times.append(now(device) - started)
+            found.append(float(trainer.sums[0]))
+    losses[kind] = np.diff([0.0, *found]).tolist()
+    row: dict[str, Any] = {
+        "losses": [round(loss, 4) for loss in losses[kind]],
+        "ms_last_steps": round(1e3 * float(np.median(times[-4:])), 1),
+    }
+    if trainer.replay is not None:
+        slots = trainer.replay._slots.values()
+        row |= {"shapes": len(slots), "recorded": sum(len(slot.graph) for slot in slots)}
+    row |= {"peak_gb": peak_gb(device)} if device.type == "cuda" else {}
+    if "none" not in losses:
+        return {"ok": False, "failed": "there are no losses to compare with", **row}
+    off = float(np.abs(np.array(losses[kind]) - losses["none"]).max())
+    fell = losses[kind][-1] < losses[kind][0]
+    # bfloat16 rounds otherwise in fused kernels; a wrong gradient is off by much more.
+    ok = off <= (0.03 if device.type == "cuda" else 1e-3) and fell
+    return {"ok": ok, "difference": float(f"{off:.3g}"), **row}
+
+
+def random_model(model: str | None, device: torch.device, attn: str) -> LoadedModel:
+    """Random weights in the shape of a folder's config.json, or a tiny model."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    loaded = build("tiny", range(512), device, dtype, attn)
+    if model is None:
+        return loaded
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(model)
+    torch.manual_seed(0)
+    with device:
+        made: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return replace(loaded, model=made, handle=install(made, attn))  # type: ignore[arg-type]
+
+
+def random_samples(vocabulary: int, n: int) -> EncodedSamples:
+    """Samples of 20 to 200 tokens, of few kinds of tokens, so that there is something to learn."""
+    rng = np.random.default_rng(0)
+    n_total = rng.integers(20, 60 if n < 100 else 200, n)
+    start = np.cumsum(n_total) - n_total
+    return EncodedSamples(
+        ids=rng.integers(0, min(vocabulary, 50), n_total.sum()).astype(np.int32),
+        start=start,
+        n_prompt=n_total // 2,
+        n_total=n_total,
+        source=np.arange(n),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
