@@ -99,12 +99,13 @@ def make_summary(
     model: str = "m",
     future: Sequence[float] | None = None,
     config: dict[str, Any] | None = None,
+    name: str | None = None,
 ) -> Run:
     """Averages over ``n_items`` items of each task. ``future``: what each regime sends ahead."""
     random = np.random.default_rng(0)
     settings = {"model": model, "task": ",".join(tasks), "limit": n_items, "regimes": list(names)}
     settings |= config or {}
-    writer = RunWriter.create("lab", settings, root=root, kind="attend", dtype="float32")
+    writer = RunWriter.create("lab", settings, root=root, name=name, kind="attend", dtype="float32")
     observed, arrays, rows = [], {}, random.random((n_items, n_layers))
     for number, name in enumerate(names):
         values = {m: random.random((n_items, n_layers, n_heads)) for m in files.MEASURES}

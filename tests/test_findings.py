@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from scripts import findings
+from bidir_core.cli import build_parser
+from bidir_core.lab.points import Point
+from bidir_core.store import Run
+from scripts import findings, findings_lab, findings_sweep
+from tests.attend_factory import make_summary
+from tests.lab_factory import LAMBDAS, SINKS, USUAL, WINDOWS, accuracy, make_sweep
 
 TEXT = findings.PAGE.read_text(encoding="utf-8")
 
@@ -26,8 +32,134 @@ def test_the_words_around_them_hold_no_numbers_of_their_own() -> None:
 
 
 def test_no_more_is_claimed_than_was_run() -> None:
-    """As long as no committed sweep has controls, necessity is all that may be said."""
-    sweeps = [one for one in (findings.COMMITTED_RUNS / "lab").iterdir() if one.is_dir()]
-    if not any(findings.Run(one).settings.get("controls") for one in sweeps):
-        assert "Only necessity has been answered so far" in TEXT
+    """As long as no committed run has controls, necessity is all that may be said."""
+    for model, only in (
+        (findings_lab.EMBEDDED, "Only necessity has been answered so far"),
+        (findings_lab.SECOND, "[A first look]"),
+    ):
+        assert (only in TEXT) == (findings_lab.evidence(model).controls is None), model
+    if findings_lab.evidence(findings_lab.EMBEDDED).controls is None:
         assert re.search(r"\*\*Sufficiency\.\*\*", TEXT)
+
+
+# The blocks of sweeps, controls and attention, from pretended runs
+
+
+def block(root: Path, name: str) -> str:
+    return findings_lab.blocks(root)[name]()
+
+
+def lab(root: Path, name: str, regimes=(), **more) -> Run:
+    return make_sweep(root, regimes, name=name, n_items=150, **more)
+
+
+@pytest.fixture(scope="module")
+def pretended(tmp_path_factory) -> Path:
+    """A first model with everything, among it runs that do not count; a second one in part."""
+    root = tmp_path_factory.mktemp("runs")
+    second = {"model": findings_lab.SECOND}
+    make_sweep(root, SINKS[:1], name="sweep-small", n_items=50)
+    lab(root, "sweep", (*SINKS, LAMBDAS[2], *WINDOWS[:8], "bidirectional:layers=10-29"))
+    make_sweep(root, LAMBDAS, name="mine", n_items=300)
+    points = [Point(r, USUAL, part="control") for r in (SINKS[0], "bidirectional:rows=0-0")]
+    lab(root, "controls", extra=points, world=lambda point: accuracy(point, harm=0.4))
+    lab(root, "gemma-sweep", SINKS[:1], config=second)
+    regimes = ("causal", "bidirectional", "bidirectional:sink=1")
+    for name, n_items in (("attention", 30), ("attention-less", 5)):
+        make_summary(
+            root, regimes, n_items=n_items, model=findings_lab.EMBEDDED, future=(0, 0.4, 0.25),
+            name=name,
+        )  # fmt: skip
+    return root
+
+
+def test_runs_are_chosen_by_model_name_and_size(pretended) -> None:
+    found = findings_lab.evidence(findings_lab.EMBEDDED, pretended)
+    assert [run and run.name for run in (found.sweep, found.controls, found.attention)] == [
+        "sweep", "controls", "attention",
+    ]  # fmt: skip
+    other = findings_lab.evidence(findings_lab.SECOND, pretended)
+    assert [run and run.name for run in (other.sweep, other.controls, other.attention)] == [
+        "gemma-sweep", None, None,
+    ]  # fmt: skip
+
+
+def test_a_sweep_stands_beside_the_prototype(pretended) -> None:
+    text = block(pretended, "sweep")
+    assert "150 items, the first 500 of each task, float32" in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
+    assert [row[0].strip("| ") for row in rows] == [
+        "causal", "bidirectional", "`sink=1`", "`sink=2`", "`sink=4`", "`lambda=0.03`",
+        "`layers=0-4`", "`layers=10-29`",
+    ]  # fmt: skip
+    causal = Run(
+        findings_lab.evidence(findings_lab.EMBEDDED, pretended).sweep.path / "points" / "causal"
+    )
+    apart = 100 * causal.metrics["macro"]["acc"] - 45.32
+    assert rows[0][4:6] == ["45.3 (fp32)", f"{apart:+.2f}"]
+    assert rows[3][4:] == ["", "", " |"]
+    assert "Of the 6 points that the prototype has" in text
+    # Other items, or another model, do not stand beside it.
+    assert "prototype" not in block(pretended, "gemma_sweep")
+    assert "removes" in block(pretended, "dials")
+
+
+def test_what_is_reproduced_and_what_is_not() -> None:
+    near = [(0.3, "causal, `acc`", "fp32"), (-0.5, "causal, `acc_norm`", "fp32")]
+    said = findings_sweep._reproduced(near)
+    assert "all lie within 0.7 points of it; farthest is causal, `acc_norm`, -0.50" in said
+    far = [*near, (0.71, "`lambda=0.3`, `acc`", "bf16"), (0.1, "`lambda=0.3`, `acc_norm`", "bf16")]
+    said = findings_sweep._reproduced(far)
+    assert "Of the 2 points" in said
+    assert "3 of 4 numbers lie within" in said
+    assert "These do not: `lambda=0.3`, `acc` +0.71 (prototype in bf16)." in said
+
+
+def test_the_costliest_windows_of_layers(pretended) -> None:
+    text = block(pretended, "layers")
+    assert "Bidirectional in 5 layers only, at each of 8 places" in text
+    assert "(each 99.4 %)" in text
+    rows = [line for line in text.splitlines() if line.startswith("| `layers=")]
+    assert len(rows) == findings_sweep.COSTLIEST
+    costs = [float(row.split(" | ")[1].split(" ")[0]) for row in rows]
+    assert costs == sorted(costs)
+    assert "the other 2 lie between" in text
+
+
+def test_controls_are_told_with_their_verdicts(pretended) -> None:
+    rows = {
+        line.split(" | ")[0].strip("| "): line
+        for line in block(pretended, "controls").splitlines()
+        if line.startswith("| ")
+    }
+    assert rows["Necessity (sink=1)"].endswith("| not refuted |")
+    assert "95 % CI" in rows["Sufficiency (rows=0-0)"]
+    assert rows["Placebo (skip=J)"].endswith("|  | not run |")
+    # Not measured in that sweep, but in the attention summary.
+    assert "send 25.0 % (95 % CI" in rows["Triviality (attention ahead)"]
+    assert rows["Triviality (attention ahead)"].endswith("| not refuted |")
+
+
+def test_a_refuted_story_is_called_so(tmp_path) -> None:
+    def world(point: Point) -> float:
+        return 0.2 if point.regime.startswith("bidirectional:") else accuracy(point, harm=0.4)
+
+    points = [Point(r, USUAL, part="control") for r in (SINKS[0], "bidirectional:rows=0-0")]
+    lab(tmp_path, "controls", extra=points, world=world)
+    text = block(tmp_path, "controls")
+    assert re.search(r"Necessity.*\*\*refuted\*\* \|", text)
+    assert re.search(r"Sufficiency.*not refuted \|", text)
+
+
+def test_what_is_missing_is_named_with_its_command(pretended) -> None:
+    for name, line in (
+        ("gemma_layers", "lab --model gemma3-270m --sweep layers=windows:5"),
+        ("gemma_controls", "lab --model gemma3-270m --controls"),
+        ("gemma_attention", "attend --model gemma3-270m --task"),
+    ):
+        said = block(pretended, name)
+        assert said.startswith("Not run yet at this size. It is made by `python -m bidir_core ")
+        assert line in said
+        command = said.split("`")[1].split()[3:]
+        parser = build_parser()
+        parser.parse_args(command)

@@ -1,0 +1,168 @@
+"""What committed sweeps, controls and attention summaries say of each model: blocks of the page.
+
+Runs are found by model, by what they hold, and by their name, which has ``sweep``, ``controls`` or
+``attention`` in it; of several the one with the most items counts, of equal ones the oldest. A block
+whose run is not there names the command that makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from bidir_core import words
+from bidir_core.lab.control_answers import Outcome
+from bidir_core.lab.controls import CONTROLS, judge
+from bidir_core.lab.summary import Sweep
+from bidir_core.lab.triviality import largest_summary, observed, together
+from bidir_core.lab.verdicts import best, best_of_dials
+from bidir_core.run_layout import COMMITTED_RUNS, LAB
+from bidir_core.store import Run
+from scripts import findings_sweep
+from scripts import findings_text as text
+from scripts.blocks import table
+
+EMBEDDED, SECOND = "smollm2-135m-instruct", "gemma3-270m"
+TASKS = "hellaswag,piqa,arc_easy,arc_challenge,winogrande"
+VERDICTS: Mapping[str, str] = {
+    "supports": "not refuted", "refutes": "**refuted**", "partly": "**refuted in part**",
+    "undecided": "undecided", "open": "for information",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The lab's committed runs of one model."""
+
+    model: str
+    sweep: Run | None
+    controls: Run | None
+    attention: Run | None
+
+
+def evidence(model: str, root: Path = COMMITTED_RUNS) -> Evidence:
+    """The runs below ``root`` that speak for a model."""
+    folders = sorted(one for one in (root / LAB).iterdir() if one.is_dir())
+    runs = [run for run in map(Run, folders) if run.state == "done" and run.model == model]
+
+    def most(name: str) -> Run | None:
+        mine = [run for run in runs if name in (run.name or "") and run.settings.get(name)]
+        return max(mine, key=lambda run: (run.metrics or {})["n_items"], default=None)
+
+    sweep, controls = most("sweep"), most("controls")
+    settings = next((run.settings for run in (sweep, controls) if run), {"model": model})
+    named = [run for run in runs if "attention" in (run.name or "")]
+    return Evidence(model, sweep, controls, largest_summary(settings, named))
+
+
+def blocks(root: Path = COMMITTED_RUNS) -> dict[str, Callable[[], str]]:
+    """Every block by its name; those of the second model begin with ``gemma_``."""
+    made: dict[str, Callable[[], str]] = {}
+    for prefix, model in (("", EMBEDDED), ("gemma_", SECOND)):
+        for block in (sweep, dials, layers, controls, attention):
+            made[prefix + block.__name__] = partial(_block, block, model, root)
+    return made
+
+
+def _block(block: Callable[[Evidence], str], model: str, root: Path) -> str:
+    return block(evidence(model, root))
+
+
+# --- the blocks ----------------------------------------------------------------------------------
+
+
+def sweep(found: Evidence) -> str:
+    """Every point of the sweep but its layer windows, against the prototype where it has them."""
+    if found.sweep is None:
+        return _not_run(found, "--sweep sink=0,1,2,4,8", "sweep")
+    return text.basis(found.sweep) + findings_sweep.points(found.sweep)
+
+
+def dials(found: Evidence) -> str:
+    """What the confirm half says of points chosen on the explore half."""
+    if found.sweep is None:
+        return "Nothing chosen yet: there is no sweep.\n"
+    view = Sweep(found.sweep)
+    chosen = best(view, "acc")
+    assert chosen is not None
+    lines = [f"- The sweep's best point: {chosen['sentence']}"]
+    lines += [f"- Of {kind}: {one['sentence']}" for kind, one in best_of_dials(view, "acc").items()]
+    return "\n".join(lines) + "\n"
+
+
+def layers(found: Evidence) -> str:
+    """Which windows of layers cost most."""
+    windows = findings_sweep.windows(found.sweep) if found.sweep else ""
+    return windows or _not_run(found, "--sweep layers=windows:5", "sweep")
+
+
+def controls(found: Evidence) -> str:
+    """What was fixed beforehand as refuting the story and, once they were run, what came of it."""
+    if found.controls is None:
+        said = _not_run(found, "--controls", "controls")
+        if found.model != EMBEDDED:
+            return said
+        rules = [[title, by] for _, title, _, by, _ in CONTROLS]
+        return f"{said}\n{table(['control', 'refuted by'], rules)}"
+    judged = {row["name"]: row for row in judge(Sweep(found.controls))}
+    rows = []
+    for name, title, _, refuted_by, _ in CONTROLS:
+        row = judged.get(name)
+        outcome: Outcome = row["outcome"] if row else "undecided"
+        finding = row["finding"] if row else ""
+        if name == "triviality":
+            outcome, finding = _triviality(found, outcome, finding)
+        verdict = VERDICTS[outcome] if finding else "not run"
+        rows.append([title, refuted_by, finding, verdict])
+    return text.basis(found.controls) + table(
+        ["control", "refuted by", "what was found", "the story is"], rows
+    )
+
+
+def attention(found: Evidence) -> str:
+    """Where the prompt's tokens look, and how long the first one's state is, under each regime."""
+    if found.attention is None:
+        return _not_run(found, "", "attention")
+    metrics = found.attention.metrics
+    assert metrics is not None
+    middle, rows = metrics["n_layers"] // 2, []
+    for number, one in enumerate(metrics["observed"]):
+        share, length = one["overall"]["prefix"], metrics["drift"][f"norm_{number}_first"]
+        rows.append(
+            [
+                f"`{one['regime']}`",
+                *(text.mean(share[name], 0, 100, " %") for name in ("first", "future")),
+                text.mean(length, middle, 1, ""),
+            ]
+        )
+    header = [
+        "regime", "attention on the first token", "on tokens ahead",
+        f"length of the first token's state behind layer {middle}",
+    ]  # fmt: skip
+    items = f"`{found.attention.id}`: {words.count(metrics['n_items'])} items.\n\n"
+    return items + table(header, rows)
+
+
+# --- their parts ---------------------------------------------------------------------------------
+
+
+def _triviality(found: Evidence, outcome: Outcome, finding: str) -> tuple[Outcome, str]:
+    """The sweep's own answer, and that of the attention summary."""
+    answer = observed(found.attention.metrics) if found.attention else None
+    if answer is None:
+        return outcome, finding
+    other, said = answer
+    if not finding:
+        return other, said
+    return together(outcome, other), f"{finding} On more items: {said[0].lower()}{said[1:]}"
+
+
+def _not_run(found: Evidence, options: str, name: str) -> str:
+    """Which command makes the run that a block is missing."""
+    line = f"lab --model {found.model} {options} --limit {text.FIRST} --dtype float32 --compact"
+    if name == "attention":
+        regimes = "--regime causal --regime bidirectional --regime bidirectional:sink=1"
+        line = f"attend --model {found.model} --task {TASKS} --limit 20 {regimes}"
+    return f"Not run yet at this size. It is made by `python -m bidir_core {line} --name {name}`.\n"

@@ -1,0 +1,51 @@
+"""How the numbers of docs/FINDINGS.md are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bidir_core import stats, words
+from bidir_core.lab.verdicts import percent
+from bidir_core.store import Run
+
+FIRST = 500  # items of each task in the study's own limit
+
+
+def delta(estimate: stats.Estimate | None) -> str:
+    """A difference in points, with its interval."""
+    assert estimate is not None
+    value, low, high = (
+        words.points(getattr(estimate, end), signed=True) for end in ("value", "low", "high")
+    )
+    return f"{value} ({low} to {high})"
+
+
+def mean(found: Mapping[str, list[float]], place: int, scale: float, unit: str) -> str:
+    """A mean and its interval, from lists by layer."""
+    value, low, high = (
+        f"{scale * found[end][place]:,.{int(scale > 1)}f}" for end in ("mean", "low", "high")
+    )
+    return f"{value}{unit} ({low} to {high})"
+
+
+def share(found: stats.Retention | None) -> str:
+    """Which part of the damage, with its interval."""
+    assert found is not None
+    if found.value is None or found.low is None or found.high is None:
+        return "not stated"
+    return f"{percent(found.value)} % ({percent(found.low)} to {percent(found.high)} %)"
+
+
+def basis(run: Run) -> str:
+    """Which run a table is of: its items, number format and device."""
+    metrics, settings = run.metrics or {}, run.settings
+    limit, sample = settings.get("limit"), settings.get("sample", "first")
+    which = {
+        "first": f"the first {limit} of each task",
+        "stratified": f"{limit} of each task, spread",
+    }
+    extent = "whole sets" if limit is None else which.get(sample, f"{limit} of each task, {sample}")
+    device = str((metrics.get("cost") or {}).get("device") or run.config.get("device") or "")
+    where = {"cpu": "a CPU"}.get(device, device)
+    said = (f"{words.count(metrics['n_items'])} items", extent, str(run.config.get("dtype")), where)
+    return f"`{run.id}`: {', '.join(filter(None, said))}.\n\n"
