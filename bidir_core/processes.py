@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from bidir_core.atomic import write_json
 from bidir_core.errors import UserError
-from bidir_core.launched import ProcessLost, launched
+from bidir_core.launched import ProcessLost, launched, told_when_lost
 from bidir_core.records import read_jsonl, to_line
 from bidir_core.run_writer import RunWriter
 from bidir_core.status import is_alive, this_process
@@ -28,6 +28,8 @@ from bidir_core.status import is_alive, this_process
 T = TypeVar("T")
 PARTS = ".parts"
 _POLL_SECONDS = 0.2
+# A process may wait for another as long as a stage takes; the launcher ends them if one dies.
+PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ def team(device: str = "auto") -> Team:
         return ALONE
     from accelerate import PartialState
 
-    # A process may wait for another as long as a stage takes; the launcher ends them if one dies.
-    state = PartialState(cpu=device == "cpu", timeout=timedelta(days=7))
+    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
     return Team(state.process_index, state.num_processes)
 
 
@@ -83,7 +84,14 @@ def leave() -> None:
         return
     import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    from accelerate import PartialState
+
+    # The main one may be writing still. NCCL waits for it in either call, but takes a long wait
+    # in the second for a fault.
+    with told_when_lost("its own message says why"):
+        PartialState().wait_for_everyone()
         dist.destroy_process_group()
 
 

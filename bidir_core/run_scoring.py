@@ -130,10 +130,11 @@ def score_share(
 ) -> None:
     """What every process of a launch but the main one does: score its share into a part file."""
     with terminable():
+        report = run_probe(loaded, regime)  # beside the main process's, before the clock starts
         done: set[Key] = team.on_main(set)
         part = Part(run / PARTS, team.rank)
         try:
-            run_probe(loaded, regime).require(_meaningless(run))
+            report.require(_meaningless(run))
             scorer = _scorer(config, loaded, regime, encoded, None)
             for items in _share(scorer.plan, done, team):
                 scores = list(scorer.score(items))

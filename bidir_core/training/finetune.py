@@ -17,6 +17,7 @@ from bidir_core.devices import forget_peak_memory
 from bidir_core.errors import UserError
 from bidir_core.launched import told_when_lost
 from bidir_core.models import LoadedModel
+from bidir_core.processes import PATIENCE
 from bidir_core.progress import LOG, logging_to, terminable
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 from bidir_core.resuming import resumable
@@ -243,7 +244,7 @@ def make_trainable(config: FinetuneConfig, loaded: LoadedModel) -> Student:
 
 
 def _accelerator(config: FinetuneConfig) -> Any:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.tracking import get_available_trackers
 
     trackers = [config.tracker] if config.tracker != "none" else []
@@ -256,6 +257,8 @@ def _accelerator(config: FinetuneConfig) -> Any:
         cpu=config.device == "cpu",
         log_with=trackers or None,  # type: ignore[arg-type]
         project_dir="." if trackers else None,  # the run's own folder, once there is one
+        # The others wait while the main one evaluates or writes.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
 
 

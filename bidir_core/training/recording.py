@@ -59,9 +59,13 @@ def write_data_report(run: Path, data: TrainingData) -> None:
 
 
 def check_room(run: Path, trainer: Trainer) -> None:
-    """Refuse now rather than at the first checkpoint: two of those and the final weights."""
+    """Refuse now rather than at the first checkpoint: two of those and the final weights.
+
+    Without checkpoints there is still one if the run is stopped.
+    """
     weights = sum(master.numel() for master in trainer.optimizer.masters)
-    needed = weights * (2 * 12 + 4)
+    checkpoints = 2 if trainer.config.checkpoint_every else 1
+    needed = weights * (checkpoints * 12 + 4)
     free = shutil.disk_usage(run).free
     if free < needed:
         raise UserError(
