@@ -101,7 +101,7 @@ def test_a_sweep_stands_beside_the_prototype(pretended) -> None:
     assert "Of the 6 points that the prototype has" in text
     # Other items, or another model, do not stand beside it.
     assert "prototype" not in block(pretended, "gemma_sweep")
-    assert "removes" in block(pretended, "dials")
+    assert "- Of sink: " in block(pretended, "dials")
 
 
 def test_what_is_reproduced_and_what_is_not() -> None:
