@@ -24,6 +24,7 @@ from bidir_core.training.packing import Packer
 from bidir_core.training.student import add_lora, compile_layers
 
 Add = Callable[..., None]
+HELD = 2e9  # bytes that are in use between two measurements at most
 
 
 def measure_full(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> None:
@@ -78,6 +79,9 @@ def _attempt(
         add(part, what, skipped="the part's time was over")
         return []
     clear(device)
+    if device.type == "cuda" and torch.cuda.memory_allocated(device) > HELD:
+        torch.compiler.reset()  # what was compiled for the last model may hold on to it
+        clear(device)
     try:
         row = work(checkpointing)
     except Exception as error:

@@ -86,18 +86,18 @@ def checks(
 ) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Name and work of each check, the important ones first."""
     gpu = device.type == "cuda"
-    yield "attention backends", lambda: backends(device)
+    yield "attention backends", partial(backends, device)
     heads = [(128, torch.bfloat16), (64, torch.float32)] if gpu else [(16, torch.float32)]
     for attn in ATTENTIONS:
         for head_dim, dtype in heads:
             what = f"attention {attn}, heads of {head_dim}, {str(dtype).removeprefix('torch.')}"
-            yield what, lambda a=attn, h=head_dim, d=dtype: forward(a, h, d, device)
+            yield what, partial(forward, attn, head_dim, dtype, device)
     kinds = ["none", "reduce-overhead", "default"]
     if gpu:  # flex trains nowhere else
-        yield "gradients flex", lambda: gradients("flex", 64, device)
+        yield "gradients flex", partial(gradients, "flex", 64, device)
         kinds += ["flex none", "flex reduce-overhead", "flex default"]
     for kind in kinds:
-        yield f"training {kind}", lambda k=kind: training(k, device, model, losses)
+        yield f"training {kind}", partial(training, kind, device, model, losses)
 
 
 # --- attention ------------------------------------------------------------------------------
