@@ -66,12 +66,13 @@ def write_slim(table: pa.Table, path: Path, *, rounded: bool = False) -> None:
             table.select(SLIM_FIELDS),
             temporary,
             compression="zstd",
-            compression_level=15,
-            use_dictionary=["task", "error"],
+            compression_level=22,
+            use_dictionary=["task", "error", "pred", "pred_norm"],
             column_encoding={
                 "ll.list.element": "BYTE_STREAM_SPLIT",
                 "doc_id": "DELTA_BINARY_PACKED",
             },
+            store_schema=False,  # Parquet's own types say the same, in less
             write_statistics=["task", "doc_id"],
         )
 
