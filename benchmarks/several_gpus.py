@@ -56,7 +56,10 @@ def main(arguments: list[str] | None = None) -> None:
             options.data = str(write_samples(options, options.work / "samples.jsonl"))
         for part in options.parts:
             book.begin(part)
-            PARTS[part](options, book.add, Clock(options.part_seconds))
+            try:
+                PARTS[part](options, book.add, Clock(options.part_seconds))
+            except Exception as error:  # the other parts are worth having
+                book.add(part, "stopped", failed=f"{type(error).__name__}: {error}")
     print(book.markdown())
 
 

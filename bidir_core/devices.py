@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from bidir_core.errors import UserError
+from bidir_core.launched import launched
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -33,7 +34,7 @@ def choose_device(name: str = "auto") -> torch.device:
     """The device of that name; ``auto`` takes a GPU if there is one.
 
     Under ``accelerate launch`` each process takes the GPU of its local rank. Raises UserError for
-    a device that is not there, naming those that are.
+    a device that is not there, naming those that are, and where processes would share a GPU.
     """
     available = available_devices()
     if name == "auto":
@@ -43,8 +44,18 @@ def choose_device(name: str = "auto") -> torch.device:
             f"device '{name}' is not there; this machine has {', '.join(available)} (or say auto)"
         )
     if name == "cuda":
-        rank = int(os.environ.get("LOCAL_RANK", "0"))
-        return torch.device("cuda", rank % torch.cuda.device_count())
+        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if here > gpus:
+            raise UserError(
+                f"{here} processes were started here, one GPU each, but there are {gpus}; give "
+                f"--num_processes {gpus}"
+            )
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if name.startswith("cuda:") and launched() > 1:
+        raise UserError(
+            f"device '{name}' is one GPU, and each of {launched()} processes takes its own; say "
+            "cuda or auto"
+        )
     return torch.device(name)
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bidir_core import processes, run_scoring
+from bidir_core import devices, processes, run_scoring
 from bidir_core.cli import main
 from bidir_core.config import EMBEDDED_MODEL, EvalConfig
+from bidir_core.errors import UserError
 from bidir_core.launched import ProcessLost, told_when_lost
 from bidir_core.processes import PARTS, Part, Parts, Team, share
 from bidir_core.store import Run
@@ -115,6 +117,19 @@ def test_a_command_that_is_not_shared_out_says_so(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["probe", "--model", "m"]) == 2
     assert "runs in one process, not 2" in capsys.readouterr().err
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cpu", "cuda", "cuda:0", "cuda:1"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert devices.choose_device("auto") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="'cuda:0' is one GPU, and each of 4 processes"):
+        devices.choose_device("cuda:0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="there are 2; give --num_processes 2"):
+        devices.choose_device("cuda")
 
 
 @given(
