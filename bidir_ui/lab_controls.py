@@ -27,17 +27,17 @@ MARKS = {
 def panel(lab: Lab, runs: tuple[RunInfo, ...]) -> None:
     """One row a control: the question, what would refute the story, what was found."""
     widgets.heading("Controls that could refute it")
-    rows = list(lab.found.get("controls") or [])
-    if not rows:
-        _not_run(lab, runs)
-    rows = lab_attention.answered(lab, runs, rows)
+    judged = list(lab.found.get("controls") or [])
+    rows = lab_attention.answered(lab, runs, judged)
+    if not judged:
+        _not_run(lab, runs, observed=bool(rows))
     if not rows:
         return
-    widgets.note(
-        "What refutes the story was fixed before looking; outcomes follow from 95 % intervals "
-        "against the border of half the damage."
-    )
-    if lab.found.get("controls"):
+    if judged:
+        widgets.note(
+            "What refutes the story was fixed before looking; outcomes follow from 95 % intervals "
+            "against the border of half the damage."
+        )
         _chart(lab)
     cells = []
     for row in rows:
@@ -58,8 +58,11 @@ def panel(lab: Lab, runs: tuple[RunInfo, ...]) -> None:
     html.show(html.div("b-report", widgets.table(head, cells, left=(0, 1, 2, 3))))
 
 
-def _not_run(lab: Lab, runs: tuple[RunInfo, ...]) -> None:
-    """That this sweep has no controls; another one of the model may, else how to run them."""
+def _not_run(lab: Lab, runs: tuple[RunInfo, ...], *, observed: bool) -> None:
+    """That this sweep has no controls; another one of the model may, else how to run them.
+
+    ``observed``: whether an attention summary answers one of them already.
+    """
     elsewhere = next(
         (one for one in lab_data.sweeps(runs) if lab_data.has_controls(one, lab)), None
     )
@@ -69,12 +72,19 @@ def _not_run(lab: Lab, runs: tuple[RunInfo, ...]) -> None:
         )
         widgets.note("This sweep has none of its own. They were run for this model in ", link, ".")
         return
-    widgets.not_run(
-        "That one change removes the damage does not say why. The first line asks what could "
-        "refute the story; the second, whether attention ahead is still used under sink=1:",
-        f"python -m bidir_core lab --model {shlex.quote(lab.info.model)} --limit 50 --controls",
-        lab_attention.command(lab),
-    )
+    commands = [
+        f"python -m bidir_core lab --model {shlex.quote(lab.info.model)} --limit 50 --controls"
+    ]
+    said = "That one change removes the damage does not say why. "
+    if observed:
+        said += "One line asks what could refute the story; a part of it is answered below:"
+    else:
+        commands.append(lab_attention.command(lab))
+        said += (
+            "The first line asks what could refute the story; the second, whether attention ahead "
+            "is still used under sink=1:"
+        )
+    widgets.not_run(said, *commands)
     if not is_read_only():
         query = {"stage": "lab-controls", "f.model": lab.info.model}
         st.page_link(

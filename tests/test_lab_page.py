@@ -254,6 +254,7 @@ def test_an_attention_summary_answers_triviality(root) -> None:
     app = open_page(PAGE, sweep=sweep.id)
     assert not app.exception
     assert "Not run yet" in words(app)  # the other controls
+    assert "bidir_core attend" not in words(app)
     found = triviality(words(app))
     assert "● supports" in found
     assert "25.0 % (95 % CI 25.0 to 25.0 %)" in found.replace("\xa0", " ")
