@@ -15,7 +15,7 @@ from bidir_core.sampling import fold_of
 from scripts.repair_pairs import BASE
 
 TASKS = ("piqa", "winogrande")
-N_ITEMS = 1500
+N_ITEMS = 1000
 Wrong = Collection[str]  # doc_hash of items that a model gets wrong
 
 
