@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from urllib.parse import urlsplit
 
+import filelock
 import pytest
 
-from tests.e2e.seed import seed, seed_large
+from bidir_core.store import Run
+from tests.e2e.nursery import Nursery
+from tests.e2e.seed import seed_all
 from tests.e2e.server import chromium, serve
+
+SIZE = {"width": 1280, "height": 900}
 
 
 def pytest_collection_modifyitems(items):
@@ -23,15 +30,31 @@ def runs_root(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def runs(runs_root):
-    runs_root.mkdir(parents=True)
-    return seed(runs_root) | seed_large(runs_root)
+def runs(runs_root, tmp_path_factory):
+    """Seeded once for all workers; each has a copy of its own, to which its tests may add."""
+    base = tmp_path_factory.getbasetemp()
+    seeded = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "seeded"
+    with filelock.FileLock(f"{seeded}.lock"):
+        if not (seeded / "ids.json").exists():
+            ids = seed_all(seeded)
+            (seeded / "ids.json").write_text(json.dumps(ids))
+    ids = json.loads((seeded / "ids.json").read_text())
+    shutil.copytree(seeded, runs_root, ignore=shutil.ignore_patterns("ids.json"))
+    return {name: Run(runs_root / path) for name, path in ids.items()}
 
 
 @pytest.fixture(scope="session")
 def server(runs, runs_root):
     with serve(runs_root) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def nursery():
+    """What :func:`serve` needs to start a fresh server quickly."""
+    started = Nursery()
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +72,28 @@ class Tab:
         self.page = page
         self.requests: list[str] = []
         self.errors: list[str] = []
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.on("console", lambda line: line.type == "error" and self.errors.append(line.text + " " + str((line.location or {}).get("url", ""))))  # fmt: skip
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self._listeners = {
+            "request": lambda request: self.requests.append(request.url),
+            "console": self._said,
+            "pageerror": lambda error: self.errors.append(str(error)),
+        }
+        for event, listener in self._listeners.items():
+            page.on(event, listener)
+
+    def _said(self, line) -> None:
+        if line.type == "error":
+            self.errors.append(line.text + " " + str((line.location or {}).get("url", "")))
+
+    def leave(self) -> None:
+        """Make the page as good as new."""
+        for event, listener in self._listeners.items():
+            self.page.remove_listener(event, listener)
+        if self.page.url.startswith("http"):
+            self.page.evaluate("localStorage.clear(), sessionStorage.clear()")
+        self.page.goto("about:blank")
+        self.page.context.clear_cookies()
+        self.page.emulate_media(color_scheme="light")
+        self.page.set_viewport_size(SIZE)
 
     def foreign(self) -> list[str]:
         """Requests to anything but the app itself."""
@@ -70,8 +112,22 @@ class Tab:
         ]
 
 
+@pytest.fixture(scope="session")
+def pages(browser):
+    """The one page that tests take turns with: the process of a new one costs two seconds."""
+    kept: list = []
+    yield kept
+    for page in kept:
+        page.context.close()
+
+
 @pytest.fixture
-def tab(browser):
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    yield Tab(context.new_page())
-    context.close()
+def tab(browser, pages):
+    if not pages:
+        pages.append(browser.new_context(viewport=SIZE).new_page())
+    used = Tab(pages[0])
+    yield used
+    try:
+        used.leave()
+    except Exception:  # it has crashed or hangs: the next test gets another one
+        pages.pop().context.close()

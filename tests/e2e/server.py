@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+import psutil
+
+from tests.e2e.nursery import ROOT, Nursery, free_port
+
 CHROMIUM_FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
@@ -27,7 +29,7 @@ IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"] h1'
 class Server:
     """A running app: its address and process."""
 
-    def __init__(self, runs: Path, port: int, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, runs: Path, port: int, process: psutil.Process) -> None:
         self.runs, self.port, self.process = runs, port, process
 
     def url(self, page: str = "", **query: str) -> str:
@@ -36,40 +38,48 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(runs: Path, **environment: str) -> Iterator[Server]:
-    """The app on a free port, reading ``runs``; the process ends with the block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def serve(runs: Path, nursery: Nursery | None = None, **environment: str) -> Iterator[Server]:
+    """The app on a free port, reading ``runs``; the process ends with the block.
+
+    It is started as a user would, or forked by a ``nursery``, which is quicker.
+    """
+    port = nursery.port if nursery else free_port()
+    words = ["streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
+    wanted = {**os.environ, "BIDIR_RUNS_DIR": str(runs), **environment}
     log = runs / ".server.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "streamlit", "run", "app.py",
-                f"--server.port={port}", "--server.headless=true",
-            ],
-            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-            env={**os.environ, "BIDIR_RUNS_DIR": str(runs), **environment},
-        )  # fmt: skip
+        if nursery is not None:
+            process = psutil.Process(nursery.start(words, wanted, log))
+        else:
+            process = psutil.Popen(
+                [sys.executable, "-m", *words], cwd=ROOT, env=wanted,
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+    try:
+        _wait(port, process, log)
+        yield Server(runs, port, process)
+    finally:
+        _end(process)
+
+
+def _end(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.terminate()
         try:
-            _wait(port, process, log)
-            yield Server(runs, port, process)
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            process.wait(10)
+        except psutil.TimeoutExpired:
+            process.kill()
 
 
-def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(300):
-        if process.poll() is not None:
+def _wait(port: int, process: psutil.Process, log: Path) -> None:
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
             raise RuntimeError(f"the app stopped:\n{log.read_text()[-3000:]}")
         with contextlib.suppress(OSError):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1)
             return
-        time.sleep(0.1)
+        time.sleep(0.05)
     raise RuntimeError("the app did not start in 30 s")
 
 

@@ -17,9 +17,9 @@ pytest.importorskip("playwright")
 
 
 @pytest.mark.parametrize("page", HEADINGS)
-def test_a_deep_link_is_the_first_request_of_a_fresh_server(page, runs, runs_root, tab):
+def test_a_deep_link_is_the_first_request_of_a_fresh_server(page, runs, runs_root, nursery, tab):
     """Read-only, so that the gate is tried before any other page has run."""
-    with serve(runs_root, BIDIR_READ_ONLY="1") as fresh:
+    with serve(runs_root, nursery, BIDIR_READ_ONLY="1") as fresh:
         closed = page in WRITING
         go(tab, fresh.url(page, **chosen(runs)), HEADINGS[page])
         assert "could not be read" not in main_text(tab)

@@ -67,9 +67,9 @@ def test_its_own_name_with_a_foreign_origin_is_refused(server):
     assert websocket(server, f"127.0.0.1:{server.port}", f"http://{REBOUND}") == 403
 
 
-def test_a_group_names_its_host(tmp_path):
+def test_a_group_names_its_host(tmp_path, nursery):
     names = "bidir.example.org *.lab.example.org 127.0.0.1"
-    with serve(tmp_path, STREAMLIT_SERVER_ALLOWED_HOSTS=names) as server:
+    with serve(tmp_path, nursery, STREAMLIT_SERVER_ALLOWED_HOSTS=names) as server:
         for host in ("bidir.example.org", "gpu1.lab.example.org"):
             assert status(server, "/report", host) == 200
             assert websocket(server, host, f"https://{host}") == 101

@@ -11,10 +11,10 @@ pytest.importorskip("playwright")
 LAYERS = [f"bidirectional:layers={first}-{first + 4}" for first in range(0, 26, 5)]
 
 
-def test_points_and_cells_can_be_clicked(tmp_path, tab) -> None:
+def test_points_and_cells_can_be_clicked(tmp_path, nursery, tab) -> None:
     sweep = make_sweep(tmp_path, (*SINKS, *LAYERS), n_items=100)
     page = tab.page
-    with serve(tmp_path) as server:
+    with serve(tmp_path, nursery) as server:
         page.goto(server.url("lab", sweep=sweep.id))
         page.wait_for_selector(IDLE)
         marks = page.locator(".js-plotly-plot").first.locator(".scatterlayer .points path")

@@ -120,12 +120,12 @@ def until(check, seconds: float):
 
 
 def test_one_job_of_two_tabs_survives_reload_and_server_and_is_cancelled_and_resumed(
-    place, tab, browser
+    place, nursery, tab, browser
 ):
     root, query = place
     page, other = tab.page, browser.new_context().new_page()
     with Brake() as brake:
-        with serve(root) as server:
+        with serve(root, nursery) as server:
             for one in (page, other):  # both are drawn before either starts
                 one.goto(server.url("launch", **query))
                 one.wait_for_selector(IDLE)
@@ -149,7 +149,7 @@ def test_one_job_of_two_tabs_survives_reload_and_server_and_is_cancelled_and_res
         assert jobs.find_job(job.id).state == "running"
         brake.move_on()  # while no server lives
 
-        with serve(root) as server:
+        with serve(root, nursery) as server:
             page.goto(server.url("launch", **query))
             page.wait_for_selector(IDLE)
             until(lambda: shown(page) > before, 20)
@@ -174,7 +174,7 @@ def test_one_job_of_two_tabs_survives_reload_and_server_and_is_cancelled_and_res
 
 
 @pytest.mark.alone
-def test_what_changes_is_seen_in_time(place, tab):
+def test_what_changes_is_seen_in_time(place, nursery, tab):
     """A process that only sleeps stands for the job; what it would write is written here."""
     root, query = place
     asleep = subprocess.Popen(["sleep", "120"], start_new_session=True)
@@ -190,7 +190,7 @@ def test_what_changes_is_seen_in_time(place, tab):
     (job.folder / "runs.txt").write_text(f"{writer.path}\n")
     writer.heartbeat(1, 1000)
     page, seen = tab.page, []
-    with serve(root) as server:
+    with serve(root, nursery) as server:
         page.goto(server.url("launch", **query))
         page.wait_for_selector(IDLE)
         until(lambda: shown(page) == 1, 20)
@@ -212,9 +212,9 @@ def test_what_changes_is_seen_in_time(place, tab):
     assert cancelled <= 2
 
 
-def test_read_only_has_no_launch(place, tab):
+def test_read_only_has_no_launch(place, nursery, tab):
     root, query = place
-    with serve(root, BIDIR_READ_ONLY="1") as server:
+    with serve(root, nursery, BIDIR_READ_ONLY="1") as server:
         tab.page.goto(server.url("launch", **query))
         tab.page.get_by_text("Launch is closed here").wait_for()
         assert tab.page.get_by_role("button", name="Start …").count() == 0
