@@ -161,6 +161,7 @@ def clear(device: torch.device) -> None:
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
+        torch.cuda.init()  # counters can be reset only once a context is there
         torch.cuda.reset_peak_memory_stats(device)
 
 
