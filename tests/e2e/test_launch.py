@@ -20,18 +20,29 @@ from bidir_core.run_writer import RunWriter
 from bidir_core.status import this_process
 from bidir_core.store import Run
 from tests.e2e.server import IDLE, serve
-from tests.tiny_models import save_tiny_model
 
 N_ITEMS = 240  # some seconds of work: see Brake
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """An empty runs folder, a tiny model, and a task of many items for it."""
+    """An empty runs folder; what still runs in it at the end is killed."""
     root = tmp_path / "runs"
     root.mkdir()
     monkeypatch.setenv("BIDIR_RUNS_DIR", str(root))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield root
+    for job in jobs.list_jobs():
+        if job.state == "running" and job.process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.process["pid"], signal.SIGKILL)
+
+
+@pytest.fixture
+def form(tmp_path):
+    """The Launch page's form, filled in: a tiny model, and a task of many items for it."""
+    from tests.tiny_models import save_tiny_model  # torch takes seconds: not for every worker
+
     model = save_tiny_model(tmp_path / "tiny")
     line = {"contexts": ["Which comes next? " * 20], "continuations": [" one", " two"], "gold": 0}
     task = tmp_path / "mine.jsonl"
@@ -41,12 +52,8 @@ def place(tmp_path, monkeypatch):
             for i in range(N_ITEMS)
         )
     )
-    yield root, {"stage": "stage2", "f.model": str(model), "f.tasks": str(task),
-                 "f.device": "cpu", "f.batch_tokens": "1000"}  # fmt: skip
-    for job in jobs.list_jobs():
-        if job.state == "running" and job.process:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(job.process["pid"], signal.SIGKILL)
+    return {"stage": "stage2", "f.model": str(model), "f.tasks": str(task),
+            "f.device": "cpu", "f.batch_tokens": "1000"}  # fmt: skip
 
 
 class Brake:
@@ -120,9 +127,9 @@ def until(check, seconds: float):
 
 
 def test_one_job_of_two_tabs_survives_reload_and_server_and_is_cancelled_and_resumed(
-    place, nursery, tab, browser
+    place, form, nursery, tab, browser
 ):
-    root, query = place
+    root, query = place, form
     page, other = tab.page, browser.new_context().new_page()
     with Brake() as brake:
         with serve(root, nursery) as server:
@@ -176,13 +183,13 @@ def test_one_job_of_two_tabs_survives_reload_and_server_and_is_cancelled_and_res
 @pytest.mark.alone
 def test_what_changes_is_seen_in_time(place, nursery, tab):
     """A process that only sleeps stands for the job; what it would write is written here."""
-    root, query = place
+    root = place
     asleep = subprocess.Popen(["sleep", "120"], start_new_session=True)
     mark = {**this_process(), "pid": asleep.pid}
     mark["pid_started"] = psutil.Process(asleep.pid).create_time()
-    writer = RunWriter.create("stage2_prefill_bidir_eval", {"model": query["f.model"]}, root=root)
+    writer = RunWriter.create("stage2_prefill_bidir_eval", {"model": "m"}, root=root)
     job = jobs.Job(
-        id="20260101-000001-abcdef", words=("eval", "--model", query["f.model"]), device="cpu",
+        id="20260101-000001-abcdef", words=("eval", "--model", "m"), device="cpu",
         stored_state="running", started=time.time(), process=mark, root=str(root / ".jobs"),
     )  # fmt: skip
     (root / ".jobs").mkdir()
@@ -191,7 +198,7 @@ def test_what_changes_is_seen_in_time(place, nursery, tab):
     writer.heartbeat(1, 1000)
     page, seen = tab.page, []
     with serve(root, nursery) as server:
-        page.goto(server.url("launch", **query))
+        page.goto(server.url("launch", stage="stage2"))
         page.wait_for_selector(IDLE)
         until(lambda: shown(page) == 1, 20)
         for done in (100, 200, 300):
@@ -213,8 +220,7 @@ def test_what_changes_is_seen_in_time(place, nursery, tab):
 
 
 def test_read_only_has_no_launch(place, nursery, tab):
-    root, query = place
-    with serve(root, nursery, BIDIR_READ_ONLY="1") as server:
-        tab.page.goto(server.url("launch", **query))
+    with serve(place, nursery, BIDIR_READ_ONLY="1") as server:
+        tab.page.goto(server.url("launch", stage="stage2"))
         tab.page.get_by_text("Launch is closed here").wait_for()
         assert tab.page.get_by_role("button", name="Start …").count() == 0
