@@ -1,8 +1,9 @@
 """How good is the cost model? What it says of finished runs beside what they took.
 
-    python -m benchmarks.estimate_check            # the committed runs
+    python -m benchmarks.estimate_check            # the committed runs, and timed_runs beside this
     python -m benchmarks.estimate_check my_runs
 
+``timed_runs`` holds what older runs took that had a device to themselves, without their results.
 Two predictions for each run's seconds from the creation of its folder to its end (loading is over
 by then): from the model's shape and the assumed rates alone, and corrected by the other runs on
 the same kind of device, as on a machine with a history. Nothing is loaded.
@@ -23,6 +24,7 @@ from bidir_core.run_layout import COMMITTED_RUNS
 from bidir_core.store import Run, list_runs
 from bidir_core.training.config import FinetuneConfig
 
+TIMED_RUNS = [COMMITTED_RUNS, Path(__file__).parent / "timed_runs"]
 PROBE_SECONDS = 1.0  # the mask probe on the loaded model
 
 
@@ -151,11 +153,11 @@ def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("runs", nargs="?", type=Path, default=COMMITTED_RUNS)
+    parser.add_argument("runs", nargs="*", type=Path, default=TIMED_RUNS)
     parser.add_argument("--each", action="store_true", help="one line a run")
     parser.add_argument("--cores", type=int, default=2, help="of the CPU of CPU runs (default: 2)")
     options = parser.parse_args()
-    rows = list(check(list_runs([options.runs], points=True), options.cores))
+    rows = list(check(list_runs(options.runs, points=True), options.cores))
     if not rows:
         raise SystemExit("no finished run here says what it took")
     print(table(rows) if options.each else summary(rows))

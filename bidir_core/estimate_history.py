@@ -75,8 +75,8 @@ def measured(run: Run, *, cores: int | None = None) -> Measured | None:
     """
     metrics = run.metrics or {}
     cost = metrics.get("cost") if run.state == "done" else None
-    if not isinstance(cost, dict):
-        return None
+    if not isinstance(cost, dict) or cost.get("shared_device"):
+        return None  # with other work on the device its seconds say nothing
     seconds, tokens = cost.get("seconds"), cost.get("computed_tokens")
     if not seconds or not tokens or seconds < SHORTEST_SECONDS:
         return None

@@ -96,6 +96,7 @@ def finetune(options: argparse.Namespace, objective: str, method: str, seed: int
         causal_anchor=1.0 if objective == "distill" else 0.0,
         device=options.device,
         checkpoint_every=0,
+        compile="reduce-overhead" if options.device.startswith("cuda") else "none",
         eval_every=50 if seed == 0 else 0,
         name=f"{objective}-{method}-seed{seed}",
     )

@@ -29,8 +29,11 @@ def contrast(
     """Cell ``b`` minus cell ``a``; None if either was not run.
 
     Arms with the same seeds pair seed by seed; a single run (the base model) pairs with each.
+    Where only some seeds kept their items, those alone are compared: an interval beats a mean
+    over more seeds without one.
     """
     pairs, notes = _pairs_of_runs(study.runs(*a), study.runs(*b))
+    pairs, notes = _with_items(pairs, notes)
     if not pairs or any(macro_of(run, metric) is None for both in pairs for run in both):
         return None
     acc_a = mean([macro_of(first, metric) for first, _ in pairs])
@@ -90,6 +93,12 @@ def interaction_runs(study: Study, arm: Arm) -> tuple[list[list[Run]], Arm] | st
         seeds &= set(study.runs(control, regime)) & set(study.runs(control, CAUSAL))
     if not seeds:
         return "the arms share no training seed"
+    with_items = {
+        seed
+        for seed in seeds
+        if all(study.runs(*cell)[seed].has_items for cell in wanted if cell[0] != study.base)
+    }
+    seeds = with_items or seeds
 
     def one_a_seed(cell: tuple[Arm, str]) -> list[Run]:
         runs = study.runs(*cell)
@@ -128,6 +137,21 @@ def _pairs_of_runs(
     return [(a[seed], b[seed]) for seed in seeds], [
         f"only the seeds that both arms have: {', '.join(map(str, seeds))}"
     ]
+
+
+def _with_items(
+    pairs: list[tuple[Run, Run]], notes: list[str]
+) -> tuple[list[tuple[Run, Run]], list[str]]:
+    """The pairs whose items are there, if there are any; the notes then say how many are left."""
+    kept = [both for both in pairs if all(run.has_items for run in both)]
+    if not kept or len(kept) == len(pairs):
+        return pairs, notes
+    return kept, [*notes, items_of(len(kept), len(pairs))]
+
+
+def items_of(kept: int, of: int) -> str:
+    """Says that not all seeds have their items."""
+    return f"from {kept} of {of} seeds: the others have no items here, only metrics"
 
 
 def _paired(

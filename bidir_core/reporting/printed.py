@@ -62,13 +62,20 @@ def task_accuracy(run: Run, task: str, metric: Metric) -> float | None:
 def unpaired(
     pairs: Sequence[tuple[Run, Run]], metric: Metric, common: dict[str, Any], notes: list[str]
 ) -> Contrast:
-    """From metrics alone. Items are shared, so this interval is wider than a paired one would be."""
+    """From metrics alone. Items are shared, so this interval is wider than a paired one would be.
+
+    Over seeds: an item counts once, however many seeds answered it, and their spread is added.
+    """
     value = common["acc_b"] - common["acc_a"]
     first, second = pairs[0]
-    variances = [_macro_variance(run, metric) for run in (first, second)]
+    macros = [(macro_of(one, metric) or 0.0, macro_of(two, metric) or 0.0) for one, two in pairs]
+    variances = [_macro_variance(run, metric) for both in pairs for run in both]
     interval, n = None, (first.metrics or {}).get("n_items") or 0
-    if all(v is not None for v in variances) and len(pairs) == 1:
-        half = 1.959964 * math.sqrt(math.fsum(v for v in variances if v is not None))
+    if all(v is not None for v in variances):
+        total = math.fsum(v for v in variances if v is not None) / len(pairs)
+        if len(pairs) > 1:
+            total += float(np.var([two - one for one, two in macros], ddof=1)) / len(pairs)
+        half = 1.959964 * math.sqrt(total)
         interval = stats.Estimate(value, value - half, value + half, n)
     rows_a = (first.metrics or {}).get("tasks") or {}
     rows_b = (second.metrics or {}).get("tasks") or {}
@@ -77,7 +84,6 @@ def unpaired(
         acc_a = mean([task_accuracy(one, task, metric) for one, _ in pairs])
         acc_b = mean([task_accuracy(one, task, metric) for _, one in pairs])
         tasks.append(TaskDelta(task, rows_a[task].get("n"), acc_a, acc_b, acc_b - acc_a, None))
-    macros = [(macro_of(one, metric) or 0.0, macro_of(two, metric) or 0.0) for one, two in pairs]
     return Contrast(
         **common,
         value=value,

@@ -291,7 +291,10 @@ def cost_table(study: Study) -> Table:
         rate = cost.get("tokens_per_second")
         if rate is None and seconds and tokens:
             rate = tokens / seconds
-        table.rows.append([run.id, what, cost.get("device"), seconds, tokens, rate])
+        device = cost.get("device")
+        if cost.get("shared_device"):
+            device = f"{device} (shared with other runs)"
+        table.rows.append([run.id, what, device, seconds, tokens, rate])
         total_seconds += seconds or 0.0
         total_tokens += tokens or 0
     if table.rows:

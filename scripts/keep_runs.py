@@ -1,0 +1,99 @@
+"""Make finished runs small enough to be committed, and put them under ``runs/``.
+
+    python -m scripts.keep_runs RUNS --items '*-full-seed0-*' 'bf16-*' --shared-device
+
+Copies every finished evaluation and fine-tune of the runs folder RUNS whose name matches ``--names``
+(default: all). Weights stay behind. ``items.parquet`` is kept for names that match ``--items``, its
+log-likelihoods rounded to 1/1024 nat after predictions and accuracies were taken from the exact
+ones: far below what a number format or a batch moves them, and a twelfth smaller. Paths into
+RUNS become ``runs/...``. ``--shared-device`` notes in ``metrics.json`` that other work ran on the
+same device, so that nobody reads a speed from the run's seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from bidir_core.atomic import write_json
+from bidir_core.records import read_parquet, write_parquet
+from bidir_core.run_layout import COMMITTED_RUNS
+from bidir_core.store import Run, list_runs
+
+TEXTS = ("config.json", "status.json", "probe.json", "data.json", "curve.jsonl", "log.txt")
+STEPS_A_NAT = 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--names", nargs="+", default=["*"], help="patterns of names to keep")
+    parser.add_argument("--items", nargs="+", default=[], help="patterns of names with items")
+    parser.add_argument("--made-in", help="where RUNS lay when they were made, if elsewhere")
+    parser.add_argument("--shared-device", action="store_true")
+    parser.add_argument("--to", type=Path, default=COMMITTED_RUNS)
+    options = parser.parse_args(arguments)
+    for run in list_runs([options.runs]):
+        name = run.name or ""
+        if run.state != "done" or not any(fnmatch(name, one) for one in options.names):
+            continue
+        items = any(fnmatch(name, one) for one in options.items)
+        folder = options.to / run.path.parent.name / run.path.name
+        made_in = (options.made_in or str(options.runs.resolve())).rstrip("/")
+        keep(run, folder, made_in=made_in, items=items, shared_device=options.shared_device)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        print(f"{size / 1e3:8.1f} kB  {folder.relative_to(options.to)}")
+
+
+def keep(run: Run, folder: Path, *, made_in: str, items: bool, shared_device: bool) -> None:
+    """Write ``run`` to ``folder`` anew, as the module says; what was there before goes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in TEXTS:
+        if (run.path / name).is_file():
+            text = (run.path / name).read_text(encoding="utf-8")
+            (folder / name).write_text(text.replace(f"{made_in}/", "runs/"), encoding="utf-8")
+    if items and run.has_items:
+        write_parquet(rounded(read_parquet(run.path / "items.parquet")), folder / "items.parquet")
+    metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
+    if shared_device:
+        metrics["cost"]["shared_device"] = True
+    write_json(folder / "metrics.json", metrics)
+
+
+def rounded(table: pa.Table) -> pa.Table:
+    """``ll`` in steps of 1/1024 nat, and the margin that follows from it."""
+    lists = table.column("ll").combine_chunks()
+    values = np.round(np.asarray(lists.flatten(), dtype=np.float64) * STEPS_A_NAT) / STEPS_A_NAT
+    new = [None if row is None else values[a:b] for row, a, b in _spans(lists)]
+    gold = table.column("gold").to_pylist()
+    margins = [
+        None if row is None else float(row[right] - np.delete(row, right).max())
+        for row, right in zip(new, gold)
+    ]
+    for name, column in (("ll", new), ("margin", margins)):
+        field = table.schema.field(name)
+        array = pa.array(column, type=field.type)
+        table = table.set_column(table.schema.get_field_index(name), field, array)
+    return table
+
+
+def _spans(lists: pa.ListArray) -> list[tuple[bool | None, int, int]]:
+    """For each row whether it is there, and from where to where its values lie."""
+    lengths = [0 if row is None else len(row) for row in lists.to_pylist()]
+    ends = np.cumsum(lengths)
+    there = lists.is_valid().to_pylist()
+    return [
+        (ok or None, int(end - length), int(end)) for ok, end, length in zip(there, ends, lengths)
+    ]
+
+
+if __name__ == "__main__":
+    main()
