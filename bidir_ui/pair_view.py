@@ -159,18 +159,21 @@ def _ladder_table(base: RunInfo, stages: list[RunInfo], told: story.Story, metri
     ]  # fmt: skip
     for group in groups:
         run, value = group.some, group.mean(metric)
-        result = seeds.difference(seeds.Group((base,)), group, metric)
+        result = seeds.difference(seeds.Group((base,)), group.with_items, metric)
         kept = result.above_chance if result else None
-        if result is None and run.has_items:
+        if result is None and group.with_items:
             continue
         if kept is None:
-            shares: tuple[str, str] = ("not stated", "no items to pair")
+            shares: tuple[object, object] = ("not stated", "no items to pair")
         elif kept.value is None:
             shares = ("not stated", fmt.tie(kept.why_suppressed or fmt.NONE))
         else:
             low, high = fmt.percent(kept.low), fmt.percent(kept.high)
             shares = (fmt.percent(kept.value), f"[{low}, {high}]")
-        acc, start = (result.acc_b, result.acc_a) if result else (value, first)
+        if kept is not None and group.items_words:
+            shares = (shares[0], html.join(shares[1], " ", widgets.small(group.items_words)))
+        whole = None if group.items_words else result  # else the mean over all seeds
+        acc, start = (whole.acc_b, whole.acc_a) if whole else (value, first)
         ratio = acc / start if acc is not None and start else None
         rows.append(
             (

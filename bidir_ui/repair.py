@@ -49,6 +49,29 @@ class Repair:
         return first + [run for run in self.others if run.has_items]
 
     @property
+    def every(self) -> list[Group]:
+        """Every evaluation of a fine-tune, with items or without, seeds together."""
+        cells = [run for group in self.cells.values() for run in group.runs]
+        return seeds.groups([*cells, *self.others])
+
+    @property
+    def by_accuracy(self) -> dict[int, float]:
+        """The interaction of each training seed from its accuracies alone, for all seeds that the
+        four cells have, with items or without."""
+        if len(self.cells) < len(CELLS):
+            return {}
+        four = []
+        for cell in CELLS:
+            some = self.cells[cell].some
+            same = (g for g in self.every if (g.some.arm, g.some.regime) == (some.arm, some.regime))
+            runs = {run.train_seed: run.macro.get("acc") for group in same for run in group.runs}
+            four.append({seed: value for seed, value in runs.items() if value is not None})
+        shared = sorted(set.intersection(*map(set, four)))
+        return {
+            seed: four[0][seed] - four[1][seed] - four[2][seed] + four[3][seed] for seed in shared
+        }
+
+    @property
     def where(self) -> str:
         """Which items, and the number format: what the reader must know before comparing."""
         return items_words(self.some)

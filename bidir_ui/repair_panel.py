@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from bidir_core import compare as core
 from bidir_core import stats
-from bidir_ui import cards, differences, fmt, html, pair, repair, seeds, story, widgets
+from bidir_ui import (
+    cards,
+    differences,
+    fmt,
+    html,
+    labels,
+    pair,
+    repair,
+    seeds,
+    story,
+    widgets,
+)
 from bidir_ui.data import RunInfo
 from bidir_ui.repair import BIDIRECTIONAL, CAUSAL, Repair
 from bidir_ui.seeds import Group
@@ -52,6 +63,7 @@ def _study(study: Repair, chosen: RunInfo) -> None:
                 f"{cards.delta_text(row)}; {row.words}."
             )
         widgets.lead(*lines)
+        _all_seeds(study, len(found.per_seed))
         said += lines
     elif "stage4" in rows:
         row = rows["stage4"]
@@ -68,18 +80,50 @@ def _study(study: Repair, chosen: RunInfo) -> None:
         )
     if study.base is not None:
         runs = ([study.untrained] if study.untrained else []) + study.runs
-        labels = {run.id: f"{run.arm_label}, evaluated {run.regime}" for run in runs}
+        names = {run.id: f"{run.arm_label}, evaluated {run.regime}" for run in runs}
         if study.untrained:
-            labels[study.untrained.id] = "not trained, evaluated bidirectional"
-        said += differences.show(study.base, runs, labels, "tuned")
+            names[study.untrained.id] = "not trained, evaluated bidirectional"
+        said += differences.show(study.base, runs, names, "tuned")
     widgets.explain_undecided(*said)
-    bare = [run for run in study.others if not run.has_items]
-    if bare:
-        listed = "; ".join(
-            f"{group.label} {group.some.regime} {fmt.percent(group.mean())}"
-            for group in seeds.groups(bare)
-        )
-        widgets.note(f"Also run, without items, so no paired interval: {listed}.")
+    if any(not run.has_items for run in study.others):
+        _every(study)
+
+
+def _all_seeds(study: Repair, paired: int) -> None:
+    """What the seeds without items say: values, no interval."""
+    found = study.by_accuracy
+    if len(found) <= paired:
+        return
+    each = ", ".join(fmt.points(value) for value in found.values())
+    widgets.note(
+        f"The interval is of the seeds that hold items here. From accuracies alone, training seeds "
+        f"{', '.join(map(str, found))}: {each} points."
+    )
+
+
+def _every(study: Repair) -> None:
+    """A row for each fine-tune, its seeds together; those without items are nowhere else."""
+    html.show(html.div("b", html.el("b", "All fine-tunes"), f", on {study.where}"))
+    arms: dict[object, dict[str, Group]] = {}
+    for group in study.every:
+        arms.setdefault(group.some.arm, {})[group.some.regime] = group
+    firsts = {next(iter(by.values())).some.id: by for by in arms.values()}
+    names = {key: next(iter(by.values())).label for key, by in firsts.items()}
+    extra = labels.apart(
+        [next(iter(by.values())).some for by in firsts.values()], lambda run: names[run.id]
+    )
+    rows: list[tuple[object, ...]] = []
+    for key, by in sorted(firsts.items(), key=lambda one: names[one[0]] + extra[one[0]]):
+        kept = [group.with_items for group in by.values()]
+        rows.append(
+            (
+                names[key] + extra[key], _level(by.get(BIDIRECTIONAL)), _level(by.get(CAUSAL)),
+                ", ".join(map(str, kept[0].by_seed)) if kept[0] else "none",
+            )
+        )  # fmt: skip
+    head = ("Fine-tune", "Bidirectional", "Causal", "Seeds with items")
+    html.show(widgets.table(head, rows))
+    widgets.note("Mean macro accuracy, and lowest to highest seed; without items no interval.")
 
 
 def _meaning(e: stats.Estimate) -> str:

@@ -38,6 +38,21 @@ class Group:
         return {run.train_seed: run for run in self.runs}
 
     @property
+    def with_items(self) -> Group | None:
+        """Those of its runs that hold items: what a paired interval can be made of."""
+        kept = tuple(run for run in self.runs if run.has_items)
+        return Group(kept) if kept else None
+
+    @property
+    def items_words(self) -> str:
+        """``from seed 0 alone`` where only some seeds hold items; else empty."""
+        kept = self.with_items
+        if kept is None or len(kept.runs) == len(self.runs):
+            return ""
+        plural = "seeds" if len(kept.runs) > 1 else "seed"
+        return f"from {plural} {', '.join(map(str, kept.by_seed))} alone"
+
+    @property
     def label(self) -> str:
         """``3B full, 3 seeds``; a single run says its seed if that is not 0."""
         if len(self.runs) == 1:
@@ -75,14 +90,17 @@ class Difference:
 
 
 def groups(runs: Iterable[RunInfo]) -> list[Group]:
-    """Runs that differ in their training seed only, together; the newest of each seed.
+    """Runs that differ in their training seed only, together; the newest of each seed, one with
+    items before one without.
 
     ``runs`` come newest first, over the same items. The order is that of each group's first run.
     """
     found: dict[object, dict[int, RunInfo]] = {}
     for run in runs:
-        key = (run.stage, run.regime, run.arm, run.has_items)
-        found.setdefault(key, {}).setdefault(run.train_seed, run)
+        mine = found.setdefault((run.stage, run.regime, run.arm), {})
+        known = mine.setdefault(run.train_seed, run)
+        if run.has_items and not known.has_items:
+            mine[run.train_seed] = run
     return [Group(tuple(by[seed] for seed in sorted(by))) for by in found.values()]
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from bidir_core.store import Run
+from bidir_core.store import Run, list_runs
+from bidir_ui import fmt
 from tests.app import ROOT, STAGE2, open_page, pair, words
 from tests.factory import make_run
 
@@ -94,7 +96,7 @@ def test_fine_tunes_without_items_are_named_and_not_paired(root):
     app = open_page(panel="4")
     assert not app.exception
     text = words(app)
-    assert "without items" in text
+    assert re.search(r"All fine-tunes.*3B full\s.*none", text, re.DOTALL)
     assert "Interaction:" not in text
     assert "no items to pair" in text  # the ladder
 
@@ -107,12 +109,15 @@ def test_overview_of_the_committed_runs(monkeypatch, tmp_path):
     text = words(app)
     assert not app.exception
     assert "not run yet" not in text.casefold()
-    assert "Interaction: +7.5 points [+5.6, +9.4]" in text
-    assert "+0.5 points [−0.6, +1.7]" in text
+    claims = json.loads((ROOT / "docs" / "claims.json").read_text())["claims"]
+    each = [fmt.points(value / 100) for value in claims["interaction"]["all"]["by_seed"]]
+    assert f"Interaction: {each[0]} points [" in text
+    assert f"training seeds 0, 1, 2: {', '.join(each)} points" in text
+    assert "3B full, 3 seeds · 25 steps" in text
+    assert "one of 3 seeds" in text
     assert "Only the first token kept causal (sink=1), against plain" in text
-    assert "+5.1 points" in text
     panel = words(open_page(panel="3")).replace("\xa0", " ")
-    assert "+5.1 points [+3.5, +6.7], n = 14,016, all items against plain bidirectional" in panel
+    assert re.search(r"\+\d\.\d points \[[^]]+\], n = 14,016, all items against plain", panel)
 
 
 # --- where it comes from -------------------------------------------------------------------------
@@ -181,6 +186,30 @@ def test_training_seeds_are_one_row_with_their_spread(root):
     assert re.search(r"trained with the new mask\s+[\d.]+ %\s+[\d.]+ to [\d.]+", text)
     assert "3 seeds" in words(open_page())  # the card
     assert len(re.findall(r"Stage 4\s+bidirectional · 3B full", text)) == 1  # the ladder
+
+
+def test_seeds_without_items_count_in_the_means_and_not_in_the_intervals(root):
+    """Three seeds, items of one: one row an arm, which says what its interval is of."""
+    common = {"n_items": 200, "texts": False, "config": {"limit": 500}}
+    pair(root, **common)
+    for seed in range(3):
+        four(root, seed, {"repaired": 0.7, "left": 0.45}, **common)
+    for run in [
+        one
+        for one in list_runs([root])
+        if one.stage in ("stage4_postft_eval", "nonprefill_compare")
+    ]:
+        if run.config["training_record"]["seed"]:
+            (run.path / "items.parquet").unlink()
+    text = words(open_page(panel="4")).replace("\xa0", " ")
+    assert ", one seed: " in text
+    assert re.search(r"From accuracies alone, training seeds 0, 1, 2: \S+, \S+, \S+ points", text)
+    assert "one of 3 seeds" in text  # the card
+    (row,) = re.findall(
+        r"Stage 4\s+bidirectional · 3B full, 3 seeds(.*?from seed 0 alone)", text, re.DOTALL
+    )
+    assert "Stage 4" not in row
+    assert re.search(r"3C full, 3 seeds\s+[\d.]+ %\s+[\d.]+ to [\d.]+", text)
 
 
 def test_an_arm_with_fewer_seeds_pairs_over_those_both_have(root):
