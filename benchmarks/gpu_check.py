@@ -124,8 +124,11 @@ def backends(device: torch.device) -> dict[str, Any]:
 
 
 def small(head_dim: int, dtype: torch.dtype, device: torch.device, attn: str) -> LoadedModel:
-    """Two layers with grouped heads; the same weights each time."""
-    return build("tiny", range(512), device, dtype, attn, head_dim=head_dim, num_attention_heads=8)
+    """Two layers with grouped heads; the same weights each time. Short prefixes are split too."""
+    shape = {"head_dim": head_dim, "num_attention_heads": 8}
+    loaded = build("tiny", range(512), device, dtype, attn, **shape)
+    loaded.handle.split_from = 0
+    return loaded
 
 
 def forward(

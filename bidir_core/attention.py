@@ -30,8 +30,8 @@ from bidir_core.layout import Layout, allowed_and_ahead
 from bidir_core.regimes import Regime
 
 Implementation = Literal["sdpa", "eager", "flex", "split"]
-IMPLEMENTATIONS: tuple[Implementation, ...] = ("sdpa", "eager")  # what ``auto`` chooses from
-WITHOUT_MASK: tuple[Implementation, ...] = ("flex", "split")  # opt-in
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("sdpa", "eager")  # with a dense mask throughout
+WITHOUT_MASK: tuple[Implementation, ...] = ("flex", "split")
 SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 Span = tuple[int, int]
@@ -100,6 +100,7 @@ class Handle:
         self.decoder = decoder
         self.implementation: Implementation = implementation
         self.own_implementation = own_implementation(decoder.config, implementation)
+        self.split_from = attention_split.SPLIT_FROM_TOKENS
         self.plan: Plan | None = None
 
     @contextmanager
@@ -119,6 +120,15 @@ class Handle:
             yield plan
         finally:
             self.plan = previous
+
+    @contextmanager
+    def splitting_from(self, tokens: int) -> Iterator[None]:
+        """Under ``split``, prefixes of so many tokens count as long ones inside."""
+        previous, self.split_from = self.split_from, tokens
+        try:
+            yield
+        finally:
+            self.split_from = previous
 
     @contextmanager
     def native(self) -> Iterator[None]:
@@ -197,10 +207,10 @@ def _attention(implementation: Implementation) -> Any:
             here = slice(start, end)
             item = query[:, :, here], key[:, :, here], value[:, :, here]
             rule = partial(plan.mask, layer, sliding_window, query.dtype, (start, end))
-            if splits is not None and attention_split.needs_no_mask(
-                regime, sliding_window, splits[number][1]
+            n_prefix, reach = splits[number] if splits is not None else (-1, 0)
+            if n_prefix >= handle.split_from and attention_split.needs_no_mask(
+                regime, sliding_window, reach
             ):
-                n_prefix = splits[number][0]
                 rest = partial(rule, last=end - start - n_prefix)
                 outputs.append(
                     attention_split.attend(
@@ -231,8 +241,9 @@ def _sdpa(
                 f"{type(module).__name__} needs '{unable}', which sdpa drops; use --attn eager"
             )
     grouped = query.shape[1] != key.shape[1]
-    if grouped and mask is not None and query.device.type == "cuda":
-        # With a mask, CUDA's fast kernels take no grouped heads: only the slow math one does.
+    fast = mask is None and query.dtype != torch.float32  # flash knows neither masks nor float32
+    if grouped and not fast and query.device.type == "cuda":
+        # CUDA's other fast kernel may take no grouped heads: only the slow math one does.
         n = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(n, dim=1), value.repeat_interleave(n, dim=1)
         grouped = False
@@ -258,17 +269,22 @@ for _name in (*IMPLEMENTATIONS, *WITHOUT_MASK):
     AttentionInterface.register(f"bidir_{_name}", _attention(_name))
 
 
-def choose_implementation(config: Any, requested: str = "auto") -> Implementation:
+def choose_implementation(
+    config: Any, requested: str = "auto", device_type: str = "cpu"
+) -> Implementation:
     """``sdpa``, or ``eager`` where only that computes the model right (soft caps, score sinks).
 
-    ``flex`` and ``split`` build no dense mask; they are never chosen unasked. Raises UserError for
-    an implementation that cannot honour a regime, by name.
+    For an evaluation on ``device_type`` cuda, ``split`` stands for sdpa: the same but for long
+    prefixes. ``flex`` is never chosen unasked. Raises UserError for an implementation that cannot
+    honour a regime, by name.
     """
     text = config.get_text_config()
     caps = bool(getattr(text, "attn_logit_softcapping", None))
     sinks = text.model_type == "gpt_oss"
     if requested == "auto":
-        return "eager" if caps or sinks else "sdpa"
+        if caps or sinks:
+            return "eager"
+        return "split" if device_type == "cuda" else "sdpa"
     if requested in ("sdpa", "split") and (caps or sinks):
         raise UserError(
             f"attention '{requested}' drops the soft caps or score sinks of {text.model_type}; "

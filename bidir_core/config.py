@@ -97,8 +97,9 @@ class EvalConfig:
     device: str = setting("auto", help="auto, cpu, cuda, cuda:1, mps", role="runtime")
     attn: str = setting(
         "auto",
-        help="attention implementation: auto, sdpa or eager; flex and split build no dense mask "
-        "(opt-in, not yet measured on a GPU)",
+        help="attention implementation: auto, sdpa or eager; split is sdpa without a dense mask for "
+        "prefixes of 2,048 tokens or more, and what auto takes for an evaluation on a CUDA GPU; flex "
+        "(FlexAttention) builds none at all",
         role="identity",
     )
     weights: str = setting(

@@ -185,11 +185,12 @@ def _finish(device: Any) -> None:
 def _attention(device: Any, dtypes: list[str]) -> dict[str, str]:
     import torch
 
-    from bidir_core.attention import IMPLEMENTATIONS
+    from bidir_core.attention import IMPLEMENTATIONS, Implementation
     from bidir_core.family_table import REGIMES, probe_family
 
+    splits: tuple[Implementation, ...] = ("split",) if device.type == "cuda" else ()  # by ``auto``
     outcomes = {}
-    for implementation in IMPLEMENTATIONS:
+    for implementation in (*splits, *IMPLEMENTATIONS):
         for kind in dtypes:
             failures = [
                 f"{family}, {regime}: {report.failures}"

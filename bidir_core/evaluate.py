@@ -192,6 +192,7 @@ def run_facts(
 ) -> dict[str, Any]:
     """What stands beside the settings in a run's ``config.json``."""
     warning = regime_warning(loaded.training_record, regime)
+    splits = loaded.implementation == "split"
     return {
         "model_fingerprint": loaded.fingerprint,
         "tokenizer_fingerprint": loaded.tokenizer_fingerprint,
@@ -199,6 +200,7 @@ def run_facts(
         "bos_added": bos_added,
         "dtype": loaded.dtype,
         "attention": loaded.implementation,
+        **({"split_from_tokens": loaded.handle.split_from} if splits else {}),
         "device": str(loaded.device),
         "training_record": loaded.training_record,
         "warnings": [warning] if warning else [],

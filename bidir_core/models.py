@@ -127,7 +127,7 @@ def preflight(
     if opened is not None:
         config = check_fits(opened, config, model)
         check_supported(config)
-    implementation = choose_implementation(config, attn)
+    implementation = choose_implementation(config, attn, chosen_device.type)
     text = config.get_text_config()
     n_layers = text.num_hidden_layers
     if parsed is not None:

@@ -20,9 +20,14 @@ import torch
 from bidir_core.errors import UserError
 from bidir_core.probe_checks import CHECKS, measure
 from bidir_core.regimes import Regime, parse_regime
+from bidir_core.sdpa_kernels import without_plans
 
 if TYPE_CHECKING:
     from bidir_core.models import LoadedModel
+
+# The probe's sequences are short. So under attention ``split`` the packed row's near and far items
+# stand for long prefixes, and their neighbour, whose prefix has 2 tokens, for a short one.
+SPLIT_FROM = 3
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,12 @@ def run_probe(loaded: LoadedModel, regime: Regime | str, *, seed: int = 0) -> Pr
     """
     regime = parse_regime(regime)
     start = time.perf_counter()
-    with torch.no_grad(), _evaluation_mode(loaded.model):
+    with (
+        torch.no_grad(),
+        _evaluation_mode(loaded.model),
+        loaded.handle.splitting_from(SPLIT_FROM),
+        without_plans(loaded.device),
+    ):
         checks = tuple(_checks(loaded, regime, seed))
     return ProbeReport(
         model=loaded.name,

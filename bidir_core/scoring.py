@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from bidir_core.attention import WITHOUT_MASK, Handle
+from bidir_core.attention import Handle
+from bidir_core.attention_split import SPLIT_FROM_TOKENS
 from bidir_core.encoding import EncodedItem
 from bidir_core.errors import UserError
 from bidir_core.layout import PADDING, Layout
@@ -26,6 +27,7 @@ from bidir_core.packing import (
 )
 from bidir_core.patching import Patch
 from bidir_core.regimes import Regime
+from bidir_core.sdpa_kernels import without_plans
 
 AUTO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
 # Normalising the logits makes float32 copies; small pieces stay in a CPU's cache.
@@ -61,7 +63,8 @@ class ScoringPlan:
     """Everything decided before the model runs; depends on items and settings alone.
 
     ``patch``: whose causal keys or values replace its own while scoring (see patching).
-    ``row_step``: packed rows are lengthened to a multiple of it by padding.
+    ``row_step``: packed rows are lengthened to a multiple of it by padding. ``padded``: rows of like
+    length are padded, but for items with a prefix of ``pack_from`` tokens or more.
     """
 
     regime: Regime
@@ -71,6 +74,11 @@ class ScoringPlan:
     padded: bool
     patch: Patch | None = None
     row_step: int = 1
+    pack_from: int | None = None
+
+    def pads(self, items: Sequence[int]) -> bool:
+        """Whether these items, of one batch, are padded rows; else they are one packed row."""
+        return self.padded and not any(is_long(self.segments[i], self.pack_from) for i in items)
 
     def under(self, regime: Regime, patch: Patch | None = None) -> ScoringPlan:
         """The same plan for another regime. Causal ones share more tokens: not to be mixed."""
@@ -90,21 +98,30 @@ def plan_scoring(
     """Build the token trees and the batches. ``batch_tokens`` None chooses by device.
 
     On a CPU a batch is one packed row without padding, with attention item by item; elsewhere
-    rows of like length are padded, since many small kernels would leave a GPU idle. Attention
-    without a dense mask (``implementation`` flex or split) takes packed rows on every device.
+    rows of like length are padded, since many small kernels would leave a GPU idle. There
+    ``implementation`` flex takes packed rows, and split does for the items that it splits.
     """
-    padded = device.type != "cpu" and implementation not in WITHOUT_MASK
+    padded = device.type != "cpu" and implementation != "flex"
+    pack_from = SPLIT_FROM_TOKENS if padded and implementation == "split" else None
     causal = regime.is_causal
     segments = [build_segments(one, causal=causal) if not one.error else [] for one in encoded]
     tokens = batch_tokens or auto_batch_tokens(device)
+    long = [own if is_long(own, pack_from) else [] for own in segments]
+    rest = [[] if packed else own for packed, own in zip(long, segments)]
     return ScoringPlan(
         regime,
         encoded,
         segments,
-        plan_batches(segments, tokens, padded=padded),
+        [*plan_batches(long, tokens, padded=False), *plan_batches(rest, tokens, padded=padded)],
         padded,
+        pack_from=pack_from,
         row_step=max(1, tokens // ROW_LENGTHS) if implementation == "flex" else 1,
     )
+
+
+def is_long(segments: Sequence[Segment], tokens: int | None) -> bool:
+    """Whether one of an item's segments has a prefix of so many tokens."""
+    return tokens is not None and any(segment.n_prefix >= tokens for segment in segments)
 
 
 def auto_batch_tokens(device: torch.device) -> int:
@@ -144,7 +161,7 @@ class Scorer:
     def _score(self, items: Sequence[int]) -> list[ItemScore]:
         owners = [(i, segment) for i in items for segment in self.plan.segments[i]]
         segments = [segment for _, segment in owners]
-        batch = collate(segments, padded=self.plan.padded)
+        batch = collate(segments, padded=self.plan.pads(items))
         if self.plan.row_step > 1:
             batch = lengthen(batch, self.plan.row_step)
         scores = self._token_ll(batch)
@@ -159,7 +176,12 @@ class Scorer:
     def _token_ll(self, batch: Any) -> np.ndarray:
         # torch.compile, which flex needs, knows gradients switched off better than inference mode.
         compiled = self.handle.implementation == "flex"
-        with torch.no_grad() if compiled else torch.inference_mode():
+        spans, time = batch.layout.spans, batch.layout.shape[1]
+        longest = max((end - start for start, end in spans), default=0) if spans else time
+        with (
+            torch.no_grad() if compiled else torch.inference_mode(),
+            without_plans(self.device, longest),
+        ):
             return self._computed(batch)
 
     def _computed(self, batch: Any) -> np.ndarray:

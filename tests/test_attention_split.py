@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bidir_core import attention
+from bidir_core import attention, scoring, sdpa_kernels
 from bidir_core.attention import choose_implementation
+from bidir_core.encoding import EncodedItem, Encoder
 from bidir_core.errors import UserError
+from bidir_core.evaluate import run_facts
+from bidir_core.items import Item
 from bidir_core.layout import Layout
 from bidir_core.probe import run_probe
 from bidir_core.regimes import parse_regime
-from tests.tiny_models import FAMILIES, TinyLoaded, tiny_config, tiny_loaded
+from bidir_core.scoring import Scorer, plan_scoring
+from bidir_core.sdpa_kernels import without_plans
+from tests.tiny_models import FAMILIES, TinyLoaded, tiny_config, tiny_loaded, tiny_tokenizer
 
 SPLITTABLE = [family for family in FAMILIES if family != "gemma2"]
 LENGTHS = ((9, 12), (1, 2), (6, 6), (3, 10))  # (prefix, total)
 IDS = torch.randint(0, 256, (1, 400), generator=torch.Generator().manual_seed(0))
+CUDA = torch.device("cuda")
+
+
+def splitting(family: str = "llama", split_from: int = 0, **changes: Any) -> TinyLoaded:
+    """A tiny model that splits prefixes of a few tokens already."""
+    loaded = tiny_loaded(family, implementation="split", **changes)
+    loaded.handle.split_from = split_from
+    return loaded
 
 
 @torch.no_grad()
@@ -31,17 +46,80 @@ def logits(loaded: TinyLoaded, regime: str, layout: Layout) -> torch.Tensor:
 @pytest.mark.parametrize("regime", ["causal", "bidirectional", "bidirectional:sink=1,layers=1-2"])
 @pytest.mark.parametrize("family", SPLITTABLE)
 def test_equals_the_dense_mask(family: str, regime: str) -> None:
-    dense, ours = tiny_loaded(family), tiny_loaded(family, implementation="split")
+    dense, ours = tiny_loaded(family), splitting(family)
     for layout in (Layout.pack(LENGTHS), Layout.pack([(40, 45)]), Layout.pad(LENGTHS)):
         want = logits(dense, regime, layout)
         torch.testing.assert_close(logits(ours, regime, layout), want, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
-def test_the_probe_passes(family: str) -> None:
+@pytest.mark.parametrize("family", SPLITTABLE)
+def test_long_prefixes_are_split_and_short_ones_are_not(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two items of the row are split, the others masked; the numbers are those of masks alone."""
+    ours, dense, split = splitting(family, 6), tiny_loaded(family), []
+    honest = attention.attention_split.attend
+
+    def spy(run: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
+        split.append(query.shape[2])
+        return honest(run, query, *args, **kwargs)
+
+    monkeypatch.setattr(attention.attention_split, "attend", spy)
+    for regime in ("bidirectional", "causal"):
+        split.clear()
+        found = logits(ours, regime, Layout.pack(LENGTHS))
+        want = logits(dense, regime, Layout.pack(LENGTHS))
+        torch.testing.assert_close(found, want, rtol=0, atol=1e-4)
+        # of 9 and 6 tokens; a window of 4, in the families that have one, is too short for either
+        assert set(split) == {12, 6} or (set(split) <= {12, 6} and _window(ours) is not None)
+
+
+def _window(loaded: TinyLoaded) -> int | None:
+    return getattr(loaded.model.config.get_text_config(), "sliding_window", None)
+
+
+@pytest.mark.parametrize("family", SPLITTABLE)
+def test_the_probe_goes_both_ways_and_passes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the threshold of real use, which its short sequences would never reach."""
+    # A window that holds a short prefix, as those of real models do.
+    window = {"sliding_window": 64} if _window(tiny_loaded(family)) is not None else {}
+    loaded = tiny_loaded(family, implementation="split", **window)
+    attend, ways = attention.attention_split.attend, []
+    mask = attention.Plan.mask
+
+    def spied(run: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
+        ways.append("split")
+        return attend(run, query, *args, **kwargs)
+
+    def masked(plan: Any, layer: int, window: Any, dtype: Any, span: Any = None, last: Any = None):
+        if span is not None and last is None:
+            ways.append("item's mask")
+        return mask(plan, layer, window, dtype, span, last)
+
+    monkeypatch.setattr(attention.attention_split, "attend", spied)
+    monkeypatch.setattr(attention.Plan, "mask", masked)
     for regime in ("causal", "bidirectional", "bidirectional:layers=1-1"):
-        report = run_probe(tiny_loaded(family, implementation="split"), regime)
+        ways.clear()
+        report = run_probe(loaded, regime)
         assert report.passed, report.failures
+        assert set(ways) == {"split", "item's mask"}
+    assert loaded.handle.split_from == attention.attention_split.SPLIT_FROM_TOKENS
+
+
+@pytest.mark.parametrize("where", ["prefix", "continuation"])
+def test_the_probe_finds_a_split_that_is_wrong(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silently causal in the long prefixes alone, or leaking between choices behind them."""
+    honest = attention.attention_split.attend
+
+    def causal(run: Any, q: Any, k: Any, v: Any, n: int, is_causal: bool, rest: Any, **kw: Any):
+        return honest(run, q, k, v, n, True, rest, **kw)
+
+    def leaky(run: Any, q: Any, k: Any, v: Any, n: int, is_causal: bool, rest: Any, **kw: Any):
+        return honest(run, q, k, v, n, is_causal, lambda: torch.zeros_like(rest()), **kw)
+
+    broken = causal if where == "prefix" else leaky
+    monkeypatch.setattr(attention.attention_split, "attend", broken)
+    assert not run_probe(tiny_loaded(implementation="split"), "bidirectional").passed
 
 
 class Largest(TorchDispatchMode):
@@ -72,7 +150,7 @@ def test_a_long_prefix_builds_nothing_of_query_times_key(
 
     monkeypatch.setattr(attention, "allowed_and_ahead", spy)
     n_prefix, n_total = 390, 400
-    loaded, layout = tiny_loaded(implementation="split"), Layout.pack([(n_prefix, n_total)])
+    loaded, layout = splitting(), Layout.pack([(n_prefix, n_total)])
     with Largest() as seen:
         logits(loaded, regime, layout)
     assert masks == [(n_total - n_prefix) * n_total]
@@ -87,22 +165,23 @@ def test_a_long_prefix_builds_nothing_of_query_times_key(
 
 def test_a_prompt_alone_builds_no_mask_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "allowed_and_ahead", None)
-    loaded = tiny_loaded(implementation="split")
-    assert logits(loaded, "bidirectional", Layout.pack([(40, 40)])).isfinite().all()
+    assert logits(splitting(), "bidirectional", Layout.pack([(40, 40)])).isfinite().all()
 
 
 def test_a_dial_goes_the_ordinary_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention.attention_split, "attend", None)
-    logits(tiny_loaded(implementation="split"), "bidirectional:sink=1", Layout.pack(LENGTHS))
+    logits(splitting(), "bidirectional:sink=1", Layout.pack(LENGTHS))
     # a window of 4 tokens, and a prefix of 9
-    every = tiny_loaded("mistral", implementation="split")
-    logits(every, "bidirectional", Layout.pack([(9, 12)]))
+    logits(splitting("mistral"), "bidirectional", Layout.pack([(9, 12)]))
+    # short prefixes, as they are in real use
+    logits(tiny_loaded(implementation="split"), "bidirectional", Layout.pack(LENGTHS))
 
 
 def test_gradients_are_those_of_the_dense_mask() -> None:
     layout, found = Layout.pack([(40, 45), (3, 9)]), []
     for implementation in ("sdpa", "split"):
         loaded = tiny_loaded(implementation=implementation)
+        loaded.handle.split_from = 0
         loaded.model.requires_grad_(True)
         with loaded.handle.use(parse_regime("bidirectional"), layout):
             output = loaded.model(
@@ -117,3 +196,105 @@ def test_soft_caps_and_sinks_are_refused() -> None:
     for family in ("gemma2", "gpt_oss"):
         with pytest.raises(UserError, match=rf"'split' drops.*{family}.*--attn eager"):
             choose_implementation(tiny_config(family), "split")
+
+
+# An evaluation on a GPU: padded rows for short items, packed ones for long
+
+
+def encode(contexts: Iterable[str]) -> list[EncodedItem]:
+    choices = (" in the night", " in May", " and fell")
+    items = [Item("own", n, str(n), 0, (text,), choices) for n, text in enumerate(contexts)]
+    return Encoder(tiny_tokenizer()).encode(items)
+
+
+@pytest.mark.parametrize("regime", ["causal", "bidirectional", "bidirectional:sink=1"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+def test_scores_of_long_and_short_items(
+    family: str, regime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch plan of a GPU, run on the CPU, against masks in padded rows throughout."""
+    monkeypatch.setattr(scoring, "SPLIT_FROM_TOKENS", 20)
+    encoded = encode("the river rose " * times for times in (1, 9, 2, 7, 1))
+    found = {}
+    for implementation in ("sdpa", "split"):
+        loaded = tiny_loaded(family, implementation=implementation)
+        loaded.handle.split_from = 20
+        plan = plan_scoring(
+            encoded,
+            regime=parse_regime(regime),
+            device=CUDA,
+            batch_tokens=150,
+            implementation=implementation,
+        )
+        assert sorted(i for batch in plan.batches for i in batch.items) == list(range(5))
+        kinds = {i: plan.pads(batch.items) for batch in plan.batches for i in batch.items}
+        long = {i for i, one in enumerate(encoded) if len(one.prefixes[0]) >= 20}
+        assert 0 < len(long) < 5
+        assert {i for i, padded in kinds.items() if not padded} == (
+            long if implementation == "split" else set()
+        )
+        scorer = Scorer(loaded.model, loaded.handle, plan)
+        scores = [score for batch in plan.batches for score in scorer.score(batch.items)]
+        found[implementation] = [score.ll for score in sorted(scores, key=lambda s: s.index)]
+    np.testing.assert_allclose(found["split"], found["sdpa"], atol=2e-4)
+
+
+def test_short_items_are_batched_as_with_sdpa() -> None:
+    encoded = encode("so " * times for times in range(1, 30))
+    plans = [
+        plan_scoring(
+            encoded, regime=parse_regime("causal"), device=CUDA, batch_tokens=99, implementation=one
+        )
+        for one in ("sdpa", "split")
+    ]
+    assert plans[0].batches == plans[1].batches
+    assert all(plan.pads(batch.items) for plan in plans for batch in plan.batches)
+
+
+def test_auto_is_split_for_an_evaluation_on_a_gpu_alone() -> None:
+    llama, gemma2 = tiny_config("llama"), tiny_config("gemma2")
+    assert choose_implementation(llama, "auto", "cuda") == "split"
+    assert choose_implementation(llama, "sdpa", "cuda") == "sdpa"
+    assert choose_implementation(gemma2, "auto", "cuda") == "eager"
+    assert [choose_implementation(llama, "auto", on) for on in ("cpu", "mps")] == ["sdpa"] * 2
+
+
+def test_the_run_says_from_where_prefixes_are_split() -> None:
+    facts = [
+        run_facts(loaded, [], False, parse_regime("causal"))  # type: ignore[arg-type]
+        for loaded in (Recorded("split"), Recorded("sdpa"))
+    ]
+    assert facts[0]["attention"] == "split"
+    assert facts[0]["split_from_tokens"] == attention.attention_split.SPLIT_FROM_TOKENS
+    assert "split_from_tokens" not in facts[1]
+
+
+class Recorded:
+    """A loaded model as far as a run's facts go."""
+
+    tokenizer_fingerprint = "x"
+    training_record = None
+
+    def __init__(self, implementation: str):
+        self._loaded = tiny_loaded(implementation=implementation)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loaded, name)
+
+
+def test_the_kernel_that_plans_for_each_shape_is_left_out_while_scoring() -> None:
+    enabled = torch.backends.cuda.cudnn_sdp_enabled
+    assert enabled()
+    with without_plans(CUDA, 300):
+        assert not enabled()
+        with without_plans(CUDA):
+            assert not enabled()
+        assert not enabled()
+    assert enabled()
+    with without_plans(torch.device("cpu"), 300):
+        assert enabled()
+    with without_plans(CUDA, sdpa_kernels.CUDNN_FROM_TOKENS):  # a plan is worth it
+        assert enabled()
+    with pytest.raises(RuntimeError), without_plans(CUDA):
+        raise RuntimeError
+    assert enabled()

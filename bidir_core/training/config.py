@@ -117,8 +117,8 @@ class FinetuneConfig:
     compile: str = setting(
         "none",
         help="default fuses small operations with torch.compile; reduce-overhead also records a "
-        "step as CUDA graphs and replays them, which a small model on a GPU gains by (opt-in, "
-        "not yet measured on a GPU)",
+        "step as CUDA graphs and replays them, for a small model on a GPU to itself (embedded "
+        "model, one H100: 2.6 times the tokens/s); each shape's recording holds memory",
         role="runtime",
         choices=("none", "default", "reduce-overhead"),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bidir_core import models
-from bidir_core.attention import install, text_decoder
+from bidir_core.attention import choose_implementation, install, text_decoder
 from bidir_core.config import from_json, to_json
 from bidir_core.devices import forget_peak_memory
 from bidir_core.errors import UserError
@@ -87,6 +87,8 @@ def _finetune(
         attn=config.attn,
         regime=regime,
     )
+    # Padded rows of packed samples hold nothing that could be split: ``auto`` is sdpa or eager.
+    plan = replace(plan, implementation=choose_implementation(plan.config, config.attn))
     data = prepare_data(config, plan.tokenizer, plan.max_length)
     # What is to be spread need not fit on the device first.
     there = replace(plan, device=torch.device("cpu")) if sharded else plan
