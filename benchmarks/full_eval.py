@@ -6,8 +6,9 @@ import importlib.util
 import json
 import statistics
 import tempfile
+import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,39 +33,85 @@ from bidir_core.evaluate import evaluate, read_items
 from bidir_core.layout import Layout
 from bidir_core.models import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
+from bidir_core.scoring import Scorer
 
 Add = Callable[..., None]
+EVALUATED = ("causal", "bidirectional")
 
 
 def measure_eval(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> None:
-    """The evaluation command's work after the model is loaded: probe, scores and run folder."""
+    """The evaluation command's work after the model is loaded: probe, scores and run folder.
+
+    sdpa first, then the peer, then the others, each within its share of the part's time.
+    """
     loaded = build(options.shape, tokenizer, options.on, options.dtype)
+    kinds = sorted(options.attn, key=lambda attn: attn != "sdpa")
+    to_come = 2 * len(kinds) + 1  # one of them the peer
     best: dict[str, float] = {}
-    for attn in options.attn:
-        for regime in ("causal", "bidirectional"):
-            if not clock.left():
-                add("eval", f"{attn}, {regime}", skipped="the part's time was over")
+    peer: float | None = None
+    for number, attn in enumerate(kinds):
+        for regime in EVALUATED:
+            what, share = f"{attn}, {regime}", clock.share(to_come)
+            to_come -= 1
+            if not share:
+                add("eval", what, skipped="the part's time was over")
                 continue
             try:
-                row = evaluation(options, attending(loaded, attn), regime, clock)
+                row = evaluation(options, attending(loaded, attn), regime, share)
+            except TooSlow as error:
+                add("eval", what, skipped=str(error))
             except Exception as error:
-                add("eval", f"{attn}, {regime}", **trouble(error, options.on))
-                continue
-            add("eval", f"{attn}, {regime}", **row)
-            best[regime] = min(best.get(regime, row["seconds"]), row["seconds"])
-    peer = best_peer(options, attending(loaded, "sdpa"), add, clock)
+                add("eval", what, **trouble(error, options.on))
+            else:
+                add("eval", what, **row)
+                best[regime] = min(best.get(regime, row["seconds"]), row["seconds"])
+        if number == 0:
+            share = clock.share(to_come)
+            to_come -= 1
+            peer = best_peer(options, attending(loaded, "sdpa"), add, Clock(share))
     if peer is not None:
         for regime, seconds in best.items():
             add("eval", f"peer against best, {regime}", ratio=round(peer / seconds, 2))
 
 
+class TooSlow(Exception):
+    """An evaluation's share of the time is over."""
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Evaluations inside stop with TooSlow before the first batch behind ``seconds``."""
+    honest, started, done = Scorer._score, time.monotonic(), 0
+
+    def score(self: Scorer, items: Sequence[int]) -> Any:
+        nonlocal done
+        spent = time.monotonic() - started
+        if spent > seconds:
+            raise TooSlow(f"given up: {done} items in {spent:.0f} s, its share of the part's time")
+        scores = honest(self, items)
+        done += len(items)
+        return scores
+
+    Scorer._score = score  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Scorer._score = honest  # type: ignore[method-assign]
+
+
 def evaluation(
-    options: Namespace, loaded: LoadedModel, regime: str, clock: Clock
+    options: Namespace, loaded: LoadedModel, regime: str, share: float
 ) -> dict[str, Any]:
-    """Seconds of the whole of ``eval``, items read and run folder written, but for loading."""
+    """Seconds of the whole of ``eval``, items read and run folder written, but for loading.
+
+    Raises TooSlow when the first of them has not ended after ``share`` seconds.
+    """
     clear(loaded.device)
     seconds: list[float] = []
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        at_most(share),
+    ):
         for number in range(1 + options.repeats):
             config = EvalConfig(
                 model=loaded.name,
@@ -79,9 +126,13 @@ def evaluation(
             )
             run = Path(folder) / f"run{number}"
             work = partial(evaluate, config, loaded=loaded, folder=run)
-            seconds.append(timed(work, loaded.device))
-            if number and not clock.left():
+            try:
+                seconds.append(timed(work, loaded.device))
+            except TooSlow:
+                if not seconds:
+                    raise
                 break
+        run = Path(folder) / f"run{len(seconds) - 1}"  # the last that ended
         cost = json.loads((run / "metrics.json").read_text())["cost"]
         probe = json.loads((run / "probe.json").read_text())
     again = seconds[1:] or seconds
@@ -89,6 +140,7 @@ def evaluation(
     return {
         "seconds": round(statistics.median(again), 3),
         "first_seconds": round(seconds[0], 3),
+        "repeats": len(seconds) - 1,
         "probe_seconds": probe["seconds"],
         "scoring_seconds": cost["seconds"],
         "computed_tokens": cost["computed_tokens"],
@@ -125,7 +177,9 @@ def best_peer(options: Namespace, loaded: LoadedModel, add: Add, clock: Clock) -
 
     best = None
     for size in options.peer_batch_sizes:
-        if best is not None and not clock.left():
+        if not clock.left():
+            if best is None:
+                add("eval", f"{name}, batch {size}", skipped="the part's time was over")
             break
         clear(loaded.device)
         try:

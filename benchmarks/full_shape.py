@@ -139,6 +139,10 @@ class Clock:
         """Whether there is any."""
         return time.monotonic() < self.end
 
+    def share(self, parts: int) -> float:
+        """Seconds for each of ``parts`` that are still to come."""
+        return max(0.0, self.end - time.monotonic()) / parts
+
 
 def now(device: torch.device) -> float:
     """The time when all work given to the device so far is done."""

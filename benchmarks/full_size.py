@@ -6,9 +6,10 @@
 
 Parts: ``eval`` (five tasks, everything after model load, beside lm-eval), ``prefill`` (a long prefix
 against the model's own plain kernels), ``lora`` and ``train`` (tokens/s and the share of the matrix
-rate measured in the same run, beside HF Trainer). Each part ends soon after its time is over, and
-``OUT.json`` and ``OUT.md`` are written anew after every row, so a killed run keeps what it measured.
-A later run with the same ``--out`` replaces the rows of the parts it measures and keeps the others.
+rate measured in the same run, beside HF Trainer). Each part ends soon after its time is over, and an
+evaluation that takes more than its share of it is given up. ``OUT.json`` and ``OUT.md`` are written
+anew after every row, so a killed run keeps what it measured. A later run with the same ``--out``
+replaces the rows of the parts it measures and keeps the others.
 """
 
 from __future__ import annotations
