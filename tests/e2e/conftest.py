@@ -13,7 +13,7 @@ import pytest
 from bidir_core.store import Run
 from tests.e2e.nursery import Nursery
 from tests.e2e.seed import seed_all
-from tests.e2e.server import chromium, serve
+from tests.e2e.server import QUICK, chromium, serve
 
 SIZE = {"width": 1280, "height": 900}
 
@@ -63,10 +63,11 @@ def nursery():
 
 
 @pytest.fixture(scope="session")
-def browser():
+def browser(request):
     if not (shutil.which("chromium") or shutil.which("chromium-browser")):
         pytest.skip("no Chromium: apt-get install chromium fonts-dejavu-core")
-    with chromium() as started:
+    measured = any(item.get_closest_marker("alone") for item in request.session.items)
+    with chromium(*([] if measured else [QUICK])) as started:
         yield started
 
 

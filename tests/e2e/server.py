@@ -22,6 +22,8 @@ CHROMIUM_FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
 ]  # fmt: skip
+# A page that is open for seconds is not worth compiling well. Not where time is measured.
+QUICK = "--js-flags=--no-opt --no-maglev --always-sparkplug"
 # With a heading: a page that has not begun to run is idle too.
 IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"] h1'
 
@@ -84,13 +86,15 @@ def _wait(port: int, process: psutil.Process, log: Path) -> None:
 
 
 @contextlib.contextmanager
-def chromium() -> Iterator[Any]:
+def chromium(*more_flags: str) -> Iterator[Any]:
     """A headless Chromium, as Debian ships it."""
     from playwright.sync_api import sync_playwright
 
     executable = shutil.which("chromium") or shutil.which("chromium-browser")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+        browser = playwright.chromium.launch(
+            executable_path=executable, args=[*CHROMIUM_FLAGS, *more_flags]
+        )
         try:
             yield browser
         finally:

@@ -242,6 +242,7 @@ def test_an_address_made_by_clicking_shows_the_same_to_a_stranger(server, runs, 
         stranger.wait_for_function(
             "([what, text]) => document.querySelector(what)?.innerText == text",
             arg=[what, tab.page.locator(what).first.inner_text()],
+            polling=100,  # reading a whole page in every frame would slow it down
         )
         assert stranger.url == tab.page.url
     stranger.context.close()
