@@ -1,7 +1,7 @@
 """What committed sweeps, controls and attention summaries say of each model: blocks of the page.
 
 Runs are found by model, by what they hold, and by their name, which has ``sweep``, ``controls`` or
-``attention`` in it; of several the one with the most items counts, of equal ones the oldest. A block
+``attention`` (or ``whole``: a sweep over whole sets) in it; of several the one with the most items counts, of equal ones the oldest. A block
 whose run is not there names the command that makes it.
 """
 
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bidir_core import words
-from bidir_core.lab.control_answers import Outcome
+from bidir_core.lab.control_answers import Outcome, above
 from bidir_core.lab.controls import CONTROLS, judge
 from bidir_core.lab.summary import Sweep
 from bidir_core.lab.triviality import largest_summary, observed, together
 from bidir_core.lab.verdicts import best, best_of_dials
+from bidir_core.pairing import METRICS
 from bidir_core.run_layout import COMMITTED_RUNS, LAB
 from bidir_core.store import Run
 from scripts import findings_sweep
@@ -26,6 +26,8 @@ from scripts.blocks import table
 
 EMBEDDED, SECOND = "smollm2-135m-instruct", "gemma3-270m"
 TASKS = "hellaswag,piqa,arc_easy,arc_challenge,winogrande"
+CAUSAL, PLAIN = "causal", "bidirectional"
+REGIMES = (CAUSAL, PLAIN, "bidirectional:sink=1")
 VERDICTS: Mapping[str, str] = {
     "supports": "not refuted", "refutes": "**refuted**", "partly": "**refuted in part**",
     "undecided": "undecided", "open": "for information",
@@ -40,6 +42,7 @@ class Evidence:
     sweep: Run | None
     controls: Run | None
     attention: Run | None
+    whole: Run | None  # a sweep over whole sets
 
 
 def evidence(model: str, root: Path = COMMITTED_RUNS) -> Evidence:
@@ -47,22 +50,24 @@ def evidence(model: str, root: Path = COMMITTED_RUNS) -> Evidence:
     folders = sorted(one for one in (root / LAB).iterdir() if one.is_dir())
     runs = [run for run in map(Run, folders) if run.state == "done" and run.model == model]
 
-    def most(name: str) -> Run | None:
-        mine = [run for run in runs if name in (run.name or "") and run.settings.get(name)]
+    def most(name: str, of: str | None = None) -> Run | None:
+        mine = [run for run in runs if name in (run.name or "") and run.settings.get(of or name)]
         return max(mine, key=lambda run: (run.metrics or {})["n_items"], default=None)
 
     sweep, controls = most("sweep"), most("controls")
     settings = next((run.settings for run in (sweep, controls) if run), {"model": model})
     named = [run for run in runs if "attention" in (run.name or "")]
-    return Evidence(model, sweep, controls, largest_summary(settings, named))
+    whole = most("whole", of="sweep")
+    return Evidence(model, sweep, controls, largest_summary(settings, named), whole)
 
 
 def blocks(root: Path = COMMITTED_RUNS) -> dict[str, Callable[[], str]]:
     """Every block by its name; those of the second model begin with ``gemma_``."""
     made: dict[str, Callable[[], str]] = {}
     for prefix, model in (("", EMBEDDED), ("gemma_", SECOND)):
-        for block in (sweep, dials, layers, controls, attention):
+        for block in (sweep, dials, layers, controls, points, prompts, attention):
             made[prefix + block.__name__] = partial(_block, block, model, root)
+    made["gemma_whole"] = partial(_block, whole, SECOND, root)
     return made
 
 
@@ -121,6 +126,74 @@ def controls(found: Evidence) -> str:
     )
 
 
+def points(found: Evidence) -> str:
+    """The controls' points of the usual prompt, by both measures."""
+    if found.controls is None:
+        return "Nothing to tell yet: no controls were run.\n"
+    view, rows = Sweep(found.controls), []
+    mine = [s for s, p in view.points.items() if p.condition == view.usual and p.part == "control"]
+    for slug in mine:
+        row = [_point_name(view, slug)]
+        for measure in METRICS:
+            numbers = view.outcomes(view.usual, measure)
+            assert numbers is not None
+            row += [
+                f"{100 * numbers.accuracy(slug):.1f}",
+                text.delta(numbers.delta(PLAIN, slug)),
+                text.share(numbers.removed(CAUSAL, PLAIN, slug)),
+            ]
+        rows.append(row)
+    header = [
+        "point", *(f"{what}`{measure}`" for measure in METRICS
+                   for what in ("", "to bidirectional, ", "damage removed, ")),
+    ]  # fmt: skip
+    return table(header, rows)
+
+
+def prompts(found: Evidence) -> str:
+    """How well the model does at all with each prompt, and what it then loses."""
+    if found.controls is None:
+        return "Nothing to tell yet: no controls were run.\n"
+    view, rows = Sweep(found.controls), []
+    none = view.slug_of(CAUSAL, view.usual._replace(context="none"))
+    for condition in dict.fromkeys(point.condition for point in view.points.values()):
+        causal, plain, sink = (view.slug_of(one, condition) for one in REGIMES)
+        if causal and plain and sink and none:
+            numbers = view.outcomes(condition, "acc")
+            assert numbers is not None
+            alike = condition.chat_template == view.usual.chat_template  # else they do not pair
+            rows.append(
+                [
+                    condition.words(view.usual) or "usual",
+                    f"{100 * numbers.accuracy(causal):.1f}",
+                    text.delta(above(view.runs[none], view.runs[causal])) if alike else "",
+                    text.delta(numbers.delta(causal, plain)),
+                    text.delta(numbers.delta(causal, sink)),
+                    text.share(numbers.removed(causal, plain, sink)),
+                ]
+            )
+    header = [
+        "prompt", "causal", "over no context", "bidirectional to causal", "sink=1 to causal",
+        "damage removed by sink=1",
+    ]  # fmt: skip
+    return table(header, rows)
+
+
+def whole(found: Evidence) -> str:
+    """Whole sets, as the sweep summed them up: its items are not committed."""
+    if found.whole is None:
+        return _not_run(found, "--sweep sink=1,4", "whole").replace(f" --limit {text.FIRST}", "")
+    metrics = found.whole.metrics
+    assert metrics is not None
+    rows = [
+        [f"`{measure}`", findings_sweep.short(point["regime"]), *text.stored(point[measure])]
+        for measure in METRICS
+        for point in metrics["points"]
+    ]
+    header = ["measure", "point", "accuracy", "to causal", "damage removed"]
+    return text.basis(found.whole) + table(header, rows)
+
+
 def attention(found: Evidence) -> str:
     """Where the prompt's tokens look, and how long the first one's state is, under each regime."""
     if found.attention is None:
@@ -133,19 +206,25 @@ def attention(found: Evidence) -> str:
         rows.append(
             [
                 f"`{one['regime']}`",
-                *(text.mean(share[name], 0, 100, " %") for name in ("first", "future")),
+                *(text.mean(share[name], 0, 100, " %") for name in ("first", "top", "future")),
                 text.mean(length, middle, 1, ""),
             ]
         )
     header = [
-        "regime", "attention on the first token", "on tokens ahead",
+        "regime", "attention on the first token", "on each head's most attended token",
+        "on tokens ahead",
         f"length of the first token's state behind layer {middle}",
     ]  # fmt: skip
-    items = f"`{found.attention.id}`: {words.count(metrics['n_items'])} items.\n\n"
-    return items + table(header, rows)
+    return text.basis(found.attention) + table(header, rows)
 
 
 # --- their parts ---------------------------------------------------------------------------------
+
+
+def _point_name(view: Sweep, slug: str) -> str:
+    point = view.points[slug]
+    patched = f", patched `{point.patch}`" if point.patch else ""
+    return findings_sweep.short(point.regime) + patched
 
 
 def _triviality(found: Evidence, outcome: Outcome, finding: str) -> tuple[Outcome, str]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
+
+import numpy as np
 
 from bidir_core import stats, words
 from bidir_core.lab.curves import layer_ranges
 from bidir_core.lab.summary import Outcomes, Sweep
 from bidir_core.pairing import METRICS
+from bidir_core.regimes import Regime, parse_regime, visibility
 from bidir_core.store import Run
 from scripts import findings_text as text
 from scripts.blocks import table
@@ -57,7 +62,8 @@ def points(run: Run) -> str:
         if not _swept(view, slug) or (slug in hidden and reference is None):
             continue
         row = [
-            _name(point.regime),
+            short(point.regime),
+            f"{100 * ahead_left(view, point.regime):.0f} %",
             f"{100 * numbers.accuracy(slug):.1f}",
             "" if slug == CAUSAL else text.delta(numbers.delta(CAUSAL, slug)),
             "" if slug in (CAUSAL, PLAIN) else text.share(numbers.removed(CAUSAL, PLAIN, slug)),
@@ -75,10 +81,31 @@ def points(run: Run) -> str:
         elif references:
             row += ["", "", ""]
         rows.append(row)
-    header = ["point", "accuracy", "to causal", "damage removed"]
+    header = ["point", "ahead left", "accuracy", "to causal", "damage removed"]
     if references:
         header += ["prototype", "difference to it", "by `acc_norm`"]
     return table(header, rows) + (_reproduced(off) if off else "")
+
+
+def ahead_left(view: Sweep, regime: str) -> float:
+    """How much of looking ahead a regime leaves open: of the pairs of a prompt token and a later
+    one, over layers and items, with tasks alike. A weakened pair (lambda) is open."""
+    point = view.runs[view.slug_of(CAUSAL, view.usual) or CAUSAL]
+    table = point.items_table(("task", "n_prefix_tokens")).to_pandas()
+    parsed, n_layers = parse_regime(regime), int(view.run.config["n_layers"])
+    by_layer = Counter(parsed.at_layer(layer) for layer in range(n_layers))
+    shares: dict[str, list[float]] = {}
+    for task, lengths in zip(table["task"], table["n_prefix_tokens"], strict=True):
+        n = int(lengths[0])
+        if n > 1:
+            left = sum(often * _open_pairs(one, n) for one, often in by_layer.items())
+            shares.setdefault(task, []).append(left / n_layers / (n * (n - 1) / 2))
+    return float(np.mean([np.mean(found) for found in shares.values()]))
+
+
+@cache
+def _open_pairs(regime: Regime, n_prefix: int) -> int:
+    return int(np.triu(visibility(regime, n_prefix, n_prefix), k=1).sum())
 
 
 def _reproduced(off: Sequence[tuple[float, str, str]]) -> str:
@@ -125,7 +152,7 @@ def _of_width(view: Sweep, family: Sequence[tuple[str, int, int]]) -> str:
     rest = found[COSTLIEST:]
     costly = [name for delta, name, _ in found if delta.high < 0]
     said = (
-        f"Bidirectional in {width} layers only, at each of {n} places; intervals hold for all {n} "
+        f"Bidirectional in {width} {'layer' if width == 1 else 'layers'} only, at each of {n} places; intervals hold for all {n} "
         f"together (each {100 * confidence:.1f} %). "
         + (f"Of layers {', '.join(costly)} it leaves out 0." if costly else "None leaves out 0.")
     )
@@ -173,6 +200,7 @@ def _outcomes(view: Sweep, metric: str) -> Outcomes:
     return found
 
 
-def _name(regime: str) -> str:
-    short = regime.removeprefix("bidirectional:")
-    return short if short in (CAUSAL, PLAIN) else f"`{short}`"
+def short(regime: str) -> str:
+    """A regime's name in a table."""
+    name = regime.removeprefix("bidirectional:")
+    return name if name in (CAUSAL, PLAIN) else f"`{name}`"

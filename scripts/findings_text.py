@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from bidir_core import stats, words
 from bidir_core.lab.verdicts import percent
@@ -34,6 +35,18 @@ def share(found: stats.Retention | None) -> str:
     if found.value is None or found.low is None or found.high is None:
         return "not stated"
     return f"{percent(found.value)} % ({percent(found.low)} to {percent(found.high)} %)"
+
+
+def stored(numbers: Mapping[str, Any]) -> tuple[str, str, str]:
+    """A point's accuracy, difference to causal and share of the damage, as a sweep has stored them."""
+    moved, removed = numbers["delta"], numbers["removed"]
+    return (
+        f"{100 * numbers['value']:.1f}",
+        delta(stats.Estimate(**{end: moved[end] for end in ("value", "low", "high", "n")}))
+        if moved
+        else "",
+        share(stats.Retention(**removed)) if removed else "",
+    )
 
 
 def basis(run: Run) -> str:
