@@ -67,6 +67,8 @@ def check(runs: Sequence[Run], cores: int) -> Iterator[Row]:
     for run in sorted(runs, key=lambda run: str(run.status.get("started"))):
         if run.id not in facts:
             continue
+        if run.settings.get("compile") not in (None, False, "none"):
+            continue  # the model does not know what compiling or recording a step takes
         trained = facts[run.id].kind == "finetune"
         kind: type[EvalConfig | FinetuneConfig] = FinetuneConfig if trained else EvalConfig
         config = from_json(kind, run.settings)

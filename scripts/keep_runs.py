@@ -7,7 +7,8 @@ Copies every finished evaluation and fine-tune of the runs folder RUNS whose nam
 log-likelihoods rounded to 1/1024 nat after predictions and accuracies were taken from the exact
 ones: far below what a number format or a batch moves them, and a twelfth smaller. Paths into
 RUNS become ``runs/...``. ``--shared-device`` notes in ``metrics.json`` that other work ran on the
-same device, so that nobody reads a speed from the run's seconds.
+same device, so that nobody reads a speed from the run's seconds; a fine-tune whose maker said that
+it had the device to itself (:data:`scripts.recipes.ALONE`) is not marked.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from bidir_core.atomic import write_json
 from bidir_core.records import read_parquet, write_parquet
 from bidir_core.run_layout import COMMITTED_RUNS
 from bidir_core.store import Run, list_runs
+from scripts.recipes import was_alone
 
 TEXTS = ("config.json", "status.json", "probe.json", "data.json", "curve.jsonl", "log.txt")
 STEPS_A_NAT = 1024
@@ -63,7 +65,7 @@ def keep(run: Run, folder: Path, *, made_in: str, items: bool, shared_device: bo
     if items and run.has_items:
         write_parquet(rounded(read_parquet(run.path / "items.parquet")), folder / "items.parquet")
     metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
-    if shared_device:
+    if shared_device and not was_alone(run):
         metrics["cost"]["shared_device"] = True
     write_json(folder / "metrics.json", metrics)
 

@@ -97,6 +97,9 @@ def test_runs_of_another_machine_or_unfinished_ones_do_not_count(tmp_path):
     write_json(run.path / "status.json", {**status, "host": "elsewhere"})
     assert estimates.history([Run(run.path)]) == []
     assert estimates.history([make_run(tmp_path, n_items=5, state="failed")]) == []
+    cost = {"seconds": 10.0, "computed_tokens": 20_000, "device": "cpu"}
+    assert estimates.history([finished(tmp_path, **cost)])
+    assert estimates.history([finished(tmp_path, **cost, shared_device=True)]) == []
 
 
 def test_bigger_models_take_longer_and_an_unknown_size_is_said():

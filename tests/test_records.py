@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bidir_core import records
@@ -107,6 +108,22 @@ def test_a_task_of_errors_only_has_numbers_and_no_crash():
     assert found["tasks"]["t"]["acc"] == 0
     assert found["tasks"]["t"]["gold_prob"] is None
     json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("texts", [True, False])
+def test_the_file_says_to_others_what_was_written(tmp_path, texts):
+    """The encodings that make it small are read by pandas too, nulls and errors among them."""
+    run = make_run(tmp_path, n_items=60, texts=texts, n_errors=3)
+    table = records.read_parquet(run.path / "items.parquet")
+    records.write_parquet(table, tmp_path / "again.parquet")
+    assert records.read_parquet(tmp_path / "again.parquet").equals(table)
+    frame = pd.read_parquet(tmp_path / "again.parquet")
+    for name in ("doc_hash", "doc_id", "margin", "task"):
+        wanted = table.column(name).to_pandas()
+        pd.testing.assert_series_equal(frame[name], wanted, check_names=False)
+    for ours, theirs in zip(table.column("ll").to_pylist(), frame["ll"]):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or ours == theirs.tolist()
 
 
 def test_ten_thousand_items_load_fast_and_compact_runs_are_small(tmp_path):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 
+from bidir_core.atomic import write_json
 from bidir_core.errors import UserError
 from bidir_core.report import build_report
 from bidir_core.reporting.arms import make_study
+from bidir_core.reporting.contrasts import contrast
 from bidir_core.run_layout import COMMITTED_RUNS
 from bidir_core.store import list_runs
 from tests.factory import make_run
@@ -222,6 +225,67 @@ def test_runs_that_do_not_pair_get_no_paired_interval(tmp_path):
     (row,) = made.tables["contrasts"].rows
     assert row[-1].startswith("unpaired")
     assert "different tokenizers" in made.markdown()
+
+
+def without_items(root, *seeds) -> None:
+    """Fine-tunes' evaluations of these seeds keep their metrics only."""
+    for run in list_runs([root]):
+        trained = (run.config.get("training_record") or {}).get("run", "")
+        if any(f"-{seed}" in trained[-2:] for seed in seeds):
+            (run.path / "items.parquet").unlink()
+
+
+def test_where_only_some_seeds_kept_items_those_alone_are_compared(tmp_path):
+    two_by_two(tmp_path, REPAIRED, seeds=(0, 1, 2))
+    whole = report(tmp_path)
+    without_items(tmp_path, 1, 2)
+    made = report(tmp_path)
+    rows = {row[0]: row for row in made.tables["contrasts"].rows}
+    row = rows["stage 4 from 3B minus 3C, causal"]
+    assert (row[2], row[-1]) == (1, "paired item by item")
+    assert "from 1 of 3 seeds: the others have no items here, only metrics" in made.markdown()
+    of_three, of_one = (
+        next(row for row in one.tables["interaction"].rows if row[3] == "macro")
+        for one in (whole, made)
+    )
+    assert of_one[5] == pytest.approx(float(of_three[7].split(", ")[0]) / 100, abs=0.0006)
+    assert of_one[6] is not None
+    levels = {row[0]: row for row in made.tables["macro"].rows}
+    assert levels["stage 4 from 3B"][4] == 3  # the mean is of all
+
+
+def test_without_any_items_seeds_give_an_unpaired_interval_with_their_spread(tmp_path):
+    two_by_two(tmp_path, REPAIRED, seeds=(0, 1, 2))
+    without_items(tmp_path, 0, 1, 2)
+    study = report(tmp_path).study
+    arm = study.trained("3B")[0]
+    cells = (study.base, "causal"), (arm, "bidirectional")
+    found = contrast("", study, *cells)
+    one = contrast("", make_study([
+        run for run in list_runs([tmp_path]) if run.settings.get("checkpoint") is None
+        or "3B-0" in run.settings["checkpoint"]
+    ]), *cells)  # fmt: skip
+    assert found.basis == one.basis == "unpaired"
+    assert len(found.per_seed) == 3
+    assert found.value == pytest.approx(sum(found.per_seed) / 3)
+    # The same items answered thrice are not three times as many items.
+    spread = np.var(found.per_seed, ddof=1) / 3
+    half, single = ((e.interval.high - e.interval.low) / 2 / 1.959964 for e in (found, one))
+    assert half**2 == pytest.approx(single**2 + spread, rel=0.03)
+    # What is kept goes by the mean over seeds, like the ratio beside it.
+    chance = study.runs(*cells[0])[0].metrics["macro"]["chance"]
+    kept = (found.acc_b - chance) / (found.acc_a - chance)
+    assert found.above_chance.value == pytest.approx(kept)
+
+
+def test_seconds_on_a_shared_device_are_called_that(tmp_path):
+    run = evaluation(tmp_path)
+    path = run.path / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["cost"] = {"seconds": 10.0, "device": "a GPU", "shared_device": True}
+    write_json(path, metrics)
+    rows = report(tmp_path).tables["cost"].rows
+    assert [row[2] for row in rows if row[0] == run.id] == ["a GPU (shared with other runs)"]
 
 
 def test_no_runs_at_all(tmp_path):

@@ -91,17 +91,21 @@ def unpaired(
         basis="unpaired" if interval is not None else "none",
         tasks=tuple(tasks),
         per_seed=tuple(two - one for one, two in macros),
-        above_chance=_printed_retention(first, second, metric),
+        above_chance=_printed_retention(first, common["acc_a"], common["acc_b"], metric),
         notes=tuple(notes),
     )
 
 
-def _printed_retention(first: Run, second: Run, metric: Metric) -> stats.Retention | None:
-    """Above-chance retention from printed accuracies: no interval, but the same suppression."""
-    acc_a, acc_b = macro_of(first, metric), macro_of(second, metric)
+def _printed_retention(
+    first: Run, acc_a: float, acc_b: float, metric: Metric
+) -> stats.Retention | None:
+    """Above-chance retention from printed accuracies: no interval, but the same suppression.
+
+    The accuracies are means over seeds; ``first``, of the baseline, knows chance and n.
+    """
     chance = ((first.metrics or {}).get("macro") or {}).get("chance")
     variance = _macro_variance(first, metric)
-    if acc_a is None or acc_b is None or chance is None or variance is None:
+    if chance is None or variance is None:
         return None
     n = (first.metrics or {}).get("n_items") or 0
     half = 1.959964 * math.sqrt(variance)
