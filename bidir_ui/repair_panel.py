@@ -107,23 +107,35 @@ def _every(study: Repair) -> None:
     arms: dict[object, dict[str, Group]] = {}
     for group in study.every:
         arms.setdefault(group.some.arm, {})[group.some.regime] = group
-    firsts = {next(iter(by.values())).some.id: by for by in arms.values()}
-    names = {key: next(iter(by.values())).label for key, by in firsts.items()}
-    extra = labels.apart(
-        [next(iter(by.values())).some for by in firsts.values()], lambda run: names[run.id]
-    )
-    rows: list[tuple[object, ...]] = []
-    for key, by in sorted(firsts.items(), key=lambda one: names[one[0]] + extra[one[0]]):
-        kept = [group.with_items for group in by.values()]
-        rows.append(
-            (
-                names[key] + extra[key], _level(by.get(BIDIRECTIONAL)), _level(by.get(CAUSAL)),
-                ", ".join(map(str, kept[0].by_seed)) if kept[0] else "none",
-            )
-        )  # fmt: skip
+    firsts = [next(iter(by.values())) for by in arms.values()]
+    label = {group.some.id: group.label for group in firsts}
+    extra = labels.apart((group.some for group in firsts), lambda run: label[run.id])
+    named = {
+        label[group.some.id] + extra[group.some.id]: by for group, by in zip(firsts, arms.values())
+    }
+    rows = [
+        (
+            name,
+            _level(named[name].get(BIDIRECTIONAL)),
+            _level(named[name].get(CAUSAL)),
+            _kept(named[name]),
+        )
+        for name in sorted(named, key=str.casefold)
+    ]
     head = ("Fine-tune", "Bidirectional", "Causal", "Seeds with items")
     html.show(widgets.table(head, rows))
     widgets.note("Mean macro accuracy, and lowest to highest seed; without items no interval.")
+
+
+def _kept(by: dict[str, Group]) -> str:
+    """Which training seeds hold items, and under which regime if not under all."""
+    seeds_of = {
+        regime: ", ".join(map(str, group.with_items.by_seed)) if group.with_items else ""
+        for regime, group in sorted(by.items())
+    }
+    if len(set(seeds_of.values())) == 1:
+        return next(iter(seeds_of.values())) or "none"
+    return "; ".join(f"{which} ({regime})" for regime, which in seeds_of.items() if which)
 
 
 def _meaning(e: stats.Estimate) -> str:
