@@ -301,7 +301,7 @@ def _made(
         shared = (
             ("processes on one CPU share its cores: no faster, and each takes its own memory",)
             if place.kind == "cpu"
-            else (f"shared by {place.n_devices} GPUs, which has not been measured yet",)
+            else (f"shared by {place.n_devices} GPUs; no more than two have been measured",)
         )
     return Estimate(
         seconds, seconds / spread, seconds * spread, memory, work.items, work.tokens, place.device,
