@@ -119,8 +119,63 @@ def read(name: str) -> dict[str, Any] | None:
 
 
 def _claims(wanted: Callable[[str], bool]) -> list[Mapping[str, Any]]:
-    found = read("claims.json") or {"claims": {}}
-    return [one for key, one in found["claims"].items() if wanted(key)]
+    return [one for key, one in _by_key().items() if wanted(key)]
+
+
+def summary() -> str:
+    """The page in five lines; each can come out either way."""
+    claims = {key: one for key, one in _by_key().items() if one.get("confirm")}
+    needed = ("interaction", "3b_stage1", "distil_stage1", "3b_control")
+    if any(key not in claims for key in needed):
+        return NOT_RUN
+    return "".join(f"- {line}\n" for line in summary_lines(claims, read("recipes.json")))
+
+
+def summary_lines(
+    claims: Mapping[str, Mapping[str, Any]], recipes: Mapping[str, Any] | None
+) -> list[str]:
+    """The lines of :func:`summary`, from claims that all have numbers."""
+
+    def said(key: str, lower: str, equivalent: str, higher: str) -> str:
+        one = claims[key]
+        kind = judged(one)["word"]
+        if kind == "different":
+            kind = lower if one["confirm"]["value"] < 0 else higher
+        kind = equivalent if kind == "equivalent" else kind
+        return f"{kind}, {interval(one['confirm'])}"
+
+    lines = [
+        f"**Is it repaired, beyond ordinary tuning?** {said('interaction', 'no', 'no', 'yes')} "
+        "points of interaction.",
+        f"**Is it back at stage 1?** 3B: {said('3b_stage1', 'below it', 'yes', 'above it')} points. "
+        "Distillation, which teaches nothing new: "
+        f"{said('distil_stage1', 'below it', 'yes', 'above it')}.",
+        "**Does bidirectional prefill still cost, at equal training?** 3B minus its causal "
+        f"control: {said('3b_control', 'yes', 'no', 'no, it gains')} points.",
+    ]
+    lora = [judged(one)["reached"] for key, one in claims.items() if key.startswith("lora_")]
+    if lora:
+        lines.append(
+            f"**Does an adapter suffice?** Shown in {lora.count('yes')} of {len(lora)} comparisons, "
+            f"shown not to in {lora.count('no')}."
+        )
+    tried = {one["name"]: one for one in recipes["recipes"]} if recipes else {}
+    chosen = tried.get(recipes["chosen"]) if recipes else None
+    if chosen and chosen["confirm"]:
+        entry = chosen["confirm"]["bidirectional"]
+        held = {"yes": "holds", "no": "does not hold", "undecided": "is undecided"}[
+            reached("within or better", 1.0, estimate(entry))
+        ]
+        lines.append(
+            f"**How little training?** {chosen['steps']} steps come within a point of stage 1 on "
+            f"the half that the recipe was chosen on; on the other half that {held}: "
+            f"{interval(entry)} points; {seeds_text(chosen['confirm']['seeds'], entry)}."
+        )
+    return lines
+
+
+def _by_key() -> dict[str, Mapping[str, Any]]:
+    return dict((read("claims.json") or {"claims": {}})["claims"])
 
 
 def answers() -> str:
@@ -271,5 +326,5 @@ def recipes() -> str:
 
 
 BLOCKS: blocks.Blocks = {
-    one.__name__: one for one in (answers, lora, folds, accuracy, recipe, recipes)
+    one.__name__: one for one in (summary, answers, lora, folds, accuracy, recipe, recipes)
 }

@@ -78,6 +78,32 @@ def test_gain_and_loss_are_told_apart(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (3.0, ["tuning?** yes, +3.0", "3B: above it, +3.0", "control: no, it gains, +3.0"]),
+        (0.0, ["tuning?** no, +0.0", "3B: yes, +0.0", "control: no, +0.0"]),
+        (-3.0, ["tuning?** no, -3.0", "3B: below it, -3.0", "control: yes, -3.0"]),
+        (0.8, ["tuning?** undecided, +0.8", "3B: undecided, +0.8", "control: undecided, +0.8"]),
+    ],
+)
+def test_the_summary_can_come_out_either_way(value, says):
+    one = recipe("recipe-3B-full-25-0.0003", value)["explore"]["bidirectional"]
+    if value == 0.8:
+        one = {**one, "low": -0.9, "high": 2.5}
+    keys = ("interaction", "3b_stage1", "distil_stage1", "3b_control", "lora_3b_causal")
+    claims = {key: {"aim": "within", "margin": 1.0, "confirm": one} for key in keys}
+    tried = recipe("recipe-3B-full-25-0.0003", value)
+    text = "\n".join(
+        repair_page.summary_lines(claims, {"chosen": tried["name"], "recipes": [tried]})
+    )
+    for sentence in says:
+        assert sentence in text
+    assert f"Shown in {int(value == 0)} of 1 comparisons" in text
+    assert ("does not hold" if value == -3.0 else "that holds") in text
+    assert "How little" not in "".join(repair_page.summary_lines(claims, None))
+
+
 def test_what_cannot_be_told_is_undecided():
     one = stats.Estimate(0.008, -0.004, 0.02, 700)
     assert repair_page.word(one, 1.0) == "undecided"
@@ -193,11 +219,30 @@ def test_the_page_says_what_its_numbers_say(name):
 def test_the_words_around_them_hold_no_results():
     prose = blocks.pattern("repair").sub("", repair_page.PAGE.read_text(encoding="utf-8"))
     prose = re.sub(
-        r"`[^`]*`|\]\([^)]*\)|3[BC]|SmolLM2-135M|95 %|Stage 1|rank 8|bfloat16|LoRA of rank 8|leaves out 0|\b0\b",
+        r"`[^`]*`|\]\([^)]*\)|3[BC]|SmolLM2-135M|95 %|[Ss]tage 1|rank 8|bfloat16|LoRA of rank 8|leaves out 0|\b0\b",
         "",
         prose,
     )
     assert re.findall(r"\d[\d.,]*", prose) == []
+
+
+def intervals(text: str) -> set[tuple[str, ...]]:
+    """Every ``+1.2 points (95 % CI +0.1 to +2.3`` and ``| +1.2 | +0.1 to +2.3 |``."""
+    return set(
+        re.findall(r"([+-]\d+\.\d)(?: points)?(?: \(| \| )(?:95 % CI )?([+-][\d.]+) to ([+-][\d.]+)", text)
+    )  # fmt: skip
+
+
+def test_the_front_page_quotes_what_was_computed():
+    """Each difference in the README stands in the page of claims or in the report."""
+    docs = repair_page.DOCS
+    (section,) = re.findall(
+        r"## The two questions.*?(?=\n## )", (docs.parent / "README.md").read_text(), re.DOTALL
+    )
+    quoted = intervals(section)
+    assert len(quoted) >= 6
+    known = [intervals((docs / name).read_text()) for name in ("REPAIR.md", "RESULTS.md")]
+    assert not quoted - set.union(*known)
 
 
 def test_the_committed_numbers_are_those_of_the_committed_runs():
