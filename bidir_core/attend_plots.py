@@ -131,7 +131,8 @@ def head_grid(
                 type="rect", x0=selected[1] - 0.5, x1=selected[1] + 0.5, y0=selected[0] - 0.5,
                 y1=selected[0] + 0.5, line={"color": RED, "width": 2.5}, row=1, col=number,
             )  # fmt: skip
-    figure.update_xaxes(title="head", **_AXIS, range=[-0.5, n_heads - 0.5], dtick=_tick(n_heads))
+    tick = _tick(n_heads) if len(panels) <= 2 else max(_tick(n_heads), n_heads // 2)
+    figure.update_xaxes(title="head", **_AXIS, range=[-0.5, n_heads - 0.5], dtick=tick, tickangle=0)
     figure.update_yaxes(**_AXIS, range=[n_layers - 0.5, -0.5], dtick=_tick(n_layers))
     figure.update_yaxes(title="layer", col=1)
     figure.update_layout(

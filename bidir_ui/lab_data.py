@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,6 +15,7 @@ from bidir_core.lab.summary import Sweep, summarise
 from bidir_core.lab.triviality import same_prompts
 from bidir_core.lab.verdicts import best_of_dials, removed_sentence
 from bidir_core.regimes import parse_regime
+from bidir_core.shared_texts import FIRST_TEXTS
 from bidir_ui import fmt
 from bidir_ui.data import RunInfo
 
@@ -71,6 +74,11 @@ class Lab:
         return f"{self.info.id}/points/{slug}"
 
     @property
+    def has_items(self) -> bool:
+        """Whether its points can be opened: a sweep may be kept for its numbers alone."""
+        return (Path(self.info.path) / FIRST_TEXTS).exists()
+
+    @property
     def best(self) -> dict[str, Any] | None:
         return (self.found.get("best") or {}).get(self.metric)
 
@@ -78,6 +86,26 @@ class Lab:
 def sweeps(runs: tuple[RunInfo, ...]) -> list[RunInfo]:
     """Every sweep, finished ones first, newest first."""
     return sorted((run for run in runs if run.is_sweep), key=lambda run: not run.is_done)
+
+
+def first_shown(found: list[RunInfo]) -> RunInfo:
+    """Of sweeps as :func:`sweeps` has them, the newest finished one; of several that were begun
+    within an hour of it, the one with most points."""
+    newest = found[0]
+    together = [one for one in found if one.is_done == newest.is_done and _near(one, newest)]
+    return max(together, key=_n_points)  # of equal ones the newest
+
+
+def _near(one: RunInfo, other: RunInfo) -> bool:
+    try:
+        times = [datetime.strptime(each.created, "%Y-%m-%d %H:%M") for each in (one, other)]
+    except ValueError:  # a folder whose time is not known
+        return one is other
+    return abs(times[0] - times[1]) <= timedelta(hours=1)
+
+
+def _n_points(info: RunInfo) -> float:
+    return (info.n_total or 0) / info.n_items if info.n_items else 0
 
 
 def has_controls(info: RunInfo, lab: Lab) -> bool:

@@ -7,6 +7,8 @@ import streamlit as st
 from bidir_ui import fmt, html, lab_data, url, widgets
 from bidir_ui.lab_data import Lab
 
+NO_ITEMS = "This sweep was kept for its numbers, without its items: Compare and Flips cannot open its points."
+
 
 def point_card(lab: Lab, slug: str) -> None:
     """The chosen point in words, and where it opens."""
@@ -40,6 +42,9 @@ def point_card(lab: Lab, slug: str) -> None:
         html.show(html.el("dl", *cells, cls="b b-kv"))
         if causal is None or causal["slug"] == slug:
             widgets.note("The reference itself: choose another point to compare it with this one.")
+            return
+        if not lab.has_items:
+            widgets.note(NO_ITEMS)
             return
         plain = lab.point("bidirectional")
         with st.container(horizontal=True):
@@ -93,7 +98,7 @@ def download(lab: Lab) -> None:
 
 
 def _links(lab: Lab, causal: str, slug: str) -> html.Html | str:
-    if not causal or causal == slug:
+    if not causal or causal == slug or not lab.has_items:
         return fmt.NONE
     query = url.params(a=lab.run_id(causal), b=lab.run_id(slug))
     flips = {**query, "flip": "broken~fixed"}

@@ -21,7 +21,7 @@ COMMANDS = (
 
 
 def choose(sweeps: list[RunInfo]) -> RunInfo | None:
-    """The sweep the URL names, else the newest finished one. Draws why there is none."""
+    """The sweep the URL names, else the first to show. Draws why there is none."""
     if not sweeps:
         widgets.banner(
             "empty", "No sweep yet",
@@ -44,7 +44,7 @@ def choose(sweeps: list[RunInfo]) -> RunInfo | None:
     by_id = {run.id: run for run in sweeps}
     chosen = url.bound(
         st.selectbox, "Sweep", name="sweep", options=list(by_id),
-        read=lambda value: value or sweeps[0].id, write=lambda value: value,
+        read=lambda value: value or lab_data.first_shown(sweeps).id, write=lambda value: value,
         format_func=lambda one: _title(by_id[one]),
     )  # fmt: skip
     return by_id.get(chosen)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -10,6 +12,8 @@ from bidir_core.lab.curves import curves, layer_ranges, symlog
 from bidir_core.lab.points import Condition, Point
 from bidir_core.lab.summary import summarise
 from bidir_core.store import Run
+from bidir_ui import lab_data
+from bidir_ui.data import RunInfo
 from tests.app import open_page, words
 from tests.attend_factory import make_summary
 from tests.lab_factory import LAMBDAS, SINKS, USUAL, accuracy, make_sweep
@@ -111,6 +115,42 @@ def test_every_point_opens_in_compare_and_flips(root) -> None:
     item = open_page("pages/item.py", a=a, b=b, item="piqa/3")
     assert not item.exception
     assert "Question:" in words(item)
+
+
+def test_a_sweep_kept_for_its_numbers_says_so(root) -> None:
+    sweep = make_sweep(root, FEW, n_items=60)
+    (sweep.path / "texts.parquet").unlink()
+    for items in sweep.path.glob("points/*/items.parquet"):
+        items.unlink()
+    app = open_page(PAGE)
+    assert not app.exception
+    text = words(app)
+    assert "kept for its numbers" in text
+    assert "Dose and response" in text
+    assert "Flips against causal" not in text
+    for page in ("pages/compare.py", "pages/flips.py"):
+        a, b = (f"{sweep.id}/points/{slug}" for slug in ("causal", "bidirectional"))
+        app = open_page(page, a=a, b=b)
+        assert not app.exception
+        assert "has no items" in words(app)
+
+
+def test_of_one_sittings_sweeps_the_largest_is_shown_first() -> None:
+    def info(ident: str, created: str, n_points: int) -> RunInfo:
+        return cast(
+            RunInfo,
+            SimpleNamespace(
+                id=ident, created=created, is_done=True, n_items=100, n_total=100 * n_points
+            ),
+        )
+
+    late = info("late", "2026-11-23 08:45", 4)
+    large = info("large", "2026-11-23 08:41", 41)
+    older = info("older", "2026-11-22 08:41", 60)
+    assert lab_data.first_shown([late, large, older]) is large
+    mine = info("mine", "2026-12-01 10:00", 3)
+    assert lab_data.first_shown([mine, late, large, older]) is mine
+    assert lab_data.first_shown([info("odd", "–", 1), large]).id == "odd"
 
 
 def test_a_partial_sweep_shows_what_is_there(root) -> None:
