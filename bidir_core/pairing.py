@@ -189,7 +189,10 @@ def pair(
         if run.state == "corrupt":
             raise UserError(f"the run '{run.id}' is corrupt: {run.error}")
         if not run.has_items:
-            raise UserError(f"the run '{run.id}' has no items to pair (it is {run.state})")
+            kept = (
+                ": only its metrics were kept" if run.state == "done" else f" (it is {run.state})"
+            )
+            raise UserError(f"the run '{run.id}' has no items to pair{kept}")
     hard = mismatches(run_a, run_b, check_context=check_context)
     if hard:
         raise UserError(f"'{run_a.id}' and '{run_b.id}' do not pair: {hard[0].sentence}")

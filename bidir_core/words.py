@@ -42,6 +42,8 @@ def subject(run_a: Run, run_b: Run) -> str:
         return "The second run"
     if run_a.model == run_b.model and check_a is None and regime_a == regime_b:
         return "Fine-tuning" + ("" if regime_a.is_causal else f" (both under {regime_a})")
+    if run_a.model == run_b.model and check_a is None:
+        return f"Going from the base model under {regime_a} to a fine-tune under {regime_b}"
     return f"'{run_b.id}' against '{run_a.id}'"
 
 

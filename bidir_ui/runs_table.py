@@ -66,6 +66,8 @@ def _weights(run: RunInfo) -> str:
 def _state(run: RunInfo) -> str:
     if run.is_imported and run.is_done:
         return "● imported"
+    if run.is_evaluation and run.is_done and not run.has_items:
+        return "● metrics only"  # fit for reports, not for pairing
     return STATE_MARKS.get(run.state, run.state)
 
 
@@ -114,7 +116,7 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
             "weights": text("Weights", width=186, help="The weights that were evaluated or trained; and the "
                 "regime they were trained under, where that is another one"),
             "regime": text("Regime", width=_width(table["regime"])),
-            "state": text("State", width=76),
+            "state": text("State", width=104),
             "n": number("Items", format="localized", width=64),
             "acc": number("acc, %", format="%.1f", width=62, help="Macro mean over the tasks"),
             "half": number(

@@ -408,6 +408,7 @@ def test_the_subject_of_the_sentence(tmp_path):
         (bidirectional, sink, "Going from bidirectional to bidirectional:sink=1 "),
         (bidirectional, tuned, "Fine-tuning (both under bidirectional) "),
         (base, of(seed=8), "The second run "),
-        (base, tuned, f"'{tuned.id}' against '{base.id}' "),
+        (base, tuned, "Going from the base model under causal to a fine-tune under bidirectional "),
+        (tuned, base, f"'{base.id}' against '{tuned.id}' "),
     ):
         assert compare(a, b).sentence.startswith(start)
