@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,17 +12,19 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bidir_core import attention, scoring, sdpa_kernels
+from bidir_core import attention, models, run_scoring, scoring, sdpa_kernels
 from bidir_core.attention import choose_implementation
+from bidir_core.config import EvalConfig
 from bidir_core.encoding import EncodedItem, Encoder
 from bidir_core.errors import UserError
-from bidir_core.evaluate import run_facts
+from bidir_core.evaluate import evaluate
 from bidir_core.items import Item
 from bidir_core.layout import Layout
 from bidir_core.probe import run_probe
 from bidir_core.regimes import parse_regime
 from bidir_core.scoring import Scorer, plan_scoring
 from bidir_core.sdpa_kernels import without_plans
+from bidir_core.store import Run
 from tests.tiny_models import FAMILIES, TinyLoaded, tiny_config, tiny_loaded, tiny_tokenizer
 
 SPLITTABLE = [family for family in FAMILIES if family != "gemma2"]
@@ -259,27 +263,42 @@ def test_auto_is_split_for_an_evaluation_on_a_gpu_alone() -> None:
     assert [choose_implementation(llama, "auto", on) for on in ("cpu", "mps")] == ["sdpa"] * 2
 
 
-def test_the_run_says_from_where_prefixes_are_split() -> None:
-    facts = [
-        run_facts(loaded, [], False, parse_regime("causal"))  # type: ignore[arg-type]
-        for loaded in (Recorded("split"), Recorded("sdpa"))
-    ]
-    assert facts[0]["attention"] == "split"
-    assert facts[0]["split_from_tokens"] == attention.attention_split.SPLIT_FROM_TOKENS
-    assert "split_from_tokens" not in facts[1]
+def test_a_run_as_on_a_gpu_records_what_it_did_and_scores_the_same(
+    tiny_folder: Path, own_items: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EvalConfig(
+        model=str(tiny_folder),
+        tasks=(str(own_items),),
+        regime="bidirectional",
+        limit=20,
+        device="cpu",
+        batch_tokens=400,
+        runs_dir=str(tmp_path),
+    )
+    plain = Run(evaluate(config))
+    assert plain.config["attention"] == "sdpa"
+    assert "split_from_tokens" not in plain.config
+    for module in (scoring, attention.attention_split):
+        monkeypatch.setattr(module, "SPLIT_FROM_TOKENS", 60)
+    on_gpu = partial(choose_implementation, device_type="cuda")
+    monkeypatch.setattr(
+        models, "choose_implementation", lambda config, attn, _: on_gpu(config, attn)
+    )
+    kinds = []
 
+    def as_on_gpu(encoded: Any, *, device: Any, **settings: Any) -> Any:
+        plan = plan_scoring(encoded, device=CUDA, **settings)
+        kinds.extend(plan.pads(batch.items) for batch in plan.batches)
+        return plan
 
-class Recorded:
-    """A loaded model as far as a run's facts go."""
-
-    tokenizer_fingerprint = "x"
-    training_record = None
-
-    def __init__(self, implementation: str):
-        self._loaded = tiny_loaded(implementation=implementation)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loaded, name)
+    monkeypatch.setattr(run_scoring, "plan_scoring", as_on_gpu)
+    split = Run(evaluate(config))
+    assert set(kinds) == {True, False}
+    assert (split.config["attention"], split.config["split_from_tokens"]) == ("split", 60)
+    assert split.probe["passed"]
+    assert split.probe["implementation"] == "split"
+    ours, theirs = (run.items(["doc_id", "ll"]).sort_values("doc_id") for run in (split, plain))
+    np.testing.assert_allclose(np.stack(ours["ll"]), np.stack(theirs["ll"]), atol=1e-3)
 
 
 def test_the_kernel_that_plans_for_each_shape_is_left_out_while_scoring() -> None:

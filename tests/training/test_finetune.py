@@ -74,6 +74,13 @@ def test_a_fine_tune_learns_and_loads(code, stage, method, tiny_folder, jsonl, t
         assert (logits(base, regime) - logits(tuned, regime)).abs().max() > 1e-3
 
 
+def test_auto_is_sdpa_where_an_evaluation_would_split(tiny_folder, jsonl, tmp_path, monkeypatch):
+    """As on a GPU, where ``auto`` is split for evaluations."""
+    monkeypatch.setattr(models, "choose_implementation", lambda *_: "split")
+    run = Run(run_finetune(config(tiny_folder, jsonl, tmp_path, objective="3B", steps=1, name="x")))
+    assert run.config["attention"] == "sdpa"
+
+
 def test_same_data_and_order_for_the_control(tiny_folder, jsonl, tmp_path):
     runs = [
         run_finetune(config(tiny_folder, jsonl, tmp_path, objective=code)) for code in ("3B", "3C")
