@@ -62,6 +62,11 @@ def div(cls: str, *children: object, **attributes: object) -> Html:
     return el("div", *children, cls=cls, **attributes)
 
 
+def scrolling(*children: object) -> Html:
+    """What may be wider than the page; the keyboard reaches it, so that arrow keys can move it."""
+    return div("b-scroll", *children, tabindex="0")
+
+
 def span(cls: str, *children: object, **attributes: object) -> Html:
     return el("span", *children, cls=cls, **attributes)
 

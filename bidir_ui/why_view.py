@@ -15,7 +15,7 @@ from bidir_core.store import Run
 from bidir_core.why_config import name_of
 from bidir_ui import fmt, html, why_start, widgets
 from bidir_ui.data import RunInfo
-from bidir_ui.html import Html, div, el, span
+from bidir_ui.html import Html, div, el, scrolling, span
 
 RESULT = "why.json"
 ROWS = (
@@ -142,7 +142,7 @@ def layer_strip(result: Mapping[str, Any]) -> Html:
             for layer, one in enumerate(result["layers"][key])
         ]
         rows.append(el("tr", el("th", label, scope="row"), *cells))
-    return div("b-scroll", el("table", el("thead", head), el("tbody", *rows), cls="b b-strip"))
+    return scrolling(el("table", el("thead", head), el("tbody", *rows), cls="b b-strip"))
 
 
 def token_strip(result: Mapping[str, Any]) -> Html:
@@ -181,8 +181,7 @@ def lambda_strip(result: Mapping[str, Any]) -> Html:
         el("td", _mark(result, one), **_cell(result, one, f"lambda {one['lambda']:.3g}"))
         for one in points
     ]
-    return div(
-        "b-scroll",
+    return scrolling(
         el(
             "table",
             el("thead", el("tr", el("th", "lambda is", scope="col"), *head)),

@@ -13,7 +13,7 @@ import streamlit as st
 
 from bidir_core import plots
 from bidir_ui import fmt
-from bidir_ui.html import Html, div, el, esc, show, span
+from bidir_ui.html import Html, div, el, esc, scrolling, show, span
 
 
 def banner(kind: str, title: object, *lines: object) -> None:
@@ -89,7 +89,7 @@ def table(
             for i, cell in enumerate(head)
         ),
     )
-    return div("b-scroll", el("table", el("thead", header), el("tbody", *body), cls="b b-table"))
+    return scrolling(el("table", el("thead", header), el("tbody", *body), cls="b b-table"))
 
 
 def small(text: object) -> Html:
