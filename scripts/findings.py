@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +57,7 @@ def damage() -> str:
         for title, found in (
             (f"first {text.FIRST} of each task", _outcomes(LIMIT, metric)),
             ("whole sets", full),
-            (f"without each task's first {text.FIRST}", _only(full, _doc_ids() >= text.FIRST)),
+            (f"without each task's first {text.FIRST}", text.only(full, _doc_ids() >= text.FIRST)),
         ):
             rows.append(
                 [
@@ -80,7 +79,7 @@ def damage() -> str:
 def tasks() -> str:
     """The same by task, whole sets; and what sink=1 leaves on the items past the first 500."""
     plain, sink = (compare(run(FULL[CAUSAL]), run(FULL[name])) for name in (PLAIN, SINK))
-    later = _only(_outcomes(FULL, "acc"), _doc_ids() >= text.FIRST)
+    later = text.only(_outcomes(FULL, "acc"), _doc_ids() >= text.FIRST)
     rows = []
     for one, other in zip(plain.tasks, sink.tasks, strict=True):
         mine = later.task == one.task
@@ -132,15 +131,6 @@ def _outcomes(names: Mapping[str, str], metric: str) -> Outcomes:
 
 def _doc_ids() -> np.ndarray:
     return run(FULL[CAUSAL]).items_table(("doc_id",)).column("doc_id").to_numpy()
-
-
-def _only(found: Outcomes, mask: np.ndarray) -> Outcomes:
-    """These items only; a task without any leaves the macro mean."""
-    parts = {
-        name: {slug: values[mask] for slug, values in getattr(found, name).items()}
-        for name in ("right", "known")
-    }
-    return replace(found, task=found.task[mask], halves=found.halves[mask], **parts)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
+from bidir_core import words
 from bidir_core.lab.control_answers import Outcome, above
 from bidir_core.lab.controls import CONTROLS, judge
 from bidir_core.lab.summary import Sweep
 from bidir_core.lab.triviality import largest_summary, observed, together
 from bidir_core.lab.verdicts import best, best_of_dials
 from bidir_core.pairing import METRICS
+from bidir_core.regimes import parse_regime
 from bidir_core.run_layout import COMMITTED_RUNS, LAB
 from bidir_core.store import Run
 from scripts import findings_sweep
@@ -147,7 +151,7 @@ def points(found: Evidence) -> str:
         "point", *(f"{what}`{measure}`" for measure in METRICS
                    for what in ("", "to bidirectional, ", "damage removed, ")),
     ]  # fmt: skip
-    return table(header, rows)
+    return table(header, rows) + "".join(_long_enough(view, slug) for slug in mine)
 
 
 def prompts(found: Evidence) -> str:
@@ -219,6 +223,23 @@ def attention(found: Evidence) -> str:
 
 
 # --- their parts ---------------------------------------------------------------------------------
+
+
+def _long_enough(view: Sweep, slug: str) -> str:
+    """What moving the sink does in the prompts that have the token it is moved to."""
+    place = parse_regime(view.points[slug].regime).self_token
+    if place is None:
+        return ""
+    lengths = view.runs[CAUSAL].items_table(("n_prefix_tokens",)).column("n_prefix_tokens")
+    reached = np.array([min(found) > place for found in lengths.to_pylist()])
+    numbers = view.outcomes(view.usual, "acc")
+    assert numbers is not None
+    n_short = int((~reached).sum())
+    share = text.share(text.only(numbers, reached).removed(CAUSAL, PLAIN, slug))
+    return (
+        f"\n{words.count(n_short)} prompts are too short to have a token {place}; in the others "
+        f"`self={place}` removes {share} of the damage by `acc`.\n"
+    )
 
 
 def _point_name(view: Sweep, slug: str) -> str:

@@ -1,15 +1,28 @@
-"""How the numbers of docs/FINDINGS.md are written."""
+"""How the numbers of docs/FINDINGS.md are chosen and written."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from bidir_core import stats, words
+from bidir_core.lab.summary import Outcomes
 from bidir_core.lab.verdicts import percent
 from bidir_core.store import Run
 
 FIRST = 500  # items of each task in the study's own limit
+
+
+def only(found: Outcomes, mask: np.ndarray) -> Outcomes:
+    """These items only; a task without any leaves the macro mean."""
+    parts = {
+        name: {slug: values[mask] for slug, values in getattr(found, name).items()}
+        for name in ("right", "known")
+    }
+    return replace(found, task=found.task[mask], halves=found.halves[mask], **parts)
 
 
 def delta(estimate: stats.Estimate | None) -> str:

@@ -189,9 +189,20 @@ def test_controls_are_told_with_their_verdicts(pretended) -> None:
         "| `rows=0-0`",
     ]
     assert block(pretended, "prompts").count("\n") == 2  # no other prompt, and no floor
+    assert "too short" not in points
     # Not measured in that sweep, but in the attention summary.
     assert "send 25.0 % (95 % CI" in rows["Triviality (attention ahead)"]
     assert rows["Triviality (attention ahead)"].endswith("| not refuted |")
+
+
+def test_a_moved_sink_is_judged_where_the_prompt_reaches(tmp_path) -> None:
+    points = [Point("bidirectional:self=3", USUAL, part="control")]
+    run = lab(tmp_path, "controls", extra=points)
+    lengths = Sweep(run).runs["causal"].items_table(("n_prefix_tokens",)).to_pydict()
+    n_short = sum(min(one) <= 3 for one in lengths["n_prefix_tokens"])
+    assert f"\n{n_short} prompts are too short to have a token 3; in the others `self=3` " in block(
+        tmp_path, "points"
+    )
 
 
 def test_a_refuted_story_is_called_so(tmp_path) -> None:
