@@ -250,6 +250,10 @@ def test_where_only_some_seeds_kept_items_those_alone_are_compared(tmp_path):
     )
     assert of_one[5] == pytest.approx(float(of_three[7].split(", ")[0]) / 100, abs=0.0006)
     assert of_one[6] is not None
+    said = [line for line in made.markdown().splitlines() if "Interaction, (" in line]
+    assert said
+    assert all("It is from 1 of 3 seeds: the others have no items here" in line for line in said)
+    assert "It is from" not in whole.markdown()
     levels = {row[0]: row for row in made.tables["macro"].rows}
     assert levels["stage 4 from 3B"][4] == 3  # the mean is of all
 

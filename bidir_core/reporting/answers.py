@@ -26,7 +26,8 @@ class Attempt:
     ``gain``: it minus the base, both under the regime. ``gap``: it under the regime minus stage 1.
     ``control_gap``: it under the regime minus the causal control, causal: the cost of the mask at
     equal training. ``normal``: it minus stage 1, both causal. ``control_normal``: it minus the
-    control, both causal. ``interaction`` or why there is none.
+    control, both causal. ``interaction`` or why there is none; ``interaction_note``: how many of
+    the seeds it is from, if not from all.
     """
 
     arm: str
@@ -38,6 +39,7 @@ class Attempt:
     normal: Contrast | None
     control_normal: Contrast | None
     interaction: stats.Contrast | str
+    interaction_note: str = ""
     margin: float = stats.MARGIN
 
 
@@ -124,7 +126,8 @@ def repair_or_tuning(attempt: Attempt) -> str:
         "undecided": "not separable from 0: repair is not shown",
         "unknown": "unknown",
     }[direction_of(estimate, attempt.margin)]
-    return f"Interaction, {formula}: {number}, {meaning}.{_seeds(found.per_seed)}"
+    note = f" It is {attempt.interaction_note}." if attempt.interaction_note else ""
+    return f"Interaction, {formula}: {number}, {meaning}.{_seeds(found.per_seed)}{note}"
 
 
 def against_stage_1(gap: Contrast) -> str:

@@ -83,14 +83,11 @@ def interaction_runs(study: Study, arm: Arm) -> tuple[list[list[Run]], Arm] | st
     control = study.base if arm.code == "distill" else study.control_of(arm)
     if control is None:
         return "there is no causal control (3C) of the same recipe"
-    regime = study.own_regime(arm)
-    wanted = [(arm, regime), (control, regime), (arm, CAUSAL), (control, CAUSAL)]
+    wanted = _interaction_cells(study, arm, control)
     for cell in wanted:
         if not study.runs(*cell):
             return f"not run: {cell_title(study, cell)}"
-    seeds = set(study.runs(arm, regime)) & set(study.runs(arm, CAUSAL))
-    if control != study.base:
-        seeds &= set(study.runs(control, regime)) & set(study.runs(control, CAUSAL))
+    seeds = _shared_seeds(study, wanted)
     if not seeds:
         return "the arms share no training seed"
     with_items = {
@@ -107,6 +104,26 @@ def interaction_runs(study: Study, arm: Arm) -> tuple[list[list[Run]], Arm] | st
         return [runs[seed] for seed in sorted(seeds)]
 
     return [one_a_seed(cell) for cell in wanted], control
+
+
+def interaction_note(study: Study, arm: Arm) -> str:
+    """How many of the arm's seeds its interaction is from, where not all have their items."""
+    found = interaction_runs(study, arm)
+    if isinstance(found, str):
+        return ""
+    lists, control = found
+    kept, of = len(lists[0]), len(_shared_seeds(study, _interaction_cells(study, arm, control)))
+    return items_of(kept, of) if kept < of else ""
+
+
+def _interaction_cells(study: Study, arm: Arm, control: Arm) -> list[tuple[Arm, str]]:
+    regime = study.own_regime(arm)
+    return [(arm, regime), (control, regime), (arm, CAUSAL), (control, CAUSAL)]
+
+
+def _shared_seeds(study: Study, cells: Sequence[tuple[Arm, str]]) -> set[int]:
+    """Training seeds that all these cells have; the base model's have none."""
+    return set.intersection(*(set(study.runs(*cell)) for cell in cells if cell[0] != study.base))
 
 
 def cell_title(study: Study, cell: tuple[Arm, str]) -> str:

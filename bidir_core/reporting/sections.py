@@ -11,7 +11,7 @@ from bidir_core.reporting import answers, tables
 from bidir_core.reporting.answers import Attempt
 from bidir_core.reporting.arms import CAUSAL, Arm, Cell, Study
 from bidir_core.reporting.contrast import Contrast
-from bidir_core.reporting.contrasts import cell_title, contrast, interaction
+from bidir_core.reporting.contrasts import cell_title, contrast, interaction, interaction_note
 from bidir_core.reporting.markdown import Table, code, escape
 
 SECTIONS = {
@@ -125,6 +125,7 @@ class Builder:
             normal=self.between(self.stage1, (arm, CAUSAL)),
             control_normal=self.between((control, CAUSAL), (arm, CAUSAL)) if control else None,
             interaction=found if isinstance(found, str) else found[0],
+            interaction_note=interaction_note(study, arm),
             margin=self.margin,
         )
 
