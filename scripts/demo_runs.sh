@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The committed evaluation runs of the embedded model. As published, in float32, so that a CPU gives
 # the same predictions; the whole sets in bfloat16, like the fine-tunes that are compared with them.
-# About a minute on one H100; about two hours on two CPU cores.
+# Minutes on a GPU; hours on two CPU cores.
 #
 #   scripts/demo_runs.sh            # writes to runs/, or to BIDIR_RUNS_DIR
 set -euo pipefail
