@@ -241,8 +241,7 @@ def _sdpa(
                 f"{type(module).__name__} needs '{unable}', which sdpa drops; use --attn eager"
             )
     grouped = query.shape[1] != key.shape[1]
-    fast = mask is None and query.dtype != torch.float32  # flash knows neither masks nor float32
-    if grouped and not fast and query.device.type == "cuda":
+    if grouped and query.device.type == "cuda" and not (mask is None and _flash(query)):
         # CUDA's other fast kernel may take no grouped heads: only the slow math one does.
         n = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(n, dim=1), value.repeat_interleave(n, dim=1)
@@ -258,6 +257,12 @@ def _sdpa(
         enable_gqa=grouped,
     )
     return output.transpose(1, 2), None
+
+
+def _flash(query: torch.Tensor) -> bool:
+    """Whether CUDA's flash kernel, which takes grouped heads, computes this without a mask."""
+    small = query.dtype != torch.float32 and query.shape[-1] <= 256
+    return small and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def _model_eager(module: nn.Module) -> Any:

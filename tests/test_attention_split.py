@@ -301,6 +301,20 @@ def test_a_run_as_on_a_gpu_records_what_it_did_and_scores_the_same(
     np.testing.assert_allclose(np.stack(ours["ll"]), np.stack(theirs["ll"]), atol=1e-3)
 
 
+def test_grouped_heads_are_left_to_the_flash_kernel_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Elsewhere the math kernel would take them, with all of query times key."""
+    capability = (8, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    half = torch.zeros(1, 4, 8, 128, dtype=torch.bfloat16)
+    assert attention._flash(half)
+    assert not attention._flash(half.float())
+    assert not attention._flash(torch.zeros(1, 4, 8, 512, dtype=torch.bfloat16))
+    capability = (7, 5)
+    assert not attention._flash(half)
+
+
 def test_the_kernel_that_plans_for_each_shape_is_left_out_while_scoring() -> None:
     enabled = torch.backends.cuda.cudnn_sdp_enabled
     assert enabled()
