@@ -216,6 +216,13 @@ def test_the_page_says_what_its_numbers_say(name):
     assert block == blocks.filled(block, "repair", repair_page.BLOCKS)
 
 
+def test_the_report_ends_with_the_aims_that_are_not_shown():
+    report = repair_page.RESULTS.read_text(encoding="utf-8")
+    assert repair_page.with_aims(report) == report
+    assert repair_page.with_aims("# A fresh report\n").startswith("# A fresh report\n\n## Aims Not")
+    assert all("**reached**" not in line for line in repair_page.open_aims().splitlines())
+
+
 def test_the_words_around_them_hold_no_results():
     prose = blocks.pattern("repair").sub("", repair_page.PAGE.read_text(encoding="utf-8"))
     prose = re.sub(
