@@ -46,7 +46,7 @@ def frame(runs: list[RunInfo], a: RunInfo | None, b: RunInfo | None) -> pd.DataF
                 "extent": _taken(run),
                 "model": html.visible(fmt.clip(run.model, 60)),
                 "created": run.created,
-                "seconds": run.cost.get("seconds"),
+                "seconds": None if run.cost.get("shared_device") else run.cost.get("seconds"),
                 "device": fmt.clip(str(run.cost.get("device") or ""), 40),
                 "run": run.id,
             }
@@ -127,7 +127,8 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
             "extent": text("Taken", width=134),
             "model": text("Model", width=158),
             "created": text("Made (UTC)", width=128),
-            "seconds": number("Seconds", format="%.0f", width=72),
+            "seconds": number("Seconds", format="%.0f", width=72, help="Empty where other runs "
+                "used the device meanwhile"),
             "device": text("Device", width=70),
             "run": text("Run id"),
         },
