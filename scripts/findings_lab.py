@@ -1,8 +1,8 @@
 """What committed sweeps, controls and attention summaries say of each model: blocks of the page.
 
-Runs are found by model, by what they hold, and by their name, which has ``sweep``, ``controls`` or
-``attention`` (or ``whole``: a sweep over whole sets) in it; of several the one with the most items counts, of equal ones the oldest. A block
-whose run is not there names the command that makes it.
+Runs are found by model, by what they hold, and by their name, which has ``sweep``, ``controls``,
+``attention`` or ``whole`` (a sweep over whole sets) in it; of several the one with the most items
+counts, of equal ones the oldest. A block whose run is not there names the command that makes it.
 """
 
 from __future__ import annotations

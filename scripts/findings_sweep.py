@@ -152,8 +152,8 @@ def _of_width(view: Sweep, family: Sequence[tuple[str, int, int]]) -> str:
     rest = found[COSTLIEST:]
     costly = [name for delta, name, _ in found if delta.high < 0]
     said = (
-        f"Bidirectional in {width} {'layer' if width == 1 else 'layers'} only, at each of {n} places; intervals hold for all {n} "
-        f"together (each {100 * confidence:.1f} %). "
+        f"Bidirectional in {width} {'layer' if width == 1 else 'layers'} only, at each of {n} "
+        f"places; intervals hold for all {n} together (each {100 * confidence:.1f} %). "
         + (f"Of layers {', '.join(costly)} it leaves out 0." if costly else "None leaves out 0.")
     )
     if rest:
