@@ -27,7 +27,7 @@ from bidir_core.evaluate import evaluate
 from bidir_core.training.config import FinetuneConfig
 from scripts.recipes import ALONE, Recipe, grid, summary
 from scripts.repair_pairs import BASE, finished
-from scripts.repair_runs import done, finetune, settings, train_and_evaluate
+from scripts.repair_runs import done, finetune, settings, share, train_and_evaluate
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "recipes.json"
 CONFIRM_SEEDS = (1, 2)
@@ -36,11 +36,9 @@ CONFIRM_SEEDS = (1, 2)
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        first, of = (int(number) for number in options.share.split("/"))
-        if not 0 <= first < of:
-            raise ValueError
-    except ValueError:
-        print(f"--share {options.share}: give I/N with I from 0 to N-1", file=sys.stderr)
+        first, of = share(options.share)
+    except UserError as error:
+        print(error, file=sys.stderr)
         return 2
     if options.alone and of > 1:
         print(f"--alone: with --share {options.share} others use the device", file=sys.stderr)
@@ -122,6 +120,12 @@ def _evaluation(options: argparse.Namespace) -> EvalConfig:
 def write_choice(out: Path) -> None:
     """All recipes and the chosen one, from the runs that are there."""
     found = summary(finished())
+    known = json.loads(out.read_text(encoding="utf-8"))["recipes"] if out.is_file() else []
+    if gone := {one["name"] for one in known} - {one["name"] for one in found["recipes"]}:
+        raise UserError(
+            f"{out} has {len(gone)} recipes whose runs are not here, such as {min(gone)}; give "
+            "another --out, or put those runs with their items into BIDIR_RUNS_DIR"
+        )
     write_json(out, found)
     print(f"{len(found['recipes'])} recipes; chosen: {found['chosen']}; written to {out}")
 

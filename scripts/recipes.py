@@ -73,11 +73,12 @@ def grid(objectives: Sequence[str] = ("3B", "distill"), steps: Sequence[int] = (
 
 
 def summary(runs: Mapping[str, Run]) -> dict[str, Any]:
-    """Every finished recipe and the choice, for a JSON file."""
+    """Every recipe that is finished, its items at hand, and the choice, for a JSON file."""
     seeds: dict[str, list[int]] = defaultdict(list)
     for name in runs:
         match = _NAME.fullmatch(name)
-        if match and all(f"{name}-{regime}" in runs for regime in BASE):
+        evaluated = [runs.get(f"{name}-{regime}") for regime in BASE]
+        if match and all(one is not None and one.has_items for one in evaluated):
             seeds[match[1]].append(int(match[2]))
     names = [
         f"{name}-seed{seed}-{regime}"

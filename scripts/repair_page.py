@@ -163,15 +163,16 @@ def summary_lines(
         )
     tried = {one["name"]: one for one in recipes["recipes"]} if recipes else {}
     chosen = tried.get(recipes["chosen"]) if recipes else None
-    if chosen and chosen["confirm"]:
-        entry = chosen["confirm"]["bidirectional"]
+    if chosen and (part := chosen["confirm_fresh_seeds"] or chosen["confirm"]):
+        entry = part["bidirectional"]
         held = {"yes": "holds", "no": "does not hold", "undecided": "is undecided"}[
             reached("within or better", 1.0, estimate(entry))
         ]
         lines.append(
             f"**How little training?** {chosen['steps']} steps come within a point of stage 1 on "
-            f"the half that the recipe was chosen on; on the other half that {held}: "
-            f"{interval(entry)} points; {seeds_text(chosen['confirm']['seeds'], entry)}."
+            "the half and the seed that the recipe was chosen on; on the other half, with other "
+            f"seeds where there are any, that {held}: {interval(entry)} points; "
+            f"{seeds_text(part['seeds'], entry)}."
         )
     return lines
 
@@ -336,13 +337,14 @@ def open_aims() -> str:
             lines.append(f"- {sentence(one)}{on_all}\n")
     found = read("recipes.json")
     chosen = {one["name"]: one for one in found["recipes"]}.get(found["chosen"]) if found else None
-    if chosen and chosen["confirm"]:
-        entry = chosen["confirm"]["bidirectional"]
+    if chosen and (part := chosen["confirm_fresh_seeds"] or chosen["confirm"]):
+        entry = part["bidirectional"]
         if reached("within or better", 1.0, estimate(entry)) != "yes":
-            seeds = seeds_text(chosen["confirm"]["seeds"], entry)
+            seeds = seeds_text(part["seeds"], entry)
             lines.append(
                 f"- The cheapest recipe ({chosen['steps']} steps), confirm half, bidirectional, "
-                f"minus stage 1: {interval(entry)} points; {seeds}. Aim: within 1 point, or better.\n"
+                f"minus stage 1, seeds it was not chosen on: {interval(entry)} points; {seeds}. Aim: "
+                "within 1 point, or better.\n"
             )
     return "".join(lines) or "- None: every aim for accuracy is reached.\n"
 

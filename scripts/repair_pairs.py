@@ -27,11 +27,14 @@ Side = tuple[int, Sequence[str]]
 
 
 def finished(roots: Sequence[Path | str] | None = None) -> dict[str, Run]:
-    """The newest finished run of each name, among all folders of runs."""
+    """The newest finished run of each name, among all folders of runs.
+
+    One whose items were kept goes before one of which only the metrics are left.
+    """
     found: dict[str, Run] = {}
-    for run in list_runs(roots):  # newest first
-        if run.name and run.name not in found and run.state == "done":
-            found[run.name] = run
+    runs = [run for run in list_runs(roots) if run.name and run.state == "done"]  # newest first
+    for run in sorted(runs, key=lambda run: not run.has_items):
+        found.setdefault(str(run.name), run)
     return found
 
 

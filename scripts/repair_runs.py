@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bidir_core import models
 from bidir_core.config import EMBEDDED_MODEL, EvalConfig
+from bidir_core.errors import UserError
 from bidir_core.evaluate import evaluate
 from bidir_core.run_layout import runs_roots
 from bidir_core.store import Run, list_runs
@@ -46,7 +47,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--share", default="0/1", help="I/N: every N-th arm from the I-th on")
     options = parser.parse_args()
-    first, of = (int(number) for number in options.share.split("/"))
+    try:
+        first, of = share(options.share)
+    except UserError as error:
+        parser.error(str(error))
     until = time.monotonic() + options.seconds
 
     base = None
@@ -83,6 +87,17 @@ def train_and_evaluate(config: FinetuneConfig, like: EvalConfig | None = None) -
             evaluate(replace(like, name=own, regime=regime, checkpoint=checkpoint), loaded=loaded)
     print(f"{name}: trained in {took:.0f} s, all in {time.monotonic() - started:.0f} s")
     return path
+
+
+def share(text: str) -> tuple[int, int]:
+    """``I/N`` as two numbers; UserError unless 0 <= I < N."""
+    try:
+        first, of = (int(number) for number in text.split("/"))
+    except ValueError:
+        first, of = 0, 0
+    if not 0 <= first < of:
+        raise UserError(f"--share {text}: give I/N with I from 0 to N-1")
+    return first, of
 
 
 def finetune(options: argparse.Namespace, objective: str, method: str, seed: int) -> FinetuneConfig:
