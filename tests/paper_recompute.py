@@ -161,8 +161,11 @@ class Recomputer:
         value = np.mean(differences)
         if part == "value":
             return value
-        ((a, b),) = pairs
-        half = 1.959964 * math.sqrt(self._variance(a, metric) + self._variance(b, metric))
+        variances = [self._variance(a, metric) + self._variance(b, metric) for a, b in pairs]
+        variance = np.mean(variances)
+        if len(pairs) > 1:
+            variance += np.var(differences, ddof=1) / len(pairs)
+        half = 1.959964 * math.sqrt(variance)
         return value + (half if part == "high" else -half)
 
     def _items(self, entry, task, metric, pairs=None, arms=None, **_):
