@@ -74,10 +74,11 @@ class Section:
 
 
 class Builder:
-    """Builds the sections of one study; each contrast is computed once."""
+    """Builds the sections of one study; each contrast and each attempt is computed once."""
 
     def __init__(self, study: Study, metric: Metric, margin: float):
         self.study, self.metric, self.margin = study, metric, margin
+        self._attempts: dict[Arm, Attempt] = {}
         self._contrasts: dict[tuple[Cell, Cell], Contrast | None] = {}
 
     def sections(self) -> list[Section]:
@@ -111,6 +112,11 @@ class Builder:
 
     def attempt(self, arm: Arm) -> Attempt:
         """Everything the answers need of one fine-tuned arm."""
+        if arm not in self._attempts:
+            self._attempts[arm] = self._attempt(arm)
+        return self._attempts[arm]
+
+    def _attempt(self, arm: Arm) -> Attempt:
         study, regime = self.study, self.study.own_regime(arm)
         control = study.control_of(arm) if arm.code == "3B" else None
         found = interaction(study, arm, metric=self.metric)
