@@ -90,7 +90,8 @@ def title(source: Source) -> str:
     gained, beyond = source.gained, source.beyond_placebo
     if gained is None or gained.low <= 0 or (beyond is not None and beyond.low <= 0):
         return "Where does it come from?"
-    return "Where it comes from: one token" if beyond else "Where it comes from"
+    # What helps need not be where it comes from: another token that sees only itself helps too.
+    return "The first token causal helps, a placebo less" if beyond else "One token causal helps"
 
 
 def draw(told: story.Story, result: core.Comparison | None) -> None:

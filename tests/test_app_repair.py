@@ -133,13 +133,13 @@ def test_one_token_is_claimed_only_beyond_its_placebo(root):
     assert "--regime bidirectional:sink=1 --limit 500" in text
     make_run(root, STAGE2, **{**bidirectional, "regime": "bidirectional:sink=1", "accuracy": 0.6}, **common)  # fmt: skip
     text = words(open_page(panel="3"))
-    assert "Where it comes from" in text
+    assert "One token causal helps" in text
     assert "one token\n" not in text
     assert "The placebo: whether it is this token" in text
     placebo = {**bidirectional, "regime": "bidirectional:skip=8"}
     make_run(root, STAGE2, **placebo, **common)
     text = words(open_page(panel="3"))
-    assert "Where it comes from: one token" in text
+    assert "The first token causal helps, a placebo less" in text
     assert "another single token (skip=8): 0.0 points" in text
     other = make_run(
         root, STAGE2, **placebo | {"accuracy": 0.6, "regime": "bidirectional:skip=5"}, **common
