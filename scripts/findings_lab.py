@@ -7,7 +7,7 @@ counts, of equal ones the oldest. A block whose run is not there names the comma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bidir_core import words
-from bidir_core.lab.control_answers import Outcome, above
+from bidir_core.lab.control_answers import OUTCOME_WORDS, Outcome, above
 from bidir_core.lab.controls import CONTROLS, judge
 from bidir_core.lab.summary import Sweep
 from bidir_core.lab.triviality import largest_summary, observed, together
@@ -32,10 +32,6 @@ EMBEDDED, SECOND = "smollm2-135m-instruct", "gemma3-270m"
 TASKS = "hellaswag,piqa,arc_easy,arc_challenge,winogrande"
 CAUSAL, PLAIN = "causal", "bidirectional"
 REGIMES = (CAUSAL, PLAIN, "bidirectional:sink=1")
-VERDICTS: Mapping[str, str] = {
-    "supports": "not refuted", "refutes": "**refuted**", "partly": "**refuted in part**",
-    "undecided": "undecided", "open": "for information",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,8 +119,9 @@ def controls(found: Evidence) -> str:
         finding = row["finding"] if row else ""
         if name == "triviality":
             outcome, finding = _triviality(found, outcome, finding)
-        verdict = VERDICTS[outcome] if finding else "not run"
-        rows.append([title, refuted_by, finding, verdict])
+        verdict = OUTCOME_WORDS[outcome]
+        verdict = f"**{verdict}**" if verdict.startswith("refuted") else verdict
+        rows.append([title, refuted_by, finding, verdict if finding else "not run"])
     return text.basis(found.controls) + table(
         ["control", "refuted by", "what was found", "the story is"], rows
     )
@@ -194,7 +191,7 @@ def whole(found: Evidence) -> str:
         for measure in METRICS
         for point in metrics["points"]
     ]
-    header = ["measure", "point", "accuracy", "to causal", "damage removed"]
+    header = ["measure", "point", "accuracy", "to causal, points", "damage removed"]
     return text.basis(found.whole) + table(header, rows)
 
 

@@ -81,7 +81,7 @@ def points(run: Run) -> str:
         elif references:
             row += ["", "", ""]
         rows.append(row)
-    header = ["point", "ahead left", "accuracy", "to causal", "damage removed"]
+    header = ["point", "ahead left", "accuracy", "to causal, points", "damage removed"]
     if references:
         header += ["prototype", "difference to it", "by `acc_norm`"]
     return table(header, rows) + (_reproduced(off) if off else "")
@@ -159,7 +159,7 @@ def _of_width(view: Sweep, family: Sequence[tuple[str, int, int]]) -> str:
     if rest:
         ends = [words.points(rest[place][0].value, signed=True) for place in (0, -1)]
         said += f" The {COSTLIEST} costliest; the other {len(rest)} lie between {ends[0]} and {ends[1]}."
-    return f"{said}\n\n" + table(["point", "to causal", "share of the damage there"], rows)
+    return f"{said}\n\n" + table(["point", "to causal, points", "share of the damage there"], rows)
 
 
 def _there(removed: stats.Retention | None) -> stats.Retention | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from bidir_core.errors import UserError
 from bidir_core.flips import flips
 from bidir_core.lab import run as lab_run
 from bidir_core.lab.config import LabConfig
+from bidir_core.lab.control_answers import OUTCOME_WORDS
 from bidir_core.lab.summary import Sweep, summarise
 from bidir_core.lab.sweep import expand, parse_sweep
 from bidir_core.records import RECORD_FIELDS, read_jsonl
@@ -317,8 +319,9 @@ def test_the_sweep_knows_its_own_condition(sweep) -> None:
     assert view.slug_of("causal", view.usual._replace(bos="add")) is None
 
 
-def test_controls_are_one_command(tiny_folder, own_items, runs_dir) -> None:
+def test_controls_are_one_command(tiny_folder, own_items, runs_dir, capsys) -> None:
     assert main(["lab", *words(tiny_folder, own_items, "--controls"), "--limit", "6"]) == 0
+    told = capsys.readouterr().err
     (run,) = list_runs([runs_dir])
     slugs = {point["slug"] for point in run.metrics["points"]}
     (placebo,) = (slug for slug in slugs if "skip-" in slug)
@@ -360,3 +363,7 @@ def test_controls_are_one_command(tiny_folder, own_items, runs_dir) -> None:
         "necessity", "sufficiency", "placebo", "relocated", "keys-values", "triviality", "prompts", "tail", "floor",
     }  # fmt: skip
     assert all(one["finding"].endswith(".") and one["refuted_by"] for one in found.values())
+    for one in found.values():
+        assert re.search(
+            rf"^{re.escape(one['title'])} +{OUTCOME_WORDS[one['outcome']]} +\w", told, re.M
+        )

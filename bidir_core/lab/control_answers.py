@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 Outcome = Literal["supports", "refutes", "partly", "undecided", "open"]
 Standing = Literal["most", "little", "undecided"]
 
+STORY = "the damage comes from the first token looking ahead"
+# After a control with this outcome the story is ..
+OUTCOME_WORDS: Mapping[Outcome, str] = {
+    "supports": "not refuted", "refutes": "refuted", "partly": "refuted in part",
+    "undecided": "undecided", "open": "for information",
+}  # fmt: skip
+
 HALF = 0.5
 NO_SHARE = "no share is stated, the damage itself is not separable from 0"
 

@@ -11,6 +11,7 @@ A killed sweep goes on with the points that are not complete, and within the one
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ from bidir_core.devices import device_name
 from bidir_core.encoding import EncodedItem
 from bidir_core.errors import UserError
 from bidir_core.items import Item, data_fingerprint
-from bidir_core.lab import controls, summary
+from bidir_core.lab import controls, summary, terminal
 from bidir_core.lab.config import LabConfig
 from bidir_core.lab.points import Condition, Point, condition_of, lay_out
 from bidir_core.lab.sweep import expand
@@ -113,9 +114,14 @@ def run_lab(config: LabConfig) -> Path:
 def resume_lab(
     reference: str | Path, given: Mapping[str, Any], *, runs_dir: str | None = None
 ) -> Path:
-    """Go on with an unfinished sweep; nothing that was scored is scored again."""
+    """Go on with an unfinished sweep; nothing that was scored is scored again.
+
+    Of a finished one it only says again, on stderr, what it found.
+    """
     run, config = resumable(reference, "lab", LabConfig, given, runs_dir=runs_dir)
     if run.state == "done":
+        said = (f"{run.id} is complete; nothing was run", *terminal.lines(run.metrics or {}))
+        print(*said, sep="\n", file=sys.stderr)
         return run.path
     config = replace(
         config,
@@ -168,7 +174,7 @@ def _run(writer: RunWriter, prompts: Prompts, points: Sequence[Point], loaded: L
             },
         )
         progress.close()
-        for line in summary.lines(found):
+        for line in terminal.lines(found):
             log.info("%s", line)
 
 

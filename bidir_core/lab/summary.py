@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from bidir_core import stats, words
+from bidir_core import stats
 from bidir_core.lab.points import Condition, Point
-from bidir_core.lab.verdicts import best, best_of_dials, percent
+from bidir_core.lab.verdicts import best, best_of_dials
 from bidir_core.pairing import METRICS, pair
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
 from bidir_core.sampling import fold_of
@@ -201,35 +201,6 @@ def summarise(run: Run) -> dict[str, Any]:
         "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in METRICS},
         "controls": controls.judge(sweep) if run.settings.get("controls") else [],
     }
-
-
-def lines(found: Mapping[str, Any]) -> list[str]:
-    """The end of a sweep for the terminal."""
-    rows = []
-    for point in found["points"]:
-        numbers = point["acc"]
-        delta, share = numbers["delta"], numbers["removed"]
-        name = " · ".join(filter(None, (point["regime"], point["patch"], point["condition_words"])))
-        rows.append(
-            [
-                name,
-                "-" if numbers["value"] is None else f"{numbers['value']:.4f}",
-                words.points(delta["value"], signed=True) if delta else "",
-                f"{words.points(delta['low'], signed=True)} to "
-                f"{words.points(delta['high'], signed=True)}"
-                if delta
-                else "",
-                f"{percent(share['value'])} %" if share and share["value"] is not None else "",
-            ]
-        )
-    header = ("point", "acc", "to causal", "95 % CI", "damage removed")
-    out = words.table(header, rows).splitlines()
-    if chosen := found["best"].get("acc"):
-        out.append(chosen["sentence"])
-    for kind, one in (found.get("best_of_dials", {}).get("acc") or {}).items():
-        out.append(f"of {kind}: {one['sentence']}")
-    out += [f"{one['title']}: {one['finding']}" for one in found["controls"]]
-    return out
 
 
 def _half_width(found: Outcomes, slug: str, half: str | None) -> float | None:
