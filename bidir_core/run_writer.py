@@ -196,9 +196,7 @@ class RunWriter:
             table = to_table(self._sorted(order, settings.get("tasks") or []))
             self._close_items()
             if self.is_slim:
-                write_slim(
-                    table, self.path / "items.parquet", rounded=bool(settings.get("compact"))
-                )
+                write_slim(table, self.path / "items.parquet")
             else:
                 write_parquet(table, self.path / "items.parquet")
             body = compute_metrics(table)

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -26,7 +25,6 @@ SLIM_FIELDS = (
 )  # fmt: skip
 KEYS = ("task", "doc_id")
 FIRST_TEXTS = "texts.parquet"
-STEPS_PER_NAT = 64  # of rounded log-likelihoods
 LEFT_OUT = ("token_ll", "margin")  # the first is large, the second follows from ll and gold
 SHARED_FIELDS = tuple(n for n in RECORD_FIELDS if n not in (*SLIM_FIELDS[2:], *LEFT_OUT))
 
@@ -53,14 +51,8 @@ def write_texts(table: pa.Table, path: Path) -> None:
     write_parquet(table, path)
 
 
-def write_slim(table: pa.Table, path: Path, *, rounded: bool = False) -> None:
-    """Write a point's ``items.parquet``: a few bytes an item beside its log-likelihoods.
-
-    ``rounded`` keeps those to the nearest 1/64 nat, which halves them; what was answered, and
-    whether that was right, was decided before.
-    """
-    if rounded:
-        table = _set(table, "ll", _rounded(table.column("ll")))
+def write_slim(table: pa.Table, path: Path) -> None:
+    """Write a point's ``items.parquet``: a few bytes an item beside its log-likelihoods."""
     with replacing(path) as temporary:
         pq.write_table(
             table.select(SLIM_FIELDS),
@@ -127,16 +119,6 @@ def _read_texts(texts: Path, columns: Sequence[str]) -> pa.Table:
         for name in elsewhere:
             found = _set(found, name, first.column(name))
     return found
-
-
-def _rounded(lists: pa.ChunkedArray) -> pa.Array:
-    """Lists of numbers to the nearest 1/64."""
-    rows = (None if row is None else np.asarray(row) for row in lists.to_pylist())
-    near = [
-        None if row is None else (np.round(row * STEPS_PER_NAT) / STEPS_PER_NAT).tolist()
-        for row in rows
-    ]
-    return pa.array(near, type=lists.type)
 
 
 def _set(table: pa.Table, name: str, column: Any) -> pa.Table:

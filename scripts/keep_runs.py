@@ -2,11 +2,13 @@
 
     python -m scripts.keep_runs RUNS --items '*-full-seed0-*' 'bf16-*' --shared-device
 
-Copies every finished evaluation and fine-tune of the runs folder RUNS whose name matches ``--names``
-(default: all). Weights stay behind. ``items.parquet`` is kept for names that match ``--items``, its
-log-likelihoods rounded to 1/1024 nat after predictions and accuracies were taken from the exact
-ones: far below what a number format or a batch moves them, and a twelfth smaller. Paths into
-RUNS become ``runs/...``. ``--shared-device`` notes in ``metrics.json`` that other work ran on the
+Copies every finished evaluation, fine-tune and sweep of the runs folder RUNS whose name matches
+``--names`` (default: all). Weights stay behind. Items are kept for names that match ``--items``, with
+log-likelihoods rounded after predictions and accuracies were taken from the exact ones: an
+evaluation's ``items.parquet`` to 1/1024 nat, far below what a number format or a batch moves them,
+and a twelfth smaller; a sweep's points to 1/64 nat, since these are four fifths of their tables and
+halve so. Of a sweep whose name does not match the points' numbers are kept, not their items and
+texts. Paths into RUNS become ``runs/...``. ``--shared-device`` notes in ``metrics.json`` that other work ran on the
 same device, so that nobody reads a speed from the run's seconds; a fine-tune whose maker said that
 it had the device to itself (:data:`scripts.recipes.ALONE`) is not marked.
 """
@@ -24,13 +26,19 @@ import numpy as np
 import pyarrow as pa
 
 from bidir_core.atomic import write_json
+from bidir_core.lab.control_points import ATTENTION_FILE
 from bidir_core.records import read_parquet, write_parquet
 from bidir_core.run_layout import COMMITTED_RUNS
+from bidir_core.shared_texts import SLIM_FIELDS, write_slim
 from bidir_core.store import Run, list_runs
 from scripts.recipes import was_alone
 
-TEXTS = ("config.json", "status.json", "probe.json", "data.json", "curve.jsonl", "log.txt")
+TEXTS = (
+    "config.json", "status.json", "probe.json", "data.json", "curve.jsonl", "log.txt",
+    ATTENTION_FILE,
+)  # fmt: skip
 STEPS_A_NAT = 1024
+STEPS_A_NAT_OF_POINTS = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,41 +58,59 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = options.to / run.path.parent.name / run.path.name
         made_in = (options.made_in or str(options.runs.resolve())).rstrip("/")
         keep(run, folder, made_in=made_in, items=items, shared_device=options.shared_device)
-        size = sum(file.stat().st_size for file in folder.iterdir())
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         print(f"{size / 1e3:8.1f} kB  {folder.relative_to(options.to)}")
 
 
 def keep(run: Run, folder: Path, *, made_in: str, items: bool, shared_device: bool) -> None:
     """Write ``run`` to ``folder`` anew, as the module says; what was there before goes."""
     shutil.rmtree(folder, ignore_errors=True)
+    _keep_one(run, folder, made_in=made_in, items=items, shared_device=shared_device)
+    for texts in sorted(run.path.glob("texts*.parquet")) if items else ():
+        shutil.copyfile(texts, folder / texts.name)
+    for point in run.points():
+        to = folder / "points" / point.path.name
+        _keep_one(point, to, made_in=made_in, items=items, shared_device=shared_device)
+
+
+def _keep_one(run: Run, folder: Path, *, made_in: str, items: bool, shared_device: bool) -> None:
     folder.mkdir(parents=True)
     for name in TEXTS:
         if (run.path / name).is_file():
             text = (run.path / name).read_text(encoding="utf-8")
             (folder / name).write_text(text.replace(f"{made_in}/", "runs/"), encoding="utf-8")
     if items and run.has_items:
-        write_parquet(rounded(read_parquet(run.path / "items.parquet")), folder / "items.parquet")
+        made, kept = run.path / "items.parquet", folder / "items.parquet"
+        if run.texts_path is None:
+            write_parquet(rounded(read_parquet(made), STEPS_A_NAT), kept)
+        else:
+            write_slim(rounded(read_parquet(made, SLIM_FIELDS), STEPS_A_NAT_OF_POINTS), kept)
     metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
     if shared_device and not was_alone(run):
         metrics["cost"]["shared_device"] = True
     write_json(folder / "metrics.json", metrics)
 
 
-def rounded(table: pa.Table) -> pa.Table:
-    """``ll`` in steps of 1/1024 nat, and the margin that follows from it."""
+def rounded(table: pa.Table, steps: int) -> pa.Table:
+    """``ll`` in steps of 1/``steps`` nat, and the margin that follows from it, if it is there."""
     lists = table.column("ll").combine_chunks()
-    values = np.round(np.asarray(lists.flatten(), dtype=np.float64) * STEPS_A_NAT) / STEPS_A_NAT
+    values = np.round(np.asarray(lists.flatten(), dtype=np.float64) * steps) / steps
     new = [None if row is None else values[a:b] for row, a, b in _spans(lists)]
+    table = _set(table, "ll", new)
+    if "margin" not in table.column_names:  # of a sweep's point: readers join it
+        return table
     gold = table.column("gold").to_pylist()
     margins = [
         None if row is None else float(row[right] - np.delete(row, right).max())
         for row, right in zip(new, gold)
     ]
-    for name, column in (("ll", new), ("margin", margins)):
-        field = table.schema.field(name)
-        array = pa.array(column, type=field.type)
-        table = table.set_column(table.schema.get_field_index(name), field, array)
-    return table
+    return _set(table, "margin", margins)
+
+
+def _set(table: pa.Table, name: str, values: Sequence[object]) -> pa.Table:
+    field = table.schema.field(name)
+    array = pa.array(values, type=field.type)
+    return table.set_column(table.schema.get_field_index(name), field, array)
 
 
 def _spans(lists: pa.ListArray) -> list[tuple[bool | None, int, int]]:

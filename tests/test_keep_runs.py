@@ -9,9 +9,10 @@ from bidir_core.atomic import write_json
 from bidir_core.compare import compare
 from bidir_core.store import list_runs
 from scripts import keep_runs
-from scripts.keep_runs import STEPS_A_NAT
+from scripts.keep_runs import STEPS_A_NAT, STEPS_A_NAT_OF_POINTS
 from scripts.recipes import ALONE
 from tests.factory import make_run
+from tests.lab_factory import SINKS, make_sweep
 from tests.report_runs import make_finetune
 
 
@@ -77,3 +78,42 @@ def test_log_likelihoods_are_rounded_and_nothing_else_changes(kept):
     assert moved
     assert exact.ll.isna().sum() == rounded.ll.isna().sum() > 0
     assert compare(made, small).macro.delta == 0
+
+
+@pytest.mark.parametrize("items", [True, False])
+def test_a_sweep_is_kept_with_its_points_rounded_once(tmp_path, items):
+    """The product rounds nothing; what is kept says the same of every point."""
+    made = make_sweep(tmp_path / "made", SINKS[:1], n_items=40, config={"compact": True})
+    write_json(made.path / "attention.json", {"regimes": {}})
+    keep_runs.main(
+        [
+            str(tmp_path / "made"),
+            "--to",
+            str(tmp_path / "runs"),
+            *(["--items", "*"] if items else []),
+        ]
+    )
+    (kept,) = list_runs([tmp_path / "runs"])
+    assert (kept.state, kept.metrics) == ("done", made.metrics)
+    assert (kept.path / "attention.json").exists()
+    assert len(kept.points()) == len(made.points()) == 3
+    for before, after in zip(made.points(), kept.points()):
+        assert after.metrics == before.metrics
+        assert after.has_items is items
+        if not items:
+            continue
+        exact, rounded = before.items(), after.items()
+        for name in exact.columns.difference(["ll", "margin"]):
+            assert exact[name].map(repr).equals(rounded[name].map(repr)), name
+        for column in ("ll", "margin"):
+            one, other = (np.hstack(frame[column].tolist()) for frame in (exact, rounded))
+            steps = other * STEPS_A_NAT_OF_POINTS
+            assert np.array_equal(steps, np.round(steps))
+            assert not np.array_equal(one * STEPS_A_NAT_OF_POINTS, steps)
+            np.testing.assert_allclose(one, other, atol=1.01 / STEPS_A_NAT_OF_POINTS)
+        for folder, field in ((before, exact), (after, rounded)):
+            record = folder.item(field.task[3], int(field.doc_id[3]))
+            assert record["margin"] == pytest.approx(field.margin[3])
+    if items:
+        first, second = (run.points()[0] for run in (made, kept))
+        assert compare(first, second).macro.delta == 0

@@ -190,13 +190,12 @@ def test_compact_sweeps_and_conditions_keep_what_pairing_needs(
     assert row["contexts"] is None
     assert row["gold"] == 2
     assert row["doc_hash"]
-    # Its log-likelihoods are rounded, and what was answered is not decided by that.
+    # Leaving texts out changes no number: its log-likelihoods are those of an evaluation.
     whole = words(tiny_folder, own_items, "--bos", "add", "--regime", "bidirectional:sink=1")
     assert main(["eval", *whole, "--limit", "5"]) == 0
     (alone,) = (one for one in list_runs([runs_dir]) if "lab" not in one.id)
     mine, theirs = (np.concatenate(one.items(["ll"])["ll"].tolist()) for one in (point, alone))
-    assert np.array_equal(mine * 64, np.round(mine * 64))
-    np.testing.assert_allclose(mine, theirs, atol=1 / 128 + 1e-4)
+    np.testing.assert_allclose(mine, theirs, atol=1e-4)
     for name in ("pred", "pred_norm", "correct"):
         assert point.items([name])[name].tolist() == alone.items([name])[name].tolist()
 
@@ -244,13 +243,13 @@ def test_killed_and_resumed_it_scores_nothing_twice(tiny_folder, own_items, tmp_
     assert summarise(run)["n_points"] == 1
 
     scored: list[tuple[str, int]] = []
-    original = run_scoring.Scorer.score
+    original = run_scoring.Scorer.begin
 
     def watch(self, items):
         scored.extend((str(self.regime), self.plan.encoded[i].item.doc_id) for i in items)
         return original(self, items)
 
-    monkeypatch.setattr(run_scoring.Scorer, "score", watch)
+    monkeypatch.setattr(run_scoring.Scorer, "begin", watch)
     assert main(["lab", *line, "--resume", run.id]) == 0
     done = {("bidirectional", record["doc_id"]) for record in before}
     assert not set(scored) & done
