@@ -7,19 +7,20 @@ counts, of equal ones the oldest. A block whose run is not there names the comma
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bidir_core import words
+from bidir_core import stats, words
 from bidir_core.lab.control_answers import OUTCOME_WORDS, Outcome, above
 from bidir_core.lab.controls import CONTROLS, judge
 from bidir_core.lab.summary import Sweep
 from bidir_core.lab.triviality import largest_summary, observed, together
-from bidir_core.lab.verdicts import best, best_of_dials
+from bidir_core.lab.verdicts import best, best_of_dials, halves
 from bidir_core.pairing import METRICS
 from bidir_core.regimes import parse_regime
 from bidir_core.run_layout import COMMITTED_RUNS, LAB
@@ -92,9 +93,39 @@ def dials(found: Evidence) -> str:
     view = Sweep(found.sweep)
     chosen = best(view, "acc")
     assert chosen is not None
+    kinds = best_of_dials(view, "acc")
     lines = [f"- The sweep's best point: {chosen['sentence']}"]
-    lines += [f"- Of {kind}: {one['sentence']}" for kind, one in best_of_dials(view, "acc").items()]
+    lines += [f"- Of {kind}: {one['sentence']}" for kind, one in kinds.items()]
+    lines += _why_one_share(view, chosen, list(kinds.values()))
     return "\n".join(lines) + "\n"
+
+
+def _why_one_share(
+    view: Sweep, chosen: Mapping[str, Any], family: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Why the best point's share of the damage is stated and no dial's, where that is so."""
+    stated = (chosen.get("confirm") or chosen["same_items"])["removed"]
+    shares = [one["simultaneous"]["removed"] for one in family]
+    if stated is None or stated["value"] is None or not shares:
+        return []
+    if any(share is None or share["value"] is not None for share in shares):
+        return []
+    outcomes = view.outcomes(view.usual, "acc")
+    assert outcomes is not None
+    _, half = halves(view, outcomes)
+    strict = family[0]["family"]["confidence"]
+    alone, together = (
+        outcomes.delta(CAUSAL, PLAIN, half, confidence=confidence)
+        for confidence in (stats.CONFIDENCE, strict)
+    )
+    if alone is None or together is None or not alone.excludes_zero or together.excludes_zero:
+        return []
+    return [
+        f"- Why a share is stated above for the best point and for no dial: on the items judged on "
+        f"the damage, {text.delta(alone)} points at 95 %, leaves out 0, and {text.delta(together)} "
+        f"at the {100 * strict:.2f} % of each of the {len(family)} simultaneous intervals does not; "
+        "a share of what may be nothing has no meaning."
+    ]
 
 
 def layers(found: Evidence) -> str:

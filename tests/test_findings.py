@@ -61,6 +61,16 @@ def test_the_words_were_written_for_these_outcomes(block: str, verdicts: dict[st
         assert row.endswith(f"| {verdict} |"), row
 
 
+def test_a_share_for_one_question_and_none_for_four_is_explained() -> None:
+    """Where it is so, and only there; the blocks are held to the runs above."""
+    (gemma,), (embedded,) = (
+        [found[0] for found in findings._BLOCK.finditer(TEXT) if found[2] == name]
+        for name in ("gemma_dials", "dials")
+    )
+    assert re.search(r"damage, -\S+ \(\S+ to -.*, leaves out 0, .* \(\S+ to \+.* 98\.75 %", gemma)
+    assert "Why a share" not in embedded
+
+
 # The blocks of sweeps, controls and attention, from pretended runs
 
 
