@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from bidir_core import stats, words
+from bidir_core.compare_notes import notes_of
 from bidir_core.errors import UserError
 from bidir_core.flips import FLIPS, flip_classes, flips, flips_of
-from bidir_core.interop.evidence import unchecked_notes
 from bidir_core.pairing import (
     METRICS,
     Metric,
@@ -139,7 +139,6 @@ def compare(
     rows = _task_rows(pairs, margin)
     macro = _macro_row(rows, margin)
     right_a, right_b = pairs.by_task(pairs.correct_a), pairs.by_task(pairs.correct_b)
-    notes = _notes(pairs)
     above_no_context = None
     if floor is not None:
         above_no_context = _retention_above_run(pairs, floor)
@@ -163,7 +162,7 @@ def compare(
         n_errors=pairs.n_errors,
         n_unpaired=pairs.n_unpaired,
         intersected=pairs.intersected,
-        notes=tuple(notes),
+        notes=tuple(notes_of(pairs)),
     )
 
 
@@ -252,30 +251,6 @@ def _retention_above_run(pairs: PairedItems, floor: Run) -> stats.Retention:
         return {task: values[known & (pairs.task == task)] for task in pairs.tasks}
 
     return stats.above_floor_retention(split(pairs.correct_a), split(pairs.correct_b), split(right))
-
-
-def _notes(pairs: PairedItems) -> list[str]:
-    notes = []
-    for run in (pairs.run_a, pairs.run_b):
-        if run.state != "done":
-            notes.append(f"partial: '{run.id}' is {run.state}, not complete")
-    if pairs.intersected:
-        notes.append(
-            f"intersected: only the {pairs.n + pairs.n_errors:,} items that both runs hold; "
-            f"{pairs.n_unpaired:,} left out"
-        )
-    if pairs.n_errors:
-        notes.append(f"{pairs.n_errors:,} items left out: one of the runs could not score them")
-    a, b = pairs.run_a, pairs.run_b
-    for name, setting in (("dtype", "dtype"), ("attention", "attn"), ("weights", "weights")):
-        # What was computed with; the setting may say "auto" in both.
-        one, other = (run.config.get(name) or run.settings.get(setting) for run in (a, b))
-        if one and other and one != other:
-            notes.append(f"the runs differ in {name}: {one} and {other}")
-    notes += unchecked_notes(a, b)
-    if "explore" in (a.settings.get("fold"), b.settings.get("fold")):
-        notes.append("explore fold: for choosing recipes; make claims on the confirm fold")
-    return notes
 
 
 def interaction_of_runs(

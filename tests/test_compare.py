@@ -257,6 +257,27 @@ def test_notes_say_what_was_computed_in_and_which_items_make_no_claim(tmp_path):
     assert any(note.startswith("explore fold") for note in notes)
 
 
+@pytest.mark.parametrize(
+    ("split_from", "noted"),
+    [(2048, False), (30, True), (None, True)],
+    ids=["short", "long", "unknown"],
+)
+def test_split_attention_is_noted_only_where_a_prefix_is_long_enough_for_it(
+    tmp_path, split_from, noted
+):
+    """A run on a GPU beside one on a CPU: prefixes below the limit went the same way in both."""
+    facts = {"attention": "split"} | ({"split_from_tokens": split_from} if split_from else {})
+    a = make_run(tmp_path, n_items=20, facts={"attention": "sdpa"})
+    b = make_run(tmp_path, n_items=20, seed=2, facts=facts)
+    longest = max(sum(one) for one in b.items(["n_prefix_tokens"])["n_prefix_tokens"])
+    assert 30 <= longest < 2048
+    said = "the runs differ in attention: sdpa and split"
+    assert (said in compare(a, b).notes) is noted
+    eager = make_run(tmp_path, n_items=20, seed=3, facts={"attention": "eager"})
+    (left,) = (note for note in compare(eager, b).notes if "attention" in note)
+    assert left == f"the runs differ in attention: eager and {'split' if noted else 'sdpa'}"
+
+
 def test_error_items_never_enter_a_pair(tmp_path):
     a = make_run(tmp_path, n_items=50, seed=1, n_errors=3)
     b = make_run(tmp_path, n_items=50, seed=2, n_errors=5)
