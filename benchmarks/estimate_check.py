@@ -68,7 +68,7 @@ def check(runs: Sequence[Run], cores: int) -> Iterator[Row]:
         if run.id not in facts:
             continue
         if run.settings.get("compile") not in (None, False, "none"):
-            continue  # the model does not know what compiling or recording a step takes
+            continue  # compiling takes most of the short ones here: no model knows what is cached
         trained = facts[run.id].kind == "finetune"
         kind: type[EvalConfig | FinetuneConfig] = FinetuneConfig if trained else EvalConfig
         config = from_json(kind, run.settings)

@@ -8,19 +8,17 @@ stated assumptions stand in, with a wide range. Nothing here loads a model, or t
 
 from __future__ import annotations
 
-import os
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from bidir_core.config import EvalConfig
+from bidir_core.estimate_compile import compiling
+from bidir_core.estimate_correction import MEASURED_SPREAD, Place, correction, peak_before
 from bidir_core.estimate_cost import (
-    Rates,
     Training,
     Work,
     evaluation_bytes,
-    rates_of,
     seconds_of,
     training_bytes,
 )
@@ -29,7 +27,6 @@ from bidir_core.estimate_history import (
     Measured,
     Outcome,
     history,
-    kind_of,
     outcome,
     start_seconds,
     training_of,
@@ -57,7 +54,6 @@ __all__ = [
 
 PROGRAM_BYTES = 1.0e9  # Python, torch and activations
 START_SECONDS = 15.0  # imports, weights and the mask probe
-MEASURED_SPREAD, SCALED_SPREAD, ASSUMED_SPREAD = 1.3, 2.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -82,32 +78,6 @@ class Estimate:
         return {**asdict(self), "basis": list(self.basis)}
 
 
-class _Place(NamedTuple):
-    """Where it will run, and what is known of that place."""
-
-    device: str
-    known: Sequence[Measured]
-    n_devices: int = 1
-    sharded: bool = False
-    cores: int | None = None  # None: this machine's
-
-    @property
-    def kind(self) -> str:
-        return kind_of(self.device)
-
-    @property
-    def rates(self) -> Rates:
-        return rates_of(self.kind, self.cores or os.cpu_count() or 1)
-
-    @property
-    def sharing(self) -> int:
-        """Among how many the computing is divided: processes on a CPU share its cores anyway."""
-        return 1 if self.kind == "cpu" else self.n_devices
-
-    def dtype(self, asked: str) -> str:
-        return ("bfloat16" if self.kind == "gpu" else "float32") if asked == "auto" else asked
-
-
 def estimate(
     config: EvalConfig | FinetuneConfig | PipelineConfig,
     device: str,
@@ -124,7 +94,7 @@ def estimate(
     ``sharded``: the weights of a fine-tune are spread over the devices (FSDP). ``cores``: a CPU's,
     if not this machine's.
     """
-    place = _Place(device, known, n_devices, sharded, cores)
+    place = Place(device, known, n_devices, sharded, cores)
     name = type(config).__name__
     if name == "PipelineConfig":
         made = _pipeline(config, place)  # type: ignore[arg-type]
@@ -146,10 +116,10 @@ def of_tokens(
 ) -> Estimate:
     """Estimate a command that scores so many tokens of a single item."""
     work = Work(1, n_tokens, n_tokens)
-    return _with_start(_scoring(model, work, _Place(device, known), "auto", None, ()), start)
+    return _with_start(_scoring(model, work, Place(device, known), "auto", None, ()), start)
 
 
-def _evaluation(config: EvalConfig, place: _Place) -> Estimate:
+def _evaluation(config: EvalConfig, place: Place) -> Estimate:
     work, remarks = evaluation_work(config)
     return _scoring(config.model, work, place, config.dtype, config.batch_tokens, remarks)
 
@@ -157,7 +127,7 @@ def _evaluation(config: EvalConfig, place: _Place) -> Estimate:
 def _scoring(
     model: str,
     work: Work,
-    place: _Place,
+    place: Place,
     dtype: str,
     batch_tokens: int | None,
     remarks: tuple[str, ...],
@@ -169,8 +139,8 @@ def _scoring(
     seconds = seconds_of(
         shape, work, rates, width, at_once=batch_tokens, n_devices=place.sharing
     )  # fmt: skip
-    factor, spread, why = _correction("eval", model, place, dtype)
-    memory, how = _peak_before("eval", model, place, dtype, "")
+    factor, spread, why = correction("eval", model, place, dtype)
+    memory, how = peak_before("eval", model, place, dtype, "")
     if memory is None:
         memory = evaluation_bytes(shape, work, rates, width, at_once=batch_tokens)
         how = f"memory: {width} bytes a weight, the logits of a batch, and the program"
@@ -179,7 +149,7 @@ def _scoring(
     )
 
 
-def _finetune(config: FinetuneConfig, place: _Place) -> Estimate:
+def _finetune(config: FinetuneConfig, place: Place) -> Estimate:
     work = training_work(config)
     shape, dtype = shape_of(config.model), place.dtype(config.dtype)
     if shape is None:
@@ -187,11 +157,12 @@ def _finetune(config: FinetuneConfig, place: _Place) -> Estimate:
     training = replace(training_of(asdict(config)), sharded=place.sharded)
     width, rates = BYTES.get(dtype, 4), place.rates
     weight = f"{config.method} {config.objective}"
+    more = compiling(config.compile, place.spent_compiling(config.compile))
     seconds = seconds_of(
         shape, work, rates, width,
         at_once=config.micro_tokens, n_devices=place.sharing, training=training,
     )  # fmt: skip
-    factor, spread, why = _correction("finetune", config.model, place, dtype, weight)
+    factor, spread, why = correction("finetune", config.model, place, dtype, weight, config.compile)
     seconds *= factor
     reasons = [*_size(config.model, shape), why, f"{work.length:.0f} tokens a sample assumed"]
     if config.eval_every:
@@ -199,7 +170,9 @@ def _finetune(config: FinetuneConfig, place: _Place) -> Estimate:
         times = 2 * (1 + -(-config.steps // config.eval_every))
         seconds += times * (_evaluation(asked, place._replace(n_devices=1)).seconds or 0.0)
         reasons.append(f"{times} quick evaluations included")
-    memory, how = _peak_before("finetune", config.model, place, dtype, weight)
+    if more.why:
+        reasons.append(more.why)
+    memory, how = peak_before("finetune", config.model, place, dtype, weight, config.compile)
     if memory is None:
         memory = training_bytes(
             shape, work, rates, width, training,
@@ -212,7 +185,8 @@ def _finetune(config: FinetuneConfig, place: _Place) -> Estimate:
                 at_once=config.micro_tokens, n_devices=place.n_devices,
             )  # fmt: skip
             how += f"; with --gradient-checkpointing about {less / 1e9:.1f} GB"
-    return _made(seconds, spread, memory, work, place, (*reasons, how))
+    made = _made(seconds, spread, memory, work, place, (*reasons, how))
+    return _later(made, more.usual, more.low, more.high)
 
 
 def _training_memory(training: Training, width: int) -> str:
@@ -223,7 +197,7 @@ def _training_memory(training: Training, width: int) -> str:
     return f"memory: {held}{spread}{teacher}, and what a batch leaves for its backward pass"
 
 
-def _pipeline(config: PipelineConfig, place: _Place) -> Estimate:
+def _pipeline(config: PipelineConfig, place: Place) -> Estimate:
     from bidir_core.pipeline_config import plan
 
     stages = plan(config)
@@ -250,51 +224,13 @@ def _pipeline(config: PipelineConfig, place: _Place) -> Estimate:
     )  # fmt: skip
 
 
-def _correction(
-    kind: str, model: str, place: _Place, dtype: str, weight: str = ""
-) -> tuple[float, float, str]:
-    """By what to multiply the model's seconds, how far off it may be, and where it comes from."""
-    here = [m for m in place.known if m.device == place.kind and m.ratio]
-    same = [m for m in here if m.kind == kind and m.dtype == dtype]
-    wanted = [
-        ([m for m in same if (m.model, m.weight) == (model, weight)], MEASURED_SPREAD, "this model"),
-        ([m for m in same if m.model == model], SCALED_SPREAD, "another objective"),
-        ([m for m in same if m.model != model], SCALED_SPREAD, "other models"),
-        ([m for m in here if m.kind == "eval"], SCALED_SPREAD, "evaluations"),
-    ]  # fmt: skip
-    for found, spread, what in wanted:
-        if found:
-            ratio = statistics.median(m.ratio for m in found[:5] if m.ratio)
-            n = len(found[:5])
-            return ratio, spread, f"speed: measured here, {n} run{'s'[: n > 1]} of {what}"
-    rate = place.rates.flops[BYTES.get(dtype, 4)]
-    of = "" if place.kind == "cpu" else f" ({place.rates.what})"
-    why = f"speed: assumed, {rate / 1e12:g} TFLOP/s{of}; no run on this machine has measured it yet"
-    return 1.0, ASSUMED_SPREAD, why
-
-
-def _peak_before(
-    kind: str, model: str, place: _Place, dtype: str, weight: str
-) -> tuple[float | None, str]:
-    """The most that earlier runs of the same work took; of one device only."""
-    wanted = (kind, model, place.kind, weight, dtype)
-    peaks = [
-        m.memory_bytes
-        for m in place.known
-        if (m.kind, m.model, m.device, m.weight, m.dtype) == wanted and m.memory_bytes
-    ]
-    if not peaks or place.sharded:
-        return None, ""
-    return max(peaks), "memory: the most an earlier run of this model took"
-
-
 def _size(model: str, shape: Shape) -> tuple[str, ...]:
     known = f", from {shape.source}" if shape.source else ""
     return (f"{shape.parameters / 1e6:,.0f} million weights{known}",)
 
 
 def _made(
-    seconds: float, spread: float, memory: float, work: Work, place: _Place, basis: tuple[str, ...]
+    seconds: float, spread: float, memory: float, work: Work, place: Place, basis: tuple[str, ...]
 ) -> Estimate:
     shared: tuple[str, ...] = ()
     if place.n_devices > 1:
@@ -311,20 +247,27 @@ def _made(
 
 
 def _with_start(made: Estimate, start: float | None) -> Estimate:
+    seconds = START_SECONDS if start is None else start
+    later = _later(made, seconds, seconds / 2, seconds * 2)
+    if later is made or start == 0.0:
+        return later
+    note = f"{seconds:.0f} s to start, load and probe included"
+    return replace(later, basis=(*made.basis, note))
+
+
+def _later(made: Estimate, usual: float, low: float, high: float) -> Estimate:
+    """With so many seconds more before computing; itself where nothing is known."""
     if made.seconds is None or made.low_seconds is None or made.high_seconds is None:
         return made
-    seconds = START_SECONDS if start is None else start
-    note = () if start == 0.0 else (f"{seconds:.0f} s to start, load and probe included",)
     return replace(
         made,
-        seconds=made.seconds + seconds,
-        low_seconds=made.low_seconds + seconds / 2,
-        high_seconds=made.high_seconds + seconds * 2,
-        basis=(*made.basis, *note),
+        seconds=made.seconds + usual,
+        low_seconds=made.low_seconds + low,
+        high_seconds=made.high_seconds + high,
     )
 
 
-def _unknown(model: str, place: _Place, work: Work, remarks: tuple[str, ...]) -> Estimate:
+def _unknown(model: str, place: Place, work: Work, remarks: tuple[str, ...]) -> Estimate:
     why = f"the size of '{model}' is neither in its name nor in a folder here"
     return Estimate(
         None, None, None, None, work.items, work.tokens, place.device, (why, *remarks),

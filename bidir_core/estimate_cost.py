@@ -95,6 +95,7 @@ class Training:
     anchor: bool = False  # a second pass of the student
     recompute: bool = False  # gradient checkpointing
     sharded: bool = False  # FSDP
+    launches: float = 1.0  # the share of them left where a step is recorded and replayed
 
     @property
     def forwards(self) -> float:
@@ -129,7 +130,7 @@ def seconds_of(
         return operations / rates.flops[width] / n_devices + launches + spent
     a_step = work.tokens / work.steps / n_devices
     passes = work.steps * math.ceil(a_step / (at_once or rates.micro_tokens))
-    launches = passes * training.forwards * shape.layers * rates.layer_seconds
+    launches = passes * training.forwards * shape.layers * rates.layer_seconds * training.launches
     computing = training.forwards * operations / rates.flops[width] / n_devices
     exchanged = 0.0
     if n_devices > 1:

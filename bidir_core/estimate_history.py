@@ -11,6 +11,7 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
+from bidir_core.estimate_compile import launches_left, mode_of, paced
 from bidir_core.estimate_cost import Training, Work, rates_of, seconds_of
 from bidir_core.estimate_shape import shape_of
 from bidir_core.jobs import Job
@@ -24,7 +25,9 @@ SHORTEST_SECONDS = 0.2  # below it a run says nothing about a rate
 class Measured:
     """What one finished run took. ``ratio``: its seconds over those the cost model gives it.
 
-    ``weight``: of a fine-tune its method and objective, which decide what it computes.
+    ``weight``: of a fine-tune its method and objective, which decide what it computes. ``compile``:
+    its ``--compile``; of a compiled one ``ratio`` is of its later steps, and ``compile_seconds``
+    what went beside them.
     """
 
     run: str
@@ -35,6 +38,8 @@ class Measured:
     memory_bytes: int | None = None
     weight: str = ""
     dtype: str = "float32"
+    compile: str = "none"
+    compile_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,13 @@ def measured(run: Run, *, cores: int | None = None) -> Measured | None:
         if trained
         else Work(metrics.get("n_items") or 0, tokens, cost.get("continuation_tokens") or tokens)
     )
-    shape = shape_of(run.model)
-    ratio = None
-    if shape is not None:
+    shape, mode = shape_of(run.model), mode_of(settings) if trained else "none"
+    ratio = before = None
+    if mode != "none":
+        pace = paced(run)
+        before = pace and pace.before
+        seconds = pace and pace.step_seconds * work.steps
+    if shape is not None and seconds:
         given = settings.get("micro_tokens" if trained else "batch_tokens")
         ratio = seconds / seconds_of(
             shape,
@@ -115,6 +124,8 @@ def measured(run: Run, *, cores: int | None = None) -> Measured | None:
         memory_bytes=peak_of(cost),
         weight=f"{settings.get('method')} {settings.get('objective')}" if trained else "",
         dtype=dtype,
+        compile=mode,
+        compile_seconds=before,
     )
 
 
@@ -127,6 +138,7 @@ def training_of(settings: dict[str, Any]) -> Training:
         teacher=anchor or settings.get("objective") == "distill",
         anchor=anchor,
         recompute=bool(settings.get("gradient_checkpointing")),
+        launches=launches_left(mode_of(settings)),
     )
 
 
