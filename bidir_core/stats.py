@@ -18,6 +18,7 @@ from scipy.stats import norm
 from statsmodels.stats.contingency_tables import mcnemar
 
 CONFIDENCE = 0.95
+Z_95 = 1.959964  # half of a normal 95 % interval, in standard errors
 MARGIN = 0.01
 _RESAMPLES = 10_000
 

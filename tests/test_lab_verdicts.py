@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from bidir_core import stats
 from bidir_core.lab.summary import Outcomes
+from bidir_core.lab.triviality import observed
 from bidir_core.lab.verdicts import (
     ALPHA,
     best_sentence,
@@ -14,6 +18,7 @@ from bidir_core.lab.verdicts import (
     p_of_no_difference,
     p_removes_nothing,
 )
+from tests.attend_factory import make_summary
 from tests.lab_factory import make_sweep
 
 DIALS = ("sink", "lambda", "layers", "tail")
@@ -135,3 +140,21 @@ def test_an_interval_above_zero_claims_nothing_that_holm_does_not() -> None:
     text = best_sentence("bidirectional:sink=1", numbers, 3, True, strong)
     assert "not separable" not in text
     assert "p of removing nothing < 0.0001" in text
+
+
+def test_a_summary_answers_triviality_only_with_both_regimes(tmp_path) -> None:
+    regimes = ("causal", "bidirectional", "bidirectional:sink=1")
+    full = make_summary(tmp_path, regimes, n_items=30, future=(0, 0.4, 0.25))
+    outcome, finding = observed(full.metrics)
+    assert outcome == "supports"
+    assert "25.0 %" in finding
+    assert observed(None) is None
+    assert observed({}) is None
+    assert observed(make_summary(tmp_path, regimes[:2], n_items=5).metrics) is None
+
+
+def test_the_normal_intervals_width_is_written_once() -> None:
+    assert norm.ppf(0.975) == pytest.approx(stats.Z_95, abs=1e-7)
+    core = Path(stats.__file__).parent
+    named = [path.name for path in core.rglob("*.py") if "1.9599" in path.read_text("utf-8")]
+    assert named == ["stats.py"]

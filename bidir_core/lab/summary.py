@@ -209,7 +209,7 @@ def _half_width(found: Outcomes, slug: str, half: str | None) -> float | None:
     if not tasks or any(len(one) < 2 for one in tasks):
         return None
     variance = math.fsum(one.mean() * (1 - one.mean()) / (len(one) - 1) for one in tasks)
-    return 1.959964 * math.sqrt(variance) / len(tasks)
+    return stats.Z_95 * math.sqrt(variance) / len(tasks)
 
 
 def _number(value: float) -> float | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from bidir_core import words
+from bidir_core import stats, words
 from bidir_core.lab.control_answers import NOT_RUN, Answer, Outcome
 from bidir_core.lab.control_points import ATTENTION_FILE
 from bidir_core.lab.points import SINK
@@ -60,15 +60,16 @@ def triviality(sweep: Sweep) -> Answer:
 
 def observed(metrics: Mapping[str, Any] | None) -> Answer | None:
     """What an ``attend`` summary's metrics say; None if they do not hold both regimes."""
+    if metrics is None:
+        return None
     try:
-        assert metrics is not None
         shares = {one["regime"]: one["overall"]["prefix"]["future"] for one in metrics["observed"]}
         sink, plain = (
             (share["mean"][0], share["low"][0], share["high"][0])
             for share in (shares[str(SINK)], shares[str(BIDIRECTIONAL)])
         )
         return _answer(sink, plain, int(metrics["n_items"]))
-    except (AssertionError, KeyError, IndexError, TypeError):
+    except (KeyError, IndexError, TypeError):
         return None
 
 
@@ -131,7 +132,7 @@ def _mean(values: list[float]) -> Mean:
     mean = float(found.mean()) if len(found) else math.nan
     if len(found) < 2:
         return mean, math.nan, math.nan
-    half = 1.959964 * float(found.std(ddof=1)) / math.sqrt(len(found))
+    half = stats.Z_95 * float(found.std(ddof=1)) / math.sqrt(len(found))
     return mean, mean - half, mean + half
 
 

@@ -296,7 +296,7 @@ def above_chance(run: Run, task: str, metric: Metric) -> bool:
     if accuracy is None or chance is None or not n or n < 2:
         return True  # nothing speaks against it
     error = standard_error(accuracy, n) or 0.0
-    return abs(accuracy - chance) > 1.959964 * error
+    return abs(accuracy - chance) > stats.Z_95 * error
 
 
 def _falsifier(wanted: Wanted, margin: float) -> str:

@@ -47,7 +47,7 @@ def level(runs: Mapping[int, Run], metric: Metric) -> Level | None:
         total = math.fsum(v for v in variances if v is not None) / len(variances)
         if len(values) > 1:
             total += float(np.var(values, ddof=1)) / len(values)
-        half = 1.959964 * math.sqrt(total)
+        half = stats.Z_95 * math.sqrt(total)
         interval = stats.Estimate(value, max(0.0, value - half), min(1.0, value + half), n or 0)
     return Level(value, interval, tuple(values), n)
 
@@ -75,7 +75,7 @@ def unpaired(
         total = math.fsum(v for v in variances if v is not None) / len(pairs)
         if len(pairs) > 1:
             total += float(np.var([two - one for one, two in macros], ddof=1)) / len(pairs)
-        half = 1.959964 * math.sqrt(total)
+        half = stats.Z_95 * math.sqrt(total)
         interval = stats.Estimate(value, value - half, value + half, n)
     rows_a = (first.metrics or {}).get("tasks") or {}
     rows_b = (second.metrics or {}).get("tasks") or {}
@@ -108,7 +108,7 @@ def _printed_retention(
     if chance is None or variance is None:
         return None
     n = (first.metrics or {}).get("n_items") or 0
-    half = 1.959964 * math.sqrt(variance)
+    half = stats.Z_95 * math.sqrt(variance)
     above = acc_a - chance
     if abs(above) <= half:
         why = (
