@@ -27,6 +27,8 @@ from benchmarks.full_shape import (
     timed,
     trouble,
 )
+from bidir_core import evaluate as evaluating
+from bidir_core import fused
 from bidir_core.config import EvalConfig
 from bidir_core.encoding import EncodedItem, Encoder
 from bidir_core.evaluate import evaluate, read_items
@@ -68,7 +70,10 @@ def measure_eval(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> 
         if number == 0:
             share = clock.share(to_come)
             to_come -= 1
+            fused.restore(loaded.model)  # the peer runs the model as transformers has it
             peer = best_peer(options, attending(loaded, "sdpa"), add, Clock(share))
+            if loaded.device.type == "cuda":
+                fused.fuse(loaded.model)
     if peer is not None:
         for regime, seconds in best.items():
             add("eval", f"peer against best, {regime}", ratio=round(peer / seconds, 2))
@@ -81,22 +86,38 @@ class TooSlow(Exception):
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
     """Evaluations inside stop with TooSlow before the first batch behind ``seconds``."""
-    honest, started, done = Scorer._score, time.monotonic(), 0
+    honest, started, done = Scorer._begin, time.monotonic(), 0
 
     def score(self: Scorer, items: Sequence[int]) -> Any:
         nonlocal done
         spent = time.monotonic() - started
         if spent > seconds:
             raise TooSlow(f"given up: {done} items in {spent:.0f} s, its share of the part's time")
-        scores = honest(self, items)
         done += len(items)
-        return scores
+        return honest(self, items)
 
-    Scorer._score = score  # type: ignore[method-assign]
+    Scorer._begin = score  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Scorer._score = honest  # type: ignore[method-assign]
+        Scorer._begin = honest  # type: ignore[method-assign]
+
+
+@contextmanager
+def clocked(encoded: list[float]) -> Iterator[None]:
+    """Notes after how many seconds an evaluation inside has read and tokenised its items."""
+    honest, started = evaluating.encode, time.perf_counter()
+
+    def encode(*arguments: Any) -> Any:
+        made = honest(*arguments)
+        encoded.append(time.perf_counter() - started)
+        return made
+
+    evaluating.encode = encode
+    try:
+        yield
+    finally:
+        evaluating.encode = honest
 
 
 def evaluation(
@@ -108,6 +129,7 @@ def evaluation(
     """
     clear(loaded.device)
     seconds: list[float] = []
+    encoded: list[float] = []
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         at_most(share),
@@ -127,7 +149,8 @@ def evaluation(
             run = Path(folder) / f"run{number}"
             work = partial(evaluate, config, loaded=loaded, folder=run)
             try:
-                seconds.append(timed(work, loaded.device))
+                with clocked(encoded):
+                    seconds.append(timed(work, loaded.device))
             except TooSlow:
                 if not seconds:
                     raise
@@ -139,6 +162,13 @@ def evaluation(
     flops = 2.0 * layer_parameters(loaded.model) * cost["computed_tokens"]
     return {
         "seconds": round(statistics.median(again), 3),
+        # The command reads and tokenises items before it loads the model.
+        "after_load_seconds": round(
+            statistics.median(
+                whole - before for whole, before in list(zip(seconds, encoded))[-len(again) :]
+            ),
+            3,
+        ),
         "first_seconds": round(seconds[0], 3),
         "repeats": len(seconds) - 1,
         "probe_seconds": probe["seconds"],

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bidir_core import fused
 from bidir_core.attention import Implementation, choose_implementation, install
 from bidir_core.models import LoadedModel
 
@@ -56,6 +57,8 @@ def build(
     with device:
         model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.eval().requires_grad_(False)
+    if device.type == "cuda":
+        fused.fuse(model)  # as a model that is loaded
     chosen = choose_implementation(config, attn)
     return LoadedModel(
         model=model,

@@ -62,7 +62,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--limit", type=int, default=500, help="items per task")
     add("--repeats", type=int, default=3, help="evaluations after the first; the median counts")
     add("--batch-tokens", type=int, help="of an evaluation (default: by device)")
-    add("--peer-batch-sizes", type=numbers, default=[32, 64, 128], help="lm-eval's")
+    add("--peer-batch-sizes", type=numbers, default=[64, 128, 256], help="lm-eval's")
     add("--prefill-tokens", type=int, default=16384)
     add("--data", default="far", help="what to train on")
     add("--steps", type=int, default=8)

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.full_shape import Clock, build, clear, layer_parameters, peak_gb, trouble
 from benchmarks.train_speed import time_hf_trainer, time_steps
+from bidir_core import fused
 from bidir_core.regimes import parse_regime
 from bidir_core.training.config import FinetuneConfig
 from bidir_core.training.data import prepare_data
@@ -184,6 +185,7 @@ def hf_trainer(
         model.enable_input_require_grads()
     else:
         model.requires_grad_(True)
+    fused.restore(model)
     with loaded.handle.native():
         row = time_hf_trainer(
             model,

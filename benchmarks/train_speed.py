@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bidir_core import models
+from bidir_core import fused, models
 from bidir_core.config import EMBEDDED_MODEL
 from bidir_core.regimes import parse_regime
 from bidir_core.training.config import FinetuneConfig
@@ -49,7 +49,7 @@ def main() -> None:
         default="3B,3B default,3B reduce-overhead,3C,3B lora,distill,trainer",
         help="what to time: an objective, and any of lora, flex, default, reduce-overhead behind it",
     )
-    parser.add_argument("--profile", action="store_true", help="where the time of 3B goes")
+    parser.add_argument("--profile", action="store_true", help="where the time of each kind goes")
     parser.add_argument("--out", help="also write the table as JSON")
     options = parser.parse_args()
 
@@ -117,7 +117,7 @@ def ours(options: argparse.Namespace, kind: str, samples: EncodedSamples) -> dic
     trainer = Trainer(config, student, packer, passes(config.goal, regime, 0.0), base=base)
     row = time_steps(trainer, options.steps, options.warm_up)
     row.pop("loss_share")
-    if options.profile and kind == "3B":
+    if options.profile:
         profile(trainer)
     return row
 
@@ -166,18 +166,22 @@ class Operations(TorchDispatchMode):
 
 def profile(trainer: Trainer) -> None:
     """How many operations a micro-batch starts, and where the time of three steps goes."""
-    step = trainer.packer.step(0)
-    with Operations() as seen_operations:
-        trainer._backward(step.batches[0].to(trainer.device), step.n_loss)
-    trainer.optimizer.adamw.zero_grad()
-    print(
-        f"{seen_operations.kinds.total()} operations forward and backward in a micro-batch: "
-        + ", ".join(f"{n} {name}" for name, n in seen_operations.kinds.most_common(8))
-    )
+    if trainer.config.compile == "none":
+        step = trainer.packer.step(0)
+        with Operations() as seen_operations:
+            trainer._backward(step.batches[0].to(trainer.device), step.n_loss)
+        trainer.optimizer.adamw.zero_grad()
+        print(
+            f"{seen_operations.kinds.total()} operations forward and backward in a micro-batch: "
+            + ", ".join(f"{n} {name}" for name, n in seen_operations.kinds.most_common(8))
+        )
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if trainer.device.type == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
-    made = [trainer.packer.step(n) for n in range(3)]
+    # steps that were timed: their shapes are recorded
+    trainer.counters.step = 0
+    with trainer._packed(0) as planned:
+        made = [step for _, step in zip(range(3), planned)]
     with torch.profiler.profile(activities=kinds) as seen:
         for step in made:
             trainer.train_step(step)
@@ -189,6 +193,7 @@ def profile(trainer: Trainer) -> None:
 def hf_trainer(options: argparse.Namespace, samples: EncodedSamples) -> dict[str, Any]:
     """The same samples through transformers' Trainer."""
     loaded = models.load(options.model, device=options.device, dtype="float32")
+    fused.restore(loaded.model)
     with loaded.handle.native():
         row = time_hf_trainer(
             loaded.model.requires_grad_(True),

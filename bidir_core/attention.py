@@ -241,8 +241,7 @@ def _sdpa(
                 f"{type(module).__name__} needs '{unable}', which sdpa drops; use --attn eager"
             )
     grouped = query.shape[1] != key.shape[1]
-    if grouped and query.device.type == "cuda" and not (mask is None and _flash(query)):
-        # CUDA's other fast kernel may take no grouped heads: only the slow math one does.
+    if grouped and not _takes_groups(query, key, value, mask, dropout, is_causal):
         n = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(n, dim=1), value.repeat_interleave(n, dim=1)
         grouped = False
@@ -257,6 +256,25 @@ def _sdpa(
         enable_gqa=grouped,
     )
     return output.transpose(1, 2), None
+
+
+def _takes_groups(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    is_causal: bool,
+) -> bool:
+    """Whether a fast kernel takes grouped heads as they are.
+
+    On CUDA flash does, without a mask, and cuDNN's, where it may run. If neither can, grouped heads
+    would leave only the slow math one.
+    """
+    if query.device.type != "cuda" or (mask is None and _flash(query)):
+        return True
+    call = torch.backends.cuda.SDPAParams(query, key, value, mask, dropout, is_causal, True)
+    return torch.backends.cuda.can_use_cudnn_attention(call)
 
 
 def _flash(query: torch.Tensor) -> bool:

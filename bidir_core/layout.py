@@ -25,6 +25,14 @@ from bidir_core.regimes import Regime, visible
 PADDING = -1
 
 
+def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """The tensor on ``device``. To a GPU from page-locked memory: any other copy waits for its work."""
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    held = tensor if tensor.is_pinned() else tensor.pin_memory()
+    return held.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Token layout of a batch; every tensor is int64 ``[batch, time]``.
@@ -49,8 +57,14 @@ class Layout:
     def to(self, device: torch.device | str) -> Layout:
         """The same layout with its tensors on ``device``."""
         item, position, n_prefix, exit_ = (
-            tensor.to(device, non_blocking=True)
-            for tensor in (self.item, self.position, self.n_prefix, self.exit)
+            send(tensor, device) for tensor in (self.item, self.position, self.n_prefix, self.exit)
+        )
+        return Layout(item, position, n_prefix, exit_, spans=self.spans)
+
+    def pin(self) -> Layout:
+        """The same layout in page-locked memory."""
+        item, position, n_prefix, exit_ = (
+            tensor.pin_memory() for tensor in (self.item, self.position, self.n_prefix, self.exit)
         )
         return Layout(item, position, n_prefix, exit_, spans=self.spans)
 

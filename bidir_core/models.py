@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bidir_core import fused
 from bidir_core.attention import (
     Handle,
     check_supported,
@@ -206,6 +207,8 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
             f"'{plan.name}' does not fit into the memory of {plan.device} in {plan.dtype}; "
             "use --dtype bfloat16 or --device cpu"
         ) from error
+    if plan.device.type == "cuda":
+        fused.fuse(loaded)
     return LoadedModel(
         model=loaded,
         tokenizer=plan.tokenizer,

@@ -15,9 +15,11 @@ a prefix of its own.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -26,27 +28,86 @@ import torch
 from bidir_core.encoding import EncodedItem
 from bidir_core.layout import PADDING, Layout
 
+# Rows are as wide as a multiple of it: attention kernels want aligned masks.
+ROW_MULTIPLE = 8
+# Row width at which attention's masked pairs cost as much as everything else. A round number between
+# models: where heads are few and layers wide it lies higher, in small models lower.
+ATTENTION_EVENS_AT = 2048
 
-@dataclass(frozen=True)
-class Segment:
-    """One prefix with the tree of the choices behind it; int64 arrays, indices from its start.
+
+class Tree(NamedTuple):
+    """A segment's tokens; int64 arrays, indices from its start.
 
     ``ids``, ``position``, ``exit``: ``[n_tokens]`` as in :class:`~bidir_core.layout.Layout`.
-    ``choices``: which choices of the item these are. ``heads``: per choice, the index of the token
-    that predicts each of its tokens; ``targets``: those tokens.
+    ``heads``: per choice, the index of the token that predicts each of its tokens.
+    ``predicting``: those indices, each once.
     """
 
     ids: np.ndarray
     position: np.ndarray
     exit: np.ndarray
-    n_prefix: int
-    choices: tuple[int, ...]
     heads: tuple[np.ndarray, ...]
-    targets: tuple[np.ndarray, ...]
     predicting: np.ndarray
 
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One prefix with the choices behind it, whose tree is built when it is asked for.
+
+    ``choices``: which choices of the item these are, in depth-first order; ``texts``: per choice what
+    follows the prefix; ``scored``: how many of its last tokens are scored; ``shared``: how many of
+    its first ones stand in the tree already, put there by the choice before it.
+    """
+
+    prefix: np.ndarray
+    choices: tuple[int, ...]
+    texts: tuple[np.ndarray, ...]
+    scored: tuple[int, ...]
+    shared: tuple[int, ...]
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """All tokens that are run: the last one of a choice is not."""
+        return len(self.prefix) + sum(len(t) - 1 - n for t, n in zip(self.texts, self.shared))
+
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.n_tokens
+
+    @property
+    def n_prefix(self) -> int:
+        """Tokens of the prefix."""
+        return len(self.prefix)
+
+    @property
+    def targets(self) -> tuple[np.ndarray, ...]:
+        """Per choice, the tokens that are scored."""
+        return tuple(text[-n:] for text, n in zip(self.texts, self.scored))
+
+    @cached_property
+    def tree(self) -> Tree:
+        """Building trees takes longer than planning with their sizes: a batch's are built with it."""
+        n_prefix, total = len(self.prefix), len(self)
+        added = [text[n:-1] for text, n in zip(self.texts, self.shared)]
+        starts = n_prefix + np.cumsum([0] + [len(ids) for ids in added])
+        position = np.arange(total)
+        exit_ = np.full(total, total)
+        heads: list[np.ndarray] = []
+        path = np.empty(0, dtype=np.int64)  # index of each input token of the current choice
+        for rank, depth in enumerate(self.shared):
+            begin, end = starts[rank], starts[rank + 1]
+            path = np.concatenate([path[:depth], np.arange(begin, end)])
+            position[begin:end] = n_prefix + np.arange(depth, depth + end - begin)
+            # A token's subtree ends where a later choice leaves the path at or above its depth.
+            for later in range(len(self.shared) - 1, rank, -1):
+                exit_[begin + max(self.shared[later] - depth, 0) : end] = starts[later]
+            heads.append(np.concatenate([[n_prefix - 1], path])[-self.scored[rank] :])
+        return Tree(
+            ids=np.concatenate([self.prefix, *added]),
+            position=position,
+            exit=exit_,
+            heads=tuple(heads),
+            predicting=np.unique(np.concatenate(heads)),
+        )
 
 
 def build_segments(encoded: EncodedItem, *, causal: bool = False) -> list[Segment]:
@@ -81,32 +142,13 @@ def _build_segment(
     """``texts``: per choice what follows ``prefix``; ``scored``: how much of its end is scored."""
     # Sorted, sequences with a common beginning stand side by side: the tree in depth-first order.
     order = sorted(choices, key=lambda choice: texts[choice].astype(">i8").tobytes())
-    n_prefix = len(prefix)
     inputs = [texts[choice][:-1] for choice in order]
-    shared = [0] + [_common(a, b) for a, b in itertools.pairwise(inputs)]
-    starts = n_prefix + np.cumsum([0] + [len(i) - s for i, s in zip(inputs, shared)])
-    total = int(starts[-1])
-    position = np.arange(total)
-    exit_ = np.full(total, total)
-    heads: list[np.ndarray] = []
-    path = np.empty(0, dtype=np.int64)  # index of each input token of the current choice
-    for rank, choice in enumerate(order):
-        begin, end, depth = starts[rank], starts[rank + 1], shared[rank]
-        path = np.concatenate([path[:depth], np.arange(begin, end)])
-        position[begin:end] = n_prefix + np.arange(depth, depth + end - begin)
-        # A token's subtree ends where a later choice leaves the path at or above its depth.
-        for later in range(len(order) - 1, rank, -1):
-            exit_[begin + max(shared[later] - depth, 0) : end] = starts[later]
-        heads.append(np.concatenate([[n_prefix - 1], path])[-scored[choice] :])
     return Segment(
-        ids=np.concatenate([prefix] + [i[s:] for i, s in zip(inputs, shared)]),
-        position=position,
-        exit=exit_,
-        n_prefix=n_prefix,
+        prefix=prefix,
         choices=tuple(order),
-        heads=tuple(heads),
-        targets=tuple(texts[choice][-scored[choice] :] for choice in order),
-        predicting=np.unique(np.concatenate(heads)),
+        texts=tuple(texts[choice] for choice in order),
+        scored=tuple(scored[choice] for choice in order),
+        shared=(0, *(_common(a, b) for a, b in itertools.pairwise(inputs))),
     )
 
 
@@ -123,32 +165,59 @@ class Batch(NamedTuple):
     items: tuple[int, ...]
 
 
-def plan_batches(
-    segments: Sequence[Sequence[Segment]], batch_tokens: int, *, padded: bool
-) -> list[Batch]:
+def plan_batches(segments: Sequence[Sequence[Segment]], batch_tokens: int) -> list[Batch]:
     """Fill batches by tokens, longest items first; a pure function of its arguments.
 
-    ``padded`` counts what a padded batch costs, rows times its longest row; otherwise tokens are
-    counted as they are. An item always fits, alone if need be. Items without segments (they
-    carry an error) are left out.
+    Tokens are counted as they are; rows add a few percent of padding (:func:`pack_rows`). An item
+    always fits, alone if need be. Items without segments (they carry an error) are left out.
     """
     longest = [max((len(s) for s in own), default=0) for own in segments]
     order = sorted((i for i, n in enumerate(longest) if n), key=lambda i: (-longest[i], i))
     batches: list[Batch] = []
     current: list[int] = []
-    rows = width = tokens = 0
+    tokens = 0
     for index in order:
-        own_rows, own_tokens = len(segments[index]), sum(len(s) for s in segments[index])
-        widest = width or longest[index]
-        cost = (rows + own_rows) * widest if padded else tokens + own_tokens
-        if current and cost > batch_tokens:
+        own = sum(len(s) for s in segments[index])
+        if current and tokens + own > batch_tokens:
             batches.append(Batch(tuple(current)))
-            current, rows, tokens, widest = [], 0, 0, longest[index]
+            current, tokens = [], 0
         current.append(index)
-        rows, tokens, width = rows + own_rows, tokens + own_tokens, widest
+        tokens += own
     if current:
         batches.append(Batch(tuple(current)))
     return batches
+
+
+def pack_rows(lengths: Sequence[int]) -> tuple[int, list[list[int]]]:
+    """Rows of one width that hold all ``lengths``: the width, and the indices in each row.
+
+    Of the widths between the longest and twice it, the one that costs least: its slots, each
+    dearer the wider the row, since attention is paid by pairs.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    longest = -(-lengths[order[0]] // ROW_MULTIPLE) * ROW_MULTIPLE
+    packed = (
+        (width, _best_fit(lengths, order, width))
+        for width in range(longest, 2 * longest + 1, ROW_MULTIPLE)
+    )
+    return min(packed, key=lambda one: len(one[1]) * one[0] * (ATTENTION_EVENS_AT + one[0]))
+
+
+def _best_fit(lengths: Sequence[int], order: Sequence[int], width: int) -> list[list[int]]:
+    """Each length, longest first, into the row with the least room that takes it."""
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # what is free, and in which row; sorted
+    for index in order:
+        length = lengths[index]
+        at = bisect.bisect_left(room, (length, 0))
+        if at == len(room):
+            free, row = width, len(rows)
+            rows.append([])
+        else:
+            free, row = room.pop(at)
+        rows[row].append(index)
+        bisect.insort(room, (free - length, row))
+    return rows
 
 
 class Collated(NamedTuple):
@@ -168,18 +237,22 @@ class Collated(NamedTuple):
 
 
 def collate(segments: Sequence[Segment], *, padded: bool) -> Collated:
-    """Lay segments out as one packed row, or one a row padded on the right."""
+    """Lay segments out in one packed row, or ``padded`` in several of one width (``pack_rows``)."""
     lengths = np.array([len(s) for s in segments])
     n_prefix = np.array([s.n_prefix for s in segments])
     if padded:
-        time = int(lengths.max())
-        begin, columns = np.zeros_like(lengths), np.arange(time)
-        flat = np.flatnonzero((columns[None, :] < lengths[:, None]).ravel())
-        shape, start = (len(segments), time), np.arange(len(segments)) * time
+        width, rows = pack_rows(lengths.tolist())
+        shape = (len(rows), width)
+        begin = np.zeros_like(lengths)  # the column where each segment begins
+        start = np.zeros_like(lengths)  # the same in the flattened rows
+        for number, row in enumerate(rows):
+            begin[row] = np.cumsum(lengths[row]) - lengths[row]
+            start[row] = begin[row] + number * width
     else:
-        begin = np.cumsum(lengths) - lengths
-        flat = np.arange(lengths.sum())
-        shape, start = (1, int(lengths.sum())), begin
+        shape = (1, int(lengths.sum()))
+        begin = start = np.cumsum(lengths) - lengths
+    before = np.cumsum(lengths) - lengths
+    flat = np.repeat(start - before, lengths) + np.arange(lengths.sum())
 
     def spread(values: np.ndarray, empty: np.ndarray | int) -> torch.Tensor:
         row = np.full(shape[0] * shape[1], 0, dtype=np.int64)
@@ -190,23 +263,25 @@ def collate(segments: Sequence[Segment], *, padded: bool) -> Collated:
     beyond = np.tile(np.arange(1, shape[1] + 1), shape[0])  # padding sees itself alone
     layout = Layout(
         item=spread(np.repeat(np.arange(len(segments)), lengths), PADDING),
-        position=spread(np.concatenate([s.position for s in segments]), 0),
+        position=spread(np.concatenate([s.tree.position for s in segments]), 0),
         n_prefix=spread(np.repeat(n_prefix, lengths), 0),
-        exit=spread(np.concatenate([s.exit for s in segments]) + np.repeat(begin, lengths), beyond),
+        exit=spread(
+            np.concatenate([s.tree.exit for s in segments]) + np.repeat(begin, lengths), beyond
+        ),
         spans=None if padded else tuple(zip(begin.tolist(), (begin + lengths).tolist())),
     )
-    head = np.concatenate([s.predicting + begin for s, begin in zip(segments, start)])
-    n_head = np.array([len(s.predicting) for s in segments])
+    head = np.concatenate([s.tree.predicting + begin for s, begin in zip(segments, start)])
+    n_head = np.array([len(s.tree.predicting) for s in segments])
     source = np.concatenate(
         [
-            np.searchsorted(s.predicting, h) + first
+            np.searchsorted(s.tree.predicting, h) + first
             for s, first in zip(segments, np.cumsum(n_head) - n_head)
-            for h in s.heads
+            for h in s.tree.heads
         ]
     )
     target = np.concatenate([t for s in segments for t in s.targets])
     return Collated(
-        spread(np.concatenate([s.ids for s in segments]), 0),
+        spread(np.concatenate([s.tree.ids for s in segments]), 0),
         layout,
         torch.from_numpy(head),
         torch.from_numpy(source),

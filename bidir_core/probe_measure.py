@@ -207,6 +207,9 @@ def watch(handle: Handle) -> Iterator[Watch]:
     try:
         with _keep_calls(handle, seen):
             yield seen
+        # Only now: each copy waits for the device.
+        for layer, found in seen.weights.items():
+            seen.weights[layer] = Weights(*(weights.cpu() for weights in found))
     finally:
         del ALL_ATTENTION_FUNCTIONS[name]
         if hidden is not None:
@@ -228,10 +231,11 @@ def _read_weights(
     for start in range(0, time, width):
         end = min(start + width, time)
         one_hot = torch.zeros_like(value)
-        one_hot[:, :, start:end, : end - start] = torch.eye(end - start).to(value)
+        eye = torch.eye(end - start, device=value.device, dtype=value.dtype)
+        one_hot[:, :, start:end, : end - start] = eye
         output = attend(module, query, key, one_hot, *args, **kwargs)[0]
         parts.append(output[..., : end - start].transpose(1, 2))
-    return torch.cat(parts, dim=-1).float().cpu()
+    return torch.cat(parts, dim=-1).float()
 
 
 @contextmanager
@@ -278,9 +282,11 @@ def moved_queries(
     changed = still.clone()
     random = torch.Generator().manual_seed(seed)
     scale = hidden.float().std()  # of all tokens: a padding token's own may be zero
-    for row, group in enumerate(groups):
-        noise = torch.randn(len(group), hidden.shape[-1], generator=random)
-        changed[row, group] = (noise.to(scale) * scale).to(hidden)
+    sizes = torch.tensor([len(group) for group in groups])
+    rows = torch.arange(len(groups)).repeat_interleave(sizes)
+    tokens = torch.tensor([token for group in groups for token in group])
+    noise = torch.randn(len(tokens), hidden.shape[-1], generator=random)
+    changed[rows, tokens] = (noise.to(scale) * scale).to(hidden)
     return moved(rerun(module, call, still), rerun(module, call, changed))[:-1]
 
 

@@ -83,8 +83,7 @@ def score_into(
         unscorable = [one for one in encoded if one.error is not None and _key(one) not in done]
         writer.append(_record(one, None, compact) for one in unscorable)
         step(len(unscorable))
-        for items in _share(scorer.plan, done, team):
-            scores = list(scorer.score(items))
+        for items, scores in scorer.score_all(_share(scorer.plan, done, team)):
             writer.append(_record(encoded[s.index], s, compact) for s in scores)
             step(len(items))
             told(sum(state["done"] for state in parts.check().values()))
@@ -136,8 +135,7 @@ def score_share(
         try:
             report.require(_meaningless(run))
             scorer = _scorer(config, loaded, regime, encoded, None)
-            for items in _share(scorer.plan, done, team):
-                scores = list(scorer.score(items))
+            for _, scores in scorer.score_all(_share(scorer.plan, done, team)):
                 records = [_record(encoded[s.index], s, config.compact) for s in scores]
                 part.append(records, _cost(scorer, loaded, 0.0, ()))
         except BaseException as error:

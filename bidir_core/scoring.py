@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from bidir_core.attention import Handle
 from bidir_core.attention_split import SPLIT_FROM_TOKENS
 from bidir_core.encoding import EncodedItem
 from bidir_core.errors import UserError
-from bidir_core.layout import PADDING, Layout
+from bidir_core.layout import PADDING, Layout, send
 from bidir_core.packing import (
     Batch,
     Collated,
@@ -63,8 +63,9 @@ class ScoringPlan:
     """Everything decided before the model runs; depends on items and settings alone.
 
     ``patch``: whose causal keys or values replace its own while scoring (see patching).
-    ``row_step``: packed rows are lengthened to a multiple of it by padding. ``padded``: rows of like
-    length are padded, but for items with a prefix of ``pack_from`` tokens or more.
+    ``row_step``: packed rows are lengthened to a multiple of it by padding. ``padded``: a batch is
+    rows of one width, padded at their ends, but for items with a prefix of ``pack_from`` tokens or
+    more.
     """
 
     regime: Regime
@@ -98,7 +99,7 @@ def plan_scoring(
     """Build the token trees and the batches. ``batch_tokens`` None chooses by device.
 
     On a CPU a batch is one packed row without padding, with attention item by item; elsewhere
-    rows of like length are padded, since many small kernels would leave a GPU idle. There
+    it is rows of one width, under a dense mask, since many small kernels would leave a GPU idle. There
     ``implementation`` flex takes packed rows, and split does for the items that it splits.
     """
     padded = device.type != "cpu" and implementation != "flex"
@@ -112,7 +113,7 @@ def plan_scoring(
         regime,
         encoded,
         segments,
-        [*plan_batches(long, tokens, padded=False), *plan_batches(rest, tokens, padded=padded)],
+        [*plan_batches(long, tokens), *plan_batches(rest, tokens)],
         padded,
         pack_from=pack_from,
         row_step=max(1, tokens // ROW_LENGTHS) if implementation == "flex" else 1,
@@ -137,11 +138,31 @@ class Scorer:
         self.device = next(model.parameters()).device
         self.cost = Cost()
 
-    def score(self, items: Sequence[int]) -> Iterator[ItemScore]:
+    def score(self, items: Sequence[int]) -> list[ItemScore]:
         """Score some items of one batch together, halving the batch when memory runs out."""
+        return self.begin(items)()
+
+    def score_all(
+        self, batches: Iterable[Sequence[int]]
+    ) -> Iterator[tuple[Sequence[int], list[ItemScore]]]:
+        """Batch by batch, its items and their scores.
+
+        A GPU is given the next batch before the scores of this one are handed out, so that it
+        computes while they are recorded and the batch after it is put together.
+        """
+        waiting: tuple[Sequence[int], Callable[[], list[ItemScore]]] | None = None
+        for items in batches:
+            begun = items, self.begin(items)
+            if waiting is not None:
+                yield waiting[0], waiting[1]()
+            waiting = begun
+        if waiting is not None:
+            yield waiting[0], waiting[1]()
+
+    def begin(self, items: Sequence[int]) -> Callable[[], list[ItemScore]]:
+        """Give a batch, or some items of one, to the device; what comes back waits for the scores."""
         try:
-            yield from self._score(items)
-            return
+            return self._begin(items)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -155,25 +176,30 @@ class Scorer:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         middle = len(items) // 2
-        yield from self.score(items[:middle])
-        yield from self.score(items[middle:])
+        scores = [*self.score(items[:middle]), *self.score(items[middle:])]
+        return lambda: scores
 
-    def _score(self, items: Sequence[int]) -> list[ItemScore]:
+    def _begin(self, items: Sequence[int]) -> Callable[[], list[ItemScore]]:
         owners = [(i, segment) for i in items for segment in self.plan.segments[i]]
         segments = [segment for _, segment in owners]
         batch = collate(segments, padded=self.plan.pads(items))
         if self.plan.row_step > 1:
             batch = lengthen(batch, self.plan.row_step)
-        scores = self._token_ll(batch)
-        found: dict[int, list[Any]] = {
-            i: [None] * len(self.plan.encoded[i].continuations) for i in items
-        }
-        for index, choice, token_ll in split_scores(segments, scores):
-            found[owners[index][0]][choice] = token_ll
-        self._count(items, batch.ids.numel())
-        return [ItemScore(i, tuple(found[i])) for i in items]
+        read = _reader(self._token_ll(batch))
 
-    def _token_ll(self, batch: Any) -> np.ndarray:
+        def finish() -> list[ItemScore]:
+            found: dict[int, list[Any]] = {
+                i: [None] * len(self.plan.encoded[i].continuations) for i in items
+            }
+            for index, choice, token_ll in split_scores(segments, read()):
+                found[owners[index][0]][choice] = token_ll
+            self._count(items, batch.ids.numel())
+            return [ItemScore(i, tuple(found[i])) for i in items]
+
+        return finish
+
+    def _token_ll(self, batch: Collated) -> torch.Tensor:
+        """On the device, maybe still being computed: float32 ``[n_scored]``."""
         # torch.compile, which flex needs, knows gradients switched off better than inference mode.
         compiled = self.handle.implementation == "flex"
         spans, time = batch.layout.spans, batch.layout.shape[1]
@@ -184,10 +210,12 @@ class Scorer:
         ):
             return self._computed(batch)
 
-    def _computed(self, batch: Any) -> np.ndarray:
+    def _computed(self, batch: Collated) -> torch.Tensor:
         layout = batch.layout.to(self.device)
-        ids, head = batch.ids.to(self.device), batch.head.to(self.device)
-        source, target = batch.source.to(self.device), batch.target.to(self.device)
+        ids, head, source, target = (
+            send(tensor, self.device)
+            for tensor in (batch.ids, batch.head, batch.source, batch.target)
+        )
         patch = self.plan.patch
         edit = patch.capture(self.model, self.handle, ids, layout) if patch else None
         self.cost.computed_tokens += patch.n_captured(layout) if patch else 0
@@ -197,9 +225,8 @@ class Scorer:
             ).logits[0]
         chunk_bytes = HEAD_CHUNK_BYTES.get(self.device.type, 1 << 28)
         rows = max(1, chunk_bytes // (4 * logits.shape[-1]))
-        norms = torch.cat([chunk.float().logsumexp(-1) for chunk in logits.split(rows)])
-        picked = logits[source, target].float() - norms[source]
-        return picked.cpu().double().numpy()  # Apple's GPUs have no float64
+        norms = torch.cat([_log_sum(chunk) for chunk in logits.split(rows)])
+        return logits[source, target].float() - norms[source]
 
     def _count(self, items: Sequence[int], computed: int) -> None:
         for i in items:
@@ -242,6 +269,31 @@ def gather_before_head(model: Any, head: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def _log_sum(logits: torch.Tensor) -> torch.Tensor:
+    """The logarithm of each row's sum of exponentials: float32 ``[n]``."""
+    if logits.device.type != "cuda" or logits.dtype == torch.float32:
+        return logits.float().logsumexp(-1)
+    # One kernel that reads the 16-bit logits, instead of a float32 copy and three passes over it.
+    first = logits[:, 0].float()
+    return first - torch.log_softmax(logits, -1, dtype=torch.float32)[:, 0]
+
+
+def _reader(scores: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Starts to copy scores to the host; the function waits for them: float64 ``[n_scored]``."""
+    if scores.device.type != "cuda":
+        return lambda: scores.cpu().double().numpy()  # Apple's GPUs have no float64
+    held = torch.empty(scores.shape, dtype=scores.dtype, pin_memory=True)
+    held.copy_(scores, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(scores.device))
+
+    def read() -> np.ndarray:
+        copied.synchronize()
+        return held.double().numpy()
+
+    return read
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

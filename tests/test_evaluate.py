@@ -111,13 +111,13 @@ def test_killed_at_any_moment_and_resumed(tiny_folder, own_items, tmp_path, monk
         file.write(b'{"task": "mine", "doc_id": 5')  # a torn line
 
     scored: list[int] = []
-    original = run_scoring.Scorer.score
+    original = run_scoring.Scorer.begin
 
     def watch(self, items):
         scored.extend(self.plan.encoded[i].item.doc_id for i in items)
         return original(self, items)
 
-    monkeypatch.setattr(run_scoring.Scorer, "score", watch)
+    monkeypatch.setattr(run_scoring.Scorer, "begin", watch)
     assert run_cli(*eval_words(tiny_folder, own_items), "--resume", run.id) == 0
     assert not set(scored) & {r["doc_id"] for r in before}
     assert len(scored) == 60 - len(before)
@@ -135,13 +135,10 @@ def test_killed_at_any_moment_and_resumed(tiny_folder, own_items, tmp_path, monk
 
 
 def test_resume_refuses_another_identity(tiny_folder, own_items, runs_dir, monkeypatch, capsys):
-    original = run_scoring.Scorer.score
-
     def stop(self, items):
-        yield from original(self, items)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_scoring.Scorer, "score", stop)
+    monkeypatch.setattr(run_scoring.Scorer, "begin", stop)
     assert run_cli(*eval_words(tiny_folder, own_items, "--batch-tokens", "300")) == 130
     run = only_run(runs_dir, "stage1_vanilla_eval")
     assert run.state == "cancelled"
@@ -159,15 +156,13 @@ def test_resumed_from_another_folder_and_device_it_is_the_same_run(
     tiny_folder, own_items, runs_dir, tmp_path, monkeypatch
 ):
     """A task file is known by its absolute path, and "auto" is settled once."""
-    original = run_scoring.Scorer.score
 
     def stop(self, items):
-        yield from original(self, items)
         raise KeyboardInterrupt
 
     monkeypatch.chdir(own_items.parent)
     with monkeypatch.context() as patch:
-        patch.setattr(run_scoring.Scorer, "score", stop)
+        patch.setattr(run_scoring.Scorer, "begin", stop)
         words = eval_words(tiny_folder, "./mine.jsonl", "--batch-tokens", "300")
         assert run_cli(*words) == 130
     run = only_run(runs_dir, "stage1_vanilla_eval")
@@ -211,7 +206,7 @@ def test_nan_is_an_item_error_and_counts_as_wrong(tiny_folder, own_items, runs_d
     original = run_scoring.Scorer._token_ll
 
     def poisoned(self, batch):
-        scores = original(self, batch)
+        scores = original(self, batch).clone()
         scores[0] = np.nan
         return scores
 

@@ -30,8 +30,8 @@ import os
 if "LOCAL_RANK" in os.environ:
     import time
     from bidir_core.scoring import Scorer
-    score = Scorer._score
-    Scorer._score = lambda self, items: (time.sleep(0.3), score(self, items))[1]
+    begin = Scorer.begin
+    Scorer.begin = lambda self, items: (time.sleep(0.3), begin(self, items))[1]
 """
 
 

@@ -16,7 +16,7 @@ from bidir_core.encoding import EncodedItem, Tokens
 from bidir_core.errors import UserError
 from bidir_core.items import Item
 from bidir_core.layout import Layout
-from bidir_core.packing import build_segments, collate, plan_batches
+from bidir_core.packing import build_segments, collate, pack_rows, plan_batches
 from bidir_core.regimes import parse_regime
 from bidir_core.scoring import Scorer, plan_scoring
 
@@ -103,7 +103,7 @@ def reference(model, handle, regime, encoded):
 def score(model, handle, regime, encoded, *, padded, batch_tokens):
     cpu = torch.device("cpu")
     plan = plan_scoring(encoded, regime=regime, device=cpu, batch_tokens=batch_tokens)
-    batches = plan_batches(plan.segments, batch_tokens, padded=padded)
+    batches = plan_batches(plan.segments, batch_tokens)
     plan = replace(plan, batches=batches, padded=padded)
     scorer = Scorer(model, handle, plan)
     found = {s.index: s.token_ll for batch in batches for s in scorer.score(batch.items)}
@@ -135,18 +135,18 @@ def test_the_tree_holds_every_choice_once(encoded):
         (whole, *others) = build_segments(one, causal=True)
         if not others:  # contexts that begin alike became one tree
             assert len(whole) <= sum(len(segment) for segment in build_segments(one))
-            for choice, head, target in zip(whole.choices, whole.heads, whole.targets):
-                assert whole.ids[head[1:]].tolist() == target[:-1].tolist()
+            for choice, head, target in zip(whole.choices, whole.tree.heads, whole.targets):
+                assert whole.tree.ids[head[1:]].tolist() == target[:-1].tolist()
                 assert target.tolist() == one.continuations[choice].ids.tolist()
                 last = len(one.prefix(choice)) - 1
-                assert whole.position[head].tolist() == list(range(last, last + len(head)))
+                assert whole.tree.position[head].tolist() == list(range(last, last + len(head)))
     for one in encoded:
         for segment in build_segments(one):
             paths = set()
-            for choice, head, target in zip(segment.choices, segment.heads, segment.targets):
-                assert segment.ids[head[1:]].tolist() == target[:-1].tolist()
+            for choice, head, target in zip(segment.choices, segment.tree.heads, segment.targets):
+                assert segment.tree.ids[head[1:]].tolist() == target[:-1].tolist()
                 assert target.tolist() == one.continuations[choice].ids.tolist()
-                assert segment.position[head].tolist() == list(
+                assert segment.tree.position[head].tolist() == list(
                     range(segment.n_prefix - 1, segment.n_prefix + len(head) - 1)
                 )
                 paths |= {tuple(target[: n + 1].tolist()) for n in range(len(target) - 1)}
@@ -157,13 +157,29 @@ def test_the_tree_holds_every_choice_once(encoded):
 @settings(max_examples=60, deadline=None)
 def test_batches_hold_every_item_once_within_budget(encoded, padded, budget):
     segments = [build_segments(one) for one in encoded]
-    batches = plan_batches(segments, budget, padded=padded)
+    batches = plan_batches(segments, budget)
     assert sorted(i for batch in batches for i in batch.items) == list(range(len(encoded)))
     for batch in batches:
         own = [s for i in batch.items for s in segments[i]]
-        cost = len(own) * max(map(len, own)) if padded else sum(map(len, own))
-        assert cost <= budget or len(batch.items) == 1
-        assert collate(own, padded=padded).ids.numel() == cost
+        tokens = sum(map(len, own))
+        assert tokens <= budget or len(batch.items) == 1
+        made = collate(own, padded=padded)
+        assert int((made.layout.item >= 0).sum()) == tokens
+        rows, width = made.ids.shape
+        if padded:  # at most one row is less than half full
+            assert width % 8 == 0
+            assert rows * width < 2 * tokens + 2 * (max(map(len, own)) + 8)
+        else:
+            assert (rows, width) == (1, tokens)
+
+
+def test_rows_of_one_width_are_nearly_full():
+    """Lengths as the five tasks have them: padded to the longest they would be a third empty."""
+    lengths = np.random.default_rng(0).gamma(2.0, 25.0, 500).astype(int) + 15
+    width, rows = pack_rows(lengths.tolist())
+    assert sorted(i for row in rows for i in row) == list(range(500))
+    assert all(lengths[row].sum() <= width for row in rows)
+    assert len(rows) * width < 1.05 * lengths.sum()
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch):

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from bidir_core.layout import PADDING, Layout
+from bidir_core.layout import PADDING, Layout, send
 from bidir_core.training.encode import EncodedSamples
 
 Prefix = Literal["prompt", "sample", "split"]
@@ -43,24 +43,16 @@ class TrainBatch(NamedTuple):
     def to(self, device: torch.device | str) -> TrainBatch:
         """The batch on ``device``; copies from pinned memory don't wait."""
         ids, head, target, owner = (
-            tensor.to(device, non_blocking=True)
-            for tensor in (self.ids, self.head, self.target, self.owner)
+            send(tensor, device) for tensor in (self.ids, self.head, self.target, self.owner)
         )
         return TrainBatch(ids, self.layout.to(device), head, target, owner)
 
     def pin(self) -> TrainBatch:
         """The batch in page-locked memory, from where copies to a GPU run beside the work."""
-        at = self.layout
-        layout = Layout(
-            at.item.pin_memory(),
-            at.position.pin_memory(),
-            at.n_prefix.pin_memory(),
-            at.exit.pin_memory(),
-        )
         ids, head, target, owner = (
             tensor.pin_memory() for tensor in (self.ids, self.head, self.target, self.owner)
         )
-        return TrainBatch(ids, layout, head, target, owner)
+        return TrainBatch(ids, self.layout.pin(), head, target, owner)
 
 
 class Step(NamedTuple):

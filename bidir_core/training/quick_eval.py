@@ -52,8 +52,8 @@ class QuickEval:
             rows: dict[str, list[tuple[float, float, float]]] = {}
             # Layers compiled for training would be compiled again for each shape met here.
             with torch.compiler.set_stance("force_eager"):
-                for batch in plan.batches:
-                    for score in scorer.score(batch.items):
+                for _, scores in scorer.score_all(batch.items for batch in plan.batches):
+                    for score in scores:
                         item = self.encoded[score.index].item
                         rows.setdefault(item.task, []).append(_judge(item, np.array(score.ll)))
         finally:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from bidir_core import fused
 from bidir_core.attention import Handle, install, text_decoder
 from bidir_core.errors import UserError
 from bidir_core.layout import Layout
@@ -94,6 +95,7 @@ def compile_layers(student: Student) -> None:
     attend = ALL_ATTENTION_FUNCTIONS[name]
     if not hasattr(attend, "_torchdynamo_disable"):
         AttentionInterface.register(name, torch.compiler.disable(attend))
+    fused.restore(student.model)  # what is written out, it fuses better
     for layer in student.decoder.layers:
         layer.compile()
 

@@ -1,0 +1,183 @@
+"""Norms, rotary embeddings and gates in one GPU kernel each, rounded where the model rounds them.
+
+transformers writes these out in single operations, each of which reads and writes all hidden states:
+seven for an RMS norm, five for a rotary embedding. On a GPU they take a third of an evaluation's
+time. torch has a kernel for the norm; the two others are in :mod:`bidir_core.fused_kernels`.
+
+Each replaces the model's own only where it gave the same numbers on a sample, and rotary embeddings
+and gates only where no gradients are asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import rms_norm
+
+SHARE_THAT_MAY_DIFFER = 0.01  # of numbers in a 16-bit format: those that lay next to a border
+_OWN_ROTARY = "_apply_rotary_pos_emb_of_its_own"
+
+
+def fuse(model: nn.Module) -> list[str]:
+    """Let a model on a GPU run fused kernels; which: ``norms``, ``rotary``, ``gates``.
+
+    The rotary embedding is a function of the model family's module: it changes for all models of
+    the family in this process, until :func:`restore`.
+    """
+    done = set()
+    agrees: dict[tuple[str, type], bool] = {}
+    for module in list(model.modules()):
+        for name, fits, forward, check in (
+            ("norms", _is_norm, _norm, _norm_agrees),
+            ("gates", _is_gated, _gated, _gated_agrees),
+        ):
+            if not fits(module):
+                continue
+            kind = name, type(module)
+            if kind not in agrees:
+                agrees[kind] = _holds(check, module)
+            if agrees[kind]:
+                module.forward = MethodType(forward, module)  # copied along with the module
+                done.add(name)
+    for family in _families(model):
+        own = family.apply_rotary_pos_emb
+        if hasattr(family, _OWN_ROTARY):
+            done.add("rotary")
+        elif _holds(_rotary_agrees, own, next(model.parameters())):
+            setattr(family, _OWN_ROTARY, own)
+            family.apply_rotary_pos_emb = _rotary(own)
+            done.add("rotary")
+    return sorted(done)
+
+
+def restore(model: nn.Module) -> None:
+    """Undo :func:`fuse`: for a compiler that fuses more by itself, or to compare with the plain model."""
+    for module in model.modules():
+        if getattr(vars(module).get("forward"), "__func__", None) in (_norm, _gated):
+            del module.forward
+    for family in _families(model):
+        if hasattr(family, _OWN_ROTARY):
+            family.apply_rotary_pos_emb = getattr(family, _OWN_ROTARY)
+            delattr(family, _OWN_ROTARY)
+
+
+def _holds(check: Callable[..., bool], *arguments: Any) -> bool:
+    """A check that fails to run has failed: the model's own operations remain."""
+    with contextlib.suppress(Exception), torch.no_grad():
+        return check(*arguments)
+    return False
+
+
+# --- RMS norms ------------------------------------------------------------------------------
+
+
+def _is_norm(module: Any) -> bool:
+    weight = getattr(module, "weight", None)
+    named = type(module).__name__.endswith("RMSNorm") and _epsilon(module) is not None
+    return named and isinstance(weight, torch.Tensor) and weight.dim() == 1
+
+
+def _norm(module: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """The norm in float32, rounded to the hidden states' format; then the weights."""
+    return module.weight * rms_norm(hidden, hidden.shape[-1:], None, _epsilon(module))
+
+
+def _norm_agrees(module: Any) -> bool:
+    """Not Gemma's, whose weights are offsets from one, and not OLMo 2's, which round later."""
+    hidden, scale = _random(module.weight, (64, len(module.weight)), (len(module.weight),))
+    ours = scale * rms_norm(hidden, hidden.shape[-1:], None, _epsilon(module))
+    return same(ours, torch.func.functional_call(module, {"weight": scale}, (hidden,)))
+
+
+def _epsilon(module: nn.Module) -> float | None:
+    for name in ("variance_epsilon", "eps"):
+        if isinstance(found := getattr(module, name, None), float):
+            return found
+    return None
+
+
+# --- gates ----------------------------------------------------------------------------------
+
+
+def _is_gated(module: Any) -> bool:
+    parts = (
+        getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")
+    )
+    return type(module).__name__.endswith("MLP") and all(isinstance(p, nn.Module) for p in parts)
+
+
+def _gated(module: Any, hidden: torch.Tensor) -> torch.Tensor:
+    if torch.is_grad_enabled() or not hidden.is_cuda:
+        return type(module).forward(module, hidden)
+    from bidir_core.fused_kernels import silu_times
+
+    gate, up = module.gate_proj(hidden), module.up_proj(hidden)
+    return module.down_proj(silu_times(gate.contiguous(), up.contiguous()))
+
+
+def _gated_agrees(module: Any) -> bool:
+    (hidden,) = _random(module.up_proj.weight, (8, module.up_proj.in_features))
+    return same(_gated(module, hidden), type(module).forward(module, hidden), summed=True)
+
+
+# --- rotary embeddings ----------------------------------------------------------------------
+
+
+def _families(model: nn.Module) -> list[Any]:
+    """The modules of source code that the model's attention comes from."""
+    names = {type(m).__module__ for m in model.modules() if hasattr(m, "layer_idx")}
+    found = [sys.modules[name] for name in sorted(names)]
+    return [family for family in found if hasattr(family, "apply_rotary_pos_emb")]
+
+
+def _rotary(own: Callable[..., Any]) -> Callable[..., Any]:
+    def apply_rotary_pos_emb(q: Any, k: Any, cos: Any, sin: Any, *rest: Any, **named: Any) -> Any:
+        if rest or named or torch.is_grad_enabled() or not q.is_cuda:
+            return own(q, k, cos, sin, *rest, **named)
+        from bidir_core.fused_kernels import can_rotate, rotate
+
+        if not (can_rotate(q, cos, sin) and can_rotate(k, cos, sin)):
+            return own(q, k, cos, sin)
+        return rotate(q, cos, sin), rotate(k, cos, sin)
+
+    return apply_rotary_pos_emb
+
+
+def _rotary_agrees(own: Callable[..., Any], like: torch.Tensor) -> bool:
+    """Not where halves are interleaved, or only a part of a head is rotated."""
+    from bidir_core.fused_kernels import rotate
+
+    q, k, cos, sin = _random(like, (2, 5, 3, 64), (2, 5, 1, 64), (2, 5, 64), (2, 5, 64))
+    q, k = q.transpose(1, 2), k.transpose(1, 2)
+    ours = rotate(q, cos, sin), rotate(k, cos, sin)
+    return all(map(same, ours, own(q, k, cos, sin)))
+
+
+# --- the same numbers -----------------------------------------------------------------------
+
+
+def _random(like: torch.Tensor, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    seeded = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=seeded).to(like.device, like.dtype) for shape in shapes]
+
+
+def same(ours: torch.Tensor, theirs: torch.Tensor, *, summed: bool = False) -> bool:
+    """Whether two results of one computation differ by nothing but the order of its sums.
+
+    ``summed``: long sums of what was computed, in which single roundings show everywhere.
+    """
+    if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
+        return False
+    eps, scale = torch.finfo(ours.dtype).eps, float(theirs.float().abs().max())
+    difference = (ours.float() - theirs.float()).abs()
+    if not float(difference.max()) <= 4 * eps * scale:
+        return False
+    if ours.dtype == torch.float32 or summed:
+        return True
+    return float((ours != theirs).float().mean()) <= SHARE_THAT_MAY_DIFFER
