@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from urllib.parse import urlsplit
 
-import filelock
 import pytest
 
 from bidir_core.store import Run
-from tests.e2e.nursery import Nursery
-from tests.e2e.seed import seed_all
+from tests.e2e.driving import LISTEN
+from tests.e2e.nursery import Nursery, free_port
+from tests.e2e.seed_cache import seeds as cached_seeds
 from tests.e2e.server import QUICK, chromium, serve
 
 SIZE = {"width": 1280, "height": 900}
 
 
-LONGEST = ("one_job_of_two_tabs", "memory_with_fifty_thousand", "watches_a_job")
+LONGEST = (
+    "one_job_of_two_tabs", "memory_with_fifty_thousand", "pages_are_accessible", "watches_a_job",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
@@ -29,28 +29,34 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not any(name in item.name for name in LONGEST))
 
 
+def is_measured(request) -> bool:
+    """Whether this test run measures time."""
+    return any(item.get_closest_marker("alone") for item in request.session.items)
+
+
 @pytest.fixture(scope="session")
 def runs_root(tmp_path_factory):
     return tmp_path_factory.mktemp("e2e") / "runs"
 
 
 @pytest.fixture(scope="session")
-def runs(runs_root, tmp_path_factory):
-    """Seeded once for all workers; each has a copy of its own, to which its tests may add."""
-    base = tmp_path_factory.getbasetemp()
-    seeded = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "seeded"
-    with filelock.FileLock(f"{seeded}.lock"):
-        if not (seeded / "ids.json").exists():
-            ids = seed_all(seeded)
-            (seeded / "ids.json").write_text(json.dumps(ids))
-    ids = json.loads((seeded / "ids.json").read_text())
-    shutil.copytree(seeded, runs_root, ignore=shutil.ignore_patterns("ids.json"))
-    return {name: Run(runs_root / path) for name, path in ids.items()}
+def seeds():
+    """What is made once for all workers and test runs, to be read and copied."""
+    return cached_seeds()
 
 
 @pytest.fixture(scope="session")
-def server(runs, runs_root):
-    with serve(runs_root) as running:
+def runs(runs_root, seeds):
+    """A copy of the seeded runs of one's own, to which tests may add."""
+    shutil.copytree(seeds.runs, runs_root)
+    return {name: Run(runs_root / run_id) for name, run_id in seeds.ids.items()}
+
+
+@pytest.fixture(scope="session")
+def server(runs, runs_root, request):
+    """Started as a user would where time is measured, quickly elsewhere."""
+    nursery = None if is_measured(request) else request.getfixturevalue("nursery")
+    with serve(runs_root, nursery, port=free_port()) as running:
         yield running
 
 
@@ -66,8 +72,7 @@ def nursery():
 def browser(request):
     if not (shutil.which("chromium") or shutil.which("chromium-browser")):
         pytest.skip("no Chromium: apt-get install chromium fonts-dejavu-core")
-    measured = any(item.get_closest_marker("alone") for item in request.session.items)
-    with chromium(*([] if measured else [QUICK])) as started:
+    with chromium(*([] if is_measured(request) else [QUICK])) as started:
         yield started
 
 
@@ -131,6 +136,7 @@ def pages(browser):
 def tab(browser, pages):
     if not pages:
         pages.append(browser.new_context(viewport=SIZE).new_page())
+        pages[0].add_init_script(LISTEN)
     used = Tab(pages[0])
     yield used
     try:

@@ -36,8 +36,44 @@ def go(tab, url: str, heading: str | None = None) -> None:
         tab.page.get_by_role("heading", name=heading, exact=True).first.wait_for(timeout=10_000)
 
 
+# In every page: when the server last said something.
+LISTEN = """window.WebSocket = class extends WebSocket {
+    constructor(...given) {
+        super(...given);
+        this.addEventListener('message', () => { window.heard = performance.now() });
+    }
+}"""
+# Push an address and say so, as the browser's Back button does; done when its script has ended.
+# A short script begins and ends in one frame, unseen: then a moment of silence tells.
+_VISIT = """url => new Promise((done, fail) => {
+    const start = performance.now(), app = document.querySelector('[data-testid=stApp]');
+    const isRunning = () => app.dataset.testScriptState != 'notRunning';
+    let ran = false;
+    const watch = new MutationObserver(() => { ran ||= isRunning() });
+    watch.observe(app, {attributes: true, attributeFilter: ['data-test-script-state']});
+    const look = setInterval(() => {
+        const now = performance.now(), quiet = window.heard > start && now - window.heard > 200;
+        const late = now - start > 20000;
+        if (isRunning() ? !late : !(ran || quiet || late)) return;
+        watch.disconnect();
+        clearInterval(look);
+        if (late) fail(new Error('the page did not run: ' + url)); else done();
+    }, 20);
+    history.pushState({}, '', url);
+    dispatchEvent(new PopStateEvent('popstate'));
+})"""
+
+
+def visit(tab, url: str, heading: str | None = None) -> None:
+    """Go to another address of the app without loading it anew: half the cost of :func:`go`."""
+    tab.page.evaluate(_VISIT, url)
+    idle(tab)
+    if heading:
+        tab.page.get_by_role("heading", name=heading, exact=True).first.wait_for(timeout=10_000)
+
+
 def idle(tab) -> None:
-    tab.page.wait_for_selector(IDLE, timeout=20_000)
+    tab.page.wait_for_selector(IDLE, timeout=60_000)
 
 
 def main_text(tab) -> str:

@@ -40,7 +40,7 @@ def free_port() -> int:
 class Nursery:
     """The process that forks servers, from outside.
 
-    They have one port, one after the other, so that the browser knows the scripts already.
+    ``port``: for servers that come one after the other, so that the browser knows the scripts.
     """
 
     def __init__(self) -> None:

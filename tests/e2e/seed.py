@@ -1,15 +1,20 @@
 """Seeded run folders for the browser tests and screenshots.
 
-``python -m tests.e2e.seed ROOT REGIME`` writes one of the large runs and prints its id.
+``python -m tests.e2e.seed FOLDER large1`` writes one part of them and prints its run's id.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+from bidir_core import records
 from bidir_core.store import Run
 from tests.factory import TASKS, make_item, make_reference, make_run, spread_items
 
@@ -93,6 +98,9 @@ def seed_hostile(root: Path) -> dict[str, Run]:
     }  # fmt: skip
 
 
+LARGE = {"large1": "causal", "large2": "bidirectional"}
+
+
 def seed_large(root: Path, *, regime: str) -> Run:
     """Ten thousand items of one task: one run of a pair. Newer than what :func:`seed` makes."""
     causal = regime == "causal"
@@ -104,24 +112,53 @@ def seed_large(root: Path, *, regime: str) -> Run:
     )  # fmt: skip
 
 
-LARGE = {"large1": "causal", "large2": "bidirectional"}
+def seed_part(folder: Path, part: str) -> str:
+    """Make what a process of its own makes, and name it."""
+    if part == "tiny":
+        from tests.tiny_models import save_tiny_model  # torch takes seconds
+
+        return save_tiny_model(folder / part).name
+    if part == "sweep":
+        from tests.lab_factory import make_sweep
+
+        return make_sweep(folder / part, n_items=100).id  # the Lab page reads its summary
+    return seed_large(folder / "runs", regime=LARGE[part]).id
 
 
-def seed_all(root: Path) -> dict[str, str]:
-    """The ids of all runs; each of the large ones is made by a process of its own meanwhile."""
-    command = [sys.executable, "-m", "tests.e2e.seed", str(root)]
+def seed_all(folder: Path) -> dict[str, str]:
+    """Make all that the tests read in ``folder``; the ids of the runs in its ``runs``."""
     started = {
-        name: subprocess.Popen([*command, regime], stdout=subprocess.PIPE, text=True)
-        for name, regime in LARGE.items()
-    }
-    ids = {name: run.id for name, run in seed(root).items()}
-    for name, process in started.items():
+        part: subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.seed", str(folder), part],
+            stdout=subprocess.PIPE, text=True,
+        )
+        for part in (*LARGE, "sweep", "tiny")
+    }  # fmt: skip
+    with quickly():
+        ids = {name: run.id for name, run in seed(folder / "runs").items()}
+    for part, process in started.items():
         said, _ = process.communicate()
-        assert process.returncode == 0, said
-        ids[name] = said.split()[-1]
+        if process.returncode:
+            raise RuntimeError(f"the seed {part} could not be made")
+        if part in LARGE:
+            ids[part] = said.split()[-1]
     return ids
 
 
+@contextlib.contextmanager
+def quickly() -> Iterator[None]:
+    """Without the time that the smallest files take: these are read a few times and thrown away."""
+    write = records.pq.write_table
+
+    def written(*values: Any, **options: Any) -> None:
+        write(*values, **options | {"compression_level": 1})
+
+    gc.disable()
+    with mock.patch.object(records.pq, "write_table", written):
+        yield
+    gc.enable()
+
+
 if __name__ == "__main__":
-    gc.disable()  # which saves a quarter of the time
-    print(seed_large(Path(sys.argv[1]), regime=sys.argv[2]).id)
+    with quickly():
+        print(seed_part(Path(sys.argv[1]), sys.argv[2]))

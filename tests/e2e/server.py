@@ -40,12 +40,15 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(runs: Path, nursery: Nursery | None = None, **environment: str) -> Iterator[Server]:
-    """The app on a free port, reading ``runs``; the process ends with the block.
+def serve(
+    runs: Path, nursery: Nursery | None = None, *, port: int = 0, **environment: str
+) -> Iterator[Server]:
+    """The app, reading ``runs``; the process ends with the block.
 
-    It is started as a user would, or forked by a ``nursery``, which is quicker.
+    It is started as a user would on a free port, or forked by a ``nursery``, which is quicker, on
+    the port of all its servers; or on ``port``.
     """
-    port = nursery.port if nursery else free_port()
+    port = port or (nursery.port if nursery else free_port())
     words = ["streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
     wanted = {**os.environ, "BIDIR_RUNS_DIR": str(runs), **environment}
     log = runs / ".server.log"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
-from tests.e2e.driving import HEADINGS, chosen, go
+from tests.e2e.driving import HEADINGS, chosen, go, visit
 
-pytest.importorskip("playwright")
+playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 # Rules that Streamlit's own elements break: rule -> (where it may, why it is not ours to repair).
@@ -19,9 +21,12 @@ SPILL = (
 
 
 def violations(page) -> list[str]:
-    """What axe finds that is ours, a line each."""
+    """What axe finds that is ours, a line each. A document gets its script once."""
+    if not page.evaluate("Boolean(window.axe)"):
+        page.evaluate(axe.Axe().axe_script)
     found = []
-    for rule in axe.Axe().run(page, options=VIOLATIONS).response["violations"]:
+    run = "options => axe.run(document, options).then(found => found.violations)"
+    for rule in page.evaluate(run, VIOLATIONS):
         where, _why = STREAMLITS_OWN.get(rule["id"], ("", ""))
         for node in rule["nodes"]:
             if where and page.locator(str(node["target"][0])).first.evaluate(
@@ -32,49 +37,51 @@ def violations(page) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", HEADINGS)
-def test_a_page_is_accessible_and_never_scrolls_sideways(page, server, runs, tab):
-    go(tab, server.url(page, **chosen(runs)), HEADINGS[page])
-    look(tab)
+def test_pages_are_accessible_and_never_scroll_sideways(server, runs, tab):
+    look_at(tab, server, {page: (page, chosen(runs)) for page in HEADINGS})
 
 
-@pytest.mark.parametrize("panel", "2345")
-def test_so_are_the_panels_of_the_overview(panel, server, runs, tab):
-    go(tab, server.url("", **chosen(runs, panel=panel)), HEADINGS[""])
-    look(tab)
-
-
-@pytest.mark.parametrize(
-    ("page", "query"),
-    [
-        ("item", {"item": "piqa/999999"}),
-        ("flips", {"a": "stage1_vanilla_eval/none"}),
-        ("flips", {"q": "no item says this"}),
-        ("masks", {"regime": "sideways"}),
-        ("launch", {"stage": "stage4"}),
-    ],
-)
-def test_so_are_errors_and_empty_pages(page, query, server, runs, tab):
-    go(tab, server.url(page, **chosen(runs, **query)))
-    look(tab)
-
-
-def test_so_is_the_help(server, tab):
-    go(tab, server.url())
+def test_so_are_panels_errors_empty_pages_and_the_help(server, runs, tab):
+    panels = {f"panel {panel}": ("", chosen(runs, panel=panel)) for panel in "2345"}
+    states = {
+        "no such item": ("item", chosen(runs, item="piqa/999999")),
+        "no such run": ("flips", chosen(runs, a="stage1_vanilla_eval/none")),
+        "nothing found": ("flips", chosen(runs, q="no item says this")),
+        "no such regime": ("masks", chosen(runs, regime="sideways")),
+        "not ready": ("launch", chosen(runs, stage="stage4")),
+    }
+    look_at(tab, server, panels | states)
     tab.page.locator(".st-key-help button").click()
     tab.page.get_by_role("dialog").wait_for()
-    look(tab)
+    assert not wrong(tab)
 
 
-def look(tab) -> None:
-    page = tab.page
-    for scheme in ("light", "dark"):
+def look_at(tab, server, places: Mapping[str, tuple[str, Mapping[str, str]]]) -> None:
+    """Go from one to the next as within a visit; all that is wrong anywhere is said at the end."""
+    go(tab, server.url())
+    found = {}
+    for name, (page, query) in places.items():
+        heading = HEADINGS[page] if name == page else None
+        visit(tab, server.url(page, **query), heading)
+        found[name or "overview"] = wrong(tab)
+    assert len(found) == len(places)
+    assert not {name: said for name, said in found.items() if said}
+
+
+def wrong(tab) -> list[str]:
+    """What axe finds on the page as it is, and by how much it is too wide."""
+    page, found = tab.page, []
+    for scheme in ("dark", "light"):
         page.emulate_media(color_scheme=scheme)
         page.wait_for_function(
             "scheme => getComputedStyle(document.querySelector('.stApp')).colorScheme == scheme",
             arg=scheme,
         )
-        assert not violations(page), f"{page.url} {scheme}"
+        found += [f"{scheme}: {line}" for line in violations(page)]
     for width in (1920, 1280):
         page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_function(f"({SPILL})() <= 0", timeout=3000)
+        try:
+            page.wait_for_function(f"({SPILL})() <= 0", timeout=3000)
+        except playwright.TimeoutError:
+            found.append(f"{width} wide: {page.evaluate(SPILL)} more than the window")
+    return found

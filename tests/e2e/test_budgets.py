@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.server import IDLE
-from tests.lab_factory import make_sweep
 
 pytest.importorskip("playwright")
 pytestmark = pytest.mark.alone
@@ -31,24 +31,43 @@ PAGES = {
 
 
 ROUNDS = 3  # other work on the machine can spoil a round; a slow page spoils all of them
+ENOUGH, TIMES = 3, 5  # how often to measure: the median of a few settles it where it is in budget
 
 
-def within(name: str, budget: float, measure: Callable[[], list[float]]) -> None:
-    """Fails when the median of every round is over twice the budget."""
+def within(name: str, budget: float, measure: Callable[[int], float]) -> None:
+    """Fails when the median of every round is over twice the budget. ``measure`` takes the number
+    of the repetition and gives seconds; the first one warms browser and server, so that a median
+    of three is the slower of two warm ones."""
     for _ in range(ROUNDS):
-        times = measure()
+        times = [measure(number) for number in range(ENOUGH)]
+        if statistics.median(times) > budget:
+            times += [measure(number) for number in range(ENOUGH, TIMES)]
         middle = statistics.median(times)
-        print(f"{name:28s} median {middle:5.2f} s, slowest {max(times):5.2f} s, budget {budget} s")
+        print(
+            f"{name:28s} median {middle:5.2f} s of {len(times)}, slowest {max(times):5.2f} s, "
+            f"budget {budget} s"
+        )
         if middle <= 2 * budget:
             return
         time.sleep(5)
     raise AssertionError(f"{name}: {middle:.2f} s against a budget of {budget} s")
 
 
+def opening(tab, url: str, element: str) -> float:
+    """Seconds until the heading and the main element are visible."""
+    start = time.perf_counter()
+    tab.page.goto(url)
+    tab.page.locator("h1").first.wait_for()
+    tab.page.locator(element).first.wait_for()
+    seconds = time.perf_counter() - start
+    tab.page.wait_for_selector(IDLE)
+    return seconds
+
+
 @pytest.fixture(scope="module")
-def sweep(runs, runs_root):
+def sweep(runs, runs_root, seeds):
     """What the Lab page opens on."""
-    return make_sweep(runs_root, n_items=100)  # the page reads its summary
+    shutil.copytree(seeds.sweep, runs_root, dirs_exist_ok=True)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -57,19 +76,8 @@ def test_page_opens_in_time(page, server, runs, sweep, tab):
     query = {"a": runs["stage1"].id, "b": runs["stage2"].id, "item": "piqa/3"}
     if page == "masks":
         query = {"prompt": "word " * 400, "cont": " more" * 112}
-
-    def measure() -> list[float]:
-        times = []
-        for _ in range(5):  # the first one warms browser and server: a median does not see it
-            start = time.perf_counter()
-            tab.page.goto(server.url(page, **query))
-            tab.page.locator("h1").first.wait_for()
-            tab.page.locator(element).first.wait_for()
-            times.append(time.perf_counter() - start)
-            tab.page.wait_for_selector(IDLE)
-        return times
-
-    within(f"open {page or 'overview'}", budget, measure)
+    url = server.url(page, **query)
+    within(f"open {page or 'overview'}", budget, lambda _: opening(tab, url, element))
 
 
 def test_filtering_ten_thousand_items(server, runs, tab):
@@ -77,21 +85,19 @@ def test_filtering_ten_thousand_items(server, runs, tab):
     tab.page.get_by_text("of 10,000 paired items").wait_for(timeout=30_000)
     tab.page.wait_for_selector(IDLE)
 
-    def measure() -> list[float]:
-        times = []
-        for word in ("bicycle", "winter", "oven", "stones", "river"):
-            box = tab.page.get_by_label("Search the texts")
-            box.fill(word)
-            before = tab.page.get_by_text("of 10,000 paired items").inner_text()
-            start = time.perf_counter()
-            box.press("Enter")
-            tab.page.wait_for_function(
-                "before => ![...document.querySelectorAll('.b')].some(e => e.innerText == before)",
-                arg=before,
-            )
-            times.append(time.perf_counter() - start)
-            tab.page.wait_for_selector(IDLE)
-        return times
+    def measure(number: int) -> float:
+        box = tab.page.get_by_label("Search the texts")
+        box.fill(("bicycle", "winter", "oven", "stones", "river")[number])
+        before = tab.page.get_by_text("of 10,000 paired items").inner_text()
+        start = time.perf_counter()
+        box.press("Enter")
+        tab.page.wait_for_function(
+            "before => ![...document.querySelectorAll('.b')].some(e => e.innerText == before)",
+            arg=before,
+        )
+        seconds = time.perf_counter() - start
+        tab.page.wait_for_selector(IDLE)
+        return seconds
 
     within("filter 10,000 items", 1.0, measure)
 
@@ -104,18 +110,16 @@ def test_next_item(server, runs, tab):
     tab.page.locator(".st-key-go-j button:enabled").first.wait_for()
     tab.page.wait_for_selector(IDLE)
 
-    def measure() -> list[float]:
-        times = []
-        for _ in range(5):
-            title = tab.page.locator("h1").inner_text()
-            start = time.perf_counter()
-            tab.page.keyboard.press("j")
-            tab.page.wait_for_function(
-                "title => document.querySelector('h1').innerText != title", arg=title, polling=10
-            )
-            times.append(time.perf_counter() - start)
-            tab.page.wait_for_selector(IDLE)
-        return times
+    def measure(_: int) -> float:
+        title = tab.page.locator("h1").inner_text()
+        start = time.perf_counter()
+        tab.page.keyboard.press("j")
+        tab.page.wait_for_function(
+            "title => document.querySelector('h1').innerText != title", arg=title, polling=10
+        )
+        seconds = time.perf_counter() - start
+        tab.page.wait_for_selector(IDLE)
+        return seconds
 
     within("next item", 0.3, measure)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.driving import HEADINGS, go, main_text
+from tests.e2e.driving import HEADINGS, go, main_text, visit
 from tests.e2e.seed import HOSTILE
 
 pytest.importorskip("playwright")
@@ -12,11 +12,12 @@ pytest.importorskip("playwright")
 
 def test_hostile_texts_fetch_nothing(server, runs, tab):
     pair = {"a": runs["hostile1"].id, "b": runs["hostile2"].id}
+    go(tab, server.url("item", **pair, item="hostile/0"), "hostile/0")
     for page in HEADINGS:
         if page != "item":
-            go(tab, server.url(page, **pair, item="hostile/1"))
+            visit(tab, server.url(page, **pair, item="hostile/1"), HEADINGS[page])
     for number in range(5):
-        go(tab, server.url("item", **pair, item=f"hostile/{number}"), f"hostile/{number}")
+        visit(tab, server.url("item", **pair, item=f"hostile/{number}"), f"hostile/{number}")
         text = main_text(tab)
         assert "right answer" in text
         if number < len(HOSTILE):  # the markup is there to be read, invisible characters as codes
@@ -38,7 +39,8 @@ def test_hostile_texts_fetch_nothing(server, runs, tab):
 
 def test_hostile_ids_in_the_url(server, runs, tab):
     evil = "![x](http://evil.test/1.png)<img src=http://evil.test/2.png>"
+    go(tab, server.url("flips", a=evil, item=evil, q=evil, task=evil, regime=evil))
     for page in HEADINGS:
-        go(tab, server.url(page, a=evil, item=evil, q=evil, task=evil, regime=evil))
+        visit(tab, server.url(page, a=evil, item=evil, q=evil, task=evil, regime=evil))
     tab.page.wait_for_timeout(300)
     assert not tab.foreign()

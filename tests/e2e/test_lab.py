@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
+from bidir_core.store import list_runs
 from tests.e2e.server import IDLE, serve
-from tests.lab_factory import SINKS, make_sweep
 
 pytest.importorskip("playwright")
-LAYERS = [f"bidirectional:layers={first}-{first + 4}" for first in range(0, 26, 5)]
 
 
-def test_points_and_cells_can_be_clicked(tmp_path, nursery, tab) -> None:
-    sweep = make_sweep(tmp_path, (*SINKS, *LAYERS), n_items=100)
+def test_points_and_cells_can_be_clicked(tmp_path, seeds, nursery, tab) -> None:
+    root = tmp_path / "runs"
+    shutil.copytree(seeds.sweep, root)
+    (sweep,) = list_runs([root])
     page = tab.page
-    with serve(tmp_path, nursery) as server:
+    with serve(root, nursery) as server:
         page.goto(server.url("lab", sweep=sweep.id))
         page.wait_for_selector(IDLE)
         marks = page.locator(".js-plotly-plot").first.locator(".scatterlayer .points path")

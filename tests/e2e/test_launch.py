@@ -39,11 +39,8 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def form(tmp_path):
+def form(tmp_path, seeds):
     """The Launch page's form, filled in: a tiny model, and a task of many items for it."""
-    from tests.tiny_models import save_tiny_model  # torch takes seconds: not for every worker
-
-    model = save_tiny_model(tmp_path / "tiny")
     line = {"contexts": ["Which comes next? " * 20], "continuations": [" one", " two"], "gold": 0}
     task = tmp_path / "mine.jsonl"
     task.write_text(
@@ -52,7 +49,7 @@ def form(tmp_path):
             for i in range(N_ITEMS)
         )
     )
-    return {"stage": "stage2", "f.model": str(model), "f.tasks": str(task),
+    return {"stage": "stage2", "f.model": str(seeds.tiny), "f.tasks": str(task),
             "f.device": "cpu", "f.batch_tokens": "1000"}  # fmt: skip
 
 
@@ -181,7 +178,7 @@ def test_one_job_of_two_tabs_survives_reload_and_server_and_is_cancelled_and_res
 
 
 @pytest.mark.alone
-def test_what_changes_is_seen_in_time(place, nursery, tab):
+def test_what_changes_is_seen_in_time(place, tab):
     """A process that only sleeps stands for the job; what it would write is written here."""
     root = place
     asleep = subprocess.Popen(["sleep", "120"], start_new_session=True)
@@ -197,7 +194,7 @@ def test_what_changes_is_seen_in_time(place, nursery, tab):
     (job.folder / "runs.txt").write_text(f"{writer.path}\n")
     writer.heartbeat(1, 1000)
     page, seen = tab.page, []
-    with serve(root, nursery) as server:
+    with serve(root) as server:
         page.goto(server.url("launch", stage="stage2"))
         page.wait_for_selector(IDLE)
         until(lambda: shown(page) == 1, 20)
@@ -217,10 +214,3 @@ def test_what_changes_is_seen_in_time(place, nursery, tab):
         until(lambda: jobs.find_job(job.id).state == "cancelled", 20)
     assert statistics.median(seen) <= 6
     assert cancelled <= 2
-
-
-def test_read_only_has_no_launch(place, nursery, tab):
-    with serve(place, nursery, BIDIR_READ_ONLY="1") as server:
-        tab.page.goto(server.url("launch", stage="stage2"))
-        tab.page.get_by_text("Launch is closed here").wait_for()
-        assert tab.page.get_by_role("button", name="Start …").count() == 0

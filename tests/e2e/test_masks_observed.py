@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from tests.attend_factory import make_attend
 from tests.e2e.server import IDLE
-from tests.e2e.test_budgets import within
+from tests.e2e.test_budgets import opening, within
 
 TOTAL, LAYERS, HEADS = 256, 30, 9
 
@@ -24,18 +22,8 @@ def run(runs, runs_root):
 
 @pytest.mark.alone
 def test_a_256_token_prompt_opens_in_time(run, server, tab):
-    def measure() -> list[float]:
-        times = []
-        for _ in range(5):  # the first one warms browser and server: a median does not see it
-            start = time.perf_counter()
-            tab.page.goto(server.url("masks", attend=run.id))
-            tab.page.locator("h1").first.wait_for()
-            tab.page.locator(".st-key-attend-picture .nsewdrag").first.wait_for()
-            times.append(time.perf_counter() - start)
-            tab.page.wait_for_selector(IDLE)
-        return times
-
-    within("open masks, observed", 2.5, measure)
+    url, picture = server.url("masks", attend=run.id), ".st-key-attend-picture .nsewdrag"
+    within("open masks, observed", 2.5, lambda _: opening(tab, url, picture))
 
 
 def test_clicks_and_hover_read_heads_and_cells(run, server, tab):

@@ -16,7 +16,7 @@ from bidir_core import jobs, status
 from bidir_core.jobs import Job
 from bidir_core.store import Run
 from bidir_ui.jobs_view import POLL_SECONDS
-from tests.e2e.driving import HEADINGS, go
+from tests.e2e.driving import HEADINGS, go, visit
 from tests.e2e.server import serve
 from tests.factory import make_run
 
@@ -33,10 +33,12 @@ def test_memory_with_fifty_thousand_items(runs, runs_root, tmp_path, tab):
     roots = os.pathsep.join(map(str, (runs_root, tmp_path)))
     with serve(runs_root, BIDIR_RUNS_DIR=roots) as server:
         for page in HEADINGS:
-            go(tab, server.url(page, a=large[0].id, b=large[1].id, item="hellaswag/7"))
+            (visit if page else go)(
+                tab, server.url(page, a=large[0].id, b=large[1].id, item="hellaswag/7")
+            )
         for other in large[2:]:
             for page in ("", "flips"):
-                go(tab, server.url(page, a=large[0].id, b=other.id))
+                visit(tab, server.url(page, a=large[0].id, b=other.id))
         n_items = sum(
             int((run.metrics or {}).get("n_items") or 0) for run in (*runs.values(), *large[2:])
         )
@@ -86,9 +88,9 @@ def running_job(tmp_path):
     thread.join()
 
 
-def test_a_tab_that_watches_a_job_costs_little(running_job, tab):
+def test_a_tab_that_watches_a_job_costs_little(running_job, nursery, tab):
     """Processor time of the server, which other work on the machine does not change."""
-    with serve(running_job) as server:
+    with serve(running_job, nursery) as server:
         process = psutil.Process(server.process.pid)
         for page in ("launch", "runs"):
             go(tab, server.url(page), HEADINGS[page])
