@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import psutil
@@ -24,12 +25,12 @@ from bidir_ui.launch_form import Form
 from bidir_ui.launch_presets import Config
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
-def _history(runs: tuple[tuple[str, float], ...]) -> list[estimate.Measured]:
-    return estimate.history([store.Run(path) for path, _ in runs])
+@lru_cache(maxsize=4)
+def _history(runs: tuple[tuple[str, float], ...]) -> tuple[estimate.Measured, ...]:
+    return tuple(estimate.history([store.Run(path) for path, _ in runs]))
 
 
-def measured(runs: tuple[RunInfo, ...]) -> list[estimate.Measured]:
+def measured(runs: tuple[RunInfo, ...]) -> tuple[estimate.Measured, ...]:
     """What this machine's finished runs took."""
     return _history(tuple((run.path, run.modified) for run in runs if run.is_done)[:200])
 

@@ -30,7 +30,7 @@ SHORT = {
 ALL, MINE = "fullest", "mine"
 STAGES = (*EVAL_DIRS, *FINETUNE_DIRS.values())
 NO_SECTION = "none"  # in the URL: an absent parameter means all of them
-HEAD_START = 0.4  # seconds in which a browser draws the first chart
+HEAD_START = 0.8  # seconds in which a browser draws the first chart
 Part = html.Html | Chart
 
 

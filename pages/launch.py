@@ -9,6 +9,7 @@ page = shell.start("launch")
 
 st.title("Launch", anchor=False)
 with shell.guard():
+    line, place = "", None
     form = launch_view.form(page.runs)
     known = jobs.list_jobs()
     made = launch_review.estimated(form, page.runs, known)
@@ -18,7 +19,8 @@ with shell.guard():
         command, cost = st.columns([3, 2], gap="large")
         with command:
             widgets.heading("The command line")
-            widgets.command(jobs.command_text(form.words))
+            line = jobs.command_text(form.words)
+            place = launch_view.command_line(line)
             widgets.note("The same in a terminal. Here it runs detached: closing this page or "
                          "stopping the app does not stop it.")  # fmt: skip
         with cost:
@@ -45,3 +47,5 @@ with shell.guard():
         )
 with shell.guard():
     jobs_view.section()
+    if place is not None:
+        launch_view.make_copyable(place, line)
