@@ -15,12 +15,19 @@ from bidir_core.lab.config import LabConfig
 from bidir_core.pipeline_config import from_preset
 from bidir_core.probe_config import ProbeConfig
 from bidir_core.training.config import FinetuneConfig
+from bidir_ui import launch_view
 from bidir_ui.launch_presets import CLASSES, PRESETS
 from tests.app import open_page, words
 from tests.report_runs import make_finetune
 
 PAGE = "pages/launch.py"
 HOSTILE = '<img src="http://evil.example/x.png">[a](http://evil.example)'
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """No browser here needs a head start."""
+    monkeypatch.setattr(launch_view, "HEAD_START", 0)
 
 
 def code(app) -> list[str]:
@@ -70,6 +77,24 @@ def test_every_stage_shows_a_line_that_the_terminal_takes(root, stage):
     assert config.seed == 3
     assert "About" not in code(app)[0]
     assert "How this is known" in words(app)
+
+
+def test_the_plain_line_gives_way_to_the_one_to_copy(root, monkeypatch):
+    plain = []
+    show = launch_view.html.show
+
+    def seen(markup):
+        plain.extend([markup] if 'class="b-line"' in markup else [])
+        show(markup)
+
+    monkeypatch.setattr(launch_view.html, "show", seen)
+    app = open_page(PAGE, stage="stage2")
+    assert "--regime bidirectional" in plain[0]
+    assert "--regime bidirectional" in code(app)[0]
+    assert not [block for block in app.get("html") if 'class="b-line"' in block.proto.body]
+    app.run()
+    assert len(plain) == 1  # nothing flickers when the page is drawn again
+    assert code(app)[0].count("--regime bidirectional") == 1
 
 
 def test_a_link_shows_the_same_form_with_all_kinds_of_settings(root):

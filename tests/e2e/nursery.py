@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = (
     "streamlit.web.cli", "streamlit.web.server.starlette", "uvicorn", "pandas", "pyarrow.parquet",
     "plotly.graph_objects", "scipy.optimize", "scipy.stats", "psutil", "filelock", "yaml",
-    "statsmodels.stats.contingency_tables", "huggingface_hub", "markdown_it", "jinja2",
+    "statsmodels.stats.contingency_tables", "huggingface_hub", "markdown_it", "jinja2", "httpx",
+    "PIL.Image", "PIL.PngImagePlugin", "plotly.subplots", "plotly.tools", "plotly.offline",
 )  # fmt: skip
 
 
