@@ -4,8 +4,9 @@
     python -m benchmarks.gpu_check --tiny --device cpu             # what can be checked on a CPU
 
 ``attention``: every implementation against sdpa in float32, forward for packed rows of items under
-several regimes, and gradients for packed samples. ``training``: the losses of some steps with
-``--compile default`` and ``reduce-overhead`` against those with ``none``. Each check is a line
+several regimes, and gradients for packed samples. ``weights native``: 8-bit weights as they are,
+against what they mean. ``training``: the losses of some steps with ``--compile default`` and
+``reduce-overhead`` against those with ``none``. Each check is a line
 ``ok`` or ``FAILED`` and a row of ``OUT.json``; one that fails keeps none of the others from running.
 """
 
@@ -26,12 +27,14 @@ import torch
 from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend
 
+from benchmarks import eight_bits
 from benchmarks.full_shape import attending, build, clear, now, peak_gb
 from bidir_core.attention import Implementation, install
 from bidir_core.devices import choose_device, device_name
 from bidir_core.layout import Layout
 from bidir_core.models import LoadedModel
 from bidir_core.packing import Collated
+from bidir_core.quantised import can_multiply
 from bidir_core.regimes import BIDIRECTIONAL, parse_regime
 from bidir_core.scoring import lengthen
 from bidir_core.training.config import FinetuneConfig
@@ -87,6 +90,8 @@ def checks(
     """Name and work of each check, the important ones first."""
     gpu = device.type == "cuda"
     yield "attention backends", partial(backends, device)
+    if can_multiply(device):
+        yield "weights native", partial(eight_bits.check_native, device, REGIMES)
     heads = [(128, torch.bfloat16), (64, torch.float32)] if gpu else [(16, torch.float32)]
     for attn in ATTENTIONS:
         for head_dim, dtype in heads:

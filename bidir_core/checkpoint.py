@@ -123,7 +123,7 @@ def apply_adapter(
 ) -> tuple[Any, str]:
     """The model with a LoRA adapter on it, and the fingerprint of the two together.
 
-    In float32 the adapter is folded in; in 16 bits folding would round small changes away.
+    In float32 the adapter is folded in; in 16 or 8 bits folding would round small changes away.
     """
     from peft import PeftModel
 
@@ -140,7 +140,7 @@ def apply_adapter(
         raise UserError(
             f"checkpoint '{checkpoint.folder}' cannot be applied: {str(error).splitlines()[0]}"
         ) from error
-    if next(model.parameters()).dtype in (torch.float32, torch.float64):
+    if {weight.dtype for weight in model.parameters()} <= {torch.float32, torch.float64}:
         adapted = adapted.merge_and_unload()
     adapter = fingerprint_tensors([checkpoint.folder / ADAPTER_FILE])
     settings = (checkpoint.folder / "adapter_config.json").read_bytes()

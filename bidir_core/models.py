@@ -41,6 +41,7 @@ from bidir_core.quantised import (
     check_weights_choice,
     forget_quantisation,
     is_fp8,
+    run_natively,
     without_vision,
 )
 from bidir_core.regimes import Regime, parse_regime
@@ -124,10 +125,11 @@ def preflight(
     config = read_config(model, source, local, options)
     commit = getattr(config, "_commit_hash", None)
     check_supported(config)
-    check_weights_choice(config, weights, chosen_device, model)
     if opened is not None:
         config = check_fits(opened, config, model)
         check_supported(config)
+    whole = opened is not None and opened.kind == "full"
+    check_weights_choice(config, weights, chosen_device, str(checkpoint) if whole else model)
     implementation = choose_implementation(config, attn, chosen_device.type)
     text = config.get_text_config()
     n_layers = text.num_hidden_layers
@@ -195,6 +197,8 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
     loaded = _read_weights(plan, folder)
     if not keep_vision:
         loaded = without_vision(loaded)
+    if plan.weights == "native":
+        run_natively(loaded, plan.dtype, plan.name)
     print_of_weights = fingerprint(plan.config.get_text_config(), weight_files(folder))
     if opened is not None and opened.kind == "lora":
         loaded, print_of_weights = apply_adapter(loaded, opened, print_of_weights, plan.name)

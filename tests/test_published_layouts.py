@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.eight_bits import is_linear, quantise
 from bidir_core import models
 from bidir_core.cli import main
 from bidir_core.errors import UserError
@@ -18,41 +19,6 @@ from bidir_core.layout import Layout
 from bidir_core.regimes import parse_regime
 from bidir_core.store import Run
 from tests.tiny_models import save_tiny_model, tiny_model
-
-
-def is_linear(name: str) -> bool:
-    return name.endswith("proj.weight") and name.startswith("language_model.model.layers")
-
-
-def quantise(folder: Path) -> dict[str, torch.Tensor]:
-    """Rewrite a saved model in 8 bits, one static scale a tensor; returns what it then means.
-
-    As the published repository: float8_e4m3fn weights with ``weight_scale_inv`` and
-    ``activation_scale`` beside each, vision tower, projector and head left in bfloat16.
-    """
-    stored, meant = {}, {}
-    for name, weight in load_file(folder / "model.safetensors").items():
-        if is_linear(name):
-            scale = (weight.abs().max() / torch.finfo(torch.float8_e4m3fn).max).to(torch.bfloat16)
-            stored[name] = (weight / scale.float()).to(torch.float8_e4m3fn)
-            stored[name.replace(".weight", ".weight_scale_inv")] = scale
-            stored[name.replace(".weight", ".activation_scale")] = scale.new_tensor(0.02)
-            meant[name] = stored[name].float() * scale.float()
-        else:
-            stored[name] = weight.to(torch.bfloat16)
-            meant[name] = stored[name].float()
-    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config["dtype"] = "bfloat16"
-    config["quantization_config"] = {
-        "quant_method": "fp8",
-        "activation_scheme": "static",
-        "weight_block_size": None,
-        "dequantize": False,
-        "modules_to_not_convert": ["model.vision_tower", "model.multi_modal_projector", "lm_head"],
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    return meant
 
 
 def logits(loaded, regime: str = "bidirectional") -> torch.Tensor:
