@@ -111,7 +111,8 @@ def run_natively(model: nn.Module, dtype: torch.dtype, name: str) -> None:
             parameter.data = parameter.data.to(dtype)
     others = []
     for path, module in layers.items():
-        if type(module) is FP8Linear and _torch_multiplies(module):
+        plain = type(module) is FP8Linear  # its subclass multiplies in groups
+        if plain and _torch_multiplies(module):
             for scale in (module.weight_scale_inv, module.activation_scale):
                 scale.data = scale.data.float()  # the kernel takes no others
             module.forward = MethodType(multiply, module)  # copied along with the module
