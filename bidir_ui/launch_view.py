@@ -16,7 +16,7 @@ from bidir_ui.launch_fields import field
 from bidir_ui.launch_form import Draft, Form
 from bidir_ui.launch_presets import GROUPS, PRESETS
 
-HEAD_START = 0.3  # seconds in which a browser draws the page
+HEAD_START = 0.2  # seconds in which a browser draws the page
 SIZES = {"quick": "Quick", PUBLISHED: "As published"}
 
 
