@@ -6,7 +6,6 @@ that is named by a hash of the code that makes it, and that appears there only w
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import os
@@ -57,7 +56,7 @@ class Seeds:
 
 def seeds(root: Path | None = None) -> Seeds:
     """The seeds as they would be made now; made if there are none. For reading only."""
-    root = root or Path(tempfile.gettempdir()) / f"bidir-e2e-{getpass.getuser()}"
+    root = root or Path(tempfile.gettempdir()) / f"bidir-e2e-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     folder = root / key()
     with filelock.FileLock(root / "lock"):
