@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend
 
 from benchmarks import eight_bits
 from benchmarks.full_shape import attending, build, clear, now, peak_gb
+from bidir_core import fused
 from bidir_core.attention import Implementation, install
 from bidir_core.devices import choose_device, device_name
 from bidir_core.layout import Layout
@@ -97,6 +98,9 @@ def checks(
         for head_dim, dtype in heads:
             what = f"attention {attn}, heads of {head_dim}, {str(dtype).removeprefix('torch.')}"
             yield what, partial(forward, attn, head_dim, dtype, device)
+    for head_dim, dtype in heads:
+        what = f"fused kernels, heads of {head_dim}, {str(dtype).removeprefix('torch.')}"
+        yield what, partial(fused_kernels, head_dim, dtype, device)
     kinds = ["none", "reduce-overhead", "default"]
     if gpu:  # flex trains nowhere else
         yield "gradients flex", partial(gradients, "flex", 64, device)
@@ -167,6 +171,26 @@ def hidden(
         return loaded.handle.decoder(
             input_ids=ids.to(device), position_ids=there.position, use_cache=False
         ).last_hidden_state
+
+
+def fused_kernels(head_dim: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Last hidden states with and without :mod:`bidir_core.fused`, which rounds as the model does."""
+    loaded = small(head_dim, dtype, device, "sdpa")
+    layout = Layout.pad([(9, 12), (30, 41), (6, 6)])
+    ids = torch.arange(layout.item.numel()).reshape(layout.shape) * 7 % 512
+    fused.restore(loaded.model)
+    theirs = hidden(loaded, layout, ids, "bidirectional", device).float()
+    running = fused.fuse(loaded.model)
+    ours = hidden(loaded, layout, ids, "bidirectional", device).float()
+    difference = float((ours - theirs).norm() / theirs.norm())
+    most = 1e-5 if dtype == torch.float32 else 2e-3
+    complete = device.type == "cpu" or running == ["gates", "norms", "rotary"]
+    return {
+        "ok": difference <= most and complete,
+        "running": running,
+        "difference": float(f"{difference:.3g}"),
+        "allowed": most,
+    }
 
 
 def gradients(attn: Implementation, head_dim: int, device: torch.device) -> dict[str, Any]:

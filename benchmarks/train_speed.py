@@ -45,6 +45,12 @@ def main() -> None:
     parser.add_argument("--batch-samples", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument(
+        "--micro-tokens", type=int, help="tokens at once, ours (default: by device)"
+    )
+    parser.add_argument(
+        "--peer-micro-samples", type=int, default=64, help="samples at once, HF Trainer's"
+    )
+    parser.add_argument(
         "--kinds",
         default="3B,3B default,3B reduce-overhead,3C,3B lora,distill,trainer",
         help="what to time: an objective, and any of lora, flex, default, reduce-overhead behind it",
@@ -92,6 +98,7 @@ def settings(options: argparse.Namespace, kind: str = "3B") -> FinetuneConfig:
         steps=options.steps,
         batch_samples=options.batch_samples,
         max_tokens=options.max_tokens,
+        micro_tokens=options.micro_tokens,
         decontaminate=False,
     )
 
@@ -202,7 +209,7 @@ def hf_trainer(options: argparse.Namespace, samples: EncodedSamples) -> dict[str
             steps=options.steps,
             warm_up=options.warm_up,
             batch_samples=options.batch_samples,
-            micro_samples=options.batch_samples,
+            micro_samples=min(options.peer_micro_samples, options.batch_samples),
         )
     row.pop("loss_share")
     return row

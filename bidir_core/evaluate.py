@@ -200,6 +200,7 @@ def run_facts(
         "bos_added": bos_added,
         "dtype": loaded.dtype,
         "attention": loaded.implementation,
+        **({"fused_kernels": list(loaded.fused)} if loaded.fused else {}),
         **({"split_from_tokens": loaded.handle.split_from} if splits else {}),
         "device": str(loaded.device),
         "training_record": loaded.training_record,

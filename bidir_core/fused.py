@@ -122,7 +122,9 @@ def _gated(module: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _gated_agrees(module: Any) -> bool:
-    (hidden,) = _random(module.up_proj.weight, (8, module.up_proj.in_features))
+    weight = module.up_proj.weight
+    wide = weight if weight.element_size() > 1 else weight.new_empty(0, dtype=torch.bfloat16)
+    (hidden,) = _random(wide, (8, module.up_proj.in_features))
     return same(_gated(module, hidden), type(module).forward(module, hidden), summed=True)
 
 

@@ -11,6 +11,16 @@ import triton.language as tl
 
 
 @triton.jit
+def _rounded(x, FORMAT: tl.constexpr):
+    """Float32 numbers as they are in a shorter format, still in float32."""
+    if tl.bfloat16 == FORMAT:
+        # By its bits: a compiler may take there and back for nothing.
+        bits = x.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32)
+        return (bits << 16).to(tl.float32, bitcast=True)
+    return x.to(FORMAT).to(tl.float32)
+
+
+@triton.jit
 def _rotate(
     x, out, cos, sin, time,
     x_row, x_time, x_head, cos_row, cos_time, sin_row, sin_time,
@@ -26,13 +36,13 @@ def _rotate(
     second = tl.load(x + place + HALF, mask=real).to(tl.float32)
     cos_place = cos + row * cos_row + at * cos_time + half
     sin_place = sin + row * sin_row + at * sin_time + half
-    format = out.dtype.element_ty
-    a = (first * tl.load(cos_place).to(tl.float32)).to(format).to(tl.float32)
-    b = (second * tl.load(sin_place).to(tl.float32)).to(format).to(tl.float32)
-    tl.store(out + place, (a - b).to(format), mask=real)
-    a = (second * tl.load(cos_place + HALF).to(tl.float32)).to(format).to(tl.float32)
-    b = (first * tl.load(sin_place + HALF).to(tl.float32)).to(format).to(tl.float32)
-    tl.store(out + place + HALF, (a + b).to(format), mask=real)
+    to: tl.constexpr = out.dtype.element_ty
+    a = _rounded(first * tl.load(cos_place).to(tl.float32), to)
+    b = _rounded(second * tl.load(sin_place).to(tl.float32), to)
+    tl.store(out + place, (a - b).to(to), mask=real)
+    a = _rounded(second * tl.load(cos_place + HALF).to(tl.float32), to)
+    b = _rounded(first * tl.load(sin_place + HALF).to(tl.float32), to)
+    tl.store(out + place + HALF, (a + b).to(to), mask=real)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -70,9 +80,9 @@ def _silu_times(gate, up, out, n, BLOCK: tl.constexpr):
     inside = place < n
     g = tl.load(gate + place, mask=inside).to(tl.float32)
     u = tl.load(up + place, mask=inside).to(tl.float32)
-    format = out.dtype.element_ty
-    activated = (g / (1.0 + tl.exp(-g))).to(format).to(tl.float32)
-    tl.store(out + place, (activated * u).to(format), mask=inside)
+    to: tl.constexpr = out.dtype.element_ty
+    activated = _rounded(g / (1.0 + tl.exp(-g)), to)
+    tl.store(out + place, (activated * u).to(to), mask=inside)
 
 
 def silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

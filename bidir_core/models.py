@@ -58,7 +58,8 @@ class LoadedModel:
 
     ``model`` is in eval mode, without gradients, on ``device``; regimes go through ``handle``.
     ``fingerprint`` changes with the weights, the checkpoint or the shape. ``max_length`` is the
-    model's window in tokens. ``training_record`` is what the checkpoint says of its training.
+    model's window in tokens. ``training_record`` is what the checkpoint says of its training;
+    ``fused``, what runs in kernels of :mod:`bidir_core.fused`.
     """
 
     model: Any
@@ -75,6 +76,7 @@ class LoadedModel:
     revision: str | None = None
     checkpoint: str | None = None
     training_record: dict[str, Any] | None = None
+    fused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -211,8 +213,7 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
             f"'{plan.name}' does not fit into the memory of {plan.device} in {plan.dtype}; "
             "use --dtype bfloat16 or --device cpu"
         ) from error
-    if plan.device.type == "cuda":
-        fused.fuse(loaded)
+    kernels = fused.fuse(loaded) if plan.device.type == "cuda" else []
     return LoadedModel(
         model=loaded,
         tokenizer=plan.tokenizer,
@@ -228,6 +229,7 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
         revision=plan.revision,
         checkpoint=str(opened.folder) if opened is not None else None,
         training_record=opened.record if opened is not None else None,
+        fused=tuple(kernels),
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -280,14 +281,19 @@ def moved_queries(
     hidden = call.kwargs["hidden_states"] if "hidden_states" in call.kwargs else call.args[0]
     still = hidden.expand(len(groups) + 1, -1, -1).contiguous()
     changed = still.clone()
-    random = torch.Generator().manual_seed(seed)
     scale = hidden.float().std()  # of all tokens: a padding token's own may be zero
     sizes = torch.tensor([len(group) for group in groups])
     rows = torch.arange(len(groups)).repeat_interleave(sizes)
     tokens = torch.tensor([token for group in groups for token in group])
-    noise = torch.randn(len(tokens), hidden.shape[-1], generator=random)
-    changed[rows, tokens] = (noise.to(scale) * scale).to(hidden)
+    noise = _noise(len(tokens), hidden.shape[-1], seed, scale.device)
+    changed[rows, tokens] = (noise * scale).to(hidden)
     return moved(rerun(module, call, still), rerun(module, call, changed))[:-1]
+
+
+@lru_cache(maxsize=2)
+def _noise(n: int, width: int, seed: int, device: torch.device) -> torch.Tensor:
+    """Random numbers from the CPU's generator, the same on every device; all layers share them."""
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def moved(before: torch.Tensor, after: torch.Tensor, still_row: int = -1) -> np.ndarray:

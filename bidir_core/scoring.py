@@ -276,8 +276,7 @@ def _log_sum(logits: torch.Tensor) -> torch.Tensor:
     if logits.device.type != "cuda" or logits.dtype == torch.float32:
         return logits.float().logsumexp(-1)
     # One kernel that reads the 16-bit logits, instead of a float32 copy and three passes over it.
-    first = logits[:, 0].float()
-    return first - torch.log_softmax(logits, -1, dtype=torch.float32)[:, 0]
+    return logits[:, 0].float() - torch.log_softmax(logits, -1, dtype=torch.float32)[:, 0]
 
 
 def _reader(scores: torch.Tensor) -> Callable[[], np.ndarray]:
