@@ -15,6 +15,7 @@ from bidir_core.layout import Layout
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
 from bidir_core.scoring import Scorer, plan_scoring
 from bidir_core.tasks import load_items
+from tests.bench_line import benchmark_line
 from tests.tiny_models import tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -22,16 +23,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def line(tmp_path, own_items):
-    """A command line on tiny everything."""
-    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    samples = [{"prompt": f"what is {i}?", "response": f" it is {i}"} for i in range(30)]
-    data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-    words = f"""--shape tiny --device cpu --out {tmp_path / "numbers"} --data {data}
-        --tokenizer {tmp_path / "tokenizer"} --tasks {own_items} --limit 3 --prefill-tokens 40
-        --steps 2 --warm-up 1 --batch-samples 4 --micro-tokens 512 --repeats 1
-        --peer-batch-sizes 2 --peer-micro-samples 2 --attn sdpa,split"""
-    return words.split(), tmp_path / "numbers"
+    more = """--limit 3 --prefill-tokens 40 --steps 2
+        --micro-tokens 512 --peer-batch-sizes 2 --peer-micro-samples 2 --attn sdpa,split"""
+    return benchmark_line(tmp_path, own_items, more)
 
 
 def read(out) -> dict:

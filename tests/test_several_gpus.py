@@ -11,20 +11,13 @@ import pytest
 from benchmarks import real_commands, several_gpus
 from benchmarks.real_commands import Ended
 from bidir_core.cli import main
-from tests.tiny_models import tiny_tokenizer
+from tests.bench_line import benchmark_line
 
 
 @pytest.fixture
 def line(tmp_path, own_items):
-    """A command line on tiny everything."""
-    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    samples = [{"prompt": f"what is {i}?", "response": f" it is {i}"} for i in range(30)]
-    data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-    words = f"""--shape tiny --device cpu --out {tmp_path / "numbers"} --folder {tmp_path}
-        --data {data} --tokenizer {tmp_path / "tokenizer"} --tasks {own_items} --limit 4
-        --steps 3 --warm-up 1 --batch-samples 4 --repeats 1"""
-    return words.split(), tmp_path / "numbers"
+    more = f"--folder {tmp_path} --limit 4 --steps 3"
+    return benchmark_line(tmp_path, own_items, more)
 
 
 def read(out: Path) -> dict[tuple[str, str], dict]:
