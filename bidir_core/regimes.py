@@ -104,7 +104,7 @@ class Regime:
             return self
         if self.layers is not None and not self.layers[0] <= layer <= self.layers[1]:
             return CAUSAL
-        return replace(self, layers=None)
+        return self if self.layers is None else replace(self, layers=None)
 
     def check_layers(self, n_layers: int) -> None:
         """Raise UserError if the ``layers`` dial names a layer that the model does not have."""
