@@ -70,10 +70,8 @@ def measure_eval(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> 
         if number == 0:
             share = clock.share(to_come)
             to_come -= 1
-            fused.restore(loaded.model)  # the peer runs the model as transformers has it
-            peer = best_peer(options, attending(loaded, "sdpa"), add, Clock(share))
-            if loaded.device.type == "cuda":
-                fused.fuse(loaded.model)
+            with fused.plain(loaded.model):
+                peer = best_peer(options, attending(loaded, "sdpa"), add, Clock(share))
     if peer is not None:
         for regime, seconds in best.items():
             add("eval", f"peer against best, {regime}", ratio=round(peer / seconds, 2))

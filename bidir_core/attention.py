@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend
 from transformers import AttentionInterface
 
 from bidir_core import attention_split
@@ -266,21 +267,15 @@ def _takes_groups(
     dropout: float,
     is_causal: bool,
 ) -> bool:
-    """Whether a fast kernel takes grouped heads as they are.
+    """Whether the kernel that CUDA would choose for grouped heads is a fast one.
 
-    On CUDA flash does, without a mask, and cuDNN's, where it may run. If neither can, grouped heads
-    would leave only the slow math one.
+    Flash takes them without a mask, cuDNN's with one; where neither comes first, the slow math one
+    would be left.
     """
-    if query.device.type != "cuda" or (mask is None and _flash(query)):
+    if query.device.type != "cuda":
         return True
-    call = torch.backends.cuda.SDPAParams(query, key, value, mask, dropout, is_causal, True)
-    return torch.backends.cuda.can_use_cudnn_attention(call)
-
-
-def _flash(query: torch.Tensor) -> bool:
-    """Whether CUDA's flash kernel, which takes grouped heads, computes this without a mask."""
-    small = query.dtype != torch.float32 and query.shape[-1] <= 256
-    return small and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    chosen = torch._fused_sdp_choice(query, key, value, mask, dropout, is_causal, enable_gqa=True)
+    return SDPBackend(chosen) is not SDPBackend.MATH
 
 
 def _model_eager(module: nn.Module) -> Any:

@@ -26,7 +26,7 @@ from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
 
 # Prefix tokens from which an item goes the split way. In an evaluation's batch of 32,768 tokens that
 # is at most 16 items, whose calls cost little beside the layers' matrix products; the dense masks of
-# shorter ones, also a batch of them, take at most 0.13 GB in a 16-bit format.
+# shorter ones, also a batch of them, take at most 0.27 GB in a 16-bit format.
 SPLIT_FROM_TOKENS = 2048
 
 

@@ -12,16 +12,26 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.functional import rms_norm
 
 SHARE_THAT_MAY_DIFFER = 0.01  # of numbers in a 16-bit format: those that lay next to a border
-_OWN_ROTARY = "_apply_rotary_pos_emb_of_its_own"
+WIDE = 100.0  # scale of a sample that reaches what some models clamp
+
+
+class Rotary(NamedTuple):
+    """A family's own function, and in which formats the kernel gave its numbers."""
+
+    own: Callable[..., Any]
+    agreed: dict[torch.dtype, bool]
+
+
+_ROTARY: dict[Any, Rotary] = {}  # by the module of source code
 
 
 def fuse(model: nn.Module) -> list[str]:
@@ -30,41 +40,57 @@ def fuse(model: nn.Module) -> list[str]:
     The rotary embedding is a function of the model family's module: it changes for all models of
     the family in this process, until :func:`restore`.
     """
+    _restore_modules(model)
     done = set()
-    agrees: dict[tuple[str, type], bool] = {}
+    norms: dict[type, bool] = {}
     for module in list(model.modules()):
-        for name, fits, forward, check in (
-            ("norms", _is_norm, _norm, _norm_agrees),
-            ("gates", _is_gated, _gated, _gated_agrees),
-        ):
-            if not fits(module):
-                continue
-            kind = name, type(module)
-            if kind not in agrees:
-                agrees[kind] = _holds(check, module)
-            if agrees[kind]:
-                module.forward = MethodType(forward, module)  # copied along with the module
-                done.add(name)
+        if _is_norm(module):
+            if type(module) not in norms:
+                norms[type(module)] = _holds(_norm_agrees, module)
+            if norms[type(module)]:
+                module.forward = MethodType(_norm, module)  # copied along with the module
+                done.add("norms")
+        # One by one: a class may clamp in some layers only.
+        elif _is_gated(module) and _holds(_gated_agrees, module):
+            module.forward = MethodType(_gated, module)
+            done.add("gates")
+    like = next(model.parameters())
+    formats = {p.dtype for p in model.parameters() if p.element_size() > 1}
     for family in _families(model):
-        own = family.apply_rotary_pos_emb
-        if hasattr(family, _OWN_ROTARY):
+        known = _ROTARY.get(family) or Rotary(family.apply_rotary_pos_emb, {})
+        for dtype in formats - set(known.agreed):
+            known.agreed[dtype] = _holds(_rotary_agrees, known.own, like.device, dtype)
+        if any(known.agreed[dtype] for dtype in formats):
             done.add("rotary")
-        elif _holds(_rotary_agrees, own, next(model.parameters())):
-            setattr(family, _OWN_ROTARY, own)
-            family.apply_rotary_pos_emb = _rotary(own)
-            done.add("rotary")
+            if family not in _ROTARY:
+                _ROTARY[family] = known
+                family.apply_rotary_pos_emb = _rotary(known)
     return sorted(done)
 
 
 def restore(model: nn.Module) -> None:
     """Undo :func:`fuse`: for a compiler that fuses more by itself, or to compare with the plain model."""
+    _restore_modules(model)
+    for family in _families(model):
+        if family in _ROTARY:
+            family.apply_rotary_pos_emb = _ROTARY.pop(family).own
+
+
+@contextlib.contextmanager
+def plain(model: nn.Module) -> Iterator[None]:
+    """The model as transformers has it, for a peer to run inside."""
+    restore(model)
+    try:
+        yield
+    finally:
+        if _on_gpu(next(model.parameters())):
+            fuse(model)
+
+
+def _restore_modules(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(vars(module).get("forward"), "__func__", None) in (_norm, _gated):
             del module.forward
-    for family in _families(model):
-        if hasattr(family, _OWN_ROTARY):
-            family.apply_rotary_pos_emb = getattr(family, _OWN_ROTARY)
-            delattr(family, _OWN_ROTARY)
 
 
 def _holds(check: Callable[..., bool], *arguments: Any) -> bool:
@@ -113,7 +139,7 @@ def _is_gated(module: Any) -> bool:
 
 
 def _gated(module: Any, hidden: torch.Tensor) -> torch.Tensor:
-    if torch.is_grad_enabled() or not hidden.is_cuda:
+    if torch.is_grad_enabled() or not _on_gpu(hidden):
         return type(module).forward(module, hidden)
     from bidir_core.fused_kernels import silu_times
 
@@ -122,10 +148,22 @@ def _gated(module: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _gated_agrees(module: Any) -> bool:
+    """Not where something else than SiLU activates, or more is done to the two halves."""
+    from bidir_core.fused_kernels import silu_times
+
     weight = module.up_proj.weight
+    if not _on_gpu(weight):
+        return False
     wide = weight if weight.element_size() > 1 else weight.new_empty(0, dtype=torch.bfloat16)
-    (hidden,) = _random(wide, (8, module.up_proj.in_features))
-    return same(_gated(module, hidden), type(module).forward(module, hidden), summed=True)
+    gate, up, hidden = _random(wide, (64, 1024), (64, 1024), (8, module.up_proj.in_features))
+    if not all(
+        same(silu_times(gate * scale, up), module.act_fn(gate * scale) * up) for scale in (1.0, 8.0)
+    ):
+        return False
+    return all(
+        same(_gated(module, hidden * scale), type(module).forward(module, hidden * scale), True)
+        for scale in (1.0, WIDE)
+    )
 
 
 # --- rotary embeddings ----------------------------------------------------------------------
@@ -138,27 +176,34 @@ def _families(model: nn.Module) -> list[Any]:
     return [family for family in found if hasattr(family, "apply_rotary_pos_emb")]
 
 
-def _rotary(own: Callable[..., Any]) -> Callable[..., Any]:
+def _rotary(known: Rotary) -> Callable[..., Any]:
     def apply_rotary_pos_emb(q: Any, k: Any, cos: Any, sin: Any, *rest: Any, **named: Any) -> Any:
-        if rest or named or torch.is_grad_enabled() or not q.is_cuda:
-            return own(q, k, cos, sin, *rest, **named)
+        plain = rest or named or torch.is_grad_enabled() or not _on_gpu(q)
+        if plain or not known.agreed.get(q.dtype, False):
+            return known.own(q, k, cos, sin, *rest, **named)
         from bidir_core.fused_kernels import can_rotate, rotate
 
         if not (can_rotate(q, cos, sin) and can_rotate(k, cos, sin)):
-            return own(q, k, cos, sin)
+            return known.own(q, k, cos, sin)
         return rotate(q, cos, sin), rotate(k, cos, sin)
 
     return apply_rotary_pos_emb
 
 
-def _rotary_agrees(own: Callable[..., Any], like: torch.Tensor) -> bool:
-    """Not where halves are interleaved, or only a part of a head is rotated."""
+def _rotary_agrees(own: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> bool:
+    """Not where halves are interleaved, a part of a head is rotated, or another format is used."""
     from bidir_core.fused_kernels import rotate
 
+    like = torch.empty(0, device=device, dtype=dtype)
     q, k, cos, sin = _random(like, (2, 5, 3, 64), (2, 5, 1, 64), (2, 5, 64), (2, 5, 64))
     q, k = q.transpose(1, 2), k.transpose(1, 2)
     ours = rotate(q, cos, sin), rotate(k, cos, sin)
     return all(map(same, ours, own(q, k, cos, sin)))
+
+
+def _on_gpu(tensor: torch.Tensor) -> bool:
+    """Where the kernels of :mod:`bidir_core.fused_kernels` run."""
+    return tensor.is_cuda
 
 
 # --- the same numbers -----------------------------------------------------------------------
@@ -169,7 +214,7 @@ def _random(like: torch.Tensor, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=seeded).to(like.device, like.dtype) for shape in shapes]
 
 
-def same(ours: torch.Tensor, theirs: torch.Tensor, *, summed: bool = False) -> bool:
+def same(ours: torch.Tensor, theirs: torch.Tensor, summed: bool = False) -> bool:
     """Whether two results of one computation differ by nothing but the order of its sums.
 
     ``summed``: long sums of what was computed, in which single roundings show everywhere.

@@ -5,6 +5,8 @@ only: no gradients go through them.
 """
 
 # Triton reads annotations: no "from __future__ import annotations" here.
+import contextlib
+
 import torch
 import triton
 import triton.language as tl
@@ -52,12 +54,18 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     batch, heads, time, width = x.shape
     x_row, x_head, x_time, _ = x.stride()
     cos_row, sin_row = (t.stride(0) if t.shape[0] > 1 else 0 for t in (cos, sin))
-    _rotate[(batch * time,)](
-        x, out, cos, sin, time, x_row, x_time, x_head,
-        cos_row, cos.stride(1), sin_row, sin.stride(1),
-        HEADS=heads, HEADS_PADDED=triton.next_power_of_2(heads), HALF=width // 2,
-    )  # fmt: skip
+    with _on(x):
+        _rotate[(batch * time,)](
+            x, out, cos, sin, time, x_row, x_time, x_head,
+            cos_row, cos.stride(1), sin_row, sin.stride(1),
+            HEADS=heads, HEADS_PADDED=triton.next_power_of_2(heads), HALF=width // 2,
+        )  # fmt: skip
     return out
+
+
+def _on(x: torch.Tensor):
+    """Kernels start on the current device, which need not be the tensor's."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def can_rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
@@ -89,5 +97,6 @@ def silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """``silu(gate) * up``, both contiguous and of one shape."""
     out, block = torch.empty_like(gate), 1024
     n = gate.numel()
-    _silu_times[(triton.cdiv(n, block),)](gate, up, out, n, BLOCK=block)
+    with _on(gate):
+        _silu_times[(triton.cdiv(n, block),)](gate, up, out, n, BLOCK=block)
     return out

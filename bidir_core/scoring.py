@@ -150,9 +150,17 @@ class Scorer:
         A GPU is given the next batch before the scores of this one are handed out, so that it
         computes while they are recorded and the batch after it is put together.
         """
+        if self.device.type != "cuda":
+            yield from ((items, self.score(items)) for items in batches)
+            return
         waiting: tuple[Sequence[int], Callable[[], list[ItemScore]]] | None = None
         for items in batches:
-            begun = items, self.begin(items)
+            try:
+                begun = items, self.begin(items)
+            except BaseException:
+                if waiting is not None:  # computed is recorded, whatever stops the next one
+                    yield waiting[0], waiting[1]()
+                raise
             if waiting is not None:
                 yield waiting[0], waiting[1]()
             waiting = begun
@@ -275,8 +283,10 @@ def _log_sum(logits: torch.Tensor) -> torch.Tensor:
     """The logarithm of each row's sum of exponentials: float32 ``[n]``."""
     if logits.device.type != "cuda" or logits.dtype == torch.float32:
         return logits.float().logsumexp(-1)
-    # One kernel that reads the 16-bit logits, instead of a float32 copy and three passes over it.
-    return logits[:, 0].float() - torch.log_softmax(logits, -1, dtype=torch.float32)[:, 0]
+    # Fewer passes over memory. Through the largest one, which no softmax rounds to nothing.
+    top = logits.argmax(-1, keepdim=True)
+    normed = torch.log_softmax(logits, -1, dtype=torch.float32)
+    return (logits.gather(-1, top).float() - normed.gather(-1, top))[:, 0]
 
 
 def _reader(scores: torch.Tensor) -> Callable[[], np.ndarray]:

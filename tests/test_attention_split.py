@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bidir_core import attention, models, run_scoring, scoring, sdpa_kernels
@@ -301,18 +303,23 @@ def test_a_run_as_on_a_gpu_records_what_it_did_and_scores_the_same(
     np.testing.assert_allclose(np.stack(ours["ll"]), np.stack(theirs["ll"]), atol=1e-3)
 
 
-def test_grouped_heads_are_left_to_the_flash_kernel_where_there_is_one(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("kernel", ["MATH", "FLASH_ATTENTION", "CUDNN_ATTENTION"])
+def test_grouped_heads_stay_where_a_fast_kernel_would_take_them(
+    kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Elsewhere the math kernel would take them, with all of query times key."""
-    capability = (8, 0)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    half = torch.zeros(1, 4, 8, 128, dtype=torch.bfloat16)
-    assert attention._flash(half)
-    assert not attention._flash(half.float())
-    assert not attention._flash(torch.zeros(1, 4, 8, 512, dtype=torch.bfloat16))
-    capability = (7, 5)
-    assert not attention._flash(half)
+    """The math kernel would take them too, with all of query times key."""
+    asked = []
+
+    def choice(*_: Any, enable_gqa: bool) -> int:
+        asked.append(enable_gqa)
+        return getattr(SDPBackend, kernel).value
+
+    monkeypatch.setattr(torch, "_fused_sdp_choice", choice)
+    on_gpu = SimpleNamespace(device=CUDA)
+    groups = partial(attention._takes_groups, key=None, value=None, mask=None, dropout=0.0)
+    assert groups(on_gpu, is_causal=False) is (kernel != "MATH")
+    assert asked == [True]
+    assert groups(torch.zeros(1), is_causal=False)
 
 
 def test_the_kernel_that_plans_for_each_shape_is_left_out_while_scoring() -> None:

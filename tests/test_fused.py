@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import bidir_core
 from bidir_core import fused
 from bidir_core.attention import install
 from bidir_core.layout import Layout
@@ -107,24 +110,115 @@ def test_the_same_numbers_or_not() -> None:
     assert not fused.same(rounded * float("nan"), rounded)
 
 
+@pytest.fixture(autouse=True)
+def families_put_back() -> Iterator[None]:
+    yield
+    for family, known in fused._ROTARY.items():
+        family.apply_rotary_pos_emb = known.own
+    fused._ROTARY.clear()
+
+
+@pytest.fixture
+def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels' rules in plain torch, and every tensor as if it lay on a GPU."""
+
+    def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
+
+    kernels = SimpleNamespace(
+        rotate=rotate,
+        can_rotate=lambda x, cos, sin: (cos.shape[-1], cos.dtype) == (x.shape[-1], x.dtype),
+        silu_times=lambda gate, up: nn.functional.silu(gate) * up,
+    )
+    monkeypatch.setitem(sys.modules, "bidir_core.fused_kernels", kernels)  # type: ignore[arg-type]
+    monkeypatch.setattr(bidir_core, "fused_kernels", kernels, raising=False)
+    monkeypatch.setattr(fused, "_on_gpu", lambda _: True)
+
+
+def gated(model: nn.Module) -> list[str]:
+    return [n for n, m in model.named_modules() if n.endswith("mlp") and "forward" in vars(m)]
+
+
+@pytest.mark.usefixtures("as_on_gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_as_on_a_gpu_the_logits_are_the_same(family: str, dtype: torch.dtype) -> None:
+    loaded = tiny_loaded(family)
+    scatter_weights(loaded.model)
+    loaded.model.to(dtype)
+    plain = logits(loaded)
+    running = fused.fuse(loaded.model)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        logits(loaded), plain, atol=8 * eps * float(plain.abs().max()), rtol=0
+    )
+    with fused.plain(loaded.model):
+        assert torch.equal(logits(loaded), plain)
+    if family == "llama":
+        assert running == ["gates", "norms", "rotary"]
+    fused.restore(loaded.model)
+
+
+@pytest.mark.usefixtures("as_on_gpu")
+def test_gates_are_looked_at_one_by_one() -> None:
+    """One layer clamps what only wide inputs reach, one has no output weights to show anything by."""
+    model = tiny_loaded("llama").model
+    first, second = (layer.mlp for layer in model.model.layers[:2])
+
+    class Clamped(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.silu(x).clamp(max=6.0)
+
+    second.act_fn = Clamped()
+    fused.fuse(model)
+    assert "forward" in vars(first)
+    assert "forward" not in vars(second)
+    fused.restore(model)
+    first.act_fn = nn.GELU()
+    first.down_proj.weight.data.zero_()
+    fused.fuse(model)
+    assert gated(model) == ["model.layers.2.mlp", "model.layers.3.mlp"]
+    fused.restore(model)
+
+
+@pytest.mark.usefixtures("as_on_gpu")
 def test_rotary_embeddings_of_a_family_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """The function is the family's: fused once, however many models, and restored by any of them."""
     from transformers.models.llama import modeling_llama
 
     own = modeling_llama.apply_rotary_pos_emb
+    asked = []
+
+    def agrees(_: Any, __: Any, dtype: torch.dtype) -> bool:
+        asked.append(dtype)
+        return dtype is torch.float32
+
+    monkeypatch.setattr(fused, "_rotary_agrees", agrees)
     models = [tiny_loaded("llama").model for _ in range(2)]
-    monkeypatch.setattr(fused, "_rotary_agrees", lambda *_: True)
     assert "rotary" in fused.fuse(models[0])
     first = modeling_llama.apply_rotary_pos_emb
     assert first is not own
     assert "rotary" in fused.fuse(models[1])
     assert modeling_llama.apply_rotary_pos_emb is first
-    q, cos = torch.randn(1, 2, 3, 8), torch.randn(1, 3, 8)
-    for ours, theirs in zip(first(q, q, cos, cos), own(q, q, cos, cos)):  # not on a GPU: its own
-        assert torch.equal(ours, theirs)
+    assert "rotary" not in fused.fuse(
+        models[1].to(torch.bfloat16)
+    )  # a format that was not asked yet
+    assert asked == [torch.float32, torch.bfloat16]
     fused.restore(models[1])
     assert modeling_llama.apply_rotary_pos_emb is own
     fused.restore(models[0])
+
+
+@pytest.mark.usefixtures("as_on_gpu")
+def test_interleaved_rotary_embeddings_are_left_alone() -> None:
+    from transformers.models.cohere import modeling_cohere
+    from transformers.models.llama import modeling_llama
+
+    device = torch.device("cpu")
+    for family, agrees in ((modeling_cohere, False), (modeling_llama, True)):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert fused._rotary_agrees(family.apply_rotary_pos_emb, device, dtype) is agrees
 
 
 def test_a_check_that_fails_to_run_leaves_the_model_alone() -> None:

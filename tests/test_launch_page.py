@@ -14,10 +14,12 @@ from bidir_core.jobs import Job
 from bidir_core.lab.config import LabConfig
 from bidir_core.pipeline_config import from_preset
 from bidir_core.probe_config import ProbeConfig
+from bidir_core.status import this_process
 from bidir_core.training.config import FinetuneConfig
 from bidir_ui import launch_view
 from bidir_ui.launch_presets import CLASSES, PRESETS
 from tests.app import open_page, words
+from tests.factory import make_run
 from tests.report_runs import make_finetune
 
 PAGE = "pages/launch.py"
@@ -194,6 +196,16 @@ def test_each_state_of_a_job_is_shown_with_what_can_be_done(root):
     app.session_state[f"more-{failed.id}"] = True  # the log is read when it is looked at
     app.run()
     assert any(HOSTILE in value for value in code(app))
+
+
+def test_a_job_at_its_end_is_not_said_to_start(root):
+    run = make_run(root, n_items=20)
+    for number, more, says in ((1, {}, "Finishing"), (2, {"cancel_at": time.time()}, "Stopping")):
+        job = fake(root, number, stored_state="running", process=this_process(), **more)
+        (job.folder / "runs.txt").write_text(f"{run.path}\n")
+        text = words(open_page(PAGE))
+        assert says in text
+        assert "Starting" not in text
 
 
 def test_no_jobs_yet_and_cancel_of_a_waiting_one(root):

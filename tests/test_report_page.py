@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -24,6 +25,7 @@ from tests.factory import make_reference, make_run
 from tests.report_runs import report
 
 MODEL = "smollm2-135m-instruct"
+REGIMES = ("causal", "bidirectional")
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +90,27 @@ def test_ready_shows_what_the_command_writes(study, made):
     assert all(run.id in command for run in made.study.all_runs)
 
 
+def flips_link(app) -> dict[str, list[str]]:
+    """The query of the link to the Flips page below the report."""
+    links = [parse_qs(one.proto.query_string) for one in app.main.get("page_link")]
+    (query,) = [query for query in links if "flip" in query]
+    return query
+
+
+def test_the_link_to_the_flips_is_of_the_runs_reported_on(study, made):
+    base = {r: next(iter(made.study.runs(made.study.base, r).values())).id for r in REGIMES}
+    other = next(run.id for run in made.study.all_runs if run.id not in base.values())
+    query = flips_link(opened(a=base["causal"], b=other))
+    assert query["a"] == [base["causal"]]
+    assert query["b"] == [base["bidirectional"]]
+
+
 def test_one_evaluation_makes_a_report(root):
     make_run(root, n_items=20)
     app = opened()
     assert "Not run" in words(app)
     assert labels(app)
+    assert "b" not in flips_link(app)
 
 
 def test_unfinished_runs_are_named_and_not_reported(root):
@@ -131,6 +149,8 @@ def test_an_unknown_run_is_not_found(two, query):
     app = opened(**query)
     assert "Run not found" in words(app)
     assert not headings(app)
+    # A run named in the address stays there whatever the sidebar says: a way out of it.
+    assert len(app.main.get("page_link")) == ("runs" in query)
 
 
 def test_a_corrupt_run_does_no_harm(root):
