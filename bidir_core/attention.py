@@ -275,7 +275,7 @@ def _takes_groups(
     if query.device.type != "cuda":
         return True
     chosen = torch._fused_sdp_choice(query, key, value, mask, dropout, is_causal, enable_gqa=True)
-    return SDPBackend(chosen) is not SDPBackend.MATH
+    return SDPBackend(chosen) != SDPBackend.MATH
 
 
 def _model_eager(module: nn.Module) -> Any:

@@ -233,7 +233,7 @@ class Scorer:
             ).logits[0]
         chunk_bytes = HEAD_CHUNK_BYTES.get(self.device.type, 1 << 28)
         rows = max(1, chunk_bytes // (4 * logits.shape[-1]))
-        norms = torch.cat([_log_sum(chunk) for chunk in logits.split(rows)])
+        norms = torch.cat([log_sum(chunk) for chunk in logits.split(rows)])
         return logits[source, target].float() - norms[source]
 
     def _count(self, items: Sequence[int], computed: int) -> None:
@@ -279,11 +279,15 @@ def gather_before_head(model: Any, head: torch.Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def _log_sum(logits: torch.Tensor) -> torch.Tensor:
+def log_sum(logits: torch.Tensor) -> torch.Tensor:
     """The logarithm of each row's sum of exponentials: float32 ``[n]``."""
     if logits.device.type != "cuda" or logits.dtype == torch.float32:
         return logits.float().logsumexp(-1)
-    # Fewer passes over memory. Through the largest one, which no softmax rounds to nothing.
+    return log_sum_by_softmax(logits)
+
+
+def log_sum_by_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """The same in fewer passes over memory; through the largest, which no softmax rounds to nothing."""
     top = logits.argmax(-1, keepdim=True)
     normed = torch.log_softmax(logits, -1, dtype=torch.float32)
     return (logits.gather(-1, top).float() - normed.gather(-1, top))[:, 0]

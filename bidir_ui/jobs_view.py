@@ -122,7 +122,7 @@ def _active(job: Job, ahead: int) -> None:
 def bar(job: Job, now: Progress) -> None:
     """How far a running job is."""
     share = now.share
-    words = now.stage or "Starting: imports, weights, mask probe"
+    words = now.stage or _silent(job)
     facts = [f"{fmt.duration(job.seconds)} so far"]
     if share is not None:
         words = f"{fmt.count(now.done)} of {fmt.count(now.total)} {now.unit}s"
@@ -147,6 +147,15 @@ def bar(job: Job, now: Progress) -> None:
             html.div("facts", *(html.el("span", fact) for fact in facts)),
         )
     )  # fmt: skip
+
+
+def _silent(job: Job) -> str:
+    """What a job does that says nothing: its run has not begun, or has ended and it not yet."""
+    if job.is_cancelling:
+        return "Stopping"
+    if job.run_path is not None and Run(job.run_path).state == "done":
+        return "Finishing"
+    return "Starting: imports, weights, mask probe"
 
 
 def _metric(now: Progress) -> str:

@@ -13,6 +13,7 @@ import streamlit as st
 from bidir_core import report as core
 from bidir_core import store
 from bidir_core.reporting import html_page
+from bidir_core.reporting.arms import CAUSAL
 from bidir_core.reporting.charts import Chart, charts
 from bidir_core.reporting.markdown import Table
 from bidir_core.reporting.sections import ALL_SECTIONS, FLIPS, Section
@@ -103,6 +104,8 @@ def chosen_runs(page: Page) -> list[RunInfo] | None:
     unknown = [run_id for run_id, run in found if run is None]
     if unknown:
         pair.explain_if_missing(page.runs, pair.Pair(None, None, unknown=tuple(unknown)))
+        st.page_link("pages/report.py", label="Report on the model's fullest set instead",
+                     icon=":material/description:", query_params=url.params())  # fmt: skip
         return None
     if not found and page.pair.unknown:
         pair.explain_if_missing(page.runs, page.pair)
@@ -217,10 +220,19 @@ def preview(made: Made) -> None:
             "The HTML file lists the items whose right answer's margin moved most, with their "
             "choices and both log-likelihoods. Here they have a page of their own:"
         )
-        query = url.params(flip="broken~fixed")
+        query = url.params(flip="broken~fixed", **_bent_pair(made.report))
         st.page_link(
             "pages/flips.py", label="Flips", icon=":material/swap_vert:", query_params=query
         )
+
+
+def _bent_pair(report: core.Report) -> dict[str, str]:
+    """Stage 1 and stage 2 of this report, which need not be the chosen pair, if they pair."""
+    study = report.study
+    found = [list(study.runs(study.base, regime).values()) for regime in (CAUSAL, study.regime)]
+    if not all(runs and runs[0].has_items for runs in found):
+        return {}
+    return {"a": found[0][0].id, "b": found[1][0].id}
 
 
 def _first_chart_first() -> None:
