@@ -104,8 +104,8 @@ def chosen_runs(page: Page) -> list[RunInfo] | None:
     unknown = [run_id for run_id, run in found if run is None]
     if unknown:
         pair.explain_if_missing(page.runs, pair.Pair(None, None, unknown=tuple(unknown)))
-        st.page_link("pages/report.py", label="Report on the model's fullest set instead",
-                     icon=":material/description:", query_params=url.params())  # fmt: skip
+        st.button("Report on the model's fullest set instead", key="report-fullest",
+                  on_click=lambda: url.put(runs=""))  # fmt: skip
         return None
     if not found and page.pair.unknown:
         pair.explain_if_missing(page.runs, page.pair)
