@@ -255,6 +255,11 @@ def test_where_only_some_seeds_kept_items_those_alone_are_compared(tmp_path):
     assert all("It is from 1 of 3 seeds: the others have no items here" in line for line in said)
     assert "It is from" not in whole.markdown()
     levels = {row[0]: row for row in made.tables["macro"].rows}
+    (note,) = (
+        line for line in made.markdown().splitlines() if line.startswith("Accuracies and their")
+    )
+    assert "are from 1 of 3 seeds: the others have no items here, only metrics (3B, causal," in note
+    assert "Accuracies and their intervals" not in whole.markdown()
     assert levels["stage 4 from 3B"][4] == 3  # the mean is of all
 
 

@@ -216,6 +216,7 @@ class Builder:
             if cell != self.stage1 and (found := self.between(self.stage1, cell)) is not None
         }
         parts: list[str | Table] = [tables.macro_table(self.study, against)]
+        parts += [note] if (note := tables.seeds_note(self.study, against)) else []
         derived = list(self._derived())
         if derived:
             parts += ["Derived:", bullets(derived)]

@@ -9,7 +9,7 @@ from bidir_core import stats
 from bidir_core.pairing import Metric
 from bidir_core.reporting.arms import CAUSAL, RECIPE_FIELDS, Arm, Cell, Study
 from bidir_core.reporting.contrast import BASES, Contrast
-from bidir_core.reporting.contrasts import cell_title, interaction
+from bidir_core.reporting.contrasts import cell_title, interaction, items_of
 from bidir_core.reporting.markdown import NOT_RUN, Column, Interval, Kind, Table
 from bidir_core.reporting.printed import level, task_accuracy
 from bidir_core.store import Run
@@ -57,6 +57,22 @@ def macro_table(study: Study, against_base: Mapping[tuple[Arm, str], Contrast]) 
             f"{found.ratio:.3f}x" if found and found.ratio is not None else None,
         ])  # fmt: skip
     return table
+
+
+def seeds_note(study: Study, against_base: Mapping[tuple[Arm, str], Contrast]) -> str | None:
+    """Which rows of the macro table keep their share of stage 1 from fewer seeds than they have."""
+    fewer: dict[str, list[str]] = {}
+    for cell in ordered_cells(study):
+        found, of = against_base.get(cell), len(study.runs(*cell))
+        if found is not None and found.n_seeds < of:
+            fewer.setdefault(items_of(found.n_seeds, of), []).append(cell_title(study, cell))
+    if not fewer:
+        return None
+    rows = "; ".join(f"{said} ({', '.join(cells)})" for said, cells in fewer.items())
+    return (
+        "Accuracies and their intervals are over all seeds. What is kept of stage 1, the plain "
+        f"ratio and the derived lines are {rows}."
+    )
 
 
 def ordered_cells(study: Study) -> list[tuple[Arm, str]]:
