@@ -1,8 +1,9 @@
 """Norms, rotary embeddings and gates in one GPU kernel each, rounded where the model rounds them.
 
 transformers writes these out in single operations, each of which reads and writes all hidden states:
-seven for an RMS norm, five for a rotary embedding. On a GPU they take a third of an evaluation's
-time. torch has a kernel for the norm; the two others are in :mod:`bidir_core.fused_kernels`.
+seven for an RMS norm, five for a rotary embedding. On a GPU, where matrix products are fast, they
+take much of an evaluation's time. torch has a kernel for the norm; the two others are in
+:mod:`bidir_core.fused_kernels`.
 
 Each replaces the model's own only where it gave the same numbers on a sample, and rotary embeddings
 and gates only where no gradients are asked for.

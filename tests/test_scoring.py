@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -252,3 +253,28 @@ def test_a_gpus_way_to_sum_up_logits(dtype):
     logits[3] = 2
     logits[4, 899] = 1000
     torch.testing.assert_close(log_sum_by_softmax(logits), log_sum(logits), atol=1e-5, rtol=1e-6)
+
+
+def test_a_gpu_is_one_batch_ahead_and_what_it_computed_is_not_lost():
+    events = []
+
+    class OnGpu(Scorer):
+        def __init__(self):
+            self.device = torch.device("cuda")
+
+        def begin(self, items):
+            events.append(("begin", *items))
+            if items == [2]:
+                raise UserError("out of memory")
+            return lambda: events.append(("read", *items)) or []
+
+    def score():
+        for items, _ in OnGpu().score_all([[0], [1], [2], [3]]):
+            events.append(("record", *items))
+
+    with pytest.raises(UserError):
+        score()
+    assert events == [
+        ("begin", 0), ("begin", 1), ("read", 0), ("record", 0),
+        ("begin", 2), ("read", 1), ("record", 1),
+    ]  # fmt: skip
