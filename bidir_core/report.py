@@ -14,9 +14,9 @@ from bidir_core.atomic import replacing
 from bidir_core.config import EMBEDDED_MODEL
 from bidir_core.errors import UserError
 from bidir_core.pairing import check_metric
-from bidir_core.reporting.arms import Study, make_study
 from bidir_core.reporting.markdown import Table, escape
 from bidir_core.reporting.sections import ALL_SECTIONS, Builder, Section
+from bidir_core.reporting.study import Study, make_study
 from bidir_core.store import Run, find_run, list_runs
 
 __all__ = ["Report", "Section", "Table", "build_report", "choose_study", "write_report"]

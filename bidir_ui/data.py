@@ -13,7 +13,8 @@ from bidir_core import store
 from bidir_core.errors import UserError
 from bidir_core.interop.evidence import IMPORTED
 from bidir_core.reporting.answers import LEAKY_WARNING
-from bidir_core.reporting.arms import BASE, NAMES, UNKNOWN, Arm, arm_of, items_key
+from bidir_core.reporting.arms import BASE, NAMES, UNKNOWN, Arm, arm_of
+from bidir_core.reporting.study import items_key
 from bidir_ui import fmt
 
 EMBEDDED = "smollm2-135m-instruct"

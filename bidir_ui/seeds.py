@@ -15,9 +15,10 @@ import streamlit as st
 from bidir_core import compare as core
 from bidir_core import stats, store, words
 from bidir_core.errors import UserError
-from bidir_core.reporting.arms import BASE, CAUSAL, Arm, Study
+from bidir_core.reporting.arms import BASE, CAUSAL, Arm
 from bidir_core.reporting.contrast import Contrast
 from bidir_core.reporting.contrasts import contrast
+from bidir_core.reporting.study import Study
 from bidir_ui import analysis, fmt
 from bidir_ui.data import RunInfo
 

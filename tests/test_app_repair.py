@@ -223,8 +223,8 @@ def test_an_arm_with_fewer_seeds_pairs_over_those_both_have(root):
 
 
 def test_the_pooled_numbers_are_the_reports(root):
-    from bidir_core.reporting.arms import make_study
     from bidir_core.reporting.contrasts import contrast
+    from bidir_core.reporting.study import make_study
     from bidir_core.store import list_runs
     from bidir_ui import data, repair, seeds
 

@@ -11,8 +11,8 @@ import pytest
 from bidir_core.atomic import write_json
 from bidir_core.errors import UserError
 from bidir_core.report import build_report
-from bidir_core.reporting.arms import make_study
 from bidir_core.reporting.contrasts import contrast
+from bidir_core.reporting.study import make_study
 from bidir_core.run_layout import COMMITTED_RUNS
 from bidir_core.store import list_runs
 from tests.factory import make_run

@@ -16,9 +16,10 @@ from bidir_core.pairing import Metric
 from bidir_core.paper.ledger import Entry, Sentence
 from bidir_core.paper.quantities import MACRO, SIGNIFICANCE, Quantities
 from bidir_core.reporting.answers import size
-from bidir_core.reporting.arms import CAUSAL, Arm, Cell
+from bidir_core.reporting.arms import CAUSAL, Arm
 from bidir_core.reporting.contrast import Contrast, Direction, direction_of
 from bidir_core.reporting.printed import task_accuracy
+from bidir_core.reporting.study import Cell
 from bidir_core.store import Run
 from bidir_core.training.curve import read_curve
 

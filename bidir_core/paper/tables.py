@@ -10,8 +10,9 @@ from bidir_core.paper.claims import Claim
 from bidir_core.paper.latex import Tabular, wrapped
 from bidir_core.paper.ledger import Entry
 from bidir_core.paper.quantities import MACRO, Quantities
-from bidir_core.reporting.arms import CAUSAL, Arm, Cell
+from bidir_core.reporting.arms import CAUSAL, Arm
 from bidir_core.reporting.contrast import Contrast
+from bidir_core.reporting.study import Cell
 from bidir_core.reporting.tables import labelled_runs, ordered_cells
 from bidir_core.store import Run
 

@@ -11,9 +11,10 @@ from bidir_core import stats
 from bidir_core.compare import Comparison, compare, interaction_of_runs
 from bidir_core.errors import UserError
 from bidir_core.pairing import Metric, pair
-from bidir_core.reporting.arms import CAUSAL, Arm, Study
+from bidir_core.reporting.arms import CAUSAL, Arm
 from bidir_core.reporting.contrast import Contrast, TaskDelta, mean, mean_retention
 from bidir_core.reporting.printed import macro_of, unpaired
+from bidir_core.reporting.study import Study
 from bidir_core.store import Run
 
 

@@ -12,8 +12,9 @@ from bidir_core import item_texts
 from bidir_core.errors import UserError
 from bidir_core.flips import flip_classes, flips_of
 from bidir_core.pairing import Metric, PairedItems, pair
-from bidir_core.reporting.arms import CAUSAL, Cell, Study
+from bidir_core.reporting.arms import CAUSAL
 from bidir_core.reporting.contrasts import cell_title
+from bidir_core.reporting.study import Cell, Study
 from bidir_core.store import Run
 
 CLASSES = ("broken", "fixed", "changed_wrong")

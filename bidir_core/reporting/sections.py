@@ -9,10 +9,11 @@ from bidir_core import stats, words
 from bidir_core.pairing import Metric
 from bidir_core.reporting import answers, tables
 from bidir_core.reporting.answers import Attempt
-from bidir_core.reporting.arms import CAUSAL, Arm, Cell, Study
+from bidir_core.reporting.arms import CAUSAL, Arm
 from bidir_core.reporting.contrast import Contrast
 from bidir_core.reporting.contrasts import cell_title, contrast, interaction, interaction_note
 from bidir_core.reporting.markdown import Table, code, escape
+from bidir_core.reporting.study import Cell, Study
 
 SECTIONS = {
     "scope": "Scope",

@@ -7,11 +7,12 @@ from typing import Any
 
 from bidir_core import stats
 from bidir_core.pairing import Metric
-from bidir_core.reporting.arms import CAUSAL, RECIPE_FIELDS, Arm, Cell, Study
+from bidir_core.reporting.arms import CAUSAL, RECIPE_FIELDS, Arm
 from bidir_core.reporting.contrast import BASES, Contrast
 from bidir_core.reporting.contrasts import cell_title, interaction, items_of
 from bidir_core.reporting.markdown import NOT_RUN, Column, Interval, Kind, Table
 from bidir_core.reporting.printed import level, task_accuracy
+from bidir_core.reporting.study import Cell, Study
 from bidir_core.store import Run
 from bidir_core.training.curve import read_curve
 
