@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from bidir_core import stats
 from bidir_core.jobs import Job, log_tail
 from bidir_core.store import Run
 
@@ -30,7 +30,7 @@ class Progress:
     n_stages: int = 0
     metric: str = ""  # e.g. acc or loss
     value: float | None = None
-    half_width: float | None = None  # of the value's 95 % interval
+    interval: stats.Estimate | None = None  # of an accuracy, on the items so far
 
     @property
     def share(self) -> float | None:
@@ -48,11 +48,12 @@ def progress(job: Job) -> Progress:
     if job.words[0] == "lab":
         stage = str(status.get("point") or "")
     training = run.config.get("kind") == "finetune"
-    metric, value, half = "", None, None
+    metric, value, interval = "", None, None
     if training:
         metric, value = "loss", status.get("loss")
     elif run.has_items or run.metrics is not None:
-        metric, value, half = "acc", *_accuracy(run)
+        metric, interval = "acc", _accuracy(run)
+        value = interval and interval.value
     return Progress(
         done=status.get("done"),
         total=status.get("total"),
@@ -63,7 +64,7 @@ def progress(job: Job) -> Progress:
         n_stages=n_stages,
         metric=metric,
         value=value,
-        half_width=half,
+        interval=interval,
     )
 
 
@@ -75,13 +76,10 @@ def _stage(job: Job) -> tuple[str, int]:
     return f"stage {number} of {total}: {title}", int(total)
 
 
-def _accuracy(run: Run) -> tuple[float | None, float | None]:
-    """Share of right answers among the items so far, and half of its 95 % interval (Wald)."""
+def _accuracy(run: Run) -> stats.Estimate | None:
+    """Share of right answers among the items so far, with its 95 % interval; None without any."""
     n, right = _count(run.path / "items.jsonl")
-    if not n:
-        return None, None
-    share = right / n
-    return share, 1.96 * math.sqrt(share * (1 - share) / n)
+    return stats.proportion(right, n) if n else None
 
 
 def _count(path: Path) -> tuple[int, int]:

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
 
 CONFIDENCE = 0.95
 Z_95 = 1.959964  # half of a normal 95 % interval, in standard errors
@@ -67,6 +68,16 @@ def table_2x2(first: np.ndarray, second: np.ndarray) -> Table2x2:
     a, b = _pair_of_bools(first, second)
     both, only_a, only_b = int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum())
     return Table2x2(both, only_a, only_b, len(a) - both - only_a - only_b)
+
+
+def proportion(right: int, n: int, *, confidence: float = CONFIDENCE) -> Estimate:
+    """A share of ``n`` items with Wilson's score interval (1927), which stays between 0 and 1 and
+    keeps a width where none or all of few items are right. ValueError without any item."""
+    if n <= 0:
+        raise ValueError("no items to take a share of")
+    low, high = proportion_confint(right, n, alpha=1 - confidence, method="wilson")
+    share = right / n
+    return Estimate(share, min(low, share), max(high, share), n)  # rounding may leave it out
 
 
 def paired_delta(

@@ -161,10 +161,11 @@ def _silent(job: Job) -> str:
 def _metric(now: Progress) -> str:
     if now.metric != "acc":
         return f"loss {fmt.number(now.value, 3)} nats a token"
-    half = fmt.number(100 * now.half_width, 1) if now.half_width is not None else fmt.NONE
-    return (
-        f"acc so far {fmt.percent(now.value)} ± {half} points (n\u00a0=\u00a0{fmt.count(now.done)})"
-    )
+    text = f"acc so far {fmt.percent(now.value)}"
+    if now.interval is not None:
+        ends = f"{fmt.number(100 * now.interval.low, 1)} to {fmt.percent(now.interval.high)}"
+        text += f" (95 % Wilson interval {ends}, n = {fmt.count(now.interval.n)})"
+    return fmt.tie(text)
 
 
 def _details(job: Job) -> None:

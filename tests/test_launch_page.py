@@ -208,6 +208,21 @@ def test_a_job_at_its_end_is_not_said_to_start(root):
         assert "Starting" not in text
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "shown"),
+    [
+        # Of four items: where the share's normal interval has no width.
+        (1.0, "acc so far 100.0 % (95 % Wilson interval 51.0 to 100.0 %, n = 4)"),
+        (0.0, "acc so far 0.0 % (95 % Wilson interval 0.0 to 49.0 %, n = 4)"),
+    ],
+)
+def test_the_accuracy_of_few_items_has_an_interval_within_bounds(root, accuracy, shown):
+    run = make_run(root, n_items=8, state="running", accuracy=accuracy)
+    job = fake(root, 1, stored_state="running", process=this_process())
+    (job.folder / "runs.txt").write_text(f"{run.path}\n")
+    assert shown in words(open_page(PAGE)).replace("\u00a0", " ")
+
+
 def test_no_jobs_yet_and_cancel_of_a_waiting_one(root):
     assert "No jobs yet" in words(open_page(PAGE))
     job = fake(root, 1)

@@ -23,6 +23,30 @@ def draw(rng, n, p_both, p_broken, p_fixed):
     return (cell == 0) | (cell == 1), (cell == 0) | (cell == 2)
 
 
+# --- a share ---------------------------------------------------------------------------------
+
+
+def test_wilson_interval_of_the_textbook_example():
+    # Newcombe 1998, Statistics in Medicine 17:857-872, table I: 81 of 263 and 0 of 20.
+    found = stats.proportion(81, 263)
+    assert (found.value, found.n) == (81 / 263, 263)
+    assert (found.low, found.high) == (
+        pytest.approx(0.2553, abs=5e-5),
+        pytest.approx(0.3662, abs=5e-5),
+    )
+    none = stats.proportion(0, 20)
+    assert (none.value, none.low, none.high) == (0, 0, pytest.approx(0.1611, abs=5e-5))
+
+
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_of_a_share_stays_within_bounds_and_mirrors(counted):
+    right, n = counted
+    found, mirrored = stats.proportion(right, n), stats.proportion(n - right, n)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert found.high - found.low > 0.005
+    assert mirrored.low == pytest.approx(1 - found.high, abs=1e-9)
+
+
 # --- the paired interval ---------------------------------------------------------------------
 
 
