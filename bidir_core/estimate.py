@@ -35,7 +35,7 @@ from bidir_core.estimate_shape import Shape, parameters_of, shape_of
 from bidir_core.estimate_work import evaluation_work, training_work, workload
 
 if TYPE_CHECKING:
-    from bidir_core.pipeline_config import PipelineConfig
+    from bidir_core.pipeline_config import PipelineConfig, Stage
     from bidir_core.training.config import FinetuneConfig
 
 __all__ = [
@@ -87,17 +87,18 @@ def estimate(
     n_devices: int = 1,
     sharded: bool = False,
     cores: int | None = None,
+    stages: Sequence[Stage] | None = None,
 ) -> Estimate:
     """Estimate one command. ``device`` as :func:`bidir_core.jobs.queue_device` names it.
 
     ``known``: see :func:`history`. ``start``: seconds before computing begins, if known.
     ``sharded``: the weights of a fine-tune are spread over the devices (FSDP). ``cores``: a CPU's,
-    if not this machine's.
+    if not this machine's. ``stages``: of a pipeline, those that are left (None: all).
     """
     place = Place(device, known, n_devices, sharded, cores)
     name = type(config).__name__
     if name == "PipelineConfig":
-        made = _pipeline(config, place)  # type: ignore[arg-type]
+        made = _pipeline(config, place, stages)  # type: ignore[arg-type]
     elif name == "FinetuneConfig":
         made = _finetune(config, place)  # type: ignore[arg-type]
     else:
@@ -197,17 +198,21 @@ def _training_memory(training: Training, width: int) -> str:
     return f"memory: {held}{spread}{teacher}, and what a batch leaves for its backward pass"
 
 
-def _pipeline(config: PipelineConfig, place: Place) -> Estimate:
+def _pipeline(config: PipelineConfig, place: Place, left: Sequence[Stage] | None) -> Estimate:
     from bidir_core.pipeline_config import plan
 
-    stages = plan(config)
+    planned = plan(config)
+    stages = planned if left is None else left
+    which = "; finished ones are used again"
+    if len(stages) < len(planned):
+        which = f" left of {len(planned)}, unfinished ones counted whole"
     parts = [
         _finetune(stage.config, place)  # type: ignore[arg-type]
         if stage.trains
         else _evaluation(stage.config, place)  # type: ignore[arg-type]
         for stage in stages
     ]
-    reasons = (f"the sum of {len(parts)} stages; finished ones are used again", *parts[0].basis)
+    reasons = (f"the sum of {len(parts)} stages{which}", *parts[0].basis)
     trained = next((p.basis[1] for s, p in zip(stages, parts, strict=True) if s.trains), "")
     known_all = all(part.seconds is not None for part in parts)
 

@@ -23,6 +23,7 @@ from bidir_core import evaluate, models, processes
 from bidir_core.config import EvalConfig, command_line
 from bidir_core.devices import choose_device, choose_dtype, device_name
 from bidir_core.errors import UserError
+from bidir_core.estimate_command import estimated, to_text
 from bidir_core.items import data_fingerprint
 from bidir_core.launched import is_helper
 from bidir_core.model_source import fetch_weights
@@ -112,10 +113,12 @@ def look(config: PipelineConfig) -> list[Planned]:
 
 
 def dry_run(config: PipelineConfig) -> str:
-    """The plan as text: each stage's state and the single command that would run it."""
+    """The plan as text: each stage's state and the single command that would run it, then what
+    those that are left would take."""
     lines = []
     runs: dict[str, Run] = {}
-    for number, planned in enumerate(look(config), 1):
+    every = look(config)
+    for number, planned in enumerate(every, 1):
         stage, run = planned.stage, planned.run
         state = "to do"
         if run is not None:
@@ -123,7 +126,11 @@ def dry_run(config: PipelineConfig) -> str:
         if planned.done and run is not None:
             runs[stage.key] = run
         lines += [f"{number}. {stage.title}: {state}", f"   {stage_line(stage, runs, run)}"]
-    return "\n".join([*lines, f"report -> {report_path(config)}"])
+    lines.append(f"report -> {report_path(config)}")
+    left = [planned.stage for planned in every if not planned.done]
+    if left:
+        lines += ["", to_text(estimated(config, stages=left), config)]
+    return "\n".join(lines)
 
 
 def stage_line(stage: Stage, runs: Mapping[str, Run], run: Run | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,10 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bidir_core import pipeline
+from bidir_core import evaluate, pipeline
 from bidir_core.cli import main
 from bidir_core.config import EvalConfig, to_json
 from bidir_core.errors import UserError
+from bidir_core.estimate_command import estimate_command
 from bidir_core.pipeline import dry_run, look, run_pipeline
 from bidir_core.pipeline_config import PRESETS, PipelineConfig, from_preset, plan
 from bidir_core.store import Run, list_runs
@@ -278,6 +280,7 @@ def test_dry_run_writes_nothing_and_prints_lines_that_parse(config, runs_dir, ca
     text = dry_run(config)
     assert snapshot(runs_dir) == before
     assert text.count(": done, ") == 9
+    assert not re.search("^(time|memory) ", text, re.MULTILINE)
     lines = [line.split(" -m bidir_core ")[1] for line in text.splitlines() if "-m bidir" in line]
     assert len(lines) == 9
     for line in lines:
@@ -290,6 +293,20 @@ def test_dry_run_writes_nothing_and_prints_lines_that_parse(config, runs_dir, ca
             for run in runs
         ]
         assert all(kinds.count(kind) % 2 == 0 for kind in kinds), stage
+
+
+def test_dry_run_says_what_the_stages_that_are_left_take(config, capsys):
+    """The lines of ``--estimate`` while nothing is done, then less."""
+    estimate_command(config)
+    assert dry_run(config).endswith("\n\n" + capsys.readouterr().out.rstrip())
+    evaluate.evaluate(
+        EvalConfig(model=config.model, tasks=config.tasks, limit=config.limit, dtype=config.dtype)
+    )
+    text = dry_run(config)
+    assert "the sum of 8 stages left of 9" in text
+    assert re.search(
+        rf"^{re.escape(config.model)}: 72 items, .*\ntime +about \d.*\nmemory +about \d", text, re.M
+    )
 
 
 def test_stages_share_what_they_must():

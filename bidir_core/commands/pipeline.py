@@ -21,7 +21,9 @@ def fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE.md", help="the report (default: in runs/reports)")
     parser.add_argument("--csv", action="store_true", help="also write the report's tables")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the stages and their command lines only"
+        "--dry-run",
+        action="store_true",
+        help="print the stages, their command lines and what those left would take, and stop",
     )
     add_estimate(parser)
 
