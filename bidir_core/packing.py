@@ -165,26 +165,31 @@ class Batch(NamedTuple):
     items: tuple[int, ...]
 
 
-def plan_batches(segments: Sequence[Sequence[Segment]], batch_tokens: int) -> list[Batch]:
+def plan_batches(
+    segments: Sequence[Sequence[Segment]], batch_tokens: int, *, ramp: bool = False
+) -> list[Batch]:
     """Fill batches by tokens, longest items first; a pure function of its arguments.
 
     Tokens are counted as they are; rows add a few percent of padding (:func:`pack_rows`). An item
     always fits, alone if need be. Items without segments (they carry an error) are left out.
+    ``ramp``: the first and the last batches are down to a quarter as large, since a device waits for
+    the first to be put together, and a run for the last to be recorded.
     """
     longest = [max((len(s) for s in own), default=0) for own in segments]
     order = sorted((i for i, n in enumerate(longest) if n), key=lambda i: (-longest[i], i))
+    sizes = {i: sum(map(len, segments[i])) for i in order}
     batches: list[Batch] = []
-    current: list[int] = []
-    tokens = 0
-    for index in order:
-        own = sum(len(s) for s in segments[index])
-        if current and tokens + own > batch_tokens:
-            batches.append(Batch(tuple(current)))
-            current, tokens = [], 0
-        current.append(index)
-        tokens += own
-    if current:
-        batches.append(Batch(tuple(current)))
+    left = sum(sizes.values())
+    while order:
+        limit = batch_tokens
+        if ramp:
+            quarter = batch_tokens // 4
+            limit = min(quarter << min(len(batches), 2), max(quarter, left // 2))
+        tokens, n = sizes[order[0]], 1
+        while n < len(order) and tokens + sizes[order[n]] <= limit:
+            tokens, n = tokens + sizes[order[n]], n + 1
+        batches.append(Batch(tuple(order[:n])))
+        left, order = left - tokens, order[n:]
     return batches
 
 

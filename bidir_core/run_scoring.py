@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +45,28 @@ def score_into(
     plan made for these items; ``title`` names the progress bar; ``advanced`` is told of items as
     they are done. In a ``team`` this is what its main process does; see :func:`score_share`.
     """
-    with writer, terminable(), logging_to(writer.path / "log.txt") as log:
+    with (
+        writer,
+        terminable(),
+        logging_to(writer.path / "log.txt") as log,
+        _heap_at_rest(),
+    ):
         # What other processes had recorded, and spent, when the run was stopped.
         spent: list[Mapping[str, Any]] = [before or {}, *absorb(writer)]
         log.info("%s under %s, %d items -> %s", config.model, regime, len(encoded), writer.id)
         for warning in writer.config.get("warnings") or []:
             log.warning("%s", warning)
         forget_peak_memory(loaded.device)
-        report = run_probe(loaded, regime)
-        writer.write_probe(report.to_json())
-        report.require(_meaningless(writer.path))
+
+        def probe() -> None:
+            report = run_probe(loaded, regime)
+            writer.write_probe(report.to_json())
+            report.require(_meaningless(writer.path))
+
+        # A GPU computes its first batches meanwhile; no score is looked at before the probe passes.
+        beside = loaded.device.type == "cuda"
+        if not beside:
+            probe()
         started = time.monotonic()
         done = team.on_main(lambda: writer.recorded)
         scorer = _scorer(config, loaded, regime, encoded, plan)
@@ -80,13 +94,14 @@ def score_into(
 
         parts = Parts(writer.path, team)
         compact = config.compact or writer.is_slim
-        unscorable = [one for one in encoded if one.error is not None and _key(one) not in done]
-        writer.append(_record(one, None, compact) for one in unscorable)
-        step(len(unscorable))
-        for items, scores in scorer.score_all(_share(scorer.plan, done, team)):
+        mine = _share(scorer.plan, done, team)
+        for items, scores in scorer.score_all(mine, probe if beside else None):
             writer.append(_record(encoded[s.index], s, compact) for s in scores)
             step(len(items))
             told(sum(state["done"] for state in parts.check().values()))
+        unscorable = [one for one in encoded if one.error is not None and _key(one) not in done]
+        writer.append(_record(one, None, compact) for one in unscorable)
+        step(len(unscorable))
         if team.world > 1:
             parts.wait(told)
             spent += absorb(writer)
@@ -128,20 +143,37 @@ def score_share(
     team: Team,
 ) -> None:
     """What every process of a launch but the main one does: score its share into a part file."""
-    with terminable():
-        report = run_probe(loaded, regime)  # beside the main process's, before the clock starts
+    with terminable(), _heap_at_rest():
+        # On a CPU beside the main process's, before its clock starts; on a GPU beside the scoring.
+        report = None if loaded.device.type == "cuda" else run_probe(loaded, regime)
         done: set[Key] = team.on_main(set)
         part = Part(run / PARTS, team.rank)
+
+        def probe() -> None:
+            (report or run_probe(loaded, regime)).require(_meaningless(run))
+
         try:
-            report.require(_meaningless(run))
             scorer = _scorer(config, loaded, regime, encoded, None)
-            for _, scores in scorer.score_all(_share(scorer.plan, done, team)):
+            for _, scores in scorer.score_all(_share(scorer.plan, done, team), probe):
                 records = [_record(encoded[s.index], s, config.compact) for s in scores]
                 part.append(records, _cost(scorer, loaded, 0.0, ()))
         except BaseException as error:
             part.finish(error=" ".join(str(error).split())[:300] or type(error).__name__)
             raise
         part.finish()
+
+
+@contextmanager
+def _heap_at_rest() -> Iterator[None]:
+    """Leaves what is in memory now, such as libraries and items, out of garbage collections inside.
+
+    Going through all of it takes some tenths of a second, for which a GPU would wait.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _meaningless(run: Path) -> str:

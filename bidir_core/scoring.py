@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ from bidir_core.sdpa_kernels import without_plans
 AUTO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
 # Normalising the logits makes float32 copies; small pieces stay in a CPU's cache.
 HEAD_CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
+# Batches that a GPU holds while the scores of one are recorded.
+AHEAD = 2
 # FlexAttention's kernel is compiled for a shape: packed rows come in at most so many lengths.
 ROW_LENGTHS = 8
 
@@ -107,13 +110,14 @@ def plan_scoring(
     causal = regime.is_causal
     segments = [build_segments(one, causal=causal) if not one.error else [] for one in encoded]
     tokens = batch_tokens or auto_batch_tokens(device)
+    ramp = device.type == "cuda"  # it starts on the first while the next are put together
     long = [own if is_long(own, pack_from) else [] for own in segments]
     rest = [[] if packed else own for packed, own in zip(long, segments)]
     return ScoringPlan(
         regime,
         encoded,
         segments,
-        [*plan_batches(long, tokens), *plan_batches(rest, tokens)],
+        [*plan_batches(long, tokens, ramp=ramp), *plan_batches(rest, tokens, ramp=ramp)],
         padded,
         pack_from=pack_from,
         row_step=max(1, tokens // ROW_LENGTHS) if implementation == "flex" else 1,
@@ -143,29 +147,41 @@ class Scorer:
         return self.begin(items)()
 
     def score_all(
-        self, batches: Iterable[Sequence[int]]
+        self, batches: Iterable[Sequence[int]], meanwhile: Callable[[], None] | None = None
     ) -> Iterator[tuple[Sequence[int], list[ItemScore]]]:
         """Batch by batch, its items and their scores.
 
-        A GPU is given the next batch before the scores of this one are handed out, so that it
-        computes while they are recorded and the batch after it is put together.
+        A GPU is given the next batches before the scores of one are handed out, so that it computes
+        while they are recorded and more are put together. ``meanwhile`` is called once, before any
+        score is handed out: a GPU computes its first batches beside it. What it raises ends all.
         """
         if self.device.type != "cuda":
+            if meanwhile is not None:
+                meanwhile()
             yield from ((items, self.score(items)) for items in batches)
             return
-        waiting: tuple[Sequence[int], Callable[[], list[ItemScore]]] | None = None
-        for items in batches:
-            try:
-                begun = items, self.begin(items)
-            except BaseException:
-                if waiting is not None:  # computed is recorded, whatever stops the next one
-                    yield waiting[0], waiting[1]()
-                raise
-            if waiting is not None:
-                yield waiting[0], waiting[1]()
-            waiting = begun
-        if waiting is not None:
-            yield waiting[0], waiting[1]()
+        beside = Beside(self.device)
+        waiting: deque[tuple[Sequence[int], Callable[[], list[ItemScore]]]] = deque()
+        unable: BaseException | None = None
+        left = iter(batches)
+        while True:
+            while (
+                unable is None and len(waiting) <= AHEAD and (items := next(left, None)) is not None
+            ):
+                try:
+                    waiting.append((items, self.begin(items)))
+                except BaseException as error:
+                    unable = error
+            if meanwhile is not None:
+                with beside.stream():
+                    meanwhile()
+                meanwhile = None
+            if not waiting:
+                break
+            items, scores = waiting.popleft()
+            yield items, scores()
+        if unable is not None:  # only now: what was computed before it is recorded
+            raise unable
 
     def begin(self, items: Sequence[int]) -> Callable[[], list[ItemScore]]:
         """Give a batch, or some items of one, to the device; what comes back waits for the scores."""
@@ -307,6 +323,23 @@ def _reader(scores: torch.Tensor) -> Callable[[], np.ndarray]:
         return held.double().numpy()
 
     return read
+
+
+class Beside:
+    """A GPU's work beside, and ahead of, what it is given from now on."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.now = device, torch.cuda.Event()
+        self.now.record(torch.cuda.current_stream(device))
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[None]:
+        """Work given to the GPU inside waits only for what came before; it is done at the end."""
+        urgent = torch.cuda.Stream(self.device, priority=-1)
+        urgent.wait_event(self.now)
+        with torch.cuda.stream(urgent):
+            yield
+        urgent.synchronize()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig
 
-from bidir_core.attention import choose_implementation, install
+from bidir_core import scoring
+from bidir_core.attention import install
+from bidir_core.attention_choice import choose_implementation
 from bidir_core.encoding import EncodedItem, Tokens
 from bidir_core.errors import UserError
 from bidir_core.items import Item
@@ -254,26 +257,95 @@ def test_a_gpus_way_to_sum_up_logits(dtype):
     torch.testing.assert_close(log_sum_by_softmax(logits), log_sum(logits), atol=1e-5, rtol=1e-6)
 
 
-def test_a_gpu_is_one_batch_ahead_and_what_it_computed_is_not_lost():
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """A scorer that believes it has a GPU, and what happens to it, in order."""
     events = []
 
+    class Nowhere:
+        def __init__(self, device):
+            events.append("ready")
+
+        @contextlib.contextmanager
+        def stream(self):
+            events.append("aside")
+            yield
+            events.append("back")
+
     class OnGpu(Scorer):
-        def __init__(self):
-            self.device = torch.device("cuda")
+        def __init__(self, unable=()):
+            self.device, self.unable = torch.device("cuda"), unable
 
         def begin(self, items):
             events.append(("begin", *items))
-            if items == [2]:
+            if items[0] in self.unable:
                 raise UserError("out of memory")
             return lambda: events.append(("read", *items)) or []
 
-    def score():
-        for items, _ in OnGpu().score_all([[0], [1], [2], [3]]):
-            events.append(("record", *items))
+        def record_all(self, n, meanwhile=None):
+            for items, _ in self.score_all([[i] for i in range(n)], meanwhile):
+                events.append(("record", *items))
 
+    monkeypatch.setattr(scoring, "Beside", Nowhere)
+    return OnGpu, events
+
+
+def test_a_gpu_is_some_batches_ahead_and_what_it_computed_is_not_lost(on_gpu):
+    scorer, events = on_gpu
     with pytest.raises(UserError):
-        score()
+        scorer(unable=[3]).record_all(5)
     assert events == [
-        ("begin", 0), ("begin", 1), ("read", 0), ("record", 0),
-        ("begin", 2), ("read", 1), ("record", 1),
+        "ready", ("begin", 0), ("begin", 1), ("begin", 2), ("read", 0), ("record", 0),
+        ("begin", 3), ("read", 1), ("record", 1), ("read", 2), ("record", 2),
     ]  # fmt: skip
+
+
+def test_a_gpu_computes_while_the_probe_asks_and_nothing_is_recorded_before(on_gpu):
+    scorer, events = on_gpu
+    scorer().record_all(2, lambda: events.append("probe"))
+    begun = ["ready", ("begin", 0), ("begin", 1)]
+    asked = ["aside", "probe", "back"]
+    assert events == [
+        *begun, *asked, ("read", 0), ("record", 0), ("read", 1), ("record", 1)
+    ]  # fmt: skip
+    events.clear()
+
+    def failed():
+        raise UserError("the mask probe failed")
+
+    with pytest.raises(UserError, match="probe"):
+        scorer().record_all(2, failed)
+    assert events == [*begun, "aside"]
+    events.clear()
+    scorer().record_all(0, lambda: events.append("probe"))
+    assert "probe" in events  # nothing left to score: asked all the same
+
+
+def test_a_cpu_asks_the_probe_first():
+    events = []
+
+    class OnCpu(Scorer):
+        def __init__(self):
+            self.device = torch.device("cpu")
+
+        def score(self, items):
+            events.append(items[0])
+            return []
+
+    list(OnCpu().score_all([[0], [1]], lambda: events.append("probe")))
+    assert events == ["probe", 0, 1]
+
+
+@given(items(), st.integers(8, 200))
+@settings(max_examples=60, deadline=None)
+def test_the_first_and_the_last_batches_of_a_ramp_are_small(encoded, budget):
+    segments = [build_segments(one) for one in encoded]
+    sizes = [sum(map(len, own)) for own in segments]
+    plain, ramp = plan_batches(segments, budget), plan_batches(segments, budget, ramp=True)
+    assert [i for b in ramp for i in b.items] == [i for b in plain for i in b.items]
+    done = 0
+    for number, batch in enumerate(ramp):
+        tokens = sum(sizes[i] for i in batch.items)
+        most = min(budget >> max(0, 2 - number), max(budget // 4, (sum(sizes) - done) // 2))
+        assert tokens <= most or len(batch.items) == 1
+        done += tokens
