@@ -28,7 +28,7 @@ from bidir_core.paper.tables import shown_number
 from bidir_core.reporting.arms import CAUSAL, Arm
 from bidir_core.reporting.contrast import Contrast
 from bidir_core.reporting.printed import level
-from bidir_core.reporting.tables import ordered_cells
+from bidir_core.reporting.study import ordered_cells
 from bidir_core.training.curve import read_curve
 
 if TYPE_CHECKING:

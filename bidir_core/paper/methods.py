@@ -13,7 +13,7 @@ from bidir_core.paper.tables import shown_number
 from bidir_core.paper.training_words import training_paragraphs
 from bidir_core.reporting.arms import CAUSAL
 from bidir_core.reporting.contrast import Contrast
-from bidir_core.reporting.tables import ordered_cells
+from bidir_core.reporting.study import ordered_cells
 from bidir_core.store import Run
 
 PACKAGES = {

@@ -12,9 +12,9 @@ from bidir_core.reporting.arms import Arm
 from bidir_core.reporting.contrast import Contrast, TaskDelta
 from bidir_core.reporting.contrasts import cell_title, interaction, interaction_runs
 from bidir_core.reporting.printed import level, task_accuracy
+from bidir_core.reporting.run_tables import labelled_runs
 from bidir_core.reporting.sections import Builder
 from bidir_core.reporting.study import Cell, Study
-from bidir_core.reporting.tables import labelled_runs
 from bidir_core.store import Run
 
 MACRO = "macro"

@@ -12,8 +12,8 @@ from bidir_core.paper.ledger import Entry
 from bidir_core.paper.quantities import MACRO, Quantities
 from bidir_core.reporting.arms import CAUSAL, Arm
 from bidir_core.reporting.contrast import Contrast
-from bidir_core.reporting.study import Cell
-from bidir_core.reporting.tables import labelled_runs, ordered_cells
+from bidir_core.reporting.run_tables import labelled_runs
+from bidir_core.reporting.study import Cell, ordered_cells
 from bidir_core.store import Run
 
 ABSENT = "--"

@@ -11,7 +11,7 @@ from typing import Literal
 from bidir_core.paper.ledger import Entry
 from bidir_core.paper.quantities import Quantities
 from bidir_core.paper.tables import shown_number
-from bidir_core.reporting.tables import same_training
+from bidir_core.reporting.run_tables import same_training
 from bidir_core.store import Run
 from bidir_core.training.decontaminate import SPAN
 

@@ -15,7 +15,7 @@ from bidir_core.reporting.arms import CAUSAL
 from bidir_core.reporting.contrast import Contrast, TaskDelta
 from bidir_core.reporting.contrasts import cell_title
 from bidir_core.reporting.printed import level
-from bidir_core.reporting.tables import ordered_cells
+from bidir_core.reporting.study import ordered_cells
 
 if TYPE_CHECKING:
     from bidir_core.report import Report

@@ -41,6 +41,11 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    @classmethod
+    def of(cls, estimate: stats.Estimate | None) -> Interval | None:
+        """The ends of an estimate, if there is one."""
+        return None if estimate is None else cls(estimate.low, estimate.high)
+
 
 @dataclass(frozen=True)
 class Column:

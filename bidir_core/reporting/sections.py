@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from bidir_core import stats, words
 from bidir_core.pairing import Metric
-from bidir_core.reporting import answers, tables
+from bidir_core.reporting import accuracy_tables, answers, difference_tables, run_tables
 from bidir_core.reporting.answers import Attempt
 from bidir_core.reporting.arms import CAUSAL, Arm
 from bidir_core.reporting.contrast import Contrast
 from bidir_core.reporting.contrasts import cell_title, contrast, interaction, interaction_note
 from bidir_core.reporting.markdown import Table, code, escape
-from bidir_core.reporting.study import Cell, Study
+from bidir_core.reporting.study import Cell, Study, ordered_cells
 
 SECTIONS = {
     "scope": "Scope",
@@ -216,8 +216,8 @@ class Builder:
             for cell in self.study.cells
             if cell != self.stage1 and (found := self.between(self.stage1, cell)) is not None
         }
-        parts: list[str | Table] = [tables.macro_table(self.study, against)]
-        parts += [note] if (note := tables.seeds_note(self.study, against)) else []
+        parts: list[str | Table] = [accuracy_tables.macro_table(self.study, against)]
+        parts += [note] if (note := accuracy_tables.seeds_note(self.study, against)) else []
         derived = list(self._derived())
         if derived:
             parts += ["Derived:", bullets(derived)]
@@ -248,15 +248,17 @@ class Builder:
 
     def _per_task(self) -> Section:
         shown = [self.damage(r) for r in self.study.bidirectional_regimes(self.study.base)]
-        cells = [cell for cell in tables.ordered_cells(self.study) if cell[0] == self.study.base]
+        cells = [cell for cell in ordered_cells(self.study) if cell[0] == self.study.base]
         for arm in self.study.trained("3B", "distill")[:1]:
             attempt = self.attempt(arm)
             shown += [attempt.gain, attempt.gap]
             cells.append((arm, self.study.own_regime(arm)))
         known = [one for one in shown if one is not None]
-        parts: list[str | Table] = [tables.per_task_table(self.study, self.metric, cells, known)]
+        parts: list[str | Table] = [
+            accuracy_tables.per_task_table(self.study, self.metric, cells, known)
+        ]
         if set(self.study.cells) - set(cells):
-            parts += ["All arms:", tables.all_cells_table(self.study, self.metric)]
+            parts += ["All arms:", accuracy_tables.all_cells_table(self.study, self.metric)]
         return Section("per_task", tuple(parts))
 
     def _answers(self) -> Section:
@@ -311,15 +313,15 @@ class Builder:
             "what the fine-tune gains under its regime beyond what its control gains, less the "
             "same under causal: the interaction. 3B's control is 3C; distillation adds nothing "
             "but the base model's own predictions, so its control is the base model.",
-            tables.two_by_two_table(self.study, self.metric),
+            accuracy_tables.two_by_two_table(self.study, self.metric),
         ]
-        table = tables.interaction_table(self.study, self.metric, self.margin)
+        table = difference_tables.interaction_table(self.study, self.metric, self.margin)
         if table:
             parts.append(table)
         for arm in self.study.trained("3B", "distill"):
             attempt = self.attempt(arm)
             parts.append(bullets([answers.repair_or_tuning(attempt)]))
-            shared = tables.same_training(self.study, arm) if arm.code == "3B" else None
+            shared = run_tables.same_training(self.study, arm) if arm.code == "3B" else None
             if shared is not None:
                 parts.append(f"By their records, {attempt.arm} and {attempt.control} {shared}.")
         return Section("two_by_two", tuple(parts))
@@ -333,7 +335,7 @@ class Builder:
             "A verdict is *no difference* only if the whole interval lies within "
             f"{answers.size(self.margin)}, *different* if it leaves out 0, else *undecided*. "
             "Detectable: the smallest true difference found with 80 % power.",
-            tables.contrast_table(found),
+            difference_tables.contrast_table(found),
         ]
         if notes:
             parts.append(bullets(dict.fromkeys(notes)))
@@ -348,7 +350,7 @@ class Builder:
             "wrong to right), and exact McNemar tests, Holm-adjusted over the tasks of a contrast. "
             "With several seeds, counts are means and there is one p value for each seed."
         )
-        return Section("churn", (text, tables.test_table(found)))
+        return Section("churn", (text, difference_tables.test_table(found)))
 
     def _leaky(self) -> Section | None:
         leaky = self.study.trained("3A")
@@ -369,13 +371,13 @@ class Builder:
         return Section("leaky", tuple(parts))
 
     def _training(self) -> Section | None:
-        table = tables.recipe_table(self.study)
+        table = run_tables.recipe_table(self.study)
         return Section("training", (table,)) if table else None
 
     def _curve(self) -> Section | None:
         if len(self.study.arms) < 2:
             return None
-        table = tables.curve_table(self.study)
+        table = run_tables.curve_table(self.study)
         text = (
             "Quick evaluations during training, on a few items of the explore fold: for the shape "
             "of the recovery, not for claims."
@@ -384,11 +386,11 @@ class Builder:
         return Section("curve", parts)
 
     def _cost(self) -> Section | None:
-        table = tables.cost_table(self.study)
+        table = run_tables.cost_table(self.study)
         return Section("cost", (table,)) if table else None
 
     def _artifacts(self) -> Section:
-        parts: list[str | Table] = [tables.artifact_table(self.study)]
+        parts: list[str | Table] = [run_tables.artifact_table(self.study)]
         if self.study.left_out:
             parts.append("Left out of this report:")
             parts.append(bullets(f"{code(run)}: {escape(why)}" for run, why in self.study.left_out))

@@ -91,6 +91,15 @@ class Study:
         return next(run for by_seed in self.cells.values() for run in by_seed.values())
 
 
+def ordered_cells(study: Study) -> list[Cell]:
+    """Every cell: causal first within an arm, the arm's own regime next."""
+    cells = []
+    for arm in study.arms:
+        regimes = study.bidirectional_regimes(arm)
+        cells += [(arm, r) for r in [CAUSAL, *regimes] if study.runs(arm, r)]
+    return cells
+
+
 def make_study(
     runs: Iterable[Run], *, others: Sequence[Run] = (), mixed_dtypes: bool = True
 ) -> Study:
