@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from bidir_core import fused
-from bidir_core.attention import Implementation, choose_implementation, install
+from bidir_core.attention import install
+from bidir_core.attention_choice import Implementation, choose_implementation
 from bidir_core.models import LoadedModel
 
 # Ministral 3 3B's text side; what is left out is the configuration's default. ``tiny`` is for tests.

@@ -30,7 +30,8 @@ from torch.nn.attention import SDPBackend
 from benchmarks import eight_bits
 from benchmarks.full_shape import attending, build, clear, now, peak_gb
 from bidir_core import fused
-from bidir_core.attention import Implementation, install
+from bidir_core.attention import install
+from bidir_core.attention_choice import Implementation
 from bidir_core.devices import choose_device, device_name
 from bidir_core.layout import Layout
 from bidir_core.models import LoadedModel

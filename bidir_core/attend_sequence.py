@@ -93,7 +93,7 @@ def off_scoring(
 ) -> float | None:
     """How far the observed pass is from what an evaluation computes, in nats per token."""
     from bidir_core.attend_observe import attending_with
-    from bidir_core.attention import choose_implementation
+    from bidir_core.attention_choice import choose_implementation
     from bidir_core.scoring import Scorer, plan_scoring
 
     if not len(token_ll):

@@ -185,7 +185,7 @@ def _finish(device: Any) -> None:
 def _attention(device: Any, dtypes: list[str]) -> dict[str, str]:
     import torch
 
-    from bidir_core.attention import IMPLEMENTATIONS, Implementation
+    from bidir_core.attention_choice import IMPLEMENTATIONS, Implementation
     from bidir_core.family_table import REGIMES, probe_family
 
     splits: tuple[Implementation, ...] = ("split",) if device.type == "cuda" else ()  # by ``auto``

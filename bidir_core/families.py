@@ -16,7 +16,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from bidir_core.attention import Handle, choose_implementation, install
+from bidir_core.attention import Handle, install
+from bidir_core.attention_choice import choose_implementation
 
 VOCAB = 260  # 256 bytes, then <pad>, <bos>, <eos>, and one to spare
 PAD, BOS, EOS = 256, 257, 258

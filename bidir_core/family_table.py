@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import transformers
 
-from bidir_core.attention import IMPLEMENTATIONS, check_supported, choose_implementation
+from bidir_core.attention_choice import IMPLEMENTATIONS, check_supported, choose_implementation
 from bidir_core.errors import UserError
 from bidir_core.families import ALL_FAMILIES, tiny_config, tiny_loaded
 from bidir_core.probe import ProbeReport, run_probe

@@ -15,13 +15,8 @@ from typing import Any
 import torch
 
 from bidir_core import fused
-from bidir_core.attention import (
-    Handle,
-    check_supported,
-    choose_implementation,
-    install,
-    own_implementation,
-)
+from bidir_core.attention import Handle, install
+from bidir_core.attention_choice import check_supported, choose_implementation, own_implementation
 from bidir_core.checkpoint import Checkpoint, apply_adapter, check_fits, open_checkpoint
 from bidir_core.devices import choose_device, choose_dtype
 from bidir_core.errors import UserError

@@ -9,7 +9,8 @@ import pytest
 import torch
 import transformers
 
-from bidir_core.attention import check_supported, choose_implementation, install
+from bidir_core.attention import install
+from bidir_core.attention_choice import check_supported, choose_implementation
 from bidir_core.errors import UserError
 from bidir_core.layout import Layout
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime, score_bias

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bidir_core import attention, models, run_scoring, scoring, sdpa_kernels
-from bidir_core.attention import choose_implementation
+from bidir_core.attention_choice import choose_implementation
 from bidir_core.config import EvalConfig
 from bidir_core.encoding import EncodedItem, Encoder
 from bidir_core.errors import UserError

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bidir_core import doctor, family_table
-from bidir_core.attention import choose_implementation, install
+from bidir_core.attention import install
+from bidir_core.attention_choice import choose_implementation
 from bidir_core.cli import main
 from bidir_core.families import ALL_FAMILIES, FAMILIES, tiny_model
 from bidir_core.layout import Layout

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bidir_core import flex, scoring
-from bidir_core.attention import choose_implementation
+from bidir_core.attention_choice import choose_implementation
 from bidir_core.errors import UserError
 from bidir_core.items import Item
 from bidir_core.layout import Layout, allowed_and_ahead

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from bidir_core import models
-from bidir_core.attention import choose_implementation, install, text_decoder
+from bidir_core.attention import install, text_decoder
+from bidir_core.attention_choice import choose_implementation
 from bidir_core.config import from_json, to_json
 from bidir_core.devices import forget_peak_memory
 from bidir_core.errors import UserError
