@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from bidir_core import attend_plots, plots
+from bidir_core import attend_token_plots, plots
 from bidir_ui import fmt, html, masks_view, observed_data, url, widgets
 from bidir_ui.observed_data import Observed
 
@@ -112,10 +112,10 @@ def _picture(
         html.show(
             widgets.legend(
                 (plots.BLUE, f"more under {second}"), (plots.RED, f"more under {first}"),
-                (attend_plots.HIDDEN, "hidden in both"),
+                (attend_token_plots.HIDDEN, "hidden in both"),
             )
         )  # fmt: skip
-        figure = attend_plots.weights(
+        figure = attend_token_plots.weights(
             seen[1], allowed[0] | allowed[1], pieces, n_prefix, minus=seen[0], cell=cell
         )
         text = f"Attention of layer {layer}, head {head}: {second} minus {first}, log colours."
@@ -124,10 +124,10 @@ def _picture(
         html.show(
             widgets.legend(
                 ("#fde725", "much attention"), ("#21918c", "about 0.3 %"), ("#440154", "next to none"),
-                (attend_plots.HIDDEN, "hidden: the regime forbids it"),
+                (attend_token_plots.HIDDEN, "hidden: the regime forbids it"),
             )
         )  # fmt: skip
-        figure = attend_plots.weights(
+        figure = attend_token_plots.weights(
             seen[int(number)], allowed[int(number)], pieces, n_prefix, cell=cell
         )
         text = f"Attention of layer {layer}, head {head}, under {name}, log colours."

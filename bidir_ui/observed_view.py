@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from bidir_core import attend_plots
+from bidir_core import attend_plots, attend_token_plots
 from bidir_core.attend_plots import Line
 from bidir_core.errors import UserError
 from bidir_ui import (
@@ -268,7 +268,9 @@ def _landing(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     widgets.heading("Where attention lands")
     panels = [received[:, :n_prefix] for received in observed_data.received(one)]
     widgets.chart(
-        attend_plots.layer_map(panels, one.names, pieces[:n_prefix], n_prefix, label="received"),
+        attend_token_plots.layer_map(
+            panels, one.names, pieces[:n_prefix], n_prefix, label="received"
+        ),
         "What each token receives from the prefix, by layer, mean over heads, log colours.",
         key="attend-landing",
     )
@@ -305,7 +307,7 @@ def _drift(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
             widgets.note("One regime was observed: there is nothing to compare its states with.")
             return
         widgets.chart(
-            attend_plots.layer_map(
+            attend_token_plots.layer_map(
                 [drift.cosine], ["cosine similarity between the regimes"], pieces, n_prefix,
                 log=False, label="cosine",
             ),
