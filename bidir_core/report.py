@@ -15,7 +15,9 @@ from bidir_core.config import EMBEDDED_MODEL
 from bidir_core.errors import UserError
 from bidir_core.pairing import check_metric
 from bidir_core.reporting.markdown import Table, escape
-from bidir_core.reporting.sections import ALL_SECTIONS, Builder, Section
+from bidir_core.reporting.numbers import Numbers
+from bidir_core.reporting.section import ALL_SECTIONS, Section
+from bidir_core.reporting.sections import build_sections
 from bidir_core.reporting.study import Study, make_study
 from bidir_core.store import Run, find_run, list_runs
 
@@ -32,7 +34,7 @@ class Report:
     title: str
     study: Study
     sections: tuple[Section, ...]
-    numbers: Builder = field(repr=False)
+    numbers: Numbers = field(repr=False)
 
     @property
     def stem(self) -> str:
@@ -86,12 +88,12 @@ def build_report(
     checked = check_metric(metric)
     everything = list_runs(roots)
     study = make_study(runs, others=everything) if runs else choose_study(model, everything)
-    numbers = Builder(study, checked, margin)
+    numbers = Numbers(study, checked, margin)
     dates = [run.created for run in study.all_runs if run.created is not None]
     title = "Stage 1-4 Results Summary: " + escape(study.model)
     if dates:
         title += f" ({max(dates).date().isoformat()})"
-    return Report(title, study, tuple(numbers.sections()), numbers)
+    return Report(title, study, tuple(build_sections(numbers)), numbers)
 
 
 def choose_study(model: str | None, runs: Sequence[Run]) -> Study:

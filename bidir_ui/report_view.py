@@ -16,7 +16,7 @@ from bidir_core.reporting import html_page
 from bidir_core.reporting.arms import CAUSAL
 from bidir_core.reporting.charts import Chart, charts
 from bidir_core.reporting.markdown import Table
-from bidir_core.reporting.sections import ALL_SECTIONS, FLIPS, Section
+from bidir_core.reporting.section import ALL_SECTIONS, FLIPS, Section
 from bidir_core.run_layout import EVAL_DIRS, FINETUNE_DIRS
 from bidir_ui import data, fmt, html, pair, url, widgets
 from bidir_ui.data import RunInfo

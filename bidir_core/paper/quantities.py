@@ -11,9 +11,9 @@ from bidir_core.paper.ledger import Entry, Ledger
 from bidir_core.reporting.arms import Arm
 from bidir_core.reporting.contrast import Contrast, TaskDelta
 from bidir_core.reporting.contrasts import cell_title, interaction, interaction_runs
+from bidir_core.reporting.numbers import Numbers
 from bidir_core.reporting.printed import level, task_accuracy
 from bidir_core.reporting.run_tables import labelled_runs
-from bidir_core.reporting.sections import Builder
 from bidir_core.reporting.study import Cell, Study
 from bidir_core.store import Run
 
@@ -25,7 +25,7 @@ SIGNIFICANCE = 0.05
 class Quantities:
     """Makes and remembers the entries of one study."""
 
-    def __init__(self, numbers: Builder):
+    def __init__(self, numbers: Numbers):
         self.numbers = numbers
         self.study: Study = numbers.study
         self.metric: Metric = numbers.metric

@@ -19,7 +19,7 @@ from bidir_core.reporting.study import ordered_cells
 
 if TYPE_CHECKING:
     from bidir_core.report import Report
-    from bidir_core.reporting.sections import Builder
+    from bidir_core.reporting.numbers import Numbers
 
 NAN = float("nan")
 LABEL = 44  # characters of a row's label that fit beside a chart
@@ -47,7 +47,7 @@ def charts(report: Report) -> dict[str, list[Chart]]:
     return {key: made for key, made in found.items() if made}
 
 
-def _forests(numbers: Builder) -> list[Chart]:
+def _forests(numbers: Numbers) -> list[Chart]:
     """What the mask costs, and what is left of that after training, task by task."""
     shown = [("forest-damage", numbers.damage())]
     for arm in numbers.study.trained("3B", "distill")[:1]:
@@ -102,7 +102,7 @@ def _different(task: TaskDelta, margin: float) -> bool:
     return all(p < 0.05 for p in task.p_holm)
 
 
-def _ladder(numbers: Builder) -> list[Chart]:
+def _ladder(numbers: Numbers) -> list[Chart]:
     """Macro accuracy of every stage against stage 1, with the share kept above chance."""
     rows, study = [], numbers.study
     base = level(study.runs(*numbers.stage1), numbers.metric)

@@ -23,7 +23,7 @@ from bidir_core.reporting import html_text
 from bidir_core.reporting.charts import Chart, charts
 from bidir_core.reporting.flip_rows import CLASSES, TOP, flip_tables
 from bidir_core.reporting.markdown import Table
-from bidir_core.reporting.sections import ALL_SECTIONS, FLIPS, Section
+from bidir_core.reporting.section import ALL_SECTIONS, FLIPS, Section
 
 if TYPE_CHECKING:
     from bidir_core.report import Report
