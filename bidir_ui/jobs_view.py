@@ -12,7 +12,8 @@ from bidir_core.job_progress import Progress, progress
 from bidir_core.jobs import Job
 from bidir_core.run_layout import STAGE2, STAGE4
 from bidir_core.store import Run
-from bidir_ui import fmt, html, launch_review, shell, url, widgets
+from bidir_ui import data, fmt, html, launch_review, pair, shell, url, widgets
+from bidir_ui.data import RunInfo
 
 POLL_SECONDS = 2
 SHOWN = 8
@@ -27,9 +28,10 @@ MARKS = {
 LOST = "Its process is gone without a word (killed, or the machine was restarted)."
 
 
-def section() -> None:
-    """All jobs. It reads the files again every two seconds, but only while something is going on;
-    when a job ends, the whole page is drawn again so that its run appears everywhere."""
+def section(runs: tuple[RunInfo, ...]) -> None:
+    """All jobs, and links to what ``runs`` hold of theirs. It reads the files again every two
+    seconds, but only while something is going on; when a job ends, the whole page is drawn again so
+    that its run appears everywhere."""
     drawn = _signature(jobs.list_jobs())
     going = any(state in ("queued", "running") for _, state, _ in drawn)
 
@@ -39,7 +41,7 @@ def section() -> None:
         if _signature(found) != drawn:
             st.rerun()
         with shell.guard():
-            _draw(found)
+            _draw(found, runs)
 
     body()
 
@@ -48,7 +50,7 @@ def _signature(found: list[Job]) -> tuple[tuple[str, str, int], ...]:
     return tuple((job.id, job.state, job.attempt) for job in found)
 
 
-def _draw(found: list[Job]) -> None:
+def _draw(found: list[Job], runs: tuple[RunInfo, ...]) -> None:
     failed = st.session_state.pop("job-error", "")
     if failed:
         widgets.banner("error", "That did not work", failed)
@@ -74,14 +76,14 @@ def _draw(found: list[Job]) -> None:
     waiting: dict[str, int] = {}
     for job in active:
         waiting[job.device] = waiting.get(job.device, -1) + 1
-        _active(job, waiting[job.device])
+        _active(job, waiting[job.device], runs)
     if not active:
         widgets.note("Nothing is running.")
     if ended:
-        _history(ended)
+        _history(ended, runs)
 
 
-def _active(job: Job, ahead: int) -> None:
+def _active(job: Job, ahead: int, runs: tuple[RunInfo, ...]) -> None:
     with st.container(border=True, key=f"job-{job.id}", gap="small"):
         left, right = st.columns([5, 2], vertical_alignment="center")
         state = "◐ cancelling" if job.is_cancelling else MARKS[job.state]
@@ -97,7 +99,7 @@ def _active(job: Job, ahead: int) -> None:
             ),
         ):
             if job.words[0] == "lab":  # its points can be looked at as they finish
-                _open(job, "Open in Lab")
+                _open(job, runs, "Open in Lab")
             if not job.is_cancelling:
                 st.button(
                     "Cancel", key=f"cancel-{job.id}", on_click=_do, args=(jobs.cancel, job.id)
@@ -175,16 +177,16 @@ def _details(job: Job) -> None:
     widgets.note("The whole log: ", html.el("span", str(job.log), cls="b-mono"))
 
 
-def _history(ended: list[Job]) -> None:
+def _history(ended: list[Job], runs: tuple[RunInfo, ...]) -> None:
     widgets.heading("History")
     everything = len(ended) <= SHOWN or st.session_state.get("jobs-all", False)
     for job in ended if everything else ended[:SHOWN]:
-        _past(job)
+        _past(job, runs)
     if len(ended) > SHOWN:
         st.toggle(f"Show all {len(ended)}", key="jobs-all")
 
 
-def _past(job: Job) -> None:
+def _past(job: Job, runs: tuple[RunInfo, ...]) -> None:
     with st.container(key=f"past-{job.id}", gap=None):
         what, took, act = st.columns([4, 4, 3], vertical_alignment="center", gap="medium")
         with what:
@@ -209,7 +211,7 @@ def _past(job: Job) -> None:
             if job.can_resume:
                 st.button("Resume", key=f"resume-{job.id}", on_click=_do,
                           args=(jobs.resume, job.id))  # fmt: skip
-            _open(job)
+            _open(job, runs)
             with st.popover("Log", key=f"more-{job.id}", on_change="rerun") as more:
                 if more.open:
                     _details(job)
@@ -256,7 +258,9 @@ def _took(job: Job) -> html.Html:
     return html.div("b b-note", *lines)
 
 
-def _open(job: Job, label: str = "Open results") -> None:
+def _open(job: Job, runs: tuple[RunInfo, ...], label: str = "Open results") -> None:
+    """A link to what a job made. An evaluation is compared with a run of the same items; what an
+    unfinished one holds of them with the same ones there, which Compare says."""
     path = job.run_path
     if path is None:
         return
@@ -265,10 +269,13 @@ def _open(job: Job, label: str = "Open results") -> None:
         page, query = "overview", url.params()
     elif job.words[0] == "lab":
         page, query = "lab", url.params(sweep=run.id)
-    elif run.stage in (STAGE2, STAGE4) and run.has_items:
-        page, query = "compare", url.params(b=run.id)
     else:
         page, query = "runs", url.params(q=path.name)
+        info = data.by_id(runs, run.id) if run.stage in (STAGE2, STAGE4) else None
+        if info is not None and (baseline := pair.baseline_of(runs, info)) is not None:
+            page, query = "compare", url.params(a=baseline.id, b=info.id, intersect="yes")
+            if info.is_done:  # the URL may have it from a pair before
+                del query["intersect"]
     st.page_link(shell.path(page), label=label, query_params=query)
 
 

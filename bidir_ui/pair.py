@@ -7,6 +7,7 @@ from functools import partial
 
 import streamlit as st
 
+from bidir_core.run_layout import STAGE1
 from bidir_ui import fmt, html, labels, url, widgets
 from bidir_ui.data import EMBEDDED, RunInfo, by_id
 
@@ -81,6 +82,21 @@ def default_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo | None, RunInfo | N
         same = [run for run in others if run.same_items(firsts[0])]
         return firsts[0], next(iter(same or others), None)
     return (usable[1], usable[0]) if len(usable) > 1 else (next(iter(usable), None), None)
+
+
+def baseline_of(runs: tuple[RunInfo, ...], b: RunInfo) -> RunInfo | None:
+    """What to compare ``b`` with, unasked: the URL's baseline if it took the same items, else the
+    newest finished stage 1 that did; None without either. Of an unfinished ``b`` the items count
+    that it set out to take."""
+
+    def fits(run: RunInfo) -> bool:
+        alike = run.same_items(b) and run.context == b.context
+        return alike and run.is_done and run.can_pair and b.can_pair and run.id != b.id
+
+    wanted = by_id(runs, url.get("a"))
+    if wanted is not None and fits(wanted):
+        return wanted
+    return next((r for r in runs if r.stage == STAGE1 and not r.is_point and fits(r)), None)
 
 
 def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:

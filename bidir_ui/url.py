@@ -13,7 +13,8 @@ from urllib.parse import quote, urlencode
 
 import streamlit as st
 
-KEPT = ("a", "b", "metric")  # the chosen pair follows the reader from page to page
+# The chosen pair follows the reader from page to page, and whether only shared items count.
+KEPT = ("a", "b", "metric", "intersect")
 
 
 def get(name: str, default: str = "") -> str:

@@ -46,6 +46,6 @@ with shell.guard():
             "info", "Started", "It is among the jobs below, and goes on without this page."
         )
 with shell.guard():
-    jobs_view.section()
+    jobs_view.section(page.runs)
     if place is not None:
         launch_view.make_copyable(place, line)

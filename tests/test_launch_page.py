@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import fields, replace
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -15,10 +16,11 @@ from bidir_core.lab.config import LabConfig
 from bidir_core.pipeline_config import from_preset
 from bidir_core.probe_config import ProbeConfig
 from bidir_core.status import this_process
+from bidir_core.store import Run
 from bidir_core.training.config import FinetuneConfig
 from bidir_ui import launch_view
 from bidir_ui.launch_presets import CLASSES, PRESETS
-from tests.app import open_page, words
+from tests.app import STAGE2, open_page, pair, words
 from tests.factory import make_run
 from tests.report_runs import make_finetune
 
@@ -221,6 +223,53 @@ def test_the_accuracy_of_few_items_has_an_interval_within_bounds(root, accuracy,
     job = fake(root, 1, stored_state="running", process=this_process())
     (job.folder / "runs.txt").write_text(f"{run.path}\n")
     assert shown in words(open_page(PAGE)).replace("\u00a0", " ")
+
+
+def results_link(root, run: Run, **query: str) -> tuple[str, dict[str, list[str]]]:
+    """Where a job that made this run sends its reader: page, query."""
+    state = run.state if run.state in ("done", "failed", "cancelled") else "lost"
+    job = fake(root, 1, stored_state=state, started=1.0, finished=60.0)
+    (job.folder / "runs.txt").write_text(f"{run.path}\n")
+    links = open_page(PAGE, **query).get("page_link")
+    (link,) = [x.proto for x in links if x.proto.label == "Open results"]
+    return link.page.rpartition("/")[2], parse_qs(link.query_string.removeprefix("?"))
+
+
+def test_results_open_beside_a_run_of_the_same_items(root):
+    """Not beside the pair that other pages show by default, nor the one that was chosen before."""
+    default, _ = pair(root, config={"limit": 500})
+    wanted = make_run(root, n_items=20, config={"limit": 20})
+    make_run(root, n_items=20, config={"limit": 20}, state="lost")
+    b = make_run(root, STAGE2, n_items=20, config={"limit": 20}, regime="bidirectional")
+    page, query = results_link(root, b, a=default.id, intersect="yes")
+    assert page == "compare"
+    assert query == {"a": [wanted.id], "b": [b.id]}
+    assert not open_page("pages/compare.py", **{k: v for k, (v,) in query.items()}).exception
+
+
+def test_partial_results_open_with_the_items_that_both_hold(root):
+    pair(root, config={"limit": 500})
+    stage1 = make_run(root, n_items=40)
+    b = make_run(root, STAGE2, n_items=40, state="cancelled", regime="bidirectional")
+    page, query = results_link(root, b)
+    assert page == "compare"
+    assert query == {"a": [stage1.id], "b": [b.id], "intersect": ["yes"]}
+    app = open_page("pages/compare.py", **{k: v for k, (v,) in query.items()})
+    assert "cancelled: 20 of 40 items so far" in words(app)
+    assert "Only the items that both runs hold are compared" in words(app)
+    assert "do not pair" not in words(app)
+    drill = "".join(block.proto.body for block in app.get("html"))
+    assert "flips?" in drill
+    assert drill.count("flips?") == drill.count("intersect=yes")
+
+
+@pytest.mark.parametrize("state", ["cancelled", "queued", "done"])
+def test_results_without_a_baseline_are_found_among_the_runs(root, state):
+    pair(root, config={"limit": 500})
+    b = make_run(root, STAGE2, n_items=20, state=state, regime="bidirectional")
+    page, query = results_link(root, b)
+    assert page == "runs"
+    assert query == {"q": [b.path.name]}
 
 
 def test_no_jobs_yet_and_cancel_of_a_waiting_one(root):
