@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bidir_core import stats, words
+from bidir_core import effects, stats, words
 from bidir_core.compare_notes import notes_of
 from bidir_core.errors import UserError
 from bidir_core.flips import FLIPS, flip_classes, flips, flips_of
@@ -23,6 +23,7 @@ from bidir_core.pairing import (
     mismatches,
     pair,
 )
+from bidir_core.retention import Retention, above_floor_retention
 from bidir_core.store import Run, find_run
 
 __all__ = [
@@ -95,8 +96,8 @@ class Comparison:
     macro: Row
     sentence: str
     plain_ratio: float | None
-    above_chance: stats.Retention
-    above_no_context: stats.Retention | None
+    above_chance: Retention
+    above_no_context: Retention | None
     n_errors: int
     n_unpaired: int
     intersected: bool
@@ -157,7 +158,7 @@ def compare(
             margin=margin,
         ),
         plain_ratio=macro.acc_b / macro.acc_a if macro.acc_a > 0 else None,
-        above_chance=stats.above_floor_retention(right_a, right_b, pairs.chance()),
+        above_chance=above_floor_retention(right_a, right_b, pairs.chance()),
         above_no_context=above_no_context,
         n_errors=pairs.n_errors,
         n_unpaired=pairs.n_unpaired,
@@ -237,7 +238,7 @@ def _macro_row(rows: Sequence[Row], margin: float) -> Row:
     )
 
 
-def _retention_above_run(pairs: PairedItems, floor: Run) -> stats.Retention:
+def _retention_above_run(pairs: PairedItems, floor: Run) -> Retention:
     """Retention above another run's score on the very items of this pair."""
     third = pair(pairs.run_a, floor, pairs.metric, intersect=True, check_context=False)
     score = dict(zip(zip(third.task, third.doc_id), third.correct_b))
@@ -250,7 +251,7 @@ def _retention_above_run(pairs: PairedItems, floor: Run) -> stats.Retention:
     def split(values: np.ndarray) -> dict[str, np.ndarray]:
         return {task: values[known & (pairs.task == task)] for task in pairs.tasks}
 
-    return stats.above_floor_retention(split(pairs.correct_a), split(pairs.correct_b), split(right))
+    return above_floor_retention(split(pairs.correct_a), split(pairs.correct_b), split(right))
 
 
 def interaction_of_runs(
@@ -261,7 +262,7 @@ def interaction_of_runs(
     *,
     metric: str = "acc",
     intersect: bool = False,
-) -> stats.Contrast:
+) -> effects.Contrast:
     """(3B - 3C under bidirectional) - (3B - 3C under causal); one run per seed in each list.
 
     All runs must hold the same items; those that any of them could not score are left out.
@@ -286,7 +287,7 @@ def interaction_of_runs(
         mine = stacked[number * seeds : (number + 1) * seeds]
         return {name: mine[:, task == name] for name in dict.fromkeys(task.tolist())}
 
-    return stats.interaction(arm(0), arm(1), arm(2), arm(3))
+    return effects.interaction(arm(0), arm(1), arm(2), arm(3))
 
 
 def compare_command(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ difference is always *second minus first*. Intervals are 95 % unless ``confidenc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +21,6 @@ from statsmodels.stats.proportion import proportion_confint
 CONFIDENCE = 0.95
 Z_95 = 1.959964  # half of a normal 95 % interval, in standard errors
 MARGIN = 0.01
-_RESAMPLES = 10_000
 
 Verdict = Literal["no difference", "different", "undecided"]
 
@@ -65,7 +64,7 @@ class Table2x2:
 
 def table_2x2(first: np.ndarray, second: np.ndarray) -> Table2x2:
     """Count the pairs of two bool arrays of shape ``[n_items]``."""
-    a, b = _pair_of_bools(first, second)
+    a, b = pair_of_bools(first, second)
     both, only_a, only_b = int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum())
     return Table2x2(both, only_a, only_b, len(a) - both - only_a - only_b)
 
@@ -97,7 +96,7 @@ def paired_interval(table: Table2x2, *, confidence: float = CONFIDENCE) -> Estim
     n, fixed, broken = table.n, table.fixed, table.broken
     if n == 0:
         raise ValueError("no items to compare")
-    z = _z(confidence)
+    z = z_score(confidence)
     delta = (fixed - broken) / n
 
     def score(difference: float) -> float:
@@ -164,7 +163,7 @@ def smallest_detectable(
     """
     if n <= 0:
         return None
-    z_alpha, z_beta = _z(confidence), float(norm.ppf(power))
+    z_alpha, z_beta = z_score(confidence), float(norm.ppf(power))
 
     def surplus(difference: float) -> float:
         spread = math.sqrt(max(discordance - difference * difference, 0.0))
@@ -188,166 +187,7 @@ def smallest_detectable_macro(
     if not tables or any(table.n == 0 for table in tables):
         return None
     variance = math.fsum(smoothed_discordance(t) / t.n for t in tables) / len(tables) ** 2
-    return (_z(confidence) + float(norm.ppf(power))) * math.sqrt(variance)
-
-
-# --- retention -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Retention:
-    """How much of the accuracy above a floor is kept; ``value`` None means suppressed (why)."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    why_suppressed: str | None = None
-
-
-def retention(accuracy: float, base_accuracy: float, floor: float = 0.0) -> float:
-    """(accuracy - floor) / (base_accuracy - floor): the plain ratio at floor 0."""
-    return (accuracy - floor) / (base_accuracy - floor)
-
-
-def above_floor_retention(
-    base: Mapping[str, np.ndarray],
-    other: Mapping[str, np.ndarray],
-    floor: Mapping[str, np.ndarray | float],
-    *,
-    seed: int = 0,
-    confidence: float = CONFIDENCE,
-    resamples: int = _RESAMPLES,
-) -> Retention:
-    """(macro other - macro floor) / (macro base - macro floor), paired bootstrap interval.
-
-    Per task: ``base`` and ``other`` are bool arrays over the same items; ``floor`` is the task's
-    chance (a number) or a third bool array over these items, such as the no-context run's. Items
-    are resampled together within each task (percentile interval). Suppressed when the interval
-    of the denominator includes 0: there is then nothing that could be retained.
-    """
-    rng = np.random.default_rng(seed)
-    draws = np.zeros((3, resamples))  # base, other, floor: sums over tasks
-    points = np.zeros(3)
-    n = 0
-    for task in base:
-        low = floor[task]
-        third = low if isinstance(low, np.ndarray) else np.zeros(len(base[task]), dtype=bool)
-        a, b = _pair_of_bools(base[task], other[task])
-        _, c = _pair_of_bools(a, third)
-        # Only the eight right/wrong patterns matter, so resampling items is resampling their
-        # counts: the same bootstrap, without drawing ten thousand times n indices.
-        counts = np.bincount(a * 4 + b * 2 + c, minlength=8)
-        sample = rng.multinomial(len(a), counts / len(a), size=resamples) / len(a)
-        patterns = np.arange(8)
-        for i, bit in enumerate((4, 2, 1)):
-            draws[i] += sample[:, (patterns & bit) > 0].sum(axis=1)
-            points[i] += counts[(patterns & bit) > 0].sum() / len(a)
-        if not isinstance(low, np.ndarray):
-            draws[2] += low
-            points[2] += low
-        n += len(a)
-    draws, points = draws / len(base), points / len(base)
-    tail = 100 * (1 - confidence) / 2
-    denominator = draws[0] - draws[2]
-    low_end, high_end = np.percentile(denominator, [tail, 100 - tail])
-    if low_end <= 0 <= high_end:
-        why = (
-            f"the baseline is not separable from the floor: {points[0] - points[2]:+.3f} "
-            f"({low_end:+.3f} to {high_end:+.3f})"
-        )
-        return Retention(None, None, None, n, why)
-    # A stray resample may still cross 0; percentiles of the ratio do not mind a few of those.
-    ratio = (draws[1] - draws[2]) / np.where(denominator == 0, np.nan, denominator)
-    low_ratio, high_ratio = np.nanpercentile(ratio, [tail, 100 - tail])
-    value = retention(points[1], points[0], points[2])
-    return Retention(float(value), float(low_ratio), float(high_ratio), n)
-
-
-# --- means of per-item contrasts, over seeds ---------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A macro mean of per-item differences; ``per_seed``: its value for each seed alone."""
-
-    estimate: Estimate
-    per_task: dict[str, Estimate]
-    per_seed: tuple[float, ...]
-
-
-def stratified_mean(
-    values: Mapping[str, np.ndarray], *, confidence: float = CONFIDENCE
-) -> Contrast:
-    """Mean over tasks of the mean of per-item differences ``[n_items]`` or ``[n_seeds, n_items]``.
-
-    Normal interval with summed variances. A task's variance is taken with one pseudo-item at +1
-    and one at -1 (Bonett and Price 2012, carried over), so it does not vanish where all items
-    agree. With several seeds the variance between seeds is added, over their number: a little
-    conservative, since the part of seed and item together is in both.
-    """
-    z = _z(confidence)
-    per_task: dict[str, Estimate] = {}
-    seed_means: list[np.ndarray] = []
-    variances: list[float] = []
-    for task, raw in values.items():
-        by_seed = np.atleast_2d(np.asarray(raw, dtype=np.float64))
-        items = by_seed.mean(axis=0)
-        if not len(items):
-            raise ValueError(f"{task}: no items to compare")
-        variance = float(np.append(items, [1.0, -1.0]).var()) / (len(items) + 2)
-        means = by_seed.mean(axis=1)
-        seeds = float(means.var(ddof=1)) / len(means) if len(means) > 1 else 0.0
-        half = z * math.sqrt(variance + seeds)
-        mean = float(items.mean())
-        per_task[task] = Estimate(mean, mean - half, mean + half, len(items))
-        seed_means.append(means)
-        variances.append(variance)
-    count = len(per_task)
-    if count == 0:
-        raise ValueError("no tasks to average")
-    by_seed_macro = np.mean(np.stack(seed_means), axis=0)
-    total = math.fsum(variances) / count**2
-    if len(by_seed_macro) > 1:
-        total += float(by_seed_macro.var(ddof=1)) / len(by_seed_macro)
-    value = float(by_seed_macro.mean())
-    half = z * math.sqrt(total)
-    n = sum(estimate.n for estimate in per_task.values())
-    return Contrast(
-        Estimate(value, value - half, value + half, n),
-        per_task,
-        tuple(float(m) for m in by_seed_macro),
-    )
-
-
-def interaction(
-    repaired_bidirectional: Mapping[str, np.ndarray],
-    control_bidirectional: Mapping[str, np.ndarray],
-    repaired_causal: Mapping[str, np.ndarray],
-    control_causal: Mapping[str, np.ndarray],
-    *,
-    confidence: float = CONFIDENCE,
-) -> Contrast:
-    """(3B - 3C under bidirectional) - (3B - 3C under causal), over the same items.
-
-    Per task, correctness of shape ``[n_items]`` or ``[n_seeds, n_items]``. The only number that
-    tells repair of the mask from ordinary tuning.
-    """
-    values = {
-        task: (
-            np.asarray(repaired_bidirectional[task], dtype=np.float64)
-            - np.asarray(control_bidirectional[task], dtype=np.float64)
-        )
-        - (
-            np.asarray(repaired_causal[task], dtype=np.float64)
-            - np.asarray(control_causal[task], dtype=np.float64)
-        )
-        for task in repaired_bidirectional
-    }
-    return stratified_mean(values, confidence=confidence)
-
-
-# --- verdicts ----------------------------------------------------------------------------------
+    return (z_score(confidence) + float(norm.ppf(power))) * math.sqrt(variance)
 
 
 def verdict(estimate: Estimate, *, margin: float = MARGIN) -> Verdict:
@@ -372,7 +212,7 @@ def n_to_decide(estimate: Estimate, *, margin: float = MARGIN) -> int:
     return max(math.ceil(exact / digits) * digits, estimate.n + 1)
 
 
-def _pair_of_bools(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pair_of_bools(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"paired arrays must be one row each and alike: {a.shape}, {b.shape}")
@@ -381,7 +221,7 @@ def _pair_of_bools(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, n
     return a, b
 
 
-def _z(confidence: float) -> float:
+def z_score(confidence: float) -> float:
     return float(norm.ppf(0.5 + confidence / 2))
 
 

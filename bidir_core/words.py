@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bidir_core import stats
 from bidir_core.regimes import parse_regime
+from bidir_core.retention import Retention
 
 if TYPE_CHECKING:
     from bidir_core.compare import Comparison, Row
@@ -98,7 +99,7 @@ def _ending(estimate: stats.Estimate, verdict: stats.Verdict, margin: float) -> 
     return f"undecided, needs about n = {count(stats.n_to_decide(estimate, margin=margin))}"
 
 
-def retention_text(kept: stats.Retention) -> str:
+def retention_text(kept: Retention) -> str:
     if kept.value is None or kept.low is None or kept.high is None:
         return f"suppressed: {kept.why_suppressed}"
     return (

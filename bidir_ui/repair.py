@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bidir_core import stats
+from bidir_core import effects, stats
 from bidir_ui import fmt, seeds
 from bidir_ui.data import RunInfo
 from bidir_ui.seeds import Difference, Group
@@ -99,7 +99,7 @@ class Repair:
         return {name: row for name, pair in wanted.items() if (row := seeds.difference(*pair))}
 
     @property
-    def interaction(self) -> stats.Contrast | None:
+    def interaction(self) -> effects.Contrast | None:
         """(3B - 3C under bidirectional) - (3B - 3C under causal)."""
         return seeds.interaction([self.cells.get(cell) for cell in CELLS])
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import streamlit as st
 
 from bidir_core import compare as core
-from bidir_core import stats, store, words
+from bidir_core import effects, stats, store, words
 from bidir_core.errors import UserError
 from bidir_core.reporting.arms import BASE, CAUSAL, Arm
 from bidir_core.reporting.contrast import Contrast
 from bidir_core.reporting.contrasts import contrast
 from bidir_core.reporting.study import Study
+from bidir_core.retention import Retention
 from bidir_ui import analysis, fmt
 from bidir_ui.data import RunInfo
 
@@ -86,7 +87,7 @@ class Difference:
     n: int
     verdict: stats.Verdict
     words: str
-    above_chance: stats.Retention | None
+    above_chance: Retention | None
     per_seed: tuple[float, ...]
 
 
@@ -131,7 +132,7 @@ def difference(a: Group | None, b: Group | None, metric: str = "acc") -> Differe
     )  # fmt: skip
 
 
-def interaction(cells: Sequence[Group | None], metric: str = "acc") -> stats.Contrast | None:
+def interaction(cells: Sequence[Group | None], metric: str = "acc") -> effects.Contrast | None:
     """(3B - 3C under bidirectional) - (3B - 3C under causal), over the seeds that all four have;
     the groups in that order. None while one is missing or they do not pair."""
     known = [group for group in cells if group is not None]
@@ -177,6 +178,8 @@ def _contrast(a: Key, b: Key, stamps: tuple[float, ...], metric: str) -> Contras
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def _interaction(cells: tuple[Key, ...], stamps: tuple[float, ...], metric: str) -> stats.Contrast:
+def _interaction(
+    cells: tuple[Key, ...], stamps: tuple[float, ...], metric: str
+) -> effects.Contrast:
     runs = ([store.Run(path) for _, path in key] for key in cells)
     return core.interaction_of_runs(*runs, metric=metric)

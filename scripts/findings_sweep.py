@@ -15,6 +15,7 @@ from bidir_core.lab.curves import layer_ranges
 from bidir_core.lab.summary import Outcomes, Sweep
 from bidir_core.pairing import METRICS
 from bidir_core.regimes import Regime, parse_regime, visibility
+from bidir_core.retention import Retention
 from bidir_core.store import Run
 from scripts import findings_text as text
 from scripts.blocks import table
@@ -162,7 +163,7 @@ def _of_width(view: Sweep, family: Sequence[tuple[str, int, int]]) -> str:
     return f"{said}\n\n" + table(["point", "to causal, points", "share of the damage there"], rows)
 
 
-def _there(removed: stats.Retention | None) -> stats.Retention | None:
+def _there(removed: Retention | None) -> Retention | None:
     """The share of the damage that a point has, from the share it is without."""
     if removed is None or removed.value is None or removed.low is None or removed.high is None:
         return removed

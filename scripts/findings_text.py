@@ -11,6 +11,7 @@ import numpy as np
 from bidir_core import stats, words
 from bidir_core.lab.summary import Outcomes
 from bidir_core.lab.verdicts import percent
+from bidir_core.retention import Retention
 from bidir_core.store import Run
 
 FIRST = 500  # items of each task in the study's own limit
@@ -42,7 +43,7 @@ def mean(found: Mapping[str, list[float]], place: int, scale: float, unit: str) 
     return f"{value}{unit} ({low} to {high})"
 
 
-def share(found: stats.Retention | None) -> str:
+def share(found: Retention | None) -> str:
     """Which part of the damage, with its interval."""
     assert found is not None
     if found.value is None or found.low is None or found.high is None:
@@ -58,7 +59,7 @@ def stored(numbers: Mapping[str, Any]) -> tuple[str, str, str]:
         delta(stats.Estimate(**{end: moved[end] for end in ("value", "low", "high", "n")}))
         if moved
         else "",
-        share(stats.Retention(**removed)) if removed else "",
+        share(Retention(**removed)) if removed else "",
     )
 
 

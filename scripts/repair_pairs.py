@@ -1,7 +1,7 @@
 """Differences between the repair runs, item by item, as means over seeds.
 
 One method for every number: a difference is formed for each item, averaged over seeds and over
-tasks (:func:`bidir_core.stats.stratified_mean`, whose interval knows of the items and, with
+tasks (:func:`bidir_core.effects.stratified_mean`, whose interval knows of the items and, with
 several seeds, of the seeds). Recipes are chosen on the ``explore`` half of the items; claims are
 made on ``confirm``.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bidir_core import stats
+from bidir_core import effects, stats
 from bidir_core.errors import UserError
 from bidir_core.lab.summary import Outcomes, outcomes
 from bidir_core.store import Run, list_runs
@@ -46,7 +46,7 @@ def align(runs: Mapping[str, Run], names: Iterable[str]) -> Outcomes:
     return outcomes(runs[STAGE1], {name: runs[name] for name in wanted}, "acc")
 
 
-def difference(found: Outcomes, sides: Sequence[Side], half: str | None) -> stats.Contrast | None:
+def difference(found: Outcomes, sides: Sequence[Side], half: str | None) -> effects.Contrast | None:
     """The signed sum of the sides over the items that all their runs scored.
 
     None where a task has no such item in this half.
@@ -63,10 +63,10 @@ def difference(found: Outcomes, sides: Sequence[Side], half: str | None) -> stat
         for sign, runs in sides:
             right = np.stack([found.right[name][mine] for name in runs]).astype(np.float64)
             values[task] = values[task] + sign * right
-    return stats.stratified_mean(values)
+    return effects.stratified_mean(values)
 
 
-def in_points(contrast: stats.Contrast | None) -> dict[str, Any] | None:
+def in_points(contrast: effects.Contrast | None) -> dict[str, Any] | None:
     """As it stands in a JSON file: points, not fractions."""
     if contrast is None:
         return None

@@ -1,7 +1,8 @@
 """Numbers of a paper's ledger, computed again from the run folders and from nothing else.
 
 Items are paired here by hand and the reports' own contrasts are not used; what is shared with the
-product is the arithmetic of :mod:`bidir_core.stats`, which has its own tests.
+product is the arithmetic of :mod:`bidir_core.stats`, ``effects`` and ``retention``, which has its
+own tests.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from bidir_core import stats
+from bidir_core import effects, stats
 from bidir_core.records import read_parquet
+from bidir_core.retention import Retention, above_floor_retention
 
 _RIGHT = {"acc": "correct", "acc_norm": "correct_norm"}
 
@@ -146,7 +148,7 @@ class Recomputer:
             name: np.stack([one[name][1].astype(float) - one[name][0] for one in both])
             for name in both[0]
         }
-        found = stats.stratified_mean(values)
+        found = effects.stratified_mean(values)
         return found.estimate if task == "macro" else found.per_task[task]
 
     def _paired(self, entry, task, part, metric, pairs, **_):
@@ -204,16 +206,16 @@ class Recomputer:
         values = [getattr(one, part) for one in found]
         return {"value": np.mean, "low": min, "high": max}[part](values)
 
-    def _kept(self, pair, floor, basis, metric) -> stats.Retention:
+    def _kept(self, pair, floor, basis, metric) -> Retention:
         if basis != "paired":
             chance = self.json(pair[0], "metrics.json")["macro"]["chance"]
             a, b = (self._macro(run, metric) for run in pair)
-            return stats.Retention((b - chance) / (a - chance), None, None, 0)
+            return Retention((b - chance) / (a - chance), None, None, 0)
         runs = pair if floor == "chance" else [*pair, floor]
         rows = self._by_task(runs, metric)
         floors = {t: one[2] for t, one in rows.items()} if floor != "chance" else self._chance(pair)
         first, second = ({t: one[i] for t, one in rows.items()} for i in (0, 1))
-        return stats.above_floor_retention(first, second, floors)
+        return above_floor_retention(first, second, floors)
 
     def _chance(self, pair) -> dict[str, float]:
         columns = ["task", "n_continuation_tokens"]
@@ -230,7 +232,7 @@ class Recomputer:
             name: one[:k].astype(float) - one[k : 2 * k] - one[2 * k : 3 * k] + one[3 * k :]
             for name, one in rows.items()
         }
-        found = stats.stratified_mean(values)
+        found = effects.stratified_mean(values)
         return getattr(found.estimate if task == "macro" else found.per_task[task], part)
 
     def _verdict(self, entry, task, margin, metric, pairs=None, arms=None, **_):

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from bidir_core import stats
+from bidir_core import effects, stats
 from bidir_core.reporting import answers
 from bidir_core.reporting.answers import Attempt
 from bidir_core.reporting.contrast import Contrast
@@ -25,8 +25,8 @@ WIDE = contrast(-0.01, -0.03, 0.01)
 UNKNOWN = contrast(-0.075, None, None)
 
 
-def effect(value, low, high) -> stats.Contrast:
-    return stats.Contrast(stats.Estimate(value, low, high, 2000), {}, (value,))
+def effect(value, low, high) -> effects.Contrast:
+    return effects.Contrast(stats.Estimate(value, low, high, 2000), {}, (value,))
 
 
 REAL, TUNING, UNSURE = effect(0.1, 0.08, 0.12), effect(0, -0.005, 0.005), effect(0.01, -0.02, 0.04)

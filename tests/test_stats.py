@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
-from bidir_core import stats, words
+from bidir_core import effects, stats, words
+from bidir_core.retention import above_floor_retention, retention
 from bidir_core.stats import Estimate, Table2x2
 
 counts = st.integers(0, 200)
@@ -200,16 +201,16 @@ def test_half_widths_stated_for_fifteen_percent_discordance():
 def test_published_numbers_above_chance():
     # Macro chance over the five tasks is 0.35; the plain ratios read 0.512x and 0.588x.
     base, stage2, stage4 = 0.6950568562, 0.3558976000, 0.4086983278
-    assert stats.retention(stage2, base, 0.35) == pytest.approx(0.017, abs=5e-4)
-    assert stats.retention(stage4, base, 0.35) == pytest.approx(0.17, abs=5e-3)
-    assert round(stats.retention(stage2, base), 3) == 0.512
-    assert round(stats.retention(stage4, base), 4) == 0.5880
+    assert retention(stage2, base, 0.35) == pytest.approx(0.017, abs=5e-4)
+    assert retention(stage4, base, 0.35) == pytest.approx(0.17, abs=5e-3)
+    assert round(retention(stage2, base), 3) == 0.512
+    assert round(retention(stage4, base), 4) == 0.5880
 
 
 def test_retention_interval_agrees_with_scipys_paired_bootstrap():
     rng = np.random.default_rng(5)
     a, b = draw(rng, 400, 0.35, 0.25, 0.1)
-    found = stats.above_floor_retention({"t": a}, {"t": b}, {"t": 0.25}, seed=1)
+    found = above_floor_retention({"t": a}, {"t": b}, {"t": 0.25}, seed=1)
     theirs = bootstrap(
         (a.astype(float), b.astype(float)),
         lambda x, y, axis: (y.mean(axis=axis) - 0.25) / (x.mean(axis=axis) - 0.25),
@@ -218,14 +219,14 @@ def test_retention_interval_agrees_with_scipys_paired_bootstrap():
     assert found.value == pytest.approx((b.mean() - 0.25) / (a.mean() - 0.25))
     assert found.low == pytest.approx(theirs.low, abs=0.03)
     assert found.high == pytest.approx(theirs.high, abs=0.03)
-    again = stats.above_floor_retention({"t": a}, {"t": b}, {"t": 0.25}, seed=1)
+    again = above_floor_retention({"t": a}, {"t": b}, {"t": 0.25}, seed=1)
     assert again == found  # seeded
 
 
 def test_retention_is_suppressed_when_the_base_is_not_above_the_floor():
     rng = np.random.default_rng(0)
     a, b = rng.random(300) < 0.26, rng.random(300) < 0.5
-    found = stats.above_floor_retention({"t": a}, {"t": b}, {"t": 0.25})
+    found = above_floor_retention({"t": a}, {"t": b}, {"t": 0.25})
     assert found.value is None
     assert found.low is None
     assert "not separable" in (found.why_suppressed or "")
@@ -236,7 +237,7 @@ def test_retention_above_a_run_moves_with_that_runs_items():
     rng = np.random.default_rng(4)
     a, b = draw(rng, 600, 0.4, 0.2, 0.1)
     floor = rng.random(600) < 0.3
-    found = stats.above_floor_retention({"t": a}, {"t": b}, {"t": floor})
+    found = above_floor_retention({"t": a}, {"t": b}, {"t": floor})
     assert found.value == pytest.approx((b.mean() - floor.mean()) / (a.mean() - floor.mean()))
     assert found.low < found.value < found.high
 
@@ -250,16 +251,16 @@ def test_interaction_is_the_difference_of_differences():
 
     rng = np.random.default_rng(1)
     bb, cb, bc, cc = (arm(rng, p) for p in (0.6, 0.4, 0.5, 0.5))
-    found = stats.interaction(bb, cb, bc, cc)
+    found = effects.interaction(bb, cb, bc, cc)
     by_hand = np.mean(
         [(bb[t].mean() - cb[t].mean()) - (bc[t].mean() - cc[t].mean()) for t in ("x", "y")]
     )
     assert found.estimate.value == pytest.approx(by_hand)
     assert found.estimate.excludes_zero
-    swapped = stats.interaction(bc, cc, bb, cb)
+    swapped = effects.interaction(bc, cc, bb, cb)
     assert swapped.estimate.value == pytest.approx(-found.estimate.value)
     # Ordinary tuning helps both regimes alike: no interaction, whatever the gain.
-    same = stats.interaction(bb, cb, bb, cb)
+    same = effects.interaction(bb, cb, bb, cb)
     assert same.estimate.value == 0
     assert not same.estimate.excludes_zero
 
@@ -272,7 +273,7 @@ def test_contrast_covers_the_truth():
             "x": rng.choice([-1, 0, 1], size=150, p=[0.1, 0.7, 0.2]),
             "y": rng.choice([-2, 0, 1], size=60, p=[0.05, 0.75, 0.2]),
         }
-        found = stats.stratified_mean(values).estimate
+        found = effects.stratified_mean(values).estimate
         hits += found.low <= 0.1 <= found.high
     assert 0.93 <= hits / 1000 <= 0.985
 
@@ -282,10 +283,10 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval():
     item = rng.choice([-1.0, 0.0, 1.0], size=300)
     alike = {"t": np.stack([item] * 3)}
     apart = {"t": np.clip(np.stack([item - 0.2, item, item + 0.2]), -1.2, 1.2)}
-    one, three = stats.stratified_mean({"t": item}), stats.stratified_mean(alike)
+    one, three = effects.stratified_mean({"t": item}), effects.stratified_mean(alike)
     assert three.estimate.value == pytest.approx(one.estimate.value)
     assert three.estimate.high == pytest.approx(one.estimate.high)  # copies are no new evidence
-    spread = stats.stratified_mean(apart)
+    spread = effects.stratified_mean(apart)
     assert len(spread.per_seed) == 3
     assert spread.estimate.high - spread.estimate.low > one.estimate.high - one.estimate.low
 

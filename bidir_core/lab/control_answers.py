@@ -16,6 +16,7 @@ from bidir_core import stats, words
 from bidir_core.lab.points import SINK
 from bidir_core.pairing import pair
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
+from bidir_core.retention import Retention, above_floor_retention
 from bidir_core.store import Run
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def above(floor: Run, run: Run) -> stats.Estimate:
     return stats.macro_delta([stats.paired_delta(a[task], b[task]) for task in a])
 
 
-def _kept(causal: Run, plain: Run, floor: Run) -> stats.Retention:
+def _kept(causal: Run, plain: Run, floor: Run) -> Retention:
     pairs = pair(causal, plain, "acc", intersect=True)
     third = pair(causal, floor, "acc", intersect=True, check_context=False)
     score = dict(zip(zip(third.task, third.doc_id), third.correct_b))
@@ -217,4 +218,4 @@ def _kept(causal: Run, plain: Run, floor: Run) -> stats.Retention:
         {task: values[known & (pairs.task == task)] for task in pairs.tasks}
         for values in (pairs.correct_a, pairs.correct_b, low)
     ]
-    return stats.above_floor_retention(parts[0], parts[1], parts[2])
+    return above_floor_retention(parts[0], parts[1], parts[2])

@@ -22,6 +22,7 @@ from bidir_core.lab.points import Condition, Point
 from bidir_core.lab.verdicts import best, best_of_dials
 from bidir_core.pairing import METRICS, pair
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
+from bidir_core.retention import Retention, above_floor_retention
 from bidir_core.sampling import fold_of
 from bidir_core.store import Run
 
@@ -78,15 +79,13 @@ class Outcomes:
         half: str | None = None,
         *,
         confidence: float = stats.CONFIDENCE,
-    ) -> stats.Retention | None:
+    ) -> Retention | None:
         """Which share of the damage a point removes."""
         mask = self.mask(causal, bidirectional, slug, half=half)
         base, floor = self.split(causal, mask), self.split(bidirectional, mask)
         if not base or not all(map(len, base.values())):
             return None
-        return stats.above_floor_retention(
-            base, self.split(slug, mask), floor, confidence=confidence
-        )
+        return above_floor_retention(base, self.split(slug, mask), floor, confidence=confidence)
 
 
 def outcomes(causal: Run, runs: Mapping[str, Run], metric: str) -> Outcomes:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bidir_core import stats, words
+from bidir_core import effects, stats, words
 from bidir_core.reporting.contrast import Contrast, direction_of
 from bidir_core.reporting.markdown import escape, retention_text
+from bidir_core.retention import Retention
 
 LEAKY_WARNING = (
     "3A is leaky: in its training each response token was visible to the place that had to "
@@ -38,7 +39,7 @@ class Attempt:
     control_gap: Contrast | None
     normal: Contrast | None
     control_normal: Contrast | None
-    interaction: stats.Contrast | str
+    interaction: effects.Contrast | str
     interaction_note: str = ""
     margin: float = stats.MARGIN
 
@@ -216,7 +217,7 @@ def kept(one: Contrast) -> str:
     return f"Kept of {escape(one.a)}: {'; '.join(parts)}." if parts else ""
 
 
-def retention(found: stats.Retention) -> str:
+def retention(found: Retention) -> str:
     why = f" ({found.why_suppressed})" if found.value is None else ""
     return retention_text(found) + why
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bidir_core import stats
+from bidir_core.retention import Retention
 
 Basis = Literal["paired", "unpaired", "none"]
 Direction = Literal["lower", "higher", "same", "undecided", "unknown"]
@@ -55,8 +56,8 @@ class Contrast:
     tasks: tuple[TaskDelta, ...] = ()
     per_seed: tuple[float, ...] = ()
     ratio: float | None = None
-    above_chance: stats.Retention | None = None
-    above_floor: stats.Retention | None = None
+    above_chance: Retention | None = None
+    above_floor: Retention | None = None
     detectable: float | None = None
     margin: float = stats.MARGIN
     leaky: bool = False
@@ -93,7 +94,7 @@ def direction_of(interval: stats.Estimate | None, margin: float) -> Direction:
     return "higher" if interval.value > 0 else "lower"
 
 
-def mean_retention(found: Sequence[stats.Retention | None]) -> stats.Retention | None:
+def mean_retention(found: Sequence[Retention | None]) -> Retention | None:
     """Over seeds: the mean, and an interval that holds every seed's own."""
     known = [one for one in found if one is not None]
     if len(known) != len(found) or not known:
@@ -103,7 +104,7 @@ def mean_retention(found: Sequence[stats.Retention | None]) -> stats.Retention |
     hidden = [one for one in known if one.value is None]
     if hidden:
         return hidden[0]
-    return stats.Retention(
+    return Retention(
         value=mean([one.value for one in known]),
         low=min(one.low for one in known if one.low is not None),
         high=max(one.high for one in known if one.high is not None),

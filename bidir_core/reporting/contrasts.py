@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bidir_core import stats
+from bidir_core import effects, stats
 from bidir_core.compare import Comparison, compare, interaction_of_runs
 from bidir_core.errors import UserError
 from bidir_core.pairing import Metric, pair
@@ -60,7 +60,7 @@ def contrast(
 
 def interaction(
     study: Study, arm: Arm, *, metric: Metric = "acc"
-) -> tuple[stats.Contrast, str] | str:
+) -> tuple[effects.Contrast, str] | str:
     """(arm - control under its regime) - (arm - control under causal), and the control's name.
 
     The control of 3B is 3C; that of distillation is the base model, which it was taught to equal.
@@ -188,7 +188,7 @@ def _paired(
         )
         detectable = results[0].macro.detectable
     else:
-        over_seeds = stats.stratified_mean(_item_differences(pairs, metric))
+        over_seeds = effects.stratified_mean(_item_differences(pairs, metric))
         estimate, by_task = over_seeds.estimate, over_seeds.per_task
         detectable = None
     tasks = []

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from bidir_core import stats, words
+from bidir_core.retention import Retention
 
 Kind = Literal[
     "text", "code", "count", "acc", "points", "interval", "spread", "estimate", "retention",
@@ -140,7 +141,7 @@ def interval_text(interval: Interval | stats.Estimate) -> str:
     return f"{low} to {high}"
 
 
-def retention_text(found: stats.Retention) -> str:
+def retention_text(found: Retention) -> str:
     """``48.6 % (34.9 to 63.0 %)``, or that it is suppressed."""
     if found.value is None:
         return "suppressed"

@@ -12,6 +12,7 @@ import numpy as np
 from bidir_core import stats
 from bidir_core.pairing import Metric
 from bidir_core.reporting.contrast import Contrast, TaskDelta, mean
+from bidir_core.retention import Retention, retention
 from bidir_core.store import Run
 
 
@@ -96,9 +97,7 @@ def unpaired(
     )
 
 
-def _printed_retention(
-    first: Run, acc_a: float, acc_b: float, metric: Metric
-) -> stats.Retention | None:
+def _printed_retention(first: Run, acc_a: float, acc_b: float, metric: Metric) -> Retention | None:
     """Above-chance retention from printed accuracies: no interval, but the same suppression.
 
     The accuracies are means over seeds; ``first``, of the baseline, knows chance and n.
@@ -115,8 +114,8 @@ def _printed_retention(
             f"the baseline is not separable from the floor: {above:+.3f} "
             f"({above - half:+.3f} to {above + half:+.3f})"
         )
-        return stats.Retention(None, None, None, n, why)
-    return stats.Retention(stats.retention(acc_b, acc_a, chance), None, None, n)
+        return Retention(None, None, None, n, why)
+    return Retention(retention(acc_b, acc_a, chance), None, None, n)
 
 
 def macro_of(run: Run, metric: Metric) -> float | None:
