@@ -13,8 +13,10 @@ from typing import Any, Literal
 from bidir_core import stats
 from bidir_core.metrics import standard_error
 from bidir_core.pairing import Metric
+from bidir_core.paper.fields import MACRO
 from bidir_core.paper.ledger import Entry, Sentence
-from bidir_core.paper.quantities import MACRO, SIGNIFICANCE, Quantities
+from bidir_core.paper.quantities import Quantities
+from bidir_core.paper.verdict_words import SIGNIFICANCE
 from bidir_core.reporting.answers import size
 from bidir_core.reporting.arms import CAUSAL, Arm
 from bidir_core.reporting.contrast import Contrast, Direction, direction_of

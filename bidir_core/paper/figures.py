@@ -23,8 +23,9 @@ from bidir_core.paper.drawing import (
     shorten,
 )
 from bidir_core.paper.ledger import Entry
-from bidir_core.paper.quantities import Quantities, verdict_words
+from bidir_core.paper.quantities import Quantities
 from bidir_core.paper.tables import shown_number
+from bidir_core.paper.verdict_words import verdict_words
 from bidir_core.reporting.arms import CAUSAL, Arm
 from bidir_core.reporting.contrast import Contrast
 from bidir_core.reporting.printed import level

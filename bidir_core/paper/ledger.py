@@ -15,6 +15,7 @@ from bidir_core.paper import latex
 
 MACRO = r"\providecommand{\fromrun}[2]{#2}"
 Style = Literal["number", "text", "code"]
+End = Literal["value", "low", "high"]  # of a number with its interval
 _PRINT = {"number": latex.number, "text": latex.escape, "code": latex.code}
 
 # What a ``statistic`` in ``numbers.json`` means.

@@ -7,7 +7,8 @@ from typing import Any
 
 from bidir_core.config import EMBEDDED_MODEL
 from bidir_core.paper.bibliography import TASKS
-from bidir_core.paper.quantities import Quantities, lookup
+from bidir_core.paper.fields import lookup
+from bidir_core.paper.quantities import Quantities
 from bidir_core.paper.regime_words import regime_words
 from bidir_core.paper.tables import shown_number
 from bidir_core.paper.training_words import training_paragraphs

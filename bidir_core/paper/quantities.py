@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from bidir_core import stats, words
+from bidir_core import words
 from bidir_core.pairing import Metric
-from bidir_core.paper.ledger import Entry, Ledger
+from bidir_core.paper.fields import MACRO, lookup
+from bidir_core.paper.interaction import Interaction
+from bidir_core.paper.ledger import End, Entry, Ledger
+from bidir_core.paper.verdict_words import verdict_words
 from bidir_core.reporting.arms import Arm
 from bidir_core.reporting.contrast import Contrast, TaskDelta
 from bidir_core.reporting.contrasts import cell_title, interaction, interaction_runs
@@ -16,10 +19,6 @@ from bidir_core.reporting.printed import level, task_accuracy
 from bidir_core.reporting.run_tables import labelled_runs
 from bidir_core.reporting.study import Cell, Study
 from bidir_core.store import Run
-
-MACRO = "macro"
-End = Literal["value", "low", "high"]
-SIGNIFICANCE = 0.05
 
 
 class Quantities:
@@ -285,77 +284,6 @@ class Quantities:
         lists = [[run.id for run in one] for one in runs[0]]
         value = found[0]
         return Interaction(self, arm, runs[1], {MACRO: value.estimate, **value.per_task}, lists)
-
-
-class Interaction:
-    """(arm - control under the arm's regime) - (arm - control under causal), by task."""
-
-    def __init__(
-        self,
-        quantities: Quantities,
-        arm: Arm,
-        control: Arm,
-        estimates: Mapping[str, stats.Estimate],
-        lists: list[list[str]],
-    ):
-        self.quantities, self.arm, self.control = quantities, arm, control
-        self.estimates, self.lists = estimates, lists
-
-    def entry(self, task: str = MACRO, part: End = "value") -> Entry:
-        value = getattr(self.estimates[task], part)
-        text = words.points(value, signed=True)
-        return self._add(f"{task}/{part}", value, text, "interaction", task=task, part=part)
-
-    def items(self, task: str = MACRO) -> Entry:
-        n = self.estimates[task].n
-        return self._add(f"{task}/n", n, words.count(n), "items", task=task)
-
-    def verdict(self, task: str = MACRO) -> Entry:
-        margin = self.quantities.margin
-        text = verdict_words(self.estimates[task], margin)
-        return self._add(f"{task}/verdict", text, text, "verdict", "text", task=task, margin=margin)
-
-    def _add(
-        self, key: str, value: Any, text: str, statistic: str,
-        style: Literal["number", "text"] = "number", **source: Any,
-    ) -> Entry:  # fmt: skip
-        return self.quantities.ledger.add(
-            f"interaction {self.arm.title}/{key}", value, text,
-            [run for one in self.lists for run in one], style=style, statistic=statistic, **source,
-            metric=self.quantities.metric, arms=self.lists,
-        )  # fmt: skip
-
-
-def verdict_words(
-    interval: stats.Estimate | None, margin: float, p_holm: Iterable[float] = ()
-) -> str:
-    """``higher``, ``lower``, ``no difference`` (within the margin), ``undecided``, ``no interval``.
-
-    Of several tasks one is called different only if Holm's adjustment leaves it so for every seed.
-    """
-    if interval is None:
-        return "no interval"
-    verdict = stats.verdict(interval, margin=margin)
-    if verdict == "no difference":
-        return verdict
-    if verdict == "undecided" or any(p >= SIGNIFICANCE for p in p_holm):
-        return "undecided"
-    return "higher" if interval.value > 0 else "lower"
-
-
-def lookup(run: Run, file: str, field: str) -> Any:
-    """A dotted field of a run's JSON file, or None."""
-    files = {"config.json": run.config, "metrics.json": run.metrics, "probe.json": run.probe}
-    return _walk(files[file], field.split("."))
-
-
-def _walk(value: Any, names: list[str]) -> Any:
-    """Longest keys first: the name of a custom task may hold a dot."""
-    for end in range(len(names), 0, -1):
-        key = ".".join(names[:end])
-        if isinstance(value, dict) and key in value:
-            return _walk(value[key], names[end:])
-    return None if names else value
 
 
 def _row(one: Contrast, task: str) -> TaskDelta:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from bidir_core import words
 from bidir_core.pairing import Metric
 from bidir_core.paper.claims import Claim
+from bidir_core.paper.fields import MACRO
 from bidir_core.paper.latex import Tabular, wrapped
 from bidir_core.paper.ledger import Entry
-from bidir_core.paper.quantities import MACRO, Quantities
+from bidir_core.paper.quantities import Quantities
 from bidir_core.reporting.arms import CAUSAL, Arm
 from bidir_core.reporting.contrast import Contrast
 from bidir_core.reporting.run_tables import labelled_runs

@@ -10,7 +10,7 @@ import pytest
 
 from bidir_core import stats
 from bidir_core.paper.claims import status_of
-from bidir_core.paper.quantities import verdict_words
+from bidir_core.paper.verdict_words import verdict_words
 from bidir_core.paper.write import write_paper
 from bidir_core.report import build_report
 from bidir_core.run_layout import COMMITTED_RUNS
