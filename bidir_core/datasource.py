@@ -68,6 +68,8 @@ class Rows:
 
 def _coerce(value: Any, kind: Column) -> Any:
     """`value` as the hub's type for it; the few harmless differences between sources are mended."""
+    if type(value) is kind:  # nearly always
+        return value
     if isinstance(kind, list):
         if not isinstance(value, list):
             raise TypeError(f"{value!r:.60} is not a list")

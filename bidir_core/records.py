@@ -63,6 +63,19 @@ LIGHT_FIELDS: tuple[str, ...] = tuple(name for name in RECORD_FIELDS if name not
 Key = tuple[str, int]  # (task, doc_id)
 
 
+def _leaf(field: pa.Field) -> str:
+    """What Parquet calls the values of a field."""
+    path, kind = field.name, field.type
+    while pa.types.is_list(kind):
+        path, kind = f"{path}.list.element", kind.value_type
+    return path
+
+
+_LEAVES = tuple(_leaf(field) for field in SCHEMA)
+_KNOWN = frozenset(RECORD_FIELDS)
+_LINES = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def make_record(
     *,
     task: str,
@@ -97,16 +110,18 @@ def make_record(
         bad = next(i for i, value in enumerate(ll) if not math.isfinite(value))
         error = f"the log-likelihood of choice {bad} is {ll[bad]}"
     pred = pred_norm = margin = None
-    scores: np.ndarray | None = None
+    scores: list[float] | None = None
     has_norm = len(set(continuations)) > 1
     if error is None and ll is not None:
         # Rounded first, so that the stored numbers and the stored prediction cannot disagree.
-        scores = np.asarray(ll, dtype=np.float32).astype(np.float64)
-        pred = int(np.argmax(scores))
-        margin = float(scores[gold] - np.delete(scores, gold).max())
+        scores = np.asarray(ll, dtype=np.float32).tolist()
+        pred = scores.index(max(scores))
+        others = scores.copy()
+        margin = others.pop(gold) - max(others)
         if has_norm:
-            lengths = np.array([max(len(text.removeprefix(" ")), 1) for text in continuations])
-            pred_norm = int(np.argmax(scores / lengths))
+            lengths = (max(len(text.removeprefix(" ")), 1) for text in continuations)
+            normed = [score / length for score, length in zip(scores, lengths, strict=True)]
+            pred_norm = normed.index(max(normed))
     heavy: dict[str, Any] = {
         "contexts": list(contexts),
         "continuations": list(continuations),
@@ -121,7 +136,7 @@ def make_record(
         "doc_id": int(doc_id),
         "doc_hash": doc_hash,
         "gold": int(gold),
-        "ll": None if scores is None else scores.tolist(),
+        "ll": scores,
         "n_prefix_tokens": [int(n) for n in n_prefix_tokens],
         "n_continuation_tokens": [int(n) for n in n_continuation_tokens],
         **(dict.fromkeys(HEAVY_FIELDS) if compact else heavy),
@@ -137,11 +152,9 @@ def make_record(
 
 def to_line(record: Mapping[str, Any]) -> bytes:
     """One line of ``items.jsonl``. Unknown fields and NaN raise ValueError: they are bugs."""
-    unknown = set(record) - set(RECORD_FIELDS)
-    if unknown:
+    if unknown := record.keys() - _KNOWN:
         raise ValueError(f"not fields of a record: {sorted(unknown)}")
-    line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return line.encode("utf-8", errors="surrogatepass") + b"\n"
+    return _LINES.encode(record).encode("utf-8", errors="surrogatepass") + b"\n"
 
 
 def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -183,7 +196,11 @@ def write_parquet(table: pa.Table, path: Path) -> None:
             table,
             temporary,
             compression="zstd",
-            compression_level=22,
+            # Hashes are digits at random: more effort finds nothing more in them.
+            compression_level={
+                **dict.fromkeys(_LEAVES, 15 if compact else 19),
+                "doc_hash": 1,
+            },
             # One item's texts cost one row group to read; without texts one group is smallest.
             row_group_size=65536 if compact else 2048,
             use_dictionary=["task", "error", "prompt_group"],

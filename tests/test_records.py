@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bidir_core import records
 from bidir_core.metrics import compute_metrics
@@ -63,6 +65,32 @@ def test_stored_numbers_and_stored_prediction_cannot_disagree():
     close = -100.0 - 1e-9  # the same number in float32
     row = record(ll=[close, -100.0])
     assert row["pred"] == int(np.argmax(np.asarray(row["ll"], dtype=np.float32)))
+
+
+@given(
+    st.lists(
+        st.floats(-500, 0, width=32) | st.sampled_from([-1.0, -2.0, -3.0]), min_size=2, max_size=6
+    ).flatmap(lambda ll: st.tuples(st.just(ll), st.integers(0, len(ll) - 1))),
+    st.lists(st.integers(0, 9), min_size=6, max_size=6),
+)
+def test_predictions_are_those_of_arrays(scored, letters):
+    """Ties included: the first of equals; margins and lengths in double precision."""
+    ll, gold = scored
+    texts = [" " + "x" * n for n in letters[: len(ll)]]
+    row = record(ll=ll, gold=gold, continuations=texts)
+    values = np.array(ll, dtype=np.float32).astype(np.float64)
+    assert row["ll"] == values.tolist()
+    assert row["pred"] == int(np.argmax(values))
+    assert row["margin"] == float(values[gold] - np.delete(values, gold).max())
+    if len(set(texts)) > 1:
+        lengths = np.array([max(n, 1) for n in letters[: len(ll)]])
+        assert row["pred_norm"] == int(np.argmax(values / lengths))
+
+
+def test_a_line_is_dense_json():
+    row = record(contexts=["caf\u00e9 \u2028 \ud800"], ll=[-8.1, -4.2])
+    dense = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    assert records.to_line(row) == dense.encode("utf-8", errors="surrogatepass") + b"\n"
 
 
 def test_metrics_by_hand():

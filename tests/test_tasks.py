@@ -14,13 +14,15 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from lm_eval_reference import lm_eval_items, lm_eval_task
 from pyarrow import parquet
 
 from bidir_core.datasource import Dataset, Rows
 from bidir_core.errors import UserError
 from bidir_core.fewshot import fewshot_prefixes
-from bidir_core.items import ItemList, hash_doc
+from bidir_core.items import ItemList, hash_doc, indented
 from bidir_core.tasks import (
     ITEM_FIELDS,
     TASKS,
@@ -208,6 +210,25 @@ def test_equal_data_gives_equal_items_whatever_the_layout(task: str, tmp_path: P
         items = load_items([task], data_source=str(root))
         assert [i.doc_hash for i in items] == expected, root.name
         assert items == load_items([task], data_source=str(roots[0]))
+
+
+_SCALARS = st.text() | st.integers() | st.booleans() | st.none() | st.floats()
+
+
+@given(
+    st.recursive(
+        _SCALARS,
+        lambda inner: (
+            st.lists(inner)
+            | st.lists(inner).map(tuple)
+            | st.dictionaries(st.text(), inner)
+            | st.dictionaries(st.integers() | st.text() | st.booleans(), inner)
+        ),
+        max_leaves=20,
+    )
+)
+def test_what_is_hashed_is_what_pythons_json_writes(value: Any) -> None:
+    assert indented(value) == json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def test_harmless_differences_between_sources_do_not_change_the_hash(tmp_path: Path) -> None:
