@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bidir_core import models, processes
+from bidir_core import heap, models, processes
 from bidir_core.config import EvalConfig, to_json
 from bidir_core.encoding import EncodedItem, Encoder, check_lengths
 from bidir_core.errors import UserError
@@ -24,6 +24,7 @@ from bidir_core.tasks import check_selection, load_items
 from bidir_core.training.overlap import refuse_trained_tasks
 
 
+@heap.at_rest()
 def evaluate(
     config: EvalConfig,
     *,
@@ -58,6 +59,7 @@ def evaluate(
     return _score(begin, config, loaded, regime, encoded)
 
 
+@heap.at_rest()
 def resume(
     reference: str | Path,
     given: Mapping[str, Any],

@@ -172,19 +172,20 @@ def plan_batches(
 
     Tokens are counted as they are; rows add a few percent of padding (:func:`pack_rows`). An item
     always fits, alone if need be. Items without segments (they carry an error) are left out.
-    ``ramp``: the first and the last batches are down to a quarter as large, since a device waits for
+    ``ramp``: the first two and the last one are smaller, down to a quarter, since a device waits for
     the first to be put together, and a run for the last to be recorded.
     """
     longest = [max((len(s) for s in own), default=0) for own in segments]
     order = sorted((i for i, n in enumerate(longest) if n), key=lambda i: (-longest[i], i))
     sizes = {i: sum(map(len, segments[i])) for i in order}
     batches: list[Batch] = []
-    left = sum(sizes.values())
+    left, quarter = sum(sizes.values()), batch_tokens // 4
     while order:
         limit = batch_tokens
         if ramp:
-            quarter = batch_tokens // 4
-            limit = min(quarter << min(len(batches), 2), max(quarter, left // 2))
+            limit = quarter << min(len(batches), 2)
+            if 1.5 * quarter < left <= batch_tokens:
+                limit = min(limit, left - quarter)
         tokens, n = sizes[order[0]], 1
         while n < len(order) and tokens + sizes[order[n]] <= limit:
             tokens, n = tokens + sizes[order[n]], n + 1

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bidir_core import heap
 from bidir_core.config import EvalConfig
 from bidir_core.devices import device_name, forget_peak_memory, peak_memory_bytes
 from bidir_core.encoding import EncodedItem
@@ -49,7 +48,7 @@ def score_into(
         writer,
         terminable(),
         logging_to(writer.path / "log.txt") as log,
-        _heap_at_rest(),
+        heap.at_rest(),
     ):
         # What other processes had recorded, and spent, when the run was stopped.
         spent: list[Mapping[str, Any]] = [before or {}, *absorb(writer)]
@@ -143,7 +142,7 @@ def score_share(
     team: Team,
 ) -> None:
     """What every process of a launch but the main one does: score its share into a part file."""
-    with terminable(), _heap_at_rest():
+    with terminable(), heap.at_rest():
         # On a CPU beside the main process's, before its clock starts; on a GPU beside the scoring.
         report = None if loaded.device.type == "cuda" else run_probe(loaded, regime)
         done: set[Key] = team.on_main(set)
@@ -161,19 +160,6 @@ def score_share(
             part.finish(error=" ".join(str(error).split())[:300] or type(error).__name__)
             raise
         part.finish()
-
-
-@contextmanager
-def _heap_at_rest() -> Iterator[None]:
-    """Leaves what is in memory now, such as libraries and items, out of garbage collections inside.
-
-    Going through all of it takes some tenths of a second, for which a GPU would wait.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _meaningless(run: Path) -> str:
