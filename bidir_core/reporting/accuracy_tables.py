@@ -7,7 +7,7 @@ from typing import Any
 
 from bidir_core.pairing import Metric
 from bidir_core.reporting.arms import CAUSAL, Arm
-from bidir_core.reporting.contrast import Contrast, mean
+from bidir_core.reporting.contrast import Contrast
 from bidir_core.reporting.contrasts import cell_title, items_of
 from bidir_core.reporting.markdown import NOT_RUN, Column, Interval, Kind, Table
 from bidir_core.reporting.printed import level, task_accuracy
@@ -139,3 +139,7 @@ def two_by_two_table(study: Study, metric: Metric) -> Table:
                 under.value - causal.value if under and causal else None,
             ])  # fmt: skip
     return table
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bidir_core.reporting.accuracy_tables import mean
 from bidir_core.reporting.arms import RECIPE_FIELDS, Arm
-from bidir_core.reporting.contrast import mean
 from bidir_core.reporting.contrasts import cell_title
 from bidir_core.reporting.markdown import Column, Interval, Table
 from bidir_core.reporting.study import Study, ordered_cells
