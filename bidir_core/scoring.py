@@ -34,7 +34,7 @@ AUTO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
 # Normalising the logits makes float32 copies; small pieces stay in a CPU's cache.
 HEAD_CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
 # Batches that a GPU holds while the scores of one are recorded.
-AHEAD = 2
+AHEAD = 3
 # FlexAttention's kernel is compiled for a shape: packed rows come in at most so many lengths.
 ROW_LENGTHS = 8
 

@@ -293,10 +293,11 @@ def on_gpu(monkeypatch):
 def test_a_gpu_is_some_batches_ahead_and_what_it_computed_is_not_lost(on_gpu):
     scorer, events = on_gpu
     with pytest.raises(UserError):
-        scorer(unable=[3]).record_all(5)
+        scorer(unable=[4]).record_all(6)
     assert events == [
-        "ready", ("begin", 0), ("begin", 1), ("begin", 2), ("read", 0), ("record", 0),
-        ("begin", 3), ("read", 1), ("record", 1), ("read", 2), ("record", 2),
+        "ready", ("begin", 0), ("begin", 1), ("begin", 2), ("begin", 3), ("read", 0), ("record", 0),
+        ("begin", 4), ("read", 1), ("record", 1), ("read", 2), ("record", 2),
+        ("read", 3), ("record", 3),
     ]  # fmt: skip
 
 
