@@ -9,9 +9,11 @@ That boundary matters more here than elsewhere: it is where bidirectional attent
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,7 +23,6 @@ from bidir_core.items import Item
 Bos = Literal["auto", "add", "none"]
 
 
-@dataclass(frozen=True)
 class Tokens:
     """Token ids ``[n]`` (int64) and their character ranges ``[n, 2]`` in the text they came from.
 
@@ -29,11 +30,71 @@ class Tokens:
     space that it took over from the context lies at negative offsets.
     """
 
-    ids: np.ndarray
-    offsets: np.ndarray
+    __slots__ = ("_offsets", "ids")
+
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray | _Place):
+        self.ids = ids
+        self._offsets = offsets
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Most runs never ask; for the first who does all texts are read a second time."""
+        if isinstance(self._offsets, _Place):
+            texts, start, end, characters = self._offsets
+            return texts.offsets[start:end].astype(np.int64) - characters
+        return self._offsets
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+class _Texts:
+    """Texts that are tokenised together.
+
+    ``tail``: how many tokens are cut off each end; ``front``: the token that each begins with.
+    """
+
+    def __init__(
+        self, backend: Any, texts: list[str], *, special: bool, tail: int, front: int | None
+    ):
+        self.backend, self.texts, self.special, self.tail = backend, texts, special, tail
+        ids: list[int] = []
+        self.ends = [0]
+        for encoding in backend.encode_batch_fast(texts, add_special_tokens=special):
+            own = encoding.ids
+            if front is not None and own[:1] != [front]:
+                ids.append(front)
+            ids += own[: len(own) - tail]
+            self.ends.append(len(ids))
+        self.ids = np.array(ids, dtype=np.int64)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """``[n, 2]`` of all texts' tokens (int32); one put in front stands for no character."""
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        found = np.zeros((len(self.ids), 2), dtype=np.int32)
+        encodings = self.backend.encode_batch(self.texts, add_special_tokens=self.special)
+        for encoding, end in zip(encodings, self.ends[1:]):
+            if own := encoding.offsets[: len(encoding) - self.tail]:
+                found[end - len(own) : end] = own
+        return found
+
+
+class _Place(NamedTuple):
+    """Where some tokens are among all texts', and how many characters their offsets leave out."""
+
+    texts: _Texts
+    start: int
+    end: int
+    characters: int = 0
+
+    def tokens(self) -> Tokens:
+        return Tokens(self.texts.ids[self.start : self.end], self)
+
+    def after(self, n: int, characters: int) -> _Place:
+        """Without the first ``n`` tokens, counted in a text without its first characters."""
+        return _Place(self.texts, self.start + n, self.end, characters)
 
 
 @dataclass(frozen=True)
@@ -57,10 +118,10 @@ class EncodedItem:
     @property
     def longest(self) -> int:
         """Tokens the model must hold at once: the longest prefix plus continuation."""
-        return max(
-            len(self.prefix(choice)) + len(tokens) - 1
-            for choice, tokens in enumerate(self.continuations)
-        )
+        n_prefix = (len(tokens.ids) for tokens in self.prefixes)
+        if len(self.prefixes) == 1:
+            n_prefix = itertools.repeat(len(self.prefixes[0].ids))
+        return max(n + len(tokens.ids) for n, tokens in zip(n_prefix, self.continuations)) - 1
 
 
 class Encoder:
@@ -102,34 +163,31 @@ class Encoder:
                     context, continuation = self._as_turn(context), continuation.removeprefix(" ")
                 pairs.append((context, continuation))
         stems = [context.rstrip() for context, _ in pairs]
-        whole_of = self._encode_texts([context + text for context, text in pairs])
-        stem_of = self._encode_texts(stems)
+        wholes = [context + text for context, text in pairs]
+        whole_of = self._encode_texts(wholes)
+        stem_of = {stem: place.tokens() for stem, place in self._encode_texts(stems).items()}
         alone_of = self._encode_texts(
             [text for (context, text) in pairs if not context], special=False
         )
-        encoded, cursor = [], 0
+        encoded, cursor = [], iter(zip(pairs, stems, wholes))
         for item in items:
             prefixes, continuations, contexts = [], [], []
-            for _ in item.continuations:
-                continued: Tokens
-                (context, text), stem = pairs[cursor], stems[cursor]
-                cursor += 1
+            for (context, text), stem, whole in itertools.islice(cursor, len(item.continuations)):
                 if not context:
-                    prefix, continued = self._after_nothing(alone_of[text])
+                    prefix, place = self._nothing(), alone_of[text]
                 else:
-                    prefix, whole = stem_of[stem], whole_of[context + text]
-                    n = len(prefix)
-                    continued = Tokens(whole.ids[n:], whole.offsets[n:] - len(context))
+                    prefix = stem_of[stem]
+                    place = whole_of[whole].after(len(prefix.ids), len(context))
                 prefixes.append(prefix)
                 contexts.append(context)
-                continuations.append(continued)
+                continuations.append(place.tokens())
             if len(item.contexts) == 1:
                 prefixes, contexts = prefixes[:1], contexts[:1]
             error = None
             for choice, tokens in enumerate(continuations):
-                if not len(tokens):
+                if not tokens.ids.size:
                     error = f"choice {choice} has no tokens of its own behind the context"
-            if any(not len(prefix) for prefix in prefixes):
+            if not all(prefix.ids.size for prefix in prefixes):
                 error = "the context has no tokens"
             encoded.append(
                 EncodedItem(item, tuple(contexts), tuple(prefixes), tuple(continuations), error)
@@ -139,7 +197,7 @@ class Encoder:
     def encode_prompt(self, text: str) -> tuple[str, Tokens]:
         """A text to be continued: as the model reads it (in its template), and its tokens."""
         wrapped = self._as_turn(text) if self.chat_template else text
-        return wrapped, self._encode_texts([wrapped])[wrapped]
+        return wrapped, self._encode_texts([wrapped])[wrapped].tokens()
 
     def bos_added(self, encoded: Sequence[EncodedItem]) -> bool:
         """Whether prefixes begin with BOS. Raises UserError if one begins with it twice.
@@ -171,39 +229,28 @@ class Encoder:
                 f"--chat-template: this tokenizer's template cannot be used ({said}); leave it out"
             ) from error
 
-    def _after_nothing(self, alone: Tokens) -> tuple[Tokens, Tokens]:
-        """The prefix token that stands for an empty context, and the continuation behind it."""
+    def _nothing(self) -> Tokens:
+        """The prefix token that stands for an empty context."""
         no_text = np.zeros((1, 2), dtype=np.int64)
-        return Tokens(np.array([self.empty_context_id], dtype=np.int64), no_text), alone
+        return Tokens(np.array([self.empty_context_id], dtype=np.int64), no_text)
 
-    def _encode_texts(self, texts: Sequence[str], special: bool = True) -> dict[str, Tokens]:
+    def _encode_texts(self, texts: Sequence[str], special: bool = True) -> dict[str, _Place]:
         distinct = list(dict.fromkeys(texts))
-        add_bos = special and self.bos == "add"
+        front = self.tokenizer.bos_token_id if special and self.bos == "add" else None
         special = special and self.bos == "auto"
         # A text that brings its own BOS gets none from the tokenizer (lm-eval, has_bos_prefix).
-        brings = [special and self._brings_bos(text) for text in distinct]
-        plain = [text for text, own in zip(distinct, brings) if not own]
-        with_own = [text for text, own in zip(distinct, brings) if own]
-        found: dict[str, Tokens] = {}
+        with_own = [text for text in distinct if special and self._brings_bos(text)]
+        plain = [text for text in distinct if not (special and self._brings_bos(text))]
+        found: dict[str, _Place] = {}
         for group, add in ((plain, special), (with_own, False)):
             tail = self.n_tail if add else 0
-            for text, encoding in zip(
-                group, self.backend.encode_batch(group, add_special_tokens=add)
-            ):
-                found[text] = self._tokens(encoding, tail, add_bos)
+            made = _Texts(self.backend, group, special=add, tail=tail, front=front)
+            for text, (start, end) in zip(group, itertools.pairwise(made.ends)):
+                found[text] = _Place(made, start, end)
         return found
 
     def _brings_bos(self, text: str) -> bool:
         return self.bos_text is not None and text.startswith(self.bos_text)
-
-    def _tokens(self, encoding: Any, tail: int, add_bos: bool) -> Tokens:
-        end = len(encoding.ids) - tail
-        ids = np.array(encoding.ids[:end], dtype=np.int64)
-        offsets = np.array(encoding.offsets[:end], dtype=np.int64).reshape(-1, 2)
-        if add_bos and not (len(ids) and ids[0] == self.tokenizer.bos_token_id):
-            ids = np.concatenate([[self.tokenizer.bos_token_id], ids])
-            offsets = np.concatenate([np.zeros((1, 2), dtype=np.int64), offsets])
-        return Tokens(ids, offsets)
 
 
 def n_appended(backend: Any) -> int:

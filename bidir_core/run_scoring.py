@@ -197,32 +197,35 @@ def _key(one: EncodedItem) -> Key:
 
 def _record(one: EncodedItem, score: ItemScore | None, compact: bool) -> dict[str, Any]:
     return make_record(
-        **item_fields(one),
+        **item_fields(one, tokens=not compact),
         ll=None if score is None else score.ll,
-        token_ll=None if score is None else [np.round(t, 6).tolist() for t in score.token_ll],
+        token_ll=None
+        if score is None or compact
+        else [np.round(t, 6).tolist() for t in score.token_ll],
         error=one.error,
         compact=compact,
     )
 
 
-def item_fields(one: EncodedItem) -> dict[str, Any]:
-    """What a record says of an item before any model has seen it."""
+def item_fields(one: EncodedItem, *, tokens: bool = True) -> dict[str, Any]:
+    """What a record says of an item before any model has seen it, with its ``tokens`` or without."""
     item = one.item
-    return {
+    fields = {
         "task": item.task,
         "doc_id": item.doc_id,
         "doc_hash": item.doc_hash,
         "gold": item.gold,
         "contexts": one.contexts,
         "continuations": item.continuations,
-        "n_prefix_tokens": [len(tokens) for tokens in one.prefixes],
-        "n_continuation_tokens": [len(tokens) for tokens in one.continuations],
-        "prefix_token_ids": [tokens.ids.tolist() for tokens in one.prefixes],
-        "prefix_token_offsets": [tokens.offsets.tolist() for tokens in one.prefixes],
-        "continuation_token_ids": [tokens.ids.tolist() for tokens in one.continuations],
-        "continuation_token_offsets": [t.offsets.tolist() for t in one.continuations],
+        "n_prefix_tokens": [len(own.ids) for own in one.prefixes],
+        "n_continuation_tokens": [len(own.ids) for own in one.continuations],
         "prompt_group": item.prompt_group,
     }
+    if tokens:
+        for name, of in (("prefix", one.prefixes), ("continuation", one.continuations)):
+            fields[f"{name}_token_ids"] = [own.ids.tolist() for own in of]
+            fields[f"{name}_token_offsets"] = [own.offsets.tolist() for own in of]
+    return fields
 
 
 def _cost(

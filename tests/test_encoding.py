@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from bidir_core.encoding import Encoder
@@ -52,6 +54,49 @@ def test_a_template_that_refuses_is_one_sentence():
     tokenizer.chat_template = "{{ raise_exception('a system turn is needed') }}"
     with pytest.raises(UserError, match="a system turn is needed"):
         Encoder(tokenizer, chat_template=True).encode([an_item("hello", " yes", " no")])
+
+
+TEXTS = st.text("ab \n\u00e9\u4e2d\U0001f600", max_size=8) | st.sampled_from(
+    ["", "<bos>a", "<bos>", "x <eos>"]
+)
+
+
+@pytest.mark.parametrize("bos", ["auto", "add", "none"])
+@pytest.mark.parametrize("template", ["$A", "<bos> $A", "<bos> $A <eos>"])
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=3)), min_size=1, max_size=4))
+def test_tokens_and_offsets_are_those_of_each_text_alone(bos, template, drawn):
+    """Texts are tokenised together, and a second time for their offsets if one is asked for."""
+    tokenizer = tiny_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(
+        single=template, special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+    )
+
+    def alone(text: str, special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        adds = special and bos == "auto" and not text.startswith("<bos>")
+        one = backend.encode(text, add_special_tokens=adds)
+        end = len(one.ids) - (adds and template.endswith("<eos>"))
+        ids, offsets = one.ids[:end], one.offsets[:end]
+        front = special and bos == "add" and ids[:1] != [BOS]
+        return [BOS] * front + ids, [(0, 0)] * front + offsets
+
+    items = [an_item(context, *continuations) for context, continuations in drawn]
+    for item, one in zip(items, Encoder(tokenizer, bos=bos).encode(items), strict=True):
+        (context,) = item.contexts
+        stem, spans = alone(context.rstrip()) if context else ([BOS], [(0, 0)])
+        tokenizer(["pad", "me too"], padding=True)  # others use the tokenizer meanwhile
+        assert one.prefix(0).ids.tolist() == stem
+        assert one.prefix(0).offsets.tolist() == [list(span) for span in spans]
+        for text, tokens in zip(item.continuations, one.continuations, strict=True):
+            whole, spans = alone(context + text) if context else alone(text, special=False)
+            n, before = (len(stem), len(context)) if context else (0, 0)
+            assert tokens.ids.tolist() == whole[n:]
+            assert tokens.offsets.tolist() == [[a - before, b - before] for a, b in spans[n:]]
+            assert tokens.offsets.shape == (len(tokens), 2)
+        if not one.error:
+            lengths = [len(one.prefix(c)) + len(t) - 1 for c, t in enumerate(one.continuations)]
+            assert one.longest == max(lengths)
 
 
 @pytest.mark.parametrize("bos", ["auto", "add", "none"])
