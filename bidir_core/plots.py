@@ -3,6 +3,7 @@ and never carry a meaning alone: a symbol or a word stands beside them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
@@ -15,17 +16,20 @@ GREY, BLUE, RED, GREEN = "#7f7f7f", "#0072B2", "#D55E00", "#009E73"
 OBJECTIVE_COLOURS = {"3B": BLUE, "3C": GREY, "distill": GREEN, "3A": RED}
 FAINT = "rgba(127,127,127,0.28)"
 ROW_PIXELS = 38
+LINE_PIXELS = 17
+LABEL_WIDTH, LABEL_LINES = 40, 4  # characters that fit beside a chart, and lines of them
 # For axes whose margins are given: a browser that measures the labels draws half as fast.
 MEASURED = {"automargin": False, "ticklabeloverflow": "allow"}
 MASK_COLOURS = ("rgba(127,127,127,0.10)", GREY, BLUE, RED)  # hidden, back, ahead, lost
 
 
 def _rows_figure(
-    n_rows: int, *, left: int, right: int, top: int = 8, bottom: int = 46
+    n_rows: int, *, left: int, right: int, top: int = 8, bottom: int = 46, lines: int = 1
 ) -> go.Figure:
+    """``lines``: of the longest label."""
     figure = go.Figure()
     figure.update_layout(
-        height=top + bottom + ROW_PIXELS * n_rows,
+        height=top + bottom + max(ROW_PIXELS, LINE_PIXELS * lines + 4) * n_rows,
         margin={"l": left, "r": right, "t": top, "b": bottom},
         showlegend=False,
         hovermode="closest",
@@ -47,6 +51,34 @@ def inert(text: object) -> str:
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def wrapped(text: object, width: int = LABEL_WIDTH) -> list[str]:
+    """A label in lines of at most ``width`` characters: broken between phrases, else between words
+    or a regime's dials.
+
+    What four lines don't hold is left out before the last: a label's end is its regime.
+    """
+    lines = [""]
+
+    def add(piece: str) -> None:
+        if lines[-1] and len(f"{lines[-1]}{piece}".rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+
+    for part in re.split(r"(?<=, )", " ".join(str(text).split())):
+        whole = len(part.rstrip()) <= width
+        for piece in [part] if whole else re.findall(r"[^\s,]*,?\s*", part):
+            add(piece)
+    if len(lines) > LABEL_LINES:
+        lines = [*lines[: LABEL_LINES - 2], f"{lines[LABEL_LINES - 2].rstrip()} …", lines[-1]]
+    lines = [line.rstrip() for line in lines]
+    return [x if len(x) <= width else x[: width - 1].rstrip() + "…" for x in lines]
+
+
+def in_lines(lines: Iterable[str]) -> str:
+    """Lines as Plotly shows them, each as it is."""
+    return "<br>".join(map(inert, lines))
+
+
 def ink(figure: go.Figure, colour: str, soft: str) -> go.Figure:
     """Colour a figure's words for the page's theme: labels in ``colour``, axes in ``soft``.
 
@@ -65,10 +97,10 @@ def ink(figure: go.Figure, colour: str, soft: str) -> go.Figure:
     return figure
 
 
-def _row_labels(figure: go.Figure, labels: Sequence[str]) -> None:
-    figure.update_yaxes(
-        tickmode="array", tickvals=list(range(len(labels))), ticktext=[inert(x) for x in labels]
-    )
+def _row_labels(figure: go.Figure, labels: Iterable[Sequence[str]]) -> None:
+    """Each in its lines."""
+    texts = [in_lines(lines) for lines in labels]
+    figure.update_yaxes(tickmode="array", tickvals=list(range(len(texts))), ticktext=texts)
 
 
 def _pad_range(figure: go.Figure, values: Sequence[float], *, around: float | None = None) -> None:
@@ -138,7 +170,7 @@ def forest(frame: pd.DataFrame) -> go.Figure:
         text=[f"{inert(line.label)}<br>{inert(line.text)}" for line in frame.itertuples()],
         marker={"color": colours, "size": 13, "symbol": symbols},
     )  # fmt: skip
-    _row_labels(figure, frame["label"])
+    _row_labels(figure, ([label] for label in frame["label"]))
     _pad_range(figure, [*frame["low"], *frame["high"], *frame["delta"]], around=0.0)
     figure.update_xaxes(title="Difference in accuracy, points (95 % interval)", ticksuffix="")
     return figure
@@ -185,7 +217,7 @@ def levels(frame: pd.DataFrame, name_a: str, name_b: str) -> go.Figure:
         x=100 * frame.iloc[-1].chance, y=len(frame) - 1, yshift=-16, text="chance",
         showarrow=False, font={"size": 11, "color": GREY},
     )  # fmt: skip
-    _row_labels(figure, frame["label"])
+    _row_labels(figure, ([label] for label in frame["label"]))
     _pad_range(figure, [*frame["a"], *frame["b"], *frame["chance"]])
     figure.update_xaxes(title="Accuracy, %")
     return figure
@@ -196,8 +228,12 @@ def dots(frame: pd.DataFrame, *, title: str, reference: float | None = None) -> 
 
     ``frame``: label, value, low, high (shares of 1; low and high may be NaN), text, colour, symbol.
     """
-    widest = max((len(str(label)) for label in frame["label"]), default=10)
-    figure = _rows_figure(len(frame), left=min(40 + 7 * widest, 290), right=170)
+    labels = [wrapped(label) for label in frame["label"]]
+    widest = max((len(line) for lines in labels for line in lines), default=10)
+    figure = _rows_figure(
+        len(frame), left=40 + 7 * widest, right=170,
+        lines=max(map(len, labels), default=1),
+    )  # fmt: skip
     if reference is not None:
         figure.add_vline(x=100 * reference, line={"color": GREY, "width": 1.5, "dash": "dot"})
     colours = frame["colour"].tolist()
@@ -212,7 +248,7 @@ def dots(frame: pd.DataFrame, *, title: str, reference: float | None = None) -> 
         },
     )  # fmt: skip
     _direct_labels(figure, frame["text"])
-    _row_labels(figure, frame["label"])
+    _row_labels(figure, labels)
     _pad_range(figure, [*frame["low"], *frame["high"], *frame["value"]], around=reference)
     figure.update_xaxes(title=title)
     return figure

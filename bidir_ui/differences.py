@@ -44,7 +44,7 @@ def against(
             )
         dots.append(
             {
-                "label": html.visible(fmt.clip(label, 40)), "value": row.delta, "low": row.low, "high": row.high,
+                "label": html.visible(fmt.clip(label)), "value": row.delta, "low": row.low, "high": row.high,
                 "text": f"{fmt.points(row.delta)}  {fmt.interval(row.low, row.high)}",
                 "colour": colour, "symbol": symbol,
             }

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from bidir_core.reporting.numbers import Numbers
 
 NAN = float("nan")
-LABEL = 44  # characters of a row's label that fit beside a chart
+LABEL = 300  # characters of a label at most; a chart breaks it into lines
+IN_LEGEND = 36  # characters a line
 CURVE_COLOURS = {"3B": plots.BLUE, "3C": plots.GREY, "distil": plots.GREEN, "3A (leaky)": plots.RED}
 
 
@@ -164,7 +165,7 @@ def _curve(report: Report) -> list[Chart]:
         }
         figure.add_scatter(
             x=part["Step"].tolist(), y=(100 * part["Macro acc"]).tolist(), mode="lines+markers",
-            name=plots.inert(_label(f"{arm}, {regime}", LABEL)),
+            name=plots.in_lines(plots.wrapped(_label(f"{arm}, {regime}", LABEL), IN_LEGEND)),
             line={"color": CURVE_COLOURS.get(name, plots.GREEN), "width": 2, "dash": "dot" if causal else "solid"},
             marker={"symbol": ("square" if variant else "circle") + ("-open" if causal else ""), "size": 7},
             error_y={"type": "data", "symmetric": False, "visible": any(map(any, errors.values())), **errors},
