@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,29 +86,79 @@ class Segment:
 
     @cached_property
     def tree(self) -> Tree:
-        """Building trees takes longer than planning with their sizes: a batch's are built with it."""
-        n_prefix, total = len(self.prefix), len(self)
-        added = [text[n:-1] for text, n in zip(self.texts, self.shared)]
-        starts = n_prefix + np.cumsum([0] + [len(ids) for ids in added])
-        position = np.arange(total)
-        exit_ = np.full(total, total)
-        heads: list[np.ndarray] = []
-        path = np.empty(0, dtype=np.int64)  # index of each input token of the current choice
-        for rank, depth in enumerate(self.shared):
-            begin, end = starts[rank], starts[rank + 1]
-            path = np.concatenate([path[:depth], np.arange(begin, end)])
-            position[begin:end] = n_prefix + np.arange(depth, depth + end - begin)
-            # A token's subtree ends where a later choice leaves the path at or above its depth.
-            for later in range(len(self.shared) - 1, rank, -1):
-                exit_[begin + max(self.shared[later] - depth, 0) : end] = starts[later]
-            heads.append(np.concatenate([[n_prefix - 1], path])[-self.scored[rank] :])
+        """The tree of this segment alone; a batch's are built together (:func:`grow`)."""
+        grown = grow([self])
+        ends = np.cumsum(self.scored)[:-1]
         return Tree(
-            ids=np.concatenate([self.prefix, *added]),
-            position=position,
-            exit=exit_,
-            heads=tuple(heads),
-            predicting=np.unique(np.concatenate(heads)),
-        )
+            grown.ids, grown.position, grown.exit, tuple(np.split(grown.heads, ends)),
+            np.unique(grown.heads),
+        )  # fmt: skip
+
+
+class Forest(NamedTuple):
+    """The trees of segments side by side: as :class:`Tree`, indices from the first one's start.
+
+    ``heads``: of all choices, one after another.
+    """
+
+    ids: np.ndarray
+    position: np.ndarray
+    exit: np.ndarray
+    heads: np.ndarray
+
+
+def grow(segments: Sequence[Segment]) -> Forest:
+    """Build segments' trees. Building takes longer than planning with sizes: it is done by batch."""
+    # Per choice, over all segments. One more stands behind the last: it shares nothing.
+    shared = np.array([n for s in segments for n in s.shared] + [0])
+    scored = np.array([n for s in segments for n in s.scored])
+    length = np.array([len(text) - 1 for s in segments for text in s.texts])
+    n_choices = np.array([len(s.choices) for s in segments])
+    n_prefix = np.array([len(s.prefix) for s in segments])
+    end = np.cumsum([len(s) for s in segments])
+    begin = end - [len(s) for s in segments]
+    first = np.cumsum(n_choices) - n_choices
+
+    own = length - shared[:-1]  # tokens that a choice adds to the tree, and the first one's index
+    start = np.repeat(n_prefix, n_choices) + np.cumsum(own) - own
+    start += np.repeat(np.cumsum(n_prefix) - n_prefix, n_choices)
+    # Where the subtrees end that a choice leaves: the first one leaves the tree before.
+    left = np.append(start, end[-1])
+    left[first[1:]] = begin[1:]
+
+    ids, position, exit_ = (np.empty(end[-1], dtype=np.int64) for _ in range(3))
+    ids[:] = np.concatenate(
+        [
+            part
+            for s in segments
+            for part in (s.prefix, *(text[n:-1] for text, n in zip(s.texts, s.shared)))
+        ]
+    )
+    position[:] = np.arange(end[-1]) - np.repeat(begin, end - begin)
+    exit_[:] = np.repeat(end, end - begin)
+    depth = _ranges(shared[:-1], own)
+    index = _ranges(start, own)
+    position[index] = np.repeat(np.repeat(n_prefix, n_choices), own) + depth
+    # A token's subtree ends where a later choice leaves the path at or above its depth.
+    later = np.repeat(np.arange(len(own)), own) + 1
+    while (on := np.flatnonzero(shared[later] > depth)).size:
+        later[on] += 1
+    exit_[index] = left[later]
+
+    # A choice's tokens are its own or, above, those of choices before it; none is of the prefix.
+    depth = _ranges(length - scored, scored)
+    owner = np.repeat(np.arange(len(own)), scored)
+    while (on := np.flatnonzero((depth >= 0) & (shared[owner] > depth))).size:
+        owner[on] -= 1
+    root = np.repeat(begin + n_prefix - 1, n_choices)
+    heads = np.where(depth < 0, root[owner], start[owner] + depth - shared[owner])
+    return Forest(ids, position, exit_, heads)
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Whole numbers upwards from each start, as many as its length says, one after another."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
 
 def build_segments(encoded: EncodedItem, *, causal: bool = False) -> list[Segment]:
@@ -201,12 +252,16 @@ def pack_rows(lengths: Sequence[int]) -> tuple[int, list[list[int]]]:
     dearer the wider the row, since attention is paid by pairs.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    longest = -(-lengths[order[0]] // ROW_MULTIPLE) * ROW_MULTIPLE
-    packed = (
-        (width, _best_fit(lengths, order, width))
-        for width in range(longest, 2 * longest + 1, ROW_MULTIPLE)
-    )
-    return min(packed, key=lambda one: len(one[1]) * one[0] * (ATTENTION_EVENS_AT + one[0]))
+    longest, total = -(-lengths[order[0]] // ROW_MULTIPLE) * ROW_MULTIPLE, sum(lengths)
+    best, least = (0, list[list[int]]()), math.inf
+    for width in range(longest, 2 * longest + 1, ROW_MULTIPLE):
+        price = width * (ATTENTION_EVENS_AT + width)
+        if -(-total // width) * price >= least:  # not even full rows would be cheaper
+            continue
+        rows = _best_fit(lengths, order, width)
+        if len(rows) * price < least:
+            best, least = (width, rows), len(rows) * price
+    return best
 
 
 def _best_fit(lengths: Sequence[int], order: Sequence[int], width: int) -> list[list[int]]:
@@ -246,6 +301,7 @@ def collate(segments: Sequence[Segment], *, padded: bool) -> Collated:
     """Lay segments out in one packed row, or ``padded`` in several of one width (``pack_rows``)."""
     lengths = np.array([len(s) for s in segments])
     n_prefix = np.array([s.n_prefix for s in segments])
+    grown = grow(segments)
     if padded:
         width, rows = pack_rows(lengths.tolist())
         shape = (len(rows), width)
@@ -269,27 +325,17 @@ def collate(segments: Sequence[Segment], *, padded: bool) -> Collated:
     beyond = np.tile(np.arange(1, shape[1] + 1), shape[0])  # padding sees itself alone
     layout = Layout(
         item=spread(np.repeat(np.arange(len(segments)), lengths), PADDING),
-        position=spread(np.concatenate([s.tree.position for s in segments]), 0),
+        position=spread(grown.position, 0),
         n_prefix=spread(np.repeat(n_prefix, lengths), 0),
-        exit=spread(
-            np.concatenate([s.tree.exit for s in segments]) + np.repeat(begin, lengths), beyond
-        ),
+        exit=spread(grown.exit + np.repeat(begin - before, lengths), beyond),
         spans=None if padded else tuple(zip(begin.tolist(), (begin + lengths).tolist())),
     )
-    head = np.concatenate([s.tree.predicting + begin for s, begin in zip(segments, start)])
-    n_head = np.array([len(s.tree.predicting) for s in segments])
-    source = np.concatenate(
-        [
-            np.searchsorted(s.tree.predicting, h) + first
-            for s, first in zip(segments, np.cumsum(n_head) - n_head)
-            for h in s.tree.heads
-        ]
-    )
+    predicting, source = np.unique(grown.heads, return_inverse=True)
     target = np.concatenate([t for s in segments for t in s.targets])
     return Collated(
-        spread(np.concatenate([s.tree.ids for s in segments]), 0),
+        spread(grown.ids, 0),
         layout,
-        torch.from_numpy(head),
+        torch.from_numpy(flat[predicting]),
         torch.from_numpy(source),
         torch.from_numpy(target),
     )

@@ -19,7 +19,15 @@ from bidir_core.encoding import EncodedItem, Tokens
 from bidir_core.errors import UserError
 from bidir_core.items import Item
 from bidir_core.layout import Layout
-from bidir_core.packing import build_segments, collate, pack_rows, plan_batches
+from bidir_core.packing import (
+    ATTENTION_EVENS_AT,
+    _best_fit,
+    build_segments,
+    collate,
+    grow,
+    pack_rows,
+    plan_batches,
+)
 from bidir_core.regimes import parse_regime
 from bidir_core.scoring import Scorer, log_sum, log_sum_by_softmax, plan_scoring
 
@@ -174,6 +182,44 @@ def test_batches_hold_every_item_once_within_budget(encoded, padded, budget):
             assert rows * width < 2 * tokens + 2 * (max(map(len, own)) + 8)
         else:
             assert (rows, width) == (1, tokens)
+
+
+@given(items(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_trees_grown_together_are_those_grown_alone(encoded, causal):
+    """A token's subtree ends where the first choice begins that does not pass through it."""
+    segments = [s for one in encoded for s in build_segments(one, causal=causal)]
+    grown, start, head = grow(segments), 0, 0
+    for segment in segments:
+        tree, end = segment.tree, start + len(segment)
+        assert grown.ids[start:end].tolist() == tree.ids.tolist()
+        assert grown.position[start:end].tolist() == tree.position.tolist()
+        assert (grown.exit[start:end] - start).tolist() == tree.exit.tolist()
+        for own in tree.heads:
+            assert (grown.heads[head : head + len(own)] - start).tolist() == own.tolist()
+            head += len(own)
+        assert tree.predicting.tolist() == sorted({i for own in tree.heads for i in own.tolist()})
+        paths = [set(own.tolist()) for own in tree.heads]
+        for token in range(segment.n_prefix, len(segment)):
+            through = [rank for rank, path in enumerate(paths) if token in path]
+            if through:  # else nothing of it is scored
+                below = {i for rank in through for i in paths[rank] if i >= token}
+                assert max(below) < tree.exit[token]
+                others = {i for rank, p in enumerate(paths) if rank not in through for i in p}
+                assert not others & set(range(token, tree.exit[token])) - below
+        start = end
+    assert (start, head) == (len(grown.ids), len(grown.heads))
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_the_rows_width_is_the_cheapest_of_all(lengths):
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    longest = -(-max(lengths) // 8) * 8
+    made = [(w, _best_fit(lengths, order, w)) for w in range(longest, 2 * longest + 1, 8)]
+    assert pack_rows(lengths) == min(
+        made, key=lambda one: len(one[1]) * one[0] * (ATTENTION_EVENS_AT + one[0])
+    )
 
 
 def test_rows_of_one_width_are_nearly_full():
