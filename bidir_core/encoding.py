@@ -118,9 +118,9 @@ class EncodedItem:
     @property
     def longest(self) -> int:
         """Tokens the model must hold at once: the longest prefix plus continuation."""
-        n_prefix = (len(tokens.ids) for tokens in self.prefixes)
-        if len(self.prefixes) == 1:
-            n_prefix = itertools.repeat(len(self.prefixes[0].ids))
+        n_prefix = [len(tokens.ids) for tokens in self.prefixes]
+        if len(n_prefix) == 1:
+            n_prefix *= len(self.continuations)
         return max(n + len(tokens.ids) for n, tokens in zip(n_prefix, self.continuations)) - 1
 
 

@@ -6,10 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
+from bidir_core.assets import ensure
+from bidir_core.config import EMBEDDED_MODEL
 from bidir_core.encoding import Encoder
 from bidir_core.errors import UserError
 from bidir_core.items import Item
+from bidir_core.tasks import load_items
 from bidir_core.training.encode import encode_samples
 from bidir_core.training.mixtures import Sample
 from tests.tiny_models import BOS, EOS, tiny_tokenizer
@@ -97,6 +101,21 @@ def test_tokens_and_offsets_are_those_of_each_text_alone(bos, template, drawn):
         if not one.error:
             lengths = [len(one.prefix(c)) + len(t) - 1 for c, t in enumerate(one.continuations)]
             assert one.longest == max(lengths)
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("bos", ["auto", "add", "none"])
+def test_the_embedded_tokenizers_offsets_are_those_of_each_text_alone(bos):
+    tokenizer = AutoTokenizer.from_pretrained(ensure(EMBEDDED_MODEL), local_files_only=True)
+    items = load_items(("hellaswag", "winogrande"), limit=20)
+    front = [tokenizer.bos_token_id] if bos == "add" else []
+    for one in Encoder(tokenizer, bos=bos).encode(items):
+        for choice, tokens in enumerate(one.continuations):
+            context, prefix = one.item.context(choice), one.prefix(choice)
+            alone = tokenizer.backend_tokenizer.encode(context + one.item.continuations[choice])
+            assert [*prefix.ids, *tokens.ids] == [*front, *alone.ids]
+            spans = [*prefix.offsets.tolist(), *(tokens.offsets + len(context)).tolist()]
+            assert spans == [[0, 0]] * len(front) + [list(span) for span in alone.offsets]
 
 
 @pytest.mark.parametrize("bos", ["auto", "add", "none"])
