@@ -241,8 +241,10 @@ def make_trainable(config: FinetuneConfig, loaded: LoadedModel) -> Student:
             part.requires_grad_(True)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        if config.method == "lora":
-            model.enable_input_require_grads()
+    if config.method == "lora" and (config.gradient_checkpointing or config.compile != "none"):
+        # Layers that are computed again need an input with a gradient; layers that are compiled
+        # would be once more, for the first one's frozen embeddings.
+        model.enable_input_require_grads()
     return Student(model, handle)
 
 

@@ -10,6 +10,7 @@ import torch
 from bidir_core.errors import UserError
 from bidir_core.regimes import BIDIRECTIONAL
 from bidir_core.training.config import FinetuneConfig
+from bidir_core.training.finetune import make_trainable
 from bidir_core.training.loop import Trainer
 from bidir_core.training.losses import passes
 from bidir_core.training.packing import IGNORED, Packer
@@ -47,6 +48,22 @@ def test_few_shapes_train_the_same(settings: dict[str, Any]) -> None:
     for name, tensor in plain.items():
         torch.testing.assert_close(filled[name], tensor, rtol=1e-4, atol=2e-5)
         assert torch.equal(replayed[name], filled[name])
+
+
+@pytest.mark.parametrize("how", ["none", "default", "reduce-overhead"])
+def test_all_layers_of_an_adapted_model_are_given_inputs_of_one_kind(how: str) -> None:
+    """The first one, behind frozen embeddings, would be compiled by itself otherwise."""
+    config = FinetuneConfig(model="tiny", objective="3B", method="lora", compile=how)
+    student = make_trainable(config, tiny_loaded())
+    batch = Packer(
+        encoded_samples(), batch_samples=6, row_tokens=64, micro_tokens=1 << 20, seed=0
+    ).step(0).batches[0]  # fmt: skip
+    kinds: list[bool] = []
+    for layer in student.decoder.layers:
+        layer.register_forward_pre_hook(lambda _, given: kinds.append(given[0].requires_grad))
+    with student.handle.use(BIDIRECTIONAL, batch.layout):
+        student.hidden(batch)
+    assert kinds == [how != "none", *[True] * (len(student.decoder.layers) - 1)]
 
 
 def test_a_filled_batch_says_nothing_new() -> None:
