@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bidir_core.config import EvalConfig
-from bidir_core.estimate_compile import compiling
+from bidir_core.estimate_compile import compiling, flex_remark
 from bidir_core.estimate_correction import MEASURED_SPREAD, Place, correction, peak_before
 from bidir_core.estimate_cost import (
     Training,
@@ -122,6 +122,7 @@ def of_tokens(
 
 def _evaluation(config: EvalConfig, place: Place) -> Estimate:
     work, remarks = evaluation_work(config)
+    remarks = (*remarks, flex_remark(config.attn, place.kind))
     return _scoring(config.model, work, place, config.dtype, config.batch_tokens, remarks)
 
 
@@ -171,8 +172,7 @@ def _finetune(config: FinetuneConfig, place: Place) -> Estimate:
         times = 2 * (1 + -(-config.steps // config.eval_every))
         seconds += times * (_evaluation(asked, place._replace(n_devices=1)).seconds or 0.0)
         reasons.append(f"{times} quick evaluations included")
-    if more.why:
-        reasons.append(more.why)
+    reasons += [more.why, flex_remark(config.attn, place.kind, config.compile)]
     memory, how = peak_before("finetune", config.model, place, dtype, weight, config.compile)
     if memory is None:
         memory = training_bytes(
@@ -212,9 +212,12 @@ def _pipeline(config: PipelineConfig, place: Place, left: Sequence[Stage] | None
         else _evaluation(stage.config, place)  # type: ignore[arg-type]
         for stage in stages
     ]
-    reasons = (f"the sum of {len(parts)} stages{which}", *parts[0].basis)
-    trained = next((p.basis[1] for s, p in zip(stages, parts, strict=True) if s.trains), "")
     known_all = all(part.seconds is not None for part in parts)
+    evaluated = (p for s, p in zip(stages, parts, strict=True) if not s.trains)
+    reasons, trained = next(evaluated, parts[0]).basis, ""
+    if known_all:
+        reasons = (f"the sum of {len(parts)} stages{which}", *reasons)
+        trained = next((p.basis[1] for s, p in zip(stages, parts, strict=True) if s.trains), "")
 
     def total(name: str) -> float | None:
         return sum(getattr(part, name) for part in parts) if known_all else None
@@ -275,6 +278,7 @@ def _later(made: Estimate, usual: float, low: float, high: float) -> Estimate:
 def _unknown(model: str, place: Place, work: Work, remarks: tuple[str, ...]) -> Estimate:
     why = f"the size of '{model}' is neither in its name nor in a folder here"
     return Estimate(
-        None, None, None, None, work.items, work.tokens, place.device, (why, *remarks),
+        None, None, None, None, work.items, work.tokens, place.device,
+        tuple(filter(None, (why, *remarks))),
         n_devices=place.n_devices,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""``--compile``: what it adds before a fine-tune's steps keep their pace.
+"""``--compile`` and ``--attn flex``: what compiling adds before the work keeps its pace.
 
 Finished runs say it: their curve has the seconds up to the first line, most of which is compiling,
 and the pace of the later ones, which alone says something about a rate.
@@ -32,6 +32,11 @@ ASSUMED = Compiling(
     0.7,
     44.0,
     "compiling: 7 s assumed (0.7 to 44 s were seen on GPUs), part of it once a shape",
+)
+# On a GPU flex compiles its kernel without --compile, too. How long by itself nobody has measured.
+FLEX_ALONE = "attention flex: compiled on a GPU at its first use, which comes on top (not measured)"
+FLEX_AND_MORE = (
+    "attention flex: compiled as well (44 s in all were seen at 3.43 B, warm-up included)"
 )
 # Launches that are left where a step is recorded and replayed: of 126 ms a step 48.5 are, of which
 # 16 are computing (docs/PERFORMANCE.md; 135M, one H100).
@@ -68,6 +73,13 @@ def paced(run: Run) -> Paced | None:
     (first, begun), (last, done) = ends[0], ends[-1]
     each = (done - begun) / (last - first)
     return Paced(each, max(0.0, begun - first * each)) if each > 0 else None
+
+
+def flex_remark(attn: str, kind: str, mode: str = "none") -> str:
+    """What an estimate on such a device doesn't count of ``--attn``; empty where it counts all."""
+    if attn != "flex" or kind != "gpu":
+        return ""
+    return FLEX_ALONE if mode == "none" else FLEX_AND_MORE
 
 
 def compiling(mode: str, before: Sequence[float]) -> Compiling:

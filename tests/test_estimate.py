@@ -209,3 +209,8 @@ def test_the_commands_print_an_estimate_and_do_nothing_else(words, runs_dir, cap
 def test_what_cannot_be_estimated_is_said(more, told, runs_dir, capsys):
     assert main(["eval", "--estimate", *more]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_pipeline_of_unknown_size_is_said_not_a_traceback(runs_dir, capsys):
+    assert main(["pipeline", "--estimate", "--model", "owner/mystery"]) == 2
+    assert "the size of 'owner/mystery' is neither in its name" in capsys.readouterr().err

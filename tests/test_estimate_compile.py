@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bidir_core.config import EMBEDDED_MODEL
+from bidir_core.config import EMBEDDED_MODEL, EvalConfig
 from bidir_core.estimate import Measured, estimate
-from bidir_core.estimate_compile import ASSUMED, mode_of, paced
+from bidir_core.estimate_compile import ASSUMED, FLEX_ALONE, FLEX_AND_MORE, mode_of, paced
 from bidir_core.estimate_history import measured
+from bidir_core.lab.config import LabConfig
+from bidir_core.lab.cost import estimate_sweep
+from bidir_core.pipeline_config import PipelineConfig
 from bidir_core.store import list_runs
 from bidir_core.training.config import FinetuneConfig
 from bidir_core.training.curve import append_curve
@@ -47,6 +50,35 @@ def test_a_short_compiled_fine_tune_is_mostly_compiling():
     # A recorded step saves launches, which a long run on a GPU mostly waits for.
     long = [estimate(replace(c, steps=5000), "cuda:0", start=0) for c in (COMPILED, REPLAYED)]
     assert long[1].seconds < long[0].seconds / 2
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (EvalConfig(model=EMBEDDED_MODEL, limit=5), FLEX_ALONE),
+        (PLAIN, FLEX_ALONE),
+        (COMPILED, FLEX_AND_MORE),
+        (LabConfig(model=EMBEDDED_MODEL, limit=5, sweep=("sink=1",)), FLEX_ALONE),
+        (PipelineConfig(model=EMBEDDED_MODEL, limit=5), FLEX_ALONE),
+    ],
+)
+def test_what_flex_compiles_is_said_where_it_compiles(config, told):
+    """On a GPU only: elsewhere it stays uncompiled."""
+    make = estimate_sweep if isinstance(config, LabConfig) else estimate
+    flex = replace(config, attn="flex")
+    assert make(flex, "cuda:0").basis.count(told) == 1
+    unknown = replace(config, model="owner/mystery")
+    for other, device in ((flex, "cpu"), (flex, "mps"), (config, "cuda:0"), (unknown, "cpu")):
+        basis = make(other, device).basis
+        assert all(basis)
+        assert not any("flex" in reason for reason in basis)
+
+
+def test_the_seconds_said_of_flex_are_those_of_the_documentation():
+    text = " ".join((ROOT / "docs/PERFORMANCE.md").read_text().split())
+    assert "builds the 3.43 B text model" in text
+    assert "compiling and warm-up took 44 s" in text
+    assert "44 s in all were seen at 3.43 B" in FLEX_AND_MORE
 
 
 def run_of(mode: str, ratio: float, **more) -> Measured:
