@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend
 
 from benchmarks import eight_bits
 from benchmarks.full_shape import attending, build, clear, now, peak_gb
+from benchmarks.kernels_alone import kernels_alone
 from bidir_core import fused
 from bidir_core.attention import install
 from bidir_core.attention_choice import Implementation
@@ -102,6 +103,9 @@ def checks(
     for head_dim, dtype in heads:
         what = f"fused kernels, heads of {head_dim}, {str(dtype).removeprefix('torch.')}"
         yield what, partial(fused_kernels, head_dim, dtype, device)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32) if gpu else (torch.float32,):
+        what = f"fused kernels alone, {str(dtype).removeprefix('torch.')}"
+        yield what, partial(kernels_alone, dtype, device)
     kinds = ["none", "reduce-overhead", "default"]
     if gpu:  # flex trains nowhere else
         yield "gradients flex", partial(gradients, "flex", 64, device)

@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend
 from transformers import AttentionInterface
 
-from bidir_core import attention_split
+from bidir_core import attention_split, fused
 from bidir_core.attention_choice import (
     IMPLEMENTATIONS,
     WITHOUT_MASK,
@@ -247,7 +247,7 @@ def _sdpa(
     grouped = query.shape[1] != key.shape[1]
     if grouped and not _takes_groups(query, key, value, mask, dropout, is_causal):
         n = query.shape[1] // key.shape[1]
-        key, value = repeat_heads(key, n), repeat_heads(value, n)
+        key, value = fused.repeat_heads(key, n), fused.repeat_heads(value, n)
         grouped = False
     output = nn.functional.scaled_dot_product_attention(
         query,
@@ -260,16 +260,6 @@ def _sdpa(
         enable_gqa=grouped,
     )
     return output.transpose(1, 2), None
-
-
-def repeat_heads(states: torch.Tensor, n: int) -> torch.Tensor:
-    """Each head ``n`` times in a row: ``[batch, heads, time, head_dim]`` to ``n`` times the heads.
-
-    Laid out as a projection's output, token by token, so that whole heads are copied.
-    """
-    by_token = states.transpose(1, 2)[:, :, :, None]
-    copies = by_token.expand(-1, -1, -1, n, -1).flatten(2, 3)
-    return copies.transpose(1, 2)
 
 
 def _takes_groups(

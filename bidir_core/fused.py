@@ -2,11 +2,11 @@
 
 transformers writes these out in single operations, each of which reads and writes all hidden states:
 seven for an RMS norm, five for a rotary embedding. On a GPU, where matrix products are fast, they
-take much of an evaluation's time. torch has a kernel for the norm; the two others are in
-:mod:`bidir_core.fused_kernels`.
+take much of an evaluation's time. The kernels are in :mod:`bidir_core.fused_kernels`; for norms torch
+has one, too, which the weights are multiplied with afterwards.
 
-Each replaces the model's own only where it gave the same numbers on a sample, and rotary embeddings
-and gates only where no gradients are asked for.
+Each replaces the model's own only where it gave the same numbers on a sample, and only torch's where
+gradients are asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -43,13 +44,13 @@ def fuse(model: nn.Module) -> list[str]:
     """
     _restore_modules(model)
     done = set()
-    norms: dict[type, bool] = {}
+    norms: dict[type, Any] = {}
     for module in list(model.modules()):
         if _is_norm(module):
             if type(module) not in norms:
-                norms[type(module)] = _holds(_norm_agrees, module)
-            if norms[type(module)]:
-                module.forward = MethodType(_norm, module)  # copied along with the module
+                norms[type(module)] = _agreeing_norm(module)
+            if (norm := norms[type(module)]) is not None:
+                module.forward = MethodType(norm, module)  # copied along with the module
                 done.add("norms")
         # One by one: a class may clamp in some layers only.
         elif _is_gated(module) and _holds(_gated_agrees, module):
@@ -90,7 +91,7 @@ def plain(model: nn.Module) -> Iterator[None]:
 
 def _restore_modules(model: nn.Module) -> None:
     for module in model.modules():
-        if getattr(vars(module).get("forward"), "__func__", None) in (_norm, _gated):
+        if getattr(vars(module).get("forward"), "__func__", None) in (_norm, _norm_at_once, _gated):
             del module.forward
 
 
@@ -111,14 +112,42 @@ def _is_norm(module: Any) -> bool:
 
 
 def _norm(module: Any, hidden: torch.Tensor) -> torch.Tensor:
+    return _norm_by_torch(hidden, module.weight, _epsilon(module))
+
+
+def _norm_at_once(module: Any, hidden: torch.Tensor) -> torch.Tensor:
+    plain = torch.is_grad_enabled() or not _on_gpu(hidden) or not hidden.is_contiguous()
+    if plain or hidden.dtype != module.weight.dtype:
+        return _norm(module, hidden)
+    return _norm_by_triton(hidden, module.weight, _epsilon(module))
+
+
+def _norm_by_torch(
+    hidden: torch.Tensor, weight: torch.Tensor, epsilon: float | None
+) -> torch.Tensor:
     """The norm in float32, rounded to the hidden states' format; then the weights."""
-    return module.weight * rms_norm(hidden, hidden.shape[-1:], None, _epsilon(module))
+    return weight * rms_norm(hidden, hidden.shape[-1:], None, epsilon)
 
 
-def _norm_agrees(module: Any) -> bool:
+def _norm_by_triton(
+    hidden: torch.Tensor, weight: torch.Tensor, epsilon: float | None
+) -> torch.Tensor:
+    from bidir_core.fused_kernels import norm_times
+
+    assert epsilon is not None
+    return norm_times(hidden, weight, epsilon)
+
+
+def _agreeing_norm(module: Any) -> Callable[..., torch.Tensor] | None:
+    """The quickest way to a norm that gives the module's own numbers."""
+    ways = (_norm_at_once, _norm_by_triton), (_norm, _norm_by_torch)
+    return next((norm for norm, way in ways if _holds(_norm_agrees, module, way)), None)
+
+
+def _norm_agrees(module: Any, way: Callable[..., torch.Tensor]) -> bool:
     """Not Gemma's, whose weights are offsets from one, and not OLMo 2's, which round later."""
     hidden, scale = _random(module.weight, (64, len(module.weight)), (len(module.weight),))
-    ours = scale * rms_norm(hidden, hidden.shape[-1:], None, _epsilon(module))
+    ours = way(hidden, scale, _epsilon(module))
     return same(ours, torch.func.functional_call(module, {"weight": scale}, (hidden,)))
 
 
@@ -200,6 +229,40 @@ def _rotary_agrees(own: Callable[..., Any], device: torch.device, dtype: torch.d
     q, k = q.transpose(1, 2), k.transpose(1, 2)
     ours = rotate(q, cos, sin), rotate(k, cos, sin)
     return all(map(same, ours, own(q, k, cos, sin)))
+
+
+# --- beside the model -----------------------------------------------------------------------
+
+
+def repeat_heads(states: torch.Tensor, n: int) -> torch.Tensor:
+    """Each head ``n`` times in a row: ``[batch, heads, time, head_dim]`` to ``n`` times the heads.
+
+    Laid out as a projection's output, token by token, so that whole heads are copied.
+    """
+    on_gpu = _on_gpu(states) and not torch.is_grad_enabled() and states.stride(-1) == 1
+    if on_gpu and (kernels := _kernels()) is not None:
+        return kernels.repeat_heads(states, n)
+    by_token = states.transpose(1, 2)[:, :, :, None]
+    return by_token.expand(-1, -1, -1, n, -1).flatten(2, 3).transpose(1, 2)
+
+
+def log_sum(logits: torch.Tensor) -> torch.Tensor | None:
+    """The logarithm of each row's sum of exponentials: float32 ``[n]``; None where no kernel runs."""
+    if not _on_gpu(logits) or torch.is_grad_enabled() or logits.stride(-1) != 1:
+        return None
+    return None if (kernels := _kernels()) is None else kernels.log_sum(logits)
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> Any:
+    """The module of Triton kernels, None where they do not run."""
+    with contextlib.suppress(Exception), torch.no_grad():
+        from bidir_core import fused_kernels
+
+        found = fused_kernels.log_sum(torch.zeros(1, 4, device="cuda"))
+        if abs(float(found) - 1.3862944) < 1e-5:
+            return fused_kernels
+    return None
 
 
 def _on_gpu(tensor: torch.Tensor) -> bool:

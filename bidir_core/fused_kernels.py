@@ -1,7 +1,7 @@
-"""Triton kernels of :mod:`bidir_core.fused`: one pass over memory where torch's operations take five.
+"""Triton kernels of evaluations: one pass over memory where torch's operations take two to five.
 
 They round where the operations that they replace do, so results are the same numbers. Inference
-only: no gradients go through them.
+only: no gradients go through them. :mod:`bidir_core.fused` says where they are used.
 """
 
 # Triton reads annotations: no "from __future__ import annotations" here.
@@ -99,4 +99,93 @@ def silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     n = gate.numel()
     with _on(gate):
         _silu_times[(triton.cdiv(n, block),)](gate, up, out, n, BLOCK=block)
+    return out
+
+
+@triton.jit
+def _norm_times(x, weight, out, eps, width: tl.constexpr, PADDED: tl.constexpr):
+    place = tl.arange(0, PADDED)
+    inside = place < width
+    row = tl.program_id(0).to(tl.int64) * width
+    hidden = tl.load(x + row + place, mask=inside, other=0.0).to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(hidden * hidden, axis=0) / width + eps)
+    to: tl.constexpr = out.dtype.element_ty
+    normed = _rounded(hidden * scale, to)
+    weights = tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row + place, (weights * normed).to(to), mask=inside)
+
+
+def norm_times(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """An RMS norm over the last dimension, rounded to ``x``'s format, times ``weight`` ``[width]``.
+
+    ``x`` is contiguous, and both have one format.
+    """
+    out, width = torch.empty_like(x), x.shape[-1]
+    padded = triton.next_power_of_2(width)
+    with _on(x):
+        _norm_times[(x.numel() // width,)](
+            x, weight, out, eps, width=width, PADDED=padded, num_warps=8 if padded > 2048 else 4
+        )
+    return out
+
+
+@triton.jit
+def _repeat_heads(
+    x, out, time, x_row, x_time, x_head,
+    N: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
+    HEADS_PADDED: tl.constexpr, WIDTH_PADDED: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.arange(0, HEADS_PADDED)[:, None]
+    place = tl.arange(0, WIDTH_PADDED)[None, :]
+    real = (head < HEADS) & (place < WIDTH)
+    at = token // time * x_row + token % time * x_time + head * x_head + place
+    states = tl.load(x + at, mask=real)
+    for copy in tl.static_range(N):
+        to = out + (token * HEADS * N + head * N + copy) * WIDTH + place
+        tl.store(to, states, mask=real)
+
+
+def repeat_heads(x: torch.Tensor, n: int) -> torch.Tensor:
+    """Each head ``n`` times in a row: ``[batch, heads, time, head_dim]`` to ``n`` times the heads.
+
+    Laid out token by token, whatever ``x`` is; but ``head_dim`` lies close.
+    """
+    batch, heads, time, width = x.shape
+    out = x.new_empty(batch, time, heads * n, width)
+    x_row, x_head, x_time, _ = x.stride()
+    with _on(x):
+        _repeat_heads[(batch * time,)](
+            x, out, time, x_row, x_time, x_head, N=n, HEADS=heads, WIDTH=width,
+            HEADS_PADDED=triton.next_power_of_2(heads), WIDTH_PADDED=triton.next_power_of_2(width),
+        )  # fmt: skip
+    return out.transpose(1, 2)
+
+
+@triton.jit
+def _log_sum(x, out, row_stride, width: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    top = tl.full([BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, width, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        logits = tl.load(x + row * row_stride + place, mask=place < width, other=float("-inf"))
+        logits = logits.to(tl.float32)
+        higher = tl.maximum(top, logits)
+        # where all so far are minus infinity, from which nothing can be taken away
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(top - base) + tl.exp(logits - base)
+        top = higher
+    most = tl.max(top, axis=0)
+    base = tl.where(most == float("-inf"), 0.0, most)
+    tl.store(out + row, tl.log(tl.sum(total * tl.exp(top - base), axis=0)) + base)
+
+
+def log_sum(logits: torch.Tensor) -> torch.Tensor:
+    """The logarithm of each row's sum of exponentials: ``[n, vocabulary]`` to float32 ``[n]``."""
+    n, width = logits.shape
+    out = torch.empty(n, dtype=torch.float32, device=logits.device)
+    if n:
+        with _on(logits):
+            _log_sum[(n,)](logits, out, logits.stride(0), width=width, BLOCK=4096, num_warps=8)
     return out

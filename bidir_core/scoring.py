@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from bidir_core import fused
 from bidir_core.attention import Handle
 from bidir_core.attention_split import SPLIT_FROM_TOKENS
 from bidir_core.encoding import EncodedItem
@@ -247,10 +248,7 @@ class Scorer:
             logits = self.model(
                 input_ids=ids, position_ids=layout.position, use_cache=False
             ).logits[0]
-        chunk_bytes = HEAD_CHUNK_BYTES.get(self.device.type, 1 << 28)
-        rows = max(1, chunk_bytes // (4 * logits.shape[-1]))
-        norms = torch.cat([log_sum(chunk) for chunk in logits.split(rows)])
-        return logits[source, target].float() - norms[source]
+        return logits[source, target].float() - log_sum(logits)[source]
 
     def _count(self, items: Sequence[int], computed: int) -> None:
         for i in items:
@@ -297,9 +295,16 @@ def gather_before_head(model: Any, head: torch.Tensor) -> Iterator[None]:
 
 def log_sum(logits: torch.Tensor) -> torch.Tensor:
     """The logarithm of each row's sum of exponentials: float32 ``[n]``."""
-    if logits.device.type != "cuda" or logits.dtype == torch.float32:
-        return logits.float().logsumexp(-1)
-    return log_sum_by_softmax(logits)
+    narrow = logits.device.type == "cuda" and logits.dtype != torch.float32
+    if narrow and (found := fused.log_sum(logits)) is not None:
+        return found
+    rows = max(1, HEAD_CHUNK_BYTES.get(logits.device.type, 1 << 28) // (4 * logits.shape[-1]))
+    by = log_sum_by_softmax if narrow else _log_sum_in_float32
+    return torch.cat([by(chunk) for chunk in logits.split(rows)])
+
+
+def _log_sum_in_float32(logits: torch.Tensor) -> torch.Tensor:
+    return logits.float().logsumexp(-1)
 
 
 def log_sum_by_softmax(logits: torch.Tensor) -> torch.Tensor:

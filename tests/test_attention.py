@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from bidir_core.attention import install, repeat_heads
+from bidir_core.attention import install
 from bidir_core.attention_choice import check_supported, choose_implementation
 from bidir_core.errors import UserError
 from bidir_core.layout import Layout
@@ -188,13 +188,6 @@ def test_decoding_with_a_cache_equals_computing_all_at_once(
     )
     found = logits_in_steps(loaded, regime, n_prefix, (8, 9, 10, 13), ids, cache)
     assert_close(found, expected)
-
-
-def test_repeated_heads_are_those_of_repeat_interleave() -> None:
-    laid_out = torch.randn(2, 5, 3, 8).transpose(1, 2)  # as projections give them
-    for heads in (laid_out, laid_out.contiguous()):
-        for n in (1, 4):
-            assert torch.equal(repeat_heads(heads, n), heads.repeat_interleave(n, dim=1))
 
 
 def test_a_layout_of_another_length_is_refused() -> None:

@@ -109,7 +109,13 @@ def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         first, second = x.chunk(2, dim=-1)
         return x * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
 
+    def norm_times(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        hidden = x.float()
+        scale = torch.rsqrt(hidden.square().mean(-1, keepdim=True) + eps)
+        return weight * (hidden * scale).to(x.dtype)
+
     kernels = SimpleNamespace(
+        norm_times=norm_times,
         rotate=rotate,
         can_rotate=lambda x, cos, sin: (cos.shape[-1], cos.dtype) == (x.shape[-1], x.dtype),
         silu_times=lambda gate, up: nn.functional.silu(gate) * up,
@@ -205,6 +211,35 @@ def test_interleaved_rotary_embeddings_are_left_alone() -> None:
     for family, agrees in ((modeling_cohere, False), (modeling_llama, True)):
         for dtype in (torch.float32, torch.bfloat16):
             assert fused._rotary_agrees(family.apply_rotary_pos_emb, device, dtype) is agrees
+
+
+@pytest.mark.usefixtures("as_on_gpu")
+def test_norms_in_one_kernel_where_no_gradients_are_asked_for() -> None:
+    model = tiny_loaded("llama").model
+    fused.fuse(model)
+    norm = model.model.norm
+    assert norm.forward.__func__ is fused._norm_at_once
+    hidden = torch.randn(2, 3, len(norm.weight), requires_grad=True)
+    with torch.no_grad():
+        once = norm(hidden)
+    torch.testing.assert_close(once, norm(hidden))
+    norm(hidden).sum().backward()
+    assert hidden.grad is not None
+    fused.restore(model)
+    assert "forward" not in vars(norm)
+    # Gemma's weights are offsets, so neither way agrees
+    assert fused._agreeing_norm(tiny_loaded("gemma3").model.model.norm) is None
+
+
+def test_without_kernels_norms_are_torchs() -> None:
+    assert fused._agreeing_norm(tiny_loaded("llama").model.model.norm) is fused._norm
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_repeated_heads_are_those_of_repeat_interleave(n: int) -> None:
+    laid_out = torch.randn(2, 5, 3, 8).transpose(1, 2)  # as projections give them
+    for heads in (laid_out, laid_out.contiguous()):
+        assert torch.equal(fused.repeat_heads(heads, n), heads.repeat_interleave(n, dim=1))
 
 
 def test_a_check_that_fails_to_run_leaves_the_model_alone() -> None:
