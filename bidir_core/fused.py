@@ -24,6 +24,8 @@ from torch.nn.functional import rms_norm
 
 SHARE_THAT_MAY_DIFFER = 0.01  # of numbers in a 16-bit format: those that lay next to a border
 WIDE = 100.0  # scale of a sample that reaches what some models clamp
+# Numbers from which on a kernel is worth its launch, which takes Triton longer than it takes torch.
+WORTH_A_LAUNCH = 1 << 20
 
 
 class Rotary(NamedTuple):
@@ -116,8 +118,8 @@ def _norm(module: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _norm_at_once(module: Any, hidden: torch.Tensor) -> torch.Tensor:
-    plain = torch.is_grad_enabled() or not _on_gpu(hidden) or not hidden.is_contiguous()
-    if plain or hidden.dtype != module.weight.dtype:
+    plain = torch.is_grad_enabled() or not _on_gpu(hidden) or hidden.numel() < WORTH_A_LAUNCH
+    if plain or not hidden.is_contiguous() or hidden.dtype != module.weight.dtype:
         return _norm(module, hidden)
     return _norm_by_triton(hidden, module.weight, _epsilon(module))
 
@@ -239,8 +241,8 @@ def repeat_heads(states: torch.Tensor, n: int) -> torch.Tensor:
 
     Laid out as a projection's output, token by token, so that whole heads are copied.
     """
-    on_gpu = _on_gpu(states) and not torch.is_grad_enabled() and states.stride(-1) == 1
-    if on_gpu and (kernels := _kernels()) is not None:
+    plain = torch.is_grad_enabled() or not _on_gpu(states) or states.numel() < WORTH_A_LAUNCH
+    if not plain and states.stride(-1) == 1 and (kernels := _kernels()) is not None:
         return kernels.repeat_heads(states, n)
     by_token = states.transpose(1, 2)[:, :, :, None]
     return by_token.expand(-1, -1, -1, n, -1).flatten(2, 3).transpose(1, 2)

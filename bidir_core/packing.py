@@ -169,7 +169,8 @@ def build_segments(encoded: EncodedItem, *, causal: bool = False) -> list[Segmen
     """
     everyone = range(len(encoded.continuations))
     if causal and len(encoded.prefixes) > 1:
-        common = min(_common(encoded.prefixes[0].ids, other.ids) for other in encoded.prefixes[1:])
+        first, *others = (prefix.ids.tolist() for prefix in encoded.prefixes)
+        common = min(_common(first, other) for other in others)
         if common > 0:
             rest = [
                 np.concatenate([encoded.prefix(c).ids[common:], encoded.continuations[c].ids])
@@ -192,8 +193,9 @@ def _build_segment(
 ) -> Segment:
     """``texts``: per choice what follows ``prefix``; ``scored``: how much of its end is scored."""
     # Sorted, sequences with a common beginning stand side by side: the tree in depth-first order.
-    order = sorted(choices, key=lambda choice: texts[choice].astype(">i8").tobytes())
-    inputs = [texts[choice][:-1] for choice in order]
+    tokens = {choice: texts[choice].tolist() for choice in choices}
+    order = sorted(choices, key=tokens.__getitem__)
+    inputs = [tokens[choice][:-1] for choice in order]
     return Segment(
         prefix=prefix,
         choices=tuple(order),
@@ -203,11 +205,10 @@ def _build_segment(
     )
 
 
-def _common(a: np.ndarray, b: np.ndarray) -> int:
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common beginning of two sequences."""
-    n = min(len(a), len(b))
-    differ = np.flatnonzero(a[:n] != b[:n])
-    return int(differ[0]) if len(differ) else n
+    pairs = enumerate(zip(a, b))  # they differ early, mostly
+    return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 class Batch(NamedTuple):

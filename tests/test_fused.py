@@ -123,6 +123,7 @@ def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bidir_core.fused_kernels", kernels)  # type: ignore[arg-type]
     monkeypatch.setattr(bidir_core, "fused_kernels", kernels, raising=False)
     monkeypatch.setattr(fused, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(fused, "WORTH_A_LAUNCH", 0)
 
 
 def gated(model: nn.Module) -> list[str]:
@@ -214,15 +215,24 @@ def test_interleaved_rotary_embeddings_are_left_alone() -> None:
 
 
 @pytest.mark.usefixtures("as_on_gpu")
-def test_norms_in_one_kernel_where_no_gradients_are_asked_for() -> None:
+def test_norms_in_one_kernel_where_no_gradients_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    norm_way = fused._norm_by_triton
     model = tiny_loaded("llama").model
     fused.fuse(model)
     norm = model.model.norm
     assert norm.forward.__func__ is fused._norm_at_once
     hidden = torch.randn(2, 3, len(norm.weight), requires_grad=True)
+    used = []
+    monkeypatch.setattr(fused, "_norm_by_triton", lambda *given: used.append(1) or norm_way(*given))
     with torch.no_grad():
         once = norm(hidden)
+        assert used
+        monkeypatch.setattr(fused, "WORTH_A_LAUNCH", 10**6)
+        norm(hidden)
     torch.testing.assert_close(once, norm(hidden))
+    assert len(used) == 1
     norm(hidden).sum().backward()
     assert hidden.grad is not None
     fused.restore(model)

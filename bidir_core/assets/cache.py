@@ -36,15 +36,16 @@ def state(name: str, *, thorough: bool = False) -> State:
     ``thorough`` every file is.
     """
     asset = find(name)
+    folder = asset.folder  # looked up anew each time
     try:
-        text = (asset.folder / "manifest.json").read_text(encoding="utf-8")
+        text = (folder / "manifest.json").read_text(encoding="utf-8")
     except OSError:
-        return "damaged" if asset.folder.exists() else "missing"
+        return "damaged" if folder.exists() else "missing"
     try:
         manifest = json.loads(text)
         same = (manifest["name"], manifest["version"]) == (asset.name, asset.full_version)
         files = manifest["files"].items()
-        whole = all(_is_whole(asset.folder / path, entry, thorough) for path, entry in files)
+        whole = all(_is_whole(folder / path, entry, thorough) for path, entry in files)
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         return "damaged"
     return "ready" if same and files and whole else "damaged"

@@ -192,11 +192,10 @@ def _run_point(
     config, regime = prompts.evaluation(point), parse_regime(point.regime)
     texts = _texts_name(point.condition, prompts.usual)
     if not (sweep.path / texts).exists():
-        rows = [run_scoring.item_fields(one) for one in encoded]
-        if prompts.config.compact:
+        compact = prompts.config.compact
+        rows = [run_scoring.item_fields(one, tokens=not compact) for one in encoded]
+        if compact:
             rows = [{**row, **dict.fromkeys(("contexts", "continuations"))} for row in rows]
-            for row in rows:
-                row.update({name: None for name in row if name.endswith(("_ids", "_offsets"))})
         write_texts(to_table(rows), sweep.path / texts)
     known = Run(run.path)  # a fresh look: what exists now
     if known.config and known.state != "corrupt":
