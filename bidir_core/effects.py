@@ -39,7 +39,7 @@ def stratified_mean(
         items = by_seed.mean(axis=0)
         if not len(items):
             raise ValueError(f"{task}: no items to compare")
-        variance = float(np.append(items, [1.0, -1.0]).var()) / (len(items) + 2)
+        variance = _item_variance(items)
         means = by_seed.mean(axis=1)
         seeds = float(means.var(ddof=1)) / len(means) if len(means) > 1 else 0.0
         half = z * math.sqrt(variance + seeds)
@@ -62,6 +62,38 @@ def stratified_mean(
         per_task,
         tuple(float(m) for m in by_seed_macro),
     )
+
+
+def half_width_any_seeds(
+    values: Mapping[str, np.ndarray], *, confidence: float = CONFIDENCE
+) -> float | None:
+    """Half the width, as a fraction, that :func:`stratified_mean`'s interval would keep with
+    endlessly many seeds: what comes from the items alone. None with a single seed.
+
+    ``values``: per task ``[n_seeds, n_items]``. The variance over items of the seed mean holds what
+    items differ in and, divided by the number of seeds, what item and seed make together; the
+    second is estimated from the spread between seeds, and taken off (a task's rest is never below
+    zero). Assumes that items are a sample, that seeds are independent of each other, and that what
+    a seed does to all items alike averages out.
+    """
+    variances = []
+    for raw in values.values():
+        by_seed = np.atleast_2d(np.asarray(raw, dtype=np.float64))
+        seeds, items = by_seed.shape
+        if seeds < 2:
+            return None
+        # Without the seed's own mean: it moves all items alike, so it is not in the spread over them.
+        own = by_seed - by_seed.mean(axis=1, keepdims=True)
+        together = float(own.var(axis=0, ddof=1).mean()) / seeds
+        variances.append(max(0.0, _item_variance(by_seed.mean(axis=0)) - together / items))
+    if not variances:
+        raise ValueError("no tasks to average")
+    return z_score(confidence) * math.sqrt(math.fsum(variances)) / len(variances)
+
+
+def _item_variance(items: np.ndarray) -> float:
+    """Variance of a task's mean over its items, with the two pseudo-items."""
+    return float(np.append(items, [1.0, -1.0]).var()) / (len(items) + 2)
 
 
 def interaction(

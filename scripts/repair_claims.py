@@ -25,7 +25,7 @@ from bidir_core.atomic import write_json
 from bidir_core.errors import UserError
 from bidir_core.lab.summary import Outcomes
 from bidir_core.store import Run
-from scripts import blocks, repair_page
+from scripts import blocks, repair_page, repair_words
 from scripts.repair_pairs import BASE, FOLDS, STAGE1, align, by_fold, finished
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "claims.json"
@@ -173,7 +173,7 @@ def _claim(
     ]
     numbers = by_fold(found, sides, CLAIM_FOLDS)
     one = {**head, "seeds": common if trained else [], **numbers}
-    return {**one, **repair_page.judged(one)}
+    return {**one, **repair_words.judged(one)}
 
 
 def _accuracy(

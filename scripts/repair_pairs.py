@@ -46,8 +46,10 @@ def align(runs: Mapping[str, Run], names: Iterable[str]) -> Outcomes:
     return outcomes(runs[STAGE1], {name: runs[name] for name in wanted}, "acc")
 
 
-def difference(found: Outcomes, sides: Sequence[Side], half: str | None) -> effects.Contrast | None:
-    """The signed sum of the sides over the items that all their runs scored.
+def differences(
+    found: Outcomes, sides: Sequence[Side], half: str | None
+) -> dict[str, np.ndarray] | None:
+    """Per task, the signed sum of the sides ``[n_seeds, n_items]`` where all their runs scored.
 
     None where a task has no such item in this half.
     """
@@ -63,18 +65,21 @@ def difference(found: Outcomes, sides: Sequence[Side], half: str | None) -> effe
         for sign, runs in sides:
             right = np.stack([found.right[name][mine] for name in runs]).astype(np.float64)
             values[task] = values[task] + sign * right
-    return effects.stratified_mean(values)
+    return values
 
 
-def in_points(contrast: effects.Contrast | None) -> dict[str, Any] | None:
-    """As it stands in a JSON file: points, not fractions."""
-    if contrast is None:
+def in_points(values: Mapping[str, np.ndarray] | None) -> dict[str, Any] | None:
+    """Their mean as it stands in a JSON file: points, not fractions."""
+    if values is None:
         return None
+    contrast = effects.stratified_mean(values)
     one = contrast.estimate
+    any_seeds = effects.half_width_any_seeds(values)
     return {
         **{name: _points(getattr(one, name)) for name in ("value", "low", "high")},
         "n": one.n,
         "by_seed": [_points(value) for value in contrast.per_seed],
+        "half_width_any_seeds": None if any_seeds is None else _points(any_seeds),
     }
 
 
@@ -86,7 +91,7 @@ def estimate(entry: Mapping[str, Any]) -> stats.Estimate:
 
 def by_fold(found: Outcomes, sides: Sequence[Side], folds: Iterable[str]) -> dict[str, Any]:
     """The same difference in each of these folds."""
-    return {fold: in_points(difference(found, sides, FOLDS[fold])) for fold in folds}
+    return {fold: in_points(differences(found, sides, FOLDS[fold])) for fold in folds}
 
 
 def _points(fraction: float) -> float:

@@ -10,7 +10,7 @@ import pytest
 from bidir_core import stats
 from bidir_core.run_layout import COMMITTED_RUNS
 from bidir_core.store import Run
-from scripts import blocks, repair_claims, repair_page
+from scripts import blocks, repair_claims, repair_page, repair_words
 from scripts.repair_claims import compute, lost, run_name
 from scripts.repair_pairs import BASE, estimate, finished
 from tests.repair_study import arm, base, hashes
@@ -70,10 +70,10 @@ def test_gain_and_loss_are_told_apart(tmp_path):
     assert said["distil_causal"] == ("different", "no")
     assert said["distil_stage1"] == ("equivalent", "yes")
     assert said["lora_3b_bidirectional"] == ("different", "no")
-    assert "different, higher. Aim: 0 or above: **reached**" in repair_page.sentence(
+    assert "different, higher. Aim: 0 or above: **reached**" in repair_words.sentence(
         claims["3b_stage1"]
     )
-    assert "different, lower. Aim: within 1 point: **not reached**" in repair_page.sentence(
+    assert "different, lower. Aim: within 1 point: **not reached**" in repair_words.sentence(
         claims["distil_causal"]
     )
 
@@ -106,13 +106,13 @@ def test_the_summary_can_come_out_either_way(value, says):
 
 def test_what_cannot_be_told_is_undecided():
     one = stats.Estimate(0.008, -0.004, 0.02, 700)
-    assert repair_page.word(one, 1.0) == "undecided"
+    assert repair_words.word(one, 1.0) == "undecided"
     for aim in ("at least", "within", "above"):
-        assert repair_page.reached(aim, 1.0, one) == "undecided"
-    assert repair_page.reached("within or better", 1.0, one) == "yes"
+        assert repair_words.reached(aim, 1.0, one) == "undecided"
+    assert repair_words.reached("within or better", 1.0, one) == "yes"
     low = stats.Estimate(-0.008, -0.02, 0.004, 700)
-    assert repair_page.reached("within or better", 1.0, low) == "undecided"
-    text = repair_page.sentence(
+    assert repair_words.reached("within or better", 1.0, low) == "undecided"
+    text = repair_words.sentence(
         {"what": "x", "aim": "within", "margin": 1.0, "seeds": [0], "confirm": points(low)}
     )
     assert text == (
@@ -127,6 +127,68 @@ def points(one: stats.Estimate) -> dict:
         "n": one.n,
         "by_seed": [100 * one.value],
     }
+
+
+UNDECIDED = {"aim": "within", "margin": 1.5, "value": 0.6, "half": 1.8}
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"left": 1.3}, "keep about ±1.3 points, from the items alone: around +0.6 that cannot"),
+        ({"left": 0.95}, "that cannot decide it; only more items could"),  # 0.6 + 0.95 > 1.5
+        ({"left": 0.85}, "show it reached, so more seeds could decide it (about 87 in all"),
+        ({"left": 0.89}, "so more seeds could decide it (over 100 in all"),
+        ({"left": 0.3}, "show it reached, so more seeds could decide it (about 14 in all"),
+        ({"left": 0.3, "value": -0.6}, "show it reached, so more seeds could decide it (about 14"),
+        ({"left": 0.3, "value": 2.0}, "show it not to be reached, so more seeds could"),
+        ({"left": 0.3, "value": 1.4}, "that cannot decide it"),  # on the margin, either way
+        ({"left": 0.3, "aim": "at least"}, "show it reached, so more seeds"),
+        ({"left": 0.7, "aim": "at least"}, "that cannot decide it"),
+        # Only a loss counts against it, and the estimate is on the good side.
+        ({"left": 1.3, "value": 0.1, "aim": "within or better"}, "show it reached, so more seeds"),
+        ({"left": 1.3, "value": -0.6, "aim": "within or better"}, "that cannot decide it"),
+        ({"left": None}, " Whether more seeds could decide it is not known: that takes the runs'"),
+        ({"left": None, "seeds": [0]}, " One seed does not tell"),
+        ({"left": 0.3, "half": 0.5}, ""),  # reached
+        ({"left": 0.3, "half": 0.5, "value": 4.0}, ""),  # missed
+        ({"left": 0.3, "aim": "none"}, ""),
+    ],
+)
+def test_whether_more_seeds_could_decide_is_computed_and_comes_out_either_way(changed, says):
+    one = {**UNDECIDED, "seeds": [0, 1, 2], **changed}
+    value, half = one["value"], one["half"]
+    entry = {"value": value, "low": value - half, "high": value + half, "n": 7000}
+    claim = {
+        **{key: one[key] for key in ("aim", "margin", "seeds")},
+        "confirm": {**entry, "half_width_any_seeds": one["left"]},
+    }
+    text = repair_words.outlook(claim)
+    assert says in text
+    assert bool(says) == bool(text)
+
+
+def test_all_items_are_named_where_the_half_does_not_show_the_aim():
+    half = points(stats.Estimate(0.006, -0.012, 0.024, 6955))
+    every = points(stats.Estimate(0.003, -0.008, 0.014, 14016))
+    claim = {"aim": "within", "margin": 1.5, "seeds": [0, 1, 2], "confirm": half, "all": every}
+    text = " On all 14,016 items, explore among them: +0.3 (-0.8 to +1.4), "
+    assert repair_words.on_all(claim) == f"{text}reached."
+    assert repair_words.on_all({**claim, "margin": 1.0}) == f"{text}undecided."
+    assert repair_words.on_all({**claim, "confirm": every}) == ""
+
+
+def test_claims_say_what_is_left_with_any_number_of_seeds(tmp_path):
+    """Seeds that are wrong on other items each leave less than the interval; one seed, nothing."""
+    base(tmp_path, WRONG)
+    for seed in range(3):
+        arm(tmp_path, "3B-full", seed, bidirectional=hashes()[seed::5])
+    arm(tmp_path, "3C-full", 0)
+    claims = compute(finished([tmp_path]))["claims"]
+    for fold in ("confirm", "all"):
+        entry = claims["3b_stage1"][fold]
+        assert 0 < entry["half_width_any_seeds"] < 0.9 * (entry["high"] - entry["low"]) / 2
+        assert claims["3b_control"][fold]["half_width_any_seeds"] is None
 
 
 def test_an_effect_on_explore_alone_does_not_reach_the_claims(tmp_path):
@@ -152,10 +214,10 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval(tmp_path):
     assert by_seed[2] < -5
     assert one["confirm"]["value"] == pytest.approx(sum(by_seed) / 3, abs=0.002)
     assert one["word"] == "undecided"
-    assert re.search(r"3 seeds, -\d+\.\d to \+\d+\.\d\)", repair_page.sentence(one))
+    assert re.search(r"3 seeds, -\d+\.\d to \+\d+\.\d\)", repair_words.sentence(one))
     # What lacks runs is said to lack them, by name, and nothing is made of it.
     assert claims["3b_control"]["missing"] == ["3C-full-seed0-causal"]
-    assert "not run yet (lacks `3C-full-seed0-causal`)" in repair_page.sentence(
+    assert "not run yet (lacks `3C-full-seed0-causal`)" in repair_words.sentence(
         claims["3b_control"]
     )
 
@@ -262,7 +324,7 @@ def test_the_committed_numbers_are_those_of_the_committed_runs():
     again = compute(here)["claims"]
     checked = 0
     for key, one in found["claims"].items():
-        assert one.get("word") == repair_page.judged(one).get("word"), key
+        assert one.get("word") == repair_words.judged(one).get("word"), key
         for fold in ("confirm", "all"):
             for seed, value in zip(
                 again[key]["seeds"], (again[key].get(fold) or {}).get("by_seed", [])

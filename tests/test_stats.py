@@ -291,6 +291,46 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval():
     assert spread.estimate.high - spread.estimate.low > one.estimate.high - one.estimate.low
 
 
+def test_what_any_number_of_seeds_would_leave_is_the_items_part_and_needs_no_more_seeds():
+    """Two tasks; items differ by 0.3, item and seed together add 0.4, each seed's own part 0.02."""
+    rng = np.random.default_rng(3)
+    sizes = {"a": 400, "b": 900}
+    known = stats.Z_95 * math.sqrt(sum(0.3**2 / n for n in sizes.values())) / 2
+
+    def drawn(n_seeds):
+        own = rng.normal(0, 0.02, (n_seeds, 1))
+        return {
+            task: rng.normal(0.01, 0.3, n) + rng.normal(0, 0.4, (n_seeds, n)) + own
+            for task, n in sizes.items()
+        }
+
+    left, interval = {}, {}
+    for n_seeds in (3, 30):
+        studies = [drawn(n_seeds) for _ in range(100)]
+        left[n_seeds] = np.mean([effects.half_width_any_seeds(one) for one in studies])
+        ordinary = [effects.stratified_mean(one).estimate for one in studies]
+        interval[n_seeds] = np.mean([one.high - one.low for one in ordinary]) / 2
+    # The two pseudo-items add 2 / (n + 2) to each variance: 2 % of the width here.
+    assert left[3] == pytest.approx(known, rel=0.06)
+    assert left[30] == pytest.approx(left[3], rel=0.06)
+    assert interval[30] < 0.8 * interval[3]
+    assert known < left[30] < interval[30] < 1.2 * left[30]
+
+
+def test_what_any_number_of_seeds_would_leave_takes_two_seeds():
+    item = np.random.default_rng(4).choice([-1.0, 0.0, 1.0], size=300)
+    assert effects.half_width_any_seeds({"t": item}) is None
+    assert effects.half_width_any_seeds({"t": item, "u": np.stack([item, item])}) is None
+    copies = {"t": np.stack([item, item, item])}  # seeds that all agree leave the whole interval
+    whole = effects.stratified_mean(copies).estimate
+    half = effects.half_width_any_seeds(copies)
+    assert half == pytest.approx((whole.high - whole.low) / 2)
+    noise = {
+        "t": np.stack([item, -item])
+    }  # nothing but noise: the seed mean is the same everywhere
+    assert effects.half_width_any_seeds(noise) == 0
+
+
 # --- verdicts ----------------------------------------------------------------------------------
 
 
