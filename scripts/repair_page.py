@@ -272,8 +272,8 @@ def with_aims(report: str) -> str:
         "half of the items set apart for claims, over three seeds ([more](REPAIR.md)):\n\n"
         f"<!-- repair: open_aims -->\n{open_aims()}<!-- end -->\n\n"
         "More items would have to come from elsewhere: the two halves are all that the five validation\n"
-        "sets hold. Training speed: 250,000 useful tokens/s were aimed at on one H100; what\n"
-        "was reached, and what was tried, is in [Performance](PERFORMANCE.md).\n"
+        "sets hold. Training speed, 250,000 useful tokens/s on one H100, is reached\n"
+        "([Performance](PERFORMANCE.md)).\n"
     )
 
 
