@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -142,8 +142,9 @@ def _norm_by_triton(
 
 def _agreeing_norm(module: Any) -> Callable[..., torch.Tensor] | None:
     """The quickest way to a norm that gives the module's own numbers."""
-    ways = (_norm_at_once, _norm_by_triton), (_norm, _norm_by_torch)
-    return next((norm for norm, way in ways if _holds(_norm_agrees, module, way)), None)
+    if not _holds(_norm_agrees, module, _norm_by_torch):
+        return None
+    return _norm_at_once if _holds(_norm_agrees, module, _norm_by_triton) else _norm
 
 
 def _norm_agrees(module: Any, way: Callable[..., torch.Tensor]) -> bool:
@@ -241,8 +242,8 @@ def repeat_heads(states: torch.Tensor, n: int) -> torch.Tensor:
 
     Laid out as a projection's output, token by token, so that whole heads are copied.
     """
-    plain = torch.is_grad_enabled() or not _on_gpu(states) or states.numel() < WORTH_A_LAUNCH
-    if not plain and states.stride(-1) == 1 and (kernels := _kernels()) is not None:
+    plain = torch.is_grad_enabled() or not _on_gpu(states) or states.numel() >= 1 << 31
+    if not plain and states.stride(-1) == 1 and (kernels := _kernels(states.device)) is not None:
         return kernels.repeat_heads(states, n)
     by_token = states.transpose(1, 2)[:, :, :, None]
     return by_token.expand(-1, -1, -1, n, -1).flatten(2, 3).transpose(1, 2)
@@ -252,19 +253,30 @@ def log_sum(logits: torch.Tensor) -> torch.Tensor | None:
     """The logarithm of each row's sum of exponentials: float32 ``[n]``; None where no kernel runs."""
     if not _on_gpu(logits) or torch.is_grad_enabled() or logits.stride(-1) != 1:
         return None
-    return None if (kernels := _kernels()) is None else kernels.log_sum(logits)
+    return None if (kernels := _kernels(logits.device)) is None else kernels.log_sum(logits)
 
 
-@lru_cache(maxsize=1)
-def _kernels() -> Any:
-    """The module of Triton kernels, None where they do not run."""
-    with contextlib.suppress(Exception), torch.no_grad():
-        from bidir_core import fused_kernels
+@cache
+def _kernels(device: torch.device) -> Any:
+    """The module of Triton kernels, None where they do not run or give other numbers."""
+    if not _holds(_kernels_agree, device):
+        return None
+    from bidir_core import fused_kernels
 
-        found = fused_kernels.log_sum(torch.zeros(1, 4, device="cuda"))
-        if abs(float(found) - 1.3862944) < 1e-5:
-            return fused_kernels
-    return None
+    return fused_kernels
+
+
+def _kernels_agree(device: torch.device) -> bool:
+    """Odd numbers of heads and of their entries, masked logits, more of them than one block holds."""
+    from bidir_core import fused_kernels as kernels
+
+    like = torch.empty(0, device=device, dtype=torch.bfloat16)
+    states, logits = _random(like, (2, 5, 3, 80), (8, 5000))
+    states = states.transpose(1, 2)
+    logits[1, :4500], logits[2] = -torch.inf, 3.0
+    sums, exact = kernels.log_sum(logits), logits.float().logsumexp(-1)
+    copied = torch.equal(kernels.repeat_heads(states, 3), states.repeat_interleave(3, dim=1))
+    return copied and torch.allclose(sums, exact, atol=1e-5)
 
 
 def _on_gpu(tensor: torch.Tensor) -> bool:

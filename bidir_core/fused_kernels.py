@@ -79,6 +79,7 @@ def can_rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
         and (half := width // 2) & (half - 1) == 0
         and width == 2 * half
         and torch.empty_like(x, device="meta").stride() == x.stride()
+        and x.numel() < 1 << 31  # places within a row are counted in 32 bits
     )
 
 

@@ -22,3 +22,12 @@ def at_rest() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def sweep() -> None:
+    """Collect all garbage now, what was put to rest included, so that a dead model's memory is free."""
+    resting = gc.get_freeze_count() > 0
+    gc.unfreeze()
+    gc.collect()
+    if resting:
+        gc.freeze()

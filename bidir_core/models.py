@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bidir_core import fused
+from bidir_core import fused, heap
 from bidir_core.attention import Handle, install
 from bidir_core.attention_choice import check_supported, choose_implementation, own_implementation
 from bidir_core.checkpoint import Checkpoint, apply_adapter, check_fits, open_checkpoint
@@ -188,6 +188,8 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
 
     A vision tower is dropped unless ``keep_vision`` (who saves the model again needs it whole).
     """
+    if plan.device.type == "cuda":
+        heap.sweep()  # the model before, whose parts refer to each other
     opened = plan.checkpoint
     full = opened is not None and opened.kind == "full"
     folder = opened.folder if opened is not None and full else _base_folder(plan)

@@ -66,7 +66,7 @@ def wrapped(text: object, width: int = LABEL_WIDTH) -> list[str]:
 
     for part in re.split(r"(?<=, )", " ".join(str(text).split())):
         whole = len(part.rstrip()) <= width
-        for piece in [part] if whole else re.findall(r"[^\s,]*,?\s*", part):
+        for piece in [part] if whole else re.findall(r"[^\s,]+,?\s*|,\s*", part):
             add(piece)
     if len(lines) > LABEL_LINES:
         lines = [*lines[: LABEL_LINES - 2], f"{lines[LABEL_LINES - 2].rstrip()} …", lines[-1]]

@@ -63,7 +63,7 @@ def score_into(
             report.require(_meaningless(writer.path))
 
         # A GPU computes its first batches meanwhile; no score is looked at before the probe passes.
-        beside = loaded.device.type == "cuda"
+        beside = _beside(loaded)
         if not beside:
             probe()
         started = time.monotonic()
@@ -144,7 +144,7 @@ def score_share(
     """What every process of a launch but the main one does: score its share into a part file."""
     with terminable(), heap.at_rest():
         # On a CPU beside the main process's, before its clock starts; on a GPU beside the scoring.
-        report = None if loaded.device.type == "cuda" else run_probe(loaded, regime)
+        report = None if _beside(loaded) else run_probe(loaded, regime)
         done: set[Key] = team.on_main(set)
         part = Part(run / PARTS, team.rank)
 
@@ -160,6 +160,14 @@ def score_share(
             part.finish(error=" ".join(str(error).split())[:300] or type(error).__name__)
             raise
         part.finish()
+
+
+def _beside(loaded: LoadedModel) -> bool:
+    """Whether the probe asks while the first batches are computed.
+
+    Not under flex, which the probe has compiled before the clock starts.
+    """
+    return loaded.device.type == "cuda" and loaded.implementation != "flex"
 
 
 def _meaningless(run: Path) -> str:

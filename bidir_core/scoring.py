@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -174,6 +176,8 @@ class Scorer:
                 except BaseException as error:
                     unable = error
             if meanwhile is not None:
+                if unable is not None and (not waiting or not isinstance(unable, Exception)):
+                    raise unable  # nothing to ask for, or no time left
                 with beside.stream():
                     meanwhile()
                 meanwhile = None
@@ -181,7 +185,7 @@ class Scorer:
                 break
             items, scores = waiting.popleft()
             yield items, scores()
-        if unable is not None:  # only now: what was computed before it is recorded
+        if unable is not None:  # only now: what was begun before it is recorded
             raise unable
 
     def begin(self, items: Sequence[int]) -> Callable[[], list[ItemScore]]:
@@ -193,6 +197,7 @@ class Scorer:
                 raise
             self.cost.out_of_memory += 1
             if len(items) == 1:
+                traceback.clear_frames(error.__traceback__)  # they hold what was computed so far
                 one = self.plan.encoded[items[0]]
                 raise UserError(
                     f"out of memory on item {one.item.item_id} alone ({one.longest} tokens); use "
@@ -330,6 +335,12 @@ def _reader(scores: torch.Tensor) -> Callable[[], np.ndarray]:
     return read
 
 
+@cache
+def _urgent(device: torch.device) -> torch.cuda.Stream:
+    """One for all: a stream keeps the memory that it used."""
+    return torch.cuda.Stream(device, priority=-1)
+
+
 class Beside:
     """A GPU's work beside, and ahead of, what it is given from now on."""
 
@@ -340,7 +351,7 @@ class Beside:
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
         """Work given to the GPU inside waits only for what came before; it is done at the end."""
-        urgent = torch.cuda.Stream(self.device, priority=-1)
+        urgent = _urgent(self.device)
         urgent.wait_event(self.now)
         with torch.cuda.stream(urgent):
             yield

@@ -95,7 +95,9 @@ def test_the_same_numbers_or_not() -> None:
 
 @pytest.fixture(autouse=True)
 def families_put_back() -> Iterator[None]:
+    fused._kernels.cache_clear()
     yield
+    fused._kernels.cache_clear()
     for family, known in fused._ROTARY.items():
         family.apply_rotary_pos_emb = known.own
     fused._ROTARY.clear()
@@ -119,6 +121,8 @@ def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         rotate=rotate,
         can_rotate=lambda x, cos, sin: (cos.shape[-1], cos.dtype) == (x.shape[-1], x.dtype),
         silu_times=lambda gate, up: nn.functional.silu(gate) * up,
+        repeat_heads=lambda states, n: states.repeat_interleave(n, dim=1),
+        log_sum=lambda logits: logits.float().logsumexp(-1),
     )
     monkeypatch.setitem(sys.modules, "bidir_core.fused_kernels", kernels)  # type: ignore[arg-type]
     monkeypatch.setattr(bidir_core, "fused_kernels", kernels, raising=False)
@@ -243,6 +247,25 @@ def test_norms_in_one_kernel_where_no_gradients_are_asked_for(
 
 def test_without_kernels_norms_are_torchs() -> None:
     assert fused._agreeing_norm(tiny_loaded("llama").model.model.norm) is fused._norm
+
+
+@pytest.mark.usefixtures("as_on_gpu")
+@pytest.mark.parametrize("broken", ["repeat_heads", "log_sum", None])
+def test_a_kernel_that_gives_other_numbers_is_not_used(
+    broken: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = sys.modules["bidir_core.fused_kernels"]
+    if broken == "repeat_heads":  # whole heads one after another, not each n times
+        wrong = lambda states, n: states.repeat(1, n, 1, 1)  # noqa: E731
+        monkeypatch.setattr(kernels, "repeat_heads", wrong)
+    if broken == "log_sum":  # one block only
+        wrong = lambda logits: logits[:, :4096].float().logsumexp(-1)  # noqa: E731
+        monkeypatch.setattr(kernels, "log_sum", wrong)
+    with torch.no_grad():
+        logits, heads = torch.randn(2, 30), torch.randn(2, 3, 5, 8)
+        assert (fused.log_sum(logits) is None) is (broken is not None)
+        assert torch.equal(fused.repeat_heads(heads, 2), heads.repeat_interleave(2, dim=1))
+    assert fused.log_sum(logits) is None  # gradients are asked for
 
 
 @pytest.mark.parametrize("n", [1, 4])

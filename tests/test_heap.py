@@ -33,3 +33,15 @@ def test_only_what_is_new_is_collected_inside_and_all_of_it_afterwards():
     gc.collect()
     assert len(gone) == 2
     assert not gc.get_freeze_count()
+
+
+def test_a_sweep_collects_what_was_put_to_rest():
+    gc.collect()
+    gone: list[int] = []
+    Node(gone)
+    with heap.at_rest():
+        heap.sweep()
+        assert gone
+        assert gc.get_freeze_count() > 1000
+    heap.sweep()
+    assert not gc.get_freeze_count()

@@ -77,3 +77,11 @@ def test_markup_in_a_label_stays_text():
         '<a href="http://evil.example">an arm of which the name is long</a>'
     ).layout.yaxis.ticktext
     assert text.count("<") == text.count("<br>") > 0
+
+
+def test_an_unbroken_long_word_leaves_no_empty_line():
+    path = "checkpoints/" + "x" * 60
+    assert all(plots.wrapped(path))
+    lines = plots.wrapped(f"3B LoRA, {'word ' * 40}, {path}")
+    assert len(lines) == 4
+    assert lines[-1].startswith("checkpoints/")

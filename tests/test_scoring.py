@@ -319,13 +319,14 @@ def on_gpu(monkeypatch):
             events.append("back")
 
     class OnGpu(Scorer):
-        def __init__(self, unable=()):
+        def __init__(self, unable=(), error=None):
             self.device, self.unable = torch.device("cuda"), unable
+            self.error = error or UserError("out of memory")
 
         def begin(self, items):
             events.append(("begin", *items))
             if items[0] in self.unable:
-                raise UserError("out of memory")
+                raise self.error
             return lambda: events.append(("read", *items)) or []
 
         def record_all(self, n, meanwhile=None):
@@ -366,6 +367,16 @@ def test_a_gpu_computes_while_the_probe_asks_and_nothing_is_recorded_before(on_g
     events.clear()
     scorer().record_all(0, lambda: events.append("probe"))
     assert "probe" in events  # nothing left to score: asked all the same
+
+
+@pytest.mark.parametrize(
+    ("unable", "error"), [(0, UserError("out of memory")), (1, KeyboardInterrupt("terminated"))]
+)
+def test_the_probe_is_not_asked_for_nothing_or_after_a_signal(on_gpu, unable, error):
+    scorer, events = on_gpu
+    with pytest.raises(type(error)):
+        scorer([unable], error).record_all(3, lambda: events.append("probe"))
+    assert events == ["ready", *(("begin", i) for i in range(unable + 1))]
 
 
 def test_a_cpu_asks_the_probe_first():
