@@ -110,6 +110,7 @@ class PipelineConfig:
     attn: str = _eval("attn")
     micro_tokens: int | None = _train("micro_tokens")
     gradient_checkpointing: bool = _train("gradient_checkpointing")
+    compile: str = _train("compile")
     checkpoint_every: int = _train("checkpoint_every")
     log_every: int = _train("log_every")
     eval_every: int = _train("eval_every")

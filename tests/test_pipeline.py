@@ -328,6 +328,14 @@ def test_stages_share_what_they_must():
     assert set(map(frozenset, by_checkpoint.values())) == {frozenset({"causal", "bidirectional"})}
 
 
+def test_every_fine_tune_is_compiled_if_asked_for():
+    config = from_preset({"model": "smollm2-135m-instruct", "compile": "default"})
+    trained = [s.config for s in plan(config) if isinstance(s.config, FinetuneConfig)]
+    assert [one.compile for one in trained] == ["default", "default"]
+    # how it is computed is not what it is: the same runs
+    assert config.digest == replace(config, compile="none").digest
+
+
 def test_flags_win_over_presets():
     for preset in PRESETS:
         config = from_preset({"model": "m", "limit": 7}, preset)
