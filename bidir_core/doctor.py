@@ -33,6 +33,10 @@ MODELS = (
 # A sliding window and grouped heads: what a plain family would not show.
 PROBED_FAMILIES = ("llama", "gemma3")
 DTYPES = ("float32", "bfloat16", "float16")
+NATIVE = {
+    True: "weights run as they are (--weights native)",
+    False: "weights are de-quantised; --weights native needs a GPU of compute capability 8.9",
+}
 NEEDED_DISK_BYTES = 1_000_000_000  # the embedded model, the data, and room for runs
 
 
@@ -46,6 +50,7 @@ class Device:
     free_bytes: int
     dtypes: dict[str, float]  # number format -> measured TFLOP/s of a matrix product
     attention: dict[str, str]  # "sdpa float32" -> "passes" or what failed
+    native_weights: bool = False  # whether --weights native can run 8-bit weights as they are
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,7 @@ def _devices() -> Iterator[Device]:
     import torch
 
     from bidir_core.devices import available_devices, can_compute
+    from bidir_core.quantised import can_multiply
 
     for name in available_devices():
         if name == "cuda":
@@ -134,6 +140,7 @@ def _devices() -> Iterator[Device]:
             free_bytes=free,
             dtypes={kind: _teraflops(device, getattr(torch, kind)) for kind in able},
             attention=_attention(device, [kind for kind in able if kind != "float16"]),
+            native_weights=can_multiply(device),
         )
 
 
@@ -248,6 +255,8 @@ def _fits(devices: tuple[Device, ...]) -> Iterator[Fit]:
 
 def to_text(found: Diagnosis) -> str:
     """The diagnosis as people read it."""
+    from bidir_core.assets import default_names
+
     lines = [f"python {found.python} on {found.system}"]
     lines.append(", ".join(f"{name} {version}" for name, version in found.packages.items()))
     for device in found.devices:
@@ -259,13 +268,15 @@ def to_text(found: Diagnosis) -> str:
             + ", ".join(f"{kind} ({rate:g} TFLOP/s)" for kind, rate in device.dtypes.items()),
             "  mask probe   "
             + ", ".join(f"{name} {outcome}" for name, outcome in device.attention.items()),
+            "  8-bit        " + NATIVE[device.native_weights],
         ]
     lines.append("")
     for what, folder in found.folders.items():
         access = "" if folder["writable"] else ", CANNOT BE WRITTEN"
         lines.append(f"{what:6s} {folder['path']}, {_gigabytes(folder['free_bytes'])} free{access}")
     for name, state in found.assets.items():
-        lines.append(f"asset  {name}: {state}")
+        optional = state == "missing" and name not in default_names()
+        lines.append(f"asset  {name}: {state}" + (" (optional)" if optional else ""))
     lines += ["", "What fits, by estimate (memory needed):"]
     for model in dict.fromkeys(fit.model for fit in found.fits):
         lines.append(f"  {model}")
