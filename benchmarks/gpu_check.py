@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -55,7 +56,7 @@ STEPS = 12
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run every check; 1 if one failed."""
+    """Run every check; 1 if one failed, 2 if there is none to run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tokenizer", help="a folder whose config.json is the model to train")
@@ -67,8 +68,15 @@ def main(arguments: list[str] | None = None) -> int:
     device, started = choose_device(options.device), time.monotonic()
     rows: list[dict[str, Any]] = []
     losses: dict[str, list[float]] = {}
-    for name, check in checks(device, None if options.tiny else options.tokenizer, losses):
-        if options.only not in name or time.monotonic() - started > options.seconds:
+    every = list(checks(device, None if options.tiny else options.tokenizer, losses))
+    wanted = [(name, check) for name, check in every if options.only in name]
+    if not wanted:
+        there = "; ".join(name for name, _ in every)
+        said = f"error: --only '{options.only}': no such check on {device}; there are: {there}"
+        print(said, file=sys.stderr)
+        return 2
+    for name, check in wanted:
+        if time.monotonic() - started > options.seconds:
             continue
         clear(device)
         compiled, begun = counters["stats"]["unique_graphs"], now(device)

@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure the parts asked for, writing after every row."""
     options = parse(arguments)
     book = Book(Path(options.out), options)
+    if options.folder:
+        Path(options.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="several-gpus-") as folder:
         options.work = Path(folder)
         book.begin("model")

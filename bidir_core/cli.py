@@ -12,7 +12,13 @@ from typing import Any, NoReturn
 
 from bidir_core import __version__
 from bidir_core.errors import UserError
-from bidir_core.launched import ProcessLost, is_helper, launched, refuse_several
+from bidir_core.launched import (
+    ProcessLost,
+    asked_for_several,
+    is_helper,
+    launched,
+    refuse_several,
+)
 
 OK, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 1, 130
 # What a disk or a path can do to anybody; any other OSError is a bug and keeps its traceback.
@@ -22,6 +28,10 @@ DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENA
 HEARD_SECONDS = 5.0
 # What several processes of one `accelerate launch` do together.
 SHARED_OUT = {"eval", "finetune", "pipeline"}
+ONE_PROCESS = (
+    "warning: accelerate started one process only; --multi_gpu, without --cpu, starts several, on "
+    "CPUs too"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,6 +103,8 @@ def _lazy(name: str, help_text: str, module: str) -> Callable[[Any], None]:
         def run(parsed: argparse.Namespace) -> int:
             if name not in SHARED_OUT:
                 refuse_several(name)
+            elif asked_for_several():
+                print(ONE_PROCESS, file=sys.stderr)
             code = import_module(f"bidir_core.{module}").run(parsed)
             if name in SHARED_OUT and launched() > 1:
                 import_module("bidir_core.processes").leave()
@@ -125,6 +137,7 @@ COMMANDS = [
     _lazy("doctor", "Say what this machine can do, and which models fit.", "doctor"),
     _lazy("lab", "Sweep regimes on one model, with controls (dose-response).", "lab.command"),
     _lazy("serve-model", "A model behind standard input and output (for the app).", "model_server"),
+    _lazy("weights", "How much of the damage is the 8-bit weights'?", "commands.weights"),
     _lazy("why", "Why an item flips: which layers, prompt tokens and strength.", "why"),
     _lazy("generate", "Continue a prompt under several regimes, side by side.", "generate_command"),
     _lazy("attend", "Observe attention: where each layer and head really looks.", "attend"),

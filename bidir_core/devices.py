@@ -51,10 +51,10 @@ def choose_device(name: str = "auto") -> torch.device:
                 f"--num_processes {gpus}"
             )
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if name.startswith("cuda:") and launched() > 1:
+    if launched() > 1 and (name == "mps" or name.startswith("cuda:")):
         raise UserError(
             f"device '{name}' is one GPU, and each of {launched()} processes takes its own; say "
-            "cuda or auto"
+            f"{'cpu' if name == 'mps' else 'cuda or auto'}"
         )
     return torch.device(name)
 

@@ -39,6 +39,18 @@ def is_helper() -> bool:
     return launched() > 1 and os.environ.get("RANK", "0") != "0"
 
 
+def asked_for_several() -> bool:
+    """Whether ``accelerate launch`` was asked for several processes and started this one alone.
+
+    It does so without ``--multi_gpu``, and with ``--cpu``: there it leaves several to MPI. Only
+    this way of starting sets ACCELERATE_USE_CPU, and an address to meet at for more than one.
+    """
+    environment = os.environ
+    by_mpi = any(f"{kind}_SIZE" in environment for kind in ("PMI", "OMPI_COMM_WORLD"))
+    asked = {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= environment.keys()
+    return asked and "WORLD_SIZE" not in environment and not by_mpi
+
+
 def refuse_several(command: str) -> None:
     """UserError where a command that is not shared out was launched in several processes."""
     if launched() > 1:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 from bidir_core.atomic import write_json
 from bidir_core.errors import UserError
 from bidir_core.launched import ProcessLost, launched, told_when_lost
+from bidir_core.progress import TERMINATED
 from bidir_core.records import read_jsonl, to_line
 from bidir_core.run_writer import RunWriter
 from bidir_core.status import is_alive, this_process
@@ -70,8 +72,28 @@ def team(device: str = "auto") -> Team:
         return ALONE
     from accelerate import PartialState
 
-    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    state = PartialState(cpu=on_cpu(device), timeout=PATIENCE)
+    check_connected(state.num_processes)
     return Team(state.process_index, state.num_processes)
+
+
+def on_cpu(device: str) -> bool:
+    """What accelerate has to be told before it connects processes: it does not look by itself.
+
+    Told of GPUs where there are none, it leaves each process alone, to do all the work.
+    """
+    from bidir_core.devices import choose_device
+
+    return choose_device(device).type == "cpu"
+
+
+def check_connected(world: int) -> None:
+    """UserError where fewer processes are connected than were launched: each would do it all."""
+    if world != launched():
+        raise UserError(
+            f"{launched()} processes were launched, but accelerate connected {world}: each would "
+            "do all the work; give --device cpu, or leave accelerate launch out"
+        )
 
 
 def leave() -> None:
@@ -171,6 +193,30 @@ class Parts:
                     "ended before its share was scored; --resume goes on from what is recorded"
                 )
         return states
+
+    @contextmanager
+    def asked_why(self) -> Iterator[None]:
+        """ProcessLost where a launcher ends this process because it has lost another.
+
+        Whoever ends them all leaves every other process alive, done, or just as stopped.
+        """
+        try:
+            yield
+        except KeyboardInterrupt as stopped:
+            if str(stopped) != TERMINATED:  # Ctrl-C
+                raise
+            for state in self.states().values():
+                failed = state["state"] == "failed" and state["error"] not in (
+                    TERMINATED,
+                    KeyboardInterrupt.__name__,
+                )
+                alive = is_alive({**state, "heartbeat": time.time()})
+                if failed or (state["state"] == "running" and not alive):
+                    raise ProcessLost(
+                        f"another of the {self.team.world} processes failed or died; "
+                        "go on with --resume"
+                    ) from None
+            raise
 
     def wait(self, told: Callable[[int], None]) -> None:
         """Wait until all others are done; ``told`` hears how many items they have scored."""

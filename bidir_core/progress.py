@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 LOG = logging.getLogger("bidir_core")
 _HEARTBEAT_SECONDS = 1.0
+TERMINATED = "terminated"  # what a KeyboardInterrupt says that was a SIGTERM
 
 
 class Progress:
@@ -95,7 +96,7 @@ def terminable() -> Iterator[None]:
         return
 
     def stop(*_: object) -> None:
-        raise KeyboardInterrupt("terminated")
+        raise KeyboardInterrupt(TERMINATED)
 
     previous = signal.signal(signal.SIGTERM, stop)
     try:

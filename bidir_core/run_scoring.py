@@ -44,11 +44,13 @@ def score_into(
     plan made for these items; ``title`` names the progress bar; ``advanced`` is told of items as
     they are done. In a ``team`` this is what its main process does; see :func:`score_share`.
     """
+    parts = Parts(writer.path, team)
     with (
         writer,
         terminable(),
         logging_to(writer.path / "log.txt") as log,
         heap.at_rest(),
+        parts.asked_why(),
     ):
         # What other processes had recorded, and spent, when the run was stopped.
         spent: list[Mapping[str, Any]] = [before or {}, *absorb(writer)]
@@ -91,7 +93,6 @@ def score_into(
             step(theirs - others)
             others = theirs
 
-        parts = Parts(writer.path, team)
         compact = config.compact or writer.is_slim
         mine = _share(scorer.plan, done, team)
         for items, scores in scorer.score_all(mine, probe if beside else None):

@@ -6,6 +6,11 @@ import os
 import subprocess
 import sys
 
+import torch
+
+# What several processes run on here, not told of a device: a Mac's GPU is one, and not shared.
+AUTO = "cpu" if torch.backends.mps.is_available() else "auto"
+
 
 def launch(n: int, *command: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(

@@ -184,6 +184,8 @@ def test_ways_to_compute_are_compared(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(gpu_check, "small", broken_small(gpu_check.small))
     assert gpu_check.main([*words, "attention split"]) == 1
     assert "FAILED" in capsys.readouterr().out
+    assert gpu_check.main([*words, "gradients"]) == 2
+    assert "no such check on cpu; there are: attention" in capsys.readouterr().err
 
 
 def broken_small(small):

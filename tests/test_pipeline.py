@@ -26,7 +26,7 @@ from bidir_core.pipeline import dry_run, look, run_pipeline
 from bidir_core.pipeline_config import PRESETS, PipelineConfig, from_preset, plan
 from bidir_core.store import Run, list_runs
 from bidir_core.training.config import FinetuneConfig
-from tests.launching import launch
+from tests.launching import AUTO, launch
 from tests.tiny_models import save_tiny_model
 
 
@@ -159,7 +159,7 @@ def test_several_seeds(config, runs_dir):
 def test_two_processes_make_the_same_experiment(config, settings, runs_dir, tmp_path):
     alone = replace(config, runs_dir=str(tmp_path / "alone"))
     run_pipeline(alone)
-    started = launch(2, *words(settings))
+    started = launch(2, *words(settings | {"device": AUTO}))
     out, err = started.communicate(timeout=240)
     assert started.returncode == 0, err[-3000:]
     assert out.split() == [str(pipeline.report_path(config))]

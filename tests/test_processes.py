@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.commands import launch as accelerate_launch
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,8 +23,9 @@ from bidir_core.config import EMBEDDED_MODEL, EvalConfig
 from bidir_core.errors import UserError
 from bidir_core.launched import ProcessLost, told_when_lost
 from bidir_core.processes import PARTS, Part, Parts, Team, share
+from bidir_core.progress import TERMINATED
 from bidir_core.store import Run
-from tests.launching import launch
+from tests.launching import AUTO, launch
 
 # Every batch takes a moment longer, so that there is something left to be killed.
 SLOW = """
@@ -59,7 +62,7 @@ def same_run(one: Run, other: Run) -> None:
 
 
 def test_two_processes_make_the_run_of_one(tiny_folder, own_items, runs_dir, alone):
-    done = launch(2, *words(tiny_folder, own_items))
+    done = launch(2, *words(tiny_folder, own_items, "--device", AUTO))
     out, err = done.communicate(timeout=180)
     assert done.returncode == 0, err[-3000:]
     (folder,) = (runs_dir / "stage2_prefill_bidir_eval").iterdir()
@@ -88,7 +91,8 @@ def test_a_killed_process_fails_the_job_and_another_number_resumes_it(
     assert started.returncode != 0
     (folder,) = (runs_dir / "stage2_prefill_bidir_eval").iterdir()
     run = Run(folder)
-    assert run.state in ("failed", "cancelled")
+    assert run.state == "failed"  # not "cancelled", as if somebody had pressed Ctrl-C
+    assert "2 processes failed or died" in run.status["error"] or "1 of 2" in run.status["error"]
     recorded = {line for path in folder.rglob("*.jsonl") for line in path.read_bytes().splitlines()}
     assert 0 < len(recorded) < 60
     assert main(["eval", "--resume", run.id]) == 0  # one process now
@@ -156,6 +160,51 @@ def test_a_part_whose_process_failed_or_died_stops_the_main_one(tmp_path):
     part._write()
     with pytest.raises(RuntimeError, match="ended before its share"):
         parts.check()
+
+
+def test_who_ends_one_process_is_told_from_who_ends_them_all(tmp_path):
+    parts, part = Parts(tmp_path, Team(0, 2)), Part(tmp_path / PARTS, 1)
+
+    def ended(reason: str, error: type[BaseException]) -> None:
+        with pytest.raises(error), parts.asked_why():
+            raise KeyboardInterrupt(reason)
+
+    ended(TERMINATED, KeyboardInterrupt)  # the other one is still alive
+    part.finish(error=TERMINATED)
+    ended(TERMINATED, KeyboardInterrupt)
+    part.finish(error="out of memory")
+    ended(TERMINATED, ProcessLost)
+    part._state |= {"state": "running", "pid": 2**22 + 1}
+    part._write()
+    ended(TERMINATED, ProcessLost)
+    ended("", KeyboardInterrupt)  # Ctrl-C
+
+
+def test_strangers_are_refused(monkeypatch):
+    """Processes that were not connected would each make the whole run."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes were launched, but accelerate connected 1"):
+        processes.check_connected(1)
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cpu", "mps"])
+    with pytest.raises(UserError, match=r"'mps' is one GPU.*say cpu"):
+        processes.team("auto")
+
+
+@pytest.mark.parametrize(("n", "warned"), [("1", 0), ("2", 1)])
+@pytest.mark.parametrize("kind", [["--cpu"], []])
+def test_processes_that_accelerate_did_not_start_are_missed(monkeypatch, capsys, kind, n, warned):
+    """Several on CPUs it leaves to MPI, unless it is told --multi_gpu."""
+    for name in ("MASTER_ADDR", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    line = f"--num_processes {n} --num_machines 1 --mixed_precision no --dynamo_backend no -m x"
+    args = accelerate_launch.launch_command_parser().parse_args([*kind, *line.split()])
+    args.use_cpu = args.cpu
+    _, given = prepare_simple_launcher_cmd_env(args)
+    monkeypatch.setattr(os, "environ", given)
+    assert main(["eval", "--model", "m", "--limit", "0"]) == 2
+    assert (
+        capsys.readouterr().err.count("accelerate started one process only; --multi_gpu") == warned
+    )
 
 
 def test_a_part_that_ends_while_it_is_looked_at_has_not_died(tmp_path, monkeypatch):

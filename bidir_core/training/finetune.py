@@ -18,7 +18,7 @@ from bidir_core.devices import forget_peak_memory
 from bidir_core.errors import UserError
 from bidir_core.launched import told_when_lost
 from bidir_core.models import LoadedModel
-from bidir_core.processes import PATIENCE
+from bidir_core.processes import PATIENCE, check_connected, on_cpu
 from bidir_core.progress import LOG, logging_to, terminable
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 from bidir_core.resuming import resumable
@@ -258,13 +258,15 @@ def _accelerator(config: FinetuneConfig) -> Any:
             f"--tracker {config.tracker}: that package is not installed; "
             f"pip install {config.tracker}"
         )
-    return Accelerator(
-        cpu=config.device == "cpu",
+    accelerator = Accelerator(
+        cpu=on_cpu(config.device),
         log_with=trackers or None,  # type: ignore[arg-type]
         project_dir="." if trackers else None,  # the run's own folder, once there is one
         # The others wait while the main one evaluates or writes.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+    check_connected(accelerator.num_processes)
+    return accelerator
 
 
 def _quick_eval(config: FinetuneConfig, student: Student, loaded: LoadedModel) -> Any:
