@@ -21,16 +21,13 @@ import torch
 
 from bidir_core import evaluate, models, processes
 from bidir_core.config import EvalConfig, command_line
-from bidir_core.devices import choose_device, choose_dtype, device_name
 from bidir_core.errors import UserError
 from bidir_core.estimate_command import estimated, to_text
-from bidir_core.items import data_fingerprint
 from bidir_core.launched import is_helper
-from bidir_core.model_source import fetch_weights
 from bidir_core.models import LoadedModel
 from bidir_core.pipeline_clock import Clock
 from bidir_core.pipeline_config import PipelineConfig, Stage, plan
-from bidir_core.pipeline_runs import Known, checkpoint_of, find_run_of, roots_of
+from bidir_core.pipeline_runs import Known, checkpoint_of, find_run_of, known_of, roots_of
 from bidir_core.report import build_report, write_report
 from bidir_core.run_layout import refuse_if_read_only
 from bidir_core.store import Run
@@ -39,7 +36,6 @@ from bidir_core.training.finetune import resume_finetune, run_finetune
 from bidir_core.training.goals import OBJECTIVES
 from bidir_core.training.overlap import refuse_trained_tasks
 from bidir_core.training.sources import check_data
-from bidir_core.weights import fingerprint, weight_files
 
 
 @dataclass(frozen=True)
@@ -166,18 +162,7 @@ def preflight(config: PipelineConfig, stages: Sequence[Stage]) -> Known:
         attn=config.attn,
         regime=config.regime,
     )
-    items = evaluate.read_items(first)
-    device = choose_device(config.device)
-    if checked.local:
-        folder = Path(checked.source)
-    else:
-        folder = fetch_weights(checked.name, checked.source, checked.revision)
-    return Known(
-        model_fingerprint=fingerprint(checked.config.get_text_config(), weight_files(folder)),
-        data_fingerprint=data_fingerprint(items),
-        dtype=str(choose_dtype(config.dtype, device)).removeprefix("torch."),
-        device=device_name(device),
-    )
+    return known_of(checked, evaluate.read_items(first))
 
 
 def _run_stage(stage: Stage, found: Run | None, runs: dict[str, Run], loader: _Loader) -> Path:

@@ -6,12 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from bidir_core import models
 from bidir_core.config import EvalConfig
+from bidir_core.devices import device_name
+from bidir_core.items import Item, data_fingerprint
+from bidir_core.model_source import fetch_weights
 from bidir_core.pipeline_config import PipelineConfig, Stage
 from bidir_core.reporting.arms import trained_run_id
 from bidir_core.run_layout import runs_roots, stage_dir_for
 from bidir_core.store import Run, list_runs
 from bidir_core.training.config import FinetuneConfig
+from bidir_core.weights import fingerprint, weight_files
 
 # Compact runs leave texts out, which no number depends on.
 _NOT_COMPARED = ("checkpoint", "model", "dtype", "compact", "data")
@@ -28,16 +33,33 @@ class Known:
     device: str
 
 
+def known_of(checked: models.Preflight, items: Sequence[Item]) -> Known:
+    """From a model that was checked, its weight files fetched here, and the items."""
+    if checked.local:
+        folder = Path(checked.source)
+    else:
+        folder = fetch_weights(checked.name, checked.source, checked.revision)
+    return Known(
+        model_fingerprint=fingerprint(checked.config.get_text_config(), weight_files(folder)),
+        data_fingerprint=data_fingerprint(items),
+        dtype=str(checked.dtype).removeprefix("torch."),
+        device=device_name(checked.device),
+    )
+
+
 def find_run_of(
     stage: Stage,
     stages: Sequence[Stage],
     runs: Mapping[str, Run],
     known: Known,
-    config: PipelineConfig,
+    config: PipelineConfig | EvalConfig,
+    *,
+    named: str | None = None,
 ) -> Run | None:
     """The newest finished run of a stage, else the newest one that can be resumed, else None.
 
-    ``runs``: the finished stages so far, for the checkpoints they made. A run of other weights,
+    ``runs``: the finished stages so far, for the checkpoints they made. ``config`` says where runs
+    are; ``named`` takes runs of that name only. A run of other weights,
     other items or another dtype is not this stage's, whatever its settings say. A fine-tune whose
     checkpoint is gone stands only if everything that would evaluate it is there.
     """
@@ -52,7 +74,9 @@ def find_run_of(
     fitting = [
         run
         for run in list_runs(roots_of(config))
-        if run.stage == folder and is_run_of(run, stage, trained, known)
+        if run.stage == folder
+        and named in (None, run.name)
+        and is_run_of(run, stage, trained, known)
     ]
     for states in (("done",), ("running",), _RESUMABLE):
         for run in fitting:  # newest first
@@ -117,7 +141,7 @@ def checkpoint_of(trained: Run) -> str:
     return str(final.relative_to(here) if final.is_relative_to(here) else final)
 
 
-def roots_of(config: PipelineConfig) -> list[Path]:
+def roots_of(config: PipelineConfig | EvalConfig) -> list[Path]:
     if config.runs_dir is not None:
         return [Path(config.runs_dir).expanduser().resolve()]
     return runs_roots()
