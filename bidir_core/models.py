@@ -36,11 +36,12 @@ from bidir_core.quantised import (
     check_weights_choice,
     forget_quantisation,
     is_fp8,
+    misshapen,
     run_natively,
     without_vision,
 )
 from bidir_core.regimes import Regime, parse_regime
-from bidir_core.weights import check_weights, fingerprint, weight_files
+from bidir_core.weights import check_weights, fingerprint, weight_files, where_from
 
 __all__ = ["EMBEDDED", "LoadedModel", "Preflight", "load", "load_weights", "preflight"]
 
@@ -254,12 +255,16 @@ def _read_weights(plan: Preflight, folder: Path) -> Any:
             )
     except Exception as error:  # as above
         raise UserError(f"the weights in {folder} cannot be used: {reason(error)}") from error
-    misshapen = [f"{name} {tuple(shape)}" for name, shape, *_ in info["mismatched_keys"]]
-    lost = sorted(info["missing_keys"]) + sorted(misshapen)
+    lost: list[tuple[str, Any]] = [(name, None) for name in sorted(info["missing_keys"])]
+    lost += sorted((name, tuple(shape)) for name, shape, *_ in info["mismatched_keys"])
+    if fp8:  # whose shapes transformers takes as they come
+        lost += misshapen(loaded, config)
     if lost:  # transformers would fill them with random numbers and only warn
+        name, shape = lost[0]
         raise UserError(
             f"the weights in {folder} are not those of a {config.model_type} model of this shape: "
-            f"{len(lost)} tensors are missing or misshapen, such as {lost[0]}"
+            f"{len(lost)} tensors are missing or misshapen, such as {name}"
+            f"{f' {shape}' if shape is not None else ''}{where_from(folder, name, shape)}"
         )
     if fp8 and plan.weights == "dequantise":
         loaded = forget_quantisation(loaded, plan.dtype)

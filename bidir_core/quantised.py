@@ -11,6 +11,7 @@ Ministral 3 repositories have: those layers run by it, with nothing to fetch.
 
 from __future__ import annotations
 
+import copy
 from types import MethodType
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from bidir_core.errors import UserError
+from bidir_core.model_source import auto_class
 
 Weights = Literal["dequantise", "native"]
 WEIGHTS: tuple[Weights, ...] = ("dequantise", "native")
@@ -161,6 +163,17 @@ def multiply_exactly(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
     return product if layer.bias is None else product + layer.bias.float()
 
 
+def misshapen(model: nn.Module, config: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """Parameters that have not the shape that the configuration gives them, and the one they have."""
+    with torch.device("meta"):  # takes no memory
+        meant = dict(auto_class(config).from_config(copy.deepcopy(config)).named_parameters())
+    return [
+        (name, tuple(found.shape))
+        for name, found in model.named_parameters()
+        if name in meant and found.shape != meant[name].shape
+    ]
+
+
 def forget_quantisation(model: Any, dtype: torch.dtype) -> Any:
     """A de-quantised model as an ordinary one: one dtype, and saved as what it now is."""
     model = model.to(dtype)
@@ -168,7 +181,34 @@ def forget_quantisation(model: Any, dtype: torch.dtype) -> Any:
         if hasattr(config, "quantization_config"):
             del config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
+    # transformers undoes, on saving, what it did on reading: it would quantise again.
+    done = getattr(model, "_weight_conversions", None)
+    if done is not None:
+        kept = (without_eight_bits(conversion) for conversion in done)
+        model._weight_conversions = [conversion for conversion in kept if conversion is not None]
     return model
+
+
+def without_eight_bits(conversion: Any) -> Any | None:
+    """A conversion of weights on reading, less its de-quantisation; None if that is all it does.
+
+    Experts are de-quantised one by one and merged in the same conversion: the merging stays.
+    """
+    done = getattr(conversion, "operations", [])
+    kept = [operation for operation in done if "fp8" not in type(operation).__name__.lower()]
+    if len(kept) == len(done):
+        return conversion
+    if not kept:
+        return None
+    names = conversion._original_source_patterns
+    plain = type(conversion)(
+        source_patterns=[n.removesuffix("$") for n in names if "_scale" not in n],
+        target_patterns=[n.removesuffix("$") for n in conversion._original_target_patterns],
+        operations=kept,
+    )
+    for scope in ("scope_prefix", "base_model_prefix"):
+        setattr(plain, scope, getattr(conversion, scope, None))
+    return plain
 
 
 def without_vision(model: Any) -> Any:

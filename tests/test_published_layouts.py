@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.eight_bits import is_linear, quantise
+from benchmarks.eight_bits import is_linear
 from bidir_core import models
-from bidir_core.cli import main
 from bidir_core.errors import UserError
 from bidir_core.layout import Layout
 from bidir_core.regimes import parse_regime
-from bidir_core.store import Run
+from bidir_core.weights import where_from
+from tests.eight_bit_models import in_eight_bits, in_shards
 from tests.tiny_models import save_tiny_model, tiny_model
 
 
@@ -30,12 +30,7 @@ def logits(loaded, regime: str = "bidirectional") -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def eight_bits(tmp_path_factory) -> tuple[Path, Path]:
-    """A model in 8 bits, and the same numbers as an ordinary float32 model."""
-    folder = save_tiny_model(tmp_path_factory.mktemp("fp8") / "eight", "mistral3")
-    plain = shutil.copytree(folder, folder.parent / "plain")
-    meant = quantise(folder)
-    save_file(meant, plain / "model.safetensors", metadata={"format": "pt"})
-    return folder, plain
+    return in_eight_bits(tmp_path_factory.mktemp("fp8"))
 
 
 def test_eight_bits_are_dequantised_to_what_they_mean(eight_bits):
@@ -68,50 +63,8 @@ def test_native_is_refused_where_it_cannot_be(eight_bits):
         models.preflight(str(eight_bits[1]), device="cpu", weights="native")
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_fine_tune_of_eight_bits_is_read_back(eight_bits, own_items, runs_dir, tmp_path, method):
-    """Trained, saved, and loaded by --checkpoint and by plain transformers."""
-    data = tmp_path / "data.jsonl"
-    lines = [{"prompt": f"say {i} then", "response": f" {i} it is"} for i in range(12)]
-    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    words = [
-        "--model", str(eight_bits[0]), "--prompt-bidir-response-causal-train", "--data", str(data),
-        "--no-decontaminate", "--steps", "2", "--batch-samples", "4", "--max-tokens", "64",
-        "--eval-every", "0", "--device", "cpu", "--method", method, "--lr", "1e-3",
-    ]  # fmt: skip
-    assert main(["finetune", *words]) == 0
-    (folder,) = (runs_dir / "stage3_finetune_prefill_bidir").iterdir()
-    final = folder / "final"
-    from_checkpoint = models.load(str(eight_bits[0]), checkpoint=str(folder), device="cpu")
-    base = models.load(str(eight_bits[0]), device="cpu")
-    assert not torch.equal(logits(from_checkpoint), logits(base))
-    if method == "full":
-        assert "quantization_config" not in json.loads((final / "config.json").read_text())
-        from transformers import AutoModelForImageTextToText
-
-        plain = AutoModelForImageTextToText.from_pretrained(final).state_dict()
-        for name, weight in from_checkpoint.model.state_dict().items():
-            assert torch.equal(plain[name], weight), name
-        assert any("vision" in name for name in plain)
-    assert main([
-        "eval", "--model", str(eight_bits[0]), "--checkpoint", str(folder), "--device", "cpu",
-        "--tasks", str(own_items), "--limit", "4", "--prefill-bidirectional",
-    ]) == 0  # fmt: skip
-    (made,) = (runs_dir / "stage4_postft_eval").iterdir()
-    assert Run(made).settings["weights"] == "dequantise"
-
-
 def test_shards_are_one_model_and_a_missing_one_is_named(tmp_path, eight_bits):
-    sharded = tmp_path / "sharded"
-    shutil.copytree(eight_bits[0], sharded)
-    tensors = load_file(sharded / "model.safetensors")
-    (sharded / "model.safetensors").unlink()
-    names = sorted(tensors)
-    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}  # fmt: skip
-    for file, inside in parts.items():
-        save_file({n: tensors[n] for n in inside}, sharded / file, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": {n: f for f, inside in parts.items() for n in inside}}
-    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    sharded, _ = in_shards(eight_bits[0], tmp_path / "sharded")
     one, two = (
         models.load(str(f), dtype="float32", device="cpu") for f in (eight_bits[0], sharded)
     )
@@ -120,6 +73,47 @@ def test_shards_are_one_model_and_a_missing_one_is_named(tmp_path, eight_bits):
     (sharded / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match="model-00002-of-00002"):
         models.load(str(sharded), device="cpu")
+
+
+def test_a_shard_that_is_another_is_named(tmp_path, eight_bits):
+    sharded, weight_map = in_shards(eight_bits[1], tmp_path / "sharded")
+    first, second = sorted(set(weight_map.values()))
+    shutil.copy(sharded / first, sharded / second)
+    with pytest.raises(UserError, match=f"missing .* such as .*, which {second} should hold$"):
+        models.load(str(sharded), device="cpu")
+
+
+def test_a_shard_of_other_shapes_is_named(tmp_path, eight_bits):
+    sharded, weight_map = in_shards(eight_bits[1], tmp_path / "sharded")
+    second = max(weight_map.values())
+    wide = {name: torch.cat([t, t]) for name, t in load_file(sharded / second).items()}
+    save_file(wide, sharded / second, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"misshapen, such as .* \(.*\), which {second} holds$"):
+        models.load(str(sharded), device="cpu")
+
+
+def test_a_tensor_is_looked_for_under_the_name_that_the_files_have(tmp_path):
+    """Of a layer, the same one; of a tower, not the other; where it is not plain, nothing."""
+    listed = {
+        "language_model.model.layers.0.mlp.up_proj.weight": "a",
+        "language_model.model.layers.1.mlp.up_proj.weight": "b",
+        "vision_tower.layers.1.mlp.up_proj.weight": "c",
+        "language_model.model.norm.weight": "b",
+        "other.norm.weight": "c",
+        "layers.2.one.bias": "a",
+        "parts.layers.2.one.bias": "b",
+    }
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    for name, file in {
+        "model.language_model.layers.0.mlp.up_proj.weight": "a",
+        "model.language_model.layers.1.mlp.up_proj.weight": "b",
+        "model.vision_tower.layers.1.mlp.up_proj.weight": "c",
+        "model.language_model.norm.weight": "b",
+        "model.language_model.layers.1.mlp.experts.gate_up_proj": None,
+        "model.layers.2.one.bias": None,
+        "model.layers.3.one.bias": None,
+    }.items():
+        assert where_from(tmp_path, name) == (f", which {file} should hold" if file else ""), name
 
 
 def test_a_shard_of_another_model_is_refused(tmp_path, eight_bits):

@@ -18,8 +18,15 @@ from bidir_core.training.config import FinetuneConfig
 from bidir_core.training.data import TrainingData
 from bidir_core.training.loop import Counters
 from bidir_core.training.student import Student
+from bidir_core.weights import is_scale, read_tensors
 
 FINAL = "final"
+STORED = {  # what safetensors calls the kinds of numbers that are trained here
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 def save_final(
@@ -41,6 +48,7 @@ def save_final(
         student.model.eval()
         with _no_bars():
             student.model.save_pretrained(temporary, state_dict=weights)
+        check_saved(temporary, weights if weights is not None else student.model.state_dict())
         loaded.tokenizer.save_pretrained(temporary)
         write_json(
             temporary / "bidir.json",
@@ -75,7 +83,27 @@ def save_final(
             f"the final weights could not be written to {final} ({getattr(error, 'strerror', None) or error}); free "
             "some room and resume the run"
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return final
+
+
+def check_saved(folder: Path, meant: Mapping[str, torch.Tensor]) -> None:
+    """Raise UserError if a file holds numbers of a kind that the model has none of, or scales.
+
+    transformers converts while it saves. A model that was read from 8 bits and went back to them
+    would be read as other numbers, and nothing would tell.
+    """
+    kinds = {tensor.dtype for tensor in meant.values()}
+    for file in sorted(folder.glob("*.safetensors")):
+        for tensor in read_tensors(file):
+            number = tensor.dtype.startswith(("F", "BF"))
+            if is_scale(tensor.name) or (number and STORED.get(tensor.dtype) not in kinds):
+                raise UserError(
+                    f"the final weights were not kept: transformers wrote {tensor.name} as "
+                    f"{tensor.dtype}, which is not what the model has there; install the version "
+                    "of transformers in requirements.txt and resume the run"
+                )
 
 
 @contextmanager
