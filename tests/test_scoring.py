@@ -185,9 +185,9 @@ def test_batches_hold_every_item_once_within_budget(encoded, padded, budget):
 
 
 @given(items(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_trees_grown_together_are_those_grown_alone(encoded, causal):
-    """A token's subtree ends where the first choice begins that does not pass through it."""
+    """And those of a plain trie: a token's subtree is all that begins as its path does."""
     segments = [s for one in encoded for s in build_segments(one, causal=causal)]
     grown, start, head = grow(segments), 0, 0
     for segment in segments:
@@ -199,14 +199,21 @@ def test_trees_grown_together_are_those_grown_alone(encoded, causal):
             assert (grown.heads[head : head + len(own)] - start).tolist() == own.tolist()
             head += len(own)
         assert tree.predicting.tolist() == sorted({i for own in tree.heads for i in own.tolist()})
-        paths = [set(own.tolist()) for own in tree.heads]
-        for token in range(segment.n_prefix, len(segment)):
-            through = [rank for rank, path in enumerate(paths) if token in path]
-            if through:  # else nothing of it is scored
-                below = {i for rank in through for i in paths[rank] if i >= token}
-                assert max(below) < tree.exit[token]
-                others = {i for rank, p in enumerate(paths) if rank not in through for i in p}
-                assert not others & set(range(token, tree.exit[token])) - below
+        # a node for each distinct beginning of a choice, in order of first appearance
+        node: dict[tuple[int, ...], int] = {}
+        for text, n_scored, own in zip(segment.texts, segment.scored, tree.heads):
+            path = [segment.n_prefix - 1]
+            for n in range(1, len(text)):
+                beginning = tuple(text[:n].tolist())
+                path.append(node.setdefault(beginning, segment.n_prefix + len(node)))
+            assert own.tolist() == path[len(text) - n_scored :]
+        assert len(segment) == segment.n_prefix + len(node)
+        assert set(tree.exit[: segment.n_prefix].tolist()) == {len(segment)}
+        for beginning, at in node.items():
+            below = [i for other, i in node.items() if other[: len(beginning)] == beginning]
+            assert tree.exit[at] == max(below) + 1
+            assert tree.ids[at] == beginning[-1]
+            assert tree.position[at] == segment.n_prefix + len(beginning) - 1
         start = end
     assert (start, head) == (len(grown.ids), len(grown.heads))
 
