@@ -169,7 +169,8 @@ def _table(regime: str, effect: WeightsEffect) -> list[str]:
     tasks = ", ".join(row.task for row in effect.native.tasks)
     n = words.count(effect.native.macro.n)
     return [
-        f"macro {effect.metric}, {n} items of {tasks}; damage and intervals in points",
+        f"macro {effect.metric}, {n} items of {tasks}; damage ({regime} - causal) and intervals in "
+        "points",
         words.table(("", "causal", regime, "damage", "95 % CI", "verdict"), rows),
     ]
 
