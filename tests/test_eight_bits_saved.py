@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,7 +107,8 @@ def test_a_fine_tune_of_eight_bits_is_read_back(
         assert "quantization_config" not in json.loads((final / "config.json").read_text())
         from transformers import AutoModelForImageTextToText
 
-        read, info = AutoModelForImageTextToText.from_pretrained(final, output_loading_info=True)
+        loading: Any = AutoModelForImageTextToText.from_pretrained
+        read, info = loading(final, output_loading_info=True)
         assert not info["unexpected_keys"]
         assert not info["missing_keys"]
         for name, weight in tuned.model.state_dict().items():
