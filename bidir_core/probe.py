@@ -1,9 +1,9 @@
 """Does the model really do what the regime says? Asked of the loaded model, not of the mask.
 
 A bidirectional switch that silently stays causal, or is ignored by one layer, or leaks answers
-into prompts, still gives plausible numbers. So before every stage this runs a few short sequences
-through the very model, regime, precision and attention implementation that the stage will use,
-and compares what flows, layer by layer and token by token, with what the regime allows. A failed
+into prompts, still gives plausible numbers. So before a stage records anything, a few short sequences
+go through the very model, regime, precision and attention implementation that the stage uses,
+and what flows, layer by layer and token by token, is compared with what the regime allows. A failed
 check stops the run.
 """
 
