@@ -30,7 +30,7 @@ from scripts.repair_pairs import BASE, finished
 from scripts.repair_runs import done, finetune, settings, share, train_and_evaluate
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "recipes.json"
-CONFIRM_SEEDS = (1, 2)
+CONFIRM_SEEDS = (1, 2, 3, 4, 5, 6, 7, 8)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace, first: int, of: int) -> int:
         write_choice(options.out)
         return 0
     if options.confirm:
-        arms = [(recipe, seed) for recipe in chosen(options) for seed in CONFIRM_SEEDS]
+        arms = [(recipe, seed) for recipe in chosen(options) for seed in options.seeds]
     else:
         arms = [(one, 0) for one in grid(options.objectives, options.steps)]
     until = time.monotonic() + options.seconds
@@ -136,7 +136,7 @@ def chosen(options: argparse.Namespace) -> list[Recipe]:
         written = json.loads(options.out.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{options.out}: run --choose first ({error})") from None
-    names = [written["chosen"]]
+    names = list(options.recipes) or [written["chosen"]]
     if options.each_objective:
         names += written["chosen_by_objective"].values()
     names = [name for name in dict.fromkeys(names) if name]
@@ -144,6 +144,8 @@ def chosen(options: argparse.Namespace) -> list[Recipe]:
         raise UserError(f"{options.out}: no recipe came close enough to stage 1, none was chosen")
     keys = ("objective", "method", "steps", "lr")
     known = {one["name"]: Recipe(*(one[key] for key in keys)) for one in written["recipes"]}
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--recipes {unknown[0]}: {options.out} has {', '.join(known)}")
     return [known[name] for name in names]
 
 
@@ -155,6 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--base-only", action="store_true", help="evaluate the base model only")
     step.add_argument("--choose", action="store_true", help="choose among the finished recipes")
     step.add_argument("--confirm", action="store_true", help="train the chosen one's other seeds")
+    parser.add_argument("--seeds", type=_numbers, default=CONFIRM_SEEDS, help="of --confirm")
+    parser.add_argument("--recipes", type=_words, default=(), help="confirm these instead")
     parser.add_argument("--each-objective", action="store_true", help="confirm each one's choice")
     parser.add_argument("--alone", action="store_true", help="nothing else uses the device")
     parser.add_argument("--share", default="0/1", help="I/N: every N-th arm from the I-th on")

@@ -2,11 +2,13 @@
 
     python -m scripts.repair_runs --seconds 550     # goes on where it stopped when run again
     python -m scripts.repair_runs --share 0/4 &     # a quarter of it; 1/4, 2/4, 3/4 beside it
+    python -m scripts.repair_runs --seeds 3,4 --objectives 3B,3C    # more seeds
 
 Three objectives (3B, its causal control 3C, distillation with a causal anchor), all weights and
-LoRA, three seeds each, evaluated on the whole validation sets under both regimes, like the base
-model beside them, which is also evaluated under `sink=1` and without contexts. Everything in
-bfloat16, which is what pairs with what.
+LoRA, some seeds each, evaluated on the whole validation sets under both regimes, like the base
+model beside them, which is also evaluated under `sink=1` and without contexts: in bfloat16, which
+is what pairs with what. The first three seeds are evaluated at limit 500 as well, in float32 like
+the base model's runs of `scripts/demo_runs.sh`.
 """
 
 from __future__ import annotations
@@ -32,12 +34,9 @@ BASE = [
     ("bf16-sink1", "bidirectional:sink=1", "full"),
     ("bf16-no-context", "causal", "none"),
 ]
-ARMS = [
-    (objective, method, seed)
-    for seed in (0, 1, 2)
-    for method in ("full", "lora")
-    for objective in ("distill", "3B", "3C")
-]
+OBJECTIVES = ("distill", "3B", "3C")
+SEEDS = (0, 1, 2)
+LIMIT = 500
 
 
 def main() -> None:
@@ -46,6 +45,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--share", default="0/1", help="I/N: every N-th arm from the I-th on")
+    parser.add_argument("--seeds", type=_numbers, default=SEEDS)
+    parser.add_argument("--objectives", type=_words, default=OBJECTIVES)
     options = parser.parse_args()
     try:
         first, of = share(options.share)
@@ -59,11 +60,19 @@ def main() -> None:
             base = base or models.load(EMBEDDED_MODEL, device=options.device)
             config = settings(name, regime, options.device)
             evaluate(replace(config, context=context), loaded=base)
-    for objective, method, seed in ARMS[first::of]:
+    arms = [
+        (objective, method, seed)
+        for seed in options.seeds
+        for method in ("full", "lora")
+        for objective in options.objectives
+    ]
+    for objective, method, seed in arms[first::of]:
         if time.monotonic() > until:
             print("out of time; run again to go on")
             return
-        train_and_evaluate(finetune(options, objective, method, seed))
+        path = train_and_evaluate(finetune(options, objective, method, seed))
+        if seed in SEEDS:
+            evaluate_limited(path, options.device)
     print("all done")
 
 
@@ -87,6 +96,19 @@ def train_and_evaluate(config: FinetuneConfig, like: EvalConfig | None = None) -
             evaluate(replace(like, name=own, regime=regime, checkpoint=checkpoint), loaded=loaded)
     print(f"{name}: trained in {took:.0f} s, all in {time.monotonic() - started:.0f} s")
     return path
+
+
+def evaluate_limited(trained: Path, device: str) -> None:
+    """The first items of each task, which pair with the base model's limited runs."""
+    name = f"{Run(trained).name}-limit{LIMIT}"
+    missing = [regime for regime in REGIMES if not done(f"{name}-{regime}")]
+    if not missing:
+        return
+    checkpoint = str(trained / "final")
+    like = replace(settings(name, "causal", device, checkpoint), dtype="float32", limit=LIMIT)
+    loaded = models.load(like.model, checkpoint=checkpoint, device=device, dtype=like.dtype)
+    for regime in missing:
+        evaluate(replace(like, name=f"{name}-{regime}", regime=regime), loaded=loaded)
 
 
 def share(text: str) -> tuple[int, int]:
@@ -127,6 +149,14 @@ def settings(name: str, regime: str, device: str, checkpoint: str | None = None)
         compact=True,
         name=name,
     )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(","))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def done(name: str) -> Run | None:
