@@ -4,11 +4,9 @@
 
 Copies every finished evaluation, fine-tune and sweep of the runs folder RUNS whose name matches
 ``--names`` (default: all). Weights stay behind. Items are kept for names that match ``--items``, with
-log-likelihoods rounded after predictions and accuracies were taken from the exact ones: an
-evaluation's ``items.parquet`` to 1/1024 nat, far below what a number format or a batch moves them,
-and a twelfth smaller; a sweep's points to 1/64 nat, since these are four fifths of their tables and
-halve so. Of a sweep whose name does not match the points' numbers are kept, not their items and
-texts. Paths into RUNS become ``runs/...``. ``--shared-device`` notes in ``metrics.json`` that other work ran on the
+log-likelihoods rounded to 1/64 nat after predictions and accuracies were taken from the exact ones:
+below what a number format or a batch moves them, and the tables of a sweep's points halve so. Of a
+sweep whose name does not match the points' numbers are kept, not their items and texts. Paths into RUNS become ``runs/...``. ``--shared-device`` notes in ``metrics.json`` that other work ran on the
 same device, so that nobody reads a speed from the run's seconds; a fine-tune whose maker said that
 it had the device to itself (:data:`scripts.recipes.ALONE`) is not marked.
 """
@@ -37,8 +35,7 @@ TEXTS = (
     "config.json", "status.json", "probe.json", "data.json", "curve.jsonl", "log.txt",
     ATTENTION_FILE,
 )  # fmt: skip
-STEPS_A_NAT = 1024
-STEPS_A_NAT_OF_POINTS = 64
+STEPS_A_NAT = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -84,7 +81,7 @@ def _keep_one(run: Run, folder: Path, *, made_in: str, items: bool, shared_devic
         if run.texts_path is None:
             write_parquet(rounded(read_parquet(made), STEPS_A_NAT), kept)
         else:
-            write_slim(rounded(read_parquet(made, SLIM_FIELDS), STEPS_A_NAT_OF_POINTS), kept)
+            write_slim(rounded(read_parquet(made, SLIM_FIELDS), STEPS_A_NAT), kept)
     metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
     if shared_device and not was_alone(run):
         metrics["cost"]["shared_device"] = True

@@ -26,7 +26,7 @@ from bidir_core.errors import UserError
 from bidir_core.evaluate import evaluate
 from bidir_core.training.config import FinetuneConfig
 from scripts.recipes import ALONE, Recipe, grid, summary
-from scripts.repair_pairs import BASE, finished
+from scripts.repair_pairs import BASE, finished, repetitions
 from scripts.repair_runs import done, finetune, settings, share, train_and_evaluate
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "recipes.json"
@@ -118,14 +118,9 @@ def _evaluation(options: argparse.Namespace) -> EvalConfig:
 
 
 def write_choice(out: Path) -> None:
-    """All recipes and the chosen one, from the runs that are there."""
-    found = summary(finished())
+    """All recipes and the chosen one: from the runs that are there, and what was written before."""
     known = json.loads(out.read_text(encoding="utf-8"))["recipes"] if out.is_file() else []
-    if gone := {one["name"] for one in known} - {one["name"] for one in found["recipes"]}:
-        raise UserError(
-            f"{out} has {len(gone)} recipes whose runs are not here, such as {min(gone)}; give "
-            "another --out, or put those runs with their items into BIDIR_RUNS_DIR"
-        )
+    found = summary(finished(), repetitions(), known)
     write_json(out, found)
     print(f"{len(found['recipes'])} recipes; chosen: {found['chosen']}; written to {out}")
 

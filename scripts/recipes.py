@@ -72,13 +72,21 @@ def grid(objectives: Sequence[str] = ("3B", "distill"), steps: Sequence[int] = (
 # --- what was reached ----------------------------------------------------------------------------
 
 
-def summary(runs: Mapping[str, Run]) -> dict[str, Any]:
-    """Every recipe that is finished, its items at hand, and the choice, for a JSON file."""
+def summary(
+    runs: Mapping[str, Run],
+    usable: Mapping[str, Sequence[Run]],
+    known: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Every recipe that was tried, and the choice, for a JSON file.
+
+    ``runs``: the finished ones by name; ``usable``: those with their items at hand. ``known``: what
+    was written before. A recipe whose seed 0 has no items here keeps what is known of it, so the
+    choice stays; new seeds of it replace what older seeds had on the confirm half.
+    """
     seeds: dict[str, list[int]] = defaultdict(list)
     for name in runs:
         match = _NAME.fullmatch(name)
-        evaluated = [runs.get(f"{name}-{regime}") for regime in BASE]
-        if match and all(one is not None and one.has_items for one in evaluated):
+        if match and all(usable.get(f"{name}-{regime}") for regime in BASE):
             seeds[match[1]].append(int(match[2]))
     names = [
         f"{name}-seed{seed}-{regime}"
@@ -86,8 +94,15 @@ def summary(runs: Mapping[str, Run]) -> dict[str, Any]:
         for seed in mine
         for regime in BASE
     ]
-    found = align(runs, [*BASE.values(), *names])
-    recipes = [_recipe(found, runs, name, sorted(mine)) for name, mine in seeds.items()]
+    found = align(usable, [*BASE.values(), *names])
+    old = {one["name"]: one for one in known}
+    recipes = [
+        _recipe(found, runs, name, sorted(mine))
+        if 0 in mine or name not in old
+        else _more_seeds(found, runs, old[name], sorted(mine))
+        for name, mine in seeds.items()
+    ]
+    recipes += [dict(one) for name, one in old.items() if name not in seeds]
     recipes.sort(key=_cost)
     by_objective = {
         objective: choose([one for one in recipes if one["objective"] == objective])
@@ -132,7 +147,6 @@ def _recipe(
     trained = {seed: runs[f"{name}-seed{seed}"] for seed in seeds}
     first = trained[seeds[0]]
     settings, metrics = first.settings, first.metrics or {}
-    costs = {seed: (run.metrics or {}).get("cost", {}) for seed, run in trained.items()}
     fresh = [seed for seed in seeds if seed != 0]
     return {
         "name": name,
@@ -147,20 +161,39 @@ def _recipe(
         "tokens": metrics.get("tokens"),
         "loss_tokens": metrics.get("loss_tokens"),
         "passes_a_token": _passes(settings),
-        "seconds": {str(seed): cost.get("seconds") for seed, cost in costs.items()},
-        # Only these seconds were measured with nothing else on the device.
-        "seconds_alone": {
-            str(seed): costs[seed].get("seconds")
-            for seed, run in trained.items()
-            if was_alone(run)
-        },
-        "device": costs[seeds[0]].get("device"),
+        **_seconds(trained),
+        "device": metrics.get("cost", {}).get("device"),
         "weight_bytes": metrics.get("weight_bytes"),
         "explore": _against_stage1(found, name, [0], "explore") if 0 in seeds else None,
         "confirm": _against_stage1(found, name, seeds, "confirm"),
         # Seed 0 was looked at in choosing, if on other items; these were not.
         "confirm_fresh_seeds": _against_stage1(found, name, fresh, "confirm") if fresh else None,
     }  # fmt: skip
+
+
+def _more_seeds(
+    found: Outcomes, runs: Mapping[str, Run], known: Mapping[str, Any], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """A known recipe with other seeds than 0, which is what it was chosen by."""
+    new = _seconds({seed: runs[f"{known['name']}-seed{seed}"] for seed in seeds})
+    return {
+        **known,
+        "seeds": sorted({0, *seeds}),
+        "seconds": {**known["seconds"], **new["seconds"]},
+        # What is known was measured with nothing else on the device, if new runs were not.
+        "seconds_alone": new["seconds_alone"] or known["seconds_alone"],
+        "confirm": None,
+        "confirm_fresh_seeds": _against_stage1(found, known["name"], seeds, "confirm"),
+    }
+
+
+def _seconds(trained: Mapping[int, Run]) -> dict[str, dict[str, float | None]]:
+    """Seconds of training by seed, and those measured with nothing else on the device."""
+    seconds = {n: (run.metrics or {}).get("cost", {}).get("seconds") for n, run in trained.items()}
+    return {
+        "seconds": {str(seed): value for seed, value in seconds.items()},
+        "seconds_alone": {str(n): seconds[n] for n, run in trained.items() if was_alone(run)},
+    }
 
 
 def _against_stage1(

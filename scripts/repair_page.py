@@ -77,7 +77,7 @@ def summary_lines(
         )
     tried = {one["name"]: one for one in recipes["recipes"]} if recipes else {}
     chosen = tried.get(recipes["chosen"]) if recipes else None
-    if chosen and (part := chosen["confirm_fresh_seeds"] or chosen["confirm"]):
+    if chosen and (part := _on_confirm(chosen)):
         entry = part["bidirectional"]
         held = {"yes": "holds", "no": "does not hold", "undecided": "is undecided"}[
             reached("within or better", 1.0, estimate(entry))
@@ -178,12 +178,15 @@ def recipe_text(found: Mapping[str, Any]) -> str:
         )
         return f"{rule}None of {len(by_name)} recipes comes that close.{nearest}\n"
     text = f"{rule}Of {len(by_name)} recipes, this one: {_one_recipe(by_name[found['chosen']])}"
-    others = dict.fromkeys(
-        name for name in found["chosen_by_objective"].values() if name and name != found["chosen"]
-    )
-    for name in others:
-        text += f"\nThe same rule among `{by_name[name]['objective']}` recipes only: "
-        text += _one_recipe(by_name[name])
+    for name, one in by_name.items():
+        if name != found["chosen"]:
+            if name in found["chosen_by_objective"].values():
+                text += f"\nThe same rule among `{one['objective']}` recipes only: "
+            elif one["confirm_fresh_seeds"]:
+                text += "\nTrained with other seeds too: "
+            else:
+                continue
+            text += _one_recipe(one)
     return text
 
 
@@ -201,21 +204,25 @@ def _one_recipe(one: Mapping[str, Any]) -> str:
         f"{one['steps']} steps, which is {below} {MOST_STEPS}; {words.count(one['tokens'])} useful "
         f"tokens; {seconds}. On explore: {interval(one['explore']['bidirectional'])} points.\n"
     ]
-    for title, part in (
-        ("confirm half", one["confirm"]),
-        ("confirm half, only seeds not looked at in choosing", one["confirm_fresh_seeds"]),
-    ):
-        if part:
-            for regime, aim in (("bidirectional", "within or better"), ("causal", "none")):
-                claim = {
-                    "what": f"{title}, {regime}, minus stage 1",
-                    "aim": aim,
-                    "margin": 1.0,
-                    "seeds": part["seeds"],
-                    "confirm": part[regime],
-                }
-                lines.append(_line(claim))
+    fresh = one["confirm_fresh_seeds"]
+    title = f"confirm half, {'seeds' if fresh else 'with the seed'} "
+    title += "not looked at in choosing" if fresh else "looked at in choosing"
+    if part := _on_confirm(one):
+        for regime, aim in (("bidirectional", "within or better"), ("causal", "none")):
+            claim = {
+                "what": f"{title}, {regime}, minus stage 1",
+                "aim": aim,
+                "margin": 1.0,
+                "seeds": part["seeds"],
+                "confirm": part[regime],
+            }
+            lines.append(_line(claim))
     return "\n".join([lines[0], "".join(lines[1:])])
+
+
+def _on_confirm(one: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """A recipe on the confirm half: with seeds it was not chosen by, if there are any."""
+    return one["confirm_fresh_seeds"] or one["confirm"]
 
 
 def recipes() -> str:
@@ -229,15 +236,15 @@ def recipes() -> str:
             words.count(one["tokens"]),
             str(one["passes_a_token"]),
             interval(one["explore"]["bidirectional"]) if one["explore"] else "",
-            interval(one["confirm"]["bidirectional"]) if one["confirm"] else "",
-            interval(one["confirm"]["causal"]) if one["confirm"] else "",
-            str(len(one["seeds"])),
+            *(interval(part[regime]) if part else "" for regime in ("bidirectional", "causal")),
+            str(len(part["seeds"])) if part else "",
         ]
         for one in found["recipes"]
+        for part in [_on_confirm(one)]
     ]
     header = [
         "recipe", "useful tokens", "passes", "explore, bidirectional (seed 0)",
-        "confirm, bidirectional", "confirm, causal", "seeds",
+        "confirm, bidirectional", "confirm, causal", "seeds on confirm",
     ]  # fmt: skip
     return blocks.table(header, rows)
 
@@ -250,7 +257,7 @@ def open_aims() -> str:
             lines.append(_line(one))
     found = read("recipes.json")
     chosen = {one["name"]: one for one in found["recipes"]}.get(found["chosen"]) if found else None
-    if chosen and (part := chosen["confirm_fresh_seeds"] or chosen["confirm"]):
+    if chosen and (part := _on_confirm(chosen)):
         claim = {
             "what": f"the cheapest recipe ({chosen['steps']} steps), bidirectional, minus stage 1, "
             "seeds it was not chosen on",
@@ -269,7 +276,7 @@ def with_aims(report: str) -> str:
     return (
         f"{report.split(AIMS)[0].rstrip()}\n{AIMS}\n"
         "Not part of `report`: `python -m scripts.repair_claims --page` puts this behind it. On the\n"
-        "half of the items set apart for claims, over three seeds ([more](REPAIR.md)):\n\n"
+        "half of the items set apart for claims ([more](REPAIR.md)):\n\n"
         f"<!-- repair: open_aims -->\n{open_aims()}<!-- end -->\n\n"
         "More items would have to come from elsewhere: the two halves are all that the five validation\n"
         "sets hold. Training speed, 250,000 useful tokens/s on one H100, is reached\n"

@@ -3,12 +3,14 @@
 One method for every number: a difference is formed for each item, averaged over seeds and over
 tasks (:func:`bidir_core.effects.stratified_mean`, whose interval knows of the items and, with
 several seeds, of the seeds). Recipes are chosen on the ``explore`` half of the items; claims are
-made on ``confirm``.
+made on ``confirm``. Where runs of one name were made more than once, all of them count: an item's
+outcome is then its mean over them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +40,32 @@ def finished(roots: Sequence[Path | str] | None = None) -> dict[str, Run]:
     return found
 
 
-def align(runs: Mapping[str, Run], names: Iterable[str]) -> Outcomes:
-    """Who was right, in these runs, over stage 1's items. UserError if one does not pair."""
-    wanted = [STAGE1, *names]
-    if missing := [name for name in wanted if name not in runs]:
+def repetitions(roots: Sequence[Path | str] | None = None) -> dict[str, list[Run]]:
+    """All finished runs of each name that have their items, the newest first."""
+    found: dict[str, list[Run]] = {}
+    for run in list_runs(roots):
+        if run.name and run.state == "done" and run.has_items:
+            found.setdefault(str(run.name), []).append(run)
+    return found
+
+
+def align(runs: Mapping[str, Sequence[Run]], names: Iterable[str]) -> Outcomes:
+    """How often each item was right in the runs of a name, over stage 1's items.
+
+    ``right`` is 0 or 1 for a name with one run, and a mean over repetitions otherwise. UserError if
+    a name has no run, or a run does not pair.
+    """
+    wanted = list(dict.fromkeys([STAGE1, *names]))
+    if missing := [name for name in wanted if not runs.get(name)]:
         raise UserError(f"there is no finished run named {', '.join(missing)}; make it first")
-    return outcomes(runs[STAGE1], {name: runs[name] for name in wanted}, "acc")
+    single = {run.id: run for name in wanted for run in runs[name]}
+    found = outcomes(runs[STAGE1][0], single, "acc")
+    ids = {name: [run.id for run in runs[name]] for name in wanted}
+    return replace(
+        found,
+        right={name: np.mean([found.right[id] for id in mine], 0) for name, mine in ids.items()},
+        known={name: np.all([found.known[id] for id in mine], 0) for name, mine in ids.items()},
+    )
 
 
 def differences(

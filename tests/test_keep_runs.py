@@ -9,7 +9,7 @@ from bidir_core.atomic import write_json
 from bidir_core.compare import compare
 from bidir_core.store import list_runs
 from scripts import keep_runs
-from scripts.keep_runs import STEPS_A_NAT, STEPS_A_NAT_OF_POINTS
+from scripts.keep_runs import STEPS_A_NAT
 from scripts.recipes import ALONE
 from tests.factory import make_run
 from tests.lab_factory import SINKS, make_sweep
@@ -107,10 +107,10 @@ def test_a_sweep_is_kept_with_its_points_rounded_once(tmp_path, items):
             assert exact[name].map(repr).equals(rounded[name].map(repr)), name
         for column in ("ll", "margin"):
             one, other = (np.hstack(frame[column].tolist()) for frame in (exact, rounded))
-            steps = other * STEPS_A_NAT_OF_POINTS
+            steps = other * STEPS_A_NAT
             assert np.array_equal(steps, np.round(steps))
-            assert not np.array_equal(one * STEPS_A_NAT_OF_POINTS, steps)
-            np.testing.assert_allclose(one, other, atol=1.01 / STEPS_A_NAT_OF_POINTS)
+            assert not np.array_equal(one * STEPS_A_NAT, steps)
+            np.testing.assert_allclose(one, other, atol=1.01 / STEPS_A_NAT)
         for folder, field in ((before, exact), (after, rounded)):
             record = folder.item(field.task[3], int(field.doc_id[3]))
             assert record["margin"] == pytest.approx(field.margin[3])
