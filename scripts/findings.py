@@ -35,11 +35,11 @@ LIMIT = {
     SINK: "stage2_prefill_bidir_eval/20261122-230444_limit500-sink1",
 }
 FULL = {
-    CAUSAL: "stage1_vanilla_eval/20261123-084110-2_bf16-causal",
-    PLAIN: "stage2_prefill_bidir_eval/20261123-084110-2_bf16-bidirectional",
-    SINK: "stage2_prefill_bidir_eval/20261123-084110_bf16-sink1",
+    CAUSAL: "stage1_vanilla_eval/20261123-180236_bf16-causal",
+    PLAIN: "stage2_prefill_bidir_eval/20261123-180236_bf16-bidirectional",
+    SINK: "stage2_prefill_bidir_eval/20261123-180235_bf16-sink1",
 }
-NO_CONTEXT = "stage1_vanilla_eval/20261123-084110_bf16-no-context"
+NO_CONTEXT = "stage1_vanilla_eval/20261123-180517_bf16-no-context"
 
 
 def run(name: str) -> Run:

@@ -18,7 +18,7 @@ from bidir_core.lab.summary import Outcomes
 from bidir_core.store import Run
 from bidir_core.training.config import FinetuneConfig
 from bidir_core.training.goals import OBJECTIVES
-from scripts.repair_pairs import BASE, STAGE1, align, by_fold
+from scripts.repair_pairs import BASE, STAGE1, by_fold, by_name, by_run
 
 WITHIN = 1.0  # points
 RULE = (
@@ -94,7 +94,8 @@ def summary(
         for seed in mine
         for regime in BASE
     ]
-    found = align(usable, [*BASE.values(), *names])
+    names += BASE.values()
+    found = by_name(by_run(usable, names), usable, names)
     old = {one["name"]: one for one in known}
     recipes = [
         _recipe(found, runs, name, sorted(mine))
@@ -183,7 +184,10 @@ def _more_seeds(
         # What is known was measured with nothing else on the device, if new runs were not.
         "seconds_alone": new["seconds_alone"] or known["seconds_alone"],
         "confirm": None,
-        "confirm_fresh_seeds": _against_stage1(found, known["name"], seeds, "confirm"),
+        **{
+            f"{fold}_fresh_seeds": _against_stage1(found, known["name"], seeds, fold)
+            for fold in ("explore", "confirm")
+        },
     }
 
 

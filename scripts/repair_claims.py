@@ -26,7 +26,16 @@ from bidir_core.errors import UserError
 from bidir_core.lab.summary import Outcomes
 from bidir_core.store import Run
 from scripts import blocks, repair_page, repair_words
-from scripts.repair_pairs import BASE, FOLDS, STAGE1, align, by_fold, finished, repetitions
+from scripts.repair_pairs import (
+    BASE,
+    FOLDS,
+    STAGE1,
+    by_fold,
+    by_name,
+    by_run,
+    finished,
+    repetitions,
+)
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "claims.json"
 SEEDS = range(100)
@@ -133,15 +142,16 @@ def compute(runs: Mapping[str, Run], usable: Mapping[str, Sequence[Run]]) -> dic
     arms = dict.fromkeys(arm for claim in CLAIMS for _, arm, _ in claim.parts)
     cells = [(arm, regime) for arm in arms for regime in BASE]
     seeds = {cell: [n for n in SEEDS if run_name(*cell, n) in usable] for cell in cells}
-    names = {run_name(*cell, seed) for cell in cells for seed in seeds[cell]}
-    found = align(usable, sorted(names))
+    names = sorted({run_name(*cell, seed) for cell in cells for seed in seeds[cell]})
+    single = by_run(usable, names)
+    found = by_name(single, usable, names)
     return {
         "schema": 1,
         "metric": "acc",
         "unit": "points of macro accuracy",
         "claims": {claim.key: _claim(found, claim, seeds) for claim in CLAIMS},
         "accuracy": {
-            arm: {regime: _accuracy(found, (arm, regime), seeds[arm, regime]) for regime in BASE}
+            arm: {regime: _accuracy(found, usable, (arm, regime), seeds[arm, regime]) for regime in BASE}
             for arm in arms
         },
         "adapters": {
@@ -150,7 +160,10 @@ def compute(runs: Mapping[str, Run], usable: Mapping[str, Sequence[Run]]) -> dic
             if run.config.get("kind") == "finetune" and run.settings.get("method") == "lora"
             and any(name == f"{arm}-seed{n}" for arm in arms for n in SEEDS)
         },
-        "runs": {name: [run.id for run in usable[name]] for name in sorted(names)},
+        "repeats": _repeats([usable[name] for name in names]),
+        "runs": {
+            name: {run.id: _in_folds(single, run.id) for run in usable[name]} for name in names
+        },
     }  # fmt: skip
 
 
@@ -183,15 +196,40 @@ def _claim(
 
 
 def _accuracy(
-    found: Outcomes, cell: tuple[str, str], seeds: Iterable[int]
+    found: Outcomes,
+    usable: Mapping[str, Sequence[Run]],
+    cell: tuple[str, str],
+    seeds: Iterable[int],
 ) -> dict[str, Any] | None:
     names = list(dict.fromkeys(run_name(*cell, seed) for seed in seeds))
     if not names:
         return None
     return {
-        fold: round(100 * float(np.mean([found.accuracy(name, FOLDS[fold]) for name in names])), 3)
+        fold: round(float(np.mean([_in_folds(found, name)[fold] for name in names])), 3)
         for fold in CLAIM_FOLDS
-    } | {"n_runs": len(names)}
+    } | {"n_runs": sum(len(usable[name]) for name in names)}
+
+
+def _in_folds(found: Outcomes, slug: str) -> dict[str, float]:
+    """Macro accuracy in percent."""
+    return {fold: round(100 * found.accuracy(slug, FOLDS[fold]), 3) for fold in CLAIM_FOLDS}
+
+
+def _repeats(runs: Iterable[Sequence[Run]]) -> dict[str, Any] | None:
+    """How far the same run made twice lies apart: macro accuracies of evaluations, in points."""
+    gaps = [
+        100 * (again["acc"] - first["acc"])
+        for mine in runs
+        if len(mine) == 2
+        for first, again in [[(run.metrics or {})["macro"] for run in mine]]
+    ]
+    if not gaps:
+        return None
+    return {
+        "n": len(gaps),
+        "largest": round(float(np.abs(gaps).max()), 2),
+        "standard_deviation_of_one": round(float(np.sqrt(np.mean(np.square(gaps)) / 2)), 2),
+    }
 
 
 def lost(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -159,6 +159,18 @@ def accuracy() -> str:
     return blocks.table(header, rows) if rows else NOT_RUN
 
 
+def repeats() -> str:
+    """What training and evaluating the same run again changes."""
+    found = (read("claims.json") or {}).get("repeats")
+    if not found:
+        return NOT_RUN
+    return (
+        f"{found['n']} evaluations were made twice, trained again each time but for the base model's: "
+        f"their macro accuracies on all items lie up to {found['largest']:.1f} points apart, which is a "
+        f"standard deviation of {found['standard_deviation_of_one']:.2f} points for one.\n"
+    )
+
+
 def recipe() -> str:
     """The cheapest recipe, how it was chosen, and what it holds on the confirm half."""
     found = read("recipes.json")
@@ -204,6 +216,10 @@ def _one_recipe(one: Mapping[str, Any]) -> str:
         f"{one['steps']} steps, which is {below} {MOST_STEPS}; {words.count(one['tokens'])} useful "
         f"tokens; {seconds}. On explore: {interval(one['explore']['bidirectional'])} points.\n"
     ]
+    if again := one.get("explore_fresh_seeds"):
+        lines[0] = lines[0].rstrip() + (
+            f" With the seeds not looked at, on explore too: {interval(again['bidirectional'])}.\n"
+        )
     fresh = one["confirm_fresh_seeds"]
     title = f"confirm half, {'seeds' if fresh else 'with the seed'} "
     title += "not looked at in choosing" if fresh else "looked at in choosing"
@@ -285,5 +301,5 @@ def with_aims(report: str) -> str:
 
 
 BLOCKS: blocks.Blocks = {
-    one.__name__: one for one in (summary, answers, lora, folds, accuracy, recipe, recipes)
+    one.__name__: one for one in (summary, answers, lora, folds, accuracy, repeats, recipe, recipes)
 }

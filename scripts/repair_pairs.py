@@ -24,6 +24,8 @@ from bidir_core.store import Run, list_runs
 BASE = {"causal": "bf16-causal", "bidirectional": "bf16-bidirectional"}
 STAGE1 = BASE["causal"]
 FOLDS: dict[str, str | None] = {"explore": "explore", "confirm": "confirm", "all": None}
+# What runs of one name have in common if one is the other made again.
+SAME = ("model", "revision", "tasks", "limit", "split", "fold", "regime", "context", "dtype")
 # A side of a difference: its sign, and its runs by seed (a run without seeds stands alone).
 Side = tuple[int, Sequence[str]]
 
@@ -41,26 +43,31 @@ def finished(roots: Sequence[Path | str] | None = None) -> dict[str, Run]:
 
 
 def repetitions(roots: Sequence[Path | str] | None = None) -> dict[str, list[Run]]:
-    """All finished runs of each name that have their items, the newest first."""
+    """The finished runs of each name that have their items: the newest, and those made like it."""
     found: dict[str, list[Run]] = {}
-    for run in list_runs(roots):
+    for run in list_runs(roots):  # newest first
         if run.name and run.state == "done" and run.has_items:
-            found.setdefault(str(run.name), []).append(run)
+            mine = found.setdefault(str(run.name), [])
+            if not mine or all(run.settings.get(k) == mine[0].settings.get(k) for k in SAME):
+                mine.append(run)
     return found
 
 
-def align(runs: Mapping[str, Sequence[Run]], names: Iterable[str]) -> Outcomes:
-    """How often each item was right in the runs of a name, over stage 1's items.
+def by_run(runs: Mapping[str, Sequence[Run]], names: Iterable[str]) -> Outcomes:
+    """Who was right in each run of these names, by its id, over stage 1's items.
 
-    ``right`` is 0 or 1 for a name with one run, and a mean over repetitions otherwise. UserError if
-    a name has no run, or a run does not pair.
+    UserError if a name has no run, or a run does not pair.
     """
-    wanted = list(dict.fromkeys([STAGE1, *names]))
+    wanted = dict.fromkeys([STAGE1, *names])
     if missing := [name for name in wanted if not runs.get(name)]:
         raise UserError(f"there is no finished run named {', '.join(missing)}; make it first")
     single = {run.id: run for name in wanted for run in runs[name]}
-    found = outcomes(runs[STAGE1][0], single, "acc")
-    ids = {name: [run.id for run in runs[name]] for name in wanted}
+    return outcomes(runs[STAGE1][0], single, "acc")
+
+
+def by_name(found: Outcomes, runs: Mapping[str, Sequence[Run]], names: Iterable[str]) -> Outcomes:
+    """:func:`by_run` with the runs of a name as one: ``right`` is how often an item was right."""
+    ids = {name: [run.id for run in runs[name]] for name in dict.fromkeys([STAGE1, *names])}
     return replace(
         found,
         right={name: np.mean([found.right[id] for id in mine], 0) for name, mine in ids.items()},

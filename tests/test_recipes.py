@@ -9,7 +9,7 @@ import pytest
 from bidir_core.store import list_runs
 from scripts import recipe_search
 from scripts.recipes import Recipe, choose, grid, summary
-from scripts.repair_pairs import finished
+from scripts.repair_pairs import finished, repetitions
 from tests.repair_study import arm, base, hashes
 
 
@@ -51,7 +51,7 @@ def test_the_choice_looks_at_explore_alone(tmp_path):
     first, second = "recipe-3B-full-25-0.001", "recipe-3B-full-50-0.001"
     arm(tmp_path, first, steps=25, bidirectional=hashes("explore")[::5])
     arm(tmp_path, second, steps=50, bidirectional=hashes("confirm")[::5])
-    found = summary(finished([tmp_path]))
+    found = summary(finished([tmp_path]), repetitions([tmp_path]))
     bad_explore, bad_confirm = found["recipes"]
     assert [one["name"] for one in found["recipes"]] == [first, second]
     assert bad_explore["explore"]["bidirectional"]["value"] < -10
@@ -69,7 +69,7 @@ def test_later_seeds_enter_what_is_confirmed_and_not_the_choice(tmp_path):
     name = "recipe-3B-full-25-0.001"
     for seed in range(3):
         arm(tmp_path, name, seed, steps=25, bidirectional=hashes()[::2] if seed else ())
-    found = summary(finished([tmp_path]))
+    found = summary(finished([tmp_path]), repetitions([tmp_path]))
     (one,) = found["recipes"]
     assert found["chosen"] == name
     assert one["explore"]["seeds"] == [0]
@@ -81,6 +81,43 @@ def test_later_seeds_enter_what_is_confirmed_and_not_the_choice(tmp_path):
     fresh = one["confirm_fresh_seeds"]
     assert fresh["seeds"] == [1, 2]
     assert fresh["bidirectional"]["by_seed"] == later
+
+
+def test_a_known_recipe_keeps_its_choice_and_is_confirmed_by_the_new_seeds_alone(tmp_path):
+    """Its seed 0 is elsewhere: what it was chosen by stays, what older seeds confirmed goes."""
+    first, then = tmp_path / "first", tmp_path / "then"
+    name, other = "recipe-3B-full-25-0.001", "recipe-3B-full-50-0.001"
+    for root in (first, then):
+        base(root)
+    for seed in range(2):
+        arm(first, name, seed, steps=25)
+    arm(first, other, steps=50)
+    known = summary(finished([first]), repetitions([first]))["recipes"]
+    for seed in (1, 2, 3):
+        arm(then, name, seed, steps=25, bidirectional=hashes()[::2])
+    found = summary(finished([then]), repetitions([then]), known)
+    assert found["chosen"] == name
+    one, untouched = found["recipes"]
+    assert untouched == known[1]
+    assert one["explore"] == known[0]["explore"]
+    assert one["confirm"] is None
+    assert one["seeds"] == [0, 1, 2, 3]
+    for fold in ("explore", "confirm"):
+        fresh = one[f"{fold}_fresh_seeds"]
+        assert fresh["seeds"] == [1, 2, 3]
+        assert max(fresh["bidirectional"]["by_seed"]) < -40
+        assert fresh["causal"]["by_seed"] == [0, 0, 0]
+
+
+def test_a_recipe_to_confirm_that_was_not_tried_is_named(tmp_path, capsys):
+    base(tmp_path)
+    arm(tmp_path, "recipe-3B-full-25-0.001", steps=25)
+    out = tmp_path / "recipes.json"
+    out.write_text(json.dumps(summary(finished([tmp_path]), repetitions([tmp_path]))))
+    assert recipe_search.main(["--confirm", "--recipes", "nonsense", "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "--recipes nonsense" in said
+    assert "recipe-3B-full-25-0.001" in said
 
 
 @pytest.mark.parametrize(
@@ -121,7 +158,7 @@ def test_search_choose_confirm_on_a_tiny_model(
     first = json.loads(out.read_text())
     assert len(first["recipes"]) == 2
     assert first["chosen"]
-    assert recipe_search.main([*words, "--confirm", "--alone"]) == 0
+    assert recipe_search.main([*words, "--confirm", "--alone", "--seeds", "1,2"]) == 0
     found = json.loads(out.read_text())
     assert found["chosen"] == first["chosen"]
     (one,) = [r for r in found["recipes"] if r["name"] == found["chosen"]]

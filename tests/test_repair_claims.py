@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from statistics import mean
 
 import pytest
 
@@ -12,11 +13,15 @@ from bidir_core.run_layout import COMMITTED_RUNS
 from bidir_core.store import Run
 from scripts import blocks, repair_claims, repair_page, repair_words
 from scripts.repair_claims import compute, lost, run_name
-from scripts.repair_pairs import BASE, estimate, finished
+from scripts.repair_pairs import BASE, FOLDS, STAGE1, by_run, estimate, finished, repetitions
 from tests.repair_study import arm, base, hashes
 
 WRONG = hashes()[::3]  # what every model gets wrong, so that there is room on both sides
 ARMS = [(o, m) for o in ("3B", "3C", "distill") for m in ("full", "lora")]
+
+
+def numbers(root) -> dict:
+    return compute(finished([root]), repetitions([root]))
 
 
 def study(root, *, seeds=(0,), **wrong):
@@ -28,7 +33,7 @@ def study(root, *, seeds=(0,), **wrong):
                 regime: wrong.get(f"{objective}_{method}_{regime}", WRONG) for regime in BASE
             }
             arm(root, f"{objective}-{method}", seed, objective=objective, method=method, **regimes)
-    return compute(finished([root]))
+    return numbers(root)
 
 
 def better(share: int) -> list[str]:
@@ -184,7 +189,7 @@ def test_claims_say_what_is_left_with_any_number_of_seeds(tmp_path):
     for seed in range(3):
         arm(tmp_path, "3B-full", seed, bidirectional=hashes()[seed::5])
     arm(tmp_path, "3C-full", 0)
-    claims = compute(finished([tmp_path]))["claims"]
+    claims = numbers(tmp_path)["claims"]
     for fold in ("confirm", "all"):
         entry = claims["3b_stage1"][fold]
         assert 0 < entry["half_width_any_seeds"] < 0.9 * (entry["high"] - entry["low"]) / 2
@@ -205,7 +210,7 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval(tmp_path):
     base(tmp_path, WRONG)
     for seed, wrong in enumerate((WRONG, better(3), worse(5))):
         arm(tmp_path, "3B-full", seed, bidirectional=wrong)
-    claims = compute(finished([tmp_path]))["claims"]
+    claims = numbers(tmp_path)["claims"]
     one = claims["3b_stage1"]
     assert one["seeds"] == [0, 1, 2]
     by_seed = one["confirm"]["by_seed"]
@@ -228,7 +233,8 @@ def test_numbers_of_more_seeds_are_not_overwritten_by_fewer(tmp_path, monkeypatc
     assert lost(old, new) == ["a"]
     assert lost({}, new) == []
     base(tmp_path, WRONG)
-    monkeypatch.setattr(repair_claims, "finished", lambda: finished([tmp_path]))
+    for look in (finished, repetitions):
+        monkeypatch.setattr(repair_claims, look.__name__, lambda look=look: look([tmp_path]))
     out = tmp_path / "claims.json"
     out.write_text(json.dumps({"claims": {"3b_stage1": {"seeds": [0]}}}))
     before = out.read_text()
@@ -288,7 +294,7 @@ def test_the_report_ends_with_the_aims_that_are_not_shown():
 def test_the_words_around_them_hold_no_results():
     prose = blocks.pattern("repair").sub("", repair_page.PAGE.read_text(encoding="utf-8"))
     prose = re.sub(
-        r"`[^`]*`|\]\([^)]*\)|3[BC]|SmolLM2-135M|95 %|[Ss]tage 1|rank 8|bfloat16|LoRA of rank 8|leaves out 0|\b0\b",
+        r"`[^`]*`|\]\([^)]*\)|3[BC]|SmolLM2-135M|95 %|[Ss]tage 1|rank 8|b?float\d\d|LoRA of rank 8|leaves out 0|\b0\b",
         "",
         prose,
     )
@@ -315,25 +321,57 @@ def test_the_front_page_quotes_what_was_computed():
 
 
 def test_the_committed_numbers_are_those_of_the_committed_runs():
-    """Of the seeds whose items are committed, each claim's own value is computed again."""
+    """Accuracies of the runs whose items are committed are computed again from them."""
     found = repair_page.read("claims.json")
-    if found is None:
-        pytest.skip("not run yet")
-    ids = {name: Run(COMMITTED_RUNS / run) for name, run in found["runs"].items()}
-    here = {name: run for name, run in ids.items() if run.state == "done" and run.has_items}
-    again = compute(here)["claims"]
-    checked = 0
-    for key, one in found["claims"].items():
-        assert one.get("word") == repair_words.judged(one).get("word"), key
+    assert found is not None
+    checked = set()
+    for name, by_id in found["runs"].items():
+        here = [run for run in (Run(COMMITTED_RUNS / id) for id in by_id) if run.has_items]
+        if here:
+            single = by_run({STAGE1: committed(found, STAGE1), name: here}, [name])
+            for run in here:
+                for fold in ("confirm", "all"):
+                    value = 100 * single.accuracy(run.id, FOLDS[fold])
+                    assert by_id[run.id][fold] == pytest.approx(value, abs=0.001), run.id
+                checked.add(name)
+    assert {f"{arm}-full-seed0-{regime}" for arm in ("3B", "3C") for regime in BASE} <= checked
+
+
+def committed(found, name) -> list[Run]:
+    return [
+        run for run in (Run(COMMITTED_RUNS / id) for id in found["runs"][name]) if run.has_items
+    ]
+
+
+def test_every_claim_follows_from_the_accuracies_of_its_runs():
+    """By seed, and with several runs of one seed as their mean: a difference of accuracies."""
+    found = repair_page.read("claims.json")
+    for claim in repair_claims.CLAIMS:
+        one = found["claims"][claim.key]
+        assert one["word"] == repair_words.judged(one)["word"]
         for fold in ("confirm", "all"):
-            for seed, value in zip(
-                again[key]["seeds"], (again[key].get(fold) or {}).get("by_seed", [])
-            ):
-                assert one[fold]["by_seed"][one["seeds"].index(seed)] == pytest.approx(
-                    value, abs=0.002
-                )
-                checked += 1
-    assert checked
+            for seed, value in zip(one["seeds"] or [0], one[fold]["by_seed"], strict=True):
+                parts = [
+                    sign * mean(run[fold] for run in found["runs"][run_name(*cell, seed)].values())
+                    for sign, *cell in claim.parts
+                ]
+                assert value == pytest.approx(sum(parts), abs=0.003), (claim.key, seed)
+
+
+def test_runs_made_again_count_as_the_mean_of_both(tmp_path):
+    """One of two runs of a seed is wrong everywhere: the seed is half right, not one of the two."""
+    base(tmp_path)
+    for wrong in ((), hashes()):
+        arm(tmp_path, "3B-full", 0, bidirectional=wrong)
+    arm(tmp_path, "3B-full", 1)
+    found = numbers(tmp_path)
+    one = found["claims"]["3b_stage1"]
+    assert one["seeds"] == [0, 1]
+    assert one["confirm"]["by_seed"] == [-50, 0]
+    assert found["accuracy"]["3B-full"]["bidirectional"] == {"confirm": 75, "all": 75, "n_runs": 3}
+    assert len(found["runs"]["3B-full-seed0-bidirectional"]) == 2
+    assert found["repeats"]["n"] == 2  # both regimes
+    assert found["repeats"]["largest"] == 100
 
 
 def test_estimates_survive_their_file():
