@@ -6,7 +6,8 @@
 ``timed_runs`` holds what older runs took that had a device to themselves, without their results.
 Two predictions for each run's seconds from the creation of its folder to its end (loading is over
 by then): from the model's shape and the assumed rates alone, and corrected by the other runs on
-the same kind of device, as on a machine with a history. Nothing is loaded.
+the same kind of device, as on a machine with a history. How much an evaluation computed is taken from
+the run: older versions computed again what choices share. Nothing is loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pathlib import Path
 
 from bidir_core.config import EvalConfig, from_json
 from bidir_core.estimate import Estimate, Measured, estimate
-from bidir_core.estimate_history import kind_of, measured, peak_of
+from bidir_core.estimate_cost import Work
+from bidir_core.estimate_history import kind_of, measured, peak_of, work_of
 from bidir_core.run_layout import COMMITTED_RUNS
 from bidir_core.store import Run, list_runs
 from bidir_core.training.config import FinetuneConfig
@@ -75,8 +77,9 @@ def check(runs: Sequence[Run], cores: int) -> Iterator[Row]:
         cost = run.metrics["cost"]  # type: ignore[index]
         device = kind_of(str(cost["device"]))
         others = [one for one in facts.values() if one.run != run.id]
-        cold = _told(config, device, (), cores)
-        known = _told(config, device, others, cores)
+        work = None if trained else work_of(run)
+        cold = _told(config, device, (), cores, work)
+        known = _told(config, device, others, cores, work)
         peak = peak_of(cost)
         fresh = peak is not None and (device == "cpu" or peak > held[device])
         held[device] = max(held[device], peak or 0)
@@ -94,10 +97,14 @@ def check(runs: Sequence[Run], cores: int) -> Iterator[Row]:
 
 
 def _told(
-    config: EvalConfig | FinetuneConfig, device: str, known: Sequence[Measured], cores: int
+    config: EvalConfig | FinetuneConfig,
+    device: str,
+    known: Sequence[Measured],
+    cores: int,
+    work: Work | None,
 ) -> Estimate:
     named = "cuda:0" if device == "gpu" else device
-    return estimate(config, named, known, start=PROBE_SECONDS, cores=cores)
+    return estimate(config, named, known, start=PROBE_SECONDS, cores=cores, work=work)
 
 
 def table(rows: Sequence[Row]) -> str:

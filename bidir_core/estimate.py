@@ -88,12 +88,14 @@ def estimate(
     sharded: bool = False,
     cores: int | None = None,
     stages: Sequence[Stage] | None = None,
+    work: Work | None = None,
 ) -> Estimate:
     """Estimate one command. ``device`` as :func:`bidir_core.jobs.queue_device` names it.
 
     ``known``: see :func:`history`. ``start``: seconds before computing begins, if known.
     ``sharded``: the weights of a fine-tune are spread over the devices (FSDP). ``cores``: a CPU's,
-    if not this machine's. ``stages``: of a pipeline, those that are left (None: all).
+    if not this machine's. ``stages``: of a pipeline, those that are left (None: all). ``work``: what an
+    evaluation computes, where that is known better than from its configuration.
     """
     place = Place(device, known, n_devices, sharded, cores)
     name = type(config).__name__
@@ -103,7 +105,7 @@ def estimate(
         made = _finetune(config, place)  # type: ignore[arg-type]
     else:
         assert isinstance(config, EvalConfig)
-        made = _evaluation(config, place)
+        made = _evaluation(config, place, work)
     return _with_start(made, start)
 
 
@@ -120,8 +122,9 @@ def of_tokens(
     return _with_start(_scoring(model, work, Place(device, known), "auto", None, ()), start)
 
 
-def _evaluation(config: EvalConfig, place: Place) -> Estimate:
+def _evaluation(config: EvalConfig, place: Place, known: Work | None = None) -> Estimate:
     work, remarks = evaluation_work(config)
+    work = known or work
     remarks = (*remarks, flex_remark(config.attn, place.kind))
     return _scoring(config.model, work, place, config.dtype, config.batch_tokens, remarks)
 

@@ -24,7 +24,7 @@ class Compiling(NamedTuple):
 
 
 NOTHING = Compiling(0.0, 0.0, 0.0)
-# Usual: the median of the eleven compiled fine-tunes in runs/ (135M, H200). Low: the one of them
+# Usual: the median of the eleven compiled fine-tunes in benchmarks/timed_runs (135M, H200). Low: the one of them
 # that found the kernels of an earlier process. High: 3.43 B with flex, two steps of warm-up
 # included (docs/PERFORMANCE.md).
 ASSUMED = Compiling(

@@ -87,17 +87,7 @@ def measured(run: Run, *, cores: int | None = None) -> Measured | None:
         return None
     settings, device = run.settings, kind_of(str(cost.get("device") or "cpu"))
     trained = run.config.get("kind") == "finetune"
-    dtype = str(run.config.get("dtype") or "float32")
-    work = (
-        Work(
-            int(settings.get("steps") or 1) * int(settings.get("batch_samples") or 1),
-            tokens,
-            float(metrics.get("loss_tokens") or tokens / 3),
-            int(settings.get("steps") or 1),
-        )
-        if trained
-        else Work(metrics.get("n_items") or 0, tokens, cost.get("continuation_tokens") or tokens)
-    )
+    dtype, work = str(run.config.get("dtype") or "float32"), work_of(run)
     shape, mode = shape_of(run.model), mode_of(settings) if trained else "none"
     ratio = before = None
     if mode != "none":
@@ -126,6 +116,22 @@ def measured(run: Run, *, cores: int | None = None) -> Measured | None:
         dtype=dtype,
         compile=mode,
         compile_seconds=before,
+    )
+
+
+def work_of(run: Run) -> Work:
+    """What a finished run computed, as it says."""
+    settings, metrics = run.settings, run.metrics or {}
+    cost = metrics.get("cost") or {}
+    tokens = cost.get("computed_tokens") or 0
+    if run.config.get("kind") != "finetune":
+        return Work(metrics.get("n_items") or 0, tokens, cost.get("continuation_tokens") or tokens)
+    steps = int(settings.get("steps") or 1)
+    return Work(
+        steps * int(settings.get("batch_samples") or 1),
+        tokens,
+        float(metrics.get("loss_tokens") or tokens / 3),
+        steps,
     )
 
 

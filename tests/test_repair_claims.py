@@ -352,8 +352,8 @@ def test_every_claim_follows_from_the_accuracies_of_its_runs():
         for fold in ("confirm", "all"):
             for seed, value in zip(one["seeds"] or [0], one[fold]["by_seed"], strict=True):
                 parts = [
-                    sign * mean(run[fold] for run in found["runs"][run_name(*cell, seed)].values())
-                    for sign, *cell in claim.parts
+                    sign * mean(r[fold] for r in found["runs"][run_name(arm, mask, seed)].values())
+                    for sign, arm, mask in claim.parts
                 ]
                 assert value == pytest.approx(sum(parts), abs=0.003), (claim.key, seed)
 
