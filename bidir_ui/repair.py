@@ -111,8 +111,8 @@ def items_words(run: RunInfo) -> str:
 
 
 def find(runs: Sequence[RunInfo], like: RunInfo) -> Repair | None:
-    """The fullest study of this model: on the items of ``like`` if there is one, else on whole
-    sets. 3B and 3C belong together only with the same items, dtype and recipe."""
+    """The fullest study of this model, of all weights rather than adapters: on the items of ``like``
+    if there is one, else on whole sets. 3B and 3C belong together only with the same items, dtype and recipe."""
     done = [
         run for run in runs if run.is_done and run.context == "full" and run.model == like.model
     ]
@@ -162,10 +162,10 @@ def _merit(study: Repair, like: RunInfo) -> tuple[object, ...]:
     some = study.some
     return (
         -len(study.missing),
+        some.method != "lora",  # what a fine-tune can do comes before how small it may be
         some.item_set == like.item_set,
         some.dtype == like.dtype,
         some.limit is None,
-        some.method != "lora",
         some.n_items,
         sum(len(group.runs) for group in study.cells.values()),
         some.created,

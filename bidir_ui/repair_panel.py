@@ -47,7 +47,8 @@ def _study(study: Repair, chosen: RunInfo) -> None:
     other = not study.some.same_items(chosen)
     tail = f"; the chosen pair below: {repair.items_words(chosen)}" if other else ""
     seed = f", {study.seeds_words}" if study.cells else ""
-    widgets.note(f"Measured on {study.where}{seed}{tail}.")
+    adapters = ", LoRA adapters" if study.some.method == "lora" else ""
+    widgets.note(f"Measured on {study.where}{adapters}{seed}{tail}.")
     found, rows, said = study.interaction, study.contrasts, list[str]()
     if found is not None:
         e = found.estimate

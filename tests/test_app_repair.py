@@ -101,6 +101,24 @@ def test_fine_tunes_without_items_are_named_and_not_paired(root):
     assert "no items to pair" in text  # the ladder
 
 
+def test_all_weights_come_before_adapters_on_the_chosen_items(root):
+    """Adapters evaluated on the chosen pair's items do not stand in for the study; alone they do."""
+    limited = {"n_items": 60, "texts": False, "config": {"limit": 500}}
+    pair(root, **limited)
+    for arm, regime in FOUR:
+        tuned(root, arm, regime, method="lora", **limited)
+    text = words(open_page(panel="4"))
+    assert "limit 500 per task (n = 60), float32, LoRA adapters, training seed 0" in text
+    whole = {"n_items": 90, "texts": False}
+    pair(root, **whole)
+    pair(root, **limited)  # the newest pair is the chosen one
+    for arm, regime in FOUR:
+        tuned(root, arm, regime, **whole)
+    text = words(open_page(panel="4"))
+    assert "Measured on the whole validation sets (n = 90), float32, training seed 0" in text
+    assert "LoRA adapters" not in text
+
+
 @pytest.mark.skipif(not list((ROOT / "runs").glob("stage4*/*3C-full*")), reason="no such runs here")
 def test_overview_of_the_committed_runs(monkeypatch, tmp_path):
     monkeypatch.setenv("BIDIR_RUNS_DIR", str(ROOT / "runs"))
