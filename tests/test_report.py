@@ -198,6 +198,11 @@ def test_item_sets_are_not_mixed(tmp_path):
     other = evaluation(tmp_path, "causal", 0.5, n_items=100, config={"limit": 20})
     text = report(tmp_path).markdown()
     assert f"`{other.id}`: over other items" in text
+    another = evaluation(tmp_path, "bidirectional", 0.5, n_items=100, config={"limit": 20})
+    (line,) = (one for one in report(tmp_path).markdown().splitlines() if "over other items" in one)
+    assert line.startswith("- 2 runs, over other items")
+    assert f"`{other.id}`" in line
+    assert f"`{another.id}`" in line
 
 
 def test_unusable_runs_are_left_out_with_the_reason(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from bidir_core import stats, words
 from bidir_core.reporting import accuracy_tables, answers, difference_tables, run_tables
@@ -283,8 +283,20 @@ def _artifacts(numbers: Numbers) -> Section:
     parts: list[str | Table] = [run_tables.artifact_table(numbers.study)]
     if numbers.study.left_out:
         parts.append("Left out of this report:")
-        parts.append(bullets(f"{code(run)}: {escape(why)}" for run, why in numbers.study.left_out))
+        parts.append(bullets(_left_out(numbers.study.left_out)))
     return Section("artifacts", tuple(parts))
+
+
+def _left_out(runs: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """A line for each reason: there may be dozens of runs with the same one."""
+    by_reason: dict[str, list[str]] = {}
+    for run, why in runs:
+        by_reason.setdefault(why, []).append(code(run))
+    for why, names in by_reason.items():
+        if len(names) == 1:
+            yield f"{names[0]}: {escape(why)}"
+        else:
+            yield f"{len(names)} runs, {escape(why)}: {', '.join(names)}"
 
 
 def bullets(lines: object) -> str:
