@@ -11,6 +11,7 @@ import pytest
 from bidir_core.atomic import write_json
 from bidir_core.errors import UserError
 from bidir_core.report import build_report
+from bidir_core.reporting import difference_tables
 from bidir_core.reporting.contrasts import contrast
 from bidir_core.reporting.study import make_study
 from bidir_core.run_layout import COMMITTED_RUNS
@@ -191,6 +192,13 @@ def test_the_no_context_floor_is_found(tmp_path):
     assert made.study.floor is not None
     assert "above the no-context score" in made.markdown()
     assert len(made.study.runs(made.study.base, "causal")) == 1
+
+
+def test_p_values_of_many_seeds_are_the_lowest_and_the_highest():
+    assert difference_tables._p_values([0.5, 0.00001, 0.2]) == "0.5000 / <0.0001 / 0.2000"
+    assert difference_tables._p_values([0.5, 0.00001, 0.2, 0.3]) == "<0.0001 to 0.5000"
+    assert difference_tables._p_values([0.00002, 0.00001, 0.00005, 0.0]) == "<0.0001"
+    assert difference_tables._p_values([]) is None
 
 
 def test_item_sets_are_not_mixed(tmp_path):

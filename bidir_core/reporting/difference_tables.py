@@ -35,7 +35,7 @@ def contrast_table(contrasts: Sequence[Contrast]) -> Table:
 
 
 def test_table(contrasts: Sequence[Contrast]) -> Table:
-    """Churn and McNemar per task; counts are means over seeds, p values one for each seed."""
+    """Churn and McNemar per task; counts are means over seeds, p values by seed."""
     table = Table(
         "mcnemar",
         [
@@ -88,5 +88,13 @@ def interaction_table(study: Study, metric: Metric, margin: float) -> Table:
     return table
 
 
+MOST_P_VALUES = 3
+
+
 def _p_values(values: Sequence[float]) -> str | None:
-    return " / ".join("<0.0001" if p < 0.0001 else f"{p:.4f}" for p in values) or None
+    """Each seed's; of more than a few the lowest and the highest."""
+    shown = ["<0.0001" if p < 0.0001 else f"{p:.4f}" for p in values]
+    if len(values) <= MOST_P_VALUES:
+        return " / ".join(shown) or None
+    low, high = (shown[values.index(end(values))] for end in (min, max))
+    return low if low == high else f"{low} to {high}"

@@ -233,7 +233,8 @@ def _churn(numbers: Numbers) -> Section | None:
     text = (
         "Items whose correctness changed, in either direction (broken: right to wrong; fixed: "
         "wrong to right), and exact McNemar tests, Holm-adjusted over the tasks of a contrast. "
-        "With several seeds, counts are means and there is one p value for each seed."
+        "With several seeds, counts are means and there is one p value for each seed; with more than "
+        f"{difference_tables.MOST_P_VALUES}, the lowest and the highest."
     )
     return Section("churn", (text, difference_tables.test_table(found)))
 
