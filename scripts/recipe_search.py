@@ -3,7 +3,7 @@
     python -m scripts.recipe_search --base-only       # the two runs that all are compared with
     python -m scripts.recipe_search --share 0/4 &     # a quarter of the grid; 1/4, 2/4, 3/4 beside
     python -m scripts.recipe_search --choose          # writes docs/recipes.json
-    python -m scripts.recipe_search --confirm --alone # seeds 1 and 2 of the chosen one, and again
+    python -m scripts.recipe_search --confirm --alone # other seeds of the chosen one, then again
 
 Every step goes on where it stopped when run again. Whole validation sets, both regimes, bfloat16,
 like :mod:`scripts.repair_runs`. Smaller settings (``--limit``, ``--model``, ...) are for trying it.
@@ -121,6 +121,14 @@ def write_choice(out: Path) -> None:
     """All recipes and the chosen one: from the runs that are there, and what was written before."""
     known = json.loads(out.read_text(encoding="utf-8"))["recipes"] if out.is_file() else []
     found = summary(finished(), repetitions(), known)
+    seeds = {one["name"]: len(one["seeds"]) for one in known}
+    if fewer := [
+        one["name"] for one in found["recipes"] if len(one["seeds"]) < seeds.get(one["name"], 0)
+    ]:
+        raise UserError(
+            f"{out} has more seeds of {fewer[0]} than the runs here; give another --out, or put those "
+            "runs with their items into BIDIR_RUNS_DIR"
+        )
     write_json(out, found)
     print(f"{len(found['recipes'])} recipes; chosen: {found['chosen']}; written to {out}")
 

@@ -6,7 +6,8 @@
     python -m scripts.repair_claims --check     # exit 1 unless the page says what that file says
 
 Needs the runs of :mod:`scripts.repair_runs` with their items. Only one seed's items are committed,
-so ``docs/claims.json`` is what keeps the numbers of all seeds; it is not overwritten by fewer.
+so ``docs/claims.json`` is what keeps the numbers of all runs; it is not overwritten by fewer seeds,
+nor by fewer runs of a seed.
 """
 
 from __future__ import annotations
@@ -233,12 +234,15 @@ def _repeats(runs: Iterable[Sequence[Run]]) -> dict[str, Any] | None:
 
 
 def lost(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Claims that would rest on fewer seeds than before."""
-    known = old.get("claims", {})
-    return [
+    """Claims that would rest on fewer seeds than before, and evaluations on fewer of their runs."""
+    known, made = old.get("claims", {}), new.get("runs", {})
+    claims = [
         key
         for key, one in new["claims"].items()
         if len(one["seeds"]) < len(known.get(key, {}).get("seeds", []))
+    ]
+    return claims + [
+        name for name, ids in old.get("runs", {}).items() if len(made.get(name, ())) < len(ids)
     ]
 
 
@@ -247,7 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--page", action="store_true", help="fill the page from docs/claims.json")
-    parser.add_argument("--fewer", action="store_true", help="also if there are fewer seeds now")
+    parser.add_argument(
+        "--fewer", action="store_true", help="also if there are fewer seeds or runs now"
+    )
     parser.add_argument("--out", type=Path, default=OUT, help="where the numbers go")
     blocks.add_check(parser)
     options = parser.parse_args(arguments)
@@ -271,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_claims(out: Path, *, fewer: bool = False) -> None:
-    """Compute all claims and write them. UserError if that would lose seeds."""
+    """Compute all claims and write them. UserError if that would lose seeds or runs."""
     runs = finished()
     if STAGE1 not in runs:
         raise UserError(f"there is no finished run named {STAGE1}; run scripts.repair_runs first")
@@ -279,8 +285,9 @@ def write_claims(out: Path, *, fewer: bool = False) -> None:
     old = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
     if (gone := lost(old, new)) and not fewer:
         raise UserError(
-            f"{out} has more seeds than the runs here, for {', '.join(gone)}; put the missing runs "
-            "with their items into BIDIR_RUNS_DIR, or give --fewer"
+            f"{out} has more seeds than the runs here, or more runs of a seed, for "
+            f"{', '.join(gone)}; put the missing runs with their items into BIDIR_RUNS_DIR, or give "
+            "--fewer"
         )
     write_json(out, new)
     done = sum(bool(one.get("confirm")) for one in new["claims"].values())

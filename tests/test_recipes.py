@@ -109,6 +109,22 @@ def test_a_known_recipe_keeps_its_choice_and_is_confirmed_by_the_new_seeds_alone
         assert fresh["causal"]["by_seed"] == [0, 0, 0]
 
 
+def test_what_more_seeds_confirmed_is_not_overwritten_by_fewer(tmp_path, monkeypatch, capsys):
+    base(tmp_path)
+    arm(tmp_path, "recipe-3B-full-25-0.001", 1, steps=25)
+    found = summary(finished([tmp_path]), repetitions([tmp_path]))
+    (one,) = found["recipes"]
+    monkeypatch.setattr(recipe_search, "finished", lambda: finished([tmp_path]))
+    monkeypatch.setattr(recipe_search, "repetitions", lambda: repetitions([tmp_path]))
+    out = tmp_path / "recipes.json"
+    for seeds, code in ([0, 1, 2], 2), ([0, 1], 0):
+        out.write_text(json.dumps(found | {"recipes": [one | {"seeds": seeds}]}))
+        before = out.read_text()
+        assert recipe_search.main(["--choose", "--out", str(out)]) == code
+        assert (out.read_text() == before) == (code == 2)
+    assert "more seeds of recipe-3B-full-25-0.001" in capsys.readouterr().err
+
+
 def test_a_recipe_to_confirm_that_was_not_tried_is_named(tmp_path, capsys):
     base(tmp_path)
     arm(tmp_path, "recipe-3B-full-25-0.001", steps=25)

@@ -232,6 +232,10 @@ def test_numbers_of_more_seeds_are_not_overwritten_by_fewer(tmp_path, monkeypatc
     new = {"claims": {"a": {"seeds": [0]}, "b": {"seeds": [0]}}}
     assert lost(old, new) == ["a"]
     assert lost({}, new) == []
+    twice = {"claims": {}, "runs": {"x": {"first": {}, "again": {}}, "y": {"first": {}}}}
+    once = {"claims": {}, "runs": {"x": {"again": {}}, "y": {"first": {}}}}
+    assert lost(twice, once) == ["x"]
+    assert lost(once, twice) == []
     base(tmp_path, WRONG)
     for look in (finished, repetitions):
         monkeypatch.setattr(repair_claims, look.__name__, lambda look=look: look([tmp_path]))
@@ -239,7 +243,9 @@ def test_numbers_of_more_seeds_are_not_overwritten_by_fewer(tmp_path, monkeypatc
     out.write_text(json.dumps({"claims": {"3b_stage1": {"seeds": [0]}}}))
     before = out.read_text()
     assert repair_claims.main(["--out", str(out)]) == 2
-    assert "more seeds than the runs here, for 3b_stage1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "more seeds than the runs here" in said
+    assert "for 3b_stage1;" in said
     assert out.read_text() == before
     assert repair_claims.main(["--out", str(out), "--fewer"]) == 0
     assert json.loads(out.read_text())["claims"]["damage"]["word"] == "different"
