@@ -26,6 +26,7 @@ STAGE1 = BASE["causal"]
 FOLDS: dict[str, str | None] = {"explore": "explore", "confirm": "confirm", "all": None}
 # What runs of one name have in common if one is the other made again.
 SAME = ("model", "revision", "tasks", "limit", "split", "fold", "regime", "context", "dtype")
+SAME_TRAINING = ("objective", "method", "steps", "data", "data_fingerprint", "causal_anchor", "seed")
 # A side of a difference: its sign, and its runs by seed (a run without seeds stands alone).
 Side = tuple[int, Sequence[str]]
 
@@ -48,9 +49,14 @@ def repetitions(roots: Sequence[Path | str] | None = None) -> dict[str, list[Run
     for run in list_runs(roots):  # newest first
         if run.name and run.state == "done" and run.has_items:
             mine = found.setdefault(str(run.name), [])
-            if not mine or all(run.settings.get(k) == mine[0].settings.get(k) for k in SAME):
+            if not mine or _made_like(run) == _made_like(mine[0]):
                 mine.append(run)
     return found
+
+
+def _made_like(run: Run) -> tuple[object, ...]:
+    trained = run.config.get("training_record") or {}
+    return (*map(run.settings.get, SAME), *map(trained.get, SAME_TRAINING))
 
 
 def by_run(runs: Mapping[str, Sequence[Run]], names: Iterable[str]) -> Outcomes:
