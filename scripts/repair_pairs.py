@@ -26,7 +26,15 @@ STAGE1 = BASE["causal"]
 FOLDS: dict[str, str | None] = {"explore": "explore", "confirm": "confirm", "all": None}
 # What runs of one name have in common if one is the other made again.
 SAME = ("model", "revision", "tasks", "limit", "split", "fold", "regime", "context", "dtype")
-SAME_TRAINING = ("objective", "method", "steps", "data", "data_fingerprint", "causal_anchor", "seed")
+SAME_TRAINING = (
+    "objective",
+    "method",
+    "steps",
+    "data",
+    "data_fingerprint",
+    "causal_anchor",
+    "seed",
+)
 # A side of a difference: its sign, and its runs by seed (a run without seeds stands alone).
 Side = tuple[int, Sequence[str]]
 
