@@ -18,6 +18,7 @@ import numpy as np
 
 from bidir_core import stats, words
 from bidir_core.compare import compare
+from bidir_core.errors import UserError
 from bidir_core.lab.control_answers import above
 from bidir_core.lab.summary import Outcomes, outcomes
 from bidir_core.pairing import METRICS
@@ -137,7 +138,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     blocks.add_check(parser)
     check = parser.parse_args(arguments).check
-    return blocks.write_or_check(PAGE, "findings", BLOCKS, check=check, source="the runs")
+    try:
+        return blocks.write_or_check(PAGE, "findings", BLOCKS, check=check, source="the runs")
+    except UserError as error:  # a run that it needs is not there
+        print(error, file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

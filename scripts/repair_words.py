@@ -90,6 +90,9 @@ def sentence(claim: Mapping[str, Any]) -> str:
         found += ", higher" if one.value > 0 else ", lower"
     elif found == "equivalent":
         found += f" {aim_text('within', claim['margin'])}"
+    decided = claim["aim"] != "none" and reached(claim["aim"], claim["margin"], one) != "undecided"
+    if found == "undecided" and decided:  # of its size, not of the aim
+        found = f"neither different nor equivalent {aim_text('within', claim['margin'])}"
     text = f"{what}: {value} points (95 % CI {low} to {high}; {base}): {found}."
     if claim["aim"] != "none":
         answer = {
