@@ -79,16 +79,36 @@ def half_width_any_seeds(
     variances = []
     for raw in values.values():
         by_seed = np.atleast_2d(np.asarray(raw, dtype=np.float64))
-        seeds, items = by_seed.shape
-        if seeds < 2:
+        if len(by_seed) < 2:
             return None
-        # Without the seed's own mean: it moves all items alike, so it is not in the spread over them.
-        own = by_seed - by_seed.mean(axis=1, keepdims=True)
-        together = float(own.var(axis=0, ddof=1).mean()) / seeds
-        variances.append(max(0.0, _item_variance(by_seed.mean(axis=0)) - together / items))
+        variances.append(max(0.0, _item_variance(by_seed.mean(axis=0)) - _together(by_seed)))
     if not variances:
         raise ValueError("no tasks to average")
     return z_score(confidence) * math.sqrt(math.fsum(variances)) / len(variances)
+
+
+def half_width_counted_once(
+    values: Mapping[str, np.ndarray], *, confidence: float = CONFIDENCE
+) -> float | None:
+    """Half the width, as a fraction, of :func:`stratified_mean`'s interval if what item and seed make
+    together is counted once, as a two-way analysis of variance does. None with a single seed.
+
+    ``values``: per task ``[n_seeds, n_items]``. That part is in the spread over items and in the
+    spread between seeds, so the usual interval is a little too wide.
+    """
+    arrays = [np.atleast_2d(np.asarray(raw, dtype=np.float64)) for raw in values.values()]
+    if any(len(one) < 2 for one in arrays):
+        return None
+    found, z = stratified_mean(values, confidence=confidence).estimate, z_score(confidence)
+    twice = math.fsum(map(_together, arrays)) / len(arrays) ** 2
+    return z * math.sqrt(max(0.0, ((found.high - found.low) / 2 / z) ** 2 - twice))
+
+
+def _together(by_seed: np.ndarray) -> float:
+    """What item and seed make together, in the variance of the mean over ``[n_seeds, n_items]``."""
+    # Without the seed's own mean: it moves all items alike, so it is not in the spread over them.
+    own = by_seed - by_seed.mean(axis=1, keepdims=True)
+    return float(own.var(axis=0, ddof=1).mean()) / by_seed.size
 
 
 def _item_variance(items: np.ndarray) -> float:

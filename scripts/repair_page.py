@@ -10,7 +10,16 @@ from typing import Any
 from bidir_core import words
 from scripts import blocks
 from scripts.repair_pairs import estimate
-from scripts.repair_words import interval, judged, on_all, outlook, reached, seeds_text, sentence
+from scripts.repair_words import (
+    counted_once,
+    interval,
+    judged,
+    on_all,
+    outlook,
+    reached,
+    seeds_text,
+    sentence,
+)
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = DOCS / "REPAIR.md"
@@ -35,7 +44,7 @@ def _claims(wanted: Callable[[str], bool]) -> list[Mapping[str, Any]]:
 
 def _line(one: Mapping[str, Any]) -> str:
     """A claim; where its aim is not shown, also what all items and more seeds say of it."""
-    return f"- {sentence(one)}{on_all(one)}{outlook(one)}\n"
+    return f"- {sentence(one)}{on_all(one)}{counted_once(one)}{outlook(one)}\n"
 
 
 def summary() -> str:

@@ -120,6 +120,23 @@ def on_all(claim: Mapping[str, Any]) -> str:
     )
 
 
+def counted_once(claim: Mapping[str, Any]) -> str:
+    """Whether an undecided aim hangs on the interval's being a little too wide; else empty."""
+    entry = claim.get("confirm") or {}
+    half = entry.get("half_width_counted_once")
+    if half is None or judged(claim).get("reached") != "undecided":
+        return ""
+    answer = _with_half_width(claim, half)
+    if answer == "undecided":
+        return ""
+    low, high = entry["value"] - half, entry["value"] + half
+    shown = "reached" if answer == "yes" else "not reached"
+    return (
+        f" With what item and seed make together counted once: {low:+.2f} to {high:+.2f}, which "
+        f"would be {shown}."
+    )
+
+
 def outlook(claim: Mapping[str, Any]) -> str:
     """Whether more seeds could decide an undecided aim; else empty.
 

@@ -183,6 +183,24 @@ def test_all_items_are_named_where_the_half_does_not_show_the_aim():
     assert repair_words.on_all({**claim, "confirm": every}) == ""
 
 
+@pytest.mark.parametrize(
+    ("half", "says"),
+    [
+        (0.9, " With what item and seed make together counted once: -0.95 to +0.85, which would be reached."),
+        (0.96, ""),  # still open
+        (None, ""),  # one seed
+    ],
+)  # fmt: skip
+def test_an_aim_that_hangs_on_counting_twice_says_so_and_stays_open(half, says):
+    entry = {"value": -0.05, "low": -1.1, "high": 1.0, "n": 700, "by_seed": [-0.1, 0.0]}
+    entry["half_width_counted_once"] = half
+    claim = {"what": "x", "aim": "within or better", "margin": 1.0, "seeds": [0, 1]}
+    claim["confirm"] = entry
+    assert repair_words.counted_once(claim) == says
+    assert repair_words.judged(claim)["reached"] == "undecided"
+    assert repair_words.counted_once({**claim, "margin": 2.0}) == ""  # reached as it is
+
+
 def test_claims_say_what_is_left_with_any_number_of_seeds(tmp_path):
     """Seeds that are wrong on other items each leave less than the interval; one seed, nothing."""
     base(tmp_path, WRONG)

@@ -317,6 +317,33 @@ def test_what_any_number_of_seeds_would_leave_is_the_items_part_and_needs_no_mor
     assert known < left[30] < interval[30] < 1.2 * left[30]
 
 
+def test_what_item_and_seed_make_together_can_be_counted_once():
+    """Then the interval has the mean's true variance; the usual one is above it."""
+    rng = np.random.default_rng(5)
+    sizes, n_seeds, together = {"a": 200, "b": 500}, 4, 0.6
+    true = sum((0.3**2 + together**2 / n_seeds) / n for n in sizes.values()) / 4 + 0.02**2 / n_seeds
+
+    def drawn():
+        own = rng.normal(0, 0.02, (n_seeds, 1))
+        return {
+            task: rng.normal(0, 0.3, n) + rng.normal(0, together, (n_seeds, n)) + own
+            for task, n in sizes.items()
+        }
+
+    studies = [drawn() for _ in range(300)]
+    once = [effects.half_width_counted_once(one) for one in studies]
+    usual = [effects.stratified_mean(one).estimate for one in studies]
+    variance = np.mean(np.square(once)) / stats.Z_95**2
+    # The two pseudo-items of each task add a few percent.
+    assert true < variance < 1.1 * true
+    assert np.mean([(one.high - one.low) ** 2 for one in usual]) / 4 / stats.Z_95**2 > 1.3 * true
+    item = rng.choice([-1.0, 0.0, 1.0], size=300)
+    assert effects.half_width_counted_once({"t": item}) is None
+    copies = {"t": np.stack([item, item])}  # nothing is counted twice
+    whole = effects.stratified_mean(copies).estimate
+    assert effects.half_width_counted_once(copies) == pytest.approx((whole.high - whole.low) / 2)
+
+
 def test_what_any_number_of_seeds_would_leave_takes_two_seeds():
     item = np.random.default_rng(4).choice([-1.0, 0.0, 1.0], size=300)
     assert effects.half_width_any_seeds({"t": item}) is None
