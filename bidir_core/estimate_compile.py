@@ -24,8 +24,8 @@ class Compiling(NamedTuple):
 
 
 NOTHING = Compiling(0.0, 0.0, 0.0)
-# Usual: the median of the eleven compiled fine-tunes in benchmarks/timed_runs (135M, H200). Low: the one of them
-# that found the kernels of an earlier process. High: 3.43 B with flex, two steps of warm-up
+# Usual: the median of the eleven compiled fine-tunes in benchmarks/timed_runs (135M, H200). Low:
+# the one of them that found the kernels of an earlier process. High: 3.43 B with flex, two steps of warm-up
 # included (docs/PERFORMANCE.md).
 ASSUMED = Compiling(
     7.0,

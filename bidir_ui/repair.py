@@ -112,7 +112,8 @@ def items_words(run: RunInfo) -> str:
 
 def find(runs: Sequence[RunInfo], like: RunInfo) -> Repair | None:
     """The fullest study of this model, of all weights rather than adapters: on the items of ``like``
-    if there is one, else on whole sets. 3B and 3C belong together only with the same items, dtype and recipe."""
+    if there is one, else on whole sets. 3B and 3C belong together only with the same items, dtype
+    and recipe."""
     done = [
         run for run in runs if run.is_done and run.context == "full" and run.model == like.model
     ]

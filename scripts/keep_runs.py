@@ -80,19 +80,19 @@ def _keep_one(run: Run, folder: Path, *, made_in: str, items: bool, shared_devic
     if items and run.has_items:
         made, kept = run.path / "items.parquet", folder / "items.parquet"
         if run.texts_path is None:
-            write_parquet(rounded(read_parquet(made), STEPS_A_NAT), kept)
+            write_parquet(rounded(read_parquet(made)), kept)
         else:
-            write_slim(rounded(read_parquet(made, SLIM_FIELDS), STEPS_A_NAT), kept)
+            write_slim(rounded(read_parquet(made, SLIM_FIELDS)), kept)
     metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
     if shared_device and not was_alone(run):
         metrics["cost"]["shared_device"] = True
     write_json(folder / "metrics.json", metrics)
 
 
-def rounded(table: pa.Table, steps: int) -> pa.Table:
-    """``ll`` in steps of 1/``steps`` nat, and the margin that follows from it, if it is there."""
+def rounded(table: pa.Table) -> pa.Table:
+    """``ll`` in steps of 1/:data:`STEPS_A_NAT`, and the margin that follows from it, if it is there."""
     lists = table.column("ll").combine_chunks()
-    values = np.round(np.asarray(lists.flatten(), dtype=np.float64) * steps) / steps
+    values = np.round(np.asarray(lists.flatten(), dtype=np.float64) * STEPS_A_NAT) / STEPS_A_NAT
     new = [None if row is None else values[a:b] for row, a, b in _spans(lists)]
     table = _set(table, "ll", new)
     if "margin" not in table.column_names:  # of a sweep's point: readers join it

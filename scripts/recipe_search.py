@@ -27,7 +27,7 @@ from bidir_core.evaluate import evaluate
 from bidir_core.training.config import FinetuneConfig
 from scripts.recipes import ALONE, Recipe, grid, summary
 from scripts.repair_pairs import BASE, finished, repetitions
-from scripts.repair_runs import done, finetune, settings, share, train_and_evaluate
+from scripts.repair_runs import done, finetune, numbers, settings, share, train_and_evaluate, words
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "recipes.json"
 CONFIRM_SEEDS = (1, 2, 3, 4, 5, 6)
@@ -160,8 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--base-only", action="store_true", help="evaluate the base model only")
     step.add_argument("--choose", action="store_true", help="choose among the finished recipes")
     step.add_argument("--confirm", action="store_true", help="train the chosen one's other seeds")
-    parser.add_argument("--seeds", type=_numbers, default=CONFIRM_SEEDS, help="of --confirm")
-    parser.add_argument("--recipes", type=_words, default=(), help="confirm these instead")
+    parser.add_argument("--seeds", type=numbers, default=CONFIRM_SEEDS, help="of --confirm")
+    parser.add_argument("--recipes", type=words, default=(), help="confirm these instead")
     parser.add_argument("--each-objective", action="store_true", help="confirm each one's choice")
     parser.add_argument("--alone", action="store_true", help="nothing else uses the device")
     parser.add_argument("--share", default="0/1", help="I/N: every N-th arm from the I-th on")
@@ -169,24 +169,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--micro-tokens", type=int, help="smaller where several share the memory")
-    parser.add_argument("--objectives", type=_words, default=("3B", "distill"))
-    parser.add_argument("--steps", type=_numbers, default=(25, 50, 100))
+    parser.add_argument("--objectives", type=words, default=("3B", "distill"))
+    parser.add_argument("--steps", type=numbers, default=(25, 50, 100))
     parser.add_argument("--model", default=EMBEDDED_MODEL)
     parser.add_argument("--data", default="far")
     parser.add_argument("--decontaminate", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--batch-samples", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=512)
-    parser.add_argument("--tasks", type=_words, default=PUBLISHED_TASKS)
+    parser.add_argument("--tasks", type=words, default=PUBLISHED_TASKS)
     parser.add_argument("--limit", type=int)
     return parser
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--share", default="0/1", help="I/N: every N-th arm from the I-th on")
-    parser.add_argument("--seeds", type=_numbers, default=SEEDS)
-    parser.add_argument("--objectives", type=_words, default=OBJECTIVES)
+    parser.add_argument("--seeds", type=numbers, default=SEEDS)
+    parser.add_argument("--objectives", type=words, default=OBJECTIVES)
     options = parser.parse_args()
     try:
         first, of = share(options.share)
@@ -151,11 +151,13 @@ def settings(name: str, regime: str, device: str, checkpoint: str | None = None)
     )
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
+    """What an option with commas names."""
     return tuple(int(word) for word in text.split(","))
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words(text: str) -> tuple[str, ...]:
+    """The same, of words."""
     return tuple(text.split(","))
 
 
