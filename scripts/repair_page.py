@@ -303,8 +303,9 @@ def with_aims(report: str) -> str:
         "Not part of `report`: `python -m scripts.repair_claims --page` puts this behind it. On the\n"
         "half of the items set apart for claims ([more](REPAIR.md)):\n\n"
         f"<!-- repair: open_aims -->\n{open_aims()}<!-- end -->\n\n"
-        "More items would have to come from elsewhere: the two halves are all that the five validation\n"
-        "sets hold. Training speed, 250,000 useful tokens/s on one H100, is reached\n"
+        "Tried: training the first three seeds a second time, counting both, and as many more seeds as a\n"
+        "GPU's time allowed ([decisions](DECISIONS.md)); more items would have to come from elsewhere: the\n"
+        "two halves are all that the five validation sets hold. Training speed, 250,000 useful tokens/s on one H100, is reached\n"
         "([Performance](PERFORMANCE.md)).\n"
     )
 
