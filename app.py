@@ -2,8 +2,10 @@
 
 import streamlit as st
 
-from bidir_ui import analysis, cards, html, pair_view, panels, shell, story, url, widgets
-from bidir_ui.server import MIDDLEWARE
+from bidir_ui.kit import html, shell, url, widgets
+from bidir_ui.kit.server import MIDDLEWARE
+from bidir_ui.overview import cards, pair_view, panels
+from bidir_ui.reading import analysis, story
 
 app = st.App(__file__, middleware=MIDDLEWARE)
 

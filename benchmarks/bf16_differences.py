@@ -21,8 +21,8 @@ import torch
 import transformers
 
 from benchmarks import real_commands as commands
-from bidir_core.config import EMBEDDED_MODEL
-from bidir_core.store import Run
+from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.runs.run import Run
 
 
 @dataclass(frozen=True)

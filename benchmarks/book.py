@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from benchmarks.full_shape import build
-from bidir_core.atomic import replacing, write_json
-from bidir_core.devices import device_name
-from bidir_core.provenance import git_commit, package_versions
+from bidir_core.common.files import replacing, write_json
+from bidir_core.common.provenance import git_commit, package_versions
+from bidir_core.models.devices import device_name
 
 
 class Book:

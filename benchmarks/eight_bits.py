@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from bidir_core import models
-from bidir_core.families import tiny_model, tiny_tokenizer
-from bidir_core.layout import Layout
-from bidir_core.probe import run_probe
-from bidir_core.quantised import multiply_exactly
+from bidir_core.models import loading
+from bidir_core.models.families import tiny_model, tiny_tokenizer
+from bidir_core.models.layout import Layout
+from bidir_core.models.probe import run_probe
+from bidir_core.models.quantised import multiply_exactly
 from bidir_core.regimes import parse_regime
 
 ACTIVATION_SCALE = 0.02  # the largest activation that a layer takes is 448 times this
@@ -83,7 +83,7 @@ def check_native(device: torch.device, regimes: Sequence[str]) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder), **SHAPE)
         native, plain = (
-            models.load(folder, dtype="bfloat16", device=str(device), weights=weights)
+            loading.load(folder, dtype="bfloat16", device=str(device), weights=weights)
             for weights in ("native", "dequantise")
         )
     seeded = torch.Generator().manual_seed(0)
@@ -112,7 +112,7 @@ def check_native(device: torch.device, regimes: Sequence[str]) -> dict[str, Any]
 
 
 @torch.no_grad()
-def last_hidden(loaded: models.LoadedModel, regime: str) -> torch.Tensor:
+def last_hidden(loaded: loading.LoadedModel, regime: str) -> torch.Tensor:
     """Last hidden states of some items in one row."""
     layout = Layout.pack([(40, 61), (9, 12), (1, 2), (300, 340)]).to(loaded.device)
     ids = torch.arange(layout.shape[1], device=loaded.device)[None] * 7 % 250

@@ -18,13 +18,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bidir_core.config import EvalConfig, from_json
-from bidir_core.estimate import Estimate, Measured, estimate
-from bidir_core.estimate_cost import Work
-from bidir_core.estimate_history import kind_of, measured, peak_of, work_of
-from bidir_core.run_layout import COMMITTED_RUNS
-from bidir_core.store import Run, list_runs
-from bidir_core.training.config import FinetuneConfig
+from bidir_core.common.settings import from_json
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.jobs.cost_model import Measured, Work, kind_of, measured, peak_of, work_of
+from bidir_core.jobs.estimate import Estimate, estimate
+from bidir_core.runs.find import list_runs
+from bidir_core.runs.layout import COMMITTED_RUNS
+from bidir_core.runs.run import Run
+from bidir_core.train.config import FinetuneConfig
 
 TIMED_RUNS = [COMMITTED_RUNS, Path(__file__).parent / "timed_runs"]
 PROBE_SECONDS = 1.0  # the mask probe on the loaded model

@@ -23,13 +23,12 @@ from typing import Any
 import torch
 
 from benchmarks.lm_eval_peer import LmEvalPeer, accuracy, differences
-from bidir_core import fused, models
-from bidir_core.assets import ensure
-from bidir_core.config import EMBEDDED_MODEL, PUBLISHED_TASKS
-from bidir_core.encoding import Encoder
+from bidir_core.data.assets import EMBEDDED_MODEL, ensure
+from bidir_core.data.encoding import Encoder
+from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
+from bidir_core.evaluate.scoring import Scorer, plan_scoring
+from bidir_core.models import fused, loading
 from bidir_core.regimes import CAUSAL
-from bidir_core.scoring import Scorer, plan_scoring
-from bidir_core.tasks import load_items
 
 
 def main() -> None:
@@ -44,7 +43,7 @@ def main() -> None:
 
     folder = ensure(EMBEDDED_MODEL)
     items = load_items(PUBLISHED_TASKS, limit=options.limit)
-    loaded = models.load(EMBEDDED_MODEL, dtype=options.dtype, device=options.device)
+    loaded = loading.load(EMBEDDED_MODEL, dtype=options.dtype, device=options.device)
     peer = LmEvalPeer(str(folder), dtype=options.dtype, device=options.device)
     device = torch.device(options.device)
     state: dict[str, Any] = {}

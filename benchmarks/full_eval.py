@@ -27,15 +27,15 @@ from benchmarks.full_shape import (
     timed,
     trouble,
 )
-from bidir_core import evaluate as evaluating
-from bidir_core import fused
-from bidir_core.config import EvalConfig
-from bidir_core.encoding import EncodedItem, Encoder
-from bidir_core.evaluate import evaluate, read_items
-from bidir_core.layout import Layout
-from bidir_core.models import LoadedModel
+from bidir_core.data.encoding import EncodedItem, Encoder
+from bidir_core.evaluate import evaluate as evaluating
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.evaluate import evaluate, read_items
+from bidir_core.evaluate.scoring import Scorer
+from bidir_core.models import fused
+from bidir_core.models.layout import Layout
+from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
-from bidir_core.scoring import Scorer
 
 Add = Callable[..., None]
 EVALUATED = ("causal", "bidirectional")

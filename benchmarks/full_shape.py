@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from bidir_core import fused
-from bidir_core.attention import install
-from bidir_core.attention_choice import Implementation, choose_implementation
-from bidir_core.models import LoadedModel
+from bidir_core.models import fused
+from bidir_core.models.attention import Implementation, choose_implementation, install
+from bidir_core.models.loading import LoadedModel
 
 # Ministral 3 3B's text side; what is left out is the configuration's default. ``tiny`` is for tests.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -88,8 +87,7 @@ def read_tokenizer(folder: str | None) -> Any:
     from transformers import AutoTokenizer
 
     if folder is None:
-        from bidir_core.assets import ensure
-        from bidir_core.config import EMBEDDED_MODEL
+        from bidir_core.data.assets import EMBEDDED_MODEL, ensure
 
         folder = str(ensure(EMBEDDED_MODEL))
     return AutoTokenizer.from_pretrained(Path(folder), local_files_only=True)

@@ -21,8 +21,8 @@ from benchmarks.book import Book
 from benchmarks.full_eval import measure_eval, measure_prefill
 from benchmarks.full_shape import SHAPES, Clock, clear, matmul_tflops, read_tokenizer
 from benchmarks.full_train import measure_full, measure_lora
-from bidir_core.config import PUBLISHED_TASKS
-from bidir_core.devices import choose_device, choose_dtype
+from bidir_core.data.tasks import PUBLISHED_TASKS
+from bidir_core.models.devices import choose_device, choose_dtype
 
 PARTS = {
     "prefill": measure_prefill,

@@ -13,16 +13,15 @@ import torch
 
 from benchmarks.full_shape import Clock, build, clear, layer_parameters, peak_gb, trouble
 from benchmarks.train_speed import time_hf_trainer, time_steps
-from bidir_core import fused
+from bidir_core.models import fused
 from bidir_core.regimes import parse_regime
-from bidir_core.training.config import FinetuneConfig
-from bidir_core.training.data import prepare_data
-from bidir_core.training.encode import EncodedSamples
-from bidir_core.training.finetune import make_trainable
-from bidir_core.training.loop import Trainer
-from bidir_core.training.losses import passes
-from bidir_core.training.packing import Packer
-from bidir_core.training.student import add_lora, compile_layers
+from bidir_core.train.config import FinetuneConfig
+from bidir_core.train.data import prepare_data
+from bidir_core.train.finetune import make_trainable
+from bidir_core.train.loop import Trainer
+from bidir_core.train.losses import passes
+from bidir_core.train.packing import EncodedSamples, Packer
+from bidir_core.train.student import add_lora, compile_layers
 
 Add = Callable[..., None]
 HELD = 2e9  # bytes that are in use between two measurements at most

@@ -31,22 +31,20 @@ from torch.nn.attention import SDPBackend
 from benchmarks import eight_bits
 from benchmarks.full_shape import attending, build, clear, now, peak_gb
 from benchmarks.kernels_alone import kernels_alone
-from bidir_core import fused
-from bidir_core.attention import install
-from bidir_core.attention_choice import Implementation
-from bidir_core.devices import choose_device, device_name
-from bidir_core.layout import Layout
-from bidir_core.models import LoadedModel
-from bidir_core.packing import Collated
-from bidir_core.quantised import can_multiply
+from bidir_core.evaluate.packing import Collated
+from bidir_core.evaluate.scoring import lengthen
+from bidir_core.models import fused
+from bidir_core.models.attention import Implementation, install
+from bidir_core.models.devices import choose_device, device_name
+from bidir_core.models.layout import Layout
+from bidir_core.models.loading import LoadedModel
+from bidir_core.models.quantised import can_multiply
 from bidir_core.regimes import BIDIRECTIONAL, parse_regime
-from bidir_core.scoring import lengthen
-from bidir_core.training.config import FinetuneConfig
-from bidir_core.training.encode import EncodedSamples
-from bidir_core.training.loop import Trainer
-from bidir_core.training.losses import passes
-from bidir_core.training.packing import Packer
-from bidir_core.training.student import Student, compile_layers
+from bidir_core.train.config import FinetuneConfig
+from bidir_core.train.loop import Trainer
+from bidir_core.train.losses import passes
+from bidir_core.train.packing import EncodedSamples, Packer
+from bidir_core.train.student import Student, compile_layers
 
 REGIMES = ("causal", "bidirectional", "bidirectional:sink=2,tail=1", "bidirectional:lambda=0.3")
 ATTENTIONS: tuple[Implementation, ...] = ("sdpa", "split", "flex")
@@ -187,7 +185,7 @@ def hidden(
 
 
 def fused_kernels(head_dim: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Last hidden states with and without :mod:`bidir_core.fused`, which rounds as the model does."""
+    """Last hidden states with and without :mod:`bidir_core.models.fused`, which rounds as the model does."""
     loaded = small(head_dim, dtype, device, "sdpa")
     layout = Layout.pad([(9, 12), (30, 41), (6, 6)])
     ids = torch.arange(layout.item.numel()).reshape(layout.shape) * 7 % 512

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bidir_core import fused
+from bidir_core.models import fused
 
 
 @torch.no_grad()

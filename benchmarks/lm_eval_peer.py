@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bidir_core.items import Item
+from bidir_core.data.items import Item
 
 
 class LmEvalPeer:

@@ -10,13 +10,12 @@ import argparse
 import torch
 
 from benchmarks.lm_eval_peer import LmEvalPeer, accuracy
-from bidir_core import models
-from bidir_core.assets import ensure
-from bidir_core.config import EMBEDDED_MODEL, PUBLISHED_TASKS
-from bidir_core.encoding import Encoder
+from bidir_core.data.assets import EMBEDDED_MODEL, ensure
+from bidir_core.data.encoding import Encoder
+from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
+from bidir_core.evaluate.scoring import Scorer, plan_scoring
+from bidir_core.models import loading
 from bidir_core.regimes import CAUSAL
-from bidir_core.scoring import Scorer, plan_scoring
-from bidir_core.tasks import load_items
 
 
 def main() -> None:
@@ -28,7 +27,7 @@ def main() -> None:
     options = parser.parse_args()
 
     items = load_items(PUBLISHED_TASKS, limit=options.limit, sample=options.sample)
-    loaded = models.load(EMBEDDED_MODEL, dtype="float32", device=options.device)
+    loaded = loading.load(EMBEDDED_MODEL, dtype="float32", device=options.device)
     encoded = Encoder(loaded.tokenizer).encode(items)
     plan = plan_scoring(encoded, regime=CAUSAL, device=torch.device(options.device))
     scorer = Scorer(loaded.model, loaded.handle, plan)

@@ -15,11 +15,13 @@ from collections import Counter
 
 import torch
 
-from bidir_core import evaluate, models
-from bidir_core.config import EMBEDDED_MODEL, EvalConfig
+from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.data.tasks import load_items_by_id
+from bidir_core.evaluate import evaluate
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.scoring import Scorer, plan_scoring
+from bidir_core.models import loading
 from bidir_core.regimes import CAUSAL
-from bidir_core.scoring import Scorer, plan_scoring
-from bidir_core.tasks import load_items_by_id
 
 KEPT = 20  # blocks of memory held at a time
 
@@ -34,7 +36,7 @@ def main() -> None:
     plan = evaluate.preflight(config, CAUSAL)
     items = load_items_by_id(options.task, [options.doc_id], split="validation", data_source="auto")
     encoded, _ = evaluate.encode(config, plan, items)
-    loaded = models.load_weights(plan)
+    loaded = loading.load_weights(plan)
     found: Counter[tuple[float, ...]] = Counter()
     held: list[torch.Tensor] = []
     end = time.monotonic() + options.seconds

@@ -34,12 +34,12 @@ import torch
 from benchmarks.book import Book
 from benchmarks.full_shape import SHAPES, Clock, build, clear, matmul_tflops, read_tokenizer
 from benchmarks.real_commands import Ended, run
-from bidir_core.config import PUBLISHED_TASKS
-from bidir_core.devices import choose_device, choose_dtype
-from bidir_core.store import Run
-from bidir_core.training.curve import read_curve
-from bidir_core.training.mixtures import MIXTURES
-from bidir_core.training.sources import Columns, read_samples
+from bidir_core.data.tasks import PUBLISHED_TASKS
+from bidir_core.models.devices import choose_device, choose_dtype
+from bidir_core.runs.curve import read_curve
+from bidir_core.runs.run import Run
+from bidir_core.train.data import Columns, read_samples
+from bidir_core.train.mixtures import MIXTURES
 
 Add = Callable[..., None]
 

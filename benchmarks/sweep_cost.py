@@ -25,13 +25,14 @@ from typing import Any
 import torch
 import transformers
 
-from bidir_core import evaluate, models
-from bidir_core.config import EMBEDDED_MODEL, EvalConfig
-from bidir_core.lab.config import LabConfig
-from bidir_core.lab.run import run_lab
-from bidir_core.lab.sweep import expand
+from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.evaluate import evaluate
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.explain.sweep import run_lab
+from bidir_core.explain.sweep_points import LabConfig, expand
+from bidir_core.models import loading
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
-from bidir_core.store import Run
+from bidir_core.runs.run import Run
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
         "dtype": options.dtype,
     }  # fmt: skip
     found = evaluate.preflight(EvalConfig(**common), CAUSAL)
-    loaded = models.load_weights(found)
+    loaded = loading.load_weights(found)
     sweep = LabConfig(**common, sweep=(options.sweep,))
     regimes = list(dict.fromkeys([CAUSAL, BIDIRECTIONAL, *expand(sweep.sweeps, loaded.n_layers)]))
 
@@ -99,15 +100,15 @@ def timed(work: Callable[[Path], object]) -> tuple[float, float]:
 
 
 @contextmanager
-def already(found: models.Preflight, loaded: models.LoadedModel) -> Any:
+def already(found: loading.Preflight, loaded: loading.LoadedModel) -> Any:
     """Inside, finding and loading the model gives these."""
-    before = evaluate.preflight, models.load_weights
+    before = evaluate.preflight, loading.load_weights
     evaluate.preflight = lambda *_, **__: found  # type: ignore[assignment]
-    models.load_weights = lambda *_, **__: loaded  # type: ignore[assignment]
+    loading.load_weights = lambda *_, **__: loaded  # type: ignore[assignment]
     try:
         yield
     finally:
-        evaluate.preflight, models.load_weights = before  # type: ignore[assignment]
+        evaluate.preflight, loading.load_weights = before  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

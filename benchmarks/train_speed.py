@@ -22,17 +22,16 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bidir_core import fused, models
-from bidir_core.config import EMBEDDED_MODEL
+from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.models import fused, loading
 from bidir_core.regimes import parse_regime
-from bidir_core.training.config import FinetuneConfig
-from bidir_core.training.data import prepare_data
-from bidir_core.training.encode import EncodedSamples
-from bidir_core.training.finetune import MICRO_TOKENS, make_trainable
-from bidir_core.training.loop import Trainer
-from bidir_core.training.losses import passes
-from bidir_core.training.packing import Packer
-from bidir_core.training.student import compile_layers, frozen_copy
+from bidir_core.train.config import FinetuneConfig
+from bidir_core.train.data import prepare_data
+from bidir_core.train.finetune import MICRO_TOKENS, make_trainable
+from bidir_core.train.loop import Trainer
+from bidir_core.train.losses import passes
+from bidir_core.train.packing import EncodedSamples, Packer
+from bidir_core.train.student import compile_layers, frozen_copy
 
 
 def main() -> None:
@@ -60,7 +59,7 @@ def main() -> None:
     options = parser.parse_args()
 
     config = settings(options)
-    loaded = models.load(config.model, device=config.device)
+    loaded = loading.load(config.model, device=config.device)
     samples = prepare_data(config, loaded.tokenizer, loaded.max_length).encoded
     on = loaded.device
     name = torch.cuda.get_device_name(on) if on.type == "cuda" else f"{on}"
@@ -106,7 +105,7 @@ def settings(options: argparse.Namespace, kind: str = "3B") -> FinetuneConfig:
 def ours(options: argparse.Namespace, kind: str, samples: EncodedSamples) -> dict[str, Any]:
     """Steps of our own loop, without its reports and checkpoints."""
     config = settings(options, kind)
-    loaded = models.load(config.model, device=config.device, attn=config.attn)
+    loaded = loading.load(config.model, device=config.device, attn=config.attn)
     regime = parse_regime(config.regime or "causal")
     student = make_trainable(config, loaded)
     base = frozen_copy(student) if config.needs_base else None
@@ -199,7 +198,7 @@ def profile(trainer: Trainer) -> None:
 
 def hf_trainer(options: argparse.Namespace, samples: EncodedSamples) -> dict[str, Any]:
     """The same samples through transformers' Trainer."""
-    loaded = models.load(options.model, device=options.device, dtype="float32")
+    loaded = loading.load(options.model, device=options.device, dtype="float32")
     fused.restore(loaded.model)
     with loaded.handle.native():
         row = time_hf_trainer(

@@ -25,12 +25,12 @@ from typing import Any
 import torch
 import transformers
 
-from bidir_core import models, variants, why
-from bidir_core.evaluate import preflight
+from bidir_core.evaluate.evaluate import preflight
+from bidir_core.explain import variants, why
+from bidir_core.explain.why_config import WhyConfig, resolve, sentences
+from bidir_core.explain.why_search import investigate
+from bidir_core.models import loading
 from bidir_core.regimes import parse_regime
-from bidir_core.why_config import WhyConfig, resolve
-from bidir_core.why_search import investigate
-from bidir_core.why_words import sentences
 
 RUN = "stage2_prefill_bidir_eval/20261122-230425_limit500"
 
@@ -49,7 +49,7 @@ def main() -> None:
     regime = parse_regime(reading.regime)
     plan = preflight(reading, regime)
     encoded, _ = why._read(config, reading, plan, run)
-    loaded = models.load_weights(plan)
+    loaded = loading.load_weights(plan)
     versions = {"before": module_at(options.before), "now": variants}
 
     print(
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def module_at(commit: str) -> ModuleType:
-    """``bidir_core.variants`` as it was at a commit, under another name."""
+    """``bidir_core.explain.variants`` as it was at a commit, under another name."""
     source = subprocess.run(
         ["git", "show", f"{commit}:bidir_core/variants.py"],
         check=True, capture_output=True, text=True, cwd=Path(__file__).parent,
@@ -97,12 +97,12 @@ def module_at(commit: str) -> ModuleType:
 
 @contextmanager
 def in_place(module: ModuleType) -> Iterator[None]:
-    """``bidir_core.variants`` is ``module`` inside."""
-    sys.modules["bidir_core.variants"] = module
+    """``bidir_core.explain.variants`` is ``module`` inside."""
+    sys.modules["bidir_core.explain.variants"] = module
     try:
         yield
     finally:
-        sys.modules["bidir_core.variants"] = variants
+        sys.modules["bidir_core.explain.variants"] = variants
 
 
 def difference(one: Any, other: Any) -> float:

@@ -16,54 +16,55 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from bidir_core.common.version import __version__ as __version__
 
 # Public name -> where it lives. No name is that of a module here: importing the module would
 # put it in the place of the function.
 _PUBLIC = {
-    "EvalConfig": ("config", "EvalConfig"),
-    "FinetuneConfig": ("training.config", "FinetuneConfig"),
-    "PipelineConfig": ("pipeline_config", "PipelineConfig"),
+    "EvalConfig": ("evaluate.config", "EvalConfig"),
+    "FinetuneConfig": ("train.config", "FinetuneConfig"),
+    "PipelineConfig": ("jobs.pipeline_config", "PipelineConfig"),
     "Regime": ("regimes", "Regime"),
-    "Run": ("store", "Run"),
-    "UserError": ("errors", "UserError"),
-    "build_report": ("report", "build_report"),
-    "compare_runs": ("compare", "compare"),
-    "fetch_asset": ("assets", "ensure"),
-    "find_run": ("store", "find_run"),
-    "flips_of_runs": ("flips", "flips"),
-    "list_runs": ("store", "list_runs"),
-    "load_items": ("tasks", "load_items"),
-    "load_model": ("models", "load"),
+    "Run": ("runs.run", "Run"),
+    "UserError": ("common.errors", "UserError"),
+    "build_report": ("report.report", "build_report"),
+    "compare_runs": ("analyse.compare", "compare"),
+    "fetch_asset": ("data.assets", "ensure"),
+    "find_run": ("runs.find", "find_run"),
+    "flips_of_runs": ("analyse.flips", "flips"),
+    "list_runs": ("runs.find", "list_runs"),
+    "load_items": ("data.tasks", "load_items"),
+    "load_model": ("models.loading", "load"),
     "parse_regime": ("regimes", "parse_regime"),
-    "resume_eval": ("evaluate", "resume"),
-    "resume_finetune": ("training.finetune", "resume_finetune"),
-    "run_eval": ("evaluate", "evaluate"),
-    "run_finetune": ("training.finetune", "run_finetune"),
-    "run_pipeline": ("pipeline", "run_pipeline"),
-    "run_probe": ("probe", "run_probe"),
+    "resume_eval": ("evaluate.evaluate", "resume"),
+    "resume_finetune": ("train.finetune", "resume_finetune"),
+    "run_eval": ("evaluate.evaluate", "evaluate"),
+    "run_finetune": ("train.finetune", "run_finetune"),
+    "run_pipeline": ("jobs.pipeline", "run_pipeline"),
+    "run_probe": ("models.probe", "run_probe"),
     "visibility": ("regimes", "visibility"),
-    "write_report": ("report", "write_report"),
+    "write_report": ("report.report", "write_report"),
 }
 
 if TYPE_CHECKING:
-    from bidir_core.assets import ensure as fetch_asset
-    from bidir_core.compare import compare as compare_runs
-    from bidir_core.config import EvalConfig
-    from bidir_core.errors import UserError
-    from bidir_core.evaluate import evaluate as run_eval
-    from bidir_core.evaluate import resume as resume_eval
-    from bidir_core.flips import flips as flips_of_runs
-    from bidir_core.models import load as load_model
-    from bidir_core.pipeline import run_pipeline
-    from bidir_core.pipeline_config import PipelineConfig
-    from bidir_core.probe import run_probe
+    from bidir_core.analyse.compare import compare as compare_runs
+    from bidir_core.analyse.flips import flips as flips_of_runs
+    from bidir_core.common.errors import UserError
+    from bidir_core.data.assets import ensure as fetch_asset
+    from bidir_core.data.tasks import load_items
+    from bidir_core.evaluate.config import EvalConfig
+    from bidir_core.evaluate.evaluate import evaluate as run_eval
+    from bidir_core.evaluate.evaluate import resume as resume_eval
+    from bidir_core.jobs.pipeline import run_pipeline
+    from bidir_core.jobs.pipeline_config import PipelineConfig
+    from bidir_core.models.loading import load as load_model
+    from bidir_core.models.probe import run_probe
     from bidir_core.regimes import Regime, parse_regime, visibility
-    from bidir_core.report import build_report, write_report
-    from bidir_core.store import Run, find_run, list_runs
-    from bidir_core.tasks import load_items
-    from bidir_core.training.config import FinetuneConfig
-    from bidir_core.training.finetune import resume_finetune, run_finetune
+    from bidir_core.report.report import build_report, write_report
+    from bidir_core.runs.find import find_run, list_runs
+    from bidir_core.runs.run import Run
+    from bidir_core.train.config import FinetuneConfig
+    from bidir_core.train.finetune import resume_finetune, run_finetune
 
 __all__ = [
     "EvalConfig",

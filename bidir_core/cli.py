@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from bidir_core import __version__
-from bidir_core.errors import UserError
-from bidir_core.launched import (
+from bidir_core.common.errors import UserError
+from bidir_core.common.launch import (
     ProcessLost,
     asked_for_several,
     is_helper,
     launched,
     refuse_several,
 )
+from bidir_core.common.version import __version__
 
 OK, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 1, 130
 # What a disk or a path can do to anybody; any other OSError is a bug and keeps its traceback.
@@ -107,7 +107,7 @@ def _lazy(name: str, help_text: str, module: str) -> Callable[[Any], None]:
                 print(ONE_PROCESS, file=sys.stderr)
             code = import_module(f"bidir_core.{module}").run(parsed)
             if name in SHARED_OUT and launched() > 1:
-                import_module("bidir_core.processes").leave()
+                import_module("bidir_core.evaluate.processes").leave()
             return code
 
         parser = commands.add_parser(name, help=help_text, description=help_text)
@@ -133,14 +133,22 @@ COMMANDS = [
         "Write what runs show, with its uncertainty, as Markdown or as one HTML file.",
         "commands.report",
     ),
-    _lazy("assets", "Fetch or list the embedded model and data.", "assets.command"),
-    _lazy("doctor", "Say what this machine can do, and which models fit.", "doctor"),
-    _lazy("lab", "Sweep regimes on one model, with controls (dose-response).", "lab.command"),
-    _lazy("serve-model", "A model behind standard input and output (for the app).", "model_server"),
+    _lazy("assets", "Fetch or list the embedded model and data.", "commands.assets"),
+    _lazy("doctor", "Say what this machine can do, and which models fit.", "commands.doctor"),
+    _lazy("lab", "Sweep regimes on one model, with controls (dose-response).", "commands.lab"),
+    _lazy(
+        "serve-model",
+        "A model behind standard input and output (for the app).",
+        "commands.serve_model",
+    ),
     _lazy("weights", "How much of the damage is the 8-bit weights'?", "commands.weights"),
-    _lazy("why", "Why an item flips: which layers, prompt tokens and strength.", "why"),
-    _lazy("generate", "Continue a prompt under several regimes, side by side.", "generate_command"),
-    _lazy("attend", "Observe attention: where each layer and head really looks.", "attend"),
-    _lazy("import", "Read lm-eval's logged samples as a run.", "interop.lm_eval_import"),
-    _lazy("export", "Write a run in lm-eval's format.", "interop.lm_eval_export"),
+    _lazy("why", "Why an item flips: which layers, prompt tokens and strength.", "commands.why"),
+    _lazy(
+        "generate", "Continue a prompt under several regimes, side by side.", "commands.generate"
+    ),
+    _lazy(
+        "attend", "Observe attention: where each layer and head really looks.", "commands.attend"
+    ),
+    _lazy("import", "Read lm-eval's logged samples as a run.", "commands.import_lm_eval"),
+    _lazy("export", "Write a run in lm-eval's format.", "commands.export"),
 ]

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from bidir_core.errors import UserError
+from bidir_core.common.errors import UserError
 
 DIALS = ("sink", "rows", "skip", "self", "tail", "layers", "lambda")
 LARGEST = 999_999_999  # that a dial takes; no prompt is as long

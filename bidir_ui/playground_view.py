@@ -10,12 +10,15 @@ from typing import Any
 import psutil
 import streamlit as st
 
-from bidir_core import assets, estimate, model_client
-from bidir_core.errors import UserError
-from bidir_core.model_client import Answer, ModelWorker
-from bidir_ui import fmt, html, launch_fields, launch_review, masks_view, url, widgets
-from bidir_ui.data import RunInfo
-from bidir_ui.html import Html, div, el, span
+from bidir_core.common.errors import UserError
+from bidir_core.data import assets, item_texts
+from bidir_core.jobs import cost_model, estimate, playground
+from bidir_core.jobs.playground import Answer, ModelWorker
+from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.kit.html import Html, div, el, span
+from bidir_ui.launch import fields, review
+from bidir_ui.masks import masks_view
+from bidir_ui.reading.data import RunInfo
 
 POLL_SECONDS = 0.8
 PROMPT = masks_view.PREFIX
@@ -29,12 +32,12 @@ SHOWN = {
 
 def model_bar(runs: tuple[RunInfo, ...]) -> ModelWorker:
     """Which model, its state, and the buttons that load it and let it go."""
-    worker = model_client.shared()
+    worker = playground.shared()
     left, right, act = st.columns([4, 4, 2], vertical_alignment="bottom")
     with left:
-        model = launch_fields.from_runs("model", "Model", "model", "embedded, hub id or folder", runs)  # fmt: skip
+        model = fields.from_runs("model", "Model", "model", "embedded, hub id or folder", runs)  # fmt: skip
     with right:
-        made = launch_fields.from_runs(
+        made = fields.from_runs(
             "checkpoint", "Fine-tuned checkpoint (optional)", "checkpoint", "left out: the base", runs
         )  # fmt: skip
     here = (worker.model, worker.checkpoint) == (model, made)
@@ -61,16 +64,16 @@ def _ask_to_load() -> None:
 @st.dialog("Load this model?")
 def _confirm(model: str, checkpoint: str) -> None:
     """What it takes, before it is taken."""
-    parameters = estimate.parameters_of(model)
+    parameters = cost_model.parameters_of(model)
     html.show(div("b", el("b", fmt.clip(model, 100)), f" with {fmt.clip(checkpoint, 160)}" if checkpoint else ""))  # fmt: skip
     free = psutil.virtual_memory().available
     need = parameters * 4 + estimate.PROGRAM_BYTES if parameters else None
-    size = f"about {launch_review.size(need)}" if need else "an unknown amount"
+    size = f"about {review.size(need)}" if need else "an unknown amount"
     widgets.note(
-        f"A process of its own holds it in memory, {size} on a CPU ({launch_review.size(free)} "
+        f"A process of its own holds it in memory, {size} on a CPU ({review.size(free)} "
         "are free). It ends after five minutes without a request, and with this app."
     )
-    worker = model_client.shared()
+    worker = playground.shared()
     if worker.state in ("loading", "ready"):
         widgets.note("It takes the place of ", el("b", fmt.clip(worker.model, 100)), ".")
     missing = assets.missing(assets.of_model(model))
@@ -83,7 +86,7 @@ def _confirm(model: str, checkpoint: str) -> None:
 
 def _load(model: str, checkpoint: str) -> None:
     try:
-        model_client.shared().start(model, checkpoint)
+        playground.shared().start(model, checkpoint)
     except UserError as error:
         st.session_state["pg-error"] = str(error)
 
@@ -111,7 +114,7 @@ def _state(worker: ModelWorker, here: bool) -> None:
         tail = worker.log_tail() if state in ("died", "failed") else ""
         if tail.strip():
             with st.expander("What it printed", key="pg-log"):
-                st.code(html.visible(tail), language=None, wrap_lines=True)
+                st.code(item_texts.visible(tail), language=None, wrap_lines=True)
 
 
 def _watch_loading(worker: ModelWorker) -> None:

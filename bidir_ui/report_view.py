@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import time
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import streamlit as st
 
-from bidir_core import report as core
-from bidir_core import store
-from bidir_core.reporting import html_page
-from bidir_core.reporting.arms import CAUSAL
-from bidir_core.reporting.charts import Chart, charts
-from bidir_core.reporting.markdown import Table
-from bidir_core.reporting.section import ALL_SECTIONS, FLIPS, Section
-from bidir_core.run_layout import EVAL_DIRS, FINETUNE_DIRS
-from bidir_ui import data, fmt, html, pair, url, widgets
-from bidir_ui.data import RunInfo
-from bidir_ui.shell import Page
+from bidir_core.analyse.study import CAUSAL
+from bidir_core.data import item_texts
+from bidir_core.report import html_page, paper_figures, report, sections
+from bidir_core.report.charts import Chart, charts
+from bidir_core.report.markdown import Table
+from bidir_core.report.sections import ALL_SECTIONS, FLIPS, Section
+from bidir_core.runs.layout import EVAL_DIRS, FINETUNE_DIRS
+from bidir_core.runs.run import Run
+from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.kit.shell import Page, guard
+from bidir_ui.reading import data, pair
+from bidir_ui.reading.data import RunInfo
 
 SHORT = {
     "scope": "Scope", "stages": "Stages", "macro": "Macro", "per_task": "Per task",
@@ -28,10 +31,15 @@ SHORT = {
     "differences": "Differences", "churn": "Churn", "leaky": "Leaky 3A", "training": "Training",
     "curve": "Recovery", "cost": "Cost", "artifacts": "Artifacts", FLIPS: "Flips (HTML only)",
 }  # fmt: skip
+
 ALL, MINE = "fullest", "mine"
+
 STAGES = (*EVAL_DIRS, *FINETUNE_DIRS.values())
+
 NO_SECTION = "none"  # in the URL: an absent parameter means all of them
+
 HEAD_START = 0.8  # seconds in which a browser draws the first chart
+
 Part = html.Html | Chart
 
 
@@ -39,7 +47,7 @@ Part = html.Html | Chart
 class Made:
     """A report, the key it is remembered by, and the sections the reader wants (None: all)."""
 
-    report: core.Report
+    report: sections.Report
     key: str
     only: tuple[str, ...] | None = None
 
@@ -64,13 +72,13 @@ class Made:
 
 
 @st.cache_resource(max_entries=6, show_spinner="Computing the report")
-def _report(paths: tuple[str, ...], model: str, metric: str, stamp: str) -> core.Report:
-    named = [store.Run(path) for path in paths]
-    return core.build_report(named or None, model=model or None, metric=metric)
+def _report(paths: tuple[str, ...], model: str, metric: str, stamp: str) -> sections.Report:
+    named = [Run(path) for path in paths]
+    return report.build_report(named or None, model=model or None, metric=metric)
 
 
 @st.cache_resource(max_entries=12, show_spinner=False)
-def _parts(_report: core.Report, key: str, theme: str) -> dict[str, tuple[Part, ...]]:
+def _parts(_report: sections.Report, key: str, theme: str) -> dict[str, tuple[Part, ...]]:
     drawn = charts(_report)
     return {
         section.key: tuple(_section(section, drawn.get(section.key, [])))
@@ -143,7 +151,7 @@ def runs_box(page: Page, chosen: Sequence[RunInfo], made: Made | None) -> None:
 def _run_label(runs: tuple[RunInfo, ...], run_id: str) -> str:
     run = data.by_id(runs, run_id)
     text = run_id if run is None else f"{run.label} {run.name} {run.model.split('/')[-1]}"
-    return html.visible(fmt.clip(text, 80))
+    return item_texts.visible(fmt.clip(text, 80))
 
 
 def sections_box(made: Made) -> Made | None:
@@ -169,7 +177,7 @@ def sections_box(made: Made) -> Made | None:
     return replace(made, only=tuple(wanted)) if url.get("sections") else made
 
 
-def remarks(page: Page, report: core.Report) -> None:
+def remarks(page: Page, report: sections.Report) -> None:
     """What is not in the report although a reader may expect it."""
     going = [
         run for run in page.runs
@@ -226,7 +234,7 @@ def preview(made: Made) -> None:
         )
 
 
-def _bent_pair(report: core.Report) -> dict[str, str]:
+def _bent_pair(report: sections.Report) -> dict[str, str]:
     """Stage 1 and stage 2 of this report, which need not be the chosen pair, if they pair."""
     study = report.study
     found = [list(study.runs(study.base, regime).values()) for regime in (CAUSAL, study.regime)]
@@ -271,3 +279,75 @@ def _cell(text: str, kind: str) -> object:
         long = len(text) > html_page.LONG
         return html.el("span", text, cls="b-mono b-long" if long else "b-mono")
     return text if kind == "text" else html_page.tied(text)
+
+
+# The Report page's files. Each is made when it is asked for, and not before.
+
+
+def downloads(made: Made) -> None:
+    """Files that are made when they are asked for; their names carry run ids."""
+    report, only = made.report, made.only
+    tables = report.chosen_tables(only)
+    files: list[tuple[str, str, str, Callable[[], bytes], bool]] = [
+        ("HTML", ".html", "text/html", lambda: html_page.page(report, only).encode(), True),
+        ("Markdown", ".md", "text/markdown", lambda: report.markdown(only).encode(), True),
+        ("PNG", ".png", "image/png", lambda: paper_figures.main_figure(report), made.has_charts),
+        ("CSV tables", "_tables.zip", "application/zip", lambda: zipped(tables), bool(tables)),
+    ]
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        for label, ending, mime, make, any_ in files:
+            st.download_button(
+                label, make, file_name=report.stem + ending, mime=mime, on_click="ignore",
+                key=f"report{ending}", icon=":material/download:", disabled=not any_,
+            )  # fmt: skip
+        with st.popover("Paper", icon=":material/folder_zip:"):
+            paper(made)
+        with st.popover("Command line", type="tertiary", icon=":material/terminal:"):
+            widgets.note("The same report in a terminal:")
+            widgets.command(html_page.command(report, only))
+            widgets.note("With --paper DIR instead of --out it makes the folder for a paper.")
+        widgets.note(
+            "HTML: one file with interactive charts and the flips, to mail; it opens offline. PNG: "
+            "the paired differences by task; each chart's own button saves that chart."
+        )
+
+
+def zipped(tables: dict[str, Table]) -> bytes:
+    """Every table as CSV, in one archive."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, table in tables.items():
+            archive.writestr(f"{key}.csv", table.csv())
+    return out.getvalue()
+
+
+@st.fragment  # the page is not drawn again
+def paper(made: Made) -> None:
+    """The folder for a paper as one ZIP, made when it is asked for."""
+    widgets.note(
+        "A folder for a paper, of all sections: figures (PDF, SVG), LaTeX tables, a methods text, "
+        "references, and a ledger in which every number leads to its runs."
+    )
+    name = made.report.stem.replace("report_", "paper_", 1)
+    if st.button("Make the ZIP", key="report-paper", icon=":material/build:"):
+        with guard():
+            st.session_state["report-paper-zip"] = made.key, _paper_zip(made, name)
+    key, archive = st.session_state.get("report-paper-zip", ("", b""))
+    if key == made.key:
+        st.download_button(
+            f"Download ({len(archive) / 1e6:.1f} MB)", archive, file_name=f"{name}.zip",
+            mime="application/zip", on_click="ignore", key="report-paper-file", type="primary",
+            icon=":material/download:",
+        )  # fmt: skip
+
+
+def _paper_zip(made: Made, name: str) -> bytes:
+    from bidir_core.report.paper import zip_paper  # what draws loads slowly
+
+    bar = st.progress(0.0, "Starting")
+    archive = zip_paper(
+        made.report, name, lambda share, what: bar.progress(share, what.capitalize()),
+        command=html_page.command(made.report, out="DIR", flag="--paper"),
+    )  # fmt: skip
+    bar.empty()
+    return archive

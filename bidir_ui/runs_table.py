@@ -9,11 +9,14 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from bidir_core import store
-from bidir_core.errors import UserError
-from bidir_core.run_layout import is_read_only
-from bidir_ui import data, fmt, html, url, widgets
-from bidir_ui.data import RunInfo
+from bidir_core.common.errors import UserError
+from bidir_core.data import item_texts
+from bidir_core.runs.find import delete_run, rename_run
+from bidir_core.runs.layout import is_read_only
+from bidir_core.runs.run import Run
+from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.reading import data
+from bidir_ui.reading.data import RunInfo
 
 STATE_MARKS = {
     "done": "● done",
@@ -35,16 +38,16 @@ def frame(runs: list[RunInfo], a: RunInfo | None, b: RunInfo | None) -> pd.DataF
             {
                 "role": "baseline" if run == a else "candidate" if run == b else "",
                 "stage": run.stage_label,
-                "name": html.visible(fmt.clip(run.name, 60)),
-                "weights": html.visible(_weights(run)),
-                "regime": "sweep" if run.is_sweep else html.visible(run.regime),
+                "name": item_texts.visible(fmt.clip(run.name, 60)),
+                "weights": item_texts.visible(_weights(run)),
+                "regime": "sweep" if run.is_sweep else item_texts.visible(run.regime),
                 "state": _state(run),
                 "n": run.n_items or None,
                 "acc": _percent(run.macro.get("acc")),
                 "half": _half_width(run),
                 "acc_norm": _percent(run.macro.get("acc_norm")),
                 "extent": _taken(run),
-                "model": html.visible(fmt.clip(run.model, 60)),
+                "model": item_texts.visible(fmt.clip(run.model, 60)),
                 "created": run.created,
                 "seconds": None if run.cost.get("shared_device") else run.cost.get("seconds"),
                 "device": fmt.clip(str(run.cost.get("device") or ""), 40),
@@ -169,7 +172,7 @@ def _rename(run: RunInfo) -> None:
     name = st.text_input("Name after the time stamp", value=run.name, max_chars=80)
     if st.button("Rename", type="primary", key="rename-confirm"):
         try:
-            renamed = store.rename_run(data.run_of(run), name.strip() or None)
+            renamed = rename_run(data.run_of(run), name.strip() or None)
         except UserError as error:
             widgets.banner("error", "Not renamed", str(error))
             return
@@ -189,7 +192,7 @@ def _delete(run: RunInfo) -> None:
     )
     if st.button("Delete for good", type="primary", key="delete-confirm"):
         try:
-            store.delete_run(data.run_of(run))
+            delete_run(data.run_of(run))
         except UserError as error:
             widgets.banner("error", "Not deleted", str(error))
             return
@@ -258,7 +261,7 @@ def watch(runs: tuple[RunInfo, ...]) -> None:
     def lines() -> None:
         rows = []
         for info in going:
-            run = store.Run(info.path)
+            run = Run(info.path)
             if run.state != info.state:
                 st.rerun()
             done, total = run.status.get("done"), run.status.get("total")

@@ -2,8 +2,11 @@
 
 import streamlit as st
 
-from bidir_core.errors import UserError
-from bidir_ui import analysis, compare_view, pair, pair_view, recovery_view, shell, slices, widgets
+from bidir_core.common.errors import UserError
+from bidir_ui.compare import compare_view
+from bidir_ui.kit import shell, widgets
+from bidir_ui.overview import pair_view
+from bidir_ui.reading import analysis, filters, pair
 
 page = shell.start("compare")
 
@@ -29,9 +32,9 @@ with shell.guard():
     widgets.heading("Where the difference sits")
     widgets.note(
         "Pooled over tasks, 95 % intervals, one look at many slices: read these as hints. "
-        f"Slices under {slices.MIN_ITEMS} items are left out."
+        f"Slices under {filters.MIN_ITEMS} items are left out."
     )
     frame = analysis.flips(a, b, metric)
     compare_view.slice_charts(frame, key=f"{a.id}-{b.id}-{metric}")
 
-    recovery_view.show(page.runs, a.model)
+    compare_view.show(page.runs, a.model)

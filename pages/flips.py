@@ -2,8 +2,10 @@
 
 import streamlit as st
 
-from bidir_core.errors import UserError
-from bidir_ui import analysis, filters, flips_view, fmt, pair, shell, url, widgets
+from bidir_core.common.errors import UserError
+from bidir_ui.compare import flips_view
+from bidir_ui.kit import fmt, shell, url, widgets
+from bidir_ui.reading import analysis, filters, pair
 
 page = shell.start("flips")
 

@@ -2,20 +2,9 @@
 
 import streamlit as st
 
-from bidir_ui import (
-    analysis,
-    filters,
-    fmt,
-    html,
-    item_nav,
-    item_view,
-    pair,
-    shell,
-    texts,
-    url,
-    why_view,
-    widgets,
-)
+from bidir_ui.item import item_view, why_view
+from bidir_ui.kit import fmt, html, shell, url, widgets
+from bidir_ui.reading import analysis, filters, pair
 
 page = shell.start("item")
 
@@ -24,7 +13,7 @@ with shell.guard():
     item_id, chosen = url.get("item"), filters.from_url()
     frame = filters.apply(analysis.flips(a, b, metric), chosen)
     item_id = item_id or (frame["item_id"].iloc[0] if len(frame) else "")
-    item_nav.bar(page, item_id, filters.neighbours(frame, item_id), chosen)
+    item_view.bar(page, item_id, filters.neighbours(frame, item_id), chosen)
     left_record, right_record = (analysis.record_with_texts(run, item_id) for run in (a, b))
     record = item_view.fuller(left_record, right_record)
     if record is None:
@@ -52,7 +41,7 @@ with shell.guard():
     # What one reads first is sent first: the browser draws in the order of arrival.
     with main:
         if record["contexts"] is None:
-            widgets.banner("info", "The texts are not here", texts.MISSING)
+            widgets.banner("info", "The texts are not here", analysis.MISSING)
         else:
             borders = record["prefix_token_offsets"] is not None and url.bound(
                 st.toggle, "Token borders", name="borders", read=lambda text: text != "off",
@@ -77,9 +66,9 @@ with shell.guard():
             if (shell.ROOT / shell.path("masks")).exists():
                 query = url.params(item=item_id, regime=b.regime)
                 st.page_link(shell.path("masks"), label="Open the mask", query_params=query)
-        item_nav.observed_links(page, item_id)
+        item_view.observed_links(page, item_id)
     with main:
-        strips = item_nav.strips(record, left_record, right_record)
+        strips = item_view.strips(record, left_record, right_record)
         if strips:
             scale = max(abs(y - x) for _, rows in strips for _, x, y in rows) or 1.0
             widgets.heading("Which tokens moved")
@@ -102,4 +91,4 @@ with shell.guard():
         raw = st.expander("Raw record", key="raw", on_change="rerun")
         if raw.open:  # long, and rarely wanted: sent when asked for
             with raw:
-                item_nav.raw_record(item_id, {a.id: left_record, b.id: right_record})
+                item_view.raw_record(item_id, {a.id: left_record, b.id: right_record})

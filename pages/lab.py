@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from bidir_ui import lab_charts, lab_controls, lab_data, lab_points, lab_view, shell, widgets
+from bidir_ui.kit import shell, widgets
+from bidir_ui.lab import lab_controls, lab_data, lab_view
 
 page = shell.start("lab")
 
@@ -17,14 +18,14 @@ with shell.guard():
         st.stop()
     lab_view.verdict(lab)
     slug = lab_view.chosen_slug(lab)
-    lab_points.point_card(lab, slug)
-    if lab_charts.any_to_draw(lab):
+    lab_controls.point_card(lab, slug)
+    if lab_view.any_to_draw(lab):
         measure = lab_view.measure_box()
-        lab_charts.dose_response(lab, measure, slug)
-        lab_charts.layers(lab, measure, slug)
+        lab_view.dose_response(lab, measure, slug)
+        lab_view.layers(lab, measure, slug)
     lab_controls.panel(lab, page.runs)
     widgets.heading("Every point")
     with st.expander("The charts' numbers as a table", expanded=len(lab.points) <= 24):
-        lab_points.table(lab, slug)
-    lab_points.download(lab)
+        lab_controls.table(lab, slug)
+    lab_controls.download(lab)
     lab_view.watch(lab)

@@ -3,16 +3,17 @@
 import streamlit as st
 
 from bidir_core import jobs
-from bidir_ui import jobs_view, launch_review, launch_view, shell, widgets
+from bidir_ui.kit import shell, widgets
+from bidir_ui.launch import jobs_view, review, view
 
 page = shell.start("launch")
 
 st.title("Launch", anchor=False)
 with shell.guard():
     line, place = "", None
-    form = launch_view.form(page.runs)
+    form = view.form(page.runs)
     known = jobs.list_jobs()
-    made = launch_review.estimated(form, page.runs, known)
+    made = review.estimated(form, page.runs, known)
     if form.config is None or made is None:
         widgets.banner("info", "Not ready to start", form.error[:1].upper() + form.error[1:])
     else:
@@ -20,12 +21,12 @@ with shell.guard():
         with command:
             widgets.heading("The command line")
             line = jobs.command_text(form.words)
-            place = launch_view.command_line(line)
+            place = view.command_line(line)
             widgets.note("The same in a terminal. Here it runs detached: closing this page or "
                          "stopping the app does not stop it.")  # fmt: skip
         with cost:
             widgets.heading("What it will take")
-            launch_review.review(form, made, page.runs)
+            review.review(form, made, page.runs)
         device = jobs.queue_device(form.words)
         ahead = sum(job.is_active and job.device == device for job in known)
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -38,7 +39,7 @@ with shell.guard():
                 )  # fmt: skip
                 if chosen:
                     key = jobs.idempotency_key(words, known)
-                    launch_review.confirm(form, words, key, made, ahead)
+                    review.confirm(form, words, key, made, ahead)
     if st.session_state.get("launch-error"):
         widgets.banner("error", "Not started", st.session_state.pop("launch-error"))
     if st.session_state.pop("launch-started", None):
@@ -48,4 +49,4 @@ with shell.guard():
 with shell.guard():
     jobs_view.section(page.runs)
     if place is not None:
-        launch_view.make_copyable(place, line)
+        view.make_copyable(place, line)

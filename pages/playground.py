@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from bidir_ui import playground_view, shell, widgets
+from bidir_ui import playground_view
+from bidir_ui.kit import shell, widgets
 
 page = shell.start("playground")
 

@@ -2,7 +2,9 @@
 
 import streamlit as st
 
-from bidir_ui import fmt, pair, report_files, report_view, shell, widgets
+from bidir_ui import report_view
+from bidir_ui.kit import fmt, shell, widgets
+from bidir_ui.reading import pair
 
 page = shell.start("report")
 
@@ -38,6 +40,6 @@ with shell.guard():
     if not made.shown:
         widgets.banner("empty", "No section is chosen", "Choose at least one above.")
         st.stop()
-    report_files.downloads(made)
+    report_view.downloads(made)
     report_view.remarks(page, made.report)
     report_view.preview(made)

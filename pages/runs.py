@@ -4,7 +4,9 @@ import hashlib
 
 import streamlit as st
 
-from bidir_ui import fmt, html, pair, runs_table, shell, url, widgets
+from bidir_ui import runs_table
+from bidir_ui.kit import fmt, html, shell, url, widgets
+from bidir_ui.reading import data, pair
 
 page = shell.start("runs")
 
@@ -31,7 +33,7 @@ with shell.guard():
             write=lambda value: "" if value in (None, "all") else value,
         )  # fmt: skip
 
-    def kept(run: runs_table.RunInfo) -> bool:
+    def kept(run: data.RunInfo) -> bool:
         if run.is_point:
             return False  # the sweep's row stands for them; they are on the Lab page
         if kind == "published" and not run.is_reference:

@@ -16,14 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from bidir_core import stats, words
-from bidir_core.compare import compare
-from bidir_core.errors import UserError
-from bidir_core.lab.control_answers import above
-from bidir_core.lab.summary import Outcomes, outcomes
-from bidir_core.pairing import METRICS
-from bidir_core.run_layout import COMMITTED_RUNS
-from bidir_core.store import Run
+from bidir_core.analyse import stats
+from bidir_core.analyse.compare import compare
+from bidir_core.analyse.pairing import METRICS
+from bidir_core.common import formatting
+from bidir_core.common.errors import UserError
+from bidir_core.explain.controls import above
+from bidir_core.explain.sweep_summary import Outcomes, outcomes
+from bidir_core.runs.layout import COMMITTED_RUNS
+from bidir_core.runs.run import Run
 from scripts import blocks, findings_lab
 from scripts import findings_text as text
 
@@ -63,7 +64,7 @@ def damage() -> str:
             rows.append(
                 [
                     f"`{metric}`, {title}",
-                    words.count(int(found.mask(CAUSAL, PLAIN, SINK).sum())),
+                    formatting.count(int(found.mask(CAUSAL, PLAIN, SINK).sum())),
                     *(f"{100 * found.accuracy(name):.1f}" for name in (CAUSAL, PLAIN, SINK)),
                     text.delta(found.delta(CAUSAL, PLAIN)),
                     text.delta(found.delta(CAUSAL, SINK)),
@@ -87,11 +88,13 @@ def tasks() -> str:
         left = [later.right[name][mine] for name in (CAUSAL, SINK)]
         rest = "no items"
         if mine.any():
-            rest = f"{text.delta(stats.paired_delta(*left))}, n = {words.count(int(mine.sum()))}"
+            rest = (
+                f"{text.delta(stats.paired_delta(*left))}, n = {formatting.count(int(mine.sum()))}"
+            )
         rows.append(
             [
-                f"`{one.task}`", words.count(one.n), text.delta(one.estimate), words.p_text(one.p_holm),
-                text.delta(other.estimate), words.p_text(other.p_holm), rest,
+                f"`{one.task}`", formatting.count(one.n), text.delta(one.estimate), formatting.p_text(one.p_holm),
+                text.delta(other.estimate), formatting.p_text(other.p_holm), rest,
             ]
         )  # fmt: skip
     header = [

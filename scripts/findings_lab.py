@@ -15,16 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from bidir_core import stats, words
-from bidir_core.lab.control_answers import OUTCOME_WORDS, Outcome, above
-from bidir_core.lab.controls import CONTROLS, judge
-from bidir_core.lab.summary import Sweep
-from bidir_core.lab.triviality import largest_summary, observed, together
-from bidir_core.lab.verdicts import best, best_of_dials, halves
-from bidir_core.pairing import METRICS
+from bidir_core.analyse import stats
+from bidir_core.analyse.pairing import METRICS
+from bidir_core.common import formatting
+from bidir_core.explain.controls import (
+    CONTROLS,
+    OUTCOME_WORDS,
+    Outcome,
+    above,
+    judge,
+    largest_summary,
+    observed,
+    together,
+)
+from bidir_core.explain.sweep_summary import Sweep, best, best_of_dials, halves
 from bidir_core.regimes import parse_regime
-from bidir_core.run_layout import COMMITTED_RUNS, LAB
-from bidir_core.store import Run
+from bidir_core.runs.layout import COMMITTED_RUNS, LAB
+from bidir_core.runs.run import Run
 from scripts import findings_sweep
 from scripts import findings_text as text
 from scripts.blocks import table
@@ -265,7 +272,7 @@ def _long_enough(view: Sweep, slug: str) -> str:
     n_short = int((~reached).sum())
     share = text.share(text.only(numbers, reached).removed(CAUSAL, PLAIN, slug))
     return (
-        f"\n{words.count(n_short)} prompts are too short to have a token {place}; in the others "
+        f"\n{formatting.count(n_short)} prompts are too short to have a token {place}; in the others "
         f"`self={place}` removes {share} of the damage by `acc`.\n"
     )
 

@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bidir_core import stats, words
-from bidir_core.lab.curves import layer_ranges
-from bidir_core.lab.summary import Outcomes, Sweep
-from bidir_core.pairing import METRICS
+from bidir_core.analyse import stats
+from bidir_core.analyse.effects import Retention
+from bidir_core.analyse.pairing import METRICS
+from bidir_core.common import formatting
+from bidir_core.explain.sweep_summary import Outcomes, Sweep
 from bidir_core.regimes import Regime, parse_regime, visibility
-from bidir_core.retention import Retention
-from bidir_core.store import Run
+from bidir_core.report.plots_lab import layer_ranges
+from bidir_core.runs.run import Run
 from scripts import findings_text as text
 from scripts.blocks import table
 
@@ -158,7 +159,7 @@ def _of_width(view: Sweep, family: Sequence[tuple[str, int, int]]) -> str:
         + (f"Of layers {', '.join(costly)} it leaves out 0." if costly else "None leaves out 0.")
     )
     if rest:
-        ends = [words.points(rest[place][0].value, signed=True) for place in (0, -1)]
+        ends = [formatting.points(rest[place][0].value, signed=True) for place in (0, -1)]
         said += f" The {COSTLIEST} costliest; the other {len(rest)} lie between {ends[0]} and {ends[1]}."
     return f"{said}\n\n" + table(["point", "to causal, points", "share of the damage there"], rows)
 

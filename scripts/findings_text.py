@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from bidir_core import stats, words
-from bidir_core.lab.summary import Outcomes
-from bidir_core.lab.verdicts import percent
-from bidir_core.retention import Retention
-from bidir_core.store import Run
+from bidir_core.analyse import stats
+from bidir_core.analyse.effects import Retention
+from bidir_core.common import formatting
+from bidir_core.explain.sweep_summary import Outcomes, percent
+from bidir_core.runs.run import Run
 
 FIRST = 500  # items of each task in the study's own limit
 
@@ -30,7 +30,7 @@ def delta(estimate: stats.Estimate | None) -> str:
     """A difference in points, with its interval."""
     assert estimate is not None
     value, low, high = (
-        words.points(getattr(estimate, end), signed=True) for end in ("value", "low", "high")
+        formatting.points(getattr(estimate, end), signed=True) for end in ("value", "low", "high")
     )
     return f"{value} ({low} to {high})"
 
@@ -74,5 +74,10 @@ def basis(run: Run) -> str:
     extent = "whole sets" if limit is None else which.get(sample, f"{limit} of each task, {sample}")
     device = str((metrics.get("cost") or {}).get("device") or run.config.get("device") or "")
     where = {"cpu": "a CPU"}.get(device, device)
-    said = (f"{words.count(metrics['n_items'])} items", extent, str(run.config.get("dtype")), where)
+    said = (
+        f"{formatting.count(metrics['n_items'])} items",
+        extent,
+        str(run.config.get("dtype")),
+        where,
+    )
     return f"`{run.id}`: {', '.join(filter(None, said))}.\n\n"

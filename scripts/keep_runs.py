@@ -24,12 +24,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bidir_core.atomic import write_json
-from bidir_core.lab.control_points import ATTENTION_FILE
-from bidir_core.records import read_parquet, write_parquet
-from bidir_core.run_layout import COMMITTED_RUNS
-from bidir_core.shared_texts import SLIM_FIELDS, write_slim
-from bidir_core.store import Run, list_runs
+from bidir_core.common.files import write_json
+from bidir_core.explain.control_points import ATTENTION_FILE
+from bidir_core.runs.find import list_runs
+from bidir_core.runs.layout import COMMITTED_RUNS
+from bidir_core.runs.records import SLIM_FIELDS, read_parquet, write_parquet, write_slim
+from bidir_core.runs.run import Run
 from scripts.recipes import was_alone
 
 TEXTS = (

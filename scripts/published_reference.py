@@ -12,8 +12,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bidir_core.run_layout import COMMITTED_RUNS, NONPREFILL, STAGE1, STAGE2, STAGE4
-from bidir_core.run_writer import RunWriter
+from bidir_core.runs.layout import COMMITTED_RUNS, NONPREFILL, STAGE1, STAGE2, STAGE4
+from bidir_core.runs.writer import RunWriter
 
 MODEL = "mistralai/Ministral-3-3B-Instruct-2512"
 SOURCE = "Stage 1-4 results summary of 2026-02-15 (accuracies as printed there)"

@@ -19,12 +19,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bidir_core import models
-from bidir_core.atomic import write_json
-from bidir_core.config import EMBEDDED_MODEL, PUBLISHED_TASKS, EvalConfig
-from bidir_core.errors import UserError
-from bidir_core.evaluate import evaluate
-from bidir_core.training.config import FinetuneConfig
+from bidir_core.common.errors import UserError
+from bidir_core.common.files import write_json
+from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.data.tasks import PUBLISHED_TASKS
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.evaluate import evaluate
+from bidir_core.models import loading
+from bidir_core.train.config import FinetuneConfig
 from scripts.recipes import ALONE, Recipe, grid, summary
 from scripts.repair_pairs import BASE, finished, repetitions
 from scripts.repair_runs import done, finetune, numbers, settings, share, train_and_evaluate, words
@@ -78,7 +80,7 @@ def base_runs(options: argparse.Namespace) -> None:
     loaded = None
     for regime, name in BASE.items():
         if not done(name):
-            loaded = loaded or models.load(options.model, device=options.device)
+            loaded = loaded or loading.load(options.model, device=options.device)
             evaluate(replace(_evaluation(options), name=name, regime=regime), loaded=loaded)
 
 

@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bidir_core.lab.summary import Outcomes
-from bidir_core.store import Run
-from bidir_core.training.config import FinetuneConfig
-from bidir_core.training.goals import OBJECTIVES
+from bidir_core.explain.sweep_summary import Outcomes
+from bidir_core.runs.run import Run
+from bidir_core.train.config import OBJECTIVES, FinetuneConfig
 from scripts.repair_pairs import BASE, STAGE1, by_fold, by_name, by_run
 
 WITHIN = 1.0  # points

@@ -22,10 +22,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bidir_core.atomic import write_json
-from bidir_core.errors import UserError
-from bidir_core.lab.summary import Outcomes
-from bidir_core.store import Run
+from bidir_core.common.errors import UserError
+from bidir_core.common.files import write_json
+from bidir_core.explain.sweep_summary import Outcomes
+from bidir_core.runs.run import Run
 from scripts import blocks, repair_page, repair_words
 from scripts.repair_pairs import (
     BASE,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bidir_core import words
+from bidir_core.common import formatting
 from scripts import blocks
 from scripts.repair_pairs import estimate
 from scripts.repair_words import (
@@ -131,8 +131,8 @@ def folds() -> str:
     """Every difference on the confirm half and, labelled, on all items."""
     rows = [
         [
-            one["what"], interval(one["confirm"]), words.count(one["confirm"]["n"]),
-            interval(one["all"]), words.count(one["all"]["n"]),
+            one["what"], interval(one["confirm"]), formatting.count(one["confirm"]["n"]),
+            interval(one["all"]), formatting.count(one["all"]["n"]),
             seeds_text(one["seeds"], one["all"]),
         ]
         for one in _claims(bool)
@@ -222,7 +222,7 @@ def _one_recipe(one: Mapping[str, Any]) -> str:
     below = "below" if one["steps"] < MOST_STEPS else "not below"
     lines = [
         f"`{one['name']}` ({one['objective']}, {weights}, learning rate {one['lr']:g}): "
-        f"{one['steps']} steps, which is {below} {MOST_STEPS}; {words.count(one['tokens'])} useful "
+        f"{one['steps']} steps, which is {below} {MOST_STEPS}; {formatting.count(one['tokens'])} useful "
         f"tokens; {seconds}. On explore: {interval(one['explore']['bidirectional'])} points.\n"
     ]
     if again := one.get("explore_fresh_seeds"):
@@ -258,7 +258,7 @@ def recipes() -> str:
     rows = [
         [
             f"`{one['name'].removeprefix('recipe-')}`",
-            words.count(one["tokens"]),
+            formatting.count(one["tokens"]),
             str(one["passes_a_token"]),
             interval(one["explore"]["bidirectional"]) if one["explore"] else "",
             *(interval(part[regime]) if part else "" for regime in ("bidirectional", "causal")),

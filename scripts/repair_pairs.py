@@ -1,7 +1,7 @@
 """Differences between the repair runs, item by item, as means over seeds.
 
 One method for every number: a difference is formed for each item, averaged over seeds and over
-tasks (:func:`bidir_core.effects.stratified_mean`, whose interval knows of the items and, with
+tasks (:func:`bidir_core.analyse.effects.stratified_mean`, whose interval knows of the items and, with
 several seeds, of the seeds). Recipes are chosen on the ``explore`` half of the items; claims are
 made on ``confirm``. Where runs of one name were made more than once, all of them count: an item's
 outcome is then its mean over them.
@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from bidir_core import effects, stats
-from bidir_core.errors import UserError
-from bidir_core.lab.summary import Outcomes, outcomes
-from bidir_core.store import Run, list_runs
+from bidir_core.analyse import effects, stats
+from bidir_core.common.errors import UserError
+from bidir_core.explain.sweep_summary import Outcomes, outcomes
+from bidir_core.runs.find import list_runs
+from bidir_core.runs.run import Run
 
 BASE = {"causal": "bf16-causal", "bidirectional": "bf16-bidirectional"}
 STAGE1 = BASE["causal"]

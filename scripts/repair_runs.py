@@ -18,14 +18,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from bidir_core import models
-from bidir_core.config import EMBEDDED_MODEL, EvalConfig
-from bidir_core.errors import UserError
-from bidir_core.evaluate import evaluate
-from bidir_core.run_layout import runs_roots
-from bidir_core.store import Run, list_runs
-from bidir_core.training.config import FinetuneConfig
-from bidir_core.training.finetune import run_finetune
+from bidir_core.common.errors import UserError
+from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.evaluate import evaluate
+from bidir_core.models import loading
+from bidir_core.runs.find import list_runs
+from bidir_core.runs.layout import runs_roots
+from bidir_core.runs.run import Run
+from bidir_core.train.config import FinetuneConfig
+from bidir_core.train.finetune import run_finetune
 
 REGIMES = ("bidirectional", "causal")
 # name, regime, context
@@ -57,7 +59,7 @@ def main() -> None:
     base = None
     for name, regime, context in BASE[first::of]:
         if not done(name):
-            base = base or models.load(EMBEDDED_MODEL, device=options.device)
+            base = base or loading.load(EMBEDDED_MODEL, device=options.device)
             config = settings(name, regime, options.device)
             evaluate(replace(config, context=context), loaded=base)
     arms = [
@@ -90,7 +92,7 @@ def train_and_evaluate(config: FinetuneConfig, like: EvalConfig | None = None) -
     if missing:
         checkpoint = str(path / "final")
         like = like or settings(name, "causal", config.device)
-        loaded = models.load(config.model, checkpoint=checkpoint, device=config.device)
+        loaded = loading.load(config.model, checkpoint=checkpoint, device=config.device)
         for regime in missing:
             own = f"{name}-{regime}"
             evaluate(replace(like, name=own, regime=regime, checkpoint=checkpoint), loaded=loaded)
@@ -106,7 +108,7 @@ def evaluate_limited(trained: Path, device: str) -> None:
         return
     checkpoint = str(trained / "final")
     like = replace(settings(name, "causal", device, checkpoint), dtype="float32", limit=LIMIT)
-    loaded = models.load(like.model, checkpoint=checkpoint, device=device, dtype=like.dtype)
+    loaded = loading.load(like.model, checkpoint=checkpoint, device=device, dtype=like.dtype)
     for regime in missing:
         evaluate(replace(like, name=f"{name}-{regime}", regime=regime), loaded=loaded)
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bidir_core import stats, words
+from bidir_core.analyse import stats
+from bidir_core.common import formatting
 from scripts.repair_pairs import estimate
 
 MOST_SEEDS = 100
@@ -57,7 +58,7 @@ def aim_text(aim: str, margin: float) -> str:
 
 def interval(entry: Mapping[str, Any]) -> str:
     value, low, high = (
-        words.points(entry[end] / 100, signed=True) for end in ("value", "low", "high")
+        formatting.points(entry[end] / 100, signed=True) for end in ("value", "low", "high")
     )
     return f"{value} ({low} to {high})"
 
@@ -68,7 +69,7 @@ def seeds_text(seeds: list[int], entry: Mapping[str, Any]) -> str:
         return ""
     if len(seeds) == 1:
         return "1 seed"
-    low, high = (words.points(end(entry["by_seed"]) / 100, signed=True) for end in (min, max))
+    low, high = (formatting.points(end(entry["by_seed"]) / 100, signed=True) for end in (min, max))
     return f"{len(seeds)} seeds, {low} to {high}"
 
 
@@ -81,9 +82,9 @@ def sentence(claim: Mapping[str, Any]) -> str:
         return f"{what}: not run yet{f' (lacks {lacking})' if lacking else ''}."
     one = estimate(entry)
     seeds = seeds_text(claim["seeds"], entry)
-    base = f"n = {words.count(one.n)}{f'; {seeds}' if seeds else ''}"
+    base = f"n = {formatting.count(one.n)}{f'; {seeds}' if seeds else ''}"
     value, low, high = (
-        words.points(getattr(one, end), signed=True) for end in ("value", "low", "high")
+        formatting.points(getattr(one, end), signed=True) for end in ("value", "low", "high")
     )
     found = word(one, claim["margin"])
     if found == "different":
@@ -115,9 +116,7 @@ def on_all(claim: Mapping[str, Any]) -> str:
     answer = {"yes": "reached", "no": "not reached", "undecided": "undecided"}[
         reached(claim["aim"], claim["margin"], estimate(entry))
     ]
-    return (
-        f" On all {words.count(entry['n'])} items, explore among them: {interval(entry)}, {answer}."
-    )
+    return f" On all {formatting.count(entry['n'])} items, explore among them: {interval(entry)}, {answer}."
 
 
 def counted_once(claim: Mapping[str, Any]) -> str:
@@ -149,7 +148,7 @@ def outlook(claim: Mapping[str, Any]) -> str:
     entry = claim["confirm"]
     if (half := entry.get("half_width_any_seeds")) is None:
         return " Whether more seeds could decide it is not known: that takes the runs' items."
-    value = words.points(entry["value"] / 100, signed=True)
+    value = formatting.points(entry["value"] / 100, signed=True)
     keeps = (
         f" With any number of seeds the interval would keep about ±{half:.1f} points, from the items "
         f"alone: around {value} "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
 
-from bidir_core.store import Run
+from bidir_core.runs.run import Run
 from tests.factory import make_run
 
 ROOT = Path(__file__).resolve().parent.parent

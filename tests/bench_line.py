@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.tiny_models import tiny_tokenizer
+from bidir_core.models.families import tiny_tokenizer
 
 
 def benchmark_line(folder: Path, items: Path, more: str) -> tuple[list[str], Path]:

@@ -59,12 +59,12 @@ def own_items(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty runs folder for the app, and nothing else: no committed runs, an empty cache."""
-    from bidir_core import run_layout
+    from bidir_core.runs import layout
 
     monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("BIDIR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("BIDIR_READ_ONLY", raising=False)
-    monkeypatch.setattr(run_layout, "COMMITTED_RUNS", tmp_path / "none")
+    monkeypatch.setattr(layout, "COMMITTED_RUNS", tmp_path / "none")
     return tmp_path / "runs"
 
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.eight_bits import quantise
-from bidir_core import models
-from bidir_core.weights import read_tensors, weight_files
+from bidir_core.models import loading
+from bidir_core.models.weight_files import read_tensors, weight_files
 from tests.tiny_models import save_tiny_model
 
 
@@ -79,7 +79,7 @@ def stored_kinds(folder: Path) -> dict[str, str]:
     return {t.name: t.dtype for file in weight_files(folder) for t in read_tensors(file)}
 
 
-def whole(folder: Path, **more) -> models.LoadedModel:
+def whole(folder: Path, **more) -> loading.LoadedModel:
     """A model in float32 with all its parts, as it is loaded to be saved again."""
-    plan = models.preflight(str(folder), dtype="float32", device="cpu", **more)
-    return models.load_weights(plan, keep_vision=True)
+    plan = loading.preflight(str(folder), dtype="float32", device="cpu", **more)
+    return loading.load_weights(plan, keep_vision=True)

@@ -15,9 +15,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from bidir_core.records import make_record
-from bidir_core.run_writer import RunWriter
-from bidir_core.store import Run
+from bidir_core.runs.records import make_record
+from bidir_core.runs.run import Run
+from bidir_core.runs.writer import RunWriter
 
 TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")
 N_CHOICES = {"hellaswag": 4, "piqa": 2, "arc_easy": 4, "arc_challenge": 4, "winogrande": 2}

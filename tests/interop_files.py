@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bidir_core.records import HEAVY_FIELDS
+from bidir_core.runs.records import HEAVY_FIELDS
 
 N = 12
 TASKS = ("hellaswag", "winogrande", "piqa")

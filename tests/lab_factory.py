@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bidir_core.lab.points import Condition, Point
-from bidir_core.lab.summary import summarise
-from bidir_core.records import to_table
+from bidir_core.explain.sweep import summarise
+from bidir_core.explain.sweep_points import Condition, Point
 from bidir_core.regimes import parse_regime
-from bidir_core.run_writer import RunWriter
-from bidir_core.shared_texts import write_texts
-from bidir_core.store import Run
+from bidir_core.runs.records import to_table, write_texts
+from bidir_core.runs.run import Run
+from bidir_core.runs.writer import RunWriter
 from tests.factory import TASKS, make_run, spread_items
 
 USUAL = Condition()

@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from bidir_core.tasks import Item
+from bidir_core.data.items import Item
 
 _YAML = {
     "hellaswag": "hellaswag/hellaswag.yaml",

@@ -1,7 +1,7 @@
 """Numbers of a paper's ledger, computed again from the run folders and from nothing else.
 
 Items are paired here by hand and the reports' own contrasts are not used; what is shared with the
-product is the arithmetic of :mod:`bidir_core.stats`, ``effects`` and ``retention``, which has its
+product is the arithmetic of :mod:`bidir_core.analyse.stats`, ``effects`` and ``retention``, which has its
 own tests.
 """
 
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from bidir_core import effects, stats
-from bidir_core.records import read_parquet
-from bidir_core.retention import Retention, above_floor_retention
+from bidir_core.analyse import effects, stats
+from bidir_core.analyse.effects import Retention, above_floor_retention
+from bidir_core.runs.records import read_parquet
 
 _RIGHT = {"acc": "correct", "acc_norm": "correct_norm"}
 

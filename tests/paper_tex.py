@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bidir_core.paper import latex
+from bidir_core.report import paper_latex
 from tests.paper_recompute import Recomputer
 
 PRINTED = re.compile(r"\\fromrun\{([^}]*)\}\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
@@ -43,7 +43,7 @@ def check_numbers(root: Path, folder: Path) -> int:
             entry = ledger["numbers"][key]
             assert name in entry["printed_in"]
             assert shown in (
-                latex.number(entry["text"]), latex.escape(entry["text"]), latex.code(entry["text"])
+                paper_latex.number(entry["text"]), paper_latex.escape(entry["text"]), paper_latex.code(entry["text"])
             ), (key, shown)  # fmt: skip
     for key, entry in (ledger["numbers"] | ledger["only_in_claims"]).items():
         assert entry["runs"], key

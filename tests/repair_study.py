@@ -8,10 +8,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from bidir_core.records import make_record
-from bidir_core.run_layout import stage_dir_for
-from bidir_core.run_writer import RunWriter
-from bidir_core.sampling import fold_of
+from bidir_core.data.sampling import fold_of
+from bidir_core.runs.layout import stage_dir_for
+from bidir_core.runs.records import make_record
+from bidir_core.runs.writer import RunWriter
 from scripts.repair_pairs import BASE
 
 TASKS = ("piqa", "winogrande")

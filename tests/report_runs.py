@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
-from bidir_core.report import build_report
-from bidir_core.run_layout import FINETUNE_DIRS
-from bidir_core.run_writer import RunWriter
-from bidir_core.store import Run, list_runs
-from bidir_core.training.curve import append_curve
+from bidir_core.report.report import build_report
+from bidir_core.runs.curve import append_curve
+from bidir_core.runs.find import list_runs
+from bidir_core.runs.layout import FINETUNE_DIRS
+from bidir_core.runs.run import Run
+from bidir_core.runs.writer import RunWriter
 from tests.factory import make_run
 
 FOLDERS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bidir_core.cli import build_parser
-from bidir_core.tasks import load_items
+from bidir_core.data.tasks import load_items
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

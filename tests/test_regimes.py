@@ -12,16 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bidir_core.errors import UserError
-from bidir_core.layout import Layout, allowed_and_ahead
-from bidir_core.regimes import (
-    BIDIRECTIONAL,
-    CAUSAL,
-    Regime,
-    parse_regime,
-    score_bias,
-    visibility,
-)
+from bidir_core.common.errors import UserError
+from bidir_core.models.layout import Layout, allowed_and_ahead
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime, parse_regime, score_bias, visibility
 
 spans = st.tuples(st.integers(0, 9), st.integers(0, 9)).map(sorted).map(tuple)
 regimes = st.one_of(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bidir_core.families import (
+from bidir_core.models.families import (
     BOS,
     EOS,
     FAMILIES,
@@ -26,7 +26,7 @@ from bidir_core.families import (
     tiny_model,
     tiny_tokenizer,
 )
-from bidir_core.layout import Layout
+from bidir_core.models.layout import Layout
 from bidir_core.regimes import parse_regime
 
 __all__ = [

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
-from bidir_core.errors import UserError
+from bidir_core.common.errors import UserError
+from bidir_core.common.launch import is_helper
+from bidir_core.common.settings import flag_of, parse_value
+from bidir_core.jobs.estimate import estimated, to_text
 
 
 def given_in(parsed: argparse.Namespace, *leave_out: str) -> dict[str, Any]:
@@ -32,7 +36,6 @@ def estimate_instead(make_config: Callable[[], Any], parsed: argparse.Namespace)
     """What ``--estimate`` prints in place of running the command. Checks the settings first."""
     if getattr(parsed, "resume", None) is not None:
         raise UserError("--estimate says what a new run takes; leave --resume out")
-    from bidir_core.estimate_command import estimate_command
 
     return estimate_command(make_config(), parsed.estimate)
 
@@ -60,3 +63,51 @@ def add_pairing(parser: argparse.ArgumentParser) -> None:
         metavar="POINTS",
         help="how small a difference counts as none (default: 1 point)",
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
+    """Add one argument per field. Arguments not given stay absent from the parsed namespace."""
+    for spec in fields(config_class):
+        if not spec.metadata["cli"]:
+            continue
+        kind, help_text = str(spec.type), spec.metadata["help"]
+        if spec.default is MISSING:
+            help_text += " (required for a new run)"
+        options: dict[str, Any] = {"default": argparse.SUPPRESS}
+        if kind == "bool":
+            options["action"] = argparse.BooleanOptionalAction if spec.default else "store_true"
+        else:
+            options["type"] = _argument(spec)
+            choices = spec.metadata["choices"]
+            options["metavar"] = spec.metadata["metavar"] or (
+                "{" + ",".join(choices) + "}" if choices else spec.name.split("_")[-1].upper()
+            )
+            if spec.default not in (MISSING, None):
+                shown = ",".join(spec.default) if kind.startswith("tuple") else spec.default
+                help_text += f" (default: {shown})"
+        parser.add_argument(flag_of(spec), help=help_text.replace("%", "%%"), **options)
+
+
+def _argument(spec: Field[Any]) -> Any:
+    """A field's converter as argparse wants it: it names the flag itself."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse_value(spec, text)
+        except UserError as error:
+            said = str(error).removeprefix(flag_of(spec)).strip()
+            raise argparse.ArgumentTypeError(said) from None
+
+    return convert
+
+
+def estimate_command(config: Any, n_devices: int = 0) -> int:
+    """Print the estimate of a command's configuration, on so many devices; always returns 0."""
+    found = estimated(config, n_devices)
+    if found.seconds is None:
+        raise UserError(
+            f"{found.basis[0]}: name it with its size (such as owner/name-3B), or give its folder"
+        )
+    if not is_helper():
+        print(to_text(found, config))
+    return 0

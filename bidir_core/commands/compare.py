@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 
+from bidir_core.analyse import compare as words
+from bidir_core.analyse.compare import compare
 from bidir_core.commands.arguments import add_pairing
+from bidir_core.common.errors import UserError
+from bidir_core.runs.find import find_run
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +28,28 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Compare, and print what was found."""
-    from bidir_core.compare import compare_command
 
     return compare_command(parsed)
+
+
+def compare_command(args: argparse.Namespace) -> int:
+    """``compare A B``: print a table, or JSON; 0 when done, UserError otherwise.
+
+    Reads ``run_a``, ``run_b``, ``metric``, ``intersect``, ``json``, ``floor`` (a run) and
+    ``margin`` (in points).
+    """
+    if not 0 < args.margin < 100:
+        raise UserError(f"--margin {args.margin:g}: give a number of points above 0, such as 1")
+    result = compare(
+        find_run(args.run_a),
+        find_run(args.run_b),
+        metric=args.metric,
+        intersect=args.intersect,
+        floor=find_run(args.floor) if args.floor else None,
+        margin=args.margin / 100,
+    )
+    if args.json:
+        print(json.dumps(result.to_json(), indent=1))
+    else:
+        print(words.comparison_text(result))
+    return 0

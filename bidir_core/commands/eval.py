@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 
 from bidir_core.commands.arguments import (
+    add_arguments,
     add_estimate,
     add_resume,
     estimate_instead,
     given_in,
     require_model,
 )
-from bidir_core.config import EvalConfig, add_arguments
-from bidir_core.errors import UserError
-from bidir_core.launched import is_helper
+from bidir_core.common.errors import UserError
+from bidir_core.common.launch import is_helper
+from bidir_core.evaluate.config import EvalConfig
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +44,7 @@ def run(parsed: argparse.Namespace) -> int:
         config = EvalConfig(**given)
     if hasattr(parsed, "estimate"):
         return estimate_instead(lambda: config, parsed)
-    from bidir_core import evaluate
+    from bidir_core.evaluate import evaluate
 
     if parsed.resume is not None:
         path = evaluate.resume(parsed.resume, given, runs_dir=given.get("runs_dir"))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 
 from bidir_core.commands.arguments import (
+    add_arguments,
     add_estimate,
     add_resume,
     estimate_instead,
     given_in,
     require_model,
 )
-from bidir_core.config import add_arguments
-from bidir_core.errors import UserError
-from bidir_core.launched import is_helper
-from bidir_core.training.config import FinetuneConfig
-from bidir_core.training.goals import OBJECTIVES
+from bidir_core.common.errors import UserError
+from bidir_core.common.launch import is_helper
+from bidir_core.train.config import OBJECTIVES, FinetuneConfig
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +44,7 @@ def run(parsed: argparse.Namespace) -> int:
             raise UserError(f"say what to train: one of {flags}")
     if hasattr(parsed, "estimate"):
         return estimate_instead(lambda: FinetuneConfig(**given), parsed)
-    from bidir_core.training.finetune import resume_finetune, run_finetune
+    from bidir_core.train.finetune import resume_finetune, run_finetune
 
     if parsed.resume is not None:
         path = resume_finetune(parsed.resume, given, runs_dir=given.get("runs_dir"))

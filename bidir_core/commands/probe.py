@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from bidir_core.commands.arguments import given_in, require_model
-from bidir_core.config import add_arguments
-from bidir_core.probe_config import ProbeConfig
+from bidir_core.commands.arguments import add_arguments, given_in, require_model
+from bidir_core.evaluate.config import ProbeConfig
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
@@ -21,12 +20,12 @@ def run(parsed: argparse.Namespace) -> int:
     given = given_in(parsed, "json")
     require_model(given)
     config = ProbeConfig(**given)
-    from bidir_core import models
-    from bidir_core.probe import run_probe
+    from bidir_core.models import loading
+    from bidir_core.models.probe import run_probe
     from bidir_core.regimes import parse_regime
 
     regime = parse_regime(config.regime)
-    loaded = models.load(
+    loaded = loading.load(
         config.model,
         revision=config.revision,
         checkpoint=config.checkpoint,

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from pathlib import Path
 
 from bidir_core.commands.arguments import add_pairing
+from bidir_core.common.errors import UserError
+from bidir_core.report.report import build_report, write_report
+from bidir_core.report.sections import check_sections
+from bidir_core.runs.find import find_run
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +44,60 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Write the report."""
-    from bidir_core.report import report_command
 
     return report_command(parsed)
+
+
+def report_file(flag: str, name: str, *suffixes: str) -> Path:
+    """Where a report goes; UserError for a name that says no format that it is written in."""
+    path = Path(name).expanduser()
+    if path.suffix not in suffixes:
+        kinds = {".md": ".md (Markdown)", ".html": ".html (one self-contained page)"}
+        wanted = " or ".join(kinds[suffix] for suffix in suffixes)
+        raise UserError(f"{flag} {name}: give a name that ends in {wanted}")
+    return path
+
+
+def report_command(args: argparse.Namespace) -> int:
+    """``report RUN... --out FILE --paper DIR``, one or both; 0 when the files are on disk."""
+    if not 0 < args.margin < 100:
+        raise UserError(f"--margin {args.margin:g}: give a number of points above 0, such as 1")
+    if args.out is None and args.paper is None:
+        raise UserError("say where the report goes: --out FILE.md, --out FILE.html or --paper DIR")
+    if args.out is None and (args.csv or args.html or args.sections):
+        raise UserError("--csv, --html and --sections go with --out FILE; give one")
+    if args.paper is not None:
+        from bidir_core.report.paper import check_paper_folder
+
+        check_paper_folder(args.paper)
+    out = report_file("--out", args.out, ".md", ".html") if args.out is not None else None
+    html = report_file("--html", args.html, ".html") if args.html else None
+    only = [key for key in args.sections.split(",") if key] if args.sections else None
+    check_sections(only)
+    roots = [args.runs_dir] if args.runs_dir else None
+    report = build_report(
+        [find_run(run, roots) for run in args.runs],
+        model=args.model,
+        metric=args.metric,
+        margin=args.margin / 100,
+        roots=roots,
+    )
+    if out is not None:
+        for path in write_report(report, out, csv=args.csv, html=html, only=only):
+            print(path)
+    if args.paper is not None:
+        from bidir_core.report.paper import write_paper
+
+        print(write_paper(report, args.paper, command=_paper_command(args)))
+    return 0
+
+
+def _paper_command(args: argparse.Namespace) -> str:
+    """The line that makes this paper, wherever it goes."""
+    words = ["python", "-m", "bidir_core", "report", *args.runs]
+    for flag in ("model", "metric", "margin", "runs_dir"):
+        value = getattr(args, flag)
+        if value is not None:
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            words += ["--" + flag.replace("_", "-"), shown]
+    return shlex.join([*words, "--paper", "DIR"])

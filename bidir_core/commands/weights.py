@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from bidir_core.commands.arguments import given_in, require_model
-from bidir_core.config import add_arguments
-from bidir_core.weights_config import WeightsConfig
+from bidir_core.commands.arguments import add_arguments, given_in, require_model
+from bidir_core.jobs.weights import WeightsConfig
 
 ABOUT = """\
 Four evaluations, one after another, each an ordinary run: the weights dequantised and as they are
@@ -27,7 +26,7 @@ def run(parsed: argparse.Namespace) -> int:
     given = given_in(parsed)
     require_model(given)
     config = WeightsConfig(**given)
-    from bidir_core.weights_effect import effect_text, effects_of, run_four
+    from bidir_core.jobs.weights import effect_text, effects_of, run_four
 
     runs = run_four(config)
     print(effect_text(config, runs, effects_of(config, runs)))

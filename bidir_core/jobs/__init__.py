@@ -13,24 +13,30 @@ nothing here needs a server, and everything is read back from files. Only the wo
 to a job, once each, so that a checkpoint being written is never interrupted a second time.
 """
 
-from bidir_core.jobs.control import (
-    COMMANDS,
-    cancel,
-    forget,
-    go_on,
-    idempotency_key,
-    resume,
-    stalled,
-    submit,
-)
-from bidir_core.jobs.files import find_job, list_jobs, log_tail, save
-from bidir_core.jobs.job import GRACE_SECONDS, Job, JobState, command_text
-from bidir_core.jobs.queues import (
+from bidir_core.jobs.job import (
+    GRACE_SECONDS,
+    Job,
+    JobState,
     child_environment,
+    command_text,
     jobs_folder,
     queue_device,
     worker_file,
     worker_lives,
+)
+from bidir_core.jobs.queue import (
+    COMMANDS,
+    cancel,
+    find_job,
+    forget,
+    go_on,
+    idempotency_key,
+    list_jobs,
+    log_tail,
+    resume,
+    save,
+    stalled,
+    submit,
 )
 
 __all__ = [

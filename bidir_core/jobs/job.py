@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bidir_core.jobs.queues import worker_lives
-from bidir_core.status import is_alive
+from bidir_core.runs.layout import runs_roots
+from bidir_core.runs.status import is_alive
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
+
 # A cancelled job gets this long to write its checkpoint before it is killed.
 GRACE_SECONDS = 60.0
 
@@ -82,7 +88,7 @@ class Job:
 
     def fate(self) -> JobState:
         """What became of a job whose process ended unseen: judged by its run folder."""
-        from bidir_core.store import Run
+        from bidir_core.runs.run import Run
 
         path = self.run_path
         state = Run(path).state if path is not None else None
@@ -128,3 +134,71 @@ def _changed(path: Path) -> float | None:
         return path.stat().st_mtime
     except OSError:
         return None
+
+
+# The queues: one a device, in one folder, each with a worker while there is something to run.
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+_started: list[subprocess.Popen[bytes]] = []  # kept so that ended workers are reaped, not zombies
+
+
+def jobs_folder() -> Path:
+    return runs_roots()[0] / ".jobs"
+
+
+def queue_device(words: Sequence[str]) -> str:
+    """The device whose queue a command belongs to, found without importing torch.
+
+    ``auto`` and ``cuda`` mean the first GPU, as they do to the command itself.
+    """
+    named = "auto"
+    for index, word in enumerate(words):
+        if word == "--device" and index + 1 < len(words):
+            named = words[index + 1]
+        elif word.startswith("--device="):
+            named = word.partition("=")[2]
+    if named == "auto":
+        if os.environ.get("CUDA_VISIBLE_DEVICES", "0") != "" and Path("/dev/nvidia0").exists():
+            return "cuda:0"
+        mac = sys.platform == "darwin" and os.uname().machine == "arm64"
+        return "mps" if mac else "cpu"
+    return "cuda:0" if named == "cuda" else named
+
+
+def worker_file(root: Path, device: str, suffix: str = ".json") -> Path:
+    return root / f"worker-{re.sub(r'[^A-Za-z0-9]', '-', device)}{suffix}"
+
+
+def worker_lives(device: str, root: Path | None = None) -> bool:
+    try:
+        text = worker_file(root or jobs_folder(), device).read_text(encoding="utf-8")
+        return is_alive(json.loads(text))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def ensure_worker(device: str, root: Path) -> None:
+    """Start the device's worker unless it lives. The caller holds the lock, without which no
+    worker ends: one that is seen here still looks at the queue again."""
+    if worker_lives(device, root):
+        return
+    _started[:] = [process for process in _started if process.poll() is None]
+    with open(root / "workers.log", "ab") as log:
+        _started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "bidir_core.jobs.worker", device, str(root)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=child_environment(),
+                cwd=_ROOT,
+            )
+        )
+
+
+def child_environment(**more: str) -> dict[str, str]:
+    """This environment, in which ``python -m bidir_core`` works from any folder."""
+    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path, **more}

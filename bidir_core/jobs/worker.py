@@ -1,6 +1,6 @@
 """The worker of one device: runs its queued jobs one after another, and ends with the queue.
 
-``python -m bidir_core.jobs.worker DEVICE JOBS_FOLDER``, started by :mod:`bidir_core.jobs.queues`. It
+``python -m bidir_core.jobs.worker DEVICE JOBS_FOLDER``, started by :mod:`bidir_core.jobs.job`. It
 outlives the server that started it, and a job outlives it: the next worker adopts that job.
 """
 
@@ -18,11 +18,10 @@ from typing import Any
 
 import filelock
 
-from bidir_core.atomic import write_json
-from bidir_core.jobs.files import changing, find_job, list_jobs, log_tail, update
-from bidir_core.jobs.job import Job, command_text
-from bidir_core.jobs.queues import child_environment, worker_file
-from bidir_core.status import is_alive, this_process
+from bidir_core.common.files import write_json
+from bidir_core.jobs.job import Job, child_environment, command_text, worker_file
+from bidir_core.jobs.queue import changing, find_job, list_jobs, log_tail, update
+from bidir_core.runs.status import is_alive, this_process
 
 JOB_DIR_VARIABLE = "BIDIR_JOB_DIR"
 LOOK_SECONDS = 0.1  # how often a job's process and its cancel mark are looked at

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from bidir_core.store import Run
+from bidir_core.runs.run import Run
 from tests.e2e.driving import LISTEN
 from tests.e2e.nursery import Nursery, free_port
 from tests.e2e.seed_cache import seeds as cached_seeds

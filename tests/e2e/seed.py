@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from bidir_core import records
-from bidir_core.store import Run
+from bidir_core.runs import records
+from bidir_core.runs.run import Run
 from tests.factory import TASKS, make_item, make_reference, make_run, spread_items
 
 N_ITEMS = 2299

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bidir_ui import fmt
+from bidir_ui.kit import fmt
 from tests.e2e.driving import (
     HEADINGS,
     WRITING,

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from bidir_core.store import list_runs
+from bidir_core.runs.find import list_runs
 from tests.e2e.server import IDLE, serve
 
 pytest.importorskip("playwright")

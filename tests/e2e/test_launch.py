@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from bidir_core import jobs
-from bidir_core.run_writer import RunWriter
-from bidir_core.status import this_process
-from bidir_core.store import Run
+from bidir_core.runs.run import Run
+from bidir_core.runs.status import this_process
+from bidir_core.runs.writer import RunWriter
 from tests.e2e.server import IDLE, serve
 
 N_ITEMS = 240  # some seconds of work: see Brake

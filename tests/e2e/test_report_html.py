@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bidir_core.report import build_report, write_report
-from bidir_core.run_layout import COMMITTED_RUNS
-from bidir_core.store import list_runs
+from bidir_core.report.report import build_report, write_report
+from bidir_core.runs.find import list_runs
+from bidir_core.runs.layout import COMMITTED_RUNS
 from tests.e2e.driving import chosen, go, idle, main_text, query
 
 pytest.importorskip("playwright")

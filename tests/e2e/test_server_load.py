@@ -12,10 +12,11 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from bidir_core import jobs, status
+from bidir_core import jobs
 from bidir_core.jobs import Job
-from bidir_core.store import Run
-from bidir_ui.jobs_view import POLL_SECONDS
+from bidir_core.runs import status
+from bidir_core.runs.run import Run
+from bidir_ui.launch.jobs_view import POLL_SECONDS
 from tests.e2e.driving import HEADINGS, go, visit
 from tests.e2e.server import serve
 from tests.factory import make_run

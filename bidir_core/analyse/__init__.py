@@ -1,0 +1,1 @@
+"""What runs allow us to say: statistics, pairing, studies, contrasts, verdicts, flips."""

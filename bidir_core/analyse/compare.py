@@ -1,0 +1,423 @@
+"""Two runs on the same items: how much accuracy changed, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from bidir_core.analyse import effects, stats
+from bidir_core.analyse.effects import Retention, above_floor_retention
+from bidir_core.analyse.flips import flip_classes
+from bidir_core.analyse.pairing import Metric, PairedItems, pair, unchecked_notes
+from bidir_core.common.errors import UserError
+from bidir_core.common.formatting import count, p_text, points, table
+from bidir_core.regimes import parse_regime
+from bidir_core.runs.run import Run
+
+MACRO = "macro"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task, or ``macro``. Accuracies and differences are fractions; b minus a.
+
+    ``low``/``high``: the 95 % interval of ``delta``. ``p_value``: exact McNemar; ``p_holm``: after
+    Holm over the tasks (both None for the macro). ``detectable``: the smallest true difference
+    found with 80 % power. Counts of the macro are sums.
+    """
+
+    task: str
+    n: int
+    chance: float
+    acc_a: float
+    acc_b: float
+    delta: float
+    low: float
+    high: float
+    both_right: int
+    broken: int
+    fixed: int
+    both_wrong: int
+    changed_wrong: int
+    p_value: float | None
+    p_holm: float | None
+    detectable: float | None
+    verdict: stats.Verdict
+    words: str
+
+    @property
+    def churn(self) -> int:
+        return self.broken + self.fixed
+
+    @property
+    def estimate(self) -> stats.Estimate:
+        return stats.Estimate(self.delta, self.low, self.high, self.n)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What can be said about run b against run a."""
+
+    run_a: str
+    run_b: str
+    metric: Metric
+    margin: float
+    tasks: tuple[Row, ...]
+    macro: Row
+    sentence: str
+    plain_ratio: float | None
+    above_chance: Retention
+    above_no_context: Retention | None
+    n_errors: int
+    n_unpaired: int
+    intersected: bool
+    notes: tuple[str, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The tasks, then the macro."""
+        return (*self.tasks, self.macro)
+
+    @property
+    def verdict(self) -> stats.Verdict:
+        return self.macro.verdict
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; churn included."""
+        value = asdict(self)
+        for row, plain in zip(self.tasks, value["tasks"], strict=True):
+            plain["churn"] = row.churn
+        value["macro"]["churn"] = self.macro.churn
+        value["verdict"] = self.verdict
+        return {**value, "tasks": list(value["tasks"]), "notes": list(self.notes)}
+
+
+def compare(
+    run_a: Run,
+    run_b: Run,
+    *,
+    metric: str = "acc",
+    intersect: bool = False,
+    floor: Run | None = None,
+    margin: float = stats.MARGIN,
+) -> Comparison:
+    """Compare run b with run a, paired item by item.
+
+    ``floor``: a no-context (or shuffled-context) run, for the retention above it. ``margin``: how
+    small a difference counts as none. Raises UserError for runs that do not pair.
+    """
+    pairs = pair(run_a, run_b, metric, intersect=intersect)
+    rows = _task_rows(pairs, margin)
+    macro = _macro_row(rows, margin)
+    right_a, right_b = pairs.by_task(pairs.correct_a), pairs.by_task(pairs.correct_b)
+    above_no_context = None
+    if floor is not None:
+        above_no_context = _retention_above_run(pairs, floor)
+    return Comparison(
+        run_a=run_a.id,
+        run_b=run_b.id,
+        metric=pairs.metric,
+        margin=margin,
+        tasks=tuple(rows),
+        macro=macro,
+        sentence=verdict_sentence(
+            subject(run_a, run_b),
+            macro.estimate,
+            tasks=pairs.tasks,
+            metric=pairs.metric,
+            margin=margin,
+        ),
+        plain_ratio=macro.acc_b / macro.acc_a if macro.acc_a > 0 else None,
+        above_chance=above_floor_retention(right_a, right_b, pairs.chance()),
+        above_no_context=above_no_context,
+        n_errors=pairs.n_errors,
+        n_unpaired=pairs.n_unpaired,
+        intersected=pairs.intersected,
+        notes=tuple(notes_of(pairs)),
+    )
+
+
+def _task_rows(pairs: PairedItems, margin: float) -> list[Row]:
+    flip = pairs.by_task(flip_classes(pairs))
+    right_a, right_b = pairs.by_task(pairs.correct_a), pairs.by_task(pairs.correct_b)
+    chance = pairs.chance()
+    tables = {task: stats.table_2x2(right_a[task], right_b[task]) for task in right_a}
+    p_values = [stats.mcnemar_exact(t.broken, t.fixed) for t in tables.values()]
+    adjusted = stats.holm(p_values)
+    rows = []
+    for (task, counts), p, p_holm in zip(tables.items(), p_values, adjusted, strict=True):
+        estimate = stats.paired_interval(counts)
+        verdict = stats.verdict(estimate, margin=margin)
+        if verdict == "different" and p_holm >= 0.05:
+            verdict = "undecided"  # one of several tasks: its own interval promises too much
+        rows.append(
+            Row(
+                task=task,
+                n=counts.n,
+                chance=chance[task],
+                acc_a=float(right_a[task].mean()),
+                acc_b=float(right_b[task].mean()),
+                delta=estimate.value,
+                low=estimate.low,
+                high=estimate.high,
+                both_right=counts.both_right,
+                broken=counts.broken,
+                fixed=counts.fixed,
+                both_wrong=counts.both_wrong,
+                changed_wrong=int((flip[task] == "changed_wrong").sum()),
+                p_value=p,
+                p_holm=p_holm,
+                detectable=stats.smallest_detectable(counts.n, stats.smoothed_discordance(counts)),
+                verdict=verdict,
+                words=row_words(estimate, verdict, margin=margin),
+            )
+        )
+    return rows
+
+
+def _macro_row(rows: Sequence[Row], margin: float) -> Row:
+    estimate = stats.macro_delta([row.estimate for row in rows])
+    tables = [stats.Table2x2(r.both_right, r.broken, r.fixed, r.both_wrong) for r in rows]
+    verdict = stats.verdict(estimate, margin=margin)
+
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(row, name) for row in rows]))
+
+    def total(name: str) -> int:
+        return sum(getattr(row, name) for row in rows)
+
+    return Row(
+        task=MACRO,
+        n=estimate.n,
+        chance=mean("chance"),
+        acc_a=mean("acc_a"),
+        acc_b=mean("acc_b"),
+        delta=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
+        both_right=total("both_right"),
+        broken=total("broken"),
+        fixed=total("fixed"),
+        both_wrong=total("both_wrong"),
+        changed_wrong=total("changed_wrong"),
+        p_value=None,
+        p_holm=None,
+        detectable=stats.smallest_detectable_macro(tables),
+        verdict=verdict,
+        words=row_words(estimate, verdict, margin=margin),
+    )
+
+
+def _retention_above_run(pairs: PairedItems, floor: Run) -> Retention:
+    """Retention above another run's score on the very items of this pair."""
+    third = pair(pairs.run_a, floor, pairs.metric, intersect=True, check_context=False)
+    score = dict(zip(zip(third.task, third.doc_id), third.correct_b))
+    keys = list(zip(pairs.task, pairs.doc_id))
+    known = np.array([key in score for key in keys])
+    if not known.any() or set(pairs.task[known]) != set(pairs.tasks):
+        raise UserError(f"the floor run '{floor.id}' lacks a task of this comparison")
+    right = np.array([score.get(key, False) for key in keys])
+
+    def split(values: np.ndarray) -> dict[str, np.ndarray]:
+        return {task: values[known & (pairs.task == task)] for task in pairs.tasks}
+
+    return above_floor_retention(split(pairs.correct_a), split(pairs.correct_b), split(right))
+
+
+def interaction_of_runs(
+    repaired_bidirectional: Sequence[Run],
+    control_bidirectional: Sequence[Run],
+    repaired_causal: Sequence[Run],
+    control_causal: Sequence[Run],
+    *,
+    metric: str = "acc",
+    intersect: bool = False,
+) -> effects.Contrast:
+    """(3B - 3C under bidirectional) - (3B - 3C under causal); one run per seed in each list.
+
+    All runs must hold the same items; those that any of them could not score are left out.
+    """
+    arms = (repaired_bidirectional, control_bidirectional, repaired_causal, control_causal)
+    if len({len(arm) for arm in arms}) != 1 or not arms[0]:
+        raise UserError("the interaction needs the same number of seeds, at least one, in each arm")
+    everyone = [run for arm in arms for run in arm]
+    first = everyone[0]
+    scores: list[dict[tuple[str, int], bool]] = []
+    for run in everyone:
+        pairs = pair(first, run, metric, intersect=intersect)
+        scores.append(dict(zip(zip(pairs.task, pairs.doc_id), pairs.correct_b)))
+    common = [key for key in scores[0] if all(key in one for one in scores[1:])]
+    if not common:
+        raise UserError("the runs of the interaction share no item that all could score")
+    task = np.array([key[0] for key in common])
+    stacked = np.array([[one[key] for key in common] for one in scores])
+    seeds = len(arms[0])
+
+    def arm(number: int) -> Mapping[str, np.ndarray]:
+        mine = stacked[number * seeds : (number + 1) * seeds]
+        return {name: mine[:, task == name] for name in dict.fromkeys(task.tolist())}
+
+    return effects.interaction(arm(0), arm(1), arm(2), arm(3))
+
+
+# What a reader of a comparison must know beside its numbers.
+
+
+def notes_of(pairs: PairedItems) -> list[str]:
+    """Partial runs, items left out, and what the two runs were computed with if that differs."""
+    notes = []
+    for run in (pairs.run_a, pairs.run_b):
+        if run.state != "done":
+            notes.append(f"partial: '{run.id}' is {run.state}, not complete")
+    if pairs.intersected:
+        notes.append(
+            f"intersected: only the {pairs.n + pairs.n_errors:,} items that both runs hold; "
+            f"{pairs.n_unpaired:,} left out"
+        )
+    if pairs.n_errors:
+        notes.append(f"{pairs.n_errors:,} items left out: one of the runs could not score them")
+    a, b = pairs.run_a, pairs.run_b
+    for name, setting in (("dtype", "dtype"), ("attention", "attn"), ("weights", "weights")):
+        # What was computed with; the setting may say "auto" in both.
+        one, other = (run.config.get(name) or run.settings.get(setting) for run in (a, b))
+        if name == "attention" and one != other:
+            one, other = _attention(a, one), _attention(b, other)
+        if one and other and one != other:
+            notes.append(f"the runs differ in {name}: {one} and {other}")
+    notes += unchecked_notes(a, b)
+    if "explore" in (a.settings.get("fold"), b.settings.get("fold")):
+        notes.append("explore fold: for choosing recipes; make claims on the confirm fold")
+    return notes
+
+
+def _attention(run: Run, name: str | None) -> str | None:
+    """What really computed the run's attention: split is sdpa but for items with a long prefix."""
+    reach = run.config.get("split_from_tokens")
+    if name != "split" or not isinstance(reach, int):
+        return name
+    lengths = run.items_table(("n_prefix_tokens",)).column("n_prefix_tokens").to_pylist()
+    # All of an item's contexts together: that is what may lie in one packed row.
+    longest = max((sum(one) for one in lengths if one), default=reach)
+    return "split" if longest >= reach else "sdpa"
+
+
+def subject(run_a: Run, run_b: Run) -> str:
+    """What was changed between two runs, as the subject of a sentence."""
+    regime_a, regime_b = parse_regime(run_a.regime), parse_regime(run_b.regime)
+    check_a, check_b = run_a.settings.get("checkpoint"), run_b.settings.get("checkpoint")
+    if run_a.model == run_b.model and check_a == check_b:
+        if regime_a.is_causal and not regime_b.is_causal:
+            dials = str(regime_b).partition(":")[2]
+            return "Bidirectional prefill" + (f" ({dials})" if dials else "")
+        if regime_a != regime_b:
+            return f"Going from {regime_a} to {regime_b}"
+        return "The second run"
+    if run_a.model == run_b.model and check_a is None and regime_a == regime_b:
+        return "Fine-tuning" + ("" if regime_a.is_causal else f" (both under {regime_a})")
+    if run_a.model == run_b.model and check_a is None:
+        return f"Going from the base model under {regime_a} to a fine-tune under {regime_b}"
+    return f"'{run_b.id}' against '{run_a.id}'"
+
+
+def verdict_sentence(
+    who: str,
+    estimate: stats.Estimate,
+    *,
+    tasks: Sequence[str],
+    metric: str = "acc",
+    margin: float = stats.MARGIN,
+) -> str:
+    """One honest sentence, such as "Bidirectional prefill lowers macro accuracy by 4.7 points
+    (95 % CI 3.9 to 5.4, n = 2,299, 5 tasks); different."
+
+    Direction words (raises, lowers) appear only when the interval excludes 0.
+    """
+    verdict = stats.verdict(estimate, margin=margin)
+    what = "macro accuracy" if len(tasks) > 1 else f"accuracy on {tasks[0]}"
+    if metric != "acc":
+        what += f" ({metric})"
+    base = f"n = {count(estimate.n)}, {len(tasks)} task{'s' if len(tasks) > 1 else ''}"
+    if estimate.excludes_zero:
+        verb = "raises" if estimate.value > 0 else "lowers"
+        near, far = sorted((abs(estimate.low), abs(estimate.high)))
+        change = f"{verb} {what} by {points(abs(estimate.value))} points"
+        interval = f"95 % CI {points(near)} to {points(far)}"
+    else:
+        change = f"changes {what} by {points(estimate.value, signed=True)} points"
+        interval = (
+            f"95 % CI {points(estimate.low, signed=True)} to {points(estimate.high, signed=True)}"
+        )
+    return f"{who} {change} ({interval}, {base}); {_ending(estimate, verdict, margin)}."
+
+
+def row_words(
+    estimate: stats.Estimate, verdict: stats.Verdict, *, margin: float = stats.MARGIN
+) -> str:
+    """A table cell's words for one task."""
+    if verdict == "different":
+        return "higher" if estimate.value > 0 else "lower"
+    return _ending(estimate, verdict, margin)
+
+
+def _ending(estimate: stats.Estimate, verdict: stats.Verdict, margin: float) -> str:
+    if verdict == "different":
+        return "different"
+    size = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
+    if verdict == "no difference":
+        return f"no difference {'beyond' if estimate.excludes_zero else 'within'} {size}"
+    if estimate.excludes_zero:
+        return "undecided once the number of tasks is allowed for (Holm)"
+    return f"undecided, needs about n = {count(stats.n_to_decide(estimate, margin=margin))}"
+
+
+def retention_text(kept: Retention) -> str:
+    if kept.value is None or kept.low is None or kept.high is None:
+        return f"suppressed: {kept.why_suppressed}"
+    return (
+        f"{100 * kept.value:.1f} % (95 % CI {100 * kept.low:.1f} to {100 * kept.high:.1f} %, "
+        f"n = {count(kept.n)})"
+    )
+
+
+def comparison_text(result: Comparison) -> str:
+    """A comparison for the terminal."""
+    header = (
+        "task", "n", "a", "b", "delta", "95 % CI", "broken", "fixed", "churn",
+        "p (McNemar)", "p (Holm)", "detectable", "verdict",
+    )  # fmt: skip
+
+    def line(row: Row) -> list[str]:
+        return [
+            row.task,
+            count(row.n),
+            f"{row.acc_a:.4f}",
+            f"{row.acc_b:.4f}",
+            points(row.delta, signed=True),
+            f"{points(row.low, signed=True)} to {points(row.high, signed=True)}",
+            count(row.broken),
+            count(row.fixed),
+            f"{points(row.churn / row.n)} %",
+            p_text(row.p_value),
+            p_text(row.p_holm),
+            "-" if row.detectable is None else points(row.detectable),
+            row.words,
+        ]
+
+    lines = [
+        f"a: {result.run_a}",
+        f"b: {result.run_b}",
+        f"metric {result.metric}; differences (b - a) and intervals in points",
+        "",
+        table(header, [line(row) for row in result.rows]),
+        "",
+        result.sentence,
+    ]
+    if result.plain_ratio is not None:
+        lines.append(f"plain ratio b/a: {result.plain_ratio:.3f}x")
+    lines.append(f"kept above chance: {retention_text(result.above_chance)}")
+    if result.above_no_context is not None:
+        lines.append(f"kept above no context: {retention_text(result.above_no_context)}")
+    return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])

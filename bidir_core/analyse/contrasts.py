@@ -1,0 +1,480 @@
+"""The differences a report speaks of: one cell against another, paired wherever items allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from bidir_core.analyse import effects, stats
+from bidir_core.analyse.compare import Comparison, compare, interaction_of_runs
+from bidir_core.analyse.effects import Retention, retention
+from bidir_core.analyse.pairing import Metric, pair
+from bidir_core.analyse.study import CAUSAL, Arm, Study
+from bidir_core.common.errors import UserError
+from bidir_core.runs.run import Run
+
+
+def contrast(
+    key: str,
+    study: Study,
+    a: tuple[Arm, str],
+    b: tuple[Arm, str],
+    *,
+    metric: Metric = "acc",
+    margin: float = stats.MARGIN,
+) -> Contrast | None:
+    """Cell ``b`` minus cell ``a``; None if either was not run.
+
+    Arms with the same seeds pair seed by seed; a single run (the base model) pairs with each.
+    Where only some seeds kept their items, those alone are compared: an interval beats a mean
+    over more seeds without one.
+    """
+    pairs, notes = _pairs_of_runs(study.runs(*a), study.runs(*b))
+    pairs, notes = _with_items(pairs, notes)
+    if not pairs or any(macro_of(run, metric) is None for both in pairs for run in both):
+        return None
+    acc_a = mean([macro_of(first, metric) for first, _ in pairs])
+    acc_b = mean([macro_of(second, metric) for _, second in pairs])
+    common: dict[str, Any] = {
+        "key": key,
+        "a": cell_title(study, a),
+        "b": cell_title(study, b),
+        "acc_a": acc_a,
+        "acc_b": acc_b,
+        "ratio": acc_b / acc_a if acc_a > 0 else None,
+        "margin": margin,
+        "leaky": a[0].leaky or b[0].leaky,
+        "runs": tuple((first.id, second.id) for first, second in pairs),
+    }
+    if not any(run.is_reference for both in pairs for run in both):
+        try:
+            return _paired(pairs, study.floor, metric, margin, common, notes)
+        except UserError as error:
+            notes = [*notes, str(error)]
+    return unpaired(pairs, metric, common, notes)
+
+
+def interaction(
+    study: Study, arm: Arm, *, metric: Metric = "acc"
+) -> tuple[effects.Contrast, str] | str:
+    """(arm - control under its regime) - (arm - control under causal), and the control's name.
+
+    The control of 3B is 3C; that of distillation is the base model, which it was taught to equal.
+    A sentence, instead, that says what is missing.
+    """
+    found = interaction_runs(study, arm)
+    if isinstance(found, str):
+        return found
+    lists, control = found
+    try:
+        return interaction_of_runs(*lists, metric=metric), control.title
+    except UserError as error:
+        return str(error)
+
+
+def interaction_runs(study: Study, arm: Arm) -> tuple[list[list[Run]], Arm] | str:
+    """The interaction's four lists of runs, one run a seed, and the control; or what is missing.
+
+    In the order: arm and control under the arm's regime, arm and control under causal.
+    """
+    control = study.base if arm.code == "distill" else study.control_of(arm)
+    if control is None:
+        return "there is no causal control (3C) of the same recipe"
+    wanted = _interaction_cells(study, arm, control)
+    for cell in wanted:
+        if not study.runs(*cell):
+            return f"not run: {cell_title(study, cell)}"
+    seeds = _shared_seeds(study, wanted)
+    if not seeds:
+        return "the arms share no training seed"
+    with_items = {
+        seed
+        for seed in seeds
+        if all(study.runs(*cell)[seed].has_items for cell in wanted if cell[0] != study.base)
+    }
+    seeds = with_items or seeds
+
+    def one_a_seed(cell: tuple[Arm, str]) -> list[Run]:
+        runs = study.runs(*cell)
+        if cell[0] == study.base:
+            return [next(iter(runs.values()))] * len(seeds)
+        return [runs[seed] for seed in sorted(seeds)]
+
+    return [one_a_seed(cell) for cell in wanted], control
+
+
+def interaction_note(study: Study, arm: Arm) -> str:
+    """How many of the arm's seeds its interaction is from, where not all have their items."""
+    found = interaction_runs(study, arm)
+    if isinstance(found, str):
+        return ""
+    lists, control = found
+    kept, of = len(lists[0]), len(_shared_seeds(study, _interaction_cells(study, arm, control)))
+    return items_of(kept, of) if kept < of else ""
+
+
+def _interaction_cells(study: Study, arm: Arm, control: Arm) -> list[tuple[Arm, str]]:
+    regime = study.own_regime(arm)
+    return [(arm, regime), (control, regime), (arm, CAUSAL), (control, CAUSAL)]
+
+
+def _shared_seeds(study: Study, cells: Sequence[tuple[Arm, str]]) -> set[int]:
+    """Training seeds that all these cells have; the base model's have none."""
+    return set.intersection(*(set(study.runs(*cell)) for cell in cells if cell[0] != study.base))
+
+
+def cell_title(study: Study, cell: tuple[Arm, str]) -> str:
+    """``stage 1``, ``stage 2 (sink=1)``, ``stage 4 (3B)``, ``3C, causal`` ..."""
+    arm, regime = cell
+    dials = regime.partition(":")[2]
+    if arm == study.base:
+        return "stage 1" if regime == CAUSAL else "stage 2" + (f" ({dials})" if dials else "")
+    if arm.code == "3C" or regime == CAUSAL:
+        return f"{arm.title}, {regime}"
+    return f"stage 4 from {arm.title}" + (f", {regime}" if dials else "")
+
+
+def _pairs_of_runs(
+    a: Mapping[int, Run], b: Mapping[int, Run]
+) -> tuple[list[tuple[Run, Run]], list[str]]:
+    if not a or not b:
+        return [], []
+    seeds = sorted(set(a) & set(b))
+    if set(a) == set(b):
+        return [(a[seed], b[seed]) for seed in seeds], []
+    if len(a) == 1:
+        return [(next(iter(a.values())), run) for run in b.values()], []
+    if len(b) == 1:
+        return [(run, next(iter(b.values()))) for run in a.values()], []
+    if not seeds:
+        return [], []
+    return [(a[seed], b[seed]) for seed in seeds], [
+        f"only the seeds that both arms have: {', '.join(map(str, seeds))}"
+    ]
+
+
+def _with_items(
+    pairs: list[tuple[Run, Run]], notes: list[str]
+) -> tuple[list[tuple[Run, Run]], list[str]]:
+    """The pairs whose items are there, if there are any; the notes then say how many are left."""
+    kept = [both for both in pairs if all(run.has_items for run in both)]
+    if not kept or len(kept) == len(pairs):
+        return pairs, notes
+    return kept, [*notes, items_of(len(kept), len(pairs))]
+
+
+def items_of(kept: int, of: int) -> str:
+    """Says that not all seeds have their items."""
+    return f"from {kept} of {of} seeds: the others have no items here, only metrics"
+
+
+def _paired(
+    pairs: Sequence[tuple[Run, Run]],
+    floor: Run | None,
+    metric: Metric,
+    margin: float,
+    common: dict[str, Any],
+    notes: list[str],
+) -> Contrast:
+    results = [_compare(first, second, floor, metric, margin) for first, second in pairs]
+    if len(results) == 1:
+        estimate, by_task = (
+            results[0].macro.estimate,
+            {r.task: r.estimate for r in results[0].tasks},
+        )
+        detectable = results[0].macro.detectable
+    else:
+        over_seeds = effects.stratified_mean(_item_differences(pairs, metric))
+        estimate, by_task = over_seeds.estimate, over_seeds.per_task
+        detectable = None
+    tasks = []
+    for rows in zip(*(result.tasks for result in results)):
+        name = rows[0].task
+        tasks.append(
+            TaskDelta(
+                task=name,
+                n=rows[0].n,
+                acc_a=mean([row.acc_a for row in rows]),
+                acc_b=mean([row.acc_b for row in rows]),
+                delta=by_task[name].value,
+                interval=by_task[name],
+                broken=mean([row.broken for row in rows]),
+                fixed=mean([row.fixed for row in rows]),
+                changed_wrong=mean([row.changed_wrong for row in rows]),
+                p_values=tuple(row.p_value for row in rows if row.p_value is not None),
+                p_holm=tuple(row.p_holm for row in rows if row.p_holm is not None),
+            )
+        )
+    found = [*notes, *dict.fromkeys(note for result in results for note in result.notes)]
+    # From the runs' own accuracies: an error item counts as wrong there, and is in no pair here.
+    return Contrast(
+        **common,
+        value=estimate.value,
+        interval=estimate,
+        basis="paired",
+        tasks=tuple(tasks),
+        per_seed=tuple(result.macro.delta for result in results),
+        above_chance=mean_retention([result.above_chance for result in results]),
+        above_floor=mean_retention([result.above_no_context for result in results]),
+        detectable=detectable,
+        notes=tuple(found),
+    )
+
+
+def _compare(
+    first: Run, second: Run, floor: Run | None, metric: Metric, margin: float
+) -> Comparison:
+    try:
+        return compare(first, second, metric=metric, margin=margin, floor=floor)
+    except UserError:
+        if floor is None:
+            raise
+        return compare(first, second, metric=metric, margin=margin)  # the floor does not pair
+
+
+def _item_differences(pairs: Sequence[tuple[Run, Run]], metric: Metric) -> dict[str, np.ndarray]:
+    """Per task, second minus first in correctness: ``[n_seeds, n_items]`` over common items."""
+    by_pair: list[dict[tuple[str, int], int]] = []
+    for first, second in pairs:
+        both = pair(first, second, metric)
+        difference = both.correct_b.astype(int) - both.correct_a.astype(int)
+        by_pair.append(dict(zip(zip(both.task.tolist(), both.doc_id.tolist()), difference)))
+    keys = [key for key in by_pair[0] if all(key in one for one in by_pair[1:])]
+    tasks = np.array([task for task, _ in keys])
+    stacked = np.array([[one[key] for key in keys] for one in by_pair], dtype=np.float64)
+    return {task: stacked[:, tasks == task] for task in dict.fromkeys(tasks.tolist())}
+
+
+# One difference that a report speaks of, and what can be said about it.
+
+Basis = Literal["paired", "unpaired", "none"]
+
+Direction = Literal["lower", "higher", "same", "undecided", "unknown"]
+
+BASES = {
+    "paired": "paired item by item",
+    "unpaired": "unpaired, from printed accuracies and n",
+    "none": "no interval: too little is known of the runs",
+}
+
+
+@dataclass(frozen=True)
+class TaskDelta:
+    """One task of a contrast. Counts are means over seeds; p values stand one for each seed."""
+
+    task: str
+    n: int | None
+    acc_a: float
+    acc_b: float
+    delta: float
+    interval: stats.Estimate | None
+    broken: float | None = None
+    fixed: float | None = None
+    changed_wrong: float | None = None
+    p_values: tuple[float, ...] = ()
+    p_holm: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """``b`` minus ``a``, macro, with what can be said about it.
+
+    ``value`` is from the runs' own macro accuracies where nothing pairs. ``per_seed`` holds one
+    value for each pair of ``runs`` (ids, of a and of b). ``basis`` says where the interval comes
+    from.
+    """
+
+    key: str
+    a: str
+    b: str
+    acc_a: float
+    acc_b: float
+    value: float
+    interval: stats.Estimate | None
+    basis: Basis
+    tasks: tuple[TaskDelta, ...] = ()
+    per_seed: tuple[float, ...] = ()
+    ratio: float | None = None
+    above_chance: Retention | None = None
+    above_floor: Retention | None = None
+    detectable: float | None = None
+    margin: float = stats.MARGIN
+    leaky: bool = False
+    notes: tuple[str, ...] = field(default=())
+    runs: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def n(self) -> int | None:
+        return self.interval.n if self.interval is not None else None
+
+    @property
+    def n_seeds(self) -> int:
+        return len(self.per_seed)
+
+    @property
+    def verdict(self) -> stats.Verdict | None:
+        return stats.verdict(self.interval, margin=self.margin) if self.interval else None
+
+    @property
+    def direction(self) -> Direction:
+        """``same`` only if equivalent within the margin; ``unknown`` without an interval."""
+        return direction_of(self.interval, self.margin)
+
+
+def direction_of(interval: stats.Estimate | None, margin: float) -> Direction:
+    """What an interval says about its number, in one word."""
+    if interval is None:
+        return "unknown"
+    verdict = stats.verdict(interval, margin=margin)
+    if verdict == "no difference":
+        return "same"
+    if verdict == "undecided":
+        return "undecided"
+    return "higher" if interval.value > 0 else "lower"
+
+
+def mean_retention(found: Sequence[Retention | None]) -> Retention | None:
+    """Over seeds: the mean, and an interval that holds every seed's own."""
+    known = [one for one in found if one is not None]
+    if len(known) != len(found) or not known:
+        return None
+    if len(known) == 1:
+        return known[0]
+    hidden = [one for one in known if one.value is None]
+    if hidden:
+        return hidden[0]
+    return Retention(
+        value=mean([one.value for one in known]),
+        low=min(one.low for one in known if one.low is not None),
+        high=max(one.high for one in known if one.high is not None),
+        n=known[0].n,
+    )
+
+
+def mean(values: Sequence[Any]) -> float:
+    return math.fsum(values) / len(values)
+
+
+# What printed accuracies alone can say: levels, and differences of runs that do not pair.
+
+
+@dataclass(frozen=True)
+class Level:
+    """A cell's accuracy: the mean over its seeds, with an interval over items and seeds."""
+
+    value: float
+    interval: stats.Estimate | None
+    per_seed: tuple[float, ...]
+    n: int | None
+
+    @property
+    def spread(self) -> tuple[float, float] | None:
+        """Lowest and highest seed, or None for a single one."""
+        return (min(self.per_seed), max(self.per_seed)) if len(self.per_seed) > 1 else None
+
+
+def level(runs: Mapping[int, Run], metric: Metric) -> Level | None:
+    """The macro accuracy of a cell, or None if there is no run or no such number.
+
+    Normal interval from the tasks' binomial variances; seeds add their variance over their number.
+    """
+    known = [run for run in runs.values() if macro_of(run, metric) is not None]
+    if not known:
+        return None
+    values = [float(macro_of(run, metric) or 0.0) for run in known]
+    value = math.fsum(values) / len(values)
+    variances = [_macro_variance(run, metric) for run in known]
+    n = (known[0].metrics or {}).get("n_items")
+    interval = None
+    if all(v is not None for v in variances):
+        total = math.fsum(v for v in variances if v is not None) / len(variances)
+        if len(values) > 1:
+            total += float(np.var(values, ddof=1)) / len(values)
+        half = stats.Z_95 * math.sqrt(total)
+        interval = stats.Estimate(value, max(0.0, value - half), min(1.0, value + half), n or 0)
+    return Level(value, interval, tuple(values), n)
+
+
+def task_accuracy(run: Run, task: str, metric: Metric) -> float | None:
+    """One task's accuracy; acc where the task has no acc_norm, as the macro does."""
+    row = (run.metrics or {}).get("tasks", {}).get(task) or {}
+    value = row.get(metric)
+    return row.get("acc") if value is None else value
+
+
+def unpaired(
+    pairs: Sequence[tuple[Run, Run]], metric: Metric, common: dict[str, Any], notes: list[str]
+) -> Contrast:
+    """From metrics alone. Items are shared, so this interval is wider than a paired one would be.
+
+    Over seeds: an item counts once, however many seeds answered it, and their spread is added.
+    """
+    value = common["acc_b"] - common["acc_a"]
+    first, second = pairs[0]
+    macros = [(macro_of(one, metric) or 0.0, macro_of(two, metric) or 0.0) for one, two in pairs]
+    variances = [_macro_variance(run, metric) for both in pairs for run in both]
+    interval, n = None, (first.metrics or {}).get("n_items") or 0
+    if all(v is not None for v in variances):
+        total = math.fsum(v for v in variances if v is not None) / len(pairs)
+        if len(pairs) > 1:
+            total += float(np.var([two - one for one, two in macros], ddof=1)) / len(pairs)
+        half = stats.Z_95 * math.sqrt(total)
+        interval = stats.Estimate(value, value - half, value + half, n)
+    rows_a = (first.metrics or {}).get("tasks") or {}
+    rows_b = (second.metrics or {}).get("tasks") or {}
+    tasks = []
+    for task in (name for name in rows_a if name in rows_b):
+        acc_a = mean([task_accuracy(one, task, metric) for one, _ in pairs])
+        acc_b = mean([task_accuracy(one, task, metric) for _, one in pairs])
+        tasks.append(TaskDelta(task, rows_a[task].get("n"), acc_a, acc_b, acc_b - acc_a, None))
+    return Contrast(
+        **common,
+        value=value,
+        interval=interval,
+        basis="unpaired" if interval is not None else "none",
+        tasks=tuple(tasks),
+        per_seed=tuple(two - one for one, two in macros),
+        above_chance=_printed_retention(first, common["acc_a"], common["acc_b"], metric),
+        notes=tuple(notes),
+    )
+
+
+def _printed_retention(first: Run, acc_a: float, acc_b: float, metric: Metric) -> Retention | None:
+    """Above-chance retention from printed accuracies: no interval, but the same suppression.
+
+    The accuracies are means over seeds; ``first``, of the baseline, knows chance and n.
+    """
+    chance = ((first.metrics or {}).get("macro") or {}).get("chance")
+    variance = _macro_variance(first, metric)
+    if chance is None or variance is None:
+        return None
+    n = (first.metrics or {}).get("n_items") or 0
+    half = stats.Z_95 * math.sqrt(variance)
+    above = acc_a - chance
+    if abs(above) <= half:
+        why = (
+            f"the baseline is not separable from the floor: {above:+.3f} "
+            f"({above - half:+.3f} to {above + half:+.3f})"
+        )
+        return Retention(None, None, None, n, why)
+    return Retention(retention(acc_b, acc_a, chance), None, None, n)
+
+
+def macro_of(run: Run, metric: Metric) -> float | None:
+    return ((run.metrics or {}).get("macro") or {}).get(metric)
+
+
+def _macro_variance(run: Run, metric: Metric) -> float | None:
+    """Variance of the macro from the tasks' accuracies and n; None without them."""
+    rows = ((run.metrics or {}).get("tasks") or {}).values()
+    variances = []
+    for name, row in ((run.metrics or {}).get("tasks") or {}).items():
+        acc, n = task_accuracy(run, name, metric), row.get("n")
+        if acc is None or not n or n < 2:
+            return None
+        variances.append(acc * (1 - acc) / (n - 1))
+    return math.fsum(variances) / len(variances) ** 2 if rows else None

@@ -1,0 +1,218 @@
+"""Effects: macro means of per-item differences, over one seed or several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bidir_core.analyse.stats import CONFIDENCE, Estimate, pair_of_bools, z_score
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A macro mean of per-item differences; ``per_seed``: its value for each seed alone."""
+
+    estimate: Estimate
+    per_task: dict[str, Estimate]
+    per_seed: tuple[float, ...]
+
+
+def stratified_mean(
+    values: Mapping[str, np.ndarray], *, confidence: float = CONFIDENCE
+) -> Contrast:
+    """Mean over tasks of the mean of per-item differences ``[n_items]`` or ``[n_seeds, n_items]``.
+
+    Normal interval with summed variances. A task's variance is taken with one pseudo-item at +1
+    and one at -1 (Bonett and Price 2012, carried over), so it does not vanish where all items
+    agree. With several seeds the variance between seeds is added, over their number: a little
+    conservative, since the part of seed and item together is in both.
+    """
+    z = z_score(confidence)
+    per_task: dict[str, Estimate] = {}
+    seed_means: list[np.ndarray] = []
+    variances: list[float] = []
+    for task, raw in values.items():
+        by_seed = np.atleast_2d(np.asarray(raw, dtype=np.float64))
+        items = by_seed.mean(axis=0)
+        if not len(items):
+            raise ValueError(f"{task}: no items to compare")
+        variance = _item_variance(items)
+        means = by_seed.mean(axis=1)
+        seeds = float(means.var(ddof=1)) / len(means) if len(means) > 1 else 0.0
+        half = z * math.sqrt(variance + seeds)
+        mean = float(items.mean())
+        per_task[task] = Estimate(mean, mean - half, mean + half, len(items))
+        seed_means.append(means)
+        variances.append(variance)
+    count = len(per_task)
+    if count == 0:
+        raise ValueError("no tasks to average")
+    by_seed_macro = np.mean(np.stack(seed_means), axis=0)
+    total = math.fsum(variances) / count**2
+    if len(by_seed_macro) > 1:
+        total += float(by_seed_macro.var(ddof=1)) / len(by_seed_macro)
+    value = float(by_seed_macro.mean())
+    half = z * math.sqrt(total)
+    n = sum(estimate.n for estimate in per_task.values())
+    return Contrast(
+        Estimate(value, value - half, value + half, n),
+        per_task,
+        tuple(float(m) for m in by_seed_macro),
+    )
+
+
+def half_width_any_seeds(
+    values: Mapping[str, np.ndarray], *, confidence: float = CONFIDENCE
+) -> float | None:
+    """Half the width, as a fraction, that :func:`stratified_mean`'s interval would keep with
+    endlessly many seeds: what comes from the items alone. None with a single seed.
+
+    ``values``: per task ``[n_seeds, n_items]``. The variance over items of the seed mean holds what
+    items differ in and, divided by the number of seeds, what item and seed make together; the
+    second is estimated from the spread between seeds, and taken off (a task's rest is never below
+    zero). Assumes that items are a sample, that seeds are independent of each other, and that what
+    a seed does to all items alike averages out.
+    """
+    variances = []
+    for raw in values.values():
+        by_seed = np.atleast_2d(np.asarray(raw, dtype=np.float64))
+        if len(by_seed) < 2:
+            return None
+        variances.append(max(0.0, _item_variance(by_seed.mean(axis=0)) - _together(by_seed)))
+    if not variances:
+        raise ValueError("no tasks to average")
+    return z_score(confidence) * math.sqrt(math.fsum(variances)) / len(variances)
+
+
+def half_width_counted_once(
+    values: Mapping[str, np.ndarray], *, confidence: float = CONFIDENCE
+) -> float | None:
+    """Half the width, as a fraction, of :func:`stratified_mean`'s interval if what item and seed make
+    together is counted once, as a two-way analysis of variance does. None with a single seed.
+
+    ``values``: per task ``[n_seeds, n_items]``. That part is in the spread over items and in the
+    spread between seeds, so the usual interval is a little too wide.
+    """
+    arrays = [np.atleast_2d(np.asarray(raw, dtype=np.float64)) for raw in values.values()]
+    if any(len(one) < 2 for one in arrays):
+        return None
+    found, z = stratified_mean(values, confidence=confidence).estimate, z_score(confidence)
+    twice = math.fsum(map(_together, arrays)) / len(arrays) ** 2
+    return z * math.sqrt(max(0.0, ((found.high - found.low) / 2 / z) ** 2 - twice))
+
+
+def _together(by_seed: np.ndarray) -> float:
+    """What item and seed make together, in the variance of the mean over ``[n_seeds, n_items]``."""
+    # Without the seed's own mean: it moves all items alike, so it is not in the spread over them.
+    own = by_seed - by_seed.mean(axis=1, keepdims=True)
+    return float(own.var(axis=0, ddof=1).mean()) / by_seed.size
+
+
+def _item_variance(items: np.ndarray) -> float:
+    """Variance of a task's mean over its items, with the two pseudo-items."""
+    return float(np.append(items, [1.0, -1.0]).var()) / (len(items) + 2)
+
+
+def interaction(
+    repaired_bidirectional: Mapping[str, np.ndarray],
+    control_bidirectional: Mapping[str, np.ndarray],
+    repaired_causal: Mapping[str, np.ndarray],
+    control_causal: Mapping[str, np.ndarray],
+    *,
+    confidence: float = CONFIDENCE,
+) -> Contrast:
+    """(3B - 3C under bidirectional) - (3B - 3C under causal), over the same items.
+
+    Per task, correctness of shape ``[n_items]`` or ``[n_seeds, n_items]``. The only number that
+    tells repair of the mask from ordinary tuning.
+    """
+    values = {
+        task: (
+            np.asarray(repaired_bidirectional[task], dtype=np.float64)
+            - np.asarray(control_bidirectional[task], dtype=np.float64)
+        )
+        - (
+            np.asarray(repaired_causal[task], dtype=np.float64)
+            - np.asarray(control_causal[task], dtype=np.float64)
+        )
+        for task in repaired_bidirectional
+    }
+    return stratified_mean(values, confidence=confidence)
+
+
+# Retention: how much of the accuracy above a floor one run keeps of another's.
+
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How much of the accuracy above a floor is kept; ``value`` None means suppressed (why)."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    why_suppressed: str | None = None
+
+
+def retention(accuracy: float, base_accuracy: float, floor: float = 0.0) -> float:
+    """(accuracy - floor) / (base_accuracy - floor): the plain ratio at floor 0."""
+    return (accuracy - floor) / (base_accuracy - floor)
+
+
+def above_floor_retention(
+    base: Mapping[str, np.ndarray],
+    other: Mapping[str, np.ndarray],
+    floor: Mapping[str, np.ndarray | float],
+    *,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+    resamples: int = _RESAMPLES,
+) -> Retention:
+    """(macro other - macro floor) / (macro base - macro floor), paired bootstrap interval.
+
+    Per task: ``base`` and ``other`` are bool arrays over the same items; ``floor`` is the task's
+    chance (a number) or a third bool array over these items, such as the no-context run's. Items
+    are resampled together within each task (percentile interval). Suppressed when the interval
+    of the denominator includes 0: there is then nothing that could be retained.
+    """
+    rng = np.random.default_rng(seed)
+    draws = np.zeros((3, resamples))  # base, other, floor: sums over tasks
+    points = np.zeros(3)
+    n = 0
+    for task in base:
+        low = floor[task]
+        third = low if isinstance(low, np.ndarray) else np.zeros(len(base[task]), dtype=bool)
+        a, b = pair_of_bools(base[task], other[task])
+        _, c = pair_of_bools(a, third)
+        # Only the eight right/wrong patterns matter, so resampling items is resampling their
+        # counts: the same bootstrap, without drawing ten thousand times n indices.
+        counts = np.bincount(a * 4 + b * 2 + c, minlength=8)
+        sample = rng.multinomial(len(a), counts / len(a), size=resamples) / len(a)
+        patterns = np.arange(8)
+        for i, bit in enumerate((4, 2, 1)):
+            draws[i] += sample[:, (patterns & bit) > 0].sum(axis=1)
+            points[i] += counts[(patterns & bit) > 0].sum() / len(a)
+        if not isinstance(low, np.ndarray):
+            draws[2] += low
+            points[2] += low
+        n += len(a)
+    draws, points = draws / len(base), points / len(base)
+    tail = 100 * (1 - confidence) / 2
+    denominator = draws[0] - draws[2]
+    low_end, high_end = np.percentile(denominator, [tail, 100 - tail])
+    if low_end <= 0 <= high_end:
+        why = (
+            f"the baseline is not separable from the floor: {points[0] - points[2]:+.3f} "
+            f"({low_end:+.3f} to {high_end:+.3f})"
+        )
+        return Retention(None, None, None, n, why)
+    # A stray resample may still cross 0; percentiles of the ratio do not mind a few of those.
+    ratio = (draws[1] - draws[2]) / np.where(denominator == 0, np.nan, denominator)
+    low_ratio, high_ratio = np.nanpercentile(ratio, [tail, 100 - tail])
+    value = retention(points[1], points[0], points[2])
+    return Retention(float(value), float(low_ratio), float(high_ratio), n)

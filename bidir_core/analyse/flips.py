@@ -1,0 +1,119 @@
+"""One row per paired item: what changed its answer, and by how much."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bidir_core.analyse.pairing import PairedItems, is_imported, pair
+from bidir_core.runs.metrics import choice_probabilities
+from bidir_core.runs.run import Run
+
+FLIPS = ("broken", "fixed", "changed_wrong", "same_right", "same_wrong")
+CONTEXT_CHARACTERS = 120
+
+
+def flip_classes(pairs: PairedItems) -> np.ndarray:
+    """broken: right to wrong. fixed: wrong to right. changed_wrong: wrong to another wrong."""
+    a, b, moved = pairs.correct_a, pairs.correct_b, pairs.pred_a != pairs.pred_b
+    conditions = [a & ~b, ~a & b, ~a & ~b & moved, a & b]
+    return np.select(conditions, ["broken", "fixed", "changed_wrong", "same_right"], "same_wrong")
+
+
+def flips(run_a: Run, run_b: Run, metric: str = "acc", *, intersect: bool = False) -> pd.DataFrame:
+    """All paired items, with their flip class and margins. UserError if the runs do not pair.
+
+    ``margin_*`` is ll[gold] minus the best other ll, in nats, and ``margin_change`` second minus
+    first (negative: the gold lost ground). ``gold_prob_*`` is the softmax over the choices at the
+    gold. ``n_prefix_tokens`` is the longest context's, ``n_gold_tokens`` the gold choice's.
+    ``context_short`` is the end of the context for few-shot runs and its start otherwise, empty
+    for compact runs. Token counts that neither run recorded are 0.
+    """
+    return flips_of(pair(run_a, run_b, metric, intersect=intersect))
+
+
+def flips_of(pairs: PairedItems) -> pd.DataFrame:
+    """As :func:`flips`, of items paired already."""
+    columns = ("ll", "margin", "n_prefix_tokens", "n_continuation_tokens", "prompt_group")
+    table_a = pairs.run_a.items_table(columns).take(pairs.rows_a)
+    table_b = pairs.run_b.items_table(columns).take(pairs.rows_b)
+    counted = table_b if is_imported(pairs.run_a) else table_a  # an imported run counts no tokens
+    margin_a, margin_b = (
+        table.column("margin").to_numpy().astype(np.float64) for table in (table_a, table_b)
+    )
+    task = pd.Series(pairs.task, dtype="str")
+    return pd.DataFrame(
+        {
+            "item_id": task + "/" + pd.Series(pairs.doc_id).astype("str"),
+            "task": task,
+            "doc_id": pairs.doc_id,
+            "flip": flip_classes(pairs),
+            "margin_a": margin_a,
+            "margin_b": margin_b,
+            "margin_change": margin_b - margin_a,
+            "pred_a": pairs.pred_a,
+            "pred_b": pairs.pred_b,
+            "gold": pairs.gold,
+            "gold_prob_a": choice_probabilities(table_a.column("ll"), pairs.gold),
+            "gold_prob_b": choice_probabilities(table_b.column("ll"), pairs.gold),
+            "n_prefix_tokens": _list_max(counted.column("n_prefix_tokens")),
+            "n_gold_tokens": _list_at(counted.column("n_continuation_tokens"), pairs.gold),
+            "n_choices": pairs.n_choices,
+            "prompt_group": table_a.column("prompt_group").to_pandas().fillna(""),
+            "context_short": _short_contexts(pairs),
+        }
+    )
+
+
+def _short_contexts(pairs: PairedItems) -> pd.Series:
+    """120 characters of the first context on one line, from whichever run has texts."""
+    for run, rows in ((pairs.run_a, pairs.rows_a), (pairs.run_b, pairs.rows_b)):
+        if run.is_compact:
+            continue
+        contexts = run.items_table(("contexts",)).column("contexts").combine_chunks().take(rows)
+        if contexts.null_count == len(contexts):
+            continue
+        first = _first_of_each(contexts)
+        long = CONTEXT_CHARACTERS
+        if run.settings.get("num_fewshot"):
+            short = pc.utf8_slice_codeunits(first, -long, None)
+        else:
+            short = pc.utf8_slice_codeunits(first, 0, long)
+        short = pc.replace_substring(pc.replace_substring(short, "\n", " "), "\r", " ")
+        return short.fill_null("").to_pandas()
+    return pd.Series([""] * pairs.n, dtype="str")
+
+
+def _first_of_each(lists: pa.ListArray) -> pa.Array:
+    """The first element of each list; null for null and empty lists."""
+    lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    index = pa.array(np.where(lengths > 0, starts, 0), mask=lengths == 0)
+    return lists.flatten().take(index)
+
+
+def _flat(lists: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values, and start and length of each row's part; a null list has length 0."""
+    array = lists.combine_chunks()
+    lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    return np.asarray(array.flatten().fill_null(0)), starts, lengths
+
+
+def _list_max(lists: pa.ChunkedArray) -> np.ndarray:
+    values, starts, lengths = _flat(lists)
+    result = np.zeros(len(lengths), dtype=np.int64)
+    full = lengths > 0
+    if full.any():
+        result[full] = np.maximum.reduceat(values, starts[full])
+    return result
+
+
+def _list_at(lists: pa.ChunkedArray, index: np.ndarray) -> np.ndarray:
+    values, starts, lengths = _flat(lists)
+    result = np.zeros(len(lengths), dtype=np.int64)
+    inside = index < lengths
+    result[inside] = values[(starts + index)[inside]]
+    return result

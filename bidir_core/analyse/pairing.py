@@ -1,0 +1,381 @@
+"""Which items of two runs belong together, and why some runs must not be paired at all.
+
+Two accuracies differ for many reasons; a paired difference means something only if the runs saw
+the same documents, cut into the same tokens, in the same prompt. What cannot be paired is refused
+with one sentence. Different *sets* of the same items can be intersected on request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from bidir_core.common.errors import UserError
+from bidir_core.runs.layout import IMPORTED
+from bidir_core.runs.metrics import bools
+from bidir_core.runs.run import Run
+
+Metric = Literal["acc", "acc_norm"]
+
+METRICS: tuple[Metric, ...] = ("acc", "acc_norm")
+
+PAIR_COLUMNS = (
+    "task",
+    "doc_id",
+    "doc_hash",
+    "gold",
+    "pred",
+    "pred_norm",
+    "correct",
+    "correct_norm",
+    "error",
+    "n_continuation_tokens",
+)
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One reason why two runs do not pair. ``sets_only``: intersecting the items would help."""
+
+    what: str
+    value_a: str
+    value_b: str
+    sentence: str
+    sets_only: bool = False
+
+
+@dataclass(frozen=True)
+class PairedItems:
+    """The aligned items of two runs, error items left out; arrays of shape ``[n_items]``.
+
+    ``rows_a`` and ``rows_b`` index the runs' own tables, for columns loaded later.
+    """
+
+    run_a: Run
+    run_b: Run
+    metric: Metric
+    task: np.ndarray
+    doc_id: np.ndarray
+    gold: np.ndarray
+    n_choices: np.ndarray
+    correct_a: np.ndarray
+    correct_b: np.ndarray
+    pred_a: np.ndarray
+    pred_b: np.ndarray
+    rows_a: np.ndarray
+    rows_b: np.ndarray
+    n_errors: int
+    n_unpaired: int
+    intersected: bool
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(self.task.tolist()))
+
+    @property
+    def n(self) -> int:
+        return len(self.task)
+
+    def by_task(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Split an array ``[n_items]`` by task, in the runs' task order."""
+        return {task: values[self.task == task] for task in self.tasks}
+
+    def chance(self) -> dict[str, float]:
+        """Mean of 1 / n_choices over the paired items, per task."""
+        return {
+            t: float((1 / np.maximum(c, 1)).mean()) for t, c in self.by_task(self.n_choices).items()
+        }
+
+
+def check_metric(metric: str) -> Metric:
+    for known in METRICS:
+        if metric == known:
+            return known
+    raise UserError(f"unknown metric '{metric}'; choose {' or '.join(METRICS)}")
+
+
+def mismatches(run_a: Run, run_b: Run, *, check_context: bool = True) -> list[Mismatch]:
+    """Every setting in which the runs differ so that their items must not be paired.
+
+    What a run did not record (an imported one may not) is not held against it.
+    """
+    found = []
+
+    def check(what: str, a: Any, b: Any, sentence: str) -> None:
+        if a is not None and b is not None and a != b:
+            found.append(Mismatch(what, str(a), str(b), sentence.format(a=_show(a), b=_show(b))))
+
+    a, b = run_a.settings, run_b.settings
+    check("split", a.get("split"), b.get("split"), "one run used the split {a}, the other {b}")
+    check(
+        "tokenizer",
+        run_a.config.get("tokenizer_fingerprint"),
+        run_b.config.get("tokenizer_fingerprint"),
+        "the runs use different tokenizers ({a} and {b}), so their tokens and prompts differ",
+    )
+    check(
+        "chat template",
+        a.get("chat_template"),
+        b.get("chat_template"),
+        "one run used the chat template and the other did not",
+    )
+    bos_a, bos_b = run_a.config.get("bos_added"), run_b.config.get("bos_added")
+    if "none" in (a.get("context"), b.get("context")):
+        pass  # without a context there is nothing to put a BOS token in front of
+    elif bos_a is not None and bos_b is not None:
+        check("BOS", bos_a, bos_b, "one run put a BOS token in front and the other did not")
+    else:
+        check("BOS", a.get("bos"), b.get("bos"), "the runs treat the BOS token as {a} and as {b}")
+    check(
+        "few-shot",
+        a.get("num_fewshot"),
+        b.get("num_fewshot"),
+        "one run shows {a} solved examples before each item, the other {b}",
+    )
+    if check_context:
+        check(
+            "context",
+            a.get("context"),
+            b.get("context"),
+            "one run scored with context {a}, the other with context {b}",
+        )
+    seeded = a.get("context") == b.get("context") == "shuffled" or (
+        a.get("num_fewshot") and a.get("num_fewshot") == b.get("num_fewshot")
+    )
+    if seeded:
+        check(
+            "seed",
+            a.get("seed"),
+            b.get("seed"),
+            "the runs drew their contexts or examples with the seeds {a} and {b}",
+        )
+    return found
+
+
+def mismatch_report(run_a: Run, run_b: Run) -> list[Mismatch]:
+    """Everything that keeps two runs with items from pairing: settings, then the items."""
+    found = mismatches(run_a, run_b)
+    a, b = run_a.items_table(PAIR_COLUMNS), run_b.items_table(PAIR_COLUMNS)
+    rows, rows_b, _, why = _align(a, b)
+    if why is not None:
+        sizes = f"{a.num_rows:,} items", f"{b.num_rows:,} items"
+        found.append(Mismatch("items", *sizes, why, sets_only=len(rows) > 0))
+    if (other := text_difference(run_a, run_b, rows, rows_b)) is not None:
+        found.append(Mismatch("texts", *other))
+    return found
+
+
+def pair(
+    run_a: Run,
+    run_b: Run,
+    metric: str = "acc",
+    *,
+    intersect: bool = False,
+    check_context: bool = True,
+) -> PairedItems:
+    """Align the items of two runs by (task, doc_id), equal documents only.
+
+    Raises UserError, with the reason, for runs that do not pair; ``intersect`` allows different
+    item sets. ``check_context=False`` pairs a run with its no-context floor. Error items of
+    either run are left out and counted. acc_norm uses ``correct_norm``, and ``correct`` in tasks
+    without it, as the macro does.
+    """
+    wanted = check_metric(metric)
+    for run in (run_a, run_b):
+        if run.is_reference:
+            raise UserError(f"'{run.id}' holds published numbers only; there are no items to pair")
+        if run.state == "corrupt":
+            raise UserError(f"the run '{run.id}' is corrupt: {run.error}")
+        if not run.has_items:
+            kept = (
+                ": only its metrics were kept" if run.state == "done" else f" (it is {run.state})"
+            )
+            raise UserError(f"the run '{run.id}' has no items to pair{kept}")
+    hard = mismatches(run_a, run_b, check_context=check_context)
+    if hard:
+        raise UserError(f"'{run_a.id}' and '{run_b.id}' do not pair: {hard[0].sentence}")
+    a, b = run_a.items_table(PAIR_COLUMNS), run_b.items_table(PAIR_COLUMNS)
+    rows_a, rows_b, n_unpaired, why = _align(a, b)
+    if why is not None and (not intersect or not len(rows_a)):
+        remedy = "; --intersect compares only the items both hold" if len(rows_a) else ""
+        raise UserError(f"'{run_a.id}' and '{run_b.id}' do not pair: {why}{remedy}")
+    if (other := text_difference(run_a, run_b, rows_a, rows_b)) is not None:
+        raise UserError(f"'{run_a.id}' and '{run_b.id}' do not pair: {other[2]}")
+    failed = (
+        a.column("error").is_valid().to_numpy()[rows_a]
+        | b.column("error").is_valid().to_numpy()[rows_b]
+    )
+    rows_a, rows_b = rows_a[~failed], rows_b[~failed]
+    if not len(rows_a):
+        raise UserError(f"'{run_a.id}' and '{run_b.id}' share no item that both could score")
+    correct_a, pred_a = _outcome(a, wanted, rows_a)
+    correct_b, pred_b = _outcome(b, wanted, rows_b)
+    lengths = a.column("n_continuation_tokens").combine_chunks().value_lengths()
+    return PairedItems(
+        run_a=run_a,
+        run_b=run_b,
+        metric=wanted,
+        task=a.column("task").to_numpy(zero_copy_only=False)[rows_a],
+        doc_id=a.column("doc_id").to_numpy()[rows_a],
+        gold=a.column("gold").to_numpy()[rows_a],
+        n_choices=lengths.fill_null(0).to_numpy(zero_copy_only=False)[rows_a],
+        correct_a=correct_a,
+        correct_b=correct_b,
+        pred_a=pred_a,
+        pred_b=pred_b,
+        rows_a=rows_a,
+        rows_b=rows_b,
+        n_errors=int(failed.sum()),
+        n_unpaired=n_unpaired,
+        intersected=why is not None,
+    )
+
+
+def _align(a: pa.Table, b: pa.Table) -> tuple[np.ndarray, np.ndarray, int, str | None]:
+    """Row numbers of the common items in both tables, how many are left out, and why."""
+    keys = ("task", "doc_id", "doc_hash", "gold")
+    if a.num_rows == b.num_rows and all(a.column(k).equals(b.column(k)) for k in keys):
+        rows = np.arange(a.num_rows)
+        return rows, rows, 0, None
+    frame_a, frame_b = (
+        table.select(keys).to_pandas().assign(row=np.arange(table.num_rows)) for table in (a, b)
+    )
+    both = frame_a.merge(frame_b, on=["task", "doc_id"], suffixes=("_a", "_b"), sort=False)
+    same = (both["doc_hash_a"] == both["doc_hash_b"]) & (both["gold_a"] == both["gold_b"])
+    kept = both[same].sort_values("row_a")
+    rows_a, rows_b = kept["row_a"].to_numpy(), kept["row_b"].to_numpy()
+    n_unpaired = a.num_rows + b.num_rows - 2 * len(kept)
+    if n_unpaired == 0:
+        return rows_a, rows_b, 0, None
+    return rows_a, rows_b, n_unpaired, _why_unpaired(frame_a, frame_b, both[~same], len(kept))
+
+
+def _why_unpaired(a: pd.DataFrame, b: pd.DataFrame, other: pd.DataFrame, n_common: int) -> str:
+    if len(other):
+        first = f"{other['task'].iloc[0]}/{other['doc_id'].iloc[0]}"
+        return (
+            f"{len(other):,} item ids hold different documents in the two runs (first {first}); "
+            f"{n_common:,} items are the same"
+        )
+    tasks_a, tasks_b = set(a["task"]), set(b["task"])
+    if tasks_a != tasks_b:
+        lone = ", ".join(sorted(tasks_a ^ tasks_b))
+        return f"only one of the runs has the task {lone}; {n_common:,} items are in both"
+    return (
+        f"they hold different items, {len(a):,} and {len(b):,}, of which {n_common:,} are in both"
+    )
+
+
+def _outcome(table: pa.Table, metric: Metric, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Correctness and predicted choice under the metric, of these rows."""
+
+    def columns(correct: str, pred: str) -> tuple[np.ndarray, np.ndarray]:
+        choice = table.column(pred).combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False)
+        return bools(table.column(correct))[rows], choice[rows].astype(np.int64)
+
+    plain, plain_pred = columns("correct", "pred")
+    if metric == "acc":
+        return plain, plain_pred
+    normed, normed_pred = columns("correct_norm", "pred_norm")
+    has_norm = table.column("correct_norm").is_valid().to_numpy()[rows]
+    task = table.column("task").to_numpy(zero_copy_only=False)[rows]
+    has_norm &= task != "winogrande"
+    return np.where(has_norm, normed, plain), np.where(has_norm, normed_pred, plain_pred)
+
+
+def _show(value: Any) -> str:
+    return f"'{str(value)[:60]}'"
+
+
+# What is known about an imported run, and what could not be checked when it is paired.
+
+_TEXTS = ("task", "doc_id", "contexts", "continuations")
+
+
+def is_imported(run: Run) -> bool:
+    """Its scores were computed by another program."""
+    return run.config.get("kind") == IMPORTED
+
+
+def not_recorded(run: Run) -> list[str]:
+    """What pairing would check and this run does not say."""
+    known = {
+        "tokenizer": run.config.get("tokenizer_fingerprint"),
+        "BOS token": run.config.get("bos_added"),
+        "split": run.settings.get("split"),
+        "few-shot examples": run.settings.get("num_fewshot"),
+    }
+    return [name for name, value in known.items() if value is None]
+
+
+def unchecked_notes(run_a: Run, run_b: Run) -> list[str]:
+    """One sentence per imported run: what was taken on trust, and what the texts showed."""
+    notes = []
+    for run in (run_a, run_b):
+        if not is_imported(run):
+            continue
+        source = str(run.config.get("source") or IMPORTED)
+        missing = not_recorded(run)
+        what = f"not recorded there, so not checked: {', '.join(missing)}; " if missing else ""
+        texts = (
+            "prompts and choices were not compared, since a run kept no texts"
+            if not (_keeps_texts(run_a) and _keeps_texts(run_b))
+            else "prompts and choices are the same text in both runs"
+        )
+        notes.append(f"'{run.id}' is {source}; {what}{texts}")
+    return notes
+
+
+def text_difference(
+    run_a: Run, run_b: Run, rows_a: np.ndarray, rows_b: np.ndarray
+) -> tuple[str, str, str] | None:
+    """(text in a, text in b, sentence) of the first of these items that was asked otherwise.
+
+    None if all are the same, if neither run is imported (their settings say it), and where a run
+    kept no texts. The floors of a run, scored without its contexts, are compared by choices only.
+    """
+    if not (is_imported(run_a) or is_imported(run_b)):
+        return None
+    a, b = (run.items_table(_TEXTS).take(rows) for run, rows in ((run_a, rows_a), (run_b, rows_b)))
+    same_context = run_a.settings.get("context") == run_b.settings.get("context")
+    for name in ("contexts", "continuations") if same_context else ("continuations",):
+        found = _first_difference(a.column(name), b.column(name))
+        if found is None:
+            continue
+        row, text_a, text_b = found
+        item = f"{a.column('task')[row]}/{a.column('doc_id')[row]}"
+        what = "prompt" if name == "contexts" else "choices"
+        return text_a, text_b, f"the {what} of {item} and perhaps others differ between the runs"
+    return None
+
+
+def _keeps_texts(run: Run) -> bool:
+    if run.is_compact:
+        return False
+    contexts = run.items_table(("contexts",)).column("contexts")
+    return contexts.null_count < len(contexts)
+
+
+def _first_difference(a: pa.ChunkedArray, b: pa.ChunkedArray) -> tuple[int, str, str] | None:
+    if a.combine_chunks().equals(b.combine_chunks()):
+        return None
+    for row, (one, other) in enumerate(zip(a.to_pylist(), b.to_pylist(), strict=True)):
+        if one is None or other is None:
+            continue
+        length = max(len(one), len(other))  # a context shared by all choices may be written once
+        left, right = (_bare(texts, length) for texts in (one, other))
+        if left != right:
+            at = next((i for i, (x, y) in enumerate(zip(left, right)) if x != y), 0)
+            text_a, text_b = (texts[at] if at < len(texts) else "" for texts in (left, right))
+            return row, text_a, text_b
+    return None
+
+
+def _bare(texts: list[Any], length: int) -> list[str]:
+    """Without the space in front: under a chat template one records it and the other does not."""
+    repeated = texts * length if len(texts) == 1 else texts
+    return [str(text).removeprefix(" ") for text in repeated]

@@ -1,0 +1,51 @@
+"""``assets fetch`` and ``assets list``."""
+
+from __future__ import annotations
+
+import argparse
+
+from bidir_core.data import assets
+from bidir_core.data.assets import ensure, state
+
+
+def fill(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``python -m bidir_core assets``."""
+    actions = parser.add_subparsers(metavar="action", required=True)
+    what = "Fetch, verify and convert; nothing if ready."
+    fetch = actions.add_parser("fetch", help=what, description=what)
+    fetch.add_argument(
+        "names",
+        metavar="NAME",
+        nargs="*",
+        help="if left out, all but gemma3-270m, which has terms of its own",
+    )
+    fetch.set_defaults(action=fetch_command)
+    what = "Print name, version, state and folder of each."
+    listing = actions.add_parser("list", help=what, description=what)
+    listing.set_defaults(action=list_command)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Fetch, or list."""
+    return parsed.action(parsed)
+
+
+def fetch_command(args: argparse.Namespace) -> int:
+    """``assets fetch [NAME..]``: make the named assets, checking every byte.
+
+    Default: all but those that are fetched on request only.
+    """
+    names = args.names or assets.default_names()
+    for name in names:
+        assets.find(name)  # refuse a misspelt name before fetching the others
+    for name in names:
+        print(ensure(name, thorough=True))
+    return 0
+
+
+def list_command(args: argparse.Namespace) -> int:
+    """``assets list``: name, version, state and folder of every asset."""
+    rows = [(a.name, a.full_version, state(a.name), str(a.folder)) for a in assets.ASSETS.values()]
+    for row in [("name", "version", "state", "folder"), *rows]:
+        print("{:<24}{:<10}{:<10}{}".format(*row))
+    return 0

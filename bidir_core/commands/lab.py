@@ -1,0 +1,57 @@
+"""``python -m bidir_core lab``: what it takes, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from bidir_core.commands.arguments import add_arguments
+from bidir_core.common.errors import UserError
+from bidir_core.explain.sweep_points import LabConfig
+
+EXAMPLES = """\
+sweeps (quote them: * and | mean something to the shell):
+  --sweep sink=0,1,2,4,8                 the first K prompt tokens stay causal
+  --sweep lambda=0.001,0.01,0.1,0.3      strength of looking ahead
+  --sweep layers=windows:5               bidirectional in five layers only, every window of five
+  --sweep layers=windows:1,5,10          several widths
+  --sweep layers=prefixes                layers 0-0, 0-1, 0-2, ..; suffixes: .., the last alone
+  --sweep layers=0-4,10-29               ranges of one's own
+  --sweep 'sink=0,1*lambda=0.01,0.1,1'   a product: every combination
+  --sweep 'tail=1,2|self=0|rows=0-0'     one after the other; --sweep may also be repeated
+
+causal and bidirectional are always among the points; a regime that comes twice runs once.
+"""
+
+
+def fill(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        metavar="SPEC",
+        default=argparse.SUPPRESS,
+        help="what to vary, e.g. sink=0,1,2; may be repeated (see below)",
+    )
+    add_arguments(parser, LabConfig)
+    parser.add_argument(
+        "--resume", metavar="RUN", default=None, help="go on with this unfinished sweep"
+    )
+
+
+def run(parsed: argparse.Namespace) -> int:
+    given: dict[str, Any] = {k: v for k, v in vars(parsed).items() if k not in ("run", "resume")}
+    if "sweep" in given:
+        given["sweep"] = tuple(given["sweep"])
+    if parsed.resume is None and "model" not in given:
+        raise UserError("--model is missing; name one, for example smollm2-135m-instruct")
+    config = LabConfig(**given) if parsed.resume is None else None
+    from bidir_core.explain.sweep import resume_lab, run_lab
+
+    if config is None:
+        path = resume_lab(parsed.resume, given, runs_dir=given.get("runs_dir"))
+    else:
+        path = run_lab(config)
+    print(path)
+    return 0

@@ -1,0 +1,37 @@
+"""Sentences and text tables computed from numbers and their uncertainty; either way is sayable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def points(fraction: float, *, signed: bool = False) -> str:
+    """0.0471 -> ``4.7``; signed ``+4.7``. A true minus sign is not used: tables get parsed."""
+    value = round(100 * fraction, 1) + 0.0  # no "-0.0"
+    return f"{value:+.1f}" if signed else f"{value:.1f}"
+
+
+def count(n: int) -> str:
+    return f"{n:,}"
+
+
+def p_text(p: float | None) -> str:
+    if p is None:
+        return ""
+    return "<0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1) -> str:
+    """An aligned text table; the first ``left`` columns and the last are left-aligned."""
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    last = len(header) - 1
+    lines = []
+    for row in cells:
+        parts = [
+            cell.ljust(width) if i < left or i == last else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(parts).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Items, tasks, their encoding, and the assets they come from."""

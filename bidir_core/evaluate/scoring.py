@@ -1,0 +1,364 @@
+"""Log-likelihoods of choices under a regime: the one place where evaluation runs the model."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+
+from bidir_core.common.errors import UserError
+from bidir_core.data.encoding import EncodedItem
+from bidir_core.evaluate.packing import (
+    Batch,
+    Collated,
+    Segment,
+    build_segments,
+    collate,
+    plan_batches,
+    split_scores,
+)
+from bidir_core.evaluate.patching import Patch
+from bidir_core.models import fused
+from bidir_core.models.attention import Handle
+from bidir_core.models.attention_split import SPLIT_FROM_TOKENS, without_plans
+from bidir_core.models.layout import PADDING, Layout, send
+from bidir_core.regimes import Regime
+
+AUTO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
+# Normalising the logits makes float32 copies; small pieces stay in a CPU's cache.
+HEAD_CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
+# Batches that a GPU holds while the scores of one are recorded.
+AHEAD = 3
+# FlexAttention's kernel is compiled for a shape: packed rows come in at most so many lengths.
+ROW_LENGTHS = 8
+
+
+class ItemScore(NamedTuple):
+    """``token_ll[choice]``: float64 ``[n_continuation_tokens]``, natural log, per token."""
+
+    index: int  # type: ignore[assignment]  # tuple has a method of this name
+    token_ll: tuple[np.ndarray, ...]
+
+    @property
+    def ll(self) -> list[float]:
+        """Summed over the continuation's tokens, per choice."""
+        return [float(tokens.sum()) for tokens in self.token_ll]
+
+
+@dataclass
+class Cost:
+    """Tokens: in prefixes and continuations as lm-eval counts them, and really computed."""
+
+    prefix_tokens: int = 0
+    continuation_tokens: int = 0
+    computed_tokens: int = 0
+    out_of_memory: int = 0
+
+
+@dataclass(frozen=True)
+class ScoringPlan:
+    """Everything decided before the model runs; depends on items and settings alone.
+
+    ``patch``: whose causal keys or values replace its own while scoring (see patching).
+    ``row_step``: packed rows are lengthened to a multiple of it by padding. ``padded``: a batch is
+    rows of one width, padded at their ends, but for items with a prefix of ``pack_from`` tokens or
+    more.
+    """
+
+    regime: Regime
+    encoded: Sequence[EncodedItem]
+    segments: Sequence[Sequence[Segment]]
+    batches: Sequence[Batch]
+    padded: bool
+    patch: Patch | None = None
+    row_step: int = 1
+    pack_from: int | None = None
+
+    def pads(self, items: Sequence[int]) -> bool:
+        """Whether these items, of one batch, are padded rows; else they are one packed row."""
+        return self.padded and not any(is_long(self.segments[i], self.pack_from) for i in items)
+
+    def under(self, regime: Regime, patch: Patch | None = None) -> ScoringPlan:
+        """The same plan for another regime. Causal ones share more tokens: not to be mixed."""
+        if regime.is_causal != self.regime.is_causal:
+            raise ValueError(f"a plan for {self.regime} does not fit {regime}")
+        return replace(self, regime=regime, patch=patch)
+
+
+def plan_scoring(
+    encoded: Sequence[EncodedItem],
+    *,
+    regime: Regime,
+    device: torch.device,
+    batch_tokens: int | None = None,
+    implementation: str = "sdpa",
+) -> ScoringPlan:
+    """Build the token trees and the batches. ``batch_tokens`` None chooses by device.
+
+    On a CPU a batch is one packed row without padding, with attention item by item; elsewhere
+    it is rows of one width, under a dense mask, since many small kernels would leave a GPU idle. There
+    ``implementation`` flex takes packed rows, and split does for the items that it splits.
+    """
+    padded = device.type != "cpu" and implementation != "flex"
+    pack_from = SPLIT_FROM_TOKENS if padded and implementation == "split" else None
+    causal = regime.is_causal
+    segments = [build_segments(one, causal=causal) if not one.error else [] for one in encoded]
+    tokens = batch_tokens or auto_batch_tokens(device)
+    ramp = device.type == "cuda"  # it starts on the first while the next are put together
+    long = [own if is_long(own, pack_from) else [] for own in segments]
+    rest = [[] if packed else own for packed, own in zip(long, segments)]
+    return ScoringPlan(
+        regime,
+        encoded,
+        segments,
+        [*plan_batches(long, tokens, ramp=ramp), *plan_batches(rest, tokens, ramp=ramp)],
+        padded,
+        pack_from=pack_from,
+        row_step=max(1, tokens // ROW_LENGTHS) if implementation == "flex" else 1,
+    )
+
+
+def is_long(segments: Sequence[Segment], tokens: int | None) -> bool:
+    """Whether one of an item's segments has a prefix of so many tokens."""
+    return tokens is not None and any(segment.n_prefix >= tokens for segment in segments)
+
+
+def auto_batch_tokens(device: torch.device) -> int:
+    """Tokens per batch where none are asked for."""
+    return AUTO_BATCH_TOKENS.get(device.type, 8192)
+
+
+class Scorer:
+    """Runs planned batches through a model under the plan's regime."""
+
+    def __init__(self, model: Any, handle: Handle, plan: ScoringPlan):
+        self.model, self.handle, self.regime, self.plan = model, handle, plan.regime, plan
+        self.device = next(model.parameters()).device
+        self.cost = Cost()
+
+    def score(self, items: Sequence[int]) -> list[ItemScore]:
+        """Score some items of one batch together, halving the batch when memory runs out."""
+        return self.begin(items)()
+
+    def score_all(
+        self, batches: Iterable[Sequence[int]], meanwhile: Callable[[], None] | None = None
+    ) -> Iterator[tuple[Sequence[int], list[ItemScore]]]:
+        """Batch by batch, its items and their scores.
+
+        A GPU is given the next batches before the scores of one are handed out, so that it computes
+        while they are recorded and more are put together. ``meanwhile`` is called once, before any
+        score is handed out: a GPU computes its first batches beside it. What it raises ends all.
+        """
+        if self.device.type != "cuda":
+            if meanwhile is not None:
+                meanwhile()
+            yield from ((items, self.score(items)) for items in batches)
+            return
+        beside = Beside(self.device)
+        waiting: deque[tuple[Sequence[int], Callable[[], list[ItemScore]]]] = deque()
+        unable: BaseException | None = None
+        left = iter(batches)
+        while True:
+            while (
+                unable is None and len(waiting) <= AHEAD and (items := next(left, None)) is not None
+            ):
+                try:
+                    waiting.append((items, self.begin(items)))
+                except BaseException as error:
+                    unable = error
+            if meanwhile is not None:
+                if unable is not None and (not waiting or not isinstance(unable, Exception)):
+                    raise unable  # nothing to ask for, or no time left
+                with beside.stream():
+                    meanwhile()
+                meanwhile = None
+            if not waiting:
+                break
+            items, scores = waiting.popleft()
+            yield items, scores()
+        if unable is not None:  # only now: what was begun before it is recorded
+            raise unable
+
+    def begin(self, items: Sequence[int]) -> Callable[[], list[ItemScore]]:
+        """Give a batch, or some items of one, to the device; what comes back waits for the scores."""
+        try:
+            return self._begin(items)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            self.cost.out_of_memory += 1
+            if len(items) == 1:
+                traceback.clear_frames(error.__traceback__)  # they hold what was computed so far
+                one = self.plan.encoded[items[0]]
+                raise UserError(
+                    f"out of memory on item {one.item.item_id} alone ({one.longest} tokens); use "
+                    "a smaller --dtype, another --device or a smaller model"
+                ) from error
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = len(items) // 2
+        scores = [*self.score(items[:middle]), *self.score(items[middle:])]
+        return lambda: scores
+
+    def _begin(self, items: Sequence[int]) -> Callable[[], list[ItemScore]]:
+        owners = [(i, segment) for i in items for segment in self.plan.segments[i]]
+        segments = [segment for _, segment in owners]
+        batch = collate(segments, padded=self.plan.pads(items))
+        if self.plan.row_step > 1:
+            batch = lengthen(batch, self.plan.row_step)
+        read = _reader(self._token_ll(batch))
+
+        def finish() -> list[ItemScore]:
+            found: dict[int, list[Any]] = {
+                i: [None] * len(self.plan.encoded[i].continuations) for i in items
+            }
+            for index, choice, token_ll in split_scores(segments, read()):
+                found[owners[index][0]][choice] = token_ll
+            self._count(items, batch.ids.numel())
+            return [ItemScore(i, tuple(found[i])) for i in items]
+
+        return finish
+
+    def _token_ll(self, batch: Collated) -> torch.Tensor:
+        """On the device, maybe still being computed: float32 ``[n_scored]``."""
+        # torch.compile, which flex needs, knows gradients switched off better than inference mode.
+        compiled = self.handle.implementation == "flex"
+        spans, time = batch.layout.spans, batch.layout.shape[1]
+        longest = max((end - start for start, end in spans), default=0) if spans else time
+        with (
+            torch.no_grad() if compiled else torch.inference_mode(),
+            without_plans(self.device, longest),
+        ):
+            return self._computed(batch)
+
+    def _computed(self, batch: Collated) -> torch.Tensor:
+        layout = batch.layout.to(self.device)
+        ids, head, source, target = (
+            send(tensor, self.device)
+            for tensor in (batch.ids, batch.head, batch.source, batch.target)
+        )
+        patch = self.plan.patch
+        edit = patch.capture(self.model, self.handle, ids, layout) if patch else None
+        self.cost.computed_tokens += patch.n_captured(layout) if patch else 0
+        with self.handle.use(self.regime, layout, edit), gather_before_head(self.model, head):
+            logits = self.model(
+                input_ids=ids, position_ids=layout.position, use_cache=False
+            ).logits[0]
+        return logits[source, target].float() - log_sum(logits)[source]
+
+    def _count(self, items: Sequence[int], computed: int) -> None:
+        for i in items:
+            one = self.plan.encoded[i]
+            self.cost.prefix_tokens += sum(
+                len(one.prefix(choice)) for choice in range(len(one.continuations))
+            )
+            self.cost.continuation_tokens += sum(len(tokens) for tokens in one.continuations)
+        self.cost.computed_tokens += computed
+
+
+def lengthen(batch: Collated, step: int) -> Collated:
+    """The packed row with padding behind it, up to a multiple of ``step`` tokens."""
+    at, time = batch.layout, batch.ids.shape[1]
+    more = -time % step
+    layout = Layout(
+        item=pad(at.item, (0, more), value=PADDING),
+        position=pad(at.position, (0, more)),
+        n_prefix=pad(at.n_prefix, (0, more)),
+        # padding sees itself alone
+        exit=torch.cat([at.exit, torch.arange(time + 1, time + more + 1)[None]], dim=1),
+    )
+    return batch._replace(ids=pad(batch.ids, (0, more)), layout=layout)
+
+
+@contextlib.contextmanager
+def gather_before_head(model: Any, head: torch.Tensor) -> Iterator[None]:
+    """Run the output head only on the flat token indices ``head``: logits ``[1, n_head, vocab]``.
+
+    The gather sits in front of the head module, so that whatever the model does to its logits
+    afterwards (soft caps, scaling) stays in place.
+    """
+
+    def gather(_: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        hidden = arguments[0]
+        return (hidden.reshape(-1, hidden.shape[-1])[head][None],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def log_sum(logits: torch.Tensor) -> torch.Tensor:
+    """The logarithm of each row's sum of exponentials: float32 ``[n]``."""
+    narrow = logits.device.type == "cuda" and logits.dtype != torch.float32
+    if narrow and (found := fused.log_sum(logits)) is not None:
+        return found
+    rows = max(1, HEAD_CHUNK_BYTES.get(logits.device.type, 1 << 28) // (4 * logits.shape[-1]))
+    by = log_sum_by_softmax if narrow else _log_sum_in_float32
+    return torch.cat([by(chunk) for chunk in logits.split(rows)])
+
+
+def _log_sum_in_float32(logits: torch.Tensor) -> torch.Tensor:
+    return logits.float().logsumexp(-1)
+
+
+def log_sum_by_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """The same in fewer passes over memory; through the largest, which no softmax rounds to nothing."""
+    top = logits.argmax(-1, keepdim=True)
+    normed = torch.log_softmax(logits, -1, dtype=torch.float32)
+    return (logits.gather(-1, top).float() - normed.gather(-1, top))[:, 0]
+
+
+def _reader(scores: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Starts to copy scores to the host; the function waits for them: float64 ``[n_scored]``."""
+    if scores.device.type != "cuda":
+        return lambda: scores.cpu().double().numpy()  # Apple's GPUs have no float64
+    held = torch.empty(scores.shape, dtype=scores.dtype, pin_memory=True)
+    held.copy_(scores, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(scores.device))
+
+    def read() -> np.ndarray:
+        copied.synchronize()
+        return held.double().numpy()
+
+    return read
+
+
+@cache
+def _urgent(device: torch.device) -> torch.cuda.Stream:
+    """One for all: a stream keeps the memory that it used."""
+    return torch.cuda.Stream(device, priority=-1)
+
+
+class Beside:
+    """A GPU's work beside, and ahead of, what it is given from now on."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.now = device, torch.cuda.Event()
+        self.now.record(torch.cuda.current_stream(device))
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[None]:
+        """Work given to the GPU inside waits only for what came before; it is done at the end."""
+        urgent = _urgent(self.device)
+        urgent.wait_event(self.now)
+        with torch.cuda.stream(urgent):
+            yield
+        urgent.synchronize()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return "DefaultCPUAllocator" in text or "out of memory" in text.lower()

@@ -1,0 +1,1 @@
+"""Where the damage comes from: sweeps, controls, why, observed attention, generation."""

@@ -1,0 +1,219 @@
+"""The ``attend`` command: observe attention and write it down as a run folder of kind "attend"."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bidir_core.common.errors import UserError
+from bidir_core.common.settings import to_json
+from bidir_core.data.encoding import EncodedItem, Encoder, Tokens
+from bidir_core.data.items import Item, data_fingerprint, hash_doc
+from bidir_core.explain.attend_config import AttendConfig
+from bidir_core.regimes import Regime, parse_regime
+from bidir_core.runs.layout import LAB, check_new_run
+from bidir_core.runs.resume import resumable
+from bidir_core.runs.writer import RunWriter
+
+if TYPE_CHECKING:
+    from bidir_core.models.loading import LoadedModel, Preflight
+
+
+def attend(config: AttendConfig, *, loaded: LoadedModel | None = None) -> Path:
+    """Observe what the config names and return the run folder.
+
+    ``loaded`` reuses a model that is in memory. Raises UserError on bad input, before anything is
+    written.
+    """
+    from bidir_core.models import loading
+
+    regimes = [parse_regime(regime) for regime in config.regimes]
+    check_new_run(config.runs_dir, config.name)
+    plan = loaded or _preflight(config, regimes)
+    for regime in regimes:
+        regime.check_layers(plan.n_layers)
+    encoded, bos_added = _encode(config, plan, read_items(config))
+    loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
+    settings = to_json(config) | {"regime": config.regimes[-1]}
+    writer = RunWriter.create(
+        LAB,
+        settings,
+        root=config.runs_dir,
+        name=config.name,
+        kind="attend",
+        model_fingerprint=loaded.fingerprint,
+        tokenizer_fingerprint=getattr(loaded, "tokenizer_fingerprint", None),
+        data_fingerprint=data_fingerprint(one.item for one in encoded),
+        bos_added=bos_added,
+        dtype=loaded.dtype,
+        attention="eager",
+        device=str(loaded.device),
+        training_record=getattr(loaded, "training_record", None),
+    )
+    _write(writer, config, loaded, regimes, encoded)
+    return writer.path
+
+
+def resume_attend(reference: str | Path, given: Mapping[str, Any]) -> Path:
+    """Go on with an unfinished run: averages keep each item that was observed; one text is short
+    and starts again. UserError if settings, data or model are not those it was started with."""
+    from bidir_core.evaluate.evaluate import check_same
+    from bidir_core.models import loading
+
+    known, config = resumable(
+        reference, "attend", AttendConfig, given, runs_dir=given.get("runs_dir")
+    )
+    if known.state == "done":
+        return known.path
+    config = replace(
+        config,
+        device=given.get("device", config.device),
+        # One run has one number format, also where "auto" would now mean another.
+        dtype=known.config.get("dtype") or config.dtype,
+    )
+    regimes = [parse_regime(regime) for regime in config.regimes]
+    plan = _preflight(config, regimes)
+    encoded, _ = _encode(config, plan, read_items(config))
+    fingerprint = data_fingerprint(one.item for one in encoded)
+    check_same(known, "data_fingerprint", fingerprint, "the benchmark data")
+    loaded = loading.load_weights(plan)
+    check_same(known, "model_fingerprint", loaded.fingerprint, "the model")
+    _write(RunWriter.resume(known), config, loaded, regimes, encoded)
+    return known.path
+
+
+def _preflight(config: AttendConfig, regimes: Sequence[Regime]) -> Preflight:
+    from bidir_core.data.tasks import task_names
+    from bidir_core.models import loading
+
+    if config.tasks:
+        task_names(config.tasks)
+    plan = loading.preflight(
+        config.model,
+        revision=config.revision,
+        checkpoint=config.checkpoint,
+        dtype=config.dtype,
+        device=config.device,
+        attn="eager",
+        regime=regimes[0],
+    )
+    for regime in regimes:
+        regime.check_layers(plan.n_layers)
+    return plan
+
+
+def read_items(config: AttendConfig) -> list[Item]:
+    """The item, the items, or the prompt as an item with one choice."""
+    from bidir_core.data.tasks import load_items, load_items_by_id
+
+    if config.prompt is not None:
+        follows = config.continuation or ""
+        doc = {"prompt": config.prompt, "continuation": follows}
+        return [Item("prompt", 0, hash_doc(doc), 0, (config.prompt,), (follows,))]
+    assert config.task is not None
+    source = {"split": config.split, "data_source": config.data_source}
+    if config.limit is not None:
+        return load_items(
+            config.tasks, limit=config.limit, sample=config.sample, seed=config.seed, **source  # type: ignore[arg-type]
+        )  # fmt: skip
+    ids = [config.doc_id] if config.doc_id is not None else [int(i) for i in config.items]
+    items = load_items_by_id(config.task, [i for i in ids if i is not None], **source)
+    if config.choice is not None and not 0 <= config.choice < items[0].n_choices:
+        raise UserError(
+            f"--choice {config.choice}: {items[0].item_id} has choices 0 to "
+            f"{items[0].n_choices - 1}"
+        )
+    return items
+
+
+def _encode(
+    config: AttendConfig, plan: LoadedModel | Preflight, items: Sequence[Item]
+) -> tuple[list[EncodedItem], bool]:
+    """Each item as one context and one continuation, tokenised as an evaluation does it."""
+    encoder = Encoder(plan.tokenizer, bos=config.bos, chat_template=config.chat_template)  # type: ignore[arg-type]
+    alone = config.prompt is not None and not config.continuation
+    if alone:  # only its prefix is used, which is tokenised by itself anyway
+        items = [replace(items[0], continuations=(" .",))]
+    encoded = encoder.encode(items)
+    bos_added = encoder.bos_added(encoded)
+    chosen = []
+    for one in encoded:
+        if one.error is not None and not config.is_summary:
+            raise UserError(f"{_name(one)} cannot be observed: {one.error}")
+        chosen.append(_one_choice(one, config.choice, alone))
+        n_tokens = len(chosen[-1].prefixes[0]) + len(chosen[-1].continuations[0])
+        if one.error is None and n_tokens > plan.max_length:
+            raise UserError(
+                f"{_name(one)} needs {n_tokens} tokens and the model's window holds "
+                f"{plan.max_length}; shorten it (nothing is truncated)"
+            )
+    return chosen, bos_added
+
+
+def _one_choice(one: EncodedItem, choice: int | None, alone: bool) -> EncodedItem:
+    choice = one.item.gold if choice is None else choice
+    item = replace(
+        one.item, gold=0, contexts=(one.item.context(choice),),
+        continuations=("",) if alone else (one.item.continuations[choice],),
+    )  # fmt: skip
+    context = one.contexts[choice] if len(one.contexts) > 1 else one.contexts[0]
+    nothing = Tokens(np.empty(0, dtype=np.int64), np.empty((0, 2), dtype=np.int64))
+    continuation = nothing if alone else one.continuations[choice]
+    return EncodedItem(item, (context,), (one.prefix(choice),), (continuation,), one.error)
+
+
+def _name(one: EncodedItem) -> str:
+    return "the prompt" if one.item.task == "prompt" else f"item {one.item.item_id}"
+
+
+def _write(
+    writer: RunWriter,
+    config: AttendConfig,
+    loaded: LoadedModel,
+    regimes: Sequence[Regime],
+    encoded: Sequence[EncodedItem],
+) -> None:
+    from bidir_core.common.progress import logging_to, terminable
+    from bidir_core.evaluate.evaluate import regime_warning
+    from bidir_core.models.devices import device_name, peak_memory_bytes
+    from bidir_core.models.probe import run_probe
+
+    with writer, terminable(), logging_to(writer.path / "log.txt") as log:
+        log.info(
+            "%s on %s: %s -> %s", config.what, config.model, ", ".join(config.regimes), writer.id
+        )
+        record = getattr(loaded, "training_record", None)
+        warnings = [regime_warning(record, regime) for regime in regimes]
+        if all(warnings):
+            log.warning("%s", warnings[-1])
+        reports = [run_probe(loaded, regime) for regime in regimes]
+        passed = all(report.passed for report in reports)
+        writer.write_probe(
+            {"schema": 1, "passed": passed, "reports": [report.to_json() for report in reports]}
+        )
+        for report in reports:
+            report.require(f"so there is nothing to look at; see {writer.path / 'probe.json'}")
+        started = time.monotonic()
+        if config.is_summary:
+            from bidir_core.explain.observe_many import summarise
+
+            metrics = summarise(writer, loaded, regimes, encoded)
+        else:
+            from bidir_core.explain.observe import observe_one
+
+            metrics = observe_one(writer, loaded, regimes, encoded[0])
+        for note in metrics["notes"]:
+            log.info("%s", note)
+        writer.finish(
+            metrics={"regimes": list(config.regimes), **metrics},
+            cost={
+                "seconds": metrics.pop("seconds", None) or round(time.monotonic() - started, 3),
+                "peak_memory_bytes": peak_memory_bytes(loaded.device),
+                "device": device_name(loaded.device),
+            },
+        )

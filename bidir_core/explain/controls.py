@@ -1,0 +1,430 @@
+"""Controls that could refute the story "the damage comes from the first token looking ahead".
+
+Each control says beforehand what would refute the story; ``control_points`` says what is run for
+it, and ``control_answers`` how its outcome follows from intervals.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+import numpy as np
+
+from bidir_core.analyse import stats
+from bidir_core.analyse.effects import Retention, above_floor_retention
+from bidir_core.analyse.pairing import pair
+from bidir_core.common import formatting
+from bidir_core.common.errors import UserError
+from bidir_core.explain.control_points import ATTENTION_FILE
+from bidir_core.explain.sweep_points import SINK
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
+from bidir_core.runs.run import Run
+
+if TYPE_CHECKING:
+    from bidir_core.explain.sweep_summary import Sweep
+
+
+def judge(sweep: Sweep) -> list[dict[str, Any]]:
+    """Each control with its question, what would refute the story, its outcome and finding."""
+    found = []
+    for control in CONTROLS:
+        name, title, question, refuted_by, ask = control
+        try:
+            outcome, finding = ask(sweep)
+        except UserError as error:
+            outcome, finding = "undecided", f"cannot be judged: {error}"
+        if finding:
+            found.append(
+                {
+                    "name": name,
+                    "title": title,
+                    "question": question,
+                    "refuted_by": refuted_by,
+                    "outcome": outcome,
+                    "finding": finding,
+                }
+            )
+    return found
+
+
+# Triviality: is bidirectional attention still used under ``sink=1``, or did it stop mattering?
+
+TRIVIAL = 0.02  # less attention on future tokens than this would make them irrelevant
+
+
+def context_floor(sweep: Sweep) -> Answer:
+    """Whether causal beats the same model without any context."""
+    floor = sweep.slug_of(str(CAUSAL), sweep.usual._replace(context="none"))
+    causal = sweep.slug_of(str(CAUSAL), sweep.usual)
+    plain = sweep.slug_of(str(BIDIRECTIONAL), sweep.usual)
+    if floor is None or causal is None or plain is None:
+        return NOT_RUN
+    runs = sweep.runs
+    margins = {slug: above(runs[floor], runs[slug]) for slug in (causal, plain)}
+    kept = _kept(runs[causal], runs[plain], runs[floor])
+    outcome: Outcome = "supports" if margins[causal].low > 0 else "undecided"
+    if margins[causal].high < 0:
+        outcome = "refutes"
+    said = ""
+    if kept.value is not None and kept.low is not None and kept.high is not None:
+        said = (
+            f" Bidirectional keeps {100 * kept.value:.0f} % of what the context gives (95 % CI "
+            f"{100 * kept.low:.0f} to {100 * kept.high:.0f} %)."
+        )
+    return outcome, (
+        f"Over no context at all, causal gains {_points(vars(margins[causal]))} and bidirectional "
+        f"{_points(vars(margins[plain]))}.{said}"
+    )
+
+
+def keys_or_values(sweep: Sweep) -> Answer:
+    """The first token's causal keys, or values, alone patched in: by which path."""
+    said, standings = [], []
+    for patch, name in (("keys=0", "keys"), ("values=0", "values")):
+        slug = sweep.slug_of(str(BIDIRECTIONAL), sweep.usual, patch)
+        if slug is None:
+            return NOT_RUN
+        share, text = _removes(sweep, slug, they=True)
+        standings.append(standing(share))
+        said.append(f"the first token's causal {name} alone {text}")
+    reading = {
+        ("most", "little"): " It is how the others find the token that matters.",
+        ("little", "most"): " It is what the others read from it that matters.",
+        ("most", "most"): " Either is enough.",
+        ("little", "little"): " Neither alone is enough.",
+    }.get((standings[0], standings[1]), " Which of the two matters is undecided.")
+    finding = f"{said[0]}; {said[1]}."
+    return "open", finding[0].upper() + finding[1:] + reading
+
+
+def necessity(sweep: Sweep) -> Answer:
+    """``sink=1``: does keeping the first token causal remove the damage?"""
+    slug = sweep.slug_of(str(SINK), sweep.usual)
+    if slug is None:
+        return NOT_RUN
+    share, text = _removes(sweep, slug)
+    outcome: Outcome = {"most": "supports", "little": "refutes"}.get(standing(share), "undecided")  # type: ignore[assignment]
+    return outcome, f"Keeping the first token causal {text}."
+
+
+def one_point(dial: str, subject: str, if_most: Outcome, if_little: Outcome) -> Callable[..., Any]:
+    """How a control of one point, whose ``dial`` has a value fixed beforehand, is judged."""
+
+    def ask(sweep: Sweep) -> Answer:
+        found = _control_with(sweep, dial)
+        if found is None:
+            return NOT_RUN
+        slug, value = found
+        share, text = _removes(sweep, slug)
+        outcome = {"most": if_most, "little": if_little}.get(standing(share), "undecided")
+        return outcome, f"{subject.format(value)} {text}."  # type: ignore[return-value]
+
+    return ask
+
+
+def prompt_conditions(sweep: Sweep) -> Answer:
+    """Whether ``sink=1`` removes the damage with another BOS, with the chat template."""
+    conditions = dict.fromkeys(
+        p.condition for p in sweep.points.values() if p.condition.context == sweep.usual.context
+    )
+    said, standings = [], []
+    for condition in conditions:
+        plain, sink = (sweep.slug_of(str(r), condition) for r in (BIDIRECTIONAL, SINK))
+        if plain is None or sink is None:
+            continue
+        damage = sweep.numbers(plain, "acc")["delta"]
+        share, text = _removes(sweep, sink)
+        standings.append(standing(share))
+        name = condition.words(sweep.usual) or "usual prompt"
+        if damage:
+            said.append(f"{name}: bidirectional {_points(damage)}, sink=1 {text}")
+    if len(said) < 2:
+        return NOT_RUN
+    if all(one == "most" for one in standings):
+        outcome: Outcome = "supports"
+    elif "little" in standings:
+        outcome = "partly" if "most" in standings else "refutes"
+    else:
+        outcome = "undecided"
+    finding = "; ".join(said)
+    return outcome, finding[0].upper() + finding[1:] + "."
+
+
+def sufficiency(sweep: Sweep) -> Answer:
+    """``rows=0-0``: is the damage there if only the first token looks ahead?"""
+    slug = sweep.slug_of("bidirectional:rows=0-0", sweep.usual)
+    if slug is None:
+        return NOT_RUN
+    share, text = _removes(sweep, slug)
+    if not share or share["value"] is None:
+        return "undecided", f"Only the first token looking ahead {text}."
+    there = _share(1 - share["value"], 1 - share["high"], 1 - share["low"], share["n"])
+    outcome: Outcome = {"little": "supports", "most": "refutes"}.get(standing(share), "undecided")  # type: ignore[assignment]
+    return outcome, f"With only the first token looking ahead, {there} is there."
+
+
+def triviality(sweep: Sweep) -> Answer:
+    """What the sweep's own measurement says."""
+    try:
+        value = json.loads((sweep.run.path / ATTENTION_FILE).read_text(encoding="utf-8"))
+        regimes = value["regimes"]
+        sink, plain = (regimes[str(regime)]["future"] for regime in (SINK, BIDIRECTIONAL))
+    except (OSError, ValueError, KeyError, TypeError):
+        return NOT_RUN
+    outcome, finding = _answer(_mean(sink), _mean(plain), len(sink))
+    return outcome, finding + _changed_answers(sweep)
+
+
+# (name, title, question, what would refute the story, how it is judged)
+CONTROLS: tuple[tuple[str, str, str, str, Callable[[Sweep], Answer]], ...] = (
+    (
+        "necessity", "Necessity (sink=1)",
+        "Does keeping the first token causal remove the damage?",
+        "Less than half of the damage removed, with its whole interval.", necessity,
+    ),
+    (
+        "sufficiency", "Sufficiency (rows=0-0)",
+        "If only the first token looks ahead, is the damage there?",
+        "Less than half of the damage, with its whole interval.", sufficiency,
+    ),
+    (
+        "placebo", "Placebo (skip=J)",
+        "Does keeping one token in the middle causal help as well?",
+        "More than half of the damage removed, with its whole interval: any token would do.",
+        one_point("skip", "Keeping token {} causal", "refutes", "supports"),
+    ),
+    (
+        "relocated", "Relocated sink (self=J)",
+        "Can another token that sees only itself stand in for the first?",
+        "More than half of the damage removed, with its whole interval: it is not the first token.",
+        one_point("self_token", "Letting token {} see only itself", "refutes", "supports"),
+    ),
+    (
+        "keys-values", "Key or value (patched)",
+        "Is it how the first token is found (keys), or what is read from it (values)?",
+        "Nothing here: patching both is sink=1 exactly. It says by which path.", keys_or_values,
+    ),
+    (
+        "triviality", "Triviality (attention ahead)",
+        "Is bidirectional attention still used under sink=1, or did it merely stop mattering?",
+        f"Under {100 * TRIVIAL:.0f} % of attention on tokens ahead, with its whole interval.",
+        triviality,
+    ),
+    (
+        "prompts", "Prompt conditions",
+        "Does it hold with the BOS token the other way, and with the chat template?",
+        "A prompt in which sink=1 removes less than half of the damage.", prompt_conditions,
+    ),
+    (
+        "tail", "Last prompt token (tail=1)",
+        "Is it instead that earlier tokens see the last one, from which the answer is predicted?",
+        "More than half of the damage removed, with its whole interval.",
+        one_point("tail", "Hiding the last prompt token from earlier ones", "refutes", "supports"),
+    ),
+    (
+        "floor", "Context floor (no context)",
+        "Is there any use of the context to lose?",
+        "A causal run that does not beat the same model without any context.", context_floor,
+    ),
+)  # fmt: skip
+
+# What a sweep's points say to each control: an outcome from intervals alone, and a sentence.
+
+Outcome = Literal["supports", "refutes", "partly", "undecided", "open"]
+
+Standing = Literal["most", "little", "undecided"]
+
+STORY = "the damage comes from the first token looking ahead"
+
+# After a control with this outcome the story is ..
+OUTCOME_WORDS: Mapping[Outcome, str] = {
+    "supports": "not refuted", "refutes": "refuted", "partly": "refuted in part",
+    "undecided": "undecided", "open": "for information",
+}  # fmt: skip
+
+HALF = 0.5
+
+NO_SHARE = "no share is stated, the damage itself is not separable from 0"
+
+Answer = tuple[Outcome, str]
+
+NOT_RUN: Answer = ("undecided", "")
+
+
+def standing(share: Mapping[str, Any] | None) -> Standing:
+    """Whether a share of the damage is most of it, little of it, or cannot be told."""
+    if not share or share["value"] is None:
+        return "undecided"
+    return "most" if share["low"] > HALF else "little" if share["high"] < HALF else "undecided"
+
+
+def _removes(
+    sweep: Sweep, slug: str, *, they: bool = False
+) -> tuple[Mapping[str, Any] | None, str]:
+    """The share of the damage that a point removes, and the same in words (``they``: plural)."""
+    s = "" if they else "s"
+    numbers = sweep.numbers(slug, "acc")
+    share, delta = numbers["removed"], numbers["delta"]
+    if share and share["value"] is not None:
+        return share, f"remove{s} {_share(share['value'], share['low'], share['high'], share['n'])}"
+    if delta:
+        return share, f"differ{s} from causal by {_points(delta)}; {NO_SHARE}"
+    return share, f"ha{'ve' if they else 's'} no causal run to compare with"
+
+
+def _share(value: float, low: float, high: float, n: int) -> str:
+    return (
+        f"{100 * value:.0f} % of the damage (95 % CI {100 * low:.0f} to {100 * high:.0f} %, "
+        f"n = {formatting.count(n)})"
+    )
+
+
+def _points(delta: Mapping[str, Any]) -> str:
+    ends = [formatting.points(delta[end], signed=True) for end in ("value", "low", "high")]
+    return f"{ends[0]} points (95 % CI {ends[1]} to {ends[2]}, n = {formatting.count(delta['n'])})"
+
+
+def _control_with(sweep: Sweep, dial: str) -> tuple[str, Any] | None:
+    """The finished control point that turns this dial and no other, and the dial's value.
+
+    A sweep may hold more of the kind: which token is the control's was fixed before any was run.
+    """
+    middle = sweep.run.config.get("middle_token")
+    wanted = 1 if dial == "tail" else middle
+    for slug, point in sweep.points.items():
+        regime = parse_regime(point.regime)
+        value = getattr(regime, dial)
+        fixed = point.part == "control" if wanted is None else value == wanted
+        alone = str(regime).count("=") == 1 and point.condition == sweep.usual and not point.patch
+        if alone and fixed and value not in (None, 0):
+            return slug, value
+    return None
+
+
+def above(floor: Run, run: Run) -> stats.Estimate:
+    """Macro accuracy of ``run`` minus that of ``floor``, whose context is another one or none."""
+    pairs = pair(floor, run, "acc", intersect=True, check_context=False)
+    a, b = pairs.by_task(pairs.correct_a), pairs.by_task(pairs.correct_b)
+    return stats.macro_delta([stats.paired_delta(a[task], b[task]) for task in a])
+
+
+def _kept(causal: Run, plain: Run, floor: Run) -> Retention:
+    pairs = pair(causal, plain, "acc", intersect=True)
+    third = pair(causal, floor, "acc", intersect=True, check_context=False)
+    score = dict(zip(zip(third.task, third.doc_id), third.correct_b))
+    keys = list(zip(pairs.task, pairs.doc_id))
+    known = np.array([key in score for key in keys])
+    low = np.array([score.get(key, False) for key in keys])
+    parts = [
+        {task: values[known & (pairs.task == task)] for task in pairs.tasks}
+        for values in (pairs.correct_a, pairs.correct_b, low)
+    ]
+    return above_floor_retention(parts[0], parts[1], parts[2])
+
+
+SAME = (
+    "model",
+    "revision",
+    "checkpoint",
+    "chat_template",
+    "bos",
+)  # settings, of one model and prompt
+
+R = TypeVar("R", bound="Recorded")
+
+Mean = tuple[float, float, float]  # mean, low, high
+
+
+class Recorded(Protocol):
+    """A run, or what a page made of one."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    @property
+    def metrics(self) -> Mapping[str, Any] | None: ...
+
+
+def observed(metrics: Mapping[str, Any] | None) -> Answer | None:
+    """What an ``attend`` summary's metrics say; None if they do not hold both regimes."""
+    if metrics is None:
+        return None
+    try:
+        shares = {one["regime"]: one["overall"]["prefix"]["future"] for one in metrics["observed"]}
+        sink, plain = (
+            (share["mean"][0], share["low"][0], share["high"][0])
+            for share in (shares[str(SINK)], shares[str(BIDIRECTIONAL)])
+        )
+        return _answer(sink, plain, int(metrics["n_items"]))
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def same_prompts(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two runs' settings are of one model and one way of making prompts."""
+    usual = {"bos": "auto", "chat_template": False}
+    return all(
+        (first.get(name) or usual.get(name)) == (second.get(name) or usual.get(name))
+        for name in SAME
+    )
+
+
+def largest_summary(settings: Mapping[str, Any], runs: Iterable[R]) -> R | None:
+    """The ``attend`` summary of most items that answers for a sweep of these settings; of equal
+    ones the first."""
+    fit = [
+        run
+        for run in runs
+        if same_prompts(settings, run.settings) and observed(run.metrics) is not None
+    ]
+    return max(fit, key=lambda run: int((run.metrics or {})["n_items"]), default=None)
+
+
+def together(*outcomes: Outcome) -> Outcome:
+    """One word for what several sources say: undecided ones give way, contrary ones are partly."""
+    decided = set(outcomes) - {"undecided"}
+    if len(decided) > 1:
+        return "partly"
+    return decided.pop() if decided else "undecided"
+
+
+def _answer(sink: Mean, plain: Mean, n: int) -> Answer:
+    _, low, high = sink
+    outcome: Outcome = "undecided"
+    if not math.isnan(low):
+        outcome = "supports" if low > TRIVIAL else "refutes" if high < TRIVIAL else "undecided"
+    return outcome, (
+        f"Under sink=1 prompt tokens send {_percent(*sink)} of their attention to tokens "
+        f"ahead of them (mean over layers and heads, {formatting.count(n)} items); under plain "
+        f"bidirectional prefill {_percent(*plain)}."
+    )
+
+
+def _changed_answers(sweep: Sweep) -> str:
+    """How often sink=1 answers otherwise than causal: a mask that did nothing would never."""
+    causal, sink = (sweep.slug_of(str(regime), sweep.usual) for regime in (CAUSAL, SINK))
+    if causal is None or sink is None:
+        return ""
+    pairs = pair(sweep.runs[causal], sweep.runs[sink], "acc", intersect=True)
+    changed = int((pairs.pred_a != pairs.pred_b).sum())
+    return (
+        f" It answers {100 * changed / pairs.n:.1f} % of the items otherwise than causal "
+        f"({formatting.count(changed)} of {formatting.count(pairs.n)})."
+    )
+
+
+def _mean(values: list[float]) -> Mean:
+    """A mean over items with its normal 95 % interval."""
+    found = np.asarray(values, dtype=np.float64)
+    mean = float(found.mean()) if len(found) else math.nan
+    if len(found) < 2:
+        return mean, math.nan, math.nan
+    half = stats.Z_95 * float(found.std(ddof=1)) / math.sqrt(len(found))
+    return mean, mean - half, mean + half
+
+
+def _percent(mean: float, low: float, high: float) -> str:
+    return f"{100 * mean:.1f} % (95 % CI {100 * low:.1f} to {100 * high:.1f} %)"

@@ -1,0 +1,337 @@
+"""Watch a model attend: the attention weights and hidden states of one sequence under a regime.
+
+The weights are those the forward pass really used: the model's own eager function computes them
+under the regime's mask and hands them out on the way, so soft caps, windows and grouped heads are
+in them. Nothing is recomputed afterwards, and no layer's weights outlive the moment they are seen.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from bidir_core.common.errors import UserError
+from bidir_core.data.encoding import EncodedItem
+from bidir_core.explain import attend_files as files
+from bidir_core.explain.attend_files import Shares
+from bidir_core.models.layout import Layout
+from bidir_core.regimes import Regime
+from bidir_core.runs.writer import RunWriter
+
+if TYPE_CHECKING:
+    from bidir_core.models.attention import Handle
+    from bidir_core.models.loading import LoadedModel
+
+# [head, query, key], in the model's number format, on its device
+OnWeights = Callable[[int, torch.Tensor], None]
+
+_watchers: weakref.WeakKeyDictionary[Any, Callable[..., None]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Token ids of a prompt and what follows it; int64 ``[n_tokens]``."""
+
+    ids: np.ndarray
+    n_prefix: int
+
+
+def passage_of(encoded: EncodedItem, choice: int | None = None) -> Passage:
+    """An item's prefix and one of its choices (the right one if ``choice`` is None)."""
+    choice = encoded.item.gold if choice is None else choice
+    prefix, continuation = encoded.prefix(choice), encoded.continuations[choice]
+    return Passage(np.concatenate([prefix.ids, continuation.ids]), len(prefix))
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one forward pass showed.
+
+    ``token_ll``: natural log-likelihood of each continuation token, float64. ``windows``: each
+    layer's sliding window or None. ``hidden``: what each layer hands on, float32 ``[token,
+    width]`` per layer on the CPU (empty unless asked for).
+    """
+
+    regime: Regime
+    shares: Shares
+    token_ll: np.ndarray
+    windows: tuple[int | None, ...]
+    hidden: tuple[np.ndarray, ...] = ()
+
+
+def observe(
+    loaded: LoadedModel,
+    passage: Passage,
+    regime: Regime,
+    *,
+    on_weights: OnWeights | None = None,
+    keep_hidden: bool = False,
+) -> Observation:
+    """Run one sequence and report where each layer, head and query sent its attention.
+
+    ``on_weights`` is called layer by layer with the weights ``[head, query, key]`` while the model
+    runs. Works with a model loaded for either attention implementation: this pass is eager.
+    Raises UserError when memory runs out.
+    """
+    n_total = len(passage.ids)
+    layout = Layout.pack([(passage.n_prefix, n_total)]).to(loaded.device)
+    ids = torch.from_numpy(passage.ids)[None].to(loaded.device)
+    parts: dict[int, np.ndarray] = {}
+    received: dict[int, np.ndarray] = {}
+    windows: dict[int, int | None] = {}
+    hidden: dict[int, np.ndarray] = {}
+
+    def seen(module: Any, weights: torch.Tensor, window: int | None) -> None:
+        layer = module.layer_idx
+        parts[layer] = _measure(weights[0])
+        received[layer] = _received(weights[0], passage.n_prefix)
+        windows[layer] = window
+        if on_weights is not None:
+            on_weights(layer, weights[0])
+
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(loaded.handle.use(regime, layout))
+            stack.enter_context(watching(loaded.handle, seen))
+            if keep_hidden:
+                stack.enter_context(_layer_outputs(loaded.handle, hidden))
+            logits = loaded.model(
+                input_ids=ids, position_ids=layout.position, use_cache=False
+            ).logits[0]
+            token_ll = _token_ll(logits, ids[0], passage.n_prefix)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory on a sequence of {n_total} tokens: eager attention holds all "
+            f"{n_total} x {n_total} weights of a layer; shorten it or use a smaller --dtype"
+        ) from error
+    layers = sorted(parts)
+    first, future, past, entropy = np.stack([parts[layer] for layer in layers], axis=1)
+    got = np.stack([received[layer] for layer in layers])
+    return Observation(
+        regime=regime,
+        shares=Shares(passage.n_prefix, first, future, past, entropy, got),
+        token_ll=token_ll,
+        windows=tuple(windows[layer] for layer in layers),
+        hidden=tuple(hidden[layer] for layer in sorted(hidden)),
+    )
+
+
+def attention_shares(
+    loaded: LoadedModel, encoded: Sequence[EncodedItem], regime: Regime
+) -> Iterator[tuple[EncodedItem, Shares]]:
+    """Where attention goes on each item's prefix and right choice; items in error are left out.
+
+    ``shares.mean()`` of each is a dict of ``[layer, head]`` arrays: the share of attention on the
+    first token, on future and on past tokens.
+    """
+    for one in encoded:
+        if one.error is None:
+            yield one, observe(loaded, passage_of(one), regime).shares
+
+
+@contextmanager
+def watching(handle: Handle, seen: Callable[..., None]) -> Iterator[None]:
+    """Forward passes inside are eager and show ``seen(module, weights, window)`` each layer's."""
+    _watchers[handle] = seen
+    try:
+        with attending_with(handle, "observed"):
+            yield
+    finally:
+        del _watchers[handle]
+
+
+@contextmanager
+def attending_with(handle: Handle, implementation: str) -> Iterator[None]:
+    """Use another of the registered attention functions for a while: sdpa, eager or observed."""
+    handle.decoder.set_attn_implementation(f"bidir_{implementation}")
+    try:
+        yield
+    finally:
+        handle.decoder.set_attn_implementation(f"bidir_{handle.implementation}")
+
+
+def _observed(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    attend = ALL_ATTENTION_FUNCTIONS["bidir_eager"]
+    output, weights = attend(module, query, key, value, attention_mask, **kwargs)
+    _watchers[module._bidir_handle](module, weights, kwargs.get("sliding_window"))
+    return output, weights
+
+
+AttentionInterface.register("bidir_observed", _observed)
+
+
+def _measure(weights: torch.Tensor) -> np.ndarray:
+    """first, future, past, entropy of weights ``[head, query, key]``: ``[measure, head, query]``."""
+    weights = weights.float()
+    past = torch.tril(weights, diagonal=-1).sum(-1)
+    future = torch.triu(weights, diagonal=1).sum(-1)
+    entropy = torch.special.entr(weights).sum(-1)
+    return torch.stack([weights[..., 0], future, past, entropy]).cpu().numpy()
+
+
+def _received(weights: torch.Tensor, n_prefix: int) -> np.ndarray:
+    """What each key gets on average from the prefix's queries, the first one's apart."""
+    return weights[:, min(1, n_prefix - 1) : n_prefix].float().mean(1).cpu().numpy()
+
+
+def _token_ll(logits: torch.Tensor, ids: torch.Tensor, n_prefix: int) -> np.ndarray:
+    """``logits[t]`` predicts token t+1: those from the prefix's last token on are scored."""
+    scored = logits[n_prefix - 1 : -1].float()
+    found = scored.log_softmax(-1).gather(-1, ids[n_prefix:, None])[:, 0]
+    return found.cpu().double().numpy()
+
+
+@contextmanager
+def _layer_outputs(handle: Handle, hidden: dict[int, np.ndarray]) -> Iterator[None]:
+    """Keep what each decoder layer (the module around an attention module) hands on."""
+    modules = dict(handle.decoder.named_modules())
+    hooks = []
+    for name, module in modules.items():
+        layer = getattr(module, "layer_idx", None)
+        around = modules.get(name.rpartition(".")[0])
+        # Gemma's layers know their index too; the attention module is the one inside.
+        if layer is None or around is None or isinstance(around, nn.ModuleList):
+            continue
+
+        def keep(_: Any, __: Any, output: Any, layer: int = layer) -> None:
+            output = output[0] if isinstance(output, tuple) else output
+            hidden[layer] = output[0].float().cpu().numpy()
+
+        hooks.append(around.register_forward_hook(keep))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+# One sequence in full: what the ``attend`` command writes about a single prompt or item.
+
+# In float32 the observed pass and the scoring path must agree to this, in nats per token.
+SAME_NATS = 1e-3
+
+
+def observe_one(
+    writer: RunWriter, loaded: LoadedModel, regimes: Sequence[Regime], encoded: EncodedItem
+) -> dict[str, Any]:
+    """Observe one sequence under each regime; writes its files and returns its metrics."""
+
+    passage = passage_of(encoded)
+    n_total, n_prefix = len(passage.ids), passage.n_prefix
+    keeps = n_prefix <= files.MATRIX_PROMPT_TOKENS and n_total <= files.MATRIX_TOKENS
+    pieces = token_pieces(loaded.tokenizer, encoded)
+    files.write_tokens(writer.path, passage.ids.tolist(), pieces, n_prefix)
+    seen, notes, agreement = [], [], []
+    for number, regime in enumerate(regimes):
+
+        def on_weights(layer: int, weights: Any, number: int = number) -> None:
+            files.write_layer(writer.path, number, layer, weights.half().cpu().numpy())
+
+        seen.append(
+            observe(
+                loaded, passage, regime, keep_hidden=True, on_weights=on_weights if keeps else None
+            )
+        )
+        agreement.append(off_scoring(loaded, regime, encoded, seen[-1].token_ll))
+        writer.heartbeat(number + 1, len(regimes))
+    files.write_shares(writer.path, [one.shares for one in seen])
+    drift = files.drift_between([one.hidden for one in seen])
+    files.write_drift(writer.path, drift)
+    if not keeps:
+        notes.append(
+            f"{n_total} tokens ({n_prefix} of prompt): only shares and drift are stored; matrices "
+            f"are for prompts of up to {files.MATRIX_PROMPT_TOKENS} tokens, "
+            f"{files.MATRIX_TOKENS} with their continuation"
+        )
+    n_layers, n_heads, _ = seen[0].shares.first.shape
+    return {
+        "mode": "sequence",
+        "item": None if encoded.item.task == "prompt" else encoded.item.item_id,
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "n_tokens": n_total,
+        "n_prefix_tokens": n_prefix,
+        "matrices": keeps,
+        "windows": list(seen[0].windows),
+        "observed": [
+            {
+                "regime": str(one.regime),
+                "continuation_ll": float(one.token_ll.sum()) if len(one.token_ll) else None,
+                "off_scoring_nats": off,
+                "layers": layer_means(one.shares),
+            }
+            for one, off in zip(seen, agreement, strict=True)
+        ],
+        "notes": notes,
+    }
+
+
+def layer_means(shares: files.Shares) -> dict[str, dict[str, list[float] | None]]:
+    """Part, then measure: the mean over heads, layer by layer. None for a part without tokens."""
+    out: dict[str, dict[str, list[float] | None]] = {}
+    for part in ("prefix", "start", "continuation"):
+        means = {name: value.mean(-1) for name, value in shares.mean(part).items()}
+        out[part] = {
+            name: None if np.isnan(value).any() else [round(float(v), 6) for v in value]
+            for name, value in means.items()
+        }
+    return out
+
+
+def off_scoring(
+    loaded: LoadedModel, regime: Regime, encoded: EncodedItem, token_ll: np.ndarray
+) -> float | None:
+    """How far the observed pass is from what an evaluation computes, in nats per token."""
+    from bidir_core.evaluate.scoring import Scorer, plan_scoring
+    from bidir_core.models.attention import choose_implementation
+
+    if not len(token_ll):
+        return None
+    plan = plan_scoring([encoded], regime=regime, device=loaded.device)
+    with attending_with(loaded.handle, choose_implementation(loaded.model.config)):
+        (score,) = Scorer(loaded.model, loaded.handle, plan).score([0])
+    off = float(np.abs(score.token_ll[0] - token_ll).max())
+    if loaded.dtype == "float32" and not off <= SAME_NATS:
+        raise UserError(
+            f"under {regime} the observed pass is {off:.2g} nats off the scoring path, so what was "
+            "seen is not what an evaluation does"
+        )
+    return off
+
+
+def token_pieces(tokenizer: Any, encoded: EncodedItem) -> list[str]:
+    """The text in token pieces; a token without text of its own by its name."""
+    context, (prefix,), (rest,) = encoded.contexts[0], encoded.prefixes, encoded.continuations
+    text = context + _follows(encoded)
+    offsets = [*prefix.offsets.tolist(), *(rest.offsets + len(context)).tolist()]
+    pieces, position = [], 0
+    for token, (start, end) in zip([*prefix.ids.tolist(), *rest.ids.tolist()], offsets):
+        if start == end:
+            pieces.append(str(tokenizer.convert_ids_to_tokens(token)))
+            continue
+        pieces.append(text[position:end])
+        position = max(position, end)
+    return pieces
+
+
+def _follows(encoded: EncodedItem) -> str:
+    """The continuation as it was tokenised: a chat template takes its leading space."""
+    text = encoded.item.continuations[0]
+    return text if encoded.contexts[0] == encoded.item.contexts[0] else text.removeprefix(" ")

@@ -1,0 +1,306 @@
+"""Run a sweep: the model is loaded once, items are encoded once, each point is a run of its own.
+
+    runs/lab/<stamp>/config.json      settings, and the points planned
+                     texts*.parquet   the items, once per prompt condition (see shared_texts)
+                     points/<slug>/   a run folder: config, probe, items, metrics, log
+                     metrics.json     written last: every point against causal, and the verdicts
+
+A killed sweep goes on with the points that are not complete, and within the one it was at.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bidir_core.analyse.pairing import METRICS
+from bidir_core.common import formatting
+from bidir_core.common.errors import UserError
+from bidir_core.common.progress import Progress, logging_to, terminable
+from bidir_core.common.settings import to_json
+from bidir_core.data.items import data_fingerprint
+from bidir_core.evaluate import evaluate
+from bidir_core.evaluate.scoring import auto_batch_tokens
+from bidir_core.explain import control_points
+from bidir_core.explain.control_points import Prompts
+from bidir_core.explain.controls import OUTCOME_WORDS, STORY
+from bidir_core.explain.sweep_points import SINK, Condition, LabConfig, Point, expand, lay_out
+from bidir_core.explain.sweep_summary import Sweep, best, best_of_dials, percent, removed_sentence
+from bidir_core.models import loading
+from bidir_core.models.devices import device_name
+from bidir_core.models.loading import LoadedModel
+from bidir_core.regimes import CAUSAL, parse_regime
+from bidir_core.runs.layout import LAB, check_new_run
+from bidir_core.runs.records import to_table, write_texts
+from bidir_core.runs.resume import resumable
+from bidir_core.runs.run import Run
+from bidir_core.runs.writer import RunWriter
+
+
+def run_lab(config: LabConfig) -> Path:
+    """Run a sweep and return its folder. UserError on bad input, before anything is written."""
+    check_new_run(config.runs_dir, config.name)
+    found = evaluate.preflight(config.evaluation(), CAUSAL)
+    regimes = expand(config.sweeps, found.n_layers)
+    prompts = Prompts(config, found)
+    items, _, bos_added = prompts.of(prompts.usual)
+    extra, notes = control_points.plan(prompts) if config.controls else ([], [])
+    points = lay_out(prompts.usual, regimes, extra)
+    loaded = loading.load_weights(found)
+    prompts.loaded = loaded
+    writer = RunWriter.create(
+        LAB,
+        to_json(config),
+        root=config.runs_dir,
+        name=config.name,
+        **{
+            **evaluate.run_facts(loaded, items, bos_added, CAUSAL),
+            "kind": "lab",
+            "batch_tokens": config.batch_tokens or auto_batch_tokens(loaded.device),
+            "points": [point.to_json(prompts.usual) for point in points],
+            "notes": notes,
+            "n_layers": found.n_layers,
+            **({"middle_token": control_points.middle_token(prompts)} if config.controls else {}),
+        },
+    )
+    _run(writer, prompts, points, loaded)
+    return writer.path
+
+
+def resume_lab(
+    reference: str | Path, given: Mapping[str, Any], *, runs_dir: str | None = None
+) -> Path:
+    """Go on with an unfinished sweep; nothing that was scored is scored again.
+
+    Of a finished one it only says again, on stderr, what it found.
+    """
+    run, config = resumable(reference, "lab", LabConfig, given, runs_dir=runs_dir)
+    if run.state == "done":
+        said = (f"{run.id} is complete; nothing was run", *lines(run.metrics or {}))
+        print(*said, sep="\n", file=sys.stderr)
+        return run.path
+    config = replace(
+        config,
+        device=given.get("device", config.device),
+        # One sweep has one number format and one batch plan, also where "auto" would now differ.
+        dtype=run.config.get("dtype") or config.dtype,
+        attn=run.config.get("attention") or config.attn,
+        batch_tokens=run.config.get("batch_tokens") or config.batch_tokens,
+    )
+    prompts = Prompts(config, evaluate.preflight(config.evaluation(), CAUSAL))
+    items, _, _ = prompts.of(prompts.usual)
+    evaluate.check_same(run, "data_fingerprint", data_fingerprint(items), "the benchmark data")
+    loaded = loading.load_weights(prompts.loaded)  # type: ignore[arg-type]
+    evaluate.check_same(run, "model_fingerprint", loaded.fingerprint, "the model")
+    prompts.loaded = loaded
+    points = [Point.from_json(value) for value in run.config["points"]]
+    _run(RunWriter.resume(run), prompts, points, loaded)
+    return run.path
+
+
+def _run(writer: RunWriter, prompts: Prompts, points: Sequence[Point], loaded: LoadedModel) -> None:
+    with writer, terminable(), logging_to(writer.path / "log.txt") as log:
+        started = time.monotonic()
+        log.info("%s, %d points -> %s", prompts.config.model, len(points), writer.id)
+        for note in writer.config.get("notes") or []:
+            log.info("note: %s", note)
+        sizes = [len(prompts.of(point.condition)[1]) for point in points]
+        runs = [Run(writer.path / "points" / point.slug(prompts.usual)) for point in points]
+        before = [_recorded(run) for run in runs]
+        progress = Progress(
+            sum(sizes), done=sum(before), report=writer.heartbeat, shown=False, title="sweep"
+        )
+        for number, (point, run) in enumerate(zip(points, runs, strict=True), start=1):
+            if run.state == "done":
+                continue
+            title = f"[{number}/{len(points)}] {point.regime}"
+            writer.heartbeat(progress.done, progress.total, point=title)
+            _run_point(writer, prompts, point, run, loaded, title, progress)
+            _tell_left(log, progress, number, len(points), started, sum(before))
+        if prompts.config.controls:
+            control_points.measure_attention(writer.path, prompts, loaded)
+        found = summarise(Run(writer.path))
+        spent = [(Run(run.path).metrics or {}).get("cost", {}).get("seconds", 0.0) for run in runs]
+        writer.finish(
+            metrics=found,
+            cost={
+                "seconds": round(sum(spent), 3),
+                "wall_seconds": round(time.monotonic() - started, 3),
+                "device": device_name(loaded.device),
+            },
+        )
+        progress.close()
+        for line in lines(found):
+            log.info("%s", line)
+
+
+def _run_point(
+    sweep: RunWriter,
+    prompts: Prompts,
+    point: Point,
+    run: Run,
+    loaded: LoadedModel,
+    title: str,
+    progress: Progress,
+) -> None:
+    """Evaluate one point, from the start or from where a killed process left it."""
+    items, encoded, bos_added = prompts.of(point.condition)
+    config, regime = prompts.evaluation(point), parse_regime(point.regime)
+    texts = _texts_name(point.condition, prompts.usual)
+    if not (sweep.path / texts).exists():
+        compact = prompts.config.compact
+        rows = [evaluate.item_fields(one, tokens=not compact) for one in encoded]
+        if compact:
+            rows = [{**row, **dict.fromkeys(("contexts", "continuations"))} for row in rows]
+        write_texts(to_table(rows), sweep.path / texts)
+    known = Run(run.path)  # a fresh look: what exists now
+    if known.config and known.state != "corrupt":
+        writer, before = RunWriter.resume(known), known.status.get("cost")
+    else:
+        writer, before = (
+            RunWriter.create(
+                LAB,
+                to_json(config),
+                folder=run.path,
+                **evaluate.run_facts(loaded, items, bos_added, regime),
+                texts=texts,
+            ),
+            None,
+        )
+    evaluate.score_into(
+        writer,
+        config,
+        loaded,
+        regime,
+        encoded,
+        before=before,
+        plan=prompts.plan(point, loaded),
+        title=title,
+        advanced=progress.advance,
+    )
+
+
+def _recorded(run: Run) -> int:
+    """How many items of a point are done already."""
+    if not run.has_items:
+        return 0
+    try:
+        return run.items_table(("doc_id",)).num_rows
+    except UserError:
+        return 0
+
+
+def _texts_name(condition: Condition, usual: Condition) -> str:
+    if condition == usual:
+        return "texts.parquet"
+    return f"texts_{Point('causal', condition).slug(usual).removeprefix('causal_')}.parquet"
+
+
+def _tell_left(
+    log: logging.Logger, progress: Progress, number: int, total: int, started: float, before: int
+) -> None:
+    fresh = progress.done - before
+    left = (progress.total - progress.done) * (time.monotonic() - started) / max(fresh, 1)
+    if number < total:
+        log.info("%d of %d points done, about %.0f s left", number, total, left)
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """The part of a sweep's ``metrics.json`` that its finished points decide."""
+    from bidir_core.explain import controls
+
+    sweep = Sweep(run)
+    points = [
+        {
+            **point.to_json(sweep.usual),
+            "condition_words": point.condition.words(sweep.usual),
+            "n": int((sweep.runs[slug].metrics or {}).get("n_items") or 0),
+            "seconds": (sweep.runs[slug].metrics or {}).get("cost", {}).get("seconds"),
+            **{metric: sweep.numbers(slug, metric) for metric in METRICS},
+        }
+        for slug, point in sweep.points.items()
+    ]
+    return {
+        "n_points": len(points),
+        "n_planned": len(sweep.planned),
+        "n_items": max((point["n"] for point in points), default=0),
+        "points": points,
+        "best": {metric: best(sweep, metric) for metric in METRICS},
+        "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in METRICS},
+        "controls": controls.judge(sweep) if run.settings.get("controls") else [],
+    }
+
+
+# The end of a sweep for the terminal: its points, its controls, and the verdict last.
+
+FINDING_WIDTH = 72  # characters of a control's finding in a line
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """A finished sweep's ``metrics.json`` in words; what an earlier version lacks is left out."""
+    out = _points(found.get("points") or [])
+    for kind, one in ((found.get("best_of_dials") or {}).get("acc") or {}).items():
+        out.append(f"of {kind}: {one['sentence']}")
+    out += _controls(found.get("controls") or [])
+    said = verdict(found)
+    return [*out, f"verdict: {said}"] if said else out
+
+
+def verdict(found: Mapping[str, Any]) -> str | None:
+    """What the sweep's best point does to the damage; where none was chosen, what sink=1 does."""
+    if chosen := (found.get("best") or {}).get("acc"):
+        return str(chosen["sentence"])
+    usual = next((point["condition"] for point in found.get("points") or []), None)
+    for point in found.get("points") or []:
+        if (point["regime"], point["patch"], point["condition"]) == (str(SINK), None, usual):
+            return removed_sentence(point["regime"], point["acc"]) + "."
+    return None
+
+
+def _points(points: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for point in points:
+        numbers = point["acc"]
+        delta, share = numbers["delta"], numbers["removed"]
+        name = " · ".join(filter(None, (point["regime"], point["patch"], point["condition_words"])))
+        rows.append(
+            [
+                name,
+                "-" if numbers["value"] is None else f"{numbers['value']:.4f}",
+                formatting.points(delta["value"], signed=True) if delta else "",
+                f"{formatting.points(delta['low'], signed=True)} to "
+                f"{formatting.points(delta['high'], signed=True)}"
+                if delta
+                else "",
+                f"{percent(share['value'])} %" if share and share["value"] is not None else "",
+            ]
+        )
+    header = ("point", "acc", "to causal, points", "95 % CI", "damage removed")
+    return formatting.table(header, rows).splitlines()
+
+
+def _tied(text: str) -> str:
+    """No line ends between a number and its sign or unit."""
+    return text.replace(" %", f"{NO_BREAK}%").replace("n = ", f"n{NO_BREAK}={NO_BREAK}")
+
+
+def _controls(controls: list[dict[str, Any]]) -> list[str]:
+    """What each control says of the story, wrapped to a table."""
+    rows = []
+    for one in controls:
+        title, outcome = one["title"], OUTCOME_WORDS[one["outcome"]]
+        for part in textwrap.wrap(_tied(one["finding"]), FINDING_WIDTH):
+            rows.append((title, outcome, part.replace(NO_BREAK, " ")))
+            title = outcome = ""
+    if not rows:
+        return []
+    table = formatting.table(("control", "the story is", "what was found"), rows, left=2)
+    return ["", f"controls of the story that {STORY}:", *table.splitlines(), ""]

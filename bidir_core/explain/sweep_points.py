@@ -1,0 +1,260 @@
+"""What a sweep's text means: ``sink=0,1*lambda=0.01,1|layers=windows:5`` as a list of regimes.
+
+    sweep   = product { "|" product }     one after the other
+    product = axis { "*" axis }           every combination
+    axis    = dial "=" value { "," value }
+
+A value is written as in a regime. ``layers`` also takes ``windows:5`` (every window of five
+layers), ``windows:1,5,10`` (of each of these widths), ``prefixes`` (0-0, 0-1, ..) and
+``suffixes`` (.., 28-29, 29-29).
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, NamedTuple
+
+from bidir_core.common.errors import UserError
+from bidir_core.common.settings import setting
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, DIALS, Regime, parse_regime
+
+MOST_POINTS = 1000
+
+_LAYER_WORDS = "A-B, windows:W, prefixes or suffixes"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dial and its values, as written; ``windows:W`` and the like wait for the model."""
+
+    dial: str
+    values: tuple[str, ...]
+
+    def settings(self, n_layers: int) -> list[str]:
+        """``dial=value`` for each value; ``''`` where a layer range covers the whole model."""
+        whole = f"0-{n_layers - 1}"
+        written = [part for value in self.values for part in _ranges(value, n_layers)]
+        return ["" if self.dial == "layers" and v == whole else f"{self.dial}={v}" for v in written]
+
+
+Product = tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A parsed sweep; :meth:`regimes` needs to know how many layers the model has."""
+
+    text: str
+    products: tuple[Product, ...]
+
+    def regimes(self, n_layers: int) -> list[Regime]:
+        """Its points in order, each once. UserError for layers that the model lacks."""
+        found: dict[Regime, None] = {}
+        for product in self.products:
+            for settings in itertools.product(*(axis.settings(n_layers) for axis in product)):
+                dials = ",".join(filter(None, settings))
+                regime = parse_regime("bidirectional" + (f":{dials}" if dials else ""))
+                regime.check_layers(n_layers)
+                found[regime] = None
+            if len(found) > MOST_POINTS:
+                raise UserError(
+                    f"--sweep {self.text}: more than {MOST_POINTS} points; sweep fewer values"
+                )
+        return list(found)
+
+
+def expand(sweeps: Iterable[Sweep], n_layers: int) -> list[Regime]:
+    """The points of several sweeps, each regime once."""
+    return list(dict.fromkeys(r for sweep in sweeps for r in sweep.regimes(n_layers)))
+
+
+def parse_sweep(text: str) -> Sweep:
+    """Parse a sweep. Raises UserError saying which part is wrong and what would be right."""
+    products = tuple(
+        tuple(_axis(text, axis) for axis in product.split("*")) for product in text.split("|")
+    )
+    for product in products:
+        dials = [axis.dial for axis in product]
+        if twice := next((dial for dial in dials if dials.count(dial) > 1), None):
+            raise UserError(f"--sweep {text}: '{twice}' is given twice in one product")
+    return Sweep(text, products)
+
+
+def _axis(text: str, written: str) -> Axis:
+    dial, equals, values = written.strip().partition("=")
+    if dial not in DIALS or not equals or not values:
+        raise UserError(
+            f"--sweep {text}: '{written}' is not a dial with its values; write for example "
+            f"'sink=0,1,2'; dials are {', '.join(DIALS)}"
+        )
+    parts = [part.strip() for part in values.split(",")]
+    if dial == "layers":
+        return Axis(dial, tuple(_layer_values(text, parts)))
+    for part in parts:
+        try:
+            parse_regime(f"bidirectional:{dial}={part}")
+        except UserError as error:
+            raise UserError(f"--sweep {text}: {str(error).partition(': ')[2]}") from None
+    return Axis(dial, tuple(parts))
+
+
+def _layer_values(text: str, parts: Sequence[str]) -> list[str]:
+    """Ranges as they are; ``windows:1``, ``5``, ``10`` as three families of windows."""
+    found, in_windows = [], False
+    for part in parts:
+        bare = re.fullmatch(r"[0-9]{1,4}", part) is not None
+        if bare and in_windows:
+            part = f"windows:{part}"
+        in_windows = re.fullmatch(r"windows:[0-9]{1,4}", part) is not None
+        if in_windows and int(part.partition(":")[2]) < 1:
+            raise UserError(f"--sweep {text}: a window has at least one layer, not 0")
+        if not in_windows and part not in ("prefixes", "suffixes"):
+            if bare:
+                raise UserError(f"--sweep {text}: one layer is written {part}-{part}")
+            try:
+                parse_regime(f"bidirectional:layers={part}")
+            except UserError:
+                raise UserError(
+                    f"--sweep {text}: layers takes {_LAYER_WORDS}, not '{part}'"
+                ) from None
+        found.append(part)
+    return found
+
+
+def _ranges(value: str, n_layers: int) -> list[str]:
+    last = n_layers - 1
+    if value == "prefixes":
+        return [f"0-{end}" for end in range(n_layers)]
+    if value == "suffixes":
+        return [f"{start}-{last}" for start in range(n_layers)]
+    word, colon, width = value.partition(":")
+    if word != "windows" or not colon:
+        return [value]
+    if int(width) > n_layers:
+        raise UserError(
+            f"a window of {width} layers does not fit; this model has {n_layers} layers"
+        )
+    return [f"{start}-{start + int(width) - 1}" for start in range(n_layers - int(width) + 1)]
+
+
+# A lab's settings: those of an evaluation, and what is varied.
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabConfig(EvalConfig):
+    """Which regimes to run on one model and one set of items. Everything else is as in eval."""
+
+    regime: str = setting("causal", help="the baseline", role="identity", cli=False)
+    sweep: tuple[str, ...] = setting((), help="what to vary", role="identity", cli=False)
+    controls: bool = setting(
+        False,
+        help="add the controls that could refute the story: sufficiency, placebo, relocated sink, "
+        "key or value, triviality, prompt conditions, last prompt token, context floor",
+        role="identity",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for text in self.sweep:
+            parse_sweep(text)
+        if not self.sweep and not self.controls:
+            raise UserError(
+                "say what to vary: --sweep sink=0,1,2 (see --help for more), or --controls"
+            )
+
+    @property
+    def sweeps(self) -> tuple[Sweep, ...]:
+        return tuple(parse_sweep(text) for text in self.sweep)
+
+    def evaluation(self, **changes: Any) -> EvalConfig:
+        """The settings of one evaluation with these changes."""
+        known = {spec.name for spec in fields(EvalConfig)}
+        own = {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name in known}
+        return EvalConfig(**{**own, **changes})
+
+
+# What the points of a sweep are: a regime, an edit if any, and the prompt condition.
+
+SINK = parse_regime("bidirectional:sink=1")
+
+
+class Condition(NamedTuple):
+    """How the prompt is made. Points compare within one condition only: others have other tokens."""
+
+    bos: str = "auto"
+    chat_template: bool = False
+    context: str = "full"
+
+    def words(self, usual: Condition) -> str:
+        """What differs from the sweep's own condition, e.g. ``BOS added, chat template``."""
+        said = []
+        if self.bos != usual.bos:
+            said.append({"add": "BOS added", "none": "no BOS", "auto": "usual BOS"}[self.bos])
+        if self.chat_template != usual.chat_template:
+            said.append("chat template" if self.chat_template else "no chat template")
+        if self.context != usual.context:
+            said.append("no context" if self.context == "none" else f"{self.context} context")
+        return ", ".join(said)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation of a sweep. ``patch`` names an edit beside the regime (see patching).
+
+    ``part``: what it is there for: ``reference``, ``sweep`` or ``control``.
+    """
+
+    regime: str
+    condition: Condition
+    patch: str | None = None
+    part: str = "sweep"
+
+    @property
+    def key(self) -> tuple[str, Condition, str | None]:
+        return self.regime, self.condition, self.patch
+
+    def slug(self, usual: Condition) -> str:
+        """The name of its folder, unique in the sweep."""
+        parts = [parse_regime(self.regime).slug]
+        if self.patch:
+            parts.append(f"patch-{self.patch.replace('=', '-')}")
+        if self.condition.bos != usual.bos:
+            parts.append(f"bos-{self.condition.bos}")
+        if self.condition.chat_template != usual.chat_template:
+            parts.append("chat" if self.condition.chat_template else "no-chat")
+        if self.condition.context != usual.context:
+            parts.append(f"context-{self.condition.context}")
+        return "_".join(parts)
+
+    def to_json(self, usual: Condition) -> dict[str, Any]:
+        return {"slug": self.slug(usual), **asdict(self), "condition": self.condition._asdict()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Point:
+        return cls(
+            regime=value["regime"],
+            condition=Condition(**value["condition"]),
+            patch=value.get("patch"),
+            part=value.get("part", "sweep"),
+        )
+
+
+def condition_of(config: LabConfig) -> Condition:
+    return Condition(config.bos, config.chat_template, config.context)
+
+
+def lay_out(
+    usual: Condition, regimes: Iterable[Regime], controls: Iterable[Point] = ()
+) -> list[Point]:
+    """Every point once, in the order they run: references, the sweep, the controls."""
+    points = [Point(str(regime), usual, part="reference") for regime in (CAUSAL, BIDIRECTIONAL)]
+    points += [Point(str(regime), usual) for regime in regimes]
+    points += [replace(point, part="control") for point in controls]
+    found: dict[Any, Point] = {}
+    for point in points:
+        found.setdefault(point.key, point)
+    return list(found.values())

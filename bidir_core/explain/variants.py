@@ -1,0 +1,323 @@
+"""Many variants of one item's attention, computed together.
+
+A variant says for every layer which rule its attention follows. Variants that agree up to some
+layer have the same hidden states up to there, so the batch grows as it goes through the model, a
+row for every distinct beginning:
+
+    layer   0   1   2   3        B: as the regime says, C: causal
+    a       B   B   B   B        row 0 ---+-----+--- a
+    b       B   B   C   B                 |     +--- b      two rows enter layer 2,
+    c       B   B   C   C                 |     +--- c      three enter layer 3
+    d       C   B   B   B        row 1 ---- d               (c leaves b there)
+
+It is the tree of choices of :mod:`bidir_core.evaluate.packing`, over layers instead of tokens, and just as
+exact: what is shared is what would have been computed twice.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from bidir_core.common.errors import UserError
+from bidir_core.data.encoding import EncodedItem
+from bidir_core.evaluate.packing import Collated, build_segments, collate, split_scores
+from bidir_core.models.attention import Plan
+from bidir_core.models.loading import LoadedModel
+from bidir_core.regimes import CAUSAL, Regime
+from bidir_core.train.student import Student
+
+# Tokens that leave the last layer together: more share more, until they no longer fit a cache.
+BATCH_TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 8192}
+
+# Tokens that are in a layer together: fewer stay in a CPU's cache from one operation to the next.
+PIECE_TOKENS = {"cpu": 512}
+
+
+class Rule(NamedTuple):
+    """One layer's attention: ``regime`` (without ``layers``), and a range of prefix positions
+    (inclusive) whose tokens see only what precedes them, as if the regime were causal."""
+
+    regime: Regime
+    restored: tuple[int, int] | None = None
+
+
+Variant = tuple[Rule, ...]  # one rule a layer
+
+
+class Scored(NamedTuple):
+    """``ll[choice]``: natural log, summed over the choice's tokens. ``variant``: which one."""
+
+    variant: int
+    ll: tuple[float, ...]
+
+
+class _RulePlan(Plan):
+    """Hands out a mask for each batch row: the rules of the layer that asks."""
+
+    def __init__(self, rules: Sequence[Sequence[Rule]], collated: Collated):
+        super().__init__(CAUSAL, collated.layout)
+        self.rules = rules
+        self.here = slice(None)  # the rows that are in the layer now
+        self._plans: dict[Regime, Plan] = {}
+        self._one: dict[Any, torch.Tensor] = {}
+
+    def mask(
+        self, layer: int, window: int | None, dtype: torch.dtype, span: Any = None, last: Any = None
+    ) -> torch.Tensor:
+        rules = tuple(self.rules[layer][self.here])
+        known = dict.fromkeys(rules)
+        for rule in known:
+            if (rule, window, dtype) not in self._one:
+                self._one[rule, window, dtype] = self.rule_mask(rule, window, dtype)
+        # A single rule for all rows broadcasts.
+        return torch.cat(
+            [self._one[rule, window, dtype] for rule in (rules if len(known) > 1 else known)]
+        )
+
+    def blocks(self, *_: Any) -> Any:
+        raise UserError("variants of a layer's attention need masks; use --attn sdpa or eager")
+
+    def rule_mask(self, rule: Rule, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """``[1, 1, query, key]``: the regime's mask, restored rows taken from the causal one."""
+        mask = self._of(rule.regime).mask(0, window, dtype)
+        if rule.restored is None:
+            return mask
+        position, n_prefix = self.layout.position, self.layout.n_prefix
+        first, last = rule.restored
+        rows = (position >= first) & (position <= last) & (position < n_prefix)
+        return torch.where(rows[:, None, :, None], self._of(CAUSAL).mask(0, window, dtype), mask)
+
+    def _of(self, regime: Regime) -> Plan:
+        return self._plans.setdefault(regime, Plan(regime, self.layout))
+
+
+class VariantScorer:
+    """Scores one item's choices under many variants of a model's attention.
+
+    Raises UserError for a model whose layers do not hand plain hidden states to one another.
+    """
+
+    def __init__(self, loaded: LoadedModel, encoded: EncodedItem):
+        self.loaded, self.encoded = loaded, encoded
+        # Contexts stay apart (as under a bidirectional regime), so that rows mean the same thing
+        # in every variant.
+        self.segments = build_segments(encoded)
+        self.collated = _dense(collate(self.segments, padded=False), loaded.device)
+        self.student = Student(loaded.model, loaded.handle)
+        self.layers = _layers(loaded)
+        self.computed_tokens = 0
+        tokens = BATCH_TOKENS.get(loaded.device.type, 2048)
+        self.rows = max(1, tokens // self.n_tokens)
+        self.piece = max(1, PIECE_TOKENS.get(loaded.device.type, tokens) // self.n_tokens)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in one row: the prefixes and the tree of choices behind each."""
+        return self.collated.ids.shape[1]
+
+    def score(self, variants: Sequence[Variant]) -> Iterator[Scored]:
+        """Log-likelihoods of every variant, in whatever order they come out; equal ones once."""
+        same: dict[Variant, list[int]] = {}
+        for index, variant in enumerate(variants):
+            if len(variant) != self.loaded.n_layers:
+                raise ValueError(f"a variant has {len(variant)} rules, not {self.loaded.n_layers}")
+            same.setdefault(variant, []).append(index)
+        rank = {rule: i for i, rule in enumerate(dict.fromkeys(r for v in same for r in v))}
+        # Side by side stand those that part late: they share most.
+        ordered = sorted(same, key=lambda variant: [rank[rule] for rule in variant])
+        for start in range(0, len(ordered), self.rows):
+            chunk = ordered[start : start + self.rows]
+            for variant, ll in zip(chunk, self._run(chunk), strict=True):
+                yield from (Scored(index, ll) for index in same[variant])
+
+    def sees_alike(self, one: Rule, other: Rule) -> bool:
+        """Whether two rules let every token see the same."""
+        plan = _RulePlan([], self.collated)
+        masks = [plan.rule_mask(rule, None, torch.float32) for rule in (one, other)]
+        return torch.equal(*masks)
+
+    @torch.inference_mode()
+    def _run(self, variants: Sequence[Variant]) -> list[tuple[float, ...]]:
+        parents, rules, ends = _tree(variants)
+        plan = _RulePlan(rules, self.collated)
+        handle, ids = self.loaded.handle, self.collated.ids
+        with (
+            handle.use_plan(plan),
+            _branching(self.layers, parents, ids.shape[1]),
+            _in_pieces(self.layers, plan, self.piece),
+        ):
+            hidden = self.student.decoder(
+                input_ids=ids, position_ids=self.collated.layout.position, use_cache=False
+            ).last_hidden_state
+        self.computed_tokens += sum(map(len, rules)) * ids.shape[1] // len(rules)
+        return self._ll(hidden, ends)
+
+    def _ll(self, hidden: torch.Tensor, ends: Sequence[int]) -> list[tuple[float, ...]]:
+        """Per variant and choice, from the last hidden states ``[row, time, width]``."""
+        batch, width = self.collated, hidden.shape[-1]
+        predicting = hidden[ends][:, batch.head].reshape(-1, width)
+        first = torch.arange(len(ends), device=hidden.device)[:, None] * len(batch.head)
+        scores = token_ll(
+            self.student,
+            predicting,
+            (batch.source[None] + first).flatten(),
+            batch.target.repeat(len(ends)),
+        )
+        found = []
+        for row in scores.reshape(len(ends), -1).cpu().double().numpy():
+            ll = {c: float(np.sum(part)) for _, c, part in split_scores(self.segments, row)}
+            found.append(tuple(ll[choice] for choice in sorted(ll)))
+        return found
+
+
+def _dense(batch: Collated, device: torch.device) -> Collated:
+    """On the device, and attending as one row: variants need masks of the same shape."""
+    from dataclasses import replace
+
+    layout = replace(batch.layout.to(device), spans=None)
+    return Collated(
+        batch.ids.to(device), layout, batch.head.to(device), batch.source.to(device),
+        batch.target.to(device),
+    )  # fmt: skip
+
+
+def _layers(loaded: LoadedModel) -> list[nn.Module]:
+    decoder = loaded.handle.decoder
+    for module in decoder.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == loaded.n_layers:
+            return list(module)
+    raise UserError(f"{type(loaded.model).__name__} keeps its layers in no list that can be found")
+
+
+def _tree(
+    variants: Sequence[Variant],
+) -> tuple[list[list[int]], list[list[Rule]], list[int]]:
+    """Per layer, which row of the layer before each row continues, and its rule; and for each
+    variant the row it ends in."""
+    parents: list[list[int]] = []
+    rules: list[list[Rule]] = []
+    at = [0] * len(variants)  # the row each variant is in
+    for layer in range(len(variants[0])):
+        rows: dict[tuple[int, Rule], int] = {}
+        at = [
+            rows.setdefault((row, variant[layer]), len(rows)) for row, variant in zip(at, variants)
+        ]
+        parents.append([parent for parent, _ in rows])
+        rules.append([rule for _, rule in rows])
+    return parents, rules, at
+
+
+@contextmanager
+def _branching(
+    layers: Sequence[nn.Module], parents: Sequence[Sequence[int]], time: int
+) -> Iterator[None]:
+    """In front of each layer, repeat the rows from which several variants go on."""
+
+    def hook(rows: Sequence[int]) -> Any:
+        def repeat(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            hidden = arguments[0] if arguments else None
+            if not isinstance(hidden, torch.Tensor) or hidden.dim() != 3 or hidden.shape[1] != time:
+                raise UserError("this model's layers cannot be run in variants of their attention")
+            index = torch.tensor(rows, device=hidden.device)
+            return (hidden[index], *arguments[1:])
+
+        return repeat
+
+    hooks = []
+    try:
+        for before, layer, rows in zip([[0], *parents], layers, parents):
+            if list(rows) != list(range(len(before))):
+                hooks.append(layer.register_forward_pre_hook(hook(rows)))
+        yield
+    finally:
+        for one in hooks:
+            one.remove()
+
+
+@contextmanager
+def _in_pieces(layers: Sequence[nn.Module], plan: _RulePlan, n_rows: int) -> Iterator[None]:
+    """Run each layer on so many rows at a time; rows do not see each other."""
+
+    def pieces_of(forward: Any) -> Any:
+        def run(hidden: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+            found = []
+            for start in range(0, len(hidden), n_rows):
+                plan.here = slice(start, start + n_rows)
+                found.append(forward(hidden[plan.here], *arguments, **named))
+            plan.here = slice(None)
+            if isinstance(found[0], tuple):
+                return (torch.cat([one[0] for one in found]), *found[0][1:])
+            return torch.cat(found)
+
+        return run
+
+    own = [vars(layer).get("forward") for layer in layers]
+    try:
+        for layer in layers:
+            layer.forward = pieces_of(layer.forward)  # type: ignore[method-assign]
+        yield
+    finally:
+        for layer, before in zip(layers, own, strict=True):
+            if before is None:
+                vars(layer).pop("forward", None)
+            else:
+                layer.forward = before  # type: ignore[method-assign]
+
+
+# The output head a block at a time: log-likelihoods without the whole row of logits.
+
+ROWS = 512
+
+VOCABULARY = {"cpu": 2048}  # elsewhere the whole row: small kernels would leave a GPU idle
+
+WHOLE_ROWS = 64  # where the head is no plain matrix, or on a GPU
+
+
+def token_ll(
+    student: Student, hidden: torch.Tensor, source: torch.Tensor, target: torch.Tensor
+) -> torch.Tensor:
+    """Natural log-likelihood of each ``target`` token: float32 ``[n_scored]``.
+
+    ``hidden`` ``[n, width]``: last hidden states that predict; ``source`` ``[n_scored]``: which of
+    them predicts each target.
+    """
+    parts = _blocks(student, hidden.device)
+    rows = ROWS if len(parts) > 1 else WHOLE_ROWS
+    scores = torch.empty(len(target), device=hidden.device)
+    for start in range(0, len(hidden), rows):
+        mine = torch.nonzero((source >= start) & (source < start + rows)).flatten()
+        row, token = source[mine] - start, target[mine]
+        picked = torch.empty(len(mine), device=hidden.device)
+        norms = []
+        for begin, part in parts:
+            logits = part.logits(hidden[start : start + rows]).float()
+            norms.append(logits.logsumexp(-1))
+            here = torch.nonzero((token >= begin) & (token < begin + logits.shape[-1])).flatten()
+            picked[here] = logits[row[here], token[here] - begin]
+        norm = torch.stack(norms).logsumexp(0) if len(norms) > 1 else norms[0]
+        scores[mine] = picked - norm[row]
+    return scores
+
+
+def _blocks(student: Student, device: torch.device) -> list[tuple[int, Student]]:
+    """The head cut along the vocabulary: each block's first token, and the model ending in it."""
+    head, step = student.head, VOCABULARY.get(device.type)
+    if step is None or type(head) is not nn.Linear:
+        return [(0, student)]
+    parts = []
+    for begin in range(0, head.out_features, step):
+        block = nn.Linear(1, 1, bias=False)  # holds views, no weights of its own
+        block.weight = nn.Parameter(head.weight[begin : begin + step], requires_grad=False)
+        if head.bias is not None:
+            block.bias = nn.Parameter(head.bias[begin : begin + step], requires_grad=False)
+        part = copy.copy(student)
+        part.head = block
+        parts.append((begin, part))
+    return parts

@@ -1,0 +1,261 @@
+"""The three questions asked of one item: which masks are scored, and what their scores say.
+
+A *variant* says for every layer which rule its attention follows; all variants of an item are
+scored together (see ``variants``). What they found comes back as plain JSON values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bidir_core.common.errors import UserError
+from bidir_core.explain.why_config import MAX_TOKEN_SPANS
+from bidir_core.regimes import CAUSAL, Regime
+
+if TYPE_CHECKING:
+    from bidir_core.data.encoding import EncodedItem, Tokens
+    from bidir_core.explain.variants import Variant, VariantScorer
+    from bidir_core.models.loading import LoadedModel
+
+LAMBDA_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
+LAMBDA_ROUNDS, LAMBDA_INSIDE = 2, 5  # each round narrows the bracket to a sixth, in logarithms
+# Variants and scoring compute the same thing, but float32 on several CPU threads is not always the
+# same from one call to the next: the embedded model was seen to move by 4e-3 nats in 180.
+AGREES_NATS = 1e-2
+
+
+class Measure:
+    """Turns log-likelihoods into a choice, as lm-eval's acc or acc_norm does."""
+
+    def __init__(self, encoded: EncodedItem, metric: str):
+        texts = encoded.item.continuations
+        by_length = metric == "acc_norm" and encoded.item.has_acc_norm
+        self.weights = [
+            1.0 / max(len(text.removeprefix(" ")), 1) if by_length else 1.0 for text in texts
+        ]
+
+    def scores(self, ll: Sequence[float]) -> list[float]:
+        return [value * weight for value, weight in zip(ll, self.weights, strict=True)]
+
+    def choice(self, ll: Sequence[float]) -> int:
+        scores = self.scores(ll)
+        return scores.index(max(scores))
+
+    def lead(self, ll: Sequence[float], choice: int) -> float:
+        """How far ``choice`` is ahead of the best other one; negative where it is behind."""
+        scores = self.scores(ll)
+        return scores[choice] - max(s for c, s in enumerate(scores) if c != choice)
+
+
+def investigate(
+    loaded: LoadedModel,
+    encoded: EncodedItem,
+    regime: Regime,
+    metric: str = "acc",
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[dict[str, Any], int]:
+    """All three questions. Returns the result as plain JSON values, and the tokens computed.
+
+    ``advance(newly done, total)`` hears of progress, in masks.
+    """
+    from bidir_core.explain.variants import Rule, VariantScorer
+
+    scorer = VariantScorer(loaded, encoded)
+    measure = Measure(encoded, metric)
+    n_layers = loaded.n_layers
+    opened: Variant = tuple(Rule(regime.at_layer(layer)) for layer in range(n_layers))
+    causal = Rule(CAUSAL)
+    spans = _spans(scorer, encoded, opened)
+    families: dict[str, list[Variant]] = {
+        "ends": [(causal,) * n_layers, opened],
+        "single": [
+            (*opened[:layer], causal, *opened[layer + 1 :]) for layer in range(n_layers)
+        ],
+        "from_first": [
+            ((causal,) * (layer + 1) + opened[layer + 1 :]) for layer in range(n_layers)
+        ],
+        "from_last": [
+            (opened[:layer] + (causal,) * (n_layers - layer)) for layer in range(n_layers)
+        ],
+        "tokens": [
+            tuple(rule._replace(restored=span) for rule in opened) for span, seen in spans if seen
+        ],
+        "lambda": [_at_strength(opened, strength) for strength in LAMBDA_GRID],
+    }  # fmt: skip
+    variants = [one for family in families.values() for one in family]
+    total = len(variants) + LAMBDA_ROUNDS * LAMBDA_INSIDE
+    spent = 0
+
+    def counted(done: int) -> None:
+        nonlocal spent
+        spent += done
+        advance(done, total)
+
+    counted(0)
+    found: list[tuple[float, ...]] = [()] * len(variants)
+    for one in scorer.score(variants):
+        found[one.variant] = one.ll
+        counted(1)
+    starts = [0]
+    for family in families.values():
+        starts.append(starts[-1] + len(family))
+    ll = {
+        name: found[begin:end]
+        for name, begin, end in zip(families, starts, starts[1:], strict=False)
+    }
+    _check_against_scoring(loaded, encoded, regime, ll["ends"])
+    before, after = (measure.choice(one) for one in ll["ends"])
+
+    def point(one: Sequence[float]) -> dict[str, Any]:
+        """``lead``: of the causal answer over the best other one."""
+        return {
+            "choice": measure.choice(one),
+            "lead": round(measure.lead(one, before), 4),
+            "ll": short(one),
+        }
+
+    restored = iter(ll["tokens"])
+    tokens = [
+        {
+            "first": span[0],
+            "last": span[1],
+            **point(next(restored) if seen else ll["ends"][1]),
+            "looks_ahead": seen,
+        }
+        for span, seen in spans
+    ]
+    grid = [(s, point(one)) for s, one in zip(LAMBDA_GRID, ll["lambda"], strict=True)]
+    strengths = _find_lambda(
+        scorer, opened, regime, measure, before, [*grid, (1.0, point(ll["ends"][1]))], point,
+        counted,
+    )  # fmt: skip
+    advance(total - spent, total)  # rounds that there was no need for
+    context = encoded.item.gold if len(encoded.prefixes) > 1 else 0
+    result = {
+        "task": encoded.item.task,
+        "doc_id": encoded.item.doc_id,
+        "doc_hash": encoded.item.doc_hash,
+        "gold": encoded.item.gold,
+        "regime": str(regime),
+        "metric": metric,
+        "n_layers": n_layers,
+        "n_prefix": len(encoded.prefixes[context]),
+        "pieces": pieces(encoded.contexts[context], encoded.prefixes[context]),
+        "choices": [text.strip() for text in encoded.item.continuations],
+        "flips": before != after,
+        "causal": point(ll["ends"][0]),
+        "opened": point(ll["ends"][1]),
+        "layers": {
+            name: [point(one) for one in ll[name]] for name in ("single", "from_first", "from_last")
+        },
+        "tokens": tokens,
+        "lambda": strengths,
+    }
+    return result, scorer.computed_tokens
+
+
+def pieces(text: str, tokens: Tokens) -> list[str]:
+    """The text cut at its tokens' ends; characters no token claims go with the one that follows."""
+    cut, position = [], 0
+    for _, end in tokens.offsets.tolist():
+        end = max(min(end, len(text)), position)
+        cut.append(text[position:end])
+        position = end
+    return cut
+
+
+def _spans(
+    scorer: VariantScorer, encoded: EncodedItem, opened: Variant
+) -> list[tuple[tuple[int, int], bool]]:
+    """Ranges of prompt tokens to put back, and whether any token in each looks ahead at all."""
+    n = max(len(prefix) for prefix in encoded.prefixes)
+    width = math.ceil((n - 1) / (MAX_TOKEN_SPANS - 1)) if n > MAX_TOKEN_SPANS else 1
+    starts = [0, *range(1, n, width)]  # the first token, the usual suspect, stays by itself
+    ends = [*(start - 1 for start in starts[1:]), n - 1]
+    open_rule = next(rule for rule in opened if not rule.regime.is_causal)
+    return [
+        (span, not scorer.sees_alike(open_rule, open_rule._replace(restored=span)))
+        for span in zip(starts, ends, strict=True)
+    ]
+
+
+def _at_strength(opened: Variant, strength: float) -> Variant:
+    """The same regime with its look-ahead scores at ``strength`` times their lambda."""
+    return tuple(
+        rule._replace(regime=replace(rule.regime, lam=rule.regime.lam * strength))
+        if not rule.regime.is_causal
+        else rule
+        for rule in opened
+    )
+
+
+def _find_lambda(
+    scorer: VariantScorer,
+    opened: Variant,
+    regime: Regime,
+    measure: Measure,
+    before: int,
+    grid: Sequence[tuple[float, dict[str, Any]]],
+    point: Callable[[Sequence[float]], dict[str, Any]],
+    advance: Callable[[int], None],
+) -> dict[str, Any]:
+    """The lowest lambda at which the choice leaves the causal one, narrowed down between two.
+
+    ``low`` still has the causal choice, ``high`` has not. ``returns``: the grid crosses more than
+    once, so there is no single threshold.
+    """
+    points = dict(grid)
+    stays = [one["choice"] == before for one in points.values()]
+    crossings = sum(a != b for a, b in zip([True, *stays], stays, strict=False))
+    low = high = None
+    if not all(stays):
+        strengths = list(points)
+        first = stays.index(False)
+        high, low = strengths[first], strengths[first - 1] if first else 0.0
+        for _ in range(LAMBDA_ROUNDS if low else 0):
+            ratio = (high / low) ** (1 / (LAMBDA_INSIDE + 1))
+            inside = [low * ratio**step for step in range(1, LAMBDA_INSIDE + 1)]
+            for one in scorer.score([_at_strength(opened, strength) for strength in inside]):
+                points[inside[one.variant]] = point(one.ll)
+                advance(1)
+            beyond = [low, *inside, high]
+            flipped = next(
+                i for i, s in enumerate(beyond) if i and points[s]["choice"] != before
+            )  # fmt: skip
+            low, high = beyond[flipped - 1], beyond[flipped]
+
+    def lam(strength: float | None) -> float | None:
+        return None if strength is None else float(f"{strength * regime.lam:.6g}")
+
+    return {
+        "points": [{"lambda": lam(s), **points[s]} for s in sorted(points)],
+        "low": lam(low),
+        "high": lam(high),
+        "returns": crossings > 1,
+    }
+
+
+def _check_against_scoring(
+    loaded: LoadedModel, encoded: EncodedItem, regime: Regime, ends: Sequence[Sequence[float]]
+) -> None:
+    """Refuse results that do not begin and end where an evaluation does."""
+    from bidir_core.evaluate.scoring import Scorer, plan_scoring
+
+    if loaded.dtype != "float32":
+        return  # in 16 bits the batch's shape alone moves the numbers
+    for one, found in zip((CAUSAL, regime), ends, strict=True):
+        plan = plan_scoring([encoded], regime=one, device=loaded.device)
+        (score,) = Scorer(loaded.model, loaded.handle, plan).score([0])
+        off = max(abs(a - b) for a, b in zip(score.ll, found, strict=True))
+        if not off <= AGREES_NATS * max(1.0, max(abs(a) for a in score.ll) / 100):
+            raise UserError(
+                f"{type(loaded.model).__name__} under '{one}' gives other log-likelihoods layer by "
+                f"layer than at once ({off:.2g} nats apart); its items cannot be explained"
+            )
+
+
+def short(values: Sequence[float]) -> list[float]:
+    return [round(float(value), 4) for value in values]

@@ -1,0 +1,301 @@
+"""What this machine can do: devices, number formats, attention, disk, and which model fits where."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bidir_core.data.assets import EMBEDDED_MODELS
+
+OK, FAILED = 0, 1
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", "streamlit")
+
+# One of each size that people ask about; sizes are read from the names.
+MODELS = (
+    *EMBEDDED_MODELS,
+    "Qwen/Qwen3-0.6B",
+    "mistralai/Ministral-3-3B-Instruct-2512",
+    "mistralai/Ministral-3-8B-Instruct-2512",
+    "mistralai/Ministral-3-14B-Instruct-2512",
+    "Qwen/Qwen3-32B",
+)
+
+# A sliding window and grouped heads: what a plain family would not show.
+PROBED_FAMILIES = ("llama", "gemma3")
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+NATIVE = {
+    True: "weights run as they are (--weights native)",
+    False: "weights are de-quantised; --weights native needs a GPU of compute capability 8.9",
+}
+
+NEEDED_DISK_BYTES = 1_000_000_000  # the embedded model, the data, and room for runs
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device: its memory in bytes, what it computes in, and how fast it multiplies."""
+
+    name: str
+    product: str
+    total_bytes: int
+    free_bytes: int
+    dtypes: dict[str, float]  # number format -> measured TFLOP/s of a matrix product
+    attention: dict[str, str]  # "sdpa float32" -> "passes" or what failed
+    native_weights: bool = False  # whether --weights native can run 8-bit weights as they are
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether one stage of a model fits one device: estimated bytes against those there are."""
+
+    model: str
+    stage: str
+    device: str
+    needed_bytes: float | None
+    fits: bool | None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything ``doctor`` found. ``problems``: what keeps the embedded model from running."""
+
+    python: str
+    system: str
+    packages: dict[str, str]
+    devices: tuple[Device, ...]
+    folders: dict[str, dict[str, Any]]
+    assets: dict[str, str]
+    fits: tuple[Fit, ...]
+    problems: tuple[str, ...]
+
+
+def diagnose() -> Diagnosis:
+    """Look at this machine; about ten seconds on a CPU. Loads tiny random models only."""
+    devices = tuple(_devices())
+    folders = _folders()
+    problems = [
+        f"{what}: {found['path']} cannot be written"
+        for what, found in folders.items()
+        if not found["writable"]
+    ]
+    problems += [
+        f"{what}: {found['path']} has {found['free_bytes'] / 1e9:.1f} GB free; "
+        f"{NEEDED_DISK_BYTES / 1e9:.0f} GB are wanted"
+        for what, found in folders.items()
+        if found["free_bytes"] < NEEDED_DISK_BYTES
+    ]
+    problems += [
+        f"{device.name}: attention {name} {outcome}"
+        for device in devices
+        for name, outcome in device.attention.items()
+        if outcome != "passes"
+    ]
+    return Diagnosis(
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()}, {os.cpu_count()} cores",
+        packages=_packages(),
+        devices=devices,
+        folders=folders,
+        assets=_assets(),
+        fits=tuple(_fits(devices)),
+        problems=tuple(problems),
+    )
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _devices() -> Iterator[Device]:
+    import torch
+
+    from bidir_core.models.devices import available_devices, can_compute
+    from bidir_core.models.quantised import can_multiply
+
+    for name in available_devices():
+        if name == "cuda":
+            continue  # the same as cuda:0
+        device = torch.device(name)
+        total, free = _memory(device)
+        able = [kind for kind in DTYPES if can_compute(device, getattr(torch, kind))]
+        yield Device(
+            name=name,
+            product=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+            total_bytes=total,
+            free_bytes=free,
+            dtypes={kind: _teraflops(device, getattr(torch, kind)) for kind in able},
+            attention=_attention(device, [kind for kind in able if kind != "float16"]),
+            native_weights=can_multiply(device),
+        )
+
+
+def _memory(device: Any) -> tuple[int, int]:
+    import torch
+
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total, free
+    memory = psutil.virtual_memory()
+    return memory.total, memory.available
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _teraflops(device: Any, dtype: Any) -> float:
+    """The best of three matrix products, in 1e12 operations a second."""
+    import torch
+
+    size = 4096 if device.type == "cuda" else 512
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(4):  # the first one warms up
+        _finish(device)
+        start = time.perf_counter()
+        a @ a
+        _finish(device)
+        seconds.append(time.perf_counter() - start)
+    return round(2 * size**3 / min(seconds[1:]) / 1e12, 3)
+
+
+def _finish(device: Any) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _attention(device: Any, dtypes: list[str]) -> dict[str, str]:
+    import torch
+
+    from bidir_core.models.attention import IMPLEMENTATIONS, Implementation
+    from bidir_core.models.families import REGIMES, probe_family
+
+    splits: tuple[Implementation, ...] = ("split",) if device.type == "cuda" else ()  # by ``auto``
+    outcomes = {}
+    for implementation in (*splits, *IMPLEMENTATIONS):
+        for kind in dtypes:
+            failures = [
+                f"{family}, {regime}: {report.failures}"
+                for family in PROBED_FAMILIES
+                for regime in REGIMES
+                if not (
+                    report := probe_family(
+                        family, implementation, regime, device=device, dtype=getattr(torch, kind)
+                    )
+                ).passed
+            ]
+            outcomes[f"{implementation} {kind}"] = failures[0] if failures else "passes"
+    return outcomes
+
+
+def _folders() -> dict[str, dict[str, Any]]:
+    from bidir_core.data.assets import cache_dir
+    from bidir_core.runs.layout import runs_roots
+
+    found = {}
+    for what, path in (("runs", runs_roots()[0]), ("cache", cache_dir())):
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        found[what] = {
+            "path": str(path),
+            "free_bytes": shutil.disk_usage(there).free,
+            "writable": os.access(there, os.W_OK),
+        }
+    return found
+
+
+def _assets() -> dict[str, str]:
+    from bidir_core.data.assets import ASSETS, state
+
+    return {name: str(state(name)) for name in ASSETS}
+
+
+def _fits(devices: tuple[Device, ...]) -> Iterator[Fit]:
+    from bidir_core.evaluate.config import EvalConfig
+    from bidir_core.jobs.estimate import estimate
+    from bidir_core.train.config import FinetuneConfig
+
+    for model in MODELS:
+        stages: dict[str, Any] = {
+            "evaluate": EvalConfig(model=model),
+            "fine-tune, LoRA": FinetuneConfig(model=model, objective="3B", method="lora"),
+            "fine-tune, full": FinetuneConfig(model=model, objective="3B", method="full"),
+        }
+        for stage, config in stages.items():
+            for device in devices:
+                needed = estimate(config, device.name).memory_bytes
+                fits = None if needed is None else needed <= device.total_bytes
+                yield Fit(model, stage, device.name, needed, fits)
+
+
+def to_text(found: Diagnosis) -> str:
+    """The diagnosis as people read it."""
+    from bidir_core.data.assets import default_names
+
+    lines = [f"python {found.python} on {found.system}"]
+    lines.append(", ".join(f"{name} {version}" for name, version in found.packages.items()))
+    for device in found.devices:
+        lines += [
+            "",
+            f"{device.name}: {device.product}, {_gigabytes(device.total_bytes)} "
+            f"({_gigabytes(device.free_bytes)} free)",
+            "  computes in  "
+            + ", ".join(f"{kind} ({rate:g} TFLOP/s)" for kind, rate in device.dtypes.items()),
+            "  mask probe   "
+            + ", ".join(f"{name} {outcome}" for name, outcome in device.attention.items()),
+            "  8-bit        " + NATIVE[device.native_weights],
+        ]
+    lines.append("")
+    for what, folder in found.folders.items():
+        access = "" if folder["writable"] else ", CANNOT BE WRITTEN"
+        lines.append(f"{what:6s} {folder['path']}, {_gigabytes(folder['free_bytes'])} free{access}")
+    for name, state in found.assets.items():
+        optional = state == "missing" and name not in default_names()
+        lines.append(f"asset  {name}: {state}" + (" (optional)" if optional else ""))
+    lines += ["", "What fits, by estimate (memory needed):"]
+    for model in dict.fromkeys(fit.model for fit in found.fits):
+        lines.append(f"  {model}")
+        for stage in dict.fromkeys(fit.stage for fit in found.fits):
+            mine = [fit for fit in found.fits if (fit.model, fit.stage) == (model, stage)]
+            cells = [f"{fit.device}: {_verdict(fit)}" for fit in mine]
+            lines.append(f"    {stage:16s} " + ", ".join(cells))
+    lines.append("")
+    lines += [f"problem: {problem}" for problem in found.problems] or ["no problems found"]
+    return "\n".join(lines)
+
+
+def _verdict(fit: Fit) -> str:
+    if fit.needed_bytes is None:
+        return "unknown size"
+    return f"{'fits' if fit.fits else 'does NOT fit'} ({_gigabytes(fit.needed_bytes)})"
+
+
+def _gigabytes(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB"

@@ -1,0 +1,399 @@
+"""The whole experiment in one line: evaluate, fine-tune, evaluate again, report.
+
+There is no state file. Every stage is a run folder, and a stage's run is the one whose recorded
+settings are the stage's own: a finished run is used again, an unfinished one is resumed, and only
+what is missing is started. So the same line goes on after a kill, and does nothing when done.
+"""
+
+from __future__ import annotations
+
+import gc
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from bidir_core.analyse.study import trained_run_id
+from bidir_core.common.errors import UserError
+from bidir_core.common.launch import is_helper
+from bidir_core.common.settings import command_line
+from bidir_core.data.items import Item, data_fingerprint
+from bidir_core.evaluate import evaluate, processes
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.evaluate import refuse_trained_tasks
+from bidir_core.jobs.estimate import estimated, to_text
+from bidir_core.jobs.pipeline_config import PipelineConfig, Stage, plan
+from bidir_core.models import loading
+from bidir_core.models.devices import device_name
+from bidir_core.models.loading import LoadedModel
+from bidir_core.models.source import fetch_weights
+from bidir_core.models.weight_files import fingerprint, weight_files
+from bidir_core.report.report import build_report, write_report
+from bidir_core.runs.find import list_runs
+from bidir_core.runs.layout import refuse_if_read_only, runs_roots, stage_dir_for
+from bidir_core.runs.run import Run
+from bidir_core.train.config import OBJECTIVES, FinetuneConfig
+from bidir_core.train.data import check_data
+from bidir_core.train.finetune import resume_finetune, run_finetune
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage, and the run that it is or was: None if there is none yet."""
+
+    stage: Stage
+    run: Run | None
+
+    @property
+    def done(self) -> bool:
+        return self.run is not None and self.run.state == "done"
+
+
+def run_pipeline(config: PipelineConfig, *, out: Path | None = None, csv: bool = False) -> Path:
+    """Do what is left to do, write the report, and return its path.
+
+    Raises UserError on bad input before anything is written, and when a stage fails; the same
+    call then goes on from there.
+    """
+    refuse_if_read_only("run a pipeline")
+    stages = plan(config)
+    known = preflight(config, stages)
+    target = out or report_path(config)
+    loader = _Loader(config)
+    runs: dict[str, Run] = {}
+    clock = Clock(stages, known.device)
+    crew = processes.team(config.device)
+    for number, stage in enumerate(stages, 1):
+        # Of several processes one looks: a folder may look different a moment later.
+        found = crew.on_main(partial(find_run_of, stage, stages, runs, known, config))
+        where = f"stage {number} of {len(stages)}: {stage.title}"
+        if found is not None and found.state == "done":
+            say(f"{where}: done, {found.id}")
+            runs[stage.key] = found
+            clock.reused(stage, found)
+            continue
+        if found is not None and found.state == "running":
+            raise UserError(f"{where}: '{found.id}' is being written by another process; wait")
+        say(f"{where}{f': resuming {found.id}' if found else ''}{clock.left()}")
+        started = time.monotonic()
+        try:
+            path = _run_stage(stage, found, runs, loader)
+        except UserError as error:
+            raise UserError(f"{where}: {error} (the same line then goes on from here)") from error
+        clock.took(stage, time.monotonic() - started)
+        runs[stage.key] = Run(path)
+    loader.drop()
+
+    def write() -> Path:
+        report = build_report(list(runs.values()), roots=roots_of(config))
+        for path in write_report(report, target, csv=csv):
+            say(f"report: {path}")
+        return target
+
+    return crew.on_main(write)
+
+
+def look(config: PipelineConfig) -> list[Planned]:
+    """Each stage with the run it has, without starting anything."""
+    stages = plan(config)
+    known = preflight(config, stages)
+    runs: dict[str, Run] = {}
+    planned = []
+    for stage in stages:
+        found = find_run_of(stage, stages, runs, known, config)
+        if found is not None and found.state == "done":
+            runs[stage.key] = found
+        planned.append(Planned(stage, found))
+    return planned
+
+
+def dry_run(config: PipelineConfig) -> str:
+    """The plan as text: each stage's state and the single command that would run it, then what
+    those that are left would take."""
+    lines = []
+    runs: dict[str, Run] = {}
+    every = look(config)
+    for number, planned in enumerate(every, 1):
+        stage, run = planned.stage, planned.run
+        state = "to do"
+        if run is not None:
+            state = f"done, {run.id}" if planned.done else f"to resume, {run.id} is {run.state}"
+        if planned.done and run is not None:
+            runs[stage.key] = run
+        lines += [f"{number}. {stage.title}: {state}", f"   {stage_line(stage, runs, run)}"]
+    lines.append(f"report -> {report_path(config)}")
+    left = [planned.stage for planned in every if not planned.done]
+    if left:
+        lines += ["", to_text(estimated(config, stages=left), config)]
+    return "\n".join(lines)
+
+
+def stage_line(stage: Stage, runs: Mapping[str, Run], run: Run | None = None) -> str:
+    """The command line that does one stage by itself."""
+    config = stage.config
+    resume = "" if run is None or run.state == "done" else f" --resume {shlex.quote(run.id)}"
+    if isinstance(config, FinetuneConfig):
+        flag = OBJECTIVES[config.objective].flag
+        return f"{command_line('finetune', config)} {flag}{resume}"
+    checkpoint = None
+    if stage.trained_by is not None:
+        trained = runs.get(stage.trained_by)
+        checkpoint = checkpoint_of(trained) if trained else f"FINAL-OF-{stage.trained_by}"
+    return command_line("eval", replace(config, checkpoint=checkpoint)) + resume
+
+
+def report_path(config: PipelineConfig) -> Path:
+    """``<runs>/reports/<model>-<digest>.md``."""
+    slug = "".join(c if c.isalnum() or c in ".-" else "-" for c in Path(config.model).name)
+    return roots_of(config)[0] / "reports" / f"{slug}-{config.digest}.md"
+
+
+def preflight(config: PipelineConfig, stages: Sequence[Stage]) -> Known:
+    """Every check that needs no weights in memory; UserError before the first stage starts."""
+    first = stages[0].config
+    assert isinstance(first, EvalConfig)
+    check_data(config.data)
+    checked = loading.preflight(
+        config.model,
+        revision=config.revision,
+        dtype=config.dtype,
+        device=config.device,
+        attn=config.attn,
+        regime=config.regime,
+    )
+    return known_of(checked, evaluate.read_items(first))
+
+
+def _run_stage(stage: Stage, found: Run | None, runs: dict[str, Run], loader: _Loader) -> Path:
+    config = stage.config
+    if isinstance(config, FinetuneConfig):
+        loader.drop()  # two models need not fit at once
+        if found is None:
+            return run_finetune(config)
+        runtime = [s.name for s in fields(config) if s.metadata["role"] == "runtime"]
+        return resume_finetune(found.path, {name: getattr(config, name) for name in runtime})
+    checkpoint = checkpoint_of(runs[stage.trained_by]) if stage.trained_by else None
+    loaded = loader.get(checkpoint)
+    refuse_trained_tasks(config.tasks, loaded.training_record)
+    if found is not None:
+        return evaluate.resume(found.path, {}, loaded=loaded)
+    return evaluate.evaluate(replace(config, checkpoint=checkpoint), loaded=loaded)
+
+
+class _Loader:
+    """Keeps one model in memory: the checkpoint that was asked for last."""
+
+    def __init__(self, config: PipelineConfig):
+        self._config = config
+        self._key: str | None = None
+        self._loaded: LoadedModel | None = None
+
+    def get(self, checkpoint: str | None) -> LoadedModel:
+        if self._loaded is None or self._key != checkpoint:
+            self.drop()
+            config = self._config
+            self._loaded = loading.load(
+                config.model,
+                revision=config.revision,
+                checkpoint=checkpoint,
+                dtype=config.dtype,
+                device=config.device,
+                attn=config.attn,
+                regime=config.regime,
+            )
+            self._key = checkpoint
+        return self._loaded
+
+    def drop(self) -> None:
+        self._loaded = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def say(text: str) -> None:
+    """A line of progress, on standard error like the bars; of several processes one says it."""
+    if not is_helper():
+        print(text, file=sys.stderr, flush=True)
+
+
+# How much longer a pipeline takes, told from what its stages took so far.
+
+
+class Clock:
+    """How much longer: what evaluations and fine-tunes took so far, for those that are left."""
+
+    def __init__(self, stages: Sequence[Stage], device: str):
+        self._stages, self._device = stages, device
+        self._started = time.monotonic()
+        self._seconds: dict[bool, list[float]] = {True: [], False: []}
+        self._done: set[str] = set()
+
+    def took(self, stage: Stage, seconds: float) -> None:
+        self._done.add(stage.key)
+        self._seconds[stage.trains].append(seconds)
+
+    def reused(self, stage: Stage, run: Run) -> None:
+        """A finished run on the same kind of device tells how long its kind takes."""
+        self._done.add(stage.key)
+        status = run.status
+        try:
+            seconds = float(status["finished"]) - float(status.get("resumed") or status["started"])
+        except (KeyError, TypeError, ValueError):
+            return
+        cost = (run.metrics or {}).get("cost") or {}
+        if cost.get("device") == self._device and seconds > 0:
+            self._seconds[stage.trains].append(seconds)
+
+    def left(self) -> str:
+        left = [stage for stage in self._stages if stage.key not in self._done]
+        spent = f" | {_minutes(time.monotonic() - self._started)} so far"
+        total, unknown = 0.0, False
+        for stage in left:
+            known = self._seconds[stage.trains]
+            unknown |= not known
+            total += sum(known) / len(known) if known else 0.0
+        if unknown:
+            return spent
+        return f"{spent}, about {_minutes(total)} left"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+# Which run stands for a stage of a pipeline: the one whose recorded settings are the stage's.
+
+# Compact runs leave texts out, which no number depends on.
+_NOT_COMPARED = ("checkpoint", "model", "dtype", "compact", "data")
+
+_RESUMABLE = ("failed", "cancelled", "lost", "partial")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a run must have been made with to stand for a stage: taken once, at the start."""
+
+    model_fingerprint: str
+    data_fingerprint: str
+    dtype: str
+    device: str
+
+
+def known_of(checked: loading.Preflight, items: Sequence[Item]) -> Known:
+    """From a model that was checked, its weight files fetched here, and the items."""
+    if checked.local:
+        folder = Path(checked.source)
+    else:
+        folder = fetch_weights(checked.name, checked.source, checked.revision)
+    return Known(
+        model_fingerprint=fingerprint(checked.config.get_text_config(), weight_files(folder)),
+        data_fingerprint=data_fingerprint(items),
+        dtype=str(checked.dtype).removeprefix("torch."),
+        device=device_name(checked.device),
+    )
+
+
+def find_run_of(
+    stage: Stage,
+    stages: Sequence[Stage],
+    runs: Mapping[str, Run],
+    known: Known,
+    config: PipelineConfig | EvalConfig,
+    *,
+    named: str | None = None,
+) -> Run | None:
+    """The newest finished run of a stage, else the newest one that can be resumed, else None.
+
+    ``runs``: the finished stages so far, for the checkpoints they made. ``config`` says where runs
+    are; ``named`` takes runs of that name only. A run of other weights,
+    other items or another dtype is not this stage's, whatever its settings say. A fine-tune whose
+    checkpoint is gone stands only if everything that would evaluate it is there.
+    """
+    trained = runs.get(stage.trained_by) if stage.trained_by else None
+    if stage.trained_by and trained is None:
+        return None
+    if isinstance(stage.config, FinetuneConfig):
+        folder = stage_dir_for("finetune", objective=stage.config.objective)
+    else:
+        checkpoint = stage.trained_by
+        folder = stage_dir_for("eval", regime=stage.config.regime, checkpoint=checkpoint)
+    fitting = [
+        run
+        for run in list_runs(roots_of(config))
+        if run.stage == folder
+        and named in (None, run.name)
+        and is_run_of(run, stage, trained, known)
+    ]
+    for states in (("done",), ("running",), _RESUMABLE):
+        for run in fitting:  # newest first
+            if run.state not in states:
+                continue
+            if stage.trains and run.state == "done" and not (run.path / "final").is_dir():
+                judges = [one for one in stages if one.trained_by == stage.key]
+                made = [find_run_of(one, stages, {stage.key: run}, known, config) for one in judges]
+                if not all(one is not None and one.state == "done" for one in made):
+                    continue
+            return run
+    return None
+
+
+def is_run_of(run: Run, stage: Stage, trained: Run | None, known: Known) -> bool:
+    settings, config = run.settings, stage.config
+    for spec in fields(config):
+        if spec.metadata["role"] != "identity" or spec.name in _NOT_COMPARED:
+            continue
+        value = getattr(config, spec.name)
+        recorded = settings.get(spec.name, spec.default)
+        if (list(value) if isinstance(value, tuple) else value) != (
+            list(recorded) if isinstance(recorded, tuple) else recorded
+        ):
+            return False
+    if not _same_place(run.model, config.model):
+        return False
+    if isinstance(config, FinetuneConfig) and not _same_place(
+        str(settings.get("data")), config.data
+    ):
+        return False
+    if run.config.get("dtype") not in (None, known.dtype):
+        return False
+    if isinstance(config, EvalConfig):
+        if run.config.get("data_fingerprint") not in (None, known.data_fingerprint):
+            return False
+        if trained is not None:
+            return _evaluates(run, trained)
+    return run.config.get("model_fingerprint") in (None, known.model_fingerprint)
+
+
+def _evaluates(run: Run, trained: Run) -> bool:
+    """Whether an evaluation used this fine-tune's checkpoint."""
+    given = str(run.settings.get("checkpoint") or "")
+    if given and Path(given).expanduser().resolve() == Path(checkpoint_of(trained)).resolve():
+        return True
+    return trained_run_id(run) == trained.id and not Path(given).exists()
+
+
+def _same_place(recorded: str, wanted: str) -> bool:
+    """Equal names, or two spellings of one path."""
+    if recorded == wanted:
+        return True
+    there = Path(wanted).expanduser()
+    return there.exists() and Path(recorded).expanduser().resolve() == there.resolve()
+
+
+def checkpoint_of(trained: Run) -> str:
+    """Where a fine-tune's checkpoint lies, as briefly as it can be said from here."""
+    final = trained.path / "final"
+    here = Path.cwd()
+    return str(final.relative_to(here) if final.is_relative_to(here) else final)
+
+
+def roots_of(config: PipelineConfig | EvalConfig) -> list[Path]:
+    if config.runs_dir is not None:
+        return [Path(config.runs_dir).expanduser().resolve()]
+    return runs_roots()

@@ -1,0 +1,123 @@
+"""``serve-model``: one model behind standard input and output, a JSON object a line.
+
+The app starts it when somebody wants to try a model (its own process never imports torch). It
+ends when it has been idle, when told to, and in the moment its input closes, so that it never
+outlives the server that started it.
+
+In:  ``{"op": "generate", "id": .., "prompt": .., "regimes": [..], "sampling": {..}, "bos": ..,
+"chat_template": ..}``, ``{"op": "cancel", "id": ..}``, ``{"op": "stop"}``.
+Out: ``{"event": ..}`` with ``loading``, ``ready``, ``failed`` (and why), ``idle``; and for a request
+``begin`` (its prompt as tokens), ``probe`` (the mask probe's checks of a regime that is in force;
+each regime is probed once, and one that is not is an ``error``), ``step`` (a token, with its alternatives), ``end`` of a regime,
+``done``, ``cancelled`` or ``error``.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TextIO
+
+from bidir_core.common.errors import UserError
+
+if TYPE_CHECKING:
+    from bidir_core.models.loading import LoadedModel
+    from bidir_core.models.probe import Prober
+
+IDLE_SECONDS = 300.0
+
+MAX_PROMPT_CHARACTERS = 100_000
+
+Say = Callable[..., None]
+
+
+class Inbox:
+    """Requests as they arrive; cancels take effect at once. ``closed`` is called at the end."""
+
+    def __init__(self, stream: TextIO, closed: Callable[[], None]):
+        self.requests: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.cancelled: set[str] = set()
+        self._stream, self._closed = stream, closed
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self._stream:
+            try:
+                request = json.loads(line)
+            except ValueError:
+                continue
+            if not isinstance(request, dict):
+                continue
+            if request.get("op") == "cancel":
+                self.cancelled.add(str(request.get("id")))
+            else:
+                self.requests.put(request)
+        self._closed()
+
+
+def serve(loaded: LoadedModel, inbox: Inbox, say: Say, idle_seconds: float) -> None:
+    """Answer one request after another, until told to stop or left alone."""
+    from bidir_core.models.probe import Prober
+
+    prober = Prober(loaded)
+    while True:
+        try:
+            request = inbox.requests.get(timeout=idle_seconds)
+        except queue.Empty:
+            say("idle")
+            return
+        if request.get("op") == "stop":
+            return
+        name = str(request.get("id"))
+        try:
+            _answer(loaded, prober, request, name, inbox, say)
+        except UserError as error:
+            say("error", id=name, message=str(error))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            # A bad request or a full GPU must not take the model down with it.
+            say("error", id=name, message=f"{type(error).__name__}: {str(error)[:300]}")
+
+
+def _answer(
+    loaded: LoadedModel, prober: Prober, request: dict[str, Any], name: str, inbox: Inbox, say: Say
+) -> None:
+    from bidir_core.explain.generate import Sampling, check, encode_prompt, end_ids, stream
+
+    if request.get("op") != "generate":
+        raise UserError(f"unknown request '{str(request.get('op'))[:40]}'")
+    text = str(request["prompt"])
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise UserError(f"the prompt is longer than {MAX_PROMPT_CHARACTERS:,} characters")
+    sampling = Sampling(**request.get("sampling") or {})
+    prompt = encode_prompt(
+        loaded, text, bos=str(request.get("bos") or "auto"),
+        chat_template=bool(request.get("chat_template")),
+    )  # fmt: skip
+    regimes = [check(loaded, prompt.ids, regime, sampling) for regime in request["regimes"]]
+    say("begin", id=name, n_prompt=len(prompt.ids), text=prompt.text)
+    for index, regime in enumerate(regimes):
+        if name in inbox.cancelled:
+            say("cancelled", id=name)
+            return
+        report = prober.require(regime)
+        checks = [one.name for one in report.checks]
+        say("probe", id=name, index=index, checks=checks, seconds=report.seconds)
+    ends = end_ids(loaded)
+    for index, regime in enumerate(regimes):
+        ids: list[int] = []
+        for step in stream(loaded, prompt.ids, regime, sampling):
+            if name in inbox.cancelled:
+                say("cancelled", id=name)
+                return
+            ids.append(step.chosen.token_id)
+            top = [[one.text, one.logprob] for one in step.top]
+            say(
+                "step", id=name, index=index, text=step.chosen.text,
+                logprob=step.chosen.logprob, top=top,
+            )  # fmt: skip
+        ended = ids[-1] in ends
+        whole = loaded.tokenizer.decode(ids[:-1] if ended else ids)
+        say("end", id=name, index=index, text=whole, ended=ended)
+    say("done", id=name)

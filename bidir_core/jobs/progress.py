@@ -1,0 +1,102 @@
+"""How far a job is, read from the files of the run it writes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from bidir_core.analyse import stats
+from bidir_core.jobs import Job, log_tail
+from bidir_core.runs.run import Run
+
+_STAGE = re.compile(r"^stage (\d+) of (\d+): (.*?)(?: \| .*)?$", re.MULTILINE)
+# Not inside a text: there the quotes are escaped.
+_CORRECT = re.compile(rb'(?<!\\)"correct":(true|false|null)')
+_UNITS = {"finetune": "step", "why": "mask"}
+_counted: dict[Path, tuple[int, int, int]] = {}  # items.jsonl -> bytes read, items, right ones
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a job stands. None where it has not said yet."""
+
+    done: int | None = None
+    total: int | None = None
+    rate: float | None = None  # units a second
+    eta_seconds: float | None = None
+    unit: str = "item"
+    stage: str = ""  # of a pipeline or sweep, e.g. "stage 3 of 9: fine-tune 3B, seed 0"
+    n_stages: int = 0
+    metric: str = ""  # e.g. acc or loss
+    value: float | None = None
+    interval: stats.Estimate | None = None  # of an accuracy, on the items so far
+
+    @property
+    def share(self) -> float | None:
+        return min(1.0, self.done / self.total) if self.done is not None and self.total else None
+
+
+def progress(job: Job) -> Progress:
+    """The progress of the run that a job writes now, and its newest measure."""
+    stage, n_stages = _stage(job) if job.words[0] == "pipeline" else ("", 0)
+    path = job.run_path
+    run = Run(path) if path is not None else None
+    if run is None or (job.state == "running" and run.state != "running"):
+        return Progress(stage=stage, n_stages=n_stages)  # loading, or between two stages
+    status = run.status
+    if job.words[0] == "lab":
+        stage = str(status.get("point") or "")
+    training = run.config.get("kind") == "finetune"
+    metric, value, interval = "", None, None
+    if training:
+        metric, value = "loss", status.get("loss")
+    elif run.has_items or run.metrics is not None:
+        metric, interval = "acc", _accuracy(run)
+        value = interval and interval.value
+    return Progress(
+        done=status.get("done"),
+        total=status.get("total"),
+        rate=status.get("rate"),
+        eta_seconds=status.get("eta_seconds"),
+        unit=_UNITS.get(str(run.config.get("kind")), "item"),
+        stage=stage,
+        n_stages=n_stages,
+        metric=metric,
+        value=value,
+        interval=interval,
+    )
+
+
+def _stage(job: Job) -> tuple[str, int]:
+    found = _STAGE.findall(log_tail(job, lines=400, n_bytes=64_000))
+    if not found:
+        return "", 0
+    number, total, title = found[-1]
+    return f"stage {number} of {total}: {title}", int(total)
+
+
+def _accuracy(run: Run) -> stats.Estimate | None:
+    """Share of right answers among the items so far, with its 95 % interval; None without any."""
+    n, right = _count(run.path / "items.jsonl")
+    return stats.proportion(right, n) if n else None
+
+
+def _count(path: Path) -> tuple[int, int]:
+    """Items and right ones so far; of a growing file only what is new is read."""
+    offset, n, right = _counted.get(path, (0, 0, 0))
+    try:
+        with open(path, "rb") as file:
+            if path.stat().st_size < offset:
+                offset, n, right = 0, 0, 0
+            file.seek(offset)
+            data = file.read()
+    except OSError:
+        return n, right
+    whole = data[: data.rfind(b"\n") + 1]
+    marks = _CORRECT.findall(whole)
+    if len(_counted) > 32:
+        _counted.clear()
+    counted = offset + len(whole), n + len(marks), right + marks.count(b"true")
+    _counted[path] = counted
+    return counted[1], counted[2]

@@ -1,0 +1,237 @@
+"""Start, cancel, resume and forget jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from bidir_core.common.errors import UserError
+from bidir_core.common.files import write_json
+from bidir_core.jobs.job import (
+    GRACE_SECONDS,
+    Job,
+    command_text,
+    ensure_worker,
+    jobs_folder,
+    queue_device,
+    worker_lives,
+)
+from bidir_core.runs.layout import refuse_if_read_only
+
+COMMANDS = ("eval", "finetune", "pipeline", "probe", "lab", "attend", "why")
+
+
+def submit(
+    words: Sequence[str],
+    key: str | None = None,
+    *,
+    title: str = "",
+    estimate: Mapping[str, Any] | None = None,
+) -> Job:
+    """Queue ``python -m bidir_core WORDS`` and return its job, without waiting for it.
+
+    The same ``key`` returns the job it started before, and a line that is queued or running
+    already is not started twice. Raises UserError when read-only or for an unknown command.
+    """
+    refuse_if_read_only("start a job")
+    words = tuple(str(word) for word in words)
+    if not words or words[0] not in COMMANDS:
+        raise UserError(f"cannot start '{' '.join(words)[:80]}'; jobs are {', '.join(COMMANDS)}")
+    root = jobs_folder()
+    with changing(root):
+        for job in list_jobs(root):
+            if (key and job.key == key) or (job.words == words and job.is_active):
+                return job
+        now = time.time()
+        stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%d-%H%M%S")
+        job = Job(
+            id=f"{stamp}-{uuid.uuid4().hex[:6]}",
+            words=words,
+            device=queue_device(words),
+            key=key or "",
+            title=title or words[0],
+            cwd=os.getcwd(),
+            created=now,
+            queued=now,
+            estimate=dict(estimate or {}),
+            root=str(root),
+        )
+        save(job)
+        ensure_worker(job.device, root)
+    return job
+
+
+def idempotency_key(words: Sequence[str], jobs: Sequence[Job]) -> str:
+    """A key for starting ``words`` from a form drawn while ``jobs`` existed.
+
+    Two clicks and two tabs that show the same history get the same key; the next deliberate
+    start of the same line gets another.
+    """
+    before = sum(job.words == tuple(words) for job in jobs)
+    return f"{command_text(words)} #{before}"
+
+
+def cancel(job_id: str, *, grace_seconds: float = GRACE_SECONDS) -> Job:
+    """Stop a job: a queued one leaves the queue, a running one may write its checkpoint first.
+
+    After ``grace_seconds`` it is killed. Calling it again with fewer shortens the wait.
+    """
+    refuse_if_read_only("cancel a job")
+    root = jobs_folder()
+    with changing(root):
+        job = find_job(job_id, root)
+        if job.stored_state == "queued":
+            return update(job, stored_state="cancelled", finished=time.time())
+        if job.state != "running":
+            return job
+        job = update(
+            job,
+            cancel_at=job.cancel_at or time.time(),
+            grace_seconds=min(grace_seconds, job.grace_seconds),
+        )
+        ensure_worker(job.device, root)  # a new worker adopts the job of one that was killed
+    return job
+
+
+def resume(job_id: str) -> Job:
+    """Queue an unfinished job again; it goes on with its run. Harmless when it is under way."""
+    refuse_if_read_only("resume a job")
+    root = jobs_folder()
+    with changing(root):
+        job = find_job(job_id, root)
+        if not job.can_resume:
+            return job
+        job = update(
+            job,
+            stored_state="queued",
+            attempt=job.attempt + 1,
+            resume_run=_run_to_resume(job),
+            queued=time.time(),
+            started=None,
+            finished=None,
+            process={},
+            cancel_at=None,
+            grace_seconds=GRACE_SECONDS,
+            error=None,
+        )
+        ensure_worker(job.device, root)
+    return job
+
+
+def _run_to_resume(job: Job) -> str | None:
+    """What ``--resume`` takes: the unfinished run of a command that has the flag."""
+    path = job.run_path
+    if path is None or job.words[0] not in ("eval", "finetune", "lab", "attend"):
+        return None  # the same line: a pipeline finds its runs itself, the others start over
+    if "--resume" in job.words:
+        return None
+    return str(path)
+
+
+def forget(job_id: str) -> None:
+    """Remove an ended job from the history. Its runs stay."""
+    refuse_if_read_only("remove a job")
+    root = jobs_folder()
+    with changing(root):
+        job = find_job(job_id, root)
+        if job.is_active:
+            raise UserError(f"the job '{job.id}' is {job.state}; cancel it first")
+        shutil.rmtree(job.folder, ignore_errors=True)
+
+
+def go_on(device: str) -> None:
+    """Start a worker for a queue that stands still."""
+    refuse_if_read_only("start a job")
+    root = jobs_folder()
+    with changing(root):
+        ensure_worker(device, root)
+
+
+def stalled(jobs: Sequence[Job]) -> list[str]:
+    """Devices with queued jobs and no worker: after a crash or a restart of the machine."""
+    waiting = {(job.device, job.root) for job in jobs if job.stored_state == "queued"}
+    return sorted(device for device, root in waiting if not worker_lives(device, Path(root)))
+
+
+# Jobs on disk: list them, find one, change one, and read what its command printed.
+
+_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
+
+
+def list_jobs(root: Path | None = None) -> list[Job]:
+    """Every readable job, newest first."""
+    folder = root or jobs_folder()
+    try:
+        names = [name for name in os.listdir(folder) if _ID.fullmatch(name)]
+    except OSError:
+        return []
+    jobs = [job for name in names if (job := _read(folder, name)) is not None]
+    return sorted(jobs, key=lambda job: (job.created, job.id), reverse=True)
+
+
+def find_job(job_id: str, root: Path | None = None) -> Job:
+    """The job of this id; UserError if there is none."""
+    job = _read(root or jobs_folder(), job_id) if _ID.fullmatch(job_id) else None
+    if job is None:
+        raise UserError(f"there is no job '{job_id[:80]}'")
+    return job
+
+
+def _read(folder: Path, job_id: str) -> Job | None:
+    known = {spec.name for spec in fields(Job)} - {"root"}
+    try:
+        values = json.loads((folder / job_id / "job.json").read_text(encoding="utf-8"))
+        kept = {name: value for name, value in values.items() if name in known}
+        kept["words"] = tuple(map(str, kept["words"]))
+        return Job(**kept, root=str(folder)) if kept["words"] and kept["id"] == job_id else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def log_tail(job: Job, lines: int = 20, n_bytes: int = 16_000) -> str:
+    """The end of what the command printed; of a progress bar only its newest state."""
+    try:
+        with open(job.log, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - n_bytes))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    shown = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
+    return "\n".join([line for line in shown if line.strip()][-lines:])
+
+
+def changing(root: Path) -> filelock.BaseFileLock:
+    """The lock under which jobs change; hold it for moments only."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep jobs in '{root}' ({error.strerror or error}); name a writable folder "
+            "in BIDIR_RUNS_DIR"
+        ) from error
+    return filelock.FileLock(root / ".lock", timeout=30)
+
+
+def update(job: Job, **changes: Any) -> Job:
+    """Change some of a job's fields on disk, keeping what others changed meanwhile."""
+    changed = replace(find_job(job.id, Path(job.root)), **changes)
+    save(changed)
+    return changed
+
+
+def save(job: Job) -> None:
+    job.folder.mkdir(exist_ok=True)
+    values = {name: value for name, value in asdict(job).items() if name != "root"}
+    write_json(job.folder / "job.json", {"schema": 1, **values})

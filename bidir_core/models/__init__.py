@@ -1,0 +1,1 @@
+"""Loading, attention, the probe, families, kernels."""

@@ -1,0 +1,375 @@
+"""Put a regime into a transformers model.
+
+With :mod:`bidir_core.models.attention` the only module that knows transformers' attention.
+
+transformers 5 lets every decoder layer look its attention function up by name. ``bidir_sdpa`` and
+``bidir_eager`` are registered here. Each replaces the mask by the one that the regime in force asks
+for in that layer, and then calls the ordinary function, so that soft-capping, grouped queries and
+scaling stay the model's own business. Two more do without a query x key mask: ``bidir_flex``
+(:mod:`bidir_core.models.attention_flex`) and ``bidir_split`` (:mod:`bidir_core.models.attention_split`).
+
+The mask comes from a *handle* that :func:`install` hangs on the model's attention modules. A
+forward pass outside ``handle.use(...)`` raises instead of quietly running causally: a switch that
+silently stays causal is the classic fault of this kind of experiment.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend
+from transformers import AttentionInterface
+
+from bidir_core.common.errors import UserError
+from bidir_core.models import attention_split, fused
+from bidir_core.models.layout import Layout, allowed_and_ahead
+from bidir_core.regimes import Regime
+
+Span = tuple[int, int]
+
+# Sees each layer's keys and values, ``[batch, heads, time, head_dim]``, and may replace them.
+Edit = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Plan:
+    """A regime over a layout: hands out the attention mask of each layer, and remembers it."""
+
+    def __init__(self, regime: Regime, layout: Layout, edit: Edit | None = None):
+        self.regime = regime
+        self.layout = layout
+        self.edit = edit
+        self._masks: dict[Any, torch.Tensor] = {}
+        self._blocks: dict[Any, Any] = {}
+
+    def mask(
+        self,
+        layer: int,
+        window: int | None,
+        dtype: torch.dtype,
+        span: Span | None = None,
+        last: int | None = None,
+    ) -> torch.Tensor:
+        """What this layer adds to its scores: ``[batch, 1, query, key]`` in ``dtype``.
+
+        ``span`` is an index range of queries and keys; ``last`` keeps only so many queries, the
+        last ones (decoding with a cache).
+        """
+        regime = self.regime.at_layer(layer)
+        slot = (regime, window, dtype, span, last)
+        if slot not in self._masks:
+            allowed, ahead = allowed_and_ahead(self.layout, regime, window, span, last)
+            # The lowest finite number, not -inf: a row of nothing but -inf would give NaN.
+            mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+            if regime.lam != 1.0:
+                mask.masked_fill_(ahead, math.log(regime.lam))
+            mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+            self._masks[slot] = mask[:, None]
+        return self._masks[slot]
+
+    def blocks(self, layer: int, window: int | None, n_query: int, n_key: int, batch: int) -> Any:
+        """The same for FlexAttention: what the last queries of this layer see of the last keys."""
+        from bidir_core.models.attention_flex import make_blocks
+
+        regime = self.regime.at_layer(layer)
+        slot = (regime, window, n_query, n_key, batch)
+        if slot not in self._blocks:
+            self._blocks[slot] = make_blocks(self.layout, regime, window, n_query, n_key, batch)
+        return self._blocks[slot]
+
+    @cached_property
+    def prefixes(self) -> tuple[tuple[int, int], ...] | None:
+        """Per item of a packed row, its prefix's tokens and how far apart their positions lie."""
+        counts = attention_split.prefix_lengths(self.layout)
+        if counts is None:
+            return None
+        return tuple(zip(counts, attention_split.longest_prefixes(self.layout)))
+
+
+class Handle:
+    """What ties one model's attention modules to the regime in force. Made by :func:`install`."""
+
+    def __init__(self, decoder: Any, implementation: Implementation):
+        self.decoder = decoder
+        self.implementation: Implementation = implementation
+        self.own_implementation = own_implementation(decoder.config, implementation)
+        self.split_from = attention_split.SPLIT_FROM_TOKENS
+        self.plan: Plan | None = None
+
+    @contextmanager
+    def use(self, regime: Regime, layout: Layout, edit: Edit | None = None) -> Iterator[Plan]:
+        """Forward (and backward) passes inside attend as ``regime`` says over ``layout``.
+
+        ``edit`` is called with every layer's number, keys and values before they are attended to.
+        """
+        with self.use_plan(Plan(regime, layout, edit)) as plan:
+            yield plan
+
+    @contextmanager
+    def use_plan(self, plan: Plan) -> Iterator[Plan]:
+        """The same for a plan of one's own, such as one with a rule of its own for each row."""
+        previous, self.plan = self.plan, plan
+        try:
+            yield plan
+        finally:
+            self.plan = previous
+
+    @contextmanager
+    def splitting_from(self, tokens: int) -> Iterator[None]:
+        """Under ``split``, prefixes of so many tokens count as long ones inside."""
+        previous, self.split_from = self.split_from, tokens
+        try:
+            yield
+        finally:
+            self.split_from = previous
+
+    @contextmanager
+    def native(self) -> Iterator[None]:
+        """Run the model's own causal path: what transformers does when nothing is installed."""
+        self.decoder.set_attn_implementation(self.own_implementation)
+        try:
+            yield
+        finally:
+            self.decoder.set_attn_implementation(f"bidir_{self.implementation}")
+
+
+def install(model: nn.Module, implementation: Implementation) -> Handle:
+    """Make ``model`` (a causal LM, or an image-text model's text side) attend by regime.
+
+    Raises UserError if the model does not look its attention up by name.
+    """
+    decoder = text_decoder(model)
+    handle = Handle(decoder, implementation)
+    modules = [m for m in decoder.modules() if hasattr(m, "layer_idx")]
+    decoder.set_attn_implementation(f"bidir_{implementation}")
+    in_force = decoder.config._attn_implementation
+    if not modules or in_force != f"bidir_{implementation}":
+        raise UserError(
+            f"{type(model).__name__} does not let its attention be replaced; use a decoder that "
+            "transformers serves through its attention interface, such as Llama, Qwen or Mistral"
+        )
+    for module in modules:
+        module._bidir_handle = handle
+    return handle
+
+
+def text_decoder(model: nn.Module) -> Any:
+    """The decoder stack that embeds tokens and runs layers, without head or vision tower."""
+    unwrap: Any = getattr(model, "get_base_model", None)  # peft wraps the causal LM
+    base: Any = unwrap() if unwrap else model
+    return base.get_decoder()
+
+
+def _attention(implementation: Implementation) -> Any:
+    def forward(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        sliding_window: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention by the plan in force; q, k, v are ``[batch, heads, time, head_dim]``."""
+        handle = getattr(module, "_bidir_handle", None)
+        if handle is None or handle.plan is None:
+            raise RuntimeError("no regime is in force: run the model inside handle.use(...)")
+        plan: Plan = handle.plan
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        if plan.edit is not None:
+            key, value = plan.edit(layer, key, value)
+        spans, time = plan.layout.spans, plan.layout.shape[1]
+        n_query, n_key = query.shape[2], key.shape[2]
+        cropped = sliding_window is not None and n_key == sliding_window - 1 + n_query < time
+        if n_key != time and not cropped:
+            raise RuntimeError(f"the layout has {time} tokens where attention has {n_key} keys")
+        if implementation == "flex":
+            from bidir_core.models import attention_flex
+
+            blocks = plan.blocks(layer, sliding_window, n_query, n_key, len(query))
+            return attention_flex.attend(module, query, key, value, blocks, **kwargs)
+        run = _model_eager(module) if implementation == "eager" else _sdpa
+        splits = plan.prefixes if implementation == "split" and n_query == time else None
+        if splits is None and (spans is None or len(spans) == 1 or n_query != time):
+            # With a key/value cache the queries are the layout's last tokens; the keys are all of
+            # them, or the last ones where the cache keeps no more than a sliding window needs.
+            mask = plan.mask(layer, sliding_window, query.dtype, last=n_query)
+            return run(module, query, key, value, mask[..., time - n_key :], **kwargs)
+        regime, outputs = plan.regime.at_layer(layer), []
+        for number, (start, end) in enumerate(spans or ()):
+            here = slice(start, end)
+            item = query[:, :, here], key[:, :, here], value[:, :, here]
+            rule = partial(plan.mask, layer, sliding_window, query.dtype, (start, end))
+            n_prefix, reach = splits[number] if splits is not None else (-1, 0)
+            if n_prefix >= handle.split_from and attention_split.needs_no_mask(
+                regime, sliding_window, reach
+            ):
+                rest = partial(rule, last=end - start - n_prefix)
+                outputs.append(
+                    attention_split.attend(
+                        partial(run, module), *item, n_prefix, regime.is_causal, rest, **kwargs
+                    )
+                )
+            else:
+                outputs.append(run(module, *item, rule(), **kwargs)[0])
+        return torch.cat(outputs, dim=1), None
+
+    return forward
+
+
+def _sdpa(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    for unable in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(unable) is not None:
+            raise UserError(
+                f"{type(module).__name__} needs '{unable}', which sdpa drops; use --attn eager"
+            )
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and not _takes_groups(query, key, value, mask, dropout, is_causal):
+        n = query.shape[1] // key.shape[1]
+        key, value = fused.repeat_heads(key, n), fused.repeat_heads(value, n)
+        grouped = False
+    output = nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=is_causal,
+        dropout_p=dropout,
+        scale=scaling,
+        enable_gqa=grouped,
+    )
+    return output.transpose(1, 2), None
+
+
+def _takes_groups(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    is_causal: bool,
+) -> bool:
+    """Whether the kernel that CUDA would choose for grouped heads is a fast one.
+
+    Flash takes them without a mask, cuDNN's with one; where neither comes first, the slow math one
+    would be left.
+    """
+    if query.device.type != "cuda":
+        return True
+    chosen = torch._fused_sdp_choice(query, key, value, mask, dropout, is_causal, enable_gqa=True)
+    return SDPBackend(chosen) != SDPBackend.MATH
+
+
+def _model_eager(module: nn.Module) -> Any:
+    """The eager function of the model's own file: it knows the model's soft caps and sinks."""
+    return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+
+
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("sdpa", "eager")  # with a dense mask throughout
+
+WITHOUT_MASK: tuple[Implementation, ...] = ("flex", "split")
+
+
+for _name in (*IMPLEMENTATIONS, *WITHOUT_MASK):
+    AttentionInterface.register(f"bidir_{_name}", _attention(_name))
+
+# Which implementation of attention a model can run under a regime, and which models none can.
+
+Implementation = Literal["sdpa", "eager", "flex", "split"]
+
+SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
+
+
+def choose_implementation(
+    config: Any, requested: str = "auto", device_type: str = "cpu"
+) -> Implementation:
+    """``sdpa``, or ``eager`` where only that computes the model right (soft caps, score sinks).
+
+    For an evaluation on ``device_type`` cuda, ``split`` stands for sdpa: the same but for long
+    prefixes. ``flex`` is never chosen unasked. Raises UserError for an implementation that cannot
+    honour a regime, by name.
+    """
+    text = config.get_text_config()
+    caps = bool(getattr(text, "attn_logit_softcapping", None))
+    sinks = text.model_type == "gpt_oss"
+    if requested == "auto":
+        if caps or sinks:
+            return "eager"
+        return "split" if device_type == "cuda" else "sdpa"
+    if requested in ("sdpa", "split") and (caps or sinks):
+        raise UserError(
+            f"attention '{requested}' drops the soft caps or score sinks of {text.model_type}; "
+            "use --attn eager"
+        )
+    if requested == "flex" and sinks:
+        raise UserError(
+            f"attention 'flex' drops the score sinks of {text.model_type}; use --attn eager"
+        )
+    if requested not in (*IMPLEMENTATIONS, *WITHOUT_MASK):
+        raise UserError(
+            f"attention '{requested}' ignores the dense mask that a regime needs; "
+            "use --attn sdpa or --attn eager, or flex or split, which need none"
+        )
+    return requested  # type: ignore[return-value]
+
+
+def own_implementation(config: Any, implementation: str) -> str:
+    """The implementation as transformers knows it: what the model runs when no regime is asked of it."""
+    if implementation in WITHOUT_MASK:
+        return choose_implementation(config)
+    return implementation
+
+
+def check_supported(config: Any) -> None:
+    """Raise UserError, before any weight is loaded, if this architecture cannot honour a regime."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+    )
+
+    text, name = config.get_text_config(), config.model_type
+    instead = "use a decoder with full or sliding attention, such as Llama, Qwen, Gemma or Mistral"
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"'{name}' is an encoder-decoder, not a decoder-only model; {instead}")
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        raise UserError(f"'{name}' is an encoder, not a decoder-only model; {instead}")
+    mapping = (
+        MODEL_FOR_CAUSAL_LM_MAPPING
+        if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        else MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    )
+    if type(config) not in mapping:
+        raise UserError(f"'{name}' is not a causal language model; {instead}")
+    model_class: Any = mapping[type(config)]
+    if not getattr(text, "num_attention_heads", 0):
+        raise UserError(
+            f"'{name}' is a state-space or recurrent model, which no mask can open; {instead}"
+        )
+    odd = sorted(set(getattr(text, "layer_types", None) or ()) - SUPPORTED_LAYERS)
+    if odd:
+        raise UserError(f"'{name}' has {', '.join(odd)} layers, which no mask can open; {instead}")
+    if getattr(model_class, "_is_stateful", False):
+        raise UserError(
+            f"'{name}' is a state-space or recurrent model, which no mask can open; {instead}"
+        )
+    if not model_class._can_set_attn_implementation() or getattr(
+        text, "reorder_and_upcast_attn", False
+    ):
+        raise UserError(f"'{name}' does not use transformers' attention interface; {instead}")

@@ -1,0 +1,150 @@
+"""Which device and number format to compute in, refused early and by name where it cannot be."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from bidir_core.common.errors import UserError
+from bidir_core.common.launch import launched
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+_SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+
+
+def available_devices() -> list[str]:
+    """The names that ``--device`` takes here, besides ``auto``."""
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return names
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; ``auto`` takes a GPU if there is one.
+
+    Under ``accelerate launch`` each process takes the GPU of its local rank. Raises UserError for
+    a device that is not there, naming those that are, and where processes would share a GPU.
+    """
+    available = available_devices()
+    if name == "auto":
+        name = next((kind for kind in ("cuda", "mps") if kind in available), "cpu")
+    if name not in available:
+        raise UserError(
+            f"device '{name}' is not there; this machine has {', '.join(available)} (or say auto)"
+        )
+    if name == "cuda":
+        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if here > gpus:
+            raise UserError(
+                f"{here} processes were started here, one GPU each, but there are {gpus}; give "
+                f"--num_processes {gpus}"
+            )
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if launched() > 1 and (name == "mps" or name.startswith("cuda:")):
+        raise UserError(
+            f"device '{name}' is one GPU, and each of {launched()} processes takes its own; say "
+            f"{'cpu' if name == 'mps' else 'cuda or auto'}"
+        )
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
+
+    Raises UserError for an unknown name, and for a dtype that the device cannot compute in.
+    """
+    if name == "auto":
+        name = "float32"
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            name = "bfloat16"
+    name = _SHORT.get(name, name)
+    if name not in DTYPES:
+        raise UserError(f"unknown dtype '{name}'; use auto, {', '.join(DTYPES)}")
+    if not can_compute(device, DTYPES[name]):
+        raise UserError(f"device '{device}' cannot compute in {name}; use --dtype float32")
+    return DTYPES[name]
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called in records: the GPU's product name, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def peak_memory_bytes(device: torch.device) -> dict[str, int]:
+    """The most memory this process has held: resident on the host, allocated on the GPU."""
+    peak = {"host": 0}
+    try:  # the high-water mark of this program alone; rusage inherits the parent's across exec
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                peak["host"] = int(line.split()[1]) * 1024
+    except OSError:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak["host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if device.type == "cuda":
+        peak["device"] = torch.cuda.max_memory_allocated(device)
+    return peak
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Begin a new peak: what an earlier run in this process took on the GPU is not this one's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def can_compute(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a matrix product and an attention of this dtype really run on the device."""
+    if device.type == "cuda" and dtype is torch.bfloat16:
+        # Older GPUs emulate it, slowly; PyTorch knows.
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        x = torch.ones(1, 1, 2, 8, dtype=dtype, device=device)
+        attended = torch.nn.functional.scaled_dot_product_attention(x, x, x)
+        return bool((attended @ x.mT).softmax(-1).isfinite().all())
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+
+
+# Garbage collection that does not go through everything again and again.
+
+
+@contextmanager
+def at_rest() -> Iterator[None]:
+    """Leaves what is in memory now, such as libraries, out of garbage collections inside.
+
+    Going through all of it takes some tenths of a second, for which a GPU would wait. Nested uses
+    leave it to the outermost one.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def sweep() -> None:
+    """Collect all garbage now, what was put to rest included, so that a dead model's memory is free."""
+    resting = gc.get_freeze_count() > 0
+    gc.unfreeze()
+    gc.collect()
+    if resting:
+        gc.freeze()

@@ -1,0 +1,281 @@
+"""Where models come from: the embedded one, the hub, a local folder, with or without a checkpoint.
+
+`preflight` does every check that needs no weights and raises UserError; `load` does the rest. Code
+that a repository brings along is never run.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bidir_core.common.errors import UserError
+from bidir_core.models import devices, fused
+from bidir_core.models.attention import (
+    Handle,
+    check_supported,
+    choose_implementation,
+    install,
+    own_implementation,
+)
+from bidir_core.models.checkpoint import Checkpoint, apply_adapter, check_fits, open_checkpoint
+from bidir_core.models.devices import choose_device, choose_dtype
+from bidir_core.models.quantised import (
+    ask_for,
+    check_weights_choice,
+    forget_quantisation,
+    is_fp8,
+    misshapen,
+    run_natively,
+    without_vision,
+)
+from bidir_core.models.source import (
+    EMBEDDED,
+    auto_class,
+    fetch_weights,
+    find_source,
+    hub_is_reachable,
+    quiet,
+    read_config,
+    read_tokenizer,
+    reason,
+)
+from bidir_core.models.weight_files import check_weights, fingerprint, weight_files, where_from
+from bidir_core.regimes import Regime, parse_regime
+
+__all__ = ["EMBEDDED", "LoadedModel", "Preflight", "load", "load_weights", "preflight"]
+
+NO_LIMIT = 1 << 30  # max_length of a model whose configuration names no window
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run under any regime, and what a run must record about it.
+
+    ``model`` is in eval mode, without gradients, on ``device``; regimes go through ``handle``.
+    ``fingerprint`` changes with the weights, the checkpoint or the shape. ``max_length`` is the
+    model's window in tokens. ``training_record`` is what the checkpoint says of its training;
+    ``fused``, what runs in kernels of :mod:`bidir_core.models.fused`.
+    """
+
+    model: Any
+    tokenizer: Any
+    handle: Handle
+    name: str
+    fingerprint: str
+    tokenizer_fingerprint: str
+    n_layers: int
+    max_length: int
+    device: torch.device
+    dtype: str
+    implementation: str
+    revision: str | None = None
+    checkpoint: str | None = None
+    training_record: dict[str, Any] | None = None
+    fused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known, and settled, before any weight is read."""
+
+    name: str
+    source: str
+    local: bool
+    revision: str | None
+    config: Any
+    tokenizer: Any
+    checkpoint: Checkpoint | None
+    device: torch.device
+    dtype: torch.dtype
+    implementation: str
+    n_layers: int
+    max_length: int
+    weights: str = "dequantise"
+
+
+def preflight(
+    model: str,
+    *,
+    revision: str | None = None,
+    checkpoint: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    attn: str = "auto",
+    weights: str = "dequantise",
+    regime: Regime | str | None = None,
+) -> Preflight:
+    """Check everything about a model that can be checked without reading its weights.
+
+    Raises UserError for a model, revision or checkpoint that is not there, is damaged or does not
+    fit; an architecture or attention implementation that cannot honour a regime; a device or dtype
+    that this machine lacks; a regime that names layers beyond the model's. The embedded model is
+    fetched here if it is not in the cache yet, after the checks that do not need it.
+    """
+    chosen_device = choose_device(device)
+    chosen_dtype = choose_dtype(dtype, chosen_device)
+    parsed = parse_regime(regime) if regime is not None else None
+    opened = open_checkpoint(checkpoint) if checkpoint is not None else None
+    source, local = find_source(model, revision)
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if not local:
+        options |= {"revision": revision, "local_files_only": not hub_is_reachable()}
+    config = read_config(model, source, local, options)
+    commit = getattr(config, "_commit_hash", None)
+    check_supported(config)
+    if opened is not None:
+        config = check_fits(opened, config, model)
+        check_supported(config)
+    whole = opened is not None and opened.kind == "full"
+    check_weights_choice(config, weights, chosen_device, str(checkpoint) if whole else model)
+    implementation = choose_implementation(config, attn, chosen_device.type)
+    text = config.get_text_config()
+    n_layers = text.num_hidden_layers
+    if parsed is not None:
+        parsed.check_layers(n_layers)
+    if local and (opened is None or opened.kind == "lora"):
+        check_weights(Path(source))
+    if not local:
+        options["revision"] = commit or revision
+    return Preflight(
+        name=model,
+        source=source,
+        local=local,
+        revision=None if local else commit or revision,
+        config=config,
+        tokenizer=read_tokenizer(model, source, options),
+        checkpoint=opened,
+        device=chosen_device,
+        dtype=chosen_dtype,
+        implementation=implementation,
+        n_layers=n_layers,
+        max_length=getattr(text, "max_position_embeddings", None) or NO_LIMIT,
+        weights=weights,
+    )
+
+
+def load(
+    model: str,
+    *,
+    revision: str | None = None,
+    checkpoint: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    attn: str = "auto",
+    weights: str = "dequantise",
+    regime: Regime | str | None = None,
+) -> LoadedModel:
+    """Load a model by embedded name, hub id or folder; see :func:`preflight` for what is refused.
+
+    ``checkpoint`` is a folder of safetensors, a LoRA adapter, or a fine-tuning run. A LoRA adapter
+    is folded into float32 weights, where nothing is lost by it, and kept beside narrower ones.
+    """
+    return load_weights(
+        preflight(
+            model,
+            revision=revision,
+            checkpoint=checkpoint,
+            dtype=dtype,
+            device=device,
+            attn=attn,
+            weights=weights,
+            regime=regime,
+        )
+    )
+
+
+def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
+    """The second half of :func:`load`: read what :func:`preflight` found.
+
+    A vision tower is dropped unless ``keep_vision`` (who saves the model again needs it whole).
+    """
+    if plan.device.type == "cuda":
+        devices.sweep()  # the model before, whose parts refer to each other
+    opened = plan.checkpoint
+    full = opened is not None and opened.kind == "full"
+    folder = opened.folder if opened is not None and full else _base_folder(plan)
+    loaded = _read_weights(plan, folder)
+    if not keep_vision:
+        loaded = without_vision(loaded)
+    if plan.weights == "native":
+        run_natively(loaded, plan.dtype, plan.name)
+    print_of_weights = fingerprint(plan.config.get_text_config(), weight_files(folder))
+    if opened is not None and opened.kind == "lora":
+        loaded, print_of_weights = apply_adapter(loaded, opened, print_of_weights, plan.name)
+    loaded.eval().requires_grad_(False)
+    handle = install(loaded, plan.implementation)  # type: ignore[arg-type]
+    try:
+        loaded = loaded.to(plan.device)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"'{plan.name}' does not fit into the memory of {plan.device} in {plan.dtype}; "
+            "use --dtype bfloat16 or --device cpu"
+        ) from error
+    kernels = fused.fuse(loaded) if plan.device.type == "cuda" else []
+    return LoadedModel(
+        model=loaded,
+        tokenizer=plan.tokenizer,
+        handle=handle,
+        name=plan.name,
+        fingerprint=print_of_weights,
+        tokenizer_fingerprint=_tokenizer_fingerprint(plan.tokenizer),
+        n_layers=plan.n_layers,
+        max_length=plan.max_length,
+        device=plan.device,
+        dtype=str(plan.dtype).removeprefix("torch."),
+        implementation=plan.implementation,
+        revision=plan.revision,
+        checkpoint=str(opened.folder) if opened is not None else None,
+        training_record=opened.record if opened is not None else None,
+        fused=tuple(kernels),
+    )
+
+
+def _base_folder(plan: Preflight) -> Path:
+    if plan.local:
+        return Path(plan.source)
+    return fetch_weights(plan.name, plan.source, plan.revision)
+
+
+def _read_weights(plan: Preflight, folder: Path) -> Any:
+    """The model on the CPU, in the wanted dtype, every parameter from the files."""
+    config = copy.deepcopy(plan.config)  # a plan can be loaded twice
+    fp8 = is_fp8(config)
+    ask_for(config, plan.weights)
+    try:
+        with quiet():
+            loaded, info = auto_class(config).from_pretrained(
+                folder,
+                config=config,
+                dtype=plan.dtype,
+                attn_implementation=own_implementation(config, plan.implementation),
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                output_loading_info=True,
+            )
+    except Exception as error:  # as above
+        raise UserError(f"the weights in {folder} cannot be used: {reason(error)}") from error
+    lost: list[tuple[str, Any]] = [(name, None) for name in sorted(info["missing_keys"])]
+    lost += sorted((name, tuple(shape)) for name, shape, *_ in info["mismatched_keys"])
+    if fp8:  # whose shapes transformers takes as they come
+        lost += misshapen(loaded, config)
+    if lost:  # transformers would fill them with random numbers and only warn
+        name, shape = lost[0]
+        raise UserError(
+            f"the weights in {folder} are not those of a {config.model_type} model of this shape: "
+            f"{len(lost)} tensors are missing or misshapen, such as {name}"
+            f"{f' {shape}' if shape is not None else ''}{where_from(folder, name, shape)}"
+        )
+    if fp8 and plan.weights == "dequantise":
+        loaded = forget_quantisation(loaded, plan.dtype)
+    return loaded
+
+
+def _tokenizer_fingerprint(tokenizer: Any) -> str:
+    text = tokenizer.backend_tokenizer.to_str() + repr(tokenizer.chat_template)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Reports from runs: sections, tables, charts, HTML, the folder for a paper."""

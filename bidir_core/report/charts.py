@@ -1,0 +1,206 @@
+"""The charts of a report, section by section, from the numbers its tables show."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from bidir_core.analyse import stats
+from bidir_core.analyse.contrasts import Contrast, TaskDelta, cell_title, level
+from bidir_core.analyse.study import CAUSAL, ordered_cells
+from bidir_core.common import formatting
+from bidir_core.data.item_texts import visible
+from bidir_core.report import plots
+
+if TYPE_CHECKING:
+    from bidir_core.report.answers import Numbers
+    from bidir_core.report.sections import Report
+
+NAN = float("nan")
+LABEL = 300  # characters of a label at most; a chart breaks it into lines
+IN_LEGEND = 36  # characters a line
+CURVE_COLOURS = {"3B": plots.BLUE, "3C": plots.GREY, "distil": plots.GREEN, "3A (leaky)": plots.RED}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure, what it is called, and what it shows for those who cannot see it."""
+
+    key: str
+    title: str
+    alt: str
+    figure: go.Figure
+
+
+def charts(report: Report) -> dict[str, list[Chart]]:
+    """Charts by the key of the section they belong to; the first of all is the main one."""
+    numbers = report.numbers
+    found = {
+        "per_task": _forests(numbers),
+        "macro": _ladder(numbers),
+        "curve": _curve(report),
+    }
+    return {key: made for key, made in found.items() if made}
+
+
+def _forests(numbers: Numbers) -> list[Chart]:
+    """What the mask costs, and what is left of that after training, task by task."""
+    shown = [("forest-damage", numbers.damage())]
+    for arm in numbers.study.trained("3B", "distill")[:1]:
+        repaired = (arm, numbers.study.own_regime(arm))
+        shown.append(("forest-repaired", numbers.between(numbers.stage1, repaired)))
+    return [
+        Chart(
+            key,
+            f"{one.b[:1].upper()}{one.b[1:]} minus {one.a}, by task",
+            f"Accuracy of {one.b} minus {one.a} in points, by task and macro, with 95 % "
+            "intervals; the table has the numbers.",
+            plots.forest(_forest_frame(one)),
+        )
+        for key, one in shown
+        if one is not None and one.tasks
+    ]
+
+
+def _forest_frame(one: Contrast) -> pd.DataFrame:
+    rows = [
+        _forest_row(task.task, task.delta, task.interval, _different(task, one.margin))
+        for task in one.tasks
+    ]
+    macro = one.verdict == "different"
+    rows.append(_forest_row("macro", one.value, one.interval, macro) | {"total": True})
+    return pd.DataFrame(rows)
+
+
+def _forest_row(
+    name: str, delta: float, interval: stats.Estimate | None, different: bool
+) -> dict[str, object]:
+    text = formatting.points(delta, signed=True)
+    if interval is not None:
+        low, high = (formatting.points(end, signed=True) for end in (interval.low, interval.high))
+        text += f"  [{low}, {high}]"
+    return {
+        "key": name,
+        "label": _label(name, 18),
+        "delta": delta,
+        "low": interval.low if interval else NAN,
+        "high": interval.high if interval else NAN,
+        "different": different,
+        "total": False,
+        "text": text if interval is not None else f"{text}  no interval",
+    }
+
+
+def _different(task: TaskDelta, margin: float) -> bool:
+    """Coloured only if it holds after Holm's correction, in every seed."""
+    if task.interval is None or stats.verdict(task.interval, margin=margin) != "different":
+        return False
+    return all(p < 0.05 for p in task.p_holm)
+
+
+def _ladder(numbers: Numbers) -> list[Chart]:
+    """Macro accuracy of every stage against stage 1, with the share kept above chance."""
+    rows, study = [], numbers.study
+    base = level(study.runs(*numbers.stage1), numbers.metric)
+    for cell in ordered_cells(study):
+        found = level(study.runs(*cell), numbers.metric)
+        if found is None:
+            continue
+        against = None if cell == numbers.stage1 else numbers.between(numbers.stage1, cell)
+        kept = against.above_chance if against is not None else None
+        text = f"{100 * found.value:.1f} %"
+        if kept is not None and kept.value is not None:
+            text += f", {100 * kept.value:.0f} % kept"
+        causal = cell[1] == CAUSAL
+        rows.append(
+            {
+                "label": _label(cell_title(study, cell), LABEL),
+                "value": found.value,
+                "low": found.interval.low if found.interval else NAN,
+                "high": found.interval.high if found.interval else NAN,
+                "text": text,
+                "colour": plots.RED if cell[0].leaky else plots.GREY if causal else plots.BLUE,
+                "symbol": "circle" if causal else "diamond",
+            }
+        )
+    if len(rows) < 2:
+        return []
+    figure = plots.dots(
+        pd.DataFrame(rows),
+        title=f"Macro {numbers.metric}, % (95 % interval of each run alone)",
+        reference=base.value if base else None,
+    )
+    return [
+        Chart(
+            "ladder",
+            "Every stage against stage 1",
+            "Macro accuracy of every stage with its 95 % interval; stage 1 as a dotted line; "
+            "kept: the share of stage 1's accuracy above chance. Grey circles are evaluated "
+            "causal, blue diamonds bidirectional. The table has the numbers.",
+            figure,
+        )
+    ]
+
+
+def _curve(report: Report) -> list[Chart]:
+    """Quick evaluations along the training: a line for each arm and regime."""
+    table = report.tables.get("curve")
+    if not table:
+        return []
+    names = [column.name for column in table.columns]
+    frame = pd.DataFrame([dict(zip(names, row, strict=True)) for row in table.rows])
+    figure = go.Figure()
+    for (arm, regime), part in frame.groupby(["Arm", "Regime"], sort=False):
+        name, _, variant = str(arm).partition(" (method")
+        causal = regime == CAUSAL
+        spread = part["Seeds low to high"]
+        errors = {
+            side: [_reach(value, seeds, sign) for value, seeds in zip(part["Macro acc"], spread)]
+            for side, sign in (("array", 1), ("arrayminus", -1))
+        }
+        figure.add_scatter(
+            x=part["Step"].tolist(), y=(100 * part["Macro acc"]).tolist(), mode="lines+markers",
+            name=plots.in_lines(plots.wrapped(_label(f"{arm}, {regime}", LABEL), IN_LEGEND)),
+            line={"color": CURVE_COLOURS.get(name, plots.GREEN), "width": 2, "dash": "dot" if causal else "solid"},
+            marker={"symbol": ("square" if variant else "circle") + ("-open" if causal else ""), "size": 7},
+            error_y={"type": "data", "symmetric": False, "visible": any(map(any, errors.values())), **errors},
+            hovertemplate="step %{x}: %{y:.1f} %<extra>%{fullData.name}</extra>",
+        )  # fmt: skip
+    figure.update_layout(
+        height=420, margin={"l": 60, "r": 10, "t": 10, "b": 50}, dragmode=False,
+        legend={"font": {"size": 12}}, hovermode="closest",
+    )  # fmt: skip
+    figure.update_xaxes(
+        title="Training step", gridcolor=plots.FAINT, zeroline=False, fixedrange=True,
+        **plots.MEASURED,
+    )  # fmt: skip
+    figure.update_yaxes(
+        title="Macro accuracy of quick evaluations, %", gridcolor=plots.FAINT, zeroline=False,
+        fixedrange=True, **plots.MEASURED,
+    )  # fmt: skip
+    return [
+        Chart(
+            "curve",
+            "Recovery while training",
+            "Accuracy of quick evaluations by training step, for each arm under each regime: "
+            "solid lines bidirectional, dotted causal. The table has the numbers.",
+            figure,
+        )
+    ]
+
+
+def _reach(value: float, seeds: object, sign: int) -> float:
+    """How far the seeds reach above (1) or below (-1) their mean; 0 for a single seed."""
+    if seeds is None or (isinstance(seeds, float) and math.isnan(seeds)):
+        return 0.0
+    end = seeds.high if sign > 0 else seeds.low  # type: ignore[attr-defined]
+    return 100 * abs(end - value)
+
+
+def _label(text: object, length: int) -> str:
+    shown = visible(" ".join(str(text).split()))
+    return shown if len(shown) <= length else shown[: length - 1].rstrip() + "…"

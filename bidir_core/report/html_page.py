@@ -1,0 +1,389 @@
+"""A report as one HTML file that needs nothing else: it opens offline and may be mailed.
+
+It holds what the Markdown holds, from the same data, and besides that interactive charts (plotly.js
+is inside), the items that flipped, and how it was made. Every text from outside is escaped, and
+the file's own Content-Security-Policy forbids to load or send anything.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from bidir_core.analyse.contrasts import cell_title
+from bidir_core.analyse.flips import flip_classes, flips_of
+from bidir_core.analyse.pairing import Metric, PairedItems, pair
+from bidir_core.analyse.study import CAUSAL, Cell, Study
+from bidir_core.common import formatting
+from bidir_core.common.errors import UserError
+from bidir_core.common.version import __version__
+from bidir_core.data import item_texts
+from bidir_core.data.item_texts import visible
+from bidir_core.report.charts import Chart, charts
+from bidir_core.report.markdown import Table
+from bidir_core.report.sections import ALL_SECTIONS, FLIPS, Section
+from bidir_core.runs.run import Run
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+
+    from bidir_core.report.sections import Report
+
+FOLDER = Path(__file__).with_name("html")
+
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+MADE_HEADING = "How This Was Made"
+
+FOLDED = 24  # a table with more rows than this is folded away
+
+LONG = 24  # a code cell with more characters may break anywhere
+
+OPENING = 110  # characters of a question that stand in the flips' table
+
+MARKS = {"broken": "▼ broken", "fixed": "▲ fixed", "changed_wrong": "◇ other wrong"}
+
+WORDS = {
+    "broken": "broken (right to wrong)",
+    "fixed": "fixed (wrong to right)",
+    "changed_wrong": "wrong to another wrong",
+}
+
+Block = Markup | Table | Chart
+
+
+def blocks(section: Section, shown: list[Chart]) -> list[Block]:
+    """What stands under a heading: paragraphs as HTML, tables, and charts before the first table."""
+    out: list[Block] = []
+    waiting = list(shown)
+    for part in section.parts:
+        if isinstance(part, Table):
+            out += [*waiting, part.without_empty_columns()]
+            waiting = []
+        elif part:
+            out.append(paragraphs(part))
+    return [*out, *waiting]
+
+
+def page(report: Report, only: Collection[str] | None = None) -> str:
+    """The whole file. ``only``: keys of sections, ``flips`` among them; None means all."""
+    made = charts(report)
+    sections = [(s, blocks(s, made.get(s.key, []))) for s in report.chosen(only)]
+    flips = None
+    if only is None or FLIPS in only:
+        flips = flip_tables(report.study, report.numbers.metric)
+    contents = [(section.key, section.heading) for section, _ in sections]
+    contents += [(FLIPS, ALL_SECTIONS[FLIPS])] if flips is not None else []
+    drawn = [one for _, parts in sections for one in parts if isinstance(one, Chart)]
+    return _template().render(
+        policy=POLICY,
+        title=line(report.title),
+        css=_file("report.css"),
+        contents=[*contents, ("made", MADE_HEADING)],
+        sections=sections,
+        flips=flips,
+        flips_heading=ALL_SECTIONS[FLIPS],
+        made_heading=MADE_HEADING,
+        classes=CLASSES,
+        marks=MARKS,
+        words=WORDS,
+        top=TOP,
+        folded=FOLDED,
+        long=LONG,
+        opening_length=OPENING,
+        command=command(report, only),
+        facts=facts(report),
+        figures=_figures(drawn, report.stem),
+        plotly=_plotly(),
+        script=_file("report.js"),
+    )
+
+
+def command(
+    report: Report,
+    only: Collection[str] | None = None,
+    out: str = "report.html",
+    flag: str = "--out",
+) -> str:
+    """The line that writes this report again or, with ``--paper`` as the flag, its paper."""
+    numbers = report.numbers
+    line = ["python", "-m", "bidir_core", "report", *(run.id for run in report.study.all_runs)]
+    if numbers.metric != "acc":
+        line += ["--metric", numbers.metric]
+    if numbers.margin != 0.01:
+        line += ["--margin", f"{100 * numbers.margin:g}"]
+    if only is not None:
+        line += ["--sections", ",".join(only)]
+    return shlex.join([*line, flag, out])
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """Versions: of this program, and of what the runs were made with, as they recorded it."""
+    found: dict[str, dict[str, None]] = {}
+    for run in report.study.all_runs:
+        packages = run.config.get("packages")
+        for name, version in packages.items() if isinstance(packages, dict) else ():
+            found.setdefault(str(name), {})[str(version)] = None
+    rows = [("bidir", __version__), ("runs", formatting.count(len(report.study.all_runs)))]
+    return rows + [(name, ", ".join(versions)) for name, versions in sorted(found.items())]
+
+
+@cache
+def _template() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        # Whatever is printed has its invisible characters spelled out, then is escaped.
+        finalize=lambda value: (
+            visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        ),
+    )
+    environment.filters.update(count=formatting.count, nats=_nats, opening=_opening, tied=tied)
+    environment.tests.update(
+        markup=lambda value: isinstance(value, Markup),
+        chart=lambda value: isinstance(value, Chart),
+    )
+    return environment.get_template("report.html.j2")
+
+
+def tied(text: str) -> str:
+    """An interval whose ends stay on one line: ``51.8 %`` above ``(38.3 to 65.8 %)``."""
+    ties = ((" to ", "\u00a0to\u00a0"), (" %", "\u00a0%"), ("(no ", "(no\u00a0"))
+    for loose, tied_up in ties:
+        text = text.replace(loose, tied_up)
+    return text
+
+
+def _nats(value: float, signed: bool = False) -> str:
+    return f"{value:+.2f}" if signed else f"{value:.2f}"
+
+
+def _opening(text: str) -> str:
+    one_line = " ".join(text.split())
+    return one_line if len(one_line) <= OPENING else one_line[: OPENING - 1].rstrip() + "…"
+
+
+def _file(name: str) -> Markup:
+    return Markup((FOLDER / name).read_text(encoding="utf-8"))
+
+
+@cache
+def _plotly() -> Markup:
+    from plotly.offline import get_plotlyjs
+
+    return Markup(get_plotlyjs())
+
+
+def _figures(shown: list[Chart], stem: str) -> Markup:
+    """The figures as JSON that cannot end the script element it stands in."""
+    found: dict[str, Any] = {"stem": stem}
+    for one in shown:
+        one.figure.update_layout(
+            template="none", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)"
+        )
+        found[one.key] = json.loads(one.figure.to_json())
+    text = json.dumps(found, ensure_ascii=True, allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+# The items that flipped most between two cells of a study, with what both runs said of them.
+
+CLASSES = ("broken", "fixed", "changed_wrong")
+
+TOP = 40  # of each class: what a reader looks at, in a file small enough to mail
+
+CONTEXT, CHOICE = 900, 400  # characters kept of each
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice of an item and its log-likelihood (nats) in both runs."""
+
+    text: str
+    ll_a: float
+    ll_b: float
+    gold: bool
+    pred_a: bool
+    pred_b: bool
+
+
+@dataclass(frozen=True)
+class FlipRow:
+    """One item whose answer changed. ``change``: of the right choice's margin, in nats."""
+
+    item_id: str
+    task: str
+    flip: str
+    context: str
+    choices: tuple[Choice, ...]
+    margin_a: float
+    margin_b: float
+
+    @property
+    def change(self) -> float:
+        return self.margin_b - self.margin_a
+
+
+@dataclass(frozen=True)
+class FlipTable:
+    """The top flips of run b against run a; ``counts`` are of all their paired items."""
+
+    a: str
+    b: str
+    run_a: str
+    run_b: str
+    n: int
+    counts: dict[str, int]
+    rows: tuple[FlipRow, ...]
+
+    @property
+    def has_texts(self) -> bool:
+        return any(row.context for row in self.rows)
+
+
+def flip_tables(study: Study, metric: Metric, *, top: int = TOP) -> list[FlipTable]:
+    """What the mask broke (stage 1 to stage 2) and what training fixed (stage 2 to stage 4).
+
+    Pairs without items are left out; of several seeds the first is shown.
+    """
+    base, regime = study.base, study.regime
+    cells: list[tuple[Cell, Cell]] = [((base, CAUSAL), (base, regime))]
+    for arm in study.trained("3B", "distill")[:1]:
+        own = study.own_regime(arm)
+        cells.append(((base, own), (arm, own)))
+    found = []
+    for a, b in cells:
+        runs = [next(iter(study.runs(*cell).values()), None) for cell in (a, b)]
+        if runs[0] is None or runs[1] is None or not all(run and run.has_items for run in runs):
+            continue
+        try:
+            pairs = pair(runs[0], runs[1], metric)
+            found.append(_table(cell_title(study, a), cell_title(study, b), pairs, top))
+        except UserError:
+            continue  # the section on differences says why they do not pair
+    return found
+
+
+def _table(a: str, b: str, pairs: PairedItems, top: int) -> FlipTable:
+    classes = flip_classes(pairs)
+    frame = flips_of(pairs)
+    strength = frame["margin_change"].abs().fillna(0.0).to_numpy()
+    # Largest margin change first; the item's id settles ties, so that a report repeats itself.
+    order = np.lexsort((frame["item_id"].to_numpy(dtype=str), -strength))
+    chosen = [row for name in CLASSES for row in order[classes[order] == name][:top]]
+    return FlipTable(
+        a=a,
+        b=b,
+        run_a=pairs.run_a.id,
+        run_b=pairs.run_b.id,
+        n=pairs.n,
+        counts={name: int((classes == name).sum()) for name in CLASSES},
+        rows=tuple(_rows(pairs, frame, np.array(chosen, dtype=np.int64))),
+    )
+
+
+def _rows(pairs: PairedItems, frame: pd.DataFrame, chosen: np.ndarray) -> list[FlipRow]:
+    if not len(chosen):
+        return []
+    columns = ("task", "doc_id", "doc_hash", "gold", "contexts", "continuations", "ll")
+    sides = [
+        run.items_table(columns).take(rows[chosen]).to_pylist()
+        for run, rows in ((pairs.run_a, pairs.rows_a), (pairs.run_b, pairs.rows_b))
+    ]
+    _join_texts(pairs.run_a, *sides)
+    out = []
+    for index, first, second in zip(chosen.tolist(), *sides, strict=True):
+        line = frame.iloc[index]
+        texts = first if first["contexts"] is not None else second
+        gold, n_choices = int(line["gold"]), len(first["ll"])
+        out.append(
+            FlipRow(
+                item_id=str(line["item_id"]),
+                task=str(line["task"]),
+                flip=str(line["flip"]),
+                context=_context(texts["contexts"], gold),
+                choices=tuple(
+                    Choice(
+                        text, first["ll"][i], second["ll"][i], i == gold,
+                        i == line["pred_a"], i == line["pred_b"],
+                    )
+                    for i, text in enumerate(_choices(texts, n_choices))
+                ),
+                margin_a=float(line["margin_a"]),
+                margin_b=float(line["margin_b"]),
+            )
+        )  # fmt: skip
+    return out
+
+
+def _join_texts(run: Run, first: list[dict], second: list[dict]) -> None:
+    """Give compact records their texts back, if the data are on this machine."""
+    bare = [a for a, b in zip(first, second) if a["contexts"] is None and b["contexts"] is None]
+    if run.settings.get("context") not in (None, "full"):
+        return
+    split = str(run.settings.get("split") or "validation")
+    for task in dict.fromkeys(record["task"] for record in bare):
+        mine = [record for record in bare if record["task"] == task]
+        found = item_texts.load(task, [record["doc_id"] for record in mine], split)
+        for record in mine:
+            item_texts.fill(record, found)
+
+
+def _context(contexts: Sequence[str] | None, gold: int) -> str:
+    if not contexts:
+        return ""
+    return cut(contexts[gold if len(contexts) > 1 else 0], CONTEXT)
+
+
+def _choices(texts: dict, n_choices: int) -> list[str]:
+    """The choices' texts; where they differ by their context (winogrande), that difference."""
+    if texts["continuations"] is None:
+        return [f"choice {i}" for i in range(n_choices)]
+    given = texts["continuations"]
+    if len(texts["contexts"]) > 1:
+        given = item_texts.distinct_ends(texts["contexts"])
+    return [cut(text.strip(), CHOICE) for text in given]
+
+
+def cut(text: str, length: int) -> str:
+    """At most ``length`` characters: the beginning and, what matters more to a model, the end."""
+    if len(text) <= length:
+        return text
+    head = length // 3
+    return f"{text[:head].rstrip()} [… {len(text) - length:,} characters …] {text[head - length :].lstrip()}"
+
+
+# The report's own Markdown as inert HTML.
+
+UNDERSTOOD = ["heading", "list", "emphasis", "backticks", "escape", "entity"]
+
+
+@cache
+def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    return MarkdownIt("zero").enable(UNDERSTOOD)
+
+
+def paragraphs(markdown: str) -> Markup:
+    """Paragraphs, lists and headings of a section's text."""
+    return Markup(_parser().render(visible(markdown)))
+
+
+def line(markdown: str) -> Markup:
+    """One line, such as a title, without a paragraph around it."""
+    return Markup(_parser().renderInline(visible(markdown)))

@@ -1,0 +1,198 @@
+"""Tables that print as Markdown and as CSV, and text that stays text in both.
+
+Names of models, tasks, runs and files come from outside, so every cell is escaped; only what this
+package writes itself is marked up.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from bidir_core.analyse import stats
+from bidir_core.analyse.effects import Retention
+from bidir_core.common import formatting
+
+Kind = Literal[
+    "text", "code", "count", "acc", "points", "interval", "spread", "estimate", "retention",
+    "number", "percent",
+]  # fmt: skip
+# Values that take several columns of a CSV, by the ends of these columns' names.
+_PARTS: dict[str, tuple[str, ...]] = {
+    "interval": (" low", " high"),
+    "spread": (" low", " high"),
+    "estimate": ("", " low", " high"),
+    "retention": ("", " low", " high"),
+}
+NOT_RUN = "not run"
+_MARKUP = re.compile(r"([\\`*_{}\[\]|~$])")  # what marks up within a line
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+class Interval(NamedTuple):
+    """Two ends, as fractions; printed in points (``interval``) or as accuracies (``spread``).
+
+    A number that carries its interval is an ``estimate`` (points) or a ``retention`` (percent).
+    """
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, estimate: stats.Estimate | None) -> Interval | None:
+        """The ends of an estimate, if there is one."""
+        return None if estimate is None else cls(estimate.low, estimate.high)
+
+
+@dataclass(frozen=True)
+class Column:
+    """``kind`` decides how a value prints; a None prints as ``absent``."""
+
+    name: str
+    kind: Kind = "text"
+    absent: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of plain values under columns; ``key`` names its CSV file."""
+
+    key: str
+    columns: Sequence[Column]
+    rows: list[Sequence[Any]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
+    def without_empty_columns(self) -> Table:
+        """The same without the columns that hold nothing, for where width is dear."""
+        keep = [i for i in range(len(self.columns)) if any(row[i] is not None for row in self.rows)]
+        return Table(
+            self.key,
+            [self.columns[i] for i in keep],
+            [[row[i] for i in keep] for row in self.rows],
+        )
+
+    def markdown(self) -> str:
+        lines = [
+            "| " + " | ".join(escape(column.name) for column in self.columns) + " |",
+            "|" + "|".join("---" if c.kind in ("text", "code") else "---:" for c in self.columns)
+            + "|",
+        ]  # fmt: skip
+        for row in self.rows:
+            cells = [_shown(value, column) for value, column in zip(row, self.columns, strict=True)]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+    def texts(self) -> list[list[str]]:
+        """The cells as plain text, for a layout that escapes by itself."""
+        return [
+            [cell_text(value, column) for value, column in zip(row, self.columns, strict=True)]
+            for row in self.rows
+        ]
+
+    def csv(self) -> str:
+        """Full precision, differences as fractions; an interval takes two columns."""
+        header: list[str] = []
+        for column in self.columns:
+            name = column.name.removesuffix(" (points)")
+            header += [name + end for end in _PARTS.get(column.kind, ("",))]
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(header)
+        for row in self.rows:
+            cells: list[Any] = []
+            for value, column in zip(row, self.columns, strict=True):
+                names = [end.strip() or "value" for end in _PARTS.get(column.kind, ())]
+                if not names:
+                    cells.append(_csv_cell(value))
+                cells += [_csv_cell(getattr(value, name, None)) for name in names]
+            writer.writerow(cells)
+        return out.getvalue()
+
+
+def escape(text: object) -> str:
+    """Text from outside as one line of inert Markdown, in and out of tables."""
+    one_line = " ".join(str(text).split())
+    safe = html.escape(_MARKUP.sub(r"\\\1", one_line), quote=False)
+    # A bare address would become a link all the same.
+    return safe.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
+
+
+def code(text: object) -> str:
+    """Text from outside as a code span, fenced by more backticks than it holds."""
+    one_line = " ".join(str(text).split())
+    if not one_line:
+        return ""
+    if re.search(r"[|<>&\\]", one_line):
+        return escape(one_line)  # a table would split it, or a renderer read it as HTML
+    longest = max((len(run) for run in re.findall(r"`+", one_line)), default=0)
+    fence, pad = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{pad}{one_line}{pad}{fence}"
+
+
+def interval_text(interval: Interval | stats.Estimate) -> str:
+    """``-5.9 to -3.5``, in points."""
+    low, high = (
+        formatting.points(interval.low, signed=True),
+        formatting.points(interval.high, signed=True),
+    )
+    return f"{low} to {high}"
+
+
+def retention_text(found: Retention) -> str:
+    """``48.6 % (34.9 to 63.0 %)``, or that it is suppressed."""
+    if found.value is None:
+        return "suppressed"
+    if found.low is None or found.high is None:
+        return f"{100 * found.value:.1f} % (no interval)"
+    return f"{100 * found.value:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f} %)"
+
+
+def cell_text(value: Any, column: Column) -> str:
+    """A cell as plain text on one line, not escaped for anything."""
+    if value is None:
+        return column.absent
+    kind = column.kind
+    if isinstance(value, str) or kind in ("text", "code"):
+        return " ".join(str(value).split())  # or a word where a number would stand: "not run"
+    if kind == "interval":
+        return interval_text(value)
+    if kind == "spread":
+        return f"{value.low:.4f} to {value.high:.4f}"
+    if kind == "estimate":
+        return f"{formatting.points(value.value, signed=True)} ({interval_text(value)})"
+    if kind == "retention":
+        return retention_text(value)
+    form = {
+        "count": lambda v: f"{v:,}",
+        "acc": lambda v: f"{v:.4f}",
+        "points": lambda v: formatting.points(v, signed=True),
+        "number": lambda v: f"{v:,.1f}" if abs(v) < 1000 and v != int(v) else f"{v:,.0f}",
+        "percent": lambda v: f"{100 * v:.1f} %",
+    }[kind]
+    return form(value)
+
+
+def _shown(value: Any, column: Column) -> str:
+    text = cell_text(value, column)
+    if value is None:
+        return text
+    if column.kind == "code":
+        return code(text)
+    return escape(text) if isinstance(value, str) or column.kind == "text" else text
+
+
+def _csv_cell(value: Any) -> Any:
+    """Plain values; a text that a spreadsheet would run as a formula gets an apostrophe."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        one_line = " ".join(value.split())
+        return "'" + one_line if one_line.startswith(_FORMULA) else one_line
+    return value

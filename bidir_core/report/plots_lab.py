@@ -1,0 +1,262 @@
+"""Frames of a sweep's points in, Plotly figures out. A click returns the point's slug."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from bidir_core.regimes import CAUSAL, Regime, parse_regime
+from bidir_core.report.plots import BLUE, FAINT, GREEN, GREY, RED, inert
+
+SERIES = ((BLUE, "circle"), (RED, "square"), (GREEN, "diamond"), (GREY, "triangle-up"))
+
+HEIGHT, LEFT, RIGHT = 300, 58, 104  # the same margins, so that charts of layers line up
+
+# Lower than causal is orange, higher is green; the middle is the page itself.
+DIVERGING = [[0.0, RED], [0.5, "rgba(127,127,127,0.10)"], [1.0, GREEN]]
+
+
+def curves(
+    frames: Sequence[tuple[str, pd.DataFrame]],
+    ticks: Sequence[tuple[float, str]],
+    *,
+    x_title: str,
+    y_title: str,
+    levels: Sequence[tuple[float, str]] = (),
+    chosen: str = "",
+    room: float | None = None,
+) -> go.Figure:
+    """Lines of points with 95 % intervals over a dial.
+
+    ``frames``: (name, frame) per line, each frame with slug, x, y, low, high (percent or points;
+    low and high may be NaN) and text. ``ticks``: where the dial's values stand. ``levels``:
+    (height, word) of lines to compare with. ``chosen``: the slug that gets a ring. ``room``: how
+    far the axis goes beyond its ends.
+    """
+    figure = go.Figure()
+    for height, word in levels:
+        figure.add_hline(y=height, line={"color": GREY, "width": 1.3, "dash": "dot"})
+        figure.add_annotation(
+            x=1, xref="paper", y=height, text=inert(word), showarrow=False, xanchor="left",
+            xshift=6, font={"size": 12, "color": GREY},
+        )  # fmt: skip
+    at, labels = zip(*ticks, strict=True) if ticks else ((), ())
+    reach = (max(at) - min(at) if len(set(at)) > 1 else 1.0) if at else 1.0
+    for number, (name, frame) in enumerate(frames):
+        # Side by side, so that the intervals of several lines can be told apart.
+        frame = frame.assign(
+            x=frame["x"] + min(0.012 * reach, 0.12) * (number - (len(frames) - 1) / 2)
+        )
+        colour, symbol = SERIES[number % len(SERIES)]
+        figure.add_scatter(
+            x=frame["x"], y=frame["y"], mode="lines+markers", name=inert(name),
+            customdata=frame[["slug"]].to_numpy(), text=[inert(t) for t in frame["text"]],
+            hovertemplate="%{text}<extra></extra>",
+            line={"color": colour, "width": 2}, marker={"color": colour, "size": 9, "symbol": symbol},
+            error_y=_errors(frame, colour),
+            unselected={"marker": {"opacity": 1}}, selected={"marker": {"opacity": 1}},
+        )  # fmt: skip
+        ring = frame[frame["slug"] == chosen]
+        if len(ring):
+            figure.add_scatter(
+                x=ring["x"], y=ring["y"], mode="markers", hoverinfo="skip", showlegend=False,
+                marker={"size": 18, "symbol": "circle-open", "color": colour, "line": {"width": 2}},
+            )  # fmt: skip
+    top = 44 if len(frames) > 1 else 14
+    figure.update_layout(
+        height=HEIGHT - 14 + top,
+        margin={"l": LEFT, "r": RIGHT, "t": top, "b": 48, "autoexpand": False},
+        showlegend=len(frames) > 1,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        hovermode="closest",
+        dragmode=False,
+    )
+    if room is None:
+        room = 0.08 * reach if len(set(at)) > 1 else 0.5
+    figure.update_xaxes(
+        title=x_title, tickmode="array", tickvals=at, ticktext=[inert(t) for t in labels],
+        range=[min(at) - room, max(at) + room] if at else None,
+        showgrid=False, zeroline=False, fixedrange=True, automargin=False,
+    )  # fmt: skip
+    figure.update_yaxes(
+        title=y_title, gridcolor=FAINT, zeroline=False, fixedrange=True, automargin=False
+    )
+    return figure
+
+
+def _errors(frame: pd.DataFrame, colour: str) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": (frame["high"] - frame["y"]).fillna(0),
+        "arrayminus": (frame["y"] - frame["low"]).fillna(0),
+        "color": colour,
+        "thickness": 1.4,
+        "width": 3,
+    }
+
+
+def layer_map(frame: pd.DataFrame, n_layers: int, *, unit: str, chosen: str = "") -> go.Figure:
+    """Ranges of layers as cells: where a range starts, by how many layers it spans.
+
+    ``frame``: slug, start, width, y, different (its interval excludes 0) and text. A Plotly heat
+    map returns no clicks, so an invisible layer of points lies over it.
+    """
+    widths = sorted(frame["width"].unique())
+    row = {width: number for number, width in enumerate(widths)}
+    cells = np.full((len(widths), n_layers), np.nan)
+    for line in frame.itertuples():
+        cells[row[line.width], line.start] = line.y
+    most = max(float(np.abs(cells[~np.isnan(cells)]).max(initial=0.0)), 0.1)
+    figure = go.Figure(
+        go.Heatmap(
+            z=cells, zmin=-most, zmax=most, colorscale=DIVERGING, xgap=1, ygap=1,
+            hoverinfo="skip", hoverongaps=False,
+            colorbar={
+                "title": {"text": inert(unit), "side": "right"}, "thickness": 10, "x": 1.015,
+                "lenmode": "pixels", "len": max(90, 30 * len(widths)), "nticks": 3,
+            },
+        )
+    )  # fmt: skip
+    y = [row[width] for width in frame["width"]]
+    size = max(6, min(24, 620 // max(n_layers, 1)))
+    figure.add_scatter(
+        x=frame["start"], y=y, mode="markers", customdata=frame[["slug"]].to_numpy(),
+        marker={"opacity": 0, "size": size, "maxdisplayed": 1}, hoverinfo="text",
+        text=[inert(text) for text in frame["text"]],
+    )  # fmt: skip
+    sure = frame[frame["different"]]
+    figure.add_scatter(
+        x=sure["start"], y=[row[width] for width in sure["width"]], mode="markers",
+        hoverinfo="skip", marker={"size": 4, "color": GREY},
+    )  # fmt: skip
+    ring = frame[frame["slug"] == chosen]
+    if len(ring):
+        figure.add_scatter(
+            x=ring["start"], y=[row[width] for width in ring["width"]], mode="markers",
+            hoverinfo="skip",
+            marker={"size": size, "symbol": "square-open", "color": BLUE, "line": {"width": 3}},
+        )  # fmt: skip
+    figure.update_layout(
+        height=58 + max(90, min(34, 460 // len(widths)) * len(widths)),
+        margin={"l": LEFT, "r": RIGHT, "t": 10, "b": 48, "autoexpand": False},
+        showlegend=False, dragmode=False, hovermode="closest",
+    )  # fmt: skip
+    figure.update_xaxes(
+        title="first layer of the range", range=[-0.5, n_layers - 0.5], dtick=1 if n_layers <= 32 else 4,
+        showgrid=False, zeroline=False, fixedrange=True, automargin=False,
+    )  # fmt: skip
+    figure.update_yaxes(
+        title="layers", tickmode="array", tickvals=list(range(len(widths))),
+        ticktext=[str(width) for width in widths], range=[-0.5, len(widths) - 0.5],
+        showgrid=False, zeroline=False, fixedrange=True, automargin=False,
+    )  # fmt: skip
+    return figure
+
+
+# Which points of a sweep make a curve, and where they stand on its axis.
+
+# dial -> (field of a regime, the value at which it changes nothing, what the axis says)
+DIALS: dict[str, tuple[str, Any, str]] = {
+    "sink": ("sink", 0, "first tokens kept causal (sink)"),
+    "lambda": ("lam", 1.0, "strength of looking ahead (lambda, log scale)"),
+    "tail": ("tail", 0, "last prompt tokens kept causal (tail)"),
+    "rows": ("rows", None, "prompt positions that look ahead (rows)"),
+    "skip": ("skip", None, "the one token kept causal (skip)"),
+    "self": ("self_token", None, "the token that sees only itself (self)"),
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One dial, all else equal. ``others``: the regime without the dial; ``places``: slug and
+    position of each point, in order; ``ticks``: position and label of each value."""
+
+    dial: str
+    others: Regime
+    places: tuple[tuple[str, float], ...]
+    ticks: tuple[tuple[float, str], ...]
+
+    @property
+    def name(self) -> str:
+        """What else is set, or an empty string."""
+        return str(self.others).partition(":")[2]
+
+    @property
+    def axis(self) -> str:
+        return DIALS[self.dial][2]
+
+
+def curve_lines(points: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]) -> list[Curve]:
+    """The dose-response curves among a summary's points of the sweep's own prompt condition."""
+    mine = [p for p in points if p["condition"] == usual and not p.get("patch")]
+    regimes = {p["slug"]: parse_regime(p["regime"]) for p in mine}
+    swept = {p["slug"] for p in mine if p["part"] == "sweep"}
+    found = []
+    for dial, (name, neutral, _) in DIALS.items():
+        groups: dict[Regime, dict[Any, str]] = {}
+        for slug, regime in regimes.items():
+            if not regime.is_causal:
+                value = getattr(regime, name)
+                groups.setdefault(replace(regime, **{name: neutral}), {})[value] = slug
+        asked_for: list[tuple[Regime, dict[Any, str]]] = []
+        for others, values in groups.items():
+            causal = next((slug for slug, regime in regimes.items() if regime == CAUSAL), None)
+            asked = any(s in swept for value, s in values.items() if value != neutral)
+            if dial == "lambda" and causal is not None:
+                values[0.0] = causal
+            if neutral is None:
+                values.pop(None, None)  # without the dial there is no place on its axis
+            if asked and len(values) > 1:
+                asked_for.append((others, values))
+        at = _places(dial, {value for _, values in asked_for for value in values})
+        found += [_curve(dial, others, values, at) for others, values in asked_for]
+    return found
+
+
+def _places(dial: str, values: Iterable[Any]) -> dict[Any, float]:
+    """Where each value stands; the same for all curves of a dial, which share an axis."""
+    order = sorted(values)
+    if dial == "lambda":
+        return dict(zip(order, symlog(order), strict=True))
+    # Evenly spaced: these are counts and positions, often doubling.
+    return {value: float(number) for number, value in enumerate(order)}
+
+
+def _curve(dial: str, others: Regime, values: Mapping[Any, str], at: Mapping[Any, float]) -> Curve:
+    order = sorted(values)
+    label = {value: f"{value[0]}-{value[1]}" if dial == "rows" else f"{value:g}" for value in order}
+    return Curve(
+        dial,
+        others,
+        tuple((values[value], at[value]) for value in order),
+        tuple((at[value], label[value]) for value in order),
+    )
+
+
+def symlog(values: Iterable[float]) -> list[float]:
+    """Logarithms base 10, with 0 one decade below the smallest value above it."""
+    numbers = list(values)
+    least = min((math.log10(v) for v in numbers if v > 0), default=0.0)
+    return [math.log10(value) if value > 0 else least - 1 for value in numbers]
+
+
+def layer_ranges(
+    points: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]
+) -> dict[str, list[tuple[str, int, int]]]:
+    """(slug, first layer, number of layers) of points with a layer range, by what else is set."""
+    found: dict[str, list[tuple[str, int, int]]] = {}
+    for point in points:
+        regime = parse_regime(point["regime"])
+        if regime.layers is None or point["condition"] != usual or point.get("patch"):
+            continue
+        others = str(replace(regime, layers=None)).partition(":")[2]
+        first, last = regime.layers
+        found.setdefault(others, []).append((point["slug"], first, last - first + 1))
+    return found

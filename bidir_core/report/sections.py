@@ -1,0 +1,410 @@
+"""The sections of a report, in the order of the published summary and then what it lacked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from bidir_core.analyse import stats
+from bidir_core.analyse.contrasts import Contrast
+from bidir_core.analyse.study import CAUSAL, Study, ordered_cells
+from bidir_core.common import formatting
+from bidir_core.common.errors import UserError
+from bidir_core.report import answers, tables
+from bidir_core.report.answers import Numbers
+from bidir_core.report.markdown import Table, code, escape
+
+STAGES = (
+    ("Stage 1", "vanilla baseline: the base model, causal prefill"),
+    ("Stage 2", "ablated baseline: the base model, bidirectional prefill, no fine-tuning"),
+    (
+        "Stage 3B",
+        "leakage-safe fine-tune: prompt bidirectional, response causal, loss on the response only "
+        "(`--prompt-bidir-response-causal-train`)",
+    ),
+    ("Stage 3C", "control: same data, order, steps and seed as 3B, causal mask (`--causal-train`)"),
+    ("Stage 3A (leaky)", "bidirectional over prompt and response: a warning exhibit, never a result"),
+    (
+        "Distil",
+        "the base model's own causal predictions, taught under the bidirectional regime "
+        "(`--distill`)",
+    ),
+    ("Stage 4", "a fine-tuned checkpoint under bidirectional prefill"),
+    ("Non-prefill compare", "base and fine-tuned checkpoint, both causal"),
+)  # fmt: skip
+
+
+def build_sections(numbers: Numbers) -> list[Section]:
+    """Every section that the study has something for."""
+    makers: tuple[Callable[[Numbers], Section | None], ...] = (
+        _scope, _stages, _macro, _per_task, _answers, _non_prefill, _two_by_two, _differences,
+        _churn, _leaky, _training, _curve, _cost, _artifacts,
+    )  # fmt: skip
+    return [section for make in makers if (section := make(numbers)) is not None]
+
+
+def _scope(numbers: Numbers) -> Section:
+    run = numbers.study.some_run
+    settings, metrics = run.settings, run.metrics or {}
+    limit = settings.get("limit")
+    how_many = f"first {limit} per task" if limit else "all items"
+    if limit and settings.get("sample", "first") != "first":
+        how_many = f"{limit} per task, {settings['sample']} sample"
+    errors = sum((one.metrics or {}).get("n_errors") or 0 for one in numbers.study.all_runs)
+    lines = [
+        f"Base model: {code(numbers.study.model)}",
+        f"Eval tasks: {', '.join(code(task) for task in run.tasks)}",
+        f"Split: {code(settings.get('split', 'validation'))}; fold: "
+        f"{code(settings.get('fold', 'all'))}",
+        f"Items: {escape(how_many)}; n = {formatting.count(metrics.get('n_items') or 0)} in all; "
+        f"could not be scored, over all runs: {formatting.count(errors)}",
+        f"Bidirectional regime: {code(numbers.study.regime)}",
+        f"Metric: {code(numbers.metric)}, macro = unweighted mean over tasks; intervals are 95 %; "
+        f"differences are in points; equivalent means the whole interval lies within "
+        f"{answers.size(numbers.margin)}",
+    ]
+    if settings.get("fold") == "explore":
+        lines.append(
+            "**Explore fold**: these items are for choosing recipes, so nothing below is a "
+            "claim; make claims on the confirm fold"
+        )
+    source = run.config.get("source")
+    if run.is_reference:
+        lines.append(
+            f"**Published numbers only** ({escape(source)}): no items, so nothing is paired"
+        )
+    return Section("scope", (bullets(lines),))
+
+
+def _stages(numbers: Numbers) -> Section:
+    have = {
+        "Stage 1": bool(numbers.study.runs(*numbers.stage1)),
+        "Stage 2": bool(numbers.study.bidirectional_regimes(numbers.study.base)),
+        "Stage 3B": bool(numbers.study.trained("3B")),
+        "Stage 3C": bool(numbers.study.trained("3C")),
+        "Stage 3A (leaky)": bool(numbers.study.trained("3A")),
+        "Distil": bool(numbers.study.trained("distill")),
+        "Stage 4": any(a != numbers.study.base and r != CAUSAL for a, r in numbers.study.cells),
+        "Non-prefill compare": any(
+            a != numbers.study.base and r == CAUSAL for a, r in numbers.study.cells
+        ),
+    }
+    lines = [f"{name}: {what}{'' if have[name] else ' - *not run*'}" for name, what in STAGES]
+    return Section("stages", (bullets(lines),))
+
+
+def _macro(numbers: Numbers) -> Section:
+    against = {
+        cell: found
+        for cell in numbers.study.cells
+        if cell != numbers.stage1 and (found := numbers.between(numbers.stage1, cell)) is not None
+    }
+    parts: list[str | Table] = [tables.macro_table(numbers.study, against)]
+    parts += [note] if (note := tables.seeds_note(numbers.study, against)) else []
+    derived = list(_derived(numbers))
+    if derived:
+        parts += ["Derived:", bullets(derived)]
+    return Section("macro", tuple(parts))
+
+
+def _derived(numbers: Numbers) -> Iterator[str]:
+    for regime in numbers.study.bidirectional_regimes(numbers.study.base):
+        damage = numbers.damage(regime)
+        if damage is not None and damage.ratio is not None:
+            yield (
+                f"{capital(damage.b)} change vs Stage 1: `{damage.value:+.10f}` (retention "
+                f"`{damage.ratio:.3f}x`){_ci(damage)}"
+            )
+    for arm in numbers.study.trained("3B", "distill", "3A"):
+        attempt = numbers.attempt(arm)
+        label = f"Stage 4 ({attempt.arm})"
+        if attempt.gain is not None:
+            yield (
+                f"{label} change vs Stage 2: `{attempt.gain.value:+.10f}` (about "
+                f"`{100 * attempt.gain.value:+.2f}` macro points){_ci(attempt.gain)}"
+            )
+        if attempt.gap is not None and attempt.gap.ratio is not None:
+            yield f"{label} retention vs Stage 1: `{attempt.gap.ratio:.4f}x`{_ci(attempt.gap)}"
+    if numbers.study.trained("3B", "distill", "3A"):
+        yield ("A change is not yet a repair: see *Repair or Ordinary Tuning?* for the interaction")
+
+
+def _per_task(numbers: Numbers) -> Section:
+    shown = [numbers.damage(r) for r in numbers.study.bidirectional_regimes(numbers.study.base)]
+    cells = [cell for cell in ordered_cells(numbers.study) if cell[0] == numbers.study.base]
+    for arm in numbers.study.trained("3B", "distill")[:1]:
+        attempt = numbers.attempt(arm)
+        shown += [attempt.gain, attempt.gap]
+        cells.append((arm, numbers.study.own_regime(arm)))
+    known = [one for one in shown if one is not None]
+    parts: list[str | Table] = [tables.per_task_table(numbers.study, numbers.metric, cells, known)]
+    if set(numbers.study.cells) - set(cells):
+        parts += ["All arms:", tables.all_cells_table(numbers.study, numbers.metric)]
+    return Section("per_task", tuple(parts))
+
+
+def _answers(numbers: Numbers) -> Section:
+    study = numbers.study
+    parts = [
+        "### 1) How much does prefill bidirectional attention hurt performance?",
+        bullets(answers.how_much_it_hurts(numbers.damage(), escape(study.regime))),
+    ]
+    for regime in study.bidirectional_regimes(study.base):
+        if regime != study.regime:
+            parts.append(bullets(answers.how_much_it_hurts(numbers.damage(regime), escape(regime))))
+    parts.append("### 2) Can this be fixed easily with a bit of finetuning?")
+    tried = study.trained("3B", "distill")
+    if not tried:
+        parts.append("- Not run: no fine-tune is part of this report.")
+    for arm in tried:
+        regime = study.own_regime(arm)
+        parts.append(bullets(answers.can_it_be_fixed(numbers.damage(regime), numbers.attempt(arm))))
+    return Section("answers", tuple(parts))
+
+
+def _non_prefill(numbers: Numbers) -> Section:
+    tried = numbers.study.trained("3B", "distill", "unknown")
+    if not tried:
+        return Section("non_prefill", ("- Not run.",))
+    parts: list[str] = [
+        "Did fine-tuning help one condition at the expense of the other? Base and checkpoint, "
+        "both under standard causal prefill:"
+    ]
+    for arm in tried:
+        attempt = numbers.attempt(arm)
+        normal = attempt.normal
+        if normal is not None and normal.ratio is not None:
+            parts.append(
+                bullets(
+                    [
+                        f"Vanilla non-prefill macro: `{normal.acc_a:.10f}`",
+                        f"{attempt.arm} checkpoint non-prefill macro: `{normal.acc_b:.10f}`",
+                        f"Delta: `{normal.value:+.10f}` (retention `{normal.ratio:.4f}x`)",
+                    ]
+                )
+            )
+        parts += ["Interpretation:", bullets(answers.normal_behaviour(attempt))]
+    return Section("non_prefill", tuple(parts))
+
+
+def _two_by_two(numbers: Numbers) -> Section | None:
+    if len(numbers.study.arms) < 2:
+        return None
+    parts: list[str | Table] = [
+        "Fine-tuning on these data may raise accuracy under any mask. Repair of the mask is "
+        "what the fine-tune gains under its regime beyond what its control gains, less the "
+        "same under causal: the interaction. 3B's control is 3C; distillation adds nothing "
+        "but the base model's own predictions, so its control is the base model.",
+        tables.two_by_two_table(numbers.study, numbers.metric),
+    ]
+    table = tables.interaction_table(numbers.study, numbers.metric, numbers.margin)
+    if table:
+        parts.append(table)
+    for arm in numbers.study.trained("3B", "distill"):
+        attempt = numbers.attempt(arm)
+        parts.append(bullets([answers.repair_or_tuning(attempt)]))
+        shared = tables.same_training(numbers.study, arm) if arm.code == "3B" else None
+        if shared is not None:
+            parts.append(f"By their records, {attempt.arm} and {attempt.control} {shared}.")
+    return Section("two_by_two", tuple(parts))
+
+
+def _differences(numbers: Numbers) -> Section | None:
+    found = numbers.contrasts()
+    if not found:
+        return None
+    notes = [f"{escape(one.key)}: {escape(note)}" for one in found for note in one.notes]
+    parts: list[str | Table] = [
+        "A verdict is *no difference* only if the whole interval lies within "
+        f"{answers.size(numbers.margin)}, *different* if it leaves out 0, else *undecided*. "
+        "Detectable: the smallest true difference found with 80 % power.",
+        tables.contrast_table(found),
+    ]
+    if notes:
+        parts.append(bullets(dict.fromkeys(notes)))
+    return Section("differences", tuple(parts))
+
+
+def _churn(numbers: Numbers) -> Section | None:
+    found = [one for one in numbers.contrasts(leaky=False) if one.basis == "paired"]
+    if not found:
+        return None
+    text = (
+        "Items whose correctness changed, in either direction (broken: right to wrong; fixed: "
+        "wrong to right), and exact McNemar tests, Holm-adjusted over the tasks of a contrast. "
+        "With several seeds, counts are means and there is one p value for each seed; with more than "
+        f"{tables.MOST_P_VALUES}, the lowest and the highest."
+    )
+    return Section("churn", (text, tables.test_table(found)))
+
+
+def _leaky(numbers: Numbers) -> Section | None:
+    leaky = numbers.study.trained("3A")
+    if not leaky:
+        return None
+    parts = [f"**{answers.LEAKY_WARNING}**"]
+    for arm in leaky:
+        regime = numbers.study.own_regime(arm)
+        found = [
+            numbers.between(numbers.stage1, (arm, regime)), numbers.between(numbers.stage1, (arm, CAUSAL))
+        ]  # fmt: skip
+        lines = [
+            f"{escape(one.b)} (LEAKY) against stage 1: {answers.against(one)}"
+            for one in found
+            if one is not None
+        ]
+        parts.append(bullets(lines or ["It was not evaluated."]))
+    return Section("leaky", tuple(parts))
+
+
+def _training(numbers: Numbers) -> Section | None:
+    table = tables.recipe_table(numbers.study)
+    return Section("training", (table,)) if table else None
+
+
+def _curve(numbers: Numbers) -> Section | None:
+    if len(numbers.study.arms) < 2:
+        return None
+    table = tables.curve_table(numbers.study)
+    text = (
+        "Quick evaluations during training, on a few items of the explore fold: for the shape "
+        "of the recovery, not for claims."
+    )
+    parts = (text, table) if table else ("- Not run: no quick evaluations were recorded.",)
+    return Section("curve", parts)
+
+
+def _cost(numbers: Numbers) -> Section | None:
+    table = tables.cost_table(numbers.study)
+    return Section("cost", (table,)) if table else None
+
+
+def _artifacts(numbers: Numbers) -> Section:
+    parts: list[str | Table] = [tables.artifact_table(numbers.study)]
+    if numbers.study.left_out:
+        parts.append("Left out of this report:")
+        parts.append(bullets(_left_out(numbers.study.left_out)))
+    return Section("artifacts", tuple(parts))
+
+
+def _left_out(runs: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """A line for each reason: there may be dozens of runs with the same one."""
+    by_reason: dict[str, list[str]] = {}
+    for run, why in runs:
+        by_reason.setdefault(why, []).append(code(run))
+    for why, names in by_reason.items():
+        if len(names) == 1:
+            yield f"{names[0]}: {escape(why)}"
+        else:
+            yield f"{len(names)} runs, {escape(why)}: {', '.join(names)}"
+
+
+def bullets(lines: object) -> str:
+    return "\n".join(f"- {line}" for line in lines if line)  # type: ignore[attr-defined]
+
+
+def capital(text: str) -> str:
+    shown = escape(text)
+    return shown[:1].upper() + shown[1:]
+
+
+def _ci(one: Contrast) -> str:
+    if one.interval is None:
+        return "; no interval"
+    source = "unpaired " if one.basis == "unpaired" else ""
+    estimate: stats.Estimate = one.interval
+    return f"; difference in points, {source}{answers.interval_of(estimate)}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished report: sections of Markdown paragraphs and tables.
+
+    ``numbers`` computed them, and remembers every contrast.
+    """
+
+    title: str
+    study: Study
+    sections: tuple[Section, ...]
+    numbers: Numbers = field(repr=False)
+
+    @property
+    def stem(self) -> str:
+        """A file's name with run ids in it."""
+        names = [re.sub(r"[^A-Za-z0-9._-]+", "-", run.path.name) for run in self.study.all_runs]
+        more = f"_and-{len(names) - 2}-more" if len(names) > 2 else ""
+        return "_".join(["report", *(name[:60] for name in names[:2])]) + more
+
+    def chosen(self, only: Collection[str] | None = None) -> list[Section]:
+        """All sections, or those with these keys (see :func:`check_sections`)."""
+        check_sections(only)
+        return [s for s in self.sections if only is None or s.key in only]
+
+    def markdown(self, only: Collection[str] | None = None) -> str:
+        """The whole report, or the sections with these keys."""
+        shown = [section.markdown() for section in self.chosen(only)]
+        return "\n\n".join([f"# {self.title}", *shown]) + "\n"
+
+    def chosen_tables(self, only: Collection[str] | None = None) -> dict[str, Table]:
+        """The tables of these sections by their keys."""
+        return {table.key: table for section in self.chosen(only) for table in section.tables}
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """Every table by its key."""
+        return self.chosen_tables()
+
+
+def check_sections(only: Collection[str] | None) -> None:
+    """Raise UserError for a key that is no section's. ``flips`` is one that only HTML has."""
+    for key in only or ():
+        if key not in ALL_SECTIONS:
+            raise UserError(
+                f"there is no section '{key[:80]}'; choose from {', '.join(ALL_SECTIONS)}"
+            )
+
+
+# A section of a report: its key, its heading and what stands under it.
+
+SECTIONS = {
+    "scope": "Scope",
+    "stages": "Stage Definitions",
+    "macro": "Macro Accuracy by Stage",
+    "per_task": "Per-Task: Stage 1 vs Stage 2 vs Stage 4",
+    "answers": "Direct Answer to the Main Questions",
+    "non_prefill": "Additional Check: Non-Prefill Behavior After Finetune",
+    "two_by_two": "Repair or Ordinary Tuning? The Complete 2x2",
+    "differences": "Differences With Their Uncertainty",
+    "churn": "Churn and McNemar Tests per Task",
+    "leaky": "Leaky Exhibit: Stage 3A",
+    "training": "Training",
+    "curve": "Recovery Curve",
+    "cost": "Cost",
+    "artifacts": "Artifacts",
+}
+
+# The items themselves are listed in the HTML file only.
+FLIPS = "flips"
+
+ALL_SECTIONS = {**SECTIONS, FLIPS: "The Items Behind the Numbers: Flips"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it: Markdown paragraphs and tables, in order."""
+
+    key: str
+    parts: tuple[str | Table, ...]
+
+    @property
+    def heading(self) -> str:
+        return SECTIONS[self.key]
+
+    def markdown(self) -> str:
+        shown = [p.markdown() if isinstance(p, Table) else p for p in self.parts]
+        return "\n\n".join([f"## {self.heading}", *(text for text in shown if text)])
+
+    @property
+    def tables(self) -> list[Table]:
+        return [part for part in self.parts if isinstance(part, Table)]

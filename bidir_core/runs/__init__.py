@@ -1,0 +1,1 @@
+"""Run folders: layout, records, writer and reader; lm-eval in and out."""

@@ -1,0 +1,113 @@
+"""Find runs: all of them, or the one that somebody names."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from bidir_core.common.errors import UserError
+from bidir_core.runs.layout import check_name, refuse_if_read_only, runs_roots, split_folder_name
+from bidir_core.runs.run import Run, is_run_folder, one_line
+
+_ID = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+(/points/[A-Za-z0-9._-]+)?")
+
+
+def list_runs(roots: Sequence[Path | str] | None = None, *, points: bool = False) -> list[Run]:
+    """Every run under the roots, newest first; never raises for a bad folder.
+
+    ``points`` adds the points of lab sweeps. Where two roots hold the same id, the first counts.
+    """
+    found: dict[str, Run] = {}
+    for root in runs_roots() if roots is None else [Path(r) for r in roots]:
+        for stage in _folders(root):
+            for folder in _folders(stage):
+                if not is_run_folder(folder):
+                    continue
+                run = Run(folder)
+                found.setdefault(run.id, run)
+                if points and run.stage == "lab":
+                    for point in run.points():
+                        found.setdefault(point.id, point)
+    return sorted(found.values(), key=lambda run: (run.path.name, run.id), reverse=True)
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return [p for p in path.iterdir() if not p.name.startswith(".") and p.is_dir()]
+    except OSError:
+        return []
+
+
+def find_run(
+    ref: str | Path | Run,
+    roots: Sequence[Path | str] | None = None,
+    *,
+    allow_path: bool = True,
+) -> Run:
+    """The run that ``ref`` names: its id, a path to its folder, or a unique folder name.
+
+    ``allow_path=False`` for references that come from a URL. Raises UserError if there is none
+    or if several match.
+    """
+    if isinstance(ref, Run):
+        return ref
+    text = str(ref).strip()
+    searched = runs_roots() if roots is None else [Path(r) for r in roots]
+    clean = text.strip("/").removeprefix("runs/")
+    if _ID.fullmatch(clean) and not set(clean.split("/")) & {".", ".."}:
+        for root in searched:
+            if is_run_folder(root / clean):
+                return Run(root / clean)
+    if allow_path and text and is_run_folder(Path(text).expanduser()):
+        return Run(Path(text).expanduser())
+    named = [run for run in list_runs(searched) if run.path.name == text]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        ids = ", ".join(run.id for run in named)
+        raise UserError(f"'{text}' names {len(named)} runs; say which: {ids}")
+    some = next((run.id for run in list_runs(searched)), "stage1_vanilla_eval/20260101-120000")
+    raise UserError(
+        f"there is no run '{text[:200]}'; give an id such as {some}, or a path to its folder"
+    )
+
+
+# Rename and delete runs; never while they are written, never in read-only mode.
+
+
+def delete_run(run: Run | str) -> None:
+    """Remove a run folder. Refused in read-only mode and while the run is being written."""
+    found = _changeable(run, "delete")
+    # Renamed away first: a half-deleted folder must never look like a run.
+    doomed = found.path.with_name(f".deleted-{found.path.name}")
+    try:
+        found.path.rename(doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        raise UserError(f"cannot delete the run '{found.id}': {one_line(error)}") from error
+
+
+def rename_run(run: Run | str, name: str | None) -> Run:
+    """Change the name after the time stamp (None or empty removes it); return the renamed run."""
+    found = _changeable(run, "rename")
+    stamp = split_folder_name(found.path.name)[0]
+    target = found.path.with_name(f"{stamp}_{check_name(name)}" if name else stamp)
+    if target == found.path:
+        return found
+    if target.exists():
+        raise UserError(f"cannot rename: the run '{Run(target).id}' exists already")
+    try:
+        found.path.rename(target)
+    except OSError as error:
+        raise UserError(f"cannot rename the run '{found.id}': {one_line(error)}") from error
+    return Run(target)
+
+
+def _changeable(run: Run | str, action: str) -> Run:
+    refuse_if_read_only(f"{action} a run")
+    found = Run(find_run(run).path)  # a fresh look at its state
+    if found.state in ("running", "queued"):
+        raise UserError(f"cannot {action} '{found.id}': it is {found.state}; cancel it first")
+    return found

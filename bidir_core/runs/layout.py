@@ -1,0 +1,160 @@
+"""Where run folders live and how they are named.
+
+runs/<stage_dir>/<YYYYMMDD-HHMMSS>[_<name>]/          UTC; -2, -3 .. within one second
+runs/lab/<folder>/points/<slug of the regime>/        each point of a sweep is a run folder
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bidir_core.common.errors import UserError
+from bidir_core.regimes import Regime, parse_regime
+
+STAGE1 = "stage1_vanilla_eval"
+
+STAGE2 = "stage2_prefill_bidir_eval"
+
+STAGE4 = "stage4_postft_eval"
+
+NONPREFILL = "nonprefill_compare"
+
+LAB = "lab"
+
+FINETUNE_DIRS = {
+    "3B": "stage3_finetune_prefill_bidir",
+    "3A": "stage3a_finetune_leaky",
+    "3C": "stage3c_finetune_causal",
+    "distill": "stage3d_finetune_distil",
+}
+
+EVAL_DIRS = (STAGE1, STAGE2, STAGE4, NONPREFILL)
+
+STAGE_DIRS = (*EVAL_DIRS, *FINETUNE_DIRS.values(), LAB)
+
+COMMITTED_RUNS = Path(__file__).resolve().parents[2] / "runs"
+
+_FOLDER = re.compile(r"\d{8}-\d{6}(-\d+)?(_[A-Za-z0-9][A-Za-z0-9._-]*)?")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+def stage_dir_for(
+    command: str,
+    *,
+    regime: Regime | str = "causal",
+    checkpoint: object = None,
+    objective: str | None = None,
+) -> str:
+    """The folder a command's run belongs to.
+
+    ``command``: eval, finetune, lab or attend. ``checkpoint``: anything but None says that a
+    fine-tuned model is evaluated. ``objective`` (finetune only): 3B, 3A, 3C or distill.
+    """
+    if command == "eval":
+        if parse_regime(regime).is_causal:
+            return STAGE1 if checkpoint is None else NONPREFILL
+        return STAGE2 if checkpoint is None else STAGE4
+    if command == "finetune":
+        if objective not in FINETUNE_DIRS:
+            raise UserError(
+                f"unknown objective '{objective}'; known are {', '.join(FINETUNE_DIRS)}"
+            )
+        return FINETUNE_DIRS[objective]
+    if command in ("lab", "attend"):
+        return LAB
+    raise UserError(f"the command '{command}' makes no run; eval, finetune, lab and attend do")
+
+
+def runs_roots() -> list[Path]:
+    """Folders that hold runs; new ones go to the first.
+
+    ``BIDIR_RUNS_DIR`` is a path list (``:`` on Linux); without it runs go beside the committed
+    demo runs, which stay visible either way.
+    """
+    given = os.environ.get("BIDIR_RUNS_DIR", "")
+    roots = [Path(part).expanduser().resolve() for part in given.split(os.pathsep) if part.strip()]
+    if COMMITTED_RUNS not in roots:
+        roots.append(COMMITTED_RUNS)
+    return list(dict.fromkeys(roots))
+
+
+def is_read_only() -> bool:
+    return os.environ.get("BIDIR_READ_ONLY", "").lower() not in ("", "0", "false", "no")
+
+
+def refuse_if_read_only(action: str) -> None:
+    if is_read_only():
+        raise UserError(f"cannot {action}: this is read-only (BIDIR_READ_ONLY is set)")
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if it can be a run's name, else raise UserError."""
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"run name '{name[:80]}': use 1-80 letters, digits, '.', '_' or '-', "
+            "starting with a letter or digit"
+        )
+    return name
+
+
+def is_run_folder_name(folder: str) -> bool:
+    return _FOLDER.fullmatch(folder) is not None
+
+
+def split_folder_name(folder: str) -> tuple[str, str | None]:
+    """``20260215-093750-2_final`` -> (``20260215-093750-2``, ``final``)."""
+    stamp, _, name = folder.partition("_")
+    return stamp, name or None
+
+
+def check_new_run(root: Path | str | None, name: str | None) -> None:
+    """Refuse early what :func:`new_run_folder` would refuse; creates nothing."""
+    refuse_if_read_only("start a run")
+    if name is not None:
+        check_name(name)
+    folder = Path(root).expanduser().resolve() if root is not None else runs_roots()[0]
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "not a folder" if not there.is_dir() else "permission denied"
+        raise UserError(
+            f"cannot write runs to '{folder}' ({why}); "
+            "give a writable folder with --runs-dir or BIDIR_RUNS_DIR"
+        )
+
+
+def new_run_folder(
+    root: Path, stage_dir: str, name: str | None = None, *, now: datetime | None = None
+) -> Path:
+    """Create and return a folder nobody else has; UserError if the runs folder takes no writes."""
+    if name is not None:
+        check_name(name)
+    moment = (now or datetime.now(UTC)).astimezone(UTC)
+    stamp = moment.strftime("%Y%m%d-%H%M%S")
+    parent = root / stage_dir
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        attempt = 1
+        while True:
+            number = "" if attempt == 1 else f"-{attempt}"
+            folder = parent / (stamp + number + (f"_{name}" if name else ""))
+            # The stamp alone must be new too, so that a number tells two runs of a second apart.
+            taken = any(split_folder_name(p.name)[0] == stamp + number for p in parent.iterdir())
+            if not taken:
+                try:
+                    folder.mkdir()
+                    return folder
+                except FileExistsError:
+                    pass
+            attempt += 1
+    except OSError as error:
+        raise UserError(
+            f"cannot write runs to '{root}' ({error.strerror or error}); "
+            "give a writable folder with --runs-dir or BIDIR_RUNS_DIR"
+        ) from error
+
+
+IMPORTED = "imported"

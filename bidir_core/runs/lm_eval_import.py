@@ -1,0 +1,394 @@
+"""lm-eval's output as a run folder, so that its numbers can be compared with ours item by item."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bidir_core.common.errors import UserError
+from bidir_core.data.items import data_fingerprint
+from bidir_core.data.sampling import LM_EVAL_SEED
+from bidir_core.data.tasks import TASKS
+from bidir_core.regimes import parse_regime
+from bidir_core.runs.layout import (
+    IMPORTED,
+    check_new_run,
+    new_run_folder,
+    runs_roots,
+    stage_dir_for,
+)
+from bidir_core.runs.lm_eval_read import (
+    READ_VERSION,
+    LmEvalOutput,
+    Sample,
+    TaskSamples,
+    choose_tasks,
+    find_output,
+    read_task,
+)
+from bidir_core.runs.records import make_record
+from bidir_core.runs.run import Run
+from bidir_core.runs.writer import RunWriter
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The new run folder, and what a reader of it should know."""
+
+    path: Path
+    notes: tuple[str, ...]
+
+
+def import_results(
+    path: Path | str,
+    *,
+    tasks: Sequence[str] = (),
+    task_map: Mapping[str, str] | None = None,
+    model: str | None = None,
+    regime: str | None = None,
+    name: str | None = None,
+    runs_dir: Path | str | None = None,
+) -> Imported:
+    """Read lm-eval's output at ``path`` (its folder or results file) into a new run folder.
+
+    ``tasks``: only these of its tasks. ``task_map``: its task's name -> ours. ``model``: what to
+    call the model, so that it is the same as in other runs. ``regime``: what it attended under,
+    ``causal`` unless the files say otherwise. Everything is read and checked before anything is
+    written. Raises `UserError` with the reason.
+    """
+    check_new_run(runs_dir, name)
+    if regime is not None:
+        regime = str(parse_regime(regime))
+    output = find_output(Path(path).expanduser())
+    names = _names(choose_tasks(output, tasks), task_map or {})
+    origin = read_origin(output)
+    if origin.regime and regime and origin.regime != regime:
+        raise UserError(
+            f"--regime {regime}: {output.results_path.name} says it was made under "
+            f"{origin.regime}; leave the flag out"
+        )
+    shots = _shots(output, names)
+    read = {ours: read_task(output, theirs, ours) for theirs, ours in names.items()}
+    samples = [sample for one in read.values() for sample in one.samples]
+    settings, notes = settings_of(output, names, read, shots)
+    settings |= origin.settings | {"tasks": list(names.values()), "attn": None}
+    settings["regime"] = origin.regime or regime or "causal"
+    settings["model"] = model or settings["model"]
+    facts = facts_of(output, names, samples, notes) | origin.facts
+    if origin.run:
+        facts["source"] = f"imported from an export of '{origin.run}', {date_of(output)}"
+    return Imported(_write(settings, facts, samples, name, runs_dir, output), tuple(notes))
+
+
+def _names(chosen: Sequence[str], task_map: Mapping[str, str]) -> dict[str, str]:
+    """lm-eval's task names -> ours, in the order they were run."""
+    for theirs in task_map:
+        if theirs not in chosen:
+            raise UserError(
+                f"--task-map {theirs}={task_map[theirs]}: there is no task {theirs!r}; there are "
+                f"{', '.join(chosen)}"
+            )
+    names = {theirs: task_map.get(theirs, theirs) for theirs in chosen}
+    for theirs, ours in names.items():
+        if not ours or "/" in ours or ours != ours.strip():
+            raise UserError(
+                f"the task {theirs!r} cannot be called {ours!r} here; name it with --task-map "
+                f"{theirs}=NAME"
+            )
+        if list(names.values()).count(ours) > 1:
+            raise UserError(f"two tasks would be called {ours!r}; give each a name of its own")
+    return names
+
+
+def _shots(output: LmEvalOutput, names: Mapping[str, str]) -> int | None:
+    """Solved examples before each item: one number for the run, None if nobody recorded it."""
+    found = {task: output.section("n-shot").get(task) for task in names}
+    if len(set(map(str, found.values()))) > 1:
+        said = ", ".join(f"{task} {n}" for task, n in found.items())
+        raise UserError(
+            f"{output.results_path}: the tasks differ in few-shot examples ({said}); a run has one number, so import "
+            "them one by one with --tasks"
+        )
+    number = next(iter(found.values()))
+    return number if type(number) is int else None
+
+
+def _write(
+    settings: dict[str, Any],
+    facts: dict[str, Any],
+    samples: Sequence[Sample],
+    name: str | None,
+    runs_dir: Path | str | None,
+    output: LmEvalOutput,
+) -> Path:
+    """Write the run out of sight, then give it its name: no reader meets half of it."""
+    root = Path(runs_dir).expanduser().resolve() if runs_dir is not None else runs_roots()[0]
+    stage = stage_dir_for("eval", regime=settings["regime"], checkpoint=settings["checkpoint"])
+    hidden = root / stage / f".importing-{os.getpid()}"
+    try:
+        with RunWriter.create(stage, settings, folder=hidden, **facts) as writer:
+            writer.append(_record(sample) for sample in samples)
+            writer.finish(cost=_cost(output), order=[_key(sample) for sample in samples])
+        (hidden / "log.txt").write_text(
+            "\n".join([facts["source"], *facts["imported"]["notes"]]) + "\n", encoding="utf-8"
+        )
+        folder = new_run_folder(root, stage, name)
+        hidden.rename(folder)  # takes the place of the empty folder
+    except BaseException:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
+    return folder
+
+
+def _key(sample: Sample) -> tuple[str, int]:
+    return sample.item.task, sample.item.doc_id
+
+
+def _cost(output: LmEvalOutput) -> dict[str, Any]:
+    """lm-eval's own seconds, which include loading; it counts no tokens."""
+    try:
+        seconds = round(float(str(output.results.get("total_evaluation_time_seconds"))), 3)
+    except ValueError:
+        seconds = None
+    return {"seconds": seconds, "device": str(output.section("config").get("device") or "")}
+
+
+def _record(sample: Sample) -> dict[str, Any]:
+    item = sample.item
+    record = make_record(
+        task=item.task,
+        doc_id=item.doc_id,
+        doc_hash=item.doc_hash,
+        gold=item.gold,
+        contexts=item.contexts,
+        continuations=item.continuations,
+        n_prefix_tokens=(),
+        n_continuation_tokens=(),
+        ll=sample.ll,
+        prompt_group=item.prompt_group,
+    )
+    # As many as there are contexts and choices, each unknown.
+    record["n_prefix_tokens"] = [None] * len(item.contexts)
+    record["n_continuation_tokens"] = [None] * item.n_choices
+    return record
+
+
+# What lm-eval's files say of a run, as the settings and facts of our ``config.json``.
+
+# Where lm-eval's model arguments name the weights, in the order in which lm-eval looks.
+_MODEL_KEYS = ("pretrained", "model", "path", "engine")
+
+_TASK_VERSION = 1.0  # of lm-eval's tasks that ours equal
+
+
+def settings_of(
+    output: LmEvalOutput,
+    names: Mapping[str, str],
+    read: Mapping[str, TaskSamples],
+    shots: int | None,
+) -> tuple[dict[str, Any], list[str]]:
+    """The settings of our evaluations as far as lm-eval recorded them, and notes on the rest."""
+    config = output.section("config")
+    given = _model_args(config.get("model_args"))
+    notes = [note for one in read.values() for note in one.notes]
+    splits = {task: _split(output.row("configs", task)) for task in names}
+    if len(set(splits.values())) > 1:
+        said = ", ".join(f"{names[task]} {split}" for task, split in splits.items())
+        notes.append(f"the tasks are of different splits: {said}")
+    limit, limit_note = _limit(output, names, read)
+    notes += limit_note
+    for theirs, ours in names.items():
+        version = output.section("versions").get(theirs)
+        if ours in TASKS and version not in (None, _TASK_VERSION):
+            notes.append(f"{ours}: version {version} of lm-eval's task; ours is {_TASK_VERSION}")
+    if output.others:
+        notes.append(f"the newest of {output.others + 1} sets of files was read: {output.time}")
+    if output.version and not output.version.startswith("0.4."):
+        notes.append(f"lm-eval {output.version} is newer than what is tested ({READ_VERSION})")
+    seed = config.get("fewshot_seed")
+    first = all(one.samples[-1].item.doc_id == len(one.samples) - 1 for one in read.values())
+    revision = config.get("model_revision") or given.get("revision")
+    empty = all(not any(s.item.contexts) for one in read.values() for s in one.samples)
+    settings = {
+        "model": _model_name(output, given),
+        "revision": None if revision in (None, "main") else str(revision),
+        "checkpoint": str(given["peft"]) if given.get("peft") else None,
+        "split": splits[next(iter(names))] if len(set(splits.values())) == 1 else None,
+        "limit": limit,
+        "sample": "first" if first else None,
+        "seed": seed - LM_EVAL_SEED if shots and isinstance(seed, int) else 0,
+        "fold": "all",
+        "context": "none" if empty else "full",
+        "bos": None,
+        "chat_template": output.results.get("chat_template") is not None,
+        "num_fewshot": shots,
+        "dtype": _dtype(config, given),
+        "device": str(config.get("device") or ""),
+        "batch_tokens": None,
+        "data_source": None,
+        "compact": False,
+    }
+    return settings, notes
+
+
+def _model_args(value: Any) -> dict[str, Any]:
+    """lm-eval's model arguments: an object, or ``pretrained=gpt2,dtype=float32``."""
+    if isinstance(value, dict):
+        return value
+    parts = [part.partition("=") for part in str(value or "").split(",")]
+    return {key.strip(): text for key, sign, text in parts if sign}
+
+
+def _model_name(output: LmEvalOutput, given: Mapping[str, Any]) -> str:
+    for key in _MODEL_KEYS:
+        if given.get(key):
+            return str(given[key])
+    config = output.section("config")
+    return str(output.results.get("model_name") or config.get("model") or "unknown model")
+
+
+def _dtype(config: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
+    text = str(config.get("model_dtype") or given.get("dtype") or "").removeprefix("torch.")
+    return text if text and text != "auto" else None
+
+
+def _split(task_config: Mapping[str, Any]) -> str | None:
+    """lm-eval scores the test split where a task has one, else the validation split."""
+    split = task_config.get("test_split") or task_config.get("validation_split")
+    return str(split) if split else None
+
+
+def _limit(
+    output: LmEvalOutput, names: Mapping[str, str], read: Mapping[str, TaskSamples]
+) -> tuple[int | None, list[str]]:
+    """Items per task: None if every task is whole; the largest task's where nobody recorded it."""
+    originals = {
+        ours: output.row("n-samples", theirs).get("original") for theirs, ours in names.items()
+    }
+    if all(originals[ours] == len(one.samples) for ours, one in read.items()):
+        return None, []
+    said = output.section("config").get("limit")
+    if isinstance(said, int | float) and said >= 1 and said == int(said):
+        return int(said), []
+    largest = max(len(one.samples) for one in read.values())
+    if isinstance(said, float) and 0 < said < 1:
+        return largest, [f"the limit was a share of each task, {said:g}"]
+    if all(isinstance(n, int) for n in originals.values()):
+        return largest, ["the items were chosen otherwise than by a limit"]
+    return largest, [f"the limit is not recorded; the largest task has {largest:,} items"]
+
+
+def facts_of(
+    output: LmEvalOutput,
+    names: Mapping[str, str],
+    samples: Sequence[Sample],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """What stands beside the settings in ``config.json``."""
+    results, config = output.results, output.section("config")
+    versions = {"lm-eval": output.version, "transformers": results.get("transformers_version")}
+    return {
+        "kind": IMPORTED,
+        "source": f"imported from lm-eval {output.version or 'of unknown version'}, "
+        f"{date_of(output)}",
+        "packages": {name: str(version) for name, version in versions.items() if version},
+        "git_commit": None,
+        "model_fingerprint": None,
+        "tokenizer_fingerprint": None,
+        "data_fingerprint": data_fingerprint(sample.item for sample in samples),
+        "bos_added": None,
+        "attention": None,
+        "dtype": _dtype(config, _model_args(config.get("model_args"))),
+        "imported": {
+            "format": "lm-eval",
+            "version": output.version or None,
+            "date": date_of(output),
+            "results_file": output.results_path.name,
+            "task_names": {theirs: ours for theirs, ours in names.items() if theirs != ours},
+            "task_versions": {t: output.section("versions").get(t) for t in names},
+            "model": config.get("model"),
+            "model_args": config.get("model_args"),
+            "model_sha": config.get("model_sha") or None,
+            "limit": config.get("limit"),
+            "batch_size": config.get("batch_size"),
+            "system_instruction": results.get("system_instruction"),
+            "chat_template_sha": results.get("chat_template_sha"),
+            "git_hash": results.get("git_hash"),
+            "notes": list(notes),
+        },
+    }
+
+
+def date_of(output: LmEvalOutput) -> str:
+    """When it was run; the files' own time (local, of that machine) where it is not said."""
+    date = output.results.get("date")
+    if isinstance(date, int | float) and 0 < date < 4e9:
+        return f"{datetime.fromtimestamp(date, UTC):%Y-%m-%d %H:%M} UTC"
+    return output.time
+
+
+# What an exported results file says about the run it came from, under the key ``bidir_core``.
+
+KEY = "bidir_core"
+
+_SETTINGS = {
+    "model": str, "revision": str, "checkpoint": str, "split": str, "limit": int, "sample": str,
+    "seed": int, "fold": str, "context": str, "bos": str, "chat_template": bool, "num_fewshot": int,
+    "patch": str,
+}  # fmt: skip
+
+_FACTS = {
+    "model_fingerprint": str, "tokenizer_fingerprint": str, "bos_added": bool, "dtype": str,
+    "attention": str,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Settings and facts of the exported run; empty for a file of lm-eval's own."""
+
+    run: str | None = None
+    regime: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def origin_of(run: Run) -> dict[str, Any]:
+    """What to write about a run; strings, numbers and truth values only."""
+    return {
+        "run": run.id,
+        "regime": run.regime,
+        "settings": {name: run.settings.get(name) for name in _SETTINGS},
+        "facts": {name: run.config.get(name) for name in _FACTS},
+    }
+
+
+def read_origin(output: LmEvalOutput) -> Origin:
+    """Read it back; `UserError` where a file that has it was damaged."""
+    block = output.results.get(KEY)
+    if block is None:
+        return Origin()
+    try:
+        return Origin(
+            str(block["run"])[:200],
+            str(parse_regime(block["regime"])),
+            _checked(block["settings"], _SETTINGS),
+            _checked(block["facts"], _FACTS),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{output.results_path}: its part {KEY!r} is damaged: {error}") from error
+
+
+def _checked(values: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
+    found = {}
+    for name, kind in kinds.items():
+        value = values.get(name)
+        if value is not None and type(value) is not kind:
+            raise TypeError(f"{name} is {str(value)[:40]!r}")
+        found[name] = value
+    return found

@@ -1,0 +1,124 @@
+"""Records -> ``metrics.json``: accuracy as lm-eval computes it, chance, and the soft score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bidir_core.runs.records import to_table
+
+METRICS = ("acc", "acc_norm")
+# lm-eval scores these by acc only; their acc_norm is null and repeats acc in the macro.
+NO_NORM_TASKS = frozenset({"winogrande"})
+METRIC_COLUMNS = (
+    "task",
+    "gold",
+    "ll",
+    "n_continuation_tokens",
+    "correct",
+    "correct_norm",
+    "error",
+)
+
+
+def choice_probabilities(ll: pa.ChunkedArray | pa.Array, gold: np.ndarray) -> np.ndarray:
+    """Softmax over the choices' log-likelihoods at the gold, per item; NaN where ``ll`` is null."""
+    array = ll.combine_chunks() if isinstance(ll, pa.ChunkedArray) else ll
+    probability = np.full(len(array), np.nan)
+    rows = np.flatnonzero(~array.is_null().to_numpy(zero_copy_only=False))
+    if not len(rows):
+        return probability
+    lengths = np.asarray(array.value_lengths().drop_null())
+    values = np.asarray(array.drop_null().flatten(), dtype=np.float64)
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    top = np.maximum.reduceat(values, starts)
+    total = np.add.reduceat(np.exp(values - np.repeat(top, lengths)), starts)
+    probability[rows] = np.exp(values[starts + gold[rows]] - top) / total
+    return probability
+
+
+def n_choices(table: pa.Table) -> np.ndarray:
+    """Choices per item; known for error items too, since their token counts are kept."""
+    counts = np.zeros(table.num_rows, dtype=np.int64)
+    for name in ("ll", "n_continuation_tokens", "continuations"):
+        if name in table.column_names:
+            column = table.column(name).combine_chunks()
+            lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+            counts = np.maximum(counts, lengths)
+    return counts
+
+
+def bools(column: pa.ChunkedArray) -> np.ndarray:
+    """A nullable bool column as numpy bool, null being False."""
+    return column.combine_chunks().fill_null(False).to_numpy(zero_copy_only=False)
+
+
+def compute_metrics(items: pa.Table | Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The part of ``metrics.json`` that the items decide: counts, ``tasks`` and ``macro``.
+
+    An error item counts as wrong. ``acc_stderr`` is lm-eval's sample standard error,
+    sqrt(p (1 - p) / (n - 1)). ``chance`` is the mean of 1 / n_choices. ``gold_prob`` averages
+    over the scored items. ``macro`` is the unweighted mean over tasks.
+    """
+    table = items if isinstance(items, pa.Table) else to_table(items)
+    names = table.column("task").to_numpy(zero_copy_only=False)
+    gold = table.column("gold").to_numpy()
+    failed = table.column("error").is_valid().to_numpy()
+    correct = bools(table.column("correct"))
+    normed = bools(table.column("correct_norm"))
+    has_norm = table.column("correct_norm").is_valid().to_numpy()
+    probability = choice_probabilities(table.column("ll"), gold)
+    choices = n_choices(table)
+    tasks: dict[str, dict[str, Any]] = {}
+    for task in dict.fromkeys(names.tolist()):
+        mine = names == task
+        n = int(mine.sum())
+        scored = mine & ~failed
+        acc = float(correct[mine].mean())
+        norm = float(normed[mine].mean()) if has_norm[scored].any() else None
+        if task in NO_NORM_TASKS:
+            norm = None
+        known = choices[mine][choices[mine] > 0]
+        tasks[task] = {
+            "n": n,
+            "chance": float((1 / known).mean()) if len(known) else None,
+            "acc": acc,
+            "acc_stderr": standard_error(acc, n),
+            "acc_norm": norm,
+            "acc_norm_stderr": None if norm is None else standard_error(norm, n),
+            "gold_prob": float(probability[scored].mean()) if scored.any() else None,
+            "n_errors": int((mine & failed).sum()),
+        }
+    return {
+        "n_items": table.num_rows,
+        "n_scored": int((~failed).sum()),
+        "n_errors": int(failed.sum()),
+        "tasks": tasks,
+        "macro": macro(tasks),
+    }
+
+
+def macro(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """Unweighted mean over tasks; a task without acc_norm contributes its acc there."""
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return math.fsum(known) / len(known) if known and len(known) == len(values) else None
+
+    rows = list(tasks.values())
+    return {
+        "acc": mean([row["acc"] for row in rows]),
+        "acc_norm": mean(
+            [row["acc"] if row["acc_norm"] is None else row["acc_norm"] for row in rows]
+        ),
+        "chance": mean([row["chance"] for row in rows]),
+    }
+
+
+def standard_error(proportion: float, n: int) -> float | None:
+    """lm-eval's standard error of a mean of zeros and ones; None for a single item."""
+    return math.sqrt(proportion * (1 - proportion) / (n - 1)) if n > 1 else None

@@ -1,0 +1,401 @@
+"""One scored item: the record's fields, its arrow schema, and reading and writing many of them.
+
+While a run goes on its records are lines of ``items.jsonl``; when it is done they are one table,
+``items.parquet``. A record of a ``compact`` run has null texts, token ids, offsets and token_ll.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bidir_core.common.errors import UserError
+from bidir_core.common.files import replacing
+
+_INTS = pa.list_(pa.int32())
+
+_INT_LISTS = pa.list_(_INTS)
+
+_OFFSETS = pa.list_(pa.list_(_INTS))  # [context or choice][token] -> [start, end) in characters
+
+# float32 holds log-likelihoods to about 1e-5 nats, far below what batch composition moves.
+SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("doc_id", pa.int32()),
+        ("doc_hash", pa.string()),
+        ("gold", pa.int16()),
+        ("contexts", pa.list_(pa.string())),
+        ("continuations", pa.list_(pa.string())),
+        ("ll", pa.list_(pa.float32())),
+        ("n_prefix_tokens", _INTS),
+        ("n_continuation_tokens", _INTS),
+        ("prefix_token_ids", _INT_LISTS),
+        ("prefix_token_offsets", _OFFSETS),
+        ("continuation_token_ids", _INT_LISTS),
+        ("continuation_token_offsets", _OFFSETS),
+        ("token_ll", pa.list_(pa.list_(pa.float32()))),
+        ("pred", pa.int16()),
+        ("pred_norm", pa.int16()),
+        ("correct", pa.bool_()),
+        ("correct_norm", pa.bool_()),
+        ("margin", pa.float32()),
+        ("error", pa.string()),
+        ("prompt_group", pa.string()),
+    ]
+)
+
+RECORD_FIELDS: tuple[str, ...] = tuple(SCHEMA.names)
+
+HEAVY_FIELDS: tuple[str, ...] = (
+    "contexts",
+    "continuations",
+    "prefix_token_ids",
+    "prefix_token_offsets",
+    "continuation_token_ids",
+    "continuation_token_offsets",
+    "token_ll",
+)
+
+LIGHT_FIELDS: tuple[str, ...] = tuple(name for name in RECORD_FIELDS if name not in HEAVY_FIELDS)
+
+Key = tuple[str, int]  # (task, doc_id)
+
+
+def _leaf(field: pa.Field) -> str:
+    """What Parquet calls the values of a field."""
+    path, kind = field.name, field.type
+    while pa.types.is_list(kind):
+        path, kind = f"{path}.list.element", kind.value_type
+    return path
+
+
+_LEAVES = tuple(_leaf(field) for field in SCHEMA)
+
+_KNOWN = frozenset(RECORD_FIELDS)
+
+_LINES = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def make_record(
+    *,
+    task: str,
+    doc_id: int,
+    doc_hash: str,
+    gold: int,
+    contexts: Sequence[str],
+    continuations: Sequence[str],
+    n_prefix_tokens: Sequence[int],
+    n_continuation_tokens: Sequence[int],
+    ll: Sequence[float] | None,
+    token_ll: Sequence[Sequence[float]] | None = None,
+    prefix_token_ids: Sequence[Sequence[int]] | None = None,
+    prefix_token_offsets: Sequence[Sequence[Sequence[int]]] | None = None,
+    continuation_token_ids: Sequence[Sequence[int]] | None = None,
+    continuation_token_offsets: Sequence[Sequence[Sequence[int]]] | None = None,
+    error: str | None = None,
+    prompt_group: str = "",
+    compact: bool = False,
+) -> dict[str, Any]:
+    """Build a record from an item and its log-likelihoods; predictions follow lm-eval.
+
+    ``pred`` is the argmax of ``ll``; ``pred_norm`` of ``ll`` divided by the choice's characters
+    without the leading space (lm-eval ``acc_norm``), null where all choices share one
+    continuation (winogrande: lm-eval has no acc_norm there). ``prompt_group`` is what kind of
+    document it is within its task. A NaN or infinite ``ll`` becomes an item error,
+    never an argmax.
+    """
+    if error is None and ll is None:
+        raise ValueError(f"{task}/{doc_id}: a record needs ll or an error")
+    if error is None and ll is not None and not all(math.isfinite(value) for value in ll):
+        bad = next(i for i, value in enumerate(ll) if not math.isfinite(value))
+        error = f"the log-likelihood of choice {bad} is {ll[bad]}"
+    pred = pred_norm = margin = None
+    scores: list[float] | None = None
+    has_norm = len(set(continuations)) > 1
+    if error is None and ll is not None:
+        # Rounded first, so that the stored numbers and the stored prediction cannot disagree.
+        scores = np.asarray(ll, dtype=np.float32).tolist()
+        pred = scores.index(max(scores))
+        others = scores.copy()
+        margin = others.pop(gold) - max(others)
+        if has_norm:
+            lengths = (max(len(text.removeprefix(" ")), 1) for text in continuations)
+            normed = [score / length for score, length in zip(scores, lengths, strict=True)]
+            pred_norm = normed.index(max(normed))
+    heavy: dict[str, Any] = {
+        "contexts": list(contexts),
+        "continuations": list(continuations),
+        "prefix_token_ids": prefix_token_ids,
+        "prefix_token_offsets": prefix_token_offsets,
+        "continuation_token_ids": continuation_token_ids,
+        "continuation_token_offsets": continuation_token_offsets,
+        "token_ll": token_ll if error is None else None,
+    }
+    return {
+        "task": task,
+        "doc_id": int(doc_id),
+        "doc_hash": doc_hash,
+        "gold": int(gold),
+        "ll": scores,
+        "n_prefix_tokens": [int(n) for n in n_prefix_tokens],
+        "n_continuation_tokens": [int(n) for n in n_continuation_tokens],
+        **(dict.fromkeys(HEAVY_FIELDS) if compact else heavy),
+        "pred": pred,
+        "pred_norm": pred_norm,
+        "correct": pred == gold,
+        "correct_norm": pred_norm == gold if has_norm else None,
+        "margin": margin,
+        "error": error,
+        "prompt_group": prompt_group,
+    }
+
+
+def to_line(record: Mapping[str, Any]) -> bytes:
+    """One line of ``items.jsonl``. Unknown fields and NaN raise ValueError: they are bugs."""
+    if unknown := record.keys() - _KNOWN:
+        raise ValueError(f"not fields of a record: {sorted(unknown)}")
+    return _LINES.encode(record).encode("utf-8", errors="surrogatepass") + b"\n"
+
+
+def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The readable records from the start of ``items.jsonl``, and how many bytes they take.
+
+    Reading stops at the first torn line, which is where a resumed run cuts the file and goes on.
+    A record written twice counts once (the first).
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    records: dict[Key, dict[str, Any]] = {}
+    position = 0
+    while (end := data.find(b"\n", position)) >= 0:
+        try:
+            record = json.loads(data[position:end])
+            records.setdefault((record["task"], int(record["doc_id"])), record)
+        except (ValueError, TypeError, KeyError):
+            break
+        position = end + 1
+    return list(records.values()), position
+
+
+def to_table(records: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Records as an arrow table; missing fields are null."""
+    rows = list(records)
+    columns = [pa.array([row.get(field.name) for row in rows], type=field.type) for field in SCHEMA]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write ``items.parquet`` atomically: small file, and one item is quick to read."""
+    heavy = [table.column(name) for name in HEAVY_FIELDS if name in table.column_names]
+    compact = table.num_rows > 0 and all(one.null_count == table.num_rows for one in heavy)
+    floats = ["ll.list.element", "margin", "token_ll.list.element.list.element"]
+    with replacing(path) as temporary:
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            # Hashes are digits at random: more effort finds nothing more in them.
+            compression_level={
+                **dict.fromkeys(_LEAVES, 15 if compact else 19),
+                "doc_hash": 1,
+            },
+            # One item's texts cost one row group to read; without texts one group is smallest.
+            row_group_size=65536 if compact else 2048,
+            use_dictionary=["task", "error", "prompt_group"],
+            column_encoding={
+                **dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+                # Lengths apart, so that four bits a digit are left of a hash.
+                "doc_hash": "DELTA_LENGTH_BYTE_ARRAY",
+                "doc_id": "DELTA_BINARY_PACKED",
+            },
+            write_statistics=["task", "doc_id"],
+        )
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """``items.parquet`` as an arrow table, these columns only (None: all).
+
+    A field that a run of an older version does not have is null.
+    """
+    wanted = list(RECORD_FIELDS if columns is None else columns)
+    with pq.ParquetFile(path) as file:
+        there = set(file.schema_arrow.names)
+        table = file.read(columns=[name for name in wanted if name in there])
+    for name in wanted:
+        if name not in there:
+            nulls = pa.nulls(table.num_rows, type=SCHEMA.field(name).type)
+            table = table.append_column(SCHEMA.field(name), nulls)
+    return table.select(wanted)
+
+
+def read_one(path: Path, task: str, doc_id: int) -> dict[str, Any] | None:
+    """One record of ``items.parquet``, reading only the row group that holds it."""
+    with pq.ParquetFile(path) as file:
+        keys = file.read(columns=["task", "doc_id"])
+        hits = np.flatnonzero(
+            (keys.column("doc_id").to_numpy() == doc_id)
+            & (keys.column("task").to_numpy(zero_copy_only=False) == task)
+        )
+        if not len(hits):
+            return None
+        row = int(hits[0])
+        for group in range(file.num_row_groups):
+            n_rows = file.metadata.row_group(group).num_rows
+            if row < n_rows:
+                record = file.read_row_group(group).slice(row, 1).to_pylist()[0]
+                return {name: record.get(name) for name in RECORD_FIELDS}
+            row -= n_rows
+    return None
+
+
+# A sweep's texts, stored once: each point keeps its scores only, and readers join the two.
+
+SLIM_FIELDS = (
+    "task", "doc_id", "ll", "pred", "pred_norm", "correct", "correct_norm", "error",
+)  # fmt: skip
+
+KEYS = ("task", "doc_id")
+
+FIRST_TEXTS = "texts.parquet"
+
+LEFT_OUT = ("token_ll", "margin")  # the first is large, the second follows from ll and gold
+
+SHARED_FIELDS = tuple(n for n in RECORD_FIELDS if n not in (*SLIM_FIELDS[2:], *LEFT_OUT))
+
+
+def texts_file(point: Path, name: object) -> Path | None:
+    """Where the texts of a sweep's point are; None for a run that has its own."""
+    if not isinstance(name, str) or Path(name).name != name or point.parent.name != "points":
+        return None
+    return point.parent.parent / name
+
+
+def write_texts(table: pa.Table, path: Path) -> None:
+    """Keep the shared part of full records.
+
+    Beside the sweep's ``texts.parquet``, another prompt's texts leave out what is the same there.
+    """
+    table = table.select(SHARED_FIELDS)
+    first = path.with_name(FIRST_TEXTS)
+    if path.name != FIRST_TEXTS and first.exists():
+        there = read_parquet(first, SHARED_FIELDS)
+        if all(table.column(key).equals(there.column(key)) for key in KEYS):
+            same = [n for n in SHARED_FIELDS if table.column(n).equals(there.column(n))]
+            table = table.drop_columns([name for name in same if name not in KEYS])
+    write_parquet(table, path)
+
+
+def write_slim(table: pa.Table, path: Path) -> None:
+    """Write a point's ``items.parquet``: a few bytes an item beside its log-likelihoods."""
+    with replacing(path) as temporary:
+        pq.write_table(
+            table.select(SLIM_FIELDS),
+            temporary,
+            compression="zstd",
+            compression_level=22,
+            use_dictionary=["task", "error", "pred", "pred_norm"],
+            column_encoding={
+                "ll.list.element": "BYTE_STREAM_SPLIT",
+                "doc_id": "DELTA_BINARY_PACKED",
+            },
+            store_schema=False,  # Parquet's own types say the same, in less
+            write_statistics=["task", "doc_id"],
+        )
+
+
+def joined(items: pa.Table, texts: Path, columns: Sequence[str]) -> pa.Table:
+    """Records' ``columns`` from a point's own table and the sweep's texts."""
+    shared = [name for name in columns if name in SHARED_FIELDS and name not in KEYS]
+    if "margin" in columns and "gold" not in shared:
+        shared.append("gold")
+    if shared:
+        found = _read_texts(texts, (*KEYS, *shared))
+        rows = _rows(items, found)
+        if rows is not None:
+            found = found.take(rows)
+        for name in shared:
+            items = _set(items, name, found.column(name))
+    if "margin" in columns:
+        items = _set(items, "margin", _margins(items))
+    for name in columns:
+        if name not in items.column_names:
+            items = _set(items, name, pa.nulls(items.num_rows, type=SCHEMA.field(name).type))
+    return items.select(list(columns))
+
+
+def joined_one(items: Path, texts: Path, task: str, doc_id: int) -> dict[str, Any] | None:
+    """One whole record, reading only the parts of the files that hold it."""
+    record, shared = read_one(items, task, doc_id), read_one(texts, task, doc_id)
+    if record is None or shared is None:
+        return None
+    if elsewhere := _left_out(texts):
+        first = read_one(texts.with_name(FIRST_TEXTS), task, doc_id) or {}
+        shared.update({name: first.get(name) for name in elsewhere})
+    record.update({name: shared[name] for name in SHARED_FIELDS})
+    record["margin"] = _margin(record["ll"], record["gold"])
+    return record
+
+
+def _left_out(texts: Path) -> list[str]:
+    """What another prompt's texts leave to the sweep's first ones."""
+    if texts.name == FIRST_TEXTS:
+        return []
+    there = pq.read_schema(texts).names
+    return [name for name in SHARED_FIELDS if name not in there]
+
+
+def _read_texts(texts: Path, columns: Sequence[str]) -> pa.Table:
+    """Shared columns, and from the sweep's first texts those that are the same there."""
+    found = read_parquet(texts, columns)
+    elsewhere = [name for name in _left_out(texts) if name in columns]
+    if elsewhere:  # rows are the same too: nothing is left out otherwise
+        first = read_parquet(texts.with_name(FIRST_TEXTS), elsewhere)
+        for name in elsewhere:
+            found = _set(found, name, first.column(name))
+    return found
+
+
+def _set(table: pa.Table, name: str, column: Any) -> pa.Table:
+    if name in table.column_names:
+        return table.set_column(table.column_names.index(name), name, column)
+    return table.append_column(name, column)
+
+
+def _rows(items: pa.Table, texts: pa.Table) -> pa.Array | None:
+    """Which row of ``texts`` each item has; None if they stand side by side already."""
+    if items.num_rows == texts.num_rows and all(
+        items.column(k).equals(texts.column(k)) for k in KEYS
+    ):
+        return None
+    place = {key: row for row, key in enumerate(_keys(texts))}
+    try:
+        return pa.array([place[key] for key in _keys(items)], type=pa.int64())
+    except KeyError as error:
+        raise UserError(f"the sweep's texts lack the item {error.args[0]}") from None
+
+
+def _keys(table: pa.Table) -> list[tuple[str, int]]:
+    columns = [table.column(key).to_pylist() for key in KEYS]
+    return list(zip(*columns, strict=True))
+
+
+def _margins(table: pa.Table) -> pa.Array:
+    pairs = zip(table.column("ll").to_pylist(), table.column("gold").to_pylist(), strict=True)
+    return pa.array([_margin(ll, gold) for ll, gold in pairs], type=pa.float32())
+
+
+def _margin(ll: Sequence[float] | None, gold: int) -> float | None:
+    """ll[gold] minus the best other."""
+    if ll is None or len(ll) < 2:
+        return None
+    return ll[gold] - max(value for choice, value in enumerate(ll) if choice != gold)

@@ -1,0 +1,1 @@
+"""Fine-tuning: objectives and losses, packing, the loop, checkpoints."""

@@ -1,0 +1,268 @@
+"""Everything that a fine-tune can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bidir_core.common.errors import UserError
+from bidir_core.common.settings import check_config, same_as, setting
+from bidir_core.data.assets import absolute_place
+from bidir_core.evaluate.config import DTYPES, EvalConfig
+from bidir_core.regimes import Regime, parse_regime
+from bidir_core.train.mixtures import MIXTURES
+
+TRACKERS = ("none", "tensorboard", "wandb", "trackio")
+
+
+# What can be trained: which tokens are the prefix, under which regime, with which loss.
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One way to fine-tune; ``OBJECTIVES`` holds them all."""
+
+    code: str
+    flag: str
+    what: str
+    prefix: Prefix
+    default_regime: str = "bidirectional"
+    distils: bool = False
+    leaky: bool = False
+
+    def regime(self, asked: str | None) -> Regime:
+        """The regime to train under. Raises UserError for one that contradicts the objective."""
+        regime = parse_regime(asked if asked is not None else self.default_regime)
+        control = self.default_regime == "causal"
+        if control and not regime.is_causal:
+            raise UserError(f"{self.flag} trains causally; leave out --regime {regime}")
+        if not control and regime.is_causal:
+            raise UserError(
+                f"{self.flag} --regime {regime}: nothing would look ahead; for the causal control "
+                "use --causal-train"
+            )
+        return regime
+
+
+OBJECTIVES: dict[str, Objective] = {
+    objective.code: objective
+    for objective in (
+        Objective(
+            "3B",
+            "--prompt-bidir-response-causal-train",
+            "prompt bidirectional, response causal, loss on the response",
+            prefix="prompt",
+        ),
+        Objective(
+            "3C",
+            "--causal-train",
+            "the control: everything causal, loss on the response",
+            prefix="prompt",
+            default_regime="causal",
+        ),
+        Objective(
+            "3A",
+            "--leaky-train",
+            "bidirectional over prompt and response: leaky, a warning exhibit, never a result",
+            prefix="sample",
+            leaky=True,
+        ),
+        Objective(
+            "distill",
+            "--distill",
+            "the base model's causal predictions, taught to the student under the regime",
+            prefix="split",
+            distils=True,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """What to train, on what, how, and where. ``objective`` is a code of ``OBJECTIVES``."""
+
+    model: str = same_as(EvalConfig, "model")
+    revision: str | None = same_as(EvalConfig, "revision")
+    objective: str = setting(
+        help="what is trained: "
+        + "; ".join(f"{one.code}: {one.what}" for one in OBJECTIVES.values()),
+        role="identity",
+        choices=tuple(OBJECTIVES),
+        cli=False,  # the command line has one flag for each
+    )
+    regime: str | None = setting(
+        None,
+        help="who sees whom in training (default: bidirectional, or causal for the control)",
+        role="identity",
+    )
+    causal_anchor: float = setting(
+        0.0,
+        help="weight of KL(base || student), both causal, which protects the causal mode",
+        role="identity",
+    )
+
+    data: str = setting(
+        "far",
+        help="the embedded mixture far or near, a JSONL file, or hub:OWNER/NAME[@CONFIG][:SPLIT]",
+        role="identity",
+    )
+    prompt_column: str = setting("prompt", help="the data's field with prompts", role="identity")
+    response_column: str = setting(
+        "response", help="the data's field with responses", role="identity"
+    )
+    messages_column: str | None = setting(
+        None, help="the data's field with conversations, instead of the two", role="identity"
+    )
+    chat_template: bool = setting(
+        False, help="put prompts and responses into the model's chat format", role="identity"
+    )
+    max_tokens: int = setting(
+        512, help="longest sample, prompt and response together", role="identity", metavar="N"
+    )
+    over_long: str = setting(
+        "drop",
+        help="longer samples are dropped, or lose the beginning of their prompt (truncate)",
+        role="identity",
+        choices=("drop", "truncate"),
+    )
+    append_eos: bool = setting(
+        True, help="end each response with EOS, so that the model learns to stop", role="identity"
+    )
+    decontaminate: bool = setting(
+        True,
+        help="drop samples that share 13 words in a row with an evaluation item",
+        role="identity",
+    )
+
+    method: str = setting(
+        "full",
+        help="train all weights, or a low-rank adapter beside them",
+        role="identity",
+        choices=("full", "lora"),
+    )
+    lora_rank: int = setting(8, help="rank of the adapter", role="identity", metavar="R")
+    lora_alpha: int = setting(
+        16, help="the adapter's scale is alpha / rank", role="identity", metavar="A"
+    )
+    lora_dropout: float = setting(0.0, help="dropout in front of the adapter", role="identity")
+
+    steps: int = setting(400, help="optimizer steps", role="identity", metavar="N")
+    batch_samples: int = setting(64, help="samples per step", role="identity", metavar="N")
+    lr: float = setting(1e-4, help="peak learning rate", role="identity")
+    warmup_steps: int = setting(
+        20, help="steps of linear warm-up, before the cosine", role="identity", metavar="N"
+    )
+    final_lr_fraction: float = setting(
+        0.0, help="where the cosine ends, as a fraction of the peak", role="identity"
+    )
+    weight_decay: float = setting(0.0, help="AdamW's, on matrices only", role="identity")
+    beta2: float = setting(0.95, help="AdamW's second-moment decay", role="identity")
+    clip: float = setting(
+        1.0, help="largest norm of the gradient; 0 switches clipping off", role="identity"
+    )
+    seed: int = setting(0, help="of data order, cuts, adapter and dropout", role="identity")
+
+    dtype: str = setting(
+        "auto",
+        help="auto is float32 on a CPU and bfloat16, with float32 master weights, on a GPU",
+        role="identity",
+        choices=DTYPES,
+    )
+    device: str = same_as(EvalConfig, "device")
+    attn: str = same_as(EvalConfig, "attn")
+    micro_tokens: int | None = setting(
+        None,
+        help="tokens computed at once; a step is cut into as many parts as it takes",
+        role="runtime",
+        metavar="N|auto",
+    )
+    gradient_checkpointing: bool = setting(
+        False, help="save memory by computing each layer twice", role="runtime"
+    )
+    compile: str = setting(
+        "none",
+        help="default fuses small operations with torch.compile; reduce-overhead also records a "
+        "step as CUDA graphs and replays them, for a small model on a GPU to itself (embedded "
+        "model, one H100: 2.6 times the tokens/s); each shape's recording holds memory",
+        role="runtime",
+        choices=("none", "default", "reduce-overhead"),
+    )
+    checkpoint_every: int = setting(
+        100, help="steps between checkpoints; 0 for none", role="runtime", metavar="N"
+    )
+    log_every: int = setting(10, help="steps between reports", role="runtime", metavar="N")
+    eval_every: int = setting(
+        0,
+        help="steps between quick evaluations under both regimes; 0 for none",
+        role="runtime",
+        metavar="N",
+    )
+    eval_items: int = setting(
+        50, help="items per task in a quick evaluation (explore fold)", role="runtime", metavar="N"
+    )
+    tracker: str = setting(
+        "none", help="also log to tensorboard, wandb or trackio", role="runtime", choices=TRACKERS
+    )
+    runs_dir: str | None = same_as(EvalConfig, "runs_dir")
+    name: str | None = same_as(EvalConfig, "name")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.compile, bool):  # as older runs recorded it
+            object.__setattr__(self, "compile", "default" if self.compile else "none")
+        check_config(self)
+        if self.compile == "reduce-overhead" and self.gradient_checkpointing:
+            raise UserError(
+                "--compile reduce-overhead cannot record --gradient-checkpointing; use --compile "
+                "default, or a smaller --micro-tokens without checkpointing"
+            )
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name.replace('_', '-')} {value}: give a number from {least}")
+        if not self.lr > 0:
+            raise UserError(f"--lr {self.lr}: give a number above 0")
+        for name in ("lora_dropout", "final_lr_fraction", "beta2"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: give a number from 0 to 1"
+                )
+        if self.dtype == "float16":
+            raise UserError("--dtype float16 overflows in training; use bfloat16 or float32")
+        # A run is resumed from whatever folder one is in then.
+        object.__setattr__(self, "model", absolute_place(self.model))
+        if self.data not in MIXTURES:
+            object.__setattr__(self, "data", absolute_place(self.data))
+        # The canonical print, with the objective's own default filled in.
+        object.__setattr__(self, "regime", str(self.goal.regime(self.regime)))
+
+    @property
+    def goal(self) -> Objective:
+        """The objective itself."""
+        return OBJECTIVES[self.objective]
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the base model's predictions are part of the loss."""
+        return self.goal.distils or self.causal_anchor > 0
+
+
+_AT_LEAST = {
+    "causal_anchor": 0,
+    "max_tokens": 2,
+    "lora_rank": 1,
+    "lora_alpha": 1,
+    "steps": 1,
+    "batch_samples": 1,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "clip": 0,
+    "seed": 0,
+    "micro_tokens": 1,
+    "checkpoint_every": 0,
+    "log_every": 1,
+    "eval_every": 0,
+    "eval_items": 1,
+}
+
+Prefix = Literal["prompt", "sample", "split"]

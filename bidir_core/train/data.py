@@ -1,0 +1,276 @@
+"""From a name to token ids: read, decontaminate, encode, and say what was left out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bidir_core.common.errors import UserError
+from bidir_core.data.items import Item
+from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
+from bidir_core.train.config import FinetuneConfig
+from bidir_core.train.mixtures import (
+    MIXTURES,
+    Dropped,
+    EvaluationText,
+    Sample,
+    decontaminate,
+    read_mixture,
+    without_duplicates,
+)
+from bidir_core.train.packing import EncodedSamples, encode_samples
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Encoded samples, what was dropped and why, and what a run records about it."""
+
+    encoded: EncodedSamples
+    dropped: list[Dropped]
+    report: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the token ids and the prompt lengths: two runs trained on the same data."""
+        digest = hashlib.sha256()
+        for array in (self.encoded.ids, self.encoded.n_prompt, self.encoded.n_total):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def prepare_data(config: FinetuneConfig, tokenizer: Any, max_length: int) -> TrainingData:
+    """Everything between ``--data`` and the first batch. Raises UserError on bad input."""
+    if config.max_tokens > max_length:
+        raise UserError(
+            f"--max-tokens {config.max_tokens}: the model's window holds {max_length}; give at most that"
+        )
+    if config.data in MIXTURES and not config.chat_template:
+        samples, clean, dropped = _embedded(config.data, config.decontaminate)
+    else:
+        columns = Columns(config.prompt_column, config.response_column, config.messages_column)
+        samples = read_samples(config.data, columns, tokenizer, config.chat_template)
+        clean, dropped = _clean(samples, config.decontaminate)
+    if not clean:
+        raise UserError(
+            f"--data {config.data}: every sample shares text with an evaluation item; "
+            "give other data"
+        )
+    encoded = encode_samples(
+        clean,
+        tokenizer,
+        max_tokens=config.max_tokens,
+        over_long=config.over_long,  # type: ignore[arg-type]
+        append_eos=config.append_eos,
+    )
+    used = [clean[index] for index in encoded.source.tolist()]
+    return TrainingData(encoded, dropped, _report(config, samples, used, encoded, dropped))
+
+
+@lru_cache(maxsize=2)
+def _embedded(data: str, drop: bool) -> tuple[list[Sample], list[Sample], list[Dropped]]:
+    """An embedded mixture, kept in memory: several fine-tunes of one process read it once."""
+    samples = read_samples(data, Columns(), None, False)
+    return samples, *_clean(samples, drop)
+
+
+def _clean(samples: list[Sample], drop: bool) -> tuple[list[Sample], list[Dropped]]:
+    if not drop:
+        return samples, []
+    return decontaminate(samples, evaluation_texts(load_items(PUBLISHED_TASKS)))
+
+
+def evaluation_texts(items: Sequence[Item]) -> list[EvaluationText]:
+    """Each item's context with each of its choices."""
+    return [
+        EvaluationText(item.task, item.doc_id, item.context(choice) + continuation)
+        for item in items
+        for choice, continuation in enumerate(item.continuations)
+    ]
+
+
+def _report(
+    config: FinetuneConfig,
+    samples: Sequence[Sample],
+    used: Sequence[Sample],
+    encoded: EncodedSamples,
+    dropped: Sequence[Dropped],
+) -> dict[str, Any]:
+    return {
+        "data": config.data,
+        "embedded": config.data in MIXTURES,
+        "tasks": dict(sorted(Counter(sample.task for sample in used).items())),
+        "n_read": len(samples),
+        "n_used": len(encoded),
+        "n_dropped_contaminated": len(dropped),
+        "n_dropped_long": encoded.n_dropped_long,
+        "n_dropped_empty": encoded.n_dropped_empty,
+        "n_truncated": encoded.n_truncated,
+        "n_boundary_merges": encoded.n_boundary_merges,
+        "n_prompt_tokens": int(encoded.n_prompt.sum()),
+        "n_response_tokens": int((encoded.n_total - encoded.n_prompt).sum()),
+        "bos_added": encoded.bos_added,
+        "eos_appended": config.append_eos,
+        "decontaminated": config.decontaminate,
+    }
+
+
+# Where training samples come from: an embedded mixture, a JSONL file, or a hub dataset.
+
+HUB = "hub:"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the fields that hold a sample; ``messages`` None means prompt and response."""
+
+    prompt: str = "prompt"
+    response: str = "response"
+    messages: str | None = None
+
+
+def check_data(data: str) -> None:
+    """Raise UserError, before anything is loaded, if ``data`` names nothing that can be read."""
+    if data in MIXTURES or (data.startswith(HUB) and len(data) > len(HUB)):
+        return
+    if not Path(data).expanduser().is_file():
+        raise UserError(
+            f"--data {data}: there is no such file; give {' or '.join(MIXTURES)}, "
+            "a JSONL file, or hub:OWNER/NAME"
+        )
+
+
+def read_samples(data: str, columns: Columns, tokenizer: Any, chat_template: bool) -> list[Sample]:
+    """All distinct samples of ``data``, in order; texts only, nothing tokenised.
+
+    ``chat_template`` puts prompts and responses into the tokenizer's own chat format.
+    """
+    if chat_template and not getattr(tokenizer, "chat_template", None):
+        raise UserError("--chat-template: this tokenizer has no chat template; leave it out")
+    if data in MIXTURES:
+        from bidir_core.data import assets
+
+        assets.ensure("eval-data")
+        samples = read_mixture(data, assets.mixture_dir())  # type: ignore[arg-type]
+        if chat_template:
+            samples = [_as_chat(sample, tokenizer) for sample in samples]
+        return samples
+    rows = _hub_rows(data) if data.startswith(HUB) else _jsonl_rows(Path(data).expanduser())
+    name = data if data.startswith(HUB) else Path(data).name
+    samples = [
+        _sample(row, where, name, index, columns, tokenizer, chat_template)
+        for index, (where, row) in enumerate(rows)
+    ]
+    if not samples:
+        raise UserError(f"--data {data}: it holds no samples")
+    return without_duplicates(samples)
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    yield f"{path}, line {number}", json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _hub_rows(data: str) -> Iterator[tuple[str, Any]]:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"--data {data}: hub datasets need the package 'datasets'; pip install datasets, or "
+            "give a JSONL file"
+        ) from None
+    name, _, rest = data.removeprefix(HUB).partition("@")
+    config, _, split = rest.partition(":")
+    try:
+        rows = datasets.load_dataset(name, config or None, split=split or "train")
+    except Exception as error:  # the library raises many kinds; each means: not readable
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--data {data}: cannot be loaded: {reason}") from error
+    for number, row in enumerate(rows):
+        yield f"{data}, row {number}", row
+
+
+def _sample(
+    row: Any,
+    where: str,
+    name: str,
+    index: int,
+    columns: Columns,
+    tokenizer: Any,
+    chat_template: bool,
+) -> Sample:
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where}: not an object with named fields")
+    messages = columns.messages or ("messages" if columns.prompt not in row else None)
+    if messages and messages in row:
+        if not chat_template:
+            raise UserError(f"{where}: a conversation needs --chat-template")
+        return _from_messages(row[messages], where, name, index, tokenizer)
+    texts = []
+    for column in (columns.prompt, columns.response):
+        if not isinstance(row.get(column), str) or not row[column].strip():
+            have = ", ".join(sorted(map(str, row))) or "nothing"
+            raise UserError(f"{where}: no text in '{column}' (the fields are: {have})")
+        texts.append(row[column])
+    prompt, response = texts
+    if not prompt[-1].isspace() and not response[0].isspace() and not chat_template:
+        response = " " + response  # as the evaluation tasks join context and choice
+    sample = Sample(prompt, response, name, index)
+    return _as_chat(sample, tokenizer) if chat_template else sample
+
+
+def _from_messages(messages: Any, where: str, name: str, index: int, tokenizer: Any) -> Sample:
+    if (
+        not isinstance(messages, list)
+        or len(messages) < 2
+        or not all(
+            isinstance(turn, Mapping)
+            and isinstance(turn.get("role"), str)
+            and isinstance(turn.get("content"), str)
+            for turn in messages
+        )
+    ):
+        raise UserError(f"{where}: messages must be two or more objects with role and content")
+    if messages[-1]["role"] != "assistant":
+        raise UserError(f"{where}: the last message is not the assistant's; nothing to train on")
+    try:
+        prompt = tokenizer.apply_chat_template(
+            messages[:-1], tokenize=False, add_generation_prompt=True
+        )
+        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception as error:  # templates raise jinja errors of their own making
+        raise UserError(f"{where}: the chat template refuses it: {error}") from None
+    if whole.startswith(prompt):
+        response = whole[len(prompt) :]
+    else:  # a template that writes the last turn otherwise than it announces it
+        response = messages[-1]["content"]
+    if not response.strip():
+        raise UserError(f"{where}: the assistant's message is empty")
+    return Sample(prompt, response, name, index)
+
+
+def _as_chat(sample: Sample, tokenizer: Any) -> Sample:
+    messages = [
+        {"role": "user", "content": sample.prompt},
+        {"role": "assistant", "content": sample.response.strip()},
+    ]
+    where = f"{sample.task} {sample.index}"
+    return _from_messages(messages, where, sample.task, sample.index, tokenizer)

@@ -1,0 +1,215 @@
+"""``final/``: the trained checkpoint, whole or absent, and how it was made."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from bidir_core.common.errors import UserError
+from bidir_core.common.files import sync_folder, write_json
+from bidir_core.common.launch import launched
+from bidir_core.models.devices import device_name, peak_memory_bytes
+from bidir_core.models.loading import LoadedModel
+from bidir_core.models.weight_files import is_scale, read_tensors
+from bidir_core.runs.run import Run
+from bidir_core.train.checkpoints import sync_files
+from bidir_core.train.config import FinetuneConfig
+from bidir_core.train.data import TrainingData
+from bidir_core.train.loop import Counters, Trainer
+from bidir_core.train.student import Student
+
+FINAL = "final"
+
+STORED = {  # what safetensors calls the kinds of numbers that are trained here
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+def save_final(
+    run: Path,
+    config: FinetuneConfig,
+    student: Student,
+    loaded: LoadedModel,
+    data: TrainingData,
+    counters: Counters,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
+    """Write ``final/``: safetensors or the adapter, the tokenizer, and ``bidir.json``.
+
+    ``weights``: the model's, where it does not hold them whole itself.
+    """
+    final, temporary = run / FINAL, run / f".{FINAL}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        student.model.eval()
+        with _no_bars():
+            student.model.save_pretrained(temporary, state_dict=weights)
+        check_saved(temporary, weights if weights is not None else student.model.state_dict())
+        loaded.tokenizer.save_pretrained(temporary)
+        write_json(
+            temporary / "bidir.json",
+            {
+                "schema": 1,
+                "objective": config.objective,
+                "what": config.goal.what,
+                "leaky": config.goal.leaky,
+                "regime": config.regime,
+                "causal_anchor": config.causal_anchor,
+                "method": config.method,
+                "base_model": config.model,
+                "base_revision": loaded.revision,
+                "base_fingerprint": loaded.fingerprint,
+                "data": config.data,
+                "data_fingerprint": data.fingerprint,
+                "trained_tasks": sorted(data.report["tasks"]),
+                "chat_template": config.chat_template,
+                "bos_added": data.encoded.bos_added,
+                "seed": config.seed,
+                "steps": counters.step,
+                "tokens": counters.tokens,
+                "run": f"{run.parent.name}/{run.name}",
+            },
+        )
+        sync_files(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        sync_folder(run)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the final weights could not be written to {final} ({getattr(error, 'strerror', None) or error}); free "
+            "some room and resume the run"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def check_saved(folder: Path, meant: Mapping[str, torch.Tensor]) -> None:
+    """Raise UserError if a file holds numbers of a kind that the model has none of, or scales.
+
+    transformers converts while it saves. A model that was read from 8 bits and went back to them
+    would be read as other numbers, and nothing would tell.
+    """
+    kinds = {tensor.dtype for tensor in meant.values()}
+    for file in sorted(folder.glob("*.safetensors")):
+        for tensor in read_tensors(file):
+            number = tensor.dtype.startswith(("F", "BF"))
+            if is_scale(tensor.name) or (number and STORED.get(tensor.dtype) not in kinds):
+                raise UserError(
+                    f"the final weights were not kept: transformers wrote {tensor.name} as "
+                    f"{tensor.dtype}, which is not what the model has there; install the version "
+                    "of transformers in requirements.txt and resume the run"
+                )
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+# What a fine-tune's run folder says about it.
+
+
+def facts_of(config: FinetuneConfig, loaded: LoadedModel, data: TrainingData) -> dict[str, Any]:
+    """What ``config.json`` says beside the settings."""
+    return {
+        "kind": "finetune",
+        "model_fingerprint": loaded.fingerprint,
+        "tokenizer_fingerprint": loaded.tokenizer_fingerprint,
+        "data_fingerprint": data.fingerprint,
+        "bos_added": data.encoded.bos_added,
+        "dtype": loaded.dtype,
+        "attention": loaded.implementation,
+        "device": str(loaded.device),
+        "leaky": config.goal.leaky,
+        "training_data": data.report,
+    }
+
+
+def check_same(run: Run, facts: Mapping[str, Any]) -> None:
+    """Raise UserError if a resumed run would go on with another model or other data."""
+    for key, what in (
+        ("model_fingerprint", "the model"),
+        ("data_fingerprint", "the training data"),
+        ("dtype", "the dtype"),
+    ):
+        if run.config.get(key) != facts[key]:
+            raise UserError(
+                f"cannot resume '{run.id}': {what} changed since it was started; start a new run "
+                "without --resume"
+            )
+
+
+def write_data_report(run: Path, data: TrainingData) -> None:
+    """``data.json``: counts, and every sample that was dropped with the item it resembles."""
+    write_json(
+        run / "data.json",
+        {"schema": 1, **data.report, "dropped": [asdict(entry) for entry in data.dropped]},
+    )
+
+
+def check_room(run: Path, trainer: Trainer) -> None:
+    """Refuse now rather than at the first checkpoint: two of those and the final weights.
+
+    Without checkpoints there is still one if the run is stopped.
+    """
+    weights = sum(master.numel() for master in trainer.optimizer.masters)
+    checkpoints = 2 if trainer.config.checkpoint_every else 1
+    needed = weights * (checkpoints * 12 + 4)
+    free = shutil.disk_usage(run).free
+    if free < needed:
+        raise UserError(
+            f"the run needs about {needed / 1e9:.1f} GB for checkpoints in {run}, which has "
+            f"{free / 1e9:.1f} GB; free some room or give another --runs-dir"
+        )
+
+
+def metrics_of(
+    config: FinetuneConfig, student: Student, counters: Counters, final: Path
+) -> dict[str, Any]:
+    """What ``metrics.json`` says of a fine-tune."""
+    trained = sum(p.numel() for p in student.model.parameters() if p.requires_grad)
+    return {
+        "objective": config.objective,
+        "leaky": config.goal.leaky,
+        "method": config.method,
+        "steps": counters.step,
+        "tokens": counters.tokens,
+        "loss_tokens": counters.loss_tokens,
+        "padding": round(1 - counters.tokens / max(1, counters.slots), 4),
+        "trained_parameters": trained,
+        "weight_bytes": sum(file.stat().st_size for file in final.glob("*.safetensors")),
+        **{f"final_{name}": value for name, value in counters.last.items()},
+    }
+
+
+def cost(counters: Counters, loaded: LoadedModel) -> dict[str, Any]:
+    """What it took."""
+    peak = peak_memory_bytes(loaded.device)
+    return {
+        "seconds": round(counters.seconds, 3),
+        "computed_tokens": counters.slots,
+        "tokens_per_second": round(counters.tokens / max(counters.seconds, 1e-9), 1),
+        "device": device_name(loaded.device),
+        "peak_bytes": peak.get("device"),
+        "peak_memory_bytes": peak,
+        **({"processes": launched()} if launched() > 1 else {}),
+    }

@@ -1,0 +1,353 @@
+"""Fine-tune a model: a configuration in, one run folder with a checkpoint in ``final/`` out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bidir_core.common.errors import UserError
+from bidir_core.common.launch import told_when_lost
+from bidir_core.common.progress import LOG, logging_to, terminable
+from bidir_core.common.settings import from_json, to_json
+from bidir_core.data.encoding import EncodedItem, Encoder
+from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
+from bidir_core.evaluate.processes import PATIENCE, check_connected, on_cpu
+from bidir_core.evaluate.scoring import Scorer, ScoringPlan, plan_scoring
+from bidir_core.models import loading
+from bidir_core.models.attention import Handle, choose_implementation, install, text_decoder
+from bidir_core.models.devices import forget_peak_memory
+from bidir_core.models.loading import LoadedModel
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime, parse_regime
+from bidir_core.runs.layout import stage_dir_for
+from bidir_core.runs.resume import resumable
+from bidir_core.runs.run import Run
+from bidir_core.runs.writer import RunWriter
+from bidir_core.train import checkpoints
+from bidir_core.train import student as sharding
+from bidir_core.train.config import FinetuneConfig
+from bidir_core.train.data import TrainingData, check_data, prepare_data
+from bidir_core.train.final import (
+    FINAL,
+    check_room,
+    check_same,
+    cost,
+    facts_of,
+    metrics_of,
+    save_final,
+    write_data_report,
+)
+from bidir_core.train.loop import Counters, Stopped, Trainer
+from bidir_core.train.losses import passes
+from bidir_core.train.packing import Packer
+from bidir_core.train.probe import run_training_probe
+from bidir_core.train.student import Student, add_lora, compile_layers, frozen_copy
+
+MICRO_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}
+
+
+def run_finetune(config: FinetuneConfig, *, folder: Path | None = None) -> Path:
+    """Train, and return the run folder. Raises UserError on bad input, before anything is written.
+
+    ``folder`` names the exact run folder instead of one named by the clock.
+    """
+    return _finetune(config, folder=folder)
+
+
+def resume_finetune(
+    reference: str | Path, given: Mapping[str, Any], *, runs_dir: str | None = None
+) -> Path:
+    """Finish an unfinished fine-tune from its newest complete checkpoint.
+
+    ``given`` are the settings named on this command line: identity fields among them must agree
+    with the recorded ones, else UserError names those that differ; runtime fields take effect.
+    """
+    run, config = resumable(reference, "finetune", FinetuneConfig, given, runs_dir=runs_dir)
+    if run.state == "done":
+        return run.path
+    runtime = {name: value for name, value in given.items() if name not in ("runs_dir", "name")}
+    return _finetune(from_json(FinetuneConfig, {**to_json(config), **runtime}), run=run)
+
+
+def _finetune(
+    config: FinetuneConfig, *, run: Run | None = None, folder: Path | None = None
+) -> Path:
+    regime = parse_regime(config.regime or "causal")
+    from accelerate.utils import broadcast_object_list, set_seed
+
+    check_data(config.data)
+    sharded = sharding.wanted(config)
+    accelerator = _accelerator(config)
+    plan = loading.preflight(
+        config.model,
+        revision=config.revision,
+        dtype=config.dtype,
+        device=config.device,
+        attn=config.attn,
+        regime=regime,
+    )
+    # Padded rows of packed samples hold nothing that could be split: ``auto`` is sdpa or eager.
+    plan = replace(plan, implementation=choose_implementation(plan.config, config.attn))
+    data = prepare_data(config, plan.tokenizer, plan.max_length)
+    # What is to be spread need not fit on the device first.
+    there = replace(plan, device=torch.device("cpu")) if sharded else plan
+    forget_peak_memory(plan.device)
+    loaded = replace(loading.load_weights(there, keep_vision=True), device=plan.device)
+    facts = facts_of(config, loaded, data)
+    if run is not None:
+        check_same(run, facts)
+    set_seed(config.seed)
+    base = frozen_copy(Student(loaded.model, loaded.handle)) if config.needs_base else None
+    student = make_trainable(config, loaded)
+    if sharded:
+        sharding.shard(student, plan.device)
+        if base is not None:
+            sharding.shard_frozen(base, plan.device)
+    writer = None
+    if accelerator.is_main_process:
+        writer = (
+            RunWriter.resume(run)
+            if run is not None
+            else RunWriter.create(
+                stage_dir_for("finetune", objective=config.objective),
+                to_json(config),
+                root=config.runs_dir,
+                name=config.name,
+                folder=folder,
+                **facts,
+            )
+        )
+    (path,) = broadcast_object_list([writer.path if writer is not None else None])
+    lost = told_when_lost("--resume goes on from the newest checkpoint")
+    if writer is None:
+        with lost:
+            _train(config, student, base, data, loaded, accelerator, None, run, sharded)
+            _whole_weights(config, student, sharded, keep=False)
+        return path
+    with writer, terminable(), logging_to(writer.path / "log.txt"), lost:
+        LOG.info("%s, %s under %s -> %s", config.model, config.objective, regime, writer.id)
+        if config.goal.leaky:
+            LOG.warning("3A is leaky: its responses are visible to where they are predicted from")
+        write_data_report(writer.path, data)
+        try:
+            counters = _train(
+                config, student, base, data, loaded, accelerator, writer, run, sharded
+            )
+        except Stopped as stopped:
+            writer.cancel(str(stopped))
+            raise
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory on {loaded.device}; resume with a smaller --micro-tokens or with "
+                "--gradient-checkpointing"
+            ) from error
+        weights = _whole_weights(config, student, sharded, keep=True)
+        save_final(writer.path, config, student, loaded, data, counters, weights)
+        metrics = metrics_of(config, student, counters, writer.path / FINAL)
+        writer.finish(cost=cost(counters, loaded), metrics=metrics)
+        checkpoints.remove_all(writer.path)
+    return writer.path
+
+
+def _whole_weights(
+    config: FinetuneConfig, student: Student, sharded: bool, *, keep: bool
+) -> dict[str, torch.Tensor] | None:
+    """What the final checkpoint is written from, where the model is spread over the processes."""
+    if not sharded:
+        return None
+    return sharding.gathered(student.model, keep=keep, trained_only=config.method == "lora")
+
+
+def _train(
+    config: FinetuneConfig,
+    student: Student,
+    base: Student | None,
+    data: TrainingData,
+    loaded: LoadedModel,
+    accelerator: Any,
+    writer: RunWriter | None,
+    run: Run | None,
+    sharded: bool = False,
+) -> Counters:
+    regime = parse_regime(config.regime or "causal")
+    packer = Packer(
+        data.encoded,
+        batch_samples=config.batch_samples,
+        row_tokens=min(config.max_tokens, 512),
+        micro_tokens=config.micro_tokens or MICRO_TOKENS.get(loaded.device.type, 8192),
+        seed=config.seed,
+        prefix=config.goal.prefix,
+        process=accelerator.process_index,
+        n_processes=accelerator.num_processes,
+        even=sharded,
+    )
+    student.model.train()
+    if config.compile != "none":
+        for one in (student, base):
+            if one is not None:
+                compile_layers(one)
+    probed = packer
+    if sharded:  # all compute together, so all must ask the same
+        probed = copy.copy(packer)
+        probed.process = 0
+    first = probed.step(0).batches
+    if first:
+        batch = first[0].to(loaded.device)
+        student.check_head(batch, regime)
+        probe = run_training_probe(student, batch, regime, leaky=config.goal.leaky)
+        if writer is not None:
+            writer.write_probe(probe.to_json())
+        probe.require()
+    sharding.settle(student.model)
+    trainer = Trainer(
+        config,
+        student,
+        packer,
+        passes(config.goal, regime, config.causal_anchor),
+        base=base,
+        sharded=sharded,
+        accelerator=accelerator,
+        folder=writer.path if writer is not None else None,
+        heartbeat=writer.heartbeat if writer is not None else None,
+        quick_eval=_quick_eval(config, student, loaded) if writer is not None or sharded else None,
+    )
+    if writer is not None:
+        check_room(writer.path, trainer)
+        if config.tracker != "none":
+            flat = {name: str(value) for name, value in to_json(config).items()}
+            accelerator.project_configuration.logging_dir = str(writer.path)
+            accelerator.init_trackers("tracker", config=flat)
+    if run is not None:
+        step = trainer.restore(run.path)
+        LOG.info("resumed at step %d of %d", step, config.steps)
+    counters = trainer.run()
+    if config.tracker != "none":
+        accelerator.end_training()
+    return counters
+
+
+def make_trainable(config: FinetuneConfig, loaded: LoadedModel) -> Student:
+    """The loaded model as a student whose text weights, or whose LoRA adapter, can be trained."""
+    model, handle = loaded.model, loaded.handle
+    if config.method == "lora":
+        model = add_lora(
+            model, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout
+        )
+        handle = install(model, handle.implementation)
+    else:
+        for part in (text_decoder(model), model.get_output_embeddings()):
+            part.requires_grad_(True)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.method == "lora" and (config.gradient_checkpointing or config.compile != "none"):
+        # Layers that are computed again need an input with a gradient; layers that are compiled
+        # would be once more, for the first one's frozen embeddings.
+        model.enable_input_require_grads()
+    return Student(model, handle)
+
+
+def _accelerator(config: FinetuneConfig) -> Any:
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.tracking import get_available_trackers
+
+    trackers = [config.tracker] if config.tracker != "none" else []
+    if trackers and config.tracker not in {str(name) for name in get_available_trackers()}:
+        raise UserError(
+            f"--tracker {config.tracker}: that package is not installed; "
+            f"pip install {config.tracker}"
+        )
+    accelerator = Accelerator(
+        cpu=on_cpu(config.device),
+        log_with=trackers or None,  # type: ignore[arg-type]
+        project_dir="." if trackers else None,  # the run's own folder, once there is one
+        # The others wait while the main one evaluates or writes.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+    check_connected(accelerator.num_processes)
+    return accelerator
+
+
+def _quick_eval(config: FinetuneConfig, student: Student, loaded: LoadedModel) -> Any:
+    if not config.eval_every:
+        return None
+    quick = QuickEval.on_benchmarks(
+        config.eval_items,
+        tokenizer=loaded.tokenizer,
+        chat_template=config.chat_template,
+        device=loaded.device,
+    )
+    trained = parse_regime(config.regime or "causal")
+    regimes = (BIDIRECTIONAL if trained.is_causal else trained, CAUSAL)
+
+    def run() -> dict[str, Any]:
+        return {str(one): quick.run(student.model, student.handle, one) for one in regimes}
+
+    return run
+
+
+# Quick evaluations along the way: the points of the recovery curve.
+
+
+class QuickEval:
+    """Scores one fixed set of items, as often as asked."""
+
+    def __init__(self, encoded: list[EncodedItem], device: torch.device):
+        self.encoded = [one for one in encoded if one.error is None]
+        self.device = device
+        self.plans: dict[Regime, ScoringPlan] = {}
+
+    @classmethod
+    def on_benchmarks(
+        cls, n_items: int, *, tokenizer: Any, chat_template: bool, device: torch.device
+    ) -> QuickEval:
+        """``n_items`` of each of the five tasks, tokenised."""
+        items = load_items(PUBLISHED_TASKS, limit=n_items, sample="stratified", fold="explore")
+        return cls(Encoder(tokenizer, chat_template=chat_template).encode(items), device)
+
+    def run(self, model: Any, handle: Handle, regime: Regime) -> dict[str, Any]:
+        """Macro ``acc``, ``acc_norm`` and ``gold_prob``, and ``acc`` by task, under the regime."""
+        training = model.training
+        model.eval()
+        try:
+            if regime not in self.plans:
+                self.plans[regime] = plan_scoring(
+                    self.encoded,
+                    regime=regime,
+                    device=self.device,
+                    implementation=handle.implementation,
+                )
+            plan = self.plans[regime]
+            scorer = Scorer(model, handle, plan)
+            rows: dict[str, list[tuple[float, float, float]]] = {}
+            # Layers compiled for training would be compiled again for each shape met here.
+            with torch.compiler.set_stance("force_eager"):
+                for _, scores in scorer.score_all(batch.items for batch in plan.batches):
+                    for score in scores:
+                        item = self.encoded[score.index].item
+                        rows.setdefault(item.task, []).append(_judge(item, np.array(score.ll)))
+        finally:
+            model.train(training)
+        means = {task: np.mean(values, axis=0) for task, values in sorted(rows.items())}
+        macro = np.mean(list(means.values()), axis=0)
+        names = ("acc", "acc_norm", "gold_prob")
+        return {
+            **{name: round(float(value), 6) for name, value in zip(names, macro)},
+            "n": len(self.encoded),
+            "tasks": {task: round(float(values[0]), 6) for task, values in means.items()},
+        }
+
+
+def _judge(item: Any, ll: np.ndarray) -> tuple[float, float, float]:
+    """Right, right by length-normalised score, and the probability at the gold choice."""
+    right = float(ll.argmax() == item.gold)
+    norm = right  # lm-eval has no acc_norm where choices share one continuation
+    if item.has_acc_norm:
+        length = np.array([max(1, len(text) - 1) for text in item.continuations])
+        norm = float((ll / length).argmax() == item.gold)
+    probability = np.exp(ll - ll.max())
+    return right, norm, float(probability[item.gold] / probability.sum())

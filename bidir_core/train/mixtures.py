@@ -1,0 +1,266 @@
+"""The two embedded training mixtures, ``near`` and ``far``, from other tasks' requests.
+
+The data wheel holds, beside the five evaluation tasks, some 45 other tasks as request files
+(``<task>/<variant>/requests.jsonl.gz``). A training sample is the task's zero-shot prompt and its
+right answer:
+
+    {"task": "openbookqa", "prompt": "Question: ... they are known as\nAnswer:",
+     "response": " Deep sea animals"}
+
+``near`` holds all of those tasks, in the wording of their own prompts, which for many is the very
+wording that PIQA and ARC use ("Question: ...\nAnswer:"). ``far`` leaves out the six tasks that
+resemble the evaluation tasks in substance, and asks in other words: a line that starts with
+"Question:" starts with "Request:" instead, "Answer:" becomes "Reply:", "Goal:" becomes "Aim:".
+
+Never used: the five evaluation tasks, and any benchmark whose authors put a canary string in
+their data to say that nobody should train on it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from bidir_core.common.errors import UserError
+
+Mixture = Literal["near", "far"]
+
+MIXTURES: tuple[Mixture, ...] = ("near", "far")
+
+EVALUATION_TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")
+
+NOT_IN_FAR = ("openbookqa", "sciq", "csqa", "socialiqa", "medmcqa", "medqa")
+
+# Folder names that name an evaluation task in any spelling ("ARC-Easy", "val_piqa", ...).
+_EVALUATION_NAME = re.compile(r"hellaswag|piqa|(^|[^a-z])arc([^a-z]|$)|winogrande", re.IGNORECASE)
+
+# "rc" (each choice scored as a text) and "bpb" (the answer scored as a text): answers in words.
+# In the other variants the answer is a letter.
+_VARIANT = re.compile(r"(^|_)(rc|bpb)_")
+
+_OTHER_WORDS = {"Question:": "Request:", "Answer:": "Reply:", "Goal:": "Aim:"}
+
+_EVALUATION_WORDS = re.compile(r"(?m)^[ \t]*(Question:|Answer:|Goal:)")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One prompt and its response; ``task`` and ``index`` say where it came from."""
+
+    prompt: str
+    response: str
+    task: str
+    index: int
+
+
+def read_mixture(mixture: Mixture, folder: Path) -> list[Sample]:
+    """All samples of a mixture, without duplicates, in a fixed order.
+
+    ``folder`` holds ``<task>/<variant>/requests.jsonl.gz``. Raises UserError if it holds none.
+    """
+    samples: list[Sample] = []
+    for task_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if usable(task_folder.name, mixture):
+            pairs = dict.fromkeys(_pairs(task_folder))  # keeps the first of each, in order
+            for index, (prompt, response) in enumerate(pairs):
+                if mixture == "far":
+                    prompt = in_other_words(prompt)
+                samples.append(Sample(prompt, response, task_folder.name, index))
+    if not samples:
+        raise UserError(f"no request files for training mixture '{mixture}' in {folder}")
+    return without_duplicates(samples)
+
+
+def usable(task: str, mixture: Mixture) -> bool:
+    """Whether a task of the wheel belongs to the mixture, by its folder name."""
+    if _EVALUATION_NAME.search(task):
+        return False
+    return mixture == "near" or not task.startswith(NOT_IN_FAR)
+
+
+def without_duplicates(samples: list[Sample]) -> list[Sample]:
+    """The first of every (prompt, response), in order."""
+    first: dict[tuple[str, str], Sample] = {}
+    for sample in samples:
+        first.setdefault((sample.prompt, sample.response), sample)
+    return list(first.values())
+
+
+def in_other_words(prompt: str) -> str:
+    """The prompt without the wording of the evaluation tasks' templates."""
+    return _EVALUATION_WORDS.sub(lambda match: _OTHER_WORDS[match[1]], prompt)
+
+
+def has_evaluation_template(prompt: str) -> bool:
+    """Whether a line of the prompt starts as PIQA's or ARC's templates do."""
+    return bool(_EVALUATION_WORDS.search(prompt))
+
+
+def _pairs(task_folder: Path) -> Iterator[tuple[str, str]]:
+    for path in sorted(task_folder.glob("*/requests.jsonl.gz")):
+        if not _VARIANT.search(path.parent.name):
+            continue
+        previous: Any = None
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                doc = json.loads(line)["doc"]
+                if doc != previous and "canary" not in doc:  # one request per choice follows
+                    prompt = _prompt(doc, task_folder.name)
+                    yield prompt, _response(doc, prompt)
+                previous = doc
+
+
+def _prompt(doc: dict[str, Any], task: str) -> str:
+    """The zero-shot prompt. Every task says it in one of these fields."""
+    if "evidence" in doc or "metadata" in doc:
+        return f"{doc['source']}\nQuestion: {doc['question']}\nAnswer:"  # qasper, sciriff
+    if "Question:" in doc.get("query", "") or doc.get("query", "").startswith("Problem:"):
+        return doc["query"]
+    if task.startswith("basic_skills") or "question" not in doc:
+        # a text to go on with (lambada, basic_skills), or code to write
+        if "text" in doc:
+            return f"{doc['text']}\n```{doc.get('language', 'python')}\n"
+        return doc.get("query") or doc.get("prompt") or doc["question"]
+    return f"Question: {doc['question']}\nAnswer:"
+
+
+def _response(doc: dict[str, Any], prompt: str) -> str:
+    answer = doc["choices"][doc.get("gold") or 0]
+    if isinstance(answer, list):  # drop: a list of spans
+        answer = ", ".join(answer)
+    answer = answer.replace("\r\n", "\n")
+    return answer if prompt[-1:].isspace() else " " + answer.lstrip(" ")
+
+
+# Leave out training samples that share text with the evaluation items.
+
+SPAN = 13
+
+_LABELS = "question|answer|goal|request|reply|aim|passage|context|problem|solution|title|background"
+
+_LABEL = re.compile(rf"(?m)^[ \t]*(?:{_LABELS}):", re.IGNORECASE)
+
+_WORD = re.compile(r"[^\W_]+")
+
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that powers never vanish mod 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationText:
+    """One text of an evaluation item: its context with one of its choices."""
+
+    task: str
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A training sample and the first evaluation item that it shares text with."""
+
+    task: str
+    index: int
+    evaluation_task: str
+    evaluation_index: int
+    shared_words: int
+
+
+def words(text: str) -> list[str]:
+    """Lower-cased, without punctuation, without template labels."""
+    return _WORD.findall(_LABEL.sub(" ", text).lower())
+
+
+def decontaminate(
+    samples: Sequence[Sample], evaluation: Iterable[EvaluationText]
+) -> tuple[list[Sample], list[Dropped]]:
+    """Split ``samples`` into the clean ones, in order, and the dropped ones with their match."""
+    held_out = list(evaluation)
+    vocabulary: dict[str, int] = {}
+    tests = _Texts([entry.text for entry in held_out], vocabulary)
+    trains = _Texts([f"{sample.prompt}\n{sample.response}" for sample in samples], vocabulary)
+    match = np.full(len(samples), -1)
+    shared = np.zeros(len(samples), dtype=np.int64)
+
+    def compare(length: int, train: _Spans, test: _Spans) -> None:
+        test = test.only(_among(test.hash, train.hash))
+        train = train.only(_among(train.hash, test.hash))
+        order = np.argsort(test.hash, kind="stable")
+        first = np.searchsorted(test.hash[order], train.hash)
+        for text, found in zip(train.text, test.text[order][first]):
+            if match[text] < 0:
+                match[text], shared[text] = found, length
+
+    compare(SPAN, trains.spans(SPAN), tests.spans(SPAN))
+    for length in range(SPAN - 1, 0, -1):
+        for short, other in ((tests, trains), (trains, tests)):
+            whole = short.whole(length)
+            if len(whole.hash):
+                both = (whole, other.spans(length))
+                compare(length, *(both if short is trains else both[::-1]))
+    clean = [sample for sample, found in zip(samples, match) if found < 0]
+    dropped = [
+        Dropped(
+            sample.task, sample.index, held_out[found].task, held_out[found].index, int(n_words)
+        )
+        for sample, found, n_words in zip(samples, match, shared)
+        if found >= 0
+    ]
+    return clean, dropped
+
+
+def _among(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which ``values`` occur in ``others``, by binary search (np.isin hashes: 5 times slower)."""
+    if not len(others):
+        return np.zeros(len(values), dtype=bool)
+    ordered = np.sort(others)
+    return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
+
+
+class _Spans(NamedTuple):
+    hash: np.ndarray  # uint64
+    text: np.ndarray  # which text the span is from
+
+    def only(self, keep: np.ndarray) -> _Spans:
+        return _Spans(self.hash[keep], self.text[keep])
+
+
+class _Texts:
+    """Texts as one long array of word ids, with spans that never cross a text's end."""
+
+    def __init__(self, texts: Sequence[str], vocabulary: dict[str, int]):
+        split = [words(text) for text in texts]
+        ids = [vocabulary.setdefault(word, len(vocabulary)) for text in split for word in text]
+        # One multiplication and shift spreads the small ids over 64 bits.
+        mixed = (np.array(ids, dtype=np.uint64) + np.uint64(1)) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed ^= mixed >> np.uint64(29)
+        self.length = np.array([len(text) for text in split], dtype=np.int64)
+        self.start = np.cumsum(self.length) - self.length
+        self.text = np.repeat(np.arange(len(split)), self.length)
+        # The hash of words i..j-1 is sum(word[k] * M**(k-i)), read off one running sum.
+        power = np.full(len(ids) + 1, _MULTIPLIER, dtype=np.uint64)
+        inverse = np.full(len(ids) + 1, pow(int(_MULTIPLIER), -1, 2**64), dtype=np.uint64)
+        power[0] = inverse[0] = 1
+        self.shrink = np.cumprod(inverse)
+        self.running = np.zeros(len(ids) + 1, dtype=np.uint64)
+        np.cumsum(mixed * np.cumprod(power)[:-1], out=self.running[1:])
+
+    def spans(self, length: int) -> _Spans:
+        """Hashes of all spans of ``length`` words."""
+        count = max(len(self.text) - length + 1, 0)
+        value = (self.running[length:] - self.running[:count]) * self.shrink[:count]
+        inside = self.text[:count] == self.text[length - 1 :]
+        return _Spans(value[inside], self.text[:count][inside])
+
+    def whole(self, length: int) -> _Spans:
+        """Hashes of the texts that are just ``length`` words long."""
+        text = np.flatnonzero(self.length == length)
+        start = self.start[text]
+        value = (self.running[start + length] - self.running[start]) * self.shrink[start]
+        return _Spans(value, text)

@@ -1,0 +1,344 @@
+"""Which samples an optimizer step sees, and how they lie in rows of tokens.
+
+The plan is global: step ``s`` holds samples ``order[s * batch : (s + 1) * batch]`` of an endless
+sequence of shuffled epochs, whatever the number of processes and wherever a run was resumed.
+Within a step, samples are packed whole into rows of equal length, longest first:
+
+    row 0   A A A A A A A B B .      A sample sees only itself (the layout's item ids), its
+    row 1   C C C C D D D D D .      positions start at 0, and "." is padding: a few percent,
+                                     where one sample a row would leave half of it empty.
+
+Everything is numpy until a batch is made; nothing here loops over tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from bidir_core.common.errors import UserError
+from bidir_core.data.encoding import n_appended
+from bidir_core.models.layout import PADDING, Layout, send
+from bidir_core.train.config import Prefix
+from bidir_core.train.mixtures import Sample
+
+IGNORED = -100  # a target that carries no loss
+
+
+class TrainBatch(NamedTuple):
+    """Rows of packed samples as tensors.
+
+    ``ids``: int64 ``[rows, time]``. ``head``: int64 ``[n_loss]``, flat indices of the tokens that
+    a loss term is predicted from; ``target``: int64 ``[n_loss]``, the tokens to be predicted;
+    ``owner``: int64 ``[n_loss]``, which sample of the step each term belongs to.
+    """
+
+    ids: torch.Tensor
+    layout: Layout
+    head: torch.Tensor
+    target: torch.Tensor
+    owner: torch.Tensor
+
+    def to(self, device: torch.device | str) -> TrainBatch:
+        """The batch on ``device``; copies from pinned memory don't wait."""
+        ids, head, target, owner = (
+            send(tensor, device) for tensor in (self.ids, self.head, self.target, self.owner)
+        )
+        return TrainBatch(ids, self.layout.to(device), head, target, owner)
+
+    def pin(self) -> TrainBatch:
+        """The batch in page-locked memory, from where copies to a GPU run beside the work."""
+        ids, head, target, owner = (
+            tensor.pin_memory() for tensor in (self.ids, self.head, self.target, self.owner)
+        )
+        return TrainBatch(ids, self.layout.pin(), head, target, owner)
+
+
+class Step(NamedTuple):
+    """One optimizer step: this process's micro-batches, and the whole step's token counts."""
+
+    batches: list[TrainBatch]
+    n_tokens: int  # of all samples of the step: useful ones, padding not counted
+    n_loss: int  # loss terms of the whole step: what the loss is divided by
+    n_slots: int  # rows times their length: what is computed, padding included
+
+
+class Packer:
+    """Makes the steps of a run. A pure function of its arguments and the step's number."""
+
+    def __init__(
+        self,
+        samples: EncodedSamples,
+        *,
+        batch_samples: int,
+        row_tokens: int,
+        micro_tokens: int,
+        seed: int,
+        prefix: Prefix = "prompt",
+        process: int = 0,
+        n_processes: int = 1,
+        even: bool = False,
+    ):
+        """``even``: every process gets equally many micro-batches, since they compute each together;
+        who has too few gets some that carry no loss."""
+        longest = int(samples.n_total.max())
+        self.samples = samples
+        self.batch_samples = batch_samples
+        # A multiple of 16: attention kernels want aligned masks.
+        self.row_tokens = -(-max(row_tokens, longest) // 16) * 16
+        self.micro_rows = max(1, micro_tokens // self.row_tokens)
+        self.seed = seed
+        self.prefix: Prefix = prefix
+        self.process, self.n_processes, self.even = process, n_processes, even
+        self._orders: dict[int, np.ndarray] = {}
+
+    def chosen(self, step: int) -> np.ndarray:
+        """Indices of the samples of one step (0-based)."""
+        n = len(self.samples)
+        places = np.arange(step * self.batch_samples, (step + 1) * self.batch_samples)
+        return np.array([self._order(place // n)[place % n] for place in places.tolist()])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            rng = np.random.default_rng([self.seed, 0, epoch])
+            self._orders = {epoch: rng.permutation(len(self.samples))}
+        return self._orders[epoch]
+
+    def n_prefix(self, step: int, chosen: np.ndarray) -> np.ndarray:
+        """Where each sample's prefix ends: at the prompt's end, at the sample's, or in between.
+
+        ``split`` draws, for half of the samples, a random cut anywhere in the text, so that
+        prefixes of every length and kind are seen; the other half ends at the prompt.
+        """
+        prompt, total = self.samples.n_prompt[chosen], self.samples.n_total[chosen]
+        if self.prefix == "prompt":
+            return prompt
+        if self.prefix == "sample":
+            return total
+        rng = np.random.default_rng([self.seed, 1, step])
+        anywhere = 1 + np.floor(rng.random(len(chosen)) * (total - 1)).astype(np.int64)
+        return np.where(rng.random(len(chosen)) < 0.5, anywhere, prompt)
+
+    def step(self, step: int) -> Step:
+        """The step's micro-batches for this process."""
+        chosen = self.chosen(step)
+        n_prefix = self.n_prefix(step, chosen)
+        # Loss begins behind the prompt, or behind the cut; for "sample" still behind the prompt.
+        begin = self.samples.n_prompt[chosen] if self.prefix == "sample" else n_prefix
+        total = self.samples.n_total[chosen]
+        rows = pack_rows(total, self.row_tokens)
+        mine = rows[self.process :: self.n_processes]
+        batches = [
+            self._collate(chosen, n_prefix, begin, mine[first : first + self.micro_rows])
+            for first in range(0, len(mine), self.micro_rows)
+        ]
+        if self.even:
+            most = -(-len(rows[:: self.n_processes]) // self.micro_rows)
+            for _ in range(most - len(batches)):
+                spare = self._collate(chosen, n_prefix, begin, rows[-1:])
+                batches.append(spare._replace(target=torch.full_like(spare.target, IGNORED)))
+        return Step(
+            batches=batches,
+            n_tokens=int(total.sum()),
+            n_loss=int((total - begin).sum()),
+            n_slots=len(rows) * self.row_tokens,
+        )
+
+    def _collate(
+        self, chosen: np.ndarray, n_prefix: np.ndarray, begin: np.ndarray, rows: list[list[int]]
+    ) -> TrainBatch:
+        """Rows of sample numbers (into ``chosen``) to tensors."""
+        member = np.concatenate([np.array(row) for row in rows])
+        length = self.samples.n_total[chosen[member]]
+        row = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+        # where each sample starts in the flattened rows: its row, plus what lies before it there
+        running = np.cumsum(length) - length
+        in_row = running - np.repeat(
+            running[np.cumsum([0] + [len(r) for r in rows[:-1]])], [len(r) for r in rows]
+        )
+        start = row * self.row_tokens + in_row
+        position = _ranges(length)
+        flat = np.repeat(start, length) + position
+        shape = (len(rows), self.row_tokens)
+
+        def spread(values: np.ndarray, empty: np.ndarray | int) -> torch.Tensor:
+            full = np.empty(shape[0] * shape[1], dtype=np.int64)
+            full[:] = empty
+            full[flat] = values
+            return torch.from_numpy(full.reshape(shape))
+
+        source = np.repeat(self.samples.start[chosen[member]], length) + position
+        after = np.tile(np.arange(1, shape[1] + 1), shape[0])  # padding sees itself alone
+        layout = Layout(
+            item=spread(np.repeat(member, length), PADDING),
+            position=spread(position, 0),
+            n_prefix=spread(np.repeat(n_prefix[member], length), 0),
+            exit=spread(np.repeat(in_row + length, length), after),
+        )
+        n_loss = length - begin[member]
+        # Token t is predicted from the token before it:
+        #     index   start .. start+begin-1 | start+begin .. start+length-1
+        #     head            ^----------------------------^   (one shorter on the right)
+        target_at = np.repeat(begin[member], n_loss) + _ranges(n_loss)
+        head = np.repeat(start, n_loss) + target_at - 1
+        target = self.samples.ids[np.repeat(self.samples.start[chosen[member]], n_loss) + target_at]
+        return TrainBatch(
+            ids=spread(self.samples.ids[source], 0),
+            layout=layout,
+            head=torch.from_numpy(head),
+            target=torch.from_numpy(target.astype(np.int64)),
+            owner=torch.from_numpy(np.repeat(member, n_loss)),
+        )
+
+
+def pack_rows(lengths: np.ndarray, row_tokens: int) -> list[list[int]]:
+    """First fit, longest first: rows of indices whose lengths sum to at most ``row_tokens``."""
+    if len(lengths) and lengths.max() > row_tokens:
+        raise ValueError(f"a sample of {lengths.max()} tokens in rows of {row_tokens}")
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = int(lengths[index])
+        for row, left in enumerate(room):
+            if length <= left:
+                rows[row].append(index)
+                room[row] -= length
+                break
+        else:
+            rows.append([index])
+            room.append(row_tokens - length)
+    return rows
+
+
+def _ranges(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """``[0..a-1, 0..b-1, ..]`` for lengths ``[a, b, ..]``."""
+    lengths = np.asarray(lengths)
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+# Samples to token ids, cut into prompt and response exactly where evaluation would cut.
+
+OverLong = Literal["drop", "truncate"]
+
+
+@dataclass(frozen=True)
+class EncodedSamples:
+    """All samples as one flat array: sample ``i`` is ``ids[start[i] : start[i] + n_total[i]]``.
+
+    The first ``n_prompt[i]`` of them are its prompt. ``source[i]`` is its index in the list that
+    was encoded. The counts say what did not come through whole.
+    """
+
+    ids: np.ndarray  # int32
+    start: np.ndarray  # int64
+    n_prompt: np.ndarray  # int64
+    n_total: np.ndarray  # int64
+    source: np.ndarray  # int64
+    n_dropped_long: int = 0
+    n_truncated: int = 0
+    n_dropped_empty: int = 0
+    n_boundary_merges: int = 0
+    bos_added: bool = False
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def sample(self, index: int) -> np.ndarray:
+        """The token ids of one sample: prompt, then response."""
+        return self.ids[self.start[index] : self.start[index] + self.n_total[index]]
+
+
+def encode_samples(
+    samples: Sequence[Sample],
+    tokenizer: Any,
+    *,
+    max_tokens: int,
+    over_long: OverLong = "drop",
+    append_eos: bool = True,
+) -> EncodedSamples:
+    """Tokenise all samples.
+
+    ``over_long``: what happens to samples of more than ``max_tokens`` tokens. ``truncate`` cuts
+    the beginning of the prompt, since its end holds the question, and keeps a leading BOS; a
+    response that fills the window by itself is dropped all the same. ``append_eos`` ends each
+    response with the tokenizer's EOS token, unless it ends with it already.
+    """
+    eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+    if append_eos and eos is None:
+        raise UserError("this tokenizer has no EOS token to end a response with; --no-append-eos")
+    kept: list[np.ndarray] = []
+    n_prompt: list[int] = []
+    source: list[int] = []
+    long = truncated = empty = merges = 0
+    for index, (prompt, response, merged) in enumerate(_encode_pairs(samples, tokenizer)):
+        if append_eos and response[-1:] != [eos]:
+            response = [*response, eos]
+        if not prompt or len(response) <= int(append_eos):
+            empty += 1
+            continue
+        room = max_tokens - len(response)
+        if len(prompt) > room:
+            head = prompt[:1] if prompt[0] == bos else []
+            if over_long == "drop" or room <= len(head):
+                long += 1
+                continue
+            prompt = head + prompt[len(prompt) - room + len(head) :]
+            truncated += 1
+        merges += merged
+        kept.append(np.array(prompt + response, dtype=np.int32))
+        n_prompt.append(len(prompt))
+        source.append(index)
+    if not kept:
+        raise UserError(
+            f"none of the {len(samples)} samples can be used: {long} have more than {max_tokens} "
+            f"tokens and {empty} have an empty side; raise --max-tokens, or --over-long truncate"
+        )
+    n_total = np.array([len(ids) for ids in kept], dtype=np.int64)
+    return EncodedSamples(
+        ids=np.concatenate(kept),
+        start=np.cumsum(n_total) - n_total,
+        n_prompt=np.array(n_prompt, dtype=np.int64),
+        n_total=n_total,
+        source=np.array(source, dtype=np.int64),
+        n_dropped_long=long,
+        n_truncated=truncated,
+        n_dropped_empty=empty,
+        n_boundary_merges=merges,
+        bos_added=bos is not None and any(ids[0] == bos for ids in kept),
+    )
+
+
+def _encode_pairs(
+    samples: Sequence[Sample], tokenizer: Any
+) -> list[tuple[list[int], list[int], bool]]:
+    """Prompt ids, response ids, and whether a token reached across the boundary."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    bos = tokenizer.bos_token_id
+    bos_text = None if bos is None else tokenizer.decode([bos])
+    appended = n_appended(backend)
+    stems = [sample.prompt.rstrip() for sample in samples]
+    wholes = [sample.prompt + sample.response for sample in samples]
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        # A text that brings its own BOS (chat templates do) gets none from the tokenizer.
+        own = [bos_text is not None and text.startswith(bos_text) for text in texts]
+        ids: list[list[int]] = [[]] * len(texts)
+        for brings in (False, True):
+            where = [i for i, has in enumerate(own) if has is brings]
+            batch = [texts[i] for i in where]
+            encoded = backend.encode_batch_fast(batch, add_special_tokens=not brings)
+            tail = 0 if brings else appended
+            for i, encoding in zip(where, encoded):
+                ids[i] = encoding.ids[: len(encoding.ids) - tail]
+        return ids
+
+    pairs = []
+    for stem, whole in zip(encode(stems), encode(wholes)):
+        pairs.append((stem, whole[len(stem) :], whole[: len(stem)] != stem))
+    return pairs

@@ -1,0 +1,134 @@
+"""Steps in few shapes, so that compiled layers fit the next batch and a GPU can replay a recording.
+
+A small model leaves a GPU waiting for its launches: one step of 135 M parameters starts several
+thousand kernels from Python, each shorter than its launch. Recorded once as a CUDA graph, forward
+and backward pass of a micro-batch are one launch. A recording holds for one shape and for the very
+tensors it was made with, so:
+
+- batches are filled up with empty rows, and with places to predict from that carry no loss, to a
+  few shapes (:func:`fill`);
+- a batch is copied into tensors that stay where they are, and so is the number its loss is divided
+  by; gradients are added to tensors that stay, too.
+
+The first batches of a shape run as they are (kernels choose themselves then, layers are compiled),
+then one is recorded, and every later one replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.functional import pad
+
+from bidir_core.models.layout import PADDING, Layout
+from bidir_core.train.packing import IGNORED, TrainBatch
+
+ROWS = 4  # rows of a batch come in multiples of it
+TERMS = 1024  # and loss terms in multiples of this
+AS_THEY_ARE = 2  # batches of a shape that run before one is recorded
+
+Work = Callable[[TrainBatch, "int | torch.Tensor"], None]
+
+
+def fill(batch: TrainBatch, rows: int = ROWS, terms: int = TERMS) -> TrainBatch:
+    """The batch with empty rows and ignored loss terms behind it, up to multiples."""
+    at, (n_rows, time) = batch.layout, batch.ids.shape
+    below = (0, 0, 0, -n_rows % rows)
+    more = -len(batch.target) % terms
+    alone = torch.arange(1, time + 1).expand(n_rows + below[3], time)  # padding sees itself alone
+    exit_ = torch.cat([at.exit, alone[n_rows:].to(at.exit)])
+    return TrainBatch(
+        ids=pad(batch.ids, below),
+        layout=Layout(
+            item=pad(at.item, below, value=PADDING),
+            position=pad(at.position, below),
+            n_prefix=pad(at.n_prefix, below),
+            exit=exit_,
+        ),
+        head=pad(batch.head, (0, more)),
+        target=pad(batch.target, (0, more), value=IGNORED),
+        owner=pad(batch.owner, (0, more)),
+    )
+
+
+class _Slot(NamedTuple):
+    """One shape: the tensors that stay, and the recording, once there is one."""
+
+    batch: TrainBatch
+    n_loss: torch.Tensor
+    seen: list[int]
+    graph: list[Any]
+
+
+class Replay:
+    """Runs ``work(batch, n_loss)`` on filled batches; recorded and replayed on a GPU.
+
+    Batches come filled, and from pinned memory, so that copying them waits for nothing. ``work``
+    must wait for nothing, and leave its results in tensors that stay where they are.
+    Elsewhere than on a GPU it runs each time, on the same tensors that stay.
+    """
+
+    def __init__(self, work: Work, device: torch.device):
+        self.work, self.device = work, device
+        self._slots: dict[Any, _Slot] = {}
+        self._pool: Any = None
+        # One for all: a stream keeps the memory that it used, so many would hold as many times it.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: TrainBatch, n_loss: int) -> None:
+        """One micro-batch; ``n_loss`` is what its loss is divided by."""
+        shape = (tuple(batch.ids.shape), len(batch.target))
+        if shape not in self._slots:
+            n_loss_stays = torch.zeros((), device=self.device)
+            self._slots[shape] = _Slot(_clone(batch.to(self.device)), n_loss_stays, [0], [])
+        slot = self._slots[shape]
+        for stays, new in zip(_tensors(slot.batch), _tensors(batch), strict=True):
+            stays.copy_(new, non_blocking=True)
+        slot.n_loss.fill_(n_loss)
+        slot.seen[0] += 1
+        if self.device.type != "cuda" or slot.seen[0] <= AS_THEY_ARE:
+            self._aside(slot)
+            return
+        if not slot.graph:
+            slot.graph.append(self._record(slot))
+        slot.graph[0].replay()
+
+    def _aside(self, slot: _Slot) -> None:
+        """Run it on another stream, as a recording's warm-up has to be."""
+        if self._stream is None:
+            self.work(slot.batch, slot.n_loss)
+            return
+        stream, current = self._stream, torch.cuda.current_stream(self.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            self.work(slot.batch, slot.n_loss)
+        current.wait_stream(stream)
+
+    def _record(self, slot: _Slot) -> Any:
+        """Recording computes nothing: the caller replays it for this batch as well."""
+        graph = torch.cuda.CUDAGraph()
+        # Packing goes on in another thread, which may pin memory meanwhile.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            self.work(slot.batch, slot.n_loss)
+        self._pool = graph.pool()  # recordings never run side by side: they can share memory
+        return graph
+
+
+def _tensors(batch: TrainBatch) -> list[torch.Tensor]:
+    at = batch.layout
+    return [
+        batch.ids, at.item, at.position, at.n_prefix, at.exit, batch.head, batch.target, batch.owner
+    ]  # fmt: skip
+
+
+def _clone(batch: TrainBatch) -> TrainBatch:
+    at = batch.layout
+    layout = Layout(at.item.clone(), at.position.clone(), at.n_prefix.clone(), at.exit.clone())
+    ids, head, target, owner = (
+        one.clone() for one in (batch.ids, batch.head, batch.target, batch.owner)
+    )
+    return TrainBatch(ids, layout, head, target, owner)

@@ -1,0 +1,368 @@
+"""The Item page's parts: the prompt with its tokens, the choices, the heat strip, other runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from bidir_core import regimes
+from bidir_core.common.errors import UserError
+from bidir_core.data import item_texts
+from bidir_core.data.item_texts import distinct_ends
+from bidir_core.report import plots
+from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.kit.html import Html, div, el, join, span
+from bidir_ui.masks import observed_data
+from bidir_ui.reading import analysis
+from bidir_ui.reading.filters import FlipFilter, Neighbours
+
+MAX_TOKENS = 1500  # more tokens than this make a page nobody reads; the raw record has them all
+
+Record = dict[str, Any]
+
+
+def cut_into_tokens(text: str, offsets: Sequence[Sequence[int]] | None) -> list[str]:
+    """The text in token pieces. Characters no token claims go with the token that follows."""
+    if offsets is None or not len(offsets):
+        return [text] if text else []
+    pieces, position = [], 0
+    for _start, end in offsets:
+        end = max(min(int(end), len(text)), position)
+        pieces.append(text[position:end])
+        position = end
+    if position < len(text):
+        pieces[-1] += text[position:]
+    return pieces
+
+
+def fuller(left: Record | None, right: Record | None) -> Record | None:
+    """The record to draw the item from: one with token borders if there is one."""
+    both = [record for record in (left, right) if record is not None]
+    with_tokens = (one for one in both if one["prefix_token_offsets"] is not None)
+    return next(with_tokens, both[0] if both else None)
+
+
+def choice_context(record: Record, choice: int) -> int:
+    """Index of the context in front of a choice: 0, or the choice's own (winogrande)."""
+    return choice if len(record["contexts"] or [None]) > 1 else 0
+
+
+def prompt(record: Record, context: int, continuation: int | None, *, borders: bool) -> Html:
+    """One context with token borders, the prefix's end marked, then one choice."""
+    offsets = record["prefix_token_offsets"]
+    pieces = cut_into_tokens(
+        record["contexts"][context], None if offsets is None else offsets[context]
+    )
+    hidden = len(pieces) - MAX_TOKENS
+    shown = pieces[:MAX_TOKENS]
+    if hidden > 0:
+        shown = pieces[: MAX_TOKENS // 2] + pieces[-(MAX_TOKENS - MAX_TOKENS // 2) :]
+    tokens = [
+        span("b-tok", _budget(piece), title=f"prefix token {i}") for i, piece in enumerate(shown)
+    ]
+    if hidden > 0:
+        gap = span("b-edge", f"{fmt.count(hidden)} tokens not shown; the raw record has them")
+        tokens.insert(MAX_TOKENS // 2, gap)
+    n_prefix = record["n_prefix_tokens"][context]
+    counted = "" if n_prefix is None else f" · {fmt.count(n_prefix)} tokens"
+    edge = span("b-edge", f"prefix ends{counted}")
+    tail: list[Html] = []
+    if continuation is not None:
+        text = record["continuations"][continuation]
+        own = record["continuation_token_offsets"]
+        own_pieces = cut_into_tokens(text, None if own is None else own[continuation])
+        tail = [span("b-tok b-gold", _budget(piece)) for piece in own_pieces[:MAX_TOKENS]]
+    return div("b b-prompt" + ("" if borders else " b-plain"), *tokens, edge, *tail, dir="auto")
+
+
+def _budget(piece: str) -> str:
+    """A single token piece of a hostile text can be the whole text."""
+    return piece if len(piece) <= 4000 else piece[:4000] + "…"
+
+
+def choices(
+    record: Record, a: Record | None, b: Record | None, pred: str, name_a: str, name_b: str
+) -> Html:
+    """Per choice: its text, log-likelihood in both runs as bars and numbers, and who chose it."""
+    n_choices = len(record["n_continuation_tokens"])
+    texts = record["continuations"] or [f"choice {i}" for i in range(n_choices)]
+    if record["contexts"] and len(record["contexts"]) > 1:
+        texts = distinct_ends(record["contexts"])
+    totals = [ll for run in (a, b) if run and run["ll"] is not None for ll in run["ll"]]
+    widest = max((-ll for ll in totals), default=1.0) or 1.0
+    rows = []
+    for choice, text in enumerate(texts):
+        marks = [span("gold", "✓ right answer")] if choice == record["gold"] else []
+        marks += [
+            el("span", widgets.dot(colour), f"{who}'s choice")
+            for run, colour, who in ((a, "grey", "baseline"), (b, "blue", "candidate"))
+            if run and run[pred] == choice
+        ]
+        values = [None if not run or run["ll"] is None else run["ll"][choice] for run in (a, b)]
+        moved = None if None in values else values[1] - values[0]  # type: ignore[operator]
+        rows.append(
+            (
+                join(
+                    span("b-ix", choice),
+                    el("span", fmt.clip(text.strip(), 300), dir="auto"),
+                    div("b-badges", *marks),
+                ),
+                _bar(values[0], widest, "grey"),
+                _bar(values[1], widest, "blue"),
+                fmt.signed(moved),
+            )
+        )
+    head = (
+        "Choice", join(widgets.dot("grey"), f"{name_a}, nats"),
+        join(widgets.dot("blue"), f"{name_b}, nats"), "Change",
+    )  # fmt: skip
+    return widgets.table(head, rows, left=(0,))
+
+
+def _bar(value: float | None, widest: float, colour: str) -> Html:
+    if value is None:
+        return Html(fmt.NONE)
+    width = max(1.0, 100 * -value / widest)
+    bar = span(f"b-bar b-{colour}", style=f"width:{width:.1f}%")
+    return div("b-cellbar", div("track", bar), span("b-num", fmt.number(value)))
+
+
+def token_differences(a: Record, b: Record, choice: int) -> list[tuple[str, float, float]] | None:
+    """(token, log-likelihood in a, in b) along one choice; None where a run kept no tokens."""
+    if a["token_ll"] is None or b["token_ll"] is None:
+        return None
+    left, right = a["token_ll"][choice], b["token_ll"][choice]
+    if len(left) != len(right):
+        return None
+    text = (a["continuations"] or b["continuations"] or [""] * (choice + 1))[choice]
+    offsets = a["continuation_token_offsets"]
+    pieces = cut_into_tokens(text, None if offsets is None else offsets[choice])
+    if len(pieces) != len(left):
+        pieces = [f"token {i} " for i in range(len(left))]
+    return list(zip(pieces, map(float, left), map(float, right), strict=True))
+
+
+def heat_strip(rows: Sequence[tuple[str, float, float]], scale: float) -> Html:
+    """Tokens of a choice, coloured by how much each one's log-likelihood moved."""
+    cells = []
+    for piece, left, right in rows[:MAX_TOKENS]:
+        moved = right - left
+        strength = min(abs(moved) / scale, 1.0) * 0.65 if scale else 0.0
+        rgb = "0 158 115" if moved > 0 else "213 94 0"
+        title = f"{fmt.number(left)} → {fmt.number(right)} nats ({fmt.signed(moved)})"
+        cells.append(
+            span(
+                "t", _budget(piece), el("small", f" {fmt.signed(moved, 1)}"),
+                style=f"background:rgb({rgb} / {strength:.2f})", title=title,
+            )
+        )  # fmt: skip
+    return div("b b-heat", *cells, dir="auto")
+
+
+def heat_scale(scale: float) -> Html:
+    low, high = fmt.number(-scale, 1), fmt.signed(scale, 1)
+    return div("b-scale", f"{low} nats, less likely", span("ramp"), f"{high} nats, more likely")
+
+
+def mask_picture(record: Record, regime: str, choice: int) -> Html | None:
+    """A thumbnail of who sees whom for this item; None where the record's regime is unreadable."""
+    context = choice_context(record, choice)
+    counts = record["n_prefix_tokens"][context], record["n_continuation_tokens"][choice]
+    if None in counts:  # an imported run counted no tokens
+        return None
+    n_prefix, n_total = int(counts[0]), int(sum(counts))
+    kept = min(n_prefix, 160)  # a thumbnail: beyond this only the proportions matter
+    try:
+        parsed = regimes.parse_regime(regime)
+    except UserError:
+        return None
+    mask = regimes.visibility(parsed, kept, kept + min(n_total - n_prefix, 40))
+    return widgets.mask_svg(mask, kept, f"Who sees whom under {regime}")
+
+
+def mask_legend() -> Html:
+    return widgets.legend(
+        ("rgba(127,127,127,.9)", "sees what precedes it"),
+        (plots.BLUE, "looks ahead"),
+        (plots.RED, "end of the prefix"),
+    )
+
+
+def facts(record: Record, a: Record | None, b: Record | None) -> Html:
+    """The item's numbers as a definition list."""
+    rows: list[tuple[str, object]] = [
+        ("task", fmt.task(record["task"])),
+        ("prefix", _tokens(record["n_prefix_tokens"], longest=True)),
+        ("choices", _tokens(record["n_continuation_tokens"])),
+        ("margin, baseline", _margin(a)),
+        ("margin, candidate", _margin(b)),
+    ]
+    if a and b and not fmt.missing(a["margin"]) and not fmt.missing(b["margin"]):
+        rows.append(("moved by", f"{fmt.signed(b['margin'] - a['margin'])} nats"))
+    rows.append(("hash", span("b-mono", str(record["doc_hash"])[:16])))
+    return el("dl", *(p for n, v in rows for p in (el("dt", n), el("dd", v))), cls="b b-kv")
+
+
+def _tokens(counts: Sequence[int | None], *, longest: bool = False) -> str:
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return "tokens not recorded"
+    shown = [max(known)] if longest else known
+    return " / ".join(map(fmt.count, shown)) + " tokens"
+
+
+def _margin(record: Record | None) -> str:
+    if record is None or fmt.missing(record["margin"]):
+        return fmt.NONE
+    return f"{fmt.signed(record['margin'])} nats"
+
+
+def flip_of(a: Record, b: Record, metric: str) -> str:
+    """The flip class of one item, as the flips table has it."""
+    pred, correct = ("pred_norm", "correct_norm") if metric == "acc_norm" else ("pred", "correct")
+    if a[correct] is None or b[correct] is None:
+        pred, correct = "pred", "correct"
+    if a[correct] and b[correct]:
+        return "same_right"
+    if a[correct] != b[correct]:
+        return "broken" if a[correct] else "fixed"
+    return "same_wrong" if a[pred] == b[pred] else "changed_wrong"
+
+
+def sentence(a: Record, b: Record, metric: str) -> Html:
+    """What happened to this item, in one sentence with its numbers."""
+    kind = flip_of(a, b, metric)
+    pred = "pred_norm" if metric == "acc_norm" and a["pred_norm"] is not None else "pred"
+    moved = fmt.signed(b["margin"] - a["margin"])
+    picks = (
+        f"choice {a[pred]} became {b[pred]}" if a[pred] != b[pred] else f"choice {a[pred]} stays"
+    )
+    words = {
+        "broken": el("span", "▼ Broken", cls="b-down"),
+        "fixed": el("span", "▲ Fixed", cls="b-up"),
+        "changed_wrong": el("b", "◇ Wrong in both, but another answer"),
+        "same_right": el("b", "● Right in both"),
+        "same_wrong": el("b", "○ Wrong in both"),
+    }
+    return join(
+        words[kind], f": {picks}. The right answer's margin over the best other moved by ",
+        el("b", f"{moved} nats", cls="b-num"),
+        f", from {fmt.signed(a['margin'])} to {fmt.signed(b['margin'])}.",
+    )  # fmt: skip
+
+
+def other_runs(rows: Sequence[tuple[str, Record | None, bool]], pred: str) -> Html:
+    """Every run's choice for this item: (run label, its record, is it in the pair)."""
+    cells = []
+    for label, record, in_pair in rows:
+        if record is None or record["ll"] is None:
+            continue
+        pick = record[pred] if record[pred] is not None else record["pred"]
+        right = pick == record["gold"]
+        mark = el("span", "✓ right", cls="b-up") if right else el("span", "✕ wrong", cls="b-down")
+        name = el("b", label) if in_pair else label
+        cells.append((name, pick, mark, fmt.signed(record["margin"])))
+    return widgets.table(("Run", "Choice", "", "Margin, nats"), cells, left=(0,))
+
+
+def visible_text(record: Record, limit: int = 120) -> str:
+    """The end of the prompt, where the question is, cut for tables and titles."""
+    contexts = record["contexts"] or [""]
+    return item_texts.visible(fmt.clip(contexts[0], limit))
+
+
+# The Item page's top bar: where the item stands in the filter, keys to move, a link to copy.
+
+
+def bar(page: Any, item_id: str, near: Neighbours, chosen: FlipFilter) -> None:
+    """Title, position, the four moves (k j p n), the way back, the link."""
+    from bidir_ui.kit import shell  # the shell imports this package's pieces first
+
+    title, moves = st.columns([4, 7], vertical_alignment="bottom")
+    with title:
+        st.page_link(
+            shell.path("flips"), label="Flips", icon=":material/arrow_back:",
+            query_params=url.params(**chosen.params),
+        )  # fmt: skip
+        html.show(html.el("h1", fmt.clip(item_id, 60), cls="b-title"))
+        among = "in this filter" if chosen.params else "paired items"
+        where = (
+            f"{fmt.count(near.position + 1)} of {fmt.count(near.total)} {among}"
+            if near.position is not None
+            else f"Not among the {fmt.count(near.total)} {among}"
+        )
+        widgets.note(where)
+    with moves, st.container(horizontal=True, horizontal_alignment="right", gap="xsmall"):
+        for label, key, target, icon in (
+            ("Item", "k", near.previous, "chevron_left"),
+            ("Item", "j", near.next, "chevron_right"),
+            ("Flip", "p", near.previous_flip, "keyboard_double_arrow_left"),
+            ("Flip", "n", near.next_flip, "keyboard_double_arrow_right"),
+        ):
+            back = key in "kp"
+            st.button(
+                label, key=f"go-{key}", shortcut=key, disabled=target is None,
+                icon=f":material/{icon}:", on_click=_go, args=(target,),
+                icon_position="left" if back else "right",
+                help=f"{'Previous' if back else 'Next'} {label.lower()} in this filter",
+            )  # fmt: skip
+        with st.popover("Link", icon=":material/link:"):
+            widgets.note("Opens this item with these runs and this filter. Copy it:")
+            query = url.params(
+                a=page.pair.a.id, b=page.pair.b.id, item=item_id, **chosen.params,
+                borders=url.get("borders"),
+            )  # fmt: skip
+            st.code(url.absolute("item", query), language=None, wrap_lines=True)
+
+
+def raw_record(item_id: str, records: dict[str, dict[str, Any] | None]) -> None:
+    """Both runs' records as they are stored, to read and to download."""
+    text = json.dumps(records, indent=1, ensure_ascii=False, default=analysis.plain)
+    st.code(item_texts.visible(text[:20_000]), language=None, height=360)
+    st.download_button(
+        "JSON", text, file_name=f"{item_id.replace('/', '_')}.json", mime="application/json",
+        key="item-json", on_click="ignore", icon=":material/download:",
+    )  # fmt: skip
+
+
+def observed_links(page: Any, item_id: str) -> None:
+    """Links to where a model that ran over this item really looked: the newest run of each pair
+    of regimes, of the chosen pair's models."""
+    from bidir_ui.kit import shell
+
+    models = {run.model for run in (page.pair.a, page.pair.b) if run is not None}
+    newest: dict[tuple[str, ...], observed_data.Observed] = {}
+    for one in observed_data.listed(page.runs):
+        if one.item == item_id and one.info.model in models:
+            newest.setdefault((one.info.model, *one.names), one)
+    for one in newest.values():
+        st.page_link(
+            shell.path("masks"), icon=":material/visibility:",
+            label=f"Observed attention: {' and '.join(str(regime) for regime in one.regimes)}",
+            query_params=url.params(item=item_id, show="observed", attend=one.info.id),
+        )  # fmt: skip
+
+
+def _go(target: str | None) -> None:
+    if target:
+        url.put(item=target)
+
+
+def strips(
+    record: dict[str, Any], a: dict[str, Any] | None, b: dict[str, Any] | None
+) -> list[tuple[str, list[tuple[str, float, float]]]]:
+    """Token differences of the choices that matter: the right one and what each run chose."""
+    if not a or not b or a["error"] or b["error"]:
+        return []
+    names: dict[int, str] = {record["gold"]: "right answer"}
+    for run, who in ((a, "baseline's choice"), (b, "candidate's choice")):
+        names[run["pred"]] = f"{names[run['pred']]}, {who}" if run["pred"] in names else who
+    out = []
+    for choice, name in names.items():
+        rows = token_differences(a, b, choice)
+        if rows:
+            out.append((f"Choice {choice}, {name}", rows))
+    return out

@@ -1,0 +1,342 @@
+"""Why an item flips, on its page: what turns the answer back, as strips and sentences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from bidir_core import jobs
+from bidir_core.common.errors import UserError
+from bidir_core.data import assets, tasks
+from bidir_core.explain.why_config import expected_tokens, name_of
+from bidir_core.jobs import Job, cost_model, estimate
+from bidir_core.jobs.estimate import Estimate
+from bidir_core.jobs.progress import progress
+from bidir_core.runs.layout import is_read_only
+from bidir_core.runs.run import Run
+from bidir_ui.kit import fmt, html, shell, widgets
+from bidir_ui.kit.html import Html, div, el, scrolling, span
+from bidir_ui.launch import jobs_view, review
+from bidir_ui.reading.data import RunInfo
+
+RESULT = "why.json"
+
+ROWS = (
+    ("single", "this one alone"),
+    ("from_first", "the first to this one"),
+    ("from_last", "this one to the last"),
+)
+
+
+def section(page: Any, item_id: str, record: Mapping[str, Any], metric: str) -> None:
+    """The part of the Item page that explains the candidate's (else the baseline's) reading."""
+    target = next((run for run in (page.pair.b, page.pair.a) if _explainable(run)), None)
+    if target is None:
+        return
+    widgets.heading("Why this answer")
+    metric = metric if record["pred_norm"] is not None else "acc"
+    found = _find(page.runs, target, record, metric)
+    if found is not None:
+        draw(found[1], found[0].id)
+    elif is_read_only():
+        widgets.note("Nobody has explained this item yet, and this is a read-only view.")
+    else:
+        offer(page, target, record, metric)
+
+
+def _explainable(run: RunInfo | None) -> bool:
+    return (
+        run is not None
+        and run.kind == "eval"
+        and not run.is_reference
+        and run.can_pair
+        and run.regime != "causal"
+    )
+
+
+def _find(
+    runs: Sequence[RunInfo], target: RunInfo, record: Mapping[str, Any], metric: str
+) -> tuple[RunInfo, dict[str, Any]] | None:
+    """The newest explanation of this very item under the target's model, weights and regime."""
+    wanted = (target.model, target.checkpoint, target.regime)
+    for info in runs:
+        if info.kind != "why" or not info.is_done:
+            continue
+        if (info.model, info.checkpoint, info.regime) != wanted:
+            continue
+        settings = Run(info.path).settings
+        same = (name_of(str(settings.get("task"))), settings.get("doc_id"), settings.get("metric"))
+        if same != (record["task"], record["doc_id"], metric):
+            continue
+        result = _read(info.path, info.modified)
+        if result is not None and result.get("doc_hash") == record["doc_hash"]:
+            return info, result
+    return None
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _read(path: str, modified: float) -> dict[str, Any] | None:
+    try:
+        value = json.loads((Path(path) / RESULT).read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) and value.get("schema") == 1 else None
+    except (OSError, ValueError):
+        return None
+
+
+def draw(result: Mapping[str, Any], run_id: str) -> None:
+    """One stored result: sentences, the three strips, their numbers."""
+    happened, *found = result["sentences"]
+    # A line that quotes tokens stays as it is.
+    found = [line if "“" in line else fmt.minus(line) for line in found]
+    html.show(div("b b-lead", happened, *(el("div", line) for line in found)))
+    unit = "nats a character" if result["metric"] == "acc_norm" else "nats"
+    widgets.note(
+        "Parts of the attention are put back to causal and the item is scored again. ",
+        el("b", "✓"), " the causal answer is back. Green: its lead over the best other choice "
+        "recovers; red: it falls further behind. On this item, and with everything else as it "
+        "was: what turns the answer back here need not do so elsewhere.",
+    )  # fmt: skip
+    html.show(html.join(el("h2", "Layers", cls="b-h3"), layer_strip(result)))
+    html.show(html.join(el("h2", "Prompt tokens", cls="b-h3"), token_strip(result)))
+    html.show(html.join(el("h2", "Strength of the look-ahead", cls="b-h3"), lambda_strip(result)))
+    with st.expander("Numbers", key="why-numbers"):
+        frame = numbers(result)
+        widgets.note(
+            f"Lead of the causal answer over the best other choice, in {unit}: causal ",
+            fmt.signed(result["causal"]["lead"]), ", as the regime says ",
+            fmt.signed(result["opened"]["lead"]), ".",
+        )  # fmt: skip
+        st.dataframe(frame, hide_index=True, height=280)
+        name = f"{run_id.replace('/', '_')}.csv"
+        widgets.csv_button(frame, name, key="why-csv")
+
+
+def recovered(result: Mapping[str, Any], point: Mapping[str, Any]) -> float:
+    """How much of the lost lead a restoration brings back: 0 as the regime, 1 as causal."""
+    full, none = result["causal"]["lead"], result["opened"]["lead"]
+    return (point["lead"] - none) / (full - none) if full != none else 0.0
+
+
+def _cell(result: Mapping[str, Any], point: Mapping[str, Any], what: str) -> dict[str, str]:
+    share = max(-1.0, min(1.0, recovered(result, point)))
+    rgb = "0 158 115" if share >= 0 else "213 94 0"
+    title = (
+        f"{what}: choice {point['choice']}, lead {fmt.signed(point['lead'])}, "
+        f"{fmt.percent(recovered(result, point), 0)} recovered"
+    )
+    return {"style": f"background:rgb({rgb} / {abs(share) * 0.75:.2f})", "title": title}
+
+
+def _mark(result: Mapping[str, Any], point: Mapping[str, Any]) -> str:
+    back = point["choice"] == result["causal"]["choice"]
+    return "✓" if back and result["flips"] else ""
+
+
+def layer_strip(result: Mapping[str, Any]) -> Html:
+    """A row for each kind of restoration, a cell a layer."""
+    n = result["n_layers"]
+    step = 1 if n <= 32 else 5  # more numbers than that stand on each other
+    numbers = [el("th", i if i % step == 0 else "", scope="col") for i in range(n)]
+    head = el("tr", el("th", "Causal again", scope="col"), *numbers)
+    rows = []
+    for key, label in ROWS:
+        cells = [
+            el("td", _mark(result, one), **_cell(result, one, f"Layer {layer}, {label}"))
+            for layer, one in enumerate(result["layers"][key])
+        ]
+        rows.append(el("tr", el("th", label, scope="row"), *cells))
+    return scrolling(el("table", el("thead", head), el("tbody", *rows), cls="b b-strip"))
+
+
+def token_strip(result: Mapping[str, Any]) -> Html:
+    """The prompt, each token coloured by what making it alone causal again does."""
+    cells = []
+    for one in result["tokens"]:
+        first, last = one["first"], one["last"]
+        text = html.esc("".join(result["pieces"][first : last + 1])[:4000])
+        what = f"token {first}" if first == last else f"tokens {first}-{last}"
+        mark = _mark(result, one)
+        shown = html.join(text, el("small", f" {mark}")) if mark else text
+        if one["looks_ahead"]:
+            cells.append(span("t", shown, **_cell(result, one, f"{what} causal again")))
+        else:
+            cells.append(span("t b-soft", shown, title=f"{what}: does not look ahead anyway"))
+    return div("b b-heat", *cells, dir="auto")
+
+
+def _told_apart(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The points on both sides of the threshold, and of the others those well apart."""
+    around = [one for one in found["points"] if one["lambda"] in (found["low"], found["high"])]
+    kept = list(around)
+    for one in found["points"]:
+        if all(
+            max(one["lambda"], k["lambda"]) >= 1.9 * min(one["lambda"], k["lambda"]) for k in kept
+        ):
+            kept.append(one)
+    return sorted(kept, key=lambda one: one["lambda"])
+
+
+def lambda_strip(result: Mapping[str, Any]) -> Html:
+    """A cell for each lambda tried, the weakest look-ahead first."""
+    points = _told_apart(result["lambda"])
+    head = [el("th", f"{one['lambda']:.3g}", scope="col") for one in points]
+    cells = [
+        el("td", _mark(result, one), **_cell(result, one, f"lambda {one['lambda']:.3g}"))
+        for one in points
+    ]
+    return scrolling(
+        el(
+            "table",
+            el("thead", el("tr", el("th", "lambda is", scope="col"), *head)),
+            el("tbody", el("tr", el("th", "look-ahead weakened", scope="row"), *cells)),
+            cls="b b-strip",
+        ),
+    )
+
+
+def numbers(result: Mapping[str, Any]) -> pd.DataFrame:
+    """Every point of the strips: the table twin."""
+    rows = []
+
+    def add(kind: str, where: str, one: Mapping[str, Any]) -> None:
+        share = recovered(result, one)
+        rows.append((kind, where, one["choice"], one["lead"], round(100 * share, 1)))
+
+    for key, label in ROWS:
+        for layer, one in enumerate(result["layers"][key]):
+            add(f"layers: {label}", str(layer), one)
+    for one in result["tokens"]:
+        span_text = f"{one['first']}" + (f"-{one['last']}" if one["first"] != one["last"] else "")
+        add("prompt token", span_text, one)
+    for one in result["lambda"]["points"]:
+        add("lambda", f"{one['lambda']:g}", one)
+    return pd.DataFrame(
+        rows, columns=["put back", "where", "choice", "lead of the causal answer", "recovered %"]
+    )
+
+
+# Explaining an item on demand: the button, the one question, and the progress of the job.
+
+POLL_SECONDS = 2
+
+
+def words(target: RunInfo, record: Mapping[str, Any], metric: str) -> tuple[str, ...]:
+    """What follows ``python -m bidir_core``."""
+    line = ["why", "--as-run", target.id, "--task", str(record["task"])]
+    line += ["--doc-id", str(record["doc_id"])]
+    return tuple(line + (["--metric", metric] if metric != "acc" else []))
+
+
+def offer(page: Any, target: RunInfo, record: Mapping[str, Any], metric: str) -> None:
+    """The job's progress if it is under way; otherwise what it would do, and the button."""
+    line = words(target, record, metric)
+    known = jobs.list_jobs()
+    mine = next((job for job in known if job.words == line), None)
+    if mine is not None and mine.is_active:
+        _watch(mine)
+        return
+    if failed := st.session_state.pop("why-error", ""):
+        widgets.banner("error", "Not started", failed)
+    elif mine is not None and mine.state in ("failed", "lost"):
+        widgets.banner("error", "It could not be explained", fmt.clip(mine.error or jobs_view.LOST, 300))  # fmt: skip
+    missing = _weights_missing(target)
+    if missing:
+        widgets.note(missing)
+        return
+    widgets.note(
+        "Which layers, which prompt tokens and how much look-ahead change the answer? The item is "
+        "scored again with parts of the attention put back to causal, one at a time."
+    )
+    if st.button("Explain this item …", key="why-start", icon=":material/troubleshoot:"):
+        cost = estimate.of_tokens(
+            target.model,
+            jobs.queue_device(line),
+            expected_tokens(record["n_prefix_tokens"], record["n_continuation_tokens"]),
+            review.measured(page.runs),
+            start=cost_model.start_seconds(known),
+        )
+        ahead = sum(job.is_active and job.device == jobs.queue_device(line) for job in known)
+        title = f"Why {record['task']}/{record['doc_id']} · {target.regime}"
+        _confirm(line, jobs.idempotency_key(line, known), title, cost, ahead, target.model)
+
+
+def _weights_missing(target: RunInfo) -> str:
+    """Why this machine cannot run the target's model; empty if it can, or may fetch it."""
+    if not target.checkpoint:
+        return ""
+    folder = Path(target.checkpoint).expanduser()
+    if not folder.is_absolute():
+        folder = shell.ROOT / folder
+    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return ""
+    if any((folder / "final").glob("*.safetensors")):
+        return ""
+    return (
+        "This answer can be explained where its fine-tuned weights are; they are not here: "
+        f"{fmt.clip(target.checkpoint, 160)}."
+    )
+
+
+@st.dialog("Explain this item?")
+def _confirm(
+    line: tuple[str, ...], key: str, title: str, cost: Estimate, ahead: int, model: str
+) -> None:
+    widgets.command(jobs.command_text(line))
+    widgets.note(
+        f"Takes {review.time_text(cost)}, on {cost.device}. It goes on when this page is "
+        "closed, and is among the jobs on the Launch page."
+    )
+    widgets.note("How this is known: " + "; ".join(cost.basis) + ".")
+    if ahead:
+        widgets.note(f"It waits for {ahead} other job{'s' if ahead > 1 else ''} on this device.")
+    needed = assets.of_model(model)
+    needed += ["eval-data"] if line[line.index("--task") + 1] in tasks.TASKS else []
+    missing = assets.missing(needed)
+    for one in missing:
+        widgets.banner("info", "Fetched first", one.offer)
+    total = sum(one.n_bytes for one in missing)
+    if st.button(
+        f"Fetch {review.size(total)} and start" if missing else "Start",
+        type="primary", key="why-confirm", on_click=_start, args=(line, key, title, cost),
+    ):  # fmt: skip
+        st.rerun()
+
+
+def _start(line: tuple[str, ...], key: str, title: str, cost: Estimate) -> None:
+    """Submit once, however often it is asked."""
+    try:
+        jobs.submit(line, key, title=title, estimate=cost.to_json())
+    except UserError as error:
+        st.session_state["why-error"] = str(error)
+
+
+def _watch(job: Job) -> None:
+    """Progress, read again every two seconds; the page is drawn anew when the job has ended."""
+
+    @st.fragment(run_every=POLL_SECONDS)
+    def body() -> None:
+        try:
+            now = jobs.find_job(job.id)
+        except UserError:  # removed from the history meanwhile
+            st.rerun()
+        if not now.is_active:
+            st.rerun()
+        if now.state == "queued":
+            widgets.note("Queued: it starts when the jobs before it are done.")
+        else:
+            jobs_view.bar(now, progress(now))
+        st.button("Cancel", key=f"why-cancel-{job.id}", on_click=_cancel, args=(job.id,))
+
+    body()
+
+
+def _cancel(job_id: str) -> None:
+    try:
+        jobs.cancel(job_id)
+    except UserError as error:
+        st.session_state["why-error"] = str(error)

@@ -1,0 +1,1 @@
+"""What every page is built of: HTML, URLs, formats, widgets, the shell, the server."""

@@ -1,0 +1,228 @@
+"""The shell every page starts with: set-up, navigation, the chosen pair, read-only gate, help.
+
+A page file begins with ``page = shell.start("flips")`` and does its layout inside
+``with shell.guard():``. A new page is one line in :data:`PAGES` and one file; a page whose file
+does not exist yet is not shown.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata, util
+from pathlib import Path
+
+import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+from bidir_core.common.errors import UserError
+from bidir_core.runs.layout import is_read_only, runs_roots
+from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.reading import data, pair
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ICON = Path(__file__).with_name("icon.png")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PageSpec:
+    """One page of the app. ``writes``: it starts or changes something, so read-only hides it.
+    ``opens_with``: what its link in the sidebar adds to the URL."""
+
+    key: str
+    path: str
+    title: str
+    icon: str
+    writes: bool = False
+    opens_with: dict[str, str] = field(default_factory=dict)
+
+
+PAGES = (
+    PageSpec("overview", "app.py", "Overview", "dashboard"),
+    PageSpec("runs", "pages/runs.py", "Runs", "list"),
+    PageSpec("compare", "pages/compare.py", "Compare", "balance"),
+    PageSpec("flips", "pages/flips.py", "Flips", "swap_vert", opens_with={"flip": "broken~fixed"}),
+    PageSpec("item", "pages/item.py", "Item", "article"),
+    PageSpec("masks", "pages/masks.py", "Masks", "grid_on"),
+    PageSpec("lab", "pages/lab.py", "Lab", "science"),
+    PageSpec("playground", "pages/playground.py", "Playground", "compare_arrows", writes=True),
+    PageSpec("launch", "pages/launch.py", "Launch", "play_circle", writes=True),
+    PageSpec("report", "pages/report.py", "Report", "description"),
+)
+
+BY_KEY = {spec.key: spec for spec in PAGES}
+
+
+def in_session() -> bool:
+    """Whether a browser's session runs this script (and not the server importing ``app.py``)."""
+    return get_script_run_ctx(suppress_warning=True) is not None
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the shell hands to a page: its spec, the runs there are, and the chosen pair."""
+
+    spec: PageSpec
+    runs: tuple[data.RunInfo, ...]
+    pair: pair.Pair
+
+
+def start(key: str) -> Page:
+    """Set the page up; to be called first in every page file. Stops where the gate says so."""
+    spec = BY_KEY[key]
+    # A file, not a :material/..: name: Streamlit's page would fetch that from a font server.
+    st.set_page_config(page_title=f"{spec.title} · bidir", page_icon=str(ICON), layout="wide")
+    html.styles()
+    if spec.writes and is_read_only():
+        _navigation(key)
+        st.title(spec.title, anchor=False)
+        widgets.banner(
+            "info", f"{spec.title} is closed here",
+            "This is a read-only view: runs can be read and shared, not started or changed.",
+        )  # fmt: skip
+        st.stop()
+    with st.spinner("Reading run folders", show_time=False):
+        runs = data.list_infos()
+    chosen = pair.choose(runs)
+    with st.sidebar:
+        _navigation(key)
+        pair.selectors(runs, chosen)
+        button()
+        if is_read_only():
+            widgets.note("Read-only view")
+    return Page(spec, runs, chosen)
+
+
+def _navigation(current: str) -> None:
+    with st.sidebar:
+        html.show(
+            html.div(
+                "b b-brand",
+                "bidir",
+                html.el("small", "What bidirectional prefill does to a language model"),
+            )
+        )
+        for spec in PAGES:
+            hidden = spec.writes and is_read_only()
+            # An item is reached from a list; the bare page would have nothing to show.
+            if hidden or not (ROOT / spec.path).exists() or (spec.key == "item" != current):
+                continue
+            st.page_link(
+                spec.path,
+                label=spec.title,
+                icon=f":material/{spec.icon}:",
+                query_params=url.params(**spec.opens_with),
+            )
+
+
+def path(key: str) -> str:
+    """A page's file, for ``st.switch_page``."""
+    return BY_KEY[key].path
+
+
+@contextmanager
+def guard() -> Iterator[None]:
+    """Show what fails inside as the page's error state; never a traceback."""
+    try:
+        yield
+    except UserError as error:
+        widgets.banner("error", "This cannot be shown", str(error))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        log.exception("a page failed")
+        widgets.banner(
+            "error", "Something in these files could not be read",
+            f"{type(error).__name__}: {fmt.clip(str(error), 300)}",
+            "The server's log has the details. Other pages and runs still work.",
+        )  # fmt: skip
+
+
+def chosen_pair(page: Page) -> tuple[data.RunInfo, data.RunInfo, str]:
+    """Baseline, candidate and measure. Without two runs it draws why not, and stops the page."""
+    a, b = page.pair.a, page.pair.b
+    if page.spec.key == "item" and not page.pair.complete:  # its title needs the pair
+        st.title(page.spec.title, anchor=False)
+    if not pair.explain_if_missing(page.runs, page.pair) or a is None or b is None:
+        st.stop()
+    return a, b, page.pair.metric
+
+
+# What is behind the "?": keys, the words used, and a check of this installation.
+
+KEYS = (
+    ("j / k", "next / previous item in the current filter (Item)"),
+    ("n / p", "next / previous flip in the current filter (Item)"),
+    ("h", "this help"),
+)
+
+GLOSSARY = (
+    ("prefix", "The context tokens of a question, all of them. Also called prefill."),
+    ("continuation", "The tokens of a choice that are scored. They are causal in every regime."),
+    (
+        "regime",
+        "Who may attend to whom. causal: each token sees what precedes it. bidirectional: prefix "
+        "tokens see the whole prefix. Dials such as sink=1 keep part of it causal.",
+    ),
+    ("acc, acc_norm", "Share of items whose right choice has the largest log-likelihood; for "
+     "acc_norm, the largest per character."),
+    ("chance", "Expected share right when guessing: the mean of 1 / number of choices."),
+    ("95 % interval", "Differences within this range are compatible with the data. If it includes "
+     "0, the difference is not separable from 0 with this many items."),
+    ("paired", "Both runs answered the same items, so the interval comes from the items that "
+     "changed, not from two separate error bars."),
+    ("flip", "An item whose correctness differs: broken (right to wrong) or fixed (wrong to right). "
+     "changed_wrong moved from one wrong choice to another."),
+    ("undecided, needs about n", "The interval includes 0 and does not fit within ±1 point. "
+     + widgets.UNDECIDED.partition(": ")[2].capitalize() + " Not a promise: with more items the "
+     "difference may move."),
+    ("interaction", "How much more 3B gains over its control 3C under the new mask than under "
+     "causal. Above 0, part of the gain is repair of the mask, not ordinary tuning."),
+    ("churn", "Broken plus fixed: how many answers moved, which the net difference hides."),
+    ("margin", "Log-likelihood of the right choice minus the best other, in nats. Above 0 is right."),
+    ("retention", "Accuracy divided by stage 1's. Guessing alone keeps much of it, so the "
+     "above-chance retention subtracts chance from both."),
+    ("McNemar, Holm", "An exact test on broken against fixed; Holm corrects it for looking at "
+     "several tasks."),
+    ("stages", "1: base model, causal. 2: base model, bidirectional prefill. 3B: fine-tuned with a "
+     "bidirectional prompt. 3C: the control, the same fine-tune with a causal prompt. 4: the 3B "
+     "model, evaluated bidirectionally."),
+)  # fmt: skip
+
+
+def button() -> None:
+    """The "?" button; h opens it from the keyboard."""
+    if st.button("Help", key="help", icon=":material/help:", shortcut="h", type="tertiary"):
+        _open()
+
+
+@st.dialog("Help", width="medium")
+def _open() -> None:
+    words, keys, check = st.tabs(["Words", "Keys", "This installation"])
+    with words:
+        _pairs(GLOSSARY)
+    with keys:
+        _pairs(KEYS)
+        widgets.note("Keys do nothing while you type in a field.")
+    with check:
+        _pairs(environment())
+
+
+def environment() -> list[tuple[str, str]]:
+    """Versions and folders, without importing anything heavy."""
+    rows = [("python", platform.python_version())]
+    for name in ("streamlit", "plotly", "pandas", "torch", "transformers"):
+        found = util.find_spec(name) is not None
+        rows.append((name, metadata.version(name) if found else "not installed"))
+    rows += [(f"run folders {i + 1}", str(root)) for i, root in enumerate(runs_roots())]
+    rows.append(("mode", "read-only" if is_read_only() else "read and write"))
+    return rows
+
+
+def _pairs(rows: object) -> None:
+    cells = [part for name, text in rows for part in (html.el("dt", name), html.el("dd", text))]  # type: ignore[attr-defined]
+    html.show(html.el("dl", *cells, cls="b b-kv"))

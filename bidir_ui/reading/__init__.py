@@ -1,0 +1,1 @@
+"""What pages read of runs: cached tables, pairs, filters, seeds, the story."""

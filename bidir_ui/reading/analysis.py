@@ -1,0 +1,239 @@
+"""Cached comparisons for the pages. What is computed here is in bidir_core.analyse.compare; these
+functions only remember it, keyed on run ids and change times, and shape it for display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from bidir_core.analyse import compare as core_compare
+from bidir_core.analyse import flips as core_flips
+from bidir_core.common.errors import UserError
+from bidir_core.data import item_texts, tasks
+from bidir_core.runs.run import Run
+from bidir_ui.kit import fmt, url, widgets
+from bidir_ui.reading import data
+from bidir_ui.reading.data import RunInfo
+
+SEARCHED = 2000  # characters of a text that the search looks at
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _compare(
+    path_a: str, path_b: str, stamps: tuple[float, ...], metric: str, intersect: bool, floor: str
+) -> core_compare.Comparison:
+    return core_compare.compare(
+        Run(path_a),
+        Run(path_b),
+        metric=metric,
+        intersect=intersect,
+        floor=Run(floor) if floor else None,
+    )
+
+
+def compare(
+    a: RunInfo,
+    b: RunInfo,
+    metric: str = "acc",
+    *,
+    intersect: bool = False,
+    floor: RunInfo | None = None,
+) -> core_compare.Comparison:
+    """The comparison of two runs; UserError (with the reason) for runs that do not pair."""
+    stamps = (a.modified, b.modified, floor.modified if floor else 0.0)
+    return _compare(a.path, b.path, stamps, metric, intersect, floor.path if floor else "")
+
+
+def try_compare(a: RunInfo, b: RunInfo, metric: str = "acc") -> core_compare.Comparison | None:
+    """As :func:`compare`, None where the runs do not pair: for lists of many runs."""
+    try:
+        return compare(a, b, metric)
+    except (UserError, OSError, ValueError, KeyError):
+        return None
+
+
+def intersecting() -> bool:
+    """Whether the reader asked to compare only the items both runs hold."""
+    return url.get("intersect") == "yes"
+
+
+def offer_intersection(error: UserError) -> None:
+    """Say why two runs do not pair and, where it helps, offer the items they share."""
+    reason = str(error).replace("; --intersect compares only the items both hold", "")
+    widgets.banner("error", "These two runs do not pair", reason)
+    if "--intersect" in str(error) and st.button(
+        "Compare only the items both hold", key="intersect"
+    ):
+        url.put(intersect="yes")
+        st.rerun()
+
+
+# Shared between sessions, not copied: nobody writes to it, and copying 14,000 rows with their
+# texts on every click costs more than filtering them.
+@st.cache_resource(max_entries=12, show_spinner="Pairing the items of both runs")
+def _flips(
+    path_a: str, path_b: str, stamps: tuple[float, ...], metric: str, intersect: bool
+) -> pd.DataFrame:
+    run_a, run_b = Run(path_a), Run(path_b)
+    frame = core_flips.flips(run_a, run_b, metric, intersect=intersect)
+    out = pd.DataFrame(
+        {
+            "item_id": frame["item_id"],
+            "task": frame["task"],
+            "flip": frame["flip"],
+            "change": frame["margin_change"],
+            "margin_a": frame["margin_a"],
+            "margin_b": frame["margin_b"],
+            "length": frame["n_prefix_tokens"].astype("int64"),
+            "gold": frame["gold"].astype("int64"),
+            "gold_length": frame["n_gold_tokens"].astype("int64"),
+        }
+    )
+    long = _texts(run_a, run_b, frame)
+    out["text"] = [item_texts.visible(fmt.clip(context)) for context, _ in long]
+    out["search"] = [
+        f"{item} {context[:SEARCHED]} {choices[:SEARCHED]}".casefold()
+        for item, (context, choices) in zip(out["item_id"], long, strict=True)
+    ]
+    order = out["change"].abs().sort_values(ascending=False, kind="stable").index
+    return out.loc[order].reset_index(drop=True)
+
+
+def _texts(run_a: Run, run_b: Run, frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """(context, choices in one string) per row; empty strings where nobody has them."""
+    for run in (run_a, run_b):
+        if run.is_compact:
+            continue
+        items = run.items(["task", "doc_id", "contexts", "continuations"])
+        if items["contexts"].notna().any():
+            keys = items["task"] + "/" + items["doc_id"].astype("str")
+            found = {
+                key: ("" if c is None else str(c[0]), "" if t is None else " ".join(map(str, t)))
+                for key, c, t in zip(keys, items["contexts"], items["continuations"], strict=True)
+            }
+            return [found.get(item, ("", "")) for item in frame["item_id"]]
+    split = str(run_a.settings.get("split") or "validation")
+    by_task = {
+        task: texts(str(task), part["doc_id"].tolist(), split)
+        for task, part in frame.groupby("task", sort=False)
+    }
+    out = []
+    for task, row in zip(frame["task"], frame["doc_id"], strict=True):
+        hit = by_task[task].get(int(row))
+        out.append((hit[1][0][0], " ".join(hit[1][1])) if hit else ("", ""))
+    return out
+
+
+def flips(a: RunInfo, b: RunInfo, metric: str) -> pd.DataFrame:
+    """All paired items, largest margin change first. Columns: item_id, task, flip, change,
+    margin_a, margin_b, length, text (120 characters), search."""
+    stamps = (a.modified, b.modified)
+    return _flips(a.path, b.path, stamps, metric, intersecting())
+
+
+def remarks(a: RunInfo, b: RunInfo) -> None:
+    """What to know before reading numbers of this pair."""
+    for run in (a, b):
+        if run.partial_note:
+            widgets.banner("info", "Partial", f"{run.label} is {run.partial_note}.")
+        for caution in run.cautions:
+            widgets.banner("info", *caution)
+    if intersecting():
+        widgets.banner("info", "Intersected", "Only the items that both runs hold are compared.")
+
+
+def record_with_texts(run: RunInfo, item_id: str) -> dict[str, Any] | None:
+    """One record, with its texts joined back if the run kept none and the data are here."""
+    record = data.record(run, item_id)
+    if record is not None:
+        split = str(data.run_of(run).settings.get("split") or "validation")
+        if str(data.run_of(run).settings.get("context") or "full") == "full":
+            fill(record, split)
+    return record
+
+
+def every_answer(
+    page: Any, item_id: str, record: dict[str, Any]
+) -> list[tuple[str, dict[str, Any] | None, bool]]:
+    """(label, record, is in the pair) of every run that holds this very item."""
+    held: list[tuple[RunInfo, dict[str, Any]]] = []
+    for run in page.runs:
+        if run.is_point and run not in (page.pair.a, page.pair.b):
+            continue  # a sweep's points are many; the Lab page compares them
+        if not run.can_pair or record["task"] not in (run.tasks or [record["task"]]):
+            continue
+        try:
+            found = data.record(run, item_id)
+        except (UserError, OSError, ValueError):
+            continue
+        if found is not None and found["doc_hash"] == record["doc_hash"]:
+            held.append((run, found))
+
+    def label(run: RunInfo) -> str:
+        model = "" if run.model == page.pair.a.model else f" · {run.model.split('/')[-1]}"
+        return run.label + model + ("" if run.is_done else f" ({run.state})")
+
+    extra = data.apart((run for run, _ in held), label)
+    rows: list[tuple[str, dict[str, Any] | None, bool]] = [
+        (label(run) + extra[run.id], found, run in (page.pair.a, page.pair.b))
+        for run, found in held
+    ]
+    return sorted(rows, key=lambda row: (not row[2], row[0]))[:24]
+
+
+def plain(value: Any) -> Any:
+    """Arrow's and numpy's values as JSON has them."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def forest_frame(result: core_compare.Comparison) -> pd.DataFrame:
+    """Rows for :func:`bidir_core.report.plots.forest`."""
+    return pd.DataFrame(
+        [
+            {
+                "key": row.task,
+                "label": item_texts.visible(fmt.clip(fmt.task(row.task), 24)),
+                "delta": row.delta,
+                "low": row.low,
+                "high": row.high,
+                "different": row.verdict == "different",
+                "total": row.task == core_compare.MACRO,
+                "text": f"{fmt.points(row.delta)}  {fmt.interval(row.low, row.high)}",
+            }
+            for row in result.rows
+        ]
+    )
+
+
+# Texts of items whose run kept none (``--compact``), remembered while the app runs.
+
+MISSING = (
+    "This run kept no texts (--compact), and the evaluation data are not in this machine's cache. "
+    "`python -m bidir_core assets fetch eval-data` brings them; nothing is fetched from here."
+)
+
+
+# Asked before the cache, so that "not here" is not remembered.
+def texts(task: str, rows: Sequence[int], split: str = "validation") -> item_texts.Found:
+    """doc_id -> (doc_hash, texts) of built-in tasks; empty where the data are not here."""
+    if task not in tasks.TASKS or not len(rows) or not item_texts.data_are_here():
+        return {}
+    return _by_row(task, tuple(int(row) for row in rows), split)
+
+
+@st.cache_resource(max_entries=12, show_spinner=False)
+def _by_row(task: str, rows: tuple[int, ...], split: str) -> item_texts.Found:
+    return item_texts.load(task, rows, split)
+
+
+def fill(record: dict[str, Any], split: str = "validation") -> bool:
+    """Put the texts into a record that has none; False if they cannot be had or do not match."""
+    if record["contexts"] is not None and record["continuations"] is not None:
+        return True
+    return item_texts.fill(record, texts(record["task"], [record["doc_id"]], split))

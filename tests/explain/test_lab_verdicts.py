@@ -1,0 +1,160 @@
+"""The best points of a sweep: what several dials' verdicts on the same items are worth together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from bidir_core.analyse import stats
+from bidir_core.explain.controls import observed
+from bidir_core.explain.sweep_summary import (
+    ALPHA,
+    Outcomes,
+    best_sentence,
+    choose,
+    p_of_no_difference,
+    p_removes_nothing,
+)
+from tests.attend_factory import make_summary
+from tests.lab_factory import make_sweep
+
+DIALS = ("sink", "lambda", "layers", "tail")
+CANDIDATES = 3
+WORLDS = 300
+
+
+def world(rng: np.random.Generator, gains: dict[str, float], n: int = 160) -> Outcomes:
+    """Two tasks of ``n`` items; a dial's points are right as often as bidirectional, plus a gain.
+
+    Half of an item's luck is shared by all points, as runs of one model agree on many items.
+    """
+    task = np.repeat(["a", "b"], n)
+    shared = rng.random(2 * n)
+
+    def answers(accuracy: float) -> np.ndarray:
+        own = rng.random(2 * n)
+        return np.where(rng.random(2 * n) < 0.5, shared, own) < accuracy
+
+    right = {"bidirectional": answers(0.4), "causal": answers(0.55)}
+    for dial in DIALS:
+        for number in range(CANDIDATES):
+            right[f"{dial}-{number}"] = answers(0.4 + gains.get(dial, 0.0))
+    return Outcomes(
+        task=task,
+        halves=np.where(rng.random(2 * n) < 0.5, "explore", "confirm"),
+        right=right,
+        known={slug: np.ones(2 * n, dtype=bool) for slug in right},
+    )
+
+
+def judged(found: Outcomes) -> tuple[list[float], list[float]]:
+    """p of each dial's best point, chosen and judged as a sweep does: alone, and after Holm."""
+    chosen = [
+        choose(found, [f"{dial}-{i}" for i in range(CANDIDATES)], "explore") for dial in DIALS
+    ]
+    p_values = p_removes_nothing(found, "bidirectional", chosen, "confirm")
+    return p_values, stats.holm(p_values)
+
+
+@pytest.fixture(scope="module")
+def without_effect() -> list[tuple[list[float], list[float]]]:
+    rng = np.random.default_rng(20261123)
+    return [judged(world(rng, {})) for _ in range(WORLDS)]
+
+
+def test_with_no_effect_anywhere_few_families_claim_one(without_effect) -> None:
+    """300 worlds: binomial(300, 0.05) is at most 25 in 99.6 % of cases."""
+    alone = sum(min(p) < ALPHA for p, _ in without_effect)
+    together = sum(min(p) < ALPHA for _, p in without_effect)
+    assert together <= 25
+    # Judged one by one they claim an effect far too often: the adjustment is needed.
+    assert alone > 25
+
+
+def test_a_real_effect_is_found_and_the_others_are_not() -> None:
+    rng = np.random.default_rng(7)
+    found = wrong = 0
+    for _ in range(60):
+        _, p_holm = judged(world(rng, {"layers": 0.2}, n=300))
+        found += p_holm[2] < ALPHA
+        wrong += min(p_holm[0], p_holm[1], p_holm[3]) < ALPHA
+    assert found >= 50
+    assert wrong <= 9
+
+
+def test_the_p_value_is_where_the_interval_reaches_zero() -> None:
+    rng = np.random.default_rng(1)
+    for gain in (0.06, 0.12, -0.08):
+        first = [rng.random(150) < 0.4 for _ in range(3)]
+        second = [rng.random(150) < 0.4 + gain for _ in range(3)]
+        p = p_of_no_difference(first, second)
+        assert p < 0.9
+        for confidence, outside in ((1 - p * 0.98, False), (1 - p * 1.02, True)):
+            pairs = zip(first, second, strict=True)
+            deltas = [stats.paired_delta(a, b, confidence=confidence) for a, b in pairs]
+            assert stats.macro_delta(deltas).excludes_zero is outside
+    same = [np.array([True, False, True])]
+    assert p_of_no_difference(same, same) == 1.0
+    certain = [np.zeros(4000, dtype=bool)], [np.ones(4000, dtype=bool)]
+    assert 0 < p_of_no_difference(*certain) < 1e-10
+
+
+def test_a_sweeps_dials_are_judged_as_a_family(root) -> None:
+    regimes = [
+        "bidirectional:sink=1", "bidirectional:sink=2", "bidirectional:lambda=0.3",
+        "bidirectional:layers=0-4",
+    ]  # fmt: skip
+    sweep = make_sweep(root, regimes, n_items=400)
+    dials = sweep.metrics["best_of_dials"]["acc"]
+    assert set(dials) == {"sink", "lambda", "layers"}
+    adjusted = stats.holm([one["family"]["p"] for one in dials.values()])
+    for one, p_holm in zip(dials.values(), adjusted, strict=True):
+        assert one["family"]["n"] == 3
+        assert one["family"]["confidence"] == pytest.approx(1 - 0.05 / 3)
+        assert one["family"]["p_holm"] == p_holm >= one["family"]["p"]
+        single, joint = one["confirm"]["delta"], one["simultaneous"]["delta"]
+        assert joint["low"] < single["low"] < joint["value"] == single["value"]
+        assert single["high"] < joint["high"]
+        assert "interval holds for all 3 dials together" in one["sentence"]
+        assert "after Holm over the dials" in one["sentence"]
+        assert "simultaneous 95 % CI" in one["sentence"]
+    # The sweep's own best point is one question.
+    best = sweep.metrics["best"]["acc"]
+    assert "family" not in best
+    assert "Holm" not in best["sentence"]
+    one_dial = make_sweep(root, regimes[:2], n_items=60)
+    assert one_dial.metrics["best_of_dials"]["acc"] == {}
+
+
+def test_an_interval_above_zero_claims_nothing_that_holm_does_not() -> None:
+    share = {"value": 0.8, "low": 0.1, "high": 1.5, "n": 100}
+    numbers = {"removed": share, "delta": None}
+    weak = {"n": 4, "confidence": 0.9875, "p": 0.02, "p_holm": 0.08}
+    text = best_sentence("bidirectional:sink=1", numbers, 3, True, weak)
+    assert "not separable from removing nothing" in text
+    assert "p of removing nothing = 0.0800 after Holm over the dials." in text
+    strong = weak | {"p_holm": 0.00001}
+    text = best_sentence("bidirectional:sink=1", numbers, 3, True, strong)
+    assert "not separable" not in text
+    assert "p of removing nothing < 0.0001" in text
+
+
+def test_a_summary_answers_triviality_only_with_both_regimes(tmp_path) -> None:
+    regimes = ("causal", "bidirectional", "bidirectional:sink=1")
+    full = make_summary(tmp_path, regimes, n_items=30, future=(0, 0.4, 0.25))
+    outcome, finding = observed(full.metrics)
+    assert outcome == "supports"
+    assert "25.0 %" in finding
+    assert observed(None) is None
+    assert observed({}) is None
+    assert observed(make_summary(tmp_path, regimes[:2], n_items=5).metrics) is None
+
+
+def test_the_normal_intervals_width_is_written_once() -> None:
+    assert norm.ppf(0.975) == pytest.approx(stats.Z_95, abs=1e-7)
+    core = Path(stats.__file__).parent
+    named = [path.name for path in core.rglob("*.py") if "1.9599" in path.read_text("utf-8")]
+    assert named == ["stats.py"]

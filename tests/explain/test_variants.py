@@ -1,0 +1,112 @@
+"""Variants of attention on one item: shared layers give what each variant gives by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bidir_core.data.encoding import Encoder
+from bidir_core.data.items import Item
+from bidir_core.evaluate.scoring import Scorer, plan_scoring
+from bidir_core.explain.variants import Rule, VariantScorer, _tree
+from bidir_core.models.families import FAMILIES, tiny_loaded
+from bidir_core.regimes import CAUSAL, parse_regime
+
+ONE = Item("mine", 3, "h", 1, ("Where does the water go?",), (" down", " down there", " up"))
+TWO = Item("mine", 4, "h", 0, ("The cat because the cat", "The cat because the dog"), (" ran",) * 2)
+
+
+def scored(loaded, item, regime) -> list[float]:
+    """What an evaluation gives."""
+    encoded = Encoder(loaded.tokenizer).encode([item])
+    plan = plan_scoring(encoded, regime=parse_regime(regime), device=loaded.device)
+    (one,) = Scorer(loaded.model, loaded.handle, plan).score([0])
+    return one.ll
+
+
+def variants_of(loaded, item, variants) -> list[tuple[float, ...]]:
+    scorer = VariantScorer(loaded, Encoder(loaded.tokenizer).encode([item])[0])
+    found = {one.variant: one.ll for one in scorer.score(variants)}
+    return [found[i] for i in range(len(variants))]
+
+
+def close(one, other):
+    assert list(one) == pytest.approx(list(other), abs=1e-4)
+
+
+@pytest.mark.parametrize("item", [ONE, TWO], ids=["one context", "two contexts"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_causal_again_are_the_layers_dial(family, item):
+    loaded = tiny_loaded(family)
+    n, opened = loaded.n_layers, parse_regime("bidirectional")
+    causal, rule = Rule(CAUSAL), Rule(opened)
+    variants = [(rule,) * n, (causal,) * n]
+    variants += [(causal,) * k + (rule,) * (n - k) for k in range(1, n)]
+    variants += [(rule,) * k + (causal,) * (n - k) for k in range(1, n)]
+    variants += [(rule,) * k + (causal,) + (rule,) * (n - k - 1) for k in range(n)]
+    found = variants_of(loaded, item, variants)
+    close(found[0], scored(loaded, item, "bidirectional"))
+    close(found[1], scored(loaded, item, "causal"))
+    for k in range(1, n):
+        close(found[1 + k], scored(loaded, item, f"bidirectional:layers={k}-{n - 1}"))
+        close(found[n + k], scored(loaded, item, f"bidirectional:layers=0-{k - 1}"))
+    assert found[2 * n] == found[2], "the same variant twice is computed once"
+    assert max(abs(a - b) for a, b in zip(found[0], found[1], strict=True)) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_a_restored_token_is_one_that_stays_causal(family):
+    loaded = tiny_loaded(family)
+    n, opened = loaded.n_layers, parse_regime("bidirectional")
+    spans = [(0, 0), (3, 3), (0, 1), (0, 999)]
+    found = variants_of(loaded, ONE, [(Rule(opened, span),) * n for span in spans])
+    expected = ["bidirectional:sink=1", None, "bidirectional:sink=2", "causal"]
+    for ll, regime in zip(found, expected, strict=True):
+        if regime is not None:
+            close(ll, scored(loaded, ONE, regime))
+    if hasattr(opened, "skip"):
+        close(found[1], scored(loaded, ONE, "bidirectional:skip=3"))
+    # In a sliding window too, and beside another dial.
+    strange = parse_regime("bidirectional:self=2,lambda=0.3")
+    (both,) = variants_of(loaded, ONE, [(Rule(strange, (0, 999)),) * n])
+    close(both, scored(loaded, ONE, "causal"))
+
+
+def test_rows_with_rules_of_their_own_do_not_touch_each_other(monkeypatch):
+    loaded = tiny_loaded("llama")
+    n = loaded.n_layers
+    weak = [(Rule(replace(parse_regime("bidirectional"), lam=lam)),) * n for lam in (0.1, 0.5, 0.9)]
+    together = variants_of(loaded, ONE, weak)
+    for lam, ll in zip((0.1, 0.5, 0.9), together, strict=True):
+        close(ll, scored(loaded, ONE, f"bidirectional:lambda={lam}"))
+    monkeypatch.setattr("bidir_core.explain.variants.BATCH_TOKENS", {"cpu": 1})
+    for one, other in zip(together, variants_of(loaded, ONE, weak), strict=True):
+        close(one, other)
+
+
+def test_what_variants_share_is_computed_once():
+    a, b = Rule(CAUSAL), Rule(parse_regime("bidirectional"))
+    parents, rules, ends = _tree([(b, b, b), (b, b, a), (b, a, a), (a, b, b)])
+    assert [len(row) for row in rules] == [2, 3, 4]
+    assert parents == [[0, 0], [0, 0, 1], [0, 0, 1, 2]]
+    assert ends == [0, 1, 2, 3]
+    assert [rules[2][end] for end in ends] == [b, a, a, b]
+
+
+def test_rules_that_let_everybody_see_the_same_are_told():
+    loaded = tiny_loaded("llama")
+    scorer = VariantScorer(loaded, Encoder(loaded.tokenizer).encode([ONE])[0])
+    opened = parse_regime("bidirectional")
+    last = len(ONE.contexts[0]) - 1
+    assert scorer.sees_alike(Rule(opened, (last, last)), Rule(opened))
+    assert not scorer.sees_alike(Rule(opened, (0, 0)), Rule(opened))
+
+
+def test_a_regime_stays_in_force_only_inside():
+    loaded = tiny_loaded("llama")
+    variants_of(loaded, ONE, [(Rule(CAUSAL),) * loaded.n_layers])
+    with pytest.raises(RuntimeError, match="no regime is in force"):
+        loaded.model(input_ids=torch.zeros(1, 4, dtype=torch.int64))
+    assert not any(layer._forward_pre_hooks for layer in loaded.handle.decoder.layers)

@@ -1,0 +1,96 @@
+"""What the doctor finds, and the table of families in the README."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bidir_core.cli import main
+from bidir_core.jobs import doctor
+from bidir_core.models import families
+from bidir_core.models.attention import choose_implementation, install
+from bidir_core.models.families import ALL_FAMILIES, FAMILIES, tiny_model
+from bidir_core.models.layout import Layout
+from bidir_core.regimes import parse_regime
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def test_the_readme_has_the_table_that_the_command_prints():
+    results = list(families.probe_families())
+    written = README.read_text(encoding="utf-8").split("<!-- families -->")[1]
+    assert written.split("<!-- /families -->")[0].strip() == families.to_markdown(results)
+    assert all(one.passed and one.example for one in results)
+    assert f"{len(results)} families" in README.read_text(encoding="utf-8")
+
+
+def test_a_family_that_drops_its_mask_fails(monkeypatch):
+    from bidir_core.models import attention
+
+    dropped = lambda self, *args, **kwargs: torch.zeros(1, 1, 1, 1)  # noqa: E731
+    monkeypatch.setattr(attention.Plan, "mask", dropped)
+    assert not families.probe_family("llama", "sdpa", "causal").passed
+
+
+@pytest.mark.parametrize("family", sorted(set(ALL_FAMILIES) - set(FAMILIES)))
+def test_sdpa_and_eager_agree_where_both_are_offered(family):
+    if choose_implementation(tiny_model(family).config) == "eager":
+        pytest.skip("sdpa is refused")
+    layout = Layout.pack([(12, 17), (3, 9)])
+    ids = torch.randint(0, 256, layout.item.shape, generator=torch.Generator().manual_seed(0))
+    logits = []
+    for implementation in ("sdpa", "eager"):
+        model = tiny_model(family)
+        handle = install(model, implementation)
+        with torch.no_grad(), handle.use(parse_regime("bidirectional:sink=1"), layout):
+            logits.append(
+                model(input_ids=ids, position_ids=layout.position, use_cache=False).logits
+            )
+    assert torch.allclose(*logits, atol=2e-4)
+    assert logits[0].std() > 0.05  # a constant would agree with itself
+
+
+def test_kinds_of_model_that_no_mask_opens_are_refused():
+    assert [name for name, _ in families.refusals()] == [
+        "mamba", "jamba", "qwen3_next", "falcon_h1", "llama4_text", "bloom", "mpt", "gptj", "t5",
+        "bert",
+    ]  # fmt: skip
+
+
+def test_doctor_reports_this_machine(capsys):
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (cpu,) = [device for device in found["devices"] if device["name"] == "cpu"]
+    assert cpu["dtypes"]["float32"] > 0
+    assert cpu["attention"]["sdpa float32"] == "passes"
+    assert cpu["total_bytes"] >= cpu["free_bytes"] > 0
+    assert {fit["stage"] for fit in found["fits"]} == {
+        "evaluate", "fine-tune, LoRA", "fine-tune, full",
+    }  # fmt: skip
+    assert found["packages"]["torch"] == torch.__version__
+
+
+def test_doctor_names_a_folder_that_cannot_hold_runs(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setattr(doctor, "_devices", lambda: iter(()))
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: path != tmp_path)
+    assert main(["doctor"]) == 1
+    assert f"problem: runs: {tmp_path / 'runs'} cannot be written" in capsys.readouterr().out
+
+
+def test_doctor_says_where_eight_bit_weights_run_and_what_is_optional():
+    device = doctor.Device(
+        "cuda:0", "some GPU", 2, 1, {"bfloat16": 1.0}, {"sdpa bfloat16": "passes"}
+    )
+    found = doctor.Diagnosis(
+        "3.11", "Linux", {}, (device, replace(device, native_weights=True)), {},
+        {"eval-data": "missing", "gemma3-270m": "missing"}, (), (),
+    )  # fmt: skip
+    text = doctor.to_text(found)
+    assert text.index("needs a GPU of compute capability 8.9") < text.index("(--weights native)")
+    assert "asset  eval-data: missing\n" in text
+    assert "asset  gemma3-270m: missing (optional)\n" in text

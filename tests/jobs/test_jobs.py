@@ -1,0 +1,290 @@
+"""Jobs with real detached processes: once, in turn, cancelled, killed, resumed, read-only."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bidir_core import jobs
+from bidir_core.common.errors import UserError
+from bidir_core.common.files import write_json
+from bidir_core.jobs import Job
+from bidir_core.runs.run import Run
+from bidir_core.runs.status import is_alive
+
+
+@pytest.fixture
+def quiet(runs_dir, monkeypatch):
+    """An empty runs folder for jobs of one thread; whatever still runs is ended afterwards."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield runs_dir
+    for job in jobs.list_jobs():
+        if is_alive(job.process):
+            os.killpg(job.process["pid"], signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def many_items(tmp_path_factory) -> Path:
+    """Enough items that a tiny model is busy for a while."""
+    path = tmp_path_factory.mktemp("tasks") / "many.jsonl"
+    line = {"contexts": ["Which comes next? " * 20], "continuations": [" one", " two"], "gold": 0}
+    with path.open("w") as file:
+        for i in range(1500):
+            file.write(json.dumps(line | {"contexts": [f"{i}: " + line["contexts"][0]]}) + "\n")
+    return path
+
+
+def words(tiny: Path, items: Path, *more: str) -> list[str]:
+    return ["eval", "--model", str(tiny), "--tasks", str(items), "--device", "cpu", *more]
+
+
+def wait(job: Job, *states: str, seconds: float = 60) -> Job:
+    def reached() -> Job | None:
+        now = jobs.find_job(job.id)
+        assert now.state in states or now.is_active, (now.state, now.error, jobs.log_tail(now))
+        return now if now.state in states else None
+
+    return until(reached, seconds, lambda: jobs.log_tail(job))
+
+
+def until(check, seconds: float = 60, explain=lambda: ""):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := check():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s: {explain()}")
+
+
+def scored(job: Job, least: int = 1) -> Run:
+    """Its run, once that many items are on disk."""
+
+    def look() -> Run | None:
+        path = jobs.find_job(job.id).run_path
+        if path is None:
+            return None
+        run = Run(path)
+        return run if (run.status.get("done") or 0) >= least and run.has_items else None
+
+    return until(look, explain=lambda: jobs.log_tail(job))
+
+
+def no_worker(device: str = "cpu") -> bool:
+    return not jobs.worker_lives(device)
+
+
+def test_one_key_starts_one_job_and_two_jobs_take_turns(quiet, tiny_folder, own_items):
+    line = words(tiny_folder, own_items, "--limit", "20")
+    started: list[Job] = []
+    clicks = [
+        threading.Thread(target=lambda: started.append(jobs.submit(line, "k"))) for _ in range(4)
+    ]
+    for click in clicks:
+        click.start()
+    for click in clicks:
+        click.join()
+    first = started[0]
+    assert {job.id for job in started} == {first.id}
+    # The same line from another tab, while it is under way: still the one job.
+    assert jobs.submit(line, "another key").id == first.id
+    second = jobs.submit([*line, "--regime", "bidirectional"], "other", estimate={"seconds": 3})
+    assert second.state == "queued"
+
+    first, second = wait(first, "done"), wait(second, "done")
+    assert len(jobs.list_jobs()) == 2
+    assert first.started < first.finished <= second.started < second.finished
+    run = Run(first.run_path)
+    assert (run.state, run.metrics["n_items"]) == ("done", 20)
+    assert Run(second.run_path).regime == "bidirectional"
+    assert jobs.find_job(second.id).estimate == {"seconds": 3}
+    assert jobs.log_tail(first).splitlines()[0] == f"$ {first.line}"
+    until(no_worker)
+    # A detached process of its own session, not our child's child in our group.
+    assert jobs.submit(line, "k").id == first.id, "a key is remembered after the job has ended"
+    assert jobs.idempotency_key(line, jobs.list_jobs()) != jobs.idempotency_key(line, [])
+
+
+def test_cancel_leaves_a_run_that_resume_finishes(quiet, tiny_folder, many_items):
+    line = words(tiny_folder, many_items, "--batch-tokens", "2000")
+    job = jobs.submit(line, "a")
+    waiting = jobs.submit([*line, "--name", "next"], "b")
+    run = scored(job, least=5)
+    assert os.getpgid(job_pid(job)) == job_pid(job) != os.getpgrp()
+    assert jobs.cancel(waiting.id).state == "cancelled"
+    begun = time.monotonic()
+    assert jobs.cancel(job.id).is_cancelling
+    assert time.monotonic() - begun < 5
+    job = wait(job, "cancelled")
+    assert Run(run.path).state == "cancelled"
+    before = len(Run(run.path).items())
+    assert 0 < before < 1500
+    until(no_worker)
+    assert jobs.find_job(waiting.id).run_path is None
+
+    again = jobs.resume(job.id)
+    assert jobs.resume(job.id).attempt == again.attempt == 2
+    assert again.words_to_run[-2:] == ("--resume", str(run.path))
+    job = wait(job, "done", seconds=120)
+    assert job.run_paths == [run.path]
+    items = Run(run.path).items(["task", "doc_id"])
+    assert len(items) == 1500
+    assert not items.duplicated().any()
+
+
+def test_killed_workers_and_jobs_are_lost_and_go_on(quiet, tiny_folder, many_items):
+    job = jobs.submit(words(tiny_folder, many_items, "--batch-tokens", "2000"), "a")
+    run = scored(job)
+    # Only the worker killed: its job goes on.
+    os.kill(read_json(jobs.worker_file(jobs.jobs_folder(), "cpu"))["pid"], signal.SIGKILL)
+    until(no_worker)
+    assert jobs.find_job(job.id).state == "running"
+    # Then the job, too, as by a power cut: nobody is left to write a state.
+    os.killpg(job_pid(job), signal.SIGKILL)
+    job = wait(job, "lost")
+    assert job.stored_state == "running"
+    assert job.can_resume
+
+    before = len(Run(run.path).items())
+    jobs.resume(job.id)
+    until(lambda: running(job) and len(Run(run.path).items()) > before)
+    os.kill(job_pid(job), signal.SIGKILL)
+    job = wait(job, "lost")
+    assert "SIGKILL" in job.error
+    assert Run(run.path).state == "lost"
+    until(no_worker)
+
+
+def read_json(path: Path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def job_pid(job: Job) -> int:
+    return jobs.find_job(job.id).process["pid"]
+
+
+def running(job: Job) -> bool:
+    now = jobs.find_job(job.id)
+    return now.stored_state == "running" and is_alive(now.process)
+
+
+def test_a_failure_says_why_and_the_queue_goes_on(quiet, tiny_folder, own_items):
+    bad = jobs.submit(["eval", "--model", str(quiet / "nowhere"), "--device", "cpu"], "bad")
+    good = jobs.submit(words(tiny_folder, own_items, "--limit", "2"), "good")
+    bad = wait(bad, "failed")
+    assert "nowhere" in bad.error
+    assert "Traceback" not in jobs.log_tail(bad)
+    assert bad.can_resume
+    wait(good, "done")
+
+
+def fake(root: Path, job_id: str = "20260101-000000-abcdef", **values) -> Job:
+    """A job folder without any process."""
+    root.mkdir(parents=True, exist_ok=True)
+    job = Job(**{"id": job_id, "words": ("eval",), "device": "cpu", "root": str(root)} | values)
+    jobs.save(job)
+    return job
+
+
+def test_a_hard_stop_follows_the_grace(quiet, monkeypatch):
+    """A process that ignores SIGTERM is killed once the grace has passed."""
+    root = jobs.jobs_folder()
+    code = "import signal,time; signal.signal(15, signal.SIG_IGN); print(1, flush=True)\n"
+    stubborn = subprocess.Popen(
+        [sys.executable, "-c", code + "while True: time.sleep(1)"],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+    )
+    stubborn.stdout.readline()
+    process = {"pid": stubborn.pid, "pid_started": psutil.Process(stubborn.pid).create_time()}
+    job = fake(root, stored_state="running", started=time.time(), process=process)
+    jobs.cancel(job.id, grace_seconds=0.5)  # also: a worker is started to do it
+    time.sleep(0.2)
+    assert stubborn.poll() is None
+    wait(job, "cancelled", seconds=10)
+    assert stubborn.wait(5) == -signal.SIGKILL
+
+
+def test_what_became_of_a_job_nobody_watched(quiet):
+    root = jobs.jobs_folder()
+    gone = {"pid": 2**22 + 1, "pid_started": 1.0}
+    job = fake(root, stored_state="running", process=gone)
+    assert job.state == "lost"
+    run = quiet / "stage1_vanilla_eval" / "20260101-000000"
+    run.mkdir(parents=True)
+    (job.folder / "runs.txt").write_text(f"{run}\n")
+    write_json(run / "config.json", {"schema": 1, "config": {}})
+    write_json(run / "status.json", {"state": "failed", "error": "no"})
+    assert job.state == "failed"
+    write_json(run / "metrics.json", {"schema": 1})
+    assert job.state == "done"
+
+
+def test_a_pid_that_now_is_another_process_is_not_signalled(quiet):
+    """After a restart of the machine the pid may belong to anybody: to this test, say."""
+    mine = {"pid": os.getpid(), "pid_started": 1.0}
+    job = fake(jobs.jobs_folder(), stored_state="running", process=mine)
+    assert job.state == "lost"
+    assert jobs.cancel(job.id).cancel_at is None
+
+
+def test_torn_and_foreign_job_files_are_left_out(quiet):
+    root = jobs.jobs_folder()
+    good = fake(root)
+    for name, text in (("20260101-000001-aaaaaa", "{"), ("20260101-000002-bbbbbb", "[]")):
+        (root / name).mkdir()
+        (root / name / "job.json").write_text(text)
+    assert [job.id for job in jobs.list_jobs()] == [good.id]
+    with pytest.raises(UserError, match="there is no job"):
+        jobs.find_job("../../etc")
+
+
+def test_a_queue_without_a_worker_is_noticed_and_goes_on(quiet, tiny_folder, own_items):
+    line = tuple(words(tiny_folder, own_items, "--limit", "1"))
+    job = fake(jobs.jobs_folder(), words=line, cwd=str(quiet))
+    assert jobs.stalled(jobs.list_jobs()) == ["cpu"]
+    jobs.go_on("cpu")
+    wait(job, "done")
+    assert jobs.stalled(jobs.list_jobs()) == []
+    jobs.forget(job.id)
+    assert jobs.list_jobs() == []
+    assert Run(job.run_path or next((quiet / "stage1_vanilla_eval").iterdir())).state == "done"
+
+
+def test_read_only_refuses(quiet, monkeypatch):
+    job = fake(jobs.jobs_folder(), stored_state="cancelled")
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    for action in (
+        lambda: jobs.submit(["eval", "--model", "x"]),
+        lambda: jobs.cancel(job.id),
+        lambda: jobs.resume(job.id),
+        lambda: jobs.forget(job.id),
+        lambda: jobs.go_on("cpu"),
+    ):
+        with pytest.raises(UserError, match="read-only"):
+            action()
+    assert jobs.list_jobs() == [job]
+
+
+@pytest.mark.parametrize("line", [[], ["rm", "-rf"], ["--model"]])
+def test_only_commands_that_make_runs(quiet, line):
+    with pytest.raises(UserError, match="jobs are eval"):
+        jobs.submit(line)
+
+
+def test_devices_share_a_queue_by_what_they_are():
+    assert jobs.queue_device(["eval", "--device", "cpu"]) == "cpu"
+    assert jobs.queue_device(["eval", "--device=cuda:1"]) == "cuda:1"
+    assert jobs.queue_device(["eval", "--device", "cuda"]) == "cuda:0"
+    assert jobs.queue_device(["eval"]) in ("cpu", "cuda:0", "mps")

@@ -1,0 +1,194 @@
+"""The model worker: it loads, answers, refuses, is cancelled, idles out, and dies with its parent."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from bidir_core.common.errors import UserError
+from bidir_core.explain.generate import Sampling, encode_prompt, generate
+from bidir_core.jobs import child_environment, playground_server
+from bidir_core.jobs.playground import Answer, ModelWorker
+from bidir_core.models import loading, probe
+from bidir_core.models.families import tiny_loaded
+from tests.explain.test_generate import drop_the_mask
+
+LONG = 60.0
+
+
+def until(condition, seconds: float = LONG) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def worker(tiny_folder):
+    one = ModelWorker()
+    one.start(str(tiny_folder))
+    assert one.state == "loading"
+    until(lambda: one.state != "loading")
+    assert one.state == "ready", one.log_tail()
+    yield one
+    one.stop()
+    assert one.state == "none"
+
+
+def ask(worker, **changes):
+    settings = {"prompt": "What then?", "regimes": ["causal", "bidirectional"],
+                "sampling": {"max_new_tokens": 5}} | changes  # fmt: skip
+    name = worker.ask(
+        settings.pop("prompt"), settings.pop("regimes"), settings.pop("sampling"), **settings
+    )
+    until(lambda: not worker.answer(name).is_open)
+    return worker.answer(name)
+
+
+def test_it_answers_as_the_library_does(worker, tiny_folder):
+    answer = ask(worker, bos="add")
+    assert answer.state == "done"
+    loaded = loading.load(str(tiny_folder), device="cpu")
+    ids = encode_prompt(loaded, "What then?", bos="add").ids
+    assert answer.n_prompt == len(ids)
+    for regime, side in zip(answer.regimes, answer.sides, strict=True):
+        ours = generate(loaded, ids, regime, Sampling(5))
+        assert "visible_keys" in side["probe"]["checks"]
+        assert side["text"] == ours.text
+        assert [step["text"] for step in side["steps"]] == [s.chosen.text for s in ours.steps]
+        assert side["steps"][0]["top"][0][1] == pytest.approx(
+            ours.steps[0].top[0].logprob, abs=1e-4
+        )
+    assert worker.facts["n_layers"] == loaded.n_layers
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"regimes": ["bidirectional:layers=0-99"]}, "layer 99 does not exist"),
+        ({"prompt": "x" * 600}, "window holds 512"),
+        ({"prompt": ""}, "empty"),
+        ({"prompt": "x" * 100_001}, "longer than"),
+        ({"sampling": {"top_p": 3}}, "--top-p"),
+        ({"sampling": {"nonsense": 3}}, "TypeError"),
+        ({"chat_template": True}, "no chat template"),
+    ],
+)
+def test_a_bad_request_is_answered_and_the_model_stays(worker, changes, says):
+    answer = ask(worker, **changes)
+    assert answer.state == "error"
+    assert says in answer.error
+    assert worker.state == "ready"
+    assert ask(worker).state == "done"
+
+
+def served(requests, cancelled=()):
+    """The events with which a worker answers requests."""
+    inbox = SimpleNamespace(requests=queue.Queue(), cancelled=set(cancelled))
+    for request in (*requests, {"op": "stop"}):
+        inbox.requests.put({"op": "generate", "prompt": "What then?"} | request)
+    events = []
+    playground_server.serve(
+        tiny_loaded("llama"), inbox, lambda event, **values: events.append((event, values)), LONG
+    )
+    return events
+
+
+def test_a_regime_is_probed_once_and_refused_as_often_as_it_is_asked_for(monkeypatch):
+    drop_the_mask(monkeypatch)
+    probed = []
+
+    def counted(loaded, regime):
+        probed.append(str(regime))
+        return honest(loaded, regime)
+
+    honest = probe.run_probe
+    monkeypatch.setattr(probe, "run_probe", counted)
+    short = {"sampling": {"max_new_tokens": 1}}
+    asked = [["causal"], ["causal", "bidirectional"], ["bidirectional"]]
+    events = served([{"id": n, "regimes": r} | short for n, r in enumerate(asked)])
+    assert probed == ["causal", "bidirectional"]
+    by_request = [[kind for kind, values in events if values["id"] == str(n)] for n in range(3)]
+    assert by_request == [
+        ["begin", "probe", "step", "end", "done"],
+        ["begin", "probe", "error"],
+        ["begin", "error"],
+    ]
+    assert "does not attend as 'bidirectional' says" in events[-1][1]["message"]
+
+
+def test_an_answer_can_be_cancelled(worker):
+    name = worker.ask("What then?", ["causal"] * 50, {"max_new_tokens": 400})
+    until(lambda: worker.answer(name).sides[0]["steps"])
+    worker.cancel(name)
+    until(lambda: not worker.answer(name).is_open)
+    assert worker.answer(name).state == "cancelled"
+    assert worker.answer("nothing") is None
+
+
+def test_a_model_that_cannot_be_loaded_says_why(tmp_path, monkeypatch):
+    one = ModelWorker()
+    one.start(str(tmp_path))
+    until(lambda: one.state != "loading")
+    assert one.state == "failed"
+    assert str(tmp_path) in one.error or "config" in one.error
+    with pytest.raises(UserError, match="load it first"):
+        one.ask("x", ["causal"], {})
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    with pytest.raises(UserError, match="read-only"):
+        one.start("anything")
+
+
+def test_idle_it_ends_by_itself_and_killed_it_is_told_so(tiny_folder):
+    one = ModelWorker()
+    one.start(str(tiny_folder), idle_seconds=0.2)
+    process = psutil.Process(one.pid)
+    until(lambda: one.state not in ("loading", "ready"))
+    assert one.state == "idle"
+    until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    one.start(str(tiny_folder), idle_seconds=LONG)
+    os.kill(one.pid, signal.SIGKILL)
+    until(lambda: one.state != "loading")
+    assert one.state == "died"
+    assert "signal 9" in one.error
+    one.stop()
+
+
+def test_asked_in_the_moment_it_goes_idle_the_answer_does_not_stay_open():
+    class Ending:
+        stdout = ('{"event": "idle"}\n',)
+
+        def wait(self) -> int:
+            return 0
+
+    one = ModelWorker()
+    one._process, one._state = Ending(), "ready"
+    one._answers["asked"] = Answer(("causal",))
+    one._read(one._process)
+    assert one.state == "idle"
+    assert one.answer("asked").state == "error"
+    assert "load it again" in one.answer("asked").error
+
+
+def test_it_never_outlives_the_process_that_started_it(tiny_folder):
+    code = (
+        "import sys, time; from bidir_core.jobs.playground import shared\n"
+        f"w = shared(); w.start({str(tiny_folder)!r}); print(w.pid, flush=True)\n"
+        "assert 'torch' not in sys.modules\n"
+        "time.sleep(600)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=child_environment()
+    )
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()  # without a chance to clean up
+    parent.wait()
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)

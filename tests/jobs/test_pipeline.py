@@ -1,0 +1,372 @@
+"""The whole experiment on a tiny model: complete, idempotent, resumable, honest about mismatch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bidir_core.cli import main
+from bidir_core.commands.arguments import estimate_command
+from bidir_core.common.errors import UserError
+from bidir_core.common.settings import to_json
+from bidir_core.evaluate import evaluate
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.jobs import pipeline
+from bidir_core.jobs.pipeline import dry_run, look, run_pipeline
+from bidir_core.jobs.pipeline_config import PRESETS, PipelineConfig, from_preset, plan
+from bidir_core.runs.find import list_runs
+from bidir_core.runs.run import Run
+from bidir_core.train import finetune
+from bidir_core.train.config import FinetuneConfig
+from tests.launching import AUTO, launch
+from tests.tiny_models import save_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "samples.jsonl"
+    lines = [{"prompt": f"say {i} then", "response": f" {i} it is"} for i in range(30)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def settings(tiny_folder, own_items, samples, runs_dir) -> dict:
+    return {
+        "model": str(tiny_folder),
+        "tasks": (str(own_items),),
+        "limit": 12,
+        "data": str(samples),
+        "decontaminate": False,  # it would read the benchmarks
+        "steps": 3,
+        "batch_samples": 4,
+        "max_tokens": 64,
+        "warmup_steps": 1,
+        "lr": 1e-3,
+        "eval_every": 0,
+        "device": "cpu",
+        "runs_dir": str(runs_dir),
+    }
+
+
+@pytest.fixture
+def config(settings) -> PipelineConfig:
+    return PipelineConfig(**settings)
+
+
+def runs_of(runs_dir: Path) -> dict[str, list[Run]]:
+    found: dict[str, list[Run]] = {}
+    for run in list_runs([runs_dir]):
+        found.setdefault(run.stage, []).append(run)
+    return found
+
+
+def snapshot(runs_dir: Path) -> dict[str, int]:
+    return {
+        str(p): p.stat().st_mtime_ns
+        for p in runs_dir.rglob("*")
+        if p.is_file() and p.parent.name != "reports"
+    }
+
+
+def words(settings: dict) -> list[str]:
+    flags = []
+    for name, value in settings.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(flag if value else "--no-" + flag[2:])
+        else:
+            flags += [flag, ",".join(value) if isinstance(value, tuple) else str(value)]
+    return ["pipeline", *flags]
+
+
+def test_the_whole_experiment_then_nothing_more_to_do(config, runs_dir, capsys):
+    config = replace(config, distill=True, leaky=True)
+    path = run_pipeline(config, csv=True)
+    found = runs_of(runs_dir)
+    assert {stage: len(runs) for stage, runs in found.items()} == {
+        "stage1_vanilla_eval": 2,  # stage 1 and the floor without contexts
+        "stage2_prefill_bidir_eval": 1,
+        "stage3_finetune_prefill_bidir": 1,
+        "stage3c_finetune_causal": 1,
+        "stage3d_finetune_distil": 1,
+        "stage3a_finetune_leaky": 1,
+        "stage4_postft_eval": 4,
+        "nonprefill_compare": 4,
+    }
+    assert all(run.state == "done" for runs in found.values() for run in runs)
+    (b,), (c,) = found["stage3_finetune_prefill_bidir"], found["stage3c_finetune_causal"]
+    assert b.config["data_fingerprint"] == c.config["data_fingerprint"]
+    differing = {k for k in b.settings if b.settings[k] != c.settings[k]}
+    assert differing == {"objective", "regime"}
+    text = path.read_text()
+    assert "3B and 3C share data, order, steps and seeds" in text
+    assert "LEAKY" in text
+    assert (path.parent / f"{path.stem}.interaction.csv").exists()
+    # Both regimes of one checkpoint, and no cell left out of the 2x2.
+    table = text.split("The Complete 2x2")[1].split("## ")[0]
+    assert "not run" not in table
+    before = snapshot(runs_dir)
+    capsys.readouterr()
+    assert run_pipeline(config) == path
+    assert snapshot(runs_dir) == before
+    shown = capsys.readouterr().err
+    assert shown.count(": done, ") == len(plan(config)) == 15
+
+
+def test_each_checkpoint_is_loaded_once(config, monkeypatch):
+    loaded = []
+    real = pipeline.loading.load
+
+    def load(*args, checkpoint=None, **more):
+        loaded.append(checkpoint)
+        return real(*args, checkpoint=checkpoint, **more)
+
+    monkeypatch.setattr(pipeline.loading, "load", load)
+    run_pipeline(config)
+    assert len(loaded) == len(set(loaded)) == 3  # base, 3B, 3C
+
+
+def test_several_seeds(config, runs_dir):
+    path = run_pipeline(replace(config, seeds=2, seed=5, floor=False))
+    found = runs_of(runs_dir)
+    for stage in ("stage3_finetune_prefill_bidir", "stage3c_finetune_causal"):
+        assert sorted(run.settings["seed"] for run in found[stage]) == [5, 6]
+    assert len(found["stage1_vanilla_eval"]) == 1
+    assert "By seed:" in path.read_text()
+    # One seed of the two alone is a subset: nothing is computed again.
+    before = snapshot(runs_dir)
+    run_pipeline(replace(config, seeds=1, seed=6, floor=False))
+    assert snapshot(runs_dir) == before
+
+
+def test_two_processes_make_the_same_experiment(config, settings, runs_dir, tmp_path):
+    alone = replace(config, runs_dir=str(tmp_path / "alone"))
+    run_pipeline(alone)
+    started = launch(2, *words(settings | {"device": AUTO}))
+    out, err = started.communicate(timeout=240)
+    assert started.returncode == 0, err[-3000:]
+    assert out.split() == [str(pipeline.report_path(config))]
+    assert err.count("stage 4 of 9") == 1
+    ones, twos = runs_of(tmp_path / "alone"), runs_of(runs_dir)
+    assert {stage: len(runs) for stage, runs in ones.items()} == {
+        stage: len(runs) for stage, runs in twos.items()
+    }
+    trained = "stage3_finetune_prefill_bidir"
+    one, two = (
+        load_file(found[trained][0].path / "final" / "model.safetensors") for found in (ones, twos)
+    )
+    start = load_file(Path(settings["model"]) / "model.safetensors")
+    for name, weight in one.items():
+        assert torch.allclose(weight, two[name], atol=2e-6), name
+    assert any((weight - start[name]).abs().max() > 1e-4 for name, weight in one.items())
+    assert (
+        ones[trained][0].metrics["cost"]["computed_tokens"]
+        == twos[trained][0].metrics["cost"]["computed_tokens"]
+    )
+    for stage in ("stage1_vanilla_eval", "stage4_postft_eval"):
+        for left, right in zip(ones[stage], twos[stage], strict=True):
+            assert left.items(("pred",)).equals(right.items(("pred",)))
+
+
+@pytest.mark.parametrize("when", ["stage 4 of", "stage 5 of"])
+def test_killed_in_a_stage_the_same_line_goes_on(settings, runs_dir, when):
+    """SIGKILL a real process soon after it enters a stage; the same line finishes the rest."""
+    line = [sys.executable, "-m", "bidir_core", *words(settings | {"steps": 40})]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    for text in process.stderr:
+        if when in text:
+            break
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.stderr.close()
+    process.wait()
+    finished = {run.id for run in list_runs([runs_dir]) if run.state == "done"}
+    stamps = {run.id: (run.path / "metrics.json").stat().st_mtime_ns
+              for run in list_runs([runs_dir]) if run.id in finished}  # fmt: skip
+    assert len(finished) < 9
+    assert main(words(settings | {"steps": 40})) == 0
+    runs = list_runs([runs_dir])
+    assert sum(run.state == "done" for run in runs) == 9
+    assert {run.id: (run.path / "metrics.json").stat().st_mtime_ns
+            for run in runs if run.id in finished} == stamps  # fmt: skip
+
+
+def test_a_failed_stage_is_named_and_resumed(config, runs_dir, monkeypatch):
+    real, calls = finetune.run_finetune, []
+
+    def fails_late(one):
+        calls.append(one)
+        monkeypatch.setattr("bidir_core.train.finetune.save_final", full_disk)
+        return real(one)
+
+    def full_disk(*_):
+        raise UserError("the final weights could not be written; free some room")
+
+    monkeypatch.setattr(pipeline, "run_finetune", fails_late)
+    with pytest.raises(UserError, match=r"stage 4 of 9: fine-tune 3B, seed 0: .*free some room"):
+        run_pipeline(config)
+    (failed,) = runs_of(runs_dir)["stage3_finetune_prefill_bidir"]
+    assert failed.state == "failed"
+    monkeypatch.undo()
+    run_pipeline(config)
+    (resumed,) = runs_of(runs_dir)["stage3_finetune_prefill_bidir"]
+    assert (resumed.id, resumed.state) == (failed.id, "done")
+
+
+def test_other_settings_are_other_runs(config, runs_dir):
+    run_pipeline(config)
+    states = {p.stage.key: p.done for p in look(replace(config, lr=2e-3))}
+    assert [key for key, done in states.items() if done] == ["stage1", "stage2", "floor"]
+    states = {p.stage.key: p.done for p in look(replace(config, limit=11))}
+    assert [key for key, done in states.items() if done] == ["3B-seed0", "3C-seed0"]
+    # Texts in or out of the records, and where progress is logged, change no number.
+    again = replace(config, compact=True, log_every=1, checkpoint_every=7)
+    assert all(planned.done for planned in look(again))
+
+
+def test_other_weights_under_the_same_path_are_not_taken_for_these(settings, tmp_path, runs_dir):
+    folder = save_tiny_model(tmp_path / "model", seed=1)
+    config = PipelineConfig(**settings | {"model": str(folder)})
+    run_pipeline(config)
+    save_tiny_model(folder, seed=2)
+    assert not any(planned.done for planned in look(config))
+
+
+def test_changed_items_are_not_taken_for_these(settings, own_items, tmp_path, runs_dir):
+    mine = tmp_path / "items.jsonl"
+    mine.write_text(own_items.read_text())
+    config = PipelineConfig(**settings | {"tasks": (str(mine),)})
+    run_pipeline(config)
+    mine.write_text(own_items.read_text().replace("Question 3:", "Question three:"))
+    done = [planned.stage.key for planned in look(config) if planned.done]
+    assert done == ["3B-seed0", "3C-seed0"]
+
+
+def test_a_checkpoint_that_is_gone_is_trained_again_only_if_needed(config, runs_dir):
+    """Committed runs come without weights: their evaluations stand, new ones need a new training."""
+    run_pipeline(config)
+    for final in runs_dir.glob("stage3*/*/final"):
+        shutil.rmtree(final)
+    assert all(planned.done for planned in look(config))
+    done = [planned.stage.key for planned in look(replace(config, limit=11)) if planned.done]
+    assert done == []
+
+
+def test_dry_run_writes_nothing_and_prints_lines_that_parse(config, runs_dir, capsys):
+    text = dry_run(config)
+    assert not runs_dir.exists()
+    assert text.count("to do") == 9
+    run_pipeline(config)
+    before = snapshot(runs_dir)
+    text = dry_run(config)
+    assert snapshot(runs_dir) == before
+    assert text.count(": done, ") == 9
+    assert not re.search("^(time|memory) ", text, re.MULTILINE)
+    lines = [line.split(" -m bidir_core ")[1] for line in text.splitlines() if "-m bidir" in line]
+    assert len(lines) == 9
+    for line in lines:
+        assert main(line.split()) == 0
+    # The printed lines make the very runs that the pipeline takes for its stages.
+    for stage, runs in runs_of(runs_dir).items():
+        assert len(runs) in (2, 4), stage
+        kinds = [
+            {k: v for k, v in run.settings.items() if k not in ("checkpoint", "name")}
+            for run in runs
+        ]
+        assert all(kinds.count(kind) % 2 == 0 for kind in kinds), stage
+
+
+def test_dry_run_says_what_the_stages_that_are_left_take(config, capsys):
+    """The lines of ``--estimate`` while nothing is done, then less."""
+    estimate_command(config)
+    assert dry_run(config).endswith("\n\n" + capsys.readouterr().out.rstrip())
+    evaluate.evaluate(
+        EvalConfig(model=config.model, tasks=config.tasks, limit=config.limit, dtype=config.dtype)
+    )
+    text = dry_run(config)
+    assert "the sum of 8 stages left of 9" in text
+    assert re.search(
+        rf"^{re.escape(config.model)}: 72 items, .*\ntime +about \d.*\nmemory +about \d", text, re.M
+    )
+
+
+def test_stages_share_what_they_must():
+    config = from_preset({"model": "smollm2-135m-instruct", "seeds": 2, "distill": True})
+    stages = plan(config)
+    trained = {s.key: s.config for s in stages if isinstance(s.config, FinetuneConfig)}
+    for seed in (0, 1):
+        b, c = to_json(trained[f"3B-seed{seed}"]), to_json(trained[f"3C-seed{seed}"])
+        assert {k for k in b if b[k] != c[k]} == {"objective", "regime"}
+        assert b["seed"] == seed
+    assert trained["distill-seed0"].causal_anchor == 1.0
+    evaluated = [s for s in stages if isinstance(s.config, EvalConfig)]
+    alike = [to_json(replace(s.config, regime="causal", context="full")) for s in evaluated]
+    assert all(one == alike[0] for one in alike)
+    by_checkpoint: dict = {}
+    for stage in evaluated:
+        if stage.config.context == "full":
+            by_checkpoint.setdefault(stage.trained_by, set()).add(stage.config.regime)
+    assert set(map(frozenset, by_checkpoint.values())) == {frozenset({"causal", "bidirectional"})}
+
+
+def test_every_fine_tune_is_compiled_if_asked_for():
+    config = from_preset({"model": "smollm2-135m-instruct", "compile": "default"})
+    trained = [s.config for s in plan(config) if isinstance(s.config, FinetuneConfig)]
+    assert [one.compile for one in trained] == ["default", "default"]
+    # how it is computed is not what it is: the same runs
+    assert config.digest == replace(config, compile="none").digest
+
+
+def test_flags_win_over_presets():
+    for preset in PRESETS:
+        config = from_preset({"model": "m", "limit": 7}, preset)
+        assert config.limit == 7
+    assert from_preset({"model": "m"}).limit == 500
+    assert from_preset({"model": "m", "limit": None}).limit is None
+
+
+BAD = {
+    "a causal regime": ({"regime": "causal"}, "--regime causal"),
+    "no seeds": ({"seeds": 0}, "--seeds 0"),
+    "an unknown regime": ({"regime": "sideways"}, "sideways"),
+    "an unknown preset": ({"preset": "fast"}, "--preset fast"),
+    "missing data": ({"data": "nowhere.jsonl"}, "nowhere.jsonl"),
+    "a missing task file": ({"tasks": ("nothing.jsonl",)}, "nothing.jsonl"),
+    "a bad learning rate": ({"lr": 0}, "--lr"),
+    "a report of another kind": ({"out": "report.pdf"}, "report.pdf"),
+    "a layer that is not there": ({"regime": "bidirectional:layers=0-99"}, "99"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_writes_nothing(case, settings, runs_dir, capsys):
+    more, expected = BAD[case]
+    assert main(words(settings | more)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert expected in error
+    assert not runs_dir.exists()

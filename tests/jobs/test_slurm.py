@@ -1,0 +1,123 @@
+"""``scripts/slurm.sbatch``: what it would start on each node, with SLURM's commands stubbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.launch import launch_command_parser
+
+from bidir_core.cli import build_parser
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "slurm.sbatch"
+TRAIN = [
+    "finetune", "--model", "a folder/model", "--prompt-bidir-response-causal-train",
+    "--gradient-checkpointing",
+]  # fmt: skip
+# Say what they were called with. srun leaves out its own options and runs one task a node.
+STUBS = {
+    # More names than a pipe holds, were it closed after the first.
+    "bin/scontrol": 'echo "scontrol $*" >> calls; echo node-a; seq -f node-b%g 30000',
+    "bin/srun": (
+        'echo "srun $1" >> calls; shift\n'
+        'for ((i = 0; i < SLURM_NNODES; i++)); do SLURM_NODEID=$i "$@" || exit; done'
+    ),
+    ".venv/bin/python": 'echo "python $*" >> calls',
+    ".venv/bin/accelerate": (
+        f"exec {sys.executable} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' \"$@\""
+    ),
+}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name, text in STUBS.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+    return tmp_path
+
+
+def submit(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """What SLURM does on the first of two nodes."""
+    environment = {
+        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "node-[a-b]",
+        "SLURM_NNODES": "2",
+        **more,
+    }
+    return subprocess.run(
+        ["bash", str(SCRIPT), *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+def launches(done: subprocess.CompletedProcess[str]) -> list:
+    """Each node's launch, as accelerate itself reads it; the rest is the program's."""
+    assert done.returncode == 0, done.stderr
+    found = []
+    for line in done.stdout.splitlines():
+        command, *words = json.loads(line)
+        assert command == "launch"
+        found.append(launch_command_parser().parse_args(words))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("more", "processes"),
+    [
+        ({"SLURM_GPUS_ON_NODE": "8"}, 16),
+        ({}, 8),
+        ({"SLURM_GPUS_ON_NODE": "8", "GPUS_PER_NODE": "3"}, 6),
+    ],
+)
+def test_one_launch_a_node_and_a_process_a_gpu(checkout, more, processes):
+    nodes = launches(submit(checkout, *TRAIN, **more))
+    assert [one.machine_rank for one in nodes] == [0, 1]
+    for one in nodes:
+        assert (one.num_machines, one.num_processes) == (2, processes)
+        assert (one.main_process_ip, one.main_process_port) == ("node-a", 29500)
+        assert one.multi_gpu
+        assert not one.use_fsdp
+        assert (one.mixed_precision, one.dynamo_backend) == ("no", "no")
+        assert one.module
+        assert [one.training_script, *one.training_script_args] == ["bidir_core", *TRAIN]
+    build_parser().parse_args(nodes[0].training_script_args)
+    assert (checkout / "calls").read_text().splitlines() == [
+        "scontrol show hostnames node-[a-b]",
+        "python -m bidir_core assets fetch",
+        "srun --kill-on-bad-exit=1",
+    ]
+
+
+def test_fsdp_in_place_of_copies(checkout):
+    nodes = launches(submit(checkout, *TRAIN, FSDP="1", SLURM_GPUS_ON_NODE="4"))
+    for one in nodes:
+        assert one.use_fsdp
+        assert str(one.fsdp_version) == "2"
+        assert not one.multi_gpu
+        assert one.num_processes == 8
+        assert one.training_script_args == TRAIN
+
+
+@pytest.mark.parametrize(("more", "said"), [({"FSDP": "yes"}, "FSDP=yes"), ({}, "repository root")])
+def test_refusals_come_before_anything_is_started(checkout, more, said):
+    folder = checkout
+    if not more:
+        folder = checkout / "elsewhere"
+        folder.mkdir()
+    done = submit(folder, *TRAIN, **more)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (checkout / "calls").exists()
+
+
+def test_a_node_that_fails_fails_the_job(checkout):
+    (checkout / ".venv/bin/accelerate").write_text("#!/bin/bash\nexit 7\n")
+    assert submit(checkout, *TRAIN).returncode == 7

@@ -1,0 +1,425 @@
+"""Models: what is refused before any weight is read, what is loaded, and what identifies it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from bidir_core.common.errors import UserError
+from bidir_core.data import assets
+from bidir_core.models import devices, loading, source
+from bidir_core.models.families import tiny_config, tiny_model, tiny_tokenizer
+from bidir_core.models.layout import Layout
+from bidir_core.models.weight_files import fingerprint, weight_files
+from bidir_core.regimes import CAUSAL
+from tests.tiny_models import save_tiny_model
+
+IDS = torch.tensor([[72, 101, 108, 108, 111, 32, 119]])
+
+
+def _native_logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS.to(model.device)).logits
+
+
+def _causal_logits(loaded: loading.LoadedModel) -> torch.Tensor:
+    layout = Layout.pack([(3, IDS.shape[1])])
+    with torch.no_grad(), loaded.handle.use(CAUSAL, layout):
+        return loaded.model(IDS, position_ids=layout.position, use_cache=False).logits
+
+
+def _fingerprint(folder: Path) -> str:
+    return fingerprint(transformers.AutoConfig.from_pretrained(folder), weight_files(folder))
+
+
+@pytest.fixture
+def own_folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model to spoil."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def _edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# -- loading ------------------------------------------------------------------------------------
+
+
+def test_a_local_folder_loads_as_transformers_loads_it(tiny_folder: Path) -> None:
+    loaded = loading.load(str(tiny_folder), device="cpu", regime="bidirectional:layers=0-3")
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    torch.testing.assert_close(_causal_logits(loaded), _native_logits(reference))
+    assert (loaded.n_layers, loaded.max_length, loaded.dtype) == (4, 512, "float32")
+    assert (loaded.name, loaded.device, loaded.checkpoint) == (
+        *(str(tiny_folder), torch.device("cpu"), None),
+    )
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    with pytest.raises(RuntimeError, match="no regime is in force"):
+        loaded.model(IDS)
+
+
+def test_a_vision_language_model_loads_for_its_text(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "mistral3", "mistral3")
+    loaded = loading.load(str(folder), device="cpu")
+    assert type(loaded.model).__name__ == "Mistral3ForConditionalGeneration"
+    assert loaded.n_layers == 3
+    reference = tiny_model("mistral3")
+    torch.testing.assert_close(_causal_logits(loaded), _native_logits(reference))
+
+
+def test_short_dtype_names_and_implementation(tiny_folder: Path) -> None:
+    loaded = loading.load(str(tiny_folder), device="cpu", dtype="bf16", attn="eager")
+    assert (loaded.dtype, loaded.implementation) == ("bfloat16", "eager")
+    assert next(loaded.model.parameters()).dtype is torch.bfloat16
+
+
+def test_a_hub_cache_folder_stands_for_its_snapshot(tiny_folder: Path, tmp_path: Path) -> None:
+    snapshots = tmp_path / "models--org--tiny" / "snapshots"
+    shutil.copytree(tiny_folder, snapshots / "abc123")
+    assert loading.preflight(str(snapshots.parents[0])).source.endswith("abc123")
+    shutil.copytree(tiny_folder, snapshots / "def456")
+    with pytest.raises(UserError, match=r"holds 2 snapshots; give one, such as .*def456"):
+        loading.preflight(str(snapshots.parents[0]))
+
+
+@pytest.mark.slow
+def test_a_hub_id_loads_from_the_hubs_own_cache(tiny_folder: Path, tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--org--tiny"
+    shutil.copytree(tiny_folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    program = (
+        "from bidir_core import models\n"
+        "loaded = models.load('org/tiny', device='cpu')\n"
+        "print(loaded.name, loaded.revision, loaded.fingerprint)\n"
+        "try: models.load('org/other', device='cpu')\n"
+        "except models.UserError as error: print(error)\n"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    first, second = done.stdout.splitlines() or [done.stderr, ""]
+    assert first == f"org/tiny {commit} {_fingerprint(tiny_folder)}"
+    assert "'org/other' is not an embedded model" in second
+
+
+@pytest.mark.assets
+def test_the_embedded_model_loads_fast_and_knows_english() -> None:
+    loaded = loading.load(source.EMBEDDED, device="cpu")
+    assert (loaded.n_layers, loaded.max_length) == (30, 8192)
+    ids = loaded.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    layout = Layout.pack([(ids.shape[1], ids.shape[1])])
+    with torch.no_grad(), loaded.handle.use(CAUSAL, layout):
+        logits = loaded.model(ids, position_ids=layout.position, use_cache=False).logits
+    assert loaded.tokenizer.decode(logits[0, -1].argmax()) == " Paris"
+    files = weight_files(assets.find(source.EMBEDDED).folder)
+    started = time.monotonic()
+    assert fingerprint(loaded.model.config, files) == loaded.fingerprint
+    assert time.monotonic() - started < 2
+
+
+# -- what is refused before weights are read ----------------------------------------------------
+
+BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
+    "misspelt": ({"model": "smollm2-135m-instrct"}, "did you mean smollm2-135m-instruct"),
+    "misspelt second": ({"model": "gemma-270m"}, "did you mean gemma3-270m"),
+    "no folder": ({"model": "/no/such/model"}, "'/no/such/model' is neither a folder"),
+    "no hub id": ({"model": "a b"}, "'a b' is neither a folder"),
+    "a file": ({"model": __file__}, "is a file; give the folder"),
+    "revision of a folder": ({"revision": "v2"}, "revision 'v2': only models on the hub"),
+    "device": ({"device": "cuda:77"}, "device 'cuda:77' is not there; this machine has cpu"),
+    "device kind": ({"device": "tpu"}, "device 'tpu' is not there"),
+    "dtype": ({"dtype": "int8"}, "unknown dtype 'int8'; use auto, float32"),
+    "attention": ({"attn": "flash_attention_2"}, "'flash_attention_2' ignores the dense mask"),
+    "regime": ({"regime": "sideways"}, "unknown regime 'sideways'"),
+    "layers": ({"regime": "bidirectional:layers=2-4"}, "layer 4 does not exist; .* layers 0-3"),
+    "checkpoint": ({"checkpoint": "/no/such"}, "checkpoint '/no/such' is not a folder"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+def test_bad_arguments(name: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "hub_is_reachable", lambda: False)
+    arguments, message = BAD_ARGUMENTS[name]
+    with pytest.raises(UserError, match=message) as caught:
+        loading.preflight(**({"model": str(tiny_folder)} | arguments))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dtype_that_the_device_cannot_compute_in(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "can_compute", lambda device, dtype: dtype is torch.float32)
+    with pytest.raises(UserError, match="'cpu' cannot compute in bfloat16; use --dtype float32"):
+        loading.preflight(str(tiny_folder), device="cpu", dtype="bfloat16")
+    loading.preflight(str(tiny_folder), device="cpu", dtype="float32")
+
+
+def test_whether_a_device_computes_in_a_dtype_is_tried() -> None:
+    cpu = torch.device("cpu")
+    assert devices.can_compute(cpu, torch.float32)
+    assert devices.can_compute(cpu, torch.bfloat16)
+    assert not devices.can_compute(cpu, torch.float8_e4m3fn)
+
+
+def test_auto_means_float32_on_a_cpu() -> None:
+    assert devices.choose_dtype("auto", torch.device("cpu")) is torch.float32
+
+
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "encoder-decoder": ({"model_type": "t5"}, "'t5' is an encoder-decoder"),
+    "encoder": ({"model_type": "bert"}, "'bert' is an encoder"),
+    "state space": ({"model_type": "mamba"}, "'mamba' .* which no mask can open"),
+    "linear attention": ({"model_type": "qwen3_next"}, "linear_attention layers"),
+    "unknown": ({"model_type": "gpt_9"}, "architecture 'gpt_9', which this version"),
+    "own code": (
+        {"model_type": "mine", "auto_map": {"AutoConfig": "code.MyConfig"}},
+        "needs code from its own repository, which is never run",
+    ),
+    "nonsense": ({"nothing": "here"}, "its config.json cannot be used"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_unusable_architectures_are_refused_by_their_config(name: str, tmp_path: Path) -> None:
+    config, message = CONFIGS[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))  # and there are no weights
+    (tmp_path / "code.py").write_text("raise SystemExit('this must never run')")
+    with pytest.raises(UserError, match=message):
+        loading.preflight(str(tmp_path))
+
+
+def _truncate(file: Path) -> None:
+    with open(file, "r+b") as stream:
+        stream.truncate(file.stat().st_size // 2)
+
+
+SPOILS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
+    "torn config": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be used"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no weights"),
+    "truncated weights": (
+        lambda f: _truncate(f / "model.safetensors"),
+        "model.safetensors is damaged or incomplete",
+    ),
+    "text as weights": (
+        lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com"),
+        "model.safetensors is damaged or incomplete",
+    ),
+    "no tokenizer": (
+        lambda f: [path.unlink() for path in f.glob("tokenizer*")],
+        "has no tokenizer that can be read",
+    ),
+    "slow tokenizer": (
+        lambda f: (
+            (f / "tokenizer.json").unlink(),
+            (f / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}'),
+        ),
+        "gives no character offsets",
+    ),
+    "an adapter": (
+        lambda f: (f / "config.json").rename(f / "adapter_config.json"),
+        "is a LoRA adapter; give its base model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPOILS)
+def test_spoilt_folders_are_refused(name: str, own_folder: Path) -> None:
+    spoil, message = SPOILS[name]
+    spoil(own_folder)
+    with pytest.raises(UserError, match=message) as caught:
+        loading.preflight(str(own_folder))
+    assert str(own_folder) in str(caught.value)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path, max_shard_size="40KB")
+    tiny_tokenizer().save_pretrained(tmp_path)
+    shards = weight_files(tmp_path)
+    assert len(shards) > 2
+    loading.load(str(tmp_path), device="cpu")
+    shards[1].unlink()
+    with pytest.raises(UserError, match=f"lacks 1 of {len(shards)} .*: {shards[1].name}"):
+        loading.preflight(str(tmp_path))
+
+
+def test_weights_that_do_not_fill_the_model_are_refused(own_folder: Path) -> None:
+    """transformers itself would put random numbers there and go on."""
+    file = own_folder / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.2.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 tensors are missing.*layers\.2\.mlp\.up_proj"):
+        loading.load(str(own_folder), device="cpu")
+
+
+def test_weights_of_another_shape_are_refused(own_folder: Path) -> None:
+    _edit_json(own_folder / "config.json", intermediate_size=64)
+    with pytest.raises(
+        UserError, match=r"12 tensors are .* misshapen, such as model\.layers\.0\.mlp"
+    ):
+        loading.load(str(own_folder), device="cpu")
+
+
+# -- checkpoints --------------------------------------------------------------------------------
+
+
+def _adapter(base: Path, out: Path, **record: Any) -> Path:
+    from peft import LoraConfig, get_peft_model
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    torch.manual_seed(0)
+    adapted = get_peft_model(
+        model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    )
+    adapted.save_pretrained(out)
+    if record:
+        (out / "bidir.json").write_text(json.dumps(record))
+    return out
+
+
+def test_a_full_checkpoint_replaces_the_weights(tiny_folder: Path, tmp_path: Path) -> None:
+    record = {"regime": "bidirectional", "objective": "prompt_bidir_response_causal"}
+    run = tmp_path / "run"
+    trained = tiny_model("llama", seed=1)
+    trained.save_pretrained(run / "final")
+    (run / "final" / "bidir.json").write_text(json.dumps(record))
+    loaded = loading.load(str(tiny_folder), checkpoint=str(run), device="cpu")
+    torch.testing.assert_close(_causal_logits(loaded), _native_logits(trained))
+    assert loaded.training_record == record
+    assert loaded.checkpoint == str(run / "final")
+    assert loaded.fingerprint != loading.load(str(tiny_folder), device="cpu").fingerprint
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_lora_adapter_is_applied(tiny_folder: Path, tmp_path: Path, dtype: str) -> None:
+    from peft import PeftModel
+
+    adapter = _adapter(tiny_folder, tmp_path / "adapter", regime="causal")
+    loaded = loading.load(str(tiny_folder), checkpoint=str(adapter), device="cpu", dtype=dtype)
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        tiny_folder, dtype=getattr(torch, dtype)
+    )
+    reference = PeftModel.from_pretrained(base, adapter).eval()
+    torch.testing.assert_close(_causal_logits(loaded), _native_logits(reference))
+    assert isinstance(loaded.model, PeftModel) == (dtype == "bfloat16")  # folded in only if exact
+    assert loaded.training_record == {"regime": "causal"}
+    plain = loading.load(str(tiny_folder), device="cpu", dtype=dtype)
+    assert loaded.fingerprint != plain.fingerprint
+    assert not torch.allclose(_causal_logits(loaded), _causal_logits(plain), atol=1e-2)
+
+
+def test_checkpoints_of_another_architecture(tiny_folder: Path, tmp_path: Path) -> None:
+    tiny_model("llama", num_hidden_layers=3).save_pretrained(tmp_path / "shallow")
+    tiny_model("qwen3").save_pretrained(tmp_path / "qwen")
+    wide = save_tiny_model(tmp_path / "wide")
+    tiny_model("llama", hidden_size=64).save_pretrained(wide)
+    _adapter(wide, tmp_path / "wide-adapter")
+    save_tiny_model(tmp_path / "gpt2", "gpt2")
+    for checkpoint, message in {
+        "shallow": "another architecture than .*: its num_hidden_layers is 3, the model's 4",
+        "qwen": "its model_type is qwen3, the model's llama",
+        "wide-adapter": r"another architecture than .*: it adapts model\.layers\.0.*\(2, 64\)",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            loading.preflight(str(tiny_folder), checkpoint=str(tmp_path / checkpoint))
+    adapter = _adapter(tiny_folder, tmp_path / "adapter")
+    with pytest.raises(UserError, match="which the model does not have"):
+        loading.preflight(str(tmp_path / "gpt2"), checkpoint=str(adapter))
+    loading.preflight(str(tiny_folder), checkpoint=str(adapter))
+
+
+def test_unreadable_checkpoints(tiny_folder: Path, tmp_path: Path) -> None:
+    adapter = _adapter(tiny_folder, tmp_path / "adapter")
+
+    def refused(message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            loading.preflight(str(tiny_folder), checkpoint=str(adapter))
+
+    (adapter / "bidir.json").write_text("{")
+    refused(r"training record .*bidir\.json cannot be read")
+    (adapter / "bidir.json").unlink()
+    _truncate(adapter / "adapter_model.safetensors")
+    refused("adapter_model.safetensors is damaged or incomplete")
+    (adapter / "adapter_model.safetensors").unlink()
+    refused("has no adapter_model.safetensors")
+    _edit_json(adapter / "adapter_config.json", peft_type="PREFIX_TUNING")
+    refused("is a PREFIX_TUNING adapter; only LoRA")
+    (adapter / "adapter_config.json").unlink()
+    refused("holds neither config.json nor adapter_config.json")
+
+
+def test_an_adapter_goes_on_the_weights_it_was_trained_from(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    own = loading.load(str(tiny_folder), device="cpu").fingerprint
+    right = _adapter(tiny_folder, tmp_path / "right", base_fingerprint=own, base_model="mine")
+    loading.load(str(tiny_folder), checkpoint=str(right), device="cpu")
+    other = save_tiny_model(tmp_path / "other", seed=5)  # same shape, other weights
+    with pytest.raises(UserError, match=r"trained from other weights than .*\(mine\)"):
+        loading.load(str(other), checkpoint=str(right), device="cpu")
+
+
+# -- fingerprints -------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_does_not_depend_on_place_shards_or_version(
+    tiny_folder: Path, own_folder: Path, tmp_path: Path
+) -> None:
+    _edit_json(own_folder / "config.json", transformers_version="4.0.0", use_cache=False)
+    assert _fingerprint(own_folder) == _fingerprint(tiny_folder)
+    tiny_model("llama").save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+    assert _fingerprint(tmp_path / "shards") == _fingerprint(tiny_folder)
+
+
+def test_a_fingerprint_changes_with_every_tensor_and_with_the_shape(own_folder: Path) -> None:
+    file = own_folder / "model.safetensors"
+    tensors = load_file(file)
+    seen = {_fingerprint(own_folder)}
+    for name, tensor in tensors.items():
+        save_file(tensors | {name: tensor * 1.001}, file, metadata={"format": "pt"})
+        seen.add(_fingerprint(own_folder))
+    _edit_json(own_folder / "config.json", rms_norm_eps=1e-3)
+    seen.add(_fingerprint(own_folder))
+    assert len(seen) == len(tensors) + 2
+
+
+def test_a_large_tensor_is_sampled_all_over(tmp_path: Path) -> None:
+    weights = torch.zeros(1 << 20, dtype=torch.uint8)
+    config, file = tiny_config("llama"), tmp_path / "model.safetensors"
+
+    def of(changed: slice) -> str:
+        tensor = weights.clone()
+        tensor[changed] = 1
+        save_file({"w": tensor}, file)
+        return fingerprint(config, [file])
+
+    quarter = len(weights) // 4
+    parts = [slice(0, quarter), slice(quarter, 3 * quarter), slice(3 * quarter, None)]
+    assert len({of(slice(0, 0)), *map(of, parts)}) == 4
+
+
+def test_the_tokenizer_has_a_fingerprint_of_its_own(tiny_folder: Path, own_folder: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(own_folder)
+    tokenizer.add_tokens(["surprise"])
+    tokenizer.save_pretrained(own_folder)
+    one, two = (loading.load(str(f), device="cpu") for f in (tiny_folder, own_folder))
+    assert one.fingerprint == two.fingerprint
+    assert one.tokenizer_fingerprint != two.tokenizer_fingerprint

@@ -1,0 +1,420 @@
+"""The probe passes honest models under every regime, and names what is wrong with broken ones."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from bidir_core.models import attention
+from bidir_core.models.families import FAMILIES, TinyLoaded, tiny_loaded, tiny_model
+from bidir_core.models.layout import Layout
+from bidir_core.models.layout import allowed_and_ahead as honest
+from bidir_core.models.probe import run_probe
+from bidir_core.models.probe_checks import CHECKS
+from bidir_core.regimes import CAUSAL
+
+REGIMES = (
+    "causal",
+    "bidirectional",
+    "bidirectional:sink=1",
+    "bidirectional:layers=1-1",
+    "bidirectional:lambda=0.03",
+    "bidirectional:rows=2-4,self=3",
+    "bidirectional:skip=40",
+    "bidirectional:sink=2,rows=1-40,self=25,tail=9,layers=0-1,lambda=0.2",
+)
+
+
+def failed(report: Any) -> set[str]:
+    return {check.name for check in report.checks if not check.passed}
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_honest_model_passes(family: str, regime: str) -> None:
+    report = run_probe(tiny_loaded(family), regime)
+    assert report.passed, report.failures
+    assert {check.name for check in report.checks} == set(CHECKS)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "gpt2"])
+def test_no_false_alarm_in_half_precision(family: str, dtype: Any, implementation: str) -> None:
+    loaded = tiny_loaded(family, dtype=dtype, implementation=implementation)
+    for regime in (*REGIMES, "bidirectional:lambda=0.00001"):
+        report = run_probe(loaded, regime)
+        assert report.passed, (regime, report.failures)
+
+
+@pytest.mark.parametrize("regime", ["bidirectional", "bidirectional:sink=30,rows=45-90"])
+@pytest.mark.parametrize("window", [1, 2, 7, 8, 9, 64, 4096])
+def test_no_false_alarm_for_windows_of_any_width(window: int, regime: str) -> None:
+    """Depth times window does not reach everywhere; 4096 is more than the model can take."""
+    report = run_probe(tiny_loaded("mistral", sliding_window=window), regime)
+    assert report.passed, report.failures
+
+
+def test_no_false_alarm_where_look_ahead_is_too_weak_to_show() -> None:
+    for regime in ("bidirectional:lambda=0.000000001,layers=0-0", f"bidirectional:lambda={1e-300}"):
+        report = run_probe(tiny_loaded(dtype=torch.bfloat16), regime)
+        assert report.passed, report.failures
+
+
+def test_no_false_alarm_for_sharp_attention() -> None:
+    """A trained head may put all its weight on one key: the others underflow, and are still seen."""
+    loaded = tiny_loaded()
+    for layer in loaded.model.model.layers:
+        layer.self_attn.q_proj.weight.data *= 100
+    for regime in REGIMES:
+        report = run_probe(loaded, regime)
+        assert report.passed, (regime, report.failures)
+
+
+def test_no_false_alarm_for_a_token_whose_embedding_is_zero() -> None:
+    """As a padding token's is: its hidden state says nothing about the scale of the others."""
+    loaded = tiny_loaded()
+    loaded.model.get_input_embeddings().weight.data[loaded.tokenizer("Tve").input_ids] = 0
+    report = run_probe(loaded, "bidirectional")
+    assert report.passed, report.failures
+
+
+def test_dials_beyond_the_models_length_cannot_be_seen_and_are_no_alarm() -> None:
+    for regime in ("sink=100000", "tail=100000", "rows=5-100000", "self=99999"):
+        report = run_probe(tiny_loaded(), f"bidirectional:{regime}")
+        assert report.passed, report.failures
+
+
+def test_a_peft_model_passes_and_is_left_as_it_was() -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(
+        tiny_model("llama"),
+        peft.LoraConfig(
+            r=4, lora_dropout=0.5, init_lora_weights=False, target_modules=["q_proj", "v_proj"]
+        ),
+    )
+    loaded = tiny_loaded(model=model.train())
+    report = run_probe(loaded, "bidirectional:sink=1,lambda=0.5")
+    assert report.passed, report.failures
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_nothing_stays_behind() -> None:
+    """Neither hooks nor the measuring attention function outlive the probe."""
+    loaded = tiny_loaded()
+    before = attention.AttentionInterface()["bidir_sdpa"]
+    run_probe(loaded, "bidirectional")
+    assert attention.AttentionInterface()["bidir_sdpa"] is before
+    assert "bidir_sdpa" not in attention_functions()._local_mapping
+    assert not any(module._forward_hooks for module in loaded.model.modules())
+    assert loaded.handle.plan is None
+    with pytest.raises(RuntimeError, match="no regime is in force"):
+        loaded.model(input_ids=torch.ones(1, 3, dtype=torch.int64))
+
+
+def test_the_report_is_plain_json() -> None:
+    report = run_probe(tiny_loaded("gemma2"), "bidirectional:sink=1")
+    data = json.loads(json.dumps(report.to_json()))
+    assert data["passed"] is True
+    assert (data["model"], data["regime"]) == ("tiny-gemma2", "bidirectional:sink=1")
+    assert (data["dtype"], data["implementation"]) == ("float32", "eager")
+    assert [set(check) for check in data["checks"]] == [{"name", "passed", "detail"}] * len(CHECKS)
+
+
+def attention_functions() -> Any:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    return ALL_ATTENTION_FUNCTIONS
+
+
+# Broken wrappers. Each is one small change to the way a regime reaches the model.
+
+
+def with_mask(change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch, TinyLoaded], None]:
+    """A mutant of ``Plan.mask``: ``change(honest mask, plan, layer, window, dtype, span)``."""
+
+    def mutate(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+        original = attention.Plan.mask
+
+        def mask(
+            self: Any, layer: int, window: Any, dtype: Any, span: Any = None, last: Any = None
+        ) -> Any:
+            return change(
+                lambda plan=self, layer=layer, window=window: original(
+                    plan, layer, window, dtype, span, last
+                ),
+                self,
+                layer,
+            )
+
+        patch.setattr(attention.Plan, "mask", mask)
+
+    return mutate
+
+
+def with_rule(change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch, TinyLoaded], None]:
+    """A mutant of the visibility over a layout: ``change(layout, regime, window, span)``."""
+
+    def mutate(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+        patch.setattr(
+            attention,
+            "allowed_and_ahead",
+            # Without a cache the last queries are all of them.
+            lambda layout, regime, window, span=None, last=None: change(
+                layout, regime, window, span
+            ),
+        )
+
+    return mutate
+
+
+def with_regime(**dials: Any) -> Callable[[pytest.MonkeyPatch, TinyLoaded], None]:
+    """A mutant that turns a dial back."""
+    return with_rule(lambda x, r, w, s: honest(x, dataclasses.replace(r, **dials), w, s))
+
+
+def causal_plan(plan: Any) -> Any:
+    return attention.Plan(CAUSAL, plan.layout)
+
+
+def shifted_prefix(by: int) -> Callable[..., Any]:
+    def rule(layout: Layout, regime: Any, window: Any, span: Any) -> Any:
+        shifted = dataclasses.replace(layout, n_prefix=layout.n_prefix + by * (layout.item >= 0))
+        return honest(shifted, regime, window, span)
+
+    return rule
+
+
+def window_behind_only(layout: Layout, regime: Any, window: Any, span: Any) -> Any:
+    allowed, ahead = honest(layout, regime, window, span)
+    return allowed | honest(layout, regime, None, span)[1], ahead
+
+
+def window_without_look_ahead(layout: Layout, regime: Any, window: Any, span: Any) -> Any:
+    allowed, ahead = honest(layout, regime, window, span)
+    return (allowed, ahead) if window is None else (allowed & ~ahead, ahead & False)
+
+
+def window_by_index(layout: Layout, regime: Any, window: Any, span: Any) -> Any:
+    allowed, ahead = honest(layout, regime, None, span)
+    index = torch.arange(allowed.shape[-1])
+    near = (index[:, None] - index[None, :]).abs() < (window or 10**9)
+    return allowed & near, ahead
+
+
+def window_too_wide(layout: Layout, regime: Any, window: Any, span: Any) -> Any:
+    return honest(layout, regime, window and window + 1, span)
+
+
+def tree_as_sequence(layout: Layout, regime: Any, window: Any, span: Any) -> Any:
+    """Choices see their elder siblings: the subtree's end is forgotten."""
+    end = torch.zeros_like(layout.exit)
+    for start, stop in layout.spans or ((0, layout.shape[1]),):
+        end[:, start:stop] = stop
+    return honest(dataclasses.replace(layout, exit=end), regime, window, span)
+
+
+def everything(layout: Layout, regime: Any, window: Any, span: Any) -> Any:
+    allowed, ahead = honest(layout, regime, window, span)
+    return allowed | True, ahead
+
+
+def leaky_continuation(layout: Layout, regime: Any, window: Any, span: Any) -> Any:
+    """The whole sequence is taken for the prompt, as a leaky fine-tune does."""
+    length = torch.where(layout.item >= 0, 10**6, 0)
+    return honest(dataclasses.replace(layout, n_prefix=length), regime, window, span)
+
+
+def sdpa_as_causal(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+    """The mask never arrives: a plain causal kernel runs."""
+    original = attention._sdpa
+
+    def run(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
+        n = query.shape[2]
+        causal = torch.zeros(n, n).masked_fill(torch.ones(n, n).triu(1).bool(), -1e30)
+        return original(module, query, key, value, causal[None, None], **kwargs)
+
+    patch.setattr(attention, "_sdpa", run)
+
+
+def one_layer_goes_its_own_way(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
+    """One module has a configuration of its own, and with it the library's causal attention."""
+    module = loaded.model.model.layers[2].self_attn
+    module.config = copy.deepcopy(module.config)
+    module.config._attn_implementation_internal = "sdpa"
+
+
+def one_layer_mixes_tokens_elsewhere(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
+    """The attention is right, but one module adds something that looks at every token."""
+    module = loaded.model.model.layers[1].self_attn
+    forward = module.forward
+
+    def mixing(hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+        output, weights = forward(hidden_states=hidden_states, **kwargs)
+        return output + 0.01 * hidden_states.mean(1, keepdim=True), weights
+
+    module.forward = mixing
+
+
+def one_layer_returns_nothing(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
+    """The attention is right and its result is thrown away."""
+    module = loaded.model.model.layers[1].self_attn
+    forward = module.forward
+    module.forward = lambda **kwargs: (0 * forward(**kwargs)[0], None)
+
+
+def scale_forgotten(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+    original = attention._sdpa
+    patch.setattr(
+        attention, "_sdpa", lambda *args, scaling=None, **kw: original(*args, scaling=1.0, **kw)
+    )
+
+
+def shape_error(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+    patch.setattr(attention.Plan, "mask", lambda *_, **__: torch.zeros(1, 1, 3, 3))
+
+
+LAMBDA = "bidirectional:lambda=0.03"
+MUTANTS: list[tuple[str, str, str, Any, set[str]]] = [
+    ("mask dropped", "llama", "bidirectional", with_mask(lambda m, p, i: m() * 0),
+     {"visible_keys", "module_outputs", "continuation_leak"}),
+    ("mask dropped", "llama", "causal", with_mask(lambda m, p, i: m() * 0),
+     {"visible_keys", "module_outputs", "continuation_leak", "look_ahead", "causal_is_native"}),
+    ("mask dropped, causal kernel", "llama", "bidirectional", sdpa_as_causal,
+     {"visible_keys", "module_outputs", "look_ahead"}),
+    ("bool mask under eager", "gemma2", "bidirectional", with_mask(lambda m, p, i: m() == 0),
+     {"visible_keys", "module_outputs", "continuation_leak"}),
+    ("bool mask under eager", "gemma2", "causal", with_mask(lambda m, p, i: m() == 0),
+     {"visible_keys", "module_outputs", "continuation_leak", "causal_is_native"}),
+    ("no mask in one layer", "llama", "bidirectional",
+     with_mask(lambda m, p, i: m() * (i != 2)), {"visible_keys", "module_outputs"}),
+    ("one layer causal", "llama", "bidirectional",
+     with_mask(lambda m, p, i: m(plan=causal_plan(p)) if i == 2 else m()),
+     {"visible_keys", "module_outputs"}),
+    ("last layer causal", "gpt_neox", "bidirectional",
+     with_mask(lambda m, p, i: m(plan=causal_plan(p)) if i == 3 else m()),
+     {"visible_keys", "module_outputs"}),
+    ("one layer on its own", "llama", "bidirectional", one_layer_goes_its_own_way,
+     {"layers_covered"}),
+    ("one layer mixes tokens", "llama", "bidirectional", one_layer_mixes_tokens_elsewhere,
+     {"module_outputs", "continuation_leak"}),
+    ("one layer mixes tokens", "llama", "causal", one_layer_mixes_tokens_elsewhere,
+     {"module_outputs", "continuation_leak", "look_ahead"}),
+    ("one layer returns nothing", "llama", "bidirectional", one_layer_returns_nothing,
+     {"module_outputs"}),
+    ("prefix one too long", "llama", "bidirectional", with_rule(shifted_prefix(1)),
+     {"visible_keys", "module_outputs", "continuation_leak"}),
+    ("prefix one too short", "llama", "bidirectional", with_rule(shifted_prefix(-1)),
+     {"visible_keys", "module_outputs", "look_ahead"}),
+    ("window ignored", "mistral", "bidirectional", with_mask(lambda m, p, i: m(window=None)),
+     {"visible_keys", "module_outputs"}),
+    ("window ignored", "gemma3", "causal", with_mask(lambda m, p, i: m(window=None)),
+     {"visible_keys", "module_outputs", "causal_is_native"}),
+    ("window ignored ahead", "mistral", "bidirectional", with_rule(window_behind_only),
+     {"visible_keys", "module_outputs"}),
+    ("no look-ahead in windows", "gemma3", "bidirectional", with_rule(window_without_look_ahead),
+     {"visible_keys", "module_outputs"}),
+    ("window by index", "qwen2", "bidirectional", with_rule(window_by_index),
+     {"visible_keys", "module_outputs"}),
+    ("window one too wide", "mistral", "bidirectional", with_rule(window_too_wide),
+     {"visible_keys", "module_outputs"}),
+    ("wide window ignored", "mistral:64", "bidirectional",
+     with_mask(lambda m, p, i: m(window=None)), {"visible_keys", "module_outputs"}),
+    ("wide window one too wide", "mistral:64", "bidirectional", with_rule(window_too_wide),
+     {"visible_keys", "module_outputs"}),
+    ("lambda ignored", "llama", LAMBDA, with_mask(
+        lambda m, p, i: m(plan=attention.Plan(dataclasses.replace(p.regime, lam=1.0), p.layout))),
+     {"lambda_strength"}),
+    ("lambda wrong", "llama", LAMBDA, with_mask(
+        lambda m, p, i: m(plan=attention.Plan(
+            dataclasses.replace(p.regime, lam=p.regime.lam**1.05), p.layout))),
+     {"lambda_strength"}),
+    ("lambda added, not its log", "gpt2", LAMBDA, with_mask(
+        lambda m, p, i: m().masked_fill((m() < 0) & (m() > -1e9), p.regime.lam)),
+     {"lambda_strength"}),
+    ("lambda ignored in one layer", "llama", LAMBDA, with_mask(
+        lambda m, p, i: m(plan=attention.Plan(
+            dataclasses.replace(p.regime, lam=1.0 if i == 1 else p.regime.lam), p.layout))),
+     {"lambda_strength"}),
+    ("sink ignored", "llama", "bidirectional:sink=1", with_regime(sink=0),
+     {"visible_keys", "module_outputs", "look_ahead"}),
+    ("far sink ignored", "llama", "bidirectional:sink=40", with_regime(sink=39),
+     {"visible_keys", "module_outputs"}),
+    ("rows ignored", "llama", "bidirectional:rows=2-3", with_regime(rows=None),
+     {"visible_keys", "module_outputs", "look_ahead"}),
+    ("far rows off by one", "llama", "bidirectional:rows=30-60", with_regime(rows=(30, 61)),
+     {"visible_keys", "module_outputs"}),
+    ("self ignored", "llama", "bidirectional:self=3", with_regime(self_token=None),
+     {"visible_keys", "module_outputs"}),
+    ("far self ignored", "llama", "bidirectional:self=33", with_regime(self_token=None),
+     {"visible_keys", "module_outputs"}),
+    ("skip ignored", "llama", "bidirectional:skip=3", with_regime(skip=None),
+     {"visible_keys", "module_outputs"}),
+    ("far skip off by one", "llama", "bidirectional:skip=33", with_regime(skip=34),
+     {"visible_keys", "module_outputs"}),
+    ("tail ignored", "llama", "bidirectional:tail=1", with_regime(tail=0),
+     {"visible_keys", "module_outputs", "look_ahead"}),
+    ("far tail off by one", "llama", "bidirectional:tail=30", with_regime(tail=29),
+     {"visible_keys", "module_outputs"}),
+    ("layers off by one", "llama", "bidirectional:layers=1-2",
+     with_mask(lambda m, p, i: m(layer=i + 1)), {"visible_keys", "module_outputs"}),
+    ("layers ignored", "llama", "bidirectional:layers=1-2",
+     with_mask(lambda m, p, i: m(layer=1)), {"visible_keys", "module_outputs"}),
+    ("everything sees everything", "llama", "bidirectional", with_rule(everything),
+     {"visible_keys", "module_outputs", "continuation_leak"}),
+    ("continuation leaks", "llama", "bidirectional", with_rule(leaky_continuation),
+     {"visible_keys", "module_outputs", "continuation_leak"}),
+    ("choices see their siblings", "llama", "bidirectional", with_rule(tree_as_sequence),
+     {"visible_keys", "module_outputs"}),
+    ("silently causal", "llama", "bidirectional", with_mask(lambda m, p, i: m(plan=causal_plan(p))),
+     {"visible_keys", "module_outputs", "look_ahead"}),
+    ("silently causal, lambda", "llama", LAMBDA,
+     with_mask(lambda m, p, i: m(plan=causal_plan(p))),
+     {"visible_keys", "module_outputs", "lambda_strength"}),
+    ("score scale forgotten", "llama", "bidirectional", scale_forgotten, {"causal_is_native"}),
+    ("model cannot run", "llama", "bidirectional", shape_error, {"model_runs"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("family", "regime", "mutate", "caught_by"),
+    [mutant[1:] for mutant in MUTANTS],
+    ids=[f"{what}-{family}-{regime}" for what, family, regime, *_ in MUTANTS],
+)
+def test_a_broken_wrapper_is_caught_by_name(
+    family: str,
+    regime: str,
+    mutate: Any,
+    caught_by: set[str],
+    dtype: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    family, _, window = family.partition(":")
+    loaded = tiny_loaded(family, dtype=dtype, **({"sliding_window": int(window)} if window else {}))
+    mutate(monkeypatch, loaded)
+    report = run_probe(loaded, regime)
+    assert not report.passed
+    assert caught_by <= failed(report), report.failures
+    assert "\n" not in report.failures
+
+
+def test_one_ignored_layer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_loaded()
+    with_mask(lambda m, p, i: m(plan=causal_plan(p)) if i == 2 else m())(monkeypatch, loaded)
+    report = run_probe(loaded, "bidirectional")
+    visible = next(check for check in report.checks if check.name == "visible_keys")
+    assert visible.detail.startswith("layer 2: token 0 (position 0) does not read token 1")
+
+
+def test_a_dial_that_the_model_does_not_have_is_a_failed_check() -> None:
+    report = run_probe(tiny_loaded(), "bidirectional:layers=0-4")
+    assert failed(report) == {"model_runs"}
+    assert "layers 0-3" in report.failures

@@ -1,0 +1,168 @@
+"""Folders laid out like the published Ministral 3 repositories: 8-bit weights, shards, tekken."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.eight_bits import is_linear
+from bidir_core.common.errors import UserError
+from bidir_core.models import loading
+from bidir_core.models.families import tiny_model
+from bidir_core.models.layout import Layout
+from bidir_core.models.weight_files import where_from
+from bidir_core.regimes import parse_regime
+from tests.eight_bit_models import in_eight_bits, in_shards
+from tests.tiny_models import save_tiny_model
+
+
+def logits(loaded, regime: str = "bidirectional") -> torch.Tensor:
+    layout = Layout.pack([(12, 17)])
+    ids = torch.arange(17)[None] * 7 % 250
+    with torch.no_grad(), loaded.handle.use(parse_regime(regime), layout):
+        return loaded.model(input_ids=ids, position_ids=layout.position, use_cache=False).logits
+
+
+@pytest.fixture(scope="module")
+def eight_bits(tmp_path_factory) -> tuple[Path, Path]:
+    return in_eight_bits(tmp_path_factory.mktemp("fp8"))
+
+
+def test_eight_bits_are_dequantised_to_what_they_mean(eight_bits):
+    folder, _ = eight_bits
+    loaded, reference = (loading.load(str(f), dtype="float32", device="cpu") for f in eight_bits)
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+    assert torch.equal(logits(loaded), logits(reference))
+    coarse = tiny_model("mistral3")
+    assert not torch.equal(loaded.model.lm_head.weight, coarse.lm_head.weight), (
+        "the fixture does not round"
+    )
+    half = loading.load(str(folder), dtype="bfloat16", device="cpu")
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
+    assert (logits(half).float() - logits(reference)).abs().max() < 0.15
+
+
+def test_the_vision_tower_is_dropped_where_nothing_needs_it(eight_bits):
+    loaded = loading.load(str(eight_bits[1]), device="cpu")
+    assert not [name for name, _ in loaded.model.named_parameters() if "vision" in name]
+    whole = loading.load_weights(
+        loading.preflight(str(eight_bits[1]), device="cpu"), keep_vision=True
+    )
+    assert [name for name, _ in whole.model.named_parameters() if "vision" in name]
+
+
+def test_native_is_refused_where_it_cannot_be(eight_bits):
+    with pytest.raises(UserError, match="cpu cannot multiply 8-bit weights"):
+        loading.preflight(str(eight_bits[0]), device="cpu", weights="native")
+    with pytest.raises(UserError, match="has no 8-bit weights"):
+        loading.preflight(str(eight_bits[1]), device="cpu", weights="native")
+
+
+def test_shards_are_one_model_and_a_missing_one_is_named(tmp_path, eight_bits):
+    sharded, _ = in_shards(eight_bits[0], tmp_path / "sharded")
+    one, two = (
+        loading.load(str(f), dtype="float32", device="cpu") for f in (eight_bits[0], sharded)
+    )
+    assert torch.equal(logits(one), logits(two))
+    assert one.fingerprint == two.fingerprint
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match="model-00002-of-00002"):
+        loading.load(str(sharded), device="cpu")
+
+
+def test_a_shard_that_is_another_is_named(tmp_path, eight_bits):
+    sharded, weight_map = in_shards(eight_bits[1], tmp_path / "sharded")
+    first, second = sorted(set(weight_map.values()))
+    shutil.copy(sharded / first, sharded / second)
+    with pytest.raises(UserError, match=f"missing .* such as .*, which {second} should hold$"):
+        loading.load(str(sharded), device="cpu")
+
+
+def test_a_shard_of_other_shapes_is_named(tmp_path, eight_bits):
+    sharded, weight_map = in_shards(eight_bits[1], tmp_path / "sharded")
+    second = max(weight_map.values())
+    wide = {name: torch.cat([t, t]) for name, t in load_file(sharded / second).items()}
+    save_file(wide, sharded / second, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"misshapen, such as .* \(.*\), which {second} holds$"):
+        loading.load(str(sharded), device="cpu")
+
+
+def test_a_tensor_is_looked_for_under_the_name_that_the_files_have(tmp_path):
+    """Of a layer, the same one; of a tower, not the other; where it is not plain, nothing."""
+    listed = {
+        "language_model.model.layers.0.mlp.up_proj.weight": "a",
+        "language_model.model.layers.1.mlp.up_proj.weight": "b",
+        "vision_tower.layers.1.mlp.up_proj.weight": "c",
+        "language_model.model.norm.weight": "b",
+        "other.norm.weight": "c",
+        "layers.2.one.bias": "a",
+        "parts.layers.2.one.bias": "b",
+    }
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    for name, file in {
+        "model.language_model.layers.0.mlp.up_proj.weight": "a",
+        "model.language_model.layers.1.mlp.up_proj.weight": "b",
+        "model.vision_tower.layers.1.mlp.up_proj.weight": "c",
+        "model.language_model.norm.weight": "b",
+        "model.language_model.layers.1.mlp.experts.gate_up_proj": None,
+        "model.layers.2.one.bias": None,
+        "model.layers.3.one.bias": None,
+    }.items():
+        assert where_from(tmp_path, name) == (f", which {file} should hold" if file else ""), name
+
+
+def test_a_shard_of_another_model_is_refused(tmp_path, eight_bits):
+    folder = shutil.copytree(eight_bits[1], tmp_path / "wrong")
+    tensors = load_file(folder / "model.safetensors")
+    lost = next(name for name in tensors if is_linear(name))
+    tensors[lost.replace("layers.0", "layers.9")] = tensors.pop(lost)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="missing or misshapen"):
+        loading.load(str(folder), device="cpu")
+
+
+def tekken(folder: Path) -> None:
+    """Mistral's own tokenizer file: bytes, a few merges, special tokens in front."""
+
+    def entry(rank: int, token: bytes) -> dict:
+        return {"rank": rank, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
+
+    merged = [b"th", b"the", b" t", b" th", b" the"]
+    vocab = [entry(rank, bytes([rank])) for rank in range(256)]
+    vocab += [entry(256 + rank, token) for rank, token in enumerate(merged)]
+    special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "<pad>"]
+    content = {
+        "config": {
+            "pattern": r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+",
+            "num_vocab_tokens": len(vocab),
+            "default_vocab_size": len(vocab) + 10,
+            "default_num_special_tokens": 10,
+            "version": "v11",
+        },
+        "vocab": vocab,
+        "special_tokens": [
+            {"rank": rank, "token_str": token, "is_control": True}
+            for rank, token in enumerate(special)
+        ],
+    }
+    (folder / "tekken.json").write_text(json.dumps(content))
+
+
+def test_a_tokenizer_of_mistrals_own_format_is_read(tmp_path):
+    folder = save_tiny_model(tmp_path / "tekken", "ministral3")
+    for path in [*folder.glob("tokenizer*"), *folder.glob("special_tokens*")]:
+        path.unlink()
+    tekken(folder)
+    tokenizer = loading.preflight(str(folder), device="cpu").tokenizer
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
+    encoded = tokenizer("say the word", add_special_tokens=False, return_offsets_mapping=True)
+    assert tokenizer.convert_ids_to_tokens(encoded["input_ids"])[3] == "Ġthe"
+    assert encoded["input_ids"][3] == 10 + 256 + 4  # special tokens come first
+    assert encoded["offset_mapping"][3] == (3, 7)
+    assert tokenizer.decode(encoded["input_ids"]) == "say the word"

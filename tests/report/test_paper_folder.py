@@ -1,0 +1,139 @@
+"""A paper's folder: the same bytes again, only its own is replaced, never half of one."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from bidir_core.cli import main
+from bidir_core.common.errors import UserError
+from bidir_core.report import paper as write
+from bidir_core.report.paper import write_paper, zip_paper
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    found = (p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
+
+
+def test_the_zip_holds_the_same_folder(repaired_report, paper):
+    heard: list[tuple[float, str]] = []
+    made = zip_paper(repaired_report, "paper", lambda *step: heard.append(step))
+    with zipfile.ZipFile(io.BytesIO(made)) as archive:
+        found = {name: archive.read(name) for name in archive.namelist()}
+    assert found == {f"paper/{name}": data for name, data in files_of(paper).items()}
+    shares = [share for share, _ in heard]
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] < shares[-1] < 1
+    assert "figure forest" in [what for _, what in heard]
+
+
+def test_the_same_runs_give_the_same_bytes(repaired, paper, tmp_path):
+    """In another process, with another order of sets, from the command line."""
+    again = tmp_path / "again"
+    line = ["-m", "bidir_core", "report", "--runs-dir", str(repaired), "--paper", str(again)]
+    subprocess.run(
+        [sys.executable, *line], check=True, cwd=Path(write.__file__).parents[2],
+        env=os.environ | {"PYTHONHASHSEED": "7"}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    ours, theirs = files_of(paper), files_of(again)
+    assert set(ours) == set(theirs)
+    for name in set(ours) - {"README.md", "manifest.json"}:  # these name the command
+        assert ours[name] == theirs[name], name
+    readme = theirs["README.md"].decode()
+    assert "--paper DIR" in readme
+    assert str(again) not in readme
+    for name, data in ours.items():
+        if name.endswith(".pdf"):
+            assert b"/CreationDate" not in data
+            assert b"/FontFile2" in data  # embedded
+        if name.endswith(".svg"):
+            assert b"<dc:date>" not in data
+            assert b"<text" not in data  # outlines: no font is needed
+
+
+def small(report, folder, command):
+    """Stands for the whole paper where only the folder matters."""
+    (folder / "figures").mkdir()
+    (folder / "methods.tex").write_text("x")
+    (folder / "figures" / "a.svg").write_text("<svg/>")
+
+
+def test_its_own_folder_is_replaced_and_nothing_else(repaired_report, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "fill", small)
+    target = tmp_path / "paper"
+    target.mkdir()  # an empty folder will do
+    first = repaired_report
+    write_paper(first, target)
+    (target / "main.aux").write_text("left by LaTeX")
+    write_paper(first, target)
+    assert not (target / "main.aux").exists()
+    (target / "methods.tex").write_text("mine now")
+    with pytest.raises(UserError, match=r"'methods\.tex' was added or changed"):
+        write_paper(first, target)
+    assert (target / "methods.tex").read_text() == "mine now"
+    shutil.rmtree(target)
+    target.mkdir()
+    (target / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="not empty and was not made by this command"):
+        write_paper(first, target)
+    assert [p.name for p in tmp_path.iterdir()] == ["paper"]
+
+
+def test_places_that_cannot_be_written_are_refused(repaired_report, tmp_path):
+    found = repaired_report
+    file = tmp_path / "file"
+    file.write_text("x")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    for place, why in ((file, "not a folder"), (link, "not a folder"), (file / "in", "--paper")):
+        with pytest.raises(UserError, match=why):
+            write_paper(found, place)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_a_paper_that_fails_half_way_leaves_the_old_one(repaired_report, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "fill", small)
+    target = write_paper(repaired_report, tmp_path / "paper")
+    before = files_of(target)
+
+    def broken(report, folder, command):
+        (folder / "main.tex").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(write, "fill", broken)
+    with pytest.raises(UserError, match="No space left"):
+        write_paper(repaired_report, target)
+    assert files_of(target) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["paper"]
+
+
+def test_the_command_answers_mistakes_in_one_line(repaired, tmp_path, capsys):
+    place = ["report", "--runs-dir", str(repaired)]
+    empty = tmp_path / "no-runs"
+    empty.mkdir()
+    for wrong, why in (
+        (place, "--out FILE.md"),
+        ([*place, "--paper", str(tmp_path / "p"), "--csv"], "go with --out"),
+        ([*place, "--paper", str(repaired)], "not made by this command"),
+        (["report", "--runs-dir", str(empty), "--paper", str(tmp_path / "p")], "no finished runs"),
+        ([*place, "stage9/none", "--paper", str(tmp_path / "p")], "there is no run"),
+    ):
+        assert main(wrong) == 2
+        error = capsys.readouterr().err
+        assert why in error
+        assert error.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["no-runs"]
+
+
+def test_importing_the_command_line_needs_no_matplotlib():
+    code = "import sys, bidir_core.cli, bidir_core.report.report, bidir_core.report.paper\n"
+    code += "assert not {'matplotlib', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,333 @@
+"""From runs to a report: the published figures come back, and each arm is judged by its control."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from bidir_core.analyse.contrasts import contrast
+from bidir_core.analyse.study import make_study
+from bidir_core.common.errors import UserError
+from bidir_core.common.files import write_json
+from bidir_core.report import tables
+from bidir_core.report.report import build_report
+from bidir_core.runs.find import list_runs
+from bidir_core.runs.layout import COMMITTED_RUNS
+from tests.factory import make_run
+from tests.report_runs import REPAIRED, evaluation, make_finetune, report, section, two_by_two
+
+
+def test_the_published_figures_come_back():
+    published = [run for run in list_runs([COMMITTED_RUNS]) if run.is_reference]
+    text = build_report(published, roots=[COMMITTED_RUNS]).markdown()
+    derived = section(text, "Macro Accuracy by Stage")
+    for figure in ("-0.3391592562", "0.512x", "+0.0528007278", "+5.28", "0.5880x"):
+        assert f"`{figure}`" in derived
+    check = section(text, "Additional Check: Non-Prefill")
+    for figure in ("0.6950568562", "0.6199344482", "-0.0751224080", "0.8919x"):
+        assert f"`{figure}`" in check
+    per_task = section(text, "Per-Task")
+    for figure in ("-29.8", "-17.2", "-46.2", "-33.8", "-16.2", "+8.2", "+11.4", "-1.4"):
+        assert f"| {figure} |" in per_task
+    direct = section(text, "Direct Answer")
+    assert "It hurts." in direct
+    assert "above chance 1.7 % (no interval)" in direct
+    assert "does **not** recover to stage 1" in direct
+    assert "17.0 %" in direct
+    # The study had no control: its gain is not called repair, nor its interval paired.
+    assert "is not shown" in direct
+    assert "unpaired" in direct
+    assert "Repair cannot be told from ordinary tuning" in direct
+
+
+def test_the_sections_of_the_published_summary_stand_in_its_order(repaired):
+    text = report(repaired).markdown()
+    headings = re.findall(r"^##+ (.*)", text, re.M)
+    wanted = [
+        "Scope", "Stage Definitions", "Macro Accuracy by Stage", "Per-Task",
+        "Direct Answer to the Main Questions",
+        "1) How much does prefill bidirectional attention hurt performance?",
+        "2) Can this be fixed easily with a bit of finetuning?", "Additional Check: Non-Prefill",
+        "Repair or Ordinary Tuning", "Differences", "Churn", "Training", "Recovery Curve", "Cost",
+        "Artifacts",
+    ]  # fmt: skip
+    places = [next(i for i, h in enumerate(headings) if h.startswith(name)) for name in wanted]
+    assert places == sorted(places)
+
+
+def test_the_margin_is_the_readers(repaired):
+    wide = section(report(repaired, margin=0.05).markdown(), "Direct Answer")
+    assert "no cost beyond 5 points (equivalent)" in wide
+
+
+def test_repair_is_told_from_tuning_by_the_control(repaired, tmp_path):
+    text = section(report(repaired).markdown(), "Direct Answer")
+    assert "It hurts." in text
+    assert re.search(r"Yes, the level of stage 1 is passed", text)
+    assert "part of the gain is repair of the mask" in text
+    # The same 3B, but the control gains as much under both regimes: ordinary tuning.
+    two_by_two(tmp_path, REPAIRED | {("3C", "bidirectional"): 0.60})
+    text = section(report(tmp_path).markdown(), "Direct Answer")
+    assert "Yes" not in text
+    assert "not repair" in text
+
+
+def test_without_the_control_the_same_gain_is_no_repair(tmp_path):
+    two_by_two(tmp_path, {k: v for k, v in REPAIRED.items() if k[0] != "3C"})
+    text = report(tmp_path).markdown()
+    direct = section(text, "Direct Answer")
+    assert "is not shown" in direct
+    assert "no causal control (3C)" in direct
+    assert "not run" in section(text, "Repair or Ordinary Tuning")
+
+
+def test_the_control_must_have_the_same_recipe(tmp_path):
+    cells = {k: v for k, v in REPAIRED.items() if k[0] != "3C"}
+    two_by_two(tmp_path, cells)
+    other = make_finetune(tmp_path, "3C", steps=100)
+    for regime in ("causal", "bidirectional"):
+        evaluation(tmp_path, regime, 0.5, trained=other)
+    assert "no causal control (3C) of the same recipe" in report(tmp_path).markdown()
+
+
+def test_numbers_agree_with_the_runs(repaired):
+    made = report(repaired)
+    by_stage = {row[0]: row for row in made.tables["macro"].rows}
+    cells = {(arm.code, regime): by[0] for (arm, regime), by in made.study.cells.items()}
+    expected = {"stage 1": ("base", "causal"), "stage 4 from 3B": ("3B", "bidirectional"),
+                "3C, bidirectional": ("3C", "bidirectional")}  # fmt: skip
+    for stage, cell in expected.items():
+        assert by_stage[stage][5] == pytest.approx(cells[cell].metrics["macro"]["acc"])
+    macro = {key: run.metrics["macro"]["acc"] for key, run in cells.items()}
+    value = (macro["3B", "bidirectional"] - macro["3C", "bidirectional"]) - (
+        macro["3B", "causal"] - macro["3C", "causal"]
+    )
+    row = next(row for row in made.tables["interaction"].rows if row[3] == "macro")
+    assert row[5] == pytest.approx(value)
+    assert row[6].low < value < row[6].high
+    assert len(made.tables["mcnemar"].rows) % 5 == 0
+    assert {"0", "200", "400"} == {str(row[1]) for row in made.tables["curve"].rows}
+
+
+def test_several_seeds_give_mean_spread_and_one_p_value_each(tmp_path):
+    two_by_two(tmp_path, REPAIRED, seeds=(0, 1, 2))
+    made = report(tmp_path)
+    row = next(row for row in made.tables["macro"].rows if row[0] == "stage 4 from 3B")
+    runs = [run for run in list_runs([tmp_path]) if run.stage == "stage4_postft_eval"]
+    accs = [r.metrics["macro"]["acc"] for r in runs
+            if "stage3_" in r.settings["checkpoint"]]  # fmt: skip
+    assert len(accs) == 3
+    assert row[4] == 3
+    assert row[5] == pytest.approx(sum(accs) / 3)
+    assert row[7] == pytest.approx((min(accs), max(accs)))
+    contrasts = {row[0]: row for row in made.tables["contrasts"].rows}
+    assert contrasts["stage 4 from 3B minus 3C, causal"][2] == 3
+    p = next(r[9] for r in made.tables["mcnemar"].rows if r[0].startswith("stage 4 from 3B minus"))
+    assert p.count(" / ") == 2
+    text = made.markdown()
+    assert "3 seeds" in section(text, "Direct Answer")
+    assert "By seed:" in text
+
+
+def test_recipes_are_variants_of_their_arm(tmp_path):
+    two_by_two(tmp_path, REPAIRED)
+    lora = {k: v for k, v in REPAIRED.items() if k[0] != "base"}
+    two_by_two(tmp_path, lora, method="lora", lora_rank=8)
+    made = report(tmp_path)
+    titles = [arm.title for arm in made.study.arms]
+    assert titles == ["base", "3B", "3B (method lora)", "3C", "3C (method lora)"]
+    lines = [row for row in made.tables["interaction"].rows if row[3] == "macro"]
+    assert [(row[0], row[1]) for row in lines] == [
+        ("3B", "3C"), ("3B (method lora)", "3C (method lora)")
+    ]  # fmt: skip
+
+
+def test_the_leaky_arm_is_called_leaky_everywhere_and_answers_nothing(tmp_path):
+    two_by_two(tmp_path, REPAIRED | {("3A", "causal"): 0.3, ("3A", "bidirectional"): 0.9})
+    made = report(tmp_path)
+    text = made.markdown()
+    for line in text.splitlines():
+        if "3A" in line:
+            assert "leaky" in line.lower(), line
+    assert "3A" not in section(text, "Direct Answer")
+    for table in made.tables.values():
+        for line in table.csv().splitlines():
+            assert "3A" not in line or "leaky" in line.lower(), line
+
+
+def test_distillation_has_the_base_model_as_its_control(tmp_path):
+    cells = {k: v for k, v in REPAIRED.items() if k[0] == "base"}
+    two_by_two(tmp_path, cells | {("distill", "causal"): 0.55, ("distill", "bidirectional"): 0.55})
+    text = section(report(tmp_path).markdown(), "Direct Answer")
+    assert "distil - the base model under bidirectional" in text
+    assert "**distil**: Yes, stage 1 is reached within 1 point" in text
+
+
+@pytest.mark.parametrize("left", [
+    {("base", "causal")}, {("base", "bidirectional")}, {("3B", "bidirectional")},
+    {("base", "causal"), ("3B", "causal")}, {("3B", "causal"), ("3C", "causal")},
+])  # fmt: skip
+def test_what_is_missing_is_said_to_be_not_run(tmp_path, left):
+    two_by_two(tmp_path, {cell: REPAIRED[cell] for cell in left})
+    text = report(tmp_path).markdown()
+    assert "not run" in text.lower()
+    assert "nan" not in text.lower().split()
+    assert "None" not in text
+
+
+def test_the_no_context_floor_is_found(tmp_path):
+    two_by_two(tmp_path, {k: v for k, v in REPAIRED.items() if k[0] == "base"})
+    evaluation(tmp_path, "causal", 0.3, config={"context": "none"})
+    made = report(tmp_path)
+    assert made.study.floor is not None
+    assert "above the no-context score" in made.markdown()
+    assert len(made.study.runs(made.study.base, "causal")) == 1
+
+
+def test_p_values_of_many_seeds_are_the_lowest_and_the_highest():
+    assert tables._p_values([0.5, 0.00001, 0.2]) == "0.5000 / <0.0001 / 0.2000"
+    assert tables._p_values([0.5, 0.00001, 0.2, 0.3]) == "<0.0001 to 0.5000"
+    assert tables._p_values([0.00002, 0.00001, 0.00005, 0.0]) == "<0.0001"
+    assert tables._p_values([]) is None
+
+
+def test_item_sets_are_not_mixed(tmp_path):
+    two_by_two(tmp_path, {k: v for k, v in REPAIRED.items() if k[0] == "base"})
+    other = evaluation(tmp_path, "causal", 0.5, n_items=100, config={"limit": 20})
+    text = report(tmp_path).markdown()
+    assert f"`{other.id}`: over other items" in text
+    another = evaluation(tmp_path, "bidirectional", 0.5, n_items=100, config={"limit": 20})
+    (line,) = (one for one in report(tmp_path).markdown().splitlines() if "over other items" in one)
+    assert line.startswith("- 2 runs, over other items")
+    assert f"`{other.id}`" in line
+    assert f"`{another.id}`" in line
+
+
+def test_unusable_runs_are_left_out_with_the_reason(tmp_path):
+    two_by_two(tmp_path, {k: v for k, v in REPAIRED.items() if k[0] == "base"})
+    for state in ("failed", "corrupt", "partial"):
+        make_run(tmp_path, n_items=20, state=state)
+    bad = make_run(tmp_path, "stage2_prefill_bidir_eval", n_items=20)
+    config = json.loads((bad.path / "config.json").read_text())
+    config["config"]["regime"] = "bidirectional:sink=many"
+    (bad.path / "config.json").write_text(json.dumps(config))
+    text = report(tmp_path).markdown()
+    for why in (
+        "not finished (failed)",
+        "not finished (corrupt)",
+        "not finished (partial)",
+        "sink",
+    ):
+        assert why in text
+
+
+def test_runs_that_do_not_pair_get_no_paired_interval(tmp_path):
+    evaluation(tmp_path, "causal", 0.55, n_items=300)
+    evaluation(tmp_path, "bidirectional", 0.4, n_items=300, facts={"tokenizer_fingerprint": "x"})
+    made = report(tmp_path)
+    (row,) = made.tables["contrasts"].rows
+    assert row[-1].startswith("unpaired")
+    assert "different tokenizers" in made.markdown()
+
+
+def without_items(root, *seeds) -> None:
+    """Fine-tunes' evaluations of these seeds keep their metrics only."""
+    for run in list_runs([root]):
+        trained = (run.config.get("training_record") or {}).get("run", "")
+        if any(f"-{seed}" in trained[-2:] for seed in seeds):
+            (run.path / "items.parquet").unlink()
+
+
+def test_where_only_some_seeds_kept_items_those_alone_are_compared(tmp_path):
+    two_by_two(tmp_path, REPAIRED, seeds=(0, 1, 2))
+    whole = report(tmp_path)
+    without_items(tmp_path, 1, 2)
+    made = report(tmp_path)
+    rows = {row[0]: row for row in made.tables["contrasts"].rows}
+    row = rows["stage 4 from 3B minus 3C, causal"]
+    assert (row[2], row[-1]) == (1, "paired item by item")
+    assert "from 1 of 3 seeds: the others have no items here, only metrics" in made.markdown()
+    of_three, of_one = (
+        next(row for row in one.tables["interaction"].rows if row[3] == "macro")
+        for one in (whole, made)
+    )
+    assert of_one[5] == pytest.approx(float(of_three[7].split(", ")[0]) / 100, abs=0.0006)
+    assert of_one[6] is not None
+    said = [line for line in made.markdown().splitlines() if "Interaction, (" in line]
+    assert said
+    assert all("It is from 1 of 3 seeds: the others have no items here" in line for line in said)
+    assert "It is from" not in whole.markdown()
+    levels = {row[0]: row for row in made.tables["macro"].rows}
+    (note,) = (
+        line for line in made.markdown().splitlines() if line.startswith("Accuracies and their")
+    )
+    assert "are from 1 of 3 seeds: the others have no items here, only metrics (3B, causal," in note
+    assert "Accuracies and their intervals" not in whole.markdown()
+    assert levels["stage 4 from 3B"][4] == 3  # the mean is of all
+
+
+def test_without_any_items_seeds_give_an_unpaired_interval_with_their_spread(tmp_path):
+    two_by_two(tmp_path, REPAIRED, seeds=(0, 1, 2))
+    without_items(tmp_path, 0, 1, 2)
+    study = report(tmp_path).study
+    arm = study.trained("3B")[0]
+    cells = (study.base, "causal"), (arm, "bidirectional")
+    found = contrast("", study, *cells)
+    one = contrast("", make_study([
+        run for run in list_runs([tmp_path]) if run.settings.get("checkpoint") is None
+        or "3B-0" in run.settings["checkpoint"]
+    ]), *cells)  # fmt: skip
+    assert found.basis == one.basis == "unpaired"
+    assert len(found.per_seed) == 3
+    assert found.value == pytest.approx(sum(found.per_seed) / 3)
+    # The same items answered thrice are not three times as many items.
+    spread = np.var(found.per_seed, ddof=1) / 3
+    half, single = ((e.interval.high - e.interval.low) / 2 / 1.959964 for e in (found, one))
+    assert half**2 == pytest.approx(single**2 + spread, rel=0.03)
+    # What is kept goes by the mean over seeds, like the ratio beside it.
+    chance = study.runs(*cells[0])[0].metrics["macro"]["chance"]
+    kept = (found.acc_b - chance) / (found.acc_a - chance)
+    assert found.above_chance.value == pytest.approx(kept)
+
+
+def test_seconds_on_a_shared_device_are_called_that(tmp_path):
+    run = evaluation(tmp_path)
+    path = run.path / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["cost"] = {"seconds": 10.0, "device": "a GPU", "shared_device": True}
+    write_json(path, metrics)
+    rows = report(tmp_path).tables["cost"].rows
+    assert [row[2] for row in rows if row[0] == run.id] == ["a GPU (shared with other runs)"]
+
+
+def test_no_runs_at_all(tmp_path):
+    with pytest.raises(UserError, match="no finished runs"):
+        build_report(roots=[tmp_path])
+    with pytest.raises(UserError, match="at least one finished evaluation"):
+        build_report([make_run(tmp_path, n_items=20, state="failed")], roots=[tmp_path])
+
+
+def test_the_fullest_set_of_a_model_is_chosen(tmp_path):
+    two_by_two(tmp_path, REPAIRED)
+    evaluation(tmp_path, "causal", 0.9, n_items=1600, config={"limit": 320})  # more items, alone
+    make_run(tmp_path, n_items=50, model="another")
+    made = build_report(roots=[tmp_path])
+    assert made.study.model == "smollm2-135m-instruct"
+    assert {arm.code for arm in made.study.arms} == {"base", "3B", "3C"}
+    assert build_report(roots=[tmp_path], model="another").study.model == "another"
+
+
+def test_a_study_needs_its_seeds_matched(tmp_path):
+    two_by_two(tmp_path, {k: v for k, v in REPAIRED.items() if k[0] != "3C"}, seeds=(0, 1))
+    control = make_finetune(tmp_path, "3C", seed=1)
+    for regime in ("causal", "bidirectional"):
+        evaluation(tmp_path, regime, REPAIRED["3C", regime], trained=control, seed=4)
+    study = make_study(list_runs([tmp_path]))
+    made = report(tmp_path)
+    assert study.control_of(study.trained("3B")[0]) is not None
+    row = next(r for r in made.tables["interaction"].rows if r[3] == "macro")
+    assert row[7].count(",") == 0  # the one seed that both arms have
+    assert "do NOT share the seeds" in made.markdown()

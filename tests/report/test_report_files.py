@@ -1,0 +1,108 @@
+"""A report's files: hostile texts stay text, tables are tables, the command says what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bidir_core.cli import main
+from bidir_core.report.markdown import Column, Interval, Table, code, escape
+from bidir_core.report.report import write_report
+from bidir_core.runs.find import list_runs
+from tests.factory import make_item, make_run, spread_items
+from tests.report_runs import FOLDERS, report
+
+HOSTILE = "<img src=x onerror=alert(1)> | ![x](http://evil/x.png) `code` **b**\n# heading"
+
+
+def test_hostile_names_stay_text(tmp_path):
+    items = [*spread_items(40, (HOSTILE,)), make_item(HOSTILE, 99, 0)]
+    for regime in ("causal", "bidirectional"):
+        make_run(
+            tmp_path, FOLDERS[False, regime != "causal"], regime=regime, items=items,
+            tasks=(HOSTILE,), model=HOSTILE, facts={"source": HOSTILE}, seed=len(regime),
+        )  # fmt: skip
+    text = report(tmp_path).markdown()
+    assert "<img" not in text
+    assert "![" not in text
+    assert not re.search(r"(?<!\\)\]\(", text)
+    assert "http://" not in text
+    assert not [line for line in text.splitlines() if line.startswith("# heading")]
+    markdown_it = pytest.importorskip("markdown_it")
+    page = markdown_it.MarkdownIt("gfm-like", {"linkify": False}).render(text)
+    assert not re.search(r"<(img|a|strong>b|script)\b", page)
+    assert page.count("<h1") == 1
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    widths = {re.sub(r"\\\|", "", line).count("|") for line in tables if "onerror" in line}
+    headers = {line.count("|") for line in tables if line.startswith(("| Task", "| What"))}
+    assert widths <= headers | {line.count("|") for line in tables if set(line) <= set("|-:")}
+
+
+@pytest.mark.parametrize("text", ["a`b", "``", "`", "plain", "a b\nc"])
+def test_code_spans_hold_their_text(text):
+    shown = code(text)
+    fence = re.match(r"`+", shown)[0]
+    inside = shown[len(fence) : -len(fence)]
+    assert fence not in re.findall(r"`+", inside)
+    assert inside.strip() == " ".join(text.split())
+
+
+def test_cells_are_one_line_and_escaped():
+    table = Table("t", [Column("a|b"), Column("n", "count"), Column("d", "interval")])
+    table.rows.append(["x\ny|z", 1234, Interval(-0.011, 0.02)])
+    assert table.markdown().splitlines()[2] == "| x y\\|z | 1,234 | -1.1 to +2.0 |"
+    assert escape("a_b*c<d>") == "a\\_b\\*c&lt;d&gt;"
+
+
+def test_csv_is_plain_and_runs_no_formula():
+    table = Table("t", [Column("name"), Column("value", "points"), Column("ci", "interval")])
+    table.rows.append(["=HYPERLINK(1)", -0.0123456789, Interval(-0.02, 0.01)])
+    header, row = csv.reader(io.StringIO(table.csv()))
+    assert header == ["name", "value", "ci low", "ci high"]
+    assert row == ["'=HYPERLINK(1)", "-0.0123456789", "-0.02", "0.01"]
+
+
+def test_the_command_writes_markdown_and_tables(repaired, tmp_path, capsys):
+    out = tmp_path / "deep" / "result.md"
+    line = ["report", "--runs-dir", str(repaired), "--out", str(out), "--csv"]
+    assert main(line) == 0
+    written = capsys.readouterr().out.split()
+    assert written[0] == str(out)
+    assert {Path(path).name for path in written} >= {"result.macro.csv", "result.contrasts.csv"}
+    text = out.read_text()
+    assert main(line) == 0
+    assert out.read_text() == text  # the same runs, the same report
+    run = next(r for r in list_runs([repaired]) if r.stage.startswith("stage1"))
+    assert main(["report", run.id, "--runs-dir", str(repaired), "--out", str(out)]) == 0
+
+
+@pytest.mark.parametrize("words", [
+    ["--out", "x.pdf"], ["nosuchrun", "--out", "x.md"], ["--out", "x.md", "--margin", "0"],
+    ["--out", "/proc/nowhere/x.md"], ["--out", "x.md", "--model", "nobody"],
+])  # fmt: skip
+def test_bad_input_is_one_line(words, repaired, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "--runs-dir", str(repaired), *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_sections_can_be_chosen(repaired, tmp_path):
+    made = report(repaired)
+    text = made.markdown(only={"answers"})
+    assert "## Direct Answer" in text
+    assert "## Cost" not in text
+    assert write_report(made, tmp_path / "r.md") == [tmp_path / "r.md"]
+
+
+def test_reading_runs_needs_no_torch():
+    check = "import sys, bidir_core.report.report; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True)

@@ -1,0 +1,215 @@
+"""Damaged, foreign and unsupported input: one sentence, and nothing written."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bidir_core.cli import main
+from bidir_core.common.errors import UserError
+from bidir_core.runs.find import list_runs
+from bidir_core.runs.lm_eval_import import import_results
+from bidir_core.runs.run import Run
+from bidir_core.runs.writer import RunWriter
+from tests.interop_files import LIMIT, TASKS, edit_lines, edit_results, one_line
+
+
+def drop(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        path.unlink()
+
+
+def tear(folder: Path) -> None:
+    (path,) = folder.glob("samples_piqa_*")
+    path.write_bytes(path.read_bytes()[:-60])
+
+
+def generated(lines) -> None:
+    for line in lines:
+        line["arguments"] = {"gen_args_0": {"arg_0": "Q", "arg_1": {"until": ["\n"]}}}
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "not lm-eval's": (lambda d: drop(d, "*"), "holds no lm-eval output"),
+    "an older layout": (
+        lambda d: (drop(d, "*"), (d / "results.json").write_text("{}")), "lm-eval before 0.4.3"
+    ),
+    "samples without results": (lambda d: drop(d, "results*"), "has no results_"),
+    "results without samples": (lambda d: drop(d, "samples*"), "--log_samples"),
+    "a task's samples are missing": (
+        lambda d: drop(d, "samples_piqa*"), "--tasks hellaswag,winogrande"
+    ),
+    "a torn line": (tear, "line 10: not JSON in UTF-8"),
+    "a line of something else": (
+        lambda d: edit_lines(d, "piqa", lambda x: x.insert(3, {"a": 1})), "line 4: has no 'doc_id'"
+    ),
+    "a lost line": (lambda d: edit_lines(d, "piqa", lambda x: x.pop(2)), "has 9 samples"),
+    "an empty file": (lambda d: edit_lines(d, "piqa", lambda x: x.clear()), "is empty"),
+    "a document twice": (
+        lambda d: edit_lines(d, "piqa", lambda x: x.append(x[1])), "document 1 again; line 2 has"
+    ),
+    "generated text": (
+        lambda d: edit_results(
+            d, lambda r: r["configs"]["piqa"].update(output_type="generate_until")
+        ),
+        "of type generate_until: it is scored on generated text",
+    ),
+    "generated text, not declared": (
+        lambda d: edit_lines(d, "piqa", generated), "line 1: the task 'piqa' asks for generated"
+    ),
+    "perplexity": (
+        lambda d: edit_results(
+            d, lambda r: r["configs"]["piqa"].update(output_type="loglikelihood_rolling")
+        ),
+        "perplexity, without choices",
+    ),
+    "one request": (
+        lambda d: edit_lines(d, "piqa", lambda x: x[0]["arguments"].pop("gen_args_1")),
+        "line 1: has one choice",
+    ),
+    "a response too few": (
+        lambda d: edit_lines(d, "piqa", lambda x: x[2]["filtered_resps"].pop()),
+        "line 3: has 2 requests and 1 responses",
+    ),
+    "a response that is a text": (
+        lambda d: edit_lines(d, "piqa", lambda x: x[2].update(filtered_resps=["a", "b"])),
+        "line 3: the response of choice 0 is 'a'",
+    ),
+    "a changed score": (
+        lambda d: edit_lines(d, "piqa", lambda x: x[0].update(acc=1 - x[0]["acc"])),
+        "line 1: lm-eval counted acc",
+    ),
+    "results of another run": (
+        lambda d: edit_results(d, lambda r: r["results"]["piqa"].update({"acc,none": 0.123})),
+        "says 0.1230; these files are not of one run",
+    ),
+    "results that are something else": (
+        lambda d: edit_results(d, lambda r: r.pop("configs")), "is not lm-eval's results file"
+    ),
+    "an old version": (
+        lambda d: edit_results(d, lambda r: r.update(lm_eval_version="0.3.0")), "lm-eval 0.3.0"
+    ),
+    "tasks of different shots": (
+        lambda d: edit_results(d, lambda r: r["n-shot"].update(piqa=5)), "differ in few-shot"
+    ),
+    "a gold out of range": (
+        lambda d: edit_lines(
+            d, "piqa", lambda x: (x[0]["doc"].pop("label"), x[0].update(target="7"))
+        ),
+        "line 1: its right answer is number 7 of 2",
+    ),
+    "an edited origin": (
+        lambda d: edit_results(d, lambda r: r.update(bidir_core={"regime": 3})), "damaged"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_writes_nothing(case, copy, runs_dir, capsys):
+    damage, expected = BAD[case]
+    damage(copy)
+    assert main(["import", str(copy)]) == 2
+    line = one_line(capsys)
+    assert expected in line
+    assert str(copy) in line
+    assert not list(runs_dir.rglob("*"))
+
+
+def places(value: Any, path: tuple = ()) -> list[tuple]:
+    """The path of every value inside a JSON value."""
+    if not isinstance(value, dict | list):
+        return []
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    found = []
+    for key, inner in inside:
+        found += [(*path, key), *places(inner, (*path, key))]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_damage_anywhere_is_refused_or_harmless(seed, copy, tmp_path):
+    """Values replaced or removed at random: a whole run or one sentence, never anything else."""
+    rng = random.Random(seed)
+    odd = [None, True, -1, 1e308, float("nan"), "", "\ud800", [], [1], {}, {"a": 1}, "1e400", 2**70]
+
+    def damage(value):
+        *path, last = rng.choice(places(value))
+        for key in path:
+            value = value[key]
+        value[last] = rng.choice(odd)
+
+    for attempt in range(12):
+        folder = Path(shutil.copytree(copy, tmp_path / str(attempt) / "in"))
+        if attempt % 2:
+            edit_lines(folder, rng.choice(TASKS), lambda lines: damage(rng.choice(lines)))
+        else:
+            edit_results(folder, damage)
+        runs = tmp_path / str(attempt) / "runs"
+        refused = ""
+        try:
+            run = Run(import_results(folder, runs_dir=runs).path)
+        except UserError as error:
+            refused = str(error)
+        assert "\n" not in refused
+        if refused:
+            assert not [path for path in runs.rglob("*") if path.is_file()]
+        else:
+            assert run.state == "done"
+            assert len(run.items()) == LIMIT * len(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--tasks", "gsm8k"], "--tasks gsm8k"),
+        (["--task-map", "piqa"], "write THEIRS=OURS"),
+        (["--task-map", "gsm8k=piqa"], "no task 'gsm8k'"),
+        (["--task-map", "piqa=winogrande"], "two tasks would be called 'winogrande'"),
+        (["--task-map", "piqa=a/b"], "cannot be called 'a/b'"),
+        (["--regime", "sideways"], "sideways"),
+        (["--name", "a/b"], "a/b"),
+        (["--runs-dir", __file__], "test_interop_damage.py"),
+    ],
+)
+def test_bad_arguments(words, expected, copy, runs_dir, capsys):
+    assert main(["import", str(copy), *words]) == 2
+    assert expected in one_line(capsys)
+    assert not list(runs_dir.rglob("*"))
+
+
+def test_missing_and_foreign_paths(tmp_path, runs_dir, capsys):
+    (tmp_path / "notes.txt").write_text("x")
+    for path, expected in (
+        (tmp_path / "none", "does not exist"),
+        (tmp_path / "notes.txt", "named"),
+    ):
+        assert main(["import", str(path)]) == 2
+        assert expected in one_line(capsys)
+
+
+def test_a_folder_of_several_models_is_not_guessed_at(theirs, tmp_path, runs_dir, capsys):
+    for name in ("one", "two"):
+        shutil.copytree(next(theirs.iterdir()), tmp_path / "out" / name)
+    assert main(["import", str(tmp_path / "out")]) == 2
+    assert "results of 2 models (one, two)" in one_line(capsys)
+
+
+def test_a_crash_while_writing_leaves_nothing(copy, runs_dir, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunWriter, "finish", full)
+    with pytest.raises(OSError, match="No space"):
+        import_results(copy)
+    assert not [path for path in runs_dir.rglob("*") if path.is_file()]
+    assert not list_runs([runs_dir])
+
+
+def test_read_only_refuses_an_import(copy, runs_dir, monkeypatch, capsys):
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    assert main(["import", str(copy)]) == 2
+    assert "read-only" in one_line(capsys)

@@ -1,0 +1,208 @@
+"""Our runs written as lm-eval writes its own, and read back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from bidir_core.analyse.compare import compare
+from bidir_core.analyse.pairing import pair
+from bidir_core.cli import main
+from bidir_core.common.errors import UserError
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.evaluate import evaluate
+from bidir_core.runs import lm_eval_import
+from bidir_core.runs.lm_eval_export import export_run
+from bidir_core.runs.lm_eval_import import import_results
+from bidir_core.runs.records import RECORD_FIELDS
+from bidir_core.runs.run import Run
+from tests.interop_files import (
+    TASKS,
+    TOKEN_FIELDS,
+    TOKENIZER_KEYS,
+    edit_results,
+    lines_of,
+    one_line,
+    results_of,
+)
+
+
+def shape(value: Any) -> Any:
+    """Keys in order, lengths and types; numbers are numbers."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [shape(inner) for inner in value]
+    return float if type(value) in (int, float) else type(value)
+
+
+def test_an_export_has_lm_evals_files_keys_and_values(ours, theirs, tmp_path):
+    files, notes = export_run(ours, tmp_path)
+    assert not notes
+    stamp = results_stamp(files[-1])
+    assert sorted(path.name.replace(stamp, "T") for path in files) == sorted(
+        path.name.replace(results_stamp(path), "T") for path in next(theirs.iterdir()).iterdir()
+    )
+    assert files[0].parent.name == next(theirs.iterdir()).name
+    for task in TASKS:
+        for mine, their in zip(lines_of(tmp_path, task), lines_of(theirs, task), strict=True):
+            assert shape(mine) == shape(their)
+            assert list(mine) == list(their)
+            for key in mine:  # documents, prompts, hashes, targets and scores: all the same
+                if key not in ("resps", "filtered_resps"):
+                    assert mine[key] == their[key], key
+            for one, other in zip(mine["filtered_resps"], their["filtered_resps"]):
+                assert float(one[0]) == pytest.approx(float(other[0]), abs=1e-3)
+            assert mine["resps"] == [[answer] for answer in mine["filtered_resps"]]
+
+
+def results_stamp(path: Path) -> str:
+    return path.name.rpartition("_")[2].rpartition(".")[0]
+
+
+def test_an_exports_results_file_is_lm_evals(ours, theirs, tmp_path):
+    export_run(ours, tmp_path)
+    mine, their = results_of(tmp_path), results_of(theirs)
+    assert [key for key in their if key not in TOKENIZER_KEYS] == [
+        key for key in mine if key != "bidir_core"
+    ]
+    for key in ("results", "n-shot", "versions", "higher_is_better", "n-samples", "task_hashes"):
+        assert list(mine[key]) == list(their[key]), key
+        for task in TASKS:
+            assert mine[key][task] == pytest.approx(their[key][task]), key
+    assert list(mine["config"]) == list(their["config"])
+    for task in TASKS:
+        own, other = mine["configs"][task], their["configs"][task]
+        assert set(own) <= set(other)
+        assert {key: type(value) for key, value in own.items()} == {
+            key: type(other[key]) for key in own
+        }
+
+
+def test_tools_that_load_samples_as_a_dataset_see_the_same_columns(ours, theirs, tmp_path):
+    export_run(ours, tmp_path)
+    for task in TASKS:
+        found = []
+        for folder in (tmp_path, theirs):
+            (path,) = folder.rglob(f"samples_{task}_*.jsonl")
+            found.append(
+                datasets.Dataset.from_json(str(path), cache_dir=str(tmp_path / "cache")).features
+            )
+        assert found[0] == found[1]
+
+
+def test_there_and_back_gives_the_same_records(ours, tmp_path):
+    export_run(ours, tmp_path / "out")
+    done = import_results(tmp_path / "out", runs_dir=tmp_path / "runs")
+    back = Run(done.path)
+    kept = [name for name in RECORD_FIELDS if name not in TOKEN_FIELDS]
+    a, b = (run.items_table(kept) for run in (ours, back))
+    assert a.equals(b)
+    assert not done.notes
+    assert back.metrics["tasks"] == ours.metrics["tasks"]
+    assert back.config["source"].startswith(f"imported from an export of '{ours.id}'")
+    for name in ("tokenizer_fingerprint", "bos_added", "model_fingerprint", "data_fingerprint"):
+        assert back.config[name] == ours.config[name], name
+    (note,) = (note for note in compare(ours, back).notes if "imported" in note)
+    assert "not checked" not in note
+    again, _ = export_run(back, tmp_path / "again")  # and once more, without its documents
+    assert len(again) == len(TASKS) + 1
+
+
+def test_an_import_goes_out_again_with_its_hashes(imported, theirs, tmp_path):
+    _, notes = export_run(imported, tmp_path)
+    assert all("documents" in note for note in notes)
+    for task in TASKS:
+        mine, their = lines_of(tmp_path, task), lines_of(theirs, task)
+        for key in ("doc_id", "target", "arguments", "doc_hash", "prompt_hash", "acc"):
+            assert [line[key] for line in mine] == [line[key] for line in their], key
+
+
+def test_a_bidirectional_run_says_so_and_comes_back_as_one(config, theirs, tmp_path, capsys):
+    path = evaluate(replace(config, regime="bidirectional:sink=1", tasks=("piqa",)))
+    files, _ = export_run(Run(path), tmp_path / "out")
+    results = json.loads(files[-1].read_text())
+    assert results["model_name"].endswith("@bidirectional:sink=1")
+    assert results["config"]["model_args"]["regime"] == "bidirectional:sink=1"
+    back = Run(import_results(tmp_path / "out", runs_dir=tmp_path / "runs").path)
+    assert (back.stage, back.regime) == ("stage2_prefill_bidir_eval", "bidirectional:sink=1")
+    words = ["import", str(tmp_path / "out"), "--runs-dir", str(tmp_path / "runs")]
+    assert main([*words, "--regime", "causal"]) == 2
+    assert "was made under bidirectional:sink=1" in one_line(capsys)
+    stage2 = import_results(theirs, regime="bidirectional", runs_dir=tmp_path / "runs")
+    assert Run(stage2.path).stage == "stage2_prefill_bidir_eval"
+
+
+def test_a_compact_run_is_joined_with_its_data(config, ours, tmp_path, capsys):
+    path = evaluate(replace(config, compact=True))
+    export_run(Run(path), tmp_path / "compact")
+    export_run(ours, tmp_path / "full")
+    for task in TASKS:
+        assert lines_of(tmp_path / "compact", task) == lines_of(tmp_path / "full", task)
+    moved = json.loads((path / "config.json").read_text())
+    moved["config"]["data_source"] = str(tmp_path / "gone")
+    (path / "config.json").write_text(json.dumps(moved))
+    assert main(["export", str(path), "--out", str(tmp_path / "none")]) == 2
+    assert "kept no texts (--compact) and they cannot be joined back" in one_line(capsys)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_floor_without_contexts_comes_back_as_one(config, ours, tmp_path):
+    run = Run(evaluate(replace(config, context="none", compact=True)))
+    files, _ = export_run(run, tmp_path / "out")
+    assert "@context=none" in json.loads(files[-1].read_text())["model_name"]
+    edit_results(tmp_path / "out", lambda results: results.pop("bidir_core"))
+    back = Run(import_results(tmp_path / "out", runs_dir=tmp_path / "runs").path)
+    assert back.settings["context"] == "none"
+    with pytest.raises(UserError, match="scored with context"):
+        pair(back, ours)
+
+
+def test_a_users_own_task_keeps_its_document(tiny_folder, own_items, tmp_path):
+    config = EvalConfig(
+        model=str(tiny_folder), tasks=(str(own_items),), limit=6, device="cpu", runs_dir=str(tmp_path)
+    )  # fmt: skip
+    run = Run(evaluate(config))
+    _, notes = export_run(run, tmp_path / "out")
+    assert not notes
+    assert lm_eval_import.__doc__
+    line = lines_of(tmp_path / "out", "mine")[0]
+    assert line["doc"]["gold"] == 0
+    back = Run(import_results(tmp_path / "out", runs_dir=tmp_path / "b").path)
+    assert back.items(["doc_hash", "gold"]).equals(run.items(["doc_hash", "gold"]))
+
+
+def test_exports_that_cannot_be(ours, tmp_path, capsys):
+    from tests.factory import make_reference, make_run
+
+    partial = make_run(tmp_path / "runs", n_items=10, state="failed")
+    published = make_reference(tmp_path / "runs", tasks={"piqa": 0.6})
+    words = ["--out", str(tmp_path / "out")]
+    for run, expected in ((partial, "is failed: CUDA"), (published, "has no scored items")):
+        assert main(["export", str(run.path), *words]) == 2
+        assert expected in one_line(capsys)
+    assert not (tmp_path / "out").exists()
+    export_run(ours, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.json*")}
+    assert main(["export", str(ours.path), *words]) == 2
+    assert "exists already" in one_line(capsys)
+    (tmp_path / "file").write_text("")
+    assert main(["export", str(ours.path), "--out", str(tmp_path / "file")]) == 2
+    assert "cannot be written" in one_line(capsys)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.json*")}
+
+
+def test_an_item_error_goes_out_as_nan_and_comes_back(tmp_path):
+    from tests.factory import make_run
+
+    run = make_run(tmp_path / "runs", n_items=12, tasks=("piqa",), n_errors=2)
+    export_run(run, tmp_path / "out")
+    assert lines_of(tmp_path / "out", "piqa")[0]["filtered_resps"][0][0] == "nan"
+    back = Run(import_results(tmp_path / "out", runs_dir=tmp_path / "b").path)
+    assert back.metrics["n_errors"] == 2
+    assert back.items_table(["pred", "ll"]).equals(run.items_table(["pred", "ll"]))

@@ -1,0 +1,163 @@
+"""Records and metrics: lm-eval's conventions, and numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bidir_core.runs import records
+from bidir_core.runs.metrics import compute_metrics
+from bidir_core.runs.records import make_record
+from tests.factory import make_run
+
+pytestmark = pytest.mark.usefixtures("own_runs")
+
+
+HERE = Path(__file__).parent
+
+
+def record(**changes):
+    base = {
+        "task": "t", "doc_id": 0, "doc_hash": "h", "gold": 1, "contexts": ["c"],
+        "continuations": [" a much longer choice", " bb"], "n_prefix_tokens": [1],
+        "n_continuation_tokens": [4, 1], "ll": [-8.0, -4.0],
+    }  # fmt: skip
+    return make_record(**{**base, **changes})
+
+
+def test_predictions_follow_lm_eval():
+    row = record()
+    # acc: argmax of ll. acc_norm: per character without the leading space: -8/20 against -4/2.
+    assert (row["pred"], row["correct"], row["margin"]) == (1, True, 4.0)
+    assert (row["pred_norm"], row["correct_norm"]) == (0, False)
+    three = record(
+        continuations=[" a", " b", " c"], ll=[-3.0, -2.0, -2.0], n_continuation_tokens=[1, 1, 1]
+    )
+    assert three["pred"] == 1  # the first of equals, as numpy's argmax
+    assert three["margin"] == 0.0
+
+
+def test_winogrande_has_no_acc_norm():
+    row = record(contexts=["c one", "c two"], continuations=[" same"] * 2)
+    assert row["pred_norm"] is None
+    assert row["correct_norm"] is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_nan_is_an_item_error_never_an_argmax(bad):
+    row = record(ll=[bad, -4.0])
+    assert row["ll"] is None
+    assert row["pred"] is None
+    assert row["correct"] is False
+    assert "choice 0" in row["error"]
+    records.to_line(row)
+
+
+def test_stored_numbers_and_stored_prediction_cannot_disagree():
+    close = -100.0 - 1e-9  # the same number in float32
+    row = record(ll=[close, -100.0])
+    assert row["pred"] == int(np.argmax(np.asarray(row["ll"], dtype=np.float32)))
+
+
+@given(
+    st.lists(
+        st.floats(-500, 0, width=32) | st.sampled_from([-1.0, -2.0, -3.0]), min_size=2, max_size=6
+    ).flatmap(lambda ll: st.tuples(st.just(ll), st.integers(0, len(ll) - 1))),
+    st.lists(st.integers(0, 9), min_size=6, max_size=6),
+)
+def test_predictions_are_those_of_arrays(scored, letters):
+    """Ties included: the first of equals; margins and lengths in double precision."""
+    ll, gold = scored
+    texts = [" " + "x" * n for n in letters[: len(ll)]]
+    row = record(ll=ll, gold=gold, continuations=texts)
+    values = np.array(ll, dtype=np.float32).astype(np.float64)
+    assert row["ll"] == values.tolist()
+    assert row["pred"] == int(np.argmax(values))
+    assert row["margin"] == float(values[gold] - np.delete(values, gold).max())
+    if len(set(texts)) > 1:
+        lengths = np.array([max(n, 1) for n in letters[: len(ll)]])
+        assert row["pred_norm"] == int(np.argmax(values / lengths))
+
+
+def test_a_line_is_dense_json():
+    row = record(contexts=["caf\u00e9 \u2028 \ud800"], ll=[-8.1, -4.2])
+    dense = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    assert records.to_line(row) == dense.encode("utf-8", errors="surrogatepass") + b"\n"
+
+
+def test_metrics_by_hand():
+    rows = [
+        record(task="a", doc_id=0),
+        record(task="a", doc_id=1, ll=[-1.0, -4.0]),
+        record(task="a", doc_id=2, ll=[math.nan, -4.0]),
+        record(
+            task="a", doc_id=3, continuations=[" a", " b", " c", " d"], n_continuation_tokens=[1] * 4,
+            ll=[-2.0, -1.0, -2.0, -2.0],
+        ),
+        record(task="winogrande", contexts=["x", "y"], continuations=[" same"] * 2),
+    ]  # fmt: skip
+    found = compute_metrics(rows)
+    assert (found["n_items"], found["n_scored"], found["n_errors"]) == (5, 4, 1)
+    a = found["tasks"]["a"]
+    assert a["n"] == 4
+    assert a["acc"] == 0.5  # the error item counts as wrong
+    assert a["acc_stderr"] == pytest.approx(math.sqrt(0.25 / 3))
+    assert a["chance"] == pytest.approx((3 * 0.5 + 0.25) / 4)
+    soft = [1 / (1 + math.exp(-4)), 1 / (1 + math.exp(3)), 1 / (1 + 3 * math.exp(-1))]
+    assert a["gold_prob"] == pytest.approx(np.mean(soft))
+    wino = found["tasks"]["winogrande"]
+    assert wino["acc_norm"] is None
+    assert wino["acc_norm_stderr"] is None
+    assert wino["acc_stderr"] is None  # one item
+    assert found["macro"]["acc"] == pytest.approx(0.75)
+    assert found["macro"]["acc_norm"] == pytest.approx((a["acc_norm"] + 1.0) / 2)
+    assert found["macro"]["chance"] == pytest.approx((a["chance"] + 0.5) / 2)
+
+
+def test_chance_and_scores_do_not_need_texts():
+    rows = [record(doc_id=i, ll=[math.nan, 0.0] if i == 0 else [-8.0, -4.0]) for i in range(4)]
+    bare = [
+        record(doc_id=i, compact=True, ll=row["ll"], error=row["error"])
+        for i, row in enumerate(rows)
+    ]
+    assert compute_metrics(bare) == compute_metrics(rows)
+
+
+def test_a_task_of_errors_only_has_numbers_and_no_crash():
+    found = compute_metrics([record(ll=[math.nan, 1.0])])
+    assert found["tasks"]["t"]["acc"] == 0
+    assert found["tasks"]["t"]["gold_prob"] is None
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("texts", [True, False])
+def test_the_file_says_to_others_what_was_written(tmp_path, texts):
+    """The encodings that make it small are read by pandas too, nulls and errors among them."""
+    run = make_run(tmp_path, n_items=60, texts=texts, n_errors=3)
+    table = records.read_parquet(run.path / "items.parquet")
+    records.write_parquet(table, tmp_path / "again.parquet")
+    assert records.read_parquet(tmp_path / "again.parquet").equals(table)
+    frame = pd.read_parquet(tmp_path / "again.parquet")
+    for name in ("doc_hash", "doc_id", "margin", "task"):
+        wanted = table.column(name).to_pandas()
+        pd.testing.assert_series_equal(frame[name], wanted, check_names=False)
+    for ours, theirs in zip(table.column("ll").to_pylist(), frame["ll"]):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or ours == theirs.tolist()
+
+
+def test_ten_thousand_items_load_fast_and_compact_runs_are_small(tmp_path):
+    run = make_run(tmp_path, n_items=10_000, texts=False)
+    assert (run.path / "items.parquet").stat().st_size < 700_000
+    started = time.perf_counter()
+    run.items()
+    run.item("hellaswag", 1500)
+    assert time.perf_counter() - started < 4.0

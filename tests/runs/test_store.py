@@ -1,0 +1,214 @@
+"""Reading run folders: where they are, how they are found, and nothing broken takes a reader down."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from bidir_core.common.errors import UserError
+from bidir_core.runs.find import delete_run, find_run, list_runs, rename_run
+from bidir_core.runs.layout import new_run_folder, runs_roots, stage_dir_for
+from bidir_core.runs.run import Run
+from bidir_core.runs.writer import RunWriter
+from tests.factory import make_reference, make_run
+
+pytestmark = pytest.mark.usefixtures("own_runs")
+
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "expected"),
+    [
+        ("eval", {}, "stage1_vanilla_eval"),
+        ("eval", {"regime": "bidirectional:sink=1"}, "stage2_prefill_bidir_eval"),
+        ("eval", {"regime": "bidirectional:lambda=0"}, "stage1_vanilla_eval"),
+        ("eval", {"regime": "bidirectional", "checkpoint": "x"}, "stage4_postft_eval"),
+        ("eval", {"checkpoint": "x"}, "nonprefill_compare"),
+        ("finetune", {"objective": "3B"}, "stage3_finetune_prefill_bidir"),
+        ("finetune", {"objective": "3A"}, "stage3a_finetune_leaky"),
+        ("finetune", {"objective": "3C"}, "stage3c_finetune_causal"),
+        ("finetune", {"objective": "distill"}, "stage3d_finetune_distil"),
+        ("lab", {}, "lab"),
+    ],
+)
+def test_stage_dir(command, options, expected):
+    assert stage_dir_for(command, **options) == expected
+
+
+def test_folder_names_are_utc_and_never_collide(tmp_path):
+    from datetime import timedelta, timezone
+
+    noon_in_tokyo = datetime(2026, 2, 15, 12, 0, 1, tzinfo=timezone(timedelta(hours=9)))
+    names = [
+        new_run_folder(tmp_path, "lab", name, now=noon_in_tokyo).name
+        for name in (None, "final", None)
+    ]
+    assert names == ["20260215-030001", "20260215-030001-2_final", "20260215-030001-3"]
+    assert Run(tmp_path / "lab" / names[1]).name == "final"
+    assert Run(tmp_path / "lab" / names[1]).created == datetime(2026, 2, 15, 3, 0, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "-x", "x" * 99, "a b", "näh"])
+def test_bad_names_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match="run name"):
+        new_run_folder(tmp_path, "lab", name)
+
+
+def test_roots_are_a_path_list_and_the_committed_runs_stay(monkeypatch, tmp_path):
+    monkeypatch.setenv("BIDIR_RUNS_DIR", f"{tmp_path / 'a'}{os.pathsep}{tmp_path / 'b'}")
+    roots = runs_roots()
+    assert roots[:2] == [tmp_path / "a", tmp_path / "b"]
+    assert roots[-1] == HERE.parent / "runs"
+    monkeypatch.delenv("BIDIR_RUNS_DIR")
+    assert runs_roots() == [HERE.parent / "runs"]
+
+
+def test_a_runs_folder_that_cannot_be_written_is_one_clear_sentence(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(UserError, match=r"cannot write runs to .*--runs-dir"):
+        RunWriter.create("lab", {}, root=blocked)
+
+
+def test_a_broken_folder_never_takes_the_list_down(tmp_path):
+    good = make_run(tmp_path, n_items=5)
+    parent = tmp_path / "stage1_vanilla_eval"
+    bad = {
+        "20260101-000001": {"config.json": "{"},
+        "20260101-000002": {"log.txt": "no config"},
+        "20260101-000003": {"config.json": "[]"},
+        "20260101-000004": {"config.json": "{}", "metrics.json": '{"tasks": []}'},
+        "20260101-000005": {"config.json": "{}", "metrics.json": '{"tasks": {"piqa": 3}}'},
+        "20260101-000006": {"config.json": "{}", "status.json": '{"state": "flying"}'},
+        "20260101-000007": {"config.json": "{}", "items.parquet": "PAR1 cut"},
+        "20260101-000008": {"config.json": '{"schema": 99}'},
+        "20260101-000009": {"config.json": '{"config": "text"}', "status.json": "\x00"},
+    }
+    for name, files in bad.items():
+        (parent / name).mkdir()
+        for file, text in files.items():
+            (parent / name / file).write_text(text)
+    (parent / "20260101-000010").mkdir()  # empty: just being made
+    (parent / "20260101-000011").write_text("not a folder")
+    (parent / "notes").mkdir()
+    (parent / ".deleted-20260101-000012").mkdir()
+    found = {run.path.name: run for run in list_runs([tmp_path])}
+    assert set(found) == {*bad, good.path.name}
+    for name in bad:
+        run = found[name]
+        assert run.state == "corrupt", name
+        assert run.error, name
+        assert "\n" not in run.error
+        assert (run.model, run.regime, run.tasks, run.settings) == (
+            "",
+            "causal",
+            [],
+            {},
+        ) or run.tasks
+        with pytest.raises(UserError, match="cannot be resumed"):
+            RunWriter.resume(run)
+    assert found[good.path.name].state == "done"
+    assert list_runs([tmp_path / "nowhere"]) == []
+
+
+def test_a_damaged_table_is_a_sentence_for_the_reader(tmp_path):
+    run = make_run(tmp_path, n_items=50)
+    data = bytearray((run.path / "items.parquet").read_bytes())
+    data[-60:-10] = b"\xff" * 50
+    (run.path / "items.parquet").write_bytes(bytes(data))
+    with pytest.raises(UserError, match="cannot be read"):
+        run.items()
+    with pytest.raises(UserError, match="cannot be read"):
+        run.item("piqa", 0)
+
+
+def test_find_by_id_path_and_unique_name(tmp_path):
+    a = make_run(tmp_path, n_items=5)
+    assert find_run(a.id).path == a.path
+    assert find_run(a.path.name).path == a.path
+    assert find_run(f"runs/{a.id}").path == a.path
+    assert find_run(a.path).id == a.id
+    assert find_run(str(a.path)).path == a.path
+    with pytest.raises(UserError, match="there is no run"):
+        find_run(str(a.path), allow_path=False)
+    make_run(tmp_path, "lab", n_items=5, folder=tmp_path / "lab" / a.path.name)
+    with pytest.raises(UserError, match="names 2 runs"):
+        find_run(a.path.name)
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "",
+        "nope",
+        "../../etc/passwd",
+        "stage1_vanilla_eval/..",
+        "..",
+        "/",
+        "a/b/points/../..",
+        "x\x00y",
+    ],
+)
+def test_unknown_references_are_user_errors(ref):
+    with pytest.raises(UserError, match="there is no run"):
+        find_run(ref, allow_path=False)
+
+
+def test_points_of_a_sweep_are_runs(tmp_path):
+    sweep = make_run(tmp_path, "lab", n_items=5)
+    path = sweep.path / "points" / "bidirectional_lambda-0.5"
+    make_run(tmp_path, "lab", n_items=5, folder=path, regime="bidirectional:lambda=0.5")
+    point_id = f"{sweep.id}/points/bidirectional_lambda-0.5"
+    assert find_run(point_id).id == point_id
+    assert [p.id for p in sweep.points()] == [point_id]
+    assert point_id not in [r.id for r in list_runs([tmp_path])]
+    assert point_id in [r.id for r in list_runs([tmp_path], points=True)]
+
+
+def test_reference_runs_are_numbers_only(tmp_path):
+    run = make_reference(tmp_path, tasks={"piqa": 0.788, "arc_easy": 0.814}, source="a paper")
+    assert run.is_reference
+    assert run.state == "reference"
+    assert not run.has_items
+    assert run.metrics["tasks"]["piqa"]["acc"] == 0.788
+    assert run.config["source"] == "a paper"
+
+
+def test_rename_and_delete(tmp_path):
+    run = make_run(tmp_path, n_items=5, name="old")
+    new = rename_run(run, "new.name")
+    assert new.name == "new.name"
+    assert new.state == "done"
+    assert not run.path.exists()
+    with pytest.raises(UserError, match="run name"):
+        rename_run(new, "../../x")
+    bare = rename_run(new, None)
+    assert bare.name is None
+    delete_run(bare)
+    assert list_runs([tmp_path]) == []
+    assert os.listdir(tmp_path / "stage1_vanilla_eval") == []
+    with pytest.raises(UserError, match="there is no run"):
+        delete_run(bare.id)
+
+
+def test_running_runs_and_read_only_mode_refuse_changes(tmp_path, monkeypatch):
+    busy, done = make_run(tmp_path, n_items=6, state="running"), make_run(tmp_path, n_items=6)
+    for change in (delete_run, lambda run: rename_run(run, "x")):
+        with pytest.raises(UserError, match="it is running"):
+            change(busy)
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    for change in (
+        delete_run,
+        lambda run: rename_run(run, "x"),
+        RunWriter.resume,
+        lambda run: RunWriter.create("lab", {}),
+    ):
+        with pytest.raises(UserError, match="read-only"):
+            change(done)
+    assert done.path.exists()
+    assert done.items().shape[0] == 6  # reading goes on

@@ -1,0 +1,119 @@
+"""Runs made small enough to be committed say what the runs they came from say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bidir_core.analyse.compare import compare
+from bidir_core.common.files import write_json
+from bidir_core.runs.find import list_runs
+from scripts import keep_runs
+from scripts.keep_runs import STEPS_A_NAT
+from scripts.recipes import ALONE
+from tests.factory import make_run
+from tests.lab_factory import SINKS, make_sweep
+from tests.report_runs import make_finetune
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Made runs, and what is kept of them: items of one, metrics of the other."""
+    made = tmp_path / "made"
+    common = {"n_items": 60, "texts": False, "n_errors": 2}
+    first = make_run(made, name="with-items", **common)
+    make_run(made, "stage2_prefill_bidir_eval", name="bare", regime="bidirectional", **common)
+    make_run(made, name="unfinished", state="failed", **common)
+    make_run(made, name="other", **common)
+    for name in ("shared", "alone"):
+        trained = make_finetune(made, seed=int(name == "alone"), evals=False)
+        if name == "alone":
+            write_json(trained.path / ALONE, {"alone": True})
+    (first.path / "log.txt").write_text(f"wrote {made}/stage1_vanilla_eval/x, read /elsewhere\n")
+    keep_runs.main(
+        [str(made), "--names", "with-items", "bare", "3B-*", "--items", "with-*",
+         "--shared-device", "--to", str(tmp_path / "runs")]
+    )  # fmt: skip
+    by_name = lambda root: {run.name: run for run in list_runs([root])}  # noqa: E731
+    return by_name(made), by_name(tmp_path / "runs")
+
+
+def test_only_what_was_asked_for_is_kept_and_paths_lead_into_runs(kept):
+    made, small = kept
+    assert set(small) == {"with-items", "bare", "3B-0", "3B-1"}
+    assert small["with-items"].has_items
+    assert not small["bare"].has_items
+    assert (small["with-items"].path / "log.txt").read_text() == (
+        "wrote runs/stage1_vanilla_eval/x, read /elsewhere\n"
+    )
+    for name, run in small.items():
+        assert run.id == made[name].id
+        assert run.state == "done"
+
+
+def test_a_shared_device_is_noted_unless_the_run_had_it_to_itself(kept):
+    made, small = kept
+    shared = {name: (run.metrics or {})["cost"].get("shared_device") for name, run in small.items()}
+    assert shared == {"with-items": True, "bare": True, "3B-0": True, "3B-1": None}
+    cost = {**small["bare"].metrics["cost"]}
+    del cost["shared_device"]
+    assert {**small["bare"].metrics, "cost": cost} == made["bare"].metrics
+
+
+def test_log_likelihoods_are_rounded_and_nothing_else_changes(kept):
+    made, small = (one["with-items"] for one in kept)
+    exact, rounded = made.items(), small.items()
+    for name in exact.columns.difference(["ll", "margin"]):
+        assert exact[name].map(repr).equals(rounded[name].map(repr)), name
+    moved = 0
+    for before, after, gold, margin in zip(exact.ll, rounded.ll, rounded.gold, rounded.margin):
+        if before is None:
+            assert after is None
+            continue
+        before, after = np.asarray(before), np.asarray(after)
+        assert np.abs(before - after).max() <= 0.5 / STEPS_A_NAT + 1e-6
+        assert np.array_equal(after * STEPS_A_NAT, np.round(after * STEPS_A_NAT))
+        assert margin == pytest.approx(after[gold] - np.delete(after, gold).max())
+        moved += not np.array_equal(before, after)
+    assert moved
+    assert exact.ll.isna().sum() == rounded.ll.isna().sum() > 0
+    assert compare(made, small).macro.delta == 0
+
+
+@pytest.mark.parametrize("items", [True, False])
+def test_a_sweep_is_kept_with_its_points_rounded_once(tmp_path, items):
+    """The product rounds nothing; what is kept says the same of every point."""
+    made = make_sweep(tmp_path / "made", SINKS[:1], n_items=40, config={"compact": True})
+    write_json(made.path / "attention.json", {"regimes": {}})
+    keep_runs.main(
+        [
+            str(tmp_path / "made"),
+            "--to",
+            str(tmp_path / "runs"),
+            *(["--items", "*"] if items else []),
+        ]
+    )
+    (kept,) = list_runs([tmp_path / "runs"])
+    assert (kept.state, kept.metrics) == ("done", made.metrics)
+    assert (kept.path / "attention.json").exists()
+    assert len(kept.points()) == len(made.points()) == 3
+    for before, after in zip(made.points(), kept.points()):
+        assert after.metrics == before.metrics
+        assert after.has_items is items
+        if not items:
+            continue
+        exact, rounded = before.items(), after.items()
+        for name in exact.columns.difference(["ll", "margin"]):
+            assert exact[name].map(repr).equals(rounded[name].map(repr)), name
+        for column in ("ll", "margin"):
+            one, other = (np.hstack(frame[column].tolist()) for frame in (exact, rounded))
+            steps = other * STEPS_A_NAT
+            assert np.array_equal(steps, np.round(steps))
+            assert not np.array_equal(one * STEPS_A_NAT, steps)
+            np.testing.assert_allclose(one, other, atol=1.01 / STEPS_A_NAT)
+        for folder, field in ((before, exact), (after, rounded)):
+            record = folder.item(field.task[3], int(field.doc_id[3]))
+            assert record["margin"] == pytest.approx(field.margin[3])
+    if items:
+        first, second = (run.points()[0] for run in (made, kept))
+        assert compare(first, second).macro.delta == 0

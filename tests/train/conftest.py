@@ -1,0 +1,51 @@
+"""Tiny models and samples for the training tests: everything runs in milliseconds on one thread."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bidir_core.models.families import tiny_tokenizer
+from bidir_core.train.mixtures import Sample
+from bidir_core.train.packing import EncodedSamples, encode_samples
+from tests.tiny_models import save_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Bit-equality holds for one number of threads; and the machine may be shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_samples(n: int, seed: int = 0) -> list[Sample]:
+    """Random words, prompts of 3-40 characters and responses of 2-20."""
+    rng = np.random.default_rng(seed)
+
+    def text(low: int, high: int) -> str:
+        return "".join(rng.choice(list("abcdefghij "), int(rng.integers(low, high)))).strip() or "a"
+
+    return [Sample(f"q{text(3, 40)}", f" {text(2, 20)}", "random", i) for i in range(n)]
+
+
+def encoded_samples(n: int = 24, seed: int = 0) -> EncodedSamples:
+    return encode_samples(make_samples(n, seed), tiny_tokenizer(), max_tokens=64)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> Path:
+    path = tmp_path / "samples.jsonl"
+    lines = [json.dumps({"prompt": s.prompt, "response": s.response}) for s in make_samples(40)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

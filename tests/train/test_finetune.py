@@ -1,0 +1,357 @@
+"""What a fine-tune leaves behind, and that it can be loaded and evaluated."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bidir_core.common.errors import UserError
+from bidir_core.data.items import Item
+from bidir_core.models import loading
+from bidir_core.models.layout import Layout
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
+from bidir_core.runs.curve import append_curve, cut_curve, read_curve
+from bidir_core.runs.run import Run
+from bidir_core.train import data as training_data
+from bidir_core.train import finetune, loop
+from bidir_core.train.config import FinetuneConfig
+from bidir_core.train.finetune import run_finetune
+from bidir_core.train.optimizer import MasterAdamW, learning_rate
+from tests.tiny_models import save_tiny_model
+from tests.train.test_resume import config, weights
+
+ITEMS = [
+    Item("piqa", i, str(i), i % 2, (f"some context {i}",), (" one", f" two {i}")) for i in range(6)
+]
+
+
+def logits(loaded, regime):
+    ids = torch.arange(3, 23)[None]
+    with torch.no_grad(), loaded.handle.use(regime, Layout.pack([(12, 20)])):
+        return loaded.model(
+            input_ids=ids, position_ids=torch.arange(20)[None], use_cache=False
+        ).logits
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("code", "stage"),
+    [
+        ("3B", "stage3_finetune_prefill_bidir"),
+        ("3C", "stage3c_finetune_causal"),
+        ("3A", "stage3a_finetune_leaky"),
+        ("distill", "stage3d_finetune_distil"),
+    ],
+)
+def test_a_fine_tune_learns_and_loads(code, stage, method, tiny_folder, jsonl, tmp_path):
+    settings = config(
+        tiny_folder, jsonl, tmp_path, objective=code, method=method, lr=5e-3, steps=20, name="x"
+    )
+    path = run_finetune(settings)
+    run = Run(path)
+    assert (run.stage, run.name, run.state) == (stage, "x", "done")
+    first, *_, last = (line["loss"] for line in read_curve(path))
+    assert last < first
+    assert run.metrics["objective"] == code
+    assert run.metrics["tokens"] > 0
+    assert run.probe["passed"]
+    record = json.loads((path / "final" / "bidir.json").read_text())
+    assert (record["objective"], record["leaky"]) == (code, code == "3A")
+    assert record["regime"] == ("causal" if code == "3C" else "bidirectional")
+    base = loading.load(str(tiny_folder), device="cpu")
+    tuned = loading.load(str(tiny_folder), checkpoint=str(path), device="cpu")
+    assert tuned.training_record == record
+    assert record["base_fingerprint"] == base.fingerprint != tuned.fingerprint
+    for regime in (CAUSAL, BIDIRECTIONAL):
+        assert (logits(base, regime) - logits(tuned, regime)).abs().max() > 1e-3
+
+
+def test_auto_is_sdpa_where_an_evaluation_would_split(tiny_folder, jsonl, tmp_path, monkeypatch):
+    """As on a GPU, where ``auto`` is split for evaluations."""
+    monkeypatch.setattr(loading, "choose_implementation", lambda *_: "split")
+    run = Run(run_finetune(config(tiny_folder, jsonl, tmp_path, objective="3B", steps=1, name="x")))
+    assert run.config["attention"] == "sdpa"
+
+
+def test_same_data_and_order_for_the_control(tiny_folder, jsonl, tmp_path):
+    runs = [
+        run_finetune(config(tiny_folder, jsonl, tmp_path, objective=code)) for code in ("3B", "3C")
+    ]
+    first, second = (read_curve(path) for path in runs)
+    assert [x["tokens"] for x in first] == [x["tokens"] for x in second]
+    assert [x["loss_tokens"] for x in first] == [x["loss_tokens"] for x in second]
+    assert Run(runs[0]).config["data_fingerprint"] == Run(runs[1]).config["data_fingerprint"]
+    assert weights(runs[0]) != weights(runs[1])
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(tiny_folder, jsonl, tmp_path):
+    runs = [run_finetune(config(tiny_folder, jsonl, tmp_path, seed=seed)) for seed in (1, 1, 2)]
+    assert weights(runs[0]) == weights(runs[1])
+    assert weights(runs[0]) != weights(runs[2])
+
+
+def test_micro_batches_and_gradient_checkpointing_change_nothing_but_rounding(
+    tiny_folder, jsonl, tmp_path
+):
+    losses = [
+        [
+            line["loss"]
+            for line in read_curve(run_finetune(config(tiny_folder, jsonl, tmp_path, **c)))
+        ]
+        for c in ({}, {"micro_tokens": 64}, {"gradient_checkpointing": True})
+    ]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_layers_change_nothing_but_rounding(tiny_folder, jsonl, tmp_path):
+    """A C++ compiler is needed for this on a CPU."""
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    plain_run, compiled = (
+        run_finetune(config(tiny_folder, jsonl, tmp_path, compile=how))
+        for how in ("none", "reduce-overhead")
+    )
+    a, b = ([line["loss"] for line in read_curve(path)] for path in (plain_run, compiled))
+    assert b == pytest.approx(a, abs=1e-4)
+    assert loading.load(str(tiny_folder), checkpoint=str(compiled), device="cpu")
+
+
+def test_contaminated_samples_are_listed_in_the_run(tiny_folder, jsonl, tmp_path, monkeypatch):
+    item = Item("piqa", 41, "", 0, ("Question: where is it?\nAnswer:",), (" here", " there"))
+    monkeypatch.setattr(training_data, "load_items", lambda tasks: [item])
+    with jsonl.open("a") as lines:
+        lines.write(json.dumps({"prompt": "Where is it?", "response": "There!"}) + "\n")
+    path = run_finetune(config(tiny_folder, jsonl, tmp_path, decontaminate=True))
+    report = json.loads((path / "data.json").read_text())
+    assert report["n_dropped_contaminated"] == 1
+    assert report["n_used"] + report["n_dropped_long"] == report["n_read"] - 1
+    assert report["dropped"] == [
+        {
+            "task": "samples.jsonl",
+            "index": 40,
+            "evaluation_task": "piqa",
+            "evaluation_index": 41,
+            "shared_words": 4,
+        }
+    ]
+
+
+def test_the_recovery_curve_has_both_regimes_from_step_0_to_the_last(
+    tiny_folder, jsonl, tmp_path, monkeypatch
+):
+    asked = {}
+
+    def items(tasks, **kwargs):
+        asked.update(kwargs)
+        return ITEMS
+
+    monkeypatch.setattr(finetune, "load_items", items)
+    settings = config(tiny_folder, jsonl, tmp_path, eval_every=6, eval_items=3, steps=14)
+    path = run_finetune(settings)
+    assert asked == {"limit": 3, "sample": "stratified", "fold": "explore"}
+    points = [line for line in read_curve(path) if "evals" in line]
+    assert [line["step"] for line in points] == [0, 6, 12, 14]
+    for line in points:
+        assert list(line["evals"]) == ["bidirectional", "causal"]
+        assert 0 <= line["evals"]["causal"]["acc"] <= 1
+        assert line["evals"]["causal"]["n"] == 6
+    plain = run_finetune(config(tiny_folder, jsonl, tmp_path, steps=14))
+    assert weights(path) == weights(plain)  # looking changes nothing
+
+
+def test_a_quick_evaluation_agrees_with_a_run_s_metrics(tiny_folder):
+    from bidir_core.data.encoding import Encoder
+    from bidir_core.evaluate.scoring import Scorer, plan_scoring
+    from bidir_core.runs.metrics import compute_metrics
+    from bidir_core.runs.records import make_record, to_table
+
+    loaded = loading.load(str(tiny_folder), device="cpu")
+    encoded = Encoder(loaded.tokenizer).encode(ITEMS)
+    quick = finetune.QuickEval(encoded, loaded.device).run(
+        loaded.model, loaded.handle, BIDIRECTIONAL
+    )
+    plan = plan_scoring(encoded, regime=BIDIRECTIONAL, device=loaded.device)
+    scorer = Scorer(loaded.model, loaded.handle, plan)
+    records = [
+        make_record(
+            task=ITEMS[s.index].task,
+            doc_id=ITEMS[s.index].doc_id,
+            doc_hash="",
+            gold=ITEMS[s.index].gold,
+            contexts=ITEMS[s.index].contexts,
+            continuations=ITEMS[s.index].continuations,
+            n_prefix_tokens=[1],
+            n_continuation_tokens=[1, 1],
+            ll=s.ll,
+        )
+        for batch in plan.batches
+        for s in scorer.score(batch.items)
+    ]
+    whole = compute_metrics(to_table(records))
+    for name in ("acc", "acc_norm"):
+        assert quick[name] == pytest.approx(whole["macro"][name], abs=1e-5)
+    assert quick["gold_prob"] == pytest.approx(whole["tasks"]["piqa"]["gold_prob"], abs=1e-5)
+
+
+def test_an_image_text_model_trains_its_text_side_only(jsonl, tmp_path):
+    folder = save_tiny_model(tmp_path / "mistral3", "mistral3")
+    for method in ("full", "lora"):
+        path = run_finetune(config(folder, jsonl, tmp_path, method=method, steps=3))
+        base = loading.load(str(folder), device="cpu").model.state_dict()
+        tuned = loading.load(str(folder), checkpoint=str(path), device="cpu").model.state_dict()
+        changed = {name for name in base if not torch.equal(base[name], tuned[name])}
+        assert changed
+        assert not any("vision" in name for name in changed)
+
+
+def test_tensorboard_gets_the_losses(tiny_folder, jsonl, tmp_path):
+    pytest.importorskip("tensorboardX")
+    path = run_finetune(config(tiny_folder, jsonl, tmp_path, tracker="tensorboard"))
+    assert any(file.stat().st_size > 100 for file in path.rglob("events.out.tfevents*"))
+
+
+def test_a_tracker_that_is_not_installed_is_named(tiny_folder, jsonl, tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(UserError, match="pip install trackio"):
+        run_finetune(config(tiny_folder, jsonl, tmp_path, tracker="trackio"))
+
+
+# --- the pieces ----------------------------------------------------------------------------------
+
+
+def plain(**changes) -> FinetuneConfig:
+    return FinetuneConfig(**{"model": "m", "objective": "3B", **changes})
+
+
+def test_every_field_says_what_it_is_and_whether_it_decides_the_numbers():
+    for spec in fields(FinetuneConfig):
+        assert spec.metadata["help"], spec.name
+        assert spec.metadata["role"] in ("identity", "runtime"), spec.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"objective": "3D"}, "choose one of"),
+        ({"objective": "3C", "regime": "bidirectional"}, "trains causally"),
+        ({"steps": 0}, "--steps 0: give a number from 1"),
+        ({"lr": 0.0}, "--lr 0.0"),
+        ({"lora_dropout": 1.5}, "from 0 to 1"),
+        ({"dtype": "float16"}, "overflows"),
+        ({"method": "qlora"}, "choose one of full, lora"),
+        ({"regime": "sideways"}, "unknown regime"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_loaded(changes, words):
+    with pytest.raises(UserError, match=words):
+        plain(**changes)
+
+
+def test_regimes_are_filled_in_and_printed_canonically():
+    assert plain().regime == "bidirectional"
+    assert plain(objective="3C").regime == "causal"
+    assert plain(regime="bidirectional:lambda=1,sink=2").regime == "bidirectional:sink=2"
+
+
+def test_the_schedule_warms_up_and_ends_where_it_should():
+    given = plain(steps=100, warmup_steps=10, lr=1.0, final_lr_fraction=0.1)
+    rates = [learning_rate(given, step) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.55)
+    assert rates[100] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_master_weights_keep_what_bfloat16_would_lose():
+    """A hundred updates of 1e-4 move a bfloat16 weight of 1, where each alone would vanish."""
+    weight = torch.nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16))
+    optimizer = MasterAdamW({"w": weight}, plain(clip=0.0))
+    for _ in range(100):
+        (weight.float().sum() * 1.0).backward()
+        optimizer.collect()
+        optimizer.step(1e-4)
+    assert weight.float().mean().item() == pytest.approx(0.99, abs=0.004)
+    assert optimizer.masters[0].mean().item() == pytest.approx(0.99, abs=1e-4)
+
+
+def test_master_adamw_is_torchs_adamw_in_float32():
+    torch.manual_seed(0)
+    start, gradients = torch.randn(3, 5), torch.randn(4, 3, 5)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    optimizer = MasterAdamW({"w": ours}, plain(clip=0.5, weight_decay=0.1))
+    reference = torch.optim.AdamW([theirs], lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+    for gradient in gradients:
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        norm = torch.nn.utils.clip_grad_norm_([theirs], 0.5)
+        reference.step()
+        assert optimizer.step(1e-2) == pytest.approx(float(norm))
+    assert torch.equal(ours, theirs)
+
+
+def test_a_curve_forgets_what_will_be_done_again(tmp_path):
+    for step in (0, 3, 6):
+        append_curve(tmp_path, {"step": step})
+    with (tmp_path / "curve.jsonl").open("a") as file:
+        file.write('{"step": 9, "los')
+    cut_curve(tmp_path, 3)
+    assert [line["step"] for line in read_curve(tmp_path)] == [0, 3]
+    append_curve(tmp_path, {"step": 6})
+    assert [line["step"] for line in read_curve(tmp_path)] == [0, 3, 6]
+
+
+def test_no_room_is_said_before_training(tiny_folder, jsonl, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "bidir_core.train.final.shutil.disk_usage",
+        lambda _: SimpleNamespace(free=0),
+    )
+    with pytest.raises(UserError, match=r"needs about .* free some room"):
+        run_finetune(config(tiny_folder, jsonl, tmp_path))
+
+
+def test_out_of_memory_says_what_helps(tiny_folder, jsonl, tmp_path, monkeypatch):
+    def out_of_memory(self, step):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop.Trainer, "train_step", out_of_memory)
+    with pytest.raises(UserError, match="--micro-tokens"):
+        run_finetune(config(tiny_folder, jsonl, tmp_path))
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_model(tiny_folder, jsonl, tmp_path):
+    """The plan is global: processes share the rows of each step, and only rounding differs."""
+    from safetensors.torch import load_file
+
+    from tests.train.test_resume import ROOT
+
+    alone = run_finetune(config(tiny_folder, jsonl, tmp_path))
+    settings = config(tiny_folder, jsonl, tmp_path, runs_dir=str(tmp_path / "two"))
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import json, sys, torch\n"
+        "torch.set_num_threads(1)\n"
+        "from bidir_core.train.config import FinetuneConfig\n"
+        "from bidir_core.train.finetune import run_finetune\n"
+        "print('made', run_finetune(FinetuneConfig(**json.loads(sys.argv[1]))))\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--master_port", "29613", str(script), json.dumps(vars(settings))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (together,) = (tmp_path / "two").glob("*/*")
+    assert done.stdout.count(f"made {together}") == 2
+    a, b = (load_file(run / "final" / "model.safetensors") for run in (alone, together))
+    assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
+    assert [x["tokens"] for x in read_curve(alone)] == [x["tokens"] for x in read_curve(together)]

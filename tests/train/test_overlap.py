@@ -1,0 +1,56 @@
+"""A checkpoint is not evaluated on what it was trained on."""
+
+from __future__ import annotations
+
+import pytest
+
+from bidir_core.common.errors import UserError
+from bidir_core.data.tasks import PUBLISHED_TASKS
+from bidir_core.evaluate.evaluate import refuse_trained_tasks
+
+
+@pytest.mark.parametrize(
+    ("source", "refused"),
+    [
+        ("hub:ybisk/piqa", {"piqa"}),
+        ("hub:Rowan/hellaswag@x:train", {"hellaswag"}),
+        ("winogrande_train.jsonl", {"winogrande"}),
+        ("hub:allenai/ai2_arc@ARC-Easy", {"arc_easy"}),
+        ("hub:allenai/ai2_arc@ARC-Challenge:train", {"arc_challenge"}),
+        ("hub:allenai/ai2_arc", {"arc_easy", "arc_challenge"}),
+        ("coqa", set()),
+        ("search_qa", set()),
+        ("my_samples.jsonl", set()),
+    ],
+)
+def test_built_in_tasks_under_all_their_names(source, refused):
+    for task in PUBLISHED_TASKS:
+        record = {"trained_tasks": ["boolq", source]}
+        if task in refused:
+            with pytest.raises(UserError, match="was trained on"):
+                refuse_trained_tasks([task], record)
+        else:
+            refuse_trained_tasks([task], record)
+
+
+def test_a_users_own_task_file_by_its_name():
+    with pytest.raises(UserError, match="my_samples"):
+        refuse_trained_tasks(
+            ["piqa", "data/my_samples.jsonl"], {"trained_tasks": ["my_samples.jsonl"]}
+        )
+    refuse_trained_tasks(["data/other.jsonl"], {"trained_tasks": ["my_samples.jsonl"]})
+    refuse_trained_tasks(["piqa"], None)
+    refuse_trained_tasks(["piqa"], {})
+
+
+def test_evaluate_refuses(tiny_folder, jsonl, tmp_path):
+    from bidir_core.evaluate.config import EvalConfig
+    from bidir_core.evaluate.evaluate import evaluate
+    from bidir_core.train.finetune import run_finetune
+    from tests.train.test_resume import config
+
+    jsonl = jsonl.rename(jsonl.with_name("piqa_train.jsonl"))
+    run = run_finetune(config(tiny_folder, jsonl, tmp_path, steps=2))
+
+    with pytest.raises(UserError, match=r"trained on .piqa_train\.jsonl"):
+        evaluate(EvalConfig(model=str(tiny_folder), checkpoint=str(run), tasks=("piqa",)))

@@ -1,0 +1,194 @@
+"""FSDP: a model spread over two processes trains, checkpoints and ends as one process does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bidir_core.common.errors import UserError
+from bidir_core.models import loading
+from bidir_core.runs.curve import read_curve
+from bidir_core.runs.run import Run
+from bidir_core.train import checkpoints, student
+from bidir_core.train.config import FinetuneConfig
+from bidir_core.train.finetune import resume_finetune, run_finetune
+from bidir_core.train.packing import IGNORED, Packer
+from tests.tiny_models import save_tiny_model
+from tests.train.conftest import encoded_samples, make_samples
+from tests.train.test_resume import config
+
+ROOT = Path(__file__).parents[2]
+# What is trained, beside the defaults: each in two processes and in one.
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {"micro_tokens": 64},
+    "lora": {
+        "method": "lora", "gradient_checkpointing": True, "dtype": "bfloat16",
+        "batch_samples": 1,  # one row: the other process has nothing of its own to do
+    },
+    "distil": {"objective": "distill", "causal_anchor": 0.5, "steps": 4},
+}  # fmt: skip
+# Trains each kind; then one more that is stopped after its checkpoint, as by a kill, and resumed.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from typing import Any
+import torch
+torch.set_num_threads(1)
+from bidir_core.training import sharding
+from bidir_core.training.config import FinetuneConfig
+from bidir_core.training.finetune import resume_finetune, run_finetune
+from bidir_core.training.loop import Trainer
+
+folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+train = Trainer.train_step
+share = {}
+
+def watched(self, step):
+    weights = list(self.student.model.parameters())
+    share["held"] = sum(sharding.own(p).numel() for p in weights) / sum(p.numel() for p in weights)
+    if self.counters.step == share.get("kill"):
+        raise KeyboardInterrupt
+    train(self, step)
+
+Trainer.train_step = watched
+for name, fields in settings.items():
+    run_finetune(FinetuneConfig(**fields), folder=folder / name)
+    print("held", name, share["held"])
+share["kill"] = 5
+try:
+    run_finetune(FinetuneConfig(**settings["full"]), folder=folder / "killed")
+except KeyboardInterrupt:
+    del share["kill"]
+torch.distributed.barrier()
+if torch.distributed.get_rank() == 0:
+    import shutil
+    shutil.copytree(folder / "killed", folder / "left")
+torch.distributed.barrier()
+resume_finetune(folder / "killed", {})
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs by name: of one process, and of two that share the model."""
+    root = tmp_path_factory.mktemp("sharded")
+    model, data = save_tiny_model(root / "model"), root / "samples.jsonl"
+    lines = [json.dumps({"prompt": s.prompt, "response": s.response}) for s in make_samples(40)]
+    data.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    settings = {
+        name: vars(config(model, data, root, **{"steps": 6, **more}))
+        for name, more in KINDS.items()
+    }
+    for name, fields in settings.items():
+        run_finetune(FinetuneConfig(**fields), folder=root / "one" / name)
+    (root / "train.py").write_text(SCRIPT)
+    launch = [
+        sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2",
+        "--num_processes", "2", "--main_process_port", "0", str(root / "train.py"),
+        str(root / "two"), json.dumps(settings),
+    ]  # fmt: skip
+    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    (root / "two").mkdir()
+    done = subprocess.run(
+        launch, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    held = [line.rsplit(" ", 1) for line in done.stdout.splitlines() if line.startswith("held")]
+    return root, {name.removeprefix("held "): float(share) for name, share in held}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_two_processes_that_share_a_model_train_what_one_does(name, runs):
+    root, held = runs
+    one, two = root / "one" / name, root / "two" / name
+    assert Run(two).state == "done"
+    assert held[name] < 0.6  # each process really has only its half
+    narrow = "dtype" in KINDS[name]
+    losses = [[line["loss"] for line in read_curve(run)] for run in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], abs=2e-3 if narrow else 2e-5)
+    (file,) = [path.name for path in (one / "final").glob("*.safetensors")]
+    a, b = (load_file(run / "final" / file) for run in (one, two))
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.allclose(a[key].float(), b[key].float(), atol=1e-2 if narrow else 2e-5), key
+    assert Run(one).metrics["trained_parameters"] == Run(two).metrics["trained_parameters"]
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_the_gathered_checkpoint_loads(name, runs):
+    root, _ = runs
+    base = loading.load(str(root / "model"), device="cpu")
+    tuned = loading.load(str(root / "model"), checkpoint=str(root / "two" / name), device="cpu")
+    assert tuned.fingerprint != base.fingerprint
+    assert tuned.training_record["objective"] == "3B"
+
+
+def test_killed_and_resumed_in_two_processes_or_in_one(runs):
+    root, _ = runs
+    assert checkpoints.newest(root / "two" / "left")[0] == 4
+    resume_finetune(root / "two" / "left", {})  # here, without FSDP
+    whole = load_file(root / "one" / "full" / "final" / "model.safetensors")
+    for resumed in ("killed", "left"):
+        assert Run(root / "two" / resumed).state == "done"
+        weights = load_file(root / "two" / resumed / "final" / "model.safetensors")
+        assert all(torch.allclose(whole[key], weights[key], atol=2e-5) for key in whole)
+
+
+def test_every_process_gets_as_many_micro_batches():
+    samples = encoded_samples()
+
+    def steps(n: int, even: bool):
+        return [
+            Packer(
+                samples, batch_samples=7, row_tokens=64, micro_tokens=64, seed=0,
+                process=process, n_processes=n, even=even,
+            ).step(0)
+            for process in range(n)
+        ]  # fmt: skip
+
+    (alone,) = steps(1, even=True)
+    uneven, even = steps(3, even=False), steps(3, even=True)
+    counts = [len(step.batches) for step in even]
+    assert len(set(counts)) == 1
+    assert sum(counts) > sum(len(step.batches) for step in uneven) == len(alone.batches)
+
+    def targets(made):
+        kept = [b.target[b.target != IGNORED] for step in made for b in step.batches]
+        return sorted(torch.cat(kept).tolist())
+
+    assert targets(even) == targets(uneven) == targets([alone])
+
+
+@pytest.mark.parametrize(
+    ("variables", "more", "told"),
+    [
+        ({"FSDP_VERSION": "1"}, {}, "--fsdp_version 1: give 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, {}, "--fsdp_offload_params true"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "--gradient-checkpointing does that"),
+        ({}, {"compile": "default"}, "--compile does not go with FSDP"),
+    ],
+)
+def test_what_fsdp_cannot_have_is_said_first(
+    variables, more, told, tiny_folder, jsonl, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for name, value in {"FSDP_VERSION": "2", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=told):
+        run_finetune(config(tiny_folder, jsonl, tmp_path, **more))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_process_has_nothing_to_spread(tiny_folder, jsonl, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert not student.wanted(config(tiny_folder, jsonl, tmp_path))

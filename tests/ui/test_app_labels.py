@@ -1,0 +1,176 @@
+"""What the pages call things: labels that tell runs apart, signs, names that are not found, links."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from bidir_ui.kit import fmt
+from bidir_ui.reading import data
+from tests.app import STAGE2, open_page, pair, words
+from tests.attend_factory import make_attend
+from tests.factory import make_run
+
+
+def markup(app) -> str:
+    return " ".join(block.proto.body for block in app.get("html"))
+
+
+# --- signs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("by -4.0 points (95 % CI -5.1 to +0.2)", "by −4.0 points (95 % CI −5.1 to +0.2)"),
+        ("[-1, -.5]", "[−1, −.5]"),
+        ("rows=0-5, layers 3-7", "rows=0-5, layers 3-7"),
+        ("stage1/20260101-000000_3B-2", "stage1/20260101-000000_3B-2"),
+        ("eval --limit 5 --k -", "eval --limit 5 --k -"),
+    ],
+)
+def test_core_sentences_get_a_real_minus_and_ranges_and_ids_stay(text, wanted):
+    assert fmt.minus(text) == wanted
+
+
+def test_the_verdict_has_no_ascii_minus(root):
+    a, _ = pair(root, n_items=40)
+    near = make_run(root, STAGE2, n_items=40, regime="bidirectional:sink=1", accuracy=0.65, seed=1)
+    text = words(open_page(a=a.id, b=near.id)).replace("\xa0", " ")
+    verdict = text[text.index("changes macro accuracy") :][:120]
+    assert "−" in verdict
+    assert "-" not in verdict
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_not_found_has_no_stray_space(root):
+    pair(root)
+    found = markup(open_page("pages/flips.py", a="nope", b="nope2"))
+    assert "<code>nope</code> and <code>nope2</code>." in found
+
+
+# --- kinds and links --------------------------------------------------------------------------------
+
+
+def test_evaluations_are_not_what_was_swept_or_looked_at(root):
+    a, b = pair(root)
+    make_attend(root)
+    for kind in ("lab", "why"):
+        make_run(root, "lab", n_items=10, facts={"kind": kind})
+    assert len(open_page("pages/runs.py").dataframe[0].value) == 5
+    shown = open_page("pages/runs.py", kind="evaluations").dataframe[0].value
+    assert set(shown["run"]) == {a.id, b.id}
+
+
+def test_the_regime_column_is_as_wide_as_its_texts(root):
+    from bidir_ui import runs_table
+
+    pair(root)
+    make_run(root, STAGE2, n_items=10, regime="bidirectional:sink=1,lambda=0.03")
+    table = open_page("pages/runs.py").dataframe[0].value
+    assert runs_table._width(table["regime"]) > 200
+
+
+def test_an_item_links_to_where_a_model_looked(root):
+    a, b = pair(root)
+    run = make_attend(root, item="piqa/3")
+    make_attend(root, item="piqa/7")
+    links = [link.proto for link in open_page("pages/item.py", a=a.id, b=b.id, item="piqa/3").get("page_link")]  # fmt: skip
+    found = [link for link in links if "Observed attention" in link.label]
+    assert len(found) == 1
+    assert f"attend={run.id}".replace("/", "%2F") in found[0].query_string.replace("/", "%2F")
+    assert "show=observed" in found[0].query_string
+    links = [link.proto for link in open_page("pages/item.py", a=a.id, b=b.id, item="piqa/1").get("page_link")]  # fmt: skip
+    assert not [link for link in links if "Observed attention" in link.label]
+
+
+# --- labels that tell runs apart -----------------------------------------------------------------
+
+
+def test_every_runs_answer_names_what_differs(root):
+    a, b = pair(root)
+    make_run(root, n_items=40, facts={"dtype": "bfloat16"})
+    make_run(root, n_items=40, name="again", facts={"dtype": "bfloat16"})
+    found = markup(open_page("pages/item.py", a=a.id, b=b.id, item="piqa/3"))
+    rows = re.findall(r"<tr><td[^>]*>(?:<b>)?(Stage[^<]*)", found[found.index("Every run") :])
+    assert len(rows) == len(set(rows)) == 4
+    assert sum("bfloat16" in row for row in rows) == 2
+    assert sum("again" in row for row in rows) == 1
+
+
+def test_the_ladder_tells_a_second_causal_run_from_the_base(root):
+    a, b = pair(root)
+    make_run(root, n_items=40, name="lambda0")
+    found = markup(open_page(a=a.id, b=b.id))
+    rows = re.findall(r"<td>Stage 1 <small>([^<]*)", found)
+    assert len(rows) == len(set(rows)) == 2
+    assert any("lambda0" in row for row in rows)
+
+
+def test_runs_alike_in_all_else_are_told_apart_by_date_or_folder(root):
+    for _ in range(3):
+        make_run(root, n_items=10)
+    runs = data.list_infos()
+    extra = data.apart(runs, lambda run: "one label")
+    assert len(set(extra.values())) == 3
+    assert not any(data.apart(runs[:1], lambda run: "one label").values())
+
+
+def test_menus_say_what_distinguishes_first_and_the_whole_below(root):
+    a, _ = pair(root, config={"limit": 500})
+    sink = make_run(root, STAGE2, n_items=40, regime="bidirectional:sink=1", config={"limit": 500})
+    app = open_page(a=a.id, b=sink.id)
+    assert app.sidebar.selectbox[1].options[0] == "sink=1 · limit 500"
+    assert "Stage 2 · bidirectional:sink=1 · limit 500 · float32" in words(app)
+
+
+# --- the Overview's order and words ----------------------------------------------------------------
+
+
+def test_a_pair_in_the_url_is_answered_above_the_story(root):
+    a, _ = pair(root)
+    sink = make_run(root, STAGE2, n_items=40, regime="bidirectional:sink=1", accuracy=0.1, seed=2)
+    text = words(open_page(a=a.id, b=sink.id))
+    assert "Bidirectional prefill (sink=1) lowers" in text
+    assert text.index("Bidirectional prefill (sink=1) lowers") < text.index("1 of 5")
+    assert text.count("Bidirectional prefill (sink=1) lowers") == 1
+    assert "task by task" in text
+    text = words(open_page())
+    assert text.index("1 of 5") < text.index("The chosen pair")
+    text = words(open_page(b="nope"))
+    assert text.index("Run not found") < text.index("1 of 5")
+    assert text.count("Run not found") == 1
+
+
+def test_cards_say_their_items_and_quote_what_the_panel_quotes(root):
+    common = {"n_items": 400, "texts": False}
+    pair(root, n_items=100, texts=False, config={"limit": 500})
+    make_run(root, accuracy=0.6, **common)
+    for regime, accuracy in (("bidirectional", 0.4), ("bidirectional:sink=1", 0.6)):
+        make_run(root, STAGE2, regime=regime, accuracy=accuracy, seed=1, **common)
+    text = words(open_page(panel="3")).replace("\xa0", " ")
+    assert "n = 100, limit 500" in text
+    card = re.search(
+        r"([+−]?[\d.]+) points\s+Only the first token kept causal \(sink=1\), against plain "
+        r"bidirectional prefill: (\[[^]]*\]), n = 400, all items",
+        text,
+    )
+    assert card
+    opening = f"by {card[1]} points {card[2]}, n = 400, all items against plain bidirectional"
+    assert opening in text
+    assert "Against stage 1 that leaves" in text
+    assert text.count("in the same mix of tasks") <= 2  # one for the panel, one for the pair
+
+
+def test_undecided_is_explained_where_it_is_said(root):
+    a, _ = pair(root)
+    near = make_run(root, STAGE2, n_items=40, regime="bidirectional:sink=1", accuracy=0.68, seed=1)
+    text = words(open_page("pages/compare.py", a=a.id, b=near.id)).replace("\xa0", " ")
+    assert "undecided, needs about n = " in text
+    assert "in the same mix of tasks" in text
+    app = open_page("pages/compare.py", a=a.id, b=near.id)
+    app.button(key="help").click().run()
+    assert "How much more 3B gains over its control" in words(app)

@@ -1,0 +1,365 @@
+"""Every page in its states, without a browser; and the rules every page file keeps."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from bidir_ui.kit import fmt, html, url
+from bidir_ui.reading import filters
+from tests.app import ROOT, STAGE2, open_page, pair, words
+from tests.factory import make_item, make_reference, make_run
+
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "pages").glob("*.py"))
+READERS = [page for page in ("pages/runs.py", "pages/flips.py", "pages/item.py", "pages/compare.py", "pages/masks.py", "") if page in (*PAGES, "")]  # fmt: skip
+
+
+# --- the five states -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", READERS)
+def test_empty_says_what_to_do(root, page):
+    app = open_page(page)
+    assert not app.exception
+    if page == "pages/masks.py":  # a mask needs no run
+        assert "Nothing" not in words(app)
+    else:
+        assert "No runs yet" in words(app)
+        assert "python -m bidir_core eval" in words(app)
+
+
+@pytest.mark.parametrize("page", READERS)
+def test_ready(root, page):
+    a, b = pair(root)
+    app = open_page(page, a=a.id, b=b.id, item="piqa/3")
+    assert not app.exception
+    assert "could not be read" not in words(app)
+    assert "not found" not in words(app)
+
+
+@pytest.mark.parametrize("page", READERS)
+def test_a_corrupt_run_takes_no_page_down(root, page):
+    a, b = pair(root)
+    make_run(root, STAGE2, n_items=10, regime="bidirectional", state="corrupt")
+    (root / STAGE2 / "20260101-000000").mkdir()
+    (root / STAGE2 / "20260101-000000" / "config.json").write_text("{")
+    app = open_page(page, a=a.id, b=b.id, item="piqa/3")
+    assert not app.exception
+    assert "could not be read" not in words(app)
+
+
+def test_a_corrupt_run_is_listed_with_its_problem(root):
+    make_run(root, STAGE2, n_items=10, regime="bidirectional", state="corrupt")
+    text = words(open_page("pages/runs.py"))
+    assert "The folder cannot be read" in text
+    assert "metrics.json" in text
+
+
+@pytest.mark.parametrize("page", ["", "pages/flips.py", "pages/compare.py"])
+def test_partial_is_labelled(root, page):
+    a = make_run(root, n_items=40, accuracy=0.7)
+    b = make_run(root, STAGE2, n_items=40, regime="bidirectional", state="failed", seed=1)
+    app = open_page(page, a=a.id, b=b.id, intersect="yes")
+    assert not app.exception
+    assert "20 of 40 items so far" in words(app)
+    assert "Intersected" in words(app)
+
+
+@pytest.mark.parametrize("page", ["pages/flips.py", "pages/compare.py", "pages/item.py", ""])
+def test_torn_items_are_an_error_not_a_traceback(root, page):
+    a, b = pair(root)
+    table = b.path / "items.parquet"
+    table.write_bytes(table.read_bytes()[:100] + b"x" * 200 + b"PAR1")
+    app = open_page(page, a=a.id, b=b.id, item="piqa/3")
+    assert not app.exception
+    assert "cannot be read" in words(app) or "could not be read" in words(app)
+
+
+@pytest.mark.parametrize("page", [page for page in READERS if page != "pages/masks.py"])
+def test_unknown_run_is_not_found_rather_than_a_default(root, page):
+    pair(root)
+    app = open_page(page, a="stage1_vanilla_eval/19990101-000000")
+    assert "Run not found" in words(app)
+    assert "stage1_vanilla_eval/19990101-000000" in words(app)
+
+
+def test_unknown_item_is_not_found(root):
+    pair(root)
+    assert "Item not found" in words(open_page("pages/item.py", item="piqa/99999"))
+    assert "is not an item id" in words(open_page("pages/item.py", item="nonsense"))
+
+
+@pytest.mark.parametrize("page", ["", "pages/flips.py", "pages/compare.py"])
+def test_runs_that_do_not_pair_say_why(root, page):
+    a = make_run(root, n_items=40)
+    b = make_run(
+        root, STAGE2, n_items=40, regime="bidirectional", facts={"tokenizer_fingerprint": "x"}
+    )
+    app = open_page(page, a=a.id, b=b.id)
+    assert not app.exception
+    assert "different tokenizers" in words(app)
+
+
+# --- what the pages say ----------------------------------------------------------------------
+
+
+def test_overview_prefers_the_embedded_model_at_limit_500(root):
+    pair(root, model="other/model")
+    a, b = pair(root, config={"limit": 500})
+    pair(root)  # newer, but whole sets
+    make_run(root, STAGE2, n_items=40, regime="bidirectional:sink=1", config={"limit": 500})
+    app = open_page()
+    assert [box.value for box in app.selectbox[:2]] == [a.id, b.id]
+    assert "Bidirectional prefill" in words(app)
+    assert "n = 40" in words(app)
+
+
+def test_overview_shows_five_steps_and_honest_gaps(root):
+    pair(root)
+    for number in "12345":
+        text = words(open_page(panel=number))
+        assert f"{number} of 5" in text
+    assert "pipeline" in words(open_page(panel="4"))
+    assert "Not run yet" in words(open_page(panel="4"))
+
+
+def test_published_numbers_are_labelled(root):
+    pair(root)
+    make_reference(root, tasks={"piqa": 0.788, "winogrande": 0.666})
+    make_reference(root, STAGE2, tasks={"piqa": 0.534, "winogrande": 0.518}, regime="bidirectional")
+    text = words(open_page(panel="1"))
+    assert "78.8 → 53.4" in text
+    assert "Numbers only" in text
+
+
+def test_item_shows_both_log_likelihoods_and_every_run(root):
+    a, b = pair(root)
+    third = make_run(root, STAGE2, n_items=40, regime="bidirectional:sink=1", seed=3)
+    text = words(open_page("pages/item.py", a=a.id, b=b.id, item="piqa/3"))
+    for run in (a, b):
+        for value in run.item("piqa", 3)["ll"]:
+            assert fmt.number(value) in text
+    assert fmt.signed(third.item("piqa", 3)["margin"]) in text
+    assert "bidirectional:sink=1" in text
+
+
+def test_item_of_compact_runs_says_what_is_missing(root):
+    a, b = pair(root, texts=False)
+    text = words(open_page("pages/item.py", a=a.id, b=b.id, item="piqa/3"))
+    assert "The texts are not here" in text
+    assert "assets fetch eval-data" in text
+    assert fmt.number(a.item("piqa", 3)["ll"][0]) in text  # the numbers are
+
+
+def test_item_with_an_error_shows_it(root):
+    a = make_run(root, n_items=40)
+    b = make_run(root, STAGE2, n_items=40, regime="bidirectional", n_errors=3)
+    text = words(open_page("pages/item.py", a=a.id, b=b.id, item="hellaswag/0"))
+    assert "the log-likelihood of choice 0 is nan" in text
+
+
+def test_next_and_previous_stay_in_the_filter(root):
+    a, b = pair(root, n_items=100)
+    app = open_page("pages/item.py", a=a.id, b=b.id, flip="broken", item="")
+    seen = []
+    while not (button := app.button(key="go-j")).disabled:
+        button.click().run()
+        seen.append(app.query_params["item"])
+        assert not app.exception
+        assert "▼ Broken" in words(app)
+    assert len(seen) == len(set(seen)) > 3
+
+
+def test_runs_lists_settings_that_differ_and_no_others(root):
+    a, b = pair(root)
+    text = words(open_page("pages/runs.py", a=a.id, b=b.id))
+    assert "bidirectional" in text
+    assert "dtype" not in text.split("What differs")[-1]
+
+
+def test_a_running_run_shows_its_progress(root):
+    run = make_run(root, n_items=40, state="running")
+    text = words(open_page("pages/runs.py"))
+    assert run.state == "running"
+    assert "Going on now" in text
+    assert "20 of 40" in text
+    assert "20.0 a second" in text
+
+
+def test_rename_and_delete_ask_first(root):
+    a, b = pair(root)
+    app = open_page("pages/runs.py")
+    assert [button.disabled for button in app.button if button.label in ("Rename", "Delete")] == [
+        True
+    ] * 2
+    assert "Delete for good" not in [button.label for button in app.button]
+    assert a.path.exists()
+    assert b.path.exists()
+
+
+def test_read_only_offers_no_rename_and_no_delete(root, monkeypatch):
+    a, b = pair(root)
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    app = open_page("pages/runs.py")
+    assert not [button for button in app.button if button.label in ("Delete", "Rename")]
+    assert a.path.exists()
+    assert b.path.exists()
+
+
+def test_a_partner_has_the_same_number_format(root):
+    """Card 3: the newest whole-set stage 1 is bfloat16, the sink runs are float32."""
+    pair(root, config={"limit": 500})
+    whole = {"n_items": 100, "texts": False}
+    make_run(root, accuracy=0.6, **whole)
+    make_run(root, STAGE2, regime="bidirectional:sink=1", accuracy=0.6, **whole)
+    half = {"facts": {"dtype": "bfloat16"}}
+    make_run(root, accuracy=0.1, **whole, **half)
+    make_run(root, STAGE2, regime="bidirectional", accuracy=0.1, **whole, **half)
+    text = words(open_page(panel="3"))
+    assert "(sink=1), against stage 1: [" in text
+    assert "changes macro accuracy by 0.0 points" in text
+    assert "n = 100" in text.replace("\xa0", " ")
+
+
+def test_whole_sets_stand_beside_the_limited_runs(root):
+    pair(root, config={"limit": 500})
+    common = {"n_items": 60, "texts": False}
+    make_run(root, accuracy=0.6, **common)
+    for regime in ("bidirectional", "bidirectional:sink=1"):
+        make_run(root, STAGE2, regime=regime, seed=2, **common)
+    text = words(open_page(panel="1"))
+    assert "On the whole validation sets" in text
+    assert "n = 60" in text
+
+
+def test_masks_refuses_a_wrong_regime_in_words(root):
+    app = open_page("pages/masks.py", regime="sideways")
+    assert not app.exception
+    assert "unknown regime 'sideways'" in words(app)
+
+
+def test_masks_take_any_dial(root):
+    app = open_page("pages/masks.py", regime="bidirectional:sink=2,lambda=0.5")
+    assert "bidirectional:sink=2,lambda=0.5" in words(app)
+    assert "λ = 0.5" in words(app)
+
+
+def test_help_opens(root):
+    app = open_page()
+    app.button(key="help").click().run()
+    assert "Log-likelihood of the right choice minus" in words(app)
+
+
+def test_a_wrong_value_in_the_url_never_raises(root):
+    a, b = pair(root)
+    strange = {
+        "min": "1e999",
+        "len": "9-",
+        "flip": "nope",
+        "task": "x~y",
+        "panel": "9",
+        "metric": "?",
+    }
+    for page in READERS:
+        assert not open_page(page, a=a.id, b=b.id, item="piqa/1", **strange).exception
+
+
+# --- rules of the house ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_files_start_with_the_shell_and_stay_layout(page):
+    text = (ROOT / page).read_text()
+    tree = ast.parse(text)
+    body = [n for n in tree.body if not isinstance(n, ast.Import | ast.ImportFrom)][1:]
+    key = Path(page).stem
+    assert ast.unparse(body[0]) == f"page = shell.start('{key}')"
+    assert len(text.splitlines()) <= 150
+    assert not {"numpy", "torch", "pandas"} & imported(tree)
+
+
+@pytest.mark.parametrize("path", ["app.py", *PAGES, *(p.relative_to(ROOT).as_posix() for p in (ROOT / "bidir_ui").glob("*.py"))])  # fmt: skip
+def test_no_markdown_and_no_raw_html(path):
+    """Markdown and unescaped HTML fetch what a text tells them to; only html.py writes HTML."""
+    banned = {"markdown", "write", "caption", "error", "info", "warning", "success", "table", "html", "latex", "image", "exception", "badge", "toast"}  # fmt: skip
+    if path == "bidir_ui/html.py":
+        return
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert not (node.value.id == "st" and node.attr in banned), f"{path}: st.{node.attr}"
+
+
+def test_the_core_does_not_know_streamlit():
+    for path in (ROOT / "bidir_core").rglob("*.py"):
+        assert "streamlit" not in imported(ast.parse(path.read_text())), path
+
+
+def imported(tree: ast.AST) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+# --- small pieces ------------------------------------------------------------------------------
+
+
+def test_text_is_inert():
+    built = html.el("p", '<img src="http://evil.test">', "\u202ex\u200b", title='"><script>')
+    assert "<img" not in built
+    assert "<script" not in built
+    assert "‹U+202E›" in built
+    with pytest.raises(TypeError):
+        html.show("<b>plain string</b>")
+    with pytest.raises(ValueError):
+        html.el("img src=x")
+
+
+def test_numbers_have_a_real_minus_and_no_negative_zero():
+    assert fmt.points(-0.0465) == "−4.7" or fmt.points(-0.0465) == "−4.6"
+    assert fmt.points(-0.00001) == "0.0"
+    assert fmt.points(0.05) == "+5.0"
+    assert fmt.interval(None, 0.1) == "no interval"
+    assert fmt.percent(float("nan")) == "–"
+
+
+def test_a_link_round_trips_a_filter(root):
+    chosen = filters.FlipFilter(
+        task=("piqa", "arc_easy"), flip=("broken",), q="a b&c", min=1.5, len="0-15"
+    )
+    app = open_page("pages/flips.py", **chosen.params)
+    assert not app.exception
+    assert "&" not in url.href("flips", {"q": "a b&c"}).split("?")[1].replace("%26", "")
+
+
+def test_slices_add_up(root):
+    a, b = pair(root, n_items=300)
+    from bidir_core.analyse.flips import flips
+
+    frame = flips(a, b)
+    labels = filters.bands(frame["n_prefix_tokens"])
+    rows = filters.differences(frame, labels)
+    assert rows["n"].sum() == len(frame)
+    assert rows["broken"].sum() == (frame["flip"] == "broken").sum()
+
+
+def test_a_huge_text_stays_a_small_page(root):
+    item = make_item("huge", 0, 1)
+    item["contexts"] = ["word " * 40_000]
+    item["prefix_token_offsets"] = [[[5 * i, 5 * i + 5] for i in range(40_000)]]
+    item["prefix_token_ids"] = [list(range(40_000))]
+    item["n_prefix_tokens"] = [40_000]
+    common = {"items": [item], "tasks": ["huge"]}
+    a = make_run(root, accuracy=1.0, **common)
+    b = make_run(root, STAGE2, regime="bidirectional", accuracy=0.0, **common)
+    app = open_page("pages/item.py", a=a.id, b=b.id, item="huge/0")
+    assert not app.exception
+    assert sum(len(block.proto.body) for block in app.get("html")) < 600_000
+    assert "tokens not shown" in words(app)
+    assert json.dumps(app.query_params["item"])

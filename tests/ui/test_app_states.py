@@ -1,0 +1,205 @@
+"""Five states for every page: loading, empty, partial or stale, error, ready.
+
+The table below says, for each page and state, what is on disk, the address, and words the page
+must show. A page without a row for each state fails the first test.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+
+from bidir_core import jobs
+from bidir_core.jobs import Job, playground
+from bidir_ui.kit import shell
+from tests.app import STAGE2, open_page, pair, words
+from tests.factory import make_run
+from tests.lab_factory import make_sweep
+
+STATES = ("empty", "partial", "error", "ready")  # loading is the same on all pages, and below
+Disk = Callable[[Path], dict[str, str]]  # writes run folders; the query that shows them
+
+
+class Case(NamedTuple):
+    disk: Disk
+    says: str
+    query: Mapping[str, str] = MappingProxyType({})
+
+
+def nothing(root: Path) -> dict[str, str]:
+    return {}
+
+
+def whole(root: Path) -> dict[str, str]:
+    a, b = pair(root)
+    return {"a": a.id, "b": b.id}
+
+
+def half(root: Path) -> dict[str, str]:
+    """The candidate stopped half way."""
+    a = make_run(root, n_items=40, accuracy=0.7)
+    b = make_run(root, STAGE2, n_items=40, regime="bidirectional", state="failed", seed=1)
+    return {"a": a.id, "b": b.id, "intersect": "yes"}
+
+
+def torn(root: Path) -> dict[str, str]:
+    """The candidate's items cannot be read."""
+    a, b = pair(root)
+    table = b.path / "items.parquet"
+    table.write_bytes(table.read_bytes()[:100] + b"x" * 200 + b"PAR1")
+    return {"a": a.id, "b": b.id}
+
+
+def corrupt(root: Path) -> dict[str, str]:
+    make_run(root, STAGE2, n_items=10, regime="bidirectional", state="corrupt")
+    return {}
+
+
+def stalled(root: Path) -> dict[str, str]:
+    """A queue that nobody works on, and a job that is gone."""
+    folder = root / ".jobs"
+    folder.mkdir(parents=True)
+    job = Job(
+        id="20260101-000001-abcdef", words=("eval", "--model", "m"), device="cpu",
+        created=time.time(), root=str(folder), title="Stage 2",
+    )  # fmt: skip
+    jobs.save(job)
+    gone = {"pid": 2**22 + 1, "pid_started": 1.0}
+    jobs.save(replace(job, id="20260101-000002-abcdef", stored_state="running", process=gone))
+    return {}
+
+
+def sweep(state: str) -> Disk:
+    def make(root: Path) -> dict[str, str]:
+        make_sweep(root, ["bidirectional:sink=1"], n_items=40, state=state)
+        return {}
+
+    return make
+
+
+def worker(state: str) -> Disk:
+    """The Playground's process, pretended: its own tests load a real one."""
+
+    def make(root: Path) -> dict[str, str]:
+        facts = {"n_layers": 30, "dtype": "float32", "device": "cpu", "trained_regime": None}
+        told = SimpleNamespace(
+            state=state, model="m", checkpoint="", error="", facts=facts,
+            log_tail=lambda: "", answer=lambda name: None, stop=lambda: None,
+        )  # fmt: skip
+        playground.shared = lambda: told  # put back by the fixture below
+        return {}
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def own_worker(monkeypatch):
+    monkeypatch.setattr(playground, "shared", playground.shared)
+
+
+ITEM = {"item": "piqa/3"}
+TABLE: dict[str, dict[str, Case]] = {
+    "overview": {
+        "empty": Case(nothing, "No runs yet"),
+        "partial": Case(half, "20 of 40 items so far"),
+        "error": Case(torn, "cannot be read"),
+        "ready": Case(whole, "macro accuracy"),
+    },
+    "runs": {
+        "empty": Case(nothing, "No runs yet"),
+        "partial": Case(half, "stopped with an error"),
+        "error": Case(corrupt, "The folder cannot be read"),
+        "ready": Case(whole, "2 of 2 runs"),
+    },
+    "compare": {
+        "empty": Case(nothing, "No runs yet"),
+        "partial": Case(half, "20 of 40 items so far"),
+        "error": Case(torn, "cannot be read"),
+        "ready": Case(whole, "Right and wrong, task by task"),
+    },
+    "flips": {
+        "empty": Case(nothing, "No runs yet"),
+        "partial": Case(half, "20 of 40 items so far"),
+        "error": Case(torn, "cannot be read"),
+        "ready": Case(whole, "of 40 paired items"),
+    },
+    "item": {
+        "empty": Case(nothing, "No runs yet", ITEM),
+        "partial": Case(half, "20 of 40 items so far", {"item": "hellaswag/1"}),
+        "error": Case(whole, "Item not found", {"item": "piqa/99999"}),
+        "ready": Case(whole, "right answer", ITEM),
+    },
+    "masks": {
+        "empty": Case(nothing, "Nothing to draw", {"prompt": " ", "cont": " "}),
+        "partial": Case(half, "the prefix", {"item": "piqa/1"}),  # a mask needs no score
+        "error": Case(nothing, "unknown regime", {"regime": "sideways"}),
+        "ready": Case(nothing, "look-ahead cells"),
+    },
+    "lab": {
+        "empty": Case(nothing, "No sweep yet"),
+        "partial": Case(sweep("failed"), "Partial: failed"),
+        "error": Case(sweep("done"), "Sweep not found", {"sweep": "lab/19990101-000000"}),
+        "ready": Case(sweep("done"), "Every point"),
+    },
+    "launch": {
+        "empty": Case(nothing, "No jobs yet"),
+        "partial": Case(stalled, "stands still"),
+        "error": Case(nothing, "Not ready to start", {"f.limit": "x"}),
+        "ready": Case(whole, "How this is known"),
+    },
+    "playground": {
+        "empty": Case(worker("none"), "No model loaded"),
+        "partial": Case(worker("idle"), "The model was let go"),
+        "error": Case(worker("died"), "process is gone"),
+        "ready": Case(worker("ready"), "is loaded: 30 layers"),
+    },
+    "report": {
+        "empty": Case(nothing, "No runs yet"),
+        "partial": Case(half, "unfinished runs of this model are not in the report"),
+        "error": Case(whole, "not found", {"runs": "stage1_vanilla_eval/19990101-000000"}),
+        "ready": Case(whole, "2 runs"),
+    },
+}  # fmt: skip
+PAGES = [spec for spec in shell.PAGES if (shell.ROOT / spec.path).exists()]
+
+
+def test_every_page_has_every_state_in_the_table():
+    assert {spec.key for spec in PAGES} == set(TABLE)
+    assert all(set(cases) == set(STATES) for cases in TABLE.values())
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("key", TABLE)
+def test_a_page_in_each_state(root, key, state):
+    case = TABLE[key][state]
+    query = case.disk(root) | dict(case.query)
+    app = open_page("" if key == "overview" else shell.path(key), **query)
+    assert not app.exception
+    assert case.says in words(app)
+
+
+@pytest.mark.parametrize("key", TABLE)
+def test_loading_says_so(root, key, monkeypatch):
+    """While the run folders are read, which can take seconds on a network disk."""
+    shown: list[str] = []
+    seen: list[list[str]] = []
+
+    @contextmanager
+    def spinner(text: str, **_options):
+        shown.append(text)
+        yield
+        shown.remove(text)
+
+    found = shell.data.list_infos
+    monkeypatch.setattr(shell.st, "spinner", spinner)
+    monkeypatch.setattr(shell.data, "list_infos", lambda: (seen.append(list(shown)), found())[1])
+    assert not open_page("" if key == "overview" else shell.path(key)).exception
+    assert seen
+    assert all("Reading run folders" in texts for texts in seen)

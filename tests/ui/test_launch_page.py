@@ -1,0 +1,308 @@
+"""The Launch page without a browser: every stage's line is one the terminal takes; its states."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields, replace
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+
+from bidir_core import cli, jobs
+from bidir_core.data import assets
+from bidir_core.evaluate.config import EvalConfig, ProbeConfig
+from bidir_core.explain.sweep_points import LabConfig
+from bidir_core.jobs import Job
+from bidir_core.jobs.pipeline_config import from_preset
+from bidir_core.runs.run import Run
+from bidir_core.runs.status import this_process
+from bidir_core.train.config import FinetuneConfig
+from bidir_ui.launch import view
+from bidir_ui.launch.form import CLASSES, PRESETS
+from tests.app import STAGE2, open_page, pair, words
+from tests.factory import make_run
+from tests.report_runs import make_finetune
+
+PAGE = "pages/launch.py"
+HOSTILE = '<img src="http://evil.example/x.png">[a](http://evil.example)'
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """No browser here needs a head start."""
+    monkeypatch.setattr(view, "HEAD_START", 0)
+
+
+def code(app) -> list[str]:
+    return [block.value for block in app.code]
+
+
+def parsed(line: str):
+    """What the command line makes of a shown line."""
+    program = "python -m bidir_core "
+    assert line.startswith(program)
+    import shlex
+
+    words = shlex.split(line)[3:]
+    given = vars(cli.build_parser().parse_args(words))
+    assert callable(given.pop("run"))
+    return words[0], given
+
+
+@pytest.mark.parametrize("stage", PRESETS)
+def test_every_stage_shows_a_line_that_the_terminal_takes(root, stage):
+    query = {"f.checkpoint": "some/final"} if stage == "stage4" else {}
+    app = open_page(PAGE, stage=stage, **{"f.seed": "3", "f.batch_tokens": "900", **query})
+    assert not app.exception
+    name, given = parsed(code(app)[0])
+    assert name == PRESETS[stage].command
+    given.pop("resume", None)
+    asked = dict(PRESETS[stage].fixed + PRESETS[stage].begins)
+    if name == "probe":
+        given.pop("json")
+        assert ProbeConfig(**given).regime == "bidirectional"
+        return
+    config: Any
+    if name == "lab":
+        config = LabConfig(**given | {"sweep": tuple(given.get("sweep", ()))})
+        assert config.sweep == ((asked["sweep"],) if "sweep" in asked else ())
+        assert config.controls == (stage == "lab-controls")
+        assert config.limit == 100
+    elif name == "pipeline":
+        preset = given.pop("preset")
+        config = from_preset({k: v for k, v in given.items() if k not in ("out", "csv", "dry_run")}, preset)  # fmt: skip
+    elif name == "finetune":
+        config = FinetuneConfig(**given)
+        assert config.objective == stage
+    else:
+        config = EvalConfig(**given)
+        assert config.regime == asked["regime"]
+    assert config.seed == 3
+    assert "About" not in code(app)[0]
+    assert "How this is known" in words(app)
+
+
+def test_the_plain_line_gives_way_to_the_one_to_copy(root, monkeypatch):
+    plain = []
+    show = view.html.show
+
+    def seen(markup):
+        plain.extend([markup] if 'class="b-line"' in markup else [])
+        show(markup)
+
+    monkeypatch.setattr(view.html, "show", seen)
+    app = open_page(PAGE, stage="stage2")
+    assert "--regime bidirectional" in plain[0]
+    assert "--regime bidirectional" in code(app)[0]
+    assert not [block for block in app.get("html") if 'class="b-line"' in block.proto.body]
+    app.run()
+    assert len(plain) == 1  # nothing flickers when the page is drawn again
+    assert code(app)[0].count("--regime bidirectional") == 1
+
+
+def test_a_link_shows_the_same_form_with_all_kinds_of_settings(root):
+    query = {
+        "stage": "custom", "f.regime": "bidirectional:sink=1,lambda=0.03", "f.tasks": "piqa,arc_easy",
+        "f.limit": "50", "f.compact": "yes", "f.sample": "stratified", "f.model": "Qwen/Qwen3-0.6B",
+    }  # fmt: skip
+    app = open_page(PAGE, **query)
+    line = code(app)[0]
+    for part in ("--regime bidirectional:sink=1,lambda=0.03", "--tasks piqa,arc_easy", "--limit 50",
+                 "--compact", "--sample stratified", "--model Qwen/Qwen3-0.6B"):  # fmt: skip
+        assert part in line
+    assert "100 items" in words(app)
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ({"f.limit": "x"}, "--limit x: give a whole number"),
+        ({"f.limit": "0"}, "from 1 up"),
+        ({"f.tasks": "piqa,nope"}, "nknown task 'nope'"),
+        ({"f.tasks": "there/is/none.jsonl"}, "there/is/none.jsonl' does not exist"),
+        ({"stage": "custom", "f.regime": "bidirectional:sink=x"}, "sink takes an integer"),
+        ({"stage": "stage4"}, "Choose the checkpoint"),
+        ({"stage": "3B", "f.lr": "0"}, "above 0"),
+        ({"stage": "3C", "f.regime": "bidirectional"}, "trains causally"),
+        ({"stage": "pipeline", "f.regime": "causal"}, "need a bidirectional regime"),
+    ],
+)
+def test_what_is_wrong_is_said_and_cannot_be_started(root, query, says):
+    app = open_page(PAGE, **query)
+    assert not app.exception
+    assert says in words(app)
+    assert not [button for button in app.button if button.key == "launch-start"]
+
+
+def test_the_question_names_what_is_fetched_and_a_second_start_is_the_same_job(root, monkeypatch):
+    monkeypatch.setattr("bidir_core.jobs.queue.ensure_worker", lambda device, folder: None)
+    app = open_page(PAGE, stage="stage2")
+    app.button(key="launch-dry").click().run()
+    assert {one.name for one in assets.missing()} == set(assets.default_names())
+    text = words(app)
+    assert all(name in text for name in assets.default_names())
+    confirm = app.button(key="launch-confirm")
+    assert confirm.label == "Fetch 0.2 GB and start"
+    confirm.click().run()
+    (job,) = jobs.list_jobs()
+    assert " ".join(job.words).endswith("--limit 5 --regime bidirectional --name dry-run")
+    assert "dry run" in job.title
+
+
+def test_the_second_model_is_offered_with_its_size_and_terms(root, monkeypatch):
+    monkeypatch.setattr("bidir_core.jobs.queue.ensure_worker", lambda device, folder: None)
+    app = open_page(PAGE, stage="stage2", **{"f.model": "gemma3-270m"})
+    (chosen,) = [box for box in app.selectbox if box.label == "Model"]
+    assert chosen.value == "gemma3-270m"
+    app.button(key="launch-dry").click().run()
+    text = words(app)
+    assert "238.2 MB" in text
+    assert "Gemma Terms of Use" in text
+    assert "smollm2-135m-instruct (" not in text
+    assert app.button(key="launch-confirm").label == "Fetch 0.3 GB and start"
+
+
+def fake(root, number: int, **values) -> Job:
+    folder = root / ".jobs"
+    folder.mkdir(parents=True, exist_ok=True)
+    job = Job(
+        id=f"20260101-00000{number}-abcdef", words=("eval", "--model", "m"), device="cpu",
+        created=time.time(), root=str(folder), title="Stage 2 · bidirectional",
+    )  # fmt: skip
+    job = replace(job, **values)
+    jobs.save(job)
+    return job
+
+
+def test_each_state_of_a_job_is_shown_with_what_can_be_done(root):
+    gone = {"pid": 2**22 + 1, "pid_started": 1.0}
+    waiting = fake(root, 1)
+    lost = fake(root, 2, stored_state="running", process=gone, started=time.time())
+    failed = fake(root, 3, stored_state="failed", error=HOSTILE, title=HOSTILE)
+    done = fake(
+        root, 4, stored_state="done", started=1.0, finished=201.0, estimate={"seconds": 180}
+    )
+    failed.log.write_text(f"error: {HOSTILE}\n")
+    (root / ".jobs" / "20260101-000009-abcdef").mkdir()  # torn: no job.json
+    app = open_page(PAGE)
+    assert not app.exception
+    text = words(app)
+    keys = {button.key for button in app.button}
+    assert "The queue of cpu stands still" in text
+    assert {f"cancel-{waiting.id}", f"resume-{lost.id}", f"resume-{failed.id}"} <= keys
+    assert f"resume-{done.id}" not in keys
+    assert "gone without a word" in text
+    assert "Took 3 min 20 s (estimated 3 min)" in text
+    assert all("<img" not in block.proto.body for block in app.get("html"))
+    app.session_state[f"more-{failed.id}"] = True  # the log is read when it is looked at
+    app.run()
+    assert any(HOSTILE in value for value in code(app))
+
+
+def test_a_job_at_its_end_is_not_said_to_start(root):
+    run = make_run(root, n_items=20)
+    for number, more, says in ((1, {}, "Finishing"), (2, {"cancel_at": time.time()}, "Stopping")):
+        job = fake(root, number, stored_state="running", process=this_process(), **more)
+        (job.folder / "runs.txt").write_text(f"{run.path}\n")
+        text = words(open_page(PAGE))
+        assert says in text
+        assert "Starting" not in text
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "shown"),
+    [
+        # Of four items: where the share's normal interval has no width.
+        (1.0, "acc so far 100.0 % (95 % Wilson interval 51.0 to 100.0 %, n = 4)"),
+        (0.0, "acc so far 0.0 % (95 % Wilson interval 0.0 to 49.0 %, n = 4)"),
+    ],
+)
+def test_the_accuracy_of_few_items_has_an_interval_within_bounds(root, accuracy, shown):
+    run = make_run(root, n_items=8, state="running", accuracy=accuracy)
+    job = fake(root, 1, stored_state="running", process=this_process())
+    (job.folder / "runs.txt").write_text(f"{run.path}\n")
+    assert shown in words(open_page(PAGE)).replace("\u00a0", " ")
+
+
+def results_link(root, run: Run, **query: str) -> tuple[str, dict[str, list[str]]]:
+    """Where a job that made this run sends its reader: page, query."""
+    state = run.state if run.state in ("done", "failed", "cancelled") else "lost"
+    job = fake(root, 1, stored_state=state, started=1.0, finished=60.0)
+    (job.folder / "runs.txt").write_text(f"{run.path}\n")
+    links = open_page(PAGE, **query).get("page_link")
+    (link,) = [x.proto for x in links if x.proto.label == "Open results"]
+    return link.page.rpartition("/")[2], parse_qs(link.query_string.removeprefix("?"))
+
+
+def test_results_open_beside_a_run_of_the_same_items(root):
+    """Not beside the pair that other pages show by default, nor the one that was chosen before."""
+    default, _ = pair(root, config={"limit": 500})
+    wanted = make_run(root, n_items=20, config={"limit": 20})
+    make_run(root, n_items=20, config={"limit": 20}, state="lost")
+    b = make_run(root, STAGE2, n_items=20, config={"limit": 20}, regime="bidirectional")
+    page, query = results_link(root, b, a=default.id, intersect="yes")
+    assert page == "compare"
+    assert query == {"a": [wanted.id], "b": [b.id]}
+    assert not open_page("pages/compare.py", **{k: v for k, (v,) in query.items()}).exception
+
+
+def test_partial_results_open_with_the_items_that_both_hold(root):
+    pair(root, config={"limit": 500})
+    stage1 = make_run(root, n_items=40)
+    b = make_run(root, STAGE2, n_items=40, state="cancelled", regime="bidirectional")
+    page, query = results_link(root, b)
+    assert page == "compare"
+    assert query == {"a": [stage1.id], "b": [b.id], "intersect": ["yes"]}
+    app = open_page("pages/compare.py", **{k: v for k, (v,) in query.items()})
+    assert "cancelled: 20 of 40 items so far" in words(app)
+    assert "Only the items that both runs hold are compared" in words(app)
+    assert "do not pair" not in words(app)
+    drill = "".join(block.proto.body for block in app.get("html"))
+    assert "flips?" in drill
+    assert drill.count("flips?") == drill.count("intersect=yes")
+
+
+@pytest.mark.parametrize("state", ["cancelled", "queued", "done"])
+def test_results_without_a_baseline_are_found_among_the_runs(root, state):
+    pair(root, config={"limit": 500})
+    b = make_run(root, STAGE2, n_items=20, state=state, regime="bidirectional")
+    page, query = results_link(root, b)
+    assert page == "runs"
+    assert query == {"q": [b.path.name]}
+
+
+def test_no_jobs_yet_and_cancel_of_a_waiting_one(root):
+    assert "No jobs yet" in words(open_page(PAGE))
+    job = fake(root, 1)
+    app = open_page(PAGE)
+    app.button(key=f"cancel-{job.id}").click().run()
+    assert jobs.find_job(job.id).state == "cancelled"
+    assert "Never started" in words(app)
+
+
+def test_read_only_is_closed(root, monkeypatch):
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    app = open_page(PAGE)
+    assert "Launch is closed here" in words(app)
+    assert not app.code
+
+
+def test_a_setting_of_every_config_has_a_widget():
+    """New fields appear by themselves: the form is made from the dataclasses."""
+    for preset in PRESETS.values():
+        names = {spec.name for spec in fields(CLASSES[preset.command])}
+        assert {*preset.front, *dict(preset.fixed)} <= names
+
+
+def test_a_checkpoint_trained_under_another_mask_is_named_before_the_start(root):
+    """And a leaky one; a checkpoint whose folder is unknown here says nothing."""
+    made = make_finetune(root, "3A", evals=False)
+    (made.path / "final").mkdir()
+    query = {"stage": "stage4", "f.checkpoint": str(made.path / "final")}
+    text = words(open_page(PAGE, **query))
+    assert "3A is leaky" in text
+    assert "trained under" not in text
+    text = words(open_page(PAGE, **query, **{"f.regime": "causal"}))
+    assert "trained under bidirectional; here it is evaluated under causal" in text
+    assert "trained under" not in words(open_page(PAGE, stage="stage4", **{"f.checkpoint": "x/y"}))

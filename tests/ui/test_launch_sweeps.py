@@ -1,0 +1,170 @@
+"""Sweeps and the probe on the Launch page: what they take, what is wrong, where results open."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from bidir_core import jobs
+from bidir_core.explain.sweep_points import LabConfig
+from bidir_core.jobs.estimate import estimate_sweep, layers_of, planned_points
+from tests.app import open_page, words
+from tests.lab_factory import make_sweep
+from tests.report_runs import make_finetune
+from tests.ui.test_launch_page import PAGE, code, fake
+
+MODEL = "smollm2-135m-instruct"
+
+
+def points(**settings) -> int | None:
+    found = planned_points(LabConfig(model=MODEL, **settings), 30)
+    return None if found is None else len(found)
+
+
+# --- how many points, and what they take -------------------------------------------------------
+
+
+def test_points_are_counted_as_the_sweep_will_run_them():
+    assert points(sweep=("sink=0,1,2,4,8",)) == 6  # sink=0 is the bidirectional reference
+    assert points(sweep=("layers=windows:5",)) == 2 + 26
+    assert points(sweep=("sink=1", "sink=0,1*lambda=0.1,1")) == 2 + 3
+    alone, beside = points(controls=True), points(sweep=("sink=1,2",), controls=True)
+    assert beside == alone + 1  # sink=1 is among the controls
+
+
+def test_windows_of_an_unknown_model_stay_uncounted_and_other_sweeps_do_not():
+    config = LabConfig(model="someone/model-3B", sweep=("layers=windows:5",))
+    assert layers_of(config.model) is None
+    assert planned_points(config, None) is None
+    whole = estimate_sweep(config, "cpu")
+    assert whole.seconds is None
+    assert whole.n_points is None
+    assert whole.point_seconds
+    assert estimate_sweep(replace(config, sweep=("layers=0-4",)), "cpu").n_points == 3
+
+
+def test_a_folder_says_how_many_layers_it_has(tmp_path):
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "vocab_size": 100}
+    for text, expected in (
+        (sizes | {"num_hidden_layers": 7}, 7),
+        ({"text_config": sizes | {"num_hidden_layers": 9}}, 9),
+        (sizes | {"num_hidden_layers": "many"}, None),
+        (sizes, None),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(text))
+        assert layers_of(str(tmp_path)) == expected
+    (tmp_path / "config.json").write_text("torn")
+    assert layers_of(str(tmp_path)) is None
+    assert layers_of("../no such model") is None
+    assert layers_of("smollm2-135m-instruct") == 30
+
+
+def test_a_sweep_takes_its_points_and_one_start():
+    one = LabConfig(model=MODEL, limit=100, sweep=("sink=1",))
+    two = LabConfig(model=MODEL, limit=100, sweep=("sink=1,2,4,8",))
+    few, many = (estimate_sweep(config, "cpu", start=100.0) for config in (one, two))
+    assert (few.n_points, many.n_points) == (3, 6)
+    assert many.seconds - few.seconds == pytest.approx(3 * few.point_seconds)
+    assert few.seconds == pytest.approx(100 + 3 * few.point_seconds)
+    assert many.n_items == 6 * 500
+    assert many.low_seconds < many.seconds < many.high_seconds
+
+
+# --- the form ----------------------------------------------------------------------------------
+
+
+def test_a_sweep_shows_its_points_and_the_time_of_each(root):
+    text = words(open_page(PAGE, stage="lab-sink"))
+    assert re.search(r"Points\s+6, each about \d", text)
+    assert "3,000 items" in text
+    app = open_page(PAGE, stage="lab-layers", **{"f.model": "someone/model-3B"})
+    assert "as many as the layers make, each about" in words(app)
+    assert [button for button in app.button if button.key == "launch-start"]
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ({"stage": "lab-sink", "f.sweep": "sink=one"}, "sink takes an integer"),
+        ({"stage": "lab-sink", "f.sweep": "speed=3"}, "dials are sink, rows"),
+        ({"stage": "lab-layers", "f.sweep": "layers=20-40"}, "this model has layers 0-29"),
+        ({"stage": "lab-lambda", "f.limit": "none of them"}, "--limit none of them: give a whole"),
+        ({"stage": "probe", "f.regime": "bidirectional:sink=x"}, "sink takes an integer"),
+        ({"f.limit": "0"}, "from 1 up"),
+        ({"f.tasks": "piqa,nope"}, "nknown task 'nope'"),
+        ({"stage": "stage4"}, "Choose the checkpoint"),
+        ({"stage": "3B", "f.lr": "0"}, "above 0"),
+        ({"stage": "pipeline", "f.regime": "causal"}, "need a bidirectional regime"),
+    ],
+)
+def test_a_wrong_setting_is_marked_where_it_stands(root, query, says):
+    """Once at the field, before everything that follows it, and once where the start would be."""
+    app = open_page(PAGE, **query)
+    assert not app.exception
+    marks = [block.proto.body for block in app.get("html") if "✕" in block.proto.body]
+    assert len(marks) == 1
+    assert says in words(app)
+    assert says.lower() in marks[0].replace("&#x27;", "'").lower()
+    assert not [button for button in app.button if button.key == "launch-start"]
+
+
+def test_another_sweep_begins_with_its_own_values(root):
+    app = open_page(PAGE, stage="lab-sink", **{"f.sweep": "sink=3"})
+    (box,) = [one for one in app.text_input if one.label == "What to vary"]
+    assert box.value == "sink=3"
+    (stages,) = [g for g in app.get("button_group") if "Sink sweep" in str(g.proto.options)]
+    stages.set_value("lab-lambda").run()
+    assert "--sweep lambda=0.001,0.01,0.1,0.3" in code(app)[0]
+
+
+def test_a_sweep_runs_beside_the_controls_and_is_tried_on_five_items(root, monkeypatch):
+    monkeypatch.setattr("bidir_core.jobs.queue.ensure_worker", lambda device, folder: None)
+    app = open_page(PAGE, stage="lab-controls", **{"f.sweep": "sink=0,1*lambda=0.1,1|tail=1"})
+    assert "--sweep 'sink=0,1*lambda=0.1,1|tail=1'" in code(app)[0]
+    app.button(key="launch-dry").click().run()
+    app.button(key="launch-confirm").click().run()
+    (job,) = jobs.list_jobs()
+    assert job.words[0] == "lab"
+    assert job.words[-2:] == ("--sweep", "sink=0,1*lambda=0.1,1|tail=1")
+    assert {"--controls", "--limit", "5", "dry-run"} <= set(job.words)
+    assert job.title == "Controls · sink=0,1*lambda=0.1,1|tail=1 · dry run"
+
+
+def test_the_probe_has_no_items_to_try(root):
+    app = open_page(PAGE, stage="probe")
+    assert code(app)[0] == f"python -m bidir_core probe --model {MODEL}"
+    assert {b.key for b in app.button} & {"launch-start", "launch-dry"} == {"launch-start"}
+    text = words(app)
+    assert "Memory" in text
+    assert "items," not in text
+
+
+# --- their jobs --------------------------------------------------------------------------------
+
+
+def test_results_of_a_sweep_open_in_the_lab_and_those_of_a_probe_are_said(root):
+    sweep = make_sweep(root, regimes=["bidirectional:sink=1"], n_items=10)
+    line = ("lab", "--model", MODEL, "--limit", "2", "--sweep", "sink=1")
+    swept = fake(root, 1, words=line, stored_state="done", started=1.0, finished=60.0)
+    (swept.folder / "runs.txt").write_text(f"{sweep.path}\n")
+    asked = fake(root, 2, words=("probe", "--model", MODEL), stored_state="done", started=1.0,
+                 finished=9.0)  # fmt: skip
+    asked.log.write_text(f"pass  layers: all\npassed: {MODEL} under bidirectional\n")
+    app = open_page(PAGE)
+    assert not app.exception
+    (link,) = [x.proto for x in app.get("page_link") if x.proto.label == "Open results"]
+    assert link.page.endswith("lab")
+    assert f"sweep={sweep.id}" in link.query_string.replace("%2F", "/")
+    assert f"passed: {MODEL} under bidirectional" in words(app)
+
+
+def test_a_sweep_with_a_checkpoint_is_not_told_that_its_regimes_differ(root):
+    made = make_finetune(root, "3A", evals=False)
+    (made.path / "final").mkdir()
+    query = {"stage": "lab-sink", "f.checkpoint": str(made.path / "final")}
+    text = words(open_page(PAGE, **query))
+    assert "3A is leaky" in text
+    assert "trained under" not in text

@@ -1,0 +1,318 @@
+"""The Report page in its states, without a browser."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import pytest
+
+from bidir_core.common.errors import UserError
+from bidir_core.report import paper_figures
+from bidir_core.report import report as core
+from bidir_core.runs.find import list_runs
+from bidir_ui import report_view
+from tests.app import ROOT, STAGE2, open_page, pair, words
+from tests.e2e.seed import seed_hostile
+from tests.factory import make_reference, make_run
+from tests.report_runs import report
+
+MODEL = "smollm2-135m-instruct"
+REGIMES = ("causal", "bidirectional")
+
+
+@pytest.fixture(scope="module")
+def made(repaired):
+    return report(repaired)
+
+
+@pytest.fixture
+def two(root):
+    """Stages 1 and 2, small."""
+    return pair(root)
+
+
+@pytest.fixture
+def study(repaired, monkeypatch, root):
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(repaired))
+    return repaired
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """No browser here needs a head start."""
+    monkeypatch.setattr(report_view, "HEAD_START", 0)
+
+
+def opened(**query: str):
+    app = open_page("pages/report.py", **query)
+    assert not app.exception
+    return app
+
+
+def headings(app) -> list[str]:
+    bodies = " ".join(block.proto.body for block in app.get("html"))
+    return re.findall(r'<h2 class="b-h2 b-rule">(.*?)</h2>', bodies)
+
+
+def labels(app) -> list[str]:
+    return [button.proto.label for button in app.get("download_button")]
+
+
+# --- the five states ---------------------------------------------------------------------------
+
+
+def test_empty_says_what_to_do(root):
+    assert "No runs yet" in words(opened())
+    make_run(root, n_items=20, state="failed")
+    text = words(opened())
+    assert "No finished evaluation yet" in text
+    assert "python -m bidir_core eval" in text
+
+
+def test_ready_shows_what_the_command_writes(study, made):
+    app = opened()
+    text = words(app)
+    assert headings(app) == [s.heading for s in made.sections] + [
+        "The Items Behind the Numbers: Flips"
+    ]
+    assert "It hurts. Without adaptation" in text
+    assert len(app.get("plotly_chart")) == 4
+    assert labels(app) == ["HTML", "Markdown", "PNG", "CSV tables"]
+    (command,) = [block.value for block in app.code]
+    assert all(run.id in command for run in made.study.all_runs)
+
+
+def flips_link(app) -> dict[str, list[str]]:
+    """The query of the link to the Flips page below the report."""
+    links = [parse_qs(one.proto.query_string) for one in app.main.get("page_link")]
+    (query,) = [query for query in links if "flip" in query]
+    return query
+
+
+def test_the_link_to_the_flips_is_of_the_runs_reported_on(study, made):
+    base = {r: next(iter(made.study.runs(made.study.base, r).values())).id for r in REGIMES}
+    other = next(run.id for run in made.study.all_runs if run.id not in base.values())
+    query = flips_link(opened(a=base["causal"], b=other))
+    assert query["a"] == [base["causal"]]
+    assert query["b"] == [base["bidirectional"]]
+
+
+def test_one_evaluation_makes_a_report(root):
+    make_run(root, n_items=20)
+    app = opened()
+    assert "Not run" in words(app)
+    assert labels(app)
+    assert "b" not in flips_link(app)
+
+
+def test_unfinished_runs_are_named_and_not_reported(root):
+    make_run(root, n_items=40)
+    run = make_run(root, STAGE2, n_items=40, regime="bidirectional", state="running")
+    text = words(opened())
+    assert "Partial: unfinished runs of this model" in text
+    assert f"{run.id} (running)" in text
+
+
+def test_what_was_left_out_is_said(two, root):
+    assert "left out" not in words(opened())
+    make_run(root, n_items=20, config={"limit": 4})
+    assert "1 finished run left out" in words(opened())
+
+
+def test_runs_that_make_no_report_say_why_and_leave_the_choice(root):
+    make_run(root, n_items=20)
+    bad = make_run(root, STAGE2, n_items=20, regime="bidirectional", state="failed")
+    app = opened(runs=bad.id)
+    assert "a report needs at least one finished evaluation" in words(app)
+    assert app.multiselect(key="report-runs").value == [bad.id]
+
+
+def test_a_model_without_finished_runs_says_which_have_some(root):
+    a = make_run(root, n_items=20, model="other", state="failed")
+    make_run(root, n_items=20)
+    text = words(opened(a=a.id))
+    assert "there are no finished runs of 'other'" in text
+    assert MODEL in text
+
+
+@pytest.mark.parametrize("query", [{"runs": "stage1_vanilla_eval/19990101-000000"},
+                                   {"a": "stage1_vanilla_eval/19990101-000000"}])  # fmt: skip
+def test_an_unknown_run_is_not_found(two, query):
+    app = opened(**query)
+    assert "Run not found" in words(app)
+    assert not headings(app)
+    if "runs" in query:  # it stays in the address whatever the sidebar says: a way out of it
+        app.button(key="report-fullest").click().run()
+        assert headings(app)
+
+
+def test_a_corrupt_run_does_no_harm(root):
+    make_run(root, n_items=40)
+    make_run(root, STAGE2, n_items=10, regime="bidirectional", state="corrupt")
+    app = opened()
+    assert "could not be read" not in words(app)
+    assert headings(app)
+
+
+# --- choosing ------------------------------------------------------------------------------------
+
+
+def test_sections_are_in_the_url(study):
+    app = opened(sections="answers~cost")
+    assert headings(app) == ["Direct Answer to the Main Questions", "Cost"]
+    assert "--sections answers,cost" in app.code[0].value
+    assert "No section is chosen" in words(opened(sections="none"))
+    text = words(opened(sections="answers~nonsense"))
+    assert "Section not found" in text
+    assert "nonsense" in text
+
+
+def test_my_choice_starts_with_the_fullest_set(two):
+    app = opened()
+    app.segmented_control(key="url:runs").set_value("mine").run()
+    assert set(app.multiselect(key="report-runs").value) == {run.id for run in two}
+    app.multiselect(key="report-runs").set_value([]).run()  # nothing chosen: the fullest set again
+    assert "runs" not in app.query_params
+    assert headings(app)
+
+
+def test_runs_are_in_the_url(study):
+    base = [run for run in list_runs([study]) if run.stage.startswith(("stage1", "stage2"))]
+    app = opened(runs="~".join(run.id for run in base), sections="artifacts~macro")
+    assert app.multiselect(key="report-runs").value == [run.id for run in base]
+    assert "stage 4" not in words(app)
+    app.multiselect(key="report-runs").set_value([base[0].id]).run()
+    assert app.query_params["runs"] in (base[0].id, [base[0].id])
+
+
+def test_the_measure_of_the_sidebar_counts(two):
+    assert "--metric acc_norm" in opened(metric="acc_norm").code[0].value
+
+
+def test_published_numbers_alone_make_a_report(root):
+    make_reference(root, tasks={"piqa": 0.788, "winogrande": 0.666})
+    make_reference(root, STAGE2, tasks={"piqa": 0.534, "winogrande": 0.518}, regime="bidirectional")
+    text = words(opened(runs="~".join(run.id for run in list_runs([root]))))
+    assert "Published numbers only" in text
+
+
+def test_read_only_reads_and_downloads(two, monkeypatch):
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    assert labels(opened()) == ["HTML", "Markdown", "PNG", "CSV tables"]
+
+
+# --- what it costs, and what it lets in -------------------------------------------------------
+
+
+def test_a_report_is_computed_once(two, monkeypatch):
+    calls = []
+    real = core.build_report
+    monkeypatch.setattr(core, "build_report", lambda *a, **k: calls.append(1) or real(*a, **k))
+    report_view._report.clear()
+    app = opened()
+    app.run()
+    opened(sections="cost")
+    assert len(calls) == 1
+
+
+def test_no_html_file_is_made_before_it_is_asked_for(two, monkeypatch):
+    monkeypatch.setattr(report_view.html_page, "page", lambda *a: pytest.fail("made too early"))
+    assert labels(opened())
+
+
+# --- the folder for a paper ----------------------------------------------------------------------
+
+
+def test_the_paper_is_one_zip_made_on_request(study, made, monkeypatch):
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    before = contents(study)
+    app = opened()
+    assert "report-paper-zip" not in app.session_state
+    app.button(key="report-paper").click().run()
+    assert not app.exception
+    (button,) = [b.proto for b in app.get("download_button") if b.proto.label.startswith("Down")]
+    assert not button.disabled
+    with zipfile.ZipFile(io.BytesIO(app.session_state["report-paper-zip"][1])) as archive:
+        assert archive.testzip() is None
+        files = {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
+    assert {"main.tex", "methods.tex", "references.bib", "claims.md"} <= set(files)
+    for figure in ("forest", "ladder", "two_by_two"):
+        assert files[f"figures/{figure}.pdf"].startswith(b"%PDF")
+        assert b"<svg" in files[f"figures/{figure}.svg"]
+    assert {"tables/macro.tex", "tables/per-task.tex", "tables/claims.tex"} <= set(files)
+    assert json.loads(files["claims.json"])["claims"]
+    runs = {run.id for run in made.study.all_runs}
+    ledger = json.loads(files["numbers.json"])
+    assert {r for entry in ledger["numbers"].values() for r in entry["runs"]} == runs
+    assert all(run in files["README.md"].decode() for run in runs)
+    assert contents(study) == before
+
+
+def test_a_paper_that_cannot_be_made_says_why(two, monkeypatch):
+    def fail(*args, **options):
+        raise UserError("the figures of --paper need matplotlib")
+
+    monkeypatch.setattr("bidir_core.report.paper.zip_paper", fail)
+    app = opened()
+    app.button(key="report-paper").click().run()
+    assert "need matplotlib" in words(app)
+    assert "report-paper-zip" not in app.session_state
+
+
+def test_the_paper_of_other_runs_is_not_offered(two, monkeypatch):
+    monkeypatch.setattr("bidir_core.report.paper.zip_paper", lambda *args, **options: b"zip")
+    app = opened()
+    app.button(key="report-paper").click().run()
+    assert labels(app)[-1].startswith("Download")
+    app.query_params["metric"] = "acc_norm"
+    app.run()
+    assert not any(label.startswith("Download") for label in labels(app))
+
+
+def test_the_page_does_not_load_what_draws_the_paper():
+    code = "import sys, bidir_ui.report_view; assert not {'matplotlib', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def contents(folder: Path) -> dict[str, float]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+# --- hostile, and the files --------------------------------------------------------------------
+
+
+def test_hostile_names_are_inert(root):
+    seed_hostile(root)
+    app = opened()
+    bodies = " ".join(block.proto.body for block in app.get("html"))
+    assert "&lt;img src=x&gt;model" in bodies
+    assert not re.search(r"<(img|script|iframe|form)\b", bodies)
+
+
+def test_the_archive_holds_every_table(made):
+    with zipfile.ZipFile(io.BytesIO(report_view.zipped(made.tables))) as archive:
+        assert {name.removesuffix(".csv") for name in archive.namelist()} == set(made.tables)
+        rows = list(csv.DictReader(io.StringIO(archive.read("macro.csv").decode())))
+    assert float(rows[0]["Macro acc"]) == made.tables["macro"].rows[0][5]
+
+
+def test_the_main_figure_is_a_picture(made, root):
+    data = paper_figures.main_figure(made)
+    assert data.startswith(b"\x89PNG")
+    assert len(data) > 20_000
+    make_run(root, n_items=20)
+    assert paper_figures.main_figure(report(root)).startswith(b"\x89PNG")  # one run: its accuracy
+
+
+def test_files_are_named_after_runs(made):
+    first = made.study.all_runs[0].path.name
+    assert made.stem.startswith(f"report_{first}_")
+    assert re.fullmatch(r"[A-Za-z0-9._-]+", made.stem)

@@ -1,0 +1,180 @@
+"""The Item page explains an item: on request, as a job, from files, without a model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from bidir_core import jobs
+from bidir_core.common.files import write_json
+from bidir_core.explain.why_config import sentences
+from bidir_core.jobs import Job
+from bidir_core.runs.writer import RunWriter
+from bidir_ui.reading.data import list_infos
+from tests.explain.test_why import made
+from tests.ui.test_app_pages import open_page, pair, words
+
+ITEM = "piqa/3"
+HOSTILE = '<img src="http://evil.example/x.png">'
+
+
+def explain(root, run, *, item=ITEM, hash_=None, regime="bidirectional"):
+    """A finished explanation as the command leaves it."""
+    task, _, doc_id = item.partition("/")
+    record = run.item(task, int(doc_id))
+    result = made(single=[2], tokens=[0]) | {
+        "task": task, "doc_id": int(doc_id), "doc_hash": hash_ or record["doc_hash"],
+        "pieces": [HOSTILE, " b", " c", " d", " e"], "choices": ["x", "y"], "recorded": None,
+    }  # fmt: skip
+    result["lambda"]["points"] = [
+        {"lambda": 0.01, "choice": 0, "lead": 1.0}, {"lambda": 1.0, "choice": 1, "lead": -2.25},
+    ]  # fmt: skip
+    result["sentences"] = sentences(result)
+    settings = {
+        "model": run.model, "checkpoint": None, "task": task, "doc_id": int(doc_id),
+        "regime": regime, "metric": "acc", "tasks": [task],
+    }  # fmt: skip
+    writer = RunWriter.create("lab", settings, root=root, name=f"why-{task}-{doc_id}", kind="why")
+    write_json(writer.path / "why.json", {"schema": 1, **result})
+    writer.finish(
+        metrics={"n_items": 1, "tasks": {}}, cost={"seconds": 30.0, "computed_tokens": 9000}
+    )
+    return writer.path
+
+
+def test_a_stored_explanation_is_shown_and_its_texts_are_inert(root):
+    a, b = pair(root)
+    explain(root, b)
+    app = open_page("pages/item.py", a=a.id, b=b.id, item=ITEM)
+    assert not app.exception
+    text = words(app)
+    assert "Making layer 2 causal again alone turns the answer back." in text
+    assert "token 0" in text
+    bodies = [block.proto.body for block in app.get("html")]
+    assert any("✓" in body and "b-strip" in body for body in bodies)
+    assert not any(
+        "<img src=" in body and "evil" in body.split("<img src=")[1][:40] for body in bodies
+    )
+    assert not [button for button in app.button if button.key == "why-start"]
+
+
+def test_another_items_or_regimes_explanation_is_not_shown(root):
+    a, b = pair(root)
+    explain(root, b, item="piqa/4")
+    explain(root, b, hash_="of other data")
+    explain(root, b, regime="bidirectional:sink=1")
+    (root / "lab" / "20260101-000000_why-piqa-3").mkdir(parents=True)
+    torn = explain(root, b)
+    (torn / "why.json").write_text("{")
+    app = open_page("pages/item.py", a=a.id, b=b.id, item=ITEM)
+    assert not app.exception
+    assert "turns the answer back" not in words(app)
+    assert app.button(key="why-start")
+
+
+def test_the_button_asks_once_and_starts_one_job(root, monkeypatch):
+    monkeypatch.setattr("bidir_core.jobs.queue.ensure_worker", lambda device, folder: None)
+    a, b = pair(root)
+    app = open_page("pages/item.py", a=a.id, b=b.id, item=ITEM)
+    app.button(key="why-start").click().run()
+    assert not jobs.list_jobs()
+    assert "Takes about" in words(app)
+    confirm = app.button(key="why-confirm")
+    assert confirm.label.startswith("Fetch")  # the test's cache is empty
+    confirm.click().run()
+    (job,) = jobs.list_jobs()
+    assert job.words == ("why", "--as-run", b.id, "--task", "piqa", "--doc-id", "3")
+    assert job.estimate["seconds"] > 0
+    app = open_page("pages/item.py", a=a.id, b=b.id, item=ITEM)
+    assert "Queued" in words(app)
+    assert not [button for button in app.button if button.key == "why-start"]
+    app.button(key=f"why-cancel-{job.id}").click().run()
+    assert jobs.find_job(job.id).state == "cancelled"
+
+
+def test_the_line_is_one_the_terminal_takes():
+    from bidir_core.cli import build_parser
+    from bidir_ui.item import why_view
+
+    target = type("Target", (), {"id": "stage2/20260101-000000"})()
+    record = {"task": "piqa", "doc_id": 3}
+    for metric in ("acc", "acc_norm"):
+        parsed = build_parser().parse_args(list(why_view.words(target, record, metric)))
+        assert parsed.doc_id == 3
+        assert getattr(parsed, "metric", "acc") == metric
+
+
+def fake(root, b, **values) -> Job:
+    folder = root / ".jobs"
+    folder.mkdir(parents=True, exist_ok=True)
+    line = ("why", "--as-run", b.id, "--task", "piqa", "--doc-id", "3")
+    job = Job(
+        id="20260101-000001-abcdef", words=line, device="cpu", created=time.time(),
+        root=str(folder), title="Why piqa/3",
+    )  # fmt: skip
+    job = replace(job, **values)
+    jobs.save(job)
+    return job
+
+
+def test_a_failed_job_says_why_and_can_be_tried_again(root):
+    a, b = pair(root)
+    fake(root, b, stored_state="failed", error=f"no weights {HOSTILE}")
+    app = open_page("pages/item.py", a=a.id, b=b.id, item=ITEM)
+    assert "It could not be explained" in words(app)
+    assert app.button(key="why-start")
+
+
+def test_read_only_shows_results_and_starts_nothing(root, monkeypatch):
+    a, b = pair(root)
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    app = open_page("pages/item.py", a=a.id, b=b.id, item=ITEM)
+    assert "read-only view" in words(app)
+    assert not [button for button in app.button if (button.key or "").startswith("why-")]
+    monkeypatch.delenv("BIDIR_READ_ONLY")
+    explain(root, b)
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    app = open_page("pages/item.py", a=a.id, b=b.id, item=ITEM)
+    assert "turns the answer back" in words(app)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_weights_that_are_not_here_are_said(root, tmp_path, there):
+    if there:
+        (tmp_path / "final").mkdir()
+        (tmp_path / "final" / "config.json").write_text("{}")
+    a, _b = pair(root)
+    from tests.factory import make_run
+
+    c = make_run(
+        root, "stage4_postft_eval", n_items=40, regime="bidirectional", accuracy=0.5, seed=2,
+        checkpoint=str(tmp_path / "final"),
+    )  # fmt: skip
+    app = open_page("pages/item.py", a=a.id, b=c.id, item=ITEM)
+    assert ("weights are; they are not here" in words(app)) is not there
+    assert bool([button for button in app.button if button.key == "why-start"]) is there
+
+
+def test_two_causal_runs_have_nothing_to_explain(root):
+    from tests.factory import make_run
+
+    a = make_run(root, n_items=40, accuracy=0.7)
+    c = make_run(root, n_items=40, accuracy=0.6, seed=4, name="again")
+    app = open_page("pages/item.py", a=a.id, b=c.id, item=ITEM)
+    assert not app.exception
+    assert "Why this answer" not in words(app)
+
+
+def test_an_explanation_is_a_run_among_the_others(root):
+    a, b = pair(root)
+    path = explain(root, b)
+    app = open_page("pages/runs.py", q=path.name)
+    assert not app.exception
+    assert "could not be read" not in words(app)
+    app = open_page("", a=a.id, b=b.id)
+    assert not app.exception
+    (info,) = (run for run in list_infos() if run.kind == "why")
+    assert info.label == "Lab · an item explained · bidirectional"
+    assert not info.can_pair
