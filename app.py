@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from bidir_ui.kit import html, shell, url, widgets
+from bidir_ui import shell
+from bidir_ui.kit import html, url, widgets
 from bidir_ui.kit.server import MIDDLEWARE
 from bidir_ui.overview import cards, pair_view, panels
 from bidir_ui.reading import analysis, story

@@ -21,9 +21,9 @@ from bidir_core.report.sections import ALL_SECTIONS, FLIPS, Section
 from bidir_core.runs.layout import EVAL_DIRS, FINETUNE_DIRS
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
-from bidir_ui.kit.shell import Page, guard
 from bidir_ui.reading import data, pair
 from bidir_ui.reading.data import RunInfo
+from bidir_ui.shell import Page, guard
 
 SHORT = {
     "scope": "Scope", "stages": "Stages", "macro": "Macro", "per_task": "Per task",

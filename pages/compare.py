@@ -3,8 +3,9 @@
 import streamlit as st
 
 from bidir_core.common.errors import UserError
+from bidir_ui import shell
 from bidir_ui.compare import compare_view
-from bidir_ui.kit import shell, widgets
+from bidir_ui.kit import widgets
 from bidir_ui.overview import pair_view
 from bidir_ui.reading import analysis, filters, pair
 

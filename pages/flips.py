@@ -3,8 +3,9 @@
 import streamlit as st
 
 from bidir_core.common.errors import UserError
+from bidir_ui import shell
 from bidir_ui.compare import flips_view
-from bidir_ui.kit import fmt, shell, url, widgets
+from bidir_ui.kit import fmt, url, widgets
 from bidir_ui.reading import analysis, filters, pair
 
 page = shell.start("flips")

@@ -2,8 +2,9 @@
 
 import streamlit as st
 
+from bidir_ui import shell
 from bidir_ui.item import item_view, why_view
-from bidir_ui.kit import fmt, html, shell, url, widgets
+from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import analysis, filters, pair
 
 page = shell.start("item")
@@ -47,7 +48,7 @@ with shell.guard():
                 st.toggle, "Token borders", name="borders", read=lambda text: text != "off",
                 write=lambda value: "" if value else "off",
             )  # fmt: skip
-            context = item_view.choice_context(record, record["gold"])
+            context = analysis.choice_context(record, record["gold"])
             html.show(item_view.prompt(record, context, record["gold"], borders=borders))
         widgets.heading("Choices")
         html.show(

@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from bidir_ui.kit import shell, widgets
+from bidir_ui import shell
+from bidir_ui.kit import widgets
 from bidir_ui.lab import lab_controls, lab_data, lab_view
 
 page = shell.start("lab")

@@ -3,7 +3,8 @@
 import streamlit as st
 
 from bidir_core import jobs
-from bidir_ui.kit import shell, widgets
+from bidir_ui import shell
+from bidir_ui.kit import widgets
 from bidir_ui.launch import jobs_view, review, view
 
 page = shell.start("launch")

@@ -3,7 +3,8 @@
 import streamlit as st
 
 from bidir_core.report import plots
-from bidir_ui.kit import fmt, html, shell, url, widgets
+from bidir_ui import shell
+from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.masks import masks_view, observed_data, observed_view
 
 page = shell.start("masks")

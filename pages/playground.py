@@ -2,8 +2,8 @@
 
 import streamlit as st
 
-from bidir_ui import playground_view
-from bidir_ui.kit import shell, widgets
+from bidir_ui import playground_view, shell
+from bidir_ui.kit import widgets
 
 page = shell.start("playground")
 

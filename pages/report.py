@@ -2,8 +2,8 @@
 
 import streamlit as st
 
-from bidir_ui import report_view
-from bidir_ui.kit import fmt, shell, widgets
+from bidir_ui import report_view, shell
+from bidir_ui.kit import fmt, widgets
 from bidir_ui.reading import pair
 
 page = shell.start("report")

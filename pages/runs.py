@@ -4,8 +4,8 @@ import hashlib
 
 import streamlit as st
 
-from bidir_ui import runs_table
-from bidir_ui.kit import fmt, html, shell, url, widgets
+from bidir_ui import runs_table, shell
+from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import data, pair
 
 page = shell.start("runs")

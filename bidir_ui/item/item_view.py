@@ -17,6 +17,7 @@ from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.kit.html import Html, div, el, join, span
 from bidir_ui.masks import observed_data
 from bidir_ui.reading import analysis
+from bidir_ui.reading.analysis import choice_context, cut_into_tokens
 from bidir_ui.reading.filters import FlipFilter, Neighbours
 
 MAX_TOKENS = 1500  # more tokens than this make a page nobody reads; the raw record has them all
@@ -24,30 +25,11 @@ MAX_TOKENS = 1500  # more tokens than this make a page nobody reads; the raw rec
 Record = dict[str, Any]
 
 
-def cut_into_tokens(text: str, offsets: Sequence[Sequence[int]] | None) -> list[str]:
-    """The text in token pieces. Characters no token claims go with the token that follows."""
-    if offsets is None or not len(offsets):
-        return [text] if text else []
-    pieces, position = [], 0
-    for _start, end in offsets:
-        end = max(min(int(end), len(text)), position)
-        pieces.append(text[position:end])
-        position = end
-    if position < len(text):
-        pieces[-1] += text[position:]
-    return pieces
-
-
 def fuller(left: Record | None, right: Record | None) -> Record | None:
     """The record to draw the item from: one with token borders if there is one."""
     both = [record for record in (left, right) if record is not None]
     with_tokens = (one for one in both if one["prefix_token_offsets"] is not None)
     return next(with_tokens, both[0] if both else None)
-
-
-def choice_context(record: Record, choice: int) -> int:
-    """Index of the context in front of a choice: 0, or the choice's own (winogrande)."""
-    return choice if len(record["contexts"] or [None]) > 1 else 0
 
 
 def prompt(record: Record, context: int, continuation: int | None, *, borders: bool) -> Html:
@@ -279,7 +261,7 @@ def visible_text(record: Record, limit: int = 120) -> str:
 
 def bar(page: Any, item_id: str, near: Neighbours, chosen: FlipFilter) -> None:
     """Title, position, the four moves (k j p n), the way back, the link."""
-    from bidir_ui.kit import shell  # the shell imports this package's pieces first
+    from bidir_ui import shell  # the shell imports this package's pieces first
 
     title, moves = st.columns([4, 7], vertical_alignment="bottom")
     with title:
@@ -331,7 +313,7 @@ def raw_record(item_id: str, records: dict[str, dict[str, Any] | None]) -> None:
 def observed_links(page: Any, item_id: str) -> None:
     """Links to where a model that ran over this item really looked: the newest run of each pair
     of regimes, of the chosen pair's models."""
-    from bidir_ui.kit import shell
+    from bidir_ui import shell
 
     models = {run.model for run in (page.pair.a, page.pair.b) if run is not None}
     newest: dict[tuple[str, ...], observed_data.Observed] = {}

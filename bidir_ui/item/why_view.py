@@ -19,7 +19,8 @@ from bidir_core.jobs.estimate import Estimate
 from bidir_core.jobs.progress import progress
 from bidir_core.runs.layout import is_read_only
 from bidir_core.runs.run import Run
-from bidir_ui.kit import fmt, html, shell, widgets
+from bidir_ui import shell
+from bidir_ui.kit import fmt, html, widgets
 from bidir_ui.kit.html import Html, div, el, scrolling, span
 from bidir_ui.launch import jobs_view, review
 from bidir_ui.reading.data import RunInfo

@@ -12,7 +12,8 @@ from bidir_core.jobs import Job, cost_model
 from bidir_core.jobs.progress import Progress, progress
 from bidir_core.runs.layout import STAGE2, STAGE4
 from bidir_core.runs.run import Run
-from bidir_ui.kit import fmt, html, shell, url, widgets
+from bidir_ui import shell
+from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.launch import review
 from bidir_ui.reading import data, pair
 from bidir_ui.reading.data import RunInfo

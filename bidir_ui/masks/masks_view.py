@@ -12,7 +12,6 @@ import streamlit as st
 from bidir_core import regimes
 from bidir_core.common.errors import UserError
 from bidir_core.report import plots
-from bidir_ui.item import item_view
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import analysis
 
@@ -95,7 +94,7 @@ def from_item(page: Any, item_id: str) -> Tokens | None:
             continue
         if record is None or record["contexts"] is None:
             continue
-        context = item_view.choice_context(record, record["gold"])
+        context = analysis.choice_context(record, record["gold"])
         return _tokens(record, context)
     return None
 
@@ -105,10 +104,10 @@ def _tokens(record: dict[str, Any], context: int) -> Tokens:
     if record["prefix_token_offsets"] is None:
         first, rest = words(record["contexts"][context]), words(record["continuations"][gold])
         return Tokens((*first, *rest), len(first), "This run kept no tokens: split in words.").cut()
-    first = item_view.cut_into_tokens(
+    first = analysis.cut_into_tokens(
         record["contexts"][context], record["prefix_token_offsets"][context]
     )
-    rest = item_view.cut_into_tokens(
+    rest = analysis.cut_into_tokens(
         record["continuations"][gold], record["continuation_token_offsets"][gold]
     )
     return Tokens((*first, *rest), len(first)).cut()

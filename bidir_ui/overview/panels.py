@@ -9,12 +9,7 @@ from bidir_core.analyse import compare as core
 from bidir_core.data import item_texts
 from bidir_core.report import plots
 from bidir_ui.item import item_view
-from bidir_ui.kit import (
-    fmt,
-    html,
-    url,
-    widgets,  # fmt: skip
-)
+from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.overview import cards, repair_panel, source_panel
 from bidir_ui.reading import analysis, filters, pair, story
 
@@ -107,7 +102,7 @@ def _breaks(told: story.Story, result: core.Comparison | None) -> None:
         widgets.banner("info", "The texts are not here", "These runs kept none (--compact).")
         return None
     html.show(html.div("b b-lead", item_view.sentence(a, b, "acc")))
-    html.show(item_view.prompt(a, item_view.choice_context(a, a["gold"]), a["gold"], borders=True))
+    html.show(item_view.prompt(a, analysis.choice_context(a, a["gold"]), a["gold"], borders=True))
     html.show(item_view.choices(a, a, b, "pred", "Causal", "Bidirectional"))
     chosen = filters.FlipFilter(flip=("broken",))
     query = {"a": told.a.id, "b": told.b.id, "item": item_id, **chosen.params}

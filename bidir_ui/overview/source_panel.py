@@ -9,7 +9,8 @@ import streamlit as st
 from bidir_core import regimes
 from bidir_core.analyse import compare as core
 from bidir_core.common.errors import UserError
-from bidir_ui.kit import fmt, html, shell, url, widgets
+from bidir_ui import shell
+from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.overview import pair_view
 from bidir_ui.reading import pair, seeds, story
 from bidir_ui.reading.data import RunInfo

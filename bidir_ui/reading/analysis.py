@@ -237,3 +237,22 @@ def fill(record: dict[str, Any], split: str = "validation") -> bool:
     if record["contexts"] is not None and record["continuations"] is not None:
         return True
     return item_texts.fill(record, texts(record["task"], [record["doc_id"]], split))
+
+
+def cut_into_tokens(text: str, offsets: Sequence[Sequence[int]] | None) -> list[str]:
+    """The text in token pieces. Characters no token claims go with the token that follows."""
+    if offsets is None or not len(offsets):
+        return [text] if text else []
+    pieces, position = [], 0
+    for _start, end in offsets:
+        end = max(min(int(end), len(text)), position)
+        pieces.append(text[position:end])
+        position = end
+    if position < len(text):
+        pieces[-1] += text[position:]
+    return pieces
+
+
+def choice_context(record: dict[str, Any], choice: int) -> int:
+    """Index of the context in front of a choice: 0, or the choice's own (winogrande)."""
+    return choice if len(record["contexts"] or [None]) > 1 else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bidir_core.runs.run import Run
-from bidir_ui.kit import shell
+from bidir_ui import shell
 from tests.e2e.server import IDLE
 
 TITLES = {"overview": "What does bidirectional prefill do?", "item": "piqa/3"}

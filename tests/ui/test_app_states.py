@@ -18,7 +18,7 @@ import pytest
 
 from bidir_core import jobs
 from bidir_core.jobs import Job, playground
-from bidir_ui.kit import shell
+from bidir_ui import shell
 from tests.app import STAGE2, open_page, pair, words
 from tests.factory import make_run
 from tests.lab_factory import make_sweep

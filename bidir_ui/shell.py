@@ -23,9 +23,9 @@ from bidir_core.runs.layout import is_read_only, runs_roots
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import data, pair
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parent.parent
 
-ICON = Path(__file__).with_name("icon.png")
+ICON = Path(__file__).parent / "kit" / "icon.png"
 
 log = logging.getLogger(__name__)
 
