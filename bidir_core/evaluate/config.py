@@ -64,6 +64,12 @@ class EvalConfig:
         role="identity",
         choices=("dequantise", "native"),
     )
+    adapter: str = setting(
+        "merged",
+        help="of a LoRA checkpoint: merged into the weights, or beside them as peft runs it",
+        role="identity",
+        choices=("merged", "beside"),
+    )
     batch_tokens: int | None = setting(
         None, help="tokens per batch, or auto", role="identity", metavar="N|auto"
     )

@@ -104,6 +104,8 @@ def resume(
         attn=run.config.get("attention") or config.attn,
         batch_tokens=run.config.get("batch_tokens") or config.batch_tokens,
     )
+    if "adapter" not in run.settings and config.dtype != "float32":
+        config = replace(config, adapter="beside")  # what runs did before the setting existed
     regime = parse_regime(config.regime)
     plan = loaded or preflight(config, regime)
     items = read_items(config)
@@ -172,6 +174,7 @@ def preflight(config: EvalConfig, regime: Regime) -> loading.Preflight:
         device=config.device,
         attn=config.attn,
         weights=config.weights,
+        adapter=config.adapter,
         regime=regime,
     )
     refuse_trained_tasks(config.tasks, plan.checkpoint.record if plan.checkpoint else None)
@@ -222,6 +225,7 @@ def run_facts(
         **({"fused_kernels": list(loaded.fused)} if loaded.fused else {}),
         **({"split_from_tokens": loaded.handle.split_from} if splits else {}),
         "device": str(loaded.device),
+        **({"adapter": loaded.adapter} if loaded.adapter else {}),
         "training_record": loaded.training_record,
         "warnings": [warning] if warning else [],
     }

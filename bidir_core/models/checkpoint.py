@@ -8,6 +8,7 @@ A checkpoint is a folder with ``config.json`` and safetensors (full fine-tune) o
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -124,11 +125,14 @@ def _check_adapter_fits(checkpoint: Checkpoint, config: Any, model: str) -> None
 
 
 def apply_adapter(
-    model: Any, checkpoint: Checkpoint, base_fingerprint: str, name: str
-) -> tuple[Any, str]:
-    """The model with a LoRA adapter on it, and the fingerprint of the two together.
+    model: Any, checkpoint: Checkpoint, base_fingerprint: str, name: str, adapter: str = "merged"
+) -> tuple[Any, str, str]:
+    """The model with a LoRA adapter, the fingerprint of the two, and how the adapter stands.
 
-    In float32 the adapter is folded in; in 16 or 8 bits folding would round small changes away.
+    ``adapter``: ``merged`` adds the low-rank products to the weights, each sum taken in float32 and
+    rounded once to the model's format; ``beside`` leaves peft's layers beside them. What shares its
+    weight with another module (a tied embedding) or is held in 8 bits cannot take a sum of its own,
+    so such an adapter stays beside whatever was asked for.
     """
     from peft import PeftModel
 
@@ -145,9 +149,36 @@ def apply_adapter(
         raise UserError(
             f"checkpoint '{checkpoint.folder}' cannot be applied: {str(error).splitlines()[0]}"
         ) from error
-    if {weight.dtype for weight in model.parameters()} <= {torch.float32, torch.float64}:
-        adapted = adapted.merge_and_unload()
-    adapter = fingerprint_tensors([checkpoint.folder / ADAPTER_FILE])
+    tensors = fingerprint_tensors([checkpoint.folder / ADAPTER_FILE])
     settings = (checkpoint.folder / "adapter_config.json").read_bytes()
-    digest = hashlib.sha256(base_fingerprint.encode() + adapter.encode() + settings)
-    return adapted, digest.hexdigest()
+    digest = hashlib.sha256(base_fingerprint.encode() + tensors.encode() + settings).hexdigest()
+    if adapter == "merged" and _can_merge(adapted):
+        return _merged(adapted), digest, "merged"
+    return adapted, digest, "beside"
+
+
+def _adapted_layers(adapted: Any) -> list[Any]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in adapted.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _can_merge(adapted: Any) -> bool:
+    """Whether every adapted weight belongs to one module alone and is held in 16 bits or more."""
+    uses: Counter[int] = Counter()
+    for module in adapted.modules():
+        for weight in module.parameters(recurse=False):
+            uses[id(weight)] += 1
+    weights = [layer.get_base_layer().weight for layer in _adapted_layers(adapted)]
+    return all(uses[id(w)] == 1 and w.is_floating_point() and w.element_size() > 1 for w in weights)
+
+
+def _merged(adapted: Any) -> Any:
+    """The plain model with each adapted weight replaced by the sum, one layer in float32 at a time."""
+    for layer in _adapted_layers(adapted):
+        weight = layer.get_base_layer().weight
+        narrow = weight.dtype
+        weight.data = weight.data.float()
+        layer.merge(safe_merge=False)
+        weight.data = weight.data.to(narrow)
+    return adapted.unload()

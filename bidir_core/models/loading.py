@@ -59,8 +59,8 @@ class LoadedModel:
 
     ``model`` is in eval mode, without gradients, on ``device``; regimes go through ``handle``.
     ``fingerprint`` changes with the weights, the checkpoint or the shape. ``max_length`` is the
-    model's window in tokens. ``training_record`` is what the checkpoint says of its training;
-    ``fused``, what runs in kernels of :mod:`bidir_core.models.fused`.
+    model's window in tokens. ``adapter`` says whether a LoRA checkpoint was merged or stands
+    beside. ``training_record`` is what the checkpoint says of its training; ``fused``, what runs in kernels of :mod:`bidir_core.models.fused`.
     """
 
     model: Any
@@ -76,6 +76,7 @@ class LoadedModel:
     implementation: str
     revision: str | None = None
     checkpoint: str | None = None
+    adapter: str | None = None
     training_record: dict[str, Any] | None = None
     fused: tuple[str, ...] = ()
 
@@ -97,6 +98,7 @@ class Preflight:
     n_layers: int
     max_length: int
     weights: str = "dequantise"
+    adapter: str = "merged"
 
 
 def preflight(
@@ -108,6 +110,7 @@ def preflight(
     device: str = "auto",
     attn: str = "auto",
     weights: str = "dequantise",
+    adapter: str = "merged",
     regime: Regime | str | None = None,
 ) -> Preflight:
     """Check everything about a model that can be checked without reading its weights.
@@ -156,6 +159,7 @@ def preflight(
         n_layers=n_layers,
         max_length=getattr(text, "max_position_embeddings", None) or NO_LIMIT,
         weights=weights,
+        adapter=adapter,
     )
 
 
@@ -168,12 +172,14 @@ def load(
     device: str = "auto",
     attn: str = "auto",
     weights: str = "dequantise",
+    adapter: str = "merged",
     regime: Regime | str | None = None,
 ) -> LoadedModel:
     """Load a model by embedded name, hub id or folder; see :func:`preflight` for what is refused.
 
-    ``checkpoint`` is a folder of safetensors, a LoRA adapter, or a fine-tuning run. A LoRA adapter
-    is folded into float32 weights, where nothing is lost by it, and kept beside narrower ones.
+    ``checkpoint`` is a folder of safetensors, a LoRA adapter, or a fine-tuning run. ``adapter``
+    says whether a LoRA adapter is merged into the weights or stays beside them
+    (:func:`bidir_core.models.checkpoint.apply_adapter`).
     """
     return load_weights(
         preflight(
@@ -184,6 +190,7 @@ def load(
             device=device,
             attn=attn,
             weights=weights,
+            adapter=adapter,
             regime=regime,
         )
     )
@@ -205,8 +212,11 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
     if plan.weights == "native":
         run_natively(loaded, plan.dtype, plan.name)
     print_of_weights = fingerprint(plan.config.get_text_config(), weight_files(folder))
+    adapter = None
     if opened is not None and opened.kind == "lora":
-        loaded, print_of_weights = apply_adapter(loaded, opened, print_of_weights, plan.name)
+        loaded, print_of_weights, adapter = apply_adapter(
+            loaded, opened, print_of_weights, plan.name, plan.adapter
+        )
     loaded.eval().requires_grad_(False)
     handle = install(loaded, plan.implementation)  # type: ignore[arg-type]
     try:
@@ -231,6 +241,7 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
         implementation=plan.implementation,
         revision=plan.revision,
         checkpoint=str(opened.folder) if opened is not None else None,
+        adapter=adapter,
         training_record=opened.record if opened is not None else None,
         fused=tuple(kernels),
     )

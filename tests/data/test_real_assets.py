@@ -85,7 +85,7 @@ def test_from_cache_in_three_seconds_without_anything_heavy() -> None:
     for name in assets.default_names():
         assets.ensure(name)
     program = (
-        "import sys; from bidir_core import assets\n"
+        "import sys; from bidir_core.data import assets\n"
         "assert assets.missing() == []\n"
         "for name in assets.default_names(): assets.ensure(name)\n"
         "print({'torch', 'transformers', 'streamlit'} & set(sys.modules))"
