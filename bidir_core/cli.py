@@ -149,6 +149,11 @@ COMMANDS = [
     _lazy(
         "attend", "Observe attention: where each layer and head really looks.", "commands.attend"
     ),
+    _lazy(
+        "recommend",
+        "From unlabelled prompts: from which layer on may the prompt look ahead?",
+        "commands.recommend",
+    ),
     _lazy("import", "Read lm-eval's logged samples as a run.", "commands.import_lm_eval"),
     _lazy("export", "Write a run in lm-eval's format.", "commands.export"),
 ]

@@ -111,7 +111,7 @@ class VariantScorer:
         self.segments = build_segments(encoded)
         self.collated = _dense(collate(self.segments, padded=False), loaded.device)
         self.student = Student(loaded.model, loaded.handle)
-        self.layers = _layers(loaded)
+        self.layers = decoder_layers(loaded)
         self.computed_tokens = 0
         tokens = BATCH_TOKENS.get(loaded.device.type, 2048)
         self.rows = max(1, tokens // self.n_tokens)
@@ -188,7 +188,8 @@ def _dense(batch: Collated, device: torch.device) -> Collated:
     )  # fmt: skip
 
 
-def _layers(loaded: LoadedModel) -> list[nn.Module]:
+def decoder_layers(loaded: LoadedModel) -> list[nn.Module]:
+    """The model's layers in order. Raises UserError if it does not keep them in one list."""
     decoder = loaded.handle.decoder
     for module in decoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == loaded.n_layers:

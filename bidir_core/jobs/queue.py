@@ -29,7 +29,7 @@ from bidir_core.jobs.job import (
 )
 from bidir_core.runs.layout import refuse_if_read_only
 
-COMMANDS = ("eval", "finetune", "pipeline", "probe", "lab", "attend", "why")
+COMMANDS = ("eval", "finetune", "pipeline", "probe", "lab", "attend", "why", "recommend")
 
 
 def submit(

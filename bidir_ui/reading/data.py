@@ -20,7 +20,11 @@ from bidir_ui.kit import fmt
 
 EMBEDDED = "smollm2-135m-instruct"
 
-LOOKED_AT = {"why": "an item explained", "attend": "attention observed"}  # no scores: not paired
+LOOKED_AT = {  # no scores: not paired
+    "why": "an item explained",
+    "attend": "attention observed",
+    "recommend": "a regime recommended",
+}
 
 
 @dataclass(frozen=True)

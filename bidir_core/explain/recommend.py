@@ -1,0 +1,433 @@
+"""``recommend``: the smallest A for which ``bidirectional:layers=A-`` stays close to causal.
+
+Answered from prompts alone: no label is asked for, so that the answer can be stored as a prediction
+before any labelled item is scored. Three candidates, each with a threshold that was fixed here
+before any model's curve had been looked at, and a fourth:
+
+- ``kl``, the one that is recommended: the smallest A whose mean KL(causal || regime) of the
+  next-token distribution behind the prompt is below 0.02 nats. By Pinsker's inequality the total
+  variation is at most sqrt(KL / 2): at 0.02 nats no event's probability moves by more than 10
+  points on average. It is a convention, not a fit to accuracies.
+- ``outlier``: the first layer whose causal input holds a first token whose norm is more than 10
+  times the median of the others' (a massive activation), taken as the median over prompts.
+- ``attention``: the first layer whose causal attention puts more than 0.3 on the first token, the
+  mean over heads, over the prompt's other tokens and over prompts.
+- ``share``: the smallest A whose mean KL is below a tenth of that of A = 0 (none where that is
+  below the threshold of ``kl``). Added on 2026-11-29 after one curve had been seen, SmolLM2-135M's
+  on 20 prompts, which falls steeply at first and then slowly: a prediction for other models only.
+
+Under A = L - 1 (L layers) predictions are causal's exactly: what the last layer computes at a prompt
+token reaches no other token. So there is always an answer, and A = L - 1 says "nowhere".
+
+    runs/lab/<stamp>_<name>/prompts.jsonl   a line a prompt: where it is from, KL and agreement by A
+                            metrics.json    the recommendation, the curves, the thresholds
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bidir_core.common.errors import UserError
+from bidir_core.common.settings import check_config, same_as, setting, to_json
+from bidir_core.data.custom import absolute_task
+from bidir_core.data.items import Item, data_fingerprint, hash_doc
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.regimes import BIDIRECTIONAL
+from bidir_core.runs.layout import LAB, check_new_run
+from bidir_core.runs.writer import RunWriter
+
+if TYPE_CHECKING:
+    from bidir_core.explain.recommend_measure import PromptMeasures
+    from bidir_core.models.loading import LoadedModel, Preflight
+
+KIND = "recommend"
+# Nats; a ratio of norms; a share of attention; a share of the KL.
+THRESHOLDS = {"kl": 0.02, "outlier": 10.0, "attention": 0.3, "share": 0.1}
+OTHER_KL_THRESHOLDS = (0.005, 0.01, 0.05, 0.1)  # recorded, to see how much hangs on 0.02
+PROMPTS_PER_TASK = 20
+QUANTILES = (0.5, 0.9, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecommendConfig:
+    """Which model to advise on, and on which prompts."""
+
+    model: str = same_as(EvalConfig, "model")
+    revision: str | None = same_as(EvalConfig, "revision")
+    checkpoint: str | None = same_as(EvalConfig, "checkpoint")
+    prompts: str | None = setting(
+        None,
+        help='a file with one prompt a line, or a .jsonl file whose lines have a "prompt" '
+        "(default: the contexts of items of --tasks, their explore half)",
+        role="identity",
+        metavar="FILE",
+    )
+    tasks: tuple[str, ...] = same_as(
+        EvalConfig, "tasks", help="tasks whose contexts are the prompts, without --prompts"
+    )
+    limit: int | None = setting(
+        None,
+        help=f"this many prompts of each task (default: {PROMPTS_PER_TASK}), or of the file "
+        "(default: all)",
+        role="identity",
+        metavar="N",
+    )
+    positions: int = setting(
+        1,
+        help="how many next-token distributions are compared: behind the prompt, and behind each of "
+        "N-1 tokens with which causal goes on",
+        role="identity",
+        metavar="N",
+    )
+    split: str = same_as(EvalConfig, "split")
+    data_source: str = same_as(EvalConfig, "data_source")
+    bos: str = same_as(EvalConfig, "bos")
+    chat_template: bool = same_as(EvalConfig, "chat_template")
+    dtype: str = same_as(EvalConfig, "dtype")
+    device: str = same_as(EvalConfig, "device")
+    attn: str = same_as(EvalConfig, "attn")
+    batch_tokens: int | None = same_as(EvalConfig, "batch_tokens")
+    runs_dir: str | None = same_as(EvalConfig, "runs_dir")
+    name: str | None = same_as(EvalConfig, "name")
+
+    def __post_init__(self) -> None:
+        check_config(self)
+        for name in ("limit", "positions", "batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value}: give a number from 1 up")
+        if self.prompts is not None:
+            path = os.path.abspath(os.path.expanduser(self.prompts))
+            object.__setattr__(self, "prompts", path)
+        object.__setattr__(self, "tasks", tuple(absolute_task(task) for task in self.tasks))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """``source``: ``piqa/3`` for an item's context, the line's number in a file."""
+
+    source: str
+    text: str
+
+
+def recommend(config: RecommendConfig, *, loaded: LoadedModel | None = None) -> Path:
+    """Measure, write the recommendation down, and return the run folder.
+
+    ``loaded`` reuses a model in memory. Raises UserError on bad input, before anything is written.
+    """
+    from bidir_core.data.tasks import task_names
+    from bidir_core.explain.recommend_measure import SINK
+    from bidir_core.models import loading
+
+    check_new_run(config.runs_dir, config.name)
+    if config.prompts is None:
+        task_names(config.tasks)
+    else:
+        prompts = read_prompts(config)
+    plan = loaded or loading.preflight(
+        config.model, revision=config.revision, checkpoint=config.checkpoint, dtype=config.dtype,
+        device=config.device, attn=config.attn, regime=SINK,
+    )  # fmt: skip
+    if config.prompts is None:
+        prompts = read_prompts(config)
+    ids, bos_added = _encode(config, plan, prompts)
+    loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
+    items = [_as_item(i, prompt) for i, prompt in enumerate(prompts)]
+    writer = RunWriter.create(
+        LAB,
+        to_json(config) | {"regime": str(BIDIRECTIONAL)},  # whose layers are in question
+        root=config.runs_dir,
+        name=config.name or KIND,
+        kind=KIND,
+        model_fingerprint=loaded.fingerprint,
+        tokenizer_fingerprint=getattr(loaded, "tokenizer_fingerprint", None),
+        data_fingerprint=data_fingerprint(items),
+        bos_added=bos_added,
+        dtype=loaded.dtype,
+        attention=loaded.implementation,
+        device=str(loaded.device),
+        thresholds=THRESHOLDS,
+        training_record=getattr(loaded, "training_record", None),
+    )
+    _write(writer, config, loaded, prompts, ids)
+    return writer.path
+
+
+def read_prompts(config: RecommendConfig) -> list[Prompt]:
+    """The prompts of the file, or the contexts of the first items of each task's explore half.
+
+    Of an item with a context per choice the first is taken; its label is never asked for.
+    """
+    if config.prompts is not None:
+        prompts = list(_file_prompts(Path(config.prompts)))[: config.limit]
+        if not prompts:
+            raise UserError(f"{config.prompts} has no prompts; write one a line")
+        return prompts
+    from bidir_core.data.tasks import load_items
+
+    n = config.limit or PROMPTS_PER_TASK
+    prompts = []
+    for task in config.tasks:
+        # The limit comes before the fold, which is a coin toss: of four times as many half are kept.
+        items = load_items(
+            [task], limit=4 * n, fold="explore", split=config.split, data_source=config.data_source
+        )
+        prompts += [Prompt(item.item_id, item.contexts[0]) for item in items[:n]]
+    return prompts
+
+
+def _file_prompts(path: Path) -> Iterator[Prompt]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise UserError(
+            f"--prompts {path}: {why}; give a text file with one prompt a line"
+        ) from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if path.suffix == ".jsonl":
+            try:
+                value = json.loads(line)
+            except ValueError:
+                value = None
+            text = value.get("prompt") if isinstance(value, dict) else None
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(
+                    f'{path}, line {number}: write a JSON object with a text "prompt" on each line'
+                )
+        else:
+            text = line
+        yield Prompt(f"line {number}", text)
+
+
+def _as_item(index: int, prompt: Prompt) -> Item:
+    """The prompt alone as an item: what stands behind it is not used."""
+    return Item(KIND, index, hash_doc({"prompt": prompt.text}), 0, (prompt.text,), (" .",))
+
+
+def _encode(
+    config: RecommendConfig, plan: LoadedModel | Preflight, prompts: Sequence[Prompt]
+) -> tuple[list[np.ndarray], bool]:
+    """Each prompt's tokens, int64 ``[n_tokens]``, as an evaluation would read it as a context."""
+    from bidir_core.data.encoding import Encoder
+
+    encoder = Encoder(plan.tokenizer, bos=config.bos, chat_template=config.chat_template)  # type: ignore[arg-type]
+    encoded = encoder.encode([_as_item(i, prompt) for i, prompt in enumerate(prompts)])
+    for prompt, one in zip(prompts, encoded, strict=True):
+        n_tokens = len(one.prefixes[0])
+        if n_tokens < 2:
+            raise UserError(
+                f"prompt {prompt.source} ({prompt.text[:40]!r}) is {n_tokens} token long: it has no "
+                "later token to look ahead at; leave it out"
+            )
+        if n_tokens + config.positions - 1 > plan.max_length:
+            raise UserError(
+                f"prompt {prompt.source} has {n_tokens} tokens and the model's window holds "
+                f"{plan.max_length}; shorten it (nothing is truncated)"
+            )
+    return [one.prefixes[0].ids for one in encoded], encoder.bos_added(encoded)
+
+
+def _write(
+    writer: RunWriter,
+    config: RecommendConfig,
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    ids: Sequence[np.ndarray],
+) -> None:
+    from bidir_core.common.progress import Progress, logging_to, terminable
+    from bidir_core.explain.recommend_measure import SINK, measure, n_passes, opened_from
+    from bidir_core.models.devices import device_name, peak_memory_bytes
+    from bidir_core.models.probe import run_probe
+
+    with writer, terminable(), logging_to(writer.path / "log.txt") as log:
+        log.info("recommend for %s on %d prompts -> %s", config.model, len(ids), writer.id)
+        probed = (BIDIRECTIONAL, opened_from(1, loaded.n_layers), SINK)
+        reports = [run_probe(loaded, regime) for regime in probed]
+        passed = all(report.passed for report in reports)
+        writer.write_probe(
+            {"schema": 1, "passed": passed, "reports": [report.to_json() for report in reports]}
+        )
+        for report in reports:
+            report.require(f"so nothing can be recommended; see {writer.path / 'probe.json'}")
+        started = time.monotonic()
+        progress = Progress(
+            len(ids) * n_passes(loaded.n_layers), unit="pass", title="recommend",
+            report=writer.heartbeat,
+        )  # fmt: skip
+        found: dict[int, PromptMeasures] = {}
+        with open(writer.path / "prompts.jsonl", "w", encoding="utf-8") as lines:
+            for index, measures in measure(
+                loaded, ids, positions=config.positions, batch_tokens=config.batch_tokens,
+                advance=progress.advance,
+            ):  # fmt: skip
+                if not np.isfinite([*measures.kl, measures.sink_kl]).all():
+                    raise UserError(
+                        f"prompt {prompts[index].source}: the model's predictions are not numbers "
+                        f"in {loaded.dtype}; use another --dtype"
+                    )
+                found[index] = measures
+                print(json.dumps(_line(prompts[index], measures)), file=lines, flush=True)
+        progress.close()
+        result = summarise([found[i] for i in range(len(ids))])
+        for line in terminal_lines(result):
+            log.info("%s", line)
+        writer.finish(
+            metrics={
+                "n_prompts": len(ids), "n_prompt_tokens": sum(map(len, ids)),
+                "positions": config.positions, **result,
+            },
+            cost={
+                "seconds": round(time.monotonic() - started, 3),
+                "peak_memory_bytes": peak_memory_bytes(loaded.device),
+                "device": device_name(loaded.device),
+            },
+        )  # fmt: skip
+
+
+def _line(prompt: Prompt, measures: PromptMeasures) -> dict[str, Any]:
+    return {
+        "source": prompt.source,
+        "n_tokens": measures.n_tokens,
+        "kl": _rounded(measures.kl),
+        "agrees": _rounded(measures.agrees),
+        "sink_kl": _rounded(measures.sink_kl),
+        "sink_agrees": measures.sink_agrees,
+    }
+
+
+def summarise(measures: Sequence[PromptMeasures]) -> dict[str, Any]:
+    """The recommendation and the other two predictions, the curves and the thresholds.
+
+    Curves are lists: ``kl`` and ``top1_agreement`` by A = 0 .. L, the others by layer.
+    """
+    from bidir_core.explain.observe_many import mean_interval
+
+    kl = np.stack([one.kl for one in measures])
+    curve = mean_interval(kl)
+    means = kl.mean(0)
+    n_layers = len(means) - 1
+    agreement = np.mean([one.agrees for one in measures], axis=0)
+    norm = np.median([one.first_norm for one in measures], axis=0)
+    to_first = np.mean([one.to_first for one in measures], axis=0)
+    best = _first_below(means, THRESHOLDS["kl"])
+    sink_kl = np.array([one.sink_kl for one in measures])
+    sink = mean_interval(sink_kl[:, None])
+    matters = means[0] >= THRESHOLDS["kl"]
+    result = {
+        "n_layers": n_layers,
+        "recommended": {
+            "first_layer": best,
+            "regime": open_regime(best),
+            "measure": "kl",
+            "mean_kl": _rounded(means[best]),
+            "top1_agreement": _rounded(agreement[best]),
+        },
+        "predictions": {
+            "kl": best,
+            "outlier": _first_above(norm, THRESHOLDS["outlier"]),
+            "attention": _first_above(to_first, THRESHOLDS["attention"]),
+            "share": _first_below(means, THRESHOLDS["share"] * means[0]) if matters else None,
+        },
+        "thresholds": THRESHOLDS,
+        "kl_at_other_thresholds": {
+            str(limit): _first_below(means, limit) for limit in OTHER_KL_THRESHOLDS
+        },
+        "curves": {
+            "kl": _rounded(means),
+            "kl_low": curve["low"] and _rounded(curve["low"]),
+            "kl_high": curve["high"] and _rounded(curve["high"]),
+            "kl_quantiles": {str(q): _rounded(np.quantile(kl, q, axis=0)) for q in QUANTILES},
+            "top1_agreement": _rounded(agreement),
+            "first_token_norm_over_median": _rounded(norm),
+            "attention_to_first_token": _rounded(to_first),
+        },
+        "sink": {
+            "regime": "bidirectional:sink=1",
+            "mean_kl": _rounded(sink_kl.mean()),
+            "low": sink["low"] and _rounded(sink["low"][0]),
+            "high": sink["high"] and _rounded(sink["high"][0]),
+            "top1_agreement": _rounded(np.mean([one.sink_agrees for one in measures])),
+            # Of a difference that is next to nothing a share would mean nothing.
+            "share_of_kl_removed": _rounded(1 - sink_kl.mean() / means[0]) if matters else None,
+        },
+        "above_again": [a for a in range(best, n_layers) if means[a] >= THRESHOLDS["kl"]],
+    }
+    return {**result, "sentence": sentence(result)}
+
+
+def open_regime(first: int) -> str:
+    """The regime that is bidirectional from layer ``first`` to the model's last."""
+    return f"bidirectional:layers={first}-" if first else "bidirectional"
+
+
+def _first_below(means: np.ndarray, limit: float) -> int:
+    """The smallest A whose KL is below ``limit``, above 0; A = L is causal, so there is one."""
+    return next(a for a, mean in enumerate(means) if mean < limit)
+
+
+def _first_above(values: np.ndarray, threshold: float) -> int | None:
+    return next((layer for layer, value in enumerate(values) if value > threshold), None)
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """What was found, for people."""
+    best, limit = result["recommended"], result["thresholds"]["kl"]
+    whole = result["curves"]["kl"][0]
+    if best["first_layer"] == 0:
+        return (
+            f"all layers may look ahead: plain bidirectional is {whole:.3g} nats from causal, below "
+            f"the threshold of {limit}"
+        )
+    if best["first_layer"] >= result["n_layers"] - 1:
+        return (
+            f"no regime layers=A- that changes a prediction is within {limit} nats of causal "
+            f"(bidirectional in all layers: {whole:.3g})"
+        )
+    return (
+        f"{best['regime']} is the smallest A within {limit} nats of causal: {best['mean_kl']:.3g}, "
+        f"against {whole:.3g} for bidirectional in all layers"
+    )
+
+
+def terminal_lines(result: dict[str, Any]) -> list[str]:
+    """The curves as a table, the other predictions, and the sentence."""
+    curves = result["curves"]
+    lines = [f"{'A':>4}{'mean KL':>12}{'top-1':>8}{'norm':>10}{'attention':>11}"]
+    for first, kl in enumerate(curves["kl"]):
+        row = f"{first:>4}{kl:>12.5f}{curves['top1_agreement'][first]:>8.3f}"
+        if first < result["n_layers"]:
+            norm = curves["first_token_norm_over_median"][first]
+            row += f"{norm:>10.1f}{curves['attention_to_first_token'][first]:>11.3f}"
+        lines.append(row)
+    lines += [
+        "KL in nats and top-1 agreement of layers=A- with causal; in layer A's input the first",
+        "token's norm over the others' median; attention of layer A on the first token (causal)",
+    ]
+    sink = result["sink"]
+    removed = sink["share_of_kl_removed"]
+    share = "" if removed is None else f" ({removed:.0%} of plain bidirectional's removed)"
+    lines.append(f"{sink['regime']}: mean KL {sink['mean_kl']:.5f}{share}")
+    for name in ("outlier", "attention", "share"):
+        value = result["predictions"][name]
+        lines.append(f"by {name}: {'no layer' if value is None else f'A = {value}'}")
+    if result["above_again"]:
+        lines.append(f"the KL is above the threshold again at A = {result['above_again']}")
+    return [*lines, result["sentence"]]
+
+
+def _rounded(values: Any) -> Any:
+    """Six significant digits, as plain numbers."""
+    if np.ndim(values):
+        return [_rounded(value) for value in values]
+    return float(f"{float(values):.6g}")

@@ -1,0 +1,246 @@
+"""How far a model's predictions move when it may look ahead from layer A on, on prompts alone.
+
+For a model of L layers, each batch of prompts is run under causal, under
+``bidirectional:layers=A-(L-1)`` for A = 0 .. L-1, and under ``bidirectional:sink=1``. Below layer A
+the second kind computes what causal computed, so those layers hand out what they gave then: half of
+the work, and the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bidir_core.common.errors import UserError
+from bidir_core.evaluate.scoring import gather_before_head
+from bidir_core.explain.observe import watching
+from bidir_core.explain.variants import decoder_layers
+from bidir_core.models.attention_split import without_plans
+from bidir_core.models.layout import Layout
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
+
+if TYPE_CHECKING:
+    from bidir_core.models.loading import LoadedModel
+
+# Smaller than an evaluation's: on a GPU every layer's output is kept for a batch, and on a CPU small
+# batches of like lengths have little padding.
+BATCH_TOKENS = {"cpu": 256, "cuda": 8192, "mps": 4096}
+SINK = Regime(bidirectional=True, sink=1)
+
+
+@dataclass(frozen=True)
+class PromptMeasures:
+    """One prompt, for a model of L layers.
+
+    ``kl`` and ``agrees`` ``[L + 1]``: KL(causal || bidirectional from layer A on) in nats and top-1
+    agreement, by A; at A = L it is causal. ``first_norm`` ``[L]``: the norm of the first token
+    over the median of the others', in each layer's input. ``to_first`` ``[L]``: the share of
+    attention on the first token. The last two are causal's.
+    """
+
+    n_tokens: int
+    kl: np.ndarray
+    agrees: np.ndarray
+    sink_kl: float
+    sink_agrees: float
+    first_norm: np.ndarray
+    to_first: np.ndarray
+
+
+def opened_from(first: int, n_layers: int) -> Regime:
+    """Bidirectional from layer ``first`` to the last; causal where that is no layer."""
+    if first >= n_layers:
+        return CAUSAL
+    if first == 0:
+        return BIDIRECTIONAL
+    return Regime(bidirectional=True, layers=(first, n_layers - 1))
+
+
+def n_passes(n_layers: int) -> int:
+    """Passes of each prompt: causal, each first layer, the sink, and one that shows attention."""
+    return n_layers + 3
+
+
+def measure(
+    loaded: LoadedModel,
+    prompts: Sequence[np.ndarray],
+    *,
+    positions: int = 1,
+    batch_tokens: int | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Iterator[tuple[int, PromptMeasures]]:
+    """Each prompt's measures with its index, shortest prompts first.
+
+    ``prompts``: token ids, int64 ``[n_tokens]``. ``positions``: how many next-token distributions
+    are compared, the first behind the prompt, each further one behind one more token of causal's
+    greedy continuation. ``advance`` is told of every prompt's every pass. Raises UserError when
+    memory runs out.
+    """
+    model = _Model(loaded)
+    budget = batch_tokens or BATCH_TOKENS.get(loaded.device.type, 256)
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    for batch in _batches(order, [len(ids) + positions - 1 for ids in prompts], budget):
+        try:
+            with torch.inference_mode(), without_plans(loaded.device):
+                found = model.measure([prompts[i] for i in batch], positions, advance)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory on {len(batch)} prompts of up to {len(prompts[batch[-1]])} tokens; "
+                "give a smaller --batch-tokens, or shorter prompts"
+            ) from error
+        yield from zip(batch, found, strict=True)
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Prompts in ``order`` (by length), as many as fit when padded to the longest."""
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) + 1) * lengths[index] > budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+class _Model:
+    """A loaded model whose layers can hand out recorded outputs."""
+
+    def __init__(self, loaded: LoadedModel):
+        self.loaded = loaded
+        self.layers = decoder_layers(loaded)
+        text = loaded.model.config.get_text_config()
+        # Gemma 3n's later layers read keys of earlier ones, which must then run.
+        self.shares = not getattr(text, "num_kv_shared_layers", 0)
+
+    def measure(
+        self, prompts: Sequence[np.ndarray], positions: int, advance: Callable[[int], None]
+    ) -> list[PromptMeasures]:
+        """The measures of one batch, in its order."""
+        n_layers, n = self.loaded.n_layers, len(prompts)
+        rows = [torch.from_numpy(ids) for ids in prompts]
+        n_prompt = torch.tensor([len(ids) for ids in rows])
+        for _ in range(positions - 1):  # teacher-forced: every regime reads causal's own tokens
+            ids, layout = self._padded(rows, n_prompt)
+            last = torch.tensor([[len(row) - 1] for row in rows])
+            token = self._logits(ids, layout, CAUSAL, last)[:, 0].argmax(-1).cpu()
+            rows = [torch.cat([row, token[i : i + 1]]) for i, row in enumerate(rows)]
+        ids, layout = self._padded(rows, n_prompt)
+        at = n_prompt[:, None] - 1 + torch.arange(positions)  # the tokens that predict
+        outputs: list[Any] = []
+        ratios: list[np.ndarray] = []
+        with self._recording(outputs, ratios, n_prompt):
+            causal = self._logits(ids, layout, CAUSAL, at).log_softmax(-1)
+        advance(n)
+        kl, agrees = np.zeros((n, n_layers + 1)), np.ones((n, n_layers + 1))  # at L it is causal
+        for first in range(n_layers):
+            with self._starting_at(first if self.shares else 0, outputs):
+                logits = self._logits(ids, layout, opened_from(first, n_layers), at)
+            kl[:, first], agrees[:, first] = _distance(causal, logits)
+            advance(n)
+        sink_kl, sink_agrees = _distance(causal, self._logits(ids, layout, SINK, at))
+        advance(n)
+        attention = self._attention_to_first(ids, layout, n_prompt)
+        advance(n)
+        ratio = np.stack(ratios, axis=1)
+        return [
+            PromptMeasures(
+                n_tokens=int(n_prompt[i]), kl=kl[i], agrees=agrees[i], sink_kl=float(sink_kl[i]),
+                sink_agrees=float(sink_agrees[i]), first_norm=ratio[i], to_first=attention[i],
+            )
+            for i in range(n)
+        ]  # fmt: skip
+
+    def _padded(
+        self, rows: Sequence[torch.Tensor], n_prompt: torch.Tensor
+    ) -> tuple[torch.Tensor, Layout]:
+        ids = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        lengths = [(int(prefix), len(row)) for prefix, row in zip(n_prompt, rows, strict=True)]
+        device = self.loaded.device
+        return ids.to(device), Layout.pad(lengths).to(device)
+
+    def _logits(
+        self, ids: torch.Tensor, layout: Layout, regime: Regime, at: torch.Tensor
+    ) -> torch.Tensor:
+        """float32 ``[prompt, position, vocabulary]``, where ``at`` ``[prompt, position]`` says."""
+        flat = (torch.arange(len(at))[:, None] * ids.shape[1] + at).flatten().to(ids.device)
+        with self.loaded.handle.use(regime, layout), gather_before_head(self.loaded.model, flat):
+            logits = self.loaded.model(
+                input_ids=ids, position_ids=layout.position, use_cache=False
+            ).logits
+        return logits.float().view(*at.shape, -1)
+
+    @contextmanager
+    def _recording(
+        self, outputs: list[Any], ratios: list[np.ndarray], n_prompt: torch.Tensor
+    ) -> Iterator[None]:
+        """Keep each layer's output, and of its input the first token's norm over the median."""
+
+        def keep(_: Any, arguments: Any, named: Any, output: Any) -> None:
+            outputs.append(output)
+            entering = arguments[0] if arguments else named["hidden_states"]
+            ratios.append(_first_over_median(entering, n_prompt))
+
+        with ExitStack() as stack:
+            for layer in self.layers:
+                hook = layer.register_forward_hook(keep, with_kwargs=True)
+                stack.callback(hook.remove)
+            yield
+
+    @contextmanager
+    def _starting_at(self, first: int, outputs: Sequence[Any]) -> Iterator[None]:
+        """Layers below ``first`` hand out what they gave before instead of computing it again."""
+        skipped = self.layers[:first]
+        own = [vars(layer).get("forward") for layer in skipped]
+        try:
+            for layer, output in zip(skipped, outputs):
+                layer.forward = lambda *_, _output=output, **__: _output  # type: ignore[method-assign]
+            yield
+        finally:
+            for layer, before in zip(skipped, own, strict=True):
+                if before is None:
+                    vars(layer).pop("forward", None)
+                else:
+                    layer.forward = before  # type: ignore[method-assign]
+
+    def _attention_to_first(
+        self, ids: torch.Tensor, layout: Layout, n_prompt: torch.Tensor
+    ) -> np.ndarray:
+        """Causal attention on the first token: ``[prompt, layer]``, the mean over heads and over
+        the prompt's other tokens."""
+        found: dict[int, np.ndarray] = {}
+
+        def seen(module: Any, weights: torch.Tensor, _: Any) -> None:
+            to_first = weights[..., 0].float().mean(1).cpu()  # [prompt, query]
+            found[module.layer_idx] = np.array(
+                [float(row[1:n].mean()) for row, n in zip(to_first, n_prompt.tolist(), strict=True)]
+            )
+
+        handle = self.loaded.handle
+        with handle.use(CAUSAL, layout), watching(handle, seen):
+            handle.decoder(input_ids=ids, position_ids=layout.position, use_cache=False)
+        return np.stack([found[layer] for layer in sorted(found)], axis=1)
+
+
+def _distance(causal: torch.Tensor, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """KL(causal || other) in nats and top-1 agreement, each ``[prompt]``: means over positions.
+
+    ``causal``: log-probabilities, ``logits``: the other's, both ``[prompt, position, vocabulary]``.
+    """
+    other = logits.log_softmax(-1)
+    kl = (causal.exp() * (causal - other)).sum(-1).clamp(min=0)  # rounding may fall below 0
+    agrees = (causal.argmax(-1) == other.argmax(-1)).float()
+    return kl.mean(-1).cpu().double().numpy(), agrees.mean(-1).cpu().double().numpy()
+
+
+def _first_over_median(hidden: torch.Tensor, n_prompt: torch.Tensor) -> np.ndarray:
+    """The first token's norm over the median of the prompt's others': ``[prompt]``."""
+    norms = hidden.float().norm(dim=-1).cpu()
+    pairs = zip(norms, n_prompt.tolist(), strict=True)
+    return np.array([float(row[0] / row[1:n].median().clamp(min=1e-30)) for row, n in pairs])
