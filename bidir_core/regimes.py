@@ -29,7 +29,8 @@ import numpy as np
 
 from bidir_core.common.errors import UserError
 
-DIALS = ("sink", "rows", "skip", "self", "tail", "layers", "lambda")
+DIALS = ("sink", "rows", "skip", "self", "hide", "tail", "layers", "lambda")
+CAUSAL_DIALS = ("hide", "layers")  # what causal takes: nothing of it looks ahead
 LARGEST = 999_999_999  # that a dial takes; no prompt is as long
 _EXAMPLE = "write for example 'causal', 'bidirectional' or 'bidirectional:sink=1,layers=10-29'"
 
@@ -41,9 +42,12 @@ class Regime:
     ``sink``: the first ``sink`` prefix tokens stay causal. ``rows``: only prefix queries at these
     positions (inclusive) look ahead. ``skip``: this prefix token stays causal, whichever others
     look ahead (so ``skip=0`` is ``sink=1``). ``self_token``: this prefix token sees only itself.
+    ``hide``: no other token sees this prefix token, which itself sees what it would see anyway.
     ``tail``: the last ``tail`` prefix tokens stay on the causal side. ``layers``: the regime holds
-    in these layers (inclusive) and the others are causal. ``lam``: look-ahead scores get
-    ``log(lam)`` added, so 1 is full strength.
+    in these layers (inclusive; the last one None for the model's last) and the others are plainly
+    causal. ``lam``: look-ahead scores get ``log(lam)`` added, so 1 is full strength.
+
+    Where nothing looks ahead (``bidirectional`` False) only ``hide`` is left, with its ``layers``.
     """
 
     bidirectional: bool = False
@@ -51,27 +55,31 @@ class Regime:
     rows: tuple[int, int] | None = None
     self_token: int | None = None
     tail: int = 0
-    layers: tuple[int, int] | None = None
+    layers: tuple[int, int | None] | None = None
     lam: float = 1.0
     skip: int | None = None
+    hide: int | None = None
 
     def __post_init__(self) -> None:
-        """Equal regimes compare equal however they were built: causal has no dials."""
+        """Equal regimes compare equal however they were built: what changes nothing drops out."""
         spans = [span for span in (self.rows, self.layers) if span is not None]
-        counts = [self.sink, self.skip or 0, self.self_token or 0, self.tail]
+        counts = [self.sink, self.skip or 0, self.self_token or 0, self.hide or 0, self.tail]
         counts += [span[0] for span in spans]
-        if not 0 <= self.lam <= 1 or min(counts) < 0 or any(a > b for a, b in spans):
+        backwards = any(last is not None and first > last for first, last in spans)
+        if not 0 <= self.lam <= 1 or min(counts) < 0 or backwards:
             raise ValueError(f"not a regime: {self!r}")
         if not self.bidirectional or self.lam == 0:
+            kept = () if self.hide is None else CAUSAL_DIALS
             for dial in fields(self):
-                object.__setattr__(self, dial.name, dial.default)
+                if dial.name not in kept:
+                    object.__setattr__(self, dial.name, dial.default)
+        if self.layers == (0, None):
+            object.__setattr__(self, "layers", None)
         if self.skip is not None and self.skip <= self.sink:  # held back by ``sink`` as well
             object.__setattr__(self, "sink", min(max(self.sink, self.skip + 1), LARGEST))
             object.__setattr__(self, "skip", None)
 
     def __str__(self) -> str:
-        if not self.bidirectional:
-            return "causal"
         dials = []
         if self.sink:
             dials.append(f"sink={self.sink}")
@@ -81,13 +89,17 @@ class Regime:
             dials.append(f"skip={self.skip}")
         if self.self_token is not None:
             dials.append(f"self={self.self_token}")
+        if self.hide is not None:
+            dials.append(f"hide={self.hide}")
         if self.tail:
             dials.append(f"tail={self.tail}")
         if self.layers is not None:
-            dials.append(f"layers={self.layers[0]}-{self.layers[1]}")
+            first, last = self.layers
+            dials.append(f"layers={first}-{'' if last is None else last}")
         if self.lam != 1.0:
             dials.append(f"lambda={_shortest_decimal(self.lam)}")
-        return "bidirectional" + (":" + ",".join(dials) if dials else "")
+        base = "bidirectional" if self.bidirectional else "causal"
+        return base + (":" + ",".join(dials) if dials else "")
 
     @property
     def slug(self) -> str:
@@ -96,21 +108,28 @@ class Regime:
 
     @property
     def is_causal(self) -> bool:
-        return not self.bidirectional
+        """Whether this is plain ``causal``, the baseline. ``causal:hide=0`` is not: it is an
+        ablation. Whether anything looks ahead is another question: ``bidirectional``."""
+        return self == CAUSAL
 
     def at_layer(self, layer: int) -> Regime:
         """The regime in force in one layer (0-based), without the ``layers`` dial."""
-        if not self.bidirectional:
+        if self.layers is None:
             return self
-        if self.layers is not None and not self.layers[0] <= layer <= self.layers[1]:
+        first, last = self.layers
+        if layer < first or (last is not None and layer > last):
             return CAUSAL
-        return self if self.layers is None else replace(self, layers=None)
+        return replace(self, layers=None)
 
     def check_layers(self, n_layers: int) -> None:
         """Raise UserError if the ``layers`` dial names a layer that the model does not have."""
-        if self.layers is not None and self.layers[1] >= n_layers:
+        if self.layers is None:
+            return
+        first, last = self.layers
+        furthest = first if last is None else last
+        if furthest >= n_layers:
             raise UserError(
-                f"regime '{self}': layer {self.layers[1]} does not exist; "
+                f"regime '{self}': layer {furthest} does not exist; "
                 f"this model has layers 0-{n_layers - 1}"
             )
 
@@ -122,21 +141,14 @@ BIDIRECTIONAL = Regime(bidirectional=True)
 def parse_regime(text: str | Regime) -> Regime:
     """Parse a regime string such as ``bidirectional:sink=1,lambda=0.03``.
 
-    Dials that change nothing drop out (``sink=0``, ``tail=0``, ``lambda=1``), and ``lambda=0``
-    is causal whatever the other dials say: nothing looks ahead at strength 0. Raises UserError
-    for anything that is not a regime.
+    Dials that change nothing drop out (``sink=0``, ``tail=0``, ``layers=0-``, ``lambda=1``), and
+    ``lambda=0`` is causal, since nothing looks ahead at strength 0; of the other dials it leaves
+    ``hide``, with its ``layers``. Raises UserError for anything that is not a regime.
     """
     if isinstance(text, Regime):
         return text
-    if text == "causal":
-        return CAUSAL
     base, colon, rest = text.partition(":")
-    if base == "causal":
-        raise UserError(
-            f"regime '{text}': causal has no dials; they go with 'bidirectional', as in "
-            "bidirectional:sink=1"
-        )
-    if base != "bidirectional" or (colon and not rest):
+    if base not in ("causal", "bidirectional") or (colon and not rest):
         raise UserError(f"unknown regime '{text}'; {_EXAMPLE}")
     values: dict[str, str] = {}
     for part in rest.split(",") if rest else []:
@@ -148,14 +160,20 @@ def parse_regime(text: str | Regime) -> Regime:
         if name in values:
             raise UserError(f"regime '{text}': the dial '{name}' is given twice; give it once")
         values[name] = value
+    if base == "causal" and values and ("hide" not in values or not set(values) <= {*CAUSAL_DIALS}):
+        raise UserError(
+            f"regime '{text}': of the dials causal takes only 'hide', with its layers, as in "
+            "causal:hide=0; the others go with 'bidirectional', as in bidirectional:sink=1"
+        )
     return Regime(
-        bidirectional=True,
+        bidirectional=base == "bidirectional",
         sink=_integer(text, "sink", values.get("sink", "0")),
         rows=_span(text, "rows", values.get("rows")),
         skip=_integer(text, "skip", values["skip"]) if "skip" in values else None,
         self_token=_integer(text, "self", values["self"]) if "self" in values else None,
         tail=_integer(text, "tail", values.get("tail", "0")),
-        layers=_span(text, "layers", values.get("layers")),
+        layers=_layers(text, values.get("layers")),
+        hide=_integer(text, "hide", values["hide"]) if "hide" in values else None,
         lam=_fraction(text, values.get("lambda", "1")),
     )
 
@@ -178,6 +196,13 @@ def _span(text: str, dial: str, value: str | None) -> tuple[int, int] | None:
     if first > last:
         raise UserError(f"regime '{text}': {dial}={value} runs backwards; write {last}-{first}")
     return first, last
+
+
+def _layers(text: str, value: str | None) -> tuple[int, int | None] | None:
+    """``A-B``, or ``A-`` for all layers from A on."""
+    if value is not None and value.endswith("-"):
+        return _integer(text, "layers", value[:-1]), None
+    return _span(text, "layers", value)
 
 
 def _fraction(text: str, value: str) -> float:
@@ -229,15 +254,20 @@ def visible(
     ``allowed`` is where attention may flow; ``ahead`` the part of it that looks ahead, whose
     scores get ``log(lambda)`` added.
     """
-    if regime.is_causal:
-        return same_item & descends, same_item & descends & False
-    both = same_item & query_prefix & key_prefix
-    ahead = both & looks_ahead(regime, query, key, n_prefix)
-    allowed = (same_item & descends) | ahead
+    allowed = same_item & descends
+    ahead = allowed & False
+    if regime.bidirectional:
+        both = same_item & query_prefix & key_prefix
+        ahead = both & looks_ahead(regime, query, key, n_prefix)
+        allowed = allowed | ahead
     if regime.self_token is not None:
         lonely = query_prefix & (query == regime.self_token)
         allowed = allowed & (~lonely | (query == key) & descends)
         ahead = ahead & ~lonely
+    if regime.hide is not None:
+        # Within its item nothing else stands at a prefix token's position.
+        hidden = key_prefix & (key == regime.hide) & (query != key)
+        allowed, ahead = allowed & ~hidden, ahead & ~hidden
     return allowed, ahead
 
 

@@ -11,6 +11,7 @@ import streamlit as st
 
 from bidir_core.common.errors import UserError
 from bidir_core.data import item_texts
+from bidir_core.data.answer_positions import ONE_SIDED
 from bidir_core.runs.find import delete_run, rename_run
 from bidir_core.runs.layout import is_read_only
 from bidir_core.runs.run import Run
@@ -203,7 +204,9 @@ def _delete(run: RunInfo) -> None:
 
 
 def problems(runs: tuple[RunInfo, ...]) -> None:
-    """What failed, and where its log is; nothing if all is well."""
+    """What failed, and where its log is, and tasks that measure no answer; nothing if all is well."""
+    for sentence in dict.fromkeys(said for run in runs for said in run.one_sided):
+        widgets.banner("info", ONE_SIDED, sentence)
     bad = [run for run in runs if run.state in ("corrupt", "failed", "lost")]
     if not bad:
         return

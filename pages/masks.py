@@ -90,6 +90,6 @@ with shell.guard():
         if tokens.note:
             widgets.note(tokens.note)
         widgets.note(
-            "Dials: sink=K, rows=A-B, skip=J, self=J, tail=K, layers=A-B, lambda=X, for example "
-            "bidirectional:sink=1,lambda=0.03"
+            "Dials: sink=K, rows=A-B, skip=J, self=J, hide=J, tail=K, layers=A-B or A-, lambda=X, for "
+            "example bidirectional:sink=1,lambda=0.03; causal takes hide alone: causal:hide=0"
         )

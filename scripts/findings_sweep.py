@@ -174,7 +174,8 @@ def _there(removed: Retention | None) -> Retention | None:
 def _windows(view: Sweep) -> list[list[tuple[str, int, int]]]:
     """(slug, first layer, width) of the families of windows, by width."""
     mine = [one.to_json(view.usual) for slug, one in view.points.items() if _swept(view, slug)]
-    ranges = layer_ranges(mine, view.usual._asdict()).get("", [])
+    n_layers = int(view.run.config["n_layers"])
+    ranges = layer_ranges(mine, view.usual._asdict(), n_layers).get("", [])
     widths = sorted({width for _, _, width in ranges})
     families = [[one for one in ranges if one[2] == width] for width in widths]
     return [family for family in families if len(family) >= FAMILY]

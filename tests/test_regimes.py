@@ -17,8 +17,10 @@ from bidir_core.models.layout import Layout, allowed_and_ahead
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime, parse_regime, score_bias, visibility
 
 spans = st.tuples(st.integers(0, 9), st.integers(0, 9)).map(sorted).map(tuple)
+layer_ranges = spans | st.tuples(st.integers(0, 9), st.none())
 regimes = st.one_of(
     st.just(CAUSAL),
+    st.builds(Regime, hide=st.integers(0, 9), layers=st.none() | layer_ranges),
     st.builds(
         Regime,
         bidirectional=st.just(True),
@@ -26,7 +28,8 @@ regimes = st.one_of(
         rows=st.none() | spans,
         self_token=st.none() | st.integers(0, 9),
         tail=st.integers(0, 9),
-        layers=st.none() | spans,
+        layers=st.none() | layer_ranges,
+        hide=st.none() | st.integers(0, 9),
         lam=st.just(1.0) | st.floats(0, 1, exclude_min=True),
         skip=st.none() | st.integers(0, 9),
     ),
@@ -48,14 +51,14 @@ def test_print_then_parse_gives_the_same_regime(regime: Regime) -> None:
 
 @given(
     st.permutations(
-        ["sink=3", "rows=1-4", "skip=9", "self=2", "tail=5", "layers=0-7", "lambda=0.25"]
+        ["sink=3", "rows=1-4", "skip=9", "self=2", "hide=6", "tail=5", "layers=0-7", "lambda=0.25"]
     )
 )
 def test_dials_come_in_any_order_and_print_in_one(dials: list[str]) -> None:
     regime = parse_regime("bidirectional:" + ",".join(dials))
-    printed = "bidirectional:sink=3,rows=1-4,skip=9,self=2,tail=5,layers=0-7,lambda=0.25"
+    printed = "bidirectional:sink=3,rows=1-4,skip=9,self=2,hide=6,tail=5,layers=0-7,lambda=0.25"
     assert str(regime) == printed
-    assert regime == Regime(True, 3, (1, 4), 2, 5, (0, 7), 0.25, 9)
+    assert regime == Regime(True, 3, (1, 4), 2, 5, (0, 7), 0.25, 9, 6)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +80,15 @@ def test_dials_come_in_any_order_and_print_in_one(dials: list[str]) -> None:
         ("bidirectional:lambda=0.030", "bidirectional:lambda=0.03"),
         ("bidirectional:lambda=3e-5", "bidirectional:lambda=0.00003"),
         ("bidirectional:lambda=.5", "bidirectional:lambda=0.5"),
+        ("bidirectional:layers=2-", "bidirectional:layers=2-"),
+        ("bidirectional:layers=0-", "bidirectional"),
+        ("bidirectional:sink=1,layers=00-", "bidirectional:sink=1"),
+        ("bidirectional:hide=00", "bidirectional:hide=0"),
+        ("causal:hide=0", "causal:hide=0"),
+        ("causal:layers=2-5,hide=3", "causal:hide=3,layers=2-5"),
+        ("causal:hide=3,layers=0-", "causal:hide=3"),
+        ("bidirectional:hide=3,self=1,layers=4-,lambda=0", "causal:hide=3,layers=4-"),
+        ("bidirectional:layers=4-,lambda=0", "causal"),
     ],
 )
 def test_canonical_print(written: str, printed: str) -> None:
@@ -90,8 +102,12 @@ def test_canonical_print(written: str, printed: str) -> None:
         ("Causal", "unknown regime"),
         ("bidirectional:", "unknown regime"),
         ("prefix", "unknown regime"),
-        ("causal:sink=1", "causal has no dials"),
-        ("causal:", "causal has no dials"),
+        ("causal:sink=1", "causal takes only 'hide'"),
+        ("causal:hide=1,sink=0", "causal takes only 'hide'"),
+        ("causal:layers=2-", "causal takes only 'hide'"),
+        ("causal:", "unknown regime"),
+        ("causal:hide", "'hide' is not a dial"),
+        ("causal:hide=-1", "hide takes an integer"),
         ("bidirectional:sink", "'sink' is not a dial"),
         ("bidirectional:speed=3", "'speed=3' is not a dial"),
         ("bidirectional:sink=1,", "'' is not a dial"),
@@ -104,7 +120,10 @@ def test_canonical_print(written: str, printed: str) -> None:
         ("bidirectional:self=-1", "self takes an integer"),
         ("bidirectional:self=99999999999999999999", "self takes an integer"),
         ("bidirectional:layers=3", "layers takes A-B"),
-        ("bidirectional:layers=3-", "layers takes A-B"),
+        ("bidirectional:layers=-3", "layers takes A-B"),
+        ("bidirectional:layers=-", "layers takes an integer"),
+        ("bidirectional:layers=3--", "layers takes an integer"),
+        ("bidirectional:rows=3-", "rows takes A-B"),
         ("bidirectional:layers=5-3", "write 3-5"),
         ("bidirectional:rows=-1-3", "rows takes A-B"),
         ("bidirectional:rows=9-0", "write 0-9"),
@@ -127,7 +146,11 @@ def test_anything_else_is_one_clear_sentence(text: str, named: str) -> None:
     assert "\n" not in message
 
 
-@given(st.text(max_size=30) | st.text("bidirectional:snkrowslfty=,-.0123456789", max_size=40))
+@given(
+    st.text(max_size=30)
+    | st.text("bidirectional:snkrowslfty=,-.0123456789", max_size=40)
+    | st.text("hide=layrs,-019", max_size=20).map("causal:".__add__)
+)
 def test_arbitrary_text_parses_or_is_refused(text: str) -> None:
     try:
         regime = parse_regime(text)
@@ -141,6 +164,30 @@ def test_a_layer_that_the_model_lacks_is_refused() -> None:
     regime.check_layers(31)
     with pytest.raises(UserError, match=r"layer 30 does not exist.*layers 0-29"):
         regime.check_layers(30)
+    for text in ("bidirectional:layers=30-", "causal:hide=0,layers=30-"):
+        parse_regime(text).check_layers(31)
+        with pytest.raises(UserError, match=r"layer 30 does not exist.*layers 0-29"):
+            parse_regime(text).check_layers(30)
+
+
+@given(regimes, st.integers(1, 12))
+def test_a_range_without_an_end_is_the_range_to_the_last_layer(
+    regime: Regime, n_layers: int
+) -> None:
+    if regime.layers is None or regime.layers[0] >= n_layers:
+        return
+    first = regime.layers[0]
+    there = replace(regime, layers=(first, n_layers - 1))
+    for layer in range(n_layers):
+        assert replace(regime, layers=(first, None)).at_layer(layer) == there.at_layer(layer)
+
+
+def test_only_plain_causal_is_the_baseline() -> None:
+    """Whatever asks for the baseline asks ``is_causal``: an ablation is never taken for it."""
+    assert CAUSAL.is_causal
+    for text in ("causal:hide=0", "causal:hide=0,layers=1-", "bidirectional:hide=0"):
+        assert not parse_regime(text).is_causal
+    assert not parse_regime("causal:hide=0").bidirectional
 
 
 @given(regimes, regimes)
@@ -151,7 +198,7 @@ def test_slugs_are_folder_names_and_tell_regimes_apart(one: Regime, other: Regim
 
 def test_a_regime_built_by_hand_is_canonical_too() -> None:
     assert Regime(bidirectional=True, sink=2, lam=0.0) == CAUSAL
-    assert Regime(sink=2, self_token=1) == CAUSAL
+    assert Regime(sink=2, self_token=1, layers=(1, 2)) == CAUSAL
     assert replace(BIDIRECTIONAL, lam=0.0) == CAUSAL
     assert parse_regime(BIDIRECTIONAL) is BIDIRECTIONAL
     for wrong in ({"lam": 1.5}, {"lam": -0.5}, {"lam": math.nan}, {"sink": -1}, {"rows": (3, 2)}):
@@ -171,10 +218,12 @@ def sees_by_the_contract(
     continuation up to itself."
     """
     sees = key <= query
-    bidirectional = regime.bidirectional
+    bidirectional, hides = regime.bidirectional, regime.hide is not None
     if layer is not None and regime.layers is not None:
-        # "bidirectional in these layers only, causal elsewhere"
-        bidirectional = bidirectional and regime.layers[0] <= layer <= regime.layers[1]
+        # "bidirectional in these layers only, causal elsewhere"; "no end: to the model's last"
+        first, last = regime.layers
+        if not first <= layer <= (10**9 if last is None else last):
+            bidirectional = hides = False
     look_ahead = False
     if bidirectional and query < n_prefix and key < n_prefix:
         if key > query:
@@ -196,6 +245,9 @@ def sees_by_the_contract(
         if regime.self_token is not None and query == regime.self_token:
             look_ahead = False
             sees = key == query
+    # "no other token attends to prefix token J (it still sees what it would see)"
+    if hides and key == regime.hide and key < n_prefix and query != key:
+        return False, False
     # A sliding window reaches equally far on both sides.
     if window is not None and not -window < query - key < window:
         return False, False
@@ -230,7 +282,8 @@ def test_the_continuation_never_leaks_and_every_token_sees_itself(
     assert not np.triu(allowed[n_prefix:, n_prefix:], 1).any()
     assert allowed.diagonal().all()
     if window is None:
-        assert allowed[n_prefix:, :n_prefix].all()
+        hidden = np.arange(n_prefix) == regime.hide
+        assert (allowed[n_prefix:, :n_prefix] == ~hidden).all()
 
 
 def same(one: Regime, other: Regime, n_prefix: int, n_total: int) -> bool:
@@ -254,14 +307,17 @@ def test_equal_regimes(regime: Regime, length: tuple[int, int]) -> None:
     )
     assert same(Regime(True, lam=1.0), BIDIRECTIONAL, n_prefix, n_total)
     assert same(Regime(True, rows=(0, n_prefix)), BIDIRECTIONAL, n_prefix, n_total)
-    assert same(replace(regime, lam=0.0), CAUSAL, n_prefix, n_total)
+    assert same(replace(regime, lam=0.0, hide=None), CAUSAL, n_prefix, n_total)
+    assert same(replace(regime, hide=n_prefix), replace(regime, hide=None), n_prefix, n_total)
     whole = visibility(BIDIRECTIONAL, n_prefix, n_total)
     assert whole[:n_prefix, :n_prefix].all()
     # What a layer outside the span does is causal; inside it, as if there were no span.
     if regime.layers is not None:
         first, last = regime.layers
-        outside = visibility(regime, n_prefix, n_total, layer=last + 1)
-        assert np.array_equal(outside, lower_triangle)
+        outside = [first - 1] if first else []
+        for layer in outside if last is None else [*outside, last + 1]:
+            found = visibility(regime, n_prefix, n_total, layer=layer)
+            assert np.array_equal(found, lower_triangle)
         inside = visibility(regime, n_prefix, n_total, layer=first)
         assert np.array_equal(inside, visibility(replace(regime, layers=None), n_prefix, n_total))
 

@@ -309,7 +309,7 @@ def subject(run_a: Run, run_b: Run) -> str:
     regime_a, regime_b = parse_regime(run_a.regime), parse_regime(run_b.regime)
     check_a, check_b = run_a.settings.get("checkpoint"), run_b.settings.get("checkpoint")
     if run_a.model == run_b.model and check_a == check_b:
-        if regime_a.is_causal and not regime_b.is_causal:
+        if regime_a.is_causal and regime_b.bidirectional:
             dials = str(regime_b).partition(":")[2]
             return "Bidirectional prefill" + (f" ({dials})" if dials else "")
         if regime_a != regime_b:

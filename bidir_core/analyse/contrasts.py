@@ -130,7 +130,7 @@ def _shared_seeds(study: Study, cells: Sequence[tuple[Arm, str]]) -> set[int]:
 def cell_title(study: Study, cell: tuple[Arm, str]) -> str:
     """``stage 1``, ``stage 2 (sink=1)``, ``stage 4 (3B)``, ``3C, causal`` ..."""
     arm, regime = cell
-    dials = regime.partition(":")[2]
+    dials = regime.removeprefix("bidirectional").removeprefix(":")
     if arm == study.base:
         return "stage 1" if regime == CAUSAL else "stage 2" + (f" ({dials})" if dials else "")
     if arm.code == "3C" or regime == CAUSAL:

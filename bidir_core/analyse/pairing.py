@@ -7,6 +7,7 @@ with one sentence. Different *sets* of the same items can be intersected on requ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,6 +99,11 @@ def check_metric(metric: str) -> Metric:
     raise UserError(f"unknown metric '{metric}'; choose {' or '.join(METRICS)}")
 
 
+def repeats(settings: Mapping[str, Any]) -> int:
+    """How often a run's contexts were given; once where its settings do not say, as in older runs."""
+    return int(settings.get("repeat_prompt") or 1)
+
+
 def mismatches(run_a: Run, run_b: Run, *, check_context: bool = True) -> list[Mismatch]:
     """Every setting in which the runs differ so that their items must not be paired.
 
@@ -136,6 +142,13 @@ def mismatches(run_a: Run, run_b: Run, *, check_context: bool = True) -> list[Mi
         b.get("num_fewshot"),
         "one run shows {a} solved examples before each item, the other {b}",
     )
+    if "none" not in (a.get("context"), b.get("context")):  # no context, nothing to repeat
+        check(
+            "repeated prompt",
+            repeats(a),
+            repeats(b),
+            "one run gives each context {a} times over, the other {b} times",
+        )
     if check_context:
         check(
             "context",

@@ -23,6 +23,7 @@ from bidir_core.runs.run import Run
 _ITEM_FIELDS: dict[str, Any] = {
     "model": None, "revision": None, "tasks": [], "split": "validation", "limit": None,
     "sample": "first", "fold": "all", "chat_template": False, "num_fewshot": 0,
+    "repeat_prompt": 1,
 }  # fmt: skip
 
 
@@ -78,7 +79,7 @@ class Study:
 
     def own_regime(self, arm: Arm) -> str:
         """The bidirectional regime that an arm is judged under."""
-        if arm.regime is not None and not parse_regime(arm.regime).is_causal:
+        if arm.regime is not None and parse_regime(arm.regime).bidirectional:
             return arm.regime
         return self.regime
 
@@ -87,10 +88,14 @@ class Study:
         same = [one for one in self.trained("3C") if one.recipe == arm.recipe]
         return same[0] if same else None
 
-    def bidirectional_regimes(self, arm: Arm) -> list[str]:
+    def regimes(self, arm: Arm) -> list[str]:
         """The regimes an arm was evaluated under, without causal, the study's own first."""
         found = [r for one, r in self.cells if one == arm and r != CAUSAL]
         return sorted(found, key=lambda r: (r != self.own_regime(arm), r != self.regime, r))
+
+    def bidirectional_regimes(self, arm: Arm) -> list[str]:
+        """Those of them that look ahead: not ``causal:hide=J``."""
+        return [regime for regime in self.regimes(arm) if parse_regime(regime).bidirectional]
 
     @property
     def all_runs(self) -> list[Run]:
@@ -108,8 +113,7 @@ def ordered_cells(study: Study) -> list[Cell]:
     """Every cell: causal first within an arm, the arm's own regime next."""
     cells = []
     for arm in study.arms:
-        regimes = study.bidirectional_regimes(arm)
-        cells += [(arm, r) for r in [CAUSAL, *regimes] if study.runs(arm, r)]
+        cells += [(arm, r) for r in [CAUSAL, *study.regimes(arm)] if study.runs(arm, r)]
     return cells
 
 
@@ -220,7 +224,7 @@ def _merit(cells: Mapping[Cell, Mapping[int, Run]]) -> tuple[int, int, int, str]
 
 
 def _main_regime(cells: Mapping[Cell, Any]) -> str:
-    found = [regime for _, regime in cells if regime != CAUSAL]
+    found = [regime for _, regime in cells if parse_regime(regime).bidirectional]
     if not found or "bidirectional" in found:
         return "bidirectional"
     return max(dict.fromkeys(found), key=found.count)
@@ -236,6 +240,7 @@ def _floor(stage1: Run | None, candidates: Sequence[Run]) -> Run | None:
         if run.settings.get("context") != "none" or _unusable(run) is not None:
             continue
         have = dict(items_key(run))
+        have["repeat_prompt"] = wanted["repeat_prompt"]  # without a context nothing is repeated
         wider = have | {"limit": wanted["limit"]} if have["limit"] == "null" else have
         if run.settings.get("checkpoint") is None and wider == wanted:
             fitting.append(run)

@@ -17,7 +17,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
         "names",
         metavar="NAME",
         nargs="*",
-        help="if left out, all but gemma3-270m, which has terms of its own",
+        help=f"if left out, {' and '.join(assets.default_names())}; the others on request only",
     )
     fetch.set_defaults(action=fetch_command)
     what = "Print name, version, state and folder of each."
@@ -47,5 +47,8 @@ def list_command(args: argparse.Namespace) -> int:
     """``assets list``: name, version, state and folder of every asset."""
     rows = [(a.name, a.full_version, state(a.name), str(a.folder)) for a in assets.ASSETS.values()]
     for row in [("name", "version", "state", "folder"), *rows]:
-        print("{:<24}{:<10}{:<10}{}".format(*row))
+        print("{:<31}{:<10}{:<10}{}".format(*row))
+    for asset in assets.ASSETS.values():
+        if asset.origin:
+            print(f"{asset.name} ({asset.terms}) is {asset.origin}")
     return 0

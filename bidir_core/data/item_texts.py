@@ -33,12 +33,19 @@ def data_are_here() -> bool:
     return assets.state(DATA) == "ready"
 
 
-def load(task: str, rows: Sequence[int], split: str = "validation") -> Found:
-    """The texts of these rows of a built-in task; empty where the data are not here."""
+def load(
+    task: str, rows: Sequence[int], split: str = "validation", repeat_prompt: int = 1
+) -> Found:
+    """The texts of these rows of a built-in task; empty where the data are not here.
+
+    ``repeat_prompt``: how often the run gave each context.
+    """
     if task not in tasks.TASKS or not len(rows) or not data_are_here():
         return {}
     try:
-        found = tasks.load_items_by_id(task, [int(row) for row in rows], split=split)
+        found = tasks.load_items_by_id(
+            task, [int(row) for row in rows], split=split, repeat_prompt=repeat_prompt
+        )
     except (UserError, OSError):
         return {}
     return {item.doc_id: (item.doc_hash, (item.contexts, item.continuations)) for item in found}

@@ -20,7 +20,8 @@ class Item:
     `contexts` has one text, or one per choice (winogrande). `continuations` always has one text
     per choice, each with its leading space; where lm-eval shares one continuation it is repeated.
     `doc_id` is the index in the split, whatever the sample; `prompt_group` is what kind of
-    document it is within its task (HellaSwag: `activitynet` or `wikihow`), or empty.
+    document it is within its task (HellaSwag: `activitynet` or `wikihow`), or empty. Items of
+    other tasks that ask about the same document share its `pair_id` (see `order_tasks`).
     """
 
     task: str
@@ -30,6 +31,7 @@ class Item:
     contexts: tuple[str, ...]
     continuations: tuple[str, ...]
     prompt_group: str = ""
+    pair_id: str | None = None
 
     @property
     def n_choices(self) -> int:
@@ -56,6 +58,11 @@ class Item:
         """The item's part of a run's record: `ITEM_FIELDS`, tuples as lists."""
         fields = {name: getattr(self, name) for name in ITEM_FIELDS}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+
+def family_of(task: str) -> str:
+    """What the two orders of an order task are called together: `sciq` for `sciq_last`."""
+    return task.removesuffix("_first").removesuffix("_last")
 
 
 def hash_doc(doc: dict[str, Any]) -> str:
@@ -105,6 +112,9 @@ class ItemSource(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def family(self) -> str: ...
+
     def __len__(self) -> int: ...
 
     def take(self, doc_ids: Sequence[int]) -> list[Item]: ...
@@ -116,6 +126,11 @@ class ItemList:
 
     name: str
     items: tuple[Item, ...]
+
+    @property
+    def family(self) -> str:
+        paired = any(item.pair_id is not None for item in self.items)
+        return family_of(self.name) if paired else self.name
 
     def __len__(self) -> int:
         return len(self.items)

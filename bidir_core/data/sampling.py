@@ -17,6 +17,8 @@ from typing import Literal, get_args
 from bidir_core.common.errors import UserError
 from bidir_core.data.items import Item, ItemSource
 
+BLANK_LINE = "\n\n"  # between a repeated prompt's copies
+
 Sample = Literal["first", "stratified", "random"]
 
 Fold = Literal["all", "explore", "confirm"]
@@ -54,7 +56,7 @@ def choose(
     if sample == "first":
         return list(range(limit))
     if sample == "random":
-        return sorted(_seeded_order(range(n), seed, source.name)[:limit])
+        return sorted(_seeded_order(range(n), seed, source.family)[:limit])
     groups: dict[str, list[int]] = defaultdict(list)
     for item in source.take(range(n)):
         groups[item.prompt_group].append(item.doc_id)
@@ -76,15 +78,19 @@ def _shares(sizes: Sequence[int], total: int) -> list[int]:
     return shares
 
 
-def fold_of(doc_hash: str) -> Fold:
-    """The half an item belongs to, from its hash alone: a coin toss that always falls the same."""
-    toss = hashlib.sha256(f"fold\0{doc_hash}".encode()).digest()[0] & 1
+def fold_of(identity: str) -> Fold:
+    """The half an item belongs to: a coin toss that always falls the same.
+
+    `identity` is its `pair_id`, so that both orders of a document are in one half, else its
+    `doc_hash`.
+    """
+    toss = hashlib.sha256(f"fold\0{identity}".encode()).digest()[0] & 1
     return "confirm" if toss else "explore"
 
 
 def fold_items(items: Iterable[Item], fold: Fold) -> list[Item]:
     """The items of this fold; `explore` and `confirm` part the items between them."""
-    return [item for item in items if fold in ("all", fold_of(item.doc_hash))]
+    return [item for item in items if fold in ("all", fold_of(item.pair_id or item.doc_hash))]
 
 
 def with_context(items: Sequence[Item], context: Context, *, seed: int = 0) -> list[Item]:
@@ -99,6 +105,21 @@ def with_context(items: Sequence[Item], context: Context, *, seed: int = 0) -> l
     if context == "shuffled":
         return _exchange(items, seed)
     return list(items)
+
+
+def repeat_contexts(items: Iterable[Item], times: int) -> list[Item]:
+    """The items with each context given `times` times, joined by a blank line; empty ones stay."""
+    if times == 1:
+        return list(items)
+    return [
+        replace(
+            item,
+            contexts=tuple(
+                BLANK_LINE.join([text] * times) if text else text for text in item.contexts
+            ),
+        )
+        for item in items
+    ]
 
 
 def _exchange(items: Sequence[Item], seed: int) -> list[Item]:

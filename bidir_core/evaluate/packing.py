@@ -8,9 +8,9 @@ the last token of a choice need not be run at all (nothing is predicted from it)
     row        P0 P1 P2 a           <- "b", "c" and "d" end their choices: predicted, never run
     head             P2 a           from P2 are predicted a, a, d; from a: b, c
 
-Under the causal regime the prefix is as causal as the rest, so contexts that begin alike
-(winogrande has one per choice) share their beginning too. Under any other regime each context is
-a prefix of its own.
+Under the plain causal regime the prefix is as causal as the rest, so contexts that begin alike
+(winogrande has one per choice) share their beginning too. Under any other regime, also one that
+only hides a prefix token, each context is a prefix of its own.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def build_segments(encoded: EncodedItem, *, causal: bool = False) -> list[Segmen
     """The segments of an item: one for each distinct tokenised prefix among its choices.
 
     Choices of one context share a segment; winogrande has a context per choice, hence two, unless
-    ``causal`` says that the regime is causal: then they share what their contexts share.
+    ``causal`` says that the regime is plainly causal: then they share what their contexts share.
     """
     everyone = range(len(encoded.continuations))
     if causal and len(encoded.prefixes) > 1:

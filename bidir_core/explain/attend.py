@@ -116,10 +116,10 @@ def read_items(config: AttendConfig) -> list[Item]:
         doc = {"prompt": config.prompt, "continuation": follows}
         return [Item("prompt", 0, hash_doc(doc), 0, (config.prompt,), (follows,))]
     assert config.task is not None
-    source = {"split": config.split, "data_source": config.data_source}
+    source: dict[str, Any] = {"split": config.split, "data_source": config.data_source}
     if config.limit is not None:
         return load_items(
-            config.tasks, limit=config.limit, sample=config.sample, seed=config.seed, **source  # type: ignore[arg-type]
+            config.tasks, limit=config.limit, sample=config.sample, seed=config.seed, **source,  # type: ignore[arg-type]
         )  # fmt: skip
     ids = [config.doc_id] if config.doc_id is not None else [int(i) for i in config.items]
     items = load_items_by_id(config.task, [i for i in ids if i is not None], **source)

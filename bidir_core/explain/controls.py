@@ -331,6 +331,7 @@ SAME = (
     "checkpoint",
     "chat_template",
     "bos",
+    "repeat_prompt",
 )  # settings, of one model and prompt
 
 R = TypeVar("R", bound="Recorded")
@@ -365,7 +366,7 @@ def observed(metrics: Mapping[str, Any] | None) -> Answer | None:
 
 def same_prompts(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Whether two runs' settings are of one model and one way of making prompts."""
-    usual = {"bos": "auto", "chat_template": False}
+    usual = {"bos": "auto", "chat_template": False, "repeat_prompt": 1}
     return all(
         (first.get(name) or usual.get(name)) == (second.get(name) or usual.get(name))
         for name in SAME

@@ -24,7 +24,7 @@ from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, DIALS, Regime, parse_regim
 
 MOST_POINTS = 1000
 
-_LAYER_WORDS = "A-B, windows:W, prefixes or suffixes"
+_LAYER_WORDS = "A-B, A-, windows:W, prefixes or suffixes"
 
 
 @dataclass(frozen=True)

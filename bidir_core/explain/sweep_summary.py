@@ -93,9 +93,9 @@ class Outcomes:
 
 def outcomes(causal: Run, runs: Mapping[str, Run], metric: str) -> Outcomes:
     """Align finished runs with their causal one. UserError if one does not pair."""
-    table = causal.items_table(("task", "doc_hash"))
+    table = causal.items_table(("task", "doc_hash", "pair_id"))
     n = table.num_rows
-    hashes = table.column("doc_hash").to_pylist()
+    identities = zip(table.column("pair_id").to_pylist(), table.column("doc_hash").to_pylist())
     right, known = {}, {}
     for slug, run in runs.items():
         pairs = pair(causal, run, metric, intersect=True)
@@ -103,7 +103,7 @@ def outcomes(causal: Run, runs: Mapping[str, Run], metric: str) -> Outcomes:
         right[slug][pairs.rows_a], known[slug][pairs.rows_a] = pairs.correct_b, True
     return Outcomes(
         task=table.column("task").to_numpy(zero_copy_only=False),
-        halves=np.array([fold_of(one) for one in hashes]),
+        halves=np.array([fold_of(pair_id or doc_hash) for pair_id, doc_hash in identities]),
         right=right,
         known=known,
     )

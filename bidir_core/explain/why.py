@@ -79,8 +79,9 @@ def _read(config: WhyConfig, reading: Any, plan: Any, run: Run | None) -> tuple[
         items = [one for one in evaluate.read_items(reading) if one.doc_id == config.doc_id]
     else:
         items = load_items_by_id(
-            config.task, [config.doc_id], split=reading.split, data_source=reading.data_source
-        )
+            config.task, [config.doc_id], split=reading.split,
+            repeat_prompt=reading.repeat_prompt, data_source=reading.data_source,
+        )  # fmt: skip
     if not items:
         raise UserError(f"there is no item {name_of(config.task)}/{config.doc_id}")
     encoded, bos_added = evaluate.encode(reading, plan, items)

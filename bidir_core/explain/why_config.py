@@ -109,8 +109,8 @@ def resolve(config: WhyConfig) -> tuple[WhyConfig, EvalConfig, Run | None]:
         if getattr(config, name) != getattr(WhyConfig, name)
     }
     regime = config.regime or (reading.regime if run is not None else "bidirectional")
-    if parse_regime(regime).is_causal:
-        whose = f"the run '{run.id}' read causally" if config.regime is None and run else "causal"
+    if not parse_regime(regime).bidirectional:
+        whose = f"the run '{run.id}' read causally" if config.regime is None and run else regime
         raise UserError(
             f"{whose}: there is nothing to explain; give a bidirectional --regime or --as-run such a run"
         )

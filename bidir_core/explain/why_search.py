@@ -175,7 +175,7 @@ def _spans(
     width = math.ceil((n - 1) / (MAX_TOKEN_SPANS - 1)) if n > MAX_TOKEN_SPANS else 1
     starts = [0, *range(1, n, width)]  # the first token, the usual suspect, stays by itself
     ends = [*(start - 1 for start in starts[1:]), n - 1]
-    open_rule = next(rule for rule in opened if not rule.regime.is_causal)
+    open_rule = next(rule for rule in opened if rule.regime.bidirectional)
     return [
         (span, not scorer.sees_alike(open_rule, open_rule._replace(restored=span)))
         for span in zip(starts, ends, strict=True)
@@ -186,7 +186,7 @@ def _at_strength(opened: Variant, strength: float) -> Variant:
     """The same regime with its look-ahead scores at ``strength`` times their lambda."""
     return tuple(
         rule._replace(regime=replace(rule.regime, lam=rule.regime.lam * strength))
-        if not rule.regime.is_causal
+        if rule.regime.bidirectional
         else rule
         for rule in opened
     )

@@ -660,9 +660,9 @@ def evaluation_work(config: EvalConfig) -> tuple[Work, tuple[str, ...]]:
         for size in sizes:
             count = min(left, size.items // 2 if config.fold != "all" else size.items)
             left -= count
-            more = (
-                1 - size.context if config.context == "none" else size.context * config.num_fewshot
-            )
+            # In place of one context: none at all, or examples and context so often.
+            contexts = (1 + config.num_fewshot) * config.repeat_prompt
+            more = 1 - size.context if config.context == "none" else size.context * (contexts - 1)
             n_items += count
             n_tokens += count * (size.computed + more)
             predicted += count * size.continuations

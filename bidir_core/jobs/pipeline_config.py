@@ -123,7 +123,7 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         check_config(self)
         regime = parse_regime(self.regime)
-        if regime.is_causal:
+        if not regime.bidirectional:
             raise UserError(
                 f"--regime {self.regime}: stages 2 and 4 need a bidirectional regime; "
                 "leave it out for plain bidirectional prefill"

@@ -12,6 +12,8 @@ compiled kernel serves them all (a rule of its own for each would be compiled an
     window of W               q - W + 1  at most q + W
     self token                q          0
 
+A key that is hidden from all others is a leaf of an item of its own.
+
 Which blocks of 128 x 128 pairs are empty, full or mixed is counted in strips of queries; the kernel
 skips the first, asks nothing about the second and applies the rule inside the third.
 """
@@ -28,13 +30,14 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from bidir_core.common.errors import UserError
-from bidir_core.models.layout import Layout
+from bidir_core.models.layout import PADDING, Layout
 from bidir_core.regimes import Regime, looks_ahead
 
 BLOCK = 128
 # Pairs of tokens whose visibility is worked out at once.
 STRIP_PAIRS = {"cpu": 1 << 22, "cuda": 1 << 26}
 LEAST_HEAD_DIM = 16  # of the GPU kernel
+ALONE = PADDING - 1  # an item that no query belongs to
 RECOMPILES = 64  # shapes and kinds of scores that may be compiled for before it is an error
 
 Rule = Callable[[Any, Any, Any, Any], torch.Tensor]
@@ -77,7 +80,7 @@ def pair_rule(layout: Layout, regime: Regime, window: int | None, n_query: int, 
     n_prefix = layout.n_prefix[:, -n_query:]
     # Whether a query sees the very next token; how far it sees then depends on the item alone.
     looks = (position < n_prefix) & looks_ahead(regime, position, position + 1, n_prefix)
-    looks = looks & (not regime.is_causal)
+    looks = looks & regime.bidirectional
     reach = torch.where(looks, n_prefix - regime.tail, 0)
     floor = torch.zeros_like(position)
     if regime.self_token is not None:
@@ -90,6 +93,9 @@ def pair_rule(layout: Layout, regime: Regime, window: int | None, n_query: int, 
     q_item, k_item = _int32(layout.item, n_query), _int32(layout.item, n_key)
     q_position, k_position = _int32(layout.position, n_query), _int32(layout.position, n_key)
     k_exit, floor, reach = _int32(layout.exit, n_key), _int32(floor), _int32(reach)
+    if regime.hide is not None:
+        hidden = ((layout.position == regime.hide) & (regime.hide < layout.n_prefix))[:, -n_key:]
+        k_exit, k_item = torch.where(hidden, k_index + 1, k_exit), k_item.masked_fill(hidden, ALONE)
 
     def rule(batch: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
         at, here = k_position[batch, key], q_index[query]

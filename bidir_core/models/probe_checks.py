@@ -225,7 +225,7 @@ def lambda_strength(m: Measured) -> Outcome:
                 )
     if faults:
         return False, _summary(faults)
-    if m.regime.is_causal:
+    if not m.regime.bidirectional:
         return True, "every visible key counts alike"
     return True, f"look-ahead keys count {m.regime.lam:g} times, within {worst:.1g} in logs"
 

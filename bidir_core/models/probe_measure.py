@@ -119,6 +119,8 @@ def _far_positions(
         marks |= {regime.skip, regime.skip + 1}
     if regime.self_token is not None:
         marks |= {regime.self_token, regime.self_token + 1}
+    if regime.hide is not None:
+        marks |= {regime.hide, regime.hide + 1}
     room = max_length - regime.tail - 4  # beyond it no real sequence gets
     marks = {mark for mark in marks if mark < room}
     if max((*marks, regime.tail)) < NEAR_PREFIX or room < NEAR_PREFIX:

@@ -1,4 +1,4 @@
-"""Where a model's files are: the embedded asset, a local folder, or the hub and its cache.
+"""Where a model's files are: an asset, a local folder or GGUF file, or the hub and its cache.
 
 Everything here reads configurations and tokenizers only; code that a repository brings along is
 never run.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bidir_core.common.errors import UserError
-from bidir_core.data import assets
+from bidir_core.data import assets, gguf_local
 from bidir_core.data.assets import EMBEDDED_MODELS
 from bidir_core.models.weight_files import check_weights, read_json
 
@@ -26,18 +26,26 @@ EMBEDDED = "smollm2-135m-instruct"
 
 
 def find_source(model: str, revision: str | None) -> tuple[str, bool]:
-    """What to hand to transformers, and whether it is a local folder."""
+    """What to hand to transformers, and whether it is a local folder.
+
+    An asset is fetched and a ``.gguf`` file converted into the cache first if need be.
+    """
     path = Path(model).expanduser()
-    if model in EMBEDDED_MODELS or path.is_dir():
+    gguf = path.suffix.lower() == ".gguf" and path.is_file()
+    if model in EMBEDDED_MODELS or path.is_dir() or gguf:
         if revision is not None:
             raise UserError(
                 f"revision '{revision}': only models on the hub have revisions, and '{model}' is "
                 "local; leave it out"
             )
+        if gguf:
+            return str(gguf_local.folder_of(path)), True
         folder = assets.ensure(model) if model in EMBEDDED_MODELS else path
         return str(_model_folder(folder)), True
     if path.is_file():
-        raise UserError(f"model '{model}' is a file; give the folder that has config.json in it")
+        raise UserError(
+            f"model '{model}' is a file; give the folder that has config.json in it, or a .gguf file"
+        )
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model):
         raise UserError(
             f"model '{model}' is neither a folder on this machine nor a hub id; use {EMBEDDED}, "

@@ -306,13 +306,12 @@ class Numbers:
         """All of them, in reading order."""
         study = self.study
         pairs: list[tuple[Cell, Cell]] = [
-            (self.stage1, (study.base, regime))
-            for regime in study.bidirectional_regimes(study.base)
+            (self.stage1, (study.base, regime)) for regime in study.regimes(study.base)
         ]
         for arm in study.arms:
             if arm == study.base or (arm.leaky and not leaky):
                 continue
-            for regime in study.bidirectional_regimes(arm):
+            for regime in study.regimes(arm):
                 pairs += [((study.base, regime), (arm, regime)), (self.stage1, (arm, regime))]
             pairs.append((self.stage1, (arm, CAUSAL)))
             control = study.control_of(arm) if arm.code == "3B" else None

@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from bidir_core.analyse.contrasts import cell_title
 from bidir_core.analyse.flips import flip_classes, flips_of
-from bidir_core.analyse.pairing import Metric, PairedItems, pair
+from bidir_core.analyse.pairing import Metric, PairedItems, pair, repeats
 from bidir_core.analyse.study import CAUSAL, Cell, Study
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
@@ -338,7 +338,8 @@ def _join_texts(run: Run, first: list[dict], second: list[dict]) -> None:
     split = str(run.settings.get("split") or "validation")
     for task in dict.fromkeys(record["task"] for record in bare):
         mine = [record for record in bare if record["task"] == task]
-        found = item_texts.load(task, [record["doc_id"] for record in mine], split)
+        rows = [record["doc_id"] for record in mine]
+        found = item_texts.load(task, rows, split, repeats(run.settings))
         for record in mine:
             item_texts.fill(record, found)
 

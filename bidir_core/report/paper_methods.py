@@ -158,6 +158,11 @@ class _Methods:
             said.append("a BOS token" if bos else "no BOS token")
         if said:
             lines.append(f"Prompts have {listed(said)}.")
+        repeated = self.q.fact(
+            "repeats", self.runs, "config.json", "config.repeat_prompt", shown_number
+        )
+        if repeated is not None and repeated.value != 1:
+            lines.append(f"Each prompt is given {repeated} times, joined by blank lines.")
         if settings.get("context") == "shuffled":
             lines.append("Each item was given another item's context.")
         return lines
@@ -330,10 +335,12 @@ def regime_words(quantities: Quantities, text: str) -> str:
     regime = parse_regime(text)
     if regime.is_causal:
         return "every token sees itself and what precedes it"
-    words = (
-        "every prefix token sees the whole prefix, and a continuation token sees the prefix and "
-        "the continuation up to itself"
-    )
+    words = "every token sees itself and what precedes it"
+    if regime.bidirectional:
+        words = (
+            "every prefix token sees the whole prefix, and a continuation token sees the prefix "
+            "and the continuation up to itself"
+        )
     exceptions = [phrase for phrase in _exceptions(quantities, text, regime) if phrase]
     return f"{words}, except that {'; '.join(exceptions)}" if exceptions else words
 
@@ -364,14 +371,21 @@ def _exceptions(quantities: Quantities, text: str, regime: Regime) -> list[str]:
             f"the prefix token at position {dial('self', regime.self_token)}, from zero, sees only "
             "itself"
         )
+    if regime.hide is not None:
+        found.append(
+            f"no other token sees the prefix token at position {dial('hide', regime.hide)}, from zero"
+        )
     if regime.tail:
         found.append(
             f"the last {dial('tail', regime.tail)} prefix tokens are causal and no earlier token "
             "sees them"
         )
     if regime.layers is not None:
-        first, last = dial("layers-first", regime.layers[0]), dial("layers-last", regime.layers[1])
-        found.append(f"layers other than {first} to {last}, from zero, are causal")
+        start, end = regime.layers
+        upto = f"to {dial('layers-last', end)}" if end is not None else "and up"
+        found.append(
+            f"layers other than {dial('layers-first', start)} {upto}, from zero, are causal"
+        )
     if regime.lam != 1:
         found.append(f"look-ahead scores get the logarithm of {dial('lambda', regime.lam)} added")
     return found

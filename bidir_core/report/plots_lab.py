@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from bidir_core.regimes import CAUSAL, Regime, parse_regime
+from bidir_core.regimes import Regime, parse_regime
 from bidir_core.report.plots import BLUE, FAINT, GREEN, GREY, RED, inert
 
 SERIES = ((BLUE, "circle"), (RED, "square"), (GREEN, "diamond"), (GREY, "triangle-up"))
@@ -170,6 +170,7 @@ DIALS: dict[str, tuple[str, Any, str]] = {
     "rows": ("rows", None, "prompt positions that look ahead (rows)"),
     "skip": ("skip", None, "the one token kept causal (skip)"),
     "self": ("self_token", None, "the token that sees only itself (self)"),
+    "hide": ("hide", None, "the token that no other sees (hide)"),
 }
 
 
@@ -202,12 +203,13 @@ def curve_lines(points: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]) -
     for dial, (name, neutral, _) in DIALS.items():
         groups: dict[Regime, dict[Any, str]] = {}
         for slug, regime in regimes.items():
-            if not regime.is_causal:
+            if regime.bidirectional:
                 value = getattr(regime, name)
                 groups.setdefault(replace(regime, **{name: neutral}), {})[value] = slug
         asked_for: list[tuple[Regime, dict[Any, str]]] = []
         for others, values in groups.items():
-            causal = next((slug for slug, regime in regimes.items() if regime == CAUSAL), None)
+            at_zero = replace(others, lam=0.0)
+            causal = next((slug for slug, regime in regimes.items() if regime == at_zero), None)
             asked = any(s in swept for value, s in values.items() if value != neutral)
             if dial == "lambda" and causal is not None:
                 values[0.0] = causal
@@ -248,15 +250,21 @@ def symlog(values: Iterable[float]) -> list[float]:
 
 
 def layer_ranges(
-    points: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]
+    points: Iterable[Mapping[str, Any]], usual: Mapping[str, Any], n_layers: int
 ) -> dict[str, list[tuple[str, int, int]]]:
-    """(slug, first layer, number of layers) of points with a layer range, by what else is set."""
+    """(slug, first layer, number of layers) of points with a layer range, by what else is set.
+
+    ``n_layers``: of the model, for ranges without an end.
+    """
     found: dict[str, list[tuple[str, int, int]]] = {}
     for point in points:
         regime = parse_regime(point["regime"])
-        if regime.layers is None or point["condition"] != usual or point.get("patch"):
+        if regime.layers is None or not regime.bidirectional:
+            continue
+        if point["condition"] != usual or point.get("patch"):
             continue
         others = str(replace(regime, layers=None)).partition(":")[2]
         first, last = regime.layers
+        last = n_layers - 1 if last is None else last
         found.setdefault(others, []).append((point["slug"], first, last - first + 1))
     return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.contrasts import Contrast
+from bidir_core.analyse.pairing import repeats
 from bidir_core.analyse.study import CAUSAL, Study, ordered_cells
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
@@ -64,6 +65,8 @@ def _scope(numbers: Numbers) -> Section:
         f"differences are in points; equivalent means the whole interval lies within "
         f"{answers.size(numbers.margin)}",
     ]
+    if (times := repeats(settings)) != 1:
+        lines.append(f"Each context is given {times} times, joined by a blank line")
     if settings.get("fold") == "explore":
         lines.append(
             "**Explore fold**: these items are for choosing recipes, so nothing below is a "

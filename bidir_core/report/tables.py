@@ -17,6 +17,7 @@ from bidir_core.analyse.contrasts import (
 )
 from bidir_core.analyse.pairing import Metric
 from bidir_core.analyse.study import CAUSAL, RECIPE_FIELDS, Arm, Cell, Study, ordered_cells
+from bidir_core.regimes import parse_regime
 from bidir_core.report.markdown import NOT_RUN, Column, Interval, Kind, Table
 from bidir_core.runs.curve import read_curve
 from bidir_core.runs.run import Run
@@ -203,7 +204,7 @@ def macro_table(study: Study, against_base: Mapping[tuple[Arm, str], Contrast]) 
         spread = acc.spread if acc else None
         table.rows.append([
             cell_title(study, (arm, regime)),
-            CONDITIONS[arm.code][regime != CAUSAL],
+            _condition(arm, regime),
             regime,
             acc.n if acc else None,
             len(runs),
@@ -216,6 +217,13 @@ def macro_table(study: Study, against_base: Mapping[tuple[Arm, str], Contrast]) 
             f"{found.ratio:.3f}x" if found and found.ratio is not None else None,
         ])  # fmt: skip
     return table
+
+
+def _condition(arm: Arm, regime: str) -> str:
+    causal, bidirectional = CONDITIONS[arm.code]
+    if parse_regime(regime).bidirectional:
+        return bidirectional
+    return causal if regime == CAUSAL else f"{causal}, but for a hidden token"
 
 
 def seeds_note(study: Study, against_base: Mapping[tuple[Arm, str], Contrast]) -> str | None:

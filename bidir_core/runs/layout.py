@@ -51,6 +51,9 @@ def stage_dir_for(
 ) -> str:
     """The folder a command's run belongs to.
 
+    Only plain ``causal`` is stage 1 or the non-prefill compare. Every other regime is an ablation
+    and goes to stage 2 or 4, ``causal:hide=J`` too: it must never be taken for the baseline.
+
     ``command``: eval, finetune, lab or attend. ``checkpoint``: anything but None says that a
     fine-tuned model is evaluated. ``objective`` (finetune only): 3B, 3A, 3C or distill.
     """

@@ -24,7 +24,7 @@ from bidir_core.common.files import replacing
 from bidir_core.common.version import __version__
 from bidir_core.data import item_texts
 from bidir_core.data.items import hash_doc
-from bidir_core.data.source import Doc, open_rows
+from bidir_core.data.source import Doc
 from bidir_core.data.tasks import TASKS, load_items
 from bidir_core.runs.lm_eval_import import KEY, origin_of
 from bidir_core.runs.lm_eval_read import READ_VERSION
@@ -285,6 +285,8 @@ def model_name(run: Run) -> str:
     parts = [run.model, settings.get("checkpoint"), regime, settings.get("patch")]
     if settings.get("context") not in (None, "full"):
         parts.append(f"context={settings['context']}")
+    if (repeat := settings.get("repeat_prompt") or 1) != 1:
+        parts.append(f"repeat_prompt={repeat}")
     return "@".join(str(part) for part in parts if part)
 
 
@@ -320,6 +322,7 @@ def join_texts(run: Run, records: Sequence[dict[str, Any]]) -> None:
             fold=settings.get("fold") or "all",
             num_fewshot=settings.get("num_fewshot") or 0,
             context=settings.get("context") or "full",
+            repeat_prompt=settings.get("repeat_prompt") or 1,
             data_source=source,
         )
     except UserError as error:
@@ -356,7 +359,7 @@ def documents(run: Run, task: str, records: Sequence[Record]) -> tuple[dict[int,
         return docs, total
     split = str(run.settings.get("split") or "validation")
     try:
-        rows = open_rows(task, TASKS[task].data, split, source)
+        rows = TASKS[task].rows(split, source)
         if max(docs) >= len(rows):
             return docs, total
         found = rows.take(list(docs))

@@ -339,7 +339,7 @@ KEY = "bidir_core"
 _SETTINGS = {
     "model": str, "revision": str, "checkpoint": str, "split": str, "limit": int, "sample": str,
     "seed": int, "fold": str, "context": str, "bos": str, "chat_template": bool, "num_fewshot": int,
-    "patch": str,
+    "repeat_prompt": int, "patch": str,
 }  # fmt: skip
 
 _FACTS = {

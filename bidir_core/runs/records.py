@@ -49,6 +49,7 @@ SCHEMA = pa.schema(
         ("margin", pa.float32()),
         ("error", pa.string()),
         ("prompt_group", pa.string()),
+        ("pair_id", pa.string()),
     ]
 )
 
@@ -102,6 +103,7 @@ def make_record(
     continuation_token_offsets: Sequence[Sequence[Sequence[int]]] | None = None,
     error: str | None = None,
     prompt_group: str = "",
+    pair_id: str | None = None,
     compact: bool = False,
 ) -> dict[str, Any]:
     """Build a record from an item and its log-likelihoods; predictions follow lm-eval.
@@ -109,7 +111,7 @@ def make_record(
     ``pred`` is the argmax of ``ll``; ``pred_norm`` of ``ll`` divided by the choice's characters
     without the leading space (lm-eval ``acc_norm``), null where all choices share one
     continuation (winogrande: lm-eval has no acc_norm there). ``prompt_group`` is what kind of
-    document it is within its task. A NaN or infinite ``ll`` becomes an item error,
+    document it is within its task, ``pair_id`` the document that it shares with other items. A NaN or infinite ``ll`` becomes an item error,
     never an argmax.
     """
     if error is None and ll is None:
@@ -155,6 +157,7 @@ def make_record(
         "margin": margin,
         "error": error,
         "prompt_group": prompt_group,
+        "pair_id": pair_id,
     }
 
 
@@ -217,6 +220,7 @@ def write_parquet(table: pa.Table, path: Path) -> None:
                 # Lengths apart, so that four bits a digit are left of a hash.
                 "doc_hash": "DELTA_LENGTH_BYTE_ARRAY",
                 "doc_id": "DELTA_BINARY_PACKED",
+                "pair_id": "DELTA_BYTE_ARRAY",
             },
             write_statistics=["task", "doc_id"],
         )

@@ -36,7 +36,7 @@ class Objective:
         control = self.default_regime == "causal"
         if control and not regime.is_causal:
             raise UserError(f"{self.flag} trains causally; leave out --regime {regime}")
-        if not control and regime.is_causal:
+        if not control and not regime.bidirectional:
             raise UserError(
                 f"{self.flag} --regime {regime}: nothing would look ahead; for the causal control "
                 "use --causal-train"
@@ -104,7 +104,7 @@ class FinetuneConfig:
 
     data: str = setting(
         "far",
-        help="the embedded mixture far or near, a JSONL file, or hub:OWNER/NAME[@CONFIG][:SPLIT]",
+        help="the embedded mixture far, near or farther (for the order tasks), a JSONL file, or hub:OWNER/NAME[@CONFIG][:SPLIT]",
         role="identity",
     )
     prompt_column: str = setting("prompt", help="the data's field with prompts", role="identity")

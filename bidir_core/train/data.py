@@ -57,7 +57,7 @@ def prepare_data(config: FinetuneConfig, tokenizer: Any, max_length: int) -> Tra
     else:
         columns = Columns(config.prompt_column, config.response_column, config.messages_column)
         samples = read_samples(config.data, columns, tokenizer, config.chat_template)
-        clean, dropped = _clean(samples, config.decontaminate)
+        clean, dropped = _clean(samples, config.data, config.decontaminate)
     if not clean:
         raise UserError(
             f"--data {config.data}: every sample shares text with an evaluation item; "
@@ -78,13 +78,14 @@ def prepare_data(config: FinetuneConfig, tokenizer: Any, max_length: int) -> Tra
 def _embedded(data: str, drop: bool) -> tuple[list[Sample], list[Sample], list[Dropped]]:
     """An embedded mixture, kept in memory: several fine-tunes of one process read it once."""
     samples = read_samples(data, Columns(), None, False)
-    return samples, *_clean(samples, drop)
+    return samples, *_clean(samples, data, drop)
 
 
-def _clean(samples: list[Sample], drop: bool) -> tuple[list[Sample], list[Dropped]]:
+def _clean(samples: list[Sample], data: str, drop: bool) -> tuple[list[Sample], list[Dropped]]:
     if not drop:
         return samples, []
-    return decontaminate(samples, evaluation_texts(load_items(PUBLISHED_TASKS)))
+    also = ("sciq_first", "boolq_first") if data == "farther" else ()  # all order tasks' documents
+    return decontaminate(samples, evaluation_texts(load_items([*PUBLISHED_TASKS, *also])))
 
 
 def evaluation_texts(items: Sequence[Item]) -> list[EvaluationText]:
@@ -142,7 +143,7 @@ def check_data(data: str) -> None:
         return
     if not Path(data).expanduser().is_file():
         raise UserError(
-            f"--data {data}: there is no such file; give {' or '.join(MIXTURES)}, "
+            f"--data {data}: there is no such file; give {', '.join(MIXTURES)}, "
             "a JSONL file, or hub:OWNER/NAME"
         )
 

@@ -1,4 +1,4 @@
-"""The two embedded training mixtures, ``near`` and ``far``, from other tasks' requests.
+"""The embedded training mixtures, ``near``, ``far`` and ``farther``, from other tasks' requests.
 
 The data wheel holds, beside the five evaluation tasks, some 45 other tasks as request files
 (``<task>/<variant>/requests.jsonl.gz``). A training sample is the task's zero-shot prompt and its
@@ -11,6 +11,10 @@ right answer:
 wording that PIQA and ARC use ("Question: ...\nAnswer:"). ``far`` leaves out the six tasks that
 resemble the evaluation tasks in substance, and asks in other words: a line that starts with
 "Question:" starts with "Request:" instead, "Answer:" becomes "Reply:", "Goal:" becomes "Aim:".
+
+The order tasks (``order_tasks``) ask about SciQ's and BoolQ's validation documents. ``near`` holds
+both, ``far`` holds BoolQ's, and a checkpoint trained on them is refused there (``overlap``).
+``farther`` is ``far`` without BoolQ and without samples that share text with the order tasks.
 
 Never used: the five evaluation tasks, and any benchmark whose authors put a canary string in
 their data to say that nobody should train on it.
@@ -30,13 +34,15 @@ import numpy as np
 
 from bidir_core.common.errors import UserError
 
-Mixture = Literal["near", "far"]
+Mixture = Literal["near", "far", "farther"]
 
-MIXTURES: tuple[Mixture, ...] = ("near", "far")
+MIXTURES: tuple[Mixture, ...] = ("near", "far", "farther")
 
 EVALUATION_TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")
 
 NOT_IN_FAR = ("openbookqa", "sciq", "csqa", "socialiqa", "medmcqa", "medqa")
+
+NOT_IN_FARTHER = (*NOT_IN_FAR, "boolq")
 
 # Folder names that name an evaluation task in any spelling ("ARC-Easy", "val_piqa", ...).
 _EVALUATION_NAME = re.compile(r"hellaswag|piqa|(^|[^a-z])arc([^a-z]|$)|winogrande", re.IGNORECASE)
@@ -70,7 +76,7 @@ def read_mixture(mixture: Mixture, folder: Path) -> list[Sample]:
         if usable(task_folder.name, mixture):
             pairs = dict.fromkeys(_pairs(task_folder))  # keeps the first of each, in order
             for index, (prompt, response) in enumerate(pairs):
-                if mixture == "far":
+                if mixture != "near":
                     prompt = in_other_words(prompt)
                 samples.append(Sample(prompt, response, task_folder.name, index))
     if not samples:
@@ -82,7 +88,9 @@ def usable(task: str, mixture: Mixture) -> bool:
     """Whether a task of the wheel belongs to the mixture, by its folder name."""
     if _EVALUATION_NAME.search(task):
         return False
-    return mixture == "near" or not task.startswith(NOT_IN_FAR)
+    if mixture == "near":
+        return True
+    return not task.startswith(NOT_IN_FAR if mixture == "far" else NOT_IN_FARTHER)
 
 
 def without_duplicates(samples: list[Sample]) -> list[Sample]:

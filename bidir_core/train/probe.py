@@ -8,6 +8,8 @@ compared:
 - tokens of the prompt that look ahead at it must move, and only tokens that the regime lets it
   reach may move: under 3B position 0 moves, under 3C nothing before the changed token does;
 - no other sample moves, not even one in the same row;
+- a token that the regime hides moves nobody but itself (and whom layers reach that do not hide it),
+  and seeing it after all would make a difference;
 - unless the objective is leaky, a changed response token moves nothing before itself.
 """
 
@@ -79,6 +81,7 @@ def run_training_probe(
     """Probe the student as it is about to be trained. ``batch`` is on the model's device."""
     n_layers = student.model.config.get_text_config().num_hidden_layers
     item, changed = _choose(batch, regime, n_layers, _window(student))
+    all_rows = batch
     batch, item = _row_of(batch, item)
     still = _run(student, batch, batch.ids, regime)
     noise = float((_run(student, batch, batch.ids, regime) - still).abs().max())
@@ -123,7 +126,40 @@ def run_training_probe(
                 f"response token {target} was changed: {int(earlier.sum())} earlier positions moved",
             )
         )
+    if regime.hide is not None:
+        checks.append(_check_hidden(student, all_rows, regime, n_layers))
     return TrainingProbe(str(regime), tuple(checks))
+
+
+def _check_hidden(student: Student, batch: TrainBatch, regime: Regime, n_layers: int) -> Check:
+    """Whether the hidden token is hidden, in the shortest sample that has it in its prompt."""
+    name, token = "hides the token", regime.hide
+    item = next(
+        (one for one in _items(batch) if token is not None and token < one.n_prefix - 1), None
+    )
+    if item is None or token is None:
+        return Check(name, True, f"no prompt of the first batch has a token {token} to hide")
+    batch, item = _row_of(batch, item)
+    still = _run(student, batch, batch.ids, regime)
+    threshold = 8 * float((_run(student, batch, batch.ids, regime) - still).abs().max())
+
+    def moved(ids: torch.Tensor, under: Regime) -> np.ndarray:
+        difference = (_run(student, batch, ids, under) - still).abs().amax(-1)
+        hit = (difference > threshold) | difference.isnan()
+        return hit[item.row, item.begin : item.begin + item.n_total].cpu().numpy()
+
+    ids, place = batch.ids.clone(), item.at(token)
+    other = batch.ids[batch.ids != ids[place]]
+    ids[place] = other[len(other) // 2]
+    _, reach = _expected(item, token, regime, n_layers, None)
+    astray = int((moved(ids, regime) & ~reach).sum())
+    shown = int(moved(batch.ids, replace(regime, hide=None)).sum())
+    return Check(
+        name,
+        astray == 0 and shown > 0,
+        f"prompt token {token} was changed: {astray} positions moved that it must not reach; "
+        f"seeing it would move {shown}",
+    )
 
 
 def _run(student: Student, batch: TrainBatch, ids: torch.Tensor, regime: Regime) -> torch.Tensor:
@@ -147,7 +183,7 @@ def _choose(
     for item in items:
         if item.n_prefix < 2:
             continue
-        if regime.is_causal:
+        if not regime.bidirectional:
             return item, item.n_prefix - 1
         for token in range(item.n_prefix - 1, 0, -1):
             sees, _ = _expected(item, token, regime, n_layers, window)
@@ -156,7 +192,7 @@ def _choose(
     raise UserError(
         f"under '{regime}' no prompt token of the first batch looks ahead: this would be causal "
         "training; use weaker dials or longer prompts"
-        if not regime.is_causal
+        if regime.bidirectional
         else "no prompt of the first batch has two tokens; use longer prompts"
     )
 

@@ -56,7 +56,7 @@ def _explainable(run: RunInfo | None) -> bool:
         and run.kind == "eval"
         and not run.is_reference
         and run.can_pair
-        and run.regime != "causal"
+        and run.regime.startswith("bidirectional")
     )
 
 
@@ -75,7 +75,10 @@ def _find(
         if same != (record["task"], record["doc_id"], metric):
             continue
         result = _read(info.path, info.modified)
-        if result is not None and result.get("doc_hash") == record["doc_hash"]:
+        if result is None or result.get("doc_hash") != record["doc_hash"]:
+            continue
+        # The same prompt, too: not with few-shot examples, say, or given once more.
+        if result.get("n_prefix") in (record["n_prefix_tokens"] or [result.get("n_prefix")]):
             return info, result
     return None
 

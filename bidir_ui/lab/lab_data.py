@@ -55,7 +55,8 @@ class Lab:
         if isinstance(known, int):
             return known
         spans = (parse_regime(point["regime"]).layers for point in self.points)
-        return max((span[1] + 1 for span in spans if span), default=1)
+        ends = (max(span[0], span[1] or 0) for span in spans if span)
+        return max((last + 1 for last in ends), default=1)
 
     def point(self, slug: str) -> dict[str, Any] | None:
         return next((point for point in self.points if point["slug"] == slug), None)

@@ -198,9 +198,11 @@ def watch(lab: Lab) -> None:
 
 def any_to_draw(lab: Lab) -> bool:
     """Whether a dial or a layer range was varied."""
-    return bool(
-        layout.curve_lines(lab.points, lab.usual) or layout.layer_ranges(lab.points, lab.usual)
-    )
+    return bool(layout.curve_lines(lab.points, lab.usual) or _layer_ranges(lab))
+
+
+def _layer_ranges(lab: Lab) -> dict[str, list[tuple[str, int, int]]]:
+    return layout.layer_ranges(lab.points, lab.usual, lab.n_layers)
 
 
 def _on_click(key: str) -> Callable[[], None]:
@@ -275,7 +277,7 @@ def _levels(lab: Lab, measure: str) -> list[tuple[float, str]]:
 
 def layers(lab: Lab, measure: str, slug: str) -> None:
     """A map of layer ranges, and the same as lines with intervals."""
-    for others, ranges in layout.layer_ranges(lab.points, lab.usual).items():
+    for others, ranges in _layer_ranges(lab).items():
         widgets.heading("Which layers" + (f", with {others}" if others else ""))
         widgets.note(
             "Each cell: bidirectional in that range of layers only, causal in the others. "

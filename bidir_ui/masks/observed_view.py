@@ -162,7 +162,7 @@ def _sentence(one: Observed) -> None:
             else:
                 shares.append(fmt.percent(float(np.mean(_values(one, measure)[number].values))))
         first, future = shares
-        ahead = "" if one.regimes[number].is_causal else f", and {future} on tokens further on"
+        ahead = f", and {future} on tokens further on" if one.regimes[number].bidirectional else ""
         parts.append(
             f"under {name}, {first} of the prefix's attention falls on its first token{ahead}"
         )

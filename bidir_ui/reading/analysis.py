@@ -3,7 +3,7 @@ functions only remember it, keyed on run ids and change times, and shape it for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import streamlit as st
 
 from bidir_core.analyse import compare as core_compare
 from bidir_core.analyse import flips as core_flips
+from bidir_core.analyse.pairing import repeats
 from bidir_core.common.errors import UserError
 from bidir_core.data import item_texts, tasks
 from bidir_core.runs.run import Run
@@ -118,7 +119,7 @@ def _texts(run_a: Run, run_b: Run, frame: pd.DataFrame) -> list[tuple[str, str]]
             return [found.get(item, ("", "")) for item in frame["item_id"]]
     split = str(run_a.settings.get("split") or "validation")
     by_task = {
-        task: texts(str(task), part["doc_id"].tolist(), split)
+        task: texts(str(task), part["doc_id"].tolist(), split, repeats(run_a.settings))
         for task, part in frame.groupby("task", sort=False)
     }
     out = []
@@ -150,9 +151,9 @@ def record_with_texts(run: RunInfo, item_id: str) -> dict[str, Any] | None:
     """One record, with its texts joined back if the run kept none and the data are here."""
     record = data.record(run, item_id)
     if record is not None:
-        split = str(data.run_of(run).settings.get("split") or "validation")
-        if str(data.run_of(run).settings.get("context") or "full") == "full":
-            fill(record, split)
+        settings = data.run_of(run).settings
+        if str(settings.get("context") or "full") == "full":
+            fill(record, settings)
     return record
 
 
@@ -220,22 +221,28 @@ MISSING = (
 
 
 # Asked before the cache, so that "not here" is not remembered.
-def texts(task: str, rows: Sequence[int], split: str = "validation") -> item_texts.Found:
+def texts(
+    task: str, rows: Sequence[int], split: str = "validation", repeat_prompt: int = 1
+) -> item_texts.Found:
     """doc_id -> (doc_hash, texts) of built-in tasks; empty where the data are not here."""
     if task not in tasks.TASKS or not len(rows) or not item_texts.data_are_here():
         return {}
-    return _by_row(task, tuple(int(row) for row in rows), split)
+    return _by_row(task, tuple(int(row) for row in rows), split, repeat_prompt)
 
 
 @st.cache_resource(max_entries=12, show_spinner=False)
-def _by_row(task: str, rows: tuple[int, ...], split: str) -> item_texts.Found:
-    return item_texts.load(task, rows, split)
+def _by_row(task: str, rows: tuple[int, ...], split: str, repeat_prompt: int) -> item_texts.Found:
+    return item_texts.load(task, rows, split, repeat_prompt)
 
 
-def fill(record: dict[str, Any], split: str = "validation") -> bool:
-    """Put the texts into a record that has none; False if they cannot be had or do not match."""
+def fill(record: dict[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Put the texts into a record that has none; False if they cannot be had or do not match.
+
+    ``settings``: of the run that the record is from.
+    """
     if record["contexts"] is not None and record["continuations"] is not None:
         return True
+<<<<<<< HEAD
     return item_texts.fill(record, texts(record["task"], [record["doc_id"]], split))
 
 
@@ -256,3 +263,8 @@ def cut_into_tokens(text: str, offsets: Sequence[Sequence[int]] | None) -> list[
 def choice_context(record: dict[str, Any], choice: int) -> int:
     """Index of the context in front of a choice: 0, or the choice's own (winogrande)."""
     return choice if len(record["contexts"] or [None]) > 1 else 0
+=======
+    split = str(settings.get("split") or "validation")
+    found = texts(record["task"], [record["doc_id"]], split, repeats(settings))
+    return item_texts.fill(record, found)
+>>>>>>> b48eb6d0014c324738b1634cc60ccc2a39f21219

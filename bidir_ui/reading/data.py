@@ -10,8 +10,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from bidir_core.analyse.pairing import repeats
 from bidir_core.analyse.study import BASE, NAMES, UNKNOWN, Arm, arm_of, items_key
 from bidir_core.common.errors import UserError
+from bidir_core.data.answer_positions import ONE_SIDED, one_sided_sentences
 from bidir_core.report.answers import LEAKY_WARNING
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import IMPORTED
@@ -58,6 +60,7 @@ class RunInfo:
     item_set: tuple[tuple[str, str], ...] = ()
     arm: Arm | None = None
     train_seed: int = 0
+    one_sided: tuple[str, ...] = ()  # tasks in which one position is nearly always right
     variant: str = ""  # what a sweep's point has beside its regime: a patch, another prompt
 
     @property
@@ -132,6 +135,7 @@ class RunInfo:
                     f"{self.label}: nobody recorded under which mask this checkpoint was trained.",
                 )
             )
+        found += [(ONE_SIDED, sentence) for sentence in self.one_sided]
         return tuple(found)
 
     @property
@@ -265,13 +269,26 @@ def _read(path: str, modified: float) -> RunInfo:
         item_set=items_key(run) if known else (),
         arm=arm,
         train_seed=train_seed,
-        variant=_variant(run) if run.is_point else "",
+        one_sided=_one_sided(run) if known else (),
+        variant=_variant(run),
     )
 
 
+def _one_sided(run: Run) -> tuple[str, ...]:
+    positions = run.config.get("answer_positions")
+    try:
+        return tuple(one_sided_sentences(positions)) if isinstance(positions, dict) else ()
+    except (AttributeError, KeyError, TypeError, ValueError):  # written by hand
+        return ()
+
+
 def _variant(run: Run) -> str:
+    """What sets its prompts apart; of a sweep's point also what else it varies."""
     settings = run.settings
-    said = [str(settings["patch"]) + " patched"] if settings.get("patch") else []
+    repeated = [f"prompt {n} times"] if (n := repeats(settings)) != 1 else []
+    if not run.is_point:
+        return ", ".join(repeated)
+    said = [*repeated, str(settings["patch"]) + " patched"] if settings.get("patch") else repeated
     if settings.get("bos") not in (None, "auto"):
         said.append(f"BOS {settings['bos']}")
     if settings.get("chat_template"):

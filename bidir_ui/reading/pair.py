@@ -69,7 +69,7 @@ def default_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo | None, RunInfo | N
     def rank(run: RunInfo) -> tuple[bool, ...]:
         plain = run.dtype == "float32"
         known = run.model == EMBEDDED, run.limit == 500, not run.compact, plain
-        return (run.is_done, not run.is_imported, *known)
+        return (run.is_done, not run.is_imported, not run.variant, *known)
 
     firsts = sorted(
         (run for run in usable if run.stage == "stage1_vanilla_eval"), key=rank, reverse=True

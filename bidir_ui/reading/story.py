@@ -35,6 +35,7 @@ def tell(runs: tuple[RunInfo, ...]) -> Story:
     runs = tuple(run for run in runs if not run.is_imported)
     a, b = pair.default_pair(runs)
     done = [run for run in runs if run.is_done and run.has_items and run.context == "full"]
+    done = [run for run in done if not run.variant]  # prompts as they are
 
     dialled = [
         run
@@ -42,6 +43,7 @@ def tell(runs: tuple[RunInfo, ...]) -> Story:
         if a is not None
         and run.same_items(a)
         and run.stage == STAGE2
+        and run.regime.startswith("bidirectional")  # causal:hide=J lets nothing look ahead
         and not run.checkpoint
         and run != b
     ]
@@ -67,6 +69,7 @@ def _whole(done: list[RunInfo], a: RunInfo | None) -> tuple[RunInfo, tuple[RunIn
     found = []
     for base in (run for run in mine if run.stage == STAGE1):
         others = [run for run in mine if run.stage == STAGE2 and run.same_items(base)]
+        others = [run for run in others if run.regime.startswith("bidirectional")]
         others.sort(key=lambda run: len(run.regime))  # plain bidirectional first; a stable sort
         if others:
             found.append((base, tuple(_first_of_each(others, lambda run: run.regime))))

@@ -135,6 +135,7 @@ def test_retention_above_the_no_context_run(tmp_path, two):
     [
         ({"split": "test"}, {}, "split 'validation', the other 'test'"),
         ({"num_fewshot": 5}, {}, "'0' solved examples before each item, the other '5'"),
+        ({"repeat_prompt": 2}, {}, "each context '1' times over, the other '2' times"),
         ({"chat_template": True}, {}, "chat template"),
         ({"context": "none"}, {}, "context 'full', the other with context 'none'"),
         ({}, {"tokenizer_fingerprint": "bytes"}, "different tokenizers"),
@@ -155,6 +156,21 @@ def test_what_a_run_did_not_record_is_not_held_against_it(tmp_path):
     a = make_run(tmp_path, n_items=20)
     b = make_run(tmp_path, n_items=20, facts={"tokenizer_fingerprint": None, "bos_added": None})
     assert pair(a, b).n == 20
+
+
+def test_a_run_from_before_prompts_could_be_repeated_gave_them_once(tmp_path):
+    before, now = (
+        make_run(tmp_path, n_items=20),
+        make_run(tmp_path, n_items=20, config={"repeat_prompt": 1}),
+    )
+    assert "repeat_prompt" not in before.settings
+    assert pair(before, now).n == 20
+
+
+def test_the_floor_has_no_prompt_that_could_be_repeated(tmp_path):
+    a, b = (make_run(tmp_path, n_items=20, config={"repeat_prompt": 2}) for _ in range(2))
+    floor = make_run(tmp_path, n_items=20, config={"context": "none"})
+    assert compare(a, b, floor=floor).above_no_context is not None
 
 
 def test_seeds_matter_only_where_contexts_are_drawn(tmp_path):

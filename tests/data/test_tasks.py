@@ -20,6 +20,7 @@ from lm_eval_reference import lm_eval_items, lm_eval_task
 from pyarrow import parquet
 
 from bidir_core.common.errors import UserError
+from bidir_core.data.builtin_tasks import Task
 from bidir_core.data.items import (
     ITEM_FIELDS,
     Item,
@@ -31,7 +32,7 @@ from bidir_core.data.items import (
 )
 from bidir_core.data.sampling import fewshot_prefixes
 from bidir_core.data.source import Dataset, Rows
-from bidir_core.data.tasks import TASKS, Task, check_selection, load_items, load_items_by_id
+from bidir_core.data.tasks import TASKS, check_selection, load_items, load_items_by_id
 
 FIVE = ["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
 
@@ -314,6 +315,25 @@ def test_fewshot_examples_do_not_depend_on_what_else_is_scored(folder: Path) -> 
     assert load(seed=1) != everything
 
 
+def test_a_repeated_prompt_is_the_whole_context_again(folder: Path) -> None:
+    """With its few-shot examples, per choice, and another item's where contexts are shuffled."""
+    for how in ({}, {"num_fewshot": 2}, {"context": "shuffled"}, {"fold": "explore"}):
+        options: dict[str, Any] = {"data_source": str(folder), **how}
+        for task in ("winogrande", "piqa"):
+            once = load_items([task], **options)
+            assert load_items([task], repeat_prompt=1, **options) == once
+            thrice = load_items([task], repeat_prompt=3, **options)
+            assert len(thrice) == len(once)
+            for one, many in zip(once, thrice):
+                assert many == replace(
+                    one, contexts=tuple(f"{text}\n\n{text}\n\n{text}" for text in one.contexts)
+                )
+    nothing = {"context": "none", "data_source": str(folder)}
+    assert load_items(["piqa"], repeat_prompt=2, **nothing) == load_items(["piqa"], **nothing)
+    again = load_items_by_id("piqa", [1], repeat_prompt=2, data_source=str(folder))
+    assert again == load_items(["piqa"], repeat_prompt=2, data_source=str(folder))[1:2]
+
+
 def test_fewshot_without_a_training_split_names_the_way_out(tmp_path: Path) -> None:
     write(DOCS["piqa"], tmp_path / "piqa" / "validation.jsonl")
     with pytest.raises(UserError, match=r"few-shot examples come from the 'train' split.*hub"):
@@ -391,6 +411,7 @@ def test_chance_and_fingerprint() -> None:
         (["piqa"], {"limit": 0}, "limit is 0"),
         (["piqa"], {"limit": -3}, "limit is -3"),
         (["piqa"], {"num_fewshot": -1}, "num_fewshot is -1"),
+        (["piqa"], {"repeat_prompt": 0}, "repeat_prompt is 0"),
         (["piqa"], {"sample": "best"}, "unknown sample 'best'; it is one of first"),
         (["piqa"], {"fold": "third"}, "unknown fold 'third'"),
         (["piqa"], {"context": "some"}, "unknown context 'some'"),

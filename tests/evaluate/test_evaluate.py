@@ -247,6 +247,7 @@ def test_a_failed_probe_stops_the_run(tiny_folder, own_items, runs_dir, monkeypa
         ("--context", "shuffled"),
         ("--bos", "add"),
         ("--num-fewshot", "2"),
+        ("--repeat-prompt", "3"),
         ("--sample", "random", "--limit", "7"),
         ("--fold", "explore"),
         ("--compact",),
@@ -259,6 +260,12 @@ def test_every_condition_makes_a_complete_run(tiny_folder, own_items, runs_dir, 
     prefix = run.items(["n_prefix_tokens"])["n_prefix_tokens"].map(lambda n: n[0])
     if more == ("--context", "none"):
         assert (prefix == 1).all()
+    if "--repeat-prompt" in more:
+        assert run.settings["repeat_prompt"] == 3
+        for contexts, n in zip(run.items(["contexts"])["contexts"], prefix, strict=True):
+            first, *others = contexts[0].split("\n\n")
+            assert others == [first, first]
+            assert n >= len(first)  # of bytes: all three are computed
     if more == ("--bos", "add"):
         assert run.config["bos_added"] is True
     if "--compact" in more:
@@ -300,6 +307,20 @@ def test_a_checkpoint_called_none_is_a_checkpoint(tiny_folder, own_items, runs_d
     assert run_cli(*words) == 2
     assert "none" in capsys.readouterr().err
     assert not list(runs_dir.glob("*/*"))
+
+
+def test_a_chat_template_wraps_the_repeated_prompt_once(tiny_folder, own_items):
+    config = EvalConfig(
+        model=str(tiny_folder), tasks=(str(own_items),), repeat_prompt=2, chat_template=True
+    )
+    plan = evaluate.preflight(config, parse_regime("causal"))
+    plan.tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    (once, *_), (twice, *_) = (
+        evaluate.read_items(replace(config, repeat_prompt=n)) for n in (1, 2)
+    )
+    encoded, _ = evaluate.encode(config, plan, [twice])
+    text = once.contexts[0]
+    assert encoded[0].contexts == (f"[{text}\n\n{text}]",)
 
 
 def test_without_a_context_a_chat_template_changes_nothing(tiny_folder, own_items):

@@ -49,6 +49,9 @@ REGIMES = [
     "bidirectional",
     "bidirectional:sink=1,lambda=0.2",
     "bidirectional:self=2,tail=1,layers=1-2",
+    "causal:hide=0",
+    "causal:hide=1,layers=1-",
+    "bidirectional:hide=2,sink=1,layers=1-,lambda=0.5",
 ]
 
 

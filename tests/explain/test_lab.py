@@ -79,7 +79,7 @@ def test_layer_families() -> None:
         ("sink=0,1*sink=2", "given twice"),
         ("layers=5", "one layer is written 5-5"),
         ("layers=windows:0", "at least one layer"),
-        ("layers=middle", "layers takes A-B, windows:W"),
+        ("layers=middle", "layers takes A-B, A-, windows:W"),
         ("rows=3-1", "runs backwards"),
         ("", "not a dial"),
     ],

@@ -166,6 +166,7 @@ def test_a_model_and_regime_can_be_named_without_a_run(runs, tmp_path, own_items
         (["--task", "nope", "--doc-id", "1", "--model", "MODEL"], "unknown task"),
         (["--task", "ITEMS", "--doc-id", "60", "--model", "MODEL"], "outside the 60 rows"),
         (["--task", "ITEMS", "--doc-id", "1", "--model", "MODEL", "--regime", "causal"], "nothing to explain"),
+        (["--task", "ITEMS", "--doc-id", "1", "--model", "MODEL", "--regime", "causal:hide=0"], "nothing to explain"),
         (["--task", "ITEMS", "--doc-id", "1", "--model", "MODEL", "--regime", "bidirectional:layers=0-9"], "layer 9 does not"),
         (["--task", "mine", "--doc-id", "1", "--as-run", "CAUSAL"], "nothing to explain"),
         (["--task", "mine", "--doc-id", "40", "--as-run", "BIDIR"], "has no item mine/40"),

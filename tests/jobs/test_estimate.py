@@ -36,6 +36,8 @@ def test_items_are_counted_as_the_evaluation_will(own_items):
     assert estimates.workload(replace(EVAL, tasks=(str(own_items),), limit=None))[0] == 60
     full, without = (estimates.workload(replace(EVAL, context=c))[1] for c in ("full", "none"))
     assert without < full
+    twice = estimates.workload(replace(EVAL, repeat_prompt=2))[1]
+    assert twice == pytest.approx(2 * full - without, rel=0.05)  # a context more for each item
     assert estimates.workload(replace(EVAL, fold="explore", limit=None))[0] < 14016 // 2 + 5
 
 

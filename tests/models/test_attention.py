@@ -29,7 +29,8 @@ REGIMES = (
     "bidirectional:sink=1,layers=1-2",
     "bidirectional:rows=1-5,self=3,tail=1",
     "bidirectional:lambda=0.03",
-    "bidirectional:sink=2,rows=0-7,self=4,tail=1,layers=0-1,lambda=0.4",
+    "bidirectional:sink=2,rows=0-7,self=4,hide=1,tail=1,layers=0-1,lambda=0.4",
+    "causal:hide=0",
 )
 WINDOWED = ("mistral", "qwen2", "gemma2", "gemma3")
 LENGTHS = ((9, 12), (1, 2), (6, 6), (3, 10))  # (prefix, total)

@@ -58,7 +58,8 @@ def logits(loaded: TinyLoaded, regime: str, layout: Layout) -> torch.Tensor:
         return loaded.model(input_ids=ids, position_ids=layout.position, use_cache=False).logits
 
 
-@pytest.mark.parametrize("regime", ["causal", "bidirectional", "bidirectional:sink=1,layers=1-2"])
+@pytest.mark.parametrize("regime", ["causal", "bidirectional", "bidirectional:sink=1,layers=1-2",
+                                    "causal:hide=0,layers=1-"])  # fmt: skip
 @pytest.mark.parametrize("family", SPLITTABLE)
 def test_equals_the_dense_mask(family: str, regime: str) -> None:
     dense, ours = tiny_loaded(family), splitting(family)

@@ -23,7 +23,7 @@ from bidir_core.models.probe import run_probe
 from bidir_core.regimes import CAUSAL, Regime, parse_regime
 from tests.tiny_models import logits, logits_in_steps
 
-RICH = "bidirectional:sink=2,rows=0-7,self=4,tail=1,layers=0-0,lambda=0.4"
+RICH = "bidirectional:sink=2,rows=0-7,self=4,hide=2,tail=1,layers=0-0,lambda=0.4"
 FEW = {"num_hidden_layers": 2}  # uncompiled, each layer takes 40 ms
 LENGTHS = ((9, 12), (1, 2), (6, 6), (3, 10))  # (prefix, total)
 IDS = torch.randint(0, 256, (1, 30), generator=torch.Generator().manual_seed(0))
@@ -42,6 +42,7 @@ def regimes(draw: st.DrawFn) -> Regime:
         rows=None if span is None else tuple(span),  # type: ignore[arg-type]
         skip=draw(st.none() | st.integers(0, 9)),
         self_token=draw(st.none() | st.integers(0, 9)),
+        hide=draw(st.none() | st.integers(0, 9)),
         tail=draw(st.integers(0, 4)),
         lam=draw(st.sampled_from([1.0, 0.3])),
     )

@@ -141,7 +141,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "misspelt second": ({"model": "gemma-270m"}, "did you mean gemma3-270m"),
     "no folder": ({"model": "/no/such/model"}, "'/no/such/model' is neither a folder"),
     "no hub id": ({"model": "a b"}, "'a b' is neither a folder"),
-    "a file": ({"model": __file__}, "is a file; give the folder"),
+    "a file": ({"model": __file__}, "is a file; give the folder .* or a .gguf file"),
     "revision of a folder": ({"revision": "v2"}, "revision 'v2': only models on the hub"),
     "device": ({"device": "cuda:77"}, "device 'cuda:77' is not there; this machine has cpu"),
     "device kind": ({"device": "tpu"}, "device 'tpu' is not there"),

@@ -27,7 +27,9 @@ REGIMES = (
     "bidirectional:lambda=0.03",
     "bidirectional:rows=2-4,self=3",
     "bidirectional:skip=40",
-    "bidirectional:sink=2,rows=1-40,self=25,tail=9,layers=0-1,lambda=0.2",
+    "causal:hide=0",
+    "bidirectional:hide=3,layers=1-",
+    "bidirectional:sink=2,rows=1-40,self=25,hide=31,tail=9,layers=0-1,lambda=0.2",
 )
 
 
@@ -213,6 +215,23 @@ def window_too_wide(layout: Layout, regime: Any, window: Any, span: Any) -> Any:
     return honest(layout, regime, window and window + 1, span)
 
 
+def hidden_from_itself(layout: Layout, regime: Any, window: Any, span: Any) -> Any:
+    allowed, ahead = honest(layout, regime, window, span)
+    start, end = span if span is not None else (0, layout.shape[1])
+    place = -1 if regime.hide is None else regime.hide
+    hidden = (layout.position == place)[:, None, start:end]
+    return allowed & ~hidden, ahead & ~hidden
+
+
+def hidden_from_prompt(layout: Layout, regime: Any, window: Any, span: Any) -> Any:
+    """The continuation still reads the hidden token."""
+    start, end = span if span is not None else (0, layout.shape[1])
+    behind = (layout.position >= layout.n_prefix)[:, start:end, None]
+    open_regime = dataclasses.replace(regime, hide=None)
+    found = honest(layout, regime, window, span), honest(layout, open_regime, window, span)
+    return tuple(torch.where(behind, other, one) for one, other in zip(*found))
+
+
 def tree_as_sequence(layout: Layout, regime: Any, window: Any, span: Any) -> Any:
     """Choices see their elder siblings: the subtree's end is forgotten."""
     end = torch.zeros_like(layout.exit)
@@ -359,6 +378,21 @@ MUTANTS: list[tuple[str, str, str, Any, set[str]]] = [
      {"visible_keys", "module_outputs"}),
     ("far skip off by one", "llama", "bidirectional:skip=33", with_regime(skip=34),
      {"visible_keys", "module_outputs"}),
+    ("hide ignored", "llama", "causal:hide=3", with_regime(hide=None),
+     {"visible_keys", "module_outputs"}),
+    ("hide ignored", "mistral", "bidirectional:hide=2", with_regime(hide=None),
+     {"visible_keys", "module_outputs"}),
+    ("hide takes a layer too few", "llama", "causal:hide=0,layers=1-",
+     with_mask(lambda m, p, i: m(plan=causal_plan(p)) if i == 3 else m()),
+     {"visible_keys", "module_outputs"}),
+    ("hidden from itself", "llama", "causal:hide=3", with_rule(hidden_from_itself),
+     {"visible_keys"}),
+    ("hidden from the prompt only", "llama", "bidirectional:hide=0", with_rule(hidden_from_prompt),
+     {"visible_keys", "module_outputs"}),
+    ("far hide off by one", "llama", "bidirectional:hide=33", with_regime(hide=34),
+     {"visible_keys", "module_outputs"}),
+    ("last token not hidden", "llama", "causal:hide=4", with_regime(hide=None),
+     {"visible_keys", "module_outputs", "look_ahead"}),
     ("tail ignored", "llama", "bidirectional:tail=1", with_regime(tail=0),
      {"visible_keys", "module_outputs", "look_ahead"}),
     ("far tail off by one", "llama", "bidirectional:tail=30", with_regime(tail=29),

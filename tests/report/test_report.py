@@ -194,6 +194,21 @@ def test_p_values_of_many_seeds_are_the_lowest_and_the_highest():
     assert tables._p_values([]) is None
 
 
+def test_a_hidden_token_is_an_ablation_and_no_baseline(tmp_path):
+    two_by_two(tmp_path, {k: v for k, v in REPAIRED.items() if k[0] == "base"})
+    evaluation(tmp_path, "causal:hide=0", 0.2)  # the newest run: it must not take causal's place
+    made = report(tmp_path)
+    study = made.study
+    assert study.regime == "bidirectional"
+    assert study.bidirectional_regimes(study.base) == ["bidirectional"]
+    text = made.markdown()
+    assert "stage 2 (causal:hide=0)" in section(text, "Macro Accuracy by Stage")
+    assert "hide=0" not in section(text, "Direct Answer")
+    stage1 = next(iter(study.runs(study.base, "causal").values()))
+    assert stage1.regime == "causal"
+    assert stage1.metrics["macro"]["acc"] > 0.3
+
+
 def test_item_sets_are_not_mixed(tmp_path):
     two_by_two(tmp_path, {k: v for k, v in REPAIRED.items() if k[0] == "base"})
     other = evaluation(tmp_path, "causal", 0.5, n_items=100, config={"limit": 20})

@@ -152,6 +152,19 @@ def test_a_compact_run_is_joined_with_its_data(config, ours, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_repeated_prompt_is_joined_with_its_data_and_comes_back_as_one(config, ours, tmp_path):
+    twice = replace(config, repeat_prompt=2, tasks=("piqa",))
+    full, compact = Run(evaluate(twice)), Run(evaluate(replace(twice, compact=True)))
+    files, _ = export_run(compact, tmp_path / "compact")
+    export_run(full, tmp_path / "full")
+    assert lines_of(tmp_path / "compact", "piqa") == lines_of(tmp_path / "full", "piqa")
+    assert "@repeat_prompt=2" in json.loads(files[-1].read_text())["model_name"]
+    back = Run(import_results(tmp_path / "full", runs_dir=tmp_path / "runs").path)
+    assert back.settings["repeat_prompt"] == 2
+    with pytest.raises(UserError, match="each context"):
+        pair(back, Run(evaluate(replace(twice, repeat_prompt=1))))
+
+
 def test_a_floor_without_contexts_comes_back_as_one(config, ours, tmp_path):
     run = Run(evaluate(replace(config, context="none", compact=True)))
     files, _ = export_run(run, tmp_path / "out")

@@ -29,6 +29,8 @@ HERE = Path(__file__).parent
         ("eval", {"regime": "bidirectional:lambda=0"}, "stage1_vanilla_eval"),
         ("eval", {"regime": "bidirectional", "checkpoint": "x"}, "stage4_postft_eval"),
         ("eval", {"checkpoint": "x"}, "nonprefill_compare"),
+        ("eval", {"regime": "causal:hide=0"}, "stage2_prefill_bidir_eval"),
+        ("eval", {"regime": "causal:hide=0", "checkpoint": "x"}, "stage4_postft_eval"),
         ("finetune", {"objective": "3B"}, "stage3_finetune_prefill_bidir"),
         ("finetune", {"objective": "3A"}, "stage3a_finetune_leaky"),
         ("finetune", {"objective": "3C"}, "stage3c_finetune_causal"),

@@ -14,7 +14,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import Encoder
 from bidir_core.data.items import Item
 from bidir_core.models.families import BOS, EOS, tiny_tokenizer
-from bidir_core.train.data import Columns, check_data, read_samples
+from bidir_core.train.data import Columns, _clean, check_data, evaluation_texts, read_samples
 from bidir_core.train.mixtures import (
     SPAN,
     EvaluationText,
@@ -118,6 +118,23 @@ def test_the_real_mixtures():
     assert not any(s.task.startswith("lab_bench") for s in near)  # canary strings
     pairs = [(s.prompt, s.response) for s in near]
     assert len(set(pairs)) == len(pairs)
+
+
+@pytest.mark.assets
+def test_what_is_farther_holds_no_document_of_the_order_tasks():
+    from bidir_core.data import assets
+    from bidir_core.data.tasks import load_items
+
+    assets.ensure("eval-data")
+    samples = read_mixture("farther", assets.mixture_dir())
+    far = read_mixture("far", assets.mixture_dir())
+    assert samples == [sample for sample in far if sample.task != "boolq"]
+    clean, dropped = _clean(samples, "farther", True)
+    asked = evaluation_texts(
+        load_items(["sciq_last", "boolq_last"])
+    )  # the other order finds no more
+    assert decontaminate(clean, asked)[1] == []
+    assert {drop.evaluation_task for drop in dropped} >= {"sciq_first", "boolq_first"}
 
 
 # --- decontamination -----------------------------------------------------------------------------
@@ -225,7 +242,7 @@ def test_bytes_that_are_not_text(tmp_path):
 
 
 def test_data_that_is_not_there():
-    with pytest.raises(UserError, match="no such file; give near or far"):
+    with pytest.raises(UserError, match="no such file; give near, far, farther"):
         check_data("nowhere.jsonl")
     check_data("far")
     check_data("hub:owner/name")

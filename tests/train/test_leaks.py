@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -106,6 +108,8 @@ def test_distillation_and_its_anchor_do_not_leak():
         "bidirectional:lambda=0.003",
         "bidirectional:rows=1-2",
         "bidirectional:self=0",
+        "bidirectional:hide=0",
+        "bidirectional:hide=1,layers=2-",
     ],
 )
 def test_the_probe_passes_what_is_in_force(family, regime):
@@ -175,6 +179,24 @@ def test_samples_that_see_each_other_fail_the_probe(monkeypatch):
     monkeypatch.setattr("bidir_core.models.attention.Plan", OneBigItem)
     probe = run_training_probe(student, batch, parse_regime("bidirectional"), leaky=False)
     assert "samples apart" in [check.name for check in probe.checks if not check.passed]
+
+
+@pytest.mark.parametrize("regime", ["bidirectional:hide=0", "bidirectional:hide=1,layers=2-"])
+def test_a_token_that_is_not_hidden_in_training_fails_the_probe(monkeypatch, regime):
+    class NothingHidden(Plan):
+        def __init__(self, regime, layout, edit=None):
+            super().__init__(replace(regime, hide=None), layout, edit)
+
+    student, batch = student_of(), batch_for("3B")
+    monkeypatch.setattr("bidir_core.models.attention.Plan", NothingHidden)
+    probe = run_training_probe(student, batch, parse_regime(regime), leaky=False)
+    assert [check.name for check in probe.checks if not check.passed] == ["hides the token"]
+
+
+def test_nothing_trains_under_a_causal_ablation():
+    for code in OBJECTIVES:
+        with pytest.raises(UserError, match="causal"):
+            OBJECTIVES[code].regime("causal:hide=0")
 
 
 def test_the_probe_refuses_a_regime_that_changes_nothing():

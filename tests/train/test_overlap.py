@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bidir_core.common.errors import UserError
+from bidir_core.data.order_tasks import ORDER_TASKS
 from bidir_core.data.tasks import PUBLISHED_TASKS
 from bidir_core.evaluate.evaluate import refuse_trained_tasks
 
@@ -31,6 +32,26 @@ def test_built_in_tasks_under_all_their_names(source, refused):
                 refuse_trained_tasks([task], record)
         else:
             refuse_trained_tasks([task], record)
+
+
+@pytest.mark.parametrize(
+    ("sources", "refused"),
+    [
+        (["boolq", "coqa", "sciq"], {"sciq", "boolq"}),  # near
+        (["boolq", "coqa", "sciriff_yesno"], {"boolq"}),  # far
+        (["coqa", "sciriff_yesno"], set()),  # farther
+        (["hub:allenai/sciq:train"], {"sciq"}),
+        (["hub:google/boolq"], {"boolq"}),
+    ],
+)
+def test_order_tasks_by_the_documents_that_they_ask_about(sources, refused):
+    for name, task in ORDER_TASKS.items():
+        record = {"trained_tasks": sources}
+        if task.data.folder in refused:
+            with pytest.raises(UserError, match=f"'{name}' would say nothing"):
+                refuse_trained_tasks([name], record)
+        else:
+            refuse_trained_tasks([name], record)
 
 
 def test_a_users_own_task_file_by_its_name():

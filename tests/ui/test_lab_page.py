@@ -60,7 +60,7 @@ def test_patches_and_other_prompts_make_no_curve() -> None:
     ]  # fmt: skip
     made = points() + [point.to_json(USUAL) for point in others]
     assert curve_lines(made, usual()) == []
-    assert layer_ranges(points(*FEW), usual()) == {
+    assert layer_ranges(points(*FEW), usual(), 30) == {
         "": [("bidirectional_layers-0-4", 0, 5), ("bidirectional_layers-20-24", 20, 5)]
     }
     assert symlog([0, 0.001, 1]) == [-4, -3, 0]

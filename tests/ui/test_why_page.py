@@ -20,13 +20,14 @@ ITEM = "piqa/3"
 HOSTILE = '<img src="http://evil.example/x.png">'
 
 
-def explain(root, run, *, item=ITEM, hash_=None, regime="bidirectional"):
+def explain(root, run, *, item=ITEM, hash_=None, regime="bidirectional", longer=0):
     """A finished explanation as the command leaves it."""
     task, _, doc_id = item.partition("/")
     record = run.item(task, int(doc_id))
     result = made(single=[2], tokens=[0]) | {
         "task": task, "doc_id": int(doc_id), "doc_hash": hash_ or record["doc_hash"],
         "pieces": [HOSTILE, " b", " c", " d", " e"], "choices": ["x", "y"], "recorded": None,
+        "n_prefix": record["n_prefix_tokens"][0] + longer,
     }  # fmt: skip
     result["lambda"]["points"] = [
         {"lambda": 0.01, "choice": 0, "lead": 1.0}, {"lambda": 1.0, "choice": 1, "lead": -2.25},
@@ -62,6 +63,7 @@ def test_a_stored_explanation_is_shown_and_its_texts_are_inert(root):
 
 def test_another_items_or_regimes_explanation_is_not_shown(root):
     a, b = pair(root)
+    explain(root, b, longer=9)  # of a run whose prompt was repeated, say
     explain(root, b, item="piqa/4")
     explain(root, b, hash_="of other data")
     explain(root, b, regime="bidirectional:sink=1")

@@ -1,0 +1,225 @@
+"""Order gaps and what is won back, against slow references; and read from real run folders."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from bidir_core.analyse.order_effects import (
+    OrderAnswers,
+    gap_recovered,
+    order_answers,
+    order_effect,
+    ratio_of_means,
+)
+from bidir_core.analyse.stats import z_score
+from bidir_core.cli import main
+from bidir_core.common.errors import UserError
+from bidir_core.runs.run import Run
+
+
+def answers(first, last, ids=None) -> OrderAnswers:
+    ids = list(range(len(first))) if ids is None else ids
+    names = np.array([f"doc/{i:05}" for i in ids])
+    first, last = np.array(first, dtype=bool), np.array(last, dtype=bool)
+    return OrderAnswers("made_up", names, names, first, last, first * 0.8, last * 0.6)
+
+
+def drawn(
+    seed: int, n: int, chances: tuple[float, float, float, float]
+) -> tuple[OrderAnswers, OrderAnswers]:
+    """Causal and candidate with correlated answers: an easy document is easy in every order."""
+    rng = np.random.default_rng(seed)
+    ease = rng.normal(size=n)
+    right = [rng.normal(size=n) + ease < np.sqrt(2) * _quantile(p) for p in chances]
+    return answers(right[0], right[1]), answers(right[2], right[3])
+
+
+def _quantile(p: float) -> float:
+    from scipy.stats import norm
+
+    return float(norm.ppf(p))
+
+
+# --- the arithmetic ---------------------------------------------------------------------------
+
+
+def test_by_hand() -> None:
+    #          first      last
+    causal = answers([1] * 60 + [0] * 40, [1] * 30 + [0] * 70)
+    candidate = answers([1] * 50 + [0] * 50, [1] * 36 + [0] * 64)
+    effect = order_effect(causal)
+    assert (effect.first.value, effect.last.value, effect.gap.value) == (
+        0.6,
+        0.3,
+        pytest.approx(0.3),
+    )
+    assert (effect.first_prob, effect.last_prob) == (pytest.approx(0.48), pytest.approx(0.18))
+    found = gap_recovered(causal, candidate)
+    assert found.share.value == pytest.approx(6 / 30)
+    assert 0 < found.share.low < 0.2 < found.share.high < 1
+    assert found.first_change.value == pytest.approx(-0.1)
+    assert found.last_change.value == pytest.approx(0.06)
+
+
+def test_being_worse_at_the_easy_order_recovers_nothing() -> None:
+    causal, _ = drawn(0, 800, (0.8, 0.6, 0.5, 0.5))
+    worse = answers(causal.last, causal.last)  # no gap of its own
+    assert order_effect(worse).gap.value == 0
+    found = gap_recovered(causal, worse)
+    assert found.last_change.value == 0
+    assert found.share is None or found.share.value == 0
+
+
+def test_the_interval_holds_every_ratio_that_is_not_refuted() -> None:
+    """Slow reference: try each ratio, and test its remainder against 0 with plain loops."""
+    for seed in range(6):
+        causal, candidate = drawn(seed, 500, (0.75, 0.6, 0.7, 0.66))
+        found = gap_recovered(causal, candidate)
+        assert found.share is not None
+        rows = [
+            (float(c), float(b), float(f))
+            for c, b, f in zip(candidate.last, causal.last, causal.first)
+        ]
+        kept = []
+        for step in range(-3000, 6001):
+            ratio = step / 1000
+            rest = [(c - b) - ratio * (f - b) for c, b, f in rows]
+            mean = sum(rest) / len(rest)
+            variance = sum((x - mean) ** 2 for x in rest) / (len(rest) - 1)
+            if mean**2 <= z_score(0.95) ** 2 * variance / len(rest):
+                kept.append(ratio)
+        assert found.share.low == pytest.approx(min(kept), abs=0.0011)
+        assert found.share.high == pytest.approx(max(kept), abs=0.0011)
+
+
+def test_the_interval_agrees_with_a_bootstrap_over_documents() -> None:
+    causal, candidate = drawn(3, 2000, (0.8, 0.6, 0.75, 0.7))
+    share = gap_recovered(causal, candidate).share
+    rng = np.random.default_rng(1)
+    ratios = []
+    for _ in range(3000):
+        rows = rng.integers(0, 2000, size=2000)
+        last = causal.last[rows].mean()
+        ratios.append((candidate.last[rows].mean() - last) / (causal.first[rows].mean() - last))
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    assert share.low == pytest.approx(low, abs=0.02)
+    assert share.high == pytest.approx(high, abs=0.02)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    truth = (0.66 - 0.6) / (0.75 - 0.6)
+    held = [
+        found.share.low <= truth <= found.share.high
+        for seed in range(400)
+        if (found := gap_recovered(*drawn(1000 + seed, 400, (0.75, 0.6, 0.7, 0.66)))).share
+    ]
+    assert len(held) > 390
+    assert 0.92 <= np.mean(held) <= 0.98
+
+
+@given(st.integers(0, 10_000), st.integers(2, 200), st.floats(0.3, 0.8), st.floats(-0.2, 0.19))
+def test_a_share_is_stated_exactly_where_there_is_a_gap(seed, n, level, gap) -> None:
+    causal, candidate = drawn(seed, n, (level + gap, level, level, level))
+    found = gap_recovered(causal, candidate)
+    if found.gap.low <= 0:
+        assert found.share is None
+        assert "order gap is not shown" in found.why_not_stated
+    elif found.share is None:  # without spread, or at the very border of the two intervals
+        assert found.why_not_stated
+    else:
+        assert found.share.low < found.share.value < found.share.high
+        assert all(map(np.isfinite, (found.share.low, found.share.high)))
+
+
+def test_documents_that_all_agree_bound_nothing() -> None:
+    every = np.ones(50)
+    assert ratio_of_means(every, every) == (
+        None,
+        "the documents all agree, so the ratio has no spread to bound it by",
+    )
+    assert ratio_of_means(every[:1], every[:1])[0] is None
+    noise = np.array([1.0, -1.0] * 25)
+    assert ratio_of_means(every, noise)[0] is None
+
+
+def test_documents_are_matched_by_pair_and_must_be_the_same() -> None:
+    causal, candidate = drawn(5, 300, (0.8, 0.6, 0.75, 0.7))
+    shuffled = candidate.take(np.random.default_rng(0).permutation(300)[:200])
+    kept = np.isin(candidate.pair_id, shuffled.pair_id)
+    assert gap_recovered(causal, shuffled) == gap_recovered(causal.take(kept), candidate.take(kept))
+    with pytest.raises(UserError, match="share no document"):
+        gap_recovered(causal, answers([1], [0], ids=[9_000]))
+    other = OrderAnswers("made_up", causal.pair_id, causal.pair_id[::-1], *([causal.first] * 4))
+    with pytest.raises(UserError, match="'doc/00000' is another document"):
+        gap_recovered(causal, other)
+
+
+# --- from run folders -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def task_files(tmp_path) -> list[str]:
+    paths = []
+    for order in ("first", "last"):
+        lines = [
+            {
+                "contexts": [f"{i} {order}" if order == "first" else f"{order} {i}"],
+                "continuations": [" a", " b"],
+                "gold": i % 2,
+                "pair_id": f"doc {i}",
+            }
+            for i in range(24)
+        ]
+        path = tmp_path / f"mine_{order}.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        paths.append(str(path))
+    return paths
+
+
+def evaluated(tiny_folder, runs_dir, name: str, tasks: str, *more: str) -> Run:
+    words = ["--model", str(tiny_folder), "--device", "cpu", "--name", name, "--tasks", tasks]
+    assert main(["eval", *words, *more]) == 0
+    (folder,) = runs_dir.glob(f"*/*_{name}")
+    return Run(folder)
+
+
+def test_one_run_with_both_orders_or_two_with_one_each(tiny_folder, runs_dir, task_files) -> None:
+    both = evaluated(tiny_folder, runs_dir, "both", ",".join(task_files))
+    one, two = (
+        evaluated(tiny_folder, runs_dir, f"part{i}", path) for i, path in enumerate(task_files)
+    )
+    other = evaluated(tiny_folder, runs_dir, "other", task_files[1], "--prefill-bidirectional")
+    compact = evaluated(tiny_folder, runs_dir, "compact", ",".join(task_files), "--compact")
+    found = order_answers(both)["mine"]
+    assert (found.n, found.n_left_out) == (24, 0)
+    items = both.items(("task", "pair_id", "correct"))
+    for name, values in (("first", found.first), ("last", found.last)):
+        slow = {
+            row.pair_id: row.correct for row in items.itertuples() if row.task == f"mine_{name}"
+        }
+        assert dict(zip(found.pair_id, values)) == slow
+    for same in (order_answers(one, two), order_answers(two, one), order_answers(compact)):
+        np.testing.assert_array_equal(same["mine"].first, found.first)
+        np.testing.assert_array_equal(same["mine"].last, found.last)
+    assert order_answers(one) == {}
+    with pytest.raises(UserError, match="differ in their regime"):
+        order_answers(one, other)
+    with pytest.raises(UserError, match="stands twice in mine_first"):
+        order_answers(one, both)
+
+
+def test_a_run_from_before_there_were_pairs_has_none(root) -> None:
+    from tests.app import STAGE2
+    from tests.factory import make_run
+
+    run = make_run(root, STAGE2, n_items=10, regime="bidirectional")
+    path = run.path / "items.parquet"
+    parquet.write_table(parquet.read_table(path).drop_columns(["pair_id"]), path)
+    assert run.items(("pair_id",))["pair_id"].isna().all()
+    assert order_answers(run) == {}

@@ -1,0 +1,244 @@
+"""GGUF files on this machine as models: a tiny file of the Qwen2 kind, written here.
+
+The faults to catch: a conversion that changes weights or tokens and says nothing, and a file of a
+kind nobody has tested that is taken all the same.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bidir_core.common.errors import UserError
+from bidir_core.data import gguf as gguf_convert
+from bidir_core.data import gguf_local
+from bidir_core.data.gguf import Expected, vocabulary_checksum
+from bidir_core.data.gguf_qwen import QWEN_PROBES
+from bidir_core.models import loading
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MERGES = ["Ġ t", "h e", "Ġt he", "i n", "1 2", "Ã ©", "Ġ Ġ"]  # '1 2' must never come about
+N_LAYERS, HEADS, KEY_HEADS, WIDTH, INNER = 2, 4, 2, 32, 48
+
+
+def _tables() -> tuple[list[str], list[int]]:
+    """Byte tokens, merged ones, special ones, a word that is cut out first, and unused rows."""
+    from tokenizers import pre_tokenizers
+
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokens += [merge.replace(" ", "") for merge in MERGES]
+    kinds = [1] * len(tokens)
+    tokens += [*SPECIAL, "<tool_call>", "[PAD0]", "[PAD1]"]
+    return tokens, [*kinds, 3, 3, 3, 4, 5, 5]
+
+
+def _model() -> Any:
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(_tables()[0]),
+            hidden_size=WIDTH,
+            intermediate_size=INNER,
+            num_hidden_layers=N_LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=KEY_HEADS,
+            max_position_embeddings=128,
+            rope_parameters={"rope_theta": 10_000.0, "rope_type": "default"},
+            tie_word_embeddings=False,
+        )
+    )
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                weight.normal_(std=0.3)
+    return model.eval()
+
+
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers.": "blk.",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def write_gguf(
+    path: Path,
+    model: Any,
+    *,
+    architecture: str = "qwen2",
+    pre: str = "qwen2",
+    scaling: str | None = None,
+    merges: list[str] = MERGES,
+) -> Path:
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(str(path), architecture)
+    writer.add_context_length(128)
+    writer.add_block_count(N_LAYERS)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KEY_HEADS)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_layer_norm_rms_eps(1e-6)
+    if scaling is not None:
+        writer.add_string(f"{architecture}.rope.scaling.type", scaling)
+    tokens, kinds = _tables()
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(tokens.index(SPECIAL[0]))
+    writer.add_eos_token_id(tokens.index(SPECIAL[2]))
+    writer.add_pad_token_id(tokens.index(SPECIAL[0]))
+    writer.add_chat_template("{{ '<|im_start|>' }}{{ messages[0].content }}")
+    for name, weight in model.named_parameters():
+        for ours, theirs in NAMES.items():
+            name = name.replace(ours, theirs)
+        writer.add_tensor(name, weight.detach().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return _model()
+
+
+@pytest.fixture
+def gguf(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BIDIR_CACHE_DIR", str(tmp_path / "cache"))
+    return write_gguf(tmp_path / "tiny.gguf", model)
+
+
+def _reads_english(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let random weights through the check of what they make of plain English."""
+    monkeypatch.setattr(gguf_convert, "NATS_PER_CHARACTER", (0.0, 99.0))
+
+
+def test_weights_tokens_and_template_come_along(
+    gguf: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
+
+    _reads_english(monkeypatch)
+    loading.preflight(str(gguf))
+    (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        rounded = copy.deepcopy(model).to(torch.bfloat16).to(torch.float32)
+        assert torch.allclose(loaded(ids).logits, rounded(ids).logits, atol=1e-5)
+    assert not torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert gguf_local.folder_of(gguf) == folder  # converted once
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokens, kinds = _tables()
+    assert len(tokenizer) == len(tokens) - kinds.count(5)
+    assert (tokenizer.bos_token, tokenizer.eos_token) == (None, "<|im_end|>")
+    message = [{"role": "user", "content": "Hi"}]
+    assert tokenizer.apply_chat_template(message, tokenize=False) == "<|im_start|>Hi"
+    # The Qwen team's own class, on the same vocabulary and merges.
+    theirs = Qwen2Tokenizer(
+        vocab={token: index for index, token in enumerate(tokens) if kinds[index] == 1},
+        merges=[tuple(merge.split(" ")) for merge in MERGES],
+    )
+    ours = gguf_convert.build_tokenizer(gguf)
+    for text in (*QWEN_PROBES, "in the 1212  cafe\u0301 I'LL\n\n x\r\n"):
+        if "<|" not in text and "<tool" not in text:
+            assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+            assert tokenizer(text)["input_ids"] == theirs(text)["input_ids"]
+    assert ours("e\u0301")["input_ids"] == [tokens.index("Ã©")]  # normalised to one character
+    assert ours("12")["input_ids"] == [tokens.index("1"), tokens.index("2")]
+    assert ours("a<tool_call>")["input_ids"] == [tokens.index("a"), tokens.index("<tool_call>")]
+
+
+def test_what_does_not_read_english_is_refused_and_leaves_nothing(
+    gguf: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="nats per character on plain English") as caught:
+        loading.preflight(str(gguf))
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
+
+
+def test_joined_digits_do_not_pass(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_convert, "QWEN2_PATTERN", r"\p{L}+|\p{N}+|[^\p{L}\p{N}]+")
+    gguf_convert.build_tokenizer(gguf).save_pretrained(tmp_path / "out")
+    with pytest.raises(UserError, match=r"the digits of .* are joined to '12'"):
+        gguf_convert.check_unknown(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pre": "llama-bpe"}, "qwen2/gpt2/llama-bpe .* is none of"),
+        ({"architecture": "phi3"}, "phi3/gpt2/qwen2 .* is none of"),
+        ({"scaling": "yarn"}, "positions are scaled .yarn."),
+    ],
+)
+def test_a_kind_that_is_not_known_to_convert_is_refused(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, message: str
+) -> None:
+    monkeypatch.setenv("BIDIR_CACHE_DIR", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=message) as caught:
+        loading.preflight(str(write_gguf(tmp_path / "odd.gguf", model, **change)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_file_and_a_revision_are_refused(gguf: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(gguf.read_bytes()[:3000])
+    other = tmp_path / "other.gguf"
+    other.write_text("not one")
+    for path in (cut, other):
+        with pytest.raises(UserError, match="not a whole GGUF file"):
+            loading.preflight(str(path))
+    with pytest.raises(UserError, match="only models on the hub"):
+        loading.preflight(str(gguf), revision="v2")
+
+
+def test_other_tokens_than_the_publishers_do_not_pass(
+    gguf: Path, model: Any, tmp_path: Path
+) -> None:
+    """A folder stands in for the hub's cache."""
+    ours = gguf_convert.build_tokenizer(gguf)
+    ours.save_pretrained(tmp_path / "ours")
+    fewer = write_gguf(tmp_path / "fewer.gguf", model, merges=MERGES[:2])
+    gguf_convert.build_tokenizer(fewer).save_pretrained(tmp_path / "theirs")
+    expected = Expected(
+        probes={"in the": ours("in the")["input_ids"], "he": ours("he")["input_ids"]},
+        vocabulary_sha256=vocabulary_checksum(ours),
+        special=(None, "<|im_end|>", "<|endoftext|>"),
+        n_tensors=27,
+        width=WIDTH,
+        english_nats=0.0,
+        hub=str(tmp_path / "theirs"),
+    )
+    with pytest.raises(UserError, match=r"'in the' has other tokens than .*theirs gives"):
+        gguf_convert.check(tmp_path / "ours", expected)
