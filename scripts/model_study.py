@@ -236,7 +236,9 @@ def _order_repaired(model: str) -> Iterator[Step]:
         for regime in regimes:
             lora = needs_of_lora(model)
             made = () if arm == "3B" else (f"{short(model)}-{arm}-lora-seed0-bidirectional",)
-            changes = {"arm": arm} | ({"opened": True} if regime == "opened" else {"regime": regime})
+            changes = {"arm": arm} | (
+                {"opened": True} if regime == "opened" else {"regime": regime}
+            )
             name = f"order-{arm}-{regime}-{short(model)}"
             yield Step(name, model, _on_order_tasks, (*lora, *made), changes)
 

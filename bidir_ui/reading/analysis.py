@@ -242,8 +242,9 @@ def fill(record: dict[str, Any], settings: Mapping[str, Any]) -> bool:
     """
     if record["contexts"] is not None and record["continuations"] is not None:
         return True
-<<<<<<< HEAD
-    return item_texts.fill(record, texts(record["task"], [record["doc_id"]], split))
+    split = str(settings.get("split") or "validation")
+    found = texts(record["task"], [record["doc_id"]], split, repeats(settings))
+    return item_texts.fill(record, found)
 
 
 def cut_into_tokens(text: str, offsets: Sequence[Sequence[int]] | None) -> list[str]:
@@ -263,8 +264,3 @@ def cut_into_tokens(text: str, offsets: Sequence[Sequence[int]] | None) -> list[
 def choice_context(record: dict[str, Any], choice: int) -> int:
     """Index of the context in front of a choice: 0, or the choice's own (winogrande)."""
     return choice if len(record["contexts"] or [None]) > 1 else 0
-=======
-    split = str(settings.get("split") or "validation")
-    found = texts(record["task"], [record["doc_id"]], split, repeats(settings))
-    return item_texts.fill(record, found)
->>>>>>> b48eb6d0014c324738b1634cc60ccc2a39f21219
