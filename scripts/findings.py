@@ -1,9 +1,9 @@
-"""The numbers of docs/FINDINGS.md, computed from the committed runs.
+"""What the committed runs say, written into docs/RESULTS.md, docs/FINDINGS.md and docs/tables/.
 
-    python -m scripts.findings            # writes them into the page
-    python -m scripts.findings --check    # says whether the page has them; exit 1 if not
+    python -m scripts.findings            # writes it
+    python -m scripts.findings --check    # says whether it stands there; exit 1 if not
 
-The page's words are written by hand; what stands between ``<!-- findings: NAME -->`` and
+The pages' words are written by hand; what stands between ``<!-- findings: NAME -->`` and
 ``<!-- end -->`` is written by this.
 """
 
@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -28,8 +27,6 @@ from bidir_core.runs.run import Run
 from scripts import blocks, findings_lab
 from scripts import findings_text as text
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "FINDINGS.md"
-_BLOCK = blocks.pattern("findings")
 CAUSAL, PLAIN, SINK = "causal", "bidirectional", "sink=1"
 LIMIT = {
     CAUSAL: "stage1_vanilla_eval/20261122-230405_limit500",
@@ -119,10 +116,11 @@ def floor() -> str:
     )
 
 
-BLOCKS: Mapping[str, Callable[[], str]] = {
-    **{one.__name__: one for one in (damage, tasks, floor)},
+BLOCKS: blocks.Blocks = {
+    **{one.__name__: one for one in (damage, floor)},
     **findings_lab.blocks(),
 }
+TABLES: blocks.Blocks = {"tasks": tasks, **findings_lab.tables()}
 
 
 # --- how they are written ------------------------------------------------------------------------
@@ -142,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     blocks.add_check(parser)
     check = parser.parse_args(arguments).check
     try:
-        return blocks.write_or_check(PAGE, "findings", BLOCKS, check=check, source="the runs")
+        return blocks.write_or_check("findings", BLOCKS, TABLES, check=check, source="the runs")
     except UserError as error:  # a run that it needs is not there
         print(error, file=sys.stderr)
         return 2

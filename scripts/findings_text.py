@@ -1,4 +1,4 @@
-"""How the numbers of docs/FINDINGS.md are chosen and written."""
+"""How the numbers of the findings are chosen and written."""
 
 from __future__ import annotations
 
