@@ -17,10 +17,11 @@ import numpy as np
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.compare import compare
+from bidir_core.analyse.effects import Retention
 from bidir_core.analyse.pairing import METRICS
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
-from bidir_core.explain.controls import above
+from bidir_core.explain.controls import above, standing
 from bidir_core.explain.sweep_summary import Outcomes, outcomes
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run
@@ -46,6 +47,35 @@ def run(name: str) -> Run:
 
 
 # --- the blocks ----------------------------------------------------------------------------------
+
+
+def claims() -> str:
+    """Whole sets of each model: what bidirectional prefill does, and how much of it sink=1 removes."""
+    found = _outcomes(FULL, "acc")
+    delta, removed = found.delta(CAUSAL, PLAIN), found.removed(CAUSAL, PLAIN, SINK)
+    assert delta is not None
+    assert removed is not None
+    told = [(findings_lab.EMBEDDED, delta, removed)]
+    if (other := findings_lab.evidence(findings_lab.SECOND).whole) is not None:
+        points = {point["regime"]: point["acc"] for point in (other.metrics or {})["points"]}
+        told.append(
+            (
+                findings_lab.SECOND,
+                text.estimate(points["bidirectional"]["delta"]),
+                Retention(**points["bidirectional:sink=1"]["removed"]),
+            )
+        )
+    rows = [
+        [
+            f"`{model}`", formatting.count(delta.n), text.delta(delta), stats.verdict(delta),
+            text.share(removed), standing(vars(removed)),
+        ]
+        for model, delta, removed in told
+    ]  # fmt: skip
+    header = [
+        "model", "n", "bidirectional, minus causal", "verdict", "`sink=1` removes of that", "which is",
+    ]  # fmt: skip
+    return blocks.table(header, rows)
 
 
 def damage() -> str:
@@ -117,7 +147,7 @@ def floor() -> str:
 
 
 BLOCKS: blocks.Blocks = {
-    **{one.__name__: one for one in (damage, floor)},
+    **{one.__name__: one for one in (claims, damage, floor)},
     **findings_lab.blocks(),
 }
 TABLES: blocks.Blocks = {"tasks": tasks, **findings_lab.tables()}
