@@ -1,9 +1,9 @@
-"""The numbers of docs/FINDINGS.md, computed from the committed runs.
+"""What the committed runs say, written into docs/RESULTS.md, docs/FINDINGS.md and docs/tables/.
 
-    python -m scripts.findings            # writes them into the page
-    python -m scripts.findings --check    # says whether the page has them; exit 1 if not
+    python -m scripts.findings            # writes it
+    python -m scripts.findings --check    # says whether it stands there; exit 1 if not
 
-The page's words are written by hand; what stands between ``<!-- findings: NAME -->`` and
+The pages' words are written by hand; what stands between ``<!-- findings: NAME -->`` and
 ``<!-- end -->`` is written by this.
 """
 
@@ -11,25 +11,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.compare import compare
+from bidir_core.analyse.effects import Retention
 from bidir_core.analyse.pairing import METRICS
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
-from bidir_core.explain.controls import above
+from bidir_core.explain.controls import above, standing
 from bidir_core.explain.sweep_summary import Outcomes, outcomes
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run
 from scripts import blocks, findings_lab
 from scripts import findings_text as text
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "FINDINGS.md"
-_BLOCK = blocks.pattern("findings")
 CAUSAL, PLAIN, SINK = "causal", "bidirectional", "sink=1"
 LIMIT = {
     CAUSAL: "stage1_vanilla_eval/20261122-230405_limit500",
@@ -49,6 +47,35 @@ def run(name: str) -> Run:
 
 
 # --- the blocks ----------------------------------------------------------------------------------
+
+
+def claims() -> str:
+    """Whole sets of each model: what bidirectional prefill does, and how much of it sink=1 removes."""
+    found = _outcomes(FULL, "acc")
+    delta, removed = found.delta(CAUSAL, PLAIN), found.removed(CAUSAL, PLAIN, SINK)
+    assert delta is not None
+    assert removed is not None
+    told = [(findings_lab.EMBEDDED, delta, removed)]
+    if (other := findings_lab.evidence(findings_lab.SECOND).whole) is not None:
+        points = {point["regime"]: point["acc"] for point in (other.metrics or {})["points"]}
+        told.append(
+            (
+                findings_lab.SECOND,
+                text.estimate(points["bidirectional"]["delta"]),
+                Retention(**points["bidirectional:sink=1"]["removed"]),
+            )
+        )
+    rows = [
+        [
+            f"`{model}`", formatting.count(delta.n), text.delta(delta), stats.verdict(delta),
+            text.share(removed), standing(vars(removed)),
+        ]
+        for model, delta, removed in told
+    ]  # fmt: skip
+    header = [
+        "model", "n", "bidirectional, minus causal", "verdict", "`sink=1` removes of that", "which is",
+    ]  # fmt: skip
+    return blocks.table(header, rows)
 
 
 def damage() -> str:
@@ -119,10 +146,11 @@ def floor() -> str:
     )
 
 
-BLOCKS: Mapping[str, Callable[[], str]] = {
-    **{one.__name__: one for one in (damage, tasks, floor)},
+BLOCKS: blocks.Blocks = {
+    **{one.__name__: one for one in (claims, damage, floor)},
     **findings_lab.blocks(),
 }
+TABLES: blocks.Blocks = {"tasks": tasks, **findings_lab.tables()}
 
 
 # --- how they are written ------------------------------------------------------------------------
@@ -142,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     blocks.add_check(parser)
     check = parser.parse_args(arguments).check
     try:
-        return blocks.write_or_check(PAGE, "findings", BLOCKS, check=check, source="the runs")
+        return blocks.write_or_check("findings", BLOCKS, TABLES, check=check, source="the runs")
     except UserError as error:  # a run that it needs is not there
         print(error, file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""What committed sweeps, controls and attention summaries say of each model: blocks of the page.
+"""What committed sweeps, controls and attention summaries say of each model: blocks and tables.
 
 Runs are found by model, by what they hold, and by their name, which has ``sweep``, ``controls``,
 ``attention`` or ``whole`` (a sweep over whole sets) in it; of several the one with the most items
@@ -7,34 +7,31 @@ counts, of equal ones the oldest. A block whose run is not there names the comma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from bidir_core.analyse import stats
 from bidir_core.analyse.pairing import METRICS
 from bidir_core.common import formatting
 from bidir_core.explain.controls import (
     CONTROLS,
     OUTCOME_WORDS,
-    Outcome,
     above,
     judge,
     largest_summary,
     observed,
     together,
 )
-from bidir_core.explain.sweep_summary import Sweep, best, best_of_dials, halves
+from bidir_core.explain.sweep_summary import Sweep
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.layout import COMMITTED_RUNS, LAB
 from bidir_core.runs.run import Run
 from scripts import findings_sweep
 from scripts import findings_text as text
-from scripts.blocks import table
+from scripts.blocks import Blocks, table
 
 EMBEDDED, SECOND = "smollm2-135m-instruct", "gemma3-270m"
 TASKS = "hellaswag,piqa,arc_easy,arc_challenge,winogrande"
@@ -69,14 +66,23 @@ def evidence(model: str, root: Path = COMMITTED_RUNS) -> Evidence:
     return Evidence(model, sweep, controls, largest_summary(settings, named), whole)
 
 
-def blocks(root: Path = COMMITTED_RUNS) -> dict[str, Callable[[], str]]:
-    """Every block by its name; those of the second model begin with ``gemma_``."""
-    made: dict[str, Callable[[], str]] = {}
-    for prefix, model in (("", EMBEDDED), ("gemma_", SECOND)):
-        for block in (sweep, dials, layers, controls, points, prompts, attention):
-            made[prefix + block.__name__] = partial(_block, block, model, root)
-    made["gemma_whole"] = partial(_block, whole, SECOND, root)
-    return made
+def blocks(root: Path = COMMITTED_RUNS) -> Blocks:
+    """What stands on the pages."""
+    return {
+        "controls": partial(controls, root),
+        "whole": partial(_block, whole, SECOND, root),
+        "layers": partial(_block, layers, EMBEDDED, root),
+        "attention": partial(_block, attention, EMBEDDED, root),
+    }
+
+
+def tables(root: Path = COMMITTED_RUNS) -> Blocks:
+    """What stands in files of its own; those of the second model begin with ``gemma_``."""
+    made = {one.__name__: partial(_block, one, EMBEDDED, root) for one in (sweep, points, prompts)}
+    return made | {
+        f"gemma_{one.__name__}": partial(_block, one, SECOND, root)
+        for one in (sweep, points, prompts, layers, attention)
+    }
 
 
 def _block(block: Callable[[Evidence], str], model: str, root: Path) -> str:
@@ -93,76 +99,50 @@ def sweep(found: Evidence) -> str:
     return text.basis(found.sweep) + findings_sweep.points(found.sweep)
 
 
-def dials(found: Evidence) -> str:
-    """What the confirm half says of points chosen on the explore half."""
-    if found.sweep is None:
-        return "Nothing chosen yet: there is no sweep.\n"
-    view = Sweep(found.sweep)
-    chosen = best(view, "acc")
-    assert chosen is not None
-    kinds = best_of_dials(view, "acc")
-    lines = [f"- The sweep's best point: {chosen['sentence']}"]
-    lines += [f"- Of {kind}: {one['sentence']}" for kind, one in kinds.items()]
-    lines += _why_one_share(view, chosen, list(kinds.values()))
-    return "\n".join(lines) + "\n"
-
-
-def _why_one_share(
-    view: Sweep, chosen: Mapping[str, Any], family: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    """Why the best point's share of the damage is stated and no dial's, where that is so."""
-    stated = (chosen.get("confirm") or chosen["same_items"])["removed"]
-    shares = [one["simultaneous"]["removed"] for one in family]
-    if stated is None or stated["value"] is None or not shares:
-        return []
-    if any(share is None or share["value"] is not None for share in shares):
-        return []
-    outcomes = view.outcomes(view.usual, "acc")
-    assert outcomes is not None
-    _, half = halves(view, outcomes)
-    strict = family[0]["family"]["confidence"]
-    alone, together = (
-        outcomes.delta(CAUSAL, PLAIN, half, confidence=confidence)
-        for confidence in (stats.CONFIDENCE, strict)
-    )
-    if alone is None or together is None or not alone.excludes_zero or together.excludes_zero:
-        return []
-    return [
-        f"- Why a share is stated above for the best point and for no dial: on the items judged on "
-        f"the damage, {text.delta(alone)} points at 95 %, leaves out 0, and {text.delta(together)} "
-        f"at the {100 * strict:.2f} % of each of the {len(family)} simultaneous intervals does not; "
-        "a share of what may be nothing has no meaning."
-    ]
-
-
 def layers(found: Evidence) -> str:
     """Which windows of layers cost most."""
     windows = findings_sweep.windows(found.sweep) if found.sweep else ""
     return windows or _not_run(found, "--sweep layers=windows:5", "sweep")
 
 
-def controls(found: Evidence) -> str:
-    """What was fixed beforehand as refuting the story and, once they were run, what came of it."""
+def controls(root: Path) -> str:
+    """What was fixed beforehand as refuting the story, and what came of it on each model."""
+    cells, sources = {}, ""
+    for model in (EMBEDDED, SECOND):
+        found = evidence(model, root)
+        sources += text.basis(found.controls) if found.controls else _not_run(
+            found, "--controls", "controls"
+        )  # fmt: skip
+        cells[model] = _outcomes_of_controls(found)
+    rows = [
+        [title, refuted_by, *(cells[model].get(name, "not run") for model in cells)]
+        for name, title, _, refuted_by, _ in CONTROLS
+    ]
+    return f"{sources.rstrip()}\n\n" + table(["control", "the story is refuted by", *cells], rows)
+
+
+def _outcomes_of_controls(found: Evidence) -> dict[str, str]:
+    """By control: the share of the damage that its one point removes, if it has one; the verdict."""
     if found.controls is None:
-        said = _not_run(found, "--controls", "controls")
-        if found.model != EMBEDDED:
-            return said
-        rules = [[title, by] for _, title, _, by, _ in CONTROLS]
-        return f"{said}\n{table(['control', 'refuted by'], rules)}"
-    judged = {row["name"]: row for row in judge(Sweep(found.controls))}
-    rows = []
-    for name, title, _, refuted_by, _ in CONTROLS:
-        row = judged.get(name)
-        outcome: Outcome = row["outcome"] if row else "undecided"
-        finding = row["finding"] if row else ""
-        if name == "triviality":
-            outcome, finding = _triviality(found, outcome, finding)
+        return {}
+    view = Sweep(found.controls)
+    numbers = view.outcomes(view.usual, "acc")
+    assert numbers is not None
+    middle, cells = found.controls.config.get("middle_token"), {}
+    dials = {
+        "necessity": "sink=1", "sufficiency": "rows=0-0", "placebo": f"skip={middle}",
+        "relocated": f"self={middle}", "tail": "tail=1",
+    }  # fmt: skip
+    judged = {row["name"]: row["outcome"] for row in judge(view)}
+    if answer := observed(found.attention.metrics) if found.attention else None:
+        judged["triviality"] = together(judged.get("triviality", "undecided"), answer[0])
+    for name, outcome in judged.items():
         verdict = OUTCOME_WORDS[outcome]
         verdict = f"**{verdict}**" if verdict.startswith("refuted") else verdict
-        rows.append([title, refuted_by, finding, verdict if finding else "not run"])
-    return text.basis(found.controls) + table(
-        ["control", "refuted by", "what was found", "the story is"], rows
-    )
+        slug = name in dials and view.slug_of(f"{PLAIN}:{dials[name]}", view.usual)
+        share = text.share(numbers.removed(CAUSAL, PLAIN, slug)) if slug else ""
+        cells[name] = f"removes {share}: {verdict}" if slug else verdict
+    return cells
 
 
 def points(found: Evidence) -> str:
@@ -281,17 +261,6 @@ def _point_name(view: Sweep, slug: str) -> str:
     point = view.points[slug]
     patched = f", patched `{point.patch}`" if point.patch else ""
     return findings_sweep.short(point.regime) + patched
-
-
-def _triviality(found: Evidence, outcome: Outcome, finding: str) -> tuple[Outcome, str]:
-    """The sweep's own answer, and that of the attention summary."""
-    answer = observed(found.attention.metrics) if found.attention else None
-    if answer is None:
-        return outcome, finding
-    other, said = answer
-    if not finding:
-        return other, said
-    return together(outcome, other), f"{finding} On more items: {said[0].lower()}{said[1:]}"
 
 
 def _not_run(found: Evidence, options: str, name: str) -> str:

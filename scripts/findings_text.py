@@ -1,4 +1,4 @@
-"""How the numbers of docs/FINDINGS.md are chosen and written."""
+"""How the numbers of the findings are chosen and written."""
 
 from __future__ import annotations
 
@@ -51,14 +51,17 @@ def share(found: Retention | None) -> str:
     return f"{percent(found.value)} % ({percent(found.low)} to {percent(found.high)} %)"
 
 
+def estimate(stored: Mapping[str, Any]) -> stats.Estimate:
+    """A difference as a sweep has stored it."""
+    return stats.Estimate(**{end: stored[end] for end in ("value", "low", "high", "n")})
+
+
 def stored(numbers: Mapping[str, Any]) -> tuple[str, str, str]:
     """A point's accuracy, difference to causal and share of the damage, as a sweep has stored them."""
     moved, removed = numbers["delta"], numbers["removed"]
     return (
         f"{100 * numbers['value']:.1f}",
-        delta(stats.Estimate(**{end: moved[end] for end in ("value", "low", "high", "n")}))
-        if moved
-        else "",
+        delta(estimate(moved)) if moved else "",
         share(Retention(**removed)) if removed else "",
     )
 

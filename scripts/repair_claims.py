@@ -1,9 +1,8 @@
 """What the repair runs show: each claim as a difference over seeds, on items not chosen on.
 
-    python -m scripts.repair_claims             # from the runs: docs/claims.json, docs/REPAIR.md
-    python -m scripts.repair_claims --page      # the page alone, from docs/claims.json; and behind
-                                                # docs/RESULTS.md the aims that are not shown
-    python -m scripts.repair_claims --check     # exit 1 unless the page says what that file says
+    python -m scripts.repair_claims             # from the runs: docs/claims.json, and the pages
+    python -m scripts.repair_claims --page      # the pages alone, from docs/claims.json
+    python -m scripts.repair_claims --check     # exit 1 unless the pages say what that file says
 
 Needs the runs of :mod:`scripts.repair_runs` with their items. Only one seed's items are committed,
 so ``docs/claims.json`` is what keeps the numbers of all runs; it is not overwritten by fewer seeds,
@@ -250,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--page", action="store_true", help="fill the page from docs/claims.json")
+    parser.add_argument("--page", action="store_true", help="fill the pages from docs/claims.json")
     parser.add_argument(
         "--fewer", action="store_true", help="also if there are fewer seeds or runs now"
     )
@@ -265,14 +264,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         if options.out != OUT:
             return 0
-    report = repair_page.RESULTS.read_text(encoding="utf-8")
-    if options.check and repair_page.with_aims(report) != report:
-        print("docs/RESULTS.md does not end with the aims that are not shown")
-        return 1
-    if not options.check:
-        repair_page.RESULTS.write_text(repair_page.with_aims(report), encoding="utf-8")
     return blocks.write_or_check(
-        repair_page.PAGE, "repair", repair_page.BLOCKS, check=options.check, source="its JSON files"
+        "repair",
+        repair_page.BLOCKS,
+        repair_page.TABLES,
+        check=options.check,
+        source="the JSON files",
     )
 
 

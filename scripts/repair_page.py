@@ -1,30 +1,17 @@
-"""docs/REPAIR.md: sentences and tables computed from docs/claims.json and docs/recipes.json."""
+"""What docs/claims.json and docs/recipes.json say, as blocks of docs/ and as tables."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from bidir_core.common import formatting
 from scripts import blocks
+from scripts.blocks import DOCS
 from scripts.repair_pairs import estimate
-from scripts.repair_words import (
-    counted_once,
-    interval,
-    judged,
-    on_all,
-    outlook,
-    reached,
-    seeds_text,
-    sentence,
-)
+from scripts.repair_words import aim, interval, judged, reached, seeds_text, sentence, verdict
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGE = DOCS / "REPAIR.md"
-RESULTS = DOCS / "RESULTS.md"
-AIMS = "\n## Aims Not Shown To Be Reached\n"
 NOT_RUN = "Not run yet.\n"
 MOST_STEPS, MOST_MEGABYTES = 100, 10
 
@@ -36,15 +23,6 @@ def read(name: str) -> dict[str, Any] | None:
     """A JSON file of docs/, or None while it has not been made."""
     path = DOCS / name
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _claims(wanted: Callable[[str], bool]) -> list[Mapping[str, Any]]:
-    return [one for key, one in _by_key().items() if wanted(key)]
-
-
-def _line(one: Mapping[str, Any]) -> str:
-    """A claim; where its aim is not shown, also what all items and more seeds say of it."""
-    return f"- {sentence(one)}{on_all(one)}{counted_once(one)}{outlook(one)}\n"
 
 
 def summary() -> str:
@@ -104,45 +82,37 @@ def _by_key() -> dict[str, Mapping[str, Any]]:
     return dict((read("claims.json") or {"claims": {}})["claims"])
 
 
-def answers() -> str:
-    """3B, its control, and distillation."""
-    claims = _claims(lambda key: not key.startswith("lora_"))
-    return "".join(map(_line, claims)) or NOT_RUN
-
-
-def lora() -> str:
-    """LoRA against all weights, and its size."""
-    claims = _claims(lambda key: key.startswith("lora_"))
-    if not claims:
+def claims() -> str:
+    """Every difference on the confirm half and, labelled, on all items; the adapters' size."""
+    rows = []
+    sizes_of: dict[str, set[str]] = {"confirm": set(), "all": set()}
+    for one in _by_key().values():
+        if one.get("confirm") and one.get("all"):
+            for fold, found in sizes_of.items():
+                found.add(formatting.count(one[fold]["n"]))
+            rows.append(
+                [
+                    one["what"], interval(one["confirm"]), verdict(one), aim(one),
+                    interval(one["all"]), seeds_text(one["seeds"], one["confirm"]),
+                ]
+            )  # fmt: skip
+    if not rows:
         return NOT_RUN
+    header = [
+        "difference, points (95 % CI)", "confirm half", "verdict", "aim",
+        "all items, explore among them", "single seeds, confirm half",
+    ]  # fmt: skip
+    half, every = (" or ".join(sorted(found)) for found in sizes_of.values())
+    text = f"{blocks.table(header, rows)}\nn = {half} items on the confirm half, {every} in all.\n"
     sizes = [size for size in (read("claims.json") or {})["adapters"].values() if size]
-    lines = [_line(one) for one in claims]
     if sizes:
         largest = max(sizes) / 1e6
         verb = "is within" if largest <= MOST_MEGABYTES else "is above"
-        lines.append(
-            f"- The largest of {len(sizes)} adapters has {largest:.1f} MB, which {verb} the "
-            f"{MOST_MEGABYTES} MB aimed at.\n"
+        text = (
+            f"{text.rstrip()} The largest of {len(sizes)} adapters has {largest:.1f} MB, which "
+            f"{verb} the {MOST_MEGABYTES} MB aimed at.\n"
         )
-    return "".join(lines)
-
-
-def folds() -> str:
-    """Every difference on the confirm half and, labelled, on all items."""
-    rows = [
-        [
-            one["what"], interval(one["confirm"]), formatting.count(one["confirm"]["n"]),
-            interval(one["all"]), formatting.count(one["all"]["n"]),
-            seeds_text(one["seeds"], one["all"]),
-        ]
-        for one in _claims(bool)
-        if one.get("confirm") and one.get("all")
-    ]  # fmt: skip
-    header = [
-        "difference", "confirm half", "n", "all items, explore among them", "n",
-        "single seeds, all items",
-    ]  # fmt: skip
-    return blocks.table(header, rows) if rows else NOT_RUN
+    return text
 
 
 def accuracy() -> str:
@@ -198,17 +168,7 @@ def recipe_text(found: Mapping[str, Any]) -> str:
             else ""
         )
         return f"{rule}None of {len(by_name)} recipes comes that close.{nearest}\n"
-    text = f"{rule}Of {len(by_name)} recipes, this one: {_one_recipe(by_name[found['chosen']])}"
-    for name, one in by_name.items():
-        if name != found["chosen"]:
-            if name in found["chosen_by_objective"].values():
-                text += f"\nThe same rule among `{one['objective']}` recipes only: "
-            elif one["confirm_fresh_seeds"]:
-                text += "\nTrained with other seeds too: "
-            else:
-                continue
-            text += _one_recipe(one)
-    return text
+    return f"{rule}Of {len(by_name)} recipes, this one: {_one_recipe(by_name[found['chosen']])}"
 
 
 def _one_recipe(one: Mapping[str, Any]) -> str:
@@ -241,7 +201,7 @@ def _one_recipe(one: Mapping[str, Any]) -> str:
                 "seeds": part["seeds"],
                 "confirm": part[regime],
             }
-            lines.append(_line(claim))
+            lines.append(f"- {sentence(claim)}\n")
     return "\n".join([lines[0], "".join(lines[1:])])
 
 
@@ -274,42 +234,5 @@ def recipes() -> str:
     return blocks.table(header, rows)
 
 
-def open_aims() -> str:
-    """The claims and recipes whose aim is missed or undecided, on the confirm half and on all."""
-    lines = []
-    for one in _claims(bool):
-        if judged(one).get("reached") in ("no", "undecided"):
-            lines.append(_line(one))
-    found = read("recipes.json")
-    chosen = {one["name"]: one for one in found["recipes"]}.get(found["chosen"]) if found else None
-    if chosen and (part := _on_confirm(chosen)):
-        claim = {
-            "what": f"the cheapest recipe ({chosen['steps']} steps), bidirectional, minus stage 1, "
-            "seeds it was not chosen on",
-            "aim": "within or better",
-            "margin": 1.0,
-            "seeds": part["seeds"],
-            "confirm": part["bidirectional"],
-        }
-        if judged(claim)["reached"] != "yes":
-            lines.append(_line(claim))
-    return "".join(lines) or "- None: every aim for accuracy is reached.\n"
-
-
-def with_aims(report: str) -> str:
-    """The report, and behind it what was aimed at and is not shown."""
-    return (
-        f"{report.split(AIMS)[0].rstrip()}\n{AIMS}\n"
-        "Not part of `report`: `python -m scripts.repair_claims --page` puts this behind it. On the\n"
-        "half of the items set apart for claims ([more](REPAIR.md)):\n\n"
-        f"<!-- repair: open_aims -->\n{open_aims()}<!-- end -->\n\n"
-        "Tried: training the first three seeds a second time, counting both, and as many more seeds as a\n"
-        "GPU's time allowed ([decisions](DECISIONS.md)); more items would have to come from elsewhere: the\n"
-        "two halves are all that the five validation sets hold. Training speed, 250,000 useful tokens/s on one H100, is reached\n"
-        "([Performance](PERFORMANCE.md)).\n"
-    )
-
-
-BLOCKS: blocks.Blocks = {
-    one.__name__: one for one in (summary, answers, lora, folds, accuracy, repeats, recipe, recipes)
-}
+BLOCKS: blocks.Blocks = {one.__name__: one for one in (summary, claims, repeats, recipe)}
+TABLES: blocks.Blocks = {f"repair_{one.__name__}": one for one in (accuracy, recipes)}

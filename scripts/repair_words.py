@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,6 @@ from bidir_core.analyse import stats
 from bidir_core.common import formatting
 from scripts.repair_pairs import estimate
 
-MOST_SEEDS = 100
 _WORDS = {"no difference": "equivalent", "different": "different", "undecided": "undecided"}
 
 
@@ -86,101 +84,29 @@ def sentence(claim: Mapping[str, Any]) -> str:
     value, low, high = (
         formatting.points(getattr(one, end), signed=True) for end in ("value", "low", "high")
     )
-    found = word(one, claim["margin"])
-    if found == "different":
-        found += ", higher" if one.value > 0 else ", lower"
-    elif found == "equivalent":
-        found += f" {aim_text('within', claim['margin'])}"
+    found = verdict(claim)
     decided = claim["aim"] != "none" and reached(claim["aim"], claim["margin"], one) != "undecided"
     if found == "undecided" and decided:  # of its size, not of the aim
         found = f"neither different nor equivalent {aim_text('within', claim['margin'])}"
     text = f"{what}: {value} points (95 % CI {low} to {high}; {base}): {found}."
-    if claim["aim"] != "none":
-        answer = {
-            "yes": "reached",
-            "no": "not reached",
-            "undecided": "neither shown to be reached nor to be missed",
-        }[reached(claim["aim"], claim["margin"], one)]
-        text += f" Aim: {aim_text(claim['aim'], claim['margin'])}: **{answer}**."
-    return text
+    return f"{text} Aim: {aim(claim)}." if claim["aim"] != "none" else text
 
 
-# --- an aim that is not shown ---------------------------------------------------------------------
+def verdict(claim: Mapping[str, Any]) -> str:
+    """The word for the difference on the confirm half, with its direction or its margin."""
+    found = word(estimate(claim["confirm"]), claim["margin"])
+    if found == "different":
+        return f"{found}, {'higher' if claim['confirm']['value'] > 0 else 'lower'}"
+    if found == "equivalent":
+        return f"{found} {aim_text('within', claim['margin'])}"
+    return found
 
 
-def on_all(claim: Mapping[str, Any]) -> str:
-    """What all items say of an aim that is not shown on the confirm half; else empty."""
-    entry = claim.get("all")
-    if not entry or judged(claim).get("reached") not in ("no", "undecided"):
+def aim(claim: Mapping[str, Any]) -> str:
+    """What was aimed at, and whether the confirm half shows it; empty where nothing was."""
+    if claim["aim"] == "none":
         return ""
     answer = {"yes": "reached", "no": "not reached", "undecided": "undecided"}[
-        reached(claim["aim"], claim["margin"], estimate(entry))
+        reached(claim["aim"], claim["margin"], estimate(claim["confirm"]))
     ]
-    return f" On all {formatting.count(entry['n'])} items, explore among them: {interval(entry)}, {answer}."
-
-
-def counted_once(claim: Mapping[str, Any]) -> str:
-    """Whether an undecided aim hangs on the interval's being a little too wide; else empty."""
-    entry = claim.get("confirm") or {}
-    half = entry.get("half_width_counted_once")
-    if half is None or judged(claim).get("reached") != "undecided":
-        return ""
-    answer = _with_half_width(claim, half)
-    if answer == "undecided":
-        return ""
-    low, high = entry["value"] - half, entry["value"] + half
-    shown = "reached" if answer == "yes" else "not reached"
-    return (
-        f" With what item and seed make together counted once: {low:+.2f} to {high:+.2f}, which "
-        f"would be {shown}."
-    )
-
-
-def outlook(claim: Mapping[str, Any]) -> str:
-    """Whether more seeds could decide an undecided aim; else empty.
-
-    They could if the interval that the items alone make, around the estimate as it is, is decided.
-    """
-    if judged(claim).get("reached") != "undecided":
-        return ""
-    if len(claim["seeds"]) < 2:
-        return " One seed does not tell whether more could decide it."
-    entry = claim["confirm"]
-    if (half := entry.get("half_width_any_seeds")) is None:
-        return " Whether more seeds could decide it is not known: that takes the runs' items."
-    value = formatting.points(entry["value"] / 100, signed=True)
-    keeps = (
-        f" With any number of seeds the interval would keep about ±{half:.1f} points, from the items "
-        f"alone: around {value} "
-    )
-    answer = _with_half_width(claim, half)
-    if answer == "undecided":
-        return f"{keeps}that cannot decide it; only more items could, or an estimate that moves."
-    needed = seeds_needed(claim)
-    how_many = f"over {MOST_SEEDS}" if needed is None else f"about {needed}"
-    shown = "reached" if answer == "yes" else "not to be reached"
-    return (
-        f"{keeps}that would show it {shown}, so more seeds could decide it ({how_many} in all, if "
-        "estimate and spread stay as they are)."
-    )
-
-
-def seeds_needed(claim: Mapping[str, Any]) -> int | None:
-    """How many seeds in all decide the aim, if only the interval shrinks; None above MOST_SEEDS.
-
-    What the interval has beyond its limit goes with one over the number of seeds, as a variance.
-    """
-    entry, seeds = claim["confirm"], len(claim["seeds"])
-    limit = entry["half_width_any_seeds"] ** 2
-    beyond = max(0.0, ((entry["high"] - entry["low"]) / 2) ** 2 - limit) * seeds
-    for n in range(seeds + 1, MOST_SEEDS + 1):
-        if _with_half_width(claim, math.sqrt(limit + beyond / n)) != "undecided":
-            return n
-    return None
-
-
-def _with_half_width(claim: Mapping[str, Any], half: float) -> str:
-    """Whether the aim would be reached with an interval of this half width, in points."""
-    entry = claim["confirm"]
-    ends = {"low": entry["value"] - half, "high": entry["value"] + half}
-    return reached(claim["aim"], claim["margin"], estimate({**entry, **ends}))
+    return f"{aim_text(claim['aim'], claim['margin'])}: **{answer}**"

@@ -14,7 +14,10 @@ from bidir_core.data.tasks import load_items
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = [ROOT / "README.md", ROOT / "runs" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "runs/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def command_lines() -> list[str]:
@@ -74,6 +77,17 @@ def test_links_and_pictures_exist(path):
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+def test_the_map_names_every_room():
+    """Rooms are folders; a file at a package's root is named too, but for its entry points."""
+    tables = README.split("## The map")[1]
+    for package in ("bidir_core", "bidir_ui"):
+        rooms = [
+            path.name for path in (ROOT / package).iterdir() if (path / "__init__.py").exists()
+        ]
+        assert rooms
+        assert not [room for room in rooms if f"`{room}/`" not in tables]
 
 
 def test_scripts_named_in_the_docs_exist():

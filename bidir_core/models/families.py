@@ -381,7 +381,7 @@ def refusals() -> list[tuple[str, str]]:
 
 
 def to_markdown(results: list[FamilyResult]) -> str:
-    """The README's table: one line a family, the implementation that ``auto`` takes in bold."""
+    """The table of docs/MODELS.md: one line a family, the implementation that ``auto`` takes in bold."""
     lines = ["| family | for example | sdpa | eager |", "|---|---|---|---|"]
     for one in results:
         cells = [

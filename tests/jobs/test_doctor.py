@@ -1,4 +1,4 @@
-"""What the doctor finds, and the table of families in the README."""
+"""What the doctor finds, and the table of families in docs/MODELS.md."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from bidir_core.models.families import ALL_FAMILIES, FAMILIES, tiny_model
 from bidir_core.models.layout import Layout
 from bidir_core.regimes import parse_regime
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "MODELS.md"
 
 
-def test_the_readme_has_the_table_that_the_command_prints():
+def test_the_page_has_the_table_that_the_command_prints():
     results = list(families.probe_families())
-    written = README.read_text(encoding="utf-8").split("<!-- families -->")[1]
+    written = PAGE.read_text(encoding="utf-8").split("<!-- families -->")[1]
     assert written.split("<!-- /families -->")[0].strip() == families.to_markdown(results)
     assert all(one.passed and one.example for one in results)
-    assert f"{len(results)} families" in README.read_text(encoding="utf-8")
+    assert f"{len(results)} families" in PAGE.read_text(encoding="utf-8")
 
 
 def test_a_family_that_drops_its_mask_fails(monkeypatch):

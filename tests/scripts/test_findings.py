@@ -1,4 +1,4 @@
-"""docs/FINDINGS.md says what the committed runs say, and no more."""
+"""The pages of findings say what the committed runs say."""
 
 from __future__ import annotations
 
@@ -12,70 +12,60 @@ from bidir_core.common import formatting
 from bidir_core.explain.sweep_points import Point
 from bidir_core.explain.sweep_summary import Sweep
 from bidir_core.runs.run import Run
-from scripts import findings, findings_lab, findings_sweep
+from scripts import blocks, findings, findings_lab, findings_sweep
 from tests.attend_factory import make_summary
 from tests.lab_factory import LAMBDAS, N_LAYERS, SINKS, USUAL, WINDOWS, accuracy, make_sweep
 
-TEXT = findings.PAGE.read_text(encoding="utf-8")
+TEXT = "".join(page.read_text(encoding="utf-8") for page in blocks.PAGES)
+
+
+def on_page(name: str) -> str:
+    """A block as it stands on the one page that has it."""
+    found = blocks.pattern("findings").finditer(TEXT)
+    (block,) = (one[0] for one in found if one[2] == name)
+    return block
 
 
 @pytest.mark.parametrize("name", findings.BLOCKS)
+def test_every_block_is_what_the_runs_give(name: str) -> None:
+    block = on_page(name)
+    assert block == blocks.filled(block, "findings", findings.BLOCKS)
+
+
+@pytest.mark.parametrize("name", findings.TABLES)
 def test_every_table_is_what_the_runs_give(name: str) -> None:
-    (block,) = (found[0] for found in findings._BLOCK.finditer(TEXT) if found[2] == name)
-    assert block == findings._BLOCK.sub(lambda f: f[1] + findings.BLOCKS[name]() + f[3], block)
+    written = (blocks.TABLES / f"{name}.csv").read_text(encoding="utf-8")
+    assert written == blocks.csv_text(findings.TABLES[name]())
 
 
-def test_the_words_around_them_hold_no_numbers_of_their_own() -> None:
-    """A number in prose would be held to nothing; settings and names are no results."""
-    prose = findings._BLOCK.sub("", TEXT)
-    prose = re.sub(r"`[^`]*`|\]\([^)]*\)|\d+ items|95 %|[Ff]loat32|bfloat16|H100", "", prose)
-    prose = re.sub(r"Gemma 3 270M|135M parameters|sink=1|first 500|\b0\b", "", prose)
-    assert re.findall(r"\d[\d.,]*", prose) == []
+def test_a_table_is_its_rows_once_and_then_its_sentences() -> None:
+    table = blocks.table(["point", "a, b"], [["`sink=1`", "+1.0 (-1 to 2)"]])
+    text = blocks.csv_text(f"Of `runs`, 3 items.\n\n{table}\n{table}")
+    row = "sink=1,+1.0 (-1 to 2)\n"
+    assert text == f'point,"a, b"\n{row}{row}"Of runs, 3 items.",\n'
 
 
-@pytest.mark.parametrize(
-    ("block", "verdicts"),
-    [
-        (
-            "controls",
-            {
-                "Necessity": "not refuted", "Sufficiency": "undecided", "Placebo": "not refuted",
-                "Relocated sink": "**refuted**", "Triviality": "not refuted",
-                "Prompt conditions": "not refuted", "Last prompt token": "not refuted",
-            },
-        ),
-        (
-            "gemma_controls",
-            {
-                "Necessity": "**refuted**", "Sufficiency": "**refuted**", "Placebo": "not refuted",
-                "Relocated sink": "not refuted", "Last prompt token": "not refuted",
-            },
-        ),
-    ],
-)  # fmt: skip
-def test_the_words_were_written_for_these_outcomes(block: str, verdicts: dict[str, str]) -> None:
-    """Other runs may give other outcomes; then the words beside the tables want writing anew."""
-    (text,) = (found[0] for found in findings._BLOCK.finditer(TEXT) if found[2] == block)
-    for control, verdict in verdicts.items():
-        (row,) = (line for line in text.splitlines() if line.startswith(f"| {control} "))
-        assert row.endswith(f"| {verdict} |"), row
-
-
-def test_a_share_for_one_question_and_none_for_four_is_explained() -> None:
-    """Where it is so, and only there; the blocks are held to the runs above."""
-    (gemma,), (embedded,) = (
-        [found[0] for found in findings._BLOCK.finditer(TEXT) if found[2] == name]
-        for name in ("gemma_dials", "dials")
-    )
-    assert re.search(r"damage, -\S+ \(\S+ to -.*, leaves out 0, .* \(\S+ to \+.* 98\.75 %", gemma)
-    assert "Why a share" not in embedded
+def test_the_words_were_written_for_these_outcomes() -> None:
+    """Other runs may give other outcomes; then the words beside the table want writing anew."""
+    verdicts = {
+        "Necessity": ("not refuted", "**refuted**"), "Sufficiency": ("undecided", "**refuted**"),
+        "Placebo": ("not refuted", "not refuted"), "Relocated sink": ("**refuted**", "not refuted"),
+        "Triviality": ("not refuted", "not refuted"),
+        "Prompt conditions": ("not refuted", "**refuted**"),
+        "Last prompt token": ("not refuted", "not refuted"),
+    }  # fmt: skip
+    lines = on_page("controls").splitlines()
+    for control, (first, second) in verdicts.items():
+        (row,) = (line for line in lines if line.startswith(f"| {control} "))
+        cells = [cell.split(": ")[-1] for cell in row.strip("| ").split(" | ")]
+        assert cells[-2:] == [first, second]
 
 
 # The blocks of sweeps, controls and attention, from pretended runs
 
 
 def block(root: Path, name: str) -> str:
-    return findings_lab.blocks(root)[name]()
+    return {**findings_lab.blocks(root), **findings_lab.tables(root)}[name]()
 
 
 def lab(root: Path, name: str, regimes=(), **more) -> Run:
@@ -130,7 +120,6 @@ def test_a_sweep_stands_beside_the_prototype(pretended) -> None:
     assert "Of the 6 points that the prototype has" in text
     # Other items, or another model, do not stand beside it.
     assert "prototype" not in block(pretended, "gemma_sweep")
-    assert "- Of sink: " in block(pretended, "dials")
 
 
 def test_how_much_looking_ahead_a_regime_leaves(pretended) -> None:
@@ -149,11 +138,11 @@ def test_how_much_looking_ahead_a_regime_leaves(pretended) -> None:
 def test_whole_sets_are_told_without_their_items(tmp_path) -> None:
     second = {"model": findings_lab.SECOND, "limit": None}
     run = lab(tmp_path, "whole-gemma", SINKS[:1], config=second)
-    before = block(tmp_path, "gemma_whole")
+    before = block(tmp_path, "whole")
     run.path.joinpath("texts.parquet").unlink()
     for items in run.path.glob("points/*/items.parquet"):
         items.unlink()
-    text = block(tmp_path, "gemma_whole")
+    text = block(tmp_path, "whole")
     assert text == before
     assert "150 items, whole sets" in text
     (row,) = re.findall(r"\| `acc` \| `sink=1` \| (.*) \|", text)
@@ -190,9 +179,10 @@ def test_controls_are_told_with_their_verdicts(pretended) -> None:
         for line in block(pretended, "controls").splitlines()
         if line.startswith("| ")
     }
-    assert rows["Necessity (sink=1)"].endswith("| not refuted |")
-    assert "95 % CI" in rows["Sufficiency (rows=0-0)"]
-    assert rows["Placebo (skip=J)"].endswith("|  | not run |")
+    assert re.search(
+        r"removes \d+ % \(\d+ to \d+ %\): not refuted \| not run \|$", rows["Necessity (sink=1)"]
+    )
+    assert rows["Placebo (skip=J)"].endswith("| not run | not run |")
     points = block(pretended, "points")
     assert [row.split(" | ")[0] for row in points.splitlines()[2:]] == [
         "| `sink=1`",
@@ -201,8 +191,7 @@ def test_controls_are_told_with_their_verdicts(pretended) -> None:
     assert block(pretended, "prompts").count("\n") == 2  # no other prompt, and no floor
     assert "too short" not in points
     # Not measured in that sweep, but in the attention summary.
-    assert "send 25.0 % (95 % CI" in rows["Triviality (attention ahead)"]
-    assert rows["Triviality (attention ahead)"].endswith("| not refuted |")
+    assert rows["Triviality (attention ahead)"].endswith("| not refuted | not run |")
 
 
 def test_a_moved_sink_is_judged_where_the_prompt_reaches(tmp_path) -> None:
@@ -222,19 +211,18 @@ def test_a_refuted_story_is_called_so(tmp_path) -> None:
     points = [Point(r, USUAL, part="control") for r in (SINKS[0], "bidirectional:rows=0-0")]
     lab(tmp_path, "controls", extra=points, world=world)
     text = block(tmp_path, "controls")
-    assert re.search(r"Necessity.*\*\*refuted\*\* \|", text)
-    assert re.search(r"Sufficiency.*not refuted \|", text)
+    assert re.search(r"Necessity.*: \*\*refuted\*\* \|", text)
+    assert re.search(r"Sufficiency.*: not refuted \|", text)
 
 
 def test_what_is_missing_is_named_with_its_command(pretended) -> None:
     for name, line in (
         ("gemma_layers", "lab --model gemma3-270m --sweep layers=windows:5"),
-        ("gemma_controls", "lab --model gemma3-270m --controls"),
+        ("controls", "lab --model gemma3-270m --controls"),
         ("gemma_attention", "attend --model gemma3-270m --task"),
     ):
         said = block(pretended, name)
-        assert said.startswith("Not run yet at this size. It is made by `python -m bidir_core ")
-        assert line in said
-        command = said.split("`")[1].split()[3:]
-        parser = build_parser()
-        parser.parse_args(command)
+        assert "Not run yet at this size. It is made by `python -m bidir_core " in said
+        (command,) = re.findall(r"`python -m bidir_core ([^`]*)`", said)
+        assert command.startswith(line)
+        build_parser().parse_args(command.split())
