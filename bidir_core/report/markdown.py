@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.effects import Retention
+from bidir_core.analyse.phrases import retention_text
 from bidir_core.common import formatting
 
 Kind = Literal[
@@ -145,15 +145,6 @@ def interval_text(interval: Interval | stats.Estimate) -> str:
     return f"{low} to {high}"
 
 
-def retention_text(found: Retention) -> str:
-    """``48.6 % (34.9 to 63.0 %)``, or that it is suppressed."""
-    if found.value is None:
-        return "suppressed"
-    if found.low is None or found.high is None:
-        return f"{100 * found.value:.1f} % (no interval)"
-    return f"{100 * found.value:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f} %)"
-
-
 def cell_text(value: Any, column: Column) -> str:
     """A cell as plain text on one line, not escaped for anything."""
     if value is None:
@@ -168,7 +159,7 @@ def cell_text(value: Any, column: Column) -> str:
     if kind == "estimate":
         return f"{formatting.points(value.value, signed=True)} ({interval_text(value)})"
     if kind == "retention":
-        return retention_text(value)
+        return retention_text(value, short=True)
     form = {
         "count": lambda v: f"{v:,}",
         "acc": lambda v: f"{v:.4f}",

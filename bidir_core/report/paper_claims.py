@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.contrasts import Contrast, Direction, direction_of, task_accuracy
+from bidir_core.analyse.contrasts import Contrast, task_accuracy
 from bidir_core.analyse.pairing import Metric
+from bidir_core.analyse.phrases import size
 from bidir_core.analyse.study import CAUSAL, Arm, Cell
-from bidir_core.report.answers import size
+from bidir_core.analyse.verdict import Verdict, judge
 from bidir_core.report.paper_numbers import MACRO, SIGNIFICANCE, Entry, Quantities, Sentence
 from bidir_core.runs.curve import read_curve
 from bidir_core.runs.metrics import standard_error
@@ -22,8 +23,8 @@ from bidir_core.runs.run import Run
 
 Status = Literal["supported", "undecided", "refuted"]
 Wanted = Literal["lower", "higher", "not lower"]
-_HOLDS: dict[Wanted, tuple[Direction, ...]] = {
-    "lower": ("lower",), "higher": ("higher",), "not lower": ("same", "higher"),
+_HOLDS: dict[Wanted, tuple[Verdict, ...]] = {
+    "lower": ("worse",), "higher": ("better",), "not lower": ("equivalent", "better"),
 }  # fmt: skip
 _DOING = {"3B": ("Fine-tuning ", ""), "distill": ("Distillation (", ")")}
 PAIRED = (
@@ -71,8 +72,8 @@ class Claim:
 
 def status_of(interval: stats.Estimate | None, wanted: Wanted, margin: float) -> Status:
     """Whether an interval bears out a direction; one within the margin counts as no difference."""
-    found = direction_of(interval, margin)
-    if found in ("undecided", "unknown"):
+    found = judge(interval, margin=margin).verdict
+    if found == "undecided":
         return "undecided"
     return "supported" if found in _HOLDS[wanted] else "refuted"
 
@@ -182,7 +183,7 @@ class _Claims:
                 *q.p_values(one, task, "mcnemar"), *q.p_values(one, task, "holm")
             ]  # fmt: skip
         status = status_of(interval, wanted, self.margin)
-        if status != "undecided" and direction_of(interval, self.margin) != "same":
+        if status != "undecided" and judge(interval, margin=self.margin).decided:
             # One of several tasks: its own interval promises too much.
             status = "undecided" if any(p >= SIGNIFICANCE for p in p_holm) else status
         ends = q.ends(one)

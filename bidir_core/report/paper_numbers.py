@@ -18,7 +18,9 @@ from bidir_core.analyse.contrasts import (
     task_accuracy,
 )
 from bidir_core.analyse.pairing import Metric
+from bidir_core.analyse.phrases import word
 from bidir_core.analyse.study import Arm, Cell, Study
+from bidir_core.analyse.verdict import judge
 from bidir_core.common import formatting
 from bidir_core.report import paper_latex
 from bidir_core.report.answers import Numbers
@@ -488,15 +490,5 @@ SIGNIFICANCE = 0.05
 def verdict_words(
     interval: stats.Estimate | None, margin: float, p_holm: Iterable[float] = ()
 ) -> str:
-    """``higher``, ``lower``, ``no difference`` (within the margin), ``undecided``, ``no interval``.
-
-    Of several tasks one is called different only if Holm's adjustment leaves it so for every seed.
-    """
-    if interval is None:
-        return "no interval"
-    verdict = stats.verdict(interval, margin=margin)
-    if verdict == "no difference":
-        return verdict
-    if verdict == "undecided" or any(p >= SIGNIFICANCE for p in p_holm):
-        return "undecided"
-    return "higher" if interval.value > 0 else "lower"
+    """The word of a judgement."""
+    return word(judge(interval, margin=margin, p_adjusted=tuple(p_holm)))

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.contrasts import Contrast
+from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.pairing import repeats
+from bidir_core.analyse.phrases import size
 from bidir_core.analyse.study import CAUSAL, Study, ordered_cells
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.report import answers, tables
-from bidir_core.report.answers import Numbers
 from bidir_core.report.markdown import Table, code, escape
 
 STAGES = (
@@ -36,16 +37,16 @@ STAGES = (
 )  # fmt: skip
 
 
-def build_sections(numbers: Numbers) -> list[Section]:
+def build_sections(numbers: Findings) -> list[Section]:
     """Every section that the study has something for."""
-    makers: tuple[Callable[[Numbers], Section | None], ...] = (
+    makers: tuple[Callable[[Findings], Section | None], ...] = (
         _scope, _stages, _macro, _per_task, _answers, _non_prefill, _two_by_two, _differences,
         _churn, _leaky, _training, _curve, _cost, _artifacts,
     )  # fmt: skip
     return [section for make in makers if (section := make(numbers)) is not None]
 
 
-def _scope(numbers: Numbers) -> Section:
+def _scope(numbers: Findings) -> Section:
     run = numbers.study.some_run
     settings, metrics = run.settings, run.metrics or {}
     limit = settings.get("limit")
@@ -63,7 +64,7 @@ def _scope(numbers: Numbers) -> Section:
         f"Bidirectional regime: {code(numbers.study.regime)}",
         f"Metric: {code(numbers.metric)}, macro = unweighted mean over tasks; intervals are 95 %; "
         f"differences are in points; equivalent means the whole interval lies within "
-        f"{answers.size(numbers.margin)}",
+        f"{size(numbers.margin)}",
     ]
     if (times := repeats(settings)) != 1:
         lines.append(f"Each context is given {times} times, joined by a blank line")
@@ -80,7 +81,7 @@ def _scope(numbers: Numbers) -> Section:
     return Section("scope", (bullets(lines),))
 
 
-def _stages(numbers: Numbers) -> Section:
+def _stages(numbers: Findings) -> Section:
     have = {
         "Stage 1": bool(numbers.study.runs(*numbers.stage1)),
         "Stage 2": bool(numbers.study.bidirectional_regimes(numbers.study.base)),
@@ -97,7 +98,7 @@ def _stages(numbers: Numbers) -> Section:
     return Section("stages", (bullets(lines),))
 
 
-def _macro(numbers: Numbers) -> Section:
+def _macro(numbers: Findings) -> Section:
     against = {
         cell: found
         for cell in numbers.study.cells
@@ -111,7 +112,7 @@ def _macro(numbers: Numbers) -> Section:
     return Section("macro", tuple(parts))
 
 
-def _derived(numbers: Numbers) -> Iterator[str]:
+def _derived(numbers: Findings) -> Iterator[str]:
     for regime in numbers.study.bidirectional_regimes(numbers.study.base):
         damage = numbers.damage(regime)
         if damage is not None and damage.ratio is not None:
@@ -120,25 +121,25 @@ def _derived(numbers: Numbers) -> Iterator[str]:
                 f"`{damage.ratio:.3f}x`){_ci(damage)}"
             )
     for arm in numbers.study.trained("3B", "distill", "3A"):
-        attempt = numbers.attempt(arm)
-        label = f"Stage 4 ({attempt.arm})"
-        if attempt.gain is not None:
+        repair = numbers.repair(arm)
+        label = f"Stage 4 ({escape(repair.arm)})"
+        if repair.gain is not None:
             yield (
-                f"{label} change vs Stage 2: `{attempt.gain.value:+.10f}` (about "
-                f"`{100 * attempt.gain.value:+.2f}` macro points){_ci(attempt.gain)}"
+                f"{label} change vs Stage 2: `{repair.gain.value:+.10f}` (about "
+                f"`{100 * repair.gain.value:+.2f}` macro points){_ci(repair.gain)}"
             )
-        if attempt.gap is not None and attempt.gap.ratio is not None:
-            yield f"{label} retention vs Stage 1: `{attempt.gap.ratio:.4f}x`{_ci(attempt.gap)}"
+        if repair.gap is not None and repair.gap.ratio is not None:
+            yield f"{label} retention vs Stage 1: `{repair.gap.ratio:.4f}x`{_ci(repair.gap)}"
     if numbers.study.trained("3B", "distill", "3A"):
         yield ("A change is not yet a repair: see *Repair or Ordinary Tuning?* for the interaction")
 
 
-def _per_task(numbers: Numbers) -> Section:
+def _per_task(numbers: Findings) -> Section:
     shown = [numbers.damage(r) for r in numbers.study.bidirectional_regimes(numbers.study.base)]
     cells = [cell for cell in ordered_cells(numbers.study) if cell[0] == numbers.study.base]
     for arm in numbers.study.trained("3B", "distill")[:1]:
-        attempt = numbers.attempt(arm)
-        shown += [attempt.gain, attempt.gap]
+        repair = numbers.repair(arm)
+        shown += [repair.gain, repair.gap]
         cells.append((arm, numbers.study.own_regime(arm)))
     known = [one for one in shown if one is not None]
     parts: list[str | Table] = [tables.per_task_table(numbers.study, numbers.metric, cells, known)]
@@ -147,7 +148,7 @@ def _per_task(numbers: Numbers) -> Section:
     return Section("per_task", tuple(parts))
 
 
-def _answers(numbers: Numbers) -> Section:
+def _answers(numbers: Findings) -> Section:
     study = numbers.study
     parts = [
         "### 1) How much does prefill bidirectional attention hurt performance?",
@@ -162,11 +163,11 @@ def _answers(numbers: Numbers) -> Section:
         parts.append("- Not run: no fine-tune is part of this report.")
     for arm in tried:
         regime = study.own_regime(arm)
-        parts.append(bullets(answers.can_it_be_fixed(numbers.damage(regime), numbers.attempt(arm))))
+        parts.append(bullets(answers.can_it_be_fixed(numbers.repair(arm))))
     return Section("answers", tuple(parts))
 
 
-def _non_prefill(numbers: Numbers) -> Section:
+def _non_prefill(numbers: Findings) -> Section:
     tried = numbers.study.trained("3B", "distill", "unknown")
     if not tried:
         return Section("non_prefill", ("- Not run.",))
@@ -175,23 +176,23 @@ def _non_prefill(numbers: Numbers) -> Section:
         "both under standard causal prefill:"
     ]
     for arm in tried:
-        attempt = numbers.attempt(arm)
-        normal = attempt.normal
+        repair = numbers.repair(arm)
+        normal = repair.normal
         if normal is not None and normal.ratio is not None:
             parts.append(
                 bullets(
                     [
                         f"Vanilla non-prefill macro: `{normal.acc_a:.10f}`",
-                        f"{attempt.arm} checkpoint non-prefill macro: `{normal.acc_b:.10f}`",
+                        f"{escape(repair.arm)} checkpoint non-prefill macro: `{normal.acc_b:.10f}`",
                         f"Delta: `{normal.value:+.10f}` (retention `{normal.ratio:.4f}x`)",
                     ]
                 )
             )
-        parts += ["Interpretation:", bullets(answers.normal_behaviour(attempt))]
+        parts += ["Interpretation:", bullets(answers.normal_behaviour(repair))]
     return Section("non_prefill", tuple(parts))
 
 
-def _two_by_two(numbers: Numbers) -> Section | None:
+def _two_by_two(numbers: Findings) -> Section | None:
     if len(numbers.study.arms) < 2:
         return None
     parts: list[str | Table] = [
@@ -205,22 +206,24 @@ def _two_by_two(numbers: Numbers) -> Section | None:
     if table:
         parts.append(table)
     for arm in numbers.study.trained("3B", "distill"):
-        attempt = numbers.attempt(arm)
-        parts.append(bullets([answers.repair_or_tuning(attempt)]))
+        repair = numbers.repair(arm)
+        parts.append(bullets([answers.repair_or_tuning(repair)]))
         shared = tables.same_training(numbers.study, arm) if arm.code == "3B" else None
         if shared is not None:
-            parts.append(f"By their records, {attempt.arm} and {attempt.control} {shared}.")
+            parts.append(
+                f"By their records, {escape(repair.arm)} and {escape(repair.control)} {shared}."
+            )
     return Section("two_by_two", tuple(parts))
 
 
-def _differences(numbers: Numbers) -> Section | None:
+def _differences(numbers: Findings) -> Section | None:
     found = numbers.contrasts()
     if not found:
         return None
     notes = [f"{escape(one.key)}: {escape(note)}" for one in found for note in one.notes]
     parts: list[str | Table] = [
         "A verdict is *no difference* only if the whole interval lies within "
-        f"{answers.size(numbers.margin)}, *different* if it leaves out 0, else *undecided*. "
+        f"{size(numbers.margin)}, *different* if it leaves out 0, else *undecided*. "
         "Detectable: the smallest true difference found with 80 % power.",
         tables.contrast_table(found),
     ]
@@ -229,7 +232,7 @@ def _differences(numbers: Numbers) -> Section | None:
     return Section("differences", tuple(parts))
 
 
-def _churn(numbers: Numbers) -> Section | None:
+def _churn(numbers: Findings) -> Section | None:
     found = [one for one in numbers.contrasts(leaky=False) if one.basis == "paired"]
     if not found:
         return None
@@ -242,7 +245,7 @@ def _churn(numbers: Numbers) -> Section | None:
     return Section("churn", (text, tables.test_table(found)))
 
 
-def _leaky(numbers: Numbers) -> Section | None:
+def _leaky(numbers: Findings) -> Section | None:
     leaky = numbers.study.trained("3A")
     if not leaky:
         return None
@@ -261,12 +264,12 @@ def _leaky(numbers: Numbers) -> Section | None:
     return Section("leaky", tuple(parts))
 
 
-def _training(numbers: Numbers) -> Section | None:
+def _training(numbers: Findings) -> Section | None:
     table = tables.recipe_table(numbers.study)
     return Section("training", (table,)) if table else None
 
 
-def _curve(numbers: Numbers) -> Section | None:
+def _curve(numbers: Findings) -> Section | None:
     if len(numbers.study.arms) < 2:
         return None
     table = tables.curve_table(numbers.study)
@@ -278,12 +281,12 @@ def _curve(numbers: Numbers) -> Section | None:
     return Section("curve", parts)
 
 
-def _cost(numbers: Numbers) -> Section | None:
+def _cost(numbers: Findings) -> Section | None:
     table = tables.cost_table(numbers.study)
     return Section("cost", (table,)) if table else None
 
 
-def _artifacts(numbers: Numbers) -> Section:
+def _artifacts(numbers: Findings) -> Section:
     parts: list[str | Table] = [tables.artifact_table(numbers.study)]
     if numbers.study.left_out:
         parts.append("Left out of this report:")
@@ -330,7 +333,7 @@ class Report:
     title: str
     study: Study
     sections: tuple[Section, ...]
-    numbers: Numbers = field(repr=False)
+    numbers: Findings = field(repr=False)
 
     @property
     def stem(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bidir_core.analyse import stats
 from bidir_core.analyse.contrasts import (
     BASES,
     Contrast,
@@ -16,7 +15,9 @@ from bidir_core.analyse.contrasts import (
     task_accuracy,
 )
 from bidir_core.analyse.pairing import Metric
+from bidir_core.analyse.phrases import word
 from bidir_core.analyse.study import CAUSAL, RECIPE_FIELDS, Arm, Cell, Study, ordered_cells
+from bidir_core.analyse.verdict import judge
 from bidir_core.regimes import parse_regime
 from bidir_core.report.markdown import NOT_RUN, Column, Interval, Kind, Table
 from bidir_core.runs.curve import read_curve
@@ -334,7 +335,7 @@ def contrast_table(contrasts: Sequence[Contrast]) -> Table:
         table.rows.append([
             f"{one.b} minus {one.a}" + (" (LEAKY)" if one.leaky else ""),
             one.n, max(1, one.n_seeds), one.acc_a, one.acc_b, one.value, Interval.of(one.interval),
-            seeds, one.verdict or "unknown", one.detectable, BASES[one.basis],
+            seeds, word(one.judgement), one.detectable, BASES[one.basis],
         ])  # fmt: skip
     return table
 
@@ -388,7 +389,7 @@ def interaction_table(study: Study, metric: Metric, margin: float) -> Table:
             seeds = ", ".join(f"{100 * one:+.1f}" for one in value.per_seed) if macro else None
             table.rows.append([
                 arm.title, control, study.own_regime(arm), task, estimate.n, estimate.value,
-                Interval.of(estimate), seeds, stats.verdict(estimate, margin=margin),
+                Interval.of(estimate), seeds, word(judge(estimate, margin=margin)),
             ])  # fmt: skip
     return table
 

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
-from bidir_core.analyse import compare, effects, stats
+from bidir_core.analyse import effects, phrases, stats
 from bidir_core.analyse.effects import above_floor_retention, retention
 from bidir_core.analyse.stats import Estimate, Table2x2
+from bidir_core.analyse.verdict import judge, n_to_decide
 
 counts = st.integers(0, 200)
 tables = st.builds(Table2x2, counts, counts, counts, counts).filter(lambda t: t.n > 0)
@@ -230,7 +231,7 @@ def test_retention_is_suppressed_when_the_base_is_not_above_the_floor():
     assert found.value is None
     assert found.low is None
     assert "not separable" in (found.why_suppressed or "")
-    assert compare.retention_text(found).startswith("suppressed")
+    assert phrases.retention_text(found).startswith("suppressed")
 
 
 def test_retention_above_a_run_moves_with_that_runs_items():
@@ -364,10 +365,10 @@ def test_what_any_number_of_seeds_would_leave_takes_two_seeds():
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
-        (-0.054, -0.039, "different"),
-        (0.02, 0.06, "different"),
-        (-0.006, 0.009, "no difference"),
-        (0.001, 0.008, "no difference"),  # measurable, and inside the margin
+        (-0.054, -0.039, "worse"),
+        (0.02, 0.06, "better"),
+        (-0.006, 0.009, "equivalent"),
+        (0.001, 0.008, "equivalent"),  # measurable, and inside the margin
         (-0.006, 0.011, "undecided"),
         (-0.011, 0.005, "undecided"),
         (-0.01, 0.005, "undecided"),  # touching the margin is not inside it
@@ -376,48 +377,48 @@ def test_what_any_number_of_seeds_would_leave_takes_two_seeds():
 )
 def test_verdict(low, high, expected):
     estimate = Estimate((low + high) / 2, low, high, 1000)
-    assert stats.verdict(estimate) == expected
+    assert judge(estimate).verdict == expected
 
 
 def test_n_to_decide_would_settle_it():
     estimate = Estimate(0.004, -0.010, 0.018, 2299)
-    needed = stats.n_to_decide(estimate)
+    needed = n_to_decide(estimate)
     assert needed > 2299
     half = 0.014 * math.sqrt(2299 / needed)
     shrunk = Estimate(0.004, 0.004 - half, 0.004 + half, needed)
-    assert stats.verdict(shrunk) != "undecided"
+    assert judge(shrunk).verdict != "undecided"
     # and not by going far beyond what is needed
     half = 0.014 * math.sqrt(2299 / (needed * 0.85))
-    assert stats.verdict(Estimate(0.004, 0.004 - half, 0.004 + half, 1)) == "undecided"
+    assert judge(Estimate(0.004, 0.004 - half, 0.004 + half, 1)).verdict == "undecided"
 
 
 @given(st.floats(-0.2, 0.2), st.floats(0.0005, 0.2), st.integers(10, 20_000))
 def test_sentences_never_claim_a_direction_inside_the_interval(value, half, n):
     estimate = Estimate(value, value - half, value + half, n)
-    text = compare.verdict_sentence("It", estimate, tasks=["a", "b"])
+    judgement = judge(estimate)
+    text = phrases.sentence("It", judgement, tasks=["a", "b"])
     assert ("raises" in text) == (estimate.low > 0)
     assert ("lowers" in text) == (estimate.high < 0)
-    verdict = stats.verdict(estimate)
-    assert verdict in text
-    assert ("needs about n" in text) == (verdict == "undecided")
+    assert phrases.JSON_WORDS[judgement.verdict] in text
+    assert ("undecided" in text) == (judgement.verdict == "undecided")
 
 
 def test_the_sentences():
     harm = Estimate(-0.0471, -0.0540, -0.0391, 2299)
     five = ["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
-    assert compare.verdict_sentence("Bidirectional prefill", harm, tasks=five) == (
+    assert phrases.sentence("Bidirectional prefill", judge(harm), tasks=five) == (
         "Bidirectional prefill lowers macro accuracy by 4.7 points "
         "(95 % CI 3.9 to 5.4, n = 2,299, 5 tasks); different."
     )
     none = Estimate(-0.001, -0.006, 0.004, 14016)
-    assert compare.verdict_sentence("Distillation", none, tasks=five) == (
+    assert phrases.sentence("Distillation", judge(none), tasks=five) == (
         "Distillation changes macro accuracy by -0.1 points "
         "(95 % CI -0.6 to +0.4, n = 14,016, 5 tasks); no difference within 1 point."
     )
     gain = Estimate(0.02, 0.012, 0.028, 299)
-    assert compare.verdict_sentence("It", gain, tasks=["piqa"], metric="acc_norm") == (
+    assert phrases.sentence("It", judge(gain), tasks=["piqa"], metric="acc_norm") == (
         "It raises accuracy on piqa (acc_norm) by 2.0 points "
         "(95 % CI 1.2 to 2.8, n = 299, 1 task); different."
     )
     unsure = Estimate(0.004, -0.010, 0.018, 2299)
-    assert "undecided, needs about n = " in compare.verdict_sentence("It", unsure, tasks=five)
+    assert "undecided, needs about n = " in phrases.sentence("It", judge(unsure), tasks=five)
