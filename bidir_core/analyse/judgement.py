@@ -146,8 +146,7 @@ class Findings:
         """All of them, in reading order."""
         study = self.study
         pairs: list[tuple[Cell, Cell]] = [
-            (self.stage1, (study.base, regime))
-            for regime in study.regimes(study.base)
+            (self.stage1, (study.base, regime)) for regime in study.regimes(study.base)
         ]
         for arm in study.arms:
             if arm == study.base or (arm.leaky and not leaky):

@@ -21,12 +21,6 @@ from bidir_core.report.markdown import escape
 
 Numbers = Findings
 
-LEAKY_WARNING = (
-    "3A is leaky: in its training each response token was visible to the place that had to "
-    "predict it. Its numbers are a warning, never a result."
-)
-
-
 Key = Literal["better", "worse", "equivalent", "undecided", "unknown"]
 
 

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.contrasts import Contrast, cell_title, level
-from bidir_core.analyse.study import CAUSAL, ordered_cells
+from bidir_core.analyse.study import CAUSAL, NAMES, ordered_cells
 from bidir_core.common import formatting
 from bidir_core.data.item_texts import visible
 from bidir_core.report import plots
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 NAN = float("nan")
 LABEL = 300  # characters of a label at most; a chart breaks it into lines
 IN_LEGEND = 36  # characters a line
-CURVE_COLOURS = {"3B": plots.BLUE, "3C": plots.GREY, "distil": plots.GREEN, "3A (leaky)": plots.RED}
+CURVE_COLOURS = {NAMES.get(code, code): hue for code, hue in plots.OBJECTIVE_COLOURS.items()}
 
 
 @dataclass(frozen=True)

@@ -16,25 +16,8 @@ from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.report import answers, tables
 from bidir_core.report.markdown import Table, code, escape
-
-STAGES = (
-    ("Stage 1", "vanilla baseline: the base model, causal prefill"),
-    ("Stage 2", "ablated baseline: the base model, bidirectional prefill, no fine-tuning"),
-    (
-        "Stage 3B",
-        "leakage-safe fine-tune: prompt bidirectional, response causal, loss on the response only "
-        "(`--prompt-bidir-response-causal-train`)",
-    ),
-    ("Stage 3C", "control: same data, order, steps and seed as 3B, causal mask (`--causal-train`)"),
-    ("Stage 3A (leaky)", "bidirectional over prompt and response: a warning exhibit, never a result"),
-    (
-        "Distil",
-        "the base model's own causal predictions, taught under the bidirectional regime "
-        "(`--distill`)",
-    ),
-    ("Stage 4", "a fine-tuned checkpoint under bidirectional prefill"),
-    ("Non-prefill compare", "base and fine-tuned checkpoint, both causal"),
-)  # fmt: skip
+from bidir_core.runs.layout import FINETUNE_DIRS, NONPREFILL, stage_dir_for
+from bidir_core.runs.stages import LEAKY_WARNING, STAGES
 
 
 def build_sections(numbers: Findings) -> list[Section]:
@@ -82,19 +65,18 @@ def _scope(numbers: Findings) -> Section:
 
 
 def _stages(numbers: Findings) -> Section:
-    have = {
-        "Stage 1": bool(numbers.study.runs(*numbers.stage1)),
-        "Stage 2": bool(numbers.study.bidirectional_regimes(numbers.study.base)),
-        "Stage 3B": bool(numbers.study.trained("3B")),
-        "Stage 3C": bool(numbers.study.trained("3C")),
-        "Stage 3A (leaky)": bool(numbers.study.trained("3A")),
-        "Distil": bool(numbers.study.trained("distill")),
-        "Stage 4": any(a != numbers.study.base and r != CAUSAL for a, r in numbers.study.cells),
-        "Non-prefill compare": any(
-            a != numbers.study.base and r == CAUSAL for a, r in numbers.study.cells
-        ),
+    study = numbers.study
+    evaluated = {
+        stage_dir_for("eval", regime=r, checkpoint=None if a == study.base else a.code)
+        for a, r in study.cells
     }
-    lines = [f"{name}: {what}{'' if have[name] else ' - *not run*'}" for name, what in STAGES]
+    have = evaluated | {FINETUNE_DIRS[arm.code] for arm in study.arms if arm.code in FINETUNE_DIRS}
+    lines = [
+        f"{stage.name}: {stage.description}{'' if stage.folder in have else ' - *not run*'}"
+        for stage in sorted(
+            STAGES.values(), key=lambda stage: (stage.folder == NONPREFILL, stage.folder)
+        )
+    ]
     return Section("stages", (bullets(lines),))
 
 
@@ -249,7 +231,7 @@ def _leaky(numbers: Findings) -> Section | None:
     leaky = numbers.study.trained("3A")
     if not leaky:
         return None
-    parts = [f"**{answers.LEAKY_WARNING}**"]
+    parts = [f"**{LEAKY_WARNING}**"]
     for arm in leaky:
         regime = numbers.study.own_regime(arm)
         found = [

@@ -6,20 +6,12 @@ import math
 import re
 from datetime import datetime
 
+from bidir_core.runs.stages import LAB, STAGES
+
 MINUS = "−"  # a real minus sign: as wide as the plus, never broken off at a line end
 NONE = "–"
 
-STAGE_LABELS = {
-    "stage1_vanilla_eval": "Stage 1",
-    "stage2_prefill_bidir_eval": "Stage 2",
-    "stage3_finetune_prefill_bidir": "Stage 3B",
-    "stage3a_finetune_leaky": "Stage 3A (leaky)",
-    "stage3c_finetune_causal": "Stage 3C",
-    "stage3d_finetune_distil": "Stage 3D",
-    "stage4_postft_eval": "Stage 4",
-    "nonprefill_compare": "Non-prefill",
-    "lab": "Lab",
-}
+STAGE_LABELS = {folder: stage.name for folder, stage in STAGES.items()} | {LAB: "Lab"}
 TASK_LABELS = {
     "hellaswag": "HellaSwag",
     "piqa": "PIQA",
