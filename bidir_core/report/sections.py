@@ -16,7 +16,7 @@ from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.report import answers, tables
 from bidir_core.report.markdown import Table, code, escape
-from bidir_core.runs.layout import FINETUNE_DIRS, NONPREFILL, stage_dir_for
+from bidir_core.runs.layout import FINETUNE_DIRS, stage_dir_for
 from bidir_core.runs.stages import LEAKY_WARNING, STAGES
 
 
@@ -66,16 +66,13 @@ def _scope(numbers: Findings) -> Section:
 
 def _stages(numbers: Findings) -> Section:
     study = numbers.study
-    evaluated = {
-        stage_dir_for("eval", regime=r, checkpoint=None if a == study.base else a.code)
-        for a, r in study.cells
-    }
-    have = evaluated | {FINETUNE_DIRS[arm.code] for arm in study.arms if arm.code in FINETUNE_DIRS}
+    have = {FINETUNE_DIRS[arm.code] for arm in study.arms if arm.code in FINETUNE_DIRS}
+    for arm, regime in study.cells:
+        checkpoint = None if arm == study.base else arm.code
+        have.add(stage_dir_for("eval", regime=regime, checkpoint=checkpoint))
     lines = [
-        f"{stage.name}: {stage.description}{'' if stage.folder in have else ' - *not run*'}"
-        for stage in sorted(
-            STAGES.values(), key=lambda stage: (stage.folder == NONPREFILL, stage.folder)
-        )
+        f"{stage.name}: {stage.description}{'' if folder in have else ' - *not run*'}"
+        for folder, stage in STAGES.items()
     ]
     return Section("stages", (bullets(lines),))
 
@@ -205,7 +202,8 @@ def _differences(numbers: Findings) -> Section | None:
     notes = [f"{escape(one.key)}: {escape(note)}" for one in found for note in one.notes]
     parts: list[str | Table] = [
         "A verdict is *no difference* only if the whole interval lies within "
-        f"{size(numbers.margin)}, *different* if it leaves out 0, else *undecided*. "
+        f"{size(numbers.margin)}, *lower* or *higher* if it leaves out 0 (of a single task, only if the exact test "
+        "agrees), else *undecided*. "
         "Detectable: the smallest true difference found with 80 % power.",
         tables.contrast_table(found),
     ]

@@ -106,7 +106,9 @@ TRAININGS = {
 }
 
 LAB = "lab"
-STAGES = {stage.folder: stage for stage in (*EVALUATIONS.values(), *TRAININGS.values())}
+_FIRST, _SECOND, *_AFTER = EVALUATIONS.values()
+# All of them by folder, in the order in which a study runs them.
+STAGES = {stage.folder: stage for stage in (_FIRST, _SECOND, *TRAININGS.values(), *_AFTER)}
 LEAKY_WARNING = (
     "3A is leaky: in its training each response token was visible to the place that had to "
     "predict it. Its numbers are a warning, never a result."

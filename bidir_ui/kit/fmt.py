@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 import re
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from bidir_core.runs.stages import LAB, STAGES
+
+if TYPE_CHECKING:
+    from bidir_core.analyse.stats import Estimate
 
 MINUS = "−"  # a real minus sign: as wide as the plus, never broken off at a line end
 NONE = "–"
@@ -63,6 +67,10 @@ def interval(low: float | None, high: float | None, digits: int = 1) -> str:
     if missing(low) or missing(high):
         return "no interval"
     return f"[{points(low, digits)}, {points(high, digits)}]"
+
+
+def interval_of(estimate: Estimate | None) -> str:
+    return interval(estimate.low, estimate.high) if estimate else "no interval"
 
 
 def count(value: float | None) -> str:

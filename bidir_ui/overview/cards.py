@@ -88,7 +88,7 @@ def _source(told: story.Story) -> Card:
         source_panel.title(source),
         f"{fmt.points(row.value)} points",
         f"Only the first token kept causal (sink=1), against {source.against}: "
-        f"{pair_view.delta_text(row.judgement, source.base.extent)}; "
+        f"{fmt.interval_of(row.interval)}, n = {fmt.count(row.n)}, {source.base.extent}; "
         f"{pair_view.short(row.words)}.",
     )
 
@@ -107,7 +107,7 @@ def _repair(told: story.Story) -> Card:
         return Card(
             story.title(study),
             f"{fmt.points(gap.value)} points",
-            f"Stage 4 against stage 1: {pair_view.delta_text(gap.judgement, items)}. "
+            f"Stage 4 against stage 1: {fmt.interval_of(gap.interval)}, n = {fmt.count(gap.n)}, {items}. "
             "Without its control this may be ordinary tuning.",
         )
     e, n_seeds, n_all = found.estimate, found.n_seeds, len(study.by_accuracy)

@@ -99,7 +99,7 @@ def delta_text(found: Judgement, items: str = "") -> str:
     e = found.estimate
     if e is None:
         return "no interval"
-    text = f"{fmt.points(e.value)} points {fmt.interval(e.low, e.high)}, n = {fmt.count(e.n)}"
+    text = f"{fmt.points(e.value)} points {fmt.interval_of(e)}, n = {fmt.count(e.n)}"
     return f"{text}, {items}" if items else text
 
 
