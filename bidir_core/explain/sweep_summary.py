@@ -182,12 +182,12 @@ class Sweep:
 
 
 def _half_width(found: Outcomes, slug: str, half: str | None) -> float | None:
-    """Half of the macro accuracy's own 95 % interval (normal, tasks independent)."""
+    """Half of the macro accuracy's own 95 % interval."""
     tasks = list(found.split(slug, found.mask(slug, half=half)).values())
-    if not tasks or any(len(one) < 2 for one in tasks):
+    if not tasks or not all(map(len, tasks)):
         return None
-    variance = math.fsum(one.mean() * (1 - one.mean()) / (len(one) - 1) for one in tasks)
-    return stats.Z_95 * math.sqrt(variance) / len(tasks)
+    level = stats.macro_delta([stats.accuracy(float(one.mean()), len(one)) for one in tasks])
+    return (level.high - level.low) / 2
 
 
 def _number(value: float) -> float | None:
