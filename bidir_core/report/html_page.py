@@ -8,7 +8,6 @@ the file's own Content-Security-Policy forbids to load or send anything.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -104,30 +103,12 @@ def page(report: Report, only: Collection[str] | None = None) -> str:
         folded=FOLDED,
         long=LONG,
         opening_length=OPENING,
-        command=command(report, only),
+        command=report.command(only),
         facts=facts(report),
         figures=_figures(drawn, report.stem),
         plotly=_plotly(),
         script=_file("report.js"),
     )
-
-
-def command(
-    report: Report,
-    only: Collection[str] | None = None,
-    out: str = "report.html",
-    flag: str = "--out",
-) -> str:
-    """The line that writes this report again or, with ``--paper`` as the flag, its paper."""
-    numbers = report.numbers
-    line = ["python", "-m", "bidir_core", "report", *(run.id for run in report.study.all_runs)]
-    if numbers.metric != "acc":
-        line += ["--metric", numbers.metric]
-    if numbers.margin != 0.01:
-        line += ["--margin", f"{100 * numbers.margin:g}"]
-    if only is not None:
-        line += ["--sections", ",".join(only)]
-    return shlex.join([*line, flag, out])
 
 
 def facts(report: Report) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -338,6 +339,19 @@ class Report:
         names = [re.sub(r"[^A-Za-z0-9._-]+", "-", run.path.name) for run in self.study.all_runs]
         more = f"_and-{len(names) - 2}-more" if len(names) > 2 else ""
         return "_".join(["report", *(name[:60] for name in names[:2])]) + more
+
+    def command(
+        self, only: Collection[str] | None = None, out: str = "report.html", flag: str = "--out"
+    ) -> str:
+        """The line that writes this report again or, with ``--paper`` as the flag, its paper."""
+        line = ["python", "-m", "bidir_core", "report", *(run.id for run in self.study.all_runs)]
+        if self.numbers.metric != "acc":
+            line += ["--metric", self.numbers.metric]
+        if self.numbers.margin != stats.MARGIN:
+            line += ["--margin", f"{100 * self.numbers.margin:g}"]
+        if only is not None:
+            line += ["--sections", ",".join(only)]
+        return shlex.join([*line, flag, out])
 
     def chosen(self, only: Collection[str] | None = None) -> list[Section]:
         """All sections, or those with these keys (see :func:`check_sections`)."""
