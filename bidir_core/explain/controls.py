@@ -1,7 +1,7 @@
 """Controls that could refute the story "the damage comes from the first token looking ahead".
 
 Each control says beforehand what would refute the story; ``control_points`` says what is run for
-it, and ``control_answers`` how its outcome follows from intervals.
+it. Its outcome follows from intervals.
 """
 
 from __future__ import annotations
@@ -9,22 +9,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.effects import Retention, above_floor_retention
-from bidir_core.analyse.pairing import pair
+from bidir_core.analyse.pairing import METRICS, pair
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
-from bidir_core.explain.control_points import ATTENTION_FILE
-from bidir_core.explain.sweep_points import SINK
+from bidir_core.explain.sweep_points import ATTENTION_FILE, SINK
+from bidir_core.explain.sweep_summary import Sweep, best, best_of_dials
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 from bidir_core.runs.run import Run
-
-if TYPE_CHECKING:
-    from bidir_core.explain.sweep_summary import Sweep
 
 
 def judge(sweep: Sweep) -> list[dict[str, Any]]:
@@ -429,3 +426,27 @@ def _mean(values: list[float]) -> Mean:
 
 def _percent(mean: float, low: float, high: float) -> str:
     return f"{100 * mean:.1f} % (95 % CI {100 * low:.1f} to {100 * high:.1f} %)"
+
+
+def summarise_sweep(run: Run) -> dict[str, Any]:
+    """The part of a sweep's ``metrics.json`` that its finished points decide."""
+    sweep = Sweep(run)
+    points = [
+        {
+            **point.to_json(sweep.usual),
+            "condition_words": point.condition.words(sweep.usual),
+            "n": int((sweep.runs[slug].metrics or {}).get("n_items") or 0),
+            "seconds": (sweep.runs[slug].metrics or {}).get("cost", {}).get("seconds"),
+            **{metric: sweep.numbers(slug, metric) for metric in METRICS},
+        }
+        for slug, point in sweep.points.items()
+    ]
+    return {
+        "n_points": len(points),
+        "n_planned": len(sweep.planned),
+        "n_items": max((point["n"] for point in points), default=0),
+        "points": points,
+        "best": {metric: best(sweep, metric) for metric in METRICS},
+        "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in METRICS},
+        "controls": judge(sweep) if run.settings.get("controls") else [],
+    }

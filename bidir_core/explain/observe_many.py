@@ -25,7 +25,7 @@ PARTS = ("prefix", "start", "continuation")
 _Item = dict[str, np.ndarray]
 
 
-def summarise(
+def observe_items(
     writer: RunWriter,
     loaded: LoadedModel,
     regimes: Sequence[Regime],

@@ -19,23 +19,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bidir_core.analyse.pairing import METRICS
+import numpy as np
+
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.common.progress import Progress, logging_to, terminable
 from bidir_core.common.settings import to_json
-from bidir_core.data.items import data_fingerprint
+from bidir_core.data.encoding import EncodedItem
+from bidir_core.data.items import Item, data_fingerprint
 from bidir_core.evaluate import evaluate
-from bidir_core.evaluate.scoring import auto_batch_tokens
-from bidir_core.explain import control_points
-from bidir_core.explain.control_points import Prompts
-from bidir_core.explain.controls import OUTCOME_WORDS, STORY
-from bidir_core.explain.sweep_points import SINK, Condition, LabConfig, Point, expand, lay_out
-from bidir_core.explain.sweep_summary import Sweep, best, best_of_dials, percent, removed_sentence
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.scoring import ScoringPlan, auto_batch_tokens, plan_scoring
+from bidir_core.explain.controls import OUTCOME_WORDS, STORY, summarise_sweep
+from bidir_core.explain.sweep_points import (
+    ATTENTION_FILE,
+    SINK,
+    Condition,
+    LabConfig,
+    Point,
+    condition_of,
+    control_points,
+    expand,
+    lay_out,
+    middle_token,
+)
+from bidir_core.explain.sweep_summary import percent, removed_sentence
 from bidir_core.models import loading
 from bidir_core.models.devices import device_name
 from bidir_core.models.loading import LoadedModel
-from bidir_core.regimes import CAUSAL, parse_regime
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 from bidir_core.runs.layout import LAB, check_new_run
 from bidir_core.runs.records import to_table, write_texts
 from bidir_core.runs.resume import resumable
@@ -50,7 +62,11 @@ def run_lab(config: LabConfig) -> Path:
     regimes = expand(config.sweeps, found.n_layers)
     prompts = Prompts(config, found)
     items, _, bos_added = prompts.of(prompts.usual)
-    extra, notes = control_points.plan(prompts) if config.controls else ([], [])
+    extra, notes = (
+        control_points(prompts.usual, prompts.of, prompts.loaded.tokenizer)
+        if config.controls
+        else ([], [])
+    )
     points = lay_out(prompts.usual, regimes, extra)
     loaded = loading.load_weights(found)
     prompts.loaded = loaded
@@ -66,7 +82,11 @@ def run_lab(config: LabConfig) -> Path:
             "points": [point.to_json(prompts.usual) for point in points],
             "notes": notes,
             "n_layers": found.n_layers,
-            **({"middle_token": control_points.middle_token(prompts)} if config.controls else {}),
+            **(
+                {"middle_token": middle_token(prompts.of(prompts.usual)[1])}
+                if config.controls
+                else {}
+            ),
         },
     )
     _run(writer, prompts, points, loaded)
@@ -124,8 +144,8 @@ def _run(writer: RunWriter, prompts: Prompts, points: Sequence[Point], loaded: L
             _run_point(writer, prompts, point, run, loaded, title, progress)
             _tell_left(log, progress, number, len(points), started, sum(before))
         if prompts.config.controls:
-            control_points.measure_attention(writer.path, prompts, loaded)
-        found = summarise(Run(writer.path))
+            measure_attention(writer.path, prompts, loaded)
+        found = summarise_sweep(Run(writer.path))
         spent = [(Run(run.path).metrics or {}).get("cost", {}).get("seconds", 0.0) for run in runs]
         writer.finish(
             metrics=found,
@@ -211,32 +231,6 @@ def _tell_left(
         log.info("%d of %d points done, about %.0f s left", number, total, left)
 
 
-def summarise(run: Run) -> dict[str, Any]:
-    """The part of a sweep's ``metrics.json`` that its finished points decide."""
-    from bidir_core.explain import controls
-
-    sweep = Sweep(run)
-    points = [
-        {
-            **point.to_json(sweep.usual),
-            "condition_words": point.condition.words(sweep.usual),
-            "n": int((sweep.runs[slug].metrics or {}).get("n_items") or 0),
-            "seconds": (sweep.runs[slug].metrics or {}).get("cost", {}).get("seconds"),
-            **{metric: sweep.numbers(slug, metric) for metric in METRICS},
-        }
-        for slug, point in sweep.points.items()
-    ]
-    return {
-        "n_points": len(points),
-        "n_planned": len(sweep.planned),
-        "n_items": max((point["n"] for point in points), default=0),
-        "points": points,
-        "best": {metric: best(sweep, metric) for metric in METRICS},
-        "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in METRICS},
-        "controls": controls.judge(sweep) if run.settings.get("controls") else [],
-    }
-
-
 # The end of a sweep for the terminal: its points, its controls, and the verdict last.
 
 FINDING_WIDTH = 72  # characters of a control's finding in a line
@@ -304,3 +298,79 @@ def _controls(controls: list[dict[str, Any]]) -> list[str]:
         return []
     table = formatting.table(("control", "the story is", "what was found"), rows, left=2)
     return ["", f"controls of the story that {STORY}:", *table.splitlines(), ""]
+
+
+ITEMS_PER_TASK = 5  # for the attention that triviality looks at
+
+
+def measure_attention(folder: Path, prompts: Prompts, loaded: LoadedModel) -> None:
+    """Where attention goes under each reference regime, on a few items of each task.
+
+    Written to ``attention.json``; a resumed sweep does not measure twice.
+    """
+    from bidir_core.common.files import write_json
+    from bidir_core.explain.observe import attention_shares
+
+    if (folder / ATTENTION_FILE).exists():
+        return
+    by_task: dict[str, list[Any]] = {}
+    for one in prompts.of(prompts.usual)[1]:
+        if not one.error and len(one.prefix(one.item.gold)) > 1:
+            by_task.setdefault(one.item.task, []).append(one)
+    chosen = []
+    for members in by_task.values():
+        places = np.linspace(0, len(members) - 1, min(ITEMS_PER_TASK, len(members)))
+        chosen += [members[int(place)] for place in places]
+    found: dict[str, Any] = {}
+    for regime in (CAUSAL, BIDIRECTIONAL, SINK):
+        means = [shares.mean() for _, shares in attention_shares(loaded, chosen, regime)]
+        found[str(regime)] = {
+            name: [round(float(mean[name].mean()), 5) for mean in means]
+            for name in ("first", "future", "past")
+        } | {
+            f"{name}_by_layer": np.mean([m[name].mean(-1) for m in means], axis=0).round(5).tolist()
+            for name in ("first", "future")
+        }
+    items = [one.item.item_id for one in chosen]
+    write_json(folder / ATTENTION_FILE, {"schema": 1, "items": items, "regimes": found}, dense=True)
+
+
+class Prompts:
+    """The items of one model, encoded once per prompt condition."""
+
+    def __init__(self, config: LabConfig, loaded: LoadedModel | loading.Preflight):
+        self.config, self.loaded = config, loaded
+        self.usual = condition_of(config)
+        self._items: dict[str, list[Item]] = {}  # by context: nothing else changes them
+        self._made: dict[Condition, tuple[list[Item], list[EncodedItem], bool]] = {}
+        self._plans: dict[tuple[Condition, bool], ScoringPlan] = {}
+
+    def evaluation(self, point: Point) -> EvalConfig:
+        """The settings of one point as an evaluation."""
+        return self.config.evaluation(
+            regime=point.regime, patch=point.patch, name=None, **point.condition._asdict()
+        )
+
+    def of(self, condition: Condition) -> tuple[list[Item], list[EncodedItem], bool]:
+        """Items, the same encoded, and whether a BOS stands in front."""
+        if condition not in self._made:
+            config = self.config.evaluation(**condition._asdict())
+            if condition.context not in self._items:
+                self._items[condition.context] = evaluate.read_items(config)
+            items = self._items[condition.context]
+            self._made[condition] = (items, *evaluate.encode(config, self.loaded, items))
+        return self._made[condition]
+
+    def plan(self, point: Point, loaded: LoadedModel) -> ScoringPlan:
+        """The batch plan, as in an evaluation; regimes that are not causal share one."""
+        regime = parse_regime(point.regime)
+        slot = (point.condition, regime.is_causal)
+        if slot not in self._plans:
+            self._plans[slot] = plan_scoring(
+                self.of(point.condition)[1],
+                regime=CAUSAL if regime.is_causal else BIDIRECTIONAL,
+                device=loaded.device,
+                batch_tokens=self.config.batch_tokens,
+                implementation=loaded.implementation,
+            )
+        return self._plans[slot]
