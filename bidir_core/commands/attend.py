@@ -20,10 +20,12 @@ def fill(parser: argparse.ArgumentParser) -> None:
     """The command line's arguments."""
     add_arguments(parser, AttendConfig)
     parser.add_argument(
-        "--regime", action="append", metavar="REGIME",
+        "--regime",
+        action="append",
+        metavar="REGIME",
         help="who sees whom; give it twice to compare two, for averages up to four times "
         f"(default: {' and '.join(DEFAULT_REGIMES)})",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--resume", metavar="RUN", default=None, help="go on with this unfinished run"
     )

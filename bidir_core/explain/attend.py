@@ -38,14 +38,17 @@ class AttendConfig:
     revision: str | None = same_as(EvalConfig, "revision")
     checkpoint: str | None = same_as(EvalConfig, "checkpoint")
     task: str | None = setting(
-        None, help="a task's name, or the path of a JSONL file with your own items; averages take "
-        "several, comma-separated", role="identity",
-    )  # fmt: skip
+        None,
+        help="a task's name, or the path of a JSONL file with your own items; averages take "
+        "several, comma-separated",
+        role="identity",
+    )
     doc_id: int | None = setting(None, help="the item's number in its split", role="identity")
     choice: int | None = setting(
-        None, help="which choice follows the item's prefix (the right one if left out)",
+        None,
+        help="which choice follows the item's prefix (the right one if left out)",
         role="identity",
-    )  # fmt: skip
+    )
     prompt: str | None = setting(None, help="your own prompt, instead of --task", role="identity")
     continuation: str | None = setting(
         None, help="what follows your own prompt; begin it with its space", role="identity"
@@ -60,9 +63,11 @@ class AttendConfig:
     seed: int = same_as(EvalConfig, "seed", help="for --sample random")
     split: str = same_as(EvalConfig, "split", help="which split of the task")
     regimes: tuple[str, ...] = setting(
-        DEFAULT_REGIMES, help="the regimes, the first being what others are compared with",
-        role="identity", cli=False,
-    )  # fmt: skip
+        DEFAULT_REGIMES,
+        help="the regimes, the first being what others are compared with",
+        role="identity",
+        cli=False,
+    )
     dtype: str = same_as(EvalConfig, "dtype")
     device: str = same_as(EvalConfig, "device")
     bos: str = same_as(EvalConfig, "bos")
@@ -187,7 +192,7 @@ def attend(config: AttendConfig, *, loaded: LoadedModel | None = None) -> Path:
         kind="attend",
         model_fingerprint=loaded.fingerprint,
         tokenizer_fingerprint=getattr(loaded, "tokenizer_fingerprint", None),
-        data_fingerprint=data_fingerprint(one.item for one in encoded),
+        data_fingerprint=data_fingerprint(item.item for item in encoded),
         bos_added=bos_added,
         dtype=loaded.dtype,
         attention="eager",
@@ -218,7 +223,7 @@ def resume_attend(reference: str | Path, given: Mapping[str, Any]) -> Path:
     regimes = [parse_regime(regime) for regime in config.regimes]
     plan = _preflight(config, regimes)
     encoded, _ = _encode(config, plan, read_items(config))
-    fingerprint = data_fingerprint(one.item for one in encoded)
+    fingerprint = data_fingerprint(item.item for item in encoded)
     check_same(known, "data_fingerprint", fingerprint, "the benchmark data")
     loaded = loading.load_weights(plan)
     check_same(known, "model_fingerprint", loaded.fingerprint, "the model")
@@ -257,11 +262,10 @@ def read_items(config: AttendConfig) -> list[Item]:
     assert config.task is not None
     source: dict[str, Any] = {"split": config.split, "data_source": config.data_source}
     if config.limit is not None:
-        return load_items(
-            config.tasks, limit=config.limit, sample=config.sample, seed=config.seed, **source,  # type: ignore[arg-type]
-        )  # fmt: skip
+        source |= {"limit": config.limit, "sample": config.sample, "seed": config.seed}
+        return load_items(config.tasks, **source)
     ids = [config.doc_id] if config.doc_id is not None else [int(i) for i in config.items]
-    items = load_items_by_id(config.task, [i for i in ids if i is not None], **source)
+    items = load_items_by_id(config.task, ids, **source)
     if config.choice is not None and not 0 <= config.choice < items[0].n_choices:
         raise UserError(
             f"--choice {config.choice}: {items[0].item_id} has choices 0 to "
@@ -281,33 +285,35 @@ def _encode(
     encoded = encoder.encode(items)
     bos_added = encoder.bos_added(encoded)
     chosen = []
-    for one in encoded:
-        if one.error is not None and not config.is_summary:
-            raise UserError(f"{_name(one)} cannot be observed: {one.error}")
-        chosen.append(_one_choice(one, config.choice, alone))
+    for item in encoded:
+        if item.error is not None and not config.is_summary:
+            raise UserError(f"{_name(item)} cannot be observed: {item.error}")
+        chosen.append(_one_choice(item, config.choice, alone))
         n_tokens = len(chosen[-1].prefixes[0]) + len(chosen[-1].continuations[0])
-        if one.error is None and n_tokens > plan.max_length:
+        if item.error is None and n_tokens > plan.max_length:
             raise UserError(
-                f"{_name(one)} needs {n_tokens} tokens and the model's window holds "
+                f"{_name(item)} needs {n_tokens} tokens and the model's window holds "
                 f"{plan.max_length}; shorten it (nothing is truncated)"
             )
     return chosen, bos_added
 
 
-def _one_choice(one: EncodedItem, choice: int | None, alone: bool) -> EncodedItem:
-    choice = one.item.gold if choice is None else choice
+def _one_choice(encoded: EncodedItem, choice: int | None, alone: bool) -> EncodedItem:
+    choice = encoded.item.gold if choice is None else choice
     item = replace(
-        one.item, gold=0, contexts=(one.item.context(choice),),
-        continuations=("",) if alone else (one.item.continuations[choice],),
-    )  # fmt: skip
-    context = one.contexts[choice] if len(one.contexts) > 1 else one.contexts[0]
+        encoded.item,
+        gold=0,
+        contexts=(encoded.item.context(choice),),
+        continuations=("",) if alone else (encoded.item.continuations[choice],),
+    )
+    context = encoded.contexts[choice] if len(encoded.contexts) > 1 else encoded.contexts[0]
     nothing = Tokens(np.empty(0, dtype=np.int64), np.empty((0, 2), dtype=np.int64))
-    continuation = nothing if alone else one.continuations[choice]
-    return EncodedItem(item, (context,), (one.prefix(choice),), (continuation,), one.error)
+    continuation = nothing if alone else encoded.continuations[choice]
+    return EncodedItem(item, (context,), (encoded.prefix(choice),), (continuation,), encoded.error)
 
 
-def _name(one: EncodedItem) -> str:
-    return "the prompt" if one.item.task == "prompt" else f"item {one.item.item_id}"
+def _name(encoded: EncodedItem) -> str:
+    return "the prompt" if encoded.item.task == "prompt" else f"item {encoded.item.item_id}"
 
 
 def _write(

@@ -26,7 +26,7 @@ from bidir_core.runs.run import Run
 
 def judge(sweep: Sweep) -> list[dict[str, Any]]:
     """Each control with its question, what would refute the story, its outcome and finding."""
-    found = []
+    judged = []
     for control in CONTROLS:
         name, title, question, refuted_by, ask = control
         try:
@@ -34,7 +34,7 @@ def judge(sweep: Sweep) -> list[dict[str, Any]]:
         except UserError as error:
             outcome, finding = "undecided", f"cannot be judged: {error}"
         if finding:
-            found.append(
+            judged.append(
                 {
                     "name": name,
                     "title": title,
@@ -44,7 +44,7 @@ def judge(sweep: Sweep) -> list[dict[str, Any]]:
                     "finding": finding,
                 }
             )
-    return found
+    return judged
 
 
 # Triviality: is bidirectional attention still used under ``sink=1``, or did it stop mattering?
@@ -97,24 +97,14 @@ def keys_or_values(sweep: Sweep) -> Answer:
     return "open", finding[0].upper() + finding[1:] + reading
 
 
-def necessity(sweep: Sweep) -> Answer:
-    """``sink=1``: does keeping the first token causal remove the damage?"""
-    slug = sweep.slug_of(str(SINK), sweep.usual)
-    if slug is None:
-        return NOT_RUN
-    share, text = _removes(sweep, slug)
-    outcome: Outcome = {"most": "supports", "little": "refutes"}.get(standing(share), "undecided")  # type: ignore[assignment]
-    return outcome, f"Keeping the first token causal {text}."
-
-
 def one_point(dial: str, subject: str, if_most: Outcome, if_little: Outcome) -> Callable[..., Any]:
     """How a control of one point, whose ``dial`` has a value fixed beforehand, is judged."""
 
     def ask(sweep: Sweep) -> Answer:
-        found = _control_with(sweep, dial)
-        if found is None:
+        control = _control_with(sweep, dial)
+        if control is None:
             return NOT_RUN
-        slug, value = found
+        slug, value = control
         share, text = _removes(sweep, slug)
         outcome = {"most": if_most, "little": if_little}.get(standing(share), "undecided")
         return outcome, f"{subject.format(value)} {text}."  # type: ignore[return-value]
@@ -140,7 +130,7 @@ def prompt_conditions(sweep: Sweep) -> Answer:
             said.append(f"{name}: bidirectional {_points(damage)}, sink=1 {text}")
     if len(said) < 2:
         return NOT_RUN
-    if all(one == "most" for one in standings):
+    if set(standings) == {"most"}:
         outcome: Outcome = "supports"
     elif "little" in standings:
         outcome = "partly" if "most" in standings else "refutes"
@@ -178,55 +168,69 @@ def triviality(sweep: Sweep) -> Answer:
 # (name, title, question, what would refute the story, how it is judged)
 CONTROLS: tuple[tuple[str, str, str, str, Callable[[Sweep], Answer]], ...] = (
     (
-        "necessity", "Necessity (sink=1)",
+        "necessity",
+        "Necessity (sink=1)",
         "Does keeping the first token causal remove the damage?",
-        "Less than half of the damage removed, with its whole interval.", necessity,
+        "Less than half of the damage removed, with its whole interval.",
+        one_point("sink", "Keeping the first token causal", "supports", "refutes"),
     ),
     (
-        "sufficiency", "Sufficiency (rows=0-0)",
+        "sufficiency",
+        "Sufficiency (rows=0-0)",
         "If only the first token looks ahead, is the damage there?",
-        "Less than half of the damage, with its whole interval.", sufficiency,
+        "Less than half of the damage, with its whole interval.",
+        sufficiency,
     ),
     (
-        "placebo", "Placebo (skip=J)",
+        "placebo",
+        "Placebo (skip=J)",
         "Does keeping one token in the middle causal help as well?",
         "More than half of the damage removed, with its whole interval: any token would do.",
         one_point("skip", "Keeping token {} causal", "refutes", "supports"),
     ),
     (
-        "relocated", "Relocated sink (self=J)",
+        "relocated",
+        "Relocated sink (self=J)",
         "Can another token that sees only itself stand in for the first?",
         "More than half of the damage removed, with its whole interval: it is not the first token.",
         one_point("self_token", "Letting token {} see only itself", "refutes", "supports"),
     ),
     (
-        "keys-values", "Key or value (patched)",
+        "keys-values",
+        "Key or value (patched)",
         "Is it how the first token is found (keys), or what is read from it (values)?",
-        "Nothing here: patching both is sink=1 exactly. It says by which path.", keys_or_values,
+        "Nothing here: patching both is sink=1 exactly. It says by which path.",
+        keys_or_values,
     ),
     (
-        "triviality", "Triviality (attention ahead)",
+        "triviality",
+        "Triviality (attention ahead)",
         "Is bidirectional attention still used under sink=1, or did it merely stop mattering?",
         f"Under {100 * TRIVIAL:.0f} % of attention on tokens ahead, with its whole interval.",
         triviality,
     ),
     (
-        "prompts", "Prompt conditions",
+        "prompts",
+        "Prompt conditions",
         "Does it hold with the BOS token the other way, and with the chat template?",
-        "A prompt in which sink=1 removes less than half of the damage.", prompt_conditions,
+        "A prompt in which sink=1 removes less than half of the damage.",
+        prompt_conditions,
     ),
     (
-        "tail", "Last prompt token (tail=1)",
+        "tail",
+        "Last prompt token (tail=1)",
         "Is it instead that earlier tokens see the last one, from which the answer is predicted?",
         "More than half of the damage removed, with its whole interval.",
         one_point("tail", "Hiding the last prompt token from earlier ones", "refutes", "supports"),
     ),
     (
-        "floor", "Context floor (no context)",
+        "floor",
+        "Context floor (no context)",
         "Is there any use of the context to lose?",
-        "A causal run that does not beat the same model without any context.", context_floor,
+        "A causal run that does not beat the same model without any context.",
+        context_floor,
     ),
-)  # fmt: skip
+)
 
 # What a sweep's points say to each control: an outcome from intervals alone, and a sentence.
 
@@ -238,9 +242,12 @@ STORY = "the damage comes from the first token looking ahead"
 
 # After a control with this outcome the story is ..
 OUTCOME_WORDS: Mapping[Outcome, str] = {
-    "supports": "not refuted", "refutes": "refuted", "partly": "refuted in part",
-    "undecided": "undecided", "open": "for information",
-}  # fmt: skip
+    "supports": "not refuted",
+    "refutes": "refuted",
+    "partly": "refuted in part",
+    "undecided": "undecided",
+    "open": "for information",
+}
 
 HALF = 0.5
 
@@ -289,8 +296,7 @@ def _control_with(sweep: Sweep, dial: str) -> tuple[str, Any] | None:
 
     A sweep may hold more of the kind: which token is the control's was fixed before any was run.
     """
-    middle = sweep.run.config.get("middle_token")
-    wanted = 1 if dial == "tail" else middle
+    wanted = 1 if dial in ("sink", "tail") else sweep.run.config.get("middle_token")
     for slug, point in sweep.points.items():
         regime = parse_regime(point.regime)
         value = getattr(regime, dial)
@@ -351,7 +357,9 @@ def observed(metrics: Mapping[str, Any] | None) -> Answer | None:
     if metrics is None:
         return None
     try:
-        shares = {one["regime"]: one["overall"]["prefix"]["future"] for one in metrics["observed"]}
+        shares = {
+            entry["regime"]: entry["overall"]["prefix"]["future"] for entry in metrics["observed"]
+        }
         sink, plain = (
             (share["mean"][0], share["low"][0], share["high"][0])
             for share in (shares[str(SINK)], shares[str(BIDIRECTIONAL)])
@@ -416,11 +424,11 @@ def _changed_answers(sweep: Sweep) -> str:
 
 def _mean(values: list[float]) -> Mean:
     """A mean over items with its normal 95 % interval."""
-    found = np.asarray(values, dtype=np.float64)
-    mean = float(found.mean()) if len(found) else math.nan
-    if len(found) < 2:
+    numbers = np.asarray(values, dtype=np.float64)
+    mean = float(numbers.mean()) if len(numbers) else math.nan
+    if len(numbers) < 2:
         return mean, math.nan, math.nan
-    half = stats.Z_95 * float(found.std(ddof=1)) / math.sqrt(len(found))
+    half = stats.Z_95 * float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
     return mean, mean - half, mean + half
 
 

@@ -58,9 +58,9 @@ from bidir_core.runs.writer import RunWriter
 def run_lab(config: LabConfig) -> Path:
     """Run a sweep and return its folder. UserError on bad input, before anything is written."""
     check_new_run(config.runs_dir, config.name)
-    found = evaluate.preflight(config.evaluation(), CAUSAL)
-    regimes = expand(config.sweeps, found.n_layers)
-    prompts = Prompts(config, found)
+    plan = evaluate.preflight(config.evaluation(), CAUSAL)
+    regimes = expand(config.sweeps, plan.n_layers)
+    prompts = Prompts(config, plan)
     items, _, bos_added = prompts.of(prompts.usual)
     extra, notes = (
         control_points(prompts.usual, prompts.of, prompts.loaded.tokenizer)
@@ -68,7 +68,7 @@ def run_lab(config: LabConfig) -> Path:
         else ([], [])
     )
     points = lay_out(prompts.usual, regimes, extra)
-    loaded = loading.load_weights(found)
+    loaded = loading.load_weights(plan)
     prompts.loaded = loaded
     writer = RunWriter.create(
         LAB,
@@ -81,7 +81,7 @@ def run_lab(config: LabConfig) -> Path:
             "batch_tokens": config.batch_tokens or auto_batch_tokens(loaded.device),
             "points": [point.to_json(prompts.usual) for point in points],
             "notes": notes,
-            "n_layers": found.n_layers,
+            "n_layers": plan.n_layers,
             **(
                 {"middle_token": middle_token(prompts.of(prompts.usual)[1])}
                 if config.controls
@@ -145,10 +145,10 @@ def _run(writer: RunWriter, prompts: Prompts, points: Sequence[Point], loaded: L
             _tell_left(log, progress, number, len(points), started, sum(before))
         if prompts.config.controls:
             measure_attention(writer.path, prompts, loaded)
-        found = summarise_sweep(Run(writer.path))
+        metrics = summarise_sweep(Run(writer.path))
         spent = [(Run(run.path).metrics or {}).get("cost", {}).get("seconds", 0.0) for run in runs]
         writer.finish(
-            metrics=found,
+            metrics=metrics,
             cost={
                 "seconds": round(sum(spent), 3),
                 "wall_seconds": round(time.monotonic() - started, 3),
@@ -156,7 +156,7 @@ def _run(writer: RunWriter, prompts: Prompts, points: Sequence[Point], loaded: L
             },
         )
         progress.close()
-        for line in lines(found):
+        for line in lines(metrics):
             log.info("%s", line)
 
 
@@ -175,7 +175,7 @@ def _run_point(
     texts = _texts_name(point.condition, prompts.usual)
     if not (sweep.path / texts).exists():
         compact = prompts.config.compact
-        rows = [evaluate.item_fields(one, tokens=not compact) for one in encoded]
+        rows = [evaluate.item_fields(item, tokens=not compact) for item in encoded]
         if compact:
             rows = [{**row, **dict.fromkeys(("contexts", "continuations"))} for row in rows]
         write_texts(to_table(rows), sweep.path / texts)
@@ -238,22 +238,22 @@ FINDING_WIDTH = 72  # characters of a control's finding in a line
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
+def lines(metrics: Mapping[str, Any]) -> list[str]:
     """A finished sweep's ``metrics.json`` in words; what an earlier version lacks is left out."""
-    out = _points(found.get("points") or [])
-    for kind, one in ((found.get("best_of_dials") or {}).get("acc") or {}).items():
-        out.append(f"of {kind}: {one['sentence']}")
-    out += _controls(found.get("controls") or [])
-    said = verdict(found)
+    out = _points(metrics.get("points") or [])
+    for kind, chosen in ((metrics.get("best_of_dials") or {}).get("acc") or {}).items():
+        out.append(f"of {kind}: {chosen['sentence']}")
+    out += _controls(metrics.get("controls") or [])
+    said = verdict(metrics)
     return [*out, f"verdict: {said}"] if said else out
 
 
-def verdict(found: Mapping[str, Any]) -> str | None:
+def verdict(metrics: Mapping[str, Any]) -> str | None:
     """What the sweep's best point does to the damage; where none was chosen, what sink=1 does."""
-    if chosen := (found.get("best") or {}).get("acc"):
+    if chosen := (metrics.get("best") or {}).get("acc"):
         return str(chosen["sentence"])
-    usual = next((point["condition"] for point in found.get("points") or []), None)
-    for point in found.get("points") or []:
+    usual = next((point["condition"] for point in metrics.get("points") or []), None)
+    for point in metrics.get("points") or []:
         if (point["regime"], point["patch"], point["condition"]) == (str(SINK), None, usual):
             return removed_sentence(point["regime"], point["acc"]) + "."
     return None
@@ -289,9 +289,9 @@ def _tied(text: str) -> str:
 def _controls(controls: list[dict[str, Any]]) -> list[str]:
     """What each control says of the story, wrapped to a table."""
     rows = []
-    for one in controls:
-        title, outcome = one["title"], OUTCOME_WORDS[one["outcome"]]
-        for part in textwrap.wrap(_tied(one["finding"]), FINDING_WIDTH):
+    for control in controls:
+        title, outcome = control["title"], OUTCOME_WORDS[control["outcome"]]
+        for part in textwrap.wrap(_tied(control["finding"]), FINDING_WIDTH):
             rows.append((title, outcome, part.replace(NO_BREAK, " ")))
             title = outcome = ""
     if not rows:
@@ -314,25 +314,27 @@ def measure_attention(folder: Path, prompts: Prompts, loaded: LoadedModel) -> No
     if (folder / ATTENTION_FILE).exists():
         return
     by_task: dict[str, list[Any]] = {}
-    for one in prompts.of(prompts.usual)[1]:
-        if not one.error and len(one.prefix(one.item.gold)) > 1:
-            by_task.setdefault(one.item.task, []).append(one)
+    for item in prompts.of(prompts.usual)[1]:
+        if not item.error and len(item.prefix(item.item.gold)) > 1:
+            by_task.setdefault(item.item.task, []).append(item)
     chosen = []
     for members in by_task.values():
         places = np.linspace(0, len(members) - 1, min(ITEMS_PER_TASK, len(members)))
         chosen += [members[int(place)] for place in places]
-    found: dict[str, Any] = {}
+    by_regime: dict[str, Any] = {}
     for regime in (CAUSAL, BIDIRECTIONAL, SINK):
         means = [shares.mean() for _, shares in attention_shares(loaded, chosen, regime)]
-        found[str(regime)] = {
+        by_regime[str(regime)] = {
             name: [round(float(mean[name].mean()), 5) for mean in means]
             for name in ("first", "future", "past")
         } | {
             f"{name}_by_layer": np.mean([m[name].mean(-1) for m in means], axis=0).round(5).tolist()
             for name in ("first", "future")
         }
-    items = [one.item.item_id for one in chosen]
-    write_json(folder / ATTENTION_FILE, {"schema": 1, "items": items, "regimes": found}, dense=True)
+    items = [item.item.item_id for item in chosen]
+    write_json(
+        folder / ATTENTION_FILE, {"schema": 1, "items": items, "regimes": by_regime}, dense=True
+    )
 
 
 class Prompts:

@@ -57,18 +57,18 @@ class Sweep:
 
     def regimes(self, n_layers: int) -> list[Regime]:
         """Its points in order, each once. UserError for layers that the model lacks."""
-        found: dict[Regime, None] = {}
+        regimes: dict[Regime, None] = {}
         for product in self.products:
             for settings in itertools.product(*(axis.settings(n_layers) for axis in product)):
                 dials = ",".join(filter(None, settings))
                 regime = parse_regime("bidirectional" + (f":{dials}" if dials else ""))
                 regime.check_layers(n_layers)
-                found[regime] = None
-            if len(found) > MOST_POINTS:
+                regimes[regime] = None
+            if len(regimes) > MOST_POINTS:
                 raise UserError(
                     f"--sweep {self.text}: more than {MOST_POINTS} points; sweep fewer values"
                 )
-        return list(found)
+        return list(regimes)
 
 
 def expand(sweeps: Iterable[Sweep], n_layers: int) -> list[Regime]:
@@ -108,7 +108,7 @@ def _axis(text: str, written: str) -> Axis:
 
 def _layer_values(text: str, parts: Sequence[str]) -> list[str]:
     """Ranges as they are; ``windows:1``, ``5``, ``10`` as three families of windows."""
-    found, in_windows = [], False
+    written, in_windows = [], False
     for part in parts:
         bare = re.fullmatch(r"[0-9]{1,4}", part) is not None
         if bare and in_windows:
@@ -125,8 +125,8 @@ def _layer_values(text: str, parts: Sequence[str]) -> list[str]:
                 raise UserError(
                     f"--sweep {text}: layers takes {_LAYER_WORDS}, not '{part}'"
                 ) from None
-        found.append(part)
-    return found
+        written.append(part)
+    return written
 
 
 def _ranges(value: str, n_layers: int) -> list[str]:
@@ -258,10 +258,10 @@ def lay_out(
     points = [Point(str(regime), usual, part="reference") for regime in (CAUSAL, BIDIRECTIONAL)]
     points += [Point(str(regime), usual) for regime in regimes]
     points += [replace(point, part="control") for point in controls]
-    found: dict[Any, Point] = {}
+    unique: dict[Any, Point] = {}
     for point in points:
-        found.setdefault(point.key, point)
-    return list(found.values())
+        unique.setdefault(point.key, point)
+    return list(unique.values())
 
 
 # What the controls need to be run.

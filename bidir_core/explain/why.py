@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 
 
 # What a run decides where the command line does not.
-_READING = (
-    "model", "revision", "checkpoint", "split", "bos", "chat_template", "data_source",
-)  # fmt: skip
+_READING = ("model", "revision", "checkpoint", "split", "bos", "chat_template", "data_source")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +131,17 @@ def resolve(config: WhyConfig) -> tuple[WhyConfig, EvalConfig, Run | None]:
             f"{whose}: there is nothing to explain; give a bidirectional --regime or --as-run such a run"
         )
     reading = replace(
-        reading, **given, regime=regime, dtype=config.dtype, device=config.device,
-        attn=config.attn, limit=None, sample="first", fold="all", batch_tokens=None,
-    )  # fmt: skip
+        reading,
+        **given,
+        regime=regime,
+        dtype=config.dtype,
+        device=config.device,
+        attn=config.attn,
+        limit=None,
+        sample="first",
+        fold="all",
+        batch_tokens=None,
+    )
     kept = {f.name: getattr(reading, f.name) for f in fields(WhyConfig) if hasattr(reading, f.name)}
     for name in ("runs_dir", "name"):
         kept[name] = getattr(config, name)
@@ -145,8 +151,8 @@ def resolve(config: WhyConfig) -> tuple[WhyConfig, EvalConfig, Run | None]:
 def _task_of(config: WhyConfig, reading: EvalConfig, run: Run) -> str:
     """The run's own name or path of the task; its records must hold the item."""
     wanted = name_of(config.task)
-    found = [task for task in reading.tasks if name_of(task) == wanted]
-    if not found:
+    tasks = [task for task in reading.tasks if name_of(task) == wanted]
+    if not tasks:
         raise UserError(
             f"the run '{run.id}' was not made on '{wanted}'; its tasks are {', '.join(run.tasks)}"
         )
@@ -154,7 +160,7 @@ def _task_of(config: WhyConfig, reading: EvalConfig, run: Run) -> str:
         raise UserError(
             f"the run '{run.id}' has no item {wanted}/{config.doc_id}; name one it scored"
         )
-    return found[0]
+    return tasks[0]
 
 
 def settings_for_run(config: WhyConfig) -> dict[str, Any]:
@@ -191,9 +197,7 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
 
 
 def _what_happened(result: Mapping[str, Any]) -> str:
-    before, after, gold = (
-        result["causal"]["choice"], result["opened"]["choice"], result["gold"],
-    )  # fmt: skip
+    before, after, gold = (result["causal"]["choice"], result["opened"]["choice"], result["gold"])
     regime = result["regime"]
     mark = {choice: " (right)" if choice == gold else " (wrong)" for choice in (before, after)}
     if before == after:
@@ -208,7 +212,7 @@ def _closest(result: Mapping[str, Any]) -> str:
 
 def turned(points: Sequence[Mapping[str, Any]], choice: int) -> list[int]:
     """Which of the points give ``choice``."""
-    return [i for i, one in enumerate(points) if one["choice"] == choice]
+    return [i for i, point in enumerate(points) if point["choice"] == choice]
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -249,22 +253,22 @@ def _range(first: int, last: int) -> str:
 
 def _tokens(result: Mapping[str, Any]) -> str:
     before, tokens = result["causal"]["choice"], result["tokens"]
-    back = [one for one in tokens if one["choice"] == before]
-    tried = sum(one["looks_ahead"] for one in tokens)
-    wide = any(one["first"] != one["last"] for one in tokens)
+    back = [token for token in tokens if token["choice"] == before]
+    tried = sum(token["looks_ahead"] for token in tokens)
+    wide = any(token["first"] != token["last"] for token in tokens)
     unit = "token or span of tokens" if wide else "prompt token"
     if not back:
         return f"No single {unit} made causal again turns it back ({tried} tried)."
     if len(back) <= 3:
-        names = [_token(result, one) for one in back]
+        names = [_token(result, token) for token in back]
         named = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]
         more = "and no other" if len(back) == 1 else "each alone"
         return f"Of {tried} {unit}s, {named} made causal again turns it back, {more}."
     return f"Of {tried} {unit}s, {len(back)} each turn it back alone, {_token(result, back[0])} among them."
 
 
-def _token(result: Mapping[str, Any], one: Mapping[str, Any]) -> str:
-    first, last = one["first"], one["last"]
+def _token(result: Mapping[str, Any], token: Mapping[str, Any]) -> str:
+    first, last = token["first"], token["last"]
     where = f"token {first}" if first == last else f"tokens {first}-{last}"
     text = "".join(result["pieces"][first : last + 1]).strip()
     if not text:
@@ -274,15 +278,17 @@ def _token(result: Mapping[str, Any], one: Mapping[str, Any]) -> str:
 
 
 def _strength(result: Mapping[str, Any]) -> str:
-    found = result["lambda"]
-    if found["high"] is None:
+    strengths = result["lambda"]
+    if strengths["high"] is None:
         return "At every lambda tried the answer stays."
-    if not found["low"]:
-        text = f"Even lambda={found['high']:g} flips it"
+    if not strengths["low"]:
+        text = f"Even lambda={strengths['high']:g} flips it"
     else:
-        text = f"It flips between lambda={found['low']:.3g} and {found['high']:.3g}"
+        text = f"It flips between lambda={strengths['low']:.3g} and {strengths['high']:.3g}"
     back = (
-        ", and back again above that, so there is no single threshold" if found["returns"] else ""
+        ", and back again above that, so there is no single threshold"
+        if strengths["returns"]
+        else ""
     )
     return f"{text}{back}."
 
@@ -334,12 +340,15 @@ def _read(config: WhyConfig, reading: Any, plan: Any, run: Run | None) -> tuple[
     from bidir_core.evaluate import evaluate
 
     if reading.num_fewshot or reading.context != "full":
-        items = [one for one in evaluate.read_items(reading) if one.doc_id == config.doc_id]
+        items = [item for item in evaluate.read_items(reading) if item.doc_id == config.doc_id]
     else:
         items = load_items_by_id(
-            config.task, [config.doc_id], split=reading.split,
-            repeat_prompt=reading.repeat_prompt, data_source=reading.data_source,
-        )  # fmt: skip
+            config.task,
+            [config.doc_id],
+            split=reading.split,
+            repeat_prompt=reading.repeat_prompt,
+            data_source=reading.data_source,
+        )
     if not items:
         raise UserError(f"there is no item {name_of(config.task)}/{config.doc_id}")
     encoded, bos_added = evaluate.encode(reading, plan, items)
@@ -368,9 +377,8 @@ def _write(
 
     with writer, terminable(), logging_to(writer.path / "log.txt") as log:
         log.info(
-            "why %s on %s under %s -> %s",
-            encoded.item.item_id, config.model, regime, writer.id,
-        )  # fmt: skip
+            "why %s on %s under %s -> %s", encoded.item.item_id, config.model, regime, writer.id
+        )
         started = time.monotonic()
         progress: Progress | None = None
 
