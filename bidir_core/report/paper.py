@@ -86,11 +86,12 @@ def write_files(report: Report, folder: Path, tell: Tell = lambda share, next_st
     claims = make_claims(numbers)
     (folder / "tables").mkdir()
     for table in (*tables.values(), claims_table(claims)):
-        _write(folder / "tables" / f"{table.key}.tex", paper_latex.tabular(table) + "\n")
-        _write(folder / "tables" / f"{table.key}.csv", table.csv())
+        if table:
+            _write(folder / "tables" / f"{table.key}.tex", paper_latex.tabular(table) + "\n")
+            _write(folder / "tables" / f"{table.key}.csv", table.csv())
     _write(folder / "numbers.tex", number_macros(numbers))
-    found = claims_json(numbers, claims)
-    _write(folder / "claims.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    claims_text = json.dumps(claims_json(numbers, claims), indent=1, ensure_ascii=False)
+    _write(folder / "claims.json", claims_text + "\n")
     (folder / "figures").mkdir()
     with style():
         for done, (name, draw) in enumerate(FIGURES.items(), 1):

@@ -156,13 +156,13 @@ def _of_contrast(
         test = UNPAIRED if contrast.basis == "unpaired" else NO_TEST
     source = row or contrast
     difference = row.delta if row is not None else contrast.value
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "first": source.acc_a,
         "second": source.acc_b,
         "difference": difference,
     }
     if row is not None:
-        found |= {"p": row.p_values, "p_holm": row.p_holm}
+        values |= {"p": row.p_values, "p_holm": row.p_holm}
     p_holm = row.p_holm if row is not None else ()
     return Claim(
         statement,
@@ -170,7 +170,7 @@ def _of_contrast(
         f"{contrast.b} minus {contrast.a}" + (f", {row.task}" if row else ""),
         test,
         source.interval,
-        found | _ends(source.interval),
+        values | _ends(source.interval),
         tuple(dict.fromkeys(run for pair in contrast.runs for run in pair)),
         "" if source.interval else "no interval can be computed from what the runs hold",
         tuple(dict.fromkeys(_cautions(numbers, contrast, row))),

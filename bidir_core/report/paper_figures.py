@@ -130,20 +130,20 @@ def ladder(numbers: Numbers) -> Figure | None:
     study, metric = numbers.study, numbers.metric
     cells = [cell for cell in ordered_cells(study) if not cell[0].leaky]
     levels = [(cell, level(study.runs(*cell), metric)) for cell in cells]
-    shown = [(cell, found) for cell, found in levels if found is not None]
+    shown = [(cell, accuracy) for cell, accuracy in levels if accuracy is not None]
     if not shown:
         return None
     figure = _new_figure(0.75 + 0.23 * len(shown))
     axes = figure.subplots()
     _rows_axis(axes, [cell_title(study, cell) for cell, _ in shown])
-    for y, ((arm, regime), found) in enumerate(shown):
+    for y, ((arm, regime), accuracy) in enumerate(shown):
         colour, marker = LOOKS[arm.code]
         fill = "white" if regime == CAUSAL else colour
-        if found.interval is not None:
-            ends = [found.interval.low, found.interval.high]
+        if accuracy.interval is not None:
+            ends = [accuracy.interval.low, accuracy.interval.high]
             axes.plot(ends, [y, y], color=colour, linewidth=1.2)
         axes.plot(
-            [found.value], [y], marker=marker, color=colour, markersize=5.5, markerfacecolor=fill
+            [accuracy.value], [y], marker=marker, color=colour, markersize=5.5, markerfacecolor=fill
         )
     floor = study.floor.metrics if study.floor is not None else None
     references = (
@@ -186,12 +186,14 @@ def two_by_two(numbers: Numbers) -> Figure | None:
         shift = 0.05 * (i - (len(arms) - 1) / 2)
         regimes = (CAUSAL, study.own_regime(arm))
         levels = [level(study.runs(arm, regime), numbers.metric) for regime in regimes]
-        points = [(x + shift, found) for x, found in enumerate(levels) if found is not None]
-        x, y = [x for x, _ in points], [found.value for _, found in points]
+        points = [
+            (x + shift, accuracy) for x, accuracy in enumerate(levels) if accuracy is not None
+        ]
+        x, y = [x for x, _ in points], [accuracy.value for _, accuracy in points]
         axes.plot(x, y, markersize=5, linewidth=1.2, **_look(arm))
-        for place, found in points:
-            if found.interval is not None:
-                ends = [found.interval.low, found.interval.high]
+        for place, accuracy in points:
+            if accuracy.interval is not None:
+                ends = [accuracy.interval.low, accuracy.interval.high]
                 axes.plot([place, place], ends, color=_look(arm)["color"], linewidth=0.9)
     axes.set_xticks([0, 1], ["causal attention", "bidirectional prefill"])
     axes.set_xlim(-0.35, 1.35)

@@ -40,9 +40,13 @@ def _rows_figure(
         zeroline=False, showgrid=True, gridcolor=FAINT, gridwidth=1, fixedrange=True, **MEASURED
     )
     figure.update_yaxes(
-        range=[n_rows - 0.5, -0.5], showgrid=False, zeroline=False, fixedrange=True, ticks="",
+        range=[n_rows - 0.5, -0.5],
+        showgrid=False,
+        zeroline=False,
+        fixedrange=True,
+        ticks="",
         **MEASURED,
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -115,14 +119,22 @@ def _pad_range(figure: go.Figure, values: Sequence[float], *, around: float | No
 
 def _direct_labels(figure: go.Figure, texts: Iterable[str], bold: Iterable[bool] = ()) -> None:
     """A text at the right edge of each row, outside the plot. All at once: one by one is slow."""
-    figure.update_layout(annotations=[
-        {
-            "x": 1, "xref": "paper", "xanchor": "left", "xshift": 10, "y": row,
-            "text": f"<b>{inert(text)}</b>" if strong else inert(text),
-            "showarrow": False, "font": {"size": 13}, "align": "left",
-        }
-        for row, (text, strong) in enumerate(zip_longest(texts, bold, fillvalue=False))
-    ])  # fmt: skip
+    figure.update_layout(
+        annotations=[
+            {
+                "x": 1,
+                "xref": "paper",
+                "xanchor": "left",
+                "xshift": 10,
+                "y": row,
+                "text": f"<b>{inert(text)}</b>" if strong else inert(text),
+                "showarrow": False,
+                "font": {"size": 13},
+                "align": "left",
+            }
+            for row, (text, strong) in enumerate(zip_longest(texts, bold, fillvalue=False))
+        ]
+    )
 
 
 def _intervals(
@@ -165,11 +177,14 @@ def forest(frame: pd.DataFrame) -> go.Figure:
     _direct_labels(figure, frame["text"], frame["total"])
     _intervals(figure, frame, colours, [3 if total else 2 for total in frame["total"]])
     figure.add_scatter(
-        x=(100 * frame["delta"]).tolist(), y=list(range(len(frame))), mode="markers",
-        customdata=[[key] for key in frame["key"]], hoverinfo="text",
+        x=(100 * frame["delta"]).tolist(),
+        y=list(range(len(frame))),
+        mode="markers",
+        customdata=[[key] for key in frame["key"]],
+        hoverinfo="text",
         text=[f"{inert(line.label)}<br>{inert(line.text)}" for line in frame.itertuples()],
         marker={"color": colours, "size": 13, "symbol": symbols},
-    )  # fmt: skip
+    )
     _row_labels(figure, ([label] for label in frame["label"]))
     _pad_range(figure, [*frame["low"], *frame["high"], *frame["delta"]], around=0.0)
     figure.update_xaxes(title="Difference in accuracy, points (95 % interval)", ticksuffix="")
@@ -198,9 +213,13 @@ def levels(frame: pd.DataFrame, name_a: str, name_b: str) -> go.Figure:
         (frame["b"], f"{name_b}:", {"color": BLUE, "size": 12, "symbol": "diamond"}),
     ):
         figure.add_scatter(
-            x=(100 * values).tolist(), y=rows, mode="markers", hoverinfo="text", marker=marker,
+            x=(100 * values).tolist(),
+            y=rows,
+            mode="markers",
+            hoverinfo="text",
+            marker=marker,
             text=[inert(f"{name} {100 * value:.1f} %") for value in values],
-        )  # fmt: skip
+        )
     for row, line in enumerate(frame.itertuples()):
         if line.total:
             figure.add_hline(y=row - 0.5, line={"color": FAINT, "width": 1})
@@ -210,13 +229,22 @@ def levels(frame: pd.DataFrame, name_a: str, name_b: str) -> go.Figure:
     pairs = sorted([(first.a, name_a, GREY), (first.b, name_b, BLUE)])
     for (value, name, colour), anchor in zip(pairs, ("right", "left"), strict=True):
         figure.add_annotation(
-            x=100 * value, y=0, yshift=20, text=inert(name), showarrow=False, xanchor=anchor,
+            x=100 * value,
+            y=0,
+            yshift=20,
+            text=inert(name),
+            showarrow=False,
+            xanchor=anchor,
             font={"size": 12, "color": colour},
-        )  # fmt: skip
+        )
     figure.add_annotation(
-        x=100 * frame.iloc[-1].chance, y=len(frame) - 1, yshift=-16, text="chance",
-        showarrow=False, font={"size": 11, "color": GREY},
-    )  # fmt: skip
+        x=100 * frame.iloc[-1].chance,
+        y=len(frame) - 1,
+        yshift=-16,
+        text="chance",
+        showarrow=False,
+        font={"size": 11, "color": GREY},
+    )
     _row_labels(figure, ([label] for label in frame["label"]))
     _pad_range(figure, [*frame["a"], *frame["b"], *frame["chance"]])
     figure.update_xaxes(title="Accuracy, %")
@@ -231,22 +259,25 @@ def dots(frame: pd.DataFrame, *, title: str, reference: float | None = None) -> 
     labels = [wrapped(label) for label in frame["label"]]
     widest = max((len(line) for lines in labels for line in lines), default=10)
     figure = _rows_figure(
-        len(frame), left=40 + 7 * widest, right=170,
-        lines=max(map(len, labels), default=1),
-    )  # fmt: skip
+        len(frame), left=40 + 7 * widest, right=170, lines=max(map(len, labels), default=1)
+    )
     if reference is not None:
         figure.add_vline(x=100 * reference, line={"color": GREY, "width": 1.5, "dash": "dot"})
     colours = frame["colour"].tolist()
     _intervals(figure, frame, colours, [2] * len(frame))
     figure.add_scatter(
-        x=(100 * frame["value"]).tolist(), y=list(range(len(frame))), mode="markers",
+        x=(100 * frame["value"]).tolist(),
+        y=list(range(len(frame))),
+        mode="markers",
         hoverinfo="text",
         text=[inert(f"{line.label}: {line.text}") for line in frame.itertuples()],
         marker={
-            "color": colours, "size": 12, "symbol": frame["symbol"].tolist(),
+            "color": colours,
+            "size": 12,
+            "symbol": frame["symbol"].tolist(),
             "line": {"width": 2, "color": colours},
         },
-    )  # fmt: skip
+    )
     _direct_labels(figure, frame["text"])
     _row_labels(figure, labels)
     _pad_range(figure, [*frame["low"], *frame["high"], *frame["value"]], around=reference)

@@ -26,7 +26,10 @@ STAGES = (
         "(`--prompt-bidir-response-causal-train`)",
     ),
     ("Stage 3C", "control: same data, order, steps and seed as 3B, causal mask (`--causal-train`)"),
-    ("Stage 3A (leaky)", "bidirectional over prompt and response: a warning exhibit, never a result"),
+    (
+        "Stage 3A (leaky)",
+        "bidirectional over prompt and response: a warning exhibit, never a result",
+    ),
     (
         "Distil",
         "the base model's own causal predictions, taught under the bidirectional regime "
@@ -34,15 +37,27 @@ STAGES = (
     ),
     ("Stage 4", "a fine-tuned checkpoint under bidirectional prefill"),
     ("Non-prefill compare", "base and fine-tuned checkpoint, both causal"),
-)  # fmt: skip
+)
 
 
 def build_sections(numbers: Numbers) -> list[Section]:
     """Every section that the study has something for."""
     makers: tuple[Callable[[Numbers], Section | None], ...] = (
-        _scope, _stages, _macro, _per_task, _answers, _non_prefill, _two_by_two, _differences,
-        _churn, _leaky, _training, _curve, _cost, _artifacts,
-    )  # fmt: skip
+        _scope,
+        _stages,
+        _macro,
+        _per_task,
+        _answers,
+        _non_prefill,
+        _two_by_two,
+        _differences,
+        _churn,
+        _leaky,
+        _training,
+        _curve,
+        _cost,
+        _artifacts,
+    )
     return [section for make in makers if (section := make(numbers)) is not None]
 
 
@@ -53,7 +68,7 @@ def _scope(numbers: Numbers) -> Section:
     how_many = f"first {limit} per task" if limit else "all items"
     if limit and settings.get("sample", "first") != "first":
         how_many = f"{limit} per task, {settings['sample']} sample"
-    errors = sum((one.metrics or {}).get("n_errors") or 0 for one in numbers.study.all_runs)
+    errors = sum((each.metrics or {}).get("n_errors") or 0 for each in numbers.study.all_runs)
     lines = [
         f"Base model: {code(numbers.study.model)}",
         f"Eval tasks: {', '.join(code(task) for task in run.tasks)}",
@@ -100,9 +115,10 @@ def _stages(numbers: Numbers) -> Section:
 
 def _macro(numbers: Numbers) -> Section:
     against = {
-        cell: found
+        cell: contrast
         for cell in numbers.study.cells
-        if cell != numbers.stage1 and (found := numbers.between(numbers.stage1, cell)) is not None
+        if cell != numbers.stage1
+        and (contrast := numbers.between(numbers.stage1, cell)) is not None
     }
     parts: list[str | Table] = [tables.macro_table(numbers.study, against)]
     parts += [note] if (note := tables.seeds_note(numbers.study, against)) else []
@@ -141,7 +157,7 @@ def _per_task(numbers: Numbers) -> Section:
         attempt = numbers.attempt(arm)
         shown += [attempt.gain, attempt.gap]
         cells.append((arm, numbers.study.own_regime(arm)))
-    known = [one for one in shown if one is not None]
+    known = [contrast for contrast in shown if contrast is not None]
     parts: list[str | Table] = [tables.per_task_table(numbers.study, numbers.metric, cells, known)]
     if set(numbers.study.cells) - set(cells):
         parts += ["All arms:", tables.all_cells_table(numbers.study, numbers.metric)]
@@ -215,15 +231,19 @@ def _two_by_two(numbers: Numbers) -> Section | None:
 
 
 def _differences(numbers: Numbers) -> Section | None:
-    found = numbers.contrasts()
-    if not found:
+    contrasts = numbers.contrasts()
+    if not contrasts:
         return None
-    notes = [f"{escape(one.key)}: {escape(note)}" for one in found for note in one.notes]
+    notes = [
+        f"{escape(contrast.key)}: {escape(note)}"
+        for contrast in contrasts
+        for note in contrast.notes
+    ]
     parts: list[str | Table] = [
         "A verdict is *no difference* only if the whole interval lies within "
         f"{answers.size(numbers.margin)}, *different* if it leaves out 0, else *undecided*. "
         "Detectable: the smallest true difference found with 80 % power.",
-        tables.contrast_table(found),
+        tables.contrast_table(contrasts),
     ]
     if notes:
         parts.append(bullets(dict.fromkeys(notes)))
@@ -231,8 +251,10 @@ def _differences(numbers: Numbers) -> Section | None:
 
 
 def _churn(numbers: Numbers) -> Section | None:
-    found = [one for one in numbers.contrasts(leaky=False) if one.basis == "paired"]
-    if not found:
+    contrasts = [
+        contrast for contrast in numbers.contrasts(leaky=False) if contrast.basis == "paired"
+    ]
+    if not contrasts:
         return None
     text = (
         "Items whose correctness changed, in either direction (broken: right to wrong; fixed: "
@@ -240,7 +262,7 @@ def _churn(numbers: Numbers) -> Section | None:
         "With several seeds, counts are means and there is one p value for each seed; with more than "
         f"{tables.MOST_P_VALUES}, the lowest and the highest."
     )
-    return Section("churn", (text, tables.test_table(found)))
+    return Section("churn", (text, tables.test_table(contrasts)))
 
 
 def _leaky(numbers: Numbers) -> Section | None:
@@ -250,13 +272,14 @@ def _leaky(numbers: Numbers) -> Section | None:
     parts = [f"**{answers.LEAKY_WARNING}**"]
     for arm in leaky:
         regime = numbers.study.own_regime(arm)
-        found = [
-            numbers.between(numbers.stage1, (arm, regime)), numbers.between(numbers.stage1, (arm, CAUSAL))
-        ]  # fmt: skip
+        contrasts = [
+            numbers.between(numbers.stage1, (arm, regime)),
+            numbers.between(numbers.stage1, (arm, CAUSAL)),
+        ]
         lines = [
-            f"{escape(one.b)} (LEAKY) against stage 1: {answers.against(one)}"
-            for one in found
-            if one is not None
+            f"{escape(contrast.b)} (LEAKY) against stage 1: {answers.against(contrast)}"
+            for contrast in contrasts
+            if contrast is not None
         ]
         parts.append(bullets(lines or ["It was not evaluated."]))
     return Section("leaky", tuple(parts))
@@ -313,11 +336,11 @@ def capital(text: str) -> str:
     return shown[:1].upper() + shown[1:]
 
 
-def _ci(one: Contrast) -> str:
-    if one.interval is None:
+def _ci(contrast: Contrast) -> str:
+    if contrast.interval is None:
         return "; no interval"
-    source = "unpaired " if one.basis == "unpaired" else ""
-    estimate: stats.Estimate = one.interval
+    source = "unpaired " if contrast.basis == "unpaired" else ""
+    estimate: stats.Estimate = contrast.interval
     return f"; difference in points, {source}{answers.interval_of(estimate)}"
 
 
