@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,13 @@ LINE_PIXELS = 17
 LABEL_WIDTH, LABEL_LINES = 40, 4  # characters that fit beside a chart, and lines of them
 # For axes whose margins are given: a browser that measures the labels draws half as fast.
 MEASURED = {"automargin": False, "ticklabeloverflow": "allow"}
+# For axes that stay as they are, without a grid.
+PLAIN_AXIS: dict[str, Any] = {
+    "showgrid": False,
+    "zeroline": False,
+    "fixedrange": True,
+    "automargin": False,
+}
 MASK_COLOURS = ("rgba(127,127,127,0.10)", GREY, BLUE, RED)  # hidden, back, ahead, lost
 
 
@@ -291,8 +299,7 @@ def mask(
     """Who sees whom as a heat map; the upper triangle is always drawn.
 
     ``cells``: int [query, key], an index into ``names``, whose colours are :data:`MASK_COLOURS`.
-    A Plotly heat map returns no clicks, so an invisible layer of points lies over it (x: key, y:
-    query). Above 128 tokens the points are a grid of at most 96 a side.
+    Clicks: x key, y query; above 128 tokens they land on a grid of at most 96 a side.
     """
     total, side = len(labels), 600
     scale = []
@@ -316,27 +323,16 @@ def mask(
     texts = None
     if total <= 64:  # beyond this the hover texts weigh more than the picture
         texts = [
-            f"{q} {_shown(labels[q])} · {names[cells[q, k]]} · {k} {_shown(labels[k])}"
+            f"{q} {shown_token(labels[q])} · {names[cells[q, k]]} · {k} {shown_token(labels[k])}"
             for q, k in zip(query.tolist(), key.tolist(), strict=True)
         ]
-    # All but one are left undrawn, which answers clicks the same and costs no WebGL.
-    figure.add_scatter(
-        x=key,
-        y=query,
-        mode="markers",
-        marker={"opacity": 0, "size": max(4.0, side * step / total), "maxdisplayed": 1},
-        hoverinfo="text" if texts else "none",
-        text=texts,
-    )
-    for shape in (
-        {"x0": n_prefix - 0.5, "x1": n_prefix - 0.5, "y0": -0.5, "y1": total - 0.5},
-        {"x0": -0.5, "x1": total - 0.5, "y0": n_prefix - 0.5, "y1": n_prefix - 0.5},
-    ):
-        figure.add_shape(type="line", line={"color": RED, "width": 1.5}, **shape)
+    size = max(4.0, side * step / total)
+    add_clickable(figure, key, query, size, text=texts, hoverinfo="text" if texts else "none")
+    figure.update_layout(shapes=prompt_borders(n_prefix, total))
     axis = {"showgrid": False, "zeroline": False, "ticks": ""}
     if total <= 48:
         axis |= {"tickmode": "array", "tickvals": list(range(total))}
-        axis["ticktext"] = [_shown(label) for label in labels]
+        axis["ticktext"] = [shown_token(label) for label in labels]
     figure.update_xaxes(
         **axis, title="is seen (key)", side="top", tickangle=-60, range=[-0.5, total - 0.5]
     )
@@ -353,7 +349,27 @@ def mask(
     return figure
 
 
-def _shown(label: str) -> str:
+def add_clickable(figure: go.Figure, x: Any, y: Any, size: float, **options: Any) -> None:
+    """Lay invisible points over a heat map, which by itself returns no clicks.
+
+    All but one are left undrawn: 20 times faster than drawing them invisibly, and clicks and hover
+    texts are the same.
+    """
+    marker = {"opacity": 0, "size": size, "maxdisplayed": 1}
+    figure.add_scatter(x=x, y=y, mode="markers", marker=marker, showlegend=False, **options)
+
+
+def prompt_borders(n_prefix: int, total: int) -> list[dict[str, Any]]:
+    """The lines between prompt and continuation in a picture of ``total`` by ``total`` tokens."""
+    border, end = n_prefix - 0.5, total - 0.5
+    line = {"type": "line", "line": {"color": RED, "width": 1.5}}
+    return [
+        line | {"x0": border, "x1": border, "y0": -0.5, "y1": end},
+        line | {"x0": -0.5, "x1": end, "y0": border, "y1": border},
+    ]
+
+
+def shown_token(label: str) -> str:
     """A token for an axis: spaces visible, markup inert, at most 12 characters."""
     text = label.replace(" ", "·").replace("\n", "⏎")
     return inert(text if len(text) <= 12 else text[:11] + "…")

@@ -10,20 +10,27 @@ import plotly.graph_objects as go
 from plotly.colors import sequential
 from plotly.subplots import make_subplots
 
-from bidir_core.report.plots import BLUE, FAINT, GREEN, GREY, RED, inert
+from bidir_core.report.plots import (
+    BLUE,
+    FAINT,
+    GREEN,
+    GREY,
+    PLAIN_AXIS,
+    RED,
+    add_clickable,
+    inert,
+    prompt_borders,
+    shown_token,
+)
 
 # First regime, second, and so on.
 COLOURS = ((GREY, "circle"), (BLUE, "diamond"), (GREEN, "square"), (RED, "triangle-up"))
 
 SCALE = "Viridis"
 
-AXIS: dict[str, Any] = {
-    "showgrid": False,
-    "zeroline": False,
-    "ticks": "",
-    "fixedrange": True,
-    "automargin": False,
-}
+AXIS = PLAIN_AXIS | {"ticks": ""}
+
+GRID = {"showgrid": True, "gridcolor": FAINT}
 
 Values = Sequence[float] | np.ndarray
 
@@ -79,17 +86,9 @@ def by_layer(
             marker={"color": colour, "size": 7, "symbol": symbol + ("-open" if is_second else "")},
             hovertemplate=f"layer %{{x}}: %{{y:.3~g}}{unit}<extra>{inert(line.name)}</extra>",
         )
-    figure.update_xaxes(
-        title="layer", showgrid=False, zeroline=False, fixedrange=True, automargin=False
-    )
-    figure.update_yaxes(
-        title=title,
-        gridcolor=FAINT,
-        zeroline=False,
-        fixedrange=True,
-        automargin=False,
-        **({"type": "log", "dtick": 1} if log else {"rangemode": "tozero"}),
-    )
+    scale = {"type": "log", "dtick": 1} if log else {"rangemode": "tozero"}
+    figure.update_xaxes(title="layer", **PLAIN_AXIS)
+    figure.update_yaxes(title=title, **PLAIN_AXIS | GRID | scale)
     figure.update_layout(
         height=330,
         margin={"l": 60, "r": 10, "t": 10, "b": 44},
@@ -139,31 +138,15 @@ def head_grid(
             row=1,
             col=number,
         )
-        figure.add_scatter(  # left undrawn, as those by token are
-            x=head,
-            y=layer,
-            mode="markers",
-            hoverinfo="text",
-            marker={"opacity": 0, "size": 1.3 * height, "maxdisplayed": 1},
-            text=[
-                f"layer {i}, head {j}: {factor * panel[i, j]:.3g}{unit}"
-                for i, j in zip(layer.tolist(), head.tolist(), strict=True)
-            ],
-            row=1,
-            col=number,
-            showlegend=False,
-        )
+        texts = [
+            f"layer {i}, head {j}: {factor * panel[i, j]:.3g}{unit}"
+            for i, j in zip(layer.tolist(), head.tolist(), strict=True)
+        ]
+        size, place = 1.3 * height, {"row": 1, "col": number}
+        add_clickable(figure, head, layer, size, text=texts, hoverinfo="text", **place)
         if selected is not None:
-            figure.add_shape(
-                type="rect",
-                x0=selected[1] - 0.5,
-                x1=selected[1] + 0.5,
-                y0=selected[0] - 0.5,
-                y1=selected[0] + 0.5,
-                line={"color": RED, "width": 2.5},
-                row=1,
-                col=number,
-            )
+            outline = _outline(*selected) | {"line": {"color": RED, "width": 2.5}}
+            figure.add_shape(**outline, row=1, col=number)
     tick = _tick(n_heads) if len(panels) <= 2 else max(_tick(n_heads), n_heads // 2)
     figure.update_xaxes(title="head", **AXIS, range=[-0.5, n_heads - 0.5], dtick=tick, tickangle=0)
     figure.update_yaxes(**AXIS, range=[n_layers - 0.5, -0.5], dtick=_tick(n_layers))
@@ -174,6 +157,12 @@ def head_grid(
         margin={"l": 50, "r": 10, "t": top_margin, "b": 46},
     )
     return figure
+
+
+def _outline(row: int, column: int) -> dict[str, Any]:
+    """A rectangle around a cell."""
+    ends = {"x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5}
+    return {"type": "rect", **ends}
 
 
 def _clear(colour: str) -> str:
@@ -246,25 +235,20 @@ def weights(
             "len": 0.9,
         },
     )
-    _clickable(figure, first if minus is None else first - minus, total, side)
-    line: dict[str, Any] = {"type": "line", "line": {"color": RED, "width": 1.5}}
-    border, end = n_prefix - 0.5, total - 0.5
-    shapes = [
-        line | {"x0": border, "x1": border, "y0": -0.5, "y1": end},
-        line | {"x0": -0.5, "x1": end, "y0": border, "y1": border},
-    ]
+    step = _step(total)
+    query, key = (grid.reshape(-1) for grid in np.mgrid[0:total:step, 0:total:step])
+    shown = first if minus is None else first - minus
+    add_clickable(
+        figure,
+        key.astype(np.int16),
+        query.astype(np.int16),
+        max(4.0, side * step / total),
+        customdata=(100 * shown[query, key]).astype(np.float32),
+        hovertemplate="%{y} → %{x}<br>%{customdata:.3g} %<extra></extra>",
+    )
+    shapes = prompt_borders(n_prefix, total)
     if cell is not None:
-        query, key = cell
-        shapes.append(
-            {
-                "type": "rect",
-                "x0": key - 0.5,
-                "x1": key + 0.5,
-                "y0": query - 0.5,
-                "y1": query + 0.5,
-                "line": {"color": RED, "width": 2},
-            }
-        )
+        shapes.append(_outline(*cell) | {"line": {"color": RED, "width": 2}})
     figure.update_layout(shapes=shapes)
     _token_axes(figure, pieces, every=_step(total))
     figure.update_xaxes(title="is seen (key)", side="top", constrain="domain")
@@ -353,23 +337,8 @@ def layer_map(
 _VIRIDIS: list[list[Any]] = [[at / 9, colour] for at, colour in enumerate(sequential.Viridis)]
 
 
-def _clickable(figure: go.Figure, values: np.ndarray, total: int, side: int) -> None:
-    """Heat maps return no clicks: a layer of points does, and shows the value. All but one of them
-    are left undrawn, which is 20 times faster than drawing them invisibly and answers the same."""
-    step = _step(total)
-    query, key = (grid.reshape(-1) for grid in np.mgrid[0:total:step, 0:total:step])
-    figure.add_scatter(
-        x=key.astype(np.int16),
-        y=query.astype(np.int16),
-        mode="markers",
-        marker={"opacity": 0, "size": max(4.0, side * step / total), "maxdisplayed": 1},
-        customdata=(100 * values[query, key]).astype(np.float32),
-        hovertemplate="%{y} → %{x}<br>%{customdata:.3g} %<extra></extra>",
-    )
-
-
 def _step(total: int) -> int:
-    """Every how manyth row and column can be clicked."""
+    """Of the rows and columns, one in so many can be clicked."""
     return -(-total // MAX_CLICKS)
 
 
@@ -380,7 +349,7 @@ def _token_axes(
     Plotly takes an axis' tick texts for that, shown or not. ``every``: those that can be hovered."""
     total = len(pieces)
     named = list(range(0, total, every))
-    texts = [f"{i} {_shown(pieces[i])}" for i in named]
+    texts = [f"{i} {shown_token(pieces[i])}" for i in named]
     roomy = total <= ROOMY
     axis = AXIS | {"tickmode": "array", "tickvals": named, "ticktext": texts}
     figure.update_xaxes(
@@ -422,8 +391,3 @@ def _signed_log(values: np.ndarray) -> np.ndarray:
     """-1..1 to -1..1: logarithmic from 0.1 point up to 100 points, 0 below."""
     size = np.log10(np.maximum(np.abs(values), 1e-3)) / 3 + 1
     return np.sign(values) * size
-
-
-def _shown(piece: str) -> str:
-    text = piece.replace(" ", "·").replace("\n", "⏎")
-    return inert(text if len(text) <= 12 else text[:11] + "…")

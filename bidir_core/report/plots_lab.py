@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from bidir_core.regimes import Regime, parse_regime
-from bidir_core.report.plots import BLUE, FAINT, GREEN, GREY, RED, inert
+from bidir_core.report.plots import BLUE, FAINT, GREEN, GREY, PLAIN_AXIS, RED, add_clickable, inert
 
 SERIES = ((BLUE, "circle"), (RED, "square"), (GREEN, "diamond"), (GREY, "triangle-up"))
 
@@ -101,14 +101,9 @@ def curves(
         tickvals=at,
         ticktext=[inert(t) for t in labels],
         range=[min(at) - room, max(at) + room] if at else None,
-        showgrid=False,
-        zeroline=False,
-        fixedrange=True,
-        automargin=False,
+        **PLAIN_AXIS,
     )
-    figure.update_yaxes(
-        title=y_title, gridcolor=FAINT, zeroline=False, fixedrange=True, automargin=False
-    )
+    figure.update_yaxes(title=y_title, **PLAIN_AXIS | {"showgrid": True, "gridcolor": FAINT})
     return figure
 
 
@@ -158,15 +153,8 @@ def layer_map(frame: pd.DataFrame, n_layers: int, *, unit: str, chosen: str = ""
     )
     y = [row[width] for width in frame["width"]]
     size = max(6, min(24, 620 // max(n_layers, 1)))
-    figure.add_scatter(
-        x=frame["start"],
-        y=y,
-        mode="markers",
-        customdata=frame[["slug"]].to_numpy(),
-        marker={"opacity": 0, "size": size, "maxdisplayed": 1},
-        hoverinfo="text",
-        text=[inert(text) for text in frame["text"]],
-    )
+    slugs, texts = frame[["slug"]].to_numpy(), [inert(text) for text in frame["text"]]
+    add_clickable(figure, frame["start"], y, size, customdata=slugs, text=texts, hoverinfo="text")
     sure = frame[frame["different"]]
     figure.add_scatter(
         x=sure["start"],
@@ -195,10 +183,7 @@ def layer_map(frame: pd.DataFrame, n_layers: int, *, unit: str, chosen: str = ""
         title="first layer of the range",
         range=[-0.5, n_layers - 0.5],
         dtick=1 if n_layers <= 32 else 4,
-        showgrid=False,
-        zeroline=False,
-        fixedrange=True,
-        automargin=False,
+        **PLAIN_AXIS,
     )
     figure.update_yaxes(
         title="layers",
@@ -206,10 +191,7 @@ def layer_map(frame: pd.DataFrame, n_layers: int, *, unit: str, chosen: str = ""
         tickvals=list(range(len(widths))),
         ticktext=[str(width) for width in widths],
         range=[-0.5, len(widths) - 0.5],
-        showgrid=False,
-        zeroline=False,
-        fixedrange=True,
-        automargin=False,
+        **PLAIN_AXIS,
     )
     return figure
 
