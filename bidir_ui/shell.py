@@ -20,6 +20,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from bidir_core.common.errors import UserError
 from bidir_core.runs.layout import is_read_only, runs_roots
+from bidir_core.runs.stages import STAGES
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import data, pair
 
@@ -188,9 +189,7 @@ GLOSSARY = (
      "above-chance retention subtracts chance from both."),
     ("McNemar, Holm", "An exact test on broken against fixed; Holm corrects it for looking at "
      "several tasks."),
-    ("stages", "1: base model, causal. 2: base model, bidirectional prefill. 3B: fine-tuned with a "
-     "bidirectional prompt. 3C: the control, the same fine-tune with a causal prompt. 4: the 3B "
-     "model, evaluated bidirectionally."),
+    ("stages", ". ".join(f"{stage.name}: {stage.what}" for stage in STAGES.values()) + "."),
 )  # fmt: skip
 
 

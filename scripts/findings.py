@@ -19,6 +19,8 @@ from bidir_core.analyse import stats
 from bidir_core.analyse.compare import compare
 from bidir_core.analyse.effects import Retention
 from bidir_core.analyse.pairing import METRICS
+from bidir_core.analyse.phrases import JSON_WORDS
+from bidir_core.analyse.verdict import judge
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.explain.controls import above, standing
@@ -67,7 +69,7 @@ def claims() -> str:
         )
     rows = [
         [
-            f"`{model}`", formatting.count(delta.n), text.delta(delta), stats.verdict(delta),
+            f"`{model}`", formatting.count(delta.n), text.delta(delta), JSON_WORDS[judge(delta).verdict],
             text.share(removed), standing(vars(removed)),
         ]
         for model, delta, removed in told

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bidir_core.analyse import effects, stats
+from bidir_core.analyse.study import arm_of, items_key
 from bidir_core.common.errors import UserError
 from bidir_core.explain.sweep_summary import Outcomes, outcomes
 from bidir_core.runs.find import list_runs
@@ -25,17 +26,6 @@ from bidir_core.runs.run import Run
 BASE = {"causal": "bf16-causal", "bidirectional": "bf16-bidirectional"}
 STAGE1 = BASE["causal"]
 FOLDS: dict[str, str | None] = {"explore": "explore", "confirm": "confirm", "all": None}
-# What runs of one name have in common if one is the other made again.
-SAME = ("model", "revision", "tasks", "limit", "split", "fold", "regime", "context", "dtype")
-SAME_TRAINING = (
-    "objective",
-    "method",
-    "steps",
-    "data",
-    "data_fingerprint",
-    "causal_anchor",
-    "seed",
-)
 # A side of a difference: its sign, and its runs by seed (a run without seeds stands alone).
 Side = tuple[int, Sequence[str]]
 
@@ -64,8 +54,10 @@ def repetitions(roots: Sequence[Path | str] | None = None) -> dict[str, list[Run
 
 
 def _made_like(run: Run) -> tuple[object, ...]:
+    """What runs of one name have in common if one is the other made again."""
     trained = run.config.get("training_record") or {}
-    return (*map(run.settings.get, SAME), *map(trained.get, SAME_TRAINING))
+    same = run.regime, run.settings.get("context"), trained.get("data_fingerprint")
+    return items_key(run, dtype=True), *arm_of(run), *same
 
 
 def by_run(runs: Mapping[str, Sequence[Run]], names: Iterable[str]) -> Outcomes:

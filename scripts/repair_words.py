@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from bidir_core.analyse import stats
+from bidir_core.analyse import verdict as library
+from bidir_core.analyse.phrases import JSON_WORDS
+from bidir_core.analyse.verdict import Aim, judge
 from bidir_core.common import formatting
 from scripts.repair_pairs import estimate
 
-_WORDS = {"no difference": "equivalent", "different": "different", "undecided": "undecided"}
+_WORDS = JSON_WORDS | {"equivalent": "equivalent"}
 
 
 def judged(claim: Mapping[str, Any]) -> dict[str, str]:
@@ -25,22 +28,12 @@ def judged(claim: Mapping[str, Any]) -> dict[str, str]:
 
 def word(one: stats.Estimate, margin: float) -> str:
     """equivalent: the whole interval within the margin; different: it excludes 0; or undecided."""
-    return _WORDS[stats.verdict(one, margin=margin / 100)]
+    return _WORDS[judge(one, margin=margin / 100).verdict]
 
 
-def reached(aim: str, margin: float, one: stats.Estimate) -> str:
+def reached(aim: Aim, margin: float, one: stats.Estimate) -> str:
     """``yes`` and ``no`` only where the whole interval says so."""
-    edge = margin / 100
-    met, failed = {
-        "at least": (one.low >= 0, one.high < 0),
-        "above": (one.low > 0, one.high < 0),
-        "within": (-edge < one.low and one.high < edge, one.low >= edge or one.high <= -edge),
-        "within or better": (one.low > -edge, one.high <= -edge),
-        "none": (False, False),
-    }[aim]
-    if aim == "none":
-        return ""
-    return "yes" if met else "no" if failed else "undecided"
+    return library.reached(aim, one, margin / 100)
 
 
 def aim_text(aim: str, margin: float) -> str:

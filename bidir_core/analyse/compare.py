@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from bidir_core.analyse import effects, stats
 from bidir_core.analyse.effects import Retention, above_floor_retention
 from bidir_core.analyse.flips import flip_classes
 from bidir_core.analyse.pairing import Metric, PairedItems, pair, unchecked_notes
+from bidir_core.analyse.phrases import JSON_WORDS, phrase, retention_text, sentence
+from bidir_core.analyse.verdict import Judgement, Verdict, judge
 from bidir_core.common.errors import UserError
 from bidir_core.common.formatting import count, p_text, points, table
 from bidir_core.regimes import parse_regime
@@ -25,8 +27,8 @@ class Row:
     """One task, or ``macro``. Accuracies and differences are fractions; b minus a.
 
     ``low``/``high``: the 95 % interval of ``delta``. ``p_value``: exact McNemar; ``p_holm``: after
-    Holm over the tasks (both None for the macro). ``detectable``: the smallest true difference
-    found with 80 % power. Counts of the macro are sums.
+    Holm over the tasks (both None for a macro of several tasks). ``detectable``: the smallest true
+    difference found with 80 % power. Counts of the macro are sums.
     """
 
     task: str
@@ -45,8 +47,16 @@ class Row:
     p_value: float | None
     p_holm: float | None
     detectable: float | None
-    verdict: stats.Verdict
-    words: str
+    judgement: Judgement
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.judgement.verdict
+
+    @property
+    def words(self) -> str:
+        """A table cell's words for the verdict."""
+        return phrase(self.judgement)
 
     @property
     def churn(self) -> int:
@@ -55,6 +65,17 @@ class Row:
     @property
     def estimate(self) -> stats.Estimate:
         return stats.Estimate(self.delta, self.low, self.high, self.n)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        value = asdict(self)
+        del value["judgement"]
+        return value | {
+            "churn": self.churn,
+            "verdict": JSON_WORDS[self.verdict],
+            "judgement": self.verdict,
+            "words": self.words,
+        }
 
 
 @dataclass(frozen=True)
@@ -82,17 +103,19 @@ class Comparison:
         return (*self.tasks, self.macro)
 
     @property
-    def verdict(self) -> stats.Verdict:
+    def verdict(self) -> Verdict:
         return self.macro.verdict
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; churn included."""
-        value = asdict(self)
-        for row, plain in zip(self.tasks, value["tasks"], strict=True):
-            plain["churn"] = row.churn
-        value["macro"]["churn"] = self.macro.churn
-        value["verdict"] = self.verdict
-        return {**value, "tasks": list(value["tasks"]), "notes": list(self.notes)}
+        return {
+            **asdict(self),
+            "tasks": [row.to_json() for row in self.tasks],
+            "macro": self.macro.to_json(),
+            "notes": list(self.notes),
+            "verdict": JSON_WORDS[self.verdict],
+            "judgement": self.verdict,
+        }
 
 
 def compare(
@@ -123,12 +146,8 @@ def compare(
         margin=margin,
         tasks=tuple(rows),
         macro=macro,
-        sentence=verdict_sentence(
-            subject(run_a, run_b),
-            macro.estimate,
-            tasks=pairs.tasks,
-            metric=pairs.metric,
-            margin=margin,
+        sentence=sentence(
+            subject(run_a, run_b), macro.judgement, tasks=pairs.tasks, metric=pairs.metric
         ),
         plain_ratio=macro.acc_b / macro.acc_a if macro.acc_a > 0 else None,
         above_chance=above_floor_retention(right_a, right_b, pairs.chance()),
@@ -150,9 +169,6 @@ def _task_rows(pairs: PairedItems, margin: float) -> list[Row]:
     rows = []
     for (task, counts), p, p_holm in zip(tables.items(), p_values, adjusted, strict=True):
         estimate = stats.paired_interval(counts)
-        verdict = stats.verdict(estimate, margin=margin)
-        if verdict == "different" and p_holm >= 0.05:
-            verdict = "undecided"  # one of several tasks: its own interval promises too much
         rows.append(
             Row(
                 task=task,
@@ -171,17 +187,24 @@ def _task_rows(pairs: PairedItems, margin: float) -> list[Row]:
                 p_value=p,
                 p_holm=p_holm,
                 detectable=stats.smallest_detectable(counts.n, stats.smoothed_discordance(counts)),
-                verdict=verdict,
-                words=row_words(estimate, verdict, margin=margin),
+                judgement=judge(
+                    estimate,
+                    margin=margin,
+                    broken=counts.broken,
+                    fixed=counts.fixed,
+                    p_values=[p],
+                    p_adjusted=[p_holm],
+                ),
             )
         )
     return rows
 
 
 def _macro_row(rows: Sequence[Row], margin: float) -> Row:
+    if len(rows) == 1:
+        return replace(rows[0], task=MACRO)  # one task: what its own test says
     estimate = stats.macro_delta([row.estimate for row in rows])
     tables = [stats.Table2x2(r.both_right, r.broken, r.fixed, r.both_wrong) for r in rows]
-    verdict = stats.verdict(estimate, margin=margin)
 
     def mean(name: str) -> float:
         return float(np.mean([getattr(row, name) for row in rows]))
@@ -206,8 +229,7 @@ def _macro_row(rows: Sequence[Row], margin: float) -> Row:
         p_value=None,
         p_holm=None,
         detectable=stats.smallest_detectable_macro(tables),
-        verdict=verdict,
-        words=row_words(estimate, verdict, margin=margin),
+        judgement=judge(estimate, margin=margin, broken=total("broken"), fixed=total("fixed")),
     )
 
 
@@ -235,7 +257,7 @@ def interaction_of_runs(
     *,
     metric: str = "acc",
     intersect: bool = False,
-) -> effects.Contrast:
+) -> effects.Effect:
     """(3B - 3C under bidirectional) - (3B - 3C under causal); one run per seed in each list.
 
     All runs must hold the same items; those that any of them could not score are left out.
@@ -320,66 +342,6 @@ def subject(run_a: Run, run_b: Run) -> str:
     if run_a.model == run_b.model and check_a is None:
         return f"Going from the base model under {regime_a} to a fine-tune under {regime_b}"
     return f"'{run_b.id}' against '{run_a.id}'"
-
-
-def verdict_sentence(
-    who: str,
-    estimate: stats.Estimate,
-    *,
-    tasks: Sequence[str],
-    metric: str = "acc",
-    margin: float = stats.MARGIN,
-) -> str:
-    """One honest sentence, such as "Bidirectional prefill lowers macro accuracy by 4.7 points
-    (95 % CI 3.9 to 5.4, n = 2,299, 5 tasks); different."
-
-    Direction words (raises, lowers) appear only when the interval excludes 0.
-    """
-    verdict = stats.verdict(estimate, margin=margin)
-    what = "macro accuracy" if len(tasks) > 1 else f"accuracy on {tasks[0]}"
-    if metric != "acc":
-        what += f" ({metric})"
-    base = f"n = {count(estimate.n)}, {len(tasks)} task{'s' if len(tasks) > 1 else ''}"
-    if estimate.excludes_zero:
-        verb = "raises" if estimate.value > 0 else "lowers"
-        near, far = sorted((abs(estimate.low), abs(estimate.high)))
-        change = f"{verb} {what} by {points(abs(estimate.value))} points"
-        interval = f"95 % CI {points(near)} to {points(far)}"
-    else:
-        change = f"changes {what} by {points(estimate.value, signed=True)} points"
-        interval = (
-            f"95 % CI {points(estimate.low, signed=True)} to {points(estimate.high, signed=True)}"
-        )
-    return f"{who} {change} ({interval}, {base}); {_ending(estimate, verdict, margin)}."
-
-
-def row_words(
-    estimate: stats.Estimate, verdict: stats.Verdict, *, margin: float = stats.MARGIN
-) -> str:
-    """A table cell's words for one task."""
-    if verdict == "different":
-        return "higher" if estimate.value > 0 else "lower"
-    return _ending(estimate, verdict, margin)
-
-
-def _ending(estimate: stats.Estimate, verdict: stats.Verdict, margin: float) -> str:
-    if verdict == "different":
-        return "different"
-    size = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
-    if verdict == "no difference":
-        return f"no difference {'beyond' if estimate.excludes_zero else 'within'} {size}"
-    if estimate.excludes_zero:
-        return "undecided once the number of tasks is allowed for (Holm)"
-    return f"undecided, needs about n = {count(stats.n_to_decide(estimate, margin=margin))}"
-
-
-def retention_text(kept: Retention) -> str:
-    if kept.value is None or kept.low is None or kept.high is None:
-        return f"suppressed: {kept.why_suppressed}"
-    return (
-        f"{100 * kept.value:.1f} % (95 % CI {100 * kept.low:.1f} to {100 * kept.high:.1f} %, "
-        f"n = {count(kept.n)})"
-    )
 
 
 def comparison_text(result: Comparison) -> str:

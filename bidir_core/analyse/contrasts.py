@@ -4,55 +4,80 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from bidir_core.analyse import effects, stats
 from bidir_core.analyse.compare import Comparison, compare, interaction_of_runs
-from bidir_core.analyse.effects import Retention, retention
+from bidir_core.analyse.effects import Retention, retention, why_not_above
 from bidir_core.analyse.pairing import Metric, pair
-from bidir_core.analyse.study import CAUSAL, Arm, Study
+from bidir_core.analyse.phrases import phrase
+from bidir_core.analyse.study import CAUSAL, Arm, Cell, Study
+from bidir_core.analyse.verdict import Judgement, Verdict, judge
 from bidir_core.common.errors import UserError
+from bidir_core.runs.metrics import row_accuracy
 from bidir_core.runs.run import Run
 
 
 def contrast(
     key: str,
     study: Study,
-    a: tuple[Arm, str],
-    b: tuple[Arm, str],
+    a: Cell,
+    b: Cell,
     *,
     metric: Metric = "acc",
     margin: float = stats.MARGIN,
 ) -> Contrast | None:
-    """Cell ``b`` minus cell ``a``; None if either was not run.
+    """Cell ``b`` minus cell ``a``; None if either was not run."""
+    return contrast_of_runs(
+        study.runs(*a),
+        study.runs(*b),
+        untrained=(a[0] == study.base, b[0] == study.base),
+        names=(key, cell_title(study, a), cell_title(study, b)),
+        floor=study.floor,
+        metric=metric,
+        margin=margin,
+        leaky=a[0].leaky or b[0].leaky,
+    )
 
-    Arms with the same seeds pair seed by seed; a single run (the base model) pairs with each.
-    Where only some seeds kept their items, those alone are compared: an interval beats a mean
-    over more seeds without one.
+
+def contrast_of_runs(
+    first: Mapping[int, Run],
+    second: Mapping[int, Run],
+    *,
+    untrained: tuple[bool, bool],
+    names: tuple[str, str, str] = ("", "", ""),
+    floor: Run | None = None,
+    metric: Metric = "acc",
+    margin: float = stats.MARGIN,
+    leaky: bool = False,
+) -> Contrast | None:
+    """``second`` minus ``first``, runs by training seed; None if they share no seed.
+
+    Trained arms pair seed by seed, over the seeds that both have; the ``untrained`` base model
+    pairs with each. Where only some seeds kept their items, those alone are compared: an interval
+    beats a mean over more seeds without one. ``names``: a key, and the names of both sides.
     """
-    pairs, notes = _pairs_of_runs(study.runs(*a), study.runs(*b))
+    pairs, notes = _pairs_of_runs(first, second, untrained)
     pairs, notes = _with_items(pairs, notes)
     if not pairs or any(macro_of(run, metric) is None for both in pairs for run in both):
         return None
-    acc_a = mean([macro_of(first, metric) for first, _ in pairs])
-    acc_b = mean([macro_of(second, metric) for _, second in pairs])
+    acc_a = mean([macro_of(one, metric) for one, _ in pairs])
+    acc_b = mean([macro_of(two, metric) for _, two in pairs])
     common: dict[str, Any] = {
-        "key": key,
-        "a": cell_title(study, a),
-        "b": cell_title(study, b),
+        **dict(zip(("key", "a", "b"), names)),
         "acc_a": acc_a,
         "acc_b": acc_b,
         "ratio": acc_b / acc_a if acc_a > 0 else None,
         "margin": margin,
-        "leaky": a[0].leaky or b[0].leaky,
-        "runs": tuple((first.id, second.id) for first, second in pairs),
+        "leaky": leaky,
+        "runs": tuple((one.id, two.id) for one, two in pairs),
     }
     if not any(run.is_reference for both in pairs for run in both):
         try:
-            return _paired(pairs, study.floor, metric, margin, common, notes)
+            return _paired(pairs, floor, metric, margin, common, notes)
         except UserError as error:
             notes = [*notes, str(error)]
     return unpaired(pairs, metric, common, notes)
@@ -60,7 +85,7 @@ def contrast(
 
 def interaction(
     study: Study, arm: Arm, *, metric: Metric = "acc"
-) -> tuple[effects.Contrast, str] | str:
+) -> tuple[effects.Effect, str] | str:
     """(arm - control under its regime) - (arm - control under causal), and the control's name.
 
     The control of 3B is 3C; that of distillation is the base model, which it was taught to equal.
@@ -98,7 +123,7 @@ def interaction_runs(study: Study, arm: Arm) -> tuple[list[list[Run]], Arm] | st
     }
     seeds = with_items or seeds
 
-    def one_a_seed(cell: tuple[Arm, str]) -> list[Run]:
+    def one_a_seed(cell: Cell) -> list[Run]:
         runs = study.runs(*cell)
         if cell[0] == study.base:
             return [next(iter(runs.values()))] * len(seeds)
@@ -117,17 +142,17 @@ def interaction_note(study: Study, arm: Arm) -> str:
     return items_of(kept, of) if kept < of else ""
 
 
-def _interaction_cells(study: Study, arm: Arm, control: Arm) -> list[tuple[Arm, str]]:
+def _interaction_cells(study: Study, arm: Arm, control: Arm) -> list[Cell]:
     regime = study.own_regime(arm)
     return [(arm, regime), (control, regime), (arm, CAUSAL), (control, CAUSAL)]
 
 
-def _shared_seeds(study: Study, cells: Sequence[tuple[Arm, str]]) -> set[int]:
+def _shared_seeds(study: Study, cells: Sequence[Cell]) -> set[int]:
     """Training seeds that all these cells have; the base model's have none."""
     return set.intersection(*(set(study.runs(*cell)) for cell in cells if cell[0] != study.base))
 
 
-def cell_title(study: Study, cell: tuple[Arm, str]) -> str:
+def cell_title(study: Study, cell: Cell) -> str:
     """``stage 1``, ``stage 2 (sink=1)``, ``stage 4 (3B)``, ``3C, causal`` ..."""
     arm, regime = cell
     dials = regime.removeprefix("bidirectional").removeprefix(":")
@@ -139,22 +164,19 @@ def cell_title(study: Study, cell: tuple[Arm, str]) -> str:
 
 
 def _pairs_of_runs(
-    a: Mapping[int, Run], b: Mapping[int, Run]
+    first: Mapping[int, Run], second: Mapping[int, Run], untrained: tuple[bool, bool]
 ) -> tuple[list[tuple[Run, Run]], list[str]]:
-    if not a or not b:
+    if not first or not second:
         return [], []
-    seeds = sorted(set(a) & set(b))
-    if set(a) == set(b):
-        return [(a[seed], b[seed]) for seed in seeds], []
-    if len(a) == 1:
-        return [(next(iter(a.values())), run) for run in b.values()], []
-    if len(b) == 1:
-        return [(run, next(iter(b.values()))) for run in a.values()], []
-    if not seeds:
-        return [], []
-    return [(a[seed], b[seed]) for seed in seeds], [
-        f"only the seeds that both arms have: {', '.join(map(str, seeds))}"
-    ]
+    if untrained[0]:
+        return [(next(iter(first.values())), run) for run in second.values()], []
+    if untrained[1]:
+        return [(run, next(iter(second.values()))) for run in first.values()], []
+    seeds = sorted(set(first) & set(second))
+    notes = []
+    if set(first) != set(second):
+        notes = [f"only the seeds that both arms have: {', '.join(map(str, seeds))}"]
+    return [(first[seed], second[seed]) for seed in seeds], notes
 
 
 def _with_items(
@@ -194,6 +216,15 @@ def _paired(
     tasks = []
     for rows in zip(*(result.tasks for result in results)):
         name = rows[0].task
+        judgement = judge(
+            by_task[name],
+            margin=margin,
+            n_seeds=len(rows),
+            broken=mean([row.broken for row in rows]),
+            fixed=mean([row.fixed for row in rows]),
+            p_values=[row.p_value for row in rows if row.p_value is not None],
+            p_adjusted=[row.p_holm for row in rows if row.p_holm is not None],
+        )
         tasks.append(
             TaskDelta(
                 task=name,
@@ -201,12 +232,8 @@ def _paired(
                 acc_a=mean([row.acc_a for row in rows]),
                 acc_b=mean([row.acc_b for row in rows]),
                 delta=by_task[name].value,
-                interval=by_task[name],
-                broken=mean([row.broken for row in rows]),
-                fixed=mean([row.fixed for row in rows]),
+                judgement=judgement,
                 changed_wrong=mean([row.changed_wrong for row in rows]),
-                p_values=tuple(row.p_value for row in rows if row.p_value is not None),
-                p_holm=tuple(row.p_holm for row in rows if row.p_holm is not None),
             )
         )
     found = [*notes, *dict.fromkeys(note for result in results for note in result.notes)]
@@ -253,8 +280,6 @@ def _item_differences(pairs: Sequence[tuple[Run, Run]], metric: Metric) -> dict[
 
 Basis = Literal["paired", "unpaired", "none"]
 
-Direction = Literal["lower", "higher", "same", "undecided", "unknown"]
-
 BASES = {
     "paired": "paired item by item",
     "unpaired": "unpaired, from printed accuracies and n",
@@ -271,12 +296,28 @@ class TaskDelta:
     acc_a: float
     acc_b: float
     delta: float
-    interval: stats.Estimate | None
-    broken: float | None = None
-    fixed: float | None = None
+    judgement: Judgement
     changed_wrong: float | None = None
-    p_values: tuple[float, ...] = ()
-    p_holm: tuple[float, ...] = ()
+
+    @property
+    def interval(self) -> stats.Estimate | None:
+        return self.judgement.estimate
+
+    @property
+    def broken(self) -> float | None:
+        return self.judgement.broken
+
+    @property
+    def fixed(self) -> float | None:
+        return self.judgement.fixed
+
+    @property
+    def p_values(self) -> tuple[float, ...]:
+        return self.judgement.p_values
+
+    @property
+    def p_holm(self) -> tuple[float, ...]:
+        return self.judgement.p_adjusted
 
 
 @dataclass(frozen=True)
@@ -316,25 +357,20 @@ class Contrast:
         return len(self.per_seed)
 
     @property
-    def verdict(self) -> stats.Verdict | None:
-        return stats.verdict(self.interval, margin=self.margin) if self.interval else None
+    def judgement(self) -> Judgement:
+        """Of one task alone it is the task's, by its exact test; the mean of several has none."""
+        if len(self.tasks) == 1 and self.basis == "paired":
+            return self.tasks[0].judgement
+        return judge(self.interval, margin=self.margin, n_seeds=self.n_seeds)
 
     @property
-    def direction(self) -> Direction:
-        """``same`` only if equivalent within the margin; ``unknown`` without an interval."""
-        return direction_of(self.interval, self.margin)
+    def verdict(self) -> Verdict:
+        return self.judgement.verdict
 
-
-def direction_of(interval: stats.Estimate | None, margin: float) -> Direction:
-    """What an interval says about its number, in one word."""
-    if interval is None:
-        return "unknown"
-    verdict = stats.verdict(interval, margin=margin)
-    if verdict == "no difference":
-        return "same"
-    if verdict == "undecided":
-        return "undecided"
-    return "higher" if interval.value > 0 else "lower"
+    @property
+    def words(self) -> str:
+        """A table cell's words for the verdict."""
+        return phrase(self.judgement)
 
 
 def mean_retention(found: Sequence[Retention | None]) -> Retention | None:
@@ -380,64 +416,65 @@ class Level:
 def level(runs: Mapping[int, Run], metric: Metric) -> Level | None:
     """The macro accuracy of a cell, or None if there is no run or no such number.
 
-    Normal interval from the tasks' binomial variances; seeds add their variance over their number.
+    The interval combines the tasks' own (:func:`stats.accuracy`) and adds the seeds' spread.
     """
     known = [run for run in runs.values() if macro_of(run, metric) is not None]
     if not known:
         return None
     values = [float(macro_of(run, metric) or 0.0) for run in known]
-    value = math.fsum(values) / len(values)
-    variances = [_macro_variance(run, metric) for run in known]
     n = (known[0].metrics or {}).get("n_items")
-    interval = None
-    if all(v is not None for v in variances):
-        total = math.fsum(v for v in variances if v is not None) / len(variances)
-        if len(values) > 1:
-            total += float(np.var(values, ddof=1)) / len(values)
-        half = stats.Z_95 * math.sqrt(total)
-        interval = stats.Estimate(value, max(0.0, value - half), min(1.0, value + half), n or 0)
-    return Level(value, interval, tuple(values), n)
+    found = _over_runs(mean(values), [_macro_estimate(run, metric) for run in known], values)
+    interval = found and stats.Estimate(
+        found.value, max(0.0, found.low), min(1.0, found.high), n or 0
+    )
+    return Level(mean(values), interval, tuple(values), n)
+
+
+def _over_runs(
+    value: float, estimates: Sequence[stats.Estimate | None], per_seed: Sequence[float]
+) -> stats.Estimate | None:
+    """The mean's interval over items and seeds. An item counts once, however many seeds answered
+    it; None where a run has no interval."""
+    known = [one for one in estimates if one is not None]
+    if len(known) < len(estimates):
+        return None
+    down = math.sqrt(mean([(one.value - one.low) ** 2 for one in known]))
+    up = math.sqrt(mean([(one.high - one.value) ** 2 for one in known]))
+    return stats.over_seeds(stats.Estimate(value, value - down, value + up, known[0].n), per_seed)
 
 
 def task_accuracy(run: Run, task: str, metric: Metric) -> float | None:
     """One task's accuracy; acc where the task has no acc_norm, as the macro does."""
-    row = (run.metrics or {}).get("tasks", {}).get(task) or {}
-    value = row.get(metric)
-    return row.get("acc") if value is None else value
+    return row_accuracy((run.metrics or {}).get("tasks", {}).get(task) or {}, metric)
 
 
 def unpaired(
     pairs: Sequence[tuple[Run, Run]], metric: Metric, common: dict[str, Any], notes: list[str]
 ) -> Contrast:
-    """From metrics alone. Items are shared, so this interval is wider than a paired one would be.
-
-    Over seeds: an item counts once, however many seeds answered it, and their spread is added.
-    """
+    """From metrics alone. Items are shared, so this interval is wider than a paired one would be."""
     value = common["acc_b"] - common["acc_a"]
     first, second = pairs[0]
     macros = [(macro_of(one, metric) or 0.0, macro_of(two, metric) or 0.0) for one, two in pairs]
-    variances = [_macro_variance(run, metric) for both in pairs for run in both]
-    interval, n = None, (first.metrics or {}).get("n_items") or 0
-    if all(v is not None for v in variances):
-        total = math.fsum(v for v in variances if v is not None) / len(pairs)
-        if len(pairs) > 1:
-            total += float(np.var([two - one for one, two in macros], ddof=1)) / len(pairs)
-        half = stats.Z_95 * math.sqrt(total)
-        interval = stats.Estimate(value, value - half, value + half, n)
+    per_seed = [two - one for one, two in macros]
+    interval = _over_runs(value, [_macro_difference(*both, metric) for both in pairs], per_seed)
+    if interval is not None:
+        interval = replace(interval, n=(first.metrics or {}).get("n_items") or 0)
     rows_a = (first.metrics or {}).get("tasks") or {}
     rows_b = (second.metrics or {}).get("tasks") or {}
     tasks = []
     for task in (name for name in rows_a if name in rows_b):
         acc_a = mean([task_accuracy(one, task, metric) for one, _ in pairs])
         acc_b = mean([task_accuracy(one, task, metric) for _, one in pairs])
-        tasks.append(TaskDelta(task, rows_a[task].get("n"), acc_a, acc_b, acc_b - acc_a, None))
+        tasks.append(
+            TaskDelta(task, rows_a[task].get("n"), acc_a, acc_b, acc_b - acc_a, judge(None))
+        )
     return Contrast(
         **common,
         value=value,
         interval=interval,
         basis="unpaired" if interval is not None else "none",
         tasks=tuple(tasks),
-        per_seed=tuple(two - one for one, two in macros),
+        per_seed=tuple(per_seed),
         above_chance=_printed_retention(first, common["acc_a"], common["acc_b"], metric),
         notes=tuple(notes),
     )
@@ -449,32 +486,39 @@ def _printed_retention(first: Run, acc_a: float, acc_b: float, metric: Metric) -
     The accuracies are means over seeds; ``first``, of the baseline, knows chance and n.
     """
     chance = ((first.metrics or {}).get("macro") or {}).get("chance")
-    variance = _macro_variance(first, metric)
-    if chance is None or variance is None:
+    base = _macro_estimate(first, metric)
+    if chance is None or base is None:
         return None
     n = (first.metrics or {}).get("n_items") or 0
-    half = stats.Z_95 * math.sqrt(variance)
     above = acc_a - chance
-    if abs(above) <= half:
-        why = (
-            f"the baseline is not separable from the floor: {above:+.3f} "
-            f"({above - half:+.3f} to {above + half:+.3f})"
-        )
-        return Retention(None, None, None, n, why)
-    return Retention(retention(acc_b, acc_a, chance), None, None, n)
+    down, up = base.value - base.low, base.high - base.value
+    why = why_not_above(stats.Estimate(above, above - down, above + up, n))
+    value = retention(acc_b, acc_a, chance) if why is None else None
+    return Retention(value, None, None, n, why)
 
 
 def macro_of(run: Run, metric: Metric) -> float | None:
     return ((run.metrics or {}).get("macro") or {}).get(metric)
 
 
-def _macro_variance(run: Run, metric: Metric) -> float | None:
-    """Variance of the macro from the tasks' accuracies and n; None without them."""
-    rows = ((run.metrics or {}).get("tasks") or {}).values()
-    variances = []
+def _task_estimates(run: Run, metric: Metric) -> dict[str, stats.Estimate] | None:
+    """Each task's accuracy with its interval; None where a task lacks accuracy or n."""
+    found = {}
     for name, row in ((run.metrics or {}).get("tasks") or {}).items():
         acc, n = task_accuracy(run, name, metric), row.get("n")
-        if acc is None or not n or n < 2:
+        if acc is None or not n:
             return None
-        variances.append(acc * (1 - acc) / (n - 1))
-    return math.fsum(variances) / len(variances) ** 2 if rows else None
+        found[name] = stats.accuracy(acc, n)
+    return found or None
+
+
+def _macro_estimate(run: Run, metric: Metric) -> stats.Estimate | None:
+    tasks = _task_estimates(run, metric)
+    return stats.macro_delta(list(tasks.values())) if tasks else None
+
+
+def _macro_difference(first: Run, second: Run, metric: Metric) -> stats.Estimate | None:
+    a, b = _task_estimates(first, metric), _task_estimates(second, metric)
+    if a is None or b is None or set(a) != set(b):
+        return None
+    return stats.macro_delta([stats.unpaired_delta(a[task], b[task]) for task in a])

@@ -8,11 +8,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bidir_core.analyse.stats import CONFIDENCE, Estimate, pair_of_bools, z_score
+from bidir_core.analyse.stats import (
+    CONFIDENCE,
+    MIN_ITEMS,
+    Estimate,
+    macro_delta,
+    pair_of_bools,
+    paired_delta,
+    proportion,
+    seeds_half_width,
+    z_score,
+)
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Effect:
     """A macro mean of per-item differences; ``per_seed``: its value for each seed alone."""
 
     estimate: Estimate
@@ -20,48 +30,43 @@ class Contrast:
     per_seed: tuple[float, ...]
 
 
-def stratified_mean(
-    values: Mapping[str, np.ndarray], *, confidence: float = CONFIDENCE
-) -> Contrast:
+def stratified_mean(values: Mapping[str, np.ndarray], *, confidence: float = CONFIDENCE) -> Effect:
     """Mean over tasks of the mean of per-item differences ``[n_items]`` or ``[n_seeds, n_items]``.
 
     Normal interval with summed variances. A task's variance is taken with one pseudo-item at +1
     and one at -1 (Bonett and Price 2012, carried over), so it does not vanish where all items
-    agree. With several seeds the variance between seeds is added, over their number: a little
-    conservative, since the part of seed and item together is in both.
+    agree. With several seeds the variance between seeds is added and the quantile is Student's t
+    (:func:`stats.seeds_half_width`): a little conservative, since the part of seed and item
+    together is in both.
     """
-    z = z_score(confidence)
-    per_task: dict[str, Estimate] = {}
-    seed_means: list[np.ndarray] = []
-    variances: list[float] = []
-    for task, raw in values.items():
-        by_seed = np.atleast_2d(np.asarray(raw, dtype=np.float64))
-        items = by_seed.mean(axis=0)
-        if not len(items):
-            raise ValueError(f"{task}: no items to compare")
-        variance = _item_variance(items)
-        means = by_seed.mean(axis=1)
-        seeds = float(means.var(ddof=1)) / len(means) if len(means) > 1 else 0.0
-        half = z * math.sqrt(variance + seeds)
-        mean = float(items.mean())
-        per_task[task] = Estimate(mean, mean - half, mean + half, len(items))
-        seed_means.append(means)
-        variances.append(variance)
-    count = len(per_task)
-    if count == 0:
+    arrays = {task: np.atleast_2d(np.asarray(raw, np.float64)) for task, raw in values.items()}
+    if not arrays:
         raise ValueError("no tasks to average")
-    by_seed_macro = np.mean(np.stack(seed_means), axis=0)
-    total = math.fsum(variances) / count**2
-    if len(by_seed_macro) > 1:
-        total += float(by_seed_macro.var(ddof=1)) / len(by_seed_macro)
-    value = float(by_seed_macro.mean())
-    half = z * math.sqrt(total)
-    n = sum(estimate.n for estimate in per_task.values())
-    return Contrast(
-        Estimate(value, value - half, value + half, n),
-        per_task,
-        tuple(float(m) for m in by_seed_macro),
-    )
+    for task, by_seed in arrays.items():
+        if not by_seed.shape[1]:
+            raise ValueError(f"{task}: no items to compare")
+    per_task = {
+        task: _estimate({task: by_seed}, confidence=confidence) for task, by_seed in arrays.items()
+    }
+    per_seed = np.mean([by_seed.mean(axis=1) for by_seed in arrays.values()], axis=0)
+    return Effect(_estimate(arrays, confidence=confidence), per_task, tuple(map(float, per_seed)))
+
+
+def _estimate(arrays: Mapping[str, np.ndarray], *, confidence: float) -> Estimate:
+    """The mean over these tasks with its interval."""
+    items, seeds, n_seeds = _variances(arrays)
+    half = seeds_half_width(items, seeds, n_seeds, confidence=confidence)
+    value = float(np.mean([by_seed.mean() for by_seed in arrays.values()]))
+    n = sum(by_seed.shape[1] for by_seed in arrays.values())
+    return Estimate(value, value - half, value + half, n)
+
+
+def _variances(arrays: Mapping[str, np.ndarray]) -> tuple[float, float, int]:
+    """Of the mean over tasks: the variance from its items, that from its seeds, and their number."""
+    means = np.mean([by_seed.mean(axis=1) for by_seed in arrays.values()], axis=0)
+    items = math.fsum(_item_variance(by_seed.mean(axis=0)) for by_seed in arrays.values())
+    seeds = float(means.var(ddof=1)) / len(means) if len(means) > 1 else 0.0
+    return items / len(arrays) ** 2, seeds, len(means)
 
 
 def half_width_any_seeds(
@@ -96,12 +101,12 @@ def half_width_counted_once(
     ``values``: per task ``[n_seeds, n_items]``. That part is in the spread over items and in the
     spread between seeds, so the usual interval is a little too wide.
     """
-    arrays = [np.atleast_2d(np.asarray(raw, dtype=np.float64)) for raw in values.values()]
-    if any(len(one) < 2 for one in arrays):
+    arrays = {task: np.atleast_2d(np.asarray(raw, np.float64)) for task, raw in values.items()}
+    if any(len(by_seed) < 2 for by_seed in arrays.values()):
         return None
-    found, z = stratified_mean(values, confidence=confidence).estimate, z_score(confidence)
-    twice = math.fsum(map(_together, arrays)) / len(arrays) ** 2
-    return z * math.sqrt(max(0.0, ((found.high - found.low) / 2 / z) ** 2 - twice))
+    items, seeds, n_seeds = _variances(arrays)
+    twice = math.fsum(map(_together, arrays.values())) / len(arrays) ** 2
+    return seeds_half_width(max(0.0, items - twice), seeds, n_seeds, confidence=confidence)
 
 
 def _together(by_seed: np.ndarray) -> float:
@@ -123,7 +128,7 @@ def interaction(
     control_causal: Mapping[str, np.ndarray],
     *,
     confidence: float = CONFIDENCE,
-) -> Contrast:
+) -> Effect:
     """(3B - 3C under bidirectional) - (3B - 3C under causal), over the same items.
 
     Per task, correctness of shape ``[n_items]`` or ``[n_seeds, n_items]``. The only number that
@@ -177,13 +182,14 @@ def above_floor_retention(
 
     Per task: ``base`` and ``other`` are bool arrays over the same items; ``floor`` is the task's
     chance (a number) or a third bool array over these items, such as the no-context run's. Items
-    are resampled together within each task (percentile interval). Suppressed when the interval
-    of the denominator includes 0: there is then nothing that could be retained.
+    are resampled together within each task (percentile interval). Suppressed where there is nothing
+    that could be retained (the denominator's own interval, Wilson's or Tango's, reaches 0 or lies
+    below), where a task has under MIN_ITEMS items, and where no resample differs from another.
     """
     rng = np.random.default_rng(seed)
     draws = np.zeros((3, resamples))  # base, other, floor: sums over tasks
     points = np.zeros(3)
-    n = 0
+    above: list[Estimate] = []  # by task, the base's accuracy minus the floor
     for task in base:
         low = floor[task]
         third = low if isinstance(low, np.ndarray) else np.zeros(len(base[task]), dtype=bool)
@@ -197,22 +203,36 @@ def above_floor_retention(
         for i, bit in enumerate((4, 2, 1)):
             draws[i] += sample[:, (patterns & bit) > 0].sum(axis=1)
             points[i] += counts[(patterns & bit) > 0].sum() / len(a)
-        if not isinstance(low, np.ndarray):
+        if isinstance(low, np.ndarray):
+            above.append(paired_delta(c, a, confidence=confidence))
+        else:
             draws[2] += low
             points[2] += low
-        n += len(a)
+            right = proportion(int(a.sum()), len(a), confidence=confidence)
+            above.append(Estimate(right.value - low, right.low - low, right.high - low, len(a)))
     draws, points = draws / len(base), points / len(base)
-    tail = 100 * (1 - confidence) / 2
-    denominator = draws[0] - draws[2]
-    low_end, high_end = np.percentile(denominator, [tail, 100 - tail])
-    if low_end <= 0 <= high_end:
-        why = (
-            f"the baseline is not separable from the floor: {points[0] - points[2]:+.3f} "
-            f"({low_end:+.3f} to {high_end:+.3f})"
-        )
-        return Retention(None, None, None, n, why)
+    base_above = macro_delta(above)
+    n = base_above.n
+    fewest = min(estimate.n for estimate in above)
     # A stray resample may still cross 0; percentiles of the ratio do not mind a few of those.
+    denominator = draws[0] - draws[2]
     ratio = (draws[1] - draws[2]) / np.where(denominator == 0, np.nan, denominator)
+    why = why_not_above(base_above)
+    if why is None and fewest < MIN_ITEMS:
+        why = f"{fewest} item{'s' if fewest > 1 else ''} of a task bound no share; it takes {MIN_ITEMS}"
+    if why is None and np.nanmin(ratio) == np.nanmax(ratio):
+        why = "no item tells the runs apart, so resampling gives the share no interval"
+    if why is not None:
+        return Retention(None, None, None, n, why)
+    tail = 100 * (1 - confidence) / 2
     low_ratio, high_ratio = np.nanpercentile(ratio, [tail, 100 - tail])
     value = retention(points[1], points[0], points[2])
     return Retention(float(value), float(low_ratio), float(high_ratio), n)
+
+
+def why_not_above(base: Estimate) -> str | None:
+    """Why no share is stated of a baseline this far above its floor; None where one may be."""
+    if base.low > 0:
+        return None
+    where = "not separable from" if base.high >= 0 else "below"
+    return f"the baseline is {where} the floor: {base.value:+.3f} ({base.low:+.3f} to {base.high:+.3f})"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,12 +17,8 @@ import pyarrow as pa
 
 from bidir_core.common.errors import UserError
 from bidir_core.runs.layout import IMPORTED
-from bidir_core.runs.metrics import bools
+from bidir_core.runs.metrics import METRICS, Metric, outcomes
 from bidir_core.runs.run import Run
-
-Metric = Literal["acc", "acc_norm"]
-
-METRICS: tuple[Metric, ...] = ("acc", "acc_norm")
 
 PAIR_COLUMNS = (
     "task",
@@ -225,8 +221,7 @@ def pair(
     rows_a, rows_b = rows_a[~failed], rows_b[~failed]
     if not len(rows_a):
         raise UserError(f"'{run_a.id}' and '{run_b.id}' share no item that both could score")
-    correct_a, pred_a = _outcome(a, wanted, rows_a)
-    correct_b, pred_b = _outcome(b, wanted, rows_b)
+    (correct_a, pred_a), (correct_b, pred_b) = outcomes(a, wanted), outcomes(b, wanted)
     lengths = a.column("n_continuation_tokens").combine_chunks().value_lengths()
     return PairedItems(
         run_a=run_a,
@@ -236,10 +231,10 @@ def pair(
         doc_id=a.column("doc_id").to_numpy()[rows_a],
         gold=a.column("gold").to_numpy()[rows_a],
         n_choices=lengths.fill_null(0).to_numpy(zero_copy_only=False)[rows_a],
-        correct_a=correct_a,
-        correct_b=correct_b,
-        pred_a=pred_a,
-        pred_b=pred_b,
+        correct_a=correct_a[rows_a],
+        correct_b=correct_b[rows_b],
+        pred_a=pred_a[rows_a],
+        pred_b=pred_b[rows_b],
         rows_a=rows_a,
         rows_b=rows_b,
         n_errors=int(failed.sum()),
@@ -281,23 +276,6 @@ def _why_unpaired(a: pd.DataFrame, b: pd.DataFrame, other: pd.DataFrame, n_commo
     return (
         f"they hold different items, {len(a):,} and {len(b):,}, of which {n_common:,} are in both"
     )
-
-
-def _outcome(table: pa.Table, metric: Metric, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Correctness and predicted choice under the metric, of these rows."""
-
-    def columns(correct: str, pred: str) -> tuple[np.ndarray, np.ndarray]:
-        choice = table.column(pred).combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False)
-        return bools(table.column(correct))[rows], choice[rows].astype(np.int64)
-
-    plain, plain_pred = columns("correct", "pred")
-    if metric == "acc":
-        return plain, plain_pred
-    normed, normed_pred = columns("correct_norm", "pred_norm")
-    has_norm = table.column("correct_norm").is_valid().to_numpy()[rows]
-    task = table.column("task").to_numpy(zero_copy_only=False)[rows]
-    has_norm &= task != "winogrande"
-    return np.where(has_norm, normed, plain), np.where(has_norm, normed_pred, plain_pred)
 
 
 def _show(value: Any) -> str:

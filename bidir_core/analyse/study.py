@@ -88,6 +88,18 @@ class Study:
         same = [one for one in self.trained("3C") if one.recipe == arm.recipe]
         return same[0] if same else None
 
+    def main_pair(self) -> tuple[Arm | None, Arm | None]:
+        """The 3B arm of which most was run, its control included, and that control."""
+
+        def run_of(arm: Arm) -> int:
+            pair = [one for one in (arm, self.control_of(arm)) if one is not None]
+            regimes = (self.own_regime(arm), CAUSAL)
+            return sum(bool(self.runs(one, regime)) for one in pair for regime in regimes)
+
+        ours = max(self.trained("3B"), key=run_of, default=None)
+        control = self.control_of(ours) if ours else next(iter(self.trained("3C")), None)
+        return ours, control
+
     def regimes(self, arm: Arm) -> list[str]:
         """The regimes an arm was evaluated under, without causal, the study's own first."""
         found = [r for one, r in self.cells if one == arm and r != CAUSAL]
@@ -155,8 +167,12 @@ def make_study(
             wanted.append(trained)
         cells = groups.setdefault(items_key(run, dtype=not mixed_dtypes), {})
         by_seed = cells.setdefault((arm, run.regime), {})
-        if seed in by_seed:
-            left_out.append((by_seed[seed].id, f"superseded by {run.id}, the same but newer"))
+        older = by_seed.get(seed)
+        if older is not None and older.has_items and not run.has_items:
+            left_out.append((run.id, f"superseded by {older.id}, the same but with its items"))
+            continue
+        if older is not None:
+            left_out.append((older.id, f"superseded by {run.id}, the same but newer"))
         by_seed[seed] = run
     best = max(groups, key=lambda key: _merit(groups[key]))
     for key, cells in groups.items():

@@ -23,6 +23,8 @@ from scipy.stats import norm
 from bidir_core.analyse import stats
 from bidir_core.analyse.effects import Retention, above_floor_retention
 from bidir_core.analyse.pairing import pair
+from bidir_core.analyse.phrases import JSON_WORDS
+from bidir_core.analyse.verdict import judge
 from bidir_core.common import formatting
 from bidir_core.data.sampling import fold_of
 from bidir_core.explain.sweep_points import Condition, Point
@@ -176,7 +178,7 @@ class Sweep:
         out["half_width"] = _half_width(outcomes, slug, half)
         if slug != causal:
             delta = outcomes.delta(causal, slug, half, confidence=confidence)
-            out["delta"] = delta and {**asdict(delta), "verdict": stats.verdict(delta)}
+            out["delta"] = delta and {**asdict(delta), "verdict": JSON_WORDS[judge(delta).verdict]}
             if plain is not None and slug != plain:
                 share = outcomes.removed(causal, plain, slug, half, confidence=confidence)
                 out["removed"] = share and asdict(share)
@@ -197,8 +199,6 @@ def _number(value: float) -> float | None:
 
 
 # The best point of a sweep, and of each dial: chosen on one half of the items, judged on the other.
-
-ALPHA = 1 - stats.CONFIDENCE
 
 
 def candidates(sweep: Sweep) -> dict[str, list[str]]:
@@ -252,7 +252,7 @@ def best_of_dials(sweep: Sweep, metric: str) -> dict[str, dict[str, Any]]:
     if not known or outcomes is None:
         return {}
     _, half = halves(sweep, outcomes)
-    confidence = 1 - ALPHA / len(known)
+    confidence = 1 - stats.ALPHA / len(known)
     p_values = (
         p_removes_nothing(outcomes, plain, [choice["slug"] for choice in known.values()], half)
         if plain is not None
@@ -388,7 +388,7 @@ def removed_sentence(
 
 def _meaning(low: float, high: float, p_holm: float | None = None) -> str:
     """What the interval leaves open; the adjusted p value, if any, has the stricter word."""
-    if low <= 0 <= high or (p_holm is not None and p_holm >= ALPHA):
+    if low <= 0 <= high or (p_holm is not None and p_holm >= stats.ALPHA):
         return "; not separable from removing nothing"
     if high < 0:
         return "; it adds damage"

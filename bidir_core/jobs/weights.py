@@ -16,10 +16,11 @@ from typing import cast
 
 import torch
 
-from bidir_core.analyse import compare as words_compare
 from bidir_core.analyse import stats
 from bidir_core.analyse.compare import Comparison, compare, interaction_of_runs
 from bidir_core.analyse.pairing import METRICS, Metric
+from bidir_core.analyse.phrases import phrase
+from bidir_core.analyse.verdict import judge
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import check_config, same_as, setting
@@ -181,7 +182,7 @@ def _table(regime: str, effect: WeightsEffect) -> list[str]:
 
 
 def _cells(estimate: stats.Estimate) -> list[str]:
-    verdict = words_compare.row_words(estimate, stats.verdict(estimate, margin=stats.MARGIN))
+    verdict = phrase(judge(estimate))
     return [formatting.points(estimate.value, signed=True), _interval(estimate), verdict]
 
 
@@ -196,7 +197,7 @@ def sentence(metric: str, difference: stats.Estimate) -> str:
     if difference.excludes_zero:
         more = "more" if difference.value < 0 else "less"
         return f"Run in 8 bits, the model loses {size} points {more} {metric} to the regime ({interval})."
-    verdict = words_compare.row_words(difference, stats.verdict(difference, margin=stats.MARGIN))
+    verdict = phrase(judge(difference))
     value = formatting.points(difference.value, signed=True)
     return f"Running in 8 bits changes the damage to {metric} by {value} points ({interval}): {verdict}."
 

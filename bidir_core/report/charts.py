@@ -10,20 +10,20 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.contrasts import Contrast, TaskDelta, cell_title, level
-from bidir_core.analyse.study import CAUSAL, ordered_cells
+from bidir_core.analyse.contrasts import Contrast, cell_title, level
+from bidir_core.analyse.study import CAUSAL, NAMES, ordered_cells
 from bidir_core.common import formatting
 from bidir_core.data.item_texts import visible
 from bidir_core.report import plots
 
 if TYPE_CHECKING:
-    from bidir_core.report.answers import Numbers
+    from bidir_core.analyse.judgement import Findings
     from bidir_core.report.sections import Report
 
 NAN = float("nan")
 LABEL = 300  # characters of a label at most; a chart breaks it into lines
 IN_LEGEND = 36  # characters a line
-CURVE_COLOURS = {"3B": plots.BLUE, "3C": plots.GREY, "distil": plots.GREEN, "3A (leaky)": plots.RED}
+CURVE_COLOURS = {NAMES.get(code, code): hue for code, hue in plots.OBJECTIVE_COLOURS.items()}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def charts(report: Report) -> dict[str, list[Chart]]:
     return {key: made for key, made in by_section.items() if made}
 
 
-def _forests(numbers: Numbers) -> list[Chart]:
+def _forests(numbers: Findings) -> list[Chart]:
     """What the mask costs, and what is left of that after training, task by task."""
     shown = [("forest-damage", numbers.damage())]
     for arm in numbers.study.trained("3B", "distill")[:1]:
@@ -68,11 +68,11 @@ def _forests(numbers: Numbers) -> list[Chart]:
 
 def _forest_frame(contrast: Contrast) -> pd.DataFrame:
     rows = [
-        _forest_row(task.task, task.delta, task.interval, _different(task, contrast.margin))
+        _forest_row(task.task, task.delta, task.interval, task.judgement.decided)
         for task in contrast.tasks
     ]
-    macro = contrast.verdict == "different"
-    rows.append(_forest_row("macro", contrast.value, contrast.interval, macro) | {"total": True})
+    decided = contrast.judgement.decided
+    rows.append(_forest_row("macro", contrast.value, contrast.interval, decided) | {"total": True})
     return pd.DataFrame(rows)
 
 
@@ -95,14 +95,7 @@ def _forest_row(
     }
 
 
-def _different(task: TaskDelta, margin: float) -> bool:
-    """Coloured only if it holds after Holm's correction, in every seed."""
-    if task.interval is None or stats.verdict(task.interval, margin=margin) != "different":
-        return False
-    return all(p < 0.05 for p in task.p_holm)
-
-
-def _ladder(numbers: Numbers) -> list[Chart]:
+def _ladder(numbers: Findings) -> list[Chart]:
     """Macro accuracy of every stage against stage 1, with the share kept above chance."""
     rows, study = [], numbers.study
     base = level(study.runs(*numbers.stage1), numbers.metric)

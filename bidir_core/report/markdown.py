@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.effects import Retention
+from bidir_core.analyse.phrases import retention_text
 from bidir_core.common import formatting
 
 Kind = Literal[
@@ -168,17 +168,6 @@ def interval_text(interval: Interval | stats.Estimate) -> str:
     return f"{low} to {high}"
 
 
-def retention_text(retention: Retention) -> str:
-    """``48.6 % (34.9 to 63.0 %)``, or that it is suppressed."""
-    if retention.value is None:
-        return "suppressed"
-    if retention.low is None or retention.high is None:
-        return f"{100 * retention.value:.1f} % (no interval)"
-    return (
-        f"{100 * retention.value:.1f} % ({100 * retention.low:.1f} to {100 * retention.high:.1f} %)"
-    )
-
-
 def cell_text(value: Any, column: Column) -> str:
     """A cell as plain text on one line, not escaped for anything."""
     if value is None:
@@ -193,7 +182,7 @@ def cell_text(value: Any, column: Column) -> str:
     if kind == "estimate":
         return f"{formatting.points(value.value, signed=True)} ({interval_text(value)})"
     if kind == "retention":
-        return retention_text(value)
+        return retention_text(value, short=True)
     form = {
         "count": lambda v: f"{v:,}",
         "acc": lambda v: f"{v:.4f}",

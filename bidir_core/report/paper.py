@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from bidir_core.analyse.contrasts import cell_title, level
+from bidir_core.analyse.contrasts import cell_title, interaction, level
+from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.study import Study, ordered_cells
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import sync_folder
 from bidir_core.report import paper_latex
-from bidir_core.report.answers import Numbers
 from bidir_core.report.markdown import Table
 from bidir_core.report.paper_claims import claims_json, claims_table, make_claims
 from bidir_core.report.paper_figures import FIGURES, save, style
@@ -101,7 +101,7 @@ def write_files(report: Report, folder: Path, tell: Tell = lambda share, next_st
                 save(figure, folder / "figures" / name)
 
 
-def _without_leaky(report: Report) -> tuple[Numbers, dict[str, Table]]:
+def _without_leaky(report: Report) -> tuple[Findings, dict[str, Table]]:
     """The report's numbers and tables, without a leaky fine-tune: its numbers are no result."""
     study = report.study
     if not any(arm.leaky for arm in study.arms):
@@ -109,7 +109,7 @@ def _without_leaky(report: Report) -> tuple[Numbers, dict[str, Table]]:
     cells = {cell: runs for cell, runs in study.cells.items() if not cell[0].leaky}
     finetunes = {arm: runs for arm, runs in study.finetunes.items() if not arm.leaky}
     clean: Study = replace(study, cells=cells, finetunes=finetunes)
-    numbers = Numbers(clean, report.numbers.metric, report.numbers.margin)
+    numbers = Findings(clean, report.numbers.metric, report.numbers.margin)
     return numbers, replace(report, sections=tuple(build_sections(numbers))).tables
 
 
@@ -126,7 +126,7 @@ _MACROS = r"""% \runnumber{KEY} prints a number of the runs; an unknown key is a
 """
 
 
-def number_macros(numbers: Numbers) -> str:
+def number_macros(numbers: Findings) -> str:
     """A TeX file that defines every number of :func:`printed_numbers` under its key."""
     lines = [
         f"\\@namedef{{run:{key}}}{{{paper_latex.number(text)}}}"
@@ -135,7 +135,7 @@ def number_macros(numbers: Numbers) -> str:
     return _MACROS + "\n".join([*lines, r"\makeatother"]) + "\n"
 
 
-def printed_numbers(numbers: Numbers) -> dict[str, str]:
+def printed_numbers(numbers: Findings) -> dict[str, str]:
     """Key, such as ``stage-2-minus-stage-1/piqa/difference``, to the number as it is printed."""
     printed: dict[str, str] = {}
 
@@ -181,10 +181,9 @@ def printed_numbers(numbers: Numbers) -> dict[str, str]:
             if row.p_holm:
                 add(f"{title}/{row.task}/p-holm", " / ".join(map(formatting.p_text, row.p_holm)))
     for arm in study.trained("3B", "distill"):
-        interaction = numbers.attempt(arm).interaction
-        if not isinstance(interaction, str):
-            estimates = {"macro": interaction.estimate, **interaction.per_task}
-            for task, estimate in estimates.items():
+        effect = interaction(study, arm, metric=numbers.metric)
+        if not isinstance(effect, str):
+            for task, estimate in {"macro": effect[0].estimate, **effect[0].per_task}.items():
                 key = f"interaction {arm.title}/{task}"
                 add_difference(key, estimate.value, estimate, estimate.n)
     return printed

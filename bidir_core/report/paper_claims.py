@@ -13,16 +13,14 @@ from typing import Any, Literal
 from bidir_core.analyse import stats
 from bidir_core.analyse.contrasts import (
     Contrast,
-    Direction,
     TaskDelta,
-    direction_of,
-    interaction,
     interaction_runs,
     task_accuracy,
 )
+from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.pairing import Metric
 from bidir_core.analyse.study import CAUSAL, Arm, Cell
-from bidir_core.report.answers import Numbers
+from bidir_core.analyse.verdict import Verdict
 from bidir_core.report.markdown import Column, Table
 from bidir_core.runs.curve import read_curve
 from bidir_core.runs.metrics import standard_error
@@ -32,12 +30,11 @@ Status = Literal["supported", "undecided", "refuted"]
 Wanted = Literal["lower", "higher", "not lower"]
 
 METRICS = {"acc": "accuracy", "acc_norm": "length-normalised accuracy"}
-SIGNIFICANCE = 0.05
 
-_HOLDS: dict[Wanted, tuple[Direction, ...]] = {
-    "lower": ("lower",),
-    "higher": ("higher",),
-    "not lower": ("same", "higher"),
+_HOLDS: dict[Wanted, tuple[Verdict, ...]] = {
+    "lower": ("worse",),
+    "higher": ("better",),
+    "not lower": ("equivalent", "better"),
 }
 PAIRED = (
     "paired difference over the same items: Tango's score interval by task, combined over tasks "
@@ -72,24 +69,14 @@ class Claim:
     cautions: tuple[str, ...] = ()
 
 
-def decided_direction(
-    interval: stats.Estimate | None, margin: float, p_holm: Iterable[float] = ()
-) -> Direction:
-    """As ``direction_of``; one of several tasks must also pass Holm's adjustment for every seed."""
-    direction = direction_of(interval, margin)
-    if direction in ("lower", "higher") and any(p >= SIGNIFICANCE for p in p_holm):
+def status_of(verdict: Verdict, wanted: Wanted) -> Status:
+    """Whether a verdict bears out a claim; no difference beyond the margin refutes "lower"."""
+    if verdict == "undecided":
         return "undecided"
-    return direction
+    return "supported" if verdict in _HOLDS[wanted] else "refuted"
 
 
-def status_of(direction: Direction, wanted: Wanted) -> Status:
-    """Whether a direction bears out a claim; no difference beyond the margin refutes "lower"."""
-    if direction in ("undecided", "unknown"):
-        return "undecided"
-    return "supported" if direction in _HOLDS[wanted] else "refuted"
-
-
-def make_claims(numbers: Numbers) -> list[Claim]:
+def make_claims(numbers: Findings) -> list[Claim]:
     """Every claim that the study's runs speak to, in reading order."""
     study, metric = numbers.study, METRICS[numbers.metric]
     claims: list[Claim] = []
@@ -141,7 +128,7 @@ def make_claims(numbers: Numbers) -> list[Claim]:
 
 
 def _of_contrast(
-    numbers: Numbers,
+    numbers: Findings,
     contrast: Contrast,
     wanted: Wanted,
     statement: str,
@@ -163,10 +150,9 @@ def _of_contrast(
     }
     if row is not None:
         values |= {"p": row.p_values, "p_holm": row.p_holm}
-    p_holm = row.p_holm if row is not None else ()
     return Claim(
         statement,
-        status_of(decided_direction(source.interval, numbers.margin, p_holm), wanted),
+        status_of(source.judgement.verdict, wanted),
         f"{contrast.b} minus {contrast.a}" + (f", {row.task}" if row else ""),
         test,
         source.interval,
@@ -177,26 +163,24 @@ def _of_contrast(
     )
 
 
-def _interaction(numbers: Numbers, arm: Arm) -> Claim:
+def _interaction(numbers: Findings, arm: Arm) -> Claim:
     """The only claim of repair: what the mask's own training adds beyond ordinary tuning."""
     study, regime = numbers.study, numbers.study.own_regime(arm)
     statement = (
         f"Part of what {arm.title} gains over the base model under {regime} prefill is repair of "
         "the mask, not ordinary tuning."
     )
-    found = interaction(study, arm, metric=numbers.metric)
-    lists = interaction_runs(study, arm)
-    if isinstance(found, str) or isinstance(lists, str):
-        why = found if isinstance(found, str) else str(lists)
+    repair, lists = numbers.repair(arm), interaction_runs(study, arm)
+    estimate = repair.interaction.estimate if repair.interaction is not None else None
+    if repair.interaction is None or estimate is None or isinstance(lists, str):
         cells = [study.runs(arm, regime), study.runs(arm, CAUSAL)]
         runs = tuple(run.id for by_seed in cells for run in by_seed.values())
-        quantity, reason = "interaction with the control", f"not tested: {why}"
+        quantity, reason = "interaction with the control", f"not tested: {repair.missing}"
         return Claim(statement, "undecided", quantity, INTERACTION, None, {}, runs, reason)
-    estimate = found[0].estimate
     return Claim(
         statement,
-        status_of(direction_of(estimate, numbers.margin), "higher"),
-        f"({arm.title} minus {found[1]} under {regime}) - (the same under causal)",
+        status_of(repair.interaction.verdict, "higher"),
+        f"({arm.title} minus {repair.control} under {regime}) - (the same under causal)",
         INTERACTION,
         estimate,
         {"difference": estimate.value} | _ends(estimate),
@@ -209,7 +193,7 @@ def _interaction(numbers: Numbers, arm: Arm) -> Claim:
 # What a reader of a claim must know besides its status.
 
 
-def _cautions(numbers: Numbers, contrast: Contrast, row: TaskDelta | None) -> Iterator[str]:
+def _cautions(numbers: Findings, contrast: Contrast, row: TaskDelta | None) -> Iterator[str]:
     yield from _fold_cautions(numbers)
     yield from contrast.notes
     by_id = {run.id: run for run in numbers.study.all_runs}
@@ -223,12 +207,12 @@ def _cautions(numbers: Numbers, contrast: Contrast, row: TaskDelta | None) -> It
         )
 
 
-def _fold_cautions(numbers: Numbers) -> Iterator[str]:
+def _fold_cautions(numbers: Findings) -> Iterator[str]:
     if numbers.study.some_run.settings.get("fold") == "explore":
         yield "explore fold: for choosing recipes; a claim needs the confirm fold"
 
 
-def _training_cautions(numbers: Numbers, n_seeds: int) -> Iterator[str]:
+def _training_cautions(numbers: Findings, n_seeds: int) -> Iterator[str]:
     if n_seeds < 2:
         yield "one training run an arm: the interval knows nothing of the spread over seeds"
     study = numbers.study
@@ -268,7 +252,7 @@ def claims_table(claims: Iterable[Claim]) -> Table:
     return Table("claims", columns, list(rows))
 
 
-def claims_json(numbers: Numbers, claims: Sequence[Claim]) -> dict[str, Any]:
+def claims_json(numbers: Findings, claims: Sequence[Claim]) -> dict[str, Any]:
     """Differences and interval ends are fractions, not points."""
     settings = numbers.study.some_run.settings
     return {

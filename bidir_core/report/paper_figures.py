@@ -15,13 +15,13 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from bidir_core.analyse import stats
-from bidir_core.analyse.contrasts import Contrast, Direction, cell_title, level
+from bidir_core.analyse.contrasts import Contrast, cell_title, level
+from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.study import CAUSAL, Arm, ordered_cells
+from bidir_core.analyse.verdict import Judgement
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
-from bidir_core.report.answers import Numbers
-from bidir_core.report.paper_claims import METRICS, decided_direction
+from bidir_core.report.paper_claims import METRICS
 from bidir_core.runs.curve import read_curve
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ DPI = 200  # of the PNG
 # --- paired differences ----------------------------------------------------------------------
 
 
-def forest(numbers: Numbers) -> Figure | None:
+def forest(numbers: Findings) -> Figure | None:
     """Per-task differences with their intervals, one panel a contrast; the macro as a diamond.
 
     A coloured triangle points the way of a difference that is called one (by task, after Holm's
@@ -77,7 +77,7 @@ def forest(numbers: Numbers) -> Figure | None:
     return figure
 
 
-def _panels(numbers: Numbers) -> list[Contrast]:
+def _panels(numbers: Findings) -> list[Contrast]:
     """The damage under each regime, then each repaired arm against stage 2 and stage 1."""
     study = numbers.study
     contrasts = [numbers.damage(regime) for regime in study.bidirectional_regimes(study.base)]
@@ -92,14 +92,14 @@ def _forest_panel(axes: Axes, contrast: Contrast, tasks: Sequence[str]) -> None:
     _rows_axis(axes, [*tasks, "macro mean"])
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.axhline(len(tasks) - 0.5, color=GREY, linewidth=0.4)
-    margin, by_task = contrast.margin, {row.task: row for row in contrast.tasks}
+    by_task = {row.task: row for row in contrast.tasks}
     for y, task in enumerate(tasks):
         row = by_task.get(task)
-        if row is not None and row.interval is not None:
-            _mark(axes, y, row.interval, decided_direction(row.interval, margin, row.p_holm))
+        if row is not None:
+            _mark(axes, y, row.judgement)
     if contrast.interval is None:
         return
-    _mark(axes, len(tasks), contrast.interval, contrast.direction, macro=True)
+    _mark(axes, len(tasks), contrast.judgement, macro=True)
     value, low, high = (
         formatting.points(number, signed=True).replace("-", "\N{MINUS SIGN}")
         for number in (contrast.value, contrast.interval.low, contrast.interval.high)
@@ -108,10 +108,12 @@ def _forest_panel(axes: Axes, contrast: Contrast, tasks: Sequence[str]) -> None:
     axes.set_title(f"{names}\nmacro {value} ({low} to {high})", loc="left")
 
 
-def _mark(
-    axes: Axes, y: int, interval: stats.Estimate, direction: Direction, macro: bool = False
-) -> None:
-    colour, marker = {"higher": (GREEN, ">"), "lower": (RED, "<")}.get(direction, (GREY, "o"))
+def _mark(axes: Axes, y: int, judgement: Judgement, macro: bool = False) -> None:
+    interval = judgement.estimate
+    if interval is None:
+        return
+    looks = {"better": (GREEN, ">"), "worse": (RED, "<")}
+    colour, marker = looks.get(judgement.verdict, (GREY, "o"))
     low, value, high = 100 * interval.low, 100 * interval.value, 100 * interval.high
     width = 1.6 if macro else 1.1
     axes.plot([low, high], [y, y], color=colour, linewidth=width, marker="|", markersize=5)
@@ -122,7 +124,7 @@ def _mark(
 # --- levels ----------------------------------------------------------------------------------
 
 
-def ladder(numbers: Numbers) -> Figure | None:
+def ladder(numbers: Findings) -> Figure | None:
     """Macro accuracy of every stage with its interval, chance and the score without context.
 
     Filled symbols: bidirectional prefill; open ones: causal attention.
@@ -167,7 +169,7 @@ def ladder(numbers: Numbers) -> Figure | None:
     return figure
 
 
-def two_by_two(numbers: Numbers) -> Figure | None:
+def two_by_two(numbers: Findings) -> Figure | None:
     """Each arm under causal attention and under its regime: parallel lines mean no interaction.
 
     Symbols are moved apart to be told from one another; variants of an arm are dashed and open.
@@ -202,7 +204,7 @@ def two_by_two(numbers: Numbers) -> Figure | None:
     return figure
 
 
-def curve(numbers: Numbers) -> Figure | None:
+def curve(numbers: Findings) -> Figure | None:
     """Quick evaluations along the training, a panel for each regime; a band over the seeds."""
     lines = {
         arm: points
@@ -250,7 +252,7 @@ def _curve_line(axes: Axes, arm: Arm, by_step: Mapping[int, list[float]]) -> Non
         axes.fill_between(steps, low, high, color=_look(arm)["color"], alpha=0.15, linewidth=0)
 
 
-FIGURES: dict[str, Callable[[Numbers], Figure | None]] = {
+FIGURES: dict[str, Callable[[Findings], Figure | None]] = {
     "forest": forest,
     "ladder": ladder,
     "two_by_two": two_by_two,

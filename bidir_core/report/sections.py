@@ -9,40 +9,21 @@ from dataclasses import dataclass, field
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.contrasts import Contrast
+from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.pairing import repeats
+from bidir_core.analyse.phrases import size
 from bidir_core.analyse.study import CAUSAL, Study, ordered_cells
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.report import answers, tables
-from bidir_core.report.answers import Numbers
 from bidir_core.report.markdown import Table, code, escape
-
-STAGES = (
-    ("Stage 1", "vanilla baseline: the base model, causal prefill"),
-    ("Stage 2", "ablated baseline: the base model, bidirectional prefill, no fine-tuning"),
-    (
-        "Stage 3B",
-        "leakage-safe fine-tune: prompt bidirectional, response causal, loss on the response only "
-        "(`--prompt-bidir-response-causal-train`)",
-    ),
-    ("Stage 3C", "control: same data, order, steps and seed as 3B, causal mask (`--causal-train`)"),
-    (
-        "Stage 3A (leaky)",
-        "bidirectional over prompt and response: a warning exhibit, never a result",
-    ),
-    (
-        "Distil",
-        "the base model's own causal predictions, taught under the bidirectional regime "
-        "(`--distill`)",
-    ),
-    ("Stage 4", "a fine-tuned checkpoint under bidirectional prefill"),
-    ("Non-prefill compare", "base and fine-tuned checkpoint, both causal"),
-)
+from bidir_core.runs.layout import FINETUNE_DIRS, stage_dir_for
+from bidir_core.runs.stages import LEAKY_WARNING, STAGES
 
 
-def build_sections(numbers: Numbers) -> list[Section]:
+def build_sections(numbers: Findings) -> list[Section]:
     """Every section that the study has something for."""
-    makers: tuple[Callable[[Numbers], Section | None], ...] = (
+    makers: tuple[Callable[[Findings], Section | None], ...] = (
         _scope,
         _stages,
         _macro,
@@ -61,7 +42,7 @@ def build_sections(numbers: Numbers) -> list[Section]:
     return [section for make in makers if (section := make(numbers)) is not None]
 
 
-def _scope(numbers: Numbers) -> Section:
+def _scope(numbers: Findings) -> Section:
     run = numbers.study.some_run
     settings, metrics = run.settings, run.metrics or {}
     limit = settings.get("limit")
@@ -79,7 +60,7 @@ def _scope(numbers: Numbers) -> Section:
         f"Bidirectional regime: {code(numbers.study.regime)}",
         f"Metric: {code(numbers.metric)}, macro = unweighted mean over tasks; intervals are 95 %; "
         f"differences are in points; equivalent means the whole interval lies within "
-        f"{answers.size(numbers.margin)}",
+        f"{size(numbers.margin)}",
     ]
     if (times := repeats(settings)) != 1:
         lines.append(f"Each context is given {times} times, joined by a blank line")
@@ -96,24 +77,20 @@ def _scope(numbers: Numbers) -> Section:
     return Section("scope", (bullets(lines),))
 
 
-def _stages(numbers: Numbers) -> Section:
-    have = {
-        "Stage 1": bool(numbers.study.runs(*numbers.stage1)),
-        "Stage 2": bool(numbers.study.bidirectional_regimes(numbers.study.base)),
-        "Stage 3B": bool(numbers.study.trained("3B")),
-        "Stage 3C": bool(numbers.study.trained("3C")),
-        "Stage 3A (leaky)": bool(numbers.study.trained("3A")),
-        "Distil": bool(numbers.study.trained("distill")),
-        "Stage 4": any(a != numbers.study.base and r != CAUSAL for a, r in numbers.study.cells),
-        "Non-prefill compare": any(
-            a != numbers.study.base and r == CAUSAL for a, r in numbers.study.cells
-        ),
-    }
-    lines = [f"{name}: {what}{'' if have[name] else ' - *not run*'}" for name, what in STAGES]
+def _stages(numbers: Findings) -> Section:
+    study = numbers.study
+    have = {FINETUNE_DIRS[arm.code] for arm in study.arms if arm.code in FINETUNE_DIRS}
+    for arm, regime in study.cells:
+        checkpoint = None if arm == study.base else arm.code
+        have.add(stage_dir_for("eval", regime=regime, checkpoint=checkpoint))
+    lines = [
+        f"{stage.name}: {stage.description}{'' if folder in have else ' - *not run*'}"
+        for folder, stage in STAGES.items()
+    ]
     return Section("stages", (bullets(lines),))
 
 
-def _macro(numbers: Numbers) -> Section:
+def _macro(numbers: Findings) -> Section:
     against = {
         cell: contrast
         for cell in numbers.study.cells
@@ -128,7 +105,7 @@ def _macro(numbers: Numbers) -> Section:
     return Section("macro", tuple(parts))
 
 
-def _derived(numbers: Numbers) -> Iterator[str]:
+def _derived(numbers: Findings) -> Iterator[str]:
     for regime in numbers.study.bidirectional_regimes(numbers.study.base):
         damage = numbers.damage(regime)
         if damage is not None and damage.ratio is not None:
@@ -137,25 +114,25 @@ def _derived(numbers: Numbers) -> Iterator[str]:
                 f"`{damage.ratio:.3f}x`){_ci(damage)}"
             )
     for arm in numbers.study.trained("3B", "distill", "3A"):
-        attempt = numbers.attempt(arm)
-        label = f"Stage 4 ({attempt.arm})"
-        if attempt.gain is not None:
+        repair = numbers.repair(arm)
+        label = f"Stage 4 ({escape(repair.arm)})"
+        if repair.gain is not None:
             yield (
-                f"{label} change vs Stage 2: `{attempt.gain.value:+.10f}` (about "
-                f"`{100 * attempt.gain.value:+.2f}` macro points){_ci(attempt.gain)}"
+                f"{label} change vs Stage 2: `{repair.gain.value:+.10f}` (about "
+                f"`{100 * repair.gain.value:+.2f}` macro points){_ci(repair.gain)}"
             )
-        if attempt.gap is not None and attempt.gap.ratio is not None:
-            yield f"{label} retention vs Stage 1: `{attempt.gap.ratio:.4f}x`{_ci(attempt.gap)}"
+        if repair.gap is not None and repair.gap.ratio is not None:
+            yield f"{label} retention vs Stage 1: `{repair.gap.ratio:.4f}x`{_ci(repair.gap)}"
     if numbers.study.trained("3B", "distill", "3A"):
         yield ("A change is not yet a repair: see *Repair or Ordinary Tuning?* for the interaction")
 
 
-def _per_task(numbers: Numbers) -> Section:
+def _per_task(numbers: Findings) -> Section:
     shown = [numbers.damage(r) for r in numbers.study.bidirectional_regimes(numbers.study.base)]
     cells = [cell for cell in ordered_cells(numbers.study) if cell[0] == numbers.study.base]
     for arm in numbers.study.trained("3B", "distill")[:1]:
-        attempt = numbers.attempt(arm)
-        shown += [attempt.gain, attempt.gap]
+        repair = numbers.repair(arm)
+        shown += [repair.gain, repair.gap]
         cells.append((arm, numbers.study.own_regime(arm)))
     known = [contrast for contrast in shown if contrast is not None]
     parts: list[str | Table] = [tables.per_task_table(numbers.study, numbers.metric, cells, known)]
@@ -164,7 +141,7 @@ def _per_task(numbers: Numbers) -> Section:
     return Section("per_task", tuple(parts))
 
 
-def _answers(numbers: Numbers) -> Section:
+def _answers(numbers: Findings) -> Section:
     study = numbers.study
     parts = [
         "### 1) How much does prefill bidirectional attention hurt performance?",
@@ -179,11 +156,11 @@ def _answers(numbers: Numbers) -> Section:
         parts.append("- Not run: no fine-tune is part of this report.")
     for arm in tried:
         regime = study.own_regime(arm)
-        parts.append(bullets(answers.can_it_be_fixed(numbers.damage(regime), numbers.attempt(arm))))
+        parts.append(bullets(answers.can_it_be_fixed(numbers.repair(arm))))
     return Section("answers", tuple(parts))
 
 
-def _non_prefill(numbers: Numbers) -> Section:
+def _non_prefill(numbers: Findings) -> Section:
     tried = numbers.study.trained("3B", "distill", "unknown")
     if not tried:
         return Section("non_prefill", ("- Not run.",))
@@ -192,23 +169,23 @@ def _non_prefill(numbers: Numbers) -> Section:
         "both under standard causal prefill:"
     ]
     for arm in tried:
-        attempt = numbers.attempt(arm)
-        normal = attempt.normal
+        repair = numbers.repair(arm)
+        normal = repair.normal
         if normal is not None and normal.ratio is not None:
             parts.append(
                 bullets(
                     [
                         f"Vanilla non-prefill macro: `{normal.acc_a:.10f}`",
-                        f"{attempt.arm} checkpoint non-prefill macro: `{normal.acc_b:.10f}`",
+                        f"{escape(repair.arm)} checkpoint non-prefill macro: `{normal.acc_b:.10f}`",
                         f"Delta: `{normal.value:+.10f}` (retention `{normal.ratio:.4f}x`)",
                     ]
                 )
             )
-        parts += ["Interpretation:", bullets(answers.normal_behaviour(attempt))]
+        parts += ["Interpretation:", bullets(answers.normal_behaviour(repair))]
     return Section("non_prefill", tuple(parts))
 
 
-def _two_by_two(numbers: Numbers) -> Section | None:
+def _two_by_two(numbers: Findings) -> Section | None:
     if len(numbers.study.arms) < 2:
         return None
     parts: list[str | Table] = [
@@ -222,15 +199,17 @@ def _two_by_two(numbers: Numbers) -> Section | None:
     if table:
         parts.append(table)
     for arm in numbers.study.trained("3B", "distill"):
-        attempt = numbers.attempt(arm)
-        parts.append(bullets([answers.repair_or_tuning(attempt)]))
+        repair = numbers.repair(arm)
+        parts.append(bullets([answers.repair_or_tuning(repair)]))
         shared = tables.same_training(numbers.study, arm) if arm.code == "3B" else None
         if shared is not None:
-            parts.append(f"By their records, {attempt.arm} and {attempt.control} {shared}.")
+            parts.append(
+                f"By their records, {escape(repair.arm)} and {escape(repair.control)} {shared}."
+            )
     return Section("two_by_two", tuple(parts))
 
 
-def _differences(numbers: Numbers) -> Section | None:
+def _differences(numbers: Findings) -> Section | None:
     contrasts = numbers.contrasts()
     if not contrasts:
         return None
@@ -241,7 +220,8 @@ def _differences(numbers: Numbers) -> Section | None:
     ]
     parts: list[str | Table] = [
         "A verdict is *no difference* only if the whole interval lies within "
-        f"{answers.size(numbers.margin)}, *different* if it leaves out 0, else *undecided*. "
+        f"{size(numbers.margin)}, *lower* or *higher* if it leaves out 0 (of a single task, only if the exact test "
+        "agrees), else *undecided*. "
         "Detectable: the smallest true difference found with 80 % power.",
         tables.contrast_table(contrasts),
     ]
@@ -250,7 +230,7 @@ def _differences(numbers: Numbers) -> Section | None:
     return Section("differences", tuple(parts))
 
 
-def _churn(numbers: Numbers) -> Section | None:
+def _churn(numbers: Findings) -> Section | None:
     contrasts = [
         contrast for contrast in numbers.contrasts(leaky=False) if contrast.basis == "paired"
     ]
@@ -265,11 +245,11 @@ def _churn(numbers: Numbers) -> Section | None:
     return Section("churn", (text, tables.test_table(contrasts)))
 
 
-def _leaky(numbers: Numbers) -> Section | None:
+def _leaky(numbers: Findings) -> Section | None:
     leaky = numbers.study.trained("3A")
     if not leaky:
         return None
-    parts = [f"**{answers.LEAKY_WARNING}**"]
+    parts = [f"**{LEAKY_WARNING}**"]
     for arm in leaky:
         regime = numbers.study.own_regime(arm)
         contrasts = [
@@ -285,12 +265,12 @@ def _leaky(numbers: Numbers) -> Section | None:
     return Section("leaky", tuple(parts))
 
 
-def _training(numbers: Numbers) -> Section | None:
+def _training(numbers: Findings) -> Section | None:
     table = tables.recipe_table(numbers.study)
     return Section("training", (table,)) if table else None
 
 
-def _curve(numbers: Numbers) -> Section | None:
+def _curve(numbers: Findings) -> Section | None:
     if len(numbers.study.arms) < 2:
         return None
     table = tables.curve_table(numbers.study)
@@ -302,12 +282,12 @@ def _curve(numbers: Numbers) -> Section | None:
     return Section("curve", parts)
 
 
-def _cost(numbers: Numbers) -> Section | None:
+def _cost(numbers: Findings) -> Section | None:
     table = tables.cost_table(numbers.study)
     return Section("cost", (table,)) if table else None
 
 
-def _artifacts(numbers: Numbers) -> Section:
+def _artifacts(numbers: Findings) -> Section:
     parts: list[str | Table] = [tables.artifact_table(numbers.study)]
     if numbers.study.left_out:
         parts.append("Left out of this report:")
@@ -354,7 +334,7 @@ class Report:
     title: str
     study: Study
     sections: tuple[Section, ...]
-    numbers: Numbers = field(repr=False)
+    numbers: Findings = field(repr=False)
 
     @property
     def stem(self) -> str:

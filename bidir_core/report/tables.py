@@ -16,7 +16,9 @@ from bidir_core.analyse.contrasts import (
     task_accuracy,
 )
 from bidir_core.analyse.pairing import Metric
+from bidir_core.analyse.phrases import word
 from bidir_core.analyse.study import CAUSAL, RECIPE_FIELDS, Arm, Cell, Study, ordered_cells
+from bidir_core.analyse.verdict import judge
 from bidir_core.regimes import parse_regime
 from bidir_core.report.markdown import NOT_RUN, Column, Entry, Interval, Kind, Table
 from bidir_core.runs.curve import read_curve
@@ -339,7 +341,7 @@ def contrast_table(contrasts: Sequence[Contrast]) -> Table:
                 ("Difference (points)", "points", contrast.value),
                 ("95 % CI (points)", "interval", Interval.of(contrast.interval), "none"),
                 ("Seeds low to high (points)", "interval", seeds, "-"),
-                ("Verdict", "text", contrast.verdict or "unknown"),
+                ("Verdict", "text", word(contrast.judgement)),
                 ("Detectable (points)", "points", contrast.detectable, "-"),
                 ("Interval", "text", BASES[contrast.basis]),
             ]
@@ -407,7 +409,7 @@ def interaction_table(study: Study, metric: Metric, margin: float) -> Table:
         effect, control = result
         seeds = ", ".join(f"{100 * seed:+.1f}" for seed in effect.per_seed)
         for task, estimate in {"macro": effect.estimate, **effect.per_task}.items():
-            verdict = stats.verdict(estimate, margin=margin)
+            verdict = word(judge(estimate, margin=margin))
             add(arm, control, task, estimate, seeds if task == "macro" else None, verdict)
     return Table.of("interaction", rows)
 

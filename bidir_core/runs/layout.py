@@ -13,27 +13,13 @@ from pathlib import Path
 
 from bidir_core.common.errors import UserError
 from bidir_core.regimes import Regime, parse_regime
+from bidir_core.runs.stages import EVALUATIONS, LAB, TRAININGS
 
-STAGE1 = "stage1_vanilla_eval"
+STAGE1, STAGE2, STAGE4, NONPREFILL = (stage.folder for stage in EVALUATIONS.values())
 
-STAGE2 = "stage2_prefill_bidir_eval"
-
-STAGE4 = "stage4_postft_eval"
-
-NONPREFILL = "nonprefill_compare"
-
-LAB = "lab"
-
-FINETUNE_DIRS = {
-    "3B": "stage3_finetune_prefill_bidir",
-    "3A": "stage3a_finetune_leaky",
-    "3C": "stage3c_finetune_causal",
-    "distill": "stage3d_finetune_distil",
-}
+FINETUNE_DIRS = {code: stage.folder for code, stage in TRAININGS.items()}
 
 EVAL_DIRS = (STAGE1, STAGE2, STAGE4, NONPREFILL)
-
-STAGE_DIRS = (*EVAL_DIRS, *FINETUNE_DIRS.values(), LAB)
 
 COMMITTED_RUNS = Path(__file__).resolve().parents[2] / "runs"
 

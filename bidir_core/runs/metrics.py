@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from bidir_core.runs.records import to_table
 
-METRICS = ("acc", "acc_norm")
+Metric = Literal["acc", "acc_norm"]
+METRICS: tuple[Metric, ...] = ("acc", "acc_norm")
 # lm-eval scores these by acc only; their acc_norm is null and repeats acc in the macro.
 NO_NORM_TASKS = frozenset({"winogrande"})
 METRIC_COLUMNS = (
@@ -57,6 +58,36 @@ def bools(column: pa.ChunkedArray) -> np.ndarray:
     return column.combine_chunks().fill_null(False).to_numpy(zero_copy_only=False)
 
 
+def outcomes(table: pa.Table, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Correctness and predicted choice (-1 without one) of each item under a measure.
+
+    Where an item has no acc_norm, and in tasks that lm-eval scores by acc only, acc stands in.
+    """
+
+    def columns(correct: str, pred: str) -> tuple[np.ndarray, np.ndarray]:
+        choice = table.column(pred).combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False)
+        return bools(table.column(correct)), choice.astype(np.int64)
+
+    right, chosen = columns("correct", "pred")
+    if metric == "acc":
+        return right, chosen
+    normed, chosen_normed = columns("correct_norm", "pred_norm")
+    mine = _has_norm(table)
+    return np.where(mine, normed, right), np.where(mine, chosen_normed, chosen)
+
+
+def _has_norm(table: pa.Table) -> np.ndarray:
+    task = table.column("task").to_numpy(zero_copy_only=False)
+    has = table.column("correct_norm").is_valid().to_numpy()
+    return has & ~np.isin(task.astype(str), list(NO_NORM_TASKS))
+
+
+def row_accuracy(row: Mapping[str, Any], metric: str) -> float | None:
+    """A task's accuracy from its line in ``metrics.json``; acc where it has no acc_norm."""
+    value = row.get(metric)
+    return row.get("acc") if value is None else value
+
+
 def compute_metrics(items: pa.Table | Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The part of ``metrics.json`` that the items decide: counts, ``tasks`` and ``macro``.
 
@@ -69,8 +100,8 @@ def compute_metrics(items: pa.Table | Iterable[Mapping[str, Any]]) -> dict[str, 
     gold = table.column("gold").to_numpy()
     failed = table.column("error").is_valid().to_numpy()
     correct = bools(table.column("correct"))
-    normed = bools(table.column("correct_norm"))
-    has_norm = table.column("correct_norm").is_valid().to_numpy()
+    has_norm = _has_norm(table)
+    normed = np.where(has_norm, bools(table.column("correct_norm")), correct)
     probability = choice_probabilities(table.column("ll"), gold)
     choices = n_choices(table)
     tasks: dict[str, dict[str, Any]] = {}
@@ -80,8 +111,6 @@ def compute_metrics(items: pa.Table | Iterable[Mapping[str, Any]]) -> dict[str, 
         scored = mine & ~failed
         acc = float(correct[mine].mean())
         norm = float(normed[mine].mean()) if has_norm[scored].any() else None
-        if task in NO_NORM_TASKS:
-            norm = None
         known = choices[mine][choices[mine] > 0]
         tasks[task] = {
             "n": n,
@@ -112,9 +141,7 @@ def macro(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     rows = list(tasks.values())
     return {
         "acc": mean([row["acc"] for row in rows]),
-        "acc_norm": mean(
-            [row["acc"] if row["acc_norm"] is None else row["acc_norm"] for row in rows]
-        ),
+        "acc_norm": mean([row_accuracy(row, "acc_norm") for row in rows]),
         "chance": mean([row["chance"] for row in rows]),
     }
 

@@ -10,6 +10,7 @@ from bidir_core.common.settings import check_config, same_as, setting
 from bidir_core.data.assets import absolute_place
 from bidir_core.evaluate.config import DTYPES, EvalConfig
 from bidir_core.regimes import Regime, parse_regime
+from bidir_core.runs.stages import TRAININGS
 from bidir_core.train.mixtures import MIXTURES
 
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
@@ -23,12 +24,18 @@ class Objective:
     """One way to fine-tune; ``OBJECTIVES`` holds them all."""
 
     code: str
-    flag: str
-    what: str
     prefix: Prefix
     default_regime: str = "bidirectional"
     distils: bool = False
     leaky: bool = False
+
+    @property
+    def flag(self) -> str:
+        return TRAININGS[self.code].flag
+
+    @property
+    def what(self) -> str:
+        return TRAININGS[self.code].what
 
     def regime(self, asked: str | None) -> Regime:
         """The regime to train under. Raises UserError for one that contradicts the objective."""
@@ -47,33 +54,10 @@ class Objective:
 OBJECTIVES: dict[str, Objective] = {
     objective.code: objective
     for objective in (
-        Objective(
-            "3B",
-            "--prompt-bidir-response-causal-train",
-            "prompt bidirectional, response causal, loss on the response",
-            prefix="prompt",
-        ),
-        Objective(
-            "3C",
-            "--causal-train",
-            "the control: everything causal, loss on the response",
-            prefix="prompt",
-            default_regime="causal",
-        ),
-        Objective(
-            "3A",
-            "--leaky-train",
-            "bidirectional over prompt and response: leaky, a warning exhibit, never a result",
-            prefix="sample",
-            leaky=True,
-        ),
-        Objective(
-            "distill",
-            "--distill",
-            "the base model's causal predictions, taught to the student under the regime",
-            prefix="split",
-            distils=True,
-        ),
+        Objective("3B", prefix="prompt"),
+        Objective("3C", prefix="prompt", default_regime="causal"),
+        Objective("3A", prefix="sample", leaky=True),
+        Objective("distill", prefix="split", distils=True),
     )
 }
 

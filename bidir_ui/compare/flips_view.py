@@ -7,6 +7,7 @@ from itertools import pairwise
 import pandas as pd
 import streamlit as st
 
+from bidir_core.analyse.flips import FLIPS
 from bidir_core.data import item_texts
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import filters
@@ -25,9 +26,9 @@ def filter_row(frame: pd.DataFrame, chosen: FlipFilter) -> None:
     by_task = filters.apply(frame, chosen, skip="task")["task"].value_counts()
     tasks = list(dict.fromkeys([*frame["task"].unique(), *chosen.task]))
     url.bound(
-        st.pills, "What happened", name="flip", selection_mode="multi", options=filters.FLIPS,
+        st.pills, "What happened", name="flip", selection_mode="multi", options=FLIPS,
         format_func=lambda name: f"{fmt.flip(name)}  {fmt.count(by_flip.get(name, 0))}",
-        read=lambda _text: [name for name in chosen.flip if name in filters.FLIPS],
+        read=lambda _text: [name for name in chosen.flip if name in FLIPS],
         write=list, label_visibility="collapsed",
     )  # fmt: skip
     search, task, moved, length = st.columns([4, 3, 2, 2])

@@ -5,21 +5,17 @@ from __future__ import annotations
 import math
 import re
 from datetime import datetime
+from typing import TYPE_CHECKING
+
+from bidir_core.runs.stages import LAB, STAGES
+
+if TYPE_CHECKING:
+    from bidir_core.analyse.stats import Estimate
 
 MINUS = "−"  # a real minus sign: as wide as the plus, never broken off at a line end
 NONE = "–"
 
-STAGE_LABELS = {
-    "stage1_vanilla_eval": "Stage 1",
-    "stage2_prefill_bidir_eval": "Stage 2",
-    "stage3_finetune_prefill_bidir": "Stage 3B",
-    "stage3a_finetune_leaky": "Stage 3A (leaky)",
-    "stage3c_finetune_causal": "Stage 3C",
-    "stage3d_finetune_distil": "Stage 3D",
-    "stage4_postft_eval": "Stage 4",
-    "nonprefill_compare": "Non-prefill",
-    "lab": "Lab",
-}
+STAGE_LABELS = {folder: stage.name for folder, stage in STAGES.items()} | {LAB: "Lab"}
 TASK_LABELS = {
     "hellaswag": "HellaSwag",
     "piqa": "PIQA",
@@ -71,6 +67,10 @@ def interval(low: float | None, high: float | None, digits: int = 1) -> str:
     if missing(low) or missing(high):
         return "no interval"
     return f"[{points(low, digits)}, {points(high, digits)}]"
+
+
+def interval_of(estimate: Estimate | None) -> str:
+    return interval(estimate.low, estimate.high) if estimate else "no interval"
 
 
 def count(value: float | None) -> str:

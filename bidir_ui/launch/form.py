@@ -15,6 +15,7 @@ from bidir_core.evaluate.config import EvalConfig, ProbeConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs.estimate import layers_of, planned_points
 from bidir_core.jobs.pipeline_config import PUBLISHED, PipelineConfig, from_preset
+from bidir_core.runs.stages import EVALUATIONS, TRAININGS
 from bidir_core.train.config import OBJECTIVES, FinetuneConfig
 
 Words = tuple[str, ...]
@@ -197,12 +198,11 @@ _LIMIT = ("limit", "100")
 
 PRESETS: dict[str, Preset] = {
     "stage1": Preset(
-        "eval", "Stage 1 · vanilla", "The base model as it is: every token sees what precedes it.",
+        "eval", "Stage 1 · vanilla", EVALUATIONS["1"].why,
         _EVAL, (("regime", "causal"),),
     ),
     "stage2": Preset(
-        "eval", "Stage 2 · bidirectional", "The base model, untrained, with a prompt whose tokens "
-        "all see each other. The choices stay causal.", _EVAL, (("regime", "bidirectional"),),
+        "eval", "Stage 2 · bidirectional", EVALUATIONS["2"].why, _EVAL, (("regime", "bidirectional"),),
     ),
     "sink": Preset(
         "eval", "Stage 2 · sink=1", "Bidirectional, except that the first token stays causal.",
@@ -214,20 +214,17 @@ PRESETS: dict[str, Preset] = {
         begins=(("regime", "bidirectional:lambda=0.1"),),
     ),
     "stage4": Preset(
-        "eval", "Stage 4 · checkpoint", "A fine-tuned checkpoint under a bidirectional prompt; "
-        "with the regime causal, the non-prefill compare.", ("checkpoint", "regime", *_EVAL),
+        "eval", "Stage 4 · checkpoint", EVALUATIONS["4"].why, ("checkpoint", "regime", *_EVAL),
         begins=(("regime", "bidirectional"),),
     ),
     "3B": Preset(
-        "finetune", "3B · repair", "Prompt bidirectional, response causal, loss on the response "
-        "only: the leakage-safe fine-tune.", _TUNE,
+        "finetune", "3B · repair", TRAININGS["3B"].why, _TUNE,
     ),
     "3C": Preset(
-        "finetune", "3C · control", "The same data, order, steps and seed as 3B, under the causal "
-        "mask. Without it, a gain from 3B could be ordinary tuning.", _TUNE,
+        "finetune", "3C · control", TRAININGS["3C"].why, _TUNE,
     ),
     "distill": Preset(
-        "finetune", "Distil", "Teaches the bidirectional model its own causal predictions.", _TUNE,
+        "finetune", "Distil", TRAININGS["distill"].why, _TUNE,
     ),
     "pipeline": Preset(
         "pipeline", "Whole study", "Stages 1, 2, 3B, 3C, 4 and the non-prefill compare, then the "

@@ -18,8 +18,8 @@ from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs import cost_model, estimate
 from bidir_core.jobs.estimate import Estimate, SweepEstimate, estimate_sweep
 from bidir_core.jobs.pipeline_config import PipelineConfig
-from bidir_core.report.answers import LEAKY_WARNING
 from bidir_core.runs.run import Run
+from bidir_core.runs.stages import LEAKY_WARNING
 from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.mixtures import MIXTURES
 from bidir_ui.kit import fmt, html, widgets

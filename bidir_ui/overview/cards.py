@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import streamlit as st
 
 from bidir_core.analyse import compare as core
+from bidir_core.analyse.study import CAUSAL
 from bidir_ui.kit import fmt, html, url
 from bidir_ui.overview import pair_view, source_panel
-from bidir_ui.reading import analysis, seeds, story
+from bidir_ui.reading import analysis, story
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,6 @@ def all_cards(told: story.Story, result: core.Comparison | None) -> list[Card]:
     ]
 
 
-def delta_text(row: core.Row | seeds.Difference, items: str = "") -> str:
-    """A difference with its interval, n and which items those are:
-    ``−4.7 points [−5.4, −3.9], n = 2,299, limit 500``."""
-    text = (
-        f"{fmt.points(row.delta)} points {fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}"
-    )
-    return f"{text}, {items}" if items else text
-
-
 def _hurts(told: story.Story, result: core.Comparison | None) -> Card:
     if result is None or told.a is None:
         return Card(
@@ -56,11 +48,12 @@ def _hurts(told: story.Story, result: core.Comparison | None) -> Card:
             False,
         )
     row = result.macro
-    title = "Does it hurt? Undecided"
-    if row.verdict == "different":
-        title = "It hurts" if row.delta < 0 else "It helps"
-    elif row.verdict == "no difference":
-        title = "It makes no difference"
+    title = {
+        "worse": "It hurts",
+        "better": "It helps",
+        "equivalent": "It makes no difference",
+        "undecided": "Does it hurt? Undecided",
+    }[row.verdict]
     return Card(
         title,
         f"{fmt.points(row.delta)} points",
@@ -93,32 +86,31 @@ def _source(told: story.Story) -> Card:
         )  # fmt: skip
     return Card(
         source_panel.title(source),
-        f"{fmt.points(row.delta)} points",
+        f"{fmt.points(row.value)} points",
         f"Only the first token kept causal (sink=1), against {source.against}: "
-        f"{fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}, {source.base.extent}; "
+        f"{fmt.interval_of(row.interval)}, n = {fmt.count(row.n)}, {source.base.extent}; "
         f"{pair_view.short(row.words)}.",
     )
 
 
 def _repair(told: story.Story) -> Card:
     study = told.repair
-    row = study.contrasts.get("stage4") if study else None
-    if study is None or row is None:
+    gap = study.difference(("base", CAUSAL), ("3B", study.regime)) if study else None
+    if study is None or gap is None:
         return Card(
             "Does training repair it, and does the control?", NOT_RUN,
             "Fine-tune with the new mask (3B) and, as the control, without it (3C).", False,
         )  # fmt: skip
     items = study.some.extent
-    found = study.interaction
-    if found is None:
+    found = study.repair.interaction if study.repair else None
+    if found is None or found.estimate is None:
         return Card(
             story.title(study),
-            f"{fmt.points(row.delta)} points",
-            f"Stage 4 against stage 1: {fmt.interval(row.low, row.high)}, n = {fmt.count(row.n)}, "
-            f"{items}. "
+            f"{fmt.points(gap.value)} points",
+            f"Stage 4 against stage 1: {fmt.interval_of(gap.interval)}, n = {fmt.count(gap.n)}, {items}. "
             "Without its control this may be ordinary tuning.",
         )
-    e, n_seeds, n_all = found.estimate, len(found.per_seed), len(study.by_accuracy)
+    e, n_seeds, n_all = found.estimate, found.n_seeds, len(study.by_accuracy)
     one = f"one of {n_all} seeds" if n_all > 1 else "one seed"
     return Card(
         story.title(study),

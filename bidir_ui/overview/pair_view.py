@@ -8,6 +8,8 @@ import pandas as pd
 import streamlit as st
 
 from bidir_core.analyse import compare as core
+from bidir_core.analyse.pairing import Metric
+from bidir_core.analyse.verdict import Judgement
 from bidir_core.common.errors import UserError
 from bidir_core.data import item_texts
 from bidir_core.report import plots
@@ -91,6 +93,16 @@ def task_table(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
     widgets.explain_undecided(*(row.words for row in result.rows))
 
 
+def delta_text(found: Judgement, items: str = "") -> str:
+    """A difference with its interval, n and which items those are:
+    ``−4.7 points [−5.4, −3.9], n = 2,299, limit 500``."""
+    e = found.estimate
+    if e is None:
+        return "no interval"
+    text = f"{fmt.points(e.value)} points {fmt.interval_of(e)}, n = {fmt.count(e.n)}"
+    return f"{text}, {items}" if items else text
+
+
 def short(words: str) -> str:
     """A verdict's words, short enough for a table's cell."""
     return "undecided after Holm" if words.startswith("undecided once") else words
@@ -102,7 +114,7 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else fmt.number(value, 3)  # type: ignore[operator]
 
 
-def ladder(runs: tuple[RunInfo, ...], base: RunInfo, told: story.Story, metric: str) -> None:
+def ladder(runs: tuple[RunInfo, ...], base: RunInfo, told: story.Story, metric: Metric) -> None:
     """Every stage of the baseline's model on its items: how much of stage 1 is kept. If no
     fine-tune was evaluated on these items, those on other items follow, against their own base."""
     here = _stages(runs, base)
@@ -143,7 +155,7 @@ def _stages(runs: tuple[RunInfo, ...], base: RunInfo) -> list[RunInfo]:
     return sorted(stages, key=order)
 
 
-def _ladder_table(base: RunInfo, stages: list[RunInfo], told: story.Story, metric: str) -> None:
+def _ladder_table(base: RunInfo, stages: list[RunInfo], told: story.Story, metric: Metric) -> None:
     first = base.macro.get(metric)
     groups = seeds.groups(stages)[:24]
     by_id = {group.some.id: group.label for group in groups}
@@ -237,26 +249,27 @@ def against(
             label = f"{label}, {len(group.runs)} seeds"
         elif group.some.train_seed:
             label = f"{label}, seed {group.some.train_seed}"
-        if row is None:
+        if row is None or row.interval is None:
             rows.append((label, "does not pair", fmt.NONE, fmt.NONE, fmt.NONE, fmt.NONE))
             continue
+        low, high = row.interval.low, row.interval.high
         colour, symbol = plots.GREY, "circle"
-        if row.verdict == "different":
-            down = row.delta < 0
+        if row.judgement.decided:
+            down = row.verdict == "worse"
             colour, symbol = (
                 (plots.RED, "triangle-left") if down else (plots.GREEN, "triangle-right")
             )
         dots.append(
             {
-                "label": item_texts.visible(fmt.clip(label)), "value": row.delta, "low": row.low, "high": row.high,
-                "text": f"{fmt.points(row.delta)}  {fmt.interval(row.low, row.high)}",
+                "label": item_texts.visible(fmt.clip(label)), "value": row.value, "low": low, "high": high,
+                "text": f"{fmt.points(row.value)}  {fmt.interval(low, high)}",
                 "colour": colour, "symbol": symbol,
             }
         )  # fmt: skip
         rows.append(
             (
-                label, fmt.count(row.n), fmt.percent(row.acc_b), fmt.points(row.delta),
-                fmt.interval(row.low, row.high), row.words,
+                label, fmt.count(row.n), fmt.percent(row.acc_b), fmt.points(row.value),
+                fmt.interval(low, high), row.words,
             )
         )  # fmt: skip
     return pd.DataFrame(dots), rows

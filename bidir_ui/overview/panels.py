@@ -10,7 +10,7 @@ from bidir_core.data import item_texts
 from bidir_core.report import plots
 from bidir_ui.item import item_view
 from bidir_ui.kit import fmt, html, url, widgets
-from bidir_ui.overview import cards, repair_panel, source_panel
+from bidir_ui.overview import cards, pair_view, repair_panel, source_panel
 from bidir_ui.reading import analysis, filters, pair, story
 
 
@@ -25,7 +25,7 @@ def _hurts(told: story.Story, result: core.Comparison | None) -> None:
     widgets.lead(
         "A causal language model reads its prompt from left to right. Here the prompt's tokens see "
         f"each other in both directions, without any training. Macro accuracy moves by "
-        f"{cards.delta_text(result.macro, told.a.extent if told.a else '')}."
+        f"{pair_view.delta_text(result.macro.judgement, told.a.extent if told.a else '')}."
     )
     frame = pd.DataFrame(
         [
@@ -58,7 +58,9 @@ def _hurts(told: story.Story, result: core.Comparison | None) -> None:
         found = analysis.try_compare(told.whole[0], whole) if told.whole and whole else None
         if told.whole and found is not None:
             dtype = told.whole[0].dtype
-            widgets.note(f"On the whole validation sets, {dtype}: {cards.delta_text(found.macro)}.")
+            widgets.note(
+                f"On the whole validation sets, {dtype}: {pair_view.delta_text(found.macro.judgement)}."
+            )
         if told.published:
             widgets.note(published_note(told))
     return None

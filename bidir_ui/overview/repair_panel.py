@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from bidir_core.analyse import compare as core
-from bidir_core.analyse import stats
+from bidir_core.analyse.contrasts import Contrast
+from bidir_core.analyse.study import CAUSAL
+from bidir_core.analyse.verdict import Judgement
+from bidir_core.runs.layout import STAGE4
 from bidir_ui.kit import fmt, html, widgets
 from bidir_ui.overview import cards, pair_view
 from bidir_ui.reading import data, pair, seeds, story
 from bidir_ui.reading.data import RunInfo
 from bidir_ui.reading.seeds import Group
-from bidir_ui.reading.story import BIDIRECTIONAL, CAUSAL, Repair
+from bidir_ui.reading.story import Training
 
 
 def draw(told: story.Story, result: core.Comparison | None) -> None:
@@ -29,7 +32,7 @@ def draw(told: story.Story, result: core.Comparison | None) -> None:
     return None
 
 
-def _study(study: Repair, chosen: RunInfo) -> None:
+def _study(study: Training, chosen: RunInfo) -> None:
     widgets.lead(
         "Fine-tuning raises accuracy on its own. What shows repair is the interaction: how much "
         "more the run trained with the new mask (3B) gains over its control (3C: same data, steps "
@@ -37,33 +40,33 @@ def _study(study: Repair, chosen: RunInfo) -> None:
     )
     other = not study.some.same_items(chosen)
     tail = f"; the chosen pair below: {story.items_words(chosen)}" if other else ""
-    seed = f", {study.seeds_words}" if study.cells else ""
+    seed = f", {study.seeds_words}" if study.seeds_words else ""
     adapters = ", LoRA adapters" if study.some.method == "lora" else ""
     widgets.note(f"Measured on {study.where}{adapters}{seed}{tail}.")
-    found, rows, said = study.interaction, study.contrasts, list[str]()
-    if found is not None:
+    repair, said = study.repair, list[str]()
+    found = repair.interaction if repair else None
+    gap = study.difference(("base", CAUSAL), ("3B", study.regime))
+    if repair is not None and found is not None and found.estimate is not None:
         e = found.estimate
         lines = [
             f"Interaction: {fmt.points(e.value)} points {fmt.interval(e.low, e.high)}, "
-            f"n = {fmt.count(e.n)}, {study.some.extent}, {seeds.each(found.per_seed)}: "
-            f"{_meaning(e)}."
+            f"n = {fmt.count(e.n)}, {study.some.extent}, {seeds.each(repair.interaction_by_seed)}: "
+            f"{_meaning(found)}."
         ]
-        if "equal" in rows:
-            row = rows["equal"]
+        if row := study.difference(("3C", CAUSAL), ("3B", study.regime)):
             lines.append(
                 f" At equal training, 3B under bidirectional prefill against 3C left causal: "
-                f"{cards.delta_text(row)}; {row.words}."
+                f"{pair_view.delta_text(row.judgement)}; {row.words}."
             )
         widgets.lead(*lines)
-        _all_seeds(study, len(found.per_seed))
+        _all_seeds(study, found.n_seeds)
         said += lines
-    elif "stage4" in rows:
-        row = rows["stage4"]
+    elif gap is not None:
         widgets.lead(
-            f"Stage 4 against stage 1: {cards.delta_text(row, study.some.extent)}; {row.words}. "
+            f"Stage 4 against stage 1: {pair_view.delta_text(gap.judgement, study.some.extent)}; {gap.words}. "
             "Without its control this may be ordinary tuning."
         )
-    if study.cells:
+    if any(study.four.values()):
         _two_by_two(study)
     if study.missing:
         widgets.note(
@@ -71,17 +74,18 @@ def _study(study: Repair, chosen: RunInfo) -> None:
             "same number format, with their items kept."
         )
     if study.base is not None:
-        runs = ([study.untrained] if study.untrained else []) + study.runs
+        runs = [study.untrained] if study.untrained else []
+        runs += [run for group in study.every for run in group.runs if run.has_items]
         names = {run.id: f"{run.arm_label}, evaluated {run.regime}" for run in runs}
         if study.untrained:
             names[study.untrained.id] = "not trained, evaluated bidirectional"
         said += pair_view.show(study.base, runs, names, "tuned")
     widgets.explain_undecided(*said)
-    if any(not run.has_items for run in study.others):
+    if any(not run.has_items for group in study.every for run in group.runs):
         _every(study)
 
 
-def _all_seeds(study: Repair, paired: int) -> None:
+def _all_seeds(study: Training, paired: int) -> None:
     """What the seeds without items say: values, no interval."""
     found = study.by_accuracy
     if len(found) <= paired:
@@ -93,7 +97,7 @@ def _all_seeds(study: Repair, paired: int) -> None:
     )
 
 
-def _every(study: Repair) -> None:
+def _every(study: Training) -> None:
     """A row for each fine-tune, its seeds together; those without items are nowhere else."""
     html.show(html.div("b", html.el("b", "All fine-tunes"), f", on {study.where}"))
     arms: dict[object, dict[str, Group]] = {}
@@ -108,7 +112,7 @@ def _every(study: Repair) -> None:
     rows = [
         (
             name,
-            _level(named[name].get(BIDIRECTIONAL)),
+            _level(named[name].get(study.regime)),
             _level(named[name].get(CAUSAL)),
             _kept(named[name]),
         )
@@ -130,45 +134,36 @@ def _kept(by: dict[str, Group]) -> str:
     return "; ".join(f"{which} ({regime})" for regime, which in seeds_of.items() if which)
 
 
-def _meaning(e: stats.Estimate) -> str:
-    if e.low > 0:
-        return "part of the gain is repair of the mask, not ordinary tuning"
-    if e.high < 0:
-        return "the control gains more under the new mask than 3B does"
-    return "repair cannot be told from ordinary tuning"
+def _meaning(found: Judgement) -> str:
+    return {
+        "better": "part of the gain is repair of the mask, not ordinary tuning",
+        "worse": "the control gains more under the new mask than 3B does",
+    }.get(found.verdict, "repair cannot be told from ordinary tuning")
 
 
-def _two_by_two(study: Repair) -> None:
+def _two_by_two(study: Training) -> None:
     """Accuracy of base, 3B and 3C under both masks, and the differences in the margins."""
+    own = study.regime
     base = [Group((run,)) if run else None for run in (study.untrained, study.base)]
-    arms: dict[str, tuple[Group | None, Group | None]] = {"Base, not trained": (base[0], base[1])}
+    arms: dict[str, tuple[str, Group | None, Group | None]] = {
+        "Base, not trained": ("base", base[0], base[1])
+    }
     for name, words in (("3B", "trained with the new mask"), ("3C", "control, trained causal")):
-        bidirectional, causal = (study.cells.get((name, r)) for r in (BIDIRECTIONAL, CAUSAL))
+        bidirectional, causal = (study.four[name, regime] for regime in (own, CAUSAL))
         group = bidirectional or causal
-        arms[f"{group.label if group else name}, {words}"] = (bidirectional, causal)
-    table: list[tuple[object, ...]] = []
-    for label, (bidirectional, causal) in arms.items():
-        row = seeds.difference(causal, bidirectional)
-        table.append(
-            (
-                label, _level(bidirectional), _level(causal),
-                _difference(row.delta, row.low, row.high) if row else fmt.NONE,
-            )
-        )  # fmt: skip
-    rows, found = study.contrasts, study.interaction
-    e = found.estimate if found else None
-    table.append(
+        label = f"{group.label if group else name}, {words}"
+        arms[label] = (name, bidirectional, causal)
+    table: list[tuple[object, ...]] = [
         (
-            "3B − 3C, points",
-            *(
-                _difference(rows[name].delta, rows[name].low, rows[name].high)
-                if name in rows
-                else fmt.NONE
-                for name in (BIDIRECTIONAL, CAUSAL)
-            ),
-            html.join("interaction ", _difference(e.value, e.low, e.high)) if e else fmt.NONE,
+            label, _level(bidirectional), _level(causal),
+            _difference(study.difference((arm, CAUSAL), (arm, own))),
         )
-    )
+        for label, (arm, bidirectional, causal) in arms.items()
+    ]  # fmt: skip
+    found = study.repair.interaction if study.repair else None
+    gaps = (_difference(study.difference(("3C", r), ("3B", r))) for r in (own, CAUSAL))
+    both = html.join("interaction ", _difference(found)) if found else fmt.NONE
+    table.append(("3B − 3C, points", *gaps, both))
     head = (
         "Macro accuracy", "Bidirectional", "Causal",
         html.join("Bidirectional − causal ", widgets.small("points, 95 % interval")),
@@ -185,12 +180,16 @@ def _level(group: Group | None) -> object:
     return html.join(mean, " ", widgets.small(spread)) if spread else mean
 
 
-def _difference(value: float, low: float, high: float) -> html.Html:
-    return html.join(fmt.points(value), " ", widgets.small(fmt.interval(low, high)))
+def _difference(found: Contrast | Judgement | None) -> html.Html | str:
+    judged = found.judgement if isinstance(found, Contrast) else found
+    if judged is None or judged.estimate is None:
+        return fmt.NONE
+    e = judged.estimate
+    return html.join(fmt.points(e.value), " ", widgets.small(fmt.interval(e.low, e.high)))
 
 
 def _published(told: story.Story) -> None:
-    stage4 = told.published.get(story.STAGE4)
+    stage4 = told.published.get(STAGE4)
     drop = cards.published_drop(told)
     if stage4 is not None and drop is not None:
         widgets.note(

@@ -8,13 +8,14 @@ import streamlit as st
 
 from bidir_core import regimes
 from bidir_core.analyse import compare as core
+from bidir_core.analyse.contrasts import Contrast
 from bidir_core.common.errors import UserError
 from bidir_ui import shell
-from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.kit import html, url, widgets
 from bidir_ui.overview import pair_view
 from bidir_ui.reading import pair, seeds, story
 from bidir_ui.reading.data import RunInfo
-from bidir_ui.reading.seeds import Difference, Group
+from bidir_ui.reading.seeds import Group
 
 SINK = "bidirectional:sink=1"
 PLAIN = "bidirectional"
@@ -31,17 +32,17 @@ class Source:
     placebo: RunInfo | None
 
     @property
-    def left(self) -> Difference | None:
+    def left(self) -> Contrast | None:
         """With the first token causal, against stage 1."""
         return _difference(self.base, self.sink)
 
     @property
-    def gained(self) -> Difference | None:
+    def gained(self) -> Contrast | None:
         """What keeping the first token causal gains over plain bidirectional prefill."""
         return _difference(self.plain, self.sink)
 
     @property
-    def headline(self) -> Difference | None:
+    def headline(self) -> Contrast | None:
         """What card and panel both quote: the gain, or without a plain run what is left."""
         return self.gained or self.left
 
@@ -51,12 +52,12 @@ class Source:
         return "plain bidirectional prefill" if self.gained else "stage 1"
 
     @property
-    def gained_by_placebo(self) -> Difference | None:
+    def gained_by_placebo(self) -> Contrast | None:
         """The same for another single token."""
         return _difference(self.plain, self.placebo)
 
     @property
-    def beyond_placebo(self) -> Difference | None:
+    def beyond_placebo(self) -> Contrast | None:
         return _difference(self.placebo, self.sink)
 
 
@@ -84,14 +85,14 @@ def _is_placebo(text: str) -> bool:
     return bool(regime.skip) and text == f"{PLAIN}:skip={regime.skip}"
 
 
-def _difference(a: RunInfo | None, b: RunInfo | None) -> Difference | None:
+def _difference(a: RunInfo | None, b: RunInfo | None) -> Contrast | None:
     return seeds.difference(Group((a,)), Group((b,))) if a and b else None
 
 
 def title(source: Source) -> str:
     """A claim only where keeping the token causal gains more than chance allows."""
     gained, beyond = source.gained, source.beyond_placebo
-    if gained is None or gained.low <= 0 or (beyond is not None and beyond.low <= 0):
+    if gained is None or gained.verdict != "better" or (beyond and beyond.verdict != "better"):
         return "Where does it come from?"
     # What helps need not be where it comes from: another token that sees only itself helps too.
     return "The first token causal helps, a placebo less" if beyond else "One token causal helps"
@@ -131,15 +132,17 @@ def _known(source: Source) -> list[str]:
     lines = [
         "If looking ahead as such did the damage, keeping one token causal would change little. "
         f"Keeping the first one causal (sink=1) changes macro accuracy by "
-        f"{_text(headline, source)} against {source.against}; {headline.words}."
+        f"{pair_view.delta_text(headline.judgement, source.base.extent)} against {source.against}; {headline.words}."
     ]
     left = source.left
     if source.gained is not None and left is not None:
-        lines.append(f" Against stage 1 that leaves {_text(left, source)}; {left.words}.")
+        lines.append(
+            f" Against stage 1 that leaves {pair_view.delta_text(left.judgement, source.base.extent)}; {left.words}."
+        )
     if placebo is not None and source.placebo is not None:
         dial = source.placebo.regime.partition(":")[2]
         lines.append(
-            f" The placebo, another single token ({dial}): {_text(placebo, source)}; {placebo.words}."
+            f" The placebo, another single token ({dial}): {pair_view.delta_text(placebo.judgement, source.base.extent)}; {placebo.words}."
         )
     widgets.lead(*lines)
     widgets.note(f"Measured on {story.items_words(source.base)}, {source.base.model}.")
@@ -164,11 +167,4 @@ def _unknown(source: Source) -> None:
         )
     widgets.note(
         "A measurement on the model and items named above, not a law: other models may differ."
-    )
-
-
-def _text(row: Difference, source: Source) -> str:
-    return (
-        f"{fmt.points(row.delta)} points {fmt.interval(row.low, row.high)}, "
-        f"n = {fmt.count(row.n)}, {source.base.extent}"
     )

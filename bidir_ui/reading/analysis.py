@@ -203,7 +203,7 @@ def forest_frame(result: core_compare.Comparison) -> pd.DataFrame:
                 "delta": row.delta,
                 "low": row.low,
                 "high": row.high,
-                "different": row.verdict == "different",
+                "different": row.judgement.decided,
                 "total": row.task == core_compare.MACRO,
                 "text": f"{fmt.points(row.delta)}  {fmt.interval(row.low, row.high)}",
             }

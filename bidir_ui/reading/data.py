@@ -14,10 +14,10 @@ from bidir_core.analyse.pairing import repeats
 from bidir_core.analyse.study import BASE, NAMES, UNKNOWN, Arm, arm_of, items_key
 from bidir_core.common.errors import UserError
 from bidir_core.data.answer_positions import ONE_SIDED, one_sided_sentences
-from bidir_core.report.answers import LEAKY_WARNING
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import IMPORTED
 from bidir_core.runs.run import Run
+from bidir_core.runs.stages import LEAKY_WARNING
 from bidir_ui.kit import fmt
 
 EMBEDDED = "smollm2-135m-instruct"

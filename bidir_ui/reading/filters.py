@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 
 from bidir_core.analyse import stats
+from bidir_core.analyse.verdict import judge
 from bidir_core.report import plots
 from bidir_ui.kit import fmt, url
-
-FLIPS = ("broken", "fixed", "changed_wrong", "same_right", "same_wrong")
 
 FLIPPED = ("broken", "fixed")
 
@@ -123,7 +122,7 @@ def neighbours(frame: pd.DataFrame, item_id: str) -> Neighbours:
 
 # The paired difference within slices of the items: by prefix length, choice length, gold.
 
-MIN_ITEMS = 20  # an interval on fewer items says nothing anyone should read
+MIN_ITEMS = stats.MIN_ITEMS
 
 
 def bands(values: pd.Series, count: int = 5) -> pd.Series:
@@ -155,8 +154,9 @@ def differences(frame: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
         table = stats.Table2x2(right, broken, fixed, len(part) - right - broken - fixed)
         found = stats.paired_interval(table)
         colour, symbol = plots.GREY, "circle"
-        if found.excludes_zero:
-            down = found.value < 0
+        judged = judge(found, p_values=[stats.mcnemar_exact(broken, fixed)])
+        if judged.decided:
+            down = judged.verdict == "worse"
             colour = plots.RED if down else plots.GREEN
             symbol = "triangle-left" if down else "triangle-right"
         rows.append(

@@ -7,6 +7,7 @@ from functools import partial
 
 import streamlit as st
 
+from bidir_core.analyse.pairing import Metric
 from bidir_core.data import item_texts
 from bidir_core.runs.layout import STAGE1
 from bidir_ui.kit import fmt, html, url, widgets
@@ -38,7 +39,7 @@ class Pair:
 
     a: RunInfo | None
     b: RunInfo | None
-    metric: str = "acc"
+    metric: Metric = "acc"
     unknown: tuple[str, ...] = ()
 
     @property
@@ -57,7 +58,7 @@ def choose(runs: tuple[RunInfo, ...]) -> Pair:
         if wanted and run is None:
             unknown.append(wanted)
         found.append(run)
-    metric = "acc_norm" if url.get("metric") == "acc_norm" else "acc"
+    metric: Metric = "acc_norm" if url.get("metric") == "acc_norm" else "acc"
     return Pair(found[0], found[1], metric, tuple(unknown))
 
 

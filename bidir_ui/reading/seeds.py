@@ -12,15 +12,12 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from bidir_core.analyse import compare, effects, stats
-from bidir_core.analyse import compare as core
-from bidir_core.analyse.contrasts import Contrast, contrast
-from bidir_core.analyse.effects import Retention
-from bidir_core.analyse.study import BASE, CAUSAL, Arm, Study
+from bidir_core.analyse.contrasts import Contrast, contrast_of_runs
+from bidir_core.analyse.pairing import Metric
+from bidir_core.analyse.study import BASE
 from bidir_core.common.errors import UserError
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt
-from bidir_ui.reading import analysis
 from bidir_ui.reading.data import RunInfo
 
 
@@ -75,22 +72,6 @@ class Group:
         return " to ".join(fmt.percent(value).removesuffix(" %") for value in (min(values), max(values)))  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Macro accuracy of one group minus another's, paired item by item; fractions."""
-
-    acc_a: float
-    acc_b: float
-    delta: float
-    low: float
-    high: float
-    n: int
-    verdict: stats.Verdict
-    words: str
-    above_chance: Retention | None
-    per_seed: tuple[float, ...]
-
-
 def groups(runs: Iterable[RunInfo]) -> list[Group]:
     """Runs that differ in their training seed only, together; the newest of each seed, one with
     items before one without.
@@ -106,46 +87,16 @@ def groups(runs: Iterable[RunInfo]) -> list[Group]:
     return [Group(tuple(by[seed] for seed in sorted(by))) for by in found.values()]
 
 
-def difference(a: Group | None, b: Group | None, metric: str = "acc") -> Difference | None:
-    """``b`` minus ``a``, seed by seed where both have several; None if they do not pair."""
+def difference(a: Group | None, b: Group | None, metric: Metric = "acc") -> Contrast | None:
+    """``b`` minus ``a``, seed by seed where both were trained; None if they do not pair."""
     if a is None or b is None:
         return None
-    if len(a.runs) == len(b.runs) == 1:
-        result = analysis.try_compare(a.some, b.some, metric)
-        if result is None:
-            return None
-        row = result.macro
-        return Difference(
-            row.acc_a, row.acc_b, row.delta, row.low, row.high, row.n, row.verdict, row.words,
-            result.above_chance, (row.delta,),
-        )  # fmt: skip
     try:
-        found = _contrast(_key(a), _key(b), _stamps(a, b), metric)
+        found = _contrast(_key(a), _key(b), tuple(r.modified for r in (*a.runs, *b.runs)), metric)
     except (UserError, OSError, ValueError, KeyError):
         return None
-    if found is None or found.basis != "paired" or found.interval is None:
-        return None
-    e, verdict = found.interval, stats.verdict(found.interval)
-    return Difference(
-        found.acc_a, found.acc_b, e.value, e.low, e.high, e.n, verdict,
-        compare.row_words(e, verdict), found.above_chance, found.per_seed,
-    )  # fmt: skip
-
-
-def interaction(cells: Sequence[Group | None], metric: str = "acc") -> effects.Contrast | None:
-    """(3B - 3C under bidirectional) - (3B - 3C under causal), over the seeds that all four have;
-    the groups in that order. None while one is missing or they do not pair."""
-    known = [group for group in cells if group is not None]
-    if len(known) != 4:
-        return None
-    shared = sorted(set.intersection(*(set(group.by_seed) for group in known)))
-    if not shared:
-        return None
-    chosen = [Group(tuple(group.by_seed[seed] for seed in shared)) for group in known]
-    try:
-        return _interaction(tuple(_key(one) for one in chosen), _stamps(*chosen), metric)
-    except (UserError, OSError, ValueError, KeyError):
-        return None
+    paired = found is not None and found.basis == "paired" and found.interval is not None
+    return found if paired else None
 
 
 def each(per_seed: Sequence[float]) -> str:
@@ -155,30 +106,16 @@ def each(per_seed: Sequence[float]) -> str:
     return f"{len(per_seed)} seeds: " + ", ".join(fmt.points(value) for value in per_seed)
 
 
-Key = tuple[tuple[int, str], ...]  # (seed, path) of each run
+Key = tuple[bool, tuple[tuple[int, str], ...]]  # not trained; (seed, path) of each run
 
 
 def _key(group: Group) -> Key:
-    return tuple((run.train_seed, run.path) for run in group.runs)
-
-
-def _stamps(*of: Group) -> tuple[float, ...]:
-    return tuple(run.modified for group in of for run in group.runs)
+    arm = group.some.arm
+    untrained = arm is None or arm.code == BASE
+    return untrained, tuple((run.train_seed, run.path) for run in group.runs)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _contrast(a: Key, b: Key, stamps: tuple[float, ...], metric: str) -> Contrast | None:
-    first, second = (Arm(BASE), CAUSAL), (Arm("3B"), "bidirectional")  # names nobody sees
-    cells = {
-        cell: {seed: Run(path) for seed, path in key} for cell, key in ((first, a), (second, b))
-    }
-    study = Study("", "bidirectional", cells, {}, None)
-    return contrast("", study, first, second, metric=metric)  # type: ignore[arg-type]
-
-
-@st.cache_data(max_entries=16, show_spinner=False)
-def _interaction(
-    cells: tuple[Key, ...], stamps: tuple[float, ...], metric: str
-) -> effects.Contrast:
-    runs = ([Run(path) for _, path in key] for key in cells)
-    return core.interaction_of_runs(*runs, metric=metric)
+def _contrast(a: Key, b: Key, stamps: tuple[float, ...], metric: Metric) -> Contrast | None:
+    first, second = ({seed: Run(path) for seed, path in runs} for _, runs in (a, b))
+    return contrast_of_runs(first, second, untrained=(a[0], b[0]), metric=metric)

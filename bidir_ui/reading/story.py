@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from bidir_core.analyse import effects, stats
+import streamlit as st
+
+from bidir_core.analyse.contrasts import Contrast
+from bidir_core.analyse.judgement import Findings, Repair
+from bidir_core.analyse.study import CAUSAL, Arm, Study, make_study, ordered_cells
+from bidir_core.runs.layout import STAGE1, STAGE2
+from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt
-from bidir_ui.reading import pair, seeds
+from bidir_ui.reading import pair
 from bidir_ui.reading.data import RunInfo
-from bidir_ui.reading.seeds import Difference, Group
-
-STAGE1, STAGE2 = "stage1_vanilla_eval", "stage2_prefill_bidir_eval"
-
-STAGE4, NONPREFILL = "stage4_postft_eval", "nonprefill_compare"
+from bidir_ui.reading.seeds import Group
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Story:
     a: RunInfo | None
     b: RunInfo | None
     regimes: tuple[RunInfo, ...]
-    repair: Repair | None
+    repair: Training | None
     models: tuple[tuple[RunInfo, RunInfo], ...]
     whole: tuple[RunInfo, tuple[RunInfo, ...]] | None
     published: dict[str, RunInfo]
@@ -98,65 +99,101 @@ def _model_pairs(done: list[RunInfo], a: RunInfo | None) -> list[tuple[RunInfo, 
     return list(out.values())
 
 
-# Whether training repairs the damage: which runs say so, and what they allow to be claimed.
-
-TUNED_STAGES = ("stage4_postft_eval", "nonprefill_compare")
-
-BIDIRECTIONAL, CAUSAL = "bidirectional", "causal"
-
-CELLS = tuple((arm, regime) for regime in (BIDIRECTIONAL, CAUSAL) for arm in ("3B", "3C"))
+# Whether training repairs the damage: the study of a model, and what it allows to be claimed.
 
 
 @dataclass(frozen=True)
-class Repair:
-    """3B and its control 3C (same recipe), and the base, over the same items and dtype.
+class Training:
+    """The fullest study of one model: its fine-tunes, the base on the same items and dtype.
 
-    ``cells`` is keyed (arm, regime); each holds runs with items, one for each training seed.
-    ``others``: further fine-tunes evaluated on these items (LoRA, distillation ..), no part of
-    the 2x2.
+    ``findings`` are the report's own; ``infos``: the app's view of each of their runs, by path.
     """
 
-    base: RunInfo | None
-    untrained: RunInfo | None
-    cells: dict[tuple[str, str], Group] = field(default_factory=dict)
-    others: tuple[RunInfo, ...] = ()
+    findings: Findings
+    infos: dict[str, RunInfo] = field(repr=False)
+
+    @property
+    def study(self) -> Study:
+        return self.findings.study
+
+    @property
+    def arms(self) -> tuple[Arm | None, Arm | None]:
+        """3B and its control 3C of the same recipe."""
+        return self.study.main_pair()
+
+    @property
+    def regime(self) -> str:
+        """The bidirectional one that 3B is judged under."""
+        return self.study.own_regime(self.arms[0]) if self.arms[0] else self.study.regime
+
+    @property
+    def repair(self) -> Repair | None:
+        return self.findings.repair(self.arms[0]) if self.arms[0] else None
+
+    @property
+    def four(self) -> dict[tuple[str, str], Group | None]:
+        """3B and 3C under both masks: the runs with items, one for each training seed."""
+        named = dict(zip(("3B", "3C"), self.arms))
+        return {
+            (name, regime): self.group(arm, regime, with_items=True) if arm else None
+            for regime in (self.regime, CAUSAL)
+            for name, arm in named.items()
+        }
+
+    def group(self, arm: Arm, regime: str, *, with_items: bool = False) -> Group | None:
+        """The runs of a cell; None if there are none."""
+        found = (self.infos[str(run.path)] for run in self.study.runs(arm, regime).values())
+        runs = tuple(run for run in found if run.has_items or not with_items)
+        return Group(runs) if runs else None
+
+    @property
+    def base(self) -> RunInfo | None:
+        group = self.group(self.study.base, CAUSAL, with_items=True)
+        return group.some if group else None
+
+    @property
+    def untrained(self) -> RunInfo | None:
+        group = self.group(self.study.base, self.regime, with_items=True)
+        return group.some if group else None
 
     @property
     def missing(self) -> list[str]:
         """What the complete study still lacks, in words."""
-        out = [f"{arm} under {regime}" for arm, regime in CELLS if (arm, regime) not in self.cells]
         base = ((self.base, "stage 1"), (self.untrained, "stage 2"))
-        return [name for run, name in base if run is None] + out
+        out = [name for run, name in base if run is None]
+        return out + [
+            f"{a} under {regime}" for (a, regime), group in self.four.items() if not group
+        ]
+
+    @property
+    def every(self) -> list[Group]:
+        """Every evaluation of a fine-tune, with items or without, seeds together; 3B and 3C first."""
+        cells = [cell for cell in ordered_cells(self.study) if cell[0] != self.study.base]
+        cells.sort(key=lambda cell: cell[0] not in self.arms)
+        return [group for cell in cells if (group := self.group(*cell))]
 
     @property
     def some(self) -> RunInfo:
         """A run that stands for the items and the dtype."""
-        return next(iter([*(group.some for group in self.cells.values()), *self.others]))
-
-    @property
-    def runs(self) -> list[RunInfo]:
-        """Every evaluation of a fine-tune with items, 3B and 3C first."""
-        first = [run for cell in CELLS if cell in self.cells for run in self.cells[cell].runs]
-        return first + [run for run in self.others if run.has_items]
-
-    @property
-    def every(self) -> list[Group]:
-        """Every evaluation of a fine-tune, with items or without, seeds together."""
-        cells = [run for group in self.cells.values() for run in group.runs]
-        return seeds.groups([*cells, *self.others])
+        return next(iter([*filter(None, self.four.values()), *self.every])).some
 
     @property
     def by_accuracy(self) -> dict[int, float]:
         """The interaction of each training seed from its accuracies alone, for all seeds that the
         four cells have, with items or without."""
-        if len(self.cells) < len(CELLS):
+        groups = [
+            self.group(arm, regime)
+            for regime in (self.regime, CAUSAL)
+            for arm in self.arms
+            if arm is not None
+        ]
+        if len(groups) < 4 or None in groups or None in self.four.values():
             return {}
-        four = []
-        for cell in CELLS:
-            some = self.cells[cell].some
-            same = (g for g in self.every if (g.some.arm, g.some.regime) == (some.arm, some.regime))
-            runs = {run.train_seed: run.macro.get("acc") for group in same for run in group.runs}
-            four.append({seed: value for seed, value in runs.items() if value is not None})
+        four: list[dict[int, float]] = [
+            {seed: acc for seed, run in group.by_seed.items() if (acc := run.macro.get("acc"))}
+            for group in groups
+            if group
+        ]
         shared = sorted(set.intersection(*map(set, four)))
         return {
             seed: four[0][seed] - four[1][seed] - four[2][seed] + four[3][seed] for seed in shared
@@ -170,29 +207,19 @@ class Repair:
     @property
     def seeds_words(self) -> str:
         """``training seed 0``, ``training seeds 0, 1, 2``; empty without the 2x2."""
-        found = sorted({run.train_seed for group in self.cells.values() for run in group.runs})
+        groups = [group for group in self.four.values() if group]
+        found = sorted({run.train_seed for group in groups for run in group.runs})
         plural = "s" if len(found) > 1 else ""
         return f"training seed{plural} {', '.join(map(str, found))}" if found else ""
 
-    @property
-    def contrasts(self) -> dict[str, Difference]:
-        """The paired differences that carry the story; those that cannot be made are absent."""
-        base = Group((self.base,)) if self.base else None
-        ours, control = self.cells.get(("3B", BIDIRECTIONAL)), self.cells.get(("3C", BIDIRECTIONAL))
-        ours_causal, left = self.cells.get(("3B", CAUSAL)), self.cells.get(("3C", CAUSAL))
-        wanted = {
-            "stage4": (base, ours),
-            "control": (base, control),
-            "equal": (left, ours),
-            "bidirectional": (control, ours),
-            "causal": (left, ours_causal),
-        }
-        return {name: row for name, pair in wanted.items() if (row := seeds.difference(*pair))}
-
-    @property
-    def interaction(self) -> effects.Contrast | None:
-        """(3B - 3C under bidirectional) - (3B - 3C under causal)."""
-        return seeds.interaction([self.cells.get(cell) for cell in CELLS])
+    def difference(self, a: tuple[str, str], b: tuple[str, str]) -> Contrast | None:
+        """``b`` minus ``a``, cells as (``base``, ``3B`` or ``3C``, regime), where items pair."""
+        arms = {"base": self.study.base, "3B": self.arms[0], "3C": self.arms[1]}
+        first, second = arms[a[0]], arms[b[0]]
+        if first is None or second is None:
+            return None
+        found = self.findings.between((first, a[1]), (second, b[1]))
+        return found if found is not None and found.basis == "paired" else None
 
 
 def items_words(run: RunInfo) -> str:
@@ -201,88 +228,43 @@ def items_words(run: RunInfo) -> str:
     return f"{sets} (n = {fmt.count(run.n_items)}){dtype}"
 
 
-def find(runs: Sequence[RunInfo], like: RunInfo) -> Repair | None:
-    """The fullest study of this model, of all weights rather than adapters: on the items of ``like``
-    if there is one, else on whole sets. 3B and 3C belong together only with the same items, dtype
-    and recipe."""
-    done = [
-        run for run in runs if run.is_done and run.context == "full" and run.model == like.model
-    ]
-    tuned = [run for run in done if run.stage in TUNED_STAGES and run.arm and run.checkpoint]
-    found: dict[tuple[Any, ...], dict[tuple[str, str], dict[int, RunInfo]]] = {}
-    for run in tuned:  # newest first
-        assert run.arm is not None
-        mine = found.setdefault((run.item_set, run.dtype, run.arm.recipe), {})
-        if is_cell(run):
-            mine.setdefault((run.arm.code, run.regime), {}).setdefault(run.train_seed, run)
-    studies = []
-    for key, by_cell in found.items():
-        same = [run for run in done if (run.item_set, run.dtype) == key[:2]]
-        base = [run for run in same if run.has_items and not run.checkpoint]
-        cells = {
-            cell: Group(tuple(by[seed] for seed in sorted(by))) for cell, by in by_cell.items()
-        }
-        taken = {run.id for group in cells.values() for run in group.runs}
-        studies.append(
-            Repair(
-                base=next((r for r in base if r.stage == "stage1_vanilla_eval"), None),
-                untrained=next(
-                    (
-                        r
-                        for r in base
-                        if r.stage == "stage2_prefill_bidir_eval" and r.regime == BIDIRECTIONAL
-                    ),
-                    None,
-                ),
-                cells=cells,
-                others=tuple(r for r in tuned if r in same and r.id not in taken),
-            )
-        )
-    return max(studies, key=lambda study: _merit(study, like), default=None)
+def find(runs: Sequence[RunInfo], like: RunInfo) -> Training | None:
+    """The fullest study of this model, on one set of items and in one number format; None if no
+    fine-tune was evaluated."""
+    mine = {
+        run.path: run
+        for run in runs
+        if run.is_done and run.is_evaluation and run.context == "full" and not run.is_point
+        and run.model == like.model
+    }  # fmt: skip
+    if not any(run.checkpoint for run in mine.values()):
+        return None
+    findings = _findings(tuple(mine), tuple(run.modified for run in mine.values()))
+    found = Training(findings, mine)
+    return found if found.every else None
 
 
-def is_cell(run: RunInfo) -> bool:
-    """Whether a run can be one of the four of the 2x2."""
-    arm = run.arm
-    plain = (
-        arm is not None and arm.code in ("3B", "3C") and arm.regime in (None, BIDIRECTIONAL, CAUSAL)
-    )
-    return plain and run.has_items and run.regime in (BIDIRECTIONAL, CAUSAL)
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _findings(paths: tuple[str, ...], stamps: tuple[float, ...]) -> Findings:
+    return Findings(make_study(map(Run, paths), mixed_dtypes=False))
 
 
-def _merit(study: Repair, like: RunInfo) -> tuple[object, ...]:
-    some = study.some
-    return (
-        -len(study.missing),
-        some.method != "lora",  # what a fine-tune can do comes before how small it may be
-        some.item_set == like.item_set,
-        some.dtype == like.dtype,
-        some.limit is None,
-        some.n_items,
-        sum(len(group.runs) for group in study.cells.values()),
-        some.created,
-    )
-
-
-def title(study: Repair) -> str:
-    """What the numbers allow to be said: a claim of repair needs the control and the interaction.
-
-    "Repairs" is: not shown to lie more than the margin below stage 1, nor below the control that
-    was trained alike and left causal. "Beyond" and "does not" are read off paired intervals.
-    """
-    rows, found = study.contrasts, study.interaction
-    if "stage4" not in rows or found is None or "control" not in rows:
+def title(training: Training) -> str:
+    """What the numbers allow to be said: a claim of repair needs the control and the interaction."""
+    repair = training.repair
+    if repair is None or repair.interaction is None or repair.gap is None:
         return "Does training repair it, and does the control?"
-    e, equal = found.estimate, rows.get("equal")
-    whole = rows["stage4"].low > -stats.MARGIN and not (equal and equal.high < 0)
-    control_whole = rows["control"].low > -stats.MARGIN
-    if e.high < 0:
-        return "The control gains more than the repair"
-    if e.low <= 0:
-        both = whole and control_whole
-        return "Training repairs it, and so does the control" if both else "Repair is undecided"
-    if not whole:
-        return "Training repairs part of it"
-    if rows["control"].high < 0:
-        return "Training repairs it, and the control does not"
-    return "Training repairs it, more than the control"
+    control = training.difference(("base", CAUSAL), ("3C", training.regime))
+    left = control is not None and control.verdict == "worse"
+    return {
+        "nothing to repair": "There was nothing to repair",
+        "no gain": "Training does not repair it",
+        "gain undecided": "Repair is undecided",
+        "repaired": "Training repairs it, "
+        + ("and the control does not" if left else "more than the control"),
+        "partly repaired": "Training repairs part of it",
+        "repaired, level undecided": "Training repairs at least part of it",
+        "no control": "Does training repair it, and does the control?",
+        "repair undecided": "Repair is undecided",
+        "tuning": "The control gains as much",
+    }[repair.outcome]

@@ -71,7 +71,7 @@ def test_swapping_the_runs_mirrors_everything(two):
 
 @pytest.mark.parametrize(
     ("rate_b", "verdict", "verb"),
-    [(0.25, "different", "lowers"), (0.75, "different", "raises"), (0.5, "undecided", "changes")],
+    [(0.25, "worse", "lowers"), (0.75, "better", "raises"), (0.5, "undecided", "changes")],
 )
 def test_harm_gain_and_neither(tmp_path, rate_b, verdict, verb):
     a = make_run(tmp_path, n_items=400, seed=1, accuracy=0.5)
@@ -86,7 +86,7 @@ def test_a_run_against_its_copy_is_no_difference_only_with_enough_items(tmp_path
     small = [make_run(tmp_path, n_items=100, seed=1) for _ in range(2)]
     assert compare(*small).verdict == "undecided"  # ever so equal, and yet too few
     large = [make_run(tmp_path, n_items=2500, seed=1, texts=False) for _ in range(2)]
-    assert compare(*large).verdict == "no difference"
+    assert compare(*large).verdict == "equivalent"
 
 
 def test_one_task_of_five_must_survive_holm(tmp_path):
@@ -413,7 +413,7 @@ def test_the_command_prints_a_table_and_json(two, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["macro"]["n"] == 300
     assert found["tasks"][0]["churn"] == found["tasks"][0]["broken"] + found["tasks"][0]["fixed"]
-    assert found["verdict"] == compare(a, b).verdict
+    assert found["judgement"] == compare(a, b).verdict
     assert found["run_a"] == a.id
 
 

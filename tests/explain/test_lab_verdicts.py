@@ -11,7 +11,6 @@ from scipy.stats import norm
 from bidir_core.analyse import stats
 from bidir_core.explain.controls import observed
 from bidir_core.explain.sweep_summary import (
-    ALPHA,
     Outcomes,
     best_sentence,
     choose,
@@ -67,8 +66,8 @@ def without_effect() -> list[tuple[list[float], list[float]]]:
 
 def test_with_no_effect_anywhere_few_families_claim_one(without_effect) -> None:
     """300 worlds: binomial(300, 0.05) is at most 25 in 99.6 % of cases."""
-    alone = sum(min(p) < ALPHA for p, _ in without_effect)
-    together = sum(min(p) < ALPHA for _, p in without_effect)
+    alone = sum(min(p) < stats.ALPHA for p, _ in without_effect)
+    together = sum(min(p) < stats.ALPHA for _, p in without_effect)
     assert together <= 25
     # Judged one by one they claim an effect far too often: the adjustment is needed.
     assert alone > 25
@@ -79,8 +78,8 @@ def test_a_real_effect_is_found_and_the_others_are_not() -> None:
     found = wrong = 0
     for _ in range(60):
         _, p_holm = judged(world(rng, {"layers": 0.2}, n=300))
-        found += p_holm[2] < ALPHA
-        wrong += min(p_holm[0], p_holm[1], p_holm[3]) < ALPHA
+        found += p_holm[2] < stats.ALPHA
+        wrong += min(p_holm[0], p_holm[1], p_holm[3]) < stats.ALPHA
     assert found >= 50
     assert wrong <= 9
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from bidir_core.analyse import stats
+from bidir_core.analyse.verdict import judge
 from bidir_core.report.paper import write_paper
-from bidir_core.report.paper_claims import decided_direction, status_of
+from bidir_core.report.paper_claims import status_of
 from bidir_core.report.report import build_report
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
@@ -36,14 +37,14 @@ from tests.report_runs import evaluation, report
 )
 def test_a_status_is_where_the_interval_lies(low, high, wanted, status):
     interval = stats.Estimate((low + high) / 2, low, high, 100)
-    assert status_of(decided_direction(interval, 0.01), wanted) == status
+    assert status_of(judge(interval, margin=0.01).verdict, wanted) == status
 
 
 def test_without_an_interval_or_past_holm_nothing_is_decided():
-    assert status_of(decided_direction(None, 0.01), "lower") == "undecided"
-    interval = stats.Estimate(0.03, 0.01, 0.05, 100)
-    assert decided_direction(interval, 0.01, (0.04,)) == "higher"
-    assert decided_direction(interval, 0.01, (0.04, 0.06)) == "undecided"
+    assert status_of(judge(None).verdict, "lower") == "undecided"
+    interval = stats.Estimate(-0.03, -0.05, -0.01, 100)
+    assert status_of(judge(interval, p_adjusted=(0.04,)).verdict, "lower") == "supported"
+    assert status_of(judge(interval, p_adjusted=(0.04, 0.06)).verdict, "lower") == "undecided"
 
 
 def statuses(folder: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import binomtest
+from scipy.stats import t as student
 
 from bidir_core.analyse import effects, stats
 from bidir_core.analyse.contrasts import cell_title, interaction_runs
@@ -60,16 +61,19 @@ class FromFolders:
         ]
         return sum(parts) / len(parts) ** 2
 
-    def normal(self, values: list[float], variances: list[float]) -> tuple[float, float, float]:
-        variance = np.mean(variances)
+    def interval(self, values: list[float], variances: list[float]) -> tuple[float, float, float]:
+        """Over items and seeds: Student's t with Satterthwaite's degrees of freedom."""
+        items, seeds, quantile = float(np.mean(variances)), 0.0, 1.959964
         if len(values) > 1:
-            variance += np.var(values, ddof=1) / len(values)
-        half = 1.959964 * math.sqrt(variance)
-        return np.mean(values), np.mean(values) - half, np.mean(values) + half
+            seeds = float(np.var(values, ddof=1)) / len(values)
+        if seeds:
+            quantile = student.ppf(0.975, (len(values) - 1) * ((items + seeds) / seeds) ** 2)
+        half, value = quantile * math.sqrt(items + seeds), float(np.mean(values))
+        return value, value - half, value + half
 
     def level(self, runs: list[str]) -> tuple[float, float, float]:
         values = [self.metrics(run)["macro"]["acc"] for run in runs]
-        return self.normal(values, [self.variance(run) for run in runs])
+        return self.interval(values, [self.variance(run) for run in runs])
 
     def differences(self, pairs: list[list[str]]) -> dict[str, stats.Estimate]:
         both = [self.common(pair) for pair in pairs]
@@ -84,7 +88,7 @@ class FromFolders:
     def unpaired(self, pairs: list[list[str]]) -> tuple[float, float, float]:
         a, b = ([self.metrics(run)["macro"]["acc"] for run in runs] for runs in zip(*pairs))
         variances = [self.variance(first) + self.variance(second) for first, second in pairs]
-        return self.normal(list(np.subtract(b, a)), variances)
+        return self.interval(list(np.subtract(b, a)), variances)
 
     def holm(self, pair: list[str]) -> dict[str, float]:
         adjusted, largest = {}, 0.0
@@ -145,12 +149,12 @@ def recomputed(root: Path, report) -> dict[str, list[float]]:
             sides = [[again.metrics(run) for run in runs] for runs in zip(*pairs, strict=True)]
             for task, row in sides[0][0]["tasks"].items():
                 first, second = (np.mean([m["tasks"][task]["acc"] for m in side]) for side in sides)
-                out[f"{key}/{task}/difference"] = [100 * (second - first)]
+                out[f"{key}/{task}/difference"] = [float(100 * (second - first))]
                 out[f"{key}/{task}/n"] = [row["n"]]
             chance = sides[0][0]["macro"]["chance"]
             a, b = (np.mean([m["macro"]["acc"] for m in side]) for side in sides)
             if contrast.above_chance is not None:
-                out[f"{key}/kept-above-chance/value"] = [100 * (b - chance) / (a - chance)]
+                out[f"{key}/kept-above-chance/value"] = [float(100 * (b - chance) / (a - chance))]
             continue
         for task, found in again.differences(pairs).items():
             put(f"{key}/{task}", found.value, found.low, found.high, found.n)
@@ -162,7 +166,7 @@ def recomputed(root: Path, report) -> dict[str, list[float]]:
             if kept and all(one.value is not None for one in kept):
                 for part, over in (("value", np.mean), ("low", min), ("high", max)):
                     values = [getattr(one, part) for one in kept]
-                    out[f"{key}/kept-above-{name}/{part}"] = [100 * over(values)]
+                    out[f"{key}/kept-above-{name}/{part}"] = [float(100 * over(values))]
     for arm in study.trained("3B", "distill"):
         chosen = interaction_runs(study, arm)
         lists = [] if isinstance(chosen, str) else [[run.id for run in runs] for runs in chosen[0]]
