@@ -41,7 +41,6 @@ from bidir_core.explain.sweep_points import (
     control_points,
     expand,
     lay_out,
-    middle_token,
 )
 from bidir_core.explain.sweep_summary import percent, removed_sentence
 from bidir_core.models import loading
@@ -62,11 +61,7 @@ def run_lab(config: LabConfig) -> Path:
     regimes = expand(config.sweeps, plan.n_layers)
     prompts = Prompts(config, plan)
     items, _, bos_added = prompts.of(prompts.usual)
-    extra, notes = (
-        control_points(prompts.usual, prompts.of, prompts.loaded.tokenizer)
-        if config.controls
-        else ([], [])
-    )
+    extra, notes = _plan_controls(prompts) if config.controls else ([], [])
     points = lay_out(prompts.usual, regimes, extra)
     loaded = loading.load_weights(plan)
     prompts.loaded = loaded
@@ -82,11 +77,7 @@ def run_lab(config: LabConfig) -> Path:
             "points": [point.to_json(prompts.usual) for point in points],
             "notes": notes,
             "n_layers": plan.n_layers,
-            **(
-                {"middle_token": middle_token(prompts.of(prompts.usual)[1])}
-                if config.controls
-                else {}
-            ),
+            **({"middle_token": middle_token(prompts)} if config.controls else {}),
         },
     )
     _run(writer, prompts, points, loaded)
@@ -298,6 +289,33 @@ def _controls(controls: list[dict[str, Any]]) -> list[str]:
         return []
     table = formatting.table(("control", "the story is", "what was found"), rows, left=2)
     return ["", f"controls of the story that {STORY}:", *table.splitlines(), ""]
+
+
+def _plan_controls(prompts: Prompts) -> tuple[list[Point], list[str]]:
+    """The points that the controls need, and a note for each that this model does not allow."""
+    usual, tokenizer = prompts.usual, prompts.loaded.tokenizer
+    others = []
+    if prompts.of(usual)[2]:
+        others.append(usual._replace(bos="none"))
+    elif tokenizer.bos_token_id is not None:
+        others.append(usual._replace(bos="add"))
+    if usual.chat_template or getattr(tokenizer, "chat_template", None):
+        others.append(usual._replace(chat_template=not usual.chat_template))
+    allowed, notes = [], []
+    for condition in others:
+        try:
+            prompts.of(condition)
+            allowed.append(condition)
+        except UserError as error:
+            notes.append(f"no control with {condition.words(usual)}: {error}")
+    return control_points(usual, middle_token(prompts), allowed), notes
+
+
+def middle_token(prompts: Prompts) -> int:
+    """The placebo's token: half the median prompt length, so that most prompts have it inside."""
+    encoded = prompts.of(prompts.usual)[1]
+    lengths = [len(prefix) for item in encoded if not item.error for prefix in item.prefixes]
+    return max(2, int(np.median(lengths)) // 2) if lengths else 2
 
 
 ITEMS_PER_TASK = 5  # for the attention that triviality looks at

@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import setting
-from bidir_core.data.encoding import EncodedItem
-from bidir_core.data.items import Item
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, DIALS, Regime, parse_regime
 
 MOST_POINTS = 1000
+
+ATTENTION_FILE = "attention.json"  # in the sweep's folder: what the triviality control looks at
 
 _LAYER_WORDS = "A-B, A-, windows:W, prefixes or suffixes"
 
@@ -264,43 +262,22 @@ def lay_out(
     return list(unique.values())
 
 
-# What the controls need to be run.
+def control_points(usual: Condition, middle: int, conditions: Iterable[Condition]) -> list[Point]:
+    """The points that the controls need; ``middle``: the placebo's token.
 
-ATTENTION_FILE = "attention.json"  # in the sweep's folder: the attention that triviality looks at
-
-# A prompt condition to the items, the same encoded, and whether a BOS stands in front.
-Encode = Callable[[Condition], tuple[Sequence[Item], Sequence[EncodedItem], bool]]
-
-
-def control_points(
-    usual: Condition, encode: Encode, tokenizer: Any
-) -> tuple[list[Point], list[str]]:
-    """The points that the controls need, and a note for each that this model does not allow."""
-    notes = []
-    middle = middle_token(encode(usual)[1])
-    dials = ("sink=1", "rows=0-0", f"skip={middle}", f"self={middle}", "tail=1")
-    points = [Point(f"bidirectional:{dial}", usual) for dial in dials]
+    ``conditions``: other ways to make the prompt, as far as the model allows them.
+    """
+    regimes = (
+        str(SINK),
+        "bidirectional:rows=0-0",
+        f"bidirectional:skip={middle}",
+        f"bidirectional:self={middle}",
+        "bidirectional:tail=1",
+    )
+    points = [Point(regime, usual) for regime in regimes]
     points += [Point(str(BIDIRECTIONAL), usual, patch) for patch in ("keys=0", "values=0")]
-    conditions = []
-    if encode(usual)[2]:
-        conditions.append(usual._replace(bos="none"))
-    elif tokenizer.bos_token_id is not None:
-        conditions.append(usual._replace(bos="add"))
-    if usual.chat_template or getattr(tokenizer, "chat_template", None):
-        conditions.append(usual._replace(chat_template=not usual.chat_template))
-    for condition in conditions:
-        try:
-            encode(condition)
-        except UserError as error:
-            notes.append(f"no control with {condition.words(usual)}: {error}")
-            continue
-        points += [Point(str(regime), condition) for regime in (CAUSAL, BIDIRECTIONAL, SINK)]
+    references = (str(CAUSAL), str(BIDIRECTIONAL), str(SINK))
+    points += [Point(regime, condition) for condition in conditions for regime in references]
     if usual.context == "full":
         points.append(Point(str(CAUSAL), usual._replace(context="none")))
-    return points, notes
-
-
-def middle_token(encoded: Sequence[EncodedItem]) -> int:
-    """The placebo's token: half the median prompt length, so that most prompts have it inside."""
-    lengths = [len(prefix) for item in encoded if not item.error for prefix in item.prefixes]
-    return max(2, int(np.median(lengths)) // 2) if lengths else 2
+    return points

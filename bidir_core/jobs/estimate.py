@@ -13,7 +13,6 @@ import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bidir_core import jobs
@@ -480,8 +479,8 @@ def _asks_for_layers(sweep: Sweep) -> bool:
 def _controls(usual: Condition, wanted: bool) -> list[Point]:
     if not wanted:
         return []
-    tokenizer = SimpleNamespace(bos_token_id=0, chat_template="supposed")
-    return control_points(usual, lambda condition: ([], [], False), tokenizer)[0]
+    others = usual._replace(bos="add"), usual._replace(chat_template=not usual.chat_template)
+    return control_points(usual, 2, others)
 
 
 def estimate_sweep(
