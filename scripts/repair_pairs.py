@@ -110,13 +110,10 @@ def in_points(values: Mapping[str, np.ndarray] | None) -> dict[str, Any] | None:
         return None
     contrast = effects.stratified_mean(values)
     one = contrast.estimate
-    any_seeds, once = effects.half_width_any_seeds(values), effects.half_width_counted_once(values)
     return {
         **{name: _points(getattr(one, name)) for name in ("value", "low", "high")},
         "n": one.n,
         "by_seed": [_points(value) for value in contrast.per_seed],
-        "half_width_any_seeds": None if any_seeds is None else _points(any_seeds),
-        "half_width_counted_once": None if once is None else _points(once),
     }
 
 

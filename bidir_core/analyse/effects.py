@@ -17,7 +17,6 @@ from bidir_core.analyse.stats import (
     paired_delta,
     proportion,
     seeds_half_width,
-    z_score,
 )
 
 
@@ -67,53 +66,6 @@ def _variances(arrays: Mapping[str, np.ndarray]) -> tuple[float, float, int]:
     items = math.fsum(_item_variance(by_seed.mean(axis=0)) for by_seed in arrays.values())
     seeds = float(means.var(ddof=1)) / len(means) if len(means) > 1 else 0.0
     return items / len(arrays) ** 2, seeds, len(means)
-
-
-def half_width_any_seeds(
-    values: Mapping[str, np.ndarray], *, confidence: float = CONFIDENCE
-) -> float | None:
-    """Half the width, as a fraction, that :func:`stratified_mean`'s interval would keep with
-    endlessly many seeds: what comes from the items alone. None with a single seed.
-
-    ``values``: per task ``[n_seeds, n_items]``. The variance over items of the seed mean holds what
-    items differ in and, divided by the number of seeds, what item and seed make together; the
-    second is estimated from the spread between seeds, and taken off (a task's rest is never below
-    zero). Assumes that items are a sample, that seeds are independent of each other, and that what
-    a seed does to all items alike averages out.
-    """
-    variances = []
-    for raw in values.values():
-        by_seed = np.atleast_2d(np.asarray(raw, dtype=np.float64))
-        if len(by_seed) < 2:
-            return None
-        variances.append(max(0.0, _item_variance(by_seed.mean(axis=0)) - _together(by_seed)))
-    if not variances:
-        raise ValueError("no tasks to average")
-    return z_score(confidence) * math.sqrt(math.fsum(variances)) / len(variances)
-
-
-def half_width_counted_once(
-    values: Mapping[str, np.ndarray], *, confidence: float = CONFIDENCE
-) -> float | None:
-    """Half the width, as a fraction, of :func:`stratified_mean`'s interval if what item and seed make
-    together is counted once, as a two-way analysis of variance does. None with a single seed.
-
-    ``values``: per task ``[n_seeds, n_items]``. That part is in the spread over items and in the
-    spread between seeds, so the usual interval is a little too wide.
-    """
-    arrays = {task: np.atleast_2d(np.asarray(raw, np.float64)) for task, raw in values.items()}
-    if any(len(by_seed) < 2 for by_seed in arrays.values()):
-        return None
-    items, seeds, n_seeds = _variances(arrays)
-    twice = math.fsum(map(_together, arrays.values())) / len(arrays) ** 2
-    return seeds_half_width(max(0.0, items - twice), seeds, n_seeds, confidence=confidence)
-
-
-def _together(by_seed: np.ndarray) -> float:
-    """What item and seed make together, in the variance of the mean over ``[n_seeds, n_items]``."""
-    # Without the seed's own mean: it moves all items alike, so it is not in the spread over them.
-    own = by_seed - by_seed.mean(axis=1, keepdims=True)
-    return float(own.var(axis=0, ddof=1).mean()) / by_seed.size
 
 
 def _item_variance(items: np.ndarray) -> float:

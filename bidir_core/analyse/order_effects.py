@@ -24,10 +24,10 @@ from bidir_core.analyse.pairing import mismatches
 from bidir_core.analyse.stats import CONFIDENCE, Estimate, paired_delta, proportion, z_score
 from bidir_core.common.errors import UserError
 from bidir_core.data.items import family_of
-from bidir_core.runs.metrics import bools, choice_probabilities
+from bidir_core.runs.metrics import OUTCOME_COLUMNS, choice_probabilities, outcomes
 from bidir_core.runs.run import Run
 
-_COLUMNS = ("task", "pair_id", "doc_hash", "gold", "ll", "correct", "correct_norm", "error")
+_COLUMNS = ("task", "pair_id", "doc_hash", "gold", "ll", "error", *OUTCOME_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,7 @@ def order_answers(*runs: Run, metric: str = "acc") -> dict[str, OrderAnswers]:
         table = run.items_table(_COLUMNS)
         gold = table.column("gold").to_numpy()
         probability = choice_probabilities(table.column("ll"), gold)
-        right = bools(table.column("correct"))
-        if metric == "acc_norm":
-            known = table.column("correct_norm").is_valid().to_numpy()
-            right = np.where(known, bools(table.column("correct_norm")), right)
+        right, _ = outcomes(table, metric)
         scored = table.column("error").is_null().to_numpy()
         names = (table.column(name).to_pylist() for name in ("task", "pair_id", "doc_hash"))
         for row, (task, pair_id, doc_hash) in enumerate(zip(*names)):

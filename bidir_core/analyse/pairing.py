@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from bidir_core.common.errors import UserError
 from bidir_core.runs.layout import IMPORTED
-from bidir_core.runs.metrics import METRICS, Metric, outcomes
+from bidir_core.runs.metrics import METRICS, OUTCOME_COLUMNS, Metric, outcomes
 from bidir_core.runs.run import Run
 
 PAIR_COLUMNS = (
@@ -25,10 +25,7 @@ PAIR_COLUMNS = (
     "doc_id",
     "doc_hash",
     "gold",
-    "pred",
-    "pred_norm",
-    "correct",
-    "correct_norm",
+    *OUTCOME_COLUMNS,
     "error",
     "n_continuation_tokens",
 )

@@ -5,7 +5,8 @@ Direction words (raises, lowers) and "no difference" are said only of a decided 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bidir_core.analyse.effects import Retention
 from bidir_core.analyse.stats import Estimate
@@ -98,3 +99,8 @@ def retention_text(kept: Retention, *, short: bool = False) -> str:
         return f"{value} (no interval)"
     ends = f"{100 * kept.low:.1f} to {100 * kept.high:.1f} %"
     return f"{value} ({ends})" if short else f"{value} (95 % CI {ends}, n = {count(kept.n)})"
+
+
+def no_share(share: Mapping[str, Any] | None) -> str:
+    """Why a share of the damage is not stated; empty without any."""
+    return f"; no share is stated: {share['why_suppressed']}" if share else ""

@@ -16,6 +16,7 @@ import numpy as np
 from bidir_core.analyse import stats
 from bidir_core.analyse.effects import Retention, above_floor_retention
 from bidir_core.analyse.pairing import METRICS, pair
+from bidir_core.analyse.phrases import no_share
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.explain.sweep_points import ATTENTION_FILE, SINK
@@ -251,8 +252,6 @@ OUTCOME_WORDS: Mapping[Outcome, str] = {
 
 HALF = 0.5
 
-NO_SHARE = "no share is stated, the damage itself is not separable from 0"
-
 Answer = tuple[Outcome, str]
 
 NOT_RUN: Answer = ("undecided", "")
@@ -275,7 +274,7 @@ def _removes(
     if share and share["value"] is not None:
         return share, f"remove{s} {_share(share['value'], share['low'], share['high'], share['n'])}"
     if delta:
-        return share, f"differ{s} from causal by {_points(delta)}; {NO_SHARE}"
+        return share, f"differ{s} from causal by {_points(delta)}{no_share(share)}"
     return share, f"ha{'ve' if they else 's'} no causal run to compare with"
 
 

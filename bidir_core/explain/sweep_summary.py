@@ -23,7 +23,7 @@ from scipy.stats import norm
 from bidir_core.analyse import stats
 from bidir_core.analyse.effects import Retention, above_floor_retention
 from bidir_core.analyse.pairing import pair
-from bidir_core.analyse.phrases import JSON_WORDS
+from bidir_core.analyse.phrases import JSON_WORDS, no_share
 from bidir_core.analyse.verdict import judge
 from bidir_core.common import formatting
 from bidir_core.data.sampling import fold_of
@@ -381,9 +381,7 @@ def removed_sentence(
         f"({interval} {formatting.points(delta['low'], signed=True)} to "
         f"{formatting.points(delta['high'], signed=True)}, n = {formatting.count(delta['n'])})"
     )
-    if share:
-        text += "; the damage itself is not separable from 0 here, so no share of it is stated"
-    return text
+    return text + no_share(share)
 
 
 def _meaning(low: float, high: float, p_holm: float | None = None) -> str:

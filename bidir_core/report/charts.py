@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import plotly.graph_objects as go
 
-from bidir_core.analyse import stats
 from bidir_core.analyse.contrasts import Contrast, cell_title, level
 from bidir_core.analyse.study import CAUSAL, NAMES, ordered_cells
+from bidir_core.analyse.verdict import Judgement
 from bidir_core.common import formatting
 from bidir_core.data.item_texts import visible
 from bidir_core.report import plots
@@ -67,32 +67,31 @@ def _forests(numbers: Findings) -> list[Chart]:
 
 
 def _forest_frame(contrast: Contrast) -> pd.DataFrame:
-    rows = [
-        _forest_row(task.task, task.delta, task.interval, task.judgement.decided)
-        for task in contrast.tasks
-    ]
-    decided = contrast.judgement.decided
-    rows.append(_forest_row("macro", contrast.value, contrast.interval, decided) | {"total": True})
-    return pd.DataFrame(rows)
+    rows = [(task.task, task.delta, task.judgement) for task in contrast.tasks]
+    rows.append(("macro", contrast.value, contrast.judgement))
+    return pd.DataFrame(
+        [
+            plots.forest_row(
+                name,
+                _label(name, 18),
+                delta,
+                judged,
+                total=name == "macro",
+                text=_shown(delta, judged),
+            )
+            for name, delta, judged in rows
+        ]
+    )
 
 
-def _forest_row(
-    name: str, delta: float, interval: stats.Estimate | None, different: bool
-) -> dict[str, object]:
+def _shown(delta: float, judged: Judgement) -> str:
     text = formatting.points(delta, signed=True)
-    if interval is not None:
-        low, high = (formatting.points(end, signed=True) for end in (interval.low, interval.high))
-        text += f"  [{low}, {high}]"
-    return {
-        "key": name,
-        "label": _label(name, 18),
-        "delta": delta,
-        "low": interval.low if interval else NAN,
-        "high": interval.high if interval else NAN,
-        "different": different,
-        "total": False,
-        "text": text if interval is not None else f"{text}  no interval",
-    }
+    if judged.estimate is None:
+        return f"{text}  no interval"
+    low, high = (
+        formatting.points(end, signed=True) for end in (judged.estimate.low, judged.estimate.high)
+    )
+    return f"{text}  [{low}, {high}]"
 
 
 def _ladder(numbers: Findings) -> list[Chart]:

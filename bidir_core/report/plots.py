@@ -12,6 +12,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from bidir_core.analyse.verdict import Judgement
+from bidir_core.data.item_texts import visible
+
 GREY, BLUE, RED, GREEN = "#7f7f7f", "#0072B2", "#D55E00", "#009E73"
 # By code of a training objective: 3B, its control, distillation, the leaky one.
 OBJECTIVE_COLOURS = {"3B": BLUE, "3C": GREY, "distill": GREEN, "3A": RED}
@@ -162,6 +165,23 @@ def _intervals(
         figure.add_scatter(
             x=x, y=y, mode="lines", hoverinfo="skip", line={"color": colour, "width": width}
         )
+
+
+def forest_row(
+    key: str, label: str, delta: float, judgement: Judgement, *, total: bool, text: str
+) -> dict[str, object]:
+    """One line of :func:`forest`'s frame; only a decided difference is coloured."""
+    interval = judgement.estimate
+    return {
+        "key": key,
+        "label": visible(label),
+        "delta": delta,
+        "low": interval.low if interval else float("nan"),
+        "high": interval.high if interval else float("nan"),
+        "different": judgement.decided,
+        "total": total,
+        "text": text,
+    }
 
 
 def forest(frame: pd.DataFrame) -> go.Figure:

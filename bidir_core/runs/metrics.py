@@ -58,6 +58,9 @@ def bools(column: pa.ChunkedArray) -> np.ndarray:
     return column.combine_chunks().fill_null(False).to_numpy(zero_copy_only=False)
 
 
+OUTCOME_COLUMNS = ("correct", "correct_norm", "pred", "pred_norm")
+
+
 def outcomes(table: pa.Table, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Correctness and predicted choice (-1 without one) of each item under a measure.
 

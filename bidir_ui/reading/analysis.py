@@ -15,6 +15,7 @@ from bidir_core.analyse import flips as core_flips
 from bidir_core.analyse.pairing import repeats
 from bidir_core.common.errors import UserError
 from bidir_core.data import item_texts, tasks
+from bidir_core.report import plots
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, url, widgets
 from bidir_ui.reading import data
@@ -197,16 +198,14 @@ def forest_frame(result: core_compare.Comparison) -> pd.DataFrame:
     """Rows for :func:`bidir_core.report.plots.forest`."""
     return pd.DataFrame(
         [
-            {
-                "key": row.task,
-                "label": item_texts.visible(fmt.clip(fmt.task(row.task), 24)),
-                "delta": row.delta,
-                "low": row.low,
-                "high": row.high,
-                "different": row.judgement.decided,
-                "total": row.task == core_compare.MACRO,
-                "text": f"{fmt.points(row.delta)}  {fmt.interval(row.low, row.high)}",
-            }
+            plots.forest_row(
+                row.task,
+                fmt.clip(fmt.task(row.task), 24),
+                row.delta,
+                row.judgement,
+                total=row.task == core_compare.MACRO,
+                text=f"{fmt.points(row.delta)}  {fmt.interval(row.low, row.high)}",
+            )
             for row in result.rows
         ]
     )

@@ -134,19 +134,6 @@ def points(one: stats.Estimate) -> dict:
     }
 
 
-def test_claims_say_what_is_left_with_any_number_of_seeds(tmp_path):
-    """Seeds that are wrong on other items each leave less than the interval; one seed, nothing."""
-    base(tmp_path, WRONG)
-    for seed in range(3):
-        arm(tmp_path, "3B-full", seed, bidirectional=hashes()[seed::5])
-    arm(tmp_path, "3C-full", 0)
-    claims = numbers(tmp_path)["claims"]
-    for fold in ("confirm", "all"):
-        entry = claims["3b_stage1"][fold]
-        assert 0 < entry["half_width_any_seeds"] < 0.9 * (entry["high"] - entry["low"]) / 2
-        assert claims["3b_control"][fold]["half_width_any_seeds"] is None
-
-
 def test_an_effect_on_explore_alone_does_not_reach_the_claims(tmp_path):
     explore = set(hashes("explore"))
     gained = [one for one in WRONG if one not in explore]
