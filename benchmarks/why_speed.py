@@ -27,7 +27,7 @@ import transformers
 
 from bidir_core.evaluate.evaluate import preflight
 from bidir_core.explain import variants, why
-from bidir_core.explain.why_config import WhyConfig, resolve, sentences
+from bidir_core.explain.why import WhyConfig, resolve, sentences
 from bidir_core.explain.why_search import investigate
 from bidir_core.models import loading
 from bidir_core.regimes import parse_regime

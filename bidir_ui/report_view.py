@@ -304,7 +304,7 @@ def downloads(made: Made) -> None:
             paper(made)
         with st.popover("Command line", type="tertiary", icon=":material/terminal:"):
             widgets.note("The same report in a terminal:")
-            widgets.command(html_page.command(report, only))
+            widgets.command(report.command(only))
             widgets.note("With --paper DIR instead of --out it makes the folder for a paper.")
         widgets.note(
             "HTML: one file with interactive charts and the flips, to mail; it opens offline. PNG: "
@@ -325,8 +325,8 @@ def zipped(tables: dict[str, Table]) -> bytes:
 def paper(made: Made) -> None:
     """The folder for a paper as one ZIP, made when it is asked for."""
     widgets.note(
-        "A folder for a paper, of all sections: figures (PDF, SVG), LaTeX tables, a methods text, "
-        "references, and a ledger in which every number leads to its runs."
+        "A folder for a paper, of all sections: figures (PDF, SVG), tables (LaTeX, CSV), numbers as "
+        "LaTeX macros, and claims with the status that their intervals give them."
     )
     name = made.report.stem.replace("report_", "paper_", 1)
     if st.button("Make the ZIP", key="report-paper", icon=":material/build:"):
@@ -346,8 +346,7 @@ def _paper_zip(made: Made, name: str) -> bytes:
 
     bar = st.progress(0.0, "Starting")
     archive = zip_paper(
-        made.report, name, lambda share, what: bar.progress(share, what.capitalize()),
-        command=html_page.command(made.report, out="DIR", flag="--paper"),
-    )  # fmt: skip
+        made.report, name, lambda share, what: bar.progress(share, what.capitalize())
+    )
     bar.empty()
     return archive

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from bidir_core.common.files import write_json
-from bidir_core.explain.control_points import ATTENTION_FILE
+from bidir_core.explain.sweep_points import ATTENTION_FILE
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.records import SLIM_FIELDS, read_parquet, write_parquet, write_slim

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bidir_core.explain.sweep import summarise
+from bidir_core.explain.controls import summarise_sweep
 from bidir_core.explain.sweep_points import Condition, Point
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.records import to_table, write_texts
@@ -73,7 +73,7 @@ def make_sweep(
             facts={"texts": "texts.parquet"},
         )  # fmt: skip
     if state == "done":
-        writer.finish(metrics=summarise(Run(writer.path)), cost={"seconds": 100.0})
+        writer.finish(metrics=summarise_sweep(Run(writer.path)), cost={"seconds": 100.0})
     else:
         writer.heartbeat(len(made) * n_items, len(points) * n_items, rate=20.0, eta_seconds=60.0)
         writer.fail("out of memory", state=state)

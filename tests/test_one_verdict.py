@@ -82,10 +82,9 @@ def make(
 
 def claimed(findings: Findings, start: str) -> str:
     from bidir_core.report.paper_claims import make_claims
-    from bidir_core.report.paper_numbers import Quantities
 
-    for claim in make_claims(Quantities(findings)):
-        if claim.statement.plain.startswith(start):
+    for claim in make_claims(findings):
+        if claim.statement.startswith(start):
             return claim.status
     raise AssertionError(f"no claim starts with {start}")
 

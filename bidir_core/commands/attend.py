@@ -6,8 +6,13 @@ import argparse
 
 from bidir_core.commands.arguments import add_arguments
 from bidir_core.common.errors import UserError
-from bidir_core.explain.attend import attend, resume_attend
-from bidir_core.explain.attend_config import DEFAULT_REGIMES, AttendConfig, absolute_tasks
+from bidir_core.explain.attend import (
+    DEFAULT_REGIMES,
+    AttendConfig,
+    absolute_tasks,
+    attend,
+    resume_attend,
+)
 from bidir_core.regimes import parse_regime
 
 
@@ -15,10 +20,12 @@ def fill(parser: argparse.ArgumentParser) -> None:
     """The command line's arguments."""
     add_arguments(parser, AttendConfig)
     parser.add_argument(
-        "--regime", action="append", metavar="REGIME",
+        "--regime",
+        action="append",
+        metavar="REGIME",
         help="who sees whom; give it twice to compare two, for averages up to four times "
         f"(default: {' and '.join(DEFAULT_REGIMES)})",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--resume", metavar="RUN", default=None, help="go on with this unfinished run"
     )

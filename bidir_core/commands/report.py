@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 
 from bidir_core.commands.arguments import add_pairing
@@ -28,8 +27,8 @@ def fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--paper",
         metavar="DIR",
-        help="write a folder for a paper: figures, LaTeX tables, methods, references and a ledger "
-        "of claims; a new or empty folder, or one that this made",
+        help="write a folder for a paper: figures, LaTeX and CSV tables, numbers as LaTeX macros "
+        "and claims with their status; a new or empty folder, or one that this made",
     )
     parser.add_argument(
         "--sections",
@@ -44,7 +43,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Write the report."""
-
     return report_command(parsed)
 
 
@@ -88,16 +86,5 @@ def report_command(args: argparse.Namespace) -> int:
     if args.paper is not None:
         from bidir_core.report.paper import write_paper
 
-        print(write_paper(report, args.paper, command=_paper_command(args)))
+        print(write_paper(report, args.paper))
     return 0
-
-
-def _paper_command(args: argparse.Namespace) -> str:
-    """The line that makes this paper, wherever it goes."""
-    words = ["python", "-m", "bidir_core", "report", *args.runs]
-    for flag in ("model", "metric", "margin", "runs_dir"):
-        value = getattr(args, flag)
-        if value is not None:
-            shown = f"{value:g}" if isinstance(value, float) else str(value)
-            words += ["--" + flag.replace("_", "-"), shown]
-    return shlex.join([*words, "--paper", "DIR"])

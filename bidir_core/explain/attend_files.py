@@ -62,11 +62,11 @@ class Shares:
             "prefix": slice(1, self.n_prefix),
             "continuation": slice(self.n_prefix, None),
         }[part]
-        found = {}
+        means = {}
         for name in MEASURES:
             rows = getattr(self, name)[..., queries].astype(np.float64)
-            found[name] = rows.mean(-1) if rows.shape[-1] else np.full(rows.shape[:-1], np.nan)
-        return found
+            means[name] = rows.mean(-1) if rows.shape[-1] else np.full(rows.shape[:-1], np.nan)
+        return means
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,10 @@ def drift_between(hidden: Sequence[Sequence[np.ndarray]]) -> Drift:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """An ``.npz`` as numpy's, compressed fast, whole or absent."""
-    with replacing(path) as temporary, zipfile.ZipFile(
-        temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1
-    ) as archive:  # fmt: skip
+    with (
+        replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+    ):
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
@@ -118,8 +119,8 @@ def write_layer(folder: Path, regime: int, layer: int, weights: np.ndarray) -> N
 
 def write_shares(folder: Path, shares: Sequence[Shares]) -> None:
     arrays = {
-        f"{name}_{number}": getattr(one, name)
-        for number, one in enumerate(shares)
+        f"{name}_{number}": getattr(regime_shares, name)
+        for number, regime_shares in enumerate(shares)
         for name in _STORED
     }
     write_arrays(folder / "shares.npz", {"n_prefix": np.array(shares[0].n_prefix), **arrays})

@@ -1,7 +1,7 @@
 """Controls that could refute the story "the damage comes from the first token looking ahead".
 
 Each control says beforehand what would refute the story; ``control_points`` says what is run for
-it, and ``control_answers`` how its outcome follows from intervals.
+it. Its outcome follows from intervals.
 """
 
 from __future__ import annotations
@@ -9,28 +9,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.effects import Retention, above_floor_retention
-from bidir_core.analyse.pairing import pair
+from bidir_core.analyse.pairing import METRICS, pair
 from bidir_core.analyse.phrases import no_share
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
-from bidir_core.explain.control_points import ATTENTION_FILE
-from bidir_core.explain.sweep_points import SINK
+from bidir_core.explain.sweep_points import ATTENTION_FILE, SINK
+from bidir_core.explain.sweep_summary import Sweep, best, best_of_dials
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 from bidir_core.runs.run import Run
-
-if TYPE_CHECKING:
-    from bidir_core.explain.sweep_summary import Sweep
 
 
 def judge(sweep: Sweep) -> list[dict[str, Any]]:
     """Each control with its question, what would refute the story, its outcome and finding."""
-    found = []
+    judged = []
     for control in CONTROLS:
         name, title, question, refuted_by, ask = control
         try:
@@ -38,7 +35,7 @@ def judge(sweep: Sweep) -> list[dict[str, Any]]:
         except UserError as error:
             outcome, finding = "undecided", f"cannot be judged: {error}"
         if finding:
-            found.append(
+            judged.append(
                 {
                     "name": name,
                     "title": title,
@@ -48,7 +45,7 @@ def judge(sweep: Sweep) -> list[dict[str, Any]]:
                     "finding": finding,
                 }
             )
-    return found
+    return judged
 
 
 # Triviality: is bidirectional attention still used under ``sink=1``, or did it stop mattering?
@@ -101,24 +98,14 @@ def keys_or_values(sweep: Sweep) -> Answer:
     return "open", finding[0].upper() + finding[1:] + reading
 
 
-def necessity(sweep: Sweep) -> Answer:
-    """``sink=1``: does keeping the first token causal remove the damage?"""
-    slug = sweep.slug_of(str(SINK), sweep.usual)
-    if slug is None:
-        return NOT_RUN
-    share, text = _removes(sweep, slug)
-    outcome: Outcome = {"most": "supports", "little": "refutes"}.get(standing(share), "undecided")  # type: ignore[assignment]
-    return outcome, f"Keeping the first token causal {text}."
-
-
 def one_point(dial: str, subject: str, if_most: Outcome, if_little: Outcome) -> Callable[..., Any]:
     """How a control of one point, whose ``dial`` has a value fixed beforehand, is judged."""
 
     def ask(sweep: Sweep) -> Answer:
-        found = _control_with(sweep, dial)
-        if found is None:
+        control = _control_with(sweep, dial)
+        if control is None:
             return NOT_RUN
-        slug, value = found
+        slug, value = control
         share, text = _removes(sweep, slug)
         outcome = {"most": if_most, "little": if_little}.get(standing(share), "undecided")
         return outcome, f"{subject.format(value)} {text}."  # type: ignore[return-value]
@@ -144,7 +131,7 @@ def prompt_conditions(sweep: Sweep) -> Answer:
             said.append(f"{name}: bidirectional {_points(damage)}, sink=1 {text}")
     if len(said) < 2:
         return NOT_RUN
-    if all(one == "most" for one in standings):
+    if set(standings) == {"most"}:
         outcome: Outcome = "supports"
     elif "little" in standings:
         outcome = "partly" if "most" in standings else "refutes"
@@ -182,55 +169,69 @@ def triviality(sweep: Sweep) -> Answer:
 # (name, title, question, what would refute the story, how it is judged)
 CONTROLS: tuple[tuple[str, str, str, str, Callable[[Sweep], Answer]], ...] = (
     (
-        "necessity", "Necessity (sink=1)",
+        "necessity",
+        "Necessity (sink=1)",
         "Does keeping the first token causal remove the damage?",
-        "Less than half of the damage removed, with its whole interval.", necessity,
+        "Less than half of the damage removed, with its whole interval.",
+        one_point("sink", "Keeping the first token causal", "supports", "refutes"),
     ),
     (
-        "sufficiency", "Sufficiency (rows=0-0)",
+        "sufficiency",
+        "Sufficiency (rows=0-0)",
         "If only the first token looks ahead, is the damage there?",
-        "Less than half of the damage, with its whole interval.", sufficiency,
+        "Less than half of the damage, with its whole interval.",
+        sufficiency,
     ),
     (
-        "placebo", "Placebo (skip=J)",
+        "placebo",
+        "Placebo (skip=J)",
         "Does keeping one token in the middle causal help as well?",
         "More than half of the damage removed, with its whole interval: any token would do.",
         one_point("skip", "Keeping token {} causal", "refutes", "supports"),
     ),
     (
-        "relocated", "Relocated sink (self=J)",
+        "relocated",
+        "Relocated sink (self=J)",
         "Can another token that sees only itself stand in for the first?",
         "More than half of the damage removed, with its whole interval: it is not the first token.",
         one_point("self_token", "Letting token {} see only itself", "refutes", "supports"),
     ),
     (
-        "keys-values", "Key or value (patched)",
+        "keys-values",
+        "Key or value (patched)",
         "Is it how the first token is found (keys), or what is read from it (values)?",
-        "Nothing here: patching both is sink=1 exactly. It says by which path.", keys_or_values,
+        "Nothing here: patching both is sink=1 exactly. It says by which path.",
+        keys_or_values,
     ),
     (
-        "triviality", "Triviality (attention ahead)",
+        "triviality",
+        "Triviality (attention ahead)",
         "Is bidirectional attention still used under sink=1, or did it merely stop mattering?",
         f"Under {100 * TRIVIAL:.0f} % of attention on tokens ahead, with its whole interval.",
         triviality,
     ),
     (
-        "prompts", "Prompt conditions",
+        "prompts",
+        "Prompt conditions",
         "Does it hold with the BOS token the other way, and with the chat template?",
-        "A prompt in which sink=1 removes less than half of the damage.", prompt_conditions,
+        "A prompt in which sink=1 removes less than half of the damage.",
+        prompt_conditions,
     ),
     (
-        "tail", "Last prompt token (tail=1)",
+        "tail",
+        "Last prompt token (tail=1)",
         "Is it instead that earlier tokens see the last one, from which the answer is predicted?",
         "More than half of the damage removed, with its whole interval.",
         one_point("tail", "Hiding the last prompt token from earlier ones", "refutes", "supports"),
     ),
     (
-        "floor", "Context floor (no context)",
+        "floor",
+        "Context floor (no context)",
         "Is there any use of the context to lose?",
-        "A causal run that does not beat the same model without any context.", context_floor,
+        "A causal run that does not beat the same model without any context.",
+        context_floor,
     ),
-)  # fmt: skip
+)
 
 # What a sweep's points say to each control: an outcome from intervals alone, and a sentence.
 
@@ -242,9 +243,12 @@ STORY = "the damage comes from the first token looking ahead"
 
 # After a control with this outcome the story is ..
 OUTCOME_WORDS: Mapping[Outcome, str] = {
-    "supports": "not refuted", "refutes": "refuted", "partly": "refuted in part",
-    "undecided": "undecided", "open": "for information",
-}  # fmt: skip
+    "supports": "not refuted",
+    "refutes": "refuted",
+    "partly": "refuted in part",
+    "undecided": "undecided",
+    "open": "for information",
+}
 
 HALF = 0.5
 
@@ -291,8 +295,7 @@ def _control_with(sweep: Sweep, dial: str) -> tuple[str, Any] | None:
 
     A sweep may hold more of the kind: which token is the control's was fixed before any was run.
     """
-    middle = sweep.run.config.get("middle_token")
-    wanted = 1 if dial == "tail" else middle
+    wanted = 1 if dial in ("sink", "tail") else sweep.run.config.get("middle_token")
     for slug, point in sweep.points.items():
         regime = parse_regime(point.regime)
         value = getattr(regime, dial)
@@ -353,7 +356,9 @@ def observed(metrics: Mapping[str, Any] | None) -> Answer | None:
     if metrics is None:
         return None
     try:
-        shares = {one["regime"]: one["overall"]["prefix"]["future"] for one in metrics["observed"]}
+        shares = {
+            entry["regime"]: entry["overall"]["prefix"]["future"] for entry in metrics["observed"]
+        }
         sink, plain = (
             (share["mean"][0], share["low"][0], share["high"][0])
             for share in (shares[str(SINK)], shares[str(BIDIRECTIONAL)])
@@ -418,13 +423,37 @@ def _changed_answers(sweep: Sweep) -> str:
 
 def _mean(values: list[float]) -> Mean:
     """A mean over items with its normal 95 % interval."""
-    found = np.asarray(values, dtype=np.float64)
-    mean = float(found.mean()) if len(found) else math.nan
-    if len(found) < 2:
+    numbers = np.asarray(values, dtype=np.float64)
+    mean = float(numbers.mean()) if len(numbers) else math.nan
+    if len(numbers) < 2:
         return mean, math.nan, math.nan
-    half = stats.Z_95 * float(found.std(ddof=1)) / math.sqrt(len(found))
+    half = stats.Z_95 * float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
     return mean, mean - half, mean + half
 
 
 def _percent(mean: float, low: float, high: float) -> str:
     return f"{100 * mean:.1f} % (95 % CI {100 * low:.1f} to {100 * high:.1f} %)"
+
+
+def summarise_sweep(run: Run) -> dict[str, Any]:
+    """The part of a sweep's ``metrics.json`` that its finished points decide."""
+    sweep = Sweep(run)
+    points = [
+        {
+            **point.to_json(sweep.usual),
+            "condition_words": point.condition.words(sweep.usual),
+            "n": int((sweep.runs[slug].metrics or {}).get("n_items") or 0),
+            "seconds": (sweep.runs[slug].metrics or {}).get("cost", {}).get("seconds"),
+            **{metric: sweep.numbers(slug, metric) for metric in METRICS},
+        }
+        for slug, point in sweep.points.items()
+    ]
+    return {
+        "n_points": len(points),
+        "n_planned": len(sweep.planned),
+        "n_items": max((point["n"] for point in points), default=0),
+        "points": points,
+        "best": {metric: best(sweep, metric) for metric in METRICS},
+        "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in METRICS},
+        "controls": judge(sweep) if run.settings.get("controls") else [],
+    }

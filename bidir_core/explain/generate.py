@@ -84,7 +84,8 @@ class Generation:
     def to_json(self) -> dict[str, Any]:
         """The first distribution, the text, and every step."""
         steps = [
-            {**_row(step.chosen), "top": [_row(one) for one in step.top]} for step in self.steps
+            {**_row(step.chosen), "top": [_row(candidate) for candidate in step.top]}
+            for step in self.steps
         ]
         return {
             "regime": str(self.regime),
@@ -96,8 +97,12 @@ class Generation:
         }
 
 
-def _row(one: Candidate) -> dict[str, Any]:
-    return {"token_id": one.token_id, "token": one.text, "logprob": round(one.logprob, 6)}
+def _row(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "token_id": candidate.token_id,
+        "token": candidate.text,
+        "logprob": round(candidate.logprob, 6),
+    }
 
 
 class Prompt(NamedTuple):
@@ -181,8 +186,8 @@ def check(
 def end_ids(loaded: LoadedModel) -> set[int]:
     """The tokens that end a text: the tokenizer's, and those the model's authors list."""
     listed = getattr(getattr(loaded.model, "generation_config", None), "eos_token_id", None)
-    found = set(listed if isinstance(listed, list) else [listed])
-    return {one for one in (*found, loaded.tokenizer.eos_token_id) if one is not None}
+    known = set(listed if isinstance(listed, list) else [listed])
+    return {token for token in (*known, loaded.tokenizer.eos_token_id) if token is not None}
 
 
 def _new_cache(loaded: LoadedModel) -> Any:
@@ -216,8 +221,10 @@ def _choose(
     logprobs = logits.log_softmax(-1)
     best = logprobs.topk(min(TOP, len(logprobs)))
     top = tuple(
-        _candidate(loaded, logprobs, token) for token in best.indices.tolist() if logits[token] > -1e30
-    )  # fmt: skip
+        _candidate(loaded, logprobs, token)
+        for token in best.indices.tolist()
+        if logits[token] > -1e30
+    )
     if sampling.temperature == 0:
         return Step(top[0], top)
     # From the best one down: divided by next to nothing, logits themselves would be infinite.
@@ -254,7 +261,7 @@ def to_json(
         "prompt_token_ids": prompt.ids,
         "sampling": asdict(sampling),
         "regimes": [
-            {**one.to_json(), "probe": probe.to_json()}
-            for one, probe in zip(made, probes, strict=True)
+            {**generation.to_json(), "probe": probe.to_json()}
+            for generation, probe in zip(made, probes, strict=True)
         ],
     }

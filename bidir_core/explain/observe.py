@@ -134,9 +134,9 @@ def attention_shares(
     ``shares.mean()`` of each is a dict of ``[layer, head]`` arrays: the share of attention on the
     first token, on future and on past tokens.
     """
-    for one in encoded:
-        if one.error is None:
-            yield one, observe(loaded, passage_of(one), regime).shares
+    for item in encoded:
+        if item.error is None:
+            yield item, observe(loaded, passage_of(item), regime).shares
 
 
 @contextmanager
@@ -194,8 +194,8 @@ def _received(weights: torch.Tensor, n_prefix: int) -> np.ndarray:
 def _token_ll(logits: torch.Tensor, ids: torch.Tensor, n_prefix: int) -> np.ndarray:
     """``logits[t]`` predicts token t+1: those from the prefix's last token on are scored."""
     scored = logits[n_prefix - 1 : -1].float()
-    found = scored.log_softmax(-1).gather(-1, ids[n_prefix:, None])[:, 0]
-    return found.cpu().double().numpy()
+    token_ll = scored.log_softmax(-1).gather(-1, ids[n_prefix:, None])[:, 0]
+    return token_ll.cpu().double().numpy()
 
 
 @contextmanager
@@ -251,8 +251,8 @@ def observe_one(
         )
         agreement.append(off_scoring(loaded, regime, encoded, seen[-1].token_ll))
         writer.heartbeat(number + 1, len(regimes))
-    files.write_shares(writer.path, [one.shares for one in seen])
-    drift = files.drift_between([one.hidden for one in seen])
+    files.write_shares(writer.path, [observation.shares for observation in seen])
+    drift = files.drift_between([observation.hidden for observation in seen])
     files.write_drift(writer.path, drift)
     if not keeps:
         notes.append(
@@ -272,12 +272,14 @@ def observe_one(
         "windows": list(seen[0].windows),
         "observed": [
             {
-                "regime": str(one.regime),
-                "continuation_ll": float(one.token_ll.sum()) if len(one.token_ll) else None,
+                "regime": str(observation.regime),
+                "continuation_ll": float(observation.token_ll.sum())
+                if len(observation.token_ll)
+                else None,
                 "off_scoring_nats": off,
-                "layers": layer_means(one.shares),
+                "layers": layer_means(observation.shares),
             }
-            for one, off in zip(seen, agreement, strict=True)
+            for observation, off in zip(seen, agreement, strict=True)
         ],
         "notes": notes,
     }

@@ -25,7 +25,7 @@ PARTS = ("prefix", "start", "continuation")
 _Item = dict[str, np.ndarray]
 
 
-def summarise(
+def observe_items(
     writer: RunWriter,
     loaded: LoadedModel,
     regimes: Sequence[Regime],
@@ -41,7 +41,7 @@ def summarise(
     high while ``first`` falls, the sink has moved. Each item is on disk once it was observed, so
     that a resumed run goes on behind it.
     """
-    usable = [one for one in encoded if one.error is None]
+    usable = [item for item in encoded if item.error is None]
     if not usable:
         raise UserError(f"none of the {len(encoded)} items has tokens to observe")
     folder = writer.path / "parts"
@@ -50,8 +50,8 @@ def summarise(
     items = [_read_item(_part(folder, number)) for number in range(len(usable))]
     metrics = _averages(regimes, usable, items)
     metrics["n_errors"] = len(encoded) - len(usable)
-    found = {key: np.stack([item[key] for item in items]) for key in items[0]}
-    heads = {key: _mean_known(rows) for key, rows in found.items() if rows.ndim == 3}
+    stacked = {key: np.stack([item[key] for item in items]) for key in items[0]}
+    heads = {key: _mean_known(rows) for key, rows in stacked.items() if rows.ndim == 3}
     files.write_arrays(
         writer.path / "summary.npz", {name: mean.astype(np.float32) for name, mean in heads.items()}
     )
@@ -73,43 +73,43 @@ def _observe_all(
     done = sum(_part(folder, number).exists() for number in range(len(usable)))
     progress = Progress(len(usable), done=done, title="attend", report=writer.heartbeat)
     try:
-        for number, one in enumerate(usable):
+        for number, encoded in enumerate(usable):
             path = _part(folder, number)
             if not path.exists():
-                files.write_arrays(path, _observe_item(loaded, regimes, one, check=number == 0))
+                files.write_arrays(path, _observe_item(loaded, regimes, encoded, check=number == 0))
                 progress.advance(1)
     finally:  # also where it is stopped: the status then counts every item that is there
         progress.close()
 
 
 def _observe_item(
-    loaded: LoadedModel, regimes: Sequence[Regime], one: EncodedItem, *, check: bool
+    loaded: LoadedModel, regimes: Sequence[Regime], encoded: EncodedItem, *, check: bool
 ) -> _Item:
     """``<part>_<measure>_<regime>`` ``[layer, head]``, ``drift_<what>_<regime>_<whose>`` ``[layer]``,
     ``seconds``; with ``check`` also how far it is from the scoring path, by regime."""
     from bidir_core.explain.observe import observe, off_scoring, passage_of
 
     started = time.monotonic()
-    passage = passage_of(one)
+    passage = passage_of(encoded)
     seen = [observe(loaded, passage, regime, keep_hidden=True) for regime in regimes]
-    found: _Item = {}
+    measured: _Item = {}
     for number, each in enumerate(seen):
         for part in PARTS:
             for name, value in each.shares.mean(part).items():
-                found[f"{part}_{name}_{number}"] = value
-        found[f"prefix_top_{number}"] = each.shares.received.max(-1).astype(np.float64)
+                measured[f"{part}_{name}_{number}"] = value
+        measured[f"prefix_top_{number}"] = each.shares.received.max(-1).astype(np.float64)
         pair = [seen[0].hidden, each.hidden] if number else [each.hidden]
         for name, rows in drift_rows(files.drift_between(pair), passage.n_prefix).items():
             what, _, whose = name.partition("_")
-            found[f"drift_{what}_{number}_{whose}"] = rows
-    found["seconds"] = np.array(time.monotonic() - started)
+            measured[f"drift_{what}_{number}_{whose}"] = rows
+    measured["seconds"] = np.array(time.monotonic() - started)
     if check:
         off = [
-            off_scoring(loaded, regime, one, each.token_ll)
+            off_scoring(loaded, regime, encoded, each.token_ll)
             for regime, each in zip(regimes, seen, strict=True)
         ]
-        found["off_scoring"] = np.array([np.nan if value is None else value for value in off])
-    return found
+        measured["off_scoring"] = np.array([np.nan if value is None else value for value in off])
+    return measured
 
 
 def _part(folder: Path, number: int) -> Path:
@@ -124,7 +124,7 @@ def _read_item(path: Path) -> _Item:
 def _averages(
     regimes: Sequence[Regime], usable: Sequence[EncodedItem], items: Sequence[_Item]
 ) -> dict[str, Any]:
-    tasks = [one.item.task for one in usable]
+    tasks = [encoded.item.task for encoded in usable]
     off = items[0].pop("off_scoring", None)
     seconds = float(sum(item.pop("seconds") for item in items))
     n_layers, n_heads = items[0]["prefix_first_0"].shape
@@ -188,7 +188,7 @@ def write_by_item(
     import pandas as pd
 
     rows = []
-    for one, item in zip(usable, items, strict=True):
+    for encoded, item in zip(usable, items, strict=True):
         for number, regime in enumerate(regimes):
             measures = {
                 name: np.float32(item[f"prefix_{name}_{number}"].mean())
@@ -196,11 +196,14 @@ def write_by_item(
             }
             rows.append(
                 {
-                    "task": one.item.task, "doc_id": one.item.doc_id,
-                    "n_prefix_tokens": len(one.prefixes[0]), "regime": str(regime), **measures,
+                    "task": encoded.item.task,
+                    "doc_id": encoded.item.doc_id,
+                    "n_prefix_tokens": len(encoded.prefixes[0]),
+                    "regime": str(regime),
+                    **measures,
                     "longest_first_state": np.float32(item[f"drift_norm_{number}_first"].max()),
                 }
-            )  # fmt: skip
+            )
     with replacing(path) as temporary:
         pd.DataFrame(rows).to_parquet(temporary, compression="zstd", index=False)
 

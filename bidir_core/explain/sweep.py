@@ -19,23 +19,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bidir_core.analyse.pairing import METRICS
+import numpy as np
+
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.common.progress import Progress, logging_to, terminable
 from bidir_core.common.settings import to_json
-from bidir_core.data.items import data_fingerprint
+from bidir_core.data.encoding import EncodedItem
+from bidir_core.data.items import Item, data_fingerprint
 from bidir_core.evaluate import evaluate
-from bidir_core.evaluate.scoring import auto_batch_tokens
-from bidir_core.explain import control_points
-from bidir_core.explain.control_points import Prompts
-from bidir_core.explain.controls import OUTCOME_WORDS, STORY
-from bidir_core.explain.sweep_points import SINK, Condition, LabConfig, Point, expand, lay_out
-from bidir_core.explain.sweep_summary import Sweep, best, best_of_dials, percent, removed_sentence
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.scoring import ScoringPlan, auto_batch_tokens, plan_scoring
+from bidir_core.explain.controls import OUTCOME_WORDS, STORY, summarise_sweep
+from bidir_core.explain.sweep_points import (
+    ATTENTION_FILE,
+    SINK,
+    Condition,
+    LabConfig,
+    Point,
+    condition_of,
+    control_points,
+    expand,
+    lay_out,
+)
+from bidir_core.explain.sweep_summary import percent, removed_sentence
 from bidir_core.models import loading
 from bidir_core.models.devices import device_name
 from bidir_core.models.loading import LoadedModel
-from bidir_core.regimes import CAUSAL, parse_regime
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 from bidir_core.runs.layout import LAB, check_new_run
 from bidir_core.runs.records import to_table, write_texts
 from bidir_core.runs.resume import resumable
@@ -46,13 +57,13 @@ from bidir_core.runs.writer import RunWriter
 def run_lab(config: LabConfig) -> Path:
     """Run a sweep and return its folder. UserError on bad input, before anything is written."""
     check_new_run(config.runs_dir, config.name)
-    found = evaluate.preflight(config.evaluation(), CAUSAL)
-    regimes = expand(config.sweeps, found.n_layers)
-    prompts = Prompts(config, found)
+    plan = evaluate.preflight(config.evaluation(), CAUSAL)
+    regimes = expand(config.sweeps, plan.n_layers)
+    prompts = Prompts(config, plan)
     items, _, bos_added = prompts.of(prompts.usual)
-    extra, notes = control_points.plan(prompts) if config.controls else ([], [])
+    extra, notes = _plan_controls(prompts) if config.controls else ([], [])
     points = lay_out(prompts.usual, regimes, extra)
-    loaded = loading.load_weights(found)
+    loaded = loading.load_weights(plan)
     prompts.loaded = loaded
     writer = RunWriter.create(
         LAB,
@@ -65,8 +76,8 @@ def run_lab(config: LabConfig) -> Path:
             "batch_tokens": config.batch_tokens or auto_batch_tokens(loaded.device),
             "points": [point.to_json(prompts.usual) for point in points],
             "notes": notes,
-            "n_layers": found.n_layers,
-            **({"middle_token": control_points.middle_token(prompts)} if config.controls else {}),
+            "n_layers": plan.n_layers,
+            **({"middle_token": middle_token(prompts)} if config.controls else {}),
         },
     )
     _run(writer, prompts, points, loaded)
@@ -124,11 +135,11 @@ def _run(writer: RunWriter, prompts: Prompts, points: Sequence[Point], loaded: L
             _run_point(writer, prompts, point, run, loaded, title, progress)
             _tell_left(log, progress, number, len(points), started, sum(before))
         if prompts.config.controls:
-            control_points.measure_attention(writer.path, prompts, loaded)
-        found = summarise(Run(writer.path))
+            measure_attention(writer.path, prompts, loaded)
+        metrics = summarise_sweep(Run(writer.path))
         spent = [(Run(run.path).metrics or {}).get("cost", {}).get("seconds", 0.0) for run in runs]
         writer.finish(
-            metrics=found,
+            metrics=metrics,
             cost={
                 "seconds": round(sum(spent), 3),
                 "wall_seconds": round(time.monotonic() - started, 3),
@@ -136,7 +147,7 @@ def _run(writer: RunWriter, prompts: Prompts, points: Sequence[Point], loaded: L
             },
         )
         progress.close()
-        for line in lines(found):
+        for line in lines(metrics):
             log.info("%s", line)
 
 
@@ -155,7 +166,7 @@ def _run_point(
     texts = _texts_name(point.condition, prompts.usual)
     if not (sweep.path / texts).exists():
         compact = prompts.config.compact
-        rows = [evaluate.item_fields(one, tokens=not compact) for one in encoded]
+        rows = [evaluate.item_fields(item, tokens=not compact) for item in encoded]
         if compact:
             rows = [{**row, **dict.fromkeys(("contexts", "continuations"))} for row in rows]
         write_texts(to_table(rows), sweep.path / texts)
@@ -211,32 +222,6 @@ def _tell_left(
         log.info("%d of %d points done, about %.0f s left", number, total, left)
 
 
-def summarise(run: Run) -> dict[str, Any]:
-    """The part of a sweep's ``metrics.json`` that its finished points decide."""
-    from bidir_core.explain import controls
-
-    sweep = Sweep(run)
-    points = [
-        {
-            **point.to_json(sweep.usual),
-            "condition_words": point.condition.words(sweep.usual),
-            "n": int((sweep.runs[slug].metrics or {}).get("n_items") or 0),
-            "seconds": (sweep.runs[slug].metrics or {}).get("cost", {}).get("seconds"),
-            **{metric: sweep.numbers(slug, metric) for metric in METRICS},
-        }
-        for slug, point in sweep.points.items()
-    ]
-    return {
-        "n_points": len(points),
-        "n_planned": len(sweep.planned),
-        "n_items": max((point["n"] for point in points), default=0),
-        "points": points,
-        "best": {metric: best(sweep, metric) for metric in METRICS},
-        "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in METRICS},
-        "controls": controls.judge(sweep) if run.settings.get("controls") else [],
-    }
-
-
 # The end of a sweep for the terminal: its points, its controls, and the verdict last.
 
 FINDING_WIDTH = 72  # characters of a control's finding in a line
@@ -244,22 +229,22 @@ FINDING_WIDTH = 72  # characters of a control's finding in a line
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
+def lines(metrics: Mapping[str, Any]) -> list[str]:
     """A finished sweep's ``metrics.json`` in words; what an earlier version lacks is left out."""
-    out = _points(found.get("points") or [])
-    for kind, one in ((found.get("best_of_dials") or {}).get("acc") or {}).items():
-        out.append(f"of {kind}: {one['sentence']}")
-    out += _controls(found.get("controls") or [])
-    said = verdict(found)
+    out = _points(metrics.get("points") or [])
+    for kind, chosen in ((metrics.get("best_of_dials") or {}).get("acc") or {}).items():
+        out.append(f"of {kind}: {chosen['sentence']}")
+    out += _controls(metrics.get("controls") or [])
+    said = verdict(metrics)
     return [*out, f"verdict: {said}"] if said else out
 
 
-def verdict(found: Mapping[str, Any]) -> str | None:
+def verdict(metrics: Mapping[str, Any]) -> str | None:
     """What the sweep's best point does to the damage; where none was chosen, what sink=1 does."""
-    if chosen := (found.get("best") or {}).get("acc"):
+    if chosen := (metrics.get("best") or {}).get("acc"):
         return str(chosen["sentence"])
-    usual = next((point["condition"] for point in found.get("points") or []), None)
-    for point in found.get("points") or []:
+    usual = next((point["condition"] for point in metrics.get("points") or []), None)
+    for point in metrics.get("points") or []:
         if (point["regime"], point["patch"], point["condition"]) == (str(SINK), None, usual):
             return removed_sentence(point["regime"], point["acc"]) + "."
     return None
@@ -295,12 +280,117 @@ def _tied(text: str) -> str:
 def _controls(controls: list[dict[str, Any]]) -> list[str]:
     """What each control says of the story, wrapped to a table."""
     rows = []
-    for one in controls:
-        title, outcome = one["title"], OUTCOME_WORDS[one["outcome"]]
-        for part in textwrap.wrap(_tied(one["finding"]), FINDING_WIDTH):
+    for control in controls:
+        title, outcome = control["title"], OUTCOME_WORDS[control["outcome"]]
+        for part in textwrap.wrap(_tied(control["finding"]), FINDING_WIDTH):
             rows.append((title, outcome, part.replace(NO_BREAK, " ")))
             title = outcome = ""
     if not rows:
         return []
     table = formatting.table(("control", "the story is", "what was found"), rows, left=2)
     return ["", f"controls of the story that {STORY}:", *table.splitlines(), ""]
+
+
+def _plan_controls(prompts: Prompts) -> tuple[list[Point], list[str]]:
+    """The points that the controls need, and a note for each that this model does not allow."""
+    usual, tokenizer = prompts.usual, prompts.loaded.tokenizer
+    others = []
+    if prompts.of(usual)[2]:
+        others.append(usual._replace(bos="none"))
+    elif tokenizer.bos_token_id is not None:
+        others.append(usual._replace(bos="add"))
+    if usual.chat_template or getattr(tokenizer, "chat_template", None):
+        others.append(usual._replace(chat_template=not usual.chat_template))
+    allowed, notes = [], []
+    for condition in others:
+        try:
+            prompts.of(condition)
+            allowed.append(condition)
+        except UserError as error:
+            notes.append(f"no control with {condition.words(usual)}: {error}")
+    return control_points(usual, middle_token(prompts), allowed), notes
+
+
+def middle_token(prompts: Prompts) -> int:
+    """The placebo's token: half the median prompt length, so that most prompts have it inside."""
+    encoded = prompts.of(prompts.usual)[1]
+    lengths = [len(prefix) for item in encoded if not item.error for prefix in item.prefixes]
+    return max(2, int(np.median(lengths)) // 2) if lengths else 2
+
+
+ITEMS_PER_TASK = 5  # for the attention that triviality looks at
+
+
+def measure_attention(folder: Path, prompts: Prompts, loaded: LoadedModel) -> None:
+    """Where attention goes under each reference regime, on a few items of each task.
+
+    Written to ``attention.json``; a resumed sweep does not measure twice.
+    """
+    from bidir_core.common.files import write_json
+    from bidir_core.explain.observe import attention_shares
+
+    if (folder / ATTENTION_FILE).exists():
+        return
+    by_task: dict[str, list[Any]] = {}
+    for item in prompts.of(prompts.usual)[1]:
+        if not item.error and len(item.prefix(item.item.gold)) > 1:
+            by_task.setdefault(item.item.task, []).append(item)
+    chosen = []
+    for members in by_task.values():
+        places = np.linspace(0, len(members) - 1, min(ITEMS_PER_TASK, len(members)))
+        chosen += [members[int(place)] for place in places]
+    by_regime: dict[str, Any] = {}
+    for regime in (CAUSAL, BIDIRECTIONAL, SINK):
+        means = [shares.mean() for _, shares in attention_shares(loaded, chosen, regime)]
+        by_regime[str(regime)] = {
+            name: [round(float(mean[name].mean()), 5) for mean in means]
+            for name in ("first", "future", "past")
+        } | {
+            f"{name}_by_layer": np.mean([m[name].mean(-1) for m in means], axis=0).round(5).tolist()
+            for name in ("first", "future")
+        }
+    items = [item.item.item_id for item in chosen]
+    write_json(
+        folder / ATTENTION_FILE, {"schema": 1, "items": items, "regimes": by_regime}, dense=True
+    )
+
+
+class Prompts:
+    """The items of one model, encoded once per prompt condition."""
+
+    def __init__(self, config: LabConfig, loaded: LoadedModel | loading.Preflight):
+        self.config, self.loaded = config, loaded
+        self.usual = condition_of(config)
+        self._items: dict[str, list[Item]] = {}  # by context: nothing else changes them
+        self._made: dict[Condition, tuple[list[Item], list[EncodedItem], bool]] = {}
+        self._plans: dict[tuple[Condition, bool], ScoringPlan] = {}
+
+    def evaluation(self, point: Point) -> EvalConfig:
+        """The settings of one point as an evaluation."""
+        return self.config.evaluation(
+            regime=point.regime, patch=point.patch, name=None, **point.condition._asdict()
+        )
+
+    def of(self, condition: Condition) -> tuple[list[Item], list[EncodedItem], bool]:
+        """Items, the same encoded, and whether a BOS stands in front."""
+        if condition not in self._made:
+            config = self.config.evaluation(**condition._asdict())
+            if condition.context not in self._items:
+                self._items[condition.context] = evaluate.read_items(config)
+            items = self._items[condition.context]
+            self._made[condition] = (items, *evaluate.encode(config, self.loaded, items))
+        return self._made[condition]
+
+    def plan(self, point: Point, loaded: LoadedModel) -> ScoringPlan:
+        """The batch plan, as in an evaluation; regimes that are not causal share one."""
+        regime = parse_regime(point.regime)
+        slot = (point.condition, regime.is_causal)
+        if slot not in self._plans:
+            self._plans[slot] = plan_scoring(
+                self.of(point.condition)[1],
+                regime=CAUSAL if regime.is_causal else BIDIRECTIONAL,
+                device=loaded.device,
+                batch_tokens=self.config.batch_tokens,
+                implementation=loaded.implementation,
+            )
+        return self._plans[slot]

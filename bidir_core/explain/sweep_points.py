@@ -24,6 +24,8 @@ from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, DIALS, Regime, parse_regim
 
 MOST_POINTS = 1000
 
+ATTENTION_FILE = "attention.json"  # in the sweep's folder: what the triviality control looks at
+
 _LAYER_WORDS = "A-B, A-, windows:W, prefixes or suffixes"
 
 
@@ -53,18 +55,18 @@ class Sweep:
 
     def regimes(self, n_layers: int) -> list[Regime]:
         """Its points in order, each once. UserError for layers that the model lacks."""
-        found: dict[Regime, None] = {}
+        regimes: dict[Regime, None] = {}
         for product in self.products:
             for settings in itertools.product(*(axis.settings(n_layers) for axis in product)):
                 dials = ",".join(filter(None, settings))
                 regime = parse_regime("bidirectional" + (f":{dials}" if dials else ""))
                 regime.check_layers(n_layers)
-                found[regime] = None
-            if len(found) > MOST_POINTS:
+                regimes[regime] = None
+            if len(regimes) > MOST_POINTS:
                 raise UserError(
                     f"--sweep {self.text}: more than {MOST_POINTS} points; sweep fewer values"
                 )
-        return list(found)
+        return list(regimes)
 
 
 def expand(sweeps: Iterable[Sweep], n_layers: int) -> list[Regime]:
@@ -104,7 +106,7 @@ def _axis(text: str, written: str) -> Axis:
 
 def _layer_values(text: str, parts: Sequence[str]) -> list[str]:
     """Ranges as they are; ``windows:1``, ``5``, ``10`` as three families of windows."""
-    found, in_windows = [], False
+    written, in_windows = [], False
     for part in parts:
         bare = re.fullmatch(r"[0-9]{1,4}", part) is not None
         if bare and in_windows:
@@ -121,8 +123,8 @@ def _layer_values(text: str, parts: Sequence[str]) -> list[str]:
                 raise UserError(
                     f"--sweep {text}: layers takes {_LAYER_WORDS}, not '{part}'"
                 ) from None
-        found.append(part)
-    return found
+        written.append(part)
+    return written
 
 
 def _ranges(value: str, n_layers: int) -> list[str]:
@@ -254,7 +256,28 @@ def lay_out(
     points = [Point(str(regime), usual, part="reference") for regime in (CAUSAL, BIDIRECTIONAL)]
     points += [Point(str(regime), usual) for regime in regimes]
     points += [replace(point, part="control") for point in controls]
-    found: dict[Any, Point] = {}
+    unique: dict[Any, Point] = {}
     for point in points:
-        found.setdefault(point.key, point)
-    return list(found.values())
+        unique.setdefault(point.key, point)
+    return list(unique.values())
+
+
+def control_points(usual: Condition, middle: int, conditions: Iterable[Condition]) -> list[Point]:
+    """The points that the controls need; ``middle``: the placebo's token.
+
+    ``conditions``: other ways to make the prompt, as far as the model allows them.
+    """
+    regimes = (
+        str(SINK),
+        "bidirectional:rows=0-0",
+        f"bidirectional:skip={middle}",
+        f"bidirectional:self={middle}",
+        "bidirectional:tail=1",
+    )
+    points = [Point(regime, usual) for regime in regimes]
+    points += [Point(str(BIDIRECTIONAL), usual, patch) for patch in ("keys=0", "values=0")]
+    references = (str(CAUSAL), str(BIDIRECTIONAL), str(SINK))
+    points += [Point(regime, condition) for condition in conditions for regime in references]
+    if usual.context == "full":
+        points.append(Point(str(CAUSAL), usual._replace(context="none")))
+    return points

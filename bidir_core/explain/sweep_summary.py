@@ -57,8 +57,12 @@ class Outcomes:
 
     def accuracy(self, slug: str, half: str | None = None) -> float:
         """Macro accuracy."""
-        found = self.split(slug, self.mask(slug, half=half)).values()
-        return float(np.mean([one.mean() for one in found])) if all(map(len, found)) else math.nan
+        by_task = self.split(slug, self.mask(slug, half=half)).values()
+        return (
+            float(np.mean([right.mean() for right in by_task]))
+            if all(map(len, by_task))
+            else math.nan
+        )
 
     def delta(
         self,
@@ -164,26 +168,26 @@ class Sweep:
         self, slug: str, metric: str, half: str | None, confidence: float
     ) -> dict[str, Any]:
         point = self.points[slug]
-        found = self.outcomes(point.condition, metric)
+        outcomes = self.outcomes(point.condition, metric)
         causal = self.slug_of(str(CAUSAL), point.condition)
         plain = self.slug_of(str(BIDIRECTIONAL), point.condition)
         out: dict[str, Any] = {"value": None, "delta": None, "removed": None}
-        if found is None or causal is None:
+        if outcomes is None or causal is None:
             return out
-        out["value"] = _number(found.accuracy(slug, half))
-        out["half_width"] = _half_width(found, slug, half)
+        out["value"] = _number(outcomes.accuracy(slug, half))
+        out["half_width"] = _half_width(outcomes, slug, half)
         if slug != causal:
-            delta = found.delta(causal, slug, half, confidence=confidence)
+            delta = outcomes.delta(causal, slug, half, confidence=confidence)
             out["delta"] = delta and {**asdict(delta), "verdict": JSON_WORDS[judge(delta).verdict]}
             if plain is not None and slug != plain:
-                share = found.removed(causal, plain, slug, half, confidence=confidence)
+                share = outcomes.removed(causal, plain, slug, half, confidence=confidence)
                 out["removed"] = share and asdict(share)
         return out
 
 
-def _half_width(found: Outcomes, slug: str, half: str | None) -> float | None:
+def _half_width(outcomes: Outcomes, slug: str, half: str | None) -> float | None:
     """Half of the macro accuracy's own 95 % interval."""
-    tasks = list(found.split(slug, found.mask(slug, half=half)).values())
+    tasks = list(outcomes.split(slug, outcomes.mask(slug, half=half)).values())
     if not tasks or not all(map(len, tasks)):
         return None
     level = stats.macro_delta([stats.accuracy(float(one.mean()), len(one)) for one in tasks])
@@ -199,23 +203,23 @@ def _number(value: float) -> float | None:
 
 def candidates(sweep: Sweep) -> dict[str, list[str]]:
     """The swept points by the dials they turn, e.g. ``sink`` or ``sink, lambda``."""
-    found: dict[str, list[str]] = {}
+    by_dials: dict[str, list[str]] = {}
     for slug, point in sweep.points.items():
         own = point.condition == sweep.usual and point.patch is None and point.part == "sweep"
         dials = re.findall(r"([a-z]+)=", point.regime)
         if own and dials:
-            found.setdefault(", ".join(dials), []).append(slug)
-    return found
+            by_dials.setdefault(", ".join(dials), []).append(slug)
+    return by_dials
 
 
 def best(sweep: Sweep, metric: str, among: Sequence[str] | None = None) -> dict[str, Any] | None:
     """The point with the highest accuracy on ``explore`` and what ``confirm`` says of it."""
     mine = among or [slug for slugs in candidates(sweep).values() for slug in slugs]
-    found = sweep.outcomes(sweep.usual, metric)
-    if found is None or not mine:
+    outcomes = sweep.outcomes(sweep.usual, metric)
+    if outcomes is None or not mine:
         return None
-    chosen_on, judged_on = halves(sweep, found)
-    slug = choose(found, mine, chosen_on)
+    chosen_on, judged_on = halves(sweep, outcomes)
+    slug = choose(outcomes, mine, chosen_on)
     if slug is None:
         return None
     numbers = sweep.numbers(slug, metric, judged_on)
@@ -242,50 +246,54 @@ def best_of_dials(sweep: Sweep, metric: str) -> dict[str, dict[str, Any]]:
     if len(kinds) < 2:
         return {}
     chosen = {kind: best(sweep, metric, slugs) for kind, slugs in kinds.items()}
-    known = {kind: one for kind, one in chosen.items() if one is not None}
-    found = sweep.outcomes(sweep.usual, metric)
+    known = {kind: choice for kind, choice in chosen.items() if choice is not None}
+    outcomes = sweep.outcomes(sweep.usual, metric)
     plain = sweep.slug_of(str(BIDIRECTIONAL), sweep.usual)
-    if not known or found is None:
+    if not known or outcomes is None:
         return {}
-    _, half = halves(sweep, found)
+    _, half = halves(sweep, outcomes)
     confidence = 1 - stats.ALPHA / len(known)
     p_values = (
-        p_removes_nothing(found, plain, [one["slug"] for one in known.values()], half)
+        p_removes_nothing(outcomes, plain, [choice["slug"] for choice in known.values()], half)
         if plain is not None
         else [None] * len(known)
     )
     adjusted = stats.holm([1.0 if p is None else p for p in p_values])
-    for one, p, p_holm in zip(known.values(), p_values, adjusted, strict=True):
-        one["family"] = {
+    for choice, p, p_holm in zip(known.values(), p_values, adjusted, strict=True):
+        choice["family"] = {
             "n": len(known),
             "confidence": confidence,
             "p": p,
             "p_holm": None if p is None else p_holm,
         }
-        one["simultaneous"] = sweep.numbers(one["slug"], metric, half, confidence=confidence)
-        one["sentence"] = best_sentence(
-            one["regime"], one["simultaneous"], one["n_candidates"], half is not None, one["family"]
+        choice["simultaneous"] = sweep.numbers(choice["slug"], metric, half, confidence=confidence)
+        choice["sentence"] = best_sentence(
+            choice["regime"],
+            choice["simultaneous"],
+            choice["n_candidates"],
+            half is not None,
+            choice["family"],
         )
     return known
 
 
-def halves(sweep: Sweep, found: Outcomes) -> tuple[str | None, str | None]:
+def halves(sweep: Sweep, outcomes: Outcomes) -> tuple[str | None, str | None]:
     """The folds to choose and to judge on; None, all items, where they cannot be kept apart."""
     both = sweep.fold == "all" and all(
-        len(set(found.task[found.halves == half])) == len(set(found.task))
+        len(set(outcomes.task[outcomes.halves == half])) == len(set(outcomes.task))
         for half in ("explore", "confirm")
     )
     return ("explore", "confirm") if both else (None, None)
 
 
-def choose(found: Outcomes, slugs: Sequence[str], half: str | None) -> str | None:
+def choose(outcomes: Outcomes, slugs: Sequence[str], half: str | None) -> str | None:
     """The point with the highest accuracy on these items; of equal ones the first."""
-    scores = [found.accuracy(slug, half) for slug in slugs]
+    scores = [outcomes.accuracy(slug, half) for slug in slugs]
     return None if all(map(math.isnan, scores)) else slugs[int(np.nanargmax(scores))]
 
 
 def p_removes_nothing(
-    found: Outcomes, plain: str, slugs: Sequence[str], half: str | None
+    outcomes: Outcomes, plain: str, slugs: Sequence[str], half: str | None
 ) -> list[float | None]:
     """For each point, the p value of scoring as bidirectional (``plain``) does.
 
@@ -294,8 +302,8 @@ def p_removes_nothing(
     """
     values = []
     for slug in slugs:
-        mask = found.mask(plain, slug, half=half)
-        a, b = found.split(plain, mask), found.split(slug, mask)
+        mask = outcomes.mask(plain, slug, half=half)
+        a, b = outcomes.split(plain, mask), outcomes.split(slug, mask)
         known = bool(a) and all(map(len, a.values()))
         values.append(p_of_no_difference(list(a.values()), list(b.values())) if known else None)
     return values
@@ -368,12 +376,12 @@ def removed_sentence(
         )
     if delta is None:
         return f"{short}: no paired difference yet"
-    found = (
+    text = (
         f"{short} differs from causal by {formatting.points(delta['value'], signed=True)} points "
         f"({interval} {formatting.points(delta['low'], signed=True)} to "
         f"{formatting.points(delta['high'], signed=True)}, n = {formatting.count(delta['n'])})"
     )
-    return found + no_share(share)
+    return text + no_share(share)
 
 
 def _meaning(low: float, high: float, p_holm: float | None = None) -> str:

@@ -137,10 +137,10 @@ class VariantScorer:
             for variant, ll in zip(chunk, self._run(chunk), strict=True):
                 yield from (Scored(index, ll) for index in same[variant])
 
-    def sees_alike(self, one: Rule, other: Rule) -> bool:
+    def sees_alike(self, first: Rule, second: Rule) -> bool:
         """Whether two rules let every token see the same."""
         plan = _RulePlan([], self.collated)
-        masks = [plan.rule_mask(rule, None, torch.float32) for rule in (one, other)]
+        masks = [plan.rule_mask(rule, None, torch.float32) for rule in (first, second)]
         return torch.equal(*masks)
 
     @torch.inference_mode()
@@ -170,11 +170,11 @@ class VariantScorer:
             (batch.source[None] + first).flatten(),
             batch.target.repeat(len(ends)),
         )
-        found = []
+        by_variant = []
         for row in scores.reshape(len(ends), -1).cpu().double().numpy():
             ll = {c: float(np.sum(part)) for _, c, part in split_scores(self.segments, row)}
-            found.append(tuple(ll[choice] for choice in sorted(ll)))
-        return found
+            by_variant.append(tuple(ll[choice] for choice in sorted(ll)))
+        return by_variant
 
 
 def _dense(batch: Collated, device: torch.device) -> Collated:
@@ -183,9 +183,12 @@ def _dense(batch: Collated, device: torch.device) -> Collated:
 
     layout = replace(batch.layout.to(device), spans=None)
     return Collated(
-        batch.ids.to(device), layout, batch.head.to(device), batch.source.to(device),
+        batch.ids.to(device),
+        layout,
+        batch.head.to(device),
+        batch.source.to(device),
         batch.target.to(device),
-    )  # fmt: skip
+    )
 
 
 def decoder_layers(loaded: LoadedModel) -> list[nn.Module]:
@@ -238,8 +241,8 @@ def _branching(
                 hooks.append(layer.register_forward_pre_hook(hook(rows)))
         yield
     finally:
-        for one in hooks:
-            one.remove()
+        for handle in hooks:
+            handle.remove()
 
 
 @contextmanager
@@ -248,14 +251,14 @@ def _in_pieces(layers: Sequence[nn.Module], plan: _RulePlan, n_rows: int) -> Ite
 
     def pieces_of(forward: Any) -> Any:
         def run(hidden: torch.Tensor, *arguments: Any, **named: Any) -> Any:
-            found = []
+            outputs = []
             for start in range(0, len(hidden), n_rows):
                 plan.here = slice(start, start + n_rows)
-                found.append(forward(hidden[plan.here], *arguments, **named))
+                outputs.append(forward(hidden[plan.here], *arguments, **named))
             plan.here = slice(None)
-            if isinstance(found[0], tuple):
-                return (torch.cat([one[0] for one in found]), *found[0][1:])
-            return torch.cat(found)
+            if isinstance(outputs[0], tuple):
+                return (torch.cat([output[0] for output in outputs]), *outputs[0][1:])
+            return torch.cat(outputs)
 
         return run
 

@@ -12,22 +12,286 @@ no statement about other items, nor about what the model needs.
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
-from bidir_core.explain.why_config import WhyConfig, name_of, resolve, sentences, settings_for_run
-from bidir_core.explain.why_search import Measure, investigate, short
+from bidir_core.common.settings import check_config, from_json, same_as, setting, to_json
+from bidir_core.data.custom import absolute_task, is_custom_task
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.explain.why_search import MAX_TOKEN_SPANS, Measure, investigate, short
 from bidir_core.regimes import Regime, parse_regime
-from bidir_core.runs.layout import LAB, check_new_run
+from bidir_core.runs.find import find_run
+from bidir_core.runs.layout import LAB, check_new_run, runs_roots
+from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 
 if TYPE_CHECKING:
     from bidir_core.data.encoding import EncodedItem
     from bidir_core.models.loading import LoadedModel
     from bidir_core.runs.run import Run
+
+
+# What a run decides where the command line does not.
+_READING = ("model", "revision", "checkpoint", "split", "bos", "chat_template", "data_source")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhyConfig:
+    """Which item to explain, and everything that decides how it is read."""
+
+    model: str | None = setting(
+        None, help="an embedded name, a hub id or a folder (or name a run)", role="identity"
+    )
+    revision: str | None = same_as(EvalConfig, "revision")
+    checkpoint: str | None = same_as(EvalConfig, "checkpoint")
+    task: str = setting(help="the item's task, or the path of a JSONL file", role="identity")
+    doc_id: int = setting(help="the item's number in its split", role="identity")
+    regime: str | None = setting(
+        None,
+        help="the regime to explain (default: the run's, else bidirectional)",
+        role="identity",
+    )
+    as_run: str | None = setting(
+        None,
+        help="a run that scored the item: everything left out here is as it was there",
+        role="identity",
+    )
+    metric: str = setting(
+        "acc", help="which score chooses the answer", role="identity", choices=("acc", "acc_norm")
+    )
+    split: str = same_as(EvalConfig, "split", help="which split of the task")
+    bos: str = same_as(EvalConfig, "bos")
+    chat_template: bool = same_as(EvalConfig, "chat_template")
+    data_source: str = same_as(EvalConfig, "data_source")
+    dtype: str = same_as(EvalConfig, "dtype")
+    device: str = same_as(EvalConfig, "device")
+    attn: str = same_as(EvalConfig, "attn")
+    runs_dir: str | None = same_as(EvalConfig, "runs_dir")
+    name: str | None = same_as(EvalConfig, "name")
+
+    def __post_init__(self) -> None:
+        check_config(self)
+        if self.doc_id < 0:
+            raise UserError(f"--doc-id {self.doc_id}: items are numbered from 0 up")
+        if self.regime is not None:
+            object.__setattr__(self, "regime", str(parse_regime(self.regime)))
+        object.__setattr__(self, "task", absolute_task(self.task))
+
+    @property
+    def folder_name(self) -> str:
+        """What the run folder is called behind its time stamp."""
+        task = re.sub(r"[^A-Za-z0-9._-]+", "-", name_of(self.task))[:50]
+        return self.name or f"why-{task}-{self.doc_id}"
+
+
+def name_of(task: str) -> str:
+    """The name under which a task's items are recorded: a file by its stem."""
+    return Path(task).stem if is_custom_task(task) else task
+
+
+def resolve(config: WhyConfig) -> tuple[WhyConfig, EvalConfig, Run | None]:
+    """The config with nothing left open, how the item's run reads items, and that run.
+
+    Raises UserError if the run is not there, is no evaluation, or never scored this item.
+    """
+    if config.as_run is None:
+        if config.model is None:
+            raise UserError(
+                "--model is missing; name one, for example smollm2-135m-instruct, or --as-run RUN"
+            )
+        reading = EvalConfig(model=config.model, tasks=(config.task,))
+        run = None
+    else:
+        own = [config.runs_dir] if config.runs_dir else []
+        run = find_run(config.as_run, roots=[*own, *runs_roots()])
+        if run.config.get("kind", "eval") != "eval" or run.is_reference or run.error:
+            raise UserError(f"the run '{run.id}' holds no scored items; name an evaluation's run")
+        reading = from_json(EvalConfig, run.settings)
+        if reading.patch is not None:
+            raise UserError(
+                f"the run '{run.id}' has keys or values patched in, which no regime says; name a "
+                "run without"
+            )
+        reading = replace(reading, tasks=(_task_of(config, reading, run),))
+    given = {
+        name: getattr(config, name)
+        for name in _READING
+        if getattr(config, name) != getattr(WhyConfig, name)
+    }
+    regime = config.regime or (reading.regime if run is not None else "bidirectional")
+    if not parse_regime(regime).bidirectional:
+        whose = f"the run '{run.id}' read causally" if config.regime is None and run else regime
+        raise UserError(
+            f"{whose}: there is nothing to explain; give a bidirectional --regime or --as-run such a run"
+        )
+    reading = replace(
+        reading,
+        **given,
+        regime=regime,
+        dtype=config.dtype,
+        device=config.device,
+        attn=config.attn,
+        limit=None,
+        sample="first",
+        fold="all",
+        batch_tokens=None,
+    )
+    kept = {f.name: getattr(reading, f.name) for f in fields(WhyConfig) if hasattr(reading, f.name)}
+    for name in ("runs_dir", "name"):
+        kept[name] = getattr(config, name)
+    return replace(config, **kept, task=reading.tasks[0]), reading, run
+
+
+def _task_of(config: WhyConfig, reading: EvalConfig, run: Run) -> str:
+    """The run's own name or path of the task; its records must hold the item."""
+    wanted = name_of(config.task)
+    tasks = [task for task in reading.tasks if name_of(task) == wanted]
+    if not tasks:
+        raise UserError(
+            f"the run '{run.id}' was not made on '{wanted}'; its tasks are {', '.join(run.tasks)}"
+        )
+    if run.item(wanted, config.doc_id) is None:
+        raise UserError(
+            f"the run '{run.id}' has no item {wanted}/{config.doc_id}; name one it scored"
+        )
+    return tasks[0]
+
+
+def settings_for_run(config: WhyConfig) -> dict[str, Any]:
+    """What ``config.json`` records: readers expect ``tasks`` beside the settings."""
+    return to_json(config) | {"tasks": [config.task]}
+
+
+def expected_tokens(
+    n_prefix: Sequence[int], n_continuation: Sequence[int], n_layers: int = 30
+) -> float:
+    """About how many tokens explaining an item computes: rows of it times their length."""
+    length = sum(n_prefix) + sum(n_continuation)
+    return length * (1.5 * n_layers + min(max(n_prefix), MAX_TOKEN_SPANS) + 20)
+
+
+# What a restoration found, in sentences. Works on the stored result; needs no model.
+
+
+def sentences(result: Mapping[str, Any]) -> list[str]:
+    """The finding: what happened, then what turns the answer back, in layers, tokens, strength."""
+    before, after = result["causal"]["choice"], result["opened"]["choice"]
+    out = [_what_happened(result)]
+    if before == after:
+        out.append(_closest(result))
+        return out
+    out += [_layers(result), _tokens(result), _strength(result)]
+    recorded = result.get("recorded")
+    if recorded and recorded["choice"] != after:
+        out.append(
+            f"The run {recorded['run']} recorded choice {recorded['choice']} where this machine "
+            f"computes {after}: the item is a close call, and number formats differ."
+        )
+    return out
+
+
+def _what_happened(result: Mapping[str, Any]) -> str:
+    before, after, gold = (result["causal"]["choice"], result["opened"]["choice"], result["gold"])
+    regime = result["regime"]
+    mark = {choice: " (right)" if choice == gold else " (wrong)" for choice in (before, after)}
+    if before == after:
+        return f"Under {regime} the answer stays choice {before}{mark[before]}: nothing flips."
+    return f"Causal gives choice {before}{mark[before]}, {regime} choice {after}{mark[after]}."
+
+
+def _closest(result: Mapping[str, Any]) -> str:
+    lead = result["causal"]["lead"], result["opened"]["lead"]
+    return f"Its lead over the best other choice goes from {lead[0]:+.2f} to {lead[1]:+.2f} nats."
+
+
+def turned(points: Sequence[Mapping[str, Any]], choice: int) -> list[int]:
+    """Which of the points give ``choice``."""
+    return [i for i, point in enumerate(points) if point["choice"] == choice]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """``[1, 2, 3, 7]`` as ``1-3, 7``."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
+
+
+def _layers(result: Mapping[str, Any]) -> str:
+    before, layers, n = result["causal"]["choice"], result["layers"], result["n_layers"]
+    single = turned(layers["single"], before)
+    first = next(iter(turned(layers["from_first"], before)), n - 1)
+    last = n - 1 - next(iter(turned(layers["from_last"][::-1], before)), n - 1)
+    if len(single) == 1:
+        text = f"Making layer {single[0]} causal again alone turns the answer back."
+    elif len(single) == n:
+        text = "Making any single layer causal again turns the answer back."
+    elif single:
+        text = f"Making any one of layers {ranges(single)} causal again turns the answer back."
+    else:
+        text = "No single layer made causal again turns the answer back."
+    if first == n - 1 and last == 0:
+        return f"{text} Growing from either end, it takes all {n}."
+    return (
+        f"{text} Growing from the first layer, {_range(0, first)} suffice; from the last, "
+        f"{_range(last, n - 1)}."
+    )
+
+
+def _range(first: int, last: int) -> str:
+    return f"layers {first}-{last}" if first < last else f"layer {first}"
+
+
+def _tokens(result: Mapping[str, Any]) -> str:
+    before, tokens = result["causal"]["choice"], result["tokens"]
+    back = [token for token in tokens if token["choice"] == before]
+    tried = sum(token["looks_ahead"] for token in tokens)
+    wide = any(token["first"] != token["last"] for token in tokens)
+    unit = "token or span of tokens" if wide else "prompt token"
+    if not back:
+        return f"No single {unit} made causal again turns it back ({tried} tried)."
+    if len(back) <= 3:
+        names = [_token(result, token) for token in back]
+        named = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]
+        more = "and no other" if len(back) == 1 else "each alone"
+        return f"Of {tried} {unit}s, {named} made causal again turns it back, {more}."
+    return f"Of {tried} {unit}s, {len(back)} each turn it back alone, {_token(result, back[0])} among them."
+
+
+def _token(result: Mapping[str, Any], token: Mapping[str, Any]) -> str:
+    first, last = token["first"], token["last"]
+    where = f"token {first}" if first == last else f"tokens {first}-{last}"
+    text = "".join(result["pieces"][first : last + 1]).strip()
+    if not text:
+        return where
+    shown = text if len(text) <= 24 else text[:23] + "…"
+    return f"{where} (“{shown}”)"
+
+
+def _strength(result: Mapping[str, Any]) -> str:
+    strengths = result["lambda"]
+    if strengths["high"] is None:
+        return "At every lambda tried the answer stays."
+    if not strengths["low"]:
+        text = f"Even lambda={strengths['high']:g} flips it"
+    else:
+        text = f"It flips between lambda={strengths['low']:.3g} and {strengths['high']:.3g}"
+    back = (
+        ", and back again above that, so there is no single threshold"
+        if strengths["returns"]
+        else ""
+    )
+    return f"{text}{back}."
+
 
 SCHEMA = 1
 
@@ -76,12 +340,15 @@ def _read(config: WhyConfig, reading: Any, plan: Any, run: Run | None) -> tuple[
     from bidir_core.evaluate import evaluate
 
     if reading.num_fewshot or reading.context != "full":
-        items = [one for one in evaluate.read_items(reading) if one.doc_id == config.doc_id]
+        items = [item for item in evaluate.read_items(reading) if item.doc_id == config.doc_id]
     else:
         items = load_items_by_id(
-            config.task, [config.doc_id], split=reading.split,
-            repeat_prompt=reading.repeat_prompt, data_source=reading.data_source,
-        )  # fmt: skip
+            config.task,
+            [config.doc_id],
+            split=reading.split,
+            repeat_prompt=reading.repeat_prompt,
+            data_source=reading.data_source,
+        )
     if not items:
         raise UserError(f"there is no item {name_of(config.task)}/{config.doc_id}")
     encoded, bos_added = evaluate.encode(reading, plan, items)
@@ -110,9 +377,8 @@ def _write(
 
     with writer, terminable(), logging_to(writer.path / "log.txt") as log:
         log.info(
-            "why %s on %s under %s -> %s",
-            encoded.item.item_id, config.model, regime, writer.id,
-        )  # fmt: skip
+            "why %s on %s under %s -> %s", encoded.item.item_id, config.model, regime, writer.id
+        )
         started = time.monotonic()
         progress: Progress | None = None
 

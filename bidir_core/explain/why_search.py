@@ -7,12 +7,12 @@ scored together (see ``variants``). What they found comes back as plain JSON val
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from bidir_core.common.errors import UserError
-from bidir_core.explain.why_config import MAX_TOKEN_SPANS
 from bidir_core.regimes import CAUSAL, Regime
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bidir_core.explain.variants import Variant, VariantScorer
     from bidir_core.models.loading import LoadedModel
 
+MAX_TOKEN_SPANS = 64  # a longer prompt is restored in spans of several tokens
 LAMBDA_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
 LAMBDA_ROUNDS, LAMBDA_INSIDE = 2, 5  # each round narrows the bracket to a sixth, in logarithms
 # Variants and scoring compute the same thing, but float32 on several CPU threads is not always the
@@ -71,21 +72,15 @@ def investigate(
     spans = _spans(scorer, encoded, opened)
     families: dict[str, list[Variant]] = {
         "ends": [(causal,) * n_layers, opened],
-        "single": [
-            (*opened[:layer], causal, *opened[layer + 1 :]) for layer in range(n_layers)
-        ],
-        "from_first": [
-            ((causal,) * (layer + 1) + opened[layer + 1 :]) for layer in range(n_layers)
-        ],
-        "from_last": [
-            (opened[:layer] + (causal,) * (n_layers - layer)) for layer in range(n_layers)
-        ],
+        "single": [(*opened[:i], causal, *opened[i + 1 :]) for i in range(n_layers)],
+        "from_first": [(causal,) * (i + 1) + opened[i + 1 :] for i in range(n_layers)],
+        "from_last": [opened[:i] + (causal,) * (n_layers - i) for i in range(n_layers)],
         "tokens": [
             tuple(rule._replace(restored=span) for rule in opened) for span, seen in spans if seen
         ],
         "lambda": [_at_strength(opened, strength) for strength in LAMBDA_GRID],
-    }  # fmt: skip
-    variants = [one for family in families.values() for one in family]
+    }
+    variants = [variant for family in families.values() for variant in family]
     total = len(variants) + LAMBDA_ROUNDS * LAMBDA_INSIDE
     spent = 0
 
@@ -95,27 +90,19 @@ def investigate(
         advance(done, total)
 
     counted(0)
-    found: list[tuple[float, ...]] = [()] * len(variants)
-    for one in scorer.score(variants):
-        found[one.variant] = one.ll
+    by_variant: list[tuple[float, ...]] = [()] * len(variants)
+    for scored in scorer.score(variants):
+        by_variant[scored.variant] = scored.ll
         counted(1)
-    starts = [0]
-    for family in families.values():
-        starts.append(starts[-1] + len(family))
-    ll = {
-        name: found[begin:end]
-        for name, begin, end in zip(families, starts, starts[1:], strict=False)
-    }
+    in_order = iter(by_variant)
+    ll = {name: list(islice(in_order, len(family))) for name, family in families.items()}
     _check_against_scoring(loaded, encoded, regime, ll["ends"])
-    before, after = (measure.choice(one) for one in ll["ends"])
+    before, after = map(measure.choice, ll["ends"])
 
-    def point(one: Sequence[float]) -> dict[str, Any]:
+    def point(ll: Sequence[float]) -> dict[str, Any]:
         """``lead``: of the causal answer over the best other one."""
-        return {
-            "choice": measure.choice(one),
-            "lead": round(measure.lead(one, before), 4),
-            "ll": short(one),
-        }
+        lead = round(measure.lead(ll, before), 4)
+        return {"choice": measure.choice(ll), "lead": lead, "ll": short(ll)}
 
     restored = iter(ll["tokens"])
     tokens = [
@@ -127,11 +114,9 @@ def investigate(
         }
         for span, seen in spans
     ]
-    grid = [(s, point(one)) for s, one in zip(LAMBDA_GRID, ll["lambda"], strict=True)]
-    strengths = _find_lambda(
-        scorer, opened, regime, measure, before, [*grid, (1.0, point(ll["ends"][1]))], point,
-        counted,
-    )  # fmt: skip
+    grid = dict(zip(LAMBDA_GRID, map(point, ll["lambda"]), strict=True))
+    grid[1.0] = point(ll["ends"][1])
+    strengths = _find_lambda(scorer, opened, regime, before, grid, point, counted)
     advance(total - spent, total)  # rounds that there was no need for
     context = encoded.item.gold if len(encoded.prefixes) > 1 else 0
     result = {
@@ -149,7 +134,7 @@ def investigate(
         "causal": point(ll["ends"][0]),
         "opened": point(ll["ends"][1]),
         "layers": {
-            name: [point(one) for one in ll[name]] for name in ("single", "from_first", "from_last")
+            name: list(map(point, ll[name])) for name in ("single", "from_first", "from_last")
         },
         "tokens": tokens,
         "lambda": strengths,
@@ -196,9 +181,8 @@ def _find_lambda(
     scorer: VariantScorer,
     opened: Variant,
     regime: Regime,
-    measure: Measure,
     before: int,
-    grid: Sequence[tuple[float, dict[str, Any]]],
+    grid: Mapping[float, dict[str, Any]],
     point: Callable[[Sequence[float]], dict[str, Any]],
     advance: Callable[[int], None],
 ) -> dict[str, Any]:
@@ -208,7 +192,7 @@ def _find_lambda(
     once, so there is no single threshold.
     """
     points = dict(grid)
-    stays = [one["choice"] == before for one in points.values()]
+    stays = [tried["choice"] == before for tried in points.values()]
     crossings = sum(a != b for a, b in zip([True, *stays], stays, strict=False))
     low = high = None
     if not all(stays):
@@ -218,13 +202,13 @@ def _find_lambda(
         for _ in range(LAMBDA_ROUNDS if low else 0):
             ratio = (high / low) ** (1 / (LAMBDA_INSIDE + 1))
             inside = [low * ratio**step for step in range(1, LAMBDA_INSIDE + 1)]
-            for one in scorer.score([_at_strength(opened, strength) for strength in inside]):
-                points[inside[one.variant]] = point(one.ll)
+            for scored in scorer.score([_at_strength(opened, strength) for strength in inside]):
+                points[inside[scored.variant]] = point(scored.ll)
                 advance(1)
             beyond = [low, *inside, high]
             flipped = next(
-                i for i, s in enumerate(beyond) if i and points[s]["choice"] != before
-            )  # fmt: skip
+                i for i, strength in enumerate(beyond) if i and points[strength]["choice"] != before
+            )
             low, high = beyond[flipped - 1], beyond[flipped]
 
     def lam(strength: float | None) -> float | None:
@@ -246,13 +230,13 @@ def _check_against_scoring(
 
     if loaded.dtype != "float32":
         return  # in 16 bits the batch's shape alone moves the numbers
-    for one, found in zip((CAUSAL, regime), ends, strict=True):
-        plan = plan_scoring([encoded], regime=one, device=loaded.device)
+    for checked, ll in zip((CAUSAL, regime), ends, strict=True):
+        plan = plan_scoring([encoded], regime=checked, device=loaded.device)
         (score,) = Scorer(loaded.model, loaded.handle, plan).score([0])
-        off = max(abs(a - b) for a, b in zip(score.ll, found, strict=True))
+        off = max(abs(a - b) for a, b in zip(score.ll, ll, strict=True))
         if not off <= AGREES_NATS * max(1.0, max(abs(a) for a in score.ll) / 100):
             raise UserError(
-                f"{type(loaded.model).__name__} under '{one}' gives other log-likelihoods layer by "
+                f"{type(loaded.model).__name__} under '{checked}' gives other log-likelihoods layer by "
                 f"layer than at once ({off:.2g} nats apart); its items cannot be explained"
             )
 

@@ -13,8 +13,7 @@ import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bidir_core import jobs
 from bidir_core.common.errors import UserError
@@ -26,6 +25,7 @@ from bidir_core.explain.sweep_points import (
     Point,
     Sweep,
     condition_of,
+    control_points,
     expand,
     lay_out,
 )
@@ -479,13 +479,8 @@ def _asks_for_layers(sweep: Sweep) -> bool:
 def _controls(usual: Condition, wanted: bool) -> list[Point]:
     if not wanted:
         return []
-    from bidir_core.explain import control_points
-
-    tokenizer = SimpleNamespace(bos_token_id=0, chat_template="supposed")
-    supposed = SimpleNamespace(
-        usual=usual, of=lambda condition: ([], [], False), loaded=SimpleNamespace(tokenizer=tokenizer)
-    )  # fmt: skip
-    return control_points.plan(cast(Any, supposed))[0]
+    others = usual._replace(bos="add"), usual._replace(chat_template=not usual.chat_template)
+    return control_points(usual, 2, others)
 
 
 def estimate_sweep(

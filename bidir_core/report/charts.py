@@ -39,12 +39,12 @@ class Chart:
 def charts(report: Report) -> dict[str, list[Chart]]:
     """Charts by the key of the section they belong to; the first of all is the main one."""
     numbers = report.numbers
-    found = {
+    by_section = {
         "per_task": _forests(numbers),
         "macro": _ladder(numbers),
         "curve": _curve(report),
     }
-    return {key: made for key, made in found.items() if made}
+    return {key: made for key, made in by_section.items() if made}
 
 
 def _forests(numbers: Findings) -> list[Chart]:
@@ -56,19 +56,19 @@ def _forests(numbers: Findings) -> list[Chart]:
     return [
         Chart(
             key,
-            f"{one.b[:1].upper()}{one.b[1:]} minus {one.a}, by task",
-            f"Accuracy of {one.b} minus {one.a} in points, by task and macro, with 95 % "
+            f"{contrast.b[:1].upper()}{contrast.b[1:]} minus {contrast.a}, by task",
+            f"Accuracy of {contrast.b} minus {contrast.a} in points, by task and macro, with 95 % "
             "intervals; the table has the numbers.",
-            plots.forest(_forest_frame(one)),
+            plots.forest(_forest_frame(contrast)),
         )
-        for key, one in shown
-        if one is not None and one.tasks
+        for key, contrast in shown
+        if contrast is not None and contrast.tasks
     ]
 
 
-def _forest_frame(one: Contrast) -> pd.DataFrame:
-    rows = [(task.task, task.delta, task.judgement) for task in one.tasks]
-    rows.append(("macro", one.value, one.judgement))
+def _forest_frame(contrast: Contrast) -> pd.DataFrame:
+    rows = [(task.task, task.delta, task.judgement) for task in contrast.tasks]
+    rows.append(("macro", contrast.value, contrast.judgement))
     return pd.DataFrame(
         [
             plots.forest_row(
@@ -99,21 +99,21 @@ def _ladder(numbers: Findings) -> list[Chart]:
     rows, study = [], numbers.study
     base = level(study.runs(*numbers.stage1), numbers.metric)
     for cell in ordered_cells(study):
-        found = level(study.runs(*cell), numbers.metric)
-        if found is None:
+        accuracy = level(study.runs(*cell), numbers.metric)
+        if accuracy is None:
             continue
         against = None if cell == numbers.stage1 else numbers.between(numbers.stage1, cell)
         kept = against.above_chance if against is not None else None
-        text = f"{100 * found.value:.1f} %"
+        text = f"{100 * accuracy.value:.1f} %"
         if kept is not None and kept.value is not None:
             text += f", {100 * kept.value:.0f} % kept"
         causal = cell[1] == CAUSAL
         rows.append(
             {
                 "label": _label(cell_title(study, cell), LABEL),
-                "value": found.value,
-                "low": found.interval.low if found.interval else NAN,
-                "high": found.interval.high if found.interval else NAN,
+                "value": accuracy.value,
+                "low": accuracy.interval.low if accuracy.interval else NAN,
+                "high": accuracy.interval.high if accuracy.interval else NAN,
                 "text": text,
                 "colour": plots.RED if cell[0].leaky else plots.GREY if causal else plots.BLUE,
                 "symbol": "circle" if causal else "diamond",
@@ -155,25 +155,48 @@ def _curve(report: Report) -> list[Chart]:
             for side, sign in (("array", 1), ("arrayminus", -1))
         }
         figure.add_scatter(
-            x=part["Step"].tolist(), y=(100 * part["Macro acc"]).tolist(), mode="lines+markers",
+            x=part["Step"].tolist(),
+            y=(100 * part["Macro acc"]).tolist(),
+            mode="lines+markers",
             name=plots.in_lines(plots.wrapped(_label(f"{arm}, {regime}", LABEL), IN_LEGEND)),
-            line={"color": CURVE_COLOURS.get(name, plots.GREEN), "width": 2, "dash": "dot" if causal else "solid"},
-            marker={"symbol": ("square" if variant else "circle") + ("-open" if causal else ""), "size": 7},
-            error_y={"type": "data", "symmetric": False, "visible": any(map(any, errors.values())), **errors},
+            line={
+                "color": CURVE_COLOURS.get(name, plots.GREEN),
+                "width": 2,
+                "dash": "dot" if causal else "solid",
+            },
+            marker={
+                "symbol": ("square" if variant else "circle") + ("-open" if causal else ""),
+                "size": 7,
+            },
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "visible": any(map(any, errors.values())),
+                **errors,
+            },
             hovertemplate="step %{x}: %{y:.1f} %<extra>%{fullData.name}</extra>",
-        )  # fmt: skip
+        )
     figure.update_layout(
-        height=420, margin={"l": 60, "r": 10, "t": 10, "b": 50}, dragmode=False,
-        legend={"font": {"size": 12}}, hovermode="closest",
-    )  # fmt: skip
+        height=420,
+        margin={"l": 60, "r": 10, "t": 10, "b": 50},
+        dragmode=False,
+        legend={"font": {"size": 12}},
+        hovermode="closest",
+    )
     figure.update_xaxes(
-        title="Training step", gridcolor=plots.FAINT, zeroline=False, fixedrange=True,
+        title="Training step",
+        gridcolor=plots.FAINT,
+        zeroline=False,
+        fixedrange=True,
         **plots.MEASURED,
-    )  # fmt: skip
+    )
     figure.update_yaxes(
-        title="Macro accuracy of quick evaluations, %", gridcolor=plots.FAINT, zeroline=False,
-        fixedrange=True, **plots.MEASURED,
-    )  # fmt: skip
+        title="Macro accuracy of quick evaluations, %",
+        gridcolor=plots.FAINT,
+        zeroline=False,
+        fixedrange=True,
+        **plots.MEASURED,
+    )
     return [
         Chart(
             "curve",

@@ -8,7 +8,6 @@ the file's own Content-Security-Policy forbids to load or send anything.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -87,7 +86,7 @@ def page(report: Report, only: Collection[str] | None = None) -> str:
         flips = flip_tables(report.study, report.numbers.metric)
     contents = [(section.key, section.heading) for section, _ in sections]
     contents += [(FLIPS, ALL_SECTIONS[FLIPS])] if flips is not None else []
-    drawn = [one for _, parts in sections for one in parts if isinstance(one, Chart)]
+    drawn = [part for _, parts in sections for part in parts if isinstance(part, Chart)]
     return _template().render(
         policy=POLICY,
         title=line(report.title),
@@ -104,7 +103,7 @@ def page(report: Report, only: Collection[str] | None = None) -> str:
         folded=FOLDED,
         long=LONG,
         opening_length=OPENING,
-        command=command(report, only),
+        command=report.command(only),
         facts=facts(report),
         figures=_figures(drawn, report.stem),
         plotly=_plotly(),
@@ -112,33 +111,15 @@ def page(report: Report, only: Collection[str] | None = None) -> str:
     )
 
 
-def command(
-    report: Report,
-    only: Collection[str] | None = None,
-    out: str = "report.html",
-    flag: str = "--out",
-) -> str:
-    """The line that writes this report again or, with ``--paper`` as the flag, its paper."""
-    numbers = report.numbers
-    line = ["python", "-m", "bidir_core", "report", *(run.id for run in report.study.all_runs)]
-    if numbers.metric != "acc":
-        line += ["--metric", numbers.metric]
-    if numbers.margin != 0.01:
-        line += ["--margin", f"{100 * numbers.margin:g}"]
-    if only is not None:
-        line += ["--sections", ",".join(only)]
-    return shlex.join([*line, flag, out])
-
-
 def facts(report: Report) -> list[tuple[str, str]]:
     """Versions: of this program, and of what the runs were made with, as they recorded it."""
-    found: dict[str, dict[str, None]] = {}
+    versions_of: dict[str, dict[str, None]] = {}
     for run in report.study.all_runs:
         packages = run.config.get("packages")
         for name, version in packages.items() if isinstance(packages, dict) else ():
-            found.setdefault(str(name), {})[str(version)] = None
+            versions_of.setdefault(str(name), {})[str(version)] = None
     rows = [("bidir", __version__), ("runs", formatting.count(len(report.study.all_runs)))]
-    return rows + [(name, ", ".join(versions)) for name, versions in sorted(found.items())]
+    return rows + [(name, ", ".join(versions)) for name, versions in sorted(versions_of.items())]
 
 
 @cache
@@ -190,13 +171,13 @@ def _plotly() -> Markup:
 
 def _figures(shown: list[Chart], stem: str) -> Markup:
     """The figures as JSON that cannot end the script element it stands in."""
-    found: dict[str, Any] = {"stem": stem}
-    for one in shown:
-        one.figure.update_layout(
+    figures: dict[str, Any] = {"stem": stem}
+    for chart in shown:
+        chart.figure.update_layout(
             template="none", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)"
         )
-        found[one.key] = json.loads(one.figure.to_json())
-    text = json.dumps(found, ensure_ascii=True, allow_nan=False)
+        figures[chart.key] = json.loads(chart.figure.to_json())
+    text = json.dumps(figures, ensure_ascii=True, allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
@@ -265,17 +246,17 @@ def flip_tables(study: Study, metric: Metric, *, top: int = TOP) -> list[FlipTab
     for arm in study.trained("3B", "distill")[:1]:
         own = study.own_regime(arm)
         cells.append(((base, own), (arm, own)))
-    found = []
+    flips = []
     for a, b in cells:
         runs = [next(iter(study.runs(*cell).values()), None) for cell in (a, b)]
         if runs[0] is None or runs[1] is None or not all(run and run.has_items for run in runs):
             continue
         try:
             pairs = pair(runs[0], runs[1], metric)
-            found.append(_table(cell_title(study, a), cell_title(study, b), pairs, top))
+            flips.append(_table(cell_title(study, a), cell_title(study, b), pairs, top))
         except UserError:
             continue  # the section on differences says why they do not pair
-    return found
+    return flips
 
 
 def _table(a: str, b: str, pairs: PairedItems, top: int) -> FlipTable:
@@ -318,15 +299,19 @@ def _rows(pairs: PairedItems, frame: pd.DataFrame, chosen: np.ndarray) -> list[F
                 context=_context(texts["contexts"], gold),
                 choices=tuple(
                     Choice(
-                        text, first["ll"][i], second["ll"][i], i == gold,
-                        i == line["pred_a"], i == line["pred_b"],
+                        text,
+                        first["ll"][i],
+                        second["ll"][i],
+                        i == gold,
+                        i == line["pred_a"],
+                        i == line["pred_b"],
                     )
                     for i, text in enumerate(_choices(texts, n_choices))
                 ),
                 margin_a=float(line["margin_a"]),
                 margin_b=float(line["margin_b"]),
             )
-        )  # fmt: skip
+        )
     return out
 
 
@@ -339,9 +324,9 @@ def _join_texts(run: Run, first: list[dict], second: list[dict]) -> None:
     for task in dict.fromkeys(record["task"] for record in bare):
         mine = [record for record in bare if record["task"] == task]
         rows = [record["doc_id"] for record in mine]
-        found = item_texts.load(task, rows, split, repeats(run.settings))
+        texts = item_texts.load(task, rows, split, repeats(run.settings))
         for record in mine:
-            item_texts.fill(record, found)
+            item_texts.fill(record, texts)
 
 
 def _context(contexts: Sequence[str] | None, gold: int) -> str:

@@ -10,7 +10,7 @@ import csv
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -19,9 +19,18 @@ from bidir_core.analyse.phrases import retention_text
 from bidir_core.common import formatting
 
 Kind = Literal[
-    "text", "code", "count", "acc", "points", "interval", "spread", "estimate", "retention",
-    "number", "percent",
-]  # fmt: skip
+    "text",
+    "code",
+    "count",
+    "acc",
+    "points",
+    "interval",
+    "spread",
+    "estimate",
+    "retention",
+    "number",
+    "percent",
+]
 # Values that take several columns of a CSV, by the ends of these columns' names.
 _PARTS: dict[str, tuple[str, ...]] = {
     "interval": (" low", " high"),
@@ -58,6 +67,10 @@ class Column:
     absent: str = ""
 
 
+# A column's name and kind, a value in it and, if it is not empty, what a None prints as.
+Entry = tuple[str, Kind, Any] | tuple[str, Kind, Any, str]
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of plain values under columns; ``key`` names its CSV file."""
@@ -65,6 +78,15 @@ class Table:
     key: str
     columns: Sequence[Column]
     rows: list[Sequence[Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, key: str, rows: Iterable[Iterable[Entry]]) -> Table:
+        """From rows whose entries name their columns: (name, kind, value), and what a None prints
+        as where it is not nothing. The first row's columns are the table's."""
+        lines = [tuple(row) for row in rows]
+        first = lines[0] if lines else ()
+        columns = [Column(name, kind, *absent) for name, kind, _, *absent in first]
+        return cls(key, columns, [[entry[2] for entry in line] for line in lines])
 
     def __bool__(self) -> bool:
         return bool(self.rows)
@@ -81,9 +103,10 @@ class Table:
     def markdown(self) -> str:
         lines = [
             "| " + " | ".join(escape(column.name) for column in self.columns) + " |",
-            "|" + "|".join("---" if c.kind in ("text", "code") else "---:" for c in self.columns)
+            "|"
+            + "|".join("---" if c.kind in ("text", "code") else "---:" for c in self.columns)
             + "|",
-        ]  # fmt: skip
+        ]
         for row in self.rows:
             cells = [_shown(value, column) for value, column in zip(row, self.columns, strict=True)]
             lines.append("| " + " | ".join(cells) + " |")

@@ -10,16 +10,27 @@ import plotly.graph_objects as go
 from plotly.colors import sequential
 from plotly.subplots import make_subplots
 
-from bidir_core.report.plots import BLUE, FAINT, GREEN, GREY, RED, inert
+from bidir_core.report.plots import (
+    BLUE,
+    FAINT,
+    GREEN,
+    GREY,
+    PLAIN_AXIS,
+    RED,
+    add_clickable,
+    inert,
+    prompt_borders,
+    shown_token,
+)
 
 # First regime, second, and so on.
 COLOURS = ((GREY, "circle"), (BLUE, "diamond"), (GREEN, "square"), (RED, "triangle-up"))
 
 SCALE = "Viridis"
 
-AXIS: dict[str, Any] = {
-    "showgrid": False, "zeroline": False, "ticks": "", "fixedrange": True, "automargin": False,
-}  # fmt: skip
+AXIS = PLAIN_AXIS | {"ticks": ""}
+
+GRID = {"showgrid": True, "gridcolor": FAINT}
 
 Values = Sequence[float] | np.ndarray
 
@@ -59,26 +70,31 @@ def by_layer(
             figure.add_scatter(
                 x=np.r_[layers, layers[::-1]],
                 y=factor * np.r_[np.asarray(line.high), np.asarray(line.low)[::-1]],
-                fill="toself", fillcolor=_clear(colour), line={"width": 0}, mode="lines",
-                hoverinfo="skip", showlegend=False,
-            )  # fmt: skip
+                fill="toself",
+                fillcolor=_clear(colour),
+                line={"width": 0},
+                mode="lines",
+                hoverinfo="skip",
+                showlegend=False,
+            )
         figure.add_scatter(
-            x=layers, y=factor * np.asarray(line.values), name=inert(line.name),
-            mode="lines+markers", line={"color": colour, "width": 2, "dash": dash},
+            x=layers,
+            y=factor * np.asarray(line.values),
+            name=inert(line.name),
+            mode="lines+markers",
+            line={"color": colour, "width": 2, "dash": dash},
             marker={"color": colour, "size": 7, "symbol": symbol + ("-open" if is_second else "")},
             hovertemplate=f"layer %{{x}}: %{{y:.3~g}}{unit}<extra>{inert(line.name)}</extra>",
-        )  # fmt: skip
-    figure.update_xaxes(
-        title="layer", showgrid=False, zeroline=False, fixedrange=True, automargin=False
-    )
-    figure.update_yaxes(
-        title=title, gridcolor=FAINT, zeroline=False, fixedrange=True, automargin=False,
-        **({"type": "log", "dtick": 1} if log else {"rangemode": "tozero"}),
-    )  # fmt: skip
+        )
+    scale = {"type": "log", "dtick": 1} if log else {"rangemode": "tozero"}
+    figure.update_xaxes(title="layer", **PLAIN_AXIS)
+    figure.update_yaxes(title=title, **PLAIN_AXIS | GRID | scale)
     figure.update_layout(
-        height=330, margin={"l": 60, "r": 10, "t": 10, "b": 44}, dragmode=False,
+        height=330,
+        margin={"l": 60, "r": 10, "t": 10, "b": 44},
+        dragmode=False,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -91,9 +107,11 @@ def head_grid(
 ) -> go.Figure:
     """``[layer, head]`` values, a panel a regime, on one colour scale. Clicks: x head, y layer."""
     figure = make_subplots(
-        cols=len(panels), shared_yaxes=True, horizontal_spacing=0.04,
+        cols=len(panels),
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
         subplot_titles=[inert(name) for name in names],
-    )  # fmt: skip
+    )
     top_margin = 34
     if len(panels) > 2:  # too narrow for a regime with its dials on one line
         top_margin = 34 + 16 * max(name.count(":") + name.count(",") for name in names)
@@ -108,24 +126,27 @@ def head_grid(
     height = min(26, max(11, 520 // n_layers))
     for number, panel in enumerate(panels, start=1):
         figure.add_heatmap(
-            z=np.round(factor * panel, 2).astype(np.float32), zmin=0, zmax=top, colorscale=SCALE,
-            showscale=number == len(panels), hoverinfo="skip", xgap=1, ygap=1,
-            colorbar={"ticksuffix": unit, "thickness": 12, "len": 1.0}, row=1, col=number,
-        )  # fmt: skip
-        figure.add_scatter(  # left undrawn, as those by token are
-            x=head, y=layer, mode="markers", hoverinfo="text",
-            marker={"opacity": 0, "size": 1.3 * height, "maxdisplayed": 1},
-            text=[
-                f"layer {i}, head {j}: {factor * panel[i, j]:.3g}{unit}"
-                for i, j in zip(layer.tolist(), head.tolist(), strict=True)
-            ],
-            row=1, col=number, showlegend=False,
-        )  # fmt: skip
+            z=np.round(factor * panel, 2).astype(np.float32),
+            zmin=0,
+            zmax=top,
+            colorscale=SCALE,
+            showscale=number == len(panels),
+            hoverinfo="skip",
+            xgap=1,
+            ygap=1,
+            colorbar={"ticksuffix": unit, "thickness": 12, "len": 1.0},
+            row=1,
+            col=number,
+        )
+        texts = [
+            f"layer {i}, head {j}: {factor * panel[i, j]:.3g}{unit}"
+            for i, j in zip(layer.tolist(), head.tolist(), strict=True)
+        ]
+        size, place = 1.3 * height, {"row": 1, "col": number}
+        add_clickable(figure, head, layer, size, text=texts, hoverinfo="text", **place)
         if selected is not None:
-            figure.add_shape(
-                type="rect", x0=selected[1] - 0.5, x1=selected[1] + 0.5, y0=selected[0] - 0.5,
-                y1=selected[0] + 0.5, line={"color": RED, "width": 2.5}, row=1, col=number,
-            )  # fmt: skip
+            outline = _outline(*selected) | {"line": {"color": RED, "width": 2.5}}
+            figure.add_shape(**outline, row=1, col=number)
     tick = _tick(n_heads) if len(panels) <= 2 else max(_tick(n_heads), n_heads // 2)
     figure.update_xaxes(title="head", **AXIS, range=[-0.5, n_heads - 0.5], dtick=tick, tickangle=0)
     figure.update_yaxes(**AXIS, range=[n_layers - 0.5, -0.5], dtick=_tick(n_layers))
@@ -136,6 +157,12 @@ def head_grid(
         margin={"l": 50, "r": 10, "t": top_margin, "b": 46},
     )
     return figure
+
+
+def _outline(row: int, column: int) -> dict[str, Any]:
+    """A rectangle around a cell."""
+    ends = {"x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5}
+    return {"type": "rect", **ends}
 
 
 def _clear(colour: str) -> str:
@@ -191,28 +218,37 @@ def weights(
     # One byte a cell is all the colours there are, and a quarter of the page's weight.
     level = 1 + 254 * (np.clip(z, low, high) - low) / (high - low)
     figure.add_heatmap(
-        z=np.where(allowed, level.round(), 0).astype(np.uint8), zmin=0, zmax=255,
-        colorscale=_with_hidden(scale), hoverinfo="skip",
-        xgap=1 if total <= 60 else 0, ygap=1 if total <= 60 else 0,
+        z=np.where(allowed, level.round(), 0).astype(np.uint8),
+        zmin=0,
+        zmax=255,
+        colorscale=_with_hidden(scale),
+        hoverinfo="skip",
+        xgap=1 if total <= 60 else 0,
+        ygap=1 if total <= 60 else 0,
         colorbar={
             "tickvals": [1 + 254 * (t - low) / (high - low) for t, _ in ticks],
-            "ticktext": [t for _, t in ticks], "thickness": 12,
-            "orientation": "h", "y": -0.02, "yanchor": "top", "len": 0.9,
+            "ticktext": [t for _, t in ticks],
+            "thickness": 12,
+            "orientation": "h",
+            "y": -0.02,
+            "yanchor": "top",
+            "len": 0.9,
         },
-    )  # fmt: skip
-    _clickable(figure, first if minus is None else first - minus, total, side)
-    line: dict[str, Any] = {"type": "line", "line": {"color": RED, "width": 1.5}}
-    border, end = n_prefix - 0.5, total - 0.5
-    shapes = [
-        line | {"x0": border, "x1": border, "y0": -0.5, "y1": end},
-        line | {"x0": -0.5, "x1": end, "y0": border, "y1": border},
-    ]
+    )
+    step = _step(total)
+    query, key = (grid.reshape(-1) for grid in np.mgrid[0:total:step, 0:total:step])
+    shown = first if minus is None else first - minus
+    add_clickable(
+        figure,
+        key.astype(np.int16),
+        query.astype(np.int16),
+        max(4.0, side * step / total),
+        customdata=(100 * shown[query, key]).astype(np.float32),
+        hovertemplate="%{y} → %{x}<br>%{customdata:.3g} %<extra></extra>",
+    )
+    shapes = prompt_borders(n_prefix, total)
     if cell is not None:
-        query, key = cell
-        shapes.append(
-            {"type": "rect", "x0": key - 0.5, "x1": key + 0.5, "y0": query - 0.5, "y1": query + 0.5,
-             "line": {"color": RED, "width": 2}}
-        )  # fmt: skip
+        shapes.append(_outline(*cell) | {"line": {"color": RED, "width": 2}})
     figure.update_layout(shapes=shapes)
     _token_axes(figure, pieces, every=_step(total))
     figure.update_xaxes(title="is seen (key)", side="top", constrain="domain")
@@ -224,10 +260,16 @@ def weights(
         title_standoff=4 if total <= ROOMY else 32,
     )
     figure.update_layout(
-        height=side + (170 if total <= ROOMY else 110), dragmode=False,
-        margin={"l": 104 if total <= ROOMY else 64, "r": 10, "t": 100 if total <= ROOMY else 50, "b": 60},
+        height=side + (170 if total <= ROOMY else 110),
+        dragmode=False,
+        margin={
+            "l": 104 if total <= ROOMY else 64,
+            "r": 10,
+            "t": 100 if total <= ROOMY else 50,
+            "b": 60,
+        },
         showlegend=False,
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -245,18 +287,23 @@ def layer_map(
     ``log``: shares of 1 on a log scale; otherwise numbers from their least to 1 (cosines).
     """
     figure = make_subplots(
-        rows=len(panels), shared_xaxes=True, vertical_spacing=0.1 if len(panels) > 1 else 0,
+        rows=len(panels),
+        shared_xaxes=True,
+        vertical_spacing=0.1 if len(panels) > 1 else 0,
         subplot_titles=[inert(name) for name in names],
-    )  # fmt: skip
+    )
     n_layers = len(panels[0])
     if log:
         shade: dict[str, Any] = {
-            "zmin": -4, "zmax": 0, "colorscale": SCALE,
+            "zmin": -4,
+            "zmax": 0,
+            "colorscale": SCALE,
             "colorbar": {
                 "tickvals": list(range(-4, 1)),
-                "ticktext": [f"{100 * 10.0**e:g} %" for e in range(-4, 1)], "thickness": 12,
+                "ticktext": [f"{100 * 10.0**e:g} %" for e in range(-4, 1)],
+                "thickness": 12,
             },
-        }  # fmt: skip
+        }
     else:
         least = min(0.0, *(float(np.nanmin(panel)) for panel in panels))
         shade = {"zmin": least, "zmax": 1, "colorscale": SCALE, "colorbar": {"thickness": 12}}
@@ -264,10 +311,14 @@ def layer_map(
         z = np.log10(np.maximum(panel, 1e-4)) if log else panel
         unit = " %" if log else ""
         figure.add_heatmap(
-            z=z.astype(np.float32).round(3), showscale=number == 1, row=number, col=1, **shade,
+            z=z.astype(np.float32).round(3),
+            showscale=number == 1,
+            row=number,
+            col=1,
+            **shade,
             customdata=((100 * panel if log else panel).astype(np.float32)),
             hovertemplate=f"layer %{{y}}, %{{x}}: %{{customdata:.3g}}{unit}<extra>{inert(label)}</extra>",
-        )  # fmt: skip
+        )
         figure.add_vline(x=n_prefix - 0.5, line={"color": RED, "width": 1.5}, row=number, col=1)
     _token_axes(figure, pieces, rows=False)
     for row in range(1, len(panels)):  # one row of labels serves all panels
@@ -275,30 +326,19 @@ def layer_map(
     figure.update_yaxes(**AXIS, title="layer", range=[n_layers - 0.5, -0.5])
     body = min(16, max(6, 260 // n_layers)) * n_layers
     figure.update_layout(
-        height=(body + 34) * len(panels) + (80 if len(pieces) <= ROOMY else 36), dragmode=False,
-        margin={"l": 50, "r": 10, "t": 30, "b": 80 if len(pieces) <= ROOMY else 36}, showlegend=False,
-    )  # fmt: skip
+        height=(body + 34) * len(panels) + (80 if len(pieces) <= ROOMY else 36),
+        dragmode=False,
+        margin={"l": 50, "r": 10, "t": 30, "b": 80 if len(pieces) <= ROOMY else 36},
+        showlegend=False,
+    )
     return figure
 
 
 _VIRIDIS: list[list[Any]] = [[at / 9, colour] for at, colour in enumerate(sequential.Viridis)]
 
 
-def _clickable(figure: go.Figure, values: np.ndarray, total: int, side: int) -> None:
-    """Heat maps return no clicks: a layer of points does, and shows the value. All but one of them
-    are left undrawn, which is 20 times faster than drawing them invisibly and answers the same."""
-    step = _step(total)
-    query, key = (grid.reshape(-1) for grid in np.mgrid[0:total:step, 0:total:step])
-    figure.add_scatter(
-        x=key.astype(np.int16), y=query.astype(np.int16), mode="markers",
-        marker={"opacity": 0, "size": max(4.0, side * step / total), "maxdisplayed": 1},
-        customdata=(100 * values[query, key]).astype(np.float32),
-        hovertemplate="%{y} → %{x}<br>%{customdata:.3g} %<extra></extra>",
-    )  # fmt: skip
-
-
 def _step(total: int) -> int:
-    """Every how manyth row and column can be clicked."""
+    """Of the rows and columns, one in so many can be clicked."""
     return -(-total // MAX_CLICKS)
 
 
@@ -309,13 +349,16 @@ def _token_axes(
     Plotly takes an axis' tick texts for that, shown or not. ``every``: those that can be hovered."""
     total = len(pieces)
     named = list(range(0, total, every))
-    texts = [f"{i} {_shown(pieces[i])}" for i in named]
+    texts = [f"{i} {shown_token(pieces[i])}" for i in named]
     roomy = total <= ROOMY
     axis = AXIS | {"tickmode": "array", "tickvals": named, "ticktext": texts}
     figure.update_xaxes(
-        **axis, showticklabels=roomy, tickangle=-60, range=[-0.5, total - 0.5],
+        **axis,
+        showticklabels=roomy,
+        tickangle=-60,
+        range=[-0.5, total - 0.5],
         tickfont={"size": 10 if total > 28 else 12},
-    )  # fmt: skip
+    )
     if rows:
         figure.update_yaxes(
             **axis, showticklabels=roomy, tickfont={"size": 10 if total > 28 else 12}
@@ -325,8 +368,12 @@ def _token_axes(
         notes = []
         for position in range(0, total, step):
             note: dict[str, Any] = {"text": str(position), "showarrow": False}
-            across = {"x": position, "yref": "paper", "y": 1 if rows else 0,
-                      "yanchor": "bottom" if rows else "top"}  # fmt: skip
+            across = {
+                "x": position,
+                "yref": "paper",
+                "y": 1 if rows else 0,
+                "yanchor": "bottom" if rows else "top",
+            }
             notes.append(note | across)
             if rows:
                 notes.append(note | {"y": position, "xref": "paper", "x": 0, "xanchor": "right"})
@@ -344,8 +391,3 @@ def _signed_log(values: np.ndarray) -> np.ndarray:
     """-1..1 to -1..1: logarithmic from 0.1 point up to 100 points, 0 below."""
     size = np.log10(np.maximum(np.abs(values), 1e-3)) / 3 + 1
     return np.sign(values) * size
-
-
-def _shown(piece: str) -> str:
-    text = piece.replace(" ", "·").replace("\n", "⏎")
-    return inert(text if len(text) <= 12 else text[:11] + "…")

@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from bidir_core.regimes import Regime, parse_regime
-from bidir_core.report.plots import BLUE, FAINT, GREEN, GREY, RED, inert
+from bidir_core.report.plots import BLUE, FAINT, GREEN, GREY, PLAIN_AXIS, RED, add_clickable, inert
 
 SERIES = ((BLUE, "circle"), (RED, "square"), (GREEN, "diamond"), (GREY, "triangle-up"))
 
@@ -43,9 +43,15 @@ def curves(
     for height, word in levels:
         figure.add_hline(y=height, line={"color": GREY, "width": 1.3, "dash": "dot"})
         figure.add_annotation(
-            x=1, xref="paper", y=height, text=inert(word), showarrow=False, xanchor="left",
-            xshift=6, font={"size": 12, "color": GREY},
-        )  # fmt: skip
+            x=1,
+            xref="paper",
+            y=height,
+            text=inert(word),
+            showarrow=False,
+            xanchor="left",
+            xshift=6,
+            font={"size": 12, "color": GREY},
+        )
     at, labels = zip(*ticks, strict=True) if ticks else ((), ())
     reach = (max(at) - min(at) if len(set(at)) > 1 else 1.0) if at else 1.0
     for number, (name, frame) in enumerate(frames):
@@ -55,19 +61,29 @@ def curves(
         )
         colour, symbol = SERIES[number % len(SERIES)]
         figure.add_scatter(
-            x=frame["x"], y=frame["y"], mode="lines+markers", name=inert(name),
-            customdata=frame[["slug"]].to_numpy(), text=[inert(t) for t in frame["text"]],
+            x=frame["x"],
+            y=frame["y"],
+            mode="lines+markers",
+            name=inert(name),
+            customdata=frame[["slug"]].to_numpy(),
+            text=[inert(t) for t in frame["text"]],
             hovertemplate="%{text}<extra></extra>",
-            line={"color": colour, "width": 2}, marker={"color": colour, "size": 9, "symbol": symbol},
+            line={"color": colour, "width": 2},
+            marker={"color": colour, "size": 9, "symbol": symbol},
             error_y=_errors(frame, colour),
-            unselected={"marker": {"opacity": 1}}, selected={"marker": {"opacity": 1}},
-        )  # fmt: skip
+            unselected={"marker": {"opacity": 1}},
+            selected={"marker": {"opacity": 1}},
+        )
         ring = frame[frame["slug"] == chosen]
         if len(ring):
             figure.add_scatter(
-                x=ring["x"], y=ring["y"], mode="markers", hoverinfo="skip", showlegend=False,
+                x=ring["x"],
+                y=ring["y"],
+                mode="markers",
+                hoverinfo="skip",
+                showlegend=False,
                 marker={"size": 18, "symbol": "circle-open", "color": colour, "line": {"width": 2}},
-            )  # fmt: skip
+            )
     top = 44 if len(frames) > 1 else 14
     figure.update_layout(
         height=HEIGHT - 14 + top,
@@ -80,13 +96,14 @@ def curves(
     if room is None:
         room = 0.08 * reach if len(set(at)) > 1 else 0.5
     figure.update_xaxes(
-        title=x_title, tickmode="array", tickvals=at, ticktext=[inert(t) for t in labels],
+        title=x_title,
+        tickmode="array",
+        tickvals=at,
+        ticktext=[inert(t) for t in labels],
         range=[min(at) - room, max(at) + room] if at else None,
-        showgrid=False, zeroline=False, fixedrange=True, automargin=False,
-    )  # fmt: skip
-    figure.update_yaxes(
-        title=y_title, gridcolor=FAINT, zeroline=False, fixedrange=True, automargin=False
+        **PLAIN_AXIS,
     )
+    figure.update_yaxes(title=y_title, **PLAIN_AXIS | {"showgrid": True, "gridcolor": FAINT})
     return figure
 
 
@@ -116,47 +133,66 @@ def layer_map(frame: pd.DataFrame, n_layers: int, *, unit: str, chosen: str = ""
     most = max(float(np.abs(cells[~np.isnan(cells)]).max(initial=0.0)), 0.1)
     figure = go.Figure(
         go.Heatmap(
-            z=cells, zmin=-most, zmax=most, colorscale=DIVERGING, xgap=1, ygap=1,
-            hoverinfo="skip", hoverongaps=False,
+            z=cells,
+            zmin=-most,
+            zmax=most,
+            colorscale=DIVERGING,
+            xgap=1,
+            ygap=1,
+            hoverinfo="skip",
+            hoverongaps=False,
             colorbar={
-                "title": {"text": inert(unit), "side": "right"}, "thickness": 10, "x": 1.015,
-                "lenmode": "pixels", "len": max(90, 30 * len(widths)), "nticks": 3,
+                "title": {"text": inert(unit), "side": "right"},
+                "thickness": 10,
+                "x": 1.015,
+                "lenmode": "pixels",
+                "len": max(90, 30 * len(widths)),
+                "nticks": 3,
             },
         )
-    )  # fmt: skip
+    )
     y = [row[width] for width in frame["width"]]
     size = max(6, min(24, 620 // max(n_layers, 1)))
-    figure.add_scatter(
-        x=frame["start"], y=y, mode="markers", customdata=frame[["slug"]].to_numpy(),
-        marker={"opacity": 0, "size": size, "maxdisplayed": 1}, hoverinfo="text",
-        text=[inert(text) for text in frame["text"]],
-    )  # fmt: skip
+    slugs, texts = frame[["slug"]].to_numpy(), [inert(text) for text in frame["text"]]
+    add_clickable(figure, frame["start"], y, size, customdata=slugs, text=texts, hoverinfo="text")
     sure = frame[frame["different"]]
     figure.add_scatter(
-        x=sure["start"], y=[row[width] for width in sure["width"]], mode="markers",
-        hoverinfo="skip", marker={"size": 4, "color": GREY},
-    )  # fmt: skip
+        x=sure["start"],
+        y=[row[width] for width in sure["width"]],
+        mode="markers",
+        hoverinfo="skip",
+        marker={"size": 4, "color": GREY},
+    )
     ring = frame[frame["slug"] == chosen]
     if len(ring):
         figure.add_scatter(
-            x=ring["start"], y=[row[width] for width in ring["width"]], mode="markers",
+            x=ring["start"],
+            y=[row[width] for width in ring["width"]],
+            mode="markers",
             hoverinfo="skip",
             marker={"size": size, "symbol": "square-open", "color": BLUE, "line": {"width": 3}},
-        )  # fmt: skip
+        )
     figure.update_layout(
         height=58 + max(90, min(34, 460 // len(widths)) * len(widths)),
         margin={"l": LEFT, "r": RIGHT, "t": 10, "b": 48, "autoexpand": False},
-        showlegend=False, dragmode=False, hovermode="closest",
-    )  # fmt: skip
+        showlegend=False,
+        dragmode=False,
+        hovermode="closest",
+    )
     figure.update_xaxes(
-        title="first layer of the range", range=[-0.5, n_layers - 0.5], dtick=1 if n_layers <= 32 else 4,
-        showgrid=False, zeroline=False, fixedrange=True, automargin=False,
-    )  # fmt: skip
+        title="first layer of the range",
+        range=[-0.5, n_layers - 0.5],
+        dtick=1 if n_layers <= 32 else 4,
+        **PLAIN_AXIS,
+    )
     figure.update_yaxes(
-        title="layers", tickmode="array", tickvals=list(range(len(widths))),
-        ticktext=[str(width) for width in widths], range=[-0.5, len(widths) - 0.5],
-        showgrid=False, zeroline=False, fixedrange=True, automargin=False,
-    )  # fmt: skip
+        title="layers",
+        tickmode="array",
+        tickvals=list(range(len(widths))),
+        ticktext=[str(width) for width in widths],
+        range=[-0.5, len(widths) - 0.5],
+        **PLAIN_AXIS,
+    )
     return figure
 
 
@@ -199,7 +235,7 @@ def curve_lines(points: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]) -
     mine = [p for p in points if p["condition"] == usual and not p.get("patch")]
     regimes = {p["slug"]: parse_regime(p["regime"]) for p in mine}
     swept = {p["slug"] for p in mine if p["part"] == "sweep"}
-    found = []
+    curves = []
     for dial, (name, neutral, _) in DIALS.items():
         groups: dict[Regime, dict[Any, str]] = {}
         for slug, regime in regimes.items():
@@ -218,8 +254,8 @@ def curve_lines(points: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]) -
             if asked and len(values) > 1:
                 asked_for.append((others, values))
         at = _places(dial, {value for _, values in asked_for for value in values})
-        found += [_curve(dial, others, values, at) for others, values in asked_for]
-    return found
+        curves += [_curve(dial, others, values, at) for others, values in asked_for]
+    return curves
 
 
 def _places(dial: str, values: Iterable[Any]) -> dict[Any, float]:
@@ -256,7 +292,7 @@ def layer_ranges(
 
     ``n_layers``: of the model, for ranges without an end.
     """
-    found: dict[str, list[tuple[str, int, int]]] = {}
+    ranges: dict[str, list[tuple[str, int, int]]] = {}
     for point in points:
         regime = parse_regime(point["regime"])
         if regime.layers is None or not regime.bidirectional:
@@ -266,5 +302,5 @@ def layer_ranges(
         others = str(replace(regime, layers=None)).partition(":")[2]
         first, last = regime.layers
         last = n_layers - 1 if last is None else last
-        found.setdefault(others, []).append((point["slug"], first, last - first + 1))
-    return found
+        ranges.setdefault(others, []).append((point["slug"], first, last - first + 1))
+    return ranges

@@ -6,12 +6,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from bidir_core.analyse import stats
+from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.pairing import check_metric
 from bidir_core.analyse.study import Study, make_study
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import replacing
 from bidir_core.data.assets import EMBEDDED_MODEL
-from bidir_core.report.answers import Numbers
 from bidir_core.report.markdown import escape
 from bidir_core.report.sections import Report, build_sections
 from bidir_core.runs.find import list_runs
@@ -34,7 +34,7 @@ def build_report(
     checked = check_metric(metric)
     everything = list_runs(roots)
     study = make_study(runs, others=everything) if runs else choose_study(model, everything)
-    numbers = Numbers(study, checked, margin)
+    numbers = Findings(study, checked, margin)
     dates = [run.created for run in study.all_runs if run.created is not None]
     title = "Stage 1-4 Results Summary: " + escape(study.model)
     if dates:

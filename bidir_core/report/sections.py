@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -23,9 +24,21 @@ from bidir_core.runs.stages import LEAKY_WARNING, STAGES
 def build_sections(numbers: Findings) -> list[Section]:
     """Every section that the study has something for."""
     makers: tuple[Callable[[Findings], Section | None], ...] = (
-        _scope, _stages, _macro, _per_task, _answers, _non_prefill, _two_by_two, _differences,
-        _churn, _leaky, _training, _curve, _cost, _artifacts,
-    )  # fmt: skip
+        _scope,
+        _stages,
+        _macro,
+        _per_task,
+        _answers,
+        _non_prefill,
+        _two_by_two,
+        _differences,
+        _churn,
+        _leaky,
+        _training,
+        _curve,
+        _cost,
+        _artifacts,
+    )
     return [section for make in makers if (section := make(numbers)) is not None]
 
 
@@ -36,7 +49,7 @@ def _scope(numbers: Findings) -> Section:
     how_many = f"first {limit} per task" if limit else "all items"
     if limit and settings.get("sample", "first") != "first":
         how_many = f"{limit} per task, {settings['sample']} sample"
-    errors = sum((one.metrics or {}).get("n_errors") or 0 for one in numbers.study.all_runs)
+    errors = sum((each.metrics or {}).get("n_errors") or 0 for each in numbers.study.all_runs)
     lines = [
         f"Base model: {code(numbers.study.model)}",
         f"Eval tasks: {', '.join(code(task) for task in run.tasks)}",
@@ -79,9 +92,10 @@ def _stages(numbers: Findings) -> Section:
 
 def _macro(numbers: Findings) -> Section:
     against = {
-        cell: found
+        cell: contrast
         for cell in numbers.study.cells
-        if cell != numbers.stage1 and (found := numbers.between(numbers.stage1, cell)) is not None
+        if cell != numbers.stage1
+        and (contrast := numbers.between(numbers.stage1, cell)) is not None
     }
     parts: list[str | Table] = [tables.macro_table(numbers.study, against)]
     parts += [note] if (note := tables.seeds_note(numbers.study, against)) else []
@@ -120,7 +134,7 @@ def _per_task(numbers: Findings) -> Section:
         repair = numbers.repair(arm)
         shown += [repair.gain, repair.gap]
         cells.append((arm, numbers.study.own_regime(arm)))
-    known = [one for one in shown if one is not None]
+    known = [contrast for contrast in shown if contrast is not None]
     parts: list[str | Table] = [tables.per_task_table(numbers.study, numbers.metric, cells, known)]
     if set(numbers.study.cells) - set(cells):
         parts += ["All arms:", tables.all_cells_table(numbers.study, numbers.metric)]
@@ -196,16 +210,20 @@ def _two_by_two(numbers: Findings) -> Section | None:
 
 
 def _differences(numbers: Findings) -> Section | None:
-    found = numbers.contrasts()
-    if not found:
+    contrasts = numbers.contrasts()
+    if not contrasts:
         return None
-    notes = [f"{escape(one.key)}: {escape(note)}" for one in found for note in one.notes]
+    notes = [
+        f"{escape(contrast.key)}: {escape(note)}"
+        for contrast in contrasts
+        for note in contrast.notes
+    ]
     parts: list[str | Table] = [
         "A verdict is *no difference* only if the whole interval lies within "
         f"{size(numbers.margin)}, *lower* or *higher* if it leaves out 0 (of a single task, only if the exact test "
         "agrees), else *undecided*. "
         "Detectable: the smallest true difference found with 80 % power.",
-        tables.contrast_table(found),
+        tables.contrast_table(contrasts),
     ]
     if notes:
         parts.append(bullets(dict.fromkeys(notes)))
@@ -213,8 +231,10 @@ def _differences(numbers: Findings) -> Section | None:
 
 
 def _churn(numbers: Findings) -> Section | None:
-    found = [one for one in numbers.contrasts(leaky=False) if one.basis == "paired"]
-    if not found:
+    contrasts = [
+        contrast for contrast in numbers.contrasts(leaky=False) if contrast.basis == "paired"
+    ]
+    if not contrasts:
         return None
     text = (
         "Items whose correctness changed, in either direction (broken: right to wrong; fixed: "
@@ -222,7 +242,7 @@ def _churn(numbers: Findings) -> Section | None:
         "With several seeds, counts are means and there is one p value for each seed; with more than "
         f"{tables.MOST_P_VALUES}, the lowest and the highest."
     )
-    return Section("churn", (text, tables.test_table(found)))
+    return Section("churn", (text, tables.test_table(contrasts)))
 
 
 def _leaky(numbers: Findings) -> Section | None:
@@ -232,13 +252,14 @@ def _leaky(numbers: Findings) -> Section | None:
     parts = [f"**{LEAKY_WARNING}**"]
     for arm in leaky:
         regime = numbers.study.own_regime(arm)
-        found = [
-            numbers.between(numbers.stage1, (arm, regime)), numbers.between(numbers.stage1, (arm, CAUSAL))
-        ]  # fmt: skip
+        contrasts = [
+            numbers.between(numbers.stage1, (arm, regime)),
+            numbers.between(numbers.stage1, (arm, CAUSAL)),
+        ]
         lines = [
-            f"{escape(one.b)} (LEAKY) against stage 1: {answers.against(one)}"
-            for one in found
-            if one is not None
+            f"{escape(contrast.b)} (LEAKY) against stage 1: {answers.against(contrast)}"
+            for contrast in contrasts
+            if contrast is not None
         ]
         parts.append(bullets(lines or ["It was not evaluated."]))
     return Section("leaky", tuple(parts))
@@ -295,11 +316,11 @@ def capital(text: str) -> str:
     return shown[:1].upper() + shown[1:]
 
 
-def _ci(one: Contrast) -> str:
-    if one.interval is None:
+def _ci(contrast: Contrast) -> str:
+    if contrast.interval is None:
         return "; no interval"
-    source = "unpaired " if one.basis == "unpaired" else ""
-    estimate: stats.Estimate = one.interval
+    source = "unpaired " if contrast.basis == "unpaired" else ""
+    estimate: stats.Estimate = contrast.interval
     return f"; difference in points, {source}{answers.interval_of(estimate)}"
 
 
@@ -321,6 +342,19 @@ class Report:
         names = [re.sub(r"[^A-Za-z0-9._-]+", "-", run.path.name) for run in self.study.all_runs]
         more = f"_and-{len(names) - 2}-more" if len(names) > 2 else ""
         return "_".join(["report", *(name[:60] for name in names[:2])]) + more
+
+    def command(
+        self, only: Collection[str] | None = None, out: str = "report.html", flag: str = "--out"
+    ) -> str:
+        """The line that writes this report again or, with ``--paper`` as the flag, its paper."""
+        line = ["python", "-m", "bidir_core", "report", *(run.id for run in self.study.all_runs)]
+        if self.numbers.metric != "acc":
+            line += ["--metric", self.numbers.metric]
+        if self.numbers.margin != stats.MARGIN:
+            line += ["--margin", f"{100 * self.numbers.margin:g}"]
+        if only is not None:
+            line += ["--sections", ",".join(only)]
+        return shlex.join([*line, flag, out])
 
     def chosen(self, only: Collection[str] | None = None) -> list[Section]:
         """All sections, or those with these keys (see :func:`check_sections`)."""

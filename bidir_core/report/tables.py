@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bidir_core.analyse import stats
 from bidir_core.analyse.contrasts import (
     BASES,
     Contrast,
@@ -19,82 +20,88 @@ from bidir_core.analyse.phrases import word
 from bidir_core.analyse.study import CAUSAL, RECIPE_FIELDS, Arm, Cell, Study, ordered_cells
 from bidir_core.analyse.verdict import judge
 from bidir_core.regimes import parse_regime
-from bidir_core.report.markdown import NOT_RUN, Column, Interval, Kind, Table
+from bidir_core.report.markdown import NOT_RUN, Column, Entry, Interval, Kind, Table
 from bidir_core.runs.curve import read_curve
 from bidir_core.runs.run import Run
 
 
 def recipe_table(study: Study) -> Table:
     """How each arm was trained, as recorded."""
-    table = Table(
-        "recipes",
-        [
-            Column("Arm"), Column("Seeds"), Column("Trained under", "code"), Column("Method"),
-            Column("Data", "code"), Column("Steps", "number"), Column("Samples per step", "number"),
-            Column("Learning rate"), Column("Causal anchor"), Column("Samples used", "count", "-"),
-            Column("Dropped: shared with evaluation items", "count", "-"),
-            Column("Tokens trained on", "count", "-"), Column("Final loss", "acc", "-"),
-            Column("Weights MB", "number", "-"),
-        ],
-    )  # fmt: skip
+    rows: list[list[Entry]] = []
     for arm, by_seed in study.finetunes.items():
         run = next(iter(by_seed.values()))
         settings, metrics = run.settings, run.metrics or {}
         data, size = run.config.get("training_data") or {}, metrics.get("weight_bytes")
-        table.rows.append([
-            arm.title, ", ".join(map(str, by_seed)), arm.regime, settings.get("method"),
-            settings.get("data"), settings.get("steps"), settings.get("batch_samples"),
-            _text(settings.get("lr")), _text(settings.get("causal_anchor")), data.get("n_used"),
-            data.get("n_dropped_contaminated"), metrics.get("tokens"), metrics.get("final_loss"),
-            size / 1e6 if size is not None else None,
-        ])  # fmt: skip
-    return table
+        dropped = data.get("n_dropped_contaminated")
+        rows.append(
+            [
+                ("Arm", "text", arm.title),
+                ("Seeds", "text", ", ".join(map(str, by_seed))),
+                ("Trained under", "code", arm.regime),
+                ("Method", "text", settings.get("method")),
+                ("Data", "code", settings.get("data")),
+                ("Steps", "number", settings.get("steps")),
+                ("Samples per step", "number", settings.get("batch_samples")),
+                ("Learning rate", "text", _text(settings.get("lr"))),
+                ("Causal anchor", "text", _text(settings.get("causal_anchor"))),
+                ("Samples used", "count", data.get("n_used"), "-"),
+                ("Dropped: shared with evaluation items", "count", dropped, "-"),
+                ("Tokens trained on", "count", metrics.get("tokens"), "-"),
+                ("Final loss", "acc", metrics.get("final_loss"), "-"),
+                ("Weights MB", "number", None if size is None else size / 1e6, "-"),
+            ]
+        )
+    return Table.of("recipes", rows)
 
 
 def curve_table(study: Study) -> Table:
     """Quick evaluations along the training, per arm: means over the seeds that reached a step."""
-    table = Table(
-        "curve",
-        [
-            Column("Arm"), Column("Step", "count"), Column("Tokens", "count"),
-            Column("Seconds", "number"), Column("Regime", "code"), Column("n", "count", "-"),
-            Column("Seeds", "count"), Column("Macro acc", "acc"),
-            Column("Seeds low to high", "spread", "-"), Column("Macro acc_norm", "acc", "-"),
-        ],
-    )  # fmt: skip
+    rows: list[list[Entry]] = []
     for arm, by_seed in study.finetunes.items():
         points: dict[tuple[int, str], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
-        for run in by_seed.values():
-            for line in read_curve(run.path):
-                evals = line.get("evals")
-                for regime, row in evals.items() if isinstance(evals, dict) else ():
-                    if isinstance(row, dict) and isinstance(row.get("acc"), int | float):
-                        points.setdefault((int(line.get("step", 0)), regime), []).append(
-                            (line, row)
-                        )
-        for (step, regime), found in points.items():
-            accs = [row["acc"] for _, row in found]
-            norms = [row["acc_norm"] for _, row in found if row.get("acc_norm") is not None]
-            table.rows.append([
-                arm.title, step, int(mean([line.get("tokens", 0) for line, _ in found])),
-                mean([line.get("seconds", 0.0) for line, _ in found]), regime,
-                found[0][1].get("n"), len(found), mean(accs),
-                Interval(min(accs), max(accs)) if len(accs) > 1 else None,
-                mean(norms) if norms else None,
-            ])  # fmt: skip
-    return table
+        for line in (line for run in by_seed.values() for line in read_curve(run.path)):
+            evals = line.get("evals")
+            for regime, row in evals.items() if isinstance(evals, dict) else ():
+                if isinstance(row, dict) and isinstance(row.get("acc"), int | float):
+                    points.setdefault((int(line.get("step", 0)), regime), []).append((line, row))
+        for (step, regime), seeds in points.items():
+            accs = [row["acc"] for _, row in seeds]
+            norms = [row["acc_norm"] for _, row in seeds if row.get("acc_norm") is not None]
+            spread = Interval(min(accs), max(accs)) if len(accs) > 1 else None
+            rows.append(
+                [
+                    ("Arm", "text", arm.title),
+                    ("Step", "count", step),
+                    ("Tokens", "count", int(mean([line.get("tokens", 0) for line, _ in seeds]))),
+                    ("Seconds", "number", mean([line.get("seconds", 0.0) for line, _ in seeds])),
+                    ("Regime", "code", regime),
+                    ("n", "count", seeds[0][1].get("n"), "-"),
+                    ("Seeds", "count", len(seeds)),
+                    ("Macro acc", "acc", mean(accs)),
+                    ("Seeds low to high", "spread", spread, "-"),
+                    ("Macro acc_norm", "acc", mean(norms) if norms else None, "-"),
+                ]
+            )
+    return Table.of("curve", rows)
 
 
 def cost_table(study: Study) -> Table:
     """What each run took; the last line is the sum."""
-    table = Table(
-        "cost",
-        [
-            Column("Run", "code"), Column("What"), Column("Device"), Column("Seconds", "number", "-"),
-            Column("Computed tokens", "count", "-"), Column("Tokens per second", "number", "-"),
-        ],
-    )  # fmt: skip
+    rows: list[list[Entry]] = []
     total_seconds, total_tokens = 0.0, 0
+
+    def add(run: str, what: str, device: str | None, seconds: Any, tokens: Any, rate: Any) -> None:
+        rows.append(
+            [
+                ("Run", "code", run),
+                ("What", "text", what),
+                ("Device", "text", device),
+                ("Seconds", "number", seconds, "-"),
+                ("Computed tokens", "count", tokens, "-"),
+                ("Tokens per second", "number", rate, "-"),
+            ]
+        )
+
     for what, _, run in labelled_runs(study):
         cost = (run.metrics or {}).get("cost") or {}
         if not cost:
@@ -106,46 +113,47 @@ def cost_table(study: Study) -> Table:
         device = cost.get("device")
         if cost.get("shared_device"):
             device = f"{device} (shared with other runs)"
-        table.rows.append([run.id, what, device, seconds, tokens, rate])
+        add(run.id, what, device, seconds, tokens, rate)
         total_seconds += seconds or 0.0
         total_tokens += tokens or 0
-    if table.rows:
-        table.rows.append(["", "together", "", total_seconds, total_tokens, None])
-    return table
+    if rows:
+        add("", "together", "", total_seconds, total_tokens, None)
+    return Table.of("cost", rows)
 
 
 def artifact_table(study: Study) -> Table:
     """Every run of the report, so that each number can be traced."""
-    table = Table(
-        "artifacts",
-        [
-            Column("What"), Column("Seed"), Column("Run", "code"), Column("Items", "count", "-"),
-            Column("Dtype"), Column("Probe"), Column("Model fingerprint", "code"),
-            Column("Commit", "code"), Column("Source"),
-        ],
-    )  # fmt: skip
+    rows: list[list[Entry]] = []
     for what, seed, run in labelled_runs(study):
-        probe = None if run.probe is None else run.probe.get("passed")
-        table.rows.append([
-            what, None if seed is None else str(seed), run.id, (run.metrics or {}).get("n_items"),
-            run.config.get("dtype"), {True: "passed", False: "FAILED"}.get(bool(probe)) if probe is not None else "not recorded",
-            str(run.config.get("model_fingerprint") or "")[:12],
-            str(run.config.get("git_commit") or "")[:12], run.config.get("source"),
-        ])  # fmt: skip
-    return table
+        passed = (run.probe or {}).get("passed")
+        probe = "not recorded" if passed is None else "passed" if passed else "FAILED"
+        rows.append(
+            [
+                ("What", "text", what),
+                ("Seed", "text", None if seed is None else str(seed)),
+                ("Run", "code", run.id),
+                ("Items", "count", (run.metrics or {}).get("n_items"), "-"),
+                ("Dtype", "text", run.config.get("dtype")),
+                ("Probe", "text", probe),
+                ("Model fingerprint", "code", str(run.config.get("model_fingerprint") or "")[:12]),
+                ("Commit", "code", str(run.config.get("git_commit") or "")[:12]),
+                ("Source", "text", run.config.get("source")),
+            ]
+        )
+    return Table.of("artifacts", rows)
 
 
 def labelled_runs(study: Study) -> list[tuple[str, int | None, Run]]:
     """(what it is, training seed, run): evaluations, then fine-tunes, then the floor."""
-    found: list[tuple[str, int | None, Run]] = []
+    labelled: list[tuple[str, int | None, Run]] = []
     for cell in ordered_cells(study):
         for seed, run in study.runs(*cell).items():
-            found.append((cell_title(study, cell), None if cell[0] == study.base else seed, run))
+            labelled.append((cell_title(study, cell), None if cell[0] == study.base else seed, run))
     for arm, by_seed in study.finetunes.items():
-        found += [(f"fine-tune {arm.title}", seed, run) for seed, run in by_seed.items()]
+        labelled += [(f"fine-tune {arm.title}", seed, run) for seed, run in by_seed.items()]
     if study.floor is not None:
-        found.append(("no-context floor", None, study.floor))
-    return found
+        labelled.append(("no-context floor", None, study.floor))
+    return labelled
 
 
 def same_training(study: Study, arm: Arm) -> str | None:
@@ -186,38 +194,32 @@ CONDITIONS = {
 }
 
 
-def macro_table(study: Study, against_base: Mapping[tuple[Arm, str], Contrast]) -> Table:
+def macro_table(study: Study, against_base: Mapping[Cell, Contrast]) -> Table:
     """Macro accuracy of every cell, with retention against stage 1."""
-    table = Table(
-        "macro",
-        [
-            Column("Stage"), Column("Condition"), Column("Regime", "code"), Column("n", "count"),
-            Column("Seeds", "count"), Column("Macro acc", "acc", NOT_RUN),
-            Column("95 % CI", "spread", "-"), Column("Seeds low to high", "spread", "-"),
-            Column("Macro acc_norm", "acc", "-"), Column("Above chance kept", "retention", "-"),
-            Column("Above no context kept", "retention", "-"), Column("Plain ratio", "number", "-"),
-        ],
-    )  # fmt: skip
+    rows: list[list[Entry]] = []
     for arm, regime in ordered_cells(study):
         runs = study.runs(arm, regime)
         acc, norm = level(runs, "acc"), level(runs, "acc_norm")
-        found = against_base.get((arm, regime))
+        contrast = against_base.get((arm, regime))
         spread = acc.spread if acc else None
-        table.rows.append([
-            cell_title(study, (arm, regime)),
-            _condition(arm, regime),
-            regime,
-            acc.n if acc else None,
-            len(runs),
-            acc.value if acc else None,
-            Interval(acc.interval.low, acc.interval.high) if acc and acc.interval else None,
-            Interval(*spread) if spread else None,
-            norm.value if norm else None,
-            found.above_chance if found else None,
-            found.above_floor if found else None,
-            f"{found.ratio:.3f}x" if found and found.ratio is not None else None,
-        ])  # fmt: skip
-    return table
+        ratio = contrast.ratio if contrast else None
+        rows.append(
+            [
+                ("Stage", "text", cell_title(study, (arm, regime))),
+                ("Condition", "text", CONDITIONS[arm.code][regime != CAUSAL]),
+                ("Regime", "code", regime),
+                ("n", "count", acc.n if acc else None),
+                ("Seeds", "count", len(runs)),
+                ("Macro acc", "acc", acc.value if acc else None, NOT_RUN),
+                ("95 % CI", "spread", Interval.of(acc.interval) if acc else None, "-"),
+                ("Seeds low to high", "spread", Interval(*spread) if spread else None, "-"),
+                ("Macro acc_norm", "acc", norm.value if norm else None, "-"),
+                ("Above chance kept", "retention", contrast and contrast.above_chance, "-"),
+                ("Above no context kept", "retention", contrast and contrast.above_floor, "-"),
+                ("Plain ratio", "number", None if ratio is None else f"{ratio:.3f}x", "-"),
+            ]
+        )
+    return Table.of("macro", rows)
 
 
 def _condition(arm: Arm, regime: str) -> str:
@@ -231,9 +233,9 @@ def seeds_note(study: Study, against_base: Mapping[tuple[Arm, str], Contrast]) -
     """Which rows of the macro table keep their share of stage 1 from fewer seeds than they have."""
     fewer: dict[str, list[str]] = {}
     for cell in ordered_cells(study):
-        found, of = against_base.get(cell), len(study.runs(*cell))
-        if found is not None and found.n_seeds < of:
-            fewer.setdefault(items_of(found.n_seeds, of), []).append(cell_title(study, cell))
+        contrast, of = against_base.get(cell), len(study.runs(*cell))
+        if contrast is not None and contrast.n_seeds < of:
+            fewer.setdefault(items_of(contrast.n_seeds, of), []).append(cell_title(study, cell))
     if not fewer:
         return None
     rows = "; ".join(f"{said} ({', '.join(cells)})" for said, cells in fewer.items())
@@ -249,17 +251,17 @@ def per_task_table(
     """Accuracy per task in these cells (mean over seeds), then the contrasts' deltas."""
     columns = [Column("Task", "code"), Column("n", "count", "-"), Column("Chance", "acc", "-")]
     columns += [Column(cell_title(study, cell), "acc", "-") for cell in cells]
-    for one in contrasts:
-        kind: Kind = "estimate" if one.basis == "paired" else "points"
-        columns.append(Column(f"Delta {one.b} minus {one.a} (points)", kind, "-"))
+    for contrast in contrasts:
+        kind: Kind = "estimate" if contrast.basis == "paired" else "points"
+        columns.append(Column(f"Delta {contrast.b} minus {contrast.a} (points)", kind, "-"))
     table = Table("per_task", columns)
     first = (study.some_run.metrics or {}).get("tasks") or {}
     for task in study.some_run.tasks:
         row: list[Any] = [task, first.get(task, {}).get("n"), first.get(task, {}).get("chance")]
         row += [_cell_accuracy(study, cell, task, metric) for cell in cells]
-        for one in contrasts:
-            delta = next((t for t in one.tasks if t.task == task), None)
-            paired = one.basis == "paired"
+        for contrast in contrasts:
+            delta = next((t for t in contrast.tasks if t.task == task), None)
+            paired = contrast.basis == "paired"
             row.append(None if delta is None else delta.interval if paired else delta.delta)
         table.rows.append(row)
     return table
@@ -277,21 +279,14 @@ def all_cells_table(study: Study, metric: Metric) -> Table:
 
 
 def _cell_accuracy(study: Study, cell: Cell, task: str, metric: Metric) -> float | None:
-    found = [task_accuracy(run, task, metric) for run in study.runs(*cell).values()]
-    known = [value for value in found if value is not None]
-    return mean(known) if known and len(known) == len(found) else None
+    accuracies = [task_accuracy(run, task, metric) for run in study.runs(*cell).values()]
+    known = [value for value in accuracies if value is not None]
+    return mean(known) if known and len(known) == len(accuracies) else None
 
 
 def two_by_two_table(study: Study, metric: Metric) -> Table:
     """Every arm under its bidirectional regime and under causal; missing cells are said to be."""
-    table = Table(
-        "two_by_two",
-        [
-            Column("Arm"), Column("Regime", "code"), Column("Under the regime", "acc", NOT_RUN),
-            Column("95 % CI", "spread", "-"), Column("Causal", "acc", NOT_RUN),
-            Column("95 % CI (causal)", "spread", "-"), Column("Regime minus causal", "points", "-"),
-        ],
-    )  # fmt: skip
+    rows: list[list[Entry]] = []
     for arm in study.arms:
         if arm.code == "3C" or arm == study.base:
             regimes = study.bidirectional_regimes(arm) or [study.regime]
@@ -302,13 +297,24 @@ def two_by_two_table(study: Study, metric: Metric) -> Table:
             causal = level(study.runs(arm, CAUSAL), metric)
             if under is None and causal is None:
                 continue
-            table.rows.append([
-                arm.title, regime, under.value if under else None,
-                Interval.of(under.interval) if under else None, causal.value if causal else None,
-                Interval.of(causal.interval) if causal else None,
-                under.value - causal.value if under and causal else None,
-            ])  # fmt: skip
-    return table
+            change = under.value - causal.value if under and causal else None
+            rows.append(
+                [
+                    ("Arm", "text", arm.title),
+                    ("Regime", "code", regime),
+                    ("Under the regime", "acc", under.value if under else None, NOT_RUN),
+                    ("95 % CI", "spread", Interval.of(under.interval) if under else None, "-"),
+                    ("Causal", "acc", causal.value if causal else None, NOT_RUN),
+                    (
+                        "95 % CI (causal)",
+                        "spread",
+                        Interval.of(causal.interval) if causal else None,
+                        "-",
+                    ),
+                    ("Regime minus causal", "points", change, "-"),
+                ]
+            )
+    return Table.of("two_by_two", rows)
 
 
 def mean(values: Sequence[float]) -> float:
@@ -320,78 +326,92 @@ def mean(values: Sequence[float]) -> float:
 
 def contrast_table(contrasts: Sequence[Contrast]) -> Table:
     """One line per contrast: the macro difference and its verdict."""
-    table = Table(
-        "contrasts",
-        [
-            Column("Contrast"), Column("n", "count", "-"), Column("Seeds", "count"),
-            Column("From", "acc"), Column("To", "acc"), Column("Difference (points)", "points"),
-            Column("95 % CI (points)", "interval", "none"),
-            Column("Seeds low to high (points)", "interval", "-"), Column("Verdict"),
-            Column("Detectable (points)", "points", "-"), Column("Interval"),
-        ],
-    )  # fmt: skip
-    for one in contrasts:
-        seeds = Interval(min(one.per_seed), max(one.per_seed)) if one.n_seeds > 1 else None
-        table.rows.append([
-            f"{one.b} minus {one.a}" + (" (LEAKY)" if one.leaky else ""),
-            one.n, max(1, one.n_seeds), one.acc_a, one.acc_b, one.value, Interval.of(one.interval),
-            seeds, word(one.judgement), one.detectable, BASES[one.basis],
-        ])  # fmt: skip
-    return table
+    rows: list[list[Entry]] = []
+    for contrast in contrasts:
+        by_seed = contrast.per_seed
+        seeds = Interval(min(by_seed), max(by_seed)) if contrast.n_seeds > 1 else None
+        title = f"{contrast.b} minus {contrast.a}" + (" (LEAKY)" if contrast.leaky else "")
+        rows.append(
+            [
+                ("Contrast", "text", title),
+                ("n", "count", contrast.n, "-"),
+                ("Seeds", "count", max(1, contrast.n_seeds)),
+                ("From", "acc", contrast.acc_a),
+                ("To", "acc", contrast.acc_b),
+                ("Difference (points)", "points", contrast.value),
+                ("95 % CI (points)", "interval", Interval.of(contrast.interval), "none"),
+                ("Seeds low to high (points)", "interval", seeds, "-"),
+                ("Verdict", "text", word(contrast.judgement)),
+                ("Detectable (points)", "points", contrast.detectable, "-"),
+                ("Interval", "text", BASES[contrast.basis]),
+            ]
+        )
+    return Table.of("contrasts", rows)
 
 
 def test_table(contrasts: Sequence[Contrast]) -> Table:
     """Churn and McNemar per task; counts are means over seeds, p values by seed."""
-    table = Table(
-        "mcnemar",
-        [
-            Column("Contrast"), Column("Task", "code"), Column("n", "count", "-"),
-            Column("Difference (points)", "points"), Column("95 % CI (points)", "interval", "-"),
-            Column("Broken", "number", "-"), Column("Fixed", "number", "-"),
-            Column("Wrong to another wrong", "number", "-"), Column("Churn", "percent", "-"),
-            Column("McNemar p", "text", "-"), Column("p after Holm", "text", "-"),
-        ],
-    )  # fmt: skip
-    for one in contrasts:
-        for task in one.tasks:
+    rows: list[list[Entry]] = []
+    for contrast in contrasts:
+        for task in contrast.tasks:
             churn = None
             if task.broken is not None and task.fixed is not None and task.n:
                 churn = (task.broken + task.fixed) / task.n
-            table.rows.append([
-                f"{one.b} minus {one.a}", task.task, task.n, task.delta, Interval.of(task.interval),
-                task.broken, task.fixed, task.changed_wrong, churn,
-                _p_values(task.p_values), _p_values(task.p_holm),
-            ])  # fmt: skip
-    return table
+            rows.append(
+                [
+                    ("Contrast", "text", f"{contrast.b} minus {contrast.a}"),
+                    ("Task", "code", task.task),
+                    ("n", "count", task.n, "-"),
+                    ("Difference (points)", "points", task.delta),
+                    ("95 % CI (points)", "interval", Interval.of(task.interval), "-"),
+                    ("Broken", "number", task.broken, "-"),
+                    ("Fixed", "number", task.fixed, "-"),
+                    ("Wrong to another wrong", "number", task.changed_wrong, "-"),
+                    ("Churn", "percent", churn, "-"),
+                    ("McNemar p", "text", _p_values(task.p_values), "-"),
+                    ("p after Holm", "text", _p_values(task.p_holm), "-"),
+                ]
+            )
+    return Table.of("mcnemar", rows)
 
 
 def interaction_table(study: Study, metric: Metric, margin: float) -> Table:
     """(arm - control under the regime) - (arm - control, causal), macro and by task."""
-    table = Table(
-        "interaction",
-        [
-            Column("Arm"), Column("Control"), Column("Regime", "code"), Column("Task"),
-            Column("n", "count", "-"), Column("Interaction (points)", "points", NOT_RUN),
-            Column("95 % CI (points)", "interval", "-"), Column("By seed"), Column("Verdict"),
-        ],
-    )  # fmt: skip
+    rows: list[list[Entry]] = []
+
+    def add(
+        arm: Arm,
+        control: str | None,
+        task: str,
+        estimate: stats.Estimate | None,
+        seeds: str | None,
+        verdict: str,
+    ) -> None:
+        rows.append(
+            [
+                ("Arm", "text", arm.title),
+                ("Control", "text", control),
+                ("Regime", "code", study.own_regime(arm)),
+                ("Task", "text", task),
+                ("n", "count", estimate and estimate.n, "-"),
+                ("Interaction (points)", "points", estimate and estimate.value, NOT_RUN),
+                ("95 % CI (points)", "interval", Interval.of(estimate), "-"),
+                ("By seed", "text", seeds),
+                ("Verdict", "text", verdict),
+            ]
+        )
+
     for arm in study.trained("3B", "distill"):
-        found = interaction(study, arm, metric=metric)
-        if isinstance(found, str):
-            table.rows.append(
-                [arm.title, None, study.own_regime(arm), "macro", None, None, None, None, found]
-            )
+        result = interaction(study, arm, metric=metric)
+        if isinstance(result, str):
+            add(arm, None, "macro", None, None, result)
             continue
-        value, control = found
-        named = {"macro": value.estimate, **value.per_task}
-        for task, estimate in named.items():
-            macro = task == "macro"
-            seeds = ", ".join(f"{100 * one:+.1f}" for one in value.per_seed) if macro else None
-            table.rows.append([
-                arm.title, control, study.own_regime(arm), task, estimate.n, estimate.value,
-                Interval.of(estimate), seeds, word(judge(estimate, margin=margin)),
-            ])  # fmt: skip
-    return table
+        effect, control = result
+        seeds = ", ".join(f"{100 * seed:+.1f}" for seed in effect.per_seed)
+        for task, estimate in {"macro": effect.estimate, **effect.per_task}.items():
+            verdict = word(judge(estimate, margin=margin))
+            add(arm, control, task, estimate, seeds if task == "macro" else None, verdict)
+    return Table.of("interaction", rows)
 
 
 MOST_P_VALUES = 3

@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from bidir_core.explain.controls import same_prompts
-from bidir_core.explain.sweep import summarise
+from bidir_core.explain.controls import same_prompts, summarise_sweep
 from bidir_core.explain.sweep_summary import Sweep, best_of_dials, removed_sentence
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.records import FIRST_TEXTS
@@ -129,7 +128,7 @@ def _summary(path: str, modified: float, stamps: tuple[Any, ...]) -> dict[str, A
     run = Run(path)
     if run.metrics is not None:
         return _judged_together(run, run.metrics)
-    return summarise(run) if run.state != "corrupt" else {}
+    return summarise_sweep(run) if run.state != "corrupt" else {}
 
 
 def _judged_together(run: Run, found: dict[str, Any]) -> dict[str, Any]:

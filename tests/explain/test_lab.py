@@ -23,8 +23,7 @@ from bidir_core.common.settings import from_json, to_json
 from bidir_core.evaluate import evaluate, scoring
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain import sweep as lab_run_sweep
-from bidir_core.explain.controls import OUTCOME_WORDS
-from bidir_core.explain.sweep import summarise
+from bidir_core.explain.controls import OUTCOME_WORDS, summarise_sweep
 from bidir_core.explain.sweep_points import LabConfig, expand, parse_sweep
 from bidir_core.explain.sweep_summary import Sweep
 from bidir_core.runs.find import find_run, list_runs
@@ -242,7 +241,7 @@ def test_killed_and_resumed_it_scores_nothing_twice(tiny_folder, own_items, tmp_
     before, _ = read_jsonl(run.path / "points" / "bidirectional" / "items.jsonl")
     assert 7 <= len(before) < 60
     # A sweep that is not complete can be read: its finished points, and what is missing.
-    assert summarise(run)["n_points"] == 1
+    assert summarise_sweep(run)["n_points"] == 1
 
     scored: list[tuple[str, int]] = []
     original = scoring.Scorer.begin

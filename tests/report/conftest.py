@@ -31,7 +31,7 @@ def paper(repaired_report, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def seeded(tmp_path_factory) -> tuple[Path, Path]:
+def seeded(tmp_path_factory) -> tuple[Path, Path, Report]:
     """Two seeds an arm, a regime with dials, errors, a leaky arm, and runs without items."""
     root = tmp_path_factory.mktemp("seeded")
     few = {"n_items": 250}
@@ -51,4 +51,5 @@ def seeded(tmp_path_factory) -> tuple[Path, Path]:
     evaluation(root, "bidirectional", 0.55, trained=distilled, **few)
     causal = evaluation(root, "causal", 0.55, trained=distilled, **few)
     (causal.path / "items.parquet").unlink()
-    return root, write_paper(report(root), tmp_path_factory.mktemp("out") / "paper")
+    made = report(root)
+    return root, write_paper(made, tmp_path_factory.mktemp("out") / "paper"), made

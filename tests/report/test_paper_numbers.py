@@ -1,74 +1,230 @@
-"""Every printed number leads to its runs, and comes out of them again."""
+"""Every number that a paper prints comes out of its runs again.
+
+Items are paired here by hand, from the run folders alone; what is shared with the product is the
+arithmetic of ``analyse.stats`` and ``analyse.effects``, which has its own tests.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import re
+from functools import cache
+from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.stats import binomtest
+from scipy.stats import t as student
 
+from bidir_core.analyse import effects, stats
+from bidir_core.analyse.contrasts import cell_title, interaction_runs
+from bidir_core.analyse.effects import Retention, above_floor_retention
 from bidir_core.report.paper import write_paper
-from bidir_core.report.paper_numbers import Ledger
 from bidir_core.report.report import build_report
-from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
-from tests.paper_tex import check_numbers
+from bidir_core.runs.records import read_parquet
+
+Rows = dict[str, np.ndarray]  # task -> [run, item], was it right
 
 
-def test_every_number_leads_to_its_runs_and_comes_out_again(repaired, paper):
-    assert check_numbers(repaired, paper) > 300
+class FromFolders:
+    """The statistics of runs, by their ids, from the files in ``root``."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.right = cache(self._right)
+
+    def metrics(self, run: str) -> dict:
+        return json.loads((self.root / run / "metrics.json").read_text())
+
+    def _right(self, run: str) -> dict[tuple[str, int], bool]:
+        columns = ["task", "doc_id", "correct", "error"]
+        rows = read_parquet(self.root / run / "items.parquet", columns).to_pylist()
+        return {(r["task"], r["doc_id"]): r["correct"] for r in rows if r["error"] is None}
+
+    def common(self, runs: list[str]) -> Rows:
+        right = [self.right(run) for run in runs]
+        keys = [key for key in right[0] if all(key in other for other in right)]
+        tasks = list(dict.fromkeys(task for task, _ in keys))
+        return {
+            t: np.array([[items[k] for k in keys if k[0] == t] for items in right]) for t in tasks
+        }
+
+    def has_items(self, runs: list[str]) -> bool:
+        return all((self.root / run / "items.parquet").exists() for run in runs)
+
+    def variance(self, run: str) -> float:
+        parts = [
+            r["acc"] * (1 - r["acc"]) / (r["n"] - 1) for r in self.metrics(run)["tasks"].values()
+        ]
+        return sum(parts) / len(parts) ** 2
+
+    def interval(self, values: list[float], variances: list[float]) -> tuple[float, float, float]:
+        """Over items and seeds: Student's t with Satterthwaite's degrees of freedom."""
+        items, seeds, quantile = float(np.mean(variances)), 0.0, 1.959964
+        if len(values) > 1:
+            seeds = float(np.var(values, ddof=1)) / len(values)
+        if seeds:
+            quantile = student.ppf(0.975, (len(values) - 1) * ((items + seeds) / seeds) ** 2)
+        half, value = quantile * math.sqrt(items + seeds), float(np.mean(values))
+        return value, value - half, value + half
+
+    def level(self, runs: list[str]) -> tuple[float, float, float]:
+        values = [self.metrics(run)["macro"]["acc"] for run in runs]
+        return self.interval(values, [self.variance(run) for run in runs])
+
+    def differences(self, pairs: list[list[str]]) -> dict[str, stats.Estimate]:
+        both = [self.common(pair) for pair in pairs]
+        if len(pairs) == 1:
+            tables = {task: table_of(a, b) for task, (a, b) in both[0].items()}
+            by_task = {task: stats.paired_interval(table) for task, table in tables.items()}
+            return {"macro": stats.macro_delta(list(by_task.values())), **by_task}
+        stacked = {t: np.stack([rows[t][1] * 1.0 - rows[t][0] for rows in both]) for t in both[0]}
+        found = effects.stratified_mean(stacked)
+        return {"macro": found.estimate, **found.per_task}
+
+    def unpaired(self, pairs: list[list[str]]) -> tuple[float, float, float]:
+        a, b = ([self.metrics(run)["macro"]["acc"] for run in runs] for runs in zip(*pairs))
+        variances = [self.variance(first) + self.variance(second) for first, second in pairs]
+        return self.interval(list(np.subtract(b, a)), variances)
+
+    def holm(self, pair: list[str]) -> dict[str, float]:
+        adjusted, largest = {}, 0.0
+        tables = {task: table_of(a, b) for task, (a, b) in self.common(pair).items()}
+        p = {t: binomtest(x.broken, x.churn).pvalue if x.churn else 1.0 for t, x in tables.items()}
+        for rank, task in enumerate(sorted(p, key=lambda task: p[task])):
+            largest = max(largest, min(1.0, p[task] * (len(p) - rank)))
+            adjusted[task] = largest
+        return adjusted
+
+    def kept(self, pair: list[str], floor: str | None) -> Retention:
+        rows = self.common(pair if floor is None else [*pair, floor])
+        if floor is None:
+            columns = ["task", "n_continuation_tokens"]
+            chance: dict[str, list[float]] = {}
+            for row in read_parquet(self.root / pair[0] / "items.parquet", columns).to_pylist():
+                chance.setdefault(row["task"], []).append(1 / len(row["n_continuation_tokens"]))
+            floors = {task: float(np.mean(values)) for task, values in chance.items()}
+        else:
+            floors = {task: right[2] for task, right in rows.items()}
+        first, second = ({task: right[i] for task, right in rows.items()} for i in (0, 1))
+        return above_floor_retention(first, second, floors)
+
+    def interaction(self, lists: list[list[str]]) -> dict[str, stats.Estimate]:
+        rows, k = self.common([run for runs in lists for run in runs]), len(lists[0])
+        values = {
+            task: r[:k] * 1.0 - r[k : 2 * k] - r[2 * k : 3 * k] + r[3 * k :]
+            for task, r in rows.items()
+        }
+        found = effects.stratified_mean(values)
+        return {"macro": found.estimate, **found.per_task}
+
+
+def table_of(a: np.ndarray, b: np.ndarray) -> stats.Table2x2:
+    return stats.Table2x2(*(int(x.sum()) for x in (a & b, a & ~b, ~a & b, ~a & ~b)))
+
+
+def recomputed(root: Path, report) -> dict[str, list[float]]:
+    """Key to the values that stand under it; several are one for each seed."""
+    again, study = FromFolders(root), report.study
+    out: dict[str, list[float]] = {"margin": [1.0]}
+
+    def put(key: str, value: float, low: float, high: float, n: int | None = None) -> None:
+        ends = {"difference": 100 * value, "low": 100 * low, "high": 100 * high}
+        for name, number in (ends | ({"n": n} if n is not None else {})).items():
+            out[f"{key}/{name}"] = [number]
+
+    for (arm, regime), by_seed in study.cells.items():
+        if not arm.leaky:
+            title = cell_title(study, (arm, regime))
+            values = again.level([run.id for run in by_seed.values()])
+            for end, value in zip(("", "/low", "/high"), values, strict=True):
+                out[f"{title}/macro/acc{end}"] = [value]
+    for contrast in report.numbers.contrasts(leaky=False):
+        key, pairs = f"{contrast.b} minus {contrast.a}", [list(pair) for pair in contrast.runs]
+        if not again.has_items([run for pair in pairs for run in pair]):
+            put(f"{key}/macro", *again.unpaired(pairs), again.metrics(pairs[0][0])["n_items"])
+            sides = [[again.metrics(run) for run in runs] for runs in zip(*pairs, strict=True)]
+            for task, row in sides[0][0]["tasks"].items():
+                first, second = (np.mean([m["tasks"][task]["acc"] for m in side]) for side in sides)
+                out[f"{key}/{task}/difference"] = [float(100 * (second - first))]
+                out[f"{key}/{task}/n"] = [row["n"]]
+            chance = sides[0][0]["macro"]["chance"]
+            a, b = (np.mean([m["macro"]["acc"] for m in side]) for side in sides)
+            if contrast.above_chance is not None:
+                out[f"{key}/kept-above-chance/value"] = [float(100 * (b - chance) / (a - chance))]
+            continue
+        for task, found in again.differences(pairs).items():
+            put(f"{key}/{task}", found.value, found.low, found.high, found.n)
+            if task != "macro":
+                out[f"{key}/{task}/p-holm"] = [again.holm(pair)[task] for pair in pairs]
+        floors = {"chance": None, "no-context": study.floor.id if study.floor else ""}
+        for name, floor in floors.items():
+            kept = [again.kept(pair, floor) for pair in pairs] if floor != "" else []
+            if kept and all(one.value is not None for one in kept):
+                for part, over in (("value", np.mean), ("low", min), ("high", max)):
+                    values = [getattr(one, part) for one in kept]
+                    out[f"{key}/kept-above-{name}/{part}"] = [float(100 * over(values))]
+    for arm in study.trained("3B", "distill"):
+        chosen = interaction_runs(study, arm)
+        lists = [] if isinstance(chosen, str) else [[run.id for run in runs] for runs in chosen[0]]
+        if lists and again.has_items([run for runs in lists for run in runs]):
+            for task, found in again.interaction(lists).items():
+                put(f"interaction {arm.title}/{task}", found.value, found.low, found.high, found.n)
+    return {slug(key): values for key, values in out.items()}
+
+
+def slug(key: str) -> str:
+    return re.sub(r"-*(/|$)-*", r"\1", re.sub(r"[^a-z0-9./+]+", "-", key.lower()))
+
+
+def check_numbers(root: Path, folder: Path, report) -> int:
+    """All macros of the paper, and all that can be computed, are the same numbers as printed."""
+    text = (folder / "numbers.tex").read_text()
+    printed = dict(re.findall(r"\\@namedef\{run:(.*?)\}\{(.*)\}$", text, re.M))
+    expected = recomputed(root, report)
+    assert set(printed) == set(expected)
+    for key, values in expected.items():
+        shown = printed[key].replace("$", "").replace(",", "").split(" / ")
+        assert len(shown) == len(values), key
+        for number, value in zip(shown, values, strict=True):
+            assert_reads_as(number, value, key)
+    for row in csv.DictReader((folder / "tables" / "contrasts.csv").open()):
+        if row["95 % CI low"]:
+            (low,) = expected[slug(f"{row['Contrast']}/macro/low")]
+            assert float(row["95 % CI low"]) == pytest.approx(low / 100, rel=1e-9, abs=1e-12)
+    return len(printed)
+
+
+def assert_reads_as(text: str, value: float, key: str) -> None:
+    """A printed number is the value, rounded to the digits that are printed."""
+    if text.startswith("<"):
+        assert value < float(text[1:]), key
+        return
+    digits = len(text.partition(".")[2])
+    assert float(text) == pytest.approx(value, abs=0.5001 * 10**-digits), key
+
+
+def test_every_number_comes_out_of_the_runs_again(repaired, repaired_report, paper):
+    assert check_numbers(repaired, paper, repaired_report) > 100
 
 
 def test_so_it_does_with_seeds_dials_errors_and_missing_items(seeded):
-    root, folder = seeded
-    assert check_numbers(root, folder) > 300
-    text = (folder / "tables" / "per-task.tex").read_text()
-    assert " / " in text  # one p value a seed
+    root, folder, report = seeded
+    assert check_numbers(root, folder, report) > 100
+    assert " / " in (folder / "numbers.tex").read_text()  # one p value a seed
     assert "unpaired" in (folder / "tables" / "contrasts.tex").read_text()
-    methods = (folder / "methods.tex").read_text()
-    assert "except that the first" in methods
-    assert "could not be scored" in methods
 
 
 def test_the_committed_runs_make_a_paper_whose_numbers_come_out_again(tmp_path):
-    runs = [run for run in list_runs([COMMITTED_RUNS]) if "published" not in run.id]
-    folder = write_paper(build_report(roots=[COMMITTED_RUNS]), tmp_path / "paper")
-    assert runs
-    assert check_numbers(COMMITTED_RUNS, folder) > 800
+    report = build_report(roots=[COMMITTED_RUNS])
+    folder = write_paper(report, tmp_path / "paper")
+    assert check_numbers(COMMITTED_RUNS, folder, report) > 300
     claims = {c["claim"]: c for c in json.loads((folder / "claims.json").read_text())["claims"]}
-    one = claims["Without training, bidirectional prefill lowers macro accuracy."]
-    assert one["status"] == "supported"
-    assert one["fold"] == "all"
+    damage = claims["Without training, bidirectional prefill lowers macro accuracy."]
+    assert damage["status"] == "supported"
     untested = [c for c in claims.values() if c["reason"].startswith("not tested")]
     assert untested
-    assert all(c["status"] == "undecided" for c in untested)
-
-
-def test_numbers_written_into_figures_are_in_the_ledger(paper):
-    ledger = json.loads((paper / "numbers.json").read_text())["numbers"]
-    drawn = {e["text"] for e in ledger.values() if "figures/forest" in e["printed_in"]}
-    words = re.findall(r"<!-- (.*?) -->", (paper / "figures" / "forest.svg").read_text())
-    titles = [word for word in words if re.search(r"\d", word) and not _is_tick(word)]
-    assert titles
-    for title in titles:
-        for number in re.findall(r"[+−]?\d+\.\d+", title):
-            assert number.replace("−", "-") in drawn, title
-    for name in ("ladder", "two_by_two", "curve"):
-        for word in re.findall(r"<!-- (.*?) -->", (paper / "figures" / f"{name}.svg").read_text()):
-            known = any(e["text"] == word for e in ledger.values())
-            assert known or _is_tick(word) or not re.search(r"\d", word), word
-
-
-def _is_tick(word: str) -> bool:
-    return re.fullmatch(r"−?\d+(\.\d+)?", word) is not None
-
-
-def test_a_number_of_no_run_cannot_be_printed():
-    ledger = Ledger()
-    with pytest.raises(ValueError, match="no run"):
-        ledger.add("x", 1, "1", [], statistic="field")
-    with pytest.raises(ValueError, match="unknown statistic"):
-        ledger.add("x", 1, "1", ["stage1/a"], statistic="guess")
-    first = ledger.add("a b", 1, "1", ["r"], statistic="name")
-    other = ledger.add("a-b", 2, "2", ["r"], statistic="name")
-    assert first.key != other.key  # two numbers never share a key
+    assert all(claim["status"] == "undecided" for claim in untested)

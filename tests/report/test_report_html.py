@@ -212,7 +212,7 @@ def test_sections_can_be_chosen(study):
 
 
 def test_the_command_in_the_file_writes_the_file_again(study, repaired, tmp_path, capsys):
-    words = shlex.split(html_page.command(study, out=str(tmp_path / "r.html")))
+    words = shlex.split(study.command(out=str(tmp_path / "r.html")))
     assert words[:4] == ["python", "-m", "bidir_core", "report"]
     assert main([*words[3:], "--runs-dir", str(repaired)]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "r.html")]

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from bidir_core.explain.sweep import summarise
+from bidir_core.explain.controls import summarise_sweep
 from bidir_core.explain.sweep_points import Condition, Point
 from bidir_core.report.plots_lab import curve_lines, layer_ranges, symlog
 from bidir_core.runs.run import Run
@@ -212,7 +212,7 @@ def test_controls_are_judged_by_their_intervals(root) -> None:
         for name, value in (("causal", 0.0), ("bidirectional", 0.4), ("bidirectional:sink=1", 0.2))
     }
     (sweep.path / "attention.json").write_text(json.dumps({"schema": 1, "regimes": attention}))
-    found = {one["name"]: one for one in summarise(Run(sweep.path))["controls"]}
+    found = {one["name"]: one for one in summarise_sweep(Run(sweep.path))["controls"]}
     assert found["necessity"]["outcome"] == "supports"
     assert found["sufficiency"]["outcome"] == "supports"
     assert found["placebo"]["outcome"] == "supports"
@@ -239,7 +239,7 @@ def test_a_refuted_story_is_called_refuted(root) -> None:
     sweep = make_sweep(root, (), extra=CONTROLS, n_items=600, world=world)
     attention = {name: {"future": [0.001] * 9 + [0.002]} for name in ("bidirectional", "bidirectional:sink=1")}  # fmt: skip
     (sweep.path / "attention.json").write_text(json.dumps({"schema": 1, "regimes": attention}))
-    found = {one["name"]: one["outcome"] for one in summarise(Run(sweep.path))["controls"]}
+    found = {one["name"]: one["outcome"] for one in summarise_sweep(Run(sweep.path))["controls"]}
     for name in ("sufficiency", "placebo", "relocated", "tail", "triviality"):
         assert found[name] == "refutes", name
 
@@ -254,7 +254,7 @@ def test_the_controls_token_is_the_one_fixed_beforehand(root) -> None:
     swept = ("bidirectional:skip=3", "bidirectional:self=3")
     for facts in ({"middle_token": 8}, {}):
         sweep = make_sweep(root, swept, extra=CONTROLS[2:4], n_items=300, world=world, facts=facts)
-        found = {one["name"]: one for one in summarise(Run(sweep.path))["controls"]}
+        found = {one["name"]: one for one in summarise_sweep(Run(sweep.path))["controls"]}
         assert found["placebo"]["finding"].startswith("Keeping token 8 causal")
         assert found["placebo"]["outcome"] == found["relocated"]["outcome"] == "supports"
     # Where the sweep had the very point, it stands for both.
@@ -262,7 +262,7 @@ def test_the_controls_token_is_the_one_fixed_beforehand(root) -> None:
         root, ("bidirectional:skip=2", "bidirectional:skip=8"), extra=CONTROLS[4:5], n_items=100,
         facts={"middle_token": 8},
     )  # fmt: skip
-    found = {one["name"]: one for one in summarise(Run(sweep.path))["controls"]}
+    found = {one["name"]: one for one in summarise_sweep(Run(sweep.path))["controls"]}
     assert found["placebo"]["finding"].startswith("Keeping token 8 causal")
 
 
@@ -317,7 +317,7 @@ def test_two_measurements_of_attention_stand_beside_each_other(root) -> None:
     attention = {name: {"future": [0.2, 0.21, 0.22]} for name in REGIMES}
     (sweep.path / "attention.json").write_text(json.dumps({"schema": 1, "regimes": attention}))
     (sweep.path / "metrics.json").write_text(
-        json.dumps(sweep.metrics | {"controls": summarise(Run(sweep.path))["controls"]})
+        json.dumps(sweep.metrics | {"controls": summarise_sweep(Run(sweep.path))["controls"]})
     )
     make_summary(root, REGIMES, n_items=50, future=(0, 0.4, 0.25), model=EMBEDDED)
     found = triviality(words(open_page(PAGE, sweep=sweep.id)))

@@ -9,7 +9,7 @@ import pytest
 
 from bidir_core import jobs
 from bidir_core.common.files import write_json
-from bidir_core.explain.why_config import sentences
+from bidir_core.explain.why import sentences
 from bidir_core.jobs import Job
 from bidir_core.runs.writer import RunWriter
 from bidir_ui.reading.data import list_infos
