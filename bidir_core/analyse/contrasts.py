@@ -83,73 +83,52 @@ def contrast_of_runs(
     return unpaired(pairs, metric, common, notes)
 
 
-def interaction(
-    study: Study, arm: Arm, *, metric: Metric = "acc"
-) -> tuple[effects.Effect, str] | str:
-    """(arm - control under its regime) - (arm - control under causal), and the control's name.
+@dataclass(frozen=True)
+class Interaction:
+    """(arm - control under the arm's regime) - (arm - control under causal).
+
+    ``runs``: ids by seed, of arm and control under the regime, then both causal. ``note`` says so where not all seeds have their items.
+    """
+
+    effect: effects.Effect
+    control: Arm
+    runs: tuple[tuple[str, ...], ...]
+    note: str
+
+
+def interaction(study: Study, arm: Arm, *, metric: Metric = "acc") -> Interaction | str:
+    """The arm's interaction with its control; a sentence, instead, that says what is missing.
 
     The control of 3B is 3C; that of distillation is the base model, which it was taught to equal.
-    A sentence, instead, that says what is missing.
-    """
-    found = interaction_runs(study, arm)
-    if isinstance(found, str):
-        return found
-    lists, control = found
-    try:
-        return interaction_of_runs(*lists, metric=metric), control.title
-    except UserError as error:
-        return str(error)
-
-
-def interaction_runs(study: Study, arm: Arm) -> tuple[list[list[Run]], Arm] | str:
-    """The interaction's four lists of runs, one run a seed, and the control; or what is missing.
-
-    In the order: arm and control under the arm's regime, arm and control under causal.
     """
     control = study.base if arm.code == "distill" else study.control_of(arm)
     if control is None:
         return "there is no causal control (3C) of the same recipe"
-    wanted = _interaction_cells(study, arm, control)
-    for cell in wanted:
+    cells = [(one, regime) for regime in (study.own_regime(arm), CAUSAL) for one in (arm, control)]
+    for cell in cells:
         if not study.runs(*cell):
             return f"not run: {cell_title(study, cell)}"
-    seeds = _shared_seeds(study, wanted)
-    if not seeds:
+    trained = [study.runs(*cell) for cell in cells if cell[0] != study.base]
+    shared = set.intersection(*(set(by_seed) for by_seed in trained))
+    if not shared:
         return "the arms share no training seed"
-    with_items = {
-        seed
-        for seed in seeds
-        if all(study.runs(*cell)[seed].has_items for cell in wanted if cell[0] != study.base)
-    }
-    seeds = with_items or seeds
+    kept = {seed for seed in shared if all(by_seed[seed].has_items for by_seed in trained)}
+    seeds = sorted(kept or shared)
 
     def one_a_seed(cell: Cell) -> list[Run]:
         runs = study.runs(*cell)
         if cell[0] == study.base:
             return [next(iter(runs.values()))] * len(seeds)
-        return [runs[seed] for seed in sorted(seeds)]
+        return [runs[seed] for seed in seeds]
 
-    return [one_a_seed(cell) for cell in wanted], control
-
-
-def interaction_note(study: Study, arm: Arm) -> str:
-    """How many of the arm's seeds its interaction is from, where not all have their items."""
-    found = interaction_runs(study, arm)
-    if isinstance(found, str):
-        return ""
-    lists, control = found
-    kept, of = len(lists[0]), len(_shared_seeds(study, _interaction_cells(study, arm, control)))
-    return items_of(kept, of) if kept < of else ""
-
-
-def _interaction_cells(study: Study, arm: Arm, control: Arm) -> list[Cell]:
-    regime = study.own_regime(arm)
-    return [(arm, regime), (control, regime), (arm, CAUSAL), (control, CAUSAL)]
-
-
-def _shared_seeds(study: Study, cells: Sequence[Cell]) -> set[int]:
-    """Training seeds that all these cells have; the base model's have none."""
-    return set.intersection(*(set(study.runs(*cell)) for cell in cells if cell[0] != study.base))
+    lists = [one_a_seed(cell) for cell in cells]
+    try:
+        effect = interaction_of_runs(*lists, metric=metric)
+    except UserError as error:
+        return str(error)
+    ids = tuple(tuple(run.id for run in runs) for runs in lists)
+    note = items_of(len(seeds), len(shared)) if len(seeds) < len(shared) else ""
+    return Interaction(effect, control, ids, note)
 
 
 def cell_title(study: Study, cell: Cell) -> str:

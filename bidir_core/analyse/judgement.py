@@ -13,10 +13,10 @@ from typing import Literal
 from bidir_core.analyse import stats
 from bidir_core.analyse.contrasts import (
     Contrast,
+    Interaction,
     cell_title,
     contrast,
     interaction,
-    interaction_note,
 )
 from bidir_core.analyse.pairing import Metric
 from bidir_core.analyse.study import CAUSAL, Arm, Cell, Study
@@ -89,6 +89,7 @@ class Findings:
     def __init__(self, study: Study, metric: Metric = "acc", margin: float = stats.MARGIN):
         self.study, self.metric, self.margin = study, metric, margin
         self._repairs: dict[Arm, Repair] = {}
+        self._interactions: dict[Arm, Interaction | str] = {}
         self._contrasts: dict[tuple[Cell, Cell], Contrast | None] = {}
 
     def between(self, a: Cell, b: Cell) -> Contrast | None:
@@ -107,6 +108,15 @@ class Findings:
     def damage(self, regime: str | None = None) -> Contrast | None:
         return self.between(self.stage1, (self.study.base, regime or self.study.regime))
 
+    def interaction(self, arm: Arm) -> Interaction | str:
+        """The arm's interaction with its control, or what is missing for it."""
+        if arm not in self._interactions:
+            self._interactions[arm] = interaction(self.study, arm, metric=self.metric)
+        return self._interactions[arm]
+
+    def judged(self, estimate: stats.Estimate, n_seeds: int = 1) -> Judgement:
+        return judge(estimate, margin=self.margin, n_seeds=n_seeds)
+
     def repair(self, arm: Arm) -> Repair:
         """Everything that the answers need of one fine-tuned arm."""
         if arm not in self._repairs:
@@ -116,15 +126,8 @@ class Findings:
     def _repair(self, arm: Arm) -> Repair:
         study, regime = self.study, self.study.own_regime(arm)
         control = study.control_of(arm) if arm.code == "3B" else None
-        found = interaction(study, arm, metric=self.metric)
-        judged: Judgement | None = None
-        by_seed: tuple[float, ...] = ()
-        missing = ""
-        if isinstance(found, str):
-            missing = found
-        else:
-            by_seed = found[0].per_seed
-            judged = judge(found[0].estimate, margin=self.margin, n_seeds=len(by_seed))
+        found = self.interaction(arm)
+        effect = None if isinstance(found, str) else found.effect
         named = "the base model" if arm.code == "distill" else control.title if control else "3C"
         return Repair(
             arm=arm.title,
@@ -136,10 +139,10 @@ class Findings:
             control_gap=self.between((control, CAUSAL), (arm, regime)) if control else None,
             normal=self.between(self.stage1, (arm, CAUSAL)),
             control_normal=self.between((control, CAUSAL), (arm, CAUSAL)) if control else None,
-            interaction=judged,
-            interaction_by_seed=by_seed,
-            missing=missing,
-            note=interaction_note(study, arm),
+            interaction=self.judged(effect.estimate, len(effect.per_seed)) if effect else None,
+            interaction_by_seed=effect.per_seed if effect else (),
+            missing=found if isinstance(found, str) else "",
+            note="" if isinstance(found, str) else found.note,
         )
 
     def contrasts(self, *, leaky: bool = True) -> list[Contrast]:

@@ -12,14 +12,12 @@ from typing import Literal
 from bidir_core.analyse import stats
 from bidir_core.analyse.contrasts import Contrast
 from bidir_core.analyse.effects import Retention
-from bidir_core.analyse.judgement import Findings, Repair
+from bidir_core.analyse.judgement import Repair
 from bidir_core.analyse.phrases import interval_text, phrase, retention_text, size
 from bidir_core.analyse.stats import Estimate
 from bidir_core.analyse.verdict import Judgement
 from bidir_core.common import formatting
 from bidir_core.report.markdown import escape
-
-Numbers = Findings
 
 Key = Literal["better", "worse", "equivalent", "undecided", "unknown"]
 

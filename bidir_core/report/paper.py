@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from bidir_core.analyse.contrasts import cell_title, interaction, level
+from bidir_core.analyse.contrasts import cell_title, level
 from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.study import Study, ordered_cells
 from bidir_core.common import formatting
@@ -181,9 +181,10 @@ def printed_numbers(numbers: Findings) -> dict[str, str]:
             if row.p_holm:
                 add(f"{title}/{row.task}/p-holm", " / ".join(map(formatting.p_text, row.p_holm)))
     for arm in study.trained("3B", "distill"):
-        effect = interaction(study, arm, metric=numbers.metric)
-        if not isinstance(effect, str):
-            for task, estimate in {"macro": effect[0].estimate, **effect[0].per_task}.items():
+        found = numbers.interaction(arm)
+        if not isinstance(found, str):
+            by_task = {"macro": found.effect.estimate, **found.effect.per_task}
+            for task, estimate in by_task.items():
                 key = f"interaction {arm.title}/{task}"
                 add_difference(key, estimate.value, estimate, estimate.n)
     return printed

@@ -14,7 +14,6 @@ from bidir_core.analyse import stats
 from bidir_core.analyse.contrasts import (
     Contrast,
     TaskDelta,
-    interaction_runs,
     task_accuracy,
 )
 from bidir_core.analyse.judgement import Findings
@@ -23,7 +22,6 @@ from bidir_core.analyse.study import CAUSAL, Arm, Cell
 from bidir_core.analyse.verdict import Verdict
 from bidir_core.report.markdown import Column, Table
 from bidir_core.runs.curve import read_curve
-from bidir_core.runs.metrics import standard_error
 from bidir_core.runs.run import Run
 
 Status = Literal["supported", "undecided", "refuted"]
@@ -170,23 +168,23 @@ def _interaction(numbers: Findings, arm: Arm) -> Claim:
         f"Part of what {arm.title} gains over the base model under {regime} prefill is repair of "
         "the mask, not ordinary tuning."
     )
-    repair, lists = numbers.repair(arm), interaction_runs(study, arm)
-    estimate = repair.interaction.estimate if repair.interaction is not None else None
-    if repair.interaction is None or estimate is None or isinstance(lists, str):
+    found = numbers.interaction(arm)
+    if isinstance(found, str):
         cells = [study.runs(arm, regime), study.runs(arm, CAUSAL)]
         runs = tuple(run.id for by_seed in cells for run in by_seed.values())
-        quantity, reason = "interaction with the control", f"not tested: {repair.missing}"
+        quantity, reason = "interaction with the control", f"not tested: {found}"
         return Claim(statement, "undecided", quantity, INTERACTION, None, {}, runs, reason)
+    estimate = found.effect.estimate
     return Claim(
         statement,
-        status_of(repair.interaction.verdict, "higher"),
-        f"({arm.title} minus {repair.control} under {regime}) - (the same under causal)",
+        status_of(numbers.judged(estimate).verdict, "higher"),
+        f"({arm.title} minus {found.control.title} under {regime}) - (the same under causal)",
         INTERACTION,
         estimate,
         {"difference": estimate.value} | _ends(estimate),
-        tuple(dict.fromkeys(run.id for runs in lists[0] for run in runs)),
+        tuple(dict.fromkeys(run for ids in found.runs for run in ids)),
         "",
-        (*_training_cautions(numbers, len(lists[0][0])), *_fold_cautions(numbers)),
+        (*_training_cautions(numbers, len(found.effect.per_seed)), *_fold_cautions(numbers)),
     )
 
 
@@ -226,12 +224,13 @@ def _training_cautions(numbers: Findings, n_seeds: int) -> Iterator[str]:
 
 
 def above_chance(run: Run, task: str, metric: Metric) -> bool:
-    """Whether the task's accuracy leaves chance outside its normal 95 % interval."""
+    """Whether the task's accuracy leaves chance outside its 95 % interval."""
     row = ((run.metrics or {}).get("tasks") or {}).get(task) or {}
     accuracy, chance, n = task_accuracy(run, task, metric), row.get("chance"), row.get("n")
-    if accuracy is None or chance is None or not n or n < 2:
+    if accuracy is None or chance is None or not n:
         return True  # nothing speaks against it
-    return abs(accuracy - chance) > stats.Z_95 * (standard_error(accuracy, n) or 0.0)
+    level = stats.accuracy(accuracy, n)
+    return not level.low <= chance <= level.high
 
 
 def _ends(interval: stats.Estimate | None) -> dict[str, float]:

@@ -195,7 +195,7 @@ def _two_by_two(numbers: Findings) -> Section | None:
         "but the base model's own predictions, so its control is the base model.",
         tables.two_by_two_table(numbers.study, numbers.metric),
     ]
-    table = tables.interaction_table(numbers.study, numbers.metric, numbers.margin)
+    table = tables.interaction_table(numbers)
     if table:
         parts.append(table)
     for arm in numbers.study.trained("3B", "distill"):

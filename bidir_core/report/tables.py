@@ -10,15 +10,15 @@ from bidir_core.analyse.contrasts import (
     BASES,
     Contrast,
     cell_title,
-    interaction,
     items_of,
     level,
+    mean,
     task_accuracy,
 )
+from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.pairing import Metric
 from bidir_core.analyse.phrases import word
 from bidir_core.analyse.study import CAUSAL, RECIPE_FIELDS, Arm, Cell, Study, ordered_cells
-from bidir_core.analyse.verdict import judge
 from bidir_core.regimes import parse_regime
 from bidir_core.report.markdown import NOT_RUN, Column, Entry, Interval, Kind, Table
 from bidir_core.runs.curve import read_curve
@@ -206,7 +206,7 @@ def macro_table(study: Study, against_base: Mapping[Cell, Contrast]) -> Table:
         rows.append(
             [
                 ("Stage", "text", cell_title(study, (arm, regime))),
-                ("Condition", "text", CONDITIONS[arm.code][regime != CAUSAL]),
+                ("Condition", "text", _condition(arm, regime)),
                 ("Regime", "code", regime),
                 ("n", "count", acc.n if acc else None),
                 ("Seeds", "count", len(runs)),
@@ -317,10 +317,6 @@ def two_by_two_table(study: Study, metric: Metric) -> Table:
     return Table.of("two_by_two", rows)
 
 
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 # A report's tables of differences: contrasts, the tests per task, and the interaction.
 
 
@@ -375,8 +371,9 @@ def test_table(contrasts: Sequence[Contrast]) -> Table:
     return Table.of("mcnemar", rows)
 
 
-def interaction_table(study: Study, metric: Metric, margin: float) -> Table:
+def interaction_table(numbers: Findings) -> Table:
     """(arm - control under the regime) - (arm - control, causal), macro and by task."""
+    study = numbers.study
     rows: list[list[Entry]] = []
 
     def add(
@@ -402,14 +399,14 @@ def interaction_table(study: Study, metric: Metric, margin: float) -> Table:
         )
 
     for arm in study.trained("3B", "distill"):
-        result = interaction(study, arm, metric=metric)
+        result = numbers.interaction(arm)
         if isinstance(result, str):
             add(arm, None, "macro", None, None, result)
             continue
-        effect, control = result
+        effect, control = result.effect, result.control.title
         seeds = ", ".join(f"{100 * seed:+.1f}" for seed in effect.per_seed)
         for task, estimate in {"macro": effect.estimate, **effect.per_task}.items():
-            verdict = word(judge(estimate, margin=margin))
+            verdict = word(numbers.judged(estimate))
             add(arm, control, task, estimate, seeds if task == "macro" else None, verdict)
     return Table.of("interaction", rows)
 

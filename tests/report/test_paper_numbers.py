@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from bidir_core.analyse import effects, stats
-from bidir_core.analyse.contrasts import cell_title, interaction_runs
+from bidir_core.analyse.contrasts import cell_title, interaction
 from bidir_core.analyse.effects import Retention, above_floor_retention
 from bidir_core.report.paper import write_paper
 from bidir_core.report.report import build_report
@@ -168,8 +168,8 @@ def recomputed(root: Path, report) -> dict[str, list[float]]:
                     values = [getattr(one, part) for one in kept]
                     out[f"{key}/kept-above-{name}/{part}"] = [float(100 * over(values))]
     for arm in study.trained("3B", "distill"):
-        chosen = interaction_runs(study, arm)
-        lists = [] if isinstance(chosen, str) else [[run.id for run in runs] for runs in chosen[0]]
+        chosen = interaction(study, arm)
+        lists = [] if isinstance(chosen, str) else [list(ids) for ids in chosen.runs]
         if lists and again.has_items([run for runs in lists for run in runs]):
             for task, found in again.interaction(lists).items():
                 put(f"interaction {arm.title}/{task}", found.value, found.low, found.high, found.n)
