@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
+from bidir_core.analyse import stats
 from bidir_core.common.errors import UserError
 from bidir_core.data import item_texts
 from bidir_core.data.answer_positions import ONE_SIDED
@@ -88,12 +88,12 @@ def _percent(value: float | None) -> float | None:
 
 
 def _half_width(run: RunInfo) -> float | None:
-    """Half of the macro accuracy's own 95 % interval, in points: 1.96 x its standard error."""
-    errors = [row.get("acc_stderr") for row in run.tasks.values()]
-    known = [float(error) for error in errors if error is not None]
-    if not known or len(known) < len(errors):
+    """Half of the macro accuracy's own 95 % interval, in points."""
+    known = [row for row in run.tasks.values() if row.get("n") and row.get("acc") is not None]
+    if not known or len(known) < len(run.tasks):
         return None
-    return 196 * math.sqrt(math.fsum(error**2 for error in known)) / len(known)
+    level = stats.macro_delta([stats.accuracy(float(row["acc"]), int(row["n"])) for row in known])
+    return 50 * (level.high - level.low)
 
 
 def _width(texts: pd.Series, least: int = 104, most: int = 280) -> int:

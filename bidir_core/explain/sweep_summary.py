@@ -186,12 +186,12 @@ class Sweep:
 
 
 def _half_width(outcomes: Outcomes, slug: str, half: str | None) -> float | None:
-    """Half of the macro accuracy's own 95 % interval (normal, tasks independent)."""
+    """Half of the macro accuracy's own 95 % interval."""
     tasks = list(outcomes.split(slug, outcomes.mask(slug, half=half)).values())
-    if not tasks or any(len(right) < 2 for right in tasks):
+    if not tasks or not all(map(len, tasks)):
         return None
-    variance = math.fsum(right.mean() * (1 - right.mean()) / (len(right) - 1) for right in tasks)
-    return stats.Z_95 * math.sqrt(variance) / len(tasks)
+    level = stats.macro_delta([stats.accuracy(float(one.mean()), len(one)) for one in tasks])
+    return (level.high - level.low) / 2
 
 
 def _number(value: float) -> float | None:

@@ -15,15 +15,6 @@ Metric = Literal["acc", "acc_norm"]
 METRICS: tuple[Metric, ...] = ("acc", "acc_norm")
 # lm-eval scores these by acc only; their acc_norm is null and repeats acc in the macro.
 NO_NORM_TASKS = frozenset({"winogrande"})
-METRIC_COLUMNS = (
-    "task",
-    "gold",
-    "ll",
-    "n_continuation_tokens",
-    "correct",
-    "correct_norm",
-    "error",
-)
 
 
 def choice_probabilities(ll: pa.ChunkedArray | pa.Array, gold: np.ndarray) -> np.ndarray:

@@ -38,8 +38,6 @@ Mixture = Literal["near", "far", "farther"]
 
 MIXTURES: tuple[Mixture, ...] = ("near", "far", "farther")
 
-EVALUATION_TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")
-
 NOT_IN_FAR = ("openbookqa", "sciq", "csqa", "socialiqa", "medmcqa", "medqa")
 
 NOT_IN_FARTHER = (*NOT_IN_FAR, "boolq")
