@@ -241,7 +241,7 @@ Standing = Literal["most", "little", "undecided"]
 
 STORY = "the damage comes from the first token looking ahead"
 
-# After a control with this outcome the story is ..
+# What is said of the story after a control with this outcome.
 OUTCOME_WORDS: Mapping[Outcome, str] = {
     "supports": "not refuted",
     "refutes": "refuted",
@@ -327,14 +327,8 @@ def _kept(causal: Run, plain: Run, floor: Run) -> Retention:
     return above_floor_retention(parts[0], parts[1], parts[2])
 
 
-SAME = (
-    "model",
-    "revision",
-    "checkpoint",
-    "chat_template",
-    "bos",
-    "repeat_prompt",
-)  # settings, of one model and prompt
+# Settings that must agree for two runs to be of one model and one way of making prompts.
+SAME = ("model", "revision", "checkpoint", "chat_template", "bos", "repeat_prompt")
 
 R = TypeVar("R", bound="Recorded")
 

@@ -227,13 +227,14 @@ def _choose(
     )
     if sampling.temperature == 0:
         return Step(top[0], top)
-    # From the best one down: divided by next to nothing, logits themselves would be infinite.
+    # The best logit is subtracted first: divided by a tiny temperature, it would overflow.
     probs = ((logits - logits.max()) / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
         ordered, index = probs.sort(descending=True, stable=True)
         beyond = ordered.cumsum(-1) - ordered >= sampling.top_p  # the first is always kept
         probs[index[beyond]] = 0
-    # A race of exponential clocks draws from probs, and the same clocks serve every regime.
+    # The token with the smallest exponential clock / prob is a draw from probs. Every regime gets
+    # the same clocks, so that draws differ only where probabilities do.
     clocks = torch.empty_like(probs).exponential_(generator=luck)
     return Step(_candidate(loaded, logprobs, int((probs / clocks).argmax())), top)
 

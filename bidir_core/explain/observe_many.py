@@ -78,7 +78,7 @@ def _observe_all(
             if not path.exists():
                 files.write_arrays(path, _observe_item(loaded, regimes, encoded, check=number == 0))
                 progress.advance(1)
-    finally:  # also where it is stopped: the status then counts every item that is there
+    finally:  # also when stopped, so that the status counts every item that was written
         progress.close()
 
 

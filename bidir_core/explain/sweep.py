@@ -170,7 +170,7 @@ def _run_point(
         if compact:
             rows = [{**row, **dict.fromkeys(("contexts", "continuations"))} for row in rows]
         write_texts(to_table(rows), sweep.path / texts)
-    known = Run(run.path)  # a fresh look: what exists now
+    known = Run(run.path)  # read again: the folder may have been written since
     if known.config and known.state != "corrupt":
         writer, before = RunWriter.resume(known), known.status.get("cost")
     else:

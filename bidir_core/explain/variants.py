@@ -33,10 +33,11 @@ from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import CAUSAL, Regime
 from bidir_core.train.student import Student
 
-# Tokens that leave the last layer together: more share more, until they no longer fit a cache.
+# Most tokens in one batch at the last layer. A larger batch shares more of the computation, until
+# its hidden states no longer fit the cache.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 8192}
 
-# Tokens that are in a layer together: fewer stay in a CPU's cache from one operation to the next.
+# Most tokens that run through a layer at once: so few stay in a CPU's cache between operations.
 PIECE_TOKENS = {"cpu": 512}
 
 
@@ -130,7 +131,7 @@ class VariantScorer:
                 raise ValueError(f"a variant has {len(variant)} rules, not {self.loaded.n_layers}")
             same.setdefault(variant, []).append(index)
         rank = {rule: i for i, rule in enumerate(dict.fromkeys(r for v in same for r in v))}
-        # Side by side stand those that part late: they share most.
+        # Variants that differ only in late layers become neighbours, since they share most.
         ordered = sorted(same, key=lambda variant: [rank[rule] for rule in variant])
         for start in range(0, len(ordered), self.rows):
             chunk = ordered[start : start + self.rows]

@@ -117,7 +117,7 @@ def investigate(
     grid = dict(zip(LAMBDA_GRID, map(point, ll["lambda"]), strict=True))
     grid[1.0] = point(ll["ends"][1])
     strengths = _find_lambda(scorer, opened, regime, before, grid, point, counted)
-    advance(total - spent, total)  # rounds that there was no need for
+    advance(total - spent, total)  # rounds that were not needed count as done
     context = encoded.item.gold if len(encoded.prefixes) > 1 else 0
     result = {
         "task": encoded.item.task,
@@ -158,7 +158,7 @@ def _spans(
     """Ranges of prompt tokens to put back, and whether any token in each looks ahead at all."""
     n = max(len(prefix) for prefix in encoded.prefixes)
     width = math.ceil((n - 1) / (MAX_TOKEN_SPANS - 1)) if n > MAX_TOKEN_SPANS else 1
-    starts = [0, *range(1, n, width)]  # the first token, the usual suspect, stays by itself
+    starts = [0, *range(1, n, width)]  # the first token, which matters most often, stays by itself
     ends = [*(start - 1 for start in starts[1:]), n - 1]
     open_rule = next(rule for rule in opened if rule.regime.bidirectional)
     return [

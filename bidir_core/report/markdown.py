@@ -174,7 +174,7 @@ def cell_text(value: Any, column: Column) -> str:
         return column.absent
     kind = column.kind
     if isinstance(value, str) or kind in ("text", "code"):
-        return " ".join(str(value).split())  # or a word where a number would stand: "not run"
+        return " ".join(str(value).split())  # also a word in a number's place, such as "not run"
     if kind == "interval":
         return interval_text(value)
     if kind == "spread":

@@ -22,7 +22,7 @@ from bidir_core.analyse.verdict import Judgement
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.report.paper_claims import METRICS
-from bidir_core.runs.curve import read_curve
+from bidir_core.report.tables import curve_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -206,20 +206,22 @@ def two_by_two(numbers: Findings) -> Figure | None:
 
 def curve(numbers: Findings) -> Figure | None:
     """Quick evaluations along the training, a panel for each regime; a band over the seeds."""
-    lines = {
-        arm: points
-        for arm, by_seed in numbers.study.finetunes.items()
-        if not arm.leaky and (points := _curve_points([run.path for run in by_seed.values()]))
-    }
-    if not lines:
+    table = curve_table(numbers.study)
+    if not table:
         return None
-    regimes = list(dict.fromkeys(regime for points in lines.values() for regime in points))
-    regimes.sort(key=lambda regime: regime == CAUSAL)
+    names = [column.name for column in table.columns]
+    points = [dict(zip(names, row, strict=True)) for row in table.rows]
+    arms = {arm.title: arm for arm in numbers.study.finetunes}
+    regimes = sorted(
+        {point["Regime"] for point in points}, key=lambda regime: (regime == CAUSAL, regime)
+    )
     figure = _new_figure(2.6)
     panels = figure.subplots(1, len(regimes), sharey=True, squeeze=False)[0]
     for axes, regime in zip(panels, regimes, strict=True):
-        for arm, points in lines.items():
-            _curve_line(axes, arm, points.get(regime, {}))
+        for title, arm in arms.items():
+            mine = [p for p in points if (p["Arm"], p["Regime"]) == (title, regime)]
+            if mine:
+                _curve_line(axes, arm, sorted(mine, key=lambda point: point["Step"]))
         axes.set_title(shorten(regime), loc="left")
         axes.set_xlabel("steps")
         axes.grid(axis="y", color=FAINT, linewidth=0.5)
@@ -229,26 +231,13 @@ def curve(numbers: Findings) -> Figure | None:
     return figure
 
 
-def _curve_points(folders: Sequence[Path]) -> dict[str, dict[int, list[float]]]:
-    """regime -> step -> macro accuracy, one value a seed."""
-    points: dict[str, dict[int, list[float]]] = {}
-    for line in (line for folder in folders for line in read_curve(folder)):
-        evals = line.get("evals")
-        for regime, row in evals.items() if isinstance(evals, dict) else ():
-            if isinstance(row, dict) and isinstance(row.get("acc"), int | float):
-                by_step = points.setdefault(regime, {})
-                by_step.setdefault(int(line.get("step", 0)), []).append(float(row["acc"]))
-    return points
-
-
-def _curve_line(axes: Axes, arm: Arm, by_step: Mapping[int, list[float]]) -> None:
-    if not by_step:
-        return
-    steps = sorted(by_step)
-    means = [sum(by_step[step]) / len(by_step[step]) for step in steps]
+def _curve_line(axes: Axes, arm: Arm, points: Sequence[Mapping[str, Any]]) -> None:
+    """``points``: rows of the report's curve table, of one arm and regime, by step."""
+    steps, means = [p["Step"] for p in points], [p["Macro acc"] for p in points]
     axes.plot(steps, means, markersize=3.5, linewidth=1, **_look(arm))
-    if any(len(values) > 1 for values in by_step.values()):
-        low, high = [min(by_step[step]) for step in steps], [max(by_step[step]) for step in steps]
+    spreads = [p["Seeds low to high"] or (p["Macro acc"], p["Macro acc"]) for p in points]
+    low, high = zip(*spreads, strict=True)
+    if low != high:
         axes.fill_between(steps, low, high, color=_look(arm)["color"], alpha=0.15, linewidth=0)
 
 

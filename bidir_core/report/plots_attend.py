@@ -215,7 +215,7 @@ def weights(
             (float(_signed_log(np.array(d))), f"{100 * d:+g}" if d else "0")
             for d in (-1, -0.1, -0.01, 0, 0.01, 0.1, 1)
         ]
-    # One byte a cell is all the colours there are, and a quarter of the page's weight.
+    # One byte a cell: as many levels as the scale has colours, in a quarter of the bytes.
     level = 1 + 254 * (np.clip(z, low, high) - low) / (high - low)
     figure.add_heatmap(
         z=np.where(allowed, level.round(), 0).astype(np.uint8),
@@ -377,7 +377,7 @@ def _token_axes(
             notes.append(note | across)
             if rows:
                 notes.append(note | {"y": position, "xref": "paper", "x": 0, "xanchor": "right"})
-        # All at once: one by one takes Plotly half a second.
+        # In one update: one by one takes Plotly half a second.
         figure.update_layout(annotations=[*figure.layout.annotations, *notes])
 
 

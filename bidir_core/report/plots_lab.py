@@ -18,7 +18,7 @@ SERIES = ((BLUE, "circle"), (RED, "square"), (GREEN, "diamond"), (GREY, "triangl
 
 HEIGHT, LEFT, RIGHT = 300, 58, 104  # the same margins, so that charts of layers line up
 
-# Lower than causal is orange, higher is green; the middle is the page itself.
+# Lower than causal is orange, higher is green; in the middle the page shows through.
 DIVERGING = [[0.0, RED], [0.5, "rgba(127,127,127,0.10)"], [1.0, GREEN]]
 
 
