@@ -304,16 +304,14 @@ def find_run_of(
     stages: Sequence[Stage],
     runs: Mapping[str, Run],
     known: Known,
-    config: PipelineConfig | EvalConfig,
-    *,
-    named: str | None = None,
+    config: PipelineConfig,
 ) -> Run | None:
     """The newest finished run of a stage, else the newest one that can be resumed, else None.
 
     ``runs``: the finished stages so far, for the checkpoints they made. ``config`` says where runs
-    are; ``named`` takes runs of that name only. A run of other weights,
-    other items or another dtype is not this stage's, whatever its settings say. A fine-tune whose
-    checkpoint is gone stands only if everything that would evaluate it is there.
+    are. A run of other weights, other items or another dtype is not this stage's, whatever its
+    settings say. A fine-tune whose checkpoint is gone stands only if everything that would evaluate
+    it is there.
     """
     trained = runs.get(stage.trained_by) if stage.trained_by else None
     if stage.trained_by and trained is None:
@@ -326,9 +324,7 @@ def find_run_of(
     fitting = [
         run
         for run in list_runs(roots_of(config))
-        if run.stage == folder
-        and named in (None, run.name)
-        and is_run_of(run, stage, trained, known)
+        if run.stage == folder and is_run_of(run, stage, trained, known)
     ]
     for states in (("done",), ("running",), _RESUMABLE):
         for run in fitting:  # newest first
