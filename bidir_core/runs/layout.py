@@ -33,8 +33,6 @@ FINETUNE_DIRS = {
 
 EVAL_DIRS = (STAGE1, STAGE2, STAGE4, NONPREFILL)
 
-STAGE_DIRS = (*EVAL_DIRS, *FINETUNE_DIRS.values(), LAB)
-
 COMMITTED_RUNS = Path(__file__).resolve().parents[2] / "runs"
 
 _FOLDER = re.compile(r"\d{8}-\d{6}(-\d+)?(_[A-Za-z0-9][A-Za-z0-9._-]*)?")

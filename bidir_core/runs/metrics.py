@@ -14,15 +14,6 @@ from bidir_core.runs.records import to_table
 METRICS = ("acc", "acc_norm")
 # lm-eval scores these by acc only; their acc_norm is null and repeats acc in the macro.
 NO_NORM_TASKS = frozenset({"winogrande"})
-METRIC_COLUMNS = (
-    "task",
-    "gold",
-    "ll",
-    "n_continuation_tokens",
-    "correct",
-    "correct_norm",
-    "error",
-)
 
 
 def choice_probabilities(ll: pa.ChunkedArray | pa.Array, gold: np.ndarray) -> np.ndarray:

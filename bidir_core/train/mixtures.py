@@ -38,8 +38,6 @@ Mixture = Literal["near", "far", "farther"]
 
 MIXTURES: tuple[Mixture, ...] = ("near", "far", "farther")
 
-EVALUATION_TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")
-
 NOT_IN_FAR = ("openbookqa", "sciq", "csqa", "socialiqa", "medmcqa", "medqa")
 
 NOT_IN_FARTHER = (*NOT_IN_FAR, "boolq")
@@ -104,11 +102,6 @@ def without_duplicates(samples: list[Sample]) -> list[Sample]:
 def in_other_words(prompt: str) -> str:
     """The prompt without the wording of the evaluation tasks' templates."""
     return _EVALUATION_WORDS.sub(lambda match: _OTHER_WORDS[match[1]], prompt)
-
-
-def has_evaluation_template(prompt: str) -> bool:
-    """Whether a line of the prompt starts as PIQA's or ARC's templates do."""
-    return bool(_EVALUATION_WORDS.search(prompt))
 
 
 def _pairs(task_folder: Path) -> Iterator[tuple[str, str]]:

@@ -250,12 +250,6 @@ def other_runs(rows: Sequence[tuple[str, Record | None, bool]], pred: str) -> Ht
     return widgets.table(("Run", "Choice", "", "Margin, nats"), cells, left=(0,))
 
 
-def visible_text(record: Record, limit: int = 120) -> str:
-    """The end of the prompt, where the question is, cut for tables and titles."""
-    contexts = record["contexts"] or [""]
-    return item_texts.visible(fmt.clip(contexts[0], limit))
-
-
 # The Item page's top bar: where the item stands in the filter, keys to move, a link to copy.
 
 

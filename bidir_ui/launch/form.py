@@ -181,11 +181,6 @@ class Preset:
     fixed: tuple[tuple[str, str], ...] = ()
     begins: tuple[tuple[str, str], ...] = ()  # its own defaults
 
-    @property
-    def scores_items(self) -> bool:
-        """Whether it works on the tasks' items; training and the probe have texts of their own."""
-        return self.command in ("eval", "pipeline", "lab")
-
 
 _EVAL = ("model", "limit", "device")
 
