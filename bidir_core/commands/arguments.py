@@ -10,6 +10,7 @@ from typing import Any
 from bidir_core.common.errors import UserError
 from bidir_core.common.launch import is_helper
 from bidir_core.common.settings import flag_of, parse_value
+from bidir_core.jobs.doctor import layer_rate
 from bidir_core.jobs.estimate import estimated, to_text
 
 
@@ -103,8 +104,8 @@ def _argument(spec: Field[Any]) -> Any:
 
 def estimate_command(config: Any, n_devices: int = 0) -> int:
     """Print the estimate of a command's configuration, on so many devices; always returns 0."""
-    found = estimated(config, n_devices)
-    if found.seconds is None:
+    found = estimated(config, n_devices, layer_rate=layer_rate)
+    if found.memory_bytes is None:
         raise UserError(
             f"{found.basis[0]}: name it with its size (such as owner/name-3B), or give its folder"
         )

@@ -13,7 +13,14 @@ from bidir_core.data.items import Item
 from bidir_core.evaluate import evaluate
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.scoring import ScoringPlan, plan_scoring
-from bidir_core.explain.sweep_points import SINK, Condition, LabConfig, Point, condition_of
+from bidir_core.explain.sweep_points import (
+    SINK,
+    Condition,
+    LabConfig,
+    Point,
+    condition_of,
+    control_points,
+)
 from bidir_core.models import loading
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
@@ -22,29 +29,17 @@ ITEMS_PER_TASK = 5  # for the attention that triviality looks at
 
 ATTENTION_FILE = "attention.json"
 
-REFERENCES = (str(CAUSAL), str(BIDIRECTIONAL), str(SINK))
-
 
 def plan(prompts: Prompts) -> tuple[list[Point], list[str]]:
     """The points that the controls need, and a note for each that this model does not allow."""
-    usual, notes = prompts.usual, []
-    middle = middle_token(prompts)
-    regimes = [
-        str(SINK), "bidirectional:rows=0-0", f"bidirectional:skip={middle}",
-        f"bidirectional:self={middle}", "bidirectional:tail=1",
-    ]  # fmt: skip
-    points = [Point(regime, usual) for regime in regimes]
-    points += [Point(str(BIDIRECTIONAL), usual, patch) for patch in ("keys=0", "values=0")]
+    allowed, notes = [], []
     for condition in _conditions(prompts):
         try:
             prompts.of(condition)
+            allowed.append(condition)
         except UserError as error:
-            notes.append(f"no control with {condition.words(usual)}: {error}")
-            continue
-        points += [Point(regime, condition) for regime in REFERENCES]
-    if usual.context == "full":
-        points.append(Point(str(CAUSAL), usual._replace(context="none")))
-    return points, notes
+            notes.append(f"no control with {condition.words(prompts.usual)}: {error}")
+    return control_points(prompts.usual, middle_token(prompts), allowed), notes
 
 
 def middle_token(prompts: Prompts) -> int:

@@ -258,3 +258,51 @@ def lay_out(
     for point in points:
         found.setdefault(point.key, point)
     return list(found.values())
+
+
+def control_points(usual: Condition, middle: int, conditions: Iterable[Condition]) -> list[Point]:
+    """The points that the controls need; ``middle``: the placebo's token.
+
+    ``conditions``: other ways to make the prompt, as far as the model allows them.
+    """
+    regimes = (
+        str(SINK),
+        "bidirectional:rows=0-0",
+        f"bidirectional:skip={middle}",
+        f"bidirectional:self={middle}",
+        "bidirectional:tail=1",
+    )
+    points = [Point(regime, usual) for regime in regimes]
+    points += [Point(str(BIDIRECTIONAL), usual, patch) for patch in ("keys=0", "values=0")]
+    references = (str(CAUSAL), str(BIDIRECTIONAL), str(SINK))
+    points += [Point(regime, condition) for condition in conditions for regime in references]
+    if usual.context == "full":
+        points.append(Point(str(CAUSAL), usual._replace(context="none")))
+    return points
+
+
+def planned_points(config: LabConfig, n_layers: int | None) -> list[Point] | None:
+    """The points that a sweep would run, at most, told before the model is loaded.
+
+    Controls with a BOS token or a chat template fall away for a model that has none. None if the
+    number of layers is needed and not known. UserError for layers the model does not have.
+    """
+    if n_layers is None:
+        if any(map(_needs_layers, config.sweeps)):
+            return None
+        n_layers = _ANY_LAYERS
+    usual, controls = condition_of(config), []
+    if config.controls:
+        others = usual._replace(bos="add"), usual._replace(chat_template=not usual.chat_template)
+        controls = control_points(usual, 2, others)
+    return lay_out(usual, expand(config.sweeps, n_layers), controls)
+
+
+_ANY_LAYERS = 10_000  # of a model whose number of layers does not matter
+
+
+def _needs_layers(sweep: Sweep) -> bool:
+    """Whether it names families of layers, which make as many points as there are layers."""
+    axes = (axis for product in sweep.products for axis in product if axis.dial == "layers")
+    families = ("windows:", "prefixes", "suffixes")
+    return any(value.startswith(families) for axis in axes for value in axis.values)

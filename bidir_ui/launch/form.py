@@ -12,8 +12,8 @@ from bidir_core.common.settings import command_line, parse_value
 from bidir_core.data import tasks
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate.config import EvalConfig, ProbeConfig
-from bidir_core.explain.sweep_points import LabConfig
-from bidir_core.jobs.estimate import layers_of, planned_points
+from bidir_core.explain.sweep_points import LabConfig, planned_points
+from bidir_core.jobs.estimate import layers_of
 from bidir_core.jobs.pipeline_config import PUBLISHED, PipelineConfig, from_preset
 from bidir_core.train.config import OBJECTIVES, FinetuneConfig
 

@@ -22,7 +22,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.settings import from_json, to_json
 from bidir_core.evaluate import evaluate, scoring
 from bidir_core.evaluate.config import EvalConfig
-from bidir_core.explain import sweep as lab_run_sweep
+from bidir_core.explain import control_points
 from bidir_core.explain.controls import OUTCOME_WORDS
 from bidir_core.explain.sweep import summarise
 from bidir_core.explain.sweep_points import LabConfig, expand, parse_sweep
@@ -296,7 +296,7 @@ def test_a_failed_point_stops_the_sweep_and_can_be_gone_on_with(
     asked = []
     plan = scoring.plan_scoring
     monkeypatch.setattr(
-        lab_run_sweep, "plan_scoring",
+        control_points, "plan_scoring",
         lambda *a, batch_tokens, **k: (asked.append(batch_tokens), plan(*a, batch_tokens=batch_tokens, **k))[1],
     )  # fmt: skip
     assert main(["lab", "--resume", run.id]) == 0
