@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field
 from typing import Any
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.launch import is_helper
-from bidir_core.common.settings import flag_of, parse_value
+from bidir_core.common.settings import flag_of, parse_value, settings_of
 from bidir_core.jobs.doctor import layer_rate
 from bidir_core.jobs.estimate import estimated, to_text
 
@@ -68,7 +68,7 @@ def add_pairing(parser: argparse.ArgumentParser) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
     """Add one argument per field. Arguments not given stay absent from the parsed namespace."""
-    for spec in fields(config_class):
+    for spec in settings_of(config_class):
         if not spec.metadata["cli"]:
             continue
         kind, help_text = str(spec.type), spec.metadata["help"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields, replace
+from dataclasses import Field, dataclass, replace
 from typing import Any
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.settings import command_line, parse_value
+from bidir_core.common.settings import command_line, parse_value, settings_of
 from bidir_core.data import tasks
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate.config import EvalConfig, ProbeConfig
@@ -66,7 +66,7 @@ class Draft:
 
     @property
     def specs(self) -> dict[str, Field[Any]]:
-        return {spec.name: spec for spec in fields(CLASSES[self.preset.command])}
+        return {spec.name: spec for spec in settings_of(CLASSES[self.preset.command])}
 
     def check(self, given: Mapping[str, str]) -> Form:
         """The form with these settings, ready to start or with what is wrong."""

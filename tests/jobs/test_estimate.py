@@ -78,6 +78,7 @@ def test_tokens_are_those_that_a_run_computes(config, runs_dir, tmp_path, regime
     assert counted.predicted == pytest.approx(cost["continuation_tokens"])
     assert evaluation_work(replace(asked, limit=5)).items == 10
     assert evaluation_work(replace(asked, context="none")).tokens < counted.tokens
+    assert evaluation_work(replace(asked, repeat_prompt=2)).tokens > 1.5 * counted.tokens
 
 
 def test_samples_are_counted_as_they_are_trained(tune):

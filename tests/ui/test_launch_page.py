@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
 
 from bidir_core import cli, jobs
+from bidir_core.common.settings import settings_of
 from bidir_core.data import assets
 from bidir_core.evaluate.config import EvalConfig, ProbeConfig
 from bidir_core.explain.sweep_points import LabConfig
@@ -291,7 +292,7 @@ def test_read_only_is_closed(root, monkeypatch):
 def test_a_setting_of_every_config_has_a_widget():
     """New fields appear by themselves: the form is made from the dataclasses."""
     for preset in PRESETS.values():
-        names = {spec.name for spec in fields(CLASSES[preset.command])}
+        names = {spec.name for spec in settings_of(CLASSES[preset.command])}
         assert {*preset.front, *dict(preset.fixed)} <= names
 
 
