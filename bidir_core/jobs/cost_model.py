@@ -74,7 +74,7 @@ def shape_of(model: str) -> Shape | None:
     """
     if model in KNOWN:
         return KNOWN[model]
-    folder = Path(model).expanduser()
+    folder = assets.find(model).folder if model in EMBEDDED_MODELS else Path(model).expanduser()
     if folder.is_dir():
         return _shape_of_folder(folder)
     path = _in_hub_cache(model, "config.json")

@@ -189,9 +189,7 @@ def test_the_pipeline_does_not_take_an_imported_run_for_its_own(ours, tmp_path):
 
     export_run(ours, tmp_path / "out")
     back = Run(import_results(tmp_path / "out", runs_dir=tmp_path / "runs").path)
-    known = Known(
-        ours.config["model_fingerprint"], ours.config["data_fingerprint"], "float32", "cpu"
-    )
+    known = Known(ours.config["model_fingerprint"], ours.config["data_fingerprint"], "float32")
     stage = Stage("stage1", "", from_json(EvalConfig, ours.settings))
     assert is_run_of(ours, stage, None, known)
     assert not is_run_of(back, stage, None, known)
