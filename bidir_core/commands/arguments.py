@@ -10,8 +10,6 @@ from typing import Any
 from bidir_core.common.errors import UserError
 from bidir_core.common.launch import is_helper
 from bidir_core.common.settings import flag_of, parse_value, settings_of
-from bidir_core.jobs.doctor import layer_rate
-from bidir_core.jobs.estimate import estimated, to_text
 
 
 def given_in(parsed: argparse.Namespace, *leave_out: str) -> dict[str, Any]:
@@ -104,6 +102,10 @@ def _argument(spec: Field[Any]) -> Any:
 
 def estimate_command(config: Any, n_devices: int = 0) -> int:
     """Print the estimate of a command's configuration, on so many devices; always returns 0."""
+    # Here, since other commands should not wait for what these import.
+    from bidir_core.jobs.doctor import layer_rate
+    from bidir_core.jobs.estimate import estimated, to_text
+
     found = estimated(config, n_devices, layer_rate=layer_rate)
     if found.memory_bytes is None:
         raise UserError(

@@ -269,12 +269,10 @@ def _seconds(
     else:
         timed = place.layer_rate(shape, place.device, dtype) if place.layer_rate else None
         if timed is None:
-            return Told(
-                None,
-                None,
-                None,
-                f"speed: not known until a run has finished here on {place.device}",
-            )
+            why = f"speed: not known until a run has finished here on {place.device}"
+            if place.layer_rate is None:
+                why += " (--estimate in a terminal tries a layer)"
+            return Told(None, None, None, why)
         rate, why = timed, "speed: one layer of this width timed here just now"
     if work is None:
         return Told(None, None, None, why)

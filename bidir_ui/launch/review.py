@@ -93,10 +93,11 @@ def review(form: Form, found: Estimate, runs: tuple[RunInfo, ...]) -> None:
     widgets.note("How this is known: " + "; ".join(found.basis) + ".")
     if found.device == "cpu" and found.memory_bytes and found.memory_bytes > free:
         widgets.banner(
-            "error", "More memory than is free",
+            "error",
+            "More memory than is free",
             f"It may be killed: it needs about {size(found.memory_bytes)} and {size(free)} are "
             "free. Use a smaller model or batch, or close something.",
-        )  # fmt: skip
+        )
 
     for caution in cautions(form.config, runs):
         widgets.banner("info", *caution)
@@ -182,9 +183,12 @@ def confirm(
     total = sum(one.n_bytes for one in missing)
     label = f"Fetch {size(total)} and start" if missing else "Start"
     if st.button(
-        label, type="primary", key="launch-confirm", on_click=start,
+        label,
+        type="primary",
+        key="launch-confirm",
+        on_click=start,
         args=(form, words, key, None if dry else made),
-    ):  # fmt: skip
+    ):
         st.rerun()
 
 

@@ -146,8 +146,9 @@ def test_results_of_a_sweep_open_in_the_lab_and_those_of_a_probe_are_said(root):
     line = ("lab", "--model", MODEL, "--limit", "2", "--sweep", "sink=1")
     swept = fake(root, 1, words=line, stored_state="done", started=1.0, finished=60.0)
     (swept.folder / "runs.txt").write_text(f"{sweep.path}\n")
-    asked = fake(root, 2, words=("probe", "--model", MODEL), stored_state="done", started=1.0,
-                 finished=9.0)  # fmt: skip
+    asked = fake(
+        root, 2, words=("probe", "--model", MODEL), stored_state="done", started=1.0, finished=9.0
+    )
     asked.log.write_text(f"pass  layers: all\npassed: {MODEL} under bidirectional\n")
     app = open_page(PAGE)
     assert not app.exception
