@@ -21,6 +21,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from bidir_core.common.errors import UserError
 from bidir_core.data import assets
 from bidir_core.data.assets import EMBEDDED_MODEL, EMBEDDED_MODELS
@@ -29,7 +32,7 @@ from bidir_core.evaluate.config import AUTO_BATCH_TOKENS, EvalConfig
 from bidir_core.models.weight_files import read_tensors
 from bidir_core.regimes import parse_regime
 from bidir_core.train.config import MICRO_TOKENS, FinetuneConfig
-from bidir_core.train.mixtures import MIXTURES, read_mixture
+from bidir_core.train.mixtures import MIXTURES, outline
 
 # What a model is made of, as far as it can be known without its weights.
 
@@ -264,31 +267,30 @@ def training_work(config: FinetuneConfig) -> Work:
     stamp = 0.0 if embedded else os.path.getmtime(config.data)
     lengths = _sample_lengths(config.data, columns, stamp, tokenizer)
     if config.over_long == "drop":
-        lengths = [pair for pair in lengths if sum(pair) <= config.max_tokens]
-    if not lengths:
+        lengths = lengths[lengths["total"] <= config.max_tokens]
+    if lengths.empty:
         raise UserError(f"--data {config.data}: no sample of it can be used")
+    kept = lengths[["total", "answer"]].clip(upper=config.max_tokens)
+    total, answer = np.average(kept, axis=0, weights=lengths["weight"])
     n_samples = config.steps * config.batch_samples
-    each = n_samples / len(lengths)
-    tokens = sum(min(prompt + answer, config.max_tokens) for prompt, answer in lengths)
-    predicted = sum(min(answer, config.max_tokens) for _, answer in lengths)
-    return Work(n_samples, each * tokens, each * predicted, config.steps, remark)
+    return Work(n_samples, n_samples * total, n_samples * answer, config.steps, remark)
 
 
 @lru_cache(maxsize=8)
 def _sample_lengths(
     data: str, columns: tuple[str, str, str | None], stamp: float, tokenizer: str
-) -> list[tuple[int, int]]:
-    """Tokens of prompt and response, of samples spread over the data."""
+) -> pd.DataFrame:
+    """Samples spread over the data: ``total`` and ``answer`` tokens, and how many each stands for."""
     if data in MIXTURES:
-        samples = read_mixture(data, assets.mixture_dir())  # type: ignore[arg-type]
-        pairs = [(one.prompt, one.response) for one in samples]
+        pairs = outline(data, assets.mixture_dir())  # type: ignore[arg-type]
     else:
-        pairs = _jsonl_pairs(Path(data), columns)
-    pairs = pairs[:: max(1, len(pairs) // SAMPLED)]
+        rows = _jsonl_pairs(Path(data), columns)
+        pairs = dict.fromkeys(rows[:: max(1, len(rows) // SAMPLED)], 1.0)
     encode = _read_tokenizer(tokenizer).encode_batch_fast
-    prompts = [len(one.ids) for one in encode([prompt for prompt, _ in pairs])]
-    wholes = [len(one.ids) + 1 for one in encode([prompt + answer for prompt, answer in pairs])]
-    return [(n_prompt, n - n_prompt) for n_prompt, n in zip(prompts, wholes, strict=True)]
+    prompts = np.array([len(one.ids) for one in encode([prompt for prompt, _ in pairs])])
+    total = np.array([len(one.ids) + 1 for one in encode([p + answer for p, answer in pairs])])
+    weights = np.array(list(pairs.values()))
+    return pd.DataFrame({"total": total, "answer": total - prompts, "weight": weights})
 
 
 def _jsonl_pairs(path: Path, columns: tuple[str, str, str | None]) -> list[tuple[str, str]]:
