@@ -3,19 +3,16 @@
 Operations are counted (:mod:`bidir_core.jobs.cost_model`) and divided by the rate that finished runs
 reached on this machine. Each of those runs, told from the others, says how far off that is: the
 range. Without any, a command line times one layer for a second (:func:`bidir_core.jobs.doctor.layer_rate`);
-the app, which never loads torch, says that the time is not known yet. :func:`outcome` says
-afterwards how good an estimate was.
+the app, which never loads torch, says that the time is not known yet. :func:`bidir_core.jobs.history.outcome`
+says afterwards how good an estimate was.
 """
 
 from __future__ import annotations
 
 import re
-import socket
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
-from importlib import metadata
 from typing import Any, NamedTuple
 
 from bidir_core import jobs
@@ -23,7 +20,6 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.launch import launched
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain.sweep_points import LabConfig, planned_points
-from bidir_core.jobs import Job
 from bidir_core.jobs.cost_model import (
     BYTES,
     Shape,
@@ -38,15 +34,14 @@ from bidir_core.jobs.cost_model import (
     training_of,
     training_work,
 )
+from bidir_core.jobs.history import Measured, history, kind_of_work, start_seconds
 from bidir_core.jobs.pipeline_config import PipelineConfig, Stage, plan
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import runs_roots
-from bidir_core.runs.run import Run
 from bidir_core.train.config import FinetuneConfig
 
 NEWEST = 5  # finished runs that are asked
 NEWEST_RUNS = 200  # older ones say little about this machine now
-SHORTEST_SECONDS = 0.2  # below it a run says nothing about a rate
 
 # Operations a second of a shape on a device in a dtype, timed now; None where that cannot be tried.
 LayerRate = Callable[[Shape, str, str], float | None]
@@ -106,7 +101,7 @@ def estimate(
 ) -> Estimate:
     """Estimate one command. ``device`` as :func:`bidir_core.jobs.queue_device` names it.
 
-    ``known``: see :func:`history`. ``start``: seconds before computing begins, if known. ``stages``:
+    ``known``: see :func:`bidir_core.jobs.history.history`. ``start``: seconds before computing begins, if known. ``stages``:
     of a pipeline, those that are left (None: all). ``layer_rate``: asked where no run is known.
     """
     place = Place(device, known, n_devices, layer_rate)
@@ -421,130 +416,6 @@ def duration(seconds: float) -> str:
 
 def tokens(n: float) -> str:
     return f"{n / 1e6:.1f} million" if n >= 1e6 else f"{round(n, -3 if n > 5000 else 0):,.0f}"
-
-
-# What finished runs really took, on the machine where they ran.
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one finished run took. ``rate``: operations a second, on each of its devices.
-
-    ``work``: see :func:`kind_of_work`. ``device``: cpu, mps or gpu.
-    """
-
-    run: str
-    work: str
-    model: str
-    device: str
-    rate: float | None
-    memory_bytes: int | None = None
-    dtype: str = "float32"
-
-
-def kind_of_work(settings: Any) -> str:
-    """What decides how well a device is used: ``eval``, or a fine-tune's method and objective."""
-    if not settings.get("objective"):
-        return "eval"
-    mode = settings.get("compile") or "none"
-    mode = "default" if mode is True else mode  # as older runs recorded it
-    compiled = "" if mode == "none" else f" compiled {mode}"
-    return f"{settings.get('method')} {settings.get('objective')}{compiled}"
-
-
-def history(runs: Sequence[Run]) -> list[Measured]:
-    """The measurements in finished runs of this machine, as they come (newest first)."""
-    here = (measured(run) for run in runs if _made_here(run))
-    return [one for one in here if one is not None]
-
-
-def _made_here(run: Run) -> bool:
-    """Whether this machine made it: its name, and its torch, since many machines share a name."""
-    packages = run.config.get("packages")
-    torch = packages.get("torch") if isinstance(packages, dict) else None
-    return run.status.get("host") == socket.gethostname() and torch in (None, _torch_version())
-
-
-@cache
-def _torch_version() -> str | None:
-    try:
-        return metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def measured(run: Run) -> Measured | None:
-    """What a run took, or None if it is unfinished or says nothing of it."""
-    metrics, settings = run.metrics or {}, run.settings
-    cost = metrics.get("cost") if run.state == "done" else None
-    if not isinstance(cost, dict) or cost.get("shared_device"):
-        return None  # with other work on the device its seconds say nothing
-    seconds, computed = cost.get("seconds"), cost.get("computed_tokens")
-    if not seconds or not computed or seconds < SHORTEST_SECONDS:
-        return None
-    device, shape = kind_of(str(cost.get("device") or "cpu")), shape_of(run.model)
-    if run.config.get("kind") == "finetune":
-        steps = int(settings.get("steps") or 1)
-        samples = steps * int(settings.get("batch_samples") or 1)
-        predicted = float(metrics.get("loss_tokens") or computed)
-        work, training = Work(samples, computed, predicted, steps), training_of(settings)
-    else:
-        predicted = cost.get("continuation_tokens") or computed
-        work, training = Work(metrics.get("n_items") or 0, computed, predicted), None
-    sharing = 1 if device == "cpu" else int(cost.get("processes") or 1)
-    return Measured(
-        run=run.id,
-        work=kind_of_work(settings if training else {}),
-        model=run.model,
-        device=device,
-        rate=None if shape is None else operations(shape, work, training) / seconds / sharing,
-        memory_bytes=peak_of(cost),
-        dtype=str(run.config.get("dtype") or "float32"),
-    )
-
-
-def peak_of(cost: dict[str, Any]) -> int | None:
-    """GPU memory where there is a GPU, else what the process held."""
-    peak = cost.get("peak_memory_bytes")
-    if isinstance(peak, dict):
-        return peak.get("device") or peak.get("host")
-    return cost.get("peak_bytes")
-
-
-def start_seconds(known: Sequence[Job]) -> float | None:
-    """The median of what earlier jobs needed besides computing, or None without any."""
-    spent = []
-    for job in known[:20]:
-        path = job.run_path
-        if job.stored_state != "done" or job.attempt > 1 or job.words[0] != "eval" or path is None:
-            continue
-        cost = (Run(path).metrics or {}).get("cost") or {}
-        if job.seconds is not None and cost.get("seconds"):
-            spent.append(max(0.0, job.seconds - cost["seconds"]))
-    return statistics.median(spent) if spent else None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """An estimate beside what it really took."""
-
-    seconds: float | None
-    estimated_seconds: float | None
-    memory_bytes: float | None
-    estimated_memory_bytes: float | None
-
-
-def outcome(job: Job) -> Outcome | None:
-    """The estimate of a finished job beside what it took; None for an unfinished or resumed one."""
-    if job.state != "done" or job.attempt > 1:
-        return None
-    peaks = [peak_of((Run(path).metrics or {}).get("cost") or {}) for path in job.run_paths]
-    return Outcome(
-        seconds=job.seconds,
-        estimated_seconds=job.estimate.get("seconds"),
-        memory_bytes=max((peak for peak in peaks if peak), default=None),
-        estimated_memory_bytes=job.estimate.get("memory_bytes"),
-    )
 
 
 # What a sweep will take: how many points, and how long each.

@@ -16,6 +16,7 @@ from bidir_core.data import assets, tasks
 from bidir_core.explain.why_config import expected_tokens, name_of
 from bidir_core.jobs import Job, estimate
 from bidir_core.jobs.estimate import Estimate
+from bidir_core.jobs.history import start_seconds
 from bidir_core.jobs.progress import progress
 from bidir_core.runs.layout import is_read_only
 from bidir_core.runs.run import Run
@@ -262,7 +263,7 @@ def offer(page: Any, target: RunInfo, record: Mapping[str, Any], metric: str) ->
             jobs.queue_device(line),
             expected_tokens(record["n_prefix_tokens"], record["n_continuation_tokens"]),
             review.measured(page.runs),
-            start=estimate.start_seconds(known),
+            start=start_seconds(known),
         )
         ahead = sum(job.is_active and job.device == jobs.queue_device(line) for job in known)
         title = f"Why {record['task']}/{record['doc_id']} · {target.regime}"

@@ -8,7 +8,8 @@ import streamlit as st
 
 from bidir_core import jobs
 from bidir_core.common.errors import UserError
-from bidir_core.jobs import Job, estimate
+from bidir_core.jobs import Job
+from bidir_core.jobs.history import outcome
 from bidir_core.jobs.progress import Progress, progress
 from bidir_core.runs.layout import STAGE2, STAGE4
 from bidir_core.runs.run import Run
@@ -270,7 +271,7 @@ def _took(job: Job) -> html.Html:
     """What it took beside what was estimated; or why it ended."""
     if job.state in ("failed", "lost"):
         return html.div("b b-note", fmt.clip(job.error or LOST, 300))
-    done = estimate.outcome(job)
+    done = outcome(job)
     if done is None and job.state == "done":
         return html.div(
             "b b-note", f"Done in {job.attempt} attempts; the last took {fmt.duration(job.seconds)}"

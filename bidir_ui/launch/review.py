@@ -24,6 +24,7 @@ from bidir_core.jobs.estimate import (
     time_text,
     tokens,
 )
+from bidir_core.jobs.history import Measured, history, start_seconds
 from bidir_core.jobs.pipeline_config import PipelineConfig
 from bidir_core.report.answers import LEAKY_WARNING
 from bidir_core.runs.run import Run
@@ -35,11 +36,11 @@ from bidir_ui.reading.data import RunInfo
 
 
 @lru_cache(maxsize=4)
-def _history(runs: tuple[tuple[str, float], ...]) -> tuple[estimate.Measured, ...]:
-    return tuple(estimate.history([Run(path) for path, _ in runs]))
+def _history(runs: tuple[tuple[str, float], ...]) -> tuple[Measured, ...]:
+    return tuple(history([Run(path) for path, _ in runs]))
 
 
-def measured(runs: tuple[RunInfo, ...]) -> tuple[estimate.Measured, ...]:
+def measured(runs: tuple[RunInfo, ...]) -> tuple[Measured, ...]:
     """What this machine's finished runs took."""
     return _history(tuple((run.path, run.modified) for run in runs if run.is_done)[:200])
 
@@ -49,7 +50,7 @@ def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job])
     config, device = form.config, jobs.queue_device(form.words)
     if config is None:
         return None
-    known, start = measured(runs), estimate.start_seconds(known_jobs)
+    known, start = measured(runs), start_seconds(known_jobs)
     if isinstance(config, LabConfig):
         return estimate_sweep(config, device, known, start=start)
     if isinstance(config, ProbeConfig):  # imports, weights and the probe: what any run begins with

@@ -19,15 +19,15 @@ from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate import evaluate
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain.sweep_points import LabConfig
-from bidir_core.jobs import Job, doctor
-from bidir_core.jobs import estimate as estimates
+from bidir_core.jobs import Job, doctor, history
 from bidir_core.jobs.cost_model import (
     evaluation_work,
     parameters_of,
     shape_of,
     training_work,
 )
-from bidir_core.jobs.estimate import Measured, estimate, estimate_sweep
+from bidir_core.jobs.estimate import estimate, estimate_sweep
+from bidir_core.jobs.history import Measured
 from bidir_core.jobs.pipeline_config import PipelineConfig, plan
 from bidir_core.runs.run import Run
 from bidir_core.train.config import FinetuneConfig
@@ -155,19 +155,19 @@ def test_finished_runs_say_how_fast_it_goes_and_how_far_off_that_is(config):
 def test_runs_of_another_machine_or_unfinished_ones_do_not_count(tmp_path):
     cost = {"seconds": 10.0, "computed_tokens": 20_000, "device": "cpu"}
     run = timed_run(tmp_path, **cost)
-    (known,) = estimates.history([run])
+    (known,) = history.history([run])
     n_operations = known.rate * 10
     assert 20_000 * 2 * 106e6 < n_operations < 20_000 * 3 * 135e6
     status = json.loads((run.path / "status.json").read_text())
     write_json(run.path / "status.json", {**status, "host": "elsewhere"})
-    assert estimates.history([Run(run.path)]) == []
-    assert estimates.history([make_run(tmp_path, n_items=5, state="failed")]) == []
-    assert estimates.history([timed_run(tmp_path, **cost, shared_device=True)]) == []
+    assert history.history([Run(run.path)]) == []
+    assert history.history([make_run(tmp_path, n_items=5, state="failed")]) == []
+    assert history.history([timed_run(tmp_path, **cost, shared_device=True)]) == []
 
 
 def test_a_compiled_fine_tune_is_work_of_its_own(tmp_path):
     works = [
-        estimates.measured(make_finetune(tmp_path, seed=seed, compile=mode)).work
+        history.measured(make_finetune(tmp_path, seed=seed, compile=mode)).work
         for seed, mode in enumerate(("none", False, "default", True))
     ]
     assert works == ["full 3B", "full 3B", "full 3B compiled default", "full 3B compiled default"]
@@ -229,11 +229,11 @@ def test_the_outcome_stands_beside_the_estimate(tmp_path):
     )
     job.folder.mkdir()
     (job.folder / "runs.txt").write_text(f"{run.path}\n")
-    found = estimates.outcome(job)
+    found = history.outcome(job)
     assert (found.seconds, found.estimated_seconds) == (pytest.approx(14), 12.0)
     assert found.memory_bytes == 5_000_000
-    assert estimates.start_seconds([job]) == pytest.approx(4)
-    assert estimates.outcome(replace(job, attempt=2)) is None
+    assert history.start_seconds([job]) == pytest.approx(4)
+    assert history.outcome(replace(job, attempt=2)) is None
 
 
 # --- the model's size ----------------------------------------------------------------------------
