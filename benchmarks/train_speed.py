@@ -25,9 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.models import fused, loading
 from bidir_core.regimes import parse_regime
-from bidir_core.train.config import FinetuneConfig
+from bidir_core.train.config import MICRO_TOKENS, FinetuneConfig
 from bidir_core.train.data import prepare_data
-from bidir_core.train.finetune import MICRO_TOKENS, make_trainable
+from bidir_core.train.finetune import make_trainable
 from bidir_core.train.loop import Trainer
 from bidir_core.train.losses import passes
 from bidir_core.train.packing import EncodedSamples, Packer

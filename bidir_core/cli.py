@@ -141,7 +141,6 @@ COMMANDS = [
         "A model behind standard input and output (for the app).",
         "commands.serve_model",
     ),
-    _lazy("weights", "How much of the damage is the 8-bit weights'?", "commands.weights"),
     _lazy("why", "Why an item flips: which layers, prompt tokens and strength.", "commands.why"),
     _lazy(
         "generate", "Continue a prompt under several regimes, side by side.", "commands.generate"

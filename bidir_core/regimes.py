@@ -285,32 +285,11 @@ def visibility(
     the layer (None reads the regime as if it held everywhere). ``window`` is a sliding window's
     width: a key is reachable only at distance < ``window``, on both sides.
     """
-    return _dense(regime, n_prefix, n_total, layer, window)[0]
-
-
-def score_bias(
-    regime: Regime,
-    n_prefix: int,
-    n_total: int,
-    *,
-    layer: int | None = None,
-    window: int | None = None,
-) -> np.ndarray:
-    """What is added to the attention scores: float64 ``[query, key]``, 0, log(lambda) or -inf."""
-    allowed, ahead = _dense(regime, n_prefix, n_total, layer, window)
-    bias = np.where(allowed, 0.0, -np.inf)
-    strength = regime.at_layer(layer).lam if layer is not None else regime.lam
-    return np.where(allowed & ahead, math.log(strength), bias)
-
-
-def _dense(
-    regime: Regime, n_prefix: int, n_total: int, layer: int | None, window: int | None
-) -> tuple[np.ndarray, np.ndarray]:
     if not 0 <= n_prefix <= n_total:
         raise ValueError(f"n_prefix={n_prefix} is not within 0..n_total={n_total}")
     here = regime.at_layer(layer) if layer is not None else replace(regime, layers=None)
     query, key = np.arange(n_total)[:, None], np.arange(n_total)[None, :]
-    allowed, ahead = visible(
+    allowed, _ = visible(
         here,
         query,
         key,
@@ -322,4 +301,4 @@ def _dense(
     )
     if window is not None:
         allowed = allowed & (abs(query - key) < window)
-    return allowed, ahead
+    return allowed

@@ -12,7 +12,7 @@ import streamlit as st
 
 from bidir_core.common.errors import UserError
 from bidir_core.data import assets, item_texts
-from bidir_core.jobs import cost_model, estimate, playground
+from bidir_core.jobs import cost_model, playground
 from bidir_core.jobs.playground import Answer, ModelWorker
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.kit.html import Html, div, el, span
@@ -67,7 +67,7 @@ def _confirm(model: str, checkpoint: str) -> None:
     parameters = cost_model.parameters_of(model)
     html.show(div("b", el("b", fmt.clip(model, 100)), f" with {fmt.clip(checkpoint, 160)}" if checkpoint else ""))  # fmt: skip
     free = psutil.virtual_memory().available
-    need = parameters * 4 + estimate.PROGRAM_BYTES if parameters else None
+    need = parameters * 4 + cost_model.PROGRAM_BYTES if parameters else None
     size = f"about {review.size(need)}" if need else "an unknown amount"
     widgets.note(
         f"A process of its own holds it in memory, {size} on a CPU ({review.size(free)} "

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import socket
 import zlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from bidir_core.common.files import write_json
 from bidir_core.runs.records import make_record
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
@@ -326,3 +328,15 @@ def make_reference(
 def scored(n: int, tasks: Sequence[str] = ("piqa", "winogrande")) -> list[dict[str, Any]]:
     """``n`` items with scores, spread over the tasks."""
     return [score_item(item, seed=1, accuracy=0.6, data_seed=0) for item in spread_items(n, tasks)]
+
+
+def timed_run(root: Path | str, *, model: str = "smollm2-135m-instruct", **cost: Any) -> Run:
+    """A finished run of this machine, with that cost."""
+    run = make_run(root, n_items=20, model=model)
+    for name, more in (
+        ("metrics.json", {"cost": cost}),
+        ("status.json", {"host": socket.gethostname()}),
+    ):
+        values = json.loads((run.path / name).read_text())
+        write_json(run.path / name, {**values, **more})
+    return Run(run.path)

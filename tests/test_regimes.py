@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from bidir_core.common.errors import UserError
 from bidir_core.models.layout import Layout, allowed_and_ahead
-from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime, parse_regime, score_bias, visibility
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime, parse_regime, visibility
+from tests.regime_bias import score_bias
 
 spans = st.tuples(st.integers(0, 9), st.integers(0, 9)).map(sorted).map(tuple)
 layer_ranges = spans | st.tuples(st.integers(0, 9), st.none())

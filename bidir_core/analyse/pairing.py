@@ -33,13 +33,12 @@ PAIR_COLUMNS = (
 
 @dataclass(frozen=True)
 class Mismatch:
-    """One reason why two runs do not pair. ``sets_only``: intersecting the items would help."""
+    """One reason why two runs do not pair."""
 
     what: str
     value_a: str
     value_b: str
     sentence: str
-    sets_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def mismatch_report(run_a: Run, run_b: Run) -> list[Mismatch]:
     rows, rows_b, _, why = _align(a, b)
     if why is not None:
         sizes = f"{a.num_rows:,} items", f"{b.num_rows:,} items"
-        found.append(Mismatch("items", *sizes, why, sets_only=len(rows) > 0))
+        found.append(Mismatch("items", *sizes, why))
     if (other := text_difference(run_a, run_b, rows, rows_b)) is not None:
         found.append(Mismatch("texts", *other))
     return found

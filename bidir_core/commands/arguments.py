@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field
 from typing import Any
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.launch import is_helper
-from bidir_core.common.settings import flag_of, parse_value
-from bidir_core.jobs.estimate import estimated, to_text
+from bidir_core.common.settings import flag_of, parse_value, settings_of
 
 
 def given_in(parsed: argparse.Namespace, *leave_out: str) -> dict[str, Any]:
@@ -67,7 +66,7 @@ def add_pairing(parser: argparse.ArgumentParser) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
     """Add one argument per field. Arguments not given stay absent from the parsed namespace."""
-    for spec in fields(config_class):
+    for spec in settings_of(config_class):
         if not spec.metadata["cli"]:
             continue
         kind, help_text = str(spec.type), spec.metadata["help"]
@@ -103,8 +102,12 @@ def _argument(spec: Field[Any]) -> Any:
 
 def estimate_command(config: Any, n_devices: int = 0) -> int:
     """Print the estimate of a command's configuration, on so many devices; always returns 0."""
-    found = estimated(config, n_devices)
-    if found.seconds is None:
+    # Here, since other commands should not wait for what these import.
+    from bidir_core.jobs.doctor import layer_rate
+    from bidir_core.jobs.estimate import estimated, to_text
+
+    found = estimated(config, n_devices, layer_rate=layer_rate)
+    if found.memory_bytes is None:
         raise UserError(
             f"{found.basis[0]}: name it with its size (such as owner/name-3B), or give its folder"
         )

@@ -52,6 +52,11 @@ def flag_of(spec: Field[Any]) -> str:
     return "--" + spec.name.replace("_", "-")
 
 
+def settings_of(config_class: type) -> tuple[Field[Any], ...]:
+    """The fields that flags and forms are made of; a config made of others lists theirs."""
+    return getattr(config_class, "SETTINGS", None) or fields(config_class)
+
+
 def check_config(config: Any) -> None:
     """Raise UserError for a field whose value is not one of its choices."""
     for spec in fields(config):
@@ -107,7 +112,7 @@ def command_line(command: str, config: Any) -> str:
     import shlex
 
     words = ["python", "-m", "bidir_core", command]
-    for spec in fields(config):
+    for spec in settings_of(type(config)):
         value = getattr(config, spec.name)
         if not spec.metadata["cli"] or value == spec.default:
             continue

@@ -18,6 +18,8 @@ from bidir_core.regimes import parse_regime
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
+AUTO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}  # what --batch-tokens auto means
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:

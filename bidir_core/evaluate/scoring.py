@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import EncodedItem
+from bidir_core.evaluate.config import AUTO_BATCH_TOKENS
 from bidir_core.evaluate.packing import (
     Batch,
     Collated,
@@ -32,7 +33,6 @@ from bidir_core.models.attention_split import SPLIT_FROM_TOKENS, without_plans
 from bidir_core.models.layout import PADDING, Layout, send
 from bidir_core.regimes import Regime
 
-AUTO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
 # Normalising the logits makes float32 copies; small pieces stay in a CPU's cache.
 HEAD_CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
 # Batches that a GPU holds while the scores of one are recorded.

@@ -281,3 +281,30 @@ def control_points(usual: Condition, middle: int, conditions: Iterable[Condition
     if usual.context == "full":
         points.append(Point(str(CAUSAL), usual._replace(context="none")))
     return points
+
+
+def planned_points(config: LabConfig, n_layers: int | None) -> list[Point] | None:
+    """The points that a sweep would run, at most, told before the model is loaded.
+
+    Controls with a BOS token or a chat template fall away for a model that has none. None if the
+    number of layers is needed and not known. UserError for layers the model does not have.
+    """
+    if n_layers is None:
+        if any(map(_needs_layers, config.sweeps)):
+            return None
+        n_layers = _ANY_LAYERS
+    usual, controls = condition_of(config), []
+    if config.controls:
+        others = usual._replace(bos="add"), usual._replace(chat_template=not usual.chat_template)
+        controls = control_points(usual, 2, others)
+    return lay_out(usual, expand(config.sweeps, n_layers), controls)
+
+
+_ANY_LAYERS = 10_000  # of a model whose number of layers does not matter
+
+
+def _needs_layers(sweep: Sweep) -> bool:
+    """Whether it names families of layers, which make as many points as there are layers."""
+    axes = (axis for product in sweep.products for axis in product if axis.dial == "layers")
+    families = ("windows:", "prefixes", "suffixes")
+    return any(value.startswith(families) for axis in axes for value in axis.values)

@@ -8,13 +8,24 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from bidir_core.common.errors import UserError
 from bidir_core.data.assets import EMBEDDED_MODELS
+from bidir_core.jobs.cost_model import (
+    BYTES,
+    Shape,
+    Training,
+    evaluation_bytes,
+    kind_of,
+    shape_of,
+    training_bytes,
+)
 
 OK, FAILED = 0, 1
 
@@ -32,6 +43,8 @@ MODELS = (
 
 # A sliding window and grouped heads: what a plain family would not show.
 PROBED_FAMILIES = ("llama", "gemma3")
+
+STAGES = ("evaluate", "fine-tune, LoRA", "fine-tune, full")
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -183,6 +196,49 @@ def _teraflops(device: Any, dtype: Any) -> float:
     return round(2 * size**3 / min(seconds[1:]) / 1e12, 3)
 
 
+@cache
+def layer_rate(shape: Shape, device: str, dtype: str) -> float | None:
+    """Operations a second of one layer of this shape, timed for about a second.
+
+    None where the device is not there or cannot compute in the dtype.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaModel
+
+    from bidir_core.models.devices import choose_device, choose_dtype
+
+    try:
+        place = choose_device(device)
+        kind = choose_dtype(dtype, place)
+    except UserError:
+        return None
+    rows, length = (8, 128) if place.type == "cpu" else (256, 128)
+    heads = shape.hidden // 64 if shape.hidden % 64 == 0 else 1
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+    )
+    with torch.inference_mode():
+        model: Any = LlamaModel(config)
+        model.to(device=place, dtype=kind)
+        ids = torch.zeros(rows, length, dtype=torch.long, device=place)
+        model(input_ids=ids)  # the first pass warms up
+        _finish(place)
+        seconds: list[float] = []
+        while sum(seconds) < 1.0:
+            start = time.perf_counter()
+            model(input_ids=ids, use_cache=False)
+            _finish(place)
+            seconds.append(time.perf_counter() - start)
+    n_weights = sum(one.numel() for one in model.layers.parameters())
+    each = 2 * n_weights + 4 * shape.hidden * length
+    return each * rows * length / min(seconds)
+
+
 def _finish(device: Any) -> None:
     import torch
 
@@ -238,21 +294,25 @@ def _assets() -> dict[str, str]:
 
 
 def _fits(devices: tuple[Device, ...]) -> Iterator[Fit]:
-    from bidir_core.evaluate.config import EvalConfig
-    from bidir_core.jobs.estimate import estimate
-    from bidir_core.train.config import FinetuneConfig
-
+    """With batches as they are by default; at most, since every token is taken to predict one."""
     for model in MODELS:
-        stages: dict[str, Any] = {
-            "evaluate": EvalConfig(model=model),
-            "fine-tune, LoRA": FinetuneConfig(model=model, objective="3B", method="lora"),
-            "fine-tune, full": FinetuneConfig(model=model, objective="3B", method="full"),
-        }
-        for stage, config in stages.items():
-            for device in devices:
-                needed = estimate(config, device.name).memory_bytes
-                fits = None if needed is None else needed <= device.total_bytes
-                yield Fit(model, stage, device.name, needed, fits)
+        shape = shape_of(model)
+        for device in devices:
+            kind = kind_of(device.name)
+            width = BYTES["bfloat16" if kind == "gpu" else "float32"]
+            needed = {}
+            if shape is not None:
+                needed = {
+                    "evaluate": evaluation_bytes(shape, None, kind, width),
+                    "fine-tune, LoRA": training_bytes(
+                        shape, None, Training(full=False), kind, width
+                    ),
+                    "fine-tune, full": training_bytes(shape, None, Training(), kind, width),
+                }
+            for stage in STAGES:
+                n_bytes = needed.get(stage)
+                fits = None if n_bytes is None else n_bytes <= device.total_bytes
+                yield Fit(model, stage, device.name, n_bytes, fits)
 
 
 def to_text(found: Diagnosis) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import shlex
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -26,10 +25,10 @@ from bidir_core.data.items import Item, data_fingerprint
 from bidir_core.evaluate import evaluate, processes
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import refuse_trained_tasks
-from bidir_core.jobs.estimate import estimated, to_text
+from bidir_core.jobs.doctor import layer_rate
+from bidir_core.jobs.estimate import duration, estimated, to_text
 from bidir_core.jobs.pipeline_config import PipelineConfig, Stage, plan
 from bidir_core.models import loading
-from bidir_core.models.devices import device_name
 from bidir_core.models.loading import LoadedModel
 from bidir_core.models.source import fetch_weights
 from bidir_core.models.weight_files import fingerprint, weight_files
@@ -66,7 +65,6 @@ def run_pipeline(config: PipelineConfig, *, out: Path | None = None, csv: bool =
     target = out or report_path(config)
     loader = _Loader(config)
     runs: dict[str, Run] = {}
-    clock = Clock(stages, known.device)
     crew = processes.team(config.device)
     for number, stage in enumerate(stages, 1):
         # Of several processes one looks: a folder may look different a moment later.
@@ -75,17 +73,16 @@ def run_pipeline(config: PipelineConfig, *, out: Path | None = None, csv: bool =
         if found is not None and found.state == "done":
             say(f"{where}: done, {found.id}")
             runs[stage.key] = found
-            clock.reused(stage, found)
             continue
         if found is not None and found.state == "running":
             raise UserError(f"{where}: '{found.id}' is being written by another process; wait")
-        say(f"{where}{f': resuming {found.id}' if found else ''}{clock.left()}")
-        started = time.monotonic()
+        say(
+            f"{where}{f': resuming {found.id}' if found else ''}{_time_left(config, stages[number - 1 :], runs)}"
+        )
         try:
             path = _run_stage(stage, found, runs, loader)
         except UserError as error:
             raise UserError(f"{where}: {error} (the same line then goes on from here)") from error
-        clock.took(stage, time.monotonic() - started)
         runs[stage.key] = Run(path)
     loader.drop()
 
@@ -129,7 +126,7 @@ def dry_run(config: PipelineConfig) -> str:
     lines.append(f"report -> {report_path(config)}")
     left = [planned.stage for planned in every if not planned.done]
     if left:
-        lines += ["", to_text(estimated(config, stages=left), config)]
+        lines += ["", to_text(estimated(config, stages=left, layer_rate=layer_rate), config)]
     return "\n".join(lines)
 
 
@@ -216,55 +213,17 @@ class _Loader:
             torch.cuda.empty_cache()
 
 
+def _time_left(config: PipelineConfig, stages: Sequence[Stage], runs: Mapping[str, Run]) -> str:
+    """About how long the stages take that are left, by the runs so far; empty if unknown."""
+    left = [stage for stage in stages if stage.key not in runs]
+    seconds = estimated(config, stages=left).seconds
+    return "" if seconds is None else f", about {duration(seconds)} left"
+
+
 def say(text: str) -> None:
     """A line of progress, on standard error like the bars; of several processes one says it."""
     if not is_helper():
         print(text, file=sys.stderr, flush=True)
-
-
-# How much longer a pipeline takes, told from what its stages took so far.
-
-
-class Clock:
-    """How much longer: what evaluations and fine-tunes took so far, for those that are left."""
-
-    def __init__(self, stages: Sequence[Stage], device: str):
-        self._stages, self._device = stages, device
-        self._started = time.monotonic()
-        self._seconds: dict[bool, list[float]] = {True: [], False: []}
-        self._done: set[str] = set()
-
-    def took(self, stage: Stage, seconds: float) -> None:
-        self._done.add(stage.key)
-        self._seconds[stage.trains].append(seconds)
-
-    def reused(self, stage: Stage, run: Run) -> None:
-        """A finished run on the same kind of device tells how long its kind takes."""
-        self._done.add(stage.key)
-        status = run.status
-        try:
-            seconds = float(status["finished"]) - float(status.get("resumed") or status["started"])
-        except (KeyError, TypeError, ValueError):
-            return
-        cost = (run.metrics or {}).get("cost") or {}
-        if cost.get("device") == self._device and seconds > 0:
-            self._seconds[stage.trains].append(seconds)
-
-    def left(self) -> str:
-        left = [stage for stage in self._stages if stage.key not in self._done]
-        spent = f" | {_minutes(time.monotonic() - self._started)} so far"
-        total, unknown = 0.0, False
-        for stage in left:
-            known = self._seconds[stage.trains]
-            unknown |= not known
-            total += sum(known) / len(known) if known else 0.0
-        if unknown:
-            return spent
-        return f"{spent}, about {_minutes(total)} left"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 # Which run stands for a stage of a pipeline: the one whose recorded settings are the stage's.
@@ -282,7 +241,6 @@ class Known:
     model_fingerprint: str
     data_fingerprint: str
     dtype: str
-    device: str
 
 
 def known_of(checked: loading.Preflight, items: Sequence[Item]) -> Known:
@@ -295,7 +253,6 @@ def known_of(checked: loading.Preflight, items: Sequence[Item]) -> Known:
         model_fingerprint=fingerprint(checked.config.get_text_config(), weight_files(folder)),
         data_fingerprint=data_fingerprint(items),
         dtype=str(checked.dtype).removeprefix("torch."),
-        device=device_name(checked.device),
     )
 
 
@@ -304,16 +261,14 @@ def find_run_of(
     stages: Sequence[Stage],
     runs: Mapping[str, Run],
     known: Known,
-    config: PipelineConfig | EvalConfig,
-    *,
-    named: str | None = None,
+    config: PipelineConfig,
 ) -> Run | None:
     """The newest finished run of a stage, else the newest one that can be resumed, else None.
 
     ``runs``: the finished stages so far, for the checkpoints they made. ``config`` says where runs
-    are; ``named`` takes runs of that name only. A run of other weights,
-    other items or another dtype is not this stage's, whatever its settings say. A fine-tune whose
-    checkpoint is gone stands only if everything that would evaluate it is there.
+    are. A run of other weights, other items or another dtype is not this stage's, whatever its
+    settings say. A fine-tune whose checkpoint is gone stands only if everything that would evaluate
+    it is there.
     """
     trained = runs.get(stage.trained_by) if stage.trained_by else None
     if stage.trained_by and trained is None:
@@ -326,9 +281,7 @@ def find_run_of(
     fitting = [
         run
         for run in list_runs(roots_of(config))
-        if run.stage == folder
-        and named in (None, run.name)
-        and is_run_of(run, stage, trained, known)
+        if run.stage == folder and is_run_of(run, stage, trained, known)
     ]
     for states in (("done",), ("running",), _RESUMABLE):
         for run in fitting:  # newest first

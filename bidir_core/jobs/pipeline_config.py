@@ -1,7 +1,7 @@
 """What a pipeline is told, and the stages that follow from it.
 
-The settings of single evaluations and fine-tunes keep their names, help and defaults here; only
-what a pipeline adds is declared anew.
+A pipeline holds the settings of its evaluations and of its fine-tunes, under their own names, and adds
+only what neither has.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from functools import partial
-from typing import Any
+from dataclasses import Field, dataclass, fields, replace
+from typing import Any, ClassVar
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.settings import check_config, same_as, setting, to_json
+from bidir_core.common.settings import same_as, setting
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.regimes import parse_regime
 from bidir_core.train.config import FinetuneConfig
@@ -39,16 +38,31 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-_eval = partial(same_as, EvalConfig)
-_train = partial(same_as, FinetuneConfig)
+@dataclass(kw_only=True)
+class _InOtherWords:
+    """Settings of its evaluations and fine-tunes that a pipeline explains otherwise."""
+
+    limit: int | None = same_as(
+        EvalConfig,
+        "limit",
+        metavar="N|all",
+        help="items per task, or all (left out: what the preset says)",
+    )
+    chat_template: bool = setting(
+        False, help="put prompts into the model's chat format, here and there", role="identity"
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False)
 class PipelineConfig:
-    """The whole experiment: stages 1, 2, 3B, 3C, 4, the non-prefill compare, the report."""
+    """The whole experiment: stages 1, 2, 3B, 3C, 4, the non-prefill compare, the report.
 
-    model: str = _eval("model")
-    revision: str | None = _eval("revision")
+    ``evaluation`` is stage 1's, ``training`` that of 3B. Either may be given as such or, setting by
+    setting, flat: ``PipelineConfig(model=..., limit=..., steps=...)``. They are read flat, too.
+    """
+
+    SETTINGS: ClassVar[tuple[Field[Any], ...]]  # as flags and forms have them
+
     regime: str = setting(
         "bidirectional",
         help="the regime of stages 2, 3B and 4, e.g. bidirectional:sink=1",
@@ -68,82 +82,98 @@ class PipelineConfig:
     floor: bool = setting(
         True, help="also score without contexts, for the retention above that", role="identity"
     )
+    evaluation: EvalConfig
+    training: FinetuneConfig
 
-    tasks: tuple[str, ...] = _eval("tasks")
-    split: str = _eval("split")
-    limit: int | None = _eval(
-        "limit", metavar="N|all", help="items per task, or all (left out: what the preset says)"
-    )
-    sample: str = _eval("sample")
-    fold: str = _eval("fold")
-    bos: str = _eval("bos")
-    chat_template: bool = setting(
-        False, help="put prompts into the model's chat format, here and there", role="identity"
-    )
-    num_fewshot: int = _eval("num_fewshot")
-    data_source: str = _eval("data_source")
-    batch_tokens: int | None = _eval("batch_tokens")
-    compact: bool = _eval("compact")
-
-    data: str = _train("data")
-    prompt_column: str = _train("prompt_column")
-    response_column: str = _train("response_column")
-    messages_column: str | None = _train("messages_column")
-    max_tokens: int = _train("max_tokens")
-    over_long: str = _train("over_long")
-    append_eos: bool = _train("append_eos")
-    decontaminate: bool = _train("decontaminate")
-    method: str = _train("method")
-    lora_rank: int = _train("lora_rank")
-    lora_alpha: int = _train("lora_alpha")
-    lora_dropout: float = _train("lora_dropout")
-    steps: int = _train("steps")
-    batch_samples: int = _train("batch_samples")
-    lr: float = _train("lr")
-    warmup_steps: int = _train("warmup_steps")
-    final_lr_fraction: float = _train("final_lr_fraction")
-    weight_decay: float = _train("weight_decay")
-    beta2: float = _train("beta2")
-    clip: float = _train("clip")
-
-    dtype: str = _eval("dtype")
-    device: str = _eval("device")
-    attn: str = _eval("attn")
-    micro_tokens: int | None = _train("micro_tokens")
-    gradient_checkpointing: bool = _train("gradient_checkpointing")
-    compile: str = _train("compile")
-    checkpoint_every: int = _train("checkpoint_every")
-    log_every: int = _train("log_every")
-    eval_every: int = _train("eval_every")
-    eval_items: int = _train("eval_items")
-    tracker: str = _train("tracker")
-    runs_dir: str | None = _eval("runs_dir")
-    name: str | None = _eval("name")
-
-    def __post_init__(self) -> None:
-        check_config(self)
-        regime = parse_regime(self.regime)
+    def __init__(
+        self,
+        *,
+        evaluation: EvalConfig | None = None,
+        training: FinetuneConfig | None = None,
+        **given: Any,
+    ) -> None:
+        unknown = given.keys() - {spec.name for spec in self.SETTINGS}
+        if unknown:
+            raise TypeError(f"PipelineConfig has no setting {', '.join(sorted(unknown))}")
+        own: dict[str, Any] = {s.name: given.pop(s.name, s.default) for s in _own_settings()}
+        shared: dict[str, Any] = {}
+        for part in (training, evaluation):
+            if part is not None:
+                names = [spec.name for spec in fields(part) if spec.name not in _DECIDED]
+                shared |= {name: getattr(part, name) for name in names}
+        shared |= given
+        regime = parse_regime(own["regime"])
         if not regime.bidirectional:
             raise UserError(
-                f"--regime {self.regime}: stages 2 and 4 need a bidirectional regime; "
+                f"--regime {own['regime']}: stages 2 and 4 need a bidirectional regime; "
                 "leave it out for plain bidirectional prefill"
             )
-        object.__setattr__(self, "regime", str(regime))
-        if self.seeds < 1:
-            raise UserError(f"--seeds {self.seeds}: give a number from 1 up")
-        if self.distill_anchor < 0:
-            raise UserError(f"--distill-anchor {self.distill_anchor}: give a number from 0 up")
+        own["regime"] = str(regime)
+        if own["seeds"] < 1:
+            raise UserError(f"--seeds {own['seeds']}: give a number from 1 up")
+        if own["distill_anchor"] < 0:
+            raise UserError(f"--distill-anchor {own['distill_anchor']}: give a number from 0 up")
+        own["evaluation"] = EvalConfig(**_known(shared, EvalConfig))
+        own["training"] = FinetuneConfig(**_known(shared, FinetuneConfig), objective="3B")
+        for name, value in own.items():
+            object.__setattr__(self, name, value)
         plan(self)  # its stages' own checks
+
+    def __getattr__(self, name: str) -> Any:
+        """A setting of its evaluations or fine-tunes: forms, flags and files ask by name."""
+        if name in {spec.name for spec in self.SETTINGS}:
+            for part in (self.__dict__.get("evaluation"), self.__dict__.get("training")):
+                if part is not None and hasattr(part, name):
+                    return getattr(part, name)
+        raise AttributeError(name)
 
     @property
     def digest(self) -> str:
         """Eight characters that change with anything that changes the numbers."""
-        values = to_json(self)
         decisive = {
-            s.name: values[s.name] for s in fields(self) if s.metadata["role"] == "identity"
+            spec.name: getattr(self, spec.name)
+            for spec in self.SETTINGS
+            if spec.metadata["role"] == "identity"
         }
         text = json.dumps(decisive, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+# What each stage decides for itself, or a pipeline leaves as it is.
+_DECIDED = (
+    "checkpoint",
+    "regime",
+    "seed",
+    "context",
+    "weights",
+    "adapter",
+    "repeat_prompt",
+    "patch",
+    "objective",
+    "causal_anchor",
+)
+
+
+def _own_settings() -> list[Field[Any]]:
+    return [spec for spec in fields(PipelineConfig) if spec.name not in ("evaluation", "training")]
+
+
+def _known(settings: Mapping[str, Any], config_class: type) -> dict[str, Any]:
+    names = {spec.name for spec in fields(config_class)}
+    return {name: value for name, value in settings.items() if name in names}
+
+
+def _all_settings() -> tuple[Field[Any], ...]:
+    """Its own settings, then those of its evaluations, then those that only fine-tunes have."""
+    found = {spec.name: spec for spec in _own_settings()}
+    others = {spec.name: spec for spec in fields(_InOtherWords)}
+    for spec in (*fields(EvalConfig), *fields(FinetuneConfig)):
+        if spec.name not in _DECIDED:
+            found.setdefault(spec.name, others.get(spec.name, spec))
+    return tuple(found.values())
+
+
+PipelineConfig.SETTINGS = _all_settings()
 
 
 @dataclass(frozen=True)
@@ -172,7 +202,8 @@ def plan(config: PipelineConfig) -> list[Stage]:
 
     3B and 3C of a seed differ in objective and mask alone: data, order, steps and seed are shared.
     """
-    evaluation, training = _eval_config(config), _train_config(config)
+    # The seed is the training's; items are drawn with seed 0, the same for all seeds.
+    evaluation, training = config.evaluation, config.training
     both = (("bidirectional prefill", config.regime), ("causal", "causal"))
     stages = [
         Stage("stage1", "stage 1, the base model, causal", evaluation),
@@ -222,17 +253,3 @@ def plan(config: PipelineConfig) -> list[Stage]:
 
 def _objectives(config: PipelineConfig) -> list[str]:
     return ["3B", "3C", *(["distill"] if config.distill else []), *(["3A"] if config.leaky else [])]
-
-
-def _shared(config: PipelineConfig, target: type, *leave_out: str) -> dict[str, Any]:
-    names = {spec.name for spec in fields(target)} - set(leave_out)
-    return {spec.name: getattr(config, spec.name) for spec in fields(config) if spec.name in names}
-
-
-def _eval_config(config: PipelineConfig) -> EvalConfig:
-    # The seed here is the training's; items are drawn with seed 0, the same for all seeds.
-    return EvalConfig(**_shared(config, EvalConfig, "regime", "seed"))
-
-
-def _train_config(config: PipelineConfig) -> FinetuneConfig:
-    return FinetuneConfig(**_shared(config, FinetuneConfig, "regime", "seed"), objective="3B")

@@ -32,9 +32,17 @@ from bidir_core.runs.metrics import NO_NORM_TASKS, standard_error
 from bidir_core.runs.run import Run
 
 _COLUMNS = (
-    "task", "doc_id", "doc_hash", "gold", "contexts", "continuations", "ll", "correct",
-    "correct_norm", "error",
-)  # fmt: skip
+    "task",
+    "doc_id",
+    "doc_hash",
+    "gold",
+    "contexts",
+    "continuations",
+    "ll",
+    "correct",
+    "correct_norm",
+    "error",
+)
 
 
 def export_run(run: Run, out: Path | str) -> tuple[list[Path], list[str]]:
@@ -69,7 +77,9 @@ def export_run(run: Run, out: Path | str) -> tuple[list[Path], list[str]]:
     stamp = created.strftime("%Y-%m-%dT%H-%M-%S.%f")
     folder = Path(out).expanduser() / re.sub(r"[\"<>:/|\\?*\[\]]+", "__", model)
     texts = {
-        folder / f"samples_{task}_{stamp}.jsonl": "".join(map(_line, rows))
+        folder / f"samples_{task}_{stamp}.jsonl": "".join(
+            json.dumps(row, ensure_ascii=False) + "\n" for row in rows
+        )
         for task, rows in samples.items()
     }
     results = results_of(run, samples, originals, created, model)
@@ -102,10 +112,6 @@ def _write(folder: Path, texts: Mapping[Path, str]) -> None:
         raise
 
 
-def _line(sample: Mapping[str, Any]) -> str:
-    return json.dumps(sample, ensure_ascii=False) + "\n"
-
-
 def _created(run: Run) -> datetime:
     """When the run was started: the time in the files' names, the same at every export."""
     try:
@@ -130,8 +136,9 @@ def sample_of(run: Run, record: Record, doc: Doc, norm: bool) -> dict[str, Any]:
         continuations = [text.removeprefix(" ") for text in continuations]
     requests = [(contexts[i if per_choice else 0], text) for i, text in enumerate(continuations)]
     # An item that could not be scored has no number; nan is read back as an item error.
-    ll = record["ll"] or ["nan"] * len(requests)
-    answers = [[_number(value), _GREEDY_UNKNOWN] for value in ll]
+    ll = record["ll"] or [math.nan] * len(requests)
+    # A float32 in the fewest digits that are read back as the same one.
+    answers = [[str(np.float32(value)), _GREEDY_UNKNOWN] for value in ll]
     # Where choices differ in their contexts lm-eval's target is the text behind them.
     target = continuations[0].removeprefix(" ") if per_choice else str(record["gold"])
     scores = {"acc": float(bool(record["correct"]))}
@@ -155,11 +162,6 @@ def sample_of(run: Run, record: Record, doc: Doc, norm: bool) -> dict[str, Any]:
         "target_hash": _hash(target),
         **scores,
     }
-
-
-def _number(value: float | str) -> str:
-    """A float32 in the fewest digits that are read back as the same one."""
-    return value if isinstance(value, str) else str(np.float32(value))
 
 
 def _hash(text: str) -> str:

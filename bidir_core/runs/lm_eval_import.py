@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -67,21 +67,21 @@ def import_results(
     output = find_output(Path(path).expanduser())
     names = _names(choose_tasks(output, tasks), task_map or {})
     origin = read_origin(output)
-    if origin.regime and regime and origin.regime != regime:
+    if origin and regime and origin["regime"] != regime:
         raise UserError(
             f"--regime {regime}: {output.results_path.name} says it was made under "
-            f"{origin.regime}; leave the flag out"
+            f"{origin['regime']}; leave the flag out"
         )
     shots = _shots(output, names)
     read = {ours: read_task(output, theirs, ours) for theirs, ours in names.items()}
     samples = [sample for one in read.values() for sample in one.samples]
     settings, notes = settings_of(output, names, read, shots)
-    settings |= origin.settings | {"tasks": list(names.values()), "attn": None}
-    settings["regime"] = origin.regime or regime or "causal"
+    settings |= origin.get("settings", {}) | {"tasks": list(names.values()), "attn": None}
+    settings["regime"] = origin.get("regime") or regime or "causal"
     settings["model"] = model or settings["model"]
-    facts = facts_of(output, names, samples, notes) | origin.facts
-    if origin.run:
-        facts["source"] = f"imported from an export of '{origin.run}', {date_of(output)}"
+    facts = facts_of(output, names, samples, notes) | origin.get("facts", {})
+    if origin:
+        facts["source"] = f"imported from an export of '{origin['run']}', {date_of(output)}"
     return Imported(_write(settings, facts, samples, name, runs_dir, output), tuple(notes))
 
 
@@ -133,7 +133,9 @@ def _write(
     try:
         with RunWriter.create(stage, settings, folder=hidden, **facts) as writer:
             writer.append(_record(sample) for sample in samples)
-            writer.finish(cost=_cost(output), order=[_key(sample) for sample in samples])
+            writer.finish(
+                cost=_cost(output), order=[(one.item.task, one.item.doc_id) for one in samples]
+            )
         (hidden / "log.txt").write_text(
             "\n".join([facts["source"], *facts["imported"]["notes"]]) + "\n", encoding="utf-8"
         )
@@ -143,10 +145,6 @@ def _write(
         shutil.rmtree(hidden, ignore_errors=True)
         raise
     return folder
-
-
-def _key(sample: Sample) -> tuple[str, int]:
-    return sample.item.task, sample.item.doc_id
 
 
 def _cost(output: LmEvalOutput) -> dict[str, Any]:
@@ -227,7 +225,7 @@ def settings_of(
         "bos": None,
         "chat_template": output.results.get("chat_template") is not None,
         "num_fewshot": shots,
-        "dtype": _dtype(config, given),
+        "dtype": dtype_of(output),
         "device": str(config.get("device") or ""),
         "batch_tokens": None,
         "data_source": None,
@@ -252,8 +250,11 @@ def _model_name(output: LmEvalOutput, given: Mapping[str, Any]) -> str:
     return str(output.results.get("model_name") or config.get("model") or "unknown model")
 
 
-def _dtype(config: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
-    text = str(config.get("model_dtype") or given.get("dtype") or "").removeprefix("torch.")
+def dtype_of(output: LmEvalOutput) -> str | None:
+    """The number format of the weights, None where nobody recorded it."""
+    config = output.section("config")
+    given = config.get("model_dtype") or _model_args(config.get("model_args")).get("dtype")
+    text = str(given or "").removeprefix("torch.")
     return text if text and text != "auto" else None
 
 
@@ -303,7 +304,7 @@ def facts_of(
         "data_fingerprint": data_fingerprint(sample.item for sample in samples),
         "bos_added": None,
         "attention": None,
-        "dtype": _dtype(config, _model_args(config.get("model_args"))),
+        "dtype": dtype_of(output),
         "imported": {
             "format": "lm-eval",
             "version": output.version or None,
@@ -335,27 +336,16 @@ def date_of(output: LmEvalOutput) -> str:
 # What an exported results file says about the run it came from, under the key ``bidir_core``.
 
 KEY = "bidir_core"
-
-_SETTINGS = {
-    "model": str, "revision": str, "checkpoint": str, "split": str, "limit": int, "sample": str,
-    "seed": int, "fold": str, "context": str, "bos": str, "chat_template": bool, "num_fewshot": int,
-    "repeat_prompt": int, "patch": str,
-}  # fmt: skip
-
-_FACTS = {
-    "model_fingerprint": str, "tokenizer_fingerprint": str, "bos_added": bool, "dtype": str,
-    "attention": str,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Settings and facts of the exported run; empty for a file of lm-eval's own."""
-
-    run: str | None = None
-    regime: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+_SETTINGS: dict[str, type] = dict.fromkeys(
+    ("model", "revision", "checkpoint", "split", "sample", "fold"), str
+)
+_SETTINGS |= dict.fromkeys(("context", "bos", "patch"), str)
+_SETTINGS |= dict.fromkeys(("limit", "seed", "num_fewshot", "repeat_prompt"), int)
+_SETTINGS |= {"chat_template": bool}
+_FACTS: dict[str, type] = dict.fromkeys(
+    ("model_fingerprint", "tokenizer_fingerprint", "dtype", "attention"), str
+)
+_FACTS |= {"bos_added": bool}
 
 
 def origin_of(run: Run) -> dict[str, Any]:
@@ -368,27 +358,25 @@ def origin_of(run: Run) -> dict[str, Any]:
     }
 
 
-def read_origin(output: LmEvalOutput) -> Origin:
-    """Read it back; `UserError` where a file that has it was damaged."""
+def read_origin(output: LmEvalOutput) -> dict[str, Any]:
+    """Read it back, empty for a file of lm-eval's own; `UserError` where it was damaged."""
     block = output.results.get(KEY)
     if block is None:
-        return Origin()
+        return {}
     try:
-        return Origin(
-            str(block["run"])[:200],
-            str(parse_regime(block["regime"])),
-            _checked(block["settings"], _SETTINGS),
-            _checked(block["facts"], _FACTS),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        return {
+            "run": str(block["run"])[:200],
+            "regime": str(parse_regime(block["regime"])),
+            "settings": _checked(block["settings"], _SETTINGS),
+            "facts": _checked(block["facts"], _FACTS),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{output.results_path}: its part {KEY!r} is damaged: {error}") from error
 
 
 def _checked(values: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
-    found = {}
     for name, kind in kinds.items():
         value = values.get(name)
         if value is not None and type(value) is not kind:
             raise TypeError(f"{name} is {str(value)[:40]!r}")
-        found[name] = value
-    return found
+    return {name: values.get(name) for name in kinds}

@@ -1,4 +1,4 @@
-"""One ``samples_<task>_<time>.jsonl`` of lm-eval as scored items.
+"""lm-eval's output: ``results_<time>.json`` and ``samples_<task>_<time>.jsonl``, as scored items.
 
 ```
 {"doc_id": 0, "doc": {...}, "target": "1", "filter": "none", "doc_hash": "340121b4...",
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,297 +27,23 @@ from bidir_core.common.errors import UserError
 from bidir_core.data.items import Item, hash_doc
 from bidir_core.data.tasks import TASKS
 
-_NEEDED = ("doc_id", "doc", "target", "arguments", "filtered_resps")
-
-Request = tuple[str, str]  # context, continuation
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A scored item. ``acc``: what lm-eval counted, or None where the task has no acc."""
-
-    item: Item
-    ll: tuple[float, ...]
-    acc: float | None
-    acc_norm: float | None
-
-
-@dataclass(frozen=True)
-class TaskSamples:
-    """All samples of a task, by ``doc_id``; ``notes`` are sentences a reader should see."""
-
-    samples: tuple[Sample, ...]
-    notes: tuple[str, ...] = ()
-
-
-class _Bad(ValueError):
-    """What is wrong with one line; the caller knows which."""
-
-
-def read_task(output: LmEvalOutput, task: str, name: str) -> TaskSamples:
-    """Read the samples of lm-eval's ``task``, which becomes our task ``name``.
-
-    Raises `UserError` naming file and line for a task without choices, a torn or edited file, and
-    numbers that disagree with the results file.
-    """
-    path = output.samples[task]
-    _refuse_other_types(task, output.row("configs", task).get("output_type"), path)
-    samples: dict[int, Sample] = {}
-    lines: dict[int, int] = {}
-    edited = 0
-    for number, line in _lines(path):
-        try:
-            record = _parse(line)
-            sample = _sample(record, task, name)
-            doc_id = sample.item.doc_id
-            if doc_id in samples:
-                raise _Bad(f"document {doc_id} again; line {lines[doc_id]} has it too")
-        except _Bad as error:
-            raise UserError(f"{path}, line {number}: {error}") from error
-        samples[doc_id], lines[doc_id] = sample, number
-        edited += hash_doc(record["doc"]) != sample.item.doc_hash
-    if not samples:
-        raise UserError(f"{path} is empty; lm-eval writes one line a document")
-    ordered = tuple(samples[doc_id] for doc_id in sorted(samples))
-    _check_totals(output, task, ordered, path)
-    notes = []
-    if edited:
-        notes.append(
-            f"{name}: the doc_hash of {edited:,} documents is not that of the document logged "
-            "beside it; the hash is kept"
-        )
-    if off := sum(map(_norm_differs, ordered)):
-        notes.append(
-            f"{name}: acc_norm of {off:,} items is not lm-eval's, which measured the length of the "
-            "choices otherwise; acc is the same"
-        )
-    return TaskSamples(ordered, tuple(notes))
-
-
-def _refuse_other_types(task: str, kind: Any, path: Path) -> None:
-    if kind is None or kind == "multiple_choice":
-        return
-    what = {
-        "generate_until": "it is scored on generated text",
-        "loglikelihood": "it scores one text per document, without other choices",
-        "loglikelihood_rolling": "it measures perplexity, without choices",
-    }.get(str(kind), "it has no choices with log-likelihoods")
-    raise UserError(
-        f"{path}: the task {task!r} is of type {str(kind)[:40]}: {what}; only multiple_choice can "
-        "be imported, so choose those with --tasks"
-    )
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        torn = "" if line.endswith(b"\n") else "; the file is cut short"
-        raise _Bad(f"not JSON in UTF-8 ({error}){torn}") from error
-    if b"\\u" in line:
-        try:
-            json.dumps(record, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise _Bad("holds a lone surrogate, which is no text") from None
-    missing = [key for key in _NEEDED if not isinstance(record, dict) or key not in record]
-    if missing:
-        raise _Bad(f"has no {missing[0]!r}, so it is no sample that lm-eval logged")
-    if not isinstance(record["doc"], dict):
-        raise _Bad("'doc' is not an object")
-    doc_id = record["doc_id"]
-    if isinstance(doc_id, bool) or not isinstance(doc_id, int) or not 0 <= doc_id < 2**31:
-        raise _Bad(f"'doc_id' is {str(doc_id)[:40]!r}; it must be a row number")
-    return record
-
-
-def _sample(record: dict[str, Any], task: str, name: str) -> Sample:
-    if "acc_mutual_info" in record:
-        raise _Bad("the task also scores choices without context (acc_mutual_info), unlike ours")
-    requests = _requests(record["arguments"], task)
-    ll = _log_likelihoods(record["filtered_resps"], len(requests))
-    contexts = [context for context, _ in requests]
-    continuations = [continuation for _, continuation in requests]
-    # lm-eval logs each choice's context; only a task like winogrande has several.
-    per_choice = len(set(contexts)) > 1 or len(set(continuations)) == 1
-    acc, acc_norm = (_metric(record, metric) for metric in ("acc", "acc_norm"))
-    gold = _gold(record, name, continuations, per_choice, ll, acc)
-    _check_acc(gold, ll, acc)
-    doc_hash = record.get("doc_hash")
-    return Sample(
-        Item(
-            task=name,
-            doc_id=record["doc_id"],
-            doc_hash=doc_hash if isinstance(doc_hash, str) else hash_doc(record["doc"]),
-            gold=gold,
-            contexts=tuple(contexts if per_choice else contexts[:1]),
-            continuations=tuple(continuations),
-            prompt_group=_group(name, record["doc"]),
-        ),
-        tuple(ll),
-        acc,
-        acc_norm,
-    )
-
-
-def _requests(arguments: Any, task: str) -> list[Request]:
-    """(context, continuation) per choice, from ``{"gen_args_0": {"arg_0": .., "arg_1": ..}}``."""
-    if isinstance(arguments, dict):
-        arguments = [arguments.get(f"gen_args_{i}") for i in range(len(arguments))]
-    found = []
-    for one in arguments if isinstance(arguments, list) else [None]:
-        pair = [one.get("arg_0"), one.get("arg_1")] if isinstance(one, dict) else one
-        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise _Bad("'arguments' are not lm-eval's requests of a context and a choice")
-        if not isinstance(pair[1], str):
-            raise _Bad(
-                f"the task {task!r} asks for generated text; only multiple-choice tasks can be "
-                "imported, so choose those with --tasks"
-            )
-        found.append((pair[0], pair[1]))
-    if len(found) < 2:
-        raise _Bad("has one choice, so there is nothing to choose from; multiple choice is needed")
-    return found
-
-
-def _log_likelihoods(responses: Any, n_choices: int) -> list[float]:
-    if not isinstance(responses, list) or len(responses) != n_choices:
-        n = len(responses) if isinstance(responses, list) else "no"
-        raise _Bad(f"has {n_choices} requests and {n} responses; both need one per choice")
-    found = []
-    for choice, one in enumerate(responses):
-        value = one[0] if isinstance(one, list) and one else one
-        try:
-            number = float(value)  # type: ignore[arg-type]
-            if math.isfinite(number) and abs(number) > 1e30:
-                raise ValueError
-            found.append(number)
-        except (TypeError, ValueError, OverflowError):
-            raise _Bad(
-                f"the response of choice {choice} is {str(one)[:40]!r}, not a log-likelihood"
-            ) from None
-    return found
-
-
-def _metric(record: dict[str, Any], name: str) -> float | None:
-    value = record.get(name)
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _gold(
-    record: dict[str, Any],
-    name: str,
-    continuations: Sequence[str],
-    per_choice: bool,
-    ll: Sequence[float],
-    acc: float | None,
-) -> int:
-    """The index of the right choice.
-
-    lm-eval logs it as ``target``, except where the choices differ in their contexts: there
-    ``target`` is the text behind them. For our own tasks the document says it; elsewhere it
-    follows from what lm-eval counted, if that leaves one possibility.
-    """
-    n = len(continuations)
-    if (own := _own_gold(name, record["doc"])) is not None and 0 <= own < n:
-        return own
-    target = str(record["target"])
-    if not per_choice:
-        if target.lstrip("-").isdigit():
-            if not 0 <= int(target) < n:
-                raise _Bad(f"its right answer is number {target} of {n} choices")
-            return int(target)
-        same = [i for i, text in enumerate(continuations) if text.strip() == target.strip()]
-        if len(same) == 1:
-            return same[0]
-        if target.startswith("["):
-            raise _Bad(f"has several right answers ({target[:40]}); one is needed")
-    pred = int(np.argmax(ll))
-    if acc == 1:
-        return pred
-    if acc == 0 and n == 2:
-        return 1 - pred
-    raise _Bad(f"does not say which of its {n} choices is right (target {target[:40]!r})")
-
-
-def _own_gold(name: str, doc: dict[str, Any]) -> int | None:
-    if name not in TASKS:
-        return None
-    try:
-        gold = TASKS[name].gold(doc)
-        return gold if type(gold) is int else None
-    except (KeyError, ValueError, IndexError, TypeError, AttributeError):
-        return None
-
-
-def _group(name: str, doc: dict[str, Any]) -> str:
-    group = TASKS[name].group if name in TASKS else None
-    try:
-        return group(doc) if group else ""
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return ""
-
-
-def _check_acc(gold: int, ll: Sequence[float], acc: float | None) -> None:
-    if acc is None or not all(map(math.isfinite, ll)):
-        return
-    if acc not in (0.0, 1.0) or (int(np.argmax(ll)) == gold) != bool(acc):
-        raise _Bad(
-            f"lm-eval counted acc {acc:g}, but its log-likelihoods choose {int(np.argmax(ll))} and "
-            f"choice {gold} is right; the task is not scored by its largest log-likelihood, or the "
-            "file was changed"
-        )
-
-
-def _norm_differs(sample: Sample) -> bool:
-    """Whether lm-eval's acc_norm is another than that of the logged texts."""
-    if sample.acc_norm is None or not all(map(math.isfinite, sample.ll)):
-        return False
-    lengths = [max(len(text.removeprefix(" ")), 1) for text in sample.item.continuations]
-    pred = int(np.argmax(np.array(sample.ll) / lengths))
-    return (pred == sample.item.gold) != bool(sample.acc_norm)
-
-
-def _check_totals(output: LmEvalOutput, task: str, samples: Sequence[Sample], path: Path) -> None:
-    """The results file must count and score what the samples hold."""
-    said = output.row("n-samples", task).get("effective")
-    if isinstance(said, int) and said != len(samples):
-        raise UserError(
-            f"{path} has {len(samples):,} samples, but {output.results_path.name} counts {said:,}; "
-            "the file is not whole, or not of this run"
-        )
-    accs = [sample.acc for sample in samples if sample.acc is not None]
-    mean = output.row("results", task).get("acc,none")
-    if accs and isinstance(mean, int | float) and abs(mean - sum(accs) / len(accs)) > 1e-6:
-        raise UserError(
-            f"{path} gives acc {sum(accs) / len(accs):.4f}, but {output.results_path.name} says "
-            f"{mean:.4f}; these files are not of one run"
-        )
-
-
-# Which files make one lm-eval result: ``results_<time>.json`` and ``samples_<task>_<time>.jsonl``.
+READ_VERSION = "0.4.13"  # of lm-eval: the tests read and write its output
 
 _TIME = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
-
 _RESULTS = re.compile(rf".+_({_TIME})\.json")
-
 _SAMPLES = re.compile(rf"samples_(.+)_({_TIME})\.jsonl")
-
 _NAMES = "results_<time>.json and samples_<task>_<time>.jsonl"
 
-READ_VERSION = "0.4.13"
+# What a task's wrong type means, by lm-eval's word for it.
+_TYPES = {
+    "generate_until": "it is scored on generated text",
+    "loglikelihood": "it scores one text per document, without other choices",
+    "loglikelihood_rolling": "it measures perplexity, without choices",
+}
+_NEEDED = ("doc_id", "doc", "target", "arguments", "filtered_resps")
 
-
-"""The version whose output the tests read and write."""
+# What reading a document of another shape than its task's may raise.
+_ODD_DOCUMENT = (KeyError, ValueError, IndexError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -346,26 +72,57 @@ class LmEvalOutput:
         return value if isinstance(value, dict) else {}
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A scored item. ``acc``: what lm-eval counted, or None where the task has no acc."""
+
+    item: Item
+    ll: tuple[float, ...]
+    acc: float | None
+    acc_norm: float | None
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    """All samples of a task, by ``doc_id``; ``notes`` are sentences a reader should see."""
+
+    samples: tuple[Sample, ...]
+    notes: tuple[str, ...] = ()
+
+
+class _Bad(ValueError):
+    """What is wrong with one line; the caller knows which."""
+
+
+# Which files belong together.
+
+
 def find_output(path: Path) -> LmEvalOutput:
     """The newest set of files in a folder (or in its only subfolder), or that of a named file.
 
     Raises `UserError` for a path that is not there, a folder without lm-eval's files, samples
     without results, results without samples, and a results file that is none.
     """
-    if path.is_dir():
-        folder, time = _folder_with_output(path), None
-    elif path.is_file():
-        folder, time = path.parent, _time_of(path)
+    time = None
+    if path.is_file():
+        folder = path.parent
+        named = _SAMPLES.fullmatch(path.name) or _RESULTS.fullmatch(path.name)
+        if named is None:
+            raise UserError(
+                f"{path} is not named like lm-eval's output; its files are called {_NAMES}"
+            )
+        time = named[named.lastindex or 1]
+    elif path.is_dir():
+        folder = _folder_with_output(path)
     else:
         raise UserError(f"{path} does not exist; give lm-eval's output folder or results file")
     results, samples = _sets(folder)
-    if time is None:
-        time = max({*results, *samples})
+    time = time or max({*results, *samples})
     if time not in results:
-        first = next(iter(samples[time].values())).name
+        first = next(iter(samples[time].values()))
         raise UserError(
-            f"{folder / first} has no results_{time}.json beside it, which says what was run; "
-            "keep the two together"
+            f"{first} has no results_{time}.json beside it, which says what was run; keep the two "
+            "together"
         )
     if time not in samples:
         raise UserError(
@@ -377,52 +134,24 @@ def find_output(path: Path) -> LmEvalOutput:
     return LmEvalOutput(time, found, _read_results(found), samples[time], others)
 
 
-def choose_tasks(output: LmEvalOutput, wanted: Sequence[str]) -> list[str]:
-    """The tasks to read: those named, else all that were run (groups are sums, not tasks)."""
-    configs = output.section("configs")  # sorted by name; the results are in the order run
-    known = [task for task in [*output.section("results"), *configs] if task in configs]
-    known = list(dict.fromkeys(known))
-    for task in wanted:
-        if task not in known:
-            raise UserError(
-                f"--tasks {task}: {output.results_path} has no such task; it has {', '.join(known)}"
-            )
-    for task in output.samples:
-        if task not in known:
-            raise UserError(
-                f"{output.samples[task]} is of task {task!r}, which {output.results_path.name} "
-                "does not list; these files are not of one run"
-            )
-    chosen = list(dict.fromkeys(wanted or known))
-    for task in chosen:
-        if task not in output.samples:
-            raise UserError(
-                f"{output.results_path} lists {task!r}, but there is no "
-                f"samples_{task}_{output.time}.jsonl beside it; leave the task out with --tasks "
-                f"{','.join(t for t in chosen if t in output.samples)}"
-            )
-    return chosen
-
-
 def _folder_with_output(path: Path) -> Path:
     """The folder itself or, as lm-eval makes one for each model, its only subfolder with output."""
     if any(_sets(path)):
         return path
     inside = [sub for sub in sorted(path.iterdir()) if sub.is_dir() and any(_sets(sub))]
-    if len(inside) > 1:
-        names = ", ".join(sub.name for sub in inside[:4])
+    if len(inside) == 1:
+        return inside[0]
+    if inside:
+        names = ", ".join(sub.name for sub in inside[:4]) + (", ..." if len(inside) > 4 else "")
         raise UserError(
-            f"{path} holds results of {len(inside)} models ({names}{', ...' * (len(inside) > 4)}); "
-            "give the folder of one"
+            f"{path} holds results of {len(inside)} models ({names}); give the folder of one"
         )
-    if not inside:
-        if (path / "results.json").is_file():
-            raise UserError(
-                f"{path / 'results.json'} has no time in its name: lm-eval before 0.4.3 wrote it; "
-                f"run the evaluation with a newer one ({READ_VERSION} is tested)"
-            )
-        raise UserError(f"{path} holds no lm-eval output; its files are called {_NAMES}")
-    return inside[0]
+    if (path / "results.json").is_file():
+        raise UserError(
+            f"{path / 'results.json'} has no time in its name: lm-eval before 0.4.3 wrote it; run "
+            f"the evaluation with a newer one ({READ_VERSION} is tested)"
+        )
+    raise UserError(f"{path} holds no lm-eval output; its files are called {_NAMES}")
 
 
 def _sets(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Path]]]:
@@ -441,16 +170,6 @@ def _sets(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Path]]]:
     return results, samples
 
 
-def _time_of(path: Path) -> str:
-    match = _SAMPLES.fullmatch(path.name)
-    if match is not None:
-        return match[2]
-    match = _RESULTS.fullmatch(path.name)
-    if match is not None:
-        return match[1]
-    raise UserError(f"{path} is not named like lm-eval's output; its files are called {_NAMES}")
-
-
 def _read_results(path: Path) -> dict[str, Any]:
     try:
         # NaN, which lm-eval may write, would not go into our files.
@@ -460,10 +179,8 @@ def _read_results(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON in UTF-8 ({error}); it may be cut short") from error
-    shaped = isinstance(value, dict) and all(
-        isinstance(value.get(key), dict) for key in ("results", "configs", "config")
-    )
-    if not shaped:
+    needed = ("results", "configs", "config")
+    if not isinstance(value, dict) or not all(isinstance(value.get(k), dict) for k in needed):
         raise UserError(
             f"{path} is not lm-eval's results file: it needs the objects 'results', 'configs' and "
             "'config'"
@@ -475,3 +192,247 @@ def _read_results(path: Path) -> dict[str, Any]:
             f"({READ_VERSION} is tested)"
         )
     return value
+
+
+def choose_tasks(output: LmEvalOutput, wanted: Sequence[str]) -> list[str]:
+    """The tasks to read: those named, else all that were run (groups are sums, not tasks)."""
+    configs = output.section("configs")  # sorted by name; the results are in the order run
+    ordered = dict.fromkeys([*output.section("results"), *configs])
+    known = [task for task in ordered if task in configs]
+    for task in wanted:
+        if task not in known:
+            raise UserError(
+                f"--tasks {task}: {output.results_path} has no such task; it has {', '.join(known)}"
+            )
+    for task, path in output.samples.items():
+        if task not in known:
+            raise UserError(
+                f"{path} is of task {task!r}, which {output.results_path.name} does not list; "
+                "these files are not of one run"
+            )
+    chosen = list(dict.fromkeys(wanted or known))
+    there = ",".join(task for task in chosen if task in output.samples)
+    for task in chosen:
+        if task not in output.samples:
+            raise UserError(
+                f"{output.results_path} lists {task!r}, but there is no "
+                f"samples_{task}_{output.time}.jsonl beside it; leave the task out with --tasks "
+                f"{there}"
+            )
+    return chosen
+
+
+# One task's samples.
+
+
+def read_task(output: LmEvalOutput, task: str, name: str) -> TaskSamples:
+    """Read the samples of lm-eval's ``task``, which becomes our task ``name``.
+
+    Raises `UserError` naming file and line for a task without choices, a torn or edited file, and
+    numbers that disagree with the results file.
+    """
+    path = output.samples[task]
+    kind = output.row("configs", task).get("output_type")
+    if kind not in (None, "multiple_choice"):
+        what = _TYPES.get(str(kind), "it has no choices with log-likelihoods")
+        raise UserError(
+            f"{path}: the task {task!r} is of type {str(kind)[:40]}: {what}; only multiple_choice "
+            "can be imported, so choose those with --tasks"
+        )
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    samples: dict[int, Sample] = {}
+    lines: dict[int, int] = {}
+    edited = 0
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = _parse(line)
+            sample = _sample(record, task, name)
+            doc_id = sample.item.doc_id
+            if doc_id in samples:
+                raise _Bad(f"document {doc_id} again; line {lines[doc_id]} has it too")
+        except _Bad as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
+        samples[doc_id], lines[doc_id] = sample, number
+        edited += hash_doc(record["doc"]) != sample.item.doc_hash
+    if not samples:
+        raise UserError(f"{path} is empty; lm-eval writes one line a document")
+    ordered = tuple(samples[doc_id] for doc_id in sorted(samples))
+    _check_totals(output, task, ordered)
+    notes = []
+    if edited:
+        notes.append(
+            f"{name}: the doc_hash of {edited:,} documents is not that of the document logged "
+            "beside it; the hash is kept"
+        )
+    if off := sum(map(_norm_differs, ordered)):
+        notes.append(
+            f"{name}: acc_norm of {off:,} items is not lm-eval's, which measured the length of the "
+            "choices otherwise; acc is the same"
+        )
+    return TaskSamples(ordered, tuple(notes))
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        if b"\\u" in line:
+            json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise _Bad("holds a lone surrogate, which is no text") from None
+    except (ValueError, RecursionError) as error:
+        torn = "" if line.endswith(b"\n") else "; the file is cut short"
+        raise _Bad(f"not JSON in UTF-8 ({error}){torn}") from error
+    for key in _NEEDED:
+        if not isinstance(record, dict) or key not in record:
+            raise _Bad(f"has no {key!r}, so it is no sample that lm-eval logged")
+    if not isinstance(record["doc"], dict):
+        raise _Bad("'doc' is not an object")
+    doc_id = record["doc_id"]
+    if type(doc_id) is not int or not 0 <= doc_id < 2**31:
+        raise _Bad(f"'doc_id' is {str(doc_id)[:40]!r}; it must be a row number")
+    if "acc_mutual_info" in record:
+        raise _Bad("the task also scores choices without context (acc_mutual_info), unlike ours")
+    return record
+
+
+def _sample(record: dict[str, Any], task: str, name: str) -> Sample:
+    requests = _requests(record["arguments"], task)
+    contexts = tuple(context for context, _ in requests)
+    continuations = tuple(continuation for _, continuation in requests)
+    ll = _log_likelihoods(record["filtered_resps"], len(requests))
+    # lm-eval logs each choice's context; only a task like winogrande has several.
+    per_choice = len(set(contexts)) > 1 or len(set(continuations)) == 1
+    scores = [record.get(metric) for metric in ("acc", "acc_norm")]
+    acc, acc_norm = (float(one) if isinstance(one, int | float) else None for one in scores)
+    best = int(np.argmax(ll))
+    gold = _gold(record, name, continuations, per_choice, best, acc)
+    if acc is not None and all(map(math.isfinite, ll)) and acc != float(best == gold):
+        raise _Bad(
+            f"lm-eval counted acc {acc:g}, but its log-likelihoods choose {best} and choice {gold} "
+            "is right; the task is not scored by its largest log-likelihood, or the file was changed"
+        )
+    doc_hash, group = record.get("doc_hash"), ""
+    if name in TASKS and (group_of := TASKS[name].group):
+        try:
+            group = group_of(record["doc"])
+        except _ODD_DOCUMENT:
+            group = ""
+    item = Item(
+        task=name,
+        doc_id=record["doc_id"],
+        doc_hash=doc_hash if isinstance(doc_hash, str) else hash_doc(record["doc"]),
+        gold=gold,
+        contexts=contexts if per_choice else contexts[:1],
+        continuations=continuations,
+        prompt_group=group,
+    )
+    return Sample(item, ll, acc, acc_norm)
+
+
+def _requests(arguments: Any, task: str) -> list[tuple[str, str]]:
+    """(context, continuation) per choice, from ``{"gen_args_0": {"arg_0": .., "arg_1": ..}}``."""
+    if isinstance(arguments, dict):
+        arguments = [arguments.get(f"gen_args_{i}") for i in range(len(arguments))]
+    found = []
+    for one in arguments if isinstance(arguments, list) else [None]:
+        pair = [one.get("arg_0"), one.get("arg_1")] if isinstance(one, dict) else one
+        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise _Bad("'arguments' are not lm-eval's requests of a context and a choice")
+        if not isinstance(pair[1], str):
+            raise _Bad(
+                f"the task {task!r} asks for generated text; only multiple-choice tasks can be "
+                "imported, so choose those with --tasks"
+            )
+        found.append((pair[0], pair[1]))
+    if len(found) < 2:
+        raise _Bad("has one choice, so there is nothing to choose from; multiple choice is needed")
+    return found
+
+
+def _log_likelihoods(responses: Any, n_choices: int) -> tuple[float, ...]:
+    if not isinstance(responses, list) or len(responses) != n_choices:
+        n = len(responses) if isinstance(responses, list) else "no"
+        raise _Bad(f"has {n_choices} requests and {n} responses; both need one per choice")
+    found = []
+    for choice, one in enumerate(responses):
+        try:
+            number = float(one[0] if isinstance(one, list) and one else one)
+        except (TypeError, ValueError, OverflowError):
+            number = 1e308
+        if math.isfinite(number) and abs(number) > 1e30:
+            raise _Bad(
+                f"the response of choice {choice} is {str(one)[:40]!r}, not a log-likelihood"
+            )
+        found.append(number)
+    return tuple(found)
+
+
+def _gold(
+    record: dict[str, Any],
+    name: str,
+    continuations: Sequence[str],
+    per_choice: bool,
+    best: int,
+    acc: float | None,
+) -> int:
+    """The index of the right choice; ``best``: that of the largest log-likelihood.
+
+    lm-eval logs it as ``target``, except where the choices differ in their contexts: there
+    ``target`` is the text behind them. For our own tasks the document says it; elsewhere it
+    follows from what lm-eval counted, if that leaves one possibility.
+    """
+    n, target = len(continuations), str(record["target"])
+    if name in TASKS:
+        try:
+            own = TASKS[name].gold(record["doc"])
+        except _ODD_DOCUMENT:
+            own = -1
+        if type(own) is int and 0 <= own < n:
+            return own
+    if not per_choice:
+        if target.lstrip("-").isdigit():
+            if not 0 <= int(target) < n:
+                raise _Bad(f"its right answer is number {target} of {n} choices")
+            return int(target)
+        same = [i for i, text in enumerate(continuations) if text.strip() == target.strip()]
+        if len(same) == 1:
+            return same[0]
+        if target.startswith("["):
+            raise _Bad(f"has several right answers ({target[:40]}); one is needed")
+    if acc == 1:
+        return best
+    if acc == 0 and n == 2:
+        return 1 - best
+    raise _Bad(f"does not say which of its {n} choices is right (target {target[:40]!r})")
+
+
+def _norm_differs(sample: Sample) -> bool:
+    """Whether lm-eval's acc_norm is another than that of the logged texts."""
+    if sample.acc_norm is None or not all(map(math.isfinite, sample.ll)):
+        return False
+    lengths = [max(len(text.removeprefix(" ")), 1) for text in sample.item.continuations]
+    pred = int(np.argmax(np.array(sample.ll) / lengths))
+    return (pred == sample.item.gold) != bool(sample.acc_norm)
+
+
+def _check_totals(output: LmEvalOutput, task: str, samples: Sequence[Sample]) -> None:
+    """The results file must count and score what the samples hold."""
+    path, other = output.samples[task], output.results_path.name
+    said = output.row("n-samples", task).get("effective")
+    if isinstance(said, int) and said != len(samples):
+        raise UserError(
+            f"{path} has {len(samples):,} samples, but {other} counts {said:,}; the file is not "
+            "whole, or not of this run"
+        )
+    accs = [sample.acc for sample in samples if sample.acc is not None]
+    mean = output.row("results", task).get("acc,none")
+    if accs and isinstance(mean, int | float) and abs(mean - sum(accs) / len(accs)) > 1e-6:
+        raise UserError(
+            f"{path} gives acc {sum(accs) / len(accs):.4f}, but {other} says {mean:.4f}; these "
+            "files are not of one run"
+        )

@@ -109,11 +109,6 @@ class Run:
         return any((self.path / name).exists() for name in ("items.parquet", "items.jsonl"))
 
     @property
-    def is_partial(self) -> bool:
-        """It has items but is not complete: show its numbers as partial."""
-        return self.has_items and not (self.path / "metrics.json").exists()
-
-    @property
     def created(self) -> datetime | None:
         """UTC, from the folder's name or, for other names, from config.json."""
         stamp = split_folder_name(self.path.name)[0][:15]

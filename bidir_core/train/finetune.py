@@ -30,7 +30,7 @@ from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 from bidir_core.train import checkpoints
 from bidir_core.train import student as sharding
-from bidir_core.train.config import FinetuneConfig
+from bidir_core.train.config import MICRO_TOKENS, FinetuneConfig
 from bidir_core.train.data import TrainingData, check_data, prepare_data
 from bidir_core.train.final import (
     FINAL,
@@ -47,8 +47,6 @@ from bidir_core.train.losses import passes
 from bidir_core.train.packing import Packer
 from bidir_core.train.probe import run_training_probe
 from bidir_core.train.student import Student, add_lora, compile_layers, frozen_copy
-
-MICRO_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}
 
 
 def run_finetune(config: FinetuneConfig, *, folder: Path | None = None) -> Path:

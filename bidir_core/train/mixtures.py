@@ -23,6 +23,7 @@ their data to say that nobody should train on it.
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -104,23 +105,51 @@ def in_other_words(prompt: str) -> str:
     return _EVALUATION_WORDS.sub(lambda match: _OTHER_WORDS[match[1]], prompt)
 
 
-def has_evaluation_template(prompt: str) -> bool:
-    """Whether a line of the prompt starts as PIQA's or ARC's templates do."""
-    return bool(_EVALUATION_WORDS.search(prompt))
+def outline(mixture: Mixture, folder: Path, per_file: int = 32) -> dict[tuple[str, str], float]:
+    """The first prompts and responses of each file, and how many samples each stands for.
+
+    To count with before a run, in a tenth of the time of :func:`read_mixture`: how many there are is
+    told from the share of the file that the first ones take.
+    """
+    found: dict[tuple[str, str], float] = {}
+    for task_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if not usable(task_folder.name, mixture):
+            continue
+        for path in _files(task_folder):
+            first = list(itertools.islice(_pairs_of(path, task_folder.name), per_file))
+            stands_for = 1.0
+            if len(first) == per_file:
+                with open(path, "rb") as file:
+                    file.seek(-4, 2)  # gzip ends with how long the whole text is
+                    stands_for = int.from_bytes(file.read(), "little") / first[-1][1]
+            for pair, _ in first:  # variants of a task hold the same ones
+                found.setdefault(pair, stands_for)
+    return found
 
 
 def _pairs(task_folder: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted(task_folder.glob("*/requests.jsonl.gz")):
-        if not _VARIANT.search(path.parent.name):
-            continue
-        previous: Any = None
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                doc = json.loads(line)["doc"]
-                if doc != previous and "canary" not in doc:  # one request per choice follows
-                    prompt = _prompt(doc, task_folder.name)
-                    yield prompt, _response(doc, prompt)
-                previous = doc
+    for path in _files(task_folder):
+        for pair, _ in _pairs_of(path, task_folder.name):
+            yield pair
+
+
+def _files(task_folder: Path) -> list[Path]:
+    found = sorted(task_folder.glob("*/requests.jsonl.gz"))
+    return [path for path in found if _VARIANT.search(path.parent.name)]
+
+
+def _pairs_of(path: Path, task: str) -> Iterator[tuple[tuple[str, str], int]]:
+    """Prompts and responses of one file, and how many bytes of its text were read up to each."""
+    previous: Any = None
+    consumed = 0
+    with gzip.open(path, "rb") as lines:
+        for line in lines:
+            consumed += len(line)
+            doc = json.loads(line)["doc"]
+            if doc != previous and "canary" not in doc:  # one request per choice follows
+                prompt = _prompt(doc, task)
+                yield (prompt, _response(doc, prompt)), consumed
+            previous = doc
 
 
 def _prompt(doc: dict[str, Any], task: str) -> str:

@@ -14,8 +14,9 @@ from bidir_core import jobs
 from bidir_core.common.errors import UserError
 from bidir_core.data import assets, tasks
 from bidir_core.explain.why import expected_tokens, name_of
-from bidir_core.jobs import Job, cost_model, estimate
+from bidir_core.jobs import Job, estimate
 from bidir_core.jobs.estimate import Estimate
+from bidir_core.jobs.history import start_seconds
 from bidir_core.jobs.progress import progress
 from bidir_core.runs.layout import is_read_only
 from bidir_core.runs.run import Run
@@ -262,7 +263,7 @@ def offer(page: Any, target: RunInfo, record: Mapping[str, Any], metric: str) ->
             jobs.queue_device(line),
             expected_tokens(record["n_prefix_tokens"], record["n_continuation_tokens"]),
             review.measured(page.runs),
-            start=cost_model.start_seconds(known),
+            start=start_seconds(known),
         )
         ahead = sum(job.is_active and job.device == jobs.queue_device(line) for job in known)
         title = f"Why {record['task']}/{record['doc_id']} · {target.regime}"
@@ -292,7 +293,7 @@ def _confirm(
 ) -> None:
     widgets.command(jobs.command_text(line))
     widgets.note(
-        f"Takes {review.time_text(cost)}, on {cost.device}. It goes on when this page is "
+        f"Time: {estimate.time_text(cost)}, on {cost.device}. It goes on when this page is "
         "closed, and is among the jobs on the Launch page."
     )
     widgets.note("How this is known: " + "; ".join(cost.basis) + ".")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields, replace
+from dataclasses import Field, dataclass, replace
 from typing import Any
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.settings import command_line, parse_value
+from bidir_core.common.settings import command_line, parse_value, settings_of
 from bidir_core.data import tasks
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate.config import EvalConfig, ProbeConfig
-from bidir_core.explain.sweep_points import LabConfig
-from bidir_core.jobs.estimate import layers_of, planned_points
+from bidir_core.explain.sweep_points import LabConfig, planned_points
+from bidir_core.jobs.estimate import layers_of
 from bidir_core.jobs.pipeline_config import PUBLISHED, PipelineConfig, from_preset
 from bidir_core.runs.stages import EVALUATIONS, TRAININGS
 from bidir_core.train.config import OBJECTIVES, FinetuneConfig
@@ -67,7 +67,7 @@ class Draft:
 
     @property
     def specs(self) -> dict[str, Field[Any]]:
-        return {spec.name: spec for spec in fields(CLASSES[self.preset.command])}
+        return {spec.name: spec for spec in settings_of(CLASSES[self.preset.command])}
 
     def check(self, given: Mapping[str, str]) -> Form:
         """The form with these settings, ready to start or with what is wrong."""
@@ -107,9 +107,12 @@ class Draft:
             config = CLASSES[self.preset.command](**values)
         if isinstance(config, EvalConfig | PipelineConfig):
             tasks.check_selection(
-                config.tasks, limit=config.limit, sample=config.sample, fold=config.fold,
+                config.tasks,
+                limit=config.limit,
+                sample=config.sample,
+                fold=config.fold,
                 num_fewshot=config.num_fewshot,
-            )  # fmt: skip
+            )
         if isinstance(config, LabConfig):
             planned_points(config, layers_of(config.model))  # layers that the model does not have
         return config
@@ -117,8 +120,14 @@ class Draft:
     def _lines(self, values: Mapping[str, Any], config: Config) -> tuple[Words, Words]:
         """The command line, and that of a dry run."""
         if isinstance(config, PipelineConfig):
-            dry = {**values, "limit": 5, "steps": 2, "batch_samples": 5, "eval_every": 0,
-                   "name": "dry-run"}  # fmt: skip
+            dry = {
+                **values,
+                "limit": 5,
+                "steps": 2,
+                "batch_samples": 5,
+                "eval_every": 0,
+                "name": "dry-run",
+            }
             return _pipeline_words(values, self.size), _pipeline_words(dry, self.size)
         if isinstance(config, ProbeConfig):
             return _words("probe", config), ()
@@ -166,9 +175,12 @@ def _value(spec: Field[Any], text: str) -> Any:
 Config = EvalConfig | FinetuneConfig | PipelineConfig | ProbeConfig  # a LabConfig is an EvalConfig
 
 CLASSES: dict[str, type] = {
-    "eval": EvalConfig, "finetune": FinetuneConfig, "pipeline": PipelineConfig, "lab": LabConfig,
+    "eval": EvalConfig,
+    "finetune": FinetuneConfig,
+    "pipeline": PipelineConfig,
+    "lab": LabConfig,
     "probe": ProbeConfig,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -193,68 +205,113 @@ _LIMIT = ("limit", "100")
 
 PRESETS: dict[str, Preset] = {
     "stage1": Preset(
-        "eval", "Stage 1 · vanilla", EVALUATIONS["1"].why,
-        _EVAL, (("regime", "causal"),),
+        "eval",
+        "Stage 1 · vanilla",
+        EVALUATIONS["1"].why,
+        _EVAL,
+        (("regime", "causal"),),
     ),
     "stage2": Preset(
-        "eval", "Stage 2 · bidirectional", EVALUATIONS["2"].why, _EVAL, (("regime", "bidirectional"),),
+        "eval",
+        "Stage 2 · bidirectional",
+        EVALUATIONS["2"].why,
+        _EVAL,
+        (("regime", "bidirectional"),),
     ),
     "sink": Preset(
-        "eval", "Stage 2 · sink=1", "Bidirectional, except that the first token stays causal.",
-        _EVAL, (("regime", "bidirectional:sink=1"),),
+        "eval",
+        "Stage 2 · sink=1",
+        "Bidirectional, except that the first token stays causal.",
+        _EVAL,
+        (("regime", "bidirectional:sink=1"),),
     ),
     "custom": Preset(
-        "eval", "Custom regime", "Any dials: sink=K, rows=A-B, skip=J, self=J, hide=J, "
-        "tail=K, layers=A-B or A-, lambda=X, for example bidirectional:sink=1,lambda=0.03", ("regime", *_EVAL),
+        "eval",
+        "Custom regime",
+        "Any dials: sink=K, rows=A-B, skip=J, self=J, hide=J, "
+        "tail=K, layers=A-B or A-, lambda=X, for example bidirectional:sink=1,lambda=0.03",
+        ("regime", *_EVAL),
         begins=(("regime", "bidirectional:lambda=0.1"),),
     ),
     "stage4": Preset(
-        "eval", "Stage 4 · checkpoint", EVALUATIONS["4"].why, ("checkpoint", "regime", *_EVAL),
+        "eval",
+        "Stage 4 · checkpoint",
+        EVALUATIONS["4"].why,
+        ("checkpoint", "regime", *_EVAL),
         begins=(("regime", "bidirectional"),),
     ),
     "3B": Preset(
-        "finetune", "3B · repair", TRAININGS["3B"].why, _TUNE,
+        "finetune",
+        "3B · repair",
+        TRAININGS["3B"].why,
+        _TUNE,
     ),
     "3C": Preset(
-        "finetune", "3C · control", TRAININGS["3C"].why, _TUNE,
+        "finetune",
+        "3C · control",
+        TRAININGS["3C"].why,
+        _TUNE,
     ),
     "distill": Preset(
-        "finetune", "Distil", TRAININGS["distill"].why, _TUNE,
+        "finetune",
+        "Distil",
+        TRAININGS["distill"].why,
+        _TUNE,
     ),
     "pipeline": Preset(
-        "pipeline", "Whole study", "Stages 1, 2, 3B, 3C, 4 and the non-prefill compare, then the "
+        "pipeline",
+        "Whole study",
+        "Stages 1, 2, 3B, 3C, 4 and the non-prefill compare, then the "
         "report. Runs that exist are used again, so the same line goes on where it stopped.",
         ("model", "regime", "limit", "steps", "seeds", "device"),
     ),
     "lab-sink": Preset(
-        "lab", "Sink sweep", "How many of the first prompt tokens must stay causal for the damage "
-        "to go away? Causal and bidirectional are always among the points.", _SWEEP,
+        "lab",
+        "Sink sweep",
+        "How many of the first prompt tokens must stay causal for the damage "
+        "to go away? Causal and bidirectional are always among the points.",
+        _SWEEP,
         begins=(("sweep", "sink=0,1,2,4,8"), _LIMIT),
     ),
     "lab-lambda": Preset(
-        "lab", "Lambda sweep", "How little looking ahead already hurts? Future prompt tokens weigh "
-        "lambda times as much as past ones: 0 is causal, 1 is bidirectional.", _SWEEP,
+        "lab",
+        "Lambda sweep",
+        "How little looking ahead already hurts? Future prompt tokens weigh "
+        "lambda times as much as past ones: 0 is causal, 1 is bidirectional.",
+        _SWEEP,
         begins=(("sweep", "lambda=0.001,0.01,0.1,0.3"), _LIMIT),
     ),
     "lab-layers": Preset(
-        "lab", "Layers sweep", "Which layers carry the damage? Bidirectional in a window of five "
-        "layers only, at every place it fits.", _SWEEP,
+        "lab",
+        "Layers sweep",
+        "Which layers carry the damage? Bidirectional in a window of five "
+        "layers only, at every place it fits.",
+        _SWEEP,
         begins=(("sweep", "layers=windows:5"), _LIMIT),
     ),
     "lab-controls": Preset(
-        "lab", "Controls", "What could refute the story that the first token carries the damage: "
+        "lab",
+        "Controls",
+        "What could refute the story that the first token carries the damage: "
         "sufficiency, placebo tokens, keys or values, other prompts. A sweep may run beside them.",
-        ("sweep", "model", "limit", "device"), (("controls", "yes"),), begins=(_LIMIT,),
+        ("sweep", "model", "limit", "device"),
+        (("controls", "yes"),),
+        begins=(_LIMIT,),
     ),
     "probe": Preset(
-        "probe", "Mask probe", "Does the model really attend as the regime says, in every layer? "
+        "probe",
+        "Mask probe",
+        "Does the model really attend as the regime says, in every layer? "
         "Every run asks this before it starts; alone it takes seconds, scores no items and "
         "writes no run: the answer is in the job's log.",
         ("model", "regime", "device"),
     ),
-}  # fmt: skip
+}
 
 GROUPS = {
-    "eval": "Evaluate", "finetune": "Fine-tune", "pipeline": "Whole study", "lab": "Lab sweep",
+    "eval": "Evaluate",
+    "finetune": "Fine-tune",
+    "pipeline": "Whole study",
+    "lab": "Lab sweep",
     "probe": "Probe",
-}  # fmt: skip
+}

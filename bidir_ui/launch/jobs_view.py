@@ -8,7 +8,8 @@ import streamlit as st
 
 from bidir_core import jobs
 from bidir_core.common.errors import UserError
-from bidir_core.jobs import Job, cost_model
+from bidir_core.jobs import Job
+from bidir_core.jobs.history import outcome
 from bidir_core.jobs.progress import Progress, progress
 from bidir_core.runs.layout import STAGE2, STAGE4
 from bidir_core.runs.run import Run
@@ -64,15 +65,18 @@ def _draw(found: list[Job], runs: tuple[RunInfo, ...]) -> None:
     widgets.heading("Jobs")
     if not found:
         widgets.banner(
-            "empty", "No jobs yet", "What you start above appears here, and goes on when you close "
+            "empty",
+            "No jobs yet",
+            "What you start above appears here, and goes on when you close "
             "this page or stop the app. Runs started in a terminal are on the Runs page.",
-        )  # fmt: skip
+        )
         return
     for device in jobs.stalled(found):
         widgets.banner(
-            "info", f"The queue of {device} stands still",
+            "info",
+            f"The queue of {device} stands still",
             "Nothing works on it: the machine was restarted, or its worker was killed.",
-        )  # fmt: skip
+        )
         st.button(
             "Go on with the queue", key=f"go-on-{device}", on_click=_do, args=(jobs.go_on, device)
         )
@@ -92,9 +96,15 @@ def _active(job: Job, ahead: int, runs: tuple[RunInfo, ...]) -> None:
         state = "◐ cancelling" if job.is_cancelling else MARKS[job.state]
         with left:
             html.show(
-                html.div("b", html.el("b", job.title), " ", html.el("span", state, cls="b-state"),
-                         " ", html.el("small", f"{_about(job)} on {job.device}", cls="b-soft"))
-            )  # fmt: skip
+                html.div(
+                    "b",
+                    html.el("b", job.title),
+                    " ",
+                    html.el("span", state, cls="b-state"),
+                    " ",
+                    html.el("small", f"{_about(job)} on {job.device}", cls="b-soft"),
+                )
+            )
         with (
             right,
             st.container(
@@ -109,14 +119,18 @@ def _active(job: Job, ahead: int, runs: tuple[RunInfo, ...]) -> None:
                 )
             else:
                 st.button(
-                    "Stop now", key=f"stop-{job.id}", on_click=_stop_now, args=(job.id,),
+                    "Stop now",
+                    key=f"stop-{job.id}",
+                    on_click=_stop_now,
+                    args=(job.id,),
                     help="Without waiting for the checkpoint; what was recorded before is kept.",
-                )  # fmt: skip
+                )
         if job.state == "queued":
             widgets.note(
                 f"Waits for {ahead} other job{'s' if ahead > 1 else ''} on {job.device}."
-                if ahead else "Is about to start."
-            )  # fmt: skip
+                if ahead
+                else "Is about to start."
+            )
         else:
             bar(job, progress(job))
         with st.expander("Log and command", key=f"log-{job.id}", on_change="rerun") as fold:
@@ -143,15 +157,23 @@ def bar(job: Job, now: Progress) -> None:
     html.show(
         html.div(
             "b b-progress",
-            html.div("head", html.span("", words), html.span("", fmt.percent(share, 0) if share is not None else "")),
             html.div(
-                "track", html.div("fill", style=f"width:{100 * (share or 0):.1f}%"),
-                role="progressbar", aria_valuenow=f"{100 * (share or 0):.0f}", aria_valuemin=0,
-                aria_valuemax=100, aria_label=f"Progress of {job.title}",
+                "head",
+                html.span("", words),
+                html.span("", fmt.percent(share, 0) if share is not None else ""),
+            ),
+            html.div(
+                "track",
+                html.div("fill", style=f"width:{100 * (share or 0):.1f}%"),
+                role="progressbar",
+                aria_valuenow=f"{100 * (share or 0):.0f}",
+                aria_valuemin=0,
+                aria_valuemax=100,
+                aria_label=f"Progress of {job.title}",
             ),
             html.div("facts", *(html.el("span", fact) for fact in facts)),
         )
-    )  # fmt: skip
+    )
 
 
 def _silent(job: Job) -> str:
@@ -195,11 +217,15 @@ def _past(job: Job, runs: tuple[RunInfo, ...]) -> None:
         with what:
             html.show(
                 html.div(
-                    "b", html.div("", html.el("b", job.title)),
-                    html.div("b-note", html.el("span", MARKS[job.state], cls=_tone(job)),
-                             f" · {_date(job.finished or job.created)} · {_about(job)} on {job.device}"),
+                    "b",
+                    html.div("", html.el("b", job.title)),
+                    html.div(
+                        "b-note",
+                        html.el("span", MARKS[job.state], cls=_tone(job)),
+                        f" · {_date(job.finished or job.created)} · {_about(job)} on {job.device}",
+                    ),
                 )
-            )  # fmt: skip
+            )
         with took:
             html.show(_took(job))
         with (
@@ -212,14 +238,20 @@ def _past(job: Job, runs: tuple[RunInfo, ...]) -> None:
             ),
         ):
             if job.can_resume:
-                st.button("Resume", key=f"resume-{job.id}", on_click=_do,
-                          args=(jobs.resume, job.id))  # fmt: skip
+                st.button(
+                    "Resume", key=f"resume-{job.id}", on_click=_do, args=(jobs.resume, job.id)
+                )
             _open(job, runs)
             with st.popover("Log", key=f"more-{job.id}", on_change="rerun") as more:
                 if more.open:
                     _details(job)
-                    st.button("Remove from the history", key=f"forget-{job.id}", on_click=_do,
-                              args=(jobs.forget, job.id), help="The run stays.")  # fmt: skip
+                    st.button(
+                        "Remove from the history",
+                        key=f"forget-{job.id}",
+                        on_click=_do,
+                        args=(jobs.forget, job.id),
+                        help="The run stays.",
+                    )
 
 
 def _about(job: Job) -> str:
@@ -239,10 +271,11 @@ def _took(job: Job) -> html.Html:
     """What it took beside what was estimated; or why it ended."""
     if job.state in ("failed", "lost"):
         return html.div("b b-note", fmt.clip(job.error or LOST, 300))
-    done = cost_model.outcome(job)
+    done = outcome(job)
     if done is None and job.state == "done":
-        return html.div("b b-note", f"Done in {job.attempt} attempts; the last took "
-                        f"{fmt.duration(job.seconds)}")  # fmt: skip
+        return html.div(
+            "b b-note", f"Done in {job.attempt} attempts; the last took {fmt.duration(job.seconds)}"
+        )
     if done is None:
         ran = job.started is not None
         text = f"Ran {fmt.duration(job.seconds)} until it stopped" if ran else "Never started"

@@ -15,8 +15,16 @@ from bidir_core.data import assets, tasks
 from bidir_core.data.answer_positions import ONE_SIDED, answer_positions, one_sided_sentences
 from bidir_core.evaluate.config import EvalConfig, ProbeConfig
 from bidir_core.explain.sweep_points import LabConfig
-from bidir_core.jobs import cost_model, estimate
-from bidir_core.jobs.estimate import Estimate, SweepEstimate, estimate_sweep
+from bidir_core.jobs import estimate
+from bidir_core.jobs.estimate import (
+    Estimate,
+    SweepEstimate,
+    duration,
+    estimate_sweep,
+    time_text,
+    tokens,
+)
+from bidir_core.jobs.history import Measured, history, start_seconds
 from bidir_core.jobs.pipeline_config import PipelineConfig
 from bidir_core.runs.run import Run
 from bidir_core.runs.stages import LEAKY_WARNING
@@ -28,11 +36,11 @@ from bidir_ui.reading.data import RunInfo
 
 
 @lru_cache(maxsize=4)
-def _history(runs: tuple[tuple[str, float], ...]) -> tuple[cost_model.Measured, ...]:
-    return tuple(cost_model.history([Run(path) for path, _ in runs]))
+def _history(runs: tuple[tuple[str, float], ...]) -> tuple[Measured, ...]:
+    return tuple(history([Run(path) for path, _ in runs]))
 
 
-def measured(runs: tuple[RunInfo, ...]) -> tuple[cost_model.Measured, ...]:
+def measured(runs: tuple[RunInfo, ...]) -> tuple[Measured, ...]:
     """What this machine's finished runs took."""
     return _history(tuple((run.path, run.modified) for run in runs if run.is_done)[:200])
 
@@ -42,7 +50,7 @@ def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job])
     config, device = form.config, jobs.queue_device(form.words)
     if config is None:
         return None
-    known, start = measured(runs), cost_model.start_seconds(known_jobs)
+    known, start = measured(runs), start_seconds(known_jobs)
     if isinstance(config, LabConfig):
         return estimate_sweep(config, device, known, start=start)
     if isinstance(config, ProbeConfig):  # imports, weights and the probe: what any run begins with
@@ -86,10 +94,11 @@ def review(form: Form, found: Estimate, runs: tuple[RunInfo, ...]) -> None:
     widgets.note("How this is known: " + "; ".join(found.basis) + ".")
     if found.device == "cpu" and found.memory_bytes and found.memory_bytes > free:
         widgets.banner(
-            "error", "More memory than is free",
+            "error",
+            "More memory than is free",
             f"It may be killed: it needs about {size(found.memory_bytes)} and {size(free)} are "
             "free. Use a smaller model or batch, or close something.",
-        )  # fmt: skip
+        )
 
     for caution in cautions(form.config, runs):
         widgets.banner("info", *caution)
@@ -145,32 +154,15 @@ def _checkpoint_cautions(config: Config | None, runs: tuple[RunInfo, ...]) -> li
     return found
 
 
-def time_text(found: Estimate) -> str:
-    if found.seconds is None:
-        return "not known"
-    return (
-        f"about {rough(found.seconds)} (likely {rough(found.low_seconds)} to "
-        f"{rough(found.high_seconds)})"
-    )
-
-
 def rough(seconds: float | None) -> str:
     """A duration without false precision."""
-    if seconds is None:
-        return fmt.NONE
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return fmt.NONE if seconds is None else duration(seconds)
 
 
 def size(n_bytes: float | None) -> str:
     if not n_bytes:
         return fmt.NONE
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.0f} MB"
-
-
-def tokens(n: float) -> str:
-    return f"{n / 1e6:.1f} million" if n >= 1e6 else fmt.count(round(n, -3) if n > 5000 else n)
 
 
 @st.dialog("Start this job?")
@@ -183,7 +175,7 @@ def confirm(
     html.show(html.div("b", html.el("b", form.title), " · dry run on five items" if dry else ""))
     widgets.command(jobs.command_text(words))
     if made is not None and not dry:
-        widgets.note(f"Takes {time_text(made)}, on {made.device}.")
+        widgets.note(f"Time: {time_text(made)}, on {made.device}.")
     if ahead:
         widgets.note(f"It waits for {ahead} other job{'s' if ahead > 1 else ''} on this device.")
     missing = needed_assets(form.config)
@@ -192,9 +184,12 @@ def confirm(
     total = sum(one.n_bytes for one in missing)
     label = f"Fetch {size(total)} and start" if missing else "Start"
     if st.button(
-        label, type="primary", key="launch-confirm", on_click=start,
+        label,
+        type="primary",
+        key="launch-confirm",
+        on_click=start,
         args=(form, words, key, None if dry else made),
-    ):  # fmt: skip
+    ):
         st.rerun()
 
 

@@ -22,7 +22,6 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.settings import from_json, to_json
 from bidir_core.evaluate import evaluate, scoring
 from bidir_core.evaluate.config import EvalConfig
-from bidir_core.explain import sweep as lab_run_sweep
 from bidir_core.explain.controls import OUTCOME_WORDS, summarise_sweep
 from bidir_core.explain.sweep_points import LabConfig, expand, parse_sweep
 from bidir_core.explain.sweep_summary import Sweep
@@ -40,15 +39,21 @@ def regimes(text: str, n_layers: int = 6) -> list[str]:
 
 def test_values_products_and_lists() -> None:
     assert regimes("sink=0,1,2") == [
-        "bidirectional", "bidirectional:sink=1", "bidirectional:sink=2",
-    ]  # fmt: skip
-    assert regimes("sink=0,1*lambda=0.01,1") == [
-        "bidirectional:lambda=0.01", "bidirectional", "bidirectional:sink=1,lambda=0.01",
+        "bidirectional",
         "bidirectional:sink=1",
-    ]  # fmt: skip
+        "bidirectional:sink=2",
+    ]
+    assert regimes("sink=0,1*lambda=0.01,1") == [
+        "bidirectional:lambda=0.01",
+        "bidirectional",
+        "bidirectional:sink=1,lambda=0.01",
+        "bidirectional:sink=1",
+    ]
     assert regimes("tail=1|rows=0-0,8-8") == [
-        "bidirectional:tail=1", "bidirectional:rows=0-0", "bidirectional:rows=8-8",
-    ]  # fmt: skip
+        "bidirectional:tail=1",
+        "bidirectional:rows=0-0",
+        "bidirectional:rows=8-8",
+    ]
     # Equal regimes are one point: lambda=0 is causal whatever the sink, lambda=1 is no dial.
     assert regimes("sink=0,1*lambda=0,1") == ["causal", "bidirectional", "bidirectional:sink=1"]
 
@@ -57,12 +62,15 @@ def test_layer_families() -> None:
     assert regimes("layers=windows:5") == ["bidirectional:layers=0-4", "bidirectional:layers=1-5"]
     assert len(regimes("layers=windows:1,5")) == 6 + 2
     assert regimes("layers=prefixes", 3) == [
-        "bidirectional:layers=0-0", "bidirectional:layers=0-1", "bidirectional",
-    ]  # fmt: skip
+        "bidirectional:layers=0-0",
+        "bidirectional:layers=0-1",
+        "bidirectional",
+    ]
     assert regimes("layers=suffixes", 3)[-1] == "bidirectional:layers=2-2"
     assert regimes("layers=windows:5,0-0,3-4", 6)[-2:] == [
-        "bidirectional:layers=0-0", "bidirectional:layers=3-4",
-    ]  # fmt: skip
+        "bidirectional:layers=0-0",
+        "bidirectional:layers=3-4",
+    ]
     both = [parse_sweep("layers=windows:1"), parse_sweep("layers=0-0|sink=0")]
     assert len(expand(both, 4)) == 5
 
@@ -120,9 +128,12 @@ def test_every_point_is_a_run_and_texts_are_stored_once(sweep, own_items) -> Non
     assert [point.state for point in sweep.points()] == ["done"] * 5
     slugs = {path.name for path in (sweep.path / "points").iterdir()}
     assert slugs == {
-        "causal", "bidirectional", "bidirectional_sink-1", "bidirectional_sink-500",
+        "causal",
+        "bidirectional",
+        "bidirectional_sink-1",
+        "bidirectional_sink-500",
         "bidirectional_lambda-0.1",
-    }  # fmt: skip
+    }
     assert not (sweep.path / "items.parquet").exists()
     point = find_run(f"{sweep.id}/points/bidirectional_sink-1", roots=[sweep.path.parents[1]])
     assert point.regime == "bidirectional:sink=1"
@@ -136,11 +147,14 @@ def test_a_point_reads_like_an_evaluation_of_its_own(sweep, tiny_folder, own_ite
     alone = Run(
         evaluate.evaluate(
             EvalConfig(
-                model=str(tiny_folder), tasks=(str(own_items),), device="cpu",
-                regime="bidirectional:sink=1", runs_dir=str(tmp_path),
+                model=str(tiny_folder),
+                tasks=(str(own_items),),
+                device="cpu",
+                regime="bidirectional:sink=1",
+                runs_dir=str(tmp_path),
             )
         )
-    )  # fmt: skip
+    )
     point = Run(sweep.path / "points" / "bidirectional_sink-1")
     mine, theirs = point.items(RECORD_FIELDS), alone.items(RECORD_FIELDS)
     for name in RECORD_FIELDS:
@@ -295,9 +309,13 @@ def test_a_failed_point_stops_the_sweep_and_can_be_gone_on_with(
     asked = []
     plan = scoring.plan_scoring
     monkeypatch.setattr(
-        lab_run_sweep, "plan_scoring",
-        lambda *a, batch_tokens, **k: (asked.append(batch_tokens), plan(*a, batch_tokens=batch_tokens, **k))[1],
-    )  # fmt: skip
+        lab_run_sweep,
+        "plan_scoring",
+        lambda *a, batch_tokens, **k: (
+            asked.append(batch_tokens),
+            plan(*a, batch_tokens=batch_tokens, **k),
+        )[1],
+    )
     assert main(["lab", "--resume", run.id]) == 0
     assert set(asked) == {1024}
     assert Run(run.path).state == "done"
@@ -330,11 +348,20 @@ def test_controls_are_one_command(tiny_folder, own_items, runs_dir, capsys) -> N
     assert 0 < middle < min(int(row[0]) for row in prefixes)
     assert run.config["middle_token"] == middle
     assert slugs == {
-        "causal", "bidirectional", "bidirectional_sink-1", "bidirectional_rows-0-0", placebo,
-        f"bidirectional_self-{middle}", "bidirectional_tail-1", "bidirectional_patch-keys-0",
-        "bidirectional_patch-values-0", "causal_bos-add", "bidirectional_bos-add",
-        "bidirectional_sink-1_bos-add", "causal_context-none",
-    }  # fmt: skip
+        "causal",
+        "bidirectional",
+        "bidirectional_sink-1",
+        "bidirectional_rows-0-0",
+        placebo,
+        f"bidirectional_self-{middle}",
+        "bidirectional_tail-1",
+        "bidirectional_patch-keys-0",
+        "bidirectional_patch-values-0",
+        "causal_bos-add",
+        "bidirectional_bos-add",
+        "bidirectional_sink-1_bos-add",
+        "causal_context-none",
+    }
     names = {path.name for path in run.path.glob("texts*.parquet")}
     assert names == {"texts.parquet", "texts_bos-add.parquet", "texts_context-none.parquet"}
     # What another prompt shares with the usual one is stored once, and read as if it were there.
@@ -360,8 +387,16 @@ def test_controls_are_one_command(tiny_folder, own_items, runs_dir, capsys) -> N
     assert min(attention["bidirectional:sink=1"]["future"]) > 0
     found = {one["name"]: one for one in run.metrics["controls"]}
     assert set(found) == {
-        "necessity", "sufficiency", "placebo", "relocated", "keys-values", "triviality", "prompts", "tail", "floor",
-    }  # fmt: skip
+        "necessity",
+        "sufficiency",
+        "placebo",
+        "relocated",
+        "keys-values",
+        "triviality",
+        "prompts",
+        "tail",
+        "floor",
+    }
     assert all(one["finding"].endswith(".") and one["refuted_by"] for one in found.values())
     for one in found.values():
         assert re.search(

@@ -20,7 +20,8 @@ from bidir_core.models.families import (
     tiny_model,
 )
 from bidir_core.models.layout import Layout
-from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime, score_bias
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
+from tests.regime_bias import score_bias
 from tests.tiny_models import logits, logits_in_steps
 
 REGIMES = (

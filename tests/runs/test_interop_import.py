@@ -48,7 +48,12 @@ def test_what_lm_eval_did_not_log_is_null_and_what_it_did_is_kept(imported, tiny
     assert imported.config["packages"]["lm-eval"] == "0.4.13"
     assert imported.config["tokenizer_fingerprint"] is None
     assert imported.config["dtype"] == "float32"
-    for name, value in {"limit": LIMIT, "split": "validation", "num_fewshot": 0, "attn": None}.items():  # fmt: skip
+    for name, value in {
+        "limit": LIMIT,
+        "split": "validation",
+        "num_fewshot": 0,
+        "attn": None,
+    }.items():
         assert imported.settings[name] == value, name
 
 
@@ -59,8 +64,10 @@ def test_it_pairs_with_our_run_and_says_what_was_not_checked(imported, ours, swa
     assert result.macro.n == LIMIT * len(TASKS)
     assert result.macro.broken == result.macro.fixed == result.n_unpaired == 0
     assert {row.task: row.chance for row in result.tasks} == {
-        "hellaswag": 0.25, "winogrande": 0.5, "piqa": 0.5,
-    }  # fmt: skip
+        "hellaswag": 0.25,
+        "winogrande": 0.5,
+        "piqa": 0.5,
+    }
     (note,) = (note for note in result.notes if "imported" in note)
     assert "not checked: tokenizer, BOS token; prompts and choices are the same text" in note
     frame = flips(a, b)
@@ -189,9 +196,7 @@ def test_the_pipeline_does_not_take_an_imported_run_for_its_own(ours, tmp_path):
 
     export_run(ours, tmp_path / "out")
     back = Run(import_results(tmp_path / "out", runs_dir=tmp_path / "runs").path)
-    known = Known(
-        ours.config["model_fingerprint"], ours.config["data_fingerprint"], "float32", "cpu"
-    )
+    known = Known(ours.config["model_fingerprint"], ours.config["data_fingerprint"], "float32")
     stage = Stage("stage1", "", from_json(EvalConfig, ours.settings))
     assert is_run_of(ours, stage, None, known)
     assert not is_run_of(back, stage, None, known)
@@ -199,7 +204,14 @@ def test_the_pipeline_does_not_take_an_imported_run_for_its_own(ours, tmp_path):
 
 def test_records_need_no_token_counts():
     record = make_record(
-        task="t", doc_id=0, doc_hash="x", gold=0, contexts=["a"], continuations=[" b", " c"],
-        n_prefix_tokens=(), n_continuation_tokens=(), ll=[-1.0, -2.0],
-    )  # fmt: skip
+        task="t",
+        doc_id=0,
+        doc_hash="x",
+        gold=0,
+        contexts=["a"],
+        continuations=[" b", " c"],
+        n_prefix_tokens=(),
+        n_continuation_tokens=(),
+        ll=[-1.0, -2.0],
+    )
     assert record["correct"]

@@ -18,7 +18,7 @@ from tests.factory import make_reference, make_run
 pytestmark = pytest.mark.usefixtures("own_runs")
 
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_roots_are_a_path_list_and_the_committed_runs_stay(monkeypatch, tmp_path
     monkeypatch.setenv("BIDIR_RUNS_DIR", f"{tmp_path / 'a'}{os.pathsep}{tmp_path / 'b'}")
     roots = runs_roots()
     assert roots[:2] == [tmp_path / "a", tmp_path / "b"]
-    assert roots[-1] == HERE.parent / "runs"
+    assert roots[-1] == ROOT / "runs"
     monkeypatch.delenv("BIDIR_RUNS_DIR")
-    assert runs_roots() == [HERE.parent / "runs"]
+    assert runs_roots() == [ROOT / "runs"]
 
 
 def test_a_runs_folder_that_cannot_be_written_is_one_clear_sentence(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ from bidir_core.train.mixtures import (
     EvaluationText,
     Sample,
     decontaminate,
-    has_evaluation_template,
     in_other_words,
+    outline,
     read_mixture,
     usable,
     words,
@@ -67,6 +68,20 @@ def test_near_holds_the_other_tasks_in_their_own_words_once_each(wheel):
         ("mbpp", "Add.\n```python\n", "x\ny"),
         ("openbookqa", "Question: what is wet?\nAnswer:", " water"),
     ]
+
+
+def test_an_outline_tells_how_many_samples_there_are_from_the_first_ones(wheel):
+    docs = [question(f"{n}: {'what now? ' * (n % 7)}", ["this"], 0) for n in range(500)]
+    write_requests(wheel, "squad", "rc_0shot", docs)
+    told, read = outline("near", wheel), read_mixture("near", wheel)
+    assert sum(told.values()) == pytest.approx(len(read), rel=0.1)
+    assert len(told) == 32 + 4
+    assert set(told) <= {(sample.prompt, sample.response) for sample in read}
+
+
+def has_evaluation_template(prompt: str) -> bool:
+    """Whether a line of the prompt starts as PIQA's or ARC's templates do."""
+    return re.search(r"^[ \t]*(Question|Answer|Goal):", prompt, re.MULTILINE) is not None
 
 
 def test_far_leaves_out_the_similar_tasks_and_the_templates(wheel):

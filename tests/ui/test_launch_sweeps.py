@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from bidir_core import jobs
-from bidir_core.explain.sweep_points import LabConfig
-from bidir_core.jobs.estimate import estimate_sweep, layers_of, planned_points
+from bidir_core.explain.sweep_points import LabConfig, planned_points
+from bidir_core.jobs.estimate import estimate_sweep, layers_of
 from tests.app import open_page, words
+from tests.factory import timed_run
 from tests.lab_factory import make_sweep
 from tests.report_runs import make_finetune
 from tests.ui.test_launch_page import PAGE, code, fake
@@ -40,9 +41,7 @@ def test_windows_of_an_unknown_model_stay_uncounted_and_other_sweeps_do_not():
     assert layers_of(config.model) is None
     assert planned_points(config, None) is None
     whole = estimate_sweep(config, "cpu")
-    assert whole.seconds is None
-    assert whole.n_points is None
-    assert whole.point_seconds
+    assert (whole.seconds, whole.n_points) == (None, None)
     assert estimate_sweep(replace(config, sweep=("layers=0-4",)), "cpu").n_points == 3
 
 
@@ -62,26 +61,23 @@ def test_a_folder_says_how_many_layers_it_has(tmp_path):
     assert layers_of("smollm2-135m-instruct") == 30
 
 
-def test_a_sweep_takes_its_points_and_one_start():
-    one = LabConfig(model=MODEL, limit=100, sweep=("sink=1",))
-    two = LabConfig(model=MODEL, limit=100, sweep=("sink=1,2,4,8",))
-    few, many = (estimate_sweep(config, "cpu", start=100.0) for config in (one, two))
-    assert (few.n_points, many.n_points) == (3, 6)
-    assert many.seconds - few.seconds == pytest.approx(3 * few.point_seconds)
-    assert few.seconds == pytest.approx(100 + 3 * few.point_seconds)
-    assert many.n_items == 6 * 500
-    assert many.low_seconds < many.seconds < many.high_seconds
-
-
 # --- the form ----------------------------------------------------------------------------------
 
 
-def test_a_sweep_shows_its_points_and_the_time_of_each(root):
-    text = words(open_page(PAGE, stage="lab-sink"))
+def test_a_sweep_shows_its_points_and_the_time_of_each(root, own_items, tiny_folder):
+    known = {"f.model": str(tiny_folder), "f.tasks": str(own_items)}
+    text = words(open_page(PAGE, stage="lab-sink", **known))
+    assert re.search(r"Time\s+not known", text)
+    assert "360 items" in text
+    for seconds in (10.0, 20.0):
+        timed_run(
+            root, model=str(tiny_folder), seconds=seconds, computed_tokens=20_000, device="cpu"
+        )
+    text = words(open_page(PAGE, stage="lab-sink", **known))
+    assert re.search(r"Time\s+about \d+ s \(", text)
     assert re.search(r"Points\s+6, each about \d", text)
-    assert "3,000 items" in text
     app = open_page(PAGE, stage="lab-layers", **{"f.model": "someone/model-3B"})
-    assert "as many as the layers make, each about" in words(app)
+    assert "as many as the layers make" in words(app)
     assert [button for button in app.button if button.key == "launch-start"]
 
 
@@ -150,8 +146,9 @@ def test_results_of_a_sweep_open_in_the_lab_and_those_of_a_probe_are_said(root):
     line = ("lab", "--model", MODEL, "--limit", "2", "--sweep", "sink=1")
     swept = fake(root, 1, words=line, stored_state="done", started=1.0, finished=60.0)
     (swept.folder / "runs.txt").write_text(f"{sweep.path}\n")
-    asked = fake(root, 2, words=("probe", "--model", MODEL), stored_state="done", started=1.0,
-                 finished=9.0)  # fmt: skip
+    asked = fake(
+        root, 2, words=("probe", "--model", MODEL), stored_state="done", started=1.0, finished=9.0
+    )
     asked.log.write_text(f"pass  layers: all\npassed: {MODEL} under bidirectional\n")
     app = open_page(PAGE)
     assert not app.exception

@@ -82,13 +82,13 @@ def test_the_button_asks_once_and_starts_one_job(root, monkeypatch):
     app = open_page("pages/item.py", a=a.id, b=b.id, item=ITEM)
     app.button(key="why-start").click().run()
     assert not jobs.list_jobs()
-    assert "Takes about" in words(app)
+    assert "Time: " in words(app)
     confirm = app.button(key="why-confirm")
     assert confirm.label.startswith("Fetch")  # the test's cache is empty
     confirm.click().run()
     (job,) = jobs.list_jobs()
     assert job.words == ("why", "--as-run", b.id, "--task", "piqa", "--doc-id", "3")
-    assert job.estimate["seconds"] > 0
+    assert job.estimate["memory_bytes"] > 0
     app = open_page("pages/item.py", a=a.id, b=b.id, item=ITEM)
     assert "Queued" in words(app)
     assert not [button for button in app.button if button.key == "why-start"]

@@ -1,0 +1,138 @@
+"""What finished runs and jobs really took, on the machine where they ran."""
+
+from __future__ import annotations
+
+import socket
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+from bidir_core.jobs.cost_model import Work, kind_of, operations, shape_of, training_of
+from bidir_core.jobs.job import Job
+from bidir_core.runs.run import Run
+
+SHORTEST_SECONDS = 0.2  # below it a run says nothing about a rate
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one finished run took. ``rate``: operations a second, on each of its devices.
+
+    ``work``: see :func:`kind_of_work`. ``device``: cpu, mps or gpu.
+    """
+
+    run: str
+    work: str
+    model: str
+    device: str
+    rate: float | None
+    memory_bytes: int | None = None
+    dtype: str = "float32"
+
+
+def kind_of_work(settings: Any) -> str:
+    """What decides how well a device is used: ``eval``, or a fine-tune's method and objective."""
+    if not settings.get("objective"):
+        return "eval"
+    mode = settings.get("compile") or "none"
+    mode = "default" if mode is True else mode  # as older runs recorded it
+    compiled = "" if mode == "none" else f" compiled {mode}"
+    return f"{settings.get('method')} {settings.get('objective')}{compiled}"
+
+
+def history(runs: Sequence[Run]) -> list[Measured]:
+    """The measurements in finished runs of this machine, as they come (newest first)."""
+    here = (measured(run) for run in runs if _made_here(run))
+    return [one for one in here if one is not None]
+
+
+def _made_here(run: Run) -> bool:
+    """Whether this machine made it: its name, and its torch, since many machines share a name."""
+    packages = run.config.get("packages")
+    torch = packages.get("torch") if isinstance(packages, dict) else None
+    return run.status.get("host") == socket.gethostname() and torch in (None, _torch_version())
+
+
+@cache
+def _torch_version() -> str | None:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def measured(run: Run) -> Measured | None:
+    """What a run took, or None if it is unfinished or says nothing of it."""
+    metrics, settings = run.metrics or {}, run.settings
+    cost = metrics.get("cost") if run.state == "done" else None
+    if not isinstance(cost, dict) or cost.get("shared_device"):
+        return None  # with other work on the device its seconds say nothing
+    seconds, computed = cost.get("seconds"), cost.get("computed_tokens")
+    if not seconds or not computed or seconds < SHORTEST_SECONDS:
+        return None
+    device, shape = kind_of(str(cost.get("device") or "cpu")), shape_of(run.model)
+    if run.config.get("kind") == "finetune":
+        steps = int(settings.get("steps") or 1)
+        samples = steps * int(settings.get("batch_samples") or 1)
+        predicted = float(metrics.get("loss_tokens") or computed)
+        work, training = Work(samples, computed, predicted, steps), training_of(settings)
+    else:
+        predicted = cost.get("continuation_tokens") or computed
+        work, training = Work(metrics.get("n_items") or 0, computed, predicted), None
+    sharing = 1 if device == "cpu" else int(cost.get("processes") or 1)
+    return Measured(
+        run=run.id,
+        work=kind_of_work(settings if training else {}),
+        model=run.model,
+        device=device,
+        rate=None if shape is None else operations(shape, work, training) / seconds / sharing,
+        memory_bytes=peak_of(cost),
+        dtype=str(run.config.get("dtype") or "float32"),
+    )
+
+
+def peak_of(cost: dict[str, Any]) -> int | None:
+    """GPU memory where there is a GPU, else what the process held."""
+    peak = cost.get("peak_memory_bytes")
+    if isinstance(peak, dict):
+        return peak.get("device") or peak.get("host")
+    return cost.get("peak_bytes")
+
+
+def start_seconds(known: Sequence[Job]) -> float | None:
+    """The median of what earlier jobs needed besides computing, or None without any."""
+    spent = []
+    for job in known[:20]:
+        path = job.run_path
+        if job.stored_state != "done" or job.attempt > 1 or job.words[0] != "eval" or path is None:
+            continue
+        cost = (Run(path).metrics or {}).get("cost") or {}
+        if job.seconds is not None and cost.get("seconds"):
+            spent.append(max(0.0, job.seconds - cost["seconds"]))
+    return statistics.median(spent) if spent else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An estimate beside what it really took."""
+
+    seconds: float | None
+    estimated_seconds: float | None
+    memory_bytes: float | None
+    estimated_memory_bytes: float | None
+
+
+def outcome(job: Job) -> Outcome | None:
+    """The estimate of a finished job beside what it took; None for an unfinished or resumed one."""
+    if job.state != "done" or job.attempt > 1:
+        return None
+    peaks = [peak_of((Run(path).metrics or {}).get("cost") or {}) for path in job.run_paths]
+    return Outcome(
+        seconds=job.seconds,
+        estimated_seconds=job.estimate.get("seconds"),
+        memory_bytes=max((peak for peak in peaks if peak), default=None),
+        estimated_memory_bytes=job.estimate.get("memory_bytes"),
+    )
