@@ -22,6 +22,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.settings import from_json, to_json
 from bidir_core.evaluate import evaluate, scoring
 from bidir_core.evaluate.config import EvalConfig
+from bidir_core.explain import sweep as lab_run_sweep
 from bidir_core.explain.controls import OUTCOME_WORDS, summarise_sweep
 from bidir_core.explain.sweep_points import LabConfig, expand, parse_sweep
 from bidir_core.explain.sweep_summary import Sweep
