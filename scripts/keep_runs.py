@@ -28,13 +28,21 @@ from bidir_core.common.files import write_json
 from bidir_core.explain.sweep_points import ATTENTION_FILE
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
-from bidir_core.runs.records import SLIM_FIELDS, read_parquet, write_parquet, write_slim
+from bidir_core.runs.records import (
+    SHARED_FIELDS,
+    SHARED_FOLDER,
+    SLIM_FIELDS,
+    read_parquet,
+    share,
+    write_parquet,
+    write_slim,
+)
 from bidir_core.runs.run import Run
 from scripts.recipes import was_alone
 
 TEXTS = (
     "config.json", "status.json", "probe.json", "data.json", "curve.jsonl", "log.txt",
-    ATTENTION_FILE,
+    "prompts.jsonl", ATTENTION_FILE,
 )  # fmt: skip
 STEPS_A_NAT = 64
 
@@ -47,7 +55,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--made-in", help="where RUNS lay when they were made, if elsewhere")
     parser.add_argument("--shared-device", action="store_true")
     parser.add_argument("--to", type=Path, default=COMMITTED_RUNS)
+    parser.add_argument(
+        "--share",
+        action="store_true",
+        help="only rewrite RUNS in place: what compact records share goes to RUNS/items once",
+    )
+    parser.add_argument(
+        "--answers",
+        nargs="+",
+        default=[],
+        help="with --share: of runs and points whose id matches keep the answers, not the scores",
+    )
     options = parser.parse_args(arguments)
+    if options.share:
+        for run in list_runs([options.runs], points=True):
+            share_records(run, options.runs, options.answers)
+        return
     for run in list_runs([options.runs]):
         name = run.name or ""
         if run.state != "done" or not any(fnmatch(name, one) for one in options.names):
@@ -87,6 +110,35 @@ def _keep_one(run: Run, folder: Path, *, made_in: str, items: bool, shared_devic
     if shared_device and not was_alone(run):
         metrics["cost"]["shared_device"] = True
     write_json(folder / "metrics.json", metrics)
+
+
+def share_records(run: Run, root: Path, answers: Sequence[str]) -> None:
+    """Rewrite a compact run's records as its own scores beside what all runs of its items share."""
+    items = run.path / "items.parquet"
+    shared = run.config.get("texts_in") == SHARED_FOLDER
+    if run.state != "done" or not run.is_compact or not items.is_file():
+        return
+    fewer = any(fnmatch(run.id, pattern) for pattern in answers)
+    if shared and not fewer:
+        return
+    config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
+    name = config.get("texts")
+    if not shared:
+        table = run.items_table(SHARED_FIELDS)
+        fingerprints = config["data_fingerprint"], config["tokenizer_fingerprint"]
+        name = share(table, root, *fingerprints)
+    own = read_parquet(items, SLIM_FIELDS)
+    if fewer:
+        own = _set(own, "ll", [None] * own.num_rows)
+    write_slim(own, items)
+    write_json(run.path / "config.json", config | {"texts": name, "texts_in": SHARED_FOLDER})
+    if run.is_point:
+        for texts in run.path.parent.parent.glob("texts*.parquet"):
+            rest = [
+                p for p in Run(run.path.parent.parent).points() if p.config.get("texts_in") is None
+            ]
+            if not rest:
+                texts.unlink()
 
 
 def rounded(table: pa.Table) -> pa.Table:

@@ -277,11 +277,60 @@ LEFT_OUT = ("token_ll", "margin")  # the first is large, the second follows from
 SHARED_FIELDS = tuple(n for n in RECORD_FIELDS if n not in (*SLIM_FIELDS[2:], *LEFT_OUT))
 
 
-def texts_file(point: Path, name: object) -> Path | None:
-    """Where the texts of a sweep's point are; None for a run that has its own."""
-    if not isinstance(name, str) or Path(name).name != name or point.parent.name != "points":
+# Beside the runs: what follows from data and tokenizer, once for all runs that share them.
+#
+#     runs/items/<data>.parquet               hashes, gold answers, groups
+#     runs/items/<data>.<tokenizer>.parquet   token counts; the rest is in the first
+#
+# <data> and <tokenizer> are the first digits of the two fingerprints. A run that uses them says
+# "texts": "<data>.<tokenizer>.parquet" and "texts_in": "items" in its config.json.
+SHARED_FOLDER = "items"
+FINGERPRINT_DIGITS = 16
+TOKEN_COUNTS = ("n_prefix_tokens", "n_continuation_tokens")
+
+
+def texts_file(run: Path, name: object, folder: object = None) -> Path | None:
+    """Where what a run shares with others is; None for a run that has everything itself."""
+    if not isinstance(name, str) or Path(name).name != name:
         return None
-    return point.parent.parent / name
+    is_point = run.parent.name == "points"
+    if folder == SHARED_FOLDER:
+        return run.parents[3 if is_point else 1] / SHARED_FOLDER / name
+    return run.parent.parent / name if is_point else None
+
+
+def share(table: pa.Table, root: Path, data_fingerprint: str, tokenizer_fingerprint: str) -> str:
+    """Put what these records share with others under ``root``; the file's name for config.json.
+
+    A file that is there with other content (another prompt format, say) gets a number behind it.
+    """
+    table = table.select(SHARED_FIELDS)
+    empty = [n for n in SHARED_FIELDS if table.column(n).null_count == table.num_rows]
+    data = table.drop_columns([*TOKEN_COUNTS, *(n for n in empty if n not in TOKEN_COUNTS)])
+    counts = table.select([*KEYS, *TOKEN_COUNTS])
+    first = _kept(data, root / SHARED_FOLDER, data_fingerprint[:FINGERPRINT_DIGITS])
+    stem = f"{first}.{tokenizer_fingerprint[:FINGERPRINT_DIGITS]}"
+    return _kept(counts, root / SHARED_FOLDER, stem) + ".parquet"
+
+
+def _kept(table: pa.Table, folder: Path, stem: str) -> str:
+    """The stem, or the stem with a number, of the file that holds exactly this table."""
+    folder.mkdir(exist_ok=True)
+    for name in (stem, *(f"{stem}-{n}" for n in range(2, 100))):
+        path = folder / f"{name}.parquet"
+        if not path.exists():
+            write_parquet(table, path)
+            return name
+        if read_parquet(path, table.column_names).equals(table):
+            return name
+    raise UserError(f"{folder}: a hundred files for {stem}; nothing was shared")
+
+
+def _first_of(texts: Path) -> Path:
+    """The file that holds what ``texts`` leaves out; itself if it leaves nothing out."""
+    if texts.parent.name == SHARED_FOLDER:
+        return texts.with_name(texts.name.split(".")[0] + ".parquet")
+    return texts.with_name(FIRST_TEXTS)
 
 
 def write_texts(table: pa.Table, path: Path) -> None:
@@ -343,7 +392,7 @@ def joined_one(items: Path, texts: Path, task: str, doc_id: int) -> dict[str, An
     if record is None or shared is None:
         return None
     if elsewhere := _left_out(texts):
-        first = read_one(texts.with_name(FIRST_TEXTS), task, doc_id) or {}
+        first = read_one(_first_of(texts), task, doc_id) or {}
         shared.update({name: first.get(name) for name in elsewhere})
     record.update({name: shared[name] for name in SHARED_FIELDS})
     record["margin"] = _margin(record["ll"], record["gold"])
@@ -352,18 +401,18 @@ def joined_one(items: Path, texts: Path, task: str, doc_id: int) -> dict[str, An
 
 def _left_out(texts: Path) -> list[str]:
     """What another prompt's texts leave to the sweep's first ones."""
-    if texts.name == FIRST_TEXTS:
+    if texts == _first_of(texts):
         return []
     there = pq.read_schema(texts).names
     return [name for name in SHARED_FIELDS if name not in there]
 
 
 def _read_texts(texts: Path, columns: Sequence[str]) -> pa.Table:
-    """Shared columns, and from the sweep's first texts those that are the same there."""
+    """Shared columns, those that ``texts`` leaves out from the file that has them."""
     found = read_parquet(texts, columns)
     elsewhere = [name for name in _left_out(texts) if name in columns]
     if elsewhere:  # rows are the same too: nothing is left out otherwise
-        first = read_parquet(texts.with_name(FIRST_TEXTS), elsewhere)
+        first = read_parquet(_first_of(texts), elsewhere)
         for name in elsewhere:
             found = _set(found, name, first.column(name))
     return found

@@ -162,8 +162,8 @@ class Run:
 
     @property
     def texts_path(self) -> Path | None:
-        """The file that holds a sweep's texts for this point of it; None for other runs."""
-        return texts_file(self.path, self.config.get("texts"))
+        """The file that holds what this run shares with others; None for a run that shares nothing."""
+        return texts_file(self.path, self.config.get("texts"), self.config.get("texts_in"))
 
     def items_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The records so far as an arrow table; ``columns`` None means all but texts and tokens."""

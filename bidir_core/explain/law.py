@@ -1,0 +1,102 @@
+"""From which layer on may the prompt look ahead: a sweep of ``layers=A-`` read as one answer.
+
+The answer is the smallest A that keeps accuracy on the explore half of the items: its difference to
+causal is within the margin, and so is that of every larger A that was swept. What is claimed of it is
+measured on the confirm half, where it has to be shown equivalent, and on all items. Labels decide
+here; :mod:`bidir_core.explain.recommend` predicts the same layer without any.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from bidir_core.analyse import stats
+from bidir_core.analyse.verdict import Judgement, judge
+from bidir_core.common.errors import UserError
+from bidir_core.explain.sweep_summary import Sweep
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
+from bidir_core.runs.run import Run
+
+_OPEN = re.compile(r"bidirectional:layers=(\d+)-")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """``bidirectional:layers=A-`` against causal: by half, and on all items. Shares, not points."""
+
+    first_layer: int
+    explore: stats.Estimate
+    confirm: stats.Estimate
+    whole: stats.Estimate
+
+
+@dataclass(frozen=True)
+class Law:
+    """What a sweep says. ``first_layer`` is None where no swept A keeps accuracy on explore."""
+
+    model: str
+    n_layers: int
+    curve: tuple[Opened, ...]
+    first_layer: int | None
+    confirm: Judgement | None
+    whole: Judgement | None
+
+
+def law_of(run: Run, metric: str = "acc", *, margin: float = stats.MARGIN) -> Law:
+    """Read a finished sweep. UserError if it has no causal point or no ``layers=A-``."""
+    sweep = Sweep(run)
+    outcomes = sweep.outcomes(sweep.usual, metric)
+    causal = sweep.slug_of(str(CAUSAL), sweep.usual)
+    slugs = {
+        int(match[1]): slug
+        for slug, point in sweep.points.items()
+        if point.condition == sweep.usual
+        and point.patch is None
+        and (match := _OPEN.fullmatch(point.regime))
+    }
+    if plain := sweep.slug_of(str(BIDIRECTIONAL), sweep.usual):
+        slugs[0] = plain
+    if outcomes is None or causal is None or len(slugs) < 2:
+        raise UserError(
+            f"run '{run.id}' has no sweep of layers=A- with its causal run; make one with "
+            "lab --preset law"
+        )
+    curve = []
+    for first_layer, slug in sorted(slugs.items()):
+        deltas = [outcomes.delta(causal, slug, half) for half in ("explore", "confirm", None)]
+        if any(delta is None for delta in deltas):
+            raise UserError(f"run '{run.id}': layers={first_layer}- has no items in one half")
+        curve.append(Opened(first_layer, *deltas))  # type: ignore[arg-type]
+    chosen = choose(curve, margin)
+    return Law(
+        model=run.model,
+        n_layers=int(run.config.get("n_layers") or 0),
+        curve=tuple(curve),
+        first_layer=None if chosen is None else chosen.first_layer,
+        confirm=None if chosen is None else judge(chosen.confirm, margin=margin),
+        whole=None if chosen is None else judge(chosen.whole, margin=margin),
+    )
+
+
+def choose(curve: list[Opened], margin: float) -> Opened | None:
+    """The smallest A from which on every swept one stays within the margin on explore."""
+    chosen = None
+    for opened in reversed(curve):
+        if abs(opened.explore.value) > margin:
+            break
+        chosen = opened
+    return chosen
+
+
+def hits(law: Law, recommendation: dict[str, Any]) -> dict[str, bool | None]:
+    """Which of the stored predictions name the layer that labels chose. None: not predicted.
+
+    ``recommendation``: ``metrics.json`` of a ``recommend`` run of the same model.
+    """
+    predictions = recommendation.get("predictions") or {}
+    return {
+        name: None if layer is None else layer == law.first_layer
+        for name, layer in predictions.items()
+    }
