@@ -49,7 +49,7 @@ def test_the_words_were_written_for_these_outcomes() -> None:
     """Other runs may give other outcomes; then the words beside the table want writing anew."""
     verdicts = {
         "Necessity": ("not refuted", "**refuted**"), "Sufficiency": ("undecided", "**refuted**"),
-        "Placebo": ("not refuted", "not refuted"), "Relocated sink": ("**refuted**", "not refuted"),
+        "Placebo": ("not refuted", "not refuted"), "Relocated sink": ("undecided", "not refuted"),
         "Triviality": ("not refuted", "not refuted"),
         "Prompt conditions": ("not refuted", "**refuted**"),
         "Last prompt token": ("not refuted", "not refuted"),
