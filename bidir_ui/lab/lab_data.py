@@ -13,7 +13,6 @@ import streamlit as st
 from bidir_core.explain.controls import same_prompts, summarise_sweep
 from bidir_core.explain.sweep_summary import Sweep, best_of_dials, removed_sentence
 from bidir_core.regimes import parse_regime
-from bidir_core.runs.records import FIRST_TEXTS
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt
 from bidir_ui.reading.data import RunInfo
@@ -76,7 +75,7 @@ class Lab:
     @property
     def has_items(self) -> bool:
         """Whether its points can be opened: a sweep may be kept for its numbers alone."""
-        return (Path(self.info.path) / FIRST_TEXTS).exists()
+        return any((Path(self.info.path) / "points").glob("*/items.parquet"))
 
     @property
     def best(self) -> dict[str, Any] | None:
