@@ -24,7 +24,7 @@ from bidir_core.analyse.effects import Retention, above_floor_retention
 from bidir_core.report.paper import write_paper
 from bidir_core.report.report import build_report
 from bidir_core.runs.layout import COMMITTED_RUNS
-from bidir_core.runs.records import read_parquet
+from bidir_core.runs.run import Run
 
 Rows = dict[str, np.ndarray]  # task -> [run, item], was it right
 
@@ -41,7 +41,7 @@ class FromFolders:
 
     def _right(self, run: str) -> dict[tuple[str, int], bool]:
         columns = ["task", "doc_id", "correct", "error"]
-        rows = read_parquet(self.root / run / "items.parquet", columns).to_pylist()
+        rows = Run(self.root / run).items_table(columns).to_pylist()
         return {(r["task"], r["doc_id"]): r["correct"] for r in rows if r["error"] is None}
 
     def common(self, runs: list[str]) -> Rows:
@@ -104,7 +104,7 @@ class FromFolders:
         if floor is None:
             columns = ["task", "n_continuation_tokens"]
             chance: dict[str, list[float]] = {}
-            for row in read_parquet(self.root / pair[0] / "items.parquet", columns).to_pylist():
+            for row in Run(self.root / pair[0]).items_table(columns).to_pylist():
                 chance.setdefault(row["task"], []).append(1 / len(row["n_continuation_tokens"]))
             floors = {task: float(np.mean(values)) for task, values in chance.items()}
         else:

@@ -260,7 +260,7 @@ def intervals(text: str) -> set[tuple[str, ...]]:
 def test_the_front_page_quotes_what_was_computed():
     """Each difference in the README stands on a page of claims or in a table."""
     (section,) = re.findall(
-        r"## The two questions.*?(?=\n## )",
+        r"## The answer in brief.*?(?=\n## )",
         (blocks.DOCS.parent / "README.md").read_text(),
         re.DOTALL,
     )

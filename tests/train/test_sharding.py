@@ -42,10 +42,10 @@ from pathlib import Path
 from typing import Any
 import torch
 torch.set_num_threads(1)
-from bidir_core.training import sharding
-from bidir_core.training.config import FinetuneConfig
-from bidir_core.training.finetune import resume_finetune, run_finetune
-from bidir_core.training.loop import Trainer
+from bidir_core.train import student as sharding
+from bidir_core.train.config import FinetuneConfig
+from bidir_core.train.finetune import resume_finetune, run_finetune
+from bidir_core.train.loop import Trainer
 
 folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
 train = Trainer.train_step
