@@ -1,0 +1,101 @@
+"""The tables on four models: damage, what takes it away, and from which layer on looking ahead is free.
+
+Pairs each committed ``law-*`` sweep with the ``recommend-*`` run of the same name: the prediction was
+stored before any label of that model was scored.
+"""
+
+from __future__ import annotations
+
+from bidir_core.analyse.phrases import word
+from bidir_core.explain.law import hits, law_of
+from bidir_core.explain.sweep_summary import Sweep, outcomes
+from bidir_core.runs.find import list_runs
+from bidir_core.runs.layout import COMMITTED_RUNS
+from bidir_core.runs.run import Run
+from scripts.pages import Blocks, delta, table
+
+NAMES = {
+    "smollm2": "SmolLM2 135M",
+    "gemma": "Gemma 3 270M",
+    "qwen-0.5b": "Qwen2.5-Coder 0.5B",
+    "qwen-1.5b": "Qwen2.5-Coder 1.5B",
+}
+CAUSAL = "causal"
+
+
+def named(prefix: str) -> dict[str, Run]:
+    """The newest finished run of each name with the prefix, by what follows it."""
+    found: dict[str, Run] = {}
+    for run in list_runs([COMMITTED_RUNS]):
+        if run.state == "done" and (run.name or "").startswith(prefix):
+            found.setdefault(str(run.name).removeprefix(prefix), run)
+    return dict(sorted(found.items()))
+
+
+def models() -> str:
+    """One row a model: what looking ahead costs, and what leaves it out without training."""
+    laws, controls, hidden = named("law-"), named("controls-"), named("causal-hide0-")
+    rows = []
+    for name, title in NAMES.items():
+        law, sweep = law_of(laws[name]), Sweep(laws[name])
+        kept = Sweep(controls[name])
+        swept, moved = (view.outcomes(view.usual, "acc") for view in (sweep, kept))
+        assert swept is not None
+        assert moved is not None
+        causal = sweep.runs[CAUSAL]
+        without = outcomes(causal, {CAUSAL: causal, "hidden": hidden[name]}, "acc")
+        (chosen,) = [opened for opened in law.curve if opened.first_layer == law.first_layer]
+        rows.append(
+            [
+                title,
+                f"{100 * swept.accuracy(CAUSAL):.1f} %",
+                delta(swept.delta(CAUSAL, "bidirectional")),
+                delta(swept.delta(CAUSAL, "bidirectional_sink-1")),
+                delta(moved.delta(CAUSAL, "bidirectional_self-10")),
+                delta(without.delta(CAUSAL, "hidden")),
+                str(law.first_layer),
+                delta(chosen.confirm),
+            ]
+        )
+    header = (
+        "model | causal | bidirectional | `sink=1` | `self=10` | `causal:hide=0` | A | "
+        "`layers=A-`, confirm half"
+    )
+    return table(header, rows)
+
+
+def law() -> str:
+    """Every swept A of every model, by half."""
+    rows = []
+    for name, run in named("law-").items():
+        for opened in law_of(run).curve:
+            for half in ("explore", "confirm", "whole"):
+                cost = getattr(opened, half)
+                ends = [f"{100 * end:.2f}" for end in (cost.value, cost.low, cost.high)]
+                rows.append([name, run.id, str(opened.first_layer), half, *ends, str(cost.n)])
+    header = (
+        "model | run | first layer A of layers=A- | half | macro accuracy against causal, points | "
+        "95 % from | to | n"
+    )
+    return table(header, rows)
+
+
+def predictions() -> str:
+    """Which A labels choose, and which one each way to predict had stored before."""
+    predicted, rows = named("recommend-"), []
+    for name, run in named("law-").items():
+        found, metrics = law_of(run), predicted[name].metrics or {}
+        right = [key for key, hit in hits(found, metrics).items() if hit]
+        ways = [metrics["predictions"].get(k) for k in ("kl", "outlier", "attention", "share")]
+        words = [one and word(one) for one in (found.confirm, found.whole)]
+        cells = [name, metrics.get("n_layers"), found.first_layer, *words, *ways]
+        rows.append([*map(str, cells), " ".join(right) or "none"])
+    header = (
+        "model | layers | A by labels (explore) | on confirm | on all items | "
+        "kl | outlier | attention | share | right"
+    )
+    return table(header, rows)
+
+
+BLOCKS: Blocks = {"models": models, "predictions": predictions}
+TABLES: Blocks = {"law": law, "law_predictions": predictions}
