@@ -52,9 +52,8 @@ class Claim:
     """A difference, ``plus`` minus ``minus``, and what is aimed at. ``margin`` in points."""
 
     key: str
-    what: str
-    plus: tuple[Cell, ...]
-    minus: tuple[Cell, ...]
+    plus: Sequence[Cell]
+    minus: Sequence[Cell]
     aim: Aim = "none"
     margin: float = 1.0
 
@@ -63,78 +62,45 @@ class Claim:
         return *((1, cell) for cell in self.plus), *((-1, cell) for cell in self.minus)
 
 
-STAGE1 = (("base", C),)
-LORA = (("3B", B), ("3B", C), ("3C", C), ("distill", B), ("distill", C))
-WORDS = {B: "bidirectional prefill", C: "causal mode"}
+STAGE1: Cell = ("base", C)
+WHAT = {
+    "damage": "the base model under bidirectional prefill, minus stage 1",
+    "3b_stage1": "3B under bidirectional prefill, minus stage 1",
+    "3b_control": "3B under bidirectional prefill, minus its control 3C in causal mode",
+    "3b_control_lora": "the same of their LoRA adapters: 3B under bidirectional prefill, minus 3C in "
+    "causal mode",
+    "3b_causal": "3B in causal mode, minus its control 3C in causal mode",
+    "interaction": "the interaction, (3B - 3C under bidirectional) - (3B - 3C causal)",
+    "distil_stage1": "the distilled model under bidirectional prefill, minus stage 1",
+    "distil_causal": "the distilled model in causal mode, minus stage 1",
+    "lora_3b_bidirectional": "3B, bidirectional prefill: LoRA minus all weights",
+    "lora_3b_causal": "3B, causal mode: LoRA minus all weights",
+    "lora_3c_causal": "3C, causal mode: LoRA minus all weights",
+    "lora_distill_bidirectional": "distill, bidirectional prefill: LoRA minus all weights",
+    "lora_distill_causal": "distill, causal mode: LoRA minus all weights",
+}
 CLAIMS = (
-    Claim(
-        "damage",
-        "the base model under bidirectional prefill, minus stage 1",
-        (("base", B),),
-        STAGE1,
-    ),
-    Claim(
-        "3b_stage1",
-        "3B under bidirectional prefill, minus stage 1",
-        (("3B-full", B),),
-        STAGE1,
-        "at least",
-    ),
-    Claim(
-        "3b_control",
-        "3B under bidirectional prefill, minus its control 3C in causal mode",
-        (("3B-full", B),),
-        (("3C-full", C),),
-        "within",
-        1.5,
-    ),
-    Claim(
-        "3b_control_lora",
-        "the same of their LoRA adapters: 3B under bidirectional prefill, minus 3C in causal mode",
-        (("3B-lora", B),),
-        (("3C-lora", C),),
-        "within",
-        1.5,
-    ),
-    Claim(
-        "3b_causal",
-        "3B in causal mode, minus its control 3C in causal mode",
-        (("3B-full", C),),
-        (("3C-full", C),),
-        "within",
-        1.5,
-    ),
+    Claim("damage", [("base", B)], [STAGE1]),
+    Claim("3b_stage1", [("3B-full", B)], [STAGE1], "at least"),
+    Claim("3b_control", [("3B-full", B)], [("3C-full", C)], "within", 1.5),
+    Claim("3b_control_lora", [("3B-lora", B)], [("3C-lora", C)], "within", 1.5),
+    Claim("3b_causal", [("3B-full", C)], [("3C-full", C)], "within", 1.5),
     Claim(
         "interaction",
-        "the interaction, (3B - 3C under bidirectional) - (3B - 3C causal)",
-        (("3B-full", B), ("3C-full", C)),
-        (("3C-full", B), ("3B-full", C)),
+        [("3B-full", B), ("3C-full", C)],
+        [("3C-full", B), ("3B-full", C)],
         "above",
     ),
-    Claim(
-        "distil_stage1",
-        "the distilled model under bidirectional prefill, minus stage 1",
-        (("distill-full", B),),
-        STAGE1,
-        "within or better",
-        1.5,
-    ),
-    Claim(
-        "distil_causal",
-        "the distilled model in causal mode, minus stage 1",
-        (("distill-full", C),),
-        STAGE1,
-        "within",
-    ),
+    Claim("distil_stage1", [("distill-full", B)], [STAGE1], "within or better", 1.5),
+    Claim("distil_causal", [("distill-full", C)], [STAGE1], "within"),
     *(
         Claim(
-            f"lora_{objective.lower()}_{regime}",
-            f"{objective}, {WORDS[regime]}: LoRA minus all weights",
-            ((f"{objective}-lora", regime),),
-            ((f"{objective}-full", regime),),
+            f"lora_{arm.lower()}_{r}",
+            [(f"{arm}-lora", r)],
+            [(f"{arm}-full", r)],
             "within or better",
         )
-        for objective, regime in LORA
+        for arm, r in (("3B", B), ("3B", C), ("3C", C), ("distill", B), ("distill", C))
     ),
 )
 
@@ -197,7 +163,7 @@ class Names:
 
     @property
     def stage1(self) -> str:
-        return self.cell(STAGE1[0], 0)
+        return self.cell(STAGE1, 0)
 
     def usable(self, name: str) -> bool:
         """Whether a run of that name has its items at hand."""
@@ -321,7 +287,7 @@ def _claim(
 ) -> dict[str, Any]:
     trained = [cell for _, cell in claim.cells if cell[0] != "base"]
     common = [n for n in SEEDS if all(n in seeds[cell] for cell in trained)] if trained else [0]
-    head = {"what": claim.what, "aim": claim.aim, "margin": claim.margin}
+    head = {"what": WHAT[claim.key], "aim": claim.aim, "margin": claim.margin}
     if not common:
         missing = [names.cell(cell, 0) for cell in trained if not seeds[cell]]
         return {**head, "seeds": [], "missing": missing}
