@@ -252,6 +252,12 @@ def recipe_grid() -> Iterator[dict[str, Any]]:
                         yield {**recipe, "steps": steps, "warmup_steps": steps // 5}
 
 
+def free_memory() -> None:
+    """Give memory back to the other workers. Not inside of an ``except``: its frames hold the model."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def train_in_memory(config: FinetuneConfig) -> Path:
     """The fine-tune; out of memory, again with half as many tokens at once, and with a quarter."""
     tokens = config.micro_tokens or MICRO_TOKENS[choose_device(config.device).type]
@@ -262,8 +268,7 @@ def train_in_memory(config: FinetuneConfig) -> Path:
             if not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
                 raise
             print(f"{config.name}: out of memory at {micro_tokens} tokens at once", flush=True)
-        gc.collect()  # after the exception, whose frames hold the model, is gone
-        torch.cuda.empty_cache()
+        free_memory()
     return run_finetune(replace(config, micro_tokens=tokens // 4))
 
 
@@ -375,6 +380,7 @@ def attempt(step: Step, failure: Path) -> None:
         print(f"{step.name}: FAILED {type(error).__name__}: {error}", flush=True)
     else:
         print(f"{step.name}: {time.monotonic() - started:.1f} s", flush=True)
+    free_memory()
 
 
 def arrived(model: str, wait_for: Path | None) -> bool:
