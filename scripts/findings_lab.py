@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -231,64 +231,25 @@ def whole(model: str, root: Path = COMMITTED_RUNS) -> str:
 # Sweeps
 
 
-class Reference(NamedTuple):
-    """Macro accuracies that the prototype measured, and its number format."""
-
-    acc: float
-    acc_norm: float
-    dtype: str
-
-
-# Measured once, on one H100, by a throwaway program written before this one: the first 500 items
-# of each task of the embedded model. Kept to be reproduced; nothing else is computed from them.
-PROTOTYPE = {
-    CAUSAL: Reference(0.4532, 0.4650, "fp32"),
-    PLAIN: Reference(0.4067, 0.4043, "fp32"),
-    SINK: Reference(0.4671, 0.4723, "fp32"),
-    "bidirectional:lambda=0.003": Reference(0.4402, 0.4366, "bf16"),
-    "bidirectional:lambda=0.03": Reference(0.4156, 0.4267, "bf16"),
-    "bidirectional:lambda=0.3": Reference(0.4023, 0.4080, "bf16"),
-    "bidirectional:layers=0-0": Reference(0.4502, 0.4517, "bf16"),
-    "bidirectional:layers=0-4": Reference(0.4264, 0.4239, "bf16"),
-    "bidirectional:layers=10-29": Reference(0.4510, 0.4567, "bf16"),
-    "bidirectional:layers=20-29": Reference(0.4591, 0.4663, "bf16"),
-}
-TOLERANCE = 0.7  # points: how near to the prototype counts as reproduced
-
-
 def sweep(model: str, root: Path = COMMITTED_RUNS) -> str:
-    """Every swept point but layer windows; beside the prototype's, where those are the same items."""
+    """Every swept point but windows of layers."""
     run = evidence(model, "sweep", root)
     view = Sweep(run)
     numbers = _outcomes(view, "acc")
-    references = PROTOTYPE if _prototype_items(run) else {}
-    hidden = {slug for family in _windows(view) for slug, _, _ in family}
-    rows, gaps = [], []
-    for slug, point in view.points.items():
-        reference = references.get(point.regime)
-        if not _swept(view, slug) or (slug in hidden and reference is None):
-            continue
-        row = [
+    windows = {slug for family in _windows(view) for slug, _, _ in family}
+    rows = [
+        [
             short(point.regime),
             f"{100 * ahead_left(view, point.regime):.0f} %",
             f"{100 * numbers.accuracy(slug):.1f}",
             "" if slug == CAUSAL else delta(numbers.delta(CAUSAL, slug)),
             "" if slug in (CAUSAL, PLAIN) else share(numbers.removed(CAUSAL, PLAIN, slug)),
         ]
-        if reference is not None:
-            row.append(f"{100 * reference.acc:.1f} ({reference.dtype})")
-            for metric in METRICS:
-                ours = _outcomes(view, metric).accuracy(slug)
-                gap = 100 * (ours - getattr(reference, metric))
-                row.append(f"{gap:+.2f}")
-                gaps.append((gap, f"{row[0]}, `{metric}`", reference.dtype))
-        elif references:
-            row += ["", "", ""]
-        rows.append(row)
+        for slug, point in view.points.items()
+        if _swept(view, slug) and slug not in windows
+    ]
     header = "point | ahead left | accuracy | to causal, points | damage removed"
-    if references:
-        header += " | prototype | difference to it | by `acc_norm`"
-    return basis(run) + table(header, rows) + (reproduced(gaps) if gaps else "")
+    return basis(run) + table(header, rows)
 
 
 def ahead_left(view: Sweep, regime: str) -> float:
@@ -310,19 +271,6 @@ def ahead_left(view: Sweep, regime: str) -> float:
 @cache
 def _open_pairs(regime: Regime, n_prefix: int) -> int:
     return int(np.triu(visibility(regime, n_prefix, n_prefix), k=1).sum())
-
-
-def reproduced(gaps: list[tuple[float, str, str]]) -> str:
-    """How near the prototype's points are met, and where they are not."""
-    far = [gap for gap in gaps if abs(gap[0]) > TOLERANCE]
-    n_points = len(gaps) // len(METRICS)
-    text = f"\nOf the {n_points} points that the prototype has, by both measures, "
-    if not far:
-        gap, where, _ = max(gaps, key=lambda one: abs(one[0]))
-        return text + f"all lie within {TOLERANCE} points of it; farthest is {where}, {gap:+.2f}.\n"
-    listed = "; ".join(f"{where} {gap:+.2f} (prototype in {dtype})" for gap, where, dtype in far)
-    n_near = f"{len(gaps) - len(far)} of {len(gaps)}"
-    return text + f"{n_near} numbers lie within {TOLERANCE} points of it. These do not: {listed}.\n"
 
 
 def layers(model: str, root: Path = COMMITTED_RUNS) -> str:
@@ -379,17 +327,6 @@ def _windows(view: Sweep) -> list[list[tuple[str, int, int]]]:
 def _swept(view: Sweep, slug: str) -> bool:
     point = view.points[slug]
     return point.part != "control" and point.condition == view.usual and point.patch is None
-
-
-def _prototype_items(run: Run) -> bool:
-    """Whether these are the prototype's items: the first 500 of each of the five tasks."""
-    settings = run.settings
-    return (
-        run.model == EMBEDDED
-        and settings.get("limit") == FIRST
-        and settings.get("sample", "first") == "first"
-        and len(settings.get("tasks") or []) == 5
-    )
 
 
 # Numbers and words

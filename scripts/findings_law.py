@@ -6,8 +6,10 @@ stored before any label of that model was scored.
 
 from __future__ import annotations
 
+from functools import cache
+
 from bidir_core.analyse.phrases import word
-from bidir_core.explain.law import hits, law_of
+from bidir_core.explain.law import Law, hits, law_of
 from bidir_core.explain.sweep_summary import Sweep, outcomes
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
@@ -32,19 +34,25 @@ def named(prefix: str) -> dict[str, Run]:
     return dict(sorted(found.items()))
 
 
+@cache
+def laws() -> dict[str, tuple[Law, Run]]:
+    """What each sweep says, by model."""
+    return {name: (law_of(run), run) for name, run in named("law-").items()}
+
+
 def models() -> str:
     """One row a model: what looking ahead costs, and what leaves it out without training."""
-    laws, controls, hidden = named("law-"), named("controls-"), named("causal-hide0-")
+    controls, hidden = named("controls-"), named("causal-hide0-")
     rows = []
     for name, title in NAMES.items():
-        law, sweep = law_of(laws[name]), Sweep(laws[name])
-        kept = Sweep(controls[name])
-        swept, moved = (view.outcomes(view.usual, "acc") for view in (sweep, kept))
+        found, run = laws()[name]
+        views = Sweep(run), Sweep(controls[name])
+        swept, moved = (view.outcomes(view.usual, "acc") for view in views)
         assert swept is not None
         assert moved is not None
-        causal = sweep.runs[CAUSAL]
+        causal = views[0].runs[CAUSAL]
         without = outcomes(causal, {CAUSAL: causal, "hidden": hidden[name]}, "acc")
-        (chosen,) = [opened for opened in law.curve if opened.first_layer == law.first_layer]
+        (chosen,) = [opened for opened in found.curve if opened.first_layer == found.first_layer]
         rows.append(
             [
                 title,
@@ -53,7 +61,7 @@ def models() -> str:
                 delta(swept.delta(CAUSAL, "bidirectional_sink-1")),
                 delta(moved.delta(CAUSAL, "bidirectional_self-10")),
                 delta(without.delta(CAUSAL, "hidden")),
-                str(law.first_layer),
+                str(found.first_layer),
                 delta(chosen.confirm),
             ]
         )
@@ -67,8 +75,8 @@ def models() -> str:
 def law() -> str:
     """Every swept A of every model, by half."""
     rows = []
-    for name, run in named("law-").items():
-        for opened in law_of(run).curve:
+    for name, (found, run) in laws().items():
+        for opened in found.curve:
             for half in ("explore", "confirm", "whole"):
                 cost = getattr(opened, half)
                 ends = [f"{100 * end:.2f}" for end in (cost.value, cost.low, cost.high)]
@@ -83,8 +91,8 @@ def law() -> str:
 def predictions() -> str:
     """Which A labels choose, and which one each way to predict had stored before."""
     predicted, rows = named("recommend-"), []
-    for name, run in named("law-").items():
-        found, metrics = law_of(run), predicted[name].metrics or {}
+    for name, (found, _) in laws().items():
+        metrics = predicted[name].metrics or {}
         right = [key for key, hit in hits(found, metrics).items() if hit]
         ways = [metrics["predictions"].get(k) for k in ("kl", "outlier", "attention", "share")]
         words = [one and word(one) for one in (found.confirm, found.whole)]

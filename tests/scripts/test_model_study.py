@@ -33,6 +33,7 @@ def study(tiny_folder, own_items, runs_dir, tmp_path, monkeypatch) -> Study:
     return Study(one, one, one, one, limit=8, tasks=tasks, training=training, steps=1)
 
 
+@pytest.mark.slow
 def test_every_step_is_done_once_and_the_files_are_made(study, tmp_path) -> None:
     name, steps = short(study.models[0]), list(study.plan())
     assert work(steps, 600) == 0
