@@ -11,13 +11,8 @@ matrix-product rate measured around each repeat, so that a disturbed repeat can 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +33,6 @@ def main() -> None:
     parser.add_argument("--batch-sizes", default="1,4,8,16", help="lm-eval's; the best is used")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--no-memory", action="store_true", help="skip the peak-memory child run")
     options = parser.parse_args()
 
     folder = ensure(EMBEDDED_MODEL)
@@ -46,14 +40,12 @@ def main() -> None:
     loaded = loading.load(EMBEDDED_MODEL, dtype=options.dtype, device=options.device)
     peer = LmEvalPeer(str(folder), dtype=options.dtype, device=options.device)
     device = torch.device(options.device)
-    state: dict[str, Any] = {}
 
     def ours() -> list[list[float]]:
         encoded = Encoder(loaded.tokenizer).encode(items)
         plan = plan_scoring(encoded, regime=CAUSAL, device=device)
         scorer = Scorer(loaded.model, loaded.handle, plan)
         found = {s.index: s.ll for batch in plan.batches for s in scorer.score(batch.items)}
-        state["cost"], state["plan"] = scorer.cost, plan
         return [found[i] for i in range(len(items))]
 
     print(
@@ -96,16 +88,6 @@ def main() -> None:
         f"largest difference of a choice: {largest:.2e} nats; {changed} predictions differ; "
         f"acc and acc_norm {'equal' if same else 'DIFFER'}"
     )
-    flops = floor_flops(loaded.model, state)
-    rate = median(runs["bidir"], "gflops")
-    print(
-        f"{state['cost'].computed_tokens} tokens computed, {flops / 1e12:.2f} TFLOP of matrix "
-        f"products: a floor of {flops / rate / 1e9:.2f} s at {rate:.0f} GFLOP/s"
-    )
-    if not options.no_memory and options.device == "cpu":
-        print(
-            f"peak memory of `bidir_core eval` on these items: {peak_memory(options.limit):.2f} GB"
-        )
 
 
 def timed(work: Any, device: torch.device) -> dict[str, Any]:
@@ -136,32 +118,6 @@ def sync(device: torch.device) -> None:
 
 def median(trials: list[dict[str, Any]], key: str) -> float:
     return statistics.median(trial[key] for trial in trials)
-
-
-def floor_flops(model: Any, state: dict[str, Any]) -> float:
-    """Matrix-product operations no exact method can leave out: layers per token, head per position."""
-    head = model.get_output_embeddings().weight.numel()
-    embeddings = model.get_input_embeddings().weight.numel()
-    total = sum(p.numel() for p in model.parameters())
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    layers = total - embeddings - (0 if tied else head)
-    plan = state["plan"]
-    positions = sum(len(s.tree.predicting) for own in plan.segments for s in own)
-    return 2.0 * (layers * state["cost"].computed_tokens + head * positions)
-
-
-def peak_memory(limit: int) -> float:
-    """Largest resident set, in GB, of the real command in a process of its own, as it recorded."""
-    with tempfile.TemporaryDirectory() as folder:
-        line = [sys.executable, "-m", "bidir_core", "eval", "--model", EMBEDDED_MODEL]
-        done = subprocess.run(
-            [*line, "--limit", str(limit), "--runs-dir", folder, "--dtype", "float32"],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        metrics = json.loads((Path(done.stdout.strip()) / "metrics.json").read_text())
-    return metrics["cost"]["peak_memory_bytes"]["host"] / 1e9
 
 
 if __name__ == "__main__":

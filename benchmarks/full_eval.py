@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,6 @@ from bidir_core.data.encoding import EncodedItem, Encoder
 from bidir_core.evaluate import evaluate as evaluating
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate, read_items
-from bidir_core.evaluate.scoring import Scorer
 from bidir_core.models import fused
 from bidir_core.models.layout import Layout
 from bidir_core.models.loading import LoadedModel
@@ -44,61 +43,31 @@ EVALUATED = ("causal", "bidirectional")
 def measure_eval(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> None:
     """The evaluation command's work after the model is loaded: probe, scores and run folder.
 
-    sdpa first, then the peer, then the others, each within its share of the part's time.
+    sdpa first, then the peer, then the others, until the part's time is over.
     """
     loaded = build(options.shape, tokenizer, options.on, options.dtype)
     kinds = sorted(options.attn, key=lambda attn: attn != "sdpa")
-    to_come = 2 * len(kinds) + 1  # one of them the peer
     best: dict[str, float] = {}
     peer: float | None = None
     for number, attn in enumerate(kinds):
         for regime in EVALUATED:
-            what, share = f"{attn}, {regime}", clock.share(to_come)
-            to_come -= 1
-            if not share:
+            what = f"{attn}, {regime}"
+            if not clock.left():
                 add("eval", what, skipped="the part's time was over")
                 continue
             try:
-                row = evaluation(options, attending(loaded, attn), regime, share)
-            except TooSlow as error:
-                add("eval", what, skipped=str(error))
+                row = evaluation(options, attending(loaded, attn), regime)
             except Exception as error:
                 add("eval", what, **trouble(error, options.on))
             else:
                 add("eval", what, **row)
                 best[regime] = min(best.get(regime, row["seconds"]), row["seconds"])
         if number == 0:
-            share = clock.share(to_come)
-            to_come -= 1
             with fused.plain(loaded.model):
-                peer = best_peer(options, attending(loaded, "sdpa"), add, Clock(share))
+                peer = best_peer(options, attending(loaded, "sdpa"), add, clock)
     if peer is not None:
         for regime, seconds in best.items():
             add("eval", f"peer against best, {regime}", ratio=round(peer / seconds, 2))
-
-
-class TooSlow(Exception):
-    """An evaluation's share of the time is over."""
-
-
-@contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """Evaluations inside stop with TooSlow before the first batch behind ``seconds``."""
-    honest, started, done = Scorer._begin, time.monotonic(), 0
-
-    def score(self: Scorer, items: Sequence[int]) -> Any:
-        nonlocal done
-        spent = time.monotonic() - started
-        if spent > seconds:
-            raise TooSlow(f"given up: {done} items in {spent:.0f} s, its share of the part's time")
-        done += len(items)
-        return honest(self, items)
-
-    Scorer._begin = score  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Scorer._begin = honest  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -118,20 +87,12 @@ def clocked(encoded: list[float]) -> Iterator[None]:
         evaluating.encode = honest
 
 
-def evaluation(
-    options: Namespace, loaded: LoadedModel, regime: str, share: float
-) -> dict[str, Any]:
-    """Seconds of the whole of ``eval``, items read and run folder written, but for loading.
-
-    Raises TooSlow when the first of them has not ended after ``share`` seconds.
-    """
+def evaluation(options: Namespace, loaded: LoadedModel, regime: str) -> dict[str, Any]:
+    """Seconds of the whole of ``eval``, items read and run folder written, but for loading."""
     clear(loaded.device)
     seconds: list[float] = []
     encoded: list[float] = []
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        at_most(share),
-    ):
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for number in range(1 + options.repeats):
             config = EvalConfig(
                 model=loaded.name,
@@ -145,15 +106,10 @@ def evaluation(
                 device=str(loaded.device),
             )
             run = Path(folder) / f"run{number}"
-            work = partial(evaluate, config, loaded=loaded, folder=run)
-            try:
-                with clocked(encoded):
-                    seconds.append(timed(work, loaded.device))
-            except TooSlow:
-                if not seconds:
-                    raise
-                break
-        run = Path(folder) / f"run{len(seconds) - 1}"  # the last that ended
+            with clocked(encoded):
+                seconds.append(
+                    timed(partial(evaluate, config, loaded=loaded, folder=run), loaded.device)
+                )
         cost = json.loads((run / "metrics.json").read_text())["cost"]
         probe = json.loads((run / "probe.json").read_text())
     again = seconds[1:] or seconds

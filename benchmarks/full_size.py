@@ -6,9 +6,8 @@
 
 Parts: ``eval`` (five tasks, everything after model load, beside lm-eval), ``prefill`` (a long prefix
 against the model's own plain kernels), ``lora`` and ``train`` (tokens/s and the share of the matrix
-rate measured in the same run, beside HF Trainer). Each part ends soon after its time is over, and an
-evaluation that takes more than its share of it is given up. ``OUT.json`` and ``OUT.md`` are written
-anew after every row, so a killed run keeps what it measured. A later run with the same ``--out``
+rate measured in the same run, beside HF Trainer). Each part ends soon after its time is over.
+``OUT.json`` and ``OUT.md`` are written anew after every row, so a killed run keeps what it measured. A later run with the same ``--out``
 replaces the rows of the parts it measures and keeps the others.
 """
 
@@ -17,9 +16,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.book import Book
 from benchmarks.full_eval import measure_eval, measure_prefill
-from benchmarks.full_shape import SHAPES, Clock, clear, matmul_tflops, read_tokenizer
+from benchmarks.full_shape import SHAPES, Book, Clock, clear, matmul_tflops, read_tokenizer
 from benchmarks.full_train import measure_full, measure_lora
 from bidir_core.data.tasks import PUBLISHED_TASKS
 from bidir_core.models.devices import choose_device, choose_dtype

@@ -19,21 +19,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
-from benchmarks.book import Book
-from benchmarks.full_shape import SHAPES, Clock, build, clear, matmul_tflops, read_tokenizer
-from benchmarks.real_commands import Ended, run
+from benchmarks.full_shape import SHAPES, Book, Clock, build, clear, matmul_tflops, read_tokenizer
 from bidir_core.data.tasks import PUBLISHED_TASKS
 from bidir_core.models.devices import choose_device, choose_dtype
 from bidir_core.runs.curve import read_curve
@@ -165,17 +169,24 @@ def measure_eval(options: Namespace, add: Add, clock: Clock) -> None:
     found = by_turns(options, add, clock, "eval", "eval", words, read)
     compare_speeds(add, "eval", "", options, found, "items_per_second")
     if len(records) == 2:
-        from benchmarks.bf16_differences import compare
+        add("eval", "predictions", **differences(records[1], records[options.processes]))
 
-        gap = compare(records[1], records[options.processes])
-        add(
-            "eval",
-            "predictions",
-            items=gap.n_items,
-            predictions_differ=gap.n_predictions,
-            items_with_another_log_likelihood=gap.n_items_ll,
-            largest_nats=round(gap.largest_nats, 4),
-        )
+
+def differences(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
+    """How the records of two runs over the same items differ."""
+    both = one.merge(other, on=["task", "doc_id"], suffixes=("", "_other"), validate="one_to_one")
+    if not len(both) == len(one) == len(other):
+        raise ValueError(f"not the same items: {len(one)} and {len(other)}, {len(both)} shared")
+    gaps = [
+        float(np.abs(np.subtract(a, b, dtype=float)).max())
+        for a, b in zip(both["ll"], both["ll_other"])
+    ]
+    return {
+        "items": len(both),
+        "predictions_differ": int((both["pred"] != both["pred_other"]).sum()),
+        "items_with_another_log_likelihood": int(np.count_nonzero(gaps)),
+        "largest_nats": round(max(gaps), 4),
+    }
 
 
 def measure_finetune(options: Namespace, add: Add, clock: Clock) -> None:
@@ -263,7 +274,7 @@ def one_run(
     words = [*words, "--model", str(options.work / "model"), "--runs-dir", str(runs)]
     words += ["--device", options.device, "--dtype", str(options.dtype).removeprefix("torch.")]
     words += ["--attn", options.attn]
-    ended = run(
+    ended = run_command(
         words,
         processes=processes,
         fsdp=fsdp,
@@ -317,6 +328,95 @@ def compare_speeds(
         times_after_load=times("after_load_seconds"),
         times_wall=times("wall_seconds"),
     )
+
+
+# The real commands, as processes of their own
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0")
+FSDP = ("--use_fsdp", "--fsdp_version", "2")
+_GRACE_SECONDS = 40  # a launcher gives its processes 30 to end
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended. ``code`` is None if its time was over before."""
+
+    code: int | None
+    wall_seconds: float
+    out: str
+    err: str
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it failed, with the last of what it said; None if it did not."""
+        if self.code == 0:
+            return None
+        why = "its time was over" if self.code is None else f"exit code {self.code}"
+        own = self.err.split("failed (exitcode")[0]  # what a launcher adds is about itself
+        lines = [line.strip() for line in own.splitlines() if line.strip()]
+        return f"{why}: {' / '.join(lines[-12:])[-1500:]}"
+
+
+def run_command(
+    words: Sequence[str],
+    *,
+    processes: int = 1,
+    fsdp: bool = False,
+    on_gpu: bool = True,
+    seconds: float | None = None,
+) -> Ended:
+    """``python -m bidir_core WORDS`` to its end, in so many processes, one GPU each."""
+    command = [sys.executable]
+    if processes > 1:
+        how = FSDP if fsdp else ("--multi_gpu",)
+        command = [*LAUNCH, *how, "--num_processes", str(processes)]
+    command += ["-m", "bidir_core", *words]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus(processes) if on_gpu else ""}
+    started = time.monotonic()
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as process:
+        code: int | None
+        try:
+            out, err = process.communicate(timeout=seconds)
+            code = process.returncode
+        except subprocess.TimeoutExpired as late:
+            _end(process)
+            code, out, err = None, _text(late.stdout), _text(late.stderr)
+    return Ended(code, time.monotonic() - started, out, err)
+
+
+def gpus(n: int) -> str:
+    """The first ``n`` of the GPUs that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(index) for index in range(n)]
+    return ",".join(names[:n])
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a command with all that it has started."""
+    import psutil
+
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.communicate(timeout=_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    for one in family:
+        if one.is_running():
+            one.kill()
+
+
+def _text(said: str | bytes | None) -> str:
+    return said.decode(errors="replace") if isinstance(said, bytes) else said or ""
 
 
 if __name__ == "__main__":

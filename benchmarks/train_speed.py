@@ -14,13 +14,11 @@ import argparse
 import json
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.models import fused, loading
@@ -54,7 +52,6 @@ def main() -> None:
         default="3B,3B default,3B reduce-overhead,3C,3B lora,distill,trainer",
         help="what to time: an objective, and any of lora, flex, default, reduce-overhead behind it",
     )
-    parser.add_argument("--profile", action="store_true", help="where the time of each kind goes")
     parser.add_argument("--out", help="also write the table as JSON")
     options = parser.parse_args()
 
@@ -123,8 +120,6 @@ def ours(options: argparse.Namespace, kind: str, samples: EncodedSamples) -> dic
     trainer = Trainer(config, student, packer, passes(config.goal, regime, 0.0), base=base)
     row = time_steps(trainer, options.steps, options.warm_up)
     row.pop("loss_share")
-    if options.profile:
-        profile(trainer)
     return row
 
 
@@ -154,46 +149,6 @@ def time_steps(
         "loss": round(float(trainer.sums[0]) / trainer.n_summed, 4),
         "loss_share": loss_tokens / tokens,
     }
-
-
-class Operations(TorchDispatchMode):
-    """Counts the operations that Python starts, but for those that only look at a tensor anew."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kinds: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
-        name = function.overloadpacket.__name__
-        if not (function.is_view or name in ("_unsafe_view", "detach", "alias")):
-            self.kinds[name] += 1
-        return function(*args, **(kwargs or {}))
-
-
-def profile(trainer: Trainer) -> None:
-    """How many operations a micro-batch starts, and where the time of three steps goes."""
-    if trainer.config.compile == "none":
-        step = trainer.packer.step(0)
-        with Operations() as seen_operations:
-            trainer._backward(step.batches[0].to(trainer.device), step.n_loss)
-        trainer.optimizer.adamw.zero_grad()
-        print(
-            f"{seen_operations.kinds.total()} operations forward and backward in a micro-batch: "
-            + ", ".join(f"{n} {name}" for name, n in seen_operations.kinds.most_common(8))
-        )
-    kinds = [torch.profiler.ProfilerActivity.CPU]
-    if trainer.device.type == "cuda":
-        kinds.append(torch.profiler.ProfilerActivity.CUDA)
-    # steps that were timed: their shapes are recorded
-    trainer.counters.step = 0
-    with trainer._packed(0) as planned:
-        made = [step for _, step in zip(range(3), planned)]
-    with torch.profiler.profile(activities=kinds) as seen:
-        for step in made:
-            trainer.train_step(step)
-        synchronized(trainer.device)
-    by = "self_cuda_time_total" if trainer.device.type == "cuda" else "self_cpu_time_total"
-    print(seen.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=60))
 
 
 def hf_trainer(options: argparse.Namespace, samples: EncodedSamples) -> dict[str, Any]:

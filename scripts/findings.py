@@ -3,7 +3,7 @@
     python -m scripts.findings            # writes it
     python -m scripts.findings --check    # says whether it stands there; exit 1 if not
 
-The pages' words are written by hand; what stands between ``<!-- findings: NAME -->`` and
+The pages' words are written by hand; what stands between ``<!-- findings: NAME -->`` (or ``law``, ``repair``) and
 ``<!-- end -->`` is written by this.
 """
 
@@ -27,11 +27,12 @@ from bidir_core.explain.controls import above, standing
 from bidir_core.explain.sweep_summary import Outcomes, outcomes
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run
-from scripts import blocks, findings_lab
-from scripts import findings_text as text
+from scripts import findings_lab, findings_law, findings_repair, pages
+from scripts.findings_lab import EMBEDDED, FIRST, SECOND, only, share, stored
+from scripts.pages import Blocks, delta, table
 
 CAUSAL, PLAIN, SINK = "causal", "bidirectional", "sink=1"
-LIMIT = {
+LIMITED = {
     CAUSAL: "stage1_vanilla_eval/20261122-230405_limit500",
     PLAIN: "stage2_prefill_bidir_eval/20261122-230425_limit500",
     SINK: "stage2_prefill_bidir_eval/20261122-230444_limit500-sink1",
@@ -48,36 +49,37 @@ def run(name: str) -> Run:
     return Run(COMMITTED_RUNS / name)
 
 
-# --- the blocks ----------------------------------------------------------------------------------
+def _outcomes(names: Mapping[str, str], metric: str) -> Outcomes:
+    runs = {key: run(name) for key, name in names.items()}
+    return outcomes(runs[CAUSAL], runs, metric)
+
+
+def _later() -> np.ndarray:
+    """Which items of the whole sets come after the first 500 of their task."""
+    doc_ids = run(FULL[CAUSAL]).items_table(("doc_id",)).column("doc_id")
+    return doc_ids.to_numpy() >= FIRST
 
 
 def claims() -> str:
     """Whole sets of each model: what bidirectional prefill does, and how much of it sink=1 removes."""
     found = _outcomes(FULL, "acc")
-    delta, removed = found.delta(CAUSAL, PLAIN), found.removed(CAUSAL, PLAIN, SINK)
-    assert delta is not None
-    assert removed is not None
-    told = [(findings_lab.EMBEDDED, delta, removed)]
-    if (other := findings_lab.evidence(findings_lab.SECOND).whole) is not None:
-        points = {point["regime"]: point["acc"] for point in (other.metrics or {})["points"]}
-        told.append(
-            (
-                findings_lab.SECOND,
-                text.estimate(points["bidirectional"]["delta"]),
-                Retention(**points["bidirectional:sink=1"]["removed"]),
-            )
-        )
-    rows = [
-        [
-            f"`{model}`", formatting.count(delta.n), text.delta(delta), JSON_WORDS[judge(delta).verdict],
-            text.share(removed), standing(vars(removed)),
-        ]
-        for model, delta, removed in told
-    ]  # fmt: skip
-    header = [
-        "model", "n", "bidirectional, minus causal", "verdict", "`sink=1` removes of that", "which is",
-    ]  # fmt: skip
-    return blocks.table(header, rows)
+    metrics = findings_lab.evidence(SECOND, "whole").metrics or {}
+    points = {point["regime"]: point["acc"] for point in metrics["points"]}
+    moved = stored(points["bidirectional"]["delta"])
+    rows = []
+    for model, cost, removed in (
+        (EMBEDDED, found.delta(CAUSAL, PLAIN), found.removed(CAUSAL, PLAIN, SINK)),
+        (SECOND, moved, Retention(**points["bidirectional:sink=1"]["removed"])),
+    ):
+        assert cost is not None
+        assert removed is not None
+        verdict, which = JSON_WORDS[judge(cost).verdict], standing(vars(removed))
+        n = formatting.count(cost.n)
+        rows.append([f"`{model}`", n, delta(cost), verdict, share(removed), which])
+    header = (
+        "model | n | bidirectional, minus causal | verdict | `sink=1` removes of that | which is"
+    )
+    return table(header, rows)
 
 
 def damage() -> str:
@@ -86,93 +88,94 @@ def damage() -> str:
     for metric in METRICS:
         full = _outcomes(FULL, metric)
         for title, found in (
-            (f"first {text.FIRST} of each task", _outcomes(LIMIT, metric)),
+            (f"first {FIRST} of each task", _outcomes(LIMITED, metric)),
             ("whole sets", full),
-            (f"without each task's first {text.FIRST}", text.only(full, _doc_ids() >= text.FIRST)),
+            (f"without each task's first {FIRST}", only(full, _later())),
         ):
             rows.append(
                 [
                     f"`{metric}`, {title}",
                     formatting.count(int(found.mask(CAUSAL, PLAIN, SINK).sum())),
                     *(f"{100 * found.accuracy(name):.1f}" for name in (CAUSAL, PLAIN, SINK)),
-                    text.delta(found.delta(CAUSAL, PLAIN)),
-                    text.delta(found.delta(CAUSAL, SINK)),
-                    text.share(found.removed(CAUSAL, PLAIN, SINK)),
+                    delta(found.delta(CAUSAL, PLAIN)),
+                    delta(found.delta(CAUSAL, SINK)),
+                    share(found.removed(CAUSAL, PLAIN, SINK)),
                 ]
             )
-    header = [
-        "measure, items", "n", "causal", "bidirectional", "sink=1", "bidirectional to causal",
-        "sink=1 to causal", "damage removed by sink=1",
-    ]  # fmt: skip
-    return blocks.table(header, rows)
+    header = (
+        "measure, items | n | causal | bidirectional | sink=1 | bidirectional to causal | "
+        "sink=1 to causal | damage removed by sink=1"
+    )
+    return table(header, rows)
 
 
 def tasks() -> str:
     """The same by task, whole sets; and what sink=1 leaves on the items past the first 500."""
     plain, sink = (compare(run(FULL[CAUSAL]), run(FULL[name])) for name in (PLAIN, SINK))
-    later = text.only(_outcomes(FULL, "acc"), _doc_ids() >= text.FIRST)
+    later = only(_outcomes(FULL, "acc"), _later())
     rows = []
     for one, other in zip(plain.tasks, sink.tasks, strict=True):
         mine = later.task == one.task
-        left = [later.right[name][mine] for name in (CAUSAL, SINK)]
         rest = "no items"
         if mine.any():
-            rest = (
-                f"{text.delta(stats.paired_delta(*left))}, n = {formatting.count(int(mine.sum()))}"
-            )
+            left = stats.paired_delta(later.right[CAUSAL][mine], later.right[SINK][mine])
+            rest = f"{delta(left)}, n = {formatting.count(left.n)}"
         rows.append(
             [
-                f"`{one.task}`", formatting.count(one.n), text.delta(one.estimate), formatting.p_text(one.p_holm),
-                text.delta(other.estimate), formatting.p_text(other.p_holm), rest,
+                f"`{one.task}`",
+                formatting.count(one.n),
+                delta(one.estimate),
+                formatting.p_text(one.p_holm),
+                delta(other.estimate),
+                formatting.p_text(other.p_holm),
+                rest,
             ]
-        )  # fmt: skip
-    header = [
-        "task", "n", "bidirectional to causal", "p", "sink=1 to causal", "p",
-        f"sink=1 to causal, without the first {text.FIRST}",
-    ]  # fmt: skip
-    return blocks.table(header, rows)
+        )
+    header = (
+        "task | n | bidirectional to causal | p | sink=1 to causal | p | "
+        f"sink=1 to causal, without the first {FIRST}"
+    )
+    return table(header, rows)
 
 
 def floor() -> str:
     """What contexts give at all, and how much of that is lost."""
-    none, said = run(NO_CONTEXT), []
-    for name in (CAUSAL, PLAIN, SINK):
-        said.append(f"{name} {text.delta(above(none, run(FULL[name])))}")
+    none, causal = run(NO_CONTEXT), run(FULL[CAUSAL])
+    points = [f"{name} {delta(above(none, run(path)))}" for name, path in FULL.items()]
     kept = []
     for name in (PLAIN, SINK):
-        share = compare(run(FULL[CAUSAL]), run(FULL[name]), floor=none).above_no_context
-        kept.append(f"{name} keeps {text.share(share)}")
+        share_kept = compare(causal, run(FULL[name]), floor=none).above_no_context
+        kept.append(f"{name} keeps {share(share_kept)}")
     return (
-        f"Points above the same model without any context (95 % CI): {', '.join(said)}. "
+        f"Points above the same model without any context (95 % CI): {', '.join(points)}. "
         f"Of what the context gives causally, {' and '.join(kept)}.\n"
     )
 
 
-BLOCKS: blocks.Blocks = {
-    **{one.__name__: one for one in (claims, damage, floor)},
-    **findings_lab.blocks(),
+BLOCKS: Blocks = {
+    "findings: claims": claims,
+    "findings: damage": damage,
+    "findings: floor": floor,
+    **{f"findings: {name}": block for name, block in findings_lab.blocks().items()},
+    **{f"law: {name}": block for name, block in findings_law.BLOCKS.items()},
+    **{f"repair: {name}": block for name, block in findings_repair.BLOCKS.items()},
 }
-TABLES: blocks.Blocks = {"tasks": tasks, **findings_lab.tables()}
-
-
-# --- how they are written ------------------------------------------------------------------------
-
-
-def _outcomes(names: Mapping[str, str], metric: str) -> Outcomes:
-    runs = {key: run(name) for key, name in names.items()}
-    return outcomes(runs[CAUSAL], runs, metric)
-
-
-def _doc_ids() -> np.ndarray:
-    return run(FULL[CAUSAL]).items_table(("doc_id",)).column("doc_id").to_numpy()
+TABLES: Blocks = {
+    "tasks": tasks,
+    **findings_lab.tables(),
+    **findings_law.TABLES,
+    **findings_repair.TABLES,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    blocks.add_check(parser)
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 unless all is as computed"
+    )
     check = parser.parse_args(arguments).check
     try:
-        return blocks.write_or_check("findings", BLOCKS, TABLES, check=check, source="the runs")
+        return pages.write(BLOCKS, TABLES, check=check)
     except UserError as error:  # a run that it needs is not there
         print(error, file=sys.stderr)
         return 2

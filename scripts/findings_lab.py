@@ -2,20 +2,25 @@
 
 Runs are found by model, by what they hold, and by their name, which has ``sweep``, ``controls``,
 ``attention`` or ``whole`` (a sweep over whole sets) in it; of several the one with the most items
-counts, of equal ones the oldest. A block whose run is not there names the command that makes it.
+counts, of equal ones the oldest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bidir_core.analyse import stats
+from bidir_core.analyse.effects import Retention
 from bidir_core.analyse.pairing import METRICS
 from bidir_core.common import formatting
+from bidir_core.common.errors import UserError
 from bidir_core.explain.controls import (
     CONTROLS,
     OUTCOME_WORDS,
@@ -25,248 +30,351 @@ from bidir_core.explain.controls import (
     observed,
     together,
 )
-from bidir_core.explain.sweep_summary import Sweep
-from bidir_core.regimes import parse_regime
+from bidir_core.explain.sweep_summary import Outcomes, Sweep, percent
+from bidir_core.regimes import Regime, parse_regime, visibility
+from bidir_core.report.plots_lab import layer_ranges
 from bidir_core.runs.layout import COMMITTED_RUNS, LAB
 from bidir_core.runs.run import Run
-from scripts import findings_sweep
-from scripts import findings_text as text
-from scripts.blocks import Blocks, table
+from scripts.pages import Blocks, delta, table
 
 EMBEDDED, SECOND = "smollm2-135m-instruct", "gemma3-270m"
 TASKS = "hellaswag,piqa,arc_easy,arc_challenge,winogrande"
-CAUSAL, PLAIN = "causal", "bidirectional"
-REGIMES = (CAUSAL, PLAIN, "bidirectional:sink=1")
+CAUSAL, PLAIN, SINK = "causal", "bidirectional", "bidirectional:sink=1"
+FIRST = 500  # items of each task in the study's own limit
+COSTLIEST = 6  # windows of layers shown
+ENDS = ("mean", "low", "high")
+FAMILY = 3  # so many ranges of one width are windows, fewer are ranges of one's own
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """The lab's committed runs of one model."""
-
-    model: str
-    sweep: Run | None
-    controls: Run | None
-    attention: Run | None
-    whole: Run | None  # a sweep over whole sets
-
-
-def evidence(model: str, root: Path = COMMITTED_RUNS) -> Evidence:
-    """The runs below ``root`` that speak for a model."""
-    folders = sorted(one for one in (root / LAB).iterdir() if one.is_dir())
+def evidence(model: str, name: str, root: Path = COMMITTED_RUNS) -> Run:
+    """The run below ``root`` that speaks for a model. UserError if there is none."""
+    folders = sorted(folder for folder in (root / LAB).iterdir() if folder.is_dir())
     runs = [run for run in map(Run, folders) if run.state == "done" and run.model == model]
-
-    def most(name: str, of: str | None = None) -> Run | None:
-        mine = [run for run in runs if name in (run.name or "") and run.settings.get(of or name)]
-        return max(mine, key=lambda run: (run.metrics or {})["n_items"], default=None)
-
-    sweep, controls = most("sweep"), most("controls")
-    settings = next((run.settings for run in (sweep, controls) if run), {"model": model})
-    named = [run for run in runs if "attention" in (run.name or "")]
-    whole = most("whole", of="sweep")
-    return Evidence(model, sweep, controls, largest_summary(settings, named), whole)
+    named = [run for run in runs if name in (run.name or "")]
+    if name == "attention":
+        found = largest_summary({"model": model}, named)
+    else:
+        setting = "controls" if name == "controls" else "sweep"
+        mine = [run for run in named if run.settings.get(setting)]
+        found = max(mine, key=lambda run: (run.metrics or {})["n_items"], default=None)
+    if found is None:
+        raise UserError(f"{root / LAB} has no finished run of {model} with '{name}' in its name")
+    return found
 
 
 def blocks(root: Path = COMMITTED_RUNS) -> Blocks:
     """What stands on the pages."""
     return {
         "controls": partial(controls, root),
-        "whole": partial(_block, whole, SECOND, root),
-        "layers": partial(_block, layers, EMBEDDED, root),
-        "attention": partial(_block, attention, EMBEDDED, root),
+        "whole": partial(whole, SECOND, root),
+        "layers": partial(layers, EMBEDDED, root),
+        "attention": partial(attention, EMBEDDED, root),
     }
 
 
 def tables(root: Path = COMMITTED_RUNS) -> Blocks:
     """What stands in files of its own; those of the second model begin with ``gemma_``."""
-    made = {one.__name__: partial(_block, one, EMBEDDED, root) for one in (sweep, points, prompts)}
-    return made | {
-        f"gemma_{one.__name__}": partial(_block, one, SECOND, root)
-        for one in (sweep, points, prompts, layers, attention)
-    }
+    made = {one.__name__: partial(one, EMBEDDED, root) for one in (sweep, points, prompts)}
+    second = (sweep, points, prompts, layers, attention)
+    return made | {f"gemma_{one.__name__}": partial(one, SECOND, root) for one in second}
 
 
-def _block(block: Callable[[Evidence], str], model: str, root: Path) -> str:
-    return block(evidence(model, root))
-
-
-# --- the blocks ----------------------------------------------------------------------------------
-
-
-def sweep(found: Evidence) -> str:
-    """Every point of the sweep but its layer windows, against the prototype where it has them."""
-    if found.sweep is None:
-        return _not_run(found, "--sweep sink=0,1,2,4,8", "sweep")
-    return text.basis(found.sweep) + findings_sweep.points(found.sweep)
-
-
-def layers(found: Evidence) -> str:
-    """Which windows of layers cost most."""
-    windows = findings_sweep.windows(found.sweep) if found.sweep else ""
-    return windows or _not_run(found, "--sweep layers=windows:5", "sweep")
+# Controls
 
 
 def controls(root: Path) -> str:
     """What was fixed beforehand as refuting the story, and what came of it on each model."""
-    cells, sources = {}, ""
-    for model in (EMBEDDED, SECOND):
-        found = evidence(model, root)
-        sources += text.basis(found.controls) if found.controls else _not_run(
-            found, "--controls", "controls"
-        )  # fmt: skip
-        cells[model] = _outcomes_of_controls(found)
+    models = (EMBEDDED, SECOND)
+    cells = {model: outcomes_of_controls(model, root) for model in models}
+    sources = [basis(evidence(model, "controls", root)) for model in models]
     rows = [
-        [title, refuted_by, *(cells[model].get(name, "not run") for model in cells)]
+        [title, refuted_by, *(cells[model].get(name, "not run") for model in models)]
         for name, title, _, refuted_by, _ in CONTROLS
     ]
-    return f"{sources.rstrip()}\n\n" + table(["control", "the story is refuted by", *cells], rows)
+    header = f"control | the story is refuted by | {EMBEDDED} | {SECOND}"
+    return "".join(sources) + table(header, rows)
 
 
-def _outcomes_of_controls(found: Evidence) -> dict[str, str]:
+def outcomes_of_controls(model: str, root: Path) -> dict[str, str]:
     """By control: the share of the damage that its one point removes, if it has one; the verdict."""
-    if found.controls is None:
-        return {}
-    view = Sweep(found.controls)
-    numbers = view.outcomes(view.usual, "acc")
-    assert numbers is not None
-    middle, cells = found.controls.config.get("middle_token"), {}
+    run = evidence(model, "controls", root)
+    view = Sweep(run)
+    numbers = _outcomes(view, "acc")
+    middle, cells = run.config.get("middle_token"), {}
     dials = {
-        "necessity": "sink=1", "sufficiency": "rows=0-0", "placebo": f"skip={middle}",
-        "relocated": f"self={middle}", "tail": "tail=1",
-    }  # fmt: skip
+        "necessity": "sink=1",
+        "sufficiency": "rows=0-0",
+        "placebo": f"skip={middle}",
+        "relocated": f"self={middle}",
+        "tail": "tail=1",
+    }
     judged = {row["name"]: row["outcome"] for row in judge(view)}
-    if answer := observed(found.attention.metrics) if found.attention else None:
+    if answer := observed(evidence(model, "attention", root).metrics):
         judged["triviality"] = together(judged.get("triviality", "undecided"), answer[0])
     for name, outcome in judged.items():
         verdict = OUTCOME_WORDS[outcome]
         verdict = f"**{verdict}**" if verdict.startswith("refuted") else verdict
-        slug = name in dials and view.slug_of(f"{PLAIN}:{dials[name]}", view.usual)
-        share = text.share(numbers.removed(CAUSAL, PLAIN, slug)) if slug else ""
-        cells[name] = f"removes {share}: {verdict}" if slug else verdict
+        slug = view.slug_of(f"{PLAIN}:{dials[name]}", view.usual) if name in dials else None
+        removed = f"removes {share(numbers.removed(CAUSAL, PLAIN, slug))}: " if slug else ""
+        cells[name] = removed + verdict
     return cells
 
 
-def points(found: Evidence) -> str:
+def points(model: str, root: Path = COMMITTED_RUNS) -> str:
     """The controls' points of the usual prompt, by both measures."""
-    if found.controls is None:
-        return "Nothing to tell yet: no controls were run.\n"
-    view, rows = Sweep(found.controls), []
-    mine = [s for s, p in view.points.items() if p.condition == view.usual and p.part == "control"]
-    for slug in mine:
-        row = [_point_name(view, slug)]
-        for measure in METRICS:
-            numbers = view.outcomes(view.usual, measure)
-            assert numbers is not None
+    view, rows, reach = Sweep(evidence(model, "controls", root)), [], ""
+    for slug, point in view.points.items():
+        if point.condition != view.usual or point.part != "control":
+            continue
+        patched = f", patched `{point.patch}`" if point.patch else ""
+        row = [short(point.regime) + patched]
+        for metric in METRICS:
+            numbers = _outcomes(view, metric)
             row += [
                 f"{100 * numbers.accuracy(slug):.1f}",
-                text.delta(numbers.delta(PLAIN, slug)),
-                text.share(numbers.removed(CAUSAL, PLAIN, slug)),
+                delta(numbers.delta(PLAIN, slug)),
+                share(numbers.removed(CAUSAL, PLAIN, slug)),
             ]
         rows.append(row)
-    header = [
-        "point", *(f"{what}`{measure}`" for measure in METRICS
-                   for what in ("", "to bidirectional, ", "damage removed, ")),
-    ]  # fmt: skip
-    return table(header, rows) + "".join(_long_enough(view, slug) for slug in mine)
+        reach += _where_it_reaches(view, slug)
+    columns = ("", "to bidirectional, ", "damage removed, ")
+    header = " | ".join(["point", *(f"{what}`{m}`" for m in METRICS for what in columns)])
+    return table(header, rows) + reach
 
 
-def prompts(found: Evidence) -> str:
-    """How well the model does at all with each prompt, and what it then loses."""
-    if found.controls is None:
-        return "Nothing to tell yet: no controls were run.\n"
-    view, rows = Sweep(found.controls), []
-    none = view.slug_of(CAUSAL, view.usual._replace(context="none"))
-    for condition in dict.fromkeys(point.condition for point in view.points.values()):
-        causal, plain, sink = (view.slug_of(one, condition) for one in REGIMES)
-        if causal and plain and sink and none:
-            numbers = view.outcomes(condition, "acc")
-            assert numbers is not None
-            alike = condition.chat_template == view.usual.chat_template  # else they do not pair
-            rows.append(
-                [
-                    condition.words(view.usual) or "usual",
-                    f"{100 * numbers.accuracy(causal):.1f}",
-                    text.delta(above(view.runs[none], view.runs[causal])) if alike else "",
-                    text.delta(numbers.delta(causal, plain)),
-                    text.delta(numbers.delta(causal, sink)),
-                    text.share(numbers.removed(causal, plain, sink)),
-                ]
-            )
-    header = [
-        "prompt", "causal", "over no context", "bidirectional to causal", "sink=1 to causal",
-        "damage removed by sink=1",
-    ]  # fmt: skip
-    return table(header, rows)
-
-
-def whole(found: Evidence) -> str:
-    """Whole sets, as the sweep summed them up: its items are not committed."""
-    if found.whole is None:
-        return _not_run(found, "--sweep sink=1,4", "whole").replace(f" --limit {text.FIRST}", "")
-    metrics = found.whole.metrics
-    assert metrics is not None
-    rows = [
-        [f"`{measure}`", findings_sweep.short(point["regime"]), *text.stored(point[measure])]
-        for measure in METRICS
-        for point in metrics["points"]
-    ]
-    header = ["measure", "point", "accuracy", "to causal, points", "damage removed"]
-    return text.basis(found.whole) + table(header, rows)
-
-
-def attention(found: Evidence) -> str:
-    """Where the prompt's tokens look, and how long the first one's state is, under each regime."""
-    if found.attention is None:
-        return _not_run(found, "", "attention")
-    metrics = found.attention.metrics
-    assert metrics is not None
-    middle, rows = metrics["n_layers"] // 2, []
-    for number, one in enumerate(metrics["observed"]):
-        share, length = one["overall"]["prefix"], metrics["drift"][f"norm_{number}_first"]
-        rows.append(
-            [
-                f"`{one['regime']}`",
-                *(text.mean(share[name], 0, 100, " %") for name in ("first", "top", "future")),
-                text.mean(length, middle, 1, ""),
-            ]
-        )
-    header = [
-        "regime", "attention on the first token", "on each head's most attended token",
-        "on tokens ahead",
-        f"length of the first token's state behind layer {middle}",
-    ]  # fmt: skip
-    return text.basis(found.attention) + table(header, rows)
-
-
-# --- their parts ---------------------------------------------------------------------------------
-
-
-def _long_enough(view: Sweep, slug: str) -> str:
+def _where_it_reaches(view: Sweep, slug: str) -> str:
     """What moving the sink does in the prompts that have the token it is moved to."""
     place = parse_regime(view.points[slug].regime).self_token
     if place is None:
         return ""
     lengths = view.runs[CAUSAL].items_table(("n_prefix_tokens",)).column("n_prefix_tokens")
-    reached = np.array([min(found) > place for found in lengths.to_pylist()])
-    numbers = view.outcomes(view.usual, "acc")
-    assert numbers is not None
-    n_short = int((~reached).sum())
-    share = text.share(text.only(numbers, reached).removed(CAUSAL, PLAIN, slug))
+    reached = np.array([min(by_context) > place for by_context in lengths.to_pylist()])
+    removed = only(_outcomes(view, "acc"), reached).removed(CAUSAL, PLAIN, slug)
     return (
-        f"\n{formatting.count(n_short)} prompts are too short to have a token {place}; in the others "
-        f"`self={place}` removes {share} of the damage by `acc`.\n"
+        f"\n{formatting.count(int((~reached).sum()))} prompts are too short to have a token {place}; "
+        f"in the others `self={place}` removes {share(removed)} of the damage by `acc`.\n"
     )
 
 
-def _point_name(view: Sweep, slug: str) -> str:
+def prompts(model: str, root: Path = COMMITTED_RUNS) -> str:
+    """How well the model does at all with each prompt, and what it then loses."""
+    view, rows = Sweep(evidence(model, "controls", root)), []
+    none = view.slug_of(CAUSAL, view.usual._replace(context="none"))
+    for condition in dict.fromkeys(point.condition for point in view.points.values()):
+        causal, plain, sink = (view.slug_of(regime, condition) for regime in (CAUSAL, PLAIN, SINK))
+        numbers = view.outcomes(condition, "acc")
+        if numbers and causal and plain and sink and none:
+            pairs = condition.chat_template == view.usual.chat_template
+            rows.append(
+                [
+                    condition.words(view.usual) or "usual",
+                    f"{100 * numbers.accuracy(causal):.1f}",
+                    delta(above(view.runs[none], view.runs[causal])) if pairs else "",
+                    delta(numbers.delta(causal, plain)),
+                    delta(numbers.delta(causal, sink)),
+                    share(numbers.removed(causal, plain, sink)),
+                ]
+            )
+    header = (
+        "prompt | causal | over no context | bidirectional to causal | sink=1 to causal | "
+        "damage removed by sink=1"
+    )
+    return table(header, rows)
+
+
+# Attention and whole sets
+
+
+def attention(model: str, root: Path = COMMITTED_RUNS) -> str:
+    """Where the prompt's tokens look, and how long the first one's state is, under each regime."""
+    run = evidence(model, "attention", root)
+    metrics = run.metrics or {}
+    middle, rows = metrics["n_layers"] // 2, []
+    for number, one in enumerate(metrics["observed"]):
+        looked, length = one["overall"]["prefix"], metrics["drift"][f"norm_{number}_first"]
+        ends = [[100 * looked[n][end][0] for end in ENDS] for n in ("first", "top", "future")]
+        value, low, high = (f"{length[end][middle]:,.0f}" for end in ENDS)
+        rows.append(
+            [
+                f"`{one['regime']}`",
+                *(f"{mean:.1f} % ({start:.1f} to {end:.1f})" for mean, start, end in ends),
+                f"{value} ({low} to {high})",
+            ]
+        )
+    header = (
+        "regime | attention on the first token | on each head's most attended token | "
+        f"on tokens ahead | length of the first token's state behind layer {middle}"
+    )
+    return basis(run) + table(header, rows)
+
+
+def whole(model: str, root: Path = COMMITTED_RUNS) -> str:
+    """Whole sets, as the sweep summed them up: its items are not committed."""
+    run, rows = evidence(model, "whole", root), []
+    for metric in METRICS:
+        for point in (run.metrics or {})["points"]:
+            numbers = point[metric]
+            moved, removed = numbers["delta"], numbers["removed"]
+            rows.append(
+                [
+                    f"`{metric}`",
+                    short(point["regime"]),
+                    f"{100 * numbers['value']:.1f}",
+                    delta(stored(moved)) if moved else "",
+                    share(Retention(**removed)) if removed else "",
+                ]
+            )
+    header = "measure | point | accuracy | to causal, points | damage removed"
+    return basis(run) + table(header, rows)
+
+
+# Sweeps
+
+
+def sweep(model: str, root: Path = COMMITTED_RUNS) -> str:
+    """Every swept point but windows of layers."""
+    run = evidence(model, "sweep", root)
+    view = Sweep(run)
+    numbers = _outcomes(view, "acc")
+    windows = {slug for family in _windows(view) for slug, _, _ in family}
+    rows = [
+        [
+            short(point.regime),
+            f"{100 * ahead_left(view, point.regime):.0f} %",
+            f"{100 * numbers.accuracy(slug):.1f}",
+            "" if slug == CAUSAL else delta(numbers.delta(CAUSAL, slug)),
+            "" if slug in (CAUSAL, PLAIN) else share(numbers.removed(CAUSAL, PLAIN, slug)),
+        ]
+        for slug, point in view.points.items()
+        if _swept(view, slug) and slug not in windows
+    ]
+    header = "point | ahead left | accuracy | to causal, points | damage removed"
+    return basis(run) + table(header, rows)
+
+
+def ahead_left(view: Sweep, regime: str) -> float:
+    """How much of looking ahead a regime leaves open: of the pairs of a prompt token and a later
+    one, over layers and items, with tasks alike. A weakened pair (lambda) is open."""
+    point = view.runs[view.slug_of(CAUSAL, view.usual) or CAUSAL]
+    lengths = point.items_table(("task", "n_prefix_tokens")).to_pandas()
+    parsed, n_layers = parse_regime(regime), int(view.run.config["n_layers"])
+    by_layer = Counter(parsed.at_layer(layer) for layer in range(n_layers))
+    shares: dict[str, list[float]] = {}
+    for task, by_context in zip(lengths["task"], lengths["n_prefix_tokens"], strict=True):
+        n = int(by_context[0])
+        if n > 1:
+            left = sum(times * _open_pairs(one, n) for one, times in by_layer.items())
+            shares.setdefault(task, []).append(left / n_layers / (n * (n - 1) / 2))
+    return float(np.mean([np.mean(of_task) for of_task in shares.values()]))
+
+
+@cache
+def _open_pairs(regime: Regime, n_prefix: int) -> int:
+    return int(np.triu(visibility(regime, n_prefix, n_prefix), k=1).sum())
+
+
+def layers(model: str, root: Path = COMMITTED_RUNS) -> str:
+    """The costliest windows of each width, with intervals that hold for all of them together."""
+    view = Sweep(evidence(model, "sweep", root))
+    numbers, texts = _outcomes(view, "acc"), []
+    for family in _windows(view):
+        n, width = len(family), family[0][2]
+        level = 1 - (1 - stats.CONFIDENCE) / n
+        costs = []
+        for slug, first, _ in family:
+            cost = numbers.delta(CAUSAL, slug, confidence=level)
+            assert cost is not None
+            costs.append((cost, f"{first}-{first + width - 1}", slug))
+        costs.sort(key=lambda one: one[0].value)
+        rows = [
+            [
+                f"`layers={name}`",
+                delta(cost),
+                share(_left(numbers.removed(CAUSAL, PLAIN, slug, confidence=level))),
+            ]
+            for cost, name, slug in costs[:COSTLIEST]
+        ]
+        clear = [name for cost, name, _ in costs if cost.high < 0]
+        text = (
+            f"Bidirectional in {width} {'layer' if width == 1 else 'layers'} only, at each of {n} "
+            f"places; intervals hold for all {n} together (each {100 * level:.1f} %). "
+        )
+        text += f"Of layers {', '.join(clear)} it leaves out 0." if clear else "None leaves out 0."
+        if rest := [formatting.points(one[0].value, signed=True) for one in costs[COSTLIEST:]]:
+            text += f" The {COSTLIEST} costliest; the other {len(rest)} lie between {rest[0]} and {rest[-1]}."
+        header = "point | to causal, points | share of the damage there"
+        texts.append(f"{text}\n\n" + table(header, rows))
+    return "\n".join(texts)
+
+
+def _left(removed: Retention | None) -> Retention | None:
+    """The share of the damage that a point has, from the share it is without."""
+    if removed is None or removed.value is None or removed.low is None or removed.high is None:
+        return removed
+    return replace(removed, value=1 - removed.value, low=1 - removed.high, high=1 - removed.low)
+
+
+def _windows(view: Sweep) -> list[list[tuple[str, int, int]]]:
+    """(slug, first layer, width) of the families of windows, by width."""
+    mine = [one.to_json(view.usual) for slug, one in view.points.items() if _swept(view, slug)]
+    n_layers = int(view.run.config["n_layers"])
+    ranges = layer_ranges(mine, view.usual._asdict(), n_layers).get("", [])
+    widths = sorted({width for _, _, width in ranges})
+    families = [[one for one in ranges if one[2] == width] for width in widths]
+    return [family for family in families if len(family) >= FAMILY]
+
+
+def _swept(view: Sweep, slug: str) -> bool:
     point = view.points[slug]
-    patched = f", patched `{point.patch}`" if point.patch else ""
-    return findings_sweep.short(point.regime) + patched
+    return point.part != "control" and point.condition == view.usual and point.patch is None
 
 
-def _not_run(found: Evidence, options: str, name: str) -> str:
-    """Which command makes the run that a block is missing."""
-    line = f"lab --model {found.model} {options} --limit {text.FIRST} --dtype float32 --compact"
-    if name == "attention":
-        regimes = "--regime causal --regime bidirectional --regime bidirectional:sink=1"
-        line = f"attend --model {found.model} --task {TASKS} --limit 20 {regimes}"
-    return f"Not run yet at this size. It is made by `python -m bidir_core {line} --name {name}`.\n"
+# Numbers and words
+
+
+def _outcomes(view: Sweep, metric: str) -> Outcomes:
+    found = view.outcomes(view.usual, metric)
+    assert found is not None
+    return found
+
+
+def only(found: Outcomes, mask: np.ndarray) -> Outcomes:
+    """These items only; a task without any leaves the macro mean."""
+    right = {slug: values[mask] for slug, values in found.right.items()}
+    known = {slug: values[mask] for slug, values in found.known.items()}
+    return Outcomes(found.task[mask], found.halves[mask], right, known)
+
+
+def stored(numbers: Mapping[str, Any]) -> stats.Estimate:
+    """A difference as a sweep has stored it."""
+    return stats.Estimate(**{end: numbers[end] for end in ("value", "low", "high", "n")})
+
+
+def share(found: Retention | None) -> str:
+    """Which part of the damage, with its interval."""
+    assert found is not None
+    if found.value is None or found.low is None or found.high is None:
+        return "not stated"
+    return f"{percent(found.value)} % ({percent(found.low)} to {percent(found.high)} %)"
+
+
+def short(regime: str) -> str:
+    """A regime's name in a table."""
+    name = regime.removeprefix("bidirectional:")
+    return name if name in (CAUSAL, PLAIN) else f"`{name}`"
+
+
+def basis(run: Run) -> str:
+    """Which run a table is of: its items, number format and device."""
+    metrics, settings = run.metrics or {}, run.settings
+    limit, sample = settings.get("limit"), settings.get("sample", "first")
+    kinds = {
+        "first": f"the first {limit} of each task",
+        "stratified": f"{limit} of each task, spread",
+    }
+    extent = "whole sets" if limit is None else kinds.get(sample, f"{limit} of each task, {sample}")
+    device = (metrics.get("cost") or {}).get("device") or run.config.get("device")
+    items = f"{formatting.count(metrics['n_items'])} items"
+    where = "a CPU" if device == "cpu" else device
+    facts = ", ".join(filter(None, (items, extent, str(run.config.get("dtype")), where)))
+    return f"`{run.id}`: {facts}.\n\n"

@@ -8,8 +8,7 @@ log-likelihoods rounded to 1/64 nat after predictions and accuracies were taken 
 below what a number format or a batch moves them, and the tables of a sweep's points halve so. Of a
 sweep whose name does not match the points' numbers are kept, not their items and texts. Paths into
 RUNS become ``runs/...``. ``--shared-device`` notes in ``metrics.json`` that other work ran on the
-same device, so that nobody reads a speed from the run's seconds; a fine-tune whose maker said that
-it had the device to itself (:data:`scripts.recipes.ALONE`) is not marked.
+same device, so that nobody reads a speed from the run's seconds.
 """
 
 from __future__ import annotations
@@ -38,12 +37,9 @@ from bidir_core.runs.records import (
     write_slim,
 )
 from bidir_core.runs.run import Run
-from scripts.recipes import was_alone
 
-TEXTS = (
-    "config.json", "status.json", "probe.json", "data.json", "curve.jsonl", "log.txt",
-    "prompts.jsonl", ATTENTION_FILE,
-)  # fmt: skip
+TEXTS = ["config.json", "status.json", "probe.json", "data.json", "curve.jsonl", "log.txt"]
+TEXTS += ["prompts.jsonl", ATTENTION_FILE]
 STEPS_A_NAT = 64
 
 
@@ -107,7 +103,7 @@ def _keep_one(run: Run, folder: Path, *, made_in: str, items: bool, shared_devic
         else:
             write_slim(rounded(read_parquet(made, SLIM_FIELDS)), kept)
     metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
-    if shared_device and not was_alone(run):
+    if shared_device:
         metrics["cost"]["shared_device"] = True
     write_json(folder / "metrics.json", metrics)
 
@@ -129,48 +125,35 @@ def share_records(run: Run, root: Path, answers: Sequence[str]) -> None:
         name = share(table, root, *fingerprints)
     own = read_parquet(items, SLIM_FIELDS)
     if fewer:
-        own = _set(own, "ll", [None] * own.num_rows)
+        own = _with(own, "ll", [None] * own.num_rows)
     write_slim(own, items)
     write_json(run.path / "config.json", config | {"texts": name, "texts_in": SHARED_FOLDER})
-    if run.is_point:
-        for texts in run.path.parent.parent.glob("texts*.parquet"):
-            rest = [
-                p for p in Run(run.path.parent.parent).points() if p.config.get("texts_in") is None
-            ]
-            if not rest:
-                texts.unlink()
+    sweep = Run(run.path.parent.parent)
+    if run.is_point and all(point.config.get("texts_in") for point in sweep.points()):
+        for texts in sweep.path.glob("texts*.parquet"):
+            texts.unlink()
 
 
 def rounded(table: pa.Table) -> pa.Table:
     """``ll`` in steps of 1/:data:`STEPS_A_NAT`, and the margin that follows from it, if it is there."""
-    lists = table.column("ll").combine_chunks()
-    values = np.round(np.asarray(lists.flatten(), dtype=np.float64) * STEPS_A_NAT) / STEPS_A_NAT
-    new = [None if row is None else values[a:b] for row, a, b in _spans(lists)]
-    table = _set(table, "ll", new)
+    scores = [
+        None if ll is None else np.round(np.asarray(ll) * STEPS_A_NAT) / STEPS_A_NAT
+        for ll in table.column("ll").to_pylist()
+    ]
+    table = _with(table, "ll", scores)
     if "margin" not in table.column_names:  # of a sweep's point: readers join it
         return table
-    gold = table.column("gold").to_pylist()
     margins = [
-        None if row is None else float(row[right] - np.delete(row, right).max())
-        for row, right in zip(new, gold)
+        None if ll is None else float(ll[gold] - np.delete(ll, gold).max())
+        for ll, gold in zip(scores, table.column("gold").to_pylist(), strict=True)
     ]
-    return _set(table, "margin", margins)
+    return _with(table, "margin", margins)
 
 
-def _set(table: pa.Table, name: str, values: Sequence[object]) -> pa.Table:
-    field = table.schema.field(name)
-    array = pa.array(values, type=field.type)
-    return table.set_column(table.schema.get_field_index(name), field, array)
-
-
-def _spans(lists: pa.ListArray) -> list[tuple[bool | None, int, int]]:
-    """For each row whether it is there, and from where to where its values lie."""
-    lengths = [0 if row is None else len(row) for row in lists.to_pylist()]
-    ends = np.cumsum(lengths)
-    there = lists.is_valid().to_pylist()
-    return [
-        (ok or None, int(end - length), int(end)) for ok, end, length in zip(there, ends, lengths)
-    ]
+def _with(table: pa.Table, name: str, values: Sequence[object]) -> pa.Table:
+    at = table.schema.get_field_index(name)
+    array = pa.array(values, type=table.schema.field(name).type)
+    return table.set_column(at, table.schema.field(name), array)
 
 
 if __name__ == "__main__":

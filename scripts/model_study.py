@@ -2,42 +2,48 @@
 
     python -m scripts.model_study MODEL ... --seconds 1500      # as many processes as there is room for
 
-Each step is a run of its own name under the runs folder, taken by one worker and never twice; run
-again, the same line goes on with what is missing. Whole validation sets in bfloat16, compact records.
-What decides is fixed here, before any result:
+Each step is a run of its own name under the runs folder, and one worker has it at a time; run again,
+the same line goes on with what is missing. A step that fails is noted in ``.claims/NAME.failed`` with
+its error and keeps no other from running; without that file it is tried again. Whole validation sets
+in bfloat16, compact records. What decides is fixed here, before any result:
 
 - the prediction (``recommend``) of a model is stored before any of its labelled items is scored;
 - the law asks for ``bidirectional:layers=A-`` at every A of :data:`LAW` below the model's last layer;
 - of the learning rates in :data:`RATES` the one with the best macro accuracy under bidirectional prefill
-  on the explore half, seed 0 of 3B, is taken for every objective and seed of the method. What is claimed
-  is measured on the confirm half.
+  on the explore half, seed 0 of 3B, is taken for every objective and seed of the method;
+- of the recipes in :func:`recipe_grid`, seed 0, the one that :mod:`scripts.repair` chooses on the explore
+  half is trained again with :data:`FRESH_SEEDS`. What is claimed is measured on the confirm half.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import filelock
+import torch
+
+from bidir_core.common.errors import UserError
 from bidir_core.common.progress import terminable
 from bidir_core.data import assets
 from bidir_core.data.assets import EMBEDDED_MODELS
-from bidir_core.data.sampling import fold_of
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
 from bidir_core.explain.recommend import RecommendConfig, recommend
 from bidir_core.explain.sweep import run_lab
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.models import loading
-from bidir_core.runs.find import list_runs
+from bidir_core.models.devices import choose_device
 from bidir_core.runs.layout import runs_roots
 from bidir_core.runs.run import Run
-from bidir_core.train.config import FinetuneConfig
+from bidir_core.train.config import MICRO_TOKENS, FinetuneConfig
 from bidir_core.train.finetune import run_finetune
+from scripts.repair import Names, chosen_rate, recipes, runs_by_name
 
 LAW = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24)
 ORDER_TASKS = tuple(
@@ -47,84 +53,226 @@ ORDER_TASKS = tuple(
 )
 RATES = {"lora": (2e-4, 5e-4, 1e-3), "full": (1e-5, 3e-5)}
 SEEDS = {"lora": (0, 1, 2), "full": (0,)}
-STEPS = 400
 OBJECTIVES = ("3B", "3C", "distill")
-SMALLER: dict[str, Any] = {"limit": None, "steps": STEPS}  # for trying it
+FRESH_SEEDS = (1, 2, 3, 4, 5, 6)
+B = "bidirectional"
 
 
 @dataclass(frozen=True)
 class Step:
-    """``name``: of its run, or of the last one it makes. ``needs``: names of finished runs."""
+    """``name``: of its run, or of the last one it makes. ``needs``: steps that come before."""
 
     name: str
     model: str
-    run: Callable[[Step], object]
+    work: Callable[[Step], object]
     needs: tuple[str, ...] = ()
-    settings: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("models", nargs="+")
-    parser.add_argument("--repair", nargs="*", default=[], help="of these, also the fine-tunes")
-    parser.add_argument("--order", nargs="*", default=[], help="of these, also the order tasks")
-    parser.add_argument("--seconds", type=float, default=1e9, help="begin no step after this long")
-    parser.add_argument("--limit", type=int, help="items a task, for trying it")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of each fine-tune")
-    parser.add_argument("--wait-for", type=Path, help="models arrive until this file is there")
-    options = parser.parse_args()
-    until = time.monotonic() + options.seconds
-    SMALLER.update(limit=options.limit, steps=options.steps)
-    steps = list(plan(options.models, options.repair, options.order))
-    with terminable():
-        while time.monotonic() < until:
-            names = finished()
-            todo = [step for step in steps if step.name not in names]
-            if not todo:
-                print("all done")
-                return
-            step = next((s for s in todo if ready(s, names, options.wait_for) and claim(s)), None)
-            if step is None:
-                if all((claims() / s.name).exists() for s in todo):
-                    print("the rest is with other workers")
-                    return
-                time.sleep(1)
-                continue
-            started = time.monotonic()
-            try:
-                step.run(step)
-            except Exception as error:  # one step's failure is not the others'
-                print(f"{step.name}: FAILED {type(error).__name__}: {error}", flush=True)
-                continue
-            print(f"{step.name}: {time.monotonic() - started:.1f} s", flush=True)
-    print("out of time; run again to go on")
+@dataclass(frozen=True)
+class Study:
+    """What is run of which models; ``limit``, ``steps`` and the training fields are for trying it."""
 
+    models: tuple[str, ...]
+    repair: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
+    limit: int | None = None
+    tasks: tuple[str, ...] = EvalConfig.tasks
+    training: dict[str, Any] = field(default_factory=lambda: {"data": "farther"})
+    steps: int = 400
 
-def plan(models: list[str], repair: list[str], order: list[str]) -> Iterator[Step]:
-    """All steps, the ones that matter most first."""
-    for model in models:
-        yield Step(f"recommend-{short(model)}", model, _recommend)
-    for model in models:
-        predicted = (f"recommend-{short(model)}",)
-        yield Step(f"law-{short(model)}", model, _law, predicted)
-    for model in repair:
-        yield from _search(model)
-    for model in models:
-        predicted = (f"recommend-{short(model)}",)
-        for name, changes in (
-            ("no-context", {"context": "none"}),
-            ("causal-hide0", {"regime": "causal:hide=0"}),
+    # The plan
+
+    def plan(self) -> Iterator[Step]:
+        """All steps, the ones that matter most first."""
+        for model in self.models:
+            yield Step(f"recommend-{short(model)}", model, self._recommend)
+        for model in self.models:
+            yield Step(f"law-{short(model)}", model, self._law, predicted(model))
+        for model in self.repair:
+            yield from self._rates(model)
+        for model in self.models:
+            for name, changes in (
+                ("no-context", {"context": "none"}),
+                ("causal-hide0", {"regime": "causal:hide=0"}),
+            ):
+                name = f"{name}-{short(model)}"
+                yield Step(name, model, self._evaluate, predicted(model), changes)
+        for model in self.order:
+            yield from self._order(model)
+        for model in self.repair:
+            yield from self._repair(model)
+        for model in self.recipes:
+            yield from self._recipes(model)
+        for model in self.models:
+            yield Step(f"controls-{short(model)}", model, self._controls, predicted(model))
+        for model in self.order:
+            if model in self.repair:
+                yield from self._order_repaired(model)
+
+    def _rates(self, model: str) -> Iterator[Step]:
+        for method, rates in RATES.items():
+            for name, rate in zip(searched(model, method), rates, strict=True):
+                settings = {"objective": "3B", "method": method, "seed": 0, "lr": rate}
+                yield Step(name, model, self._train, predicted(model), settings)
+
+    def _repair(self, model: str) -> Iterator[Step]:
+        for method, seeds in SEEDS.items():
+            needs = (f"law-{short(model)}", *searched(model, method))
+            for seed in seeds:
+                for objective in OBJECTIVES:
+                    if (objective, seed) != ("3B", 0):  # that one was searched
+                        name = f"{short(model)}-{objective}-{method}-seed{seed}-{B}"
+                        settings = {"objective": objective, "method": method, "seed": seed}
+                        yield Step(name, model, self._train, needs, settings)
+        settings = {"objective": "3B", "method": "lora", "seed": 0, "opened": True}
+        name = f"{short(model)}-3B-opened-lora-seed0-{B}"
+        yield Step(name, model, self._train, searched(model, "lora"), settings)
+
+    def _recipes(self, model: str) -> Iterator[Step]:
+        tried = []
+        for recipe in recipe_grid():
+            words = "{objective}-{method}-{steps}-{lr:g}".format_map(recipe)
+            tried.append(f"{short(model)}-recipe-{words}-seed0-{B}")
+            yield Step(tried[-1], model, self._train, (f"law-{short(model)}",), recipe)
+        for seed in FRESH_SEEDS:
+            name = f"{short(model)}-recipe-chosen-seed{seed}-{B}"
+            yield Step(name, model, self._train_chosen, tuple(tried), {"seed": seed})
+
+    def _order(self, model: str) -> Iterator[Step]:
+        for label, changes in (
+            ("causal", {}),
+            (B, {"regime": B}),
+            ("sink1", {"regime": f"{B}:sink=1"}),
+            ("layers2", {"regime": f"{B}:layers=2-"}),
+            ("opened", {"regime": "opened"}),
+            ("twice", {"repeat_prompt": 2}),
         ):
-            yield Step(f"{name}-{short(model)}", model, _evaluation, predicted, changes)
-    for model in order:
-        yield from _order(model)
-    for model in repair:
-        yield from _repair(model)
-    for model in models:
-        yield Step(f"controls-{short(model)}", model, _controls, (f"recommend-{short(model)}",))
-    for model in repair:
-        if model in order:
-            yield from _order_repaired(model)
+            name = f"order-{label}-{short(model)}"
+            yield Step(name, model, self._on_order_tasks, predicted(model), changes)
+
+    def _order_repaired(self, model: str) -> Iterator[Step]:
+        for arm, regimes in (
+            ("3B", (B, "causal")),
+            ("3C", ("causal",)),
+            ("3B-opened", ("opened", "causal")),
+        ):
+            made = () if arm == "3B" else (f"{short(model)}-{arm}-lora-seed0-{B}",)
+            for regime in regimes:
+                name = f"order-{arm}-{regime}-{short(model)}"
+                needs = (*searched(model, "lora"), *made)
+                changes = {"arm": arm, "regime": regime}
+                yield Step(name, model, self._on_order_tasks, needs, changes)
+
+    # The steps
+
+    def _recommend(self, step: Step) -> None:
+        config = RecommendConfig(
+            model=step.model, dtype="float32", name=step.name, tasks=self.tasks
+        )
+        recommend(config)
+
+    def _law(self, step: Step) -> None:
+        last = loading.preflight(step.model).n_layers - 1
+        opened = ",".join(f"{first}-" for first in LAW if first < last)
+        sweep = (f"layers={opened},0-0", "sink=1,4")
+        run_lab(LabConfig(**self._common(step), sweep=sweep))
+
+    def _controls(self, step: Step) -> None:
+        sweep = ("hide=0", "self=2,10,30", "sink=1")
+        run_lab(LabConfig(**self._common(step), sweep=sweep, controls=True))
+
+    def _evaluate(self, step: Step) -> None:
+        evaluate(EvalConfig(**(self._common(step) | step.settings)))
+
+    def _on_order_tasks(self, step: Step) -> None:
+        changes = {"tasks": ORDER_TASKS, **step.settings}
+        if changes.get("regime") == "opened":
+            changes["regime"] = recommended(step.model)
+        if arm := changes.pop("arm", None):
+            names = Names.of(short(step.model), [runs_folder()])
+            trained = names.trained(f"{arm}-lora", 0)
+            changes["checkpoint"] = str(names.runs[trained][0].path / "final")
+        evaluate(EvalConfig(**(self._common(step) | changes)))
+
+    def _train_chosen(self, step: Step) -> None:
+        found = recipes(Names.of(short(step.model), [runs_folder()]))
+        if found["chosen"] is None:
+            raise UserError("no recipe came close enough to stage 1, none is chosen")
+        (one,) = [one for one in found["recipes"] if one["name"] == found["chosen"]]
+        keys = ("objective", "method", "steps", "lr", "warmup_steps")
+        self._train(replace(step, settings={**step.settings, **{key: one[key] for key in keys}}))
+
+    def _train(self, step: Step) -> None:
+        """One fine-tune and its evaluations: causal, under its own regime if a third, bidirectional."""
+        settings = {"steps": self.steps, **self.training, **step.settings}
+        name = step.name.removesuffix(f"-{B}")
+        opened = recommended(step.model) if settings.pop("opened", False) else None
+        if "lr" not in settings:
+            settings["lr"] = chosen_rate(finished(), short(step.model), settings["method"])
+            if settings["lr"] is None:
+                raise UserError(f"no learning rate of {settings['method']} was finished")
+        config = FinetuneConfig(
+            model=step.model,
+            regime=opened,
+            causal_anchor=1.0 if settings["objective"] == "distill" else 0.0,
+            checkpoint_every=0,
+            eval_every=0,
+            name=name,
+            **settings,
+        )
+        done = finished()
+        path = done[name][0].path if name in done else train_in_memory(config)
+        checkpoint = str(path / "final")
+        loaded = loading.load(step.model, checkpoint=checkpoint)
+        for regime in ("causal", *([opened] if opened else []), B):
+            own = f"{name}-{'opened' if regime == opened else regime}"
+            if own not in done:
+                changes = {"name": own, "regime": regime, "checkpoint": checkpoint}
+                evaluate(EvalConfig(**(self._common(step) | changes)), loaded=loaded)
+
+    def _common(self, step: Step) -> dict[str, Any]:
+        how = {"dtype": "bfloat16", "compact": True, "limit": self.limit, "tasks": self.tasks}
+        return {"model": step.model, "name": step.name, **how}
+
+
+def recipe_grid() -> Iterator[dict[str, Any]]:
+    """Short recipes to try, the highest rate only where few steps are taken. The usual 20 steps of
+    warm-up would be most of a run of 25, so a fifth of the steps is taken."""
+    for method, objectives, rates in (
+        ("full", ("3B", "distill"), (1e-4, 3e-4, 1e-3)),
+        ("lora", ("3B",), (1e-3, 3e-3)),
+    ):
+        for objective in objectives:
+            for steps in (25, 50, 100):
+                for lr in rates:
+                    if (lr < 1e-3 or steps <= 50) if method == "full" else steps >= 50:
+                        recipe = {"objective": objective, "method": method, "seed": 0, "lr": lr}
+                        yield {**recipe, "steps": steps, "warmup_steps": steps // 5}
+
+
+def free_memory() -> None:
+    """Give memory back to the other workers. Not inside of an ``except``: its frames hold the model."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def train_in_memory(config: FinetuneConfig) -> Path:
+    """The fine-tune; out of memory, again with half as many tokens at once, and with a quarter."""
+    tokens = config.micro_tokens or MICRO_TOKENS[choose_device(config.device).type]
+    for micro_tokens in (tokens, tokens // 2):
+        try:
+            return run_finetune(replace(config, micro_tokens=micro_tokens))
+        except (UserError, torch.OutOfMemoryError) as error:
+            if not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
+                raise
+            print(f"{config.name}: out of memory at {micro_tokens} tokens at once", flush=True)
+        free_memory()
+    return run_finetune(replace(config, micro_tokens=tokens // 4))
+
+
+# Names, and what is known so far
 
 
 def short(model: str) -> str:
@@ -137,142 +285,13 @@ def short(model: str) -> str:
     }.get(model, model.rsplit("/", 1)[-1])
 
 
-# --- the steps ----------------------------------------------------------------------------------
+def predicted(model: str) -> tuple[str, ...]:
+    return (f"recommend-{short(model)}",)
 
 
-def _recommend(step: Step) -> None:
-    recommend(RecommendConfig(model=step.model, dtype="float32", name=step.name))
-
-
-def _law(step: Step) -> None:
-    last = layers_of(step.model) - 1
-    opened = ",".join(f"{a}-" for a in LAW if a < last)
-    sweep = (f"layers={opened},0-0", "sink=1,4")
-    run_lab(LabConfig(**common(step), sweep=sweep))
-
-
-def _controls(step: Step) -> None:
-    sweep = ("hide=0", "self=2,10,30", "sink=1")
-    run_lab(LabConfig(**common(step), sweep=sweep, controls=True))
-
-
-def _evaluation(step: Step) -> None:
-    evaluate(EvalConfig(**(common(step) | (step.settings or {}))))
-
-
-def _search(model: str) -> Iterator[Step]:
-    for method, rates in RATES.items():
-        for rate in rates:
-            settings = {"objective": "3B", "method": method, "seed": 0, "lr": rate}
-            name = f"{short(model)}-3B-{method}-lr{rate:g}-seed0"
-            yield Step(f"{name}-bidirectional", model, _train, (), settings)
-
-
-def _repair(model: str) -> Iterator[Step]:
-    for method in RATES:
-        needs = tuple(
-            f"{short(model)}-3B-{method}-lr{rate:g}-seed0-bidirectional" for rate in RATES[method]
-        )
-        for seed in SEEDS[method]:
-            for objective in OBJECTIVES:
-                if (objective, seed) != ("3B", 0):
-                    settings = {"objective": objective, "method": method, "seed": seed}
-                    name = f"{short(model)}-{objective}-{method}-seed{seed}"
-                    yield Step(f"{name}-bidirectional", model, _train, needs, settings)
-    needs = (f"recommend-{short(model)}", *needs_of_lora(model))
-    settings = {"objective": "3B", "method": "lora", "seed": 0, "opened": True}
-    yield Step(f"{short(model)}-3B-opened-lora-seed0-bidirectional", model, _train, needs, settings)
-
-
-def needs_of_lora(model: str) -> tuple[str, ...]:
-    return tuple(f"{short(model)}-3B-lora-lr{r:g}-seed0-bidirectional" for r in RATES["lora"])
-
-
-def _train(step: Step) -> None:
-    """One fine-tune and its evaluations: causal, under its own regime if that is a third, bidirectional."""
-    settings = dict(step.settings or {})
-    name = step.name.removesuffix("-bidirectional")
-    opened = recommended(step.model) if settings.pop("opened", False) else None
-    settings.setdefault("lr", None)
-    settings["lr"] = settings["lr"] or chosen_rate(step.model, settings["method"])
-    trained = finished().get(name)
-    path = trained.path if trained else run_finetune(
-        FinetuneConfig(
-            model=step.model,
-            steps=SMALLER["steps"],
-            regime=opened,
-            data="farther",
-            causal_anchor=1.0 if settings["objective"] == "distill" else 0.0,
-            checkpoint_every=0,
-            eval_every=0,
-            name=name,
-            **settings,
-        )
-    )  # fmt: skip
-    checkpoint = str(path / "final")
-    loaded = loading.load(step.model, checkpoint=checkpoint)
-    for regime in ("causal", *([opened] if opened else []), "bidirectional"):
-        own = f"{name}-{'opened' if regime == opened else regime}"
-        if own not in finished():
-            config = common(step) | {"name": own, "regime": regime, "checkpoint": checkpoint}
-            evaluate(EvalConfig(**config), loaded=loaded)
-
-
-def _order(model: str) -> Iterator[Step]:
-    needs = (f"recommend-{short(model)}",)
-    for label, changes in (
-        ("causal", {}),
-        ("bidirectional", {"regime": "bidirectional"}),
-        ("sink1", {"regime": "bidirectional:sink=1"}),
-        ("layers2", {"regime": "bidirectional:layers=2-"}),
-        ("opened", {"opened": True}),
-        ("twice", {"repeat_prompt": 2}),
-    ):
-        yield Step(f"order-{label}-{short(model)}", model, _on_order_tasks, needs, changes)
-
-
-def _order_repaired(model: str) -> Iterator[Step]:
-    for arm, regimes in (
-        ("3B", ("bidirectional", "causal")),
-        ("3C", ("causal",)),
-        ("3B-opened", ("opened", "causal")),
-    ):
-        for regime in regimes:
-            lora = needs_of_lora(model)
-            made = () if arm == "3B" else (f"{short(model)}-{arm}-lora-seed0-bidirectional",)
-            changes = {"arm": arm} | (
-                {"opened": True} if regime == "opened" else {"regime": regime}
-            )
-            name = f"order-{arm}-{regime}-{short(model)}"
-            yield Step(name, model, _on_order_tasks, (*lora, *made), changes)
-
-
-def _on_order_tasks(step: Step) -> None:
-    changes = dict(step.settings or {})
-    if changes.pop("opened", False):
-        changes["regime"] = recommended(step.model)
-    if arm := changes.pop("arm", None):
-        rate = f"-lr{chosen_rate(step.model, 'lora'):g}" if arm == "3B" else ""
-        trained = finished()[f"{short(step.model)}-{arm}-lora{rate}-seed0"]
-        changes["checkpoint"] = str(trained.path / "final")
-    evaluate(EvalConfig(**(common(step) | {"tasks": ORDER_TASKS} | changes)))
-
-
-# --- what is known so far -----------------------------------------------------------------------
-
-
-def common(step: Step) -> dict[str, Any]:
-    return {
-        "model": step.model,
-        "dtype": "bfloat16",
-        "compact": True,
-        "limit": SMALLER["limit"],
-        "name": step.name,
-    }
-
-
-def layers_of(model: str) -> int:
-    return loading.preflight(model).n_layers
+def searched(model: str, method: str) -> tuple[str, ...]:
+    """The runs among which a method's learning rate is chosen."""
+    return tuple(f"{short(model)}-3B-{method}-lr{rate:g}-seed0-{B}" for rate in RATES[method])
 
 
 def recommended(model: str) -> str:
@@ -280,56 +299,95 @@ def recommended(model: str) -> str:
 
     The threshold in nats asks for nearly causal models, which leaves little to look ahead with.
     """
-    run = finished()[f"recommend-{short(model)}"]
-    found = run.metrics["predictions"]  # type: ignore[index]
+    (run, *_) = finished()[f"recommend-{short(model)}"]
+    found = (run.metrics or {})["predictions"]
     first = found["share"] if found["share"] is not None else found["kl"]
-    return f"bidirectional:layers={first}-" if first else "bidirectional"
+    return f"{B}:layers={first}-" if first else B
 
 
-def chosen_rate(model: str, method: str) -> float:
-    """The learning rate that was best on the explore half."""
-    runs = finished()
-    scores = {
-        rate: explore_macro(runs[f"{short(model)}-3B-{method}-lr{rate:g}-seed0-bidirectional"])
-        for rate in RATES[method]
-    }
-    return max(scores, key=scores.__getitem__)
+def runs_folder() -> Path:
+    return Path(runs_roots()[0])
 
 
-def explore_macro(run: Run) -> float:
-    """Macro accuracy over the items of the explore half."""
-    items = run.items(["task", "doc_hash", "correct"])
-    half = items[[fold_of(doc_hash) == "explore" for doc_hash in items["doc_hash"]]]
-    return float(half.groupby("task")["correct"].mean().mean())
+def finished() -> dict[str, list[Run]]:
+    return runs_by_name([runs_folder()])
 
 
-def finished() -> dict[str, Run]:
-    runs = list_runs([Path(runs_roots()[0])])
-    return {run.name: run for run in runs if run.name and run.state == "done"}
+# Who does which step
 
 
-def ready(step: Step, names: dict[str, Run], wait_for: Path | None) -> bool:
-    if not all(need in names for need in step.needs):
-        return False
-    if wait_for is None or wait_for.exists() or step.model not in EMBEDDED_MODELS:
-        return True
-    return assets.state(step.model) == "ready"
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--repair", nargs="*", default=[], help="of these, also the fine-tunes")
+    parser.add_argument("--recipes", nargs="*", default=[], help="of these, also short fine-tunes")
+    parser.add_argument("--order", nargs="*", default=[], help="of these, also the order tasks")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no step after this long")
+    parser.add_argument("--limit", type=int, help="items a task, for trying it")
+    parser.add_argument("--steps", type=int, default=Study.steps, help="of each long fine-tune")
+    parser.add_argument("--micro-tokens", type=int, help="of fine-tunes (default: by device)")
+    parser.add_argument("--wait-for", type=Path, help="models arrive until this file is there")
+    options = parser.parse_args(arguments)
+    study = Study(
+        tuple(options.models),
+        tuple(options.repair),
+        tuple(options.recipes),
+        tuple(options.order),
+        limit=options.limit,
+        steps=options.steps,
+        training={"data": "farther", "micro_tokens": options.micro_tokens},
+    )
+    with terminable():
+        return work(list(study.plan()), options.seconds, options.wait_for)
 
 
-def claims() -> Path:
-    folder = Path(runs_roots()[0]) / ".claims"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def work(steps: list[Step], seconds: float, wait_for: Path | None = None) -> int:
+    """Do steps until none is left, or time is over; 1 if some are missing."""
+    until = time.monotonic() + seconds
+    claims = runs_folder() / ".claims"
+    claims.mkdir(parents=True, exist_ok=True)
+    while time.monotonic() < until:
+        done = set(finished())
+        failed = {path.stem for path in claims.glob("*.failed")}
+        todo = [step for step in steps if step.name not in done | failed]
+        if not todo:
+            print("; ".join(["all done", *sorted(f"{name} FAILED" for name in failed)]))
+            return int(bool(failed))
+        for step in todo:
+            if done | failed >= set(step.needs) and arrived(step.model, wait_for):
+                lock = filelock.FileLock(claims / f"{step.name}.lock", timeout=0)
+                try:
+                    with lock:
+                        attempt(step, claims / f"{step.name}.failed")
+                    break
+                except filelock.Timeout:
+                    continue
+        else:
+            time.sleep(1)  # the rest is with other workers, or waits for them
+    print("out of time; run again to go on")
+    return 1
 
 
-def claim(step: Step) -> bool:
-    """Whether this worker is the one to do it."""
+def attempt(step: Step, failure: Path) -> None:
+    """Do a step that nobody has done meanwhile; what goes wrong with it is not the others' matter."""
+    if step.name in finished() or failure.exists():
+        return
+    started = time.monotonic()
     try:
-        os.close(os.open(claims() / step.name, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
+        step.work(step)
+    except Exception as error:
+        failure.write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
+        print(f"{step.name}: FAILED {type(error).__name__}: {error}", flush=True)
+    else:
+        print(f"{step.name}: {time.monotonic() - started:.1f} s", flush=True)
+    free_memory()
+
+
+def arrived(model: str, wait_for: Path | None) -> bool:
+    if wait_for is None or wait_for.exists() or model not in EMBEDDED_MODELS:
+        return True
+    return assets.state(model) == "ready"
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -12,7 +12,7 @@ from bidir_core.data.sampling import fold_of
 from bidir_core.runs.layout import stage_dir_for
 from bidir_core.runs.records import make_record
 from bidir_core.runs.writer import RunWriter
-from scripts.repair_pairs import BASE
+from scripts.repair import COMMITTED_BASE
 
 TASKS = ("piqa", "winogrande")
 N_ITEMS = 1000
@@ -67,8 +67,8 @@ def evaluated(root: Path, name: str, regime: str, wrong: Wrong = (), *, tuned: b
 
 def base(root: Path, wrong: Wrong = ()) -> None:
     """The base model; causal it is wrong on these, bidirectional on half of all."""
-    evaluated(root, BASE["causal"], "causal", wrong, tuned=False)
-    evaluated(root, BASE["bidirectional"], "bidirectional", hashes()[::2], tuned=False)
+    evaluated(root, COMMITTED_BASE["causal"], "causal", wrong, tuned=False)
+    evaluated(root, COMMITTED_BASE["bidirectional"], "bidirectional", hashes()[::2], tuned=False)
 
 
 def arm(
@@ -91,11 +91,8 @@ def arm(
         kind="finetune",
     )
     writer.finish(
-        metrics={
-            "tokens": 1000 * full["steps"], "loss_tokens": 300 * full["steps"],
-            "weight_bytes": weight_bytes,
-        },
+        metrics={"tokens": 1000 * full["steps"], "weight_bytes": weight_bytes},
         cost={"seconds": 0.1 * full["steps"], "device": "cpu"},
-    )  # fmt: skip
+    )
     for regime, wrong in (("causal", causal), ("bidirectional", bidirectional)):
         evaluated(root, f"{name}-seed{seed}-{regime}", regime, wrong)

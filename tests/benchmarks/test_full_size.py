@@ -68,37 +68,6 @@ def test_every_part_writes_what_it_measured(line, monkeypatch, capsys) -> None:
     assert all(row["skipped"] for row in after if row["part"] == "prefill")
 
 
-def test_an_evaluation_that_is_slow_is_given_up_and_the_others_are_measured(
-    line, monkeypatch
-) -> None:
-    """sdpa is measured first, whatever the order asked for."""
-    words, out = line
-    words = [{"sdpa,split": "split,sdpa"}.get(word, word) for word in words]
-    monkeypatch.setattr(full_eval.importlib.util, "find_spec", lambda name: None)
-    honest = full_eval.evaluation
-
-    def evaluation(options, loaded, regime, share):
-        slow = (loaded.implementation, regime) == ("split", "causal")
-        return honest(options, loaded, regime, 0 if slow else share)
-
-    monkeypatch.setattr(full_eval, "evaluation", evaluation)
-    full_size.main([*words, "--parts", "eval"])
-    rows = read(out)["rows"]
-    assert [row["what"].split(",")[0] for row in rows] == [
-        "sdpa", "sdpa", "lm-eval's algorithm (it is not installed)", "split", "split",
-        "peer against best", "peer against best",
-    ]  # fmt: skip
-    assert rows[3]["skipped"].startswith("given up: 0 items in 0 s")
-    assert all("skipped" not in row for row in rows if row is not rows[3])
-    assert rows[0]["repeats"] == 1
-
-
-def test_shares_of_the_time() -> None:
-    clock = Clock(100)
-    assert clock.share(4) == pytest.approx(25, abs=0.5)
-    assert Clock(0).share(3) == 0
-
-
 def test_the_shape_is_the_published_one() -> None:
     model = build("ministral3-3b", [], torch.device("meta"), torch.bfloat16).model
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(3.43e9, rel=2e-3)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import real_commands, several_gpus
-from benchmarks.real_commands import Ended
+from benchmarks import several_gpus
+from benchmarks.several_gpus import Ended
 from bidir_core.cli import main
 from tests.bench_line import benchmark_line
 
@@ -38,7 +38,7 @@ def test_rows_come_from_the_runs_and_a_failure_is_one_of_them(line, monkeypatch,
             )
         return Ended(main(words), 2.0, "", "")
 
-    monkeypatch.setattr(several_gpus, "run", here)
+    monkeypatch.setattr(several_gpus, "run_command", here)
     several_gpus.main(words)
     assert started == [
         ("eval", 1, False, False),
@@ -78,20 +78,20 @@ def test_times_are_of_medians_and_faster_is_more() -> None:
 
 
 def test_a_command_that_fails_or_takes_too_long_says_so() -> None:
-    refused = real_commands.run(["eval", "--model", "m", "--limit", "0"], on_gpu=False)
+    refused = several_gpus.run_command(["eval", "--model", "m", "--limit", "0"], on_gpu=False)
     assert refused.code == 2
     assert "exit code 2: error: " in (refused.trouble or "")
     started = time.monotonic()
-    late = real_commands.run(["eval", "--model", "m"], on_gpu=False, seconds=0.01)
+    late = several_gpus.run_command(["eval", "--model", "m"], on_gpu=False, seconds=0.01)
     assert (late.trouble or "").startswith("its time was over")
-    assert time.monotonic() - started < real_commands._GRACE_SECONDS
+    assert time.monotonic() - started < several_gpus._GRACE_SECONDS
 
 
 def test_one_process_gets_one_of_the_gpus_that_there_are(monkeypatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert (real_commands.gpus(1), real_commands.gpus(2)) == ("0", "0,1")
+    assert (several_gpus.gpus(1), several_gpus.gpus(2)) == ("0", "0,1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert (real_commands.gpus(1), real_commands.gpus(2)) == ("4", "4,6")
+    assert (several_gpus.gpus(1), several_gpus.gpus(2)) == ("4", "4,6")
 
 
 def test_what_cannot_be_is_refused(capsys) -> None:

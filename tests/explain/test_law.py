@@ -1,8 +1,6 @@
-"""The law of the first layers: which A is chosen, and that tables follow from committed runs."""
+"""The law of the first layers: which A is chosen, and that it was predicted first."""
 
 from __future__ import annotations
-
-import csv
 
 import pytest
 
@@ -11,7 +9,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.explain.law import Opened, choose, hits, law_of
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
-from scripts import law as tables
+from scripts.findings_law import named
 
 
 def opened(first_layer: int, value: float) -> Opened:
@@ -33,18 +31,8 @@ def test_a_sweep_without_open_layers_is_refused():
         law_of(run)
 
 
-@pytest.mark.slow
-def test_tables_follow_from_the_committed_runs(tmp_path):
-    tables.main(tmp_path)
-    for name in (tables.CURVES, tables.PREDICTIONS):
-        with open(tables.TABLES / name, encoding="utf-8") as file:
-            committed = list(csv.reader(file))
-        with open(tmp_path / name, encoding="utf-8") as file:
-            assert list(csv.reader(file)) == committed
-
-
 def test_a_prediction_was_stored_before_the_labels_were_scored():
-    laws, predicted = tables.named("law-"), tables.named("recommend-")
+    laws, predicted = named("law-"), named("recommend-")
     assert laws.keys() == predicted.keys()
     for name, run in laws.items():
         assert predicted[name].model == run.model

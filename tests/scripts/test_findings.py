@@ -7,40 +7,69 @@ from pathlib import Path
 
 import pytest
 
-from bidir_core.cli import build_parser
 from bidir_core.common import formatting
+from bidir_core.common.errors import UserError
 from bidir_core.explain.sweep_points import Point
 from bidir_core.explain.sweep_summary import Sweep
 from bidir_core.runs.run import Run
-from scripts import blocks, findings, findings_lab, findings_sweep
+from scripts import findings, findings_lab, pages
 from tests.attend_factory import make_summary
 from tests.lab_factory import LAMBDAS, N_LAYERS, SINKS, USUAL, WINDOWS, accuracy, make_sweep
 
-TEXT = "".join(page.read_text(encoding="utf-8") for page in blocks.PAGES)
+PAGES = {page.name: page.read_text(encoding="utf-8") for page in pages.PAGES}
+TEXT = "".join(PAGES.values())
 
 
 def on_page(name: str) -> str:
-    """A block as it stands on the one page that has it."""
-    found = blocks.pattern("findings").finditer(TEXT)
-    (block,) = (one[0] for one in found if one[2] == name)
+    """What stands in a block on the one page that has it."""
+    (block,) = (found[3] for found in pages.BLOCK.finditer(TEXT) if found[2] == name)
     return block
 
 
 @pytest.mark.parametrize("name", findings.BLOCKS)
 def test_every_block_is_what_the_runs_give(name: str) -> None:
-    block = on_page(name)
-    assert block == blocks.filled(block, "findings", findings.BLOCKS)
+    assert on_page(name) == findings.BLOCKS[name]()
 
 
 @pytest.mark.parametrize("name", findings.TABLES)
 def test_every_table_is_what_the_runs_give(name: str) -> None:
-    written = (blocks.TABLES / f"{name}.csv").read_text(encoding="utf-8")
-    assert written == blocks.csv_text(findings.TABLES[name]())
+    written = (pages.TABLES / f"{name}.csv").read_text(encoding="utf-8")
+    assert written == pages.csv_text(findings.TABLES[name]())
+
+
+def test_the_words_around_the_results_hold_none() -> None:
+    """A number in prose would be held to nothing; settings and names are no results."""
+    prose = pages.BLOCK.sub("", PAGES["RESULTS.md"])
+    prose = re.sub(
+        r"`[^`]*`|\]\([^)]*\)|3[BC]\b|SmolLM2(-135M)?|Gemma 3 270M|95 %|[Ss]tage\s1|b?float\d\d|"
+        r"\d+ steps|\d+ bits|first 500|leaves out 0|holds 0|seed\n?0|^\d\.",
+        "",
+        prose,
+        flags=re.MULTILINE,
+    )
+    assert re.findall(r"\d[\d.,]*", prose) == []
+
+
+def intervals(text: str) -> set[tuple[str, ...]]:
+    """Every ``+1.2 points (95 % CI +0.1 to +2.3`` and, of a table, ``+1.2,+0.1 to +2.3``."""
+    number = r"([+-]\d+\.\d)"
+    pattern = rf"{number}(?: points)?(?: \(|,)(?:95 % CI )?{number} to {number}"
+    return set(re.findall(pattern, text))
+
+
+def test_the_front_page_quotes_what_was_computed() -> None:
+    """Each difference in the README stands on a page of claims or in a table."""
+    readme = (pages.DOCS.parent / "README.md").read_text(encoding="utf-8")
+    (section,) = re.findall(r"## The answer in brief.*?(?=\n## )", readme, re.DOTALL)
+    quoted = intervals(" ".join(section.split()))
+    assert len(quoted) >= 7
+    known = [intervals(path.read_text()) for path in (*pages.PAGES, *pages.TABLES.glob("*.csv"))]
+    assert not quoted - set.union(*known)
 
 
 def test_a_table_is_its_rows_once_and_then_its_sentences() -> None:
-    table = blocks.table(["point", "a, b"], [["`sink=1`", "+1.0 (-1 to 2)"]])
-    text = blocks.csv_text(f"Of `runs`, 3 items.\n\n{table}\n{table}")
+    table = pages.table("point | a, b", [["`sink=1`", "+1.0 (-1 to 2)"]])
+    text = pages.csv_text(f"Of `runs`, 3 items.\n\n{table}\n{table}")
     row = "sink=1,+1.0 (-1 to 2)\n"
     assert text == f'point,"a, b"\n{row}{row}"Of runs, 3 items.",\n'
 
@@ -48,13 +77,15 @@ def test_a_table_is_its_rows_once_and_then_its_sentences() -> None:
 def test_the_words_were_written_for_these_outcomes() -> None:
     """Other runs may give other outcomes; then the words beside the table want writing anew."""
     verdicts = {
-        "Necessity": ("not refuted", "**refuted**"), "Sufficiency": ("undecided", "**refuted**"),
-        "Placebo": ("not refuted", "not refuted"), "Relocated sink": ("undecided", "not refuted"),
+        "Necessity": ("not refuted", "**refuted**"),
+        "Sufficiency": ("undecided", "**refuted**"),
+        "Placebo": ("not refuted", "not refuted"),
+        "Relocated sink": ("undecided", "not refuted"),
         "Triviality": ("not refuted", "not refuted"),
         "Prompt conditions": ("not refuted", "**refuted**"),
         "Last prompt token": ("not refuted", "not refuted"),
-    }  # fmt: skip
-    lines = on_page("controls").splitlines()
+    }
+    lines = on_page("findings: controls").splitlines()
     for control, (first, second) in verdicts.items():
         (row,) = (line for line in lines if line.startswith(f"| {control} "))
         cells = [cell.split(": ")[-1] for cell in row.strip("| ").split(" | ")]
@@ -83,56 +114,45 @@ def pretended(tmp_path_factory) -> Path:
     points = [Point(r, USUAL, part="control") for r in (SINKS[0], "bidirectional:rows=0-0")]
     lab(root, "controls", extra=points, world=lambda point: accuracy(point, harm=0.4))
     lab(root, "gemma-sweep", SINKS[:1], config=second)
-    regimes = ("causal", "bidirectional", "bidirectional:sink=1")
     for name, n_items in (("attention", 30), ("attention-less", 5)):
-        make_summary(
-            root, regimes, n_items=n_items, model=findings_lab.EMBEDDED, future=(0, 0.4, 0.25),
-            name=name,
-        )  # fmt: skip
+        summary(root, name, n_items)
     return root
 
 
+def summary(root: Path, name: str = "attention", n_items: int = 30) -> None:
+    regimes = ("causal", "bidirectional", "bidirectional:sink=1")
+    model, future = findings_lab.EMBEDDED, (0, 0.4, 0.25)
+    make_summary(root, regimes, n_items=n_items, model=model, future=future, name=name)
+
+
 def test_runs_are_chosen_by_model_name_and_size(pretended) -> None:
-    found = findings_lab.evidence(findings_lab.EMBEDDED, pretended)
-    assert [run and run.name for run in (found.sweep, found.controls, found.attention)] == [
-        "sweep", "controls", "attention",
-    ]  # fmt: skip
-    other = findings_lab.evidence(findings_lab.SECOND, pretended)
-    assert [run and run.name for run in (other.sweep, other.controls, other.attention)] == [
-        "gemma-sweep", None, None,
-    ]  # fmt: skip
+    for name in ("sweep", "controls", "attention"):
+        assert findings_lab.evidence(findings_lab.EMBEDDED, name, pretended).name == name
+    assert findings_lab.evidence(findings_lab.SECOND, "sweep", pretended).name == "gemma-sweep"
+    with pytest.raises(UserError, match="no finished run of gemma3-270m with 'controls'"):
+        findings_lab.evidence(findings_lab.SECOND, "controls", pretended)
 
 
-def test_a_sweep_stands_beside_the_prototype(pretended) -> None:
+def test_a_sweep_has_every_point_but_windows(pretended) -> None:
     text = block(pretended, "sweep")
     assert "150 items, the first 500 of each task, float32" in text
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
-    assert [row[0].strip("| ") for row in rows] == [
-        "causal", "bidirectional", "`sink=1`", "`sink=2`", "`sink=4`", "`lambda=0.03`",
-        "`layers=0-4`", "`layers=10-29`",
-    ]  # fmt: skip
-    causal = Run(
-        findings_lab.evidence(findings_lab.EMBEDDED, pretended).sweep.path / "points" / "causal"
-    )
-    apart = 100 * causal.metrics["macro"]["acc"] - 45.32
-    assert rows[0][5:7] == ["45.3 (fp32)", f"{apart:+.2f}"]
-    assert rows[3][5:] == ["", "", " |"]
-    assert "Of the 6 points that the prototype has" in text
-    # Other items, or another model, do not stand beside it.
-    assert "prototype" not in block(pretended, "gemma_sweep")
+    dials = ("sink=1", "sink=2", "sink=4", "lambda=0.03", "layers=10-29")
+    names = ["causal", "bidirectional", *(f"`{dial}`" for dial in dials)]
+    assert [row[0].strip("| ") for row in rows] == names
 
 
 def test_how_much_looking_ahead_a_regime_leaves(pretended) -> None:
-    view = Sweep(findings_lab.evidence(findings_lab.EMBEDDED, pretended).sweep)
+    view = Sweep(findings_lab.evidence(findings_lab.EMBEDDED, "sweep", pretended))
     left = {
-        regime: findings_sweep.ahead_left(view, f"bidirectional:{regime}")
+        regime: findings_lab.ahead_left(view, f"bidirectional:{regime}")
         for regime in ("sink=999", "sink=1", "lambda=0.03", "layers=0-4", "self=0")
     }
     assert (left["sink=999"], left["lambda=0.03"]) == (0.0, 1.0)
     assert left["layers=0-4"] == pytest.approx(5 / N_LAYERS)
     assert 0 < left["sink=1"] < 1
     assert left["self=0"] == pytest.approx(left["sink=1"])  # it sees nothing but itself
-    assert findings_sweep.ahead_left(view, "causal") == 0
+    assert findings_lab.ahead_left(view, "causal") == 0
 
 
 def test_whole_sets_are_told_without_their_items(tmp_path) -> None:
@@ -151,47 +171,28 @@ def test_whole_sets_are_told_without_their_items(tmp_path) -> None:
     assert formatting.points(stored["delta"]["low"], signed=True) in row
 
 
-def test_what_is_reproduced_and_what_is_not() -> None:
-    near = [(0.3, "causal, `acc`", "fp32"), (-0.5, "causal, `acc_norm`", "fp32")]
-    said = findings_sweep._reproduced(near)
-    assert "all lie within 0.7 points of it; farthest is causal, `acc_norm`, -0.50" in said
-    far = [*near, (0.71, "`lambda=0.3`, `acc`", "bf16"), (0.1, "`lambda=0.3`, `acc_norm`", "bf16")]
-    said = findings_sweep._reproduced(far)
-    assert "Of the 2 points" in said
-    assert "3 of 4 numbers lie within" in said
-    assert "These do not: `lambda=0.3`, `acc` +0.71 (prototype in bf16)." in said
-
-
 def test_the_costliest_windows_of_layers(pretended) -> None:
     text = block(pretended, "layers")
     assert "Bidirectional in 5 layers only, at each of 8 places" in text
     assert "(each 99.4 %)" in text
     rows = [line for line in text.splitlines() if line.startswith("| `layers=")]
-    assert len(rows) == findings_sweep.COSTLIEST
+    assert len(rows) == findings_lab.COSTLIEST
     costs = [float(row.split(" | ")[1].split(" ")[0]) for row in rows]
     assert costs == sorted(costs)
     assert "the other 2 lie between" in text
 
 
 def test_controls_are_told_with_their_verdicts(pretended) -> None:
-    rows = {
-        line.split(" | ")[0].strip("| "): line
-        for line in block(pretended, "controls").splitlines()
-        if line.startswith("| ")
-    }
-    assert re.search(
-        r"removes \d+ % \(\d+ to \d+ %\): not refuted \| not run \|$", rows["Necessity (sink=1)"]
-    )
-    assert rows["Placebo (skip=J)"].endswith("| not run | not run |")
+    cells = findings_lab.outcomes_of_controls(findings_lab.EMBEDDED, pretended)
+    assert re.fullmatch(r"removes \d+ % \(\d+ to \d+ %\): not refuted", cells["necessity"])
+    assert "placebo" not in cells
+    # Not measured in that sweep, but in the attention summary.
+    assert cells["triviality"] == "not refuted"
     points = block(pretended, "points")
-    assert [row.split(" | ")[0] for row in points.splitlines()[2:]] == [
-        "| `sink=1`",
-        "| `rows=0-0`",
-    ]
+    names = [row.split(" | ")[0] for row in points.splitlines()[2:]]
+    assert names == ["| `sink=1`", "| `rows=0-0`"]
     assert block(pretended, "prompts").count("\n") == 2  # no other prompt, and no floor
     assert "too short" not in points
-    # Not measured in that sweep, but in the attention summary.
-    assert rows["Triviality (attention ahead)"].endswith("| not refuted | not run |")
 
 
 def test_a_moved_sink_is_judged_where_the_prompt_reaches(tmp_path) -> None:
@@ -210,19 +211,7 @@ def test_a_refuted_story_is_called_so(tmp_path) -> None:
 
     points = [Point(r, USUAL, part="control") for r in (SINKS[0], "bidirectional:rows=0-0")]
     lab(tmp_path, "controls", extra=points, world=world)
-    text = block(tmp_path, "controls")
-    assert re.search(r"Necessity.*: \*\*refuted\*\* \|", text)
-    assert re.search(r"Sufficiency.*: not refuted \|", text)
-
-
-def test_what_is_missing_is_named_with_its_command(pretended) -> None:
-    for name, line in (
-        ("gemma_layers", "lab --model gemma3-270m --sweep layers=windows:5"),
-        ("controls", "lab --model gemma3-270m --controls"),
-        ("gemma_attention", "attend --model gemma3-270m --task"),
-    ):
-        said = block(pretended, name)
-        assert "Not run yet at this size. It is made by `python -m bidir_core " in said
-        (command,) = re.findall(r"`python -m bidir_core ([^`]*)`", said)
-        assert command.startswith(line)
-        build_parser().parse_args(command.split())
+    summary(tmp_path)
+    cells = findings_lab.outcomes_of_controls(findings_lab.EMBEDDED, tmp_path)
+    assert cells["necessity"].endswith(": **refuted**")
+    assert cells["sufficiency"].endswith(": not refuted")

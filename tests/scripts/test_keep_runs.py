@@ -10,7 +10,6 @@ from bidir_core.common.files import write_json
 from bidir_core.runs.find import list_runs
 from scripts import keep_runs
 from scripts.keep_runs import STEPS_A_NAT
-from scripts.recipes import ALONE
 from tests.factory import make_run
 from tests.lab_factory import SINKS, make_sweep
 from tests.report_runs import make_finetune
@@ -25,22 +24,16 @@ def kept(tmp_path):
     make_run(made, "stage2_prefill_bidir_eval", name="bare", regime="bidirectional", **common)
     make_run(made, name="unfinished", state="failed", **common)
     make_run(made, name="other", **common)
-    for name in ("shared", "alone"):
-        trained = make_finetune(made, seed=int(name == "alone"), evals=False)
-        if name == "alone":
-            write_json(trained.path / ALONE, {"alone": True})
+    make_finetune(made, seed=0, evals=False)
     (first.path / "log.txt").write_text(f"wrote {made}/stage1_vanilla_eval/x, read /elsewhere\n")
-    keep_runs.main(
-        [str(made), "--names", "with-items", "bare", "3B-*", "--items", "with-*",
-         "--shared-device", "--to", str(tmp_path / "runs")]
-    )  # fmt: skip
-    by_name = lambda root: {run.name: run for run in list_runs([root])}  # noqa: E731
-    return by_name(made), by_name(tmp_path / "runs")
+    words = ["--names", "with-items", "bare", "3B-*", "--items", "with-*", "--shared-device"]
+    keep_runs.main([str(made), *words, "--to", str(tmp_path / "runs")])
+    return [{run.name: run for run in list_runs([root])} for root in (made, tmp_path / "runs")]
 
 
 def test_only_what_was_asked_for_is_kept_and_paths_lead_into_runs(kept):
     made, small = kept
-    assert set(small) == {"with-items", "bare", "3B-0", "3B-1"}
+    assert set(small) == {"with-items", "bare", "3B-0"}
     assert small["with-items"].has_items
     assert not small["bare"].has_items
     assert (small["with-items"].path / "log.txt").read_text() == (
@@ -51,10 +44,9 @@ def test_only_what_was_asked_for_is_kept_and_paths_lead_into_runs(kept):
         assert run.state == "done"
 
 
-def test_a_shared_device_is_noted_unless_the_run_had_it_to_itself(kept):
+def test_a_shared_device_is_noted(kept):
     made, small = kept
-    shared = {name: (run.metrics or {})["cost"].get("shared_device") for name, run in small.items()}
-    assert shared == {"with-items": True, "bare": True, "3B-0": True, "3B-1": None}
+    assert all(run.metrics["cost"]["shared_device"] for run in small.values())
     cost = {**small["bare"].metrics["cost"]}
     del cost["shared_device"]
     assert {**small["bare"].metrics, "cost": cost} == made["bare"].metrics
@@ -85,14 +77,8 @@ def test_a_sweep_is_kept_with_its_points_rounded_once(tmp_path, items):
     """The product rounds nothing; what is kept says the same of every point."""
     made = make_sweep(tmp_path / "made", SINKS[:1], n_items=40, config={"compact": True})
     write_json(made.path / "attention.json", {"regimes": {}})
-    keep_runs.main(
-        [
-            str(tmp_path / "made"),
-            "--to",
-            str(tmp_path / "runs"),
-            *(["--items", "*"] if items else []),
-        ]
-    )
+    words = ["--items", "*"] if items else []
+    keep_runs.main([str(tmp_path / "made"), "--to", str(tmp_path / "runs"), *words])
     (kept,) = list_runs([tmp_path / "runs"])
     assert (kept.state, kept.metrics) == ("done", made.metrics)
     assert (kept.path / "attention.json").exists()

@@ -1,4 +1,4 @@
-"""Claims about repair: either way sayable, made on the confirm half, and the page says no more."""
+"""Claims and recipes: either way sayable, chosen on the explore half, claimed on the confirm half."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import pytest
 from bidir_core.analyse import stats
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run
-from scripts import blocks, repair_claims, repair_page, repair_words
-from scripts.repair_claims import compute, lost, run_name
-from scripts.repair_pairs import BASE, FOLDS, STAGE1, by_run, estimate, finished, repetitions
+from scripts import findings_repair, repair
+from scripts.repair import COMMITTED_BASE, FOLDS, REGIMES, Names, choose, estimate, lost
 from tests.repair_study import arm, base, hashes
 
 WRONG = hashes()[::3]  # what every model gets wrong, so that there is room on both sides
@@ -21,7 +20,7 @@ ARMS = [(o, m) for o in ("3B", "3C", "distill") for m in ("full", "lora")]
 
 
 def numbers(root) -> dict:
-    return compute(finished([root]), repetitions([root]))
+    return repair.claims(Names.of("", [root]))
 
 
 def study(root, *, seeds=(0,), **wrong):
@@ -30,7 +29,7 @@ def study(root, *, seeds=(0,), **wrong):
     for seed in seeds:
         for objective, method in ARMS:
             regimes = {
-                regime: wrong.get(f"{objective}_{method}_{regime}", WRONG) for regime in BASE
+                regime: wrong.get(f"{objective}_{method}_{regime}", WRONG) for regime in REGIMES
             }
             arm(root, f"{objective}-{method}", seed, objective=objective, method=method, **regimes)
     return numbers(root)
@@ -75,10 +74,10 @@ def test_gain_and_loss_are_told_apart(tmp_path):
     assert said["distil_causal"] == ("different", "no")
     assert said["distil_stage1"] == ("equivalent", "yes")
     assert said["lora_3b_bidirectional"] == ("different", "no")
-    assert "different, higher. Aim: 0 or above: **reached**." in repair_words.sentence(
+    assert "different, higher. Aim: 0 or above: **reached**." in findings_repair.sentence(
         claims["3b_stage1"]
     )
-    assert "different, lower. Aim: within 1 point: **not reached**" in repair_words.sentence(
+    assert "different, lower. Aim: within 1 point: **not reached**" in findings_repair.sentence(
         claims["distil_causal"]
     )
 
@@ -100,30 +99,26 @@ def test_the_summary_can_come_out_either_way(value, says):
     claims = {key: {"aim": "within", "margin": 1.0, "confirm": one} for key in keys}
     tried = recipe("recipe-3B-full-25-0.0003", value)
     text = "\n".join(
-        repair_page.summary_lines(claims, {"chosen": tried["name"], "recipes": [tried]})
+        findings_repair.summary_lines(claims, {"chosen": tried["name"], "recipes": [tried]})
     )
     for sentence in says:
         assert sentence in text
     assert f"Shown in {int(value == 0)} of 1 comparisons" in text
     assert ("does not hold" if value == -3.0 else "that holds") in text
-    assert "How little" not in "".join(repair_page.summary_lines(claims, None))
+    assert "How little" not in "".join(findings_repair.summary_lines(claims, None))
 
 
 def test_what_cannot_be_told_is_undecided():
-    one = stats.Estimate(0.008, -0.004, 0.02, 700)
-    assert repair_words.word(one, 1.0) == "undecided"
-    for aim in ("at least", "within", "above"):
-        assert repair_words.reached(aim, 1.0, one) == "undecided"
-    assert repair_words.reached("within or better", 1.0, one) == "yes"
     low = stats.Estimate(-0.008, -0.02, 0.004, 700)
-    assert repair_words.reached("within or better", 1.0, low) == "undecided"
-    text = repair_words.sentence(
-        {"what": "x", "aim": "within", "margin": 1.0, "seeds": [0], "confirm": points(low)}
-    )
-    assert text == (
+    claim = {"what": "x", "aim": "within", "margin": 1.0, "seeds": [0], "confirm": points(low)}
+    assert repair.judged(claim) == {"word": "undecided", "reached": "undecided"}
+    assert findings_repair.sentence(claim) == (
         "X: -0.8 points (95 % CI -2.0 to +0.4; n = 700; 1 seed): undecided. "
         "Aim: within 1 point: **undecided**."
     )
+    high = stats.Estimate(0.008, -0.004, 0.02, 700)
+    claim |= {"aim": "within or better", "confirm": points(high)}
+    assert repair.judged(claim) == {"word": "undecided", "reached": "yes"}
 
 
 def points(one: stats.Estimate) -> dict:
@@ -157,10 +152,10 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval(tmp_path):
     assert by_seed[2] < -5
     assert one["confirm"]["value"] == pytest.approx(sum(by_seed) / 3, abs=0.002)
     assert one["word"] == "undecided"
-    assert re.search(r"3 seeds, -\d+\.\d to \+\d+\.\d\)", repair_words.sentence(one))
+    assert re.search(r"3 seeds, -\d+\.\d to \+\d+\.\d\)", findings_repair.sentence(one))
     # What lacks runs is said to lack them, by name, and nothing is made of it.
     assert claims["3b_control"]["missing"] == ["3C-full-seed0-causal"]
-    assert "not run yet (lacks `3C-full-seed0-causal`)" in repair_words.sentence(
+    assert "not run yet (lacks 3C-full-seed0-causal)" in findings_repair.sentence(
         claims["3b_control"]
     )
 
@@ -168,142 +163,149 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval(tmp_path):
 def test_numbers_of_more_seeds_are_not_overwritten_by_fewer(tmp_path, monkeypatch, capsys):
     old = {"claims": {"a": {"seeds": [0, 1, 2]}, "b": {"seeds": []}}}
     new = {"claims": {"a": {"seeds": [0]}, "b": {"seeds": [0]}}}
-    assert lost(old, new) == ["a"]
-    assert lost({}, new) == []
-    twice = {"claims": {}, "runs": {"x": {"first": {}, "again": {}}, "y": {"first": {}}}}
-    once = {"claims": {}, "runs": {"x": {"again": {}}, "y": {"first": {}}}}
-    assert lost(twice, once) == ["x"]
-    assert lost(once, twice) == []
+    assert (lost(old, new), lost({}, new)) == (["a"], [])
+    twice = {"runs": {"x": {"first": {}, "again": {}}, "y": {"first": {}}}}
+    once = {"runs": {"x": {"again": {}}, "y": {"first": {}}}}
+    assert (lost(twice, once), lost(once, twice)) == (["x"], [])
+    recipe = {"name": "r", "seeds": [0, 1]}
+    assert lost({"recipes": [recipe]}, {"recipes": [recipe | {"seeds": [1]}]}) == ["r"]
     base(tmp_path, WRONG)
-    for look in (finished, repetitions):
-        monkeypatch.setattr(repair_claims, look.__name__, lambda look=look: look([tmp_path]))
+    names = Names.of("", [tmp_path])
+    monkeypatch.setattr(repair, "Names", type("Here", (), {"of": lambda study: names}))
     out = tmp_path / "claims.json"
     out.write_text(json.dumps({"claims": {"3b_stage1": {"seeds": [0]}}}))
     before = out.read_text()
-    assert repair_claims.main(["--out", str(out)]) == 2
-    said = capsys.readouterr().err
-    assert "more seeds than the runs here" in said
-    assert "for 3b_stage1;" in said
+    assert repair.main(["--docs", str(tmp_path)]) == 2
+    assert "more seeds or runs than are here, of 3b_stage1;" in capsys.readouterr().err
     assert out.read_text() == before
-    assert repair_claims.main(["--out", str(out), "--fewer"]) == 0
+    assert repair.main(["--docs", str(tmp_path), "--fewer"]) == 0
     assert json.loads(out.read_text())["claims"]["damage"]["word"] == "different"
 
 
-# --- the recipe ----------------------------------------------------------------------------------
+# Recipes
 
 
 def recipe(name: str, value: float, **more) -> dict:
     one = {"value": value, "low": value - 0.5, "high": value + 0.5, "n": 7000, "by_seed": [value]}
     half = {"seeds": [0], "bidirectional": one, "causal": one}
-    return {
-        "name": name, "objective": "3B", "method": "full", "steps": 50, "lr": 3e-4, "tokens": 470_000,
-        "passes_a_token": 1, "seeds": [0], "seconds_alone": {}, "device": "a GPU", "explore": half,
-        "confirm": half, "confirm_fresh_seeds": None,
-    } | more  # fmt: skip
+    settings = {"objective": "3B", "method": "full", "steps": 50, "lr": 3e-4, "device": "a GPU"}
+    costs = {"tokens": 470_000, "passes_a_token": 1, "seeds": [0], "seconds_alone": {}}
+    found = {"explore": half, "confirm": half, "confirm_fresh_seeds": None}
+    return {"name": name, **settings, **costs, **found, **more}
 
 
 def test_the_recipe_is_said_with_its_cost_or_that_there_is_none():
     one = recipe("recipe-3B-full-50-0.0003", -0.2)
     found = {"rule": "r", "chosen": one["name"], "chosen_by_objective": {}, "recipes": [one]}
-    text = repair_page.recipe_text(found)
+    text = findings_repair.recipe_text(found)
     assert "50 steps, which is below 100; 470,000 useful tokens; seconds not measured alone" in text
     assert "Aim: within 1 point, or better: **reached**" in text
     slow = {**one, "steps": 100, "seconds_alone": {"1": 9.04, "2": 9.31}}
-    text = repair_page.recipe_text({**found, "recipes": [slow]})
+    text = findings_repair.recipe_text({**found, "recipes": [slow]})
     assert "which is not below 100" in text
     assert "9.0 to 9.3 s of training, alone on one a GPU" in text
     far = recipe(one["name"], -3.0)
-    text = repair_page.recipe_text({**found, "chosen": None, "recipes": [far]})
+    text = findings_repair.recipe_text({**found, "chosen": None, "recipes": [far]})
     assert "None of 1 recipes comes that close" in text
     assert "-3.0 (-3.5 to -2.5)" in text
 
 
-# --- the page ------------------------------------------------------------------------------------
+def entry(name: str, tokens: int, points: float, passes: int = 1) -> dict:
+    return {
+        "name": name,
+        "tokens": tokens,
+        "passes_a_token": passes,
+        "explore": {"bidirectional": {"value": points}},
+    }
 
 
-PAGES = {page: page.read_text(encoding="utf-8") for page in blocks.PAGES}
+def test_the_cheapest_within_a_point_is_chosen_and_not_a_cheaper_one_outside_it():
+    rows = [entry("a", 25, -1.1), entry("b", 50, -1.0), entry("c", 100, 2.0)]
+    assert choose(rows) == "b"
+    assert choose(rows[:1]) is None
+    assert choose([]) is None
 
 
-@pytest.mark.parametrize("name", repair_page.BLOCKS)
-def test_the_pages_say_what_the_numbers_say(name):
-    found = [m[0] for text in PAGES.values() for m in blocks.pattern("repair").finditer(text)]
-    (block,) = (one for one in found if f"<!-- repair: {name} -->" in one)
-    assert block == blocks.filled(block, "repair", repair_page.BLOCKS)
+def test_of_equally_many_tokens_fewer_passes_count_then_the_higher_difference():
+    rows = [entry("a", 50, 3.0, passes=3), entry("b", 50, -0.5), entry("c", 50, 0.5)]
+    assert choose(rows) == "c"
 
 
-@pytest.mark.parametrize("name", repair_page.TABLES)
-def test_the_tables_are_what_the_numbers_give(name):
-    written = (blocks.TABLES / f"{name}.csv").read_text(encoding="utf-8")
-    assert written == blocks.csv_text(repair_page.TABLES[name]())
+def test_what_is_not_scored_on_explore_is_never_chosen():
+    assert choose([entry("a", 25, 0.0) | {"explore": None}]) is None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_words_around_them_hold_no_results(page):
-    """A number in prose would be held to nothing; settings and names are no results."""
-    prose = re.sub(r"<!-- (\w+): \w+ -->.*?<!-- end -->", "", PAGES[page], flags=re.DOTALL)
-    prose = re.sub(r"## Prior work.*?\n## ", "", prose, flags=re.DOTALL)  # others' numbers
-    prose = re.sub(
-        r"`[^`]*`|\]\([^)]*\)|3[BC]\b|SmolLM2(-135M)?|Gemma 3 270M|95 %|[Ss]tage\s1|b?float\d\d|"
-        r"\d+ steps|\d+ bits|first 500|leaves out 0|holds 0|seed\n?0|^\d\.",
-        "", prose, flags=re.MULTILINE,
-    )  # fmt: skip
-    assert re.findall(r"\d[\d.,]*", prose) == []
+def test_the_choice_looks_at_explore_alone(tmp_path):
+    """One recipe is bad on explore only, another on confirm only: each half tells its own."""
+    base(tmp_path)
+    first, second = "recipe-3B-full-25-0.0001", "recipe-3B-full-50-0.0001"
+    arm(tmp_path, first, steps=25, bidirectional=hashes("explore")[::5])
+    arm(tmp_path, second, steps=50, bidirectional=hashes("confirm")[::5])
+    found = repair.recipes(Names.of("", [tmp_path]))
+    bad_explore, bad_confirm = found["recipes"]
+    assert [one["name"] for one in found["recipes"]] == [first, second]
+    assert bad_explore["explore"]["bidirectional"]["value"] < -10
+    assert bad_explore["confirm"]["bidirectional"]["value"] == 0
+    assert bad_confirm["explore"]["bidirectional"]["value"] == 0
+    assert bad_confirm["confirm"]["bidirectional"]["value"] < -10
+    assert bad_confirm["confirm"]["causal"]["value"] == 0
+    assert found["chosen"] == second
+    assert bad_confirm["confirm_fresh_seeds"] is None
+    assert bad_confirm["seconds_alone"] == {}
 
 
-def intervals(text: str) -> set[tuple[str, ...]]:
-    """Every ``+1.2 points (95 % CI +0.1 to +2.3`` and, of a table, ``+1.2,+0.1 to +2.3``."""
-    return set(
-        re.findall(r"([+-]\d+\.\d)(?: points)?(?: \(|,)(?:95 % CI )?([+-][\d.]+) to ([+-][\d.]+)", text)
-    )  # fmt: skip
+def test_later_seeds_enter_what_is_confirmed_and_not_the_choice(tmp_path):
+    base(tmp_path)
+    name = "recipe-3B-full-25-0.0001"
+    for seed in range(3):
+        arm(tmp_path, name, seed, steps=25, bidirectional=hashes()[::2] if seed else ())
+    found = repair.recipes(Names.of("", [tmp_path]))
+    (one,) = found["recipes"]
+    assert found["chosen"] == name
+    assert one["explore"]["seeds"] == [0]
+    assert one["explore"]["bidirectional"]["value"] == 0
+    assert one["confirm"]["seeds"] == [0, 1, 2]
+    first, *later = one["confirm"]["bidirectional"]["by_seed"]
+    assert first == 0
+    assert max(later) < -40
+    fresh = one["confirm_fresh_seeds"]
+    assert fresh["seeds"] == [1, 2]
+    assert fresh["bidirectional"]["by_seed"] == later
 
 
-def test_the_front_page_quotes_what_was_computed():
-    """Each difference in the README stands on a page of claims or in a table."""
-    (section,) = re.findall(
-        r"## The answer in brief.*?(?=\n## )",
-        (blocks.DOCS.parent / "README.md").read_text(),
-        re.DOTALL,
-    )
-    quoted = intervals(" ".join(section.split()))
-    assert len(quoted) >= 7
-    known = [intervals(path.read_text()) for path in (*PAGES, *blocks.TABLES.glob("*.csv"))]
-    assert not quoted - set.union(*known)
+# The committed numbers
 
 
 def test_the_committed_numbers_are_those_of_the_committed_runs():
     """Accuracies of the runs whose items are committed are computed again from them."""
-    found = repair_page.read("claims.json")
-    assert found is not None
-    checked = set()
-    for name, by_id in found["runs"].items():
-        here = [run for run in (Run(COMMITTED_RUNS / id) for id in by_id) if run.has_items]
-        if here:
-            single = by_run({STAGE1: committed(found, STAGE1), name: here}, [name])
-            for run in here:
-                for fold in ("confirm", "all"):
-                    value = 100 * single.accuracy(run.id, FOLDS[fold])
-                    assert by_id[run.id][fold] == pytest.approx(value, abs=0.001), run.id
-                checked.add(name)
-    assert {f"{arm}-full-seed0-{regime}" for arm in ("3B", "3C") for regime in BASE} <= checked
+    found = findings_repair.read("claims")
+    runs = {name: committed(ids) for name, ids in found["runs"].items()}
+    runs = {name: here for name, here in runs.items() if here}
+    single = repair.each_run(Names(runs), runs)
+    for name, here in runs.items():
+        for run in here:
+            for fold in ("confirm", "all"):
+                value = 100 * single.accuracy(run.id, FOLDS[fold])
+                assert found["runs"][name][run.id][fold] == pytest.approx(value, abs=0.001), run.id
+    assert {f"{arm}-full-seed0-{regime}" for arm in ("3B", "3C") for regime in REGIMES} <= set(runs)
 
 
-def committed(found, name) -> list[Run]:
-    return [
-        run for run in (Run(COMMITTED_RUNS / id) for id in found["runs"][name]) if run.has_items
-    ]
+def committed(ids) -> list[Run]:
+    return [run for run in (Run(COMMITTED_RUNS / id) for id in ids) if run.has_items]
 
 
 def test_every_claim_follows_from_the_accuracies_of_its_runs():
     """By seed, and with several runs of one seed as their mean: a difference of accuracies."""
-    found = repair_page.read("claims.json")
-    for claim in repair_claims.CLAIMS:
+    found = findings_repair.read("claims")
+    names = Names({})
+    for claim in repair.CLAIMS:
         one = found["claims"][claim.key]
-        assert one["word"] == repair_words.judged(one)["word"]
+        assert one["word"] == repair.judged(one)["word"]
         for fold in ("confirm", "all"):
             for seed, value in zip(one["seeds"] or [0], one[fold]["by_seed"], strict=True):
                 parts = [
-                    sign * mean(r[fold] for r in found["runs"][run_name(arm, mask, seed)].values())
-                    for sign, arm, mask in claim.parts
+                    sign * mean(run[fold] for run in found["runs"][names.cell(cell, seed)].values())
+                    for sign, cell in claim.cells
                 ]
                 assert value == pytest.approx(sum(parts), abs=0.003), (claim.key, seed)
 
@@ -330,5 +332,12 @@ def test_estimates_survive_their_file():
 
 
 def test_base_runs_have_no_seed():
-    assert run_name("base", "causal", 2) == BASE["causal"]
-    assert run_name("3B-full", "causal", 2) == "3B-full-seed2-causal"
+    names = Names({})
+    assert names.cell(("base", "causal"), 2) == COMMITTED_BASE["causal"]
+    assert names.cell(("3B-full", "causal"), 2) == "3B-full-seed2-causal"
+
+
+def test_the_committed_choice_follows_from_what_was_tried():
+    found = findings_repair.read("recipes")
+    assert choose(found["recipes"]) == found["chosen"]
+    assert found["rule"] == repair.RULE

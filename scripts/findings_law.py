@@ -1,0 +1,129 @@
+"""The tables on four models: damage, what takes it away, and from which layer on looking ahead is free.
+
+Pairs each committed ``law-*`` sweep with the ``recommend-*`` run of the same name: the prediction was
+stored before any label of that model was scored.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from bidir_core.analyse.phrases import word
+from bidir_core.explain.law import Law, hits, law_of
+from bidir_core.explain.sweep_summary import Sweep, outcomes
+from bidir_core.runs.find import list_runs
+from bidir_core.runs.layout import COMMITTED_RUNS
+from bidir_core.runs.run import Run
+from scripts.pages import Blocks, delta, table
+
+NAMES = {
+    "smollm2": "SmolLM2 135M",
+    "gemma": "Gemma 3 270M",
+    "qwen-0.5b": "Qwen2.5-Coder 0.5B",
+    "qwen-1.5b": "Qwen2.5-Coder 1.5B",
+}
+CAUSAL = "causal"
+
+
+def named(prefix: str) -> dict[str, Run]:
+    """The newest finished run of each name with the prefix, by what follows it."""
+    found: dict[str, Run] = {}
+    for run in list_runs([COMMITTED_RUNS]):
+        if run.state == "done" and (run.name or "").startswith(prefix):
+            found.setdefault(str(run.name).removeprefix(prefix), run)
+    return dict(sorted(found.items()))
+
+
+@cache
+def laws() -> dict[str, tuple[Law, Run]]:
+    """What each sweep says, by model."""
+    return {name: (law_of(run), run) for name, run in named("law-").items()}
+
+
+def models() -> str:
+    """One row a model: what looking ahead costs, and what leaves it out without training."""
+    controls, hidden = named("controls-"), named("causal-hide0-")
+    rows = []
+    for name, title in NAMES.items():
+        found, run = laws()[name]
+        views = Sweep(run), Sweep(controls[name])
+        swept, moved = (view.outcomes(view.usual, "acc") for view in views)
+        assert swept is not None
+        assert moved is not None
+        causal = views[0].runs[CAUSAL]
+        without = outcomes(causal, {CAUSAL: causal, "hidden": hidden[name]}, "acc")
+        (chosen,) = [opened for opened in found.curve if opened.first_layer == found.first_layer]
+        rows.append(
+            [
+                title,
+                f"{100 * swept.accuracy(CAUSAL):.1f} %",
+                delta(swept.delta(CAUSAL, "bidirectional")),
+                delta(swept.delta(CAUSAL, "bidirectional_sink-1")),
+                delta(moved.delta(CAUSAL, "bidirectional_self-10")),
+                delta(without.delta(CAUSAL, "hidden")),
+                str(found.first_layer),
+                delta(chosen.confirm),
+            ]
+        )
+    header = (
+        "model | causal | bidirectional | `sink=1` | `self=10` | `causal:hide=0` | A | "
+        "`layers=A-`, confirm half"
+    )
+    return made_with(laws()["smollm2"][1]) + table(header, rows)
+
+
+def made_with(run: Run) -> str:
+    """The line above the table: items, number format, device, day, versions."""
+    versions, metrics = run.config["packages"], run.metrics or {}
+    return (
+        f"Whole validation sets, {metrics['n_items']:,} items, {run.config['dtype']}, "
+        f"{metrics['cost']['device']}, {run.config['created'][:10]}, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}. Points of macro accuracy against causal, 95 % CI.\n\n"
+    )
+
+
+def context() -> str:
+    """What the models keep, under bidirectional prefill, of what their contexts are worth."""
+    found = []
+    for name, run in named("controls-").items():
+        if name in NAMES:
+            (floor,) = [c for c in (run.metrics or {})["controls"] if c["name"] == "floor"]
+            found.append(f"- {NAMES[name]}: {floor['finding']}\n")
+    return "".join(found)
+
+
+def law() -> str:
+    """Every swept A of every model, by half."""
+    rows = []
+    for name, (found, run) in laws().items():
+        for opened in found.curve:
+            for half in ("explore", "confirm", "whole"):
+                cost = getattr(opened, half)
+                ends = [f"{100 * end:.2f}" for end in (cost.value, cost.low, cost.high)]
+                rows.append([name, run.id, str(opened.first_layer), half, *ends, str(cost.n)])
+    header = (
+        "model | run | first layer A of layers=A- | half | macro accuracy against causal, points | "
+        "95 % from | to | n"
+    )
+    return table(header, rows)
+
+
+def predictions() -> str:
+    """Which A labels choose, and which one each way to predict had stored before."""
+    predicted, rows = named("recommend-"), []
+    for name, (found, _) in laws().items():
+        metrics = predicted[name].metrics or {}
+        right = [key for key, hit in hits(found, metrics).items() if hit]
+        ways = [metrics["predictions"].get(k) for k in ("kl", "outlier", "attention", "share")]
+        words = [one and word(one) for one in (found.confirm, found.whole)]
+        cells = [name, metrics.get("n_layers"), found.first_layer, *words, *ways]
+        rows.append([*map(str, cells), " ".join(right) or "none"])
+    header = (
+        "model | layers | A by labels (explore) | on confirm | on all items | "
+        "kl | outlier | attention | share | right"
+    )
+    return table(header, rows)
+
+
+BLOCKS: Blocks = {"models": models, "context": context, "predictions": predictions}
+TABLES: Blocks = {"law": law, "law_predictions": predictions}
