@@ -6,6 +6,7 @@ stored before any label of that model was scored.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 from bidir_core.analyse.phrases import word
@@ -85,11 +86,12 @@ def made_with(run: Run) -> str:
 def context() -> str:
     """What the models keep, under bidirectional prefill, of what their contexts are worth."""
     found = []
-    for name, run in named("controls-").items():
-        if name in NAMES:
-            (floor,) = [c for c in (run.metrics or {})["controls"] if c["name"] == "floor"]
-            found.append(f"- {NAMES[name]}: {floor['finding']}\n")
-    return "".join(found)
+    controls = named("controls-")
+    for name, title in NAMES.items():
+        (floor,) = [c for c in (controls[name].metrics or {})["controls"] if c["name"] == "floor"]
+        share, low_to_high = re.findall(r"keeps (\S+ %).*CI ([^)]*)", floor["finding"])[0]
+        found.append(f"{title} {share} ({low_to_high})")
+    return "; ".join(found) + ".\n"
 
 
 def law() -> str:
