@@ -232,7 +232,11 @@ def run_facts(
         **({"adapter": loaded.adapter} if loaded.adapter else {}),
         "training_record": loaded.training_record,
         "answer_positions": positions,
-        "warnings": [*([warning] if warning else []), *one_sided_sentences(positions)],
+        "warnings": [
+            *([warning] if warning else []),
+            *getattr(loaded, "notes", ()),  # a model of one's own has none
+            *one_sided_sentences(positions),
+        ],
     }
 
 

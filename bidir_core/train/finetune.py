@@ -129,6 +129,8 @@ def _finetune(
         return path
     with writer, terminable(), logging_to(writer.path / "log.txt"), lost:
         LOG.info("%s, %s under %s -> %s", config.model, config.objective, regime, writer.id)
+        for note in loaded.notes:
+            LOG.warning("note: %s", note)
         if config.goal.leaky:
             LOG.warning("3A is leaky: its responses are visible to where they are predicted from")
         write_data_report(writer.path, data)
