@@ -47,8 +47,13 @@ class TrainingData:
         return digest.hexdigest()
 
 
-def prepare_data(config: FinetuneConfig, tokenizer: Any, max_length: int) -> TrainingData:
-    """Everything between ``--data`` and the first batch. Raises UserError on bad input."""
+def prepare_data(
+    config: FinetuneConfig, tokenizer: Any, max_length: int, rope_switch: int | None = None
+) -> TrainingData:
+    """Everything between ``--data`` and the first batch. Raises UserError on bad input.
+
+    ``rope_switch``: see :func:`bidir_core.models.attention.rope_switch`.
+    """
     if config.max_tokens > max_length:
         raise UserError(
             f"--max-tokens {config.max_tokens}: the model's window holds {max_length}; give at most that"
@@ -71,6 +76,12 @@ def prepare_data(config: FinetuneConfig, tokenizer: Any, max_length: int) -> Tra
         over_long=config.over_long,  # type: ignore[arg-type]
         append_eos=config.append_eos,
     )
+    if rope_switch is not None and (encoded.n_total > rope_switch).any():
+        raise UserError(
+            f"--max-tokens {config.max_tokens}: beyond {rope_switch} tokens this model takes other "
+            "rotary frequencies, for short samples too that share a batch with a long one; give at "
+            f"most {rope_switch}"
+        )
     used = [clean[index] for index in encoded.source.tolist()]
     return TrainingData(encoded, dropped, _report(config, samples, used, encoded, dropped))
 

@@ -20,7 +20,13 @@ from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
 from bidir_core.evaluate.processes import PATIENCE, check_connected, on_cpu
 from bidir_core.evaluate.scoring import Scorer, ScoringPlan, plan_scoring
 from bidir_core.models import loading
-from bidir_core.models.attention import Handle, choose_implementation, install, text_decoder
+from bidir_core.models.attention import (
+    Handle,
+    choose_implementation,
+    install,
+    rope_switch,
+    text_decoder,
+)
 from bidir_core.models.devices import forget_peak_memory
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime, parse_regime
@@ -91,7 +97,7 @@ def _finetune(
     )
     # Padded rows of packed samples hold nothing that could be split: ``auto`` is sdpa or eager.
     plan = replace(plan, implementation=choose_implementation(plan.config, config.attn))
-    data = prepare_data(config, plan.tokenizer, plan.max_length)
+    data = prepare_data(config, plan.tokenizer, plan.max_length, rope_switch(plan.config))
     # What is to be spread need not fit on the device first.
     there = replace(plan, device=torch.device("cpu")) if sharded else plan
     forget_peak_memory(plan.device)
