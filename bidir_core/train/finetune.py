@@ -16,6 +16,7 @@ from bidir_core.common.launch import told_when_lost
 from bidir_core.common.progress import LOG, logging_to, terminable
 from bidir_core.common.settings import from_json, to_json
 from bidir_core.data.encoding import EncodedItem, Encoder
+from bidir_core.data.items import choice_lengths
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
 from bidir_core.evaluate.processes import PATIENCE, check_connected, on_cpu
 from bidir_core.evaluate.scoring import Scorer, ScoringPlan, plan_scoring
@@ -352,8 +353,7 @@ def _judge(item: Any, ll: np.ndarray) -> tuple[float, float, float]:
     """Right, right by length-normalised score, and the probability at the gold choice."""
     right = float(ll.argmax() == item.gold)
     norm = right  # lm-eval has no acc_norm where choices share one continuation
-    if item.has_acc_norm:
-        length = np.array([max(1, len(text) - 1) for text in item.continuations])
-        norm = float((ll / length).argmax() == item.gold)
+    if lengths := choice_lengths(item.continuations):
+        norm = float((ll / np.array(lengths)).argmax() == item.gold)
     probability = np.exp(ll - ll.max())
     return right, norm, float(probability[item.gold] / probability.sum())
