@@ -121,6 +121,13 @@ def mismatches(run_a: Run, run_b: Run, *, check_context: bool = True) -> list[Mi
         b.get("chat_template"),
         "one run used the chat template and the other did not",
     )
+    if a.get("chat_template") and b.get("chat_template"):
+        check(
+            "date in the chat template",
+            run_a.config.get("chat_date"),
+            run_b.config.get("chat_date"),
+            "the runs' chat templates were told the dates {a} and {b}",
+        )
     bos_a, bos_b = run_a.config.get("bos_added"), run_b.config.get("bos_added")
     if "none" in (a.get("context"), b.get("context")):
         pass  # without a context there is nothing to put a BOS token in front of
@@ -322,11 +329,11 @@ def text_difference(
 ) -> tuple[str, str, str] | None:
     """(text in a, text in b, sentence) of the first of these items that was asked otherwise.
 
-    None if all are the same, if neither run is imported (their settings say it), and where a run
-    kept no texts. The floors of a run, scored without its contexts, are compared by choices only.
+    None if all are the same, and where a run kept no texts. The floors of a run, scored without its
+    contexts, are compared by choices only.
     """
-    if not (is_imported(run_a) or is_imported(run_b)):
-        return None
+    if run_a.texts_path is not None and run_a.texts_path == run_b.texts_path:
+        return None  # points of a sweep that share their texts
     a, b = (run.items_table(_TEXTS).take(rows) for run, rows in ((run_a, rows_a), (run_b, rows_b)))
     same_context = run_a.settings.get("context") == run_b.settings.get("context")
     for name in ("contexts", "continuations") if same_context else ("continuations",):

@@ -10,7 +10,8 @@ That boundary matters more here than elsewhere: it is where bidirectional attent
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -18,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from bidir_core.common.errors import UserError
+from bidir_core.data.chat import CHAT_DATE, ChatTemplate
 from bidir_core.data.items import Item
 
 Bos = Literal["auto", "add", "none"]
@@ -124,22 +126,40 @@ class EncodedItem:
         return max(n + len(tokens.ids) for n, tokens in zip(n_prefix, self.continuations)) - 1
 
 
+@contextmanager
+def _template_errors() -> Iterator[None]:
+    """What a template raises, as one sentence."""
+    try:
+        yield
+    except Exception as error:  # a template is a program of the model's authors
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"--chat-template: this tokenizer's template cannot be used ({said}); leave it out"
+        ) from error
+
+
 class Encoder:
     """Tokenises items with one tokenizer and one set of conventions.
 
     ``bos``: ``auto`` does what the tokenizer does by itself, ``add`` puts exactly one BOS in
     front, ``none`` adds nothing. ``chat_template`` wraps each context as a user's turn and drops
-    the space in front of the choices, as lm-eval does.
+    the space in front of the choices, as lm-eval does; ``chat_date`` is what it is told of the date.
     """
 
-    def __init__(self, tokenizer: Any, *, bos: Bos = "auto", chat_template: bool = False):
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        bos: Bos = "auto",
+        chat_template: bool = False,
+        chat_date: str = CHAT_DATE,
+    ):
         self.tokenizer = tokenizer
         self.backend = tokenizer.backend_tokenizer
         self.backend.no_padding()
         self.backend.no_truncation()
         self.bos: Bos = bos
         self.n_tail = n_appended(self.backend)
-        self.chat_template = chat_template
         bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.empty_context_id = bos_id if bos_id is not None else eos_id
         self.bos_text = None if bos_id is None else tokenizer.decode([bos_id])
@@ -147,6 +167,8 @@ class Encoder:
             raise UserError("--bos add: this tokenizer has no BOS token; use --bos auto or none")
         if chat_template and not getattr(tokenizer, "chat_template", None):
             raise UserError("--chat-template: this tokenizer has no chat template; leave it out")
+        with _template_errors():
+            self.chat = ChatTemplate(tokenizer, chat_date) if chat_template else None
         if self.empty_context_id is None:
             raise UserError(
                 "this tokenizer has neither a BOS nor an EOS token to stand for an "
@@ -159,7 +181,7 @@ class Encoder:
         for item in items:
             for choice, continuation in enumerate(item.continuations):
                 context = item.context(choice)
-                if self.chat_template:
+                if self.chat:
                     context, continuation = self._as_turn(context), continuation.removeprefix(" ")
                 pairs.append((context, continuation))
         stems = [context.rstrip() for context, _ in pairs]
@@ -196,7 +218,7 @@ class Encoder:
 
     def encode_prompt(self, text: str) -> tuple[str, Tokens]:
         """A text to be continued: as the model reads it (in its template), and its tokens."""
-        wrapped = self._as_turn(text) if self.chat_template else text
+        wrapped = self._as_turn(text) if self.chat else text
         return wrapped, self._encode_texts([wrapped])[wrapped].tokens()
 
     def bos_added(self, encoded: Sequence[EncodedItem]) -> bool:
@@ -219,15 +241,9 @@ class Encoder:
         return added
 
     def _as_turn(self, context: str) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": context}], tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # a template is a program of the model's authors
-            said = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(
-                f"--chat-template: this tokenizer's template cannot be used ({said}); leave it out"
-            ) from error
+        assert self.chat is not None
+        with _template_errors():
+            return self.chat.render([{"role": "user", "content": context}])
 
     def _nothing(self) -> Tokens:
         """The prefix token that stands for an empty context."""

@@ -42,14 +42,6 @@ class Item:
         """`<task>/<doc_id>`, the id in URLs and tables."""
         return f"{self.task}/{self.doc_id}"
 
-    @property
-    def has_acc_norm(self) -> bool:
-        """False where all choices share one continuation: there is no length to divide by.
-
-        lm-eval reports no `acc_norm` for winogrande for this reason.
-        """
-        return len(set(self.continuations)) > 1
-
     def context(self, choice: int) -> str:
         """The text in front of choice number `choice`."""
         return self.contexts[choice] if len(self.contexts) > 1 else self.contexts[0]
@@ -58,6 +50,17 @@ class Item:
         """The item's part of a run's record: `ITEM_FIELDS`, tuples as lists."""
         fields = {name: getattr(self, name) for name in ITEM_FIELDS}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+
+def choice_lengths(continuations: Sequence[str]) -> list[int] | None:
+    """What `acc_norm` divides the choices' scores by: characters, without the leading space.
+
+    None where all choices share one continuation; lm-eval reports no `acc_norm` for winogrande for
+    this reason. There `acc` stands in (`runs.metrics.outcomes`).
+    """
+    if len(set(continuations)) == 1:
+        return None
+    return [max(len(text.removeprefix(" ")), 1) for text in continuations]
 
 
 def family_of(task: str) -> str:

@@ -16,6 +16,7 @@ from bidir_core.common.launch import ProcessLost
 from bidir_core.common.progress import Progress, logging_to, terminable
 from bidir_core.common.settings import to_json
 from bidir_core.data.answer_positions import answer_positions, one_sided_sentences
+from bidir_core.data.chat import CHAT_DATE
 from bidir_core.data.encoding import EncodedItem, Encoder, check_lengths
 from bidir_core.data.items import Item, data_fingerprint
 from bidir_core.data.order_tasks import ORDER_TASKS
@@ -62,7 +63,7 @@ def evaluate(
     items = read_items(config)
     encoded, bos_added = encode(config, plan, items)
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
-    facts = run_facts(loaded, items, bos_added, regime)
+    facts = run_facts(loaded, items, bos_added, regime, CHAT_DATE if config.chat_template else None)
     facts["batch_tokens"] = config.batch_tokens or auto_batch_tokens(loaded.device)
 
     def begin() -> RunWriter:
@@ -112,7 +113,7 @@ def resume(
     plan = loaded or preflight(config, regime)
     items = read_items(config)
     check_same(run, "data_fingerprint", data_fingerprint(items), "the benchmark data")
-    encoded, _ = encode(config, plan, items)
+    encoded, _ = encode(config, plan, items, chat_date_of(run))
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
     check_same(run, "model_fingerprint", loaded.fingerprint, "the model")
     before = run.status.get("cost")
@@ -184,8 +185,21 @@ def preflight(config: EvalConfig, regime: Regime) -> loading.Preflight:
     return plan
 
 
+def chat_date_of(run: Run) -> str:
+    """The date that a run's chat template was told.
+
+    Runs that do not record it told the day on which they ran.
+    """
+    if recorded := run.config.get("chat_date"):
+        return str(recorded)
+    return f"{run.created:%Y-%m-%d}" if run.created else CHAT_DATE
+
+
 def encode(
-    config: EvalConfig, loaded: LoadedModel | loading.Preflight, items: Sequence[Item]
+    config: EvalConfig,
+    loaded: LoadedModel | loading.Preflight,
+    items: Sequence[Item],
+    chat_date: str = CHAT_DATE,
 ) -> tuple[list[EncodedItem], bool]:
     """Tokenise the items as the config says; also whether a BOS stands in front of them."""
     encoder = Encoder(
@@ -193,6 +207,7 @@ def encode(
         bos=config.bos,  # type: ignore[arg-type]
         # Without a context there is no turn to wrap: the floor stands behind the BOS token alone.
         chat_template=config.chat_template and config.context != "none",
+        chat_date=chat_date,
     )
     encoded = encoder.encode(items)
     bos_added = encoder.bos_added(encoded)
@@ -213,7 +228,11 @@ def regime_warning(record: Mapping[str, Any] | None, regime: Regime) -> str | No
 
 
 def run_facts(
-    loaded: LoadedModel, items: Sequence[Item], bos_added: bool, regime: Regime
+    loaded: LoadedModel,
+    items: Sequence[Item],
+    bos_added: bool,
+    regime: Regime,
+    chat_date: str | None = None,
 ) -> dict[str, Any]:
     """What stands beside the settings in a run's ``config.json``."""
     warning = regime_warning(loaded.training_record, regime)
@@ -224,6 +243,7 @@ def run_facts(
         "tokenizer_fingerprint": loaded.tokenizer_fingerprint,
         "data_fingerprint": data_fingerprint(items),
         "bos_added": bos_added,
+        **({"chat_date": chat_date} if chat_date else {}),
         "dtype": loaded.dtype,
         "attention": loaded.implementation,
         **({"fused_kernels": list(loaded.fused)} if loaded.fused else {}),
@@ -232,7 +252,11 @@ def run_facts(
         **({"adapter": loaded.adapter} if loaded.adapter else {}),
         "training_record": loaded.training_record,
         "answer_positions": positions,
-        "warnings": [*([warning] if warning else []), *one_sided_sentences(positions)],
+        "warnings": [
+            *([warning] if warning else []),
+            *getattr(loaded, "notes", ()),  # a model of one's own has none
+            *one_sided_sentences(positions),
+        ],
     }
 
 

@@ -28,7 +28,7 @@ from bidir_core.evaluate.packing import (
 )
 from bidir_core.evaluate.patching import Patch
 from bidir_core.models import fused
-from bidir_core.models.attention import Handle
+from bidir_core.models.attention import Handle, rope_switch
 from bidir_core.models.attention_split import SPLIT_FROM_TOKENS, without_plans
 from bidir_core.models.layout import PADDING, Layout, send
 from bidir_core.regimes import Regime
@@ -142,6 +142,7 @@ class Scorer:
     def __init__(self, model: Any, handle: Handle, plan: ScoringPlan):
         self.model, self.handle, self.regime, self.plan = model, handle, plan.regime, plan
         self.device = next(model.parameters()).device
+        self.switch = rope_switch(model.config)
         self.cost = Cost()
 
     def score(self, items: Sequence[int]) -> list[ItemScore]:
@@ -188,7 +189,15 @@ class Scorer:
             raise unable
 
     def begin(self, items: Sequence[int]) -> Callable[[], list[ItemScore]]:
-        """Give a batch, or some items of one, to the device; what comes back waits for the scores."""
+        """Give a batch, or some items of one, to the device; what comes back waits for the scores.
+
+        Where the model reads long sequences with other rotary frequencies, it does so with all that
+        shares their pass: long items and short ones are run apart. An item's longest choice decides.
+        """
+        long = [i for i in items if self._switches(i)]
+        if 0 < len(long) < len(items):
+            parts = [self.begin(long), self.begin([i for i in items if i not in long])]
+            return lambda: [score for part in parts for score in part()]
         try:
             return self._begin(items)
         except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -207,6 +216,9 @@ class Scorer:
         middle = len(items) // 2
         scores = [*self.score(items[:middle]), *self.score(items[middle:])]
         return lambda: scores
+
+    def _switches(self, item: int) -> bool:
+        return self.switch is not None and self.plan.encoded[item].longest > self.switch
 
     def _begin(self, items: Sequence[int]) -> Callable[[], list[ItemScore]]:
         owners = [(i, segment) for i in items for segment in self.plan.segments[i]]

@@ -21,6 +21,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.evaluate.scoring import gather_before_head
 from bidir_core.explain.observe import watching
 from bidir_core.explain.variants import decoder_layers
+from bidir_core.models.attention import rope_switch
 from bidir_core.models.attention_split import without_plans
 from bidir_core.models.layout import Layout
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
@@ -85,7 +86,8 @@ def measure(
     model = _Model(loaded)
     budget = batch_tokens or BATCH_TOKENS.get(loaded.device.type, 256)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    for batch in _batches(order, [len(ids) + positions - 1 for ids in prompts], budget):
+    lengths = [len(ids) + positions - 1 for ids in prompts]
+    for batch in _batches(order, lengths, budget, rope_switch(loaded.model.config)):
         try:
             with torch.inference_mode(), without_plans(loaded.device):
                 found = model.measure([prompts[i] for i in batch], positions, advance)
@@ -97,11 +99,18 @@ def measure(
         yield from zip(batch, found, strict=True)
 
 
-def _batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Prompts in ``order`` (by length), as many as fit when padded to the longest."""
+def _batches(
+    order: Sequence[int], lengths: Sequence[int], budget: int, switch: int | None
+) -> Iterator[list[int]]:
+    """Prompts in ``order`` (by length), as many as fit when padded to the longest.
+
+    Those longer than ``switch`` are apart, since they change how the whole batch is read.
+    """
     batch: list[int] = []
     for index in order:
-        if batch and (len(batch) + 1) * lengths[index] > budget:
+        full = (len(batch) + 1) * lengths[index] > budget
+        crosses = switch is not None and batch and lengths[batch[0]] <= switch < lengths[index]
+        if batch and (full or crosses):
             yield batch
             batch = []
         batch.append(index)

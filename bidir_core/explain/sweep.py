@@ -25,6 +25,7 @@ from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.common.progress import Progress, logging_to, terminable
 from bidir_core.common.settings import to_json
+from bidir_core.data.chat import CHAT_DATE
 from bidir_core.data.encoding import EncodedItem
 from bidir_core.data.items import Item, data_fingerprint
 from bidir_core.evaluate import evaluate
@@ -71,7 +72,7 @@ def run_lab(config: LabConfig) -> Path:
         root=config.runs_dir,
         name=config.name,
         **{
-            **evaluate.run_facts(loaded, items, bos_added, CAUSAL),
+            **evaluate.run_facts(loaded, items, bos_added, CAUSAL, CHAT_DATE),
             "kind": "lab",
             "batch_tokens": config.batch_tokens or auto_batch_tokens(loaded.device),
             "points": [point.to_json(prompts.usual) for point in points],
@@ -104,7 +105,9 @@ def resume_lab(
         attn=run.config.get("attention") or config.attn,
         batch_tokens=run.config.get("batch_tokens") or config.batch_tokens,
     )
-    prompts = Prompts(config, evaluate.preflight(config.evaluation(), CAUSAL))
+    prompts = Prompts(
+        config, evaluate.preflight(config.evaluation(), CAUSAL), evaluate.chat_date_of(run)
+    )
     items, _, _ = prompts.of(prompts.usual)
     evaluate.check_same(run, "data_fingerprint", data_fingerprint(items), "the benchmark data")
     loaded = loading.load_weights(prompts.loaded)  # type: ignore[arg-type]
@@ -179,7 +182,13 @@ def _run_point(
                 LAB,
                 to_json(config),
                 folder=run.path,
-                **evaluate.run_facts(loaded, items, bos_added, regime),
+                **evaluate.run_facts(
+                    loaded,
+                    items,
+                    bos_added,
+                    regime,
+                    prompts.chat_date if config.chat_template else None,
+                ),
                 texts=texts,
             ),
             None,
@@ -358,8 +367,13 @@ def measure_attention(folder: Path, prompts: Prompts, loaded: LoadedModel) -> No
 class Prompts:
     """The items of one model, encoded once per prompt condition."""
 
-    def __init__(self, config: LabConfig, loaded: LoadedModel | loading.Preflight):
-        self.config, self.loaded = config, loaded
+    def __init__(
+        self,
+        config: LabConfig,
+        loaded: LoadedModel | loading.Preflight,
+        chat_date: str = CHAT_DATE,
+    ):
+        self.config, self.loaded, self.chat_date = config, loaded, chat_date
         self.usual = condition_of(config)
         self._items: dict[str, list[Item]] = {}  # by context: nothing else changes them
         self._made: dict[Condition, tuple[list[Item], list[EncodedItem], bool]] = {}
@@ -378,7 +392,10 @@ class Prompts:
             if condition.context not in self._items:
                 self._items[condition.context] = evaluate.read_items(config)
             items = self._items[condition.context]
-            self._made[condition] = (items, *evaluate.encode(config, self.loaded, items))
+            self._made[condition] = (
+                items,
+                *evaluate.encode(config, self.loaded, items, self.chat_date),
+            )
         return self._made[condition]
 
     def plan(self, point: Point, loaded: LoadedModel) -> ScoringPlan:

@@ -351,7 +351,8 @@ def _read(config: WhyConfig, reading: Any, plan: Any, run: Run | None) -> tuple[
         )
     if not items:
         raise UserError(f"there is no item {name_of(config.task)}/{config.doc_id}")
-    encoded, bos_added = evaluate.encode(reading, plan, items)
+    told = (evaluate.chat_date_of(run),) if run is not None else ()
+    encoded, bos_added = evaluate.encode(reading, plan, items, *told)
     if encoded[0].error is not None:
         raise UserError(f"item {items[0].item_id} cannot be scored: {encoded[0].error}")
     if run is not None:

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from bidir_core.common.errors import UserError
+from bidir_core.data.items import choice_lengths
 from bidir_core.regimes import CAUSAL, Regime
 
 if TYPE_CHECKING:
@@ -33,10 +34,8 @@ class Measure:
 
     def __init__(self, encoded: EncodedItem, metric: str):
         texts = encoded.item.continuations
-        by_length = metric == "acc_norm" and encoded.item.has_acc_norm
-        self.weights = [
-            1.0 / max(len(text.removeprefix(" ")), 1) if by_length else 1.0 for text in texts
-        ]
+        lengths = choice_lengths(texts) if metric == "acc_norm" else None
+        self.weights = [1.0 / length for length in lengths or [1] * len(texts)]
 
     def scores(self, ll: Sequence[float]) -> list[float]:
         return [value * weight for value, weight in zip(ll, self.weights, strict=True)]

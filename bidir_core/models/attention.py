@@ -296,6 +296,20 @@ Implementation = Literal["sdpa", "eager", "flex", "split"]
 SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
+def rope_switch(config: Any) -> int | None:
+    """The length in tokens beyond which a pass is read with other rotary frequencies, all of it.
+
+    None for models without one. "longrope" is the only kind: "dynamic" frequencies change beyond
+    the model's window, where nothing is run.
+    """
+    given = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [given, *(kind for kind in given.values() if isinstance(kind, dict))]  # by layer type
+    return next(
+        (k["original_max_position_embeddings"] for k in kinds if k.get("rope_type") == "longrope"),
+        None,
+    )
+
+
 def choose_implementation(
     config: Any, requested: str = "auto", device_type: str = "cpu"
 ) -> Implementation:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from bidir_core.common.errors import UserError
-from bidir_core.models.source import auto_class
+from bidir_core.models.source import auto_class, quiet, reason
 from bidir_core.models.weight_files import (
     check_weights,
     fingerprint_tensors,
@@ -60,6 +61,11 @@ def open_checkpoint(path: str) -> Checkpoint:
     record_file = folder / TRAINING_RECORD
     record = read_json(record_file, "training record") if record_file.is_file() else None
     if (folder / "adapter_config.json").is_file():
+        if any(folder.glob("model*.safetensors*")) or any(folder.glob("pytorch_model*.bin*")):
+            raise UserError(
+                f"checkpoint '{path}' holds a whole model and a LoRA adapter; move one of them into "
+                "a folder of its own (of merged weights, adapter_config.json is left over)"
+            )
         kind = read_json(folder / "adapter_config.json", "adapter").get("peft_type")
         if kind != "LORA":
             raise UserError(f"checkpoint '{path}' is a {kind} adapter; only LoRA ones are taken")
@@ -104,24 +110,80 @@ def check_fits(checkpoint: Checkpoint, config: Any, model: str) -> Any:
 
 
 def _check_adapter_fits(checkpoint: Checkpoint, config: Any, model: str) -> None:
-    """Compare the adapter's tensors with the model's modules, built without memory for weights."""
-    with torch.device("meta"):
-        modules = dict(auto_class(config).from_config(config).named_modules())
-    for tensor in read_tensors(checkpoint.folder / ADAPTER_FILE):
-        name = tensor.name.removeprefix("base_model.model.")
-        target, _, part = name.partition(".lora_")
-        if not part:
-            continue  # a module saved whole: peft checks its shape
-        weight = getattr(modules.get(target), "weight", None)
-        side = tensor.shape[1 if part.startswith(("A", "embedding_B")) else 0]
-        if part.startswith("embedding"):
-            side = max(tensor.shape)
-        if weight is None or side not in weight.shape:
-            what = "does not have" if weight is None else f"has as {tuple(weight.shape)}"
+    """Compare the adapter's tensors with those that its settings ask for in the model.
+
+    peft leaves out what does not fit, and starts what is missing at no effect, with a warning at
+    most. Nothing here takes memory for weights.
+    """
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+    where = f"checkpoint '{checkpoint.folder}'"
+    other = f"{where} is of another architecture than '{model}': it"
+    try:
+        with quiet():
+            settings = LoraConfig.from_pretrained(str(checkpoint.folder))
+            settings.init_lora_weights = True  # the others compute from weights, which are not here
+            settings.base_model_name_or_path = None
+            with torch.device("meta"):
+                adapted = get_peft_model(auto_class(config).from_config(config), settings)
+    except ValueError as error:
+        raise UserError(f"{other} cannot be applied: {reason(error)}") from error
+    except Exception as error:  # a malformed file raises many kinds
+        raise UserError(
+            f"{where}: its adapter_config.json cannot be used: {reason(error)}"
+        ) from error
+    if getattr(settings, "alora_invocation_tokens", None):
+        raise UserError(f"{where} works from an invocation's tokens on (aLoRA), which is not taken")
+    wanted = _shapes(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    known = _shapes(adapted.state_dict()) | wanted  # embeddings may be saved whole beside
+    held = {tensor.name: tensor.shape for tensor in read_tensors(checkpoint.folder / ADAPTER_FILE)}
+    for name, shape in held.items():
+        if known.get(name) == shape:
+            continue
+        bare = name.replace("_orig_mod.", "").replace("module.", "")
+        if name not in known and bare in known:
             raise UserError(
-                f"checkpoint '{checkpoint.folder}' is of another architecture than '{model}': it "
-                f"adapts {target} by {tensor.shape}, which the model {what}; give its base model"
+                f"{where} names its tensors as a wrapped model does ({name}); rename them to "
+                f"such as {bare}"
             )
+        has = "does not have" if name not in known else f"has as {known[name]}"
+        resized = name.endswith(("embed_tokens.weight", "lm_head.weight"))
+        raise UserError(
+            f"{other} adapts {name.removeprefix('base_model.model.').partition('.lora_')[0]} by "
+            f"{shape}, which the model {has}; give its base model"
+            + (", with the tokens that were added to it" if resized and name in known else "")
+        )
+    if lost := sorted(wanted.keys() - held.keys()):
+        raise UserError(
+            f"{where} is not whole: {len(lost)} of the {len(wanted)} tensors that its "
+            f"adapter_config.json asks for are missing, such as {lost[0]}; copy it again"
+        )
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def adapter_note(checkpoint: Checkpoint, name: str) -> str | None:
+    """A sentence for an adapter that was recorded with another base model than ``name``.
+
+    None where the weights were recorded too (:func:`apply_adapter` compares them), and where the
+    last parts of the two names agree: a hub's model may lie in a folder.
+    """
+    if (checkpoint.record or {}).get("base_fingerprint"):
+        return None
+    settings = read_json(checkpoint.folder / "adapter_config.json", "adapter")
+    base = str(settings.get("base_model_name_or_path") or "")
+    given = Path(name).expanduser()
+    if given.is_dir():
+        given = given.resolve()
+    cached = f"models--{base.replace('/', '--')}"
+    if not base or Path(base).name.lower() == given.name.lower() or cached in given.parts:
+        return None
+    return (
+        f"the adapter names '{base[:200]}' as its base model and is applied to '{name}'; that they "
+        "have the same weights was not checked"
+    )
 
 
 def apply_adapter(
@@ -132,7 +194,7 @@ def apply_adapter(
     ``adapter``: ``merged`` adds the low-rank products to the weights, each sum taken in float32 and
     rounded once to the model's format; ``beside`` leaves peft's layers beside them. What shares its
     weight with another module (a tied embedding) or is held in 8 bits cannot take a sum of its own,
-    so such an adapter stays beside whatever was asked for.
+    so such an adapter stays beside whatever was asked for, as does one with biases of its own.
     """
     from peft import PeftModel
 
@@ -169,8 +231,14 @@ def _can_merge(adapted: Any) -> bool:
     for module in adapted.modules():
         for weight in module.parameters(recurse=False):
             uses[id(weight)] += 1
-    weights = [layer.get_base_layer().weight for layer in _adapted_layers(adapted)]
-    return all(uses[id(w)] == 1 and w.is_floating_point() and w.element_size() > 1 for w in weights)
+    layers = _adapted_layers(adapted)
+    if any(any(getattr(layer, "lora_bias", {}).values()) for layer in layers):
+        return False  # the base layer may have no bias to take it
+    weights = [getattr(layer.get_base_layer(), "weight", None) for layer in layers]
+    return all(
+        w is not None and uses[id(w)] == 1 and w.is_floating_point() and w.element_size() > 1
+        for w in weights
+    )
 
 
 def _merged(adapted: Any) -> Any:

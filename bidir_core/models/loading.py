@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.progress import LOG
 from bidir_core.models import devices, fused
 from bidir_core.models.attention import (
     Handle,
@@ -23,7 +24,13 @@ from bidir_core.models.attention import (
     install,
     own_implementation,
 )
-from bidir_core.models.checkpoint import Checkpoint, apply_adapter, check_fits, open_checkpoint
+from bidir_core.models.checkpoint import (
+    Checkpoint,
+    adapter_note,
+    apply_adapter,
+    check_fits,
+    open_checkpoint,
+)
 from bidir_core.models.devices import choose_device, choose_dtype
 from bidir_core.models.quantised import (
     ask_for,
@@ -60,7 +67,8 @@ class LoadedModel:
     ``model`` is in eval mode, without gradients, on ``device``; regimes go through ``handle``.
     ``fingerprint`` changes with the weights, the checkpoint or the shape. ``max_length`` is the
     model's window in tokens. ``adapter`` says whether a LoRA checkpoint was merged or stands
-    beside. ``training_record`` is what the checkpoint says of its training; ``fused``, what runs in kernels of :mod:`bidir_core.models.fused`.
+    beside. ``training_record`` is what the checkpoint says of its training; ``fused``, what runs in
+    kernels of :mod:`bidir_core.models.fused`; ``notes`` are sentences that a reader should see.
     """
 
     model: Any
@@ -79,6 +87,7 @@ class LoadedModel:
     adapter: str | None = None
     training_record: dict[str, Any] | None = None
     fused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -206,7 +215,8 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
     opened = plan.checkpoint
     full = opened is not None and opened.kind == "full"
     folder = opened.folder if opened is not None and full else _base_folder(plan)
-    loaded = _read_weights(plan, folder)
+    loaded, unused = _read_weights(plan, folder)
+    notes = [_unused_note(plan.name if not full else str(folder), unused, loaded)]
     if not keep_vision:
         loaded = without_vision(loaded)
     if plan.weights == "native":
@@ -217,6 +227,9 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
         loaded, print_of_weights, adapter = apply_adapter(
             loaded, opened, print_of_weights, plan.name, plan.adapter
         )
+        notes.append(adapter_note(opened, plan.name))
+    for note in filter(None, notes):
+        LOG.warning("note: %s", note)
     loaded.eval().requires_grad_(False)
     handle = install(loaded, plan.implementation)  # type: ignore[arg-type]
     try:
@@ -244,6 +257,7 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
         adapter=adapter,
         training_record=opened.record if opened is not None else None,
         fused=tuple(kernels),
+        notes=tuple(note for note in notes if note),
     )
 
 
@@ -253,8 +267,22 @@ def _base_folder(plan: Preflight) -> Path:
     return fetch_weights(plan.name, plan.source, plan.revision)
 
 
-def _read_weights(plan: Preflight, folder: Path) -> Any:
-    """The model on the CPU, in the wanted dtype, every parameter from the files."""
+def _unused_note(name: str, unused: list[str], model: Any) -> str | None:
+    """A sentence on tensors of the files that the model has no place for; None without any."""
+    if not unused:
+        return None
+    return (
+        f"{len(unused)} tensors in the weights of '{name}' were not used, such as {unused[0]}: its "
+        f"configuration describes a {model.config.model_type} model of "
+        f"{model.config.get_text_config().num_hidden_layers} layers without them"
+    )
+
+
+def _read_weights(plan: Preflight, folder: Path) -> tuple[Any, list[str]]:
+    """The model on the CPU, in the wanted dtype, every parameter from the files.
+
+    Also the names of tensors in the files that it has no place for.
+    """
     config = copy.deepcopy(plan.config)  # a plan can be loaded twice
     fp8 = is_fp8(config)
     ask_for(config, plan.weights)
@@ -284,7 +312,7 @@ def _read_weights(plan: Preflight, folder: Path) -> Any:
         )
     if fp8 and plan.weights == "dequantise":
         loaded = forget_quantisation(loaded, plan.dtype)
-    return loaded
+    return loaded, sorted(info["unexpected_keys"])
 
 
 def _tokenizer_fingerprint(tokenizer: Any) -> str:

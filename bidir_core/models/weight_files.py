@@ -108,7 +108,16 @@ def read_tensors(file: Path) -> list[Tensor]:
 
 
 def check_weights(folder: Path) -> None:
-    """Raise UserError if weights are missing or visibly damaged; reads headers only."""
+    """Raise UserError if weights are missing or visibly damaged; reads headers only.
+
+    An adapter beside a model's weights is refused: transformers would apply it unasked.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} holds a model's weights and an adapter_config.json, which would be applied to "
+            "them; remove it if they are merged, or give the adapter as a checkpoint, from a "
+            "folder of its own"
+        )
     tensors: list[Tensor] = []
     for file in weight_files(folder):
         if file.suffix == ".safetensors":

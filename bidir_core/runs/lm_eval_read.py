@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from bidir_core.common.errors import UserError
-from bidir_core.data.items import Item, hash_doc
+from bidir_core.data.items import Item, choice_lengths, hash_doc
 from bidir_core.data.tasks import TASKS
+from bidir_core.runs.records import unusable
 
 READ_VERSION = "0.4.13"  # of lm-eval: the tests read and write its output
 
@@ -269,6 +270,13 @@ def read_task(output: LmEvalOutput, task: str, name: str) -> TaskSamples:
             f"{name}: the doc_hash of {edited:,} documents is not that of the document logged "
             "beside it; the hash is kept"
         )
+    failed = [sample for sample in ordered if unusable(sample.ll) is not None]
+    if failed:
+        right = sum(sample.acc == 1 for sample in failed)
+        notes.append(
+            f"{name}: {len(failed):,} items have a log-likelihood that is no number; here they are "
+            f"item errors and count as wrong, lm-eval counted {right:,} of them as right"
+        )
     if off := sum(map(_norm_differs, ordered)):
         notes.append(
             f"{name}: acc_norm of {off:,} items is not lm-eval's, which measured the length of the "
@@ -311,7 +319,7 @@ def _sample(record: dict[str, Any], task: str, name: str) -> Sample:
     acc, acc_norm = (float(one) if isinstance(one, int | float) else None for one in scores)
     best = int(np.argmax(ll))
     gold = _gold(record, name, continuations, per_choice, best, acc)
-    if acc is not None and all(map(math.isfinite, ll)) and acc != float(best == gold):
+    if acc is not None and unusable(ll) is None and acc != float(best == gold):
         raise _Bad(
             f"lm-eval counted acc {acc:g}, but its log-likelihoods choose {best} and choice {gold} "
             "is right; the task is not scored by its largest log-likelihood, or the file was changed"
@@ -413,9 +421,9 @@ def _gold(
 
 def _norm_differs(sample: Sample) -> bool:
     """Whether lm-eval's acc_norm is another than that of the logged texts."""
-    if sample.acc_norm is None or not all(map(math.isfinite, sample.ll)):
+    if sample.acc_norm is None or unusable(sample.ll) is not None:
         return False
-    lengths = [max(len(text.removeprefix(" ")), 1) for text in sample.item.continuations]
+    lengths = choice_lengths(sample.item.continuations) or 1
     pred = int(np.argmax(np.array(sample.ll) / lengths))
     return (pred == sample.item.gold) != bool(sample.acc_norm)
 

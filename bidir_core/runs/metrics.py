@@ -71,6 +71,7 @@ def outcomes(table: pa.Table, metric: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _has_norm(table: pa.Table) -> np.ndarray:
+    """Per item whether it has an acc_norm of its own (``data.items.choice_lengths``)."""
     task = table.column("task").to_numpy(zero_copy_only=False)
     has = table.column("correct_norm").is_valid().to_numpy()
     return has & ~np.isin(task.astype(str), list(NO_NORM_TASKS))

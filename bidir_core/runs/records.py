@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import replacing
+from bidir_core.data.items import choice_lengths
 
 _INTS = pa.list_(pa.int32())
 
@@ -84,6 +85,19 @@ _KNOWN = frozenset(RECORD_FIELDS)
 
 _LINES = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
+_INFINITE_LINES = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def unusable(ll: Sequence[float]) -> int | None:
+    """The choice whose log-likelihood leaves an item without a prediction; None if it has one.
+
+    -inf is a choice of no probability, which another can beat; NaN and inf are no log-likelihoods.
+    """
+    for choice, value in enumerate(ll):
+        if math.isnan(value) or value == math.inf:
+            return choice
+    return 0 if max(ll) == -math.inf else None
+
 
 def make_record(
     *,
@@ -111,25 +125,23 @@ def make_record(
     ``pred`` is the argmax of ``ll``; ``pred_norm`` of ``ll`` divided by the choice's characters
     without the leading space (lm-eval ``acc_norm``), null where all choices share one
     continuation (winogrande: lm-eval has no acc_norm there). ``prompt_group`` is what kind of
-    document it is within its task, ``pair_id`` the document that it shares with other items. A NaN or infinite ``ll`` becomes an item error,
-    never an argmax.
+    document it is within its task, ``pair_id`` the document that it shares with other items. An ``ll`` that is :func:`unusable`
+    becomes an item error, never an argmax; a choice at -inf is one that loses.
     """
     if error is None and ll is None:
         raise ValueError(f"{task}/{doc_id}: a record needs ll or an error")
-    if error is None and ll is not None and not all(math.isfinite(value) for value in ll):
-        bad = next(i for i, value in enumerate(ll) if not math.isfinite(value))
+    if error is None and ll is not None and (bad := unusable(ll)) is not None:
         error = f"the log-likelihood of choice {bad} is {ll[bad]}"
     pred = pred_norm = margin = None
     scores: list[float] | None = None
-    has_norm = len(set(continuations)) > 1
+    lengths = choice_lengths(continuations)
     if error is None and ll is not None:
         # Rounded first, so that the stored numbers and the stored prediction cannot disagree.
         scores = np.asarray(ll, dtype=np.float32).tolist()
         pred = scores.index(max(scores))
         others = scores.copy()
         margin = others.pop(gold) - max(others)
-        if has_norm:
-            lengths = (max(len(text.removeprefix(" ")), 1) for text in continuations)
+        if lengths:
             normed = [score / length for score, length in zip(scores, lengths, strict=True)]
             pred_norm = normed.index(max(normed))
     heavy: dict[str, Any] = {
@@ -153,7 +165,7 @@ def make_record(
         "pred": pred,
         "pred_norm": pred_norm,
         "correct": pred == gold,
-        "correct_norm": pred_norm == gold if has_norm else None,
+        "correct_norm": pred_norm == gold if lengths else None,
         "margin": margin,
         "error": error,
         "prompt_group": prompt_group,
@@ -165,7 +177,10 @@ def to_line(record: Mapping[str, Any]) -> bytes:
     """One line of ``items.jsonl``. Unknown fields and NaN raise ValueError: they are bugs."""
     if unknown := record.keys() - _KNOWN:
         raise ValueError(f"not fields of a record: {sorted(unknown)}")
-    return _LINES.encode(record).encode("utf-8", errors="surrogatepass") + b"\n"
+    # A choice at -inf makes its margin infinite too; strict JSON has no name for either.
+    infinite = record.get("ll") is not None and -math.inf in record["ll"]
+    lines = _INFINITE_LINES if infinite else _LINES
+    return lines.encode(record).encode("utf-8", errors="surrogatepass") + b"\n"
 
 
 def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:

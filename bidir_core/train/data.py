@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bidir_core.common.errors import UserError
+from bidir_core.data.chat import CHAT_DATE, ChatTemplate
 from bidir_core.data.items import Item
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
 from bidir_core.train.config import FinetuneConfig
@@ -46,8 +47,13 @@ class TrainingData:
         return digest.hexdigest()
 
 
-def prepare_data(config: FinetuneConfig, tokenizer: Any, max_length: int) -> TrainingData:
-    """Everything between ``--data`` and the first batch. Raises UserError on bad input."""
+def prepare_data(
+    config: FinetuneConfig, tokenizer: Any, max_length: int, rope_switch: int | None = None
+) -> TrainingData:
+    """Everything between ``--data`` and the first batch. Raises UserError on bad input.
+
+    ``rope_switch``: see :func:`bidir_core.models.attention.rope_switch`.
+    """
     if config.max_tokens > max_length:
         raise UserError(
             f"--max-tokens {config.max_tokens}: the model's window holds {max_length}; give at most that"
@@ -70,6 +76,12 @@ def prepare_data(config: FinetuneConfig, tokenizer: Any, max_length: int) -> Tra
         over_long=config.over_long,  # type: ignore[arg-type]
         append_eos=config.append_eos,
     )
+    if rope_switch is not None and (encoded.n_total > rope_switch).any():
+        raise UserError(
+            f"--max-tokens {config.max_tokens}: beyond {rope_switch} tokens this model takes other "
+            "rotary frequencies, for short samples too that share a batch with a long one; give at "
+            f"most {rope_switch}"
+        )
     used = [clean[index] for index in encoded.source.tolist()]
     return TrainingData(encoded, dropped, _report(config, samples, used, encoded, dropped))
 
@@ -120,6 +132,7 @@ def _report(
         "bos_added": encoded.bos_added,
         "eos_appended": config.append_eos,
         "decontaminated": config.decontaminate,
+        **({"chat_date": CHAT_DATE} if config.chat_template else {}),
     }
 
 
@@ -153,25 +166,32 @@ def read_samples(data: str, columns: Columns, tokenizer: Any, chat_template: boo
 
     ``chat_template`` puts prompts and responses into the tokenizer's own chat format.
     """
-    if chat_template and not getattr(tokenizer, "chat_template", None):
-        raise UserError("--chat-template: this tokenizer has no chat template; leave it out")
+    chat = _chat(tokenizer) if chat_template else None
     if data in MIXTURES:
         from bidir_core.data import assets
 
         assets.ensure("eval-data")
         samples = read_mixture(data, assets.mixture_dir())  # type: ignore[arg-type]
-        if chat_template:
-            samples = [_as_chat(sample, tokenizer) for sample in samples]
-        return samples
+        return samples if chat is None else [_as_chat(sample, chat) for sample in samples]
     rows = _hub_rows(data) if data.startswith(HUB) else _jsonl_rows(Path(data).expanduser())
     name = data if data.startswith(HUB) else Path(data).name
     samples = [
-        _sample(row, where, name, index, columns, tokenizer, chat_template)
-        for index, (where, row) in enumerate(rows)
+        _sample(row, where, name, index, columns, chat) for index, (where, row) in enumerate(rows)
     ]
     if not samples:
         raise UserError(f"--data {data}: it holds no samples")
     return without_duplicates(samples)
+
+
+def _chat(tokenizer: Any) -> ChatTemplate:
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError("--chat-template: this tokenizer has no chat template; leave it out")
+    try:
+        return ChatTemplate(tokenizer)
+    except Exception as error:  # templates raise jinja errors of their own making
+        raise UserError(
+            f"--chat-template: this tokenizer's template cannot be used ({error}); leave it out"
+        ) from error
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -215,16 +235,15 @@ def _sample(
     name: str,
     index: int,
     columns: Columns,
-    tokenizer: Any,
-    chat_template: bool,
+    chat: ChatTemplate | None,
 ) -> Sample:
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: not an object with named fields")
     messages = columns.messages or ("messages" if columns.prompt not in row else None)
     if messages and messages in row:
-        if not chat_template:
+        if chat is None:
             raise UserError(f"{where}: a conversation needs --chat-template")
-        return _from_messages(row[messages], where, name, index, tokenizer)
+        return _from_messages(row[messages], where, name, index, chat)
     texts = []
     for column in (columns.prompt, columns.response):
         if not isinstance(row.get(column), str) or not row[column].strip():
@@ -232,13 +251,13 @@ def _sample(
             raise UserError(f"{where}: no text in '{column}' (the fields are: {have})")
         texts.append(row[column])
     prompt, response = texts
-    if not prompt[-1].isspace() and not response[0].isspace() and not chat_template:
+    if not prompt[-1].isspace() and not response[0].isspace() and chat is None:
         response = " " + response  # as the evaluation tasks join context and choice
     sample = Sample(prompt, response, name, index)
-    return _as_chat(sample, tokenizer) if chat_template else sample
+    return sample if chat is None else _as_chat(sample, chat)
 
 
-def _from_messages(messages: Any, where: str, name: str, index: int, tokenizer: Any) -> Sample:
+def _from_messages(messages: Any, where: str, name: str, index: int, chat: ChatTemplate) -> Sample:
     if (
         not isinstance(messages, list)
         or len(messages) < 2
@@ -253,10 +272,8 @@ def _from_messages(messages: Any, where: str, name: str, index: int, tokenizer: 
     if messages[-1]["role"] != "assistant":
         raise UserError(f"{where}: the last message is not the assistant's; nothing to train on")
     try:
-        prompt = tokenizer.apply_chat_template(
-            messages[:-1], tokenize=False, add_generation_prompt=True
-        )
-        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+        prompt = chat.render(messages[:-1])
+        whole = chat.render(messages, prompt=False)
     except Exception as error:  # templates raise jinja errors of their own making
         raise UserError(f"{where}: the chat template refuses it: {error}") from None
     if whole.startswith(prompt):
@@ -268,10 +285,10 @@ def _from_messages(messages: Any, where: str, name: str, index: int, tokenizer: 
     return Sample(prompt, response, name, index)
 
 
-def _as_chat(sample: Sample, tokenizer: Any) -> Sample:
+def _as_chat(sample: Sample, chat: ChatTemplate) -> Sample:
     messages = [
         {"role": "user", "content": sample.prompt},
         {"role": "assistant", "content": sample.response.strip()},
     ]
     where = f"{sample.task} {sample.index}"
-    return _from_messages(messages, where, sample.task, sample.index, tokenizer)
+    return _from_messages(messages, where, sample.task, sample.index, chat)

@@ -16,11 +16,18 @@ from bidir_core.common.launch import told_when_lost
 from bidir_core.common.progress import LOG, logging_to, terminable
 from bidir_core.common.settings import from_json, to_json
 from bidir_core.data.encoding import EncodedItem, Encoder
+from bidir_core.data.items import choice_lengths
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
 from bidir_core.evaluate.processes import PATIENCE, check_connected, on_cpu
 from bidir_core.evaluate.scoring import Scorer, ScoringPlan, plan_scoring
 from bidir_core.models import loading
-from bidir_core.models.attention import Handle, choose_implementation, install, text_decoder
+from bidir_core.models.attention import (
+    Handle,
+    choose_implementation,
+    install,
+    rope_switch,
+    text_decoder,
+)
 from bidir_core.models.devices import forget_peak_memory
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime, parse_regime
@@ -91,7 +98,7 @@ def _finetune(
     )
     # Padded rows of packed samples hold nothing that could be split: ``auto`` is sdpa or eager.
     plan = replace(plan, implementation=choose_implementation(plan.config, config.attn))
-    data = prepare_data(config, plan.tokenizer, plan.max_length)
+    data = prepare_data(config, plan.tokenizer, plan.max_length, rope_switch(plan.config))
     # What is to be spread need not fit on the device first.
     there = replace(plan, device=torch.device("cpu")) if sharded else plan
     forget_peak_memory(plan.device)
@@ -129,6 +136,8 @@ def _finetune(
         return path
     with writer, terminable(), logging_to(writer.path / "log.txt"), lost:
         LOG.info("%s, %s under %s -> %s", config.model, config.objective, regime, writer.id)
+        for note in loaded.notes:
+            LOG.warning("note: %s", note)
         if config.goal.leaky:
             LOG.warning("3A is leaky: its responses are visible to where they are predicted from")
         write_data_report(writer.path, data)
@@ -344,8 +353,7 @@ def _judge(item: Any, ll: np.ndarray) -> tuple[float, float, float]:
     """Right, right by length-normalised score, and the probability at the gold choice."""
     right = float(ll.argmax() == item.gold)
     norm = right  # lm-eval has no acc_norm where choices share one continuation
-    if item.has_acc_norm:
-        length = np.array([max(1, len(text) - 1) for text in item.continuations])
-        norm = float((ll / length).argmax() == item.gold)
+    if lengths := choice_lengths(item.continuations):
+        norm = float((ll / np.array(lengths)).argmax() == item.gold)
     probability = np.exp(ll - ll.max())
     return right, norm, float(probability[item.gold] / probability.sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,7 +75,7 @@ def choices(
     if record["contexts"] and len(record["contexts"]) > 1:
         texts = distinct_ends(record["contexts"])
     totals = [ll for run in (a, b) if run and run["ll"] is not None for ll in run["ll"]]
-    widest = max((-ll for ll in totals), default=1.0) or 1.0
+    widest = max((-ll for ll in totals if ll > -math.inf), default=1.0) or 1.0
     rows = []
     for choice, text in enumerate(texts):
         marks = [span("gold", "✓ right answer")] if choice == record["gold"] else []
@@ -107,7 +108,7 @@ def choices(
 def _bar(value: float | None, widest: float, colour: str) -> Html:
     if value is None:
         return Html(fmt.NONE)
-    width = max(1.0, 100 * -value / widest)
+    width = min(100.0, max(1.0, 100 * -value / widest))
     bar = span(f"b-bar b-{colour}", style=f"width:{width:.1f}%")
     return div("b-cellbar", div("track", bar), span("b-num", fmt.number(value)))
 

@@ -443,3 +443,15 @@ def test_the_subject_of_the_sentence(tmp_path):
         (tuned, base, f"'{base.id}' against '{tuned.id}' "),
     ):
         assert compare(a, b).sentence.startswith(start)
+
+
+def test_recorded_prompts_are_compared_for_every_pair(tmp_path):
+    """Not only an imported run's: a chat template may have written the prompts of two days."""
+    items = spread_items(60, ("piqa", "winogrande"))
+    a = make_run(tmp_path, items=items, seed=1)
+    dated = [{**item, "contexts": [f"26 Jul\n{t}" for t in item["contexts"]]} for item in items]
+    b = make_run(tmp_path, STAGE2, items=dated, seed=2, regime="bidirectional")
+    with pytest.raises(UserError, match=r"the prompt of .* differ"):
+        compare(a, b)
+    short = make_run(tmp_path, STAGE2, items=dated, seed=2, regime="bidirectional", texts=False)
+    assert compare(a, short).macro.n == 60  # nothing was kept that could be compared

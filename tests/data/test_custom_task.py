@@ -11,10 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bidir_core.analyse.compare import compare
 from bidir_core.common.errors import UserError
 from bidir_core.data.custom import MAX_LINE_BYTES, read_custom_task
-from bidir_core.data.items import chance
+from bidir_core.data.items import chance, choice_lengths
 from bidir_core.data.tasks import check_selection, load_items
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.evaluate import evaluate
+from bidir_core.runs.run import Run
 
 GOOD = {"contexts": ["The capital of France is"], "continuations": [" Paris", " Rome"], "gold": 0}
 
@@ -34,7 +38,7 @@ def test_one_context_many_continuations(tmp_path):
     assert item.contexts == ("The capital of France is",)
     assert item.continuations == (" Paris", " Rome")
     assert item.gold == 0
-    assert item.has_acc_norm
+    assert choice_lengths(item.continuations)
 
 
 @pytest.mark.parametrize("continuations", [[" was broke."], [" was broke.", " was broke."]])
@@ -44,7 +48,7 @@ def test_context_per_choice_with_a_shared_continuation(continuations, tmp_path):
     assert item.contexts == ("so Ann", "so Bea")
     assert item.continuations == (" was broke.", " was broke.")
     assert [item.context(k) for k in range(2)] == ["so Ann", "so Bea"]
-    assert not item.has_acc_norm
+    assert choice_lengths(item.continuations) is None
 
 
 def test_both_ways_of_sharing_a_continuation_give_the_same_item(tmp_path):
@@ -235,3 +239,31 @@ def test_two_orders_of_a_users_documents_share_their_fold_and_sample(tmp_path):
         ids = [[i.pair_id for i in load_items([path], **options)] for path in (first, last)]
         assert ids[0] == ids[1]
         assert 0 < len(ids[0]) < 40
+
+
+def test_a_file_of_both_kinds_gives_one_accuracy_everywhere(tmp_path, tiny_folder, runs_dir):
+    """One context with several choices, and a context per choice: the docstring's two examples."""
+    lines = [
+        line
+        for i in range(20)
+        for line in (
+            {"contexts": [f"Is {i} even?"], "continuations": [" yes", " no, it is odd"], "gold": i % 2},
+            {"contexts": [f"{i} is odd, so", f"{i} is even, so"], "continuations": [" go."], "gold": i % 2},
+        )
+    ]  # fmt: skip
+    path = write(tmp_path / "both.jsonl", *lines)
+    a, b = (
+        Run(
+            evaluate(EvalConfig(model=str(tiny_folder), tasks=(path,), regime=regime, device="cpu"))
+        )
+        for regime in ("causal", "bidirectional")
+    )
+    result = compare(a, b, metric="acc_norm")
+    items = a.items(["correct", "correct_norm"])
+    one_by_one = (
+        items["correct_norm"].astype(object).where(items["correct_norm"].notna(), items["correct"])
+    )
+    assert items["correct_norm"].isna().sum() == 20
+    for own in (a.metrics["tasks"]["both"]["acc_norm"], result.tasks[0].acc_a, result.macro.acc_a):
+        assert own == pytest.approx(one_by_one.astype(float).mean())
+    assert result.macro.acc_b == pytest.approx(b.metrics["macro"]["acc_norm"])

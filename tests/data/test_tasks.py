@@ -26,6 +26,7 @@ from bidir_core.data.items import (
     Item,
     ItemList,
     chance,
+    choice_lengths,
     data_fingerprint,
     hash_doc,
     indented,
@@ -383,7 +384,7 @@ def test_record_is_json_and_names_the_item_fields(folder: Path) -> None:
     assert tuple(record) == ITEM_FIELDS
     assert record["contexts"] == ["Ann paid Bea 0 times, so Ann", "Ann paid Bea 0 times, so Bea"]
     assert record["continuations"] == [" was broke."] * 2
-    assert not item.has_acc_norm
+    assert choice_lengths(item.continuations) is None
 
 
 def test_chance_and_fingerprint() -> None:

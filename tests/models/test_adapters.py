@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
+from bidir_core.common.errors import UserError
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.evaluate import evaluate
 from bidir_core.models import loading
 from bidir_core.models.layout import Layout
 from bidir_core.regimes import CAUSAL
+from bidir_core.runs.run import Run
 from tests.tiny_models import save_tiny_model
 
 IDS = torch.arange(5, 25)[None]
 
 
-def adapter(folder: Path, model: Path, targets: list[str], scale: float = 0.05) -> Path:
-    """A LoRA adapter with random values in both factors."""
+def adapter(
+    folder: Path, model: Path, targets: list[str], scale: float = 0.05, **settings: Any
+) -> Path:
+    """A LoRA adapter with random values in everything that it trains."""
     base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    config = peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
+    config = peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", **settings)
     adapted = peft.get_peft_model(base, config)
     torch.manual_seed(3)
-    for name, weight in adapted.named_parameters():
-        if "lora_" in name:
-            weight.data = torch.randn_like(weight) * scale
+    for weight in adapted.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data + torch.randn_like(weight) * scale
     adapted.save_pretrained(folder)
+    return folder
+
+
+def tied_model(folder: Path) -> Path:
+    """A model whose output head is its embedding."""
+    save_tiny_model(folder, "llama")
+    config = transformers.AutoConfig.from_pretrained(folder, tie_word_embeddings=True)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
 
@@ -65,11 +83,180 @@ def test_merged_is_peft_unmerged(tmp_path: Path, tiny_folder: Path, dtype: str) 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_tied_embedding_is_never_merged(tmp_path: Path, target: str, dtype: str) -> None:
-    model = save_tiny_model(tmp_path / "model", "llama")
-    config = transformers.AutoConfig.from_pretrained(model, tie_word_embeddings=True)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    model = tied_model(tmp_path / "model")
     folder = adapter(tmp_path / "adapter", model, [target, "q_proj"], scale=0.3)
     logits, how = ours(model, folder, dtype=dtype)
     assert how == "beside"
     reference = by_peft(model, folder, getattr(torch, dtype))
     assert torch.allclose(logits, reference, atol=1e-4 if dtype == "float32" else 0.1)
+
+
+KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
+    # settings, and how the adapter stands in a tied and in an untied model
+    "rslora": ({"use_rslora": True}, "merged", "merged"),
+    "dora": ({"use_dora": True}, "merged", "merged"),
+    "head saved": ({"modules_to_save": ["lm_head"]}, "merged", "merged"),
+    "embedding saved": ({"modules_to_save": ["embed_tokens"]}, "merged", "merged"),
+    "both tied": (
+        {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        "merged",
+        "merged",
+    ),
+    "tokens": ({"trainable_token_indices": [5, 6, 7]}, "beside", "merged"),
+    "biases": ({"lora_bias": True}, "beside", "beside"),
+    "ranks": ({"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 32}}, "merged", "merged"),
+    "one layer": ({"layers_to_transform": [1]}, "merged", "merged"),
+    "pissa": ({"init_lora_weights": "pissa"}, "merged", "merged"),
+}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_adapter_is_as_peft_runs_it(
+    tmp_path: Path, tiny_folder: Path, kind: str, tied: bool
+) -> None:
+    settings, when_tied, when_untied = KINDS[kind]
+    model = tied_model(tmp_path / "model") if tied else tiny_folder
+    folder = adapter(tmp_path / "adapter", model, ["q_proj", "down_proj"], scale=0.1, **settings)
+    reference = by_peft(model, folder, torch.float32)
+    logits, how = ours(model, folder, dtype="float32")
+    assert how == (when_tied if tied else when_untied)
+    assert torch.allclose(logits, reference, atol=1e-4)
+    plain = causal_logits(loading.load(str(model), device="cpu", dtype="float32"))
+    assert not torch.allclose(logits, plain, atol=1e-2)
+
+
+def damaged(folder: Path, how: str) -> Path:
+    """The adapter's file without some of its tensors."""
+    file = folder / "adapter_model.safetensors"
+    held = load_file(file)
+    keep = {
+        "no tensors": lambda name: False,
+        "half the layers": lambda name: "layers.0." in name or "layers.1." in name,
+        "lora_A only": lambda name: "lora_A" in name,
+        "without its head": lambda name: "lm_head" not in name,
+        "without magnitudes": lambda name: "magnitude" not in name,
+        "a tensor of no size": lambda name: True,
+        "of a compiled model": lambda name: True,
+        "of another kind": lambda name: True,
+    }[how]
+    left = {name: tensor for name, tensor in held.items() if keep(name)}
+    if how == "a tensor of no size":
+        left[next(iter(left))] = torch.zeros(0)
+    if how == "of a compiled model":
+        left = {
+            name.replace("model.layers", "_orig_mod.model.layers"): t for name, t in left.items()
+        }
+    if how == "of another kind":
+        left["base_model.model.model.layers.0.self_attn.q_proj.extra.weight"] = torch.ones(2)
+    save_file(left, file)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no tensors", r"not whole: 25 of the 25 tensors .* missing, such as .*lm_head"),
+        ("half the layers", r"not whole: 13 of the 25 .* such as .*lm_head"),
+        ("lora_A only", r"not whole: 17 of the 25"),
+        (
+            "without its head",
+            r"not whole: 1 of the 25 .* such as base_model\.model\.lm_head\.weight",
+        ),
+        ("without magnitudes", r"not whole: 8 of the 25 .* such as .*magnitude"),
+        ("a tensor of no size", r"\(0,\), which the model has as \("),
+        ("of a compiled model", r"names its tensors as a wrapped model does"),
+        ("of another kind", r"q_proj\.extra\.weight by \(2,\), which the model does not have"),
+    ],
+)
+def test_an_adapter_that_is_not_whole_is_refused(
+    tmp_path: Path, tiny_folder: Path, how: str, message: str
+) -> None:
+    folder = adapter(
+        tmp_path / "adapter",
+        tiny_folder,
+        ["q_proj", "down_proj"],
+        use_dora=True,
+        modules_to_save=["lm_head"],
+    )
+    loading.preflight(str(tiny_folder), checkpoint=str(folder), device="cpu")  # whole, it is taken
+    with pytest.raises(UserError, match=message):
+        loading.preflight(str(tiny_folder), checkpoint=str(damaged(folder, how)), device="cpu")
+
+
+def test_an_adapter_for_added_tokens_needs_the_base_with_them(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    base = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder)
+    base.resize_token_embeddings(base.config.vocab_size + 3)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(base, config).save_pretrained(
+        tmp_path / "adapter", save_embedding_layers=True
+    )
+    with pytest.raises(UserError, match=r"with the tokens that were added to it"):
+        loading.preflight(str(tiny_folder), checkpoint=str(tmp_path / "adapter"), device="cpu")
+
+
+def test_embeddings_saved_beside_an_adapter_are_applied(tmp_path: Path, tiny_folder: Path) -> None:
+    base = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(base, config)
+    base.get_input_embeddings().weight.data += 0.3
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    logits, _ = ours(tiny_folder, tmp_path / "adapter", dtype="float32")
+    with torch.no_grad():
+        assert torch.allclose(logits, adapted.eval()(IDS).logits, atol=1e-4)
+
+
+def test_an_adapter_left_over_in_a_models_folder_is_refused(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    """transformers would add it to the weights once more, unasked."""
+    both = tmp_path / "both"
+    shutil.copytree(tiny_folder, both)
+    adapter(both, tiny_folder, ["q_proj"])
+    with pytest.raises(UserError, match=r"would be applied to them; remove it if they are merged"):
+        loading.preflight(str(both), device="cpu")
+    with pytest.raises(UserError, match="holds a whole model and a LoRA adapter"):
+        loading.preflight(str(tiny_folder), checkpoint=str(both), device="cpu")
+
+
+def test_an_adapter_of_a_base_by_another_name_is_remarked_on(
+    tmp_path: Path, tiny_folder: Path, own_items: Path, runs_dir: Path
+) -> None:
+    folder = adapter(tmp_path / "adapter", tiny_folder, ["q_proj"])
+    assert not loading.load(str(tiny_folder), checkpoint=str(folder), device="cpu").notes
+    settings = folder / "adapter_config.json"
+    named = json.loads(settings.read_text()) | {"base_model_name_or_path": "someone/other-model"}
+    settings.write_text(json.dumps(named))
+    run = Run(
+        evaluate(
+            EvalConfig(
+                model=str(tiny_folder),
+                checkpoint=str(folder),
+                tasks=(str(own_items),),
+                device="cpu",
+            )
+        )
+    )
+    (warning,) = run.config["warnings"]
+    assert "names 'someone/other-model' as its base model" in warning
+    assert warning in (run.path / "log.txt").read_text()
+    named["base_model_name_or_path"] = f"someone/{tiny_folder.name}"  # a folder of the same name
+    settings.write_text(json.dumps(named))
+    assert not loading.load(str(tiny_folder), checkpoint=str(folder), device="cpu").notes
+
+
+def test_tensors_that_a_model_has_no_place_for_are_named(
+    tmp_path: Path, tiny_folder: Path, own_items: Path, runs_dir: Path
+) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(tiny_folder, cut)
+    config = json.loads((cut / "config.json").read_text()) | {"num_hidden_layers": 3}
+    config.pop("layer_types", None)
+    (cut / "config.json").write_text(json.dumps(config))
+    run = Run(evaluate(EvalConfig(model=str(cut), tasks=(str(own_items),), device="cpu")))
+    (warning,) = run.config["warnings"]
+    assert "9 tensors in the weights" in warning
+    assert "model.layers.3." in warning
+    assert warning in (run.path / "log.txt").read_text()

@@ -343,7 +343,7 @@ def test_checkpoints_of_another_architecture(tiny_folder: Path, tmp_path: Path) 
         with pytest.raises(UserError, match=message):
             loading.preflight(str(tiny_folder), checkpoint=str(tmp_path / checkpoint))
     adapter = _adapter(tiny_folder, tmp_path / "adapter")
-    with pytest.raises(UserError, match="which the model does not have"):
+    with pytest.raises(UserError, match=r"another architecture than .* not found"):
         loading.preflight(str(tmp_path / "gpt2"), checkpoint=str(adapter))
     loading.preflight(str(tiny_folder), checkpoint=str(adapter))
 

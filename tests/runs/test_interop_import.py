@@ -146,10 +146,30 @@ def test_a_score_that_is_no_number_is_an_item_error(copy, ours, tmp_path):
         lines[1]["filtered_resps"][0][0] = "nan"
 
     edit_lines(copy, "piqa", break_one)
-    run = Run(import_results(copy, runs_dir=tmp_path).path)
+    done = import_results(copy, runs_dir=tmp_path)
+    (note,) = [note for note in done.notes if note.startswith("piqa: ")]
+    assert "1 items have a log-likelihood that is no number" in note
+    run = Run(done.path)
+    assert note in run.config["imported"]["notes"]
     assert run.metrics["n_errors"] == 1
     assert "log-likelihood of choice 0 is nan" in run.item("piqa", 1)["error"]
     assert compare(run, ours).n_errors == 1
+
+
+def test_a_choice_at_minus_infinity_loses_as_it_does_in_lm_eval(copy, imported, tmp_path):
+    def break_one(lines):
+        answers = [float(one[0]) for one in lines[1]["filtered_resps"]]
+        lines[1]["filtered_resps"][int(np.argmin(answers))][0] = "-inf"
+
+    edit_lines(copy, "piqa", break_one)
+    done = import_results(copy, runs_dir=tmp_path)
+    assert not [note for note in done.notes if "no number" in note]
+    run = Run(done.path)
+    assert run.metrics["n_errors"] == 0
+    assert run.metrics["tasks"]["piqa"]["acc"] == imported.metrics["tasks"]["piqa"]["acc"]
+    assert run.item("piqa", 1)["ll"].count(-np.inf) == 1
+    assert compare(run, imported).macro.delta == 0.0
+    assert len(flips(run, imported)) == run.metrics["n_items"]
 
 
 def test_unknown_limit_split_and_versions_are_noted(copy, tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bidir_core.runs import records
-from bidir_core.runs.metrics import compute_metrics
+from bidir_core.runs.metrics import compute_metrics, outcomes
 from bidir_core.runs.records import make_record
 from tests.factory import make_run
 
@@ -51,14 +51,47 @@ def test_winogrande_has_no_acc_norm():
     assert row["correct_norm"] is None
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_nan_is_an_item_error_never_an_argmax(bad):
-    row = record(ll=[bad, -4.0])
+@pytest.mark.parametrize("ll", [[math.nan, -4.0], [math.inf, -4.0], [-math.inf, -math.inf]])
+def test_nan_is_an_item_error_never_an_argmax(ll):
+    row = record(ll=ll)
     assert row["ll"] is None
     assert row["pred"] is None
     assert row["correct"] is False
     assert "choice 0" in row["error"]
     records.to_line(row)
+
+
+@pytest.mark.parametrize("gold", [0, 1])
+def test_a_choice_of_no_probability_loses_and_the_item_stays(gold, tmp_path):
+    row = record(ll=[-math.inf, -4.0], gold=gold)
+    assert row["error"] is None
+    assert (row["pred"], row["pred_norm"]) == (1, 1)
+    assert (row["correct"], row["correct_norm"]) == (gold == 1, gold == 1)
+    assert row["margin"] == (math.inf if gold else -math.inf)
+    (tmp_path / "items.jsonl").write_bytes(records.to_line(row))
+    (read,), _ = records.read_jsonl(tmp_path / "items.jsonl")
+    assert read == row
+    found = compute_metrics([row])["tasks"]["t"]
+    assert (found["acc"], found["acc_norm"], found["gold_prob"]) == (gold, gold, gold)
+    json.dumps(found, allow_nan=False)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        records.to_line({**record(), "margin": math.nan})
+
+
+def test_a_task_of_both_kinds_of_items_counts_each_by_its_own_rule():
+    """Where an item has no acc_norm its acc counts, in the task's row as in comparisons."""
+    rows = [
+        record(doc_id=0),  # right by acc, wrong by acc_norm
+        record(doc_id=1, ll=[-8.0, -0.1]),  # right by both
+        record(doc_id=2, contexts=["one", "two"], continuations=[" same"] * 2),  # acc only, right
+    ]
+    row = compute_metrics(rows)["tasks"]["t"]
+    assert row["acc"] == 1.0
+    assert row["acc_norm"] == pytest.approx(2 / 3)
+    assert row["acc_norm_stderr"] == pytest.approx(math.sqrt(2 / 9 / 2))
+    right, chosen = outcomes(records.to_table(rows), "acc_norm")
+    assert right.tolist() == [False, True, True]
+    assert chosen.tolist() == [0, 1, 1]
 
 
 def test_stored_numbers_and_stored_prediction_cannot_disagree():
