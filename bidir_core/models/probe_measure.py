@@ -1,6 +1,6 @@
-"""What the probe measures: short sequences that show a regime, and attention as it really flows.
+"""What the probe measures: sequences that show a regime, and attention as it really flows.
 
-Two measurements, both taken in the loaded model:
+Three measurements, all taken in the loaded model:
 
 *Weights.* Every attention call is repeated with one-hot values in place of the real ones. The
 output is then the attention weight of each key, exactly: a hidden key weighs exactly nothing.
@@ -9,11 +9,15 @@ adds to them, in any precision, whatever the model has learned.
 
 *Outputs.* Every attention module is run again on its real inputs with one token's hidden state
 replaced. This believes nothing but the module's output, so no way around the mask goes unseen.
+
+*Averages.* Every attention call is repeated with zero queries and random numbers as values. The
+output is then the average of the values that a query sees. One call tells right from wrong for
+sequences of any length, where one-hot values would take one call for each few keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -28,7 +32,8 @@ from bidir_core.models.attention import Handle
 from bidir_core.models.layout import Layout
 from bidir_core.regimes import Regime, visible
 
-NEAR_PREFIX = 8  # length of the prefix whose positions are all there
+NEAR_PREFIX = 5  # length of the prefix whose positions are all there
+N_LONG = 64, 56  # tokens of the sequence of real length, and how many of them are its prefix
 
 
 @dataclass(frozen=True)
@@ -81,19 +86,22 @@ def packed_sample(
 ) -> Sample:
     """A packed row as scoring makes it: a tree of choices, a neighbour, and far positions.
 
-    The first item has a prefix of 8 tokens and two choices, ``a b`` and ``a c``, then ``d``; the
-    second is there to be left alone. Where a window or a dial lies further out than 8 tokens, a
+    The first item has a prefix of 5 tokens and three choices, ``a b``, ``a c`` and ``d``; the
+    second is there to be left alone. Where a window or a dial lies further out than 5 tokens, a
     third one has tokens on both sides of each such border, and gaps in its positions in between.
     """
-    tree = [*range(NEAR_PREFIX), 8, 9, 9, 8]  # a at 8, b and c both at 9, d at 8
-    exits = [12] * NEAR_PREFIX + [11, 10, 11, 12]
+    a, b, c, d, end = range(NEAR_PREFIX, NEAR_PREFIX + 5)  # indices of the choices' tokens
     prefix = tuple(range(NEAR_PREFIX))
-    items = [(NEAR_PREFIX, tree, exits), (2, [0, 1, 2], [3, 3, 3])]
-    paths = [(*prefix, 8, 9), (*prefix, 8, 10), (*prefix, 11), (12, 13, 14)]
+    positions = [*prefix, a, b, b, a]  # c stands where b does, d where a does
+    items = [
+        (NEAR_PREFIX, positions, [end] * NEAR_PREFIX + [d, c, d, end]),
+        (2, [0, 1, 2], [3] * 3),
+    ]
+    paths = [(*prefix, a, b), (*prefix, a, c), (*prefix, d), (end, end + 1, end + 2)]
     n_far, far = _far_positions(regime, windows, max_length)
     if far:
         items.append((n_far, far, [len(far)] * len(far)))
-        paths.append(tuple(range(15, 15 + len(far))))
+        paths.append(tuple(range(end + 3, end + 3 + len(far))))
     rows: tuple[list[int], ...] = ([], [], [], [])
     spans, start = [], 0
     for index, (n_prefix, position, exit_) in enumerate(items):
@@ -133,19 +141,27 @@ def _far_positions(
     return n_prefix, [*prefix, n_prefix, n_prefix + 1]
 
 
-def row_sample(tokens: torch.Tensor, n_prefix: int, n_total: int, changes: Sequence[int]) -> Sample:
-    """A padded batch of one sequence, unchanged in row 0, and with one token changed in the others.
+def alone_sample(packed: Sample) -> Sample:
+    """Each choice of a packed row, and its neighbour, alone in a row of a padded batch."""
+    paths = [path for _, path in packed.paths[:4]]
+    n_prefix = packed.layout.n_prefix[0]
+    layout = Layout.pad([(int(n_prefix[path[0]]), len(path)) for path in paths])
+    places = torch.tensor(padded(paths))
+    rows = tuple((row, tuple(range(len(path)))) for row, path in enumerate(paths))
+    return Sample(packed.ids[0, places], layout, rows)
 
-    ``changes``: the index of the changed token, row by row.
-    """
-    rows = len(changes) + 1
-    layout = Layout.pad([(n_prefix, n_total)] * rows, time=n_total + 1)
-    ids = _take(tokens, n_total + 1).repeat(rows, 1)
-    for row, index in enumerate(changes, start=1):
-        other = tokens[tokens != ids[0, index]]
-        ids[row, index] = other[index % len(other)]
-    path = tuple(range(n_total))
-    return Sample(ids, layout, tuple((row, path) for row in range(rows)))
+
+def padded(paths: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Paths of one length: the shorter ones repeat their last index."""
+    longest = max(map(len, paths))
+    return [[*path, *[path[-1]] * (longest - len(path))] for path in paths]
+
+
+def long_sample(tokens: torch.Tensor, max_length: int) -> Sample:
+    """One sequence about as long as a question with its answer."""
+    n_total, n_prefix = (min(n, max_length) for n in N_LONG)
+    layout = Layout.pack([(n_prefix, n_total)])
+    return Sample(_take(tokens, n_total)[None], layout, ((0, tuple(range(n_total))),))
 
 
 def _take(tokens: torch.Tensor, n: int) -> torch.Tensor:
@@ -173,10 +189,15 @@ class Call(NamedTuple):
 
 @dataclass
 class Watch:
-    """What :func:`watch` saw: each layer's attention module and weights, each module's call."""
+    """What :func:`watch` saw: each layer's attention module, weights and window, each module's call.
+
+    ``keys_from``: for a layer that attends to another layer's keys and values, which layer's.
+    """
 
     modules: dict[int, nn.Module] = field(default_factory=dict)
     weights: dict[int, Weights] = field(default_factory=dict)
+    windows: dict[int, int | None] = field(default_factory=dict)
+    keys_from: dict[int, int] = field(default_factory=dict)
     calls: dict[nn.Module, Call] = field(default_factory=dict)
 
 
@@ -184,41 +205,92 @@ class Watch:
 def watch(handle: Handle) -> Iterator[Watch]:
     """Record every attention call of forward passes made inside, under a regime."""
     seen = Watch()
+    keys: list[tuple[int, torch.Tensor]] = []
+
+    def measure(
+        attend: Any, module: nn.Module, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        plan: Any = handle.plan
+
+        def weights(query: torch.Tensor) -> torch.Tensor:
+            return _read_weights(attend, module, query, key, value, *args, **kwargs)
+
+        real = full = weights(query)
+        if plan.regime.lam != 1.0:
+            with handle.use(replace(plan.regime, lam=1.0), plan.layout):
+                full = weights(query)
+        seen.modules[layer] = module
+        seen.weights[layer] = Weights(real, full, weights(torch.zeros_like(query)))
+        seen.windows[layer] = kwargs.get("sliding_window")
+        for other, known in keys:
+            if known is key:
+                seen.keys_from[layer] = other
+        keys.append((layer, key))
+
+    with _measuring(handle, measure), _keep_calls(handle, seen):
+        yield seen
+    # Only now: each copy waits for the device.
+    for layer, found in seen.weights.items():
+        seen.weights[layer] = Weights(*(weights.cpu() for weights in found))
+
+
+@contextmanager
+def watch_averages(
+    handle: Handle, expected: Callable[[int], torch.Tensor]
+) -> Iterator[dict[int, torch.Tensor]]:
+    """Layer -> how far each query's average is from the expected one: float32 ``[batch, query]``.
+
+    ``expected(layer)``: the weight of each key, float32 ``[batch, query, key]`` with rows that sum
+    to 1, on the model's device; the same tensor for layers that are alike. The unit is the size of
+    an average of so many random values, so 1 key too many among n makes about ``1 / sqrt(n)``.
+    """
+    errors: dict[int, torch.Tensor] = {}
+    known: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def measure(
+        attend: Any, module: nn.Module, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        codes = _noise(value.shape[2], value.shape[3], 0, value.device).to(value.dtype)
+        codes = torch.cat([torch.ones_like(codes[:, :1]), codes[:, 1:]], dim=1)
+        if "dropout" in kwargs:
+            kwargs["dropout"] = 0.0
+        with torch.no_grad():
+            coded = codes.expand_as(value).contiguous()
+            output = attend(module, torch.zeros_like(query), key, coded, *args, **kwargs)[0].float()
+            # Score sinks take a share of their own: what is left is made to sum to 1.
+            found = output[..., 1:] / output[..., :1]
+            weights = expected(layer)
+            if not known or known[-1][0] is not weights:
+                size = weights.square().sum(-1).mul(found.shape[-1]).sqrt()
+                known.append((weights, weights @ codes[:, 1:].float(), size))
+            _, right, size = known[-1]
+            errors[layer] = (found - right[:, :, None]).norm(dim=-1).amax(-1) / size
+
+    with _measuring(handle, measure):
+        yield errors
+
+
+@contextmanager
+def _measuring(handle: Handle, measure: Callable[..., None]) -> Iterator[None]:
+    """Hand every attention call of this model, made under a regime, to ``measure`` as well.
+
+    It gets the attention function and what that was called with.
+    """
     name = f"bidir_{handle.implementation}"
     attend = ALL_ATTENTION_FUNCTIONS[name]
 
-    def attend_and_measure(
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def attend_and_measure(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if getattr(module, "_bidir_handle", None) is handle and handle.plan is not None:
-            layer: int = module.layer_idx  # type: ignore[assignment]
-            plan = handle.plan
-
-            def weights(query: torch.Tensor) -> torch.Tensor:
-                return _read_weights(attend, module, query, key, value, *args, **kwargs)
-
-            real = full = weights(query)
-            if plan.regime.lam != 1.0:
-                with handle.use(replace(plan.regime, lam=1.0), plan.layout):
-                    full = weights(query)
-            seen.modules[layer] = module
-            seen.weights[layer] = Weights(real, full, weights(torch.zeros_like(query)))
-        return attend(module, query, key, value, *args, **kwargs)
+            measure(attend, module, *args, **kwargs)
+        return attend(module, *args, **kwargs)
 
     # An entry set on the instance hides the registered one, until it is deleted again.
     hidden = ALL_ATTENTION_FUNCTIONS._local_mapping.get(name)
     ALL_ATTENTION_FUNCTIONS[name] = attend_and_measure
     try:
-        with _keep_calls(handle, seen):
-            yield seen
-        # Only now: each copy waits for the device.
-        for layer, found in seen.weights.items():
-            seen.weights[layer] = Weights(*(weights.cpu() for weights in found))
+        yield
     finally:
         del ALL_ATTENTION_FUNCTIONS[name]
         if hidden is not None:
@@ -277,8 +349,26 @@ def rerun(module: nn.Module, call: Call, hidden: torch.Tensor | None = None) -> 
     return module(*args, **kwargs)[0]
 
 
+def hidden_states(call: Call) -> torch.Tensor:
+    """What a recorded call's module was given: ``[batch, time, width]``."""
+    return call.kwargs["hidden_states"] if "hidden_states" in call.kwargs else call.args[0]
+
+
+def rerun_layer(seen: Watch, layer: int, hidden: Callable[[int], torch.Tensor]) -> torch.Tensor:
+    """A layer's attention output on other hidden states, ``hidden(layer)``.
+
+    Where keys come from another layer, that one runs first, on its own other hidden states: it
+    leaves them where this one finds them.
+    """
+    for number in (seen.keys_from.get(layer), layer):
+        if number is not None:
+            module = seen.modules[number]
+            output = rerun(module, seen.calls[module], hidden(number))
+    return output
+
+
 def moved_queries(
-    module: nn.Module, call: Call, groups: Sequence[Sequence[int]], seed: int
+    seen: Watch, layer: int, groups: Sequence[Sequence[int]], seed: int
 ) -> np.ndarray:
     """Which queries' outputs move when the tokens of a group change: bool ``[group, query]``.
 
@@ -286,19 +376,25 @@ def moved_queries(
     same shapes, an output that depends on nothing changed comes out the same to the last bit;
     a last row that never changes measures how far the device keeps to that.
     """
-    hidden = call.kwargs["hidden_states"] if "hidden_states" in call.kwargs else call.args[0]
-    still = hidden.expand(len(groups) + 1, -1, -1).contiguous()
-    changed = still.clone()
-    scale = hidden.float().std()  # of all tokens: a padding token's own may be zero
     sizes = torch.tensor([len(group) for group in groups])
     rows = torch.arange(len(groups)).repeat_interleave(sizes)
     tokens = torch.tensor([token for group in groups for token in group])
-    noise = _noise(len(tokens), hidden.shape[-1], seed, scale.device)
-    changed[rows, tokens] = (noise * scale).to(hidden)
-    return moved(rerun(module, call, still), rerun(module, call, changed))[:-1]
+
+    def still(layer: int) -> torch.Tensor:
+        hidden = hidden_states(seen.calls[seen.modules[layer]])
+        return hidden.expand(len(groups) + 1, -1, -1).contiguous()
+
+    def changed(layer: int) -> torch.Tensor:
+        hidden = still(layer)
+        scale = hidden[0].float().std()  # of all tokens: a padding token's own may be zero
+        noise = _noise(len(tokens), hidden.shape[-1], seed, scale.device)
+        hidden[rows, tokens] = (noise * scale).to(hidden)
+        return hidden
+
+    return moved(rerun_layer(seen, layer, still), rerun_layer(seen, layer, changed))[:-1]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _noise(n: int, width: int, seed: int, device: torch.device) -> torch.Tensor:
     """Random numbers from the CPU's generator, the same on every device; all layers share them."""
     return torch.randn(n, width, generator=torch.Generator().manual_seed(seed)).to(device)
