@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +14,12 @@ from bidir_core.common.errors import UserError
 from bidir_core.models.layout import Layout
 from bidir_core.models.probe_measure import (
     NEAR_PREFIX,
+    Placed,
     Sample,
     Watch,
+    Windows,
     alone_sample,
     hidden_states,
-    long_sample,
     moved,
     moved_queries,
     packed_sample,
@@ -41,6 +42,8 @@ HIDDEN_WEIGHT = 1e-20  # an exponential of the lowest number may be flushed to t
 CLEAR_WEIGHT = 0.05  # a key that weighs this much must show in the output, even in bf16
 SOME_WEIGHT = 0.01  # and one that weighs this much in the logits
 N_TOKENS = 48  # different ones, as many as a packed row with far items may take
+N_LONG = 64  # of the sequence of real length: a question and its answer
+PLAIN = Layout.pack([(NEAR_PREFIX, NEAR_PREFIX + 2)])  # the first choice, alone
 LAST_PREFIX = NEAR_PREFIX - 1
 # Which token of each row is changed in the end-to-end checks: the prefix's last one, the last
 # continuation token, the first continuation token; in the last row none.
@@ -56,7 +59,8 @@ class Measured:
     ``packed`` and ``alone`` (the same choices, each by itself) are the sequences, ``packed_seen``
     and ``alone_seen`` the attention they caused under the regime, ``native`` what a plain sequence
     causes with no regime installed. ``logits_moved``: where the changes to ``alone`` moved the
-    logits, bool ``[row, time]``. ``long_errors``: see :func:`watch_averages`, over ``long``.
+    logits, bool ``[row, time]``. ``long_errors``: see
+    :func:`watch_averages`, over one sequence of real length.
     """
 
     loaded: LoadedModel
@@ -64,15 +68,14 @@ class Measured:
     seed: int
     eps: float
     tiny: float
-    windows: Sequence[int | None]
+    windows: Windows
     packed: Sample
     packed_seen: Watch
     alone: Sample
     alone_seen: Watch
     native: Watch
     logits_moved: np.ndarray
-    long: Sample
-    long_errors: dict[int, np.ndarray]
+    long_errors: dict[int, torch.Tensor]
 
     def expected(self, sample: Sample, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """``(allowed, ahead)`` of one layer by the rule, bool ``[batch, query, key]``."""
@@ -114,39 +117,30 @@ def measure(loaded: LoadedModel, regime: Regime, seed: int) -> Measured:
     distinct = sorted({window for window in windows if window is not None})
     packed = packed_sample(tokens, regime, distinct, loaded.max_length)
     with watch(handle) as packed_seen:
-        _run(loaded, handle.decoder, regime, packed)
-    for layer, window in packed_seen.windows.items():
-        if _width(window, loaded) != _width(windows[layer], loaded):
-            raise UserError(
-                f"the configuration contradicts itself: by it layer {layer} has "
-                f"{_window_text(windows[layer])}, but its attention asks for {_window_text(window)}; "
-                "correct sliding_window, use_sliding_window or layer_types in config.json"
-            )
+        _run(loaded, handle.decoder, regime, packed.layout, packed.ids)
     alone = alone_sample(packed)
     with watch(handle) as alone_seen:
-        unchanged = _run(loaded, loaded.model, regime, alone).logits
+        unchanged = _run(loaded, loaded.model, regime, alone.layout, alone.ids).logits
     if unchanged.isnan().any():
-        raise UserError(_why_nan(loaded))
+        raise UserError(why_nan(loaded.model))
     other = alone.ids.clone()
     for row, index in enumerate(CHANGED):
         other[row, index] = tokens[-1 - row]
-    changed = _run(loaded, loaded.model, regime, replace(alone, ids=other)).logits
-    long = long_sample(tokens, loaded.max_length)
-    by_rule: dict[tuple[Regime, int | None], torch.Tensor] = {}
-
-    def expected(layer: int) -> torch.Tensor:
-        rule = regime.at_layer(layer), windows[layer]
-        if rule not in by_rule:
-            by_rule[rule] = key_weights(*long.expected(*rule), rule[0].lam).to(loaded.device)
-        return by_rule[rule]
-
-    with watch_averages(handle, expected) as errors:
-        _run(loaded, handle.decoder, regime, long)
+    changed = _run(loaded, loaded.model, regime, alone.layout, other).logits
+    n_total = min(N_LONG, loaded.max_length)
+    long = Placed(0, 0, n_total - n_total // 8, n_total)
+    with watch_averages(handle, regime, windows, [long]) as errors:
+        layout = Layout.pack([(long.n_prefix, n_total)])
+        _run(
+            loaded,
+            handle.decoder,
+            regime,
+            layout,
+            tokens[torch.arange(n_total) % len(tokens)][None],
+        )
     # One plain sequence, so that the model takes the fastest path it has.
-    n_total = NEAR_PREFIX + 2
-    plain = replace(alone, ids=alone.ids[:1], layout=Layout.pack([(NEAR_PREFIX, n_total)]))
     with watch(handle) as native, handle.native():
-        _run(loaded, handle.decoder, CAUSAL, plain)
+        _run(loaded, handle.decoder, CAUSAL, PLAIN, alone.ids[:1])
     return Measured(
         loaded=loaded,
         regime=regime,
@@ -160,13 +154,12 @@ def measure(loaded: LoadedModel, regime: Regime, seed: int) -> Measured:
         alone_seen=alone_seen,
         native=native,
         logits_moved=moved(unchanged, changed),
-        long=long,
-        long_errors={layer: error.cpu().numpy() for layer, error in errors.items()},
+        long_errors=errors,
     )
 
 
-def _run(loaded: LoadedModel, model: Any, regime: Regime, sample: Sample) -> Any:
-    layout, ids = sample.layout.to(loaded.device), sample.ids.to(loaded.device)
+def _run(loaded: LoadedModel, model: Any, regime: Regime, layout: Layout, ids: torch.Tensor) -> Any:
+    layout, ids = layout.to(loaded.device), ids.to(loaded.device)
     with loaded.handle.use(regime, layout):
         return model(input_ids=ids, position_ids=layout.position, use_cache=False)
 
@@ -189,26 +182,22 @@ def _tokens(loaded: LoadedModel) -> torch.Tensor:
     return torch.tensor(ids)
 
 
-def _why_nan(loaded: LoadedModel) -> str:
-    for name, weight in loaded.model.named_parameters():
+def why_nan(model: torch.nn.Module) -> str:
+    """Where the NaN come from that a model computes, in a sentence that goes on from its name."""
+    for name, weight in model.named_parameters():
         if weight.is_floating_point() and not weight.float().isfinite().all():
             return f"its weights hold numbers that are NaN or infinite, such as in {name}"
     return (
-        f"it computes NaN in {loaded.dtype}, though its weights are finite: numbers overflow; "
-        "use --dtype float32 or --dtype bfloat16"
+        "it computes NaN, though its weights are finite: numbers overflow; use --dtype float32 or "
+        "--dtype bfloat16"
     )
 
 
-def _width(window: int | None, loaded: LoadedModel) -> int:
-    return min(window or loaded.max_length, loaded.max_length)
-
-
-def _window_text(window: int | None) -> str:
-    return "no sliding window" if window is None else f"a sliding window of {window}"
-
-
 def layer_windows(config: Any, n_layers: int) -> list[int | None]:
-    """Each layer's sliding window in tokens, None for full attention, as the config states it."""
+    """Each layer's sliding window in tokens, None for full attention, as the config states it.
+
+    Raises UserError if it states sliding layers and no window.
+    """
     text = config.get_text_config()
     window = getattr(text, "sliding_window", None)
     if not getattr(text, "use_sliding_window", True):
@@ -216,18 +205,12 @@ def layer_windows(config: Any, n_layers: int) -> list[int | None]:
     types: Sequence[str] | None = getattr(text, "layer_types", None)
     if types is None:
         return [window] * n_layers
+    if window is None and "sliding_attention" in types:
+        raise UserError(
+            "its configuration contradicts itself: layer_types names sliding_attention, and no "
+            "sliding window is set; correct sliding_window or layer_types in config.json"
+        )
     return [window if kind == "sliding_attention" else None for kind in types]
-
-
-def key_weights(allowed: np.ndarray, ahead: np.ndarray, lam: float) -> torch.Tensor:
-    """What each key weighs where all scores are equal: float32, ``[..., query, key]``."""
-    weights = torch.from_numpy(np.where(ahead, lam, 1.0) * allowed).float()
-    return weights / weights.sum(-1, keepdim=True)
-
-
-def tolerance_of_averages(eps: float, lam: float) -> float:
-    """The largest :func:`watch_averages` that counts as rounding; log(lambda) is rounded too."""
-    return max(2e-3, 2 * eps) + (eps * abs(math.log(lam)) if lam else 0.0)
 
 
 def layers_covered(m: Measured) -> Outcome:
@@ -327,20 +310,27 @@ def lambda_strength(m: Measured) -> Outcome:
 
 def real_length(m: Measured) -> Outcome:
     """In a sequence of real length, too, each query sees what it should."""
-    n_total = m.long.layout.shape[1]
-    missing = [layer for layer in range(m.loaded.n_layers) if layer not in m.long_errors]
-    if missing:
-        return False, f"{_name(missing, 'layer')} attended without asking for the regime"
-    for layer, errors in m.long_errors.items():
+    found = fault_in_averages(m.long_errors, m.loaded.n_layers)
+    if found:
+        return False, f"in a sequence of {N_LONG} tokens, {found}"
+    return True, f"in a sequence of {N_LONG} tokens every token attends to what it should"
+
+
+def fault_in_averages(errors: dict[int, torch.Tensor], n_layers: int) -> str | None:
+    """The first layer that :func:`watch_averages` did not see, or in which a query sees wrongly."""
+    for layer in range(n_layers):
+        if layer not in errors:
+            return f"layer {layer} attended without asking for the regime"
         # Negated, so that a NaN is a fault.
-        wrong = ~(errors[0] <= tolerance_of_averages(m.eps, m.regime.lam))
+        wrong = ~(errors[layer] <= 1)
         if wrong.any():
-            first = int(np.flatnonzero(wrong)[0])
-            return False, (
-                f"layer {layer}: in a sequence of {n_total} tokens, token {first} does not attend "
-                f"to just what it should ({int(wrong.sum())} such tokens)"
+            row, token = wrong.nonzero()[0].tolist()
+            place = f"token {token}" + (f" of row {row}" if len(wrong) > 1 else "")
+            return (
+                f"in layer {layer} {place} does not attend to just what it should "
+                f"({int(wrong.sum())} such tokens)"
             )
-    return True, f"in a sequence of {n_total} tokens every token attends to what it should"
+    return None
 
 
 def packed_choices(m: Measured) -> Outcome:
@@ -408,8 +398,7 @@ def causal_is_native(m: Measured) -> Outcome:
     if m.native.weights:
         return False, "the native path goes through the regime"
     worst = 0.0
-    plain = Layout.pack([(NEAR_PREFIX, NEAR_PREFIX + 2)]).to(m.loaded.device)
-    with m.loaded.handle.use(CAUSAL, plain):
+    with m.loaded.handle.use(CAUSAL, PLAIN.to(m.loaded.device)):
         for layer, module in m.packed_seen.modules.items():
             call = m.native.calls[module]
             # The model's own path may run another kernel, which rounds otherwise.

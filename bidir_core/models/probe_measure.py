@@ -17,6 +17,7 @@ sequences of any length, where one-hot values would take one call for each few k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,12 +29,14 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from bidir_core.common.errors import UserError
 from bidir_core.models.attention import Handle
 from bidir_core.models.layout import Layout
-from bidir_core.regimes import Regime, visible
+from bidir_core.regimes import Regime, visibility, visible
+
+Windows = Sequence[int | None]  # each layer's sliding window in tokens, None for full attention
 
 NEAR_PREFIX = 5  # length of the prefix whose positions are all there
-N_LONG = 64, 56  # tokens of the sequence of real length, and how many of them are its prefix
 
 
 @dataclass(frozen=True)
@@ -157,13 +160,6 @@ def padded(paths: Sequence[Sequence[int]]) -> list[list[int]]:
     return [[*path, *[path[-1]] * (longest - len(path))] for path in paths]
 
 
-def long_sample(tokens: torch.Tensor, max_length: int) -> Sample:
-    """One sequence about as long as a question with its answer."""
-    n_total, n_prefix = (min(n, max_length) for n in N_LONG)
-    layout = Layout.pack([(n_prefix, n_total)])
-    return Sample(_take(tokens, n_total)[None], layout, ((0, tuple(range(n_total))),))
-
-
 def _take(tokens: torch.Tensor, n: int) -> torch.Tensor:
     return tokens.repeat(n // len(tokens) + 1)[:n]
 
@@ -189,14 +185,13 @@ class Call(NamedTuple):
 
 @dataclass
 class Watch:
-    """What :func:`watch` saw: each layer's attention module, weights and window, each module's call.
+    """What :func:`watch` saw: each layer's attention module and weights, each module's call.
 
     ``keys_from``: for a layer that attends to another layer's keys and values, which layer's.
     """
 
     modules: dict[int, nn.Module] = field(default_factory=dict)
     weights: dict[int, Weights] = field(default_factory=dict)
-    windows: dict[int, int | None] = field(default_factory=dict)
     keys_from: dict[int, int] = field(default_factory=dict)
     calls: dict[nn.Module, Call] = field(default_factory=dict)
 
@@ -222,7 +217,6 @@ def watch(handle: Handle) -> Iterator[Watch]:
                 full = weights(query)
         seen.modules[layer] = module
         seen.weights[layer] = Weights(real, full, weights(torch.zeros_like(query)))
-        seen.windows[layer] = kwargs.get("sliding_window")
         for other, known in keys:
             if known is key:
                 seen.keys_from[layer] = other
@@ -235,41 +229,90 @@ def watch(handle: Handle) -> Iterator[Watch]:
         seen.weights[layer] = Weights(*(weights.cpu() for weights in found))
 
 
+class Placed(NamedTuple):
+    """A plain sequence in a batch: its row, the index where it begins there, and its lengths."""
+
+    row: int
+    begin: int
+    n_prefix: int
+    n_total: int
+
+
 @contextmanager
 def watch_averages(
-    handle: Handle, expected: Callable[[int], torch.Tensor]
+    handle: Handle, regime: Regime, windows: Windows, sequences: Sequence[Placed]
 ) -> Iterator[dict[int, torch.Tensor]]:
-    """Layer -> how far each query's average is from the expected one: float32 ``[batch, query]``.
+    """Layer -> how far each query's average is from that of what it should see: ``[batch, query]``.
 
-    ``expected(layer)``: the weight of each key, float32 ``[batch, query, key]`` with rows that sum
-    to 1, on the model's device; the same tensor for layers that are alike. The unit is the size of
-    an average of so many random values, so 1 key too many among n makes about ``1 / sqrt(n)``.
+    More than 1 is more than rounding: one key too many among n makes ``1 / sqrt(n)`` of an
+    average's size, rounding at most 0.002 or two of the precision's last digits. Tokens of no
+    sequence (padding) count as right. Raises UserError where a layer's attention asks for another
+    sliding window than ``windows``, the configuration's.
     """
     errors: dict[int, torch.Tensor] = {}
-    known: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    by_rule: dict[tuple[Regime, int | None], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def measure(
         attend: Any, module: nn.Module, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
     ) -> None:
         layer: int = module.layer_idx  # type: ignore[assignment]
+        _check_window(handle, layer, kwargs.get("sliding_window"), windows[layer])
         codes = _noise(value.shape[2], value.shape[3], 0, value.device).to(value.dtype)
         codes = torch.cat([torch.ones_like(codes[:, :1]), codes[:, 1:]], dim=1)
         if "dropout" in kwargs:
             kwargs["dropout"] = 0.0
+        rule = regime.at_layer(layer), windows[layer]
         with torch.no_grad():
             coded = codes.expand_as(value).contiguous()
             output = attend(module, torch.zeros_like(query), key, coded, *args, **kwargs)[0].float()
             # Score sinks take a share of their own: what is left is made to sum to 1.
             found = output[..., 1:] / output[..., :1]
-            weights = expected(layer)
-            if not known or known[-1][0] is not weights:
-                size = weights.square().sum(-1).mul(found.shape[-1]).sqrt()
-                known.append((weights, weights @ codes[:, 1:].float(), size))
-            _, right, size = known[-1]
-            errors[layer] = (found - right[:, :, None]).norm(dim=-1).amax(-1) / size
+            if rule not in by_rule:
+                by_rule[rule] = _averages(*rule, sequences, codes[:, 1:].float(), len(value))
+            right, size = by_rule[rule]
+            eps = torch.finfo(value.dtype).eps
+            rounding = max(2e-3, 2 * eps) - eps * math.log(regime.lam)  # log(lambda) is rounded too
+            error = (found - right[:, :, None]).norm(dim=-1).amax(-1)
+            errors[layer] = error / (size * rounding)
 
     with _measuring(handle, measure):
         yield errors
+
+
+def _averages(
+    regime: Regime,
+    window: int | None,
+    sequences: Sequence[Placed],
+    codes: torch.Tensor,
+    batch: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[batch, query, width]``: the average of the codes that each query sees, and its size."""
+    time, width = codes.shape
+    right = codes.new_zeros(batch, time, width)
+    size = codes.new_full((batch, time), math.inf)
+    for row, begin, n_prefix, n_total in sequences:
+        weights = torch.from_numpy(visibility(regime, n_prefix, n_total, window=window)).float()
+        if regime.lam != 1.0:
+            weights += (regime.lam - 1.0) * weights.triu(1)
+        weights = (weights / weights.sum(-1, keepdim=True)).to(codes.device)
+        here = slice(begin, begin + n_total)
+        right[row, here] = weights @ codes[here]
+        size[row, here] = (width * weights.square().sum(-1)).sqrt()
+    return right, size
+
+
+def _check_window(handle: Handle, layer: int, asked: int | None, stated: int | None) -> None:
+    longest = getattr(handle.decoder.config, "max_position_embeddings", None) or math.inf
+    if min(asked or math.inf, longest) != min(stated or math.inf, longest):
+        by_config, by_model = (
+            f"a sliding window of {window}" if window else "no sliding window"
+            for window in (stated, asked)
+        )
+        raise UserError(
+            f"its configuration contradicts itself: by it layer {layer} has {by_config}, but the "
+            f"layer's attention asks for {by_model}; correct sliding_window, use_sliding_window or "
+            "layer_types in config.json"
+        )
 
 
 @contextmanager
