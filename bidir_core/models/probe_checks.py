@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from bidir_core.common.errors import UserError
+from bidir_core.models.attention_split import SPLIT_FROM_TOKENS
 from bidir_core.models.layout import Layout
 from bidir_core.models.probe_measure import (
     NEAR_PREFIX,
@@ -93,7 +95,8 @@ class Measured:
         unmeasurable = ahead & (not self.shows(self.regime.at_layer(layer).lam))
         return allowed & ~(real < least) | allowed & ~unmeasurable & ~(flat > HIDDEN_WEIGHT)
 
-    def off(self) -> float:
+    @cached_property
+    def rounding(self) -> float:
         """The largest relative difference of two attention outputs that counts as rounding."""
         # Layers in 8 bits round their inputs, so they make much of little in every precision.
         narrow = any(weight.element_size() == 1 for weight in self.loaded.model.parameters())
@@ -129,7 +132,9 @@ def measure(loaded: LoadedModel, regime: Regime, seed: int) -> Measured:
     changed = _run(loaded, loaded.model, regime, alone.layout, other).logits
     n_total = min(N_LONG, loaded.max_length)
     long = Placed(0, 0, n_total - n_total // 8, n_total)
-    with watch_averages(handle, regime, windows, [long]) as errors:
+    # Under attention ``split`` the short sequences go both ways; this one, as any of its length does.
+    split = handle.splitting_from(SPLIT_FROM_TOKENS)
+    with split, watch_averages(handle, regime, windows, [long]) as errors:
         layout = Layout.pack([(long.n_prefix, n_total)])
         _run(
             loaded,
@@ -356,7 +361,7 @@ def packed_choices(m: Measured) -> Outcome:
         for layer, module in m.packed_seen.modules.items():
             alone = rerun_layer(m.alone_seen, layer, packed_hidden)
             error = difference(m.packed_seen.calls[module].output[0][places], alone)
-            if not error <= m.off():
+            if not error <= m.rounding:
                 return False, (
                     f"layer {layer}: attention of a packed choice is {error:.1%} off that of the "
                     "same choice alone; its positions are wrong, or it sees something else"
@@ -404,7 +409,7 @@ def causal_is_native(m: Measured) -> Outcome:
             # The model's own path may run another kernel, which rounds otherwise.
             own, ours = (output[0].float() for output in (call.output, rerun(module, call)))
             error = ((ours - own).norm(dim=-1) / own.norm(dim=-1).clamp_min(1e-12)).max().item()
-            if not error <= m.off():
+            if not error <= m.rounding:
                 return False, f"layer {layer}: causal attention is {error:.1%} off the model's own"
             worst = max(worst, error)
     return True, f"causal attention is the model's own within {worst:.2g} of its size"
