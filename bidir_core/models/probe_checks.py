@@ -21,6 +21,7 @@ from bidir_core.models.probe_measure import (
     Watch,
     Windows,
     alone_sample,
+    choices,
     hidden_states,
     moved,
     moved_queries,
@@ -340,7 +341,7 @@ def fault_in_averages(errors: dict[int, torch.Tensor], n_layers: int) -> str | N
 
 def packed_choices(m: Measured) -> Outcome:
     """A choice in a packed row computes what it computes alone: it stands at the right position."""
-    paths = [path for _, path in m.packed.paths[:4]]
+    paths = choices(m.packed)
     places = torch.tensor(padded(paths))
     real = torch.tensor([[i < len(path) for i in range(places.shape[1])] for path in paths])
 

@@ -145,13 +145,22 @@ def _far_positions(
 
 
 def alone_sample(packed: Sample) -> Sample:
-    """Each choice of a packed row, and its neighbour, alone in a row of a padded batch."""
-    paths = [path for _, path in packed.paths[:4]]
+    """Each choice of a packed row alone in a row of a padded batch, and the first one once more.
+
+    That last row is there to stay as it is, with tokens like those that are changed: in a mixture
+    of experts each token's rounding depends on where the others go.
+    """
+    paths = choices(packed)
     n_prefix = packed.layout.n_prefix[0]
     layout = Layout.pad([(int(n_prefix[path[0]]), len(path)) for path in paths])
     places = torch.tensor(padded(paths))
     rows = tuple((row, tuple(range(len(path)))) for row, path in enumerate(paths))
     return Sample(packed.ids[0, places], layout, rows)
+
+
+def choices(packed: Sample) -> list[tuple[int, ...]]:
+    """The paths that :func:`alone_sample` takes apart."""
+    return [path for _, path in (*packed.paths[:3], packed.paths[0])]
 
 
 def padded(paths: Sequence[Sequence[int]]) -> list[list[int]]:
