@@ -131,11 +131,20 @@ class Handle:
 
     @contextmanager
     def native(self) -> Iterator[None]:
-        """Run the model's own causal path: what transformers does when nothing is installed."""
+        """Run the model's own causal path: what transformers does when nothing is installed.
+
+        A checkpoint whose configuration says ``is_causal: false`` has one, too.
+        """
+        config = self.decoder.config
+        opened = getattr(config, "is_causal", None) is False
         self.decoder.set_attn_implementation(self.own_implementation)
+        if opened:
+            config.is_causal = True
         try:
             yield
         finally:
+            if opened:
+                config.is_causal = False
             self.decoder.set_attn_implementation(f"bidir_{self.implementation}")
 
 
@@ -181,6 +190,7 @@ def _attention(implementation: Implementation) -> Any:
         if handle is None or handle.plan is None:
             raise RuntimeError("no regime is in force: run the model inside handle.use(...)")
         plan: Plan = handle.plan
+        kwargs.pop("is_causal", None)  # what the configuration says; here the regime decides
         layer: int = module.layer_idx  # type: ignore[assignment]
         if plan.edit is not None:
             key, value = plan.edit(layer, key, value)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # The probe's sequences are short. So under attention ``split`` the packed row's near and far items
 # stand for long prefixes, and their neighbour, whose prefix has 2 tokens, for a short one.
 SPLIT_FROM = 3
+RUNS = "model_runs"  # the check that fails where the other ones could not be asked
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class ProbeReport:
 
     def require(self, otherwise: str) -> None:
         """Raise UserError unless every check passed; ``otherwise`` ends its sentence."""
+        for check in self.checks:
+            if check.name == RUNS and not check.passed:
+                raise UserError(f"{self.model} cannot be probed ({check.detail}), {otherwise}")
         if not self.passed:
             failed = ", ".join(check.name for check in self.checks if not check.passed)
             raise UserError(
@@ -127,7 +131,7 @@ def _checks(loaded: LoadedModel, regime: Regime, seed: int) -> Iterator[Check]:
     try:
         measured = measure(loaded, regime, seed)
     except Exception as error:
-        yield Check("model_runs", False, _in_one_line(error))
+        yield Check(RUNS, False, _in_one_line(error))
         return
     for name, ask in CHECKS.items():
         try:
@@ -137,7 +141,10 @@ def _checks(loaded: LoadedModel, regime: Regime, seed: int) -> Iterator[Check]:
 
 
 def _in_one_line(error: Exception) -> str:
-    return f"stopped with {type(error).__name__}: {' '.join(str(error).split())}"
+    words = " ".join(str(error).split())
+    return (
+        words if isinstance(error, UserError) else f"stopped with {type(error).__name__}: {words}"
+    )
 
 
 @contextmanager

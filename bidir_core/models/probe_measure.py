@@ -1,6 +1,6 @@
-"""What the probe measures: short sequences that show a regime, and attention as it really flows.
+"""What the probe measures: sequences that show a regime, and attention as it really flows.
 
-Two measurements, both taken in the loaded model:
+Three measurements, all taken in the loaded model:
 
 *Weights.* Every attention call is repeated with one-hot values in place of the real ones. The
 output is then the attention weight of each key, exactly: a hidden key weighs exactly nothing.
@@ -9,11 +9,16 @@ adds to them, in any precision, whatever the model has learned.
 
 *Outputs.* Every attention module is run again on its real inputs with one token's hidden state
 replaced. This believes nothing but the module's output, so no way around the mask goes unseen.
+
+*Averages.* Every attention call is repeated with zero queries and random numbers as values. The
+output is then the average of the values that a query sees. One call tells right from wrong for
+sequences of any length, where one-hot values would take one call for each few keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -24,11 +29,14 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from bidir_core.common.errors import UserError
 from bidir_core.models.attention import Handle
 from bidir_core.models.layout import Layout
-from bidir_core.regimes import Regime, visible
+from bidir_core.regimes import Regime, visibility, visible
 
-NEAR_PREFIX = 8  # length of the prefix whose positions are all there
+Windows = Sequence[int | None]  # each layer's sliding window in tokens, None for full attention
+
+NEAR_PREFIX = 5  # length of the prefix whose positions are all there
 
 
 @dataclass(frozen=True)
@@ -81,19 +89,22 @@ def packed_sample(
 ) -> Sample:
     """A packed row as scoring makes it: a tree of choices, a neighbour, and far positions.
 
-    The first item has a prefix of 8 tokens and two choices, ``a b`` and ``a c``, then ``d``; the
-    second is there to be left alone. Where a window or a dial lies further out than 8 tokens, a
+    The first item has a prefix of 5 tokens and three choices, ``a b``, ``a c`` and ``d``; the
+    second is there to be left alone. Where a window or a dial lies further out than 5 tokens, a
     third one has tokens on both sides of each such border, and gaps in its positions in between.
     """
-    tree = [*range(NEAR_PREFIX), 8, 9, 9, 8]  # a at 8, b and c both at 9, d at 8
-    exits = [12] * NEAR_PREFIX + [11, 10, 11, 12]
+    a, b, c, d, end = range(NEAR_PREFIX, NEAR_PREFIX + 5)  # indices of the choices' tokens
     prefix = tuple(range(NEAR_PREFIX))
-    items = [(NEAR_PREFIX, tree, exits), (2, [0, 1, 2], [3, 3, 3])]
-    paths = [(*prefix, 8, 9), (*prefix, 8, 10), (*prefix, 11), (12, 13, 14)]
+    positions = [*prefix, a, b, b, a]  # c stands where b does, d where a does
+    items = [
+        (NEAR_PREFIX, positions, [end] * NEAR_PREFIX + [d, c, d, end]),
+        (2, [0, 1, 2], [3] * 3),
+    ]
+    paths = [(*prefix, a, b), (*prefix, a, c), (*prefix, d), (end, end + 1, end + 2)]
     n_far, far = _far_positions(regime, windows, max_length)
     if far:
         items.append((n_far, far, [len(far)] * len(far)))
-        paths.append(tuple(range(15, 15 + len(far))))
+        paths.append(tuple(range(end + 3, end + 3 + len(far))))
     rows: tuple[list[int], ...] = ([], [], [], [])
     spans, start = [], 0
     for index, (n_prefix, position, exit_) in enumerate(items):
@@ -133,19 +144,29 @@ def _far_positions(
     return n_prefix, [*prefix, n_prefix, n_prefix + 1]
 
 
-def row_sample(tokens: torch.Tensor, n_prefix: int, n_total: int, changes: Sequence[int]) -> Sample:
-    """A padded batch of one sequence, unchanged in row 0, and with one token changed in the others.
+def alone_sample(packed: Sample) -> Sample:
+    """Each choice of a packed row alone in a row of a padded batch, and the first one once more.
 
-    ``changes``: the index of the changed token, row by row.
+    That last row is there to stay as it is, with tokens like those that are changed: in a mixture
+    of experts each token's rounding depends on where the others go.
     """
-    rows = len(changes) + 1
-    layout = Layout.pad([(n_prefix, n_total)] * rows, time=n_total + 1)
-    ids = _take(tokens, n_total + 1).repeat(rows, 1)
-    for row, index in enumerate(changes, start=1):
-        other = tokens[tokens != ids[0, index]]
-        ids[row, index] = other[index % len(other)]
-    path = tuple(range(n_total))
-    return Sample(ids, layout, tuple((row, path) for row in range(rows)))
+    paths = choices(packed)
+    n_prefix = packed.layout.n_prefix[0]
+    layout = Layout.pad([(int(n_prefix[path[0]]), len(path)) for path in paths])
+    places = torch.tensor(padded(paths))
+    rows = tuple((row, tuple(range(len(path)))) for row, path in enumerate(paths))
+    return Sample(packed.ids[0, places], layout, rows)
+
+
+def choices(packed: Sample) -> list[tuple[int, ...]]:
+    """The paths that :func:`alone_sample` takes apart."""
+    return [path for _, path in (*packed.paths[:3], packed.paths[0])]
+
+
+def padded(paths: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Paths of one length: the shorter ones repeat their last index."""
+    longest = max(map(len, paths))
+    return [[*path, *[path[-1]] * (longest - len(path))] for path in paths]
 
 
 def _take(tokens: torch.Tensor, n: int) -> torch.Tensor:
@@ -173,10 +194,14 @@ class Call(NamedTuple):
 
 @dataclass
 class Watch:
-    """What :func:`watch` saw: each layer's attention module and weights, each module's call."""
+    """What :func:`watch` saw: each layer's attention module and weights, each module's call.
+
+    ``keys_from``: for a layer that attends to another layer's keys and values, which layer's.
+    """
 
     modules: dict[int, nn.Module] = field(default_factory=dict)
     weights: dict[int, Weights] = field(default_factory=dict)
+    keys_from: dict[int, int] = field(default_factory=dict)
     calls: dict[nn.Module, Call] = field(default_factory=dict)
 
 
@@ -184,41 +209,140 @@ class Watch:
 def watch(handle: Handle) -> Iterator[Watch]:
     """Record every attention call of forward passes made inside, under a regime."""
     seen = Watch()
+    keys: list[tuple[int, torch.Tensor]] = []
+
+    def measure(
+        attend: Any, module: nn.Module, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        plan: Any = handle.plan
+
+        def weights(query: torch.Tensor) -> torch.Tensor:
+            return _read_weights(attend, module, query, key, value, *args, **kwargs)
+
+        real = full = weights(query)
+        if plan.regime.lam != 1.0:
+            with handle.use(replace(plan.regime, lam=1.0), plan.layout):
+                full = weights(query)
+        seen.modules[layer] = module
+        seen.weights[layer] = Weights(real, full, weights(torch.zeros_like(query)))
+        for other, known in keys:
+            if known is key:
+                seen.keys_from[layer] = other
+        keys.append((layer, key))
+
+    with _measuring(handle, measure), _keep_calls(handle, seen):
+        yield seen
+    # Only now: each copy waits for the device.
+    for layer, found in seen.weights.items():
+        seen.weights[layer] = Weights(*(weights.cpu() for weights in found))
+
+
+class Placed(NamedTuple):
+    """A plain sequence in a batch: its row, the index where it begins there, and its lengths."""
+
+    row: int
+    begin: int
+    n_prefix: int
+    n_total: int
+
+
+@contextmanager
+def watch_averages(
+    handle: Handle, regime: Regime, windows: Windows, sequences: Sequence[Placed]
+) -> Iterator[dict[int, torch.Tensor]]:
+    """Layer -> how far each query's average is from that of what it should see: ``[batch, query]``.
+
+    More than 1 is more than rounding: one key too many among n makes ``1 / sqrt(n)`` of an
+    average's size, rounding at most 0.002 or two of the precision's last digits. Tokens of no
+    sequence (padding) count as right. Raises UserError where a layer's attention asks for another
+    sliding window than ``windows``, the configuration's.
+    """
+    errors: dict[int, torch.Tensor] = {}
+    by_rule: dict[tuple[Regime, int | None], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def measure(
+        attend: Any, module: nn.Module, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        _check_window(handle, layer, kwargs.get("sliding_window"), windows[layer])
+        codes = _noise(value.shape[2], value.shape[3], 0, value.device).to(value.dtype)
+        codes = torch.cat([torch.ones_like(codes[:, :1]), codes[:, 1:]], dim=1)
+        if "dropout" in kwargs:
+            kwargs["dropout"] = 0.0
+        rule = regime.at_layer(layer), windows[layer]
+        with torch.no_grad():
+            coded = codes.expand_as(value).contiguous()
+            output = attend(module, torch.zeros_like(query), key, coded, *args, **kwargs)[0].float()
+            # Score sinks take a share of their own: what is left is made to sum to 1.
+            found = output[..., 1:] / output[..., :1]
+            if rule not in by_rule:
+                by_rule[rule] = _averages(*rule, sequences, codes[:, 1:].float(), len(value))
+            right, size = by_rule[rule]
+            eps = torch.finfo(value.dtype).eps
+            rounding = max(2e-3, 2 * eps) - eps * math.log(regime.lam)  # log(lambda) is rounded too
+            error = (found - right[:, :, None]).norm(dim=-1).amax(-1)
+            errors[layer] = error / (size * rounding)
+
+    with _measuring(handle, measure):
+        yield errors
+
+
+def _averages(
+    regime: Regime,
+    window: int | None,
+    sequences: Sequence[Placed],
+    codes: torch.Tensor,
+    batch: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[batch, query, width]``: the average of the codes that each query sees, and its size."""
+    time, width = codes.shape
+    right = codes.new_zeros(batch, time, width)
+    size = codes.new_full((batch, time), math.inf)
+    for row, begin, n_prefix, n_total in sequences:
+        weights = torch.from_numpy(visibility(regime, n_prefix, n_total, window=window)).float()
+        if regime.lam != 1.0:
+            weights += (regime.lam - 1.0) * weights.triu(1)
+        weights = (weights / weights.sum(-1, keepdim=True)).to(codes.device)
+        here = slice(begin, begin + n_total)
+        right[row, here] = weights @ codes[here]
+        size[row, here] = (width * weights.square().sum(-1)).sqrt()
+    return right, size
+
+
+def _check_window(handle: Handle, layer: int, asked: int | None, stated: int | None) -> None:
+    longest = getattr(handle.decoder.config, "max_position_embeddings", None) or math.inf
+    if min(asked or math.inf, longest) != min(stated or math.inf, longest):
+        by_config, by_model = (
+            f"a sliding window of {window}" if window else "no sliding window"
+            for window in (stated, asked)
+        )
+        raise UserError(
+            f"its configuration contradicts itself: by it layer {layer} has {by_config}, but the "
+            f"layer's attention asks for {by_model}; correct sliding_window, use_sliding_window or "
+            "layer_types in config.json"
+        )
+
+
+@contextmanager
+def _measuring(handle: Handle, measure: Callable[..., None]) -> Iterator[None]:
+    """Hand every attention call of this model, made under a regime, to ``measure`` as well.
+
+    It gets the attention function and what that was called with.
+    """
     name = f"bidir_{handle.implementation}"
     attend = ALL_ATTENTION_FUNCTIONS[name]
 
-    def attend_and_measure(
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def attend_and_measure(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if getattr(module, "_bidir_handle", None) is handle and handle.plan is not None:
-            layer: int = module.layer_idx  # type: ignore[assignment]
-            plan = handle.plan
-
-            def weights(query: torch.Tensor) -> torch.Tensor:
-                return _read_weights(attend, module, query, key, value, *args, **kwargs)
-
-            real = full = weights(query)
-            if plan.regime.lam != 1.0:
-                with handle.use(replace(plan.regime, lam=1.0), plan.layout):
-                    full = weights(query)
-            seen.modules[layer] = module
-            seen.weights[layer] = Weights(real, full, weights(torch.zeros_like(query)))
-        return attend(module, query, key, value, *args, **kwargs)
+            measure(attend, module, *args, **kwargs)
+        return attend(module, *args, **kwargs)
 
     # An entry set on the instance hides the registered one, until it is deleted again.
     hidden = ALL_ATTENTION_FUNCTIONS._local_mapping.get(name)
     ALL_ATTENTION_FUNCTIONS[name] = attend_and_measure
     try:
-        with _keep_calls(handle, seen):
-            yield seen
-        # Only now: each copy waits for the device.
-        for layer, found in seen.weights.items():
-            seen.weights[layer] = Weights(*(weights.cpu() for weights in found))
+        yield
     finally:
         del ALL_ATTENTION_FUNCTIONS[name]
         if hidden is not None:
@@ -277,8 +401,26 @@ def rerun(module: nn.Module, call: Call, hidden: torch.Tensor | None = None) -> 
     return module(*args, **kwargs)[0]
 
 
+def hidden_states(call: Call) -> torch.Tensor:
+    """What a recorded call's module was given: ``[batch, time, width]``."""
+    return call.kwargs["hidden_states"] if "hidden_states" in call.kwargs else call.args[0]
+
+
+def rerun_layer(seen: Watch, layer: int, hidden: Callable[[int], torch.Tensor]) -> torch.Tensor:
+    """A layer's attention output on other hidden states, ``hidden(layer)``.
+
+    Where keys come from another layer, that one runs first, on its own other hidden states: it
+    leaves them where this one finds them.
+    """
+    for number in (seen.keys_from.get(layer), layer):
+        if number is not None:
+            module = seen.modules[number]
+            output = rerun(module, seen.calls[module], hidden(number))
+    return output
+
+
 def moved_queries(
-    module: nn.Module, call: Call, groups: Sequence[Sequence[int]], seed: int
+    seen: Watch, layer: int, groups: Sequence[Sequence[int]], seed: int
 ) -> np.ndarray:
     """Which queries' outputs move when the tokens of a group change: bool ``[group, query]``.
 
@@ -286,19 +428,25 @@ def moved_queries(
     same shapes, an output that depends on nothing changed comes out the same to the last bit;
     a last row that never changes measures how far the device keeps to that.
     """
-    hidden = call.kwargs["hidden_states"] if "hidden_states" in call.kwargs else call.args[0]
-    still = hidden.expand(len(groups) + 1, -1, -1).contiguous()
-    changed = still.clone()
-    scale = hidden.float().std()  # of all tokens: a padding token's own may be zero
     sizes = torch.tensor([len(group) for group in groups])
     rows = torch.arange(len(groups)).repeat_interleave(sizes)
     tokens = torch.tensor([token for group in groups for token in group])
-    noise = _noise(len(tokens), hidden.shape[-1], seed, scale.device)
-    changed[rows, tokens] = (noise * scale).to(hidden)
-    return moved(rerun(module, call, still), rerun(module, call, changed))[:-1]
+
+    def still(layer: int) -> torch.Tensor:
+        hidden = hidden_states(seen.calls[seen.modules[layer]])
+        return hidden.expand(len(groups) + 1, -1, -1).contiguous()
+
+    def changed(layer: int) -> torch.Tensor:
+        hidden = still(layer)
+        scale = hidden[0].float().std()  # of all tokens: a padding token's own may be zero
+        noise = _noise(len(tokens), hidden.shape[-1], seed, scale.device)
+        hidden[rows, tokens] = (noise * scale).to(hidden)
+        return hidden
+
+    return moved(rerun_layer(seen, layer, still), rerun_layer(seen, layer, changed))[:-1]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _noise(n: int, width: int, seed: int, device: torch.device) -> torch.Tensor:
     """Random numbers from the CPU's generator, the same on every device; all layers share them."""
     return torch.randn(n, width, generator=torch.Generator().manual_seed(seed)).to(device)

@@ -2,20 +2,21 @@
 
 A mask that is dropped in training only would make a fine-tune silently causal: it would repair
 little and damage the causal mode, and nothing in its loss would show it. So before the first step,
-and again on every resume, one token of a real batch is changed and the last hidden states are
-compared:
+and again on every resume, the model in training is asked:
 
-- tokens of the prompt that look ahead at it must move, and only tokens that the regime lets it
-  reach may move: under 3B position 0 moves, under 3C nothing before the changed token does;
+- in every layer and in every row of the batch, does each token attend to just what the regime says?
+  (:func:`bidir_core.models.probe_measure.watch_averages`)
+- one prompt token of a sample is changed, in a batch of two rows where there are two: tokens of the
+  prompt that look ahead at it must move, and only tokens that the regime lets it reach may move;
+  under 3B position 0 moves, under 3C nothing before the changed token does;
 - no other sample moves, not even one in the same row;
-- a token that the regime hides moves nobody but itself (and whom layers reach that do not hide it),
-  and seeing it after all would make a difference;
 - unless the objective is leaky, a changed response token moves nothing before itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -23,18 +24,12 @@ import torch
 
 from bidir_core.common.errors import UserError
 from bidir_core.models.layout import Layout
+from bidir_core.models.probe import Check
+from bidir_core.models.probe_checks import fault_in_averages, layer_windows, why_nan
+from bidir_core.models.probe_measure import Placed, Windows, watch_averages
 from bidir_core.regimes import Regime, visibility
 from bidir_core.train.packing import TrainBatch
 from bidir_core.train.student import Student, within
-
-
-@dataclass(frozen=True)
-class Check:
-    """One question asked of the batch, and what came of it."""
-
-    name: str
-    passed: bool
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -62,47 +57,37 @@ class TrainingProbe:
             )
 
 
-@dataclass(frozen=True)
-class _Item:
-    """A sample of the batch: its row, where it begins there, and its lengths."""
-
-    row: int
-    begin: int
-    n_prefix: int
-    n_total: int
-
-    def at(self, position: int) -> tuple[int, int]:
-        return self.row, self.begin + position
-
-
 def run_training_probe(
     student: Student, batch: TrainBatch, regime: Regime, *, leaky: bool
 ) -> TrainingProbe:
-    """Probe the student as it is about to be trained. ``batch`` is on the model's device."""
-    n_layers = student.model.config.get_text_config().num_hidden_layers
-    item, changed = _choose(batch, regime, n_layers, _window(student))
-    all_rows = batch
-    batch, item = _row_of(batch, item)
+    """Probe the student as it is about to be trained. ``batch`` is on the model's device.
+
+    Raises UserError for a batch that shows nothing of the regime, and for a model of which no mask
+    can be asked anything, naming the cause.
+    """
+    text = student.model.config.get_text_config()
+    windows = layer_windows(text, text.num_hidden_layers)
+    item, changed = _choose(batch, regime, windows)
+    checks = [_check_layers(student, batch, regime, windows)]
+    batch, item = _two_rows(batch, item)
     still = _run(student, batch, batch.ids, regime)
-    noise = float((_run(student, batch, batch.ids, regime) - still).abs().max())
-    threshold = 8 * noise
+    threshold = 8 * (_run(student, batch, batch.ids, regime) - still).abs().max()
 
     def moved(position: int) -> torch.Tensor:
         ids = batch.ids.clone()
-        place = item.at(position)
+        place = item.row, item.begin + position
         other = batch.ids[batch.ids != ids[place]]
         ids[place] = other[len(other) // 2]
         difference = (_run(student, batch, ids, regime) - still).abs().amax(-1)
         return (difference > threshold) | difference.isnan()
 
     hit = moved(changed)
-    row = hit[item.row].cpu().numpy()
-    own = row[item.begin : item.begin + item.n_total]
-    sees, reach = _expected(item, changed, regime, n_layers, _window(student))
+    own = hit[item.row, item.begin : item.begin + item.n_total].cpu().numpy()
+    sees, may = _expected(item, changed, regime, windows)
     before = np.arange(item.n_total) < changed
-    must, may = sees & before, reach | (np.arange(item.n_total) == changed)
+    must = sees & before
     n_moved = int((own & before).sum())
-    checks = [
+    checks += [
         Check(
             "looks ahead" if must.any() else "stays causal",
             bool(own[must].all() if regime.lam == 1 else own[must].any() or not must.any())
@@ -126,40 +111,21 @@ def run_training_probe(
                 f"response token {target} was changed: {int(earlier.sum())} earlier positions moved",
             )
         )
-    if regime.hide is not None:
-        checks.append(_check_hidden(student, all_rows, regime, n_layers))
     return TrainingProbe(str(regime), tuple(checks))
 
 
-def _check_hidden(student: Student, batch: TrainBatch, regime: Regime, n_layers: int) -> Check:
-    """Whether the hidden token is hidden, in the shortest sample that has it in its prompt."""
-    name, token = "hides the token", regime.hide
-    item = next(
-        (one for one in _items(batch) if token is not None and token < one.n_prefix - 1), None
-    )
-    if item is None or token is None:
-        return Check(name, True, f"no prompt of the first batch has a token {token} to hide")
-    batch, item = _row_of(batch, item)
-    still = _run(student, batch, batch.ids, regime)
-    threshold = 8 * float((_run(student, batch, batch.ids, regime) - still).abs().max())
-
-    def moved(ids: torch.Tensor, under: Regime) -> np.ndarray:
-        difference = (_run(student, batch, ids, under) - still).abs().amax(-1)
-        hit = (difference > threshold) | difference.isnan()
-        return hit[item.row, item.begin : item.begin + item.n_total].cpu().numpy()
-
-    ids, place = batch.ids.clone(), item.at(token)
-    other = batch.ids[batch.ids != ids[place]]
-    ids[place] = other[len(other) // 2]
-    _, reach = _expected(item, token, regime, n_layers, None)
-    astray = int((moved(ids, regime) & ~reach).sum())
-    shown = int(moved(batch.ids, replace(regime, hide=None)).sum())
-    return Check(
-        name,
-        astray == 0 and shown > 0,
-        f"prompt token {token} was changed: {astray} positions moved that it must not reach; "
-        f"seeing it would move {shown}",
-    )
+def _check_layers(student: Student, batch: TrainBatch, regime: Regime, windows: Windows) -> Check:
+    """Whether in every layer and row each token attends to just what it should."""
+    # Attention itself is never compiled: compiled layers need not be compiled anew to watch it.
+    compiled = any(getattr(m, "_compiled_call_impl", None) for m in student.decoder.modules())
+    stance = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with stance, watch_averages(student.handle, regime, windows, _items(batch)) as errors:
+        hidden = _run(student, batch, batch.ids, regime)
+    if hidden.isnan().any():
+        raise UserError(f"this model cannot be trained: {why_nan(student.model)}")
+    fault = fault_in_averages(errors, len(windows))
+    fine = f"all {len(windows)} layers attend as they should in all {len(batch.ids)} rows"
+    return Check("every layer", fault is None, fault or fine)
 
 
 def _run(student: Student, batch: TrainBatch, ids: torch.Tensor, regime: Regime) -> torch.Tensor:
@@ -171,22 +137,19 @@ def _run(student: Student, batch: TrainBatch, ids: torch.Tensor, regime: Regime)
         return within(student.model, lambda: student.everywhere(other)).detach().float()
 
 
-def _choose(
-    batch: TrainBatch, regime: Regime, n_layers: int, window: int | None
-) -> tuple[_Item, int]:
+def _choose(batch: TrainBatch, regime: Regime, windows: Windows) -> tuple[Placed, int]:
     """The shortest sample in which the regime shows, and the prompt token to change.
 
     It is the last one that something looks ahead at (the prompt's last, unless ``tail`` or another
     dial says otherwise), and simply the prompt's last under ``causal``.
     """
-    items = _items(batch)
-    for item in items:
+    for item in sorted(_items(batch), key=lambda item: (item.n_total, item.row, item.begin)):
         if item.n_prefix < 2:
             continue
         if not regime.bidirectional:
             return item, item.n_prefix - 1
         for token in range(item.n_prefix - 1, 0, -1):
-            sees, _ = _expected(item, token, regime, n_layers, window)
+            sees, _ = _expected(item, token, regime, windows)
             if sees[:token].any():
                 return item, token
     raise UserError(
@@ -197,16 +160,18 @@ def _choose(
     )
 
 
-def _row_of(batch: TrainBatch, item: _Item) -> tuple[TrainBatch, _Item]:
-    """The batch's one row that holds the item: enough to show everything, and cheap."""
-    here, layout = slice(item.row, item.row + 1), batch.layout
+def _two_rows(batch: TrainBatch, item: Placed) -> tuple[TrainBatch, Placed]:
+    """The batch's row that holds the item, and one more: enough to show everything, and cheap."""
+    others = [row for row in range(len(batch.ids)) if row != item.row]
+    rows, layout = [item.row, *others[:1]], batch.layout
     only = Layout(
-        layout.item[here], layout.position[here], layout.n_prefix[here], layout.exit[here]
+        layout.item[rows], layout.position[rows], layout.n_prefix[rows], layout.exit[rows]
     )
-    return batch._replace(ids=batch.ids[here], layout=only), replace(item, row=0)
+    return batch._replace(ids=batch.ids[rows], layout=only), item._replace(row=0)
 
 
-def _items(batch: TrainBatch) -> list[_Item]:
+def _items(batch: TrainBatch) -> list[Placed]:
+    """Where the samples lie."""
     item = batch.layout.item.cpu().numpy()
     n_prefix = batch.layout.n_prefix.cpu().numpy()
     found = []
@@ -214,24 +179,19 @@ def _items(batch: TrainBatch) -> list[_Item]:
         for value in np.unique(item[row][item[row] >= 0]):
             places = np.flatnonzero(item[row] == value)
             begin = int(places[0])
-            found.append(_Item(row, begin, int(n_prefix[row, begin]), len(places)))
-    return sorted(found, key=lambda one: (one.n_total, one.row, one.begin))
+            found.append(Placed(row, begin, int(n_prefix[row, begin]), len(places)))
+    return found
 
 
 def _expected(
-    item: _Item, token: int, regime: Regime, n_layers: int, window: int | None
+    item: Placed, token: int, regime: Regime, windows: Windows
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Who sees ``token`` in some layer within the window, and whom its change can reach at all."""
+    """Who sees ``token`` in some layer, and whom its change can reach at all."""
     sees = np.zeros(item.n_total, dtype=bool)
     reach = np.zeros(item.n_total, dtype=bool)
     reach[token] = True
-    for layer in range(n_layers):
-        allowed = visibility(regime, item.n_prefix, item.n_total, layer=layer)
-        near = visibility(regime, item.n_prefix, item.n_total, layer=layer, window=window)
-        sees |= near[:, token]
+    for layer, window in enumerate(windows):
+        allowed = visibility(regime, item.n_prefix, item.n_total, layer=layer, window=window)
+        sees |= allowed[:, token]
         reach |= allowed[:, reach].any(axis=1)
     return sees, reach
-
-
-def _window(student: Student) -> int | None:
-    return getattr(student.model.config.get_text_config(), "sliding_window", None)

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
 
+from bidir_core.common.errors import UserError
 from bidir_core.models import attention
 from bidir_core.models.families import FAMILIES, TinyLoaded, tiny_loaded, tiny_model
 from bidir_core.models.layout import Layout
@@ -296,6 +299,38 @@ def scale_forgotten(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
     )
 
 
+def causal_kernel_for_real_lengths(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+    original = attention._sdpa
+
+    def run(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
+        if query.shape[2] > 16:
+            return original(module, query, key, value, None, **{**kwargs, "is_causal": True})
+        return original(module, query, key, value, mask, **kwargs)
+
+    patch.setattr(attention, "_sdpa", run)
+
+
+def positions_ignored(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
+    """The model counts tokens by itself, so packed choices stand too far from their prefix."""
+
+    def count(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        n_tokens = loaded.handle.plan.layout.shape[1]
+        return args, kwargs | {"position_ids": torch.arange(n_tokens)[None]}
+
+    loaded.handle.decoder.register_forward_pre_hook(count, with_kwargs=True)
+
+
+def one_layer_counts_positions_itself(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
+    model = loaded.model.model
+
+    def count(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        hidden = kwargs["hidden_states"]
+        positions = torch.arange(hidden.shape[1])[None]
+        return args, kwargs | {"position_embeddings": model.rotary_emb(hidden, positions)}
+
+    model.layers[2].self_attn.register_forward_pre_hook(count, with_kwargs=True)
+
+
 def shape_error(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
     patch.setattr(attention.Plan, "mask", lambda *_, **__: torch.zeros(1, 1, 3, 3))
 
@@ -413,6 +448,28 @@ MUTANTS: list[tuple[str, str, str, Any, set[str]]] = [
      with_mask(lambda m, p, i: m(plan=causal_plan(p))),
      {"visible_keys", "module_outputs", "lambda_strength"}),
     ("score scale forgotten", "llama", "bidirectional", scale_forgotten, {"causal_is_native"}),
+    ("mask dropped beyond 16 tokens", "llama", "bidirectional",
+     with_mask(lambda m, p, i: m() * (p.layout.shape[1] <= 16)), {"real_length"}),
+    ("mask dropped beyond 16 tokens", "gpt2", "causal",
+     with_mask(lambda m, p, i: m() * (p.layout.shape[1] <= 16)), {"real_length"}),
+    ("mask dropped beyond 16 tokens in one layer", "gemma2", "bidirectional",
+     with_mask(lambda m, p, i: m() * (p.layout.shape[1] <= 16 or i != 2)), {"real_length"}),
+    ("causal beyond 16 tokens", "llama", "bidirectional", causal_kernel_for_real_lengths,
+     {"real_length"}),
+    ("causal beyond 16 tokens", "llama", LAMBDA, causal_kernel_for_real_lengths, {"real_length"}),
+    ("position ids ignored", "llama", "bidirectional", positions_ignored, {"packed_choices"}),
+    ("position ids ignored", "llama", "causal", positions_ignored, {"packed_choices"}),
+    ("position ids ignored", "gpt2", "bidirectional", positions_ignored, {"packed_choices"}),
+    ("position ids ignored in one layer", "llama", "bidirectional",
+     one_layer_counts_positions_itself, {"packed_choices"}),
+    # McGill-NLP/llm2vec issue 74: no mask for a batch of one; and its reverse.
+    ("mask dropped for one row", "llama", "bidirectional",
+     with_mask(lambda m, p, i: m() * (p.layout.shape[0] > 1)), {"visible_keys", "real_length"}),
+    ("mask dropped for several rows", "llama", "bidirectional",
+     with_mask(lambda m, p, i: m() * (p.layout.shape[0] == 1)), {"visible_keys"}),
+    # bigscience-workshop/Megatron-DeepSpeed issue 303: only the first layer got the mask.
+    ("mask lost behind the first layer", "llama", "bidirectional",
+     with_mask(lambda m, p, i: m() * (i == 0)), {"visible_keys", "module_outputs", "real_length"}),
     ("model cannot run", "llama", "bidirectional", shape_error, {"model_runs"}),
 ]  # fmt: skip
 
@@ -440,12 +497,151 @@ def test_a_broken_wrapper_is_caught_by_name(
     assert "\n" not in report.failures
 
 
+def test_a_mask_dropped_at_real_length_is_caught_under_split(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where a GPU evaluates: all but long prefixes have a dense mask there, too."""
+    drop = with_mask(lambda m, p, i: m() * (p.layout.shape[1] <= 16))
+    drop(monkeypatch, None)
+    report = run_probe(tiny_loaded(implementation="split"), "bidirectional")
+    assert failed(report) == {"real_length"}
+
+
 def test_one_ignored_layer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny_loaded()
     with_mask(lambda m, p, i: m(plan=causal_plan(p)) if i == 2 else m())(monkeypatch, loaded)
     report = run_probe(loaded, "bidirectional")
     visible = next(check for check in report.checks if check.name == "visible_keys")
     assert visible.detail.startswith("layer 2: token 0 (position 0) does not read token 1")
+
+
+# What is wrong with a model or its files, and not with a mask, is called by its name.
+
+
+def with_a_nan() -> TinyLoaded:
+    loaded = tiny_loaded()
+    loaded.model.model.layers[2].mlp.up_proj.weight.data[3, 4] = float("nan")
+    return loaded
+
+
+def with_a_foreign_tokenizer() -> TinyLoaded:
+    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+    return tiny_loaded(vocab_size=60, **special)
+
+
+@pytest.mark.parametrize(
+    ("build", "cause"),
+    [
+        (with_a_nan, "NaN or infinite, such as in model.layers.2.mlp.up_proj.weight"),
+        (with_a_foreign_tokenizer, "60 rows: the tokenizer belongs to another model"),
+        (
+            lambda: tiny_loaded("mistral", layer_types=["full_attention"] * 4),
+            "layer 0 has no sliding window, but the layer's attention asks for a sliding window of 4",
+        ),
+        (lambda: tiny_loaded("gemma3", sliding_window=None), "no sliding window is set"),
+        (lambda: tiny_loaded("qwen2", use_sliding_window=False), "no sliding window is set"),
+    ],
+)
+def test_what_is_wrong_beside_the_mask_is_named(build: Any, cause: str) -> None:
+    report = run_probe(build(), "bidirectional")
+    assert failed(report) == {"model_runs"}
+    assert cause in report.failures
+    with pytest.raises(UserError, match=r"cannot be probed .*, so nothing counts") as raised:
+        report.require("so nothing counts")
+    assert cause in str(raised.value)
+    assert "does not attend" not in str(raised.value)
+
+
+def test_a_tokenizer_that_knows_no_english_says_nothing_about_the_mask() -> None:
+    loaded = tiny_loaded()
+    strange = dataclasses.replace(loaded, tokenizer=lambda *_, **__: {"input_ids": [5] * 40})
+    report = run_probe(strange, "bidirectional")
+    assert report.passed, report.failures
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("regime", ["causal", "bidirectional:sink=1"])
+@pytest.mark.parametrize(
+    ("family", "implementation"),
+    [("llama", "sdpa"), ("llama", "split"), ("gemma3", "eager"), ("gpt2", "sdpa")],
+)
+def test_the_regime_decides_and_not_is_causal_in_the_configuration(
+    family: str, implementation: str, regime: str, is_causal: bool
+) -> None:
+    """transformers opens the masks of a decoder whose configuration says ``is_causal: false``."""
+    loaded = tiny_loaded(family, implementation=implementation, is_causal=is_causal)
+    report = run_probe(loaded, regime)
+    assert report.passed, report.failures
+    assert loaded.handle.decoder.config.is_causal is is_causal  # left as it was
+
+
+def sharing(kind: str) -> TinyLoaded:
+    """A model whose last layers attend to earlier layers' keys and values."""
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 260,
+        "vocab_size_per_layer_input": 260,
+        "hidden_size_per_layer_input": 8,
+        "max_position_embeddings": 512,
+        "sliding_window": 4,
+        "num_hidden_layers": 6,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 3,
+        "initializer_range": 0.2,
+    }
+    config = (
+        transformers.Gemma3nTextConfig(
+            **sizes, laurel_rank=4, altup_num_inputs=2, activation_sparsity_pattern=[0.0] * 6
+        )
+        if kind == "gemma3n"
+        else transformers.Gemma4TextConfig(**sizes, global_head_dim=8)
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return tiny_loaded(kind, model=model.eval())
+
+
+@pytest.mark.parametrize("regime", ["causal", "bidirectional", "bidirectional:sink=1,layers=2-"])
+@pytest.mark.parametrize("kind", ["gemma3n", "gemma4"])
+def test_models_that_share_keys_between_layers_pass(kind: str, regime: str) -> None:
+    report = run_probe(sharing(kind), regime)
+    assert report.passed, report.failures
+
+
+def test_a_layer_with_another_layers_keys_is_held_to_the_regime(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_mask(lambda m, p, i: m(plan=causal_plan(p)) if i == 5 else m())(monkeypatch, None)
+    report = run_probe(sharing("gemma3n"), "bidirectional")
+    assert {"visible_keys", "module_outputs", "real_length"} <= failed(report)
+    assert "layer 5: " in report.failures
+
+
+def test_the_probe_is_cheap() -> None:
+    """Counted, not timed: no more than before it asked for real length and packed choices.
+
+    Two layers as wide as the embedded model's, and as much of its vocabulary as goes with two.
+    """
+    loaded = tiny_loaded(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=64,
+        num_hidden_layers=2,
+        vocab_size=3277,
+    )
+    passes = []
+    loaded.handle.decoder.register_forward_hook(lambda *_: passes.append(1))
+    with FlopCounterMode(display=False) as counter:
+        assert run_probe(loaded, "bidirectional").passed
+    assert len(passes) == 5
+    assert counter.get_total_flops() <= 3_255_000_000
 
 
 def test_a_dial_that_the_model_does_not_have_is_a_failed_check() -> None:
