@@ -13,7 +13,8 @@ import streamlit as st
 from bidir_core import jobs
 from bidir_core.common.errors import UserError
 from bidir_core.data import assets, tasks
-from bidir_core.explain.why import expected_tokens, name_of
+from bidir_core.data.custom import name_of
+from bidir_core.explain.why_config import expected_tokens
 from bidir_core.jobs import Job, estimate
 from bidir_core.jobs.estimate import Estimate
 from bidir_core.jobs.history import start_seconds
