@@ -35,11 +35,15 @@ def model_bar(runs: tuple[RunInfo, ...]) -> ModelWorker:
     worker = playground.shared()
     left, right, act = st.columns([4, 4, 2], vertical_alignment="bottom")
     with left:
-        model = fields.from_runs("model", "Model", "model", "embedded, hub id or folder", runs)  # fmt: skip
+        model = fields.from_runs("model", "Model", "model", "embedded, hub id or folder", runs)
     with right:
         made = fields.from_runs(
-            "checkpoint", "Fine-tuned checkpoint (optional)", "checkpoint", "left out: the base", runs
-        )  # fmt: skip
+            "checkpoint",
+            "Fine-tuned checkpoint (optional)",
+            "checkpoint",
+            "left out: the base",
+            runs,
+        )
     here = (worker.model, worker.checkpoint) == (model, made)
     loaded = here and worker.state in ("loading", "ready")
     with act:
@@ -65,7 +69,13 @@ def _ask_to_load() -> None:
 def _confirm(model: str, checkpoint: str) -> None:
     """What it takes, before it is taken."""
     parameters = cost_model.parameters_of(model)
-    html.show(div("b", el("b", fmt.clip(model, 100)), f" with {fmt.clip(checkpoint, 160)}" if checkpoint else ""))  # fmt: skip
+    html.show(
+        div(
+            "b",
+            el("b", fmt.clip(model, 100)),
+            f" with {fmt.clip(checkpoint, 160)}" if checkpoint else "",
+        )
+    )
     free = psutil.virtual_memory().available
     need = parameters * 4 + cost_model.PROGRAM_BYTES if parameters else None
     size = f"about {review.size(need)}" if need else "an unknown amount"
@@ -99,9 +109,10 @@ def _state(worker: ModelWorker, here: bool) -> None:
         facts = worker.facts
         what = fmt.clip(worker.model, 80) + (" with its checkpoint" if worker.checkpoint else "")
         widgets.note(
-            el("b", what), f" is loaded: {facts['n_layers']} layers, {facts['dtype']} on "
+            el("b", what),
+            f" is loaded: {facts['n_layers']} layers, {facts['dtype']} on "
             f"{facts['device']}." + ("" if here else " It is not the one chosen above."),
-        )  # fmt: skip
+        )
         if facts.get("trained_regime"):
             widgets.note("Trained under ", widgets.code_text(facts["trained_regime"]), ".")
     else:
@@ -109,7 +120,7 @@ def _state(worker: ModelWorker, here: bool) -> None:
         why = {
             "none": "Choose one and load it: a process of its own holds it, and lets it go when unused.",
             "idle": "Nobody asked it anything for five minutes. Load it again to go on.",
-        }.get(state, fmt.clip(worker.error, 400))  # fmt: skip
+        }.get(state, fmt.clip(worker.error, 400))
         widgets.banner(kind, title, why)
         tail = worker.log_tail() if state in ("died", "failed") else ""
         if tail.strip():
@@ -131,9 +142,14 @@ def _watch_loading(worker: ModelWorker) -> None:
 def settings() -> dict[str, Any] | None:
     """The form: prompt, regimes and how tokens are drawn. None where something is no regime."""
     prompt = url.bound(
-        st.text_area, "Prompt", name="prompt", max_chars=8000, height=110,
-        read=lambda text: text or PROMPT, write=lambda v: "" if v == PROMPT else v,
-    )  # fmt: skip
+        st.text_area,
+        "Prompt",
+        name="prompt",
+        max_chars=8000,
+        height=110,
+        read=lambda text: text or PROMPT,
+        write=lambda v: "" if v == PROMPT else v,
+    )
     left, right = st.columns(2)
     with left:
         first = masks_view.regime_box("Regime", "regime", "causal")
@@ -155,9 +171,12 @@ def settings() -> dict[str, Any] | None:
             numbers[name] = _number(name, label, least, most, step, default)
     with cells[4]:
         template = url.bound(
-            st.toggle, "Chat template", name="chat", read=lambda text: text == "on",
+            st.toggle,
+            "Chat template",
+            name="chat",
+            read=lambda text: text == "on",
             write=lambda value: "on" if value else "",
-        )  # fmt: skip
+        )
     if first is None or second is None:
         return None
     regimes = list(dict.fromkeys((str(first), str(second))))
@@ -166,11 +185,13 @@ def settings() -> dict[str, Any] | None:
         "prompt": prompt,
         "regimes": regimes,
         "sampling": {
-            "max_new_tokens": int(numbers["n"]), "temperature": float(numbers["t"]),
-            "top_p": 1.0 if greedy else float(numbers["p"]), "seed": int(numbers["seed"]),
+            "max_new_tokens": int(numbers["n"]),
+            "temperature": float(numbers["t"]),
+            "top_p": 1.0 if greedy else float(numbers["p"]),
+            "seed": int(numbers["seed"]),
         },
         "chat_template": bool(template),
-    }  # fmt: skip
+    }
 
 
 def _number(name: str, label: str, least: Any, most: Any, step: Any, default: Any) -> Any:
@@ -184,10 +205,16 @@ def _number(name: str, label: str, least: Any, most: Any, step: Any, default: An
         return value if least <= value <= most else default
 
     return url.bound(
-        st.number_input, label, name=name, min_value=least, max_value=most, step=step, read=read,
+        st.number_input,
+        label,
+        name=name,
+        min_value=least,
+        max_value=most,
+        step=step,
+        read=read,
         write=lambda value: "" if value in (None, default) else f"{value:g}",
         help="0 takes the most likely token each time" if name == "t" else None,
-    )  # fmt: skip
+    )
 
 
 def ask(worker: ModelWorker, asked: dict[str, Any]) -> None:
@@ -230,9 +257,10 @@ def draw(found: Answer) -> None:
         return
     widgets.note(
         f"Behind a prompt of {fmt.count(found.n_prompt)} tokens"
-        + (", stopped" if found.state == "cancelled" else "") + ". Shares are the model's own, "
+        + (", stopped" if found.state == "cancelled" else "")
+        + ". Shares are the model's own, "
         "before temperature and top p."
-    )  # fmt: skip
+    )
     for column, regime, side in zip(
         st.columns(len(found.regimes), gap="large"), found.regimes, found.sides, strict=True
     ):

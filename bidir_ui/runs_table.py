@@ -117,26 +117,37 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
             "role": text("Role", width=72),
             "stage": text("Stage", width=80),
             "name": text("Name", width=172),
-            "weights": text("Weights", width=186, help="The weights that were evaluated or trained; and the "
-                "regime they were trained under, where that is another one"),
+            "weights": text(
+                "Weights",
+                width=186,
+                help="The weights that were evaluated or trained; and the "
+                "regime they were trained under, where that is another one",
+            ),
             "regime": text("Regime", width=_width(table["regime"])),
             "state": text("State", width=104),
             "n": number("Items", format="localized", width=64),
             "acc": number("acc, %", format="%.1f", width=62, help="Macro mean over the tasks"),
             "half": number(
-                "±", format="%.1f", width=44, help="Half of the 95 % interval of acc alone, in "
-                "points. Two runs on the same items are compared pairwise, far more sharply."
+                "±",
+                format="%.1f",
+                width=44,
+                help="Half of the 95 % interval of acc alone, in "
+                "points. Two runs on the same items are compared pairwise, far more sharply.",
             ),
             "acc_norm": number("acc_norm, %", format="%.1f", width=92),
             "extent": text("Taken", width=134),
             "model": text("Model", width=158),
             "created": text("Made (UTC)", width=128),
-            "seconds": number("Seconds", format="%.0f", width=72, help="Empty where other runs "
-                "used the device meanwhile"),
+            "seconds": number(
+                "Seconds",
+                format="%.0f",
+                width=72,
+                help="Empty where other runs used the device meanwhile",
+            ),
             "device": text("Device", width=70),
             "run": text("Run id"),
         },
-    )  # fmt: skip
+    )
     return table["run"].iloc[event["selection"]["rows"]].tolist()
 
 

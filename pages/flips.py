@@ -21,9 +21,10 @@ with shell.guard():
         st.stop()
     if frame.empty:
         widgets.banner(
-            "empty", "These runs share no scored item",
+            "empty",
+            "These runs share no scored item",
             "Choose a baseline and a candidate that ran on the same data.",
-        )  # fmt: skip
+        )
         st.stop()
     analysis.remarks(a, b)
 
@@ -33,9 +34,10 @@ with shell.guard():
     flips_view.counts(frame, shown)
     if shown.empty:
         widgets.banner(
-            "empty", "No item matches this filter",
+            "empty",
+            "No item matches this filter",
             f"{fmt.count(len(frame))} paired items are here; widen the filter to see them.",
-        )  # fmt: skip
+        )
         if st.button("Clear the filter", key="clear"):
             url.put(**dict.fromkeys(filters.NAMES, ""))
             st.rerun()

@@ -19,10 +19,13 @@ with shell.guard():
     record = item_view.fuller(left_record, right_record)
     if record is None:
         widgets.banner(
-            "error", "Item not found",
-            html.join("Neither run holds an item called ", html.el("code", fmt.clip(item_id, 100)), "."),
+            "error",
+            "Item not found",
+            html.join(
+                "Neither run holds an item called ", html.el("code", fmt.clip(item_id, 100)), "."
+            ),
             "Item ids are a task and the row in its split, such as piqa/12.",
-        )  # fmt: skip
+        )
         st.stop()
     pair.line(page.pair)
     failed = [
@@ -45,18 +48,25 @@ with shell.guard():
             widgets.banner("info", "The texts are not here", analysis.MISSING)
         else:
             borders = record["prefix_token_offsets"] is not None and url.bound(
-                st.toggle, "Token borders", name="borders", read=lambda text: text != "off",
+                st.toggle,
+                "Token borders",
+                name="borders",
+                read=lambda text: text != "off",
                 write=lambda value: "" if value else "off",
-            )  # fmt: skip
+            )
             context = analysis.choice_context(record, record["gold"])
             html.show(item_view.prompt(record, context, record["gold"], borders=borders))
         widgets.heading("Choices")
         html.show(
             item_view.choices(
-                record, left_record, right_record, pred,
-                f"{a.stage_label} {a.regime}", f"{b.stage_label} {b.regime}",
+                record,
+                left_record,
+                right_record,
+                pred,
+                f"{a.stage_label} {a.regime}",
+                f"{b.stage_label} {b.regime}",
             )
-        )  # fmt: skip
+        )
 
     with side:
         html.show(item_view.facts(record, left_record, right_record))

@@ -23,8 +23,10 @@ with shell.guard():
             widgets.heading("The command line")
             line = jobs.command_text(form.words)
             place = view.command_line(line)
-            widgets.note("The same in a terminal. Here it runs detached: closing this page or "
-                         "stopping the app does not stop it.")  # fmt: skip
+            widgets.note(
+                "The same in a terminal. Here it runs detached: closing this page or "
+                "stopping the app does not stop it."
+            )
         with cost:
             widgets.heading("What it will take")
             review.review(form, made, page.runs)
@@ -35,9 +37,10 @@ with shell.guard():
                 if not words:  # the probe has no items
                     continue
                 chosen = st.button(
-                    label, key=f"launch-{'start' if words == form.words else 'dry'}",
+                    label,
+                    key=f"launch-{'start' if words == form.words else 'dry'}",
                     type="primary" if words == form.words else "secondary",
-                )  # fmt: skip
+                )
                 if chosen:
                     key = jobs.idempotency_key(words, known)
                     review.confirm(form, words, key, made, ahead)

@@ -22,16 +22,22 @@ with shell.guard():
     left, right = st.columns(2, vertical_alignment="bottom")
     with left:
         words = url.bound(
-            st.text_input, "Search", name="q", read=str,
+            st.text_input,
+            "Search",
+            name="q",
+            read=str,
             placeholder="stage, regime, model, name or state",
-        )  # fmt: skip
+        )
     with right:
         kinds = ["evaluations", "fine-tunes", "imported", "published"]
         kind = url.bound(
-            st.segmented_control, "Kind", name="kind", options=["all", *kinds],
+            st.segmented_control,
+            "Kind",
+            name="kind",
+            options=["all", *kinds],
             read=lambda text: text if text in kinds else "all",
             write=lambda value: "" if value in (None, "all") else value,
-        )  # fmt: skip
+        )
 
     def kept(run: data.RunInfo) -> bool:
         if run.is_point:

@@ -32,14 +32,18 @@ def two_by_two(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
         table = widgets.table(
             (fmt.clip(fmt.task(row.task), 24), "right", "wrong"),
             (
-                ("right", cell(row.both_right, "same_right"), html.join("▼ ", cell(row.broken, "broken"))),
+                (
+                    "right",
+                    cell(row.both_right, "same_right"),
+                    html.join("▼ ", cell(row.broken, "broken")),
+                ),
                 (
                     "wrong",
                     html.join("▲ ", cell(row.fixed, "fixed")),
                     cell(row.both_wrong, "changed_wrong~same_wrong"),
                 ),
             ),
-        )  # fmt: skip
+        )
         with columns[number % len(columns)]:
             html.show(table)
             test = "no flips" if row.p_value is None else f"McNemar p {p_text(row.p_value)}"
@@ -89,8 +93,7 @@ def retention(
             rows.append(("kept above no context", text(above)))
         except UserError as error:
             rows.append(("kept above no context", str(error)))
-    cells = [part for name, value in rows for part in (html.el("dt", name), html.el("dd", value))]
-    html.show(html.el("dl", *cells, cls="b b-kv"))
+    widgets.facts(rows)
 
 
 def slice_charts(frame: pd.DataFrame, key: str) -> None:
@@ -119,9 +122,17 @@ def slice_charts(frame: pd.DataFrame, key: str) -> None:
         for title, labels in kinds:
             rows = filters.differences(frame, labels)
             parts += [
-                (title, r.label, fmt.count(r.n), fmt.points(r.value), fmt.interval(r.low, r.high), r.broken, r.fixed)
+                (
+                    title,
+                    r.label,
+                    fmt.count(r.n),
+                    fmt.points(r.value),
+                    fmt.interval(r.low, r.high),
+                    r.broken,
+                    r.fixed,
+                )
                 for r in rows.itertuples()
-            ]  # fmt: skip
+            ]
         head = ("Slice", "", "n", "Difference, points", "95 % interval", "▼ Broken", "▲ Fixed")
         html.show(widgets.table(head, parts, left=(1,)))
 
@@ -205,9 +216,10 @@ def show(runs: Iterable[RunInfo], model: str) -> None:
             html.show(html.div("b", html.el("b", title)))
             figure = _figure([curve for curve in curves if curve.regime == regime], span)
             widgets.chart(
-                figure, f"{title}: accuracy by training step; the table below has the numbers.",
+                figure,
+                f"{title}: accuracy by training step; the table below has the numbers.",
                 key=f"recovery-{regime}",
-            )  # fmt: skip
+            )
     with st.expander("The same as a table"):
         html.show(_table(curves))
 
@@ -217,19 +229,25 @@ def _figure(curves: list[Curve], span: list[float]) -> go.Figure:
     for curve in curves:
         means = curve.means
         figure.add_scatter(
-            x=list(means), y=[100 * value for value in means.values()], mode="lines+markers",
+            x=list(means),
+            y=[100 * value for value in means.values()],
+            mode="lines+markers",
             name=plots.inert(curve.arm),
             line={
-                "color": plots.OBJECTIVE_COLOURS.get(curve.objective, plots.RED), "width": 2,
+                "color": plots.OBJECTIVE_COLOURS.get(curve.objective, plots.RED),
+                "width": 2,
                 "dash": "dash" if curve.method == "lora" else "solid",
             },
             marker={"size": 6, "symbol": "square" if curve.method == "lora" else "circle"},
             hovertemplate="step %{x}: %{y:.1f} %<extra>%{fullData.name}</extra>",
-        )  # fmt: skip
+        )
     figure.update_layout(
-        height=330, margin={"l": 48, "r": 8, "t": 8, "b": 84}, hovermode="closest", dragmode=False,
+        height=330,
+        margin={"l": 48, "r": 8, "t": 8, "b": 84},
+        hovermode="closest",
+        dragmode=False,
         legend={"orientation": "h", "y": -0.24, "x": 0, "font": {"size": 12}},
-    )  # fmt: skip
+    )
     figure.update_xaxes(title="step", gridcolor=plots.FAINT, zeroline=False, fixedrange=True)
     figure.update_yaxes(
         title="accuracy, %", range=span, gridcolor=plots.FAINT, zeroline=False, fixedrange=True

@@ -98,9 +98,11 @@ def choices(
             )
         )
     head = (
-        "Choice", join(widgets.dot("grey"), f"{name_a}, nats"),
-        join(widgets.dot("blue"), f"{name_b}, nats"), "Change",
-    )  # fmt: skip
+        "Choice",
+        join(widgets.dot("grey"), f"{name_a}, nats"),
+        join(widgets.dot("blue"), f"{name_b}, nats"),
+        "Change",
+    )
     return widgets.table(head, rows, left=(0,))
 
 
@@ -137,10 +139,13 @@ def heat_strip(rows: Sequence[tuple[str, float, float]], scale: float) -> Html:
         title = f"{fmt.number(left)} → {fmt.number(right)} nats ({fmt.signed(moved)})"
         cells.append(
             span(
-                "t", _budget(piece), el("small", f" {fmt.signed(moved, 1)}"),
-                style=f"background:rgb({rgb} / {strength:.2f})", title=title,
+                "t",
+                _budget(piece),
+                el("small", f" {fmt.signed(moved, 1)}"),
+                style=f"background:rgb({rgb} / {strength:.2f})",
+                title=title,
             )
-        )  # fmt: skip
+        )
     return div("b b-heat", *cells, dir="auto")
 
 
@@ -185,7 +190,7 @@ def facts(record: Record, a: Record | None, b: Record | None) -> Html:
     if a and b and not fmt.missing(a["margin"]) and not fmt.missing(b["margin"]):
         rows.append(("moved by", f"{fmt.signed(b['margin'] - a['margin'])} nats"))
     rows.append(("hash", span("b-mono", str(record["doc_hash"])[:16])))
-    return el("dl", *(p for n, v in rows for p in (el("dt", n), el("dd", v))), cls="b b-kv")
+    return widgets.facts_html(rows)
 
 
 def _tokens(counts: Sequence[int | None], *, longest: bool = False) -> str:
@@ -230,10 +235,11 @@ def sentence(a: Record, b: Record, metric: str) -> Html:
         "same_wrong": el("b", "○ Wrong in both"),
     }
     return join(
-        words[kind], f": {picks}. The right answer's margin over the best other moved by ",
+        words[kind],
+        f": {picks}. The right answer's margin over the best other moved by ",
         el("b", f"{moved} nats", cls="b-num"),
         f", from {fmt.signed(a['margin'])} to {fmt.signed(b['margin'])}.",
-    )  # fmt: skip
+    )
 
 
 def other_runs(rows: Sequence[tuple[str, Record | None, bool]], pred: str) -> Html:
@@ -260,9 +266,11 @@ def bar(page: Any, item_id: str, near: Neighbours, chosen: FlipFilter) -> None:
     title, moves = st.columns([4, 7], vertical_alignment="bottom")
     with title:
         st.page_link(
-            shell.path("flips"), label="Flips", icon=":material/arrow_back:",
+            shell.path("flips"),
+            label="Flips",
+            icon=":material/arrow_back:",
             query_params=url.params(**chosen.params),
-        )  # fmt: skip
+        )
         html.show(html.el("h1", fmt.clip(item_id, 60), cls="b-title"))
         among = "in this filter" if chosen.params else "paired items"
         where = (
@@ -280,17 +288,25 @@ def bar(page: Any, item_id: str, near: Neighbours, chosen: FlipFilter) -> None:
         ):
             back = key in "kp"
             st.button(
-                label, key=f"go-{key}", shortcut=key, disabled=target is None,
-                icon=f":material/{icon}:", on_click=_go, args=(target,),
+                label,
+                key=f"go-{key}",
+                shortcut=key,
+                disabled=target is None,
+                icon=f":material/{icon}:",
+                on_click=_go,
+                args=(target,),
                 icon_position="left" if back else "right",
                 help=f"{'Previous' if back else 'Next'} {label.lower()} in this filter",
-            )  # fmt: skip
+            )
         with st.popover("Link", icon=":material/link:"):
             widgets.note("Opens this item with these runs and this filter. Copy it:")
             query = url.params(
-                a=page.pair.a.id, b=page.pair.b.id, item=item_id, **chosen.params,
+                a=page.pair.a.id,
+                b=page.pair.b.id,
+                item=item_id,
+                **chosen.params,
                 borders=url.get("borders"),
-            )  # fmt: skip
+            )
             st.code(url.absolute("item", query), language=None, wrap_lines=True)
 
 
@@ -299,9 +315,14 @@ def raw_record(item_id: str, records: dict[str, dict[str, Any] | None]) -> None:
     text = json.dumps(records, indent=1, ensure_ascii=False, default=analysis.plain)
     st.code(item_texts.visible(text[:20_000]), language=None, height=360)
     st.download_button(
-        "JSON", text, file_name=f"{item_id.replace('/', '_')}.json", mime="application/json",
-        key="item-json", on_click="ignore", icon=":material/download:",
-    )  # fmt: skip
+        "JSON",
+        text,
+        file_name=f"{item_id.replace('/', '_')}.json",
+        mime="application/json",
+        key="item-json",
+        on_click="ignore",
+        icon=":material/download:",
+    )
 
 
 def observed_links(page: Any, item_id: str) -> None:
@@ -316,10 +337,11 @@ def observed_links(page: Any, item_id: str) -> None:
             newest.setdefault((one.info.model, *one.names), one)
     for one in newest.values():
         st.page_link(
-            shell.path("masks"), icon=":material/visibility:",
+            shell.path("masks"),
+            icon=":material/visibility:",
             label=f"Observed attention: {' and '.join(str(regime) for regime in one.regimes)}",
             query_params=url.params(item=item_id, show="observed", attend=one.info.id),
-        )  # fmt: skip
+        )
 
 
 def _go(target: str | None) -> None:

@@ -103,10 +103,11 @@ def draw(result: Mapping[str, Any], run_id: str) -> None:
     unit = "nats a character" if result["metric"] == "acc_norm" else "nats"
     widgets.note(
         "Parts of the attention are put back to causal and the item is scored again. ",
-        el("b", "✓"), " the causal answer is back. Green: its lead over the best other choice "
+        el("b", "✓"),
+        " the causal answer is back. Green: its lead over the best other choice "
         "recovers; red: it falls further behind. On this item, and with everything else as it "
         "was: what turns the answer back here need not do so elsewhere.",
-    )  # fmt: skip
+    )
     html.show(html.join(el("h2", "Layers", cls="b-h3"), layer_strip(result)))
     html.show(html.join(el("h2", "Prompt tokens", cls="b-h3"), token_strip(result)))
     html.show(html.join(el("h2", "Strength of the look-ahead", cls="b-h3"), lambda_strip(result)))
@@ -114,9 +115,11 @@ def draw(result: Mapping[str, Any], run_id: str) -> None:
         frame = numbers(result)
         widgets.note(
             f"Lead of the causal answer over the best other choice, in {unit}: causal ",
-            fmt.signed(result["causal"]["lead"]), ", as the regime says ",
-            fmt.signed(result["opened"]["lead"]), ".",
-        )  # fmt: skip
+            fmt.signed(result["causal"]["lead"]),
+            ", as the regime says ",
+            fmt.signed(result["opened"]["lead"]),
+            ".",
+        )
         st.dataframe(frame, hide_index=True, height=280)
         name = f"{run_id.replace('/', '_')}.csv"
         widgets.csv_button(frame, name, key="why-csv")
@@ -201,7 +204,7 @@ def lambda_strip(result: Mapping[str, Any]) -> Html:
             el("thead", el("tr", el("th", "lambda is", scope="col"), *head)),
             el("tbody", el("tr", el("th", "look-ahead weakened", scope="row"), *cells)),
             cls="b b-strip",
-        ),
+        )
     )
 
 
@@ -249,7 +252,9 @@ def offer(page: Any, target: RunInfo, record: Mapping[str, Any], metric: str) ->
     if failed := st.session_state.pop("why-error", ""):
         widgets.banner("error", "Not started", failed)
     elif mine is not None and mine.state in ("failed", "lost"):
-        widgets.banner("error", "It could not be explained", fmt.clip(mine.error or jobs_view.LOST, 300))  # fmt: skip
+        widgets.banner(
+            "error", "It could not be explained", fmt.clip(mine.error or jobs_view.LOST, 300)
+        )
     missing = _weights_missing(target)
     if missing:
         widgets.note(missing)
@@ -308,8 +313,11 @@ def _confirm(
     total = sum(one.n_bytes for one in missing)
     if st.button(
         f"Fetch {review.size(total)} and start" if missing else "Start",
-        type="primary", key="why-confirm", on_click=_start, args=(line, key, title, cost),
-    ):  # fmt: skip
+        type="primary",
+        key="why-confirm",
+        on_click=_start,
+        args=(line, key, title, cost),
+    ):
         st.rerun()
 
 

@@ -7,7 +7,7 @@ looks one up says "not found" for an unknown one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -76,3 +76,40 @@ def bound(
         put(**{name: write(st.session_state[key])})
 
     return widget(label, key=key, on_change=changed, **options)
+
+
+def choice(
+    widget: Callable[..., Any],
+    label: str,
+    *,
+    name: str,
+    options: Sequence[str] | Mapping[str, str],
+    default: str,
+    **more: Any,
+) -> str:
+    """A :func:`bound` widget with one of ``options`` chosen; a mapping also says how they are
+    shown. The default is not written into the URL, and stands for whatever is no option."""
+    if isinstance(options, Mapping):
+        more = {"format_func": options.get} | more
+    chosen = bound(
+        widget,
+        label,
+        name=name,
+        options=list(options),
+        read=lambda text: text if text in options else default,
+        write=lambda value: "" if value in (None, default) else value,
+        **more,
+    )
+    return chosen or default
+
+
+def text(label: str, *, name: str, default: str = "", **more: Any) -> str:
+    """A :func:`bound` line of text; the default is not written into the URL."""
+    return bound(
+        st.text_input,
+        label,
+        name=name,
+        read=lambda value: value or default,
+        write=lambda value: "" if value.strip() == default else value.strip(),
+        **more,
+    )

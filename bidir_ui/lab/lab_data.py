@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from bidir_core.analyse.stats import Estimate
+from bidir_core.analyse.verdict import Judgement, judge
 from bidir_core.explain.controls import same_prompts, summarise_sweep
 from bidir_core.explain.sweep_summary import Sweep, best_of_dials, removed_sentence
 from bidir_core.regimes import parse_regime
@@ -17,11 +19,7 @@ from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt
 from bidir_ui.reading.data import RunInfo
 
-MEASURES = {
-    "delta": "Difference to causal",
-    "value": "Accuracy",
-    "removed": "Damage removed",
-}
+MEASURES = {"delta": "Difference to causal", "value": "Accuracy", "removed": "Damage removed"}
 UNITS = {"delta": "points", "value": "%", "removed": "% of the damage"}
 
 
@@ -163,6 +161,14 @@ def measured(lab: Lab, slug: str, measure: str) -> tuple[float, float, float]:
     return 100 * found["value"], 100 * found["low"], 100 * found["high"]
 
 
+def judged(lab: Lab, slug: str) -> Judgement | None:
+    """What a point's paired difference to causal allows to be said; None without one."""
+    delta = lab.numbers(slug).get("delta")
+    if not delta:
+        return None
+    return judge(Estimate(*(delta[name] for name in ("value", "low", "high", "n"))))
+
+
 def text(lab: Lab, slug: str) -> str:
     """A point in one line, for hovering."""
     numbers, point = lab.numbers(slug), lab.point(slug) or {}
@@ -178,16 +184,9 @@ def text(lab: Lab, slug: str) -> str:
 def name(point: dict[str, Any]) -> str:
     """What a point is, in a few words: regime, patch, prompt condition."""
     patch = point.get("patch")
-    return " · ".join(
-        filter(
-            None,
-            (
-                str(point.get("regime")),
-                f"{str(patch).partition('=')[0]} of the first token patched" if patch else "",
-                str(point.get("condition_words") or ""),
-            ),
-        )
-    )
+    patched = f"{str(patch).partition('=')[0]} of the first token patched" if patch else ""
+    words = (str(point.get("regime")), patched, str(point.get("condition_words") or ""))
+    return " · ".join(filter(None, words))
 
 
 def sentence(lab: Lab, slug: str) -> str:
@@ -212,16 +211,14 @@ def table(lab: Lab) -> pd.DataFrame:
     """Every point and every number of it, for the CSV."""
     rows = []
     for point in lab.points:
-        row = {
-            "point": lab.run_id(point["slug"]), "regime": point["regime"], "patch": point.get("patch"),
-            "condition": point["condition_words"], "part": point["part"], "n": point["n"],
-        }  # fmt: skip
+        row: dict[str, Any] = {"point": lab.run_id(point["slug"])}
+        row |= {name: point.get(name) for name in ("regime", "patch")}
+        row |= {"condition": point["condition_words"], "part": point["part"], "n": point["n"]}
         for metric in ("acc", "acc_norm"):
             numbers = point[metric]
             row[metric] = numbers["value"]
             for key in ("delta", "removed"):
-                found = numbers[key] or {}
                 for end in ("value", "low", "high"):
-                    row[f"{metric}_{key}_{end}"] = found.get(end)
+                    row[f"{metric}_{key}_{end}"] = (numbers[key] or {}).get(end)
         rows.append(row)
     return pd.DataFrame(rows)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import streamlit as st
 
 from bidir_core import jobs
+from bidir_core.analyse import selection
 from bidir_core.common.errors import UserError
 from bidir_core.jobs import Job
 from bidir_core.jobs.history import outcome
@@ -16,7 +17,7 @@ from bidir_core.runs.run import Run
 from bidir_ui import shell
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.launch import review
-from bidir_ui.reading import data, pair
+from bidir_ui.reading import data
 from bidir_ui.reading.data import RunInfo
 
 POLL_SECONDS = 2
@@ -308,11 +309,15 @@ def _open(job: Job, runs: tuple[RunInfo, ...], label: str = "Open results") -> N
     else:
         page, query = "runs", url.params(q=path.name)
         info = data.by_id(runs, run.id) if run.stage in (STAGE2, STAGE4) else None
-        if info is not None and (baseline := pair.baseline_of(runs, info)) is not None:
+        if info is not None and (baseline := _baseline(runs, info)) is not None:
             page, query = "compare", url.params(a=baseline.id, b=info.id, intersect="yes")
             if info.is_done:  # the URL may have it from a pair before
                 del query["intersect"]
     st.page_link(shell.path(page), label=label, query_params=query)
+
+
+def _baseline(runs: tuple[RunInfo, ...], info: RunInfo) -> RunInfo | None:
+    return selection.baseline_of(runs, info, data.by_id(runs, url.get("a")))
 
 
 def _do(action, *arguments: str) -> None:  # type: ignore[no-untyped-def]

@@ -89,8 +89,7 @@ def review(form: Form, found: Estimate, runs: tuple[RunInfo, ...]) -> None:
         work = f"{fmt.count(found.n_items)} {unit}, {tokens(found.n_tokens)} tokens{each}"
         cells.append(("Work", work))
     cells.append(("Device", found.device))
-    parts = [part for name, text in cells for part in (html.el("dt", name), html.el("dd", text))]
-    html.show(html.el("dl", *parts, cls="b b-kv"))
+    widgets.facts(cells)
     widgets.note("How this is known: " + "; ".join(found.basis) + ".")
     if found.device == "cpu" and found.memory_bytes and found.memory_bytes > free:
         widgets.banner(

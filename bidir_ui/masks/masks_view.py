@@ -54,11 +54,16 @@ def mode() -> str:
     default = "observed" if url.get("attend") else "requested"
     return str(
         url.bound(
-            st.segmented_control, "What to show", name="show", options=list(MODES), required=True,
-            format_func=MODES.get, label_visibility="collapsed",
+            st.segmented_control,
+            "What to show",
+            name="show",
+            options=list(MODES),
+            required=True,
+            format_func=MODES.get,
+            label_visibility="collapsed",
             read=lambda text: text if text in MODES else default,
         )
-    )  # fmt: skip
+    )
 
 
 def words(text: str) -> list[str]:
@@ -71,14 +76,22 @@ def own_prompt() -> Tokens:
     left, right = st.columns([3, 2])
     with left:
         prefix = url.bound(
-            st.text_input, "Prompt (the prefix)", name="prompt", max_chars=4000,
-            read=lambda text: text or PREFIX, write=lambda v: "" if v == PREFIX else v,
-        )  # fmt: skip
+            st.text_input,
+            "Prompt (the prefix)",
+            name="prompt",
+            max_chars=4000,
+            read=lambda text: text or PREFIX,
+            write=lambda v: "" if v == PREFIX else v,
+        )
     with right:
         own = url.bound(
-            st.text_input, "Continuation", name="cont", max_chars=1000,
-            read=lambda text: text or CONTINUATION, write=lambda v: "" if v == CONTINUATION else v,
-        )  # fmt: skip
+            st.text_input,
+            "Continuation",
+            name="cont",
+            max_chars=1000,
+            read=lambda text: text or CONTINUATION,
+            write=lambda v: "" if v == CONTINUATION else v,
+        )
     first, rest = words(prefix or PREFIX), words(own or CONTINUATION)
     return Tokens((*first, *rest), len(first), "Split in words; a tokenizer would cut finer.").cut()
 
@@ -116,9 +129,13 @@ def _tokens(record: dict[str, Any], context: int) -> Tokens:
 def regime_box(label: str, name: str, default: str) -> regimes.Regime | None:
     """A regime typed as its string; None (with the reason shown) if it is not one."""
     text = url.bound(
-        st.text_input, label, name=name, read=lambda text: text or default,
-        write=lambda v: "" if v == default else v, max_chars=200,
-    )  # fmt: skip
+        st.text_input,
+        label,
+        name=name,
+        read=lambda text: text or default,
+        write=lambda v: "" if v == default else v,
+        max_chars=200,
+    )
     try:
         return regimes.parse_regime((text or default).strip())
     except UserError as error:
@@ -144,8 +161,11 @@ def legend(view: str) -> html.Html:
     hidden, back, ahead, lost = plots.MASK_COLOURS
     if view == "difference":
         return widgets.legend(
-            (back, "seen in both"), (ahead, "only in this regime"), (lost, "only in the other"), (hidden, "in neither")
-        )  # fmt: skip
+            (back, "seen in both"),
+            (ahead, "only in this regime"),
+            (lost, "only in the other"),
+            (hidden, "in neither"),
+        )
     return widgets.legend(
         (back, "sees what precedes it"), (ahead, "looks ahead"), (hidden, "hidden")
     )
@@ -167,23 +187,32 @@ def facts(shown: np.ndarray, regime: regimes.Regime, tokens: Tokens) -> None:
         rows.append(
             ("layers", f"{first} to {'the last' if last is None else last}; causal in the others")
         )
-    cells_ = [part for name, value in rows for part in (html.el("dt", name), html.el("dd", value))]
-    html.show(html.el("dl", *cells_, cls="b b-kv"))
+    widgets.facts(rows)
 
 
 def explain(point: Any, shown: np.ndarray, tokens: Tokens, view: str) -> None:
     """What the clicked cell says, in words."""
     query, key = (int(value) for value in point)
     state = int(shown[query, key])
-    names = ("neither lets it see", "both let it see", "only this regime lets it see", "only the other lets it see") \
-        if view == "difference" else NAMES  # fmt: skip
+    names = (
+        (
+            "neither lets it see",
+            "both let it see",
+            "only this regime lets it see",
+            "only the other lets it see",
+        )
+        if view == "difference"
+        else NAMES
+    )
     part = ["continuation", "prefix"]
     html.show(
         html.div(
             "b",
-            html.el("b", f"Token {query}, "), widgets.code_text(fmt.clip(tokens.pieces[query], 60)),
+            html.el("b", f"Token {query}, "),
+            widgets.code_text(fmt.clip(tokens.pieces[query], 60)),
             f" ({part[query < tokens.n_prefix]}): {names[state]} ",
-            html.el("b", f"token {key}, "), widgets.code_text(fmt.clip(tokens.pieces[key], 60)),
+            html.el("b", f"token {key}, "),
+            widgets.code_text(fmt.clip(tokens.pieces[key], 60)),
             f" ({part[key < tokens.n_prefix]}).",
         )
-    )  # fmt: skip
+    )

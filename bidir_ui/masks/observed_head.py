@@ -58,10 +58,16 @@ def section(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
 
 def _chooser(label: str, name: str, below: int, default: int = 0) -> None:
     url.bound(
-        st.number_input, label, name=name, min_value=0, max_value=below - 1, step=1, width=120,
+        st.number_input,
+        label,
+        name=name,
+        min_value=0,
+        max_value=below - 1,
+        step=1,
+        width=120,
         read=lambda text: _number(name, below, default),
         write=lambda value: "" if value in (None, default) else str(value),
-    )  # fmt: skip
+    )
 
 
 def _view(one: Observed) -> str:
@@ -73,11 +79,16 @@ def _view(one: Observed) -> str:
     default = f"seen-{len(one.names) - 1}"
     return str(
         url.bound(
-            st.segmented_control, "Picture", name="see", options=list(views), required=True,
-            format_func=views.get, read=lambda text: text if text in views else default,
+            st.segmented_control,
+            "Picture",
+            name="see",
+            options=list(views),
+            required=True,
+            format_func=views.get,
+            read=lambda text: text if text in views else default,
             write=lambda value: "" if value in (None, default) else value,
         )
-    )  # fmt: skip
+    )
 
 
 def _picture(
@@ -105,17 +116,19 @@ def _picture(
         html.show(masks_view.legend("regime"))
         widgets.chart(
             plots.mask(shown, pieces, n_prefix, masks_view.NAMES),
-            f"Who may see whom in layer {layer} under {one.names[int(number)]}.", **options,
-        )  # fmt: skip
+            f"Who may see whom in layer {layer} under {one.names[int(number)]}.",
+            **options,
+        )
         return
     if what == "difference":
         first, second = one.names
         html.show(
             widgets.legend(
-                (plots.BLUE, f"more under {second}"), (plots.RED, f"more under {first}"),
+                (plots.BLUE, f"more under {second}"),
+                (plots.RED, f"more under {first}"),
                 (plots_attend.HIDDEN, "hidden in both"),
             )
-        )  # fmt: skip
+        )
         figure = plots_attend.weights(
             seen[1], allowed[0] | allowed[1], pieces, n_prefix, minus=seen[0], cell=cell
         )
@@ -124,10 +137,12 @@ def _picture(
         name = one.names[int(number)]
         html.show(
             widgets.legend(
-                ("#fde725", "much attention"), ("#21918c", "about 0.3 %"), ("#440154", "next to none"),
+                ("#fde725", "much attention"),
+                ("#21918c", "about 0.3 %"),
+                ("#440154", "next to none"),
                 (plots_attend.HIDDEN, "hidden: the regime forbids it"),
             )
-        )  # fmt: skip
+        )
         figure = plots_attend.weights(
             seen[int(number)], allowed[int(number)], pieces, n_prefix, cell=cell
         )
@@ -151,12 +166,14 @@ def _cell(
     html.show(
         html.div(
             "b",
-            html.el("b", f"Token {query}, "), widgets.code_text(fmt.clip(pieces[query], 60)),
+            html.el("b", f"Token {query}, "),
+            widgets.code_text(fmt.clip(pieces[query], 60)),
             f" ({part[query < n_prefix]}) looks at ",
-            html.el("b", f"token {key}, "), widgets.code_text(fmt.clip(pieces[key], 60)),
+            html.el("b", f"token {key}, "),
+            widgets.code_text(fmt.clip(pieces[key], 60)),
             f" ({part[key < n_prefix]}).",
         )
-    )  # fmt: skip
+    )
     rows = []
     for number, name in enumerate(one.names):
         may = bool(allowed[number][query, key])

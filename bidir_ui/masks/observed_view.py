@@ -58,24 +58,27 @@ def section(page: Any, current: Observed | None, item_id: str) -> None:
     if current is None:
         if item_id and not matching:
             widgets.banner(
-                "empty", "Not observed yet",
+                "empty",
+                "Not observed yet",
                 f"No run here observed {fmt.clip(item_id, 80)}. This line does, under both regimes:",
-            )  # fmt: skip
+            )
         elif everyone:
             widgets.note("Choose one of the runs above, or make one:")
         else:
             widgets.banner(
-                "empty", "Nothing observed here yet",
+                "empty",
+                "Nothing observed here yet",
                 "The mask says who may attend to whom; a run of the model says who does. "
                 "This line makes one:",
-            )  # fmt: skip
+            )
         offer(page, item_id)
         return
     if item_id and current.item != item_id:
         widgets.banner(
-            "info", "Another text than the item in this link",
+            "info",
+            "Another text than the item in this link",
             f"Shown is {current.subject}; the link's item is {fmt.clip(item_id, 80)}.",
-        )  # fmt: skip
+        )
     show(current)
     _observe_more(page, item_id)
 
@@ -96,12 +99,16 @@ def _choose(options: list[Observed], current: Observed | None) -> None:
     ids = [one.info.id for one in options]
     labels = {one.info.id: item_texts.visible(one.label) for one in options}
     url.bound(
-        st.selectbox, "Observed run", name="attend", options=ids,
+        st.selectbox,
+        "Observed run",
+        name="attend",
+        options=ids,
         index=None if current is None else 0,
         format_func=lambda run_id: labels.get(run_id, run_id),
         read=lambda text: text if text in ids else (current.info.id if current else None),
-        write=lambda run_id: run_id or "", placeholder="choose a run",
-    )  # fmt: skip
+        write=lambda run_id: run_id or "",
+        placeholder="choose a run",
+    )
 
 
 def show(one: Observed) -> None:
@@ -109,11 +116,16 @@ def show(one: Observed) -> None:
     _facts(one)
     _sentence(one)
     measure = url.bound(
-        st.segmented_control, "Measure", name="measure", options=list(MEASURES), required=True,
-        format_func=lambda name: MEASURES[name][0], label_visibility="collapsed",
+        st.segmented_control,
+        "Measure",
+        name="measure",
+        options=list(MEASURES),
+        required=True,
+        format_func=lambda name: MEASURES[name][0],
+        label_visibility="collapsed",
         read=lambda text: text if text in MEASURES else "first",
         write=lambda name: "" if name in (None, "first") else name,
-    )  # fmt: skip
+    )
     left, right = st.columns([6, 5], gap="large")
     with left:
         _layers(one, measure)
@@ -125,9 +137,11 @@ def show(one: Observed) -> None:
         return
     if not one.has_matrices:
         widgets.banner(
-            "info", "Too long for single weights", *map(str, one.metrics.get("notes") or ()),
+            "info",
+            "Too long for single weights",
+            *map(str, one.metrics.get("notes") or ()),
             "Shares, landing places and drift are shown for the whole text.",
-        )  # fmt: skip
+        )
     pieces, n_prefix = observed_data.tokens(one)
     parts = {"head": observed_head.section, "landing": _landing, "drift": _drift}
     parts[_part(one)](one, pieces, n_prefix)
@@ -139,11 +153,16 @@ def _part(one: Observed) -> str:
     default = next(iter(parts))
     return str(
         url.bound(
-            st.segmented_control, "A closer look", name="part", options=list(parts), required=True,
-            format_func=parts.get, read=lambda text: text if text in parts else default,
+            st.segmented_control,
+            "A closer look",
+            name="part",
+            options=list(parts),
+            required=True,
+            format_func=parts.get,
+            read=lambda text: text if text in parts else default,
             write=lambda name: "" if name in (None, default) else name,
         )
-    )  # fmt: skip
+    )
 
 
 def _sentence(one: Observed) -> None:
@@ -185,8 +204,7 @@ def _facts(one: Observed) -> None:
         lls = [entry.get("continuation_ll") for entry in metrics["observed"]]
         if None not in lls:
             rows.append(("log-likelihood", " and ".join(f"{fmt.number(ll)} nats" for ll in lls)))
-    parts = [part for name, value in rows for part in (html.el("dt", name), html.el("dd", value))]
-    html.show(html.el("dl", *parts, cls="b b-kv"))
+    widgets.facts(rows)
 
 
 def _values(one: Observed, measure: str, part: str = "prefix") -> list[Line]:
@@ -214,8 +232,10 @@ def _layers(one: Observed, measure: str) -> None:
     over = "mean over heads and over the prefix's tokens from the second on"
     if one.is_summary:
         n = one.metrics["n_items"]
-        widgets.note(f"{what[:1].upper()}{what[1:]}: {over}, then over {fmt.count(n)} items "
-                     "(n = items; bands: 95 % interval).")  # fmt: skip
+        widgets.note(
+            f"{what[:1].upper()}{what[1:]}: {over}, then over {fmt.count(n)} items "
+            "(n = items; bands: 95 % interval)."
+        )
     else:
         widgets.note(f"{what[:1].upper()}{what[1:]}: {over}. One text, so no interval.")
     table = {"layer": range(one.n_layers)}
@@ -252,11 +272,11 @@ def _grid(one: Observed, measure: str) -> None:
     if one.has_matrices:
         options = {"on_select": clicked, "selection_mode": "points"}
     widgets.chart(
-        plots_attend.head_grid(
-            panels, one.names, selected=selected, percent=measure != "entropy"
-        ),
-        f"{MEASURES[measure][1]} of each layer and head.", key=key, **options,
-    )  # fmt: skip
+        plots_attend.head_grid(panels, one.names, selected=selected, percent=measure != "entropy"),
+        f"{MEASURES[measure][1]} of each layer and head.",
+        key=key,
+        **options,
+    )
     if one.has_matrices:
         widgets.note("Click a head to see its weights below.")
 
@@ -269,8 +289,10 @@ def _landing(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
         "What each token receives from the prefix, by layer, mean over heads, log colours.",
         key="attend-landing",
     )
-    widgets.note("What each token gets on average from the prefix's tokens, mean over heads. A bright "
-                 "first column is the attention sink; a bright column elsewhere, a sink that moved.")  # fmt: skip
+    widgets.note(
+        "What each token gets on average from the prefix's tokens, mean over heads. A bright "
+        "first column is the attention sink; a bright column elsewhere, a sink that moved."
+    )
 
 
 def _drift(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
@@ -295,20 +317,26 @@ def _drift(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
             "Length of the first token's hidden state by layer, and of the other prefix tokens'.",
             key="attend-norms",
         )
-        widgets.note("Euclidean length of what each layer hands on. A first token far longer than "
-                     "the others is what makes it a sink.")  # fmt: skip
+        widgets.note(
+            "Euclidean length of what each layer hands on. A first token far longer than "
+            "the others is what makes it a sink."
+        )
     with right:
         if drift.cosine is None or drift.ratio is None:
             widgets.note("One regime was observed: there is nothing to compare its states with.")
             return
         widgets.chart(
             plots_attend.layer_map(
-                [drift.cosine], ["cosine similarity between the regimes"], pieces, n_prefix,
-                log=False, label="cosine",
+                [drift.cosine],
+                ["cosine similarity between the regimes"],
+                pieces,
+                n_prefix,
+                log=False,
+                label="cosine",
             ),
             "Cosine similarity of each token's hidden state between the regimes, by layer.",
             key="attend-cosine",
-        )  # fmt: skip
+        )
         middle = one.n_layers // 2
         widgets.note(
             f"1 is the same direction in both. Behind layer {middle}: the first token "
@@ -335,9 +363,10 @@ def offer(page: object, item_id: str) -> None:
     waiting = next((job for job in known if job.words == words and job.is_active), None)
     if waiting is not None:
         widgets.banner(
-            "info", f"Being observed: {waiting.state}",
+            "info",
+            f"Being observed: {waiting.state}",
             "Its progress is on the Launch page; reload this page when it is done.",
-        )  # fmt: skip
+        )
     elif is_read_only():
         widgets.note(
             "This is a read-only view: run the line in a terminal where runs may be written."
@@ -357,9 +386,11 @@ def _config(model: str, item_id: str) -> AttendConfig:
             raise UserError(f"'{item_id[:80]}' is not an item id; ids look like piqa/12")
         return AttendConfig(model=model, task=task, doc_id=int(number), regimes=pair)
     return AttendConfig(
-        model=model, prompt=url.get("prompt") or masks_view.PREFIX,
-        continuation=url.get("cont") or masks_view.CONTINUATION, regimes=pair,
-    )  # fmt: skip
+        model=model,
+        prompt=url.get("prompt") or masks_view.PREFIX,
+        continuation=url.get("cont") or masks_view.CONTINUATION,
+        regimes=pair,
+    )
 
 
 def _model(page: object) -> str:
@@ -455,9 +486,11 @@ def drift(one: Observed) -> None:
                 f"Cosine similarity of hidden states with those under {one.names[0]}, by layer.",
                 key="attend-cosine",
             )
-    widgets.note("First: the prefix's first token; others: its other tokens. Lengths are geometric "
-                 "means over items; bands: 95 % interval over items. Equal lines cover one another: "
-                 "a first token that is kept causal has the same states as under causal.")  # fmt: skip
+    widgets.note(
+        "First: the prefix's first token; others: its other tokens. Lengths are geometric "
+        "means over items; bands: 95 % interval over items. Equal lines cover one another: "
+        "a first token that is kept causal has the same states as under causal."
+    )
 
 
 def _lines(

@@ -8,6 +8,7 @@ import streamlit as st
 
 from bidir_core.analyse import compare as core
 from bidir_core.analyse.study import CAUSAL
+from bidir_core.runs.layout import STAGE1, STAGE2
 from bidir_ui.kit import fmt, html, url
 from bidir_ui.overview import pair_view, source_panel
 from bidir_ui.reading import analysis, story
@@ -81,9 +82,11 @@ def _source(told: story.Story) -> Card:
     row = source.headline if source else None
     if source is None or row is None:
         return Card(
-            "Where does it come from?", NOT_RUN,
-            "Keep the first token causal and measure again: sink=1.", False,
-        )  # fmt: skip
+            "Where does it come from?",
+            NOT_RUN,
+            "Keep the first token causal and measure again: sink=1.",
+            False,
+        )
     return Card(
         source_panel.title(source),
         f"{fmt.points(row.value)} points",
@@ -98,9 +101,11 @@ def _repair(told: story.Story) -> Card:
     gap = study.difference(("base", CAUSAL), ("3B", study.regime)) if study else None
     if study is None or gap is None:
         return Card(
-            "Does training repair it, and does the control?", NOT_RUN,
-            "Fine-tune with the new mask (3B) and, as the control, without it (3C).", False,
-        )  # fmt: skip
+            "Does training repair it, and does the control?",
+            NOT_RUN,
+            "Fine-tune with the new mask (3B) and, as the control, without it (3C).",
+            False,
+        )
     items = study.some.extent
     found = study.repair.interaction if study.repair else None
     if found is None or found.estimate is None:
@@ -135,7 +140,7 @@ def _models(told: story.Story) -> Card:
             f"{' or '.join(extents)}; intervals in the panel.",
         )
     if published is not None:
-        run = told.published[story.STAGE2]
+        run = told.published[STAGE2]
         items = f" ({run.extent})" if run.limit else ""
         return Card(
             "Does it differ by model?",
@@ -148,7 +153,7 @@ def _models(told: story.Story) -> Card:
 
 def published_drop(told: story.Story) -> tuple[float, float, float] | None:
     """Macro accuracy of the published stages 1 and 2 and their difference, if recorded here."""
-    first, second = (told.published.get(stage) for stage in (story.STAGE1, story.STAGE2))
+    first, second = (told.published.get(stage) for stage in (STAGE1, STAGE2))
     if first is None or second is None:
         return None
     a, b = first.macro.get("acc"), second.macro.get("acc")
@@ -174,8 +179,11 @@ def show(cards: list[Card], current: int) -> None:
             )
             label = "Shown below" if number == current else "Show"
             if st.button(
-                label, key=f"panel-{number}", type="tertiary", disabled=number == current,
+                label,
+                key=f"panel-{number}",
+                type="tertiary",
+                disabled=number == current,
                 help=None if number == current else card.title,
-            ):  # fmt: skip
+            ):
                 url.put(panel=number)
                 st.rerun()

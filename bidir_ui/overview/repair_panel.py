@@ -155,19 +155,23 @@ def _two_by_two(study: Training) -> None:
         arms[label] = (name, bidirectional, causal)
     table: list[tuple[object, ...]] = [
         (
-            label, _level(bidirectional), _level(causal),
+            label,
+            _level(bidirectional),
+            _level(causal),
             _difference(study.difference((arm, CAUSAL), (arm, own))),
         )
         for label, (arm, bidirectional, causal) in arms.items()
-    ]  # fmt: skip
+    ]
     found = study.repair.interaction if study.repair else None
     gaps = (_difference(study.difference(("3C", r), ("3B", r))) for r in (own, CAUSAL))
     both = html.join("interaction ", _difference(found)) if found else fmt.NONE
     table.append(("3B − 3C, points", *gaps, both))
     head = (
-        "Macro accuracy", "Bidirectional", "Causal",
+        "Macro accuracy",
+        "Bidirectional",
+        "Causal",
         html.join("Bidirectional − causal ", widgets.small("points, 95 % interval")),
-    )  # fmt: skip
+    )
     html.show(widgets.table(head, table, total=True))
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import streamlit as st
-
 from bidir_core import regimes
 from bidir_core.analyse import compare as core
 from bidir_core.analyse.contrasts import Contrast
 from bidir_core.common.errors import UserError
-from bidir_ui import shell
 from bidir_ui.kit import html, url, widgets
 from bidir_ui.overview import pair_view
 from bidir_ui.reading import pair, seeds, story
@@ -116,11 +113,7 @@ def draw(told: story.Story, result: core.Comparison | None) -> None:
         said += pair_view.show(base, runs, {run.id: run.regime for run in runs}, key)
     widgets.explain_undecided(*said)
     _unknown(source)
-    if (shell.ROOT / shell.path("lab")).exists():
-        st.page_link(
-            shell.path("lab"), label="Lab: dose response, layers and controls",
-            icon=":material/science:", query_params=url.params(),
-        )  # fmt: skip
+    widgets.page_link("lab", "Lab: dose response, layers and controls", url.params(), "science")
     return None
 
 

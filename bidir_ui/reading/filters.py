@@ -161,9 +161,16 @@ def differences(frame: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
             symbol = "triangle-left" if down else "triangle-right"
         rows.append(
             {
-                "label": str(label), "value": found.value, "low": found.low, "high": found.high,
-                "colour": colour, "symbol": symbol, "n": len(part), "broken": broken, "fixed": fixed,
+                "label": str(label),
+                "value": found.value,
+                "low": found.low,
+                "high": found.high,
+                "colour": colour,
+                "symbol": symbol,
+                "n": len(part),
+                "broken": broken,
+                "fixed": fixed,
                 "text": f"{fmt.points(found.value)}  n = {fmt.count(len(part))}",
             }
-        )  # fmt: skip
+        )
     return pd.DataFrame(rows)

@@ -69,7 +69,9 @@ class Group:
         values = [value for run in self.runs if (value := run.macro.get(metric)) is not None]
         if len(values) < 2:
             return ""
-        return " to ".join(fmt.percent(value).removesuffix(" %") for value in (min(values), max(values)))  # fmt: skip
+        return " to ".join(
+            fmt.percent(value).removesuffix(" %") for value in (min(values), max(values))
+        )
 
 
 def groups(runs: Iterable[RunInfo]) -> list[Group]:

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 
 import streamlit as st
 
+from bidir_core.analyse import selection
 from bidir_core.analyse.contrasts import Contrast
 from bidir_core.analyse.judgement import Findings, Repair
 from bidir_core.analyse.study import CAUSAL, Arm, Study, make_study, ordered_cells
-from bidir_core.runs.layout import STAGE1, STAGE2
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt
-from bidir_ui.reading import pair
 from bidir_ui.reading.data import RunInfo
 from bidir_ui.reading.seeds import Group
 
@@ -34,69 +33,17 @@ class Story:
 def tell(runs: tuple[RunInfo, ...]) -> Story:
     """Collect the runs of the story around the default pair; imported ones are not told about."""
     runs = tuple(run for run in runs if not run.is_imported)
-    a, b = pair.default_pair(runs)
-    done = [run for run in runs if run.is_done and run.has_items and run.context == "full"]
-    done = [run for run in done if not run.variant]  # prompts as they are
-
-    dialled = [
-        run
-        for run in done
-        if a is not None
-        and run.same_items(a)
-        and run.stage == STAGE2
-        and run.regime.startswith("bidirectional")  # causal:hide=J lets nothing look ahead
-        and not run.checkpoint
-        and run != b
-    ]
+    a, b = selection.default_pair(runs)
+    whole = selection.whole_sets(runs, a.model) if a and a.limit is not None else None
     return Story(
         a=a,
         b=b,
-        regimes=tuple(_first_of_each(dialled, lambda run: run.regime)),
+        regimes=tuple(run for run in selection.dialled(runs, a) if run != b) if a else (),
         repair=find(runs, a) if a else None,
-        models=tuple(_model_pairs(done, a)),
-        whole=_whole(done, a),
+        models=tuple(selection.model_pairs(runs, a)),
+        whole=(whole[0], tuple(whole[1])) if whole else None,
         published={run.stage: run for run in reversed(runs) if run.is_reference},
     )
-
-
-def _whole(done: list[RunInfo], a: RunInfo | None) -> tuple[RunInfo, tuple[RunInfo, ...]] | None:
-    """The same model on whole validation sets: its causal run, and the other regimes'.
-
-    Both in one number format, float32 before others, and one that has most regimes."""
-    if a is None or a.limit is None:
-        return None
-    mine = [run for run in done if run.model == a.model and run.limit is None]
-    mine = [run for run in mine if not run.checkpoint]
-    found = []
-    for base in (run for run in mine if run.stage == STAGE1):
-        others = [run for run in mine if run.stage == STAGE2 and run.same_items(base)]
-        others = [run for run in others if run.regime.startswith("bidirectional")]
-        others.sort(key=lambda run: len(run.regime))  # plain bidirectional first; a stable sort
-        if others:
-            found.append((base, tuple(_first_of_each(others, lambda run: run.regime))))
-    return max(found, key=lambda one: (one[0].dtype == "float32", len(one[1])), default=None)
-
-
-def _first_of_each(runs: list[RunInfo], key) -> list[RunInfo]:
-    """Runs are newest first: the newest of each kind."""
-    found: dict[object, RunInfo] = {}
-    for run in runs:
-        found.setdefault(key(run), run)
-    return list(found.values())
-
-
-def _model_pairs(done: list[RunInfo], a: RunInfo | None) -> list[tuple[RunInfo, RunInfo]]:
-    """Per model, the newest causal and plain bidirectional run on the same items, one dtype."""
-    out: dict[str, tuple[RunInfo, RunInfo]] = {}
-    firsts = [run for run in done if run.stage == STAGE1]
-    # The default pair's own extent first, so that models are compared on the same items.
-    firsts.sort(key=lambda run: a is None or (run.limit != a.limit, run.dtype != a.dtype))
-    for first in firsts:
-        for second in done:
-            plain = second.stage == STAGE2 and second.regime == "bidirectional"
-            if plain and second.same_items(first):
-                out.setdefault(first.model, (first, second))
-    return list(out.values())
 
 
 # Whether training repairs the damage: the study of a model, and what it allows to be claimed.
@@ -234,9 +181,12 @@ def find(runs: Sequence[RunInfo], like: RunInfo) -> Training | None:
     mine = {
         run.path: run
         for run in runs
-        if run.is_done and run.is_evaluation and run.context == "full" and not run.is_point
+        if run.is_done
+        and run.is_evaluation
+        and run.context == "full"
+        and not run.is_point
         and run.model == like.model
-    }  # fmt: skip
+    }
     if not any(run.checkpoint for run in mine.values()):
         return None
     findings = _findings(tuple(mine), tuple(run.modified for run in mine.values()))

@@ -14,7 +14,18 @@ from tests.app import ROOT, STAGE2, open_page, pair, words
 from tests.factory import make_item, make_reference, make_run
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "pages").glob("*.py"))
-READERS = [page for page in ("pages/runs.py", "pages/flips.py", "pages/item.py", "pages/compare.py", "pages/masks.py", "") if page in (*PAGES, "")]  # fmt: skip
+READERS = [
+    page
+    for page in (
+        "pages/runs.py",
+        "pages/flips.py",
+        "pages/item.py",
+        "pages/compare.py",
+        "pages/masks.py",
+        "",
+    )
+    if page in (*PAGES, "")
+]
 
 
 # --- the five states -----------------------------------------------------------------------
@@ -281,10 +292,28 @@ def test_page_files_start_with_the_shell_and_stay_layout(page):
     assert not {"numpy", "torch", "pandas"} & imported(tree)
 
 
-@pytest.mark.parametrize("path", ["app.py", *PAGES, *(p.relative_to(ROOT).as_posix() for p in (ROOT / "bidir_ui").glob("*.py"))])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    ["app.py", *PAGES, *(p.relative_to(ROOT).as_posix() for p in (ROOT / "bidir_ui").glob("*.py"))],
+)
 def test_no_markdown_and_no_raw_html(path):
     """Markdown and unescaped HTML fetch what a text tells them to; only html.py writes HTML."""
-    banned = {"markdown", "write", "caption", "error", "info", "warning", "success", "table", "html", "latex", "image", "exception", "badge", "toast"}  # fmt: skip
+    banned = {
+        "markdown",
+        "write",
+        "caption",
+        "error",
+        "info",
+        "warning",
+        "success",
+        "table",
+        "html",
+        "latex",
+        "image",
+        "exception",
+        "badge",
+        "toast",
+    }
     if path == "bidir_ui/html.py":
         return
     for node in ast.walk(ast.parse((ROOT / path).read_text())):

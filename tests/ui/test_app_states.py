@@ -67,9 +67,13 @@ def stalled(root: Path) -> dict[str, str]:
     folder = root / ".jobs"
     folder.mkdir(parents=True)
     job = Job(
-        id="20260101-000001-abcdef", words=("eval", "--model", "m"), device="cpu",
-        created=time.time(), root=str(folder), title="Stage 2",
-    )  # fmt: skip
+        id="20260101-000001-abcdef",
+        words=("eval", "--model", "m"),
+        device="cpu",
+        created=time.time(),
+        root=str(folder),
+        title="Stage 2",
+    )
     jobs.save(job)
     gone = {"pid": 2**22 + 1, "pid_started": 1.0}
     jobs.save(replace(job, id="20260101-000002-abcdef", stored_state="running", process=gone))
@@ -90,9 +94,15 @@ def worker(state: str) -> Disk:
     def make(root: Path) -> dict[str, str]:
         facts = {"n_layers": 30, "dtype": "float32", "device": "cpu", "trained_regime": None}
         told = SimpleNamespace(
-            state=state, model="m", checkpoint="", error="", facts=facts,
-            log_tail=lambda: "", answer=lambda name: None, stop=lambda: None,
-        )  # fmt: skip
+            state=state,
+            model="m",
+            checkpoint="",
+            error="",
+            facts=facts,
+            log_tail=lambda: "",
+            answer=lambda name: None,
+            stop=lambda: None,
+        )
         playground.shared = lambda: told  # put back by the fixture below
         return {}
 
@@ -166,7 +176,7 @@ TABLE: dict[str, dict[str, Case]] = {
         "error": Case(whole, "not found", {"runs": "stage1_vanilla_eval/19990101-000000"}),
         "ready": Case(whole, "2 runs"),
     },
-}  # fmt: skip
+}
 PAGES = [spec for spec in shell.PAGES if (shell.ROOT / spec.path).exists()]
 
 

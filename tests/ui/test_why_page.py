@@ -25,18 +25,28 @@ def explain(root, run, *, item=ITEM, hash_=None, regime="bidirectional", longer=
     task, _, doc_id = item.partition("/")
     record = run.item(task, int(doc_id))
     result = made(single=[2], tokens=[0]) | {
-        "task": task, "doc_id": int(doc_id), "doc_hash": hash_ or record["doc_hash"],
-        "pieces": [HOSTILE, " b", " c", " d", " e"], "choices": ["x", "y"], "recorded": None,
+        "task": task,
+        "doc_id": int(doc_id),
+        "doc_hash": hash_ or record["doc_hash"],
+        "pieces": [HOSTILE, " b", " c", " d", " e"],
+        "choices": ["x", "y"],
+        "recorded": None,
         "n_prefix": record["n_prefix_tokens"][0] + longer,
-    }  # fmt: skip
+    }
     result["lambda"]["points"] = [
-        {"lambda": 0.01, "choice": 0, "lead": 1.0}, {"lambda": 1.0, "choice": 1, "lead": -2.25},
-    ]  # fmt: skip
+        {"lambda": 0.01, "choice": 0, "lead": 1.0},
+        {"lambda": 1.0, "choice": 1, "lead": -2.25},
+    ]
     result["sentences"] = sentences(result)
     settings = {
-        "model": run.model, "checkpoint": None, "task": task, "doc_id": int(doc_id),
-        "regime": regime, "metric": "acc", "tasks": [task],
-    }  # fmt: skip
+        "model": run.model,
+        "checkpoint": None,
+        "task": task,
+        "doc_id": int(doc_id),
+        "regime": regime,
+        "metric": "acc",
+        "tasks": [task],
+    }
     writer = RunWriter.create("lab", settings, root=root, name=f"why-{task}-{doc_id}", kind="why")
     write_json(writer.path / "why.json", {"schema": 1, **result})
     writer.finish(
@@ -113,9 +123,13 @@ def fake(root, b, **values) -> Job:
     folder.mkdir(parents=True, exist_ok=True)
     line = ("why", "--as-run", b.id, "--task", "piqa", "--doc-id", "3")
     job = Job(
-        id="20260101-000001-abcdef", words=line, device="cpu", created=time.time(),
-        root=str(folder), title="Why piqa/3",
-    )  # fmt: skip
+        id="20260101-000001-abcdef",
+        words=line,
+        device="cpu",
+        created=time.time(),
+        root=str(folder),
+        title="Why piqa/3",
+    )
     job = replace(job, **values)
     jobs.save(job)
     return job
@@ -151,9 +165,14 @@ def test_weights_that_are_not_here_are_said(root, tmp_path, there):
     from tests.factory import make_run
 
     c = make_run(
-        root, "stage4_postft_eval", n_items=40, regime="bidirectional", accuracy=0.5, seed=2,
+        root,
+        "stage4_postft_eval",
+        n_items=40,
+        regime="bidirectional",
+        accuracy=0.5,
+        seed=2,
         checkpoint=str(tmp_path / "final"),
-    )  # fmt: skip
+    )
     app = open_page("pages/item.py", a=a.id, b=c.id, item=ITEM)
     assert ("weights are; they are not here" in words(app)) is not there
     assert bool([button for button in app.button if button.key == "why-start"]) is there
