@@ -16,7 +16,7 @@ from bidir_core.jobs import cost_model, playground
 from bidir_core.jobs.playground import Answer, ModelWorker
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.kit.html import Html, div, el, span
-from bidir_ui.launch import fields, review
+from bidir_ui.launch import fields
 from bidir_ui.masks import masks_view
 from bidir_ui.reading.data import RunInfo
 
@@ -78,9 +78,9 @@ def _confirm(model: str, checkpoint: str) -> None:
     )
     free = psutil.virtual_memory().available
     need = parameters * 4 + cost_model.PROGRAM_BYTES if parameters else None
-    size = f"about {review.size(need)}" if need else "an unknown amount"
+    size = f"about {fmt.size(need)}" if need else "an unknown amount"
     widgets.note(
-        f"A process of its own holds it in memory, {size} on a CPU ({review.size(free)} "
+        f"A process of its own holds it in memory, {size} on a CPU ({fmt.size(free)} "
         "are free). It ends after five minutes without a request, and with this app."
     )
     worker = playground.shared()
@@ -179,17 +179,16 @@ def settings() -> dict[str, Any] | None:
         )
     if first is None or second is None:
         return None
-    regimes = list(dict.fromkeys((str(first), str(second))))
-    greedy = numbers["t"] == 0
+    sampling = {
+        "max_new_tokens": int(numbers["n"]),
+        "temperature": float(numbers["t"]),
+        "top_p": 1.0 if numbers["t"] == 0 else float(numbers["p"]),
+        "seed": int(numbers["seed"]),
+    }
     return {
         "prompt": prompt,
-        "regimes": regimes,
-        "sampling": {
-            "max_new_tokens": int(numbers["n"]),
-            "temperature": float(numbers["t"]),
-            "top_p": 1.0 if greedy else float(numbers["p"]),
-            "seed": int(numbers["seed"]),
-        },
+        "regimes": list(dict.fromkeys((str(first), str(second)))),
+        "sampling": sampling,
         "chat_template": bool(template),
     }
 

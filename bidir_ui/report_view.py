@@ -291,27 +291,11 @@ def _section(section: Section, drawn: list[Chart]) -> Iterator[Part]:
             yield html.div("b", html.el("b", block.title))
             yield block
         else:
-            yield _table(block) if isinstance(block, Table) else html.div("b", html.built(block))
-
-
-def _table(table: Table) -> html.Html:
-    kinds = [column.kind for column in table.columns]
-    left = [i for i, kind in enumerate(kinds) if kind in ("text", "code")]
-    rows = [
-        [_cell(text, kind) for text, kind in zip(row, kinds, strict=True)] for row in table.texts()
-    ]
-    shown = widgets.table([column.name for column in table.columns], rows, left=left)
-    if len(rows) > html_page.FOLDED:
-        words = f"Table, {len(rows)} rows"
-        shown = html.el("details", html.el("summary", words), shown, cls="b b-fold")
-    return shown
-
-
-def _cell(text: str, kind: str) -> object:
-    if kind == "code":
-        long = len(text) > html_page.LONG
-        return html.el("span", text, cls="b-mono b-long" if long else "b-mono")
-    return text if kind == "text" else html_page.tied(text)
+            yield (
+                widgets.report_table(block)
+                if isinstance(block, Table)
+                else html.div("b", html.built(block))
+            )
 
 
 # The Report page's files. Each is made when it is asked for, and not before.
@@ -327,7 +311,7 @@ def downloads(made: Made) -> None:
         ("PNG", ".png", "image/png", lambda: paper_figures.main_figure(report), made.has_charts),
         ("CSV tables", "_tables.zip", "application/zip", lambda: zipped(tables), bool(tables)),
     ]
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+    with widgets.row():
         for label, ending, mime, make, any_ in files:
             st.download_button(
                 label,

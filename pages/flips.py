@@ -46,6 +46,6 @@ with shell.guard():
     opened = flips_view.table(shown, key=f"flips-{a.id}-{b.id}-{metric}-{chosen.key}")
     if opened:
         st.switch_page(shell.path("item"), query_params=url.params(item=opened, **chosen.params))
-    with st.container(horizontal=True, vertical_alignment="center"):
+    with widgets.row():
         widgets.note("Select a row to open it. Sorted by how far the right answer's margin moved.")
         flips_view.download(shown, a.id, b.id)

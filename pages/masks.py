@@ -27,7 +27,7 @@ with shell.guard():
         widgets.note("The text of the observed run: ", html.el("b", observed.subject))
     elif item_id:
         tokens = masks_view.from_item(page, item_id)
-        with st.container(horizontal=True, vertical_alignment="center"):
+        with widgets.row():
             html.show(html.div("b", "Item ", widgets.code_text(fmt.clip(item_id, 80))))
             if st.button("Use my own prompt", key="own"):
                 url.put(item="")
@@ -53,15 +53,13 @@ with shell.guard():
         against = masks_view.regime_box("Compared with", "against", names[0])
     if regime is None or against is None:
         st.stop()
-    view = url.bound(
+    view = url.choice(
         st.segmented_control,
         "View",
         name="view",
-        options=list(masks_view.VIEWS),
-        format_func=masks_view.VIEWS.get,
+        options=masks_view.VIEWS,
+        default="regime",
         label_visibility="collapsed",
-        read=lambda text: text if text in masks_view.VIEWS else "regime",
-        write=lambda value: "" if value in (None, "regime") else value,
     )
     layer = None
     if regime.layers is not None or against.layers is not None:
@@ -76,7 +74,7 @@ with shell.guard():
             write=lambda value: str(value or 0),
             width=160,
         )
-    first, second = (masks_view.cells(one, tokens, layer) for one in (regime, against))
+    first, second = (masks_view.cells(each, tokens, layer) for each in (regime, against))
     shown = {"regime": first, "against": second}.get(view)
     if shown is None:
         shown = masks_view.difference(first, second)

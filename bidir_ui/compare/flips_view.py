@@ -38,13 +38,7 @@ def filter_row(frame: pd.DataFrame, chosen: FlipFilter) -> None:
     )
     search, task, moved, length = st.columns([4, 3, 2, 2])
     with search:
-        url.bound(
-            st.text_input,
-            "Search the texts",
-            name="q",
-            read=str,
-            placeholder="words in the prompt or the choices",
-        )
+        url.text("Search the texts", name="q", placeholder="words in the prompt or the choices")
     with task:
         url.bound(
             st.multiselect,
@@ -103,7 +97,7 @@ def counts(frame: pd.DataFrame, shown: pd.DataFrame) -> None:
     """One line: how many items the filter keeps, and how they split."""
     tally = shown["flip"].value_counts()
     broken, fixed = int(tally.get("broken", 0)), int(tally.get("fixed", 0))
-    net = fmt.signed(fixed - broken, 0)
+    filtered = ". Counts of a filtered list are not estimates." if len(shown) != len(frame) else ""
     html.show(
         html.div(
             "b",
@@ -112,10 +106,8 @@ def counts(frame: pd.DataFrame, shown: pd.DataFrame) -> None:
             html.el("span", f"▼ {fmt.count(broken)} broken", cls="b-down"),
             ", ",
             html.el("span", f"▲ {fmt.count(fixed)} fixed", cls="b-up"),
-            f", net {net}",
-            html.el("span", ". Counts of a filtered list are not estimates.", style="opacity:.68")
-            if len(shown) != len(frame)
-            else "",
+            f", net {fmt.signed(fixed - broken, 0)}",
+            html.el("span", filtered, style="opacity:.68"),
         )
     )
 
@@ -135,30 +127,21 @@ def table(shown: pd.DataFrame, key: str) -> str | None:
         }
     )
     number, text = st.column_config.NumberColumn, st.column_config.TextColumn
-    event = st.dataframe(
-        cells,
-        key=key,
-        hide_index=True,
-        on_select="rerun",
-        selection_mode="single-row",
-        height="content" if len(cells) <= 18 else 630,
-        placeholder=fmt.NONE,
-        alt="Items: what happened, task, margin change, margins in both runs, item id, prompt.",
-        column_config={
-            "what": text("What happened", width=116),
-            "task": text("Task", width=104),
-            "change": number("Margin moved", format="%+.2f", width=98, help=MARGIN),
-            "margin_a": number("Baseline", format="%+.2f", width=76),
-            "margin_b": number("Candidate", format="%+.2f", width=82),
-            "id": text("Item", width=124),
-            "text": text("Prompt"),
-        },
-    )
+    columns = {
+        "what": text("What happened", width=116),
+        "task": text("Task", width=104),
+        "change": number("Margin moved", format="%+.2f", width=98, help=MARGIN),
+        "margin_a": number("Baseline", format="%+.2f", width=76),
+        "margin_b": number("Candidate", format="%+.2f", width=82),
+        "id": text("Item", width=124),
+        "text": text("Prompt"),
+    }
+    alt = "Items: what happened, task, margin change, margins in both runs, item id, prompt."
+    picked = widgets.selectable(cells, columns, key=key, mode="single-row", tall=630, alt=alt)
     if len(shown) > MAX_ROWS:
         widgets.note(
             f"The first {fmt.count(MAX_ROWS)} of {fmt.count(len(shown))}; the CSV has all."
         )
-    picked = event["selection"]["rows"]
     return str(cells["id"].iloc[picked[0]]) if picked and picked[0] < len(cells) else None
 
 

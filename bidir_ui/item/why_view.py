@@ -16,7 +16,6 @@ from bidir_core.data import assets, tasks
 from bidir_core.data.custom import name_of
 from bidir_core.explain.why_config import expected_tokens
 from bidir_core.jobs import Job, estimate
-from bidir_core.jobs.estimate import Estimate
 from bidir_core.jobs.history import start_seconds
 from bidir_core.jobs.progress import progress
 from bidir_core.runs.layout import is_read_only
@@ -24,7 +23,7 @@ from bidir_core.runs.run import Run
 from bidir_ui import shell
 from bidir_ui.kit import fmt, html, widgets
 from bidir_ui.kit.html import Html, div, el, scrolling, span
-from bidir_ui.launch import jobs_view, review
+from bidir_ui.launch import ask, jobs_view, review
 from bidir_ui.reading.data import RunInfo
 
 RESULT = "why.json"
@@ -249,12 +248,9 @@ def offer(page: Any, target: RunInfo, record: Mapping[str, Any], metric: str) ->
     if mine is not None and mine.is_active:
         _watch(mine)
         return
-    if failed := st.session_state.pop("why-error", ""):
-        widgets.banner("error", "Not started", failed)
-    elif mine is not None and mine.state in ("failed", "lost"):
-        widgets.banner(
-            "error", "It could not be explained", fmt.clip(mine.error or jobs_view.LOST, 300)
-        )
+    if not ask.say_what_failed("why") and mine is not None and mine.state in ("failed", "lost"):
+        reason = fmt.clip(mine.error or jobs_view.LOST, 300)
+        widgets.banner("error", "It could not be explained", reason)
     missing = _weights_missing(target)
     if missing:
         widgets.note(missing)
@@ -264,16 +260,19 @@ def offer(page: Any, target: RunInfo, record: Mapping[str, Any], metric: str) ->
         "scored again with parts of the attention put back to causal, one at a time."
     )
     if st.button("Explain this item …", key="why-start", icon=":material/troubleshoot:"):
-        cost = estimate.of_tokens(
-            target.model,
-            jobs.queue_device(line),
-            expected_tokens(record["n_prefix_tokens"], record["n_continuation_tokens"]),
-            review.measured(page.runs),
-            start=start_seconds(known),
-        )
-        ahead = sum(job.is_active and job.device == jobs.queue_device(line) for job in known)
+        n_tokens = expected_tokens(record["n_prefix_tokens"], record["n_continuation_tokens"])
+        device, start = jobs.queue_device(line), start_seconds(known)
+        measured = review.measured(page.runs)
+        cost = estimate.of_tokens(target.model, device, n_tokens, measured, start=start)
         title = f"Why {record['task']}/{record['doc_id']} · {target.regime}"
-        _confirm(line, jobs.idempotency_key(line, known), title, cost, ahead, target.model)
+        built_in = ["eval-data"] if str(record["task"]) in tasks.TASKS else []
+        notes = (
+            f"Time: {estimate.time_text(cost)}, on {cost.device}. It goes on when this page is "
+            "closed, and is among the jobs on the Launch page.",
+            "How this is known: " + "; ".join(cost.basis) + ".",
+        )
+        needs = [*assets.of_model(target.model), *built_in]
+        ask.confirm(ask.question("why", line, title, known, needs=needs, notes=notes, cost=cost))
 
 
 def _weights_missing(target: RunInfo) -> str:
@@ -293,42 +292,6 @@ def _weights_missing(target: RunInfo) -> str:
     )
 
 
-@st.dialog("Explain this item?")
-def _confirm(
-    line: tuple[str, ...], key: str, title: str, cost: Estimate, ahead: int, model: str
-) -> None:
-    widgets.command(jobs.command_text(line))
-    widgets.note(
-        f"Time: {estimate.time_text(cost)}, on {cost.device}. It goes on when this page is "
-        "closed, and is among the jobs on the Launch page."
-    )
-    widgets.note("How this is known: " + "; ".join(cost.basis) + ".")
-    if ahead:
-        widgets.note(f"It waits for {ahead} other job{'s' if ahead > 1 else ''} on this device.")
-    needed = assets.of_model(model)
-    needed += ["eval-data"] if line[line.index("--task") + 1] in tasks.TASKS else []
-    missing = assets.missing(needed)
-    for one in missing:
-        widgets.banner("info", "Fetched first", one.offer)
-    total = sum(one.n_bytes for one in missing)
-    if st.button(
-        f"Fetch {review.size(total)} and start" if missing else "Start",
-        type="primary",
-        key="why-confirm",
-        on_click=_start,
-        args=(line, key, title, cost),
-    ):
-        st.rerun()
-
-
-def _start(line: tuple[str, ...], key: str, title: str, cost: Estimate) -> None:
-    """Submit once, however often it is asked."""
-    try:
-        jobs.submit(line, key, title=title, estimate=cost.to_json())
-    except UserError as error:
-        st.session_state["why-error"] = str(error)
-
-
 def _watch(job: Job) -> None:
     """Progress, read again every two seconds; the page is drawn anew when the job has ended."""
 
@@ -344,13 +307,6 @@ def _watch(job: Job) -> None:
             widgets.note("Queued: it starts when the jobs before it are done.")
         else:
             jobs_view.bar(now, progress(now))
-        st.button("Cancel", key=f"why-cancel-{job.id}", on_click=_cancel, args=(job.id,))
+        st.button("Cancel", key=f"why-cancel-{job.id}", on_click=ask.cancel, args=("why", job.id))
 
     body()
-
-
-def _cancel(job_id: str) -> None:
-    try:
-        jobs.cancel(job_id)
-    except UserError as error:
-        st.session_state["why-error"] = str(error)

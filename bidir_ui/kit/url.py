@@ -110,6 +110,6 @@ def text(label: str, *, name: str, default: str = "", **more: Any) -> str:
         label,
         name=name,
         read=lambda value: value or default,
-        write=lambda value: "" if value.strip() == default else value.strip(),
+        write=lambda value: "" if value == default else value,
         **more,
     )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from bidir_core.report import plots
+from bidir_core.report import html_page, plots
+from bidir_core.report.markdown import Table
 from bidir_ui.kit import fmt, url
 from bidir_ui.kit.html import Html, div, el, esc, scrolling, show, span
 
@@ -92,6 +93,43 @@ def table(
     return scrolling(el("table", el("thead", header), el("tbody", *body), cls="b b-table"))
 
 
+def selectable(
+    frame: pd.DataFrame,
+    columns: Mapping[str, Any],
+    *,
+    key: str,
+    mode: Literal["single-row", "multi-row"],
+    tall: int,
+    alt: str,
+) -> list[int]:
+    """A table whose rows can be selected; the positions of those that are.
+
+    ``tall``: the height in pixels from which it scrolls; a row has 35.
+    """
+    event = st.dataframe(
+        frame,
+        key=key,
+        hide_index=True,
+        on_select="rerun",
+        selection_mode=mode,
+        height="content" if 35 * (len(frame) + 1) <= tall + 40 else tall,
+        placeholder=fmt.NONE,
+        alt=alt,
+        column_config=columns,
+    )
+    return list(event["selection"]["rows"])
+
+
+def row(*, right: bool = False, gap: str = "small") -> Any:
+    """A container whose parts stand beside one another."""
+    return st.container(
+        horizontal=True,
+        vertical_alignment="center",
+        horizontal_alignment="right" if right else "left",
+        gap=gap,  # type: ignore[arg-type]
+    )
+
+
 def facts(rows: Iterable[tuple[object, object]]) -> None:
     """Names and values, as a definition list."""
     show(facts_html(rows))
@@ -115,6 +153,27 @@ def page_link(page: str, label: str, query: Mapping[str, str], icon: str = "") -
         icon=f":material/{icon}:" if icon else None,
         query_params=query,
     )
+
+
+def report_table(made: Table) -> Html:
+    """A table of the report; a long one is folded."""
+    kinds = [column.kind for column in made.columns]
+    left = [i for i, kind in enumerate(kinds) if kind in ("text", "code")]
+    rows = [
+        [_cell(text, kind) for text, kind in zip(row, kinds, strict=True)] for row in made.texts()
+    ]
+    shown = table([column.name for column in made.columns], rows, left=left)
+    if len(rows) > html_page.FOLDED:
+        words = f"Table, {len(rows)} rows"
+        shown = el("details", el("summary", words), shown, cls="b b-fold")
+    return shown
+
+
+def _cell(text: str, kind: str) -> object:
+    if kind == "code":
+        long = len(text) > html_page.LONG
+        return el("span", text, cls="b-mono b-long" if long else "b-mono")
+    return text if kind == "text" else html_page.tied(text)
 
 
 def small(text: object) -> Html:

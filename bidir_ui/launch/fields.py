@@ -68,14 +68,8 @@ def _widget(spec: Field[Any], runs: tuple[RunInfo, ...], default: Any) -> str:
         )
         return "" if on == default else ("yes" if on else "no")
     if choices:
-        chosen = url.bound(
-            st.selectbox,
-            label,
-            name=name,
-            options=list(choices),
-            help=hint,
-            read=lambda text: text if text in choices else default,
-            write=lambda value: "" if value == default else value,
+        chosen = url.choice(
+            st.selectbox, label, name=name, options=list(choices), default=default, help=hint
         )
         return "" if chosen == default else str(chosen)
     if spec.name == "tasks":
@@ -85,29 +79,19 @@ def _widget(spec: Field[Any], runs: tuple[RunInfo, ...], default: Any) -> str:
     if spec.name == "sweep":
         return _sweep(label, name, default or "")
     shown = {"limit": "all"}.get(spec.name, "auto" if spec.metadata["metavar"] == "N|auto" else "")
-    return url.bound(
-        st.text_input,
-        label,
-        name=name,
-        help=hint,
-        read=str,
-        max_chars=400,
-        placeholder=shown if default is None else str(default),
-        write=lambda value: value.strip(),
-    ).strip()
+    shown = shown if default is None else str(default)
+    return url.text(label, name=name, help=hint, max_chars=400, placeholder=shown).strip()
 
 
 def _sweep(label: str, name: str, default: str) -> str:
     """In the box, not behind it: a preset's sweep is there to be changed."""
-    return url.bound(
-        st.text_input,
+    return url.text(
         label,
         name=name,
+        default=default,
         help=SWEEP_HELP,
         max_chars=1000,
         placeholder="nothing but the controls",
-        read=lambda text: text or default,
-        write=lambda value: "" if value.strip() == default else value.strip(),
     ).strip()
 
 

@@ -30,7 +30,7 @@ from bidir_core.runs.run import Run
 from bidir_core.runs.stages import LEAKY_WARNING
 from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.mixtures import MIXTURES
-from bidir_ui.kit import fmt, html, widgets
+from bidir_ui.kit import fmt, widgets
 from bidir_ui.launch.form import Config, Form
 from bidir_ui.reading.data import RunInfo
 
@@ -60,8 +60,8 @@ def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job])
     return estimate.estimate(config, device, known, start=start)
 
 
-def needed_assets(config: Config) -> list[assets.Missing]:
-    """What would have to be fetched before this can run."""
+def needed_assets(config: Config) -> list[str]:
+    """The assets that this takes, whether they are here or not."""
     names = assets.of_model(config.model)
     trains = isinstance(config, FinetuneConfig | PipelineConfig)
     built_in = any(task in tasks.TASKS for task in getattr(config, "tasks", ()))
@@ -69,7 +69,7 @@ def needed_assets(config: Config) -> list[assets.Missing]:
         trains and (getattr(config, "data", "") in MIXTURES or config.decontaminate)  # type: ignore[union-attr]
     ):
         names.append("eval-data")
-    return assets.missing(names)
+    return names
 
 
 def review(form: Form, found: Estimate, runs: tuple[RunInfo, ...]) -> None:
@@ -77,9 +77,9 @@ def review(form: Form, found: Estimate, runs: tuple[RunInfo, ...]) -> None:
     cells: list[tuple[str, object]] = [("Time", time_text(found))]
     free = psutil.virtual_memory().available
     if found.memory_bytes:
-        memory = f"about {size(found.memory_bytes)}"
+        memory = f"about {fmt.size(found.memory_bytes)}"
         if found.device == "cpu":
-            memory += f"; {size(free)} free now"
+            memory += f"; {fmt.size(free)} free now"
         cells.append(("Memory", memory))
     if isinstance(found, SweepEstimate):
         cells.append(("Points", _points(found)))
@@ -95,7 +95,7 @@ def review(form: Form, found: Estimate, runs: tuple[RunInfo, ...]) -> None:
         widgets.banner(
             "error",
             "More memory than is free",
-            f"It may be killed: it needs about {size(found.memory_bytes)} and {size(free)} are "
+            f"It may be killed: it needs about {fmt.size(found.memory_bytes)} and {fmt.size(free)} are "
             "free. Use a smaller model or batch, or close something.",
         )
 
@@ -156,51 +156,3 @@ def _checkpoint_cautions(config: Config | None, runs: tuple[RunInfo, ...]) -> li
 def rough(seconds: float | None) -> str:
     """A duration without false precision."""
     return fmt.NONE if seconds is None else duration(seconds)
-
-
-def size(n_bytes: float | None) -> str:
-    if not n_bytes:
-        return fmt.NONE
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.0f} MB"
-
-
-@st.dialog("Start this job?")
-def confirm(
-    form: Form, words: tuple[str, ...], key: str, made: Estimate | None, ahead: int
-) -> None:
-    """The one question before anything is spent: what, how long, and what is fetched."""
-    assert form.config is not None
-    dry = words == form.dry_words
-    html.show(html.div("b", html.el("b", form.title), " · dry run on five items" if dry else ""))
-    widgets.command(jobs.command_text(words))
-    if made is not None and not dry:
-        widgets.note(f"Time: {time_text(made)}, on {made.device}.")
-    if ahead:
-        widgets.note(f"It waits for {ahead} other job{'s' if ahead > 1 else ''} on this device.")
-    missing = needed_assets(form.config)
-    for one in missing:
-        widgets.banner("info", "Fetched first", one.offer)
-    total = sum(one.n_bytes for one in missing)
-    label = f"Fetch {size(total)} and start" if missing else "Start"
-    if st.button(
-        label,
-        type="primary",
-        key="launch-confirm",
-        on_click=start,
-        args=(form, words, key, None if dry else made),
-    ):
-        st.rerun()
-
-
-def start(form: Form, words: tuple[str, ...], key: str, made: Estimate | None) -> None:
-    """Submit once; however often it is asked."""
-    suffix = " · dry run" if words == form.dry_words else ""
-    try:
-        job = jobs.submit(
-            words, key, title=form.title + suffix, estimate=made.to_json() if made else None
-        )
-    except UserError as error:
-        st.session_state["launch-error"] = str(error)
-        return
-    st.session_state["launch-error"] = ""
-    st.session_state["launch-started"] = job.id

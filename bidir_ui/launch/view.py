@@ -96,15 +96,13 @@ def _size() -> str:
         made = from_preset({"model": ""}, name)
         return f"{SIZES.get(name, name)}: {made.limit} items a task, {made.steps} steps"
 
-    return url.bound(
+    return url.choice(
         st.segmented_control,
         "Size",
         name="size",
-        options=list(PIPELINE_PRESETS),
+        options={name: words(name) for name in PIPELINE_PRESETS},
+        default=PUBLISHED,
         required=True,
-        format_func=words,
-        read=lambda text: text if text in PIPELINE_PRESETS else PUBLISHED,
-        write=lambda name: "" if name == PUBLISHED else name,
     )
 
 

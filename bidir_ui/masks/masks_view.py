@@ -75,23 +75,9 @@ def own_prompt() -> Tokens:
     """Tokens of a prompt typed by the reader, split in words."""
     left, right = st.columns([3, 2])
     with left:
-        prefix = url.bound(
-            st.text_input,
-            "Prompt (the prefix)",
-            name="prompt",
-            max_chars=4000,
-            read=lambda text: text or PREFIX,
-            write=lambda v: "" if v == PREFIX else v,
-        )
+        prefix = url.text("Prompt (the prefix)", name="prompt", default=PREFIX, max_chars=4000)
     with right:
-        own = url.bound(
-            st.text_input,
-            "Continuation",
-            name="cont",
-            max_chars=1000,
-            read=lambda text: text or CONTINUATION,
-            write=lambda v: "" if v == CONTINUATION else v,
-        )
+        own = url.text("Continuation", name="cont", default=CONTINUATION, max_chars=1000)
     first, rest = words(prefix or PREFIX), words(own or CONTINUATION)
     return Tokens((*first, *rest), len(first), "Split in words; a tokenizer would cut finer.").cut()
 
@@ -128,14 +114,7 @@ def _tokens(record: dict[str, Any], context: int) -> Tokens:
 
 def regime_box(label: str, name: str, default: str) -> regimes.Regime | None:
     """A regime typed as its string; None (with the reason shown) if it is not one."""
-    text = url.bound(
-        st.text_input,
-        label,
-        name=name,
-        read=lambda text: text or default,
-        write=lambda v: "" if v == default else v,
-        max_chars=200,
-    )
+    text = url.text(label, name=name, default=default, max_chars=200)
     try:
         return regimes.parse_regime((text or default).strip())
     except UserError as error:

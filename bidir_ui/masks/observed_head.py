@@ -76,18 +76,13 @@ def _view(one: Observed) -> str:
     if len(one.names) > 1:
         views["difference"] = "Difference"
     views |= {f"asked-{i}": f"Requested: {name}" for i, name in enumerate(one.names)}
-    default = f"seen-{len(one.names) - 1}"
-    return str(
-        url.bound(
-            st.segmented_control,
-            "Picture",
-            name="see",
-            options=list(views),
-            required=True,
-            format_func=views.get,
-            read=lambda text: text if text in views else default,
-            write=lambda value: "" if value in (None, default) else value,
-        )
+    return url.choice(
+        st.segmented_control,
+        "Picture",
+        name="see",
+        options=views,
+        default=f"seen-{len(one.names) - 1}",
+        required=True,
     )
 
 

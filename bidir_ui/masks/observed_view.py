@@ -17,6 +17,7 @@ from bidir_core.report import plots_attend
 from bidir_core.report.plots_attend import Line
 from bidir_core.runs.layout import is_read_only
 from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.launch import ask
 from bidir_ui.masks import masks_view, observed_data, observed_head
 from bidir_ui.masks.observed_data import Observed
 
@@ -115,16 +116,14 @@ def show(one: Observed) -> None:
     """The ready state."""
     _facts(one)
     _sentence(one)
-    measure = url.bound(
+    measure = url.choice(
         st.segmented_control,
         "Measure",
         name="measure",
-        options=list(MEASURES),
+        options={name: label for name, (label, _) in MEASURES.items()},
+        default="first",
         required=True,
-        format_func=lambda name: MEASURES[name][0],
         label_visibility="collapsed",
-        read=lambda text: text if text in MEASURES else "first",
-        write=lambda name: "" if name in (None, "first") else name,
     )
     left, right = st.columns([6, 5], gap="large")
     with left:
@@ -150,18 +149,13 @@ def show(one: Observed) -> None:
 def _part(one: Observed) -> str:
     """Which closer look: one at a time, since each chart costs the browser 0.1 to 0.3 s."""
     parts = PARTS if one.has_matrices else {k: v for k, v in PARTS.items() if k != "head"}
-    default = next(iter(parts))
-    return str(
-        url.bound(
-            st.segmented_control,
-            "A closer look",
-            name="part",
-            options=list(parts),
-            required=True,
-            format_func=parts.get,
-            read=lambda text: text if text in parts else default,
-            write=lambda name: "" if name in (None, default) else name,
-        )
+    return url.choice(
+        st.segmented_control,
+        "A closer look",
+        name="part",
+        options=parts,
+        default=next(iter(parts)),
+        required=True,
     )
 
 
@@ -350,6 +344,13 @@ def _drift(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
 # The observed part's empty state: which command observes this prompt, and a button to queue it.
 
 
+OBSERVING = (
+    "One forward pass under each regime: for a model of a few hundred million parameters under a "
+    "minute on a CPU, most of it loading and checking the model. A prompt of 256 tokens leaves "
+    "about 40 MB for 30 layers of 9 heads."
+)
+
+
 def offer(page: object, item_id: str) -> None:
     """The command for this item, or for the prompt typed here, with both regimes."""
     model = _model(page)
@@ -372,10 +373,9 @@ def offer(page: object, item_id: str) -> None:
             "This is a read-only view: run the line in a terminal where runs may be written."
         )
     elif st.button("Observe now …", key="observe-start", icon=":material/visibility:"):
-        ahead = sum(job.is_active and job.device == jobs.queue_device(words) for job in known)
-        _confirm(words, jobs.idempotency_key(words, known), ahead)
-    if st.session_state.get("observe-error"):
-        widgets.banner("error", "Not started", st.session_state.pop("observe-error"))
+        title = "Observed attention"
+        ask.confirm(ask.question("observe", words, title, known, notes=(OBSERVING,)))
+    ask.say_what_failed("observe")
 
 
 def _config(model: str, item_id: str) -> AttendConfig:
@@ -400,30 +400,6 @@ def _model(page: object) -> str:
         if run is not None and run.model and not run.is_reference:
             return str(run.model)
     return EMBEDDED_MODEL
-
-
-@st.dialog("Observe attention?")
-def _confirm(words: tuple[str, ...], key: str, ahead: int) -> None:
-    widgets.command(jobs.command_text(words))
-    widgets.note(
-        "One forward pass under each regime: for a model of a few hundred million parameters "
-        "under a minute on a CPU, most of it loading and checking the model. A prompt of 256 "
-        "tokens leaves about 40 MB for 30 layers of 9 heads."
-    )
-    if ahead:
-        widgets.note(f"It waits for {fmt.count(ahead)} other job{'s' if ahead > 1 else ''}.")
-    if st.button(
-        "Start", type="primary", key="observe-confirm", on_click=_start, args=(words, key)
-    ):
-        st.rerun()
-
-
-def _start(words: tuple[str, ...], key: str) -> None:
-    """Submit once, however often it is asked."""
-    try:
-        jobs.submit(words, key, title="Observed attention")
-    except UserError as error:
-        st.session_state["observe-error"] = str(error)
 
 
 # Averages over items on the Masks page: what only they have, task by task and the drift.

@@ -89,13 +89,12 @@ def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
         )
         if run is not None:  # a closed menu shows one line of about 28 characters
             html.show(html.div("b b-note b-full", fmt.clip(data.full(run), 160)))
-    url.bound(
+    url.choice(
         st.segmented_control,
         "Measure",
         name="metric",
-        read=lambda text: "acc_norm" if text == "acc_norm" else "acc",
-        write=lambda value: value if value == "acc_norm" else "",
         options=["acc", "acc_norm"],
+        default="acc",
         help="acc: the choice with the largest log-likelihood. acc_norm: the largest "
         "log-likelihood per character of the choice.",
     )
