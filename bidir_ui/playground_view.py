@@ -227,47 +227,47 @@ def ask(worker: ModelWorker, asked: dict[str, Any]) -> None:
 def answer(worker: ModelWorker) -> None:
     """The newest answer of this session, drawn as it grows."""
     name = st.session_state.get("pg-answer", "")
-    found = worker.answer(name)
-    if found is None:
+    first = worker.answer(name)
+    if first is None:
         return
 
-    @st.fragment(run_every=POLL_SECONDS if found.is_open else None)
+    @st.fragment(run_every=POLL_SECONDS if first.is_open else None)
     def body() -> None:
         now = worker.answer(name)
         if now is None:
             return
-        if found_open and not now.is_open:
+        if was_open and not now.is_open:
             st.rerun()  # and stop asking
         if now.is_open:
             st.button("Stop", key="pg-cancel", on_click=worker.cancel, args=(name,))
         draw(now)
 
-    found_open = found.is_open
+    was_open = first.is_open
     body()
 
 
-def draw(found: Answer) -> None:
+def draw(given: Answer) -> None:
     """Both sides: the next token's distribution, then the text."""
-    if found.state == "error":
-        widgets.banner("error", "No answer", fmt.clip(found.error, 400))
+    if given.state == "error":
+        widgets.banner("error", "No answer", fmt.clip(given.error, 400))
         return
-    if found.state == "waiting":
+    if given.state == "waiting":
         widgets.note("Reading the prompt …")
         return
     widgets.note(
-        f"Behind a prompt of {fmt.count(found.n_prompt)} tokens"
-        + (", stopped" if found.state == "cancelled" else "")
+        f"Behind a prompt of {fmt.count(given.n_prompt)} tokens"
+        + (", stopped" if given.state == "cancelled" else "")
         + ". Shares are the model's own, "
         "before temperature and top p."
     )
     for column, regime, side in zip(
-        st.columns(len(found.regimes), gap="large"), found.regimes, found.sides, strict=True
+        st.columns(len(given.regimes), gap="large"), given.regimes, given.sides, strict=True
     ):
         with column:
             html.show(el("h2", regime, cls="b-h3"))
             if not side["steps"]:
                 waits = "Reading the prompt …" if side.get("probe") else "Probing the mask …"
-                widgets.note(waits if found.is_open else "Nothing.")
+                widgets.note(waits if given.is_open else "Nothing.")
                 continue
             widgets.note(probed(side["probe"]))
             html.show(next_tokens(side["steps"][0]))

@@ -119,8 +119,8 @@ def usable(run: RunInfo) -> bool:
 
 def chosen_runs(page: Page) -> list[RunInfo] | None:
     """The runs named in the URL; empty for the fullest set. None if one of them does not exist."""
-    found = [(run_id, data.by_id(page.runs, run_id)) for run_id in url.get_list("runs")]
-    unknown = [run_id for run_id, run in found if run is None]
+    named = [(run_id, data.by_id(page.runs, run_id)) for run_id in url.get_list("runs")]
+    unknown = [run_id for run_id, run in named if run is None]
     if unknown:
         pair.explain_if_missing(page.runs, pair.Pair(None, None, unknown=tuple(unknown)))
         st.button(
@@ -129,10 +129,10 @@ def chosen_runs(page: Page) -> list[RunInfo] | None:
             on_click=lambda: url.put(runs=""),
         )
         return None
-    if not found and page.pair.unknown:
+    if not named and page.pair.unknown:
         pair.explain_if_missing(page.runs, page.pair)
         return None
-    return [run for _, run in found if run is not None]
+    return [run for _, run in named if run is not None]
 
 
 def runs_box(page: Page, chosen: Sequence[RunInfo], made: Made | None) -> None:
@@ -270,10 +270,10 @@ def preview(made: Made) -> None:
 def _bent_pair(report: sections.Report) -> dict[str, str]:
     """Stage 1 and stage 2 of this report, which need not be the chosen pair, if they pair."""
     study = report.study
-    found = [list(study.runs(study.base, regime).values()) for regime in (CAUSAL, study.regime)]
-    if not all(runs and runs[0].has_items for runs in found):
+    sides = [list(study.runs(study.base, regime).values()) for regime in (CAUSAL, study.regime)]
+    if not all(runs and runs[0].has_items for runs in sides):
         return {}
-    return {"a": found[0][0].id, "b": found[1][0].id}
+    return {"a": sides[0][0].id, "b": sides[1][0].id}
 
 
 def _first_chart_first() -> None:

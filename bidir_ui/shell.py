@@ -244,8 +244,8 @@ def environment() -> list[tuple[str, str]]:
     """Versions and folders, without importing anything heavy."""
     rows = [("python", platform.python_version())]
     for name in ("streamlit", "plotly", "pandas", "torch", "transformers"):
-        found = util.find_spec(name) is not None
-        rows.append((name, metadata.version(name) if found else "not installed"))
+        installed = util.find_spec(name) is not None
+        rows.append((name, metadata.version(name) if installed else "not installed"))
     rows += [(f"run folders {i + 1}", str(root)) for i, root in enumerate(runs_roots())]
     rows.append(("mode", "read-only" if is_read_only() else "read and write"))
     return rows

@@ -130,10 +130,10 @@ def slice_charts(frame: pd.DataFrame, key: str) -> None:
 
 def show_mismatches(a: RunInfo, b: RunInfo) -> None:
     """Every setting in which the runs differ so that their items must not be paired."""
-    found = mismatch_report(data.run_of(a), data.run_of(b))
-    if found and a.has_items and b.has_items:  # without items that alone is the reason
+    mismatches = mismatch_report(data.run_of(a), data.run_of(b))
+    if mismatches and a.has_items and b.has_items:  # without items that alone is the reason
         rows = [
-            (m.what, fmt.clip(m.value_a, 60), fmt.clip(m.value_b, 60), m.sentence) for m in found
+            (m.what, fmt.clip(m.value_a, 60), fmt.clip(m.value_b, 60), m.sentence) for m in mismatches
         ]
         head = ("What differs", "Baseline", "Candidate", "Why it matters")
         html.show(widgets.table(head, rows, left=(1, 2, 3)))

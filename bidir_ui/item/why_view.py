@@ -42,9 +42,9 @@ def section(page: Any, item_id: str, record: Mapping[str, Any], metric: str) -> 
         return
     widgets.heading("Why this answer")
     metric = metric if record["pred_norm"] is not None else "acc"
-    found = _find(page.runs, target, record, metric)
-    if found is not None:
-        draw(found[1], found[0].id)
+    explained = _find(page.runs, target, record, metric)
+    if explained is not None:
+        draw(explained[1], explained[0].id)
     elif is_read_only():
         widgets.note("Nobody has explained this item yet, and this is a read-only view.")
     else:
@@ -95,10 +95,10 @@ def _read(path: str, modified: float) -> dict[str, Any] | None:
 
 def draw(result: Mapping[str, Any], run_id: str) -> None:
     """One stored result: sentences, the three strips, their numbers."""
-    happened, *found = result["sentences"]
+    happened, *lines = result["sentences"]
     # A line that quotes tokens stays as it is.
-    found = [line if "“" in line else fmt.minus(line) for line in found]
-    html.show(div("b b-lead", happened, *(el("div", line) for line in found)))
+    lines = [line if "“" in line else fmt.minus(line) for line in lines]
+    html.show(div("b b-lead", happened, *(el("div", line) for line in lines)))
     unit = "nats a character" if result["metric"] == "acc_norm" else "nats"
     widgets.note(
         "Parts of the attention are put back to causal and the item is scored again. ",
@@ -177,11 +177,11 @@ def token_strip(result: Mapping[str, Any]) -> Html:
     return div("b b-heat", *cells, dir="auto")
 
 
-def _told_apart(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _told_apart(tried: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The points on both sides of the threshold, and of the others those well apart."""
-    around = [one for one in found["points"] if one["lambda"] in (found["low"], found["high"])]
+    around = [one for one in tried["points"] if one["lambda"] in (tried["low"], tried["high"])]
     kept = list(around)
-    for one in found["points"]:
+    for one in tried["points"]:
         if all(
             max(one["lambda"], k["lambda"]) >= 1.9 * min(one["lambda"], k["lambda"]) for k in kept
         ):

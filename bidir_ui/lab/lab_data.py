@@ -85,11 +85,11 @@ def sweeps(runs: tuple[RunInfo, ...]) -> list[RunInfo]:
     return sorted((run for run in runs if run.is_sweep), key=lambda run: not run.is_done)
 
 
-def first_shown(found: list[RunInfo]) -> RunInfo:
+def first_shown(sweeps: list[RunInfo]) -> RunInfo:
     """Of sweeps as :func:`sweeps` has them, the newest finished one; of several that were begun
     within an hour of it, the one with most points."""
-    newest = found[0]
-    together = [one for one in found if one.is_done == newest.is_done and _near(one, newest)]
+    newest = sweeps[0]
+    together = [one for one in sweeps if one.is_done == newest.is_done and _near(one, newest)]
     return max(together, key=_n_points)  # of equal ones the newest
 
 
@@ -128,16 +128,16 @@ def _summary(path: str, modified: float, stamps: tuple[Any, ...]) -> dict[str, A
     return summarise_sweep(run) if run.state != "corrupt" else {}
 
 
-def _judged_together(run: Run, found: dict[str, Any]) -> dict[str, Any]:
+def _judged_together(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     """A summary whose dials' best points are adjusted for one another, also one of an earlier
     version, which judged each by itself."""
-    kinds = found.get("best_of_dials")
+    kinds = summary.get("best_of_dials")
     if not isinstance(kinds, dict) or not kinds:
-        return found
+        return summary
     if all("family" in one for dials in kinds.values() for one in dials.values()):
-        return found
+        return summary
     sweep = Sweep(run)
-    return {**found, "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in kinds}}
+    return {**summary, "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in kinds}}
 
 
 def measured(lab: Lab, slug: str, measure: str) -> tuple[float, float, float]:
@@ -155,10 +155,10 @@ def measured(lab: Lab, slug: str, measure: str) -> tuple[float, float, float]:
     plain = point is not None and point["regime"] == "bidirectional" and not point.get("patch")
     if measure == "removed" and plain:
         return 0.0, nan, nan
-    found = numbers.get(measure)
-    if not found or found["value"] is None:
+    estimate = numbers.get(measure)
+    if not estimate or estimate["value"] is None:
         return nan, nan, nan
-    return 100 * found["value"], 100 * found["low"], 100 * found["high"]
+    return 100 * estimate["value"], 100 * estimate["low"], 100 * estimate["high"]
 
 
 def judged(lab: Lab, slug: str) -> Judgement | None:

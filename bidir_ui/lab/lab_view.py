@@ -80,12 +80,12 @@ def _title(run: RunInfo) -> str:
 
 def state(lab: Lab) -> bool:
     """Say what is partial or broken; False if there is nothing to draw."""
-    info, found = lab.info, lab.found
+    info, summary = lab.info, lab.found
     if info.state == "corrupt":
         widgets.banner("error", "This sweep cannot be read", info.error)
         return False
     if not info.is_done:
-        of = f"{found.get('n_points', 0)} of {found.get('n_planned', 0)} points are finished"
+        of = f"{summary.get('n_points', 0)} of {summary.get('n_planned', 0)} points are finished"
         left = f"; {fmt.count(info.n_done)} of {fmt.count(info.n_total)} items scored"
         reason = [info.error] if info.error and info.state != "running" else []
         widgets.banner(
@@ -230,11 +230,11 @@ def _clickable(figure: Any, alt: str, key: str) -> None:
 
 def dose_response(lab: Lab, measure: str, slug: str) -> None:
     """One chart per dial that was varied, all else equal."""
-    found = plots_lab.curve_lines(lab.points, lab.usual)
-    if not found:
+    lines = plots_lab.curve_lines(lab.points, lab.usual)
+    if not lines:
         return
     by_dial: dict[str, list[plots_lab.Curve]] = {}
-    for curve in found:
+    for curve in lines:
         by_dial.setdefault(curve.dial, []).append(curve)
     widgets.heading("Dose and response")
     widgets.note(

@@ -45,29 +45,29 @@ def section(runs: tuple[RunInfo, ...]) -> None:
 
     @st.fragment(run_every=POLL_SECONDS if going else None)
     def body() -> None:
-        found = jobs.list_jobs()
-        if _signature(found) != drawn:
+        known = jobs.list_jobs()
+        if _signature(known) != drawn:
             st.rerun()
         with shell.guard():
-            _draw(found, runs)
+            _draw(known, runs)
 
     body()
 
 
-def _signature(found: list[Job]) -> tuple[tuple[str, str, int], ...]:
-    return tuple((job.id, job.state, job.attempt) for job in found)
+def _signature(known: list[Job]) -> tuple[tuple[str, str, int], ...]:
+    return tuple((job.id, job.state, job.attempt) for job in known)
 
 
-def _draw(found: list[Job], runs: tuple[RunInfo, ...]) -> None:
+def _draw(known: list[Job], runs: tuple[RunInfo, ...]) -> None:
     failed = st.session_state.pop("job-error", "")
     if failed:
         widgets.banner("error", "That did not work", failed)
     active = sorted(
-        (j for j in found if j.is_active), key=lambda j: (j.state != "running", j.queued)
+        (j for j in known if j.is_active), key=lambda j: (j.state != "running", j.queued)
     )
-    ended = [job for job in found if not job.is_active]
+    ended = [job for job in known if not job.is_active]
     widgets.heading("Jobs")
-    if not found:
+    if not known:
         widgets.banner(
             "empty",
             "No jobs yet",
@@ -75,7 +75,7 @@ def _draw(found: list[Job], runs: tuple[RunInfo, ...]) -> None:
             "this page or stop the app. Runs started in a terminal are on the Runs page.",
         )
         return
-    for device in jobs.stalled(found):
+    for device in jobs.stalled(known):
         widgets.banner(
             "info",
             f"The queue of {device} stands still",

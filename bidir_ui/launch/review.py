@@ -72,30 +72,30 @@ def needed_assets(config: Config) -> list[str]:
     return names
 
 
-def review(form: Form, found: Estimate, runs: tuple[RunInfo, ...]) -> None:
+def review(form: Form, cost: Estimate, runs: tuple[RunInfo, ...]) -> None:
     """What it will take, and what to know of the checkpoint before it is evaluated."""
-    cells: list[tuple[str, object]] = [("Time", time_text(found))]
+    cells: list[tuple[str, object]] = [("Time", time_text(cost))]
     free = psutil.virtual_memory().available
-    if found.memory_bytes:
-        memory = f"about {fmt.size(found.memory_bytes)}"
-        if found.device == "cpu":
+    if cost.memory_bytes:
+        memory = f"about {fmt.size(cost.memory_bytes)}"
+        if cost.device == "cpu":
             memory += f"; {fmt.size(free)} free now"
         cells.append(("Memory", memory))
-    if isinstance(found, SweepEstimate):
-        cells.append(("Points", _points(found)))
-    if found.n_items:
+    if isinstance(cost, SweepEstimate):
+        cells.append(("Points", _points(cost)))
+    if cost.n_items:
         unit = "samples" if form.preset.command == "finetune" else "items"
-        each = " a point" if isinstance(found, SweepEstimate) and not found.n_points else ""
-        work = f"{fmt.count(found.n_items)} {unit}, {tokens(found.n_tokens)} tokens{each}"
+        each = " a point" if isinstance(cost, SweepEstimate) and not cost.n_points else ""
+        work = f"{fmt.count(cost.n_items)} {unit}, {tokens(cost.n_tokens)} tokens{each}"
         cells.append(("Work", work))
-    cells.append(("Device", found.device))
+    cells.append(("Device", cost.device))
     widgets.facts(cells)
-    widgets.note("How this is known: " + "; ".join(found.basis) + ".")
-    if found.device == "cpu" and found.memory_bytes and found.memory_bytes > free:
+    widgets.note("How this is known: " + "; ".join(cost.basis) + ".")
+    if cost.device == "cpu" and cost.memory_bytes and cost.memory_bytes > free:
         widgets.banner(
             "error",
             "More memory than is free",
-            f"It may be killed: it needs about {fmt.size(found.memory_bytes)} and {fmt.size(free)} are "
+            f"It may be killed: it needs about {fmt.size(cost.memory_bytes)} and {fmt.size(free)} are "
             "free. Use a smaller model or batch, or close something.",
         )
 
@@ -103,9 +103,9 @@ def review(form: Form, found: Estimate, runs: tuple[RunInfo, ...]) -> None:
         widgets.banner("info", *caution)
 
 
-def _points(found: SweepEstimate) -> str:
-    number = fmt.count(found.n_points) if found.n_points else "as many as the layers make"
-    each = "" if found.point_seconds is None else f", each about {rough(found.point_seconds)}"
+def _points(cost: SweepEstimate) -> str:
+    number = fmt.count(cost.n_points) if cost.n_points else "as many as the layers make"
+    each = "" if cost.point_seconds is None else f", each about {rough(cost.point_seconds)}"
     return number + each
 
 
@@ -141,16 +141,16 @@ def _checkpoint_cautions(config: Config | None, runs: tuple[RunInfo, ...]) -> li
     )
     if made is None:
         return []
-    found = [("Leaky training", LEAKY_WARNING)] if made.is_leaky else []
+    cautions = [("Leaky training", LEAKY_WARNING)] if made.is_leaky else []
     if made.regime != config.regime and not isinstance(config, LabConfig):  # a sweep has both
-        found.append(
+        cautions.append(
             (
                 "Another mask than in training",
                 f"This checkpoint was trained under {made.regime}; here it is evaluated under "
                 f"{config.regime}. For a control or the non-prefill compare that is the point.",
             )
         )
-    return found
+    return cautions
 
 
 def rough(seconds: float | None) -> str:

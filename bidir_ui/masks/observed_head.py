@@ -16,9 +16,9 @@ from bidir_ui.masks.observed_data import Observed
 TOP = 6
 
 
-def selected(one: Observed) -> tuple[int, int]:
+def selected(run: Observed) -> tuple[int, int]:
     """The layer and head in the URL; a layer in the middle where it names none that exists."""
-    return _number("layer", one.n_layers, one.n_layers // 2), _number("head", one.n_heads)
+    return _number("layer", run.n_layers, run.n_layers // 2), _number("head", run.n_heads)
 
 
 def _number(name: str, below: int, default: int = 0) -> int:
@@ -26,30 +26,30 @@ def _number(name: str, below: int, default: int = 0) -> int:
     return int(text) if text.isdecimal() and len(text) < 7 and int(text) < below else default
 
 
-def section(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
+def section(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     """Choosers, the picture of one head, and the inspector beside it."""
     widgets.heading("One head, requested and observed")
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        _chooser("Layer", "layer", one.n_layers, one.n_layers // 2)
-        _chooser("Head", "head", one.n_heads)
-        view = _view(one)
-    layer, head = selected(one)
+        _chooser("Layer", "layer", run.n_layers, run.n_layers // 2)
+        _chooser("Head", "head", run.n_heads)
+        view = _view(run)
+    layer, head = selected(run)
     total = len(pieces)
-    seen = [observed_data.head(one, r, layer, head, total) for r in range(len(one.names))]
+    seen = [observed_data.head(run, r, layer, head, total) for r in range(len(run.names))]
     allowed = [
-        observed_data.requested(one, r, layer, n_prefix, total) for r in range(len(one.names))
+        observed_data.requested(run, r, layer, n_prefix, total) for r in range(len(run.names))
     ]
     query, key = _number("q", total, n_prefix - 1), _number("k", total)
     picture, side = st.columns([5, 3], gap="large")
     with picture, st.container(key="attend-picture"):
-        _picture(one, view, seen, allowed, pieces, n_prefix, (query, key))
+        _picture(run, view, seen, allowed, pieces, n_prefix, (query, key))
     with side:
         with st.container(horizontal=True):
             _chooser("Query (row)", "q", total, n_prefix - 1)
             _chooser("Key (column)", "k", total)
-        _cell(one, seen, allowed, pieces, n_prefix, (query, key), layer)
-        _top(one, seen, allowed, pieces, query)
-        window = one.window(layer)
+        _cell(run, seen, allowed, pieces, n_prefix, (query, key), layer)
+        _top(run, seen, allowed, pieces, query)
+        window = run.window(layer)
         if window is not None:
             widgets.note(
                 f"This layer has a sliding window: it reaches keys nearer than {window} tokens."
@@ -70,24 +70,24 @@ def _chooser(label: str, name: str, below: int, default: int = 0) -> None:
     )
 
 
-def _view(one: Observed) -> str:
+def _view(run: Observed) -> str:
     """Which picture: a regime's weights, their difference, or a regime's mask."""
-    views = {f"seen-{i}": f"Observed: {name}" for i, name in enumerate(one.names)}
-    if len(one.names) > 1:
+    views = {f"seen-{i}": f"Observed: {name}" for i, name in enumerate(run.names)}
+    if len(run.names) > 1:
         views["difference"] = "Difference"
-    views |= {f"asked-{i}": f"Requested: {name}" for i, name in enumerate(one.names)}
+    views |= {f"asked-{i}": f"Requested: {name}" for i, name in enumerate(run.names)}
     return url.choice(
         st.segmented_control,
         "Picture",
         name="see",
         options=views,
-        default=f"seen-{len(one.names) - 1}",
+        default=f"seen-{len(run.names) - 1}",
         required=True,
     )
 
 
 def _picture(
-    one: Observed,
+    run: Observed,
     view: str,
     seen: Sequence[np.ndarray],
     allowed: Sequence[np.ndarray],
@@ -95,9 +95,9 @@ def _picture(
     n_prefix: int,
     cell: tuple[int, int],
 ) -> None:
-    layer, head = selected(one)
+    layer, head = selected(run)
     what, _, number = view.partition("-")
-    key = f"attend-head-{one.info.id}-{view}-{layer}-{head}"
+    key = f"attend-head-{run.info.id}-{view}-{layer}-{head}"
 
     def clicked() -> None:
         points = st.session_state[key]["selection"]["points"]
@@ -111,12 +111,12 @@ def _picture(
         html.show(masks_view.legend("regime"))
         widgets.chart(
             plots.mask(shown, pieces, n_prefix, masks_view.NAMES),
-            f"Who may see whom in layer {layer} under {one.names[int(number)]}.",
+            f"Who may see whom in layer {layer} under {run.names[int(number)]}.",
             **options,
         )
         return
     if what == "difference":
-        first, second = one.names
+        first, second = run.names
         html.show(
             widgets.legend(
                 (plots.BLUE, f"more under {second}"),
@@ -129,7 +129,7 @@ def _picture(
         )
         text = f"Attention of layer {layer}, head {head}: {second} minus {first}, log colours."
     else:
-        name = one.names[int(number)]
+        name = run.names[int(number)]
         html.show(
             widgets.legend(
                 ("#fde725", "much attention"),
@@ -147,7 +147,7 @@ def _picture(
 
 
 def _cell(
-    one: Observed,
+    run: Observed,
     seen: Sequence[np.ndarray],
     allowed: Sequence[np.ndarray],
     pieces: Sequence[str],
@@ -170,12 +170,12 @@ def _cell(
         )
     )
     rows = []
-    for number, name in enumerate(one.names):
+    for number, name in enumerate(run.names):
         may = bool(allowed[number][query, key])
         said = "may not"
         if may:
             ahead = key > query and query < n_prefix
-            lam = one.regimes[number].at_layer(layer).lam
+            lam = run.regimes[number].at_layer(layer).lam
             said = "may, looking ahead" if ahead else "may"
             if ahead and lam < 1:
                 said += f", λ = {lam:g}"
@@ -184,7 +184,7 @@ def _cell(
 
 
 def _top(
-    one: Observed,
+    run: Observed,
     seen: Sequence[np.ndarray],
     allowed: Sequence[np.ndarray],
     pieces: Sequence[str],
@@ -205,7 +205,7 @@ def _top(
         for key in order
     ]
     widgets.note(f"What token {query} looks at most, in this head:")
-    html.show(widgets.table(("Token", *one.names), rows, left=(0,)))
+    html.show(widgets.table(("Token", *run.names), rows, left=(0,)))
 
 
 def weight(value: float) -> str:

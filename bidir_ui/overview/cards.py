@@ -107,15 +107,15 @@ def _repair(told: story.Story) -> Card:
             False,
         )
     items = study.some.extent
-    found = study.repair.interaction if study.repair else None
-    if found is None or found.estimate is None:
+    interaction = study.repair.interaction if study.repair else None
+    if interaction is None or interaction.estimate is None:
         return Card(
             story.title(study),
             f"{fmt.points(gap.value)} points",
             f"Stage 4 against stage 1: {fmt.interval_of(gap.interval)}, n = {fmt.count(gap.n)}, {items}. "
             "Without its control this may be ordinary tuning.",
         )
-    e, n_seeds, n_all = found.estimate, found.n_seeds, len(study.by_accuracy)
+    e, n_seeds, n_all = interaction.estimate, interaction.n_seeds, len(study.by_accuracy)
     one = f"one of {n_all} seeds" if n_all > 1 else "one seed"
     return Card(
         story.title(study),
@@ -129,10 +129,10 @@ def _repair(told: story.Story) -> Card:
 def _models(told: story.Story) -> Card:
     published = published_drop(told)
     if len(told.models) > 1:
-        found = [result.macro for pair in told.models if (result := analysis.try_compare(*pair))]
-        values = [row.delta for row in found]
+        rows = [result.macro for pair in told.models if (result := analysis.try_compare(*pair))]
+        values = [row.delta for row in rows]
         extents = list(dict.fromkeys(first.extent for first, _ in told.models))
-        apart = max(row.low for row in found) > min(row.high for row in found)
+        apart = max(row.low for row in rows) > min(row.high for row in rows)
         return Card(
             "It differs by model" if apart else "Does it differ by model?",
             f"{len(values)} models",

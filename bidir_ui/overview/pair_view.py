@@ -91,10 +91,10 @@ def task_table(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
     widgets.explain_undecided(*(row.words for row in result.rows))
 
 
-def delta_text(found: Judgement, items: str = "") -> str:
+def delta_text(judged: Judgement, items: str = "") -> str:
     """A difference with its interval, n and which items those are:
     ``−4.7 points [−5.4, −3.9], n = 2,299, limit 500``."""
-    e = found.estimate
+    e = judged.estimate
     if e is None:
         return "no interval"
     text = f"{fmt.points(e.value)} points {fmt.interval_of(e)}, n = {fmt.count(e.n)}"

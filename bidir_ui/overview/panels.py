@@ -57,11 +57,11 @@ def _hurts(told: story.Story, result: core.Comparison | None) -> None:
         head = ("Task", "n", "Causal", "Bidir.", "Chance", "Published")
         html.show(widgets.table(head, rows, total=True))
         whole = told.whole and next((r for r in told.whole[1] if r.regime == "bidirectional"), None)
-        found = analysis.try_compare(told.whole[0], whole) if told.whole and whole else None
-        if told.whole and found is not None:
+        on_whole = analysis.try_compare(told.whole[0], whole) if told.whole and whole else None
+        if told.whole and on_whole is not None:
             dtype = told.whole[0].dtype
             widgets.note(
-                f"On the whole validation sets, {dtype}: {pair_view.delta_text(found.macro.judgement)}."
+                f"On the whole validation sets, {dtype}: {pair_view.delta_text(on_whole.macro.judgement)}."
             )
         if told.published:
             widgets.note(published_note(told))

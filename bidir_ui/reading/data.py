@@ -117,11 +117,11 @@ class RunInfo:
     @property
     def cautions(self) -> tuple[tuple[str, str], ...]:
         """(title, sentence) of what to know before reading a number of it."""
-        found = []
+        cautions = []
         if self.is_leaky:
-            found.append(("Leaky training", LEAKY_WARNING))
+            cautions.append(("Leaky training", LEAKY_WARNING))
         if self.trained_under:
-            found.append(
+            cautions.append(
                 (
                     "Another mask than in training",
                     f"{self.label}: its weights were trained under {self.trained_under} and are "
@@ -129,14 +129,14 @@ class RunInfo:
                 )
             )
         elif self.arm is not None and self.arm.code == UNKNOWN:
-            found.append(
+            cautions.append(
                 (
                     "Unknown training",
                     f"{self.label}: nobody recorded under which mask this checkpoint was trained.",
                 )
             )
-        found += [(ONE_SIDED, sentence) for sentence in self.one_sided]
-        return tuple(found)
+        cautions += [(ONE_SIDED, sentence) for sentence in self.one_sided]
+        return tuple(cautions)
 
     @property
     def steps(self) -> str:

@@ -152,9 +152,9 @@ def differences(frame: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
         broken, fixed = int(tally.get("broken", 0)), int(tally.get("fixed", 0))
         right = int(tally.get("same_right", 0))
         table = stats.Table2x2(right, broken, fixed, len(part) - right - broken - fixed)
-        found = stats.paired_interval(table)
+        interval = stats.paired_interval(table)
         colour, symbol = plots.GREY, "circle"
-        judged = judge(found, p_values=[stats.mcnemar_exact(broken, fixed)])
+        judged = judge(interval, p_values=[stats.mcnemar_exact(broken, fixed)])
         if judged.decided:
             down = judged.verdict == "worse"
             colour = plots.RED if down else plots.GREEN
@@ -162,15 +162,15 @@ def differences(frame: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
         rows.append(
             {
                 "label": str(label),
-                "value": found.value,
-                "low": found.low,
-                "high": found.high,
+                "value": interval.value,
+                "low": interval.low,
+                "high": interval.high,
                 "colour": colour,
                 "symbol": symbol,
                 "n": len(part),
                 "broken": broken,
                 "fixed": fixed,
-                "text": f"{fmt.points(found.value)}  n = {fmt.count(len(part))}",
+                "text": f"{fmt.points(interval.value)}  n = {fmt.count(len(part))}",
             }
         )
     return pd.DataFrame(rows)

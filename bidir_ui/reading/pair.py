@@ -50,16 +50,16 @@ class Pair:
 def choose(runs: tuple[RunInfo, ...]) -> Pair:
     """The pair the URL names. A name that does not exist is reported, never replaced."""
     default_a, default_b = selection.default_pair(runs)
-    found: list[RunInfo | None] = []
+    chosen: list[RunInfo | None] = []
     unknown = []
     for name, default in (("a", default_a), ("b", default_b)):
         wanted = url.get(name)
         run = by_id(runs, wanted) if wanted else default
         if wanted and run is None:
             unknown.append(wanted)
-        found.append(run)
+        chosen.append(run)
     metric: Metric = "acc_norm" if url.get("metric") == "acc_norm" else "acc"
-    return Pair(found[0], found[1], metric, tuple(unknown))
+    return Pair(chosen[0], chosen[1], metric, tuple(unknown))
 
 
 def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:

@@ -89,8 +89,8 @@ class Training:
 
     def group(self, arm: Arm, regime: str, *, with_items: bool = False) -> Group | None:
         """The runs of a cell; None if there are none."""
-        found = (self.infos[str(run.path)] for run in self.study.runs(arm, regime).values())
-        runs = tuple(run for run in found if run.has_items or not with_items)
+        infos = (self.infos[str(run.path)] for run in self.study.runs(arm, regime).values())
+        runs = tuple(run for run in infos if run.has_items or not with_items)
         return Group(runs) if runs else None
 
     @property
@@ -155,9 +155,9 @@ class Training:
     def seeds_words(self) -> str:
         """``training seed 0``, ``training seeds 0, 1, 2``; empty without the 2x2."""
         groups = [group for group in self.four.values() if group]
-        found = sorted({run.train_seed for group in groups for run in group.runs})
-        plural = "s" if len(found) > 1 else ""
-        return f"training seed{plural} {', '.join(map(str, found))}" if found else ""
+        seeds = sorted({run.train_seed for group in groups for run in group.runs})
+        plural = "s" if len(seeds) > 1 else ""
+        return f"training seed{plural} {', '.join(map(str, seeds))}" if seeds else ""
 
     def difference(self, a: tuple[str, str], b: tuple[str, str]) -> Contrast | None:
         """``b`` minus ``a``, cells as (``base``, ``3B`` or ``3C``, regime), where items pair."""
@@ -165,8 +165,8 @@ class Training:
         first, second = arms[a[0]], arms[b[0]]
         if first is None or second is None:
             return None
-        found = self.findings.between((first, a[1]), (second, b[1]))
-        return found if found is not None and found.basis == "paired" else None
+        contrast = self.findings.between((first, a[1]), (second, b[1]))
+        return contrast if contrast is not None and contrast.basis == "paired" else None
 
 
 def items_words(run: RunInfo) -> str:
@@ -190,8 +190,8 @@ def find(runs: Sequence[RunInfo], like: RunInfo) -> Training | None:
     if not any(run.checkpoint for run in mine.values()):
         return None
     findings = _findings(tuple(mine), tuple(run.modified for run in mine.values()))
-    found = Training(findings, mine)
-    return found if found.every else None
+    training = Training(findings, mine)
+    return training if training.every else None
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
