@@ -87,8 +87,8 @@ def _confirm(model: str, checkpoint: str) -> None:
     if worker.state in ("loading", "ready"):
         widgets.note("It takes the place of ", el("b", fmt.clip(worker.model, 100)), ".")
     missing = assets.missing(assets.of_model(model))
-    for one in missing:
-        widgets.banner("info", "Fetched first", one.offer)
+    for asset in missing:
+        widgets.banner("info", "Fetched first", asset.offer)
     label = "Fetch and load" if missing else "Load"
     if st.button(label, type="primary", key="pg-confirm", on_click=_load, args=(model, checkpoint)):
         st.rerun()

@@ -139,14 +139,14 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
 def actions(runs: tuple[RunInfo, ...], selected: list[str]) -> None:
     """Buttons for the selected runs."""
     chosen = [run for run_id in selected if (run := data.by_id(runs, run_id))]
-    one = chosen[0] if len(chosen) == 1 else None
-    usable = one is not None and one.can_pair
+    single = chosen[0] if len(chosen) == 1 else None
+    usable = single is not None and single.can_pair
     with widgets.row():
-        if st.button("Use as baseline", disabled=not usable, key="as-a") and one:
-            url.put(a=one.id)
+        if st.button("Use as baseline", disabled=not usable, key="as-a") and single:
+            url.put(a=single.id)
             st.rerun()
-        if st.button("Use as candidate", disabled=not usable, key="as-b") and one:
-            url.put(b=one.id)
+        if st.button("Use as candidate", disabled=not usable, key="as-b") and single:
+            url.put(b=single.id)
             st.rerun()
         both = len(chosen) == 2 and all(run.can_pair for run in chosen)
         if st.button("Compare the two", disabled=not both, key="as-pair"):
@@ -154,11 +154,11 @@ def actions(runs: tuple[RunInfo, ...], selected: list[str]) -> None:
             url.put(a=older.id, b=newer.id)
             st.rerun()
         if not is_read_only():
-            free = one is not None and one.state not in ("running", "queued")
-            if st.button("Rename", disabled=not free, key="rename") and one:
-                _rename(one)
-            if st.button("Delete", disabled=not free, key="delete") and one:
-                _delete(one)
+            free = single is not None and single.state not in ("running", "queued")
+            if st.button("Rename", disabled=not free, key="rename") and single:
+                _rename(single)
+            if st.button("Delete", disabled=not free, key="delete") and single:
+                _delete(single)
         if not chosen:
             widgets.note("Select a run to use, rename or delete it; select two to compare them.")
 

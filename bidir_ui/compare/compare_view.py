@@ -133,7 +133,8 @@ def show_mismatches(a: RunInfo, b: RunInfo) -> None:
     mismatches = mismatch_report(data.run_of(a), data.run_of(b))
     if mismatches and a.has_items and b.has_items:  # without items that alone is the reason
         rows = [
-            (m.what, fmt.clip(m.value_a, 60), fmt.clip(m.value_b, 60), m.sentence) for m in mismatches
+            (m.what, fmt.clip(m.value_a, 60), fmt.clip(m.value_b, 60), m.sentence)
+            for m in mismatches
         ]
         head = ("What differs", "Baseline", "Candidate", "Why it matters")
         html.show(widgets.table(head, rows, left=(1, 2, 3)))

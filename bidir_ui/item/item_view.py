@@ -28,7 +28,7 @@ Record = dict[str, Any]
 def fuller(left: Record | None, right: Record | None) -> Record | None:
     """The record to draw the item from: one with token borders if there is one."""
     both = [record for record in (left, right) if record is not None]
-    with_tokens = (one for one in both if one["prefix_token_offsets"] is not None)
+    with_tokens = (held for held in both if held["prefix_token_offsets"] is not None)
     return next(with_tokens, both[0] if both else None)
 
 
@@ -332,15 +332,15 @@ def observed_links(page: Any, item_id: str) -> None:
 
     models = {run.model for run in (page.pair.a, page.pair.b) if run is not None}
     newest: dict[tuple[str, ...], observed_data.Observed] = {}
-    for one in observed_data.listed(page.runs):
-        if one.item == item_id and one.info.model in models:
-            newest.setdefault((one.info.model, *one.names), one)
-    for one in newest.values():
+    for observed in observed_data.listed(page.runs):
+        if observed.item == item_id and observed.info.model in models:
+            newest.setdefault((observed.info.model, *observed.names), observed)
+    for observed in newest.values():
         st.page_link(
             shell.path("masks"),
             icon=":material/visibility:",
-            label=f"Observed attention: {' and '.join(str(regime) for regime in one.regimes)}",
-            query_params=url.params(item=item_id, show="observed", attend=one.info.id),
+            label=f"Observed attention: {' and '.join(str(regime) for regime in observed.regimes)}",
+            query_params=url.params(item=item_id, show="observed", attend=observed.info.id),
         )
 
 

@@ -154,8 +154,8 @@ def layer_strip(result: Mapping[str, Any]) -> Html:
     rows = []
     for key, label in ROWS:
         cells = [
-            el("td", _mark(result, one), **_cell(result, one, f"Layer {layer}, {label}"))
-            for layer, one in enumerate(result["layers"][key])
+            el("td", _mark(result, point), **_cell(result, point, f"Layer {layer}, {label}"))
+            for layer, point in enumerate(result["layers"][key])
         ]
         rows.append(el("tr", el("th", label, scope="row"), *cells))
     return scrolling(el("table", el("thead", head), el("tbody", *rows), cls="b b-strip"))
@@ -164,14 +164,14 @@ def layer_strip(result: Mapping[str, Any]) -> Html:
 def token_strip(result: Mapping[str, Any]) -> Html:
     """The prompt, each token coloured by what making it alone causal again does."""
     cells = []
-    for one in result["tokens"]:
-        first, last = one["first"], one["last"]
+    for point in result["tokens"]:
+        first, last = point["first"], point["last"]
         text = html.esc("".join(result["pieces"][first : last + 1])[:4000])
         what = f"token {first}" if first == last else f"tokens {first}-{last}"
-        mark = _mark(result, one)
+        mark = _mark(result, point)
         shown = html.join(text, el("small", f" {mark}")) if mark else text
-        if one["looks_ahead"]:
-            cells.append(span("t", shown, **_cell(result, one, f"{what} causal again")))
+        if point["looks_ahead"]:
+            cells.append(span("t", shown, **_cell(result, point, f"{what} causal again")))
         else:
             cells.append(span("t b-soft", shown, title=f"{what}: does not look ahead anyway"))
     return div("b b-heat", *cells, dir="auto")
@@ -179,23 +179,26 @@ def token_strip(result: Mapping[str, Any]) -> Html:
 
 def _told_apart(tried: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The points on both sides of the threshold, and of the others those well apart."""
-    around = [one for one in tried["points"] if one["lambda"] in (tried["low"], tried["high"])]
+    around = [
+        point for point in tried["points"] if point["lambda"] in (tried["low"], tried["high"])
+    ]
     kept = list(around)
-    for one in tried["points"]:
+    for point in tried["points"]:
         if all(
-            max(one["lambda"], k["lambda"]) >= 1.9 * min(one["lambda"], k["lambda"]) for k in kept
+            max(point["lambda"], k["lambda"]) >= 1.9 * min(point["lambda"], k["lambda"])
+            for k in kept
         ):
-            kept.append(one)
-    return sorted(kept, key=lambda one: one["lambda"])
+            kept.append(point)
+    return sorted(kept, key=lambda point: point["lambda"])
 
 
 def lambda_strip(result: Mapping[str, Any]) -> Html:
     """A cell for each lambda tried, the weakest look-ahead first."""
     points = _told_apart(result["lambda"])
-    head = [el("th", f"{one['lambda']:.3g}", scope="col") for one in points]
+    head = [el("th", f"{point['lambda']:.3g}", scope="col") for point in points]
     cells = [
-        el("td", _mark(result, one), **_cell(result, one, f"lambda {one['lambda']:.3g}"))
-        for one in points
+        el("td", _mark(result, point), **_cell(result, point, f"lambda {point['lambda']:.3g}"))
+        for point in points
     ]
     return scrolling(
         el(
@@ -211,18 +214,20 @@ def numbers(result: Mapping[str, Any]) -> pd.DataFrame:
     """Every point of the strips: the table twin."""
     rows = []
 
-    def add(kind: str, where: str, one: Mapping[str, Any]) -> None:
-        share = recovered(result, one)
-        rows.append((kind, where, one["choice"], one["lead"], round(100 * share, 1)))
+    def add(kind: str, where: str, point: Mapping[str, Any]) -> None:
+        share = recovered(result, point)
+        rows.append((kind, where, point["choice"], point["lead"], round(100 * share, 1)))
 
     for key, label in ROWS:
-        for layer, one in enumerate(result["layers"][key]):
-            add(f"layers: {label}", str(layer), one)
-    for one in result["tokens"]:
-        span_text = f"{one['first']}" + (f"-{one['last']}" if one["first"] != one["last"] else "")
-        add("prompt token", span_text, one)
-    for one in result["lambda"]["points"]:
-        add("lambda", f"{one['lambda']:g}", one)
+        for layer, point in enumerate(result["layers"][key]):
+            add(f"layers: {label}", str(layer), point)
+    for point in result["tokens"]:
+        span_text = f"{point['first']}" + (
+            f"-{point['last']}" if point["first"] != point["last"] else ""
+        )
+        add("prompt token", span_text, point)
+    for point in result["lambda"]["points"]:
+        add("lambda", f"{point['lambda']:g}", point)
     return pd.DataFrame(
         rows, columns=["put back", "where", "choice", "lead of the causal answer", "recovered %"]
     )

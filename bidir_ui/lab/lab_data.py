@@ -89,15 +89,15 @@ def first_shown(sweeps: list[RunInfo]) -> RunInfo:
     """Of sweeps as :func:`sweeps` has them, the newest finished one; of several that were begun
     within an hour of it, the one with most points."""
     newest = sweeps[0]
-    together = [one for one in sweeps if one.is_done == newest.is_done and _near(one, newest)]
+    together = [run for run in sweeps if run.is_done == newest.is_done and _near(run, newest)]
     return max(together, key=_n_points)  # of equal ones the newest
 
 
-def _near(one: RunInfo, other: RunInfo) -> bool:
+def _near(run: RunInfo, other: RunInfo) -> bool:
     try:
-        times = [datetime.strptime(each.created, "%Y-%m-%d %H:%M") for each in (one, other)]
+        times = [datetime.strptime(each.created, "%Y-%m-%d %H:%M") for each in (run, other)]
     except ValueError:  # a folder whose time is not known
-        return one is other
+        return run is other
     return abs(times[0] - times[1]) <= timedelta(hours=1)
 
 
@@ -134,7 +134,7 @@ def _judged_together(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     kinds = summary.get("best_of_dials")
     if not isinstance(kinds, dict) or not kinds:
         return summary
-    if all("family" in one for dials in kinds.values() for one in dials.values()):
+    if all("family" in best for dials in kinds.values() for best in dials.values()):
         return summary
     sweep = Sweep(run)
     return {**summary, "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in kinds}}

@@ -61,7 +61,7 @@ def choose(sweeps: list[RunInfo]) -> RunInfo | None:
         options=list(by_id),
         read=lambda value: value or lab_data.first_shown(sweeps).id,
         write=lambda value: value,
-        format_func=lambda one: _title(by_id[one]),
+        format_func=lambda run_id: _title(by_id[run_id]),
     )
     return by_id.get(chosen)
 
@@ -137,12 +137,12 @@ def best_of_dials(lab: Lab) -> None:
         rows = [
             (
                 html.span("b-nowrap", kind),
-                _to_point(lab, one),
-                fmt.count(one["n_candidates"]),
-                formatting.p_text(one["family"]["p_holm"]) or fmt.NONE,
-                fmt.tie(one["sentence"]),
+                _to_point(lab, best),
+                fmt.count(best["n_candidates"]),
+                formatting.p_text(best["family"]["p_holm"]) or fmt.NONE,
+                fmt.tie(best["sentence"]),
             )
-            for kind, one in kinds.items()
+            for kind, best in kinds.items()
         ]
         head = ("Dial", "Best point", "Of", "p (Holm)", "In words")
         html.show(widgets.table(head, rows, left=(0, 1, 4)))
@@ -325,8 +325,8 @@ def _layer_lines(
 ) -> None:
     """Windows of the three commonest widths, with intervals."""
     by_width: dict[int, list[tuple[str, float]]] = {}
-    for one, start, width in sorted(ranges, key=lambda row: row[1]):
-        by_width.setdefault(width, []).append((one, float(start)))
+    for point, start, width in sorted(ranges, key=lambda row: row[1]):
+        by_width.setdefault(width, []).append((point, float(start)))
     wide = sorted(by_width, key=lambda width: -len(by_width[width]))[:3]
     wide = sorted(width for width in wide if len(by_width[width]) > 1)
     if not wide:

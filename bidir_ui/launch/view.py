@@ -26,7 +26,7 @@ def choose() -> str:
 
     def to_group() -> None:
         command = st.session_state["launch-group"]
-        url.put(stage=next(key for key, one in PRESETS.items() if one.command == command))
+        url.put(stage=next(key for key, preset in PRESETS.items() if preset.command == command))
 
     command = st.segmented_control(
         "What to run",
@@ -37,7 +37,7 @@ def choose() -> str:
         label_visibility="collapsed",
         required=True,
     )
-    mine = [key for key, one in PRESETS.items() if one.command == command]
+    mine = [key for key, preset in PRESETS.items() if preset.command == command]
 
     def picked(key: str) -> str:
         url.put(**{"f.sweep": ""})  # each sweep begins with its own values

@@ -136,7 +136,9 @@ def _by_head(path: str, modified: float, n: int, summary: bool) -> list[dict[str
 
 def by_head(observed: Observed) -> list[dict[str, np.ndarray]]:
     """Per regime: each measure's mean over the prefix, ``[layer, head]``."""
-    shares = _by_head(observed.info.path, observed.info.modified, len(observed.names), observed.is_summary)
+    shares = _by_head(
+        observed.info.path, observed.info.modified, len(observed.names), observed.is_summary
+    )
     shape = (observed.n_layers, observed.n_heads)
     if any(value.shape != shape for each in shares for value in each.values()):
         raise UserError(f"the shares of '{observed.info.id}' do not fit its metrics.json")

@@ -116,13 +116,13 @@ def _repair(told: story.Story) -> Card:
             "Without its control this may be ordinary tuning.",
         )
     e, n_seeds, n_all = interaction.estimate, interaction.n_seeds, len(study.by_accuracy)
-    one = f"one of {n_all} seeds" if n_all > 1 else "one seed"
+    seed = f"one of {n_all} seeds" if n_all > 1 else "one seed"
     return Card(
         story.title(study),
         f"{fmt.points(e.value)} points",
         f"Interaction: how much more 3B gains over its control 3C under the new mask than under "
         f"causal. {fmt.interval(e.low, e.high)}, n = {fmt.count(e.n)}, {items}, "
-        f"{f'{n_seeds} seeds' if n_seeds > 1 else one}.",
+        f"{f'{n_seeds} seeds' if n_seeds > 1 else seed}.",
     )
 
 

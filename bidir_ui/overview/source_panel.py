@@ -106,7 +106,7 @@ def draw(told: story.Story, result: core.Comparison | None) -> None:
         sets.append(("regimes", told.a, [told.b, *told.regimes]))
     if told.whole:
         sets.append(("whole", told.whole[0], list(told.whole[1])))
-    sets.sort(key=lambda one: one[1] != source.base)  # first the items quoted above
+    sets.sort(key=lambda each: each[1] != source.base)  # first the items quoted above
     for number, (key, base, runs) in enumerate(sets):
         way = "The same" if number else "Each row lets the prompt look ahead in a different way"
         html.show(html.div("b", html.el("b", way), f", on {story.items_words(base)}"))

@@ -94,7 +94,9 @@ def difference(a: Group | None, b: Group | None, metric: Metric = "acc") -> Cont
     if a is None or b is None:
         return None
     try:
-        contrast = _contrast(_key(a), _key(b), tuple(r.modified for r in (*a.runs, *b.runs)), metric)
+        contrast = _contrast(
+            _key(a), _key(b), tuple(r.modified for r in (*a.runs, *b.runs)), metric
+        )
     except (UserError, OSError, ValueError, KeyError):
         return None
     paired = contrast is not None and contrast.basis == "paired" and contrast.interval is not None
