@@ -262,9 +262,7 @@ def preview(made: Made) -> None:
             "choices and both log-likelihoods. Here they have a page of their own:"
         )
         query = url.params(flip="broken~fixed", **_bent_pair(made.report))
-        st.page_link(
-            "pages/flips.py", label="Flips", icon=":material/swap_vert:", query_params=query
-        )
+        widgets.page_link("flips", "Flips", query, "swap_vert")
 
 
 def _bent_pair(report: sections.Report) -> dict[str, str]:
@@ -290,12 +288,10 @@ def _section(section: Section, drawn: list[Chart]) -> Iterator[Part]:
         if isinstance(block, Chart):
             yield html.div("b", html.el("b", block.title))
             yield block
+        elif isinstance(block, Table):
+            yield widgets.report_table(block)
         else:
-            yield (
-                widgets.report_table(block)
-                if isinstance(block, Table)
-                else html.div("b", html.built(block))
-            )
+            yield html.div("b", html.built(block))
 
 
 # The Report page's files. Each is made when it is asked for, and not before.
@@ -313,16 +309,8 @@ def downloads(made: Made) -> None:
     ]
     with widgets.row():
         for label, ending, mime, make, any_ in files:
-            st.download_button(
-                label,
-                make,
-                file_name=report.stem + ending,
-                mime=mime,
-                on_click="ignore",
-                key=f"report{ending}",
-                icon=":material/download:",
-                disabled=not any_,
-            )
+            key, name = f"report{ending}", report.stem + ending
+            widgets.download(label, make, name, mime, key=key, disabled=not any_)
         with st.popover("Paper", icon=":material/folder_zip:"):
             paper(made)
         with st.popover("Command line", type="tertiary", icon=":material/terminal:"):

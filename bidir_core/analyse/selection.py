@@ -91,7 +91,9 @@ def baseline_of(runs: Sequence[R], candidate: R, wanted: R | None) -> R | None:
 
     def fits(run: R) -> bool:
         alike = same_items(run, candidate) and run.context == candidate.context
-        return alike and run.is_done and run.can_pair and candidate.can_pair and run.id != candidate.id
+        return (
+            alike and run.is_done and run.can_pair and candidate.can_pair and run.id != candidate.id
+        )
 
     if wanted is not None and fits(wanted):
         return wanted

@@ -10,6 +10,7 @@ import streamlit as st
 from bidir_core.analyse import compare as core
 from bidir_core.analyse.effects import Retention
 from bidir_core.analyse.pairing import mismatch_report
+from bidir_core.analyse.slices import bands, slices
 from bidir_core.analyse.study import Arm, name_variants
 from bidir_core.common.errors import UserError
 from bidir_core.report import plots
@@ -18,7 +19,7 @@ from bidir_core.report.markdown import Table
 from bidir_core.report.tables import curve_table
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
-from bidir_ui.reading import analysis, data, filters
+from bidir_ui.reading import analysis, data
 from bidir_ui.reading.data import RunInfo
 
 
@@ -89,43 +90,34 @@ def retention(
 
 def slice_charts(frame: pd.DataFrame, key: str) -> None:
     """Three charts: by prefix length, by length of the right choice, by its position."""
-    kinds = [("By position of the right choice", frame["gold"].map(lambda gold: f"choice {gold}"))]
+    kinds = {"By position of the right choice": frame["gold"].map(lambda gold: f"choice {gold}")}
     if frame["length"].any():  # unless neither run counted its tokens
-        kinds = [
-            ("By prefix length, tokens", filters.bands(frame["length"])),
-            ("By length of the right choice, tokens", filters.bands(frame["gold_length"])),
-            *kinds,
-        ]
-    for column, (title, labels) in zip(st.columns(3, gap="small"), kinds, strict=False):
-        rows = filters.differences(frame, labels)
+        kinds = {
+            "By prefix length, tokens": bands(frame["length"]),
+            "By length of the right choice, tokens": bands(frame["gold_length"]),
+        } | kinds
+    cells: list[tuple[object, ...]] = []
+    for column, (title, labels) in zip(st.columns(3, gap="small"), kinds.items(), strict=False):
+        parts = slices(frame["flip"], labels)
+        dots = []
+        for part in parts:
+            delta, n = fmt.points(part.estimate.value), fmt.count(part.estimate.n)
+            text = f"{delta}  n = {n}"
+            dots.append(plots.dot_row(part.label, part.estimate.value, part.judgement, text))
+            numbers = (n, delta, fmt.interval_of(part.estimate), part.broken, part.fixed)
+            cells.append((title, part.label, *numbers))
         with column:
             html.show(html.div("b", html.el("b", title)))
-            if rows.empty:
+            if not dots:
                 widgets.note("Too few items in every slice.")
                 continue
-            figure = plots.dots(rows, title="points", reference=0.0)
+            figure = plots.dots(pd.DataFrame(dots), title="points", reference=0.0)
             figure.update_layout(margin={"l": 76, "r": 96})
-            widgets.chart(
-                figure, f"{title}; the table below has the numbers.", key=f"{title}-{key}"
-            )
+            alt = f"{title}; the table below has the numbers."
+            widgets.chart(figure, alt, key=f"{title}-{key}")
     with st.expander("The same as a table"):
-        parts = []
-        for title, labels in kinds:
-            rows = filters.differences(frame, labels)
-            parts += [
-                (
-                    title,
-                    r.label,
-                    fmt.count(r.n),
-                    fmt.points(r.value),
-                    fmt.interval(r.low, r.high),
-                    r.broken,
-                    r.fixed,
-                )
-                for r in rows.itertuples()
-            ]
         head = ("Slice", "", "n", "Difference, points", "95 % interval", "▼ Broken", "▲ Fixed")
-        html.show(widgets.table(head, parts, left=(1,)))
+        html.show(widgets.table(head, cells, left=(1,)))
 
 
 def show_mismatches(a: RunInfo, b: RunInfo) -> None:

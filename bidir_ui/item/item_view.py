@@ -261,16 +261,9 @@ def other_runs(rows: Sequence[tuple[str, Record | None, bool]], pred: str) -> Ht
 
 def bar(page: Any, item_id: str, near: Neighbours, chosen: FlipFilter) -> None:
     """Title, position, the four moves (k j p n), the way back, the link."""
-    from bidir_ui import shell  # the shell imports this package's pieces first
-
     title, moves = st.columns([4, 7], vertical_alignment="bottom")
     with title:
-        st.page_link(
-            shell.path("flips"),
-            label="Flips",
-            icon=":material/arrow_back:",
-            query_params=url.params(**chosen.params),
-        )
+        widgets.page_link("flips", "Flips", url.params(**chosen.params), "arrow_back")
         html.show(html.el("h1", fmt.clip(item_id, 60), cls="b-title"))
         among = "in this filter" if chosen.params else "paired items"
         where = (
@@ -300,13 +293,8 @@ def bar(page: Any, item_id: str, near: Neighbours, chosen: FlipFilter) -> None:
             )
         with st.popover("Link", icon=":material/link:"):
             widgets.note("Opens this item with these runs and this filter. Copy it:")
-            query = url.params(
-                a=page.pair.a.id,
-                b=page.pair.b.id,
-                item=item_id,
-                **chosen.params,
-                borders=url.get("borders"),
-            )
+            query = url.params(a=page.pair.a.id, b=page.pair.b.id, item=item_id, **chosen.params)
+            query |= {"borders": url.get("borders")} if url.get("borders") else {}
             st.code(url.absolute("item", query), language=None, wrap_lines=True)
 
 
@@ -314,34 +302,22 @@ def raw_record(item_id: str, records: dict[str, dict[str, Any] | None]) -> None:
     """Both runs' records as they are stored, to read and to download."""
     text = json.dumps(records, indent=1, ensure_ascii=False, default=analysis.plain)
     st.code(item_texts.visible(text[:20_000]), language=None, height=360)
-    st.download_button(
-        "JSON",
-        text,
-        file_name=f"{item_id.replace('/', '_')}.json",
-        mime="application/json",
-        key="item-json",
-        on_click="ignore",
-        icon=":material/download:",
-    )
+    name = f"{item_id.replace('/', '_')}.json"
+    widgets.download("JSON", text, name, "application/json", key="item-json")
 
 
 def observed_links(page: Any, item_id: str) -> None:
     """Links to where a model that ran over this item really looked: the newest run of each pair
     of regimes, of the chosen pair's models."""
-    from bidir_ui import shell
-
     models = {run.model for run in (page.pair.a, page.pair.b) if run is not None}
     newest: dict[tuple[str, ...], observed_data.Observed] = {}
     for observed in observed_data.listed(page.runs):
         if observed.item == item_id and observed.info.model in models:
             newest.setdefault((observed.info.model, *observed.names), observed)
     for observed in newest.values():
-        st.page_link(
-            shell.path("masks"),
-            icon=":material/visibility:",
-            label=f"Observed attention: {' and '.join(str(regime) for regime in observed.regimes)}",
-            query_params=url.params(item=item_id, show="observed", attend=observed.info.id),
-        )
+        label = f"Observed attention: {' and '.join(map(str, observed.regimes))}"
+        query = url.params(item=item_id, show="observed", attend=observed.info.id)
+        widgets.page_link("masks", label, query, "visibility")
 
 
 def _go(target: str | None) -> None:

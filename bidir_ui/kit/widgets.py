@@ -248,17 +248,25 @@ def legend(*entries: tuple[str, str]) -> Html:
     return div("b b-legend", *squares)
 
 
-def csv_button(frame: pd.DataFrame, name: str, *, key: str, label: str = "CSV") -> None:
-    """Download a frame; the file's name carries the run ids."""
+def download(
+    label: str, data: Any, name: str, mime: str, *, key: str, disabled: bool = False
+) -> None:
+    """A file to take away. ``data``: its bytes or text, or what makes them when it is asked for."""
     st.download_button(
         label,
-        frame.to_csv(index=False).encode("utf-8"),
+        data,
         file_name=name,
-        mime="text/csv",
+        mime=mime,
         key=key,
         on_click="ignore",
         icon=":material/download:",
+        disabled=disabled,
     )
+
+
+def csv_button(frame: pd.DataFrame, name: str, *, key: str) -> None:
+    """Download a frame; the file's name carries the run ids."""
+    download("CSV", frame.to_csv(index=False).encode("utf-8"), name, "text/csv", key=key)
 
 
 def code_text(text: object) -> Html:

@@ -128,23 +128,10 @@ class Training:
     def by_accuracy(self) -> dict[int, float]:
         """The interaction of each training seed from its accuracies alone, for all seeds that the
         four cells have, with items or without."""
-        groups = [
-            self.group(arm, regime)
-            for regime in (self.regime, CAUSAL)
-            for arm in self.arms
-            if arm is not None
-        ]
-        if len(groups) < 4 or None in groups or None in self.four.values():
+        arm, control = self.arms
+        if arm is None or control is None or None in self.four.values():
             return {}
-        four: list[dict[int, float]] = [
-            {seed: acc for seed, run in group.by_seed.items() if (acc := run.macro.get("acc"))}
-            for group in groups
-            if group
-        ]
-        shared = sorted(set.intersection(*map(set, four)))
-        return {
-            seed: four[0][seed] - four[1][seed] - four[2][seed] + four[3][seed] for seed in shared
-        }
+        return self.findings.interactions_by_accuracy(arm, control)
 
     @property
     def where(self) -> str:

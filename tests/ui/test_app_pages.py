@@ -369,13 +369,10 @@ def test_a_link_round_trips_a_filter(root):
 
 def test_slices_add_up(root):
     a, b = pair(root, n_items=300)
-    from bidir_core.analyse.flips import flips
-
     frame = flips(a, b)
-    labels = filters.bands(frame["n_prefix_tokens"])
-    rows = filters.differences(frame, labels)
-    assert rows["n"].sum() == len(frame)
-    assert rows["broken"].sum() == (frame["flip"] == "broken").sum()
+    parts = slices(frame["flip"], bands(frame["n_prefix_tokens"]))
+    assert sum(part.estimate.n for part in parts) == len(frame)
+    assert sum(part.broken for part in parts) == (frame["flip"] == "broken").sum()
 
 
 def test_a_huge_text_stays_a_small_page(root):
