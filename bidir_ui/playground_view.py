@@ -156,19 +156,17 @@ def settings() -> dict[str, Any] | None:
     with right:
         second = masks_view.regime_box("Compared with", "against", "bidirectional")
     cells = st.columns(5, vertical_alignment="bottom")
-    numbers: dict[str, Any] = {}
-    for cell, (name, label, least, most, step, default) in zip(
-        cells,
-        (
-            ("n", "New tokens", 1, 512, 1, 32),
-            ("t", "Temperature", 0.0, 5.0, 0.1, 0.0),
-            ("p", "Top p", 0.01, 1.0, 0.05, 1.0),
-            ("seed", "Seed", 0, 2**31, 1, 0),
-        ),
-        strict=False,
-    ):
-        with cell:
-            numbers[name] = _number(name, label, least, most, step, default)
+    hint = "0 takes the most likely token each time"
+    with cells[0]:
+        n_new = url.number("New tokens", name="n", default=32, least=1, most=512, step=1)
+    with cells[1]:
+        temperature = url.number(
+            "Temperature", name="t", default=0.0, least=0.0, most=5.0, step=0.1, help=hint
+        )
+    with cells[2]:
+        top_p = url.number("Top p", name="p", default=1.0, least=0.01, most=1.0, step=0.05)
+    with cells[3]:
+        seed = url.number("Seed", name="seed", default=0, least=0, most=2**31, step=1)
     with cells[4]:
         template = url.bound(
             st.toggle,
@@ -180,10 +178,10 @@ def settings() -> dict[str, Any] | None:
     if first is None or second is None:
         return None
     sampling = {
-        "max_new_tokens": int(numbers["n"]),
-        "temperature": float(numbers["t"]),
-        "top_p": 1.0 if numbers["t"] == 0 else float(numbers["p"]),
-        "seed": int(numbers["seed"]),
+        "max_new_tokens": n_new,
+        "temperature": temperature,
+        "top_p": top_p if temperature else 1.0,
+        "seed": seed,
     }
     return {
         "prompt": prompt,
@@ -191,29 +189,6 @@ def settings() -> dict[str, Any] | None:
         "sampling": sampling,
         "chat_template": bool(template),
     }
-
-
-def _number(name: str, label: str, least: Any, most: Any, step: Any, default: Any) -> Any:
-    kind = type(default)
-
-    def read(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            return default
-        return value if least <= value <= most else default
-
-    return url.bound(
-        st.number_input,
-        label,
-        name=name,
-        min_value=least,
-        max_value=most,
-        step=step,
-        read=read,
-        write=lambda value: "" if value in (None, default) else f"{value:g}",
-        help="0 takes the most likely token each time" if name == "t" else None,
-    )
 
 
 def ask(worker: ModelWorker, asked: dict[str, Any]) -> None:

@@ -63,17 +63,7 @@ with shell.guard():
     )
     layer = None
     if regime.layers is not None or against.layers is not None:
-        layer = url.bound(
-            st.number_input,
-            "Layer",
-            name="layer",
-            min_value=0,
-            max_value=200,
-            step=1,
-            read=lambda text: int(text) if text.isdecimal() and int(text) <= 200 else 0,
-            write=lambda value: str(value or 0),
-            width=160,
-        )
+        layer = url.number("Layer", name="layer", default=0, least=0, most=200, step=1, width=160)
     first, second = (masks_view.cells(each, tokens, layer) for each in (regime, against))
     shown = {"regime": first, "against": second}.get(view)
     if shown is None:

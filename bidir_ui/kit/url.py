@@ -8,10 +8,12 @@ looks one up says "not found" for an unknown one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import streamlit as st
+
+N = TypeVar("N", int, float)
 
 # The chosen pair follows the reader from page to page, and whether only shared items count.
 KEPT = ("a", "b", "metric", "intersect")
@@ -111,5 +113,34 @@ def text(label: str, *, name: str, default: str = "", **more: Any) -> str:
         name=name,
         read=lambda value: value or default,
         write=lambda value: "" if value == default else value,
+        **more,
+    )
+
+
+def read_number(text: str, default: N, least: N, most: N) -> N:
+    """The number in a URL's text, of the default's kind; the default for anything else."""
+    try:
+        value = type(default)(text)
+    except ValueError:
+        return default
+    return value if least <= value <= most else default
+
+
+def number(label: str, *, name: str, default: N, least: N, most: N, **more: Any) -> N:
+    """A :func:`bound` number, whole or not as the default is."""
+
+    def write(value: N | None) -> str:
+        if value is None or value == default:
+            return ""
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    return bound(
+        st.number_input,
+        label,
+        name=name,
+        min_value=least,
+        max_value=most,
+        read=lambda text: read_number(text, default, least, most),
+        write=write,
         **more,
     )

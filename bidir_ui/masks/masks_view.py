@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,12 @@ MAX_TOKENS = 512
 PREFIX = "The capital of France is the city of"
 CONTINUATION = " Paris on the Seine"
 NAMES = ("does not see", "sees, as in causal", "sees by looking ahead", "no longer sees")
+DIFFERENCES = (
+    "neither lets it see",
+    "both let it see",
+    "only this regime lets it see",
+    "only the other lets it see",
+)
 VIEWS = {"regime": "This regime", "against": "Compared with", "difference": "Difference"}
 
 
@@ -169,29 +176,20 @@ def facts(shown: np.ndarray, regime: regimes.Regime, tokens: Tokens) -> None:
     widgets.facts(rows)
 
 
-def explain(point: Any, shown: np.ndarray, tokens: Tokens, view: str) -> None:
+def explain(point: tuple[int, int], shown: np.ndarray, tokens: Tokens, view: str) -> None:
     """What the clicked cell says, in words."""
-    query, key = (int(value) for value in point)
-    state = int(shown[query, key])
-    names = (
-        (
-            "neither lets it see",
-            "both let it see",
-            "only this regime lets it see",
-            "only the other lets it see",
-        )
-        if view == "difference"
-        else NAMES
-    )
-    part = ["continuation", "prefix"]
-    html.show(
-        html.div(
-            "b",
-            html.el("b", f"Token {query}, "),
-            widgets.code_text(fmt.clip(tokens.pieces[query], 60)),
-            f" ({part[query < tokens.n_prefix]}): {names[state]} ",
-            html.el("b", f"token {key}, "),
-            widgets.code_text(fmt.clip(tokens.pieces[key], 60)),
-            f" ({part[key < tokens.n_prefix]}).",
-        )
-    )
+    query, key = int(point[0]), int(point[1])
+    names = DIFFERENCES if view == "difference" else NAMES
+    verb = names[int(shown[query, key])]
+    two_tokens(tokens.pieces, tokens.n_prefix, query, key, verb)
+
+
+def two_tokens(pieces: Sequence[str], n_prefix: int, query: int, key: int, verb: str) -> None:
+    """``Token 3, Paris (prefix): looks at token 0, The (prefix).``"""
+
+    def named(word: str, number: int) -> html.Html:
+        part = "prefix" if number < n_prefix else "continuation"
+        text = widgets.code_text(fmt.clip(pieces[number], 60))
+        return html.join(html.el("b", f"{word} {number}, "), text, f" ({part})")
+
+    html.show(html.div("b", named("Token", query), f": {verb} ", named("token", key), "."))
