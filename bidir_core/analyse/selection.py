@@ -6,10 +6,12 @@ Runs come newest first. A caller hands in its own records of runs; what they mus
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
+from bidir_core.common.errors import UserError
 from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.regimes import parse_regime
 from bidir_core.runs.layout import STAGE1, STAGE2
 
 LIMIT = 500  # of the published runs
@@ -151,3 +153,18 @@ def model_pairs(runs: Sequence[R], like: R | None) -> list[tuple[R, R]]:
             if plain and same_items(first, second):
                 pairs.setdefault(first.model, (first, second))
     return list(pairs.values())
+
+
+def best_placebo(runs: Iterable[R], accuracy: Callable[[R], float | None]) -> R | None:
+    """Of the runs that keep one prefix token causal, but not the first, the one that does best:
+    a claim about the first token must hold against each of them."""
+    placebos = [run for run in runs if _is_placebo(run.regime)]
+    return max(placebos, key=lambda run: accuracy(run) or 0.0, default=None)
+
+
+def _is_placebo(text: str) -> bool:
+    try:
+        skip = parse_regime(text).skip
+    except UserError:
+        return False
+    return bool(skip) and text == f"bidirectional:skip={skip}"

@@ -289,6 +289,15 @@ def _landing(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     )
 
 
+def _lengths(lines: list[Line], others: str) -> None:
+    title = "length of the hidden state"
+    widgets.chart(
+        plots_attend.by_layer(lines, title, groups=2, log=True, percent=False),
+        f"Length of the first token's hidden state by layer, and of {others}.",
+        key="attend-norms",
+    )
+
+
 def _drift(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     drift = observed_data.drift(run)
     widgets.heading("How far the representations drift")
@@ -304,13 +313,7 @@ def _drift(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
         ]
     left, right = st.columns([2, 3], gap="large")
     with left:
-        widgets.chart(
-            plots_attend.by_layer(
-                lines, "length of the hidden state", groups=2, log=True, percent=False
-            ),
-            "Length of the first token's hidden state by layer, and of the other prefix tokens'.",
-            key="attend-norms",
-        )
+        _lengths(lines, "the other prefix tokens'")
         widgets.note(
             "Euclidean length of what each layer hands on. A first token far longer than "
             "the others is what makes it a sink."
@@ -444,13 +447,7 @@ def drift(run: Observed) -> None:
     lengths = _lines(drifts, "norm", list(enumerate(run.names)), ("first", "others"))
     left, right = st.columns(2, gap="large")
     with left:
-        widgets.chart(
-            plots_attend.by_layer(
-                lengths, "length of the hidden state", groups=2, log=True, percent=False
-            ),
-            "Length of the first token's hidden state by layer, and of the others', over items.",
-            key="attend-norms",
-        )
+        _lengths(lengths, "the others', over items")
     with right:
         later = list(enumerate(run.names))[1:]
         cosines = _lines(drifts, "cosine", later, ("first", "others"))

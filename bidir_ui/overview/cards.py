@@ -8,6 +8,7 @@ import streamlit as st
 
 from bidir_core.analyse import compare as core
 from bidir_core.analyse.study import CAUSAL
+from bidir_core.analyse.verdict import differ
 from bidir_core.runs.layout import STAGE1, STAGE2
 from bidir_ui.kit import fmt, html, url
 from bidir_ui.overview import pair_view, source_panel
@@ -132,7 +133,7 @@ def _models(told: story.Story) -> Card:
         rows = [result.macro for pair in told.models if (result := analysis.try_compare(*pair))]
         values = [row.delta for row in rows]
         extents = list(dict.fromkeys(first.extent for first, _ in told.models))
-        apart = max(row.low for row in rows) > min(row.high for row in rows)
+        apart = differ([row.judgement.estimate for row in rows if row.judgement.estimate])
         return Card(
             "It differs by model" if apart else "Does it differ by model?",
             f"{len(values)} models",

@@ -106,18 +106,15 @@ def _every(study: Training) -> None:
     firsts = [next(iter(by.values())) for by in arms.values()]
     label = {group.some.id: group.label for group in firsts}
     extra = data.apart((group.some for group in firsts), lambda run: label[run.id])
-    named = {
-        label[group.some.id] + extra[group.some.id]: by for group, by in zip(firsts, arms.values())
-    }
     rows = [
         (
-            name,
-            _level(named[name].get(study.regime)),
-            _level(named[name].get(CAUSAL)),
-            _kept(named[name]),
+            label[group.some.id] + extra[group.some.id],
+            *(_level(by.get(regime)) for regime in (study.regime, CAUSAL)),
+            _kept(by),
         )
-        for name in sorted(named, key=str.casefold)
+        for group, by in zip(firsts, arms.values())
     ]
+    rows.sort(key=lambda row: str(row[0]).casefold())
     head = ("Fine-tune", "Bidirectional", "Causal", "Seeds with items")
     html.show(widgets.table(head, rows))
     widgets.note("Mean macro accuracy, and lowest to highest seed; without items no interval.")
@@ -144,23 +141,21 @@ def _meaning(interaction: Judgement) -> str:
 def _two_by_two(study: Training) -> None:
     """Accuracy of base, 3B and 3C under both masks, and the differences in the margins."""
     own = study.regime
-    base = [Group((run,)) if run else None for run in (study.untrained, study.base)]
-    arms: dict[str, tuple[str, Group | None, Group | None]] = {
-        "Base, not trained": ("base", base[0], base[1])
+    cells: dict[str, list[Group | None]] = {
+        "base": [Group((run,)) if run else None for run in (study.untrained, study.base)]
     }
-    for name, words in (("3B", "trained with the new mask"), ("3C", "control, trained causal")):
-        bidirectional, causal = (study.four[name, regime] for regime in (own, CAUSAL))
-        group = bidirectional or causal
-        label = f"{group.label if group else name}, {words}"
-        arms[label] = (name, bidirectional, causal)
+    labels = {"base": "Base, not trained"}
+    for arm, words in (("3B", "trained with the new mask"), ("3C", "control, trained causal")):
+        cells[arm] = [study.four[arm, regime] for regime in (own, CAUSAL)]
+        group = cells[arm][0] or cells[arm][1]
+        labels[arm] = f"{group.label if group else arm}, {words}"
     table: list[tuple[object, ...]] = [
         (
-            label,
-            _level(bidirectional),
-            _level(causal),
+            labels[arm],
+            *map(_level, groups),
             _difference(study.difference((arm, CAUSAL), (arm, own))),
         )
-        for label, (arm, bidirectional, causal) in arms.items()
+        for arm, groups in cells.items()
     ]
     interaction = study.repair.interaction if study.repair else None
     gaps = (_difference(study.difference(("3C", r), ("3B", r))) for r in (own, CAUSAL))
