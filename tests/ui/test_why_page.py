@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
-
 import pytest
 
 from bidir_core import jobs
@@ -119,20 +116,8 @@ def test_the_line_is_one_the_terminal_takes():
 
 
 def fake(root, b, **values) -> Job:
-    folder = root / ".jobs"
-    folder.mkdir(parents=True, exist_ok=True)
     line = ("why", "--as-run", b.id, "--task", "piqa", "--doc-id", "3")
-    job = Job(
-        id="20260101-000001-abcdef",
-        words=line,
-        device="cpu",
-        created=time.time(),
-        root=str(folder),
-        title="Why piqa/3",
-    )
-    job = replace(job, **values)
-    jobs.save(job)
-    return job
+    return fake_job(root, line, title="Why piqa/3", **values)
 
 
 def test_a_failed_job_says_why_and_can_be_tried_again(root):
