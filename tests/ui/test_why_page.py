@@ -10,8 +10,8 @@ from bidir_core.explain.why import sentences
 from bidir_core.jobs import Job
 from bidir_core.runs.writer import RunWriter
 from bidir_ui.reading.data import list_infos
+from tests.app import fake_job, open_page, pair, words
 from tests.explain.test_why import made
-from tests.ui.test_app_pages import open_page, pair, words
 
 ITEM = "piqa/3"
 HOSTILE = '<img src="http://evil.example/x.png">'
