@@ -199,7 +199,8 @@ def point_card(lab: Lab, slug: str) -> None:
     judged = lab_data.judged(lab, slug)
     if judged is not None and judged.estimate is not None:
         delta = f"{fmt.points(judged.estimate.value)} points {fmt.interval_of(judged.estimate)}"
-        rows.append(("to causal", f"{delta}, {phrase(judged)}"))
+        mark = {"better": "▲ ", "worse": "▼ "}.get(judged.verdict, "")
+        rows.append(("to causal", f"{delta}, {mark}{phrase(judged)}"))
         if slug != "bidirectional":
             rows.append(("in words", fmt.tie(lab_data.sentence(lab, slug))))
     with st.container(border=True, key="lab-point"):
