@@ -21,6 +21,7 @@ from bidir_core.report.sections import ALL_SECTIONS, FLIPS, Section
 from bidir_core.runs.layout import EVAL_DIRS, FINETUNE_DIRS
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.kit.report_table import report_table
 from bidir_ui.reading import data, pair
 from bidir_ui.reading.data import RunInfo
 from bidir_ui.shell import Page, guard
@@ -289,7 +290,7 @@ def _section(section: Section, drawn: list[Chart]) -> Iterator[Part]:
             yield html.div("b", html.el("b", block.title))
             yield block
         elif isinstance(block, Table):
-            yield widgets.report_table(block)
+            yield report_table(block)
         else:
             yield html.div("b", html.built(block))
 

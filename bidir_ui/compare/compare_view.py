@@ -19,6 +19,7 @@ from bidir_core.report.markdown import Table
 from bidir_core.report.tables import curve_table
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.kit.report_table import report_table
 from bidir_ui.reading import analysis, data
 from bidir_ui.reading.data import RunInfo
 
@@ -174,4 +175,4 @@ def show(runs: Iterable[RunInfo], model: str) -> None:
             alt = f"{title}: accuracy by training step; the table below has the numbers."
             widgets.chart(figure, alt, key=f"recovery-{regime}")
     with st.expander("The same as a table"):
-        html.show(widgets.report_table(table))
+        html.show(report_table(table))

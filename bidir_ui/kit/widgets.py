@@ -11,8 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from bidir_core.report import html_page, plots
-from bidir_core.report.markdown import Table
+from bidir_core.report import plots
 from bidir_ui.kit import fmt, url
 from bidir_ui.kit.html import Html, div, el, esc, scrolling, show, span
 
@@ -153,27 +152,6 @@ def page_link(page: str, label: str, query: Mapping[str, str], icon: str = "") -
         icon=f":material/{icon}:" if icon else None,
         query_params=query,
     )
-
-
-def report_table(made: Table) -> Html:
-    """A table of the report; a long one is folded."""
-    kinds = [column.kind for column in made.columns]
-    left = [i for i, kind in enumerate(kinds) if kind in ("text", "code")]
-    rows = [
-        [_cell(text, kind) for text, kind in zip(row, kinds, strict=True)] for row in made.texts()
-    ]
-    shown = table([column.name for column in made.columns], rows, left=left)
-    if len(rows) > html_page.FOLDED:
-        words = f"Table, {len(rows)} rows"
-        shown = el("details", el("summary", words), shown, cls="b b-fold")
-    return shown
-
-
-def _cell(text: str, kind: str) -> object:
-    if kind == "code":
-        long = len(text) > html_page.LONG
-        return el("span", text, cls="b-mono b-long" if long else "b-mono")
-    return text if kind == "text" else html_page.tied(text)
 
 
 def small(text: object) -> Html:
