@@ -24,10 +24,7 @@ def compared(page: Any) -> core.Comparison | None:
     a, b, metric = page.pair.a, page.pair.b, page.pair.metric
     if not page.pair.complete or a is None or b is None:
         return None
-    try:
-        return analysis.compare(a, b, metric, intersect=analysis.intersecting())
-    except (UserError, OSError, ValueError, KeyError):
-        return None
+    return analysis.try_compare(a, b, metric, intersect=analysis.intersecting())
 
 
 def answer(page: Any, cls: str = "") -> core.Comparison | None:

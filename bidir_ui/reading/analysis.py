@@ -50,10 +50,12 @@ def compare(
     return _compare(a.path, b.path, stamps, metric, intersect, floor.path if floor else "")
 
 
-def try_compare(a: RunInfo, b: RunInfo, metric: str = "acc") -> core_compare.Comparison | None:
+def try_compare(
+    a: RunInfo, b: RunInfo, metric: str = "acc", *, intersect: bool = False
+) -> core_compare.Comparison | None:
     """As :func:`compare`, None where the runs do not pair: for lists of many runs."""
     try:
-        return compare(a, b, metric)
+        return compare(a, b, metric, intersect=intersect)
     except (UserError, OSError, ValueError, KeyError):
         return None
 

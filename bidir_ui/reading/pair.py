@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import streamlit as st
 
@@ -73,20 +72,11 @@ def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
     ]
     if not usable:
         return
-    names = data.menu(run for run in runs if run.id in {*usable, *_ids(chosen)})
+    shown = {run.id for run in (chosen.a, chosen.b) if run}
+    names = data.menu(run for run in runs if run.id in {*usable, *shown})
     for name, title, run in (("a", "Baseline", chosen.a), ("b", "Candidate", chosen.b)):
         options = usable if run is None or run.id in usable else [run.id, *usable]
-        shown = run.id if run else None
-        url.bound(
-            st.selectbox,
-            title,
-            name=name,
-            read=partial(_always, shown),
-            write=lambda value: value or "",
-            options=options,
-            format_func=lambda run_id: fmt.clip(item_texts.visible(names.get(run_id, run_id)), 90),
-            placeholder="choose a run",
-        )
+        _menu(name, title, run, options, names)
         if run is not None:  # a closed menu shows one line of about 28 characters
             html.show(html.div("b b-note b-full", fmt.clip(data.full(run), 160)))
     url.choice(
@@ -100,13 +90,19 @@ def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
     )
 
 
-def _always(value: str | None, _text: str) -> str | None:
-    """The chosen run, whatever the URL's text: choosing has looked at that already."""
-    return value
-
-
-def _ids(chosen: Pair) -> list[str]:
-    return [run.id for run in (chosen.a, chosen.b) if run is not None]
+def _menu(
+    name: str, title: str, run: RunInfo | None, options: list[str], names: dict[str, str]
+) -> None:
+    url.bound(
+        st.selectbox,
+        title,
+        name=name,
+        read=lambda _text: run.id if run else None,  # choosing has looked at the URL already
+        write=lambda value: value or "",
+        options=options,
+        format_func=lambda run_id: fmt.clip(item_texts.visible(names.get(run_id, run_id)), 90),
+        placeholder="choose a run",
+    )
 
 
 def line(chosen: Pair) -> None:
