@@ -38,10 +38,7 @@ def two_by_two(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
         both_wrong = cell(row.both_wrong, "changed_wrong~same_wrong")
         table = widgets.table(
             (fmt.clip(fmt.task(row.task), 24), "right", "wrong"),
-            (
-                ("right", cell(row.both_right, "same_right"), broken),
-                ("wrong", fixed, both_wrong),
-            ),
+            (("right", cell(row.both_right, "same_right"), broken), ("wrong", fixed, both_wrong)),
         )
         with columns[number % len(columns)]:
             html.show(table)
