@@ -10,17 +10,15 @@ import streamlit as st
 
 from bidir_core import jobs
 from bidir_core.analyse.phrases import phrase
-from bidir_core.explain.controls import CONTROLS, largest_summary, observed, together
+from bidir_core.explain.controls import largest_summary, with_observation
 from bidir_core.explain.sweep_points import SINK
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
 from bidir_core.report import plots
 from bidir_core.runs.layout import is_read_only
 from bidir_ui.kit import fmt, html, url, widgets
-from bidir_ui.kit.html import Html
 from bidir_ui.lab import lab_data, lab_view
 from bidir_ui.lab.lab_data import Lab
 from bidir_ui.masks import observed_data
-from bidir_ui.masks.observed_data import Observed
 from bidir_ui.reading.data import RunInfo
 
 MARKS = {
@@ -121,46 +119,24 @@ def _chart(lab: Lab) -> None:
 
 # The triviality control on the Lab page: an ``attend`` summary answers it beside the sweep itself.
 
-NAMES = [control[0] for control in CONTROLS]
-
 ITEMS = 20  # of each task, for a summary: 100 items in all, some minutes on two cores
 
 
 def answered(
-    lab: Lab, runs: tuple[RunInfo, ...], rows: list[dict[str, Any]]
+    lab: Lab, runs: tuple[RunInfo, ...], judged: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """A sweep's judged controls with what the largest fitting summary says of triviality."""
+    """The judged controls with what the largest fitting summary says, and where it is seen; or
+    the line that would make one."""
     summary = largest_summary(lab.settings, observed_data.listed(runs))
-    own = next((row for row in rows if row["name"] == "triviality"), None)
-    if summary is None and (own is not None or not rows):
-        return rows
-    others = [row for row in rows if row is not own]
-    made = _row(lab, summary, own)
-    place = sum(NAMES.index(row["name"]) < NAMES.index("triviality") for row in others)
-    return [*others[:place], made, *others[place:]]
-
-
-def _row(lab: Lab, summary: Observed | None, own: dict[str, Any] | None) -> dict[str, Any]:
-    _, title, question, refuted_by, _ = CONTROLS[NAMES.index("triviality")]
-    row = {"name": "triviality", "title": title, "question": question, "refuted_by": refuted_by}
-    if summary is None:
-        return row | {
-            "outcome": "missing",
-            "finding": "Not measured. This line observes it, and the answer then stands here:",
-            "source": html.el("code", command(lab)),
-        }
-    answer = observed(summary.metrics)
-    assert answer is not None
-    outcome, finding = answer
-    if own is not None:
-        outcome = together(own["outcome"], outcome)
-        finding = f"{own['finding']} On more items: {finding[0].lower()}{finding[1:]}"
-    return row | {"outcome": outcome, "finding": finding, "source": _link(summary)}
-
-
-def _link(summary: Observed) -> Html:
-    link = widgets.link(summary.info.id, "masks", url.params(attend=summary.info.id))
-    return html.join("Seen in ", link, ".")
+    rows = with_observation(judged, summary.metrics if summary else None)
+    for row in rows:
+        if row["outcome"] == "missing":
+            row["finding"] += " This line observes it, and the answer then stands here:"
+            row["source"] = html.el("code", command(lab))
+        elif row["name"] == "triviality" and summary is not None:
+            link = widgets.link(summary.info.id, "masks", url.params(attend=summary.info.id))
+            row["source"] = html.join("Seen in ", link, ".")
+    return rows
 
 
 def command(lab: Lab) -> str:
