@@ -36,13 +36,11 @@ with shell.guard():
         with widgets.row():
             if st.button("Start …", key="launch-start", type="primary"):
                 ask.confirm(
-                    ask.question(
-                        "launch", form.words, form.title, known, needs=needs, notes=notes, cost=made
-                    )
+                    "launch", form.words, form.title, known, needs=needs, notes=notes, cost=made
                 )
             if form.dry_words and st.button("Dry run on 5 items …", key="launch-dry"):
                 title = f"{form.title} · dry run"
-                ask.confirm(ask.question("launch", form.dry_words, title, known, needs=needs))
+                ask.confirm("launch", form.dry_words, title, known, needs=needs)
     ask.say_what_failed("launch")
     if st.session_state.pop("launch-started", None):
         widgets.banner(

@@ -277,7 +277,7 @@ def offer(page: Any, target: RunInfo, record: Mapping[str, Any], metric: str) ->
             "How this is known: " + "; ".join(cost.basis) + ".",
         )
         needs = [*assets.of_model(target.model), *built_in]
-        ask.confirm(ask.question("why", line, title, known, needs=needs, notes=notes, cost=cost))
+        ask.confirm("why", line, title, known, needs=needs, notes=notes, cost=cost)
 
 
 def _weights_missing(target: RunInfo) -> str:

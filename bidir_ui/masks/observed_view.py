@@ -377,7 +377,7 @@ def offer(page: object, item_id: str) -> None:
         )
     elif st.button("Observe now …", key="observe-start", icon=":material/visibility:"):
         title = "Observed attention"
-        ask.confirm(ask.question("observe", words, title, known, notes=(OBSERVING,)))
+        ask.confirm("observe", words, title, known, notes=(OBSERVING,))
     ask.say_what_failed("observe")
 
 
