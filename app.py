@@ -37,7 +37,7 @@ def overview() -> None:
         with shell.guard():
             panels.draw(number, told, result)
 
-        chosen = pair_view.compared(page.pair) if picked else pair_view.answer(page, "b-rule")
+        chosen = pair_view.compared(page) if picked else pair_view.answer(page, "b-rule")
         a, b, metric = page.pair.a, page.pair.b, page.pair.metric
         if chosen is None or a is None or b is None:
             return

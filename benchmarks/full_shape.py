@@ -95,7 +95,8 @@ def read_tokenizer(folder: str | None) -> Any:
     from transformers import AutoTokenizer
 
     if folder is None:
-        from bidir_core.data.assets import EMBEDDED_MODEL, ensure
+        from bidir_core.data.assets import EMBEDDED_MODEL
+        from bidir_core.data.recipes import ensure
 
         folder = str(ensure(EMBEDDED_MODEL))
     return AutoTokenizer.from_pretrained(Path(folder), local_files_only=True)

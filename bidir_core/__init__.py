@@ -29,7 +29,7 @@ _PUBLIC = {
     "UserError": ("common.errors", "UserError"),
     "build_report": ("report.report", "build_report"),
     "compare_runs": ("analyse.compare", "compare"),
-    "fetch_asset": ("data.assets", "ensure"),
+    "fetch_asset": ("data.recipes", "ensure"),
     "find_run": ("runs.find", "find_run"),
     "flips_of_runs": ("analyse.flips", "flips"),
     "list_runs": ("runs.find", "list_runs"),
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from bidir_core.analyse.compare import compare as compare_runs
     from bidir_core.analyse.flips import flips as flips_of_runs
     from bidir_core.common.errors import UserError
-    from bidir_core.data.assets import ensure as fetch_asset
+    from bidir_core.data.recipes import ensure as fetch_asset
     from bidir_core.data.tasks import load_items
     from bidir_core.evaluate.config import EvalConfig
     from bidir_core.evaluate.evaluate import evaluate as run_eval

@@ -16,7 +16,7 @@ from bidir_core.jobs import cost_model, playground
 from bidir_core.jobs.playground import Answer, ModelWorker
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.kit.html import Html, div, el, span
-from bidir_ui.launch import fields, review
+from bidir_ui.launch import fields
 from bidir_ui.masks import masks_view
 from bidir_ui.reading.data import RunInfo
 
@@ -35,11 +35,15 @@ def model_bar(runs: tuple[RunInfo, ...]) -> ModelWorker:
     worker = playground.shared()
     left, right, act = st.columns([4, 4, 2], vertical_alignment="bottom")
     with left:
-        model = fields.from_runs("model", "Model", "model", "embedded, hub id or folder", runs)  # fmt: skip
+        model = fields.from_runs("model", "Model", "model", "embedded, hub id or folder", runs)
     with right:
         made = fields.from_runs(
-            "checkpoint", "Fine-tuned checkpoint (optional)", "checkpoint", "left out: the base", runs
-        )  # fmt: skip
+            "checkpoint",
+            "Fine-tuned checkpoint (optional)",
+            "checkpoint",
+            "left out: the base",
+            runs,
+        )
     here = (worker.model, worker.checkpoint) == (model, made)
     loaded = here and worker.state in ("loading", "ready")
     with act:
@@ -65,20 +69,26 @@ def _ask_to_load() -> None:
 def _confirm(model: str, checkpoint: str) -> None:
     """What it takes, before it is taken."""
     parameters = cost_model.parameters_of(model)
-    html.show(div("b", el("b", fmt.clip(model, 100)), f" with {fmt.clip(checkpoint, 160)}" if checkpoint else ""))  # fmt: skip
+    html.show(
+        div(
+            "b",
+            el("b", fmt.clip(model, 100)),
+            f" with {fmt.clip(checkpoint, 160)}" if checkpoint else "",
+        )
+    )
     free = psutil.virtual_memory().available
     need = parameters * 4 + cost_model.PROGRAM_BYTES if parameters else None
-    size = f"about {review.size(need)}" if need else "an unknown amount"
+    size = f"about {fmt.size(need)}" if need else "an unknown amount"
     widgets.note(
-        f"A process of its own holds it in memory, {size} on a CPU ({review.size(free)} "
+        f"A process of its own holds it in memory, {size} on a CPU ({fmt.size(free)} "
         "are free). It ends after five minutes without a request, and with this app."
     )
     worker = playground.shared()
     if worker.state in ("loading", "ready"):
         widgets.note("It takes the place of ", el("b", fmt.clip(worker.model, 100)), ".")
     missing = assets.missing(assets.of_model(model))
-    for one in missing:
-        widgets.banner("info", "Fetched first", one.offer)
+    for asset in missing:
+        widgets.banner("info", "Fetched first", asset.offer)
     label = "Fetch and load" if missing else "Load"
     if st.button(label, type="primary", key="pg-confirm", on_click=_load, args=(model, checkpoint)):
         st.rerun()
@@ -99,9 +109,10 @@ def _state(worker: ModelWorker, here: bool) -> None:
         facts = worker.facts
         what = fmt.clip(worker.model, 80) + (" with its checkpoint" if worker.checkpoint else "")
         widgets.note(
-            el("b", what), f" is loaded: {facts['n_layers']} layers, {facts['dtype']} on "
+            el("b", what),
+            f" is loaded: {facts['n_layers']} layers, {facts['dtype']} on "
             f"{facts['device']}." + ("" if here else " It is not the one chosen above."),
-        )  # fmt: skip
+        )
         if facts.get("trained_regime"):
             widgets.note("Trained under ", widgets.code_text(facts["trained_regime"]), ".")
     else:
@@ -109,7 +120,7 @@ def _state(worker: ModelWorker, here: bool) -> None:
         why = {
             "none": "Choose one and load it: a process of its own holds it, and lets it go when unused.",
             "idle": "Nobody asked it anything for five minutes. Load it again to go on.",
-        }.get(state, fmt.clip(worker.error, 400))  # fmt: skip
+        }.get(state, fmt.clip(worker.error, 400))
         widgets.banner(kind, title, why)
         tail = worker.log_tail() if state in ("died", "failed") else ""
         if tail.strip():
@@ -131,63 +142,53 @@ def _watch_loading(worker: ModelWorker) -> None:
 def settings() -> dict[str, Any] | None:
     """The form: prompt, regimes and how tokens are drawn. None where something is no regime."""
     prompt = url.bound(
-        st.text_area, "Prompt", name="prompt", max_chars=8000, height=110,
-        read=lambda text: text or PROMPT, write=lambda v: "" if v == PROMPT else v,
-    )  # fmt: skip
+        st.text_area,
+        "Prompt",
+        name="prompt",
+        max_chars=8000,
+        height=110,
+        read=lambda text: text or PROMPT,
+        write=lambda v: "" if v == PROMPT else v,
+    )
     left, right = st.columns(2)
     with left:
         first = masks_view.regime_box("Regime", "regime", "causal")
     with right:
         second = masks_view.regime_box("Compared with", "against", "bidirectional")
     cells = st.columns(5, vertical_alignment="bottom")
-    numbers: dict[str, Any] = {}
-    for cell, (name, label, least, most, step, default) in zip(
-        cells,
-        (
-            ("n", "New tokens", 1, 512, 1, 32),
-            ("t", "Temperature", 0.0, 5.0, 0.1, 0.0),
-            ("p", "Top p", 0.01, 1.0, 0.05, 1.0),
-            ("seed", "Seed", 0, 2**31, 1, 0),
-        ),
-        strict=False,
-    ):
-        with cell:
-            numbers[name] = _number(name, label, least, most, step, default)
+    hint = "0 takes the most likely token each time"
+    with cells[0]:
+        n_new = url.number("New tokens", name="n", default=32, least=1, most=512, step=1)
+    with cells[1]:
+        temperature = url.number(
+            "Temperature", name="t", default=0.0, least=0.0, most=5.0, step=0.1, help=hint
+        )
+    with cells[2]:
+        top_p = url.number("Top p", name="p", default=1.0, least=0.01, most=1.0, step=0.05)
+    with cells[3]:
+        seed = url.number("Seed", name="seed", default=0, least=0, most=2**31, step=1)
     with cells[4]:
         template = url.bound(
-            st.toggle, "Chat template", name="chat", read=lambda text: text == "on",
+            st.toggle,
+            "Chat template",
+            name="chat",
+            read=lambda text: text == "on",
             write=lambda value: "on" if value else "",
-        )  # fmt: skip
+        )
     if first is None or second is None:
         return None
-    regimes = list(dict.fromkeys((str(first), str(second))))
-    greedy = numbers["t"] == 0
+    sampling = {
+        "max_new_tokens": n_new,
+        "temperature": temperature,
+        "top_p": top_p if temperature else 1.0,
+        "seed": seed,
+    }
     return {
         "prompt": prompt,
-        "regimes": regimes,
-        "sampling": {
-            "max_new_tokens": int(numbers["n"]), "temperature": float(numbers["t"]),
-            "top_p": 1.0 if greedy else float(numbers["p"]), "seed": int(numbers["seed"]),
-        },
+        "regimes": list(dict.fromkeys((str(first), str(second)))),
+        "sampling": sampling,
         "chat_template": bool(template),
-    }  # fmt: skip
-
-
-def _number(name: str, label: str, least: Any, most: Any, step: Any, default: Any) -> Any:
-    kind = type(default)
-
-    def read(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            return default
-        return value if least <= value <= most else default
-
-    return url.bound(
-        st.number_input, label, name=name, min_value=least, max_value=most, step=step, read=read,
-        write=lambda value: "" if value in (None, default) else f"{value:g}",
-        help="0 takes the most likely token each time" if name == "t" else None,
-    )  # fmt: skip
+    }
 
 
 def ask(worker: ModelWorker, asked: dict[str, Any]) -> None:
@@ -201,46 +202,47 @@ def ask(worker: ModelWorker, asked: dict[str, Any]) -> None:
 def answer(worker: ModelWorker) -> None:
     """The newest answer of this session, drawn as it grows."""
     name = st.session_state.get("pg-answer", "")
-    found = worker.answer(name)
-    if found is None:
+    first = worker.answer(name)
+    if first is None:
         return
 
-    @st.fragment(run_every=POLL_SECONDS if found.is_open else None)
+    @st.fragment(run_every=POLL_SECONDS if first.is_open else None)
     def body() -> None:
         now = worker.answer(name)
         if now is None:
             return
-        if found_open and not now.is_open:
+        if was_open and not now.is_open:
             st.rerun()  # and stop asking
         if now.is_open:
             st.button("Stop", key="pg-cancel", on_click=worker.cancel, args=(name,))
         draw(now)
 
-    found_open = found.is_open
+    was_open = first.is_open
     body()
 
 
-def draw(found: Answer) -> None:
+def draw(given: Answer) -> None:
     """Both sides: the next token's distribution, then the text."""
-    if found.state == "error":
-        widgets.banner("error", "No answer", fmt.clip(found.error, 400))
+    if given.state == "error":
+        widgets.banner("error", "No answer", fmt.clip(given.error, 400))
         return
-    if found.state == "waiting":
+    if given.state == "waiting":
         widgets.note("Reading the prompt …")
         return
     widgets.note(
-        f"Behind a prompt of {fmt.count(found.n_prompt)} tokens"
-        + (", stopped" if found.state == "cancelled" else "") + ". Shares are the model's own, "
+        f"Behind a prompt of {fmt.count(given.n_prompt)} tokens"
+        + (", stopped" if given.state == "cancelled" else "")
+        + ". Shares are the model's own, "
         "before temperature and top p."
-    )  # fmt: skip
+    )
     for column, regime, side in zip(
-        st.columns(len(found.regimes), gap="large"), found.regimes, found.sides, strict=True
+        st.columns(len(given.regimes), gap="large"), given.regimes, given.sides, strict=True
     ):
         with column:
             html.show(el("h2", regime, cls="b-h3"))
             if not side["steps"]:
                 waits = "Reading the prompt …" if side.get("probe") else "Probing the mask …"
-                widgets.note(waits if found.is_open else "Nothing.")
+                widgets.note(waits if given.is_open else "Nothing.")
                 continue
             widgets.note(probed(side["probe"]))
             html.show(next_tokens(side["steps"][0]))

@@ -21,16 +21,28 @@ from bidir_core.report.sections import ALL_SECTIONS, FLIPS, Section
 from bidir_core.runs.layout import EVAL_DIRS, FINETUNE_DIRS
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.kit.report_table import report_table
 from bidir_ui.reading import data, pair
 from bidir_ui.reading.data import RunInfo
 from bidir_ui.shell import Page, guard
 
 SHORT = {
-    "scope": "Scope", "stages": "Stages", "macro": "Macro", "per_task": "Per task",
-    "answers": "Answers", "non_prefill": "Non-prefill", "two_by_two": "2x2",
-    "differences": "Differences", "churn": "Churn", "leaky": "Leaky 3A", "training": "Training",
-    "curve": "Recovery", "cost": "Cost", "artifacts": "Artifacts", FLIPS: "Flips (HTML only)",
-}  # fmt: skip
+    "scope": "Scope",
+    "stages": "Stages",
+    "macro": "Macro",
+    "per_task": "Per task",
+    "answers": "Answers",
+    "non_prefill": "Non-prefill",
+    "two_by_two": "2x2",
+    "differences": "Differences",
+    "churn": "Churn",
+    "leaky": "Leaky 3A",
+    "training": "Training",
+    "curve": "Recovery",
+    "cost": "Cost",
+    "artifacts": "Artifacts",
+    FLIPS: "Flips (HTML only)",
+}
 
 ALL, MINE = "fullest", "mine"
 
@@ -108,30 +120,37 @@ def usable(run: RunInfo) -> bool:
 
 def chosen_runs(page: Page) -> list[RunInfo] | None:
     """The runs named in the URL; empty for the fullest set. None if one of them does not exist."""
-    found = [(run_id, data.by_id(page.runs, run_id)) for run_id in url.get_list("runs")]
-    unknown = [run_id for run_id, run in found if run is None]
+    named = [(run_id, data.by_id(page.runs, run_id)) for run_id in url.get_list("runs")]
+    unknown = [run_id for run_id, run in named if run is None]
     if unknown:
         pair.explain_if_missing(page.runs, pair.Pair(None, None, unknown=tuple(unknown)))
-        st.button("Report on the model's fullest set instead", key="report-fullest",
-                  on_click=lambda: url.put(runs=""))  # fmt: skip
+        st.button(
+            "Report on the model's fullest set instead",
+            key="report-fullest",
+            on_click=lambda: url.put(runs=""),
+        )
         return None
-    if not found and page.pair.unknown:
+    if not named and page.pair.unknown:
         pair.explain_if_missing(page.runs, page.pair)
         return None
-    return [run for _, run in found if run is not None]
+    return [run for _, run in named if run is not None]
 
 
 def runs_box(page: Page, chosen: Sequence[RunInfo], made: Made | None) -> None:
     """The fullest set of a model, or runs of one's own choice."""
     in_it = [run.id for run in made.report.study.all_runs] if made else []
     url.bound(
-        st.segmented_control, "Runs", name="runs", options=[ALL, MINE], required=True,
+        st.segmented_control,
+        "Runs",
+        name="runs",
+        options=[ALL, MINE],
+        required=True,
         format_func={ALL: "The model's fullest set", MINE: "My choice"}.get,
         read=lambda text: MINE if text else ALL,
         write=lambda value: "~".join(in_it) if value == MINE else "",
         help="The fullest set: of the baseline's model, the finished runs over the same items that "
         "fill most stages. The same as `report` without run ids in a terminal.",
-    )  # fmt: skip
+    )
     if not chosen:
         return
     options = [run.id for run in page.runs if usable(run)]
@@ -142,10 +161,14 @@ def runs_box(page: Page, chosen: Sequence[RunInfo], made: Made | None) -> None:
         url.put(runs=st.session_state["report-runs"])
 
     st.multiselect(
-        "Chosen runs", options, key="report-runs", on_change=changed,
-        format_func=partial(_run_label, page.runs), label_visibility="collapsed",
+        "Chosen runs",
+        options,
+        key="report-runs",
+        on_change=changed,
+        format_func=partial(_run_label, page.runs),
+        label_visibility="collapsed",
         placeholder="choose runs; none: the fullest set again",
-    )  # fmt: skip
+    )
 
 
 def _run_label(runs: tuple[RunInfo, ...], run_id: str) -> str:
@@ -161,35 +184,44 @@ def sections_box(made: Made) -> Made | None:
     unknown = [key for key in wanted if key not in ALL_SECTIONS]
     if unknown:
         widgets.banner(
-            "error", "Section not found",
+            "error",
+            "Section not found",
             html.join("No section is called ", html.el("code", fmt.clip(unknown[0], 60)), "."),
             f"There are: {', '.join(everything)}.",
-        )  # fmt: skip
+        )
         return None
     url.bound(
-        st.pills, "Sections", name="sections", options=everything, selection_mode="multi",
+        st.pills,
+        "Sections",
+        name="sections",
+        options=everything,
+        selection_mode="multi",
         format_func=lambda key: SHORT.get(key, key),
         read=lambda text: everything if not text else [k for k in everything if k in wanted],
         write=lambda value: (
-            "" if set(everything) <= set(value) else "~".join(k for k in everything if k in value)
-        ) if value else NO_SECTION,
-    )  # fmt: skip
+            ("" if set(everything) <= set(value) else "~".join(k for k in everything if k in value))
+            if value
+            else NO_SECTION
+        ),
+    )
     return replace(made, only=tuple(wanted)) if url.get("sections") else made
 
 
 def remarks(page: Page, report: sections.Report) -> None:
     """What is not in the report although a reader may expect it."""
     going = [
-        run for run in page.runs
+        run
+        for run in page.runs
         if run.model == report.study.model and run.stage in STAGES and not usable(run)
-    ]  # fmt: skip
+    ]
     if going:
         lines = [f"{run.id} ({run.state})" for run in going[:5]]
         more = f" and {len(going) - 5} more" if len(going) > 5 else ""
         widgets.banner(
-            "info", "Partial: unfinished runs of this model are not in the report",
+            "info",
+            "Partial: unfinished runs of this model are not in the report",
             ", ".join(lines) + more + ".",
-        )  # fmt: skip
+        )
     left_out = report.study.left_out
     if left_out:
         widgets.note(
@@ -215,9 +247,11 @@ def preview(made: Made) -> None:
             if isinstance(part, Chart):
                 flush()
                 widgets.chart(
-                    part.figure, part.alt, save_as=f"{made.report.stem}_{part.key}",
+                    part.figure,
+                    part.alt,
+                    save_as=f"{made.report.stem}_{part.key}",
                     key=f"report-{part.key}",
-                )  # fmt: skip
+                )
                 _first_chart_first()
             else:
                 waiting.append(part)
@@ -229,18 +263,16 @@ def preview(made: Made) -> None:
             "choices and both log-likelihoods. Here they have a page of their own:"
         )
         query = url.params(flip="broken~fixed", **_bent_pair(made.report))
-        st.page_link(
-            "pages/flips.py", label="Flips", icon=":material/swap_vert:", query_params=query
-        )
+        widgets.page_link("flips", "Flips", query, "swap_vert")
 
 
 def _bent_pair(report: sections.Report) -> dict[str, str]:
     """Stage 1 and stage 2 of this report, which need not be the chosen pair, if they pair."""
     study = report.study
-    found = [list(study.runs(study.base, regime).values()) for regime in (CAUSAL, study.regime)]
-    if not all(runs and runs[0].has_items for runs in found):
+    sides = [list(study.runs(study.base, regime).values()) for regime in (CAUSAL, study.regime)]
+    if not all(runs and runs[0].has_items for runs in sides):
         return {}
-    return {"a": found[0][0].id, "b": found[1][0].id}
+    return {"a": sides[0][0].id, "b": sides[1][0].id}
 
 
 def _first_chart_first() -> None:
@@ -257,28 +289,10 @@ def _section(section: Section, drawn: list[Chart]) -> Iterator[Part]:
         if isinstance(block, Chart):
             yield html.div("b", html.el("b", block.title))
             yield block
+        elif isinstance(block, Table):
+            yield report_table(block)
         else:
-            yield _table(block) if isinstance(block, Table) else html.div("b", html.built(block))
-
-
-def _table(table: Table) -> html.Html:
-    kinds = [column.kind for column in table.columns]
-    left = [i for i, kind in enumerate(kinds) if kind in ("text", "code")]
-    rows = [
-        [_cell(text, kind) for text, kind in zip(row, kinds, strict=True)] for row in table.texts()
-    ]
-    shown = widgets.table([column.name for column in table.columns], rows, left=left)
-    if len(rows) > html_page.FOLDED:
-        words = f"Table, {len(rows)} rows"
-        shown = html.el("details", html.el("summary", words), shown, cls="b b-fold")
-    return shown
-
-
-def _cell(text: str, kind: str) -> object:
-    if kind == "code":
-        long = len(text) > html_page.LONG
-        return html.el("span", text, cls="b-mono b-long" if long else "b-mono")
-    return text if kind == "text" else html_page.tied(text)
+            yield html.div("b", html.built(block))
 
 
 # The Report page's files. Each is made when it is asked for, and not before.
@@ -294,12 +308,10 @@ def downloads(made: Made) -> None:
         ("PNG", ".png", "image/png", lambda: paper_figures.main_figure(report), made.has_charts),
         ("CSV tables", "_tables.zip", "application/zip", lambda: zipped(tables), bool(tables)),
     ]
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+    with widgets.row():
         for label, ending, mime, make, any_ in files:
-            st.download_button(
-                label, make, file_name=report.stem + ending, mime=mime, on_click="ignore",
-                key=f"report{ending}", icon=":material/download:", disabled=not any_,
-            )  # fmt: skip
+            key, name = f"report{ending}", report.stem + ending
+            widgets.download(label, make, name, mime, key=key, disabled=not any_)
         with st.popover("Paper", icon=":material/folder_zip:"):
             paper(made)
         with st.popover("Command line", type="tertiary", icon=":material/terminal:"):
@@ -335,10 +347,15 @@ def paper(made: Made) -> None:
     key, archive = st.session_state.get("report-paper-zip", ("", b""))
     if key == made.key:
         st.download_button(
-            f"Download ({len(archive) / 1e6:.1f} MB)", archive, file_name=f"{name}.zip",
-            mime="application/zip", on_click="ignore", key="report-paper-file", type="primary",
+            f"Download ({len(archive) / 1e6:.1f} MB)",
+            archive,
+            file_name=f"{name}.zip",
+            mime="application/zip",
+            on_click="ignore",
+            key="report-paper-file",
+            type="primary",
             icon=":material/download:",
-        )  # fmt: skip
+        )
 
 
 def _paper_zip(made: Made, name: str) -> bytes:

@@ -104,53 +104,49 @@ def _width(texts: pd.Series, least: int = 104, most: int = 280) -> int:
 def show(table: pd.DataFrame, key: str) -> list[str]:
     """Draw the table; the ids of the selected runs."""
     number, text = st.column_config.NumberColumn, st.column_config.TextColumn
-    event = st.dataframe(
-        table,
-        key=key,
-        hide_index=True,
-        on_select="rerun",
-        selection_mode="multi-row",
-        height="content" if len(table) <= 16 else 560,
-        placeholder=fmt.NONE,
-        alt="Every run: role, stage, name, weights, regime, state, items, scores, cost, date, id.",
-        column_config={
-            "role": text("Role", width=72),
-            "stage": text("Stage", width=80),
-            "name": text("Name", width=172),
-            "weights": text("Weights", width=186, help="The weights that were evaluated or trained; and the "
-                "regime they were trained under, where that is another one"),
-            "regime": text("Regime", width=_width(table["regime"])),
-            "state": text("State", width=104),
-            "n": number("Items", format="localized", width=64),
-            "acc": number("acc, %", format="%.1f", width=62, help="Macro mean over the tasks"),
-            "half": number(
-                "±", format="%.1f", width=44, help="Half of the 95 % interval of acc alone, in "
-                "points. Two runs on the same items are compared pairwise, far more sharply."
-            ),
-            "acc_norm": number("acc_norm, %", format="%.1f", width=92),
-            "extent": text("Taken", width=134),
-            "model": text("Model", width=158),
-            "created": text("Made (UTC)", width=128),
-            "seconds": number("Seconds", format="%.0f", width=72, help="Empty where other runs "
-                "used the device meanwhile"),
-            "device": text("Device", width=70),
-            "run": text("Run id"),
-        },
-    )  # fmt: skip
-    return table["run"].iloc[event["selection"]["rows"]].tolist()
+    weights = (
+        "The weights that were evaluated or trained; and the regime they were trained under, "
+        "where that is another one"
+    )
+    half = (
+        "Half of the 95 % interval of acc alone, in points. Two runs on the same items are compared "
+        "pairwise, far more sharply."
+    )
+    seconds = "Empty where other runs used the device meanwhile"
+    columns = {
+        "role": text("Role", width=72),
+        "stage": text("Stage", width=80),
+        "name": text("Name", width=172),
+        "weights": text("Weights", width=186, help=weights),
+        "regime": text("Regime", width=_width(table["regime"])),
+        "state": text("State", width=104),
+        "n": number("Items", format="localized", width=64),
+        "acc": number("acc, %", format="%.1f", width=62, help="Macro mean over the tasks"),
+        "half": number("±", format="%.1f", width=44, help=half),
+        "acc_norm": number("acc_norm, %", format="%.1f", width=92),
+        "extent": text("Taken", width=134),
+        "model": text("Model", width=158),
+        "created": text("Made (UTC)", width=128),
+        "seconds": number("Seconds", format="%.0f", width=72, help=seconds),
+        "device": text("Device", width=70),
+        "run": text("Run id"),
+    }
+    alt = "Every run: role, stage, name, weights, regime, state, items, scores, cost, date, id."
+    chosen = widgets.selectable(table, columns, key=key, mode="multi-row", tall=560, alt=alt)
+    return table["run"].iloc[chosen].tolist()
 
 
 def actions(runs: tuple[RunInfo, ...], selected: list[str]) -> None:
     """Buttons for the selected runs."""
     chosen = [run for run_id in selected if (run := data.by_id(runs, run_id))]
-    one = chosen[0] if len(chosen) == 1 else None
-    usable = one is not None and one.can_pair
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        if st.button("Use as baseline", disabled=not usable, key="as-a") and one:
-            url.put(a=one.id)
+    single = chosen[0] if len(chosen) == 1 else None
+    usable = single is not None and single.can_pair
+    with widgets.row():
+        if st.button("Use as baseline", disabled=not usable, key="as-a") and single:
+            url.put(a=single.id)
             st.rerun()
-        if st.button("Use as candidate", disabled=not usable, key="as-b") and one:
-            url.put(b=one.id)
+        if st.button("Use as candidate", disabled=not usable, key="as-b") and single:
+            url.put(b=single.id)
             st.rerun()
         both = len(chosen) == 2 and all(run.can_pair for run in chosen)
         if st.button("Compare the two", disabled=not both, key="as-pair"):
@@ -158,11 +154,11 @@ def actions(runs: tuple[RunInfo, ...], selected: list[str]) -> None:
             url.put(a=older.id, b=newer.id)
             st.rerun()
         if not is_read_only():
-            free = one is not None and one.state not in ("running", "queued")
-            if st.button("Rename", disabled=not free, key="rename") and one:
-                _rename(one)
-            if st.button("Delete", disabled=not free, key="delete") and one:
-                _delete(one)
+            free = single is not None and single.state not in ("running", "queued")
+            if st.button("Rename", disabled=not free, key="rename") and single:
+                _rename(single)
+            if st.button("Delete", disabled=not free, key="delete") and single:
+                _delete(single)
         if not chosen:
             widgets.note("Select a run to use, rename or delete it; select two to compare them.")
 
@@ -217,10 +213,10 @@ def problems(runs: tuple[RunInfo, ...]) -> None:
     }
     rows = [
         (
-            html.el("code", run.id, cls="b-mono"),
+            widgets.code_text(run.id),
             words[run.state],
             run.error or fmt.NONE,
-            html.el("code", f"{run.path}/log.txt", cls="b-mono"),
+            widgets.code_text(f"{run.path}/log.txt"),
         )
         for run in bad
     ]

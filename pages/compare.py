@@ -2,12 +2,13 @@
 
 import streamlit as st
 
+from bidir_core.analyse.stats import MIN_ITEMS
 from bidir_core.common.errors import UserError
 from bidir_ui import shell
 from bidir_ui.compare import compare_view
 from bidir_ui.kit import widgets
 from bidir_ui.overview import pair_view
-from bidir_ui.reading import analysis, filters, pair
+from bidir_ui.reading import analysis, pair
 
 page = shell.start("compare")
 
@@ -33,7 +34,7 @@ with shell.guard():
     widgets.heading("Where the difference sits")
     widgets.note(
         "Pooled over tasks, 95 % intervals, one look at many slices: read these as hints. "
-        f"Slices under {filters.MIN_ITEMS} items are left out."
+        f"Slices under {MIN_ITEMS} items are left out."
     )
     frame = analysis.flips(a, b, metric)
     compare_view.slice_charts(frame, key=f"{a.id}-{b.id}-{metric}")

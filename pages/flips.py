@@ -21,9 +21,10 @@ with shell.guard():
         st.stop()
     if frame.empty:
         widgets.banner(
-            "empty", "These runs share no scored item",
+            "empty",
+            "These runs share no scored item",
             "Choose a baseline and a candidate that ran on the same data.",
-        )  # fmt: skip
+        )
         st.stop()
     analysis.remarks(a, b)
 
@@ -33,9 +34,10 @@ with shell.guard():
     flips_view.counts(frame, shown)
     if shown.empty:
         widgets.banner(
-            "empty", "No item matches this filter",
+            "empty",
+            "No item matches this filter",
             f"{fmt.count(len(frame))} paired items are here; widen the filter to see them.",
-        )  # fmt: skip
+        )
         if st.button("Clear the filter", key="clear"):
             url.put(**dict.fromkeys(filters.NAMES, ""))
             st.rerun()
@@ -44,6 +46,6 @@ with shell.guard():
     opened = flips_view.table(shown, key=f"flips-{a.id}-{b.id}-{metric}-{chosen.key}")
     if opened:
         st.switch_page(shell.path("item"), query_params=url.params(item=opened, **chosen.params))
-    with st.container(horizontal=True, vertical_alignment="center"):
+    with widgets.row():
         widgets.note("Select a row to open it. Sorted by how far the right answer's margin moved.")
         flips_view.download(shown, a.id, b.id)

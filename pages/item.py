@@ -19,10 +19,13 @@ with shell.guard():
     record = item_view.fuller(left_record, right_record)
     if record is None:
         widgets.banner(
-            "error", "Item not found",
-            html.join("Neither run holds an item called ", html.el("code", fmt.clip(item_id, 100)), "."),
+            "error",
+            "Item not found",
+            html.join(
+                "Neither run holds an item called ", html.el("code", fmt.clip(item_id, 100)), "."
+            ),
             "Item ids are a task and the row in its split, such as piqa/12.",
-        )  # fmt: skip
+        )
         st.stop()
     pair.line(page.pair)
     failed = [
@@ -45,18 +48,17 @@ with shell.guard():
             widgets.banner("info", "The texts are not here", analysis.MISSING)
         else:
             borders = record["prefix_token_offsets"] is not None and url.bound(
-                st.toggle, "Token borders", name="borders", read=lambda text: text != "off",
+                st.toggle,
+                "Token borders",
+                name="borders",
+                read=lambda text: text != "off",
                 write=lambda value: "" if value else "off",
-            )  # fmt: skip
+            )
             context = analysis.choice_context(record, record["gold"])
             html.show(item_view.prompt(record, context, record["gold"], borders=borders))
         widgets.heading("Choices")
-        html.show(
-            item_view.choices(
-                record, left_record, right_record, pred,
-                f"{a.stage_label} {a.regime}", f"{b.stage_label} {b.regime}",
-            )
-        )  # fmt: skip
+        names = [f"{run.stage_label} {run.regime}" for run in (a, b)]
+        html.show(item_view.choices(record, left_record, right_record, pred, *names))
 
     with side:
         html.show(item_view.facts(record, left_record, right_record))
@@ -64,9 +66,8 @@ with shell.guard():
         if picture is not None:
             html.show(html.join(html.div("b b-note", f"Who sees whom: {b.regime}"), picture))
             html.show(item_view.mask_legend())
-            if (shell.ROOT / shell.path("masks")).exists():
-                query = url.params(item=item_id, regime=b.regime)
-                st.page_link(shell.path("masks"), label="Open the mask", query_params=query)
+            query = url.params(item=item_id, regime=b.regime)
+            widgets.page_link("masks", "Open the mask", query)
         item_view.observed_links(page, item_id)
     with main:
         strips = item_view.strips(record, left_record, right_record)
@@ -76,11 +77,7 @@ with shell.guard():
             html.show(item_view.heat_scale(scale))
             for name, rows in strips:
                 total = sum(y - x for _, x, y in rows)
-                html.show(
-                    html.div(
-                        "b b-note", f"{name}: {fmt.signed(total)} nats over {len(rows)} tokens"
-                    )
-                )
+                widgets.note(f"{name}: {fmt.signed(total)} nats over {len(rows)} tokens")
                 html.show(item_view.heat_strip(rows, scale))
         elif left_record and right_record and not failed:
             widgets.note("No token-level numbers: a run was imported, or made with --compact.")

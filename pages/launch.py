@@ -3,9 +3,10 @@
 import streamlit as st
 
 from bidir_core import jobs
+from bidir_core.jobs.estimate import time_text
 from bidir_ui import shell
 from bidir_ui.kit import widgets
-from bidir_ui.launch import jobs_view, review, view
+from bidir_ui.launch import ask, jobs_view, review, view
 
 page = shell.start("launch")
 
@@ -23,26 +24,24 @@ with shell.guard():
             widgets.heading("The command line")
             line = jobs.command_text(form.words)
             place = view.command_line(line)
-            widgets.note("The same in a terminal. Here it runs detached: closing this page or "
-                         "stopping the app does not stop it.")  # fmt: skip
+            widgets.note(
+                "The same in a terminal. Here it runs detached: closing this page or "
+                "stopping the app does not stop it."
+            )
         with cost:
             widgets.heading("What it will take")
             review.review(form, made, page.runs)
-        device = jobs.queue_device(form.words)
-        ahead = sum(job.is_active and job.device == device for job in known)
-        with st.container(horizontal=True, vertical_alignment="center"):
-            for label, words in (("Start …", form.words), ("Dry run on 5 items …", form.dry_words)):
-                if not words:  # the probe has no items
-                    continue
-                chosen = st.button(
-                    label, key=f"launch-{'start' if words == form.words else 'dry'}",
-                    type="primary" if words == form.words else "secondary",
-                )  # fmt: skip
-                if chosen:
-                    key = jobs.idempotency_key(words, known)
-                    review.confirm(form, words, key, made, ahead)
-    if st.session_state.get("launch-error"):
-        widgets.banner("error", "Not started", st.session_state.pop("launch-error"))
+        needs = review.needed_assets(form.config)
+        notes = (f"Time: {time_text(made)}, on {made.device}.",)
+        with widgets.row():
+            if st.button("Start …", key="launch-start", type="primary"):
+                ask.confirm(
+                    "launch", form.words, form.title, known, needs=needs, notes=notes, cost=made
+                )
+            if form.dry_words and st.button("Dry run on 5 items …", key="launch-dry"):
+                title = f"{form.title} · dry run"
+                ask.confirm("launch", form.dry_words, title, known, needs=needs)
+    ask.say_what_failed("launch")
     if st.session_state.pop("launch-started", None):
         widgets.banner(
             "info", "Started", "It is among the jobs below, and goes on without this page."

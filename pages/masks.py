@@ -27,16 +27,17 @@ with shell.guard():
         widgets.note("The text of the observed run: ", html.el("b", observed.subject))
     elif item_id:
         tokens = masks_view.from_item(page, item_id)
-        with st.container(horizontal=True, vertical_alignment="center"):
+        with widgets.row():
             html.show(html.div("b", "Item ", widgets.code_text(fmt.clip(item_id, 80))))
             if st.button("Use my own prompt", key="own"):
                 url.put(item="")
                 st.rerun()
         if tokens is None:
             widgets.banner(
-                "error", "Item not found, or its texts are not here",
+                "error",
+                "Item not found, or its texts are not here",
                 "No run here holds this item with its texts. Type a prompt instead.",
-            )  # fmt: skip
+            )
             st.stop()
     else:
         tokens = masks_view.own_prompt()
@@ -52,20 +53,18 @@ with shell.guard():
         against = masks_view.regime_box("Compared with", "against", names[0])
     if regime is None or against is None:
         st.stop()
-    view = url.bound(
-        st.segmented_control, "View", name="view", options=list(masks_view.VIEWS),
-        format_func=masks_view.VIEWS.get, label_visibility="collapsed",
-        read=lambda text: text if text in masks_view.VIEWS else "regime",
-        write=lambda value: "" if value in (None, "regime") else value,
-    )  # fmt: skip
+    view = url.choice(
+        st.segmented_control,
+        "View",
+        name="view",
+        options=masks_view.VIEWS,
+        default="regime",
+        label_visibility="collapsed",
+    )
     layer = None
     if regime.layers is not None or against.layers is not None:
-        layer = url.bound(
-            st.number_input, "Layer", name="layer", min_value=0, max_value=200, step=1,
-            read=lambda text: int(text) if text.isdecimal() and int(text) <= 200 else 0,
-            write=lambda value: str(value or 0), width=160,
-        )  # fmt: skip
-    first, second = (masks_view.cells(one, tokens, layer) for one in (regime, against))
+        layer = url.number("Layer", name="layer", default=0, least=0, most=200, step=1, width=160)
+    first, second = (masks_view.cells(each, tokens, layer) for each in (regime, against))
     shown = {"regime": first, "against": second}.get(view)
     if shown is None:
         shown = masks_view.difference(first, second)
@@ -77,8 +76,9 @@ with shell.guard():
             plots.mask(shown, tokens.pieces, tokens.n_prefix, masks_view.NAMES),
             f"Who sees whom under {regime}; the counts beside it say how many cells look ahead.",
             key=f"mask-{view}-{regime}-{against}-{layer}-{len(tokens.pieces)}-{tokens.n_prefix}",
-            on_select="rerun", selection_mode="points",
-        )  # fmt: skip
+            on_select="rerun",
+            selection_mode="points",
+        )
     with side:
         if view != "difference":
             masks_view.facts(shown, against if view == "against" else regime, tokens)

@@ -17,7 +17,11 @@ with shell.guard():
     asked = playground_view.settings()
     if worker.state == "ready" and asked is not None:
         st.button(
-            "Generate", key="pg-generate", type="primary", icon=":material/play_arrow:",
-            on_click=playground_view.ask, args=(worker, asked),
-        )  # fmt: skip
+            "Generate",
+            key="pg-generate",
+            type="primary",
+            icon=":material/play_arrow:",
+            on_click=playground_view.ask,
+            args=(worker, asked),
+        )
     playground_view.answer(worker)

@@ -18,9 +18,10 @@ with shell.guard():
         st.stop()
     if not any(report_view.usable(run) for run in page.runs):
         widgets.banner(
-            "empty", "No finished evaluation yet",
+            "empty",
+            "No finished evaluation yet",
             "A report needs at least one. These two commands make the first comparison:",
-        )  # fmt: skip
+        )
         widgets.command(*pair.PAIR_COMMANDS)
         st.stop()
     made = None

@@ -21,17 +21,10 @@ with shell.guard():
 
     left, right = st.columns(2, vertical_alignment="bottom")
     with left:
-        words = url.bound(
-            st.text_input, "Search", name="q", read=str,
-            placeholder="stage, regime, model, name or state",
-        )  # fmt: skip
+        words = url.text("Search", name="q", placeholder="stage, regime, model, name or state")
     with right:
-        kinds = ["evaluations", "fine-tunes", "imported", "published"]
-        kind = url.bound(
-            st.segmented_control, "Kind", name="kind", options=["all", *kinds],
-            read=lambda text: text if text in kinds else "all",
-            write=lambda value: "" if value in (None, "all") else value,
-        )  # fmt: skip
+        kinds = ["all", "evaluations", "fine-tunes", "imported", "published"]
+        kind = url.choice(st.segmented_control, "Kind", name="kind", options=kinds, default="all")
 
     def kept(run: data.RunInfo) -> bool:
         if run.is_point:
@@ -56,7 +49,7 @@ with shell.guard():
         rows = hashlib.sha1("|".join(table["run"]).encode()).hexdigest()[:12]
         selected = runs_table.show(table, key=f"runs-{rows}")
         runs_table.actions(page.runs, selected)
-        with st.container(horizontal=True, vertical_alignment="center"):
+        with widgets.row():
             widgets.note(
                 f"{fmt.count(len(shown))} of {fmt.count(sum(not run.is_point for run in page.runs))} runs"
             )

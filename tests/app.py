@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
+from dataclasses import replace
 from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
 
+from bidir_core import jobs
+from bidir_core.jobs import Job
 from bidir_core.runs.run import Run
 from tests.factory import make_run
 
@@ -37,3 +41,20 @@ def pair(root: Path, **options) -> tuple[Run, Run]:
         make_run(root, accuracy=0.7, **common),
         make_run(root, STAGE2, regime="bidirectional", accuracy=0.4, seed=1, **common),
     )
+
+
+def fake_job(root: Path, words: tuple[str, ...], *, number: int = 1, **values) -> Job:
+    """A job's file, as if it had been started."""
+    folder = root / ".jobs"
+    folder.mkdir(parents=True, exist_ok=True)
+    made = Job(
+        id=f"20260101-00000{number}-abcdef",
+        words=words,
+        device="cpu",
+        created=time.time(),
+        root=str(folder),
+        title=values.pop("title", "Stage 2 · bidirectional"),
+    )
+    job = replace(made, **values)
+    jobs.save(job)
+    return job

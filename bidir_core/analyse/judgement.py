@@ -145,6 +145,20 @@ class Findings:
             note="" if isinstance(found, str) else found.note,
         )
 
+    def interactions_by_accuracy(self, arm: Arm, control: Arm) -> dict[int, float]:
+        """The interaction of each training seed that all four cells have, from recorded macro
+        accuracies alone: (arm - control) under the new mask minus (arm - control) under causal."""
+        regime = self.study.own_regime(arm)
+        cells: list[dict[int, float]] = []
+        for cell in ((arm, regime), (control, regime), (arm, CAUSAL), (control, CAUSAL)):
+            macros = {
+                s: (r.metrics or {}).get("macro", {}) for s, r in self.study.runs(*cell).items()
+            }
+            cells.append({s: m[self.metric] for s, m in macros.items() if m.get(self.metric)})
+        a, b, c, d = cells
+        shared = sorted(set(a) & set(b) & set(c) & set(d))
+        return {seed: (a[seed] - b[seed]) - (c[seed] - d[seed]) for seed in shared}
+
     def contrasts(self, *, leaky: bool = True) -> list[Contrast]:
         """All of them, in reading order."""
         study = self.study

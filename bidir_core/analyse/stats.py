@@ -3,6 +3,9 @@
 Everything is paired, because the runs share their items: two unpaired standard errors would
 ignore that and be too wide. Accuracies and differences are fractions (0.01 is one point); a
 difference is always *second minus first*. Intervals are 95 % unless ``confidence`` says otherwise.
+
+scipy and statsmodels are imported where they are used: they load as slowly as all the rest of the
+app together, and most pages and commands begin without them.
 """
 
 from __future__ import annotations
@@ -12,10 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import norm, t
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.proportion import proportion_confint
 
 ALPHA = 0.05  # of a test, Holm's adjustment included
 CONFIDENCE = 0.95
@@ -72,6 +71,8 @@ def table_2x2(first: np.ndarray, second: np.ndarray) -> Table2x2:
 def proportion(right: int, n: int, *, confidence: float = CONFIDENCE) -> Estimate:
     """A share of ``n`` items with Wilson's score interval (1927), which stays between 0 and 1 and
     keeps a width where none or all of few items are right. ValueError without any item."""
+    from statsmodels.stats.proportion import proportion_confint
+
     if n <= 0:
         raise ValueError("no items to take a share of")
     low, high = proportion_confint(right, n, alpha=1 - confidence, method="wilson")
@@ -125,6 +126,8 @@ def seeds_half_width(
 ) -> float:
     """Half the interval of a mean with these variances from items and from seeds; see
     :func:`over_seeds`."""
+    from scipy.stats import t
+
     total = items + seeds
     if n_seeds < 2 or seeds <= 0:
         return z_score(confidence) * math.sqrt(total)
@@ -188,6 +191,8 @@ def macro_delta(deltas: Sequence[Estimate]) -> Estimate:
 
 def mcnemar_exact(broken: int, fixed: int) -> float:
     """Two-sided exact McNemar p value (binomial on the discordant pairs); 1 if there is none."""
+    from statsmodels.stats.contingency_tables import mcnemar
+
     if broken + fixed == 0:
         return 1.0
     return float(min(mcnemar([[0, broken], [fixed, 0]], exact=True).pvalue, 1.0))
@@ -214,6 +219,9 @@ def smallest_detectable(
     (1987, Biometrics 43:207-211) solved for the difference. None if no difference that this
     discordance allows would be found.
     """
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
     if n <= 0:
         return None
     z_alpha, z_beta = z_score(confidence), float(norm.ppf(power))
@@ -237,6 +245,8 @@ def smallest_detectable_macro(
     tables: Sequence[Table2x2], *, power: float = 0.8, confidence: float = CONFIDENCE
 ) -> float | None:
     """As :func:`smallest_detectable` for the unweighted mean over tasks (normal approximation)."""
+    from scipy.stats import norm
+
     if not tables or any(table.n == 0 for table in tables):
         return None
     shares = [smoothed_discordance(table) for table in tables]
@@ -256,11 +266,15 @@ def pair_of_bools(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np
 
 
 def z_score(confidence: float) -> float:
+    from scipy.stats import norm
+
     return float(norm.ppf(0.5 + confidence / 2))
 
 
 def _root(function, low: float, high: float, *, otherwise: float) -> float:
     """The root between two ends; ``otherwise`` where the function has one sign on both."""
+    from scipy.optimize import brentq
+
     if not low < high or np.sign(function(low)) == np.sign(function(high)):
         return otherwise
     return float(brentq(function, low, high, xtol=1e-12))

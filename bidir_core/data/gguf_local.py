@@ -21,9 +21,10 @@ from typing import Any
 from bidir_core.common.errors import UserError
 from bidir_core.data import gguf
 from bidir_core.data import gguf as gguf_convert
-from bidir_core.data.assets import GEMMA_GGUF_SHA256, cache_dir
+from bidir_core.data.assets import cache_dir
 from bidir_core.data.gguf import Expected
 from bidir_core.data.gguf_qwen import QWEN_BY_SHA256
+from bidir_core.data.recipes import GEMMA_GGUF_SHA256
 from bidir_core.data.wheels import sha256_of
 
 EXPECTED: dict[str, Expected] = {GEMMA_GGUF_SHA256: gguf.GEMMA, **QWEN_BY_SHA256}

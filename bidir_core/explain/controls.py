@@ -382,6 +382,30 @@ def largest_summary(settings: Mapping[str, Any], runs: Iterable[R]) -> R | None:
     return max(fit, key=lambda run: int((run.metrics or {})["n_items"]), default=None)
 
 
+def with_observation(
+    judged: list[dict[str, Any]], metrics: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    """A sweep's judged controls with what an ``attend`` summary says of triviality.
+
+    Without ``metrics`` that row says ``missing``, if the sweep has controls and none of its own.
+    """
+    name = "triviality"
+    own = next((row for row in judged if row["name"] == name), None)
+    answer = observed(metrics)
+    if answer is None and (own is not None or not judged):
+        return judged
+    names = [control[0] for control in CONTROLS]
+    _, title, question, refuted_by, _ = CONTROLS[names.index(name)]
+    outcome, finding = answer if answer is not None else ("missing", "Not measured.")
+    if answer is not None and own is not None:
+        outcome = together(own["outcome"], answer[0])
+        finding = f"{own['finding']} On more items: {finding[0].lower()}{finding[1:]}"
+    row = {"name": name, "title": title, "question": question, "refuted_by": refuted_by}
+    row |= {"outcome": outcome, "finding": finding}
+    rows = [*(each for each in judged if each is not own), row]
+    return sorted(rows, key=lambda each: names.index(each["name"]))
+
+
 def together(*outcomes: Outcome) -> Outcome:
     """One word for what several sources say: undecided ones give way, contrary ones are partly."""
     decided = set(outcomes) - {"undecided"}

@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import norm
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.effects import Retention, above_floor_retention
@@ -311,6 +309,9 @@ def p_removes_nothing(
 
 def p_of_no_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
     """Two-sided p value of the macro difference of two runs, per task bools of the same items."""
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
     tables = [stats.table_2x2(a, b) for a, b in zip(first, second, strict=True)]
 
     def beyond(z: float) -> float:

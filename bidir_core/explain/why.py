@@ -12,19 +12,19 @@ no statement about other items, nor about what the model needs.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
-from bidir_core.common.settings import check_config, from_json, same_as, setting, to_json
-from bidir_core.data.custom import absolute_task, is_custom_task
+from bidir_core.common.settings import from_json, to_json
+from bidir_core.data.custom import name_of
 from bidir_core.evaluate.config import EvalConfig
-from bidir_core.explain.why_search import MAX_TOKEN_SPANS, Measure, investigate, short
+from bidir_core.explain.why_config import WhyConfig
+from bidir_core.explain.why_search import Measure, investigate, short
 from bidir_core.regimes import Regime, parse_regime
 from bidir_core.runs.find import find_run
 from bidir_core.runs.layout import LAB, check_new_run, runs_roots
@@ -39,60 +39,6 @@ if TYPE_CHECKING:
 
 # What a run decides where the command line does not.
 _READING = ("model", "revision", "checkpoint", "split", "bos", "chat_template", "data_source")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WhyConfig:
-    """Which item to explain, and everything that decides how it is read."""
-
-    model: str | None = setting(
-        None, help="an embedded name, a hub id or a folder (or name a run)", role="identity"
-    )
-    revision: str | None = same_as(EvalConfig, "revision")
-    checkpoint: str | None = same_as(EvalConfig, "checkpoint")
-    task: str = setting(help="the item's task, or the path of a JSONL file", role="identity")
-    doc_id: int = setting(help="the item's number in its split", role="identity")
-    regime: str | None = setting(
-        None,
-        help="the regime to explain (default: the run's, else bidirectional)",
-        role="identity",
-    )
-    as_run: str | None = setting(
-        None,
-        help="a run that scored the item: everything left out here is as it was there",
-        role="identity",
-    )
-    metric: str = setting(
-        "acc", help="which score chooses the answer", role="identity", choices=("acc", "acc_norm")
-    )
-    split: str = same_as(EvalConfig, "split", help="which split of the task")
-    bos: str = same_as(EvalConfig, "bos")
-    chat_template: bool = same_as(EvalConfig, "chat_template")
-    data_source: str = same_as(EvalConfig, "data_source")
-    dtype: str = same_as(EvalConfig, "dtype")
-    device: str = same_as(EvalConfig, "device")
-    attn: str = same_as(EvalConfig, "attn")
-    runs_dir: str | None = same_as(EvalConfig, "runs_dir")
-    name: str | None = same_as(EvalConfig, "name")
-
-    def __post_init__(self) -> None:
-        check_config(self)
-        if self.doc_id < 0:
-            raise UserError(f"--doc-id {self.doc_id}: items are numbered from 0 up")
-        if self.regime is not None:
-            object.__setattr__(self, "regime", str(parse_regime(self.regime)))
-        object.__setattr__(self, "task", absolute_task(self.task))
-
-    @property
-    def folder_name(self) -> str:
-        """What the run folder is called behind its time stamp."""
-        task = re.sub(r"[^A-Za-z0-9._-]+", "-", name_of(self.task))[:50]
-        return self.name or f"why-{task}-{self.doc_id}"
-
-
-def name_of(task: str) -> str:
-    """The name under which a task's items are recorded: a file by its stem."""
-    return Path(task).stem if is_custom_task(task) else task
 
 
 def resolve(config: WhyConfig) -> tuple[WhyConfig, EvalConfig, Run | None]:
@@ -166,14 +112,6 @@ def _task_of(config: WhyConfig, reading: EvalConfig, run: Run) -> str:
 def settings_for_run(config: WhyConfig) -> dict[str, Any]:
     """What ``config.json`` records: readers expect ``tasks`` beside the settings."""
     return to_json(config) | {"tasks": [config.task]}
-
-
-def expected_tokens(
-    n_prefix: Sequence[int], n_continuation: Sequence[int], n_layers: int = 30
-) -> float:
-    """About how many tokens explaining an item computes: rows of it times their length."""
-    length = sum(n_prefix) + sum(n_continuation)
-    return length * (1.5 * n_layers + min(max(n_prefix), MAX_TOKEN_SPANS) + 20)
 
 
 # What a restoration found, in sentences. Works on the stored result; needs no model.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bidir_core.common.errors import UserError
 from bidir_core.data.items import choice_lengths
+from bidir_core.explain.why_config import MAX_TOKEN_SPANS
 from bidir_core.regimes import CAUSAL, Regime
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from bidir_core.explain.variants import Variant, VariantScorer
     from bidir_core.models.loading import LoadedModel
 
-MAX_TOKEN_SPANS = 64  # a longer prompt is restored in spans of several tokens
 LAMBDA_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
 LAMBDA_ROUNDS, LAMBDA_INSIDE = 2, 5  # each round narrows the bracket to a sixth, in logarithms
 # Variants and scoring compute the same thing, but float32 on several CPU threads is not always the

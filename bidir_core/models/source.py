@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bidir_core.common.errors import UserError
-from bidir_core.data import assets, gguf_local
+from bidir_core.data import gguf_local, recipes
 from bidir_core.data.assets import EMBEDDED_MODELS
 from bidir_core.models.weight_files import check_weights, read_json
 
@@ -40,7 +40,7 @@ def find_source(model: str, revision: str | None) -> tuple[str, bool]:
             )
         if gguf:
             return str(gguf_local.folder_of(path)), True
-        folder = assets.ensure(model) if model in EMBEDDED_MODELS else path
+        folder = recipes.ensure(model) if model in EMBEDDED_MODELS else path
         return str(_model_folder(folder)), True
     if path.is_file():
         raise UserError(

@@ -18,6 +18,7 @@ from bidir_core.report import plots
 
 if TYPE_CHECKING:
     from bidir_core.analyse.judgement import Findings
+    from bidir_core.report.markdown import Table
     from bidir_core.report.sections import Report
 
 NAN = float("nan")
@@ -143,8 +144,24 @@ def _curve(report: Report) -> list[Chart]:
     table = report.tables.get("curve")
     if not table:
         return []
-    names = [column.name for column in table.columns]
-    frame = pd.DataFrame([dict(zip(names, row, strict=True)) for row in table.rows])
+    return [
+        Chart(
+            "curve",
+            "Recovery while training",
+            "Accuracy of quick evaluations by training step, for each arm under each regime: "
+            "solid lines bidirectional, dotted causal. The table has the numbers.",
+            recovery(table_frame(table)),
+        )
+    ]
+
+
+def table_frame(table: Table) -> pd.DataFrame:
+    """A table's values by column name."""
+    return pd.DataFrame(table.rows, columns=[column.name for column in table.columns])
+
+
+def recovery(frame: pd.DataFrame) -> go.Figure:
+    """``frame``: of :func:`bidir_core.report.tables.curve_table`, or some of its rows."""
     figure = go.Figure()
     for (arm, regime), part in frame.groupby(["Arm", "Regime"], sort=False):
         name, _, variant = str(arm).partition(" (method")
@@ -197,15 +214,7 @@ def _curve(report: Report) -> list[Chart]:
         fixedrange=True,
         **plots.MEASURED,
     )
-    return [
-        Chart(
-            "curve",
-            "Recovery while training",
-            "Accuracy of quick evaluations by training step, for each arm under each regime: "
-            "solid lines bidirectional, dotted causal. The table has the numbers.",
-            figure,
-        )
-    ]
+    return figure
 
 
 def _reach(value: float, seeds: object, sign: int) -> float:

@@ -206,7 +206,7 @@ def two_by_two(numbers: Findings) -> Figure | None:
 
 def curve(numbers: Findings) -> Figure | None:
     """Quick evaluations along the training, a panel for each regime; a band over the seeds."""
-    table = curve_table(numbers.study)
+    table = curve_table(numbers.study.finetunes)
     if not table:
         return None
     names = [column.name for column in table.columns]

@@ -279,6 +279,24 @@ def levels(frame: pd.DataFrame, name_a: str, name_b: str) -> go.Figure:
     return figure
 
 
+def dot_row(label: str, value: float, judgement: Judgement | None, text: str) -> dict[str, object]:
+    """One line of :func:`dots`' frame; only a decided difference is coloured."""
+    interval = judgement.estimate if judgement else None
+    colour, symbol = GREY, "circle"
+    if judgement is not None and judgement.decided:
+        lower = judgement.verdict == "worse"
+        colour, symbol = (RED, "triangle-left") if lower else (GREEN, "triangle-right")
+    return {
+        "label": visible(label),
+        "value": value,
+        "low": interval.low if interval else float("nan"),
+        "high": interval.high if interval else float("nan"),
+        "text": text,
+        "colour": colour,
+        "symbol": symbol,
+    }
+
+
 def dots(frame: pd.DataFrame, *, title: str, reference: float | None = None) -> go.Figure:
     """Values with intervals, one row a run, and a dashed reference line.
 

@@ -273,7 +273,7 @@ def _training(numbers: Findings) -> Section | None:
 def _curve(numbers: Findings) -> Section | None:
     if len(numbers.study.arms) < 2:
         return None
-    table = tables.curve_table(numbers.study)
+    table = tables.curve_table(numbers.study.finetunes)
     text = (
         "Quick evaluations during training, on a few items of the explore fold: for the shape "
         "of the recovery, not for claims."

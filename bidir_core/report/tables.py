@@ -54,10 +54,10 @@ def recipe_table(study: Study) -> Table:
     return Table.of("recipes", rows)
 
 
-def curve_table(study: Study) -> Table:
+def curve_table(finetunes: Mapping[Arm, Mapping[int, Run]]) -> Table:
     """Quick evaluations along the training, per arm: means over the seeds that reached a step."""
     rows: list[list[Entry]] = []
-    for arm, by_seed in study.finetunes.items():
+    for arm, by_seed in finetunes.items():
         points: dict[tuple[int, str], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
         for line in (line for run in by_seed.values() for line in read_curve(run.path)):
             evals = line.get("evals")

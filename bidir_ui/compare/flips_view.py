@@ -26,36 +26,58 @@ def filter_row(frame: pd.DataFrame, chosen: FlipFilter) -> None:
     by_task = filters.apply(frame, chosen, skip="task")["task"].value_counts()
     tasks = list(dict.fromkeys([*frame["task"].unique(), *chosen.task]))
     url.bound(
-        st.pills, "What happened", name="flip", selection_mode="multi", options=FLIPS,
+        st.pills,
+        "What happened",
+        name="flip",
+        selection_mode="multi",
+        options=FLIPS,
         format_func=lambda name: f"{fmt.flip(name)}  {fmt.count(by_flip.get(name, 0))}",
         read=lambda _text: [name for name in chosen.flip if name in FLIPS],
-        write=list, label_visibility="collapsed",
-    )  # fmt: skip
+        write=list,
+        label_visibility="collapsed",
+    )
     search, task, moved, length = st.columns([4, 3, 2, 2])
     with search:
-        url.bound(
-            st.text_input, "Search the texts", name="q", read=str, placeholder="words in the prompt or the choices",
-        )  # fmt: skip
+        url.text("Search the texts", name="q", placeholder="words in the prompt or the choices")
     with task:
         url.bound(
-            st.multiselect, "Tasks", name="task", options=tasks, placeholder="all tasks",
-            format_func=lambda name: f"{item_texts.visible(fmt.task(name))} ({fmt.count(by_task.get(name, 0))})",
-            read=lambda _text: list(chosen.task), write=list,
-        )  # fmt: skip
+            st.multiselect,
+            "Tasks",
+            name="task",
+            options=tasks,
+            placeholder="all tasks",
+            format_func=lambda name: (
+                f"{item_texts.visible(fmt.task(name))} ({fmt.count(by_task.get(name, 0))})"
+            ),
+            read=lambda _text: list(chosen.task),
+            write=list,
+        )
     with moved:
         url.bound(
-            st.number_input, "Margin moved at least", name="min", min_value=0.0, step=0.5, format="%.1f",
-            read=filters.read_number, write=lambda value: f"{value:g}" if value else "", help="In nats, in either direction",
-        )  # fmt: skip
+            st.number_input,
+            "Margin moved at least",
+            name="min",
+            min_value=0.0,
+            step=0.5,
+            format="%.1f",
+            read=filters.read_number,
+            write=lambda value: f"{value:g}" if value else "",
+            help="In nats, in either direction",
+        )
     with length:
         low, high = int(frame["length"].min()), int(frame["length"].max())
         options = {"any": "", **lengths(low, high)}
         names = {value: name for name, value in options.items()}
         values = list(dict.fromkeys([*options.values(), chosen.len]))
         url.bound(
-            st.selectbox, "Prefix tokens", name="len", options=values, read=str,
-            write=lambda value: value or "", format_func=lambda value: names.get(value, value),
-        )  # fmt: skip
+            st.selectbox,
+            "Prefix tokens",
+            name="len",
+            options=values,
+            read=str,
+            write=lambda value: value or "",
+            format_func=lambda value: names.get(value, value),
+        )
 
 
 def lengths(low: int, high: int) -> dict[str, str]:
@@ -75,19 +97,19 @@ def counts(frame: pd.DataFrame, shown: pd.DataFrame) -> None:
     """One line: how many items the filter keeps, and how they split."""
     tally = shown["flip"].value_counts()
     broken, fixed = int(tally.get("broken", 0)), int(tally.get("fixed", 0))
-    net = fmt.signed(fixed - broken, 0)
+    filtered = ". Counts of a filtered list are not estimates." if len(shown) != len(frame) else ""
     html.show(
         html.div(
             "b",
             html.el("b", fmt.count(len(shown)), cls="b-num"),
             f" of {fmt.count(len(frame))} paired items: ",
-            html.el("span", f"▼ {fmt.count(broken)} broken", cls="b-down"), ", ",
+            html.el("span", f"▼ {fmt.count(broken)} broken", cls="b-down"),
+            ", ",
             html.el("span", f"▲ {fmt.count(fixed)} fixed", cls="b-up"),
-            f", net {net}",
-            html.el("span", ". Counts of a filtered list are not estimates.", style="opacity:.68")
-            if len(shown) != len(frame) else "",
+            f", net {fmt.signed(fixed - broken, 0)}",
+            html.el("span", filtered, style="opacity:.68"),
         )
-    )  # fmt: skip
+    )
 
 
 def table(shown: pd.DataFrame, key: str) -> str | None:
@@ -105,30 +127,21 @@ def table(shown: pd.DataFrame, key: str) -> str | None:
         }
     )
     number, text = st.column_config.NumberColumn, st.column_config.TextColumn
-    event = st.dataframe(
-        cells,
-        key=key,
-        hide_index=True,
-        on_select="rerun",
-        selection_mode="single-row",
-        height="content" if len(cells) <= 18 else 630,
-        placeholder=fmt.NONE,
-        alt="Items: what happened, task, margin change, margins in both runs, item id, prompt.",
-        column_config={
-            "what": text("What happened", width=116),
-            "task": text("Task", width=104),
-            "change": number("Margin moved", format="%+.2f", width=98, help=MARGIN),
-            "margin_a": number("Baseline", format="%+.2f", width=76),
-            "margin_b": number("Candidate", format="%+.2f", width=82),
-            "id": text("Item", width=124),
-            "text": text("Prompt"),
-        },
-    )  # fmt: skip
+    columns = {
+        "what": text("What happened", width=116),
+        "task": text("Task", width=104),
+        "change": number("Margin moved", format="%+.2f", width=98, help=MARGIN),
+        "margin_a": number("Baseline", format="%+.2f", width=76),
+        "margin_b": number("Candidate", format="%+.2f", width=82),
+        "id": text("Item", width=124),
+        "text": text("Prompt"),
+    }
+    alt = "Items: what happened, task, margin change, margins in both runs, item id, prompt."
+    picked = widgets.selectable(cells, columns, key=key, mode="single-row", tall=630, alt=alt)
     if len(shown) > MAX_ROWS:
         widgets.note(
             f"The first {fmt.count(MAX_ROWS)} of {fmt.count(len(shown))}; the CSV has all."
         )
-    picked = event["selection"]["rows"]
     return str(cells["id"].iloc[picked[0]]) if picked and picked[0] < len(cells) else None
 
 

@@ -29,7 +29,7 @@ Record = dict[str, Any]
 def fuller(left: Record | None, right: Record | None) -> Record | None:
     """The record to draw the item from: one with token borders if there is one."""
     both = [record for record in (left, right) if record is not None]
-    with_tokens = (one for one in both if one["prefix_token_offsets"] is not None)
+    with_tokens = (held for held in both if held["prefix_token_offsets"] is not None)
     return next(with_tokens, both[0] if both else None)
 
 
@@ -99,9 +99,11 @@ def choices(
             )
         )
     head = (
-        "Choice", join(widgets.dot("grey"), f"{name_a}, nats"),
-        join(widgets.dot("blue"), f"{name_b}, nats"), "Change",
-    )  # fmt: skip
+        "Choice",
+        join(widgets.dot("grey"), f"{name_a}, nats"),
+        join(widgets.dot("blue"), f"{name_b}, nats"),
+        "Change",
+    )
     return widgets.table(head, rows, left=(0,))
 
 
@@ -138,10 +140,13 @@ def heat_strip(rows: Sequence[tuple[str, float, float]], scale: float) -> Html:
         title = f"{fmt.number(left)} → {fmt.number(right)} nats ({fmt.signed(moved)})"
         cells.append(
             span(
-                "t", _budget(piece), el("small", f" {fmt.signed(moved, 1)}"),
-                style=f"background:rgb({rgb} / {strength:.2f})", title=title,
+                "t",
+                _budget(piece),
+                el("small", f" {fmt.signed(moved, 1)}"),
+                style=f"background:rgb({rgb} / {strength:.2f})",
+                title=title,
             )
-        )  # fmt: skip
+        )
     return div("b b-heat", *cells, dir="auto")
 
 
@@ -186,7 +191,7 @@ def facts(record: Record, a: Record | None, b: Record | None) -> Html:
     if a and b and not fmt.missing(a["margin"]) and not fmt.missing(b["margin"]):
         rows.append(("moved by", f"{fmt.signed(b['margin'] - a['margin'])} nats"))
     rows.append(("hash", span("b-mono", str(record["doc_hash"])[:16])))
-    return el("dl", *(p for n, v in rows for p in (el("dt", n), el("dd", v))), cls="b b-kv")
+    return widgets.facts_html(rows)
 
 
 def _tokens(counts: Sequence[int | None], *, longest: bool = False) -> str:
@@ -231,10 +236,11 @@ def sentence(a: Record, b: Record, metric: str) -> Html:
         "same_wrong": el("b", "○ Wrong in both"),
     }
     return join(
-        words[kind], f": {picks}. The right answer's margin over the best other moved by ",
+        words[kind],
+        f": {picks}. The right answer's margin over the best other moved by ",
         el("b", f"{moved} nats", cls="b-num"),
         f", from {fmt.signed(a['margin'])} to {fmt.signed(b['margin'])}.",
-    )  # fmt: skip
+    )
 
 
 def other_runs(rows: Sequence[tuple[str, Record | None, bool]], pred: str) -> Html:
@@ -256,14 +262,9 @@ def other_runs(rows: Sequence[tuple[str, Record | None, bool]], pred: str) -> Ht
 
 def bar(page: Any, item_id: str, near: Neighbours, chosen: FlipFilter) -> None:
     """Title, position, the four moves (k j p n), the way back, the link."""
-    from bidir_ui import shell  # the shell imports this package's pieces first
-
     title, moves = st.columns([4, 7], vertical_alignment="bottom")
     with title:
-        st.page_link(
-            shell.path("flips"), label="Flips", icon=":material/arrow_back:",
-            query_params=url.params(**chosen.params),
-        )  # fmt: skip
+        widgets.page_link("flips", "Flips", url.params(**chosen.params), "arrow_back")
         html.show(html.el("h1", fmt.clip(item_id, 60), cls="b-title"))
         among = "in this filter" if chosen.params else "paired items"
         where = (
@@ -281,17 +282,20 @@ def bar(page: Any, item_id: str, near: Neighbours, chosen: FlipFilter) -> None:
         ):
             back = key in "kp"
             st.button(
-                label, key=f"go-{key}", shortcut=key, disabled=target is None,
-                icon=f":material/{icon}:", on_click=_go, args=(target,),
+                label,
+                key=f"go-{key}",
+                shortcut=key,
+                disabled=target is None,
+                icon=f":material/{icon}:",
+                on_click=_go,
+                args=(target,),
                 icon_position="left" if back else "right",
                 help=f"{'Previous' if back else 'Next'} {label.lower()} in this filter",
-            )  # fmt: skip
+            )
         with st.popover("Link", icon=":material/link:"):
             widgets.note("Opens this item with these runs and this filter. Copy it:")
-            query = url.params(
-                a=page.pair.a.id, b=page.pair.b.id, item=item_id, **chosen.params,
-                borders=url.get("borders"),
-            )  # fmt: skip
+            query = url.params(a=page.pair.a.id, b=page.pair.b.id, item=item_id, **chosen.params)
+            query |= {"borders": url.get("borders")} if url.get("borders") else {}
             st.code(url.absolute("item", query), language=None, wrap_lines=True)
 
 
@@ -299,28 +303,22 @@ def raw_record(item_id: str, records: dict[str, dict[str, Any] | None]) -> None:
     """Both runs' records as they are stored, to read and to download."""
     text = json.dumps(records, indent=1, ensure_ascii=False, default=analysis.plain)
     st.code(item_texts.visible(text[:20_000]), language=None, height=360)
-    st.download_button(
-        "JSON", text, file_name=f"{item_id.replace('/', '_')}.json", mime="application/json",
-        key="item-json", on_click="ignore", icon=":material/download:",
-    )  # fmt: skip
+    name = f"{item_id.replace('/', '_')}.json"
+    widgets.download("JSON", text, name, "application/json", key="item-json")
 
 
 def observed_links(page: Any, item_id: str) -> None:
     """Links to where a model that ran over this item really looked: the newest run of each pair
     of regimes, of the chosen pair's models."""
-    from bidir_ui import shell
-
     models = {run.model for run in (page.pair.a, page.pair.b) if run is not None}
     newest: dict[tuple[str, ...], observed_data.Observed] = {}
-    for one in observed_data.listed(page.runs):
-        if one.item == item_id and one.info.model in models:
-            newest.setdefault((one.info.model, *one.names), one)
-    for one in newest.values():
-        st.page_link(
-            shell.path("masks"), icon=":material/visibility:",
-            label=f"Observed attention: {' and '.join(str(regime) for regime in one.regimes)}",
-            query_params=url.params(item=item_id, show="observed", attend=one.info.id),
-        )  # fmt: skip
+    for observed in observed_data.listed(page.runs):
+        if observed.item == item_id and observed.info.model in models:
+            newest.setdefault((observed.info.model, *observed.names), observed)
+    for observed in newest.values():
+        label = f"Observed attention: {' and '.join(map(str, observed.regimes))}"
+        query = url.params(item=item_id, show="observed", attend=observed.info.id)
+        widgets.page_link("masks", label, query, "visibility")
 
 
 def _go(target: str | None) -> None:

@@ -13,9 +13,9 @@ import streamlit as st
 from bidir_core import jobs
 from bidir_core.common.errors import UserError
 from bidir_core.data import assets, tasks
-from bidir_core.explain.why import expected_tokens, name_of
+from bidir_core.data.custom import name_of
+from bidir_core.explain.why_config import expected_tokens
 from bidir_core.jobs import Job, estimate
-from bidir_core.jobs.estimate import Estimate
 from bidir_core.jobs.history import start_seconds
 from bidir_core.jobs.progress import progress
 from bidir_core.runs.layout import is_read_only
@@ -23,7 +23,7 @@ from bidir_core.runs.run import Run
 from bidir_ui import shell
 from bidir_ui.kit import fmt, html, widgets
 from bidir_ui.kit.html import Html, div, el, scrolling, span
-from bidir_ui.launch import jobs_view, review
+from bidir_ui.launch import ask, jobs_view, review
 from bidir_ui.reading.data import RunInfo
 
 RESULT = "why.json"
@@ -42,9 +42,9 @@ def section(page: Any, item_id: str, record: Mapping[str, Any], metric: str) -> 
         return
     widgets.heading("Why this answer")
     metric = metric if record["pred_norm"] is not None else "acc"
-    found = _find(page.runs, target, record, metric)
-    if found is not None:
-        draw(found[1], found[0].id)
+    explained = _find(page.runs, target, record, metric)
+    if explained is not None:
+        draw(explained[1], explained[0].id)
     elif is_read_only():
         widgets.note("Nobody has explained this item yet, and this is a read-only view.")
     else:
@@ -95,17 +95,18 @@ def _read(path: str, modified: float) -> dict[str, Any] | None:
 
 def draw(result: Mapping[str, Any], run_id: str) -> None:
     """One stored result: sentences, the three strips, their numbers."""
-    happened, *found = result["sentences"]
+    happened, *lines = result["sentences"]
     # A line that quotes tokens stays as it is.
-    found = [line if "“" in line else fmt.minus(line) for line in found]
-    html.show(div("b b-lead", happened, *(el("div", line) for line in found)))
+    lines = [line if "“" in line else fmt.minus(line) for line in lines]
+    html.show(div("b b-lead", happened, *(el("div", line) for line in lines)))
     unit = "nats a character" if result["metric"] == "acc_norm" else "nats"
     widgets.note(
         "Parts of the attention are put back to causal and the item is scored again. ",
-        el("b", "✓"), " the causal answer is back. Green: its lead over the best other choice "
+        el("b", "✓"),
+        " the causal answer is back. Green: its lead over the best other choice "
         "recovers; red: it falls further behind. On this item, and with everything else as it "
         "was: what turns the answer back here need not do so elsewhere.",
-    )  # fmt: skip
+    )
     html.show(html.join(el("h2", "Layers", cls="b-h3"), layer_strip(result)))
     html.show(html.join(el("h2", "Prompt tokens", cls="b-h3"), token_strip(result)))
     html.show(html.join(el("h2", "Strength of the look-ahead", cls="b-h3"), lambda_strip(result)))
@@ -113,9 +114,11 @@ def draw(result: Mapping[str, Any], run_id: str) -> None:
         frame = numbers(result)
         widgets.note(
             f"Lead of the causal answer over the best other choice, in {unit}: causal ",
-            fmt.signed(result["causal"]["lead"]), ", as the regime says ",
-            fmt.signed(result["opened"]["lead"]), ".",
-        )  # fmt: skip
+            fmt.signed(result["causal"]["lead"]),
+            ", as the regime says ",
+            fmt.signed(result["opened"]["lead"]),
+            ".",
+        )
         st.dataframe(frame, hide_index=True, height=280)
         name = f"{run_id.replace('/', '_')}.csv"
         widgets.csv_button(frame, name, key="why-csv")
@@ -151,8 +154,8 @@ def layer_strip(result: Mapping[str, Any]) -> Html:
     rows = []
     for key, label in ROWS:
         cells = [
-            el("td", _mark(result, one), **_cell(result, one, f"Layer {layer}, {label}"))
-            for layer, one in enumerate(result["layers"][key])
+            el("td", _mark(result, point), **_cell(result, point, f"Layer {layer}, {label}"))
+            for layer, point in enumerate(result["layers"][key])
         ]
         rows.append(el("tr", el("th", label, scope="row"), *cells))
     return scrolling(el("table", el("thead", head), el("tbody", *rows), cls="b b-strip"))
@@ -161,38 +164,41 @@ def layer_strip(result: Mapping[str, Any]) -> Html:
 def token_strip(result: Mapping[str, Any]) -> Html:
     """The prompt, each token coloured by what making it alone causal again does."""
     cells = []
-    for one in result["tokens"]:
-        first, last = one["first"], one["last"]
+    for point in result["tokens"]:
+        first, last = point["first"], point["last"]
         text = html.esc("".join(result["pieces"][first : last + 1])[:4000])
         what = f"token {first}" if first == last else f"tokens {first}-{last}"
-        mark = _mark(result, one)
+        mark = _mark(result, point)
         shown = html.join(text, el("small", f" {mark}")) if mark else text
-        if one["looks_ahead"]:
-            cells.append(span("t", shown, **_cell(result, one, f"{what} causal again")))
+        if point["looks_ahead"]:
+            cells.append(span("t", shown, **_cell(result, point, f"{what} causal again")))
         else:
             cells.append(span("t b-soft", shown, title=f"{what}: does not look ahead anyway"))
     return div("b b-heat", *cells, dir="auto")
 
 
-def _told_apart(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _told_apart(tried: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The points on both sides of the threshold, and of the others those well apart."""
-    around = [one for one in found["points"] if one["lambda"] in (found["low"], found["high"])]
+    around = [
+        point for point in tried["points"] if point["lambda"] in (tried["low"], tried["high"])
+    ]
     kept = list(around)
-    for one in found["points"]:
+    for point in tried["points"]:
         if all(
-            max(one["lambda"], k["lambda"]) >= 1.9 * min(one["lambda"], k["lambda"]) for k in kept
+            max(point["lambda"], k["lambda"]) >= 1.9 * min(point["lambda"], k["lambda"])
+            for k in kept
         ):
-            kept.append(one)
-    return sorted(kept, key=lambda one: one["lambda"])
+            kept.append(point)
+    return sorted(kept, key=lambda point: point["lambda"])
 
 
 def lambda_strip(result: Mapping[str, Any]) -> Html:
     """A cell for each lambda tried, the weakest look-ahead first."""
     points = _told_apart(result["lambda"])
-    head = [el("th", f"{one['lambda']:.3g}", scope="col") for one in points]
+    head = [el("th", f"{point['lambda']:.3g}", scope="col") for point in points]
     cells = [
-        el("td", _mark(result, one), **_cell(result, one, f"lambda {one['lambda']:.3g}"))
-        for one in points
+        el("td", _mark(result, point), **_cell(result, point, f"lambda {point['lambda']:.3g}"))
+        for point in points
     ]
     return scrolling(
         el(
@@ -200,7 +206,7 @@ def lambda_strip(result: Mapping[str, Any]) -> Html:
             el("thead", el("tr", el("th", "lambda is", scope="col"), *head)),
             el("tbody", el("tr", el("th", "look-ahead weakened", scope="row"), *cells)),
             cls="b b-strip",
-        ),
+        )
     )
 
 
@@ -208,18 +214,20 @@ def numbers(result: Mapping[str, Any]) -> pd.DataFrame:
     """Every point of the strips: the table twin."""
     rows = []
 
-    def add(kind: str, where: str, one: Mapping[str, Any]) -> None:
-        share = recovered(result, one)
-        rows.append((kind, where, one["choice"], one["lead"], round(100 * share, 1)))
+    def add(kind: str, where: str, point: Mapping[str, Any]) -> None:
+        share = recovered(result, point)
+        rows.append((kind, where, point["choice"], point["lead"], round(100 * share, 1)))
 
     for key, label in ROWS:
-        for layer, one in enumerate(result["layers"][key]):
-            add(f"layers: {label}", str(layer), one)
-    for one in result["tokens"]:
-        span_text = f"{one['first']}" + (f"-{one['last']}" if one["first"] != one["last"] else "")
-        add("prompt token", span_text, one)
-    for one in result["lambda"]["points"]:
-        add("lambda", f"{one['lambda']:g}", one)
+        for layer, point in enumerate(result["layers"][key]):
+            add(f"layers: {label}", str(layer), point)
+    for point in result["tokens"]:
+        span_text = f"{point['first']}" + (
+            f"-{point['last']}" if point["first"] != point["last"] else ""
+        )
+        add("prompt token", span_text, point)
+    for point in result["lambda"]["points"]:
+        add("lambda", f"{point['lambda']:g}", point)
     return pd.DataFrame(
         rows, columns=["put back", "where", "choice", "lead of the causal answer", "recovered %"]
     )
@@ -245,10 +253,9 @@ def offer(page: Any, target: RunInfo, record: Mapping[str, Any], metric: str) ->
     if mine is not None and mine.is_active:
         _watch(mine)
         return
-    if failed := st.session_state.pop("why-error", ""):
-        widgets.banner("error", "Not started", failed)
-    elif mine is not None and mine.state in ("failed", "lost"):
-        widgets.banner("error", "It could not be explained", fmt.clip(mine.error or jobs_view.LOST, 300))  # fmt: skip
+    if not ask.say_what_failed("why") and mine is not None and mine.state in ("failed", "lost"):
+        reason = fmt.clip(mine.error or jobs_view.LOST, 300)
+        widgets.banner("error", "It could not be explained", reason)
     missing = _weights_missing(target)
     if missing:
         widgets.note(missing)
@@ -258,16 +265,19 @@ def offer(page: Any, target: RunInfo, record: Mapping[str, Any], metric: str) ->
         "scored again with parts of the attention put back to causal, one at a time."
     )
     if st.button("Explain this item …", key="why-start", icon=":material/troubleshoot:"):
-        cost = estimate.of_tokens(
-            target.model,
-            jobs.queue_device(line),
-            expected_tokens(record["n_prefix_tokens"], record["n_continuation_tokens"]),
-            review.measured(page.runs),
-            start=start_seconds(known),
-        )
-        ahead = sum(job.is_active and job.device == jobs.queue_device(line) for job in known)
+        n_tokens = expected_tokens(record["n_prefix_tokens"], record["n_continuation_tokens"])
+        device, start = jobs.queue_device(line), start_seconds(known)
+        measured = review.measured(page.runs)
+        cost = estimate.of_tokens(target.model, device, n_tokens, measured, start=start)
         title = f"Why {record['task']}/{record['doc_id']} · {target.regime}"
-        _confirm(line, jobs.idempotency_key(line, known), title, cost, ahead, target.model)
+        built_in = ["eval-data"] if str(record["task"]) in tasks.TASKS else []
+        notes = (
+            f"Time: {estimate.time_text(cost)}, on {cost.device}. It goes on when this page is "
+            "closed, and is among the jobs on the Launch page.",
+            "How this is known: " + "; ".join(cost.basis) + ".",
+        )
+        needs = [*assets.of_model(target.model), *built_in]
+        ask.confirm("why", line, title, known, needs=needs, notes=notes, cost=cost)
 
 
 def _weights_missing(target: RunInfo) -> str:
@@ -287,39 +297,6 @@ def _weights_missing(target: RunInfo) -> str:
     )
 
 
-@st.dialog("Explain this item?")
-def _confirm(
-    line: tuple[str, ...], key: str, title: str, cost: Estimate, ahead: int, model: str
-) -> None:
-    widgets.command(jobs.command_text(line))
-    widgets.note(
-        f"Time: {estimate.time_text(cost)}, on {cost.device}. It goes on when this page is "
-        "closed, and is among the jobs on the Launch page."
-    )
-    widgets.note("How this is known: " + "; ".join(cost.basis) + ".")
-    if ahead:
-        widgets.note(f"It waits for {ahead} other job{'s' if ahead > 1 else ''} on this device.")
-    needed = assets.of_model(model)
-    needed += ["eval-data"] if line[line.index("--task") + 1] in tasks.TASKS else []
-    missing = assets.missing(needed)
-    for one in missing:
-        widgets.banner("info", "Fetched first", one.offer)
-    total = sum(one.n_bytes for one in missing)
-    if st.button(
-        f"Fetch {review.size(total)} and start" if missing else "Start",
-        type="primary", key="why-confirm", on_click=_start, args=(line, key, title, cost),
-    ):  # fmt: skip
-        st.rerun()
-
-
-def _start(line: tuple[str, ...], key: str, title: str, cost: Estimate) -> None:
-    """Submit once, however often it is asked."""
-    try:
-        jobs.submit(line, key, title=title, estimate=cost.to_json())
-    except UserError as error:
-        st.session_state["why-error"] = str(error)
-
-
 def _watch(job: Job) -> None:
     """Progress, read again every two seconds; the page is drawn anew when the job has ended."""
 
@@ -335,13 +312,6 @@ def _watch(job: Job) -> None:
             widgets.note("Queued: it starts when the jobs before it are done.")
         else:
             jobs_view.bar(now, progress(now))
-        st.button("Cancel", key=f"why-cancel-{job.id}", on_click=_cancel, args=(job.id,))
+        st.button("Cancel", key=f"why-cancel-{job.id}", on_click=ask.cancel, args=("why", job.id))
 
     body()
-
-
-def _cancel(job_id: str) -> None:
-    try:
-        jobs.cancel(job_id)
-    except UserError as error:
-        st.session_state["why-error"] = str(error)

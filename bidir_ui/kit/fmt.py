@@ -88,6 +88,12 @@ def duration(seconds: float | None) -> str:
     return f"{total // 3600} h {total % 3600 // 60:02d} min"
 
 
+def size(n_bytes: float | None) -> str:
+    if not n_bytes:
+        return NONE
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.0f} MB"
+
+
 def date(folder: str) -> str:
     """The UTC date and time in a run folder's name; an en dash where there is none."""
     try:

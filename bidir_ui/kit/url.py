@@ -7,11 +7,13 @@ looks one up says "not found" for an unknown one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import streamlit as st
+
+N = TypeVar("N", int, float)
 
 # The chosen pair follows the reader from page to page, and whether only shared items count.
 KEPT = ("a", "b", "metric", "intersect")
@@ -76,3 +78,69 @@ def bound(
         put(**{name: write(st.session_state[key])})
 
     return widget(label, key=key, on_change=changed, **options)
+
+
+def choice(
+    widget: Callable[..., Any],
+    label: str,
+    *,
+    name: str,
+    options: Sequence[str] | Mapping[str, str],
+    default: str,
+    **more: Any,
+) -> str:
+    """A :func:`bound` widget with one of ``options`` chosen; a mapping also says how they are
+    shown. The default is not written into the URL, and stands for whatever is no option."""
+    if isinstance(options, Mapping):
+        more = {"format_func": options.get} | more
+    chosen = bound(
+        widget,
+        label,
+        name=name,
+        options=list(options),
+        read=lambda text: text if text in options else default,
+        write=lambda value: "" if value in (None, default) else value,
+        **more,
+    )
+    return chosen or default
+
+
+def text(label: str, *, name: str, default: str = "", **more: Any) -> str:
+    """A :func:`bound` line of text; the default is not written into the URL."""
+    return bound(
+        st.text_input,
+        label,
+        name=name,
+        read=lambda value: value or default,
+        write=lambda value: "" if value == default else value,
+        **more,
+    )
+
+
+def read_number(text: str, default: N, least: N, most: N) -> N:
+    """The number in a URL's text, of the default's kind; the default for anything else."""
+    try:
+        value = type(default)(text)
+    except ValueError:
+        return default
+    return value if least <= value <= most else default
+
+
+def number(label: str, *, name: str, default: N, least: N, most: N, **more: Any) -> N:
+    """A :func:`bound` number, whole or not as the default is."""
+
+    def write(value: N | None) -> str:
+        if value is None or value == default:
+            return ""
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    return bound(
+        st.number_input,
+        label,
+        name=name,
+        min_value=least,
+        max_value=most,
+        read=lambda text: read_number(text, default, least, most),
+        write=write,
+        **more,
+    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from bidir_core.report import plots
-from bidir_ui.kit import fmt
+from bidir_ui.kit import fmt, url
 from bidir_ui.kit.html import Html, div, el, esc, scrolling, show, span
 
 
@@ -92,6 +92,68 @@ def table(
     return scrolling(el("table", el("thead", header), el("tbody", *body), cls="b b-table"))
 
 
+def selectable(
+    frame: pd.DataFrame,
+    columns: Mapping[str, Any],
+    *,
+    key: str,
+    mode: Literal["single-row", "multi-row"],
+    tall: int,
+    alt: str,
+) -> list[int]:
+    """A table whose rows can be selected; the positions of those that are.
+
+    ``tall``: the height in pixels from which it scrolls; a row has 35.
+    """
+    event = st.dataframe(
+        frame,
+        key=key,
+        hide_index=True,
+        on_select="rerun",
+        selection_mode=mode,
+        height="content" if 35 * (len(frame) + 1) <= tall + 40 else tall,
+        placeholder=fmt.NONE,
+        alt=alt,
+        column_config=columns,
+    )
+    return list(event["selection"]["rows"])
+
+
+def row(*, right: bool = False, gap: str = "small") -> Any:
+    """A container whose parts stand beside one another."""
+    return st.container(
+        horizontal=True,
+        vertical_alignment="center",
+        horizontal_alignment="right" if right else "left",
+        gap=gap,  # type: ignore[arg-type]
+    )
+
+
+def facts(rows: Iterable[tuple[object, object]]) -> None:
+    """Names and values, as a definition list."""
+    show(facts_html(rows))
+
+
+def facts_html(rows: Iterable[tuple[object, object]]) -> Html:
+    parts = [part for name, value in rows for part in (el("dt", name), el("dd", value))]
+    return el("dl", *parts, cls="b b-kv")
+
+
+def link(text: object, page: str, query: Mapping[str, str], **attributes: object) -> Html:
+    """A link to a page of the app, for tables."""
+    return el("a", text, href=url.href(page, query), target="_self", **attributes)
+
+
+def page_link(page: str, label: str, query: Mapping[str, str], icon: str = "") -> None:
+    """A link to a page of the app, on a line of its own."""
+    st.page_link(
+        f"pages/{page}.py",
+        label=label,
+        icon=f":material/{icon}:" if icon else None,
+        query_params=query,
+    )
+
+
 def small(text: object) -> Html:
     return el("small", text)
 
@@ -113,17 +175,6 @@ def chart(figure: go.Figure, alt: str, *, save_as: str = "", **options: Any) -> 
             "toImageButtonOptions": {"format": "png", "filename": save_as, "scale": 2},
         }
     return st.plotly_chart(figure, config=config, alt=alt, **options)
-
-
-def direction(low: float, high: float) -> tuple[str, str]:
-    """Class and word of a paired difference: only intervals that exclude 0 get a direction."""
-    if fmt.missing(low) or fmt.missing(high):
-        return "", "no interval"
-    if high < 0:
-        return "b-down", "▼ lower"
-    if low > 0:
-        return "b-up", "▲ higher"
-    return "", "not separable from 0"
 
 
 def mask_svg(mask: np.ndarray, n_prefix: int, label: str) -> Html:
@@ -148,9 +199,14 @@ def mask_svg(mask: np.ndarray, n_prefix: int, label: str) -> Html:
         el("rect", x=edge - thick / 2, y=0, width=thick, height=size, fill=plots.RED),
     ]
     svg = el(
-        "svg", *shapes, *lines, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {size} {size}",
-        shape_rendering="crispEdges", preserveAspectRatio="none",
-    )  # fmt: skip
+        "svg",
+        *shapes,
+        *lines,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {size} {size}",
+        shape_rendering="crispEdges",
+        preserveAspectRatio="none",
+    )
     # Streamlit's sanitiser drops inline SVG; as an image it stays, and cannot run anything.
     data = base64.b64encode(svg.encode()).decode()
     return el("img", src=f"data:image/svg+xml;base64,{data}", alt=label, cls="b-mask")
@@ -170,12 +226,25 @@ def legend(*entries: tuple[str, str]) -> Html:
     return div("b b-legend", *squares)
 
 
-def csv_button(frame: pd.DataFrame, name: str, *, key: str, label: str = "CSV") -> None:
-    """Download a frame; the file's name carries the run ids."""
+def download(
+    label: str, data: Any, name: str, mime: str, *, key: str, disabled: bool = False
+) -> None:
+    """A file to take away. ``data``: its bytes or text, or what makes them when it is asked for."""
     st.download_button(
-        label, frame.to_csv(index=False).encode("utf-8"), file_name=name, mime="text/csv",
-        key=key, on_click="ignore", icon=":material/download:",
-    )  # fmt: skip
+        label,
+        data,
+        file_name=name,
+        mime=mime,
+        key=key,
+        on_click="ignore",
+        icon=":material/download:",
+        disabled=disabled,
+    )
+
+
+def csv_button(frame: pd.DataFrame, name: str, *, key: str) -> None:
+    """Download a frame; the file's name carries the run ids."""
+    download("CSV", frame.to_csv(index=False).encode("utf-8"), name, "text/csv", key=key)
 
 
 def code_text(text: object) -> Html:

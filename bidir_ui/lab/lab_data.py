@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from bidir_core.analyse.stats import Estimate
+from bidir_core.analyse.verdict import Judgement, judge
 from bidir_core.explain.controls import same_prompts, summarise_sweep
 from bidir_core.explain.sweep_summary import Sweep, best_of_dials, removed_sentence
 from bidir_core.regimes import parse_regime
@@ -17,11 +19,7 @@ from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt
 from bidir_ui.reading.data import RunInfo
 
-MEASURES = {
-    "delta": "Difference to causal",
-    "value": "Accuracy",
-    "removed": "Damage removed",
-}
+MEASURES = {"delta": "Difference to causal", "value": "Accuracy", "removed": "Damage removed"}
 UNITS = {"delta": "points", "value": "%", "removed": "% of the damage"}
 
 
@@ -87,19 +85,19 @@ def sweeps(runs: tuple[RunInfo, ...]) -> list[RunInfo]:
     return sorted((run for run in runs if run.is_sweep), key=lambda run: not run.is_done)
 
 
-def first_shown(found: list[RunInfo]) -> RunInfo:
+def first_shown(sweeps: list[RunInfo]) -> RunInfo:
     """Of sweeps as :func:`sweeps` has them, the newest finished one; of several that were begun
     within an hour of it, the one with most points."""
-    newest = found[0]
-    together = [one for one in found if one.is_done == newest.is_done and _near(one, newest)]
+    newest = sweeps[0]
+    together = [run for run in sweeps if run.is_done == newest.is_done and _near(run, newest)]
     return max(together, key=_n_points)  # of equal ones the newest
 
 
-def _near(one: RunInfo, other: RunInfo) -> bool:
+def _near(run: RunInfo, other: RunInfo) -> bool:
     try:
-        times = [datetime.strptime(each.created, "%Y-%m-%d %H:%M") for each in (one, other)]
+        times = [datetime.strptime(each.created, "%Y-%m-%d %H:%M") for each in (run, other)]
     except ValueError:  # a folder whose time is not known
-        return one is other
+        return run is other
     return abs(times[0] - times[1]) <= timedelta(hours=1)
 
 
@@ -130,16 +128,16 @@ def _summary(path: str, modified: float, stamps: tuple[Any, ...]) -> dict[str, A
     return summarise_sweep(run) if run.state != "corrupt" else {}
 
 
-def _judged_together(run: Run, found: dict[str, Any]) -> dict[str, Any]:
+def _judged_together(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     """A summary whose dials' best points are adjusted for one another, also one of an earlier
     version, which judged each by itself."""
-    kinds = found.get("best_of_dials")
+    kinds = summary.get("best_of_dials")
     if not isinstance(kinds, dict) or not kinds:
-        return found
-    if all("family" in one for dials in kinds.values() for one in dials.values()):
-        return found
+        return summary
+    if all("family" in best for dials in kinds.values() for best in dials.values()):
+        return summary
     sweep = Sweep(run)
-    return {**found, "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in kinds}}
+    return {**summary, "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in kinds}}
 
 
 def measured(lab: Lab, slug: str, measure: str) -> tuple[float, float, float]:
@@ -157,10 +155,18 @@ def measured(lab: Lab, slug: str, measure: str) -> tuple[float, float, float]:
     plain = point is not None and point["regime"] == "bidirectional" and not point.get("patch")
     if measure == "removed" and plain:
         return 0.0, nan, nan
-    found = numbers.get(measure)
-    if not found or found["value"] is None:
+    estimate = numbers.get(measure)
+    if not estimate or estimate["value"] is None:
         return nan, nan, nan
-    return 100 * found["value"], 100 * found["low"], 100 * found["high"]
+    return 100 * estimate["value"], 100 * estimate["low"], 100 * estimate["high"]
+
+
+def judged(lab: Lab, slug: str) -> Judgement | None:
+    """What a point's paired difference to causal allows to be said; None without one."""
+    delta = lab.numbers(slug).get("delta")
+    if not delta:
+        return None
+    return judge(Estimate(*(delta[name] for name in ("value", "low", "high", "n"))))
 
 
 def text(lab: Lab, slug: str) -> str:
@@ -178,16 +184,9 @@ def text(lab: Lab, slug: str) -> str:
 def name(point: dict[str, Any]) -> str:
     """What a point is, in a few words: regime, patch, prompt condition."""
     patch = point.get("patch")
-    return " · ".join(
-        filter(
-            None,
-            (
-                str(point.get("regime")),
-                f"{str(patch).partition('=')[0]} of the first token patched" if patch else "",
-                str(point.get("condition_words") or ""),
-            ),
-        )
-    )
+    patched = f"{str(patch).partition('=')[0]} of the first token patched" if patch else ""
+    words = (str(point.get("regime")), patched, str(point.get("condition_words") or ""))
+    return " · ".join(filter(None, words))
 
 
 def sentence(lab: Lab, slug: str) -> str:
@@ -212,16 +211,14 @@ def table(lab: Lab) -> pd.DataFrame:
     """Every point and every number of it, for the CSV."""
     rows = []
     for point in lab.points:
-        row = {
-            "point": lab.run_id(point["slug"]), "regime": point["regime"], "patch": point.get("patch"),
-            "condition": point["condition_words"], "part": point["part"], "n": point["n"],
-        }  # fmt: skip
+        row: dict[str, Any] = {"point": lab.run_id(point["slug"])}
+        row |= {name: point.get(name) for name in ("regime", "patch")}
+        row |= {"condition": point["condition_words"], "part": point["part"], "n": point["n"]}
         for metric in ("acc", "acc_norm"):
             numbers = point[metric]
             row[metric] = numbers["value"]
             for key in ("delta", "removed"):
-                found = numbers[key] or {}
                 for end in ("value", "low", "high"):
-                    row[f"{metric}_{key}_{end}"] = found.get(end)
+                    row[f"{metric}_{key}_{end}"] = (numbers[key] or {}).get(end)
         rows.append(row)
     return pd.DataFrame(rows)

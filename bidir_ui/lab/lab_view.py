@@ -11,17 +11,17 @@ import streamlit as st
 
 from bidir_core.common import formatting
 from bidir_core.data import item_texts
+from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.report import plots_lab
-from bidir_core.report import plots_lab as layout
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.lab import lab_data
 from bidir_ui.lab.lab_data import MEASURES, UNITS, Lab
-from bidir_ui.reading.data import EMBEDDED, RunInfo
+from bidir_ui.reading.data import RunInfo
 
 SINK = "bidirectional_sink-1"
 
-COMMAND = f"python -m bidir_core lab --model {EMBEDDED} --limit 50"
+COMMAND = f"python -m bidir_core lab --model {EMBEDDED_MODEL} --limit 50"
 
 COMMANDS = (
     f"{COMMAND} --sweep sink=0,1,2,4,8",
@@ -34,49 +34,58 @@ def choose(sweeps: list[RunInfo]) -> RunInfo | None:
     """The sweep the URL names, else the first to show. Draws why there is none."""
     if not sweeps:
         widgets.banner(
-            "empty", "No sweep yet",
+            "empty",
+            "No sweep yet",
             "A sweep runs many regimes on one model and shows where the damage comes from. On the "
             "embedded model each of these takes some minutes on two cores:",
-        )  # fmt: skip
+        )
         widgets.command(*COMMANDS)
         return None
     wanted = url.get("sweep")
     if wanted and wanted not in {run.id for run in sweeps}:
         widgets.banner(
-            "error", "Sweep not found",
+            "error",
+            "Sweep not found",
             html.join("No sweep here is called ", html.el("code", fmt.clip(wanted, 120)), "."),
             "The link may come from another machine, or the sweep was renamed or deleted.",
-        )  # fmt: skip
+        )
         if st.button("Show the newest sweep", key="newest"):
             url.put(sweep="", point="")
             st.rerun()
         return None
     by_id = {run.id: run for run in sweeps}
     chosen = url.bound(
-        st.selectbox, "Sweep", name="sweep", options=list(by_id),
-        read=lambda value: value or lab_data.first_shown(sweeps).id, write=lambda value: value,
-        format_func=lambda one: _title(by_id[one]),
-    )  # fmt: skip
+        st.selectbox,
+        "Sweep",
+        name="sweep",
+        options=list(by_id),
+        read=lambda value: value or lab_data.first_shown(sweeps).id,
+        write=lambda value: value,
+        format_func=lambda run_id: _title(by_id[run_id]),
+    )
     return by_id.get(chosen)
 
 
 def _title(run: RunInfo) -> str:
-    said = (run.name, run.model.split("/")[-1], run.extent, run.dtype, run.created, _state(run))
+    said = (
+        run.name,
+        run.model.split("/")[-1],
+        run.extent,
+        run.dtype,
+        run.created,
+        "" if run.is_done else run.state,
+    )
     return item_texts.visible(fmt.clip(" · ".join(filter(None, said)), 140))
-
-
-def _state(run: RunInfo) -> str:
-    return "" if run.is_done else run.state
 
 
 def state(lab: Lab) -> bool:
     """Say what is partial or broken; False if there is nothing to draw."""
-    info, found = lab.info, lab.found
+    info, summary = lab.info, lab.found
     if info.state == "corrupt":
         widgets.banner("error", "This sweep cannot be read", info.error)
         return False
     if not info.is_done:
-        of = f"{found.get('n_points', 0)} of {found.get('n_planned', 0)} points are finished"
+        of = f"{summary.get('n_points', 0)} of {summary.get('n_planned', 0)} points are finished"
         left = f"; {fmt.count(info.n_done)} of {fmt.count(info.n_total)} items scored"
         reason = [info.error] if info.error and info.state != "running" else []
         widgets.banner(
@@ -128,36 +137,33 @@ def best_of_dials(lab: Lab) -> None:
         rows = [
             (
                 html.span("b-nowrap", kind),
-                _to_point(lab, one),
-                fmt.count(one["n_candidates"]),
-                formatting.p_text(one["family"]["p_holm"]) or fmt.NONE,
-                fmt.tie(one["sentence"]),
+                _to_point(lab, best),
+                fmt.count(best["n_candidates"]),
+                formatting.p_text(best["family"]["p_holm"]) or fmt.NONE,
+                fmt.tie(best["sentence"]),
             )
-            for kind, one in kinds.items()
+            for kind, best in kinds.items()
         ]
         head = ("Dial", "Best point", "Of", "p (Holm)", "In words")
         html.show(widgets.table(head, rows, left=(0, 1, 4)))
 
 
-def _to_point(lab: Lab, one: dict[str, Any]) -> html.Html:
-    query = url.params(sweep=lab.info.id, point=one["slug"])
-    short = one["regime"].removeprefix("bidirectional:")
-    return html.el(
-        "a", short, href=url.href("lab", query), target="_self", cls="b-nowrap", title=one["regime"]
-    )
+def _to_point(lab: Lab, best: dict[str, Any]) -> html.Html:
+    query = url.params(sweep=lab.info.id, point=best["slug"])
+    short = best["regime"].removeprefix("bidirectional:")
+    return widgets.link(short, "lab", query, cls="b-nowrap", title=best["regime"])
 
 
 def measure_box() -> str:
     """What the charts show."""
-    return str(
-        url.bound(
-            st.segmented_control, "Charts show", name="show", options=list(MEASURES),
-            format_func=MEASURES.get, label_visibility="collapsed",
-            read=lambda value: value if value in MEASURES else "delta",
-            write=lambda value: "" if value in (None, "delta") else value,
-        )
-        or "delta"
-    )  # fmt: skip
+    return url.choice(
+        st.segmented_control,
+        "Charts show",
+        name="show",
+        options=MEASURES,
+        default="delta",
+        label_visibility="collapsed",
+    )
 
 
 def chosen_slug(lab: Lab) -> str:
@@ -198,11 +204,11 @@ def watch(lab: Lab) -> None:
 
 def any_to_draw(lab: Lab) -> bool:
     """Whether a dial or a layer range was varied."""
-    return bool(layout.curve_lines(lab.points, lab.usual) or _layer_ranges(lab))
+    return bool(plots_lab.curve_lines(lab.points, lab.usual) or _layer_ranges(lab))
 
 
 def _layer_ranges(lab: Lab) -> dict[str, list[tuple[str, int, int]]]:
-    return layout.layer_ranges(lab.points, lab.usual, lab.n_layers)
+    return plots_lab.layer_ranges(lab.points, lab.usual, lab.n_layers)
 
 
 def _on_click(key: str) -> Callable[[], None]:
@@ -224,11 +230,11 @@ def _clickable(figure: Any, alt: str, key: str) -> None:
 
 def dose_response(lab: Lab, measure: str, slug: str) -> None:
     """One chart per dial that was varied, all else equal."""
-    found = layout.curve_lines(lab.points, lab.usual)
-    if not found:
+    lines = plots_lab.curve_lines(lab.points, lab.usual)
+    if not lines:
         return
-    by_dial: dict[str, list[layout.Curve]] = {}
-    for curve in found:
+    by_dial: dict[str, list[plots_lab.Curve]] = {}
+    for curve in lines:
         by_dial.setdefault(curve.dial, []).append(curve)
     widgets.heading("Dose and response")
     widgets.note(
@@ -244,14 +250,19 @@ def dose_response(lab: Lab, measure: str, slug: str) -> None:
             for curve in group[:4]
         ]
         figure = plots_lab.curves(
-            frames, sorted(ticks.items()), x_title=group[0].axis, y_title=_y_title(lab, measure),
-            levels=_levels(lab, measure), chosen=slug,
-        )  # fmt: skip
+            frames,
+            sorted(ticks.items()),
+            x_title=group[0].axis,
+            y_title=_y_title(lab, measure),
+            levels=_levels(lab, measure),
+            chosen=slug,
+        )
         with columns[number % len(columns)]:
             _clickable(
-                figure, f"{MEASURES[measure]} over {group[0].axis}; the table below has the numbers.",
+                figure,
+                f"{MEASURES[measure]} over {group[0].axis}; the table below has the numbers.",
                 key=f"dose-{dial}-{measure}-{lab.metric}-{lab.info.id}",
-            )  # fmt: skip
+            )
             if len(group) > 4:
                 widgets.note(f"{len(group) - 4} more lines are in the table.")
 
@@ -281,20 +292,24 @@ def layers(lab: Lab, measure: str, slug: str) -> None:
         widgets.heading("Which layers" + (f", with {others}" if others else ""))
         widgets.note(
             "Each cell: bidirectional in that range of layers only, causal in the others. "
-            + ("A dot: its interval excludes 0. " if measure == "delta" else "")
+            + ("A dot: different from causal. " if measure == "delta" else "")
             + "Click a cell."
         )
-        shown = (
-            "delta" if measure == "value" else measure
-        )  # a map needs a middle that means something
+        # A map needs a middle that means something.
+        shown = "delta" if measure == "value" else measure
         rows = []
-        for one, start, width in ranges:
-            y, low, high = lab_data.measured(lab, one, shown)
-            sure = shown == "delta" and (low > 0 or high < 0)
+        for point, start, width in ranges:
+            judged = lab_data.judged(lab, point)
             rows.append(
-                {"slug": one, "start": start, "width": width, "y": y, "different": sure,
-                 "text": lab_data.text(lab, one)}
-            )  # fmt: skip
+                {
+                    "slug": point,
+                    "start": start,
+                    "width": width,
+                    "y": lab_data.measured(lab, point, shown)[0],
+                    "different": shown == "delta" and judged is not None and judged.decided,
+                    "text": lab_data.text(lab, point),
+                }
+            )
         frame = pd.DataFrame(rows)
         key = f"{shown}-{lab.metric}-{others}-{lab.info.id}"
         _clickable(
@@ -310,8 +325,8 @@ def _layer_lines(
 ) -> None:
     """Windows of the three commonest widths, with intervals."""
     by_width: dict[int, list[tuple[str, float]]] = {}
-    for one, start, width in sorted(ranges, key=lambda row: row[1]):
-        by_width.setdefault(width, []).append((one, float(start)))
+    for point, start, width in sorted(ranges, key=lambda row: row[1]):
+        by_width.setdefault(width, []).append((point, float(start)))
     wide = sorted(by_width, key=lambda width: -len(by_width[width]))[:3]
     wide = sorted(width for width in wide if len(by_width[width]) > 1)
     if not wide:
@@ -323,9 +338,14 @@ def _layer_lines(
     step = 1 if lab.n_layers <= 32 else 4
     ticks = [(float(n), str(n) if n % step == 0 else "") for n in range(lab.n_layers)]
     figure = plots_lab.curves(
-        frames, ticks, x_title="first layer of the range", y_title=_y_title(lab, measure),
-        levels=_levels(lab, measure), chosen=slug, room=0.5,
-    )  # fmt: skip
+        frames,
+        ticks,
+        x_title="first layer of the range",
+        y_title=_y_title(lab, measure),
+        levels=_levels(lab, measure),
+        chosen=slug,
+        room=0.5,
+    )
     _clickable(
         figure, "The same ranges as lines with 95 % intervals.", key=f"lines-{key}-{measure}"
     )

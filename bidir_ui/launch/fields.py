@@ -16,12 +16,23 @@ from bidir_ui.kit import fmt, html, url
 from bidir_ui.launch.form import Draft
 from bidir_ui.reading.data import RunInfo
 
-LABELS = {"lr": "Learning rate", "attn": "Attention", "bos": "BOS", "dtype": "Number format",
-          "limit": "Items per task", "num_fewshot": "Few-shot examples",
-          "repeat_prompt": "Prompt given, times", "device": "Device",
-          "data": "Training data", "regime": "Regime", "lora_rank": "LoRA rank",
-          "lora_alpha": "LoRA alpha", "lora_dropout": "LoRA dropout", "sweep": "What to vary",
-          "controls": "Add the controls"}  # fmt: skip
+LABELS = {
+    "lr": "Learning rate",
+    "attn": "Attention",
+    "bos": "BOS",
+    "dtype": "Number format",
+    "limit": "Items per task",
+    "num_fewshot": "Few-shot examples",
+    "repeat_prompt": "Prompt given, times",
+    "device": "Device",
+    "data": "Training data",
+    "regime": "Regime",
+    "lora_rank": "LoRA rank",
+    "lora_alpha": "LoRA alpha",
+    "lora_dropout": "LoRA dropout",
+    "sweep": "What to vary",
+    "controls": "Add the controls",
+}
 SWEEP_HELP = (
     "Dials with their values, as in sink=0,1,2 or layers=windows:5 (also prefixes, suffixes, "
     "A-B); a star makes every combination, a bar puts one sweep after another: "
@@ -48,17 +59,18 @@ def _widget(spec: Field[Any], runs: tuple[RunInfo, ...], default: Any) -> str:
     hint = hint[0].upper() + hint[1:] + f". On the command line: --{spec.name.replace('_', '-')}"
     if str(spec.type) == "bool":
         on = url.bound(
-            st.toggle, label, name=name, help=hint,
+            st.toggle,
+            label,
+            name=name,
+            help=hint,
             read=lambda text: {"yes": True, "no": False}.get(text, bool(default)),
             write=lambda value: "" if value == default else ("yes" if value else "no"),
-        )  # fmt: skip
+        )
         return "" if on == default else ("yes" if on else "no")
     if choices:
-        chosen = url.bound(
-            st.selectbox, label, name=name, options=list(choices), help=hint,
-            read=lambda text: text if text in choices else default,
-            write=lambda value: "" if value == default else value,
-        )  # fmt: skip
+        chosen = url.choice(
+            st.selectbox, label, name=name, options=list(choices), default=default, help=hint
+        )
         return "" if chosen == default else str(chosen)
     if spec.name == "tasks":
         return _tasks(label, name, hint)
@@ -67,20 +79,20 @@ def _widget(spec: Field[Any], runs: tuple[RunInfo, ...], default: Any) -> str:
     if spec.name == "sweep":
         return _sweep(label, name, default or "")
     shown = {"limit": "all"}.get(spec.name, "auto" if spec.metadata["metavar"] == "N|auto" else "")
-    return url.bound(
-        st.text_input, label, name=name, help=hint, read=str, max_chars=400,
-        placeholder=shown if default is None else str(default), write=lambda value: value.strip(),
-    ).strip()  # fmt: skip
+    shown = shown if default is None else str(default)
+    return url.text(label, name=name, help=hint, max_chars=400, placeholder=shown).strip()
 
 
 def _sweep(label: str, name: str, default: str) -> str:
     """In the box, not behind it: a preset's sweep is there to be changed."""
-    return url.bound(
-        st.text_input, label, name=name, help=SWEEP_HELP, max_chars=1000,
+    return url.text(
+        label,
+        name=name,
+        default=default,
+        help=SWEEP_HELP,
+        max_chars=1000,
         placeholder="nothing but the controls",
-        read=lambda text: text or default,
-        write=lambda value: "" if value.strip() == default else value.strip(),
-    ).strip()  # fmt: skip
+    ).strip()
 
 
 def _tasks(label: str, name: str, hint: str) -> str:
@@ -92,10 +104,17 @@ def _tasks(label: str, name: str, hint: str) -> str:
 
     own = [task for task in read(url.get(name)) if task not in tasks.TASKS]
     chosen = url.bound(
-        st.multiselect, label, name=name, options=[*tasks.TASKS, *own], help=hint, read=read,
-        write=write, accept_new_options=True, format_func=fmt.task,
+        st.multiselect,
+        label,
+        name=name,
+        options=[*tasks.TASKS, *own],
+        help=hint,
+        read=read,
+        write=write,
+        accept_new_options=True,
+        format_func=fmt.task,
         placeholder="all five; or the path of a JSONL file",
-    )  # fmt: skip
+    )
     return write(chosen)
 
 
@@ -118,9 +137,15 @@ def from_runs(which: str, label: str, name: str, hint: str, runs: tuple[RunInfo,
         return f"{fmt.stage(path.parts[-3])} {path.parts[-2]}" if ours else value
 
     chosen = url.bound(
-        st.selectbox, label, name=name, options=options, help=hint, accept_new_options=True,
-        read=lambda text: text or default, format_func=shown,
+        st.selectbox,
+        label,
+        name=name,
+        options=options,
+        help=hint,
+        accept_new_options=True,
+        read=lambda text: text or default,
+        format_func=shown,
         write=lambda value: "" if value in (None, EMBEDDED_MODEL) else value.strip(),
         placeholder="a fine-tune made here, or its folder",
-    )  # fmt: skip
+    )
     return str(chosen or "").strip()

@@ -205,11 +205,7 @@ _LIMIT = ("limit", "100")
 
 PRESETS: dict[str, Preset] = {
     "stage1": Preset(
-        "eval",
-        "Stage 1 · vanilla",
-        EVALUATIONS["1"].why,
-        _EVAL,
-        (("regime", "causal"),),
+        "eval", "Stage 1 · vanilla", EVALUATIONS["1"].why, _EVAL, (("regime", "causal"),)
     ),
     "stage2": Preset(
         "eval",
@@ -240,24 +236,9 @@ PRESETS: dict[str, Preset] = {
         ("checkpoint", "regime", *_EVAL),
         begins=(("regime", "bidirectional"),),
     ),
-    "3B": Preset(
-        "finetune",
-        "3B · repair",
-        TRAININGS["3B"].why,
-        _TUNE,
-    ),
-    "3C": Preset(
-        "finetune",
-        "3C · control",
-        TRAININGS["3C"].why,
-        _TUNE,
-    ),
-    "distill": Preset(
-        "finetune",
-        "Distil",
-        TRAININGS["distill"].why,
-        _TUNE,
-    ),
+    "3B": Preset("finetune", "3B · repair", TRAININGS["3B"].why, _TUNE),
+    "3C": Preset("finetune", "3C · control", TRAININGS["3C"].why, _TUNE),
+    "distill": Preset("finetune", "Distil", TRAININGS["distill"].why, _TUNE),
     "pipeline": Preset(
         "pipeline",
         "Whole study",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 import streamlit as st
 
 from bidir_core import jobs
+from bidir_core.analyse import selection
 from bidir_core.common.errors import UserError
 from bidir_core.jobs import Job
 from bidir_core.jobs.history import outcome
@@ -16,7 +20,7 @@ from bidir_core.runs.run import Run
 from bidir_ui import shell
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.launch import review
-from bidir_ui.reading import data, pair
+from bidir_ui.reading import data
 from bidir_ui.reading.data import RunInfo
 
 POLL_SECONDS = 2
@@ -41,29 +45,29 @@ def section(runs: tuple[RunInfo, ...]) -> None:
 
     @st.fragment(run_every=POLL_SECONDS if going else None)
     def body() -> None:
-        found = jobs.list_jobs()
-        if _signature(found) != drawn:
+        known = jobs.list_jobs()
+        if _signature(known) != drawn:
             st.rerun()
         with shell.guard():
-            _draw(found, runs)
+            _draw(known, runs)
 
     body()
 
 
-def _signature(found: list[Job]) -> tuple[tuple[str, str, int], ...]:
-    return tuple((job.id, job.state, job.attempt) for job in found)
+def _signature(known: list[Job]) -> tuple[tuple[str, str, int], ...]:
+    return tuple((job.id, job.state, job.attempt) for job in known)
 
 
-def _draw(found: list[Job], runs: tuple[RunInfo, ...]) -> None:
+def _draw(known: list[Job], runs: tuple[RunInfo, ...]) -> None:
     failed = st.session_state.pop("job-error", "")
     if failed:
         widgets.banner("error", "That did not work", failed)
     active = sorted(
-        (j for j in found if j.is_active), key=lambda j: (j.state != "running", j.queued)
+        (j for j in known if j.is_active), key=lambda j: (j.state != "running", j.queued)
     )
-    ended = [job for job in found if not job.is_active]
+    ended = [job for job in known if not job.is_active]
     widgets.heading("Jobs")
-    if not found:
+    if not known:
         widgets.banner(
             "empty",
             "No jobs yet",
@@ -71,15 +75,13 @@ def _draw(found: list[Job], runs: tuple[RunInfo, ...]) -> None:
             "this page or stop the app. Runs started in a terminal are on the Runs page.",
         )
         return
-    for device in jobs.stalled(found):
+    for device in jobs.stalled(known):
         widgets.banner(
             "info",
             f"The queue of {device} stands still",
             "Nothing works on it: the machine was restarted, or its worker was killed.",
         )
-        st.button(
-            "Go on with the queue", key=f"go-on-{device}", on_click=_do, args=(jobs.go_on, device)
-        )
+        _button("Go on with the queue", f"go-on-{device}", jobs.go_on, device)
     waiting: dict[str, int] = {}
     for job in active:
         waiting[job.device] = waiting.get(job.device, -1) + 1
@@ -90,49 +92,42 @@ def _draw(found: list[Job], runs: tuple[RunInfo, ...]) -> None:
         _history(ended, runs)
 
 
+def _button(label: str, key: str, action: Callable[[str], object], name: str, **more: Any) -> None:
+    """A button that does something to a job or a queue; what goes wrong is shown on the page."""
+
+    def clicked() -> None:
+        try:
+            action(name)
+        except UserError as error:
+            st.session_state["job-error"] = str(error)
+
+    st.button(label, key=key, on_click=clicked, **more)
+
+
 def _active(job: Job, ahead: int, runs: tuple[RunInfo, ...]) -> None:
     with st.container(border=True, key=f"job-{job.id}", gap="small"):
         left, right = st.columns([5, 2], vertical_alignment="center")
         state = "◐ cancelling" if job.is_cancelling else MARKS[job.state]
+        about = html.el("small", f"{_about(job)} on {job.device}", cls="b-soft")
         with left:
-            html.show(
-                html.div(
-                    "b",
-                    html.el("b", job.title),
-                    " ",
-                    html.el("span", state, cls="b-state"),
-                    " ",
-                    html.el("small", f"{_about(job)} on {job.device}", cls="b-soft"),
-                )
-            )
-        with (
-            right,
-            st.container(
-                horizontal=True, horizontal_alignment="right", vertical_alignment="center"
-            ),
-        ):
+            title = html.el("b", job.title)
+            html.show(html.div("b", title, " ", html.el("span", state, cls="b-state"), " ", about))
+        with right, widgets.row(right=True):
             if job.words[0] == "lab":  # its points can be looked at as they finish
                 _open(job, runs, "Open in Lab")
-            if not job.is_cancelling:
-                st.button(
-                    "Cancel", key=f"cancel-{job.id}", on_click=_do, args=(jobs.cancel, job.id)
-                )
+            if job.is_cancelling:
+                kept = "Without waiting for the checkpoint; what was recorded before is kept."
+                now = partial(jobs.cancel, grace_seconds=0)
+                _button("Stop now", f"stop-{job.id}", now, job.id, help=kept)
             else:
-                st.button(
-                    "Stop now",
-                    key=f"stop-{job.id}",
-                    on_click=_stop_now,
-                    args=(job.id,),
-                    help="Without waiting for the checkpoint; what was recorded before is kept.",
-                )
-        if job.state == "queued":
-            widgets.note(
-                f"Waits for {ahead} other job{'s' if ahead > 1 else ''} on {job.device}."
-                if ahead
-                else "Is about to start."
-            )
-        else:
+                _button("Cancel", f"cancel-{job.id}", jobs.cancel, job.id)
+        if job.state != "queued":
             bar(job, progress(job))
+        elif ahead:
+            more = "s" if ahead > 1 else ""
+            widgets.note(f"Waits for {ahead} other job{more} on {job.device}.")
+        else:
+            widgets.note("Is about to start.")
         with st.expander("Log and command", key=f"log-{job.id}", on_change="rerun") as fold:
             if fold.open:
                 _details(job)
@@ -154,26 +149,20 @@ def bar(job: Job, now: Progress) -> None:
         facts.append(_metric(now))
     if job.is_cancelling:
         facts.append("writes down what it has, then stops")
-    html.show(
-        html.div(
-            "b b-progress",
-            html.div(
-                "head",
-                html.span("", words),
-                html.span("", fmt.percent(share, 0) if share is not None else ""),
-            ),
-            html.div(
-                "track",
-                html.div("fill", style=f"width:{100 * (share or 0):.1f}%"),
-                role="progressbar",
-                aria_valuenow=f"{100 * (share or 0):.0f}",
-                aria_valuemin=0,
-                aria_valuemax=100,
-                aria_label=f"Progress of {job.title}",
-            ),
-            html.div("facts", *(html.el("span", fact) for fact in facts)),
-        )
+    percent = 100 * (share or 0)
+    track = html.div(
+        "track",
+        html.div("fill", style=f"width:{percent:.1f}%"),
+        role="progressbar",
+        aria_valuenow=f"{percent:.0f}",
+        aria_valuemin=0,
+        aria_valuemax=100,
+        aria_label=f"Progress of {job.title}",
     )
+    shown = fmt.percent(share, 0) if share is not None else ""
+    head = html.div("head", html.span("", words), html.span("", shown))
+    below = html.div("facts", *(html.el("span", fact) for fact in facts))
+    html.show(html.div("b b-progress", head, track, below))
 
 
 def _silent(job: Job) -> str:
@@ -215,43 +204,21 @@ def _past(job: Job, runs: tuple[RunInfo, ...]) -> None:
     with st.container(key=f"past-{job.id}", gap=None):
         what, took, act = st.columns([4, 4, 3], vertical_alignment="center", gap="medium")
         with what:
-            html.show(
-                html.div(
-                    "b",
-                    html.div("", html.el("b", job.title)),
-                    html.div(
-                        "b-note",
-                        html.el("span", MARKS[job.state], cls=_tone(job)),
-                        f" · {_date(job.finished or job.created)} · {_about(job)} on {job.device}",
-                    ),
-                )
-            )
+            state = html.el("span", MARKS[job.state], cls=_tone(job))
+            facts = f" · {_date(job.finished or job.created)} · {_about(job)} on {job.device}"
+            title = html.div("", html.el("b", job.title))
+            html.show(html.div("b", title, html.div("b-note", state, facts)))
         with took:
             html.show(_took(job))
-        with (
-            act,
-            st.container(
-                horizontal=True,
-                horizontal_alignment="right",
-                vertical_alignment="center",
-                gap="small",
-            ),
-        ):
+        with act, widgets.row(right=True):
             if job.can_resume:
-                st.button(
-                    "Resume", key=f"resume-{job.id}", on_click=_do, args=(jobs.resume, job.id)
-                )
+                _button("Resume", f"resume-{job.id}", jobs.resume, job.id)
             _open(job, runs)
             with st.popover("Log", key=f"more-{job.id}", on_change="rerun") as more:
                 if more.open:
                     _details(job)
-                    st.button(
-                        "Remove from the history",
-                        key=f"forget-{job.id}",
-                        on_click=_do,
-                        args=(jobs.forget, job.id),
-                        help="The run stays.",
-                    )
+                    label, kept = "Remove from the history", "The run stays."
+                    _button(label, f"forget-{job.id}", jobs.forget, job.id, help=kept)
 
 
 def _about(job: Job) -> str:
@@ -285,9 +252,9 @@ def _took(job: Job) -> html.Html:
         text += f" (estimated {review.rough(done.estimated_seconds)})"
     lines = [html.div("", "Took ", text)]
     if done.memory_bytes:
-        memory = review.size(done.memory_bytes)
+        memory = fmt.size(done.memory_bytes)
         if done.estimated_memory_bytes:
-            memory += f" (estimated {review.size(done.estimated_memory_bytes)})"
+            memory += f" (estimated {fmt.size(done.estimated_memory_bytes)})"
         lines.append(html.div("", "Memory ", memory))
     if job.words[0] == "probe":  # it writes no run: its last line is the answer
         lines.append(html.div("", fmt.clip(jobs.log_tail(job, lines=1), 200)))
@@ -308,22 +275,13 @@ def _open(job: Job, runs: tuple[RunInfo, ...], label: str = "Open results") -> N
     else:
         page, query = "runs", url.params(q=path.name)
         info = data.by_id(runs, run.id) if run.stage in (STAGE2, STAGE4) else None
-        if info is not None and (baseline := pair.baseline_of(runs, info)) is not None:
+        wanted = data.by_id(runs, url.get("a"))
+        baseline = selection.baseline_of(runs, info, wanted) if info else None
+        if info is not None and baseline is not None:
             page, query = "compare", url.params(a=baseline.id, b=info.id, intersect="yes")
             if info.is_done:  # the URL may have it from a pair before
                 del query["intersect"]
     st.page_link(shell.path(page), label=label, query_params=query)
-
-
-def _do(action, *arguments: str) -> None:  # type: ignore[no-untyped-def]
-    try:
-        action(*arguments)
-    except UserError as error:
-        st.session_state["job-error"] = str(error)
-
-
-def _stop_now(job_id: str) -> None:
-    _do(lambda one: jobs.cancel(one, grace_seconds=0), job_id)
 
 
 def _date(seconds: float) -> str:

@@ -30,7 +30,7 @@ from bidir_core.runs.run import Run
 from bidir_core.runs.stages import LEAKY_WARNING
 from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.mixtures import MIXTURES
-from bidir_ui.kit import fmt, html, widgets
+from bidir_ui.kit import fmt, widgets
 from bidir_ui.launch.form import Config, Form
 from bidir_ui.reading.data import RunInfo
 
@@ -60,8 +60,8 @@ def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job])
     return estimate.estimate(config, device, known, start=start)
 
 
-def needed_assets(config: Config) -> list[assets.Missing]:
-    """What would have to be fetched before this can run."""
+def needed_assets(config: Config) -> list[str]:
+    """The assets that this takes, whether they are here or not."""
     names = assets.of_model(config.model)
     trains = isinstance(config, FinetuneConfig | PipelineConfig)
     built_in = any(task in tasks.TASKS for task in getattr(config, "tasks", ()))
@@ -69,34 +69,33 @@ def needed_assets(config: Config) -> list[assets.Missing]:
         trains and (getattr(config, "data", "") in MIXTURES or config.decontaminate)  # type: ignore[union-attr]
     ):
         names.append("eval-data")
-    return assets.missing(names)
+    return names
 
 
-def review(form: Form, found: Estimate, runs: tuple[RunInfo, ...]) -> None:
+def review(form: Form, cost: Estimate, runs: tuple[RunInfo, ...]) -> None:
     """What it will take, and what to know of the checkpoint before it is evaluated."""
-    cells: list[tuple[str, object]] = [("Time", time_text(found))]
+    cells: list[tuple[str, object]] = [("Time", time_text(cost))]
     free = psutil.virtual_memory().available
-    if found.memory_bytes:
-        memory = f"about {size(found.memory_bytes)}"
-        if found.device == "cpu":
-            memory += f"; {size(free)} free now"
+    if cost.memory_bytes:
+        memory = f"about {fmt.size(cost.memory_bytes)}"
+        if cost.device == "cpu":
+            memory += f"; {fmt.size(free)} free now"
         cells.append(("Memory", memory))
-    if isinstance(found, SweepEstimate):
-        cells.append(("Points", _points(found)))
-    if found.n_items:
+    if isinstance(cost, SweepEstimate):
+        cells.append(("Points", _points(cost)))
+    if cost.n_items:
         unit = "samples" if form.preset.command == "finetune" else "items"
-        each = " a point" if isinstance(found, SweepEstimate) and not found.n_points else ""
-        work = f"{fmt.count(found.n_items)} {unit}, {tokens(found.n_tokens)} tokens{each}"
+        each = " a point" if isinstance(cost, SweepEstimate) and not cost.n_points else ""
+        work = f"{fmt.count(cost.n_items)} {unit}, {tokens(cost.n_tokens)} tokens{each}"
         cells.append(("Work", work))
-    cells.append(("Device", found.device))
-    parts = [part for name, text in cells for part in (html.el("dt", name), html.el("dd", text))]
-    html.show(html.el("dl", *parts, cls="b b-kv"))
-    widgets.note("How this is known: " + "; ".join(found.basis) + ".")
-    if found.device == "cpu" and found.memory_bytes and found.memory_bytes > free:
+    cells.append(("Device", cost.device))
+    widgets.facts(cells)
+    widgets.note("How this is known: " + "; ".join(cost.basis) + ".")
+    if cost.device == "cpu" and cost.memory_bytes and cost.memory_bytes > free:
         widgets.banner(
             "error",
             "More memory than is free",
-            f"It may be killed: it needs about {size(found.memory_bytes)} and {size(free)} are "
+            f"It may be killed: it needs about {fmt.size(cost.memory_bytes)} and {fmt.size(free)} are "
             "free. Use a smaller model or batch, or close something.",
         )
 
@@ -104,9 +103,9 @@ def review(form: Form, found: Estimate, runs: tuple[RunInfo, ...]) -> None:
         widgets.banner("info", *caution)
 
 
-def _points(found: SweepEstimate) -> str:
-    number = fmt.count(found.n_points) if found.n_points else "as many as the layers make"
-    each = "" if found.point_seconds is None else f", each about {rough(found.point_seconds)}"
+def _points(cost: SweepEstimate) -> str:
+    number = fmt.count(cost.n_points) if cost.n_points else "as many as the layers make"
+    each = "" if cost.point_seconds is None else f", each about {rough(cost.point_seconds)}"
     return number + each
 
 
@@ -142,66 +141,18 @@ def _checkpoint_cautions(config: Config | None, runs: tuple[RunInfo, ...]) -> li
     )
     if made is None:
         return []
-    found = [("Leaky training", LEAKY_WARNING)] if made.is_leaky else []
+    cautions = [("Leaky training", LEAKY_WARNING)] if made.is_leaky else []
     if made.regime != config.regime and not isinstance(config, LabConfig):  # a sweep has both
-        found.append(
+        cautions.append(
             (
                 "Another mask than in training",
                 f"This checkpoint was trained under {made.regime}; here it is evaluated under "
                 f"{config.regime}. For a control or the non-prefill compare that is the point.",
             )
         )
-    return found
+    return cautions
 
 
 def rough(seconds: float | None) -> str:
     """A duration without false precision."""
     return fmt.NONE if seconds is None else duration(seconds)
-
-
-def size(n_bytes: float | None) -> str:
-    if not n_bytes:
-        return fmt.NONE
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.0f} MB"
-
-
-@st.dialog("Start this job?")
-def confirm(
-    form: Form, words: tuple[str, ...], key: str, made: Estimate | None, ahead: int
-) -> None:
-    """The one question before anything is spent: what, how long, and what is fetched."""
-    assert form.config is not None
-    dry = words == form.dry_words
-    html.show(html.div("b", html.el("b", form.title), " · dry run on five items" if dry else ""))
-    widgets.command(jobs.command_text(words))
-    if made is not None and not dry:
-        widgets.note(f"Time: {time_text(made)}, on {made.device}.")
-    if ahead:
-        widgets.note(f"It waits for {ahead} other job{'s' if ahead > 1 else ''} on this device.")
-    missing = needed_assets(form.config)
-    for one in missing:
-        widgets.banner("info", "Fetched first", one.offer)
-    total = sum(one.n_bytes for one in missing)
-    label = f"Fetch {size(total)} and start" if missing else "Start"
-    if st.button(
-        label,
-        type="primary",
-        key="launch-confirm",
-        on_click=start,
-        args=(form, words, key, None if dry else made),
-    ):
-        st.rerun()
-
-
-def start(form: Form, words: tuple[str, ...], key: str, made: Estimate | None) -> None:
-    """Submit once; however often it is asked."""
-    suffix = " · dry run" if words == form.dry_words else ""
-    try:
-        job = jobs.submit(
-            words, key, title=form.title + suffix, estimate=made.to_json() if made else None
-        )
-    except UserError as error:
-        st.session_state["launch-error"] = str(error)
-        return
-    st.session_state["launch-error"] = ""
-    st.session_state["launch-started"] = job.id

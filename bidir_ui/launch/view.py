@@ -26,13 +26,18 @@ def choose() -> str:
 
     def to_group() -> None:
         command = st.session_state["launch-group"]
-        url.put(stage=next(key for key, one in PRESETS.items() if one.command == command))
+        url.put(stage=next(key for key, preset in PRESETS.items() if preset.command == command))
 
     command = st.segmented_control(
-        "What to run", list(GROUPS), format_func=lambda name: GROUPS[name], key="launch-group",
-        on_change=to_group, label_visibility="collapsed", required=True,
-    )  # fmt: skip
-    mine = [key for key, one in PRESETS.items() if one.command == command]
+        "What to run",
+        list(GROUPS),
+        format_func=lambda name: GROUPS[name],
+        key="launch-group",
+        on_change=to_group,
+        label_visibility="collapsed",
+        required=True,
+    )
+    mine = [key for key, preset in PRESETS.items() if preset.command == command]
 
     def picked(key: str) -> str:
         url.put(**{"f.sweep": ""})  # each sweep begins with its own values
@@ -40,10 +45,16 @@ def choose() -> str:
 
     if len(mine) > 1:
         known = url.bound(
-            st.segmented_control, "Stage", name="stage", options=mine, required=True,
-            format_func=lambda key: PRESETS[key].label, label_visibility="collapsed",
-            read=lambda text: text if text in mine else mine[0], write=picked,
-        )  # fmt: skip
+            st.segmented_control,
+            "Stage",
+            name="stage",
+            options=mine,
+            required=True,
+            format_func=lambda key: PRESETS[key].label,
+            label_visibility="collapsed",
+            read=lambda text: text if text in mine else mine[0],
+            write=picked,
+        )
     return known
 
 
@@ -85,11 +96,14 @@ def _size() -> str:
         made = from_preset({"model": ""}, name)
         return f"{SIZES.get(name, name)}: {made.limit} items a task, {made.steps} steps"
 
-    return url.bound(
-        st.segmented_control, "Size", name="size", options=list(PIPELINE_PRESETS), required=True,
-        format_func=words, read=lambda text: text if text in PIPELINE_PRESETS else PUBLISHED,
-        write=lambda name: "" if name == PUBLISHED else name,
-    )  # fmt: skip
+    return url.choice(
+        st.segmented_control,
+        "Size",
+        name="size",
+        options={name: words(name) for name in PIPELINE_PRESETS},
+        default=PUBLISHED,
+        required=True,
+    )
 
 
 def command_line(text: str) -> DeltaGenerator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,12 @@ MAX_TOKENS = 512
 PREFIX = "The capital of France is the city of"
 CONTINUATION = " Paris on the Seine"
 NAMES = ("does not see", "sees, as in causal", "sees by looking ahead", "no longer sees")
+DIFFERENCES = (
+    "neither lets it see",
+    "both let it see",
+    "only this regime lets it see",
+    "only the other lets it see",
+)
 VIEWS = {"regime": "This regime", "against": "Compared with", "difference": "Difference"}
 
 
@@ -54,11 +61,16 @@ def mode() -> str:
     default = "observed" if url.get("attend") else "requested"
     return str(
         url.bound(
-            st.segmented_control, "What to show", name="show", options=list(MODES), required=True,
-            format_func=MODES.get, label_visibility="collapsed",
+            st.segmented_control,
+            "What to show",
+            name="show",
+            options=list(MODES),
+            required=True,
+            format_func=MODES.get,
+            label_visibility="collapsed",
             read=lambda text: text if text in MODES else default,
         )
-    )  # fmt: skip
+    )
 
 
 def words(text: str) -> list[str]:
@@ -70,15 +82,9 @@ def own_prompt() -> Tokens:
     """Tokens of a prompt typed by the reader, split in words."""
     left, right = st.columns([3, 2])
     with left:
-        prefix = url.bound(
-            st.text_input, "Prompt (the prefix)", name="prompt", max_chars=4000,
-            read=lambda text: text or PREFIX, write=lambda v: "" if v == PREFIX else v,
-        )  # fmt: skip
+        prefix = url.text("Prompt (the prefix)", name="prompt", default=PREFIX, max_chars=4000)
     with right:
-        own = url.bound(
-            st.text_input, "Continuation", name="cont", max_chars=1000,
-            read=lambda text: text or CONTINUATION, write=lambda v: "" if v == CONTINUATION else v,
-        )  # fmt: skip
+        own = url.text("Continuation", name="cont", default=CONTINUATION, max_chars=1000)
     first, rest = words(prefix or PREFIX), words(own or CONTINUATION)
     return Tokens((*first, *rest), len(first), "Split in words; a tokenizer would cut finer.").cut()
 
@@ -115,10 +121,7 @@ def _tokens(record: dict[str, Any], context: int) -> Tokens:
 
 def regime_box(label: str, name: str, default: str) -> regimes.Regime | None:
     """A regime typed as its string; None (with the reason shown) if it is not one."""
-    text = url.bound(
-        st.text_input, label, name=name, read=lambda text: text or default,
-        write=lambda v: "" if v == default else v, max_chars=200,
-    )  # fmt: skip
+    text = url.text(label, name=name, default=default, max_chars=200)
     try:
         return regimes.parse_regime((text or default).strip())
     except UserError as error:
@@ -144,8 +147,11 @@ def legend(view: str) -> html.Html:
     hidden, back, ahead, lost = plots.MASK_COLOURS
     if view == "difference":
         return widgets.legend(
-            (back, "seen in both"), (ahead, "only in this regime"), (lost, "only in the other"), (hidden, "in neither")
-        )  # fmt: skip
+            (back, "seen in both"),
+            (ahead, "only in this regime"),
+            (lost, "only in the other"),
+            (hidden, "in neither"),
+        )
     return widgets.legend(
         (back, "sees what precedes it"), (ahead, "looks ahead"), (hidden, "hidden")
     )
@@ -167,23 +173,23 @@ def facts(shown: np.ndarray, regime: regimes.Regime, tokens: Tokens) -> None:
         rows.append(
             ("layers", f"{first} to {'the last' if last is None else last}; causal in the others")
         )
-    cells_ = [part for name, value in rows for part in (html.el("dt", name), html.el("dd", value))]
-    html.show(html.el("dl", *cells_, cls="b b-kv"))
+    widgets.facts(rows)
 
 
-def explain(point: Any, shown: np.ndarray, tokens: Tokens, view: str) -> None:
+def explain(point: tuple[int, int], shown: np.ndarray, tokens: Tokens, view: str) -> None:
     """What the clicked cell says, in words."""
-    query, key = (int(value) for value in point)
-    state = int(shown[query, key])
-    names = ("neither lets it see", "both let it see", "only this regime lets it see", "only the other lets it see") \
-        if view == "difference" else NAMES  # fmt: skip
-    part = ["continuation", "prefix"]
-    html.show(
-        html.div(
-            "b",
-            html.el("b", f"Token {query}, "), widgets.code_text(fmt.clip(tokens.pieces[query], 60)),
-            f" ({part[query < tokens.n_prefix]}): {names[state]} ",
-            html.el("b", f"token {key}, "), widgets.code_text(fmt.clip(tokens.pieces[key], 60)),
-            f" ({part[key < tokens.n_prefix]}).",
-        )
-    )  # fmt: skip
+    query, key = int(point[0]), int(point[1])
+    names = DIFFERENCES if view == "difference" else NAMES
+    verb = names[int(shown[query, key])]
+    two_tokens(tokens.pieces, tokens.n_prefix, query, key, verb)
+
+
+def two_tokens(pieces: Sequence[str], n_prefix: int, query: int, key: int, verb: str) -> None:
+    """``Token 3, Paris (prefix): looks at token 0, The (prefix).``"""
+
+    def named(word: str, number: int) -> html.Html:
+        part = "prefix" if number < n_prefix else "continuation"
+        text = widgets.code_text(fmt.clip(pieces[number], 60))
+        return html.join(html.el("b", f"{word} {number}, "), text, f" ({part})")
+
+    html.show(html.div("b", named("Token", query), f": {verb} ", named("token", key), "."))

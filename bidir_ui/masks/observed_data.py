@@ -13,7 +13,7 @@ import streamlit as st
 from bidir_core import regimes
 from bidir_core.common.errors import UserError
 from bidir_core.explain import attend_files as files
-from bidir_core.explain.attend import MOST_REGIMES
+from bidir_core.explain.attend_config import MOST_REGIMES
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt
 from bidir_ui.reading import data
@@ -60,7 +60,7 @@ class Observed:
 
     @property
     def layers(self) -> list[dict[str, dict[str, Any]]]:
-        return [one["layers"] for one in self.metrics["observed"]]
+        return [observed["layers"] for observed in self.metrics["observed"]]
 
     def window(self, layer: int) -> int | None:
         windows = self.metrics.get("windows") or []
@@ -97,8 +97,8 @@ def _load(path: str, modified: float) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         most = {"sequence": 2, "items": MOST_REGIMES}[metrics["mode"]]
         known = 1 <= len(metrics["regimes"]) == len(metrics["observed"]) <= most
-        for one in metrics["observed"]:
-            known = known and len(np.shape(one["layers"]["prefix"]["first"])) < 2
+        for observed in metrics["observed"]:
+            known = known and len(np.shape(observed["layers"]["prefix"]["first"])) < 2
         known = known and min(int(metrics["n_layers"]), int(metrics["n_heads"])) > 0
         for regime in metrics["regimes"]:
             regimes.parse_regime(regime)
@@ -117,14 +117,14 @@ def load(info: RunInfo) -> Observed:
 
 def listed(runs: tuple[RunInfo, ...]) -> list[Observed]:
     """Every readable finished attend run, newest first."""
-    found = []
+    readable = []
     for info in runs:
         if info.kind == "attend" and info.is_done:
             try:
-                found.append(load(info))
+                readable.append(load(info))
             except UserError:
                 continue
-    return found
+    return readable
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
@@ -134,13 +134,15 @@ def _by_head(path: str, modified: float, n: int, summary: bool) -> list[dict[str
     return files.read_summary(Path(path), n)
 
 
-def by_head(one: Observed) -> list[dict[str, np.ndarray]]:
+def by_head(observed: Observed) -> list[dict[str, np.ndarray]]:
     """Per regime: each measure's mean over the prefix, ``[layer, head]``."""
-    found = _by_head(one.info.path, one.info.modified, len(one.names), one.is_summary)
-    shape = (one.n_layers, one.n_heads)
-    if any(value.shape != shape for each in found for value in each.values()):
-        raise UserError(f"the shares of '{one.info.id}' do not fit its metrics.json")
-    return found
+    shares = _by_head(
+        observed.info.path, observed.info.modified, len(observed.names), observed.is_summary
+    )
+    shape = (observed.n_layers, observed.n_heads)
+    if any(value.shape != shape for each in shares for value in each.values()):
+        raise UserError(f"the shares of '{observed.info.id}' do not fit its metrics.json")
+    return shares
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
@@ -148,9 +150,9 @@ def _received(path: str, modified: float, n: int) -> list[np.ndarray]:
     return [shares.received.mean(1) for shares in files.read_shares(Path(path), n)]
 
 
-def received(one: Observed) -> list[np.ndarray]:
+def received(observed: Observed) -> list[np.ndarray]:
     """Per regime: what each token gets, mean over heads, ``[layer, token]``."""
-    return _received(one.info.path, one.info.modified, len(one.names))
+    return _received(observed.info.path, observed.info.modified, len(observed.names))
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -158,21 +160,21 @@ def _head(path: str, modified: float, regime: int, layer: int, head: int) -> np.
     return files.read_head(Path(path), regime, layer, head)
 
 
-def head(one: Observed, regime: int, layer: int, number: int, total: int) -> np.ndarray:
+def head(observed: Observed, regime: int, layer: int, number: int, total: int) -> np.ndarray:
     """One head's weights ``[query, key]``."""
-    found = _head(one.info.path, one.info.modified, regime, layer, number)
-    if found.shape != (total, total):
+    weights = _head(observed.info.path, observed.info.modified, regime, layer, number)
+    if weights.shape != (total, total):
         raise UserError(
-            f"layer {layer} of '{one.info.id}' holds {found.shape} weights for {total} tokens: "
+            f"layer {layer} of '{observed.info.id}' holds {weights.shape} weights for {total} tokens: "
             "its files are not of one run"
         )
-    return found
+    return weights
 
 
-def requested(one: Observed, regime: int, layer: int, n_prefix: int, total: int) -> np.ndarray:
+def requested(observed: Observed, regime: int, layer: int, n_prefix: int, total: int) -> np.ndarray:
     """What the regime allows in this layer, its sliding window included: bool [query, key]."""
     return regimes.visibility(
-        one.regimes[regime], n_prefix, total, layer=layer, window=one.window(layer)
+        observed.regimes[regime], n_prefix, total, layer=layer, window=observed.window(layer)
     )
 
 
@@ -181,13 +183,13 @@ def _drift(path: str, modified: float) -> files.Drift:
     return files.read_drift(Path(path))
 
 
-def drift(one: Observed) -> files.Drift:
-    return _drift(one.info.path, one.info.modified)
+def drift(observed: Observed) -> files.Drift:
+    return _drift(observed.info.path, observed.info.modified)
 
 
-def tokens(one: Observed) -> tuple[tuple[str, ...], int]:
+def tokens(observed: Observed) -> tuple[tuple[str, ...], int]:
     """Text pieces and prefix length."""
-    return files.read_tokens(Path(one.info.path))
+    return files.read_tokens(Path(observed.info.path))
 
 
 def find(runs: tuple[RunInfo, ...], run_id: str) -> Observed | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,40 +16,63 @@ from bidir_ui.masks.observed_data import Observed
 TOP = 6
 
 
-def selected(one: Observed) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Head:
+    """One head of one layer. ``seen`` and ``allowed``: weights and mask ``[query, key]`` under each
+    regime; ``query`` and ``key``: the chosen cell."""
+
+    run: Observed
+    layer: int
+    number: int
+    pieces: tuple[str, ...]
+    n_prefix: int
+    seen: list[np.ndarray]
+    allowed: list[np.ndarray]
+    query: int
+    key: int
+
+
+def selected(run: Observed) -> tuple[int, int]:
     """The layer and head in the URL; a layer in the middle where it names none that exists."""
-    return _number("layer", one.n_layers, one.n_layers // 2), _number("head", one.n_heads)
+    return _number("layer", run.n_layers, run.n_layers // 2), _number("head", run.n_heads)
 
 
 def _number(name: str, below: int, default: int = 0) -> int:
-    text = url.get(name)
-    return int(text) if text.isdecimal() and len(text) < 7 and int(text) < below else default
+    return url.read_number(url.get(name), default, 0, below - 1)
 
 
-def section(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
+def section(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     """Choosers, the picture of one head, and the inspector beside it."""
     widgets.heading("One head, requested and observed")
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        _chooser("Layer", "layer", one.n_layers, one.n_layers // 2)
-        _chooser("Head", "head", one.n_heads)
-        view = _view(one)
-    layer, head = selected(one)
-    total = len(pieces)
-    seen = [observed_data.head(one, r, layer, head, total) for r in range(len(one.names))]
-    allowed = [
-        observed_data.requested(one, r, layer, n_prefix, total) for r in range(len(one.names))
-    ]
-    query, key = _number("q", total, n_prefix - 1), _number("k", total)
+        _chooser("Layer", "layer", run.n_layers, run.n_layers // 2)
+        _chooser("Head", "head", run.n_heads)
+        view = _view(run)
+    layer, number = selected(run)
+    total, regimes = len(pieces), range(len(run.names))
+    head = Head(
+        run,
+        layer,
+        number,
+        pieces,
+        n_prefix,
+        seen=[observed_data.head(run, regime, layer, number, total) for regime in regimes],
+        allowed=[
+            observed_data.requested(run, regime, layer, n_prefix, total) for regime in regimes
+        ],
+        query=_number("q", total, n_prefix - 1),
+        key=_number("k", total),
+    )
     picture, side = st.columns([5, 3], gap="large")
     with picture, st.container(key="attend-picture"):
-        _picture(one, view, seen, allowed, pieces, n_prefix, (query, key))
+        _picture(head, view)
     with side:
         with st.container(horizontal=True):
             _chooser("Query (row)", "q", total, n_prefix - 1)
             _chooser("Key (column)", "k", total)
-        _cell(one, seen, allowed, pieces, n_prefix, (query, key), layer)
-        _top(one, seen, allowed, pieces, query)
-        window = one.window(layer)
+        _cell(head)
+        _top(head)
+        window = run.window(layer)
         if window is not None:
             widgets.note(
                 f"This layer has a sliding window: it reaches keys nearer than {window} tokens."
@@ -57,41 +80,29 @@ def section(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
 
 
 def _chooser(label: str, name: str, below: int, default: int = 0) -> None:
-    url.bound(
-        st.number_input, label, name=name, min_value=0, max_value=below - 1, step=1, width=120,
-        read=lambda text: _number(name, below, default),
-        write=lambda value: "" if value in (None, default) else str(value),
-    )  # fmt: skip
+    url.number(label, name=name, default=default, least=0, most=below - 1, step=1, width=120)
 
 
-def _view(one: Observed) -> str:
+def _view(run: Observed) -> str:
     """Which picture: a regime's weights, their difference, or a regime's mask."""
-    views = {f"seen-{i}": f"Observed: {name}" for i, name in enumerate(one.names)}
-    if len(one.names) > 1:
+    views = {f"seen-{i}": f"Observed: {name}" for i, name in enumerate(run.names)}
+    if len(run.names) > 1:
         views["difference"] = "Difference"
-    views |= {f"asked-{i}": f"Requested: {name}" for i, name in enumerate(one.names)}
-    default = f"seen-{len(one.names) - 1}"
-    return str(
-        url.bound(
-            st.segmented_control, "Picture", name="see", options=list(views), required=True,
-            format_func=views.get, read=lambda text: text if text in views else default,
-            write=lambda value: "" if value in (None, default) else value,
-        )
-    )  # fmt: skip
+    views |= {f"asked-{i}": f"Requested: {name}" for i, name in enumerate(run.names)}
+    return url.choice(
+        st.segmented_control,
+        "Picture",
+        name="see",
+        options=views,
+        default=f"seen-{len(run.names) - 1}",
+        required=True,
+    )
 
 
-def _picture(
-    one: Observed,
-    view: str,
-    seen: Sequence[np.ndarray],
-    allowed: Sequence[np.ndarray],
-    pieces: Sequence[str],
-    n_prefix: int,
-    cell: tuple[int, int],
-) -> None:
-    layer, head = selected(one)
+def _picture(head: Head, view: str) -> None:
+    run, seen, allowed = head.run, head.seen, head.allowed
     what, _, number = view.partition("-")
-    key = f"attend-head-{one.info.id}-{view}-{layer}-{head}"
+    key = f"attend-head-{run.info.id}-{view}-{head.layer}-{head.number}"
 
     def clicked() -> None:
         points = st.session_state[key]["selection"]["points"]
@@ -104,96 +115,66 @@ def _picture(
         shown = mask.astype(np.int8) + (mask & np.triu(np.ones_like(mask), 1))
         html.show(masks_view.legend("regime"))
         widgets.chart(
-            plots.mask(shown, pieces, n_prefix, masks_view.NAMES),
-            f"Who may see whom in layer {layer} under {one.names[int(number)]}.", **options,
-        )  # fmt: skip
+            plots.mask(shown, head.pieces, head.n_prefix, masks_view.NAMES),
+            f"Who may see whom in layer {head.layer} under {run.names[int(number)]}.",
+            **options,
+        )
         return
+    text = f"Attention of layer {head.layer}, head {head.number}"
+    colours: list[tuple[str, str]]
     if what == "difference":
-        first, second = one.names
-        html.show(
-            widgets.legend(
-                (plots.BLUE, f"more under {second}"), (plots.RED, f"more under {first}"),
-                (plots_attend.HIDDEN, "hidden in both"),
-            )
-        )  # fmt: skip
-        figure = plots_attend.weights(
-            seen[1], allowed[0] | allowed[1], pieces, n_prefix, minus=seen[0], cell=cell
-        )
-        text = f"Attention of layer {layer}, head {head}: {second} minus {first}, log colours."
+        first, second = run.names
+        colours = [(plots.BLUE, f"more under {second}"), (plots.RED, f"more under {first}")]
+        colours.append((plots_attend.HIDDEN, "hidden in both"))
+        weights, mask, minus = seen[1], allowed[0] | allowed[1], seen[0]
+        text += f": {second} minus {first}, log colours."
     else:
-        name = one.names[int(number)]
-        html.show(
-            widgets.legend(
-                ("#fde725", "much attention"), ("#21918c", "about 0.3 %"), ("#440154", "next to none"),
-                (plots_attend.HIDDEN, "hidden: the regime forbids it"),
-            )
-        )  # fmt: skip
-        figure = plots_attend.weights(
-            seen[int(number)], allowed[int(number)], pieces, n_prefix, cell=cell
-        )
-        text = f"Attention of layer {layer}, head {head}, under {name}, log colours."
+        colours = [("#fde725", "much attention"), ("#21918c", "about 0.3 %")]
+        colours.append(("#440154", "next to none"))
+        colours.append((plots_attend.HIDDEN, "hidden: the regime forbids it"))
+        weights, mask, minus = seen[int(number)], allowed[int(number)], None
+        text += f", under {run.names[int(number)]}, log colours."
+    html.show(widgets.legend(*colours))
+    cell = (head.query, head.key)
+    figure = plots_attend.weights(weights, mask, head.pieces, head.n_prefix, minus=minus, cell=cell)
     widgets.chart(figure, text + " The inspector beside it has the numbers.", **options)
     widgets.note("Orange lines: the end of the prefix. Click a cell to read it.")
 
 
-def _cell(
-    one: Observed,
-    seen: Sequence[np.ndarray],
-    allowed: Sequence[np.ndarray],
-    pieces: Sequence[str],
-    n_prefix: int,
-    cell: tuple[int, int],
-    layer: int,
-) -> None:
+def _cell(head: Head) -> None:
     """The chosen cell under each regime."""
-    query, key = cell
-    part = ("continuation", "prefix")
-    html.show(
-        html.div(
-            "b",
-            html.el("b", f"Token {query}, "), widgets.code_text(fmt.clip(pieces[query], 60)),
-            f" ({part[query < n_prefix]}) looks at ",
-            html.el("b", f"token {key}, "), widgets.code_text(fmt.clip(pieces[key], 60)),
-            f" ({part[key < n_prefix]}).",
-        )
-    )  # fmt: skip
+    query, key, n_prefix = head.query, head.key, head.n_prefix
+    masks_view.two_tokens(head.pieces, n_prefix, query, key, "looks at")
     rows = []
-    for number, name in enumerate(one.names):
-        may = bool(allowed[number][query, key])
-        said = "may not"
-        if may:
-            ahead = key > query and query < n_prefix
-            lam = one.regimes[number].at_layer(layer).lam
-            said = "may, looking ahead" if ahead else "may"
-            if ahead and lam < 1:
-                said += f", λ = {lam:g}"
-        rows.append((name, said, weight(float(seen[number][query, key])) if may else fmt.NONE))
+    for regime, seen, allowed in zip(head.run.regimes, head.seen, head.allowed, strict=True):
+        if not allowed[query, key]:
+            rows.append((str(regime), "may not", fmt.NONE))
+            continue
+        ahead = key > query and query < n_prefix
+        said = "may, looking ahead" if ahead else "may"
+        strength = regime.at_layer(head.layer).lam
+        if ahead and strength < 1:
+            said += f", λ = {strength:g}"
+        rows.append((str(regime), said, weight(float(seen[query, key]))))
     html.show(widgets.table(("Regime", "Requested", "Observed"), rows, left=(0, 1)))
 
 
-def _top(
-    one: Observed,
-    seen: Sequence[np.ndarray],
-    allowed: Sequence[np.ndarray],
-    pieces: Sequence[str],
-    query: int,
-) -> None:
+def _top(head: Head) -> None:
     """The keys this query looks at most, under any regime."""
-    most = np.max([weights[query] for weights in seen], axis=0)
-    reach = np.any([may[query] for may in allowed], axis=0)
+    query = head.query
+    most = np.max([weights[query] for weights in head.seen], axis=0)
+    reach = np.any([may[query] for may in head.allowed], axis=0)
     order = [key for key in np.argsort(-most, kind="stable").tolist() if reach[key]][:TOP]
-    rows = [
-        (
-            html.join(f"{key} ", widgets.code_text(fmt.clip(pieces[key], 24))),
-            *(
-                weight(float(weights[query, key])) if may[query, key] else fmt.NONE
-                for weights, may in zip(seen, allowed, strict=True)
-            ),
+    rows = []
+    for key in order:
+        shares = (
+            weight(float(seen[query, key])) if may[query, key] else fmt.NONE
+            for seen, may in zip(head.seen, head.allowed, strict=True)
         )
-        for key in order
-    ]
+        token = html.join(f"{key} ", widgets.code_text(fmt.clip(head.pieces[key], 24)))
+        rows.append((token, *shares))
     widgets.note(f"What token {query} looks at most, in this head:")
-    html.show(widgets.table(("Token", *one.names), rows, left=(0,)))
+    html.show(widgets.table(("Token", *head.run.names), rows, left=(0,)))
 
 
 def weight(value: float) -> str:

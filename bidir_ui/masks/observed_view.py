@@ -12,11 +12,12 @@ from bidir_core import jobs
 from bidir_core.common.errors import UserError
 from bidir_core.data import item_texts
 from bidir_core.data.assets import EMBEDDED_MODEL
-from bidir_core.explain.attend import AttendConfig, attend_words
+from bidir_core.explain.attend_config import AttendConfig, attend_words
 from bidir_core.report import plots_attend
 from bidir_core.report.plots_attend import Line
 from bidir_core.runs.layout import is_read_only
 from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.launch import ask
 from bidir_ui.masks import masks_view, observed_data, observed_head
 from bidir_ui.masks.observed_data import Observed
 
@@ -36,46 +37,49 @@ def chosen(page: Any) -> Observed | None:
     if not run_id:
         return None
     try:
-        found = observed_data.find(page.runs, run_id)
+        observed = observed_data.find(page.runs, run_id)
     except UserError as error:
         widgets.banner("error", "This observation cannot be shown", str(error))
         return None
-    if found is None:
+    if observed is None:
         widgets.banner("error", "Not found", f"No run here observed attention as “{run_id[:120]}”.")
-    return found
+    return observed
 
 
 def section(page: Any, current: Observed | None, item_id: str) -> None:
     """The whole observed part, in whichever state it is."""
     everyone = observed_data.listed(page.runs)
-    matching = [one for one in everyone if item_id and one.item == item_id]
+    matching = [run for run in everyone if item_id and run.item == item_id]
     if current is None and not url.get("attend"):
         pool = matching if item_id else everyone
-        current = next((one for one in pool if not one.is_summary), pool[0] if pool else None)
-    rest = [one for one in everyone if one not in matching]
+        current = next((run for run in pool if not run.is_summary), pool[0] if pool else None)
+    rest = [run for run in everyone if run not in matching]
     if matching or rest:
         _choose([*matching, *rest], current)
     if current is None:
         if item_id and not matching:
             widgets.banner(
-                "empty", "Not observed yet",
+                "empty",
+                "Not observed yet",
                 f"No run here observed {fmt.clip(item_id, 80)}. This line does, under both regimes:",
-            )  # fmt: skip
+            )
         elif everyone:
             widgets.note("Choose one of the runs above, or make one:")
         else:
             widgets.banner(
-                "empty", "Nothing observed here yet",
+                "empty",
+                "Nothing observed here yet",
                 "The mask says who may attend to whom; a run of the model says who does. "
                 "This line makes one:",
-            )  # fmt: skip
+            )
         offer(page, item_id)
         return
     if item_id and current.item != item_id:
         widgets.banner(
-            "info", "Another text than the item in this link",
+            "info",
+            "Another text than the item in this link",
             f"Shown is {current.subject}; the link's item is {fmt.clip(item_id, 80)}.",
-        )  # fmt: skip
+        )
     show(current)
     _observe_more(page, item_id)
 
@@ -93,139 +97,149 @@ def _observe_more(page: Any, item_id: str) -> None:
 
 
 def _choose(options: list[Observed], current: Observed | None) -> None:
-    ids = [one.info.id for one in options]
-    labels = {one.info.id: item_texts.visible(one.label) for one in options}
+    ids = [run.info.id for run in options]
+    labels = {run.info.id: item_texts.visible(run.label) for run in options}
     url.bound(
-        st.selectbox, "Observed run", name="attend", options=ids,
+        st.selectbox,
+        "Observed run",
+        name="attend",
+        options=ids,
         index=None if current is None else 0,
         format_func=lambda run_id: labels.get(run_id, run_id),
         read=lambda text: text if text in ids else (current.info.id if current else None),
-        write=lambda run_id: run_id or "", placeholder="choose a run",
-    )  # fmt: skip
+        write=lambda run_id: run_id or "",
+        placeholder="choose a run",
+    )
 
 
-def show(one: Observed) -> None:
+def show(run: Observed) -> None:
     """The ready state."""
-    _facts(one)
-    _sentence(one)
-    measure = url.bound(
-        st.segmented_control, "Measure", name="measure", options=list(MEASURES), required=True,
-        format_func=lambda name: MEASURES[name][0], label_visibility="collapsed",
-        read=lambda text: text if text in MEASURES else "first",
-        write=lambda name: "" if name in (None, "first") else name,
-    )  # fmt: skip
+    _facts(run)
+    _sentence(run)
+    measure = url.choice(
+        st.segmented_control,
+        "Measure",
+        name="measure",
+        options={name: label for name, (label, _) in MEASURES.items()},
+        default="first",
+        required=True,
+        label_visibility="collapsed",
+    )
     left, right = st.columns([6, 5], gap="large")
     with left:
-        _layers(one, measure)
+        _layers(run, measure)
     with right:
-        _grid(one, measure)
-    if one.is_summary:
-        by_task(one, measure)
-        drift(one)
+        _grid(run, measure)
+    if run.is_summary:
+        by_task(run, measure)
+        drift(run)
         return
-    if not one.has_matrices:
+    if not run.has_matrices:
         widgets.banner(
-            "info", "Too long for single weights", *map(str, one.metrics.get("notes") or ()),
+            "info",
+            "Too long for single weights",
+            *map(str, run.metrics.get("notes") or ()),
             "Shares, landing places and drift are shown for the whole text.",
-        )  # fmt: skip
-    pieces, n_prefix = observed_data.tokens(one)
-    parts = {"head": observed_head.section, "landing": _landing, "drift": _drift}
-    parts[_part(one)](one, pieces, n_prefix)
-
-
-def _part(one: Observed) -> str:
-    """Which closer look: one at a time, since each chart costs the browser 0.1 to 0.3 s."""
-    parts = PARTS if one.has_matrices else {k: v for k, v in PARTS.items() if k != "head"}
-    default = next(iter(parts))
-    return str(
-        url.bound(
-            st.segmented_control, "A closer look", name="part", options=list(parts), required=True,
-            format_func=parts.get, read=lambda text: text if text in parts else default,
-            write=lambda name: "" if name in (None, default) else name,
         )
-    )  # fmt: skip
+    pieces, n_prefix = observed_data.tokens(run)
+    parts = {"head": observed_head.section, "landing": _landing, "drift": _drift}
+    parts[_part(run)](run, pieces, n_prefix)
 
 
-def _sentence(one: Observed) -> None:
+def _part(run: Observed) -> str:
+    """Which closer look: one at a time, since each chart costs the browser 0.1 to 0.3 s."""
+    parts = PARTS if run.has_matrices else {k: v for k, v in PARTS.items() if k != "head"}
+    return url.choice(
+        st.segmented_control,
+        "A closer look",
+        name="part",
+        options=parts,
+        default=next(iter(parts)),
+        required=True,
+    )
+
+
+def _sentence(run: Observed) -> None:
     """Who gets the attention, in words."""
     parts = []
-    for number, name in enumerate(one.names):
+    for number, name in enumerate(run.names):
         shares = []
         for measure in ("first", "future"):
-            if one.is_summary:
-                row = one.metrics["observed"][number]["overall"]["prefix"][measure]
+            if run.is_summary:
+                row = run.metrics["observed"][number]["overall"]["prefix"][measure]
                 ends = [row[end][0] if row[end] else None for end in ("mean", "low", "high")]
                 shares.append(
                     f"{fmt.percent(ends[0])} (95 % CI {fmt.percent(ends[1])} to "
                     f"{fmt.percent(ends[2])})"
                 )
             else:
-                shares.append(fmt.percent(float(np.mean(_values(one, measure)[number].values))))
+                shares.append(fmt.percent(float(np.mean(_values(run, measure)[number].values))))
         first, future = shares
-        ahead = f", and {future} on tokens further on" if one.regimes[number].bidirectional else ""
+        ahead = f", and {future} on tokens further on" if run.regimes[number].bidirectional else ""
         parts.append(
             f"under {name}, {first} of the prefix's attention falls on its first token{ahead}"
         )
     text = "; ".join(parts)
-    n = f"n = {fmt.count(one.metrics['n_items'])} items" if one.is_summary else "one text, n = 1"
+    n = f"n = {fmt.count(run.metrics['n_items'])} items" if run.is_summary else "one text, n = 1"
     widgets.lead(f"{text[:1].upper()}{text[1:]}. Mean over layers and heads, {n}.")
 
 
-def _facts(one: Observed) -> None:
-    metrics = one.metrics
+def _facts(run: Observed) -> None:
+    metrics = run.metrics
     rows: list[tuple[str, str]] = [
-        ("model", one.info.model),
-        ("observed", one.subject),
-        ("regimes", one.regime_words),
-        ("number format", f"{one.info.dtype}, eager attention"),
+        ("model", run.info.model),
+        ("observed", run.subject),
+        ("regimes", run.regime_words),
+        ("number format", f"{run.info.dtype}, eager attention"),
     ]
-    if not one.is_summary:
+    if not run.is_summary:
         n, n_prefix = int(metrics["n_tokens"]), int(metrics["n_prefix_tokens"])
         rows.append(("tokens", f"{n_prefix} prefix + {n - n_prefix} continuation"))
         lls = [entry.get("continuation_ll") for entry in metrics["observed"]]
         if None not in lls:
             rows.append(("log-likelihood", " and ".join(f"{fmt.number(ll)} nats" for ll in lls)))
-    parts = [part for name, value in rows for part in (html.el("dt", name), html.el("dd", value))]
-    html.show(html.el("dl", *parts, cls="b b-kv"))
+    widgets.facts(rows)
 
 
-def _values(one: Observed, measure: str, part: str = "prefix") -> list[Line]:
+def _values(run: Observed, measure: str, part: str = "prefix") -> list[Line]:
     lines = []
-    for name, layers in zip(one.names, one.layers, strict=True):
-        found = (layers.get(part) or {}).get(measure)
-        stored = found if isinstance(found, dict) else {"mean": found}
+    for name, layers in zip(run.names, run.layers, strict=True):
+        known = (layers.get(part) or {}).get(measure)
+        stored = known if isinstance(known, dict) else {"mean": known}
         mean = stored.get("mean")
-        if not isinstance(mean, list) or len(mean) != one.n_layers:
-            raise UserError(f"the averages of '{one.info.id}' do not cover its layers")
+        if not isinstance(mean, list) or len(mean) != run.n_layers:
+            raise UserError(f"the averages of '{run.info.id}' do not cover its layers")
         lines.append(Line(name, mean, stored.get("low"), stored.get("high")))
     return lines
 
 
-def _layers(one: Observed, measure: str) -> None:
+def _layers(run: Observed, measure: str) -> None:
     widgets.heading("By layer")
-    lines, what = _values(one, measure), MEASURES[measure][1]
+    lines, what = _values(run, measure), MEASURES[measure][1]
     entropy = measure == "entropy"
     title = "nats" if entropy else "share of attention, %"
     widgets.chart(
         plots_attend.by_layer(lines, title, percent=not entropy),
-        f"{what} by layer, under {one.regime_words}; the table below has the numbers.",
+        f"{what} by layer, under {run.regime_words}; the table below has the numbers.",
         key=f"attend-layers-{measure}",
     )
     over = "mean over heads and over the prefix's tokens from the second on"
-    if one.is_summary:
-        n = one.metrics["n_items"]
-        widgets.note(f"{what[:1].upper()}{what[1:]}: {over}, then over {fmt.count(n)} items "
-                     "(n = items; bands: 95 % interval).")  # fmt: skip
+    if run.is_summary:
+        n = run.metrics["n_items"]
+        widgets.note(
+            f"{what[:1].upper()}{what[1:]}: {over}, then over {fmt.count(n)} items "
+            "(n = items; bands: 95 % interval)."
+        )
     else:
         widgets.note(f"{what[:1].upper()}{what[1:]}: {over}. One text, so no interval.")
-    table = {"layer": range(one.n_layers)}
+    table = {"layer": range(run.n_layers)}
     columns = {
         f"{line.name}{end}": values
         for line in lines
         for end, values in (("", line.values), (" low", line.low), (" high", line.high))
         if values is not None
     }
-    name = one.info.id.replace("/", "_")
+    name = run.info.id.replace("/", "_")
     _numbers(pd.DataFrame(table | columns), f"{measure}-by-layer_{name}.csv")
 
 
@@ -237,11 +251,11 @@ def _numbers(frame: pd.DataFrame, name: str) -> None:
             widgets.csv_button(frame, name, key="attend-csv")
 
 
-def _grid(one: Observed, measure: str) -> None:
+def _grid(run: Observed, measure: str) -> None:
     widgets.heading("By head")
-    panels = [each[measure] for each in observed_data.by_head(one)]
-    selected = None if not one.has_matrices else observed_head.selected(one)
-    key = f"attend-grid-{one.info.id}-{measure}"
+    panels = [each[measure] for each in observed_data.by_head(run)]
+    selected = None if not run.has_matrices else observed_head.selected(run)
+    key = f"attend-grid-{run.info.id}-{measure}"
 
     def clicked() -> None:
         points = st.session_state[key]["selection"]["points"]
@@ -249,77 +263,95 @@ def _grid(one: Observed, measure: str) -> None:
             url.put(layer=str(int(points[0]["y"])), head=str(int(points[0]["x"])))
 
     options: dict[str, Any] = {}
-    if one.has_matrices:
+    if run.has_matrices:
         options = {"on_select": clicked, "selection_mode": "points"}
     widgets.chart(
-        plots_attend.head_grid(
-            panels, one.names, selected=selected, percent=measure != "entropy"
-        ),
-        f"{MEASURES[measure][1]} of each layer and head.", key=key, **options,
-    )  # fmt: skip
-    if one.has_matrices:
+        plots_attend.head_grid(panels, run.names, selected=selected, percent=measure != "entropy"),
+        f"{MEASURES[measure][1]} of each layer and head.",
+        key=key,
+        **options,
+    )
+    if run.has_matrices:
         widgets.note("Click a head to see its weights below.")
 
 
-def _landing(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
+def _landing(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     widgets.heading("Where attention lands")
-    panels = [received[:, :n_prefix] for received in observed_data.received(one)]
+    panels = [received[:, :n_prefix] for received in observed_data.received(run)]
     widgets.chart(
-        plots_attend.layer_map(panels, one.names, pieces[:n_prefix], n_prefix, label="received"),
+        plots_attend.layer_map(panels, run.names, pieces[:n_prefix], n_prefix, label="received"),
         "What each token receives from the prefix, by layer, mean over heads, log colours.",
         key="attend-landing",
     )
-    widgets.note("What each token gets on average from the prefix's tokens, mean over heads. A bright "
-                 "first column is the attention sink; a bright column elsewhere, a sink that moved.")  # fmt: skip
+    widgets.note(
+        "What each token gets on average from the prefix's tokens, mean over heads. A bright "
+        "first column is the attention sink; a bright column elsewhere, a sink that moved."
+    )
 
 
-def _drift(one: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
-    drift = observed_data.drift(one)
+def _lengths(lines: list[Line], others: str) -> None:
+    title = "length of the hidden state"
+    widgets.chart(
+        plots_attend.by_layer(lines, title, groups=2, log=True, percent=False),
+        f"Length of the first token's hidden state by layer, and of {others}.",
+        key="attend-norms",
+    )
+
+
+def _drift(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
+    drift = observed_data.drift(run)
     widgets.heading("How far the representations drift")
     others = slice(1, n_prefix) if n_prefix > 1 else slice(0, 1)
     lines = [
         Line(f"first, {name}", norm[:, 0])
-        for name, norm in zip(one.names, drift.norms, strict=False)
+        for name, norm in zip(run.names, drift.norms, strict=False)
     ]
     if n_prefix > 1:
         lines += [
             Line(f"others, {name}", norm[:, others].mean(-1))
-            for name, norm in zip(one.names, drift.norms, strict=False)
+            for name, norm in zip(run.names, drift.norms, strict=False)
         ]
     left, right = st.columns([2, 3], gap="large")
     with left:
-        widgets.chart(
-            plots_attend.by_layer(
-                lines, "length of the hidden state", groups=2, log=True, percent=False
-            ),
-            "Length of the first token's hidden state by layer, and of the other prefix tokens'.",
-            key="attend-norms",
+        _lengths(lines, "the other prefix tokens'")
+        widgets.note(
+            "Euclidean length of what each layer hands on. A first token far longer than "
+            "the others is what makes it a sink."
         )
-        widgets.note("Euclidean length of what each layer hands on. A first token far longer than "
-                     "the others is what makes it a sink.")  # fmt: skip
     with right:
         if drift.cosine is None or drift.ratio is None:
             widgets.note("One regime was observed: there is nothing to compare its states with.")
             return
         widgets.chart(
             plots_attend.layer_map(
-                [drift.cosine], ["cosine similarity between the regimes"], pieces, n_prefix,
-                log=False, label="cosine",
+                [drift.cosine],
+                ["cosine similarity between the regimes"],
+                pieces,
+                n_prefix,
+                log=False,
+                label="cosine",
             ),
             "Cosine similarity of each token's hidden state between the regimes, by layer.",
             key="attend-cosine",
-        )  # fmt: skip
-        middle = one.n_layers // 2
+        )
+        middle = run.n_layers // 2
         widgets.note(
             f"1 is the same direction in both. Behind layer {middle}: the first token "
             f"{fmt.number(float(drift.cosine[middle, 0]))}, the other prefix tokens "
             f"{fmt.number(float(drift.cosine[middle, others].mean()))} on average; "
             f"the first token's length is {fmt.number(float(drift.ratio[middle, 0]))} times "
-            f"that under {one.names[0]}."
+            f"that under {run.names[0]}."
         )
 
 
 # The observed part's empty state: which command observes this prompt, and a button to queue it.
+
+
+OBSERVING = (
+    "One forward pass under each regime: for a model of a few hundred million parameters under a "
+    "minute on a CPU, most of it loading and checking the model. A prompt of 256 tokens leaves "
+    "about 40 MB for 30 layers of 9 heads."
+)
 
 
 def offer(page: object, item_id: str) -> None:
@@ -335,18 +367,18 @@ def offer(page: object, item_id: str) -> None:
     waiting = next((job for job in known if job.words == words and job.is_active), None)
     if waiting is not None:
         widgets.banner(
-            "info", f"Being observed: {waiting.state}",
+            "info",
+            f"Being observed: {waiting.state}",
             "Its progress is on the Launch page; reload this page when it is done.",
-        )  # fmt: skip
+        )
     elif is_read_only():
         widgets.note(
             "This is a read-only view: run the line in a terminal where runs may be written."
         )
     elif st.button("Observe now …", key="observe-start", icon=":material/visibility:"):
-        ahead = sum(job.is_active and job.device == jobs.queue_device(words) for job in known)
-        _confirm(words, jobs.idempotency_key(words, known), ahead)
-    if st.session_state.get("observe-error"):
-        widgets.banner("error", "Not started", st.session_state.pop("observe-error"))
+        title = "Observed attention"
+        ask.confirm("observe", words, title, known, notes=(OBSERVING,))
+    ask.say_what_failed("observe")
 
 
 def _config(model: str, item_id: str) -> AttendConfig:
@@ -357,9 +389,11 @@ def _config(model: str, item_id: str) -> AttendConfig:
             raise UserError(f"'{item_id[:80]}' is not an item id; ids look like piqa/12")
         return AttendConfig(model=model, task=task, doc_id=int(number), regimes=pair)
     return AttendConfig(
-        model=model, prompt=url.get("prompt") or masks_view.PREFIX,
-        continuation=url.get("cont") or masks_view.CONTINUATION, regimes=pair,
-    )  # fmt: skip
+        model=model,
+        prompt=url.get("prompt") or masks_view.PREFIX,
+        continuation=url.get("cont") or masks_view.CONTINUATION,
+        regimes=pair,
+    )
 
 
 def _model(page: object) -> str:
@@ -371,40 +405,16 @@ def _model(page: object) -> str:
     return EMBEDDED_MODEL
 
 
-@st.dialog("Observe attention?")
-def _confirm(words: tuple[str, ...], key: str, ahead: int) -> None:
-    widgets.command(jobs.command_text(words))
-    widgets.note(
-        "One forward pass under each regime: for a model of a few hundred million parameters "
-        "under a minute on a CPU, most of it loading and checking the model. A prompt of 256 "
-        "tokens leaves about 40 MB for 30 layers of 9 heads."
-    )
-    if ahead:
-        widgets.note(f"It waits for {fmt.count(ahead)} other job{'s' if ahead > 1 else ''}.")
-    if st.button(
-        "Start", type="primary", key="observe-confirm", on_click=_start, args=(words, key)
-    ):
-        st.rerun()
-
-
-def _start(words: tuple[str, ...], key: str) -> None:
-    """Submit once, however often it is asked."""
-    try:
-        jobs.submit(words, key, title="Observed attention")
-    except UserError as error:
-        st.session_state["observe-error"] = str(error)
-
-
 # Averages over items on the Masks page: what only they have, task by task and the drift.
 
 
-def by_task(one: Observed, measure: str) -> None:
+def by_task(run: Observed, measure: str) -> None:
     """The measure in each task under each regime, with its interval."""
-    tasks = one.metrics["n_by_task"]
+    tasks = run.metrics["n_by_task"]
     if len(tasks) < 2:
         return
     widgets.heading("By task")
-    entries = one.metrics["observed"]
+    entries = run.metrics["observed"]
     rows = [
         (
             fmt.task(task),
@@ -414,8 +424,8 @@ def by_task(one: Observed, measure: str) -> None:
         for task, n in tasks.items()
     ]
     everything = (_cell(entry["overall"]["prefix"][measure], measure) for entry in entries)
-    rows.append(("all items", fmt.count(one.metrics["n_items"]), *everything))
-    html.show(widgets.table(("Task", "n", *one.names), rows, total=True, left=(0,)))
+    rows.append(("all items", fmt.count(run.metrics["n_items"]), *everything))
+    html.show(widgets.table(("Task", "n", *run.names), rows, total=True, left=(0,)))
     widgets.note("Mean over layers, heads and items, with its 95 % interval over items.")
 
 
@@ -430,43 +440,39 @@ def _cell(row: dict[str, Any], measure: str) -> str:
     return f"{mean} [{low}, {high}]" if ends[1] is not None else mean
 
 
-def drift(one: Observed) -> None:
+def drift(run: Observed) -> None:
     """Lengths of the hidden states, and how far they turn from the first regime's."""
-    found = one.metrics.get("drift") or {}
+    drifts = run.metrics.get("drift") or {}
     widgets.heading("How far the representations drift")
-    lengths = _lines(found, "norm", list(enumerate(one.names)), ("first", "others"))
+    lengths = _lines(drifts, "norm", list(enumerate(run.names)), ("first", "others"))
     left, right = st.columns(2, gap="large")
     with left:
-        widgets.chart(
-            plots_attend.by_layer(
-                lengths, "length of the hidden state", groups=2, log=True, percent=False
-            ),
-            "Length of the first token's hidden state by layer, and of the others', over items.",
-            key="attend-norms",
-        )
+        _lengths(lengths, "the others', over items")
     with right:
-        later = list(enumerate(one.names))[1:]
-        cosines = _lines(found, "cosine", later, ("first", "others"))
+        later = list(enumerate(run.names))[1:]
+        cosines = _lines(drifts, "cosine", later, ("first", "others"))
         if cosines:
             widgets.chart(
                 plots_attend.by_layer(
-                    cosines, f"cosine with {one.names[0]}", groups=2, skipped=1, percent=False
+                    cosines, f"cosine with {run.names[0]}", groups=2, skipped=1, percent=False
                 ),
-                f"Cosine similarity of hidden states with those under {one.names[0]}, by layer.",
+                f"Cosine similarity of hidden states with those under {run.names[0]}, by layer.",
                 key="attend-cosine",
             )
-    widgets.note("First: the prefix's first token; others: its other tokens. Lengths are geometric "
-                 "means over items; bands: 95 % interval over items. Equal lines cover one another: "
-                 "a first token that is kept causal has the same states as under causal.")  # fmt: skip
+    widgets.note(
+        "First: the prefix's first token; others: its other tokens. Lengths are geometric "
+        "means over items; bands: 95 % interval over items. Equal lines cover one another: "
+        "a first token that is kept causal has the same states as under causal."
+    )
 
 
 def _lines(
-    found: dict[str, Any], what: str, names: list[tuple[int, str]], groups: tuple[str, ...]
+    drifts: dict[str, Any], what: str, names: list[tuple[int, str]], groups: tuple[str, ...]
 ) -> list[Line]:
     lines = []
     for whose in groups:
         for number, name in names:
-            row = found.get(f"{what}_{number}_{whose}") or {}
+            row = drifts.get(f"{what}_{number}_{whose}") or {}
             if row.get("mean"):
                 lines.append(Line(f"{whose}, {name}", row["mean"], row["low"], row["high"]))
     return lines

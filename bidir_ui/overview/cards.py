@@ -8,6 +8,8 @@ import streamlit as st
 
 from bidir_core.analyse import compare as core
 from bidir_core.analyse.study import CAUSAL
+from bidir_core.analyse.verdict import differ
+from bidir_core.runs.layout import STAGE1, STAGE2
 from bidir_ui.kit import fmt, html, url
 from bidir_ui.overview import pair_view, source_panel
 from bidir_ui.reading import analysis, story
@@ -81,9 +83,11 @@ def _source(told: story.Story) -> Card:
     row = source.headline if source else None
     if source is None or row is None:
         return Card(
-            "Where does it come from?", NOT_RUN,
-            "Keep the first token causal and measure again: sink=1.", False,
-        )  # fmt: skip
+            "Where does it come from?",
+            NOT_RUN,
+            "Keep the first token causal and measure again: sink=1.",
+            False,
+        )
     return Card(
         source_panel.title(source),
         f"{fmt.points(row.value)} points",
@@ -98,36 +102,38 @@ def _repair(told: story.Story) -> Card:
     gap = study.difference(("base", CAUSAL), ("3B", study.regime)) if study else None
     if study is None or gap is None:
         return Card(
-            "Does training repair it, and does the control?", NOT_RUN,
-            "Fine-tune with the new mask (3B) and, as the control, without it (3C).", False,
-        )  # fmt: skip
+            "Does training repair it, and does the control?",
+            NOT_RUN,
+            "Fine-tune with the new mask (3B) and, as the control, without it (3C).",
+            False,
+        )
     items = study.some.extent
-    found = study.repair.interaction if study.repair else None
-    if found is None or found.estimate is None:
+    interaction = study.repair.interaction if study.repair else None
+    if interaction is None or interaction.estimate is None:
         return Card(
             story.title(study),
             f"{fmt.points(gap.value)} points",
             f"Stage 4 against stage 1: {fmt.interval_of(gap.interval)}, n = {fmt.count(gap.n)}, {items}. "
             "Without its control this may be ordinary tuning.",
         )
-    e, n_seeds, n_all = found.estimate, found.n_seeds, len(study.by_accuracy)
-    one = f"one of {n_all} seeds" if n_all > 1 else "one seed"
+    e, n_seeds, n_all = interaction.estimate, interaction.n_seeds, len(study.by_accuracy)
+    seed = f"one of {n_all} seeds" if n_all > 1 else "one seed"
     return Card(
         story.title(study),
         f"{fmt.points(e.value)} points",
         f"Interaction: how much more 3B gains over its control 3C under the new mask than under "
         f"causal. {fmt.interval(e.low, e.high)}, n = {fmt.count(e.n)}, {items}, "
-        f"{f'{n_seeds} seeds' if n_seeds > 1 else one}.",
+        f"{f'{n_seeds} seeds' if n_seeds > 1 else seed}.",
     )
 
 
 def _models(told: story.Story) -> Card:
     published = published_drop(told)
     if len(told.models) > 1:
-        found = [result.macro for pair in told.models if (result := analysis.try_compare(*pair))]
-        values = [row.delta for row in found]
+        rows = [result.macro for pair in told.models if (result := analysis.try_compare(*pair))]
+        values = [row.delta for row in rows]
         extents = list(dict.fromkeys(first.extent for first, _ in told.models))
-        apart = max(row.low for row in found) > min(row.high for row in found)
+        apart = differ([row.judgement.estimate for row in rows if row.judgement.estimate])
         return Card(
             "It differs by model" if apart else "Does it differ by model?",
             f"{len(values)} models",
@@ -135,7 +141,7 @@ def _models(told: story.Story) -> Card:
             f"{' or '.join(extents)}; intervals in the panel.",
         )
     if published is not None:
-        run = told.published[story.STAGE2]
+        run = told.published[STAGE2]
         items = f" ({run.extent})" if run.limit else ""
         return Card(
             "Does it differ by model?",
@@ -148,7 +154,7 @@ def _models(told: story.Story) -> Card:
 
 def published_drop(told: story.Story) -> tuple[float, float, float] | None:
     """Macro accuracy of the published stages 1 and 2 and their difference, if recorded here."""
-    first, second = (told.published.get(stage) for stage in (story.STAGE1, story.STAGE2))
+    first, second = (told.published.get(stage) for stage in (STAGE1, STAGE2))
     if first is None or second is None:
         return None
     a, b = first.macro.get("acc"), second.macro.get("acc")
@@ -174,8 +180,11 @@ def show(cards: list[Card], current: int) -> None:
             )
             label = "Shown below" if number == current else "Show"
             if st.button(
-                label, key=f"panel-{number}", type="tertiary", disabled=number == current,
+                label,
+                key=f"panel-{number}",
+                type="tertiary",
+                disabled=number == current,
                 help=None if number == current else card.title,
-            ):  # fmt: skip
+            ):
                 url.put(panel=number)
                 st.rerun()

@@ -8,27 +8,23 @@ import pandas as pd
 import streamlit as st
 
 from bidir_core.analyse import compare as core
+from bidir_core.analyse.effects import Retention
 from bidir_core.analyse.pairing import Metric
 from bidir_core.analyse.verdict import Judgement
 from bidir_core.common.errors import UserError
-from bidir_core.data import item_texts
 from bidir_core.report import plots
+from bidir_core.runs.layout import STAGE1
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import analysis, data, pair, seeds, story
-from bidir_ui.reading import data as naming
 from bidir_ui.reading.data import RunInfo
 
 
-def compared(chosen: pair.Pair) -> core.Comparison | None:
+def compared(page: Any) -> core.Comparison | None:
     """The chosen pair's comparison; None where there is none, which :func:`answer` explains."""
-    if not chosen.complete or chosen.a is None or chosen.b is None:
+    a, b, metric = page.pair.a, page.pair.b, page.pair.metric
+    if not page.pair.complete or a is None or b is None:
         return None
-    try:
-        return analysis.compare(
-            chosen.a, chosen.b, chosen.metric, intersect=analysis.intersecting()
-        )
-    except (UserError, OSError, ValueError, KeyError):
-        return None
+    return analysis.try_compare(a, b, metric, intersect=analysis.intersecting())
 
 
 def answer(page: Any, cls: str = "") -> core.Comparison | None:
@@ -68,35 +64,34 @@ def forest(result: core.Comparison, key: str) -> str | None:
     return str(points[0]["customdata"][0]) if points else None
 
 
+TASK_HEAD = (
+    "Task",
+    "n",
+    html.join(widgets.dot("grey"), "Baseline"),
+    html.join(widgets.dot("blue"), "Candidate"),
+    *("Difference", "95 % interval", "▼ Broken", "▲ Fixed", "Churn", "p (Holm)", "In words"),
+)
+
+
 def task_table(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
     """Per task: accuracies, difference, interval, what broke and what was fixed, the test."""
     rows = []
     for row in result.rows:
         task = "" if row.task == core.MACRO else row.task
         query = url.params(a=a.id, b=b.id, task=task, flip="broken~fixed")
-        name = html.el(
-            "a", fmt.task(row.task), href=url.href("flips", query), target="_self", cls="b-nowrap"
-        )
-        rows.append(
-            (
-                name, fmt.count(row.n), fmt.percent(row.acc_a), fmt.percent(row.acc_b),
-                fmt.points(row.delta), fmt.interval(row.low, row.high), fmt.count(row.broken),
-                fmt.count(row.fixed), fmt.percent(row.churn / row.n), p_value(row.p_holm), short(row.words),
-            )
-        )  # fmt: skip
-    head = (
-        "Task", "n", html.join(widgets.dot("grey"), "Baseline"),
-        html.join(widgets.dot("blue"), "Candidate"), "Difference", "95 % interval", "▼ Broken",
-        "▲ Fixed", "Churn", "p (Holm)", "In words",
-    )  # fmt: skip
-    html.show(widgets.table(head, rows, total=True, left=(0, 10)))
+        name = widgets.link(fmt.task(row.task), "flips", query, cls="b-nowrap")
+        accuracies = (fmt.count(row.n), fmt.percent(row.acc_a), fmt.percent(row.acc_b))
+        delta = (fmt.points(row.delta), fmt.interval(row.low, row.high))
+        churn = (fmt.count(row.broken), fmt.count(row.fixed), fmt.percent(row.churn / row.n))
+        rows.append((name, *accuracies, *delta, *churn, p_value(row.p_holm), short(row.words)))
+    html.show(widgets.table(TASK_HEAD, rows, total=True, left=(0, 10)))
     widgets.explain_undecided(*(row.words for row in result.rows))
 
 
-def delta_text(found: Judgement, items: str = "") -> str:
+def delta_text(judged: Judgement, items: str = "") -> str:
     """A difference with its interval, n and which items those are:
     ``−4.7 points [−5.4, −3.9], n = 2,299, limit 500``."""
-    e = found.estimate
+    e = judged.estimate
     if e is None:
         return "no interval"
     text = f"{fmt.points(e.value)} points {fmt.interval_of(e)}, n = {fmt.count(e.n)}"
@@ -124,10 +119,11 @@ def ladder(runs: tuple[RunInfo, ...], base: RunInfo, told: story.Story, metric: 
         if study is not None and study.base is not None:
             html.show(
                 html.div(
-                    "b", html.el("b", "With fine-tuning: stages 3B, 3C and 4"),
+                    "b",
+                    html.el("b", "With fine-tuning: stages 3B, 3C and 4"),
                     f", on {study.where}",
                 )
-            )  # fmt: skip
+            )
             _ladder_table(study.base, _stages(runs, study.base), told, metric)
         elif study is None:
             widgets.note(
@@ -145,14 +141,24 @@ def _stages(runs: tuple[RunInfo, ...], base: RunInfo) -> list[RunInfo]:
     stages = [
         run
         for run in runs
-        if run.is_done and run.same_items(base) and run.id != base.id and not run.is_finetune
-        and run.context == "full" and run.stage != "lab"
-    ]  # fmt: skip
+        if run.is_done
+        and run.same_items(base)
+        and run.id != base.id
+        and not run.is_finetune
+        and run.context == "full"
+        and run.stage != "lab"
+    ]
 
     def order(run: RunInfo) -> tuple[object, ...]:
         return bool(run.checkpoint), run.method == "lora", run.weights, run.stage, run.regime
 
     return sorted(stages, key=order)
+
+
+LADDER_HEAD = (
+    *("Stage", "n", "Macro", "Plain ratio", "Kept above chance", "95 % interval"),
+    html.join("Published ", widgets.small("acc, ratio")),
+)
 
 
 def _ladder_table(base: RunInfo, stages: list[RunInfo], told: story.Story, metric: Metric) -> None:
@@ -166,43 +172,39 @@ def _ladder_table(base: RunInfo, stages: list[RunInfo], told: story.Story, metri
 
     shown = [base, *(group.some for group in groups)]
     extra = data.apart(shown, lambda run: f"{run.stage_label} {name(run)}")
+
+    def title(run: RunInfo) -> html.Html:
+        return html.join(run.stage_label, " ", widgets.small(name(run) + extra[run.id]))
+
+    kept_whole = ("1.000", "100.0 %", fmt.NONE, _published(told, base.stage))
     rows: list[tuple[object, ...]] = [
-        (
-            html.join(base.stage_label, " ", widgets.small(name(base) + extra[base.id])),
-            fmt.count(base.n_items), fmt.percent(first), "1.000", "100.0 %", fmt.NONE,
-            _published(told, base.stage),
-        )
-    ]  # fmt: skip
+        (title(base), fmt.count(base.n_items), fmt.percent(first), *kept_whole)
+    ]
     for group in groups:
         run, value = group.some, group.mean(metric)
         result = seeds.difference(seeds.Group((base,)), group.with_items, metric)
-        kept = result.above_chance if result else None
         if result is None and group.with_items:
             continue
-        if kept is None:
-            shares: tuple[object, object] = ("not stated", "no items to pair")
-        elif kept.value is None:
-            shares = ("not stated", fmt.tie(kept.why_suppressed or fmt.NONE))
-        else:
-            low, high = fmt.percent(kept.low), fmt.percent(kept.high)
-            shares = (fmt.percent(kept.value), f"[{low}, {high}]")
-        if kept is not None and group.items_words:
+        shares = _kept(result.above_chance if result else None)
+        if result is not None and group.items_words:
             shares = (shares[0], html.join(shares[1], " ", widgets.small(group.items_words)))
         whole = None if group.items_words else result  # else the mean over all seeds
         acc, start = (whole.acc_b, whole.acc_a) if whole else (value, first)
         ratio = acc / start if acc is not None and start else None
-        rows.append(
-            (
-                html.join(run.stage_label, " ", widgets.small(name(run) + extra[run.id])),
-                fmt.count(result.n if result else run.n_items), fmt.percent(acc), fmt.number(ratio, 3),
-                *shares, _published(told, run.stage) if _has_published_twin(run) else fmt.NONE,
-            )
-        )  # fmt: skip
-    head = (
-        "Stage", "n", "Macro", "Plain ratio", "Kept above chance", "95 % interval",
-        html.join("Published ", widgets.small("acc, ratio")),
-    )  # fmt: skip
-    html.show(widgets.table(head, rows))
+        n = result.n if result else run.n_items
+        numbers = (fmt.count(n), fmt.percent(acc), fmt.number(ratio, 3))
+        twin = _published(told, run.stage) if _has_published_twin(run) else fmt.NONE
+        rows.append((title(run), *numbers, *shares, twin))
+    html.show(widgets.table(LADDER_HEAD, rows))
+
+
+def _kept(kept: Retention | None) -> tuple[object, object]:
+    """The share kept above chance and its interval; or that it is not stated, and why."""
+    if kept is None:
+        return "not stated", "no items to pair"
+    if kept.value is None:
+        return "not stated", fmt.tie(kept.why_suppressed or fmt.NONE)
+    return fmt.percent(kept.value), f"[{fmt.percent(kept.low)}, {fmt.percent(kept.high)}]"
 
 
 def _has_published_twin(run: RunInfo) -> bool:
@@ -212,7 +214,7 @@ def _has_published_twin(run: RunInfo) -> bool:
 
 
 def _published(told: story.Story, stage: str) -> str:
-    run, first = told.published.get(stage), told.published.get(story.STAGE1)
+    run, first = told.published.get(stage), told.published.get(STAGE1)
     value = run.macro.get("acc") if run else None
     if value is None:
         return fmt.NONE
@@ -241,7 +243,7 @@ def against(
     def name(run: RunInfo) -> str:
         return labels.get(run.id, run.label)
 
-    extra = naming.apart((group.some for group in groups), name)
+    extra = data.apart((group.some for group in groups), name)
     for group in groups:
         row = seeds.difference(seeds.Group((base,)), group)
         label = name(group.some) + extra[group.some.id]
@@ -250,28 +252,13 @@ def against(
         elif group.some.train_seed:
             label = f"{label}, seed {group.some.train_seed}"
         if row is None or row.interval is None:
-            rows.append((label, "does not pair", fmt.NONE, fmt.NONE, fmt.NONE, fmt.NONE))
+            rows.append((label, "does not pair", *[fmt.NONE] * 4))
             continue
-        low, high = row.interval.low, row.interval.high
-        colour, symbol = plots.GREY, "circle"
-        if row.judgement.decided:
-            down = row.verdict == "worse"
-            colour, symbol = (
-                (plots.RED, "triangle-left") if down else (plots.GREEN, "triangle-right")
-            )
-        dots.append(
-            {
-                "label": item_texts.visible(fmt.clip(label)), "value": row.value, "low": low, "high": high,
-                "text": f"{fmt.points(row.value)}  {fmt.interval(low, high)}",
-                "colour": colour, "symbol": symbol,
-            }
-        )  # fmt: skip
-        rows.append(
-            (
-                label, fmt.count(row.n), fmt.percent(row.acc_b), fmt.points(row.value),
-                fmt.interval(low, high), row.words,
-            )
-        )  # fmt: skip
+        interval = fmt.interval_of(row.interval)
+        text = f"{fmt.points(row.value)}  {interval}"
+        dots.append(plots.dot_row(fmt.clip(label), row.value, row.judgement, text))
+        numbers = (fmt.count(row.n), fmt.percent(row.acc_b), fmt.points(row.value))
+        rows.append((label, *numbers, interval, row.words))
     return pd.DataFrame(dots), rows
 
 
@@ -279,11 +266,12 @@ def show(base: RunInfo, runs: list[RunInfo], labels: dict[str, str], key: str) -
     """Draw chart and table; each row's verdict in words."""
     frame, rows = against(base, runs, labels)
     if not frame.empty:
+        title = "Macro accuracy against stage 1, points (95 % interval)"
         widgets.chart(
-            plots.dots(frame, title="Macro accuracy against stage 1, points (95 % interval)", reference=0.0),
+            plots.dots(frame, title=title, reference=0.0),
             "Macro accuracy of each run minus stage 1, with intervals; the table below has the numbers.",
             key=key,
-        )  # fmt: skip
+        )
     head = ("Run", "n", "Macro acc", "Difference, points", "95 % interval", "In words")
     html.show(widgets.table(head, rows, left=(0, 5)))
     return [str(row[5]) for row in rows]

@@ -8,6 +8,7 @@ import streamlit as st
 from bidir_core.analyse import compare as core
 from bidir_core.data import item_texts
 from bidir_core.report import plots
+from bidir_core.runs.layout import STAGE1, STAGE2
 from bidir_ui.item import item_view
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.overview import cards, pair_view, repair_panel, source_panel
@@ -28,14 +29,14 @@ def _hurts(told: story.Story, result: core.Comparison | None) -> None:
         f"{pair_view.delta_text(result.macro.judgement, told.a.extent if told.a else '')}."
     )
     frame = pd.DataFrame(
-        [
-            {
-                "label": item_texts.visible(fmt.task(row.task)), "a": row.acc_a, "b": row.acc_b,
-                "chance": row.chance, "total": row.task == core.MACRO,
-            }
-            for row in result.rows
-        ]
-    )  # fmt: skip
+        {
+            "label": [item_texts.visible(fmt.task(row.task)) for row in result.rows],
+            "a": [row.acc_a for row in result.rows],
+            "b": [row.acc_b for row in result.rows],
+            "chance": [row.chance for row in result.rows],
+            "total": [row.task == core.MACRO for row in result.rows],
+        }
+    )
     chart, side = st.columns([1, 1], gap="medium")
     with chart:
         widgets.chart(
@@ -47,19 +48,20 @@ def _hurts(told: story.Story, result: core.Comparison | None) -> None:
     with side:
         rows = [
             (
-                fmt.task(row.task), fmt.count(row.n), fmt.percent(row.acc_a), fmt.percent(row.acc_b),
-                fmt.percent(row.chance), _published(told, row.task),
+                *(fmt.task(row.task), fmt.count(row.n)),
+                *map(fmt.percent, (row.acc_a, row.acc_b, row.chance)),
+                _published(told, row.task),
             )
             for row in result.rows
-        ]  # fmt: skip
+        ]
         head = ("Task", "n", "Causal", "Bidir.", "Chance", "Published")
         html.show(widgets.table(head, rows, total=True))
         whole = told.whole and next((r for r in told.whole[1] if r.regime == "bidirectional"), None)
-        found = analysis.try_compare(told.whole[0], whole) if told.whole and whole else None
-        if told.whole and found is not None:
+        on_whole = analysis.try_compare(told.whole[0], whole) if told.whole and whole else None
+        if told.whole and on_whole is not None:
             dtype = told.whole[0].dtype
             widgets.note(
-                f"On the whole validation sets, {dtype}: {pair_view.delta_text(found.macro.judgement)}."
+                f"On the whole validation sets, {dtype}: {pair_view.delta_text(on_whole.macro.judgement)}."
             )
         if told.published:
             widgets.note(published_note(told))
@@ -76,7 +78,7 @@ def published_note(told: story.Story) -> str:
 
 def _published(told: story.Story, task: str) -> str:
     values = []
-    for stage in (story.STAGE1, story.STAGE2):
+    for stage in (STAGE1, STAGE2):
         run = told.published.get(stage)
         if run is None:
             return fmt.NONE
@@ -108,73 +110,58 @@ def _breaks(told: story.Story, result: core.Comparison | None) -> None:
     html.show(item_view.choices(a, a, b, "pred", "Causal", "Bidirectional"))
     chosen = filters.FlipFilter(flip=("broken",))
     query = {"a": told.a.id, "b": told.b.id, "item": item_id, **chosen.params}
+    n_broken = fmt.count((frame["flip"] == "broken").sum())
     with st.container(horizontal=True):
-        st.page_link(
-            "pages/item.py", label="Open this item", icon=":material/article:", query_params=query
-        )
+        widgets.page_link("item", "Open this item", query, "article")
         del query["item"]
-        st.page_link(
-            "pages/flips.py", label=f"All {fmt.count((frame['flip'] == 'broken').sum())} broken items",
-            icon=":material/swap_vert:", query_params=query,
-        )  # fmt: skip
+        widgets.page_link("flips", f"All {n_broken} broken items", query, "swap_vert")
     return None
+
+
+MODELS_HEAD = (
+    "Model",
+    "n",
+    "Causal",
+    "Bidir.",
+    "Difference, points",
+    "95 % interval",
+    "Kept above chance",
+)
 
 
 def _models(told: story.Story, result: core.Comparison | None) -> None:
     frame, rows = [], []
     for first, second in told.models:
-        found = analysis.try_compare(first, second)
-        if found is None:
+        compared = analysis.try_compare(first, second)
+        if compared is None:
             continue
-        row = found.macro
-        frame.append(
-            {
-                "label": item_texts.visible(fmt.clip(first.model.split("/")[-1], 36)), "value": row.delta,
-                "low": row.low, "high": row.high, "colour": plots.BLUE, "symbol": "circle",
-                "text": f"{fmt.points(row.delta)}  {fmt.interval(row.low, row.high)}",
-            }
-        )  # fmt: skip
-        kept = found.above_chance.value
-        rows.append(
-            (
-                first.model, fmt.count(row.n), fmt.percent(row.acc_a), fmt.percent(row.acc_b),
-                fmt.points(row.delta), fmt.interval(row.low, row.high),
-                fmt.percent(kept, 0) if kept is not None else "not stated",
-            )
-        )  # fmt: skip
+        row = compared.macro
+        delta, interval = fmt.points(row.delta), fmt.interval(row.low, row.high)
+        name = fmt.clip(first.model.split("/")[-1], 36)
+        dot = plots.dot_row(name, row.delta, row.judgement, f"{delta}  {interval}")
+        frame.append(dot | {"colour": plots.BLUE, "symbol": "circle"})
+        kept = compared.above_chance.value
+        numbers = (fmt.count(row.n), fmt.percent(row.acc_a), fmt.percent(row.acc_b))
+        share = fmt.percent(kept, 0) if kept is not None else "not stated"
+        rows.append((first.model, *numbers, delta, interval, share))
     drop = cards.published_drop(told)
     if drop is not None:
         model = next(iter(told.published.values())).model
-        frame.append(
-            {
-                "label": item_texts.visible(fmt.clip(model.split("/")[-1], 36)), "value": drop[2],
-                "low": float("nan"), "high": float("nan"), "colour": plots.GREY,
-                "symbol": "circle-open", "text": f"{fmt.points(drop[2])}  published, no interval",
-            }
-        )  # fmt: skip
-        rows.append(
-            (
-                html.join(model, " ", widgets.small("published, numbers only")), fmt.NONE,
-                fmt.percent(drop[0]), fmt.percent(drop[1]), fmt.points(drop[2]), "no items", fmt.NONE,
-            )
-        )  # fmt: skip
+        text = f"{fmt.points(drop[2])}  published, no interval"
+        dot = plots.dot_row(fmt.clip(model.split("/")[-1], 36), drop[2], None, text)
+        frame.append(dot | {"symbol": "circle-open"})
+        name = html.join(model, " ", widgets.small("published, numbers only"))
+        accuracies = (fmt.percent(drop[0]), fmt.percent(drop[1]), fmt.points(drop[2]))
+        rows.append((name, fmt.NONE, *accuracies, "no items", fmt.NONE))
     if frame:
+        title = "Stage 2 minus stage 1, points (95 % interval)"
         widgets.lead("The same change of mask, without training, on each model run so far:")
         widgets.chart(
-            plots.dots(pd.DataFrame(frame), title="Stage 2 minus stage 1, points (95 % interval)", reference=0.0),
+            plots.dots(pd.DataFrame(frame), title=title, reference=0.0),
             "Damage per model; the table below has the numbers.",
             key="models",
-        )  # fmt: skip
-        head = (
-            "Model",
-            "n",
-            "Causal",
-            "Bidir.",
-            "Difference, points",
-            "95 % interval",
-            "Kept above chance",
         )
-        html.show(widgets.table(head, rows))
+        html.show(widgets.table(MODELS_HEAD, rows))
     if len(told.models) < 2:
         widgets.not_run(
             "A second model with its items: without one nobody can say, with an interval, whether "

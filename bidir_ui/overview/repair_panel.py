@@ -44,14 +44,14 @@ def _study(study: Training, chosen: RunInfo) -> None:
     adapters = ", LoRA adapters" if study.some.method == "lora" else ""
     widgets.note(f"Measured on {study.where}{adapters}{seed}{tail}.")
     repair, said = study.repair, list[str]()
-    found = repair.interaction if repair else None
+    interaction = repair.interaction if repair else None
     gap = study.difference(("base", CAUSAL), ("3B", study.regime))
-    if repair is not None and found is not None and found.estimate is not None:
-        e = found.estimate
+    if repair is not None and interaction is not None and interaction.estimate is not None:
+        e = interaction.estimate
         lines = [
             f"Interaction: {fmt.points(e.value)} points {fmt.interval(e.low, e.high)}, "
             f"n = {fmt.count(e.n)}, {study.some.extent}, {seeds.each(repair.interaction_by_seed)}: "
-            f"{_meaning(found)}."
+            f"{_meaning(interaction)}."
         ]
         if row := study.difference(("3C", CAUSAL), ("3B", study.regime)):
             lines.append(
@@ -59,7 +59,7 @@ def _study(study: Training, chosen: RunInfo) -> None:
                 f"{pair_view.delta_text(row.judgement)}; {row.words}."
             )
         widgets.lead(*lines)
-        _all_seeds(study, found.n_seeds)
+        _all_seeds(study, interaction.n_seeds)
         said += lines
     elif gap is not None:
         widgets.lead(
@@ -87,13 +87,13 @@ def _study(study: Training, chosen: RunInfo) -> None:
 
 def _all_seeds(study: Training, paired: int) -> None:
     """What the seeds without items say: values, no interval."""
-    found = study.by_accuracy
-    if len(found) <= paired:
+    by_seed = study.by_accuracy
+    if len(by_seed) <= paired:
         return
-    each = ", ".join(fmt.points(value) for value in found.values())
+    each = ", ".join(fmt.points(value) for value in by_seed.values())
     widgets.note(
         f"The interval is of the seeds that hold items here. From accuracies alone, training seeds "
-        f"{', '.join(map(str, found))}: {each} points."
+        f"{', '.join(map(str, by_seed))}: {each} points."
     )
 
 
@@ -106,18 +106,15 @@ def _every(study: Training) -> None:
     firsts = [next(iter(by.values())) for by in arms.values()]
     label = {group.some.id: group.label for group in firsts}
     extra = data.apart((group.some for group in firsts), lambda run: label[run.id])
-    named = {
-        label[group.some.id] + extra[group.some.id]: by for group, by in zip(firsts, arms.values())
-    }
     rows = [
         (
-            name,
-            _level(named[name].get(study.regime)),
-            _level(named[name].get(CAUSAL)),
-            _kept(named[name]),
+            label[group.some.id] + extra[group.some.id],
+            *(_level(by.get(regime)) for regime in (study.regime, CAUSAL)),
+            _kept(by),
         )
-        for name in sorted(named, key=str.casefold)
+        for group, by in zip(firsts, arms.values())
     ]
+    rows.sort(key=lambda row: str(row[0]).casefold())
     head = ("Fine-tune", "Bidirectional", "Causal", "Seeds with items")
     html.show(widgets.table(head, rows))
     widgets.note("Mean macro accuracy, and lowest to highest seed; without items no interval.")
@@ -134,40 +131,42 @@ def _kept(by: dict[str, Group]) -> str:
     return "; ".join(f"{which} ({regime})" for regime, which in seeds_of.items() if which)
 
 
-def _meaning(found: Judgement) -> str:
+def _meaning(interaction: Judgement) -> str:
     return {
         "better": "part of the gain is repair of the mask, not ordinary tuning",
         "worse": "the control gains more under the new mask than 3B does",
-    }.get(found.verdict, "repair cannot be told from ordinary tuning")
+    }.get(interaction.verdict, "repair cannot be told from ordinary tuning")
 
 
 def _two_by_two(study: Training) -> None:
     """Accuracy of base, 3B and 3C under both masks, and the differences in the margins."""
     own = study.regime
-    base = [Group((run,)) if run else None for run in (study.untrained, study.base)]
-    arms: dict[str, tuple[str, Group | None, Group | None]] = {
-        "Base, not trained": ("base", base[0], base[1])
+    cells: dict[str, list[Group | None]] = {
+        "base": [Group((run,)) if run else None for run in (study.untrained, study.base)]
     }
-    for name, words in (("3B", "trained with the new mask"), ("3C", "control, trained causal")):
-        bidirectional, causal = (study.four[name, regime] for regime in (own, CAUSAL))
-        group = bidirectional or causal
-        label = f"{group.label if group else name}, {words}"
-        arms[label] = (name, bidirectional, causal)
+    labels = {"base": "Base, not trained"}
+    for arm, words in (("3B", "trained with the new mask"), ("3C", "control, trained causal")):
+        cells[arm] = [study.four[arm, regime] for regime in (own, CAUSAL)]
+        group = cells[arm][0] or cells[arm][1]
+        labels[arm] = f"{group.label if group else arm}, {words}"
     table: list[tuple[object, ...]] = [
         (
-            label, _level(bidirectional), _level(causal),
+            labels[arm],
+            *map(_level, groups),
             _difference(study.difference((arm, CAUSAL), (arm, own))),
         )
-        for label, (arm, bidirectional, causal) in arms.items()
-    ]  # fmt: skip
-    found = study.repair.interaction if study.repair else None
+        for arm, groups in cells.items()
+    ]
+    interaction = study.repair.interaction if study.repair else None
     gaps = (_difference(study.difference(("3C", r), ("3B", r))) for r in (own, CAUSAL))
-    both = html.join("interaction ", _difference(found)) if found else fmt.NONE
+    both = html.join("interaction ", _difference(interaction)) if interaction else fmt.NONE
     table.append(("3B − 3C, points", *gaps, both))
     head = (
-        "Macro accuracy", "Bidirectional", "Causal",
+        "Macro accuracy",
+        "Bidirectional",
+        "Causal",
         html.join("Bidirectional − causal ", widgets.small("points, 95 % interval")),
-    )  # fmt: skip
+    )
     html.show(widgets.table(head, table, total=True))
 
 
@@ -180,8 +179,8 @@ def _level(group: Group | None) -> object:
     return html.join(mean, " ", widgets.small(spread)) if spread else mean
 
 
-def _difference(found: Contrast | Judgement | None) -> html.Html | str:
-    judged = found.judgement if isinstance(found, Contrast) else found
+def _difference(difference: Contrast | Judgement | None) -> html.Html | str:
+    judged = difference.judgement if isinstance(difference, Contrast) else difference
     if judged is None or judged.estimate is None:
         return fmt.NONE
     e = judged.estimate

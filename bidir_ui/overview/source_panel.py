@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import streamlit as st
-
-from bidir_core import regimes
 from bidir_core.analyse import compare as core
+from bidir_core.analyse import selection
 from bidir_core.analyse.contrasts import Contrast
-from bidir_core.common.errors import UserError
-from bidir_ui import shell
 from bidir_ui.kit import html, url, widgets
 from bidir_ui.overview import pair_view
 from bidir_ui.reading import pair, seeds, story
@@ -70,19 +66,8 @@ def find(told: story.Story) -> Source | None:
         sets.insert(0, told.whole)
     base, runs = sets[0]
     by_regime = {run.regime: run for run in reversed(runs)}
-    # Of several placebos the one that does best: the claim must hold against each of them.
-    placebos = [run for run in runs if _is_placebo(run.regime)]
-    placebo = max(placebos, key=lambda run: run.macro.get("acc") or 0.0, default=None)
+    placebo = selection.best_placebo(runs, lambda run: run.macro.get("acc"))
     return Source(base, by_regime.get(PLAIN), by_regime.get(SINK), placebo)
-
-
-def _is_placebo(text: str) -> bool:
-    """Only one prefix token, not the first, is kept causal."""
-    try:
-        regime = regimes.parse_regime(text)
-    except UserError:
-        return False
-    return bool(regime.skip) and text == f"{PLAIN}:skip={regime.skip}"
 
 
 def _difference(a: RunInfo | None, b: RunInfo | None) -> Contrast | None:
@@ -109,18 +94,14 @@ def draw(told: story.Story, result: core.Comparison | None) -> None:
         sets.append(("regimes", told.a, [told.b, *told.regimes]))
     if told.whole:
         sets.append(("whole", told.whole[0], list(told.whole[1])))
-    sets.sort(key=lambda one: one[1] != source.base)  # first the items quoted above
+    sets.sort(key=lambda each: each[1] != source.base)  # first the items quoted above
     for number, (key, base, runs) in enumerate(sets):
         way = "The same" if number else "Each row lets the prompt look ahead in a different way"
         html.show(html.div("b", html.el("b", way), f", on {story.items_words(base)}"))
         said += pair_view.show(base, runs, {run.id: run.regime for run in runs}, key)
     widgets.explain_undecided(*said)
     _unknown(source)
-    if (shell.ROOT / shell.path("lab")).exists():
-        st.page_link(
-            shell.path("lab"), label="Lab: dose response, layers and controls",
-            icon=":material/science:", query_params=url.params(),
-        )  # fmt: skip
+    widgets.page_link("lab", "Lab: dose response, layers and controls", url.params(), "science")
     return None
 
 
@@ -129,20 +110,22 @@ def _known(source: Source) -> list[str]:
     headline, placebo = source.headline, source.gained_by_placebo
     if headline is None:
         return []
+
+    def said(contrast: Contrast) -> str:
+        return pair_view.delta_text(contrast.judgement, source.base.extent)
+
     lines = [
         "If looking ahead as such did the damage, keeping one token causal would change little. "
-        f"Keeping the first one causal (sink=1) changes macro accuracy by "
-        f"{pair_view.delta_text(headline.judgement, source.base.extent)} against {source.against}; {headline.words}."
+        f"Keeping the first one causal (sink=1) changes macro accuracy by {said(headline)} "
+        f"against {source.against}; {headline.words}."
     ]
     left = source.left
     if source.gained is not None and left is not None:
-        lines.append(
-            f" Against stage 1 that leaves {pair_view.delta_text(left.judgement, source.base.extent)}; {left.words}."
-        )
+        lines.append(f" Against stage 1 that leaves {said(left)}; {left.words}.")
     if placebo is not None and source.placebo is not None:
         dial = source.placebo.regime.partition(":")[2]
         lines.append(
-            f" The placebo, another single token ({dial}): {pair_view.delta_text(placebo.judgement, source.base.extent)}; {placebo.words}."
+            f" The placebo, another single token ({dial}): {said(placebo)}; {placebo.words}."
         )
     widgets.lead(*lines)
     widgets.note(f"Measured on {story.items_words(source.base)}, {source.base.model}.")

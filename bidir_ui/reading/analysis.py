@@ -50,10 +50,12 @@ def compare(
     return _compare(a.path, b.path, stamps, metric, intersect, floor.path if floor else "")
 
 
-def try_compare(a: RunInfo, b: RunInfo, metric: str = "acc") -> core_compare.Comparison | None:
+def try_compare(
+    a: RunInfo, b: RunInfo, metric: str = "acc", *, intersect: bool = False
+) -> core_compare.Comparison | None:
     """As :func:`compare`, None where the runs do not pair: for lists of many runs."""
     try:
-        return compare(a, b, metric)
+        return compare(a, b, metric, intersect=intersect)
     except (UserError, OSError, ValueError, KeyError):
         return None
 
@@ -113,11 +115,11 @@ def _texts(run_a: Run, run_b: Run, frame: pd.DataFrame) -> list[tuple[str, str]]
         items = run.items(["task", "doc_id", "contexts", "continuations"])
         if items["contexts"].notna().any():
             keys = items["task"] + "/" + items["doc_id"].astype("str")
-            found = {
+            texts_of = {
                 key: ("" if c is None else str(c[0]), "" if t is None else " ".join(map(str, t)))
                 for key, c, t in zip(keys, items["contexts"], items["continuations"], strict=True)
             }
-            return [found.get(item, ("", "")) for item in frame["item_id"]]
+            return [texts_of.get(item, ("", "")) for item in frame["item_id"]]
     split = str(run_a.settings.get("split") or "validation")
     by_task = {
         task: texts(str(task), part["doc_id"].tolist(), split, repeats(run_a.settings))
@@ -169,11 +171,11 @@ def every_answer(
         if not run.can_pair or record["task"] not in (run.tasks or [record["task"]]):
             continue
         try:
-            found = data.record(run, item_id)
+            answer = data.record(run, item_id)
         except (UserError, OSError, ValueError):
             continue
-        if found is not None and found["doc_hash"] == record["doc_hash"]:
-            held.append((run, found))
+        if answer is not None and answer["doc_hash"] == record["doc_hash"]:
+            held.append((run, answer))
 
     def label(run: RunInfo) -> str:
         model = "" if run.model == page.pair.a.model else f" · {run.model.split('/')[-1]}"
@@ -181,8 +183,8 @@ def every_answer(
 
     extra = data.apart((run for run, _ in held), label)
     rows: list[tuple[str, dict[str, Any] | None, bool]] = [
-        (label(run) + extra[run.id], found, run in (page.pair.a, page.pair.b))
-        for run, found in held
+        (label(run) + extra[run.id], answer, run in (page.pair.a, page.pair.b))
+        for run, answer in held
     ]
     return sorted(rows, key=lambda row: (not row[2], row[0]))[:24]
 
@@ -242,8 +244,8 @@ def fill(record: dict[str, Any], settings: Mapping[str, Any]) -> bool:
     if record["contexts"] is not None and record["continuations"] is not None:
         return True
     split = str(settings.get("split") or "validation")
-    found = texts(record["task"], [record["doc_id"]], split, repeats(settings))
-    return item_texts.fill(record, found)
+    known = texts(record["task"], [record["doc_id"]], split, repeats(settings))
+    return item_texts.fill(record, known)
 
 
 def cut_into_tokens(text: str, offsets: Sequence[Sequence[int]] | None) -> list[str]:

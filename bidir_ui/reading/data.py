@@ -10,17 +10,17 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from bidir_core.analyse import selection
 from bidir_core.analyse.pairing import repeats
 from bidir_core.analyse.study import BASE, NAMES, UNKNOWN, Arm, arm_of, items_key
 from bidir_core.common.errors import UserError
 from bidir_core.data.answer_positions import ONE_SIDED, one_sided_sentences
+from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import IMPORTED
 from bidir_core.runs.run import Run
 from bidir_core.runs.stages import LEAKY_WARNING
 from bidir_ui.kit import fmt
-
-EMBEDDED = "smollm2-135m-instruct"
 
 LOOKED_AT = {  # no scores: not paired
     "why": "an item explained",
@@ -74,7 +74,7 @@ class RunInfo:
 
     def same_items(self, other: RunInfo) -> bool:
         """The same items of the same model in the same number format: fit to be a partner."""
-        return (self.item_set, self.dtype) == (other.item_set, other.dtype)
+        return selection.same_items(self, other)
 
     @property
     def is_evaluation(self) -> bool:
@@ -117,11 +117,11 @@ class RunInfo:
     @property
     def cautions(self) -> tuple[tuple[str, str], ...]:
         """(title, sentence) of what to know before reading a number of it."""
-        found = []
+        cautions = []
         if self.is_leaky:
-            found.append(("Leaky training", LEAKY_WARNING))
+            cautions.append(("Leaky training", LEAKY_WARNING))
         if self.trained_under:
-            found.append(
+            cautions.append(
                 (
                     "Another mask than in training",
                     f"{self.label}: its weights were trained under {self.trained_under} and are "
@@ -129,14 +129,14 @@ class RunInfo:
                 )
             )
         elif self.arm is not None and self.arm.code == UNKNOWN:
-            found.append(
+            cautions.append(
                 (
                     "Unknown training",
                     f"{self.label}: nobody recorded under which mask this checkpoint was trained.",
                 )
             )
-        found += [(ONE_SIDED, sentence) for sentence in self.one_sided]
-        return tuple(found)
+        cautions += [(ONE_SIDED, sentence) for sentence in self.one_sided]
+        return tuple(cautions)
 
     @property
     def steps(self) -> str:
@@ -376,16 +376,23 @@ def full(run: RunInfo) -> str:
     state = "" if run.is_done else run.state
     imported = "imported" if run.is_imported else ""
     parts = (
-        run.stage_label, run.regime, trained, run.extent, run.dtype,
-        "" if run.model == EMBEDDED else run.model.rsplit("/", 1)[-1], run.name, imported, state,
-    )  # fmt: skip
+        run.stage_label,
+        run.regime,
+        trained,
+        run.extent,
+        run.dtype,
+        "" if run.model == EMBEDDED_MODEL else run.model.rsplit("/", 1)[-1],
+        run.name,
+        imported,
+        state,
+    )
     return " · ".join(part for part in parts if part)
 
 
 def _short(run: RunInfo) -> str:
     """``sink=1 · limit 500``: the dial without the word that all dialled runs share."""
     regime = run.regime.removeprefix("bidirectional:")
-    model = "" if run.model == EMBEDDED else run.model.rsplit("/", 1)[-1]
+    model = "" if run.model == EMBEDDED_MODEL else run.model.rsplit("/", 1)[-1]
     parts = (
         run.weights if run.checkpoint else "",
         regime,

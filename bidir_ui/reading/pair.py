@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import streamlit as st
 
+from bidir_core.analyse import selection
 from bidir_core.analyse.pairing import Metric
 from bidir_core.data import item_texts
-from bidir_core.runs.layout import STAGE1
+from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import data
-from bidir_ui.reading.data import EMBEDDED, RunInfo, by_id
+from bidir_ui.reading.data import RunInfo, by_id
 
 EVAL = "python -m bidir_core eval"
 PAIR_COMMANDS = (
-    f"{EVAL} --model {EMBEDDED} --limit 500",
-    f"{EVAL} --model {EMBEDDED} --limit 500 --prefill-bidirectional",
+    f"{EVAL} --model {EMBEDDED_MODEL} --limit 500",
+    f"{EVAL} --model {EMBEDDED_MODEL} --limit 500 --prefill-bidirectional",
 )
 
 
 def pipeline_command(model: str) -> str:
-    return f"python -m bidir_core pipeline --model {model or EMBEDDED} --limit 500"
+    return f"python -m bidir_core pipeline --model {model or EMBEDDED_MODEL} --limit 500"
 
 
 def no_pair() -> None:
     """What to draw where stages 1 and 2 do not exist yet."""
     widgets.not_run(
-        "These two commands make it, on the embedded model, in a few minutes each:",
-        *PAIR_COMMANDS,
+        "These two commands make it, on the embedded model, in a few minutes each:", *PAIR_COMMANDS
     )
 
 
@@ -49,57 +48,17 @@ class Pair:
 
 def choose(runs: tuple[RunInfo, ...]) -> Pair:
     """The pair the URL names. A name that does not exist is reported, never replaced."""
-    default_a, default_b = default_pair(runs)
-    found: list[RunInfo | None] = []
+    default_a, default_b = selection.default_pair(runs)
+    chosen: list[RunInfo | None] = []
     unknown = []
     for name, default in (("a", default_a), ("b", default_b)):
         wanted = url.get(name)
         run = by_id(runs, wanted) if wanted else default
         if wanted and run is None:
             unknown.append(wanted)
-        found.append(run)
+        chosen.append(run)
     metric: Metric = "acc_norm" if url.get("metric") == "acc_norm" else "acc"
-    return Pair(found[0], found[1], metric, tuple(unknown))
-
-
-def default_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo | None, RunInfo | None]:
-    """Stage 1 and plain stage 2 of one model on the same items: the embedded model at limit 500
-    if there is one, else the newest such pair, else the two newest runs with items."""
-    usable = [run for run in runs if run.can_pair and run.context == "full" and not run.is_point]
-
-    def rank(run: RunInfo) -> tuple[bool, ...]:
-        plain = run.dtype == "float32"
-        known = run.model == EMBEDDED, run.limit == 500, not run.compact, plain
-        return (run.is_done, not run.is_imported, not run.variant, *known)
-
-    firsts = sorted(
-        (run for run in usable if run.stage == "stage1_vanilla_eval"), key=rank, reverse=True
-    )
-    for a in firsts:
-        for b in sorted(usable, key=rank, reverse=True):
-            alike = b.same_items(a) and b.is_done == a.is_done
-            if b.stage == "stage2_prefill_bidir_eval" and b.regime == "bidirectional" and alike:
-                return a, b
-    if firsts:
-        others = [run for run in usable if run.id != firsts[0].id]
-        same = [run for run in others if run.same_items(firsts[0])]
-        return firsts[0], next(iter(same or others), None)
-    return (usable[1], usable[0]) if len(usable) > 1 else (next(iter(usable), None), None)
-
-
-def baseline_of(runs: tuple[RunInfo, ...], b: RunInfo) -> RunInfo | None:
-    """What to compare ``b`` with, unasked: the URL's baseline if it took the same items, else the
-    newest finished stage 1 that did; None without either. Of an unfinished ``b`` the items count
-    that it set out to take."""
-
-    def fits(run: RunInfo) -> bool:
-        alike = run.same_items(b) and run.context == b.context
-        return alike and run.is_done and run.can_pair and b.can_pair and run.id != b.id
-
-    wanted = by_id(runs, url.get("a"))
-    if wanted is not None and fits(wanted):
-        return wanted
-    return next((r for r in runs if r.stage == STAGE1 and not r.is_point and fits(r)), None)
+    return Pair(chosen[0], chosen[1], metric, tuple(unknown))
 
 
 def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
@@ -113,41 +72,37 @@ def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
     ]
     if not usable:
         return
-    names = data.menu(run for run in runs if run.id in {*usable, *_ids(chosen)})
+    shown = {run.id for run in (chosen.a, chosen.b) if run}
+    names = data.menu(run for run in runs if run.id in {*usable, *shown})
     for name, title, run in (("a", "Baseline", chosen.a), ("b", "Candidate", chosen.b)):
         options = usable if run is None or run.id in usable else [run.id, *usable]
-        shown = run.id if run else None
-        url.bound(
-            st.selectbox,
-            title,
-            name=name,
-            read=partial(_always, shown),
-            write=lambda value: value or "",
-            options=options,
-            format_func=lambda run_id: fmt.clip(item_texts.visible(names.get(run_id, run_id)), 90),
-            placeholder="choose a run",
-        )
+        _menu(name, title, run, options, names)
         if run is not None:  # a closed menu shows one line of about 28 characters
             html.show(html.div("b b-note b-full", fmt.clip(data.full(run), 160)))
-    url.bound(
+    url.choice(
         st.segmented_control,
         "Measure",
         name="metric",
-        read=lambda text: "acc_norm" if text == "acc_norm" else "acc",
-        write=lambda value: value if value == "acc_norm" else "",
         options=["acc", "acc_norm"],
+        default="acc",
         help="acc: the choice with the largest log-likelihood. acc_norm: the largest "
         "log-likelihood per character of the choice.",
     )
 
 
-def _always(value: str | None, _text: str) -> str | None:
-    """The chosen run, whatever the URL's text: choosing has looked at that already."""
-    return value
-
-
-def _ids(chosen: Pair) -> list[str]:
-    return [run.id for run in (chosen.a, chosen.b) if run is not None]
+def _menu(
+    name: str, title: str, run: RunInfo | None, options: list[str], names: dict[str, str]
+) -> None:
+    url.bound(
+        st.selectbox,
+        title,
+        name=name,
+        read=lambda _text: run.id if run else None,  # choosing has looked at the URL already
+        write=lambda value: value or "",
+        options=options,
+        format_func=lambda run_id: fmt.clip(item_texts.visible(names.get(run_id, run_id)), 90),
+        placeholder="choose a run",
+    )
 
 
 def line(chosen: Pair) -> None:
@@ -174,24 +129,27 @@ def explain_if_missing(runs: tuple[RunInfo, ...], chosen: Pair) -> bool:
     """True if there is a pair; otherwise draw why not, and what to do."""
     if chosen.unknown:
         widgets.banner(
-            "error", "Run not found",
+            "error",
+            "Run not found",
             html.join("No run folder here is called ", _names(chosen.unknown), "."),
             "The link may come from another machine, or the run was renamed or deleted. "
             "Choose runs in the sidebar.",
-        )  # fmt: skip
+        )
         return False
     if chosen.complete:
         return True
     if not runs:
         widgets.banner(
-            "empty", "No runs yet",
+            "empty",
+            "No runs yet",
             "A run is one evaluation of a model under one regime. Make the first two:",
-        )  # fmt: skip
+        )
     else:
         widgets.banner(
-            "empty", "Two runs are needed",
+            "empty",
+            "Two runs are needed",
             "This page compares a baseline with a candidate; there are not two runs with items yet.",
-        )  # fmt: skip
+        )
     widgets.command(*PAIR_COMMANDS)
     return False
 

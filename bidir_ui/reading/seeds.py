@@ -69,7 +69,9 @@ class Group:
         values = [value for run in self.runs if (value := run.macro.get(metric)) is not None]
         if len(values) < 2:
             return ""
-        return " to ".join(fmt.percent(value).removesuffix(" %") for value in (min(values), max(values)))  # fmt: skip
+        return " to ".join(
+            fmt.percent(value).removesuffix(" %") for value in (min(values), max(values))
+        )
 
 
 def groups(runs: Iterable[RunInfo]) -> list[Group]:
@@ -78,13 +80,13 @@ def groups(runs: Iterable[RunInfo]) -> list[Group]:
 
     ``runs`` come newest first, over the same items. The order is that of each group's first run.
     """
-    found: dict[object, dict[int, RunInfo]] = {}
+    newest: dict[object, dict[int, RunInfo]] = {}
     for run in runs:
-        mine = found.setdefault((run.stage, run.regime, run.arm), {})
+        mine = newest.setdefault((run.stage, run.regime, run.arm), {})
         known = mine.setdefault(run.train_seed, run)
         if run.has_items and not known.has_items:
             mine[run.train_seed] = run
-    return [Group(tuple(by[seed] for seed in sorted(by))) for by in found.values()]
+    return [Group(tuple(by[seed] for seed in sorted(by))) for by in newest.values()]
 
 
 def difference(a: Group | None, b: Group | None, metric: Metric = "acc") -> Contrast | None:
@@ -92,11 +94,13 @@ def difference(a: Group | None, b: Group | None, metric: Metric = "acc") -> Cont
     if a is None or b is None:
         return None
     try:
-        found = _contrast(_key(a), _key(b), tuple(r.modified for r in (*a.runs, *b.runs)), metric)
+        contrast = _contrast(
+            _key(a), _key(b), tuple(r.modified for r in (*a.runs, *b.runs)), metric
+        )
     except (UserError, OSError, ValueError, KeyError):
         return None
-    paired = found is not None and found.basis == "paired" and found.interval is not None
-    return found if paired else None
+    paired = contrast is not None and contrast.basis == "paired" and contrast.interval is not None
+    return contrast if paired else None
 
 
 def each(per_seed: Sequence[float]) -> str:

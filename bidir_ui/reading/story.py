@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 
 import streamlit as st
 
+from bidir_core.analyse import selection
 from bidir_core.analyse.contrasts import Contrast
 from bidir_core.analyse.judgement import Findings, Repair
 from bidir_core.analyse.study import CAUSAL, Arm, Study, make_study, ordered_cells
-from bidir_core.runs.layout import STAGE1, STAGE2
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt
-from bidir_ui.reading import pair
 from bidir_ui.reading.data import RunInfo
 from bidir_ui.reading.seeds import Group
 
@@ -34,69 +33,17 @@ class Story:
 def tell(runs: tuple[RunInfo, ...]) -> Story:
     """Collect the runs of the story around the default pair; imported ones are not told about."""
     runs = tuple(run for run in runs if not run.is_imported)
-    a, b = pair.default_pair(runs)
-    done = [run for run in runs if run.is_done and run.has_items and run.context == "full"]
-    done = [run for run in done if not run.variant]  # prompts as they are
-
-    dialled = [
-        run
-        for run in done
-        if a is not None
-        and run.same_items(a)
-        and run.stage == STAGE2
-        and run.regime.startswith("bidirectional")  # causal:hide=J lets nothing look ahead
-        and not run.checkpoint
-        and run != b
-    ]
+    a, b = selection.default_pair(runs)
+    whole = selection.whole_sets(runs, a.model) if a and a.limit is not None else None
     return Story(
         a=a,
         b=b,
-        regimes=tuple(_first_of_each(dialled, lambda run: run.regime)),
+        regimes=tuple(run for run in selection.dialled(runs, a) if run != b) if a else (),
         repair=find(runs, a) if a else None,
-        models=tuple(_model_pairs(done, a)),
-        whole=_whole(done, a),
+        models=tuple(selection.model_pairs(runs, a)),
+        whole=(whole[0], tuple(whole[1])) if whole else None,
         published={run.stage: run for run in reversed(runs) if run.is_reference},
     )
-
-
-def _whole(done: list[RunInfo], a: RunInfo | None) -> tuple[RunInfo, tuple[RunInfo, ...]] | None:
-    """The same model on whole validation sets: its causal run, and the other regimes'.
-
-    Both in one number format, float32 before others, and one that has most regimes."""
-    if a is None or a.limit is None:
-        return None
-    mine = [run for run in done if run.model == a.model and run.limit is None]
-    mine = [run for run in mine if not run.checkpoint]
-    found = []
-    for base in (run for run in mine if run.stage == STAGE1):
-        others = [run for run in mine if run.stage == STAGE2 and run.same_items(base)]
-        others = [run for run in others if run.regime.startswith("bidirectional")]
-        others.sort(key=lambda run: len(run.regime))  # plain bidirectional first; a stable sort
-        if others:
-            found.append((base, tuple(_first_of_each(others, lambda run: run.regime))))
-    return max(found, key=lambda one: (one[0].dtype == "float32", len(one[1])), default=None)
-
-
-def _first_of_each(runs: list[RunInfo], key) -> list[RunInfo]:
-    """Runs are newest first: the newest of each kind."""
-    found: dict[object, RunInfo] = {}
-    for run in runs:
-        found.setdefault(key(run), run)
-    return list(found.values())
-
-
-def _model_pairs(done: list[RunInfo], a: RunInfo | None) -> list[tuple[RunInfo, RunInfo]]:
-    """Per model, the newest causal and plain bidirectional run on the same items, one dtype."""
-    out: dict[str, tuple[RunInfo, RunInfo]] = {}
-    firsts = [run for run in done if run.stage == STAGE1]
-    # The default pair's own extent first, so that models are compared on the same items.
-    firsts.sort(key=lambda run: a is None or (run.limit != a.limit, run.dtype != a.dtype))
-    for first in firsts:
-        for second in done:
-            plain = second.stage == STAGE2 and second.regime == "bidirectional"
-            if plain and second.same_items(first):
-                out.setdefault(first.model, (first, second))
-    return list(out.values())
 
 
 # Whether training repairs the damage: the study of a model, and what it allows to be claimed.
@@ -142,8 +89,8 @@ class Training:
 
     def group(self, arm: Arm, regime: str, *, with_items: bool = False) -> Group | None:
         """The runs of a cell; None if there are none."""
-        found = (self.infos[str(run.path)] for run in self.study.runs(arm, regime).values())
-        runs = tuple(run for run in found if run.has_items or not with_items)
+        infos = (self.infos[str(run.path)] for run in self.study.runs(arm, regime).values())
+        runs = tuple(run for run in infos if run.has_items or not with_items)
         return Group(runs) if runs else None
 
     @property
@@ -181,23 +128,10 @@ class Training:
     def by_accuracy(self) -> dict[int, float]:
         """The interaction of each training seed from its accuracies alone, for all seeds that the
         four cells have, with items or without."""
-        groups = [
-            self.group(arm, regime)
-            for regime in (self.regime, CAUSAL)
-            for arm in self.arms
-            if arm is not None
-        ]
-        if len(groups) < 4 or None in groups or None in self.four.values():
+        arm, control = self.arms
+        if arm is None or control is None or None in self.four.values():
             return {}
-        four: list[dict[int, float]] = [
-            {seed: acc for seed, run in group.by_seed.items() if (acc := run.macro.get("acc"))}
-            for group in groups
-            if group
-        ]
-        shared = sorted(set.intersection(*map(set, four)))
-        return {
-            seed: four[0][seed] - four[1][seed] - four[2][seed] + four[3][seed] for seed in shared
-        }
+        return self.findings.interactions_by_accuracy(arm, control)
 
     @property
     def where(self) -> str:
@@ -208,9 +142,9 @@ class Training:
     def seeds_words(self) -> str:
         """``training seed 0``, ``training seeds 0, 1, 2``; empty without the 2x2."""
         groups = [group for group in self.four.values() if group]
-        found = sorted({run.train_seed for group in groups for run in group.runs})
-        plural = "s" if len(found) > 1 else ""
-        return f"training seed{plural} {', '.join(map(str, found))}" if found else ""
+        seeds = sorted({run.train_seed for group in groups for run in group.runs})
+        plural = "s" if len(seeds) > 1 else ""
+        return f"training seed{plural} {', '.join(map(str, seeds))}" if seeds else ""
 
     def difference(self, a: tuple[str, str], b: tuple[str, str]) -> Contrast | None:
         """``b`` minus ``a``, cells as (``base``, ``3B`` or ``3C``, regime), where items pair."""
@@ -218,8 +152,8 @@ class Training:
         first, second = arms[a[0]], arms[b[0]]
         if first is None or second is None:
             return None
-        found = self.findings.between((first, a[1]), (second, b[1]))
-        return found if found is not None and found.basis == "paired" else None
+        contrast = self.findings.between((first, a[1]), (second, b[1]))
+        return contrast if contrast is not None and contrast.basis == "paired" else None
 
 
 def items_words(run: RunInfo) -> str:
@@ -234,14 +168,17 @@ def find(runs: Sequence[RunInfo], like: RunInfo) -> Training | None:
     mine = {
         run.path: run
         for run in runs
-        if run.is_done and run.is_evaluation and run.context == "full" and not run.is_point
+        if run.is_done
+        and run.is_evaluation
+        and run.context == "full"
+        and not run.is_point
         and run.model == like.model
-    }  # fmt: skip
+    }
     if not any(run.checkpoint for run in mine.values()):
         return None
     findings = _findings(tuple(mine), tuple(run.modified for run in mine.values()))
-    found = Training(findings, mine)
-    return found if found.every else None
+    training = Training(findings, mine)
+    return training if training.every else None
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

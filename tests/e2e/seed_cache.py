@@ -23,9 +23,13 @@ from tests.e2e.nursery import ROOT
 from tests.e2e.seed import seed_all
 
 MADE_BY = (
-    "bidir_core/**/*.py", "tests/factory.py", "tests/lab_factory.py", "tests/tiny_models.py",
-    "tests/e2e/seed.py", "tests/e2e/seed_cache.py",
-)  # fmt: skip
+    "bidir_core/**/*.py",
+    "tests/factory.py",
+    "tests/lab_factory.py",
+    "tests/tiny_models.py",
+    "tests/e2e/seed.py",
+    "tests/e2e/seed_cache.py",
+)
 WRITTEN_WITH = ("numpy", "pyarrow", "pandas", "torch", "transformers")
 KEPT_DAYS = 3
 

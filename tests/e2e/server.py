@@ -19,9 +19,15 @@ import psutil
 from tests.e2e.nursery import ROOT, Nursery, free_port
 
 CHROMIUM_FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+]
 # A page that is open for seconds is not worth compiling well. Not where time is measured.
 QUICK = "--js-flags=--no-opt --no-maglev --always-sparkplug"
 # With a heading: a page that has not begun to run is idle too.
@@ -57,9 +63,13 @@ def serve(
             process = psutil.Process(nursery.start(words, wanted, log))
         else:
             process = psutil.Popen(
-                [sys.executable, "-m", *words], cwd=ROOT, env=wanted,
-                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+                [sys.executable, "-m", *words],
+                cwd=ROOT,
+                env=wanted,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
     try:
         _wait(port, process, log)
         yield Server(runs, port, process)

@@ -246,7 +246,12 @@ def test_an_address_made_by_clicking_shows_the_same_to_a_stranger(server, runs, 
         page.get_by_text("--limit 7").first.wait_for()
 
     whole, line = "[data-testid=stMain]", "[data-testid=stCode]"  # Launch also says free memory
-    for name, act, what in (("", panel, whole), ("flips", flip, whole), ("masks", mask, whole), ("launch", form, line)):  # fmt: skip
+    for name, act, what in (
+        ("", panel, whole),
+        ("flips", flip, whole),
+        ("masks", mask, whole),
+        ("launch", form, line),
+    ):
         open_it = visit if name else go
         open_it(tab, server.url(name, **pair), HEADINGS[name])
         act(tab.page)

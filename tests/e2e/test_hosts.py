@@ -26,19 +26,33 @@ def status(server, path: str, host: str, method: str = "GET", **headers: str) ->
 def websocket(server, host: str, origin: str) -> int:
     """The answer to a websocket handshake: 101 if it is open."""
     return status(
-        server, "/_stcore/stream", host, Connection="Upgrade", Upgrade="websocket", Origin=origin,
+        server,
+        "/_stcore/stream",
+        host,
+        Connection="Upgrade",
+        Upgrade="websocket",
+        Origin=origin,
         **{
             "Sec-WebSocket-Version": "13",
             "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
             "Sec-WebSocket-Protocol": "streamlit",
         },
-    )  # fmt: skip
+    )
 
 
-@pytest.mark.parametrize("path", [
-    "/", "/report", "/launch", "/_stcore/health", "/_stcore/host-config", "/media/x.md",
-    "/_stcore/metrics", "/_stcore/script-health-check",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/report",
+        "/launch",
+        "/_stcore/health",
+        "/_stcore/host-config",
+        "/media/x.md",
+        "/_stcore/metrics",
+        "/_stcore/script-health-check",
+    ],
+)
 def test_no_file_for_a_rebound_name(server, path):
     assert status(server, path, f"{REBOUND}:{server.port}") == 421
 
@@ -48,8 +62,16 @@ def test_no_upload_for_a_rebound_name(server, method):
     assert status(server, "/_stcore/upload_file/s/f", f"{REBOUND}:{server.port}", method) == 421
 
 
-@pytest.mark.parametrize("host", [REBOUND, "localhost.rebound.example", "127.0.0.1.rebound.example",
-                                  "localhost@rebound.example", ""])  # fmt: skip
+@pytest.mark.parametrize(
+    "host",
+    [
+        REBOUND,
+        "localhost.rebound.example",
+        "127.0.0.1.rebound.example",
+        "localhost@rebound.example",
+        "",
+    ],
+)
 def test_no_websocket_for_a_rebound_name(server, host):
     """The origin is the host, as in a rebound page: the browser takes both for the same."""
     host = f"{host}:{server.port}"

@@ -49,8 +49,13 @@ def form(tmp_path, seeds):
             for i in range(N_ITEMS)
         )
     )
-    return {"stage": "stage2", "f.model": str(seeds.tiny), "f.tasks": str(task),
-            "f.device": "cpu", "f.batch_tokens": "1000"}  # fmt: skip
+    return {
+        "stage": "stage2",
+        "f.model": str(seeds.tiny),
+        "f.tasks": str(task),
+        "f.device": "cpu",
+        "f.batch_tokens": "1000",
+    }
 
 
 class Brake:
@@ -186,9 +191,14 @@ def test_what_changes_is_seen_in_time(place, tab):
     mark["pid_started"] = psutil.Process(asleep.pid).create_time()
     writer = RunWriter.create("stage2_prefill_bidir_eval", {"model": "m"}, root=root)
     job = jobs.Job(
-        id="20260101-000001-abcdef", words=("eval", "--model", "m"), device="cpu",
-        stored_state="running", started=time.time(), process=mark, root=str(root / ".jobs"),
-    )  # fmt: skip
+        id="20260101-000001-abcdef",
+        words=("eval", "--model", "m"),
+        device="cpu",
+        stored_state="running",
+        started=time.time(),
+        process=mark,
+        root=str(root / ".jobs"),
+    )
     (root / ".jobs").mkdir()
     jobs.save(job)
     (job.folder / "runs.txt").write_text(f"{writer.path}\n")

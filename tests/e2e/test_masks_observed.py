@@ -15,9 +15,14 @@ TOTAL, LAYERS, HEADS = 256, 30, 9
 def run(runs, runs_root):
     """As large as the embedded model's observation of a 256-token prompt."""
     return make_attend(
-        runs_root, n_prefix=240, n_total=TOTAL, n_layers=LAYERS, n_heads=HEADS,
-        written=[15, 20], pieces=[f" word{i}" for i in range(TOTAL)],
-    )  # fmt: skip
+        runs_root,
+        n_prefix=240,
+        n_total=TOTAL,
+        n_layers=LAYERS,
+        n_heads=HEADS,
+        written=[15, 20],
+        pieces=[f" word{i}" for i in range(TOTAL)],
+    )
 
 
 @pytest.mark.alone

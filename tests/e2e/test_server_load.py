@@ -62,9 +62,14 @@ def running_job(tmp_path):
     folder.mkdir()
     now = time.time()
     job = Job(
-        id="20260101-000001-abcdef", words=("eval", "--model", "m"), device="cpu", created=now,
-        queued=now, root=str(folder), title="Stage 1 · vanilla",
-    )  # fmt: skip
+        id="20260101-000001-abcdef",
+        words=("eval", "--model", "m"),
+        device="cpu",
+        created=now,
+        queued=now,
+        root=str(folder),
+        title="Stage 1 · vanilla",
+    )
     jobs.save(replace(job, stored_state="running", started=now, process=status.this_process()))
     (job.folder / "runs.txt").write_text(f"{run.path}\n")
     lines = (run.path / "items.jsonl").read_bytes().splitlines(keepends=True)

@@ -17,7 +17,8 @@ from bidir_core.data.items import Item
 from bidir_core.evaluate.scoring import Scorer, plan_scoring
 from bidir_core.explain import attend_files as files
 from bidir_core.explain import observe_many
-from bidir_core.explain.attend import AttendConfig, attend, attend_words
+from bidir_core.explain.attend import attend
+from bidir_core.explain.attend_config import AttendConfig, attend_words
 from bidir_core.explain.observe import Passage, attention_shares, observe, token_pieces
 from bidir_core.explain.observe_many import mean_interval
 from bidir_core.models.families import WINDOW, tiny_loaded

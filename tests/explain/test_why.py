@@ -10,7 +10,8 @@ from bidir_core import cli
 from bidir_core.common.errors import UserError
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
-from bidir_core.explain.why import RESULT, WhyConfig, explain, ranges, sentences
+from bidir_core.explain.why import RESULT, explain, ranges, sentences
+from bidir_core.explain.why_config import WhyConfig
 from bidir_core.runs.find import find_run
 from bidir_core.runs.run import Run
 from tests.tiny_models import save_tiny_model

@@ -78,12 +78,18 @@ def test_an_item_links_to_where_a_model_looked(root):
     a, b = pair(root)
     run = make_attend(root, item="piqa/3")
     make_attend(root, item="piqa/7")
-    links = [link.proto for link in open_page("pages/item.py", a=a.id, b=b.id, item="piqa/3").get("page_link")]  # fmt: skip
+    links = [
+        link.proto
+        for link in open_page("pages/item.py", a=a.id, b=b.id, item="piqa/3").get("page_link")
+    ]
     found = [link for link in links if "Observed attention" in link.label]
     assert len(found) == 1
     assert f"attend={run.id}".replace("/", "%2F") in found[0].query_string.replace("/", "%2F")
     assert "show=observed" in found[0].query_string
-    links = [link.proto for link in open_page("pages/item.py", a=a.id, b=b.id, item="piqa/1").get("page_link")]  # fmt: skip
+    links = [
+        link.proto
+        for link in open_page("pages/item.py", a=a.id, b=b.id, item="piqa/1").get("page_link")
+    ]
     assert not [link for link in links if "Observed attention" in link.label]
 
 

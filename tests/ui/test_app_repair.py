@@ -162,7 +162,12 @@ def test_one_token_is_claimed_only_beyond_its_placebo(root):
     text = words(open_page(panel="3"))
     assert "Where does it come from?" in text
     assert "--regime bidirectional:sink=1 --limit 500" in text
-    make_run(root, STAGE2, **{**bidirectional, "regime": "bidirectional:sink=1", "accuracy": 0.6}, **common)  # fmt: skip
+    make_run(
+        root,
+        STAGE2,
+        **{**bidirectional, "regime": "bidirectional:sink=1", "accuracy": 0.6},
+        **common,
+    )
     text = words(open_page(panel="3"))
     assert "One token causal helps" in text
     assert "one token\n" not in text
@@ -294,7 +299,9 @@ def test_runs_says_the_mask_of_training_in_the_table(root):
     assert set(app.dataframe[0].value["weights"]) == {"3C full, trained causal", "3B full"}
 
 
-@pytest.mark.parametrize("page", ["", "pages/compare.py", "pages/flips.py", "pages/item.py", "pages/runs.py"])  # fmt: skip
+@pytest.mark.parametrize(
+    "page", ["", "pages/compare.py", "pages/flips.py", "pages/item.py", "pages/runs.py"]
+)
 def test_leaky_weights_are_called_leaky_everywhere(root, page):
     a = make_run(root, n_items=40)
     run = tuned(root, "3A", "bidirectional", trained="bidirectional")

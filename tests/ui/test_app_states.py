@@ -6,7 +6,6 @@ must show. A page without a row for each state fails the first test.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,9 +16,9 @@ from typing import NamedTuple
 import pytest
 
 from bidir_core import jobs
-from bidir_core.jobs import Job, playground
+from bidir_core.jobs import playground
 from bidir_ui import shell
-from tests.app import STAGE2, open_page, pair, words
+from tests.app import STAGE2, fake_job, open_page, pair, words
 from tests.factory import make_run
 from tests.lab_factory import make_sweep
 
@@ -64,13 +63,7 @@ def corrupt(root: Path) -> dict[str, str]:
 
 def stalled(root: Path) -> dict[str, str]:
     """A queue that nobody works on, and a job that is gone."""
-    folder = root / ".jobs"
-    folder.mkdir(parents=True)
-    job = Job(
-        id="20260101-000001-abcdef", words=("eval", "--model", "m"), device="cpu",
-        created=time.time(), root=str(folder), title="Stage 2",
-    )  # fmt: skip
-    jobs.save(job)
+    job = fake_job(root, ("eval", "--model", "m"), number=1)
     gone = {"pid": 2**22 + 1, "pid_started": 1.0}
     jobs.save(replace(job, id="20260101-000002-abcdef", stored_state="running", process=gone))
     return {}
@@ -90,9 +83,15 @@ def worker(state: str) -> Disk:
     def make(root: Path) -> dict[str, str]:
         facts = {"n_layers": 30, "dtype": "float32", "device": "cpu", "trained_regime": None}
         told = SimpleNamespace(
-            state=state, model="m", checkpoint="", error="", facts=facts,
-            log_tail=lambda: "", answer=lambda name: None, stop=lambda: None,
-        )  # fmt: skip
+            state=state,
+            model="m",
+            checkpoint="",
+            error="",
+            facts=facts,
+            log_tail=lambda: "",
+            answer=lambda name: None,
+            stop=lambda: None,
+        )
         playground.shared = lambda: told  # put back by the fixture below
         return {}
 
@@ -166,7 +165,7 @@ TABLE: dict[str, dict[str, Case]] = {
         "error": Case(whole, "not found", {"runs": "stage1_vanilla_eval/19990101-000000"}),
         "ready": Case(whole, "2 runs"),
     },
-}  # fmt: skip
+}
 PAGES = [spec for spec in shell.PAGES if (shell.ROOT / spec.path).exists()]
 
 
@@ -182,7 +181,19 @@ def test_a_page_in_each_state(root, key, state):
     query = case.disk(root) | dict(case.query)
     app = open_page("" if key == "overview" else shell.path(key), **query)
     assert not app.exception
-    assert case.says in words(app)
+    text = words(app)
+    assert case.says in text
+    if case.says == "No runs yet":
+        assert "python -m bidir_core eval" in text
+    if (
+        case.disk is half
+        and "intersect" in app.query_params
+        and key in ("overview", "flips", "compare")
+    ):
+        assert "Intersected" in text
+    if state == "ready":
+        assert "could not be read" not in text
+        assert "not found" not in text
 
 
 @pytest.mark.parametrize("key", TABLE)

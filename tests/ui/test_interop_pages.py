@@ -7,10 +7,11 @@ import json
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from bidir_core.analyse import selection
 from bidir_core.runs.lm_eval_export import export_run
 from bidir_core.runs.lm_eval_import import import_results
 from bidir_core.runs.run import Run
-from bidir_ui.reading import data, pair, story
+from bidir_ui.reading import data, story
 from tests.app import STAGE2, open_page, words
 from tests.factory import make_run
 
@@ -84,7 +85,7 @@ def test_it_is_no_default_and_not_in_the_story(both, root):
     theirs, mine = both
     ours = make_run(root, n_items=60, accuracy=0.7)
     runs = data.list_infos()
-    assert [run.id for run in pair.default_pair(runs) if run] == [ours.id, mine.id]
+    assert [run.id for run in selection.default_pair(runs) if run] == [ours.id, mine.id]
     told = story.tell(runs)
     assert told.a is not None
     assert told.a.id == ours.id

@@ -19,7 +19,12 @@ from tests.attend_factory import make_summary
 from tests.lab_factory import LAMBDAS, SINKS, USUAL, accuracy, make_sweep
 
 PAGE = "pages/lab.py"
-FEW = ("bidirectional:sink=1", "bidirectional:lambda=0.1", "bidirectional:layers=0-4", "bidirectional:layers=20-24")  # fmt: skip
+FEW = (
+    "bidirectional:sink=1",
+    "bidirectional:lambda=0.1",
+    "bidirectional:layers=0-4",
+    "bidirectional:layers=20-24",
+)
 
 
 def usual() -> dict:
@@ -36,11 +41,20 @@ def test_each_dial_makes_a_curve_with_the_references_on_it() -> None:
     found = {curve.dial: curve for curve in curve_lines(points(*SINKS, *LAMBDAS), usual())}
     assert set(found) == {"sink", "lambda"}
     assert [slug for slug, _ in found["sink"].places] == [
-        "bidirectional", "bidirectional_sink-1", "bidirectional_sink-2", "bidirectional_sink-4",
-    ]  # fmt: skip
+        "bidirectional",
+        "bidirectional_sink-1",
+        "bidirectional_sink-2",
+        "bidirectional_sink-4",
+    ]
     assert [label for _, label in found["lambda"].ticks] == [
-        "0", "0.001", "0.01", "0.03", "0.1", "0.3", "1",
-    ]  # fmt: skip
+        "0",
+        "0.001",
+        "0.01",
+        "0.03",
+        "0.1",
+        "0.3",
+        "1",
+    ]
     assert found["lambda"].places[0][0] == "causal"
     assert found["lambda"].places[-1] == ("bidirectional", 0.0)
 
@@ -56,8 +70,9 @@ def test_curves_of_a_product_share_their_axis() -> None:
 
 def test_patches_and_other_prompts_make_no_curve() -> None:
     others = [
-        Point("bidirectional:sink=1", Condition(bos="add")), Point("bidirectional", USUAL, "keys=0"),
-    ]  # fmt: skip
+        Point("bidirectional:sink=1", Condition(bos="add")),
+        Point("bidirectional", USUAL, "keys=0"),
+    ]
     made = points() + [point.to_json(USUAL) for point in others]
     assert curve_lines(made, usual()) == []
     assert layer_ranges(points(*FEW), usual(), 30) == {
@@ -194,12 +209,18 @@ def test_points_stay_out_of_other_pages_lists(root) -> None:
 
 
 CONTROLS = [
-    *(Point(r, USUAL, part="control") for r in (
-        "bidirectional:sink=1", "bidirectional:rows=0-0", "bidirectional:skip=8",
-        "bidirectional:self=8", "bidirectional:tail=1",
-    )),
+    *(
+        Point(r, USUAL, part="control")
+        for r in (
+            "bidirectional:sink=1",
+            "bidirectional:rows=0-0",
+            "bidirectional:skip=8",
+            "bidirectional:self=8",
+            "bidirectional:tail=1",
+        )
+    ),
     *(Point("bidirectional", USUAL, p, "control") for p in ("keys=0", "values=0")),
-]  # fmt: skip
+]
 
 
 def test_controls_are_judged_by_their_intervals(root) -> None:
@@ -237,7 +258,10 @@ def test_a_refuted_story_is_called_refuted(root) -> None:
         return 0.2 if point.regime == "bidirectional" and not point.patch else 0.5
 
     sweep = make_sweep(root, (), extra=CONTROLS, n_items=600, world=world)
-    attention = {name: {"future": [0.001] * 9 + [0.002]} for name in ("bidirectional", "bidirectional:sink=1")}  # fmt: skip
+    attention = {
+        name: {"future": [0.001] * 9 + [0.002]}
+        for name in ("bidirectional", "bidirectional:sink=1")
+    }
     (sweep.path / "attention.json").write_text(json.dumps({"schema": 1, "regimes": attention}))
     found = {one["name"]: one["outcome"] for one in summarise_sweep(Run(sweep.path))["controls"]}
     for name in ("sufficiency", "placebo", "relocated", "tail", "triviality"):
@@ -259,9 +283,12 @@ def test_the_controls_token_is_the_one_fixed_beforehand(root) -> None:
         assert found["placebo"]["outcome"] == found["relocated"]["outcome"] == "supports"
     # Where the sweep had the very point, it stands for both.
     sweep = make_sweep(
-        root, ("bidirectional:skip=2", "bidirectional:skip=8"), extra=CONTROLS[4:5], n_items=100,
+        root,
+        ("bidirectional:skip=2", "bidirectional:skip=8"),
+        extra=CONTROLS[4:5],
+        n_items=100,
         facts={"middle_token": 8},
-    )  # fmt: skip
+    )
     found = {one["name"]: one for one in summarise_sweep(Run(sweep.path))["controls"]}
     assert found["placebo"]["finding"].startswith("Keeping token 8 causal")
 
@@ -286,9 +313,13 @@ def test_an_attention_summary_answers_triviality(root) -> None:
     made = {"names": REGIMES, "tasks": ("piqa", "arc_easy")}
     make_summary(root, **made, n_items=90, future=(0, 0.4, 0.001))
     make_summary(
-        root, **made, n_items=80, future=(0, 0.4, 0.001), model=EMBEDDED,
+        root,
+        **made,
+        n_items=80,
+        future=(0, 0.4, 0.001),
+        model=EMBEDDED,
         config={"chat_template": True},
-    )  # fmt: skip
+    )
     make_summary(root, **made, n_items=3, future=(0, 0.4, 0.001), model=EMBEDDED)
     kept = make_summary(root, **made, n_items=50, future=(0, 0.4, 0.25), model=EMBEDDED)
     app = open_page(PAGE, sweep=sweep.id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -21,7 +20,7 @@ from bidir_core.runs.status import this_process
 from bidir_core.train.config import FinetuneConfig
 from bidir_ui.launch import view
 from bidir_ui.launch.form import CLASSES, PRESETS
-from tests.app import STAGE2, open_page, pair, words
+from tests.app import STAGE2, fake_job, open_page, pair, words
 from tests.factory import make_run
 from tests.report_runs import make_finetune
 
@@ -178,19 +177,8 @@ def test_the_second_model_is_offered_with_its_size_and_terms(root, monkeypatch):
 
 
 def fake(root, number: int, **values) -> Job:
-    folder = root / ".jobs"
-    folder.mkdir(parents=True, exist_ok=True)
-    job = Job(
-        id=f"20260101-00000{number}-abcdef",
-        words=("eval", "--model", "m"),
-        device="cpu",
-        created=time.time(),
-        root=str(folder),
-        title="Stage 2 · bidirectional",
-    )
-    job = replace(job, **values)
-    jobs.save(job)
-    return job
+    words = values.pop("words", ("eval", "--model", "m"))
+    return fake_job(root, words, number=number, **values)
 
 
 def test_each_state_of_a_job_is_shown_with_what_can_be_done(root):
@@ -321,6 +309,9 @@ def test_a_checkpoint_trained_under_another_mask_is_named_before_the_start(root)
     text = words(open_page(PAGE, **query))
     assert "3A is leaky" in text
     assert "trained under" not in text
+    sweep = words(open_page(PAGE, **query | {"stage": "lab-sink"}))  # it has both regimes
+    assert "3A is leaky" in sweep
+    assert "trained under" not in sweep
     text = words(open_page(PAGE, **query, **{"f.regime": "causal"}))
     assert "trained under bidirectional; here it is evaluated under causal" in text
     assert "trained under" not in words(open_page(PAGE, stage="stage4", **{"f.checkpoint": "x/y"}))

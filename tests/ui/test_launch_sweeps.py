@@ -14,7 +14,6 @@ from bidir_core.jobs.estimate import estimate_sweep, layers_of
 from tests.app import open_page, words
 from tests.factory import timed_run
 from tests.lab_factory import make_sweep
-from tests.report_runs import make_finetune
 from tests.ui.test_launch_page import PAGE, code, fake
 
 MODEL = "smollm2-135m-instruct"
@@ -156,12 +155,3 @@ def test_results_of_a_sweep_open_in_the_lab_and_those_of_a_probe_are_said(root):
     assert link.page.endswith("lab")
     assert f"sweep={sweep.id}" in link.query_string.replace("%2F", "/")
     assert f"passed: {MODEL} under bidirectional" in words(app)
-
-
-def test_a_sweep_with_a_checkpoint_is_not_told_that_its_regimes_differ(root):
-    made = make_finetune(root, "3A", evals=False)
-    (made.path / "final").mkdir()
-    query = {"stage": "lab-sink", "f.checkpoint": str(made.path / "final")}
-    text = words(open_page(PAGE, **query))
-    assert "3A is leaky" in text
-    assert "trained under" not in text

@@ -112,8 +112,12 @@ def test_a_link_asks_the_same_and_both_sides_are_drawn_inert(root, pretend):
     (asked,) = worker.asked
     sampling = {"max_new_tokens": 5, "temperature": 0.7, "top_p": 0.9, "seed": 4}
     assert asked == (
-        "ask", "Hi there", ["causal", "bidirectional:sink=1"], sampling, {"chat_template": False}
-    )  # fmt: skip
+        "ask",
+        "Hi there",
+        ["causal", "bidirectional:sink=1"],
+        sampling,
+        {"chat_template": False},
+    )
     text = words(app)
     assert "prompt of 7 tokens" in text
     assert "Mask probe: 1 checks passed" in text

@@ -143,8 +143,10 @@ def test_a_model_without_finished_runs_says_which_have_some(root):
     assert MODEL in text
 
 
-@pytest.mark.parametrize("query", [{"runs": "stage1_vanilla_eval/19990101-000000"},
-                                   {"a": "stage1_vanilla_eval/19990101-000000"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "query",
+    [{"runs": "stage1_vanilla_eval/19990101-000000"}, {"a": "stage1_vanilla_eval/19990101-000000"}],
+)
 def test_an_unknown_run_is_not_found(two, query):
     app = opened(**query)
     assert "Run not found" in words(app)

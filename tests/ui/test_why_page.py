@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
-
 import pytest
 
 from bidir_core import jobs
@@ -13,8 +10,8 @@ from bidir_core.explain.why import sentences
 from bidir_core.jobs import Job
 from bidir_core.runs.writer import RunWriter
 from bidir_ui.reading.data import list_infos
+from tests.app import fake_job, open_page, pair, words
 from tests.explain.test_why import made
-from tests.ui.test_app_pages import open_page, pair, words
 
 ITEM = "piqa/3"
 HOSTILE = '<img src="http://evil.example/x.png">'
@@ -25,18 +22,28 @@ def explain(root, run, *, item=ITEM, hash_=None, regime="bidirectional", longer=
     task, _, doc_id = item.partition("/")
     record = run.item(task, int(doc_id))
     result = made(single=[2], tokens=[0]) | {
-        "task": task, "doc_id": int(doc_id), "doc_hash": hash_ or record["doc_hash"],
-        "pieces": [HOSTILE, " b", " c", " d", " e"], "choices": ["x", "y"], "recorded": None,
+        "task": task,
+        "doc_id": int(doc_id),
+        "doc_hash": hash_ or record["doc_hash"],
+        "pieces": [HOSTILE, " b", " c", " d", " e"],
+        "choices": ["x", "y"],
+        "recorded": None,
         "n_prefix": record["n_prefix_tokens"][0] + longer,
-    }  # fmt: skip
+    }
     result["lambda"]["points"] = [
-        {"lambda": 0.01, "choice": 0, "lead": 1.0}, {"lambda": 1.0, "choice": 1, "lead": -2.25},
-    ]  # fmt: skip
+        {"lambda": 0.01, "choice": 0, "lead": 1.0},
+        {"lambda": 1.0, "choice": 1, "lead": -2.25},
+    ]
     result["sentences"] = sentences(result)
     settings = {
-        "model": run.model, "checkpoint": None, "task": task, "doc_id": int(doc_id),
-        "regime": regime, "metric": "acc", "tasks": [task],
-    }  # fmt: skip
+        "model": run.model,
+        "checkpoint": None,
+        "task": task,
+        "doc_id": int(doc_id),
+        "regime": regime,
+        "metric": "acc",
+        "tasks": [task],
+    }
     writer = RunWriter.create("lab", settings, root=root, name=f"why-{task}-{doc_id}", kind="why")
     write_json(writer.path / "why.json", {"schema": 1, **result})
     writer.finish(
@@ -109,16 +116,8 @@ def test_the_line_is_one_the_terminal_takes():
 
 
 def fake(root, b, **values) -> Job:
-    folder = root / ".jobs"
-    folder.mkdir(parents=True, exist_ok=True)
     line = ("why", "--as-run", b.id, "--task", "piqa", "--doc-id", "3")
-    job = Job(
-        id="20260101-000001-abcdef", words=line, device="cpu", created=time.time(),
-        root=str(folder), title="Why piqa/3",
-    )  # fmt: skip
-    job = replace(job, **values)
-    jobs.save(job)
-    return job
+    return fake_job(root, line, title="Why piqa/3", **values)
 
 
 def test_a_failed_job_says_why_and_can_be_tried_again(root):
@@ -151,9 +150,14 @@ def test_weights_that_are_not_here_are_said(root, tmp_path, there):
     from tests.factory import make_run
 
     c = make_run(
-        root, "stage4_postft_eval", n_items=40, regime="bidirectional", accuracy=0.5, seed=2,
+        root,
+        "stage4_postft_eval",
+        n_items=40,
+        regime="bidirectional",
+        accuracy=0.5,
+        seed=2,
         checkpoint=str(tmp_path / "final"),
-    )  # fmt: skip
+    )
     app = open_page("pages/item.py", a=a.id, b=c.id, item=ITEM)
     assert ("weights are; they are not here" in words(app)) is not there
     assert bool([button for button in app.button if button.key == "why-start"]) is there

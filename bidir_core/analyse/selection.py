@@ -1,0 +1,170 @@
+"""Which runs are compared when nobody named any: a pair, its dials, whole sets, other models.
+
+Runs come newest first. A caller hands in its own records of runs; what they must tell is
+:class:`Listed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeVar
+
+from bidir_core.common.errors import UserError
+from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.regimes import parse_regime
+from bidir_core.runs.layout import STAGE1, STAGE2
+
+LIMIT = 500  # of the published runs
+
+
+class Listed(Protocol):
+    """A run, as a list of runs knows it. ``can_pair``: it holds scored items, complete or not."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def regime(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def limit(self) -> int | None: ...
+    @property
+    def context(self) -> str: ...
+    @property
+    def variant(self) -> str: ...
+    @property
+    def checkpoint(self) -> str: ...
+    @property
+    def compact(self) -> bool: ...
+    @property
+    def has_items(self) -> bool: ...
+    @property
+    def can_pair(self) -> bool: ...
+    @property
+    def is_done(self) -> bool: ...
+    @property
+    def is_imported(self) -> bool: ...
+    @property
+    def is_point(self) -> bool: ...
+    @property
+    def item_set(self) -> tuple[tuple[str, str], ...]: ...
+
+
+R = TypeVar("R", bound=Listed)
+
+
+def same_items(a: Listed, b: Listed) -> bool:
+    """The same items of the same model in the same number format: fit to be partners."""
+    return (a.item_set, a.dtype) == (b.item_set, b.dtype)
+
+
+def default_pair(runs: Sequence[R]) -> tuple[R | None, R | None]:
+    """Stage 1 and plain stage 2 of one model on the same items: the embedded model at limit 500
+    if there is one, else the newest such pair, else the two newest runs with items."""
+    usable = [run for run in runs if run.can_pair and run.context == "full" and not run.is_point]
+
+    def rank(run: R) -> tuple[bool, ...]:
+        usual = (run.model == EMBEDDED_MODEL, run.limit == LIMIT)
+        plain = (not run.compact, run.dtype == "float32")
+        return (run.is_done, not run.is_imported, not run.variant, *usual, *plain)
+
+    ranked = sorted(usable, key=rank, reverse=True)
+    firsts = [run for run in ranked if run.stage == STAGE1]
+    for first in firsts:
+        for second in ranked:
+            plain = second.stage == STAGE2 and second.regime == "bidirectional"
+            if plain and same_items(first, second) and first.is_done == second.is_done:
+                return first, second
+    if firsts:
+        others = [run for run in usable if run.id != firsts[0].id]
+        alike = [run for run in others if same_items(run, firsts[0])]
+        return firsts[0], next(iter(alike or others), None)
+    return (usable[1], usable[0]) if len(usable) > 1 else (next(iter(usable), None), None)
+
+
+def baseline_of(runs: Sequence[R], candidate: R, wanted: R | None) -> R | None:
+    """What to compare ``candidate`` with: ``wanted`` if it took the same items, else the newest
+    finished stage 1 that did; None without either. Of an unfinished candidate the items count
+    that it set out to take."""
+
+    def fits(run: R) -> bool:
+        alike = same_items(run, candidate) and run.context == candidate.context
+        return (
+            alike and run.is_done and run.can_pair and candidate.can_pair and run.id != candidate.id
+        )
+
+    if wanted is not None and fits(wanted):
+        return wanted
+    return next((r for r in runs if r.stage == STAGE1 and not r.is_point and fits(r)), None)
+
+
+def plain_evaluations(runs: Iterable[R]) -> list[R]:
+    """Finished evaluations with items, their prompts as they are, scored here."""
+    return [
+        run
+        for run in runs
+        if run.is_done and run.has_items and run.context == "full"
+        if not run.variant and not run.is_imported
+    ]
+
+
+def dialled(runs: Iterable[R], base: R) -> list[R]:
+    """The newest run of each bidirectional regime of the untrained model, on ``base``'s items.
+    ``causal:hide=J`` is none of them: it lets nothing look ahead."""
+    newest: dict[str, R] = {}
+    for run in plain_evaluations(runs):
+        ahead = run.stage == STAGE2 and run.regime.startswith("bidirectional")
+        if ahead and not run.checkpoint and same_items(run, base):
+            newest.setdefault(run.regime, run)
+    return list(newest.values())
+
+
+def whole_sets(runs: Sequence[R], model: str) -> tuple[R, list[R]] | None:
+    """The model on whole validation sets: its causal run, and the other regimes', plain
+    bidirectional first. Both in one number format, float32 before others, and one that has most
+    regimes."""
+    mine = [run for run in plain_evaluations(runs) if run.model == model and run.limit is None]
+    sets = []
+    for base in mine:
+        if base.stage != STAGE1 or base.checkpoint:
+            continue
+        others = sorted(dialled(mine, base), key=lambda run: len(run.regime))
+        if others:
+            sets.append((base, others))
+    return max(sets, key=lambda each: (each[0].dtype == "float32", len(each[1])), default=None)
+
+
+def model_pairs(runs: Sequence[R], like: R | None) -> list[tuple[R, R]]:
+    """For each model the newest causal and plain bidirectional run on the same items, in one
+    number format; those of ``like``'s extent first, so that models are compared on the same
+    items."""
+    done = plain_evaluations(runs)
+    firsts = [run for run in done if run.stage == STAGE1]
+    if like is not None:
+        firsts.sort(key=lambda run: (run.limit != like.limit, run.dtype != like.dtype))
+    pairs: dict[str, tuple[R, R]] = {}
+    for first in firsts:
+        for second in done:
+            plain = second.stage == STAGE2 and second.regime == "bidirectional"
+            if plain and same_items(first, second):
+                pairs.setdefault(first.model, (first, second))
+    return list(pairs.values())
+
+
+def best_placebo(runs: Iterable[R], accuracy: Callable[[R], float | None]) -> R | None:
+    """Of the runs that keep one prefix token causal, but not the first, the one that does best:
+    a claim about the first token must hold against each of them."""
+    placebos = [run for run in runs if _is_placebo(run.regime)]
+    return max(placebos, key=lambda run: accuracy(run) or 0.0, default=None)
+
+
+def _is_placebo(text: str) -> bool:
+    try:
+        skip = parse_regime(text).skip
+    except UserError:
+        return False
+    return bool(skip) and text == f"bidirectional:skip={skip}"

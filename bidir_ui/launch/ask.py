@@ -1,0 +1,80 @@
+"""Starting a job from any page: the one question before anything is spent, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from bidir_core import jobs
+from bidir_core.common.errors import UserError
+from bidir_core.data import assets
+from bidir_core.jobs.estimate import Estimate
+from bidir_ui.kit import fmt, html, widgets
+
+Words = tuple[str, ...]  # what follows ``python -m bidir_core``
+
+
+@st.dialog("Start this job?")
+def confirm(
+    place: str,
+    words: Words,
+    title: str,
+    known: list[jobs.Job],
+    *,
+    needs: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    cost: Estimate | None = None,
+) -> None:
+    """What, how long, and what is fetched first.
+
+    ``place``: the page's own name, for its messages. ``known``: the jobs there are. ``needs``:
+    assets. ``notes``: sentences about the cost.
+    """
+    html.show(html.div("b", html.el("b", title)))
+    widgets.command(jobs.command_text(words))
+    for note in notes:
+        widgets.note(note)
+    device = jobs.queue_device(words)
+    ahead = sum(job.is_active and job.device == device for job in known)
+    if ahead:
+        more = "s" if ahead > 1 else ""
+        widgets.note(f"It waits for {ahead} other job{more} on this device.")
+    missing = assets.missing(needs)
+    for asset in missing:
+        widgets.banner("info", "Fetched first", asset.offer)
+    fetched = f"Fetch {fmt.size(sum(asset.n_bytes for asset in missing))} and start"
+    if st.button(
+        fetched if missing else "Start",
+        type="primary",
+        key=f"{place}-confirm",
+        on_click=start,
+        args=(place, words, jobs.idempotency_key(words, known), title, cost),
+    ):
+        st.rerun()
+
+
+def start(place: str, words: Words, key: str, title: str, cost: Estimate | None) -> None:
+    """Submit once, however often it is asked: ``key`` says which click it is."""
+    estimate = cost.to_json() if cost else None
+    try:
+        job = jobs.submit(words, key, title=title, estimate=estimate)
+    except UserError as error:
+        st.session_state[f"{place}-error"] = str(error)
+        return
+    st.session_state[f"{place}-started"] = job.id
+
+
+def cancel(place: str, job_id: str) -> None:
+    try:
+        jobs.cancel(job_id)
+    except UserError as error:
+        st.session_state[f"{place}-error"] = str(error)
+
+
+def say_what_failed(place: str) -> bool:
+    """Whether the last click on this page failed; then the reason is drawn, once."""
+    reason = st.session_state.pop(f"{place}-error", "")
+    if reason:
+        widgets.banner("error", "Not started", reason)
+    return bool(reason)
