@@ -598,7 +598,7 @@ def sharing(kind: str) -> TinyLoaded:
             **sizes, laurel_rank=4, altup_num_inputs=2, activation_sparsity_pattern=[0.0] * 6
         )
         if kind == "gemma3n"
-        else transformers.Gemma4TextConfig(**sizes, **{"global_head_dim": 8})
+        else transformers.Gemma4TextConfig(**(sizes | {"global_head_dim": 8}))
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
