@@ -68,7 +68,10 @@ class ProbeReport:
         """Raise UserError unless every check passed; ``otherwise`` ends its sentence."""
         for check in self.checks:
             if check.name == RUNS and not check.passed:
-                raise UserError(f"{self.model} cannot be probed ({check.detail}), {otherwise}")
+                raise UserError(
+                    f"the mask probe failed: {self.model} cannot be probed ({check.detail}), "
+                    f"{otherwise}"
+                )
         if not self.passed:
             failed = ", ".join(check.name for check in self.checks if not check.passed)
             raise UserError(
