@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from bidir_core.common.errors import UserError
+from bidir_core.models.quantised import VISION
 from bidir_core.models.source import auto_class, quiet, reason
 from bidir_core.models.weight_files import (
     check_weights,
@@ -153,7 +154,9 @@ def _check_adapter_fits(checkpoint: Checkpoint, config: Any, model: str) -> None
             f"{shape}, which the model {has}; give its base model"
             + (", with the tokens that were added to it" if resized and name in known else "")
         )
-    if lost := sorted(wanted.keys() - held.keys()):
+    # An adapter that was trained on the text alone has none for the vision tower.
+    lost = [name for name in wanted.keys() - held.keys() if not set(VISION) & set(name.split("."))]
+    if lost := sorted(lost):
         raise UserError(
             f"{where} is not whole: {len(lost)} of the {len(wanted)} tensors that its "
             f"adapter_config.json asks for are missing, such as {lost[0]}; copy it again"

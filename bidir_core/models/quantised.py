@@ -211,10 +211,13 @@ def without_eight_bits(conversion: Any) -> Any | None:
     return plain
 
 
+VISION = ("vision_tower", "multi_modal_projector")  # parts that text never reaches
+
+
 def without_vision(model: Any) -> Any:
     """The model without its vision tower: text alone never reaches it, and it takes memory."""
     inner = getattr(model, "model", model)
-    for name in ("vision_tower", "multi_modal_projector"):
+    for name in VISION:
         if isinstance(getattr(inner, name, None), torch.nn.Module):
             setattr(inner, name, torch.nn.Identity())
     return model
