@@ -1,13 +1,107 @@
-"""Files that are either whole or absent: temp file in the same folder, fsync, rename, fsync."""
+"""Files written whole or not at all, and files of unknown origin read within bounds.
+
+Writing: temp file in the same folder, fsync, rename, fsync. Reading: plain files only, so many bytes
+at most, and of JSON only what every reader can work with.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from bidir_core.common.errors import UserError
+
+MOST_JSON_BYTES = 64 << 20
+MOST_JSON_DEPTH = 40
+
+
+class Damaged(UserError):
+    """A file that is there and cannot be used; its text says why, without the file's name."""
+
+
+def open_plain(path: Path, most_bytes: int | None = None) -> BinaryIO:
+    """Open a plain file to read; it waits for no pipe and touches no device.
+
+    FileNotFoundError if there is none, Damaged for anything else that is not a readable plain file
+    of at most ``most_bytes``.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise Damaged("it is not a plain file")
+        # Another kind of file may have taken its place since: that one must not make us wait.
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise Damaged(one_line(error)) from error
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or (most_bytes is not None and found.st_size > most_bytes):
+        file.close()
+        raise Damaged(f"it is larger than {most_bytes} bytes, or not a plain file")
+    return file
+
+
+def read_bytes(path: Path, most_bytes: int) -> bytes:
+    """The whole of a plain file; raises as :func:`open_plain`."""
+    with open_plain(path, most_bytes) as file:
+        try:
+            data = file.read(most_bytes + 1)
+        except OSError as error:
+            raise Damaged(one_line(error)) from error
+    if len(data) > most_bytes:  # it grew while it was read
+        raise Damaged(f"it is larger than {most_bytes} bytes")
+    return data
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value, bounded as :func:`parse_json`; raises as :func:`open_plain`."""
+    return parse_json(read_bytes(path, MOST_JSON_BYTES))
+
+
+def parse_json(data: bytes) -> Any:
+    """A JSON value: finite numbers, integers of 64 bits, whole characters, limited depth.
+
+    Raises Damaged for anything else: what a reader does with such a value is nobody's guess.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise Damaged("it is nested too deeply") from None
+    except ValueError as error:
+        raise Damaged(one_line(error)) from error
+    values = [value]
+    for _ in range(MOST_JSON_DEPTH):
+        inner: list[Any] = []
+        for each in values:
+            if isinstance(each, dict):
+                inner += each
+                inner += each.values()
+            elif isinstance(each, list):
+                inner += each
+            elif isinstance(each, str):
+                if not each.isascii() and any("\ud800" <= c <= "\udfff" for c in each):
+                    raise Damaged("it holds half a character")
+            elif isinstance(each, float):
+                if not math.isfinite(each):
+                    raise Damaged("it holds a number that is not finite")
+            elif isinstance(each, int) and abs(each) >= 2**63:
+                raise Damaged("it holds a number of more than 64 bits")
+        values = inner
+        if not values:
+            return value
+    raise Damaged("it is nested too deeply")
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without the file names and line breaks of its text."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:200] or type(error).__name__
 
 
 @contextmanager

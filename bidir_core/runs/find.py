@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.files import one_line
 from bidir_core.runs.layout import check_name, refuse_if_read_only, runs_roots, split_folder_name
-from bidir_core.runs.run import Run, is_run_folder, one_line
+from bidir_core.runs.run import Run, is_run_folder
 
 _ID = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+(/points/[A-Za-z0-9._-]+)?")
 
