@@ -6,6 +6,7 @@ at most, and of JSON only what every reader can work with.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from bidir_core.common.errors import UserError
 
@@ -25,7 +26,7 @@ class Damaged(UserError):
     """A file that is there and cannot be used; its text says why, without the file's name."""
 
 
-def open_plain(path: Path, most_bytes: int | None = None) -> BinaryIO:
+def open_plain(path: Path, most_bytes: int | None = None) -> io.BufferedReader:
     """Open a plain file to read; it waits for no pipe and touches no device.
 
     FileNotFoundError if there is none, Damaged for anything else that is not a readable plain file

@@ -29,7 +29,7 @@ from bidir_core.runs.records import (
     to_table,
 )
 from bidir_core.runs.shapes import BY_FILE
-from bidir_core.runs.status import State, is_alive
+from bidir_core.runs.status import State, is_alive, is_locked
 
 
 class Run:
@@ -138,7 +138,8 @@ class Run:
             return "done"
         stored = self.status.get("state")
         if stored == "running":
-            return "running" if is_alive(self.status) else "lost"
+            live = is_locked(self.path) or is_alive(self.status)
+            return "running" if live else "lost"
         if stored in ("queued", "failed", "cancelled"):
             return stored
         return "partial"

@@ -311,6 +311,71 @@ METRICS = Fields(
 
 PROBE = Fields({"schema": SCHEMA, "passed": FLAG, "checks": ListOf(MapOf(ANY))})
 
+# Files that belong to one kind of run
+
+CURVE_LINE = Fields(
+    {
+        **_all(COUNT, "step tokens loss_tokens"),
+        **_all(NUMBER, "seconds loss anchor lr grad_norm tokens_per_second"),
+        "evals": MapOf(Fields({"n": COUNT, **_all(SHARE, "acc acc_norm")})),
+    },
+    needs=("step",),
+)
+
+ATTENTION = Fields(
+    {"regimes": MapOf(Fields({"future": ListOf(NUMBER)}, needs=("future",)))}, needs=("regimes",)
+)
+
+TOKENS = Fields({"pieces": TEXTS, "n_prefix": COUNT}, needs=("pieces", "n_prefix"))
+
+RESTORED = Fields(
+    {"choice": COUNT, "lead": NUMBER, "first": COUNT, "last": COUNT, "lambda": NUMBER},
+    needs=("choice", "lead"),
+)
+
+WHY = Fields(
+    {
+        "schema": SCHEMA,
+        **_all(TEXT, "doc_hash metric"),
+        **_all(COUNT, "n_layers n_prefix"),
+        "flips": FLAG,
+        "sentences": Kind("a list of texts", lambda v: bool(v) and problem(v, TEXTS) is None),
+        "pieces": TEXTS,
+        **_all(RESTORED, "causal opened"),
+        "layers": Fields(
+            _all(ListOf(RESTORED), "single from_first from_last"),
+            needs=("single", "from_first", "from_last"),
+        ),
+        "tokens": ListOf(
+            Fields(
+                {**RESTORED.shapes, "looks_ahead": FLAG},
+                needs=("choice", "lead", "first", "last", "looks_ahead"),
+            )
+        ),
+        "lambda": Fields(
+            {
+                "points": ListOf(Fields(RESTORED.shapes, needs=("choice", "lead", "lambda"))),
+                **_all(NUMBER, "low high"),
+            },
+            needs=("points",),
+            keys=("low", "high"),
+        ),
+    },
+    needs=(
+        "schema",
+        "metric",
+        "n_layers",
+        "flips",
+        "sentences",
+        "pieces",
+        "causal",
+        "opened",
+        "layers",
+        "tokens",
+        "lambda",
+    ),
+)
+
 BY_FILE = {
     "config.json": CONFIG,
     "status.json": STATUS,

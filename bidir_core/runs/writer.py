@@ -19,7 +19,7 @@ from bidir_core.common.provenance import git_commit, package_versions
 from bidir_core.runs.layout import LAB, new_run_folder, refuse_if_read_only, runs_roots
 from bidir_core.runs.metrics import compute_metrics
 from bidir_core.runs.records import Key, read_jsonl, to_line, to_table, write_parquet, write_slim
-from bidir_core.runs.status import this_process
+from bidir_core.runs.status import run_lock, this_process
 
 SCHEMA_VERSION = 1
 _SYNC_SECONDS = 3.0
@@ -51,7 +51,7 @@ class RunWriter:
         self._items: io.FileIO | None = None
         self._synced = time.monotonic()
         self._status: dict[str, Any] = {}
-        self._lock = filelock.FileLock(path / ".lock", timeout=0)
+        self._lock = run_lock(path)
         try:
             self._lock.acquire()
         except filelock.Timeout:
