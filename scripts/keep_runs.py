@@ -14,7 +14,6 @@ same device, so that nobody reads a speed from the run's seconds.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -27,12 +26,14 @@ from bidir_core.common.files import write_json
 from bidir_core.explain.sweep_points import ATTENTION_FILE
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
+from bidir_core.runs.read import checksums
 from bidir_core.runs.records import (
     SHARED_FIELDS,
     SHARED_FOLDER,
     SLIM_FIELDS,
     read_parquet,
     share,
+    texts_file,
     write_parquet,
     write_slim,
 )
@@ -102,9 +103,12 @@ def _keep_one(run: Run, folder: Path, *, made_in: str, items: bool, shared_devic
             write_parquet(rounded(read_parquet(made)), kept)
         else:
             write_slim(rounded(read_parquet(made, SLIM_FIELDS)), kept)
-    metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
+    metrics = dict(run.metrics or {})
+    if "checksums" in metrics:  # of the files as they are kept
+        texts = texts_file(run.path, run.config.get("texts"))
+        metrics["checksums"] = checksums(folder, texts)
     if shared_device:
-        metrics["cost"]["shared_device"] = True
+        metrics["cost"] = {**metrics["cost"], "shared_device": True}
     write_json(folder / "metrics.json", metrics)
 
 

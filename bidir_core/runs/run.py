@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -145,16 +146,25 @@ class Run:
         return "partial"
 
     @property
-    def modified(self) -> float:
-        """When any of its files last changed (a cache key, with :attr:`id`)."""
-        names = ("config.json", "status.json", "metrics.json", "items.parquet", "items.jsonl")
-        times = []
-        for file in (self.path / name for name in names):
+    def stamp(self) -> tuple[int, ...]:
+        """Changes whenever the folder or one of the files that say what the run is does.
+
+        Writing one of those replaces it, which changes the folder; an edit in place the file.
+        """
+        names = ("", "config.json", "status.json", "metrics.json", "items.parquet", "items.jsonl")
+        stamps: list[int] = []
+        for name in names:
             try:
-                times.append(file.stat().st_mtime)
-            except OSError:
-                continue
-        return max(times, default=0.0)
+                found = os.stat(f"{self.path}/{name}")
+                stamps += (found.st_mtime_ns, found.st_size)
+            except (OSError, ValueError):
+                stamps += (0, 0)
+        return tuple(stamps)
+
+    @property
+    def modified(self) -> float:
+        """When the folder or any of its files last changed (a cache key, with :attr:`id`)."""
+        return max(self.stamp[::2]) / 1e9
 
     @property
     def is_point(self) -> bool:

@@ -18,7 +18,16 @@ from bidir_core.common.files import sync_folder, write_json
 from bidir_core.common.provenance import git_commit, package_versions
 from bidir_core.runs.layout import LAB, new_run_folder, refuse_if_read_only, runs_roots
 from bidir_core.runs.metrics import compute_metrics
-from bidir_core.runs.records import Key, read_jsonl, to_line, to_table, write_parquet, write_slim
+from bidir_core.runs.read import checksums
+from bidir_core.runs.records import (
+    Key,
+    read_jsonl,
+    texts_file,
+    to_line,
+    to_table,
+    write_parquet,
+    write_slim,
+)
 from bidir_core.runs.status import run_lock, this_process
 
 SCHEMA_VERSION = 1
@@ -185,6 +194,9 @@ class RunWriter:
     ) -> dict[str, Any]:
         """Write ``items.parquet``, then ``metrics.json`` last, and return the metrics.
 
+        ``metrics.json`` holds the checksums of the data files that are there by then; a reader
+        calls the run corrupt where one of them is something else later.
+
         Items are sorted by ``order`` if given, else by the config's task order and doc_id.
         ``metrics`` replaces what the items would give (fine-tunes and reference runs have none)
         or, beside items, adds to it.
@@ -211,6 +223,7 @@ class RunWriter:
         }
         if cost is not None:
             full["cost"] = dict(cost)
+        full["checksums"] = checksums(self.path, texts_file(self.path, self.config.get("texts")))
         self._write_json("metrics.json", full)
         counted = {"done": len(self._records)} if self._records else {}
         self._set_status(state="done", finished=time.time(), eta_seconds=0, **counted)
