@@ -22,7 +22,7 @@ with shell.guard():
     left, right = st.columns(2, vertical_alignment="bottom")
     with left:
         words = url.bound(
-            st.text_input, "Search", name="q", read=str,
+            st.text_input, "Search", name="q", read=str, max_chars=400,
             placeholder="stage, regime, model, name or state",
         )  # fmt: skip
     with right:

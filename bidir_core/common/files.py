@@ -10,7 +10,9 @@ import io
 import json
 import math
 import os
+import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,6 +130,23 @@ def write_json(path: Path, value: Any, *, dense: bool = False) -> None:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, **layout) + "\n"
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def remove_left_overs(folder: Path, *patterns: str, older_than_seconds: float = 3600) -> None:
+    """Remove the hidden files and folders of these patterns that a killed process left.
+
+    By their age: whose process still works on one, perhaps on another machine, has just touched it.
+    """
+    for path in [p for pattern in patterns for p in folder.glob(pattern)]:
+        try:
+            if time.time() - path.lstat().st_mtime < older_than_seconds:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError:
+            continue  # somebody else's
 
 
 def sync_folder(folder: Path) -> None:

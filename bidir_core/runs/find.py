@@ -11,7 +11,7 @@ from pathlib import Path
 import filelock
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import one_line
+from bidir_core.common.files import one_line, remove_left_overs
 from bidir_core.runs.layout import check_name, refuse_if_read_only, runs_roots, split_folder_name
 from bidir_core.runs.run import Run, is_run_folder
 from bidir_core.runs.status import is_locked, run_lock
@@ -86,6 +86,7 @@ def delete_run(run: Run | str) -> None:
     """Remove a run folder. Refused in read-only mode and while the run is being written."""
     with _changing(run, "delete") as found:
         # Renamed away first: a half-deleted folder must never look like a run.
+        remove_left_overs(found.path.parent, ".deleted-*")
         doomed = found.path.with_name(f".deleted-{found.path.name}")
         found.path.rename(doomed)
         shutil.rmtree(doomed)

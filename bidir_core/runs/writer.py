@@ -14,7 +14,7 @@ from typing import Any
 import filelock
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import sync_folder, write_json
+from bidir_core.common.files import remove_left_overs, sync_folder, write_json
 from bidir_core.common.provenance import git_commit, package_versions
 from bidir_core.runs.layout import LAB, new_run_folder, refuse_if_read_only, runs_roots
 from bidir_core.runs.metrics import compute_metrics
@@ -28,7 +28,7 @@ from bidir_core.runs.records import (
     write_parquet,
     write_slim,
 )
-from bidir_core.runs.status import run_lock, this_process
+from bidir_core.runs.status import is_locked, run_lock, this_process
 
 SCHEMA_VERSION = 1
 _SYNC_SECONDS = 3.0
@@ -127,6 +127,7 @@ class RunWriter:
         if view.state in ("corrupt", "reference"):
             raise UserError(f"the run '{view.id}' cannot be resumed: {view.error or view.state}")
         writer = cls(view.path, view.config)
+        writer._remove_left_overs()
         records, n_bytes = read_jsonl(view.path / "items.jsonl")
         writer._records = {(r["task"], r["doc_id"]): r for r in records}
         if (view.path / "items.jsonl").exists():
@@ -265,6 +266,13 @@ class RunWriter:
                 self.close()  # a full disk must not hide the first error; readers see "lost"
         else:
             self.close()
+
+    def _remove_left_overs(self) -> None:
+        """What killed writers left here and in the points of a sweep, which is ours alone now."""
+        remove_left_overs(self.path, ".*.tmp", older_than_seconds=0)
+        for point in self.path.glob("points/*"):
+            if not is_locked(point):
+                remove_left_overs(point, ".*.tmp", ".lock", older_than_seconds=0)
 
     def _sorted(self, order: Iterable[Key] | None, tasks: list[str]) -> list[dict[str, Any]]:
         if order is not None:

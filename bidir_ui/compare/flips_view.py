@@ -34,7 +34,7 @@ def filter_row(frame: pd.DataFrame, chosen: FlipFilter) -> None:
     search, task, moved, length = st.columns([4, 3, 2, 2])
     with search:
         url.bound(
-            st.text_input, "Search the texts", name="q", read=str, placeholder="words in the prompt or the choices",
+            st.text_input, "Search the texts", name="q", read=str, max_chars=400, placeholder="words in the prompt or the choices",
         )  # fmt: skip
     with task:
         url.bound(

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from bidir_core.common.formatting import csv_cell
 from bidir_core.report import plots
 from bidir_ui.kit import fmt
 from bidir_ui.kit.html import Html, div, el, esc, scrolling, show, span
@@ -171,9 +172,10 @@ def legend(*entries: tuple[str, str]) -> Html:
 
 
 def csv_button(frame: pd.DataFrame, name: str, *, key: str, label: str = "CSV") -> None:
-    """Download a frame; the file's name carries the run ids."""
+    """Download a frame; the file's name carries the run ids. Its texts are no formulas."""
+    safe = frame.map(csv_cell).rename(columns=csv_cell)
     st.download_button(
-        label, frame.to_csv(index=False).encode("utf-8"), file_name=name, mime="text/csv",
+        label, safe.to_csv(index=False).encode("utf-8"), file_name=name, mime="text/csv",
         key=key, on_click="ignore", icon=":material/download:",
     )  # fmt: skip
 
