@@ -33,7 +33,6 @@ from bidir_core.runs.records import (
     SLIM_FIELDS,
     read_parquet,
     share,
-    texts_file,
     write_parquet,
     write_slim,
 )
@@ -105,8 +104,7 @@ def _keep_one(run: Run, folder: Path, *, made_in: str, items: bool, shared_devic
             write_slim(rounded(read_parquet(made, SLIM_FIELDS)), kept)
     metrics = dict(run.metrics or {})
     if "checksums" in metrics:  # of the files as they are kept
-        texts = texts_file(run.path, run.config.get("texts"))
-        metrics["checksums"] = checksums(folder, texts)
+        metrics["checksums"] = checksums(folder, run.texts_path)
     if shared_device:
         metrics["cost"] = {**metrics["cost"], "shared_device": True}
     write_json(folder / "metrics.json", metrics)
@@ -121,7 +119,7 @@ def share_records(run: Run, root: Path, answers: Sequence[str]) -> None:
     fewer = any(fnmatch(run.id, pattern) for pattern in answers)
     if shared and not fewer:
         return
-    config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
+    config = run.config
     name = config.get("texts")
     if not shared:
         table = run.items_table(SHARED_FIELDS)
@@ -132,10 +130,16 @@ def share_records(run: Run, root: Path, answers: Sequence[str]) -> None:
         own = _with(own, "ll", [None] * own.num_rows)
     write_slim(own, items)
     write_json(run.path / "config.json", config | {"texts": name, "texts_in": SHARED_FOLDER})
-    sweep = Run(run.path.parent.parent)
-    if run.is_point and all(point.config.get("texts_in") for point in sweep.points()):
-        for texts in sweep.path.glob("texts*.parquet"):
-            texts.unlink()
+    if run.metrics and "checksums" in run.metrics:
+        sums = checksums(run.path, Run(run.path).texts_path)
+        write_json(run.path / "metrics.json", {**run.metrics, "checksums": sums})
+    if run.is_point:
+        for texts in run.path.parent.parent.glob("texts*.parquet"):
+            rest = [
+                p for p in Run(run.path.parent.parent).points() if p.config.get("texts_in") is None
+            ]
+            if not rest:
+                texts.unlink()
 
 
 def rounded(table: pa.Table) -> pa.Table:

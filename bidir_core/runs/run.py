@@ -236,7 +236,8 @@ class Run:
                 wrong.append(str(error))
         wrong += filter(None, [_parquet_problem(self.path / "items.parquet")])
         if not wrong:
-            texts = texts_file(self.path, found["config.json"].get("texts"))
+            config = found["config.json"]
+            texts = texts_file(self.path, config.get("texts"), config.get("texts_in"))
             recorded = found.get("metrics.json", {}).get("checksums") or {}
             wrong += filter(None, [what_changed(self.path, recorded, texts)])
         return found, wrong[0] if wrong else None

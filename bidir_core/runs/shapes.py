@@ -196,7 +196,7 @@ CONFIG = Fields(
         **_all(
             TEXT,
             "kind stage created git_commit model_fingerprint tokenizer_fingerprint data_fingerprint "
-            "dtype device attention source texts",
+            "dtype device attention source texts texts_in",
         ),
         **_all(FLAG, "bos_added leaky"),
         **_all(COUNT, "n_layers batch_tokens split_from_tokens middle_token"),
