@@ -140,11 +140,12 @@ POSITIONS = Fields(
 
 SETTINGS = Fields(
     {
+        "compile": Kind("a text or true or false", lambda value: isinstance(value, str | bool)),
         **_all(
             TEXT,
             "model revision checkpoint split dtype device attn weights sample fold context bos "
             "data_source patch runs_dir name objective method data task prompt continuation metric "
-            "prompt_column response_column messages_column over_long tracker compile adapter prompts",
+            "prompt_column response_column messages_column over_long tracker adapter prompts",
         ),
         **_all(
             FLAG, "chat_template compact controls gradient_checkpointing decontaminate append_eos"
