@@ -167,7 +167,10 @@ def kinds(tmp_path_factory):
     committed = {}
     for run in list_runs([COMMITTED_RUNS], points=True):
         committed.setdefault(run.config["kind"], run)
-    copies = [shutil.copytree(run.path, root / run.id) for run in committed.values()]
+    copies = [
+        shutil.copytree(run.path, root / kind / run.stage / run.path.name)
+        for kind, run in committed.items()
+    ]
     return [*made, *map(Run, copies)]
 
 
