@@ -133,13 +133,10 @@ def share_records(run: Run, root: Path, answers: Sequence[str]) -> None:
     if run.metrics and "checksums" in run.metrics:
         sums = checksums(run.path, Run(run.path).texts_path)
         write_json(run.path / "metrics.json", {**run.metrics, "checksums": sums})
-    if run.is_point:
-        for texts in run.path.parent.parent.glob("texts*.parquet"):
-            rest = [
-                p for p in Run(run.path.parent.parent).points() if p.config.get("texts_in") is None
-            ]
-            if not rest:
-                texts.unlink()
+    sweep = Run(run.path.parent.parent)
+    if run.is_point and all(point.config.get("texts_in") for point in sweep.points()):
+        for texts in sweep.path.glob("texts*.parquet"):
+            texts.unlink()
 
 
 def rounded(table: pa.Table) -> pa.Table:
