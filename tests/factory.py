@@ -281,6 +281,7 @@ def make_run(
     status = json.loads((folder / "status.json").read_text())
     if state == "lost":
         status["pid_started"] -= 1000  # the pid now belongs to somebody else
+        status["pid_ticks"] = 0
     elif state == "failed":
         status.update(state="failed", error="CUDA out of memory")
     elif state == "partial":

@@ -221,7 +221,7 @@ def made(single=(), first=3, last=0, tokens=(), low=0.01, high=0.02, returns=Fal
             "from_last": points(range(last + 1)),
         },
         "tokens": [
-            {"first": i, "last": i, "looks_ahead": i < 4, "choice": 0 if i in tokens else 1}
+            {"first": i, "last": i, "looks_ahead": i < 4, "choice": 0 if i in tokens else 1, "lead": 0.0}
             for i in range(5)
         ],
         "lambda": {"low": low, "high": high, "returns": returns},
