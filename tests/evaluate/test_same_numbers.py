@@ -45,12 +45,11 @@ def test_numbers_are_those_recorded_before(tmp_path):
     torch.set_num_threads(1)
     try:
         same_machine = bits_of_a_plain_pass() == RECORDED["plain_pass"]
+        asked = {"model": EMBEDDED_MODEL, "limit": 4, "batch_tokens": 2048}
+        asked |= {"dtype": "float32", "device": "cpu"}
         loaded = loading.load(EMBEDDED_MODEL, dtype="float32", device="cpu")
         for regime, recorded in RECORDED["log_likelihoods"].items():
-            config = EvalConfig(
-                model=EMBEDDED_MODEL, limit=4, regime=regime, dtype="float32", device="cpu",
-                batch_tokens=2048, runs_dir=str(tmp_path),
-            )  # fmt: skip
+            config = EvalConfig(**asked, regime=regime, runs_dir=str(tmp_path))
             items = Run(evaluate(config, loaded=loaded)).items(["task", "doc_id", "ll"])
             found = {f"{row.task}/{row.doc_id}": list(row.ll) for row in items.itertuples()}
             if same_machine:
