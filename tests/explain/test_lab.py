@@ -283,8 +283,8 @@ def test_controls_are_one_command(tiny_folder, own_items, runs_dir, capsys) -> N
     assert run.config["middle_token"] == middle
     controls = f"sink-1 rows-0-0 skip-{middle} self-{middle} tail-1 patch-keys-0 patch-values-0"
     controls += " bos-add sink-1_bos-add"
-    usual = {"causal", "b", "causal_bos-add", "causal_context-none"}
-    assert slugs == usual | {f"b_{control}" for control in controls.split()}
+    references = {"causal", "b", "causal_bos-add", "causal_context-none"}
+    assert slugs == references | {f"b_{control}" for control in controls.split()}
     names = {path.name for path in run.path.glob("texts*.parquet")}
     assert names == {"texts.parquet", "texts_bos-add.parquet", "texts_context-none.parquet"}
     # What another prompt shares with the usual one is stored once, and read as if it were there.
