@@ -12,6 +12,7 @@ import socket
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -123,7 +124,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
         cut = rng.randrange(len(data))
         return data[:cut] + (b"" if rng.random() < 0.5 else rng.randbytes(3) + data[cut + 3 :])
     value = json.loads(data)
-    places: list[tuple[object, object]] = []
+    places: list[tuple[Any, Any]] = []
     waiting = [value]
     while waiting:
         each = waiting.pop()

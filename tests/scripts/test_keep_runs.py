@@ -83,10 +83,14 @@ def test_a_sweep_is_kept_with_its_points_rounded_once(tmp_path, items):
     keep_runs.main([str(tmp_path / "made"), "--to", str(tmp_path / "runs"), *words])
     (kept,) = list_runs([tmp_path / "runs"])
     assert kept.state == "done"
+    assert kept.metrics is not None
+    assert made.metrics is not None
     assert {**kept.metrics, "checksums": made.metrics["checksums"]} == made.metrics
     assert (kept.path / "attention.json").exists()
     assert len(kept.points()) == len(made.points()) == 3
     for before, after in zip(made.points(), kept.points()):
+        assert before.metrics is not None
+        assert after.metrics is not None
         sums = {"checksums": before.metrics["checksums"]}  # those are of what was kept
         assert {**after.metrics, **sums} == before.metrics
         assert after.has_items is items
