@@ -132,6 +132,7 @@ def _finetune(
         if config.goal.leaky:
             LOG.warning("3A is leaky: its responses are visible to where they are predicted from")
         write_data_report(writer.path, data)
+        LOG.info("%s: %s", config.data, data.summary())
         try:
             counters = _train(
                 config, student, base, data, loaded, accelerator, writer, run, sharded
