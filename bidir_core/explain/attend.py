@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.settings import check_config, command_line, same_as, setting, to_json
+from bidir_core.common.settings import (
+    check_config,
+    command_line,
+    join_list,
+    same_as,
+    setting,
+    split_list,
+    to_json,
+)
 from bidir_core.data.custom import absolute_task
-from bidir_core.data.encoding import EncodedItem, Encoder, Tokens
+from bidir_core.data.encoding import EncodedItem, Encoder, Tokens, vocabulary_of
 from bidir_core.data.items import Item, data_fingerprint, hash_doc
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.regimes import Regime, parse_regime
@@ -138,7 +146,7 @@ class AttendConfig:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that ``--task`` names; empty for a prompt of one's own."""
-        return tuple(part for part in (self.task or "").split(",") if part)
+        return split_list(self.task or "")
 
     @property
     def is_summary(self) -> bool:
@@ -157,7 +165,7 @@ class AttendConfig:
 
 def absolute_tasks(task: str) -> str:
     """``--task`` so that it means the same in every folder: files by their absolute paths."""
-    return ",".join(absolute_task(part.strip()) for part in task.split(","))
+    return join_list(map(absolute_task, split_list(task)))
 
 
 def attend_words(config: AttendConfig) -> tuple[str, ...]:
@@ -278,7 +286,12 @@ def _encode(
     config: AttendConfig, plan: LoadedModel | Preflight, items: Sequence[Item]
 ) -> tuple[list[EncodedItem], bool]:
     """Each item as one context and one continuation, tokenised as an evaluation does it."""
-    encoder = Encoder(plan.tokenizer, bos=config.bos, chat_template=config.chat_template)  # type: ignore[arg-type]
+    encoder = Encoder(
+        plan.tokenizer,
+        bos=config.bos,  # type: ignore[arg-type]
+        chat_template=config.chat_template,
+        vocabulary=vocabulary_of(plan),
+    )
     alone = config.prompt is not None and not config.continuation
     if alone:  # only its prefix is used, which is tokenised by itself anyway
         items = [replace(items[0], continuations=(" .",))]

@@ -21,11 +21,16 @@ _START_TOLERANCE_SECONDS = 2.0
 
 def this_process() -> dict[str, Any]:
     """The identity of this process: host, pid, and start time (a pid alone gets reused)."""
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "pid_started": psutil.Process().create_time(),
-    }
+    return process_of(os.getpid())
+
+
+def process_of(pid: int) -> dict[str, Any]:
+    """The identity of a process of this machine; without a start time if it has ended."""
+    try:
+        started: float | None = psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        started = None
+    return {"host": socket.gethostname(), "pid": pid, "pid_started": started}
 
 
 def is_alive(status: dict[str, Any]) -> bool:

@@ -145,7 +145,10 @@ class FinetuneConfig:
     batch_samples: int = setting(64, help="samples per step", role="identity", metavar="N")
     lr: float = setting(1e-4, help="peak learning rate", role="identity")
     warmup_steps: int = setting(
-        20, help="steps of linear warm-up, before the cosine", role="identity", metavar="N"
+        20,
+        help="steps of linear warm-up, at most half of all, before the cosine",
+        role="identity",
+        metavar="N",
     )
     final_lr_fraction: float = setting(
         0.0, help="where the cosine ends, as a fraction of the peak", role="identity"

@@ -360,9 +360,9 @@ def test_ten_thousand_items_are_paired_in_a_moment(tmp_path):
     flips(a, b)
     seconds = []
     for _ in range(5):
-        started = time.perf_counter()
+        started = time.process_time()  # not the clock on the wall: other tests run beside
         flips(a, b)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     assert min(seconds) < 0.3
 
 

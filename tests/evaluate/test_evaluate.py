@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bidir_core.cli import main
+from bidir_core.cli import build_parser, main
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import command_line, from_json, to_json
 from bidir_core.data.tasks import load_items
@@ -82,10 +83,11 @@ def test_regimes_change_scores_and_prefix_free_parts_agree(tiny_folder, own_item
 def test_killed_at_any_moment_and_resumed(tiny_folder, own_items, tmp_path, monkeypatch):
     """SIGKILL a real process mid-run; resuming re-scores nothing and ends with the same numbers."""
     environment = {**os.environ, "BIDIR_RUNS_DIR": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
-    # One item a batch, and a pause after each, so that the kill lands in the middle.
+    # One item a batch, and after some it waits for the kill, however late that comes.
     slow = (
-        "import time, sys; from bidir_core.runs.writer import RunWriter as W; a = W.append\n"
-        "def append(self, records): a(self, records); time.sleep(0.05)\n"
+        "import time, sys; from bidir_core.runs.writer import RunWriter as W; a = W.append; n = []\n"
+        "def append(self, records):\n"
+        "    a(self, records); n.append(1); time.sleep(600 if len(n) == 9 else 0)\n"
         "W.append = append\n"
         "from bidir_core.cli import main; sys.exit(main(sys.argv[1:]))"
     )
@@ -270,6 +272,15 @@ def test_every_condition_makes_a_complete_run(tiny_folder, own_items, runs_dir, 
         assert run.config["bos_added"] is True
     if "--compact" in more:
         assert run.items(["contexts"])["contexts"].isna().all()
+
+
+def test_a_task_file_with_a_comma_in_its_name(own_items, tmp_path):
+    path = tmp_path / "one, two.jsonl"
+    path.write_bytes(own_items.read_bytes())
+    config = EvalConfig(model="m", tasks=("piqa", str(path)))
+    line = command_line("eval", config)
+    parsed = build_parser().parse_args(shlex.split(line)[3:])
+    assert parsed.tasks == ("piqa", str(path))
 
 
 def test_config_survives_json_and_prints_as_a_command_line(own_items):

@@ -317,6 +317,20 @@ def test_the_schedule_warms_up_and_ends_where_it_should():
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
+def test_a_run_as_short_as_its_warm_up_comes_down_again():
+    for steps in (1, 2, 5, 20):
+        rates = [learning_rate(plain(steps=steps, lr=1.0), step) for step in range(steps)]
+        assert max(rates) == 1
+        assert steps < 3 or rates[-1] < 1
+
+
+def test_a_token_beyond_the_embedding_is_named(jsonl, tmp_path):
+    folder = save_tiny_model(tmp_path / "small", vocab_size=100, pad_token_id=None)
+    with pytest.raises(UserError, match=r"gives token \d+, and the model has embeddings for 100"):
+        run_finetune(config(folder, jsonl, tmp_path))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_master_weights_keep_what_bfloat16_would_lose():
     """A hundred updates of 1e-4 move a bfloat16 weight of 1, where each alone would vanish."""
     weight = torch.nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16))
