@@ -61,7 +61,7 @@ def law_of(run: Run, metric: str = "acc", *, margin: float = stats.MARGIN) -> La
     if outcomes is None or causal is None or len(slugs) < 2:
         raise UserError(
             f"run '{run.id}' has no sweep of layers=A- with its causal run; make one with "
-            "lab --preset law"
+            "lab --sweep layers=1-,2-,3-"
         )
     curve = []
     for first_layer, slug in sorted(slugs.items()):

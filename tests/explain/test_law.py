@@ -27,7 +27,7 @@ def test_every_larger_a_has_to_keep_accuracy_too():
 
 def test_a_sweep_without_open_layers_is_refused():
     run = next(r for r in list_runs([COMMITTED_RUNS]) if r.name == "sweep-gemma")
-    with pytest.raises(UserError, match="--preset law"):
+    with pytest.raises(UserError, match="--sweep layers=1-,2-,3-"):
         law_of(run)
 
 
