@@ -224,7 +224,6 @@ def sentence(a: Record, b: Record, metric: str) -> Html:
     """What happened to this item, in one sentence with its numbers."""
     kind = flip_of(a, b, metric)
     pred = "pred_norm" if metric == "acc_norm" and a["pred_norm"] is not None else "pred"
-    moved = fmt.signed(b["margin"] - a["margin"])
     picks = (
         f"choice {a[pred]} became {b[pred]}" if a[pred] != b[pred] else f"choice {a[pred]} stays"
     )
@@ -235,10 +234,12 @@ def sentence(a: Record, b: Record, metric: str) -> Html:
         "same_right": el("b", "● Right in both"),
         "same_wrong": el("b", "○ Wrong in both"),
     }
+    if fmt.missing(a["margin"]) or fmt.missing(b["margin"]):
+        return join(words[kind], f": {picks}. Only the answers are kept, not their scores.")
     return join(
         words[kind],
         f": {picks}. The right answer's margin over the best other moved by ",
-        el("b", f"{moved} nats", cls="b-num"),
+        el("b", f"{fmt.signed(b['margin'] - a['margin'])} nats", cls="b-num"),
         f", from {fmt.signed(a['margin'])} to {fmt.signed(b['margin'])}.",
     )
 
