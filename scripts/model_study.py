@@ -91,7 +91,7 @@ class Study:
         for model in self.models:
             yield Step(f"law-{short(model)}", model, self._law, predicted(model))
         for model in self.repair:
-            yield from self._rates(model)
+            yield from self._rates(model, "lora")
         for model in self.models:
             for name, changes in (
                 ("no-context", {"context": "none"}),
@@ -102,33 +102,35 @@ class Study:
         for model in self.order:
             yield from self._order(model)
         for model in self.repair:
-            yield from self._repair(model)
-        for model in self.recipes:
-            yield from self._recipes(model)
+            yield from self._repair(model, "lora")
         for model in self.models:
             yield Step(f"controls-{short(model)}", model, self._controls, predicted(model))
         for model in self.order:
             if model in self.repair:
                 yield from self._order_repaired(model)
+        for model in self.repair:
+            yield from self._rates(model, "full")
+            yield from self._repair(model, "full")
+        for model in self.recipes:
+            yield from self._recipes(model)
 
-    def _rates(self, model: str) -> Iterator[Step]:
-        for method, rates in RATES.items():
-            for name, rate in zip(searched(model, method), rates, strict=True):
-                settings = {"objective": "3B", "method": method, "seed": 0, "lr": rate}
-                yield Step(name, model, self._train, predicted(model), settings)
+    def _rates(self, model: str, method: str) -> Iterator[Step]:
+        for name, rate in zip(searched(model, method), RATES[method], strict=True):
+            settings = {"objective": "3B", "method": method, "seed": 0, "lr": rate}
+            yield Step(name, model, self._train, predicted(model), settings)
 
-    def _repair(self, model: str) -> Iterator[Step]:
-        for method, seeds in SEEDS.items():
-            needs = (f"law-{short(model)}", *searched(model, method))
-            for seed in seeds:
-                for objective in OBJECTIVES:
-                    if (objective, seed) != ("3B", 0):  # that one was searched
-                        name = f"{short(model)}-{objective}-{method}-seed{seed}-{B}"
-                        settings = {"objective": objective, "method": method, "seed": seed}
-                        yield Step(name, model, self._train, needs, settings)
-        settings = {"objective": "3B", "method": "lora", "seed": 0, "opened": True}
-        name = f"{short(model)}-3B-opened-lora-seed0-{B}"
-        yield Step(name, model, self._train, searched(model, "lora"), settings)
+    def _repair(self, model: str, method: str) -> Iterator[Step]:
+        needs = (f"law-{short(model)}", *searched(model, method))
+        for seed in SEEDS[method]:
+            for objective in OBJECTIVES:
+                if (objective, seed) != ("3B", 0):  # that one was searched
+                    name = f"{short(model)}-{objective}-{method}-seed{seed}-{B}"
+                    settings = {"objective": objective, "method": method, "seed": seed}
+                    yield Step(name, model, self._train, needs, settings)
+        if method == "lora":
+            settings = {"objective": "3B", "method": "lora", "seed": 0, "opened": True}
+            name = f"{short(model)}-3B-opened-lora-seed0-{B}"
+            yield Step(name, model, self._train, searched(model, "lora"), settings)
 
     def _recipes(self, model: str) -> Iterator[Step]:
         tried = []
