@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from bidir_core.analyse.phrases import interval_text, size
 from bidir_core.common import formatting
+from bidir_core.runs.layout import NONPREFILL, STAGE1, STAGE2, STAGE4
+from scripts import published_reference, repair
 from scripts.pages import DOCS, Blocks, delta, table
 from scripts.repair import estimate, judged
 
+STUDY = "qwen-1.5b"  # the second model's, in docs/claims-qwen-1.5b.json
 MOST_STEPS, MOST_MEGABYTES = 100, 10  # aimed at beforehand
 ANSWERS = {"yes": "reached", "no": "not reached", "undecided": "undecided"}
 Json = Mapping[str, Any]
@@ -266,5 +270,90 @@ def sentence(claim: Json) -> str:
     return f"{text} Aim: {aim(claim)}." if claim["aim"] != "none" else text
 
 
-BLOCKS: Blocks = {one.__name__: one for one in (summary, claims, repeats, recipe)}
-TABLES: Blocks = {f"repair_{one.__name__}": one for one in (accuracy, recipes)}
+# Two models, and the published study
+
+
+def models() -> str:
+    """What damages and repairs SmolLM2, the 1.5B and the published 3B, beside one another."""
+    first, second = read("claims"), read(f"claims-{STUDY}")
+    columns = (
+        ("SmolLM2 135M, all weights", first, "full"),
+        ("Qwen2.5-Coder 1.5B, LoRA", second, "lora"),
+        ("Qwen2.5-Coder 1.5B, all weights", second, "full"),
+    )
+    rows = [
+        [
+            f"{arm}, causal / bidirectional, %",
+            *(
+                both(found, arm if arm == "base" else f"{arm}-{method}")
+                for _, found, method in columns
+            ),
+            published_accuracy(arm),
+        ]
+        for arm in ("base", "3B", "3C", "distill")
+    ]
+    published = {
+        "damage": published_difference(STAGE2),
+        "3b_stage1": published_difference(STAGE4),
+        "3b_price": published_difference(NONPREFILL),
+    }
+    for key in ("damage", "interaction", "3b_stage1", "3b_price", "3b_causal", "distil_stage1"):
+        cells = [claim_cell(found, key, method) for _, found, method in columns]
+        rows.append([repair.WHAT[key], *cells, published.get(key, "no control")])
+    header = " | ".join(["", *(title for title, *_ in columns), "published 3B, all weights"])
+    return table(header, rows)
+
+
+def both(found: Json, arm: str) -> str:
+    cells = found["accuracy"][arm].values()
+    return " / ".join(f"{cell['all']:.1f}" for cell in cells) if all(cells) else "not run"
+
+
+def claim_cell(found: Json, key: str, method: str) -> str:
+    claim = found["claims"].get(key if method == "full" or key == "damage" else f"{key}_lora")
+    if claim is None or not claim.get("confirm"):
+        return "not run"
+    n = len(claim["seeds"])
+    seeds = f"; {n} seed{'s' if n > 1 else ''}" if n else ""
+    return f"{interval(claim['confirm'])}{seeds}"
+
+
+@cache
+def published_macro() -> dict[str, float]:
+    return {stage: 100 * macro for stage, (_, _, _, macro) in published_reference.STAGES.items()}
+
+
+def published_difference(stage: str) -> str:
+    return f"{published_macro()[stage] - published_macro()[STAGE1]:+.1f}"
+
+
+def published_accuracy(arm: str) -> str:
+    stages = {"base": (STAGE1, STAGE2), "3B": (NONPREFILL, STAGE4)}.get(arm)
+    return " / ".join(f"{published_macro()[one]:.1f}" for one in stages) if stages else "not run"
+
+
+def by_task() -> str:
+    """Every difference of the 1.5B's study, task by task, on all items."""
+    rows = [
+        [
+            claim["what"],
+            task,
+            *(f"{one[end]:.2f}" for end in ("value", "low", "high")),
+            str(one["n"]),
+            str(max(1, len(claim["seeds"]))),
+        ]
+        for claim in read(f"claims-{STUDY}")["claims"].values()
+        for task, one in claim.get("by_task", {}).items()
+    ]
+    return table("difference | task | points | 95 % from | to | n | seeds", rows)
+
+
+BLOCKS: Blocks = {one.__name__: one for one in (summary, claims, repeats, recipe, models)}
+TABLES: Blocks = {
+    f"repair_{name}": made
+    for name, made in (
+        ("accuracy", accuracy),
+        ("recipes", recipes),
+        (f"by_task_{STUDY}", by_task),
+    )
+}

@@ -69,6 +69,7 @@ WHAT = {
     "3b_control": "3B under bidirectional prefill, minus its control 3C in causal mode",
     "3b_control_lora": "the same of their LoRA adapters: 3B under bidirectional prefill, minus 3C in "
     "causal mode",
+    "3b_price": "3B in causal mode, minus stage 1",
     "3b_causal": "3B in causal mode, minus its control 3C in causal mode",
     "interaction": "the interaction, (3B - 3C under bidirectional) - (3B - 3C causal)",
     "distil_stage1": "the distilled model under bidirectional prefill, minus stage 1",
@@ -79,30 +80,46 @@ WHAT = {
     "lora_distill_bidirectional": "distill, bidirectional prefill: LoRA minus all weights",
     "lora_distill_causal": "distill, causal mode: LoRA minus all weights",
 }
-CLAIMS = (
-    Claim("damage", [("base", B)], [STAGE1]),
-    Claim("3b_stage1", [("3B-full", B)], [STAGE1], "at least"),
-    Claim("3b_control", [("3B-full", B)], [("3C-full", C)], "within", 1.5),
-    Claim("3b_control_lora", [("3B-lora", B)], [("3C-lora", C)], "within", 1.5),
-    Claim("3b_causal", [("3B-full", C)], [("3C-full", C)], "within", 1.5),
-    Claim(
-        "interaction",
-        [("3B-full", B), ("3C-full", C)],
-        [("3C-full", B), ("3B-full", C)],
-        "above",
-    ),
-    Claim("distil_stage1", [("distill-full", B)], [STAGE1], "within or better", 1.5),
-    Claim("distil_causal", [("distill-full", C)], [STAGE1], "within"),
-    *(
-        Claim(
-            f"lora_{arm.lower()}_{r}",
-            [(f"{arm}-lora", r)],
-            [(f"{arm}-full", r)],
-            "within or better",
-        )
-        for arm, r in (("3B", B), ("3B", C), ("3C", C), ("distill", B), ("distill", C))
-    ),
+
+
+def trained_claims(method: str) -> dict[str, Claim]:
+    """What is claimed of a method's fine-tunes; keys of LoRA's end in ``_lora``."""
+    three_b, control, distilled = (f"{arm}-{method}" for arm in ("3B", "3C", "distill"))
+    tail = "" if method == "full" else f"_{method}"
+    made = (
+        Claim("3b_stage1", [(three_b, B)], [STAGE1], "at least"),
+        Claim("3b_control", [(three_b, B)], [(control, C)], "within", 1.5),
+        Claim("3b_price", [(three_b, C)], [STAGE1]),
+        Claim("3b_causal", [(three_b, C)], [(control, C)], "within", 1.5),
+        Claim("interaction", [(three_b, B), (control, C)], [(control, B), (three_b, C)], "above"),
+        Claim("distil_stage1", [(distilled, B)], [STAGE1], "within or better", 1.5),
+        Claim("distil_causal", [(distilled, C)], [STAGE1], "within"),
+    )
+    return {one.key: replace(one, key=f"{one.key}{tail}") for one in made}
+
+
+DAMAGE = Claim("damage", [("base", B)], [STAGE1])
+METHODS = tuple(
+    Claim(f"lora_{arm.lower()}_{r}", [(f"{arm}-lora", r)], [(f"{arm}-full", r)], "within or better")
+    for arm, r in (("3B", B), ("3B", C), ("3C", C), ("distill", B), ("distill", C))
 )
+FULL, LORA = (trained_claims(method) for method in ("full", "lora"))
+COMMITTED = (
+    "3b_stage1",
+    "3b_control",
+    "3b_causal",
+    "interaction",
+    "distil_stage1",
+    "distil_causal",
+)
+CLAIMS = (
+    DAMAGE,
+    *(FULL[key] for key in COMMITTED[:2]),
+    LORA["3b_control"],
+    *(FULL[key] for key in COMMITTED[2:]),
+    *METHODS,
+)
+STUDY_CLAIMS = (DAMAGE, *LORA.values(), *FULL.values(), *METHODS)  # of a model's study
 
 # The runs of a study
 
@@ -217,14 +234,16 @@ def each_name(names: Names, single: Outcomes, wanted: Iterable[str]) -> Outcomes
 Side = tuple[int, Sequence[str]]  # a sign, and the runs by seed (one run is the same for all seeds)
 
 
-def difference(found: Outcomes, sides: Sequence[Side], fold: str) -> dict[str, Any] | None:
+def difference(
+    found: Outcomes, sides: Sequence[Side], fold: str, tasks: Sequence[str] = ()
+) -> dict[str, Any] | None:
     """The signed sum of the sides in points, with its interval, over the items that all scored.
 
-    None where a task has no such item in this fold.
+    Of these tasks, or of all. None where a task has no such item in this fold.
     """
     mask = found.mask(*(name for _, runs in sides for name in runs), half=FOLDS[fold])
     values = {}
-    for task in dict.fromkeys(found.task.tolist()):
+    for task in tasks or tasks_of(found):
         mine = mask & (found.task == task)
         if not mine.any():
             return None
@@ -235,6 +254,10 @@ def difference(found: Outcomes, sides: Sequence[Side], fold: str) -> dict[str, A
     effect = effects.stratified_mean(values)
     ends = {end: _points(getattr(effect.estimate, end)) for end in ("value", "low", "high")}
     return {**ends, "n": effect.estimate.n, "by_seed": [_points(one) for one in effect.per_seed]}
+
+
+def tasks_of(found: Outcomes) -> list[str]:
+    return list(dict.fromkeys(found.task.tolist()))
 
 
 def _points(fraction: float) -> float:
@@ -252,20 +275,19 @@ def estimate(entry: Mapping[str, Any]) -> stats.Estimate:
 
 def claims(names: Names) -> dict[str, Any]:
     """Every claim's numbers, and which runs they are from."""
-    cells = list(
-        dict.fromkeys((arm, r) for one in CLAIMS for _, (arm, _) in one.cells for r in REGIMES)
-    )
+    wanted_claims = STUDY_CLAIMS if names.study else CLAIMS
+    arms = dict.fromkeys(arm for one in wanted_claims for _, (arm, _) in one.cells)
+    cells = [(arm, regime) for arm in arms for regime in REGIMES]
     seeds = {cell: [n for n in SEEDS if names.usable(names.cell(cell, n))] for cell in cells}
     wanted = sorted({names.cell(cell, seed) for cell in cells for seed in seeds[cell]})
     single = each_run(names, wanted)
     found = each_name(names, single, wanted)
-    arms = dict.fromkeys(arm for arm, _ in cells)
     adapters = {names.trained(arm, n) for arm in arms if arm.endswith("-lora") for n in SEEDS}
     return {
         "schema": 1,
         "metric": "acc",
         "unit": "points of macro accuracy",
-        "claims": {claim.key: _claim(names, found, claim, seeds) for claim in CLAIMS},
+        "claims": {claim.key: _claim(names, found, claim, seeds) for claim in wanted_claims},
         "accuracy": {
             arm: {regime: _accuracy(names, found, (arm, regime), seeds) for regime in REGIMES}
             for arm in arms
@@ -287,7 +309,8 @@ def _claim(
 ) -> dict[str, Any]:
     trained = [cell for _, cell in claim.cells if cell[0] != "base"]
     common = [n for n in SEEDS if all(n in seeds[cell] for cell in trained)] if trained else [0]
-    head = {"what": WHAT[claim.key], "aim": claim.aim, "margin": claim.margin}
+    what = WHAT.get(claim.key) or f"{WHAT[claim.key.removesuffix('_lora')]}; LoRA adapters"
+    head = {"what": what, "aim": claim.aim, "margin": claim.margin}
     if not common:
         missing = [names.cell(cell, 0) for cell in trained if not seeds[cell]]
         return {**head, "seeds": [], "missing": missing}
@@ -297,6 +320,8 @@ def _claim(
     ]
     numbers = {fold: difference(found, sides, fold) for fold in CLAIM_FOLDS}
     one = {**head, "seeds": common if trained else [], **numbers}
+    if names.study:
+        one["by_task"] = {t: difference(found, sides, "all", [t]) for t in tasks_of(found)}
     return {**one, **judged(one)}
 
 
