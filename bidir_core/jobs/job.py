@@ -40,7 +40,7 @@ class Job:
     queued: float = 0.0
     started: float | None = None
     finished: float | None = None
-    process: dict[str, Any] = field(default_factory=dict)  # host, pid, pid_started
+    process: dict[str, Any] = field(default_factory=dict)  # as runs.status.process_identity
     cancel_at: float | None = None
     grace_seconds: float = GRACE_SECONDS
     error: str | None = None

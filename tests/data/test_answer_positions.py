@@ -80,12 +80,8 @@ def test_a_run_says_so_in_its_log_and_facts(tiny_folder, tmp_path, runs_dir) -> 
     assert main(["eval", "--model", str(tiny_folder), "--tasks", str(file), "--device", "cpu"]) == 0
     (folder,) = (runs_dir / "stage1_vanilla_eval").iterdir()
     config = Run(folder).config
-    assert config["answer_positions"]["last"] == {
-        "n": 12,
-        "right": [0, 0, 12],
-        "best_constant_guess": 1.0,
-        "one_sided": True,
-    }
+    found = {"n": 12, "right": [0, 0, 12], "best_constant_guess": 1.0, "one_sided": True}
+    assert config["answer_positions"]["last"] == found
     (warning,) = config["warnings"]
     assert "choice 3 of 3 is right in 12 of 12 items" in warning
     assert warning in (folder / "log.txt").read_text()

@@ -258,7 +258,11 @@ def test_states(tmp_path, state):
 def test_a_pid_alone_does_not_prove_life():
     me = this_process()
     assert is_alive(me)
-    assert not is_alive({**me, "pid_started": me["pid_started"] - 60})
+    assert not is_alive({**me, "pid_ticks": me["pid_ticks"] - 1})
+    assert is_alive({**me, "pid_started": me["pid_started"] - 60})  # the clock was set
+    old = {name: value for name, value in me.items() if name != "pid_ticks"}
+    assert is_alive(old)
+    assert not is_alive({**old, "pid_started": me["pid_started"] - 60})
     assert not is_alive({**me, "pid": 2**30})
     assert not is_alive({})
     elsewhere = {**me, "host": "another-machine"}

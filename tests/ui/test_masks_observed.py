@@ -166,9 +166,9 @@ def test_a_run_of_another_kind_is_not_an_observation(root):
     ("harm", "said"),
     [
         ("matrix", "attention_0/layer_02.npz of the run"),
-        ("tokens", "tokens.json of the run"),
+        ("tokens", "is corrupt: tokens.json is not what was written"),
         ("shares", "shares.npz of the run"),
-        ("metrics", "does not hold what the attend command writes"),
+        ("metrics", "is corrupt: metrics.json: 'observed' is not a list"),
         ("layers", "do not cover its layers"),
         ("mixed", "are not of one run"),
         ("failed", "is failed: out of memory"),
