@@ -26,13 +26,14 @@ from bidir_core.common.files import write_json
 from bidir_core.explain.sweep_points import ATTENTION_FILE
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
-from bidir_core.runs.read import checksums
+from bidir_core.runs.read import sealed
 from bidir_core.runs.records import (
     SHARED_FIELDS,
     SHARED_FOLDER,
     SLIM_FIELDS,
     read_parquet,
     share,
+    shared_files,
     write_parquet,
     write_slim,
 )
@@ -103,11 +104,10 @@ def _keep_one(run: Run, folder: Path, *, made_in: str, items: bool, shared_devic
         else:
             write_slim(rounded(read_parquet(made, SLIM_FIELDS)), kept)
     metrics = dict(run.metrics or {})
-    if "checksums" in metrics:  # of the files as they are kept
-        metrics["checksums"] = checksums(folder, run.texts_path)
     if shared_device:
         metrics["cost"] = {**metrics["cost"], "shared_device": True}
-    write_json(folder / "metrics.json", metrics)
+    shared = shared_files(run.path, run.config.get("texts"), run.config.get("texts_in"))
+    write_json(folder / "metrics.json", sealed(metrics, folder, shared))
 
 
 def share_records(run: Run, root: Path, answers: Sequence[str]) -> None:
@@ -130,9 +130,8 @@ def share_records(run: Run, root: Path, answers: Sequence[str]) -> None:
         own = _with(own, "ll", [None] * own.num_rows)
     write_slim(own, items)
     write_json(run.path / "config.json", config | {"texts": name, "texts_in": SHARED_FOLDER})
-    if run.metrics and "checksums" in run.metrics:
-        sums = checksums(run.path, Run(run.path).texts_path)
-        write_json(run.path / "metrics.json", {**run.metrics, "checksums": sums})
+    metrics = sealed(run.metrics or {}, run.path, shared_files(run.path, name, SHARED_FOLDER))
+    write_json(run.path / "metrics.json", metrics)
     sweep = Run(run.path.parent.parent)
     if run.is_point and all(point.config.get("texts_in") for point in sweep.points()):
         for texts in sweep.path.glob("texts*.parquet"):

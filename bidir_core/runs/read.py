@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -158,7 +159,8 @@ def checked_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
     if "ll" in names:
         scores = table.column("ll")
         values = pc.list_flatten(scores)
-        if values.null_count or pc.all(pc.is_finite(values)).as_py() is False:
+        # A choice of no probability is at -inf; NaN and inf are no log-likelihoods.
+        if values.null_count or pc.all(pc.less(values, math.inf)).as_py() is False:
             raise Damaged("a log-likelihood is not a number")
         n_choices = pc.list_value_length(scores)
         for name in {"pred", "pred_norm", "gold"} & names:
@@ -207,32 +209,51 @@ def _archive(path: Path) -> Iterator[Any]:
 
 # Checksums: what a complete run holds, so that bit rot does not pass for a result
 
-_CHANGING = ("config.json", "status.json", "metrics.json", "items.jsonl")
+_METRICS = "metrics.json"
+_CHANGING = ("status.json", "items.jsonl", _METRICS)
 _CHECKED = (".json", ".jsonl", ".npz", ".parquet")
 
 
-def checksums(folder: Path, texts: Path | None = None) -> dict[str, str]:
-    """SHA-256 of a run's data files by name; ``texts``: the file a sweep's point shares."""
+def sealed(metrics: Mapping[str, Any], folder: Path, shared: Sequence[Path] = ()) -> dict[str, Any]:
+    """The metrics with ``checksums``: SHA-256 of a run's data files by name, and of the metrics.
+
+    ``shared``: the files outside of its folder that hold a part of its records.
+    """
     files = [p for p in folder.iterdir() if p.suffix in _CHECKED and p.name not in _CHANGING]
-    files += [texts] if texts is not None and texts.exists() else []
-    return {p.name: _digest_of(p) for p in sorted(files) if p.name[0] != "." and p.is_file()}
+    files += [path for path in shared if path.exists()]
+    digests = {p.name: _digest_of(p) for p in sorted(files) if p.name[0] != "." and p.is_file()}
+    full = json.loads(json.dumps({**metrics, "checksums": digests}))
+    full["checksums"][_METRICS] = _digest_of_metrics(full)
+    return full
 
 
-def what_changed(folder: Path, recorded: Mapping[str, str], texts: Path | None) -> str | None:
+def what_changed(
+    folder: Path, metrics: Mapping[str, Any], shared: Sequence[Path] = ()
+) -> str | None:
     """The first file that is no longer what was written, in a sentence, or None.
 
-    Files that were taken away are no damage: a run may be kept for its numbers alone.
+    Files that were taken away are no damage: a run may be kept for its numbers alone. Runs of
+    earlier versions have no checksums.
     """
-    for name, digest in recorded.items():
-        path = texts if texts is not None and name == texts.name else folder / name
+    elsewhere = {path.name: path for path in shared}
+    for name, digest in (metrics.get("checksums") or {}).items():
+        path = elsewhere.get(name, folder / name)
         if Path(name).name != name or not path.exists():
             continue
         try:
-            if _digest_of(path) != digest:
-                return f"{name} is not what was written: its checksum differs"
+            found = _digest_of_metrics(metrics) if name == _METRICS else _digest_of(path)
         except (OSError, Damaged) as error:
             return f"{name} cannot be read: {one_line(error)}"
+        if found != digest:
+            return f"{name} is not what was written: its checksum differs"
     return None
+
+
+def _digest_of_metrics(metrics: Mapping[str, Any]) -> str:
+    """Of all values but the digest itself, however the file is laid out."""
+    others = {name: value for name, value in metrics["checksums"].items() if name != _METRICS}
+    text = json.dumps({**metrics, "checksums": others}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digest_of(path: Path) -> str:

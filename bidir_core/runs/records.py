@@ -315,6 +315,12 @@ def texts_file(run: Path, name: object, folder: object = None) -> Path | None:
     return run.parent.parent / name if is_point else None
 
 
+def shared_files(run: Path, name: object, folder: object = None) -> list[Path]:
+    """All files outside of its folder that hold a part of a run's records."""
+    texts = texts_file(run, name, folder)
+    return [] if texts is None else sorted({texts, _first_of(texts)})
+
+
 def share(table: pa.Table, root: Path, data_fingerprint: str, tokenizer_fingerprint: str) -> str:
     """Put what these records share with others under ``root``; the file's name for config.json.
 

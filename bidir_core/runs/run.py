@@ -26,6 +26,7 @@ from bidir_core.runs.records import (
     read_jsonl,
     read_one,
     read_parquet,
+    shared_files,
     texts_file,
     to_table,
 )
@@ -182,6 +183,7 @@ class Run:
         unknown = [name for name in wanted if name not in RECORD_FIELDS]
         if unknown:
             raise ValueError(f"not fields of a record: {unknown}")
+        self.refuse_if_corrupt()
         try:
             if (self.path / "items.parquet").exists():
                 if (texts := self.texts_path) is None:
@@ -198,6 +200,7 @@ class Run:
 
     def item(self, task: str, doc_id: int) -> dict[str, Any] | None:
         """One whole record, or None. Reads only the part of the file that holds it."""
+        self.refuse_if_corrupt()
         try:
             if (self.path / "items.parquet").exists():
                 if (texts := self.texts_path) is not None:
@@ -237,10 +240,15 @@ class Run:
         wrong += filter(None, [_parquet_problem(self.path / "items.parquet")])
         if not wrong:
             config = found["config.json"]
-            texts = texts_file(self.path, config.get("texts"), config.get("texts_in"))
-            recorded = found.get("metrics.json", {}).get("checksums") or {}
-            wrong += filter(None, [what_changed(self.path, recorded, texts)])
+            shared = shared_files(self.path, config.get("texts"), config.get("texts_in"))
+            changed = what_changed(self.path, found.get("metrics.json", {}), shared)
+            wrong += filter(None, [changed])
         return found, wrong[0] if wrong else None
+
+    def refuse_if_corrupt(self) -> None:
+        """UserError, with what is wrong, if the folder is corrupt."""
+        if self.state == "corrupt":
+            raise UserError(f"the run '{self.id}' is corrupt: {self.error}")
 
     def _items_unreadable(self, error: Exception) -> UserError:
         return UserError(f"the items of run '{self.id}' cannot be read: {one_line(error)}")

@@ -225,13 +225,18 @@ COST = Fields(
     }
 )
 
+PROCESS = Fields(
+    {"host": TEXT, **_all(COUNT, "pid pid_ticks"), "pid_started": SECONDS, "heartbeat": SECONDS}
+)
+
 STATUS = Fields(
     {
         "schema": SCHEMA,
         "state": STATE,
-        **_all(TEXT, "host error point boot"),
-        **_all(COUNT, "pid pid_ticks done total"),
-        **_all(SECONDS, "pid_started started finished resumed heartbeat eta_seconds"),
+        **PROCESS.shapes,
+        **_all(TEXT, "error point"),
+        **_all(COUNT, "done total"),
+        **_all(SECONDS, "started finished resumed eta_seconds"),
         **_all(NUMBER, "rate loss anchor grad_norm tokens_per_second"),
         "cost": COST,
     },

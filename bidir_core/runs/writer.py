@@ -18,11 +18,11 @@ from bidir_core.common.files import remove_left_overs, sync_folder, write_json
 from bidir_core.common.provenance import git_commit, package_versions
 from bidir_core.runs.layout import LAB, new_run_folder, refuse_if_read_only, runs_roots
 from bidir_core.runs.metrics import compute_metrics
-from bidir_core.runs.read import checksums
+from bidir_core.runs.read import sealed
 from bidir_core.runs.records import (
     Key,
     read_jsonl,
-    texts_file,
+    shared_files,
     to_line,
     to_table,
     write_parquet,
@@ -195,8 +195,8 @@ class RunWriter:
     ) -> dict[str, Any]:
         """Write ``items.parquet``, then ``metrics.json`` last, and return the metrics.
 
-        ``metrics.json`` holds the checksums of the data files that are there by then; a reader
-        calls the run corrupt where one of them is something else later.
+        ``metrics.json`` holds checksums of itself and of the files that are there by then, all but
+        status and log; a reader calls the run corrupt where one of them is something else later.
 
         Items are sorted by ``order`` if given, else by the config's task order and doc_id.
         ``metrics`` replaces what the items would give (fine-tunes and reference runs have none)
@@ -224,7 +224,7 @@ class RunWriter:
         }
         if cost is not None:
             full["cost"] = dict(cost)
-        full["checksums"] = checksums(self.path, texts_file(self.path, self.config.get("texts")))
+        full = sealed(full, self.path, shared_files(self.path, self.config.get("texts")))
         self._write_json("metrics.json", full)
         counted = {"done": len(self._records)} if self._records else {}
         self._set_status(state="done", finished=time.time(), eta_seconds=0, **counted)

@@ -15,7 +15,7 @@ from bidir_core.data.items import Item
 from bidir_core.data.tasks import load_items
 from bidir_core.runs.run import Run
 from tests.app import STAGE2, open_page, words
-from tests.factory import make_run
+from tests.factory import make_run, unsealed
 
 
 def items(golds: list[int], n_choices: int) -> list[Item]:
@@ -89,7 +89,7 @@ def test_a_run_says_so_in_its_log_and_facts(tiny_folder, tmp_path, runs_dir) -> 
 
 @pytest.mark.parametrize("positions", [{"piqa": 3}, [], "x", {"piqa": {"one_sided": True}}])
 def test_the_app_says_so_and_survives_what_was_written_by_hand(root, positions) -> None:
-    run = make_run(root, STAGE2, n_items=10, regime="bidirectional")
+    run = unsealed(make_run(root, STAGE2, n_items=10, regime="bidirectional"))
     path = run.path / "config.json"
     config = json.loads(path.read_text())
     facts = answer_positions(items([3] * 40, 4))

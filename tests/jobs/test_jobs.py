@@ -226,12 +226,42 @@ def test_a_pid_that_now_is_another_process_is_not_signalled(quiet):
     assert jobs.cancel(job.id).cancel_at is None
 
 
-def test_torn_and_foreign_job_files_are_left_out(quiet):
-    root = jobs.jobs_folder()
-    good = fake(root)
-    for name, text in (("20260101-000001-aaaaaa", "{"), ("20260101-000002-bbbbbb", "[]")):
-        (root / name).mkdir()
-        (root / name / "job.json").write_text(text)
+HARMED = {
+    "words": 3,
+    "created": None,
+    "stored_state": "x",
+    "process": {"pid": "x"},
+    "estimate": {"seconds": []},
+    "started": 1e99,
+    "id": "another",
+    "attempt": -1,
+}
+
+
+@pytest.mark.parametrize("name", [*HARMED, "torn", "list", "deep", "pipe"])
+def test_a_damaged_job_is_told_and_can_only_be_removed(quiet, name):
+    good, bad = (fake(jobs.jobs_folder(), f"20260101-00000{n}-abcdef") for n in (1, 2))
+    path = bad.folder / "job.json"
+    whole = json.loads(path.read_text())
+    if name == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    elif name in HARMED:
+        path.write_text(json.dumps({**whole, name: HARMED[name]}))
+    else:
+        path.write_text({"torn": "{", "list": "[]", "deep": "[" * 200_000}[name])
+    found = {job.id: job for job in jobs.list_jobs()}
+    assert set(found) == {good.id, bad.id}
+    if name == "created":  # null is as if it were not there
+        assert found[bad.id].created == 0
+        return
+    job = found[bad.id]
+    assert (job.state, job.can_resume) == ("failed", False)
+    assert "job.json" in job.error
+    for change in (jobs.cancel, jobs.resume):
+        with pytest.raises(UserError, match="cannot be used"):
+            change(job.id)
+    jobs.forget(job.id)
     assert [job.id for job in jobs.list_jobs()] == [good.id]
     with pytest.raises(UserError, match="there is no job"):
         jobs.find_job("../../etc")

@@ -17,7 +17,7 @@ from bidir_core.report import tables
 from bidir_core.report.report import build_report
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
-from tests.factory import make_run
+from tests.factory import make_run, unsealed
 from tests.report_runs import REPAIRED, evaluation, make_finetune, report, section, two_by_two
 
 
@@ -224,7 +224,7 @@ def test_unusable_runs_are_left_out_with_the_reason(tmp_path):
     two_by_two(tmp_path, {k: v for k, v in REPAIRED.items() if k[0] == "base"})
     for state in ("failed", "corrupt", "partial"):
         make_run(tmp_path, n_items=20, state=state)
-    bad = make_run(tmp_path, "stage2_prefill_bidir_eval", n_items=20)
+    bad = unsealed(make_run(tmp_path, "stage2_prefill_bidir_eval", n_items=20))
     config = json.loads((bad.path / "config.json").read_text())
     config["config"]["regime"] = "bidirectional:sink=many"
     (bad.path / "config.json").write_text(json.dumps(config))
@@ -297,7 +297,7 @@ def test_without_any_items_seeds_give_an_unpaired_interval_with_their_spread(thr
 
 
 def test_seconds_on_a_shared_device_are_called_that(tmp_path):
-    run = evaluation(tmp_path)
+    run = unsealed(evaluation(tmp_path))
     path = run.path / "metrics.json"
     metrics = json.loads(path.read_text())
     metrics["cost"] = {"seconds": 10.0, "device": "a GPU", "shared_device": True}

@@ -32,7 +32,7 @@ from bidir_core.runs.records import RECORD_FIELDS, read_parquet, to_table, write
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 from bidir_ui.reading import data
-from tests.factory import make_run, scored
+from tests.factory import make_run, scored, unsealed
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,17 +49,33 @@ def flip(path, rng):
     path.write_bytes(data)
 
 
-def test_a_flipped_bit_in_the_items_makes_a_run_corrupt(tmp_path):
+@pytest.mark.parametrize("name", ["items.parquet", "config.json"])
+def test_a_flipped_bit_makes_a_run_corrupt(tmp_path, name):
     run = make_run(tmp_path, n_items=40)
-    path, rng = run.path / "items.parquet", random.Random(0)
+    path, rng = run.path / name, random.Random(0)
     whole = path.read_bytes()
     for _ in range(300):
         flip(path, rng)
         damaged = Run(run.path)
         assert damaged.state == "corrupt"
-        assert "items.parquet" in damaged.error
+        assert name in damaged.error
+        with pytest.raises(UserError, match="is corrupt"):
+            damaged.items()
         path.write_bytes(whole)
     assert Run(run.path).state == "done"
+
+
+def test_a_flipped_bit_in_the_metrics_changes_no_number_unseen(tmp_path):
+    run = make_run(tmp_path, n_items=40)
+    path, rng = run.path / "metrics.json", random.Random(0)
+    whole, numbers = path.read_bytes(), run.metrics or {}
+    for _ in range(300):
+        flip(path, rng)
+        damaged = Run(run.path)
+        if damaged.state != "corrupt":  # it met a checksum's name, or the word "checksums"
+            found = damaged.metrics or {}
+            assert all(found[key] == numbers[key] for key in numbers if key != "checksums")
+        path.write_bytes(whole)
 
 
 def test_other_files_of_a_run_are_checked_too(tmp_path):
@@ -67,7 +83,8 @@ def test_other_files_of_a_run_are_checked_too(tmp_path):
         for name in ("curve.jsonl", "summary.npz", "why.json", "log.txt", "items.jsonl"):
             (writer.path / name).write_text("{}\n")
         made = writer.finish(metrics={"n_items": 0})
-    assert set(made["checksums"]) == {"curve.jsonl", "summary.npz", "why.json"}
+    data = {"curve.jsonl", "summary.npz", "why.json"}
+    assert set(made["checksums"]) == {"config.json", "metrics.json", *data}
     (writer.path / "log.txt").write_text("more")
     assert Run(writer.path).state == "done"
     (writer.path / "curve.jsonl").write_text("{ }\n")
@@ -85,22 +102,21 @@ def test_a_flipped_bit_in_a_sweeps_texts_shows_at_its_points(tmp_path):
     sweep.close()
     point = Run(folder)
     assert point.state == "done"
-    assert set(point.metrics["checksums"]) == {"items.parquet", "texts.parquet"}
+    assert {"items.parquet", "texts.parquet"} < set(point.metrics["checksums"])
     flip(sweep.path / "texts.parquet", random.Random(1))
     assert "texts.parquet is not what was written" in Run(folder).error
 
 
 def test_a_run_without_checksums_and_one_kept_for_its_numbers_stay_readable(tmp_path):
     run = make_run(tmp_path, n_items=5)
-    metrics = json.loads((run.path / "metrics.json").read_text())
-    assert metrics.pop("checksums")
     numbers = shutil.copytree(run.path, run.path.with_name("20200101-000000"))
     (numbers / "items.parquet").unlink()
     assert Run(numbers).state == "done"
     assert not Run(numbers).has_items
-    (run.path / "metrics.json").write_text(json.dumps(metrics))
-    assert Run(run.path).state == "done"
-    assert len(Run(run.path).items()) == 5
+    assert run.metrics["checksums"]
+    older = unsealed(run)
+    assert older.state == "done"
+    assert len(older.items()) == 5
 
 
 # Mutations: every file of a run, thousands of ways
@@ -162,9 +178,9 @@ JSON_FILES = ("config.json", "status.json", "metrics.json", "probe.json")
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory):
-    """A run of each kind, as the product leaves them."""
+    """A run of each kind, without checksums: readers must do without them."""
     root = tmp_path_factory.mktemp("runs")
-    made = [make_run(root, n_items=10, tasks=["piqa", "winogrande"])]
+    made = [unsealed(make_run(root, n_items=10, tasks=["piqa", "winogrande"]))]
     committed = {}
     for run in list_runs([COMMITTED_RUNS], points=True):
         committed.setdefault(run.config["kind"], run)
@@ -172,7 +188,7 @@ def kinds(tmp_path_factory):
         shutil.copytree(run.path, root / kind / run.stage / run.path.name)
         for kind, run in committed.items()
     ]
-    return [*made, *map(Run, copies)]
+    return [*made, *(unsealed(Run(copy)) for copy in copies)]
 
 
 def test_no_json_takes_a_reader_down(kinds):
@@ -196,6 +212,7 @@ def test_a_report_of_mutated_runs_is_written_or_refused_in_a_sentence(tmp_path):
         make_run(tmp_path, n_items=20, tasks=["piqa"], seed=1),
         make_run(tmp_path, STAGE2, n_items=20, tasks=["piqa"], seed=2, regime="bidirectional"),
     ]
+    runs = [unsealed(run) for run in runs]
     rng = random.Random(15)
     outcomes = Counter()
     for _ in range(25):
@@ -215,10 +232,7 @@ def test_a_report_of_mutated_runs_is_written_or_refused_in_a_sentence(tmp_path):
 
 def test_no_table_takes_a_reader_down(tmp_path):
     """Without checksums, as in runs of earlier versions: the types and the values are checked."""
-    run = make_run(tmp_path, n_items=20, tasks=["piqa"])
-    metrics = json.loads((run.path / "metrics.json").read_text())
-    del metrics["checksums"]
-    (run.path / "metrics.json").write_text(json.dumps(metrics))
+    run = unsealed(make_run(tmp_path, n_items=20, tasks=["piqa"]))
     path, rng = run.path / "items.parquet", random.Random(16)
     whole = path.read_bytes()
     outcomes = Counter()

@@ -25,7 +25,7 @@ from bidir_core.runs.records import LIGHT_FIELDS
 from bidir_core.runs.run import Run
 from bidir_core.runs.status import is_alive, this_process
 from bidir_core.runs.writer import RunWriter
-from tests.factory import make_item, make_run, scored
+from tests.factory import make_item, make_run, scored, unsealed
 
 pytestmark = pytest.mark.usefixtures("own_runs")
 
@@ -84,7 +84,7 @@ def test_compact_runs_keep_numbers_and_drop_texts(tmp_path):
 
 
 def test_a_table_of_an_older_version_reads_with_nulls(tmp_path):
-    run = make_run(tmp_path, n_items=10)
+    run = unsealed(make_run(tmp_path, n_items=10))
     table = pq.read_table(run.path / "items.parquet").drop_columns(["prompt_group"])
     pq.write_table(table, run.path / "items.parquet")
     assert run.items()["prompt_group"].isna().all()

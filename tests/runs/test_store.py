@@ -16,7 +16,7 @@ from bidir_core.runs.layout import new_run_folder, runs_roots, stage_dir_for
 from bidir_core.runs.run import Run
 from bidir_core.runs.status import run_lock
 from bidir_core.runs.writer import RunWriter
-from tests.factory import make_reference, make_run, scored
+from tests.factory import make_reference, make_run, scored, unsealed
 
 pytestmark = pytest.mark.usefixtures("own_runs")
 
@@ -122,7 +122,7 @@ def test_a_broken_folder_never_takes_the_list_down(tmp_path):
 
 
 def test_a_damaged_table_is_a_sentence_for_the_reader(tmp_path):
-    run = make_run(tmp_path, n_items=50)
+    run = unsealed(make_run(tmp_path, n_items=50))
     data = bytearray((run.path / "items.parquet").read_bytes())
     data[-60:-10] = b"\xff" * 50
     (run.path / "items.parquet").write_bytes(bytes(data))

@@ -51,7 +51,8 @@ def test_a_shared_device_is_noted(kept):
     del cost["shared_device"]
     sums = made["bare"].metrics["checksums"]
     assert {**small["bare"].metrics, "cost": cost, "checksums": sums} == made["bare"].metrics
-    assert set(small["bare"].metrics["checksums"]) == {"probe.json"}  # of what was kept
+    kept_files = {"config.json", "metrics.json", "probe.json"}
+    assert set(small["bare"].metrics["checksums"]) == kept_files
 
 
 def test_log_likelihoods_are_rounded_and_nothing_else_changes(kept):
