@@ -177,9 +177,9 @@ def test_one_run_with_both_orders_or_two_with_one_each(tiny_folder, runs_dir, ta
 
 def test_a_run_from_before_there_were_pairs_has_none(root) -> None:
     from tests.app import STAGE2
-    from tests.factory import make_run
+    from tests.factory import make_run, unsealed
 
-    run = make_run(root, STAGE2, n_items=10, regime="bidirectional")
+    run = unsealed(make_run(root, STAGE2, n_items=10, regime="bidirectional"))
     path = run.path / "items.parquet"
     parquet.write_table(parquet.read_table(path).drop_columns(["pair_id"]), path)
     assert run.items(("pair_id",))["pair_id"].isna().all()
