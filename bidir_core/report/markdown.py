@@ -173,9 +173,8 @@ def cell_text(value: Any, column: Column) -> str:
         return column.absent
     kind = column.kind
     if isinstance(value, str) or kind in ("text", "code"):
-        return formatting.visible(
-            " ".join(str(value).split())
-        )  # also a word in a number's place, such as "not run"
+        # Also a word in a number's place, such as "not run".
+        return formatting.visible(" ".join(str(value).split()))
     if kind == "interval":
         return interval_text(value)
     if kind == "spread":

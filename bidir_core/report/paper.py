@@ -224,10 +224,9 @@ def check_paper_folder(folder: Path | str) -> None:
 def _temporary_sibling(target: Path) -> Iterator[Path]:
     """A temporary folder next to the target, so that a rename suffices; gone afterwards."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    remove_left_overs(
-        target.parent, f".{glob.escape(target.name)}.????????"
-    )  # as mkdtemp names them
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    prefix = f".{target.name}.being-written-"  # nobody's own files are called that
+    remove_left_overs(target.parent, f"{glob.escape(prefix)}*")
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     umask = os.umask(0)
     os.umask(umask)
     try:
