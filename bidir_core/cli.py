@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.formatting import visible
 from bidir_core.common.launch import (
     ProcessLost,
     asked_for_several,
@@ -50,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        print(f"error: {visible(message)} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(BAD_INPUT)
 
 
@@ -65,10 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Of several processes the main one says it; a launcher ends all once one has ended.
             time.sleep(HEARD_SECONDS)
         else:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {visible(error)}", file=sys.stderr)
         return BAD_INPUT
     except ProcessLost as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("interrupted; go on with --resume or the same line", file=sys.stderr)
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
             raise
-        print(f"error: {error.strerror}: {str(error.filename)[:200]}", file=sys.stderr)
+        print(f"error: {error.strerror}: {visible(error.filename)[:200]}", file=sys.stderr)
         return BAD_INPUT if error.errno == errno.ENAMETOOLONG else FAILED
 
 

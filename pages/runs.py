@@ -21,7 +21,9 @@ with shell.guard():
 
     left, right = st.columns(2, vertical_alignment="bottom")
     with left:
-        words = url.text("Search", name="q", placeholder="stage, regime, model, name or state")
+        words = url.text(
+            "Search", name="q", max_chars=400, placeholder="stage, regime, model, name or state"
+        )
     with right:
         kinds = ["all", "evaluations", "fine-tunes", "imported", "published"]
         kind = url.choice(st.segmented_control, "Kind", name="kind", options=kinds, default="all")

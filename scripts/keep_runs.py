@@ -14,7 +14,6 @@ same device, so that nobody reads a speed from the run's seconds.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -27,12 +26,14 @@ from bidir_core.common.files import write_json
 from bidir_core.explain.sweep_points import ATTENTION_FILE
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
+from bidir_core.runs.read import sealed
 from bidir_core.runs.records import (
     SHARED_FIELDS,
     SHARED_FOLDER,
     SLIM_FIELDS,
     read_parquet,
     share,
+    shared_files,
     write_parquet,
     write_slim,
 )
@@ -102,10 +103,11 @@ def _keep_one(run: Run, folder: Path, *, made_in: str, items: bool, shared_devic
             write_parquet(rounded(read_parquet(made)), kept)
         else:
             write_slim(rounded(read_parquet(made, SLIM_FIELDS)), kept)
-    metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
+    metrics = dict(run.metrics or {})
     if shared_device:
-        metrics["cost"]["shared_device"] = True
-    write_json(folder / "metrics.json", metrics)
+        metrics["cost"] = {**metrics["cost"], "shared_device": True}
+    shared = shared_files(run.path, run.config.get("texts"), run.config.get("texts_in"))
+    write_json(folder / "metrics.json", sealed(metrics, folder, shared))
 
 
 def share_records(run: Run, root: Path, answers: Sequence[str]) -> None:
@@ -117,7 +119,7 @@ def share_records(run: Run, root: Path, answers: Sequence[str]) -> None:
     fewer = any(fnmatch(run.id, pattern) for pattern in answers)
     if shared and not fewer:
         return
-    config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
+    config = run.config
     name = config.get("texts")
     if not shared:
         table = run.items_table(SHARED_FIELDS)
@@ -128,6 +130,8 @@ def share_records(run: Run, root: Path, answers: Sequence[str]) -> None:
         own = _with(own, "ll", [None] * own.num_rows)
     write_slim(own, items)
     write_json(run.path / "config.json", config | {"texts": name, "texts_in": SHARED_FOLDER})
+    metrics = sealed(run.metrics or {}, run.path, shared_files(run.path, name, SHARED_FOLDER))
+    write_json(run.path / "metrics.json", metrics)
     sweep = Run(run.path.parent.parent)
     if run.is_point and all(point.config.get("texts_in") for point in sweep.points()):
         for texts in sweep.path.glob("texts*.parquet"):

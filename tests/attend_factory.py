@@ -51,9 +51,8 @@ def make_attend(
             if sums and written is not None and not is_written:
                 sums.append(sums[-1])  # nobody compares it with its matrices
                 continue
-            allowed = visibility(
-                parse_regime(regime), n_prefix, n_total, layer=layer, window=window
-            )
+            here = {"layer": layer, "window": window}
+            allowed = visibility(parse_regime(regime), n_prefix, n_total, **here)
             weights = random.random((n_heads, n_total, n_total)) * allowed
             weights /= weights.sum(-1, keepdims=True)
             if is_written:
@@ -67,24 +66,15 @@ def make_attend(
     norms = [random.random((n_layers, n_total)) + 1 for _ in regimes]
     cosine = random.random((n_layers, n_total)) if len(regimes) > 1 else None
     files.write_drift(writer.path, files.Drift(tuple(norms), cosine))
-    writer.finish(
-        metrics={
-            "regimes": list(regimes),
-            "mode": "sequence",
-            "item": item,
-            "n_layers": n_layers,
-            "n_heads": n_heads,
-            "n_tokens": n_total,
-            "n_prefix_tokens": n_prefix,
-            "matrices": matrices,
-            "windows": [window] * n_layers,
-            "observed": [
-                {"regime": r, "continuation_ll": -3.25, "layers": layer_means(s)}
-                for r, s in zip(regimes, shares, strict=True)
-            ],
-            "notes": [] if matrices else [f"{n_total} tokens: only shares and drift are stored"],
-        }
-    )
+    sizes: dict[str, Any] = {"n_layers": n_layers, "n_heads": n_heads, "n_tokens": n_total}
+    sizes |= {"n_prefix_tokens": n_prefix, "windows": [window] * n_layers}
+    observed = [
+        {"regime": regime, "continuation_ll": -3.25, "layers": layer_means(one)}
+        for regime, one in zip(regimes, shares, strict=True)
+    ]
+    notes = [] if matrices else [f"{n_total} tokens: only shares and drift are stored"]
+    told = {"regimes": list(regimes), "mode": "sequence", "item": item, "matrices": matrices}
+    writer.finish(metrics={**told, **sizes, "observed": observed, "notes": notes})
     return Run(writer.path)
 
 
@@ -115,12 +105,8 @@ def make_summary(
         arrays |= {f"prefix_{m}_{number}": v.mean(0) for m, v in values.items()}
         by_layer = {m: mean_interval(v.mean(-1)) for m, v in values.items()}
         overall = {m: mean_interval(v.mean((1, 2))[:, None]) for m, v in values.items()}
-        observed.append(
-            {
-                "regime": name, "layers": {"prefix": by_layer}, "overall": {"prefix": overall},
-                "by_task": dict.fromkeys(tasks, overall),
-            }
-        )  # fmt: skip
+        seen = {"regime": name, "layers": {"prefix": by_layer}, "overall": {"prefix": overall}}
+        observed.append({**seen, "by_task": dict.fromkeys(tasks, overall)})
     files.write_arrays(writer.path / "summary.npz", arrays)
     drift = [
         f"{what}_{number}_{whose}"
@@ -129,11 +115,8 @@ def make_summary(
         for number in range(len(names))
         if number or what == "norm"
     ]
-    writer.finish(
-        metrics={
-            "regimes": list(names), "mode": "items", "n_items": n_items * len(tasks),
-            "n_by_task": dict.fromkeys(tasks, n_items), "n_layers": n_layers, "n_heads": n_heads,
-            "observed": observed, "drift": {key: mean_interval(rows) for key in drift},
-        }
-    )  # fmt: skip
+    told = {"regimes": list(names), "mode": "items", "n_items": n_items * len(tasks)}
+    told |= {"n_by_task": dict.fromkeys(tasks, n_items), "n_layers": n_layers, "n_heads": n_heads}
+    means = {key: mean_interval(rows) for key in drift}
+    writer.finish(metrics=told | {"observed": observed, "drift": means})
     return Run(writer.path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -43,17 +42,14 @@ def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def own_items(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's task: 60 items of three choices, contexts of different length."""
-    path = tmp_path_factory.mktemp("tasks") / "mine.jsonl"
-    lines = [
-        {
-            "contexts": [f"Question {i}: " + "what comes next? " * (i % 5 + 1) + "Answer:"],
-            "continuations": [f" the {i}th thing", f" the {i}", " nothing" + "!" * (i % 3)],
-            "gold": i % 3,
-        }
-        for i in range(60)
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+    from tests.factory import write_lines
+
+    def item(i: int) -> dict:
+        context = f"Question {i}: " + "what comes next? " * (i % 5 + 1) + "Answer:"
+        choices = [f" the {i}th thing", f" the {i}", " nothing" + "!" * (i % 3)]
+        return {"contexts": [context], "continuations": choices, "gold": i % 3}
+
+    return Path(write_lines(tmp_path_factory.mktemp("tasks") / "mine.jsonl", map(item, range(60))))
 
 
 @pytest.fixture

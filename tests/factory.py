@@ -11,12 +11,14 @@ import json
 import random
 import socket
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from bidir_core.common.files import write_json
+from bidir_core.runs.layout import stage_dir_for
 from bidir_core.runs.records import make_record
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
@@ -24,68 +26,17 @@ from bidir_core.runs.writer import RunWriter
 TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")
 N_CHOICES = {"hellaswag": 4, "piqa": 2, "arc_easy": 4, "arc_challenge": 4, "winogrande": 2}
 ABOVE_CHANCE = {"causal": 0.18, "bidirectional": 0.05}
-_WORDS = [
-    "the",
-    "a",
-    "water",
-    "light",
-    "keeps",
-    "growing",
-    "when",
-    "plants",
-    "receive",
-    "heat",
-    "from",
-    "sunlight",
-    "then",
-    "she",
-    "puts",
-    "it",
-    "back",
-    "into",
-    "warm",
-    "oven",
-    "because",
-    "rocks",
-    "melt",
-    "under",
-    "pressure",
-    "and",
-    "small",
-    "animals",
-    "need",
-    "food",
-    "to",
-    "store",
-    "energy",
-    "for",
-    "winter",
-    "while",
-    "someone",
-    "cleans",
-    "their",
-    "bicycle",
-    "chain",
-    "with",
-    "an",
-    "old",
-    "brush",
-    "before",
-    "riding",
-    "down",
-    "to",
-    "river",
-    "where",
-    "children",
-    "throw",
-    "stones",
-    "across",
-    "quiet",
-    "surface",
-    "until",
-    "evening",
-    "comes",
-]
+_TEXT = """
+    the a water light keeps growing when plants receive heat from sunlight then she puts it
+    back into warm oven because rocks melt under pressure and small animals need food to store
+    energy for winter while someone cleans their bicycle chain with an old brush before riding
+    down to river where children throw stones across quiet surface until evening comes
+"""
+_WORDS = _TEXT.split()
+# What an evaluation's config says unless a test says otherwise.
+EVALUATION: dict[str, Any] = {"split": "validation", "limit": None, "sample": "first", "seed": 0}
+EVALUATION |= {"fold": "all", "context": "full", "bos": "auto", "chat_template": False}
+EVALUATION |= {"num_fewshot": 0, "dtype": "float32", "device": "cpu"}
 _clock = datetime(2026, 11, 22, 8, 0, 0, tzinfo=UTC)
 _made = 0
 
@@ -108,6 +59,11 @@ def tokens(text: str) -> tuple[list[int], list[list[int]]]:
 
 def make_item(task: str, doc_id: int, data_seed: int) -> dict[str, Any]:
     """One item's texts, tokens, gold and hash, decided by (task, doc_id, data_seed) alone."""
+    return dict(_item(task, doc_id, data_seed))
+
+
+@lru_cache(4096)  # most runs of a session hold the same items
+def _item(task: str, doc_id: int, data_seed: int) -> dict[str, Any]:
     rng = random.Random(f"{data_seed}/{task}/{doc_id}")
     n_choices = N_CHOICES.get(task, 4)
     if task == "winogrande":
@@ -168,7 +124,9 @@ def score_item(
     )
 
 
-def error_record(item: Mapping[str, Any], message: str = "nan") -> dict[str, Any]:
+def error_record(
+    item: Mapping[str, Any], message: str = "the log-likelihood of choice 0 is nan"
+) -> dict[str, Any]:
     return make_record(**item, ll=None, error=message)
 
 
@@ -207,53 +165,24 @@ def make_run(
         above = ABOVE_CHANCE["causal" if regime == "causal" else "bidirectional"]
         accuracy = {task: 1 / N_CHOICES.get(task, 4) + above for task in tasks}
     rates = accuracy if isinstance(accuracy, Mapping) else dict.fromkeys(tasks, accuracy)
-    records = [
-        error_record(item, "the log-likelihood of choice 0 is nan")
-        if i < n_errors
-        else score_item(
-            item,
-            seed=seed,
-            accuracy=rates.get(item["task"], 0.4),
-            data_seed=data_seed,
-            compact=not texts,
-        )
-        for i, item in enumerate(items)
+    records = [error_record(item) for item in items[:n_errors]]
+    luck = {"seed": seed, "data_seed": data_seed, "compact": not texts}
+    records += [
+        score_item(item, accuracy=rates.get(item["task"], 0.4), **luck) for item in items[n_errors:]
     ]
     _made += 1
     if folder is None:
         stamp = (_clock + timedelta(seconds=_made)).strftime("%Y%m%d-%H%M%S")
         folder = Path(root) / stage_dir / (stamp + (f"_{name}" if name else ""))
     hashes = "".join(sorted(item["doc_hash"] for item in items))
-    settings = {
-        "model": model,
-        "checkpoint": checkpoint,
-        "tasks": list(tasks),
-        "split": "validation",
-        "limit": None,
-        "sample": "first",
-        "seed": 0,
-        "fold": "all",
-        "context": "full",
-        "bos": "auto",
-        "chat_template": False,
-        "num_fewshot": 0,
-        "regime": regime,
-        "dtype": "float32",
-        "device": "cpu",
-        "compact": not texts,
-    } | dict(config or {})
-    writer = RunWriter.create(
-        stage_dir,
-        settings,
-        folder=folder,
-        **{
-            "model_fingerprint": hashlib.sha256(f"{model}{checkpoint}".encode()).hexdigest()[:16],
-            "tokenizer_fingerprint": "words-with-spaces",
-            "data_fingerprint": hashlib.sha256(hashes.encode()).hexdigest()[:16],
-            "bos_added": False,
-        }
-        | dict(facts or {}),
-    )
+    settings = {"model": model, "checkpoint": checkpoint, "tasks": list(tasks), **EVALUATION}
+    settings |= {"regime": regime, "compact": not texts} | dict(config or {})
+    recorded: dict[str, Any] = {
+        "model_fingerprint": hashlib.sha256(f"{model}{checkpoint}".encode()).hexdigest()[:16],
+        "data_fingerprint": hashlib.sha256(hashes.encode()).hexdigest()[:16],
+    }
+    recorded |= {"tokenizer_fingerprint": "words-with-spaces", "bos_added": False, **(facts or {})}
+    writer = RunWriter.create(stage_dir, settings, folder=folder, **recorded)
     passed = {"name": "every layer attends as the regime says", "passed": True, "detail": ""}
     writer.write_probe({"passed": True, "regime": regime, "checks": [passed]})
     (folder / "log.txt").write_text(f"{stage_dir}: {len(records)} items\n", encoding="utf-8")
@@ -261,15 +190,9 @@ def make_run(
         writer.append(records)
         n_prefix = sum(sum(item["n_prefix_tokens"]) for item in items)
         n_continuation = sum(sum(item["n_continuation_tokens"]) for item in items)
-        writer.finish(
-            cost={
-                "seconds": round(0.05 * len(records), 2),
-                "prefix_tokens": n_prefix,
-                "continuation_tokens": n_continuation,
-                "computed_tokens": n_prefix + n_continuation,
-                "device": "cpu",
-            }
-        )
+        cost = {"seconds": round(0.05 * len(records), 2), "device": "cpu"}
+        cost |= {"prefix_tokens": n_prefix, "continuation_tokens": n_continuation}
+        writer.finish(cost=cost | {"computed_tokens": n_prefix + n_continuation})
         if state == "corrupt":
             (folder / "metrics.json").write_text('{"schema": 1, "tasks": {"piq')
         return Run(folder)
@@ -281,6 +204,7 @@ def make_run(
     status = json.loads((folder / "status.json").read_text())
     if state == "lost":
         status["pid_started"] -= 1000  # the pid now belongs to somebody else
+        status["pid_ticks"] = 0
     elif state == "failed":
         status.update(state="failed", error="CUDA out of memory")
     elif state == "partial":
@@ -290,6 +214,15 @@ def make_run(
         status["state"] = state
     (folder / "status.json").write_text(json.dumps(status))
     return Run(folder)
+
+
+def unsealed(run: Run) -> Run:
+    """The run without checksums, as earlier versions wrote it: its files may be changed."""
+    path = run.path / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics.pop("checksums", None)
+    write_json(path, metrics)
+    return Run(run.path)
 
 
 def spread_items(n_items: int, tasks: Sequence[str], data_seed: int = 0) -> list[dict[str, Any]]:
@@ -312,17 +245,49 @@ def make_reference(
     regime: str = "causal",
 ) -> Run:
     """A reference run: numbers only, no items."""
-    writer = RunWriter.create(
-        stage_dir,
-        {"model": "published-model", "regime": regime, "tasks": list(tasks), "split": "validation"},
-        root=root,
-        name=name,
-        kind="reference",
-        source=source,
-    )
+    settings = {"model": "published-model", "regime": regime, "tasks": list(tasks)}
+    settings["split"] = "validation"
+    more = {"name": name, "kind": "reference", "source": source}
+    writer = RunWriter.create(stage_dir, settings, root=root, **more)
     rows = {task: {"n": 500, "acc": acc, "acc_norm": None} for task, acc in tasks.items()}
     writer.finish(metrics={"tasks": rows, "macro": {"acc": sum(tasks.values()) / len(tasks)}})
     return Run(writer.path)
+
+
+def answered(
+    root: Path | str,
+    regime: str,
+    wrong: Collection[int] | Mapping[str, Collection[int]],
+    tasks: Sequence[str],
+    *,
+    n: int = 500,
+    trained: str | None = None,
+    seed: int = 0,
+) -> Run:
+    """A run of ``n`` items a task that has exactly the items of these numbers wrong.
+
+    ``wrong`` holds of every task, or by task.
+    """
+    settings = {**EVALUATION, "model": "m", "tasks": list(tasks), "regime": regime}
+    record = {"objective": trained, "method": "full", "steps": 9, "seed": seed}
+    facts = {"training_record": record} if trained else {}
+    stage = stage_dir_for("eval", regime=regime, checkpoint=trained)
+    settings["checkpoint"] = trained and f"{trained}/final"
+    writer = RunWriter.create(stage, settings, root=root, name=f"s{seed}", **facts)
+    luck = {"seed": 0, "data_seed": 0, "compact": True}
+    for task in tasks:
+        bad = wrong.get(task, ()) if isinstance(wrong, Mapping) else wrong
+        items = enumerate(spread_items(n, [task]))
+        writer.append([score_item(x, accuracy=float(i not in bad), **luck) for i, x in items])
+    writer.finish()
+    return Run(writer.path)
+
+
+def write_lines(path: Path, lines: Iterable[Any]) -> str:
+    """A JSONL file; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
 
 
 def scored(n: int, tasks: Sequence[str] = ("piqa", "winogrande")) -> list[dict[str, Any]]:
@@ -332,11 +297,9 @@ def scored(n: int, tasks: Sequence[str] = ("piqa", "winogrande")) -> list[dict[s
 
 def timed_run(root: Path | str, *, model: str = "smollm2-135m-instruct", **cost: Any) -> Run:
     """A finished run of this machine, with that cost."""
-    run = make_run(root, n_items=20, model=model)
-    for name, more in (
-        ("metrics.json", {"cost": cost}),
-        ("status.json", {"host": socket.gethostname()}),
-    ):
+    run = unsealed(make_run(root, n_items=20, model=model))
+    host = {"host": socket.gethostname()}
+    for name, more in (("metrics.json", {"cost": cost}), ("status.json", host)):
         values = json.loads((run.path / name).read_text())
         write_json(run.path / name, {**values, **more})
     return Run(run.path)

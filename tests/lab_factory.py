@@ -13,11 +13,11 @@ from bidir_core.regimes import parse_regime
 from bidir_core.runs.records import to_table, write_texts
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
-from tests.factory import TASKS, make_run, spread_items
+from tests.factory import EVALUATION, TASKS, make_run, spread_items
 
 USUAL = Condition()
 N_LAYERS = 30
-SINKS = ["bidirectional:sink=1", "bidirectional:sink=2", "bidirectional:sink=4"]
+SINKS = [f"bidirectional:sink={n}" for n in (1, 2, 4)]
 LAMBDAS = [f"bidirectional:lambda={x}" for x in ("0.001", "0.01", "0.03", "0.1", "0.3")]
 WINDOWS = [f"bidirectional:layers={a}-{a + 4}" for a in range(26)]
 
@@ -52,16 +52,12 @@ def make_sweep(
     ``world`` says how often each point is right."""
     points = [Point(r, USUAL, part="reference") for r in ("causal", "bidirectional")]
     points += [Point(r, USUAL) for r in regimes] + list(extra)
-    settings = {
-        "model": "smollm2-135m-instruct", "checkpoint": None, "tasks": list(TASKS), "split": "validation",
-        "limit": 500, "sample": "first", "seed": 0, "fold": "all", "context": "full", "bos": "auto",
-        "chat_template": False, "num_fewshot": 0, "regime": "causal", "dtype": "float32",
-        "compact": False, "sweep": ["sink=1,2,4"], "controls": bool(extra),
-    } | (config or {})  # fmt: skip
-    writer = RunWriter.create(
-        "lab", settings, root=root, name=name, kind="lab", dtype="float32", n_layers=N_LAYERS,
-        points=[p.to_json(USUAL) for p in points], notes=[], **(facts or {}),
-    )  # fmt: skip
+    settings = EVALUATION | {"model": "smollm2-135m-instruct", "checkpoint": None, "limit": 500}
+    settings |= {"tasks": list(TASKS), "regime": "causal", "compact": False}
+    settings |= {"sweep": ["sink=1,2,4"], "controls": bool(extra), **(config or {})}
+    recorded = {"dtype": "float32", "n_layers": N_LAYERS, "notes": [], **(facts or {})}
+    recorded["points"] = [p.to_json(USUAL) for p in points]
+    writer = RunWriter.create("lab", settings, root=root, name=name, kind="lab", **recorded)
     items = spread_items(n_items, TASKS)
     write_texts(to_table(items), writer.path / "texts.parquet")
     made = points if state == "done" else points[: len(points) // 2]

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import torch
+
+from bidir_core.runs.records import read_jsonl
 
 # What several processes run on here, not told of a device: a Mac's GPU is one, and not shared.
 AUTO = "cpu" if torch.backends.mps.is_available() else "auto"
@@ -21,3 +25,30 @@ def launch(n: int, *command: str, **environment: str) -> subprocess.Popen[str]:
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def killed_after(n: int, runs: Path, place: str, *words: str) -> list[dict]:
+    """SIGKILL this command once the run at ``place``, a glob, holds ``n`` records; returns them.
+
+    It scores an item a batch and pauses after each there, so that the kill lands in the middle.
+    """
+    slowly = (
+        "import sys, time; from bidir_core.runs.writer import RunWriter as W; write = W.append\n"
+        "def append(self, records):\n"
+        f"    write(self, records); time.sleep(0.05 * self.path.match({place!r}))\n"
+        "W.append = append; from bidir_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    line = [sys.executable, "-c", slowly, *words, "--batch-tokens", "1"]
+    environment = {**os.environ, "BIDIR_RUNS_DIR": str(runs), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
+    records: list[dict] = []
+    deadline = time.monotonic() + 120
+    while len(records) < n and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+        for path in runs.glob(f"{place}/items.jsonl"):
+            records = read_jsonl(path)[0]
+    process.kill()
+    process.wait()
+    assert len(records) >= n
+    return read_jsonl(path)[0]

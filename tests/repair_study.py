@@ -37,19 +37,11 @@ def hashes(half: str | None = None) -> tuple[str, ...]:
 
 @cache
 def _records(right: bool) -> dict[str, Mapping[str, Any]]:
+    text = {"contexts": ["Question"], "continuations": [" yes", " no"], "n_prefix_tokens": [1]}
+    alike = {**text, "n_continuation_tokens": [1, 1], "gold": 0, "compact": True}
+    alike["ll"] = [-1.0, -2.0] if right else [-2.0, -1.0]
     return {
-        doc_hash: make_record(
-            task=task,
-            doc_id=number,
-            doc_hash=doc_hash,
-            gold=0,
-            contexts=["Question"],
-            continuations=[" yes", " no"],
-            n_prefix_tokens=[1],
-            n_continuation_tokens=[1, 1],
-            ll=[-1.0, -2.0] if right else [-2.0, -1.0],
-            compact=True,
-        )
+        doc_hash: make_record(task=task, doc_id=number, doc_hash=doc_hash, **alike)
         for doc_hash, (task, number) in _items().items()
     }
 
@@ -83,16 +75,10 @@ def arm(
 ) -> None:
     """A fine-tune and its two evaluations, wrong on these items."""
     full = {"objective": "3B", "method": "full", "seed": seed, "steps": 400, "lr": 1e-4, **settings}
-    writer = RunWriter.create(
-        stage_dir_for("finetune", objective=full["objective"]),
-        full,
-        root=root,
-        name=f"{name}-seed{seed}",
-        kind="finetune",
-    )
-    writer.finish(
-        metrics={"tokens": 1000 * full["steps"], "weight_bytes": weight_bytes},
-        cost={"seconds": 0.1 * full["steps"], "device": "cpu"},
-    )
+    stage = stage_dir_for("finetune", objective=full["objective"])
+    facts = {"name": f"{name}-seed{seed}", "kind": "finetune"}
+    writer = RunWriter.create(stage, full, root=root, **facts)
+    metrics = {"tokens": 1000 * full["steps"], "weight_bytes": weight_bytes}
+    writer.finish(metrics=metrics, cost={"seconds": 0.1 * full["steps"], "device": "cpu"})
     for regime, wrong in (("causal", causal), ("bidirectional", bidirectional)):
         evaluated(root, f"{name}-seed{seed}-{regime}", regime, wrong)

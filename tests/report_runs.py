@@ -20,11 +20,9 @@ FOLDERS = {
 
 def make_finetune(root, code="3B", *, seed=0, evals=True, **settings) -> Run:
     regime = "causal" if code == "3C" else "bidirectional"
-    full = {
-        "model": "smollm2-135m-instruct", "objective": code, "regime": regime, "seed": seed,
-        "method": "full", "steps": 400, "lr": 1e-4, "batch_samples": 64, "data": "far",
-        "causal_anchor": 0.0,
-    } | settings  # fmt: skip
+    full = {"model": "smollm2-135m-instruct", "objective": code, "regime": regime, "seed": seed}
+    full |= {"method": "full", "steps": 400, "lr": 1e-4, "batch_samples": 64, "data": "far"}
+    full |= {"causal_anchor": 0.0, **settings}
     facts = {"data_fingerprint": "d", "training_data": {"n_used": 900, "n_dropped_contaminated": 7}}
     name = f"{code}-{seed}" + ("-lora" if full["method"] == "lora" else "")
     writer = RunWriter.create(
@@ -32,11 +30,9 @@ def make_finetune(root, code="3B", *, seed=0, evals=True, **settings) -> Run:
     )
     for step in (0, 200, 400) if evals else ():
         row = {"acc": 0.4 + step / 4000, "acc_norm": 0.4, "n": 250}
-        append_curve(
-            writer.path,
-            {"step": step, "tokens": step * 100, "seconds": step / 10,
-             "evals": {"bidirectional": row, "causal": row}},
-        )  # fmt: skip
+        evals = {"bidirectional": row, "causal": row}
+        spent = {"step": step, "tokens": step * 100, "seconds": step / 10}
+        append_curve(writer.path, spent | {"evals": evals})
     writer.finish(
         metrics={"steps": 400, "tokens": 40_000, "final_loss": 1.25, "weight_bytes": 9_000_000},
         cost={"seconds": 40.0, "computed_tokens": 41_000, "device": "cpu"},
@@ -50,11 +46,9 @@ def evaluation(root, regime="causal", accuracy=0.5, *, trained: Run | None = Non
     facts = {}
     if trained is not None:
         facts["training_record"] = {"run": trained.id, "objective": trained.settings["objective"]}
-    return make_run(
-        root, folder, regime=regime, accuracy=accuracy,
-        checkpoint=str(trained.path / "final") if trained else None,
-        **{"n_items": 1000, "seed": 3, "texts": False, "facts": facts} | more,
-    )  # fmt: skip
+    more = {"n_items": 1000, "seed": 3, "texts": False, "facts": facts} | more
+    checkpoint = str(trained.path / "final") if trained else None
+    return make_run(root, folder, regime=regime, accuracy=accuracy, checkpoint=checkpoint, **more)
 
 
 def two_by_two(root, cells: dict[tuple[str, str], float], *, seeds=(0,), **recipe) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from pathlib import Path
 
 import pytest
 
@@ -14,70 +12,29 @@ from bidir_core.cli import main
 from bidir_core.report import answers
 from bidir_core.report.report import build_report
 from bidir_core.runs.find import list_runs
-from bidir_core.runs.layout import stage_dir_for
-from bidir_core.runs.run import Run
-from bidir_core.runs.writer import RunWriter
 from bidir_ui.overview import cards, pair_view
 from bidir_ui.reading import analysis, data, seeds, story
-from tests.factory import make_item, score_item
+from tests.factory import answered
 
-TITLES = {
-    "worse": "It hurts",
-    "better": "It helps",
-    "equivalent": "It makes no difference",
-    "undecided": "Does it hurt? Undecided",
-}
-ANSWERS = {
-    "worse": "It hurts.",
-    "better": "It does not hurt here.",
-    "equivalent": "It makes no difference beyond 1 point.",
-    "undecided": "These runs do not decide it.",
-}
-WORDS = {
-    "worse": "lower",
-    "better": "higher",
-    "equivalent": "no difference",
-    "undecided": "undecided",
-}
-# Of the claim that bidirectional prefill lowers accuracy.
-CLAIMS = {
-    "worse": "supported",
-    "better": "refuted",
-    "equivalent": "refuted",
-    "undecided": "undecided",
+# Verdict: a card's title, the report's answer, the first words, and the status of the claim that
+# bidirectional prefill lowers accuracy.
+SAID = {
+    "worse": ("It hurts", "It hurts.", "lower", "supported"),
+    "better": ("It helps", "It does not hurt here.", "higher", "refuted"),
+    "equivalent": (
+        "It makes no difference",
+        "It makes no difference beyond 1 point.",
+        "no difference",
+        "refuted",
+    ),
+    "undecided": (
+        "Does it hurt? Undecided",
+        "These runs do not decide it.",
+        "undecided",
+        "undecided",
+    ),
 }
 FIVE, ONE = tuple("vwxyz"), ("piqa",)
-
-
-def make(
-    root: Path,
-    regime: str,
-    wrong: Collection[int],
-    tasks: tuple[str, ...],
-    *,
-    n: int = 500,
-    trained: str | None = None,
-    seed: int = 0,
-) -> Run:
-    """A run that has these items of every task wrong."""
-    settings = {
-        "model": "m", "tasks": list(tasks), "regime": regime, "split": "validation",
-        "context": "full", "dtype": "float32", "checkpoint": trained and f"{trained}/final",
-    }  # fmt: skip
-    record = {"objective": trained, "method": "full", "steps": 9, "seed": seed}
-    facts = {"training_record": record} if trained else {}
-    stage = stage_dir_for("eval", regime=regime, checkpoint=trained)
-    writer = RunWriter.create(stage, settings, root=root, name=f"s{seed}", kind="eval", **facts)
-    for task in tasks:
-        items = [(i, make_item(task, i, 0)) for i in range(n)]
-        writer.append(
-            [
-                score_item(item, seed=0, accuracy=float(i not in wrong), data_seed=0, compact=True)
-                for i, item in items
-            ]
-        )
-    writer.finish()
-    return Run(writer.path)
 
 
 def claimed(findings: Findings, start: str) -> str:
@@ -101,19 +58,18 @@ def claimed(findings: Findings, start: str) -> str:
         ("undecided", ONE, range(100), range(60, 165)),
     ],
 )  # fmt: skip
-def test_of_the_masks_damage(
-    root, capsys, verdict, tasks, wrong_causal, wrong_bidirectional
-) -> None:
-    a = make(root, CAUSAL, wrong_causal, tasks)
-    b = make(root, "bidirectional", wrong_bidirectional, tasks)
+def test_of_the_masks_damage(root, capsys, verdict, tasks, wrong_causal, wrong_bidirectional):
+    title, answer, words, claim = SAID[verdict]
+    a = answered(root, CAUSAL, wrong_causal, tasks)
+    b = answered(root, "bidirectional", wrong_bidirectional, tasks)
     infos = data.list_infos()
     told = story.tell(infos)
     assert (told.a.id, told.b.id) == (a.id, b.id)
     compared = analysis.compare(told.a, told.b)
-    assert cards.all_cards(told, compared)[0].title == TITLES[verdict]
+    assert cards.all_cards(told, compared)[0].title == title
     grouped = seeds.difference(seeds.Group((told.a,)), seeds.Group((told.b,)))
     assert pair_view.short(grouped.words) == pair_view.short(compared.macro.words)
-    assert compared.macro.words.startswith(WORDS[verdict])
+    assert compared.macro.words.startswith(words)
     assert ("raises" in compared.sentence) == (verdict == "better")
     assert ("lowers" in compared.sentence) == (verdict == "worse")
 
@@ -122,13 +78,11 @@ def test_of_the_masks_damage(
     assert macro.split("  ")[-1].strip() == compared.macro.words
 
     report = build_report([a, b])
-    assert ANSWERS[verdict] in report.markdown(["answers"])
+    assert answer in report.markdown(["answers"])
     row = report.tables["contrasts"].rows[0]
-    assert WORDS[verdict] in row
-    assert (
-        claimed(report.numbers, "Without training, bidirectional prefill lowers macro")
-        == (CLAIMS[verdict])
-    )
+    assert words in row
+    damage = "Without training, bidirectional prefill lowers macro"
+    assert claimed(report.numbers, damage) == claim
     if tasks == ONE and wrong_bidirectional == range(105):
         for text in (compared.sentence, report.markdown(["answers"]), macro):
             assert "exact McNemar test, p = 0.0625" in text
@@ -146,11 +100,11 @@ def test_of_the_masks_damage(
 )  # fmt: skip
 def test_of_a_fine_tune_with_one_seed_and_with_several(root, verdict, wrong) -> None:
     """Its gain over the untrained model, both under the mask."""
-    make(root, CAUSAL, range(50), FIVE, n=360)
-    make(root, "bidirectional", range(180), FIVE, n=360)
+    answered(root, CAUSAL, range(50), FIVE, n=360)
+    answered(root, "bidirectional", range(180), FIVE, n=360)
     for seed, mine in enumerate(wrong):
         shifted = mine if verdict != "worse" else range(60, mine.stop)
-        make(root, "bidirectional", shifted, FIVE, n=360, trained="3B", seed=seed)
+        answered(root, "bidirectional", shifted, FIVE, n=360, trained="3B", seed=seed)
     infos = data.list_infos()
     training = story.find(infos, story.tell(infos).a)
     mine = training.difference(("base", "bidirectional"), ("3B", "bidirectional"))
@@ -164,20 +118,21 @@ def test_of_a_fine_tune_with_one_seed_and_with_several(root, verdict, wrong) -> 
     repair = findings.repair(study.trained("3B")[0])
     assert repair.gain.interval == mine.interval
     lines = answers.can_it_be_fixed(repair)
-    said = {"better": "raises", "worse": "lowers", "undecided": "moves"}[verdict]
+    said, status = {
+        "better": ("raises", "supported"),
+        "worse": ("lowers", "refuted"),
+        "undecided": ("moves", "undecided"),
+    }[verdict]
     assert re.search(rf"fine-tuning {said} macro accuracy", " ".join(lines))
-    assert (
-        claimed(findings, "Fine-tuning 3B raises")
-        == ({"better": "supported", "worse": "refuted", "undecided": "undecided"}[verdict])
-    )
+    assert claimed(findings, "Fine-tuning 3B raises") == status
     assert "epair" in story.title(training) or "control" in story.title(training)
 
 
 def test_a_single_seed_is_not_paired_with_every_seed_of_another_arm(root) -> None:
-    make(root, CAUSAL, range(50), FIVE, n=100)
+    answered(root, CAUSAL, range(50), FIVE, n=100)
     for seed in range(3):
-        make(root, "bidirectional", range(30 + seed), FIVE, n=100, trained="3B", seed=seed)
-    make(root, CAUSAL, range(20), FIVE, n=100, trained="3C", seed=1)
+        answered(root, "bidirectional", range(30 + seed), FIVE, n=100, trained="3B", seed=seed)
+    answered(root, CAUSAL, range(20), FIVE, n=100, trained="3C", seed=1)
     findings = Findings(make_study(list_runs()))
     ours, control = findings.study.main_pair()
     found = findings.between((control, CAUSAL), (ours, "bidirectional"))

@@ -24,7 +24,8 @@ def test_reading_and_comparing_runs_needs_no_torch():
     names = "EvalConfig, UserError, build_report, compare_runs, find_run, list_runs, load_items"
     code = (
         f"import sys; from bidir_core import {names}, parse_regime, visibility\n"
-        "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
+        "import bidir_core.cli, bidir_core.report.report, bidir_core.report.paper\n"
+        "heavy = {'torch', 'transformers', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

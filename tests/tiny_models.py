@@ -12,40 +12,9 @@ from typing import Any
 
 import torch
 
-from bidir_core.models.families import (
-    BOS,
-    EOS,
-    FAMILIES,
-    MAX_LENGTH,
-    PAD,
-    VOCAB,
-    WINDOW,
-    TinyLoaded,
-    tiny_config,
-    tiny_loaded,
-    tiny_model,
-    tiny_tokenizer,
-)
+from bidir_core.models.families import tiny_model, tiny_tokenizer
 from bidir_core.models.layout import Layout
 from bidir_core.regimes import parse_regime
-
-__all__ = [
-    "BOS",
-    "EOS",
-    "FAMILIES",
-    "MAX_LENGTH",
-    "PAD",
-    "VOCAB",
-    "WINDOW",
-    "TinyLoaded",
-    "logits",
-    "logits_in_steps",
-    "save_tiny_model",
-    "tiny_config",
-    "tiny_loaded",
-    "tiny_model",
-    "tiny_tokenizer",
-]
 
 
 def save_tiny_model(folder: Path | str, family: str = "llama", *, seed: int = 0) -> Path:

@@ -200,8 +200,7 @@ def pair(
     for run in (run_a, run_b):
         if run.is_reference:
             raise UserError(f"'{run.id}' holds published numbers only; there are no items to pair")
-        if run.state == "corrupt":
-            raise UserError(f"the run '{run.id}' is corrupt: {run.error}")
+        run.refuse_if_corrupt()
         if not run.has_items:
             kept = (
                 ": only its metrics were kept" if run.state == "done" else f" (it is {run.state})"

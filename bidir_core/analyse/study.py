@@ -214,6 +214,8 @@ def items_key(run: Run, *, dtype: bool = False) -> tuple[tuple[str, str], ...]:
 
 
 def _unusable(run: Run) -> str | None:
+    if run.state == "corrupt":
+        return f"corrupt: {run.error}"
     if run.state not in ("done", "reference"):
         return f"not finished ({run.state})"
     if run.stage not in (*EVAL_DIRS, *CODES):
@@ -222,10 +224,6 @@ def _unusable(run: Run) -> str | None:
         macro = (run.metrics or {}).get("macro")
         if not isinstance(macro, dict) or not isinstance(macro.get("acc"), int | float):
             return "it holds no macro accuracy"
-    try:
-        parse_regime(run.regime)
-    except UserError as error:
-        return str(error)
     if run.settings.get("context") == "shuffled":
         return "scored with other items' contexts"
     return None

@@ -9,6 +9,7 @@ from bidir_core.analyse import compare as words
 from bidir_core.analyse.compare import compare
 from bidir_core.commands.arguments import add_pairing
 from bidir_core.common.errors import UserError
+from bidir_core.common.formatting import visible
 from bidir_core.runs.find import find_run
 
 
@@ -51,5 +52,5 @@ def compare_command(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result.to_json(), indent=1))
     else:
-        print(words.comparison_text(result))
+        print(visible(words.comparison_text(result)))
     return 0

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import threading
 from typing import Any
 
 from bidir_core.common.errors import UserError
@@ -29,12 +30,17 @@ def run(parsed: argparse.Namespace) -> int:
     # Whatever a library prints goes to the log: standard output is the protocol's alone.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
-    inbox = Inbox(sys.stdin, lambda: os._exit(0))
+    writing = threading.Lock()
 
     def say(event: str, **values: Any) -> None:
-        out.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
-        out.flush()
+        with writing:
+            out.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
+            out.flush()
 
+    def refuse(name: str) -> None:
+        say("error", id=name, message="too many requests are waiting; try again later")
+
+    inbox = Inbox(sys.stdin, lambda: os._exit(0), refuse)
     say("loading")
     try:
         from bidir_core.models import loading

@@ -1,13 +1,110 @@
-"""Files that are either whole or absent: temp file in the same folder, fsync, rename, fsync."""
+"""Files written whole or not at all, and files of unknown origin read within bounds.
+
+Writing: temp file in the same folder, fsync, rename, fsync. Reading: plain files only, so many bytes
+at most, and of JSON only what every reader can work with.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
+import shutil
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from bidir_core.common.errors import UserError
+
+MOST_JSON_BYTES = 64 << 20
+MOST_JSON_DEPTH = 40
+
+
+class Damaged(UserError):
+    """A file that is there and cannot be used; its text says why, without the file's name."""
+
+
+def open_plain(path: Path, most_bytes: int | None = None) -> io.BufferedReader:
+    """Open a plain file to read; it waits for no pipe and touches no device.
+
+    FileNotFoundError if there is none, Damaged for anything else that is not a readable plain file
+    of at most ``most_bytes``.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise Damaged("it is not a plain file")
+        # Another kind of file may have taken its place since: that one must not make us wait.
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise Damaged(one_line(error)) from error
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or (most_bytes is not None and found.st_size > most_bytes):
+        file.close()
+        raise Damaged(f"it is larger than {most_bytes} bytes, or not a plain file")
+    return file
+
+
+def read_bytes(path: Path, most_bytes: int) -> bytes:
+    """The whole of a plain file; raises as :func:`open_plain`."""
+    with open_plain(path, most_bytes) as file:
+        try:
+            data = file.read(most_bytes + 1)
+        except OSError as error:
+            raise Damaged(one_line(error)) from error
+    if len(data) > most_bytes:  # it grew while it was read
+        raise Damaged(f"it is larger than {most_bytes} bytes")
+    return data
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value, bounded as :func:`parse_json`; raises as :func:`open_plain`."""
+    return parse_json(read_bytes(path, MOST_JSON_BYTES))
+
+
+def parse_json(data: bytes) -> Any:
+    """A JSON value: finite numbers, integers of 64 bits, whole characters, limited depth.
+
+    Raises Damaged for anything else: what a reader does with such a value is nobody's guess.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise Damaged("it is nested too deeply") from None
+    except ValueError as error:
+        raise Damaged(one_line(error)) from error
+    values = [value]
+    for _ in range(MOST_JSON_DEPTH):
+        inner: list[Any] = []
+        for each in values:
+            if isinstance(each, dict):
+                inner += each
+                inner += each.values()
+            elif isinstance(each, list):
+                inner += each
+            elif isinstance(each, str):
+                if not each.isascii() and any("\ud800" <= c <= "\udfff" for c in each):
+                    raise Damaged("it holds half a character")
+            elif isinstance(each, float):
+                if not math.isfinite(each):
+                    raise Damaged("it holds a number that is not finite")
+            elif isinstance(each, int) and abs(each) >= 2**63:
+                raise Damaged("it holds a number of more than 64 bits")
+        values = inner
+        if not values:
+            return value
+    raise Damaged("it is nested too deeply")
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without the file names and line breaks of its text."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:200] or type(error).__name__
 
 
 @contextmanager
@@ -33,6 +130,23 @@ def write_json(path: Path, value: Any, *, dense: bool = False) -> None:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, **layout) + "\n"
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def remove_left_overs(folder: Path, *patterns: str, older_than_seconds: float = 3600) -> None:
+    """Remove the hidden files and folders of these patterns that a killed process left.
+
+    By their age: whose process still works on one, perhaps on another machine, has just touched it.
+    """
+    for path in [p for pattern in patterns for p in folder.glob(pattern)]:
+        try:
+            if time.time() - path.lstat().st_mtime < older_than_seconds:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError:
+            continue  # somebody else's
 
 
 def sync_folder(folder: Path) -> None:

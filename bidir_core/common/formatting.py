@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,3 +36,26 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1
         ]
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)
+
+
+# Text from outside, for places that would obey it
+
+# Controls but line feed and tab, and the marks that turn the direction of what follows.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+
+
+def visible(text: object) -> str:
+    """Control characters and direction marks as ``\\u001b``: a terminal would obey them."""
+    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", str(text))
+
+
+def csv_cell(value: Any) -> Any:
+    """A CSV's cell: a text that a spreadsheet would run as a formula gets an apostrophe.
+
+    Numbers stay numbers, also those that come as texts.
+    """
+    if not isinstance(value, str):
+        return "" if value is None else value
+    text = visible(" ".join(value.split()))
+    return "'" + text if text[:1] in tuple("=+-@") and not _NUMBER.fullmatch(text) else text

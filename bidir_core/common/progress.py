@@ -13,6 +13,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from bidir_core.common.errors import UserError
+from bidir_core.common.formatting import visible
+
 LOG = logging.getLogger("bidir_core")
 _HEARTBEAT_SECONDS = 1.0
 TERMINATED = "terminated"  # what a KeyboardInterrupt says that was a SIGTERM
@@ -71,13 +74,20 @@ class Progress:
         self._bar.close()
 
 
+class _Visible(logging.Formatter):
+    """Ids, names and texts of data may hold what a terminal obeys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 @contextmanager
 def logging_to(path: Path) -> Iterator[logging.Logger]:
     """Log lines go to the terminal and are appended to ``path`` (the run's ``log.txt``)."""
     to_file = logging.FileHandler(path, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    to_file.setFormatter(_Visible("%(asctime)s %(levelname)s %(message)s"))
     to_terminal = logging.StreamHandler(sys.stderr)
-    to_terminal.setFormatter(logging.Formatter("%(message)s"))
+    to_terminal.setFormatter(_Visible("%(message)s"))
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
     previous, LOG.handlers = LOG.handlers, [to_file, to_terminal]
@@ -103,3 +113,28 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+TEMPLATE_SECONDS = 10.0  # for one chat template, or all patterns of an adapter
+
+
+@contextmanager
+def time_limit(seconds: float, what: str) -> Iterator[None]:
+    """UserError if the work inside takes longer: for templates and patterns of unknown origin.
+
+    Only in the main thread, where the signal that interrupts it arrives.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise UserError(f"{what} took longer than {seconds:g} seconds, so it was given up")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

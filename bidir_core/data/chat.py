@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
+from bidir_core.common.progress import TEMPLATE_SECONDS, time_limit
+
 CHAT_DATE = "2024-07-26"
 """What templates are told of the date, in every run, so that prompts do not change with the day.
 
@@ -49,7 +51,8 @@ class ChatTemplate:
         Raises :class:`LostText` if the text of a message is not in it, other than one that the
         assistant gave earlier (templates leave its reasoning out), and whatever the template raises.
         """
-        text = self._apply(messages, prompt)
+        with time_limit(TEMPLATE_SECONDS, "it"):
+            text = self._apply(messages, prompt)
         for number, message in enumerate(messages, start=1):
             earlier = message["role"] == "assistant" and number < len(messages)
             if not earlier and not _holds(text, message["content"]):

@@ -9,7 +9,6 @@ with another number of them, and nobody waits for a process that has died.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,10 +19,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import write_json
+from bidir_core.common.files import Damaged, write_json
 from bidir_core.common.launch import ProcessLost, launched, told_when_lost
 from bidir_core.common.progress import TERMINATED
+from bidir_core.runs.read import read_object
 from bidir_core.runs.records import read_jsonl, to_line
+from bidir_core.runs.shapes import STATUS
 from bidir_core.runs.status import is_alive, this_process
 from bidir_core.runs.writer import RunWriter
 
@@ -240,6 +241,6 @@ def absorb(writer: RunWriter) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path.parent, path.name, STATUS)
+    except (FileNotFoundError, Damaged):
         return {}

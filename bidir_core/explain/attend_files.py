@@ -12,24 +12,23 @@ is read by itself, without the others, and a damaged file is noticed by its chec
 
 from __future__ import annotations
 
-import json
 import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import replacing, write_json
+from bidir_core.common.files import Damaged, replacing, write_json
+from bidir_core.runs.read import read_array, read_arrays, read_object
+from bidir_core.runs.shapes import TOKENS
 
 MEASURES = ("first", "future", "past", "entropy")
 _STORED = (*MEASURES, "received")
 MATRIX_PROMPT_TOKENS = 512  # matrices are kept for prompts up to this,
 MATRIX_TOKENS = 640  # and for prompt and continuation together up to this
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -143,66 +142,66 @@ def write_tokens(folder: Path, ids: Sequence[int], pieces: Sequence[str], n_pref
 
 def read_tokens(folder: Path) -> tuple[tuple[str, ...], int]:
     """The sequence's text pieces, and how many of them are the prefix."""
-    try:
-        body: Any = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
-        pieces, n_prefix = tuple(str(piece) for piece in body["pieces"]), int(body["n_prefix"])
+    with _saying(folder, "tokens.json"):
+        body = read_object(folder, "tokens.json", TOKENS)
+        pieces, n_prefix = tuple(body["pieces"]), body["n_prefix"]
         if not 0 < n_prefix <= len(pieces):
-            raise ValueError(f"{n_prefix} prefix tokens of {len(pieces)}")
-    except _DAMAGE as error:
-        raise _unreadable(folder, "tokens.json", error) from error
+            raise Damaged(f"{n_prefix} prefix tokens of {len(pieces)}")
     return pieces, n_prefix
 
 
 def read_shares(folder: Path, n_regimes: int) -> tuple[Shares, ...]:
-    try:
-        with np.load(folder / "shares.npz") as stored:
-            n_prefix = int(stored["n_prefix"])
-            return tuple(
-                Shares(n_prefix, **{name: stored[f"{name}_{number}"] for name in _STORED})
-                for number in range(n_regimes)
-            )
-    except _DAMAGE as error:
-        raise _unreadable(folder, "shares.npz", error) from error
+    with _saying(folder, "shares.npz"):
+        stored = read_arrays(folder / "shares.npz")
+        n_prefix = int(stored["n_prefix"])
+        return tuple(
+            Shares(n_prefix, **{name: _floats(stored[f"{name}_{number}"]) for name in _STORED})
+            for number in range(n_regimes)
+        )
 
 
 def read_summary(folder: Path, n_regimes: int) -> list[dict[str, np.ndarray]]:
     """Per regime: the prefix means of :data:`MEASURES` over items, ``[layer, head]``."""
-    try:
-        with np.load(folder / "summary.npz") as stored:
-            return [
-                {name: stored[f"prefix_{name}_{number}"] for name in MEASURES}
-                for number in range(n_regimes)
-            ]
-    except _DAMAGE as error:
-        raise _unreadable(folder, "summary.npz", error) from error
+    with _saying(folder, "summary.npz"):
+        stored = read_arrays(folder / "summary.npz")
+        return [
+            {name: _floats(stored[f"prefix_{name}_{number}"]) for name in MEASURES}
+            for number in range(n_regimes)
+        ]
 
 
 def read_drift(folder: Path) -> Drift:
-    try:
-        with np.load(folder / "drift.npz") as stored:
-            norms = tuple(stored[name] for name in ("norm_0", "norm_1") if name in stored.files)
-            return Drift(norms, stored["cosine"] if "cosine" in stored.files else None)
-    except _DAMAGE as error:
-        raise _unreadable(folder, "drift.npz", error) from error
+    with _saying(folder, "drift.npz"):
+        stored = {name: _floats(value) for name, value in read_arrays(folder / "drift.npz").items()}
+        norms = tuple(stored[name] for name in ("norm_0", "norm_1") if name in stored)
+        return Drift(norms, stored.get("cosine"))
 
 
 def read_head(folder: Path, regime: int, layer: int, head: int) -> np.ndarray:
     """One head's weights, float32 ``[query, key]``; reads nothing else."""
     path = _layer_path(folder, regime, layer)
-    try:
-        with np.load(path) as stored:
-            return stored[f"head_{head}"].astype(np.float32)
-    except _DAMAGE as error:
-        raise _unreadable(folder, f"{path.parent.name}/{path.name}", error) from error
+    with _saying(folder, f"{path.parent.name}/{path.name}"):
+        return _floats(read_array(path, f"head_{head}")).astype(np.float32)
 
 
 def _layer_path(folder: Path, regime: int, layer: int) -> Path:
     return folder / f"attention_{regime}" / f"layer_{layer:02d}.npz"
 
 
-def _unreadable(folder: Path, name: str, error: BaseException) -> UserError:
-    why = "it is missing" if isinstance(error, FileNotFoundError) else str(error) or "damaged"
-    return UserError(
-        f"{name} of the run '{folder.parent.name}/{folder.name}' cannot be read "
-        f"({' '.join(why.split())[:120]}); observe it again with the attend command"
-    )
+def _floats(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind != "f":
+        raise Damaged(f"it holds {array.dtype} where numbers belong")
+    return array
+
+
+@contextmanager
+def _saying(folder: Path, name: str) -> Iterator[None]:
+    """Say of which file it is that something is missing or damaged."""
+    try:
+        yield
+    except (OSError, Damaged, KeyError, TypeError, ValueError) as error:
+        why = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
+        raise UserError(
+            f"{name} of the run '{folder.parent.name}/{folder.name}' cannot be read "
+            f"({' '.join(why.split())[:120]}); observe it again with the attend command"
+        ) from error

@@ -6,7 +6,6 @@ it. Its outcome follows from intervals.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol, TypeVar
@@ -19,10 +18,13 @@ from bidir_core.analyse.pairing import METRICS, pair
 from bidir_core.analyse.phrases import no_share
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
+from bidir_core.common.files import Damaged
 from bidir_core.explain.sweep_points import ATTENTION_FILE, SINK
 from bidir_core.explain.sweep_summary import Sweep, best, best_of_dials
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
+from bidir_core.runs.read import read_object
 from bidir_core.runs.run import Run
+from bidir_core.runs.shapes import ATTENTION
 
 
 def judge(sweep: Sweep) -> list[dict[str, Any]]:
@@ -157,10 +159,9 @@ def sufficiency(sweep: Sweep) -> Answer:
 def triviality(sweep: Sweep) -> Answer:
     """What the sweep's own measurement says."""
     try:
-        value = json.loads((sweep.run.path / ATTENTION_FILE).read_text(encoding="utf-8"))
-        regimes = value["regimes"]
+        regimes = read_object(sweep.run.path, ATTENTION_FILE, ATTENTION)["regimes"]
         sink, plain = (regimes[str(regime)]["future"] for regime in (SINK, BIDIRECTIONAL))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, Damaged, KeyError):
         return NOT_RUN
     outcome, finding = _answer(_mean(sink), _mean(plain), len(sink))
     return outcome, finding + _changed_answers(sweep)

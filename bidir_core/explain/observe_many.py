@@ -16,6 +16,7 @@ from bidir_core.common.files import replacing
 from bidir_core.data.encoding import EncodedItem
 from bidir_core.explain import attend_files as files
 from bidir_core.regimes import Regime
+from bidir_core.runs.read import read_arrays
 from bidir_core.runs.writer import RunWriter
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def observe_items(
     folder = writer.path / "parts"
     folder.mkdir(exist_ok=True)
     _observe_all(writer, loaded, regimes, usable, folder)
-    items = [_read_item(_part(folder, number)) for number in range(len(usable))]
+    items = [read_arrays(_part(folder, number)) for number in range(len(usable))]
     metrics = _averages(regimes, usable, items)
     metrics["n_errors"] = len(encoded) - len(usable)
     stacked = {key: np.stack([item[key] for item in items]) for key in items[0]}
@@ -114,11 +115,6 @@ def _observe_item(
 
 def _part(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.npz"
-
-
-def _read_item(path: Path) -> _Item:
-    with np.load(path) as stored:
-        return {name: stored[name] for name in stored.files}
 
 
 def _averages(

@@ -23,6 +23,7 @@ import numpy as np
 
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
+from bidir_core.common.formatting import visible
 from bidir_core.common.progress import Progress, logging_to, terminable
 from bidir_core.common.settings import to_json
 from bidir_core.data.chat import CHAT_DATE
@@ -95,7 +96,7 @@ def resume_lab(
     run, config = resumable(reference, "lab", LabConfig, given, runs_dir=runs_dir)
     if run.state == "done":
         said = (f"{run.id} is complete; nothing was run", *lines(run.metrics or {}))
-        print(*said, sep="\n", file=sys.stderr)
+        print(*map(visible, said), sep="\n", file=sys.stderr)
         return run.path
     config = replace(
         config,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -12,12 +11,40 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from bidir_core.common.files import Damaged, read_bytes
+from bidir_core.runs import shapes
 from bidir_core.runs.layout import runs_roots
+from bidir_core.runs.read import read_object
 from bidir_core.runs.status import is_alive
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
+
+COMMANDS = ("eval", "finetune", "pipeline", "probe", "lab", "attend", "why", "recommend")
+
+# What a job.json may hold; see bidir_core.runs.shapes.
+SHAPE = shapes.Fields(
+    {
+        **dict.fromkeys(
+            ("id", "device", "key", "title", "cwd", "resume_run", "error"), shapes.TEXT
+        ),
+        **dict.fromkeys(("created", "queued", "started", "finished"), shapes.SECONDS),
+        **dict.fromkeys(("cancel_at", "grace_seconds"), shapes.SECONDS),
+        "words": shapes.Kind(
+            f"a list of texts that begins with one of {', '.join(COMMANDS)}",
+            lambda v: shapes.problem(v, shapes.TEXTS) is None and v[:1] and v[0] in COMMANDS,
+        ),
+        "stored_state": shapes.Kind("a job's state", lambda v: v in get_args(JobState)),
+        "attempt": shapes.COUNT,
+        "process": shapes.PROCESS,
+        "estimate": shapes.Fields(
+            {"seconds": shapes.NUMBER, "memory_bytes": shapes.NUMBER},
+        ),
+    },
+    needs=("id", "words", "device"),
+)
+MOST_RUNS_BYTES = 1 << 20
 
 # A cancelled job gets this long to write its checkpoint before it is killed.
 GRACE_SECONDS = 60.0
@@ -40,12 +67,13 @@ class Job:
     queued: float = 0.0
     started: float | None = None
     finished: float | None = None
-    process: dict[str, Any] = field(default_factory=dict)  # host, pid, pid_started
+    process: dict[str, Any] = field(default_factory=dict)  # as runs.status.process_identity
     cancel_at: float | None = None
     grace_seconds: float = GRACE_SECONDS
     error: str | None = None
     estimate: dict[str, Any] = field(default_factory=dict)
     root: str = ""  # the jobs folder it lies in; not written
+    is_damaged: bool = False  # its job.json cannot be used, as ``error`` says; not written
 
     @property
     def folder(self) -> Path:
@@ -75,7 +103,7 @@ class Job:
 
     @property
     def can_resume(self) -> bool:
-        return self.state in ("cancelled", "failed", "lost")
+        return not self.is_damaged and self.state in ("cancelled", "failed", "lost")
 
     @property
     def state(self) -> JobState:
@@ -102,9 +130,10 @@ class Job:
     def run_paths(self) -> list[Path]:
         """The run folders it wrote to, in order, those that still exist."""
         try:
-            text = (self.folder / "runs.txt").read_text(encoding="utf-8")
-        except OSError:
+            data = read_bytes(self.folder / "runs.txt", MOST_RUNS_BYTES)
+        except (FileNotFoundError, Damaged):
             return []
+        text = data.decode("utf-8", errors="replace").replace("\0", "")
         paths = (Path(line) for line in dict.fromkeys(text.splitlines()) if line)
         return [path for path in paths if path.is_dir()]
 
@@ -172,9 +201,9 @@ def worker_file(root: Path, device: str, suffix: str = ".json") -> Path:
 
 def worker_lives(device: str, root: Path | None = None) -> bool:
     try:
-        text = worker_file(root or jobs_folder(), device).read_text(encoding="utf-8")
-        return is_alive(json.loads(text))
-    except (OSError, ValueError, AttributeError):
+        mark = worker_file(root or jobs_folder(), device)
+        return is_alive(read_object(mark.parent, mark.name, shapes.PROCESS))
+    except (FileNotFoundError, Damaged):
         return False
 
 

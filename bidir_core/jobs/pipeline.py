@@ -19,6 +19,7 @@ import torch
 
 from bidir_core.analyse.study import trained_run_id
 from bidir_core.common.errors import UserError
+from bidir_core.common.formatting import visible
 from bidir_core.common.launch import is_helper
 from bidir_core.common.settings import command_line
 from bidir_core.data.items import Item, data_fingerprint
@@ -223,7 +224,7 @@ def _time_left(config: PipelineConfig, stages: Sequence[Stage], runs: Mapping[st
 def say(text: str) -> None:
     """A line of progress, on standard error like the bars; of several processes one says it."""
     if not is_helper():
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
 
 
 # Which run stands for a stage of a pipeline: the one whose recorded settings are the stage's.

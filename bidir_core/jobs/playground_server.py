@@ -29,17 +29,19 @@ if TYPE_CHECKING:
 IDLE_SECONDS = 300.0
 
 MAX_PROMPT_CHARACTERS = 100_000
+MAX_WAITING = 32
 
 Say = Callable[..., None]
 
 
 class Inbox:
-    """Requests as they arrive; cancels take effect at once. ``closed`` is called at the end."""
+    """Requests as they arrive; cancels take effect at once. ``closed`` is called at the end,
+    ``refuse`` with the id of a request for which there is no place."""
 
-    def __init__(self, stream: TextIO, closed: Callable[[], None]):
-        self.requests: queue.Queue[dict[str, Any]] = queue.Queue()
+    def __init__(self, stream: TextIO, closed: Callable[[], None], refuse: Callable[[str], None]):
+        self.requests: queue.Queue[dict[str, Any]] = queue.Queue(MAX_WAITING)
         self.cancelled: set[str] = set()
-        self._stream, self._closed = stream, closed
+        self._stream, self._closed, self._refuse = stream, closed, refuse
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -53,7 +55,10 @@ class Inbox:
             if request.get("op") == "cancel":
                 self.cancelled.add(str(request.get("id")))
             else:
-                self.requests.put(request)
+                try:
+                    self.requests.put_nowait(request)
+                except queue.Full:
+                    self._refuse(str(request.get("id"))[:200])
         self._closed()
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bidir_core.analyse import stats
+from bidir_core.common.files import Damaged, open_plain
 from bidir_core.jobs import Job, log_tail
 from bidir_core.runs.run import Run
 
@@ -86,12 +87,12 @@ def _count(path: Path) -> tuple[int, int]:
     """Items and right ones so far; of a growing file only what is new is read."""
     offset, n, right = _counted.get(path, (0, 0, 0))
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             if path.stat().st_size < offset:
                 offset, n, right = 0, 0, 0
             file.seek(offset)
             data = file.read()
-    except OSError:
+    except (OSError, Damaged):
         return n, right
     whole = data[: data.rfind(b"\n") + 1]
     marks = _CORRECT.findall(whole)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ from typing import Any
 import filelock
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import write_json
+from bidir_core.common.files import Damaged, open_plain, write_json
 from bidir_core.jobs.job import (
+    COMMANDS,
     GRACE_SECONDS,
+    SHAPE,
     Job,
     command_text,
     ensure_worker,
@@ -28,8 +29,7 @@ from bidir_core.jobs.job import (
     worker_lives,
 )
 from bidir_core.runs.layout import refuse_if_read_only
-
-COMMANDS = ("eval", "finetune", "pipeline", "probe", "lab", "attend", "why", "recommend")
+from bidir_core.runs.read import read_object
 
 
 def submit(
@@ -144,7 +144,9 @@ def forget(job_id: str) -> None:
     refuse_if_read_only("remove a job")
     root = jobs_folder()
     with changing(root):
-        job = find_job(job_id, root)
+        job = _read(root, job_id) if _ID.fullmatch(job_id) else None
+        if job is None or not job.is_damaged:
+            job = find_job(job_id, root)
         if job.is_active:
             raise UserError(f"the job '{job.id}' is {job.state}; cancel it first")
         shutil.rmtree(job.folder, ignore_errors=True)
@@ -185,28 +187,43 @@ def find_job(job_id: str, root: Path | None = None) -> Job:
     job = _read(root or jobs_folder(), job_id) if _ID.fullmatch(job_id) else None
     if job is None:
         raise UserError(f"there is no job '{job_id[:80]}'")
+    if job.is_damaged:
+        raise UserError(f"the job '{job_id}' cannot be used: {job.error}")
     return job
 
 
 def _read(folder: Path, job_id: str) -> Job | None:
-    known = {spec.name for spec in fields(Job)} - {"root"}
+    """The job, one that is damaged and says how, or None if there is none."""
     try:
-        values = json.loads((folder / job_id / "job.json").read_text(encoding="utf-8"))
-        kept = {name: value for name, value in values.items() if name in known}
-        kept["words"] = tuple(map(str, kept["words"]))
-        return Job(**kept, root=str(folder)) if kept["words"] and kept["id"] == job_id else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        values = read_object(folder / job_id, "job.json", SHAPE)
+        if values["id"] != job_id:
+            raise Damaged("job.json is that of another job")
+    except FileNotFoundError:
         return None
+    except Damaged as error:
+        return Job(
+            id=job_id,
+            words=("damaged",),
+            device="unknown device",
+            title="Damaged job",
+            stored_state="failed",
+            error=str(error),
+            root=str(folder),
+            is_damaged=True,
+        )
+    known = set(SHAPE.shapes)
+    kept = {name: value for name, value in values.items() if name in known and value is not None}
+    return Job(**kept | {"words": tuple(kept["words"])}, root=str(folder))
 
 
 def log_tail(job: Job, lines: int = 20, n_bytes: int = 16_000) -> str:
     """The end of what the command printed; of a progress bar only its newest state."""
     try:
-        with open(job.log, "rb") as file:
+        with open_plain(job.log) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - n_bytes))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
+            text = file.read(n_bytes).decode("utf-8", errors="replace")
+    except (OSError, Damaged):
         return ""
     shown = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
     return "\n".join([line for line in shown if line.strip()][-lines:])
@@ -233,5 +250,5 @@ def update(job: Job, **changes: Any) -> Job:
 
 def save(job: Job) -> None:
     job.folder.mkdir(exist_ok=True)
-    values = {name: value for name, value in asdict(job).items() if name != "root"}
+    values = {name: value for name, value in asdict(job).items() if name in SHAPE.shapes}
     write_json(job.folder / "job.json", {"schema": 1, **values})

@@ -21,7 +21,7 @@ import filelock
 from bidir_core.common.files import write_json
 from bidir_core.jobs.job import Job, child_environment, command_text, worker_file
 from bidir_core.jobs.queue import changing, find_job, list_jobs, log_tail, update
-from bidir_core.runs.status import is_alive, this_process
+from bidir_core.runs.status import is_alive, process_identity, this_process
 
 JOB_DIR_VARIABLE = "BIDIR_JOB_DIR"
 LOOK_SECONDS = 0.1  # how often a job's process and its cancel mark are looked at
@@ -83,10 +83,8 @@ def _run(job: Job) -> None:
     except OSError as error:
         _end(job, stored_state="failed", error=f"the command could not be started: {error}")
         return
-    started = {**this_process(), "pid": process.pid}
-    started["pid_started"] = _start_time(process.pid)
     with changing(Path(job.root)):
-        job = update(job, process=started)
+        job = update(job, process=process_identity(process.pid))
     _watch(job, process.poll)
     code = process.wait()
     _end(job, **_outcome(job, code))
@@ -154,15 +152,6 @@ def _end(job: Job, **changes: Any) -> None:
     with changing(Path(job.root)):
         if (job.folder / "job.json").exists():
             update(job, finished=time.time(), **changes)
-
-
-def _start_time(pid: int) -> float | None:
-    import psutil
-
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        return None
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ A checkpoint is a folder with ``config.json`` and safetensors (full fine-tune) o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any, Literal
 import torch
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.progress import TEMPLATE_SECONDS, time_limit
 from bidir_core.models.quantised import VISION
 from bidir_core.models.source import auto_class, quiet, reason
 from bidir_core.models.weight_files import (
@@ -209,6 +212,7 @@ def apply_adapter(
             f"({(checkpoint.record or {}).get('base_model', 'see its bidir.json')})"
         )
     try:
+        _check_patterns(model, checkpoint.folder)
         adapted: Any = PeftModel.from_pretrained(model, str(checkpoint.folder))
     except Exception as error:  # peft raises many kinds
         raise UserError(
@@ -220,6 +224,18 @@ def apply_adapter(
     if adapter == "merged" and _can_merge(adapted):
         return _merged(adapted), digest, "merged"
     return adapted, digest, "beside"
+
+
+def _check_patterns(model: Any, folder: Path) -> None:
+    """UserError where a pattern of the adapter takes for ever: peft matches each with all modules."""
+    settings = read_json(folder / "adapter_config.json", "adapter")
+    patterns = [settings.get("target_modules"), settings.get("exclude_modules")]
+    patterns += [*(settings.get("rank_pattern") or ()), *(settings.get("alpha_pattern") or ())]
+    names = [name for name, _ in model.named_modules()]
+    with time_limit(TEMPLATE_SECONDS, "matching its patterns"), contextlib.suppress(re.error):
+        for pattern in patterns:
+            for name in names if isinstance(pattern, str) else ():
+                re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)
 
 
 def _adapted_layers(adapted: Any) -> list[Any]:

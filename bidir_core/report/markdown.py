@@ -40,7 +40,6 @@ _PARTS: dict[str, tuple[str, ...]] = {
 }
 NOT_RUN = "not run"
 _MARKUP = re.compile(r"([\\`*_{}\[\]|~$])")  # what marks up within a line
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Interval(NamedTuple):
@@ -133,15 +132,15 @@ class Table:
             for value, column in zip(row, self.columns, strict=True):
                 names = [end.strip() or "value" for end in _PARTS.get(column.kind, ())]
                 if not names:
-                    cells.append(_csv_cell(value))
-                cells += [_csv_cell(getattr(value, name, None)) for name in names]
+                    cells.append(formatting.csv_cell(value))
+                cells += [formatting.csv_cell(getattr(value, name, None)) for name in names]
             writer.writerow(cells)
         return out.getvalue()
 
 
 def escape(text: object) -> str:
     """Text from outside as one line of inert Markdown, in and out of tables."""
-    one_line = " ".join(str(text).split())
+    one_line = formatting.visible(" ".join(str(text).split()))
     safe = html.escape(_MARKUP.sub(r"\\\1", one_line), quote=False)
     # A bare address would become a link all the same.
     return safe.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
@@ -149,7 +148,7 @@ def escape(text: object) -> str:
 
 def code(text: object) -> str:
     """Text from outside as a code span, fenced by more backticks than it holds."""
-    one_line = " ".join(str(text).split())
+    one_line = formatting.visible(" ".join(str(text).split()))
     if not one_line:
         return ""
     if re.search(r"[|<>&\\]", one_line):
@@ -174,7 +173,8 @@ def cell_text(value: Any, column: Column) -> str:
         return column.absent
     kind = column.kind
     if isinstance(value, str) or kind in ("text", "code"):
-        return " ".join(str(value).split())  # also a word in a number's place, such as "not run"
+        # Also a word in a number's place, such as "not run".
+        return formatting.visible(" ".join(str(value).split()))
     if kind == "interval":
         return interval_text(value)
     if kind == "spread":
@@ -200,13 +200,3 @@ def _shown(value: Any, column: Column) -> str:
     if column.kind == "code":
         return code(text)
     return escape(text) if isinstance(value, str) or column.kind == "text" else text
-
-
-def _csv_cell(value: Any) -> Any:
-    """Plain values; a text that a spreadsheet would run as a formula gets an apostrophe."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        one_line = " ".join(value.split())
-        return "'" + one_line if one_line.startswith(_FORMULA) else one_line
-    return value

@@ -5,6 +5,7 @@ The folder is built beside its place and moved there in one rename. Its tables a
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
@@ -23,7 +24,7 @@ from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.study import Study, ordered_cells
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import sync_folder
+from bidir_core.common.files import remove_left_overs, sync_folder
 from bidir_core.report import paper_latex
 from bidir_core.report.markdown import Table
 from bidir_core.report.paper_claims import claims_json, claims_table, make_claims
@@ -223,7 +224,9 @@ def check_paper_folder(folder: Path | str) -> None:
 def _temporary_sibling(target: Path) -> Iterator[Path]:
     """A temporary folder next to the target, so that a rename suffices; gone afterwards."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    prefix = f".{target.name}.being-written-"  # nobody's own files are called that
+    remove_left_overs(target.parent, f"{glob.escape(prefix)}*")
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     umask = os.umask(0)
     os.umask(umask)
     try:

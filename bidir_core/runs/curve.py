@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bidir_core.common.files import replacing
+from bidir_core.common.files import Damaged, replacing
+from bidir_core.runs.read import read_lines
+from bidir_core.runs.shapes import CURVE_LINE, problem
 
 FILE = "curve.jsonl"
 
@@ -28,20 +30,11 @@ def append_curve(run: Path, line: Mapping[str, Any]) -> None:
 
 
 def read_curve(run: Path) -> list[dict[str, Any]]:
-    """All whole lines; a torn last line and a missing file are no error."""
+    """The lines that are whole; a torn last line and a missing or damaged file are no error."""
     try:
-        text = (run / FILE).read_text(encoding="utf-8")
-    except OSError:
+        return [line for line in read_lines(run / FILE)[0] if not problem(line, CURVE_LINE)]
+    except Damaged:
         return []
-    lines = []
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            lines.append(value)
-    return lines
 
 
 def cut_curve(run: Path, step: int) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import filelock
+
 from bidir_core.common.errors import UserError
+from bidir_core.common.files import one_line, remove_left_overs
 from bidir_core.runs.layout import check_name, refuse_if_read_only, runs_roots, split_folder_name
-from bidir_core.runs.run import Run, is_run_folder, one_line
+from bidir_core.runs.run import Run, is_run_folder
+from bidir_core.runs.status import is_locked, run_lock
 
 _ID = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+(/points/[A-Za-z0-9._-]+)?")
 
@@ -79,35 +84,50 @@ def find_run(
 
 def delete_run(run: Run | str) -> None:
     """Remove a run folder. Refused in read-only mode and while the run is being written."""
-    found = _changeable(run, "delete")
-    # Renamed away first: a half-deleted folder must never look like a run.
-    doomed = found.path.with_name(f".deleted-{found.path.name}")
-    try:
+    with _changing(run, "delete") as found:
+        # Renamed away first: a half-deleted folder must never look like a run.
+        remove_left_overs(found.path.parent, ".deleted-*")
+        doomed = found.path.with_name(f".deleted-{found.path.name}")
         found.path.rename(doomed)
         shutil.rmtree(doomed)
-    except OSError as error:
-        raise UserError(f"cannot delete the run '{found.id}': {one_line(error)}") from error
 
 
 def rename_run(run: Run | str, name: str | None) -> Run:
     """Change the name after the time stamp (None or empty removes it); return the renamed run."""
-    found = _changeable(run, "rename")
-    stamp = split_folder_name(found.path.name)[0]
-    target = found.path.with_name(f"{stamp}_{check_name(name)}" if name else stamp)
-    if target == found.path:
-        return found
-    if target.exists():
-        raise UserError(f"cannot rename: the run '{Run(target).id}' exists already")
-    try:
+    with _changing(run, "rename") as found:
+        stamp = split_folder_name(found.path.name)[0]
+        target = found.path.with_name(f"{stamp}_{check_name(name)}" if name else stamp)
+        if target == found.path:
+            return found
+        if target.exists():
+            raise UserError(f"cannot rename: the run '{Run(target).id}' exists already")
         found.path.rename(target)
-    except OSError as error:
-        raise UserError(f"cannot rename the run '{found.id}': {one_line(error)}") from error
-    return Run(target)
+        (target / ".lock").unlink(missing_ok=True)
+        return Run(target)
 
 
-def _changeable(run: Run | str, action: str) -> Run:
+@contextmanager
+def _changing(run: Run | str, action: str) -> Iterator[Run]:
+    """The run, while nobody else can write to it: its lock is held here."""
     refuse_if_read_only(f"{action} a run")
-    found = Run(find_run(run).path)  # a fresh look at its state
-    if found.state in ("running", "queued"):
-        raise UserError(f"cannot {action} '{found.id}': it is {found.state}; cancel it first")
-    return found
+    path = find_run(run).path
+    found = Run(path)
+    busy = UserError(f"cannot {action} '{found.id}': it is running; cancel it first")
+    if found.is_point and is_locked(path.parent.parent):
+        raise busy
+    lock = run_lock(path)
+    try:
+        with lock:
+            try:
+                found = Run(path)  # a fresh look at its state
+                if found.state in ("running", "queued"):
+                    raise UserError(
+                        f"cannot {action} '{found.id}': it is {found.state}; cancel it first"
+                    )
+                yield found
+            finally:
+                (path / ".lock").unlink(missing_ok=True)
+    except filelock.Timeout:
+        raise busy from None
+    except OSError as error:
+        raise UserError(f"cannot {action} the run '{found.id}': {one_line(error)}") from error

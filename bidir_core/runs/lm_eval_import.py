@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.files import remove_left_overs
 from bidir_core.data.items import data_fingerprint
 from bidir_core.data.sampling import LM_EVAL_SEED
 from bidir_core.data.tasks import TASKS
@@ -129,6 +130,7 @@ def _write(
     """Write the run out of sight, then give it its name: no reader meets half of it."""
     root = Path(runs_dir).expanduser().resolve() if runs_dir is not None else runs_roots()[0]
     stage = stage_dir_for("eval", regime=settings["regime"], checkpoint=settings["checkpoint"])
+    remove_left_overs(root / stage, ".importing-*")
     hidden = root / stage / f".importing-{os.getpid()}"
     try:
         with RunWriter.create(stage, settings, folder=hidden, **facts) as writer:

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import replacing
+from bidir_core.common.files import Damaged, one_line, replacing
 from bidir_core.data.items import choice_lengths
+from bidir_core.runs.read import checked_table, opened_parquet, read_lines
 
 _INTS = pa.list_(pa.int32())
 
@@ -189,27 +190,24 @@ def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
     Reading stops at the first torn line, which is where a resumed run cuts the file and goes on.
     A record written twice counts once (the first).
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return [], 0
+    lines, n_bytes = read_lines(path)
     records: dict[Key, dict[str, Any]] = {}
-    position = 0
-    while (end := data.find(b"\n", position)) >= 0:
-        try:
-            record = json.loads(data[position:end])
-            records.setdefault((record["task"], int(record["doc_id"])), record)
-        except (ValueError, TypeError, KeyError):
-            break
-        position = end + 1
-    return list(records.values()), position
+    for record in lines:
+        task, doc_id = record.get("task"), record.get("doc_id")
+        if not isinstance(task, str) or not isinstance(doc_id, int) or not 0 <= doc_id < 2**31:
+            raise Damaged(f"{path.name} holds a line that is no record")
+        records.setdefault((task, doc_id), record)
+    return list(records.values()), n_bytes
 
 
 def to_table(records: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Records as an arrow table; missing fields are null."""
+    """Records as an arrow table; missing fields are null. Damaged for values of other types."""
     rows = list(records)
-    columns = [pa.array([row.get(field.name) for row in rows], type=field.type) for field in SCHEMA]
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+    try:
+        columns = [pa.array([r.get(field.name) for r in rows], type=field.type) for field in SCHEMA]
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise Damaged(f"a record does not hold what it should: {one_line(error)}") from error
+    return checked_table(pa.Table.from_arrays(columns, schema=SCHEMA), SCHEMA)
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
@@ -247,9 +245,10 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     A field that a run of an older version does not have is null.
     """
     wanted = list(RECORD_FIELDS if columns is None else columns)
-    with pq.ParquetFile(path) as file:
+    with opened_parquet(path) as file:
         there = set(file.schema_arrow.names)
         table = file.read(columns=[name for name in wanted if name in there])
+    table = checked_table(table, SCHEMA)
     for name in wanted:
         if name not in there:
             nulls = pa.nulls(table.num_rows, type=SCHEMA.field(name).type)
@@ -259,8 +258,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 def read_one(path: Path, task: str, doc_id: int) -> dict[str, Any] | None:
     """One record of ``items.parquet``, reading only the row group that holds it."""
-    with pq.ParquetFile(path) as file:
-        keys = file.read(columns=["task", "doc_id"])
+    with opened_parquet(path) as file:
+        keys = checked_table(file.read(columns=["task", "doc_id"]), SCHEMA)
         hits = np.flatnonzero(
             (keys.column("doc_id").to_numpy() == doc_id)
             & (keys.column("task").to_numpy(zero_copy_only=False) == task)
@@ -271,7 +270,9 @@ def read_one(path: Path, task: str, doc_id: int) -> dict[str, Any] | None:
         for group in range(file.num_row_groups):
             n_rows = file.metadata.row_group(group).num_rows
             if row < n_rows:
-                record = file.read_row_group(group).slice(row, 1).to_pylist()[0]
+                there = [name for name in file.schema_arrow.names if name in _KNOWN]
+                found = file.read_row_group(group, columns=there).slice(row, 1)
+                record = checked_table(found, SCHEMA).to_pylist()[0]
                 return {name: record.get(name) for name in RECORD_FIELDS}
             row -= n_rows
     return None
@@ -312,6 +313,12 @@ def texts_file(run: Path, name: object, folder: object = None) -> Path | None:
     if folder == SHARED_FOLDER:
         return run.parents[3 if is_point else 1] / SHARED_FOLDER / name
     return run.parent.parent / name if is_point else None
+
+
+def shared_files(run: Path, name: object, folder: object = None) -> list[Path]:
+    """All files outside of its folder that hold a part of a run's records."""
+    texts = texts_file(run, name, folder)
+    return [] if texts is None else sorted({texts, _first_of(texts)})
 
 
 def share(table: pa.Table, root: Path, data_fingerprint: str, tokenizer_fingerprint: str) -> str:
@@ -418,7 +425,8 @@ def _left_out(texts: Path) -> list[str]:
     """What another prompt's texts leave to the sweep's first ones."""
     if texts == _first_of(texts):
         return []
-    there = pq.read_schema(texts).names
+    with opened_parquet(texts) as file:
+        there = file.schema_arrow.names
     return [name for name in SHARED_FIELDS if name not in there]
 
 

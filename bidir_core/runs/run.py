@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -13,8 +13,10 @@ import pandas as pd
 import pyarrow as pa
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.files import Damaged, one_line, open_plain
 from bidir_core.data.custom import is_custom_task
 from bidir_core.runs.layout import is_run_folder_name, split_folder_name
+from bidir_core.runs.read import read_object, tail, what_changed
 from bidir_core.runs.records import (
     LIGHT_FIELDS,
     RECORD_FIELDS,
@@ -24,10 +26,12 @@ from bidir_core.runs.records import (
     read_jsonl,
     read_one,
     read_parquet,
+    shared_files,
     texts_file,
     to_table,
 )
-from bidir_core.runs.status import STORED_STATES, State, is_alive
+from bidir_core.runs.shapes import BY_FILE
+from bidir_core.runs.status import State, is_alive, is_locked
 
 
 class Run:
@@ -57,26 +61,25 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """``config.json``; empty if it cannot be read (see :attr:`error`)."""
-        return self._json("config.json") or {}
+        return self._files[0].get("config.json", {})
 
     @cached_property
     def status(self) -> dict[str, Any]:
-        return self._json("status.json") or {}
+        return self._files[0].get("status.json", {})
 
     @cached_property
     def metrics(self) -> dict[str, Any] | None:
         """``metrics.json``, or None while the run is not complete."""
-        return self._json("metrics.json")
+        return self._files[0].get("metrics.json")
 
     @cached_property
     def probe(self) -> dict[str, Any] | None:
-        return self._json("probe.json")
+        return self._files[0].get("probe.json")
 
     @property
     def settings(self) -> dict[str, Any]:
         """The resolved settings the run was started with (``config.json``'s ``config``)."""
-        value = self.config.get("config")
-        return value if isinstance(value, dict) else {}
+        return self.config.get("config") or {}
 
     @property
     def model(self) -> str:
@@ -124,13 +127,12 @@ class Run:
     @cached_property
     def error(self) -> str | None:
         """One line that says what is wrong with the folder or what stopped the run, or None."""
-        text = self.status.get("error")
-        return what_is_wrong(self.path) or (str(text) if text else None)
+        return self._files[1] or self.status.get("error") or None
 
     @cached_property
     def state(self) -> State:
         """queued, running, done, failed, cancelled, lost (its process died), partial, corrupt."""
-        if what_is_wrong(self.path):
+        if self._files[1]:
             return "corrupt"
         if self.is_reference:
             return "reference"
@@ -138,22 +140,32 @@ class Run:
             return "done"
         stored = self.status.get("state")
         if stored == "running":
-            return "running" if is_alive(self.status) else "lost"
+            live = is_locked(self.path) or is_alive(self.status)
+            return "running" if live else "lost"
         if stored in ("queued", "failed", "cancelled"):
             return stored
         return "partial"
 
     @property
-    def modified(self) -> float:
-        """When any of its files last changed (a cache key, with :attr:`id`)."""
-        names = ("config.json", "status.json", "metrics.json", "items.parquet", "items.jsonl")
-        times = []
-        for file in (self.path / name for name in names):
+    def stamp(self) -> tuple[int, ...]:
+        """Changes whenever the folder or one of the files that say what the run is does.
+
+        Writing one of those replaces it, which changes the folder; an edit in place the file.
+        """
+        names = ("", "config.json", "status.json", "metrics.json", "items.parquet", "items.jsonl")
+        stamps: list[int] = []
+        for name in names:
             try:
-                times.append(file.stat().st_mtime)
-            except OSError:
-                continue
-        return max(times, default=0.0)
+                found = os.stat(f"{self.path}/{name}")
+                stamps += (found.st_mtime_ns, found.st_size)
+            except (OSError, ValueError):
+                stamps += (0, 0)
+        return tuple(stamps)
+
+    @property
+    def modified(self) -> float:
+        """When the folder or any of its files last changed (a cache key, with :attr:`id`)."""
+        return max(self.stamp[::2]) / 1e9
 
     @property
     def is_point(self) -> bool:
@@ -171,6 +183,7 @@ class Run:
         unknown = [name for name in wanted if name not in RECORD_FIELDS]
         if unknown:
             raise ValueError(f"not fields of a record: {unknown}")
+        self.refuse_if_corrupt()
         try:
             if (self.path / "items.parquet").exists():
                 if (texts := self.texts_path) is None:
@@ -178,10 +191,8 @@ class Run:
                 own = read_parquet(self.path / "items.parquet", SLIM_FIELDS)
                 return joined(own, texts, wanted)
             return to_table(read_jsonl(self.path / "items.jsonl")[0]).select(wanted)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(
-                f"the items of run '{self.id}' cannot be read: {one_line(error)}"
-            ) from error
+        except (OSError, Damaged) as error:
+            raise self._items_unreadable(error) from error
 
     def items(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """The records so far; ``columns`` None means all but texts and token lists."""
@@ -189,18 +200,17 @@ class Run:
 
     def item(self, task: str, doc_id: int) -> dict[str, Any] | None:
         """One whole record, or None. Reads only the part of the file that holds it."""
+        self.refuse_if_corrupt()
         try:
             if (self.path / "items.parquet").exists():
                 if (texts := self.texts_path) is not None:
                     return joined_one(self.path / "items.parquet", texts, task, doc_id)
                 return read_one(self.path / "items.parquet", task, doc_id)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(
-                f"the items of run '{self.id}' cannot be read: {one_line(error)}"
-            ) from error
-        for record in read_jsonl(self.path / "items.jsonl")[0]:
-            if (record["task"], record["doc_id"]) == (task, doc_id):
-                return {name: record.get(name) for name in RECORD_FIELDS}
+            for record in read_jsonl(self.path / "items.jsonl")[0]:
+                if (record["task"], record["doc_id"]) == (task, doc_id):
+                    return to_table([record]).to_pylist()[0]
+        except (OSError, Damaged) as error:
+            raise self._items_unreadable(error) from error
         return None
 
     def points(self) -> list[Run]:
@@ -212,72 +222,49 @@ class Run:
 
     def log_tail(self, n_bytes: int = 8000) -> str:
         """The end of ``log.txt``, whole lines, or an empty string."""
-        try:
-            with open(self.path / "log.txt", "rb") as file:
-                size = file.seek(0, 2)
-                file.seek(max(0, size - n_bytes))
-                data = file.read()
-        except OSError:
-            return ""
-        text = data.decode("utf-8", errors="replace")
-        return text if size <= n_bytes else text.partition("\n")[2]
+        return tail(self.path / "log.txt", n_bytes)
 
-    def _json(self, name: str) -> dict[str, Any] | None:
-        try:
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return value if isinstance(value, dict) else None
+    @cached_property
+    def _files(self) -> tuple[dict[str, dict[str, Any]], str | None]:
+        """What its JSON files hold, and what is wrong with the folder, in one line, or None."""
+        found: dict[str, dict[str, Any]] = {}
+        wrong: list[str] = []
+        for name in BY_FILE:
+            try:
+                found[name] = read_object(self.path, name)
+            except FileNotFoundError:
+                if name == "config.json":
+                    wrong.append("config.json is missing")
+            except Damaged as error:
+                wrong.append(str(error))
+        wrong += filter(None, [_parquet_problem(self.path / "items.parquet")])
+        if not wrong:
+            config = found["config.json"]
+            shared = shared_files(self.path, config.get("texts"), config.get("texts_in"))
+            changed = what_changed(self.path, found.get("metrics.json", {}), shared)
+            wrong += filter(None, [changed])
+        return found, wrong[0] if wrong else None
 
+    def refuse_if_corrupt(self) -> None:
+        """UserError, with what is wrong, if the folder is corrupt."""
+        if self.state == "corrupt":
+            raise UserError(f"the run '{self.id}' is corrupt: {self.error}")
 
-# Is a folder a run, and is it whole? Told by its files alone, before anything is read of them.
-
-
-def what_is_wrong(path: Path) -> str | None:
-    """What makes the folder unreadable, in one line, or None."""
-    for name in ("config.json", "metrics.json", "status.json"):
-        file = path / name
-        try:
-            value = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            if name == "config.json":
-                return "config.json is missing"
-            continue
-        except (OSError, ValueError) as error:
-            return f"{name} cannot be read: {one_line(error)}"
-        if not isinstance(value, dict):
-            return f"{name} does not hold a JSON object"
-        problem = _wrong_shape(name, value)
-        if problem:
-            return f"{name}: {problem}"
-    return _parquet_problem(path / "items.parquet")
-
-
-def _wrong_shape(name: str, value: dict[str, Any]) -> str | None:
-    if value.get("schema") not in (None, 1):
-        return f"schema {value['schema']} is newer than this program reads (1)"
-    if name == "status.json" and value.get("state") not in STORED_STATES:
-        return f"unknown state '{str(value.get('state'))[:40]}'"
-    if name == "metrics.json":
-        for key in ("tasks", "macro"):
-            if key in value and not isinstance(value[key], dict):
-                return f"'{key}' is not an object"
-        if not all(isinstance(row, dict) for row in value.get("tasks", {}).values()):
-            return "'tasks' holds something that is not an object"
-    return None
+    def _items_unreadable(self, error: Exception) -> UserError:
+        return UserError(f"the items of run '{self.id}' cannot be read: {one_line(error)}")
 
 
 def _parquet_problem(path: Path) -> str | None:
     """A torn table is caught by its end mark, without reading it."""
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             if file.seek(0, 2) < 12:
                 return "items.parquet is cut short"
             file.seek(-4, 2)
             return None if file.read(4) == b"PAR1" else "items.parquet is cut short or damaged"
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (OSError, Damaged) as error:
         return f"items.parquet cannot be read: {one_line(error)}"
 
 
@@ -292,9 +279,3 @@ def is_run_folder(path: Path) -> bool:
         return named and any(not p.name.startswith(".") for p in path.iterdir())
     except OSError:
         return False
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, without the file names and line breaks of its text."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:200] or type(error).__name__

@@ -14,12 +14,21 @@ from typing import Any
 import filelock
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import sync_folder, write_json
+from bidir_core.common.files import remove_left_overs, sync_folder, write_json
 from bidir_core.common.provenance import git_commit, package_versions
 from bidir_core.runs.layout import LAB, new_run_folder, refuse_if_read_only, runs_roots
 from bidir_core.runs.metrics import compute_metrics
-from bidir_core.runs.records import Key, read_jsonl, to_line, to_table, write_parquet, write_slim
-from bidir_core.runs.status import this_process
+from bidir_core.runs.read import sealed
+from bidir_core.runs.records import (
+    Key,
+    read_jsonl,
+    shared_files,
+    to_line,
+    to_table,
+    write_parquet,
+    write_slim,
+)
+from bidir_core.runs.status import is_locked, run_lock, this_process
 
 SCHEMA_VERSION = 1
 _SYNC_SECONDS = 3.0
@@ -51,7 +60,7 @@ class RunWriter:
         self._items: io.FileIO | None = None
         self._synced = time.monotonic()
         self._status: dict[str, Any] = {}
-        self._lock = filelock.FileLock(path / ".lock", timeout=0)
+        self._lock = run_lock(path)
         try:
             self._lock.acquire()
         except filelock.Timeout:
@@ -118,6 +127,7 @@ class RunWriter:
         if view.state in ("corrupt", "reference"):
             raise UserError(f"the run '{view.id}' cannot be resumed: {view.error or view.state}")
         writer = cls(view.path, view.config)
+        writer._remove_left_overs()
         records, n_bytes = read_jsonl(view.path / "items.jsonl")
         writer._records = {(r["task"], r["doc_id"]): r for r in records}
         if (view.path / "items.jsonl").exists():
@@ -185,6 +195,9 @@ class RunWriter:
     ) -> dict[str, Any]:
         """Write ``items.parquet``, then ``metrics.json`` last, and return the metrics.
 
+        ``metrics.json`` holds checksums of itself and of the files that are there by then, all but
+        status and log; a reader calls the run corrupt where one of them is something else later.
+
         Items are sorted by ``order`` if given, else by the config's task order and doc_id.
         ``metrics`` replaces what the items would give (fine-tunes and reference runs have none)
         or, beside items, adds to it.
@@ -211,6 +224,7 @@ class RunWriter:
         }
         if cost is not None:
             full["cost"] = dict(cost)
+        full = sealed(full, self.path, shared_files(self.path, self.config.get("texts")))
         self._write_json("metrics.json", full)
         counted = {"done": len(self._records)} if self._records else {}
         self._set_status(state="done", finished=time.time(), eta_seconds=0, **counted)
@@ -252,6 +266,13 @@ class RunWriter:
                 self.close()  # a full disk must not hide the first error; readers see "lost"
         else:
             self.close()
+
+    def _remove_left_overs(self) -> None:
+        """What killed writers left here and in the points of a sweep, which is ours alone now."""
+        remove_left_overs(self.path, ".*.tmp", older_than_seconds=0)
+        for point in self.path.glob("points/*"):
+            if not is_locked(point):
+                remove_left_overs(point, ".*.tmp", ".lock", older_than_seconds=0)
 
     def _sorted(self, order: Iterable[Key] | None, tasks: list[str]) -> list[dict[str, Any]]:
         if order is not None:

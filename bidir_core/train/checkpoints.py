@@ -24,7 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import sync_folder
+from bidir_core.common.files import Damaged, sync_folder
+from bidir_core.runs.read import read_object
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{6,})")
@@ -90,8 +91,8 @@ def load_newest(run: Path) -> Checkpoint | None:
             continue
         try:
             tensors = load_file(path / "state.safetensors")
-            state = json.loads((path / "state.json").read_text("utf-8"))
-        except (OSError, ValueError, SafetensorError):
+            state = read_object(path, "state.json")
+        except (OSError, ValueError, Damaged, SafetensorError):
             continue
         return Checkpoint(step, tensors, state)
     return None
@@ -128,11 +129,11 @@ def _found(run: Path) -> list[tuple[int, Path]]:
 
 def _complete(path: Path) -> bool:
     try:
-        sizes = json.loads((path / "complete.json").read_text("utf-8"))
+        sizes = read_object(path, "complete.json")
         return bool(sizes) and all(
             (path / name).stat().st_size == size for name, size in sizes.items()
         )
-    except (OSError, ValueError, AttributeError):
+    except (OSError, Damaged):
         return False
 
 

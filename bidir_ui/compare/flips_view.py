@@ -38,7 +38,12 @@ def filter_row(frame: pd.DataFrame, chosen: FlipFilter) -> None:
     )
     search, task, moved, length = st.columns([4, 3, 2, 2])
     with search:
-        url.text("Search the texts", name="q", placeholder="words in the prompt or the choices")
+        url.text(
+            "Search the texts",
+            name="q",
+            max_chars=400,
+            placeholder="words in the prompt or the choices",
+        )
     with task:
         url.bound(
             st.multiselect,

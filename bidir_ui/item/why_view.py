@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import streamlit as st
 
 from bidir_core import jobs
 from bidir_core.common.errors import UserError
+from bidir_core.common.files import Damaged
 from bidir_core.data import assets, tasks
 from bidir_core.data.custom import name_of
 from bidir_core.explain.why_config import expected_tokens
@@ -19,7 +19,9 @@ from bidir_core.jobs import Job, estimate
 from bidir_core.jobs.history import start_seconds
 from bidir_core.jobs.progress import progress
 from bidir_core.runs.layout import is_read_only
+from bidir_core.runs.read import read_object
 from bidir_core.runs.run import Run
+from bidir_core.runs.shapes import WHY
 from bidir_ui import shell
 from bidir_ui.kit import fmt, html, widgets
 from bidir_ui.kit.html import Html, div, el, scrolling, span
@@ -87,9 +89,8 @@ def _find(
 @st.cache_data(max_entries=32, show_spinner=False)
 def _read(path: str, modified: float) -> dict[str, Any] | None:
     try:
-        value = json.loads((Path(path) / RESULT).read_text(encoding="utf-8"))
-        return value if isinstance(value, dict) and value.get("schema") == 1 else None
-    except (OSError, ValueError):
+        return read_object(Path(path), RESULT, WHY)
+    except (FileNotFoundError, Damaged):
         return None
 
 

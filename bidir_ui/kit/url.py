@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 import streamlit as st
 
 N = TypeVar("N", int, float)
+MOST_CHARACTERS = 10_000
 
 # The chosen pair follows the reader from page to page, and whether only shared items count.
 KEPT = ("a", "b", "metric", "intersect")
@@ -72,7 +73,8 @@ def bound(
     text means); ``write`` turns the value into text, empty for the default.
     """
     key = f"url:{name}"
-    st.session_state[key] = read(get(name))
+    most = options.get("max_chars") or MOST_CHARACTERS  # a link may hold anything
+    st.session_state[key] = read(get(name)[:most])
 
     def changed() -> None:
         put(**{name: write(st.session_state[key])})

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from bidir_core.common.formatting import csv_cell
 from bidir_core.report import plots
 from bidir_ui.kit import fmt, url
 from bidir_ui.kit.html import Html, div, el, esc, scrolling, show, span
@@ -242,9 +243,10 @@ def download(
     )
 
 
-def csv_button(frame: pd.DataFrame, name: str, *, key: str) -> None:
-    """Download a frame; the file's name carries the run ids."""
-    download("CSV", frame.to_csv(index=False).encode("utf-8"), name, "text/csv", key=key)
+def csv_button(frame: pd.DataFrame, name: str, *, key: str, label: str = "CSV") -> None:
+    """Download a frame; the file's name carries the run ids. Its texts are no formulas."""
+    safe = frame.map(csv_cell).rename(columns=csv_cell)
+    download(label, safe.to_csv(index=False).encode("utf-8"), name, "text/csv", key=key)
 
 
 def code_text(text: object) -> Html:

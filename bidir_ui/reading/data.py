@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -204,21 +203,25 @@ def run_of(info: RunInfo) -> Run:
     return Run(info.path)
 
 
+_index: dict[str, tuple[tuple[int, ...], RunInfo]] = {}  # by folder: its stamp when it was read
+
+
 def list_infos() -> tuple[RunInfo, ...]:
-    """Every run, newest first. Only complete runs come from the cache: a state can age."""
-    out = []
+    """Every run, newest first; only those are read whose folder or files changed since.
+
+    A run that was being written is read each time: its process may have died.
+    """
+    global _index
+    known, now = _index, {}
     for run in list_runs(points=True):
-        modified = run.modified
-        done = (run.path / "metrics.json").exists()
-        out.append(
-            _cached_info(str(run.path), modified) if done else _read(str(run.path), modified)
-        )
-    return tuple(out)
-
-
-@lru_cache(maxsize=2000)  # nobody changes what it gives: st.cache_data copies it, 35 ms a page
-def _cached_info(path: str, modified: float) -> RunInfo:
-    return _read(path, modified)
+        path = str(run.path)
+        stamp = run.stamp
+        before = known.get(path)
+        if before is None or before[0] != stamp or before[1].state == "running":
+            before = stamp, _read(path, run.modified)
+        now[path] = before
+    _index = now  # at once, and without folders that are gone; another session's is as good
+    return tuple(info for _, info in now.values())
 
 
 @st.cache_data(max_entries=200, show_spinner=False)

@@ -11,6 +11,7 @@ from bidir_core.analyse import selection
 from bidir_core.analyse.contrasts import Contrast
 from bidir_core.analyse.judgement import Findings, Repair
 from bidir_core.analyse.study import CAUSAL, Arm, Study, make_study, ordered_cells
+from bidir_core.runs.layout import STAGE2
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt
 from bidir_ui.reading.data import RunInfo
@@ -34,6 +35,8 @@ def tell(runs: tuple[RunInfo, ...]) -> Story:
     """Collect the runs of the story around the default pair; imported ones are not told about."""
     runs = tuple(run for run in runs if not run.is_imported)
     a, b = selection.default_pair(runs)
+    if b is not None and (b.stage, b.regime) != (STAGE2, "bidirectional"):
+        b = None  # two other runs may be worth comparing, but they do not tell this story
     whole = selection.whole_sets(runs, a.model) if a and a.limit is not None else None
     return Story(
         a=a,

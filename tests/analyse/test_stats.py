@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
@@ -32,10 +32,7 @@ def test_wilson_interval_of_the_textbook_example():
     # Newcombe 1998, Statistics in Medicine 17:857-872, table I: 81 of 263 and 0 of 20.
     found = stats.proportion(81, 263)
     assert (found.value, found.n) == (81 / 263, 263)
-    assert (found.low, found.high) == (
-        pytest.approx(0.2553, abs=5e-5),
-        pytest.approx(0.3662, abs=5e-5),
-    )
+    assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     none = stats.proportion(0, 20)
     assert (none.value, none.low, none.high) == (0, 0, pytest.approx(0.1611, abs=5e-5))
 
@@ -56,10 +53,7 @@ def test_tango_interval_of_the_textbook_example():
     # Bentur et al. as in Fagerland, Lydersen and Laake 2014: Tango -0.517 to -0.026.
     found = stats.paired_interval(Table2x2(both_right=1, broken=7, fixed=1, both_wrong=12))
     assert found.value == pytest.approx(-6 / 21)
-    assert (found.low, found.high) == (
-        pytest.approx(-0.517, abs=6e-4),
-        pytest.approx(-0.026, abs=6e-4),
-    )
+    assert (found.low, found.high) == pytest.approx((-0.517, -0.026), abs=6e-4)
 
 
 @given(tables)
@@ -105,10 +99,8 @@ def test_paired_interval_covers_the_truth_95_percent_of_the_time(n, p_broken, p_
 
 def test_macro_interval_covers_and_is_no_wider_than_needed():
     rng = np.random.default_rng(3)
-    sizes, rates = (
-        (100, 100, 60, 40, 80),
-        [(0.15, 0.05), (0.08, 0.08), (0.2, 0.1), (0.05, 0.1), (0.3, 0.1)],
-    )
+    sizes = (100, 100, 60, 40, 80)
+    rates = [(0.15, 0.05), (0.08, 0.08), (0.2, 0.1), (0.05, 0.1), (0.3, 0.1)]
     truth = np.mean([fixed - broken for broken, fixed in rates])
     hits, widths, values = 0, [], []
     for _ in range(1000):
@@ -155,16 +147,12 @@ def test_exact_mcnemar_by_hand():
     assert stats.mcnemar_exact(0, 6) == pytest.approx(2 / 64)
 
 
-def test_holm_by_hand():
-    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert stats.holm([]) == []
-
-
-@settings(max_examples=20)  # statsmodels collects garbage at every call
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_is_that_of_statsmodels(p_values):
+def test_holm_is_that_of_statsmodels():
     from statsmodels.stats.multitest import multipletests
 
+    # One call: statsmodels collects garbage at each.
+    p_values = [0.01, 0.04, 0.03, 0.005, 0.04, 0.9, 0.0, 1.0, 0.2]
+    assert stats.holm([]) == []
     assert stats.holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]))
 
 
@@ -184,16 +172,6 @@ def test_smallest_detectable_shrinks_with_n_and_may_not_exist():
     assert stats.smallest_detectable(5, 0.1) is None
     assert stats.smallest_detectable(0, 0.1) is None
     assert stats.smallest_detectable(1000, 0.0) is None
-
-
-def test_half_widths_stated_for_fifteen_percent_discordance():
-    # 15 % discordant items: the macro's half-width is 1.6 points at limit 500 (arc_challenge: 299).
-    parts = []
-    for n in (500, 500, 500, 299, 500):
-        half = round(n * 0.075)
-        parts.append(stats.paired_interval(Table2x2(n // 2, half, half, n - n // 2 - 2 * half)))
-    macro = stats.macro_delta(parts)
-    assert (macro.high - macro.low) / 2 == pytest.approx(0.016, abs=0.0006)
 
 
 # --- retention -------------------------------------------------------------------------------
@@ -336,25 +314,12 @@ def test_sentences_never_claim_a_direction_inside_the_interval(value, half, n):
     assert ("undecided" in text) == (judgement.verdict == "undecided")
 
 
-def test_the_sentences():
-    harm = Estimate(-0.0471, -0.0540, -0.0391, 2299)
-    five = ["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
-    assert phrases.sentence("Bidirectional prefill", judge(harm), tasks=five) == (
-        "Bidirectional prefill lowers macro accuracy by 4.7 points "
-        "(95 % CI 3.9 to 5.4, n = 2,299, 5 tasks); different."
-    )
-    none = Estimate(-0.001, -0.006, 0.004, 14016)
-    assert phrases.sentence("Distillation", judge(none), tasks=five) == (
-        "Distillation changes macro accuracy by -0.1 points "
-        "(95 % CI -0.6 to +0.4, n = 14,016, 5 tasks); no difference within 1 point."
-    )
-    gain = Estimate(0.02, 0.012, 0.028, 299)
+def test_a_sentence_has_the_numbers_and_what_they_are_of():
+    gain = Estimate(0.02, 0.012, 0.028, 1299)
     assert phrases.sentence("It", judge(gain), tasks=["piqa"], metric="acc_norm") == (
         "It raises accuracy on piqa (acc_norm) by 2.0 points "
-        "(95 % CI 1.2 to 2.8, n = 299, 1 task); different."
+        "(95 % CI 1.2 to 2.8, n = 1,299, 1 task); different."
     )
-    unsure = Estimate(0.004, -0.010, 0.018, 2299)
-    assert "undecided, needs about n = " in phrases.sentence("It", judge(unsure), tasks=five)
 
 
 # --- at the border ------------------------------------------------------------------------------

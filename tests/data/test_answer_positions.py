@@ -15,7 +15,7 @@ from bidir_core.data.items import Item
 from bidir_core.data.tasks import load_items
 from bidir_core.runs.run import Run
 from tests.app import STAGE2, open_page, words
-from tests.factory import make_run
+from tests.factory import make_run, unsealed
 
 
 def items(golds: list[int], n_choices: int) -> list[Item]:
@@ -80,12 +80,8 @@ def test_a_run_says_so_in_its_log_and_facts(tiny_folder, tmp_path, runs_dir) -> 
     assert main(["eval", "--model", str(tiny_folder), "--tasks", str(file), "--device", "cpu"]) == 0
     (folder,) = (runs_dir / "stage1_vanilla_eval").iterdir()
     config = Run(folder).config
-    assert config["answer_positions"]["last"] == {
-        "n": 12,
-        "right": [0, 0, 12],
-        "best_constant_guess": 1.0,
-        "one_sided": True,
-    }
+    found = {"n": 12, "right": [0, 0, 12], "best_constant_guess": 1.0, "one_sided": True}
+    assert config["answer_positions"]["last"] == found
     (warning,) = config["warnings"]
     assert "choice 3 of 3 is right in 12 of 12 items" in warning
     assert warning in (folder / "log.txt").read_text()
@@ -93,7 +89,7 @@ def test_a_run_says_so_in_its_log_and_facts(tiny_folder, tmp_path, runs_dir) -> 
 
 @pytest.mark.parametrize("positions", [{"piqa": 3}, [], "x", {"piqa": {"one_sided": True}}])
 def test_the_app_says_so_and_survives_what_was_written_by_hand(root, positions) -> None:
-    run = make_run(root, STAGE2, n_items=10, regime="bidirectional")
+    run = unsealed(make_run(root, STAGE2, n_items=10, regime="bidirectional"))
     path = run.path / "config.json"
     config = json.loads(path.read_text())
     facts = answer_positions(items([3] * 40, 4))

@@ -34,13 +34,10 @@ def _make_wheel(folder: Path, name: str = "bidir_tiny_asset", content: str = CON
     info, wheel = f"{name}-1.0.dist-info", folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(f"{name}/data.txt", content)
-        archive.writestr(
-            f"{info}/METADATA",
-            f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n",
-        )
-        archive.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        about = f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n"
+        archive.writestr(f"{info}/METADATA", about)
+        kind = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        archive.writestr(f"{info}/WHEEL", kind)
         archive.writestr(f"{info}/RECORD", "")
     return wheel
 
@@ -58,18 +55,9 @@ def _build(wheels: list[Path], out: Path, say: assets.Say) -> None:
 
 def _tiny_asset(wheel: Path) -> assets.Asset:
     content = wheel.read_bytes()
-    return assets.Asset(
-        name="tiny",
-        what="a stand-in",
-        package="bidir-tiny-asset",
-        version="1.0",
-        revision=1,
-        sha256=hashlib.sha256(content).hexdigest(),
-        n_bytes=len(content),
-        needs_bytes=1000,
-        terms="none",
-        build=_build,
-    )
+    facts = {"name": "tiny", "what": "a stand-in", "package": "bidir-tiny-asset", "version": "1.0"}
+    sums = {"sha256": hashlib.sha256(content).hexdigest(), "n_bytes": len(content)}
+    return assets.Asset(**facts, **sums, revision=1, needs_bytes=1000, terms="none", build=_build)
 
 
 @pytest.fixture
@@ -80,14 +68,10 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> assets.Asset:
     monkeypatch.setattr(assets, "ASSETS", {"tiny": asset})
     monkeypatch.setenv("BIDIR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("BIDIR_WHEEL_DIR", str(wheel.parent))
-    _isolate_pip(monkeypatch)
-    return asset
-
-
-def _isolate_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    return asset
 
 
 def _files(folder: Path) -> set[str]:
@@ -114,9 +98,7 @@ def test_fetched_verified_built_and_then_only_looked_at(tiny: assets.Asset) -> N
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
 
 
-def test_a_bar_is_drawn_only_when_asked(
-    tiny: assets.Asset, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bar_is_drawn_only_when_asked(tiny, capsys):
     assets.ensure("tiny", progress=True, say=lambda line: None)
     assert "bidir-tiny-asset: 100%" in capsys.readouterr().err
     shutil.rmtree(tiny.folder)
@@ -158,14 +140,10 @@ def test_damage_is_seen_and_mended(tiny: assets.Asset, damage: str) -> None:
     assert assets.state("tiny", thorough=True) == "ready"
 
 
-def test_touched_but_equal_files_are_no_damage(tiny: assets.Asset) -> None:
+def test_a_touched_file_is_no_damage_and_a_hidden_change_needs_the_thorough_look(tiny):
     folder = assets.ensure("tiny", progress=False, say=lambda line: None)
     os.utime(folder / "note.txt", (1, 1))  # a restored backup
     assert assets.state("tiny") == "ready"
-
-
-def test_a_change_that_hides_its_time_needs_the_thorough_look(tiny: assets.Asset) -> None:
-    folder = assets.ensure("tiny", progress=False, say=lambda line: None)
     times = (folder / "sub" / "data.txt").stat()
     _flip_a_byte(folder)
     os.utime(folder / "sub" / "data.txt", ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -173,9 +151,7 @@ def test_a_change_that_hides_its_time_needs_the_thorough_look(tiny: assets.Asset
     assert assets.state("tiny", thorough=True) == "damaged"
 
 
-def test_another_version_is_made_beside_the_old_one(
-    tiny: assets.Asset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_version_is_made_beside_the_old_one(tiny, monkeypatch):
     old = assets.ensure("tiny", progress=False, say=lambda line: None)
     monkeypatch.setattr(assets, "ASSETS", {"tiny": replace(tiny, revision=2)})
     assert assets.state("tiny") == "missing"
@@ -242,9 +218,7 @@ def test_an_asset_of_several_wheels(tiny: assets.Asset, monkeypatch: pytest.Monk
     assert sorted(p.name for p in assets.cache_dir().iterdir()) == ["tiny-1.0-1", "tiny.lock"]
 
 
-def test_what_is_on_request_waits_for_its_name(
-    tiny: assets.Asset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_on_request_waits_for_its_name(tiny, monkeypatch):
     monkeypatch.setattr(assets, "ASSETS", {"tiny": replace(tiny, on_request=True)})
     assert assets.missing() == []
     assert command.fetch_command(argparse.Namespace(names=[])) == 0
@@ -266,9 +240,7 @@ def test_chunks_that_are_not_the_published_file_are_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("asset", [assets.QWEN_SMALL, assets.QWEN], ids=lambda a: a.name)
-def test_re_uploads_are_whole_and_called_so(
-    asset: assets.Asset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_re_uploads_are_whole_and_called_so(asset, tmp_path, capsys):
     wheels = []
     for number, one in enumerate(asset.wheels, 1):
         package = one.package.replace("-", "_")
@@ -289,9 +261,7 @@ def test_re_uploads_are_whole_and_called_so(
 
 
 @pytest.mark.parametrize("way", ["no index", "no network"])
-def test_neither_network_nor_cache_is_one_sentence(
-    tiny: assets.Asset, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
+def test_neither_network_nor_cache_is_one_sentence(tiny, monkeypatch, way):
     monkeypatch.delenv("BIDIR_WHEEL_DIR")
     if way == "no index":
         monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -306,9 +276,7 @@ def test_neither_network_nor_cache_is_one_sentence(
     assert "BIDIR_WHEEL_DIR" in message
 
 
-def test_a_damaged_download_is_fetched_again(
-    tiny: assets.Asset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_download_is_fetched_again(tiny, monkeypatch):
     good = Path(os.environ["BIDIR_WHEEL_DIR"], WHEEL).read_bytes()
     monkeypatch.delenv("BIDIR_WHEEL_DIR")
     sent = []
@@ -339,9 +307,7 @@ def test_a_damaged_download_is_fetched_again(
     assert assets.state("tiny", thorough=True) == "ready"
 
 
-def test_a_full_disk_and_a_read_only_cache_are_said(
-    tiny: assets.Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_and_a_read_only_cache_are_said(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(assets, "ASSETS", {"tiny": replace(tiny, needs_bytes=1 << 60)})
     with pytest.raises(UserError, match=r"needs .* MB of room"):
         assets.ensure("tiny", progress=False)
@@ -360,9 +326,8 @@ def test_names_are_checked_before_anything_is_fetched(tiny: assets.Asset) -> Non
 
 def test_commands(tiny: assets.Asset, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.list_command(argparse.Namespace()) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == [
-        *("tiny", "1.0-1", "missing", str(tiny.folder)),
-    ]
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row == ["tiny", "1.0-1", "missing", str(tiny.folder)]
     assert command.fetch_command(argparse.Namespace(names=[])) == 0
     assert capsys.readouterr().out.strip() == str(tiny.folder)
     command.list_command(argparse.Namespace())
@@ -381,9 +346,7 @@ def _spawn(wheel: Path) -> multiprocessing.process.BaseProcess:
     return process
 
 
-def test_two_processes_fetch_once(
-    tiny: assets.Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_fetch_once(tiny, tmp_path, monkeypatch):
     marks = tmp_path / "marks"
     marks.mkdir()
     monkeypatch.setenv("TINY_MARKS", str(marks))
@@ -397,9 +360,7 @@ def test_two_processes_fetch_once(
     assert assets.state("tiny", thorough=True) == "ready"
 
 
-def test_a_killed_conversion_is_redone_without_fetching_again(
-    tiny: assets.Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_conversion_is_redone_without_fetching_again(tiny, tmp_path, monkeypatch):
     marks = tmp_path / "marks"
     marks.mkdir()
     monkeypatch.setenv("TINY_MARKS", str(marks))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bidir_core.analyse.compare import compare
 from bidir_core.common.errors import UserError
 from bidir_core.data.custom import MAX_LINE_BYTES, read_custom_task
-from bidir_core.data.items import chance, choice_lengths
+from bidir_core.data.items import choice_lengths
 from bidir_core.data.tasks import check_selection, load_items
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
@@ -39,6 +39,7 @@ def test_one_context_many_continuations(tmp_path):
     assert item.continuations == (" Paris", " Rome")
     assert item.gold == 0
     assert choice_lengths(item.continuations)
+    assert load_items([path], split="test") == [item]  # the benchmarks' splits are none of a file's
 
 
 @pytest.mark.parametrize("continuations", [[" was broke."], [" was broke.", " was broke."]])
@@ -59,12 +60,8 @@ def test_both_ways_of_sharing_a_continuation_give_the_same_item(tmp_path):
 
 
 def test_key_order_and_extra_keys_do_not_change_the_hash(tmp_path):
-    path = write(
-        tmp_path / "t.jsonl",
-        GOOD,
-        {"note": "x", **dict(reversed(GOOD.items()))},
-        GOOD | {"gold": 1},
-    )
+    mixed = {"note": "x", **dict(reversed(GOOD.items()))}
+    path = write(tmp_path / "t.jsonl", GOOD, mixed, GOOD | {"gold": 1})
     a, b, c = load_items([path])
     assert a.doc_hash == b.doc_hash != c.doc_hash
 
@@ -74,27 +71,6 @@ def test_blank_lines_bom_crlf_and_no_final_newline(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n   \n" + line)
     assert [i.doc_id for i in load_items([str(path)])] == [0, 1]
-
-
-def test_works_with_everything_that_the_five_do(tmp_path):
-    lines = [GOOD | {"contexts": [f"{i} and one is"]} for i in range(30)]
-    path = write(tmp_path / "sums.jsonl", *lines)
-    everything = load_items([path])
-    assert len(everything) == 30
-    assert chance(everything) == 0.5
-    assert [i.doc_id for i in load_items([path], limit=3)] == [0, 1, 2]
-    assert [i.doc_id for i in load_items([path], limit=3, sample="stratified")] == [5, 15, 25]
-    assert len(load_items([path], limit=3, sample="random", seed=7)) == 3
-    folds = [load_items([path], fold=fold) for fold in ("explore", "confirm")]
-    assert len(folds[0]) + len(folds[1]) == 30
-    assert all(folds)
-    assert {i.contexts for i in load_items([path], context="none")} == {("",)}
-    assert all(
-        a.contexts != b.contexts
-        for a, b in zip(everything, load_items([path], context="shuffled"), strict=True)
-    )
-    # The split of the benchmarks does not apply to a file.
-    assert load_items([path], split="test") == everything
 
 
 def test_fewshot_examples_come_from_the_file_and_leave_the_item_out(tmp_path):

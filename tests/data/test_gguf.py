@@ -40,19 +40,12 @@ def _model() -> Any:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(_tables()[0]),
-            hidden_size=WIDTH,
-            intermediate_size=INNER,
-            num_hidden_layers=N_LAYERS,
-            num_attention_heads=HEADS,
-            num_key_value_heads=KEY_HEADS,
-            max_position_embeddings=128,
-            rope_parameters={"rope_theta": 10_000.0, "rope_type": "default"},
-            tie_word_embeddings=False,
-        )
-    )
+    size = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": N_LAYERS}
+    size |= {"num_attention_heads": HEADS, "num_key_value_heads": KEY_HEADS}
+    size |= {"vocab_size": len(_tables()[0]), "max_position_embeddings": 128}
+    rope = {"rope_theta": 10_000.0, "rope_type": "default"}
+    config = Qwen2Config(**size, rope_parameters=rope, tie_word_embeddings=False)
+    model = Qwen2ForCausalLM(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("bias"):
@@ -60,21 +53,11 @@ def _model() -> Any:
     return model.eval()
 
 
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "model.layers.": "blk.",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
+NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+NAMES |= {f"self_attn.{x}_proj": f"attn_{x}" for x in "qkv"} | {"model.layers.": "blk."}
+NAMES |= {f"mlp.{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")}
+NAMES |= {"self_attn.o_proj": "attn_output", "input_layernorm": "attn_norm"}
+NAMES |= {"post_attention_layernorm": "ffn_norm"}
 
 
 def write_gguf(
@@ -89,26 +72,20 @@ def write_gguf(
     from gguf import GGUFWriter
 
     writer = GGUFWriter(str(path), architecture)
-    writer.add_context_length(128)
-    writer.add_block_count(N_LAYERS)
-    writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KEY_HEADS)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_layer_norm_rms_eps(1e-6)
+    tokens, kinds = _tables()
+    values = {
+        "context_length": 128, "block_count": N_LAYERS, "embedding_length": WIDTH,
+        "feed_forward_length": INNER, "head_count": HEADS, "head_count_kv": KEY_HEADS,
+        "rope_freq_base": 10_000.0, "layer_norm_rms_eps": 1e-6, "tokenizer_model": "gpt2",
+        "tokenizer_pre": pre, "token_list": tokens, "token_types": kinds, "token_merges": merges,
+        "bos_token_id": tokens.index(SPECIAL[0]), "eos_token_id": tokens.index(SPECIAL[2]),
+        "pad_token_id": tokens.index(SPECIAL[0]),
+        "chat_template": "{{ '<|im_start|>' }}{{ messages[0].content }}",
+    }  # fmt: skip
+    for name, value in values.items():
+        getattr(writer, f"add_{name}")(value)
     if scaling is not None:
         writer.add_string(f"{architecture}.rope.scaling.type", scaling)
-    tokens, kinds = _tables()
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(tokens.index(SPECIAL[0]))
-    writer.add_eos_token_id(tokens.index(SPECIAL[2]))
-    writer.add_pad_token_id(tokens.index(SPECIAL[0]))
-    writer.add_chat_template("{{ '<|im_start|>' }}{{ messages[0].content }}")
     for name, weight in model.named_parameters():
         for ours, theirs in NAMES.items():
             name = name.replace(ours, theirs)
@@ -136,9 +113,7 @@ def _reads_english(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf_convert, "NATS_PER_CHARACTER", (0.0, 99.0))
 
 
-def test_weights_tokens_and_template_come_along(
-    gguf: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_tokens_and_template_come_along(gguf, model, tmp_path, monkeypatch):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
 
@@ -176,18 +151,14 @@ def test_weights_tokens_and_template_come_along(
     assert ours("a<tool_call>")["input_ids"] == [tokens.index("a"), tokens.index("<tool_call>")]
 
 
-def test_what_does_not_read_english_is_refused_and_leaves_nothing(
-    gguf: Path, tmp_path: Path
-) -> None:
+def test_what_does_not_read_english_is_refused_and_leaves_nothing(gguf, tmp_path):
     with pytest.raises(UserError, match="nats per character on plain English") as caught:
         loading.preflight(str(gguf))
     assert "\n" not in str(caught.value)
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
 
 
-def test_joined_digits_do_not_pass(
-    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_joined_digits_do_not_pass(gguf, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_convert, "QWEN2_PATTERN", r"\p{L}+|\p{N}+|[^\p{L}\p{N}]+")
     gguf_convert.build_tokenizer(gguf).save_pretrained(tmp_path / "out")
     with pytest.raises(UserError, match=r"the digits of .* are joined to '12'"):
@@ -223,22 +194,15 @@ def test_a_damaged_file_and_a_revision_are_refused(gguf: Path, tmp_path: Path) -
         loading.preflight(str(gguf), revision="v2")
 
 
-def test_other_tokens_than_the_publishers_do_not_pass(
-    gguf: Path, model: Any, tmp_path: Path
-) -> None:
+def test_other_tokens_than_the_publishers_do_not_pass(gguf, model, tmp_path):
     """A folder stands in for the hub's cache."""
     ours = gguf_convert.build_tokenizer(gguf)
     ours.save_pretrained(tmp_path / "ours")
     fewer = write_gguf(tmp_path / "fewer.gguf", model, merges=MERGES[:2])
     gguf_convert.build_tokenizer(fewer).save_pretrained(tmp_path / "theirs")
-    expected = Expected(
-        probes={"in the": ours("in the")["input_ids"], "he": ours("he")["input_ids"]},
-        vocabulary_sha256=vocabulary_checksum(ours),
-        special=(None, "<|im_end|>", "<|endoftext|>"),
-        n_tensors=27,
-        width=WIDTH,
-        english_nats=0.0,
-        hub=str(tmp_path / "theirs"),
-    )
+    facts = {"n_tensors": 27, "width": WIDTH, "english_nats": 0.0, "hub": str(tmp_path / "theirs")}
+    facts["probes"] = {text: ours(text)["input_ids"] for text in ("in the", "he")}
+    facts["vocabulary_sha256"] = vocabulary_checksum(ours)
+    expected = Expected(**facts, special=(None, "<|im_end|>", "<|endoftext|>"))
     with pytest.raises(UserError, match=r"'in the' has other tokens than .*theirs gives"):
         gguf_convert.check(tmp_path / "ours", expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from bidir_core.data.items import Item
 from bidir_core.data.order_tasks import LONG_CHARACTERS, ORDER_TASKS
 from bidir_core.data.sampling import fold_of
 from bidir_core.data.tasks import load_items
+from tests.factory import write_lines
 
 FAMILIES = sorted({task.family for task in ORDER_TASKS.values()})
 
@@ -23,9 +23,7 @@ def folder(tmp_path: Path) -> str:
     sciq = [
         {
             "question": f"What is number {i}?",
-            "distractor1": f"red {i}",
-            "distractor2": f"blue {i}",
-            "distractor3": f"green {i}",
+            **{f"distractor{k}": f"{c} {i}" for k, c in enumerate(("red", "blue", "green"), 1)},
             "correct_answer": f"answer-{i}.",
             "support": f" Number {i} is answer-{i}. {'So it is said. ' * (i % 50)}" * (i != 3),
         }
@@ -37,17 +35,13 @@ def folder(tmp_path: Path) -> str:
         for i in range(60)
     ]
     for name, docs in (("sciq", sciq), ("boolq", boolq)):
-        path = tmp_path / name / "validation.jsonl"
-        path.parent.mkdir()
-        path.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+        write_lines(tmp_path / name / "validation.jsonl", docs)
     return str(tmp_path)
 
 
 def both(family: str, source: str, **options) -> tuple[list[Item], list[Item]]:
-    return tuple(
-        load_items([f"{family}_{order}"], data_source=source, **options)
-        for order in ("first", "last")
-    )
+    names = (f"{family}_first", f"{family}_last")
+    return tuple(load_items([name], data_source=source, **options) for name in names)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -56,12 +50,11 @@ def test_both_orders_ask_the_same_of_the_same_documents(family: str, folder: str
     assert len(first) == len(last) == (60 if family == "boolq" else 201)
     for a, b in zip(first, last):
         assert (a.pair_id, a.gold, a.continuations) == (b.pair_id, b.gold, b.continuations)
-        (one,), (other,) = a.contexts, b.contexts
-        assert one.startswith("Passage: ")
-        assert other.startswith("Question: ")
-        assert sorted(one.split("\n")) == sorted(other.split("\n"))
-        assert one.endswith("\nAnswer:")
-        assert other.endswith("\nAnswer:")
+        one, other = (item.contexts[0].split("\n") for item in (a, b))
+        assert one[0].startswith("Passage: ")
+        assert other[0].startswith("Question: ")
+        assert sorted(one) == sorted(other)
+        assert one[-1] == other[-1] == "Answer:"
     assert len({item.doc_hash for item in first + last}) == 2 * len(first)
     assert len({item.pair_id for item in first}) == len(first)
 
@@ -97,9 +90,8 @@ def test_right_options_are_balanced_and_still_right(fold: str, folder: str) -> N
     for item in items:
         row = item.pair_id.removeprefix("sciq/")
         assert item.continuations[item.gold] == f" answer-{row}."
-        assert set(item.continuations) == {
-            f" {text}" for text in (f"answer-{row}.", f"red {row}", f"blue {row}", f"green {row}")
-        }
+        wrong = {f" {colour} {row}" for colour in ("red", "blue", "green")}
+        assert {*item.continuations} == wrong | {f" answer-{row}."}
     assert len({item.continuations.index(f" red {item.pair_id[5:]}") for item in items}) == 4
 
 
@@ -147,13 +139,8 @@ def test_the_embedded_data_have_one_split() -> None:
 @pytest.mark.assets
 def test_real_documents_and_their_prompts() -> None:
     sizes = {family: len(load_items([f"{family}_last"])) for family in FAMILIES}
-    assert sizes == {
-        "sciq": 885,
-        "sciq_letters": 885,
-        "sciq_medium": 885,
-        "sciq_long": 885,
-        "boolq": 3270,
-    }
+    kinds = ("sciq", "sciq_letters", "sciq_medium", "sciq_long")
+    assert sizes == {**dict.fromkeys(kinds, 885), "boolq": 3270}
     wetland = next(item for item in load_items(["sciq_last"]) if item.pair_id == "sciq/3")
     assert wetland.contexts == (
         "Question: What is an area of land called that is wet for all or part of the year?\n"

@@ -20,14 +20,7 @@ pytestmark = pytest.mark.assets
 
 
 def test_the_real_assets_are_whole() -> None:
-    import pyarrow as pa
-
     assets.ensure("eval-data")
-    rows = {}
-    for folder in assets.EVALUATION_FOLDERS:
-        path = assets.eval_data_dir() / folder / "validation" / "data-00000-of-00001.arrow"
-        rows[folder] = pa.ipc.open_stream(pa.memory_map(str(path))).read_all().num_rows
-    assert list(rows.values()) == [10_042, 1_838, 570, 299, 1_267]
     tasks = {path.name for path in assets.mixture_dir().iterdir()}
     assert {"boolq", "coqa", "squad", "sciq", "openbookqa", "gsm8k"} <= tasks
     assert not tasks & {"hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"}
@@ -81,6 +74,7 @@ def test_a_wrong_conversion_does_not_pass_its_check(tmp_path: Path) -> None:
     fails("nats per token")
 
 
+@pytest.mark.alone
 def test_from_cache_in_three_seconds_without_anything_heavy() -> None:
     for name in assets.default_names():
         recipes.ensure(name)

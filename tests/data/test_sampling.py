@@ -14,6 +14,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.data.items import Item, ItemList
 from bidir_core.data.sampling import choose, fold_items, fold_of, with_context
 from bidir_core.data.tasks import load_items
+from tests.factory import write_lines
 
 
 def item(i: int, contexts: tuple[str, ...] | None = None, group: str = "", n: int = 2) -> Item:
@@ -158,14 +159,9 @@ def test_full_context_changes_nothing():
 
 @pytest.fixture
 def user_task(tmp_path: Path) -> str:
-    path = tmp_path / "mine.jsonl"
-    path.write_text(
-        "".join(
-            f'{{"contexts": ["context {i}"], "continuations": [" a", " b"], "gold": {i % 2}}}\n'
-            for i in range(24)
-        )
-    )
-    return str(path)
+    line = {"continuations": [" a", " b"]}
+    lines = (line | {"contexts": [f"context {i}"], "gold": i % 2} for i in range(24))
+    return write_lines(tmp_path / "mine.jsonl", lines)
 
 
 def test_limit_comes_before_the_fold(user_task):

@@ -34,6 +34,7 @@ from bidir_core.data.items import (
 from bidir_core.data.sampling import fewshot_prefixes
 from bidir_core.data.source import Dataset, Rows
 from bidir_core.data.tasks import TASKS, check_selection, load_items, load_items_by_id
+from tests.factory import write_lines
 
 FIVE = ["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
 
@@ -78,13 +79,14 @@ DOCS["arc_challenge"] = [doc | {"id": f"C{i}"} for i, doc in enumerate(DOCS["arc
 
 def write(docs: list[dict], path: Path) -> None:
     """Documents as one file of the format that the name asks for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
-    elif path.suffix == ".parquet":
-        parquet.write_table(pa.Table.from_pylist(docs), path)
+        write_lines(path, docs)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(docs)
+    if path.suffix == ".parquet":
+        parquet.write_table(table, path)
     else:
-        table = pa.Table.from_pylist(docs)
         with pa.ipc.new_stream(path, table.schema) as writer:
             writer.write_table(table)
 
@@ -153,28 +155,9 @@ def fewshot_contexts(items: list[Item], rows: list[int]) -> list[tuple[str, ...]
 def test_the_fetched_splits_are_whole() -> None:
     items = load_items(FIVE)
     sizes = {task: sum(item.task == task for item in items) for task in FIVE}
-    assert sizes == {
-        "hellaswag": 10042,
-        "piqa": 1838,
-        "arc_easy": 570,
-        "arc_challenge": 299,
-        "winogrande": 1267,
-    }
+    assert sizes == dict(zip(FIVE, (10042, 1838, 570, 299, 1267)))
     assert {i.prompt_group for i in items[:10042]} == {"activitynet", "wikihow"}
     assert len({(i.task, i.doc_hash) for i in items}) == len(items)
-
-
-@pytest.mark.assets
-def test_published_document_hashes(eval_data: Path) -> None:
-    """Guards the column order: these are what lm-eval 0.4.13 logs for the first rows."""
-    heads = {i.task: i.doc_hash[:8] for i in load_items(FIVE, limit=1)}
-    assert heads == {
-        "hellaswag": "5fa398b5",
-        "piqa": "ab177c9b",
-        "arc_easy": "41d1271a",
-        "arc_challenge": "b1c17e38",
-        "winogrande": "62d625e2",
-    }
 
 
 # --- sources ----------------------------------------------------------------------------------
@@ -191,9 +174,8 @@ def layouts(root: Path, task: str) -> list[Path]:
     write(docs[:3], root / "hub" / repo / config / "data" / "validation-00000-of-00002.parquet")
     write(docs[3:], root / "hub" / repo / config / "data" / "validation-00001-of-00002.parquet")
     write(docs, root / "cache" / snapshot / config / "validation-00000-of-00001.parquet")
-    saved = datasets.Dataset.from_list(docs)
+    saved = datasets.Dataset.from_list(docs, split=datasets.Split("validation"))
     datasets.DatasetDict({"validation": saved}).save_to_disk(root / "saved" / task)
-    saved._split = datasets.Split("validation")
     saved.save_to_disk(root / "single" / task)
     return sorted(p for p in root.iterdir() if p.is_dir())
 
@@ -202,10 +184,8 @@ def layouts(root: Path, task: str) -> list[Path]:
 def test_equal_data_gives_equal_items_whatever_the_layout(task: str, tmp_path: Path) -> None:
     roots = layouts(tmp_path, task)
     assert len(roots) == 7
-    expected = [
-        hash_doc(doc | (TASKS[task].derived(doc) if TASKS[task].derived else {}))
-        for doc in DOCS[task]
-    ]
+    derived = TASKS[task].derived or (lambda doc: {})
+    expected = [hash_doc(doc | derived(doc)) for doc in DOCS[task]]
     for root in roots:
         items = load_items([task], data_source=str(root))
         assert [i.doc_hash for i in items] == expected, root.name
@@ -255,9 +235,7 @@ def test_harmless_differences_between_sources_do_not_change_the_hash(tmp_path: P
 
 
 @pytest.mark.parametrize("task", FIVE)
-def test_hub_source_reads_a_dataset_repository(
-    task: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_source_reads_a_dataset_repository(task, tmp_path, folder, monkeypatch):
     """`load_dataset` takes a folder of the repository's name, which stands in for the hub."""
     data = TASKS[task].data
     repository = tmp_path / "hub" / data.hub_id
@@ -342,11 +320,8 @@ def test_fewshot_without_a_training_split_names_the_way_out(tmp_path: Path) -> N
 
 
 def test_rows_of_a_compact_run_are_found_again(folder: Path) -> None:
-    everything = load_items(["arc_easy"], data_source=str(folder))
-    assert load_items_by_id("arc_easy", [5, 2], data_source=str(folder)) == [
-        everything[5],
-        everything[2],
-    ]
+    whole = load_items(["arc_easy"], data_source=str(folder))
+    assert load_items_by_id("arc_easy", [5, 2], data_source=str(folder)) == [whole[5], whole[2]]
     with pytest.raises(UserError, match="row 7 is outside the 7 rows"):
         load_items_by_id("arc_easy", [7], data_source=str(folder))
 
@@ -360,22 +335,12 @@ def test_a_sixth_task_is_one_small_entry(tmp_path: Path, monkeypatch: pytest.Mon
         gold=lambda doc: doc["right"],
     )
     monkeypatch.setitem(TASKS, entry.name, entry)
-    lands = ["France", "Italy", "Spain", "Japan", "Peru", "Kenya"]
-    docs = [
-        {"land": n, "towns": ["Paris", "Rome", "Oslo"], "right": i % 3} for i, n in enumerate(lands)
-    ]
+    towns = ["Paris", "Rome", "Oslo"]
+    docs = [{"land": n, "towns": towns, "right": i} for i, n in enumerate(("France", "Italy"))]
     write(docs, tmp_path / "capitals" / "validation.jsonl")
-    source = {"data_source": str(tmp_path)}
-    items = load_items(["capitals"], **source)
-    assert items[1].contexts == ("The capital of Italy is",)
-    assert items[1].continuations == (" Paris", " Rome", " Oslo")
-    assert items[1].gold == 1
-    assert chance(items) == pytest.approx(1 / 3)
-    for options in ({"limit": 2, "sample": "stratified"}, {"limit": 3, "sample": "random"}):
-        assert len(load_items(["capitals"], **options, **source)) == options["limit"]
-    halves = [load_items(["capitals"], fold=f, **source) for f in ("explore", "confirm")]
-    assert sorted(halves[0] + halves[1], key=lambda i: i.doc_id) == items
-    assert len(load_items(["capitals"], context="shuffled", **source)) == 6
+    _, item = load_items(["capitals"], data_source=str(tmp_path))
+    assert item.contexts == ("The capital of Italy is",)
+    assert (item.continuations, item.gold) == ((" Paris", " Rome", " Oslo"), 1)
 
 
 def test_record_is_json_and_names_the_item_fields(folder: Path) -> None:
@@ -419,9 +384,7 @@ def test_chance_and_fingerprint() -> None:
         (["nowhere/mine.jsonl"], {}, "task file 'nowhere/mine.jsonl' does not exist"),
     ],
 )
-def test_bad_arguments_are_told_before_any_data_is_opened(
-    tasks: list[str], options: dict[str, Any], message: str
-) -> None:
+def test_bad_arguments_are_told_before_any_data_is_opened(tasks, options, message):
     with pytest.raises(UserError, match=re.escape(message)):
         check_selection(tasks, **options)
     with pytest.raises(UserError, match=re.escape(message)):
@@ -443,9 +406,7 @@ def test_bad_sources(options: dict[str, Any], message: str, folder: Path) -> Non
 
 @pytest.mark.assets
 def test_unknown_split_of_the_wheel_lists_what_there_is() -> None:
-    with pytest.raises(
-        UserError, match=r"no split 'test' in the embedded data \(it has validation\).*hub"
-    ):
+    with pytest.raises(UserError, match=r"no split 'test' in the .* \(it has validation\).*hub"):
         load_items(["piqa"], split="test")
     with pytest.raises(UserError, match="few-shot examples come from the 'train' split"):
         load_items(["piqa"], num_fewshot=1)

@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -18,12 +14,13 @@ import pytest
 from bidir_core.cli import main
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import command_line, from_json, to_json
-from bidir_core.data.tasks import load_items
 from bidir_core.evaluate import evaluate, scoring
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.regimes import parse_regime
-from bidir_core.runs.records import RECORD_FIELDS, read_jsonl
+from bidir_core.runs.records import RECORD_FIELDS
 from bidir_core.runs.run import Run
+from tests.explain.test_generate import drop_the_mask
+from tests.launching import killed_after
 
 
 def run_cli(*words: str) -> int:
@@ -81,32 +78,11 @@ def test_regimes_change_scores_and_prefix_free_parts_agree(tiny_folder, own_item
 
 def test_killed_at_any_moment_and_resumed(tiny_folder, own_items, tmp_path, monkeypatch):
     """SIGKILL a real process mid-run; resuming re-scores nothing and ends with the same numbers."""
-    environment = {**os.environ, "BIDIR_RUNS_DIR": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
-    # One item a batch, and a pause after each, so that the kill lands in the middle.
-    slow = (
-        "import time, sys; from bidir_core.runs.writer import RunWriter as W; a = W.append\n"
-        "def append(self, records): a(self, records); time.sleep(0.05)\n"
-        "W.append = append\n"
-        "from bidir_core.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    words = ["eval", *eval_words(tiny_folder, own_items), "--batch-tokens", "1"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", slow, *words], env=environment, stderr=subprocess.DEVNULL
-    )
-    stage = tmp_path / "runs" / "stage1_vanilla_eval"
-    lines: list[dict] = []
-    deadline = time.monotonic() + 120
-    while len(lines) < 7 and time.monotonic() < deadline:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.02)
-        found = list(stage.glob("*/items.jsonl"))
-        lines = read_jsonl(found[0])[0] if found else []
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    words = ["eval", *eval_words(tiny_folder, own_items)]
+    before = killed_after(7, tmp_path / "runs", "stage1_vanilla_eval/*", *words)
     monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "runs"))
     run = only_run(tmp_path / "runs", "stage1_vanilla_eval")
     assert run.state == "lost"
-    before, _ = read_jsonl(run.path / "items.jsonl")
     assert 7 <= len(before) < 60
     with open(run.path / "items.jsonl", "ab") as file:
         file.write(b'{"task": "mine", "doc_id": 5')  # a torn line
@@ -124,10 +100,8 @@ def test_killed_at_any_moment_and_resumed(tiny_folder, own_items, tmp_path, monk
     assert len(scored) == 60 - len(before)
     monkeypatch.undo()
 
-    whole = evaluate.evaluate(
-        EvalConfig(model=str(tiny_folder), tasks=(str(own_items),), device="cpu",
-                   runs_dir=str(tmp_path / "whole"))
-    )  # fmt: skip
+    asked = {"model": str(tiny_folder), "tasks": (str(own_items),), "device": "cpu"}
+    whole = evaluate.evaluate(EvalConfig(**asked, runs_dir=str(tmp_path / "whole")))
     resumed, never_killed = Run(run.path).items(), Run(whole).items()
     assert resumed["doc_id"].tolist() == never_killed["doc_id"].tolist()
     assert resumed["pred"].tolist() == never_killed["pred"].tolist()
@@ -174,11 +148,8 @@ def test_resumed_from_another_folder_and_device_it_is_the_same_run(
     (run.path / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
     asked = []
     preflight = evaluate.preflight
-    monkeypatch.setattr(
-        evaluate,
-        "preflight",
-        lambda config, regime: asked.append(config) or preflight(config, regime),
-    )
+    watched = lambda config, regime: asked.append(config) or preflight(config, regime)  # noqa: E731
+    monkeypatch.setattr(evaluate, "preflight", watched)
     monkeypatch.chdir(tmp_path)
     assert run_cli("--resume", run.id, "--tasks", os.path.relpath(own_items)) == 0
     assert asked[0].dtype == "bfloat16"
@@ -224,14 +195,7 @@ def test_nan_is_an_item_error_and_counts_as_wrong(tiny_folder, own_items, runs_d
 
 
 def test_a_failed_probe_stops_the_run(tiny_folder, own_items, runs_dir, monkeypatch, capsys):
-    from bidir_core.models import attention
-
-    monkeypatch.setattr(  # the classic fault: the mask never arrives
-        attention.Plan, "mask",
-        lambda self, layer, window, dtype, span=None, _mask=attention.Plan.mask: _mask(
-            attention.Plan(attention.Regime(), self.layout), layer, window, dtype, span
-        ),
-    )  # fmt: skip
+    drop_the_mask(monkeypatch)
     assert run_cli(*eval_words(tiny_folder, own_items, "--prefill-bidirectional")) == 2
     assert "probe failed" in capsys.readouterr().err
     run = only_run(runs_dir, "stage2_prefill_bidir_eval")
@@ -240,35 +204,26 @@ def test_a_failed_probe_stops_the_run(tiny_folder, own_items, runs_dir, monkeypa
     assert run.probe["passed"] is False
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        ("--context", "none"),
-        ("--context", "shuffled"),
-        ("--bos", "add"),
-        ("--num-fewshot", "2"),
-        ("--repeat-prompt", "3"),
-        ("--sample", "random", "--limit", "7"),
-        ("--fold", "explore"),
-        ("--compact",),
-    ],
-)
+PROMPTS = ["context none", "context shuffled", "bos add", "num-fewshot 2", "repeat-prompt 3"]
+
+
+@pytest.mark.parametrize("more", [*PROMPTS, "fold explore", "sample random --limit 7", "compact"])
 def test_every_condition_makes_a_complete_run(tiny_folder, own_items, runs_dir, more):
-    assert run_cli(*eval_words(tiny_folder, own_items, *more)) == 0
+    assert run_cli(*eval_words(tiny_folder, own_items, *f"--{more}".split())) == 0
     run = only_run(runs_dir, "stage1_vanilla_eval")
     assert run.state == "done"
     prefix = run.items(["n_prefix_tokens"])["n_prefix_tokens"].map(lambda n: n[0])
-    if more == ("--context", "none"):
+    if more == "context none":
         assert (prefix == 1).all()
-    if "--repeat-prompt" in more:
+    if "repeat-prompt" in more:
         assert run.settings["repeat_prompt"] == 3
         for contexts, n in zip(run.items(["contexts"])["contexts"], prefix, strict=True):
             first, *others = contexts[0].split("\n\n")
             assert others == [first, first]
             assert n >= len(first)  # of bytes: all three are computed
-    if more == ("--bos", "add"):
+    if more == "bos add":
         assert run.config["bos_added"] is True
-    if "--compact" in more:
+    if "compact" in more:
         assert run.items(["contexts"])["contexts"].isna().all()
 
 
@@ -290,18 +245,6 @@ def test_every_setting_is_classed_as_identity_or_runtime():
         replace(EvalConfig(model="m"), limit=-1)
 
 
-@pytest.mark.assets
-def test_the_embedded_model_knows_something(runs_dir):
-    """On real data the causal model is well above chance, and items carry the data's own hash."""
-    path = evaluate.evaluate(
-        EvalConfig(model="smollm2-135m-instruct", tasks=("arc_easy",), limit=40, device="cpu")
-    )
-    run = Run(path)
-    assert run.metrics["tasks"]["arc_easy"]["acc"] > 0.45
-    hashes = [item.doc_hash for item in load_items(["arc_easy"], limit=40)]
-    assert run.items(["doc_hash"])["doc_hash"].tolist() == hashes
-
-
 def test_a_checkpoint_called_none_is_a_checkpoint(tiny_folder, own_items, runs_dir, capsys):
     words = eval_words(tiny_folder, own_items, "--checkpoint", "none")
     assert run_cli(*words) == 2
@@ -309,29 +252,30 @@ def test_a_checkpoint_called_none_is_a_checkpoint(tiny_folder, own_items, runs_d
     assert not list(runs_dir.glob("*/*"))
 
 
-def test_a_chat_template_wraps_the_repeated_prompt_once(tiny_folder, own_items):
-    config = EvalConfig(
-        model=str(tiny_folder), tasks=(str(own_items),), repeat_prompt=2, chat_template=True
-    )
+@pytest.fixture
+def templated(tiny_folder, own_items):
+    """A config with a chat template, and a plan whose tokenizer has one."""
+    config = EvalConfig(model=str(tiny_folder), tasks=(str(own_items),), chat_template=True)
     plan = evaluate.preflight(config, parse_regime("causal"))
     plan.tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
-    (once, *_), (twice, *_) = (
-        evaluate.read_items(replace(config, repeat_prompt=n)) for n in (1, 2)
-    )
+    return config, plan
+
+
+def test_a_chat_template_wraps_the_repeated_prompt_once(templated):
+    config, plan = templated
+    once, twice = (evaluate.read_items(replace(config, repeat_prompt=n))[0] for n in (1, 2))
     encoded, _ = evaluate.encode(config, plan, [twice])
     text = once.contexts[0]
     assert encoded[0].contexts == (f"[{text}\n\n{text}]",)
 
 
-def test_without_a_context_a_chat_template_changes_nothing(tiny_folder, own_items):
-    plain = EvalConfig(model=str(tiny_folder), tasks=(str(own_items),), context="none")
-    plan = evaluate.preflight(plain, parse_regime("causal"))
-    plan.tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
-    items = evaluate.read_items(plain)
-    prefixes = []
-    for config in (plain, replace(plain, chat_template=True)):
-        encoded, _ = evaluate.encode(config, plan, items)
-        prefixes.append([one.prefixes[0].ids.tolist() for one in encoded])
-    assert prefixes[0] == prefixes[1]
-    wrapped, _ = evaluate.encode(replace(plain, chat_template=True, context="full"), plan, items)
-    assert [one.prefixes[0].ids.tolist() for one in wrapped] != prefixes[0]
+def test_without_a_context_a_chat_template_changes_nothing(templated):
+    config, plan = templated
+    items = evaluate.read_items(replace(config, context="none"))
+
+    def prefixes(**changes):
+        encoded, _ = evaluate.encode(replace(config, **changes), plan, items)
+        return [one.prefixes[0].ids.tolist() for one in encoded]
+
+    plain = prefixes(context="none", chat_template=False)
+    assert prefixes(context="none") == plain != prefixes()

@@ -34,7 +34,7 @@ SLOW = """
 import os
 if "LOCAL_RANK" in os.environ:
     import time
-    from bidir_core.scoring import Scorer
+    from bidir_core.evaluate.scoring import Scorer
     begin = Scorer.begin
     Scorer.begin = lambda self, items: (time.sleep(0.3), begin(self, items))[1]
 """

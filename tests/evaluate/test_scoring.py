@@ -31,14 +31,8 @@ from bidir_core.models.layout import Layout
 from bidir_core.regimes import parse_regime
 
 VOCAB = 24
-SMALL = {
-    "num_hidden_layers": 3,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": VOCAB,
-}
+SMALL = {"num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 48, "vocab_size": VOCAB}
+SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 CONFIGS = {
     "llama": LlamaConfig(**SMALL),
     "mistral with a window": MistralConfig(**SMALL, sliding_window=6),
@@ -144,26 +138,25 @@ def test_equals_one_choice_at_a_time(name, text):
 @settings(max_examples=60, deadline=None)
 def test_the_tree_holds_every_choice_once(encoded):
     """Following each choice's heads spells its tokens, and no two nodes are the same path."""
+
+    def check(one, segment):
+        paths = set()
+        for choice, head, target in zip(segment.choices, segment.tree.heads, segment.targets):
+            assert segment.tree.ids[head[1:]].tolist() == target[:-1].tolist()
+            assert target.tolist() == one.continuations[choice].ids.tolist()
+            last = len(one.prefix(choice)) - 1
+            assert segment.tree.position[head].tolist() == list(range(last, last + len(head)))
+            paths |= {tuple(target[: n + 1].tolist()) for n in range(len(target) - 1)}
+        return paths
+
     for one in encoded:
-        (whole, *others) = build_segments(one, causal=True)
+        apart = build_segments(one)
+        for segment in apart:
+            assert len(segment) == segment.n_prefix + len(check(one, segment))
+        whole, *others = build_segments(one, causal=True)
         if not others:  # contexts that begin alike became one tree
-            assert len(whole) <= sum(len(segment) for segment in build_segments(one))
-            for choice, head, target in zip(whole.choices, whole.tree.heads, whole.targets):
-                assert whole.tree.ids[head[1:]].tolist() == target[:-1].tolist()
-                assert target.tolist() == one.continuations[choice].ids.tolist()
-                last = len(one.prefix(choice)) - 1
-                assert whole.tree.position[head].tolist() == list(range(last, last + len(head)))
-    for one in encoded:
-        for segment in build_segments(one):
-            paths = set()
-            for choice, head, target in zip(segment.choices, segment.tree.heads, segment.targets):
-                assert segment.tree.ids[head[1:]].tolist() == target[:-1].tolist()
-                assert target.tolist() == one.continuations[choice].ids.tolist()
-                assert segment.tree.position[head].tolist() == list(
-                    range(segment.n_prefix - 1, segment.n_prefix + len(head) - 1)
-                )
-                paths |= {tuple(target[: n + 1].tolist()) for n in range(len(target) - 1)}
-            assert len(segment) == segment.n_prefix + len(paths)
+            assert len(whole) <= sum(map(len, apart))
+            check(one, whole)
 
 
 @given(items(), st.booleans(), st.integers(1, 80))
@@ -231,19 +224,11 @@ def test_the_rows_width_is_the_cheapest_of_all(lengths):
     )
 
 
-def test_rows_of_one_width_are_nearly_full():
-    """Lengths as the five tasks have them: padded to the longest they would be a third empty."""
-    lengths = np.random.default_rng(0).gamma(2.0, 25.0, 500).astype(int) + 15
-    width, rows = pack_rows(lengths.tolist())
-    assert sorted(i for row in rows for i in row) == list(range(500))
-    assert all(lengths[row].sum() <= width for row in rows)
-    assert len(rows) * width < 1.05 * lengths.sum()
-
-
 def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch):
     model, handle = make_model("llama")
     encoded = [make_item(i, [[1 + i, 2, 3]], [[4, 5], [6]]) for i in range(8)]
-    want, _ = score(model, handle, parse_regime("causal"), encoded, padded=False, batch_tokens=999)
+    causal = {"regime": parse_regime("causal"), "padded": False, "batch_tokens": 999}
+    want, _ = score(model, handle, encoded=encoded, **causal)
     run = Scorer._token_ll
     sizes = []
 
@@ -254,9 +239,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch):
         return run(self, batch)
 
     monkeypatch.setattr(Scorer, "_token_ll", small_memory)
-    got, scorer = score(
-        model, handle, parse_regime("causal"), encoded, padded=False, batch_tokens=999
-    )
+    got, scorer = score(model, handle, encoded=encoded, **causal)
     assert sizes == [32, 16, 8, 8, 16, 8, 8]
     assert scorer.cost.out_of_memory == 3
     for ours, theirs in zip(got, want):
@@ -264,40 +247,23 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch):
             np.testing.assert_allclose(mine, other, atol=1e-6)
 
 
-def test_an_item_too_large_for_memory_is_named(monkeypatch):
-    model, handle = make_model("llama")
-
-    def never(self, batch):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(Scorer, "_token_ll", never)
-    with pytest.raises(UserError, match="item made/0 alone"):
-        score(
-            model,
-            handle,
-            parse_regime("causal"),
-            [make_item(0, [[1]], [[2], [3]])],
-            padded=False,
-            batch_tokens=99,
-        )
-
-
-def test_other_errors_are_not_mistaken_for_memory(monkeypatch):
-    model, handle = make_model("llama")
-
+@pytest.mark.parametrize(
+    ("error", "told", "says"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), UserError, "item made/0 alone"),
+        (RuntimeError("shape mismatch"), RuntimeError, "shape mismatch"),
+    ],
+)
+def test_an_item_too_large_for_memory_is_named_and_other_errors_stay(
+    monkeypatch, error, told, says
+):
     def broken(self, batch):
-        raise RuntimeError("shape mismatch")
+        raise error
 
     monkeypatch.setattr(Scorer, "_token_ll", broken)
-    with pytest.raises(RuntimeError, match="shape mismatch"):
-        score(
-            model,
-            handle,
-            parse_regime("causal"),
-            [make_item(0, [[1]], [[2], [3]])],
-            padded=False,
-            batch_tokens=99,
-        )
+    items = [make_item(0, [[1]], [[2], [3]])]
+    with pytest.raises(told, match=says):
+        score(*make_model("llama"), parse_regime("causal"), items, padded=False, batch_tokens=99)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

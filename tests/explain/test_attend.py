@@ -46,10 +46,8 @@ def passage(n_total: int = 13) -> Passage:
 
 def watch(loaded, regime, **options):
     weights = {}
-    seen = observe(
-        loaded, passage(), parse_regime(regime),
-        on_weights=lambda layer, w: weights.update({layer: w.numpy().copy()}), **options,
-    )  # fmt: skip
+    options["on_weights"] = lambda layer, w: weights.update({layer: w.numpy().copy()})
+    seen = observe(loaded, passage(), parse_regime(regime), **options)
     return seen, np.stack([weights[layer] for layer in sorted(weights)])
 
 
@@ -91,28 +89,18 @@ def test_the_model_is_left_as_it_was(loaded):
 @pytest.mark.parametrize("regime", REGIMES)
 def test_shares_are_what_a_slow_loop_counts(loaded, regime):
     seen, weights = watch(loaded, regime)
-    n_layers, n_heads, n_total, _ = weights.shape
-    for layer in range(n_layers):
-        for head in range(n_heads):
-            for query in range(n_total):
-                row = weights[layer, head, query].astype(np.float64)
-                at = (layer, head, query)
-                assert seen.shares.first[at] == pytest.approx(row[0], abs=1e-6)
-                assert seen.shares.past[at] == pytest.approx(row[:query].sum(), abs=1e-6)
-                assert seen.shares.future[at] == pytest.approx(row[query + 1 :].sum(), abs=1e-6)
-                known = row[row > 0]
-                assert seen.shares.entropy[at] == pytest.approx(
-                    -(known * np.log(known)).sum(), abs=1e-5
-                )
+    for at in np.ndindex(weights.shape[:3]):
+        query, row = at[-1], weights[at].astype(np.float64)
+        known = row[row > 0]
+        slow = (row[0], row[:query].sum(), row[query + 1 :].sum(), -(known * np.log(known)).sum())
+        found = [getattr(seen.shares, name)[at] for name in ("first", "past", "future", "entropy")]
+        assert found == pytest.approx(slow, abs=1e-5)
     mean = seen.shares.mean("prefix")
     assert np.allclose(mean["first"], weights[:, :, 1:N_PREFIX, 0].mean(-1), atol=1e-6)
     assert np.allclose(seen.shares.received, weights[:, :, 1:N_PREFIX].mean(2), atol=1e-6)
     assert np.allclose(seen.shares.mean("start")["first"], weights[:, :, 0, 0], atol=1e-6)
-    assert np.allclose(
-        seen.shares.mean("continuation")["past"],
-        [[np.mean([h[q, :q].sum() for q in range(N_PREFIX, 13)]) for h in layer] for layer in weights],
-        atol=1e-6,
-    )  # fmt: skip
+    past = [weights[:, :, query, :query].sum(-1) for query in range(N_PREFIX, 13)]
+    assert np.allclose(seen.shares.mean("continuation")["past"], np.mean(past, 0), atol=1e-6)
     if regime == "causal":
         assert not seen.shares.future.any()
 
@@ -120,11 +108,9 @@ def test_shares_are_what_a_slow_loop_counts(loaded, regime):
 def test_hidden_states_are_the_layers_own(loaded):
     seen, _ = watch(loaded, "causal", keep_hidden=True)
     layout = Layout.pack([(N_PREFIX, 13)])
+    given = {"input_ids": torch.from_numpy(passage().ids)[None], "position_ids": layout.position}
     with torch.inference_mode(), loaded.handle.use(parse_regime("causal"), layout):
-        states = loaded.model(
-            input_ids=torch.from_numpy(passage().ids)[None], position_ids=layout.position,
-            output_hidden_states=True, use_cache=False,
-        ).hidden_states  # fmt: skip
+        states = loaded.model(**given, output_hidden_states=True, use_cache=False).hidden_states
     # transformers' last one is behind the final norm; ours is before it.
     for ours, theirs in zip(seen.hidden[:-1], states[1:-1], strict=True):
         assert np.allclose(ours, theirs[0].numpy(), atol=1e-4)
@@ -221,9 +207,8 @@ def test_an_item_is_observed_under_two_regimes(tiny_folder, own_items, runs_dir)
     causal, opened = files.read_shares(run.path, 2)
     head = files.read_head(run.path, 1, 2, 3)
     assert head.shape == (len(pieces), len(pieces))
-    assert np.triu(head, 1)[:n_prefix].sum(-1) == pytest.approx(
-        opened.future[2, 3, :n_prefix], abs=2e-2
-    )
+    ahead = np.triu(head, 1)[:n_prefix].sum(-1)
+    assert ahead == pytest.approx(opened.future[2, 3, :n_prefix], abs=2e-2)
     assert not np.triu(files.read_head(run.path, 0, 2, 3), 1).any()
     assert body["observed"][1]["layers"]["prefix"]["first"] == pytest.approx(
         opened.mean()["first"].mean(-1), abs=1e-5
@@ -281,9 +266,8 @@ def test_a_summary_is_small_and_right(tiny_folder, own_items, runs_dir):
     assert min(apart["layers"]["prefix"]["future"]["mean"]) > 0
     assert max(entry["off_scoring_nats"] for entry in body["observed"]) < 1e-4
     heads = np.load(run.path / "summary.npz")["prefix_first_0"]
-    assert heads.mean(-1) == pytest.approx(
-        np.array(body["observed"][0]["layers"]["prefix"]["first"]["mean"]), rel=1e-3
-    )
+    first = np.array(body["observed"][0]["layers"]["prefix"]["first"]["mean"])
+    assert heads.mean(-1) == pytest.approx(first, rel=1e-3)
     assert body["drift"]["cosine_1_first"]["n"] == 4
     table = pd.read_parquet(run.path / "by_item.parquet")
     opened = table[table.regime == "bidirectional"]
@@ -317,9 +301,9 @@ def test_a_stopped_summary_goes_on_behind_what_it_observed(
 
     monkeypatch.setattr(observe_many, "_observe_item", observe_some)
     monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "again"))
+    asked = {"model": str(tiny_folder), "task": words[1], "limit": 3}
     with pytest.raises(KeyboardInterrupt):
-        attend(AttendConfig(model=str(tiny_folder), task=words[1], limit=3,
-                            regimes=tuple(words[5::2])))  # fmt: skip
+        attend(AttendConfig(**asked, regimes=tuple(words[5::2])))
     run = the_run(tmp_path / "again")
     assert (run.state, run.status["done"], run.status["total"]) == ("cancelled", 4, 6)
     monkeypatch.setattr(observe_many, "_observe_item", original)
@@ -386,9 +370,8 @@ def test_the_line_of_a_config_runs_it(own_items):
 
 def test_pieces_name_tokens_without_text():
     loaded = tiny_loaded("llama")
-    encoded = Encoder(loaded.tokenizer, bos="add").encode(
-        [Item("made", 0, "h", 0, ("né ",), ("x y",))]
-    )[0]
+    item = Item("made", 0, "h", 0, ("né ",), ("x y",))
+    (encoded,) = Encoder(loaded.tokenizer, bos="add").encode([item])
     pieces = token_pieces(loaded.tokenizer, encoded)
     assert pieces[0] == "<bos>"
     assert "".join(pieces[1:]) == "né x y"

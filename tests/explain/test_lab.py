@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +15,7 @@ from bidir_core.analyse.compare import compare
 from bidir_core.analyse.flips import flips
 from bidir_core.cli import main
 from bidir_core.common.errors import UserError
-from bidir_core.common.settings import from_json, to_json
+from bidir_core.common.settings import from_json
 from bidir_core.evaluate import evaluate, scoring
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain import sweep as lab_run_sweep
@@ -27,51 +23,34 @@ from bidir_core.explain.controls import OUTCOME_WORDS, summarise_sweep
 from bidir_core.explain.sweep_points import LabConfig, expand, parse_sweep
 from bidir_core.explain.sweep_summary import Sweep
 from bidir_core.runs.find import find_run, list_runs
-from bidir_core.runs.records import RECORD_FIELDS, read_jsonl
+from bidir_core.runs.records import RECORD_FIELDS
 from bidir_core.runs.run import Run
+from tests.launching import killed_after
 
 
-def regimes(text: str, n_layers: int = 6) -> list[str]:
-    return [str(regime) for regime in parse_sweep(text).regimes(n_layers)]
+def dials(text: str, n_layers: int = 6) -> list[str]:
+    """Its regimes, without "bidirectional" in front."""
+    found = map(str, parse_sweep(text).regimes(n_layers))
+    return [regime.removeprefix("bidirectional").lstrip(":") for regime in found]
 
 
 # What a sweep's text means
 
 
 def test_values_products_and_lists() -> None:
-    assert regimes("sink=0,1,2") == [
-        "bidirectional",
-        "bidirectional:sink=1",
-        "bidirectional:sink=2",
-    ]
-    assert regimes("sink=0,1*lambda=0.01,1") == [
-        "bidirectional:lambda=0.01",
-        "bidirectional",
-        "bidirectional:sink=1,lambda=0.01",
-        "bidirectional:sink=1",
-    ]
-    assert regimes("tail=1|rows=0-0,8-8") == [
-        "bidirectional:tail=1",
-        "bidirectional:rows=0-0",
-        "bidirectional:rows=8-8",
-    ]
+    assert dials("sink=0,1,2") == ["", "sink=1", "sink=2"]
+    assert dials("sink=0,1*lambda=0.01,1") == ["lambda=0.01", "", "sink=1,lambda=0.01", "sink=1"]
+    assert dials("tail=1|rows=0-0,8-8") == ["tail=1", "rows=0-0", "rows=8-8"]
     # Equal regimes are one point: lambda=0 is causal whatever the sink, lambda=1 is no dial.
-    assert regimes("sink=0,1*lambda=0,1") == ["causal", "bidirectional", "bidirectional:sink=1"]
+    assert dials("sink=0,1*lambda=0,1") == ["causal", "", "sink=1"]
 
 
 def test_layer_families() -> None:
-    assert regimes("layers=windows:5") == ["bidirectional:layers=0-4", "bidirectional:layers=1-5"]
-    assert len(regimes("layers=windows:1,5")) == 6 + 2
-    assert regimes("layers=prefixes", 3) == [
-        "bidirectional:layers=0-0",
-        "bidirectional:layers=0-1",
-        "bidirectional",
-    ]
-    assert regimes("layers=suffixes", 3)[-1] == "bidirectional:layers=2-2"
-    assert regimes("layers=windows:5,0-0,3-4", 6)[-2:] == [
-        "bidirectional:layers=0-0",
-        "bidirectional:layers=3-4",
-    ]
+    assert dials("layers=windows:5") == ["layers=0-4", "layers=1-5"]
+    assert len(dials("layers=windows:1,5")) == 6 + 2
+    assert dials("layers=prefixes", 3) == ["layers=0-0", "layers=0-1", ""]
+    assert dials("layers=suffixes", 3)[-1] == "layers=2-2"
+    assert dials("layers=windows:5,0-0,3-4", 6)[-2:] == ["layers=0-0", "layers=3-4"]
     both = [parse_sweep("layers=windows:1"), parse_sweep("layers=0-0|sink=0")]
     assert len(expand(both, 4)) == 5
 
@@ -127,14 +106,8 @@ def sweep(tiny_folder, own_items, tmp_path_factory) -> Run:
 def test_every_point_is_a_run_and_texts_are_stored_once(sweep, own_items) -> None:
     assert sweep.state == "done"
     assert [point.state for point in sweep.points()] == ["done"] * 5
-    slugs = {path.name for path in (sweep.path / "points").iterdir()}
-    assert slugs == {
-        "causal",
-        "bidirectional",
-        "bidirectional_sink-1",
-        "bidirectional_sink-500",
-        "bidirectional_lambda-0.1",
-    }
+    slugs = {path.name.replace("bidirectional", "b") for path in (sweep.path / "points").iterdir()}
+    assert slugs == {"causal", "b", "b_sink-1", "b_sink-500", "b_lambda-0.1"}
     assert not (sweep.path / "items.parquet").exists()
     point = find_run(f"{sweep.id}/points/bidirectional_sink-1", roots=[sweep.path.parents[1]])
     assert point.regime == "bidirectional:sink=1"
@@ -144,27 +117,15 @@ def test_every_point_is_a_run_and_texts_are_stored_once(sweep, own_items) -> Non
     assert size < 60 * 40 + 2500  # bytes an item, and the file's own frame
 
 
-def test_a_point_reads_like_an_evaluation_of_its_own(sweep, tiny_folder, own_items, tmp_path):
-    alone = Run(
-        evaluate.evaluate(
-            EvalConfig(
-                model=str(tiny_folder),
-                tasks=(str(own_items),),
-                device="cpu",
-                regime="bidirectional:sink=1",
-                runs_dir=str(tmp_path),
-            )
-        )
-    )
+def test_a_point_reads_like_an_evaluation_of_its_own(sweep, tmp_path):
+    config = from_json(EvalConfig, sweep.settings | {"regime": "bidirectional:sink=1"})
+    alone = Run(evaluate.evaluate(replace(config, runs_dir=str(tmp_path))))
     point = Run(sweep.path / "points" / "bidirectional_sink-1")
     mine, theirs = point.items(RECORD_FIELDS), alone.items(RECORD_FIELDS)
     for name in RECORD_FIELDS:
         if name in ("ll", "margin"):
-            np.testing.assert_allclose(
-                np.concatenate([np.atleast_1d(v) for v in mine[name]]),
-                np.concatenate([np.atleast_1d(v) for v in theirs[name]]),
-                atol=1e-4,
-            )
+            one, other = (np.hstack(frame[name].tolist()) for frame in (mine, theirs))
+            np.testing.assert_allclose(one, other, atol=1e-4)
         elif name != "token_ll":  # which points do not keep
             assert mine[name].map(repr).tolist() == theirs[name].map(repr).tolist(), name
     one = point.item("mine", 7)
@@ -185,7 +146,7 @@ def test_a_sink_longer_than_every_prompt_is_causal(sweep) -> None:
     assert found["causal"]["acc"]["delta"] is None
     assert sweep.metrics["n_points"] == sweep.metrics["n_planned"] == 5
     row = compare(
-        Run(sweep.path / "points" / "causal"), Run(sweep.path / "points" / "bidirectional")
+        *(Run(sweep.path / "points" / name) for name in ("causal", "bidirectional"))
     ).macro
     delta = found["bidirectional"]["acc"]["delta"]
     assert (delta["value"], delta["low"], delta["high"]) == pytest.approx(
@@ -193,9 +154,7 @@ def test_a_sink_longer_than_every_prompt_is_causal(sweep) -> None:
     )
 
 
-def test_compact_sweeps_and_conditions_keep_what_pairing_needs(
-    tiny_folder, own_items, runs_dir
-) -> None:
+def test_compact_sweeps_and_conditions_keep_what_pairing_needs(tiny_folder, own_items, runs_dir):
     line = words(tiny_folder, own_items, "--sweep", "sink=1", "--compact", "--bos", "add")
     assert main(["lab", *line, "--limit", "5"]) == 0
     (run,) = list_runs([runs_dir])
@@ -216,36 +175,14 @@ def test_compact_sweeps_and_conditions_keep_what_pairing_needs(
         assert point.items([name])[name].tolist() == alone.items([name])[name].tolist()
 
 
-def test_settings_survive_json() -> None:
-    config = LabConfig(model="m", sweep=("sink=1", "tail=1"), controls=True, limit=3)
-    assert from_json(LabConfig, json.loads(json.dumps(to_json(config)))) == config
-
-
 # Kills
 
 
 def test_killed_and_resumed_it_scores_nothing_twice(tiny_folder, own_items, tmp_path, monkeypatch):
     """SIGKILL in the middle of the second point; resuming finishes that point and the rest."""
-    environment = {**os.environ, "BIDIR_RUNS_DIR": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
-    slow = (
-        "import time, sys; from bidir_core.runs.writer import RunWriter as W; a = W.append\n"
-        "def append(self, records): a(self, records); time.sleep(0.05 * ('bidir' in str(self.path)))\n"
-        "W.append = append\n"
-        "from bidir_core.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    line = words(tiny_folder, own_items, "--sweep", "sink=1", "--batch-tokens", "1")
-    process = subprocess.Popen(
-        [sys.executable, "-c", slow, "lab", *line], env=environment, stderr=subprocess.DEVNULL
-    )
-    lines: list[dict] = []
-    deadline = time.monotonic() + 120
-    while len(lines) < 7 and time.monotonic() < deadline:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.02)
-        found = list(tmp_path.glob("runs/lab/*/points/bidirectional/items.jsonl"))
-        lines = read_jsonl(found[0])[0] if found else []
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    line = words(tiny_folder, own_items, "--sweep", "sink=1")
+    place = "lab/*/points/bidirectional"
+    before = killed_after(7, tmp_path / "runs", place, "lab", *line)
     monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "runs"))
     (run,) = list_runs([tmp_path / "runs"])
     assert run.state == "lost"
@@ -253,7 +190,6 @@ def test_killed_and_resumed_it_scores_nothing_twice(tiny_folder, own_items, tmp_
     assert run.status["total"] == 180
     first = Run(run.path / "points" / "causal")
     stamp = (first.path / "items.parquet").stat().st_mtime_ns
-    before, _ = read_jsonl(run.path / "points" / "bidirectional" / "items.jsonl")
     assert 7 <= len(before) < 60
     # A sweep that is not complete can be read: its finished points, and what is missing.
     assert summarise_sweep(run)["n_points"] == 1
@@ -308,15 +244,12 @@ def test_a_failed_point_stops_the_sweep_and_can_be_gone_on_with(
     # Another machine's "auto" would cut other batches; a sweep has one plan.
     monkeypatch.setitem(scoring.AUTO_BATCH_TOKENS, "cpu", 1)
     asked = []
-    plan = scoring.plan_scoring
-    monkeypatch.setattr(
-        lab_run_sweep,
-        "plan_scoring",
-        lambda *a, batch_tokens, **k: (
-            asked.append(batch_tokens),
-            plan(*a, batch_tokens=batch_tokens, **k),
-        )[1],
-    )
+
+    def planned(*given, **options):
+        asked.append(options["batch_tokens"])
+        return scoring.plan_scoring(*given, **options)
+
+    monkeypatch.setattr(lab_run_sweep, "plan_scoring", planned)
     assert main(["lab", "--resume", run.id]) == 0
     assert set(asked) == {1024}
     assert Run(run.path).state == "done"
@@ -342,27 +275,16 @@ def test_controls_are_one_command(tiny_folder, own_items, runs_dir, capsys) -> N
     assert main(["lab", *words(tiny_folder, own_items, "--controls"), "--limit", "6"]) == 0
     told = capsys.readouterr().err
     (run,) = list_runs([runs_dir])
-    slugs = {point["slug"] for point in run.metrics["points"]}
+    slugs = {point["slug"].replace("bidirectional", "b") for point in run.metrics["points"]}
     (placebo,) = (slug for slug in slugs if "skip-" in slug)
     middle = int(placebo.rpartition("-")[2])
     prefixes = Run(run.path / "points" / "causal").items(["n_prefix_tokens"])["n_prefix_tokens"]
     assert 0 < middle < min(int(row[0]) for row in prefixes)
     assert run.config["middle_token"] == middle
-    assert slugs == {
-        "causal",
-        "bidirectional",
-        "bidirectional_sink-1",
-        "bidirectional_rows-0-0",
-        placebo,
-        f"bidirectional_self-{middle}",
-        "bidirectional_tail-1",
-        "bidirectional_patch-keys-0",
-        "bidirectional_patch-values-0",
-        "causal_bos-add",
-        "bidirectional_bos-add",
-        "bidirectional_sink-1_bos-add",
-        "causal_context-none",
-    }
+    controls = f"sink-1 rows-0-0 skip-{middle} self-{middle} tail-1 patch-keys-0 patch-values-0"
+    controls += " bos-add sink-1_bos-add"
+    references = {"causal", "b", "causal_bos-add", "causal_context-none"}
+    assert slugs == references | {f"b_{control}" for control in controls.split()}
     names = {path.name for path in run.path.glob("texts*.parquet")}
     assert names == {"texts.parquet", "texts_bos-add.parquet", "texts_context-none.parquet"}
     # What another prompt shares with the usual one is stored once, and read as if it were there.
@@ -374,10 +296,8 @@ def test_controls_are_one_command(tiny_folder, own_items, runs_dir, capsys) -> N
         frame = other.items(fields)
         assert frame["doc_hash"].tolist() == usual.items(["doc_hash"])["doc_hash"].tolist()
     assert other.item("mine", 3)["continuations"] == usual.item("mine", 3)["continuations"]
-    added = (
-        other.item("mine", 3)["n_prefix_tokens"][0] - usual.item("mine", 3)["n_prefix_tokens"][0]
-    )
-    assert added == 1
+    with_bos, without = (run.item("mine", 3)["n_prefix_tokens"][0] for run in (other, usual))
+    assert with_bos == without + 1
     assert Run(run.path / "points" / "causal_bos-add").config["bos_added"] is True
     keys = Run(run.path / "points" / "bidirectional_patch-keys-0")
     assert keys.settings["patch"] == "keys=0"
@@ -387,17 +307,8 @@ def test_controls_are_one_command(tiny_folder, own_items, runs_dir, capsys) -> N
     assert max(attention["causal"]["future"]) == 0
     assert min(attention["bidirectional:sink=1"]["future"]) > 0
     found = {one["name"]: one for one in run.metrics["controls"]}
-    assert set(found) == {
-        "necessity",
-        "sufficiency",
-        "placebo",
-        "relocated",
-        "keys-values",
-        "triviality",
-        "prompts",
-        "tail",
-        "floor",
-    }
+    named = "necessity sufficiency placebo relocated keys-values triviality prompts tail floor"
+    assert set(found) == set(named.split())
     assert all(one["finding"].endswith(".") and one["refuted_by"] for one in found.values())
     for one in found.values():
         assert re.search(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from scipy.stats import norm
 
 from bidir_core.analyse import stats
 from bidir_core.explain.controls import observed
@@ -102,10 +99,7 @@ def test_the_p_value_is_where_the_interval_reaches_zero() -> None:
 
 
 def test_a_sweeps_dials_are_judged_as_a_family(root) -> None:
-    regimes = [
-        "bidirectional:sink=1", "bidirectional:sink=2", "bidirectional:lambda=0.3",
-        "bidirectional:layers=0-4",
-    ]  # fmt: skip
+    regimes = [f"bidirectional:{dial}" for dial in ("sink=1", "sink=2", "lambda=0.3", "layers=0-4")]
     sweep = make_sweep(root, regimes, n_items=400)
     dials = sweep.metrics["best_of_dials"]["acc"]
     assert set(dials) == {"sink", "lambda", "layers"}
@@ -150,10 +144,3 @@ def test_a_summary_answers_triviality_only_with_both_regimes(tmp_path) -> None:
     assert observed(None) is None
     assert observed({}) is None
     assert observed(make_summary(tmp_path, regimes[:2], n_items=5).metrics) is None
-
-
-def test_the_normal_intervals_width_is_written_once() -> None:
-    assert norm.ppf(0.975) == pytest.approx(stats.Z_95, abs=1e-7)
-    core = Path(stats.__file__).parent
-    named = [path.name for path in core.rglob("*.py") if "1.9599" in path.read_text("utf-8")]
-    assert named == ["stats.py"]

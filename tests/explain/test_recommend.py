@@ -12,16 +12,13 @@ import torch
 from bidir_core.cli import main
 from bidir_core.data import tasks
 from bidir_core.data.items import Item
-from bidir_core.explain.recommend import (
-    RecommendConfig,
-    read_prompts,
-    recommend,
-    summarise,
-)
+from bidir_core.explain.recommend import RecommendConfig, read_prompts, recommend, summarise
 from bidir_core.explain.recommend_measure import PromptMeasures, measure
+from bidir_core.models.families import tiny_loaded
 from bidir_core.models.layout import Layout
 from bidir_core.runs.run import Run
-from tests.tiny_models import logits, tiny_loaded
+from tests.factory import write_lines
+from tests.tiny_models import logits
 
 # Full attention; a sliding window in half of the layers; soft caps behind the head; layers that
 # are no rotary decoder's.
@@ -78,9 +75,8 @@ def test_the_model_is_left_as_it_was():
 def test_a_batch_changes_no_measure():
     loaded = tiny_loaded("llama")
     prompts = some_prompts(9, 4, 6, 13)
-    for one, other in zip(
-        measured(loaded, prompts), measured(loaded, prompts, batch_tokens=1), strict=True
-    ):
+    alone = measured(loaded, prompts, batch_tokens=1)
+    for one, other in zip(measured(loaded, prompts), alone, strict=True):
         for name in ("kl", "first_norm", "to_first"):
             assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-5)
 
@@ -119,10 +115,9 @@ def test_outliers_and_attention_are_found_where_they_were_planted():
 
 
 def made(kl, first_norm=(1, 1, 20, 30), to_first=(0.1, 0.4, 0.2, 0.5)) -> PromptMeasures:
-    return PromptMeasures(
-        n_tokens=5, kl=np.array([*kl, 0.0]), agrees=np.ones(len(kl) + 1), sink_kl=0.1,
-        sink_agrees=1.0, first_norm=np.array(first_norm), to_first=np.array(to_first),
-    )  # fmt: skip
+    arrays = {"kl": np.array([*kl, 0.0]), "agrees": np.ones(len(kl) + 1)}
+    arrays |= {"first_norm": np.array(first_norm), "to_first": np.array(to_first)}
+    return PromptMeasures(n_tokens=5, sink_kl=0.1, sink_agrees=1.0, **arrays)
 
 
 def test_the_rule_is_the_stated_one():
@@ -168,10 +163,8 @@ def test_no_label_is_read(monkeypatch):
     monkeypatch.setattr(tasks, "load_items", load_items)
     config = RecommendConfig(model="m", tasks=("piqa", "arc_easy"), limit=2)
     prompts = read_prompts(config)
-    assert [(one.source, one.text) for one in prompts] == [
-        ("piqa/0", "Context 0"), ("piqa/1", "Context 1"),
-        ("arc_easy/0", "Context 0"), ("arc_easy/1", "Context 1"),
-    ]  # fmt: skip
+    expected = [(f"{task}/{i}", f"Context {i}") for task in config.tasks for i in (0, 1)]
+    assert [(one.source, one.text) for one in prompts] == expected
     assert all(options["fold"] == "explore" for options in asked)
 
 
@@ -183,17 +176,8 @@ def prompts_file(tmp_path):
 
 
 def test_the_command_writes_a_complete_run(prompts_file, tiny_folder, runs_dir, capsys):
-    code = main(
-        [
-            "recommend",
-            "--model",
-            str(tiny_folder),
-            "--prompts",
-            str(prompts_file),
-            "--device",
-            "cpu",
-        ]
-    )
+    line = ["recommend", "--model", str(tiny_folder), "--prompts", str(prompts_file)]
+    code = main([*line, "--device", "cpu"])
     out = capsys.readouterr()
     assert code == 0
     run = Run(runs_dir / "lab" / out.out.strip().rpartition("/")[2])
@@ -212,11 +196,8 @@ def test_the_command_writes_a_complete_run(prompts_file, tiny_folder, runs_dir, 
 
 
 def test_jsonl_prompts_and_a_limit(tmp_path):
-    path = tmp_path / "mine.jsonl"
-    path.write_text(
-        '{"prompt": "One two", "gold": 1}\n{"prompt": "Three\\nfour"}\n', encoding="utf-8"
-    )
-    config = RecommendConfig(model="m", prompts=str(path))
+    lines = [{"prompt": "One two", "gold": 1}, {"prompt": "Three\nfour"}]
+    config = RecommendConfig(model="m", prompts=write_lines(tmp_path / "mine.jsonl", lines))
     assert [one.text for one in read_prompts(config)] == ["One two", "Three\nfour"]
     assert len(read_prompts(replace(config, limit=1))) == 1
 

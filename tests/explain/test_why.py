@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from bidir_core import cli
 from bidir_core.common.errors import UserError
+from bidir_core.common.settings import from_json
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
-from bidir_core.explain.why import RESULT, explain, ranges, sentences
+from bidir_core.explain.why import RESULT, explain, sentences
 from bidir_core.explain.why_config import WhyConfig
 from bidir_core.runs.find import find_run
 from bidir_core.runs.run import Run
+from tests.factory import write_lines
 from tests.tiny_models import save_tiny_model
 
 
 @pytest.fixture(scope="module")
 def own_items(tmp_path_factory):
     """60 items whose choices are equally long, so that a random model has no favourite."""
-    path = tmp_path_factory.mktemp("tasks") / "mine.jsonl"
-    lines = [
-        {
-            "contexts": [f"{i} {'what then ' * (i % 3)}is it:"],
-            "continuations": [f" {chr(97 + (i + k) % 26)}{k}" for k in range(3)],
-            "gold": i % 3,
-        }
-        for i in range(60)
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+
+    def item(i: int) -> dict:
+        choices = [f" {chr(97 + (i + k) % 26)}{k}" for k in range(3)]
+        context = f"{i} {'what then ' * (i % 3)}is it:"
+        return {"contexts": [context], "continuations": choices, "gold": i % 3}
+
+    return write_lines(tmp_path_factory.mktemp("tasks") / "mine.jsonl", map(item, range(60)))
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3"])
@@ -38,17 +37,10 @@ def runs(request, tmp_path_factory, own_items):
     """A causal and a bidirectional run of a tiny model, and an item that flips between them."""
     folder = tmp_path_factory.mktemp(f"why-{request.param}")
     model = save_tiny_model(folder / "model", request.param, seed=3)
-    a, b = (
-        Run(
-            evaluate(
-                EvalConfig(
-                    model=str(model), tasks=(str(own_items),), limit=25, regime=regime,
-                    device="cpu", runs_dir=str(folder / "runs"),
-                )
-            )
-        )
-        for regime in ("causal", "bidirectional")
-    )  # fmt: skip
+    asked = {"model": str(model), "tasks": (own_items,), "limit": 25, "device": "cpu"}
+    asked["runs_dir"] = str(folder / "runs")
+    regimes = ("causal", "bidirectional")
+    a, b = (Run(evaluate(EvalConfig(**asked, regime=regime))) for regime in regimes)
     left, right = (run.items().set_index("doc_id")["pred"] for run in (a, b))
     flipped = left.index[left != right]
     assert len(flipped)
@@ -79,9 +71,7 @@ def test_it_begins_and_ends_where_the_runs_are(explained):
         "ll": pytest.approx(result["opened"]["ll"], abs=2e-4),
     }  # fmt: skip
     n = result["n_layers"]
-    assert [len(result["layers"][name]) for name in ("single", "from_first", "from_last")] == [
-        n
-    ] * 3
+    assert {len(result["layers"][name]) for name in ("single", "from_first", "from_last")} == {n}
     # Restoring all layers is causal, from either end; restoring every token too (see variants).
     assert result["layers"]["from_first"][-1] == result["causal"]
     assert result["layers"]["from_last"][0] == result["causal"]
@@ -90,13 +80,8 @@ def test_it_begins_and_ends_where_the_runs_are(explained):
 
 
 def score(run: Run, doc_id: int, regime: str) -> list[float]:
-    settings = run.settings
-    path = evaluate(
-        EvalConfig(
-            model=settings["model"], tasks=tuple(settings["tasks"]), limit=doc_id + 1,
-            regime=regime, device="cpu", runs_dir=str(run.path.parents[1] / "other"),
-        )
-    )  # fmt: skip
+    config = replace(from_json(EvalConfig, run.settings), limit=doc_id + 1, regime=regime)
+    path = evaluate(replace(config, runs_dir=str(run.path.parents[1] / "other")))
     return Run(path).item("mine", doc_id)["ll"]
 
 
@@ -137,14 +122,9 @@ def test_the_run_folder_is_read_without_a_model(explained):
 
 def test_a_model_and_regime_can_be_named_without_a_run(runs, tmp_path, own_items):
     _, b, doc_id = runs
-    path = explain(
-        WhyConfig(
-            model=b.settings["model"], task=str(own_items), doc_id=doc_id, device="cpu",
-            regime="bidirectional:sink=1,layers=1-2,lambda=0.5", runs_dir=str(tmp_path),
-            metric="acc_norm",
-        )
-    )  # fmt: skip
-    result = result_of(path)
+    asked = {"model": b.settings["model"], "task": own_items, "doc_id": doc_id, "device": "cpu"}
+    asked |= {"regime": "bidirectional:sink=1,layers=1-2,lambda=0.5", "metric": "acc_norm"}
+    result = result_of(explain(WhyConfig(**asked, runs_dir=str(tmp_path))))
     assert result["recorded"] is None
     # Layers outside the regime's own are causal already.
     assert result["layers"]["single"][0] == result["opened"]
@@ -157,38 +137,31 @@ def test_a_model_and_regime_can_be_named_without_a_run(runs, tmp_path, own_items
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--doc-id", "1"], "--task is missing"),
-        (["--task", "piqa"], "--doc-id is missing"),
-        (["--task", "piqa", "--doc-id", "-3"], "numbered from 0 up"),
-        (["--task", "piqa", "--doc-id", "1"], "--model is missing"),
-        (["--task", "piqa", "--doc-id", "1", "--regime", "x"], "unknown regime"),
-        (["--task", "piqa", "--doc-id", "1", "--as-run", "nothing"], "there is no run"),
-        (["--task", "nope", "--doc-id", "1", "--model", "MODEL"], "unknown task"),
-        (["--task", "ITEMS", "--doc-id", "60", "--model", "MODEL"], "outside the 60 rows"),
-        (["--task", "ITEMS", "--doc-id", "1", "--model", "MODEL", "--regime", "causal"], "nothing to explain"),
-        (["--task", "ITEMS", "--doc-id", "1", "--model", "MODEL", "--regime", "causal:hide=0"], "nothing to explain"),
-        (["--task", "ITEMS", "--doc-id", "1", "--model", "MODEL", "--regime", "bidirectional:layers=0-9"], "layer 9 does not"),
-        (["--task", "mine", "--doc-id", "1", "--as-run", "CAUSAL"], "nothing to explain"),
-        (["--task", "mine", "--doc-id", "40", "--as-run", "BIDIR"], "has no item mine/40"),
-        (["--task", "piqa", "--doc-id", "1", "--as-run", "BIDIR"], "was not made on 'piqa'"),
-        (["--task", "ITEMS", "--doc-id", "1", "--model", "MODEL", "--metric", "f1"], "--metric"),
+        ("--doc-id 1", "--task is missing"),
+        ("--task piqa", "--doc-id is missing"),
+        ("--task piqa --doc-id -3", "numbered from 0 up"),
+        ("--task piqa --doc-id 1", "--model is missing"),
+        ("--task piqa --doc-id 1 --regime x", "unknown regime"),
+        ("--task piqa --doc-id 1 --as-run nothing", "there is no run"),
+        ("--task nope --doc-id 1 --model MODEL", "unknown task"),
+        ("--task ITEMS --doc-id 60 --model MODEL", "outside the 60 rows"),
+        ("--task ITEMS --doc-id 1 --model MODEL --regime causal", "nothing to explain"),
+        ("--task ITEMS --doc-id 1 --model MODEL --regime causal:hide=0", "nothing to explain"),
+        ("--task ITEMS --doc-id 1 --model MODEL --regime bidirectional:layers=0-9", "layer 9 does"),
+        ("--task mine --doc-id 1 --as-run CAUSAL", "nothing to explain"),
+        ("--task mine --doc-id 40 --as-run BIDIR", "has no item mine/40"),
+        ("--task piqa --doc-id 1 --as-run BIDIR", "was not made on 'piqa'"),
+        ("--task ITEMS --doc-id 1 --model MODEL --metric f1", "--metric"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_and_leaves_nothing(
     flags, says, runs, own_items, tmp_path, capsys, monkeypatch
 ):
     a, b, _ = runs
     monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "none"))
-    names = {
-        "MODEL": b.settings["model"], "ITEMS": str(own_items), "CAUSAL": str(a.path),
-        "BIDIR": str(b.path),
-    }  # fmt: skip
-    line = ["why", *(names.get(flag, flag) for flag in flags)]
-    try:
-        code = cli.main(line)
-    except SystemExit as stop:
-        code = stop.code
-    assert code == 2
+    names = {"MODEL": b.settings["model"], "ITEMS": own_items, "CAUSAL": str(a.path)}
+    names["BIDIR"] = str(b.path)
+    assert cli.main(["why", *(names.get(flag, flag) for flag in flags.split())]) == 2
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
@@ -221,7 +194,7 @@ def made(single=(), first=3, last=0, tokens=(), low=0.01, high=0.02, returns=Fal
             "from_last": points(range(last + 1)),
         },
         "tokens": [
-            {"first": i, "last": i, "looks_ahead": i < 4, "choice": 0 if i in tokens else 1}
+            {"first": i, "last": i, "looks_ahead": i < 4, "choice": 0 if i in tokens else 1, "lead": 0.0}
             for i in range(5)
         ],
         "lambda": {"low": low, "high": high, "returns": returns},
@@ -259,7 +232,3 @@ def test_sentences_of_an_item_that_does_not_flip_claim_nothing():
 def test_a_record_that_says_otherwise_is_told():
     result = made() | {"recorded": {"run": "stage2/x", "choice": 0}}
     assert "recorded choice 0 where this machine computes 1" in sentences(result)[-1]
-
-
-def test_ranges():
-    assert ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"

@@ -12,10 +12,10 @@ import torch
 from bidir_core.cli import main
 from bidir_core.jobs import doctor
 from bidir_core.models import families
-from bidir_core.models.attention import choose_implementation, install
-from bidir_core.models.families import ALL_FAMILIES, FAMILIES, tiny_model
+from bidir_core.models.attention import choose_implementation
+from bidir_core.models.families import ALL_FAMILIES, FAMILIES, tiny_loaded, tiny_model
 from bidir_core.models.layout import Layout
-from bidir_core.regimes import parse_regime
+from tests.tiny_models import logits
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "MODELS.md"
 
@@ -42,23 +42,17 @@ def test_sdpa_and_eager_agree_where_both_are_offered(family):
         pytest.skip("sdpa is refused")
     layout = Layout.pack([(12, 17), (3, 9)])
     ids = torch.randint(0, 256, layout.item.shape, generator=torch.Generator().manual_seed(0))
-    logits = []
-    for implementation in ("sdpa", "eager"):
-        model = tiny_model(family)
-        handle = install(model, implementation)
-        with torch.no_grad(), handle.use(parse_regime("bidirectional:sink=1"), layout):
-            logits.append(
-                model(input_ids=ids, position_ids=layout.position, use_cache=False).logits
-            )
-    assert torch.allclose(*logits, atol=2e-4)
-    assert logits[0].std() > 0.05  # a constant would agree with itself
+    sdpa, eager = (
+        logits(tiny_loaded(family, implementation=attn), "bidirectional:sink=1", layout, ids)
+        for attn in ("sdpa", "eager")
+    )
+    assert torch.allclose(sdpa, eager, atol=2e-4)
+    assert sdpa.std() > 0.05  # a constant would agree with itself
 
 
 def test_kinds_of_model_that_no_mask_opens_are_refused():
-    assert [name for name, _ in families.refusals()] == [
-        "mamba", "jamba", "qwen3_next", "falcon_h1", "llama4_text", "bloom", "mpt", "gptj", "t5",
-        "bert",
-    ]  # fmt: skip
+    names = "mamba jamba qwen3_next falcon_h1 llama4_text bloom mpt gptj t5 bert"
+    assert [name for name, _ in families.refusals()] == names.split()
 
 
 def test_doctor_reports_this_machine(capsys):
@@ -68,9 +62,8 @@ def test_doctor_reports_this_machine(capsys):
     assert cpu["dtypes"]["float32"] > 0
     assert cpu["attention"]["sdpa float32"] == "passes"
     assert cpu["total_bytes"] >= cpu["free_bytes"] > 0
-    assert {fit["stage"] for fit in found["fits"]} == {
-        "evaluate", "fine-tune, LoRA", "fine-tune, full",
-    }  # fmt: skip
+    stages = {fit["stage"] for fit in found["fits"]}
+    assert stages == {"evaluate", "fine-tune, LoRA", "fine-tune, full"}
     assert found["packages"]["torch"] == torch.__version__
 
 

@@ -6,9 +6,9 @@ import json
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +31,7 @@ from bidir_core.jobs.history import Measured
 from bidir_core.jobs.pipeline_config import PipelineConfig, plan
 from bidir_core.runs.run import Run
 from bidir_core.train.config import FinetuneConfig
-from tests.factory import make_run, timed_run
+from tests.factory import make_run, timed_run, write_lines
 from tests.report_runs import make_finetune
 
 MINISTRAL = "mistralai/Ministral-3-3B-Instruct-2512"
@@ -44,10 +44,9 @@ def config(tiny_folder, own_items) -> EvalConfig:
 
 @pytest.fixture
 def tune(tiny_folder, tmp_path) -> FinetuneConfig:
-    data = tmp_path / "data.jsonl"
     row = {"prompt": "Say it again", "response": " it again"}
-    data.write_text("".join(json.dumps(row) + "\n" for _ in range(5)))
-    return FinetuneConfig(model=str(tiny_folder), data=str(data), objective="3B", steps=100)
+    data = write_lines(tmp_path / "data.jsonl", [row] * 5)
+    return FinetuneConfig(model=str(tiny_folder), data=data, objective="3B", steps=100)
 
 
 def runs_of(config, *rates: float, work: str = "eval", **more) -> list[Measured]:
@@ -61,17 +60,10 @@ def runs_of(config, *rates: float, work: str = "eval", **more) -> list[Measured]
 @pytest.mark.parametrize("regime", ["causal", "bidirectional"])
 def test_tokens_are_those_that_a_run_computes(config, runs_dir, tmp_path, regime):
     """Contexts that begin alike share their beginning under the causal regime only."""
-    own = tmp_path / "two.jsonl"
-    lines = [
-        {
-            "contexts": [f"Number {i} is one of them: the", f"Number {i} is one of them: no"],
-            "continuations": [" first of all", " first of all"],
-            "gold": 0,
-        }
-        for i in range(10)
-    ]
-    own.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    asked = replace(config, tasks=(*config.tasks, str(own)), regime=regime)
+    line = {"continuations": [" first of all", " first of all"], "gold": 0}
+    contexts = [[f"Number {i} is one of them: {end}" for end in ("the", "no")] for i in range(10)]
+    own = write_lines(tmp_path / "two.jsonl", (line | {"contexts": two} for two in contexts))
+    asked = replace(config, tasks=(*config.tasks, own), regime=regime)
     counted = evaluation_work(asked)
     cost = Run(evaluate.evaluate(asked)).metrics["cost"]
     assert (counted.items, counted.tokens) == (70, pytest.approx(cost["computed_tokens"]))
@@ -121,9 +113,8 @@ def test_bigger_models_and_more_training_take_more(config, tune):
     assert again.memory_bytes < told(tune).memory_bytes
     assert again.seconds > told(tune).seconds
     assert told(replace(tune, compile="default")).basis != told(tune).basis  # on top, it says
-    pipeline = PipelineConfig(
-        model=tune.model, data=tune.data, tasks=config.tasks, steps=10, eval_every=0
-    )
+    short = {"data": tune.data, "steps": 10, "eval_every": 0}
+    pipeline = PipelineConfig(model=tune.model, tasks=config.tasks, **short)
     parts = [told(stage.config).seconds for stage in plan(pipeline)]
     assert told(pipeline).seconds == pytest.approx(sum(parts))
 
@@ -202,31 +193,17 @@ def test_a_sweep_takes_its_points_and_one_start(config):
     # One point of the controls has no contexts, and so fewer tokens.
     many = estimate_sweep(asked, "cpu", known, start=100.0)
     assert few.seconds < many.seconds < 100 + many.n_points * many.point_seconds
-    unknown = estimate_sweep(
-        replace(asked, model="someone/model-3B", sweep=("layers=prefixes",)), "cpu"
-    )
+    elsewhere = replace(asked, model="someone/model-3B", sweep=("layers=prefixes",))
+    unknown = estimate_sweep(elsewhere, "cpu")
     assert (unknown.seconds, unknown.n_points) == (None, None)
 
 
 def test_the_outcome_stands_beside_the_estimate(tmp_path):
-    run = timed_run(
-        tmp_path,
-        seconds=10.0,
-        computed_tokens=20_000,
-        device="cpu",
-        peak_memory_bytes={"host": 5_000_000},
-    )
-    now = time.time()
-    job = Job(
-        id="20260101-000000-abcdef",
-        words=("eval",),
-        device="cpu",
-        stored_state="done",
-        started=now - 14,
-        finished=now,
-        root=str(tmp_path),
-        estimate={"seconds": 12.0, "memory_bytes": 4_000_000},
-    )
+    cost = {"seconds": 10.0, "computed_tokens": 20_000, "device": "cpu"}
+    run = timed_run(tmp_path, **cost, peak_memory_bytes={"host": 5_000_000})
+    facts: dict[str, Any] = {"id": "20260101-000000-abcdef", "words": ("eval",), "device": "cpu"}
+    facts |= {"stored_state": "done", "started": 1000.0, "finished": 1014.0, "root": str(tmp_path)}
+    job = Job(**facts, estimate={"seconds": 12.0, "memory_bytes": 4_000_000})
     job.folder.mkdir()
     (job.folder / "runs.txt").write_text(f"{run.path}\n")
     found = history.outcome(job)
@@ -241,12 +218,7 @@ def test_the_outcome_stands_beside_the_estimate(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "n"),
-    [
-        ("Qwen/Qwen3-0.6B", 0.6e9),
-        ("a/SmolLM2-135M-Instruct", 135e6),
-        ("a/b-3B-x", 3e9),
-        ("a/b2", None),
-    ],
+    [("Qwen/Qwen3-0.6B", 0.6e9), ("a/SmolLM2-135M", 135e6), ("a/b-3B-x", 3e9), ("a/b2", None)],
 )
 def test_the_size_in_a_name(name, n):
     assert parameters_of(name) == n
@@ -303,9 +275,6 @@ def test_the_commands_print_an_estimate_and_do_nothing_else(
 def test_what_cannot_be_estimated_is_said(more, told, runs_dir, capsys):
     assert main(["eval", "--estimate", *more]) == 2
     assert told in capsys.readouterr().err
-
-
-def test_a_pipeline_of_unknown_size_is_said_not_a_traceback(runs_dir, capsys):
     assert main(["pipeline", "--estimate", "--model", "owner/mystery"]) == 2
     assert "the size of 'owner/mystery' is neither in its name" in capsys.readouterr().err
 

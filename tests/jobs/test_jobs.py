@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -20,6 +20,7 @@ from bidir_core.common.files import write_json
 from bidir_core.jobs import Job
 from bidir_core.runs.run import Run
 from bidir_core.runs.status import is_alive
+from tests.factory import write_lines
 
 
 @pytest.fixture
@@ -35,12 +36,9 @@ def quiet(runs_dir, monkeypatch):
 @pytest.fixture(scope="session")
 def many_items(tmp_path_factory) -> Path:
     """Enough items that a tiny model is busy for a while."""
-    path = tmp_path_factory.mktemp("tasks") / "many.jsonl"
-    line = {"contexts": ["Which comes next? " * 20], "continuations": [" one", " two"], "gold": 0}
-    with path.open("w") as file:
-        for i in range(1500):
-            file.write(json.dumps(line | {"contexts": [f"{i}: " + line["contexts"][0]]}) + "\n")
-    return path
+    line = {"continuations": [" one", " two"], "gold": 0}
+    lines = (line | {"contexts": [f"{i}: {'Which comes next? ' * 20}"]} for i in range(1500))
+    return Path(write_lines(tmp_path_factory.mktemp("tasks") / "many.jsonl", lines))
 
 
 def words(tiny: Path, items: Path, *more: str) -> list[str]:
@@ -84,14 +82,8 @@ def no_worker(device: str = "cpu") -> bool:
 
 def test_one_key_starts_one_job_and_two_jobs_take_turns(quiet, tiny_folder, own_items):
     line = words(tiny_folder, own_items, "--limit", "20")
-    started: list[Job] = []
-    clicks = [
-        threading.Thread(target=lambda: started.append(jobs.submit(line, "k"))) for _ in range(4)
-    ]
-    for click in clicks:
-        click.start()
-    for click in clicks:
-        click.join()
+    with ThreadPoolExecutor(4) as clicks:
+        started = [*clicks.map(lambda _: jobs.submit(line, "k"), range(4))]
     first = started[0]
     assert {job.id for job in started} == {first.id}
     # The same line from another tab, while it is under way: still the one job.
@@ -120,9 +112,7 @@ def test_cancel_leaves_a_run_that_resume_finishes(quiet, tiny_folder, many_items
     run = scored(job, least=5)
     assert os.getpgid(job_pid(job)) == job_pid(job) != os.getpgrp()
     assert jobs.cancel(waiting.id).state == "cancelled"
-    begun = time.monotonic()
     assert jobs.cancel(job.id).is_cancelling
-    assert time.monotonic() - begun < 5
     job = wait(job, "cancelled")
     assert Run(run.path).state == "cancelled"
     before = len(Run(run.path).items())
@@ -201,11 +191,8 @@ def test_a_hard_stop_follows_the_grace(quiet, monkeypatch):
     """A process that ignores SIGTERM is killed once the grace has passed."""
     root = jobs.jobs_folder()
     code = "import signal,time; signal.signal(15, signal.SIG_IGN); print(1, flush=True)\n"
-    stubborn = subprocess.Popen(
-        [sys.executable, "-c", code + "while True: time.sleep(1)"],
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-    )
+    line = [sys.executable, "-c", code + "while True: time.sleep(1)"]
+    stubborn = subprocess.Popen(line, start_new_session=True, stdout=subprocess.PIPE)
     stubborn.stdout.readline()
     process = {"pid": stubborn.pid, "pid_started": psutil.Process(stubborn.pid).create_time()}
     job = fake(root, stored_state="running", started=time.time(), process=process)
@@ -239,12 +226,42 @@ def test_a_pid_that_now_is_another_process_is_not_signalled(quiet):
     assert jobs.cancel(job.id).cancel_at is None
 
 
-def test_torn_and_foreign_job_files_are_left_out(quiet):
-    root = jobs.jobs_folder()
-    good = fake(root)
-    for name, text in (("20260101-000001-aaaaaa", "{"), ("20260101-000002-bbbbbb", "[]")):
-        (root / name).mkdir()
-        (root / name / "job.json").write_text(text)
+HARMED = {
+    "words": 3,
+    "created": None,
+    "stored_state": "x",
+    "process": {"pid": "x"},
+    "estimate": {"seconds": []},
+    "started": 1e99,
+    "id": "another",
+    "attempt": -1,
+}
+
+
+@pytest.mark.parametrize("name", [*HARMED, "torn", "list", "deep", "pipe"])
+def test_a_damaged_job_is_told_and_can_only_be_removed(quiet, name):
+    good, bad = (fake(jobs.jobs_folder(), f"20260101-00000{n}-abcdef") for n in (1, 2))
+    path = bad.folder / "job.json"
+    whole = json.loads(path.read_text())
+    if name == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    elif name in HARMED:
+        path.write_text(json.dumps({**whole, name: HARMED[name]}))
+    else:
+        path.write_text({"torn": "{", "list": "[]", "deep": "[" * 200_000}[name])
+    found = {job.id: job for job in jobs.list_jobs()}
+    assert set(found) == {good.id, bad.id}
+    if name == "created":  # null is as if it were not there
+        assert found[bad.id].created == 0
+        return
+    job = found[bad.id]
+    assert (job.state, job.can_resume) == ("failed", False)
+    assert "job.json" in job.error
+    for change in (jobs.cancel, jobs.resume):
+        with pytest.raises(UserError, match="cannot be used"):
+            change(job.id)
+    jobs.forget(job.id)
     assert [job.id for job in jobs.list_jobs()] == [good.id]
     with pytest.raises(UserError, match="there is no job"):
         jobs.find_job("../../etc")
@@ -265,15 +282,9 @@ def test_a_queue_without_a_worker_is_noticed_and_goes_on(quiet, tiny_folder, own
 def test_read_only_refuses(quiet, monkeypatch):
     job = fake(jobs.jobs_folder(), stored_state="cancelled")
     monkeypatch.setenv("BIDIR_READ_ONLY", "1")
-    for action in (
-        lambda: jobs.submit(["eval", "--model", "x"]),
-        lambda: jobs.cancel(job.id),
-        lambda: jobs.resume(job.id),
-        lambda: jobs.forget(job.id),
-        lambda: jobs.go_on("cpu"),
-    ):
+    for action in (jobs.cancel, jobs.resume, jobs.forget, jobs.go_on, jobs.submit):
         with pytest.raises(UserError, match="read-only"):
-            action()
+            action(["eval", "--model", "x"] if action is jobs.submit else job.id)
     assert jobs.list_jobs() == [job]
 
 

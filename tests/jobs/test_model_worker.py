@@ -46,9 +46,7 @@ def worker(tiny_folder):
 def ask(worker, **changes):
     settings = {"prompt": "What then?", "regimes": ["causal", "bidirectional"],
                 "sampling": {"max_new_tokens": 5}} | changes  # fmt: skip
-    name = worker.ask(
-        settings.pop("prompt"), settings.pop("regimes"), settings.pop("sampling"), **settings
-    )
+    name = worker.ask(**settings)
     until(lambda: not worker.answer(name).is_open)
     return worker.answer(name)
 
@@ -64,9 +62,8 @@ def test_it_answers_as_the_library_does(worker, tiny_folder):
         assert "visible_keys" in side["probe"]["checks"]
         assert side["text"] == ours.text
         assert [step["text"] for step in side["steps"]] == [s.chosen.text for s in ours.steps]
-        assert side["steps"][0]["top"][0][1] == pytest.approx(
-            ours.steps[0].top[0].logprob, abs=1e-4
-        )
+        told = side["steps"][0]["top"][0][1]
+        assert told == pytest.approx(ours.steps[0].top[0].logprob, abs=1e-4)
     assert worker.facts["n_layers"] == loaded.n_layers
 
 

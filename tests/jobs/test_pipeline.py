@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ from bidir_core.runs.find import list_runs
 from bidir_core.runs.run import Run
 from bidir_core.train import finetune
 from bidir_core.train.config import FinetuneConfig
+from tests.factory import write_lines
 from tests.launching import AUTO, launch
 from tests.tiny_models import save_tiny_model
 
@@ -43,30 +43,17 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def samples(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "samples.jsonl"
+def samples(tmp_path_factory) -> str:
     lines = [{"prompt": f"say {i} then", "response": f" {i} it is"} for i in range(30)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+    return write_lines(tmp_path_factory.mktemp("data") / "samples.jsonl", lines)
 
 
 @pytest.fixture
 def settings(tiny_folder, own_items, samples, runs_dir) -> dict:
-    return {
-        "model": str(tiny_folder),
-        "tasks": (str(own_items),),
-        "limit": 12,
-        "data": str(samples),
-        "decontaminate": False,  # it would read the benchmarks
-        "steps": 3,
-        "batch_samples": 4,
-        "max_tokens": 64,
-        "warmup_steps": 1,
-        "lr": 1e-3,
-        "eval_every": 0,
-        "device": "cpu",
-        "runs_dir": str(runs_dir),
-    }
+    evaluation = {"model": str(tiny_folder), "tasks": (str(own_items),), "limit": 12}
+    tuning = {"data": samples, "steps": 3, "batch_samples": 4, "max_tokens": 64, "warmup_steps": 1}
+    tuning |= {"lr": 1e-3, "eval_every": 0, "decontaminate": False}  # that reads the benchmarks
+    return evaluation | tuning | {"device": "cpu", "runs_dir": str(runs_dir)}
 
 
 @pytest.fixture
@@ -104,15 +91,10 @@ def test_the_whole_experiment_then_nothing_more_to_do(config, runs_dir, capsys):
     config = replace(config, distill=True, leaky=True)
     path = run_pipeline(config, csv=True)
     found = runs_of(runs_dir)
-    assert {stage: len(runs) for stage, runs in found.items()} == {
-        "stage1_vanilla_eval": 2,  # stage 1 and the floor without contexts
-        "stage2_prefill_bidir_eval": 1,
-        "stage3_finetune_prefill_bidir": 1,
-        "stage3c_finetune_causal": 1,
-        "stage3d_finetune_distil": 1,
-        "stage3a_finetune_leaky": 1,
-        "stage4_postft_eval": 4,
-        "nonprefill_compare": 4,
+    assert {stage.split("_")[0]: len(runs) for stage, runs in found.items()} == {
+        "stage1": 2,  # with and without contexts
+        **dict.fromkeys(("stage2", "stage3", "stage3a", "stage3c", "stage3d"), 1),
+        **dict.fromkeys(("stage4", "nonprefill"), 4),
     }
     assert all(run.state == "done" for runs in found.values() for run in runs)
     (b,), (c,) = found["stage3_finetune_prefill_bidir"], found["stage3c_finetune_causal"]
@@ -169,9 +151,8 @@ def test_two_processes_make_the_same_experiment(config, settings, runs_dir, tmp_
     assert out.split() == [str(pipeline.report_path(config))]
     assert err.count("stage 4 of 9") == 1
     ones, twos = runs_of(tmp_path / "alone"), runs_of(runs_dir)
-    assert {stage: len(runs) for stage, runs in ones.items()} == {
-        stage: len(runs) for stage, runs in twos.items()
-    }
+    assert [(stage, len(ones[stage])) for stage in ones] == [(s, len(twos[s])) for s in ones]
+    assert set(ones) == set(twos)
     trained = "stage3_finetune_prefill_bidir"
     one, two = (
         load_file(found[trained][0].path / "final" / "model.safetensors") for found in (ones, twos)
@@ -180,10 +161,8 @@ def test_two_processes_make_the_same_experiment(config, settings, runs_dir, tmp_
     for name, weight in one.items():
         assert torch.allclose(weight, two[name], atol=2e-6), name
     assert any((weight - start[name]).abs().max() > 1e-4 for name, weight in one.items())
-    assert (
-        ones[trained][0].metrics["cost"]["computed_tokens"]
-        == twos[trained][0].metrics["cost"]["computed_tokens"]
-    )
+    left, right = (found[trained][0].metrics["cost"] for found in (ones, twos))
+    assert left["computed_tokens"] == right["computed_tokens"]
     for stage in ("stage1_vanilla_eval", "stage4_postft_eval"):
         for left, right in zip(ones[stage], twos[stage], strict=True):
             assert left.items(("pred",)).equals(right.items(("pred",)))
@@ -203,19 +182,16 @@ def test_killed_in_a_stage_the_same_line_goes_on(settings, runs_dir, when):
     process.send_signal(signal.SIGKILL)
     process.stderr.close()
     process.wait()
-    finished = {run.id for run in list_runs([runs_dir]) if run.state == "done"}
-    stamps = {
-        run.id: (run.path / "metrics.json").stat().st_mtime_ns
-        for run in list_runs([runs_dir])
-        if run.id in finished
-    }
-    assert len(finished) < 9
+
+    def finished() -> set[tuple[str, int]]:
+        runs = [run for run in list_runs([runs_dir]) if run.state == "done"]
+        return {(run.id, (run.path / "metrics.json").stat().st_mtime_ns) for run in runs}
+
+    before = finished()
+    assert len(before) < 9
     assert main(words(settings | {"steps": 40})) == 0
-    runs = list_runs([runs_dir])
-    assert sum(run.state == "done" for run in runs) == 9
-    assert {
-        run.id: (run.path / "metrics.json").stat().st_mtime_ns for run in runs if run.id in finished
-    } == stamps
+    assert len(finished()) == 9
+    assert before <= finished()
 
 
 def test_a_failed_stage_is_named_and_resumed(config, runs_dir, monkeypatch):
@@ -296,10 +272,7 @@ def test_dry_run_writes_nothing_and_prints_lines_that_parse(config, runs_dir, ca
     # The printed lines make the very runs that the pipeline takes for its stages.
     for stage, runs in runs_of(runs_dir).items():
         assert len(runs) in (2, 4), stage
-        kinds = [
-            {k: v for k, v in run.settings.items() if k not in ("checkpoint", "name")}
-            for run in runs
-        ]
+        kinds = [run.settings | {"checkpoint": None, "name": None} for run in runs]
         assert all(kinds.count(kind) % 2 == 0 for kind in kinds), stage
 
 

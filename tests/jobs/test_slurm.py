@@ -14,10 +14,9 @@ from accelerate.commands.launch import launch_command_parser
 from bidir_core.cli import build_parser
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "slurm.sbatch"
-TRAIN = [
-    "finetune", "--model", "a folder/model", "--prompt-bidir-response-causal-train",
-    "--gradient-checkpointing",
-]  # fmt: skip
+TRAIN = ["finetune", "--model", "a folder/model", "--prompt-bidir-response-causal-train"]
+TRAIN += ["--gradient-checkpointing"]
+GPUS = {"SLURM_GPUS_ON_NODE": "8"}
 # Say what they were called with. srun leaves out its own options and runs one task a node.
 STUBS = {
     # More names than a pipe holds, were it closed after the first.
@@ -45,15 +44,10 @@ def checkout(tmp_path: Path) -> Path:
 
 def submit(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     """What SLURM does on the first of two nodes."""
-    environment = {
-        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "SLURM_JOB_NODELIST": "node-[a-b]",
-        "SLURM_NNODES": "2",
-        **more,
-    }
-    return subprocess.run(
-        ["bash", str(SCRIPT), *words], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    given = {"PATH": path, "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_NNODES": "2", **more}
+    line = ["bash", str(SCRIPT), *words]
+    return subprocess.run(line, cwd=folder, env=given, capture_output=True, text=True)
 
 
 def launches(done: subprocess.CompletedProcess[str]) -> list:
@@ -69,11 +63,7 @@ def launches(done: subprocess.CompletedProcess[str]) -> list:
 
 @pytest.mark.parametrize(
     ("more", "processes"),
-    [
-        ({"SLURM_GPUS_ON_NODE": "8"}, 16),
-        ({}, 8),
-        ({"SLURM_GPUS_ON_NODE": "8", "GPUS_PER_NODE": "3"}, 6),
-    ],
+    [(GPUS, 16), ({}, 8), (GPUS | {"GPUS_PER_NODE": "3"}, 6)],
 )
 def test_one_launch_a_node_and_a_process_a_gpu(checkout, more, processes):
     nodes = launches(submit(checkout, *TRAIN, **more))

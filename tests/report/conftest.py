@@ -21,6 +21,13 @@ def repaired(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def three_seeds(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("three")
+    two_by_two(root, REPAIRED, seeds=(0, 1, 2))
+    return root
+
+
+@pytest.fixture(scope="session")
 def repaired_report(repaired) -> Report:
     return report(repaired)
 
@@ -39,9 +46,8 @@ def seeded(tmp_path_factory) -> tuple[Path, Path, Report]:
         for seed in (0, 1) if code != "base" else (0,):
             trained = None
             if code != "base":
-                known = [
-                    r for r in list_runs([root]) if r.path.name.endswith(f"{code}-{seed}-lora")
-                ]
+                name = f"*_{code}-{seed}-lora"
+                known = [run for run in list_runs([root]) if run.path.match(name)]
                 recipe = {"seed": seed, "method": "lora", "lora_rank": 8, "lora_alpha": 16}
                 trained = known[0] if known else make_finetune(root, code, **recipe)
             evaluation(root, regime, accuracy, trained=trained, seed=3 + seed, **few)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from bidir_core.cli import main
 from bidir_core.common.errors import UserError
 from bidir_core.report import paper as write
 from bidir_core.report.paper import write_paper, zip_paper
@@ -105,27 +104,3 @@ def test_a_paper_that_fails_half_way_leaves_the_old_one(repaired_report, tmp_pat
         write_paper(repaired_report, target)
     assert files_of(target) == before
     assert [p.name for p in tmp_path.iterdir()] == ["paper"]
-
-
-def test_the_command_answers_mistakes_in_one_line(repaired, tmp_path, capsys):
-    place = ["report", "--runs-dir", str(repaired)]
-    empty = tmp_path / "no-runs"
-    empty.mkdir()
-    for wrong, why in (
-        (place, "--out FILE.md"),
-        ([*place, "--paper", str(tmp_path / "p"), "--csv"], "go with --out"),
-        ([*place, "--paper", str(repaired)], "not made by this command"),
-        (["report", "--runs-dir", str(empty), "--paper", str(tmp_path / "p")], "no finished runs"),
-        ([*place, "stage9/none", "--paper", str(tmp_path / "p")], "there is no run"),
-    ):
-        assert main(wrong) == 2
-        error = capsys.readouterr().err
-        assert why in error
-        assert error.count("\n") == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["no-runs"]
-
-
-def test_importing_the_command_line_needs_no_matplotlib():
-    code = "import sys, bidir_core.cli, bidir_core.report.report, bidir_core.report.paper\n"
-    code += "assert not {'matplotlib', 'torch'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

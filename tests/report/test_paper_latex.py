@@ -65,17 +65,9 @@ def test_text_from_outside_is_inert(hostile):
 def test_escaped_text_has_no_command_of_its_own(text):
     for shown in (paper_latex.escape(text), paper_latex.code(text), paper_latex.number(text)):
         commands = set(re.findall(r"\\([A-Za-z]+)", shown))
-        assert commands <= {
-            "textbackslash",
-            "textasciicircum",
-            "textasciitilde",
-            "textless",
-            "textgreater",
-            "textbar",
-            "textasciigrave",
-            "texttt",
-            "allowbreak",
-        }
+        assert all(
+            re.match("text(backslash|ascii|less|greater|bar|tt)|allowbreak", c) for c in commands
+        )
         rest = re.sub(r"\$[+<-]\$|\\[{}$&#_%,]|\\[A-Za-z]+", "", shown)
         assert rest.count("{") == rest.count("}")
         assert not re.search(r"[$&#^~%\\]", rest)
@@ -99,11 +91,6 @@ def test_it_compiles(seeded, hostile, tmp_path):
                   if path.parent.name == "tables"]  # fmt: skip
         lines += [f"\\includegraphics{{figures/{path.stem}}}" for path in copy.rglob("*.pdf")]
         (copy / "main.tex").write_text("\n".join([*lines, r"\end{document}"]))
-        done = subprocess.run(
-            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main"],
-            cwd=copy,
-            capture_output=True,
-            timeout=120,
-            check=False,
-        )
+        line = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main"]
+        done = subprocess.run(line, cwd=copy, capture_output=True, timeout=120)
         assert done.returncode == 0, done.stdout[-2000:]

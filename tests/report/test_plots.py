@@ -13,30 +13,20 @@ LONG = "3B (steps 25, lr 0.0003, warmup steps 5), bidirectional:sink=1,lambda=0.
 
 
 @pytest.mark.parametrize(
-    ("text", "lines"),
+    ("text", "ends"),
     [
-        ("stage 4 from distil (method lora)", ["stage 4 from distil (method lora)"]),
-        (
-            "3B LoRA, bidirectional:sink=1,lambda=0.5",
-            ["3B LoRA, bidirectional:sink=1,lambda=0.5"],
-        ),
-        (
-            "3C (method lora), bidirectional:sink=1,lambda=0.5",
-            ["3C (method lora),", "bidirectional:sink=1,lambda=0.5"],
-        ),
-        (
-            LONG,
-            ["3B (steps 25, lr 0.0003,", "warmup steps 5),", "bidirectional:sink=1,lambda=0.5"],
-        ),
-        (
-            "a name with neither comma nor any other mark in it",
-            ["a name with neither comma nor any other", "mark in it"],
-        ),
-        ("", [""]),
+        ("3B LoRA, bidirectional:sink=1,lambda=0.5", []),
+        ("3C (method lora), bidirectional:sink=1,lambda=0.5", ["(method lora),"]),
+        (LONG, ["lr 0.0003,", "steps 5),"]),
+        ("a name with neither comma nor any other mark in it", ["any other"]),
+        ("", []),
     ],
 )
-def test_a_long_label_is_broken_where_it_reads_well(text, lines):
-    assert plots.wrapped(text) == lines
+def test_a_long_label_is_broken_where_it_reads_well(text, ends):
+    *lines, last = plots.wrapped(text)
+    assert " ".join([*lines, last]) == text
+    assert len(lines) == len(ends)
+    assert all(line.endswith(end) for line, end in zip(lines, ends))
 
 
 @given(st.text(st.sampled_from("ab ,:<…"), max_size=150))

@@ -5,15 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from bidir_core.cli import main
 from bidir_core.report.markdown import Column, Interval, Table, code, escape
-from bidir_core.report.report import write_report
 from bidir_core.runs.find import list_runs
 from tests.factory import make_item, make_run, spread_items
 from tests.report_runs import FOLDERS, report
@@ -83,27 +80,30 @@ def test_the_command_writes_markdown_and_tables(repaired, tmp_path, capsys):
     assert main(["report", run.id, "--runs-dir", str(repaired), "--out", str(out)]) == 0
 
 
-@pytest.mark.parametrize("words", [
-    ["--out", "x.pdf"], ["nosuchrun", "--out", "x.md"], ["--out", "x.md", "--margin", "0"],
-    ["--out", "/proc/nowhere/x.md"], ["--out", "x.md", "--model", "nobody"],
-])  # fmt: skip
-def test_bad_input_is_one_line(words, repaired, capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("", "--out FILE.md"),
+        ("--out x.pdf", ".md (Markdown) or .html (one self-contained page)"),
+        ("--out x", ".md (Markdown) or .html"),
+        ("--out x.md --html y.md", "--html y.md: give a name that ends in .html"),
+        ("--out x.html --sections macro,nonsense", "no section 'nonsense'; choose from"),
+        ("--out x.md --margin 0", "margin"),
+        ("--out x.md --model nobody", "nobody"),
+        ("--out /proc/nowhere/x.md", "/proc/nowhere"),
+        ("--paper p --csv", "go with --out"),
+        ("--paper RUNS", "not made by this command"),
+        ("stage9/none --paper p", "there is no run"),
+        ("nosuchrun --out x.md", "there is no run"),
+        ("--paper p --runs-dir .", "no finished runs"),
+    ],
+)
+def test_bad_input_is_one_line(words, says, repaired, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert main(["report", "--runs-dir", str(repaired), *words]) == 2
+    line = words.replace("RUNS", str(repaired)).split()
+    assert main(["report", "--runs-dir", str(repaired), *line]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
+    assert says in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
-
-
-def test_sections_can_be_chosen(repaired, tmp_path):
-    made = report(repaired)
-    text = made.markdown(only={"answers"})
-    assert "## Direct Answer" in text
-    assert "## Cost" not in text
-    assert write_report(made, tmp_path / "r.md") == [tmp_path / "r.md"]
-
-
-def test_reading_runs_needs_no_torch():
-    check = "import sys, bidir_core.report.report; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", check], check=True)

@@ -98,14 +98,6 @@ def test_it_has_every_cell_of_every_table(study, parsed):
             assert tuple(flat(cell) for cell in row) in rows, (table.key, row)
 
 
-def test_it_says_what_the_markdown_says(study, parsed):
-    said = flat(" ".join(text for texts in parsed.texts.values() for text in texts))
-    for words in ("It hurts. Without adaptation, bidirectional prefill lowers macro accuracy",
-                  "above 0: part of the gain is repair of the mask, not ordinary tuning"):  # fmt: skip
-        assert words in flat(study.markdown())
-        assert words in said
-
-
 def test_the_file_names_no_other(text, parsed):
     for tag, attributes in parsed.elements:
         assert not {"srcset", "poster", "action", "formaction", "background", "ping"} & {
@@ -229,21 +221,3 @@ def test_html_beside_markdown(repaired, tmp_path, capsys):
     assert files == ["r.md", "r.html", "r.macro.csv"]
     assert Page(html.read_text()).texts["h2"][:2] == ["Scope", "Macro Accuracy by Stage"]
     assert out.read_text().count("\n## ") == 2
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["--out", "x.pdf"], ".md (Markdown) or .html (one self-contained page)"),
-        (["--out", "x"], ".md (Markdown) or .html"),
-        (["--out", "x.md", "--html", "y.md"], "--html y.md: give a name that ends in .html"),
-        (["--out", "x.html", "--sections", "macro,nonsense"], "no section 'nonsense'; choose from"),
-    ],
-)
-def test_a_wrong_name_says_which_would_be_right(
-    words, says, repaired, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    assert main(["report", "--runs-dir", str(repaired), *words]) == 2
-    assert says in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())

@@ -21,6 +21,7 @@ from bidir_core.runs.lm_eval_export import export_run
 from bidir_core.runs.lm_eval_import import import_results
 from bidir_core.runs.records import RECORD_FIELDS
 from bidir_core.runs.run import Run
+from tests.factory import unsealed
 from tests.interop_files import (
     TASKS,
     TOKEN_FIELDS,
@@ -144,6 +145,7 @@ def test_a_compact_run_is_joined_with_its_data(config, ours, tmp_path, capsys):
     export_run(ours, tmp_path / "full")
     for task in TASKS:
         assert lines_of(tmp_path / "compact", task) == lines_of(tmp_path / "full", task)
+    unsealed(Run(path))
     moved = json.loads((path / "config.json").read_text())
     moved["config"]["data_source"] = str(tmp_path / "gone")
     (path / "config.json").write_text(json.dumps(moved))

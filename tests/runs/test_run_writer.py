@@ -25,7 +25,7 @@ from bidir_core.runs.records import LIGHT_FIELDS
 from bidir_core.runs.run import Run
 from bidir_core.runs.status import is_alive, this_process
 from bidir_core.runs.writer import RunWriter
-from tests.factory import make_item, make_run, scored
+from tests.factory import make_item, make_run, scored, unsealed
 
 pytestmark = pytest.mark.usefixtures("own_runs")
 
@@ -84,7 +84,7 @@ def test_compact_runs_keep_numbers_and_drop_texts(tmp_path):
 
 
 def test_a_table_of_an_older_version_reads_with_nulls(tmp_path):
-    run = make_run(tmp_path, n_items=10)
+    run = unsealed(make_run(tmp_path, n_items=10))
     table = pq.read_table(run.path / "items.parquet").drop_columns(["prompt_group"])
     pq.write_table(table, run.path / "items.parquet")
     assert run.items()["prompt_group"].isna().all()
@@ -258,7 +258,11 @@ def test_states(tmp_path, state):
 def test_a_pid_alone_does_not_prove_life():
     me = this_process()
     assert is_alive(me)
-    assert not is_alive({**me, "pid_started": me["pid_started"] - 60})
+    assert not is_alive({**me, "pid_ticks": me["pid_ticks"] - 1})
+    assert is_alive({**me, "pid_started": me["pid_started"] - 60})  # the clock was set
+    old = {name: value for name, value in me.items() if name != "pid_ticks"}
+    assert is_alive(old)
+    assert not is_alive({**old, "pid_started": me["pid_started"] - 60})
     assert not is_alive({**me, "pid": 2**30})
     assert not is_alive({})
     elsewhere = {**me, "host": "another-machine"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from bidir_core.common.errors import UserError
 from bidir_core.runs.find import delete_run, find_run, list_runs, rename_run
 from bidir_core.runs.layout import new_run_folder, runs_roots, stage_dir_for
 from bidir_core.runs.run import Run
+from bidir_core.runs.status import run_lock
 from bidir_core.runs.writer import RunWriter
-from tests.factory import make_reference, make_run
+from tests.factory import make_reference, make_run, scored, unsealed
 
 pytestmark = pytest.mark.usefixtures("own_runs")
 
@@ -119,7 +122,7 @@ def test_a_broken_folder_never_takes_the_list_down(tmp_path):
 
 
 def test_a_damaged_table_is_a_sentence_for_the_reader(tmp_path):
-    run = make_run(tmp_path, n_items=50)
+    run = unsealed(make_run(tmp_path, n_items=50))
     data = bytearray((run.path / "items.parquet").read_bytes())
     data[-60:-10] = b"\xff" * 50
     (run.path / "items.parquet").write_bytes(bytes(data))
@@ -214,3 +217,61 @@ def test_running_runs_and_read_only_mode_refuse_changes(tmp_path, monkeypatch):
             change(done)
     assert done.path.exists()
     assert done.items().shape[0] == 6  # reading goes on
+
+
+def _another_clock(status):
+    status["pid_started"] -= 5
+
+
+def _another_host(status):
+    status.update(host="a-name-of-before", heartbeat=time.time() - 3600)
+
+
+def _another_process(status):  # as seen from another container
+    status.update(pid=2**22 + 1, pid_ticks=1)
+
+
+@pytest.mark.parametrize("seen", [_another_clock, _another_host, _another_process])
+def test_a_run_that_is_written_is_running_whatever_its_status_says(tmp_path, seen):
+    rows = scored(10)
+    with RunWriter.create("stage1_vanilla_eval", {}, root=tmp_path) as writer:
+        writer.append(rows[:5])
+        status = json.loads((writer.path / "status.json").read_text())
+        seen(status)
+        (writer.path / "status.json").write_text(json.dumps(status))
+        assert Run(writer.path).state == "running"
+        for change in (delete_run, lambda run: rename_run(run, "x")):
+            with pytest.raises(UserError, match="it is running"):
+                change(Run(writer.path))
+        writer.append(rows)
+        writer.finish()
+    assert len(Run(writer.path).items()) == 10
+    delete_run(Run(writer.path))
+    assert os.listdir(tmp_path / "stage1_vanilla_eval") == []
+
+
+def test_delete_and_rename_take_the_runs_lock(tmp_path):
+    run = make_run(tmp_path, n_items=5)
+    with run_lock(run.path):  # its state says done: the lock decides
+        for change in (delete_run, lambda run: rename_run(run, "x")):
+            with pytest.raises(UserError, match="it is running"):
+                change(run)
+    assert run.path.exists()
+    renamed = rename_run(run, "x")
+    assert not (renamed.path / ".lock").exists()
+    delete_run(renamed)
+
+
+def test_a_point_of_a_sweep_that_runs_is_not_deleted(tmp_path):
+    sweep = make_run(tmp_path, "lab", n_items=5)
+    point = make_run(tmp_path, "lab", n_items=5, folder=sweep.path / "points" / "causal")
+    with run_lock(sweep.path), pytest.raises(UserError, match="it is running"):
+        delete_run(point)
+    delete_run(point)
+
+
+def test_looking_at_a_run_leaves_nothing_in_it(tmp_path):
+    run = make_run(tmp_path, n_items=5, state="lost")
+    before = sorted(os.listdir(run.path))
+    assert Run(run.path).state == "lost"
+    assert sorted(os.listdir(run.path)) == before

@@ -49,7 +49,10 @@ def test_a_shared_device_is_noted(kept):
     assert all(run.metrics["cost"]["shared_device"] for run in small.values())
     cost = {**small["bare"].metrics["cost"]}
     del cost["shared_device"]
-    assert {**small["bare"].metrics, "cost": cost} == made["bare"].metrics
+    sums = made["bare"].metrics["checksums"]
+    assert {**small["bare"].metrics, "cost": cost, "checksums": sums} == made["bare"].metrics
+    kept_files = {"config.json", "metrics.json", "probe.json"}
+    assert set(small["bare"].metrics["checksums"]) == kept_files
 
 
 def test_log_likelihoods_are_rounded_and_nothing_else_changes(kept):
@@ -80,11 +83,17 @@ def test_a_sweep_is_kept_with_its_points_rounded_once(tmp_path, items):
     words = ["--items", "*"] if items else []
     keep_runs.main([str(tmp_path / "made"), "--to", str(tmp_path / "runs"), *words])
     (kept,) = list_runs([tmp_path / "runs"])
-    assert (kept.state, kept.metrics) == ("done", made.metrics)
+    assert kept.state == "done"
+    assert kept.metrics is not None
+    assert made.metrics is not None
+    assert {**kept.metrics, "checksums": made.metrics["checksums"]} == made.metrics
     assert (kept.path / "attention.json").exists()
     assert len(kept.points()) == len(made.points()) == 3
     for before, after in zip(made.points(), kept.points()):
-        assert after.metrics == before.metrics
+        assert before.metrics is not None
+        assert after.metrics is not None
+        sums = {"checksums": before.metrics["checksums"]}  # those are of what was kept
+        assert {**after.metrics, **sums} == before.metrics
         assert after.has_items is items
         if not items:
             continue

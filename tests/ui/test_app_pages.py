@@ -46,7 +46,7 @@ def test_torn_items_are_an_error_not_a_traceback(root):
     table.write_bytes(table.read_bytes()[:100] + b"x" * 200 + b"PAR1")
     app = open_page("pages/item.py", a=a.id, b=b.id, item="piqa/3")
     assert not app.exception
-    assert "cannot be read" in words(app) or "could not be read" in words(app)
+    assert "is corrupt: items.parquet is not what was written" in words(app)
 
 
 @pytest.mark.parametrize("page", [page for page in READERS if page != "pages/masks.py"])

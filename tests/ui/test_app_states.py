@@ -49,7 +49,7 @@ def half(root: Path) -> dict[str, str]:
 
 
 def torn(root: Path) -> dict[str, str]:
-    """The candidate's items cannot be read."""
+    """The candidate's items are damaged."""
     a, b = pair(root)
     table = b.path / "items.parquet"
     table.write_bytes(table.read_bytes()[:100] + b"x" * 200 + b"PAR1")
@@ -108,7 +108,7 @@ TABLE: dict[str, dict[str, Case]] = {
     "overview": {
         "empty": Case(nothing, "No runs yet"),
         "partial": Case(half, "20 of 40 items so far"),
-        "error": Case(torn, "cannot be read"),
+        "error": Case(torn, "items.parquet is not what was written"),
         "ready": Case(whole, "macro accuracy"),
     },
     "runs": {
@@ -120,13 +120,13 @@ TABLE: dict[str, dict[str, Case]] = {
     "compare": {
         "empty": Case(nothing, "No runs yet"),
         "partial": Case(half, "20 of 40 items so far"),
-        "error": Case(torn, "cannot be read"),
+        "error": Case(torn, "items.parquet is not what was written"),
         "ready": Case(whole, "Right and wrong, task by task"),
     },
     "flips": {
         "empty": Case(nothing, "No runs yet"),
         "partial": Case(half, "20 of 40 items so far"),
-        "error": Case(torn, "cannot be read"),
+        "error": Case(torn, "items.parquet is not what was written"),
         "ready": Case(whole, "of 40 paired items"),
     },
     "item": {

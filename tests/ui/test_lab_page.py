@@ -16,6 +16,7 @@ from bidir_ui.lab import lab_data
 from bidir_ui.reading.data import RunInfo
 from tests.app import open_page, words
 from tests.attend_factory import make_summary
+from tests.factory import unsealed
 from tests.lab_factory import LAMBDAS, SINKS, USUAL, accuracy, make_sweep
 
 PAGE = "pages/lab.py"
@@ -108,7 +109,7 @@ def test_ready(root) -> None:
 def test_an_earlier_versions_verdicts_are_adjusted_when_read(root) -> None:
     """It judged each dial's best point by itself, with a plain interval."""
     sweep = make_sweep(root, FEW, n_items=60)
-    metrics = json.loads((sweep.path / "metrics.json").read_text())
+    metrics = json.loads((unsealed(sweep).path / "metrics.json").read_text())
     for dials in metrics["best_of_dials"].values():
         for one in dials.values():
             del one["family"], one["simultaneous"]
@@ -344,7 +345,7 @@ def test_a_sweep_without_its_own_measurement_says_how_to_get_one(root) -> None:
 
 
 def test_two_measurements_of_attention_stand_beside_each_other(root) -> None:
-    sweep = make_sweep(root, (), extra=CONTROLS[:1], n_items=60)
+    sweep = unsealed(make_sweep(root, (), extra=CONTROLS[:1], n_items=60))
     attention = {name: {"future": [0.2, 0.21, 0.22]} for name in REGIMES}
     (sweep.path / "attention.json").write_text(json.dumps({"schema": 1, "regimes": attention}))
     (sweep.path / "metrics.json").write_text(

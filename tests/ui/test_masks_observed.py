@@ -8,7 +8,7 @@ import pytest
 
 from bidir_core import jobs
 from tests.attend_factory import make_attend, make_summary
-from tests.factory import make_run
+from tests.factory import make_run, unsealed
 from tests.ui.test_app_pages import open_page, words
 
 PAGE = "pages/masks.py"
@@ -166,9 +166,9 @@ def test_a_run_of_another_kind_is_not_an_observation(root):
     ("harm", "said"),
     [
         ("matrix", "attention_0/layer_02.npz of the run"),
-        ("tokens", "tokens.json of the run"),
+        ("tokens", "is corrupt: tokens.json is not what was written"),
         ("shares", "shares.npz of the run"),
-        ("metrics", "does not hold what the attend command writes"),
+        ("metrics", "is corrupt: metrics.json: 'observed' is not a list"),
         ("layers", "do not cover its layers"),
         ("mixed", "are not of one run"),
         ("failed", "is failed: out of memory"),
@@ -176,6 +176,8 @@ def test_a_run_of_another_kind_is_not_an_observation(root):
 )
 def test_damage_is_told_in_words(root, harm, said):
     run = make_attend(root)
+    if harm != "tokens":
+        unsealed(run)  # as damage that checksums did not see
     metrics = json.loads((run.path / "metrics.json").read_text())
     if harm == "matrix":
         path = run.path / "attention_0" / "layer_02.npz"

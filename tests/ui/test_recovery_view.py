@@ -8,12 +8,13 @@ from bidir_core.report.charts import table_frame
 from bidir_ui.compare import compare_view
 from bidir_ui.reading import data
 from tests.app import open_page, words
+from tests.factory import unsealed
 from tests.report_runs import REPAIRED, make_finetune, two_by_two
 
 
 def test_seeds_of_an_arm_are_one_curve_of_their_mean(root):
     first, second = (make_finetune(root, "3B", seed=seed) for seed in (0, 1))
-    curve = second.path / "curve.jsonl"
+    curve = unsealed(second).path / "curve.jsonl"
     higher = curve.read_text().replace('"acc": 0.4,', '"acc": 0.6,')  # at step 0
     curve.write_text(higher + '{"step": 9, "evals": {"causal": {"ac')
     frame = table_frame(compare_view.curves(data.list_infos(), first.model))

@@ -1,0 +1,83 @@
+"""What kills leave behind goes; what never ends is given up."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import threading
+import time
+
+import pytest
+
+from bidir_core.common.errors import UserError
+from bidir_core.common.files import remove_left_overs
+from bidir_core.common.progress import time_limit
+from bidir_core.jobs.playground_server import MAX_WAITING, Inbox
+from bidir_core.runs.find import delete_run
+from bidir_core.runs.status import run_lock
+from bidir_core.runs.writer import RunWriter
+from tests.factory import make_run
+
+pytestmark = pytest.mark.usefixtures("own_runs")
+
+
+def test_a_resumed_run_removes_what_killed_writers_left(tmp_path):
+    sweep = make_run(tmp_path, "lab", n_items=5, state="lost")
+    point = make_run(tmp_path, "lab", n_items=5, folder=sweep.path / "points" / "causal")
+    busy = make_run(tmp_path, "lab", n_items=5, folder=sweep.path / "points" / "busy")
+    for path in (sweep.path / ".texts.parquet.77.tmp", point.path / ".status.json.77.tmp"):
+        path.write_text("half")
+    (point.path / ".lock").touch()
+    with run_lock(busy.path), RunWriter.resume(sweep.path):
+        assert [p.name for p in sweep.path.iterdir() if p.name[0] == "."] == [".lock"]
+        assert [p.name for p in point.path.iterdir() if p.name[0] == "."] == []
+        assert (busy.path / ".lock").exists()
+
+
+def test_old_left_overs_go_and_young_ones_stay(tmp_path):
+    old, young = tmp_path / ".importing-1", tmp_path / ".importing-2"
+    for path in (old, young):
+        path.mkdir()
+        (path / "items.jsonl").write_text("")
+    os.utime(old, (time.time() - 7200,) * 2)
+    remove_left_overs(tmp_path, ".importing-*")
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_deleting_a_run_removes_what_a_killed_delete_left(tmp_path):
+    run = make_run(tmp_path, n_items=5)
+    left = run.path.with_name(".deleted-20200101-000000")
+    left.mkdir()
+    os.utime(left, (time.time() - 7200,) * 2)
+    delete_run(run)
+    assert os.listdir(tmp_path / "stage1_vanilla_eval") == []
+
+
+def test_a_pattern_and_a_template_that_never_end_are_given_up():
+    with pytest.raises(UserError, match="the pattern took longer"), time_limit(0.2, "the pattern"):
+        re.fullmatch(r"(a+)+b", "a" * 60)
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    endless = ImmutableSandboxedEnvironment().from_string(
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    )
+    with (
+        pytest.raises(UserError, match="the template took longer"),
+        time_limit(0.2, "the template"),
+    ):
+        endless.render()
+    with time_limit(0.2, "nothing"):
+        pass
+    time.sleep(0.3)  # no alarm is left behind
+
+
+def test_the_playground_refuses_what_it_cannot_keep():
+    lines = "".join(json.dumps({"op": "generate", "id": n}) + "\n" for n in range(MAX_WAITING + 5))
+    refused, ended = [], threading.Event()
+    inbox = Inbox(io.StringIO(lines), ended.set, refused.append)
+    assert ended.wait(10)
+    assert inbox.requests.qsize() == MAX_WAITING
+    assert refused == [str(n) for n in range(MAX_WAITING, MAX_WAITING + 5)]

@@ -1,0 +1,70 @@
+"""What the app reads of run folders, and when it reads it again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bidir_core.runs.find import delete_run
+from bidir_core.runs.layout import COMMITTED_RUNS
+from bidir_ui.reading import data
+from tests.factory import make_run
+
+pytestmark = pytest.mark.usefixtures("own_runs")
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The folders that are read, as they are."""
+    seen = []
+    really = data._read
+    monkeypatch.setattr(data, "_read", lambda path, at: seen.append(path) or really(path, at))
+    monkeypatch.setattr(data, "_index", {})
+    return seen
+
+
+def test_thousands_of_folders_are_read_once(opened, tmp_path, monkeypatch):
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path))
+    files = {
+        "config.json": json.dumps({"schema": 1, "kind": "eval", "config": {"model": "m"}}),
+        "metrics.json": json.dumps({"schema": 1, "n_items": 3}),
+    }
+    for number in range(2500):
+        folder = tmp_path / "stage1_vanilla_eval" / f"20260101-000000-{number + 2}"
+        folder.mkdir(parents=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    first = data.list_infos()
+    assert len([info for info in first if info.path.startswith(str(tmp_path))]) == 2500
+    assert len(opened) == len(first)
+    opened.clear()
+    assert data.list_infos() == first
+    assert opened == []
+
+
+def test_what_changed_is_read_again_and_nothing_else(opened, tmp_path, monkeypatch):
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path))
+    a, b = make_run(tmp_path, n_items=5), make_run(tmp_path, n_items=5, state="failed")
+    busy = make_run(tmp_path, n_items=6, state="running")
+
+    def mine():
+        opened.clear()
+        found = data.list_infos()
+        again = [path for path in opened if not path.startswith(str(COMMITTED_RUNS))]
+        return {info.path: info for info in found if info.path.startswith(str(tmp_path))}, again
+
+    assert set(mine()[1]) == {str(run.path) for run in (a, b, busy)}
+    assert mine()[1] == [str(busy.path)]
+    status = json.loads((b.path / "status.json").read_text())
+    (b.path / "status.json").write_text(json.dumps({**status, "state": "cancelled"}))
+    found, again = mine()
+    assert set(again) == {str(b.path), str(busy.path)}
+    assert found[str(b.path)].state == "cancelled"
+    (a.path / "items.parquet").write_bytes(b"PAR1")
+    found, _ = mine()
+    assert found[str(a.path)].state == "corrupt"
+    delete_run(a)
+    found, again = mine()
+    assert str(a.path) not in found
+    assert again == [str(busy.path)]
