@@ -42,8 +42,9 @@ from bidir_core.data.tasks import PUBLISHED_TASKS
 from bidir_core.models.devices import choose_device, choose_dtype
 from bidir_core.runs.curve import read_curve
 from bidir_core.runs.run import Run
-from bidir_core.train.data import Columns, read_samples
+from bidir_core.train.data import read_samples
 from bidir_core.train.mixtures import MIXTURES
+from bidir_core.train.rows import Columns
 
 Add = Callable[..., None]
 

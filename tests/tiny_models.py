@@ -17,10 +17,12 @@ from bidir_core.models.layout import Layout
 from bidir_core.regimes import parse_regime
 
 
-def save_tiny_model(folder: Path | str, family: str = "llama", *, seed: int = 0) -> Path:
+def save_tiny_model(
+    folder: Path | str, family: str = "llama", *, seed: int = 0, **changes: Any
+) -> Path:
     """Write a model and its tokenizer as a local folder like a hub snapshot."""
     folder = Path(folder)
-    tiny_model(family, seed=seed).save_pretrained(folder)
+    tiny_model(family, seed=seed, **changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

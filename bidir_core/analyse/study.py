@@ -342,7 +342,9 @@ def _seed(settings: Mapping[str, Any]) -> int:
 
 def _recipe(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     full = settings.get("method") != "lora"
-    return tuple(
+    # Runs made before the setting existed learned the last turn.
+    turns = (("assistant_turns", "all"),) if settings.get("assistant_turns") == "all" else ()
+    return turns + tuple(
         (name, str(settings[name]))
         for name in RECIPE_FIELDS
         if settings.get(name) is not None and not (full and name in _LORA_ONLY)

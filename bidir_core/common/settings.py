@@ -7,6 +7,7 @@ runs that differ there are different runs and a run can't be resumed with them c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, field, fields
 from typing import Any, Literal, TypeVar
@@ -65,6 +66,17 @@ def check_config(config: Any) -> None:
             raise UserError(f"{flag_of(spec)} {value}: choose one of {', '.join(choices)}")
 
 
+def split_list(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated list; a backslash keeps the comma behind it in a part."""
+    parts = re.split(r"(?<!\\),", text)
+    return tuple(part.strip().replace("\\,", ",") for part in parts if part.strip())
+
+
+def join_list(parts: Iterable[str]) -> str:
+    """What :func:`split_list` takes apart again."""
+    return ",".join(part.replace(",", "\\,") for part in parts)
+
+
 def parse_value(spec: Field[Any], text: str) -> Any:
     """What the command line would make of ``text``. Raises UserError where it would."""
     return _converter(spec)(text)
@@ -75,7 +87,7 @@ def _converter(spec: Field[Any]) -> Any:
 
     def convert(text: str) -> Any:
         if kind.startswith("tuple[str"):
-            return tuple(part.strip() for part in text.split(",") if part.strip())
+            return split_list(text)
         if "None" in kind and not kind.startswith("str") and text in ("auto", "none", "all"):
             return None
         try:
@@ -119,5 +131,5 @@ def command_line(command: str, config: Any) -> str:
         if isinstance(value, bool):
             words.append(flag_of(spec) if value else "--no-" + flag_of(spec)[2:])
         else:
-            words += [flag_of(spec), ",".join(value) if isinstance(value, tuple) else str(value)]
+            words += [flag_of(spec), join_list(value) if isinstance(value, tuple) else str(value)]
     return shlex.join(words)

@@ -144,6 +144,7 @@ class Encoder:
     ``bos``: ``auto`` does what the tokenizer does by itself, ``add`` puts exactly one BOS in
     front, ``none`` adds nothing. ``chat_template`` wraps each context as a user's turn and drops
     the space in front of the choices, as lm-eval does; ``chat_date`` is what it is told of the date.
+    UserError for a token that a model of this ``vocabulary`` has no embedding for.
     """
 
     def __init__(
@@ -153,8 +154,10 @@ class Encoder:
         bos: Bos = "auto",
         chat_template: bool = False,
         chat_date: str = CHAT_DATE,
+        vocabulary: int | None = None,
     ):
         self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
         self.backend = tokenizer.backend_tokenizer
         self.backend.no_padding()
         self.backend.no_truncation()
@@ -261,12 +264,28 @@ class Encoder:
         for group, add in ((plain, special), (with_own, False)):
             tail = self.n_tail if add else 0
             made = _Texts(self.backend, group, special=add, tail=tail, front=front)
+            check_vocabulary(made.ids, self.vocabulary)
             for text, (start, end) in zip(group, itertools.pairwise(made.ends)):
                 found[text] = _Place(made, start, end)
         return found
 
     def _brings_bos(self, text: str) -> bool:
         return self.bos_text is not None and text.startswith(self.bos_text)
+
+
+def vocabulary_of(loaded: Any) -> int | None:
+    """How many tokens a model, loaded or only looked at, has embeddings for, if it says."""
+    config = loaded.config if hasattr(loaded, "config") else loaded.model.config
+    return getattr(config.get_text_config(), "vocab_size", None)
+
+
+def check_vocabulary(ids: np.ndarray, vocabulary: int | None) -> None:
+    """UserError where a token lies beyond the model's embeddings."""
+    if vocabulary is not None and ids.size and (highest := int(ids.max())) >= vocabulary:
+        raise UserError(
+            f"the tokenizer gives token {highest}, and the model has embeddings for {vocabulary:,} "
+            f"tokens (0 to {vocabulary - 1}); use the tokenizer that the model was trained with"
+        )
 
 
 def n_appended(backend: Any) -> int:

@@ -33,6 +33,7 @@ from bidir_core.models.weight_files import read_tensors
 from bidir_core.regimes import parse_regime
 from bidir_core.train.config import MICRO_TOKENS, FinetuneConfig
 from bidir_core.train.mixtures import MIXTURES, outline
+from bidir_core.train.rows import Columns, read_rows, texts_of, trained_turns
 
 # What a model is made of, as far as it can be known without its weights.
 
@@ -263,9 +264,9 @@ def training_work(config: FinetuneConfig) -> Work:
         raise UserError("the training data are not on this machine, so nothing was counted")
     if not embedded and not os.path.isfile(config.data):
         raise UserError(f"samples of '{config.data}' are counted when they are read")
-    columns = (config.prompt_column, config.response_column, config.messages_column)
+    columns = Columns(config.prompt_column, config.response_column, config.messages_column)
     stamp = 0.0 if embedded else os.path.getmtime(config.data)
-    lengths = _sample_lengths(config.data, columns, stamp, tokenizer)
+    lengths = _sample_lengths(config.data, columns, config.assistant_turns, stamp, tokenizer)
     if config.over_long == "drop":
         lengths = lengths[lengths["total"] <= config.max_tokens]
     if lengths.empty:
@@ -278,13 +279,13 @@ def training_work(config: FinetuneConfig) -> Work:
 
 @lru_cache(maxsize=8)
 def _sample_lengths(
-    data: str, columns: tuple[str, str, str | None], stamp: float, tokenizer: str
+    data: str, columns: Columns, turns: str, stamp: float, tokenizer: str
 ) -> pd.DataFrame:
     """Samples spread over the data: ``total`` and ``answer`` tokens, and how many each stands for."""
     if data in MIXTURES:
         pairs = outline(data, assets.mixture_dir())  # type: ignore[arg-type]
     else:
-        rows = _jsonl_pairs(Path(data), columns)
+        rows = _pairs(data, columns, turns)
         pairs = dict.fromkeys(rows[:: max(1, len(rows) // SAMPLED)], 1.0)
     encode = _read_tokenizer(tokenizer).encode_batch_fast
     prompts = np.array([len(one.ids) for one in encode([prompt for prompt, _ in pairs])])
@@ -293,20 +294,17 @@ def _sample_lengths(
     return pd.DataFrame({"total": total, "answer": total - prompts, "weight": weights})
 
 
-def _jsonl_pairs(path: Path, columns: tuple[str, str, str | None]) -> list[tuple[str, str]]:
-    """Prompts and responses as far as they can be read; the run itself says what is wrong."""
-    prompt, response, messages = columns
+def _pairs(data: str, columns: Columns, turns: str) -> list[tuple[str, str]]:
+    """Prompts and responses of a file, without a chat template around them."""
     pairs = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-            if messages is None:
-                pairs.append((str(row[prompt]), str(row[response])))
-            else:
-                turns = [str(turn["content"]) for turn in row[messages]]
-                pairs.append(("\n".join(turns[:-1]), turns[-1]))
-        except (ValueError, KeyError, TypeError, IndexError):
+    for where, row in read_rows(Path(data)):
+        texts = texts_of(row, columns, where)
+        if isinstance(texts, tuple):
+            pairs.append(texts)
             continue
+        contents = [message["content"] for message in texts]
+        for last in trained_turns(texts, turns, where):
+            pairs.append(("\n".join(contents[:last]), contents[last]))
     return pairs
 
 

@@ -90,7 +90,8 @@ class FinetuneConfig:
 
     data: str = setting(
         "far",
-        help="the embedded mixture far, near or farther (for the order tasks), a JSONL file, or hub:OWNER/NAME[@CONFIG][:SPLIT]",
+        help="the embedded mixture far, near or farther (for the order tasks), a JSONL file, or "
+        "hub:OWNER/NAME[@CONFIG][:SPLIT]; rows as TRL, Alpaca and ShareGPT have them are read",
         role="identity",
     )
     prompt_column: str = setting("prompt", help="the data's field with prompts", role="identity")
@@ -102,6 +103,13 @@ class FinetuneConfig:
     )
     chat_template: bool = setting(
         False, help="put prompts and responses into the model's chat format", role="identity"
+    )
+    assistant_turns: str = setting(
+        "last",
+        help="which of the assistant's messages in a conversation are learned, each after all "
+        "before it",
+        role="identity",
+        choices=("last", "all"),
     )
     max_tokens: int = setting(
         512, help="longest sample, prompt and response together", role="identity", metavar="N"
@@ -137,7 +145,10 @@ class FinetuneConfig:
     batch_samples: int = setting(64, help="samples per step", role="identity", metavar="N")
     lr: float = setting(1e-4, help="peak learning rate", role="identity")
     warmup_steps: int = setting(
-        20, help="steps of linear warm-up, before the cosine", role="identity", metavar="N"
+        20,
+        help="steps of linear warm-up, at most half of all, before the cosine",
+        role="identity",
+        metavar="N",
     )
     final_lr_fraction: float = setting(
         0.0, help="where the cosine ends, as a fraction of the peak", role="identity"

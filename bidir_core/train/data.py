@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from bidir_core.train.mixtures import (
     without_duplicates,
 )
 from bidir_core.train.packing import EncodedSamples, encode_samples
+from bidir_core.train.rows import Columns, Messages, read_rows, texts_of, trained_turns
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,23 @@ class TrainingData:
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
+    def summary(self) -> str:
+        """One line: how many samples are trained on, and what became of the others."""
+        report = self.report
+        parts = [
+            f"{report['n_used']:,} of {report['n_read'] + report['n_repeated']:,} samples used"
+        ]
+        for key, what in (
+            ("n_repeated", "repeat another"),
+            ("n_dropped_contaminated", "share text with evaluation items"),
+            ("n_dropped_long", "are too long for --max-tokens"),
+            ("n_dropped_empty", "have an empty side"),
+            ("n_truncated", "of those used lost the beginning of their prompt"),
+        ):
+            if report[key]:
+                parts.append(f"{report[key]:,} {what}")
+        return ", ".join(parts)
+
 
 def prepare_data(
     config: FinetuneConfig, tokenizer: Any, max_length: int, rope_switch: int | None = None
@@ -60,9 +77,14 @@ def prepare_data(
         )
     if config.data in MIXTURES and not config.chat_template:
         samples, clean, dropped = _embedded(config.data, config.decontaminate)
+        n_repeated = 0
     else:
         columns = Columns(config.prompt_column, config.response_column, config.messages_column)
-        samples = read_samples(config.data, columns, tokenizer, config.chat_template)
+        read = read_samples(
+            config.data, columns, tokenizer, config.chat_template, config.assistant_turns
+        )
+        samples = without_duplicates(read)
+        n_repeated = len(read) - len(samples)
         clean, dropped = _clean(samples, config.data, config.decontaminate)
     if not clean:
         raise UserError(
@@ -83,7 +105,8 @@ def prepare_data(
             f"most {rope_switch}"
         )
     used = [clean[index] for index in encoded.source.tolist()]
-    return TrainingData(encoded, dropped, _report(config, samples, used, encoded, dropped))
+    report = _report(config, samples, used, encoded, dropped) | {"n_repeated": n_repeated}
+    return TrainingData(encoded, dropped, report)
 
 
 @lru_cache(maxsize=2)
@@ -141,15 +164,6 @@ def _report(
 HUB = "hub:"
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Names of the fields that hold a sample; ``messages`` None means prompt and response."""
-
-    prompt: str = "prompt"
-    response: str = "response"
-    messages: str | None = None
-
-
 def check_data(data: str) -> None:
     """Raise UserError, before anything is loaded, if ``data`` names nothing that can be read."""
     if data in MIXTURES or (data.startswith(HUB) and len(data) > len(HUB)):
@@ -161,10 +175,14 @@ def check_data(data: str) -> None:
         )
 
 
-def read_samples(data: str, columns: Columns, tokenizer: Any, chat_template: bool) -> list[Sample]:
-    """All distinct samples of ``data``, in order; texts only, nothing tokenised.
+def read_samples(
+    data: str, columns: Columns, tokenizer: Any, chat_template: bool, turns: str = "last"
+) -> list[Sample]:
+    """All samples of ``data``, in order, repeated ones too; texts only, nothing tokenised.
 
-    ``chat_template`` puts prompts and responses into the tokenizer's own chat format.
+    ``chat_template`` puts prompts and responses into the tokenizer's own chat format; of a
+    conversation, the ``last`` or ``all`` of the assistant's ``turns`` are responses, each to
+    everything before it.
     """
     chat = _chat(tokenizer) if chat_template else None
     if data in MIXTURES:
@@ -173,14 +191,29 @@ def read_samples(data: str, columns: Columns, tokenizer: Any, chat_template: boo
         assets.ensure("eval-data")
         samples = read_mixture(data, assets.mixture_dir())  # type: ignore[arg-type]
         return samples if chat is None else [_as_chat(sample, chat) for sample in samples]
-    rows = _hub_rows(data) if data.startswith(HUB) else _jsonl_rows(Path(data).expanduser())
+    rows = _hub_rows(data) if data.startswith(HUB) else read_rows(Path(data).expanduser())
     name = data if data.startswith(HUB) else Path(data).name
-    samples = [
-        _sample(row, where, name, index, columns, chat) for index, (where, row) in enumerate(rows)
-    ]
+    samples = []
+    for where, row in rows:
+        texts = texts_of(row, columns, where)
+        if isinstance(texts, list):
+            if chat is None:
+                raise UserError(f"{where}: a conversation needs --chat-template")
+            for last in trained_turns(texts, turns, where):
+                prompt, response = _rendered(texts[: last + 1], where, chat)
+                samples.append(Sample(prompt, response, name, len(samples)))
+            continue
+        prompt, response = texts
+        sample = Sample(prompt, response, name, len(samples))
+        if chat is not None:
+            sample = _as_chat(sample, chat)
+        elif not prompt[-1].isspace() and not response[0].isspace():
+            # as the evaluation tasks join context and choice
+            sample = replace(sample, response=" " + response)
+        samples.append(sample)
     if not samples:
         raise UserError(f"--data {data}: it holds no samples")
-    return without_duplicates(samples)
+    return samples
 
 
 def _chat(tokenizer: Any) -> ChatTemplate:
@@ -192,22 +225,6 @@ def _chat(tokenizer: Any) -> ChatTemplate:
         raise UserError(
             f"--chat-template: this tokenizer's template cannot be used ({error}); leave it out"
         ) from error
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    yield f"{path}, line {number}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _hub_rows(data: str) -> Iterator[tuple[str, Any]]:
@@ -229,48 +246,8 @@ def _hub_rows(data: str) -> Iterator[tuple[str, Any]]:
         yield f"{data}, row {number}", row
 
 
-def _sample(
-    row: Any,
-    where: str,
-    name: str,
-    index: int,
-    columns: Columns,
-    chat: ChatTemplate | None,
-) -> Sample:
-    if not isinstance(row, Mapping):
-        raise UserError(f"{where}: not an object with named fields")
-    messages = columns.messages or ("messages" if columns.prompt not in row else None)
-    if messages and messages in row:
-        if chat is None:
-            raise UserError(f"{where}: a conversation needs --chat-template")
-        return _from_messages(row[messages], where, name, index, chat)
-    texts = []
-    for column in (columns.prompt, columns.response):
-        if not isinstance(row.get(column), str) or not row[column].strip():
-            have = ", ".join(sorted(map(str, row))) or "nothing"
-            raise UserError(f"{where}: no text in '{column}' (the fields are: {have})")
-        texts.append(row[column])
-    prompt, response = texts
-    if not prompt[-1].isspace() and not response[0].isspace() and chat is None:
-        response = " " + response  # as the evaluation tasks join context and choice
-    sample = Sample(prompt, response, name, index)
-    return sample if chat is None else _as_chat(sample, chat)
-
-
-def _from_messages(messages: Any, where: str, name: str, index: int, chat: ChatTemplate) -> Sample:
-    if (
-        not isinstance(messages, list)
-        or len(messages) < 2
-        or not all(
-            isinstance(turn, Mapping)
-            and isinstance(turn.get("role"), str)
-            and isinstance(turn.get("content"), str)
-            for turn in messages
-        )
-    ):
-        raise UserError(f"{where}: messages must be two or more objects with role and content")
-    if messages[-1]["role"] != "assistant":
-        raise UserError(f"{where}: the last message is not the assistant's; nothing to train on")
+def _rendered(messages: Messages, where: str, chat: ChatTemplate) -> tuple[str, str]:
+    """The template's text up to the last message, and that message as the template writes it."""
     try:
         prompt = chat.render(messages[:-1])
         whole = chat.render(messages, prompt=False)
@@ -282,7 +259,10 @@ def _from_messages(messages: Any, where: str, name: str, index: int, chat: ChatT
         response = messages[-1]["content"]
     if not response.strip():
         raise UserError(f"{where}: the assistant's message is empty")
-    return Sample(prompt, response, name, index)
+    end = chat.tokenizer.eos_token
+    if end and response.rstrip().endswith(end):
+        response = response.rstrip()  # generation stops there: a line break behind is never made
+    return prompt, response
 
 
 def _as_chat(sample: Sample, chat: ChatTemplate) -> Sample:
@@ -290,5 +270,5 @@ def _as_chat(sample: Sample, chat: ChatTemplate) -> Sample:
         {"role": "user", "content": sample.prompt},
         {"role": "assistant", "content": sample.response.strip()},
     ]
-    where = f"{sample.task} {sample.index}"
-    return _from_messages(messages, where, sample.task, sample.index, chat)
+    prompt, response = _rendered(messages, f"{sample.task} {sample.index}", chat)
+    return replace(sample, prompt=prompt, response=response)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import GenerationConfig
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import sync_folder, write_json
@@ -52,8 +53,7 @@ def save_final(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         student.model.eval()
-        with _no_bars():
-            student.model.save_pretrained(temporary, state_dict=weights)
+        _save_model(student.model, temporary, weights)
         check_saved(temporary, weights if weights is not None else student.model.state_dict())
         loaded.tokenizer.save_pretrained(temporary)
         write_json(
@@ -92,6 +92,26 @@ def save_final(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final
+
+
+def _save_model(model: Any, folder: Path, weights: Mapping[str, torch.Tensor] | None) -> None:
+    """Write the model; its generation settings as they came with the base.
+
+    transformers reads settings that contradict each other (a temperature beside ``do_sample:
+    false``) and then refuses to write them. Training has not touched them.
+    """
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        model.generation_config = GenerationConfig()
+    try:
+        with _no_bars():
+            model.save_pretrained(folder, state_dict=weights)
+    finally:
+        if generation is not None:
+            model.generation_config = generation
+    file = folder / "generation_config.json"
+    if generation is not None and file.is_file():
+        generation.to_json_file(file, keys_to_pop=["compile_config"])
 
 
 def check_saved(folder: Path, meant: Mapping[str, torch.Tensor]) -> None:

@@ -15,7 +15,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.launch import told_when_lost
 from bidir_core.common.progress import LOG, logging_to, terminable
 from bidir_core.common.settings import from_json, to_json
-from bidir_core.data.encoding import EncodedItem, Encoder
+from bidir_core.data.encoding import EncodedItem, Encoder, check_vocabulary, vocabulary_of
 from bidir_core.data.items import choice_lengths
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
 from bidir_core.evaluate.processes import PATIENCE, check_connected, on_cpu
@@ -99,6 +99,7 @@ def _finetune(
     # Padded rows of packed samples hold nothing that could be split: ``auto`` is sdpa or eager.
     plan = replace(plan, implementation=choose_implementation(plan.config, config.attn))
     data = prepare_data(config, plan.tokenizer, plan.max_length, rope_switch(plan.config))
+    check_vocabulary(data.encoded.ids, vocabulary_of(plan))
     # What is to be spread need not fit on the device first.
     there = replace(plan, device=torch.device("cpu")) if sharded else plan
     forget_peak_memory(plan.device)
@@ -141,6 +142,7 @@ def _finetune(
         if config.goal.leaky:
             LOG.warning("3A is leaky: its responses are visible to where they are predicted from")
         write_data_report(writer.path, data)
+        LOG.info("%s: %s", config.data, data.summary())
         try:
             counters = _train(
                 config, student, base, data, loaded, accelerator, writer, run, sharded

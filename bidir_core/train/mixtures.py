@@ -26,6 +26,7 @@ import gzip
 import itertools
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +181,10 @@ SPAN = 13
 
 _LABELS = "question|answer|goal|request|reply|aim|passage|context|problem|solution|title|background"
 
-_LABEL = re.compile(rf"(?m)^[ \t]*(?:{_LABELS}):", re.IGNORECASE)
+# Of lower-cased texts: "question:", "### question 3:", "**answer**:" begin a line, "q:" and "a:"
+# stand anywhere.
+_LABEL = re.compile(rf"(?m)^[ \t#*]*(?:{_LABELS})[ \t]*\d*[ \t*]*:")
+_INLINE_LABEL = re.compile(r"[qa](?<!\w[qa])(?:uestion|nswer)?[ \t]*\d*[ \t*]*:")
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -208,8 +212,15 @@ class Dropped:
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased, without punctuation, without template labels."""
-    return _WORD.findall(_LABEL.sub(" ", text).lower())
+    """Lower-cased, without punctuation, without template labels.
+
+    Letters that only look otherwise (full width, ligatures, composed of parts) become the plain
+    ones, and characters that are not seen (soft hyphens, zero-width ones) go.
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+        text = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    return _WORD.findall(_INLINE_LABEL.sub(" ", _LABEL.sub(" ", text.lower())))
 
 
 def decontaminate(

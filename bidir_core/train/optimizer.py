@@ -14,9 +14,10 @@ from bidir_core.train.student import own, spread_like, whole
 def learning_rate(config: FinetuneConfig, step: int) -> float:
     """The rate of a step (0-based): linear warm-up to the peak, then half a cosine to the end.
 
-    A pure function of the step, so a resumed run needs no scheduler state.
+    The warm-up is at most half of the steps, so that a short run comes down too. A pure function
+    of the step, so a resumed run needs no scheduler state.
     """
-    warmup = min(config.warmup_steps, config.steps)
+    warmup = min(config.warmup_steps, config.steps // 2)
     if step < warmup:
         return config.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, config.steps - warmup)

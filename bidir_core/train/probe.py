@@ -29,7 +29,7 @@ from bidir_core.models.probe_checks import fault_in_averages, layer_windows, why
 from bidir_core.models.probe_measure import Placed, Windows, watch_averages
 from bidir_core.regimes import Regime, visibility
 from bidir_core.train.packing import TrainBatch
-from bidir_core.train.student import Student, within
+from bidir_core.train.student import Student, same_luck, within
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,7 @@ def _check_layers(student: Student, batch: TrainBatch, regime: Regime, windows: 
 
 def _run(student: Student, batch: TrainBatch, ids: torch.Tensor, regime: Regime) -> torch.Tensor:
     """Last hidden states, float32, the way a training step computes them (gradients included)."""
-    devices = [batch.ids.device] if batch.ids.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), student.handle.use(regime, batch.layout):
-        torch.manual_seed(0)  # the same dropout in every run, if the model has any
+    with same_luck(batch.ids.device), student.handle.use(regime, batch.layout):
         other = batch._replace(ids=ids)
         return within(student.model, lambda: student.everywhere(other)).detach().float()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -74,8 +75,9 @@ class Student:
         layout = Layout(at.item[:1], at.position[:1], at.n_prefix[:1], at.exit[:1])
         one = batch._replace(ids=ids, layout=layout, head=head)
         with self.handle.use(regime, layout):
-            ours = within(self.model, lambda: self.logits(self.hidden(one))).float()
-            with gather_before_head(self.model, head):
+            with same_luck(ids.device):
+                ours = within(self.model, lambda: self.logits(self.hidden(one))).float()
+            with same_luck(ids.device), gather_before_head(self.model, head):
                 theirs = self.model(
                     input_ids=ids, position_ids=layout.position, use_cache=False
                 ).logits[0]
@@ -88,6 +90,14 @@ class Student:
                 "fine-tuned with this program"
             )
         return difference
+
+
+@contextmanager
+def same_luck(device: torch.device) -> Iterator[None]:
+    """Every block draws the same dropout, and draws from the model's own stream nothing."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
 
 
 def compile_layers(student: Student) -> None:

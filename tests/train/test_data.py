@@ -15,7 +15,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import Encoder
 from bidir_core.data.items import Item
 from bidir_core.models.families import BOS, EOS, tiny_tokenizer
-from bidir_core.train.data import Columns, _clean, check_data, evaluation_texts, read_samples
+from bidir_core.train.data import _clean, check_data, evaluation_texts, read_samples
 from bidir_core.train.mixtures import (
     SPAN,
     EvaluationText,
@@ -28,6 +28,7 @@ from bidir_core.train.mixtures import (
     words,
 )
 from bidir_core.train.packing import encode_samples
+from bidir_core.train.rows import Columns
 
 # --- mixtures ------------------------------------------------------------------------------------
 
@@ -207,6 +208,24 @@ def test_case_punctuation_and_templates_hide_nothing():
     assert [d.shared_words for d in dropped] == [13, 4]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The caf\u00e9's \ufb01rst na\u00efve waiter",  # composed letters and a ligature
+        "The cafe\u0301's first nai\u0308ve waiter",  # letters composed of parts
+        "\uff34\uff48\uff45 caf\u00e9's first na\u00efve waiter",  # full width
+        "The ca\u00adf\u00e9's fir\u200bst na\u00efve wai\u2060ter\ufeff",  # not seen
+        "Q: The caf\u00e9's first A: na\u00efve waiter",
+        "### Question 2: The caf\u00e9's first\n**Answer**: na\u00efve waiter",
+    ],
+)
+def test_other_ways_to_write_the_same_letters_and_labels_hide_nothing(text):
+    held_out = [
+        EvaluationText("piqa", 0, "Question: The caf\u00e9's first\nAnswer: na\u00efve waiter")
+    ]
+    assert decontaminate([Sample(text, "", "t", 0)], held_out)[0] == []
+
+
 # --- files ---------------------------------------------------------------------------------------
 
 
@@ -241,7 +260,12 @@ def test_other_column_names(tmp_path):
         ({"prompt": "a"}, "line 2: no text in 'response' .*fields are: prompt"),
         ({"prompt": "a", "response": "  "}, "line 2: no text in 'response'"),
         ({"prompt": 1, "response": "b"}, "line 2: no text in 'prompt'"),
-        ({"messages": []}, "line 2: a conversation needs --chat-template"),
+        (
+            {"messages": [{"role": "user", "content": "x"}] * 2},
+            "line 2: a conversation needs --chat",
+        ),
+        ('{"prompt": "a", "response": "\\ud83d"}', "line 2: holds a lone surrogate"),
+        ("[" * 100_000, "line 2: nested too deeply"),
     ],
 )
 def test_malformed_lines_are_named(bad, words_of_error, tmp_path):
@@ -254,6 +278,28 @@ def test_bytes_that_are_not_text(tmp_path):
     path.write_bytes(b'{"prompt": "\xff"}')
     with pytest.raises(UserError, match="not UTF-8"):
         read(path)
+
+
+def test_a_byte_order_mark_in_front(tmp_path):
+    path = write(tmp_path, {"prompt": "a", "response": "b"})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read(path)[0].prompt == "a"
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "Hi", "completion": "Ho"}, ("Hi", " Ho")),
+        ({"instruction": "Add.", "input": "", "output": "3"}, ("Add.", " 3")),
+        ({"instruction": "Add.", "input": "1 2", "output": "3"}, ("Add.\n\n1 2", " 3")),
+    ],
+)
+@pytest.mark.parametrize("as_list", [False, True])
+def test_rows_as_trl_and_alpaca_have_them(row, expected, as_list, tmp_path):
+    path = write(tmp_path, json.dumps([row], indent=1) if as_list else row)
+    assert [(s.prompt, s.response) for s in read(path)] == [expected]
+    with pytest.raises(UserError, match="no text in 'q'"):  # a named column is the one meant
+        read(path, columns=Columns(prompt="q"))
 
 
 def test_data_that_is_not_there():
@@ -299,11 +345,52 @@ def test_chat_templates_bring_their_own_bos_and_eos_once(tmp_path):
         read(path, chat=True)
 
 
+def test_a_line_break_behind_the_templates_end_token_does_not_end_it_twice(tmp_path):
+    """ChatML, as Qwen's and SmolLM2's templates write it."""
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace("{{ eos_token }}", "{{ eos_token }}\n")
+    path = write(tmp_path, {"prompt": "a", "response": "b"})
+    for append_eos in (True, False):
+        samples = read(path, chat=True, tokenizer=tokenizer)
+        encoded = encode_samples(samples, tokenizer, max_tokens=99, append_eos=append_eos)
+        response = encoded.sample(0)[encoded.n_prompt[0] :].tolist()
+        assert tokenizer.decode(response) == "b<eos>"
+
+
+SHAREGPT = {
+    "conversations": [
+        {"from": "system", "value": "be brief"},
+        {"from": "human", "value": "hi"},
+        {"from": "gpt", "value": "ho"},
+        {"from": "human", "value": "and?"},
+        {"from": "gpt", "value": "so"},
+    ]
+}
+TRL = {
+    "prompt": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}],
+    "completion": [{"role": "user", "content": "and?"}, {"role": "assistant", "content": "so"}],
+}
+
+
+@pytest.mark.parametrize("row", [SHAREGPT, TRL], ids=["sharegpt", "trl"])
+def test_conversations_teach_the_last_turn_or_each_after_all_before_it(row, tmp_path):
+    path, tokenizer = write(tmp_path, row), chat_tokenizer()
+    begin = "<bos>" + ("[system]be brief<eos>" if row is SHAREGPT else "")
+    one = f"{begin}[user]hi<eos>[assistant]"
+    two = f"{one}ho<eos>[user]and?<eos>[assistant]"
+    samples = read(path, chat=True, tokenizer=tokenizer)
+    assert [(s.prompt, s.response) for s in samples] == [(two, "so<eos>")]
+    samples = read_samples(str(path), Columns(), tokenizer, True, "all")
+    assert [(s.prompt, s.response) for s in samples] == [(one, "ho<eos>"), (two, "so<eos>")]
+    assert [s.index for s in samples] == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("messages", "words_of_error"),
     [
         ([{"role": "user", "content": "x"}], "two or more"),
         ([{"role": "user", "content": "x"}] * 2, "not the assistant's"),
+        ([{"from": "wizard", "value": "x"}] * 2, "role and content, or with from .human"),
         ([{"role": "user"}, {"role": "assistant", "content": "y"}], "role and content"),
         ("hello", "two or more"),
     ],
@@ -318,7 +405,7 @@ def test_a_local_dataset_through_the_hub_library(tmp_path):
     pytest.importorskip("datasets")
     write(tmp_path, {"ask": "a", "say": "b"}, {"ask": "a", "say": "b"})
     samples = read(f"hub:{tmp_path}", columns=Columns("ask", "say"))
-    assert [(s.prompt, s.response) for s in samples] == [("a", " b")]  # the duplicate is gone
+    assert [(s.prompt, s.response) for s in samples] == [("a", " b")] * 2
     with pytest.raises(UserError, match=r"row 0: no text in 'prompt' .*ask, say"):
         read(f"hub:{tmp_path}")
     with pytest.raises(UserError, match="cannot be loaded"):

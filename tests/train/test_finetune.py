@@ -12,10 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import OPTConfig, OPTForCausalLM
 
 from bidir_core.common.errors import UserError
 from bidir_core.data.items import Item
 from bidir_core.models import loading
+from bidir_core.models.families import VOCAB
 from bidir_core.models.layout import Layout
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
 from bidir_core.runs.curve import append_curve, cut_curve, read_curve
@@ -25,7 +27,7 @@ from bidir_core.train import finetune, loop
 from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.finetune import run_finetune
 from bidir_core.train.optimizer import MasterAdamW, learning_rate
-from tests.tiny_models import save_tiny_model
+from tests.tiny_models import save_tiny_model, tiny_tokenizer
 from tests.train.test_resume import config, weights
 
 ITEMS = [
@@ -203,6 +205,49 @@ def test_a_quick_evaluation_agrees_with_a_run_s_metrics(tiny_folder):
     assert quick["gold_prob"] == pytest.approx(whole["tasks"]["piqa"]["gold_prob"], abs=1e-5)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_model_with_dropout_can_be_trained(family, method, jsonl, tmp_path):
+    """The check of the output head compares two passes, which must draw the same dropout."""
+    if family == "gpt2":
+        folder = save_tiny_model(tmp_path / family, family)
+    else:
+        folder = tmp_path / family
+        opt = OPTConfig(
+            vocab_size=VOCAB, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64,
+            num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128,
+        )  # fmt: skip
+        assert opt.dropout > 0
+        OPTForCausalLM(opt).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+    path = run_finetune(config(folder, jsonl, tmp_path, method=method, steps=2))
+    assert Run(path).state == "done"
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_generation_settings_that_contradict_each_other_come_through(method, jsonl, tmp_path):
+    folder = save_tiny_model(tmp_path / "base")
+    given = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [2, 3]}
+    (folder / "generation_config.json").write_text(json.dumps(given))
+    path = run_finetune(config(folder, jsonl, tmp_path, method=method, steps=2))
+    assert Run(path).state == "done"
+    if method == "full":
+        kept = json.loads((path / "final" / "generation_config.json").read_text())
+        assert {name: kept.get(name, False) for name in given} == given
+
+
+def test_what_becomes_of_the_samples_is_said(tiny_folder, tmp_path, capsys):
+    rows = [{"prompt": f"p{i}", "response": "r" * (99 if i > 3 else 5)} for i in range(6)]
+    path = tmp_path / "samples.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *rows[:4]]))
+    run = run_finetune(config(tiny_folder, path, tmp_path, steps=2))
+    line = "4 of 10 samples used, 4 repeat another, 2 are too long for --max-tokens"
+    assert line in capsys.readouterr().err
+    assert line in (run / "log.txt").read_text()
+    report = json.loads((run / "data.json").read_text())
+    assert (report["n_read"], report["n_repeated"], report["n_dropped_long"]) == (6, 4, 2)
+
+
 def test_an_image_text_model_trains_its_text_side_only(jsonl, tmp_path):
     folder = save_tiny_model(tmp_path / "mistral3", "mistral3")
     for method in ("full", "lora"):
@@ -271,6 +316,20 @@ def test_the_schedule_warms_up_and_ends_where_it_should():
     assert rates[55] == pytest.approx(0.55)
     assert rates[100] == pytest.approx(0.1)
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_a_run_as_short_as_its_warm_up_comes_down_again():
+    for steps in (1, 2, 5, 20):
+        rates = [learning_rate(plain(steps=steps, lr=1.0), step) for step in range(steps)]
+        assert max(rates) == 1
+        assert steps < 3 or rates[-1] < 1
+
+
+def test_a_token_beyond_the_embedding_is_named(jsonl, tmp_path):
+    folder = save_tiny_model(tmp_path / "small", vocab_size=100, pad_token_id=None)
+    with pytest.raises(UserError, match=r"gives token \d+, and the model has embeddings for 100"):
+        run_finetune(config(folder, jsonl, tmp_path))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_master_weights_keep_what_bfloat16_would_lose():

@@ -7,7 +7,7 @@ import pytest
 from bidir_core.common.errors import UserError
 from bidir_core.data.order_tasks import ORDER_TASKS
 from bidir_core.data.tasks import PUBLISHED_TASKS
-from bidir_core.evaluate.evaluate import refuse_trained_tasks
+from bidir_core.evaluate.evaluate import refuse_trained_tasks, same_name_sentences
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,14 @@ def test_evaluate_refuses(tiny_folder, jsonl, tmp_path):
 
     with pytest.raises(UserError, match=r"trained on .piqa_train\.jsonl"):
         evaluate(EvalConfig(model=str(tiny_folder), checkpoint=str(run), tasks=("piqa",)))
+
+
+def test_another_file_of_the_same_name_is_evaluated_and_said():
+    """A training file and a task, both called train.jsonl, in two folders."""
+    record = {"trained_tasks": ["train.jsonl"], "data": "/there/train.jsonl"}
+    refuse_trained_tasks(["/here/train.jsonl"], record)
+    (sentence,) = same_name_sentences(["/here/train.jsonl", "piqa"], record)
+    assert "/there/train.jsonl" in sentence
+    with pytest.raises(UserError, match="was trained on"):
+        refuse_trained_tasks(["/there/train.jsonl"], record)
+    assert same_name_sentences(["/there/train.jsonl"], record) == []
