@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -57,6 +58,9 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 only when its results are on disk."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack a model's characters
+            stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
     try:
         parsed = parser.parse_args(arguments)
@@ -80,7 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
             raise
-        print(f"error: {error.strerror}: {visible(error.filename)[:200]}", file=sys.stderr)
+        where = f": {visible(error.filename)[:200]}" if error.filename else ""
+        remedy = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "; free some room and go on with --resume or the same line"
+        print(f"error: {error.strerror}{where}{remedy}", file=sys.stderr)
         return BAD_INPUT if error.errno == errno.ENAMETOOLONG else FAILED
 
 

@@ -30,12 +30,14 @@ def launch(n: int, *command: str, **environment: str) -> subprocess.Popen[str]:
 def killed_after(n: int, runs: Path, place: str, *words: str) -> list[dict]:
     """SIGKILL this command once the run at ``place``, a glob, holds ``n`` records; returns them.
 
-    It scores an item a batch and pauses after each there, so that the kill lands in the middle.
+    It scores an item a batch, and after two more there it waits for the kill, however late that comes.
     """
     slowly = (
         "import sys, time; from bidir_core.runs.writer import RunWriter as W; write = W.append\n"
+        "seen = []\n"
         "def append(self, records):\n"
-        f"    write(self, records); time.sleep(0.05 * self.path.match({place!r}))\n"
+        f"    write(self, records); seen.extend([1] * self.path.match({place!r}))\n"
+        f"    time.sleep(600 if len(seen) == {n + 2} else 0)\n"
         "W.append = append; from bidir_core.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     line = [sys.executable, "-c", slowly, *words, "--batch-tokens", "1"]

@@ -54,6 +54,10 @@ def run(parsed: argparse.Namespace) -> int:
     sampling = Sampling(parsed.max_new_tokens, parsed.temperature, parsed.top_p, parsed.seed)
     regimes = list(dict.fromkeys(map(parse_regime, parsed.regime or DEFAULT_REGIMES)))
     text = sys.stdin.read() if parsed.prompt == "-" else parsed.prompt
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError("--prompt is not UTF-8 text; give it as UTF-8") from None
     if not text:
         raise UserError("--prompt is empty; write some text to go on from")
     from bidir_core.evaluate.evaluate import regime_warning

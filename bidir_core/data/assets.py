@@ -501,6 +501,9 @@ def absolute_place(name: str) -> str:
     """A model or data name that means the same in every folder: a path here, absolute.
 
     Embedded names and whatever is no file or folder here, such as hub ids, stay as they are.
+    Raises UserError for a name that no file, folder or hub repository can have.
     """
+    if max(map(len, name.encode(errors="replace").split(b"/"))) > 255:
+        raise UserError(f"'{name[:40]}...' is too long for a path or a hub id; give a shorter name")
     path = os.path.expanduser(name)
     return os.path.abspath(path) if name not in EMBEDDED_MODELS and os.path.exists(path) else name

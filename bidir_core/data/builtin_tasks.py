@@ -64,6 +64,11 @@ class Task:
                 f"{self.name}: row {doc_id} has answer number {gold} of {n_choices} choices; "
                 f"is this split published with its answers? 'validation' is"
             )
+        if n_choices < 2:
+            raise UserError(
+                f"{self.name}: row {doc_id} has one choice, so there is nothing to choose from; "
+                "leave it out of the data"
+            )
         continuations = tuple(f" {answer}" for answer in answers)
         return Item(
             task=self.name,

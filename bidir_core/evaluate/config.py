@@ -35,7 +35,8 @@ class EvalConfig:
     )
     tasks: tuple[str, ...] = setting(
         PUBLISHED_TASKS,
-        help="comma-separated task names, or paths of JSONL files with your own items",
+        help="comma-separated task names, or paths of JSONL files with your own items; a comma in a "
+        "path is written \\,",
         role="identity",
     )
     split: str = setting("validation", help="which split of the tasks", role="identity")

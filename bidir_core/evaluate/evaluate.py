@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,8 @@ from bidir_core.common.progress import Progress, logging_to, terminable
 from bidir_core.common.settings import to_json
 from bidir_core.data.answer_positions import answer_positions, one_sided_sentences
 from bidir_core.data.chat import CHAT_DATE
-from bidir_core.data.encoding import EncodedItem, Encoder, check_lengths
+from bidir_core.data.custom import is_custom_task
+from bidir_core.data.encoding import EncodedItem, Encoder, check_lengths, vocabulary_of
 from bidir_core.data.items import Item, data_fingerprint
 from bidir_core.data.order_tasks import ORDER_TASKS
 from bidir_core.data.tasks import check_selection, load_items
@@ -63,7 +65,8 @@ def evaluate(
     items = read_items(config)
     encoded, bos_added = encode(config, plan, items)
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
-    facts = run_facts(loaded, items, bos_added, regime, CHAT_DATE if config.chat_template else None)
+    chat_date = CHAT_DATE if config.chat_template else None
+    facts = run_facts(loaded, items, bos_added, regime, config.tasks, chat_date)
     facts["batch_tokens"] = config.batch_tokens or auto_batch_tokens(loaded.device)
 
     def begin() -> RunWriter:
@@ -208,6 +211,7 @@ def encode(
         # Without a context there is no turn to wrap: the floor stands behind the BOS token alone.
         chat_template=config.chat_template and config.context != "none",
         chat_date=chat_date,
+        vocabulary=vocabulary_of(loaded),
     )
     encoded = encoder.encode(items)
     bos_added = encoder.bos_added(encoded)
@@ -232,6 +236,7 @@ def run_facts(
     items: Sequence[Item],
     bos_added: bool,
     regime: Regime,
+    tasks: Sequence[str],
     chat_date: str | None = None,
 ) -> dict[str, Any]:
     """What stands beside the settings in a run's ``config.json``."""
@@ -255,6 +260,7 @@ def run_facts(
         "warnings": [
             *([warning] if warning else []),
             *getattr(loaded, "notes", ()),  # a model of one's own has none
+            *same_name_sentences(tasks, loaded.training_record),
             *one_sided_sentences(positions),
         ],
     }
@@ -529,11 +535,29 @@ def refuse_trained_tasks(tasks: Sequence[str], record: Mapping[str, Any] | None)
     """
     for source in (record or {}).get("trained_tasks") or ():
         for task in tasks:
-            if _same(task, str(source)):
+            if _same(task, str(source)) and not _another_file(task, record or {}):
                 raise UserError(
                     f"the checkpoint was trained on '{source}', so its score on '{task}' would "
                     "say nothing; evaluate it on other tasks"
                 )
+
+
+def _another_file(task: str, record: Mapping[str, Any]) -> bool:
+    """Whether a user's own task lies elsewhere than the file of that name that was trained on."""
+    data = record.get("data")
+    return is_custom_task(task) and isinstance(data, str) and os.path.isabs(data) and data != task
+
+
+def same_name_sentences(tasks: Sequence[str], record: Mapping[str, Any] | None) -> list[str]:
+    """What to say of a user's own task named as the training data was: a name shows no overlap."""
+    record = record or {}
+    return [
+        f"warning: the checkpoint was trained on another file of the name of '{task}' "
+        f"({record['data']}); whether they share items was not checked"
+        for source in record.get("trained_tasks") or ()
+        for task in tasks
+        if _same(task, str(source)) and _another_file(task, record)
+    ]
 
 
 def _same(task: str, source: str) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import to_json
-from bidir_core.data.encoding import EncodedItem, Encoder, Tokens
+from bidir_core.data.encoding import EncodedItem, Encoder, Tokens, vocabulary_of
 from bidir_core.data.items import Item, data_fingerprint, hash_doc
 from bidir_core.explain.attend_config import AttendConfig
 from bidir_core.regimes import Regime, parse_regime
@@ -134,7 +134,12 @@ def _encode(
     config: AttendConfig, plan: LoadedModel | Preflight, items: Sequence[Item]
 ) -> tuple[list[EncodedItem], bool]:
     """Each item as one context and one continuation, tokenised as an evaluation does it."""
-    encoder = Encoder(plan.tokenizer, bos=config.bos, chat_template=config.chat_template)  # type: ignore[arg-type]
+    encoder = Encoder(
+        plan.tokenizer,
+        bos=config.bos,  # type: ignore[arg-type]
+        chat_template=config.chat_template,
+        vocabulary=vocabulary_of(plan),
+    )
     alone = config.prompt is not None and not config.continuation
     if alone:  # only its prefix is used, which is tokenised by itself anyway
         items = [replace(items[0], continuations=(" .",))]

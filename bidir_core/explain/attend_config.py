@@ -6,7 +6,14 @@ import shlex
 from dataclasses import dataclass
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.settings import check_config, command_line, same_as, setting
+from bidir_core.common.settings import (
+    check_config,
+    command_line,
+    join_list,
+    same_as,
+    setting,
+    split_list,
+)
 from bidir_core.data.custom import absolute_task
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.regimes import parse_regime
@@ -123,7 +130,7 @@ class AttendConfig:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that ``--task`` names; empty for a prompt of one's own."""
-        return tuple(part for part in (self.task or "").split(",") if part)
+        return split_list(self.task or "")
 
     @property
     def is_summary(self) -> bool:
@@ -142,7 +149,7 @@ class AttendConfig:
 
 def absolute_tasks(task: str) -> str:
     """``--task`` so that it means the same in every folder: files by their absolute paths."""
-    return ",".join(absolute_task(part.strip()) for part in task.split(","))
+    return join_list(map(absolute_task, split_list(task)))
 
 
 def attend_words(config: AttendConfig) -> tuple[str, ...]:

@@ -116,9 +116,14 @@ def encode_prompt(
     loaded: LoadedModel, text: str, *, bos: str = "auto", chat_template: bool = False
 ) -> Prompt:
     """Tokenise a prompt as evaluations tokenise a context, but leave its end as it stands."""
-    from bidir_core.data.encoding import Encoder
+    from bidir_core.data.encoding import Encoder, vocabulary_of
 
-    encoder = Encoder(loaded.tokenizer, bos=bos, chat_template=chat_template)  # type: ignore[arg-type]
+    encoder = Encoder(
+        loaded.tokenizer,
+        bos=bos,  # type: ignore[arg-type]
+        chat_template=chat_template,
+        vocabulary=vocabulary_of(loaded),
+    )
     wrapped, tokens = encoder.encode_prompt(text)
     if not len(tokens):
         raise UserError("--prompt is empty; write some text to go on from")

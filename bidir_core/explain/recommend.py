@@ -219,9 +219,14 @@ def _encode(
     config: RecommendConfig, plan: LoadedModel | Preflight, prompts: Sequence[Prompt]
 ) -> tuple[list[np.ndarray], bool]:
     """Each prompt's tokens, int64 ``[n_tokens]``, as an evaluation would read it as a context."""
-    from bidir_core.data.encoding import Encoder
+    from bidir_core.data.encoding import Encoder, vocabulary_of
 
-    encoder = Encoder(plan.tokenizer, bos=config.bos, chat_template=config.chat_template)  # type: ignore[arg-type]
+    encoder = Encoder(
+        plan.tokenizer,
+        bos=config.bos,  # type: ignore[arg-type]
+        chat_template=config.chat_template,
+        vocabulary=vocabulary_of(plan),
+    )
     encoded = encoder.encode([_as_item(i, prompt) for i, prompt in enumerate(prompts)])
     for prompt, one in zip(prompts, encoded, strict=True):
         n_tokens = len(one.prefixes[0])

@@ -73,7 +73,7 @@ def run_lab(config: LabConfig) -> Path:
         root=config.runs_dir,
         name=config.name,
         **{
-            **evaluate.run_facts(loaded, items, bos_added, CAUSAL, CHAT_DATE),
+            **evaluate.run_facts(loaded, items, bos_added, CAUSAL, config.tasks, CHAT_DATE),
             "kind": "lab",
             "batch_tokens": config.batch_tokens or auto_batch_tokens(loaded.device),
             "points": [point.to_json(prompts.usual) for point in points],
@@ -188,6 +188,7 @@ def _run_point(
                     items,
                     bos_added,
                     regime,
+                    config.tasks,
                     prompts.chat_date if config.chat_template else None,
                 ),
                 texts=texts,

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from bidir_core.common.files import Damaged, read_bytes
+from bidir_core.common.files import Damaged, read_bytes, write_json
 from bidir_core.runs import shapes
 from bidir_core.runs.layout import runs_roots
 from bidir_core.runs.read import read_object
-from bidir_core.runs.status import is_alive
+from bidir_core.runs.status import is_alive, process_identity
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
 
@@ -209,22 +209,23 @@ def worker_lives(device: str, root: Path | None = None) -> bool:
 
 def ensure_worker(device: str, root: Path) -> None:
     """Start the device's worker unless it lives. The caller holds the lock, without which no
-    worker ends: one that is seen here still looks at the queue again."""
+    worker ends: one that is seen here still looks at the queue again. The worker is marked as living
+    from here on: until it has started and marks itself, the queue would seem to stand still."""
     if worker_lives(device, root):
         return
     _started[:] = [process for process in _started if process.poll() is None]
     with open(root / "workers.log", "ab") as log:
-        _started.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "bidir_core.jobs.worker", device, str(root)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=child_environment(),
-                cwd=_ROOT,
-            )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bidir_core.jobs.worker", device, str(root)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=child_environment(),
+            cwd=_ROOT,
         )
+    _started.append(process)
+    write_json(worker_file(root, device), process_identity(process.pid))
 
 
 def child_environment(**more: str) -> dict[str, str]:

@@ -67,8 +67,10 @@ def submit(
             estimate=dict(estimate or {}),
             root=str(root),
         )
+        ensure_worker(
+            job.device, root
+        )  # first: who looks without the lock finds no queue without it
         save(job)
-        ensure_worker(job.device, root)
     return job
 
 

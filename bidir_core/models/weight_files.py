@@ -48,7 +48,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{what} {path} cannot be read ({error}); get it again") from error
     return value
 
@@ -66,6 +66,8 @@ def weight_files(folder: Path) -> list[Path]:
             shards = read_json(index, "the shard list").get("weight_map")
             if not isinstance(shards, dict) or not shards:
                 raise UserError(f"{index} lists no shards; get it again")
+            if not all(isinstance(name, str) and len(name) < 256 for name in shards.values()):
+                raise UserError(f"{index} lists shards that are no file names; get it again")
             files = [folder / name for name in sorted(set(shards.values()))]
             lost = [file.name for file in files if not file.is_file()]
             if lost:
@@ -96,11 +98,17 @@ def read_tensors(file: Path) -> list[Tensor]:
         header.pop("__metadata__", None)
         base, tensors = 8 + n_header, []
         for name, entry in header.items():
-            start, end = entry["data_offsets"]
-            tensors.append(
-                Tensor(name, entry["dtype"], tuple(entry["shape"]), file, base + start, end - start)
+            (start, end), shape, dtype = (
+                entry["data_offsets"],
+                tuple(entry["shape"]),
+                entry["dtype"],
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            numbers = (start, end - start, *shape)
+            if not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in numbers):
+                raise ValueError(f"{name} has no dtype, shape or place")
+            name.encode()  # a lone surrogate is no text
+            tensors.append(Tensor(name, dtype, shape, file, base + start, end - start))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(bad) from error
     if max((tensor.start + tensor.n_bytes for tensor in tensors), default=base) != n_bytes:
         raise UserError(bad)

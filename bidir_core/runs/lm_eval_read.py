@@ -13,10 +13,12 @@ give its own accuracy is refused.
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +33,10 @@ from bidir_core.runs.records import unusable
 READ_VERSION = "0.4.13"  # of lm-eval: the tests read and write its output
 
 _TIME = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
-_RESULTS = re.compile(rf".+_({_TIME})\.json")
-_SAMPLES = re.compile(rf"samples_(.+)_({_TIME})\.jsonl")
+# Older versions wrote the samples as one JSON list; either may be kept compressed.
+_RESULTS = re.compile(rf"(?!samples_).+_({_TIME})\.json(?:\.gz)?")
+_SAMPLES = re.compile(rf"samples_(.+)_({_TIME})\.jsonl?(?:\.gz)?")
+_DEEPEST = 4  # folders below the one given, in which output is looked for
 _NAMES = "results_<time>.json and samples_<task>_<time>.jsonl"
 
 # What a task's wrong type means, by lm-eval's word for it.
@@ -99,7 +103,7 @@ class _Bad(ValueError):
 
 
 def find_output(path: Path) -> LmEvalOutput:
-    """The newest set of files in a folder (or in its only subfolder), or that of a named file.
+    """The newest set of files in a folder (or in the only one below it), or that of a named file.
 
     Raises `UserError` for a path that is not there, a folder without lm-eval's files, samples
     without results, results without samples, and a results file that is none.
@@ -136,14 +140,19 @@ def find_output(path: Path) -> LmEvalOutput:
 
 
 def _folder_with_output(path: Path) -> Path:
-    """The folder itself or, as lm-eval makes one for each model, its only subfolder with output."""
+    """The folder itself or, as lm-eval makes one for each model, the only one below with output."""
     if any(_sets(path)):
         return path
-    inside = [sub for sub in sorted(path.iterdir()) if sub.is_dir() and any(_sets(sub))]
+    inside: list[Path] = []
+    level = [path]
+    for _ in range(_DEEPEST):
+        level = [sub for above in level for sub in _folders(above)]
+        inside += [sub for sub in level if any(_sets(sub))]
     if len(inside) == 1:
         return inside[0]
     if inside:
-        names = ", ".join(sub.name for sub in inside[:4]) + (", ..." if len(inside) > 4 else "")
+        names = ", ".join(str(sub.relative_to(path)) for sub in inside[:4])
+        names += ", ..." if len(inside) > 4 else ""
         raise UserError(
             f"{path} holds results of {len(inside)} models ({names}); give the folder of one"
         )
@@ -153,6 +162,22 @@ def _folder_with_output(path: Path) -> Path:
             f"the evaluation with a newer one ({READ_VERSION} is tested)"
         )
     raise UserError(f"{path} holds no lm-eval output; its files are called {_NAMES}")
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(sub for sub in folder.iterdir() if sub.is_dir() and not sub.is_symlink())
+    except OSError:  # not ours to read
+        return []
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is not whole gzip ({error}); get it again") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _sets(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Path]]]:
@@ -174,10 +199,10 @@ def _sets(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Path]]]:
 def _read_results(path: Path) -> dict[str, Any]:
     try:
         # NaN, which lm-eval may write, would not go into our files.
-        value = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+        value = json.loads(_read_bytes(path), parse_constant=lambda _: None)
         json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON in UTF-8 ({error}); it may be cut short") from error
     needed = ("results", "configs", "config")
@@ -240,18 +265,18 @@ def read_task(output: LmEvalOutput, task: str, name: str) -> TaskSamples:
             f"{path}: the task {task!r} is of type {str(kind)[:40]}: {what}; only multiple_choice "
             "can be imported, so choose those with --tasks"
         )
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    text = _read_bytes(path)
     samples: dict[int, Sample] = {}
     lines: dict[int, int] = {}
     edited = 0
-    for number, line in enumerate(text.splitlines(keepends=True), start=1):
-        if not line.strip():
-            continue
+    filters: dict[str, int] = {}  # the samples of each, where a task has several
+    for number, line in _lines(path, text):
         try:
             record = _parse(line)
+            name_of_filter = str(record.get("filter", "none"))
+            filters[name_of_filter] = filters.get(name_of_filter, 0) + 1
+            if name_of_filter != next(iter(filters)):
+                continue
             sample = _sample(record, task, name)
             doc_id = sample.item.doc_id
             if doc_id in samples:
@@ -263,8 +288,11 @@ def read_task(output: LmEvalOutput, task: str, name: str) -> TaskSamples:
     if not samples:
         raise UserError(f"{path} is empty; lm-eval writes one line a document")
     ordered = tuple(samples[doc_id] for doc_id in sorted(samples))
-    _check_totals(output, task, ordered)
+    used = next(iter(filters))
+    _check_totals(output, task, ordered, used)
     notes = []
+    if len(filters) > 1:
+        notes.append(f"{name}: of the filters {', '.join(filters)} the first was read")
     if edited:
         notes.append(
             f"{name}: the doc_hash of {edited:,} documents is not that of the document logged "
@@ -283,6 +311,23 @@ def read_task(output: LmEvalOutput, task: str, name: str) -> TaskSamples:
             "choices otherwise; acc is the same"
         )
     return TaskSamples(ordered, tuple(notes))
+
+
+def _lines(path: Path, text: bytes) -> Iterator[tuple[int, bytes]]:
+    """Numbered samples: one a line or, as lm-eval wrote them before 0.4.4, in one JSON list."""
+    if text.lstrip()[:1] == b"[":
+        try:
+            samples = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{path} is not JSON in UTF-8 ({error}); it may be cut short"
+            ) from error
+        for number, sample in enumerate(samples, start=1):
+            yield number, json.dumps(sample).encode() + b"\n"
+        return
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+        if line.strip():
+            yield number, line
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -428,7 +473,7 @@ def _norm_differs(sample: Sample) -> bool:
     return (pred == sample.item.gold) != bool(sample.acc_norm)
 
 
-def _check_totals(output: LmEvalOutput, task: str, samples: Sequence[Sample]) -> None:
+def _check_totals(output: LmEvalOutput, task: str, samples: Sequence[Sample], used: str) -> None:
     """The results file must count and score what the samples hold."""
     path, other = output.samples[task], output.results_path.name
     said = output.row("n-samples", task).get("effective")
@@ -438,7 +483,7 @@ def _check_totals(output: LmEvalOutput, task: str, samples: Sequence[Sample]) ->
             "whole, or not of this run"
         )
     accs = [sample.acc for sample in samples if sample.acc is not None]
-    mean = output.row("results", task).get("acc,none")
+    mean = output.row("results", task).get(f"acc,{used}")
     if accs and isinstance(mean, int | float) and abs(mean - sum(accs) / len(accs)) > 1e-6:
         raise UserError(
             f"{path} gives acc {sum(accs) / len(accs):.4f}, but {other} says {mean:.4f}; these "

@@ -48,22 +48,38 @@ DRAWN = ("", "compare", "masks", "lab", "report")  # addresses of the pages with
 
 
 class KnownHosts:
-    """ASGI middleware that refuses requests for any host but ``server.allowedHosts``.
+    """ASGI middleware that refuses requests for any host but ``server.allowedHosts``, and others' pages.
 
-    Streamlit itself checks its websocket only; this checks files and uploads as well, by the same
-    rule. An empty list allows every name.
+    Streamlit itself checks its websocket's host only; this checks files and uploads as well, by the
+    same rule. An empty list allows every name. And it refuses a websocket to a page that came from
+    elsewhere: from another port of this host too, which Streamlit lets pass.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        host = Headers(scope=scope).get("host") if scope["type"] == "http" else None
-        if scope["type"] != "http" or is_host_allowed(host):
+        headers = Headers(scope=scope) if scope["type"] in ("http", "websocket") else Headers()
+        if scope["type"] == "websocket" and not _same_origin(headers):
+            await receive()  # the request to connect
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http" or is_host_allowed(headers.get("host")):
             await self.app(scope, receive, send)
             return
         refusal = "This app does not answer to this host name; see docs/SHARING.md."
         await PlainTextResponse(refusal, status_code=421)(scope, receive, send)
+
+
+def _same_origin(headers: Headers) -> bool:
+    """Whether the page that asks is the app's own, by host and port; programs send no origin.
+
+    An allowed host of ``*`` gives this up as well.
+    """
+    origin, host = headers.get("origin"), headers.get("host", "").lower()
+    if origin is None or is_host_allowed("any.invalid"):
+        return True
+    return origin.lower() in (f"http://{host}", f"https://{host}")
 
 
 class ResponseHeaders:

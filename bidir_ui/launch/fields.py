@@ -9,6 +9,7 @@ from typing import Any
 
 import streamlit as st
 
+from bidir_core.common.settings import join_list, split_list
 from bidir_core.data import tasks
 from bidir_core.data.assets import EMBEDDED_MODEL, EMBEDDED_MODELS
 from bidir_core.data.tasks import PUBLISHED_TASKS
@@ -97,10 +98,10 @@ def _sweep(label: str, name: str, default: str) -> str:
 
 def _tasks(label: str, name: str, hint: str) -> str:
     def read(text: str) -> list[str]:
-        return [part for part in text.split(",") if part] or list(PUBLISHED_TASKS)
+        return list(split_list(text)) or list(PUBLISHED_TASKS)
 
     def write(value: list[str]) -> str:
-        return "" if set(value) == set(PUBLISHED_TASKS) or not value else ",".join(value)
+        return "" if set(value) == set(PUBLISHED_TASKS) or not value else join_list(value)
 
     own = [task for task in read(url.get(name)) if task not in tasks.TASKS]
     chosen = url.bound(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -148,3 +153,48 @@ def test_help_on_each_command(capsys):
             main(words)
         assert stop.value.code == 0
         assert "usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["eval", "generate"])
+def test_a_token_beyond_the_embedding_is_named(command, own_items, tmp_path, capsys):
+    folder = save_tiny_model(tmp_path / "small", vocab_size=100, pad_token_id=None)
+    words = (
+        ["--prompt", "na\u00efve \u2014"] if command == "generate" else ["--tasks", str(own_items)]
+    )
+    runs = tmp_path / "runs"
+    more = [] if command == "generate" else ["--runs-dir", str(runs)]
+    assert main([command, "--model", str(folder), "--device", "cpu", *words, *more]) == 2
+    assert "and the model has embeddings for 100 tokens" in capsys.readouterr().err
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize("filename", [None, "/there/items.jsonl"])
+def test_a_full_disk_names_what_is_known_and_what_to_do(filename, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", filename)
+
+    monkeypatch.setattr("bidir_core.commands.assets.run", full)
+    assert main(["assets", "list"]) == 1
+    error = capsys.readouterr().err
+    assert "None" not in error
+    assert "No space left on device" in error
+    assert "free some room" in error
+
+
+def test_a_terminal_that_lacks_the_characters(tiny_folder):
+    """A model's text, and the prompt, on a terminal of ASCII."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
+    words = ["generate", "--model", str(tiny_folder), "--device", "cpu", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bidir_core", *words, "--prompt", "na\u00efve \u2014 \U0001f600?"],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "\\u2014" in done.stdout
+
+
+def test_a_prompt_that_is_no_text(tiny_folder, capsys):
+    words = ["--model", str(tiny_folder), "--prompt", "a\udcff"]
+    assert main(["generate", *words]) == 2
+    assert "--prompt is not UTF-8 text" in capsys.readouterr().err

@@ -464,3 +464,14 @@ def test_rows_of_a_table_come_in_the_order_asked_for() -> None:
     assert [d["n"] for d in rows.take([3, 0, 3])] == [13, 10, 13]
     assert [d["n"] for d in rows.take(range(1, 3))] == [11, 12]
     assert rows.take([]) == []
+
+
+def test_a_row_with_one_choice_is_named():
+    doc = {
+        "id": "x",
+        "question": "Which?",
+        "choices": {"text": ["this"], "label": ["A"]},
+        "answerKey": "A",
+    }
+    with pytest.raises(UserError, match="arc_easy: row 7 has one choice"):
+        TASKS["arc_easy"].item(7, doc)

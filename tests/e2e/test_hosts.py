@@ -89,6 +89,11 @@ def test_its_own_name_with_a_foreign_origin_is_refused(server):
     assert websocket(server, f"127.0.0.1:{server.port}", f"http://{REBOUND}") == 403
 
 
+def test_a_page_on_another_port_of_this_host_gets_no_websocket(server):
+    for origin in (f"http://127.0.0.1:{server.port + 1}", "http://127.0.0.1", "null"):
+        assert websocket(server, f"127.0.0.1:{server.port}", origin) == 403
+
+
 def test_a_group_names_its_host(tmp_path, nursery):
     names = "bidir.example.org *.lab.example.org 127.0.0.1"
     with serve(tmp_path, nursery, STREAMLIT_SERVER_ALLOWED_HOSTS=names) as server:

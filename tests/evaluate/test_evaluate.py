@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bidir_core.cli import main
+from bidir_core.cli import build_parser, main
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import command_line, from_json, to_json
 from bidir_core.evaluate import evaluate, scoring
@@ -225,6 +226,15 @@ def test_every_condition_makes_a_complete_run(tiny_folder, own_items, runs_dir, 
         assert run.config["bos_added"] is True
     if "compact" in more:
         assert run.items(["contexts"])["contexts"].isna().all()
+
+
+def test_a_task_file_with_a_comma_in_its_name(own_items, tmp_path):
+    path = tmp_path / "one, two.jsonl"
+    path.write_bytes(own_items.read_bytes())
+    config = EvalConfig(model="m", tasks=("piqa", str(path)))
+    line = command_line("eval", config)
+    parsed = build_parser().parse_args(shlex.split(line)[3:])
+    assert parsed.tasks == ("piqa", str(path))
 
 
 def test_config_survives_json_and_prints_as_a_command_line(own_items):

@@ -22,7 +22,7 @@ from bidir_core.data import assets
 from bidir_core.models import devices, loading, source
 from bidir_core.models.families import tiny_config, tiny_model, tiny_tokenizer
 from bidir_core.models.layout import Layout
-from bidir_core.models.weight_files import fingerprint, weight_files
+from bidir_core.models.weight_files import check_weights, fingerprint, weight_files
 from bidir_core.regimes import CAUSAL
 from tests.tiny_models import save_tiny_model
 
@@ -425,3 +425,41 @@ def test_the_tokenizer_has_a_fingerprint_of_its_own(tiny_folder: Path, own_folde
     one, two = (loading.load(str(f), device="cpu") for f in (tiny_folder, own_folder))
     assert one.fingerprint == two.fingerprint
     assert one.tokenizer_fingerprint != two.tokenizer_fingerprint
+
+
+WHOLE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a":' + b"[" * 200_000,
+        *(
+            json.dumps(value).encode()
+            for value in (
+                [1],
+                {"a": WHOLE | {"data_offsets": [-8, 8]}},
+                {"a": WHOLE | {"data_offsets": [8, 0]}, "b": WHOLE},
+                {"a": WHOLE | {"data_offsets": [0.0, 8.0]}},
+                {"a": WHOLE | {"shape": "xx"}},
+                {"a": WHOLE | {"shape": [True, None]}},
+                {"a": WHOLE | {"dtype": ["F32"]}},
+                {"a\ud800": WHOLE},
+            )
+        ),
+    ],
+)
+def test_a_safetensors_header_of_another_kind_is_refused(header, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 8)
+    with pytest.raises(UserError, match="damaged or incomplete"):
+        check_weights(tmp_path)
+
+
+@pytest.mark.parametrize("index", ["[" * 200_000, *(
+    json.dumps({"weight_map": {"a": name}}) for name in (3, None, ["x"], "x" * 300)
+)])  # fmt: skip
+def test_a_shard_list_of_another_kind_is_refused(index, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match="get it again"):
+        check_weights(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -235,3 +236,52 @@ def test_records_need_no_token_counts():
         ll=[-1.0, -2.0],
     )
     assert record["correct"]
+
+
+def older(folder: Path) -> None:
+    """As lm-eval wrote samples before 0.4.4: one list, in a file that ends in .json."""
+    for path in folder.glob("samples_*.jsonl"):
+        samples = [json.loads(line) for line in path.read_text().splitlines()]
+        path.with_suffix(".json").write_text(json.dumps(samples, indent=2))
+        path.unlink()
+
+
+def compressed(folder: Path) -> None:
+    for path in [*folder.glob("*.json"), *folder.glob("*.jsonl")]:
+        Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+
+
+def deeper(folder: Path) -> None:
+    inner = folder / "2026" / "a model"
+    inner.mkdir(parents=True)
+    for path in [path for path in folder.iterdir() if path.is_file()]:
+        path.rename(inner / path.name)
+
+
+def filtered(folder: Path) -> None:
+    """Every sample twice, by another filter, which counted all as wrong."""
+    for path in folder.glob("samples_*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        others = [line | {"filter": "other", "acc": 0.0} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *others]))
+
+
+@pytest.mark.parametrize("change", [older, compressed, deeper, filtered])
+def test_other_ways_in_which_its_files_lie(change, copy, imported, tmp_path):
+    change(copy)
+    done = import_results(copy, runs_dir=tmp_path)
+    again = Run(done.path)
+    mine, theirs = (np.concatenate(run.items(["ll"])["ll"].tolist()) for run in (again, imported))
+    assert mine.tolist() == theirs.tolist()
+    assert any("of the filters none, other the first" in n for n in done.notes) == (
+        change is filtered
+    )
+
+
+def test_a_compressed_file_that_is_cut_short(copy, tmp_path):
+    compressed(copy)
+    path = next(copy.glob("samples_piqa*"))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="is not whole gzip"):
+        import_results(copy, runs_dir=tmp_path)
