@@ -67,9 +67,8 @@ def submit(
             estimate=dict(estimate or {}),
             root=str(root),
         )
-        ensure_worker(
-            job.device, root
-        )  # first: who looks without the lock finds no queue without it
+        # The worker first: who looks without the lock never finds a queue without one.
+        ensure_worker(job.device, root)
         save(job)
     return job
 

@@ -312,12 +312,20 @@ def rope_switch(config: Any) -> int | None:
     None for models without one. "longrope" is the only kind: "dynamic" frequencies change beyond
     the model's window, where nothing is run.
     """
-    given = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    kinds = [given, *(kind for kind in given.values() if isinstance(kind, dict))]  # by layer type
     return next(
-        (k["original_max_position_embeddings"] for k in kinds if k.get("rope_type") == "longrope"),
+        (
+            kind["original_max_position_embeddings"]
+            for kind in rope_kinds(config)
+            if kind.get("rope_type") == "longrope"
+        ),
         None,
     )
+
+
+def rope_kinds(config: Any) -> list[dict[str, Any]]:
+    """The settings of a model's rotary frequencies, of which layers of different types have their own."""
+    given = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return [given, *(kind for kind in given.values() if isinstance(kind, dict))]
 
 
 def choose_implementation(

@@ -140,16 +140,19 @@ def _check_adapter_fits(checkpoint: Checkpoint, config: Any, model: str) -> None
         raise UserError(f"{where} works from an invocation's tokens on (aLoRA), which is not taken")
     wanted = _shapes(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     known = _shapes(adapted.state_dict()) | wanted  # embeddings may be saved whole beside
+    inner = adapted.get_base_model().base_model_prefix
     held = {tensor.name: tensor.shape for tensor in read_tensors(checkpoint.folder / ADAPTER_FILE)}
     for name, shape in held.items():
         if known.get(name) == shape:
             continue
         bare = name.replace("_orig_mod.", "").replace("module.", "")
-        if name not in known and bare in known:
-            raise UserError(
-                f"{where} names its tensors as a wrapped model does ({name}); rename them to "
-                f"such as {bare}"
-            )
+        headless = name.replace("base_model.model.", f"base_model.model.{inner}.", 1)
+        for meant, whose in ((bare, "a wrapped model"), (headless, "a model without its head")):
+            if name not in known and meant in known:
+                raise UserError(
+                    f"{where} names its tensors as {whose} does ({name}); rename them to "
+                    f"such as {meant}"
+                )
         has = "does not have" if name not in known else f"has as {known[name]}"
         resized = name.endswith(("embed_tokens.weight", "lm_head.weight"))
         raise UserError(

@@ -23,6 +23,7 @@ from bidir_core.models.attention import (
     choose_implementation,
     install,
     own_implementation,
+    rope_kinds,
 )
 from bidir_core.models.checkpoint import (
     Checkpoint,
@@ -298,6 +299,13 @@ def _read_weights(plan: Preflight, folder: Path) -> tuple[Any, list[str]]:
                 output_loading_info=True,
             )
     except Exception as error:  # as above
+        for kind in rope_kinds(config) if isinstance(error, KeyError) else ():
+            if error.args == (kind.get("rope_type"),):
+                raise UserError(
+                    f"model '{plan.name}': its config.json names the rotary embedding (rope_type) "
+                    f"'{error.args[0]}', which this version of transformers does not know; use "
+                    "another model or a newer transformers"
+                ) from error
         raise UserError(f"the weights in {folder} cannot be used: {reason(error)}") from error
     lost: list[tuple[str, Any]] = [(name, None) for name in sorted(info["missing_keys"])]
     lost += sorted((name, tuple(shape)) for name, shape, *_ in info["mismatched_keys"])

@@ -79,6 +79,10 @@ def hub_is_reachable() -> bool:
 
     Behind a proxy names may not resolve here at all, so then the client finds out by itself.
     """
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return False
     if urllib.request.getproxies():
         return True
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -144,8 +148,10 @@ def read_tokenizer(model: str, source: str, options: dict[str, Any]) -> Any:
                 # Mistral's own file names its special tokens; nothing else here does.
                 tokenizer = convert_tekken_tokenizer(tekken)
     except Exception as error:  # as above
+        cached = options.get("local_files_only")
+        where = " in the hub's cache, and the hub cannot be reached" if cached else ""
         raise UserError(
-            f"model '{model}' has no tokenizer that can be read: {reason(error)}"
+            f"model '{model}' has no tokenizer that can be read{where}: {reason(error)}"
         ) from error
     try:
         encoded = tokenizer("two words", add_special_tokens=False, return_offsets_mapping=True)
@@ -182,6 +188,8 @@ def fetch_weights(model: str, source: str, revision: str | None) -> Path:
     """Download a hub model's weights, if the hub's cache lacks them; returns their folder."""
     from huggingface_hub import snapshot_download
 
+    online = hub_is_reachable()
+
     def fetch(*patterns: str) -> Path:
         # 'consolidated*' is a second copy of the weights, in Mistral's own layout.
         return Path(
@@ -190,7 +198,7 @@ def fetch_weights(model: str, source: str, revision: str | None) -> Path:
                 revision=revision,
                 allow_patterns=list(patterns),
                 ignore_patterns=["consolidated*", "original/*", "*/*"],
-                local_files_only=not hub_is_reachable(),
+                local_files_only=not online,
             )
         )
 
@@ -202,7 +210,15 @@ def fetch_weights(model: str, source: str, revision: str | None) -> Path:
         raise UserError(
             f"the weights of '{model}' could not be fetched: {reason(error)}"
         ) from error
-    check_weights(folder)
+    try:
+        check_weights(folder)
+    except UserError as error:
+        if online:
+            raise
+        raise UserError(
+            f"the hub's cache holds only a part of '{model}', and the hub cannot be reached; "
+            f"connect to the internet once ({error})"
+        ) from error
     return folder
 
 

@@ -98,11 +98,8 @@ def read_tensors(file: Path) -> list[Tensor]:
         header.pop("__metadata__", None)
         base, tensors = 8 + n_header, []
         for name, entry in header.items():
-            (start, end), shape, dtype = (
-                entry["data_offsets"],
-                tuple(entry["shape"]),
-                entry["dtype"],
-            )
+            start, end = entry["data_offsets"]
+            shape, dtype = tuple(entry["shape"]), entry["dtype"]
             numbers = (start, end - start, *shape)
             if not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in numbers):
                 raise ValueError(f"{name} has no dtype, shape or place")

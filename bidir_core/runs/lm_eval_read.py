@@ -197,12 +197,11 @@ def _sets(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Path]]]:
 
 
 def _read_results(path: Path) -> dict[str, Any]:
+    text = _read_bytes(path)
     try:
         # NaN, which lm-eval may write, would not go into our files.
-        value = json.loads(_read_bytes(path), parse_constant=lambda _: None)
+        value = json.loads(text, parse_constant=lambda _: None)
         json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text
-    except UserError:
-        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON in UTF-8 ({error}); it may be cut short") from error
     needed = ("results", "configs", "config")

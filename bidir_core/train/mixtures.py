@@ -184,7 +184,7 @@ _LABELS = "question|answer|goal|request|reply|aim|passage|context|problem|soluti
 # Of lower-cased texts: "question:", "### question 3:", "**answer**:" begin a line, "q:" and "a:"
 # stand anywhere.
 _LABEL = re.compile(rf"(?m)^[ \t#*]*(?:{_LABELS})[ \t]*\d*[ \t*]*:")
-_INLINE_LABEL = re.compile(r"[qa](?<!\w[qa])(?:uestion|nswer)?[ \t]*\d*[ \t*]*:")
+_INLINE_LABEL = re.compile(r"\b(?:q|a|question|answer)[ \t]*\d*[ \t*]*:")
 
 _WORD = re.compile(r"[^\W_]+")
 

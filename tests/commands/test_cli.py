@@ -187,8 +187,10 @@ def test_a_terminal_that_lacks_the_characters(tiny_folder):
     words = ["generate", "--model", str(tiny_folder), "--device", "cpu", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "bidir_core", *words, "--prompt", "na\u00efve \u2014 \U0001f600?"],
-        env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "\\u2014" in done.stdout

@@ -138,6 +138,7 @@ def damaged(folder: Path, how: str) -> Path:
         "without magnitudes": lambda name: "magnitude" not in name,
         "a tensor of no size": lambda name: True,
         "of a compiled model": lambda name: True,
+        "of a model without its head": lambda name: "lm_head" not in name,
         "of another kind": lambda name: True,
     }[how]
     left = {name: tensor for name, tensor in held.items() if keep(name)}
@@ -147,6 +148,8 @@ def damaged(folder: Path, how: str) -> Path:
         left = {
             name.replace("model.layers", "_orig_mod.model.layers"): t for name, t in left.items()
         }
+    if how == "of a model without its head":  # as AutoModel, not AutoModelForCausalLM, makes it
+        left = {name.replace("model.model.", "model."): t for name, t in left.items()}
     if how == "of another kind":
         left["base_model.model.model.layers.0.self_attn.q_proj.extra.weight"] = torch.ones(2)
     save_file(left, file)
@@ -166,6 +169,10 @@ def damaged(folder: Path, how: str) -> Path:
         ("without magnitudes", r"not whole: 8 of the 25 .* such as .*magnitude"),
         ("a tensor of no size", r"\(0,\), which the model has as \("),
         ("of a compiled model", r"names its tensors as a wrapped model does"),
+        (
+            "of a model without its head",
+            r"as a model without its head does .* such as base_model\.model\.model\.layers\.0",
+        ),
         ("of another kind", r"q_proj\.extra\.weight by \(2,\), which the model does not have"),
     ],
 )

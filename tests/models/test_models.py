@@ -103,20 +103,46 @@ def test_a_hub_id_loads_from_the_hubs_own_cache(tiny_folder: Path, tmp_path: Pat
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     program = (
-        "from bidir_core.models import loading\n"
+        "import sys; from bidir_core.models import loading\n"
         "loaded = loading.load('org/tiny', device='cpu')\n"
         "print(loaded.name, loaded.revision, loaded.fingerprint)\n"
-        "try: loading.load('org/other', device='cpu')\n"
-        "except loading.UserError as error: print(error)\n"
+        "from pathlib import Path\n"
+        "for name, lost in (('other', ''), ('tiny', 'model.safetensors'), ('tiny', 'tokenizer.json')):\n"
+        "    if lost: next(Path(sys.argv[1]).glob('snapshots/*/' + lost)).unlink()\n"
+        "    try: loading.load('org/' + name, device='cpu')\n"
+        "    except loading.UserError as error: print(error)\n"
     )
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     environment.pop("HF_HUB_CACHE", None)
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", program, str(repository)],
+        capture_output=True,
+        text=True,
+        env=environment,
     )
-    first, second = done.stdout.splitlines() or [done.stderr, ""]
+    assert done.returncode == 0, done.stderr
+    first, absent, no_weights, no_tokenizer = done.stdout.splitlines()
     assert first == f"org/tiny {commit} {_fingerprint(tiny_folder)}"
-    assert "'org/other' is not an embedded model" in second
+    assert "'org/other' is not an embedded model" in absent
+    assert "the hub's cache holds only a part of 'org/tiny'" in no_weights
+    assert "no tokenizer that can be read in the hub's cache" in no_tokenizer
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}},
+        {"rope_parameters": None, "rope_scaling": {"type": "spiral", "factor": 2.0}},
+    ],
+)
+def test_an_unknown_rotary_embedding_is_not_blamed_on_the_weights(
+    rope: dict[str, Any], tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | rope))
+    with pytest.raises(UserError, match=r"config\.json names the rotary .* 'spiral'"):
+        loading.load(str(folder), device="cpu")
 
 
 @pytest.mark.assets
@@ -456,9 +482,13 @@ def test_a_safetensors_header_of_another_kind_is_refused(header, tmp_path):
         check_weights(tmp_path)
 
 
-@pytest.mark.parametrize("index", ["[" * 200_000, *(
-    json.dumps({"weight_map": {"a": name}}) for name in (3, None, ["x"], "x" * 300)
-)])  # fmt: skip
+@pytest.mark.parametrize(
+    "index",
+    [
+        "[" * 200_000,
+        *(json.dumps({"weight_map": {"a": name}}) for name in (3, None, ["x"], "x" * 300)),
+    ],
+)
 def test_a_shard_list_of_another_kind_is_refused(index, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(UserError, match="get it again"):

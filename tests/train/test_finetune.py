@@ -214,9 +214,14 @@ def test_a_model_with_dropout_can_be_trained(family, method, jsonl, tmp_path):
     else:
         folder = tmp_path / family
         opt = OPTConfig(
-            vocab_size=VOCAB, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64,
-            num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128,
-        )  # fmt: skip
+            vocab_size=VOCAB,
+            hidden_size=32,
+            word_embed_proj_dim=32,
+            ffn_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+        )
         assert opt.dropout > 0
         OPTForCausalLM(opt).save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
