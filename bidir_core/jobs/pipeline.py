@@ -25,7 +25,7 @@ from bidir_core.common.settings import command_line
 from bidir_core.data.items import Item, data_fingerprint
 from bidir_core.evaluate import evaluate, processes
 from bidir_core.evaluate.config import EvalConfig
-from bidir_core.evaluate.evaluate import refuse_trained_tasks
+from bidir_core.evaluate.overlap import refuse_trained_tasks
 from bidir_core.jobs.doctor import layer_rate
 from bidir_core.jobs.estimate import duration, estimated, to_text
 from bidir_core.jobs.pipeline_config import PipelineConfig, Stage, plan

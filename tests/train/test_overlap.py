@@ -7,7 +7,7 @@ import pytest
 from bidir_core.common.errors import UserError
 from bidir_core.data.order_tasks import ORDER_TASKS
 from bidir_core.data.tasks import PUBLISHED_TASKS
-from bidir_core.evaluate.evaluate import refuse_trained_tasks, same_name_sentences
+from bidir_core.evaluate.overlap import refuse_trained_tasks, same_name_sentences
 
 
 @pytest.mark.parametrize(
