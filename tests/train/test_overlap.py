@@ -8,6 +8,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.data.order_tasks import ORDER_TASKS
 from bidir_core.data.tasks import PUBLISHED_TASKS
 from bidir_core.evaluate.overlap import refuse_trained_tasks, same_name_sentences
+from bidir_core.runs.run import Run
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,9 @@ def test_a_users_own_task_file_by_its_name():
     refuse_trained_tasks(["piqa"], {})
 
 
-def test_evaluate_refuses(tiny_folder, jsonl, tmp_path):
+def test_evaluate_refuses_what_was_trained_on_and_says_what_has_its_name(
+    tiny_folder, jsonl, own_items, tmp_path
+):
     from bidir_core.evaluate.config import EvalConfig
     from bidir_core.evaluate.evaluate import evaluate
     from bidir_core.train.finetune import run_finetune
@@ -75,6 +78,19 @@ def test_evaluate_refuses(tiny_folder, jsonl, tmp_path):
 
     with pytest.raises(UserError, match=r"trained on .piqa_train\.jsonl"):
         evaluate(EvalConfig(model=str(tiny_folder), checkpoint=str(run), tasks=("piqa",)))
+
+    another = tmp_path / "mine" / jsonl.name
+    another.parent.mkdir()
+    another.write_bytes(own_items.read_bytes())
+    path = evaluate(
+        EvalConfig(
+            model=str(tiny_folder),
+            checkpoint=str(run),
+            tasks=(str(another),),
+            runs_dir=str(tmp_path),
+        )
+    )
+    assert any("another file of the name" in one for one in Run(path).config["warnings"])
 
 
 def test_another_file_of_the_same_name_is_evaluated_and_said():
