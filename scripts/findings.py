@@ -3,7 +3,7 @@
     python -m scripts.findings            # writes it
     python -m scripts.findings --check    # says whether it stands there; exit 1 if not
 
-The pages' words are written by hand; what stands between ``<!-- findings: NAME -->`` (or ``law``, ``repair``) and
+The pages' words are written by hand; what stands between ``<!-- findings: NAME -->`` (or ``law``, ``order``, ``repair``) and
 ``<!-- end -->`` is written by this.
 """
 
@@ -17,18 +17,15 @@ import numpy as np
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.compare import compare
-from bidir_core.analyse.effects import Retention
 from bidir_core.analyse.pairing import METRICS
-from bidir_core.analyse.phrases import JSON_WORDS
-from bidir_core.analyse.verdict import judge
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
-from bidir_core.explain.controls import above, standing
+from bidir_core.explain.controls import above
 from bidir_core.explain.sweep_summary import Outcomes, outcomes
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run
-from scripts import findings_lab, findings_law, findings_repair, pages
-from scripts.findings_lab import EMBEDDED, FIRST, SECOND, only, share, stored
+from scripts import findings_lab, findings_law, findings_order, findings_repair, pages
+from scripts.findings_lab import FIRST, only, share
 from scripts.pages import Blocks, delta, table
 
 CAUSAL, PLAIN, SINK = "causal", "bidirectional", "sink=1"
@@ -58,28 +55,6 @@ def _later() -> np.ndarray:
     """Which items of the whole sets come after the first 500 of their task."""
     doc_ids = run(FULL[CAUSAL]).items_table(("doc_id",)).column("doc_id")
     return doc_ids.to_numpy() >= FIRST
-
-
-def claims() -> str:
-    """Whole sets of each model: what bidirectional prefill does, and how much of it sink=1 removes."""
-    found = _outcomes(FULL, "acc")
-    metrics = findings_lab.evidence(SECOND, "whole").metrics or {}
-    points = {point["regime"]: point["acc"] for point in metrics["points"]}
-    moved = stored(points["bidirectional"]["delta"])
-    rows = []
-    for model, cost, removed in (
-        (EMBEDDED, found.delta(CAUSAL, PLAIN), found.removed(CAUSAL, PLAIN, SINK)),
-        (SECOND, moved, Retention(**points["bidirectional:sink=1"]["removed"])),
-    ):
-        assert cost is not None
-        assert removed is not None
-        verdict, which = JSON_WORDS[judge(cost).verdict], standing(vars(removed))
-        n = formatting.count(cost.n)
-        rows.append([f"`{model}`", n, delta(cost), verdict, share(removed), which])
-    header = (
-        "model | n | bidirectional, minus causal | verdict | `sink=1` removes of that | which is"
-    )
-    return table(header, rows)
 
 
 def damage() -> str:
@@ -153,17 +128,18 @@ def floor() -> str:
 
 
 BLOCKS: Blocks = {
-    "findings: claims": claims,
     "findings: damage": damage,
     "findings: floor": floor,
     **{f"findings: {name}": block for name, block in findings_lab.blocks().items()},
     **{f"law: {name}": block for name, block in findings_law.BLOCKS.items()},
+    **{f"order: {name}": block for name, block in findings_order.BLOCKS.items()},
     **{f"repair: {name}": block for name, block in findings_repair.BLOCKS.items()},
 }
 TABLES: Blocks = {
     "tasks": tasks,
     **findings_lab.tables(),
     **findings_law.TABLES,
+    **findings_order.TABLES,
     **findings_repair.TABLES,
 }
 

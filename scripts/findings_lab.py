@@ -8,11 +8,9 @@ counts, of equal ones the oldest.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -65,17 +63,15 @@ def evidence(model: str, name: str, root: Path = COMMITTED_RUNS) -> Run:
 def blocks(root: Path = COMMITTED_RUNS) -> Blocks:
     """What stands on the pages."""
     return {
-        "controls": partial(controls, root),
-        "whole": partial(whole, SECOND, root),
-        "layers": partial(layers, EMBEDDED, root),
         "attention": partial(attention, EMBEDDED, root),
     }
 
 
 def tables(root: Path = COMMITTED_RUNS) -> Blocks:
     """What stands in files of its own; those of the second model begin with ``gemma_``."""
-    made = {one.__name__: partial(one, EMBEDDED, root) for one in (sweep, points, prompts)}
+    made = {one.__name__: partial(one, EMBEDDED, root) for one in (sweep, points, prompts, layers)}
     second = (sweep, points, prompts, layers, attention)
+    made["controls"] = partial(controls, root)
     return made | {f"gemma_{one.__name__}": partial(one, SECOND, root) for one in second}
 
 
@@ -208,29 +204,6 @@ def attention(model: str, root: Path = COMMITTED_RUNS) -> str:
     return basis(run) + table(header, rows)
 
 
-def whole(model: str, root: Path = COMMITTED_RUNS) -> str:
-    """Whole sets, as the sweep summed them up: its items are not committed."""
-    run, rows = evidence(model, "whole", root), []
-    for metric in METRICS:
-        for point in (run.metrics or {})["points"]:
-            numbers = point[metric]
-            moved, removed = numbers["delta"], numbers["removed"]
-            rows.append(
-                [
-                    f"`{metric}`",
-                    short(point["regime"]),
-                    f"{100 * numbers['value']:.1f}",
-                    delta(stored(moved)) if moved else "",
-                    share(Retention(**removed)) if removed else "",
-                ]
-            )
-    header = "measure | point | accuracy | to causal, points | damage removed"
-    return basis(run) + table(header, rows)
-
-
-# Sweeps
-
-
 def sweep(model: str, root: Path = COMMITTED_RUNS) -> str:
     """Every swept point but windows of layers."""
     run = evidence(model, "sweep", root)
@@ -343,11 +316,6 @@ def only(found: Outcomes, mask: np.ndarray) -> Outcomes:
     right = {slug: values[mask] for slug, values in found.right.items()}
     known = {slug: values[mask] for slug, values in found.known.items()}
     return Outcomes(found.task[mask], found.halves[mask], right, known)
-
-
-def stored(numbers: Mapping[str, Any]) -> stats.Estimate:
-    """A difference as a sweep has stored it."""
-    return stats.Estimate(**{end: numbers[end] for end in ("value", "low", "high", "n")})
 
 
 def share(found: Retention | None) -> str:

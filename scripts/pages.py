@@ -1,6 +1,6 @@
 """Parts of docs/ that a script writes: blocks of a page, between hand-written words, and tables.
 
-What stands between ``<!-- findings: NAME -->`` (or ``law``, ``repair``) and ``<!-- end -->`` on a page is computed,
+What stands between ``<!-- findings: NAME -->`` (or ``law``, ``order``, ``repair``) and ``<!-- end -->`` on a page is computed,
 and so are the files of ``docs/tables/``.
 """
 
@@ -21,7 +21,9 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = (DOCS / "RESULTS.md", DOCS / "FINDINGS.md")
 TABLES = DOCS / "tables"
 # A block's opening line, its kind and name, what it holds, and its closing mark.
-BLOCK = re.compile(r"(<!-- ((?:findings|law|repair): \w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- ((?:findings|law|order|repair): \w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL
+)
 
 
 def filled(text: str, blocks: Blocks) -> str:

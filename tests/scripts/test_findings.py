@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 
 import pytest
 
-from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.explain.sweep_points import Point
 from bidir_core.explain.sweep_summary import Sweep
@@ -76,6 +76,9 @@ def test_a_table_is_its_rows_once_and_then_its_sentences() -> None:
     assert text == f'point,"a, b"\n{row}{row}"Of runs, 3 items.",\n'
 
 
+TRAINED = "3B trained with `layers=A-`"
+
+
 def test_the_words_were_written_for_these_outcomes() -> None:
     """Other runs may give other outcomes; then the words beside the table want writing anew."""
     verdicts = {
@@ -87,11 +90,31 @@ def test_the_words_were_written_for_these_outcomes() -> None:
         "Prompt conditions": ("not refuted", "**refuted**"),
         "Last prompt token": ("not refuted", "not refuted"),
     }
-    lines = on_page("findings: controls").splitlines()
-    for control, (first, second) in verdicts.items():
-        (row,) = (line for line in lines if line.startswith(f"| {control} "))
-        cells = [cell.split(": ")[-1] for cell in row.strip("| ").split(" | ")]
-        assert cells[-2:] == [first, second]
+    with (pages.TABLES / "controls.csv").open(encoding="utf-8", newline="") as file:
+        rows = {row[0].partition(" (")[0]: row for row in csv.reader(file)}
+    for control, outcomes in verdicts.items():
+        assert tuple(cell.split(": ")[-1] for cell in rows[control][-2:]) == outcomes
+
+
+def test_the_words_on_prompt_order_were_written_for_these_outcomes() -> None:
+    """Which way each arm moves each form's answers: + or - where the interval leaves out 0."""
+    signs = {
+        "bidirectional": "-----",
+        "`sink=1`": "-----",
+        "`layers=A-`, A recommended": "++0--",
+        "causal, prompt twice": "++0++",
+        "`layers=A-`, A recommended, minus: causal, prompt twice": "0----",
+        f"{TRAINED}, `layers=A-`, minus: {TRAINED}, causal": "+-+00",
+        f"{TRAINED}, `layers=A-`, minus: 3C, causal": "0-000",
+    }
+    rows = dict(
+        line.strip("| ").split(" | ", 1) for line in on_page("order: effects").splitlines()[4:]
+    )
+    for arm, expected in signs.items():
+        row = rows.get(arm) or rows[f"{arm}, minus causal"]
+        ends = [(float(low), float(high)) for low, high in re.findall(r"\((\S+) to (\S+)\)", row)]
+        found = "".join("+" if low > 0 else "-" if high < 0 else "0" for low, high in ends)
+        assert found == expected, arm
 
 
 # The blocks of sweeps, controls and attention, from pretended runs
@@ -157,24 +180,8 @@ def test_how_much_looking_ahead_a_regime_leaves(pretended) -> None:
     assert findings_lab.ahead_left(view, "causal") == 0
 
 
-def test_whole_sets_are_told_without_their_items(tmp_path) -> None:
-    second = {"model": findings_lab.SECOND, "limit": None}
-    run = lab(tmp_path, "whole-gemma", SINKS[:1], config=second)
-    before = block(tmp_path, "whole")
-    run.path.joinpath("texts.parquet").unlink()
-    for items in run.path.glob("points/*/items.parquet"):
-        items.unlink()
-    text = block(tmp_path, "whole")
-    assert text == before
-    assert "150 items, whole sets" in text
-    (row,) = re.findall(r"\| `acc` \| `sink=1` \| (.*) \|", text)
-    stored = run.metrics["points"][2]["acc"]
-    assert row.startswith(f"{100 * stored['value']:.1f} | ")
-    assert formatting.points(stored["delta"]["low"], signed=True) in row
-
-
 def test_the_costliest_windows_of_layers(pretended) -> None:
-    text = block(pretended, "layers")
+    text = findings_lab.tables(pretended)["layers"]()
     assert "Bidirectional in 5 layers only, at each of 8 places" in text
     assert "(each 99.4 %)" in text
     rows = [line for line in text.splitlines() if line.startswith("| `layers=")]
