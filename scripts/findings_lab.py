@@ -86,6 +86,7 @@ def controls(root: Path) -> str:
     rows = [
         [title, refuted_by, *(cells[model].get(name, "not run") for model in models)]
         for name, title, _, refuted_by, _ in CONTROLS
+        if any(name in cells[model] for model in models)
     ]
     header = f"control | the story is refuted by | {EMBEDDED} | {SECOND}"
     return "".join(sources) + table(header, rows)

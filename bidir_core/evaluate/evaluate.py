@@ -22,7 +22,7 @@ from bidir_core.data.tasks import check_selection, load_items
 from bidir_core.evaluate import processes
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.overlap import refuse_trained_tasks, same_name_sentences
-from bidir_core.evaluate.patching import Patch
+from bidir_core.evaluate.patching import parse_patch
 from bidir_core.evaluate.processes import ALONE, PARTS, Part, Parts, Team, absorb, share
 from bidir_core.evaluate.scoring import (
     ItemScore,
@@ -440,7 +440,7 @@ def _scorer(
         batch_tokens=config.batch_tokens,
         implementation=loaded.implementation,
     )
-    patch = Patch.parse(config.patch) if config.patch else None
+    patch = parse_patch(config.patch) if config.patch else None
     return Scorer(loaded.model, loaded.handle, plan.under(regime, patch))
 
 

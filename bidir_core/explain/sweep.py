@@ -319,7 +319,8 @@ def _plan_controls(prompts: Prompts) -> tuple[list[Point], list[str]]:
             allowed.append(condition)
         except UserError as error:
             notes.append(f"no control with {condition.words(usual)}: {error}")
-    return control_points(usual, middle_token(prompts), allowed), notes
+    n_layers = prompts.loaded.n_layers
+    return control_points(usual, middle_token(prompts), allowed, n_layers), notes
 
 
 def middle_token(prompts: Prompts) -> int:

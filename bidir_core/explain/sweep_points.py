@@ -155,7 +155,8 @@ class LabConfig(EvalConfig):
     controls: bool = setting(
         False,
         help="add the controls that could refute the story: sufficiency, placebo, relocated sink, "
-        "key or value, triviality, prompt conditions, last prompt token, context floor",
+        "key or value, random look-ahead, clipped norm, triviality, prompt conditions, last prompt "
+        "token, context floor",
         role="identity",
     )
 
@@ -262,7 +263,25 @@ def lay_out(
     return list(unique.values())
 
 
-def control_points(usual: Condition, middle: int, conditions: Iterable[Condition]) -> list[Point]:
+RANDOM = "random=0"  # as many pairs ahead as the regime beside it, at random
+CLIP = "clip=0"  # the first token's norm clipped, its causal keys kept
+
+
+def patch_words(patch: str | None) -> str:
+    """An edit beside a regime, in a few words; empty for none."""
+    what, _, number = (patch or "").partition("=")
+    token = "the first token" if number == "0" else f"token {number}"
+    return {
+        "": "",
+        "random": "as much ahead at random",
+        "clip": f"norm of {token} clipped",
+        "both": f"keys and values of {token} patched",
+    }.get(what, f"{what} of {token} patched")
+
+
+def control_points(
+    usual: Condition, middle: int, conditions: Iterable[Condition], n_layers: int
+) -> list[Point]:
     """The points that the controls need; ``middle``: the placebo's token.
 
     ``conditions``: other ways to make the prompt, as far as the model allows them.
@@ -276,6 +295,9 @@ def control_points(usual: Condition, middle: int, conditions: Iterable[Condition
     )
     points = [Point(regime, usual) for regime in regimes]
     points += [Point(str(BIDIRECTIONAL), usual, patch) for patch in ("keys=0", "values=0")]
+    opened = f"bidirectional:layers={min(2, n_layers - 1)}-"
+    points += [Point(r, usual, RANDOM) for r in (str(SINK), opened, "bidirectional:rows=0-0")]
+    points.append(Point(str(CAUSAL), usual, CLIP))
     references = (str(CAUSAL), str(BIDIRECTIONAL), str(SINK))
     points += [Point(regime, condition) for condition in conditions for regime in references]
     if usual.context == "full":
@@ -296,7 +318,7 @@ def planned_points(config: LabConfig, n_layers: int | None) -> list[Point] | Non
     usual, controls = condition_of(config), []
     if config.controls:
         others = usual._replace(bos="add"), usual._replace(chat_template=not usual.chat_template)
-        controls = control_points(usual, 2, others)
+        controls = control_points(usual, 2, others, n_layers)
     return lay_out(usual, expand(config.sweeps, n_layers), controls)
 
 

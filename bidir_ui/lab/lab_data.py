@@ -13,6 +13,7 @@ import streamlit as st
 from bidir_core.analyse.stats import Estimate
 from bidir_core.analyse.verdict import Judgement, judge
 from bidir_core.explain.controls import same_prompts, summarise_sweep
+from bidir_core.explain.sweep_points import patch_words
 from bidir_core.explain.sweep_summary import Sweep, best_of_dials, removed_sentence
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.run import Run
@@ -65,7 +66,7 @@ class Lab:
     def causal_of(self, point: dict[str, Any]) -> dict[str, Any] | None:
         """The causal point in the same prompt condition."""
         same = (p for p in self.points if p["condition"] == point["condition"])
-        return next((p for p in same if p["regime"] == "causal"), None)
+        return next((p for p in same if p["regime"] == "causal" and not p.get("patch")), None)
 
     def run_id(self, slug: str) -> str:
         return f"{self.info.id}/points/{slug}"
@@ -183,9 +184,8 @@ def text(lab: Lab, slug: str) -> str:
 
 def name(point: dict[str, Any]) -> str:
     """What a point is, in a few words: regime, patch, prompt condition."""
-    patch = point.get("patch")
-    patched = f"{str(patch).partition('=')[0]} of the first token patched" if patch else ""
-    words = (str(point.get("regime")), patched, str(point.get("condition_words") or ""))
+    edit = patch_words(point.get("patch"))
+    words = (str(point.get("regime")), edit, str(point.get("condition_words") or ""))
     return " · ".join(filter(None, words))
 
 
