@@ -15,16 +15,19 @@ a smaller gap of its own and recovers nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
-from bidir_core.analyse.pairing import mismatches
+from bidir_core.analyse.pairing import mismatches, repeats
 from bidir_core.analyse.stats import CONFIDENCE, Estimate, paired_delta, proportion, z_score
+from bidir_core.analyse.study import NAMES, arm_of
+from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.data.items import family_of
-from bidir_core.runs.metrics import OUTCOME_COLUMNS, choice_probabilities, outcomes
+from bidir_core.runs.metrics import OUTCOME_COLUMNS, choice_probabilities, outcomes, peak_of
 from bidir_core.runs.run import Run
 
 _COLUMNS = ("task", "pair_id", "doc_hash", "gold", "ll", "error", *OUTCOME_COLUMNS)
@@ -85,6 +88,11 @@ class GapRecovered:
     why_not_stated: str | None = None
 
 
+def has_orders(tasks: Sequence[str]) -> bool:
+    """Whether both orders of some family are among the tasks."""
+    return any({f"{f}_first", f"{f}_last"} <= set(tasks) for f in map(family_of, tasks))
+
+
 def order_answers(*runs: Run, metric: str = "acc") -> dict[str, OrderAnswers]:
     """Family -> its answers, from one run with both orders or from two runs with one each.
 
@@ -143,6 +151,7 @@ def _require_alike(run: Run, other: Run) -> None:
         raise UserError(f"'{run.id}' and '{other.id}' do not pair: {found[0].sentence}")
     for what, a, b in (
         ("regime", run.regime, other.regime),
+        ("number of times the prompt is given", repeats(run.settings), repeats(other.settings)),
         ("model", run.config.get("model_fingerprint"), other.config.get("model_fingerprint")),
     ):
         if a != b:
@@ -233,3 +242,137 @@ def ratio_of_means(
     if half < 1e-9 * max(abs(b), a):
         return None, "the documents all agree, so the ratio has no spread to bound it by"
     return Estimate(top / bottom, (b - half) / a, (b + half) / a, n), None
+
+
+# Several regimes, or a repeated prompt, beside causal: what each answers and what it costs.
+
+
+@dataclass(frozen=True)
+class OrderArm:
+    """How one run answers an order family, beside the causal baseline.
+
+    ``recovered`` is None for the baseline itself. ``prompt_tokens``: the mean over the documents and
+    both orders of what is prefilled for a document. ``seconds`` and ``peak_bytes`` are of the whole
+    run, with all its tasks; None where it did not record them.
+    """
+
+    run: str
+    words: str
+    effect: OrderEffect
+    recovered: GapRecovered | None
+    prompt_tokens: float
+    seconds: float | None
+    peak_bytes: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> OrderArm:
+        """Read what :meth:`to_json` gives."""
+
+        def with_estimates(kind: Any, found: Mapping[str, Any] | None) -> Any:
+            return found and kind(
+                **{k: Estimate(**v) if isinstance(v, dict) else v for k, v in found.items()}
+            )
+
+        effect = with_estimates(OrderEffect, value["effect"])
+        recovered = with_estimates(GapRecovered, value["recovered"])
+        return cls(**{**value, "effect": effect, "recovered": recovered})
+
+
+def order_arms(
+    baseline: Run, candidates: Sequence[Run], *, metric: str = "acc"
+) -> dict[str, list[OrderArm]]:
+    """Family -> the baseline's arm, then those of the candidates that hold both of its orders.
+
+    UserError where a candidate's prompts were made otherwise than by repeating the baseline's.
+    """
+    found: dict[str, list[OrderArm]] = {}
+    causal: dict[str, OrderAnswers] = {}
+    for run in (baseline, *candidates):
+        if differ := mismatches(baseline, run):
+            raise UserError(f"'{baseline.id}' and '{run.id}' do not pair: {differ[0].sentence}")
+        lengths = _prompt_tokens(run)
+        for family, answers in order_answers(run, metric=metric).items():
+            if run is baseline:
+                causal[family] = answers
+            elif family not in causal:
+                continue
+            cost = (run.metrics or {}).get("cost") or {}
+            arm = OrderArm(
+                run=run.id,
+                words=arm_words(run),
+                effect=order_effect(answers),
+                recovered=None if run is baseline else gap_recovered(causal[family], answers),
+                prompt_tokens=lengths[family],
+                seconds=cost.get("seconds"),
+                peak_bytes=peak_of(cost),
+            )
+            found.setdefault(family, []).append(arm)
+    return found
+
+
+def arm_words(run: Run) -> str:
+    """What a run is among others of its model: regime, repeated prompt, what was trained."""
+    words = [run.regime]
+    if (times := repeats(run.settings)) != 1:
+        words.append(f"prompt {times} times")
+    if run.settings.get("checkpoint"):
+        arm, seed = arm_of(run)
+        words.append((NAMES.get(arm.code, arm.code) if arm else "fine-tune") + f" seed {seed}")
+    return ", ".join(words)
+
+
+def _prompt_tokens(run: Run) -> dict[str, float]:
+    """Family -> the mean number of prompt tokens of a document in one order."""
+    table = run.items_table(("task", "n_prefix_tokens"))
+    lengths: dict[str, list[int]] = {}
+    for task, tokens in zip(*(table.column(name).to_pylist() for name in table.column_names)):
+        if tokens and task != family_of(task):
+            lengths.setdefault(family_of(task), []).append(tokens[0])
+    return {family: float(np.mean(counts)) for family, counts in lengths.items()}
+
+
+def arm_row(arm: OrderArm) -> list[str]:
+    """An arm's numbers as the cells of :data:`ARM_HEADER`; accuracies in percent, gaps in points."""
+    effect, recovered = arm.effect, arm.recovered
+    share = "-" if recovered is None else recovered.why_not_stated or ""
+    if recovered is not None and recovered.share is not None:
+        share = _interval(recovered.share, 0) + " %"
+    return [
+        arm.words,
+        formatting.count(effect.n),
+        formatting.points(effect.first.value),
+        formatting.points(effect.last.value),
+        _interval(effect.gap),
+        "-" if recovered is None else _interval(recovered.first_change),
+        "-" if recovered is None else _interval(recovered.last_change),
+        share,
+        f"{100 * effect.first_prob:.1f} / {100 * effect.last_prob:.1f}",
+        f"{arm.prompt_tokens:.0f}",
+        "-" if arm.seconds is None else f"{arm.seconds:,.0f}",
+        "-" if arm.peak_bytes is None else f"{arm.peak_bytes / 1e9:.1f}",
+    ]
+
+
+ARM_HEADER = (
+    "arm", "n", "passage first, %", "passage last, %", "order gap, points", "first, to causal",
+    "last, to causal", "gap recovered", "gold probability, %", "prompt tokens", "seconds", "GB",
+)  # fmt: skip
+
+
+def order_text(arms: Mapping[str, Sequence[OrderArm]]) -> list[str]:
+    """Each family's arms as lines for a terminal."""
+    lines: list[str] = []
+    for family, rows in arms.items():
+        lines += [f"prompt order, {family} (95 % intervals, paired by document):"]
+        lines += [*formatting.table(ARM_HEADER, [arm_row(arm) for arm in rows]).splitlines(), ""]
+    return lines
+
+
+def _interval(estimate: Estimate, digits: int = 1) -> str:
+    ends = (100 * end for end in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (f"{end:+.{digits}f}" for end in ends)
+    return f"{value} ({low} to {high})"

@@ -14,11 +14,13 @@ import numpy as np
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.effects import Retention, above_floor_retention
+from bidir_core.analyse.order_effects import order_arms
 from bidir_core.analyse.pairing import METRICS, pair
 from bidir_core.analyse.phrases import no_share
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged
+from bidir_core.explain import law
 from bidir_core.explain.sweep_points import ATTENTION_FILE, CLIP, RANDOM, SINK
 from bidir_core.explain.sweep_summary import Sweep, best, best_of_dials
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
@@ -532,5 +534,26 @@ def summarise_sweep(run: Run) -> dict[str, Any]:
         "points": points,
         "best": {metric: best(sweep, metric) for metric in METRICS},
         "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in METRICS},
+        "law": {metric: law.summary(sweep, metric) for metric in METRICS},
+        "orders": {metric: orders(sweep, metric) for metric in METRICS},
         "controls": judge(sweep) if run.settings.get("controls") else [],
     }
+
+
+def orders(sweep: Sweep, metric: str) -> dict[str, list[dict[str, Any]]]:
+    """By order family what each point answers in both orders; empty without order tasks.
+
+    Causal is the baseline; the prompt may be given more often, and is else the sweep's own.
+    """
+    causal = sweep.slug_of(str(CAUSAL), sweep.usual)
+    if causal is None:
+        return {}
+    alike = [
+        sweep.runs[slug]
+        for slug, point in sweep.points.items()
+        if slug != causal
+        and point.patch is None
+        and point.condition._replace(repeat_prompt=sweep.usual.repeat_prompt) == sweep.usual
+    ]
+    arms = order_arms(sweep.runs[causal], alike, metric=metric)
+    return {family: [arm.to_json() for arm in found] for family, found in arms.items()}

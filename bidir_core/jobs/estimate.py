@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -449,13 +450,18 @@ def estimate_sweep(
         )
         values |= {"seconds": None, "low_seconds": None, "high_seconds": None}
         return SweepEstimate(**{**values, "basis": (why, *full.basis)}, point_seconds=full.seconds)
-    bare = _evaluation(config.evaluation(context="none"), place)
-    n_bare = sum(point.condition.context == "none" != config.context for point in points)
-    n_full = len(points) - n_bare
+    prompts = Counter((one.condition.context, one.condition.repeat_prompt) for one in points)
+    parts = [
+        (n, _evaluation(config.evaluation(context=context, repeat_prompt=times), place))
+        for (context, times), n in prompts.items()
+    ]
     for name in ("seconds", "low_seconds", "high_seconds", "n_items", "n_tokens"):
-        one, few = getattr(full, name), getattr(bare, name)
-        values[name] = None if one is None or few is None else n_full * one + n_bare * few
-    values["basis"] = (*full.basis, "the mask probe of each point comes on top")
+        each = [(n, getattr(part, name)) for n, part in parts]
+        values[name] = None if None in [v for _, v in each] else sum(n * v for n, v in each)
+    basis = (*full.basis, "the mask probe of each point comes on top")
+    if config.preset:
+        basis += ("so does what unlabelled prompts predict, unless that is stored already",)
+    values["basis"] = basis
     whole = _with_start(Estimate(**values), start)
     values = {spec.name: getattr(whole, spec.name) for spec in fields(Estimate)}
     return SweepEstimate(**values, n_points=len(points), point_seconds=full.seconds)

@@ -12,6 +12,7 @@ from typing import Any
 
 from bidir_core.jobs.cost_model import Work, kind_of, operations, shape_of, training_of
 from bidir_core.jobs.job import Job
+from bidir_core.runs.metrics import peak_of
 from bidir_core.runs.run import Run
 
 SHORTEST_SECONDS = 0.2  # below it a run says nothing about a rate
@@ -92,14 +93,6 @@ def measured(run: Run) -> Measured | None:
         memory_bytes=peak_of(cost),
         dtype=str(run.config.get("dtype") or "float32"),
     )
-
-
-def peak_of(cost: dict[str, Any]) -> int | None:
-    """GPU memory where there is a GPU, else what the process held."""
-    peak = cost.get("peak_memory_bytes")
-    if isinstance(peak, dict):
-        return peak.get("device") or peak.get("host")
-    return cost.get("peak_bytes")
 
 
 def start_seconds(known: Sequence[Job]) -> float | None:

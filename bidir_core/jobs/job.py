@@ -120,11 +120,18 @@ class Job:
 
         path = self.run_path
         state = Run(path).state if path is not None else None
-        if state == "done" and self.words[0] != "pipeline":
+        if state == "done" and self.made(path):
             return "done"
         if self.cancel_at is not None:
             return "cancelled"
         return "failed" if state == "failed" else "lost"
+
+    def made(self, path: Path | None) -> bool:
+        """Whether this run is what the job was started for, and not one that it makes first: a sweep
+        may store a prediction before it, a pipeline holds many runs and is none."""
+        from bidir_core.runs.run import Run
+
+        return path is not None and (Run(path).config.get("kind") or "eval") == self.words[0]
 
     @property
     def run_paths(self) -> list[Path]:

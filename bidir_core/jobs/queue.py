@@ -135,7 +135,7 @@ def _run_to_resume(job: Job) -> str | None:
     path = job.run_path
     if path is None or job.words[0] not in ("eval", "finetune", "lab", "attend"):
         return None  # the same line: a pipeline finds its runs itself, the others start over
-    if "--resume" in job.words:
+    if "--resume" in job.words or not job.made(path):
         return None
     return str(path)
 

@@ -12,7 +12,6 @@ import streamlit as st
 from bidir_core.common.settings import join_list, split_list
 from bidir_core.data import tasks
 from bidir_core.data.assets import EMBEDDED_MODEL, EMBEDDED_MODELS
-from bidir_core.data.tasks import PUBLISHED_TASKS
 from bidir_ui.kit import fmt, html, url
 from bidir_ui.launch.form import Draft
 from bidir_ui.reading.data import RunInfo
@@ -74,7 +73,7 @@ def _widget(spec: Field[Any], runs: tuple[RunInfo, ...], default: Any) -> str:
         )
         return "" if chosen == default else str(chosen)
     if spec.name == "tasks":
-        return _tasks(label, name, hint)
+        return _tasks(label, name, hint, default)
     if spec.name in ("model", "checkpoint"):
         return from_runs(spec.name, label, name, hint, runs)
     if spec.name == "sweep":
@@ -96,12 +95,14 @@ def _sweep(label: str, name: str, default: str) -> str:
     ).strip()
 
 
-def _tasks(label: str, name: str, hint: str) -> str:
+def _tasks(label: str, name: str, hint: str, default: str | tuple[str, ...]) -> str:
+    usual = list(split_list(default) if isinstance(default, str) else default)
+
     def read(text: str) -> list[str]:
-        return list(split_list(text)) or list(PUBLISHED_TASKS)
+        return list(split_list(text)) or usual
 
     def write(value: list[str]) -> str:
-        return "" if set(value) == set(PUBLISHED_TASKS) or not value else join_list(value)
+        return "" if set(value) == set(usual) or not value else join_list(value)
 
     own = [task for task in read(url.get(name)) if task not in tasks.TASKS]
     chosen = url.bound(
@@ -114,7 +115,7 @@ def _tasks(label: str, name: str, hint: str) -> str:
         write=write,
         accept_new_options=True,
         format_func=fmt.task,
-        placeholder="all five; or the path of a JSONL file",
+        placeholder="the usual ones; or the path of a JSONL file",
     )
     return write(chosen)
 

@@ -12,7 +12,7 @@ from bidir_core.common.settings import command_line, parse_value, settings_of
 from bidir_core.data import tasks
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate.config import EvalConfig, ProbeConfig
-from bidir_core.explain.sweep_points import LabConfig, planned_points
+from bidir_core.explain.sweep_points import ORDER_PRESET_TASKS, LabConfig, planned_points
 from bidir_core.jobs.estimate import layers_of
 from bidir_core.jobs.pipeline_config import PUBLISHED, PipelineConfig, from_preset
 from bidir_core.runs.stages import EVALUATIONS, TRAININGS
@@ -245,6 +245,25 @@ PRESETS: dict[str, Preset] = {
         "Stages 1, 2, 3B, 3C, 4 and the non-prefill compare, then the "
         "report. Runs that exist are used again, so the same line goes on where it stopped.",
         ("model", "regime", "limit", "steps", "seeds", "device"),
+    ),
+    "lab-law": Preset(
+        "lab",
+        "First layers",
+        "From which layer on may the prompt look ahead without harm? What unlabelled prompts predict "
+        "is stored first; then every layers=A- is asked, and sink=1 and 4.",
+        ("model", "limit", "device"),
+        (("preset", "law"),),
+        begins=(_LIMIT,),
+    ),
+    "lab-order": Preset(
+        "lab",
+        "Prompt order",
+        "Does it matter whether the passage stands before the question or after it, and does looking "
+        "ahead help? Both orders: causal, bidirectional, sink=1, the recommended layers=A-, and the "
+        "prompt given twice, which any gain has to beat or match.",
+        ("model", "limit", "device"),
+        (("preset", "order"),),
+        begins=(("tasks", ",".join(ORDER_PRESET_TASKS)), _LIMIT),
     ),
     "lab-sink": Preset(
         "lab",

@@ -271,6 +271,8 @@ def _open(job: Job, runs: tuple[RunInfo, ...], label: str = "Open results") -> N
     if job.words[0] == "pipeline":
         page, query = "overview", url.params()
     elif job.words[0] == "lab":
+        if not job.made(path):
+            return
         page, query = "lab", url.params(sweep=run.id)
     else:
         page, query = "runs", url.params(q=path.name)

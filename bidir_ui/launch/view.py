@@ -73,7 +73,7 @@ def form(runs: tuple[RunInfo, ...]) -> Form:
     for number, name in enumerate(preset.front):
         with columns[number % 3]:
             given |= field(draft, specs[name], runs, defaults)
-    apart = {*preset.front, *draft.fixed, "runs_dir"}
+    apart = {*preset.front, *draft.fixed, "runs_dir", "preset"}
     if preset.command in ("eval", "lab"):  # as wide as five names need
         given |= field(draft, specs["tasks"], runs, defaults)
         apart.add("tasks")

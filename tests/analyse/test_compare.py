@@ -6,6 +6,8 @@ import json
 import timeit
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bidir_core.analyse.compare import compare, interaction_of_runs
@@ -125,7 +127,6 @@ def test_retention_above_the_no_context_run(tmp_path, two):
     [
         ({"split": "test"}, {}, "split 'validation', the other 'test'"),
         ({"num_fewshot": 5}, {}, "'0' solved examples before each item, the other '5'"),
-        ({"repeat_prompt": 2}, {}, "each context '1' times over, the other '2' times"),
         ({"chat_template": True}, {}, "chat template"),
         ({"context": "none"}, {}, "context 'full', the other with context 'none'"),
         ({}, {"tokenizer_fingerprint": "bytes"}, "different tokenizers"),
@@ -148,6 +149,24 @@ def test_what_a_run_did_not_record_is_not_held_against_it(tmp_path):
     assert pair(a, b).n == 20
     assert "repeat_prompt" not in a.settings  # from before prompts could be repeated
     assert pair(a, make_run(tmp_path, n_items=20, config={"repeat_prompt": 1})).n == 20
+
+
+def test_a_repeated_prompt_pairs_with_the_same_prompt_given_once(tmp_path):
+    once = make_run(tmp_path, n_items=20)
+    twice = make_run(tmp_path, n_items=20, seed=4, config={"repeat_prompt": 2})
+    path = twice.path / "items.parquet"
+    table = pq.read_table(path)
+    texts = [[f"{text}\n\n{text}" for text in row] for row in table["contexts"].to_pylist()]
+    at = table.column_names.index("contexts")
+    pq.write_table(table.set_column(at, "contexts", pa.array(texts)), path)
+    found = compare(once, Run(twice.path))
+    assert found.macro.n == 20
+    assert found.sentence.startswith("Giving the prompt 2 times instead of 1")
+    assert any("what repeating it does" in note for note in found.notes)
+    texts[7] = ["another prompt\n\nanother prompt"] * len(texts[7])
+    pq.write_table(table.set_column(at, "contexts", pa.array(texts)), path)
+    with pytest.raises(UserError, match=r"prompt of .* differ between"):
+        compare(once, Run(twice.path))
 
 
 def test_the_floor_has_no_prompt_that_could_be_repeated(tmp_path):

@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 
 from bidir_core import jobs
-from bidir_core.explain.sweep_points import LabConfig, planned_points
+from bidir_core.explain.sweep_points import ORDER_PRESET_TASKS, LabConfig, planned_points
 from bidir_core.jobs.estimate import estimate_sweep, layers_of
+from bidir_core.jobs.queue import _run_to_resume
+from bidir_core.runs.writer import RunWriter
 from tests.app import open_page, words
 from tests.factory import timed_run
 from tests.lab_factory import make_sweep
@@ -155,3 +157,28 @@ def test_results_of_a_sweep_open_in_the_lab_and_those_of_a_probe_are_said(root):
     assert link.page.endswith("lab")
     assert f"sweep={sweep.id}" in link.query_string.replace("%2F", "/")
     assert f"passed: {MODEL} under bidirectional" in words(app)
+
+
+def test_the_ready_made_sweeps_are_one_line(root):
+    known = {"f.model": "smollm2-135m-instruct"}
+    law = open_page(PAGE, stage="lab-law", **known)
+    assert code(law)[0].endswith("lab --model smollm2-135m-instruct --limit 100 --preset law")
+    assert re.search(r"Points\s+19", words(law))
+    order = open_page(PAGE, stage="lab-order", **known)
+    assert "--preset order" in code(order)[0]
+    assert f"--tasks {','.join(ORDER_PRESET_TASKS)}" in code(order)[0]
+    assert re.search(r"Points\s+5", words(order))
+
+
+def test_a_job_that_stopped_while_predicting_begins_again(root, monkeypatch):
+    """Its run is the prediction's: no sweep is there to be gone on with, or finished."""
+    monkeypatch.setattr("bidir_core.jobs.queue.ensure_worker", lambda device, folder: None)
+    job = jobs.submit(["lab", "--model", "m", "--preset", "law"])
+    writer = RunWriter.create("lab", {"model": "m"}, root=root, kind="recommend")
+    (job.folder / "runs.txt").write_text(f"{writer.path}\n")
+    writer.finish(metrics={})
+    assert replace(job, stored_state="running").fate() == "lost"
+    assert _run_to_resume(job) is None
+    sweep = RunWriter.create("lab", {"model": "m"}, root=root, kind="lab")
+    (job.folder / "runs.txt").write_text(f"{writer.path}\n{sweep.path}\n")
+    assert _run_to_resume(job) == str(sweep.path)
