@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -338,7 +339,7 @@ def _prompt_tokens(run: Run) -> dict[str, float]:
 def arm_row(arm: OrderArm) -> list[str]:
     """An arm's numbers as the cells of :data:`ARM_HEADER`; accuracies in percent, gaps in points."""
     effect, recovered = arm.effect, arm.recovered
-    share = "-" if recovered is None else recovered.why_not_stated or ""
+    share = "-" if recovered is None else "not stated"
     if recovered is not None and recovered.share is not None:
         share = _interval(recovered.share, 0) + " %"
     return [
@@ -367,8 +368,9 @@ def order_text(arms: Mapping[str, Sequence[OrderArm]]) -> list[str]:
     """Each family's arms as lines for a terminal."""
     lines: list[str] = []
     for family, rows in arms.items():
-        lines += [f"prompt order, {family} (95 % intervals, paired by document):"]
-        lines += [*formatting.table(ARM_HEADER, [arm_row(arm) for arm in rows]).splitlines(), ""]
+        lines += [f"prompt order, {family_words(family)} (95 % intervals, paired by document):"]
+        lines += formatting.table(ARM_HEADER, [arm_row(arm) for arm in rows]).splitlines()
+        lines += [order_sentence(rows), ""]
     return lines
 
 
@@ -376,3 +378,40 @@ def _interval(estimate: Estimate, digits: int = 1) -> str:
     ends = (100 * end for end in (estimate.value, estimate.low, estimate.high))
     value, low, high = (f"{end:+.{digits}f}" for end in ends)
     return f"{value} ({low} to {high})"
+
+
+def family_words(family: str) -> str:
+    """An order family's name for people: the stem of a user's own files."""
+    return PurePath(family).stem or family
+
+
+def order_sentence(arms: Sequence[OrderArm]) -> str:
+    """What one family's arms say, in a sentence or two; either way is sayable."""
+    causal, n = arms[0].effect, formatting.count(arms[0].effect.n)
+    gap = causal.gap
+    interval = f"95 % CI {_ends(gap)}, n = {n}"
+    who = arms[0].words
+    if gap.low <= 0:
+        more = "less" if gap.high < 0 else "more"
+        by = formatting.points(abs(gap.value) if gap.high < 0 else gap.value)
+        return (
+            f"No order gap is shown: with the passage first {who} is right {by} points {more} often "
+            f"({interval}), so there is nothing to recover."
+        )
+    text = (
+        f"With the passage last {who} is right {formatting.points(gap.value)} points less often "
+        f"({interval})."
+    )
+    told = []
+    for arm in arms[1:]:
+        share = arm.recovered.share if arm.recovered else None
+        if share is None:
+            told.append(f"{arm.words} not stated")
+            continue
+        low, high = (f"{100 * end:.0f}" for end in (share.low, share.high))
+        told.append(f"{arm.words} {100 * share.value:.0f} % ({low} to {high} %)")
+    return f"{text} Recovered of that: {'; '.join(told)}." if told else text
+
+
+def _ends(estimate: Estimate) -> str:
+    return f"{formatting.points(estimate.low)} to {formatting.points(estimate.high)}"

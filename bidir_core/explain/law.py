@@ -140,10 +140,10 @@ def sentence(law: Law, predicted: Mapping[str, Any] | None = None) -> str:
         name = f"layers={law.first_layer}-" if law.first_layer else "plain bidirectional"
         change = points(law.confirm.estimate.value, signed=True)
         text = (
-            f"From layer {law.first_layer} on the prompt may look ahead: {name} was chosen on the "
-            f"explore half; on the confirm half it differs from causal by {change} points "
-            f"({interval_text(law.confirm.estimate)}, n = {count(law.confirm.estimate.n)}), "
-            f"{phrase(law.confirm)}."
+            f"The first layer from which looking ahead keeps accuracy within {size(stats.MARGIN)} on "
+            f"the explore half is {law.first_layer} of {law.n_layers}: on the confirm half {name} "
+            f"differs from causal by {change} points ({interval_text(law.confirm.estimate)}, "
+            f"n = {count(law.confirm.estimate.n)}), {phrase(law.confirm)}."
         )
     if predicted:
         told = ", ".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ import streamlit as st
 
 from bidir_core.analyse.stats import Estimate
 from bidir_core.analyse.verdict import Judgement, judge
+from bidir_core.explain import law as laws
 from bidir_core.explain.controls import same_prompts, summarise_sweep
 from bidir_core.explain.sweep_points import patch_words
 from bidir_core.explain.sweep_summary import Sweep, best_of_dials, removed_sentence
@@ -139,6 +141,20 @@ def _judged_together(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         return summary
     sweep = Sweep(run)
     return {**summary, "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in kinds}}
+
+
+def law(lab: Lab) -> str:
+    """From which layer on looking ahead costs nothing, in words; empty without such a sweep."""
+    if "law" in lab.found:
+        return ((lab.found["law"] or {}).get(lab.metric) or {}).get("sentence", "")
+    opened = any(re.search(r"layers=\d+-$", point["regime"]) for point in lab.points)
+    return _law(lab.info.path, lab.info.modified, lab.metric) if opened and lab.has_items else ""
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _law(path: str, modified: float, metric: str) -> str:
+    """The same of a sweep from before its law was kept with it."""
+    return (laws.summary(Sweep(Run(path)), metric) or {}).get("sentence", "")
 
 
 def measured(lab: Lab, slug: str, measure: str) -> tuple[float, float, float]:
