@@ -138,22 +138,21 @@ def stacked_dots(frame: pd.DataFrame, *, title: str, reference: float | None = N
     figure = dots(frame, title=title, reference=reference)
     ends: list[dict[str, Any]] = [{"x": 0, "xanchor": "left"}, {"x": 1, "xanchor": "right"}]
     figure.update_layout(
-        height=54 + STACKED * len(frame),
-        margin={"l": 12, "r": 12, "t": 8, "b": 46},
-        annotations=[
-            {
-                **end,
-                "xref": "paper",
-                "y": row,
-                "yshift": 15,
-                "text": inert(text),
-                "showarrow": False,
-                "font": {"size": 13},
-            }
-            for row, texts in enumerate(zip(frame["label"], frame["text"], strict=True))
-            for end, text in zip(ends, texts, strict=True)
-        ],
+        height=54 + STACKED * len(frame), margin={"l": 12, "r": 12, "t": 8, "b": 46}
     )
+    figure.layout.annotations = [  # in place of those beside the lines
+        {
+            **end,
+            "xref": "paper",
+            "y": row,
+            "yshift": 15,
+            "text": inert(text),
+            "showarrow": False,
+            "font": {"size": 13},
+        }
+        for row, texts in enumerate(zip(frame["label"], frame["text"], strict=True))
+        for end, text in zip(ends, texts, strict=True)
+    ]
     figure.update_yaxes(showticklabels=False, range=[len(frame) - 0.6, -0.7])
     return figure
 
