@@ -12,7 +12,7 @@ import numpy as np
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.launch import ProcessLost
-from bidir_core.common.progress import Progress, logging_to, terminable
+from bidir_core.common.progress import Progress, logging_to, phase, terminable
 from bidir_core.common.settings import to_json
 from bidir_core.data.answer_positions import answer_positions, one_sided_sentences
 from bidir_core.data.chat import CHAT_DATE
@@ -146,6 +146,7 @@ def _score(
 
 def read_items(config: EvalConfig) -> list[Item]:
     """The items that the config selects, in task order."""
+    phase("Reading the items")
     return load_items(
         config.tasks,
         split=config.split,

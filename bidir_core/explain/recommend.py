@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.progress import phase
 from bidir_core.common.settings import check_config, same_as, setting, to_json
 from bidir_core.data.custom import absolute_task
 from bidir_core.data.items import Item, data_fingerprint, hash_doc
@@ -179,6 +180,7 @@ def predict(config: EvalConfig, loaded: LoadedModel) -> Run:
             and same_prompts(to_json(config), run.settings)
         ):
             return run
+    phase("Predicting from unlabelled prompts")
     known = {spec.name for spec in fields(RecommendConfig)} & {s.name for s in fields(EvalConfig)}
     given = {name: getattr(config, name) for name in known - {"limit", "name"}}
     given["limit"] = min(config.limit or PROMPTS_PER_TASK, PROMPTS_PER_TASK)

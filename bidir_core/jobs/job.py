@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bidir_core.common.files import Damaged, read_bytes, write_json
+from bidir_core.common.progress import PHASES
 from bidir_core.runs import shapes
 from bidir_core.runs.layout import runs_roots
 from bidir_core.runs.read import read_object
@@ -125,6 +126,15 @@ class Job:
         if self.cancel_at is not None:
             return "cancelled"
         return "failed" if state == "failed" else "lost"
+
+    @property
+    def phase(self) -> str:
+        """What its process began last before its run has progress to tell; empty if unknown."""
+        try:
+            lines = (self.folder / PHASES).read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return ""
+        return lines[-1] if lines else ""
 
     def made(self, path: Path | None) -> bool:
         """Whether this run is what the job was started for, and not one that it makes first: a sweep

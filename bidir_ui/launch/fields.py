@@ -47,8 +47,10 @@ def field(
     default = defaults.get(spec.name, None if spec.default is MISSING else spec.default)
     text = _widget(spec, runs, default)
     if wrong := draft.problem(spec.name, text):
-        sentence = f"✕ {wrong[:1].upper()}{wrong[1:]}"
-        html.show(html.div("b b-note", html.el("span", sentence, cls="b-down")))
+        sentence = f"{wrong[:1].upper()}{wrong[1:]}"
+        # What was not touched is missing, not wrong.
+        marked = html.el("span", f"✕ {sentence}", cls="b-down") if text else f"○ {sentence}"
+        html.show(html.div("b b-note", marked))
     return {spec.name: text} if text else {}
 
 

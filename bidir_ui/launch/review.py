@@ -24,7 +24,7 @@ from bidir_core.jobs.estimate import (
     time_text,
     tokens,
 )
-from bidir_core.jobs.history import Measured, history, start_seconds
+from bidir_core.jobs.history import Measured, history
 from bidir_core.jobs.pipeline_config import PipelineConfig
 from bidir_core.runs.run import Run
 from bidir_core.runs.stages import LEAKY_WARNING
@@ -50,7 +50,7 @@ def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job])
     config, device = form.config, jobs.queue_device(form.words)
     if config is None:
         return None
-    known, start = measured(runs), start_seconds(known_jobs)
+    known, start = measured(runs), estimate.start_of(config, known_jobs)
     if isinstance(config, LabConfig):
         return estimate_sweep(config, device, known, start=start)
     if isinstance(config, ProbeConfig):  # imports, weights and the probe: what any run begins with

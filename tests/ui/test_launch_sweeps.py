@@ -92,7 +92,6 @@ def test_a_sweep_shows_its_points_and_the_time_of_each(root, own_items, tiny_fol
         ({"stage": "probe", "f.regime": "bidirectional:sink=x"}, "sink takes an integer"),
         ({"f.limit": "0"}, "from 1 up"),
         ({"f.tasks": "piqa,nope"}, "nknown task 'nope'"),
-        ({"stage": "stage4"}, "Choose the checkpoint"),
         ({"stage": "3B", "f.lr": "0"}, "above 0"),
         ({"stage": "pipeline", "f.regime": "causal"}, "need a bidirectional regime"),
     ],
@@ -106,6 +105,38 @@ def test_a_wrong_setting_is_marked_where_it_stands(root, query, says):
     assert says in words(app)
     assert says.lower() in marks[0].replace("&#x27;", "'").lower()
     assert not [button for button in app.button if button.key == "launch-start"]
+
+
+def test_a_field_that_nobody_touched_is_missing_not_wrong(root):
+    app = open_page(PAGE, stage="stage4")
+    drawn = " ".join(block.proto.body for block in app.get("html"))
+    assert "○ Choose the checkpoint" in drawn
+    assert "✕" not in drawn
+    assert 'class="b-down"' not in drawn
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_a_cpu_begins_with_minutes_and_a_gpu_with_everything(root, monkeypatch, device):
+    for place in ("bidir_ui.launch.view.queue_device", "bidir_core.jobs.queue_device"):
+        monkeypatch.setattr(place, lambda words: device)
+    small = device == "cpu"
+    assert ("--limit 100" in code(open_page(PAGE))[0]) == small
+    assert ("--steps 40" in code(open_page(PAGE, stage="3B"))[0]) == small
+    assert ("--preset quick" in code(open_page(PAGE, stage="pipeline"))[0]) == small
+    whole = code(open_page(PAGE, **{"f.limit": "all"}))[0]
+    assert "--limit" not in whole
+
+
+def test_hours_are_asked_for_once_more(root, own_items, tiny_folder):
+    for seconds in (50_000.0, 60_000.0):
+        timed_run(
+            root, model=str(tiny_folder), seconds=seconds, computed_tokens=2_000, device="cpu"
+        )
+    app = open_page(PAGE, **{"f.model": str(tiny_folder), "f.tasks": str(own_items)})
+    app.button(key="launch-start").click().run()
+    assert re.search(r"This takes hours: about \d+\.\d h on cpu", words(app))
+    assert app.button(key="launch-confirm").disabled
+    assert app.checkbox(key="launch-sure").label.startswith("Start it for about")
 
 
 def test_another_sweep_begins_with_its_own_values(root):
