@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -69,8 +69,8 @@ class OrderEffect:
     first: Estimate
     last: Estimate
     gap: Estimate
-    first_prob: float
-    last_prob: float
+    first_prob: float | None  # None for a run that keeps only its answers
+    last_prob: float | None
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,14 @@ def order_effect(answers: OrderAnswers, *, confidence: float = CONFIDENCE) -> Or
         first=proportion(int(answers.first.sum()), n, confidence=confidence),
         last=proportion(int(answers.last.sum()), n, confidence=confidence),
         gap=paired_delta(answers.last, answers.first, confidence=confidence),
-        first_prob=float(answers.first_prob.mean()),
-        last_prob=float(answers.last_prob.mean()),
+        first_prob=_mean(answers.first_prob),
+        last_prob=_mean(answers.last_prob),
     )
+
+
+def _mean(values: np.ndarray) -> float | None:
+    mean = float(values.mean())
+    return None if math.isnan(mean) else mean
 
 
 def gap_recovered(
@@ -259,6 +264,7 @@ class OrderArm:
 
     run: str
     words: str
+    trained: bool
     effect: OrderEffect
     recovered: GapRecovered | None
     prompt_tokens: float
@@ -273,14 +279,21 @@ class OrderArm:
     def from_json(cls, value: Mapping[str, Any]) -> OrderArm:
         """Read what :meth:`to_json` gives."""
 
-        def with_estimates(kind: Any, found: Mapping[str, Any] | None) -> Any:
-            return found and kind(
-                **{k: Estimate(**v) if isinstance(v, dict) else v for k, v in found.items()}
-            )
+        def made(kind: Any, found: Mapping[str, Any] | None) -> Any:
+            """A dataclass from its own fields alone: later versions may add some."""
+            if found is None:
+                return None
+            own = {field.name: found.get(field.name) for field in fields(kind)}
+            return kind(**{k: _estimate(v) if isinstance(v, dict) else v for k, v in own.items()})
 
-        effect = with_estimates(OrderEffect, value["effect"])
-        recovered = with_estimates(GapRecovered, value["recovered"])
-        return cls(**{**value, "effect": effect, "recovered": recovered})
+        effect, recovered = value["effect"], value["recovered"]
+        parts = {"effect": made(OrderEffect, effect), "recovered": made(GapRecovered, recovered)}
+        own = {field.name: value[field.name] for field in fields(cls)}
+        return cls(**own | parts)
+
+
+def _estimate(value: Mapping[str, Any]) -> Estimate:
+    return Estimate(value["value"], value["low"], value["high"], value.get("n") or 0)
 
 
 def order_arms(
@@ -305,7 +318,8 @@ def order_arms(
             arm = OrderArm(
                 run=run.id,
                 words=arm_words(run),
-                effect=order_effect(answers),
+                trained=bool(run.settings.get("checkpoint")),
+                effect=_with_probabilities(order_effect(answers), run),
                 recovered=None if run is baseline else gap_recovered(causal[family], answers),
                 prompt_tokens=lengths[family],
                 seconds=cost.get("seconds"),
@@ -315,6 +329,18 @@ def order_arms(
     return found
 
 
+def _with_probabilities(effect: OrderEffect, run: Run) -> OrderEffect:
+    """Of a run that keeps only its answers, the probabilities that its metrics kept."""
+    if effect.first_prob is not None:
+        return effect
+    tasks = (run.metrics or {}).get("tasks") or {}
+    first, last = (
+        (tasks.get(f"{effect.family}_{order}") or {}).get("gold_prob")
+        for order in ("first", "last")
+    )
+    return replace(effect, first_prob=first, last_prob=last)
+
+
 def arm_words(run: Run) -> str:
     """What a run is among others of its model: regime, repeated prompt, what was trained."""
     words = [run.regime]
@@ -322,7 +348,11 @@ def arm_words(run: Run) -> str:
         words.append(f"prompt {times} times")
     if run.settings.get("checkpoint"):
         arm, seed = arm_of(run)
-        words.append((NAMES.get(arm.code, arm.code) if arm else "fine-tune") + f" seed {seed}")
+        trained = NAMES.get(arm.code, arm.code) if arm else "fine-tune"
+        dials = (arm.regime or "" if arm else "").partition(":")[
+            2
+        ]  # of the mask it was trained under
+        words.append(" ".join(filter(None, (trained, dials, f"seed {seed}" if seed else ""))))
     return ", ".join(words)
 
 
@@ -351,7 +381,9 @@ def arm_row(arm: OrderArm) -> list[str]:
         "-" if recovered is None else _interval(recovered.first_change),
         "-" if recovered is None else _interval(recovered.last_change),
         share,
-        f"{100 * effect.first_prob:.1f} / {100 * effect.last_prob:.1f}",
+        " / ".join(
+            "-" if p is None else f"{100 * p:.1f}" for p in (effect.first_prob, effect.last_prob)
+        ),
         f"{arm.prompt_tokens:.0f}",
         "-" if arm.seconds is None else f"{arm.seconds:,.0f}",
         "-" if arm.peak_bytes is None else f"{arm.peak_bytes / 1e9:.1f}",
@@ -404,13 +436,15 @@ def order_sentence(arms: Sequence[OrderArm]) -> str:
     )
     told = []
     for arm in arms[1:]:
+        if arm.trained:
+            continue  # the sentence asks what no training gives
         share = arm.recovered.share if arm.recovered else None
         if share is None:
             told.append(f"{arm.words} not stated")
             continue
         low, high = (f"{100 * end:.0f}" for end in (share.low, share.high))
         told.append(f"{arm.words} {100 * share.value:.0f} % ({low} to {high} %)")
-    return f"{text} Recovered of that: {'; '.join(told)}." if told else text
+    return f"{text} Recovered of that without training: {'; '.join(told)}." if told else text
 
 
 def _ends(estimate: Estimate) -> str:

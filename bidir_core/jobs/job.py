@@ -131,9 +131,10 @@ class Job:
     def phase(self) -> str:
         """What its process began last before its run has progress to tell; empty if unknown."""
         try:
-            lines = (self.folder / PHASES).read_text(encoding="utf-8").splitlines()
-        except OSError:
+            data = read_bytes(self.folder / PHASES, MOST_RUNS_BYTES)
+        except (FileNotFoundError, Damaged):
             return ""
+        lines = data.decode("utf-8", errors="replace").splitlines()
         return lines[-1] if lines else ""
 
     def made(self, path: Path | None) -> bool:

@@ -54,7 +54,7 @@ def test_evaluations_of_order_tasks_are_one_set_with_every_arm(root, arms) -> No
     text = words(app)
     assert "With the passage last causal is right" in text
     for arm in ("bidirectional", "bidirectional:layers=2-", "causal, prompt 2 times"):
-        assert f"{arm} " in text.partition("Recovered of that:")[2]
+        assert f"{arm} " in text.partition("Recovered of that without training:")[2]
     (box,) = [one for one in app.selectbox if one.label == "Sweep"]
     assert sum("prompt order" in option for option in box.options) == 2
     assert "4 runs" in next(option for option in box.options if "4 runs" in option)
