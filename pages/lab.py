@@ -20,9 +20,9 @@ with shell.guard():
     if not lab_view.state(lab):
         lab_view.watch(lab)
         st.stop()
-    lab_view.verdict(lab)
     if arms := (lab.found.get("orders") or {}).get(page.pair.metric):
         lab_orders.panel(lab_orders.stored(arms), info.id)
+    lab_view.verdict(lab)
     slug = lab_view.chosen_slug(lab)
     lab_controls.point_card(lab, slug)
     if lab_view.any_to_draw(lab):

@@ -113,12 +113,14 @@ def hits(law: Law, recommendation: Mapping[str, Any]) -> dict[str, bool | None]:
 def summary(sweep: Sweep, metric: str) -> dict[str, Any] | None:
     """What a sweep's ``metrics.json`` says of its law, beside the prediction that it recorded.
 
-    None for a sweep without ``layers=A-`` or its causal run, or with no item in one half.
+    None for a sweep without several ``layers=A-`` or without causal, or with no item in one half.
     """
     try:
         law = law_in(sweep, metric)
     except UserError:
         return None
+    if len(law.curve) < 3:
+        return None  # plain bidirectional and one A beside it are no sweep of A
     predicted = sweep.run.config.get("predicted")
     return {
         "first_layer": law.first_layer,

@@ -6,8 +6,6 @@ import json
 import timeit
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from bidir_core.analyse.compare import compare, interaction_of_runs
@@ -152,21 +150,18 @@ def test_what_a_run_did_not_record_is_not_held_against_it(tmp_path):
 
 
 def test_a_repeated_prompt_pairs_with_the_same_prompt_given_once(tmp_path):
-    once = make_run(tmp_path, n_items=20)
-    twice = make_run(tmp_path, n_items=20, seed=4, config={"repeat_prompt": 2})
-    path = twice.path / "items.parquet"
-    table = pq.read_table(path)
-    texts = [[f"{text}\n\n{text}" for text in row] for row in table["contexts"].to_pylist()]
-    at = table.column_names.index("contexts")
-    pq.write_table(table.set_column(at, "contexts", pa.array(texts)), path)
-    found = compare(once, Run(twice.path))
+    items = spread_items(20, TASKS)
+    once, repeated = make_run(tmp_path, items=items), {"repeat_prompt": 2}
+    doubled = [
+        item | {"contexts": [f"{text}\n\n{text}" for text in item["contexts"]]} for item in items
+    ]
+    found = compare(once, make_run(tmp_path, items=doubled, seed=4, config=repeated))
     assert found.macro.n == 20
     assert found.sentence.startswith("Giving the prompt 2 times instead of 1")
     assert any("what repeating it does" in note for note in found.notes)
-    texts[7] = ["another prompt\n\nanother prompt"] * len(texts[7])
-    pq.write_table(table.set_column(at, "contexts", pa.array(texts)), path)
+    doubled[7]["contexts"] = ["another prompt\n\nanother prompt"] * len(items[7]["contexts"])
     with pytest.raises(UserError, match=r"prompt of .* differ between"):
-        compare(once, Run(twice.path))
+        compare(once, make_run(tmp_path, items=doubled, seed=4, config=repeated))
 
 
 def test_the_floor_has_no_prompt_that_could_be_repeated(tmp_path):

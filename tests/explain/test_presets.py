@@ -66,6 +66,7 @@ def test_order_asks_both_orders_of_every_arm_and_the_prompt_twice(
     assert arms[0].prompt_tokens == pytest.approx(np.mean([row[0] for row in items]))
     assert whole.prompt_tokens == pytest.approx(2 * arms[0].prompt_tokens + 2)  # a blank line
     assert "prompt order, mine" in told
+    assert sweep.metrics["law"]["acc"] is None  # one A is no sweep of A
     # compare has the same, since it is the baseline of the order question
     assert main(["compare", str(causal), str(twice), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
