@@ -258,7 +258,8 @@ class OrderArm:
     """How one run answers an order family, beside the causal baseline.
 
     ``recovered`` is None for the baseline itself. ``prompt_tokens``: the mean over the documents and
-    both orders of what is prefilled for a document. ``seconds`` and ``peak_bytes`` are of the whole
+    both orders of what is prefilled for a document. ``constant_guess``: what always answering the
+    same position would score. ``seconds`` and ``peak_bytes`` are of the whole
     run, with all its tasks; None where it did not record them.
     """
 
@@ -268,6 +269,7 @@ class OrderArm:
     effect: OrderEffect
     recovered: GapRecovered | None
     prompt_tokens: float
+    constant_guess: float | None
     seconds: float | None
     peak_bytes: int | None
 
@@ -322,11 +324,17 @@ def order_arms(
                 effect=_with_probabilities(order_effect(answers), run),
                 recovered=None if run is baseline else gap_recovered(causal[family], answers),
                 prompt_tokens=lengths[family],
+                constant_guess=_constant_guess(run, family),
                 seconds=cost.get("seconds"),
                 peak_bytes=peak_of(cost),
             )
             found.setdefault(family, []).append(arm)
     return found
+
+
+def _constant_guess(run: Run, family: str) -> float | None:
+    positions = (run.config.get("answer_positions") or {}).get(f"{family}_last") or {}
+    return positions.get("best_constant_guess")
 
 
 def _with_probabilities(effect: OrderEffect, run: Run) -> OrderEffect:
@@ -419,16 +427,32 @@ def family_words(family: str) -> str:
 
 def order_sentence(arms: Sequence[OrderArm]) -> str:
     """What one family's arms say, in a sentence or two; either way is sayable."""
+    first, guess = arms[0].effect, arms[0].constant_guess
+    if guess is not None and max(first.first.low, first.last.low) <= guess:
+        return (
+            f"{arms[0].words.capitalize()} is not shown to beat one constant answer here "
+            f"({100 * guess:.1f} %) in either order, so nothing follows about the order. "
+            f"{_gap_sentence(arms)}"
+        )
+    return _gap_sentence(arms)
+
+
+def _gap_sentence(arms: Sequence[OrderArm]) -> str:
     causal, n = arms[0].effect, formatting.count(arms[0].effect.n)
     gap = causal.gap
-    interval = f"95 % CI {_ends(gap)}, n = {n}"
-    who = arms[0].words
-    if gap.low <= 0:
-        more = "less" if gap.high < 0 else "more"
-        by = formatting.points(abs(gap.value) if gap.high < 0 else gap.value)
+    who, ending = arms[0].words, "so there is nothing to recover."
+    if gap.high < 0:
+        turned = Estimate(-gap.value, -gap.high, -gap.low, gap.n)
         return (
-            f"No order gap is shown: with the passage first {who} is right {by} points {more} often "
-            f"({interval}), so there is nothing to recover."
+            f"The order gap is the other way: with the passage first {who} is right "
+            f"{formatting.points(turned.value)} points less often ({_interval_words(turned, n)}), "
+            f"{ending}"
+        )
+    interval = _interval_words(gap, n)
+    if gap.low <= 0:
+        return (
+            f"No order gap is shown: with the passage first {who} is right "
+            f"{formatting.points(gap.value, signed=True)} points more often ({interval}), {ending}"
         )
     text = (
         f"With the passage last {who} is right {formatting.points(gap.value)} points less often "
@@ -447,5 +471,6 @@ def order_sentence(arms: Sequence[OrderArm]) -> str:
     return f"{text} Recovered of that without training: {'; '.join(told)}." if told else text
 
 
-def _ends(estimate: Estimate) -> str:
-    return f"{formatting.points(estimate.low)} to {formatting.points(estimate.high)}"
+def _interval_words(estimate: Estimate, n: str) -> str:
+    low, high = formatting.points(estimate.low), formatting.points(estimate.high)
+    return f"95 % CI {low} to {high}, n = {n}"

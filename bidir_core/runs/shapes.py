@@ -301,11 +301,12 @@ ORDER_ARM = Fields(
         "effect": ORDER_EFFECT,
         "recovered": GAP_RECOVERED,
         "prompt_tokens": NUMBER,
+        "constant_guess": SHARE,
         "seconds": SECONDS,
         "peak_bytes": COUNT,
     },
     needs=("run", "words", "trained", "effect", "prompt_tokens"),
-    keys=("recovered", "seconds", "peak_bytes"),
+    keys=("recovered", "constant_guess", "seconds", "peak_bytes"),
 )
 
 METRICS = Fields(

@@ -24,7 +24,9 @@ def order_items(n: int) -> list[dict]:
     return made
 
 
-def order_run(root: Path, first: float, last: float, *, regime: str = "causal", **config) -> Run:
+def order_run(
+    root: Path, first: float, last: float, *, regime: str = "causal", facts=None, **config
+) -> Run:
     return make_run(
         root,
         "stage1_vanilla_eval" if regime == "causal" else STAGE2,
@@ -34,6 +36,7 @@ def order_run(root: Path, first: float, last: float, *, regime: str = "causal", 
         seed=len(regime),
         accuracy={"sciq_first": first, "sciq_last": last},
         config=config,
+        facts=facts,
     )
 
 
@@ -68,3 +71,14 @@ def test_without_a_gap_nothing_is_recovered(root) -> None:
     text = words(open_page(PAGE, sweep=runs[0].id))
     assert "No order gap is shown" in text
     assert "Recovered of that" not in text
+
+
+def test_a_model_that_cannot_do_the_task_says_nothing_about_order(root) -> None:
+    guess = {"n": 300, "right": [210, 90], "best_constant_guess": 0.7, "one_sided": False}
+    facts = {"answer_positions": dict.fromkeys(TASKS, guess)}
+    run = order_run(root, 0.7, 0.5, facts=facts)
+    order_run(root, 0.7, 0.6, regime="bidirectional", facts=facts)
+    text = words(open_page(PAGE, sweep=run.id))
+    assert "not shown to beat one constant answer here (70.0 %)" in text.replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
