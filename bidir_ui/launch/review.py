@@ -17,6 +17,7 @@ from bidir_core.evaluate.config import EvalConfig, ProbeConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs import estimate
 from bidir_core.jobs.estimate import (
+    NEWEST_RUNS,
     Estimate,
     SweepEstimate,
     duration,
@@ -41,8 +42,9 @@ def _history(runs: tuple[tuple[str, float], ...]) -> tuple[Measured, ...]:
 
 
 def measured(runs: tuple[RunInfo, ...]) -> tuple[Measured, ...]:
-    """What this machine's finished runs took."""
-    return _history(tuple((run.path, run.modified) for run in runs if run.is_done)[:200])
+    """What this machine's newest finished runs took; the points of older sweeps are many."""
+    done = sorted((run for run in runs if run.is_done), key=lambda run: run.created, reverse=True)
+    return _history(tuple((run.path, run.modified) for run in done[:NEWEST_RUNS]))
 
 
 def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job]) -> Estimate | None:
