@@ -4,19 +4,24 @@ import streamlit as st
 
 from bidir_ui import shell
 from bidir_ui.kit import widgets
-from bidir_ui.lab import lab_controls, lab_data, lab_view
+from bidir_ui.lab import lab_controls, lab_data, lab_orders, lab_view
 
 page = shell.start("lab")
 
 st.title("Lab", anchor=False)
 with shell.guard():
-    info = lab_view.choose(lab_data.sweeps(page.runs))
+    info = lab_view.choose(lab_data.sweeps(page.runs), lab_orders.order_sets(page.runs))
     if info is None:
+        st.stop()
+    if isinstance(info, lab_orders.OrderSet):
+        lab_orders.show(info, page.pair.metric)
         st.stop()
     lab = lab_data.load(info, page.runs, page.pair.metric)
     if not lab_view.state(lab):
         lab_view.watch(lab)
         st.stop()
+    if arms := (lab.found.get("orders") or {}).get(page.pair.metric):
+        lab_orders.panel(lab_orders.stored(arms), info.id)
     lab_view.verdict(lab)
     slug = lab_view.chosen_slug(lab)
     lab_controls.point_card(lab, slug)

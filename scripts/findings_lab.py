@@ -86,6 +86,7 @@ def controls(root: Path) -> str:
     rows = [
         [title, refuted_by, *(cells[model].get(name, "not run") for model in models)]
         for name, title, _, refuted_by, _ in CONTROLS
+        if any(name in cells[model] for model in models)
     ]
     header = f"control | the story is refuted by | {EMBEDDED} | {SECOND}"
     return "".join(sources) + table(header, rows)
@@ -290,8 +291,7 @@ def _left(removed: Retention | None) -> Retention | None:
 def _windows(view: Sweep) -> list[list[tuple[str, int, int]]]:
     """(slug, first layer, width) of the families of windows, by width."""
     mine = [one.to_json(view.usual) for slug, one in view.points.items() if _swept(view, slug)]
-    n_layers = int(view.run.config["n_layers"])
-    ranges = layer_ranges(mine, view.usual._asdict(), n_layers).get("", [])
+    ranges = layer_ranges(mine, view.usual._asdict()).get("", [])
     widths = sorted({width for _, _, width in ranges})
     families = [[one for one in ranges if one[2] == width] for width in widths]
     return [family for family in families if len(family) >= FAMILY]

@@ -8,7 +8,7 @@ its error and keeps no other from running; without that file it is tried again. 
 in bfloat16, compact records. What decides is fixed here, before any result:
 
 - the prediction (``recommend``) of a model is stored before any of its labelled items is scored;
-- the law asks for ``bidirectional:layers=A-`` at every A of :data:`LAW` below the model's last layer;
+- the law asks for what ``lab --preset law`` does;
 - of the learning rates in :data:`RATES` the one with the best macro accuracy under bidirectional prefill
   on the explore half, seed 0 of 3B, is taken for every objective and seed of the method;
 - of the recipes in :func:`recipe_grid`, seed 0, the one that :mod:`scripts.repair` chooses on the explore
@@ -34,7 +34,7 @@ from bidir_core.data import assets
 from bidir_core.data.assets import EMBEDDED_MODELS
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
-from bidir_core.explain.recommend import RecommendConfig, recommend
+from bidir_core.explain.recommend import RecommendConfig, predicted_regime, recommend
 from bidir_core.explain.sweep import run_lab
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.models import loading
@@ -45,7 +45,6 @@ from bidir_core.train.config import MICRO_TOKENS, FinetuneConfig
 from bidir_core.train.finetune import run_finetune
 from scripts.repair import Names, chosen_rate, recipes, runs_by_name
 
-LAW = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24)
 ORDER_TASKS = tuple(
     f"{family}_{order}"
     for family in ("sciq", "sciq_letters", "boolq", "sciq_medium", "sciq_long")
@@ -176,10 +175,7 @@ class Study:
         recommend(config)
 
     def _law(self, step: Step) -> None:
-        last = loading.preflight(step.model).n_layers - 1
-        opened = ",".join(f"{first}-" for first in LAW if first < last)
-        sweep = (f"layers={opened},0-0", "sink=1,4")
-        run_lab(LabConfig(**self._common(step), sweep=sweep))
+        run_lab(LabConfig(**self._common(step), preset="law"))
 
     def _controls(self, step: Step) -> None:
         sweep = ("hide=0", "self=2,10,30", "sink=1")
@@ -297,14 +293,9 @@ def searched(model: str, method: str) -> tuple[str, ...]:
 
 
 def recommended(model: str) -> str:
-    """The regime that unlabelled prompts predict by the tenth of the divergence that is left.
-
-    The threshold in nats asks for nearly causal models, which leaves little to look ahead with.
-    """
+    """The regime that unlabelled prompts predict."""
     (run, *_) = finished()[f"recommend-{short(model)}"]
-    found = (run.metrics or {})["predictions"]
-    first = found["share"] if found["share"] is not None else found["kl"]
-    return f"{B}:layers={first}-" if first else B
+    return predicted_regime(run.metrics or {})
 
 
 def runs_folder() -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from bidir_core.analyse import effects, stats
 from bidir_core.analyse.effects import Retention, above_floor_retention
 from bidir_core.analyse.flips import flip_classes
-from bidir_core.analyse.pairing import Metric, PairedItems, pair, unchecked_notes
+from bidir_core.analyse.order_effects import OrderArm, has_orders, order_arms, order_text
+from bidir_core.analyse.pairing import Metric, PairedItems, pair, repeats, unchecked_notes
 from bidir_core.analyse.phrases import JSON_WORDS, phrase, retention_text, sentence
 from bidir_core.analyse.verdict import Judgement, Verdict, judge
 from bidir_core.common.errors import UserError
@@ -96,6 +97,7 @@ class Comparison:
     n_unpaired: int
     intersected: bool
     notes: tuple[str, ...]
+    orders: Mapping[str, Sequence[OrderArm]] = field(default_factory=dict)  # by order family
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -156,6 +158,7 @@ def compare(
         n_unpaired=pairs.n_unpaired,
         intersected=pairs.intersected,
         notes=tuple(notes_of(pairs)),
+        orders=order_arms(run_a, [run_b], metric=metric) if has_orders(pairs.tasks) else {},
     )
 
 
@@ -309,6 +312,12 @@ def notes_of(pairs: PairedItems) -> list[str]:
             one, other = _attention(a, one), _attention(b, other)
         if one and other and one != other:
             notes.append(f"the runs differ in {name}: {one} and {other}")
+    times_a, times_b = repeats(a.settings), repeats(b.settings)
+    if times_a != times_b:
+        notes.append(
+            f"the prompt is given {times_a} times in one run and {times_b} times in the other: the "
+            "difference holds what repeating it does, and the longer prompt costs more"
+        )
     notes += unchecked_notes(a, b)
     if "explore" in (a.settings.get("fold"), b.settings.get("fold")):
         notes.append("explore fold: for choosing recipes; make claims on the confirm fold")
@@ -330,6 +339,11 @@ def subject(run_a: Run, run_b: Run) -> str:
     """What was changed between two runs, as the subject of a sentence."""
     regime_a, regime_b = parse_regime(run_a.regime), parse_regime(run_b.regime)
     check_a, check_b = run_a.settings.get("checkpoint"), run_b.settings.get("checkpoint")
+    times_a, times_b = repeats(run_a.settings), repeats(run_b.settings)
+    if run_a.model == run_b.model and check_a == check_b and times_a != times_b:
+        if regime_a == regime_b:
+            return f"Giving the prompt {times_b} times instead of {times_a}"
+        return f"Going from {regime_a}, prompt {times_a} times, to {regime_b}, {times_b} times"
     if run_a.model == run_b.model and check_a == check_b:
         if regime_a.is_causal and regime_b.bidirectional:
             dials = str(regime_b).partition(":")[2]
@@ -382,4 +396,6 @@ def comparison_text(result: Comparison) -> str:
     lines.append(f"kept above chance: {retention_text(result.above_chance)}")
     if result.above_no_context is not None:
         lines.append(f"kept above no context: {retention_text(result.above_no_context)}")
+    if result.orders:
+        lines += ["", *order_text(result.orders)]
     return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])

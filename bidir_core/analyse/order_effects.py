@@ -15,16 +15,20 @@ a smaller gap of its own and recovers nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 
-from bidir_core.analyse.pairing import mismatches
+from bidir_core.analyse.pairing import mismatches, repeats
 from bidir_core.analyse.stats import CONFIDENCE, Estimate, paired_delta, proportion, z_score
+from bidir_core.analyse.study import NAMES, arm_of
+from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.data.items import family_of
-from bidir_core.runs.metrics import OUTCOME_COLUMNS, choice_probabilities, outcomes
+from bidir_core.runs.metrics import OUTCOME_COLUMNS, choice_probabilities, outcomes, peak_of
 from bidir_core.runs.run import Run
 
 _COLUMNS = ("task", "pair_id", "doc_hash", "gold", "ll", "error", *OUTCOME_COLUMNS)
@@ -65,8 +69,8 @@ class OrderEffect:
     first: Estimate
     last: Estimate
     gap: Estimate
-    first_prob: float
-    last_prob: float
+    first_prob: float | None  # None for a run that keeps only its answers
+    last_prob: float | None
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,11 @@ class GapRecovered:
     last_change: Estimate
     share: Estimate | None
     why_not_stated: str | None = None
+
+
+def has_orders(tasks: Sequence[str]) -> bool:
+    """Whether both orders of some family are among the tasks."""
+    return any({f"{f}_first", f"{f}_last"} <= set(tasks) for f in map(family_of, tasks))
 
 
 def order_answers(*runs: Run, metric: str = "acc") -> dict[str, OrderAnswers]:
@@ -143,6 +152,7 @@ def _require_alike(run: Run, other: Run) -> None:
         raise UserError(f"'{run.id}' and '{other.id}' do not pair: {found[0].sentence}")
     for what, a, b in (
         ("regime", run.regime, other.regime),
+        ("number of times the prompt is given", repeats(run.settings), repeats(other.settings)),
         ("model", run.config.get("model_fingerprint"), other.config.get("model_fingerprint")),
     ):
         if a != b:
@@ -161,9 +171,14 @@ def order_effect(answers: OrderAnswers, *, confidence: float = CONFIDENCE) -> Or
         first=proportion(int(answers.first.sum()), n, confidence=confidence),
         last=proportion(int(answers.last.sum()), n, confidence=confidence),
         gap=paired_delta(answers.last, answers.first, confidence=confidence),
-        first_prob=float(answers.first_prob.mean()),
-        last_prob=float(answers.last_prob.mean()),
+        first_prob=_mean(answers.first_prob),
+        last_prob=_mean(answers.last_prob),
     )
+
+
+def _mean(values: np.ndarray) -> float | None:
+    mean = float(values.mean())
+    return None if math.isnan(mean) else mean
 
 
 def gap_recovered(
@@ -233,3 +248,229 @@ def ratio_of_means(
     if half < 1e-9 * max(abs(b), a):
         return None, "the documents all agree, so the ratio has no spread to bound it by"
     return Estimate(top / bottom, (b - half) / a, (b + half) / a, n), None
+
+
+# Several regimes, or a repeated prompt, beside causal: what each answers and what it costs.
+
+
+@dataclass(frozen=True)
+class OrderArm:
+    """How one run answers an order family, beside the causal baseline.
+
+    ``recovered`` is None for the baseline itself. ``prompt_tokens``: the mean over the documents and
+    both orders of what is prefilled for a document. ``constant_guess``: what always answering the
+    same position would score. ``seconds`` and ``peak_bytes`` are of the whole
+    run, with all its tasks; None where it did not record them.
+    """
+
+    run: str
+    words: str
+    trained: bool
+    effect: OrderEffect
+    recovered: GapRecovered | None
+    prompt_tokens: float
+    constant_guess: float | None
+    seconds: float | None
+    peak_bytes: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> OrderArm:
+        """Read what :meth:`to_json` gives."""
+
+        def made(kind: Any, found: Mapping[str, Any] | None) -> Any:
+            """A dataclass from its own fields alone: later versions may add some."""
+            if found is None:
+                return None
+            own = {field.name: found.get(field.name) for field in fields(kind)}
+            return kind(**{k: _estimate(v) if isinstance(v, dict) else v for k, v in own.items()})
+
+        effect, recovered = value["effect"], value["recovered"]
+        parts = {"effect": made(OrderEffect, effect), "recovered": made(GapRecovered, recovered)}
+        own = {field.name: value[field.name] for field in fields(cls)}
+        return cls(**own | parts)
+
+
+def _estimate(value: Mapping[str, Any]) -> Estimate:
+    return Estimate(value["value"], value["low"], value["high"], value.get("n") or 0)
+
+
+def order_arms(
+    baseline: Run, candidates: Sequence[Run], *, metric: str = "acc"
+) -> dict[str, list[OrderArm]]:
+    """Family -> the baseline's arm, then those of the candidates that hold both of its orders.
+
+    UserError where a candidate's prompts were made otherwise than by repeating the baseline's.
+    """
+    found: dict[str, list[OrderArm]] = {}
+    causal: dict[str, OrderAnswers] = {}
+    for run in (baseline, *candidates):
+        if differ := mismatches(baseline, run):
+            raise UserError(f"'{baseline.id}' and '{run.id}' do not pair: {differ[0].sentence}")
+        lengths = _prompt_tokens(run)
+        for family, answers in order_answers(run, metric=metric).items():
+            if run is baseline:
+                causal[family] = answers
+            elif family not in causal:
+                continue
+            cost = (run.metrics or {}).get("cost") or {}
+            arm = OrderArm(
+                run=run.id,
+                words=arm_words(run),
+                trained=bool(run.settings.get("checkpoint")),
+                effect=_with_probabilities(order_effect(answers), run),
+                recovered=None if run is baseline else gap_recovered(causal[family], answers),
+                prompt_tokens=lengths[family],
+                constant_guess=_constant_guess(run, family),
+                seconds=cost.get("seconds"),
+                peak_bytes=peak_of(cost),
+            )
+            found.setdefault(family, []).append(arm)
+    return found
+
+
+def _constant_guess(run: Run, family: str) -> float | None:
+    positions = (run.config.get("answer_positions") or {}).get(f"{family}_last") or {}
+    return positions.get("best_constant_guess")
+
+
+def _with_probabilities(effect: OrderEffect, run: Run) -> OrderEffect:
+    """Of a run that keeps only its answers, the probabilities that its metrics kept."""
+    if effect.first_prob is not None:
+        return effect
+    tasks = (run.metrics or {}).get("tasks") or {}
+    first, last = (
+        (tasks.get(f"{effect.family}_{order}") or {}).get("gold_prob")
+        for order in ("first", "last")
+    )
+    return replace(effect, first_prob=first, last_prob=last)
+
+
+def arm_words(run: Run) -> str:
+    """What a run is among others of its model: regime, repeated prompt, what was trained."""
+    words = [run.regime]
+    if (times := repeats(run.settings)) != 1:
+        words.append(f"prompt {times} times")
+    if run.settings.get("checkpoint"):
+        arm, seed = arm_of(run)
+        trained = NAMES.get(arm.code, arm.code) if arm else "fine-tune"
+        dials = (arm.regime or "" if arm else "").partition(":")[
+            2
+        ]  # of the mask it was trained under
+        words.append(" ".join(filter(None, (trained, dials, f"seed {seed}" if seed else ""))))
+    return ", ".join(words)
+
+
+def _prompt_tokens(run: Run) -> dict[str, float]:
+    """Family -> the mean number of prompt tokens of a document in one order."""
+    table = run.items_table(("task", "n_prefix_tokens"))
+    lengths: dict[str, list[int]] = {}
+    for task, tokens in zip(*(table.column(name).to_pylist() for name in table.column_names)):
+        if tokens and task != family_of(task):
+            lengths.setdefault(family_of(task), []).append(tokens[0])
+    return {family: float(np.mean(counts)) for family, counts in lengths.items()}
+
+
+def arm_row(arm: OrderArm) -> list[str]:
+    """An arm's numbers as the cells of :data:`ARM_HEADER`; accuracies in percent, gaps in points."""
+    effect, recovered = arm.effect, arm.recovered
+    share = "-" if recovered is None else "not stated"
+    if recovered is not None and recovered.share is not None:
+        share = _interval(recovered.share, 0) + " %"
+    return [
+        arm.words,
+        formatting.count(effect.n),
+        formatting.points(effect.first.value),
+        formatting.points(effect.last.value),
+        _interval(effect.gap),
+        "-" if recovered is None else _interval(recovered.first_change),
+        "-" if recovered is None else _interval(recovered.last_change),
+        share,
+        " / ".join(
+            "-" if p is None else f"{100 * p:.1f}" for p in (effect.first_prob, effect.last_prob)
+        ),
+        f"{arm.prompt_tokens:.0f}",
+        "-" if arm.seconds is None else f"{arm.seconds:,.0f}",
+        "-" if arm.peak_bytes is None else f"{arm.peak_bytes / 1e9:.1f}",
+    ]
+
+
+ARM_HEADER = (
+    "arm", "n", "passage first, %", "passage last, %", "order gap, points", "first, to causal",
+    "last, to causal", "gap recovered", "gold probability, %", "prompt tokens", "seconds", "GB",
+)  # fmt: skip
+
+
+def order_text(arms: Mapping[str, Sequence[OrderArm]]) -> list[str]:
+    """Each family's arms as lines for a terminal."""
+    lines: list[str] = []
+    for family, rows in arms.items():
+        lines += [f"prompt order, {family_words(family)} (95 % intervals, paired by document):"]
+        lines += formatting.table(ARM_HEADER, [arm_row(arm) for arm in rows]).splitlines()
+        lines += [order_sentence(rows), ""]
+    return lines
+
+
+def _interval(estimate: Estimate, digits: int = 1) -> str:
+    ends = (100 * end for end in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (f"{end:+.{digits}f}" for end in ends)
+    return f"{value} ({low} to {high})"
+
+
+def family_words(family: str) -> str:
+    """An order family's name for people: the stem of a user's own files."""
+    return PurePath(family).stem or family
+
+
+def order_sentence(arms: Sequence[OrderArm]) -> str:
+    """What one family's arms say, in a sentence or two; either way is sayable."""
+    first, guess = arms[0].effect, arms[0].constant_guess
+    if guess is not None and max(first.first.low, first.last.low) <= guess:
+        return (
+            f"{arms[0].words.capitalize()} is not shown to beat one constant answer here "
+            f"({100 * guess:.1f} %) in either order, so nothing follows about the order. "
+            f"{_gap_sentence(arms)}"
+        )
+    return _gap_sentence(arms)
+
+
+def _gap_sentence(arms: Sequence[OrderArm]) -> str:
+    causal, n = arms[0].effect, formatting.count(arms[0].effect.n)
+    gap = causal.gap
+    who, ending = arms[0].words, "so there is nothing to recover."
+    if gap.high < 0:
+        turned = Estimate(-gap.value, -gap.high, -gap.low, gap.n)
+        return (
+            f"The order gap is the other way: with the passage first {who} is right "
+            f"{formatting.points(turned.value)} points less often ({_interval_words(turned, n)}), "
+            f"{ending}"
+        )
+    interval = _interval_words(gap, n)
+    if gap.low <= 0:
+        return (
+            f"No order gap is shown: with the passage first {who} is right "
+            f"{formatting.points(gap.value, signed=True)} points more often ({interval}), {ending}"
+        )
+    text = (
+        f"With the passage last {who} is right {formatting.points(gap.value)} points less often "
+        f"({interval})."
+    )
+    told = []
+    for arm in arms[1:]:
+        if arm.trained:
+            continue  # the sentence asks what no training gives
+        share = arm.recovered.share if arm.recovered else None
+        if share is None:
+            told.append(f"{arm.words} not stated")
+            continue
+        low, high = (f"{100 * end:.0f}" for end in (share.low, share.high))
+        told.append(f"{arm.words} {100 * share.value:.0f} % ({low} to {high} %)")
+    return f"{text} Recovered of that without training: {'; '.join(told)}." if told else text
+
+
+def _interval_words(estimate: Estimate, n: str) -> str:
+    low, high = formatting.points(estimate.low), formatting.points(estimate.high)
+    return f"95 % CI {low} to {high}, n = {n}"

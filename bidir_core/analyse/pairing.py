@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from bidir_core.common.errors import UserError
+from bidir_core.data.sampling import BLANK_LINE
 from bidir_core.runs.layout import IMPORTED
 from bidir_core.runs.metrics import METRICS, OUTCOME_COLUMNS, Metric, outcomes
 from bidir_core.runs.run import Run
@@ -141,13 +142,6 @@ def mismatches(run_a: Run, run_b: Run, *, check_context: bool = True) -> list[Mi
         b.get("num_fewshot"),
         "one run shows {a} solved examples before each item, the other {b}",
     )
-    if "none" not in (a.get("context"), b.get("context")):  # no context, nothing to repeat
-        check(
-            "repeated prompt",
-            repeats(a),
-            repeats(b),
-            "one run gives each context {a} times over, the other {b} times",
-        )
     if check_context:
         check(
             "context",
@@ -335,6 +329,9 @@ def text_difference(
         return None  # points of a sweep that share their texts
     a, b = (run.items_table(_TEXTS).take(rows) for run, rows in ((run_a, rows_a), (run_b, rows_b)))
     same_context = run_a.settings.get("context") == run_b.settings.get("context")
+    times = repeats(run_a.settings), repeats(run_b.settings)
+    if times[0] != times[1]:
+        a, b = (_once(table, n) for table, n in zip((a, b), times))
     for name in ("contexts", "continuations") if same_context else ("continuations",):
         found = _first_difference(a.column(name), b.column(name))
         if found is None:
@@ -344,6 +341,17 @@ def text_difference(
         what = "prompt" if name == "contexts" else "choices"
         return text_a, text_b, f"the {what} of {item} and perhaps others differ between the runs"
     return None
+
+
+def _once(table: pa.Table, times: int) -> pa.Table:
+    """The table with each context once, of those that were given ``times`` times over."""
+    extra = len(BLANK_LINE) * (times - 1)
+    once = [
+        texts and [str(text)[: (len(text) - extra) // times] for text in texts]
+        for texts in table.column("contexts").to_pylist()
+    ]
+    at = table.column_names.index("contexts")
+    return table.set_column(at, "contexts", pa.array(once, pa.list_(pa.string())))
 
 
 def _keeps_texts(run: Run) -> bool:

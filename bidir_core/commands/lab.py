@@ -7,7 +7,7 @@ from typing import Any
 
 from bidir_core.commands.arguments import add_arguments
 from bidir_core.common.errors import UserError
-from bidir_core.explain.sweep_points import LabConfig
+from bidir_core.explain.sweep_points import ORDER_PRESET_TASKS, LabConfig
 
 EXAMPLES = """\
 sweeps (quote them: * and | mean something to the shell):
@@ -19,6 +19,8 @@ sweeps (quote them: * and | mean something to the shell):
   --sweep layers=0-4,10-29               ranges of one's own
   --sweep 'sink=0,1*lambda=0.01,0.1,1'   a product: every combination
   --sweep 'tail=1,2|self=0|rows=0-0'     one after the other; --sweep may also be repeated
+  --preset law --limit 100               from which layer on may the prompt look ahead?
+  --preset order --limit 100             does it matter whether passage or question comes first?
 
 causal and bidirectional are always among the points; a regime that comes twice runs once.
 """
@@ -44,6 +46,8 @@ def run(parsed: argparse.Namespace) -> int:
     given: dict[str, Any] = {k: v for k, v in vars(parsed).items() if k not in ("run", "resume")}
     if "sweep" in given:
         given["sweep"] = tuple(given["sweep"])
+    if given.get("preset") == "order" and parsed.resume is None:
+        given.setdefault("tasks", ORDER_PRESET_TASKS)
     if parsed.resume is None and "model" not in given:
         raise UserError("--model is missing; name one, for example smollm2-135m-instruct")
     config = LabConfig(**given) if parsed.resume is None else None

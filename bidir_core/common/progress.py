@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,6 +20,19 @@ from bidir_core.common.formatting import visible
 LOG = logging.getLogger("bidir_core")
 _HEARTBEAT_SECONDS = 1.0
 TERMINATED = "terminated"  # what a KeyboardInterrupt says that was a SIGTERM
+
+
+PHASES = "phases.txt"  # in a job's folder
+
+
+def phase(words: str) -> None:
+    """Say what begins now to the job that this process runs in, if it runs in one: what a run does
+    before it has a folder to report in."""
+    job = os.environ.get("BIDIR_JOB_DIR")
+    if job:
+        # Its progress is not worth failing for.
+        with suppress(OSError), open(Path(job) / PHASES, "a", encoding="utf-8") as file:
+            file.write(f"{words}\n")
 
 
 class Progress:

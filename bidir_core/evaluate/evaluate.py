@@ -12,7 +12,7 @@ import numpy as np
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.launch import ProcessLost
-from bidir_core.common.progress import Progress, logging_to, terminable
+from bidir_core.common.progress import Progress, logging_to, phase, terminable
 from bidir_core.common.settings import to_json
 from bidir_core.data.answer_positions import answer_positions, one_sided_sentences
 from bidir_core.data.chat import CHAT_DATE
@@ -22,7 +22,7 @@ from bidir_core.data.tasks import check_selection, load_items
 from bidir_core.evaluate import processes
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.overlap import refuse_trained_tasks, same_name_sentences
-from bidir_core.evaluate.patching import Patch
+from bidir_core.evaluate.patching import parse_patch
 from bidir_core.evaluate.processes import ALONE, PARTS, Part, Parts, Team, absorb, share
 from bidir_core.evaluate.scoring import (
     ItemScore,
@@ -146,6 +146,7 @@ def _score(
 
 def read_items(config: EvalConfig) -> list[Item]:
     """The items that the config selects, in task order."""
+    phase("Reading the items")
     return load_items(
         config.tasks,
         split=config.split,
@@ -440,7 +441,7 @@ def _scorer(
         batch_tokens=config.batch_tokens,
         implementation=loaded.implementation,
     )
-    patch = Patch.parse(config.patch) if config.patch else None
+    patch = parse_patch(config.patch) if config.patch else None
     return Scorer(loaded.model, loaded.handle, plan.under(regime, patch))
 
 

@@ -4,52 +4,109 @@ Keeping the first token causal (``sink=1``) changes its hidden states at every l
 the keys by which the others find it and the values they read from it. Patching only one of the two
 tells which of them matters. Patching both at every layer is ``sink=1`` exactly, since nothing but
 keys and values passes from one token to the others.
+
+Clipping asks for the other thing that sets a first token apart, its outlying norm: where a layer
+begins, its hidden state is scaled down to the median norm of the prompt's other tokens, while its
+causal keys stay patched in, so that it is attended to as before. Keys and values are computed from
+normalised states, so what is lost is what the norm does: it keeps the layers' updates small beside it.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from bidir_core.common.errors import UserError
+from bidir_core.evaluate.random_ahead import RandomAhead
 from bidir_core.models.attention import Edit, Handle
 from bidir_core.models.layout import PADDING, Layout
-from bidir_core.regimes import CAUSAL
+from bidir_core.regimes import CAUSAL, Regime
 
-_PATCH = re.compile(r"(keys|values|both)=([0-9]{1,6})")
+_PATCH = re.compile(r"(keys|values|both|clip)=([0-9]{1,6})")
+
+
+def parse_patch(text: str) -> Patch | RandomAhead:
+    """An edit beside a regime, read as it prints. UserError for anything else."""
+    return RandomAhead.parse(text) or Patch.parse(text)
 
 
 @dataclass(frozen=True)
 class Patch:
     """Which prefix token's causal keys and values replace its own, at every layer.
 
-    Written ``keys=0``, ``values=0`` or ``both=0``, the number being the token's position.
+    Written ``keys=0``, ``values=0`` or ``both=0``, the number being the token's position; and
+    ``clip=0``, where its keys are patched and its norm is clipped.
     """
 
     token: int
     keys: bool
     values: bool
+    clip: bool = False
 
     def __str__(self) -> str:
-        what = "both" if self.keys and self.values else "keys" if self.keys else "values"
-        return f"{what}={self.token}"
+        return f"{self._what}={self.token}"
+
+    @property
+    def _what(self) -> str:
+        if self.clip:
+            return "clip"
+        return "both" if self.keys and self.values else "keys" if self.keys else "values"
 
     @classmethod
     def parse(cls, text: str) -> Patch:
         """Read what ``str`` prints. Raises UserError for anything else."""
         match = _PATCH.fullmatch(text)
         if match is None:
-            raise UserError(f"unknown patch '{text}'; write keys=J, values=J or both=J")
-        return cls(int(match[2]), match[1] != "values", match[1] != "keys")
+            raise UserError(
+                f"unknown patch '{text}'; write keys=J, values=J, both=J, clip=J or random=S"
+            )
+        what = match[1]
+        return cls(int(match[2]), what != "values", what in ("values", "both"), what == "clip")
 
-    @property
-    def words(self) -> str:
-        which = "the first token's" if self.token == 0 else f"token {self.token}'s"
-        what = "keys and values" if self.keys and self.values else "keys" if self.keys else "values"
-        return f"{which} causal {what} patched in"
+    @contextmanager
+    def use(
+        self, model: Any, handle: Handle, regime: Regime, ids: torch.Tensor, layout: Layout
+    ) -> Iterator[None]:
+        """Forward passes of this batch inside attend as ``regime`` says, with the edit in force."""
+        with ExitStack() as stack:
+            stack.enter_context(
+                handle.use(regime, layout, self.capture(model, handle, ids, layout))
+            )
+            if self.clip:
+                clip = self._clipping(layout)
+                for layer in handle.layers():
+                    stack.callback(layer.register_forward_pre_hook(clip).remove)
+            yield
+
+    def _clipping(self, layout: Layout) -> Any:
+        """In front of a layer, the token's hidden state no longer than its prompt's median."""
+        rows, columns = self._places(layout)
+        item, position = layout.item[rows], layout.position[rows]
+        others = (item == layout.item[rows, columns][:, None]) & (position != self.token)
+        others &= position < layout.n_prefix[rows]
+
+        def clip(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            hidden = arguments[0] if arguments else None
+            if not isinstance(hidden, torch.Tensor) or hidden.shape[:2] != layout.shape:
+                raise UserError(
+                    "this model's layers do not take plain hidden states; clip=J cannot"
+                )
+            norm = hidden.float().norm(dim=-1)[rows]
+            median = torch.where(others, norm, torch.nan).nanmedian(dim=-1).values
+            own = hidden[rows, columns].float()
+            # A prompt of one token has no others, and its own norm stays.
+            scale = (median / own.norm(dim=-1)).nan_to_num(1.0).clamp(max=1.0)
+            hidden = hidden.clone()
+            hidden[rows, columns] = (own * scale[:, None]).to(hidden.dtype)
+            return (hidden, *arguments[1:])
+
+        return clip
 
     def capture(self, model: Any, handle: Handle, ids: torch.Tensor, layout: Layout) -> Edit:
         """The edit that patches a batch of tokens ``ids`` ``[batch, time]`` laid out as ``layout``.

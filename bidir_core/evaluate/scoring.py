@@ -27,6 +27,7 @@ from bidir_core.evaluate.packing import (
     split_scores,
 )
 from bidir_core.evaluate.patching import Patch
+from bidir_core.evaluate.random_ahead import RandomAhead
 from bidir_core.models import fused
 from bidir_core.models.attention import Handle, rope_switch
 from bidir_core.models.attention_split import SPLIT_FROM_TOKENS, without_plans
@@ -67,7 +68,7 @@ class Cost:
 class ScoringPlan:
     """Everything decided before the model runs; depends on items and settings alone.
 
-    ``patch``: whose causal keys or values replace its own while scoring (see patching).
+    ``patch``: an edit beside the regime while scoring (see patching and random_ahead).
     ``row_step``: packed rows are lengthened to a multiple of it by padding. ``padded``: a batch is
     rows of one width, padded at their ends, but for items with a prefix of ``pack_from`` tokens or
     more.
@@ -78,7 +79,7 @@ class ScoringPlan:
     segments: Sequence[Sequence[Segment]]
     batches: Sequence[Batch]
     padded: bool
-    patch: Patch | None = None
+    patch: Patch | RandomAhead | None = None
     row_step: int = 1
     pack_from: int | None = None
 
@@ -86,7 +87,7 @@ class ScoringPlan:
         """Whether these items, of one batch, are padded rows; else they are one packed row."""
         return self.padded and not any(is_long(self.segments[i], self.pack_from) for i in items)
 
-    def under(self, regime: Regime, patch: Patch | None = None) -> ScoringPlan:
+    def under(self, regime: Regime, patch: Patch | RandomAhead | None = None) -> ScoringPlan:
         """The same plan for another regime. Causal ones share more tokens: not to be mixed."""
         if regime.is_causal != self.regime.is_causal:
             raise ValueError(f"a plan for {self.regime} does not fit {regime}")
@@ -258,9 +259,13 @@ class Scorer:
             for tensor in (batch.ids, batch.head, batch.source, batch.target)
         )
         patch = self.plan.patch
-        edit = patch.capture(self.model, self.handle, ids, layout) if patch else None
         self.cost.computed_tokens += patch.n_captured(layout) if patch else 0
-        with self.handle.use(self.regime, layout, edit), gather_before_head(self.model, head):
+        attending: contextlib.AbstractContextManager[Any] = (
+            patch.use(self.model, self.handle, self.regime, ids, layout)
+            if patch
+            else self.handle.use(self.regime, layout)
+        )
+        with attending, gather_before_head(self.model, head):
             logits = self.model(
                 input_ids=ids, position_ids=layout.position, use_cache=False
             ).logits[0]

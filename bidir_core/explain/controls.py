@@ -14,12 +14,14 @@ import numpy as np
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.effects import Retention, above_floor_retention
+from bidir_core.analyse.order_effects import order_arms
 from bidir_core.analyse.pairing import METRICS, pair
 from bidir_core.analyse.phrases import no_share
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged
-from bidir_core.explain.sweep_points import ATTENTION_FILE, SINK
+from bidir_core.explain import law
+from bidir_core.explain.sweep_points import ATTENTION_FILE, CLIP, RANDOM, SINK
 from bidir_core.explain.sweep_summary import Sweep, best, best_of_dials
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 from bidir_core.runs.read import read_object
@@ -98,6 +100,48 @@ def keys_or_values(sweep: Sweep) -> Answer:
     }.get((standings[0], standings[1]), " Which of the two matters is undecided.")
     finding = f"{said[0]}; {said[1]}."
     return "open", finding[0].upper() + finding[1:] + reading
+
+
+def random_look_ahead(sweep: Sweep) -> Answer:
+    """As much look-ahead as under a regime, at random: does how much is seen decide, or who looks?
+
+    The story wants such a twin of sink=1 or of the layers left causal to remove little, since the
+    first token looks ahead again, and one of rows=0-0 to remove most, since hardly it alone does.
+    """
+    said, outcomes = [], []
+    for slug, point in sweep.points.items():
+        if point.patch != RANDOM or point.condition != sweep.usual:
+            continue
+        share, text = _removes(sweep, slug)
+        told: dict[Standing, Outcome] = {"most": "refutes", "little": "supports"}
+        if parse_regime(point.regime).rows is not None:
+            told = {"most": "supports", "little": "refutes"}
+        outcomes.append(told.get(standing(share), "undecided"))
+        said.append(f"as much as under {point.regime.removeprefix('bidirectional:')} {text}")
+    if not said:
+        return NOT_RUN
+    outcome: Outcome = "undecided"
+    if "refutes" in outcomes:
+        outcome = "partly" if "supports" in outcomes else "refutes"
+    elif set(outcomes) == {"supports"}:
+        outcome = "supports"
+    return outcome, f"At random, {'; '.join(said)}."
+
+
+def clipped_norm(sweep: Sweep) -> Answer:
+    """The first token's norm clipped under causal: is a lost norm what the damage consists of?"""
+    slug = sweep.slug_of(str(CAUSAL), sweep.usual, CLIP)
+    if slug is None:
+        return NOT_RUN
+    share, text = _removes(sweep, slug)
+    reading = {
+        "most": " Losing the norm alone does not cost it.",
+        "little": " Losing the norm alone costs it, without any look-ahead.",
+    }.get(standing(share), " Whether losing the norm costs as much is undecided.")
+    if share and share["value"] is not None:
+        there = _share(1 - share["value"], 1 - share["high"], 1 - share["low"], share["n"])
+        text = f"does {there}"
+    return "open", f"Causal with the first token's norm clipped {text}.{reading}"
 
 
 def one_point(dial: str, subject: str, if_most: Outcome, if_little: Outcome) -> Callable[..., Any]:
@@ -203,6 +247,22 @@ CONTROLS: tuple[tuple[str, str, str, str, Callable[[Sweep], Answer]], ...] = (
         "Is it how the first token is found (keys), or what is read from it (values)?",
         "Nothing here: patching both is sink=1 exactly. It says by which path.",
         keys_or_values,
+    ),
+    (
+        "amount",
+        "Random look-ahead (random=0)",
+        "Does as much look-ahead, but at random, do the same: is it how much is seen?",
+        "At random, sink=1's or the upper layers' amount removes more than half of the damage, or "
+        "the first row's less than half, with the whole interval: it is the amount.",
+        random_look_ahead,
+    ),
+    (
+        "norm",
+        "Outlier's norm (clip=0)",
+        "Does clipping the first token's norm do the damage, while it is attended to as before?",
+        "Nothing here: under causal nothing looks ahead. More than half of the damage, with its "
+        "whole interval, says that a lost norm is what the damage consists of; less, that it is not.",
+        clipped_norm,
     ),
     (
         "triviality",
@@ -474,5 +534,26 @@ def summarise_sweep(run: Run) -> dict[str, Any]:
         "points": points,
         "best": {metric: best(sweep, metric) for metric in METRICS},
         "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in METRICS},
+        "law": {metric: law.summary(sweep, metric) for metric in METRICS},
+        "orders": {metric: orders(sweep, metric) for metric in METRICS},
         "controls": judge(sweep) if run.settings.get("controls") else [],
     }
+
+
+def orders(sweep: Sweep, metric: str) -> dict[str, list[dict[str, Any]]]:
+    """By order family what each point answers in both orders; empty without order tasks.
+
+    Causal is the baseline; the prompt may be given more often, and is else the sweep's own.
+    """
+    causal = sweep.slug_of(str(CAUSAL), sweep.usual)
+    if causal is None:
+        return {}
+    alike = [
+        sweep.runs[slug]
+        for slug, point in sweep.points.items()
+        if slug != causal
+        and point.patch is None
+        and point.condition._replace(repeat_prompt=sweep.usual.repeat_prompt) == sweep.usual
+    ]
+    arms = order_arms(sweep.runs[causal], alike, metric=metric)
+    return {family: [arm.to_json() for arm in found] for family, found in arms.items()}

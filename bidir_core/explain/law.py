@@ -9,12 +9,15 @@ here; :mod:`bidir_core.explain.recommend` predicts the same layer without any.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bidir_core.analyse import stats
+from bidir_core.analyse.phrases import interval_text, phrase, size
 from bidir_core.analyse.verdict import Judgement, judge
 from bidir_core.common.errors import UserError
+from bidir_core.common.formatting import count, points
 from bidir_core.explain.sweep_summary import Sweep
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
 from bidir_core.runs.run import Run
@@ -46,7 +49,12 @@ class Law:
 
 def law_of(run: Run, metric: str = "acc", *, margin: float = stats.MARGIN) -> Law:
     """Read a finished sweep. UserError if it has no causal point or no ``layers=A-``."""
-    sweep = Sweep(run)
+    return law_in(Sweep(run), metric, margin=margin)
+
+
+def law_in(sweep: Sweep, metric: str = "acc", *, margin: float = stats.MARGIN) -> Law:
+    """:func:`law_of` of a sweep that is read already, finished or not."""
+    run = sweep.run
     outcomes = sweep.outcomes(sweep.usual, metric)
     causal = sweep.slug_of(str(CAUSAL), sweep.usual)
     slugs = {
@@ -61,7 +69,7 @@ def law_of(run: Run, metric: str = "acc", *, margin: float = stats.MARGIN) -> La
     if outcomes is None or causal is None or len(slugs) < 2:
         raise UserError(
             f"run '{run.id}' has no sweep of layers=A- with its causal run; make one with "
-            "lab --sweep layers=1-,2-,3-"
+            "lab --preset law, or --sweep layers=1-,2-,3-"
         )
     curve = []
     for first_layer, slug in sorted(slugs.items()):
@@ -90,7 +98,7 @@ def choose(curve: list[Opened], margin: float) -> Opened | None:
     return chosen
 
 
-def hits(law: Law, recommendation: dict[str, Any]) -> dict[str, bool | None]:
+def hits(law: Law, recommendation: Mapping[str, Any]) -> dict[str, bool | None]:
     """Which of the stored predictions name the layer that labels chose. None: not predicted.
 
     ``recommendation``: ``metrics.json`` of a ``recommend`` run of the same model.
@@ -100,3 +108,49 @@ def hits(law: Law, recommendation: dict[str, Any]) -> dict[str, bool | None]:
         name: None if layer is None else layer == law.first_layer
         for name, layer in predictions.items()
     }
+
+
+def summary(sweep: Sweep, metric: str) -> dict[str, Any] | None:
+    """What a sweep's ``metrics.json`` says of its law, beside the prediction that it recorded.
+
+    None for a sweep without several ``layers=A-`` or without causal, or with no item in one half.
+    """
+    try:
+        law = law_in(sweep, metric)
+    except UserError:
+        return None
+    if len(law.curve) < 3:
+        return None  # plain bidirectional and one A beside it are no sweep of A
+    predicted = sweep.run.config.get("predicted")
+    return {
+        "first_layer": law.first_layer,
+        "n_layers": law.n_layers,
+        "curve": [asdict(opened) for opened in law.curve],
+        "predicted": predicted,
+        "hits": hits(law, predicted) if predicted else {},
+        "sentence": sentence(law, predicted),
+    }
+
+
+def sentence(law: Law, predicted: Mapping[str, Any] | None = None) -> str:
+    """The law in words, and who had predicted it."""
+    if law.first_layer is None:
+        text = f"No swept layers=A- keeps accuracy within {size(stats.MARGIN)} on the explore half."
+    else:
+        assert law.confirm is not None
+        assert law.confirm.estimate is not None
+        name = f"layers={law.first_layer}-" if law.first_layer else "plain bidirectional"
+        change = points(law.confirm.estimate.value, signed=True)
+        text = (
+            f"The first layer from which looking ahead keeps accuracy within {size(stats.MARGIN)} on "
+            f"the explore half is {law.first_layer} of {law.n_layers}: on the confirm half {name} "
+            f"differs from causal by {change} points ({interval_text(law.confirm.estimate)}, "
+            f"n = {count(law.confirm.estimate.n)}), {phrase(law.confirm)}."
+        )
+    if predicted:
+        told = ", ".join(
+            f"{name} {'none' if layer is None else layer}"
+            for name, layer in predicted["predictions"].items()
+        )
+        text += f" Unlabelled prompts had predicted, by {told}."
+    return text

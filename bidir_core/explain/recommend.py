@@ -28,20 +28,24 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.progress import phase
 from bidir_core.common.settings import check_config, same_as, setting, to_json
 from bidir_core.data.custom import absolute_task
 from bidir_core.data.items import Item, data_fingerprint, hash_doc
 from bidir_core.evaluate.config import EvalConfig
+from bidir_core.explain.controls import same_prompts
 from bidir_core.regimes import BIDIRECTIONAL
-from bidir_core.runs.layout import LAB, check_new_run
+from bidir_core.runs.find import list_runs
+from bidir_core.runs.layout import LAB, check_new_run, runs_roots
+from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 
 if TYPE_CHECKING:
@@ -161,6 +165,40 @@ def recommend(config: RecommendConfig, *, loaded: LoadedModel | None = None) -> 
     return writer.path
 
 
+def predict(config: EvalConfig, loaded: LoadedModel) -> Run:
+    """What unlabelled prompts predict for a model: the newest stored answer, else a new one.
+
+    The answer is of the same model and the same way of making prompts; a new one asks the contexts
+    of the explore half of ``config``'s tasks, twenty of each at most.
+    """
+    roots = [Path(config.runs_dir)] if config.runs_dir else runs_roots()
+    for run in list_runs(roots):
+        if (
+            run.config.get("kind") == KIND
+            and run.state == "done"
+            and run.config.get("model_fingerprint") == loaded.fingerprint
+            and same_prompts(to_json(config), run.settings)
+        ):
+            return run
+    phase("Predicting from unlabelled prompts")
+    known = {spec.name for spec in fields(RecommendConfig)} & {s.name for s in fields(EvalConfig)}
+    given = {name: getattr(config, name) for name in known - {"limit", "name"}}
+    given["limit"] = min(config.limit or PROMPTS_PER_TASK, PROMPTS_PER_TASK)
+    given["name"] = f"{config.name}-{KIND}"[-80:] if config.name else None
+    return Run(recommend(RecommendConfig(**given), loaded=loaded))
+
+
+def predicted_regime(prediction: Mapping[str, Any]) -> str:
+    """The regime that a recommendation's ``metrics.json`` predicts by the share of the KL that is
+    left; where that is not stated, by the KL itself.
+
+    The threshold in nats asks for nearly causal models, which leaves little to look ahead with.
+    """
+    found = prediction["predictions"]
+    first = found["kl"] if found["share"] is None else found["share"]
+    return open_regime(min(first, prediction["n_layers"] - 1))
+
+
 def read_prompts(config: RecommendConfig) -> list[Prompt]:
     """The prompts of the file, or the contexts of the first items of each task's explore half.
 
@@ -181,6 +219,11 @@ def read_prompts(config: RecommendConfig) -> list[Prompt]:
             [task], limit=4 * n, fold="explore", split=config.split, data_source=config.data_source
         )
         prompts += [Prompt(item.item_id, item.contexts[0]) for item in items[:n]]
+    if not prompts:
+        raise UserError(
+            f"no item of {', '.join(config.tasks)} is in the explore half, so there is no prompt to "
+            "ask; give more items, or --prompts FILE"
+        )
     return prompts
 
 

@@ -20,7 +20,6 @@ from torch import nn
 from bidir_core.common.errors import UserError
 from bidir_core.evaluate.scoring import gather_before_head
 from bidir_core.explain.observe import watching
-from bidir_core.explain.variants import decoder_layers
 from bidir_core.models.attention import rope_switch
 from bidir_core.models.attention_split import without_plans
 from bidir_core.models.layout import Layout
@@ -123,7 +122,7 @@ class _Model:
 
     def __init__(self, loaded: LoadedModel):
         self.loaded = loaded
-        self.layers = decoder_layers(loaded)
+        self.layers = loaded.handle.layers()
         text = loaded.model.config.get_text_config()
         # Gemma 3n's later layers read keys of earlier ones, which must then run.
         self.shares = not getattr(text, "num_kv_shared_layers", 0)

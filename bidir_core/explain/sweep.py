@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from bidir_core.analyse.order_effects import OrderArm, order_text
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.common.formatting import visible
@@ -33,8 +34,10 @@ from bidir_core.evaluate import evaluate
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.scoring import ScoringPlan, auto_batch_tokens, plan_scoring
 from bidir_core.explain.controls import OUTCOME_WORDS, STORY, summarise_sweep
+from bidir_core.explain.recommend import predict, predicted_regime
 from bidir_core.explain.sweep_points import (
     ATTENTION_FILE,
+    OPENED,
     SINK,
     Condition,
     LabConfig,
@@ -43,6 +46,8 @@ from bidir_core.explain.sweep_points import (
     control_points,
     expand,
     lay_out,
+    preset_points,
+    preset_sweep,
 )
 from bidir_core.explain.sweep_summary import percent, removed_sentence
 from bidir_core.models import loading
@@ -64,9 +69,18 @@ def run_lab(config: LabConfig) -> Path:
     prompts = Prompts(config, plan)
     items, _, bos_added = prompts.of(prompts.usual)
     extra, notes = _plan_controls(prompts) if config.controls else ([], [])
-    points = lay_out(prompts.usual, regimes, extra)
+    others = preset_points(config.preset, prompts.usual)
+    for point in others:
+        prompts.of(point.condition)  # too long for the model's window? said before weights are read
     loaded = loading.load_weights(plan)
     prompts.loaded = loaded
+    predicted, opened = _prediction(config, loaded) if config.preset else ({}, OPENED)
+    points = lay_out(
+        prompts.usual,
+        preset_sweep(config.preset, plan.n_layers, opened) + regimes,
+        extra,
+        others,
+    )
     writer = RunWriter.create(
         LAB,
         to_json(config),
@@ -79,11 +93,21 @@ def run_lab(config: LabConfig) -> Path:
             "points": [point.to_json(prompts.usual) for point in points],
             "notes": notes,
             "n_layers": plan.n_layers,
+            **predicted,
             **({"middle_token": middle_token(prompts)} if config.controls else {}),
         },
     )
     _run(writer, prompts, points, loaded)
     return writer.path
+
+
+def _prediction(config: LabConfig, loaded: LoadedModel) -> tuple[dict[str, Any], str]:
+    """What is recorded of the prediction that was stored before any label, and its regime."""
+    run = predict(config, loaded)
+    metrics = run.metrics or {}
+    opened = predicted_regime(metrics)
+    found = {"run": run.id, "predictions": metrics["predictions"], "regime": opened}
+    return {"predicted": found}, opened
 
 
 def resume_lab(
@@ -245,7 +269,11 @@ def lines(metrics: Mapping[str, Any]) -> list[str]:
     out = _points(metrics.get("points") or [])
     for kind, chosen in ((metrics.get("best_of_dials") or {}).get("acc") or {}).items():
         out.append(f"of {kind}: {chosen['sentence']}")
+    arms = ((metrics.get("orders") or {}).get("acc") or {}).items()
+    out += order_text({family: list(map(OrderArm.from_json, found)) for family, found in arms})
     out += _controls(metrics.get("controls") or [])
+    if law := (metrics.get("law") or {}).get("acc"):
+        out.append(f"law: {law['sentence']}")
     said = verdict(metrics)
     return [*out, f"verdict: {said}"] if said else out
 
@@ -319,7 +347,8 @@ def _plan_controls(prompts: Prompts) -> tuple[list[Point], list[str]]:
             allowed.append(condition)
         except UserError as error:
             notes.append(f"no control with {condition.words(usual)}: {error}")
-    return control_points(usual, middle_token(prompts), allowed), notes
+    n_layers = prompts.loaded.n_layers
+    return control_points(usual, middle_token(prompts), allowed, n_layers), notes
 
 
 def middle_token(prompts: Prompts) -> int:
@@ -377,7 +406,7 @@ class Prompts:
     ):
         self.config, self.loaded, self.chat_date = config, loaded, chat_date
         self.usual = condition_of(config)
-        self._items: dict[str, list[Item]] = {}  # by context: nothing else changes them
+        self._items: dict[tuple[str, int], list[Item]] = {}  # by what changes them
         self._made: dict[Condition, tuple[list[Item], list[EncodedItem], bool]] = {}
         self._plans: dict[tuple[Condition, bool], ScoringPlan] = {}
 
@@ -391,9 +420,10 @@ class Prompts:
         """Items, the same encoded, and whether a BOS stands in front."""
         if condition not in self._made:
             config = self.config.evaluation(**condition._asdict())
-            if condition.context not in self._items:
-                self._items[condition.context] = evaluate.read_items(config)
-            items = self._items[condition.context]
+            slot = (condition.context, condition.repeat_prompt)
+            if slot not in self._items:
+                self._items[slot] = evaluate.read_items(config)
+            items = self._items[slot]
             self._made[condition] = (
                 items,
                 *evaluate.encode(config, self.loaded, items, self.chat_date),

@@ -143,6 +143,37 @@ def _ranges(value: str, n_layers: int) -> list[str]:
     return [f"{start}-{start + int(width) - 1}" for start in range(n_layers - int(width) + 1)]
 
 
+# Ready-made sweeps, for any model.
+
+LAW_LAYERS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24)
+"""Every A of ``layers=A-`` that ``--preset law`` asks for, below the model's last layer."""
+
+ORDER_PRESET_TASKS = ("sciq_first", "sciq_last", "sciq_letters_first", "sciq_letters_last",
+    "boolq_first", "boolq_last")  # fmt: skip
+"""What ``--preset order`` asks unless tasks are named: the short families, both orders."""
+
+
+def preset_sweep(preset: str | None, n_layers: int, opened: str) -> list[Regime]:
+    """The regimes of a preset, causal and bidirectional aside.
+
+    ``opened``: the regime that unlabelled prompts predict, which ``order`` asks beside ``sink=1``.
+    """
+    if preset == "law":
+        first = [f"{layer}-" for layer in LAW_LAYERS if layer < n_layers - 1]
+        return expand(
+            map(parse_sweep, (f"layers={','.join([*first, '0-0'])}", "sink=1,4")), n_layers
+        )
+    return [SINK, parse_regime(opened)] if preset == "order" else []
+
+
+def preset_points(preset: str | None, usual: Condition) -> list[Point]:
+    """A preset's points with another prompt: for ``order`` causal with the prompt given twice,
+    which is what any gain has to beat or match."""
+    if preset != "order":
+        return []
+    return [Point(str(CAUSAL), usual._replace(repeat_prompt=2 * usual.repeat_prompt))]
+
+
 # A lab's settings: those of an evaluation, and what is varied.
 
 
@@ -152,10 +183,20 @@ class LabConfig(EvalConfig):
 
     regime: str = setting("causal", help="the baseline", role="identity", cli=False)
     sweep: tuple[str, ...] = setting((), help="what to vary", role="identity", cli=False)
+    preset: str | None = setting(
+        None,
+        help="a ready-made sweep: law (from which layer on may the prompt look ahead: layers=A- for "
+        "every A, sink=1 and 4) or order (does it matter where the passage stands: sink=1, the "
+        "recommended layers=A- and the prompt given twice, on the order tasks unless others are "
+        "named). First it stores what unlabelled prompts predict (see recommend)",
+        role="identity",
+        choices=("law", "order"),
+    )
     controls: bool = setting(
         False,
         help="add the controls that could refute the story: sufficiency, placebo, relocated sink, "
-        "key or value, triviality, prompt conditions, last prompt token, context floor",
+        "key or value, random look-ahead, clipped norm, triviality, prompt conditions, last prompt "
+        "token, context floor",
         role="identity",
     )
 
@@ -163,9 +204,10 @@ class LabConfig(EvalConfig):
         super().__post_init__()
         for text in self.sweep:
             parse_sweep(text)
-        if not self.sweep and not self.controls:
+        if not self.sweep and not self.controls and not self.preset:
             raise UserError(
-                "say what to vary: --sweep sink=0,1,2 (see --help for more), or --controls"
+                "say what to vary: --sweep sink=0,1,2 (see --help for more), --preset law, --preset "
+                "order, or --controls"
             )
 
     @property
@@ -190,6 +232,7 @@ class Condition(NamedTuple):
     bos: str = "auto"
     chat_template: bool = False
     context: str = "full"
+    repeat_prompt: int = 1
 
     def words(self, usual: Condition) -> str:
         """What differs from the sweep's own condition, e.g. ``BOS added, chat template``."""
@@ -200,6 +243,8 @@ class Condition(NamedTuple):
             said.append("chat template" if self.chat_template else "no chat template")
         if self.context != usual.context:
             said.append("no context" if self.context == "none" else f"{self.context} context")
+        if self.repeat_prompt != usual.repeat_prompt:
+            said.append(f"prompt {self.repeat_prompt} times")
         return ", ".join(said)
 
 
@@ -230,6 +275,8 @@ class Point:
             parts.append("chat" if self.condition.chat_template else "no-chat")
         if self.condition.context != usual.context:
             parts.append(f"context-{self.condition.context}")
+        if self.condition.repeat_prompt != usual.repeat_prompt:
+            parts.append(f"prompt-x{self.condition.repeat_prompt}")
         return "_".join(parts)
 
     def to_json(self, usual: Condition) -> dict[str, Any]:
@@ -246,15 +293,19 @@ class Point:
 
 
 def condition_of(config: LabConfig) -> Condition:
-    return Condition(config.bos, config.chat_template, config.context)
+    return Condition(config.bos, config.chat_template, config.context, config.repeat_prompt)
 
 
 def lay_out(
-    usual: Condition, regimes: Iterable[Regime], controls: Iterable[Point] = ()
+    usual: Condition,
+    regimes: Iterable[Regime],
+    controls: Iterable[Point] = (),
+    others: Iterable[Point] = (),
 ) -> list[Point]:
-    """Every point once, in the order they run: references, the sweep, the controls."""
+    """Every point once, in the order they run: references, the sweep, ``others``, the controls."""
     points = [Point(str(regime), usual, part="reference") for regime in (CAUSAL, BIDIRECTIONAL)]
     points += [Point(str(regime), usual) for regime in regimes]
+    points += others
     points += [replace(point, part="control") for point in controls]
     unique: dict[Any, Point] = {}
     for point in points:
@@ -262,7 +313,25 @@ def lay_out(
     return list(unique.values())
 
 
-def control_points(usual: Condition, middle: int, conditions: Iterable[Condition]) -> list[Point]:
+RANDOM = "random=0"  # as many pairs ahead as the regime beside it, at random
+CLIP = "clip=0"  # the first token's norm clipped, its causal keys kept
+
+
+def patch_words(patch: str | None) -> str:
+    """An edit beside a regime, in a few words; empty for none."""
+    what, _, number = (patch or "").partition("=")
+    token = "the first token" if number == "0" else f"token {number}"
+    return {
+        "": "",
+        "random": "as much ahead at random",
+        "clip": f"norm of {token} clipped",
+        "both": f"keys and values of {token} patched",
+    }.get(what, f"{what} of {token} patched")
+
+
+def control_points(
+    usual: Condition, middle: int, conditions: Iterable[Condition], n_layers: int
+) -> list[Point]:
     """The points that the controls need; ``middle``: the placebo's token.
 
     ``conditions``: other ways to make the prompt, as far as the model allows them.
@@ -276,6 +345,9 @@ def control_points(usual: Condition, middle: int, conditions: Iterable[Condition
     )
     points = [Point(regime, usual) for regime in regimes]
     points += [Point(str(BIDIRECTIONAL), usual, patch) for patch in ("keys=0", "values=0")]
+    opened = f"bidirectional:layers={min(2, n_layers - 1)}-"
+    points += [Point(r, usual, RANDOM) for r in (str(SINK), opened, "bidirectional:rows=0-0")]
+    points.append(Point(str(CAUSAL), usual, CLIP))
     references = (str(CAUSAL), str(BIDIRECTIONAL), str(SINK))
     points += [Point(regime, condition) for condition in conditions for regime in references]
     if usual.context == "full":
@@ -290,16 +362,18 @@ def planned_points(config: LabConfig, n_layers: int | None) -> list[Point] | Non
     number of layers is needed and not known. UserError for layers the model does not have.
     """
     if n_layers is None:
-        if any(map(_needs_layers, config.sweeps)):
+        if config.preset == "law" or any(map(_needs_layers, config.sweeps)):
             return None
         n_layers = _ANY_LAYERS
     usual, controls = condition_of(config), []
     if config.controls:
         others = usual._replace(bos="add"), usual._replace(chat_template=not usual.chat_template)
-        controls = control_points(usual, 2, others)
-    return lay_out(usual, expand(config.sweeps, n_layers), controls)
+        controls = control_points(usual, 2, others, n_layers)
+    swept = preset_sweep(config.preset, n_layers, OPENED) + expand(config.sweeps, n_layers)
+    return lay_out(usual, swept, controls, preset_points(config.preset, usual))
 
 
+OPENED = "bidirectional:layers=1-"  # stands for the regime that is not recommended yet
 _ANY_LAYERS = 10_000  # of a model whose number of layers does not matter
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.effects import Retention, above_floor_retention
-from bidir_core.analyse.pairing import pair
+from bidir_core.analyse.pairing import pair, repeats
 from bidir_core.analyse.phrases import JSON_WORDS, no_share
 from bidir_core.analyse.verdict import judge
 from bidir_core.common import formatting
@@ -123,6 +123,7 @@ class Sweep:
             str(run.settings.get("bos") or "auto"),
             bool(run.settings.get("chat_template")),
             str(run.settings.get("context") or "full"),
+            repeats(run.settings),
         )
         self.planned = [Point.from_json(value) for value in run.config.get("points") or []]
         folder = run.path / "points"

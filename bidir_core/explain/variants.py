@@ -112,7 +112,7 @@ class VariantScorer:
         self.segments = build_segments(encoded)
         self.collated = _dense(collate(self.segments, padded=False), loaded.device)
         self.student = Student(loaded.model, loaded.handle)
-        self.layers = decoder_layers(loaded)
+        self.layers = loaded.handle.layers()
         self.computed_tokens = 0
         tokens = BATCH_TOKENS.get(loaded.device.type, 2048)
         self.rows = max(1, tokens // self.n_tokens)
@@ -190,15 +190,6 @@ def _dense(batch: Collated, device: torch.device) -> Collated:
         batch.source.to(device),
         batch.target.to(device),
     )
-
-
-def decoder_layers(loaded: LoadedModel) -> list[nn.Module]:
-    """The model's layers in order. Raises UserError if it does not keep them in one list."""
-    decoder = loaded.handle.decoder
-    for module in decoder.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == loaded.n_layers:
-            return list(module)
-    raise UserError(f"{type(loaded.model).__name__} keeps its layers in no list that can be found")
 
 
 def _tree(

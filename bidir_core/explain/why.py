@@ -61,7 +61,7 @@ def resolve(config: WhyConfig) -> tuple[WhyConfig, EvalConfig, Run | None]:
         reading = from_json(EvalConfig, run.settings)
         if reading.patch is not None:
             raise UserError(
-                f"the run '{run.id}' has keys or values patched in, which no regime says; name a "
+                f"the run '{run.id}' has an edit beside its regime, which no regime says; name a "
                 "run without"
             )
         reading = replace(reading, tasks=(_task_of(config, reading, run),))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -111,7 +112,9 @@ def estimate(
         made = _finetune(config, place)
     else:
         made = _evaluation(config, place)
-    return _with_start(made, start)
+    if isinstance(config, EvalConfig):
+        return _with_start(made, start)
+    return _with_start(made, start, "preparing its data")
 
 
 def of_tokens(
@@ -334,18 +337,20 @@ def _unknown(model: str, work: Work | None, place: Place) -> Estimate:
     )
 
 
-def _with_start(made: Estimate, start: float | None) -> Estimate:
+def _with_start(made: Estimate, start: float | None, besides: str = "") -> Estimate:
+    """With what comes before the computing; ``besides``: what it does there but load."""
     if made.seconds is None:
         return made
+    what = f"starting, loading and {besides}" if besides else "starting and loading"
     if start is None:
-        return replace(made, basis=(*made.basis, "starting and loading come on top"))
+        return replace(made, basis=(*made.basis, f"{what} come on top, not measured here yet"))
     told = Told(made.seconds, made.low_seconds, made.high_seconds, "").longer(start, start, start)
     return replace(
         made,
         seconds=told.seconds,
         low_seconds=told.low,
         high_seconds=told.high,
-        basis=(*made.basis, f"{start:.0f} s to start and load, as earlier jobs took"),
+        basis=(*made.basis, f"{start:.0f} s for {what}, as earlier jobs took"),
     )
 
 
@@ -372,11 +377,18 @@ def estimated(
         config,
         jobs.queue_device(["--device", config.device]),
         history([run for run in list_runs(roots) if run.state == "done"][:NEWEST_RUNS]),
-        start=start_seconds(jobs.list_jobs()),
+        start=start_of(config, jobs.list_jobs()),
         n_devices=n_devices,
         stages=stages,
         layer_rate=layer_rate,
     )
+
+
+def start_of(config: object, known: Sequence[jobs.Job]) -> float | None:
+    """What earlier jobs of this kind took before they computed; of a pipeline its fine-tunes are
+    asked, whose data takes longest to prepare."""
+    trains = isinstance(config, FinetuneConfig | PipelineConfig)
+    return start_seconds(known, "finetune" if trains else "eval")
 
 
 def to_text(found: Estimate, config: EvalConfig | FinetuneConfig | PipelineConfig) -> str:
@@ -449,13 +461,18 @@ def estimate_sweep(
         )
         values |= {"seconds": None, "low_seconds": None, "high_seconds": None}
         return SweepEstimate(**{**values, "basis": (why, *full.basis)}, point_seconds=full.seconds)
-    bare = _evaluation(config.evaluation(context="none"), place)
-    n_bare = sum(point.condition.context == "none" != config.context for point in points)
-    n_full = len(points) - n_bare
+    prompts = Counter((one.condition.context, one.condition.repeat_prompt) for one in points)
+    parts = [
+        (n, _evaluation(config.evaluation(context=context, repeat_prompt=times), place))
+        for (context, times), n in prompts.items()
+    ]
     for name in ("seconds", "low_seconds", "high_seconds", "n_items", "n_tokens"):
-        one, few = getattr(full, name), getattr(bare, name)
-        values[name] = None if one is None or few is None else n_full * one + n_bare * few
-    values["basis"] = (*full.basis, "the mask probe of each point comes on top")
+        each = [(n, getattr(part, name)) for n, part in parts]
+        values[name] = None if None in [v for _, v in each] else sum(n * v for n, v in each)
+    basis = (*full.basis, "the mask probe of each point comes on top")
+    if config.preset:
+        basis += ("so does what unlabelled prompts predict, unless that is stored already",)
+    values["basis"] = basis
     whole = _with_start(Estimate(**values), start)
     values = {spec.name: getattr(whole, spec.name) for spec in fields(Estimate)}
     return SweepEstimate(**values, n_points=len(points), point_seconds=full.seconds)

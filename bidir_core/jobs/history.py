@@ -12,6 +12,7 @@ from typing import Any
 
 from bidir_core.jobs.cost_model import Work, kind_of, operations, shape_of, training_of
 from bidir_core.jobs.job import Job
+from bidir_core.runs.metrics import peak_of
 from bidir_core.runs.run import Run
 
 SHORTEST_SECONDS = 0.2  # below it a run says nothing about a rate
@@ -94,20 +95,14 @@ def measured(run: Run) -> Measured | None:
     )
 
 
-def peak_of(cost: dict[str, Any]) -> int | None:
-    """GPU memory where there is a GPU, else what the process held."""
-    peak = cost.get("peak_memory_bytes")
-    if isinstance(peak, dict):
-        return peak.get("device") or peak.get("host")
-    return cost.get("peak_bytes")
-
-
-def start_seconds(known: Sequence[Job]) -> float | None:
-    """The median of what earlier jobs needed besides computing, or None without any."""
+def start_seconds(known: Sequence[Job], command: str = "eval") -> float | None:
+    """The median of what earlier jobs of a command needed besides computing, or None without any:
+    imports, weights, the probe, and for a fine-tune the preparation of its data."""
     spent = []
-    for job in known[:20]:
+    mine = [job for job in known if job.words[0] == command]
+    for job in mine[:20]:
         path = job.run_path
-        if job.stored_state != "done" or job.attempt > 1 or job.words[0] != "eval" or path is None:
+        if job.stored_state != "done" or job.attempt > 1 or path is None:
             continue
         cost = (Run(path).metrics or {}).get("cost") or {}
         if job.seconds is not None and cost.get("seconds"):

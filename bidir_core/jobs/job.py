@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bidir_core.common.files import Damaged, read_bytes, write_json
+from bidir_core.common.progress import PHASES
 from bidir_core.runs import shapes
 from bidir_core.runs.layout import runs_roots
 from bidir_core.runs.read import read_object
@@ -120,11 +121,28 @@ class Job:
 
         path = self.run_path
         state = Run(path).state if path is not None else None
-        if state == "done" and self.words[0] != "pipeline":
+        if state == "done" and self.made(path):
             return "done"
         if self.cancel_at is not None:
             return "cancelled"
         return "failed" if state == "failed" else "lost"
+
+    @property
+    def phase(self) -> str:
+        """What its process began last before its run has progress to tell; empty if unknown."""
+        try:
+            data = read_bytes(self.folder / PHASES, MOST_RUNS_BYTES)
+        except (FileNotFoundError, Damaged):
+            return ""
+        lines = data.decode("utf-8", errors="replace").splitlines()
+        return lines[-1] if lines else ""
+
+    def made(self, path: Path | None) -> bool:
+        """Whether this run is what the job was started for, and not one that it makes first: a sweep
+        may store a prediction before it, a pipeline holds many runs and is none."""
+        from bidir_core.runs.run import Run
+
+        return path is not None and (Run(path).config.get("kind") or "eval") == self.words[0]
 
     @property
     def run_paths(self) -> list[Path]:

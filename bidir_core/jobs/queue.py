@@ -31,6 +31,8 @@ from bidir_core.jobs.job import (
 from bidir_core.runs.layout import refuse_if_read_only
 from bidir_core.runs.read import read_object
 
+START_SECONDS = 15.0  # that a worker may take to appear on a busy machine
+
 
 def submit(
     words: Sequence[str],
@@ -135,7 +137,7 @@ def _run_to_resume(job: Job) -> str | None:
     path = job.run_path
     if path is None or job.words[0] not in ("eval", "finetune", "lab", "attend"):
         return None  # the same line: a pipeline finds its runs itself, the others start over
-    if "--resume" in job.words:
+    if "--resume" in job.words or not job.made(path):
         return None
     return str(path)
 
@@ -162,8 +164,16 @@ def go_on(device: str) -> None:
 
 
 def stalled(jobs: Sequence[Job]) -> list[str]:
-    """Devices with queued jobs and no worker: after a crash or a restart of the machine."""
-    waiting = {(job.device, job.root) for job in jobs if job.stored_state == "queued"}
+    """Devices with queued jobs and no worker: after a crash or a restart of the machine.
+
+    A worker that was just asked for has START_SECONDS to appear.
+    """
+    before = time.time() - START_SECONDS
+    waiting = {
+        (job.device, job.root)
+        for job in jobs
+        if job.stored_state == "queued" and job.queued < before
+    }
     return sorted(device for device, root in waiting if not worker_lives(device, Path(root)))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import filelock
 
 from bidir_core.common.files import write_json
+from bidir_core.common.progress import PHASES
 from bidir_core.jobs.job import Job, child_environment, command_text, worker_file
 from bidir_core.jobs.queue import changing, find_job, list_jobs, log_tail, update
 from bidir_core.runs.status import is_alive, process_identity, this_process
@@ -67,6 +68,9 @@ def _run(job: Job) -> None:
         with open(job.log, "ab") as log:
             log.write(f"$ {command_text(job.words_to_run)}\n".encode())
             log.flush()
+            (job.folder / PHASES).write_text(
+                "Starting Python and its libraries\n", encoding="utf-8"
+            )
             process = subprocess.Popen(
                 [sys.executable, "-m", "bidir_core", *job.words_to_run],
                 stdin=subprocess.DEVNULL,

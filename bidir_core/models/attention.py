@@ -102,6 +102,16 @@ class Handle:
         self.split_from = attention_split.SPLIT_FROM_TOKENS
         self.plan: Plan | None = None
 
+    def layers(self) -> list[nn.Module]:
+        """The model's layers in order. UserError if it does not keep them in one list."""
+        n_layers = self.decoder.config.get_text_config().num_hidden_layers
+        for module in self.decoder.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+                return list(module)
+        raise UserError(
+            f"{type(self.decoder).__name__} keeps its layers in no list that can be found"
+        )
+
     @contextmanager
     def use(self, regime: Regime, layout: Layout, edit: Edit | None = None) -> Iterator[Plan]:
         """Forward (and backward) passes inside attend as ``regime`` says over ``layout``.

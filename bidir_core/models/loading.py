@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.progress import LOG
+from bidir_core.common.progress import LOG, phase
 from bidir_core.models import devices, fused
 from bidir_core.models.attention import (
     Handle,
@@ -211,6 +211,7 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
 
     A vision tower is dropped unless ``keep_vision`` (who saves the model again needs it whole).
     """
+    phase("Loading the weights")
     if plan.device.type == "cuda":
         devices.sweep()  # the model before, whose parts refer to each other
     opened = plan.checkpoint

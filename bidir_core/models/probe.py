@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.progress import phase
 from bidir_core.models.attention_split import without_plans
 from bidir_core.models.probe_checks import CHECKS, measure
 from bidir_core.regimes import Regime, parse_regime
@@ -92,6 +93,7 @@ def run_probe(loaded: LoadedModel, regime: Regime | str, *, seed: int = 0) -> Pr
     ``seed`` chooses where in the probe's text the tokens start, and the perturbations.
     """
     regime = parse_regime(regime)
+    phase("Checking the mask (probe)")
     start = time.perf_counter()
     with (
         torch.no_grad(),

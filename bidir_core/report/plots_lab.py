@@ -12,7 +12,17 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from bidir_core.regimes import Regime, parse_regime
-from bidir_core.report.plots import BLUE, FAINT, GREEN, GREY, PLAIN_AXIS, RED, add_clickable, inert
+from bidir_core.report.plots import (
+    BLUE,
+    FAINT,
+    GREEN,
+    GREY,
+    PLAIN_AXIS,
+    RED,
+    add_clickable,
+    dots,
+    inert,
+)
 
 SERIES = ((BLUE, "circle"), (RED, "square"), (GREEN, "diamond"), (GREY, "triangle-up"))
 
@@ -119,6 +129,34 @@ def _errors(frame: pd.DataFrame, colour: str) -> dict[str, Any]:
     }
 
 
+STACKED = 46  # pixels of a row with its label above
+
+
+def stacked_dots(frame: pd.DataFrame, *, title: str, reference: float | None = None) -> go.Figure:
+    """:func:`bidir_core.report.plots.dots` with label and value above each line instead of beside
+    it, so that a phone has room for the line."""
+    figure = dots(frame, title=title, reference=reference)
+    ends: list[dict[str, Any]] = [{"x": 0, "xanchor": "left"}, {"x": 1, "xanchor": "right"}]
+    figure.update_layout(
+        height=54 + STACKED * len(frame), margin={"l": 12, "r": 12, "t": 8, "b": 46}
+    )
+    figure.layout.annotations = [  # in place of those beside the lines
+        {
+            **end,
+            "xref": "paper",
+            "y": row,
+            "yshift": 15,
+            "text": inert(text),
+            "showarrow": False,
+            "font": {"size": 13},
+        }
+        for row, texts in enumerate(zip(frame["label"], frame["text"], strict=True))
+        for end, text in zip(ends, texts, strict=True)
+    ]
+    figure.update_yaxes(showticklabels=False, range=[len(frame) - 0.6, -0.7])
+    return figure
+
+
 def layer_map(frame: pd.DataFrame, n_layers: int, *, unit: str, chosen: str = "") -> go.Figure:
     """Ranges of layers as cells: where a range starts, by how many layers it spans.
 
@@ -207,6 +245,7 @@ DIALS: dict[str, tuple[str, Any, str]] = {
     "skip": ("skip", None, "the one token kept causal (skip)"),
     "self": ("self_token", None, "the token that sees only itself (self)"),
     "hide": ("hide", None, "the token that no other sees (hide)"),
+    "layers": ("layers", None, "first layer that looks ahead (layers=A-)"),
 }
 
 
@@ -239,8 +278,10 @@ def curve_lines(points: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]) -
     for dial, (name, neutral, _) in DIALS.items():
         groups: dict[Regime, dict[Any, str]] = {}
         for slug, regime in regimes.items():
-            if regime.bidirectional:
-                value = getattr(regime, name)
+            span = regime.layers
+            closed = dial == "layers" and span is not None and span[1] is not None
+            if regime.bidirectional and not closed:
+                value = (span[0] if span else 0) if dial == "layers" else getattr(regime, name)
                 groups.setdefault(replace(regime, **{name: neutral}), {})[value] = slug
         asked_for: list[tuple[Regime, dict[Any, str]]] = []
         for others, values in groups.items():
@@ -286,12 +327,9 @@ def symlog(values: Iterable[float]) -> list[float]:
 
 
 def layer_ranges(
-    points: Iterable[Mapping[str, Any]], usual: Mapping[str, Any], n_layers: int
+    points: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]
 ) -> dict[str, list[tuple[str, int, int]]]:
-    """(slug, first layer, number of layers) of points with a layer range, by what else is set.
-
-    ``n_layers``: of the model, for ranges without an end.
-    """
+    """(slug, first layer, number of layers) of points with a layer range, by what else is set."""
     ranges: dict[str, list[tuple[str, int, int]]] = {}
     for point in points:
         regime = parse_regime(point["regime"])
@@ -301,6 +339,7 @@ def layer_ranges(
             continue
         others = str(replace(regime, layers=None)).partition(":")[2]
         first, last = regime.layers
-        last = n_layers - 1 if last is None else last
+        if last is None:
+            continue  # a curve shows these: one layer more each
         ranges.setdefault(others, []).append((point["slug"], first, last - first + 1))
     return ranges

@@ -144,3 +144,11 @@ def macro(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
 def standard_error(proportion: float, n: int) -> float | None:
     """lm-eval's standard error of a mean of zeros and ones; None for a single item."""
     return math.sqrt(proportion * (1 - proportion) / (n - 1)) if n > 1 else None
+
+
+def peak_of(cost: Mapping[str, Any]) -> int | None:
+    """GPU memory where there is a GPU, else what the process held."""
+    peak = cost.get("peak_memory_bytes")
+    if isinstance(peak, dict):
+        return peak.get("device") or peak.get("host")
+    return cost.get("peak_bytes")

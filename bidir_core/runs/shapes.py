@@ -92,7 +92,8 @@ def _is_regime(value: Any) -> bool:
 def _is_condition(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and value.keys() == {"bos", "chat_template", "context"}
+        and value.keys() - {"repeat_prompt"} == {"bos", "chat_template", "context"}
+        and _is_count(value.get("repeat_prompt", 1))
         and isinstance(value["chat_template"], bool)
         and all(isinstance(value[name], str) for name in ("bos", "context"))
     )
@@ -145,7 +146,7 @@ SETTINGS = Fields(
             TEXT,
             "model revision checkpoint split dtype device attn weights sample fold context bos "
             "data_source patch runs_dir name objective method data task prompt continuation metric "
-            "prompt_column response_column messages_column over_long tracker adapter prompts",
+            "prompt_column response_column messages_column over_long tracker adapter prompts preset",
         ),
         **_all(
             FLAG, "chat_template compact controls gradient_checkpointing decontaminate append_eos"
@@ -208,6 +209,10 @@ CONFIG = Fields(
         "training_data": Fields({"n_used": COUNT, "tasks": MapOf(COUNT), "data": TEXT}),
         "answer_positions": MapOf(POSITIONS),
         "points": ListOf(PLANNED_POINT),
+        "predicted": Fields(
+            {"run": TEXT, "regime": REGIME, "predictions": NUMBERS},
+            needs=("run", "regime", "predictions"),
+        ),
     }
 )
 
@@ -266,6 +271,44 @@ POINT = Fields(
 
 BEST = Fields({**_all(TEXT, "slug sentence"), "regime": REGIME})
 
+LAW = Fields({"sentence": TEXT}, needs=("sentence",))
+
+ORDER_EFFECT = Fields(
+    {
+        "family": TEXT,
+        "n": COUNT,
+        **_all(INTERVAL, "first last gap"),
+        **_all(SHARE, "first_prob last_prob"),
+    },
+    needs=("family", "n", "first", "last", "gap"),
+    keys=("first_prob", "last_prob"),
+)
+
+GAP_RECOVERED = Fields(
+    {
+        **_all(TEXT, "family why_not_stated"),
+        "n": COUNT,
+        **_all(INTERVAL, "gap first_change last_change share"),
+    },
+    needs=("family", "n", "gap", "first_change", "last_change"),
+    keys=("share",),
+)
+
+ORDER_ARM = Fields(
+    {
+        **_all(TEXT, "run words"),
+        "trained": FLAG,
+        "effect": ORDER_EFFECT,
+        "recovered": GAP_RECOVERED,
+        "prompt_tokens": NUMBER,
+        "constant_guess": SHARE,
+        "seconds": SECONDS,
+        "peak_bytes": COUNT,
+    },
+    needs=("run", "words", "trained", "effect", "prompt_tokens"),
+    keys=("recovered", "constant_guess", "seconds", "peak_bytes"),
+)
+
 METRICS = Fields(
     {
         "schema": SCHEMA,
@@ -297,6 +340,8 @@ METRICS = Fields(
         ),
         "best": MapOf(Kind("an object or null", lambda v: v is None or problem(v, BEST) is None)),
         "best_of_dials": MapOf(MapOf(BEST)),
+        "law": MapOf(Kind("an object or null", lambda v: v is None or problem(v, LAW) is None)),
+        "orders": MapOf(MapOf(ListOf(ORDER_ARM))),
         # observed attention
         "regimes": ListOf(REGIME),
         "n_by_task": MapOf(COUNT),

@@ -13,7 +13,7 @@ import torch
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.launch import told_when_lost
-from bidir_core.common.progress import LOG, logging_to, terminable
+from bidir_core.common.progress import LOG, logging_to, phase, terminable
 from bidir_core.common.settings import from_json, to_json
 from bidir_core.data.encoding import EncodedItem, Encoder, check_vocabulary, vocabulary_of
 from bidir_core.data.items import choice_lengths
@@ -98,6 +98,7 @@ def _finetune(
     )
     # Padded rows of packed samples hold nothing that could be split: ``auto`` is sdpa or eager.
     plan = replace(plan, implementation=choose_implementation(plan.config, config.attn))
+    phase("Preparing the training data")
     data = prepare_data(config, plan.tokenizer, plan.max_length, rope_switch(plan.config))
     check_vocabulary(data.encoded.ids, vocabulary_of(plan))
     # What is to be spread need not fit on the device first.

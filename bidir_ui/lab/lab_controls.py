@@ -13,7 +13,7 @@ from bidir_core.analyse.phrases import phrase
 from bidir_core.explain.controls import largest_summary, with_observation
 from bidir_core.explain.sweep_points import SINK
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
-from bidir_core.report import plots
+from bidir_core.report import plots, plots_lab
 from bidir_core.runs.layout import is_read_only
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.lab import lab_data, lab_view
@@ -109,9 +109,9 @@ def _chart(lab: Lab) -> None:
         text = f"{fmt.points(delta.value)}  {fmt.interval_of(delta)}"
         rows.append(plots.dot_row(fmt.clip(_short(point), 40), delta.value, judged, text))
     if rows:
-        title = "Macro accuracy to causal with the same prompt, points (95 % interval)"
+        title = "macro accuracy, points to causal with the same prompt"
         widgets.chart(
-            plots.dots(pd.DataFrame(rows), title=title, reference=0.0),
+            plots_lab.stacked_dots(pd.DataFrame(rows), title=title, reference=0.0),
             "The controls' points against causal; the table of every point has the numbers.",
             key=f"controls-{lab.info.id}-{lab.metric}",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,9 @@ import streamlit as st
 
 from bidir_core.analyse.stats import Estimate
 from bidir_core.analyse.verdict import Judgement, judge
+from bidir_core.explain import law as laws
 from bidir_core.explain.controls import same_prompts, summarise_sweep
+from bidir_core.explain.sweep_points import patch_words
 from bidir_core.explain.sweep_summary import Sweep, best_of_dials, removed_sentence
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.run import Run
@@ -65,7 +68,7 @@ class Lab:
     def causal_of(self, point: dict[str, Any]) -> dict[str, Any] | None:
         """The causal point in the same prompt condition."""
         same = (p for p in self.points if p["condition"] == point["condition"])
-        return next((p for p in same if p["regime"] == "causal"), None)
+        return next((p for p in same if p["regime"] == "causal" and not p.get("patch")), None)
 
     def run_id(self, slug: str) -> str:
         return f"{self.info.id}/points/{slug}"
@@ -140,6 +143,20 @@ def _judged_together(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     return {**summary, "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in kinds}}
 
 
+def law(lab: Lab) -> str:
+    """From which layer on looking ahead costs nothing, in words; empty without such a sweep."""
+    if "law" in lab.found:
+        return ((lab.found["law"] or {}).get(lab.metric) or {}).get("sentence", "")
+    opened = any(re.search(r"layers=\d+-$", point["regime"]) for point in lab.points)
+    return _law(lab.info.path, lab.info.modified, lab.metric) if opened and lab.has_items else ""
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _law(path: str, modified: float, metric: str) -> str:
+    """The same of a sweep from before its law was kept with it."""
+    return (laws.summary(Sweep(Run(path)), metric) or {}).get("sentence", "")
+
+
 def measured(lab: Lab, slug: str, measure: str) -> tuple[float, float, float]:
     """(value, low, high) of a point in points or percent; NaN where not stated."""
     nan = float("nan")
@@ -183,9 +200,8 @@ def text(lab: Lab, slug: str) -> str:
 
 def name(point: dict[str, Any]) -> str:
     """What a point is, in a few words: regime, patch, prompt condition."""
-    patch = point.get("patch")
-    patched = f"{str(patch).partition('=')[0]} of the first token patched" if patch else ""
-    words = (str(point.get("regime")), patched, str(point.get("condition_words") or ""))
+    edit = patch_words(point.get("patch"))
+    words = (str(point.get("regime")), edit, str(point.get("condition_words") or ""))
     return " · ".join(filter(None, words))
 
 

@@ -17,6 +17,7 @@ from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.lab import lab_data
 from bidir_ui.lab.lab_data import MEASURES, UNITS, Lab
+from bidir_ui.lab.lab_orders import OrderSet
 from bidir_ui.reading.data import RunInfo
 
 SINK = "bidirectional_sink-1"
@@ -24,15 +25,18 @@ SINK = "bidirectional_sink-1"
 COMMAND = f"python -m bidir_core lab --model {EMBEDDED_MODEL} --limit 50"
 
 COMMANDS = (
+    f"{COMMAND} --preset law",
+    f"{COMMAND} --preset order",
     f"{COMMAND} --sweep sink=0,1,2,4,8",
     f"{COMMAND} --sweep lambda=0.001,0.01,0.1,0.3 --sweep layers=windows:5",
     f"{COMMAND} --controls",
 )
 
 
-def choose(sweeps: list[RunInfo]) -> RunInfo | None:
-    """The sweep the URL names, else the first to show. Draws why there is none."""
-    if not sweeps:
+def choose(sweeps: list[RunInfo], orders: list[OrderSet]) -> RunInfo | OrderSet | None:
+    """The sweep, or set of evaluations on order tasks, that the URL names, else the first sweep to
+    show. Draws why there is none."""
+    if not sweeps and not orders:
         widgets.banner(
             "empty",
             "No sweep yet",
@@ -42,7 +46,8 @@ def choose(sweeps: list[RunInfo]) -> RunInfo | None:
         widgets.command(*COMMANDS)
         return None
     wanted = url.get("sweep")
-    if wanted and wanted not in {run.id for run in sweeps}:
+    titles = {run.id: _title(run) for run in sweeps} | {one.id: one.title for one in orders}
+    if wanted and wanted not in titles:
         widgets.banner(
             "error",
             "Sweep not found",
@@ -53,17 +58,18 @@ def choose(sweeps: list[RunInfo]) -> RunInfo | None:
             url.put(sweep="", point="")
             st.rerun()
         return None
-    by_id = {run.id: run for run in sweeps}
+    first = lab_data.first_shown(sweeps).id if sweeps else orders[0].id
     chosen = url.bound(
         st.selectbox,
         "Sweep",
         name="sweep",
-        options=list(by_id),
-        read=lambda value: value or lab_data.first_shown(sweeps).id,
+        options=list(titles),
+        read=lambda value: value or first,
         write=lambda value: value,
-        format_func=lambda run_id: _title(by_id[run_id]),
+        format_func=lambda run_id: titles[run_id],
     )
-    return by_id.get(chosen)
+    every: list[RunInfo | OrderSet] = [*sweeps, *orders]
+    return next((one for one in every if one.id == chosen), None)
 
 
 def _title(run: RunInfo) -> str:
@@ -99,8 +105,10 @@ def state(lab: Lab) -> bool:
 
 
 def verdict(lab: Lab) -> None:
-    """The damage, and what the best point does to it."""
-    if (best := lab.best) is not None:
+    """The law if layers=A- were swept, the damage, and what the best point does to it."""
+    if law := lab_data.law(lab):
+        html.show(html.div("b b-verdict", fmt.tie(law)))
+    elif (best := lab.best) is not None:
         html.show(html.div("b b-verdict", fmt.tie(best["sentence"])))
     elif lab.point(SINK):  # nothing was chosen: the controls ask about this one
         html.show(html.div("b b-verdict", fmt.tie(lab_data.sentence(lab, SINK))))
@@ -208,7 +216,8 @@ def any_to_draw(lab: Lab) -> bool:
 
 
 def _layer_ranges(lab: Lab) -> dict[str, list[tuple[str, int, int]]]:
-    return plots_lab.layer_ranges(lab.points, lab.usual, lab.n_layers)
+    found = plots_lab.layer_ranges(lab.points, lab.usual)
+    return {others: ranges for others, ranges in found.items() if len(ranges) > 1}
 
 
 def _on_click(key: str) -> Callable[[], None]:

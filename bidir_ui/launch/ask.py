@@ -9,8 +9,10 @@ import streamlit as st
 from bidir_core import jobs
 from bidir_core.common.errors import UserError
 from bidir_core.data import assets
-from bidir_core.jobs.estimate import Estimate
+from bidir_core.jobs.estimate import Estimate, duration
 from bidir_ui.kit import fmt, html, widgets
+
+LONG_SECONDS = 3600.0  # above it a start is asked for once more
 
 Words = tuple[str, ...]  # what follows ``python -m bidir_core``
 
@@ -43,11 +45,22 @@ def confirm(
     missing = assets.missing(needs)
     for asset in missing:
         widgets.banner("info", "Fetched first", asset.offer)
+    sure = True
+    if cost is not None and (cost.seconds or 0) > LONG_SECONDS:
+        hours = duration(cost.seconds or 0)
+        widgets.banner(
+            "info",
+            f"This takes hours: about {hours} on {device}",
+            "Fewer items or steps answer sooner, with wider intervals. A job can be cancelled, and "
+            "goes on later from where it was.",
+        )
+        sure = st.checkbox(f"Start it for about {hours} all the same", key=f"{place}-sure")
     fetched = f"Fetch {fmt.size(sum(asset.n_bytes for asset in missing))} and start"
     if st.button(
         fetched if missing else "Start",
         type="primary",
         key=f"{place}-confirm",
+        disabled=not sure,
         on_click=start,
         args=(place, words, jobs.idempotency_key(words, known), title, cost),
     ):

@@ -12,7 +12,6 @@ import streamlit as st
 from bidir_core.common.settings import join_list, split_list
 from bidir_core.data import tasks
 from bidir_core.data.assets import EMBEDDED_MODEL, EMBEDDED_MODELS
-from bidir_core.data.tasks import PUBLISHED_TASKS
 from bidir_ui.kit import fmt, html, url
 from bidir_ui.launch.form import Draft
 from bidir_ui.reading.data import RunInfo
@@ -48,8 +47,10 @@ def field(
     default = defaults.get(spec.name, None if spec.default is MISSING else spec.default)
     text = _widget(spec, runs, default)
     if wrong := draft.problem(spec.name, text):
-        sentence = f"✕ {wrong[:1].upper()}{wrong[1:]}"
-        html.show(html.div("b b-note", html.el("span", sentence, cls="b-down")))
+        sentence = f"{wrong[:1].upper()}{wrong[1:]}"
+        # What was not touched is missing, not wrong.
+        marked = html.el("span", f"✕ {sentence}", cls="b-down") if text else f"○ {sentence}"
+        html.show(html.div("b b-note", marked))
     return {spec.name: text} if text else {}
 
 
@@ -74,7 +75,7 @@ def _widget(spec: Field[Any], runs: tuple[RunInfo, ...], default: Any) -> str:
         )
         return "" if chosen == default else str(chosen)
     if spec.name == "tasks":
-        return _tasks(label, name, hint)
+        return _tasks(label, name, hint, default)
     if spec.name in ("model", "checkpoint"):
         return from_runs(spec.name, label, name, hint, runs)
     if spec.name == "sweep":
@@ -96,12 +97,14 @@ def _sweep(label: str, name: str, default: str) -> str:
     ).strip()
 
 
-def _tasks(label: str, name: str, hint: str) -> str:
+def _tasks(label: str, name: str, hint: str, default: str | tuple[str, ...]) -> str:
+    usual = list(split_list(default) if isinstance(default, str) else default)
+
     def read(text: str) -> list[str]:
-        return list(split_list(text)) or list(PUBLISHED_TASKS)
+        return list(split_list(text)) or usual
 
     def write(value: list[str]) -> str:
-        return "" if set(value) == set(PUBLISHED_TASKS) or not value else join_list(value)
+        return "" if set(value) == set(usual) or not value else join_list(value)
 
     own = [task for task in read(url.get(name)) if task not in tasks.TASKS]
     chosen = url.bound(
@@ -114,7 +117,7 @@ def _tasks(label: str, name: str, hint: str) -> str:
         write=write,
         accept_new_options=True,
         format_func=fmt.task,
-        placeholder="all five; or the path of a JSONL file",
+        placeholder="the usual ones; or the path of a JSONL file",
     )
     return write(chosen)
 

@@ -12,8 +12,9 @@ from bidir_core.common.settings import command_line, parse_value, settings_of
 from bidir_core.data import tasks
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate.config import EvalConfig, ProbeConfig
-from bidir_core.explain.sweep_points import LabConfig, planned_points
+from bidir_core.explain.sweep_points import ORDER_PRESET_TASKS, LabConfig, planned_points
 from bidir_core.jobs.estimate import layers_of
+from bidir_core.jobs.pipeline_config import PRESETS as PIPELINE_PRESETS
 from bidir_core.jobs.pipeline_config import PUBLISHED, PipelineConfig, from_preset
 from bidir_core.runs.stages import EVALUATIONS, TRAININGS
 from bidir_core.train.config import OBJECTIVES, FinetuneConfig
@@ -50,14 +51,24 @@ class Form:
 
 @dataclass(frozen=True)
 class Draft:
-    """A stage and the size of a pipeline; :meth:`check` takes what was filled in."""
+    """A stage and the size of a pipeline; :meth:`check` takes what was filled in.
+
+    ``small``: begin with what a CPU does in minutes, unless the stage has a beginning of its own.
+    """
 
     key: str
     size: str = PUBLISHED
+    small: bool = False
 
     @property
     def preset(self) -> Preset:
         return PRESETS[self.key]
+
+    @property
+    def begins(self) -> dict[str, str]:
+        """What stands in the fields before anything is filled in, where the config has another."""
+        quick = SMALL.get(self.preset.command, ()) if self.small else ()
+        return {name: str(QUICK[name]) for name in quick} | dict(self.preset.begins)
 
     @property
     def fixed(self) -> dict[str, str]:
@@ -94,7 +105,7 @@ class Draft:
 
     def _values(self, given: Mapping[str, str]) -> dict[str, Any]:
         """Typed values of the settings that are not left to the config's own defaults."""
-        texts = self.fixed | dict(self.preset.begins) | dict(given)
+        texts = self.fixed | self.begins | dict(given)
         values = {name: _value(self.specs[name], text) for name, text in texts.items()}
         return {"model": EMBEDDED_MODEL} | values
 
@@ -138,6 +149,13 @@ class Draft:
         command = self.preset.command
         return _words(command, config), _words(command, small)
 
+
+# Of a quick study, what an evaluation or a fine-tune alone begins with on a CPU.
+QUICK = PIPELINE_PRESETS["quick"]
+SMALL = {
+    "eval": ("limit",),
+    "finetune": ("steps", "batch_samples", "max_tokens", "warmup_steps", "lr"),
+}
 
 NO_CHECKPOINT = "choose the checkpoint to evaluate, or give its folder"
 
@@ -245,6 +263,25 @@ PRESETS: dict[str, Preset] = {
         "Stages 1, 2, 3B, 3C, 4 and the non-prefill compare, then the "
         "report. Runs that exist are used again, so the same line goes on where it stopped.",
         ("model", "regime", "limit", "steps", "seeds", "device"),
+    ),
+    "lab-law": Preset(
+        "lab",
+        "First layers",
+        "From which layer on may the prompt look ahead without harm? What unlabelled prompts predict "
+        "is stored first; then every layers=A- is asked, and sink=1 and 4.",
+        ("model", "limit", "device"),
+        (("preset", "law"),),
+        begins=(_LIMIT,),
+    ),
+    "lab-order": Preset(
+        "lab",
+        "Prompt order",
+        "Does it matter whether the passage stands before the question or after it, and does looking "
+        "ahead help? Both orders: causal, bidirectional, sink=1, the recommended layers=A-, and the "
+        "prompt given twice, which any gain has to beat or match.",
+        ("model", "limit", "device"),
+        (("preset", "order"),),
+        begins=(("tasks", ",".join(ORDER_PRESET_TASKS)), _LIMIT),
     ),
     "lab-sink": Preset(
         "lab",

@@ -140,6 +140,7 @@ def bar(job: Job, now: Progress) -> None:
     facts = [f"{fmt.duration(job.seconds)} so far"]
     if share is not None:
         words = f"{fmt.count(now.done)} of {fmt.count(now.total)} {now.unit}s"
+        words = f"First {now.unit}s · {words}" if not now.done else words
         words = f"{now.stage} · {words}" if now.stage else words
         if now.rate:
             facts.insert(0, f"{fmt.number(now.rate, 1)} {now.unit}s a second")
@@ -171,7 +172,7 @@ def _silent(job: Job) -> str:
         return "Stopping"
     if job.run_path is not None and Run(job.run_path).state == "done":
         return "Finishing"
-    return "Starting: imports, weights, mask probe"
+    return job.phase or "Starting"
 
 
 def _metric(now: Progress) -> str:
@@ -271,6 +272,8 @@ def _open(job: Job, runs: tuple[RunInfo, ...], label: str = "Open results") -> N
     if job.words[0] == "pipeline":
         page, query = "overview", url.params()
     elif job.words[0] == "lab":
+        if not job.made(path):
+            return
         page, query = "lab", url.params(sweep=run.id)
     else:
         page, query = "runs", url.params(q=path.name)

@@ -17,6 +17,7 @@ from bidir_core.evaluate.config import EvalConfig, ProbeConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs import estimate
 from bidir_core.jobs.estimate import (
+    NEWEST_RUNS,
     Estimate,
     SweepEstimate,
     duration,
@@ -24,7 +25,7 @@ from bidir_core.jobs.estimate import (
     time_text,
     tokens,
 )
-from bidir_core.jobs.history import Measured, history, start_seconds
+from bidir_core.jobs.history import Measured, history
 from bidir_core.jobs.pipeline_config import PipelineConfig
 from bidir_core.runs.run import Run
 from bidir_core.runs.stages import LEAKY_WARNING
@@ -41,8 +42,9 @@ def _history(runs: tuple[tuple[str, float], ...]) -> tuple[Measured, ...]:
 
 
 def measured(runs: tuple[RunInfo, ...]) -> tuple[Measured, ...]:
-    """What this machine's finished runs took."""
-    return _history(tuple((run.path, run.modified) for run in runs if run.is_done)[:200])
+    """What this machine's newest finished runs took; the points of older sweeps are many."""
+    done = sorted((run for run in runs if run.is_done), key=lambda run: run.created, reverse=True)
+    return _history(tuple((run.path, run.modified) for run in done[:NEWEST_RUNS]))
 
 
 def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job]) -> Estimate | None:
@@ -50,7 +52,7 @@ def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job])
     config, device = form.config, jobs.queue_device(form.words)
     if config is None:
         return None
-    known, start = measured(runs), start_seconds(known_jobs)
+    known, start = measured(runs), estimate.start_of(config, known_jobs)
     if isinstance(config, LabConfig):
         return estimate_sweep(config, device, known, start=start)
     if isinstance(config, ProbeConfig):  # imports, weights and the probe: what any run begins with

@@ -8,11 +8,13 @@ from typing import Any
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from bidir_core.jobs import queue_device
+from bidir_core.jobs.cost_model import kind_of
 from bidir_core.jobs.pipeline_config import PRESETS as PIPELINE_PRESETS
 from bidir_core.jobs.pipeline_config import PUBLISHED, from_preset
 from bidir_ui.kit import html, url, widgets
 from bidir_ui.launch.fields import field
-from bidir_ui.launch.form import GROUPS, PRESETS, Draft, Form
+from bidir_ui.launch.form import GROUPS, PRESETS, SMALL, Draft, Form
 from bidir_ui.reading.data import RunInfo
 
 HEAD_START = 0.2  # seconds in which a browser draws the page
@@ -60,27 +62,33 @@ def choose() -> str:
 
 def form(runs: tuple[RunInfo, ...]) -> Form:
     """Draw the settings of the chosen stage and check them."""
-    draft = Draft(choose())
+    small = kind_of(queue_device(["--device", url.get("f.device") or "auto"])) == "cpu"
+    draft = Draft(choose(), small=small)
     preset = draft.preset
     widgets.note(preset.what)
-    defaults: dict[str, Any] = dict(preset.begins)
+    defaults: dict[str, Any] = dict(draft.begins)
     if preset.command == "pipeline":
-        draft = Draft(draft.key, _size())
+        draft = Draft(draft.key, _size("quick" if small else PUBLISHED))
         defaults = PIPELINE_PRESETS[draft.size]
+    elif small and preset.command in SMALL:
+        widgets.note(
+            "On a CPU this begins small: enough to see it work, with wide intervals. Any number, or "
+            "for items the word all, can be given."
+        )
     specs = draft.specs
     given: dict[str, str] = {}
     columns = st.columns(3, gap="medium")
     for number, name in enumerate(preset.front):
         with columns[number % 3]:
             given |= field(draft, specs[name], runs, defaults)
-    apart = {*preset.front, *draft.fixed, "runs_dir"}
+    apart = {*preset.front, *draft.fixed, "runs_dir", "preset"}
     if preset.command in ("eval", "lab"):  # as wide as five names need
         given |= field(draft, specs["tasks"], runs, defaults)
         apart.add("tasks")
     rest = [spec for name, spec in specs.items() if name not in apart and spec.metadata["cli"]]
     changed = [spec.name for spec in rest if url.get(f"f.{spec.name}")]
-    label = f"All settings ({len(changed)} changed)" if changed else "All settings"
-    with st.expander(label, expanded=False, key="all-settings", on_change="rerun") as fold:
+    # Its label stays the same: with another one it would be another fold, and closed.
+    with st.expander("All settings", expanded=False, key="all-settings", on_change="rerun") as fold:
         if fold.open:
             columns = st.columns(3, gap="medium")
             for number, spec in enumerate(rest):
@@ -88,10 +96,12 @@ def form(runs: tuple[RunInfo, ...]) -> Form:
                     given |= field(draft, spec, runs, defaults)
         else:  # two dozen widgets that nobody sees would double the time to open the page
             given |= {name: url.get(f"f.{name}").strip() for name in changed}
+    if changed:
+        widgets.note(f"{len(changed)} of these changed: {', '.join(changed)}.")
     return draft.check(given)
 
 
-def _size() -> str:
+def _size(default: str) -> str:
     def words(name: str) -> str:
         made = from_preset({"model": ""}, name)
         return f"{SIZES.get(name, name)}: {made.limit} items a task, {made.steps} steps"
@@ -101,7 +111,7 @@ def _size() -> str:
         "Size",
         name="size",
         options={name: words(name) for name in PIPELINE_PRESETS},
-        default=PUBLISHED,
+        default=default,
         required=True,
     )
 

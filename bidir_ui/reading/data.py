@@ -15,6 +15,7 @@ from bidir_core.analyse.study import BASE, NAMES, UNKNOWN, Arm, arm_of, items_ke
 from bidir_core.common.errors import UserError
 from bidir_core.data.answer_positions import ONE_SIDED, one_sided_sentences
 from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.explain.sweep_points import patch_words
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import IMPORTED
 from bidir_core.runs.run import Run
@@ -291,7 +292,7 @@ def _variant(run: Run) -> str:
     repeated = [f"prompt {n} times"] if (n := repeats(settings)) != 1 else []
     if not run.is_point:
         return ", ".join(repeated)
-    said = [*repeated, str(settings["patch"]) + " patched"] if settings.get("patch") else repeated
+    said = [*repeated, patch_words(settings["patch"])] if settings.get("patch") else repeated
     if settings.get("bos") not in (None, "auto"):
         said.append(f"BOS {settings['bos']}")
     if settings.get("chat_template"):

@@ -125,7 +125,6 @@ def test_retention_above_the_no_context_run(tmp_path, two):
     [
         ({"split": "test"}, {}, "split 'validation', the other 'test'"),
         ({"num_fewshot": 5}, {}, "'0' solved examples before each item, the other '5'"),
-        ({"repeat_prompt": 2}, {}, "each context '1' times over, the other '2' times"),
         ({"chat_template": True}, {}, "chat template"),
         ({"context": "none"}, {}, "context 'full', the other with context 'none'"),
         ({}, {"tokenizer_fingerprint": "bytes"}, "different tokenizers"),
@@ -148,6 +147,21 @@ def test_what_a_run_did_not_record_is_not_held_against_it(tmp_path):
     assert pair(a, b).n == 20
     assert "repeat_prompt" not in a.settings  # from before prompts could be repeated
     assert pair(a, make_run(tmp_path, n_items=20, config={"repeat_prompt": 1})).n == 20
+
+
+def test_a_repeated_prompt_pairs_with_the_same_prompt_given_once(tmp_path):
+    items = spread_items(20, TASKS)
+    once, repeated = make_run(tmp_path, items=items), {"repeat_prompt": 2}
+    doubled = [
+        item | {"contexts": [f"{text}\n\n{text}" for text in item["contexts"]]} for item in items
+    ]
+    found = compare(once, make_run(tmp_path, items=doubled, seed=4, config=repeated))
+    assert found.macro.n == 20
+    assert found.sentence.startswith("Giving the prompt 2 times instead of 1")
+    assert any("what repeating it does" in note for note in found.notes)
+    doubled[7]["contexts"] = ["another prompt\n\nanother prompt"] * len(items[7]["contexts"])
+    with pytest.raises(UserError, match=r"prompt of .* differ between"):
+        compare(once, make_run(tmp_path, items=doubled, seed=4, config=repeated))
 
 
 def test_the_floor_has_no_prompt_that_could_be_repeated(tmp_path):

@@ -9,10 +9,10 @@ import torch
 from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import EncodedItem, Tokens
 from bidir_core.data.items import Item
-from bidir_core.evaluate.patching import Patch
+from bidir_core.evaluate.patching import parse_patch
 from bidir_core.evaluate.scoring import Scorer, plan_scoring
-from bidir_core.models.families import tiny_loaded
-from bidir_core.regimes import BIDIRECTIONAL, parse_regime
+from bidir_core.models.families import tiny_loaded, tiny_model
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 
 SINK = parse_regime("bidirectional:sink=1")
 
@@ -37,7 +37,7 @@ def items(n: int = 6) -> list[EncodedItem]:
 
 def score(loaded, regime, patch: str | None = None, *, padded: bool = False) -> list[np.ndarray]:
     plan = plan_scoring(items(), regime=regime, device=torch.device("cuda" if padded else "cpu"))
-    plan = plan.under(regime, Patch.parse(patch) if patch else None)
+    plan = plan.under(regime, parse_patch(patch) if patch else None)
     scorer = Scorer(loaded.model, loaded.handle, plan)
     found = {s.index: s for batch in plan.batches for s in scorer.score(batch.items)}
     return [np.concatenate(found[i].token_ll) for i in sorted(found)]
@@ -59,9 +59,9 @@ def test_patching_keys_and_values_is_sink_1(family: str, padded: bool) -> None:
 def test_the_capture_pass_is_counted() -> None:
     """Every token that the model sees is in the run's cost, the ones run to be patched in too."""
     loaded = tiny_loaded("llama")
-    for patch in (None, "both=0", "keys=3"):
+    for patch in (None, "both=0", "keys=3", "clip=0"):
         plan = plan_scoring(items(), regime=BIDIRECTIONAL, device=torch.device("cpu"))
-        plan = plan.under(BIDIRECTIONAL, Patch.parse(patch) if patch else None)
+        plan = plan.under(BIDIRECTIONAL, parse_patch(patch) if patch else None)
         scorer = Scorer(loaded.model, loaded.handle, plan)
         seen: list[int] = []
         hook = loaded.handle.decoder.layers[0].register_forward_pre_hook(
@@ -99,9 +99,62 @@ def test_another_token_can_be_patched() -> None:
     assert max(np.abs(a - b).max() for a, b in zip(patched, plain, strict=True)) > 1e-3
 
 
+def clipped_by_hand(prefix: np.ndarray, continuation: np.ndarray) -> np.ndarray:
+    """One sequence through a plain Llama: the keys as they are, then the first token's norm cut.
+
+    At position 0 rotary embedding turns nothing, so a key is what its projection gives.
+    """
+    model = tiny_model("llama")
+    ids = torch.from_numpy(np.concatenate([prefix, continuation]))[None]
+    keys: list[torch.Tensor] = []
+
+    def clip(_, arguments):
+        hidden = arguments[0].clone()
+        norms = [float(hidden[0, i].norm()) for i in range(len(prefix))]
+        middle = sorted(norms[1:])[(len(norms) - 2) // 2]
+        hidden[0, 0] *= min(1.0, middle / norms[0])
+        return (hidden, *arguments[1:])
+
+    def put_back(_, __, output):
+        output[0, 0] = keys[len(put)]
+        put.append(True)
+        return output
+
+    put: list[bool] = []
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.k_proj.register_forward_hook(
+                lambda _, __, o: keys.append(o[0, 0].clone())
+            )
+        model(input_ids=ids, use_cache=False)
+        for layer in model.model.layers:
+            layer.self_attn.k_proj._forward_hooks.clear()
+            layer.self_attn.k_proj.register_forward_hook(put_back)
+            layer.register_forward_pre_hook(clip)
+        scores = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+    rows = np.arange(len(prefix) - 1, ids.shape[1] - 1)
+    return scores[rows, ids[0, rows + 1]].numpy()
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["packed", "padded"])
+def test_a_clipped_norm_is_what_hooks_on_the_plain_model_make(padded: bool) -> None:
+    loaded = tiny_loaded("llama")
+    found = score(loaded, CAUSAL, "clip=0", padded=padded)
+    plain = score(loaded, CAUSAL, padded=padded)
+    differs = []
+    for item, ours, unclipped in zip(items(), found, plain, strict=True):
+        if len(item.prefixes[0]) < 2 or len(item.prefixes) > 1:
+            continue
+        expected = [clipped_by_hand(item.prefixes[0].ids, c.ids) for c in item.continuations]
+        np.testing.assert_allclose(ours, np.concatenate(expected), atol=1e-4)
+        differs.append(np.abs(ours - unclipped).max())
+    assert max(differs) > 1e-3
+    np.testing.assert_allclose(found[0], plain[0], atol=1e-5)  # alone, nothing to be clipped to
+
+
 def test_a_patch_prints_what_it_parses() -> None:
-    for text in ("keys=0", "values=3", "both=12"):
-        assert str(Patch.parse(text)) == text
-    for text in ("keys", "heads=1", "keys=-1", "both=x"):
+    for text in ("keys=0", "values=3", "both=12", "clip=0", "random=7"):
+        assert str(parse_patch(text)) == text
+    for text in ("keys", "heads=1", "keys=-1", "both=x", "random=x"):
         with pytest.raises(UserError, match="unknown patch"):
-            Patch.parse(text)
+            parse_patch(text)

@@ -282,8 +282,9 @@ def test_controls_are_one_command(tiny_folder, own_items, runs_dir, capsys) -> N
     assert 0 < middle < min(int(row[0]) for row in prefixes)
     assert run.config["middle_token"] == middle
     controls = f"sink-1 rows-0-0 skip-{middle} self-{middle} tail-1 patch-keys-0 patch-values-0"
+    controls += " sink-1_patch-random-0 layers-2-_patch-random-0 rows-0-0_patch-random-0"
     controls += " bos-add sink-1_bos-add"
-    references = {"causal", "b", "causal_bos-add", "causal_context-none"}
+    references = {"causal", "b", "causal_bos-add", "causal_context-none", "causal_patch-clip-0"}
     assert slugs == references | {f"b_{control}" for control in controls.split()}
     names = {path.name for path in run.path.glob("texts*.parquet")}
     assert names == {"texts.parquet", "texts_bos-add.parquet", "texts_context-none.parquet"}
@@ -307,7 +308,8 @@ def test_controls_are_one_command(tiny_folder, own_items, runs_dir, capsys) -> N
     assert max(attention["causal"]["future"]) == 0
     assert min(attention["bidirectional:sink=1"]["future"]) > 0
     found = {one["name"]: one for one in run.metrics["controls"]}
-    named = "necessity sufficiency placebo relocated keys-values triviality prompts tail floor"
+    named = "necessity sufficiency placebo relocated keys-values amount norm triviality"
+    named += " prompts tail floor"
     assert set(found) == set(named.split())
     assert all(one["finding"].endswith(".") and one["refuted_by"] for one in found.values())
     for one in found.values():

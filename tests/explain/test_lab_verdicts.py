@@ -7,6 +7,7 @@ import pytest
 
 from bidir_core.analyse import stats
 from bidir_core.explain.controls import observed
+from bidir_core.explain.sweep_points import CLIP, RANDOM, Point, control_points
 from bidir_core.explain.sweep_summary import (
     Outcomes,
     best_sentence,
@@ -15,7 +16,7 @@ from bidir_core.explain.sweep_summary import (
     p_removes_nothing,
 )
 from tests.attend_factory import make_summary
-from tests.lab_factory import make_sweep
+from tests.lab_factory import N_LAYERS, USUAL, make_sweep
 
 DIALS = ("sink", "lambda", "layers", "tail")
 CANDIDATES = 3
@@ -144,3 +145,30 @@ def test_a_summary_answers_triviality_only_with_both_regimes(tmp_path) -> None:
     assert observed(None) is None
     assert observed({}) is None
     assert observed(make_summary(tmp_path, regimes[:2], n_items=5).metrics) is None
+
+
+@pytest.mark.parametrize(
+    ("who_looks", "lost_norm", "amount", "norm"),
+    [(True, False, "supports", "does not cost it"), (False, True, "refutes", "costs it")],
+    ids=["who looks", "how much is seen"],
+)
+def test_random_look_ahead_and_a_clipped_norm_say_what_they_were_made_to_say(
+    root, who_looks, lost_norm, amount, norm
+) -> None:
+    def accuracy(point: Point) -> float:
+        if point.patch == CLIP:
+            harmed = lost_norm
+        elif point.patch == RANDOM:
+            harmed = ("rows" not in point.regime) == who_looks
+        else:
+            harmed = point.regime == "bidirectional"
+        return 0.3 if harmed else 0.5
+
+    points = control_points(USUAL, 20, [], N_LAYERS)
+    extra = [point for point in points if point.patch in (RANDOM, CLIP)]
+    sweep = make_sweep(root, [], extra=extra, n_items=600, world=accuracy)
+    found = {one["name"]: one for one in sweep.metrics["controls"]}
+    assert found["amount"]["outcome"] == amount
+    assert all(word in found["amount"]["finding"] for word in ("sink=1", "layers=2-", "rows=0-0"))
+    assert found["norm"]["outcome"] == "open"
+    assert f"the norm alone {norm}" in found["norm"]["finding"]

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from bidir_core import jobs
+from bidir_core.cli import main
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
+from bidir_core.common.progress import PHASES
 from bidir_core.jobs import Job
 from bidir_core.runs.run import Run
 from bidir_core.runs.status import is_alive
@@ -265,6 +268,24 @@ def test_a_damaged_job_is_told_and_can_only_be_removed(quiet, name):
     assert [job.id for job in jobs.list_jobs()] == [good.id]
     with pytest.raises(UserError, match="there is no job"):
         jobs.find_job("../../etc")
+
+
+def test_a_job_that_was_just_queued_has_time_for_its_worker_to_appear(quiet):
+    root = jobs.jobs_folder()
+    job = fake(root, queued=time.time() - 2)
+    assert jobs.stalled(jobs.list_jobs()) == []
+    jobs.save(replace(job, queued=time.time() - 60))
+    assert jobs.stalled(jobs.list_jobs()) == ["cpu"]
+
+
+def test_the_phases_of_a_start_are_named_as_they_come(quiet, tiny_folder, own_items, monkeypatch):
+    job = fake(jobs.jobs_folder())
+    monkeypatch.setenv("BIDIR_JOB_DIR", str(job.folder))
+    assert job.phase == ""
+    assert main(words(tiny_folder, own_items, "--limit", "1")) == 0
+    lines = (job.folder / PHASES).read_text().splitlines()
+    assert lines == ["Reading the items", "Loading the weights", "Checking the mask (probe)"]
+    assert job.phase == lines[-1]
 
 
 def test_a_queue_without_a_worker_is_noticed_and_goes_on(quiet, tiny_folder, own_items):

@@ -60,6 +60,15 @@ def test_each_dial_makes_a_curve_with_the_references_on_it() -> None:
     assert found["lambda"].places[-1] == ("bidirectional", 0.0)
 
 
+def test_open_layer_ranges_make_a_curve_that_begins_with_all_layers() -> None:
+    opened = [f"bidirectional:layers={a}-" for a in (1, 2, 8)]
+    made = points(*opened, "bidirectional:layers=0-0", "bidirectional:sink=1")
+    (curve,) = [one for one in curve_lines(made, usual()) if one.dial == "layers"]
+    assert [label for _, label in curve.ticks] == ["0", "1", "2", "8"]
+    assert curve.places[0][0] == "bidirectional"
+    assert layer_ranges(made, usual()) == {"": [("bidirectional_layers-0-0", 0, 1)]}
+
+
 def test_curves_of_a_product_share_their_axis() -> None:
     products = [f"bidirectional:sink={k},lambda={x}" for k in (1, 2) for x in ("0.01", "0.1")]
     found = [c for c in curve_lines(points(*LAMBDAS, *products), usual()) if c.dial == "lambda"]
@@ -76,7 +85,7 @@ def test_patches_and_other_prompts_make_no_curve() -> None:
     ]
     made = points() + [point.to_json(USUAL) for point in others]
     assert curve_lines(made, usual()) == []
-    assert layer_ranges(points(*FEW), usual(), 30) == {
+    assert layer_ranges(points(*FEW), usual()) == {
         "": [("bidirectional_layers-0-4", 0, 5), ("bidirectional_layers-20-24", 20, 5)]
     }
     assert symlog([0, 0.001, 1]) == [-4, -3, 0]

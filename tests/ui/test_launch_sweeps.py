@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 
 from bidir_core import jobs
-from bidir_core.explain.sweep_points import LabConfig, planned_points
+from bidir_core.explain.sweep_points import ORDER_PRESET_TASKS, LabConfig, planned_points
 from bidir_core.jobs.estimate import estimate_sweep, layers_of
+from bidir_core.jobs.queue import _run_to_resume
+from bidir_core.runs.writer import RunWriter
 from tests.app import open_page, words
 from tests.factory import timed_run
 from tests.lab_factory import make_sweep
@@ -90,7 +92,6 @@ def test_a_sweep_shows_its_points_and_the_time_of_each(root, own_items, tiny_fol
         ({"stage": "probe", "f.regime": "bidirectional:sink=x"}, "sink takes an integer"),
         ({"f.limit": "0"}, "from 1 up"),
         ({"f.tasks": "piqa,nope"}, "nknown task 'nope'"),
-        ({"stage": "stage4"}, "Choose the checkpoint"),
         ({"stage": "3B", "f.lr": "0"}, "above 0"),
         ({"stage": "pipeline", "f.regime": "causal"}, "need a bidirectional regime"),
     ],
@@ -104,6 +105,38 @@ def test_a_wrong_setting_is_marked_where_it_stands(root, query, says):
     assert says in words(app)
     assert says.lower() in marks[0].replace("&#x27;", "'").lower()
     assert not [button for button in app.button if button.key == "launch-start"]
+
+
+def test_a_field_that_nobody_touched_is_missing_not_wrong(root):
+    app = open_page(PAGE, stage="stage4")
+    drawn = " ".join(block.proto.body for block in app.get("html"))
+    assert "○ Choose the checkpoint" in drawn
+    assert "✕" not in drawn
+    assert 'class="b-down"' not in drawn
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_a_cpu_begins_with_minutes_and_a_gpu_with_everything(root, monkeypatch, device):
+    for place in ("bidir_ui.launch.view.queue_device", "bidir_core.jobs.queue_device"):
+        monkeypatch.setattr(place, lambda words: device)
+    small = device == "cpu"
+    assert ("--limit 100" in code(open_page(PAGE))[0]) == small
+    assert ("--steps 40" in code(open_page(PAGE, stage="3B"))[0]) == small
+    assert ("--preset quick" in code(open_page(PAGE, stage="pipeline"))[0]) == small
+    whole = code(open_page(PAGE, **{"f.limit": "all"}))[0]
+    assert "--limit" not in whole
+
+
+def test_hours_are_asked_for_once_more(root, own_items, tiny_folder):
+    for seconds in (50_000.0, 60_000.0):
+        timed_run(
+            root, model=str(tiny_folder), seconds=seconds, computed_tokens=2_000, device="cpu"
+        )
+    app = open_page(PAGE, **{"f.model": str(tiny_folder), "f.tasks": str(own_items)})
+    app.button(key="launch-start").click().run()
+    assert re.search(r"This takes hours: about \d+\.\d h on cpu", words(app))
+    assert app.button(key="launch-confirm").disabled
+    assert app.checkbox(key="launch-sure").label.startswith("Start it for about")
 
 
 def test_another_sweep_begins_with_its_own_values(root):
@@ -155,3 +188,28 @@ def test_results_of_a_sweep_open_in_the_lab_and_those_of_a_probe_are_said(root):
     assert link.page.endswith("lab")
     assert f"sweep={sweep.id}" in link.query_string.replace("%2F", "/")
     assert f"passed: {MODEL} under bidirectional" in words(app)
+
+
+def test_the_ready_made_sweeps_are_one_line(root):
+    known = {"f.model": "smollm2-135m-instruct"}
+    law = open_page(PAGE, stage="lab-law", **known)
+    assert code(law)[0].endswith("lab --model smollm2-135m-instruct --limit 100 --preset law")
+    assert re.search(r"Points\s+19", words(law))
+    order = open_page(PAGE, stage="lab-order", **known)
+    assert "--preset order" in code(order)[0]
+    assert f"--tasks {','.join(ORDER_PRESET_TASKS)}" in code(order)[0]
+    assert re.search(r"Points\s+5", words(order))
+
+
+def test_a_job_that_stopped_while_predicting_begins_again(root, monkeypatch):
+    """Its run is the prediction's: no sweep is there to be gone on with, or finished."""
+    monkeypatch.setattr("bidir_core.jobs.queue.ensure_worker", lambda device, folder: None)
+    job = jobs.submit(["lab", "--model", "m", "--preset", "law"])
+    writer = RunWriter.create("lab", {"model": "m"}, root=root, kind="recommend")
+    (job.folder / "runs.txt").write_text(f"{writer.path}\n")
+    writer.finish(metrics={})
+    assert replace(job, stored_state="running").fate() == "lost"
+    assert _run_to_resume(job) is None
+    sweep = RunWriter.create("lab", {"model": "m"}, root=root, kind="lab")
+    (job.folder / "runs.txt").write_text(f"{writer.path}\n{sweep.path}\n")
+    assert _run_to_resume(job) == str(sweep.path)

@@ -1,0 +1,125 @@
+"""Look-ahead at random: as many prefix tokens see as many later ones as under a regime, but others.
+
+A regime may help because *less* is seen ahead, or because of *who* no longer looks. Under
+``random=S`` all the pairs (token, later token) that the regime opens, summed over the layers, are
+drawn anew among all such pairs of all layers: spread evenly over the layers, at random within one.
+The draw depends on the seed S, the layer and the prompt's length alone, so it is the same however
+items are batched; prompts of one length share it. A sliding window cuts both alike.
+
+    sink=1            sink=1, random=0      (one layer, five prompt tokens: six pairs ahead)
+    x . . . .         x . x . x             <- the first token looks ahead again, others less
+    x x x x x         x x x . x
+    x x x x x         x x x x .
+    x x x x x         x x x x x
+    x x x x x         x x x x x
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from bidir_core.common.errors import UserError
+from bidir_core.models.attention import Handle, Plan, Span
+from bidir_core.models.layout import Layout, allowed_and_ahead
+from bidir_core.regimes import BIDIRECTIONAL, Regime, visibility
+
+_RANDOM = re.compile(r"random=([0-9]{1,6})")
+
+
+@dataclass(frozen=True)
+class RandomAhead:
+    """The edit written ``random=S``; see above."""
+
+    seed: int
+
+    def __str__(self) -> str:
+        return f"random={self.seed}"
+
+    @classmethod
+    def parse(cls, text: str) -> RandomAhead | None:
+        """Read what ``str`` prints; None for anything else."""
+        match = _RANDOM.fullmatch(text)
+        return None if match is None else cls(int(match[1]))
+
+    @contextmanager
+    def use(
+        self, model: Any, handle: Handle, regime: Regime, ids: torch.Tensor, layout: Layout
+    ) -> Iterator[None]:
+        """Forward passes inside see as many tokens ahead as under ``regime``, at random."""
+        n_layers = handle.decoder.config.get_text_config().num_hidden_layers
+        with handle.use_plan(RandomPlan(regime, layout, n_layers, self.seed)):
+            yield
+
+    def n_captured(self, layout: Layout) -> int:
+        """No token is computed for it beside the batch."""
+        return 0
+
+
+class RandomPlan(Plan):
+    """Hands out each layer's random mask. UserError for look-ahead that is only weaker (lambda)."""
+
+    prefixes = None  # every prefix needs its mask, also where the regime would need none
+
+    def __init__(self, regime: Regime, layout: Layout, n_layers: int, seed: int):
+        if regime.lam != 1.0:
+            raise UserError(f"random look-ahead has no strength: '{regime}' has lambda")
+        super().__init__(regime, layout)
+        self.n_layers, self.seed = n_layers, seed
+
+    def mask(
+        self,
+        layer: int,
+        window: int | None,
+        dtype: torch.dtype,
+        span: Span | None = None,
+        last: int | None = None,
+    ) -> torch.Tensor:
+        """As :meth:`Plan.mask`; nothing is remembered, since no two layers see alike."""
+        allowed, ahead = allowed_and_ahead(self.layout, BIDIRECTIONAL, window, span, last)
+        start, end = span if span is not None else (0, self.layout.shape[1])
+        rows = slice(0 if last is None else end - start - last, None)
+        key, n_prefix = self.layout.position[:, start:end], self.layout.n_prefix[:, start:end]
+        query = key[:, rows]
+        drawn = torch.zeros_like(ahead)
+        for n in n_prefix.unique().tolist():
+            if n > 1:
+                table = torch.from_numpy(draw(self.regime, n, self.n_layers, layer, self.seed))
+                table = table.to(ahead.device)
+                inside = table[query.clamp(max=n - 1)[:, :, None], key.clamp(max=n - 1)[:, None]]
+                drawn |= inside & (n_prefix[:, rows, None] == n)
+        allowed = allowed & (~ahead | drawn)
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+
+    def blocks(self, *_: Any) -> NoReturn:
+        raise UserError("random look-ahead needs masks; use --attn sdpa or eager")
+
+
+def draw(regime: Regime, n_prefix: int, n_layers: int, layer: int, seed: int) -> np.ndarray:
+    """Which later tokens are seen in one layer: bool ``[n_prefix, n_prefix]``, upper triangle."""
+    total = n_ahead(regime, n_prefix, n_layers)
+    here = total // n_layers + (layer < total % n_layers)
+    query, key = np.triu_indices(n_prefix, 1)
+    random = np.random.default_rng([seed, layer, n_prefix])
+    chosen = random.permutation(len(query))[:here]
+    seen = np.zeros((n_prefix, n_prefix), dtype=bool)
+    seen[query[chosen], key[chosen]] = True
+    return seen
+
+
+@lru_cache(maxsize=4096)
+def n_ahead(regime: Regime, n_prefix: int, n_layers: int) -> int:
+    """Pairs (token, later token) that a regime opens in a prompt, summed over all layers."""
+    by_layer = [regime.at_layer(layer) for layer in range(n_layers)]
+    count = {
+        each: int(np.triu(visibility(each, n_prefix, n_prefix), 1).sum()) for each in set(by_layer)
+    }
+    return sum(count[each] for each in by_layer)

@@ -1,0 +1,208 @@
+"""Prompt order on the Lab page: a sweep's points on order tasks, or evaluations run one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from bidir_core.analyse.order_effects import (
+    OrderArm,
+    family_words,
+    has_orders,
+    order_arms,
+    order_sentence,
+)
+from bidir_core.analyse.stats import Estimate
+from bidir_core.analyse.verdict import judge
+from bidir_core.common.errors import UserError
+from bidir_core.report import plots, plots_lab
+from bidir_core.runs.layout import STAGE1
+from bidir_core.runs.run import Run
+from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.reading.data import RunInfo
+
+Arms = dict[str, list[OrderArm]]
+
+
+@dataclass(frozen=True)
+class OrderSet:
+    """A causal run of order tasks, and the model's other runs on the same documents."""
+
+    baseline: RunInfo
+    others: tuple[RunInfo, ...]
+
+    @property
+    def id(self) -> str:
+        return self.baseline.id
+
+    @property
+    def title(self) -> str:
+        model = self.baseline.model.rpartition("/")[2]
+        arms = f"{len(self.others) + 1} runs"
+        return " · ".join(
+            ("prompt order", model, self.baseline.extent, arms, self.baseline.created)
+        )
+
+
+def order_sets(runs: Sequence[RunInfo]) -> list[OrderSet]:
+    """Sets of finished evaluations on order tasks that differ by regime, repeated prompt or
+    training alone, newest first; the newest run of each kind."""
+    mine = [
+        run
+        for run in runs
+        if run.is_evaluation and run.is_done and run.can_pair and not run.is_point
+        if has_orders(list(run.tasks))
+    ]
+    found = []
+    for baseline in mine:
+        if baseline.stage != STAGE1 or baseline.variant:
+            continue
+        kinds: dict[Any, RunInfo] = {}
+        for run in mine:
+            if _items(run) == _items(baseline) and _kind(run) != _kind(baseline):
+                kinds.setdefault(_kind(run), run)
+        found.append(OrderSet(baseline, tuple(sorted(kinds.values(), key=_place))))
+    return found
+
+
+def _items(run: RunInfo) -> Any:
+    """The documents: their prompt may be repeated, and is then another item set."""
+    return [part for part in run.item_set if part[0] != "repeat_prompt"], run.dtype
+
+
+def _kind(run: RunInfo) -> Any:
+    return run.regime, run.variant, run.checkpoint
+
+
+def _place(run: RunInfo) -> Any:
+    return bool(run.checkpoint), bool(run.variant), run.regime
+
+
+def arms_of(one: OrderSet, metric: str) -> Arms:
+    """What its runs answer, by family. UserError for runs that do not pair."""
+    every = (one.baseline, *one.others)
+    return stored(_computed(tuple((run.path, run.modified) for run in every), metric))
+
+
+@st.cache_data(max_entries=16, show_spinner="Pairing both orders")
+def _computed(runs: tuple[tuple[str, float], ...], metric: str) -> dict[str, Any]:
+    baseline, *others = (Run(Path(path)) for path, _ in runs)
+    arms = order_arms(baseline, others, metric=metric)
+    return {family: [arm.to_json() for arm in found] for family, found in arms.items()}
+
+
+def stored(found: dict[str, Any]) -> Arms:
+    """Arms as a sweep's metrics have them."""
+    return {family: [OrderArm.from_json(arm) for arm in arms] for family, arms in found.items()}
+
+
+def show(one: OrderSet, metric: str) -> None:
+    """The page of a set of evaluations."""
+    try:
+        arms = arms_of(one, metric)
+    except UserError as error:
+        widgets.banner("error", "These runs do not pair", str(error))
+        return
+    panel(arms, one.id)
+
+
+def panel(arms: Arms, ident: str) -> None:
+    """Each family's answer in a sentence, as a chart and with all its numbers."""
+    widgets.heading("Passage before the question, or after it")
+    widgets.note(
+        "The same documents in both orders, paired. The order gap is causal's accuracy with the "
+        "passage first minus with it last; an arm recovers a share of it by answering the harder "
+        "order better. 95 % intervals. The prompt given twice is what a gain has to beat or match; "
+        "seconds and memory are of a whole run."
+    )
+    for family, rows in arms.items():
+        with st.container(border=True, key=f"order-{family}"):
+            name = html.el("b", family_words(family))
+            html.show(html.div("b", name, html.el("br"), fmt.tie(order_sentence(rows))))
+            _chart(family, rows, ident)
+            with st.expander("All numbers"):
+                html.show(_table(rows))
+    frame = pd.DataFrame(flat(arms))
+    widgets.csv_button(frame, f"{ident.replace('/', '-')}-order.csv", key="order-csv")
+
+
+def _chart(family: str, rows: Sequence[OrderArm], ident: str) -> None:
+    dots = []
+    for arm in rows:
+        if arm.recovered is not None:
+            change = arm.recovered.last_change
+            text = f"{fmt.points(change.value)}  {fmt.interval_of(change)}"
+            dots.append(plots.dot_row(arm.words, change.value, judge(change), text))
+    if dots:
+        title = "passage last, points to causal"
+        widgets.chart(
+            plots_lab.stacked_dots(pd.DataFrame(dots), title=title, reference=0.0),
+            f"{family}: each arm against causal with the passage last; the table has the numbers.",
+            key=f"order-{family}-{ident}",
+        )
+
+
+def _table(rows: Sequence[OrderArm]) -> html.Html:
+    head = ("Arm", "n", "First", "Last", "Order gap, points", "First, to causal", "Last, to causal",
+            "Gap recovered", "Gold probability, first / last", "Prompt tokens", "Seconds", "Memory")  # fmt: skip
+    cells = []
+    for arm in rows:
+        effect, recovered = arm.effect, arm.recovered
+        changes: tuple[str, ...] = (fmt.NONE,) * 3
+        if recovered is not None:
+            share = recovered.share
+            told = fmt.NONE if share is None else _share(share)
+            changes = (_points(recovered.first_change), _points(recovered.last_change), told)
+        cells.append(
+            (
+                widgets.link(arm.words, "runs", url.params(q=arm.run)),
+                fmt.count(effect.n),
+                fmt.percent(effect.first.value),
+                fmt.percent(effect.last.value),
+                _points(effect.gap),
+                *changes,
+                f"{fmt.percent(effect.first_prob)} / {fmt.percent(effect.last_prob)}",
+                fmt.number(arm.prompt_tokens, 0),
+                fmt.duration(arm.seconds),
+                fmt.size(arm.peak_bytes),
+            )
+        )
+    return widgets.table(head, cells, left=(0,))
+
+
+def _points(estimate: Estimate) -> str:
+    return f"{fmt.points(estimate.value)} {fmt.interval_of(estimate)}"
+
+
+def _share(share: Estimate) -> str:
+    value, low, high = (fmt.percent(end, 0) for end in (share.value, share.low, share.high))
+    return f"{value} [{low}, {high}]"
+
+
+def flat(arms: Arms) -> list[dict[str, Any]]:
+    """Every number of every arm, a line each."""
+    lines = []
+    for family, rows in arms.items():
+        for arm in rows:
+            line: dict[str, Any] = {"family": family, "arm": arm.words, "run": arm.run}
+            line |= {"n": arm.effect.n, "first": arm.effect.first.value}
+            line |= {"last": arm.effect.last.value}
+            changes: dict[str, Estimate | None] = {"gap": arm.effect.gap}
+            if arm.recovered is not None:
+                changes |= {
+                    "first_to_causal": arm.recovered.first_change,
+                    "last_to_causal": arm.recovered.last_change,
+                    "gap_recovered": arm.recovered.share,
+                }
+            for name, estimate in changes.items():
+                for end in ("value", "low", "high"):
+                    line[f"{name}_{end}"] = None if estimate is None else getattr(estimate, end)
+            line |= {"first_gold_prob": arm.effect.first_prob}
+            line |= {"last_gold_prob": arm.effect.last_prob, "prompt_tokens": arm.prompt_tokens}
+            lines.append(line | {"seconds": arm.seconds, "peak_bytes": arm.peak_bytes})
+    return lines
