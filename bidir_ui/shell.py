@@ -94,7 +94,8 @@ def start(key: str) -> Page:
     chosen = pair.choose(runs)
     with st.sidebar:
         _navigation(key)
-        pair.selectors(runs, chosen)
+        if key != "overview":  # it compares no pair
+            pair.selectors(runs, chosen)
         button()
         if is_read_only():
             widgets.note("Read-only view")

@@ -218,9 +218,9 @@ def _unusable(run: Run) -> str | None:
         return f"corrupt: {run.error}"
     if run.state not in ("done", "reference"):
         return f"not finished ({run.state})"
-    if run.stage not in (*EVAL_DIRS, *CODES):
+    if run.stage not in (*EVAL_DIRS, *CODES) and not run.is_point:
         return "neither an evaluation nor a fine-tune"
-    if run.stage in EVAL_DIRS:
+    if run.stage in EVAL_DIRS or run.is_point:
         macro = (run.metrics or {}).get("macro")
         if not isinstance(macro, dict) or not isinstance(macro.get("acc"), int | float):
             return "it holds no macro accuracy"

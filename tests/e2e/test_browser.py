@@ -152,8 +152,8 @@ def test_a_selection_belongs_to_its_filter(server, runs, tab):
 
 
 def test_forest_plot_opens_the_flips_of_a_task(server, runs, tab):
-    go(tab, server.url("", a=runs["stage1"].id, b=runs["stage2"].id), HEADINGS[""])
-    points = tab.page.locator(".js-plotly-plot").last.locator(".scatterlayer .point")
+    go(tab, server.url("compare", a=runs["stage1"].id, b=runs["stage2"].id), "Compare")
+    points = tab.page.locator(".js-plotly-plot").first.locator(".scatterlayer .point")
     points.nth(2).wait_for()
     points.nth(2).scroll_into_view_if_needed()
     tab.page.wait_for_timeout(300)
@@ -165,13 +165,12 @@ def test_forest_plot_opens_the_flips_of_a_task(server, runs, tab):
     assert query(tab, "flip") == "broken~fixed"
 
 
-def test_all_five_panels_within_five_clicks(server, runs, tab):
+def test_a_card_leads_to_its_runs(server, runs, tab):
     go(tab, server.url(), HEADINGS[""])
-    for number in range(2, 6):
-        tab.page.locator(f".st-key-panel-{number} button").first.click()
-        tab.page.wait_for_function(f"new URL(location).searchParams.get('panel') == '{number}'")
-        idle(tab)
-        tab.page.locator(f".st-key-card-{number}-on").wait_for()
+    tab.page.locator("a.card").first.click()
+    tab.page.wait_for_url(re.compile("/compare"), timeout=10_000)
+    idle(tab)
+    assert (query(tab, "a"), query(tab, "b")) == (runs["stage1"].id, runs["stage2"].id)
 
 
 def test_a_click_on_a_mask_cell_reads_it(server, runs, tab):
@@ -224,13 +223,13 @@ def test_downloaded_records_are_the_ones_on_disk(server, runs, tab):
 
 
 def test_an_address_made_by_clicking_shows_the_same_to_a_stranger(server, runs, browser, tab):
-    """What is seen is in the address: pair, panel, filter, mask, form."""
+    """What is seen is in the address: pair, switch, filter, mask, form."""
     stranger = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
     pair = {"a": runs["stage1"].id, "b": runs["sink"].id}
 
-    def panel(page):
-        page.locator(".st-key-panel-4 button").first.click()
-        page.locator(".st-key-card-4-on").wait_for()
+    def switch(page):
+        page.get_by_text("First 500 of each task").click()
+        page.wait_for_function("new URL(location).searchParams.get('items') == '500'")
 
     def flip(page):
         page.get_by_role("button", name=re.compile("fixed")).click()
@@ -247,7 +246,7 @@ def test_an_address_made_by_clicking_shows_the_same_to_a_stranger(server, runs, 
 
     whole, line = "[data-testid=stMain]", "[data-testid=stCode]"  # Launch also says free memory
     for name, act, what in (
-        ("", panel, whole),
+        ("", switch, whole),
         ("flips", flip, whole),
         ("masks", mask, whole),
         ("launch", form, line),
