@@ -5,7 +5,7 @@ import streamlit as st
 from bidir_ui import shell
 from bidir_ui.kit import url, widgets
 from bidir_ui.kit.server import MIDDLEWARE
-from bidir_ui.overview import scorecard_view
+from bidir_ui.overview import hero, scorecard_view
 from bidir_ui.reading import pair
 
 app = st.App(__file__, middleware=MIDDLEWARE)
@@ -28,6 +28,8 @@ def overview() -> None:
                 pair.explain_if_missing(page.runs, page.pair)
             return
         scorecard_view.first_screen(rows[0])
+        with shell.guard():
+            hero.draw(page.runs)
         widgets.heading("Every model")
         scorecard_view.switch()
         scorecard_view.table(rows, page.runs)

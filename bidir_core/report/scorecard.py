@@ -60,7 +60,7 @@ class Cell:
     """One answer: a few ``words``, the difference they rest on, and ``what`` that is.
 
     ``value``: the difference, also where nothing gives it an interval. ``runs``: ids of baseline and
-    candidate, or of one sweep. ``reason``: what the number leaves out.
+    candidate, or of one sweep. ``reason``: what the number leaves out, the short of it before a colon.
     """
 
     words: str
@@ -290,8 +290,7 @@ def _first_layers(law: Law | None, sweep: Run | None) -> Cell | None:
     which = f"first {law.first_layer} layers" if law.first_layer != 1 else "first layer"
     words = _gives_back(back, f"In the {which}")
     what = f"back with the {which} causal"
-    other = "on the half of the items that did not choose how many"
-    return Cell(words, back, back.estimate.value, what, (sweep.id,), reason=other)
+    return Cell(words, back, back.estimate.value, what, (sweep.id,), reason="held-out half")
 
 
 def _gives_back(judged: Judgement, claim: str) -> str:
@@ -387,21 +386,22 @@ def _repair(findings: Findings) -> tuple[Cell, list[tuple[str, Judgement]]]:
     steps = []
     gap = repair.gap
     if gap is not None and gap.basis == "paired":
-        steps.append(("After the repair fine-tune", gap.judgement))
+        steps.append(("Repair fine-tune", gap.judgement))
     same = findings.between(findings.stage1, (control, regime)) if control is not None else None
     if same is not None and same.basis == "paired":
-        steps.append(("After the control fine-tune", same.judgement))
+        steps.append(("Control fine-tune", same.judgement))
     if judged is not None and judged.estimate is not None:
         outcome: Outcome = {"better": "supports", "equivalent": "refutes", "worse": "refutes"}.get(
             judged.verdict, "undecided"
         )  # type: ignore[assignment]
-        badge = Badge("repair", "Control fine-tune (3C)", outcome, _of_seeds(repair.note, judged))
+        badge = Badge("beats control", "Control fine-tune (3C)", outcome, _of_seeds(repair.note, judged))
         found = findings.interaction(arm)
         ends = () if isinstance(found, str) else (found.runs[1][0], found.runs[0][0])
         what = "beyond the control fine-tune"
-        cell = Cell(words, judged, judged.estimate.value, what, ends, (badge,), repair.note)
+        note = repair.note.removeprefix("from ")
+        cell = Cell(words, judged, judged.estimate.value, what, ends, (badge,), note)
         return cell, steps
-    missing = Badge("repair", "Control fine-tune (3C)", "undecided", repair.missing)
+    missing = Badge("beats control", "Control fine-tune (3C)", "undecided", repair.missing)
     return _without_interaction(words, repair.gain or gap, missing), steps
 
 
@@ -515,7 +515,7 @@ def _published(runs: Sequence[Run]) -> Row | None:
     if tuned:
         found = findings.repair(tuned[0])
         words = REPAIRED[found.outcome]
-        badge = Badge("repair", "Control fine-tune (3C)", "undecided", "no control was published")
+        badge = Badge("beats control", "Control fine-tune (3C)", "undecided", "no control was published")
         repair = _without_interaction(words, found.gain or found.gap, badge)
     some = study.some_run
     n = int((some.metrics or {}).get("n_items") or 0)
@@ -526,28 +526,25 @@ def _published(runs: Sequence[Run]) -> Row | None:
 
 
 def answer(row: Row) -> str:
-    """``On SmolLM2 135M looking ahead costs 4.5 points of accuracy; ...``: what its cells say, a
-    clause each; a direction only where its interval has one."""
+    """``Looking ahead costs SmolLM2 135M 4.5 points of accuracy; ...``: what its cells say, a clause
+    each; a direction only where its interval has one."""
     said = []
     if row.hurt is not None:
-        change = points(abs(row.hurt.value))
+        change = f"{points(abs(row.hurt.value))} points of accuracy"
         said.append(
             {
-                "worse": f"letting a prompt's tokens look ahead costs {row.title} {change} points of accuracy",
-                "better": f"letting a prompt's tokens look ahead gains {row.title} {change} points of accuracy",
-                "equivalent": f"letting a prompt's tokens look ahead costs {row.title} less than {size(row.hurt.judgement.margin)} of accuracy",
-                "undecided": f"whether looking ahead costs {row.title} accuracy is undecided",
+                "worse": f"Looking ahead costs {row.title} {change}",
+                "better": f"Looking ahead gains {row.title} {change}",
+                "equivalent": f"Looking ahead moves {row.title}'s accuracy by less than {size(row.hurt.judgement.margin)}",
+                "undecided": f"Whether looking ahead costs {row.title} accuracy is undecided",
             }[row.hurt.judgement.verdict]
         )
     back = row.without_training
     if back is not None and back.judgement.verdict == "better":
         how = back.what.removeprefix("back with ")
-        said.append(f"leaving {how} gives back {points(back.value)} without training")
+        said.append(f"leaving {how} gives back {points(back.value)}")
     if row.repair is not None and row.repair.what.startswith("beyond"):
-        gain = points(row.repair.value)
-        if row.repair.judgement.verdict == "better":
-            said.append(f"a repair fine-tune gains {gain} more than its control")
-        else:
-            said.append("a repair fine-tune is not shown to beat its control")
-    text = "; ".join(said)
-    return text[:1].upper() + text[1:] + "." if text else ""
+        beyond = f"beats its control by {points(row.repair.value)}"
+        shown = row.repair.judgement.verdict == "better"
+        said.append(f"a repair fine-tune {beyond if shown else 'is not shown to beat its control'}")
+    return "; ".join(said) + "." if said else ""

@@ -40,26 +40,24 @@ def first_screen(row: Row) -> None:
     """One sentence, three numbers, one picture, all of one model on one set of items."""
     html.show(html.div("b b-answer", fmt.tie(answer(row))))
     cards = (
-        ("It costs", row.hurt),
-        ("Given back without training", row.without_training),
-        ("Repair fine-tune beyond its control", row.repair),
+        ("Cost, points", row.hurt),
+        ("Back without training", row.without_training),
+        ("Repair beyond control", row.repair),
     )
     html.show(html.div("b b-three", *(_card(title, cell) for title, cell in cards)))
+    items = f"{row.extent}, n = {fmt.count(row.n)}, 95 % intervals"
     if row.steps:
-        html.show(_picture(row.steps))
-    items = f"{row.title}, {row.extent}, n = {fmt.count(row.n)}, {row.dtype}, 95 % intervals."
-    widgets.note(fmt.tie(items))
+        html.show(_picture(row.steps, items))
 
 
 def _card(title: str, cell: Cell | None) -> html.Html:
     """One number; the whole card leads to its runs."""
     if cell is None:
         return html.div("card", html.div("title", title), html.div("big off", "not run yet"))
-    unit = "" if title == "It costs" else f" · {cell.what.removeprefix('back with ')}"
     body = (
         html.div("title", title),
-        html.div("big", html.join(fmt.points(cell.value), " ", widgets.small("points"))),
-        html.div("sub", fmt.tie(f"{_interval(cell)}{unit if title.startswith('Given') else ''}")),
+        html.div("big", fmt.points(cell.value)),
+        html.div("sub", fmt.tie(_interval(cell))),
     )
     return _link(cell, *body, cls="card")
 
@@ -79,7 +77,7 @@ def _link(cell: Cell, *body: object, cls: str) -> html.Html:
     return html.div(cls, *body)
 
 
-def _picture(steps: Sequence[tuple[str, Judgement]]) -> html.Html:
+def _picture(steps: Sequence[tuple[str, Judgement]], items: str) -> html.Html:
     """Each step against causal: a dot and its interval on one scale; label over plot on a phone."""
     known = [(label, judged) for label, judged in steps if judged.estimate is not None]
     ends = [end for _, j in known if j.estimate for end in (j.estimate.low, j.estimate.high)]
@@ -109,8 +107,9 @@ def _picture(steps: Sequence[tuple[str, Judgement]]) -> html.Html:
         for label, j in known
         if j.estimate
     )
-    title = html.div("head", "Accuracy against reading left to right, points")
-    return html.div("b b-steps", title, *parts, role="img", aria_label=f"{title}: {said}")
+    title = fmt.tie(f"Accuracy against causal, points ({items})")
+    head = html.div("head", title)
+    return html.div("b b-steps", head, *parts, role="img", aria_label=f"{title}: {said}")
 
 
 # The scorecard.
@@ -179,7 +178,8 @@ def _cell(row: Row, name: str, time: str) -> html.Html:
         return _run(row, name, time)
     e = cell.judgement.estimate
     number = "" if math.isnan(cell.value) else f"{fmt.points(cell.value)} {_interval(cell)}"
-    n = f"n = {fmt.count(e.n)}" if e else ""
+    said = [f"n = {fmt.count(e.n)}" if e else "", cell.reason.partition(":")[0]]
+    n = ", ".join(filter(None, said))
     marks = [_mark(claim, cell.badges) for claim in dict.fromkeys(b.claim for b in cell.badges)]
     return _link(
         cell,

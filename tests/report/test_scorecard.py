@@ -96,8 +96,8 @@ def test_repair_is_told_only_with_its_control(root) -> None:
     assert row.repair.words in ("Repaired", "At least partly repaired")
     assert row.repair.badges[0].outcome == "supports"
     assert row.repair.value == pytest.approx(0.3, abs=0.05)
-    assert "a repair fine-tune gains" in answer(row)
-    assert [label for label, _ in row.steps][-1] == "After the control fine-tune"
+    assert "a repair fine-tune beats its control by" in answer(row)
+    assert [label for label, _ in row.steps][-1] == "Control fine-tune"
 
 
 def test_a_control_that_gains_as_much_refutes_repair(root) -> None:
@@ -114,7 +114,7 @@ def test_a_study_beside_a_sweep_takes_its_base_from_the_points(root) -> None:
     study(root, 0.5, 0.3, n_items=500, config={"limit": 500}, seed=3)
     (row,) = rows(root)
     assert row.repair.judgement.estimate.n == 500
-    assert any(label == "After the repair fine-tune" for label, _ in row.steps)
+    assert any(label == "Repair fine-tune" for label, _ in row.steps)
 
 
 def test_seeds_without_items_are_said(root) -> None:
@@ -126,7 +126,7 @@ def test_seeds_without_items_are_said(root) -> None:
             if seed:
                 (run.path / "items.parquet").unlink()
     (row,) = rows(root)
-    assert row.repair.reason.startswith("from 1 of 3 seeds")
+    assert row.repair.reason.startswith("1 of 3 seeds")
     assert all(Run(root / run).has_items for run in row.repair.runs)
 
 
