@@ -22,8 +22,8 @@ def overview() -> None:
                 widgets.page_link("compare", "Compare this pair", url.params(), "balance")
         limited = url.get("items") == str(scorecard_view.LIMIT)
         rows = scorecard_view.rows(page.runs, scorecard_view.LIMIT if limited else None)
-        scorecard_view.unfinished(page.runs)
         if not rows:
+            scorecard_view.unfinished(page.runs)
             if page.pair.complete or not page.runs:
                 pair.explain_if_missing(page.runs, page.pair)
             return
@@ -33,6 +33,7 @@ def overview() -> None:
         widgets.heading("Every model")
         scorecard_view.switch()
         scorecard_view.table(rows, page.runs)
+        scorecard_view.unfinished(page.runs)
         scorecard_view.details()
 
 

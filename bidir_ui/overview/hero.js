@@ -84,7 +84,7 @@ export default function (component) {
   left.append(which, text, choices, said, nav);
 
   const dials = {
-    strength: control('slider', 'strength', 'Looking ahead'),
+    strength: control('slider', 'strength', 'Look-ahead'),
     sink: control('switch', 'sink', 'First token causal'),
     layers: control('slider', 'layers', 'Causal layers'),
     repaired: control('switch', 'repaired', 'Repaired'),

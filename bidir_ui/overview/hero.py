@@ -10,13 +10,14 @@ from typing import Any
 
 import streamlit as st
 
+from bidir_core.analyse import selection
 from bidir_core.common.errors import UserError
 from bidir_core.data.assets import title_of
 from bidir_core.data.item_texts import visible
 from bidir_core.explain.dials import COMMITTED, STRENGTHS, read_dials
 from bidir_core.runs.layout import STAGE4
 from bidir_ui.kit import url, widgets
-from bidir_ui.reading.data import RunInfo
+from bidir_ui.reading.data import RunInfo, by_id
 
 HERE = Path(__file__).parent
 
@@ -56,15 +57,14 @@ def _shown(item: dict[str, Any], runs: Sequence[RunInfo]) -> dict[str, Any]:
 
 def _pair(item: dict[str, Any], runs: Sequence[RunInfo]) -> dict[str, str]:
     """The run that the item was read as, and its causal partner, if both are here."""
-    run = next((one for one in runs if one.id == item["run"]), None)
+    run = by_id(tuple(runs), item["run"] or "")
     if run is None:
         return {}
-    place = run.id.rpartition("/")[0] if run.is_point else ""
-    for other in runs:
-        beside = other.id.startswith(place + "/") if place else not other.is_point
-        if beside and other.regime == "causal" and not other.checkpoint and other.same_items(run):
-            return {"a": other.id, "b": run.id}
-    return {}
+    if run.is_point:
+        causal = by_id(tuple(runs), run.id.rpartition("/")[0] + "/causal")
+    else:
+        causal = selection.baseline_of(runs, run, None)
+    return {"a": causal.id, "b": run.id} if causal is not None else {}
 
 
 @st.cache_data(max_entries=64, show_spinner=False)

@@ -40,7 +40,7 @@ def first_screen(row: Row) -> None:
     """One sentence, three numbers, one picture, all of one model on one set of items."""
     html.show(html.div("b b-answer", fmt.tie(answer(row))))
     cards = (
-        ("Cost, points", row.hurt),
+        ("Cost", row.hurt),
         ("Back without training", row.without_training),
         ("Repair beyond control", row.repair),
     )
