@@ -394,7 +394,9 @@ def _repair(findings: Findings) -> tuple[Cell, list[tuple[str, Judgement]]]:
         outcome: Outcome = {"better": "supports", "equivalent": "refutes", "worse": "refutes"}.get(
             judged.verdict, "undecided"
         )  # type: ignore[assignment]
-        badge = Badge("beats control", "Control fine-tune (3C)", outcome, _of_seeds(repair.note, judged))
+        badge = Badge(
+            "beats control", "Control fine-tune (3C)", outcome, _of_seeds(repair.note, judged)
+        )
         found = findings.interaction(arm)
         ends = () if isinstance(found, str) else (found.runs[1][0], found.runs[0][0])
         what = "beyond the control fine-tune"
@@ -422,25 +424,27 @@ def _without_interaction(words: str, found: Contrast | None, badge: Badge) -> Ce
 def _helps(runs: Sequence[Run]) -> Cell | None:
     """Every regime that looks ahead, on every order task, against causal with the passage last.
 
-    A fine-tune counts beside its control left causal. Holm over all of these.
+    A fine-tune counts beside its control left causal. Holm over all of these. What answers no better
+    than one and the same choice would does not count as helped: a change of bias alone can gain there.
     """
-    usable = [run for run in runs if run.has_items and _is_usual(run.settings)]
+    asked = [run for run in runs if run.has_items and not run.settings.get("patch")]
+    usable = [run for run in asked if _is_usual(run.settings)]
     if not usable:
         return None
     try:
-        study = make_study(usable, mixed_dtypes=False)
-        pairs = _order_pairs(Findings(study))
+        pairs = _order_pairs(Findings(make_study(usable, mixed_dtypes=False)))
         answers = {run.id: order_answers(run) for pair in pairs for run in pair[1:]}
     except UserError:
         return None
     trials = [
-        (f"{family}, {label}", (first.id, second.id), table)
+        (family, label, (first, second), table)
         for label, first, second in pairs
         for family, table in _tables(answers[first.id], answers[second.id])
     ]
     p_values = [stats.mcnemar_exact(table.broken, table.fixed) for *_, table in trials]
-    cells = []
-    for (what, ids, table), p, p_holm in zip(trials, p_values, stats.holm(p_values), strict=True):
+    cells: list[tuple[bool, Cell]] = []
+    for trial, p, p_holm in zip(trials, p_values, stats.holm(p_values), strict=True):
+        family, label, (first, second), table = trial
         found = judge(
             stats.paired_interval(table),
             broken=table.broken,
@@ -448,17 +452,56 @@ def _helps(runs: Sequence[Run]) -> Cell | None:
             p_values=[p],
             p_adjusted=[p_holm],
         )
-        cells.append(Cell(_helped(found, len(trials)), found, table.delta, what, ids))
+        right = stats.proportion(table.both_right + table.fixed, table.n)
+        helped = found.verdict == "better" and right.low > _constant_guess(second, family)
+        undecided = found.verdict == "undecided"
+        words = f"Not shown in {len(trials)}" if undecided else f"No, in none of {len(trials)}"
+        if found.verdict == "better":
+            words = f"Yes: {family}" if helped else "Not beyond guessing"
+        ids = (first.id, second.id)
+        cells.append((helped, Cell(words, found, table.delta, f"{family}, {label}", ids)))
     if not cells:
         return None
     # The best of them: it helps somewhere, or this is the most that any showed.
-    return max(cells, key=lambda cell: (cell.judgement.verdict == "better", cell.value))
+    helped, cell = max(cells, key=lambda each: (each[0], each[1].value))
+    return replace(cell, badges=_beside_repetition(cell, answers, asked)) if helped else cell
 
 
-def _helped(judged: Judgement, n: int) -> str:
-    if judged.verdict == "better":
-        return "Yes, here"
-    return f"Not shown in {n}" if judged.verdict == "undecided" else f"No, in none of {n}"
+def _constant_guess(run: Run, family: str) -> float:
+    """What always the same choice would score with the passage last."""
+    table = run.items_table(("task", "gold"))
+    gold = table.column("gold").to_numpy()
+    gold = gold[table.column("task").to_numpy(zero_copy_only=False) == f"{family}_last"]
+    return float(np.bincount(gold).max() / len(gold)) if len(gold) else 0.0
+
+
+def _beside_repetition(
+    cell: Cell, answers: Mapping[str, Mapping[str, OrderAnswers]], asked: Sequence[Run]
+) -> tuple[Badge, ...]:
+    """Whether it helps more than giving the untrained model its prompt twice, causally, does."""
+    twice = next((run for run in asked if _is_twice(run)), None)
+    family = cell.what.partition(",")[0]
+    if twice is None:
+        return ()
+    tables = dict(_tables(order_answers(twice), answers[cell.runs[1]]))
+    if family not in tables:
+        return ()
+    table = tables[family]
+    p = stats.mcnemar_exact(table.broken, table.fixed)
+    found = judge(stats.paired_interval(table), p_values=[p])
+    outcome: Outcome = "supports" if found.verdict == "better" else "refutes"
+    return (
+        Badge(
+            "beats repetition",
+            "Prompt given twice, causal",
+            outcome if found.decided else "undecided",
+            f"{points(table.delta, signed=True)} points against it (n = {count(table.n)}).",
+        ),
+    )
+
+
+def _is_twice(run: Run) -> bool:
+    return repeats(run.settings) > 1 and run.regime == CAUSAL and not run.settings.get("checkpoint")
 
 
 def _order_pairs(findings: Findings) -> list[tuple[str, Run, Run]]:
@@ -515,7 +558,9 @@ def _published(runs: Sequence[Run]) -> Row | None:
     if tuned:
         found = findings.repair(tuned[0])
         words = REPAIRED[found.outcome]
-        badge = Badge("beats control", "Control fine-tune (3C)", "undecided", "no control was published")
+        badge = Badge(
+            "beats control", "Control fine-tune (3C)", "undecided", "no control was published"
+        )
         repair = _without_interaction(words, found.gain or found.gap, badge)
     some = study.some_run
     n = int((some.metrics or {}).get("n_items") or 0)

@@ -255,7 +255,7 @@ DETAILS = (
     ("Reading", "95 % intervals, paired item by item; ○ marks what they leave open, ▲ ▼ what they decide."),
     ("Why?", "The first layers that must stay causal are chosen on half of the items and judged on the other. ✓ ✗ ○: controls that support, refute or leave open that claim."),
     ("Repair?", "A repair fine-tune (3B) learns with the prompt looking ahead; its control (3C) gets the same data, steps and seed, causally. The number is the interaction: how much more 3B gains than 3C, looking ahead minus causal."),
-    ("Helps anywhere?", "Questions whose passage comes last, where left-to-right reading suffers: looking ahead against causal, with Holm's correction."),
+    ("Helps anywhere?", "Questions whose passage comes last, where left-to-right reading suffers: looking ahead against causal, with Holm's correction; beyond always giving one answer, and beside giving the prompt twice."),
 )  # fmt: skip
 
 
@@ -284,6 +284,8 @@ def switch() -> None:
 
 def unfinished(runs: Iterable[RunInfo]) -> None:
     """Evaluations that are not in these numbers yet, or never will be."""
-    left = [r for r in runs if r.kind == "eval" and r.partial_note and not r.is_point]
-    for run in left[:2]:
-        widgets.note(f"Not counted: {run.label} is {run.partial_note}.")
+    damaged = [run for run in runs if run.state == "corrupt" and not run.is_point]
+    partial = [r for r in runs if r.kind == "eval" and r.partial_note and r not in damaged]
+    for run in [*damaged, *(run for run in partial if not run.is_point)][:2]:
+        why = run.error if run in damaged else run.partial_note
+        widgets.note(f"Not counted: {fmt.clip(f'{run.label}: {why}', 160)}.")

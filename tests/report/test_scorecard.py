@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -133,10 +134,18 @@ def test_seeds_without_items_are_said(root) -> None:
 # --- does it help anywhere? ------------------------------------------------------------------------
 
 
-def order_run(root: Path, rate: float, *, regime: str = "causal", seed: int = 0, **options) -> Run:
+def order_run(
+    root: Path,
+    rate: float,
+    *,
+    regime: str = "causal",
+    seed: int = 0,
+    right: Callable[[int], int] = lambda number: number % 4,
+    **options,
+) -> Run:
     tasks = ("sciq_first", "sciq_last")
     items = [
-        make_item(task, number, 0) | {"pair_id": f"sciq/{number}", "gold": number % 4}
+        make_item(task, number, 0) | {"pair_id": f"sciq/{number}", "gold": right(number)}
         for task in tasks
         for number in range(600)
     ]
@@ -162,10 +171,31 @@ def test_order_tasks_tell_whether_it_helps_anywhere(root) -> None:
     assert row.helps.words == "No, in none of 1"
     better = order_run(root, 0.65, regime="bidirectional:layers=2-", seed=2)
     (row,) = rows(root)
-    assert row.helps.words == "Yes, here"
+    assert row.helps.words == "Yes: sciq"
     assert row.helps.runs == (causal.id, better.id)
     assert row.helps.what == "sciq, bidirectional:layers=2-"
     assert row.n == 40, "order tasks are no items of the other answers"
+
+
+def test_a_gain_up_to_a_constant_guess_is_no_help(root) -> None:
+    """A model that learns to answer what is right most often gains, and has read nothing."""
+    pair(root)
+    order_run(root, 0.5, right=lambda number: int(number % 10 >= 7))
+    order_run(root, 0.7, right=lambda number: int(number % 10 >= 7), regime="bidirectional", seed=1)
+    (row,) = rows(root)
+    assert row.helps.judgement.verdict == "better"
+    assert row.helps.words == "Not beyond guessing"
+
+
+def test_what_helps_is_set_beside_repeating_the_prompt(root) -> None:
+    pair(root)
+    order_run(root, 0.5)
+    order_run(root, 0.65, regime="bidirectional", seed=2)
+    order_run(root, 0.9, seed=3, config={"repeat_prompt": 2})
+    (row,) = rows(root)
+    assert row.helps.words == "Yes: sciq"
+    (badge,) = row.helps.badges
+    assert (badge.claim, badge.outcome) == ("beats repetition", "refutes")
 
 
 def test_what_is_not_shown_is_not_said_to_help(root) -> None:
@@ -198,7 +228,7 @@ def test_a_damaged_run_changes_no_other_models_row(root) -> None:
     table.write_bytes(table.read_bytes()[:100] + b"x" * 200 + b"PAR1")
     whole, torn = rows(root)
     assert whole == before
-    assert "cannot be read" in torn.problem
+    assert torn.hurt is None
     assert answer(torn) == ""
 
 
