@@ -61,6 +61,7 @@ class Cell:
 
     ``value``: the difference, also where nothing gives it an interval. ``runs``: ids of baseline and
     candidate, or of one sweep. ``reason``: what the number leaves out, the short of it before a colon.
+    ``supported``: the number, if it decides anything, decides what the words claim.
     """
 
     words: str
@@ -70,6 +71,7 @@ class Cell:
     runs: tuple[str, ...]
     badges: tuple[Badge, ...] = ()
     reason: str = ""
+    supported: bool = True
 
 
 @dataclass(frozen=True)
@@ -415,10 +417,10 @@ def _of_seeds(note: str, judged: Judgement) -> str:
 
 def _without_interaction(words: str, found: Contrast | None, badge: Badge) -> Cell:
     if found is None:
-        return Cell(words, judge(None), float("nan"), badge.detail, (), (badge,))
+        return Cell(words, judge(None), float("nan"), badge.detail, (), (badge,), supported=False)
     ids = found.runs[0] if found.runs else ()
     what = "repair fine-tune, both looking ahead"
-    return Cell(words, found.judgement, found.value, what, ids, (badge,), badge.detail)
+    return Cell(words, found.judgement, found.value, what, ids, (badge,), badge.detail, False)
 
 
 def _helps(runs: Sequence[Run]) -> Cell | None:
@@ -454,17 +456,20 @@ def _helps(runs: Sequence[Run]) -> Cell | None:
         )
         right = stats.proportion(table.both_right + table.fixed, table.n)
         helped = found.verdict == "better" and right.low > _constant_guess(second, family)
-        undecided = found.verdict == "undecided"
-        words = f"Not shown in {len(trials)}" if undecided else f"No, in none of {len(trials)}"
-        if found.verdict == "better":
-            words = f"Yes: {family}" if helped else "Not beyond guessing"
-        ids = (first.id, second.id)
-        cells.append((helped, Cell(words, found, table.delta, f"{family}, {label}", ids)))
+        what, ids = f"{family}, {label}", (first.id, second.id)
+        cell = Cell("", found, table.delta, what, ids, reason=family, supported=helped)
+        cells.append((helped, cell))
     if not cells:
         return None
     # The best of them: it helps somewhere, or this is the most that any showed.
     helped, cell = max(cells, key=lambda each: (each[0], each[1].value))
-    return replace(cell, badges=_beside_repetition(cell, answers, asked)) if helped else cell
+    if helped:
+        words = f"In {sum(each for each, _ in cells)} of {len(cells)}"
+        return replace(cell, words=words, badges=_beside_repetition(cell, answers, asked))
+    words = "Not shown" if cell.judgement.verdict == "undecided" else "In none"
+    if cell.judgement.verdict == "better":
+        words = "Not beyond guessing"
+    return replace(cell, words=f"{words}, of {len(cells)}", supported=words == "In none")
 
 
 def _constant_guess(run: Run, family: str) -> float:

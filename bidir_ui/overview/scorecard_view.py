@@ -183,17 +183,18 @@ def _cell(row: Row, name: str, time: str) -> html.Html:
     marks = [_mark(claim, cell.badges) for claim in dict.fromkeys(b.claim for b in cell.badges)]
     return _link(
         cell,
-        html.el("b", _sign(cell.judgement), cell.words),
+        html.el("b", _sign(cell), cell.words),
         html.span("b-num", fmt.tie(number)),
         html.el("small", fmt.tie(n)),
         *marks,
-        cls=f"cell {cell.judgement.verdict if cell.judgement.decided else 'open'}",
+        cls=f"cell {cell.judgement.verdict if cell.judgement.decided and cell.supported else 'open'}",
     )
 
 
-def _sign(judged: Judgement) -> str:
+def _sign(cell: Cell) -> str:
     """A verdict's shape, beside its words and colour."""
-    return {"better": "▲ ", "worse": "▼ ", "equivalent": "= "}.get(judged.verdict, "○ ")
+    verdict = cell.judgement.verdict if cell.supported else "undecided"
+    return {"better": "▲ ", "worse": "▼ ", "equivalent": "= "}.get(verdict, "○ ")
 
 
 SIGNS = {"supports": "✓", "refutes": "✗", "undecided": "○"}

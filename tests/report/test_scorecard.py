@@ -168,10 +168,10 @@ def test_order_tasks_tell_whether_it_helps_anywhere(root) -> None:
     causal = order_run(root, 0.5)
     order_run(root, 0.3, regime="bidirectional", seed=1)
     (row,) = rows(root)
-    assert row.helps.words == "No, in none of 1"
+    assert row.helps.words == "In none, of 1"
     better = order_run(root, 0.65, regime="bidirectional:layers=2-", seed=2)
     (row,) = rows(root)
-    assert row.helps.words == "Yes: sciq"
+    assert (row.helps.words, row.helps.reason) == ("In 1 of 2", "sciq")
     assert row.helps.runs == (causal.id, better.id)
     assert row.helps.what == "sciq, bidirectional:layers=2-"
     assert row.n == 40, "order tasks are no items of the other answers"
@@ -184,7 +184,8 @@ def test_a_gain_up_to_a_constant_guess_is_no_help(root) -> None:
     order_run(root, 0.7, right=lambda number: int(number % 10 >= 7), regime="bidirectional", seed=1)
     (row,) = rows(root)
     assert row.helps.judgement.verdict == "better"
-    assert row.helps.words == "Not beyond guessing"
+    assert row.helps.words == "Not beyond guessing, of 1"
+    assert not row.helps.supported
 
 
 def test_what_helps_is_set_beside_repeating_the_prompt(root) -> None:
@@ -193,7 +194,7 @@ def test_what_helps_is_set_beside_repeating_the_prompt(root) -> None:
     order_run(root, 0.65, regime="bidirectional", seed=2)
     order_run(root, 0.9, seed=3, config={"repeat_prompt": 2})
     (row,) = rows(root)
-    assert row.helps.words == "Yes: sciq"
+    assert row.helps.words == "In 1 of 1"
     (badge,) = row.helps.badges
     assert (badge.claim, badge.outcome) == ("beats repetition", "refutes")
 
@@ -203,7 +204,7 @@ def test_what_is_not_shown_is_not_said_to_help(root) -> None:
     order_run(root, 0.5)
     order_run(root, 0.51, regime="bidirectional:layers=2-", seed=2)
     (row,) = rows(root)
-    assert row.helps.words == "Not shown in 1"
+    assert row.helps.words == "Not shown, of 1"
     assert row.helps.judgement.verdict == "undecided"
 
 
