@@ -94,7 +94,8 @@ def start(key: str) -> Page:
     chosen = pair.choose(runs)
     with st.sidebar:
         _navigation(key)
-        pair.selectors(runs, chosen)
+        if key != "overview":  # it compares no pair
+            pair.selectors(runs, chosen)
         button()
         if is_read_only():
             widgets.note("Read-only view")
@@ -203,6 +204,15 @@ GLOSSARY = (
         "interaction",
         "How much more 3B gains over its control 3C under the new mask than under "
         "causal. Above 0, part of the gain is repair of the mask, not ordinary tuning.",
+    ),
+    (
+        "repair fine-tune, control fine-tune",
+        "3B, trained with the prompt looking ahead, and 3C, which differs in its causal mask alone.",
+    ),
+    (
+        "first token, lost sink",
+        "Two explanations that controls can refute: that the damage comes from the first token "
+        "looking ahead, and that it is the loss of the first token as attention sink.",
     ),
     ("churn", "Broken plus fixed: how many answers moved, which the net difference hides."),
     (

@@ -7,7 +7,6 @@ from bidir_core.common.errors import UserError
 from bidir_ui import shell
 from bidir_ui.compare import compare_view
 from bidir_ui.kit import widgets
-from bidir_ui.overview import pair_view
 from bidir_ui.reading import analysis, pair
 
 page = shell.start("compare")
@@ -23,8 +22,11 @@ with shell.guard():
         analysis.offer_intersection(error)
         st.stop()
     analysis.remarks(a, b)
-    pair_view.verdict(result)
-    pair_view.task_table(result, a, b)
+    compare_view.verdict(result)
+    task = compare_view.forest(result, key=f"forest-{a.id}-{b.id}-{metric}")
+    if task:
+        compare_view.open_flips(task, a, b)
+    compare_view.task_table(result, a, b)
     compare_view.retention(result, page.runs, a, b, metric)
 
     widgets.heading("Right and wrong, task by task")

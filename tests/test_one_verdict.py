@@ -11,24 +11,24 @@ from bidir_core.analyse.study import CAUSAL, make_study
 from bidir_core.cli import main
 from bidir_core.report import answers
 from bidir_core.report.report import build_report
+from bidir_core.report.scorecard import REPAIRED, scorecard
 from bidir_core.runs.find import list_runs
-from bidir_ui.overview import cards, pair_view
-from bidir_ui.reading import analysis, data, seeds, story
+from bidir_ui.reading import analysis, data
 from tests.factory import answered
 
-# Verdict: a card's title, the report's answer, the first words, and the status of the claim that
+# Verdict: the scorecard's words, the report's answer, the first words, and the status of the claim that
 # bidirectional prefill lowers accuracy.
 SAID = {
     "worse": ("It hurts", "It hurts.", "lower", "supported"),
     "better": ("It helps", "It does not hurt here.", "higher", "refuted"),
     "equivalent": (
-        "It makes no difference",
+        "No difference",
         "It makes no difference beyond 1 point.",
         "no difference",
         "refuted",
     ),
     "undecided": (
-        "Does it hurt? Undecided",
+        "Undecided",
         "These runs do not decide it.",
         "undecided",
         "undecided",
@@ -63,12 +63,10 @@ def test_of_the_masks_damage(root, capsys, verdict, tasks, wrong_causal, wrong_b
     a = answered(root, CAUSAL, wrong_causal, tasks)
     b = answered(root, "bidirectional", wrong_bidirectional, tasks)
     infos = data.list_infos()
-    told = story.tell(infos)
-    assert (told.a.id, told.b.id) == (a.id, b.id)
-    compared = analysis.compare(told.a, told.b)
-    assert cards.all_cards(told, compared)[0].title == title
-    grouped = seeds.difference(seeds.Group((told.a,)), seeds.Group((told.b,)))
-    assert pair_view.short(grouped.words) == pair_view.short(compared.macro.words)
+    compared = analysis.compare(data.by_id(infos, a.id), data.by_id(infos, b.id))
+    (row,) = scorecard(list_runs())
+    assert row.hurt.words == title
+    assert row.hurt.judgement == compared.macro.judgement
     assert compared.macro.words.startswith(words)
     assert ("raises" in compared.sentence) == (verdict == "better")
     assert ("lowers" in compared.sentence) == (verdict == "worse")
@@ -105,18 +103,14 @@ def test_of_a_fine_tune_with_one_seed_and_with_several(root, verdict, wrong) -> 
     for seed, mine in enumerate(wrong):
         shifted = mine if verdict != "worse" else range(60, mine.stop)
         answered(root, "bidirectional", shifted, FIVE, n=360, trained="3B", seed=seed)
-    infos = data.list_infos()
-    training = story.find(infos, story.tell(infos).a)
-    mine = training.difference(("base", "bidirectional"), ("3B", "bidirectional"))
-    four = training.four["3B", "bidirectional"]
-    grouped = seeds.difference(seeds.Group((training.untrained,)), four)
-    assert mine.verdict == grouped.verdict == verdict
-    assert (mine.interval, mine.n_seeds) == (grouped.interval, len(wrong))
+    (row,) = scorecard(list_runs())
+    mine = row.repair.judgement
+    assert (mine.verdict, mine.n_seeds) == (verdict, len(wrong))
 
     study = make_study(list_runs())
     findings = Findings(study)
     repair = findings.repair(study.trained("3B")[0])
-    assert repair.gain.interval == mine.interval
+    assert repair.gain.interval == mine.estimate
     lines = answers.can_it_be_fixed(repair)
     said, status = {
         "better": ("raises", "supported"),
@@ -125,7 +119,7 @@ def test_of_a_fine_tune_with_one_seed_and_with_several(root, verdict, wrong) -> 
     }[verdict]
     assert re.search(rf"fine-tuning {said} macro accuracy", " ".join(lines))
     assert claimed(findings, "Fine-tuning 3B raises") == status
-    assert "epair" in story.title(training) or "control" in story.title(training)
+    assert row.repair.words == REPAIRED[repair.outcome]
 
 
 def test_a_single_seed_is_not_paired_with_every_seed_of_another_arm(root) -> None:

@@ -162,6 +162,13 @@ def compare(
     )
 
 
+def macro_judgement(
+    run_a: Run, run_b: Run, *, metric: Metric = "acc", margin: float = stats.MARGIN
+) -> Judgement:
+    """The verdict of :func:`compare` alone, without the shares, whose bootstrap takes most of its time."""
+    return _macro_row(_task_rows(pair(run_a, run_b, metric), margin), margin).judgement
+
+
 def _task_rows(pairs: PairedItems, margin: float) -> list[Row]:
     flip = pairs.by_task(flip_classes(pairs))
     right_a, right_b = pairs.by_task(pairs.correct_a), pairs.by_task(pairs.correct_b)

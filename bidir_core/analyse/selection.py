@@ -1,4 +1,4 @@
-"""Which runs are compared when nobody named any: a pair, its dials, whole sets, other models.
+"""Which runs are compared when nobody named any: a pair, and what a run is compared with.
 
 Runs come newest first. A caller hands in its own records of runs; what they must tell is
 :class:`Listed`.
@@ -6,12 +6,10 @@ Runs come newest first. A caller hands in its own records of runs; what they mus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from bidir_core.common.errors import UserError
 from bidir_core.data.assets import EMBEDDED_MODEL
-from bidir_core.regimes import parse_regime
 from bidir_core.runs.layout import STAGE1, STAGE2
 
 LIMIT = 500  # of the published runs
@@ -100,71 +98,3 @@ def baseline_of(runs: Sequence[R], candidate: R, wanted: R | None) -> R | None:
     if wanted is not None and fits(wanted):
         return wanted
     return next((r for r in runs if r.stage == STAGE1 and not r.is_point and fits(r)), None)
-
-
-def plain_evaluations(runs: Iterable[R]) -> list[R]:
-    """Finished evaluations with items, their prompts as they are, scored here."""
-    return [
-        run
-        for run in runs
-        if run.is_done and run.has_items and run.context == "full"
-        if not run.variant and not run.is_imported
-    ]
-
-
-def dialled(runs: Iterable[R], base: R) -> list[R]:
-    """The newest run of each bidirectional regime of the untrained model, on ``base``'s items.
-    ``causal:hide=J`` is none of them: it lets nothing look ahead."""
-    newest: dict[str, R] = {}
-    for run in plain_evaluations(runs):
-        ahead = run.stage == STAGE2 and run.regime.startswith("bidirectional")
-        if ahead and not run.checkpoint and same_items(run, base):
-            newest.setdefault(run.regime, run)
-    return list(newest.values())
-
-
-def whole_sets(runs: Sequence[R], model: str) -> tuple[R, list[R]] | None:
-    """The model on whole validation sets: its causal run, and the other regimes', plain
-    bidirectional first. Both in one number format, float32 before others, and one that has most
-    regimes."""
-    mine = [run for run in plain_evaluations(runs) if run.model == model and run.limit is None]
-    sets = []
-    for base in mine:
-        if base.stage != STAGE1 or base.checkpoint:
-            continue
-        others = sorted(dialled(mine, base), key=lambda run: len(run.regime))
-        if others:
-            sets.append((base, others))
-    return max(sets, key=lambda each: (each[0].dtype == "float32", len(each[1])), default=None)
-
-
-def model_pairs(runs: Sequence[R], like: R | None) -> list[tuple[R, R]]:
-    """For each model the newest causal and plain bidirectional run on the same items, in one
-    number format; those of ``like``'s extent first, so that models are compared on the same
-    items."""
-    done = plain_evaluations(runs)
-    firsts = [run for run in done if run.stage == STAGE1]
-    if like is not None:
-        firsts.sort(key=lambda run: (run.limit != like.limit, run.dtype != like.dtype))
-    pairs: dict[str, tuple[R, R]] = {}
-    for first in firsts:
-        for second in done:
-            plain = second.stage == STAGE2 and second.regime == "bidirectional"
-            if plain and same_items(first, second):
-                pairs.setdefault(first.model, (first, second))
-    return list(pairs.values())
-
-
-def best_placebo(runs: Iterable[R], accuracy: Callable[[R], float | None]) -> R | None:
-    """Of the runs that keep one prefix token causal, but not the first, the one that does best:
-    a claim about the first token must hold against each of them."""
-    placebos = [run for run in runs if _is_placebo(run.regime)]
-    return max(placebos, key=lambda run: accuracy(run) or 0.0, default=None)
-
-
-def _is_placebo(text: str) -> bool:
-    try:
-        skip = parse_regime(text).skip
-    except UserError:
-        return False
-    return bool(skip) and text == f"bidirectional:skip={skip}"

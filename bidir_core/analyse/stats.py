@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -265,6 +266,7 @@ def pair_of_bools(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np
     return a, b
 
 
+@cache
 def z_score(confidence: float) -> float:
     from scipy.stats import norm
 

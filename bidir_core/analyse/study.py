@@ -89,12 +89,15 @@ class Study:
         return same[0] if same else None
 
     def main_pair(self) -> tuple[Arm | None, Arm | None]:
-        """The 3B arm of which most was run, its control included, and that control."""
+        """The 3B arm of which most was run, its control included, and that control: first by cells,
+        then by training seeds that hold items in each."""
 
-        def run_of(arm: Arm) -> int:
+        def run_of(arm: Arm) -> tuple[int, int]:
             pair = [one for one in (arm, self.control_of(arm)) if one is not None]
             regimes = (self.own_regime(arm), CAUSAL)
-            return sum(bool(self.runs(one, regime)) for one in pair for regime in regimes)
+            cells = [by for one in pair for regime in regimes if (by := self.runs(one, regime))]
+            seeds = [sum(run.has_items for run in by_seed.values()) for by_seed in cells]
+            return len(cells), min(seeds, default=0)
 
         ours = max(self.trained("3B"), key=run_of, default=None)
         control = self.control_of(ours) if ours else next(iter(self.trained("3C")), None)
@@ -218,9 +221,9 @@ def _unusable(run: Run) -> str | None:
         return f"corrupt: {run.error}"
     if run.state not in ("done", "reference"):
         return f"not finished ({run.state})"
-    if run.stage not in (*EVAL_DIRS, *CODES):
+    if run.stage not in (*EVAL_DIRS, *CODES) and not run.is_point:
         return "neither an evaluation nor a fine-tune"
-    if run.stage in EVAL_DIRS:
+    if run.stage in EVAL_DIRS or run.is_point:
         macro = (run.metrics or {}).get("macro")
         if not isinstance(macro, dict) or not isinstance(macro.get("acc"), int | float):
             return "it holds no macro accuracy"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from bidir_core.commands.arguments import add_arguments
+from bidir_core.commands.arguments import add_arguments, given_in
 from bidir_core.common.errors import UserError
+from bidir_core.explain.dials import export
 from bidir_core.explain.why import explain
 from bidir_core.explain.why_config import WhyConfig
 
@@ -13,14 +14,24 @@ from bidir_core.explain.why_config import WhyConfig
 def fill(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``python -m bidir_core why``."""
     add_arguments(parser, WhyConfig)
+    parser.add_argument(
+        "--export",
+        metavar="FILE",
+        help="instead of explaining it, score the item at every strength of looking ahead, with and "
+        "without its first token and first layers causal, and add it to this JSON file",
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Explain one item; prints what was found and the run folder."""
-    given = {k: v for k, v in vars(parsed).items() if k != "run"}
+    """Explain one item; prints what was found and the run folder, or the file it was added to."""
+    given = given_in(parsed, "export")
     for name in ("task", "doc_id"):
         if name not in given:
             raise UserError(f"--{name.replace('_', '-')} is missing; say which item to explain")
-    path = explain(WhyConfig(**given))
-    print(path)
+    config = WhyConfig(**given)
+    if parsed.export:
+        found = export(config, parsed.export)
+        print(f"{found['item']}: {parsed.export}")
+    else:
+        print(explain(config))
     return 0

@@ -496,6 +496,14 @@ EMBEDDED_MODELS = (  # all but the first are fetched on request only
     "qwen2.5-coder-1.5b-instruct",
 )
 
+_TITLES = ("SmolLM2 135M", "Gemma 3 270M", "Qwen2.5-Coder 0.5B", "Qwen2.5-Coder 1.5B")
+
+
+def title_of(model: str) -> str:
+    """What people call a model: an embedded one's own name, else the last part of its id or path."""
+    titles = dict(zip(EMBEDDED_MODELS, _TITLES, strict=True))
+    return titles.get(model) or model.rstrip("/").rsplit("/", 1)[-1]
+
 
 def absolute_place(name: str) -> str:
     """A model or data name that means the same in every folder: a path here, absolute.

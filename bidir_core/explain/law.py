@@ -37,7 +37,11 @@ class Opened:
 
 @dataclass(frozen=True)
 class Law:
-    """What a sweep says. ``first_layer`` is None where no swept A keeps accuracy on explore."""
+    """What a sweep says. ``first_layer`` is None where no swept A keeps accuracy on explore.
+
+    ``confirm`` and ``whole`` judge it against causal; ``regained`` against plain bidirectional, on
+    the confirm half: what leaving the layers below A causal gives back.
+    """
 
     model: str
     n_layers: int
@@ -45,6 +49,7 @@ class Law:
     first_layer: int | None
     confirm: Judgement | None
     whole: Judgement | None
+    regained: Judgement | None = None
 
 
 def law_of(run: Run, metric: str = "acc", *, margin: float = stats.MARGIN) -> Law:
@@ -78,6 +83,9 @@ def law_in(sweep: Sweep, metric: str = "acc", *, margin: float = stats.MARGIN) -
             raise UserError(f"run '{run.id}': layers={first_layer}- has no items in one half")
         curve.append(Opened(first_layer, *deltas))  # type: ignore[arg-type]
     chosen = choose(curve, margin)
+    back = None
+    if chosen is not None and chosen.first_layer and plain is not None:
+        back = outcomes.delta(plain, slugs[chosen.first_layer], "confirm")
     return Law(
         model=run.model,
         n_layers=int(run.config.get("n_layers") or 0),
@@ -85,6 +93,7 @@ def law_in(sweep: Sweep, metric: str = "acc", *, margin: float = stats.MARGIN) -
         first_layer=None if chosen is None else chosen.first_layer,
         confirm=None if chosen is None else judge(chosen.confirm, margin=margin),
         whole=None if chosen is None else judge(chosen.whole, margin=margin),
+        regained=None if back is None else judge(back, margin=margin),
     )
 
 

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,12 @@ class Outcomes:
     right: dict[str, Bools]
     known: dict[str, Bools]
 
+    @cached_property
+    def _of_task(self) -> dict[str, Bools]:
+        return {task: self.task == task for task in dict.fromkeys(self.task.tolist())}
+
     def split(self, slug: str, mask: Bools) -> dict[str, Bools]:
-        tasks = dict.fromkeys(self.task.tolist())
-        return {task: self.right[slug][mask & (self.task == task)] for task in tasks}
+        return {task: self.right[slug][mask & mine] for task, mine in self._of_task.items()}
 
     def mask(self, *slugs: str, half: str | None = None) -> Bools:
         """The items that all of these runs scored, of one half if given."""

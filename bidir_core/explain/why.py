@@ -252,7 +252,7 @@ def explain(config: WhyConfig, *, loaded: LoadedModel | None = None) -> Path:
     regime = parse_regime(reading.regime)
     plan = loaded or evaluate.preflight(reading, regime)
     regime.check_layers(plan.n_layers)
-    encoded, bos_added = _read(config, reading, plan, run)
+    encoded, bos_added = read_item(config, reading, plan, run)
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
     writer = RunWriter.create(
         LAB,
@@ -272,7 +272,9 @@ def explain(config: WhyConfig, *, loaded: LoadedModel | None = None) -> Path:
     return writer.path
 
 
-def _read(config: WhyConfig, reading: Any, plan: Any, run: Run | None) -> tuple[EncodedItem, bool]:
+def read_item(
+    config: WhyConfig, reading: Any, plan: Any, run: Run | None
+) -> tuple[EncodedItem, bool]:
     """The item as the run read it, tokenised; checked against the run's own record."""
     from bidir_core.data.tasks import load_items_by_id
     from bidir_core.evaluate import evaluate

@@ -219,66 +219,6 @@ def forest(frame: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def levels(frame: pd.DataFrame, name_a: str, name_b: str) -> go.Figure:
-    """Accuracy of two runs per task, joined by a line, with chance as a tick.
-
-    ``frame``: label, a, b, chance (shares of 1), total (bool).
-    """
-    figure = _rows_figure(len(frame), left=110, right=112, top=30)
-    rows = list(range(len(frame)))
-    joined = [
-        end
-        for row, line in enumerate(frame.itertuples())
-        for end in ((100 * line.a, row), (100 * line.b, row), (None, None))  # None: it ends here
-    ]
-    x, y = zip(*joined, strict=True)
-    band = {"color": FAINT, "width": 4}
-    figure.add_scatter(x=x, y=y, mode="lines", hoverinfo="skip", line=band)
-    ticks = {"symbol": "line-ns-open", "size": 16, "color": GREY, "line": {"width": 2}}
-    for values, name, marker in (
-        (frame["chance"], "chance", ticks),
-        (frame["a"], f"{name_a}:", {"color": GREY, "size": 12, "symbol": "circle"}),
-        (frame["b"], f"{name_b}:", {"color": BLUE, "size": 12, "symbol": "diamond"}),
-    ):
-        figure.add_scatter(
-            x=(100 * values).tolist(),
-            y=rows,
-            mode="markers",
-            hoverinfo="text",
-            marker=marker,
-            text=[inert(f"{name} {100 * value:.1f} %") for value in values],
-        )
-    for row, line in enumerate(frame.itertuples()):
-        if line.total:
-            figure.add_hline(y=row - 0.5, line={"color": FAINT, "width": 1})
-    moved = [f"{100 * line.a:.1f} → {100 * line.b:.1f} %" for line in frame.itertuples()]
-    _direct_labels(figure, moved, frame["total"])
-    first = frame.iloc[0]
-    pairs = sorted([(first.a, name_a, GREY), (first.b, name_b, BLUE)])
-    for (value, name, colour), anchor in zip(pairs, ("right", "left"), strict=True):
-        figure.add_annotation(
-            x=100 * value,
-            y=0,
-            yshift=20,
-            text=inert(name),
-            showarrow=False,
-            xanchor=anchor,
-            font={"size": 12, "color": colour},
-        )
-    figure.add_annotation(
-        x=100 * frame.iloc[-1].chance,
-        y=len(frame) - 1,
-        yshift=-16,
-        text="chance",
-        showarrow=False,
-        font={"size": 11, "color": GREY},
-    )
-    _row_labels(figure, ([label] for label in frame["label"]))
-    _pad_range(figure, [*frame["a"], *frame["b"], *frame["chance"]])
-    figure.update_xaxes(title="Accuracy, %")
-    return figure
-
-
 def dot_row(label: str, value: float, judgement: Judgement | None, text: str) -> dict[str, object]:
     """One line of :func:`dots`' frame; only a decided difference is coloured."""
     interval = judgement.estimate if judgement else None

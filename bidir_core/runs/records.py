@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -394,7 +395,7 @@ def joined(items: pa.Table, texts: Path, columns: Sequence[str]) -> pa.Table:
     if "margin" in columns and "gold" not in shared:
         shared.append("gold")
     if shared:
-        found = _read_texts(texts, (*KEYS, *shared))
+        found = _read_texts(texts, texts.stat().st_mtime_ns, (*KEYS, *shared))
         rows = _rows(items, found)
         if rows is not None:
             found = found.take(rows)
@@ -430,7 +431,8 @@ def _left_out(texts: Path) -> list[str]:
     return [name for name in SHARED_FIELDS if name not in there]
 
 
-def _read_texts(texts: Path, columns: Sequence[str]) -> pa.Table:
+@lru_cache(maxsize=4)  # the points of a sweep, read one after the other, share them
+def _read_texts(texts: Path, _modified: int, columns: tuple[str, ...]) -> pa.Table:
     """Shared columns, those that ``texts`` leaves out from the file that has them."""
     found = read_parquet(texts, columns)
     elsewhere = [name for name in _left_out(texts) if name in columns]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -22,6 +23,66 @@ from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.kit.report_table import report_table
 from bidir_ui.reading import analysis, data
 from bidir_ui.reading.data import RunInfo
+
+
+def verdict(result: core.Comparison) -> None:
+    """The answer in one sentence, with interval and n."""
+    html.show(html.div("b b-verdict", fmt.tie(result.sentence)))
+    for line in result.notes:
+        widgets.note(fmt.tie(line[0].upper() + line[1:] + "."))
+
+
+def forest(result: core.Comparison, key: str) -> str | None:
+    """The forest plot; the task a click chose, if any."""
+    event: Any = widgets.chart(
+        plots.forest(analysis.forest_frame(result)),
+        "Paired difference per task with 95 % interval; the table has the numbers.",
+        key=key,
+        on_select="rerun",
+        selection_mode="points",
+    )
+    points = event["selection"]["points"] if event else []
+    return str(points[0]["customdata"][0]) if points else None
+
+
+TASK_HEAD = (
+    "Task",
+    "n",
+    html.join(widgets.dot("grey"), "Baseline"),
+    html.join(widgets.dot("blue"), "Candidate"),
+    *("Difference", "95 % interval", "▼ Broken", "▲ Fixed", "Churn", "p (Holm)", "In words"),
+)
+
+
+def task_table(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
+    """Per task: accuracies, difference, interval, what broke and what was fixed, the test."""
+    rows = []
+    for row in result.rows:
+        task = "" if row.task == core.MACRO else row.task
+        query = url.params(a=a.id, b=b.id, task=task, flip="broken~fixed")
+        name = widgets.link(fmt.task(row.task), "flips", query, cls="b-nowrap")
+        accuracies = (fmt.count(row.n), fmt.percent(row.acc_a), fmt.percent(row.acc_b))
+        delta = (fmt.points(row.delta), fmt.interval(row.low, row.high))
+        churn = (fmt.count(row.broken), fmt.count(row.fixed), fmt.percent(row.churn / row.n))
+        rows.append((name, *accuracies, *delta, *churn, p_value(row.p_holm), short(row.words)))
+    html.show(widgets.table(TASK_HEAD, rows, total=True, left=(0, 10)))
+    widgets.explain_undecided(*(row.words for row in result.rows))
+
+
+def short(words: str) -> str:
+    """A verdict's words, short enough for a table's cell."""
+    return "undecided after Holm" if words.startswith("undecided once") else words
+
+
+def p_value(value: float | None) -> str:
+    if fmt.missing(value):
+        return fmt.NONE
+    return "< 0.001" if value < 0.001 else fmt.number(value, 3)  # type: ignore[operator]
+
+
+def open_flips(task: str, a: RunInfo, b: RunInfo) -> None:
+    query = url.params(a=a.id, b=b.id, flip="broken~fixed", task="" if task == core.MACRO else task)
+    st.switch_page("pages/flips.py", query_params=query)
 
 
 def two_by_two(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:

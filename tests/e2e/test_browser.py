@@ -152,8 +152,8 @@ def test_a_selection_belongs_to_its_filter(server, runs, tab):
 
 
 def test_forest_plot_opens_the_flips_of_a_task(server, runs, tab):
-    go(tab, server.url("", a=runs["stage1"].id, b=runs["stage2"].id), HEADINGS[""])
-    points = tab.page.locator(".js-plotly-plot").last.locator(".scatterlayer .point")
+    go(tab, server.url("compare", a=runs["stage1"].id, b=runs["stage2"].id), "Compare")
+    points = tab.page.locator(".js-plotly-plot").first.locator(".scatterlayer .point")
     points.nth(2).wait_for()
     points.nth(2).scroll_into_view_if_needed()
     tab.page.wait_for_timeout(300)
@@ -165,13 +165,13 @@ def test_forest_plot_opens_the_flips_of_a_task(server, runs, tab):
     assert query(tab, "flip") == "broken~fixed"
 
 
-def test_all_five_panels_within_five_clicks(server, runs, tab):
+def test_a_card_leads_to_its_runs(server, runs, tab):
     go(tab, server.url(), HEADINGS[""])
-    for number in range(2, 6):
-        tab.page.locator(f".st-key-panel-{number} button").first.click()
-        tab.page.wait_for_function(f"new URL(location).searchParams.get('panel') == '{number}'")
-        idle(tab)
-        tab.page.locator(f".st-key-card-{number}-on").wait_for()
+    tab.page.locator("a.card").first.click()
+    tab.page.wait_for_url(re.compile("/compare"), timeout=10_000)
+    idle(tab)
+    tab.page.get_by_role("heading", name="Compare", exact=True).wait_for()
+    assert "lowers macro accuracy by" in main_text(tab)
 
 
 def test_a_click_on_a_mask_cell_reads_it(server, runs, tab):
@@ -224,13 +224,13 @@ def test_downloaded_records_are_the_ones_on_disk(server, runs, tab):
 
 
 def test_an_address_made_by_clicking_shows_the_same_to_a_stranger(server, runs, browser, tab):
-    """What is seen is in the address: pair, panel, filter, mask, form."""
+    """What is seen is in the address: pair, switch, filter, mask, form."""
     stranger = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
     pair = {"a": runs["stage1"].id, "b": runs["sink"].id}
 
-    def panel(page):
-        page.locator(".st-key-panel-4 button").first.click()
-        page.locator(".st-key-card-4-on").wait_for()
+    def switch(page):
+        page.get_by_text("First 500 of each task", exact=True).click()
+        page.wait_for_function("new URL(location).searchParams.get('items') == '500'")
 
     def flip(page):
         page.get_by_role("button", name=re.compile("fixed")).click()
@@ -247,7 +247,7 @@ def test_an_address_made_by_clicking_shows_the_same_to_a_stranger(server, runs, 
 
     whole, line = "[data-testid=stMain]", "[data-testid=stCode]"  # Launch also says free memory
     for name, act, what in (
-        ("", panel, whole),
+        ("", switch, whole),
         ("flips", flip, whole),
         ("masks", mask, whole),
         ("launch", form, line),
@@ -264,3 +264,69 @@ def test_an_address_made_by_clicking_shows_the_same_to_a_stranger(server, runs, 
         )
         assert stranger.url == tab.page.url
     stranger.context.close()
+
+
+# Words that stand in the window, and on the whole page, beside the sidebar's.
+_COUNT = """() => {
+    const walk = document.createTreeWalker(
+        document.querySelector('[data-testid=stMain]'), NodeFilter.SHOW_TEXT);
+    const seen = [0, 0];
+    while (walk.nextNode()) {
+        const range = document.createRange();
+        range.selectNode(walk.currentNode);
+        const box = range.getBoundingClientRect();
+        if (!box.width || !box.height) continue;
+        const n = walk.currentNode.textContent.split(/\\s+/).filter(w => /[\\p{L}\\p{N}]/u.test(w)).length;
+        seen[1] += n;
+        if (box.top < innerHeight) seen[0] += n;
+    }
+    return seen;
+}"""
+
+
+def test_the_overview_says_it_in_few_words(nursery, tmp_path, tab):
+    """Of the committed runs, on a laptop's screen."""
+    (tmp_path / "runs").mkdir()
+    tab.page.set_viewport_size({"width": 1440, "height": 900})
+    with serve(tmp_path / "runs", nursery) as own:
+        go(tab, own.url(), HEADINGS[""])
+        tab.page.locator(".b-hero .choice").first.wait_for()
+        first, whole = tab.page.evaluate(_COUNT)
+    assert 40 < first <= 120
+    assert first < whole <= 450
+
+
+def test_one_click_flips_the_overviews_item_at_once(server, tab):
+    """The browser looks the answer up: no server is asked, and the address keeps the dials."""
+    go(tab, server.url(), HEADINGS[""])
+    said, picked = tab.page.locator(".b-hero .said"), tab.page.locator(".b-hero .picked .name")
+    said.wait_for()
+    assert "lost" in said.inner_text()
+    wrong = picked.inner_text()
+    heard = tab.page.evaluate("window.heard")
+    tab.page.get_by_role("switch", name="First token causal").check()
+    assert picked.inner_text() != wrong
+    assert "Right" in said.inner_text()
+    took = tab.page.evaluate("""() => {
+        const slider = document.querySelector('.b-hero input[name=layers]');
+        const start = performance.now();
+        for (let i = 0; i <= 10; i++) {
+            slider.value = i;
+            slider.dispatchEvent(new Event('input'));
+        }
+        slider.dispatchEvent(new Event('change'));
+        return (performance.now() - start) / 11;
+    }""")
+    assert took < 200
+    assert tab.page.evaluate("window.heard") == heard
+    assert query(tab, "try") == "0.10.1.10.0"
+    tab.page.reload()
+    said.wait_for()
+    assert tab.page.get_by_role("switch", name="First token causal").is_checked()
+    tab.page.get_by_role("button", name="Next item").click()
+    assert query(tab, "try") == "1.10.0.0.0"
+    tab.page.locator(".b-hero .open").click()
+    tab.page.wait_for_url(re.compile("/item"), timeout=10_000)
+    idle(tab)
+    assert "could not be read" not in main_text(tab)
+    tab.page.locator(".b-prompt").wait_for()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.alone
 
 # page -> (main element besides the heading, budget in seconds)
 PAGES = {
-    "": (".js-plotly-plot .scatterlayer", 2.0),
+    "": (".b-score", 2.0),
     "runs": ("[data-testid=stDataFrame] canvas", 1.5),
     "compare": (".js-plotly-plot .scatterlayer", 2.0),
     "flips": ("[data-testid=stDataFrame] canvas", 1.5),

@@ -37,7 +37,7 @@ def test_core_sentences_get_a_real_minus_and_ranges_and_ids_stay(text, wanted):
 def test_the_verdict_has_no_ascii_minus(root):
     a, _ = pair(root, n_items=40)
     near = make_run(root, STAGE2, n_items=40, regime="bidirectional:sink=1", accuracy=0.65, seed=1)
-    text = words(open_page(a=a.id, b=near.id)).replace("\xa0", " ")
+    text = words(open_page("pages/compare.py", a=a.id, b=near.id)).replace("\xa0", " ")
     verdict = text[text.index("changes macro accuracy") :][:120]
     assert "−" in verdict
     assert "-" not in verdict
@@ -107,15 +107,6 @@ def test_every_runs_answer_names_what_differs(root):
     assert sum("again" in row for row in rows) == 1
 
 
-def test_the_ladder_tells_a_second_causal_run_from_the_base(root):
-    a, b = pair(root)
-    make_run(root, n_items=40, name="lambda0")
-    found = markup(open_page(a=a.id, b=b.id))
-    rows = re.findall(r"<td>Stage 1 <small>([^<]*)", found)
-    assert len(rows) == len(set(rows)) == 2
-    assert any("lambda0" in row for row in rows)
-
-
 def test_runs_alike_in_all_else_are_told_apart_by_date_or_folder(root):
     for _ in range(3):
         make_run(root, n_items=10)
@@ -128,47 +119,9 @@ def test_runs_alike_in_all_else_are_told_apart_by_date_or_folder(root):
 def test_menus_say_what_distinguishes_first_and_the_whole_below(root):
     a, _ = pair(root, config={"limit": 500})
     sink = make_run(root, STAGE2, n_items=40, regime="bidirectional:sink=1", config={"limit": 500})
-    app = open_page(a=a.id, b=sink.id)
+    app = open_page("pages/compare.py", a=a.id, b=sink.id)
     assert app.sidebar.selectbox[1].options[0] == "sink=1 · limit 500"
     assert "Stage 2 · bidirectional:sink=1 · limit 500 · float32" in words(app)
-
-
-# --- the Overview's order and words ----------------------------------------------------------------
-
-
-def test_a_pair_in_the_url_is_answered_above_the_story(root):
-    a, _ = pair(root)
-    sink = make_run(root, STAGE2, n_items=40, regime="bidirectional:sink=1", accuracy=0.1, seed=2)
-    text = words(open_page(a=a.id, b=sink.id))
-    assert "Bidirectional prefill (sink=1) lowers" in text
-    assert text.index("Bidirectional prefill (sink=1) lowers") < text.index("1 of 5")
-    assert text.count("Bidirectional prefill (sink=1) lowers") == 1
-    assert "task by task" in text
-    text = words(open_page())
-    assert text.index("1 of 5") < text.index("The chosen pair")
-    text = words(open_page(b="nope"))
-    assert text.index("Run not found") < text.index("1 of 5")
-    assert text.count("Run not found") == 1
-
-
-def test_cards_say_their_items_and_quote_what_the_panel_quotes(root):
-    common = {"n_items": 400, "texts": False}
-    pair(root, n_items=100, texts=False, config={"limit": 500})
-    make_run(root, accuracy=0.6, **common)
-    for regime, accuracy in (("bidirectional", 0.4), ("bidirectional:sink=1", 0.6)):
-        make_run(root, STAGE2, regime=regime, accuracy=accuracy, seed=1, **common)
-    text = words(open_page(panel="3")).replace("\xa0", " ")
-    assert "n = 100, limit 500" in text
-    card = re.search(
-        r"([+−]?[\d.]+) points\s+Only the first token kept causal \(sink=1\), against plain "
-        r"bidirectional prefill: (\[[^]]*\]), n = 400, all items",
-        text,
-    )
-    assert card
-    opening = f"by {card[1]} points {card[2]}, n = 400, all items against plain bidirectional"
-    assert opening in text
-    assert "Against stage 1 that leaves" in text
-    assert text.count("in the same mix of tasks") <= 2  # one for the panel, one for the pair
 
 
 def test_undecided_is_explained_where_it_is_said(root):

@@ -63,7 +63,7 @@ def test_unknown_item_is_not_found(root):
     assert "is not an item id" in words(open_page("pages/item.py", item="nonsense"))
 
 
-@pytest.mark.parametrize("page", ["", "pages/flips.py", "pages/compare.py"])
+@pytest.mark.parametrize("page", ["pages/flips.py", "pages/compare.py"])
 def test_runs_that_do_not_pair_say_why(root, page):
     a = make_run(root, n_items=40)
     b = make_run(
@@ -77,33 +77,64 @@ def test_runs_that_do_not_pair_say_why(root, page):
 # --- what the pages say ----------------------------------------------------------------------
 
 
-def test_overview_prefers_the_embedded_model_at_limit_500(root):
+def test_compare_prefers_the_embedded_model_at_limit_500(root):
     pair(root, model="other/model")
     a, b = pair(root, config={"limit": 500})
     pair(root)  # newer, but whole sets
     make_run(root, STAGE2, n_items=40, regime="bidirectional:sink=1", config={"limit": 500})
-    app = open_page()
+    app = open_page("pages/compare.py")
     assert [box.value for box in app.selectbox[:2]] == [a.id, b.id]
-    assert "Bidirectional prefill" in words(app)
-    assert "n = 40" in words(app)
+    assert "n = 40" in words(app).replace("\xa0", " ")
 
 
-def test_overview_shows_five_steps_and_honest_gaps(root):
+def test_overview_answers_of_the_best_studied_model_and_offers_what_is_missing(root):
+    pair(root, n_items=600, texts=False, model="other/model")
+    pair(root, n_items=600, texts=False)
+    make_run(root, STAGE2, n_items=600, texts=False, regime="bidirectional:sink=1", accuracy=0.7)
+    text = words(open_page()).replace("\xa0", " ")
+    assert "Looking ahead costs SmolLM2 135M" in text
+    assert "leaving the first token causal gives back" in text
+    assert "whole sets, n = 600" in text
+    assert text.index("SmolLM2 135M") < text.index("model")
+    markup = " ".join(block.proto.body for block in open_page().get("html"))
+    assert "launch?stage=pipeline&amp;f.model=other/model&amp;size=quick" in markup
+    assert "launch?stage=lab-layers&amp;f.model=other/model" in markup
+
+
+def test_the_switch_asks_for_the_first_500(root):
+    pair(root, n_items=60, texts=False, config={"limit": 500})
+    pair(root, n_items=90, texts=False)
+    assert "whole sets, n = 90" in words(open_page()).replace("\xa0", " ")
+    app = open_page(items="500")
+    assert "first 500 of each task, n = 60" in words(app).replace("\xa0", " ")
+    app.toggle[0].set_value(False).run()
+    assert "items" not in app.query_params
+    assert "whole sets, n = 90" in words(app).replace("\xa0", " ")
+
+
+def test_a_pair_in_the_url_is_led_to_compare(root):
+    a, b = pair(root)
+    app = open_page(a=a.id, b=b.id)
+    assert "baseline" in words(app)
+    assert any(link.proto.label == "Compare this pair" for link in app.get("page_link"))
+    assert words(open_page(b="nope")).count("Run not found") == 1
+
+
+def test_read_only_offers_no_run(root, monkeypatch):
     pair(root)
-    for number in "12345":
-        text = words(open_page(panel=number))
-        assert f"{number} of 5" in text
-    assert "pipeline" in words(open_page(panel="4"))
-    assert "Not run yet" in words(open_page(panel="4"))
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    text = words(open_page())
+    assert "not run yet" in text
+    assert " Run " not in text
 
 
 def test_published_numbers_are_labelled(root):
     pair(root)
     make_reference(root, tasks={"piqa": 0.788, "winogrande": 0.666})
     make_reference(root, STAGE2, tasks={"piqa": 0.534, "winogrande": 0.518}, regime="bidirectional")
-    text = words(open_page(panel="1"))
-    assert "78.8 → 53.4" in text
-    assert "Numbers only" in text
+    text = words(open_page())
+    assert "published, whole sets" in text.replace("\xa0", " ")
+    assert "−20.1" in text
 
 
 def test_item_shows_both_log_likelihoods_and_every_run(root):
@@ -180,32 +211,6 @@ def test_read_only_offers_no_rename_and_no_delete(root, monkeypatch):
     assert b.path.exists()
 
 
-def test_a_partner_has_the_same_number_format(root):
-    """Card 3: the newest whole-set stage 1 is bfloat16, the sink runs are float32."""
-    pair(root, config={"limit": 500})
-    whole = {"n_items": 100, "texts": False}
-    make_run(root, accuracy=0.6, **whole)
-    make_run(root, STAGE2, regime="bidirectional:sink=1", accuracy=0.6, **whole)
-    half = {"facts": {"dtype": "bfloat16"}}
-    make_run(root, accuracy=0.1, **whole, **half)
-    make_run(root, STAGE2, regime="bidirectional", accuracy=0.1, **whole, **half)
-    text = words(open_page(panel="3"))
-    assert "(sink=1), against stage 1: [" in text
-    assert "changes macro accuracy by 0.0 points" in text
-    assert "n = 100" in text.replace("\xa0", " ")
-
-
-def test_whole_sets_stand_beside_the_limited_runs(root):
-    pair(root, config={"limit": 500})
-    common = {"n_items": 60, "texts": False}
-    make_run(root, accuracy=0.6, **common)
-    for regime in ("bidirectional", "bidirectional:sink=1"):
-        make_run(root, STAGE2, regime=regime, seed=2, **common)
-    text = words(open_page(panel="1"))
-    assert "On the whole validation sets" in text
-    assert "n = 60" in text
-
-
 def test_masks_refuses_a_wrong_regime_in_words(root):
     app = open_page("pages/masks.py", regime="sideways")
     assert not app.exception
@@ -231,7 +236,7 @@ def test_a_wrong_value_in_the_url_never_raises(root):
         "len": "9-",
         "flip": "nope",
         "task": "x~y",
-        "panel": "9",
+        "items": "9",
         "metric": "?",
     }
     for page in READERS:

@@ -8,10 +8,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from bidir_core.analyse import selection
+from bidir_core.report.scorecard import scorecard
+from bidir_core.runs.find import list_runs
 from bidir_core.runs.lm_eval_export import export_run
 from bidir_core.runs.lm_eval_import import import_results
 from bidir_core.runs.run import Run
-from bidir_ui.reading import data, story
+from bidir_ui.reading import data
 from tests.app import STAGE2, open_page, words
 from tests.factory import make_run
 
@@ -81,12 +83,12 @@ def test_a_pair_that_does_not_fit_says_why(both, root):
     assert "shows '0' solved examples before each item, the other '5'" in text
 
 
-def test_it_is_no_default_and_not_in_the_story(both, root):
+def test_it_is_no_default_and_not_in_the_scorecard(both, root):
     theirs, mine = both
     ours = make_run(root, n_items=60, accuracy=0.7)
     runs = data.list_infos()
     assert [run.id for run in selection.default_pair(runs) if run] == [ours.id, mine.id]
-    told = story.tell(runs)
-    assert told.a is not None
-    assert told.a.id == ours.id
-    assert theirs.id not in {run.id for run in told.regimes}
+    (row,) = scorecard(list_runs())
+    assert row.hurt is not None
+    assert row.hurt.runs == (ours.id, mine.id)
+    assert theirs.id not in row.hurt.runs

@@ -1,0 +1,112 @@
+"""One item's answers at every setting of three dials, kept in a file: a page then needs no model.
+
+    how strongly the prompt looks ahead (lambda) x the first token causal (sink=1) or not
+        x how many of the first layers stay causal (layers=A-)
+
+``why --export FILE`` adds an item to the file, or replaces it there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bidir_core.common.errors import UserError
+from bidir_core.common.files import replacing
+from bidir_core.explain.why import read_item, resolve
+from bidir_core.explain.why_config import WhyConfig
+from bidir_core.regimes import CAUSAL, parse_regime
+from bidir_core.runs.layout import COMMITTED_RUNS
+
+if TYPE_CHECKING:
+    from bidir_core.data.encoding import EncodedItem
+    from bidir_core.models.loading import LoadedModel
+
+SCHEMA = 1
+STRENGTHS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.6, 1.0)
+COMMITTED = COMMITTED_RUNS / "dials.json"
+
+
+def read_dials(path: Path | str = COMMITTED) -> list[dict[str, Any]]:
+    """The items of a file that :func:`export` wrote; none if there is no such file.
+
+    ``scores[sink][A][strength][choice]`` of an item: hundredths of a nat behind the likeliest choice.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        raise UserError(f"{path} is no file of `why --export` that this program reads")
+    return list(value["items"])
+
+
+def export(config: WhyConfig, path: Path | str) -> dict[str, Any]:
+    """Score the item at every setting and put it into the file. UserError on bad input, before
+    anything is written; such is an item that has a context for each choice."""
+    from bidir_core.evaluate import evaluate
+    from bidir_core.models import loading
+
+    items = read_dials(path)
+    config, reading, run = resolve(config)
+    plan = evaluate.preflight(reading, parse_regime(reading.regime))
+    encoded, _ = read_item(config, reading, plan, run)
+    item = encoded.item
+    if len(item.contexts) > 1:
+        raise UserError(
+            f"item {item.item_id} has a context for each choice; name one with a single one"
+        )
+    loaded = loading.load_weights(plan)
+    found = {
+        "model": config.model,
+        "item": item.item_id,
+        "run": run.id if run is not None else None,
+        "dtype": loaded.dtype,
+        "context": item.contexts[0],
+        "choices": [text.strip() for text in item.continuations],
+        "gold": item.gold,
+        "n_prefix": len(encoded.prefixes[0]),
+        "n_layers": loaded.n_layers,
+        "scores": grid(loaded, encoded),
+    }
+    others = [
+        one for one in items if (one["model"], one["item"]) != (found["model"], found["item"])
+    ]
+    write_dials([*others, found], path)
+    return found
+
+
+def write_dials(items: list[Mapping[str, Any]], path: Path | str) -> None:
+    """An item a line, whole or not at all."""
+    lines = ",\n".join(
+        json.dumps(item, separators=(",", ":"), ensure_ascii=False) for item in items
+    )
+    head = json.dumps({"schema": SCHEMA, "strengths": STRENGTHS})[:-1]
+    with replacing(Path(path)) as partial:
+        partial.write_text(f'{head}, "items": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+def grid(loaded: LoadedModel, encoded: EncodedItem) -> list[list[list[list[int]]]]:
+    """``[2, n_layers + 1, len(STRENGTHS), n_choices]``, see :func:`read_dials`."""
+    from bidir_core.explain.variants import Rule, VariantScorer
+
+    n = loaded.n_layers
+    places, variants = [], []
+    for sink in (0, 1):
+        for first in range(n + 1):
+            for step, strength in enumerate(STRENGTHS):
+                opened = Rule(parse_regime(f"bidirectional:sink={sink},lambda={strength:g}"))
+                places.append((sink, first, step))
+                variants.append((Rule(CAUSAL),) * first + (opened,) * (n - first))
+    out: list[list[list[list[int]]]] = [
+        [[[] for _ in STRENGTHS] for _ in range(n + 1)] for _ in (0, 1)
+    ]
+    for scored in VariantScorer(loaded, encoded).score(variants):
+        sink, first, step = places[scored.variant]
+        best = max(scored.ll)
+        out[sink][first][step] = [round(100 * (ll - best)) for ll in scored.ll]
+    return out

@@ -1,0 +1,600 @@
+"""The scorecard: what the runs of each model say to the four questions, a row a model.
+
+    hurt     looking ahead against causal, untrained
+    why      what leaving the first layers causal gives back, on the half that did not choose how many
+    repair   the repair fine-tune (3B) beyond its control fine-tune (3C): the interaction
+    helps    where the passage comes last: looking ahead against causal
+
+Evidence is found by what a run is, wherever it lies: evaluations, points of sweeps, controls, observed
+attention. A row is made of one set of items in one number format, the fullest that there is, and each
+difference of two runs that were made together if there are such. The verdicts are those of
+:mod:`bidir_core.analyse`; here they get the few words of a table's cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from bidir_core.analyse import stats
+from bidir_core.analyse.compare import macro_judgement
+from bidir_core.analyse.contrasts import Contrast
+from bidir_core.analyse.judgement import Findings
+from bidir_core.analyse.order_effects import OrderAnswers, order_answers
+from bidir_core.analyse.pairing import repeats
+from bidir_core.analyse.phrases import size
+from bidir_core.analyse.study import CAUSAL, items_key, make_study
+from bidir_core.analyse.verdict import Judgement, Verdict, judge
+from bidir_core.common.errors import UserError
+from bidir_core.common.formatting import count, points
+from bidir_core.data.assets import title_of
+from bidir_core.data.order_tasks import ORDER_TASKS
+from bidir_core.explain.controls import OUTCOME_WORDS, largest_summary, with_observation
+from bidir_core.explain.law import Law, law_of
+from bidir_core.runs.layout import FINETUNE_DIRS
+from bidir_core.runs.run import Run
+
+PLAIN = "bidirectional"
+SINK = "bidirectional:sink=1"
+HIDDEN = "causal:hide=0"
+
+Outcome = Literal["supports", "refutes", "undecided"]
+Key = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Badge:
+    """What one control says of a claim; ``detail`` is a sentence with its numbers."""
+
+    claim: str
+    title: str
+    outcome: Outcome
+    detail: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One answer: a few ``words``, the difference they rest on, and ``what`` that is.
+
+    ``value``: the difference, also where nothing gives it an interval. ``runs``: ids of baseline and
+    candidate, or of one sweep. ``reason``: what the number leaves out, the short of it before a colon.
+    ``supported``: the number, if it decides anything, decides what the words claim.
+    """
+
+    words: str
+    judgement: Judgement
+    value: float
+    what: str
+    runs: tuple[str, ...]
+    badges: tuple[Badge, ...] = ()
+    reason: str = ""
+    supported: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model's answers, None where nothing was run. ``steps``: everything against causal, for a
+    picture, as (label, judgement). ``problem``: why its runs cannot be read."""
+
+    model: str
+    limit: int | None
+    n: int
+    dtype: str
+    published: bool = False
+    hurt: Cell | None = None
+    why: Cell | None = None
+    repair: Cell | None = None
+    helps: Cell | None = None
+    without_training: Cell | None = None
+    steps: tuple[tuple[str, Judgement], ...] = ()
+    problem: str = ""
+
+    @property
+    def title(self) -> str:
+        return title_of(self.model)
+
+    @property
+    def extent(self) -> str:
+        return f"first {self.limit} of each task" if self.limit else "whole sets"
+
+    @property
+    def n_answered(self) -> int:
+        return sum(c is not None for c in (self.hurt, self.why, self.repair, self.helps))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Runs of the untrained model on one set of items that were made together, by regime."""
+
+    runs: dict[str, Run] = field(default_factory=dict)
+    sweep: Run | None = None
+
+
+def scorecard(runs: Iterable[Run], *, limit: int | None = None) -> list[Row]:
+    """A row for each model with finished runs, the best studied first, published ones last.
+
+    ``limit``: prefer the items of this ``--limit``; else the most items that a model was asked.
+    """
+    by_model: dict[str, list[Run]] = {}
+    published: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.state == "reference":
+            published.setdefault(run.model, []).append(run)
+        elif run.state == "done":
+            by_model.setdefault(run.model, []).append(run)
+    rows = [row for mine in by_model.values() if (row := _whole_row(mine, limit))]
+    rows.sort(key=lambda row: (-row.n_answered, -len(row.steps), -row.n, row.model))
+    return rows + [row for mine in published.values() if (row := _published(mine))]
+
+
+def _whole_row(runs: Sequence[Run], limit: int | None) -> Row | None:
+    try:
+        return _row(runs, limit)
+    except UserError as error:
+        return Row(runs[0].model, None, 0, "", problem=str(error))
+
+
+def _row(runs: Sequence[Run], limit: int | None) -> Row | None:
+    """One model's row; None where no run of it can be paired."""
+    sets = _sets([run for run in runs if _is_plain(run) and not _asks_order(run)], limit)
+    if not sets:
+        return None
+    key, sources = next(iter(sets.items()))
+    causal = next(source.runs[CAUSAL] for source in sources if CAUSAL in source.runs)
+    law, sweep = _law(source for mine in sets.values() for source in mine)
+    hurt = _hurt(sources)
+    sink, layers = _one_token(sources), _first_layers(law, sweep)
+    findings = _findings(runs, key, sources[0])
+    badges = _badges(runs, sources)
+    steps = [("Looking ahead", hurt.judgement)] if hurt else []
+    if (kept := _pair(sources, SINK)) is not None:
+        steps.append(("First token causal", macro_judgement(*kept)))
+    here = sweep is not None and sweep.id in {s.sweep.id for s in sources if s.sweep is not None}
+    if here and law is not None and law.confirm is not None and law.first_layer:
+        steps.append((f"First {law.first_layer} layers causal", law.confirm))
+    repair = None
+    if findings is not None:
+        repair, more = _repair(findings)
+        steps += more
+    regained = [cell for cell in (sink, layers if here else None) if cell is not None]
+    why = layers or sink
+    return Row(
+        model=causal.model,
+        limit=causal.settings.get("limit"),
+        n=int((causal.metrics or {}).get("n_items") or 0),
+        dtype=str(causal.config.get("dtype") or ""),
+        hurt=hurt,
+        why=None if why is None else replace(why, badges=badges),
+        repair=repair,
+        helps=_helps([run for run in runs if _asks_order(run)]),
+        # The token was fixed beforehand, the number of layers was chosen: first what needs no half.
+        without_training=next(
+            (cell for cell in regained if cell.judgement.verdict == "better"),
+            next(iter(regained), None),
+        ),
+        steps=tuple(steps),
+    )
+
+
+# Which runs: one set of items, and the runs on it that were made together.
+
+
+def _is_plain(run: Run) -> bool:
+    """The untrained model, asked as it is."""
+    settings = run.settings
+    return (
+        run.has_items
+        and (run.config.get("kind") or "eval") == "eval"
+        and not settings.get("checkpoint")
+        and _is_usual(settings)
+        and (settings.get("context") or "full") == "full"
+    )
+
+
+def _is_usual(settings: Mapping[str, object]) -> bool:
+    usual = settings.get("bos") in (None, "auto") and not settings.get("chat_template")
+    return usual and not settings.get("patch") and repeats(settings) == 1
+
+
+def _asks_order(run: Run) -> bool:
+    return bool(run.tasks) and all(task in ORDER_TASKS for task in run.tasks)
+
+
+def _sets(runs: Sequence[Run], limit: int | None) -> dict[Key, list[Source]]:
+    """The sets of items that have a causal run, the fullest first, with their sources: first those
+    with a causal run and with most regimes."""
+    sets: dict[Key, dict[str, Source]] = {}
+    for run in sorted(runs, key=lambda run: run.id.split("/")[1], reverse=True):
+        sweep = Run(run.path.parent.parent) if run.is_point else None
+        by_place = sets.setdefault(items_key(run, dtype=True), {})
+        source = by_place.setdefault(sweep.id if sweep else "", Source(sweep=sweep))
+        source.runs.setdefault(run.regime, run)
+
+    def rank(key: Key) -> tuple[bool, bool, int, int]:
+        every = [run for source in sets[key].values() for run in source.runs.values()]
+        regimes = {run.regime for run in every}
+        n = max(int((run.metrics or {}).get("n_items") or 0) for run in every)
+        wanted = limit is not None and every[0].settings.get("limit") == limit
+        return PLAIN in regimes, wanted, n, len(regimes)
+
+    with_causal = [key for key in sets if any(CAUSAL in s.runs for s in sets[key].values())]
+    return {
+        key: sorted(sets[key].values(), key=lambda s: (CAUSAL not in s.runs, -len(s.runs)))
+        for key in sorted(with_causal, key=rank, reverse=True)
+    }
+
+
+def _pair(sources: Sequence[Source], regime: str, against: str = CAUSAL) -> tuple[Run, Run] | None:
+    """The runs of two regimes, baseline first: made together if there are such."""
+    for source in sources:
+        if regime in source.runs and against in source.runs:
+            return source.runs[against], source.runs[regime]
+    first, second = (
+        next((s.runs[one] for s in sources if one in s.runs), None) for one in (against, regime)
+    )
+    return None if first is None or second is None else (first, second)
+
+
+# The answers.
+
+
+def _cell(runs: tuple[Run, Run], what: str) -> Cell:
+    judged = macro_judgement(*runs)
+    assert judged.estimate is not None
+    return Cell("", judged, judged.estimate.value, what, tuple(run.id for run in runs))
+
+
+HURT: dict[Verdict, str] = {
+    "worse": "It hurts",
+    "better": "It helps",
+    "equivalent": "No difference",
+    "undecided": "Undecided",
+}
+
+
+def _hurt(sources: Sequence[Source]) -> Cell | None:
+    runs = _pair(sources, PLAIN)
+    if runs is None:
+        return None
+    cell = _cell(runs, "looking ahead against causal")
+    return replace(cell, words=HURT[cell.judgement.verdict])
+
+
+def _one_token(sources: Sequence[Source]) -> Cell | None:
+    """What leaving the first token causal gives back."""
+    runs = _pair(sources, SINK, PLAIN)
+    if runs is None:
+        return None
+    cell = _cell(runs, "back with the first token causal")
+    return replace(cell, words=_gives_back(cell.judgement, "First token causal helps"))
+
+
+def _law(sources: Iterable[Source]) -> tuple[Law | None, Run | None]:
+    """What the first sweep says that opens the model from a layer on."""
+    for source in sources:
+        try:
+            if source.sweep is not None and source.sweep.state == "done":
+                return law_of(source.sweep), source.sweep
+        except UserError:
+            continue
+    return None, None
+
+
+def _first_layers(law: Law | None, sweep: Run | None) -> Cell | None:
+    if law is None or sweep is None:
+        return None
+    back = law.regained
+    if back is None or back.estimate is None:
+        return None
+    which = f"first {law.first_layer} layers" if law.first_layer != 1 else "first layer"
+    words = _gives_back(back, f"In the {which}")
+    what = f"back with the {which} causal"
+    return Cell(words, back, back.estimate.value, what, (sweep.id,), reason="held-out half")
+
+
+def _gives_back(judged: Judgement, claim: str) -> str:
+    return {"better": claim, "worse": "It adds damage", "equivalent": "Gives nothing back"}.get(
+        judged.verdict, "Undecided"
+    )
+
+
+def _badges(runs: Iterable[Run], sources: Sequence[Source]) -> tuple[Badge, ...]:
+    """The controls on this set of items, and whether losing the first token is the damage."""
+    badges = []
+    swept = (s.sweep for s in sources if s.sweep is not None)
+    controls = next((run for run in swept if (run.metrics or {}).get("controls")), None)
+    if controls is not None:
+        attended = [run for run in runs if run.config.get("kind") == "attend"]
+        summary = largest_summary(controls.settings, attended)
+        judged = (controls.metrics or {})["controls"]
+        for row in with_observation(judged, summary.metrics if summary else None):
+            outcome = {"supports": "supports", "refutes": "refutes", "partly": "refutes"}
+            badges.append(
+                Badge(
+                    "first token",
+                    str(row["title"]),
+                    outcome.get(row["outcome"], "undecided"),  # type: ignore[arg-type]
+                    f"{OUTCOME_WORDS.get(row['outcome'], row['outcome'])}. {row['finding']}",
+                )
+            )
+    lost = _pair(sources, PLAIN, HIDDEN)
+    if lost is not None:
+        judged = macro_judgement(*lost)
+        e = judged.estimate
+        assert e is not None
+        detail = (
+            f"Looking ahead minus only hiding the first token: {points(e.value, signed=True)} points "
+            f"(95 % CI {points(e.low, signed=True)} to {points(e.high, signed=True)}, n = {count(e.n)})."
+        )
+        refuted: Outcome = "refutes" if judged.verdict == "worse" else "undecided"
+        badges.append(Badge("lost sink", "First token hidden (hide=0)", refuted, detail))
+    return tuple(badges)
+
+
+REPAIRED = {
+    "nothing to repair": "Nothing to repair",
+    "no gain": "Not repaired",
+    "gain undecided": "Undecided",
+    "repaired": "Repaired",
+    "partly repaired": "Partly repaired",
+    "repaired, level undecided": "At least partly repaired",
+    "no control": "A gain, no control",
+    "repair undecided": "Repair undecided",
+    "tuning": "Ordinary tuning",
+}
+
+
+def _findings(runs: Sequence[Run], key: Key, source: Source) -> Findings | None:
+    """The study of the model's fine-tunes: on this set of items if any was evaluated there."""
+    evaluated = [
+        run
+        for run in runs
+        if run.settings.get("checkpoint")
+        and (run.config.get("kind") or "eval") == "eval"
+        and _is_usual(run.settings)
+        and (run.settings.get("context") or "full") == "full"
+        and not run.is_point
+        and not _asks_order(run)
+    ]
+    if not evaluated:
+        return None
+    trained = [run for run in runs if run.stage in FINETUNE_DIRS.values()]
+    untrained = [
+        run for run in runs if _is_plain(run) and not run.is_point and not _asks_order(run)
+    ]
+    here = [run for run in evaluated if items_key(run, dtype=True) == key]
+    if here:
+        evaluated = here
+        untrained = [run for run in untrained if items_key(run, dtype=True) == key]
+        if not {CAUSAL, PLAIN} <= {run.regime for run in untrained}:
+            untrained += [source.runs[one] for one in (CAUSAL, PLAIN) if one in source.runs]
+    try:
+        findings = Findings(make_study([*untrained, *evaluated, *trained], mixed_dtypes=False))
+    except UserError:
+        return None
+    return findings if findings.study.main_pair()[0] is not None else None
+
+
+def _repair(findings: Findings) -> tuple[Cell, list[tuple[str, Judgement]]]:
+    """The main fine-tune and its control, and both against the untrained model, causal."""
+    study = findings.study
+    arm, control = study.main_pair()
+    assert arm is not None
+    repair, regime = findings.repair(arm), study.own_regime(arm)
+    words, judged = REPAIRED[repair.outcome], repair.interaction
+    steps = []
+    gap = repair.gap
+    if gap is not None and gap.basis == "paired":
+        steps.append(("Repair fine-tune", gap.judgement))
+    same = findings.between(findings.stage1, (control, regime)) if control is not None else None
+    if same is not None and same.basis == "paired":
+        steps.append(("Control fine-tune", same.judgement))
+    if judged is not None and judged.estimate is not None:
+        outcome: Outcome = {"better": "supports", "equivalent": "refutes", "worse": "refutes"}.get(
+            judged.verdict, "undecided"
+        )  # type: ignore[assignment]
+        badge = Badge(
+            "beats control", "Control fine-tune (3C)", outcome, _of_seeds(repair.note, judged)
+        )
+        found = findings.interaction(arm)
+        ends = () if isinstance(found, str) else (found.runs[1][0], found.runs[0][0])
+        what = "beyond the control fine-tune"
+        note = repair.note.removeprefix("from ")
+        cell = Cell(words, judged, judged.estimate.value, what, ends, (badge,), note)
+        return cell, steps
+    missing = Badge("beats control", "Control fine-tune (3C)", "undecided", repair.missing)
+    return _without_interaction(words, repair.gain or gap, missing), steps
+
+
+def _of_seeds(note: str, judged: Judgement) -> str:
+    return note or (
+        f"{judged.n_seeds} training seeds" if judged.n_seeds > 1 else "one training seed"
+    )
+
+
+def _without_interaction(words: str, found: Contrast | None, badge: Badge) -> Cell:
+    if found is None:
+        return Cell(words, judge(None), float("nan"), badge.detail, (), (badge,), supported=False)
+    ids = found.runs[0] if found.runs else ()
+    what = "repair fine-tune, both looking ahead"
+    return Cell(words, found.judgement, found.value, what, ids, (badge,), badge.detail, False)
+
+
+def _helps(runs: Sequence[Run]) -> Cell | None:
+    """Every regime that looks ahead, on every order task, against causal with the passage last.
+
+    A fine-tune counts beside its control left causal. Holm over all of these. What answers no better
+    than one and the same choice would does not count as helped: a change of bias alone can gain there.
+    """
+    asked = [run for run in runs if run.has_items and not run.settings.get("patch")]
+    usable = [run for run in asked if _is_usual(run.settings)]
+    if not usable:
+        return None
+    try:
+        pairs = _order_pairs(Findings(make_study(usable, mixed_dtypes=False)))
+        answers = {run.id: order_answers(run) for pair in pairs for run in pair[1:]}
+    except UserError:
+        return None
+    trials = [
+        (family, label, (first, second), table)
+        for label, first, second in pairs
+        for family, table in _tables(answers[first.id], answers[second.id])
+    ]
+    p_values = [stats.mcnemar_exact(table.broken, table.fixed) for *_, table in trials]
+    cells: list[tuple[bool, Cell]] = []
+    for trial, p, p_holm in zip(trials, p_values, stats.holm(p_values), strict=True):
+        family, label, (first, second), table = trial
+        found = judge(
+            stats.paired_interval(table),
+            broken=table.broken,
+            fixed=table.fixed,
+            p_values=[p],
+            p_adjusted=[p_holm],
+        )
+        right = stats.proportion(table.both_right + table.fixed, table.n)
+        helped = found.verdict == "better" and right.low > _constant_guess(second, family)
+        what, ids = f"{family}, {label}", (first.id, second.id)
+        cell = Cell("", found, table.delta, what, ids, reason=family, supported=helped)
+        cells.append((helped, cell))
+    if not cells:
+        return None
+    # The best of them: it helps somewhere, or this is the most that any showed.
+    helped, cell = max(cells, key=lambda each: (each[0], each[1].value))
+    if helped:
+        words = f"In {sum(each for each, _ in cells)} of {len(cells)}"
+        return replace(cell, words=words, badges=_beside_repetition(cell, answers, asked))
+    words = "Not shown" if cell.judgement.verdict == "undecided" else "In none"
+    if cell.judgement.verdict == "better":
+        words = "Not beyond guessing"
+    return replace(cell, words=f"{words}, of {len(cells)}", supported=words == "In none")
+
+
+def _constant_guess(run: Run, family: str) -> float:
+    """What always the same choice would score with the passage last."""
+    table = run.items_table(("task", "gold"))
+    gold = table.column("gold").to_numpy()
+    gold = gold[table.column("task").to_numpy(zero_copy_only=False) == f"{family}_last"]
+    return float(np.bincount(gold).max() / len(gold)) if len(gold) else 0.0
+
+
+def _beside_repetition(
+    cell: Cell, answers: Mapping[str, Mapping[str, OrderAnswers]], asked: Sequence[Run]
+) -> tuple[Badge, ...]:
+    """Whether it helps more than giving the untrained model its prompt twice, causally, does."""
+    twice = next((run for run in asked if _is_twice(run)), None)
+    family = cell.what.partition(",")[0]
+    if twice is None:
+        return ()
+    tables = dict(_tables(order_answers(twice), answers[cell.runs[1]]))
+    if family not in tables:
+        return ()
+    table = tables[family]
+    p = stats.mcnemar_exact(table.broken, table.fixed)
+    found = judge(stats.paired_interval(table), p_values=[p])
+    outcome: Outcome = "supports" if found.verdict == "better" else "refutes"
+    return (
+        Badge(
+            "beats repetition",
+            "Prompt given twice, causal",
+            outcome if found.decided else "undecided",
+            f"{points(table.delta, signed=True)} points against it (n = {count(table.n)}).",
+        ),
+    )
+
+
+def _is_twice(run: Run) -> bool:
+    return repeats(run.settings) > 1 and run.regime == CAUSAL and not run.settings.get("checkpoint")
+
+
+def _order_pairs(findings: Findings) -> list[tuple[str, Run, Run]]:
+    """(what looks ahead, what it is compared with, its run), the first seed of each cell."""
+    study = findings.study
+    out = []
+    for regime in study.bidirectional_regimes(study.base):
+        out += _firsts(study.runs(study.base, CAUSAL), study.runs(study.base, regime), regime)
+    controls = [study.runs(arm, CAUSAL) for arm in study.trained("3C")]
+    for arm in study.trained("3B"):
+        control = study.control_of(arm)
+        left = study.runs(control, CAUSAL) if control else next(iter(controls), {})
+        own = study.own_regime(arm)
+        out += _firsts(left, study.runs(arm, own), f"{own} after a repair fine-tune")
+    return out
+
+
+def _firsts(
+    first: Mapping[int, Run], second: Mapping[int, Run], label: str
+) -> list[tuple[str, Run, Run]]:
+    a, b = next(iter(first.values()), None), next(iter(second.values()), None)
+    return [] if a is None or b is None else [(label, a, b)]
+
+
+def _tables(
+    first: Mapping[str, OrderAnswers], second: Mapping[str, OrderAnswers]
+) -> list[tuple[str, stats.Table2x2]]:
+    """Right and wrong with the passage last, for every family that both answered."""
+    tables = []
+    for family in first:
+        if family in second:
+            a, b = first[family], second[family]
+            _, rows, others = np.intersect1d(
+                a.pair_id, b.pair_id, assume_unique=True, return_indices=True
+            )
+            if len(rows):
+                tables.append((family, stats.table_2x2(a.last[rows], b.last[others])))
+    return tables
+
+
+def _published(runs: Sequence[Run]) -> Row | None:
+    """Numbers of a publication, which hold no items."""
+    try:
+        findings = Findings(make_study(runs))
+    except UserError:
+        return None
+    study = findings.study
+    damage, (arm, _) = findings.damage(), study.main_pair()
+    hurt = repair = None
+    if damage is not None:
+        what = f"looking ahead against causal, {damage.basis}"
+        hurt = Cell(HURT[damage.verdict], damage.judgement, damage.value, what, damage.runs[0])
+    tuned = [one for one in study.arms if one != study.base] if arm is None else [arm]
+    if tuned:
+        found = findings.repair(tuned[0])
+        words = REPAIRED[found.outcome]
+        badge = Badge(
+            "beats control", "Control fine-tune (3C)", "undecided", "no control was published"
+        )
+        repair = _without_interaction(words, found.gain or found.gap, badge)
+    some = study.some_run
+    n = int((some.metrics or {}).get("n_items") or 0)
+    return Row(some.model, some.settings.get("limit"), n, "", True, hurt, None, repair)
+
+
+# One sentence for the best-studied model.
+
+
+def answer(row: Row) -> str:
+    """``Looking ahead costs SmolLM2 135M 4.5 points of accuracy; ...``: what its cells say, a clause
+    each; a direction only where its interval has one."""
+    said = []
+    if row.hurt is not None:
+        change = f"{points(abs(row.hurt.value))} points of accuracy"
+        said.append(
+            {
+                "worse": f"Looking ahead costs {row.title} {change}",
+                "better": f"Looking ahead gains {row.title} {change}",
+                "equivalent": f"Looking ahead moves {row.title}'s accuracy by less than {size(row.hurt.judgement.margin)}",
+                "undecided": f"Whether looking ahead costs {row.title} accuracy is undecided",
+            }[row.hurt.judgement.verdict]
+        )
+    back = row.without_training
+    if back is not None and back.judgement.verdict == "better":
+        how = back.what.removeprefix("back with ")
+        said.append(f"leaving {how} gives back {points(back.value)}")
+    if row.repair is not None and row.repair.what.startswith("beyond"):
+        beyond = f"beats its control by {points(row.repair.value)}"
+        shown = row.repair.judgement.verdict == "better"
+        said.append(f"a repair fine-tune {beyond if shown else 'is not shown to beat its control'}")
+    return "; ".join(said) + "." if said else ""

@@ -1,0 +1,292 @@
+"""The Overview's answer, three numbers and picture, and the scorecard: a row for each model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import streamlit as st
+
+from bidir_core import jobs
+from bidir_core.analyse.verdict import Judgement
+from bidir_core.common.errors import UserError
+from bidir_core.jobs.estimate import duration
+from bidir_core.report.scorecard import Badge, Cell, Row, answer, scorecard
+from bidir_core.runs.layout import is_read_only
+from bidir_core.runs.run import Run
+from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.launch import review
+from bidir_ui.launch.form import Draft
+from bidir_ui.reading.data import RunInfo
+
+LIMIT = 500  # of the smaller set of items that the switch asks for
+
+
+def rows(runs: Sequence[RunInfo], limit: int | None) -> list[Row]:
+    """The scorecard of the finished runs, remembered until one of them changes."""
+    known = [run for run in runs if run.is_done or run.is_reference]
+    return _rows(tuple(run.path for run in known), tuple(run.modified for run in known), limit)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the evidence")
+def _rows(paths: tuple[str, ...], stamps: tuple[float, ...], limit: int | None) -> list[Row]:
+    return scorecard(map(Run, paths), limit=limit)
+
+
+# The first ten seconds.
+
+
+def first_screen(row: Row) -> None:
+    """One sentence, three numbers, one picture, all of one model on one set of items."""
+    html.show(html.div("b b-answer", fmt.tie(answer(row))))
+    cards = (
+        ("Cost", row.hurt),
+        ("Back without training", row.without_training),
+        ("Repair beyond control", row.repair),
+    )
+    html.show(html.div("b b-three", *(_card(title, cell) for title, cell in cards)))
+    items = f"{row.extent}, n = {fmt.count(row.n)}, 95 % intervals"
+    if row.steps:
+        html.show(_picture(row.steps, items))
+
+
+def _card(title: str, cell: Cell | None) -> html.Html:
+    """One number; the whole card leads to its runs."""
+    if cell is None:
+        return html.div("card", html.div("title", title), html.div("big off", "not run yet"))
+    body = (
+        html.div("title", title),
+        html.div("big", fmt.points(cell.value)),
+        html.div("sub", fmt.tie(_interval(cell))),
+    )
+    return _link(cell, *body, cls="card")
+
+
+def _interval(cell: Cell) -> str:
+    return fmt.interval_of(cell.judgement.estimate)
+
+
+def _link(cell: Cell, *body: object, cls: str) -> html.Html:
+    """The body as a link to where its runs are read: a pair to Compare, a sweep to the Lab."""
+    if len(cell.runs) == 2:
+        return widgets.link(
+            html.join(*body), "compare", {"a": cell.runs[0], "b": cell.runs[1]}, cls=cls
+        )
+    if len(cell.runs) == 1:
+        return widgets.link(html.join(*body), "lab", {"sweep": cell.runs[0]}, cls=cls)
+    return html.div(cls, *body)
+
+
+def _picture(steps: Sequence[tuple[str, Judgement]], items: str) -> html.Html:
+    """Each step against causal: a dot and its interval on one scale; label over plot on a phone."""
+    known = [(label, judged) for label, judged in steps if judged.estimate is not None]
+    ends = [end for _, j in known if j.estimate for end in (j.estimate.low, j.estimate.high)]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    room = 0.04 * (high - low) or 0.01
+    low, high = low - room, high + room
+
+    def at(value: float) -> str:
+        return f"{100 * (value - low) / (high - low):.2f}%"
+
+    parts = []
+    for label, judged in known:
+        e = judged.estimate
+        assert e is not None
+        cls = judged.verdict if judged.decided else "open"
+        wide = f"left:{at(e.low)};width:calc({at(e.high)} - {at(e.low)})"
+        plot = html.div(
+            f"plot {cls}",
+            html.span("zero", style=f"left:{at(0)}"),
+            html.span("bar", style=wide),
+            html.span("dot", style=f"left:{at(e.value)}"),
+        )
+        value = html.span("value", fmt.points(e.value))
+        parts.append(html.div("row", html.span("label", label), plot, value))
+    said = "; ".join(
+        f"{label} {fmt.points(j.estimate.value)} {fmt.interval_of(j.estimate)}"
+        for label, j in known
+        if j.estimate
+    )
+    title = fmt.tie(f"Accuracy against causal, points ({items})")
+    head = html.div("head", title)
+    return html.div("b b-steps", head, *parts, role="img", aria_label=f"{title}: {said}")
+
+
+# The scorecard.
+
+QUESTIONS = {
+    "hurt": "Hurt?",
+    "why": "Why?",
+    "repair": "Repair?",
+    "helps": "Helps anywhere?",
+}
+# What makes a missing answer: the Launch page's stage and settings.
+MISSING: dict[str, tuple[str, str, dict[str, str]]] = {
+    "hurt": ("lab-sink", "published", {"sweep": "sink=1", "limit": "100"}),
+    "why": ("lab-layers", "published", {"sweep": "layers=1-,2-,3-,4-,6-,8-", "limit": "100"}),
+    "repair": ("pipeline", "quick", {}),
+    "helps": (
+        "lab-layers",
+        "published",
+        {"sweep": "layers=2-", "tasks": "sciq_first,sciq_last", "limit": "200"},
+    ),
+}
+
+
+def table(found: Sequence[Row], runs: tuple[RunInfo, ...]) -> None:
+    """A row for each model, a column for each question; what is missing is one click away."""
+    place = st.empty()
+    with place:
+        html.show(_table(found, {}))
+    times = dict(_times(found, runs))
+    if times:  # counting items takes seconds: the table stands meanwhile
+        with place:
+            html.show(_table(found, times))
+
+
+def _table(found: Iterable[Row], times: dict[tuple[str, str], str]) -> html.Html:
+    head = html.el(
+        "tr",
+        html.el("th", "Model", scope="col"),
+        *(html.el("th", q, scope="col") for q in QUESTIONS.values()),
+    )
+    lines = [
+        html.el(
+            "tr",
+            html.el("th", row.title, html.el("small", _items(row)), scope="row"),
+            *(
+                html.el("td", _cell(row, name, times.get((row.model, name), "")), data_q=question)
+                for name, question in QUESTIONS.items()
+            ),
+        )
+        for row in found
+    ]
+    return html.scrolling(
+        html.el("table", html.el("thead", head), html.el("tbody", *lines), cls="b b-score")
+    )
+
+
+def _items(row: Row) -> str:
+    if row.problem:
+        return row.problem
+    return fmt.tie(f"{'published, ' if row.published else ''}{row.extent}")
+
+
+def _cell(row: Row, name: str, time: str) -> html.Html:
+    cell: Cell | None = getattr(row, name)
+    if cell is None:
+        return _run(row, name, time)
+    e = cell.judgement.estimate
+    number = "" if math.isnan(cell.value) else f"{fmt.points(cell.value)} {_interval(cell)}"
+    said = [f"n = {fmt.count(e.n)}" if e else "", cell.reason.partition(":")[0]]
+    n = ", ".join(filter(None, said))
+    marks = [_mark(claim, cell.badges) for claim in dict.fromkeys(b.claim for b in cell.badges)]
+    return _link(
+        cell,
+        html.el("b", _sign(cell), cell.words),
+        html.span("b-num", fmt.tie(number)),
+        html.el("small", fmt.tie(n)),
+        *marks,
+        cls=f"cell {cell.judgement.verdict if cell.judgement.decided and cell.supported else 'open'}",
+    )
+
+
+def _sign(cell: Cell) -> str:
+    """A verdict's shape, beside its words and colour."""
+    verdict = cell.judgement.verdict if cell.supported else "undecided"
+    return {"better": "▲ ", "worse": "▼ ", "equivalent": "= "}.get(verdict, "○ ")
+
+
+SIGNS = {"supports": "✓", "refutes": "✗", "undecided": "○"}
+
+
+def _mark(claim: str, badges: Sequence[Badge]) -> html.Html:
+    """What the controls say of one claim, counted; each one's finding in its tooltip."""
+    mine = [badge for badge in badges if badge.claim == claim]
+    counts = {outcome: sum(b.outcome == outcome for b in mine) for outcome in SIGNS}
+    shown = " ".join(f"{SIGNS[o]}{n if len(mine) > 1 else ''}" for o, n in counts.items() if n)
+    said = "\n".join(f"{SIGNS[b.outcome]} {b.title}: {b.detail}" for b in mine)
+    spoken = ", ".join(f"{n} {o}" for o, n in counts.items() if n)
+    return html.span(
+        "mark", f"{claim} {shown}", title=fmt.tie(said), aria_label=f"{claim}: {spoken}"
+    )
+
+
+def _run(row: Row, name: str, time: str) -> html.Html:
+    if row.problem or is_read_only():
+        return html.span("none", fmt.NONE if row.problem else "not run yet")
+    stage, size, settings = MISSING[name]
+    query = {"stage": stage, "f.model": row.model, **{f"f.{k}": v for k, v in settings.items()}}
+    if size != "published":
+        query["size"] = size
+    return widgets.link(f"Run{f' (about {time})' if time else ''}", "launch", query, cls="run")
+
+
+def _times(
+    found: Iterable[Row], runs: tuple[RunInfo, ...]
+) -> Iterable[tuple[tuple[str, str], str]]:
+    """How long each missing answer would take; nothing where no run here has told."""
+    if is_read_only() or not any(one.device == "cpu" for one in review.measured(runs)):
+        return
+    for row in found:
+        for name, (stage, size, settings) in MISSING.items():
+            if getattr(row, name) is None and not row.problem:
+                seconds = _seconds(row.model, stage, size, tuple(settings.items()), runs)
+                if seconds is not None:
+                    yield (row.model, name), duration(seconds)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _seconds(
+    model: str,
+    stage: str,
+    size: str,
+    settings: tuple[tuple[str, str], ...],
+    _runs: tuple[RunInfo, ...],
+) -> float | None:
+    try:
+        form = Draft(stage, size).check({"model": model, **dict(settings)})
+        made = review.estimated(form, _runs, jobs.list_jobs())
+    except (UserError, OSError, ValueError):
+        return None
+    return made.seconds if made else None
+
+
+DETAILS = (
+    ("Reading", "95 % intervals, paired item by item; ○ marks what they leave open, ▲ ▼ what they decide."),
+    ("Why?", "The first layers that must stay causal are chosen on half of the items and judged on the other. ✓ ✗ ○: controls that support, refute or leave open that claim."),
+    ("Repair?", "A repair fine-tune (3B) learns with the prompt looking ahead; its control (3C) gets the same data, steps and seed, causally. The number is the interaction: how much more 3B gains than 3C, looking ahead minus causal."),
+    ("Helps anywhere?", "Questions whose passage comes last, where left-to-right reading suffers: looking ahead against causal, with Holm's correction; beyond always giving one answer, and beside giving the prompt twice."),
+)  # fmt: skip
+
+
+def details() -> None:
+    body = [part for name, text in DETAILS for part in (html.el("dt", name), html.el("dd", text))]
+    html.show(
+        html.el(
+            "details",
+            html.el("summary", "What the words mean"),
+            html.el("dl", *body, cls="b-kv"),
+            cls="b b-fold",
+        )
+    )
+
+
+def switch() -> None:
+    """From the fullest set of items that each model has to the first 500 of each task."""
+    url.bound(
+        st.toggle,
+        f"First {LIMIT} of each task",
+        name="items",
+        read=lambda text: text == str(LIMIT),
+        write=lambda value: str(LIMIT) if value else "",
+    )
+
+
+def unfinished(runs: Iterable[RunInfo]) -> None:
+    """Evaluations that are not in these numbers yet, or never will be."""
+    damaged = [run for run in runs if run.state == "corrupt" and not run.is_point]
+    partial = [r for r in runs if r.kind == "eval" and r.partial_note and r not in damaged]
+    for run in [*damaged, *(run for run in partial if not run.is_point)][:2]:
+        why = run.error if run in damaged else run.partial_note
+        widgets.note(f"Not counted: {fmt.clip(f'{run.label}: {why}', 160)}.")
