@@ -159,7 +159,7 @@ def _row(runs: Sequence[Run], limit: int | None) -> Row | None:
     if findings is not None:
         repair, more = _repair(findings)
         steps += more
-    regained = [cell for cell in (sink, layers if here else None) if cell is not None]
+    regained = [cell for cell in (layers if here else None, sink) if cell is not None]
     why = layers or sink
     return Row(
         model=causal.model,
@@ -170,7 +170,7 @@ def _row(runs: Sequence[Run], limit: int | None) -> Row | None:
         why=None if why is None else replace(why, badges=badges),
         repair=repair,
         helps=_helps([run for run in runs if _asks_order(run)]),
-        # The token was fixed beforehand, the number of layers was chosen: first what needs no half.
+        # How many layers was chosen on one half and is judged on the other; the token was fixed.
         without_training=next(
             (cell for cell in regained if cell.judgement.verdict == "better"),
             next(iter(regained), None),
@@ -466,10 +466,10 @@ def _helps(runs: Sequence[Run]) -> Cell | None:
     if helped:
         words = f"In {sum(each for each, _ in cells)} of {len(cells)}"
         return replace(cell, words=words, badges=_beside_repetition(cell, answers, asked))
-    words = "Not shown" if cell.judgement.verdict == "undecided" else "In none"
-    if cell.judgement.verdict == "better":
-        words = "Not beyond guessing"
-    return replace(cell, words=f"{words}, of {len(cells)}", supported=words == "In none")
+    words = {"undecided": f"Not shown in {len(cells)}", "better": "Not beyond guessing"}
+    decided = cell.judgement.verdict not in words
+    said = words.get(cell.judgement.verdict, f"In none of {len(cells)}")
+    return replace(cell, words=said, supported=decided)
 
 
 def _constant_guess(run: Run, family: str) -> float:

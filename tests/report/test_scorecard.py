@@ -72,7 +72,7 @@ def test_points_of_a_sweep_answer_hurt_and_why_without_any_evaluation(root) -> N
     assert row.why.runs == (sweep.id,)
     assert row.why.words == f"In the first {law.first_layer} layers".replace("1 layers", "layer")
     assert row.why.judgement.estimate.n < row.n  # the half that did not choose
-    assert row.without_training.what == "back with the first token causal"
+    assert row.without_training.what == "back with the first 2 layers causal"
     assert [label for label, _ in row.steps][:2] == ["Looking ahead", "First token causal"]
 
 
@@ -168,7 +168,7 @@ def test_order_tasks_tell_whether_it_helps_anywhere(root) -> None:
     causal = order_run(root, 0.5)
     order_run(root, 0.3, regime="bidirectional", seed=1)
     (row,) = rows(root)
-    assert row.helps.words == "In none, of 1"
+    assert row.helps.words == "In none of 1"
     better = order_run(root, 0.65, regime="bidirectional:layers=2-", seed=2)
     (row,) = rows(root)
     assert (row.helps.words, row.helps.reason) == ("In 1 of 2", "sciq")
@@ -204,7 +204,7 @@ def test_what_is_not_shown_is_not_said_to_help(root) -> None:
     order_run(root, 0.5)
     order_run(root, 0.51, regime="bidirectional:layers=2-", seed=2)
     (row,) = rows(root)
-    assert row.helps.words == "Not shown, of 1"
+    assert row.helps.words == "Not shown in 1"
     assert row.helps.judgement.verdict == "undecided"
 
 
