@@ -123,13 +123,9 @@ QUESTIONS = {
 # What makes a missing answer: the Launch page's stage and settings.
 MISSING: dict[str, tuple[str, str, dict[str, str]]] = {
     "hurt": ("lab-sink", "published", {"sweep": "sink=1", "limit": "100"}),
-    "why": ("lab-layers", "published", {"sweep": "layers=1-,2-,3-,4-,6-,8-", "limit": "100"}),
+    "why": ("lab-law", "published", {"limit": "100"}),
     "repair": ("pipeline", "quick", {}),
-    "helps": (
-        "lab-layers",
-        "published",
-        {"sweep": "layers=2-", "tasks": "sciq_first,sciq_last", "limit": "200"},
-    ),
+    "helps": ("lab-order", "published", {"limit": "200"}),
 }
 
 

@@ -98,7 +98,7 @@ def test_overview_answers_of_the_best_studied_model_and_offers_what_is_missing(r
     assert text.index("SmolLM2 135M") < text.index("model")
     markup = " ".join(block.proto.body for block in open_page().get("html"))
     assert "launch?stage=pipeline&amp;f.model=other/model&amp;size=quick" in markup
-    assert "launch?stage=lab-layers&amp;f.model=other/model" in markup
+    assert "launch?stage=lab-law&amp;f.model=other/model" in markup
 
 
 def test_the_switch_asks_for_the_first_500(root):
