@@ -1,4 +1,4 @@
-"""Fetch one wheel with pip, checked by its sha256, with a progress bar.
+"""Fetch one wheel with pip, checked by its sha256, with its progress bar.
 
 pip brings everything a careful download needs: proxies, certificates, mirrors, retries and the
 hash check. A wheel that is already on the disk, in a folder named by ``BIDIR_WHEEL_DIR``, is
@@ -11,14 +11,12 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from bidir_core.common.errors import UserError
 
-POLL_SECONDS = 0.2
+STDERR = 2  # where what pip tells of its progress goes: a command's own output is on stdout
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def download(
     """
     for last_try in (False, True):
         target = work / f"wheel-{int(last_try)}"
-        code, output = _pip(package, version, sha256, n_bytes, target, progress)
+        code, output = _pip(package, version, sha256, target, progress)
         wheels = sorted(target.glob("*.whl"))
         if code == 0 and wheels and sha256_of(wheels[0]) == sha256:
             return wheels[0]
@@ -67,75 +65,32 @@ def download(
     raise UserError(_explain(package, version, n_bytes, damaged, output))
 
 
-def _pip(
-    package: str, version: str, sha256: str, n_bytes: int, target: Path, progress: bool
-) -> tuple[int, str]:
-    """Run ``pip download``; returns its exit code and what it wrote."""
+def _pip(package: str, version: str, sha256: str, target: Path, progress: bool) -> tuple[int, str]:
+    """Run ``pip download``; returns its exit code and what it complained of."""
     scratch = target.with_name(target.name + "-scratch")
     scratch.mkdir()
     requirement = scratch / "requirement.txt"
     requirement.write_text(f"{package}=={version} --hash=sha256:{sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
     command += ["--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir", "--no-input"]
-    command += ["--disable-pip-version-check", "--progress-bar=off", "--retries=2"]
+    command += ["--disable-pip-version-check", "--retries=2"]
     command += ["--dest", str(target), "-r", str(requirement)]
     if (wheel := local_wheel(package, version)) is not None:
         command += ["--no-index", "--find-links", str(wheel.parent)]
-    # pip downloads into the temporary folder first; ours is inside the cache, and is polled.
-    environment = os.environ | {"TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
-    log = scratch / "log.txt"
-    with open(log, "wb") as stream:
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            )
-        except OSError as error:
-            return 1, f"ERROR: {error}"
-        try:
-            _watch(process, scratch, target, package, n_bytes, progress)
-        finally:
-            if process.poll() is None:  # Ctrl-C, or an error here: do not leave pip behind
-                process.kill()
-                process.wait()
-    return process.returncode, log.read_text(errors="replace")
-
-
-def _watch(
-    process: subprocess.Popen[bytes],
-    scratch: Path,
-    target: Path,
-    package: str,
-    n_bytes: int,
-    progress: bool,
-) -> None:
-    """Wait for pip, drawing how much has arrived."""
-    from tqdm import tqdm
-
-    with tqdm(
-        total=n_bytes, unit="B", unit_scale=True, desc=package, disable=not progress, leave=True
-    ) as bar:
-        while process.poll() is None:
-            # pip first grows the file in its scratch folder, then copies it to the target.
-            arrived = max(_wheel_bytes(scratch), _wheel_bytes(target))
-            bar.update(min(arrived, n_bytes) - bar.n)
-            time.sleep(POLL_SECONDS)
-        if process.returncode == 0:
-            bar.update(n_bytes - bar.n)
-
-
-def _wheel_bytes(folder: Path) -> int:
-    """The largest wheel below a folder in which pip makes, moves and removes files meanwhile."""
-    sizes = [0]
-    for where, _folders, files in os.walk(folder):  # passes over folders that are gone
-        for name in files:
-            if name.endswith(".whl"):
-                with suppress(OSError):  # moved between the listing and now
-                    sizes.append(os.stat(os.path.join(where, name)).st_size)
-    return max(sizes)
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=STDERR if progress else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            # pip downloads into the temporary folder first: ours, so that nothing is left behind
+            env=os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch)),
+        )
+    except OSError as error:
+        return 1, f"ERROR: {error}"
+    return done.returncode, done.stderr
 
 
 def _explain(package: str, version: str, n_bytes: int, damaged: bool, output: str) -> str:
