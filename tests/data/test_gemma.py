@@ -21,7 +21,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.data import assets, gguf
 from bidir_core.data.assets import EMBEDDED_MODELS
 from bidir_core.data.encoding import Encoder
-from bidir_core.data.gguf import BYTE, GEMMA, NORMAL, SPACE, CONTROL_gemma, USER_DEFINED_gemma
+from bidir_core.data.gguf import CONTROL, GEMMA, NORMAL, SPACE, USER_DEFINED
 from bidir_core.data.items import Item
 from bidir_core.data.tasks import load_items
 from bidir_core.evaluate import evaluate
@@ -45,8 +45,8 @@ def small_tables() -> Tables:
     made = pieces[len(alphabet) :] + alphabet  # as in the real file, single characters come last
     rows: list[tuple[str, float, int]] = []
     for kind, names in (
-        (CONTROL_gemma, ("<pad>", "<eos>", "<bos>", "<unk>", "<unused0>")),
-        (USER_DEFINED_gemma, ("\n", "\n\n", "  ", "   ", "<b>", "\t")),
+        (CONTROL, ("<pad>", "<eos>", "<bos>", "<unk>", "<unused0>")),
+        (USER_DEFINED, ("\n", "\n\n", "  ", "   ", "<b>", "\t")),
     ):
         rows += [(name, -1000.0, kind) for name in names]
     rows += [(f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)]
@@ -55,6 +55,7 @@ def small_tables() -> Tables:
     return tokens, scores, kinds  # type: ignore[return-value]
 
 
+BYTE = 6  # GGUF's kind of a token that stands for a byte
 TABLES = small_tables()
 SLOW = SlowBpe(*TABLES)
 IDS = {"bos": 2, "eos": 1, "padding": 0}
@@ -138,8 +139,8 @@ def test_the_real_tokenizer_follows_the_slow_rules(tokenizer: Any) -> None:
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     added = tokenizer.added_tokens_decoder
     ours = [index for index, token in added.items() if not token.special]
-    kinds = [CONTROL_gemma] * len(tokens)
-    for indices, kind in ((range(238, 494), BYTE), (ours, USER_DEFINED_gemma)):
+    kinds = [CONTROL] * len(tokens)
+    for indices, kind in ((range(238, 494), BYTE), (ours, USER_DEFINED)):
         for index in indices:
             kinds[index] = kind
     kinds[494:255_968] = [NORMAL] * (255_968 - 494)
