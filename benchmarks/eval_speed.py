@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.full_shape import now
 from benchmarks.lm_eval_peer import LmEvalPeer, accuracy, differences
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.data.encoding import Encoder
@@ -104,17 +105,10 @@ def gflops(device: torch.device) -> float:
     """The rate of a float32 matrix product of the model's own kind of size."""
     a, b = torch.randn(1536, 576, device=device), torch.randn(576, 1536, device=device)
     a @ b
-    sync(device)
-    start = time.perf_counter()
+    start = now(device)
     for _ in range(20):
         a @ b
-    sync(device)
-    return 20 * 2 * 1536 * 576 * 1536 / (time.perf_counter() - start) / 1e9
-
-
-def sync(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return 20 * 2 * 1536 * 576 * 1536 / (now(device) - start) / 1e9
 
 
 def median(trials: list[dict[str, Any]], key: str) -> float:

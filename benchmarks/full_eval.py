@@ -27,7 +27,6 @@ from benchmarks.full_shape import (
     timed,
     trouble,
 )
-from bidir_core.data.encoding import EncodedItem, Encoder
 from bidir_core.evaluate import evaluate as evaluating
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate, read_items
@@ -137,80 +136,37 @@ def evaluation(options: Namespace, loaded: LoadedModel, regime: str) -> dict[str
 
 
 def best_peer(options: Namespace, loaded: LoadedModel, add: Add, clock: Clock) -> float | None:
-    """lm-eval on the same items at its best batch size, or its algorithm where it is not installed."""
+    """Seconds of lm-eval on the same items at its best batch size; None without a number."""
+    if importlib.util.find_spec("lm_eval") is None:
+        add("eval", "lm-eval", skipped="it is not installed")
+        return None
+    from benchmarks.lm_eval_peer import LmEvalPeer
+
     items = read_items(EvalConfig(model="x", tasks=options.tasks, limit=options.limit))
-    if importlib.util.find_spec("lm_eval") is not None:
-        from benchmarks.lm_eval_peer import LmEvalPeer
-
-        peer = LmEvalPeer(
-            loaded.model,
-            dtype=loaded.dtype,
-            device=str(loaded.device),
-            tokenizer=loaded.tokenizer,
-        )
-        name = "lm-eval"
-        score: Callable[[int], list[list[float]]] = partial(peer.score, items)
-    else:
-        name = "lm-eval's algorithm (it is not installed)"
-
-        def as_lm_eval(size: int) -> list[list[float]]:
-            encoded = Encoder(loaded.tokenizer).encode(items)
-            return score_as_lm_eval(loaded.model, encoded, size, loaded.device)
-
-        score = as_lm_eval
-
+    peer = LmEvalPeer(
+        loaded.model, dtype=loaded.dtype, device=str(loaded.device), tokenizer=loaded.tokenizer
+    )
     best = None
     for size in options.peer_batch_sizes:
         if not clock.left():
             if best is None:
-                add("eval", f"{name}, batch {size}", skipped="the part's time was over")
+                add("eval", f"lm-eval, batch {size}", skipped="the part's time was over")
             break
         clear(loaded.device)
         try:
             with loaded.handle.native():
-                seconds = timed(partial(score, size), loaded.device)
+                seconds = timed(partial(peer.score, items, size), loaded.device)
         except Exception as error:
-            add("eval", f"{name}, batch {size}", **trouble(error, loaded.device))
+            add("eval", f"lm-eval, batch {size}", **trouble(error, loaded.device))
             continue
         add(
             "eval",
-            f"{name}, batch {size}",
+            f"lm-eval, batch {size}",
             seconds=round(seconds, 3),
             peak_gb=peak_gb(loaded.device),
         )
         best = min(seconds, best or seconds)
     return best
-
-
-@torch.inference_mode()
-def score_as_lm_eval(
-    model: Any, encoded: list[EncodedItem], batch_size: int, device: torch.device
-) -> list[list[float]]:
-    """What lm-eval 0.4's ``hf`` model computes: a row for every choice, longest first, padded.
-
-    The prefix is computed again for each choice, and logits are normalised at every position.
-    """
-    rows = [
-        (index, choice, one.prefix(choice).ids.tolist(), tokens.ids.tolist())
-        for index, one in enumerate(encoded)
-        for choice, tokens in enumerate(one.continuations)
-    ]
-    rows.sort(key=lambda row: -(len(row[2]) + len(row[3])))
-    found = [[0.0] * len(one.continuations) for one in encoded]
-    for first in range(0, len(rows), batch_size):
-        batch = rows[first : first + batch_size]
-        longest = max(len(prefix) + len(rest) - 1 for _, _, prefix, rest in batch)
-        ids = torch.zeros(len(batch), longest, dtype=torch.long)
-        for line, (_, _, prefix, rest) in enumerate(batch):
-            whole = torch.tensor((prefix + rest)[:-1])
-            ids[line, : len(whole)] = whole
-        logits = model(input_ids=ids.to(device), use_cache=False).logits
-        normed = torch.nn.functional.log_softmax(logits, dim=-1, dtype=torch.float32)
-        for line, (index, choice, prefix, rest) in enumerate(batch):
-            at = normed[line, len(prefix) - 1 : len(prefix) + len(rest) - 1]
-            target = torch.tensor(rest, device=device)[:, None]
-            found[index][choice] = float(at.gather(1, target).sum())
-    return found
 
 
 # --- a long prefix --------------------------------------------------------------------------

@@ -12,16 +12,12 @@ from typing import Any
 import torch
 
 from benchmarks.full_shape import Clock, build, clear, layer_parameters, peak_gb, trouble
-from benchmarks.train_speed import time_hf_trainer, time_steps
+from benchmarks.train_speed import time_hf_trainer, time_steps, trainer_of
 from bidir_core.models import fused
-from bidir_core.regimes import parse_regime
 from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.data import prepare_data
-from bidir_core.train.finetune import make_trainable
-from bidir_core.train.loop import Trainer
-from bidir_core.train.losses import passes
-from bidir_core.train.packing import EncodedSamples, Packer
-from bidir_core.train.student import add_lora, compile_layers
+from bidir_core.train.packing import EncodedSamples
+from bidir_core.train.student import add_lora
 
 Add = Callable[..., None]
 HELD = 2e9  # bytes that are in use between two measurements at most
@@ -124,23 +120,11 @@ def ours(
     clock: Clock,
     checkpointing: bool,
 ) -> dict[str, Any]:
-    """Steps of the real loop, without its reports and checkpoints."""
+    """Steps of the real loop."""
     config = replace(config, gradient_checkpointing=checkpointing)
     loaded = build(options.shape, tokenizer, options.on, options.dtype, config.attn)
     n_layers = layer_parameters(loaded.model)
-    student = make_trainable(config, loaded)
-    student.model.train()
-    if config.compile != "none":
-        compile_layers(student)
-    packer = Packer(
-        samples,
-        batch_samples=config.batch_samples,
-        row_tokens=min(config.max_tokens, 512),
-        micro_tokens=config.micro_tokens or 8192,
-        seed=0,
-    )
-    regime = parse_regime(config.regime or "bidirectional")
-    trainer = Trainer(config, student, packer, passes(config.goal, regime, 0.0))
+    trainer = trainer_of(config, loaded, samples)
     row = time_steps(trainer, options.steps, options.warm_up, clock.left)
     return row | arithmetic(options, config.method, n_layers, loaded.model, row)
 

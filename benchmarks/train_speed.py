@@ -13,15 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.full_shape import clear, now, peak_gb
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.models import fused, loading
+from bidir_core.models.devices import device_name
+from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import parse_regime
 from bidir_core.train.config import MICRO_TOKENS, FinetuneConfig
 from bidir_core.train.data import prepare_data
@@ -59,7 +61,7 @@ def main() -> None:
     loaded = loading.load(config.model, device=config.device)
     samples = prepare_data(config, loaded.tokenizer, loaded.max_length).encoded
     on = loaded.device
-    name = torch.cuda.get_device_name(on) if on.type == "cuda" else f"{on}"
+    name = device_name(on)
     print(
         f"{len(samples)} samples, {options.batch_samples} a step, {loaded.dtype} on {name}, "
         f"torch {torch.__version__}"
@@ -68,9 +70,7 @@ def main() -> None:
     for kind in options.kinds.split(","):
         clear(on)
         row = hf_trainer(options, samples) if kind == "trainer" else ours(options, kind, samples)
-        row["peak_gb"] = (
-            round(torch.cuda.max_memory_allocated() / 1e9, 1) if on.type == "cuda" else None
-        )
+        row["peak_gb"] = peak_gb(on)
         rows.append({"kind": kind, **row})
         print(json.dumps(rows[-1]), flush=True)
     speed = {row["kind"]: row["tokens_per_second"] for row in rows}
@@ -100,10 +100,17 @@ def settings(options: argparse.Namespace, kind: str = "3B") -> FinetuneConfig:
 
 
 def ours(options: argparse.Namespace, kind: str, samples: EncodedSamples) -> dict[str, Any]:
-    """Steps of our own loop, without its reports and checkpoints."""
+    """Steps of our own loop."""
     config = settings(options, kind)
     loaded = loading.load(config.model, device=config.device, attn=config.attn)
-    regime = parse_regime(config.regime or "causal")
+    trainer = trainer_of(config, loaded, samples)
+    row = time_steps(trainer, options.steps, options.warm_up)
+    row.pop("loss_share")
+    return row
+
+
+def trainer_of(config: FinetuneConfig, loaded: LoadedModel, samples: EncodedSamples) -> Trainer:
+    """The real loop, without its reports and checkpoints."""
     student = make_trainable(config, loaded)
     base = frozen_copy(student) if config.needs_base else None
     student.model.train()
@@ -117,10 +124,8 @@ def ours(options: argparse.Namespace, kind: str, samples: EncodedSamples) -> dic
         seed=0,
         prefix=config.goal.prefix,
     )
-    trainer = Trainer(config, student, packer, passes(config.goal, regime, 0.0), base=base)
-    row = time_steps(trainer, options.steps, options.warm_up)
-    row.pop("loss_share")
-    return row
+    regime = parse_regime(config.regime or "causal")
+    return Trainer(config, student, packer, passes(config.goal, regime, 0.0), base=base)
 
 
 def time_steps(
@@ -128,18 +133,18 @@ def time_steps(
 ) -> dict[str, Any]:
     """Time the steps behind the warm-up, one at least, until no time is ``left``."""
     tokens = slots = loss_tokens = timed = 0
-    started = clock = time.monotonic()
+    started = clock = now(trainer.device)
     with trainer._packed(0) as planned:
         for number, step in enumerate(planned):
             if number == warm_up:
-                clock = synchronized(trainer.device)
+                clock = now(trainer.device)
                 tokens = slots = loss_tokens = 0
             trainer.train_step(step)
             tokens, slots = tokens + step.n_tokens, slots + step.n_slots
             loss_tokens, timed = loss_tokens + step.n_loss, number + 1 - warm_up
             if timed >= min(1, steps - warm_up) and not left():
                 break
-        seconds = synchronized(trainer.device) - clock
+        seconds = now(trainer.device) - clock
     return {
         "tokens_per_second": round(tokens / seconds),
         "ms_per_step": round(1e3 * seconds / timed, 1),
@@ -210,12 +215,12 @@ def time_hf_trainer(
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == warm_up:
-                self.at = synchronized(device)
+                self.at = now(device)
             elif state.global_step > warm_up and not left():
                 control.should_training_stop = True
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.at = synchronized(device)
+            self.at = now(device)
 
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -243,7 +248,7 @@ def time_hf_trainer(
             callbacks=[clock],
         )
         trainer.train()
-        seconds = synchronized(device) - clock.at
+        seconds = now(device) - clock.at
     timed = trainer.state.global_step - warm_up
     # Trainer shuffles: which samples the timed steps held is not known, so the mean counts.
     tokens = timed * batch_samples * samples.n_total[rows].mean()
@@ -253,21 +258,6 @@ def time_hf_trainer(
         "timed_steps": timed,
         "loss_share": float(1 - samples.n_prompt[rows].sum() / samples.n_total[rows].sum()),
     }
-
-
-def clear(device: torch.device) -> None:
-    import gc
-
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def synchronized(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.monotonic()
 
 
 if __name__ == "__main__":
