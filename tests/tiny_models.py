@@ -7,6 +7,8 @@ laid out like a hub snapshot.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,34 @@ def save_tiny_model(
     folder = Path(folder)
     tiny_model(family, seed=seed, **changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_adapter(
+    folder: Path,
+    base: Path,
+    targets: Sequence[str] = ("q_proj", "up_proj"),
+    scale: float = 0.05,
+    record: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Path:
+    """Write a LoRA adapter with random values in everything that it trains.
+
+    ``record``: what its ``bidir.json`` says, if it has one. ``settings`` are peft's.
+    """
+    import peft
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    kind = {"r": 4, "task_type": "CAUSAL_LM", "target_modules": list(targets), **settings}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**kind))
+    torch.manual_seed(3)
+    for weight in adapted.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data + torch.randn_like(weight) * scale
+    adapted.save_pretrained(folder)
+    if record:
+        (folder / "bidir.json").write_text(json.dumps(record))
     return folder
 
 

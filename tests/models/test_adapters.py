@@ -18,26 +18,10 @@ from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
 from bidir_core.models import loading
 from bidir_core.models.layout import Layout
-from bidir_core.regimes import CAUSAL
 from bidir_core.runs.run import Run
-from tests.tiny_models import save_tiny_model
+from tests.tiny_models import logits, save_adapter, save_tiny_model
 
 IDS = torch.arange(5, 25)[None]
-
-
-def adapter(
-    folder: Path, model: Path, targets: list[str], scale: float = 0.05, **settings: Any
-) -> Path:
-    """A LoRA adapter with random values in everything that it trains."""
-    base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    config = peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", **settings)
-    adapted = peft.get_peft_model(base, config)
-    torch.manual_seed(3)
-    for weight in adapted.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data + torch.randn_like(weight) * scale
-    adapted.save_pretrained(folder)
-    return folder
 
 
 def tied_model(folder: Path) -> Path:
@@ -60,14 +44,13 @@ def ours(model: Path, folder: Path, **settings: str) -> tuple[torch.Tensor, str 
 
 
 def causal_logits(loaded: loading.LoadedModel) -> torch.Tensor:
-    layout = Layout.pack([(3, IDS.shape[1])])
-    with torch.no_grad(), loaded.handle.use(CAUSAL, layout):
-        return loaded.model(IDS, position_ids=layout.position, use_cache=False).logits.float()
+    return logits(loaded, "causal", Layout.pack([(3, IDS.shape[1])]), IDS).float()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_merged_is_peft_unmerged(tmp_path: Path, tiny_folder: Path, dtype: str) -> None:
-    folder = adapter(tmp_path / "adapter", tiny_folder, ["q_proj", "v_proj", "down_proj"])
+    targets = ["q_proj", "v_proj", "down_proj"]
+    folder = save_adapter(tmp_path / "adapter", tiny_folder, targets, record={"regime": "causal"})
     reference = by_peft(tiny_folder, folder, torch.float32)
     merged, how = ours(tiny_folder, folder, dtype=dtype)
     assert how == "merged"
@@ -76,19 +59,26 @@ def test_merged_is_peft_unmerged(tmp_path: Path, tiny_folder: Path, dtype: str) 
     # In 16 bits merging rounds each weight once, no worse than the layers beside round.
     allowed = 1e-5 if dtype == "float32" else 2 * float((beside - reference).abs().max())
     assert float((merged - reference).abs().max()) <= allowed
-    plain = causal_logits(loading.load(str(tiny_folder), device="cpu"))
-    assert float((plain - reference).abs().max()) > 3 * allowed  # the adapter does something
+    base, tuned = (
+        loading.load(str(tiny_folder), checkpoint=checkpoint, device="cpu", dtype=dtype)
+        for checkpoint in (None, str(folder))
+    )
+    # the adapter does something
+    assert float((causal_logits(base) - reference).abs().max()) > 3 * allowed
+    assert tuned.fingerprint != base.fingerprint
+    assert tuned.training_record == {"regime": "causal"}
+    assert not isinstance(tuned.model, peft.PeftModel)
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_tied_embedding_is_never_merged(tmp_path: Path, target: str, dtype: str) -> None:
     model = tied_model(tmp_path / "model")
-    folder = adapter(tmp_path / "adapter", model, [target, "q_proj"], scale=0.3)
-    logits, how = ours(model, folder, dtype=dtype)
+    folder = save_adapter(tmp_path / "adapter", model, [target, "q_proj"], scale=0.3)
+    found, how = ours(model, folder, dtype=dtype)
     assert how == "beside"
     reference = by_peft(model, folder, getattr(torch, dtype))
-    assert torch.allclose(logits, reference, atol=1e-4 if dtype == "float32" else 0.1)
+    assert torch.allclose(found, reference, atol=1e-4 if dtype == "float32" else 0.1)
 
 
 KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -117,13 +107,15 @@ def test_every_kind_of_adapter_is_as_peft_runs_it(
 ) -> None:
     settings, when_tied, when_untied = KINDS[kind]
     model = tied_model(tmp_path / "model") if tied else tiny_folder
-    folder = adapter(tmp_path / "adapter", model, ["q_proj", "down_proj"], scale=0.1, **settings)
+    folder = save_adapter(
+        tmp_path / "adapter", model, ["q_proj", "down_proj"], scale=0.1, **settings
+    )
     reference = by_peft(model, folder, torch.float32)
-    logits, how = ours(model, folder, dtype="float32")
+    found, how = ours(model, folder, dtype="float32")
     assert how == (when_tied if tied else when_untied)
-    assert torch.allclose(logits, reference, atol=1e-4)
+    assert torch.allclose(found, reference, atol=1e-4)
     plain = causal_logits(loading.load(str(model), device="cpu", dtype="float32"))
-    assert not torch.allclose(logits, plain, atol=1e-2)
+    assert not torch.allclose(found, plain, atol=1e-2)
 
 
 def damaged(folder: Path, how: str) -> Path:
@@ -179,7 +171,7 @@ def damaged(folder: Path, how: str) -> Path:
 def test_an_adapter_that_is_not_whole_is_refused(
     tmp_path: Path, tiny_folder: Path, how: str, message: str
 ) -> None:
-    folder = adapter(
+    folder = save_adapter(
         tmp_path / "adapter",
         tiny_folder,
         ["q_proj", "down_proj"],
@@ -210,9 +202,9 @@ def test_embeddings_saved_beside_an_adapter_are_applied(tmp_path: Path, tiny_fol
     adapted = peft.get_peft_model(base, config)
     base.get_input_embeddings().weight.data += 0.3
     adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
-    logits, _ = ours(tiny_folder, tmp_path / "adapter", dtype="float32")
+    found, _ = ours(tiny_folder, tmp_path / "adapter", dtype="float32")
     with torch.no_grad():
-        assert torch.allclose(logits, adapted.eval()(IDS).logits, atol=1e-4)
+        assert torch.allclose(found, adapted.eval()(IDS).logits, atol=1e-4)
 
 
 def test_an_adapter_left_over_in_a_models_folder_is_refused(
@@ -221,7 +213,7 @@ def test_an_adapter_left_over_in_a_models_folder_is_refused(
     """transformers would add it to the weights once more, unasked."""
     both = tmp_path / "both"
     shutil.copytree(tiny_folder, both)
-    adapter(both, tiny_folder, ["q_proj"])
+    save_adapter(both, tiny_folder, ["q_proj"])
     with pytest.raises(UserError, match=r"would be applied to them; remove it if they are merged"):
         loading.preflight(str(both), device="cpu")
     with pytest.raises(UserError, match="holds a whole model and a LoRA adapter"):
@@ -231,7 +223,7 @@ def test_an_adapter_left_over_in_a_models_folder_is_refused(
 def test_an_adapter_of_a_base_by_another_name_is_remarked_on(
     tmp_path: Path, tiny_folder: Path, own_items: Path, runs_dir: Path
 ) -> None:
-    folder = adapter(tmp_path / "adapter", tiny_folder, ["q_proj"])
+    folder = save_adapter(tmp_path / "adapter", tiny_folder, ["q_proj"])
     assert not loading.load(str(tiny_folder), checkpoint=str(folder), device="cpu").notes
     settings = folder / "adapter_config.json"
     named = json.loads(settings.read_text()) | {"base_model_name_or_path": "someone/other-model"}

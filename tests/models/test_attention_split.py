@@ -37,6 +37,7 @@ from bidir_core.models.layout import Layout
 from bidir_core.models.probe import run_probe
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.run import Run
+from tests.tiny_models import logits as logits_under
 
 SPLITTABLE = [family for family in FAMILIES if family != "gemma2"]
 LENGTHS = ((9, 12), (1, 2), (6, 6), (3, 10))  # (prefix, total)
@@ -51,11 +52,9 @@ def splitting(family: str = "llama", split_from: int = 0, **changes: Any) -> Tin
     return loaded
 
 
-@torch.no_grad()
 def logits(loaded: TinyLoaded, regime: str, layout: Layout) -> torch.Tensor:
     ids = IDS[:, : layout.shape[1]].expand(layout.shape[0], -1)
-    with loaded.handle.use(parse_regime(regime), layout):
-        return loaded.model(input_ids=ids, position_ids=layout.position, use_cache=False).logits
+    return logits_under(loaded, regime, layout, ids)
 
 
 @pytest.mark.parametrize("regime", ["causal", "bidirectional", "bidirectional:sink=1,layers=1-2",

@@ -18,15 +18,14 @@ from bidir_core.models.attention import install
 from bidir_core.models.families import FAMILIES, tiny_loaded
 from bidir_core.models.layout import Layout
 from bidir_core.regimes import BIDIRECTIONAL
+from tests.tiny_models import logits as logits_under
 
 LENGTHS = [(5, 9), (3, 4)]
 IDS = torch.arange(18).reshape(2, 9) * 5 % 90 + 3
 
 
 def logits(loaded: Any) -> torch.Tensor:
-    layout = Layout.pad(LENGTHS)
-    with torch.no_grad(), loaded.handle.use(BIDIRECTIONAL, layout):
-        return loaded.model(input_ids=IDS, position_ids=layout.position, use_cache=False).logits
+    return logits_under(loaded, "bidirectional", Layout.pad(LENGTHS), IDS)
 
 
 def scatter_weights(model: nn.Module) -> None:

@@ -24,7 +24,7 @@ from bidir_core.models.families import tiny_config, tiny_model, tiny_tokenizer
 from bidir_core.models.layout import Layout
 from bidir_core.models.weight_files import check_weights, fingerprint, weight_files
 from bidir_core.regimes import CAUSAL
-from tests.tiny_models import save_tiny_model
+from tests.tiny_models import logits, save_adapter, save_tiny_model
 
 IDS = torch.tensor([[72, 101, 108, 108, 111, 32, 119]])
 
@@ -35,9 +35,7 @@ def _native_logits(model: Any) -> torch.Tensor:
 
 
 def _causal_logits(loaded: loading.LoadedModel) -> torch.Tensor:
-    layout = Layout.pack([(3, IDS.shape[1])])
-    with torch.no_grad(), loaded.handle.use(CAUSAL, layout):
-        return loaded.model(IDS, position_ids=layout.position, use_cache=False).logits
+    return logits(loaded, "causal", Layout.pack([(3, IDS.shape[1])]), IDS)
 
 
 def _fingerprint(folder: Path) -> str:
@@ -307,20 +305,6 @@ def test_weights_of_another_shape_are_refused(own_folder: Path) -> None:
 # -- checkpoints --------------------------------------------------------------------------------
 
 
-def _adapter(base: Path, out: Path, **record: Any) -> Path:
-    from peft import LoraConfig, get_peft_model
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    torch.manual_seed(0)
-    adapted = get_peft_model(
-        model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
-    )
-    adapted.save_pretrained(out)
-    if record:
-        (out / "bidir.json").write_text(json.dumps(record))
-    return out
-
-
 def test_a_full_checkpoint_replaces_the_weights(tiny_folder: Path, tmp_path: Path) -> None:
     record = {"regime": "bidirectional", "objective": "prompt_bidir_response_causal"}
     run = tmp_path / "run"
@@ -334,48 +318,28 @@ def test_a_full_checkpoint_replaces_the_weights(tiny_folder: Path, tmp_path: Pat
     assert loaded.fingerprint != loading.load(str(tiny_folder), device="cpu").fingerprint
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_lora_adapter_is_applied(tiny_folder: Path, tmp_path: Path, dtype: str) -> None:
-    from peft import PeftModel
-
-    adapter = _adapter(tiny_folder, tmp_path / "adapter", regime="causal")
-    loaded = loading.load(str(tiny_folder), checkpoint=str(adapter), device="cpu", dtype=dtype)
-    base = transformers.AutoModelForCausalLM.from_pretrained(
-        tiny_folder, dtype=getattr(torch, dtype)
-    )
-    reference = PeftModel.from_pretrained(base, adapter).eval()
-    atol = 1e-5 if dtype == "float32" else 0.1
-    torch.testing.assert_close(_causal_logits(loaded), _native_logits(reference), rtol=0, atol=atol)
-    assert loaded.adapter == "merged"
-    assert not isinstance(loaded.model, PeftModel)
-    assert loaded.training_record == {"regime": "causal"}
-    plain = loading.load(str(tiny_folder), device="cpu", dtype=dtype)
-    assert loaded.fingerprint != plain.fingerprint
-    assert not torch.allclose(_causal_logits(loaded), _causal_logits(plain), atol=1e-2)
-
-
 def test_checkpoints_of_another_architecture(tiny_folder: Path, tmp_path: Path) -> None:
     tiny_model("llama", num_hidden_layers=3).save_pretrained(tmp_path / "shallow")
     tiny_model("qwen3").save_pretrained(tmp_path / "qwen")
     wide = save_tiny_model(tmp_path / "wide")
     tiny_model("llama", hidden_size=64).save_pretrained(wide)
-    _adapter(wide, tmp_path / "wide-adapter")
+    save_adapter(tmp_path / "wide-adapter", wide)
     save_tiny_model(tmp_path / "gpt2", "gpt2")
     for checkpoint, message in {
         "shallow": "another architecture than .*: its num_hidden_layers is 3, the model's 4",
         "qwen": "its model_type is qwen3, the model's llama",
-        "wide-adapter": r"another architecture than .*: it adapts model\.layers\.0.*\(2, 64\)",
+        "wide-adapter": r"another architecture than .*: it adapts model\.layers\.0.*\(4, 64\)",
     }.items():
         with pytest.raises(UserError, match=message):
             loading.preflight(str(tiny_folder), checkpoint=str(tmp_path / checkpoint))
-    adapter = _adapter(tiny_folder, tmp_path / "adapter")
+    adapter = save_adapter(tmp_path / "adapter", tiny_folder)
     with pytest.raises(UserError, match=r"another architecture than .* not found"):
         loading.preflight(str(tmp_path / "gpt2"), checkpoint=str(adapter))
     loading.preflight(str(tiny_folder), checkpoint=str(adapter))
 
 
 def test_unreadable_checkpoints(tiny_folder: Path, tmp_path: Path) -> None:
-    adapter = _adapter(tiny_folder, tmp_path / "adapter")
+    adapter = save_adapter(tmp_path / "adapter", tiny_folder)
 
     def refused(message: str) -> None:
         with pytest.raises(UserError, match=message):
@@ -398,7 +362,9 @@ def test_an_adapter_goes_on_the_weights_it_was_trained_from(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     own = loading.load(str(tiny_folder), device="cpu").fingerprint
-    right = _adapter(tiny_folder, tmp_path / "right", base_fingerprint=own, base_model="mine")
+    right = save_adapter(
+        tmp_path / "right", tiny_folder, record={"base_fingerprint": own, "base_model": "mine"}
+    )
     loading.load(str(tiny_folder), checkpoint=str(right), device="cpu")
     other = save_tiny_model(tmp_path / "other", seed=5)  # same shape, other weights
     with pytest.raises(UserError, match=r"trained from other weights than .*\(mine\)"):

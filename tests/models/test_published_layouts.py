@@ -17,16 +17,14 @@ from bidir_core.models import loading
 from bidir_core.models.families import tiny_model
 from bidir_core.models.layout import Layout
 from bidir_core.models.weight_files import where_from
-from bidir_core.regimes import parse_regime
 from tests.eight_bit_models import in_eight_bits, in_shards
+from tests.tiny_models import logits as logits_under
 from tests.tiny_models import save_tiny_model
 
 
-def logits(loaded, regime: str = "bidirectional") -> torch.Tensor:
-    layout = Layout.pack([(12, 17)])
+def logits(loaded) -> torch.Tensor:
     ids = torch.arange(17)[None] * 7 % 250
-    with torch.no_grad(), loaded.handle.use(parse_regime(regime), layout):
-        return loaded.model(input_ids=ids, position_ids=layout.position, use_cache=False).logits
+    return logits_under(loaded, "bidirectional", Layout.pack([(12, 17)]), ids)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from bidir_core.models.attention import Plan, install
 from bidir_core.models.families import tiny_loaded, tiny_model
 from bidir_core.models.layout import Layout
 from bidir_core.models.probe_measure import Placed, watch_averages
-from bidir_core.regimes import CAUSAL, parse_regime
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 from bidir_core.train.config import OBJECTIVES
 from bidir_core.train.losses import loss_terms, passes
 from bidir_core.train.packing import Packer
@@ -26,6 +26,13 @@ def student_of(family="llama", **changes) -> Student:
     loaded = tiny_loaded(family, **changes)
     loaded.model.train()
     return Student(loaded.model, loaded.handle)
+
+
+def probe_of(student=None, code="3B", regime="bidirectional", **more):
+    """The training probe's report; ``more``: whether the objective is leaky."""
+    given = parse_regime(regime)
+    student = student or student_of()
+    return run_training_probe(student, batch_for(code), given, **{"leaky": False, **more})
 
 
 def batch_for(code, n=6):
@@ -116,11 +123,10 @@ def test_distillation_and_its_anchor_do_not_leak():
     ],
 )
 def test_the_probe_passes_what_is_in_force(family, regime):
-    parsed = parse_regime(regime)
-    code = "3C" if parsed.is_causal else "3B"
-    probe = run_training_probe(student_of(family), batch_for(code), parsed, leaky=False)
+    causal = regime == "causal"
+    probe = probe_of(student_of(family), "3C" if causal else "3B", regime)
     assert probe.passed, probe
-    assert probe.checks[1].name == ("stays causal" if parsed.is_causal else "looks ahead")
+    assert probe.checks[1].name == ("stays causal" if causal else "looks ahead")
 
 
 def test_the_probe_passes_with_lora_and_gradient_checkpointing():
@@ -130,32 +136,14 @@ def test_the_probe_passes_with_lora_and_gradient_checkpointing():
     wrapped.enable_input_require_grads()
     student = Student(wrapped, install(wrapped, "sdpa"))
     wrapped.train()
-    probe = run_training_probe(student, batch_for("3B"), parse_regime("bidirectional"), leaky=False)
+    probe = probe_of(student)
     assert probe.passed, probe
 
 
 def test_the_probe_knows_the_leaky_objective():
-    probe = run_training_probe(
-        student_of(), batch_for("3A"), parse_regime("bidirectional"), leaky=True
-    )
+    probe = probe_of(code="3A", leaky=True)
     assert probe.passed, probe
     assert [check.name for check in probe.checks] == ["every layer", "looks ahead", "samples apart"]
-
-
-class MaskDroppedInTraining(Plan):
-    """The mutant: whatever is asked for, training attends causally."""
-
-    def __init__(self, regime, layout, edit=None):
-        super().__init__(CAUSAL, layout, edit)
-
-
-def test_a_mask_that_is_dropped_in_training_fails_the_probe(monkeypatch):
-    student, batch = student_of(), batch_for("3B")
-    monkeypatch.setattr("bidir_core.models.attention.Plan", MaskDroppedInTraining)
-    probe = run_training_probe(student, batch, parse_regime("bidirectional"), leaky=False)
-    assert not probe.passed
-    with pytest.raises(UserError, match="looks ahead"):
-        probe.require()
 
 
 class OnlyTheFirstLayer(Plan):
@@ -196,11 +184,10 @@ class LastRowLeaks(Plan):
 )
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_every_layer_and_every_row_of_the_batch_is_asked(monkeypatch, family, mutant, layer):
-    student, batch = student_of(family), batch_for("3B")
-    assert len(batch.ids) > 2
+    student = student_of(family)
+    assert len(batch_for("3B").ids) > 2
     monkeypatch.setattr("bidir_core.models.attention.Plan", mutant)
-    probe = run_training_probe(student, batch, parse_regime("bidirectional"), leaky=False)
-    assert f"in layer {layer} token" in failure_of(probe, "every layer")
+    assert f"in layer {layer} token" in failure_of(probe_of(student), "every layer")
 
 
 def failure_of(probe, name):
@@ -213,19 +200,18 @@ def test_a_layer_that_goes_its_own_way_in_training_fails_the_probe():
     module = student.decoder.layers[2].self_attn
     module.config = copy.deepcopy(module.config)
     module.config._attn_implementation_internal = "sdpa"
-    probe = run_training_probe(student, batch_for("3B"), parse_regime("bidirectional"), leaky=False)
+    probe = probe_of(student)
     assert "layer 2 attended without asking" in failure_of(probe, "every layer")
 
 
 def test_what_is_wrong_beside_the_mask_is_named():
-    regime, batch = parse_regime("bidirectional"), batch_for("3B")
     student = student_of()
     student.decoder.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(UserError, match=r"NaN or infinite, such as in model\.layers\.1\.mlp"):
-        run_training_probe(student, batch, regime, leaky=False)
+        probe_of(student)
     windows = student_of("mistral", layer_types=["full_attention"] * 4)
     with pytest.raises(UserError, match="configuration contradicts itself"):
-        run_training_probe(windows, batch, regime, leaky=False)
+        probe_of(windows)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -255,42 +241,40 @@ def test_one_key_too_many_shows_and_rounding_does_not(dtype, n_total):
     assert worst(leak) > 1.5
 
 
-def test_a_control_that_looks_ahead_fails_the_probe(monkeypatch):
-    class NeverCausal(Plan):
+def under_another(change):
+    """A mutant: attends under what ``change(regime, layout)`` makes of what is asked for."""
+
+    class Other(Plan):
         def __init__(self, regime, layout, edit=None):
-            super().__init__(parse_regime("bidirectional"), layout, edit)
+            super().__init__(*change(regime, layout), edit)
 
-    student, batch = student_of(), batch_for("3C")
-    monkeypatch.setattr("bidir_core.models.attention.Plan", NeverCausal)
-    probe = run_training_probe(student, batch, CAUSAL, leaky=False)
-    assert not probe.passed
-    assert probe.checks[1].name == "stays causal"
+    return Other
 
 
-def test_samples_that_see_each_other_fail_the_probe(monkeypatch):
-    class OneBigItem(Plan):
-        def __init__(self, regime, layout, edit=None):
-            row = torch.zeros_like(layout.item)
-            time = torch.full_like(layout.exit, layout.item.shape[1])
-            one = type(layout)(row, layout.position, layout.n_prefix, time)
-            super().__init__(regime, one, edit)
-
-    student, batch = student_of(), batch_for("3B")
-    monkeypatch.setattr("bidir_core.models.attention.Plan", OneBigItem)
-    probe = run_training_probe(student, batch, parse_regime("bidirectional"), leaky=False)
-    assert "samples apart" in [check.name for check in probe.checks if not check.passed]
+def one_big_item(regime, layout):
+    time = torch.full_like(layout.exit, layout.item.shape[1])
+    return regime, replace(layout, item=torch.zeros_like(layout.item), exit=time, spans=None)
 
 
-@pytest.mark.parametrize("regime", ["bidirectional:hide=0", "bidirectional:hide=1,layers=2-"])
-def test_a_token_that_is_not_hidden_in_training_fails_the_probe(monkeypatch, regime):
-    class NothingHidden(Plan):
-        def __init__(self, regime, layout, edit=None):
-            super().__init__(replace(regime, hide=None), layout, edit)
-
-    student, batch = student_of(), batch_for("3B")
-    monkeypatch.setattr("bidir_core.models.attention.Plan", NothingHidden)
-    probe = run_training_probe(student, batch, parse_regime(regime), leaky=False)
-    assert [check.name for check in probe.checks if not check.passed] == ["every layer"]
+@pytest.mark.parametrize(
+    ("code", "regime", "change", "failed"),
+    [
+        ("3B", "bidirectional", lambda r, x: (CAUSAL, x), {"every layer", "looks ahead"}),
+        ("3C", "causal", lambda r, x: (BIDIRECTIONAL, x), {"every layer", "stays causal"}),
+        ("3B", "bidirectional", one_big_item, {"every layer", "samples apart"}),
+        *(
+            ("3B", regime, lambda r, x: (replace(r, hide=None), x), {"every layer"})
+            for regime in ("bidirectional:hide=0", "bidirectional:hide=1,layers=2-")
+        ),
+    ],
+    ids=["mask dropped", "control looks ahead", "samples see each other", "not hidden", "nor here"],
+)
+def test_another_regime_in_training_fails_the_probe(monkeypatch, code, regime, change, failed):
+    monkeypatch.setattr("bidir_core.models.attention.Plan", under_another(change))
+    probe = probe_of(code=code, regime=regime)
+    assert failed <= {check.name for check in probe.checks if not check.passed}
+    with pytest.raises(UserError, match="nothing was trained"):
+        probe.require()
 
 
 def test_nothing_trains_under_a_causal_ablation():
@@ -301,6 +285,4 @@ def test_nothing_trains_under_a_causal_ablation():
 
 def test_the_probe_refuses_a_regime_that_changes_nothing():
     with pytest.raises(UserError, match="this would be causal training"):
-        run_training_probe(
-            student_of(), batch_for("3B"), parse_regime("bidirectional:sink=500"), leaky=False
-        )
+        probe_of(regime="bidirectional:sink=500")
