@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from math import comb
 from typing import Any
 
 from bidir_core.data.items import Item
@@ -27,6 +26,8 @@ def answer_positions(items: Iterable[Item]) -> dict[str, dict[str, Any]]:
     `one_sided` where that share is `NEARLY_ALL` or more and too large for an accident: fewer than
     1 in 100 sets of as many items, their answers placed at random, have such a share.
     """
+    from scipy.special import bdtrc
+
     golds: dict[str, Counter[int]] = defaultdict(Counter)
     choices: dict[str, list[int]] = defaultdict(list)
     for item in items:
@@ -36,7 +37,8 @@ def answer_positions(items: Iterable[Item]) -> dict[str, dict[str, Any]]:
     for task, counts in golds.items():
         n, most = counts.total(), max(counts.values())
         chance = sum(1 / number for number in choices[task]) / n
-        accident = max(choices[task]) * _at_least(most, n, chance)
+        # The binomial probability of so many right answers or more in one position.
+        accident = max(choices[task]) * float(bdtrc(most - 1, n, chance))
         found[task] = {
             "n": n,
             "right": [counts[position] for position in range(max(choices[task]))],
@@ -44,13 +46,6 @@ def answer_positions(items: Iterable[Item]) -> dict[str, dict[str, Any]]:
             "one_sided": most / n >= NEARLY_ALL and accident < _BY_ACCIDENT,
         }
     return found
-
-
-def _at_least(successes: int, n: int, p: float) -> float:
-    """The binomial probability of so many successes or more."""
-    if n > 1_000:  # nine tenths of so many are no accident, and the powers would underflow
-        return 0.0
-    return sum(comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(successes, n + 1))
 
 
 def one_sided_sentences(positions: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -7,10 +7,12 @@ writes another prompt every day.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from typing import Any
 
+from bidir_core.common.errors import UserError
 from bidir_core.common.progress import TEMPLATE_SECONDS, time_limit
 
 CHAT_DATE = "2024-07-26"
@@ -20,6 +22,26 @@ The one that Llama 3's own template falls back to. A run records it.
 """
 
 _MARKER = "Is this text kept"
+
+
+@contextmanager
+def template_errors() -> Iterator[None]:
+    """What a template raises, as one sentence."""
+    try:
+        yield
+    except Exception as error:  # a template is a program of the model's authors
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"--chat-template: this tokenizer's template cannot be used ({said}); leave it out"
+        ) from error
+
+
+def chat_template(tokenizer: Any, chat_date: str = CHAT_DATE) -> ChatTemplate:
+    """The tokenizer's own template; `UserError` if it has none that can be used."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError("--chat-template: this tokenizer has no chat template; leave it out")
+    with template_errors():
+        return ChatTemplate(tokenizer, chat_date)
 
 
 class LostText(ValueError):

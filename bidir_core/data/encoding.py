@@ -10,8 +10,7 @@ That boundary matters more here than elsewhere: it is where bidirectional attent
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -19,7 +18,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from bidir_core.common.errors import UserError
-from bidir_core.data.chat import CHAT_DATE, ChatTemplate
+from bidir_core.data import chat
+from bidir_core.data.chat import CHAT_DATE
 from bidir_core.data.items import Item
 
 Bos = Literal["auto", "add", "none"]
@@ -126,18 +126,6 @@ class EncodedItem:
         return max(n + len(tokens.ids) for n, tokens in zip(n_prefix, self.continuations)) - 1
 
 
-@contextmanager
-def _template_errors() -> Iterator[None]:
-    """What a template raises, as one sentence."""
-    try:
-        yield
-    except Exception as error:  # a template is a program of the model's authors
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"--chat-template: this tokenizer's template cannot be used ({said}); leave it out"
-        ) from error
-
-
 class Encoder:
     """Tokenises items with one tokenizer and one set of conventions.
 
@@ -168,10 +156,7 @@ class Encoder:
         self.bos_text = None if bos_id is None else tokenizer.decode([bos_id])
         if bos == "add" and bos_id is None:
             raise UserError("--bos add: this tokenizer has no BOS token; use --bos auto or none")
-        if chat_template and not getattr(tokenizer, "chat_template", None):
-            raise UserError("--chat-template: this tokenizer has no chat template; leave it out")
-        with _template_errors():
-            self.chat = ChatTemplate(tokenizer, chat_date) if chat_template else None
+        self.chat = chat.chat_template(tokenizer, chat_date) if chat_template else None
         if self.empty_context_id is None:
             raise UserError(
                 "this tokenizer has neither a BOS nor an EOS token to stand for an "
@@ -245,7 +230,7 @@ class Encoder:
 
     def _as_turn(self, context: str) -> str:
         assert self.chat is not None
-        with _template_errors():
+        with chat.template_errors():
             return self.chat.render([{"role": "user", "content": context}])
 
     def _nothing(self) -> Tokens:

@@ -126,12 +126,9 @@ def _far_positions(
     marks = {regime.sink, *(window for window in windows if window is not None)}
     if regime.rows is not None:
         marks |= {regime.rows[0], regime.rows[1] + 1}
-    if regime.skip is not None:
-        marks |= {regime.skip, regime.skip + 1}
-    if regime.self_token is not None:
-        marks |= {regime.self_token, regime.self_token + 1}
-    if regime.hide is not None:
-        marks |= {regime.hide, regime.hide + 1}
+    for token in (regime.skip, regime.self_token, regime.hide):
+        if token is not None:
+            marks |= {token, token + 1}
     room = max_length - regime.tail - 4  # beyond it no real sequence gets
     marks = {mark for mark in marks if mark < room}
     if max((*marks, regime.tail)) < NEAR_PREFIX or room < NEAR_PREFIX:

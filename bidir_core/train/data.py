@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bidir_core.common.errors import UserError
+from bidir_core.data import chat as chat_templates
 from bidir_core.data.chat import CHAT_DATE, ChatTemplate
 from bidir_core.data.items import Item
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
@@ -184,7 +185,7 @@ def read_samples(
     conversation, the ``last`` or ``all`` of the assistant's ``turns`` are responses, each to
     everything before it.
     """
-    chat = _chat(tokenizer) if chat_template else None
+    chat = chat_templates.chat_template(tokenizer) if chat_template else None
     if data in MIXTURES:
         from bidir_core.data import assets
 
@@ -214,17 +215,6 @@ def read_samples(
     if not samples:
         raise UserError(f"--data {data}: it holds no samples")
     return samples
-
-
-def _chat(tokenizer: Any) -> ChatTemplate:
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError("--chat-template: this tokenizer has no chat template; leave it out")
-    try:
-        return ChatTemplate(tokenizer)
-    except Exception as error:  # templates raise jinja errors of their own making
-        raise UserError(
-            f"--chat-template: this tokenizer's template cannot be used ({error}); leave it out"
-        ) from error
 
 
 def _hub_rows(data: str) -> Iterator[tuple[str, Any]]:
