@@ -1,6 +1,6 @@
 """A model of the published experiment's shape with random weights, and what is measured with it.
 
-:class:`Book` writes the rows: one JSON file and one of tables, anew after each row.
+:class:`Book` writes the rows, the whole JSON file anew after each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bidir_core.common.files import replacing, write_json
+from bidir_core.common.files import write_json
 from bidir_core.common.provenance import git_commit, package_versions
 from bidir_core.models import fused
 from bidir_core.models.attention import Implementation, choose_implementation, install
@@ -187,7 +187,7 @@ class Book:
     """The rows so far, on disk after each."""
 
     def __init__(self, out: Path, options: argparse.Namespace):
-        self.json, self.text = out.with_suffix(".json"), out.with_suffix(".md")
+        self.json = out.with_suffix(".json")
         self.rows: list[dict[str, Any]] = []
         if self.json.is_file():
             self.rows = json.loads(self.json.read_text())["rows"]
@@ -228,26 +228,3 @@ class Book:
         self.rows.append(row)
         print(json.dumps(row), flush=True)
         write_json(self.json, {**self.facts, "rows": self.rows})
-        with replacing(self.text) as temporary:
-            temporary.write_text(self.markdown(), encoding="utf-8")
-
-    def markdown(self) -> str:
-        """One table a part: what was measured down, values across."""
-        facts, versions = self.facts, self.facts["versions"]
-        lines = [
-            f"{facts['shape']}, {facts['parameters'] / 1e6:,.1f} M parameters, random weights, "
-            f"{facts['dtype']} on {facts['device']}; matrix products at "
-            f"{facts['matmul_tflops']:g} TFLOP/s in this run; torch {versions['torch']}, "
-            f"transformers {versions['transformers']}, {facts['date']}.",
-        ]
-        for part in dict.fromkeys(row["part"] for row in self.rows):
-            rows = [row for row in self.rows if row["part"] == part]
-            names = [n for n in dict.fromkeys(n for r in rows for n in r) if n != "part"]
-            lines += [
-                "",
-                f"| {' | '.join([part, *names[1:]])} |",
-                "|---" + "|---:" * len(names[1:]) + "|",
-            ]
-            for row in rows:
-                lines.append(f"| {' | '.join(str(row.get(name, '')) for name in names)} |")
-        return "\n".join(lines) + "\n"

@@ -7,8 +7,8 @@
 Parts: ``eval`` (five tasks, everything after model load, beside lm-eval), ``prefill`` (a long prefix
 against the model's own plain kernels), ``lora`` and ``train`` (tokens/s and the share of the matrix
 rate measured in the same run, beside HF Trainer). Each part ends soon after its time is over.
-``OUT.json`` and ``OUT.md`` are written anew after every row, so a killed run keeps what it measured. A later run with the same ``--out``
-replaces the rows of the parts it measures and keeps the others.
+Each row is printed, and ``OUT.json`` is written anew after it, so a killed run keeps what it measured.
+A later run with the same ``--out`` replaces the rows of the parts it measures and keeps the others.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ def main(arguments: list[str] | None = None) -> None:
         clear(options.on)
         book.begin(part)
         PARTS[part](options, tokenizer, book.add, Clock(options.part_seconds))
-    print(book.markdown())
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -51,7 +50,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--shape", default="ministral3-3b", choices=list(SHAPES))
     add("--parts", type=words, default=list(PARTS), help=",".join(PARTS))
     add("--part-seconds", type=float, default=300, help="when a part's time is over")
-    add("--out", default="full_size", help="path of the two files, without .json and .md")
+    add("--out", default="full_size", help="path of the file, without .json")
     add("--device", default="auto")
     add("--dtype", default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU")
     add("--tokenizer", help="a folder with a tokenizer (default: the embedded model's)")

@@ -12,7 +12,7 @@ which is when the weights are loaded; ``wall`` is the whole process, its start i
 Parts: ``eval`` (five tasks, whole validation sets, bidirectional; the predictions are compared),
 ``finetune`` (3B, useful tokens a second behind a warm-up, for each of ``--methods``) and ``fsdp``
 (a full fine-tune with the weights spread out). A command that fails or takes too long is a row
-with its last words, and the others go on. Files as those of ``benchmarks.full_size``.
+with its last words, and the others go on. Its file is as that of ``benchmarks.full_size``.
 """
 
 from __future__ import annotations
@@ -67,7 +67,6 @@ def main(arguments: list[str] | None = None) -> None:
                 PARTS[part](options, book.add, Clock(options.part_seconds))
             except Exception as error:  # the other parts are worth having
                 book.add(part, "stopped", failed=f"{type(error).__name__}: {error}")
-    print(book.markdown())
 
 
 def parse(arguments: list[str] | None) -> Namespace:
@@ -81,7 +80,7 @@ def parse(arguments: list[str] | None) -> Namespace:
     add("--part-seconds", type=float, default=300, help="when a part begins no further command")
     add("--run-seconds", type=float, default=200, help="when a command is ended")
     add("--repeats", type=int, default=2, help="of each measurement, by turns; the median counts")
-    add("--out", default="several_gpus", help="path of the two files, without .json and .md")
+    add("--out", default="several_gpus", help="path of the file, without .json")
     add("--folder", help="where the model and the runs go, for a while (default: the system's)")
     add("--device", default="auto")
     add("--dtype", default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU")

@@ -9,7 +9,7 @@ from bidir_core.models.families import tiny_tokenizer
 
 
 def benchmark_line(folder: Path, items: Path, more: str) -> tuple[list[str], Path]:
-    """Words for a benchmark's ``main``, and the path of what it writes, without .json and .md."""
+    """Words for a benchmark's ``main``, and the path of what it writes, without .json."""
     tiny_tokenizer().save_pretrained(folder / "tokenizer")
     samples = [{"prompt": f"what is {i}?", "response": f" it is {i}"} for i in range(30)]
     data = folder / "data.jsonl"

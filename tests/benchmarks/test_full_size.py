@@ -29,7 +29,7 @@ def read(out) -> dict:
     return json.loads(out.with_suffix(".json").read_text())
 
 
-def test_every_part_writes_what_it_measured(line, capsys) -> None:
+def test_every_part_writes_what_it_measured(line) -> None:
     words, out = line
     full_size.main(words)
     found = read(out)
@@ -50,10 +50,6 @@ def test_every_part_writes_what_it_measured(line, capsys) -> None:
         assert "skipped" not in row
         assert all(value >= 0 for value in row.values() if isinstance(value, int | float))
     assert found["matmul_tflops"] > 0
-    table = out.with_suffix(".md").read_text()
-    assert table == capsys.readouterr().out[-len(table) - 1 : -1]
-    for row in found["rows"]:
-        assert f"| {row['what']} |" in table
 
     # Again, one part, and its time is over: the other parts' numbers stay.
     full_size.main([*words, "--parts", "prefill", "--part-seconds", "0"])

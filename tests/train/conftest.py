@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from bidir_core.models.families import tiny_tokenizer
 from bidir_core.train.mixtures import Sample
 from bidir_core.train.packing import EncodedSamples, encode_samples
-from tests.tiny_models import save_tiny_model
+from tests.factory import write_lines
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +37,13 @@ def encoded_samples(n: int = 24, seed: int = 0) -> EncodedSamples:
     return encode_samples(make_samples(n, seed), tiny_tokenizer(), max_tokens=64)
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
-
-
 @pytest.fixture
 def jsonl(tmp_path: Path) -> Path:
-    path = tmp_path / "samples.jsonl"
-    lines = [json.dumps({"prompt": s.prompt, "response": s.response}) for s in make_samples(40)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return write_samples(tmp_path / "samples.jsonl")
+
+
+def write_samples(path: Path) -> Path:
+    """A file of 40 samples to train on."""
+    samples = make_samples(40)
+    write_lines(path, ({"prompt": s.prompt, "response": s.response} for s in samples))
     return path

@@ -22,7 +22,7 @@ from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.finetune import resume_finetune, run_finetune
 from bidir_core.train.packing import IGNORED, Packer
 from tests.tiny_models import save_tiny_model
-from tests.train.conftest import encoded_samples, make_samples
+from tests.train.conftest import encoded_samples, write_samples
 from tests.train.test_resume import config
 
 ROOT = Path(__file__).parents[2]
@@ -80,9 +80,7 @@ resume_finetune(folder / "killed", {})
 def runs(tmp_path_factory):
     """Runs by name: of one process, and of two that share the model."""
     root = tmp_path_factory.mktemp("sharded")
-    model, data = save_tiny_model(root / "model"), root / "samples.jsonl"
-    lines = [json.dumps({"prompt": s.prompt, "response": s.response}) for s in make_samples(40)]
-    data.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    model, data = save_tiny_model(root / "model"), write_samples(root / "samples.jsonl")
     settings = {
         name: vars(config(model, data, root, **{"steps": 6, **more}))
         for name, more in KINDS.items()
