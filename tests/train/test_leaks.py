@@ -246,7 +246,8 @@ def under_another(change):
 
     class Other(Plan):
         def __init__(self, regime, layout, edit=None):
-            super().__init__(*change(regime, layout), edit)
+            regime, layout = change(regime, layout)
+            super().__init__(regime, layout, edit)
 
     return Other
 
