@@ -466,10 +466,9 @@ def _helps(runs: Sequence[Run]) -> Cell | None:
     if helped:
         words = f"In {sum(each for each, _ in cells)} of {len(cells)}"
         return replace(cell, words=words, badges=_beside_repetition(cell, answers, asked))
-    words = {"undecided": f"Not shown in {len(cells)}", "better": "Not beyond guessing"}
-    decided = cell.judgement.verdict not in words
-    said = words.get(cell.judgement.verdict, f"In none of {len(cells)}")
-    return replace(cell, words=said, supported=decided)
+    open_words = {"undecided": f"Not shown in {len(cells)}", "better": "Not beyond guessing"}
+    said = open_words.get(cell.judgement.verdict)
+    return replace(cell, words=said or f"In none of {len(cells)}", supported=said is None)
 
 
 def _constant_guess(run: Run, family: str) -> float:

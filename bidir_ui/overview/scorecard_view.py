@@ -57,7 +57,9 @@ def _card(title: str, cell: Cell | None) -> html.Html:
     body = (
         html.div("title", title),
         html.div("big", fmt.points(cell.value)),
-        html.div("sub", fmt.tie(" ".join([_interval(cell), cell.reason.partition(":")[0]]).strip())),
+        html.div(
+            "sub", fmt.tie(" ".join([_interval(cell), cell.reason.partition(":")[0]]).strip())
+        ),
     )
     return _link(cell, *body, cls="card")
 
