@@ -31,6 +31,12 @@ STATE_MARKS = {
     "reference": "□ published",
 }
 
+BAD = {
+    "corrupt": "The folder cannot be read",
+    "failed": "The run stopped with an error",
+    "lost": "Its process is gone; --resume goes on where it stopped",
+}
+
 
 def frame(runs: list[RunInfo], a: RunInfo | None, b: RunInfo | None) -> pd.DataFrame:
     """One row a run, ready to show."""
@@ -42,7 +48,7 @@ def frame(runs: list[RunInfo], a: RunInfo | None, b: RunInfo | None) -> pd.DataF
                 "name": item_texts.visible(fmt.clip(run.name, 60)),
                 "weights": item_texts.visible(_weights(run)),
                 "regime": "sweep" if run.is_sweep else item_texts.visible(run.regime),
-                "state": _state(run),
+                "state": state_of(run),
                 "n": run.n_items or None,
                 "acc": _percent(run.macro.get("acc")),
                 "half": _half_width(run),
@@ -67,7 +73,8 @@ def _weights(run: RunInfo) -> str:
     return run.weights + (f", trained {run.trained_under}" if run.trained_under else "")
 
 
-def _state(run: RunInfo) -> str:
+def state_of(run: RunInfo) -> str:
+    """Its state as a mark and a word."""
     if run.is_imported and run.is_done:
         return "● imported"
     if run.is_evaluation and run.is_done and not run.has_items:
@@ -139,28 +146,31 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
 def actions(runs: tuple[RunInfo, ...], selected: list[str]) -> None:
     """Buttons for the selected runs."""
     chosen = [run for run_id in selected if (run := data.by_id(runs, run_id))]
-    single = chosen[0] if len(chosen) == 1 else None
-    usable = single is not None and single.can_pair
     with widgets.row():
-        if st.button("Use as baseline", disabled=not usable, key="as-a") and single:
-            url.put(a=single.id)
-            st.rerun()
-        if st.button("Use as candidate", disabled=not usable, key="as-b") and single:
-            url.put(b=single.id)
-            st.rerun()
+        one_run(chosen[0] if len(chosen) == 1 else None)
         both = len(chosen) == 2 and all(run.can_pair for run in chosen)
         if st.button("Compare the two", disabled=not both, key="as-pair"):
             older, newer = sorted(chosen, key=lambda run: (run.stage, run.created))
             url.put(a=older.id, b=newer.id)
             st.rerun()
-        if not is_read_only():
-            free = single is not None and single.state not in ("running", "queued")
-            if st.button("Rename", disabled=not free, key="rename") and single:
-                _rename(single)
-            if st.button("Delete", disabled=not free, key="delete") and single:
-                _delete(single)
         if not chosen:
-            widgets.note("Select a run to use, rename or delete it; select two to compare them.")
+            widgets.note("Click a run to open it; tick one to use or rename it, two to compare.")
+
+
+def one_run(run: RunInfo | None) -> None:
+    """What can be done with a run: its part in the chosen pair, its name, its end."""
+    usable = run is not None and run.can_pair
+    for side, label in (("a", "Use as baseline"), ("b", "Use as candidate")):
+        if st.button(label, disabled=not usable, key=f"as-{side}") and run:
+            url.put(**{side: run.id})
+            st.rerun()
+    if is_read_only():
+        return
+    free = run is not None and run.state not in ("running", "queued")
+    if st.button("Rename", disabled=not free, key="rename") and run:
+        _rename(run)
+    if st.button("Delete", disabled=not free, key="delete") and run:
+        _delete(run)
 
 
 @st.dialog("Rename run")
@@ -173,7 +183,7 @@ def _rename(run: RunInfo) -> None:
         except UserError as error:
             widgets.banner("error", "Not renamed", str(error))
             return
-        for side in ("a", "b"):
+        for side in ("a", "b", "id"):
             if url.get(side) == run.id:
                 url.put(**{side: renamed.id})
         st.rerun()
@@ -193,7 +203,7 @@ def _delete(run: RunInfo) -> None:
         except UserError as error:
             widgets.banner("error", "Not deleted", str(error))
             return
-        for side in ("a", "b"):
+        for side in ("a", "b", "id"):
             if url.get(side) == run.id:
                 url.put(**{side: ""})
         st.rerun()
@@ -206,15 +216,10 @@ def problems(runs: tuple[RunInfo, ...]) -> None:
     bad = [run for run in runs if run.state in ("corrupt", "failed", "lost")]
     if not bad:
         return
-    words = {
-        "corrupt": "The folder cannot be read",
-        "failed": "The run stopped with an error",
-        "lost": "Its process is gone; --resume goes on where it stopped",
-    }
     rows = [
         (
-            widgets.code_text(run.id),
-            words[run.state],
+            widgets.link(widgets.code_text(run.id), "run", url.params(id=run.id)),
+            BAD[run.state],
             run.error or fmt.NONE,
             widgets.code_text(f"{run.path}/log.txt"),
         )
@@ -258,25 +263,28 @@ def watch(runs: tuple[RunInfo, ...]) -> None:
 
     @st.fragment(run_every=2)
     def lines() -> None:
-        rows = []
-        for info in going:
-            run = Run(info.path)
-            if run.state != info.state:
-                st.rerun()
-            done, total = run.status.get("done"), run.status.get("total")
-            share = fmt.percent(done / total, 0) if done and total else fmt.NONE
-            rate = run.status.get("rate")
-            rows.append(
-                (
-                    html.join(info.label, " ", html.el("small", info.name)),
-                    run.state,
-                    f"{fmt.count(done)} of {fmt.count(total)}",
-                    share,
-                    f"{fmt.number(rate, 1)} a second" if rate else fmt.NONE,
-                    fmt.duration(run.status.get("eta_seconds")),
-                )
-            )
-        head = ("Going on now", "State", "Done", "", "Rate", "Left")
-        html.show(widgets.table(head, rows))
+        if any(Run(info.path).state != info.state for info in going):
+            st.rerun()
+        progress_table(going)
 
     lines()
+
+
+def progress_table(going: list[RunInfo]) -> None:
+    """How far each run is, as its folder says now."""
+    rows = []
+    for info in going:
+        status = Run(info.path).status
+        done, total, rate = status.get("done"), status.get("total"), status.get("rate")
+        rows.append(
+            (
+                widgets.link(info.label, "run", url.params(id=info.id)),
+                info.state,
+                f"{fmt.count(done)} of {fmt.count(total)}",
+                fmt.percent(done / total, 0) if done and total else fmt.NONE,
+                f"{fmt.number(rate, 1)} a second" if rate else fmt.NONE,
+                fmt.duration(status.get("eta_seconds")),
+            )
+        )
+    head = ("Going on now", "State", "Done", "", "Rate", "Left")
+    html.show(widgets.table(head, rows))

@@ -207,15 +207,20 @@ def curves(runs: Iterable[RunInfo], model: str) -> Table:
 
 
 def show(runs: Iterable[RunInfo], model: str) -> None:
-    """A panel for each regime on one scale, and the numbers as a table."""
+    """The quick evaluations of a model's fine-tunes, with what makes them where there are none."""
     widgets.heading("Recovery while training")
     table = curves(runs, model)
-    if not table:
-        widgets.not_run(
-            "A fine-tune records quick evaluations under both regimes as it goes.",
-            "python -m bidir_core finetune --prompt-bidir-response-causal-train",
-        )
+    if table:
+        recovery_panels(table)
         return
+    widgets.not_run(
+        "A fine-tune records quick evaluations under both regimes as it goes.",
+        "python -m bidir_core finetune --prompt-bidir-response-causal-train",
+    )
+
+
+def recovery_panels(table: Table) -> None:
+    """A panel for each regime on one scale, and the numbers as a table."""
     widgets.note(
         "Macro accuracy of quick evaluations on a few items: wide uncertainty, read the trend. "
         "Squares: a variant such as LoRA; bars: lowest to highest seed."
