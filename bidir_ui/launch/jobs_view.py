@@ -126,6 +126,29 @@ def _active(job: Job, ahead: int, runs: tuple[RunInfo, ...]) -> None:
                 _details(job)
 
 
+def watch(job: Job) -> None:
+    """A job's progress on the page that waits for it, read again every two seconds; the page is
+    drawn anew when the job has ended."""
+
+    @st.fragment(run_every=POLL_SECONDS)
+    def body() -> None:
+        try:
+            now = jobs.find_job(job.id)
+        except UserError:  # removed from the history meanwhile
+            st.rerun()
+        if not now.is_active:
+            st.rerun()
+        if failed := st.session_state.pop("job-error", ""):
+            widgets.banner("error", "That did not work", failed)
+        if now.state == "queued":
+            widgets.note("Queued: it starts when the jobs before it are done.")
+        else:
+            bar(now, progress(now))
+        cancel_button(now)
+
+    body()
+
+
 def cancel_button(job: Job) -> None:
     """Cancel; once that was asked, stop at once."""
     if job.is_cancelling:

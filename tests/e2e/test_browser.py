@@ -176,7 +176,7 @@ def test_a_card_leads_to_its_runs(server, runs, tab):
 
 def test_a_click_on_a_mask_cell_reads_it(server, runs, tab):
     go(tab, server.url("masks", regime="bidirectional:sink=1"), "Masks")
-    plot = tab.page.locator(".js-plotly-plot .nsewdrag")
+    plot = tab.page.locator(".js-plotly-plot .nsewdrag").last  # causal is left of it
     plot.wait_for()
     tab.page.wait_for_timeout(800)
     box = plot.bounding_box()
@@ -185,7 +185,7 @@ def test_a_click_on_a_mask_cell_reads_it(server, runs, tab):
     cell = side / 12
     tab.page.mouse.click(left + 5.5 * cell, top + 2.5 * cell)
     tab.page.get_by_text("Token 2,").wait_for(timeout=5000)
-    assert "sees by looking ahead" in main_text(tab)
+    assert "causal does not see; bidirectional:sink=1 sees by looking ahead" in main_text(tab)
     assert "token 5" in main_text(tab)
 
 
