@@ -153,7 +153,7 @@ def scores(info: RunInfo) -> None:
 
 def _curves(info: RunInfo) -> None:
     lines = read_curve(Path(info.path))
-    losses = [(int(x["step"]), float(x["loss"])) for x in lines if _is_number(x.get("loss"))]
+    losses = [(int(x["step"]), float(x["loss"])) for x in lines if x.get("loss") is not None]
     if losses:
         widgets.heading("Loss")
         widgets.chart(
@@ -165,10 +165,6 @@ def _curves(info: RunInfo) -> None:
     if table:
         widgets.heading("Recovery while training")
         compare_view.recovery_panels(table)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 # While it runs: progress, and whether its difference to the baseline is decided already.

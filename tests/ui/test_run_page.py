@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from urllib.parse import parse_qs
 
 import numpy as np
@@ -124,14 +123,3 @@ def test_looking_again_and_again_seldom_settles_what_is_no_difference():
     assert wide <= 20
     assert settled(stats.Estimate(-0.2, -0.24, -0.16, 500))
     assert not settled(stats.Estimate(-0.2, -0.24, -0.16, 60))
-
-
-def test_a_hand_written_config_does_not_take_the_page_down(root):
-    _, b = pair(root)
-    config = json.loads((b.path / "config.json").read_text())
-    config["packages"], config["config"]["limit"] = "none", ["x"]
-    (b.path / "config.json").write_text(json.dumps(config))
-    (b.path / "probe.json").write_text('{"checks": [3, {"name": "x"}], "reports": "no"}')
-    app = open_page(PAGE, id=b.id)
-    assert not app.exception
-    assert "Environment" in [box.label for box in app.expander]
