@@ -43,11 +43,6 @@ CONFIGS: dict[str, type] = {
     "why": WhyConfig,
     "recommend": RecommendConfig,
 }
-METRICS_ONLY = (
-    "It kept its scores and not its items. It still counts in the Report, in the tables of stages "
-    "and in means over seeds; it cannot be paired item by item, so Compare, Flips and Item leave it "
-    "out. The command below makes the items again."
-)
 
 
 def sentence(info: RunInfo) -> str:
@@ -94,7 +89,7 @@ def leads_on(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
     if info.is_finetune and info.is_done:
         _checkpoint(info, runs)
     elif info.is_evaluation and info.is_done and not info.has_items:
-        widgets.banner("info", "Scores only", METRICS_ONLY)
+        widgets.banner("info", "Scores only", runs_table.METRICS_ONLY)
 
 
 def _checkpoint(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
@@ -269,11 +264,11 @@ def made_with(info: RunInfo) -> None:
     with left:
         widgets.heading("Settings that are not the defaults")
         if differs:
-            rows = [
+            told = [
                 (html.join(widgets.code_text(name), " ", widgets.small(what)), value, was)
                 for name, value, was, what in differs
             ]
-            html.show(widgets.table(("Setting", "Here", "Default"), rows, left=(0, 1, 2)))
+            html.show(widgets.table(("Setting", "Here", "Default"), told, left=(0, 1, 2)))
         else:
             widgets.note("None.")
         if line := again(info):

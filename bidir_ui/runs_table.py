@@ -18,6 +18,7 @@ from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import data
 from bidir_ui.reading.data import RunInfo
+from bidir_ui.runs_tree import Node
 
 STATE_MARKS = {
     "done": "● done",
@@ -38,31 +39,88 @@ BAD = {
 }
 
 
+METRICS_ONLY = (
+    "It kept its scores and not its items. It still counts in the Report, in the tables of stages "
+    "and in means over seeds; it cannot be paired item by item, so Compare, Flips and Item leave it "
+    "out. Its own page has the command that makes the items again."
+)
+
+
 def frame(runs: list[RunInfo], a: RunInfo | None, b: RunInfo | None) -> pd.DataFrame:
     """One row a run, ready to show."""
-    return pd.DataFrame(
-        [
-            {
-                "role": "baseline" if run == a else "candidate" if run == b else "",
-                "stage": run.stage_label,
-                "name": item_texts.visible(fmt.clip(run.name, 60)),
-                "weights": item_texts.visible(_weights(run)),
-                "regime": "sweep" if run.is_sweep else item_texts.visible(run.regime),
-                "state": state_of(run),
-                "n": run.n_items or None,
-                "acc": _percent(run.macro.get("acc")),
-                "half": _half_width(run),
-                "acc_norm": _percent(run.macro.get("acc_norm")),
-                "extent": _taken(run),
-                "model": item_texts.visible(fmt.clip(run.model, 60)),
-                "created": run.created,
-                "seconds": None if run.cost.get("shared_device") else run.cost.get("seconds"),
-                "device": fmt.clip(str(run.cost.get("device") or ""), 40),
-                "run": run.id,
-            }
-            for run in runs
-        ]
-    )
+    return _typed([_row(run, a, b) for run in runs])
+
+
+def tree_frame(nodes: list[Node], a: RunInfo | None, b: RunInfo | None) -> pd.DataFrame:
+    """One row a line of the tree; a group's scores are means over its runs, of the same items."""
+    rows = []
+    for node in nodes:
+        row = {"what": node.text}
+        row |= _row(node.run, a, b) if node.run else _group_row(node, a, b)
+        rows.append({name: row[name] for name in ("what", *IN_TREE)})
+    return _typed(rows)
+
+
+IN_TREE = [
+    "role",
+    "state",
+    "n",
+    "acc",
+    "half",
+    "acc_norm",
+    "created",
+    "seconds",
+    "device",
+    "name",
+    "run",
+]
+
+
+def _typed(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows)
+    return table if table.empty else table.astype({"n": "Int64"})
+
+
+def _group_row(node: Node, a: RunInfo | None, b: RunInfo | None) -> dict[str, Any]:
+    rows = [_row(run, a, b) for run in node.runs]
+    row: dict[str, Any] = dict.fromkeys(rows[0], None)
+    states = {each["state"] for each in rows}
+    roles = [each["role"] for each in rows if each["role"]]
+    row |= {
+        "role": roles[0] if len(roles) == 1 else "both" if roles else "",
+        "state": states.pop() if len(states) == 1 else "several",
+        "created": max(each["created"] for each in rows),
+        "name": "",
+        "device": "",
+        "run": "",
+    }
+    if node.level and len({each["n"] for each in rows}) == 1:  # one arm, the same items
+        row["n"] = rows[0]["n"]
+        for score in ("acc", "acc_norm"):
+            known = [each[score] for each in rows if each[score] is not None]
+            row[score] = sum(known) / len(known) if len(known) == len(rows) else None
+    return row
+
+
+def _row(run: RunInfo, a: RunInfo | None, b: RunInfo | None) -> dict[str, Any]:
+    return {
+        "role": "baseline" if run == a else "candidate" if run == b else "",
+        "stage": run.stage_label,
+        "name": item_texts.visible(fmt.clip(run.name, 60)),
+        "weights": item_texts.visible(_weights(run)),
+        "regime": "sweep" if run.is_sweep else item_texts.visible(run.regime),
+        "state": state_of(run),
+        "n": run.n_items or None,
+        "acc": _percent(run.macro.get("acc")),
+        "half": _half_width(run),
+        "acc_norm": _percent(run.macro.get("acc_norm")),
+        "extent": _taken(run),
+        "model": item_texts.visible(fmt.clip(run.model, 60)),
+        "created": run.created,
+        "seconds": None if run.cost.get("shared_device") else run.cost.get("seconds"),
+        "device": fmt.clip(str(run.cost.get("device") or ""), 40),
+        "run": run.id,
+    }
 
 
 def _weights(run: RunInfo) -> str:
@@ -108,8 +166,8 @@ def _width(texts: pd.Series, least: int = 104, most: int = 280) -> int:
     return int(min(max(7.2 * texts.str.len().max() + 20, least), most))
 
 
-def show(table: pd.DataFrame, key: str) -> list[str]:
-    """Draw the table; the ids of the selected runs."""
+def show(table: pd.DataFrame, key: str) -> widgets.Selected:
+    """Draw the table, of runs or of the tree's lines."""
     number, text = st.column_config.NumberColumn, st.column_config.TextColumn
     weights = (
         "The weights that were evaluated or trained; and the regime they were trained under, "
@@ -121,11 +179,12 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
     )
     seconds = "Empty where other runs used the device meanwhile"
     columns = {
+        "what": text("Study, arm, seed", width=440),
         "role": text("Role", width=72),
         "stage": text("Stage", width=80),
         "name": text("Name", width=172),
         "weights": text("Weights", width=186, help=weights),
-        "regime": text("Regime", width=_width(table["regime"])),
+        "regime": text("Regime", width=_width(table["regime"]) if "regime" in table else None),
         "state": text("State", width=104),
         "n": number("Items", format="localized", width=64),
         "acc": number("acc, %", format="%.1f", width=62, help="Macro mean over the tasks"),
@@ -139,8 +198,7 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
         "run": text("Run id"),
     }
     alt = "Every run: role, stage, name, weights, regime, state, items, scores, cost, date, id."
-    chosen = widgets.selectable(table, columns, key=key, mode="multi-row", tall=560, alt=alt)
-    return table["run"].iloc[chosen].tolist()
+    return widgets.selectable(table, columns, key=key, mode="multi-row", tall=560, alt=alt)
 
 
 def actions(runs: tuple[RunInfo, ...], selected: list[str]) -> None:
@@ -154,7 +212,9 @@ def actions(runs: tuple[RunInfo, ...], selected: list[str]) -> None:
             url.put(a=older.id, b=newer.id)
             st.rerun()
         if not chosen:
-            widgets.note("Click a run to open it; tick one to use or rename it, two to compare.")
+            widgets.note("Click a row to open it; tick one to use or rename it, two to compare.")
+    if any(run.is_evaluation and run.is_done and not run.has_items for run in chosen):
+        widgets.banner("info", "Scores only", METRICS_ONLY)
 
 
 def one_run(run: RunInfo | None) -> None:
@@ -239,6 +299,10 @@ def config_difference(a: RunInfo, b: RunInfo) -> list[tuple[str, str, str]]:
         for name in names
         if left.get(name) != right.get(name)
     ]
+
+
+def as_frame(rows: list[tuple[str, str, str]], columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:

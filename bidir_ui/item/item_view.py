@@ -93,9 +93,9 @@ def choices(
                     el("span", fmt.clip(text.strip(), 300), dir="auto"),
                     div("b-badges", *marks),
                 ),
-                scale.dot(values[0], "grey"),
-                scale.dot(values[1], "blue"),
-                fmt.signed(moved),
+                scale.dot(values[0], "grey", name_a),
+                scale.dot(values[1], "blue", name_b),
+                join(span("b-phone", "Change "), fmt.signed(moved)),
             )
         )
     head = (
@@ -104,7 +104,7 @@ def choices(
         join(widgets.dot("blue"), name_b, " ", widgets.small(LIKELY)),
         "Change",
     )
-    return widgets.table(head, rows, left=(0,))
+    return div("b-choices", widgets.table(head, rows, left=(0,)))
 
 
 LIKELY = "nats; more likely →"
@@ -123,13 +123,15 @@ class Scale:
         values = [ll for reading in readings for ll in reading if math.isfinite(ll)]
         return cls(min(values, default=0.0), max(values, default=0.0))
 
-    def dot(self, value: float | None, colour: str) -> Html:
+    def dot(self, value: float | None, colour: str, name: str = "") -> Html:
+        """``name``: of the reading, where a narrow screen shows no head above it."""
         if value is None:
             return Html(fmt.NONE)
         room = self.high - self.low
         at = min(1.0, max(0.0, (value - self.low) / room)) if room else 1.0
         mark = span(f"b-at b-{colour}", style=f"left:{100 * at:.1f}%")
-        return div("b-cellbar", div("track b-line-track", mark), span("b-num", fmt.number(value)))
+        line = div("track b-line-track", mark)
+        return div("b-cellbar", span("b-phone", name), line, span("b-num", fmt.number(value)))
 
 
 def token_differences(a: Record, b: Record, choice: int) -> list[tuple[str, float, float]] | None:

@@ -195,7 +195,10 @@ def draw(given: Answer, request: Mapping[str, Any], record: Mapping[str, Any], m
             if picks[reading] == choice
         ]
         shown = html.el("span", fmt.clip(text.strip(), 200), dir="auto")
-        cells = [scale.dot(ll[name][choice], colour) for name, (_, colour) in readings.items()]
+        cells = [
+            scale.dot(ll[reading][choice], colour, name or request["regime"])
+            for reading, (name, colour) in readings.items()
+        ]
         rows.append(
             (html.join(html.span("b-ix", choice), shown, html.div("b-badges", *marks)), *cells)
         )
@@ -203,7 +206,7 @@ def draw(given: Answer, request: Mapping[str, Any], record: Mapping[str, Any], m
         html.join(widgets.dot(colour), name or request["regime"], " ", widgets.small(LIKELY))
         for name, colour in readings.values()
     ]
-    html.show(widgets.table(("Choice", *head), rows, left=(0,)))
+    html.show(html.div("b-choices", widgets.table(("Choice", *head), rows, left=(0,))))
 
 
 def sentence(picks: Mapping[str, int], gold: int, left: bool) -> str:
