@@ -204,6 +204,11 @@ GLOSSARY = (
         "difference may move.",
     ),
     (
+        "settled",
+        "Said of a run that is going on: its difference would be decided however often one looked. "
+        "The interval for that is about 1.5 times as wide as the usual one.",
+    ),
+    (
         "interaction",
         "How much more 3B gains over its control 3C under the new mask than under "
         "causal. Above 0, part of the gain is repair of the mask, not ordinary tuning.",
