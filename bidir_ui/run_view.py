@@ -18,7 +18,6 @@ from bidir_core.data import item_texts
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain.attend_config import AttendConfig
-from bidir_core.explain.recommend import RecommendConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.explain.why_config import WhyConfig
 from bidir_core.jobs.progress import progress
@@ -41,7 +40,6 @@ CONFIGS: dict[str, type] = {
     "lab": LabConfig,
     "attend": AttendConfig,
     "why": WhyConfig,
-    "recommend": RecommendConfig,
 }
 
 
@@ -220,11 +218,14 @@ def running_difference(run: Run, info: RunInfo, baseline: RunInfo, metric: str) 
 
 
 def changed(info: RunInfo) -> list[tuple[str, str, str, str]]:
-    """Settings that are not their command's defaults: flag, value, default, what it means."""
+    """Settings that are not their command's defaults: flag, value, default, what it means. All of
+    them where the defaults are not known here."""
     kind = CONFIGS.get(info.kind)
     given = data.run_of(info).settings
+    if kind is None:
+        return [(name, _plain(value), fmt.NONE, "") for name, value in given.items()]
     rows = []
-    for spec in settings_of(kind) if kind else ():
+    for spec in settings_of(kind):
         value, default = given.get(spec.name), spec.default
         if spec.name not in given or spec.name in ("name", "runs_dir") or default is MISSING:
             continue

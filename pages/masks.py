@@ -74,7 +74,7 @@ with shell.guard():
         pictures = [("", masks_view.difference(sides[1][1], sides[0][1]))]
     else:
         pictures = sides
-    points = []
+    points: list[dict[str, int]] = []
     columns = st.columns(2, gap="medium")
     for column, each, (name, shown) in zip(columns, (against, regime), pictures, strict=False):
         with column:
