@@ -50,19 +50,17 @@ def model_bar(runs: tuple[RunInfo, ...]) -> ModelWorker:
         if loaded:
             st.button("Let it go", key="pg-stop", on_click=worker.stop, width="stretch")
         elif model:
-            st.button(
-                "Load …", key="pg-load", type="primary", on_click=_ask_to_load, width="stretch"
-            )
-    if st.session_state.pop("pg-asked", False) and model:
-        _confirm(model, made)
+            load_button("Load …", model, made, type="primary", width="stretch")
     if failed := st.session_state.pop("pg-error", ""):
         widgets.banner("error", "That did not work", failed)
-    _state(worker, here)
+    state_of(worker, here)
     return worker
 
 
-def _ask_to_load() -> None:
-    st.session_state["pg-asked"] = True
+def load_button(label: str, model: str, checkpoint: str, **options: Any) -> None:
+    """Asks once, then loads the model in the worker's process."""
+    if st.button(label, key="pg-load", **options):
+        _confirm(model, checkpoint)
 
 
 @st.dialog("Load this model?")
@@ -101,7 +99,8 @@ def _load(model: str, checkpoint: str) -> None:
         st.session_state["pg-error"] = str(error)
 
 
-def _state(worker: ModelWorker, here: bool) -> None:
+def state_of(worker: ModelWorker, here: bool) -> None:
+    """What the worker is at, in words."""
     state = worker.state
     if state == "loading":
         _watch_loading(worker)

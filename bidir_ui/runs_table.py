@@ -18,6 +18,7 @@ from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import data
 from bidir_ui.reading.data import RunInfo
+from bidir_ui.runs_tree import Node
 
 STATE_MARKS = {
     "done": "● done",
@@ -31,32 +32,95 @@ STATE_MARKS = {
     "reference": "□ published",
 }
 
+BAD = {
+    "corrupt": "The folder cannot be read",
+    "failed": "The run stopped with an error",
+    "lost": "Its process is gone; --resume goes on where it stopped",
+}
+
+
+METRICS_ONLY = (
+    "It kept its scores and not its items. It still counts in the Report, in the tables of stages "
+    "and in means over seeds; it cannot be paired item by item, so Compare, Flips and Item leave it "
+    "out. Its own page has the command that makes the items again."
+)
+
 
 def frame(runs: list[RunInfo], a: RunInfo | None, b: RunInfo | None) -> pd.DataFrame:
     """One row a run, ready to show."""
-    return pd.DataFrame(
-        [
-            {
-                "role": "baseline" if run == a else "candidate" if run == b else "",
-                "stage": run.stage_label,
-                "name": item_texts.visible(fmt.clip(run.name, 60)),
-                "weights": item_texts.visible(_weights(run)),
-                "regime": "sweep" if run.is_sweep else item_texts.visible(run.regime),
-                "state": _state(run),
-                "n": run.n_items or None,
-                "acc": _percent(run.macro.get("acc")),
-                "half": _half_width(run),
-                "acc_norm": _percent(run.macro.get("acc_norm")),
-                "extent": _taken(run),
-                "model": item_texts.visible(fmt.clip(run.model, 60)),
-                "created": run.created,
-                "seconds": None if run.cost.get("shared_device") else run.cost.get("seconds"),
-                "device": fmt.clip(str(run.cost.get("device") or ""), 40),
-                "run": run.id,
-            }
-            for run in runs
-        ]
-    )
+    return _typed([_row(run, a, b) for run in runs])
+
+
+def tree_frame(nodes: list[Node], a: RunInfo | None, b: RunInfo | None) -> pd.DataFrame:
+    """One row a line of the tree; a group's scores are means over its runs, of the same items."""
+    rows = []
+    for node in nodes:
+        row = {"what": node.text}
+        row |= _row(node.run, a, b) if node.run else _group_row(node, a, b)
+        rows.append({name: row[name] for name in ("what", *IN_TREE)})
+    return _typed(rows)
+
+
+IN_TREE = [
+    "role",
+    "state",
+    "n",
+    "acc",
+    "half",
+    "acc_norm",
+    "created",
+    "seconds",
+    "device",
+    "name",
+    "run",
+]
+
+
+def _typed(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows)
+    return table if table.empty else table.astype({"n": "Int64"})
+
+
+def _group_row(node: Node, a: RunInfo | None, b: RunInfo | None) -> dict[str, Any]:
+    rows = [_row(run, a, b) for run in node.runs]
+    row: dict[str, Any] = dict.fromkeys(rows[0], None)
+    states = {each["state"] for each in rows}
+    roles = [each["role"] for each in rows if each["role"]]
+    row |= {
+        "role": roles[0] if len(roles) == 1 else "both" if roles else "",
+        "state": states.pop() if len(states) == 1 else "several",
+        "created": max(each["created"] for each in rows),
+        "name": "",
+        "device": "",
+        "run": "",
+    }
+    if node.level and len({each["n"] for each in rows}) == 1:  # one arm, the same items
+        row["n"] = rows[0]["n"]
+        for score in ("acc", "acc_norm"):
+            known = [each[score] for each in rows if each[score] is not None]
+            row[score] = sum(known) / len(known) if len(known) == len(rows) else None
+    return row
+
+
+def _row(run: RunInfo, a: RunInfo | None, b: RunInfo | None) -> dict[str, Any]:
+    return {
+        "role": "baseline" if run == a else "candidate" if run == b else "",
+        "stage": run.stage_label,
+        "name": item_texts.visible(fmt.clip(run.name, 60)),
+        "weights": item_texts.visible(_weights(run)),
+        "regime": "sweep" if run.is_sweep else item_texts.visible(run.regime),
+        "state": state_of(run),
+        "n": run.n_items or None,
+        "acc": _percent(run.macro.get("acc")),
+        "half": _half_width(run),
+        "acc_norm": _percent(run.macro.get("acc_norm")),
+        "extent": _taken(run),
+        "model": item_texts.visible(fmt.clip(run.model, 60)),
+        "created": run.created,
+        "seconds": None if run.cost.get("shared_device") else run.cost.get("seconds"),
+        "device": fmt.clip(str(run.cost.get("device") or ""), 40),
+        "run": run.id,
+    }
 
 
 def _weights(run: RunInfo) -> str:
@@ -67,7 +131,8 @@ def _weights(run: RunInfo) -> str:
     return run.weights + (f", trained {run.trained_under}" if run.trained_under else "")
 
 
-def _state(run: RunInfo) -> str:
+def state_of(run: RunInfo) -> str:
+    """Its state as a mark and a word."""
     if run.is_imported and run.is_done:
         return "● imported"
     if run.is_evaluation and run.is_done and not run.has_items:
@@ -101,8 +166,8 @@ def _width(texts: pd.Series, least: int = 104, most: int = 280) -> int:
     return int(min(max(7.2 * texts.str.len().max() + 20, least), most))
 
 
-def show(table: pd.DataFrame, key: str) -> list[str]:
-    """Draw the table; the ids of the selected runs."""
+def show(table: pd.DataFrame, key: str) -> widgets.Selected:
+    """Draw the table, of runs or of the tree's lines."""
     number, text = st.column_config.NumberColumn, st.column_config.TextColumn
     weights = (
         "The weights that were evaluated or trained; and the regime they were trained under, "
@@ -114,11 +179,12 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
     )
     seconds = "Empty where other runs used the device meanwhile"
     columns = {
+        "what": text("Study, arm, seed", width=440),
         "role": text("Role", width=72),
         "stage": text("Stage", width=80),
         "name": text("Name", width=172),
         "weights": text("Weights", width=186, help=weights),
-        "regime": text("Regime", width=_width(table["regime"])),
+        "regime": text("Regime", width=_width(table["regime"]) if "regime" in table else None),
         "state": text("State", width=104),
         "n": number("Items", format="localized", width=64),
         "acc": number("acc, %", format="%.1f", width=62, help="Macro mean over the tasks"),
@@ -132,35 +198,39 @@ def show(table: pd.DataFrame, key: str) -> list[str]:
         "run": text("Run id"),
     }
     alt = "Every run: role, stage, name, weights, regime, state, items, scores, cost, date, id."
-    chosen = widgets.selectable(table, columns, key=key, mode="multi-row", tall=560, alt=alt)
-    return table["run"].iloc[chosen].tolist()
+    return widgets.selectable(table, columns, key=key, mode="multi-row", tall=560, alt=alt)
 
 
 def actions(runs: tuple[RunInfo, ...], selected: list[str]) -> None:
     """Buttons for the selected runs."""
     chosen = [run for run_id in selected if (run := data.by_id(runs, run_id))]
-    single = chosen[0] if len(chosen) == 1 else None
-    usable = single is not None and single.can_pair
     with widgets.row():
-        if st.button("Use as baseline", disabled=not usable, key="as-a") and single:
-            url.put(a=single.id)
-            st.rerun()
-        if st.button("Use as candidate", disabled=not usable, key="as-b") and single:
-            url.put(b=single.id)
-            st.rerun()
+        one_run(chosen[0] if len(chosen) == 1 else None)
         both = len(chosen) == 2 and all(run.can_pair for run in chosen)
         if st.button("Compare the two", disabled=not both, key="as-pair"):
             older, newer = sorted(chosen, key=lambda run: (run.stage, run.created))
             url.put(a=older.id, b=newer.id)
             st.rerun()
-        if not is_read_only():
-            free = single is not None and single.state not in ("running", "queued")
-            if st.button("Rename", disabled=not free, key="rename") and single:
-                _rename(single)
-            if st.button("Delete", disabled=not free, key="delete") and single:
-                _delete(single)
         if not chosen:
-            widgets.note("Select a run to use, rename or delete it; select two to compare them.")
+            widgets.note("Click a row to open it; tick one to use or rename it, two to compare.")
+    if any(run.is_evaluation and run.is_done and not run.has_items for run in chosen):
+        widgets.banner("info", "Scores only", METRICS_ONLY)
+
+
+def one_run(run: RunInfo | None) -> None:
+    """What can be done with a run: its part in the chosen pair, its name, its end."""
+    usable = run is not None and run.can_pair
+    for side, label in (("a", "Use as baseline"), ("b", "Use as candidate")):
+        if st.button(label, disabled=not usable, key=f"as-{side}") and run:
+            url.put(**{side: run.id})
+            st.rerun()
+    if is_read_only():
+        return
+    free = run is not None and run.state not in ("running", "queued")
+    if st.button("Rename", disabled=not free, key="rename") and run:
+        _rename(run)
+    if st.button("Delete", disabled=not free, key="delete") and run:
+        _delete(run)
 
 
 @st.dialog("Rename run")
@@ -173,7 +243,7 @@ def _rename(run: RunInfo) -> None:
         except UserError as error:
             widgets.banner("error", "Not renamed", str(error))
             return
-        for side in ("a", "b"):
+        for side in ("a", "b", "id"):
             if url.get(side) == run.id:
                 url.put(**{side: renamed.id})
         st.rerun()
@@ -193,7 +263,7 @@ def _delete(run: RunInfo) -> None:
         except UserError as error:
             widgets.banner("error", "Not deleted", str(error))
             return
-        for side in ("a", "b"):
+        for side in ("a", "b", "id"):
             if url.get(side) == run.id:
                 url.put(**{side: ""})
         st.rerun()
@@ -206,15 +276,10 @@ def problems(runs: tuple[RunInfo, ...]) -> None:
     bad = [run for run in runs if run.state in ("corrupt", "failed", "lost")]
     if not bad:
         return
-    words = {
-        "corrupt": "The folder cannot be read",
-        "failed": "The run stopped with an error",
-        "lost": "Its process is gone; --resume goes on where it stopped",
-    }
     rows = [
         (
-            widgets.code_text(run.id),
-            words[run.state],
+            widgets.link(widgets.code_text(run.id), "run", url.params(id=run.id)),
+            BAD[run.state],
             run.error or fmt.NONE,
             widgets.code_text(f"{run.path}/log.txt"),
         )
@@ -234,6 +299,10 @@ def config_difference(a: RunInfo, b: RunInfo) -> list[tuple[str, str, str]]:
         for name in names
         if left.get(name) != right.get(name)
     ]
+
+
+def as_frame(rows: list[tuple[str, str, str]], columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -258,25 +327,28 @@ def watch(runs: tuple[RunInfo, ...]) -> None:
 
     @st.fragment(run_every=2)
     def lines() -> None:
-        rows = []
-        for info in going:
-            run = Run(info.path)
-            if run.state != info.state:
-                st.rerun()
-            done, total = run.status.get("done"), run.status.get("total")
-            share = fmt.percent(done / total, 0) if done and total else fmt.NONE
-            rate = run.status.get("rate")
-            rows.append(
-                (
-                    html.join(info.label, " ", html.el("small", info.name)),
-                    run.state,
-                    f"{fmt.count(done)} of {fmt.count(total)}",
-                    share,
-                    f"{fmt.number(rate, 1)} a second" if rate else fmt.NONE,
-                    fmt.duration(run.status.get("eta_seconds")),
-                )
-            )
-        head = ("Going on now", "State", "Done", "", "Rate", "Left")
-        html.show(widgets.table(head, rows))
+        if any(Run(info.path).state != info.state for info in going):
+            st.rerun()
+        progress_table(going)
 
     lines()
+
+
+def progress_table(going: list[RunInfo]) -> None:
+    """How far each run is, as its folder says now."""
+    rows = []
+    for info in going:
+        status = Run(info.path).status
+        done, total, rate = status.get("done"), status.get("total"), status.get("rate")
+        rows.append(
+            (
+                widgets.link(info.label, "run", url.params(id=info.id)),
+                info.state,
+                f"{fmt.count(done)} of {fmt.count(total)}",
+                fmt.percent(done / total, 0) if done and total else fmt.NONE,
+                f"{fmt.number(rate, 1)} a second" if rate else fmt.NONE,
+                fmt.duration(status.get("eta_seconds")),
+            )
+        )
+    head = ("Going on now", "State", "Done", "", "Rate", "Left")
+    html.show(widgets.table(head, rows))

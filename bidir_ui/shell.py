@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class PageSpec:
     """One page of the app. ``writes``: it starts or changes something, so read-only hides it.
-    ``opens_with``: what its link in the sidebar adds to the URL."""
+    ``opens_with``: what its link in the sidebar adds to the URL. ``from_a_list``: one thing, which
+    a list opens; the sidebar names it only where one is."""
 
     key: str
     path: str
@@ -42,11 +43,13 @@ class PageSpec:
     icon: str
     writes: bool = False
     opens_with: dict[str, str] = field(default_factory=dict)
+    from_a_list: bool = False
 
 
 PAGES = (
     PageSpec("overview", "app.py", "Overview", "dashboard"),
     PageSpec("runs", "pages/runs.py", "Runs", "list"),
+    PageSpec("run", "pages/run.py", "Run", "receipt_long", from_a_list=True),
     PageSpec("compare", "pages/compare.py", "Compare", "balance"),
     PageSpec("flips", "pages/flips.py", "Flips", "swap_vert", opens_with={"flip": "broken~fixed"}),
     PageSpec("item", "pages/item.py", "Item", "article"),
@@ -113,8 +116,8 @@ def _navigation(current: str) -> None:
         )
         for spec in PAGES:
             hidden = spec.writes and is_read_only()
-            # An item is reached from a list; the bare page would have nothing to show.
-            if hidden or not (ROOT / spec.path).exists() or (spec.key == "item" != current):
+            elsewhere = spec.from_a_list and spec.key != current
+            if hidden or not (ROOT / spec.path).exists() or elsewhere:
                 continue
             st.page_link(
                 spec.path,
@@ -199,6 +202,11 @@ GLOSSARY = (
         + widgets.UNDECIDED.partition(": ")[2].capitalize()
         + " Not a promise: with more items the "
         "difference may move.",
+    ),
+    (
+        "settled",
+        "Said of a run that is going on: its difference would be decided however often one looked. "
+        "The interval for that is about 1.5 times as wide as the usual one.",
     ),
     (
         "interaction",

@@ -27,6 +27,9 @@ with shell.guard():
     if task:
         compare_view.open_flips(task, a, b)
     compare_view.task_table(result, a, b)
+    with widgets.row():
+        name = compare_view.file_name("compare", a.id, b.id)
+        widgets.take_away(compare_view.task_frame(result), name, key="tasks")
     compare_view.retention(result, page.runs, a, b, metric)
 
     widgets.heading("Right and wrong, task by task")

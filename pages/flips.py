@@ -47,5 +47,5 @@ with shell.guard():
     if opened:
         st.switch_page(shell.path("item"), query_params=url.params(item=opened, **chosen.params))
     with widgets.row():
-        widgets.note("Select a row to open it. Sorted by how far the right answer's margin moved.")
+        widgets.note("Click a row to open it. Sorted by how far the right answer's margin moved.")
         flips_view.download(shown, a.id, b.id)

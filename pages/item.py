@@ -3,7 +3,7 @@
 import streamlit as st
 
 from bidir_ui import shell
-from bidir_ui.item import item_view, why_view
+from bidir_ui.item import item_view, rescore_view, why_view
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import analysis, filters, pair
 
@@ -13,7 +13,10 @@ with shell.guard():
     a, b, metric = shell.chosen_pair(page)
     item_id, chosen = url.get("item"), filters.from_url()
     frame = filters.apply(analysis.flips(a, b, metric), chosen)
-    item_id = item_id or (frame["item_id"].iloc[0] if len(frame) else "")
+    if not item_id and len(frame):  # the flip that broke most, where the filter keeps one
+        first = frame[frame["flip"] == "broken"] if not chosen.flip else frame
+        item_id = str((first if len(first) else frame)["item_id"].iloc[0])
+        url.put(item=item_id)
     item_view.bar(page, item_id, filters.neighbours(frame, item_id), chosen)
     left_record, right_record = (analysis.record_with_texts(run, item_id) for run in (a, b))
     record = item_view.fuller(left_record, right_record)
@@ -62,12 +65,11 @@ with shell.guard():
 
     with side:
         html.show(item_view.facts(record, left_record, right_record))
-        picture = item_view.mask_picture(record, b.regime, record["gold"])
-        if picture is not None:
-            html.show(html.join(html.div("b b-note", f"Who sees whom: {b.regime}"), picture))
-            html.show(item_view.mask_legend())
-            query = url.params(item=item_id, regime=b.regime)
-            widgets.page_link("masks", "Open the mask", query)
+        pictures = item_view.masks_of_both(record, (a.regime, b.regime), record["gold"])
+        if pictures is not None:
+            html.show(pictures)
+            query = url.params(item=item_id, against=a.regime, regime=b.regime)
+            widgets.page_link("masks", "Open both masks", query, "grid_on")
         item_view.observed_links(page, item_id)
     with main:
         strips = item_view.strips(record, left_record, right_record)
@@ -83,6 +85,7 @@ with shell.guard():
             widgets.note("No token-level numbers: a run was imported, or made with --compact.")
 
         if not failed:
+            rescore_view.section(b, record, metric)
             why_view.section(page, item_id, record, metric)
         widgets.heading("Every run's answer to this item")
         html.show(item_view.other_runs(analysis.every_answer(page, item_id, record), pred))

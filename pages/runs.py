@@ -4,7 +4,7 @@ import hashlib
 
 import streamlit as st
 
-from bidir_ui import runs_table, shell
+from bidir_ui import runs_table, runs_tree, shell
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import data, pair
 
@@ -43,19 +43,38 @@ with shell.guard():
         return all(word in text for word in words.casefold().split())
 
     shown = [run for run in page.runs if kept(run)]
-    table = runs_table.frame(shown, page.pair.a, page.pair.b)
-    if table.empty:
+    a, b = page.pair.a, page.pair.b
+    flat = runs_table.frame(shown, a, b)
+    if flat.empty:
         widgets.banner("empty", "No run matches", "Clear the search or choose another kind.")
     else:
-        # The selected positions belong to these rows only, so the rows are in the widget's key.
-        rows = hashlib.sha1("|".join(table["run"]).encode()).hexdigest()[:12]
-        selected = runs_table.show(table, key=f"runs-{rows}")
-        runs_table.actions(page.runs, selected)
+        views = {"tree": "By study, arm and seed", "list": "One by one"}
+        many = "tree" if len(shown) > runs_tree.MANY and not words else "list"
         with widgets.row():
-            widgets.note(
-                f"{fmt.count(len(shown))} of {fmt.count(sum(not run.is_point for run in page.runs))} runs"
+            view = url.choice(
+                st.segmented_control,
+                "View",
+                name="view",
+                options=views,
+                default=many,
+                required=True,
+                label_visibility="collapsed",
             )
-            widgets.csv_button(table, "runs.csv", key="runs-csv")
+            n_all = sum(not run.is_point for run in page.runs)
+            widgets.note(f"{fmt.count(len(shown))} of {fmt.count(n_all)} runs")
+            widgets.take_away(flat, "runs.csv", key="runs")
+        nodes = runs_tree.tree(shown, a) if view == "tree" else []
+        table = runs_table.tree_frame(nodes, a, b) if nodes else flat
+        # The selected positions belong to these rows only, so the rows are in the widget's key.
+        drawn = "|".join(table["what"] if nodes else table["run"])
+        selected = runs_table.show(table, f"runs-{hashlib.sha1(drawn.encode()).hexdigest()[:12]}")
+        if selected.opened is not None:
+            run_id = str(table["run"].iloc[selected.opened])
+            if not run_id:
+                runs_tree.toggle(nodes[selected.opened], nodes)
+                st.rerun()
+            st.switch_page(shell.path("run"), query_params=url.params(id=run_id))
+        runs_table.actions(page.runs, table["run"].iloc[selected.rows].tolist())
 
     runs_table.watch(page.runs)
     runs_table.problems(page.runs)
@@ -69,5 +88,10 @@ with shell.guard():
                 for name, x, y in changed
             ]
             html.show(widgets.table(("Setting", "Baseline", "Candidate"), cells, left=(1, 2)))
+            columns = ["setting", page.pair.a.id, page.pair.b.id]
+            with widgets.row():
+                widgets.take_away(
+                    runs_table.as_frame(changed, columns), "settings.csv", key="differs"
+                )
         else:
             widgets.note("Nothing: the two configs are the same.")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bidir_core.analyse.stats import ALPHA, MARGIN, MIN_ITEMS, Estimate
+from bidir_core.analyse.stats import ALPHA, MARGIN, MIN_ITEMS, Estimate, anytime
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
 # What an undecided one is undecided by.
@@ -84,6 +84,14 @@ def n_to_decide(estimate: Estimate, *, margin: float = MARGIN) -> int | None:
     exact = estimate.n * (half / room) ** 2
     digits = 10 ** max(int(math.log10(max(exact, 1))) - 1, 0)
     return max(math.ceil(exact / digits) * digits, estimate.n + 1)
+
+
+def settled(estimate: Estimate, *, margin: float = MARGIN) -> bool:
+    """Whether a running difference is decided however often one looks at it while it grows."""
+    return (
+        estimate.n >= 5 * MIN_ITEMS
+        and judge(anytime(estimate), margin=margin).verdict != "undecided"
+    )
 
 
 def differ(estimates: Sequence[Estimate]) -> bool:

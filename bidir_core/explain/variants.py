@@ -42,11 +42,11 @@ PIECE_TOKENS = {"cpu": 512}
 
 
 class Rule(NamedTuple):
-    """One layer's attention: ``regime`` (without ``layers``), and a range of prefix positions
+    """One layer's attention: ``regime`` (without ``layers``), and ranges of prefix positions
     (inclusive) whose tokens see only what precedes them, as if the regime were causal."""
 
     regime: Regime
-    restored: tuple[int, int] | None = None
+    restored: tuple[tuple[int, int], ...] = ()
 
 
 Variant = tuple[Rule, ...]  # one rule a layer
@@ -88,11 +88,11 @@ class _RulePlan(Plan):
     def rule_mask(self, rule: Rule, window: int | None, dtype: torch.dtype) -> torch.Tensor:
         """``[1, 1, query, key]``: the regime's mask, restored rows taken from the causal one."""
         mask = self._of(rule.regime).mask(0, window, dtype)
-        if rule.restored is None:
+        if not rule.restored:
             return mask
         position, n_prefix = self.layout.position, self.layout.n_prefix
-        first, last = rule.restored
-        rows = (position >= first) & (position <= last) & (position < n_prefix)
+        within = [(position >= first) & (position <= last) for first, last in rule.restored]
+        rows = torch.stack(within).any(0) & (position < n_prefix)
         return torch.where(rows[:, None, :, None], self._of(CAUSAL).mask(0, window, dtype), mask)
 
     def _of(self, regime: Regime) -> Plan:

@@ -75,7 +75,9 @@ def investigate(
         "from_first": [(causal,) * (i + 1) + opened[i + 1 :] for i in range(n_layers)],
         "from_last": [opened[:i] + (causal,) * (n_layers - i) for i in range(n_layers)],
         "tokens": [
-            tuple(rule._replace(restored=span) for rule in opened) for span, seen in spans if seen
+            tuple(rule._replace(restored=(span,)) for rule in opened)
+            for span, seen in spans
+            if seen
         ],
         "lambda": [_at_strength(opened, strength) for strength in LAMBDA_GRID],
     }
@@ -161,7 +163,7 @@ def _spans(
     ends = [*(start - 1 for start in starts[1:]), n - 1]
     open_rule = next(rule for rule in opened if rule.regime.bidirectional)
     return [
-        (span, not scorer.sees_alike(open_rule, open_rule._replace(restored=span)))
+        (span, not scorer.sees_alike(open_rule, open_rule._replace(restored=(span,))))
         for span in zip(starts, ends, strict=True)
     ]
 

@@ -37,6 +37,7 @@ class Answer:
     prompt: str = ""
     n_prompt: int = 0
     sides: list[dict[str, Any]] = field(default_factory=list)  # probe, steps, text, ended
+    result: dict[str, Any] = field(default_factory=dict)  # of rescoring an item
 
     @property
     def is_open(self) -> bool:
@@ -113,7 +114,31 @@ class ModelWorker:
         bos: str = "auto",
         chat_template: bool = False,
     ) -> str:
-        """Send a request; returns its name. UserError if no model is ready."""
+        """Have a prompt continued; returns the request's name. UserError if no model is ready."""
+        return self._ask(
+            tuple(regimes), op="generate", prompt=prompt, regimes=list(regimes), sampling=sampling,
+            bos=bos, chat_template=chat_template,
+        )  # fmt: skip
+
+    def rescore(
+        self,
+        contexts: Sequence[str],
+        continuations: Sequence[str],
+        regime: str,
+        *,
+        causal_layers: Sequence[int] = (),
+        causal_tokens: Sequence[int] = (),
+        bos: str = "auto",
+    ) -> str:
+        """Have an item scored, as :func:`bidir_core.explain.rescore.rescore` does; returns the
+        request's name. UserError if no model is ready."""
+        return self._ask(
+            (regime,), op="rescore", contexts=list(contexts), continuations=list(continuations),
+            regime=regime, causal_layers=list(causal_layers), causal_tokens=list(causal_tokens),
+            bos=bos,
+        )  # fmt: skip
+
+    def _ask(self, asked: tuple[str, ...], **request: Any) -> str:
         with self._lock:
             if self.state != "ready" or self._process is None:
                 raise UserError("no model is loaded; load it first")
@@ -121,13 +146,10 @@ class ModelWorker:
             for old in list(self._answers)[: max(0, len(self._answers) - KEPT_ANSWERS + 1)]:
                 del self._answers[old]
             sides: list[dict[str, Any]] = [
-                {"probe": None, "steps": [], "text": "", "ended": None} for _ in regimes
+                {"probe": None, "steps": [], "text": "", "ended": None} for _ in asked
             ]
-            self._answers[name] = Answer(tuple(regimes), sides=sides)
-            self._send(
-                op="generate", id=name, prompt=prompt, regimes=list(regimes), sampling=sampling,
-                bos=bos, chat_template=chat_template,
-            )  # fmt: skip
+            self._answers[name] = Answer(asked, sides=sides)
+            self._send(id=name, **request)
             return name
 
     def cancel(self, name: str) -> None:
@@ -190,6 +212,8 @@ class ModelWorker:
             answer.sides[event["index"]]["probe"] = event
         elif kind == "step":
             answer.sides[event["index"]]["steps"].append(event)
+        elif kind == "rescored":
+            answer.result = event["result"]
         elif kind == "end":
             answer.sides[event["index"]].update(text=event["text"], ended=event["ended"])
         elif kind in ("done", "cancelled"):

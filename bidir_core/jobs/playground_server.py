@@ -5,11 +5,13 @@ ends when it has been idle, when told to, and in the moment its input closes, so
 outlives the server that started it.
 
 In:  ``{"op": "generate", "id": .., "prompt": .., "regimes": [..], "sampling": {..}, "bos": ..,
-"chat_template": ..}``, ``{"op": "cancel", "id": ..}``, ``{"op": "stop"}``.
+"chat_template": ..}``, ``{"op": "rescore", "id": .., "contexts": [..], "continuations": [..],
+"regime": .., "causal_layers": [..], "causal_tokens": [..], "bos": ..}``, ``{"op": "cancel", "id":
+..}``, ``{"op": "stop"}``.
 Out: ``{"event": ..}`` with ``loading``, ``ready``, ``failed`` (and why), ``idle``; and for a request
 ``begin`` (its prompt as tokens), ``probe`` (the mask probe's checks of a regime that is in force;
 each regime is probed once, and one that is not is an ``error``), ``step`` (a token, with its alternatives), ``end`` of a regime,
-``done``, ``cancelled`` or ``error``.
+``rescored`` (log-likelihoods per choice), ``done``, ``cancelled`` or ``error``.
 """
 
 from __future__ import annotations
@@ -90,6 +92,9 @@ def _answer(
 ) -> None:
     from bidir_core.explain.generate import Sampling, check, encode_prompt, end_ids, stream
 
+    if request.get("op") == "rescore":
+        _rescore(loaded, prober, request, name, say)
+        return
     if request.get("op") != "generate":
         raise UserError(f"unknown request '{str(request.get('op'))[:40]}'")
     text = str(request["prompt"])
@@ -125,4 +130,26 @@ def _answer(
         ended = ids[-1] in ends
         whole = loaded.tokenizer.decode(ids[:-1] if ended else ids)
         say("end", id=name, index=index, text=whole, ended=ended)
+    say("done", id=name)
+
+
+def _rescore(
+    loaded: LoadedModel, prober: Prober, request: dict[str, Any], name: str, say: Say
+) -> None:
+    from bidir_core.explain.rescore import rescore
+    from bidir_core.regimes import parse_regime
+
+    regime = parse_regime(str(request["regime"]))
+    regime.check_layers(loaded.n_layers)
+    prober.require(regime)
+    result = rescore(
+        loaded,
+        [str(text) for text in request["contexts"]],
+        [str(text) for text in request["continuations"]],
+        regime,
+        causal_layers=[int(layer) for layer in request.get("causal_layers") or ()],
+        causal_tokens=[int(token) for token in request.get("causal_tokens") or ()],
+        bos=str(request.get("bos") or "auto"),
+    )
+    say("rescored", id=name, result=result)
     say("done", id=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -214,6 +215,26 @@ def recovery(frame: pd.DataFrame) -> go.Figure:
         fixedrange=True,
         **plots.MEASURED,
     )
+    return figure
+
+
+def training_loss(steps: Sequence[int], losses: Sequence[float]) -> go.Figure:
+    """The loss of a fine-tune by step, nats a predicted token."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=list(steps),
+        y=list(losses),
+        mode="lines+markers",
+        line={"color": plots.BLUE, "width": 2},
+        marker={"size": 5},
+        hovertemplate="step %{x}: %{y:.3f} nats<extra></extra>",
+    )
+    figure.update_layout(
+        height=280, margin={"l": 60, "r": 10, "t": 10, "b": 50}, dragmode=False, showlegend=False
+    )
+    fixed = {"gridcolor": plots.FAINT, "zeroline": False, "fixedrange": True, **plots.MEASURED}
+    figure.update_xaxes(title="Training step", **fixed)
+    figure.update_yaxes(title="Loss, nats a token", **fixed)
     return figure
 
 

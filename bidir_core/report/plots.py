@@ -272,14 +272,14 @@ def dots(frame: pd.DataFrame, *, title: str, reference: float | None = None) -> 
 
 
 def mask(
-    cells: np.ndarray, labels: Sequence[str], n_prefix: int, names: Sequence[str]
+    cells: np.ndarray, labels: Sequence[str], n_prefix: int, names: Sequence[str], side: int = 600
 ) -> go.Figure:
-    """Who sees whom as a heat map; the upper triangle is always drawn.
+    """Who sees whom as a heat map, ``side`` pixels square; the upper triangle is always drawn.
 
     ``cells``: int [query, key], an index into ``names``, whose colours are :data:`MASK_COLOURS`.
     Clicks: x key, y query; above 128 tokens they land on a grid of at most 96 a side.
     """
-    total, side = len(labels), 600
+    total = len(labels)
     scale = []
     for index, colour in enumerate(MASK_COLOURS[: len(names)]):
         scale += [[index / len(names), colour], [(index + 1) / len(names), colour]]
@@ -308,14 +308,19 @@ def mask(
     add_clickable(figure, key, query, size, text=texts, hoverinfo="text" if texts else "none")
     figure.update_layout(shapes=prompt_borders(n_prefix, total))
     axis = {"showgrid": False, "zeroline": False, "ticks": ""}
-    if total <= 48:
+    if total <= side / 12.5:
         axis |= {"tickmode": "array", "tickvals": list(range(total))}
         axis["ticktext"] = [shown_token(label) for label in labels]
     figure.update_xaxes(
         **axis, title="is seen (key)", side="top", tickangle=-60, range=[-0.5, total - 0.5]
     )
     figure.update_yaxes(
-        **axis, title="sees (query)", range=[total - 0.5, -0.5], scaleanchor="x", constrain="domain"
+        **axis,
+        title="sees (query)",
+        range=[total - 0.5, -0.5],
+        scaleanchor="x",
+        constrain="domain",
+        constraintoward="top",
     )
     figure.update_xaxes(constrain="domain")
     figure.update_layout(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,7 +21,6 @@ from bidir_core.report.markdown import Table
 from bidir_core.report.tables import curve_table
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
-from bidir_ui.kit.report_table import report_table
 from bidir_ui.reading import analysis, data
 from bidir_ui.reading.data import RunInfo
 
@@ -83,6 +83,36 @@ def p_value(value: float | None) -> str:
 def open_flips(task: str, a: RunInfo, b: RunInfo) -> None:
     query = url.params(a=a.id, b=b.id, flip="broken~fixed", task="" if task == core.MACRO else task)
     st.switch_page("pages/flips.py", query_params=query)
+
+
+def file_name(what: str, a: str, b: str) -> str:
+    """A CSV's name, with both run ids."""
+    return f"{what}_{a.replace('/', '_')}_vs_{b.replace('/', '_')}.csv"
+
+
+def task_frame(result: core.Comparison) -> pd.DataFrame:
+    """Every number of the comparison, a row a task and the macro; shares as fractions."""
+    return pd.DataFrame(
+        {
+            "task": row.task,
+            "n": row.n,
+            "chance": row.chance,
+            "acc_baseline": row.acc_a,
+            "acc_candidate": row.acc_b,
+            "difference": row.delta,
+            "low": row.low,
+            "high": row.high,
+            "both_right": row.both_right,
+            "broken": row.broken,
+            "fixed": row.fixed,
+            "both_wrong": row.both_wrong,
+            "p_mcnemar": row.p_value,
+            "p_holm": row.p_holm,
+            "detectable": row.detectable,
+            "verdict": row.words,
+        }
+        for row in result.rows
+    )
 
 
 def two_by_two(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
@@ -155,16 +185,16 @@ def slice_charts(frame: pd.DataFrame, key: str) -> None:
             "By prefix length, tokens": bands(frame["length"]),
             "By length of the right choice, tokens": bands(frame["gold_length"]),
         } | kinds
-    cells: list[tuple[object, ...]] = []
+    rows = []
     for column, (title, labels) in zip(st.columns(3, gap="small"), kinds.items(), strict=False):
         parts = slices(frame["flip"], labels)
         dots = []
         for part in parts:
-            delta, n = fmt.points(part.estimate.value), fmt.count(part.estimate.n)
-            text = f"{delta}  n = {n}"
-            dots.append(plots.dot_row(part.label, part.estimate.value, part.judgement, text))
-            numbers = (n, delta, fmt.interval_of(part.estimate), part.broken, part.fixed)
-            cells.append((title, part.label, *numbers))
+            estimate = part.estimate
+            text = f"{fmt.points(estimate.value)}  n = {fmt.count(estimate.n)}"
+            dots.append(plots.dot_row(part.label, estimate.value, part.judgement, text))
+            ends = [100 * end for end in (estimate.value, estimate.low, estimate.high)]
+            rows.append((title, part.label, estimate.n, *ends, part.broken, part.fixed))
         with column:
             html.show(html.div("b", html.el("b", title)))
             if not dots:
@@ -174,9 +204,19 @@ def slice_charts(frame: pd.DataFrame, key: str) -> None:
             figure.update_layout(margin={"l": 76, "r": 96})
             alt = f"{title}; the table below has the numbers."
             widgets.chart(figure, alt, key=f"{title}-{key}")
-    with st.expander("The same as a table"):
-        head = ("Slice", "", "n", "Difference, points", "95 % interval", "▼ Broken", "▲ Fixed")
-        html.show(widgets.table(head, cells, left=(1,)))
+    numbers(pd.DataFrame(rows, columns=SLICES), f"slices_{key}.csv", key="slices")
+
+
+SLICES = ["By", "Slice", "n", "Difference, points", "Low", "High", "Broken", "Fixed"]
+
+
+def numbers(frame: pd.DataFrame, name: str, *, key: str) -> None:
+    """A chart's numbers as a table to sort and take away."""
+    with st.expander("The same as a table", key=f"{key}-fold"):
+        rounded = frame.round(4)
+        st.dataframe(rounded, hide_index=True, key=f"{key}-table")
+        with widgets.row():
+            widgets.take_away(rounded, name.replace("/", "_"), key=key)
 
 
 def show_mismatches(a: RunInfo, b: RunInfo) -> None:
@@ -207,15 +247,20 @@ def curves(runs: Iterable[RunInfo], model: str) -> Table:
 
 
 def show(runs: Iterable[RunInfo], model: str) -> None:
-    """A panel for each regime on one scale, and the numbers as a table."""
+    """The quick evaluations of a model's fine-tunes, with what makes them where there are none."""
     widgets.heading("Recovery while training")
     table = curves(runs, model)
-    if not table:
-        widgets.not_run(
-            "A fine-tune records quick evaluations under both regimes as it goes.",
-            "python -m bidir_core finetune --prompt-bidir-response-causal-train",
-        )
+    if table:
+        recovery_panels(table)
         return
+    widgets.not_run(
+        "A fine-tune records quick evaluations under both regimes as it goes.",
+        "python -m bidir_core finetune --prompt-bidir-response-causal-train",
+    )
+
+
+def recovery_panels(table: Table) -> None:
+    """A panel for each regime on one scale, and the numbers as a table."""
     widgets.note(
         "Macro accuracy of quick evaluations on a few items: wide uncertainty, read the trend. "
         "Squares: a variant such as LoRA; bars: lowest to highest seed."
@@ -232,5 +277,5 @@ def show(runs: Iterable[RunInfo], model: str) -> None:
             figure.update_layout(height=330, legend={"orientation": "h", "y": -0.24, "x": 0})
             alt = f"{title}: accuracy by training step; the table below has the numbers."
             widgets.chart(figure, alt, key=f"recovery-{regime}")
-    with st.expander("The same as a table"):
-        html.show(report_table(table))
+    # The report's own CSV, so that an interval has two columns here as well.
+    numbers(pd.read_csv(io.StringIO(table.csv())), "recovery.csv", key="recovery")

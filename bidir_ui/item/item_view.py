@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
@@ -69,13 +70,12 @@ def _budget(piece: str) -> str:
 def choices(
     record: Record, a: Record | None, b: Record | None, pred: str, name_a: str, name_b: str
 ) -> Html:
-    """Per choice: its text, log-likelihood in both runs as bars and numbers, and who chose it."""
+    """Per choice: its text, log-likelihood in both runs as dots and numbers, and who chose it."""
     n_choices = len(record["n_continuation_tokens"])
     texts = record["continuations"] or [f"choice {i}" for i in range(n_choices)]
     if record["contexts"] and len(record["contexts"]) > 1:
         texts = distinct_ends(record["contexts"])
-    totals = [ll for run in (a, b) if run and run["ll"] is not None for ll in run["ll"]]
-    widest = max((-ll for ll in totals if ll > -math.inf), default=1.0) or 1.0
+    scale = Scale.of([run["ll"] for run in (a, b) if run and run["ll"] is not None])
     rows = []
     for choice, text in enumerate(texts):
         marks = [span("gold", "✓ right answer")] if choice == record["gold"] else []
@@ -93,26 +93,45 @@ def choices(
                     el("span", fmt.clip(text.strip(), 300), dir="auto"),
                     div("b-badges", *marks),
                 ),
-                _bar(values[0], widest, "grey"),
-                _bar(values[1], widest, "blue"),
-                fmt.signed(moved),
+                scale.dot(values[0], "grey", name_a),
+                scale.dot(values[1], "blue", name_b),
+                join(span("b-phone", "Change "), fmt.signed(moved)),
             )
         )
     head = (
         "Choice",
-        join(widgets.dot("grey"), f"{name_a}, nats"),
-        join(widgets.dot("blue"), f"{name_b}, nats"),
+        join(widgets.dot("grey"), name_a, " ", widgets.small(LIKELY)),
+        join(widgets.dot("blue"), name_b, " ", widgets.small(LIKELY)),
         "Change",
     )
-    return widgets.table(head, rows, left=(0,))
+    return div("b-choices", widgets.table(head, rows, left=(0,)))
 
 
-def _bar(value: float | None, widest: float, colour: str) -> Html:
-    if value is None:
-        return Html(fmt.NONE)
-    width = min(100.0, max(1.0, 100 * -value / widest))
-    bar = span(f"b-bar b-{colour}", style=f"width:{width:.1f}%")
-    return div("b-cellbar", div("track", bar), span("b-num", fmt.number(value)))
+LIKELY = "nats; more likely →"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Log-likelihoods as dots on one line, from the least likely choice, left, to the likeliest.
+    No bars: a log has no zero to begin at."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, readings: Iterable[Sequence[float]]) -> Scale:
+        values = [ll for reading in readings for ll in reading if math.isfinite(ll)]
+        return cls(min(values, default=0.0), max(values, default=0.0))
+
+    def dot(self, value: float | None, colour: str, name: str = "") -> Html:
+        """``name``: of the reading, where a narrow screen shows no head above it."""
+        if value is None:
+            return Html(fmt.NONE)
+        room = self.high - self.low
+        at = min(1.0, max(0.0, (value - self.low) / room)) if room else 1.0
+        mark = span(f"b-at b-{colour}", style=f"left:{100 * at:.1f}%")
+        line = div("track b-line-track", mark)
+        return div("b-cellbar", span("b-phone", name), line, span("b-num", fmt.number(value)))
 
 
 def token_differences(a: Record, b: Record, choice: int) -> list[tuple[str, float, float]] | None:
@@ -171,12 +190,18 @@ def mask_picture(record: Record, regime: str, choice: int) -> Html | None:
     return widgets.mask_svg(mask, kept, f"Who sees whom under {regime}")
 
 
-def mask_legend() -> Html:
-    return widgets.legend(
+def masks_of_both(record: Record, regimes_shown: Sequence[str], choice: int) -> Html | None:
+    """Both runs' masks, side by side, each under its regime's name; None where there is none."""
+    pictures = [(regime, mask_picture(record, regime, choice)) for regime in regimes_shown]
+    shown = [div("", div("b-note", name), picture) for name, picture in pictures if picture]
+    if not shown:
+        return None
+    legend = widgets.legend(
         ("rgba(127,127,127,.9)", "sees what precedes it"),
         (plots.BLUE, "looks ahead"),
         (plots.RED, "end of the prefix"),
     )
+    return join(div("b b-pairs", *shown), legend)
 
 
 def facts(record: Record, a: Record | None, b: Record | None) -> Html:

@@ -10,14 +10,12 @@ import pandas as pd
 import streamlit as st
 
 from bidir_core import jobs
-from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged
 from bidir_core.data import assets, tasks
 from bidir_core.data.custom import name_of
 from bidir_core.explain.why_config import expected_tokens
-from bidir_core.jobs import Job, estimate
+from bidir_core.jobs import estimate
 from bidir_core.jobs.history import start_seconds
-from bidir_core.jobs.progress import progress
 from bidir_core.runs.layout import is_read_only
 from bidir_core.runs.read import read_object
 from bidir_core.runs.run import Run
@@ -236,8 +234,6 @@ def numbers(result: Mapping[str, Any]) -> pd.DataFrame:
 
 # Explaining an item on demand: the button, the one question, and the progress of the job.
 
-POLL_SECONDS = 2
-
 
 def words(target: RunInfo, record: Mapping[str, Any], metric: str) -> tuple[str, ...]:
     """What follows ``python -m bidir_core``."""
@@ -252,7 +248,7 @@ def offer(page: Any, target: RunInfo, record: Mapping[str, Any], metric: str) ->
     known = jobs.list_jobs()
     mine = next((job for job in known if job.words == line), None)
     if mine is not None and mine.is_active:
-        _watch(mine)
+        jobs_view.watch(mine)
         return
     if not ask.say_what_failed("why") and mine is not None and mine.state in ("failed", "lost"):
         reason = fmt.clip(mine.error or jobs_view.LOST, 300)
@@ -296,23 +292,3 @@ def _weights_missing(target: RunInfo) -> str:
         "This answer can be explained where its fine-tuned weights are; they are not here: "
         f"{fmt.clip(target.checkpoint, 160)}."
     )
-
-
-def _watch(job: Job) -> None:
-    """Progress, read again every two seconds; the page is drawn anew when the job has ended."""
-
-    @st.fragment(run_every=POLL_SECONDS)
-    def body() -> None:
-        try:
-            now = jobs.find_job(job.id)
-        except UserError:  # removed from the history meanwhile
-            st.rerun()
-        if not now.is_active:
-            st.rerun()
-        if now.state == "queued":
-            widgets.note("Queued: it starts when the jobs before it are done.")
-        else:
-            jobs_view.bar(now, progress(now))
-        st.button("Cancel", key=f"why-cancel-{job.id}", on_click=ask.cancel, args=("why", job.id))
-
-    body()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -93,6 +93,13 @@ def table(
     return scrolling(el("table", el("thead", header), el("tbody", *body), cls="b b-table"))
 
 
+class Selected(NamedTuple):
+    """``opened``: the row of a cell that was clicked. ``rows``: those that are ticked."""
+
+    opened: int | None
+    rows: list[int]
+
+
 def selectable(
     frame: pd.DataFrame,
     columns: Mapping[str, Any],
@@ -101,8 +108,8 @@ def selectable(
     mode: Literal["single-row", "multi-row"],
     tall: int,
     alt: str,
-) -> list[int]:
-    """A table whose rows can be selected; the positions of those that are.
+) -> Selected:
+    """A table whose rows open at a click anywhere in them, and can be ticked; positions.
 
     ``tall``: the height in pixels from which it scrolls; a row has 35.
     """
@@ -111,13 +118,16 @@ def selectable(
         key=key,
         hide_index=True,
         on_select="rerun",
-        selection_mode=mode,
+        selection_mode=[mode, "single-cell"],
         height="content" if 35 * (len(frame) + 1) <= tall + 40 else tall,
         placeholder=fmt.NONE,
         alt=alt,
         column_config=columns,
     )
-    return list(event["selection"]["rows"])
+    # The rows may be others than when it was clicked: then the click is none.
+    rows = [row for row in event["selection"]["rows"] if row < len(frame)]
+    cells = [row for row, _ in event["selection"]["cells"] if row < len(frame)]
+    return Selected(cells[0] if cells else None, rows)
 
 
 def row(*, right: bool = False, gap: str = "small") -> Any:
@@ -247,6 +257,36 @@ def csv_button(frame: pd.DataFrame, name: str, *, key: str, label: str = "CSV") 
     """Download a frame; the file's name carries the run ids. Its texts are no formulas."""
     safe = frame.map(csv_cell).rename(columns=csv_cell)
     download(label, safe.to_csv(index=False).encode("utf-8"), name, "text/csv", key=key)
+
+
+MOST_MARKDOWN = 1000  # rows of a table to copy
+
+
+def take_away(frame: pd.DataFrame, name: str, *, key: str) -> None:
+    """A table to take along: as CSV, and as Markdown to copy. ``name``: of the file, with run ids."""
+    csv_button(frame, name, key=f"{key}-csv")
+    with st.popover("Markdown", key=f"{key}-md", on_change="rerun") as copy:
+        if copy.open:
+            st.code(markdown_of(frame.head(MOST_MARKDOWN)), language=None)
+            if len(frame) > MOST_MARKDOWN:
+                note(f"The first {fmt.count(MOST_MARKDOWN)} rows; the CSV has all.")
+
+
+def markdown_of(frame: pd.DataFrame) -> str:
+    """A frame as a Markdown table: numbers to the right, texts inert."""
+    from bidir_core.report.markdown import escape
+
+    numeric = [pd.api.types.is_numeric_dtype(frame[name]) for name in frame.columns]
+
+    def cell(value: Any) -> str:
+        if value is None or value is pd.NA or value != value:
+            return ""
+        return f"{value:.5g}" if isinstance(value, float) else escape(value)
+
+    head = [escape(name) for name in frame.columns]
+    rows = [[cell(value) for value in line] for line in frame.itertuples(index=False)]
+    lines = [head, ["---:" if right else "---" for right in numeric], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def code_text(text: object) -> Html:

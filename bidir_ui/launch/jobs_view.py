@@ -10,17 +10,15 @@ from typing import Any
 import streamlit as st
 
 from bidir_core import jobs
-from bidir_core.analyse import selection
 from bidir_core.common.errors import UserError
 from bidir_core.jobs import Job
 from bidir_core.jobs.history import outcome
 from bidir_core.jobs.progress import Progress, progress
-from bidir_core.runs.layout import STAGE2, STAGE4
 from bidir_core.runs.run import Run
 from bidir_ui import shell
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.launch import review
-from bidir_ui.reading import data
+from bidir_ui.reading import data, opens
 from bidir_ui.reading.data import RunInfo
 
 POLL_SECONDS = 2
@@ -115,12 +113,7 @@ def _active(job: Job, ahead: int, runs: tuple[RunInfo, ...]) -> None:
         with right, widgets.row(right=True):
             if job.words[0] == "lab":  # its points can be looked at as they finish
                 _open(job, runs, "Open in Lab")
-            if job.is_cancelling:
-                kept = "Without waiting for the checkpoint; what was recorded before is kept."
-                now = partial(jobs.cancel, grace_seconds=0)
-                _button("Stop now", f"stop-{job.id}", now, job.id, help=kept)
-            else:
-                _button("Cancel", f"cancel-{job.id}", jobs.cancel, job.id)
+            cancel_button(job)
         if job.state != "queued":
             bar(job, progress(job))
         elif ahead:
@@ -131,6 +124,39 @@ def _active(job: Job, ahead: int, runs: tuple[RunInfo, ...]) -> None:
         with st.expander("Log and command", key=f"log-{job.id}", on_change="rerun") as fold:
             if fold.open:
                 _details(job)
+
+
+def watch(job: Job) -> None:
+    """A job's progress on the page that waits for it, read again every two seconds; the page is
+    drawn anew when the job has ended."""
+
+    @st.fragment(run_every=POLL_SECONDS)
+    def body() -> None:
+        try:
+            now = jobs.find_job(job.id)
+        except UserError:  # removed from the history meanwhile
+            st.rerun()
+        if not now.is_active:
+            st.rerun()
+        if failed := st.session_state.pop("job-error", ""):
+            widgets.banner("error", "That did not work", failed)
+        if now.state == "queued":
+            widgets.note("Queued: it starts when the jobs before it are done.")
+        else:
+            bar(now, progress(now))
+        cancel_button(now)
+
+    body()
+
+
+def cancel_button(job: Job) -> None:
+    """Cancel; once that was asked, stop at once."""
+    if job.is_cancelling:
+        kept = "Without waiting for the checkpoint; what was recorded before is kept."
+        now = partial(jobs.cancel, grace_seconds=0)
+        _button("Stop now", f"stop-{job.id}", now, job.id, help=kept)
+    else:
+        _button("Cancel", f"cancel-{job.id}", jobs.cancel, job.id)
 
 
 def bar(job: Job, now: Progress) -> None:
@@ -263,27 +289,20 @@ def _took(job: Job) -> html.Html:
 
 
 def _open(job: Job, runs: tuple[RunInfo, ...], label: str = "Open results") -> None:
-    """A link to what a job made. An evaluation is compared with a run of the same items; what an
-    unfinished one holds of them with the same ones there, which Compare says."""
+    """A link to where what a job made is read."""
     path = job.run_path
     if path is None:
         return
     run = Run(path)
+    info = data.by_id(runs, run.id)
     if job.words[0] == "pipeline":
         page, query = "overview", url.params()
-    elif job.words[0] == "lab":
-        if not job.made(path):
-            return
-        page, query = "lab", url.params(sweep=run.id)
-    else:
-        page, query = "runs", url.params(q=path.name)
-        info = data.by_id(runs, run.id) if run.stage in (STAGE2, STAGE4) else None
-        wanted = data.by_id(runs, url.get("a"))
-        baseline = selection.baseline_of(runs, info, wanted) if info else None
-        if info is not None and baseline is not None:
-            page, query = "compare", url.params(a=baseline.id, b=info.id, intersect="yes")
-            if info.is_done:  # the URL may have it from a pair before
-                del query["intersect"]
+    elif job.words[0] == "lab" and not job.made(path):
+        return
+    elif info is not None:
+        page, query = opens.results(info, runs)
+    else:  # begun since the list of runs was read
+        page, query = "run", url.params(id=run.id)
     st.page_link(shell.path(page), label=label, query_params=query)
 
 

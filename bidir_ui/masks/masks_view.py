@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,11 @@ NAMES = ("does not see", "sees, as in causal", "sees by looking ahead", "no long
 DIFFERENCES = (
     "neither lets it see",
     "both let it see",
-    "only this regime lets it see",
-    "only the other lets it see",
+    "only the right one lets it see",
+    "only the left one lets it see",
 )
-VIEWS = {"regime": "This regime", "against": "Compared with", "difference": "Difference"}
+VIEWS = {"both": "Side by side", "difference": "Difference"}
+SIDE = 380  # pixels of a square of two that stand side by side, both whole on a laptop's screen
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,8 @@ def words(text: str) -> list[str]:
 
 def own_prompt() -> Tokens:
     """Tokens of a prompt typed by the reader, split in words."""
-    left, right = st.columns([3, 2])
-    with left:
+    with st.popover("Change the text", icon=":material/edit:"):
         prefix = url.text("Prompt (the prefix)", name="prompt", default=PREFIX, max_chars=4000)
-    with right:
         own = url.text("Continuation", name="cont", default=CONTINUATION, max_chars=1000)
     first, rest = words(prefix or PREFIX), words(own or CONTINUATION)
     return Tokens((*first, *rest), len(first), "Split in words; a tokenizer would cut finer.").cut()
@@ -119,14 +118,80 @@ def _tokens(record: dict[str, Any], context: int) -> Tokens:
     return Tokens((*first, *rest), len(first)).cut()
 
 
+# A dial as a chip: its field, what the chip sets it to, and its words where it is set.
+Chip = tuple[str, Any, Callable[[Any], str]]
+
+
+def _first(n: int) -> str:
+    return "first token" if n == 1 else f"first {n} tokens"
+
+
+CHIPS: dict[str, Chip] = {
+    "ahead": ("bidirectional", True, lambda _: "looks ahead"),
+    "sink": ("sink", 1, lambda n: f"{_first(n or 1)} causal"),
+    "self": ("self_token", 0, lambda j: f"token {j or 0} alone"),
+    "hide": ("hide", 0, lambda j: f"token {j or 0} hidden"),
+    "tail": ("tail", 1, lambda n: "last token causal" if (n or 1) == 1 else f"last {n} causal"),
+    "layers": (
+        "layers",
+        (10, None),
+        lambda span: f"layers {span[0]} to {'last' if span[1] is None else span[1]}",
+    ),
+    "lambda": ("lam", 0.1, lambda x: f"strength {x:g}"),
+}
+_UNSET = {spec.name: spec.default for spec in fields(regimes.Regime)}
+
+
+def chosen_chips(regime: regimes.Regime) -> list[str]:
+    return [name for name, (dial, *_) in CHIPS.items() if getattr(regime, dial) != _UNSET[dial]]
+
+
+def with_chips(regime: regimes.Regime, wanted: Sequence[str]) -> regimes.Regime:
+    """The regime with exactly these chips set. What was set keeps its value; a dial that only
+    makes sense where something looks ahead brings that along."""
+    before = chosen_chips(regime)
+    values: dict[str, Any] = {}
+    for name, (dial, value, _) in CHIPS.items():
+        if (name in wanted) != (name in before):
+            values[dial] = value if name in wanted else _UNSET[dial]
+    added = set(wanted) - set(before) - {"hide"}
+    if added and "ahead" not in before:
+        values["bidirectional"] = True
+    return replace(regime, **values)
+
+
 def regime_box(label: str, name: str, default: str) -> regimes.Regime | None:
-    """A regime typed as its string; None (with the reason shown) if it is not one."""
+    """A regime built with chips or typed as its string; None (with the reason) if it is not one."""
     text = url.text(label, name=name, default=default, max_chars=200)
     try:
-        return regimes.parse_regime((text or default).strip())
+        regime = regimes.parse_regime((text or default).strip())
     except UserError as error:
         widgets.banner("error", "Not a regime", str(error))
         return None
+
+    def words_of(chip: str) -> str:
+        dial, value, words = CHIPS[chip]
+        now = getattr(regime, dial)
+        return words(value if now == _UNSET[dial] else now)
+
+    key = f"chips:{name}"
+    st.session_state[key] = chosen_chips(regime)
+
+    def clicked() -> None:
+        told = str(with_chips(regime, st.session_state[key]))
+        url.put(**{name: "" if told == default else told})
+
+    st.pills(
+        f"Dials of {label.lower()}",
+        list(CHIPS),
+        selection_mode="multi",
+        key=key,
+        on_change=clicked,
+        format_func=words_of,
+        label_visibility="collapsed",
+        wrap=True,
+    )
+    return regime
 
 
 def cells(regime: regimes.Regime, tokens: Tokens, layer: int | None) -> np.ndarray:
@@ -148,40 +213,39 @@ def legend(view: str) -> html.Html:
     if view == "difference":
         return widgets.legend(
             (back, "seen in both"),
-            (ahead, "only in this regime"),
-            (lost, "only in the other"),
+            (ahead, "only on the right"),
+            (lost, "only on the left"),
             (hidden, "in neither"),
         )
     return widgets.legend(
-        (back, "sees what precedes it"), (ahead, "looks ahead"), (hidden, "hidden")
+        (back, "sees what precedes it"),
+        (ahead, "looks ahead"),
+        (hidden, "hidden"),
+        (plots.RED, "end of the prefix"),
     )
 
 
 def facts(shown: np.ndarray, regime: regimes.Regime, tokens: Tokens) -> None:
-    """Counts of the picture, and the strength of looking ahead."""
+    """One line over a picture: the regime, what looks ahead in it, and how strongly."""
     n = tokens.n_prefix
-    possible = n * (n - 1) // 2
-    ahead = int((shown == 2).sum())
-    rows = [
-        ("regime", str(regime)),
-        ("tokens", f"{n} prefix + {len(tokens.pieces) - n} continuation"),
-        ("look-ahead cells", f"{fmt.count(ahead)} of {fmt.count(possible)} possible"),
-        ("their strength", f"λ = {regime.lam:g}" if regime.lam < 1 else "full"),
-    ]
+    ahead, possible = int((shown == 2).sum()), n * (n - 1) // 2
+    strength = f", strength λ = {regime.lam:g}" if regime.lam < 1 else ""
+    where = ""
     if regime.layers is not None:
         first, last = regime.layers
-        rows.append(
-            ("layers", f"{first} to {'the last' if last is None else last}; causal in the others")
-        )
-    widgets.facts(rows)
+        where = f", in layers {first} to {'the last' if last is None else last} only"
+    counted = f"{fmt.count(ahead)} of {fmt.count(possible)} look-ahead cells"
+    widgets.note(html.el("b", str(regime)), f": {counted}{strength}{where}")
 
 
-def explain(point: tuple[int, int], shown: np.ndarray, tokens: Tokens, view: str) -> None:
-    """What the clicked cell says, in words."""
+def explain(
+    point: tuple[int, int], pictures: Sequence[tuple[str, np.ndarray]], tokens: Tokens, view: str
+) -> None:
+    """What the clicked cell says, in each picture."""
     query, key = int(point[0]), int(point[1])
     names = DIFFERENCES if view == "difference" else NAMES
-    verb = names[int(shown[query, key])]
-    two_tokens(tokens.pieces, tokens.n_prefix, query, key, verb)
+    said = [f"{name} {names[int(shown[query, key])]}".strip() for name, shown in pictures]
+    two_tokens(tokens.pieces, tokens.n_prefix, query, key, "; ".join(said) + ":")
 
 
 def two_tokens(pieces: Sequence[str], n_prefix: int, query: int, key: int, verb: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +43,11 @@ def _number(name: str, below: int, default: int = 0) -> int:
 
 
 def section(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
-    """Choosers, the picture of one head, and the inspector beside it."""
-    widgets.heading("One head, requested and observed")
+    """Choosers, one head's pictures, and what the chosen cell says."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
+        view = _view(run)
         _chooser("Layer", "layer", run.n_layers, run.n_layers // 2)
         _chooser("Head", "head", run.n_heads)
-        view = _view(run)
     layer, number = selected(run)
     total, regimes = len(pieces), range(len(run.names))
     head = Head(
@@ -63,14 +63,21 @@ def section(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
         query=_number("q", total, n_prefix - 1),
         key=_number("k", total),
     )
-    picture, side = st.columns([5, 3], gap="large")
-    with picture, st.container(key="attend-picture"):
-        _picture(head, view)
-    with side:
+    legend, views = LEGENDS[view](run), [f"{view}-{i}" for i in regimes]
+    html.show(legend)
+    with st.container(key="attend-picture"):
+        shown = views if view != "difference" else [view]
+        for column, each in zip(st.columns(max(2, len(shown)), gap="medium"), shown, strict=False):
+            with column:
+                _picture(head, each)
+    widgets.note("Orange lines: the end of the prefix. Click a cell to read it.")
+    cell, top = st.columns(2, gap="large")
+    with cell:
         with st.container(horizontal=True):
             _chooser("Query (row)", "q", total, n_prefix - 1)
             _chooser("Key (column)", "k", total)
         _cell(head)
+    with top:
         _top(head)
         window = run.window(layer)
         if window is not None:
@@ -84,22 +91,30 @@ def _chooser(label: str, name: str, below: int, default: int = 0) -> None:
 
 
 def _view(run: Observed) -> str:
-    """Which picture: a regime's weights, their difference, or a regime's mask."""
-    views = {f"seen-{i}": f"Observed: {name}" for i, name in enumerate(run.names)}
-    if len(run.names) > 1:
-        views["difference"] = "Difference"
-    views |= {f"asked-{i}": f"Requested: {name}" for i, name in enumerate(run.names)}
+    """Which pictures: the observed weights, their difference, or what was requested."""
+    views = {"seen": "Observed", "difference": "Difference", "asked": "Requested"}
+    if len(run.names) < 2:
+        del views["difference"]
     return url.choice(
-        st.segmented_control,
-        "Picture",
-        name="see",
-        options=views,
-        default=f"seen-{len(run.names) - 1}",
-        required=True,
+        st.segmented_control, "Picture", name="see", options=views, default="seen", required=True
     )
 
 
+HIDDEN = (plots_attend.HIDDEN, "hidden: the regime forbids it")
+SEEN = (("#fde725", "much attention"), ("#21918c", "about 0.3 %"), ("#440154", "next to none"))
+LEGENDS: dict[str, Callable[[Observed], html.Html]] = {
+    "seen": lambda run: widgets.legend(*SEEN, HIDDEN),
+    "difference": lambda run: widgets.legend(
+        (plots.BLUE, f"more under {run.names[1]}"),
+        (plots.RED, f"more under {run.names[0]}"),
+        (plots_attend.HIDDEN, "hidden in both"),
+    ),
+    "asked": lambda run: masks_view.legend("both"),
+}
+
+
 def _picture(head: Head, view: str) -> None:
+    """``view``: ``seen-0``, ``asked-1`` (of which regime) or ``difference``."""
     run, seen, allowed = head.run, head.seen, head.allowed
     what, _, number = view.partition("-")
     key = f"attend-head-{run.info.id}-{view}-{head.layer}-{head.number}"
@@ -110,35 +125,30 @@ def _picture(head: Head, view: str) -> None:
             url.put(q=str(int(points[0]["y"])), k=str(int(points[0]["x"])))
 
     options: dict[str, Any] = {"key": key, "on_select": clicked, "selection_mode": "points"}
+    text = f"Attention of layer {head.layer}, head {head.number}"
+    if what == "difference":
+        first, second = run.names
+        weights, mask, minus = seen[1], allowed[0] | allowed[1], seen[0]
+        title = f"{second} minus {first}"
+    else:
+        title = run.names[int(number)]
+        weights, mask, minus = seen[int(number)], allowed[int(number)], None
+    widgets.note(html.el("b", title))
+    side = masks_view.SIDE
     if what == "asked":
-        mask = allowed[int(number)]
-        shown = mask.astype(np.int8) + (mask & np.triu(np.ones_like(mask), 1))
-        html.show(masks_view.legend("regime"))
+        cells = mask.astype(np.int8) + (mask & np.triu(np.ones_like(mask), 1))
         widgets.chart(
-            plots.mask(shown, head.pieces, head.n_prefix, masks_view.NAMES),
-            f"Who may see whom in layer {head.layer} under {run.names[int(number)]}.",
+            plots.mask(cells, head.pieces, head.n_prefix, masks_view.NAMES, side),
+            f"Who may see whom in layer {head.layer} under {title}.",
             **options,
         )
         return
-    text = f"Attention of layer {head.layer}, head {head.number}"
-    colours: list[tuple[str, str]]
-    if what == "difference":
-        first, second = run.names
-        colours = [(plots.BLUE, f"more under {second}"), (plots.RED, f"more under {first}")]
-        colours.append((plots_attend.HIDDEN, "hidden in both"))
-        weights, mask, minus = seen[1], allowed[0] | allowed[1], seen[0]
-        text += f": {second} minus {first}, log colours."
-    else:
-        colours = [("#fde725", "much attention"), ("#21918c", "about 0.3 %")]
-        colours.append(("#440154", "next to none"))
-        colours.append((plots_attend.HIDDEN, "hidden: the regime forbids it"))
-        weights, mask, minus = seen[int(number)], allowed[int(number)], None
-        text += f", under {run.names[int(number)]}, log colours."
-    html.show(widgets.legend(*colours))
     cell = (head.query, head.key)
-    figure = plots_attend.weights(weights, mask, head.pieces, head.n_prefix, minus=minus, cell=cell)
-    widgets.chart(figure, text + " The inspector beside it has the numbers.", **options)
-    widgets.note("Orange lines: the end of the prefix. Click a cell to read it.")
+    figure = plots_attend.weights(
+        weights, mask, head.pieces, head.n_prefix, minus=minus, cell=cell, side=side
+    )
+    alt = f"{text}, {title}, log colours. The table below it has the numbers."
+    widgets.chart(figure, alt, **options)
 
 
 def _cell(head: Head) -> None:

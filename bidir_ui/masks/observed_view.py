@@ -17,7 +17,7 @@ from bidir_core.report import plots_attend
 from bidir_core.report.plots_attend import Line
 from bidir_core.runs.layout import is_read_only
 from bidir_ui.kit import fmt, html, url, widgets
-from bidir_ui.launch import ask
+from bidir_ui.launch import ask, jobs_view
 from bidir_ui.masks import masks_view, observed_data, observed_head
 from bidir_ui.masks.observed_data import Observed
 
@@ -28,7 +28,7 @@ MEASURES = {
     "entropy": ("Entropy", "entropy of a token's attention, nats"),
 }
 
-PARTS = {"head": "One head", "landing": "Where attention lands", "drift": "Drift"}
+PARTS = {"head": "Token by token", "landing": "Where attention lands", "drift": "Drift"}
 
 
 def chosen(page: Any) -> Observed | None:
@@ -113,9 +113,21 @@ def _choose(options: list[Observed], current: Observed | None) -> None:
 
 
 def show(run: Observed) -> None:
-    """The ready state."""
-    _facts(run)
-    _sentence(run)
+    """The ready state: one text token by token, then its averages; of many items the averages."""
+    if run.is_summary:
+        _sentence(run)
+    else:
+        if not run.has_matrices:
+            widgets.banner(
+                "info",
+                "Too long for single weights",
+                *map(str, run.metrics.get("notes") or ()),
+                "Shares, landing places and drift are shown for the whole text.",
+            )
+        pieces, n_prefix = observed_data.tokens(run)
+        parts = {"head": observed_head.section, "landing": _landing, "drift": _drift}
+        parts[_part(run)](run, pieces, n_prefix)
+        _sentence(run)
     measure = url.choice(
         st.segmented_control,
         "Measure",
@@ -133,17 +145,8 @@ def show(run: Observed) -> None:
     if run.is_summary:
         by_task(run, measure)
         drift(run)
-        return
-    if not run.has_matrices:
-        widgets.banner(
-            "info",
-            "Too long for single weights",
-            *map(str, run.metrics.get("notes") or ()),
-            "Shares, landing places and drift are shown for the whole text.",
-        )
-    pieces, n_prefix = observed_data.tokens(run)
-    parts = {"head": observed_head.section, "landing": _landing, "drift": _drift}
-    parts[_part(run)](run, pieces, n_prefix)
+    widgets.heading("What was observed")
+    _facts(run)
 
 
 def _part(run: Observed) -> str:
@@ -151,11 +154,12 @@ def _part(run: Observed) -> str:
     parts = PARTS if run.has_matrices else {k: v for k, v in PARTS.items() if k != "head"}
     return url.choice(
         st.segmented_control,
-        "A closer look",
+        "What to look at",
         name="part",
         options=parts,
         default=next(iter(parts)),
         required=True,
+        label_visibility="collapsed",
     )
 
 
@@ -272,7 +276,7 @@ def _grid(run: Observed, measure: str) -> None:
         **options,
     )
     if run.has_matrices:
-        widgets.note("Click a head to see its weights below.")
+        widgets.note("Click a head to see its weights above.")
 
 
 def _landing(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
@@ -366,11 +370,7 @@ def offer(page: object, item_id: str) -> None:
     known = jobs.list_jobs()
     waiting = next((job for job in known if job.words == words and job.is_active), None)
     if waiting is not None:
-        widgets.banner(
-            "info",
-            f"Being observed: {waiting.state}",
-            "Its progress is on the Launch page; reload this page when it is done.",
-        )
+        jobs_view.watch(waiting)
     elif is_read_only():
         widgets.note(
             "This is a read-only view: run the line in a terminal where runs may be written."

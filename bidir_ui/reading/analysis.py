@@ -50,6 +50,11 @@ def compare(
     return _compare(a.path, b.path, stamps, metric, intersect, floor.path if floor else "")
 
 
+def compare_runs(a: Run, b: Run, metric: str) -> core_compare.Comparison:
+    """Of a run that is still growing: not remembered, only the items that both hold."""
+    return core_compare.compare(a, b, metric=metric, intersect=True)
+
+
 def try_compare(
     a: RunInfo, b: RunInfo, metric: str = "acc", *, intersect: bool = False
 ) -> core_compare.Comparison | None:

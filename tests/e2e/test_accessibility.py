@@ -48,6 +48,7 @@ def test_so_are_errors_empty_pages_and_the_help(server, runs, tab):
         "no such run": ("flips", chosen(runs, a="stage1_vanilla_eval/none")),
         "nothing found": ("flips", chosen(runs, q="no item says this")),
         "no such regime": ("masks", chosen(runs, regime="sideways")),
+        "a run": ("run", {"id": runs["stage1"].id}),
         "not ready": ("launch", chosen(runs, stage="stage4")),
     }
     look_at(tab, server, states)

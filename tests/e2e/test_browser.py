@@ -151,6 +151,15 @@ def test_a_selection_belongs_to_its_filter(server, runs, tab):
     assert "/flips" in tab.page.url
 
 
+def test_a_click_anywhere_in_a_row_opens_a_run(server, runs, tab):
+    go(tab, server.url("runs", view="list", q=runs["sink"].path.name), "Runs")
+    box = tab.page.locator("[data-testid=stDataFrame]").first.bounding_box()
+    tab.page.mouse.click(box["x"] + 300, box["y"] + 35 + 17)
+    tab.page.wait_for_url(re.compile("/run[?]"), timeout=10_000)
+    assert query(tab, "id") == runs["sink"].id
+    tab.page.get_by_text("Settings that are not the defaults").wait_for()
+
+
 def test_forest_plot_opens_the_flips_of_a_task(server, runs, tab):
     go(tab, server.url("compare", a=runs["stage1"].id, b=runs["stage2"].id), "Compare")
     points = tab.page.locator(".js-plotly-plot").first.locator(".scatterlayer .point")
@@ -176,7 +185,7 @@ def test_a_card_leads_to_its_runs(server, runs, tab):
 
 def test_a_click_on_a_mask_cell_reads_it(server, runs, tab):
     go(tab, server.url("masks", regime="bidirectional:sink=1"), "Masks")
-    plot = tab.page.locator(".js-plotly-plot .nsewdrag")
+    plot = tab.page.locator(".js-plotly-plot .nsewdrag").last  # causal is left of it
     plot.wait_for()
     tab.page.wait_for_timeout(800)
     box = plot.bounding_box()
@@ -185,7 +194,7 @@ def test_a_click_on_a_mask_cell_reads_it(server, runs, tab):
     cell = side / 12
     tab.page.mouse.click(left + 5.5 * cell, top + 2.5 * cell)
     tab.page.get_by_text("Token 2,").wait_for(timeout=5000)
-    assert "sees by looking ahead" in main_text(tab)
+    assert "causal does not see; bidirectional:sink=1 sees by looking ahead" in main_text(tab)
     assert "token 5" in main_text(tab)
 
 
@@ -216,7 +225,7 @@ def test_downloaded_records_are_the_ones_on_disk(server, runs, tab):
         assert records[run.id]["ll"] == list(run.item("piqa", 3)["ll"])
     visit(tab, server.url("runs"), "Runs")
     with tab.page.expect_download() as wait:
-        tab.page.get_by_role("button", name="CSV", exact=True).click()
+        tab.page.get_by_role("button", name="CSV", exact=True).first.click()
     text = Path(wait.value.path()).read_text(encoding="utf-8")
     rows = {row["run"]: row for row in csv.DictReader(text.splitlines())}
     assert {run.id for run in runs.values()} <= set(rows)

@@ -48,7 +48,7 @@ def test_clicks_and_hover_read_heads_and_cells(run, server, tab):
     )
     tab.page.wait_for_selector(IDLE)
     tab.page.wait_for_timeout(800)
-    plot = tab.page.locator(".st-key-attend-picture .nsewdrag")
+    plot = tab.page.locator(".st-key-attend-picture .nsewdrag").last  # bidirectional
     plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
     side = min(box["width"], box["height"])  # cells are square, centred in the plot
@@ -56,7 +56,7 @@ def test_clicks_and_hover_read_heads_and_cells(run, server, tab):
     # Above 160 tokens every second row and column can be clicked.
     x, y = left + 200.5 * side / TOTAL, top + 100.5 * side / TOTAL
     tab.page.mouse.move(x, y)
-    hover = tab.page.locator(".st-key-attend-picture .hoverlayer")
+    hover = tab.page.locator(".st-key-attend-picture .hoverlayer").last
     hover.get_by_text("word100").wait_for(timeout=5000)  # tokens have no labels here, but names
     assert "word200" in hover.text_content()
     tab.page.mouse.click(x, y)

@@ -61,7 +61,7 @@ def test_a_restored_token_is_one_that_stays_causal(family):
     loaded = tiny_loaded(family)
     n, opened = loaded.n_layers, parse_regime("bidirectional")
     spans = [(0, 0), (3, 3), (0, 1), (0, 999)]
-    found = variants_of(loaded, ONE, [(Rule(opened, span),) * n for span in spans])
+    found = variants_of(loaded, ONE, [(Rule(opened, (span,)),) * n for span in spans])
     expected = ["bidirectional:sink=1", None, "bidirectional:sink=2", "causal"]
     for ll, regime in zip(found, expected, strict=True):
         if regime is not None:
@@ -70,7 +70,7 @@ def test_a_restored_token_is_one_that_stays_causal(family):
         close(found[1], scored(loaded, ONE, "bidirectional:skip=3"))
     # In a sliding window too, and beside another dial.
     strange = parse_regime("bidirectional:self=2,lambda=0.3")
-    (both,) = variants_of(loaded, ONE, [(Rule(strange, (0, 999)),) * n])
+    (both,) = variants_of(loaded, ONE, [(Rule(strange, ((0, 999),)),) * n])
     close(both, scored(loaded, ONE, "causal"))
 
 
@@ -100,8 +100,8 @@ def test_rules_that_let_everybody_see_the_same_are_told():
     scorer = VariantScorer(loaded, Encoder(loaded.tokenizer).encode([ONE])[0])
     opened = parse_regime("bidirectional")
     last = len(ONE.contexts[0]) - 1
-    assert scorer.sees_alike(Rule(opened, (last, last)), Rule(opened))
-    assert not scorer.sees_alike(Rule(opened, (0, 0)), Rule(opened))
+    assert scorer.sees_alike(Rule(opened, ((last, last),)), Rule(opened))
+    assert not scorer.sees_alike(Rule(opened, ((0, 0),)), Rule(opened))
 
 
 def test_a_regime_stays_in_force_only_inside():

@@ -15,10 +15,12 @@ import pytest
 
 from bidir_core.common.errors import UserError
 from bidir_core.explain.generate import Sampling, encode_prompt, generate
+from bidir_core.explain.rescore import rescore
 from bidir_core.jobs import child_environment, playground_server
 from bidir_core.jobs.playground import Answer, ModelWorker
 from bidir_core.models import loading, probe
 from bidir_core.models.families import tiny_loaded
+from bidir_core.regimes import parse_regime
 from tests.explain.test_generate import drop_the_mask
 
 LONG = 60.0
@@ -85,6 +87,23 @@ def test_a_bad_request_is_answered_and_the_model_stays(worker, changes, says):
     assert says in answer.error
     assert worker.state == "ready"
     assert ask(worker).state == "done"
+
+
+def test_it_scores_an_item_again_with_layers_and_tokens_left_causal(worker, tiny_folder):
+    asked = (["What then?"], [" this", " that"], "bidirectional")
+    left = {"causal_layers": [0], "causal_tokens": [0, 2]}
+    name = worker.rescore(*asked, **left)
+    until(lambda: not worker.answer(name).is_open)
+    answer = worker.answer(name)
+    assert answer.state == "done", answer.error
+    loaded = loading.load(str(tiny_folder), device="cpu")
+    ours = rescore(loaded, asked[0], asked[1], parse_regime("bidirectional"), **left)
+    for reading, ll in ours["ll"].items():
+        assert answer.result["ll"][reading] == pytest.approx(ll, abs=1e-3)
+    assert answer.result["pieces"] == ours["pieces"]
+    wrong = worker.rescore(*asked, causal_tokens=[99])
+    until(lambda: not worker.answer(wrong).is_open)
+    assert "token 99 does not exist" in worker.answer(wrong).error
 
 
 def served(requests, cancelled=()):

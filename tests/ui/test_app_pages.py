@@ -10,7 +10,9 @@ import pytest
 
 from bidir_core.analyse.flips import flips
 from bidir_core.analyse.slices import bands, slices
+from bidir_core.regimes import parse_regime
 from bidir_ui.kit import fmt, html, url
+from bidir_ui.masks import masks_view
 from bidir_ui.reading import filters
 from tests.app import ROOT, STAGE2, open_page, pair, words
 from tests.factory import make_item, make_reference, make_run
@@ -221,6 +223,29 @@ def test_masks_take_any_dial(root):
     app = open_page("pages/masks.py", regime="bidirectional:sink=2,lambda=0.5")
     assert "bidirectional:sink=2,lambda=0.5" in words(app)
     assert "λ = 0.5" in words(app)
+
+
+def test_both_masks_stand_side_by_side(root):
+    app = open_page("pages/masks.py")
+    assert len(app.get("plotly_chart")) == 2
+    text = words(app)
+    assert "causal : 0 of 28 look-ahead cells" in text
+    assert "bidirectional : 28 of 28 look-ahead cells" in text
+    assert len(open_page("pages/masks.py", view="difference").get("plotly_chart")) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "chips", "made"),
+    [
+        ("bidirectional", ["ahead", "sink"], "bidirectional:sink=1"),
+        ("causal", ["sink"], "bidirectional:sink=1"),
+        ("causal", ["hide"], "causal:hide=0"),
+        ("bidirectional:sink=4,lambda=0.3", ["ahead", "sink"], "bidirectional:sink=4"),
+        ("bidirectional:sink=4", ["sink"], "causal"),
+    ],
+)
+def test_chips_make_a_regime_and_keep_what_was_typed(text, chips, made):
+    assert str(masks_view.with_chips(parse_regime(text), chips)) == made
 
 
 def test_help_opens(root):

@@ -48,6 +48,16 @@ def half(root: Path) -> dict[str, str]:
     return {"a": a.id, "b": b.id, "intersect": "yes"}
 
 
+def half_named(root: Path) -> dict[str, str]:
+    """For the page of that candidate itself."""
+    chosen = half(root)
+    return {"id": chosen["b"]}
+
+
+def whole_named(root: Path) -> dict[str, str]:
+    return {"id": whole(root)["b"]}
+
+
 def torn(root: Path) -> dict[str, str]:
     """The candidate's items are damaged."""
     a, b = pair(root)
@@ -116,6 +126,12 @@ TABLE: dict[str, dict[str, Case]] = {
         "partial": Case(half, "stopped with an error"),
         "error": Case(corrupt, "The folder cannot be read"),
         "ready": Case(whole, "2 of 2 runs"),
+    },
+    "run": {
+        "empty": Case(nothing, "No runs yet"),
+        "partial": Case(half_named, "stopped with an error"),
+        "error": Case(whole, "Run not found", {"id": "lab/19990101-000000"}),
+        "ready": Case(whole_named, "Settings that are not the defaults"),
     },
     "compare": {
         "empty": Case(nothing, "No runs yet"),

@@ -270,12 +270,12 @@ def test_partial_results_open_with_the_items_that_both_hold(root):
 
 
 @pytest.mark.parametrize("state", ["cancelled", "queued", "done"])
-def test_results_without_a_baseline_are_found_among_the_runs(root, state):
+def test_results_without_a_baseline_are_on_the_run_s_own_page(root, state):
     pair(root, config={"limit": 500})
     b = make_run(root, STAGE2, n_items=20, state=state, regime="bidirectional")
     page, query = results_link(root, b)
-    assert page == "runs"
-    assert query == {"q": [b.path.name]}
+    assert page == "run"
+    assert query["id"] == [b.id]
 
 
 def test_no_jobs_yet_and_cancel_of_a_waiting_one(root):

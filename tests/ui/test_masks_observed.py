@@ -7,6 +7,7 @@ import json
 import pytest
 
 from bidir_core import jobs
+from tests.app import fake_job
 from tests.attend_factory import make_attend, make_summary
 from tests.factory import make_run, unsealed
 from tests.ui.test_app_pages import open_page, words
@@ -41,7 +42,7 @@ def test_two_regimes(root):
     assert "may not" in text  # causal, token 6 lies ahead
     assert "may, looking ahead" in text
     assert "−3.25 nats" in text
-    assert len(app.get("plotly_chart")) == 3
+    assert len(app.get("plotly_chart")) == 4
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_two_regimes(root):
     [
         ("landing", 3, "a sink that moved"),
         ("drift", 4, "1 is the same direction in both"),
-        ("nonsense", 3, "Click a cell to read it"),
+        ("nonsense", 4, "Click a cell to read it"),
     ],
 )
 def test_a_closer_look_is_one_part_at_a_time(root, part, n_charts, said):
@@ -58,10 +59,10 @@ def test_a_closer_look_is_one_part_at_a_time(root, part, n_charts, said):
     assert said in text
 
 
-@pytest.mark.parametrize("view", ["seen-0", "difference", "asked-0", "asked-1", "nonsense"])
-def test_every_picture_is_drawn(root, view):
+@pytest.mark.parametrize(("view", "n"), [("seen", 2), ("difference", 1), ("asked", 2), ("x", 2)])
+def test_every_picture_is_drawn(root, view, n):
     app, text = look(make_attend(root, window=3), see=view, measure="entropy", layer="99", q="-1")
-    assert len(app.get("plotly_chart")) == 3
+    assert len(app.get("plotly_chart")) == 2 + n
     assert "nearer than 3 tokens" in text
     if view == "difference":
         assert "hidden in both" in text
@@ -72,7 +73,7 @@ def test_one_regime(root):
     app, text = look(run, q="2", k="5")
     assert "λ = 0.5" in text
     options = [str(option) for group in app.get("button_group") for option in group.options]
-    assert "Observed: bidirectional:lambda=0.5" in options
+    assert "Requested" in options
     assert "Difference" not in options
     assert "nothing to compare" in look(run, part="drift")[1]
 
@@ -120,6 +121,19 @@ def test_none_says_how_and_queues_it_once(root, monkeypatch):
     ((given, key),) = started
     assert " ".join(given).startswith(line)
     assert key
+
+
+def test_a_job_that_observes_it_shows_progress_and_can_be_cancelled(root, monkeypatch):
+    asked = []
+    monkeypatch.setattr(jobs, "cancel", asked.append)
+    make_run(root, n_items=10)
+    line = ("attend", "--model", "smollm2-135m-instruct", "--task", "piqa", "--doc-id", "3")
+    both = ("--regime", "causal", "--regime", "bidirectional")
+    job = fake_job(root, (*line, *both))
+    app, text = look(item="piqa/3")
+    assert "Queued" in text
+    app.button(key=f"cancel-{job.id}").click().run()
+    assert asked == [job.id]
 
 
 def test_a_prompt_of_ones_own_is_offered_too(root):

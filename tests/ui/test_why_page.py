@@ -99,7 +99,7 @@ def test_the_button_asks_once_and_starts_one_job(root, monkeypatch):
     app = open_page("pages/item.py", a=a.id, b=b.id, item=ITEM)
     assert "Queued" in words(app)
     assert not [button for button in app.button if button.key == "why-start"]
-    app.button(key=f"why-cancel-{job.id}").click().run()
+    app.button(key=f"cancel-{job.id}").click().run()
     assert jobs.find_job(job.id).state == "cancelled"
 
 

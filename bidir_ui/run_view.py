@@ -1,0 +1,341 @@
+"""The Run page's parts: what a run is, what it found, what it was made with; and how it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from bidir_core import jobs
+from bidir_core.analyse import phrases, selection, stats
+from bidir_core.analyse.verdict import settled
+from bidir_core.common.errors import UserError
+from bidir_core.common.settings import command_line, from_json, settings_of
+from bidir_core.data import item_texts
+from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.explain.attend_config import AttendConfig
+from bidir_core.explain.sweep_points import LabConfig
+from bidir_core.explain.why_config import WhyConfig
+from bidir_core.jobs.progress import progress
+from bidir_core.report.charts import training_loss
+from bidir_core.runs.curve import read_curve
+from bidir_core.runs.run import Run
+from bidir_core.runs.stages import STAGES
+from bidir_core.train.config import OBJECTIVES, FinetuneConfig
+from bidir_ui import runs_table
+from bidir_ui.compare import compare_view
+from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.launch import jobs_view
+from bidir_ui.reading import analysis, data, opens
+from bidir_ui.reading.data import RunInfo
+
+POLL_SECONDS = 3
+CONFIGS: dict[str, type] = {
+    "eval": EvalConfig,
+    "finetune": FinetuneConfig,
+    "lab": LabConfig,
+    "attend": AttendConfig,
+    "why": WhyConfig,
+}
+
+
+def sentence(info: RunInfo) -> str:
+    """What the run is, in one sentence."""
+    run = data.run_of(info)
+    settings, metrics = run.settings, (run.metrics or {}) if info.state != "corrupt" else {}
+    model = fmt.clip(info.model or "a model", 80)
+    weights = f"{model}, {info.weights}" if info.checkpoint else model
+    if info.is_finetune:
+        stage = STAGES.get(info.stage)
+        what = stage.plain if stage else "fine-tune"
+        steps = f"{fmt.count(metrics.get('steps') or settings.get('steps'))} steps"
+        loss = metrics.get("final_loss")
+        end = f"; the loss ended at {fmt.number(loss, 3)} nats a token" if loss is not None else ""
+        return (
+            f"{info.stage_label}, {what}: {model} trained {info.method} under {info.regime} for "
+            f"{steps} on “{fmt.clip(str(settings.get('data')), 60)}”, seed {info.train_seed}{end}."
+        )
+    if info.is_sweep:
+        return f"A sweep of {weights}: {info.extent}, one point for each regime."
+    if info.kind == "why":
+        item = f"{settings.get('task')}/{settings.get('doc_id')}"
+        return f"Why {weights} answers {fmt.clip(item, 80)} as it does under {info.regime}."
+    if info.kind == "attend":
+        return f"Where {weights} looked, observed in one forward pass under each regime."
+    if info.kind == "recommend":
+        return f"A regime recommended for {weights} from prompts alone, without right answers."
+    answered = f"{fmt.count(info.n_items)} items ({info.extent})" if info.n_items else info.extent
+    acc = info.macro.get("acc")
+    right = f"; {fmt.percent(acc)} right, mean over {len(info.tasks)} tasks" if acc else ""
+    who = "Published: " if info.is_reference else "Imported: " if info.is_imported else ""
+    return f"{who}{info.stage_label}. {weights} under {info.regime} on {answered}{right}."
+
+
+def leads_on(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
+    """Links to where its results are read, and to the Launch page for what comes next."""
+    page, query = opens.results(info, runs)
+    with widgets.row(gap="medium"):
+        if page != "run":
+            widgets.page_link(page, opens.WORDS[page], query, "arrow_forward")
+        if page == "compare":
+            flips = {name: query[name] for name in ("a", "b")} | {"flip": "broken~fixed"}
+            widgets.page_link("flips", "Its flips", flips, "swap_vert")
+    if info.is_finetune and info.is_done:
+        _checkpoint(info, runs)
+    elif info.is_evaluation and info.is_done and not info.has_items:
+        widgets.banner("info", "Scores only", runs_table.METRICS_ONLY)
+
+
+def _checkpoint(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
+    """Evaluations of a fine-tune's weights, and the buttons that start those that are missing."""
+    widgets.heading("Its checkpoint, evaluated")
+    mine = [run for run in runs if run.is_evaluation and f"{info.id}/" in run.checkpoint + "/"]
+    rows = [
+        (
+            widgets.link(run.regime, "run", url.params(id=run.id)),
+            run.extent,
+            fmt.count(run.n_items),
+            fmt.percent(run.macro.get("acc")),
+            widgets.link("Compare", *where) if where[0] == "compare" else fmt.NONE,
+        )
+        for run in mine
+        for where in [opens.results(run, runs)]
+    ]
+    if rows:
+        html.show(widgets.table(("Regime", "Taken", "Items", "Macro acc", ""), rows, left=(1, 4)))
+    final = Path(info.path) / "final"
+    if not final.is_dir():
+        widgets.note(
+            "Its weights are not on this machine, so it cannot be evaluated again here. The command "
+            "below trains it anew."
+        )
+        return
+    trained = info.regime if info.regime.startswith("bidirectional") else "bidirectional"
+    with widgets.row(gap="medium"):
+        for regime in (trained, "causal"):
+            query = {"stage": "stage4", "f.checkpoint": str(final), "f.regime": regime}
+            if info.model != EMBEDDED_MODEL:
+                query["f.model"] = info.model
+            label = f"Evaluate this checkpoint under {regime}"
+            widgets.page_link("launch", label, url.params(**query), "play_circle")
+
+
+def scores(info: RunInfo) -> None:
+    """Accuracy of each task with its interval; a fine-tune's curves instead."""
+    if info.is_finetune:
+        _curves(info)
+        return
+    rows = []
+    for task, row in info.tasks.items():
+        n, acc = int(row.get("n") or 0), row.get("acc")
+        interval = stats.accuracy(float(acc), n) if n and acc is not None else None
+        ends = (
+            f"{fmt.percent(interval.low)} to {fmt.percent(interval.high)}" if interval else fmt.NONE
+        )
+        more = (ends, fmt.percent(row.get("acc_norm")), fmt.percent(row.get("chance")))
+        rows.append((fmt.task(task), fmt.count(n), fmt.percent(acc), *more))
+    if rows:
+        widgets.heading("Scores")
+        head = ("Task", "n", "acc", "95 % interval", "acc_norm", "chance")
+        html.show(widgets.table(head, rows))
+
+
+def _curves(info: RunInfo) -> None:
+    lines = read_curve(Path(info.path))
+    losses = [(int(x["step"]), float(x["loss"])) for x in lines if x.get("loss") is not None]
+    if losses:
+        widgets.heading("Loss")
+        widgets.chart(
+            training_loss(*zip(*losses, strict=True)),
+            f"Training loss by step: from {losses[0][1]:.3f} to {losses[-1][1]:.3f} nats a token.",
+            key=f"loss-{info.id}",
+        )
+    table = compare_view.curves([info], info.model)
+    if table:
+        widgets.heading("Recovery while training")
+        compare_view.recovery_panels(table)
+
+
+# While it runs: progress, and whether its difference to the baseline is decided already.
+
+
+def live(info: RunInfo, runs: tuple[RunInfo, ...], metric: str) -> None:
+    """Read again every few seconds, until the run ends and the whole page is drawn anew."""
+    if info.state not in ("running", "queued"):
+        return
+    baseline = selection.baseline_of(runs, info, data.by_id(runs, url.get("a")))
+
+    @st.fragment(run_every=POLL_SECONDS)
+    def body() -> None:
+        run = Run(info.path)
+        if run.state != info.state:
+            st.rerun()
+        job = next((j for j in jobs.list_jobs() if j.is_active and j.run_path == run.path), None)
+        if job is None:
+            runs_table.progress_table([info])
+        else:
+            jobs_view.bar(job, progress(job))
+            jobs_view.cancel_button(job)
+        if info.is_finetune:
+            _curves(info)
+        elif baseline is not None and info.is_evaluation:
+            running_difference(run, info, baseline, metric)
+
+    body()
+
+
+def running_difference(run: Run, info: RunInfo, baseline: RunInfo, metric: str) -> None:
+    """The paired difference on the items so far, and whether it is decided."""
+    widgets.heading("Against its baseline so far")
+    try:
+        result = analysis.compare_runs(data.run_of(baseline), run, metric)
+    except UserError as error:
+        widgets.note(f"Nothing to pair yet: {fmt.clip(str(error), 200)}.")
+        return
+    macro = result.macro
+    widgets.lead(
+        f"{fmt.points(macro.delta)} points {fmt.interval(macro.low, macro.high)}, n = "
+        f"{fmt.count(macro.n)}: {phrases.phrase(macro.judgement)}."
+    )
+    wide = stats.anytime(macro.estimate)
+    ends = fmt.interval(wide.low, wide.high)
+    if settled(macro.estimate):
+        widgets.banner(
+            "info",
+            "Could stop now: settled",
+            f"Also with the interval that allows for looking again and again, {ends}. "
+            "Items come longest first, so the rest are shorter than these; what is recorded stays.",
+        )
+    else:
+        widgets.note(f"Not settled: allowing for looking again and again, {ends}.")
+
+
+# What it was made with.
+
+
+def changed(info: RunInfo) -> list[tuple[str, str, str, str]]:
+    """Settings that are not their command's defaults: flag, value, default, what it means. All of
+    them where the defaults are not known here."""
+    kind = CONFIGS.get(info.kind)
+    given = data.run_of(info).settings
+    if kind is None:
+        return [(name, _plain(value), fmt.NONE, "") for name, value in given.items()]
+    rows = []
+    for spec in settings_of(kind):
+        value, default = given.get(spec.name), spec.default
+        if spec.name not in given or spec.name in ("name", "runs_dir") or default is MISSING:
+            continue
+        if _plain(value) != _plain(default):
+            meaning = str(spec.metadata.get("help") or "")
+            rows.append((spec.name, _plain(value), _plain(default), fmt.clip(meaning, 160)))
+    return rows
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return fmt.clip(item_texts.visible(str(value)), 200)
+
+
+def again(info: RunInfo) -> str:
+    """The command that makes this run again; empty where its settings are of no command here."""
+    settings = data.run_of(info).settings
+    try:
+        if info.is_finetune:
+            tuned = from_json(FinetuneConfig, settings)
+            return f"{command_line('finetune', tuned)} {OBJECTIVES[tuned.objective].flag}"
+        if info.kind == "eval":
+            return command_line("eval", from_json(EvalConfig, settings))
+    except (UserError, TypeError, ValueError, KeyError):
+        pass
+    return ""
+
+
+def made_with(info: RunInfo) -> None:
+    """Settings, probe, cost, environment and log."""
+    run = data.run_of(info)
+    config, differs = run.config, changed(info)
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        widgets.heading("Settings that are not the defaults")
+        if differs:
+            told = [
+                (html.join(widgets.code_text(name), " ", widgets.small(what)), value, was)
+                for name, value, was, what in differs
+            ]
+            html.show(widgets.table(("Setting", "Here", "Default"), told, left=(0, 1, 2)))
+        else:
+            widgets.note("None.")
+        if line := again(info):
+            widgets.note("The same again:")
+            widgets.command(line)
+    with right:
+        widgets.heading("Mask probe")
+        _probe(run.probe)
+        widgets.heading("Cost")
+        widgets.facts(_cost(info.cost) or [("", "not recorded")])
+    with st.expander("Environment", key="run-environment"):
+        packages = config.get("packages")
+        named = (
+            "dtype",
+            "attention",
+            "device",
+            "git_commit",
+            "model_fingerprint",
+            "data_fingerprint",
+        )
+        rows = [
+            (name.replace("_", " "), _plain(config[name])) for name in named if config.get(name)
+        ]
+        rows += [("host", str(run.status["host"]))] if run.status.get("host") else []
+        rows += list(packages.items()) if isinstance(packages, Mapping) else []
+        widgets.facts(rows or [("", "not recorded")])
+    with st.expander("Log", key="run-log", on_change="rerun") as log:
+        if log.open:
+            st.code(item_texts.visible(run.log_tail()) or "It left no log.", language=None)
+            widgets.note("The whole log: ", widgets.code_text(f"{info.path}/log.txt"))
+
+
+def _probe(probe: Mapping[str, Any] | None) -> None:
+    known = probe or {}
+    reports = (
+        known["reports"] if isinstance(known.get("reports"), list) else [known]
+    )  # one a regime
+    listed = [each.get("checks") for each in reports if isinstance(each, Mapping)]
+    checks = [
+        c for each in listed if isinstance(each, list) for c in each if isinstance(c, Mapping)
+    ]
+    if not checks:
+        widgets.note("No probe is recorded.")
+        return
+    passed = sum(bool(check.get("passed")) for check in checks)
+    said = ": the model attends as the regime says" if passed == len(checks) else ""
+    widgets.note(f"{passed} of {len(checks)} checks passed{said}.")
+    with st.expander("The checks", key="run-probe"):
+        marks = {True: "✓", False: "✕"}
+        rows = [
+            (
+                f"{marks[bool(check.get('passed'))]} {check.get('name', '')}".replace("_", " "),
+                fmt.clip(str(check.get("detail") or ""), 200),
+            )
+            for check in checks
+        ]
+        html.show(widgets.table(("Check", "What was seen"), rows, left=(1,)))
+
+
+def _cost(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
+    shared = ", other runs used the device meanwhile" if cost.get("shared_device") else ""
+    rows = [("time", fmt.duration(cost.get("seconds")) + shared)] if cost.get("seconds") else []
+    for name in ("computed_tokens", "prefix_tokens", "continuation_tokens"):
+        if cost.get(name):
+            rows.append((name.replace("_", " "), fmt.count(cost[name])))
+    peak = cost.get("peak_memory_bytes")
+    for where, size in peak.items() if isinstance(peak, Mapping) else ():
+        rows.append((f"peak memory, {where}", fmt.size(size)))
+    return rows + ([("device", fmt.clip(str(cost["device"]), 60))] if cost.get("device") else [])
