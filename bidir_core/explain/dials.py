@@ -1,48 +1,20 @@
-"""One item's answers at every setting of three dials, kept in a file: a page then needs no model.
-
-    how strongly the prompt looks ahead (lambda) x the first token causal (sink=1) or not
-        x how many of the first layers stay causal (layers=A-)
-
-``why --export FILE`` adds an item to the file, or replaces it there.
-"""
+"""One item's answers at every setting of three dials, put into a file (:mod:`bidir_core.runs.dials`): a
+page then needs no model."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import replacing
 from bidir_core.explain.why import read_item, resolve
 from bidir_core.explain.why_config import WhyConfig
 from bidir_core.regimes import CAUSAL, parse_regime
-from bidir_core.runs.layout import COMMITTED_RUNS
+from bidir_core.runs.dials import STRENGTHS, read_dials, write_dials
 
 if TYPE_CHECKING:
     from bidir_core.data.encoding import EncodedItem
     from bidir_core.models.loading import LoadedModel
-
-SCHEMA = 1
-STRENGTHS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.6, 1.0)
-COMMITTED = COMMITTED_RUNS / "dials.json"
-
-
-def read_dials(path: Path | str = COMMITTED) -> list[dict[str, Any]]:
-    """The items of a file that :func:`export` wrote; none if there is no such file.
-
-    ``scores[sink][A][strength][choice]`` of an item: hundredths of a nat behind the likeliest choice.
-    """
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        raise UserError(f"{path} is no file of `why --export` that this program reads")
-    return list(value["items"])
 
 
 def export(config: WhyConfig, path: Path | str) -> dict[str, Any]:
@@ -80,18 +52,8 @@ def export(config: WhyConfig, path: Path | str) -> dict[str, Any]:
     return found
 
 
-def write_dials(items: list[Mapping[str, Any]], path: Path | str) -> None:
-    """An item a line, whole or not at all."""
-    lines = ",\n".join(
-        json.dumps(item, separators=(",", ":"), ensure_ascii=False) for item in items
-    )
-    head = json.dumps({"schema": SCHEMA, "strengths": STRENGTHS})[:-1]
-    with replacing(Path(path)) as partial:
-        partial.write_text(f'{head}, "items": [\n{lines}\n]}}\n', encoding="utf-8")
-
-
 def grid(loaded: LoadedModel, encoded: EncodedItem) -> list[list[list[list[int]]]]:
-    """``[2, n_layers + 1, len(STRENGTHS), n_choices]``, see :func:`read_dials`."""
+    """``[2, n_layers + 1, len(STRENGTHS), n_choices]``, see :func:`bidir_core.runs.dials.read_dials`."""
     from bidir_core.explain.variants import Rule, VariantScorer
 
     n = loaded.n_layers

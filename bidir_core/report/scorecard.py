@@ -595,5 +595,5 @@ def answer(row: Row) -> str:
     if row.repair is not None and row.repair.what.startswith("beyond"):
         beyond = f"beats its control by {points(row.repair.value)}"
         shown = row.repair.judgement.verdict == "better"
-        said.append(f"a repair fine-tune {beyond if shown else 'is not shown to beat its control'}")
+        said.append(f"repair fine-tuning {beyond if shown else 'is not shown to beat its control'}")
     return "; ".join(said) + "." if said else ""

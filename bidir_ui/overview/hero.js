@@ -77,7 +77,7 @@ export default function (component) {
   const choices = element('div', 'choices'), said = element('div', 'said');
   said.setAttribute('aria-live', 'polite');
   const nav = element('div', 'nav');
-  const next = element('button', 'next', 'Next item'), open = element('a', 'open');
+  const next = element('button', 'next', 'Next'), open = element('a', 'open');
   next.type = 'button';
   open.target = '_self';
   nav.append(next, open);

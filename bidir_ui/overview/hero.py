@@ -14,7 +14,7 @@ from bidir_core.analyse import selection
 from bidir_core.common.errors import UserError
 from bidir_core.data.assets import title_of
 from bidir_core.data.item_texts import visible
-from bidir_core.explain.dials import COMMITTED, STRENGTHS, read_dials
+from bidir_core.runs.dials import COMMITTED, STRENGTHS, read_dials
 from bidir_core.runs.layout import STAGE4
 from bidir_ui.kit import url, widgets
 from bidir_ui.reading.data import RunInfo, by_id

@@ -109,7 +109,7 @@ def _picture(steps: Sequence[tuple[str, Judgement]], items: str) -> html.Html:
         for label, j in known
         if j.estimate
     )
-    title = fmt.tie(f"Accuracy against causal, points ({items})")
+    title = fmt.tie(f"Points against causal ({items})")
     head = html.div("head", title)
     return html.div("b b-steps", head, *parts, role="img", aria_label=f"{title}: {said}")
 

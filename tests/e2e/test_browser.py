@@ -332,7 +332,7 @@ def test_one_click_flips_the_overviews_item_at_once(server, tab):
     tab.page.reload()
     said.wait_for()
     assert tab.page.get_by_role("switch", name="First token causal").is_checked()
-    tab.page.get_by_role("button", name="Next item").click()
+    tab.page.get_by_role("button", name="Next", exact=True).click()
     assert query(tab, "try") == "1.10.0.0.0"
     tab.page.locator(".b-hero .open").click()
     tab.page.wait_for_url(re.compile("/item"), timeout=10_000)

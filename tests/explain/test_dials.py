@@ -8,7 +8,7 @@ import pytest
 
 from bidir_core.cli import main
 from bidir_core.common.errors import UserError
-from bidir_core.explain.dials import COMMITTED, STRENGTHS, read_dials
+from bidir_core.runs.dials import COMMITTED, STRENGTHS, read_dials
 from bidir_core.runs.find import list_runs
 
 

@@ -119,7 +119,7 @@ TABLE: dict[str, dict[str, Case]] = {
         "empty": Case(nothing, "No runs yet"),
         "partial": Case(half, "20 of 40 items so far"),
         "error": Case(torn, "items.parquet is not what was written"),
-        "ready": Case(whole, "Accuracy against causal"),
+        "ready": Case(whole, "Points against causal"),
     },
     "runs": {
         "empty": Case(nothing, "No runs yet"),
