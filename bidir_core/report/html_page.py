@@ -64,16 +64,20 @@ WORDS = {
 Block = Markup | Table | Chart
 
 
-def blocks(section: Section, shown: list[Chart]) -> list[Block]:
-    """What stands under a heading: paragraphs as HTML, tables, and charts before the first table."""
+def blocks(section: Section, shown: Sequence[Chart | Markup]) -> list[Block]:
+    """What stands under a heading: paragraphs as HTML, tables, and charts before the first table;
+    on the first page after the first paragraph, the verdict."""
     out: list[Block] = []
-    waiting = list(shown)
+    waiting: list[Block] = list(shown)
     for part in section.parts:
         if isinstance(part, Table):
             out += [*waiting, part.without_empty_columns()]
             waiting = []
         elif part:
             out.append(paragraphs(part))
+            if section.is_front:
+                out += waiting
+                waiting = []
     return [*out, *waiting]
 
 
@@ -84,13 +88,13 @@ def page(report: Report, only: Collection[str] | None = None) -> str:
     flips = None
     if only is None or FLIPS in only:
         flips = flip_tables(report.study, report.numbers.metric)
-    contents = [(section.key, section.heading) for section, _ in sections]
+    contents = [(s.key, s.heading) for s, _ in sections if not s.is_front]
     contents += [(FLIPS, ALL_SECTIONS[FLIPS])] if flips is not None else []
     drawn = [part for _, parts in sections for part in parts if isinstance(part, Chart)]
     return _template().render(
         policy=POLICY,
-        title=line(report.title),
-        css=_file("report.css"),
+        title=report.title,
+        css=_file("report.css") + _file("rows.css"),
         contents=[*contents, ("made", MADE_HEADING)],
         sections=sections,
         flips=flips,
@@ -106,7 +110,7 @@ def page(report: Report, only: Collection[str] | None = None) -> str:
         command=report.command(only),
         facts=facts(report),
         figures=_figures(drawn, report.stem),
-        plotly=_plotly(),
+        plotly=_plotly() if drawn else "",
         script=_file("report.js"),
     )
 
@@ -366,10 +370,6 @@ def _parser() -> MarkdownIt:
 
 
 def paragraphs(markdown: str) -> Markup:
-    """Paragraphs, lists and headings of a section's text."""
-    return Markup(_parser().render(visible(markdown)))
-
-
-def line(markdown: str) -> Markup:
-    """One line, such as a title, without a paragraph around it."""
-    return Markup(_parser().renderInline(visible(markdown)))
+    """Paragraphs and lists of a section's text; no number stands apart from its sign."""
+    text = visible(markdown).replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0")
+    return Markup(_parser().render(text))
