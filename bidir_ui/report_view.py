@@ -195,7 +195,7 @@ def first_page(made: Made) -> None:
     """The answer, as the files have it."""
     st.html(Path(html_page.FOLDER / "rows.css"))
     widgets.note(made.report.title)
-    _show(made, FRONT, "b-report b-answer")
+    _show(made, FRONT, "b-report b-front")
 
 
 def appendix(made: Made) -> None:

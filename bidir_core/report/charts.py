@@ -16,6 +16,7 @@ from bidir_core.analyse.study import CAUSAL, NAMES, ordered_cells
 from bidir_core.analyse.verdict import Judgement
 from bidir_core.common import formatting
 from bidir_core.data.item_texts import visible
+from bidir_core.regimes import parse_regime
 from bidir_core.report import plots
 from bidir_core.report.rows import Look, Row, interval_rows
 from bidir_core.report.sections import FRONT
@@ -102,7 +103,8 @@ def _ladder(numbers: Findings) -> list[Markup]:
         text = f"{100 * accuracy.value:.1f} %"
         if kept is not None and kept.value is not None:
             text += f", {100 * kept.value:.0f} % kept"
-        look: Look = "leaky" if cell[0].leaky else "causal" if cell[1] == CAUSAL else "ahead"
+        ahead = parse_regime(cell[1]).bidirectional
+        look: Look = "leaky" if cell[0].leaky else "ahead" if ahead else "causal"
         row = Row(cell_title(study, cell), text, accuracy.value, look=look)
         if (ends := accuracy.interval) is not None:
             row = row._replace(low=ends.low, high=ends.high)
