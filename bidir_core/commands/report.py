@@ -70,9 +70,9 @@ def report_command(args: argparse.Namespace) -> int:
     if args.out is None and (args.csv or args.html or args.sections):
         raise UserError("--csv, --html and --sections go with --out FILE; give one")
     if args.paper is not None:
-        from bidir_core.report.paper import check_paper_folder
+        from bidir_core.report.paper import PAPER
 
-        check_paper_folder(args.paper)
+        PAPER.check(args.paper)
     out = report_file("--out", args.out, ".md", ".html") if args.out is not None else None
     html = report_file("--html", args.html, ".html") if args.html else None
     only = [key for key in args.sections.split(",") if key] if args.sections else None
