@@ -14,7 +14,7 @@ import streamlit as st
 
 from bidir_core.analyse.study import CAUSAL
 from bidir_core.data import item_texts
-from bidir_core.report import html_page, paper_figures, report, sections
+from bidir_core.report import html_page, paper_figures, report, sections, share
 from bidir_core.report.charts import Chart, charts
 from bidir_core.report.markdown import Table
 from bidir_core.report.sections import ALL_SECTIONS, FLIPS, FRONT
@@ -270,6 +270,8 @@ def toolbar(page: Page, chosen: Sequence[RunInfo], made: Made | None) -> None:
         if made is not None:
             with st.popover("Download", icon=":material/download:"):
                 downloads(made)
+        with st.popover("Share", icon=":material/share:"):
+            site(page)
         with st.popover("Runs", icon=":material/list:", type="tertiary"):
             runs_box(page, chosen, made)
 
@@ -306,37 +308,54 @@ def zipped(tables: dict[str, Table]) -> bytes:
     return out.getvalue()
 
 
-@st.fragment  # the page is not drawn again
 def paper(made: Made) -> None:
-    """The folder for a paper as one ZIP, made when it is asked for."""
+    """The folder for a paper as one ZIP."""
+    name = made.report.stem.replace("report_", "paper_", 1)
+
+    def make(tell: share.Tell) -> bytes:
+        from bidir_core.report.paper import zip_paper  # what draws loads slowly
+
+        return zip_paper(made.report, name, tell)
+
     widgets.note(
         "A folder for a paper: figures (PDF, SVG), tables (LaTeX, CSV), numbers as LaTeX macros, "
         "and claims with the status that their intervals give them."
     )
-    name = made.report.stem.replace("report_", "paper_", 1)
-    if st.button("Make the paper's ZIP", key="report-paper", icon=":material/build:"):
+    _archive("paper", name, made.key, make)
+
+
+def site(page: Page) -> None:
+    """The small website of all runs as one ZIP."""
+    widgets.note(
+        "A small website of all runs: the answer, the scorecard of every model, the answers that "
+        "flip and a page for each with its reason. Unpack it and open index.html: it needs no "
+        "server and no network, so it can be mailed or put on any web space."
+    )
+    stamp = hashlib.sha256(repr([(r.id, r.modified) for r in page.runs]).encode()).hexdigest()
+    _archive("site", "bidir-site", stamp, lambda tell: share.zip_site("bidir-site", tell))
+    widgets.note("The same in a terminal:")
+    widgets.command(share.COMMAND)
+
+
+@st.fragment  # the page is not drawn again
+def _archive(what: str, name: str, stamp: str, make: Callable[[share.Tell], bytes]) -> None:
+    """A ZIP file that is made when it is asked for; of other runs than ``stamp``'s, made anew."""
+    state = f"report-{what}-zip"
+    if st.button(f"Make the ZIP of the {what}", key=f"report-{what}", icon=":material/build:"):
         with guard():
-            st.session_state["report-paper-zip"] = made.key, _paper_zip(made, name)
-    key, archive = st.session_state.get("report-paper-zip", ("", b""))
-    if key == made.key:
+            bar = st.progress(0.0, "Starting")
+            made = make(lambda part, step: bar.progress(part, step[:1].upper() + step[1:]))
+            st.session_state[state] = stamp, made
+            bar.empty()
+    known, archive = st.session_state.get(state, ("", b""))
+    if known == stamp:
         st.download_button(
             f"Download ({len(archive) / 1e6:.1f} MB)",
             archive,
             file_name=f"{name}.zip",
             mime="application/zip",
             on_click="ignore",
-            key="report-paper-file",
+            key=f"report-{what}-file",
             type="primary",
             icon=":material/download:",
         )
-
-
-def _paper_zip(made: Made, name: str) -> bytes:
-    from bidir_core.report.paper import zip_paper  # what draws loads slowly
-
-    bar = st.progress(0.0, "Starting")
-    archive = zip_paper(
-        made.report, name, lambda share, what: bar.progress(share, what.capitalize())
-    )
-    bar.empty()
-    return archive

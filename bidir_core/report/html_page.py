@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bidir_core.common import formatting
@@ -82,10 +82,10 @@ def page(report: Report, only: Collection[str] | None = None) -> str:
     contents = [(s.key, s.heading) for s, _ in sections if not s.is_front]
     contents += [(FLIPS, ALL_SECTIONS[FLIPS])] if flips is not None else []
     drawn = [part for _, parts in sections for part in parts if isinstance(part, Chart)]
-    return _template().render(
+    return template("report.html.j2").render(
         policy=POLICY,
         title=report.title,
-        css=_file("report.css") + _file("rows.css"),
+        css=inlined("report.css", "rows.css"),
         contents=[*contents, ("made", MADE_HEADING)],
         sections=sections,
         flips=flips,
@@ -102,7 +102,7 @@ def page(report: Report, only: Collection[str] | None = None) -> str:
         facts=facts(report),
         figures=_figures(drawn, report.stem),
         plotly=_plotly() if drawn else "",
-        script=_file("report.js"),
+        script=inlined("report.js"),
     )
 
 
@@ -118,7 +118,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
 
 
 @cache
-def _template() -> Any:
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -133,7 +133,12 @@ def _template() -> Any:
         markup=lambda value: isinstance(value, Markup),
         chart=lambda value: isinstance(value, Chart),
     )
-    return environment.get_template("report.html.j2")
+    return environment
+
+
+def template(name: str) -> Template:
+    """A template of this folder, in which every text is escaped and shown as it is."""
+    return _environment().get_template(name)
 
 
 def tied(text: str) -> str:
@@ -153,8 +158,9 @@ def _opening(text: str) -> str:
     return one_line if len(one_line) <= OPENING else one_line[: OPENING - 1].rstrip() + "…"
 
 
-def _file(name: str) -> Markup:
-    return Markup((FOLDER / name).read_text(encoding="utf-8"))
+def inlined(*names: str) -> Markup:
+    """These files of this folder, style or script, one after the other."""
+    return Markup("").join(Markup((FOLDER / name).read_text(encoding="utf-8")) for name in names)
 
 
 @cache

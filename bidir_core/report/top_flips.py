@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,7 @@ class FlipRow:
     choices: tuple[Choice, ...]
     margin_a: float
     margin_b: float
+    doc_hash: str = ""
 
     @property
     def change(self) -> float:
@@ -92,14 +93,29 @@ def flip_tables(study: Study, metric: Metric, *, top: int = TOP) -> list[FlipTab
     return flips
 
 
-def flip_table(a: str, b: str, pairs: PairedItems, top: int) -> FlipTable:
-    """The top flips between two paired runs, called ``a`` and ``b``."""
+def flip_table(
+    a: str,
+    b: str,
+    pairs: PairedItems,
+    top: int,
+    *,
+    kinds: Sequence[str] = CLASSES,
+    by_task: bool = False,
+    also: Collection[str] = (),
+) -> FlipTable:
+    """The top flips between two paired runs, called ``a`` and ``b``: ``top`` of each kind, or of
+    each kind in each task. ``also``: ids of items to have in any case, after them."""
     classes = flip_classes(pairs)
     frame = flips_of(pairs)
     strength = frame["margin_change"].abs().fillna(0.0).to_numpy()
+    ids = frame["item_id"].to_numpy(dtype=str)
     # Largest margin change first; the item's id settles ties, so that a report repeats itself.
-    order = np.lexsort((frame["item_id"].to_numpy(dtype=str), -strength))
-    chosen = [row for name in CLASSES for row in order[classes[order] == name][:top]]
+    order = np.lexsort((ids, -strength))
+    chosen = []
+    for task in dict.fromkeys(pairs.task.tolist()) if by_task else [None]:
+        rows = order if task is None else order[pairs.task[order] == task]
+        chosen += [row for name in kinds for row in rows[classes[rows] == name][:top]]
+    chosen += [row for row in np.flatnonzero(np.isin(ids, list(also))) if row not in chosen]
     return FlipTable(
         a=a,
         b=b,
@@ -144,6 +160,7 @@ def _rows(pairs: PairedItems, frame: pd.DataFrame, chosen: np.ndarray) -> list[F
                 ),
                 margin_a=float(line["margin_a"]),
                 margin_b=float(line["margin_b"]),
+                doc_hash=str(first["doc_hash"]),
             )
         )
     return out

@@ -83,7 +83,8 @@ def test_ready_shows_the_answer_and_offers_the_rest(study, made):
     assert headings(app) == ["Appendix"]
     assert len(re.sub(r"(?s)<style.*?</style>|<[^>]*>", " ", bodies(app)).split()) <= 800
     assert labels(app) == ["HTML", "Markdown", "PNG", "CSV tables"]
-    (command,) = [block.value for block in app.code]
+    command, site = [block.value for block in app.code]
+    assert site == "python -m bidir_core share --out DIR"
     assert all(run.id in command for run in made.study.all_runs)
     every = [section.key for section in made.sections if not section.is_front]
     app = opened(sections="~".join([*every, "flips"]))
@@ -266,6 +267,21 @@ def test_the_paper_is_one_zip_made_on_request(study, made, monkeypatch):
     assert contents(study) == before
 
 
+def test_the_site_is_one_zip_made_on_request(two, root, monkeypatch):
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    before = contents(root)
+    app = opened()
+    assert "report-site-zip" not in app.session_state
+    app.button(key="report-site").click().run()
+    assert not app.exception
+    assert labels(app)[-1].startswith("Download (")
+    with zipfile.ZipFile(io.BytesIO(app.session_state["report-site-zip"][1])) as archive:
+        names = {name.split("/", 1)[1] for name in archive.namelist()}
+    assert {"index.html", "manifest.json"} < names
+    assert any(name.startswith("items/") for name in names)
+    assert contents(root) == before
+
+
 def test_a_paper_that_cannot_be_made_says_why(two, monkeypatch):
     def fail(*args, **options):
         raise UserError("the figures of --paper need matplotlib")
@@ -281,10 +297,10 @@ def test_the_paper_of_other_runs_is_not_offered(two, monkeypatch):
     monkeypatch.setattr("bidir_core.report.paper.zip_paper", lambda *args, **options: b"zip")
     app = opened()
     app.button(key="report-paper").click().run()
-    assert labels(app)[-1].startswith("Download")
+    assert any(label.startswith("Download (") for label in labels(app))
     app.query_params["metric"] = "acc_norm"
     app.run()
-    assert not any(label.startswith("Download") for label in labels(app))
+    assert not any(label.startswith("Download (") for label in labels(app))
 
 
 def test_the_page_does_not_load_what_draws_the_paper():
