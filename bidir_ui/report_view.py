@@ -50,10 +50,11 @@ STAGES = (*EVAL_DIRS, *FINETUNE_DIRS.values())
 
 @dataclass(frozen=True)
 class Made:
-    """A report and the key it is remembered by."""
+    """A report, the key it is remembered by, and whether the reader chose what it is about."""
 
     report: sections.Report
     key: str
+    chosen: bool
 
     @property
     def drawn(self) -> dict[str, list[html_page.Block]]:
@@ -95,7 +96,7 @@ def build(page: Page, chosen: Sequence[RunInfo], metric: str) -> Made:
     around = tuple(run.path for run in both) if named and not chosen and len(both) == 2 else ()
     model = "" if chosen or around or a is None else a.model
     asked = (tuple(run.path for run in chosen), around, model, metric, stamp)
-    return Made(_report(*asked), repr(asked))
+    return Made(_report(*asked), repr(asked), bool(chosen or around))
 
 
 def usable(run: RunInfo) -> bool:
@@ -133,10 +134,10 @@ def runs_box(page: Page, chosen: Sequence[RunInfo], made: Made | None) -> None:
         name="runs",
         options=[ALL, MINE],
         required=True,
-        format_func={ALL: "The pair and its kin", MINE: "My choice"}.get,
+        format_func={ALL: "The pair's items", MINE: "My choice"}.get,
         read=lambda text: MINE if text else ALL,
         write=lambda value: "~".join(in_it) if value == MINE else "",
-        help="The pair and its kin: every finished run of the pair's model over the same items. If "
+        help="The pair's items: every finished run of the pair's model over the same items. If "
         "no pair was chosen, the items for which the model's runs fill most stages.",
     )
     if not chosen:
@@ -177,7 +178,7 @@ def remarks(page: Page, report: sections.Report) -> None:
         more = f" and {len(going) - 5} more" if len(going) > 5 else ""
         widgets.banner(
             "info",
-            "Partial: unfinished runs of this model are not in the report",
+            "Partial: unfinished or damaged runs of this model are not in the report",
             ", ".join(lines) + more + ".",
         )
     left_out = report.study.left_out
@@ -194,7 +195,15 @@ def remarks(page: Page, report: sections.Report) -> None:
 def first_page(made: Made) -> None:
     """The answer, as the files have it."""
     st.html(Path(html_page.FOLDER / "rows.css"))
-    widgets.note(made.report.title)
+    study = made.report.study
+    n = (study.some_run.metrics or {}).get("n_items") or 0
+    about = f"{made.report.title}, n = {fmt.count(n)}."
+    if not made.chosen:
+        about += (
+            " No pair was chosen, so it is about the items for which this model's runs fill most "
+            "stages; a pair chosen at the side is reported on over its own items."
+        )
+    widgets.note(about)
     _show(made, FRONT, "b-report b-front")
 
 

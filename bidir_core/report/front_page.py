@@ -114,6 +114,8 @@ def _undecided(numbers: Findings) -> Iterator[str]:
     nobody ran."""
     damage = numbers.damage()
     if damage is not None:
+        if damage.basis != "paired":
+            yield from (f"The runs do not pair: {escape(note)}." for note in damage.notes)
         tasks = [code(t.task) for t in damage.tasks if t.judgement.verdict == "undecided"]
         if tasks and len(tasks) < len(damage.tasks):
             yield f"By task, the verdict above is undecided on {', '.join(tasks)}."

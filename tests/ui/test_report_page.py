@@ -129,7 +129,7 @@ def test_unfinished_runs_are_named_and_not_reported(root):
     make_run(root, n_items=40)
     run = make_run(root, STAGE2, n_items=40, regime="bidirectional", state="running")
     text = words(opened())
-    assert "Partial: unfinished runs of this model" in text
+    assert "Partial: unfinished or damaged runs of this model" in text
     assert f"{run.id} (running)" in text
 
 
