@@ -143,7 +143,12 @@ def template(name: str) -> Template:
 
 def tied(text: str) -> str:
     """An interval whose ends stay on one line: ``51.8 %`` above ``(38.3 to 65.8 %)``."""
-    ties = ((" to ", "\u00a0to\u00a0"), (" %", "\u00a0%"), ("(no ", "(no\u00a0"))
+    ties = (
+        (" to ", "\u00a0to\u00a0"),
+        (" %", "\u00a0%"),
+        ("(no ", "(no\u00a0"),
+        ("n = ", "n\u00a0=\u00a0"),
+    )
     for loose, tied_up in ties:
         text = text.replace(loose, tied_up)
     return text

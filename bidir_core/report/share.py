@@ -17,6 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup
 
 from bidir_core.analyse.pairing import pair
@@ -24,6 +25,7 @@ from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.common.version import __version__
 from bidir_core.data.custom import name_of
+from bidir_core.explain.dials import COMMITTED, STRENGTHS, read_dials
 from bidir_core.explain.why import KIND, RESULT, SCHEMA
 from bidir_core.report.charts import verdict_row
 from bidir_core.report.html_page import POLICY, inlined, template
@@ -32,6 +34,7 @@ from bidir_core.report.rows import interval_rows
 from bidir_core.report.scorecard import Cell, Row, answer, scorecard
 from bidir_core.report.top_flips import FlipRow, FlipTable, flip_table
 from bidir_core.runs.find import list_runs
+from bidir_core.runs.layout import runs_roots
 from bidir_core.runs.run import Run
 
 SITE = MadeFolder("--out", "bidir_core share")
@@ -94,6 +97,11 @@ class ItemPage:
     model: str
     why: Mapping[str, Any] | None = None
     attention: Attention | None = None
+    dials: Mapping[str, Any] | None = None
+
+    @property
+    def is_explained(self) -> bool:
+        return any(one is not None for one in (self.why, self.attention, self.dials))
 
     @property
     def likely(self) -> list[tuple[float, float]]:
@@ -101,6 +109,25 @@ class ItemPage:
         sides = [[choice.ll_a for choice in self.row.choices], [c.ll_b for c in self.row.choices]]
         first, second = map(_softmax, sides)
         return list(zip(first, second, strict=True))
+
+    def dial_strips(self) -> list[tuple[str, list[Strip]]]:
+        """How likely the right answer is at each strength, with parts of the prompt left causal."""
+        scores = (self.dials or {})["scores"]
+        some = sorted({1, 2, 3, 4, 6, len(scores[0]) // 2} & set(range(1, len(scores[0]))))
+        rows = [("nothing left causal", scores[0][0]), ("first token causal", scores[1][0])]
+        rows += [(f"first {n} layer{'s' if n > 1 else ''} causal", scores[0][n]) for n in some]
+        return [
+            (label, [self._at(x, f"{label}, strength {s:g}") for s, x in zip(STRENGTHS, row)])
+            for label, row in rows
+        ]
+
+    def _at(self, scores: Sequence[float], where: str) -> Strip:
+        gold = int((self.dials or {})["gold"])
+        likely = _softmax([score / 100 for score in scores])
+        best = likely[gold] == max(likely)
+        return Strip(
+            likely[gold], f"{where}: right answer {100 * likely[gold]:.0f} %", "✓" if best else ""
+        )
 
     def layer_strips(self) -> list[tuple[str, list[Strip]]]:
         why = self.why or {}
@@ -160,7 +187,7 @@ def collect(
             "with `python -m bidir_core eval`, the second with --prefill-bidirectional"
         )
     by_id = {run.id: run for run in runs}
-    known = _Known(runs)
+    known = _Known(runs, runs_roots() if roots is None else [Path(root) for root in roots])
     flips: list[ModelFlips] = []
     problems: list[str] = []
     for done, row in enumerate(rows, 1):
@@ -252,6 +279,7 @@ def render(site: Site) -> dict[str, str]:
             before=pages[at - 1] if at else None,
             after=pages[at + 1] if at + 1 < len(pages) else None,
             measures=MEASURES,
+            strengths=[f"{strength:g}" for strength in STRENGTHS],
         )
     return files
 
@@ -284,7 +312,11 @@ def _write(files: Mapping[str, str], folder: Path) -> None:
 class _Known:
     """What is known of single items, by model, regime and item."""
 
-    def __init__(self, runs: Iterable[Run]) -> None:
+    def __init__(self, runs: Iterable[Run], roots: Iterable[Path]) -> None:
+        self.dials: dict[tuple[str, str], Mapping[str, Any]] = {}
+        for root in roots:
+            for dials in _read_dials(root / COMMITTED.name):
+                self.dials.setdefault((str(dials["model"]), str(dials["item"])), dials)
         self.why: dict[tuple[str, str, str], Mapping[str, Any]] = {}
         self.attention: dict[tuple[str, str], Attention] = {}
         for run in runs:  # newest first
@@ -303,8 +335,9 @@ class _Known:
         return found if found is not None and found["doc_hash"] == flip.doc_hash else None
 
     def items(self, model: str, regime: str) -> set[str]:
+        alone = [*self.attention, *self.dials]
         return {item for m, r, item in self.why if (m, r) == (model, regime)} | {
-            item for m, item in self.attention if m == model
+            item for m, item in alone if m == model
         }
 
 
@@ -321,6 +354,23 @@ def _read_why(run: Run) -> Mapping[str, Any] | None:
         return found if whole and found["metric"] == "acc" else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _read_dials(path: Path) -> list[Mapping[str, Any]]:
+    """The whole items of a file of ``why --export``; none of a file that is not one."""
+    try:
+        return [item for item in read_dials(path) if _is_whole(item)]
+    except (UserError, KeyError, TypeError):
+        return []
+
+
+def _is_whole(item: Mapping[str, Any]) -> bool:
+    try:
+        shape = np.shape(item["scores"])
+        whole = len(shape) == 4 and shape[0] == 2 and shape[2] == len(STRENGTHS)
+        return whole and shape[1] > 0 and 0 <= int(item["gold"]) < shape[3]
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _read_attention(run: Run) -> Attention | None:
@@ -363,10 +413,11 @@ def _flips(
             model=row.title,
             why=known.why_of(row.model, b.regime, flip),
             attention=known.attention.get((row.model, flip.item_id)),
+            dials=known.dials.get((row.model, flip.item_id)),
         )
         for number, flip in enumerate(table.rows, 1)
     )
-    ranked = sorted(pages, key=lambda page: page.why is None)  # the explained ones first
+    ranked = sorted(pages, key=lambda page: not page.is_explained)  # the explained ones first
     return ModelFlips(row.title, table, tuple(ranked))
 
 

@@ -10,7 +10,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from bidir_core.cli import main
+from bidir_core.explain.dials import STRENGTHS
 from bidir_core.report import share
+from bidir_core.report.html_page import tied
 from bidir_core.report.scorecard import answer, scorecard
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
@@ -45,12 +47,23 @@ def explained(root: Path, run: Run, **damage: object) -> None:
     path.write_text(json.dumps(result | damage))
 
 
+def write_dials(root: Path, item: str, **damage: object) -> None:
+    """One item under the dials, right wherever its first token is causal, else up to 0.01."""
+    right, wrong = [0, -300], [-300, 0]
+    weak = [right if strength <= 0.01 else wrong for strength in STRENGTHS]
+    scores = [[weak] * 5, [[right] * len(STRENGTHS)] * 5]
+    model = "smollm2-135m-instruct"
+    one = {"model": model, "item": item, "dtype": "float32", "gold": 0, "scores": scores}
+    (root / "dials.json").write_text(json.dumps({"schema": 1, "items": [one | damage]}))
+
+
 @pytest.fixture
 def shown(root) -> dict[str, str]:
     """A model with an explained and an observed item, and one whose texts are hostile."""
     _, b = pair(root, n_items=200)
     explained(root, b)
     make_attend(root)
+    write_dials(root, "piqa/3")
     seed_hostile(root)
     return share.rendered([root])
 
@@ -92,7 +105,7 @@ def test_the_start_page_says_what_the_scorecard_says(shown, root):
     (first, *_) = scorecard(list_runs([root], points=True))
     text = shown["index.html"]
     assert answer(first).replace("'", "&#39;") in text
-    assert share.number(first.hurt).replace(" to ", "\xa0to\xa0") in text
+    assert tied(share.number(first.hurt)) in text
     for question in share.QUESTIONS.values():
         assert f'<th scope="col">{question}' in text
     assert text.count('<li data-flip="') == len(shown) - 1
@@ -104,6 +117,9 @@ def test_an_explained_item_has_its_why_and_attention_and_stands_first(shown):
     assert "Making layer 2 causal again alone turns the answer back." in page
     assert "&lt;img src=&#34;http://evil.example/x.png" in page  # its hostile first token
     assert "Where the prompt attends" in page
+    table = page.partition('<section id="dials">')[2].partition("</section>")[0]
+    marks = [row.count("✓") for row in re.findall(r"<tr><th scope=.row.>[^s].*?</tr>", table)]
+    assert marks == [4, 11, 4, 4, 4, 4]  # nothing causal, the first token, 1, 2, 3 and 4 layers
     others = [text for name, text in shown.items() if name not in ("index.html", first[1])]
     assert all("Nobody has explained this item yet" in text for text in others)
 
@@ -117,6 +133,15 @@ def test_a_damaged_explanation_is_none(root, damage):
     _, b = pair(root, n_items=200)
     explained(root, b, **damage)
     assert "turns the answer back" not in " ".join(share.rendered([root]).values())
+
+
+@pytest.mark.parametrize("damage", [{"scores": [1]}, {"gold": 7}, {"gold": None}, {"scores": None}])
+def test_damaged_dials_are_none(root, damage):
+    pair(root, n_items=200)
+    write_dials(root, "piqa/3", **damage)
+    assert "How much looking ahead it takes" not in " ".join(share.rendered([root]).values())
+    (root / "dials.json").write_text("[")
+    assert len(share.rendered([root])) > 10
 
 
 def test_a_torn_run_is_said_and_takes_nothing_else_away(root):
