@@ -7,7 +7,6 @@ are escaped, and each page's own policy forbids to load or send anything (:mod:`
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import tempfile
@@ -21,12 +20,14 @@ import numpy as np
 from markupsafe import Markup
 
 from bidir_core.analyse.pairing import pair
+from bidir_core.analyse.study import items_key
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
+from bidir_core.common.files import Damaged
 from bidir_core.common.version import __version__
 from bidir_core.data.custom import name_of
 from bidir_core.explain.dials import COMMITTED, STRENGTHS, read_dials
-from bidir_core.explain.why import KIND, RESULT, SCHEMA
+from bidir_core.explain.why import KIND, RESULT
 from bidir_core.report.charts import verdict_row
 from bidir_core.report.html_page import POLICY, inlined, template
 from bidir_core.report.made_folder import MadeFolder, zipped
@@ -35,7 +36,9 @@ from bidir_core.report.scorecard import Cell, Row, answer, scorecard
 from bidir_core.report.top_flips import FlipRow, FlipTable, flip_table
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import runs_roots
+from bidir_core.runs.read import read_object
 from bidir_core.runs.run import Run
+from bidir_core.runs.shapes import WHY
 
 SITE = MadeFolder("--out", "bidir_core share")
 COMMAND = "python -m bidir_core share --out DIR"
@@ -53,6 +56,8 @@ RESTORED = {
     "from_first": "the first to this one",
     "from_last": "this one to the last",
 }
+# What, beside the items, the regime and the number format, makes another run of one.
+READING = ("checkpoint", "context", "bos", "patch")
 MEASURES = {"future": "on later tokens", "first": "on the first token"}
 
 Tell = Callable[[float, str], object]  # the share that is done, and what comes next
@@ -324,15 +329,15 @@ class _Known:
             if run.state != "done" or run.settings.get("checkpoint"):
                 continue
             if kind == KIND and (found := _read_why(run)) is not None:
-                item = f"{name_of(str(found['task']))}/{found['doc_id']}"
-                self.why.setdefault((run.model, str(found["regime"]), item), found)
+                item = f"{name_of(str(run.settings.get('task')))}/{run.settings.get('doc_id')}"
+                self.why.setdefault((run.model, run.regime, item), found)
             elif kind == "attend" and (seen := _read_attention(run)) is not None:
                 self.attention.setdefault((run.model, str((run.metrics or {})["item"])), seen)
 
     def why_of(self, model: str, regime: str, flip: FlipRow) -> Mapping[str, Any] | None:
         """The newest explanation of this very item, not of other data of this name."""
         found = self.why.get((model, regime, flip.item_id))
-        return found if found is not None and found["doc_hash"] == flip.doc_hash else None
+        return found if found is not None and found.get("doc_hash") == flip.doc_hash else None
 
     def items(self, model: str, regime: str) -> set[str]:
         alone = [*self.attention, *self.dials]
@@ -342,18 +347,12 @@ class _Known:
 
 
 def _read_why(run: Run) -> Mapping[str, Any] | None:
-    """An explanation as the command wrote it; None for a file that is not one."""
+    """An explanation of the plain accuracy's choice, as the command wrote it."""
     try:
-        found = json.loads((run.path / RESULT).read_text(encoding="utf-8"))
-        n = [len(found["layers"][kind]) for kind in RESTORED]
-        points = [*found["tokens"], *(p for kind in RESTORED for p in found["layers"][kind])]
-        numbers = [float(point["lead"]) for point in (*points, found["causal"], found["opened"])]
-        found["doc_hash"], found["sentences"]
-        whole = found["schema"] == SCHEMA and set(n) == {found["n_layers"]}
-        whole = whole and all(map(math.isfinite, numbers)) and isinstance(found["pieces"], list)
-        return found if whole and found["metric"] == "acc" else None
-    except (OSError, ValueError, KeyError, TypeError):
+        found = read_object(run.path, RESULT, WHY)
+    except (FileNotFoundError, Damaged):
         return None
+    return found if found["metric"] == "acc" else None
 
 
 def _read_dials(path: Path) -> list[Mapping[str, Any]]:
@@ -397,11 +396,10 @@ def _flips(
     row: Row, by_id: Mapping[str, Run], known: _Known, top: int, start: int
 ) -> ModelFlips | None:
     """The model's top flips from causal to looking ahead; None where no items were kept."""
-    cell: Cell | None = row.hurt
-    runs = [by_id.get(name) for name in cell.runs] if cell is not None else []
+    runs = [by_id.get(name) for name in row.hurt.runs] if row.hurt is not None else []
     if len(runs) != 2 or any(run is None or not run.has_items for run in runs):
         return None
-    a, b = (run for run in runs if run is not None)
+    a, b = (_with_scores(run, by_id.values()) for run in runs if run is not None)
     also = known.items(row.model, b.regime)
     table = flip_table(
         a.regime, b.regime, pair(a, b, "acc"), top, kinds=KINDS, by_task=True, also=also
@@ -419,6 +417,23 @@ def _flips(
     )
     ranked = sorted(pages, key=lambda page: not page.is_explained)  # the explained ones first
     return ModelFlips(row.title, table, tuple(ranked))
+
+
+def _with_scores(run: Run, runs: Iterable[Run]) -> Run:
+    """The run, or one of the same items under the same regime that kept the choices' scores."""
+    same = (
+        one
+        for one in runs
+        if one.regime == run.regime
+        and one.has_items
+        and items_key(one, dtype=True) == items_key(run, dtype=True)
+        and all(one.settings.get(name) == run.settings.get(name) for name in READING)
+    )
+    for one in (run, *same):
+        scores = one.items_table(("ll",)).column("ll")
+        if scores.null_count < len(scores):
+            return one
+    return run
 
 
 def _safe(text: str) -> str:

@@ -138,6 +138,8 @@ def _rows(pairs: PairedItems, frame: pd.DataFrame, chosen: np.ndarray) -> list[F
     _join_texts(pairs.run_a, *sides)
     out = []
     for index, first, second in zip(chosen.tolist(), *sides, strict=True):
+        if first["ll"] is None or second["ll"] is None:
+            continue  # of its answer it kept only which it was
         line = frame.iloc[index]
         texts = first if first["contexts"] is not None else second
         gold, n_choices = int(line["gold"]), len(first["ll"])

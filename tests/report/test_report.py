@@ -6,8 +6,8 @@ import csv
 import io
 import json
 import re
-import shutil
 import shlex
+import shutil
 
 import numpy as np
 import pytest
