@@ -169,7 +169,9 @@ class Site:
 
     @property
     def pages(self) -> list[ItemPage]:
-        return [page for model in self.flips for page in model.pages]
+        """All of them, those that say why first."""
+        pages = [page for model in self.flips for page in model.pages]
+        return sorted(pages, key=lambda page: not page.is_explained)
 
 
 def collect(
@@ -415,8 +417,7 @@ def _flips(
         )
         for number, flip in enumerate(table.rows, 1)
     )
-    ranked = sorted(pages, key=lambda page: not page.is_explained)  # the explained ones first
-    return ModelFlips(row.title, table, tuple(ranked))
+    return ModelFlips(row.title, table, pages)
 
 
 def _with_scores(run: Run, runs: Iterable[Run]) -> Run:
