@@ -169,6 +169,7 @@ def test_the_committed_runs_make_a_small_site():
     assert len(files) > 100
     titles = re.findall(r'<th scope="row">([^<]+)<small>', files["index.html"])
     assert len(titles) == 5
+    assert "○ A gain, no control" in files["index.html"]  # a gain that nothing tells from tuning
     assert all(f"<option>{title}</option>" in files["index.html"] for title in titles[:4])
 
 
