@@ -142,6 +142,11 @@ COMMANDS = [
         "Write what runs show, with its uncertainty, as Markdown or as one HTML file.",
         "commands.report",
     ),
+    _lazy(
+        "share",
+        "Write a small website of what the runs show, to open from disk: scorecard, flips, why.",
+        "commands.share",
+    ),
     _lazy("assets", "Fetch or list the embedded model and data.", "commands.assets"),
     _lazy("doctor", "Say what this machine can do, and which models fit.", "commands.doctor"),
     _lazy("lab", "Sweep regimes on one model, with controls (dose-response).", "commands.lab"),

@@ -1,23 +1,23 @@
-"""The Report page's parts: which runs and sections, and the preview."""
+"""The Report page's parts: its runs, the first page, the appendix and the files."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import streamlit as st
 
 from bidir_core.analyse.study import CAUSAL
 from bidir_core.data import item_texts
-from bidir_core.report import html_page, paper_figures, report, sections
+from bidir_core.report import html_page, paper_figures, report, sections, share
 from bidir_core.report.charts import Chart, charts
 from bidir_core.report.markdown import Table
-from bidir_core.report.sections import ALL_SECTIONS, FLIPS, Section
+from bidir_core.report.sections import ALL_SECTIONS, FLIPS, FRONT
 from bidir_core.runs.layout import EVAL_DIRS, FINETUNE_DIRS
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
@@ -31,7 +31,6 @@ SHORT = {
     "stages": "Stages",
     "macro": "Macro",
     "per_task": "Per task",
-    "answers": "Answers",
     "non_prefill": "Non-prefill",
     "two_by_two": "2x2",
     "differences": "Differences",
@@ -41,91 +40,81 @@ SHORT = {
     "curve": "Recovery",
     "cost": "Cost",
     "artifacts": "Artifacts",
-    FLIPS: "Flips (HTML only)",
+    FLIPS: "Flips",
 }
 
 ALL, MINE = "fullest", "mine"
 
 STAGES = (*EVAL_DIRS, *FINETUNE_DIRS.values())
 
-NO_SECTION = "none"  # in the URL: an absent parameter means all of them
-
-HEAD_START = 0.8  # seconds in which a browser draws the first chart
-
-Part = html.Html | Chart
-
 
 @dataclass(frozen=True)
 class Made:
-    """A report, the key it is remembered by, and the sections the reader wants (None: all)."""
+    """A report, the key it is remembered by, and whether the reader chose what it is about."""
 
     report: sections.Report
     key: str
-    only: tuple[str, ...] | None = None
+    chosen: bool
 
     @property
-    def available(self) -> list[str]:
-        """Keys of the sections this report has, the flips included."""
-        return [*(section.key for section in self.report.sections), FLIPS]
-
-    @property
-    def shown(self) -> list[str]:
-        return [key for key in self.available if self.only is None or key in self.only]
-
-    @property
-    def parts(self) -> dict[str, tuple[Part, ...]]:
+    def drawn(self) -> dict[str, list[html_page.Block]]:
         """What stands in its sections, remembered apart for light and dark, since showing a chart
         colours it."""
-        return _parts(self.report, self.key, str(st.context.theme.type))
-
-    @property
-    def has_charts(self) -> bool:
-        return any(isinstance(part, Chart) for parts in self.parts.values() for part in parts)
+        return _drawn(self.report, self.key, str(st.context.theme.type))
 
 
 @st.cache_resource(max_entries=6, show_spinner="Computing the report")
-def _report(paths: tuple[str, ...], model: str, metric: str, stamp: str) -> sections.Report:
-    named = [Run(path) for path in paths]
-    return report.build_report(named or None, model=model or None, metric=metric)
+def _report(
+    paths: tuple[str, ...], around: tuple[str, ...], model: str, metric: str, stamp: str
+) -> sections.Report:
+    named, both = [Run(path) for path in paths], [Run(path) for path in around]
+    return report.build_report(
+        named or None,
+        model=model or None,
+        pair=(both[0], both[1]) if both else None,
+        metric=metric,
+    )
 
 
 @st.cache_resource(max_entries=12, show_spinner=False)
-def _parts(_report: sections.Report, key: str, theme: str) -> dict[str, tuple[Part, ...]]:
-    drawn = charts(_report)
-    return {
-        section.key: tuple(_section(section, drawn.get(section.key, [])))
-        for section in _report.sections
-    }
+def _drawn(_report: sections.Report, key: str, theme: str) -> dict[str, list[html_page.Block]]:
+    made = charts(_report)
+    return {s.key: html_page.blocks(s, made.get(s.key, [])) for s in _report.sections}
 
 
 def build(page: Page, chosen: Sequence[RunInfo], metric: str) -> Made:
-    """The report on these runs or, without any, on the fullest set of the chosen pair's model.
+    """The report on these runs; without any, on all runs over the items of the pair that the
+    address names; without either, on the fullest set of the pair's model.
 
     Remembered until a finished run comes, goes or changes. UserError if there is nothing to say.
     """
     known = [(run.id, run.modified) for run in page.runs if usable(run)]
     stamp = hashlib.sha256(repr(known).encode()).hexdigest()
-    model = "" if chosen or page.pair.a is None else page.pair.a.model
-    asked = (tuple(run.path for run in chosen), model, metric, stamp)
-    return Made(_report(*asked), repr(asked))
+    a, b = page.pair.a, page.pair.b
+    named = url.get("a") or url.get("b")
+    both = [run for run in (a, b) if run is not None and run.stage in EVAL_DIRS and usable(run)]
+    around = tuple(run.path for run in both) if named and not chosen and len(both) == 2 else ()
+    model = "" if chosen or around or a is None else a.model
+    asked = (tuple(run.path for run in chosen), around, model, metric, stamp)
+    return Made(_report(*asked), repr(asked), bool(chosen or around))
 
 
 def usable(run: RunInfo) -> bool:
     """Whether a report can speak of it: finished or published, and a stage of the study."""
-    return (run.is_done or run.is_reference) and run.stage in STAGES
+    return (run.is_done or run.is_reference) and run.stage in STAGES and not run.is_point
 
 
 # --- what to report on ---------------------------------------------------------------------------
 
 
 def chosen_runs(page: Page) -> list[RunInfo] | None:
-    """The runs named in the URL; empty for the fullest set. None if one of them does not exist."""
+    """The runs named in the URL; empty for the pair's set. None if one of them does not exist."""
     named = [(run_id, data.by_id(page.runs, run_id)) for run_id in url.get_list("runs")]
     unknown = [run_id for run_id, run in named if run is None]
     if unknown:
         pair.explain_if_missing(page.runs, pair.Pair(None, None, unknown=tuple(unknown)))
         st.button(
-            "Report on the model's fullest set instead",
+            "Report on the chosen pair instead",
             key="report-fullest",
             on_click=lambda: url.put(runs=""),
         )
@@ -137,7 +126,7 @@ def chosen_runs(page: Page) -> list[RunInfo] | None:
 
 
 def runs_box(page: Page, chosen: Sequence[RunInfo], made: Made | None) -> None:
-    """The fullest set of a model, or runs of one's own choice."""
+    """All runs over the chosen pair's items, or runs of one's own choice."""
     in_it = [run.id for run in made.report.study.all_runs] if made else []
     url.bound(
         st.segmented_control,
@@ -145,11 +134,11 @@ def runs_box(page: Page, chosen: Sequence[RunInfo], made: Made | None) -> None:
         name="runs",
         options=[ALL, MINE],
         required=True,
-        format_func={ALL: "The model's fullest set", MINE: "My choice"}.get,
+        format_func={ALL: "The pair's items", MINE: "My choice"}.get,
         read=lambda text: MINE if text else ALL,
         write=lambda value: "~".join(in_it) if value == MINE else "",
-        help="The fullest set: of the baseline's model, the finished runs over the same items that "
-        "fill most stages. The same as `report` without run ids in a terminal.",
+        help="The pair's items: every finished run of the pair's model over the same items. If "
+        "no pair was chosen, the items for which the model's runs fill most stages.",
     )
     if not chosen:
         return
@@ -167,7 +156,7 @@ def runs_box(page: Page, chosen: Sequence[RunInfo], made: Made | None) -> None:
         on_change=changed,
         format_func=partial(_run_label, page.runs),
         label_visibility="collapsed",
-        placeholder="choose runs; none: the fullest set again",
+        placeholder="choose runs; none: the pair's again",
     )
 
 
@@ -175,36 +164,6 @@ def _run_label(runs: tuple[RunInfo, ...], run_id: str) -> str:
     run = data.by_id(runs, run_id)
     text = run_id if run is None else f"{run.label} {run.name} {run.model.split('/')[-1]}"
     return item_texts.visible(fmt.clip(text, 80))
-
-
-def sections_box(made: Made) -> Made | None:
-    """Which sections to show and to write. None if the URL names one that does not exist."""
-    everything = made.available
-    wanted = [key for key in url.get_list("sections") if key != NO_SECTION]
-    unknown = [key for key in wanted if key not in ALL_SECTIONS]
-    if unknown:
-        widgets.banner(
-            "error",
-            "Section not found",
-            html.join("No section is called ", html.el("code", fmt.clip(unknown[0], 60)), "."),
-            f"There are: {', '.join(everything)}.",
-        )
-        return None
-    url.bound(
-        st.pills,
-        "Sections",
-        name="sections",
-        options=everything,
-        selection_mode="multi",
-        format_func=lambda key: SHORT.get(key, key),
-        read=lambda text: everything if not text else [k for k in everything if k in wanted],
-        write=lambda value: (
-            ("" if set(everything) <= set(value) else "~".join(k for k in everything if k in value))
-            if value
-            else NO_SECTION
-        ),
-    )
-    return replace(made, only=tuple(wanted)) if url.get("sections") else made
 
 
 def remarks(page: Page, report: sections.Report) -> None:
@@ -219,7 +178,7 @@ def remarks(page: Page, report: sections.Report) -> None:
         more = f" and {len(going) - 5} more" if len(going) > 5 else ""
         widgets.banner(
             "info",
-            "Partial: unfinished runs of this model are not in the report",
+            "Partial: unfinished or damaged runs of this model are not in the report",
             ", ".join(lines) + more + ".",
         )
     left_out = report.study.left_out
@@ -233,30 +192,49 @@ def remarks(page: Page, report: sections.Report) -> None:
 # --- preview ---------------------------------------------------------------------------------
 
 
-def preview(made: Made) -> None:
-    """The chosen sections as the files have them."""
-    waiting: list[html.Html] = []  # shown together: a page of few large elements opens sooner
+def first_page(made: Made) -> None:
+    """The answer, as the files have it."""
+    st.html(Path(html_page.FOLDER / "rows.css"))
+    study = made.report.study
+    n = (study.some_run.metrics or {}).get("n_items") or 0
+    about = f"{made.report.title}, n = {fmt.count(n)}."
+    if not made.chosen:
+        about += (
+            " No pair was chosen, so it is about the items for which this model's runs fill most "
+            "stages; a pair chosen at the side is reported on over its own items."
+        )
+    widgets.note(about)
+    _show(made, FRONT, "b-report b-front")
 
-    def flush() -> None:
-        if waiting:
-            html.show(html.div("b-report", *waiting))
-            waiting.clear()
 
-    for key in made.shown:
-        for part in made.parts.get(key, ()):
-            if isinstance(part, Chart):
-                flush()
-                widgets.chart(
-                    part.figure,
-                    part.alt,
-                    save_as=f"{made.report.stem}_{part.key}",
-                    key=f"report-{part.key}",
-                )
-                _first_chart_first()
-            else:
-                waiting.append(part)
-    flush()
-    if FLIPS in made.shown:
+def appendix(made: Made) -> None:
+    """The sections that the reader opens; the files have all of them."""
+    html.show(html.el("h2", "Appendix", cls="b-h2 b-rule"))
+    wanted = url.get_list("sections")
+    available = [*(s.key for s in made.report.sections if not s.is_front), FLIPS]
+    for key in wanted:
+        if key not in ALL_SECTIONS:
+            widgets.banner(
+                "error",
+                "Section not found",
+                html.join("No section is called ", html.el("code", fmt.clip(key, 60)), "."),
+                f"There are: {', '.join(available)}.",
+            )
+    shown = url.bound(
+        st.pills,
+        "Open a section; the files hold all of them",
+        name="sections",
+        options=available,
+        selection_mode="multi",
+        format_func=lambda key: SHORT.get(key, key),
+        read=lambda text: [key for key in available if key in wanted],
+        write=lambda value: "~".join(key for key in available if key in value),
+    )
+    for section in made.report.sections:
+        if section.key in shown:
+            html.show(html.el("h2", section.heading, cls="b-h2 b-rule"))
+            _show(made, section.key, "b-report")
+    if FLIPS in shown:
         html.show(html.el("h2", ALL_SECTIONS[FLIPS], cls="b-h2 b-rule"))
         widgets.note(
             "The HTML file lists the items whose right answer's margin moved most, with their "
@@ -275,53 +253,59 @@ def _bent_pair(report: sections.Report) -> dict[str, str]:
     return {"a": sides[0][0].id, "b": sides[1][0].id}
 
 
-def _first_chart_first() -> None:
-    """A browser draws all that has arrived before it shows any of it, and four charts and long
-    tables take it a while. So when a reader comes, what is below the first chart comes later."""
-    if not st.session_state.get("report-opened"):
-        st.session_state["report-opened"] = True
-        time.sleep(HEAD_START)
-
-
-def _section(section: Section, drawn: list[Chart]) -> Iterator[Part]:
-    yield html.el("h2", section.heading, cls="b-h2 b-rule")
-    for block in html_page.blocks(section, drawn):
+def _show(made: Made, key: str, cls: str) -> None:
+    """A section's blocks: one element for all between two charts of Plotly's."""
+    waiting: list[html.Html] = []
+    for block in [*made.drawn.get(key, ()), None]:
+        if isinstance(block, Table):
+            waiting.append(report_table(block))
+        elif block is not None and not isinstance(block, Chart):
+            waiting.append(html.div("b", html.built(block)))
+        elif waiting:
+            html.show(html.div(cls, *waiting))
+            waiting = []
         if isinstance(block, Chart):
-            yield html.div("b", html.el("b", block.title))
-            yield block
-        elif isinstance(block, Table):
-            yield report_table(block)
-        else:
-            yield html.div("b", html.built(block))
+            html.show(html.div("b", html.el("b", block.title)))
+            name = f"{made.report.stem}_{block.key}"
+            widgets.chart(block.figure, block.alt, save_as=name, key=f"report-{block.key}")
 
 
-# The Report page's files. Each is made when it is asked for, and not before.
+# --- files: each is made when it is asked for, and not before ------------------------------------
+
+
+def toolbar(page: Page, chosen: Sequence[RunInfo], made: Made | None) -> None:
+    """One quiet row above the answer."""
+    with widgets.row():
+        if made is not None:
+            with st.popover("Download", icon=":material/download:"):
+                downloads(made)
+        with st.popover("Share", icon=":material/share:"):
+            site(page)
+        with st.popover("Runs", icon=":material/list:", type="tertiary"):
+            runs_box(page, chosen, made)
 
 
 def downloads(made: Made) -> None:
-    """Files that are made when they are asked for; their names carry run ids."""
-    report, only = made.report, made.only
-    tables = report.chosen_tables(only)
+    """Files that are made when they are asked for; their names carry the model and the date."""
+    report = made.report
+    tables = report.tables
     files: list[tuple[str, str, str, Callable[[], bytes], bool]] = [
-        ("HTML", ".html", "text/html", lambda: html_page.page(report, only).encode(), True),
-        ("Markdown", ".md", "text/markdown", lambda: report.markdown(only).encode(), True),
-        ("PNG", ".png", "image/png", lambda: paper_figures.main_figure(report), made.has_charts),
+        ("HTML", ".html", "text/html", lambda: html_page.page(report).encode(), True),
+        ("Markdown", ".md", "text/markdown", lambda: report.markdown().encode(), True),
+        ("PNG", ".png", "image/png", lambda: paper_figures.main_figure(report), True),
         ("CSV tables", "_tables.zip", "application/zip", lambda: zipped(tables), bool(tables)),
     ]
     with widgets.row():
         for label, ending, mime, make, any_ in files:
             key, name = f"report{ending}", report.stem + ending
             widgets.download(label, make, name, mime, key=key, disabled=not any_)
-        with st.popover("Paper", icon=":material/folder_zip:"):
-            paper(made)
-        with st.popover("Command line", type="tertiary", icon=":material/terminal:"):
-            widgets.note("The same report in a terminal:")
-            widgets.command(report.command(only))
-            widgets.note("With --paper DIR instead of --out it makes the folder for a paper.")
-        widgets.note(
-            "HTML: one file with interactive charts and the flips, to mail; it opens offline. PNG: "
-            "the paired differences by task; each chart's own button saves that chart."
-        )
+    widgets.note(
+        "The answer and the whole appendix. HTML: one file with charts and the flips, to mail; it "
+        "opens offline. PNG: the paired differences by task."
+    )
+    paper(made)
+    widgets.note("The same report in a terminal; with --paper DIR instead of --out, the paper's:")
+    widgets.command(report.command())
 
 
 def zipped(tables: dict[str, Table]) -> bytes:
@@ -333,37 +317,54 @@ def zipped(tables: dict[str, Table]) -> bytes:
     return out.getvalue()
 
 
-@st.fragment  # the page is not drawn again
 def paper(made: Made) -> None:
-    """The folder for a paper as one ZIP, made when it is asked for."""
-    widgets.note(
-        "A folder for a paper, of all sections: figures (PDF, SVG), tables (LaTeX, CSV), numbers as "
-        "LaTeX macros, and claims with the status that their intervals give them."
-    )
+    """The folder for a paper as one ZIP."""
     name = made.report.stem.replace("report_", "paper_", 1)
-    if st.button("Make the ZIP", key="report-paper", icon=":material/build:"):
+
+    def make(tell: share.Tell) -> bytes:
+        from bidir_core.report.paper import zip_paper  # what draws loads slowly
+
+        return zip_paper(made.report, name, tell)
+
+    widgets.note(
+        "A folder for a paper: figures (PDF, SVG), tables (LaTeX, CSV), numbers as LaTeX macros, "
+        "and claims with the status that their intervals give them."
+    )
+    _archive("paper", name, made.key, make)
+
+
+def site(page: Page) -> None:
+    """The small website of all runs as one ZIP."""
+    widgets.note(
+        "A small website of all runs: the answer, the scorecard of every model, the answers that "
+        "flip and a page for each with its reason. Unpack it and open index.html: it needs no "
+        "server and no network, so it can be mailed or put on any web space."
+    )
+    stamp = hashlib.sha256(repr([(r.id, r.modified) for r in page.runs]).encode()).hexdigest()
+    _archive("site", "bidir-site", stamp, lambda tell: share.zip_site("bidir-site", tell))
+    widgets.note("The same in a terminal:")
+    widgets.command(share.COMMAND)
+
+
+@st.fragment  # the page is not drawn again
+def _archive(what: str, name: str, stamp: str, make: Callable[[share.Tell], bytes]) -> None:
+    """A ZIP file that is made when it is asked for; of other runs than ``stamp``'s, made anew."""
+    state = f"report-{what}-zip"
+    if st.button(f"Make the ZIP of the {what}", key=f"report-{what}", icon=":material/build:"):
         with guard():
-            st.session_state["report-paper-zip"] = made.key, _paper_zip(made, name)
-    key, archive = st.session_state.get("report-paper-zip", ("", b""))
-    if key == made.key:
+            bar = st.progress(0.0, "Starting")
+            made = make(lambda part, step: bar.progress(part, step[:1].upper() + step[1:]))
+            st.session_state[state] = stamp, made
+            bar.empty()
+    known, archive = st.session_state.get(state, ("", b""))
+    if known == stamp:
         st.download_button(
             f"Download ({len(archive) / 1e6:.1f} MB)",
             archive,
             file_name=f"{name}.zip",
             mime="application/zip",
             on_click="ignore",
-            key="report-paper-file",
+            key=f"report-{what}-file",
             type="primary",
             icon=":material/download:",
         )
-
-
-def _paper_zip(made: Made, name: str) -> bytes:
-    from bidir_core.report.paper import zip_paper  # what draws loads slowly
-
-    bar = st.progress(0.0, "Starting")
-    archive = zip_paper(
-        made.report, name, lambda share, what: bar.progress(share, what.capitalize())
-    )
-    bar.empty()
-    return archive

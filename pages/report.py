@@ -1,9 +1,9 @@
-"""Report: what the runs show, in sections, to read here and to take away as files."""
+"""Report: what the runs show. The answer first; the appendix and the files hold the rest."""
 
 import streamlit as st
 
 from bidir_ui import report_view, shell
-from bidir_ui.kit import fmt, widgets
+from bidir_ui.kit import widgets
 from bidir_ui.reading import pair
 
 page = shell.start("report")
@@ -28,19 +28,7 @@ with shell.guard():
     try:
         made = report_view.build(page, chosen, page.pair.metric)
     finally:  # runs can be chosen anew even where these make no report
-        report_view.runs_box(page, chosen, made)
-    made = report_view.sections_box(made)
-    if made is None:
-        st.stop()
-    study = made.report.study
-    n_runs = len(study.all_runs)
-    widgets.note(
-        f"{study.model}: {fmt.count(n_runs)} run{'s' if n_runs > 1 else ''}, "
-        f"{page.pair.metric}, {len(study.some_run.tasks)} tasks."
-    )
-    if not made.shown:
-        widgets.banner("empty", "No section is chosen", "Choose at least one above.")
-        st.stop()
-    report_view.downloads(made)
+        report_view.toolbar(page, chosen, made)
+    report_view.first_page(made)
     report_view.remarks(page, made.report)
-    report_view.preview(made)
+    report_view.appendix(made)

@@ -72,6 +72,6 @@ def report(root, **more):
 
 
 def section(text: str, heading: str) -> str:
-    found = re.search(rf"^## {re.escape(heading)}.*?(?=^## |\Z)", text, re.S | re.M)
+    found = re.search(rf"^##+ {re.escape(heading)}.*?(?=^##|\Z)", text, re.S | re.M)
     assert found, heading
     return found[0]

@@ -194,7 +194,7 @@ def make_study(
     names = name_variants([*in_use, *trained_runs])
     return Study(
         model=next(iter(next(iter(chosen.values())).values())).model,
-        regime=_main_regime(chosen),
+        regime=main_regime(chosen),
         cells={
             (names[arm], regime): dict(sorted(by_seed.items()))
             for (arm, regime), by_seed in chosen.items()
@@ -240,7 +240,8 @@ def _merit(cells: Mapping[Cell, Mapping[int, Run]]) -> tuple[int, int, int, str]
     return len(kinds), n, len(runs), max(run.path.name for run in runs)
 
 
-def _main_regime(cells: Mapping[Cell, Any]) -> str:
+def main_regime(cells: Mapping[Cell, Any]) -> str:
+    """The regime that a study is about unless somebody says which: plain, else the commonest."""
     found = [regime for _, regime in cells if parse_regime(regime).bidirectional]
     if not found or "bidirectional" in found:
         return "bidirectional"

@@ -37,6 +37,11 @@ def fill(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--csv", action="store_true", help="also write each table beside it")
     parser.add_argument("--model", help="whose runs to choose when none are named")
+    parser.add_argument(
+        "--regime",
+        metavar="R",
+        help="the bidirectional regime that the answer is about (default: the plain one)",
+    )
     add_pairing(parser)
     parser.add_argument("--runs-dir", metavar="DIR", help="look for runs in this folder only")
 
@@ -65,9 +70,9 @@ def report_command(args: argparse.Namespace) -> int:
     if args.out is None and (args.csv or args.html or args.sections):
         raise UserError("--csv, --html and --sections go with --out FILE; give one")
     if args.paper is not None:
-        from bidir_core.report.paper import check_paper_folder
+        from bidir_core.report.paper import PAPER
 
-        check_paper_folder(args.paper)
+        PAPER.check(args.paper)
     out = report_file("--out", args.out, ".md", ".html") if args.out is not None else None
     html = report_file("--html", args.html, ".html") if args.html else None
     only = [key for key in args.sections.split(",") if key] if args.sections else None
@@ -76,6 +81,7 @@ def report_command(args: argparse.Namespace) -> int:
     report = build_report(
         [find_run(run, roots) for run in args.runs],
         model=args.model,
+        regime=args.regime,
         metric=args.metric,
         margin=args.margin / 100,
         roots=roots,

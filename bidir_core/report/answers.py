@@ -60,7 +60,7 @@ def can_it_be_fixed(repair: Repair) -> list[str]:
             f"{change(repair.gain)}."
         )
     if repair.gap is not None:
-        lines.append(against_stage_1(repair.gap))
+        lines.append(f"{against_stage_1(repair.gap)} {kept(repair.gap)}")
     lines.append(repair_or_tuning(repair))
     if repair.control_gap is not None:
         lines.append(cost_of_the_mask(repair.control_gap, escape(repair.control)))
@@ -123,7 +123,7 @@ def against_stage_1(gap: Contrast) -> str:
         "undecided": f"Against stage 1 it is undecided: {against(gap)}",
         "unknown": f"Against stage 1: {against(gap)}",
     }[_key(gap.judgement)]
-    return f"{lead}. {kept(gap)}"
+    return f"{lead}."
 
 
 def cost_of_the_mask(cost: Contrast, control: str) -> str:
@@ -165,17 +165,22 @@ def normal_behaviour(repair: Repair) -> list[str]:
 
 
 def change(one: Contrast) -> str:
-    """``from `0.4540` to `0.4067`: -4.7 points (95 % CI -6.3 to -3.1, n = 2,299)``."""
-    return _with_interval(f"from `{one.acc_a:.4f}` to `{one.acc_b:.4f}`: ", one)
+    """``from 45.4 % to 40.7 %: -4.7 points (95 % CI -6.3 to -3.1, n = 2,299)``."""
+    return _with_interval(f"from {100 * one.acc_a:.1f} % to {100 * one.acc_b:.1f} %: ", one)
 
 
 def against(one: Contrast) -> str:
-    """The same where nothing moves: ``0.4067` against `0.4540`, -4.7 points (...)``."""
-    return _with_interval(f"`{one.acc_b:.4f}` against `{one.acc_a:.4f}`, ", one)
+    """The same where nothing moves: ``40.7 % against 45.4 %, -4.7 points (...)``."""
+    return _with_interval(f"{100 * one.acc_b:.1f} % against {100 * one.acc_a:.1f} %, ", one)
 
 
 def _with_interval(lead: str, one: Contrast) -> str:
-    text = f"{lead}{formatting.points(one.value, signed=True)} points"
+    return lead + difference(one)
+
+
+def difference(one: Contrast) -> str:
+    """``-4.7 points (95 % CI -6.3 to -3.1, n = 2,299)``."""
+    text = f"{formatting.points(one.value, signed=True)} points"
     if one.interval is None:
         return f"{text} (no interval: too few numbers are known of these runs)"
     source = "unpaired " if one.basis == "unpaired" else ""

@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import plotly.graph_objects as go
+from markupsafe import Markup
 
 from bidir_core.analyse.contrasts import Contrast, cell_title, level
 from bidir_core.analyse.study import CAUSAL, NAMES, ordered_cells
 from bidir_core.analyse.verdict import Judgement
 from bidir_core.common import formatting
 from bidir_core.data.item_texts import visible
+from bidir_core.regimes import parse_regime
 from bidir_core.report import plots
+from bidir_core.report.rows import Look, Row, interval_rows
+from bidir_core.report.sections import FRONT
 
 if TYPE_CHECKING:
     from bidir_core.analyse.judgement import Findings
     from bidir_core.report.markdown import Table
     from bidir_core.report.sections import Report
 
-NAN = float("nan")
 LABEL = 300  # characters of a label at most; a chart breaks it into lines
 IN_LEGEND = 36  # characters a line
 CURVE_COLOURS = {NAMES.get(code, code): hue for code, hue in plots.OBJECTIVE_COLOURS.items()}
@@ -38,65 +41,56 @@ class Chart:
     figure: go.Figure
 
 
-def charts(report: Report) -> dict[str, list[Chart]]:
-    """Charts by the key of the section they belong to; the first of all is the main one."""
+def charts(report: Report) -> dict[str, list[Chart | Markup]]:
+    """Charts by the key of the section they belong to."""
     numbers = report.numbers
-    by_section = {
-        "per_task": _forests(numbers),
+    by_section: dict[str, Sequence[Chart | Markup]] = {
+        FRONT: _forest(numbers.damage()),
         "macro": _ladder(numbers),
+        "per_task": _repaired(numbers),
         "curve": _curve(report),
     }
-    return {key: made for key, made in by_section.items() if made}
+    return {key: list(made) for key, made in by_section.items() if made}
 
 
-def _forests(numbers: Findings) -> list[Chart]:
-    """What the mask costs, and what is left of that after training, task by task."""
-    shown = [("forest-damage", numbers.damage())]
+def _repaired(numbers: Findings) -> list[Markup]:
+    """What is left of the cost after training, task by task."""
     for arm in numbers.study.trained("3B", "distill")[:1]:
-        repaired = (arm, numbers.study.own_regime(arm))
-        shown.append(("forest-repaired", numbers.between(numbers.stage1, repaired)))
-    return [
-        Chart(
-            key,
-            f"{contrast.b[:1].upper()}{contrast.b[1:]} minus {contrast.a}, by task",
-            f"Accuracy of {contrast.b} minus {contrast.a} in points, by task and macro, with 95 % "
-            "intervals; the table has the numbers.",
-            plots.forest(_forest_frame(contrast)),
-        )
-        for key, contrast in shown
-        if contrast is not None and contrast.tasks
-    ]
+        cell = (arm, numbers.study.own_regime(arm))
+        return _forest(numbers.between(numbers.stage1, cell))
+    return []
 
 
-def _forest_frame(contrast: Contrast) -> pd.DataFrame:
-    rows = [(task.task, task.delta, task.judgement) for task in contrast.tasks]
-    rows.append(("macro", contrast.value, contrast.judgement))
-    return pd.DataFrame(
-        [
-            plots.forest_row(
-                name,
-                _label(name, 18),
-                delta,
-                judged,
-                total=name == "macro",
-                text=_shown(delta, judged),
-            )
-            for name, delta, judged in rows
-        ]
+def _forest(contrast: Contrast | None) -> list[Markup]:
+    if contrast is None or not contrast.tasks:
+        return []
+    known = [(task.task, task.delta, task.judgement, False) for task in contrast.tasks]
+    known.append(("macro", contrast.value, contrast.judgement, True))
+    chart = interval_rows(
+        [verdict_row(*one) for one in known],
+        reference=0.0,
+        axis="Difference in accuracy, points, with 95 % intervals; 0: no difference",
+    )
+    return [_figure(f"{contrast.b[:1].upper()}{contrast.b[1:]} minus {contrast.a}, by task", chart)]
+
+
+def verdict_row(label: str, delta: float, judged: Judgement, total: bool = False) -> Row:
+    """A difference, shaped and coloured by its verdict."""
+    text, estimate = formatting.points(delta, signed=True), judged.estimate
+    if estimate is None:
+        return Row(label, f"{text}, no interval", delta, total=total)
+    low, high = (formatting.points(end, signed=True) for end in (estimate.low, estimate.high))
+    ends = f"{text} ({low} to {high})"
+    return Row(label, ends, delta, estimate.low, estimate.high, judged.verdict, total)
+
+
+def _figure(title: str, chart: Markup) -> Markup:
+    return Markup('<figure class="chart"><figcaption>{}</figcaption>{}</figure>').format(
+        visible(title), chart
     )
 
 
-def _shown(delta: float, judged: Judgement) -> str:
-    text = formatting.points(delta, signed=True)
-    if judged.estimate is None:
-        return f"{text}  no interval"
-    low, high = (
-        formatting.points(end, signed=True) for end in (judged.estimate.low, judged.estimate.high)
-    )
-    return f"{text}  [{low}, {high}]"
-
-
-def _ladder(numbers: Findings) -> list[Chart]:
+def _ladder(numbers: Findings) -> list[Markup]:
     """Macro accuracy of every stage against stage 1, with the share kept above chance."""
     rows, study = [], numbers.study
     base = level(study.runs(*numbers.stage1), numbers.metric)
@@ -109,35 +103,21 @@ def _ladder(numbers: Findings) -> list[Chart]:
         text = f"{100 * accuracy.value:.1f} %"
         if kept is not None and kept.value is not None:
             text += f", {100 * kept.value:.0f} % kept"
-        causal = cell[1] == CAUSAL
-        rows.append(
-            {
-                "label": _label(cell_title(study, cell), LABEL),
-                "value": accuracy.value,
-                "low": accuracy.interval.low if accuracy.interval else NAN,
-                "high": accuracy.interval.high if accuracy.interval else NAN,
-                "text": text,
-                "colour": plots.RED if cell[0].leaky else plots.GREY if causal else plots.BLUE,
-                "symbol": "circle" if causal else "diamond",
-            }
-        )
+        ahead = parse_regime(cell[1]).bidirectional
+        look: Look = "leaky" if cell[0].leaky else "ahead" if ahead else "causal"
+        row = Row(cell_title(study, cell), text, accuracy.value, look=look)
+        if (ends := accuracy.interval) is not None:
+            row = row._replace(low=ends.low, high=ends.high)
+        rows.append(row)
     if len(rows) < 2:
         return []
-    figure = plots.dots(
-        pd.DataFrame(rows),
-        title=f"Macro {numbers.metric}, % (95 % interval of each run alone)",
-        reference=base.value if base else None,
+    axis = (
+        f"Macro {numbers.metric}, %, with the 95 % interval of each run alone; the line is stage 1. "
+        "Kept: the share of stage 1's accuracy above chance. Circles are evaluated causal, "
+        "diamonds bidirectional."
     )
-    return [
-        Chart(
-            "ladder",
-            "Every stage against stage 1",
-            "Macro accuracy of every stage with its 95 % interval; stage 1 as a dotted line; "
-            "kept: the share of stage 1's accuracy above chance. Grey circles are evaluated "
-            "causal, blue diamonds bidirectional. The table has the numbers.",
-            figure,
-        )
-    ]
+    chart = interval_rows(rows, reference=base.value if base else None, axis=axis)
+    return [_figure("Every stage against stage 1", chart)]
 
 
 def _curve(report: Report) -> list[Chart]:

@@ -9,29 +9,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from bidir_core.analyse.contrasts import cell_title
-from bidir_core.analyse.flips import flip_classes, flips_of
-from bidir_core.analyse.pairing import Metric, PairedItems, pair, repeats
-from bidir_core.analyse.study import CAUSAL, Cell, Study
 from bidir_core.common import formatting
-from bidir_core.common.errors import UserError
 from bidir_core.common.version import __version__
-from bidir_core.data import item_texts
 from bidir_core.data.item_texts import visible
 from bidir_core.report.charts import Chart, charts
 from bidir_core.report.markdown import Table
 from bidir_core.report.sections import ALL_SECTIONS, FLIPS, Section
-from bidir_core.runs.run import Run
+from bidir_core.report.top_flips import CLASSES, TOP, flip_tables
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -64,16 +55,20 @@ WORDS = {
 Block = Markup | Table | Chart
 
 
-def blocks(section: Section, shown: list[Chart]) -> list[Block]:
-    """What stands under a heading: paragraphs as HTML, tables, and charts before the first table."""
+def blocks(section: Section, shown: Sequence[Chart | Markup]) -> list[Block]:
+    """What stands under a heading: paragraphs as HTML, tables, and charts before the first table;
+    on the first page after the first paragraph, the verdict."""
     out: list[Block] = []
-    waiting = list(shown)
+    waiting: list[Block] = list(shown)
     for part in section.parts:
         if isinstance(part, Table):
             out += [*waiting, part.without_empty_columns()]
             waiting = []
         elif part:
             out.append(paragraphs(part))
+            if section.is_front:
+                out += waiting
+                waiting = []
     return [*out, *waiting]
 
 
@@ -84,13 +79,13 @@ def page(report: Report, only: Collection[str] | None = None) -> str:
     flips = None
     if only is None or FLIPS in only:
         flips = flip_tables(report.study, report.numbers.metric)
-    contents = [(section.key, section.heading) for section, _ in sections]
+    contents = [(s.key, s.heading) for s, _ in sections if not s.is_front]
     contents += [(FLIPS, ALL_SECTIONS[FLIPS])] if flips is not None else []
     drawn = [part for _, parts in sections for part in parts if isinstance(part, Chart)]
-    return _template().render(
+    return template("report.html.j2").render(
         policy=POLICY,
-        title=line(report.title),
-        css=_file("report.css"),
+        title=report.title,
+        css=inlined("report.css", "rows.css"),
         contents=[*contents, ("made", MADE_HEADING)],
         sections=sections,
         flips=flips,
@@ -106,8 +101,8 @@ def page(report: Report, only: Collection[str] | None = None) -> str:
         command=report.command(only),
         facts=facts(report),
         figures=_figures(drawn, report.stem),
-        plotly=_plotly(),
-        script=_file("report.js"),
+        plotly=_plotly() if drawn else "",
+        script=inlined("report.js"),
     )
 
 
@@ -123,7 +118,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
 
 
 @cache
-def _template() -> Any:
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -138,12 +133,22 @@ def _template() -> Any:
         markup=lambda value: isinstance(value, Markup),
         chart=lambda value: isinstance(value, Chart),
     )
-    return environment.get_template("report.html.j2")
+    return environment
+
+
+def template(name: str) -> Template:
+    """A template of this folder, in which every text is escaped and shown as it is."""
+    return _environment().get_template(name)
 
 
 def tied(text: str) -> str:
     """An interval whose ends stay on one line: ``51.8 %`` above ``(38.3 to 65.8 %)``."""
-    ties = ((" to ", "\u00a0to\u00a0"), (" %", "\u00a0%"), ("(no ", "(no\u00a0"))
+    ties = (
+        (" to ", "\u00a0to\u00a0"),
+        (" %", "\u00a0%"),
+        ("(no ", "(no\u00a0"),
+        ("n = ", "n\u00a0=\u00a0"),
+    )
     for loose, tied_up in ties:
         text = text.replace(loose, tied_up)
     return text
@@ -158,8 +163,9 @@ def _opening(text: str) -> str:
     return one_line if len(one_line) <= OPENING else one_line[: OPENING - 1].rstrip() + "…"
 
 
-def _file(name: str) -> Markup:
-    return Markup((FOLDER / name).read_text(encoding="utf-8"))
+def inlined(*names: str) -> Markup:
+    """These files of this folder, style or script, one after the other."""
+    return Markup("").join(Markup((FOLDER / name).read_text(encoding="utf-8")) for name in names)
 
 
 @cache
@@ -181,178 +187,6 @@ def _figures(shown: list[Chart], stem: str) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-# The items that flipped most between two cells of a study, with what both runs said of them.
-
-CLASSES = ("broken", "fixed", "changed_wrong")
-
-TOP = 40  # of each class: what a reader looks at, in a file small enough to mail
-
-CONTEXT, CHOICE = 900, 400  # characters kept of each
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One choice of an item and its log-likelihood (nats) in both runs."""
-
-    text: str
-    ll_a: float
-    ll_b: float
-    gold: bool
-    pred_a: bool
-    pred_b: bool
-
-
-@dataclass(frozen=True)
-class FlipRow:
-    """One item whose answer changed. ``change``: of the right choice's margin, in nats."""
-
-    item_id: str
-    task: str
-    flip: str
-    context: str
-    choices: tuple[Choice, ...]
-    margin_a: float
-    margin_b: float
-
-    @property
-    def change(self) -> float:
-        return self.margin_b - self.margin_a
-
-
-@dataclass(frozen=True)
-class FlipTable:
-    """The top flips of run b against run a; ``counts`` are of all their paired items."""
-
-    a: str
-    b: str
-    run_a: str
-    run_b: str
-    n: int
-    counts: dict[str, int]
-    rows: tuple[FlipRow, ...]
-
-    @property
-    def has_texts(self) -> bool:
-        return any(row.context for row in self.rows)
-
-
-def flip_tables(study: Study, metric: Metric, *, top: int = TOP) -> list[FlipTable]:
-    """What the mask broke (stage 1 to stage 2) and what training fixed (stage 2 to stage 4).
-
-    Pairs without items are left out; of several seeds the first is shown.
-    """
-    base, regime = study.base, study.regime
-    cells: list[tuple[Cell, Cell]] = [((base, CAUSAL), (base, regime))]
-    for arm in study.trained("3B", "distill")[:1]:
-        own = study.own_regime(arm)
-        cells.append(((base, own), (arm, own)))
-    flips = []
-    for a, b in cells:
-        runs = [next(iter(study.runs(*cell).values()), None) for cell in (a, b)]
-        if runs[0] is None or runs[1] is None or not all(run and run.has_items for run in runs):
-            continue
-        try:
-            pairs = pair(runs[0], runs[1], metric)
-            flips.append(_table(cell_title(study, a), cell_title(study, b), pairs, top))
-        except UserError:
-            continue  # the section on differences says why they do not pair
-    return flips
-
-
-def _table(a: str, b: str, pairs: PairedItems, top: int) -> FlipTable:
-    classes = flip_classes(pairs)
-    frame = flips_of(pairs)
-    strength = frame["margin_change"].abs().fillna(0.0).to_numpy()
-    # Largest margin change first; the item's id settles ties, so that a report repeats itself.
-    order = np.lexsort((frame["item_id"].to_numpy(dtype=str), -strength))
-    chosen = [row for name in CLASSES for row in order[classes[order] == name][:top]]
-    return FlipTable(
-        a=a,
-        b=b,
-        run_a=pairs.run_a.id,
-        run_b=pairs.run_b.id,
-        n=pairs.n,
-        counts={name: int((classes == name).sum()) for name in CLASSES},
-        rows=tuple(_rows(pairs, frame, np.array(chosen, dtype=np.int64))),
-    )
-
-
-def _rows(pairs: PairedItems, frame: pd.DataFrame, chosen: np.ndarray) -> list[FlipRow]:
-    if not len(chosen):
-        return []
-    columns = ("task", "doc_id", "doc_hash", "gold", "contexts", "continuations", "ll")
-    sides = [
-        run.items_table(columns).take(rows[chosen]).to_pylist()
-        for run, rows in ((pairs.run_a, pairs.rows_a), (pairs.run_b, pairs.rows_b))
-    ]
-    _join_texts(pairs.run_a, *sides)
-    out = []
-    for index, first, second in zip(chosen.tolist(), *sides, strict=True):
-        line = frame.iloc[index]
-        texts = first if first["contexts"] is not None else second
-        gold, n_choices = int(line["gold"]), len(first["ll"])
-        out.append(
-            FlipRow(
-                item_id=str(line["item_id"]),
-                task=str(line["task"]),
-                flip=str(line["flip"]),
-                context=_context(texts["contexts"], gold),
-                choices=tuple(
-                    Choice(
-                        text,
-                        first["ll"][i],
-                        second["ll"][i],
-                        i == gold,
-                        i == line["pred_a"],
-                        i == line["pred_b"],
-                    )
-                    for i, text in enumerate(_choices(texts, n_choices))
-                ),
-                margin_a=float(line["margin_a"]),
-                margin_b=float(line["margin_b"]),
-            )
-        )
-    return out
-
-
-def _join_texts(run: Run, first: list[dict], second: list[dict]) -> None:
-    """Give compact records their texts back, if the data are on this machine."""
-    bare = [a for a, b in zip(first, second) if a["contexts"] is None and b["contexts"] is None]
-    if run.settings.get("context") not in (None, "full"):
-        return
-    split = str(run.settings.get("split") or "validation")
-    for task in dict.fromkeys(record["task"] for record in bare):
-        mine = [record for record in bare if record["task"] == task]
-        rows = [record["doc_id"] for record in mine]
-        texts = item_texts.load(task, rows, split, repeats(run.settings))
-        for record in mine:
-            item_texts.fill(record, texts)
-
-
-def _context(contexts: Sequence[str] | None, gold: int) -> str:
-    if not contexts:
-        return ""
-    return cut(contexts[gold if len(contexts) > 1 else 0], CONTEXT)
-
-
-def _choices(texts: dict, n_choices: int) -> list[str]:
-    """The choices' texts; where they differ by their context (winogrande), that difference."""
-    if texts["continuations"] is None:
-        return [f"choice {i}" for i in range(n_choices)]
-    given = texts["continuations"]
-    if len(texts["contexts"]) > 1:
-        given = item_texts.distinct_ends(texts["contexts"])
-    return [cut(text.strip(), CHOICE) for text in given]
-
-
-def cut(text: str, length: int) -> str:
-    """At most ``length`` characters: the beginning and, what matters more to a model, the end."""
-    if len(text) <= length:
-        return text
-    head = length // 3
-    return f"{text[:head].rstrip()} [… {len(text) - length:,} characters …] {text[head - length :].lstrip()}"
-
-
 # The report's own Markdown as inert HTML.
 
 UNDERSTOOD = ["heading", "list", "emphasis", "backticks", "escape", "entity"]
@@ -366,10 +200,6 @@ def _parser() -> MarkdownIt:
 
 
 def paragraphs(markdown: str) -> Markup:
-    """Paragraphs, lists and headings of a section's text."""
-    return Markup(_parser().render(visible(markdown)))
-
-
-def line(markdown: str) -> Markup:
-    """One line, such as a title, without a paragraph around it."""
-    return Markup(_parser().renderInline(visible(markdown)))
+    """Paragraphs and lists of a section's text; no number stands apart from its sign."""
+    text = visible(markdown).replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0")
+    return Markup(_parser().render(text))

@@ -158,6 +158,16 @@ def code(text: object) -> str:
     return f"{fence}{pad}{one_line}{pad}{fence}"
 
 
+def capital(text: object) -> str:
+    """The same escaped, with a capital letter at its start."""
+    shown = escape(text)
+    return shown[:1].upper() + shown[1:]
+
+
+def bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines if line)
+
+
 def interval_text(interval: Interval | stats.Estimate) -> str:
     """``-5.9 to -3.5``, in points."""
     low, high = (

@@ -5,17 +5,10 @@ The folder is built beside its place and moved there in one rename. Its tables a
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import io
 import json
-import os
 import re
-import shutil
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,17 +16,14 @@ from bidir_core.analyse.contrasts import cell_title, level
 from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.study import Study, ordered_cells
 from bidir_core.common import formatting
-from bidir_core.common.errors import UserError
-from bidir_core.common.files import remove_left_overs, sync_folder
 from bidir_core.report import paper_latex
+from bidir_core.report.made_folder import MadeFolder, zipped
 from bidir_core.report.markdown import Table
 from bidir_core.report.paper_claims import claims_json, claims_table, make_claims
 from bidir_core.report.paper_figures import FIGURES, save, style
 from bidir_core.report.sections import Report, build_sections
 
-MANIFEST = "manifest.json"
-
-MADE_BY = "bidir_core report --paper"
+PAPER = MadeFolder("--paper", "bidir_core report --paper")
 
 Tell = Callable[[float, str], object]  # the share that is done, and what comes next
 
@@ -44,18 +34,9 @@ def write_paper(report: Report, folder: Path | str) -> Path:
     Raises UserError if the folder holds anything that this command did not write, or cannot be
     written.
     """
-    target = Path(folder).expanduser().absolute()
-    try:
-        check_paper_folder(target)
-        with _temporary_sibling(target) as temporary:
-            write_files(report, temporary)
-            _write_manifest(report, temporary)
-            _replace(temporary, target)
-    except OSError as error:
-        raise UserError(
-            f"--paper {folder}: cannot be written ({error.strerror or error}); give another folder"
-        ) from error
-    return target
+    with PAPER.making(folder, _command(report)) as temporary:
+        write_files(report, temporary)
+    return Path(folder).expanduser().absolute()
 
 
 def zip_paper(report: Report, name: str, tell: Tell) -> bytes:
@@ -63,18 +44,15 @@ def zip_paper(report: Report, name: str, tell: Tell) -> bytes:
 
     The same runs give the same bytes. ``tell`` hears how far it is.
     """
-    out = io.BytesIO()
     with tempfile.TemporaryDirectory(prefix="bidir-paper-") as temporary:
         folder = Path(temporary)
         write_files(report, folder, tell)
-        _write_manifest(report, folder)
-        with zipfile.ZipFile(out, "w") as archive:
-            for path in sorted(folder.rglob("*")):
-                if path.is_file():
-                    entry = zipfile.ZipInfo(f"{name}/{path.relative_to(folder).as_posix()}")
-                    entry.external_attr = 0o644 << 16
-                    archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
-    return out.getvalue()
+        PAPER.sign(folder, _command(report))
+        return zipped(folder, name)
+
+
+def _command(report: Report) -> str:
+    return report.command(out="DIR", flag="--paper")
 
 
 # --- the files -----------------------------------------------------------------------------------
@@ -189,83 +167,3 @@ def printed_numbers(numbers: Findings) -> dict[str, str]:
                 key = f"interaction {arm.title}/{task}"
                 add_difference(key, estimate.value, estimate, estimate.n)
     return printed
-
-
-# --- the folder ------------------------------------------------------------------------------------
-
-
-def check_paper_folder(folder: Path | str) -> None:
-    """UserError for a place that holds something else: what others wrote is never lost."""
-    target = Path(folder).expanduser().absolute()
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise UserError(f"--paper {target}: this is not a folder; give a new or an empty one")
-    if not target.exists() or not any(target.iterdir()):
-        return
-    try:
-        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-        written = manifest["files"] if manifest["made_by"] == MADE_BY else None
-    except (OSError, ValueError, KeyError, TypeError):
-        written = None
-    if not isinstance(written, dict):
-        raise UserError(
-            f"--paper {target}: the folder is not empty and was not made by this command; give a "
-            "new or an empty one"
-        )
-    for path in sorted(target.rglob("*")):
-        name = path.relative_to(target).as_posix()
-        if not path.is_dir() and name != MANIFEST and written.get(name) != _sha256(path):
-            raise UserError(
-                f"--paper {target}: '{name}' was added or changed after this command made the "
-                "folder, and would be lost; move it away, or give another folder"
-            )
-
-
-@contextmanager
-def _temporary_sibling(target: Path) -> Iterator[Path]:
-    """A temporary folder next to the target, so that a rename suffices; gone afterwards."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}.being-written-"  # nobody's own files are called that
-    remove_left_overs(target.parent, f"{glob.escape(prefix)}*")
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
-    umask = os.umask(0)
-    os.umask(umask)
-    try:
-        os.chmod(temporary, 0o777 & ~umask)  # mkdtemp lets nobody else read
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_manifest(report: Report, folder: Path) -> None:
-    """What was written, by which the next run knows the folder as its own; flushed to disk."""
-    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    manifest = {
-        "made_by": MADE_BY,
-        "command": report.command(out="DIR", flag="--paper"),
-        "files": {name: _sha256(folder / name) for name in files},
-    }
-    _write(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    for name in (*files, MANIFEST):
-        with open(folder / name, "rb") as file:
-            os.fsync(file.fileno())
-
-
-def _replace(new: Path, target: Path) -> None:
-    """Move ``new`` to ``target``; an older folder of ours goes only once the new one stands."""
-    old = new.with_name(new.name + ".old")
-    replaced = target.exists()
-    if replaced:
-        os.rename(target, old)
-    try:
-        os.rename(new, target)
-    except OSError:
-        if replaced:
-            os.rename(old, target)
-        raise
-    if replaced:
-        shutil.rmtree(old, ignore_errors=True)
-    sync_folder(target.parent)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.pairing import check_metric
-from bidir_core.analyse.study import Study, make_study
+from bidir_core.analyse.study import Study, items_key, make_study
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import replacing
 from bidir_core.data.assets import EMBEDDED_MODEL
-from bidir_core.report.markdown import escape
+from bidir_core.regimes import parse_regime
 from bidir_core.report.sections import Report, build_sections
 from bidir_core.runs.find import list_runs
+from bidir_core.runs.layout import EVAL_DIRS
 from bidir_core.runs.run import Run
 
 
@@ -22,24 +24,31 @@ def build_report(
     runs: Sequence[Run] | None = None,
     *,
     model: str | None = None,
+    pair: tuple[Run, Run] | None = None,
+    regime: str | None = None,
     metric: str = "acc",
     margin: float = stats.MARGIN,
     roots: Sequence[Path | str] | None = None,
 ) -> Report:
     """Report on these runs or, without any, on the fullest set of stages that ``model`` has.
 
-    ``metric``: acc or acc_norm. ``margin``: the difference that counts as none, as a fraction.
-    Raises UserError if there is no finished evaluation.
+    ``pair``: instead, everything over the items of its first run, about the regime of its second.
+    ``regime``: the bidirectional one that the answer is about; None for the plain one or, without
+    it, the commonest. ``metric``: acc or acc_norm. ``margin``: the difference that counts as none,
+    as a fraction. Raises UserError if there is no finished evaluation.
     """
     checked = check_metric(metric)
     everything = list_runs(roots)
-    study = make_study(runs, others=everything) if runs else choose_study(model, everything)
+    if runs:
+        study = make_study(runs, others=everything)
+    elif pair is not None:
+        study = around(*pair, everything)
+    else:
+        study = choose_study(model, everything)
+    if regime is not None:
+        study = about(study, regime)
     numbers = Findings(study, checked, margin)
-    dates = [run.created for run in study.all_runs if run.created is not None]
-    title = "Stage 1-4 Results Summary: " + escape(study.model)
-    if dates:
-        title += f" ({max(dates).date().isoformat()})"
-    return Report(title, study, tuple(build_sections(numbers)), numbers)
+    return Report(study, tuple(build_sections(numbers)), numbers)
 
 
 def choose_study(model: str | None, runs: Sequence[Run]) -> Study:
@@ -63,6 +72,28 @@ def choose_study(model: str | None, runs: Sequence[Run]) -> Study:
     # An imported run, which knows no tokens and no probe, is reported on if somebody names it.
     evaluations = [run for run in mine if run.config.get("kind") not in ("finetune", "imported")]
     return make_study(evaluations, others=runs, mixed_dtypes=False)
+
+
+def about(study: Study, regime: str) -> Study:
+    """The study with another bidirectional regime as its main one; UserError if nobody ran it."""
+    wanted = str(parse_regime(regime))
+    known = study.bidirectional_regimes(study.base)
+    if wanted not in known:
+        raise UserError(
+            f"the untrained model was not run under '{wanted[:80]}' on these items; "
+            f"choose from {', '.join(known) or 'no regime: none was run'}"
+        )
+    return replace(study, regime=wanted)
+
+
+def around(a: Run, b: Run, runs: Sequence[Run]) -> Study:
+    """A study of the items, model and number format of run ``a``, about the regime of run ``b``
+    if that is one of the untrained model."""
+    wanted = items_key(a, dtype=True)
+    mine = [run for run in runs if run.stage in EVAL_DIRS and items_key(run, dtype=True) == wanted]
+    study = make_study(mine, others=runs)
+    ahead = b.regime in study.bidirectional_regimes(study.base)
+    return replace(study, regime=b.regime) if ahead else study
 
 
 def write_report(

@@ -1,4 +1,4 @@
-"""The sections of a report, in the order of the published summary and then what it lacked."""
+"""The sections of a report: the answer, and an appendix in the order of the published summary."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.contrasts import Contrast
 from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.pairing import repeats
 from bidir_core.analyse.phrases import size
-from bidir_core.analyse.study import CAUSAL, Study, ordered_cells
+from bidir_core.analyse.study import CAUSAL, Study, main_regime, ordered_cells
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
-from bidir_core.report import answers, tables
-from bidir_core.report.markdown import Table, code, escape
+from bidir_core.report import answers, front_page, tables
+from bidir_core.report.markdown import Table, bullets, code, escape
 from bidir_core.runs.layout import FINETUNE_DIRS, stage_dir_for
 from bidir_core.runs.stages import LEAKY_WARNING, STAGES
 
@@ -24,11 +23,11 @@ from bidir_core.runs.stages import LEAKY_WARNING, STAGES
 def build_sections(numbers: Findings) -> list[Section]:
     """Every section that the study has something for."""
     makers: tuple[Callable[[Findings], Section | None], ...] = (
+        _answers,
         _scope,
         _stages,
         _macro,
         _per_task,
-        _answers,
         _non_prefill,
         _two_by_two,
         _differences,
@@ -99,32 +98,10 @@ def _macro(numbers: Findings) -> Section:
     }
     parts: list[str | Table] = [tables.macro_table(numbers.study, against)]
     parts += [note] if (note := tables.seeds_note(numbers.study, against)) else []
-    derived = list(_derived(numbers))
-    if derived:
-        parts += ["Derived:", bullets(derived)]
+    study = numbers.study
+    for regime in study.bidirectional_regimes(study.base):
+        parts.append(bullets(answers.how_much_it_hurts(numbers.damage(regime), escape(regime))))
     return Section("macro", tuple(parts))
-
-
-def _derived(numbers: Findings) -> Iterator[str]:
-    for regime in numbers.study.bidirectional_regimes(numbers.study.base):
-        damage = numbers.damage(regime)
-        if damage is not None and damage.ratio is not None:
-            yield (
-                f"{capital(damage.b)} change vs Stage 1: `{damage.value:+.10f}` (retention "
-                f"`{damage.ratio:.3f}x`){_ci(damage)}"
-            )
-    for arm in numbers.study.trained("3B", "distill", "3A"):
-        repair = numbers.repair(arm)
-        label = f"Stage 4 ({escape(repair.arm)})"
-        if repair.gain is not None:
-            yield (
-                f"{label} change vs Stage 2: `{repair.gain.value:+.10f}` (about "
-                f"`{100 * repair.gain.value:+.2f}` macro points){_ci(repair.gain)}"
-            )
-        if repair.gap is not None and repair.gap.ratio is not None:
-            yield f"{label} retention vs Stage 1: `{repair.gap.ratio:.4f}x`{_ci(repair.gap)}"
-    if numbers.study.trained("3B", "distill", "3A"):
-        yield ("A change is not yet a repair: see *Repair or Ordinary Tuning?* for the interaction")
 
 
 def _per_task(numbers: Findings) -> Section:
@@ -142,22 +119,7 @@ def _per_task(numbers: Findings) -> Section:
 
 
 def _answers(numbers: Findings) -> Section:
-    study = numbers.study
-    parts = [
-        "### 1) How much does prefill bidirectional attention hurt performance?",
-        bullets(answers.how_much_it_hurts(numbers.damage(), escape(study.regime))),
-    ]
-    for regime in study.bidirectional_regimes(study.base):
-        if regime != study.regime:
-            parts.append(bullets(answers.how_much_it_hurts(numbers.damage(regime), escape(regime))))
-    parts.append("### 2) Can this be fixed easily with a bit of finetuning?")
-    tried = study.trained("3B", "distill")
-    if not tried:
-        parts.append("- Not run: no fine-tune is part of this report.")
-    for arm in tried:
-        regime = study.own_regime(arm)
-        parts.append(bullets(answers.can_it_be_fixed(numbers.repair(arm))))
-    return Section("answers", tuple(parts))
+    return Section(FRONT, front_page.parts(numbers))
 
 
 def _non_prefill(numbers: Findings) -> Section:
@@ -170,18 +132,7 @@ def _non_prefill(numbers: Findings) -> Section:
     ]
     for arm in tried:
         repair = numbers.repair(arm)
-        normal = repair.normal
-        if normal is not None and normal.ratio is not None:
-            parts.append(
-                bullets(
-                    [
-                        f"Vanilla non-prefill macro: `{normal.acc_a:.10f}`",
-                        f"{escape(repair.arm)} checkpoint non-prefill macro: `{normal.acc_b:.10f}`",
-                        f"Delta: `{normal.value:+.10f}` (retention `{normal.ratio:.4f}x`)",
-                    ]
-                )
-            )
-        parts += ["Interpretation:", bullets(answers.normal_behaviour(repair))]
+        parts.append(bullets(answers.normal_behaviour(repair)))
     return Section("non_prefill", tuple(parts))
 
 
@@ -200,7 +151,7 @@ def _two_by_two(numbers: Findings) -> Section | None:
         parts.append(table)
     for arm in numbers.study.trained("3B", "distill"):
         repair = numbers.repair(arm)
-        parts.append(bullets([answers.repair_or_tuning(repair)]))
+        parts.append(bullets(answers.can_it_be_fixed(repair)))
         shared = tables.same_training(numbers.study, arm) if arm.code == "3B" else None
         if shared is not None:
             parts.append(
@@ -307,23 +258,6 @@ def _left_out(runs: Sequence[tuple[str, str]]) -> Iterator[str]:
             yield f"{len(names)} runs, {escape(why)}: {', '.join(names)}"
 
 
-def bullets(lines: object) -> str:
-    return "\n".join(f"- {line}" for line in lines if line)  # type: ignore[attr-defined]
-
-
-def capital(text: str) -> str:
-    shown = escape(text)
-    return shown[:1].upper() + shown[1:]
-
-
-def _ci(contrast: Contrast) -> str:
-    if contrast.interval is None:
-        return "; no interval"
-    source = "unpaired " if contrast.basis == "unpaired" else ""
-    estimate: stats.Estimate = contrast.interval
-    return f"; difference in points, {source}{answers.interval_of(estimate)}"
-
-
 @dataclass(frozen=True)
 class Report:
     """A finished report: sections of Markdown paragraphs and tables.
@@ -331,23 +265,36 @@ class Report:
     ``numbers`` computed them, and remembers every contrast.
     """
 
-    title: str
     study: Study
     sections: tuple[Section, ...]
     numbers: Findings = field(repr=False)
 
     @property
+    def title(self) -> str:
+        """Plain text: the model and the date."""
+        date = f" ({self.date})" if self.date else ""
+        return f"Bidirectional prefill and {self.study.model}{date}"
+
+    @property
+    def date(self) -> str:
+        """The day of the newest run, empty if none recorded it."""
+        return max(
+            (str(run.created.date()) for run in self.study.all_runs if run.created), default=""
+        )
+
+    @property
     def stem(self) -> str:
-        """A file's name with run ids in it."""
-        names = [re.sub(r"[^A-Za-z0-9._-]+", "-", run.path.name) for run in self.study.all_runs]
-        more = f"_and-{len(names) - 2}-more" if len(names) > 2 else ""
-        return "_".join(["report", *(name[:60] for name in names[:2])]) + more
+        """A file's name: the model and the date."""
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.study.model.rpartition("/")[2])[:60]
+        return "_".join(part for part in ("report", name, self.date) if part)
 
     def command(
         self, only: Collection[str] | None = None, out: str = "report.html", flag: str = "--out"
     ) -> str:
         """The line that writes this report again or, with ``--paper`` as the flag, its paper."""
         line = ["python", "-m", "bidir_core", "report", *(run.id for run in self.study.all_runs)]
+        if self.study.regime != main_regime(self.study.cells):
+            line += ["--regime", self.study.regime]
         if self.numbers.metric != "acc":
             line += ["--metric", self.numbers.metric]
         if self.numbers.margin != stats.MARGIN:
@@ -363,8 +310,12 @@ class Report:
 
     def markdown(self, only: Collection[str] | None = None) -> str:
         """The whole report, or the sections with these keys."""
-        shown = [section.markdown() for section in self.chosen(only)]
-        return "\n\n".join([f"# {self.title}", *shown]) + "\n"
+        chosen = self.chosen(only)
+        shown = [section.markdown(2) for section in chosen if section.is_front]
+        appendix = [section for section in chosen if not section.is_front]
+        shown += ["## Appendix"] if appendix else []
+        shown += [section.markdown(3) for section in appendix]
+        return "\n\n".join([f"# {escape(self.title)}", *shown]) + "\n"
 
     def chosen_tables(self, only: Collection[str] | None = None) -> dict[str, Table]:
         """The tables of these sections by their keys."""
@@ -388,11 +339,11 @@ def check_sections(only: Collection[str] | None) -> None:
 # A section of a report: its key, its heading and what stands under it.
 
 SECTIONS = {
+    "answers": "The Answer",
     "scope": "Scope",
     "stages": "Stage Definitions",
     "macro": "Macro Accuracy by Stage",
     "per_task": "Per-Task: Stage 1 vs Stage 2 vs Stage 4",
-    "answers": "Direct Answer to the Main Questions",
     "non_prefill": "Additional Check: Non-Prefill Behavior After Finetune",
     "two_by_two": "Repair or Ordinary Tuning? The Complete 2x2",
     "differences": "Differences With Their Uncertainty",
@@ -403,6 +354,8 @@ SECTIONS = {
     "cost": "Cost",
     "artifacts": "Artifacts",
 }
+
+FRONT = "answers"
 
 # The items themselves are listed in the HTML file only.
 FLIPS = "flips"
@@ -421,9 +374,14 @@ class Section:
     def heading(self) -> str:
         return SECTIONS[self.key]
 
-    def markdown(self) -> str:
+    @property
+    def is_front(self) -> bool:
+        """Whether it is the first page; everything else is the appendix."""
+        return self.key == FRONT
+
+    def markdown(self, level: int) -> str:
         shown = [p.markdown() if isinstance(p, Table) else p for p in self.parts]
-        return "\n\n".join([f"## {self.heading}", *(text for text in shown if text)])
+        return "\n\n".join([f"{'#' * level} {self.heading}", *(text for text in shown if text)])
 
     @property
     def tables(self) -> list[Table]:

@@ -240,8 +240,8 @@ def seeds_note(study: Study, against_base: Mapping[tuple[Arm, str], Contrast]) -
         return None
     rows = "; ".join(f"{said} ({', '.join(cells)})" for said, cells in fewer.items())
     return (
-        "Accuracies and their intervals are over all seeds. What is kept of stage 1, the plain "
-        f"ratio and the derived lines are {rows}."
+        "Accuracies and their intervals are over all seeds. What is kept of stage 1 and the plain "
+        f"ratio are {rows}."
     )
 
 

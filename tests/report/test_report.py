@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -15,7 +18,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
 from bidir_core.report import tables
 from bidir_core.report.report import build_report
-from bidir_core.runs.find import list_runs
+from bidir_core.runs.find import find_run, list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
 from tests.factory import make_run, unsealed
 from tests.report_runs import REPAIRED, evaluation, make_finetune, report, section, two_by_two
@@ -27,50 +30,92 @@ def macro_row(table) -> list:
 
 def test_the_published_figures_come_back():
     published = [run for run in list_runs([COMMITTED_RUNS]) if run.is_reference]
-    text = build_report(published, roots=[COMMITTED_RUNS]).markdown()
-    derived = section(text, "Macro Accuracy by Stage")
-    for figure in ("-0.3391592562", "0.512x", "+0.0528007278", "+5.28", "0.5880x"):
-        assert f"`{figure}`" in derived
-    check = section(text, "Additional Check: Non-Prefill")
-    for figure in ("0.6950568562", "0.6199344482", "-0.0751224080", "0.8919x"):
-        assert f"`{figure}`" in check
+    made = build_report(published, roots=[COMMITTED_RUNS])
+    rows = list(csv.DictReader(io.StringIO(made.tables["contrasts"].csv())))
+    found = {row["Contrast"]: float(row["Difference"]) for row in rows}
+    assert found["stage 2 minus stage 1"] == pytest.approx(-0.3391592562, abs=5e-11)
+    assert found["stage 4 from 3B minus stage 2"] == pytest.approx(0.0528007278, abs=5e-11)
+    assert found["3B, causal minus stage 1"] == pytest.approx(-0.0751224080, abs=5e-11)
+    ratios = {row[0]: row[-1] for row in made.tables["macro"].rows}
+    assert (ratios["stage 2"], ratios["stage 4 from 3B"]) == ("0.512x", "0.588x")
+    text = made.markdown()
     per_task = section(text, "Per-Task")
     for figure in ("-29.8", "-17.2", "-46.2", "-33.8", "-16.2", "+8.2", "+11.4", "-1.4"):
         assert f"| {figure} |" in per_task
-    direct = section(text, "Direct Answer")
-    assert "It hurts." in direct
-    assert "above chance 1.7 % (no interval)" in direct
-    assert "does **not** recover to stage 1" in direct
-    assert "17.0 %" in direct
+    answer = section(text, "The Answer")
+    assert "It hurts." in answer
+    assert "kept: 1.7 % (no interval)" in answer
+    assert "does **not** recover to stage 1" in answer
+    assert "17.0 %" in section(text, "Repair or Ordinary Tuning")
     # The study had no control: its gain is not called repair, nor its interval paired.
-    assert "is not shown" in direct
-    assert "unpaired" in direct
-    assert "Repair cannot be told from ordinary tuning" in direct
+    assert "is not shown" in answer
+    assert "unpaired" in answer
+    assert "Repair cannot be told from ordinary tuning" in answer
 
 
-def test_the_sections_of_the_published_summary_stand_in_its_order(repaired):
-    text = report(repaired).markdown()
-    headings = re.findall(r"^##+ (.*)", text, re.M)
-    wanted = ["Scope", "Stage Definitions", "Macro Accuracy by Stage", "Per-Task", "Direct Answer"]
-    wanted += ["1) How much", "2) Can this be fixed", "Additional Check: Non-Prefill"]
-    wanted += ["Repair or Ordinary Tuning", "Differences", "Training", "Cost", "Artifacts"]
-    places = [next(i for i, h in enumerate(headings) if h.startswith(name)) for name in wanted]
-    assert places == sorted(places)
+def test_the_answer_is_one_page_and_everything_else_its_appendix(repaired):
+    for made in (report(repaired), build_report(roots=[COMMITTED_RUNS])):
+        text = made.markdown()
+        answer, appendix = text.split("\n## Appendix\n")
+        assert len(answer.split()) <= 800
+        # The verdict, three bullets, what is undecided, and what it is about.
+        assert re.findall(r"^(?:##? |\*\*|- \*\*)([\w ]+)", answer, re.M)[1:] == [
+            "The Answer", "It hurts", "What is left", "Without training", "With training",
+            "What is undecided",
+        ]  # fmt: skip
+        assert "n = " in answer.split("**What is undecided**")[0]
+        assert re.findall(r"^### (.*)", appendix, re.M) == [
+            one.heading for one in made.sections if not one.is_front
+        ]
+        assert not re.search(r"\d\.\d{5}", text)  # of the numbers, none has many decimals
+
+
+def test_what_is_undecided_or_not_run_is_on_the_first_page(tmp_path):
+    evaluation(tmp_path, "causal", 0.5)
+    answer = section(report(tmp_path).markdown(), "The Answer")
+    assert "Not run: it takes stage 1 and stage 2" in answer
+    assert "Not run: stage 2 (bidirectional), a repair fine-tune (3B)" in answer
+    evaluation(tmp_path, "bidirectional", 0.49)
+    evaluation(tmp_path, "bidirectional:sink=1", 0.5, seed=4)
+    made = report(tmp_path)
+    answer = section(made.markdown(), "The Answer")
+    open_ones = [row for row in made.tables["contrasts"].rows if row[-3] == "undecided"]
+    assert open_ones
+    for row in open_ones:
+        assert row[0].capitalize() in answer
+
+
+def test_the_answer_is_about_the_chosen_pair(tmp_path):
+    few = {"n_items": 500, "config": {"limit": 100}}
+    a = evaluation(tmp_path, "causal", 0.5, **few)
+    b = evaluation(tmp_path, "bidirectional:sink=1", 0.3, **few)
+    evaluation(tmp_path, "bidirectional", 0.4, **few)
+    two_by_two(tmp_path, REPAIRED)  # fuller, over other items
+    made = build_report(pair=(a, b), roots=[tmp_path])
+    assert made.study.regime == "bidirectional:sink=1"
+    assert "bidirectional:sink=1 prefill lowers" in made.markdown({"answers"})
+    assert {run.settings["limit"] for run in made.study.all_runs} == {100}
+    words = shlex.split(made.command())[4:-2]
+    named = [find_run(word, [tmp_path]) for word in words if "/" in word]
+    again = build_report(named, regime=words[words.index("--regime") + 1], roots=[tmp_path])
+    assert again.markdown() == made.markdown()
+    with pytest.raises(UserError, match="was not run under 'bidirectional:sink=7'"):
+        build_report([a, b], regime="bidirectional:sink=7", roots=[tmp_path])
 
 
 def test_the_margin_is_the_readers(repaired):
-    wide = section(report(repaired, margin=0.05).markdown(), "Direct Answer")
+    wide = section(report(repaired, margin=0.05).markdown(), "Repair or Ordinary Tuning")
     assert "no cost beyond 5 points (equivalent)" in wide
 
 
 def test_repair_is_told_from_tuning_by_the_control(repaired, tmp_path):
-    text = section(report(repaired).markdown(), "Direct Answer")
+    text = section(report(repaired).markdown(), "The Answer")
     assert "It hurts." in text
     assert re.search(r"Yes, the level of stage 1 is passed", text)
     assert "part of the gain is repair of the mask" in text
     # The same 3B, but the control gains as much under both regimes: ordinary tuning.
     two_by_two(tmp_path, REPAIRED | {("3C", "bidirectional"): 0.60})
-    text = section(report(tmp_path).markdown(), "Direct Answer")
+    text = section(report(tmp_path).markdown(), "The Answer")
     assert "Yes" not in text
     assert "not repair" in text
 
@@ -78,7 +123,7 @@ def test_repair_is_told_from_tuning_by_the_control(repaired, tmp_path):
 def test_without_the_control_the_same_gain_is_no_repair(tmp_path):
     two_by_two(tmp_path, {k: v for k, v in REPAIRED.items() if k[0] != "3C"})
     text = report(tmp_path).markdown()
-    direct = section(text, "Direct Answer")
+    direct = section(text, "The Answer")
     assert "is not shown" in direct
     assert "no causal control (3C)" in direct
     assert "not run" in section(text, "Repair or Ordinary Tuning")
@@ -127,7 +172,7 @@ def test_several_seeds_give_mean_spread_and_one_p_value_each(three_seeds):
     p = next(r[9] for r in made.tables["mcnemar"].rows if r[0].startswith("stage 4 from 3B minus"))
     assert p.count(" / ") == 2
     text = made.markdown()
-    assert "3 seeds" in section(text, "Direct Answer")
+    assert "3 seeds" in section(text, "The Answer")
     assert "By seed:" in text
 
 
@@ -151,7 +196,7 @@ def test_the_leaky_arm_is_called_leaky_everywhere_and_answers_nothing(tmp_path):
     for line in text.splitlines():
         if "3A" in line:
             assert "leaky" in line.lower(), line
-    assert "3A" not in section(text, "Direct Answer")
+    assert "3A" not in section(text, "The Answer")
     for table in made.tables.values():
         for line in table.csv().splitlines():
             assert "3A" not in line or "leaky" in line.lower(), line
@@ -160,9 +205,9 @@ def test_the_leaky_arm_is_called_leaky_everywhere_and_answers_nothing(tmp_path):
 def test_distillation_has_the_base_model_as_its_control(tmp_path):
     cells = {k: v for k, v in REPAIRED.items() if k[0] == "base"}
     two_by_two(tmp_path, cells | {("distill", "causal"): 0.55, ("distill", "bidirectional"): 0.55})
-    text = section(report(tmp_path).markdown(), "Direct Answer")
+    text = section(report(tmp_path).markdown(), "The Answer")
     assert "distil - the base model under bidirectional" in text
-    assert "**distil**: Yes, stage 1 is reached within 1 point" in text
+    assert "distil: Yes, stage 1 is reached within 1 point" in text
 
 
 @pytest.mark.parametrize("left", [
@@ -202,7 +247,7 @@ def test_a_hidden_token_is_an_ablation_and_no_baseline(tmp_path):
     assert study.bidirectional_regimes(study.base) == ["bidirectional"]
     text = made.markdown()
     assert "stage 2 (causal:hide=0)" in section(text, "Macro Accuracy by Stage")
-    assert "hide=0" not in section(text, "Direct Answer")
+    assert "hide=0" not in section(text, "The Answer")
     stage1 = next(iter(study.runs(study.base, "causal").values()))
     assert stage1.regime == "causal"
     assert stage1.metrics["macro"]["acc"] > 0.3
@@ -241,7 +286,7 @@ def test_runs_that_do_not_pair_get_no_paired_interval(tmp_path):
     made = report(tmp_path)
     (row,) = made.tables["contrasts"].rows
     assert row[-1].startswith("unpaired")
-    assert "different tokenizers" in made.markdown()
+    assert "different tokenizers" in section(made.markdown(), "The Answer")
 
 
 def without_items(study, root, *seeds) -> None:

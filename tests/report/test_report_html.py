@@ -12,8 +12,9 @@ import pytest
 
 from bidir_core.analyse.flips import flips
 from bidir_core.cli import main
-from bidir_core.report import html_page
+from bidir_core.report import html_page, top_flips
 from bidir_core.report.report import build_report
+from bidir_core.report.rows import Row, interval_rows
 from bidir_core.report.sections import Report
 from bidir_core.runs.find import list_runs
 from tests.e2e.seed import seed_hostile
@@ -85,9 +86,9 @@ def flat(cell: str) -> str:
 
 
 def test_it_has_the_sections_of_the_markdown_and_two_of_its_own(study, parsed):
-    headings = re.findall(r"^## (.*)", study.markdown(), re.M)
-    assert parsed.texts["h2"] == [*headings, "The Items Behind the Numbers: Flips",
-                                  "How This Was Made"]  # fmt: skip
+    headings = re.findall(r"^##+ (.*)", study.markdown(), re.M)
+    found = [*parsed.texts["h2"], *parsed.texts["h3"]]
+    assert found == [*headings, "The Items Behind the Numbers: Flips", "How This Was Made"]
 
 
 def test_it_has_every_cell_of_every_table(study, parsed):
@@ -130,24 +131,41 @@ def test_charts_are_whole_and_drawn_from_the_tables(study, parsed):
     ids = [attributes.get("id") for attributes in parsed.named("script")]
     figures = json.loads(parsed.texts["script"][ids.index("figures")])
     drawn = [a["data-chart"] for a in parsed.named("div") if "data-chart" in a]
-    assert drawn == ["ladder", "forest-damage", "forest-repaired", "curve"]
+    assert drawn == ["curve"]
     assert set(figures) == {*drawn, "stem"}
-    lines, points = [], []
-    for trace in figures["ladder"]["data"]:
-        (points if trace["mode"] == "markers" else lines).extend(trace["x"])
-    rows = study.tables["macro"].rows
-    assert points == pytest.approx([100 * row[5] for row in rows])
-    ends = [100 * end for row in rows for end in (row[6].low, row[6].high)]
-    assert sorted(x for x in lines if x is not None) == pytest.approx(sorted(ends))
     assert all(a.get("aria-label") for a in parsed.named("div") if "data-chart" in a)
+    assert parsed.texts["figcaption"] == [
+        "Stage 2 minus stage 1, by task",
+        "Every stage against stage 1",
+        "Stage 4 from 3B minus stage 1, by task",
+        "Recovery while training",
+    ]
+    named = list(zip([a.get("class") for a in parsed.named("span")], parsed.texts["span"]))
+    numbers = [text for name, text in named if name == "number"]
+    rows = study.tables["macro"].rows
+    wanted = [f"{100 * row[5]:.1f} %" for row in rows]
+    assert [text.partition(",")[0] for text in numbers[6 : 6 + len(rows)]] == wanted
+
+
+def test_a_row_lies_where_its_number_says():
+    rows = [Row("a", "", -0.1, -0.2, 0.0), Row("<b>", "", 0.1, look="better", total=True)]
+    made = interval_rows(rows, reference=0.0, axis="points")
+    left = [float(x) for x in re.findall(r'class="(?:bar|mark)" style="left:([\d.]+)%', made)]
+    width = float(re.search(r"width:([\d.]+)%", made)[1])
+    zero = float(re.search(r"--at:([\d.]+)%", made)[1])
+    assert left[0] + width == pytest.approx(zero, abs=0.02)  # the interval ends at 0
+    assert left[1] == pytest.approx(left[0] + width / 2, abs=0.02)
+    assert left[2] - zero == pytest.approx(zero - left[1], abs=0.02)
+    assert 0 < min(left) < max(left) < 100
+    assert "&lt;b&gt;" in made
 
 
 def test_the_flips_are_those_that_moved_most(study, repaired):
-    first = html_page.flip_tables(study.study, "acc", top=7)[0]
+    first = top_flips.flip_tables(study.study, "acc", top=7)[0]
     a, b = (next(run for run in study.study.all_runs if run.id == i)
             for i in (first.run_a, first.run_b))  # fmt: skip
     frame = flips(a, b)
-    for name in html_page.CLASSES:
+    for name in top_flips.CLASSES:
         mine = frame[frame["flip"] == name]
         assert first.counts[name] == len(mine)
         shown = [row for row in first.rows if row.flip == name]
@@ -194,12 +212,12 @@ def test_markdown_from_outside_stays_text():
     made = html_page.paragraphs(evil)
     assert not re.search(r"<(a|img|b)\b", made)
     assert "&lt;b&gt;z" in made
-    assert html_page.line("a **b** <i>") == "a <strong>b</strong> &lt;i&gt;"
 
 
 def test_sections_can_be_chosen(study):
     page = Page(html_page.page(study, ("answers",)))
-    assert page.texts["h2"] == ["Direct Answer to the Main Questions", "How This Was Made"]
+    assert page.texts["h2"] == ["The Answer", "Appendix"]
+    assert page.texts["h3"] == ["How This Was Made"]
     assert "--sections answers" in flat(" ".join(page.texts["code"]))
 
 
@@ -219,5 +237,5 @@ def test_html_beside_markdown(repaired, tmp_path, capsys):
     assert main([*line, "--sections", "scope,macro", "--csv"]) == 0
     files = [Path(name).name for name in capsys.readouterr().out.split()]
     assert files == ["r.md", "r.html", "r.macro.csv"]
-    assert Page(html.read_text()).texts["h2"][:2] == ["Scope", "Macro Accuracy by Stage"]
-    assert out.read_text().count("\n## ") == 2
+    assert Page(html.read_text()).texts["h3"][:2] == ["Scope", "Macro Accuracy by Stage"]
+    assert out.read_text().count("\n### ") == 2

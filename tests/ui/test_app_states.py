@@ -177,7 +177,7 @@ TABLE: dict[str, dict[str, Case]] = {
     },
     "report": {
         "empty": Case(nothing, "No runs yet"),
-        "partial": Case(half, "unfinished runs of this model are not in the report"),
+        "partial": Case(half, "runs of this model are not in the report"),
         "error": Case(whole, "not found", {"runs": "stage1_vanilla_eval/19990101-000000"}),
         "ready": Case(whole, "2 runs"),
     },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -45,21 +46,18 @@ def study(repaired, monkeypatch, root):
     return repaired
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch):
-    """No browser here needs a head start."""
-    monkeypatch.setattr(report_view, "HEAD_START", 0)
-
-
 def opened(**query: str):
     app = open_page("pages/report.py", **query)
     assert not app.exception
     return app
 
 
+def bodies(app) -> str:
+    return " ".join(block.proto.body for block in app.get("html"))
+
+
 def headings(app) -> list[str]:
-    bodies = " ".join(block.proto.body for block in app.get("html"))
-    return re.findall(r'<h2 class="b-h2 b-rule">(.*?)</h2>', bodies)
+    return re.findall(r'<h2 class="b-h2 b-rule">(.*?)</h2>', bodies(app))
 
 
 def labels(app) -> list[str]:
@@ -77,17 +75,31 @@ def test_empty_says_what_to_do(root):
     assert "python -m bidir_core eval" in text
 
 
-def test_ready_shows_what_the_command_writes(study, made):
+def test_ready_shows_the_answer_and_offers_the_rest(study, made):
     app = opened()
     text = words(app)
-    assert headings(app) == [s.heading for s in made.sections] + [
-        "The Items Behind the Numbers: Flips"
-    ]
     assert "It hurts. Without adaptation" in text
-    assert len(app.get("plotly_chart")) == 4
+    assert "What is undecided" in text
+    assert headings(app) == ["Appendix"]
+    assert len(re.sub(r"(?s)<style.*?</style>|<[^>]*>", " ", bodies(app)).split()) <= 800
     assert labels(app) == ["HTML", "Markdown", "PNG", "CSV tables"]
-    (command,) = [block.value for block in app.code]
+    command, site = [block.value for block in app.code]
+    assert site == "python -m bidir_core share --out DIR"
     assert all(run.id in command for run in made.study.all_runs)
+    every = [section.key for section in made.sections if not section.is_front]
+    app = opened(sections="~".join([*every, "flips"]))
+    assert headings(app) == ["Appendix", *(s.heading for s in made.sections if not s.is_front),
+                             "The Items Behind the Numbers: Flips"]  # fmt: skip
+    assert len(app.get("plotly_chart")) == 1
+
+
+def test_the_chosen_pair_is_reported_on(repaired, root, monkeypatch):
+    monkeypatch.setenv("BIDIR_RUNS_DIR", os.pathsep.join(map(str, (root, repaired))))
+    few = {"n_items": 200, "config": {"limit": 40}, "texts": False}
+    a = make_run(root, accuracy=0.5, **few)
+    b = make_run(root, STAGE2, accuracy=0.4, regime="bidirectional:sink=1", **few)
+    assert "bidirectional:sink=1 prefill" in words(opened(a=a.id, b=b.id))
+    assert "n = 1,000 items" in words(opened()).replace("\xa0", " ")  # else the fullest set
 
 
 def flips_link(app) -> dict[str, list[str]]:
@@ -100,14 +112,14 @@ def flips_link(app) -> dict[str, list[str]]:
 def test_the_link_to_the_flips_is_of_the_runs_reported_on(study, made):
     base = {r: next(iter(made.study.runs(made.study.base, r).values())).id for r in REGIMES}
     other = next(run.id for run in made.study.all_runs if run.id not in base.values())
-    query = flips_link(opened(a=base["causal"], b=other))
+    query = flips_link(opened(a=base["causal"], b=other, sections="flips"))
     assert query["a"] == [base["causal"]]
     assert query["b"] == [base["bidirectional"]]
 
 
 def test_one_evaluation_makes_a_report(root):
     make_run(root, n_items=20)
-    app = opened()
+    app = opened(sections="flips")
     assert "Not run" in words(app)
     assert labels(app)
     assert "b" not in flips_link(app)
@@ -117,7 +129,7 @@ def test_unfinished_runs_are_named_and_not_reported(root):
     make_run(root, n_items=40)
     run = make_run(root, STAGE2, n_items=40, regime="bidirectional", state="running")
     text = words(opened())
-    assert "Partial: unfinished runs of this model" in text
+    assert "Partial: unfinished or damaged runs of this model" in text
     assert f"{run.id} (running)" in text
 
 
@@ -168,11 +180,9 @@ def test_a_corrupt_run_does_no_harm(root):
 
 
 def test_sections_are_in_the_url(study):
-    app = opened(sections="answers~cost")
-    assert headings(app) == ["Direct Answer to the Main Questions", "Cost"]
-    assert "--sections answers,cost" in app.code[0].value
-    assert "No section is chosen" in words(opened(sections="none"))
-    text = words(opened(sections="answers~nonsense"))
+    app = opened(sections="macro~cost")
+    assert headings(app) == ["Appendix", "Macro Accuracy by Stage", "Cost"]
+    text = words(opened(sections="macro~nonsense"))
     assert "Section not found" in text
     assert "nonsense" in text
 
@@ -240,7 +250,9 @@ def test_the_paper_is_one_zip_made_on_request(study, made, monkeypatch):
     assert "report-paper-zip" not in app.session_state
     app.button(key="report-paper").click().run()
     assert not app.exception
-    (button,) = [b.proto for b in app.get("download_button") if b.proto.label.startswith("Down")]
+    (button,) = [
+        b.proto for b in app.get("download_button") if b.proto.label.startswith("Download (")
+    ]
     assert not button.disabled
     with zipfile.ZipFile(io.BytesIO(app.session_state["report-paper-zip"][1])) as archive:
         assert archive.testzip() is None
@@ -253,6 +265,21 @@ def test_the_paper_is_one_zip_made_on_request(study, made, monkeypatch):
     command = json.loads(files["manifest.json"])["command"]
     assert all(run.id in command for run in made.study.all_runs)
     assert contents(study) == before
+
+
+def test_the_site_is_one_zip_made_on_request(two, root, monkeypatch):
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    before = contents(root)
+    app = opened()
+    assert "report-site-zip" not in app.session_state
+    app.button(key="report-site").click().run()
+    assert not app.exception
+    assert labels(app)[-1].startswith("Download (")
+    with zipfile.ZipFile(io.BytesIO(app.session_state["report-site-zip"][1])) as archive:
+        names = {name.split("/", 1)[1] for name in archive.namelist()}
+    assert {"index.html", "manifest.json"} < names
+    assert any(name.startswith("items/") for name in names)
+    assert contents(root) == before
 
 
 def test_a_paper_that_cannot_be_made_says_why(two, monkeypatch):
@@ -270,10 +297,10 @@ def test_the_paper_of_other_runs_is_not_offered(two, monkeypatch):
     monkeypatch.setattr("bidir_core.report.paper.zip_paper", lambda *args, **options: b"zip")
     app = opened()
     app.button(key="report-paper").click().run()
-    assert labels(app)[-1].startswith("Download")
+    assert any(label.startswith("Download (") for label in labels(app))
     app.query_params["metric"] = "acc_norm"
     app.run()
-    assert not any(label.startswith("Download") for label in labels(app))
+    assert not any(label.startswith("Download (") for label in labels(app))
 
 
 def test_the_page_does_not_load_what_draws_the_paper():
@@ -291,9 +318,8 @@ def contents(folder: Path) -> dict[str, float]:
 def test_hostile_names_are_inert(root):
     seed_hostile(root)
     app = opened()
-    bodies = " ".join(block.proto.body for block in app.get("html"))
-    assert "&lt;img src=x&gt;model" in bodies
-    assert not re.search(r"<(img|script|iframe|form)\b", bodies)
+    assert "&lt;img src=x&gt;model" in bodies(app)
+    assert not re.search(r"<(img|script|iframe|form)\b", bodies(app))
 
 
 def test_the_archive_holds_every_table(made):
@@ -311,7 +337,6 @@ def test_the_main_figure_is_a_picture(made, root):
     assert paper_figures.main_figure(report(root)).startswith(b"\x89PNG")  # one run: its accuracy
 
 
-def test_files_are_named_after_runs(made):
-    first = made.study.all_runs[0].path.name
-    assert made.stem.startswith(f"report_{first}_")
-    assert re.fullmatch(r"[A-Za-z0-9._-]+", made.stem)
+def test_files_are_named_after_model_and_date(made):
+    newest = max(run.created for run in made.study.all_runs)
+    assert made.stem == f"report_smollm2-135m-instruct_{newest.date()}"

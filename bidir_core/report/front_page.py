@@ -1,0 +1,144 @@
+"""The first page of a report: the verdict, three bullets and what is undecided.
+
+The chart of the verdict stands after its first paragraph (:mod:`bidir_core.report.charts`).
+Everything else is the appendix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bidir_core.analyse.contrasts import Contrast, level
+from bidir_core.analyse.judgement import Findings
+from bidir_core.analyse.pairing import repeats
+from bidir_core.analyse.study import CAUSAL, NAMES, Cell
+from bidir_core.common import formatting
+from bidir_core.report import answers
+from bidir_core.report.markdown import bullets, capital, code, escape
+
+OPEN = 4  # undecided differences that are told on the first page
+
+
+def parts(numbers: Findings) -> tuple[str, ...]:
+    """The paragraphs of the first page, the verdict first."""
+    left = list(_undecided(numbers)) or ["Nothing of what was run."]
+    return (
+        _verdict(numbers),
+        bullets(_findings(numbers)),
+        "**What is undecided**",
+        bullets(left),
+        _about(numbers),
+    )
+
+
+def _verdict(numbers: Findings) -> str:
+    damage = numbers.damage()
+    if damage is not None:
+        return f"**{answers.how_much_it_hurts(damage, escape(numbers.study.regime))[0]}**"
+    cell, runs = next(iter(numbers.study.cells.items()))
+    of, regime = level(runs, numbers.metric), escape(cell[1])
+    reached = f" Macro accuracy, {regime}: {100 * of.value:.1f} %." if of is not None else ""
+    return f"**Not run: it takes stage 1 and stage 2 over the same items.**{reached}"
+
+
+def _about(numbers: Findings) -> str:
+    """One line: the model, the items, and what a reader must know before quoting anything."""
+    study, run = numbers.study, numbers.study.some_run
+    n = (run.metrics or {}).get("n_items") or 0
+    tasks = f"{len(run.tasks)} task{'s' if len(run.tasks) != 1 else ''}"
+    text = f"{escape(study.model)}: {tasks}, n = {formatting.count(n)} items"
+    if run.is_reference:
+        source = escape(run.config.get("source"))
+        return f"{text}. **Published numbers only** ({source}): no items, so nothing is paired."
+    facts = [str(run.config.get("dtype") or ""), f"{len(study.all_runs)} runs", numbers.metric]
+    text += "".join(f", {escape(fact)}" for fact in facts if fact)
+    if (times := repeats(run.settings)) != 1:
+        text += f", each context given {times} times"
+    if run.settings.get("fold") == "explore":
+        text += ". **Explore fold**: for choosing recipes, so nothing here is a claim"
+    return text + "."
+
+
+def _findings(numbers: Findings) -> Iterator[str]:
+    damage = numbers.damage()
+    if damage is not None:
+        yield _kept(damage)
+    yield f"**Without training**: {_without_training(numbers)}"
+    yield f"**With training**: {_with_training(numbers)}"
+
+
+def _kept(damage: Contrast) -> str:
+    words = []
+    if damage.above_chance is not None:
+        kept = answers.retention(damage.above_chance)
+        words.append(f"of the accuracy above chance, kept: {kept}.")
+    if damage.basis == "paired" and damage.n_seeds == 1:
+        broken = formatting.count(round(sum(task.broken or 0 for task in damage.tasks)))
+        fixed = formatting.count(round(sum(task.fixed or 0 for task in damage.tasks)))
+        words.append(f"It breaks {broken} right answers and fixes {fixed} wrong ones.")
+    return f"**What is left**: {' '.join(words)}" if words else ""
+
+
+def _without_training(numbers: Findings) -> str:
+    """The other bidirectional regime that keeps most, and how many it was chosen from."""
+    study = numbers.study
+    dialled = [
+        found
+        for regime in study.bidirectional_regimes(study.base)
+        if regime != study.regime and (found := numbers.damage(regime)) is not None
+    ]
+    if not dialled:
+        return "no other bidirectional regime was run on these items."
+    best = max(dialled, key=lambda one: one.value)
+    among = f" It is the best of {len(dialled)} tried on these items." if len(dialled) > 1 else ""
+    return f"{escape(best.b)}: {answers.against(best)}; {best.words}.{among}"
+
+
+def _with_training(numbers: Findings) -> str:
+    study = numbers.study
+    arm = study.main_pair()[0] or next(iter(study.trained("distill")), None)
+    if arm is None:
+        return "not run: no fine-tune is part of this report."
+    repair = numbers.repair(arm)
+    if repair.gain is None and repair.gap is None:
+        return answers.can_it_be_fixed(repair)[0]
+    words = f"{escape(repair.arm)}: {answers.short_answer(repair)}."
+    words += f" {answers.repair_or_tuning(repair)}"
+    if repair.gap is not None:
+        words += f" {answers.against_stage_1(repair.gap)}"
+    return words
+
+
+def _undecided(numbers: Findings) -> Iterator[str]:
+    """Differences that these runs leave open, those of the untrained model first; then what
+    nobody ran."""
+    damage = numbers.damage()
+    if damage is not None:
+        if damage.basis != "paired":
+            yield from (f"The runs do not pair: {escape(note)}." for note in damage.notes)
+        tasks = [code(t.task) for t in damage.tasks if t.judgement.verdict == "undecided"]
+        if tasks and len(tasks) < len(damage.tasks):
+            yield f"By task, the verdict above is undecided on {', '.join(tasks)}."
+    found = [one for one in numbers.contrasts(leaky=False) if one.verdict == "undecided"]
+    for one in found[:OPEN]:
+        yield f"{capital(one.key)}: {answers.difference(one)}; {one.words}."
+    if len(found) > OPEN:
+        yield f"{len(found) - OPEN} more: see *Differences With Their Uncertainty*."
+    missing = list(_not_run(numbers))
+    if missing:
+        yield f"Not run: {', '.join(missing)}."
+
+
+def _not_run(numbers: Findings) -> Iterator[str]:
+    study = numbers.study
+    cells: list[tuple[str, Cell]] = [("stage 1", numbers.stage1)]
+    cells.append((f"stage 2 ({study.regime})", (study.base, study.regime)))
+    yield from (escape(name) for name, cell in cells if not study.runs(*cell))
+    ours, control = study.main_pair()
+    if ours is None:
+        yield "a repair fine-tune (3B)"
+    if control is None:
+        yield "its causal control (3C)"
+    for arm in (ours, control):
+        if arm is not None and not study.runs(arm, CAUSAL):
+            yield f"{NAMES.get(arm.code, arm.code)} under causal attention"
