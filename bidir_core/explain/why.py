@@ -23,7 +23,7 @@ from bidir_core.common.files import write_json
 from bidir_core.common.settings import from_json, to_json
 from bidir_core.data.custom import name_of
 from bidir_core.evaluate.config import EvalConfig
-from bidir_core.explain.why_config import WhyConfig
+from bidir_core.explain.why_config import KIND, RESULT, WhyConfig
 from bidir_core.explain.why_search import Measure, investigate, short
 from bidir_core.regimes import Regime, parse_regime
 from bidir_core.runs.find import find_run
@@ -232,10 +232,6 @@ def _strength(result: Mapping[str, Any]) -> str:
 
 
 SCHEMA = 1
-
-RESULT = "why.json"
-
-KIND = "why"
 
 
 def explain(config: WhyConfig, *, loaded: LoadedModel | None = None) -> Path:

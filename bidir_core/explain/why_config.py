@@ -12,6 +12,8 @@ from bidir_core.data.custom import absolute_task, name_of
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.regimes import parse_regime
 
+KIND = "why"  # of its runs
+RESULT = "why.json"  # what a run found, in its folder
 MAX_TOKEN_SPANS = 64  # a longer prompt is restored in spans of several tokens
 
 

@@ -13,7 +13,7 @@ from bidir_core import jobs
 from bidir_core.common.files import Damaged
 from bidir_core.data import assets, tasks
 from bidir_core.data.custom import name_of
-from bidir_core.explain.why_config import expected_tokens
+from bidir_core.explain.why_config import RESULT, expected_tokens
 from bidir_core.jobs import estimate
 from bidir_core.jobs.history import start_seconds
 from bidir_core.runs.layout import is_read_only
@@ -25,8 +25,6 @@ from bidir_ui.kit import fmt, html, widgets
 from bidir_ui.kit.html import Html, div, el, scrolling, span
 from bidir_ui.launch import ask, jobs_view, review
 from bidir_ui.reading.data import RunInfo
-
-RESULT = "why.json"
 
 ROWS = (
     ("single", "this one alone"),

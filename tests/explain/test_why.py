@@ -12,8 +12,8 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.settings import from_json
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
-from bidir_core.explain.why import RESULT, explain, sentences
-from bidir_core.explain.why_config import WhyConfig
+from bidir_core.explain.why import explain, sentences
+from bidir_core.explain.why_config import RESULT, WhyConfig
 from bidir_core.runs.find import find_run
 from bidir_core.runs.run import Run
 from tests.factory import write_lines

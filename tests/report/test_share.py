@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from bidir_core.cli import main
-from bidir_core.explain.dials import STRENGTHS
 from bidir_core.report import share
 from bidir_core.report.html_page import tied
 from bidir_core.report.scorecard import answer, scorecard
+from bidir_core.runs.dials import STRENGTHS
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run
