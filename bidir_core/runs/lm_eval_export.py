@@ -90,10 +90,10 @@ def export_run(run: Run, out: Path | str) -> tuple[list[Path], list[str]]:
 
 
 def _write(folder: Path, texts: Mapping[Path, str]) -> None:
-    """All files, or none."""
-    there = [path for path in texts if path.exists()]
-    if there:
-        raise UserError(f"{there[0]} exists already; give another folder with --out")
+    """All files, or none; samples without the results, which a kill leaves, are written again."""
+    *_, results = texts
+    if results.exists():
+        raise UserError(f"{results} exists already; give another folder with --out")
     written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
