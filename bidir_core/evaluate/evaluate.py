@@ -140,7 +140,8 @@ def _score(
     if writers:
         score_into(writers[0], config, loaded, regime, encoded, before, team=crew)
     else:
-        score_share(path, config, loaded, regime, encoded, crew)
+        with processes.main_asked_for(path, crew.world):
+            score_share(path, config, loaded, regime, encoded, crew)
     return path
 
 
