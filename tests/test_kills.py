@@ -163,9 +163,9 @@ def test_killed_at_random_moments_and_gone_on_with(command, lines, tmp_path):
             process.kill()
             process.join()
             hits, missed = hits + hit, missed + (not hit)
+            an_hour_later(folder)
             if not hit:
                 break
-        an_hour_later(folder)
         if command in RESUMED or outcome(folder)[0] != exact:  # killed at its very end
             to_the_end(line(folder), folder)
         for run in list_runs([folder / "runs"]) if command in ("recommend", "why") else []:
