@@ -354,7 +354,9 @@ def documents(run: Run, task: str, records: Sequence[Record]) -> tuple[dict[int,
         }
         for record in records
     }
-    whole = run.settings.get("limit") is None and run.settings.get("fold", "all") == "all"
+    settings = run.settings
+    some = settings.get("limit") is not None or settings.get("items_file") is not None
+    whole = not some and settings.get("fold", "all") == "all"
     total = len(docs) if whole else None
     source = str(run.settings.get("data_source") or "auto")
     if task not in TASKS or (source in ("auto", "wheel") and not item_texts.data_are_here()):
