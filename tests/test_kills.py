@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from typing import Any
 
 import pytest
 import torch
+import tqdm
 
 from bidir_core.cli import main
 from bidir_core.runs.find import delete_run, list_runs
@@ -40,6 +42,8 @@ APART = ("cost", "checksums", "seconds", "seconds_per_item", "tokens_per_second"
 def in_a_child(words: list[str], folder: Path) -> None:
     os.environ["BIDIR_RUNS_DIR"] = str(folder / "runs")
     torch.set_num_threads(1)
+    # Forked processes share the one that it has, which a killed one may hold for ever.
+    tqdm.tqdm.set_lock(threading.RLock())
     said = os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
