@@ -184,7 +184,7 @@ def test_an_adapter_that_is_not_whole_is_refused(
 
 
 def test_a_pattern_that_never_ends_is_given_up(tmp_path, tiny_folder, monkeypatch):
-    folder = adapter(tmp_path / "adapter", tiny_folder, ["q_proj"])
+    folder = save_adapter(tmp_path / "adapter", tiny_folder, ["q_proj"])
     settings = json.loads((folder / "adapter_config.json").read_text())
     settings["target_modules"] = r"([a-z_.0-9]+)+#"
     (folder / "adapter_config.json").write_text(json.dumps(settings))
