@@ -49,7 +49,7 @@ def phrase(judgement: Judgement) -> str:
         return HOLM
     n = n_to_decide(estimate, margin=judgement.margin)
     if n is None:
-        return f"undecided, {count(estimate.n)} item{'s' if estimate.n > 1 else ''} are too few"
+        return f"undecided, {count(estimate.n)} item{'s are' if estimate.n > 1 else ' is'} too few"
     return f"undecided, needs about n = {count(n)}"
 
 

@@ -22,7 +22,7 @@ from bidir_core.runs.run import Run
 # Settings that must agree for two evaluations to hold the same items in the same prompts.
 _ITEM_FIELDS: dict[str, Any] = {
     "model": None, "revision": None, "tasks": [], "split": "validation", "limit": None,
-    "sample": "first", "fold": "all", "chat_template": False, "num_fewshot": 0,
+    "items_file": None, "sample": "first", "fold": "all", "chat_template": False, "num_fewshot": 0,
     "repeat_prompt": 1,
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ at most, and of JSON only what every reader can work with.
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import math
@@ -109,8 +110,12 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is synced and takes its place."""
+    """Yield a temporary path beside ``path``; on success it is synced and takes its place.
+
+    What a killed process left of the same file goes, once it is old.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove_left_overs(path.parent, f".{glob.escape(path.name)}.*.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:

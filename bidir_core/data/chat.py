@@ -60,7 +60,10 @@ class ChatTemplate:
         self.takes_parts = False
         question = [{"role": "user", "content": _MARKER}]
         try:
-            kept = _holds(self._apply(question, True), _MARKER)
+            with time_limit(TEMPLATE_SECONDS, "it"):
+                kept = _holds(self._apply(question, True), _MARKER)
+        except UserError:
+            raise
         except Exception:  # some templates say that they want parts by raising an error
             kept = False
         if not kept:

@@ -16,6 +16,7 @@ from bidir_core.data import sampling
 from bidir_core.data.builtin_tasks import TASKS as BENCHMARKS
 from bidir_core.data.builtin_tasks import Task
 from bidir_core.data.custom import is_custom_task, read_custom_task
+from bidir_core.data.given_items import GivenItems
 from bidir_core.data.items import Item, ItemList, ItemSource
 from bidir_core.data.order_tasks import ORDER_TASKS
 from bidir_core.data.sampling import Context, Fold, Sample, fewshot_prefixes
@@ -135,6 +136,7 @@ def load_items(
     context: Context = "full",
     repeat_prompt: int = 1,
     data_source: str = "auto",
+    items_file: str | None = None,
 ) -> list[Item]:
     """The items to score, task by task in the order given, each task's in the order of its split.
 
@@ -143,6 +145,7 @@ def load_items(
     context) depends on the split and the seed alone, so two runs with other limits or folds still
     pair. A user's file is its own split: `split` does not apply to it.
 
+    `items_file` names the items in place of a limit, and other tasks than theirs are left out.
     `repeat_prompt` gives each context so many times, joined by a blank line: all of what lm-eval
     calls the context, so with the few-shot examples in front, and another item's if shuffled. A
     chat template comes later and wraps the whole as one user's turn.
@@ -159,9 +162,14 @@ def load_items(
         repeat_prompt=repeat_prompt,
     )
     items: list[Item] = []
-    for task in tasks:
-        source = _open(task, split, data_source)
-        chosen = sampling.choose(source, limit=limit, sample=sample, seed=seed)
+    sources = [_open(task, split, data_source) for task in tasks]
+    if items_file is not None:
+        rows = GivenItems(items_file).choose(sources)
+    else:
+        rows = [sampling.choose(one, limit=limit, sample=sample, seed=seed) for one in sources]
+    for source, chosen in zip(sources, rows):
+        if items_file is not None and not chosen:
+            continue
         needed: Sequence[int] = chosen
         if context == "shuffled":  # an item's new context may come from anywhere in the split
             needed = range(len(source))

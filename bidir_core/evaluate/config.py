@@ -13,6 +13,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.settings import check_config, same_as, setting
 from bidir_core.data.assets import EMBEDDED_MODELS, absolute_place
 from bidir_core.data.custom import absolute_task
+from bidir_core.data.given_items import absolute_items
 from bidir_core.data.tasks import PUBLISHED_TASKS
 from bidir_core.regimes import parse_regime
 
@@ -42,6 +43,12 @@ class EvalConfig:
     split: str = setting("validation", help="which split of the tasks", role="identity")
     limit: int | None = setting(
         None, help="items per task; all of them if left out", role="identity", metavar="N"
+    )
+    items_file: str | None = setting(
+        None,
+        help="evaluate the items that this file names, one a line: task<TAB>doc_id, or a doc_hash",
+        role="identity",
+        metavar="FILE",
     )
     regime: str = setting(
         "causal", help="who sees whom, e.g. causal or bidirectional:sink=1", role="identity"
@@ -146,6 +153,12 @@ class EvalConfig:
         # A run is resumed, and its texts are read again, from whatever folder one is in then.
         object.__setattr__(self, "model", absolute_place(self.model))
         object.__setattr__(self, "tasks", tuple(absolute_task(task) for task in self.tasks))
+        if self.items_file is not None:
+            if self.limit is not None or self.fold != "all":
+                raise UserError(
+                    "--items-file names the items by itself; leave --limit and --fold out beside it"
+                )
+            object.__setattr__(self, "items_file", absolute_items(self.items_file))
 
 
 # What the probe is asked: a model, and the regime it should follow.

@@ -17,6 +17,7 @@ from bidir_core.common.settings import to_json
 from bidir_core.data.answer_positions import answer_positions, one_sided_sentences
 from bidir_core.data.chat import CHAT_DATE
 from bidir_core.data.encoding import EncodedItem, Encoder, check_lengths, vocabulary_of
+from bidir_core.data.given_items import GivenItems
 from bidir_core.data.items import Item, data_fingerprint
 from bidir_core.data.tasks import check_selection, load_items
 from bidir_core.evaluate import processes
@@ -64,6 +65,8 @@ def evaluate(
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
     chat_date = CHAT_DATE if config.chat_template else None
     facts = run_facts(loaded, items, bos_added, regime, config.tasks, chat_date)
+    if config.items_file is not None:
+        facts["given_items"] = GivenItems(config.items_file).record()
     facts["batch_tokens"] = config.batch_tokens or auto_batch_tokens(loaded.device)
 
     def begin() -> RunWriter:
@@ -140,7 +143,8 @@ def _score(
     if writers:
         score_into(writers[0], config, loaded, regime, encoded, before, team=crew)
     else:
-        score_share(path, config, loaded, regime, encoded, crew)
+        with processes.main_asked_for(path, crew.world):
+            score_share(path, config, loaded, regime, encoded, crew)
     return path
 
 
@@ -158,6 +162,7 @@ def read_items(config: EvalConfig) -> list[Item]:
         context=config.context,  # type: ignore[arg-type]
         repeat_prompt=config.repeat_prompt,
         data_source=config.data_source,
+        items_file=config.items_file,
     )
 
 

@@ -190,8 +190,8 @@ class Parts:
                     states[rank] = last
                     continue
                 raise ProcessLost(
-                    f"process {rank} of {self.team.world} (pid {state['pid']} on {state['host']}) "
-                    "ended before its share was scored; --resume goes on from what is recorded"
+                    f"{_named(rank, self.team.world, state)} ended before its share was scored; "
+                    "--resume goes on from what is recorded"
                 )
         return states
 
@@ -206,7 +206,7 @@ class Parts:
         except KeyboardInterrupt as stopped:
             if str(stopped) != TERMINATED:  # Ctrl-C
                 raise
-            for state in self.states().values():
+            for rank, state in self.states().items():
                 failed = state["state"] == "failed" and state["error"] not in (
                     TERMINATED,
                     KeyboardInterrupt.__name__,
@@ -214,7 +214,7 @@ class Parts:
                 alive = is_alive({**state, "heartbeat": time.time()})
                 if failed or (state["state"] == "running" and not alive):
                     raise ProcessLost(
-                        f"another of the {self.team.world} processes failed or died; "
+                        f"{_named(rank, self.team.world, state)} failed or died; "
                         "go on with --resume"
                     ) from None
             raise
@@ -227,6 +227,29 @@ class Parts:
             if sum(state["state"] == "done" for state in states.values()) == self.team.world - 1:
                 return
             time.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def main_asked_for(run: Path, world: int) -> Iterator[None]:
+    """ProcessLost, naming the main process of ``world``, where this one ends because that has died.
+
+    A launcher then ends the others, or what they do together with it fails.
+    """
+    try:
+        with told_when_lost("go on with --resume"):
+            yield
+    except (KeyboardInterrupt, ProcessLost) as stopped:
+        main = _read(run / "status.json")
+        told = isinstance(stopped, ProcessLost) or str(stopped) == TERMINATED
+        if not told or main.get("state") != "running" or is_alive(main):
+            raise
+        raise ProcessLost(
+            f"{_named(0, world, main)} died before the run was complete; go on with --resume"
+        ) from None
+
+
+def _named(rank: int, world: int, state: Mapping[str, Any]) -> str:
+    return f"process {rank} of {world} (pid {state.get('pid')} on {state.get('host')})"
 
 
 def absorb(writer: RunWriter) -> list[dict[str, Any]]:

@@ -192,7 +192,8 @@ def evaluation_work(config: EvalConfig) -> Work:
     if config.chat_template:
         remark += "; the chat template's own tokens are not counted"
     selection = tuple((name, getattr(config, name)) for name in _SELECTION)
-    stamps = tuple(os.path.getmtime(task) for task in config.tasks if os.path.isfile(task))
+    files = [file for file in (*config.tasks, config.items_file or "") if os.path.isfile(file)]
+    stamps = tuple(map(os.path.getmtime, files))
     causal = parse_regime(config.regime).is_causal
     counted = _counted_items(selection, stamps, tokenizer, causal)
     return replace(counted, remark=remark.strip("; "))
@@ -209,6 +210,7 @@ _SELECTION = (
     "num_fewshot",
     "repeat_prompt",
     "data_source",
+    "items_file",
 )
 
 

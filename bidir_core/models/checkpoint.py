@@ -129,7 +129,9 @@ def _check_adapter_fits(checkpoint: Checkpoint, config: Any, model: str) -> None
             settings.init_lora_weights = True  # the others compute from weights, which are not here
             settings.base_model_name_or_path = None
             with torch.device("meta"):
-                adapted = get_peft_model(auto_class(config).from_config(config), settings)
+                plain = auto_class(config).from_config(config)
+                _check_patterns(plain, checkpoint.folder)
+                adapted = get_peft_model(plain, settings)
     except ValueError as error:
         raise UserError(f"{other} cannot be applied: {reason(error)}") from error
     except Exception as error:  # a malformed file raises many kinds
@@ -215,7 +217,6 @@ def apply_adapter(
             f"({(checkpoint.record or {}).get('base_model', 'see its bidir.json')})"
         )
     try:
-        _check_patterns(model, checkpoint.folder)
         adapted: Any = PeftModel.from_pretrained(model, str(checkpoint.folder))
     except Exception as error:  # peft raises many kinds
         raise UserError(

@@ -48,6 +48,8 @@ def _scope(numbers: Findings) -> Section:
     how_many = f"first {limit} per task" if limit else "all items"
     if limit and settings.get("sample", "first") != "first":
         how_many = f"{limit} per task, {settings['sample']} sample"
+    if settings.get("items_file"):
+        how_many = "those that a file names (--items-file)"
     errors = sum((each.metrics or {}).get("n_errors") or 0 for each in numbers.study.all_runs)
     lines = [
         f"Base model: {code(numbers.study.model)}",

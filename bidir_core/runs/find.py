@@ -115,15 +115,12 @@ def _changing(run: Run | str, action: str) -> Iterator[Run]:
     busy = UserError(f"cannot {action} '{found.id}': it is running; cancel it first")
     if found.is_point and is_locked(path.parent.parent):
         raise busy
+    if found.state in ("running", "queued"):  # asked first: whoever holds its lock makes it running
+        raise UserError(f"cannot {action} '{found.id}': it is {found.state}; cancel it first")
     lock = run_lock(path)
     try:
         with lock:
             try:
-                found = Run(path)  # a fresh look at its state
-                if found.state in ("running", "queued"):
-                    raise UserError(
-                        f"cannot {action} '{found.id}': it is {found.state}; cancel it first"
-                    )
                 yield found
             finally:
                 (path / ".lock").unlink(missing_ok=True)

@@ -90,10 +90,10 @@ def export_run(run: Run, out: Path | str) -> tuple[list[Path], list[str]]:
 
 
 def _write(folder: Path, texts: Mapping[Path, str]) -> None:
-    """All files, or none."""
-    there = [path for path in texts if path.exists()]
-    if there:
-        raise UserError(f"{there[0]} exists already; give another folder with --out")
+    """All files, or none; samples without the results, which a kill leaves, are written again."""
+    *_, results = texts
+    if results.exists():
+        raise UserError(f"{results} exists already; give another folder with --out")
     written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -354,7 +354,9 @@ def documents(run: Run, task: str, records: Sequence[Record]) -> tuple[dict[int,
         }
         for record in records
     }
-    whole = run.settings.get("limit") is None and run.settings.get("fold", "all") == "all"
+    settings = run.settings
+    some = settings.get("limit") is not None or settings.get("items_file") is not None
+    whole = not some and settings.get("fold", "all") == "all"
     total = len(docs) if whole else None
     source = str(run.settings.get("data_source") or "auto")
     if task not in TASKS or (source in ("auto", "wheel") and not item_texts.data_are_here()):

@@ -31,6 +31,7 @@ from bidir_core.data.tasks import TASKS
 from bidir_core.runs.records import unusable
 
 READ_VERSION = "0.4.13"  # of lm-eval: the tests read and write its output
+MOST_UNPACKED_BYTES = 1 << 30  # of a compressed file
 
 _TIME = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
 # Older versions wrote the samples as one JSON list; either may be kept compressed.
@@ -173,11 +174,20 @@ def _folders(folder: Path) -> list[Path]:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        if path.suffix != ".gz":
+            return path.read_bytes()
+        with gzip.open(path) as file:  # a small file can unpack to any size
+            data = file.read(MOST_UNPACKED_BYTES + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is not whole gzip ({error}); get it again") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > MOST_UNPACKED_BYTES:
+        raise UserError(
+            f"{path} unpacks to more than {MOST_UNPACKED_BYTES:,} bytes; if that is right, unpack it "
+            "yourself and give the plain file"
+        )
+    return data
 
 
 def _sets(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Path]]]:

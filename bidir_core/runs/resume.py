@@ -11,6 +11,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.settings import flag_of, from_json
 from bidir_core.data.assets import absolute_place
 from bidir_core.data.custom import absolute_task
+from bidir_core.data.given_items import absolute_items
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.find import find_run
 from bidir_core.runs.run import Run
@@ -64,6 +65,8 @@ def changed_identity(recorded: Any, given: Mapping[str, Any]) -> list[str]:
             now = str(parse_regime(now))
         if spec.name == "tasks":
             now = tuple(absolute_task(task) for task in now)
+        if spec.name == "items_file":
+            now = absolute_items(now)
         if spec.name in ("model", "data") and was != now:
             now = absolute_place(now)
         if was != now:

@@ -146,7 +146,8 @@ SETTINGS = Fields(
             TEXT,
             "model revision checkpoint split dtype device attn weights sample fold context bos "
             "data_source patch runs_dir name objective method data task prompt continuation metric "
-            "prompt_column response_column messages_column over_long tracker adapter prompts preset",
+            "prompt_column response_column messages_column over_long tracker adapter prompts preset "
+            "items_file",
         ),
         **_all(
             FLAG, "chat_template compact controls gradient_checkpointing decontaminate append_eos"
@@ -208,6 +209,7 @@ CONFIG = Fields(
         "training_record": TRAINING_RECORD,
         "training_data": Fields({"n_used": COUNT, "tasks": MapOf(COUNT), "data": TEXT}),
         "answer_positions": MapOf(POSITIONS),
+        "given_items": Fields({"sha256": TEXT, "count": COUNT}),
         "points": ListOf(PLANNED_POINT),
         "predicted": Fields(
             {"run": TEXT, "regime": REGIME, "predictions": NUMBERS},

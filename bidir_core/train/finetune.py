@@ -18,7 +18,7 @@ from bidir_core.common.settings import from_json, to_json
 from bidir_core.data.encoding import EncodedItem, Encoder, check_vocabulary, vocabulary_of
 from bidir_core.data.items import choice_lengths
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
-from bidir_core.evaluate.processes import PATIENCE, check_connected, on_cpu
+from bidir_core.evaluate.processes import PATIENCE, check_connected, main_asked_for, on_cpu
 from bidir_core.evaluate.scoring import Scorer, ScoringPlan, plan_scoring
 from bidir_core.models import loading
 from bidir_core.models.attention import (
@@ -130,12 +130,12 @@ def _finetune(
             )
         )
     (path,) = broadcast_object_list([writer.path if writer is not None else None])
-    lost = told_when_lost("--resume goes on from the newest checkpoint")
     if writer is None:
-        with lost:
+        with main_asked_for(path, accelerator.num_processes):
             _train(config, student, base, data, loaded, accelerator, None, run, sharded)
             _whole_weights(config, student, sharded, keep=False)
         return path
+    lost = told_when_lost("--resume goes on from the newest checkpoint")
     with writer, terminable(), logging_to(writer.path / "log.txt"), lost:
         LOG.info("%s, %s under %s -> %s", config.model, config.objective, regime, writer.id)
         for note in loaded.notes:

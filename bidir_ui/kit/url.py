@@ -21,7 +21,8 @@ KEPT = ("a", "b", "metric", "intersect")
 
 
 def get(name: str, default: str = "") -> str:
-    return st.query_params.get(name, default)
+    """A parameter's text, cut off at MOST_CHARACTERS: a link may hold anything."""
+    return st.query_params.get(name, default)[:MOST_CHARACTERS]
 
 
 def get_list(name: str) -> list[str]:
@@ -73,8 +74,7 @@ def bound(
     text means); ``write`` turns the value into text, empty for the default.
     """
     key = f"url:{name}"
-    most = options.get("max_chars") or MOST_CHARACTERS  # a link may hold anything
-    st.session_state[key] = read(get(name)[:most])
+    st.session_state[key] = read(get(name)[: options.get("max_chars")])
 
     def changed() -> None:
         put(**{name: write(st.session_state[key])})

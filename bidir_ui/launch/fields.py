@@ -22,6 +22,7 @@ LABELS = {
     "bos": "BOS",
     "dtype": "Number format",
     "limit": "Items per task",
+    "items_file": "A file that names the items",
     "num_fewshot": "Few-shot examples",
     "repeat_prompt": "Prompt given, times",
     "device": "Device",

@@ -289,10 +289,13 @@ def _one_sided(run: Run) -> tuple[str, ...]:
 def _variant(run: Run) -> str:
     """What sets its prompts apart; of a sweep's point also what else it varies."""
     settings = run.settings
-    repeated = [f"prompt {n} times"] if (n := repeats(settings)) != 1 else []
+    said = ["of given items"] if settings.get("items_file") else []
+    if (n := repeats(settings)) != 1:
+        said.append(f"prompt {n} times")
     if not run.is_point:
-        return ", ".join(repeated)
-    said = [*repeated, patch_words(settings["patch"])] if settings.get("patch") else repeated
+        return ", ".join(said)
+    if settings.get("patch"):
+        said.append(patch_words(settings["patch"]))
     if settings.get("bos") not in (None, "auto"):
         said.append(f"BOS {settings['bos']}")
     if settings.get("chat_template"):

@@ -14,6 +14,7 @@ from transformers.utils import chat_template_utils
 from bidir_core.analyse.pairing import pair
 from bidir_core.cli import main
 from bidir_core.common.errors import UserError
+from bidir_core.data import chat
 from bidir_core.data.encoding import Encoder
 from bidir_core.data.items import Item
 from bidir_core.evaluate import scoring
@@ -80,6 +81,19 @@ def test_a_template_that_loses_text_is_refused(tmp_path: Path) -> None:
     data = conversation(tmp_path, ("system", "Be brief."), ("user", "Why?"), ("assistant", "So."))
     with pytest.raises(UserError, match=r"line 1: .*message 1 of 2 \(system's\)"):
         read_samples(data, Columns(), with_template(WITHOUT_SYSTEM), True)
+
+
+def test_a_template_that_never_ends_is_given_up(tmp_path: Path, monkeypatch) -> None:
+    """With the question that every template is tried with, or with a longer text only."""
+    monkeypatch.setattr(chat, "TEMPLATE_SECONDS", 0.3)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    later = f"{PLAIN}{{% if messages[0].content|length > 900 %}}{endless}{{% endif %}}"
+    for template, text in ((endless, "Why?"), (later, "why " * 300)):
+        with pytest.raises(UserError, match="took longer than"):
+            prompt_of(template, text)
+        data = conversation(tmp_path, ("user", text), ("assistant", "So."))
+        with pytest.raises(UserError, match="took longer than"):
+            read_samples(data, Columns(), with_template(template), True)
 
 
 def test_reasoning_that_a_template_leaves_out_of_earlier_answers_is_not_missed(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from bidir_core.common.errors import UserError
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
-from bidir_core.models import loading
+from bidir_core.models import checkpoint, loading
 from bidir_core.models.layout import Layout
 from bidir_core.runs.run import Run
 from tests.tiny_models import logits, save_adapter, save_tiny_model
@@ -181,6 +181,16 @@ def test_an_adapter_that_is_not_whole_is_refused(
     loading.preflight(str(tiny_folder), checkpoint=str(folder), device="cpu")  # whole, it is taken
     with pytest.raises(UserError, match=message):
         loading.preflight(str(tiny_folder), checkpoint=str(damaged(folder, how)), device="cpu")
+
+
+def test_a_pattern_that_never_ends_is_given_up(tmp_path, tiny_folder, monkeypatch):
+    folder = save_adapter(tmp_path / "adapter", tiny_folder, ["q_proj"])
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["target_modules"] = r"([a-z_.0-9]+)+#"
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(checkpoint, "TEMPLATE_SECONDS", 0.3)
+    with pytest.raises(UserError, match="matching its patterns took longer"):
+        loading.preflight(str(tiny_folder), checkpoint=str(folder), device="cpu")
 
 
 def test_an_adapter_for_added_tokens_needs_the_base_with_them(

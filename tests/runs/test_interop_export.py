@@ -163,8 +163,6 @@ def test_a_repeated_prompt_is_joined_with_its_data_and_comes_back_as_one(config,
     assert "@repeat_prompt=2" in json.loads(files[-1].read_text())["model_name"]
     back = Run(import_results(tmp_path / "full", runs_dir=tmp_path / "runs").path)
     assert back.settings["repeat_prompt"] == 2
-    with pytest.raises(UserError, match="each context"):
-        pair(back, Run(evaluate(replace(twice, repeat_prompt=1))))
 
 
 def test_a_floor_without_contexts_comes_back_as_one(config, ours, tmp_path):

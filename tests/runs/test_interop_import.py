@@ -16,6 +16,7 @@ from bidir_core.cli import main
 from bidir_core.common.errors import UserError
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.report import report
+from bidir_core.runs import lm_eval_read
 from bidir_core.runs.lm_eval_export import export_run
 from bidir_core.runs.lm_eval_import import import_results
 from bidir_core.runs.records import RECORD_FIELDS, make_record
@@ -284,4 +285,14 @@ def test_a_compressed_file_that_is_cut_short(copy, tmp_path):
     path = next(copy.glob("samples_piqa*"))
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="is not whole gzip"):
+        import_results(copy, runs_dir=tmp_path)
+
+
+def test_a_compressed_file_that_unpacks_to_too_much(copy, tmp_path, monkeypatch):
+    compressed(copy)
+    path = next(copy.glob("samples_piqa*"))
+    path.write_bytes(gzip.compress(b" " * (1 << 20)))
+    assert path.stat().st_size < 2000
+    monkeypatch.setattr(lm_eval_read, "MOST_UNPACKED_BYTES", (1 << 20) - 1)
+    with pytest.raises(UserError, match="unpacks to more than 1,048,575 bytes"):
         import_results(copy, runs_dir=tmp_path)

@@ -201,6 +201,15 @@ def test_rename_and_delete(tmp_path):
         delete_run(bare.id)
 
 
+def test_a_run_whose_process_was_killed_can_be_renamed_and_deleted(tmp_path):
+    run = make_run(tmp_path, n_items=5, state="lost")
+    (run.path / ".lock").touch()  # as a killed process leaves it
+    renamed = rename_run(run, "x")
+    assert renamed.state == "lost"
+    delete_run(renamed)
+    assert os.listdir(tmp_path / "stage1_vanilla_eval") == []
+
+
 def test_running_runs_and_read_only_mode_refuse_changes(tmp_path, monkeypatch):
     busy, done = make_run(tmp_path, n_items=6, state="running"), make_run(tmp_path, n_items=6)
     for change in (delete_run, lambda run: rename_run(run, "x")):

@@ -127,6 +127,18 @@ def test_a_link_shows_the_same_form_with_all_kinds_of_settings(root):
     assert "the benchmarks are not on this machine" in words(app)  # so they are not counted
 
 
+@pytest.mark.parametrize("page", [PAGE, "pages/playground.py"])
+def test_a_link_fills_no_field_beyond_its_length(root, page):
+    names = [f"f.{spec.name}" for config in CLASSES.values() for spec in settings_of(config)]
+    long = dict.fromkeys({*names, "regime", "against"}, "x" * 5_000) | {"prompt": "x" * 30_000}
+    app = open_page(page, **long)
+    assert not app.exception
+    fields = [*app.text_input, *app.text_area]
+    assert sum("x" * 100 in field.value for field in fields) > 1
+    assert all(len(field.value) <= (field.proto.max_chars or 0) for field in fields)
+    assert len(words(app)) < 50_000
+
+
 @pytest.mark.parametrize(
     ("query", "says"),
     [
