@@ -324,6 +324,7 @@ def score_into(
         terminable(),
         logging_to(writer.path / "log.txt") as log,
         devices.at_rest(),
+        devices.reusing_memory(loaded.device),
         parts.asked_why(),
     ):
         # What other processes had recorded, and spent, when the run was stopped.
@@ -417,7 +418,7 @@ def score_share(
     team: Team,
 ) -> None:
     """What every process of a launch but the main one does: score its share into a part file."""
-    with terminable(), devices.at_rest():
+    with terminable(), devices.at_rest(), devices.reusing_memory(loaded.device):
         # On a CPU beside the main process's, before its clock starts; on a GPU beside the scoring.
         report = None if _beside(loaded) else run_probe(loaded, regime)
         done: set[Key] = team.on_main(set)
