@@ -178,6 +178,19 @@ def parse_regime(text: str | Regime) -> Regime:
     )
 
 
+def parse_regimes(text: str) -> tuple[Regime, ...]:
+    """Parse one regime, or several with commas between them: ``causal,bidirectional:sink=1,tail=2``.
+
+    A comma stands between regimes where the name of one follows, else between dials. Raises
+    UserError for what is not a regime, and for one that is given twice.
+    """
+    regimes = [parse_regime(part) for part in re.split(",(?=causal|bidirectional)", text)]
+    for index, regime in enumerate(regimes):
+        if regime in regimes[:index]:
+            raise UserError(f"the regime '{regime}' is given twice; give it once")
+    return tuple(regimes)
+
+
 def _integer(text: str, dial: str, value: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", value):
         raise UserError(

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from bidir_core.common.errors import UserError
 from bidir_core.models.layout import Layout, allowed_and_ahead
-from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime, parse_regime, visibility
+from bidir_core.regimes import (
+    BIDIRECTIONAL,
+    CAUSAL,
+    Regime,
+    parse_regime,
+    parse_regimes,
+    visibility,
+)
 from tests.regime_bias import score_bias
 
 spans = st.tuples(st.integers(0, 9), st.integers(0, 9)).map(sorted).map(tuple)
@@ -94,6 +101,11 @@ def test_dials_come_in_any_order_and_print_in_one(dials: list[str]) -> None:
 )
 def test_canonical_print(written: str, printed: str) -> None:
     assert str(parse_regime(written)) == printed
+
+
+@given(st.lists(regimes, min_size=1, max_size=4, unique=True))
+def test_a_list_of_regimes_is_taken_apart_at_the_right_commas(several: list[Regime]) -> None:
+    assert parse_regimes(",".join(map(str, several))) == tuple(several)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from bidir_core.commands.arguments import (
     add_arguments,
@@ -15,6 +16,7 @@ from bidir_core.commands.arguments import (
 from bidir_core.common.errors import UserError
 from bidir_core.common.launch import is_helper
 from bidir_core.evaluate.config import EvalConfig
+from bidir_core.regimes import CAUSAL, Regime, parse_regimes
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +30,10 @@ def fill(parser: argparse.ArgumentParser) -> None:
     )
     add_resume(parser)
     add_estimate(parser)
+    parser.epilog = (
+        "--regime takes several, such as causal,bidirectional:sink=1. The model is loaded and the "
+        "items are encoded once, and each regime gets a run of its own, under the same --name."
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -39,17 +45,23 @@ def run(parsed: argparse.Namespace) -> int:
                 "--regime and --prefill-bidirectional say the same thing twice; give one of them"
             )
         given["regime"] = "bidirectional"
+    regimes = parse_regimes(given.get("regime", str(CAUSAL)))
     if parsed.resume is None:
         require_model(given)
-        config = EvalConfig(**given)
+    elif len(regimes) > 1:
+        raise UserError("--resume finishes one run, of one regime; leave --regime out")
+
+    def config(regime: Regime) -> EvalConfig:
+        return EvalConfig(**{**given, "regime": str(regime)})
+
     if hasattr(parsed, "estimate"):
-        return estimate_instead(lambda: config, parsed)
+        return max(estimate_instead(partial(config, regime), parsed) for regime in regimes)
     from bidir_core.evaluate import evaluate
 
     if parsed.resume is not None:
-        path = evaluate.resume(parsed.resume, given, runs_dir=given.get("runs_dir"))
+        paths = [evaluate.resume(parsed.resume, given, runs_dir=given.get("runs_dir"))]
     else:
-        path = evaluate.evaluate(config)
+        paths = evaluate.evaluate_regimes(config(regimes[0]), regimes)
     if not is_helper():
-        print(path)
+        print(*paths, sep="\n")
     return 0

@@ -44,7 +44,6 @@ from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 
 
-@devices.at_rest()
 def evaluate(
     config: EvalConfig,
     *,
@@ -56,30 +55,53 @@ def evaluate(
     ``loaded`` reuses a model that is in memory already; ``folder`` names the exact run folder
     (a point of a sweep). Raises UserError on bad input, before anything is written.
     """
-    regime = parse_regime(config.regime)
+    (path,) = evaluate_regimes(config, [parse_regime(config.regime)], loaded=loaded, folder=folder)
+    return path
+
+
+@devices.at_rest()
+def evaluate_regimes(
+    config: EvalConfig,
+    regimes: Sequence[Regime],
+    *,
+    loaded: LoadedModel | None = None,
+    folder: Path | None = None,
+) -> list[Path]:
+    """Run one evaluation for each regime, in place of the config's: a run folder each.
+
+    The model is loaded and the items are encoded once; otherwise each is what :func:`evaluate`
+    makes of it. Raises UserError on bad input in any of them before anything is written.
+    """
     if folder is None:
         check_new_run(config.runs_dir, config.name)
-    plan = loaded or preflight(config, regime)
+    plan = loaded or preflight(config, regimes[0])
+    for regime in regimes[1:]:
+        regime.check_layers(plan.n_layers)
     items = read_items(config)
     encoded, bos_added = encode(config, plan, items)
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
     chat_date = CHAT_DATE if config.chat_template else None
-    facts = run_facts(loaded, items, bos_added, regime, config.tasks, chat_date)
-    if config.items_file is not None:
-        facts["given_items"] = GivenItems(config.items_file).record()
-    facts["batch_tokens"] = config.batch_tokens or auto_batch_tokens(loaded.device)
 
-    def begin() -> RunWriter:
-        return RunWriter.create(
-            stage_dir_for("eval", regime=regime, checkpoint=config.checkpoint),
-            to_json(config),
-            root=config.runs_dir,
-            name=config.name,
-            folder=folder,
-            **facts,
-        )
+    def run(regime: Regime) -> Path:
+        own = replace(config, regime=str(regime))
+        facts = run_facts(loaded, items, bos_added, regime, config.tasks, chat_date)
+        if config.items_file is not None:
+            facts["given_items"] = GivenItems(config.items_file).record()
+        facts["batch_tokens"] = config.batch_tokens or auto_batch_tokens(loaded.device)
 
-    return _score(begin, config, loaded, regime, encoded)
+        def begin() -> RunWriter:
+            return RunWriter.create(
+                stage_dir_for("eval", regime=regime, checkpoint=config.checkpoint),
+                to_json(own),
+                root=config.runs_dir,
+                name=config.name,
+                folder=folder,
+                **facts,
+            )
+
+        return _score(begin, own, loaded, regime, encoded)
+
+    return [run(regime) for regime in regimes]
 
 
 @devices.at_rest()
@@ -307,6 +329,7 @@ def score_into(
         terminable(),
         logging_to(writer.path / "log.txt") as log,
         devices.at_rest(),
+        devices.reusing_memory(loaded.device),
         parts.asked_why(),
     ):
         # What other processes had recorded, and spent, when the run was stopped.
@@ -400,7 +423,7 @@ def score_share(
     team: Team,
 ) -> None:
     """What every process of a launch but the main one does: score its share into a part file."""
-    with terminable(), devices.at_rest():
+    with terminable(), devices.at_rest(), devices.reusing_memory(loaded.device):
         # On a CPU beside the main process's, before its clock starts; on a GPU beside the scoring.
         report = None if _beside(loaded) else run_probe(loaded, regime)
         done: set[Key] = team.on_main(set)

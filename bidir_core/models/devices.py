@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import sys
@@ -119,6 +120,31 @@ def can_compute(device: torch.device, dtype: torch.dtype) -> bool:
         return bool((attended @ x.mT).softmax(-1).isfinite().all())
     except (RuntimeError, TypeError, NotImplementedError):
         return False
+
+
+# mallopt's names for: how many blocks may be mapped each by itself, and from how much free memory
+# on it goes back to the system (malloc.h).
+_MMAP_MAX, _TRIM_THRESHOLD = -4, -1
+
+
+@contextmanager
+def reusing_memory(device: torch.device) -> Iterator[None]:
+    """On a CPU, under glibc, keeps memory that is freed inside for what is allocated next.
+
+    glibc gives each large tensor's pages back, and the system fills them with zeros before the next
+    one gets them: an eighth of the time of scoring. At the end all that is free is given back.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "mallopt") or device.type != "cpu":
+        yield
+        return
+    libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+    libc.mallopt(_MMAP_MAX, 0)
+    try:
+        yield
+    finally:
+        libc.mallopt(_MMAP_MAX, 1 << 16)  # glibc's default
+        libc.malloc_trim(0)
 
 
 # Garbage collection that does not go through everything again and again.

@@ -27,6 +27,8 @@ BAD = {
     "unreadable checkpoint": (["--checkpoint", "/nowhere/ckpt"], "/nowhere/ckpt"),
     "device that is not there": (["--device", "cuda:7"], "cuda:7"),
     "unknown device": (["--device", "abacus"], "abacus"),
+    "one regime twice": (["--regime", "causal,bidirectional:lambda=0"], "given twice"),
+    "a second regime's layers": (["--regime", "causal,bidirectional:layers=9-9"], "layer 9 does"),
     "unknown dtype": (["--dtype", "float3"], "float3"),
     "unknown attention": (["--attn", "flash_attention_2"], "flash_attention_2"),
     "missing task file": (["--tasks", "nothing-here.jsonl"], "nothing-here.jsonl"),

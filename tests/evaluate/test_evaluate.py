@@ -17,6 +17,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.settings import command_line, from_json, to_json
 from bidir_core.evaluate import evaluate, scoring
 from bidir_core.evaluate.config import EvalConfig
+from bidir_core.models import loading
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.records import RECORD_FIELDS
 from bidir_core.runs.run import Run
@@ -75,6 +76,54 @@ def test_regimes_change_scores_and_prefix_free_parts_agree(tiny_folder, own_item
     # A sink longer than every prompt leaves nothing bidirectional.
     same = np.stack(others["bidirectional:sink=500"].items(["ll"])["ll"])
     np.testing.assert_allclose(same, ll, atol=1e-5)
+
+
+def test_several_regimes_in_one_command_are_the_runs_of_several(
+    tiny_folder, own_items, tmp_path, monkeypatch, capsys
+):
+    regimes = ("causal", "bidirectional:sink=1,tail=2", "causal:hide=0")
+    words = eval_words(tiny_folder, own_items, "--limit", "12")
+    loads = []
+    original = loading.load_weights
+    monkeypatch.setattr(loading, "load_weights", lambda plan: loads.append(1) or original(plan))
+    together = ["--regime", ",".join(regimes), "--runs-dir", str(tmp_path / "together")]
+    assert run_cli(*words, *together) == 0
+    paths = capsys.readouterr().out.split()
+    assert len(loads) == 1
+    for regime, path in zip(regimes, paths, strict=True):
+        assert run_cli(*words, "--regime", regime, "--runs-dir", str(tmp_path / "alone")) == 0
+        found, alone = Run(path), Run(capsys.readouterr().out.strip())
+        assert found.stage == alone.stage
+        assert found.settings == {**alone.settings, "runs_dir": str(tmp_path / "together")}
+        varies = {"created", "config"}
+        assert {k: v for k, v in found.config.items() if k not in varies} == {
+            k: v for k, v in alone.config.items() if k not in varies
+        }
+        assert found.items_table().equals(alone.items_table())  # to the last bit
+        assert found.probe["regime"] == regime
+
+
+def test_each_of_several_regimes_is_resumed_alone(
+    tiny_folder, own_items, runs_dir, monkeypatch, capsys
+):
+    original = scoring.Scorer.begin
+
+    def stop(self, items):
+        if self.regime.bidirectional:
+            raise KeyboardInterrupt
+        return original(self, items)
+
+    monkeypatch.setattr(scoring.Scorer, "begin", stop)
+    both = ("--regime", "causal,bidirectional")
+    assert run_cli(*eval_words(tiny_folder, own_items, *both)) == 130
+    monkeypatch.undo()
+    assert only_run(runs_dir, "stage1_vanilla_eval").state == "done"
+    left = only_run(runs_dir, "stage2_prefill_bidir_eval")
+    assert left.state == "cancelled"
+    assert run_cli("--resume", str(left.path), *both) == 2
+    assert "one run, of one regime" in capsys.readouterr().err
+    assert run_cli("--resume", str(left.path)) == 0
+    assert Run(left.path).state == "done"
 
 
 def test_killed_at_any_moment_and_resumed(tiny_folder, own_items, tmp_path, monkeypatch):

@@ -1,8 +1,13 @@
-"""Garbage collection while a GPU waits."""
+"""Memory: garbage collection while a GPU waits, and what a CPU frees between batches."""
 
 from __future__ import annotations
 
 import gc
+import resource
+import sys
+
+import pytest
+import torch
 
 from bidir_core.models import devices
 
@@ -45,3 +50,20 @@ def test_a_sweep_collects_what_was_put_to_rest():
         assert gc.get_freeze_count() > 1000
     devices.sweep()
     assert not gc.get_freeze_count()
+
+
+def page_faults(n: int, megabytes: int) -> int:
+    """How many pages the system handed out while as many tensors came and went."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(n):
+        torch.ones(megabytes << 18)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc has it")
+def test_freed_memory_is_used_again():
+    pages = (64 << 20) // resource.getpagesize()
+    with devices.reusing_memory(torch.device("cpu")):
+        page_faults(20, 64)
+        assert page_faults(20, 64) < 2 * pages
+    assert page_faults(2, 64) > pages  # it went back at the end
