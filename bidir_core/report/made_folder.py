@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import remove_left_overs, sync_folder
+from bidir_core.common.files import Damaged, read_json, remove_left_overs, sync_folder
 
 MANIFEST = "manifest.json"
 
@@ -40,9 +40,9 @@ class MadeFolder:
         if not target.exists() or not any(target.iterdir()):
             return
         try:
-            manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_json(target / MANIFEST)
             written = manifest["files"] if manifest["made_by"] == self.made_by else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (Damaged, OSError, KeyError, TypeError):
             written = None
         if not isinstance(written, dict):
             raise UserError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import replacing
+from bidir_core.common.files import Damaged, read_json, replacing
 from bidir_core.runs.layout import COMMITTED_RUNS
 
 SCHEMA = 1
@@ -26,10 +26,10 @@ def read_dials(path: Path | str = COMMITTED) -> list[dict[str, Any]]:
     ``scores[sink][A][strength][choice]`` of an item: hundredths of a nat behind the likeliest choice.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = read_json(Path(path))
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:
+    except Damaged as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         raise UserError(f"{path} is no file of `why --export` that this program reads")
