@@ -1,8 +1,9 @@
 """Every command killed at random moments and gone on with: nothing is lost and nothing left over,
 and the results are those of a run that nobody killed.
 
-A kill is SIGKILL to a process forked from this one, where the libraries are loaded already; what
-goes on is killed too, now and then. More of them, and how many there were:
+A kill is SIGKILL to a process forked from one that only loaded the libraries: this one may hold
+locks and threads, which a fork would not survive. What goes on is killed too, now and then. More of
+them, and how many there were:
 
     BIDIR_KILLS=200 python -m pytest -p no:xdist -s tests/test_kills.py
 """
@@ -13,7 +14,6 @@ import json
 import multiprocessing
 import os
 import sys
-import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -23,7 +23,6 @@ from typing import Any
 
 import pytest
 import torch
-import tqdm
 
 from bidir_core.cli import main
 from bidir_core.runs.find import delete_run, list_runs
@@ -42,8 +41,6 @@ APART = ("cost", "checksums", "seconds", "seconds_per_item", "tokens_per_second"
 def in_a_child(words: list[str], folder: Path) -> None:
     os.environ["BIDIR_RUNS_DIR"] = str(folder / "runs")
     torch.set_num_threads(1)
-    # Forked processes share the one that it has, which a killed one may hold for ever.
-    tqdm.tqdm.set_lock(threading.RLock())
     said = os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
@@ -51,9 +48,15 @@ def in_a_child(words: list[str], folder: Path) -> None:
     sys.exit(main(words))
 
 
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["bidir_core.evaluate.evaluate", "bidir_core.train.finetune", __name__]
+)
+
+
 def start(words: list[str], folder: Path) -> Any:
     folder.mkdir(exist_ok=True)
-    process = multiprocessing.get_context("fork").Process(target=in_a_child, args=(words, folder))
+    process = SERVER.Process(target=in_a_child, args=(words, folder))
     process.start()
     return process
 
