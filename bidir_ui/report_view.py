@@ -8,7 +8,6 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import streamlit as st
 
@@ -194,7 +193,7 @@ def remarks(page: Page, report: sections.Report) -> None:
 
 def first_page(made: Made) -> None:
     """The answer, as the files have it."""
-    st.html(Path(html_page.FOLDER / "rows.css"))
+    html.styles(html_page.FOLDER / "rows.css")
     study = made.report.study
     n = (study.some_run.metrics or {}).get("n_items") or 0
     about = f"{made.report.title}, n = {fmt.count(n)}."

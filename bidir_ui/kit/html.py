@@ -78,6 +78,9 @@ def show(markup: Html) -> None:
     st.html(str(markup))
 
 
-def styles() -> None:
-    """The app's style sheet."""
-    st.html(Path(__file__).with_name("style.css"))
+STYLES = Path(__file__).with_name("style.css")
+
+
+def styles(sheet: Path = STYLES) -> None:
+    """The app's style sheet, or another of ours."""
+    st.html(sheet)

@@ -55,6 +55,7 @@ def form(tmp_path, seeds):
         "f.tasks": str(task),
         "f.device": "cpu",
         "f.batch_tokens": "1000",
+        "f.limit": str(N_ITEMS),  # on a CPU the form begins with fewer
     }
 
 
