@@ -12,12 +12,11 @@ import subprocess
 import threading
 import time
 
-import psutil
 import pytest
 
 from bidir_core import jobs
 from bidir_core.runs.run import Run
-from bidir_core.runs.status import this_process
+from bidir_core.runs.status import process_identity
 from bidir_core.runs.writer import RunWriter
 from tests.e2e.server import IDLE, serve
 
@@ -188,8 +187,7 @@ def test_what_changes_is_seen_in_time(place, tab):
     """A process that only sleeps stands for the job; what it would write is written here."""
     root = place
     asleep = subprocess.Popen(["sleep", "120"], start_new_session=True)
-    mark = {**this_process(), "pid": asleep.pid}
-    mark["pid_started"] = psutil.Process(asleep.pid).create_time()
+    mark = process_identity(asleep.pid)
     writer = RunWriter.create("stage2_prefill_bidir_eval", {"model": "m"}, root=root)
     job = jobs.Job(
         id="20260101-000001-abcdef",
