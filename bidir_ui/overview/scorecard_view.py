@@ -10,6 +10,8 @@ import streamlit as st
 from bidir_core import jobs
 from bidir_core.analyse.verdict import Judgement
 from bidir_core.common.errors import UserError
+from bidir_core.common.memory import give_back
+from bidir_core.jobs.cost_model import forget_tokenizer
 from bidir_core.jobs.estimate import duration
 from bidir_core.report.scorecard import Badge, Cell, Row, answer, scorecard
 from bidir_core.runs.layout import is_read_only
@@ -30,7 +32,9 @@ def rows(runs: Sequence[RunInfo], limit: int | None) -> list[Row]:
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the evidence")
 def _rows(paths: tuple[str, ...], stamps: tuple[float, ...], limit: int | None) -> list[Row]:
-    return scorecard(map(Run, paths), limit=limit)
+    found = scorecard(map(Run, paths), limit=limit)
+    give_back()  # the items and texts of every run were in memory
+    return found
 
 
 # The first ten seconds.
@@ -137,6 +141,8 @@ def table(found: Sequence[Row], runs: tuple[RunInfo, ...]) -> None:
     with place:
         html.show(_table(found, {}))
     times = dict(_times(found, runs))
+    forget_tokenizer()  # of several models, and what they counted is remembered
+    give_back()
     if times:  # counting items takes seconds: the table stands meanwhile
         with place:
             html.show(_table(found, times))

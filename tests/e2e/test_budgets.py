@@ -26,7 +26,7 @@ PAGES = {
     "lab": (".js-plotly-plot .scatterlayer", 2.0),
     "playground": ("textarea", 1.0),
     "launch": (".b-kv", 1.0),
-    "report": (".js-plotly-plot .scatterlayer", 1.5),
+    "report": (".rows .mark", 1.5),
 }
 
 
