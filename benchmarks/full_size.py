@@ -54,7 +54,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto")
     add("--dtype", default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU")
     add("--tokenizer", help="a folder with a tokenizer (default: the embedded model's)")
-    add("--attn", type=words, default=["sdpa", "flex", "split"], help="ours, one row each")
+    add("--attn", type=words, default=["sdpa", "split"], help="ours, one row each")
     add("--tasks", type=lambda t: tuple(words(t)), default=PUBLISHED_TASKS)
     add("--limit", type=int, default=500, help="items per task")
     add("--repeats", type=int, default=3, help="evaluations after the first; the median counts")

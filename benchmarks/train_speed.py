@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument(
         "--kinds",
         default="3B,3B default,3B reduce-overhead,3C,3B lora,distill,trainer",
-        help="what to time: an objective, and any of lora, flex, default, reduce-overhead behind it",
+        help="what to time: an objective, and any of lora, default, reduce-overhead behind it",
     )
     parser.add_argument("--out", help="also write the table as JSON")
     options = parser.parse_args()
@@ -90,7 +90,6 @@ def settings(options: argparse.Namespace, kind: str = "3B") -> FinetuneConfig:
         objective=words[0],
         method="lora" if "lora" in words else "full",
         compile=next((w for w in words if w in ("default", "reduce-overhead")), "none"),
-        attn="flex" if "flex" in words else "auto",
         steps=options.steps,
         batch_samples=options.batch_samples,
         max_tokens=options.max_tokens,

@@ -416,11 +416,8 @@ def score_share(
 
 
 def _beside(loaded: LoadedModel) -> bool:
-    """Whether the probe asks while the first batches are computed.
-
-    Not under flex, which the probe has compiled before the clock starts.
-    """
-    return loaded.device.type == "cuda" and loaded.implementation != "flex"
+    """Whether the probe asks while the first batches are computed."""
+    return loaded.device.type == "cuda"
 
 
 def _meaningless(run: Path) -> str:

@@ -324,7 +324,7 @@ def test_the_kinds_of_layers_in_a_config_decide() -> None:
 
 
 @pytest.mark.parametrize(
-    "requested", ["flash_attention_2", "flash_attention_3", "flex_attention", "nonsense"]
+    "requested", ["flash_attention_2", "flash_attention_3", "flex", "nonsense"]
 )
 def test_attention_that_drops_the_mask_is_refused_by_name(requested: str) -> None:
     with pytest.raises(UserError, match=f"'{requested}'.*use --attn sdpa or --attn eager"):
