@@ -32,6 +32,7 @@ from bidir_core.data.encoding import EncodedItem
 from bidir_core.data.items import Item, data_fingerprint
 from bidir_core.evaluate import evaluate
 from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.run_scoring import item_fields, score_into
 from bidir_core.evaluate.scoring import ScoringPlan, auto_batch_tokens, plan_scoring
 from bidir_core.explain.controls import OUTCOME_WORDS, STORY, summarise_sweep
 from bidir_core.explain.recommend import predict, predicted_regime
@@ -194,7 +195,7 @@ def _run_point(
     texts = _texts_name(point.condition, prompts.usual)
     if not (sweep.path / texts).exists():
         compact = prompts.config.compact
-        rows = [evaluate.item_fields(item, tokens=not compact) for item in encoded]
+        rows = [item_fields(item, tokens=not compact) for item in encoded]
         if compact:
             rows = [{**row, **dict.fromkeys(("contexts", "continuations"))} for row in rows]
         write_texts(to_table(rows), sweep.path / texts)
@@ -219,7 +220,7 @@ def _run_point(
             ),
             None,
         )
-    evaluate.score_into(
+    score_into(
         writer,
         config,
         loaded,

@@ -22,7 +22,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.launch import ProcessLost, told_when_lost
 from bidir_core.common.progress import TERMINATED
 from bidir_core.data.assets import EMBEDDED_MODEL
-from bidir_core.evaluate import evaluate, processes
+from bidir_core.evaluate import processes, run_scoring
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.processes import PARTS, Part, Parts, Team, share
 from bidir_core.models import devices
@@ -227,8 +227,8 @@ def test_a_run_is_not_complete_while_items_are_recorded_by_nobody(
     tiny_folder, own_items, runs_dir, monkeypatch, capsys
 ):
     """Whatever becomes of a part: its items are never silently missing from the numbers."""
-    every = evaluate._share
-    monkeypatch.setattr(evaluate, "_share", lambda *a: every(*a)[1:])  # as if a part vanished
+    every = run_scoring._share
+    monkeypatch.setattr(run_scoring, "_share", lambda *a: every(*a)[1:])  # as if a part vanished
     assert main(words(tiny_folder, own_items)) == 1
     assert "recorded by none of the processes; --resume" in capsys.readouterr().err
     (folder,) = (runs_dir / "stage2_prefill_bidir_eval").iterdir()
@@ -244,8 +244,8 @@ def test_a_relative_model_resumes_from_another_folder_and_other_names_stay(
 ):
     monkeypatch.chdir(tiny_folder.parent)
     with monkeypatch.context() as patch:
-        every = evaluate._share
-        patch.setattr(evaluate, "_share", lambda *a: every(*a)[1:])
+        every = run_scoring._share
+        patch.setattr(run_scoring, "_share", lambda *a: every(*a)[1:])
         assert main(words(Path(tiny_folder.name), own_items)) == 1
     (folder,) = (runs_dir / "stage2_prefill_bidir_eval").iterdir()
     monkeypatch.chdir(tmp_path)

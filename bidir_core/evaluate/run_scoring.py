@@ -1,0 +1,259 @@
+"""Score planned items into a run folder: probe the model, run the batches, record, complete it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bidir_core.common.launch import ProcessLost
+from bidir_core.common.progress import Progress, logging_to, terminable
+from bidir_core.data.encoding import EncodedItem
+from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.patching import parse_patch
+from bidir_core.evaluate.processes import ALONE, PARTS, Part, Parts, Team, absorb, share
+from bidir_core.evaluate.scoring import ItemScore, Scorer, ScoringPlan, plan_scoring
+from bidir_core.models import devices
+from bidir_core.models.devices import device_name, forget_peak_memory, peak_memory_bytes
+from bidir_core.models.loading import LoadedModel
+from bidir_core.models.probe import run_probe
+from bidir_core.regimes import Regime
+from bidir_core.runs.records import Key, make_record
+from bidir_core.runs.writer import RunWriter
+
+
+def score_into(
+    writer: RunWriter,
+    config: EvalConfig,
+    loaded: LoadedModel,
+    regime: Regime,
+    encoded: Sequence[EncodedItem],
+    before: Mapping[str, Any] | None = None,
+    *,
+    plan: ScoringPlan | None = None,
+    title: str = "",
+    advanced: Callable[[int], None] | None = None,
+    team: Team = ALONE,
+) -> None:
+    """Probe the model, score what the run has not recorded, and complete the run.
+
+    ``before``: the cost of the process that was killed, if the run is resumed. ``plan`` reuses a
+    plan made for these items; ``title`` names the progress bar; ``advanced`` is told of items as
+    they are done. In a ``team`` this is what its main process does; see :func:`score_share`.
+    """
+    parts = Parts(writer.path, team)
+    with (
+        writer,
+        terminable(),
+        logging_to(writer.path / "log.txt") as log,
+        devices.at_rest(),
+        devices.reusing_memory(loaded.device),
+        parts.asked_why(),
+    ):
+        # What other processes had recorded, and spent, when the run was stopped.
+        spent: list[Mapping[str, Any]] = [before or {}, *absorb(writer)]
+        log.info("%s under %s, %d items -> %s", config.model, regime, len(encoded), writer.id)
+        for warning in writer.config.get("warnings") or []:
+            log.warning("%s", warning)
+        forget_peak_memory(loaded.device)
+
+        def probe() -> None:
+            report = run_probe(loaded, regime)
+            writer.write_probe(report.to_json())
+            report.require(_meaningless(writer.path))
+
+        # A GPU computes its first batches meanwhile; no score is looked at before the probe passes.
+        beside = _beside(loaded)
+        if not beside:
+            probe()
+        started = time.monotonic()
+        done = team.on_main(lambda: writer.recorded)
+        scorer = _scorer(config, loaded, regime, encoded, plan)
+        others = 0  # items that the other processes have scored so far
+
+        def cost() -> dict[str, Any]:
+            return _cost(scorer, loaded, time.monotonic() - started, spent)
+
+        progress = Progress(
+            len(encoded),
+            done=len(done),
+            title=title or str(regime),
+            report=lambda *a, **k: writer.heartbeat(*a, **k, cost=cost()),
+        )
+
+        def step(n: int) -> None:
+            progress.advance(n)
+            if advanced is not None:
+                advanced(n)
+
+        def told(theirs: int) -> None:
+            nonlocal others
+            step(theirs - others)
+            others = theirs
+
+        compact = config.compact or writer.is_slim
+        mine = _share(scorer.plan, done, team)
+        for items, scores in scorer.score_all(mine, probe if beside else None):
+            writer.append(_record(encoded[s.index], s, compact) for s in scores)
+            step(len(items))
+            told(sum(state["done"] for state in parts.check().values()))
+        unscorable = [one for one in encoded if one.error is not None and _key(one) not in done]
+        writer.append(_record(one, None, compact) for one in unscorable)
+        step(len(unscorable))
+        if team.world > 1:
+            parts.wait(told)
+            spent += absorb(writer)
+        progress.close()
+        if lost := {_key(one) for one in encoded} - writer.recorded:
+            # Parts can vanish: a killed launch's stray process, a folder that is slow to show files.
+            raise ProcessLost(
+                f"{len(lost)} of {len(encoded)} items were recorded by none of the processes; "
+                "--resume scores them"
+            )
+        metrics = writer.finish(
+            cost=cost() | ({"processes": team.world} if team.world > 1 else {}),
+            order=map(_key, encoded),
+        )
+        for name, row in metrics["tasks"].items() if not writer.is_slim else ():
+            log.info(
+                "%-16s n=%-6d acc %.4f (standard error %.4f)%s",
+                name,
+                row["n"],
+                row["acc"],
+                row["acc_stderr"] or 0,
+                "" if row["acc_norm"] is None else f"   acc_norm {row['acc_norm']:.4f}",
+            )
+        log.info(
+            "%-16s          acc %.4f   acc_norm %.4f   (%d item errors)",
+            "macro",
+            metrics["macro"]["acc"],
+            metrics["macro"]["acc_norm"],
+            metrics["n_errors"],
+        )
+
+
+def score_share(
+    run: Path,
+    config: EvalConfig,
+    loaded: LoadedModel,
+    regime: Regime,
+    encoded: Sequence[EncodedItem],
+    team: Team,
+) -> None:
+    """What every process of a launch but the main one does: score its share into a part file."""
+    with terminable(), devices.at_rest(), devices.reusing_memory(loaded.device):
+        # On a CPU beside the main process's, before its clock starts; on a GPU beside the scoring.
+        report = None if _beside(loaded) else run_probe(loaded, regime)
+        done: set[Key] = team.on_main(set)
+        part = Part(run / PARTS, team.rank)
+
+        def probe() -> None:
+            (report or run_probe(loaded, regime)).require(_meaningless(run))
+
+        try:
+            scorer = _scorer(config, loaded, regime, encoded, None)
+            for _, scores in scorer.score_all(_share(scorer.plan, done, team), probe):
+                records = [_record(encoded[s.index], s, config.compact) for s in scores]
+                part.append(records, _cost(scorer, loaded, 0.0, ()))
+        except BaseException as error:
+            part.finish(error=" ".join(str(error).split())[:300] or type(error).__name__)
+            raise
+        part.finish()
+
+
+def _beside(loaded: LoadedModel) -> bool:
+    """Whether the probe asks while the first batches are computed.
+
+    Not under flex, which the probe has compiled before the clock starts.
+    """
+    return loaded.device.type == "cuda" and loaded.implementation != "flex"
+
+
+def _meaningless(run: Path) -> str:
+    return f"so its scores would mean nothing; see {run / 'probe.json'}"
+
+
+def _scorer(
+    config: EvalConfig,
+    loaded: LoadedModel,
+    regime: Regime,
+    encoded: Sequence[EncodedItem],
+    plan: ScoringPlan | None,
+) -> Scorer:
+    plan = plan or plan_scoring(
+        encoded,
+        regime=regime,
+        device=loaded.device,
+        batch_tokens=config.batch_tokens,
+        implementation=loaded.implementation,
+    )
+    patch = parse_patch(config.patch) if config.patch else None
+    return Scorer(loaded.model, loaded.handle, plan.under(regime, patch))
+
+
+def _share(plan: ScoringPlan, done: set[Key], team: Team) -> list[list[int]]:
+    """The batches left for this process; a batch keeps its other items when some are done."""
+    left = [[i for i in batch.items if _key(plan.encoded[i]) not in done] for batch in plan.batches]
+    weights = [sum(map(len, segments)) for segments in plan.segments]
+    return share([items for items in left if items], weights, team)
+
+
+def _key(one: EncodedItem) -> Key:
+    return one.item.task, one.item.doc_id
+
+
+def _record(one: EncodedItem, score: ItemScore | None, compact: bool) -> dict[str, Any]:
+    return make_record(
+        **item_fields(one, tokens=not compact),
+        ll=None if score is None else score.ll,
+        token_ll=None
+        if score is None or compact
+        else [np.round(t, 6).tolist() for t in score.token_ll],
+        error=one.error,
+        compact=compact,
+    )
+
+
+def item_fields(one: EncodedItem, *, tokens: bool = True) -> dict[str, Any]:
+    """What a record says of an item before any model has seen it, with its ``tokens`` or without."""
+    item = one.item
+    fields = {
+        "task": item.task,
+        "doc_id": item.doc_id,
+        "doc_hash": item.doc_hash,
+        "gold": item.gold,
+        "contexts": one.contexts,
+        "continuations": item.continuations,
+        "n_prefix_tokens": [len(own.ids) for own in one.prefixes],
+        "n_continuation_tokens": [len(own.ids) for own in one.continuations],
+        "prompt_group": item.prompt_group,
+        "pair_id": item.pair_id,
+    }
+    if tokens:
+        for name, of in (("prefix", one.prefixes), ("continuation", one.continuations)):
+            fields[f"{name}_token_ids"] = [own.ids.tolist() for own in of]
+            fields[f"{name}_token_offsets"] = [own.offsets.tolist() for own in of]
+    return fields
+
+
+def _cost(
+    scorer: Scorer, loaded: LoadedModel, seconds: float, others: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What was spent, with what others spent for the same run: killed or parallel processes."""
+    spent = {
+        "seconds": round(seconds, 3),
+        "prefix_tokens": scorer.cost.prefix_tokens,
+        "continuation_tokens": scorer.cost.continuation_tokens,
+        "computed_tokens": scorer.cost.computed_tokens,
+        "out_of_memory": scorer.cost.out_of_memory,
+    }
+    for name in spent:
+        spent[name] += sum(other.get(name, 0) for other in others)
+    return {
+        **spent,
+        "peak_memory_bytes": peak_memory_bytes(loaded.device),
+        "device": device_name(loaded.device),
+    }
