@@ -21,7 +21,7 @@ from bidir_core.analyse.pairing import METRICS
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.explain.controls import above
-from bidir_core.explain.sweep_summary import Outcomes, outcomes
+from bidir_core.explain.sweep_outcomes import Outcomes, outcomes
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run
 from scripts import findings_lab, findings_law, findings_order, findings_repair, pages

@@ -11,7 +11,7 @@ from functools import cache
 
 from bidir_core.analyse.phrases import word
 from bidir_core.explain.law import Law, hits, law_of
-from bidir_core.explain.sweep_summary import Sweep, outcomes
+from bidir_core.explain.sweep_outcomes import Sweep, outcomes
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run

@@ -31,7 +31,7 @@ from bidir_core.analyse.verdict import Aim, judge, reached
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
 from bidir_core.data.sampling import fold_of
-from bidir_core.explain.sweep_summary import Outcomes, outcomes
+from bidir_core.explain.sweep_outcomes import Outcomes, outcomes
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.run import Run
 from bidir_core.train.config import OBJECTIVES

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bidir_core.explain.controls import summarise_sweep
 from bidir_core.explain.sweep_points import Condition, Point
+from bidir_core.explain.sweep_summary import summarise_sweep
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.records import to_table, write_texts
 from bidir_core.runs.run import Run

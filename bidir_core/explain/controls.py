@@ -6,23 +6,21 @@ it. Its outcome follows from intervals.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.effects import Retention, above_floor_retention
-from bidir_core.analyse.order_effects import order_arms
-from bidir_core.analyse.pairing import METRICS, pair
+from bidir_core.analyse.pairing import pair
 from bidir_core.analyse.phrases import no_share
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged
-from bidir_core.explain import law
+from bidir_core.explain.sweep_outcomes import Sweep
 from bidir_core.explain.sweep_points import ATTENTION_FILE, CLIP, RANDOM, SINK
-from bidir_core.explain.sweep_summary import Sweep, best, best_of_dials
+from bidir_core.explain.triviality import TRIVIAL, Answer, Outcome, answer, mean, observed
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 from bidir_core.runs.read import read_object
 from bidir_core.runs.run import Run
@@ -50,11 +48,6 @@ def judge(sweep: Sweep) -> list[dict[str, Any]]:
                 }
             )
     return judged
-
-
-# Triviality: is bidirectional attention still used under ``sink=1``, or did it stop mattering?
-
-TRIVIAL = 0.02  # less attention on future tokens than this would make them irrelevant
 
 
 def context_floor(sweep: Sweep) -> Answer:
@@ -207,7 +200,7 @@ def triviality(sweep: Sweep) -> Answer:
         sink, plain = (regimes[str(regime)]["future"] for regime in (SINK, BIDIRECTIONAL))
     except (FileNotFoundError, Damaged, KeyError):
         return NOT_RUN
-    outcome, finding = _answer(_mean(sink), _mean(plain), len(sink))
+    outcome, finding = answer(mean(sink), mean(plain), len(sink))
     return outcome, finding + _changed_answers(sweep)
 
 
@@ -296,8 +289,6 @@ CONTROLS: tuple[tuple[str, str, str, str, Callable[[Sweep], Answer]], ...] = (
 
 # What a sweep's points say to each control: an outcome from intervals alone, and a sentence.
 
-Outcome = Literal["supports", "refutes", "partly", "undecided", "open"]
-
 Standing = Literal["most", "little", "undecided"]
 
 STORY = "the damage comes from the first token looking ahead"
@@ -312,8 +303,6 @@ OUTCOME_WORDS: Mapping[Outcome, str] = {
 }
 
 HALF = 0.5
-
-Answer = tuple[Outcome, str]
 
 NOT_RUN: Answer = ("undecided", "")
 
@@ -388,61 +377,6 @@ def _kept(causal: Run, plain: Run, floor: Run) -> Retention:
     return above_floor_retention(parts[0], parts[1], parts[2])
 
 
-# Settings that must agree for two runs to be of one model and one way of making prompts.
-SAME = ("model", "revision", "checkpoint", "chat_template", "bos", "repeat_prompt")
-
-R = TypeVar("R", bound="Recorded")
-
-Mean = tuple[float, float, float]  # mean, low, high
-
-
-class Recorded(Protocol):
-    """A run, or what a page made of one."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]: ...
-
-    @property
-    def metrics(self) -> Mapping[str, Any] | None: ...
-
-
-def observed(metrics: Mapping[str, Any] | None) -> Answer | None:
-    """What an ``attend`` summary's metrics say; None if they do not hold both regimes."""
-    if metrics is None:
-        return None
-    try:
-        shares = {
-            entry["regime"]: entry["overall"]["prefix"]["future"] for entry in metrics["observed"]
-        }
-        sink, plain = (
-            (share["mean"][0], share["low"][0], share["high"][0])
-            for share in (shares[str(SINK)], shares[str(BIDIRECTIONAL)])
-        )
-        return _answer(sink, plain, int(metrics["n_items"]))
-    except (KeyError, IndexError, TypeError):
-        return None
-
-
-def same_prompts(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two runs' settings are of one model and one way of making prompts."""
-    usual = {"bos": "auto", "chat_template": False, "repeat_prompt": 1}
-    return all(
-        (first.get(name) or usual.get(name)) == (second.get(name) or usual.get(name))
-        for name in SAME
-    )
-
-
-def largest_summary(settings: Mapping[str, Any], runs: Iterable[R]) -> R | None:
-    """The ``attend`` summary of most items that answers for a sweep of these settings; of equal
-    ones the first."""
-    fit = [
-        run
-        for run in runs
-        if same_prompts(settings, run.settings) and observed(run.metrics) is not None
-    ]
-    return max(fit, key=lambda run: int((run.metrics or {})["n_items"]), default=None)
-
-
 def with_observation(
     judged: list[dict[str, Any]], metrics: Mapping[str, Any] | None
 ) -> list[dict[str, Any]]:
@@ -475,18 +409,6 @@ def together(*outcomes: Outcome) -> Outcome:
     return decided.pop() if decided else "undecided"
 
 
-def _answer(sink: Mean, plain: Mean, n: int) -> Answer:
-    _, low, high = sink
-    outcome: Outcome = "undecided"
-    if not math.isnan(low):
-        outcome = "supports" if low > TRIVIAL else "refutes" if high < TRIVIAL else "undecided"
-    return outcome, (
-        f"Under sink=1 prompt tokens send {_percent(*sink)} of their attention to tokens "
-        f"ahead of them (mean over layers and heads, {formatting.count(n)} items); under plain "
-        f"bidirectional prefill {_percent(*plain)}."
-    )
-
-
 def _changed_answers(sweep: Sweep) -> str:
     """How often sink=1 answers otherwise than causal: a mask that did nothing would never."""
     causal, sink = (sweep.slug_of(str(regime), sweep.usual) for regime in (CAUSAL, SINK))
@@ -498,62 +420,3 @@ def _changed_answers(sweep: Sweep) -> str:
         f" It answers {100 * changed / pairs.n:.1f} % of the items otherwise than causal "
         f"({formatting.count(changed)} of {formatting.count(pairs.n)})."
     )
-
-
-def _mean(values: list[float]) -> Mean:
-    """A mean over items with its normal 95 % interval."""
-    numbers = np.asarray(values, dtype=np.float64)
-    mean = float(numbers.mean()) if len(numbers) else math.nan
-    if len(numbers) < 2:
-        return mean, math.nan, math.nan
-    half = stats.Z_95 * float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
-    return mean, mean - half, mean + half
-
-
-def _percent(mean: float, low: float, high: float) -> str:
-    return f"{100 * mean:.1f} % (95 % CI {100 * low:.1f} to {100 * high:.1f} %)"
-
-
-def summarise_sweep(run: Run) -> dict[str, Any]:
-    """The part of a sweep's ``metrics.json`` that its finished points decide."""
-    sweep = Sweep(run)
-    points = [
-        {
-            **point.to_json(sweep.usual),
-            "condition_words": point.condition.words(sweep.usual),
-            "n": int((sweep.runs[slug].metrics or {}).get("n_items") or 0),
-            "seconds": (sweep.runs[slug].metrics or {}).get("cost", {}).get("seconds"),
-            **{metric: sweep.numbers(slug, metric) for metric in METRICS},
-        }
-        for slug, point in sweep.points.items()
-    ]
-    return {
-        "n_points": len(points),
-        "n_planned": len(sweep.planned),
-        "n_items": max((point["n"] for point in points), default=0),
-        "points": points,
-        "best": {metric: best(sweep, metric) for metric in METRICS},
-        "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in METRICS},
-        "law": {metric: law.summary(sweep, metric) for metric in METRICS},
-        "orders": {metric: orders(sweep, metric) for metric in METRICS},
-        "controls": judge(sweep) if run.settings.get("controls") else [],
-    }
-
-
-def orders(sweep: Sweep, metric: str) -> dict[str, list[dict[str, Any]]]:
-    """By order family what each point answers in both orders; empty without order tasks.
-
-    Causal is the baseline; the prompt may be given more often, and is else the sweep's own.
-    """
-    causal = sweep.slug_of(str(CAUSAL), sweep.usual)
-    if causal is None:
-        return {}
-    alike = [
-        sweep.runs[slug]
-        for slug, point in sweep.points.items()
-        if slug != causal
-        and point.patch is None
-        and point.condition._replace(repeat_prompt=sweep.usual.repeat_prompt) == sweep.usual
-    ]
-    arms = order_arms(sweep.runs[causal], alike, metric=metric)
-    return {family: [arm.to_json() for arm in found] for family, found in arms.items()}

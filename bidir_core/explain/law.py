@@ -18,7 +18,7 @@ from bidir_core.analyse.phrases import interval_text, phrase, size
 from bidir_core.analyse.verdict import Judgement, judge
 from bidir_core.common.errors import UserError
 from bidir_core.common.formatting import count, points
-from bidir_core.explain.sweep_summary import Sweep
+from bidir_core.explain.sweep_outcomes import Sweep
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
 from bidir_core.runs.run import Run
 

@@ -41,7 +41,7 @@ from bidir_core.common.settings import check_config, same_as, setting, to_json
 from bidir_core.data.custom import absolute_task
 from bidir_core.data.items import Item, data_fingerprint, hash_doc
 from bidir_core.evaluate.config import EvalConfig
-from bidir_core.explain.controls import same_prompts
+from bidir_core.explain.triviality import same_prompts
 from bidir_core.regimes import BIDIRECTIONAL
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import LAB, check_new_run, runs_roots

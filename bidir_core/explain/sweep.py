@@ -34,7 +34,7 @@ from bidir_core.evaluate import evaluate
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.run_scoring import item_fields, score_into
 from bidir_core.evaluate.scoring import ScoringPlan, auto_batch_tokens, plan_scoring
-from bidir_core.explain.controls import OUTCOME_WORDS, STORY, summarise_sweep
+from bidir_core.explain.controls import OUTCOME_WORDS, STORY
 from bidir_core.explain.recommend import predict, predicted_regime
 from bidir_core.explain.sweep_points import (
     ATTENTION_FILE,
@@ -50,7 +50,7 @@ from bidir_core.explain.sweep_points import (
     preset_points,
     preset_sweep,
 )
-from bidir_core.explain.sweep_summary import percent, removed_sentence
+from bidir_core.explain.sweep_summary import percent, removed_sentence, summarise_sweep
 from bidir_core.models import loading
 from bidir_core.models.devices import device_name
 from bidir_core.models.loading import LoadedModel

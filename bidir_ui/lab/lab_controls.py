@@ -10,8 +10,9 @@ import streamlit as st
 
 from bidir_core import jobs
 from bidir_core.analyse.phrases import phrase
-from bidir_core.explain.controls import largest_summary, with_observation
+from bidir_core.explain.controls import with_observation
 from bidir_core.explain.sweep_points import SINK
+from bidir_core.explain.triviality import largest_summary
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
 from bidir_core.report import plots, plots_lab
 from bidir_core.runs.layout import is_read_only

@@ -19,9 +19,10 @@ from bidir_core.common.settings import from_json
 from bidir_core.evaluate import evaluate, scoring
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain import sweep as lab_run_sweep
-from bidir_core.explain.controls import OUTCOME_WORDS, summarise_sweep
+from bidir_core.explain.controls import OUTCOME_WORDS
+from bidir_core.explain.sweep_outcomes import Sweep
 from bidir_core.explain.sweep_points import LabConfig, expand, parse_sweep
-from bidir_core.explain.sweep_summary import Sweep
+from bidir_core.explain.sweep_summary import summarise_sweep
 from bidir_core.runs.find import find_run, list_runs
 from bidir_core.runs.records import RECORD_FIELDS
 from bidir_core.runs.run import Run

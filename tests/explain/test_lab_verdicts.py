@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from bidir_core.analyse import stats
-from bidir_core.explain.controls import observed
+from bidir_core.explain.sweep_outcomes import Outcomes
 from bidir_core.explain.sweep_points import CLIP, RANDOM, Point, control_points
 from bidir_core.explain.sweep_summary import (
-    Outcomes,
     best_sentence,
     choose,
     p_of_no_difference,
     p_removes_nothing,
 )
+from bidir_core.explain.triviality import observed
 from tests.attend_factory import make_summary
 from tests.lab_factory import N_LAYERS, USUAL, make_sweep
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bidir_core.common.errors import UserError
+from bidir_core.explain.sweep_outcomes import Sweep
 from bidir_core.explain.sweep_points import Point
-from bidir_core.explain.sweep_summary import Sweep
 from bidir_core.runs.run import Run
 from scripts import findings, findings_lab, pages
 from tests.attend_factory import make_summary

@@ -8,8 +8,8 @@ from typing import cast
 
 import pytest
 
-from bidir_core.explain.controls import summarise_sweep
 from bidir_core.explain.sweep_points import Condition, Point
+from bidir_core.explain.sweep_summary import summarise_sweep
 from bidir_core.report.plots_lab import curve_lines, layer_ranges, symlog
 from bidir_core.runs.run import Run
 from bidir_ui.lab import lab_data

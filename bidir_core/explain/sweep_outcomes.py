@@ -1,0 +1,196 @@
+"""What a sweep found: each point against its own causal run.
+
+All differences are paired. The *damage* is causal minus bidirectional; a point *removes* the share
+(point - bidirectional) / (causal - bidirectional) of it, with a paired bootstrap interval (items
+resampled within tasks, seeded); no share is stated where the damage itself is not separable from 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from bidir_core.analyse import stats
+from bidir_core.analyse.effects import Retention, above_floor_retention
+from bidir_core.analyse.pairing import pair, repeats
+from bidir_core.analyse.phrases import JSON_WORDS
+from bidir_core.analyse.verdict import judge
+from bidir_core.data.sampling import fold_of
+from bidir_core.explain.sweep_points import Condition, Point
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
+from bidir_core.runs.run import Run
+
+Bools = np.ndarray  # [n_items]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Who was right, in one prompt condition and measure, over the causal run's items.
+
+    ``right`` and ``known`` (scored by both) are by slug. ``halves``: the fold of each item.
+    """
+
+    task: np.ndarray
+    halves: np.ndarray
+    right: dict[str, Bools]
+    known: dict[str, Bools]
+
+    @cached_property
+    def _of_task(self) -> dict[str, Bools]:
+        return {task: self.task == task for task in dict.fromkeys(self.task.tolist())}
+
+    def split(self, slug: str, mask: Bools) -> dict[str, Bools]:
+        return {task: self.right[slug][mask & mine] for task, mine in self._of_task.items()}
+
+    def mask(self, *slugs: str, half: str | None = None) -> Bools:
+        """The items that all of these runs scored, of one half if given."""
+        mask = np.logical_and.reduce([self.known[slug] for slug in slugs])
+        return mask if half is None else mask & (self.halves == half)
+
+    def accuracy(self, slug: str, half: str | None = None) -> float:
+        """Macro accuracy."""
+        by_task = self.split(slug, self.mask(slug, half=half)).values()
+        return (
+            float(np.mean([right.mean() for right in by_task]))
+            if all(map(len, by_task))
+            else math.nan
+        )
+
+    def delta(
+        self,
+        first: str,
+        second: str,
+        half: str | None = None,
+        *,
+        confidence: float = stats.CONFIDENCE,
+    ) -> stats.Estimate | None:
+        """Macro accuracy of ``second`` minus ``first``, as ``compare`` has it."""
+        mask = self.mask(first, second, half=half)
+        a, b = self.split(first, mask), self.split(second, mask)
+        if not a or not all(map(len, a.values())):
+            return None
+        deltas = [stats.paired_delta(a[task], b[task], confidence=confidence) for task in a]
+        return stats.macro_delta(deltas)
+
+    def removed(
+        self,
+        causal: str,
+        bidirectional: str,
+        slug: str,
+        half: str | None = None,
+        *,
+        confidence: float = stats.CONFIDENCE,
+    ) -> Retention | None:
+        """Which share of the damage a point removes."""
+        mask = self.mask(causal, bidirectional, slug, half=half)
+        base, floor = self.split(causal, mask), self.split(bidirectional, mask)
+        if not base or not all(map(len, base.values())):
+            return None
+        return above_floor_retention(base, self.split(slug, mask), floor, confidence=confidence)
+
+
+def outcomes(causal: Run, runs: Mapping[str, Run], metric: str) -> Outcomes:
+    """Align finished runs with their causal one. UserError if one does not pair."""
+    table = causal.items_table(("task", "doc_hash", "pair_id"))
+    n = table.num_rows
+    identities = zip(table.column("pair_id").to_pylist(), table.column("doc_hash").to_pylist())
+    right, known = {}, {}
+    for slug, run in runs.items():
+        pairs = pair(causal, run, metric, intersect=True)
+        right[slug], known[slug] = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+        right[slug][pairs.rows_a], known[slug][pairs.rows_a] = pairs.correct_b, True
+    return Outcomes(
+        task=table.column("task").to_numpy(zero_copy_only=False),
+        halves=np.array([fold_of(pair_id or doc_hash) for pair_id, doc_hash in identities]),
+        right=right,
+        known=known,
+    )
+
+
+class Sweep:
+    """A sweep's finished points, read once."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.fold = str(run.settings.get("fold") or "all")
+        self.usual = Condition(
+            str(run.settings.get("bos") or "auto"),
+            bool(run.settings.get("chat_template")),
+            str(run.settings.get("context") or "full"),
+            repeats(run.settings),
+        )
+        self.planned = [Point.from_json(value) for value in run.config.get("points") or []]
+        folder = run.path / "points"
+        every = {point.slug(self.usual): point for point in self.planned}
+        self.runs = {slug: Run(folder / slug) for slug in every}
+        self.points = {slug: p for slug, p in every.items() if self.runs[slug].state == "done"}
+        self._outcomes: dict[tuple[Condition, str], Outcomes] = {}
+        self._numbers: dict[tuple[str, str, str | None, float], dict[str, Any]] = {}
+
+    def slug_of(self, regime: str, condition: Condition, patch: str | None = None) -> str | None:
+        """The finished point of this kind, or None."""
+        slug = Point(regime, condition, patch).slug(self.usual)
+        return slug if slug in self.points else None
+
+    def outcomes(self, condition: Condition, metric: str) -> Outcomes | None:
+        """None while the condition's causal run is missing."""
+        slot = (condition, metric)
+        causal = self.slug_of(str(CAUSAL), condition)
+        if causal is None:
+            return None
+        if slot not in self._outcomes:
+            mine = {s: self.runs[s] for s, p in self.points.items() if p.condition == condition}
+            self._outcomes[slot] = outcomes(self.runs[causal], mine, metric)
+        return self._outcomes[slot]
+
+    def numbers(
+        self,
+        slug: str,
+        metric: str,
+        half: str | None = None,
+        *,
+        confidence: float = stats.CONFIDENCE,
+    ) -> dict[str, Any]:
+        """A point's accuracy, its difference to causal, and the share of damage it removes."""
+        slot = (slug, metric, half, confidence)
+        if slot not in self._numbers:  # verdicts ask for the same bootstrap again
+            self._numbers[slot] = self._compute(slug, metric, half, confidence)
+        return self._numbers[slot]
+
+    def _compute(
+        self, slug: str, metric: str, half: str | None, confidence: float
+    ) -> dict[str, Any]:
+        point = self.points[slug]
+        outcomes = self.outcomes(point.condition, metric)
+        causal = self.slug_of(str(CAUSAL), point.condition)
+        plain = self.slug_of(str(BIDIRECTIONAL), point.condition)
+        out: dict[str, Any] = {"value": None, "delta": None, "removed": None}
+        if outcomes is None or causal is None:
+            return out
+        out["value"] = _number(outcomes.accuracy(slug, half))
+        out["half_width"] = _half_width(outcomes, slug, half)
+        if slug != causal:
+            delta = outcomes.delta(causal, slug, half, confidence=confidence)
+            out["delta"] = delta and {**asdict(delta), "verdict": JSON_WORDS[judge(delta).verdict]}
+            if plain is not None and slug != plain:
+                share = outcomes.removed(causal, plain, slug, half, confidence=confidence)
+                out["removed"] = share and asdict(share)
+        return out
+
+
+def _half_width(outcomes: Outcomes, slug: str, half: str | None) -> float | None:
+    """Half of the macro accuracy's own 95 % interval."""
+    tasks = list(outcomes.split(slug, outcomes.mask(slug, half=half)).values())
+    if not tasks or not all(map(len, tasks)):
+        return None
+    level = stats.macro_delta([stats.accuracy(float(one.mean()), len(one)) for one in tasks])
+    return (level.high - level.low) / 2
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
