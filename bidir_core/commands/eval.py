@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from bidir_core.commands.arguments import (
     add_arguments,
@@ -15,8 +19,10 @@ from bidir_core.commands.arguments import (
 )
 from bidir_core.common.errors import UserError
 from bidir_core.common.launch import is_helper
+from bidir_core.common.settings import from_json
 from bidir_core.evaluate.config import EvalConfig
-from bidir_core.regimes import CAUSAL, Regime, parse_regimes
+from bidir_core.regimes import CAUSAL, Regime, parse_regime, parse_regimes
+from bidir_core.runs.find import find_run
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +38,8 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add_estimate(parser)
     parser.epilog = (
         "--regime takes several, such as causal,bidirectional:sink=1. The model is loaded and the "
-        "items are encoded once, and each regime gets a run of its own, under the same --name."
+        "items are encoded once, and each regime gets a run of its own, under the same --name. With "
+        "several, --resume RUN finishes the run of one and makes those of the regimes behind it."
     )
 
 
@@ -48,8 +55,6 @@ def run(parsed: argparse.Namespace) -> int:
     regimes = parse_regimes(given.get("regime", str(CAUSAL)))
     if parsed.resume is None:
         require_model(given)
-    elif len(regimes) > 1:
-        raise UserError("--resume finishes one run, of one regime; leave --regime out")
 
     def config(regime: Regime) -> EvalConfig:
         return EvalConfig(**{**given, "regime": str(regime)})
@@ -58,10 +63,31 @@ def run(parsed: argparse.Namespace) -> int:
         return max(estimate_instead(partial(config, regime), parsed) for regime in regimes)
     from bidir_core.evaluate import evaluate
 
-    if parsed.resume is not None:
+    if parsed.resume is None:
+        paths = evaluate.evaluate_regimes(config(regimes[0]), regimes)
+    elif len(regimes) == 1:
         paths = [evaluate.resume(parsed.resume, given, runs_dir=given.get("runs_dir"))]
     else:
-        paths = evaluate.evaluate_regimes(config(regimes[0]), regimes)
+        paths = _go_on(parsed.resume, given, regimes)
     if not is_helper():
         print(*paths, sep="\n")
     return 0
+
+
+def _go_on(reference: str, given: dict[str, Any], regimes: Sequence[Regime]) -> list[Path]:
+    """Finish the run of one of several regimes, then make those of the regimes behind it."""
+    from bidir_core.evaluate import evaluate
+    from bidir_core.models import devices
+
+    runs_dir = given.get("runs_dir")
+    run = find_run(reference, roots=[runs_dir] if runs_dir else None)
+    if (regime := parse_regime(run.regime)) not in regimes:
+        raise UserError(f"the run '{run.id}' is of the regime {regime}, which --regime leaves out")
+    path = evaluate.resume(run.path, {**given, "regime": str(regime)})
+    left = regimes[regimes.index(regime) + 1 :]
+    if not left:
+        return [path]
+    devices.sweep()  # two models need not fit at once
+    recorded = from_json(EvalConfig, run.settings)
+    config = replace(recorded, **{**given, "regime": str(left[0])})
+    return [path, *evaluate.evaluate_regimes(config, left)]

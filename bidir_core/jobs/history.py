@@ -101,12 +101,12 @@ def start_seconds(known: Sequence[Job], command: str = "eval") -> float | None:
     spent = []
     mine = [job for job in known if job.words[0] == command]
     for job in mine[:20]:
-        path = job.run_path
-        if job.stored_state != "done" or job.attempt > 1 or path is None:
+        if job.stored_state != "done" or job.attempt > 1 or job.seconds is None:
             continue
-        cost = (Run(path).metrics or {}).get("cost") or {}
-        if job.seconds is not None and cost.get("seconds"):
-            spent.append(max(0.0, job.seconds - cost["seconds"]))
+        costs = [(Run(path).metrics or {}).get("cost") or {} for path in job.run_paths]
+        computing = sum(cost.get("seconds") or 0 for cost in costs)
+        if computing:
+            spent.append(max(0.0, job.seconds - computing))
     return statistics.median(spent) if spent else None
 
 

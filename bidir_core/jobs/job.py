@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged, read_bytes, write_json
 from bidir_core.common.progress import PHASES
+from bidir_core.regimes import parse_regimes
 from bidir_core.runs import shapes
 from bidir_core.runs.layout import runs_roots
 from bidir_core.runs.read import read_object
@@ -121,7 +123,7 @@ class Job:
 
         path = self.run_path
         state = Run(path).state if path is not None else None
-        if state == "done" and self.made(path):
+        if state == "done" and self.made(path) and len(self.run_paths) >= self.n_runs:
             return "done"
         if self.cancel_at is not None:
             return "cancelled"
@@ -143,6 +145,15 @@ class Job:
         from bidir_core.runs.run import Run
 
         return path is not None and (Run(path).config.get("kind") or "eval") == self.words[0]
+
+    @property
+    def n_runs(self) -> int:
+        """How many runs its line makes: an evaluation's is one for each regime."""
+        regime = _value_of(self.words, "--regime", "causal")
+        try:
+            return len(parse_regimes(regime)) if self.words[0] == "eval" else 1
+        except UserError:
+            return 1
 
     @property
     def run_paths(self) -> list[Path]:
@@ -176,6 +187,17 @@ def command_text(words: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "bidir_core", *words])
 
 
+def _value_of(words: Sequence[str], flag: str, otherwise: str) -> str:
+    """What a command line gives a flag, in either way of writing it; the last one counts."""
+    value = otherwise
+    for index, word in enumerate(words):
+        if word == flag and index + 1 < len(words):
+            value = words[index + 1]
+        elif word.startswith(f"{flag}="):
+            value = word.partition("=")[2]
+    return value
+
+
 def _changed(path: Path) -> float | None:
     try:
         return path.stat().st_mtime
@@ -199,12 +221,7 @@ def queue_device(words: Sequence[str]) -> str:
 
     ``auto`` and ``cuda`` mean the first GPU, as they do to the command itself.
     """
-    named = "auto"
-    for index, word in enumerate(words):
-        if word == "--device" and index + 1 < len(words):
-            named = words[index + 1]
-        elif word.startswith("--device="):
-            named = word.partition("=")[2]
+    named = _value_of(words, "--device", "auto")
     if named == "auto":
         if os.environ.get("CUDA_VISIBLE_DEVICES", "0") != "" and Path("/dev/nvidia0").exists():
             return "cuda:0"

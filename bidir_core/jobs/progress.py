@@ -48,6 +48,8 @@ def progress(job: Job) -> Progress:
     status = run.status
     if job.words[0] == "lab":
         stage = str(status.get("point") or "")
+    elif job.n_runs > 1:
+        stage = f"regime {len(job.run_paths)} of {job.n_runs}: {run.regime}"
     training = run.config.get("kind") == "finetune"
     metric, value, interval = "", None, None
     if training:

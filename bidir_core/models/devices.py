@@ -14,6 +14,7 @@ import torch
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.launch import launched
+from bidir_core.common.memory import give_back
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -144,7 +145,7 @@ def reusing_memory(device: torch.device) -> Iterator[None]:
         yield
     finally:
         libc.mallopt(_MMAP_MAX, 1 << 16)  # glibc's default
-        libc.malloc_trim(0)
+        give_back()
 
 
 # Garbage collection that does not go through everything again and again.

@@ -196,7 +196,8 @@ def _silent(job: Job) -> str:
     """What a job does that says nothing: its run has not begun, or has ended and it not yet."""
     if job.is_cancelling:
         return "Stopping"
-    if job.run_path is not None and Run(job.run_path).state == "done":
+    paths = job.run_paths
+    if len(paths) >= job.n_runs and Run(paths[-1]).state == "done":
         return "Finishing"
     return job.phase or "Starting"
 

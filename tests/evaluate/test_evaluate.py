@@ -103,7 +103,7 @@ def test_several_regimes_in_one_command_are_the_runs_of_several(
         assert found.probe["regime"] == regime
 
 
-def test_each_of_several_regimes_is_resumed_alone(
+def test_several_regimes_are_resumed_alone_or_with_those_behind(
     tiny_folder, own_items, runs_dir, monkeypatch, capsys
 ):
     original = scoring.Scorer.begin
@@ -113,17 +113,24 @@ def test_each_of_several_regimes_is_resumed_alone(
             raise KeyboardInterrupt
         return original(self, items)
 
-    monkeypatch.setattr(scoring.Scorer, "begin", stop)
-    both = ("--regime", "causal,bidirectional")
-    assert run_cli(*eval_words(tiny_folder, own_items, *both)) == 130
-    monkeypatch.undo()
+    every = ("--regime", "causal,bidirectional,causal:hide=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring.Scorer, "begin", stop)
+        assert run_cli(*eval_words(tiny_folder, own_items, *every)) == 130
     assert only_run(runs_dir, "stage1_vanilla_eval").state == "done"
     left = only_run(runs_dir, "stage2_prefill_bidir_eval")
     assert left.state == "cancelled"
-    assert run_cli("--resume", str(left.path), *both) == 2
-    assert "one run, of one regime" in capsys.readouterr().err
+    assert run_cli("--resume", str(left.path), "--regime", "causal,causal:hide=0") == 2
+    assert "which --regime leaves out" in capsys.readouterr().err
+    assert run_cli("--resume", str(left.path), "--limit", "3", *every) == 2  # another run
     assert run_cli("--resume", str(left.path)) == 0
     assert Run(left.path).state == "done"
+    # A finished one is left as it is.
+    assert run_cli("--resume", str(left.path), *every) == 0
+    paths = [Run(path) for path in (runs_dir / "stage2_prefill_bidir_eval").iterdir()]
+    assert sorted((run.regime, run.state) for run in paths) == [
+        ("bidirectional", "done"), ("causal:hide=0", "done"),
+    ]  # fmt: skip
 
 
 def test_killed_at_any_moment_and_resumed(tiny_folder, own_items, tmp_path, monkeypatch):

@@ -300,6 +300,24 @@ def test_a_queue_without_a_worker_is_noticed_and_goes_on(quiet, tiny_folder, own
     assert Run(job.run_path or next((quiet / "stage1_vanilla_eval").iterdir())).state == "done"
 
 
+def test_a_job_of_several_regimes_goes_on_with_those_that_are_left(
+    quiet, tiny_folder, own_items, monkeypatch
+):
+    line = words(tiny_folder, own_items, "--limit", "3", "--name", "mine")
+    gone = {"pid": 2**22 + 1, "pid_started": 1.0}
+    both = (*line, "--regime", "causal,bidirectional:sink=1,tail=2")
+    job = fake(jobs.jobs_folder(), words=both, stored_state="running", process=gone)
+    monkeypatch.setenv("BIDIR_JOB_DIR", str(job.folder))
+    assert main(line) == 0  # as if it had been killed between the two
+    monkeypatch.delenv("BIDIR_JOB_DIR")
+    assert jobs.find_job(job.id).state == "lost"
+    jobs.resume(job.id)
+    job = wait(job, "done")
+    found = [Run(path) for path in job.run_paths]
+    assert [run.regime for run in found] == ["causal", "bidirectional:sink=1,tail=2"]
+    assert {(run.state, run.name, run.metrics["n_items"]) for run in found} == {("done", "mine", 3)}
+
+
 def test_read_only_refuses(quiet, monkeypatch):
     job = fake(jobs.jobs_folder(), stored_state="cancelled")
     monkeypatch.setenv("BIDIR_READ_ONLY", "1")

@@ -16,12 +16,14 @@ import pytest
 import torch
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.settings import command_line
 from bidir_core.runs.curve import read_curve
 from bidir_core.runs.run import Run
 from bidir_core.train import checkpoints
-from bidir_core.train.config import FinetuneConfig
+from bidir_core.train.config import OBJECTIVES, FinetuneConfig
 from bidir_core.train.finetune import resume_finetune, run_finetune
 from bidir_core.train.loop import Stopped, Trainer
+from tests.launching import launch
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,6 +131,24 @@ def test_a_really_killed_process(tiny_folder, jsonl, tmp_path):
     resume_finetune(killed, {})
     assert weights(killed) == weights(whole), f"killed at about step {kill_step}"
     assert curve(killed) == curve(whole)
+
+
+def test_when_the_main_process_of_several_dies_the_others_name_it(tiny_folder, jsonl, tmp_path):
+    settings = config(tiny_folder, jsonl, tmp_path, steps=100_000, log_every=1)
+    line = command_line("finetune", settings).split()[3:]
+    started = launch(2, *line, OBJECTIVES["3B"].flag)
+    deadline = time.monotonic() + 120
+    while not (curves := list((tmp_path / "runs").glob("*/*/curve.jsonl"))):
+        assert time.monotonic() < deadline
+        assert started.poll() is None, started.communicate()[1][-3000:]
+        time.sleep(0.05)
+    (path,) = (curve.parent for curve in curves)
+    main = Run(path).status["pid"]
+    os.kill(main, signal.SIGKILL)
+    _, err = started.communicate(timeout=120)
+    assert f"error: process 0 of 2 (pid {main} on " in err
+    assert started.returncode != 0
+    assert Run(path).state == "lost"
 
 
 def test_sigterm_leaves_a_checkpoint_and_says_cancelled(tiny_folder, jsonl, tmp_path, monkeypatch):
