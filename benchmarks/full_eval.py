@@ -31,6 +31,7 @@ from bidir_core.evaluate import evaluate as evaluating
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate, read_items
 from bidir_core.models import fused
+from bidir_core.models.attention import Implementation
 from bidir_core.models.layout import Layout
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
@@ -42,92 +43,100 @@ EVALUATED = ("causal", "bidirectional")
 def measure_eval(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> None:
     """The evaluation command's work after the model is loaded: probe, scores and run folder.
 
-    sdpa first, then the peer, then the others, until the part's time is over.
+    lm-eval's batch sizes are tried once each; then every kind of ours and lm-eval at its best size
+    take turns, ``repeats`` times behind a first round that is not counted.
     """
     loaded = build(options.shape, tokenizer, options.on, options.dtype)
-    kinds = sorted(options.attn, key=lambda attn: attn != "sdpa")
-    best: dict[str, float] = {}
-    peer: float | None = None
-    for number, attn in enumerate(kinds):
-        for regime in EVALUATED:
-            what = f"{attn}, {regime}"
-            if not clock.left():
-                add("eval", what, skipped="the part's time was over")
-                continue
+    with fused.plain(loaded.model):
+        peer = best_peer(options, attending(loaded, "sdpa"), add, clock)
+    ours: dict[tuple[Implementation, str], list[dict[str, Any]]] = {
+        (attn, regime): [] for attn in options.attn for regime in EVALUATED
+    }
+    theirs: list[dict[str, float]] = []
+    for number in range(1 + options.repeats):
+        if not clock.left() and number > 1:
+            break
+        for (attn, regime), rows in list(ours.items()):
             try:
-                row = evaluation(options, attending(loaded, attn), regime)
+                rows.append(evaluation(options, attending(loaded, attn), regime))
             except Exception as error:
-                add("eval", what, **trouble(error, options.on))
-            else:
-                add("eval", what, **row)
-                best[regime] = min(best.get(regime, row["seconds"]), row["seconds"])
-        if number == 0:
-            with fused.plain(loaded.model):
-                peer = best_peer(options, attending(loaded, "sdpa"), add, clock)
-    if peer is not None:
-        for regime, seconds in best.items():
-            add("eval", f"peer against best, {regime}", ratio=round(peer / seconds, 2))
+                add("eval", f"{attn}, {regime}", **trouble(error, options.on))
+                del ours[attn, regime]
+        if peer is not None and number > 0:
+            with fused.plain(loaded.model), attending(loaded, "sdpa").handle.native():
+                theirs.append(peer())
+    for (attn, regime), rows in ours.items():
+        add("eval", f"{attn}, {regime}", **medians(rows[1:] or rows), repeats=len(rows[1:]))
+    if theirs:
+        add("eval", "lm-eval at its best batch size", **medians(theirs), repeats=len(theirs))
+        best = medians(theirs)
+        for (attn, regime), rows in ours.items():
+            row = medians(rows[1:] or rows)
+            add(
+                "eval",
+                f"lm-eval against {attn}, {regime}",
+                its_tokenising_in=round(best["seconds"] / row["after_load_seconds"], 2),
+                its_tokenising_out=round(best["scoring_seconds"] / row["after_load_seconds"], 2),
+                tokenising_in_for_both=round(best["seconds"] / row["seconds"], 2),
+            )
+
+
+def medians(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each number's median over rows."""
+    return {
+        name: round(statistics.median(row[name] for row in rows), 3)
+        for name, value in rows[0].items()
+        if isinstance(value, int | float)
+    }
 
 
 @contextmanager
-def clocked(encoded: list[float]) -> Iterator[None]:
-    """Notes after how many seconds an evaluation inside has read and tokenised its items."""
-    honest, started = evaluating.encode, time.perf_counter()
+def clocked(prepared: list[float]) -> Iterator[None]:
+    """Notes after how many seconds an evaluation inside is ready for its weights."""
+    honest, started = evaluating.prepare, time.perf_counter()
 
-    def encode(*arguments: Any) -> Any:
+    def prepare(*arguments: Any) -> Any:
         made = honest(*arguments)
-        encoded.append(time.perf_counter() - started)
+        prepared.append(time.perf_counter() - started)
         return made
 
-    evaluating.encode = encode  # type: ignore[assignment]
+    evaluating.prepare = prepare  # type: ignore[assignment]
     try:
         yield
     finally:
-        evaluating.encode = honest
+        evaluating.prepare = honest
 
 
 def evaluation(options: Namespace, loaded: LoadedModel, regime: str) -> dict[str, Any]:
     """Seconds of the whole of ``eval``, items read and run folder written, but for loading."""
     clear(loaded.device)
-    seconds: list[float] = []
-    encoded: list[float] = []
+    prepared: list[float] = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        for number in range(1 + options.repeats):
-            config = EvalConfig(
-                model=loaded.name,
-                tasks=options.tasks,
-                limit=options.limit,
-                regime=regime,
-                batch_tokens=options.batch_tokens,
-                compact=True,
-                runs_dir=folder,
-                name=str(number),
-                device=str(loaded.device),
-            )
-            run = Path(folder) / f"run{number}"
-            with clocked(encoded):
-                seconds.append(
-                    timed(partial(evaluate, config, loaded=loaded, folder=run), loaded.device)
-                )
+        config = EvalConfig(
+            model=loaded.name,
+            tasks=options.tasks,
+            limit=options.limit,
+            regime=regime,
+            batch_tokens=options.batch_tokens,
+            compact=True,
+            runs_dir=folder,
+            name="run",
+            device=str(loaded.device),
+        )
+        run = Path(folder) / "run"
+        with clocked(prepared):
+            seconds = timed(partial(evaluate, config, loaded=loaded, folder=run), loaded.device)
         cost = json.loads((run / "metrics.json").read_text())["cost"]
         probe = json.loads((run / "probe.json").read_text())
-    again = seconds[1:] or seconds
     flops = 2.0 * layer_parameters(loaded.model) * cost["computed_tokens"]
     return {
-        "seconds": round(statistics.median(again), 3),
-        # The command reads and tokenises items before it loads the model.
-        "after_load_seconds": round(
-            statistics.median(
-                whole - before for whole, before in list(zip(seconds, encoded))[-len(again) :]
-            ),
-            3,
-        ),
-        "first_seconds": round(seconds[0], 3),
-        "repeats": len(seconds) - 1,
+        "seconds": seconds,
+        # The command reads, tokenises and plans before it loads the model.
+        "after_load_seconds": seconds - prepared[0],
         "probe_seconds": probe["seconds"],
         "scoring_seconds": cost["seconds"],
         "computed_tokens": cost["computed_tokens"],
-        "layers_floor_seconds": round(flops / (options.tflops * 1e12), 3),
+        "layers_floor_seconds": flops / (options.tflops * 1e12),
         "peak_gb": peak_gb(loaded.device),
     }
 
@@ -135,8 +144,10 @@ def evaluation(options: Namespace, loaded: LoadedModel, regime: str) -> dict[str
 # --- the peer -------------------------------------------------------------------------------
 
 
-def best_peer(options: Namespace, loaded: LoadedModel, add: Add, clock: Clock) -> float | None:
-    """Seconds of lm-eval on the same items at its best batch size; None without a number."""
+def best_peer(
+    options: Namespace, loaded: LoadedModel, add: Add, clock: Clock
+) -> Callable[[], dict[str, float]] | None:
+    """lm-eval on the same items at its best batch size, to be timed; None where it cannot run."""
     if importlib.util.find_spec("lm_eval") is None:
         add("eval", "lm-eval", skipped="it is not installed")
         return None
@@ -146,27 +157,28 @@ def best_peer(options: Namespace, loaded: LoadedModel, add: Add, clock: Clock) -
     peer = LmEvalPeer(
         loaded.model, dtype=loaded.dtype, device=str(loaded.device), tokenizer=loaded.tokenizer
     )
-    best = None
-    for size in options.peer_batch_sizes:
-        if not clock.left():
-            if best is None:
-                add("eval", f"lm-eval, batch {size}", skipped="the part's time was over")
-            break
+
+    def score(size: int) -> dict[str, float]:
         clear(loaded.device)
+        started = time.perf_counter()
+        requests = peer.tokenise(items)
+        tokenised = time.perf_counter() - started
+        scoring = timed(partial(peer.score_requests, items, requests, size), loaded.device)
+        return {"seconds": tokenised + scoring, "scoring_seconds": scoring}
+
+    tried: dict[int, float] = {}
+    for size in options.peer_batch_sizes:
+        if tried and not clock.left():
+            break
         try:
             with loaded.handle.native():
-                seconds = timed(partial(peer.score, items, size), loaded.device)
+                row = score(size)
         except Exception as error:
             add("eval", f"lm-eval, batch {size}", **trouble(error, loaded.device))
             continue
-        add(
-            "eval",
-            f"lm-eval, batch {size}",
-            seconds=round(seconds, 3),
-            peak_gb=peak_gb(loaded.device),
-        )
-        best = min(seconds, best or seconds)
-    return best
+        tried[size] = row["seconds"]
+        add("eval", f"lm-eval, batch {size}", **medians([row]), peak_gb=peak_gb(loaded.device))
+    return partial(score, min(tried, key=tried.__getitem__)) if tried else None
 
 
 # --- a long prefix --------------------------------------------------------------------------

@@ -57,9 +57,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--attn", type=words, default=["sdpa", "flex", "split"], help="ours, one row each")
     add("--tasks", type=lambda t: tuple(words(t)), default=PUBLISHED_TASKS)
     add("--limit", type=int, default=500, help="items per task")
-    add("--repeats", type=int, default=3, help="evaluations after the first; the median counts")
+    add("--repeats", type=int, default=3, help="rounds after the first; medians count")
     add("--batch-tokens", type=int, help="of an evaluation (default: by device)")
-    add("--peer-batch-sizes", type=numbers, default=[64, 128, 256], help="lm-eval's")
+    add(
+        "--peer-batch-sizes",
+        type=numbers,
+        default=[64, 128, 256, 512, 1024, 2048],
+        help="lm-eval's",
+    )
     add("--prefill-tokens", type=int, default=16384)
     add("--data", default="far", help="what to train on")
     add("--steps", type=int, default=8)

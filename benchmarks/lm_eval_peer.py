@@ -25,15 +25,23 @@ class LmEvalPeer:
 
     def score(self, items: Sequence[Item], batch_size: int) -> list[list[float]]:
         """Log-likelihood in nats of every choice of every item, tokenising included."""
-        from lm_eval.api.instance import Instance
+        return self.score_requests(items, self.tokenise(items), batch_size)
 
-        self.lm.batch_size_per_gpu = batch_size
-        requests = [
-            Instance("loglikelihood", {}, (item.context(choice), continuation), choice)
+    def tokenise(self, items: Sequence[Item]) -> list[Any]:
+        """One request for each choice of each item, as lm-eval's own ``loglikelihood`` makes them."""
+        return [
+            ((context, continuation), *self.lm._encode_pair(context, continuation))
             for item in items
             for choice, continuation in enumerate(item.continuations)
+            for context in (item.context(choice),)
         ]
-        flat = iter(self.lm.loglikelihood(requests, disable_tqdm=True))
+
+    def score_requests(
+        self, items: Sequence[Item], requests: list[Any], batch_size: int
+    ) -> list[list[float]]:
+        """The same from requests that are tokenised."""
+        self.lm.batch_size_per_gpu = batch_size
+        flat = iter(self.lm._loglikelihood_tokens(requests, disable_tqdm=True))
         return [[float(next(flat)[0]) for _ in item.continuations] for item in items]
 
 

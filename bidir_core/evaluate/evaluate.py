@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.progress import phase
@@ -20,7 +20,7 @@ from bidir_core.evaluate import processes
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.overlap import refuse_trained_tasks, same_name_sentences
 from bidir_core.evaluate.run_scoring import score_into, score_share
-from bidir_core.evaluate.scoring import auto_batch_tokens
+from bidir_core.evaluate.scoring import ScoringPlan, auto_batch_tokens, plan_scoring
 from bidir_core.models import devices, loading
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import Regime, parse_regime
@@ -63,14 +63,12 @@ def evaluate_regimes(
     plan = loaded or preflight(config, regimes[0])
     for regime in regimes[1:]:
         regime.check_layers(plan.n_layers)
-    items = read_items(config)
-    encoded, bos_added = encode(config, plan, items)
+    prepared = prepare(config, plan, regimes)
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
-    chat_date = CHAT_DATE if config.chat_template else None
 
     def run(regime: Regime) -> Path:
         own = replace(config, regime=str(regime))
-        facts = run_facts(loaded, items, bos_added, regime, config.tasks, chat_date)
+        facts = run_facts(loaded, prepared.facts, regime, config.tasks)
         if config.items_file is not None:
             facts["given_items"] = GivenItems(config.items_file).record()
         facts["batch_tokens"] = config.batch_tokens or auto_batch_tokens(loaded.device)
@@ -85,7 +83,7 @@ def evaluate_regimes(
                 **facts,
             )
 
-        return _score(begin, own, loaded, regime, encoded)
+        return _score(begin, own, loaded, regime, prepared.plans[regime.is_causal])
 
     return [run(regime) for regime in regimes]
 
@@ -122,13 +120,13 @@ def resume(
         config = replace(config, adapter="beside")  # what runs did before the setting existed
     regime = parse_regime(config.regime)
     plan = loaded or preflight(config, regime)
-    items = read_items(config)
-    check_same(run, "data_fingerprint", data_fingerprint(items), "the benchmark data")
-    encoded, _ = encode(config, plan, items, chat_date_of(run))
+    prepared = prepare(config, plan, [regime], chat_date_of(run))
+    check_same(run, "data_fingerprint", prepared.facts["data_fingerprint"], "the benchmark data")
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
     check_same(run, "model_fingerprint", loaded.fingerprint, "the model")
     before = run.status.get("cost")
-    return _score(lambda: RunWriter.resume(run), config, loaded, regime, encoded, before)
+    scoring = prepared.plans[regime.is_causal]
+    return _score(lambda: RunWriter.resume(run), config, loaded, regime, scoring, before)
 
 
 def _score(
@@ -136,7 +134,7 @@ def _score(
     config: EvalConfig,
     loaded: LoadedModel,
     regime: Regime,
-    encoded: Sequence[EncodedItem],
+    plan: ScoringPlan,
     before: Mapping[str, Any] | None = None,
 ) -> Path:
     """Score in this process, or share it with the others of an ``accelerate launch``."""
@@ -149,11 +147,46 @@ def _score(
 
     path = crew.on_main(open_folder)
     if writers:
-        score_into(writers[0], config, loaded, regime, encoded, before, team=crew)
+        score_into(writers[0], config, loaded, regime, plan, before, team=crew)
     else:
         with processes.main_asked_for(path, crew.world):
-            score_share(path, config, loaded, regime, encoded, crew)
+            score_share(path, config, loaded, regime, plan, crew)
     return path
+
+
+class Prepared(NamedTuple):
+    """What an evaluation knows before any weight is read.
+
+    ``plans``: for causal regimes (True) and for the others. ``facts``: what config.json says of the
+    items.
+    """
+
+    plans: dict[bool, ScoringPlan]
+    facts: dict[str, Any]
+
+
+def prepare(
+    config: EvalConfig,
+    place: LoadedModel | loading.Preflight,
+    regimes: Sequence[Regime],
+    chat_date: str = CHAT_DATE,
+) -> Prepared:
+    """Read the items, tokenise them and plan the batches of each kind of regime."""
+    items = read_items(config)
+    encoded, bos_added = encode(config, place, items, chat_date)
+    plans = {
+        regime.is_causal: plan_scoring(
+            encoded,
+            regime=regime,
+            device=place.device,
+            batch_tokens=config.batch_tokens,
+            implementation=place.implementation,
+        )
+        for regime in regimes
+    }
+    return Prepared(
+        plans, item_facts(items, bos_added, chat_date if config.chat_template else None)
+    )
 
 
 def read_items(config: EvalConfig) -> list[Item]:
@@ -242,24 +275,26 @@ def regime_warning(record: Mapping[str, Any] | None, regime: Regime) -> str | No
     )
 
 
+def item_facts(items: Sequence[Item], bos_added: bool, chat_date: str | None) -> dict[str, Any]:
+    """What a run's ``config.json`` says of its items and how they were written out."""
+    return {
+        "data_fingerprint": data_fingerprint(items),
+        "bos_added": bos_added,
+        **({"chat_date": chat_date} if chat_date else {}),
+        "answer_positions": answer_positions(items),
+    }
+
+
 def run_facts(
-    loaded: LoadedModel,
-    items: Sequence[Item],
-    bos_added: bool,
-    regime: Regime,
-    tasks: Sequence[str],
-    chat_date: str | None = None,
+    loaded: LoadedModel, facts: Mapping[str, Any], regime: Regime, tasks: Sequence[str]
 ) -> dict[str, Any]:
-    """What stands beside the settings in a run's ``config.json``."""
+    """What stands beside the settings in a run's ``config.json``; ``facts``: of its items."""
     warning = regime_warning(loaded.training_record, regime)
-    positions = answer_positions(items)
     splits = loaded.implementation == "split"
     return {
         "model_fingerprint": loaded.fingerprint,
         "tokenizer_fingerprint": loaded.tokenizer_fingerprint,
-        "data_fingerprint": data_fingerprint(items),
-        "bos_added": bos_added,
-        **({"chat_date": chat_date} if chat_date else {}),
+        **facts,
         "dtype": loaded.dtype,
         "attention": loaded.implementation,
         **({"fused_kernels": list(loaded.fused)} if loaded.fused else {}),
@@ -267,12 +302,11 @@ def run_facts(
         "device": str(loaded.device),
         **({"adapter": loaded.adapter} if loaded.adapter else {}),
         "training_record": loaded.training_record,
-        "answer_positions": positions,
         "warnings": [
             *([warning] if warning else []),
             *getattr(loaded, "notes", ()),  # a model of one's own has none
             *same_name_sentences(tasks, loaded.training_record),
-            *one_sided_sentences(positions),
+            *one_sided_sentences(facts["answer_positions"]),
         ],
     }
 

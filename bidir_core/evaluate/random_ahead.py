@@ -88,13 +88,16 @@ class RandomPlan(Plan):
         rows = slice(0 if last is None else end - start - last, None)
         key, n_prefix = self.layout.position[:, start:end], self.layout.n_prefix[:, start:end]
         query = key[:, rows]
-        drawn = torch.zeros_like(ahead)
-        for n in n_prefix.unique().tolist():
+        lengths, which = n_prefix.unique(return_inverse=True)
+        longest = int(lengths.max())
+        tables = np.zeros((len(lengths), longest, longest), dtype=bool)
+        for table, n in zip(tables, lengths.tolist()):
             if n > 1:
-                table = torch.from_numpy(draw(self.regime, n, self.n_layers, layer, self.seed))
-                table = table.to(ahead.device)
-                inside = table[query.clamp(max=n - 1)[:, :, None], key.clamp(max=n - 1)[:, None]]
-                drawn |= inside & (n_prefix[:, rows, None] == n)
+                table[:n, :n] = draw(self.regime, n, self.n_layers, layer, self.seed)
+        seen = torch.from_numpy(tables).to(ahead.device)
+        within = longest - 1  # beyond their prefix, tokens see nothing ahead
+        query, key = query.clamp(max=within), key.clamp(max=within)
+        drawn = seen[which[:, rows, None], query[:, :, None], key[:, None]]
         allowed = allowed & (~ahead | drawn)
         mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
         return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
@@ -103,6 +106,7 @@ class RandomPlan(Plan):
         raise UserError("random look-ahead needs masks; use --attn sdpa or eager")
 
 
+@lru_cache(maxsize=1 << 14)  # a batch of another regime or task has the same lengths again
 def draw(regime: Regime, n_prefix: int, n_layers: int, layer: int, seed: int) -> np.ndarray:
     """Which later tokens are seen in one layer: bool ``[n_prefix, n_prefix]``, upper triangle."""
     total = n_ahead(regime, n_prefix, n_layers)

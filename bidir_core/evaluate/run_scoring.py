@@ -15,7 +15,7 @@ from bidir_core.data.encoding import EncodedItem
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.patching import parse_patch
 from bidir_core.evaluate.processes import ALONE, PARTS, Part, Parts, Team, absorb, share
-from bidir_core.evaluate.scoring import ItemScore, Scorer, ScoringPlan, plan_scoring
+from bidir_core.evaluate.scoring import ItemScore, Scorer, ScoringPlan
 from bidir_core.models import devices
 from bidir_core.models.devices import device_name, forget_peak_memory, peak_memory_bytes
 from bidir_core.models.loading import LoadedModel
@@ -30,21 +30,20 @@ def score_into(
     config: EvalConfig,
     loaded: LoadedModel,
     regime: Regime,
-    encoded: Sequence[EncodedItem],
+    plan: ScoringPlan,
     before: Mapping[str, Any] | None = None,
     *,
-    plan: ScoringPlan | None = None,
     title: str = "",
     advanced: Callable[[int], None] | None = None,
     team: Team = ALONE,
 ) -> None:
     """Probe the model, score what the run has not recorded, and complete the run.
 
-    ``before``: the cost of the process that was killed, if the run is resumed. ``plan`` reuses a
-    plan made for these items; ``title`` names the progress bar; ``advanced`` is told of items as
-    they are done. In a ``team`` this is what its main process does; see :func:`score_share`.
+    ``plan``: of the items, for a regime that is causal or not as ``regime`` is. ``before``: the cost
+    of the process that was killed, if the run is resumed. ``title`` names the progress bar;
+    ``advanced`` is told of items as they are done. In a ``team`` this is what its main process does; see :func:`score_share`.
     """
-    parts = Parts(writer.path, team)
+    parts, encoded = Parts(writer.path, team), plan.encoded
     with (
         writer,
         terminable(),
@@ -71,7 +70,7 @@ def score_into(
             probe()
         started = time.monotonic()
         done = team.on_main(lambda: writer.recorded)
-        scorer = _scorer(config, loaded, regime, encoded, plan)
+        scorer = _scorer(config, loaded, regime, plan)
         others = 0  # items that the other processes have scored so far
 
         def cost() -> dict[str, Any]:
@@ -140,7 +139,7 @@ def score_share(
     config: EvalConfig,
     loaded: LoadedModel,
     regime: Regime,
-    encoded: Sequence[EncodedItem],
+    plan: ScoringPlan,
     team: Team,
 ) -> None:
     """What every process of a launch but the main one does: score its share into a part file."""
@@ -154,9 +153,9 @@ def score_share(
             (report or run_probe(loaded, regime)).require(_meaningless(run))
 
         try:
-            scorer = _scorer(config, loaded, regime, encoded, None)
+            scorer = _scorer(config, loaded, regime, plan)
             for _, scores in scorer.score_all(_share(scorer.plan, done, team), probe):
-                records = [_record(encoded[s.index], s, config.compact) for s in scores]
+                records = [_record(plan.encoded[s.index], s, config.compact) for s in scores]
                 part.append(records, _cost(scorer, loaded, 0.0, ()))
         except BaseException as error:
             part.finish(error=" ".join(str(error).split())[:300] or type(error).__name__)
@@ -176,20 +175,7 @@ def _meaningless(run: Path) -> str:
     return f"so its scores would mean nothing; see {run / 'probe.json'}"
 
 
-def _scorer(
-    config: EvalConfig,
-    loaded: LoadedModel,
-    regime: Regime,
-    encoded: Sequence[EncodedItem],
-    plan: ScoringPlan | None,
-) -> Scorer:
-    plan = plan or plan_scoring(
-        encoded,
-        regime=regime,
-        device=loaded.device,
-        batch_tokens=config.batch_tokens,
-        implementation=loaded.implementation,
-    )
+def _scorer(config: EvalConfig, loaded: LoadedModel, regime: Regime, plan: ScoringPlan) -> Scorer:
     patch = parse_patch(config.patch) if config.patch else None
     return Scorer(loaded.model, loaded.handle, plan.under(regime, patch))
 

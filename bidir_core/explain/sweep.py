@@ -88,7 +88,9 @@ def run_lab(config: LabConfig) -> Path:
         root=config.runs_dir,
         name=config.name,
         **{
-            **evaluate.run_facts(loaded, items, bos_added, CAUSAL, config.tasks, CHAT_DATE),
+            **evaluate.run_facts(
+                loaded, evaluate.item_facts(items, bos_added, CHAT_DATE), CAUSAL, config.tasks
+            ),
             "kind": "lab",
             "batch_tokens": config.batch_tokens or auto_batch_tokens(loaded.device),
             "points": [point.to_json(prompts.usual) for point in points],
@@ -210,11 +212,11 @@ def _run_point(
                 folder=run.path,
                 **evaluate.run_facts(
                     loaded,
-                    items,
-                    bos_added,
+                    evaluate.item_facts(
+                        items, bos_added, prompts.chat_date if config.chat_template else None
+                    ),
                     regime,
                     config.tasks,
-                    prompts.chat_date if config.chat_template else None,
                 ),
                 texts=texts,
             ),
@@ -225,9 +227,8 @@ def _run_point(
         config,
         loaded,
         regime,
-        encoded,
-        before=before,
-        plan=prompts.plan(point, loaded),
+        prompts.plan(point, loaded),
+        before,
         title=title,
         advanced=progress.advance,
     )

@@ -259,6 +259,10 @@ def _sdpa(
             raise UserError(
                 f"{type(module).__name__} needs '{unable}', which sdpa drops; use --attn eager"
             )
+    if mask is not None and not dropout:
+        found = fused.attend(query, key, value, mask, scaling)
+        if found is not None:
+            return found, None
     grouped = query.shape[1] != key.shape[1]
     if grouped and not _takes_groups(query, key, value, mask, dropout, is_causal):
         n = query.shape[1] // key.shape[1]

@@ -42,6 +42,9 @@ def choose_device(name: str = "auto") -> torch.device:
     Under ``accelerate launch`` each process takes the GPU of its local rank. Raises UserError for
     a device that is not there, naming those that are, and where processes would share a GPU.
     """
+    # Read when CUDA starts: how much work may wait for a GPU. With the usual queue, the probe's
+    # questions stand behind the launches of whole batches.
+    os.environ.setdefault("CUDA_SCALE_LAUNCH_QUEUES", "4x")
     available = available_devices()
     if name == "auto":
         name = next((kind for kind in ("cuda", "mps") if kind in available), "cpu")

@@ -26,6 +26,7 @@ SHARE_THAT_MAY_DIFFER = 0.01  # of numbers in a 16-bit format: those that lay ne
 WIDE = 100.0  # scale of a sample that reaches what some models clamp
 # Numbers from which on a kernel is worth its launch, which takes Triton longer than it takes torch.
 WORTH_A_LAUNCH = 1 << 20
+ATTEND_UP_TO = 2048  # keys; a mask of more is rare, see attention_split
 
 
 class Rotary(NamedTuple):
@@ -249,6 +250,30 @@ def repeat_heads(states: torch.Tensor, n: int) -> torch.Tensor:
     return by_token.expand(-1, -1, -1, n, -1).flatten(2, 3).transpose(1, 2)
 
 
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scale: float | None,
+) -> torch.Tensor | None:
+    """Attention under a mask that is added: ``[batch, query, heads, head_dim]``; None where sdpa must.
+
+    For rows of the length that items have: under a mask sdpa has no fast kernel but cuDNN's, whose
+    plan costs more than it saves there.
+    """
+    width, wide = query.shape[-1], (query, key, value, mask)
+    if not _on_gpu(query) or torch.is_grad_enabled() or query.element_size() != 2:
+        return None
+    if key.shape[2] > ATTEND_UP_TO or not 16 <= width <= 128 or width & (width - 1):
+        return None
+    if any(t.stride(-1) != 1 or t.dtype != query.dtype for t in wide) or value.shape != key.shape:
+        return None
+    if (kernels := _kernels(query.device)) is None:
+        return None
+    return kernels.attend(query, key, value, mask, width**-0.5 if scale is None else scale)
+
+
 def log_sum(logits: torch.Tensor) -> torch.Tensor | None:
     """The logarithm of each row's sum of exponentials: float32 ``[n]``; None where no kernel runs."""
     if not _on_gpu(logits) or torch.is_grad_enabled() or logits.stride(-1) != 1:
@@ -276,7 +301,23 @@ def _kernels_agree(device: torch.device) -> bool:
     logits[1, :4500], logits[2] = -torch.inf, 3.0
     sums, exact = kernels.log_sum(logits), logits.float().logsumexp(-1)
     copied = torch.equal(kernels.repeat_heads(states, 3), states.repeat_interleave(3, dim=1))
-    return copied and torch.allclose(sums, exact, atol=1e-5)
+    return copied and torch.allclose(sums, exact, atol=1e-5) and _attention_agrees(kernels, like)
+
+
+def _attention_agrees(kernels: Any, like: torch.Tensor) -> bool:
+    """Grouped heads, more keys than one block holds, the first of them hidden from half the queries."""
+    query, key, value = _random(like, (2, 70, 4, 64), (2, 70, 2, 64), (2, 70, 2, 64))
+    query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+    seen = torch.ones(70, 70, dtype=torch.bool, device=like.device).tril()
+    seen[35:, :35] = False
+    mask = torch.zeros(2, 1, 70, 70, dtype=like.dtype, device=like.device)
+    mask.masked_fill_(~seen, torch.finfo(like.dtype).min)
+    ours = kernels.attend(query, key, value, mask, 0.125)
+    query, key, value = (
+        t.float().repeat_interleave(4 // t.shape[1], dim=1) for t in (query, key, value)
+    )
+    exact = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    return torch.allclose(ours.float(), exact.transpose(1, 2), atol=0.02)
 
 
 def _on_gpu(tensor: torch.Tensor) -> bool:

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import EncodedItem, Encoder
 from bidir_core.data.items import Item
-from bidir_core.evaluate import run_scoring, scoring
+from bidir_core.evaluate import evaluate as evaluating
+from bidir_core.evaluate import scoring
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
 from bidir_core.evaluate.scoring import Scorer, plan_scoring
@@ -301,7 +302,7 @@ def test_a_run_as_on_a_gpu_records_what_it_did_and_scores_the_same(
         kinds.extend(plan.pads(batch.items) for batch in plan.batches)
         return plan
 
-    monkeypatch.setattr(run_scoring, "plan_scoring", as_on_gpu)
+    monkeypatch.setattr(evaluating, "plan_scoring", as_on_gpu)
     split = Run(evaluate(config))
     assert set(kinds) == {True, False}
     assert (split.config["attention"], split.config["split_from_tokens"]) == ("split", 60)

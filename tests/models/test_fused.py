@@ -115,7 +115,13 @@ def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         scale = torch.rsqrt(hidden.square().mean(-1, keepdim=True) + eps)
         return weight * (hidden * scale).to(x.dtype)
 
+    def attend(q: Any, k: Any, v: Any, mask: torch.Tensor, scale: float) -> torch.Tensor:
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+        scores = (q @ k.transpose(-1, -2)).float() * scale + mask.float()
+        return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2)
+
     kernels = SimpleNamespace(
+        attend=attend,
         norm_times=norm_times,
         rotate=rotate,
         can_rotate=lambda x, cos, sin: (cos.shape[-1], cos.dtype) == (x.shape[-1], x.dtype),
@@ -249,7 +255,7 @@ def test_without_kernels_norms_are_torchs() -> None:
 
 
 @pytest.mark.usefixtures("as_on_gpu")
-@pytest.mark.parametrize("broken", ["repeat_heads", "log_sum", None])
+@pytest.mark.parametrize("broken", ["repeat_heads", "log_sum", "attend", None])
 def test_a_kernel_that_gives_other_numbers_is_not_used(
     broken: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,10 +266,17 @@ def test_a_kernel_that_gives_other_numbers_is_not_used(
     if broken == "log_sum":  # one block only
         wrong = lambda logits: logits[:, :4096].float().logsumexp(-1)  # noqa: E731
         monkeypatch.setattr(kernels, "log_sum", wrong)
+    if broken == "attend":  # each head of the queries with the next one's keys
+        honest = kernels.attend
+        wrong = lambda q, k, *rest: honest(q, k.roll(1, 1), *rest)  # noqa: E731
+        monkeypatch.setattr(kernels, "attend", wrong)
     with torch.no_grad():
         logits, heads = torch.randn(2, 30), torch.randn(2, 3, 5, 8)
         assert (fused.log_sum(logits) is None) is (broken is not None)
         assert torch.equal(fused.repeat_heads(heads, 2), heads.repeat_interleave(2, dim=1))
+        short = torch.randn(1, 2, 5, 16, dtype=torch.bfloat16)
+        mask = torch.zeros(1, 1, 5, 5, dtype=torch.bfloat16)
+        assert (fused.attend(short, short, short, mask, None) is None) is (broken is not None)
     assert fused.log_sum(logits) is None  # gradients are asked for
 
 
