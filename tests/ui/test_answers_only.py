@@ -8,7 +8,7 @@ from bidir_ui.item import item_view
 
 
 def test_an_item_without_scores_is_told_by_its_answers() -> None:
-    points = "lab/20261130-004926_controls-smollm2/points"
+    points = "lab/20261130-084150_controls-smollm2/points"
     names = ("causal", "bidirectional_self-2")
     a, b = (find_run(f"{points}/{name}", [COMMITTED_RUNS]).item("piqa", 3) for name in names)
     assert a is not None
