@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -78,9 +78,40 @@ def _has_norm(table: pa.Table) -> np.ndarray:
 
 
 def row_accuracy(row: Mapping[str, Any], metric: str) -> float | None:
-    """A task's accuracy from its line in ``metrics.json``; acc where it has no acc_norm."""
+    """A task's accuracy from its line in ``metrics.json``; acc where it has no normalised one."""
     value = row.get(metric)
     return row.get("acc") if value is None else value
+
+
+def counts_of_choices(table: pa.Table) -> dict[str, list[Any]]:
+    """What else a choice's score may be divided by: UTF-8 bytes (lm-eval's acc_bytes) or tokens.
+
+    By measure, then item; None where the records do not keep it.
+    """
+    texts = table.column("continuations").to_pylist()
+    return {
+        "acc_bytes": [
+            None if own is None else [max(len(t.removeprefix(" ").encode()), 1) for t in own]
+            for own in texts
+        ],
+        "acc_tokens": table.column("n_continuation_tokens").to_pylist(),
+    }
+
+
+def right_by_count(table: pa.Table, counts: Sequence[Any]) -> np.ndarray | None:
+    """Whether the gold's score per byte (or token) is the best one, per item; None if unknown.
+
+    An error item is wrong; acc stands in where it does for acc_norm.
+    """
+    right = bools(table.column("correct"))
+    rows = zip(table.column("ll").to_pylist(), counts, table.column("gold").to_pylist())
+    for i, ((ll, own, gold), has) in enumerate(zip(rows, _has_norm(table))):
+        if ll is None or not has:
+            continue
+        if not own or None in own:
+            return None
+        right[i] = np.argmax(np.divide(ll, own)) == gold
+    return right
 
 
 def compute_metrics(items: pa.Table | Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -88,7 +119,9 @@ def compute_metrics(items: pa.Table | Iterable[Mapping[str, Any]]) -> dict[str, 
 
     An error item counts as wrong. ``acc_stderr`` is lm-eval's sample standard error,
     sqrt(p (1 - p) / (n - 1)). ``chance`` is the mean of 1 / n_choices. ``gold_prob`` averages
-    over the scored items. ``macro`` is the unweighted mean over tasks.
+    over the scored items. ``macro`` is the unweighted mean over tasks. ``acc_bytes`` and
+    ``acc_tokens`` are there where the records keep texts and token counts; like acc_norm they are
+    null in a task that has none, where acc stands in.
     """
     table = items if isinstance(items, pa.Table) else to_table(items)
     names = table.column("task").to_numpy(zero_copy_only=False)
@@ -99,13 +132,15 @@ def compute_metrics(items: pa.Table | Iterable[Mapping[str, Any]]) -> dict[str, 
     normed = np.where(has_norm, bools(table.column("correct_norm")), correct)
     probability = choice_probabilities(table.column("ll"), gold)
     choices = n_choices(table)
+    by_count = {name: right_by_count(table, own) for name, own in counts_of_choices(table).items()}
     tasks: dict[str, dict[str, Any]] = {}
     for task in dict.fromkeys(names.tolist()):
         mine = names == task
         n = int(mine.sum())
         scored = mine & ~failed
         acc = float(correct[mine].mean())
-        norm = float(normed[mine].mean()) if has_norm[scored].any() else None
+        normable = bool(has_norm[scored].any())
+        norm = float(normed[mine].mean()) if normable else None
         known = choices[mine][choices[mine] > 0]
         tasks[task] = {
             "n": n,
@@ -114,6 +149,11 @@ def compute_metrics(items: pa.Table | Iterable[Mapping[str, Any]]) -> dict[str, 
             "acc_stderr": standard_error(acc, n),
             "acc_norm": norm,
             "acc_norm_stderr": None if norm is None else standard_error(norm, n),
+            **{
+                name: float(right[mine].mean()) if normable else None
+                for name, right in by_count.items()
+                if right is not None
+            },
             "gold_prob": float(probability[scored].mean()) if scored.any() else None,
             "n_errors": int((mine & failed).sum()),
         }
@@ -127,7 +167,7 @@ def compute_metrics(items: pa.Table | Iterable[Mapping[str, Any]]) -> dict[str, 
 
 
 def macro(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """Unweighted mean over tasks; a task without acc_norm contributes its acc there."""
+    """Unweighted mean over tasks; one without a normalised accuracy contributes its acc there."""
 
     def mean(values: list[float | None]) -> float | None:
         known = [value for value in values if value is not None]
@@ -137,6 +177,11 @@ def macro(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     return {
         "acc": mean([row["acc"] for row in rows]),
         "acc_norm": mean([row_accuracy(row, "acc_norm") for row in rows]),
+        **{
+            name: mean([row_accuracy(row, name) for row in rows])
+            for name in ("acc_bytes", "acc_tokens")
+            if any(name in row for row in rows)
+        },
         "chance": mean([row["chance"] for row in rows]),
     }
 
