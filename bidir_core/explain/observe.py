@@ -21,8 +21,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import EncodedItem
+from bidir_core.evaluate.scoring import score_one
 from bidir_core.explain import attend_files as files
 from bidir_core.explain.attend_files import Shares
+from bidir_core.models.attention import choose_implementation
 from bidir_core.models.layout import Layout
 from bidir_core.regimes import Regime
 from bidir_core.runs.writer import RunWriter
@@ -301,14 +303,10 @@ def off_scoring(
     loaded: LoadedModel, regime: Regime, encoded: EncodedItem, token_ll: np.ndarray
 ) -> float | None:
     """How far the observed pass is from what an evaluation computes, in nats per token."""
-    from bidir_core.evaluate.scoring import Scorer, plan_scoring
-    from bidir_core.models.attention import choose_implementation
-
     if not len(token_ll):
         return None
-    plan = plan_scoring([encoded], regime=regime, device=loaded.device)
     with attending_with(loaded.handle, choose_implementation(loaded.model.config)):
-        (score,) = Scorer(loaded.model, loaded.handle, plan).score([0])
+        score = score_one(loaded, encoded, regime)
     off = float(np.abs(score.token_ll[0] - token_ll).max())
     if loaded.dtype == "float32" and not off <= SAME_NATS:
         raise UserError(

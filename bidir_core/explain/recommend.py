@@ -39,12 +39,12 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.progress import phase
 from bidir_core.common.settings import check_config, same_as, setting, to_json
 from bidir_core.data.custom import absolute_task
-from bidir_core.data.items import Item, data_fingerprint, hash_doc
+from bidir_core.data.items import Item, hash_doc
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain.triviality import same_prompts
 from bidir_core.regimes import BIDIRECTIONAL
 from bidir_core.runs.find import list_runs
-from bidir_core.runs.layout import LAB, check_new_run, runs_roots
+from bidir_core.runs.layout import check_new_run, runs_roots
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 
@@ -128,6 +128,7 @@ def recommend(config: RecommendConfig, *, loaded: LoadedModel | None = None) -> 
     ``loaded`` reuses a model in memory. Raises UserError on bad input, before anything is written.
     """
     from bidir_core.data.tasks import task_names
+    from bidir_core.explain import lab_run
     from bidir_core.explain.recommend_measure import SINK
     from bidir_core.models import loading
 
@@ -144,22 +145,15 @@ def recommend(config: RecommendConfig, *, loaded: LoadedModel | None = None) -> 
         prompts = read_prompts(config)
     ids, bos_added = _encode(config, plan, prompts)
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
-    items = [_as_item(i, prompt) for i, prompt in enumerate(prompts)]
-    writer = RunWriter.create(
-        LAB,
-        to_json(config) | {"regime": str(BIDIRECTIONAL)},  # whose layers are in question
-        root=config.runs_dir,
+    writer = lab_run.begin(
+        config,
+        KIND,
+        loaded,
+        [_as_item(i, prompt) for i, prompt in enumerate(prompts)],
         name=config.name or KIND,
-        kind=KIND,
-        model_fingerprint=loaded.fingerprint,
-        tokenizer_fingerprint=getattr(loaded, "tokenizer_fingerprint", None),
-        data_fingerprint=data_fingerprint(items),
+        settings={"regime": str(BIDIRECTIONAL)},  # whose layers are in question
         bos_added=bos_added,
-        dtype=loaded.dtype,
-        attention=loaded.implementation,
-        device=str(loaded.device),
         thresholds=THRESHOLDS,
-        training_record=getattr(loaded, "training_record", None),
     )
     _write(writer, config, loaded, prompts, ids)
     return writer.path
@@ -293,21 +287,14 @@ def _write(
     prompts: Sequence[Prompt],
     ids: Sequence[np.ndarray],
 ) -> None:
-    from bidir_core.common.progress import Progress, logging_to, terminable
+    from bidir_core.common.progress import Progress
+    from bidir_core.explain import lab_run
     from bidir_core.explain.recommend_measure import SINK, measure, n_passes, opened_from
-    from bidir_core.models.devices import device_name, peak_memory_bytes
-    from bidir_core.models.probe import run_probe
 
-    with writer, terminable(), logging_to(writer.path / "log.txt") as log:
+    with lab_run.at_work(writer) as log:
         log.info("recommend for %s on %d prompts -> %s", config.model, len(ids), writer.id)
         probed = (BIDIRECTIONAL, opened_from(1, loaded.n_layers), SINK)
-        reports = [run_probe(loaded, regime) for regime in probed]
-        passed = all(report.passed for report in reports)
-        writer.write_probe(
-            {"schema": 1, "passed": passed, "reports": [report.to_json() for report in reports]}
-        )
-        for report in reports:
-            report.require(f"so nothing can be recommended; see {writer.path / 'probe.json'}")
+        lab_run.probe(writer, loaded, probed, "so nothing can be recommended")
         started = time.monotonic()
         progress = Progress(
             len(ids) * n_passes(loaded.n_layers), unit="pass", title="recommend",
@@ -330,17 +317,9 @@ def _write(
         result = summarise([found[i] for i in range(len(ids))])
         for line in terminal_lines(result):
             log.info("%s", line)
-        writer.finish(
-            metrics={
-                "n_prompts": len(ids), "n_prompt_tokens": sum(map(len, ids)),
-                "positions": config.positions, **result,
-            },
-            cost={
-                "seconds": round(time.monotonic() - started, 3),
-                "peak_memory_bytes": peak_memory_bytes(loaded.device),
-                "device": device_name(loaded.device),
-            },
-        )  # fmt: skip
+        counts = {"n_prompts": len(ids), "n_prompt_tokens": sum(map(len, ids))}
+        metrics = {**counts, "positions": config.positions, **result}
+        lab_run.end(writer, loaded, metrics, started=started)
 
 
 def _line(prompt: Prompt, measures: PromptMeasures) -> dict[str, Any]:

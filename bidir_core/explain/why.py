@@ -20,21 +20,20 @@ from typing import TYPE_CHECKING, Any
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
-from bidir_core.common.settings import from_json, to_json
+from bidir_core.common.settings import from_json
 from bidir_core.data.custom import name_of
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain.why_config import KIND, RESULT, WhyConfig
 from bidir_core.explain.why_search import Measure, investigate, short
 from bidir_core.regimes import Regime, parse_regime
 from bidir_core.runs.find import find_run
-from bidir_core.runs.layout import LAB, check_new_run, runs_roots
+from bidir_core.runs.layout import check_new_run, runs_roots
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 
 if TYPE_CHECKING:
     from bidir_core.data.encoding import EncodedItem
     from bidir_core.models.loading import LoadedModel
-    from bidir_core.runs.run import Run
 
 
 # What a run decides where the command line does not.
@@ -107,11 +106,6 @@ def _task_of(config: WhyConfig, reading: EvalConfig, run: Run) -> str:
             f"the run '{run.id}' has no item {wanted}/{config.doc_id}; name one it scored"
         )
     return tasks[0]
-
-
-def settings_for_run(config: WhyConfig) -> dict[str, Any]:
-    """What ``config.json`` records: readers expect ``tasks`` beside the settings."""
-    return to_json(config) | {"tasks": [config.task]}
 
 
 # What a restoration found, in sentences. Works on the stored result; needs no model.
@@ -239,8 +233,8 @@ def explain(config: WhyConfig, *, loaded: LoadedModel | None = None) -> Path:
 
     ``loaded`` reuses a model in memory. Raises UserError on bad input, before anything is written.
     """
-    from bidir_core.data.items import data_fingerprint
     from bidir_core.evaluate import evaluate
+    from bidir_core.explain import lab_run
     from bidir_core.models import loading
 
     check_new_run(config.runs_dir, config.name)
@@ -250,19 +244,15 @@ def explain(config: WhyConfig, *, loaded: LoadedModel | None = None) -> Path:
     regime.check_layers(plan.n_layers)
     encoded, bos_added = read_item(config, reading, plan, run)
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
-    writer = RunWriter.create(
-        LAB,
-        settings_for_run(config),
-        root=config.runs_dir,
+    writer = lab_run.begin(
+        config,
+        KIND,
+        loaded,
+        [encoded.item],
         name=config.folder_name,
-        kind=KIND,
-        model_fingerprint=loaded.fingerprint,
-        data_fingerprint=data_fingerprint([encoded.item]),
+        settings={"tasks": [config.task]},  # readers expect them beside the settings
         doc_hash=encoded.item.doc_hash,
         bos_added=bos_added,
-        dtype=loaded.dtype,
-        attention=loaded.implementation,
-        device=str(loaded.device),
     )
     _write(writer, config, loaded, regime, encoded, run)
     return writer.path
@@ -309,10 +299,10 @@ def _write(
     encoded: EncodedItem,
     run: Run | None,
 ) -> None:
-    from bidir_core.common.progress import Progress, logging_to, terminable
-    from bidir_core.models.devices import device_name, peak_memory_bytes
+    from bidir_core.common.progress import Progress
+    from bidir_core.explain import lab_run
 
-    with writer, terminable(), logging_to(writer.path / "log.txt") as log:
+    with lab_run.at_work(writer) as log:
         log.info(
             "why %s on %s under %s -> %s", encoded.item.item_id, config.model, regime, writer.id
         )
@@ -338,15 +328,8 @@ def _write(
         for sentence in result["sentences"]:
             log.info("%s", sentence)
         write_json(writer.path / RESULT, {"schema": SCHEMA, **result})
-        writer.finish(
-            metrics={"n_items": 1, "tasks": {}, "flips": result["flips"]},
-            cost={
-                "seconds": round(time.monotonic() - started, 3),
-                "computed_tokens": computed,
-                "peak_memory_bytes": peak_memory_bytes(loaded.device),
-                "device": device_name(loaded.device),
-            },
-        )
+        metrics = {"n_items": 1, "tasks": {}, "flips": result["flips"]}
+        lab_run.end(writer, loaded, metrics, started=started, computed_tokens=computed)
 
 
 def _recorded(run: Run | None, encoded: EncodedItem, metric: str) -> dict[str, Any] | None:

@@ -227,15 +227,14 @@ def _check_against_scoring(
     loaded: LoadedModel, encoded: EncodedItem, regime: Regime, ends: Sequence[Sequence[float]]
 ) -> None:
     """Refuse results that do not begin and end where an evaluation does."""
-    from bidir_core.evaluate.scoring import Scorer, plan_scoring
+    from bidir_core.evaluate.scoring import score_one
 
     if loaded.dtype != "float32":
         return  # in 16 bits the batch's shape alone moves the numbers
     for checked, ll in zip((CAUSAL, regime), ends, strict=True):
-        plan = plan_scoring([encoded], regime=checked, device=loaded.device)
-        (score,) = Scorer(loaded.model, loaded.handle, plan).score([0])
-        off = max(abs(a - b) for a, b in zip(score.ll, ll, strict=True))
-        if not off <= AGREES_NATS * max(1.0, max(abs(a) for a in score.ll) / 100):
+        alone = score_one(loaded, encoded, checked).ll
+        off = max(abs(a - b) for a, b in zip(alone, ll, strict=True))
+        if not off <= AGREES_NATS * max(1.0, max(map(abs, alone)) / 100):
             raise UserError(
                 f"{type(loaded.model).__name__} under '{checked}' gives other log-likelihoods layer by "
                 f"layer than at once ({off:.2g} nats apart); its items cannot be explained"
