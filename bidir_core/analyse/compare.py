@@ -149,7 +149,7 @@ def compare(
     right_a, right_b = pairs.by_task(pairs.correct_a), pairs.by_task(pairs.correct_b)
     above_no_context = None
     if floor is not None:
-        above_no_context = _retention_above_run(pairs, floor)
+        above_no_context = retention_above_run(pairs, floor)
     return Comparison(
         run_a=run_a.id,
         run_b=run_b.id,
@@ -253,7 +253,7 @@ def _macro_row(rows: Sequence[Row], margin: float) -> Row:
     )
 
 
-def _retention_above_run(pairs: PairedItems, floor: Run) -> Retention:
+def retention_above_run(pairs: PairedItems, floor: Run) -> Retention:
     """Retention above another run's score on the very items of this pair."""
     third = pair(pairs.run_a, floor, pairs.metric, intersect=True, check_context=False)
     score = dict(zip(zip(third.task, third.doc_id), third.correct_b))

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import numpy as np
-
 from bidir_core.analyse import stats
-from bidir_core.analyse.effects import Retention, above_floor_retention
+from bidir_core.analyse.compare import retention_above_run
 from bidir_core.analyse.pairing import pair
 from bidir_core.analyse.phrases import no_share
 from bidir_core.common import formatting
@@ -59,7 +57,8 @@ def context_floor(sweep: Sweep) -> Answer:
         return NOT_RUN
     runs = sweep.runs
     margins = {slug: above(runs[floor], runs[slug]) for slug in (causal, plain)}
-    kept = _kept(runs[causal], runs[plain], runs[floor])
+    pairs = pair(runs[causal], runs[plain], "acc", intersect=True)
+    kept = retention_above_run(pairs, runs[floor])
     outcome: Outcome = "supports" if margins[causal].low > 0 else "undecided"
     if margins[causal].high < 0:
         outcome = "refutes"
@@ -361,20 +360,6 @@ def above(floor: Run, run: Run) -> stats.Estimate:
     pairs = pair(floor, run, "acc", intersect=True, check_context=False)
     a, b = pairs.by_task(pairs.correct_a), pairs.by_task(pairs.correct_b)
     return stats.macro_delta([stats.paired_delta(a[task], b[task]) for task in a])
-
-
-def _kept(causal: Run, plain: Run, floor: Run) -> Retention:
-    pairs = pair(causal, plain, "acc", intersect=True)
-    third = pair(causal, floor, "acc", intersect=True, check_context=False)
-    score = dict(zip(zip(third.task, third.doc_id), third.correct_b))
-    keys = list(zip(pairs.task, pairs.doc_id))
-    known = np.array([key in score for key in keys])
-    low = np.array([score.get(key, False) for key in keys])
-    parts = [
-        {task: values[known & (pairs.task == task)] for task in pairs.tasks}
-        for values in (pairs.correct_a, pairs.correct_b, low)
-    ]
-    return above_floor_retention(parts[0], parts[1], parts[2])
 
 
 def with_observation(

@@ -202,26 +202,16 @@ def _token_ll(logits: torch.Tensor, ids: torch.Tensor, n_prefix: int) -> np.ndar
 
 @contextmanager
 def _layer_outputs(handle: Handle, hidden: dict[int, np.ndarray]) -> Iterator[None]:
-    """Keep what each decoder layer (the module around an attention module) hands on."""
-    modules = dict(handle.decoder.named_modules())
-    hooks = []
-    for name, module in modules.items():
-        layer = getattr(module, "layer_idx", None)
-        around = modules.get(name.rpartition(".")[0])
-        # Gemma's layers know their index too; the attention module is the one inside.
-        if layer is None or around is None or isinstance(around, nn.ModuleList):
-            continue
+    """Keep what each decoder layer hands on."""
+    with ExitStack() as hooks:
+        for number, layer in enumerate(handle.layers()):
 
-        def keep(_: Any, __: Any, output: Any, layer: int = layer) -> None:
-            output = output[0] if isinstance(output, tuple) else output
-            hidden[layer] = output[0].float().cpu().numpy()
+            def keep(_: Any, __: Any, output: Any, number: int = number) -> None:
+                output = output[0] if isinstance(output, tuple) else output
+                hidden[number] = output[0].float().cpu().numpy()
 
-        hooks.append(around.register_forward_hook(keep))
-    try:
+            hooks.callback(layer.register_forward_hook(keep).remove)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 # One sequence in full: what the ``attend`` command writes about a single prompt or item.
@@ -234,7 +224,6 @@ def observe_one(
     writer: RunWriter, loaded: LoadedModel, regimes: Sequence[Regime], encoded: EncodedItem
 ) -> dict[str, Any]:
     """Observe one sequence under each regime; writes its files and returns its metrics."""
-
     passage = passage_of(encoded)
     n_total, n_prefix = len(passage.ids), passage.n_prefix
     keeps = n_prefix <= files.MATRIX_PROMPT_TOKENS and n_total <= files.MATRIX_TOKENS
