@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.progress import phase
@@ -28,6 +28,8 @@ from bidir_core.runs.layout import check_new_run, stage_dir_for
 from bidir_core.runs.resume import resumable
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
+
+ConfigT = TypeVar("ConfigT", bound=Any)
 
 
 def evaluate(
@@ -108,16 +110,7 @@ def resume(
     run, config = resumable(reference, "eval", EvalConfig, given, runs_dir=runs_dir)
     if run.state == "done":
         return run.path  # nothing left to do, and saying so twice must be harmless
-    if "device" in given:
-        config = replace(config, device=given["device"])
-    # "auto" may choose otherwise on another device; one run has one number format
-    # and one batch plan.
-    config = replace(
-        config,
-        dtype=run.config.get("dtype") or config.dtype,
-        attn=run.config.get("attention") or config.attn,
-        batch_tokens=run.config.get("batch_tokens") or config.batch_tokens,
-    )
+    config = as_recorded(config, run, given)
     if "adapter" not in run.settings and config.dtype != "float32":
         config = replace(config, adapter="beside")  # what runs did before the setting existed
     regime = parse_regime(config.regime)
@@ -275,6 +268,20 @@ def run_facts(
             *one_sided_sentences(positions),
         ],
     }
+
+
+def as_recorded(config: ConfigT, run: Run, given: Mapping[str, Any]) -> ConfigT:
+    """A resumed run's settings, on the device named now.
+
+    "auto" may choose otherwise on another device; one run has one number format and batch plan.
+    """
+    recorded = {"dtype": "dtype", "attn": "attention", "batch_tokens": "batch_tokens"}
+    known = {
+        name: run.config[fact]
+        for name, fact in recorded.items()
+        if hasattr(config, name) and run.config.get(fact)
+    }
+    return replace(config, device=given.get("device", config.device), **known)
 
 
 def check_same(run: Run, key: str, now: str, what: str) -> None:

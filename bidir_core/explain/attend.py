@@ -14,7 +14,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import EncodedItem, Encoder, Tokens, vocabulary_of
 from bidir_core.data.items import Item, data_fingerprint, hash_doc
 from bidir_core.data.tasks import load_items, load_items_by_id, task_names
-from bidir_core.evaluate.evaluate import check_same, regime_warning
+from bidir_core.evaluate.evaluate import as_recorded, check_same, regime_warning
 from bidir_core.explain import lab_run
 from bidir_core.explain.attend_config import AttendConfig
 from bidir_core.explain.observe import observe_one
@@ -36,8 +36,6 @@ def attend(config: AttendConfig, *, loaded: LoadedModel | None = None) -> Path:
     regimes = [parse_regime(regime) for regime in config.regimes]
     check_new_run(config.runs_dir, config.name)
     plan = loaded or _preflight(config, regimes)
-    for regime in regimes:
-        regime.check_layers(plan.n_layers)
     encoded, bos_added = _encode(config, plan, read_items(config))
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
     writer = lab_run.begin(
@@ -57,17 +55,11 @@ def attend(config: AttendConfig, *, loaded: LoadedModel | None = None) -> Path:
 def resume_attend(reference: str | Path, given: Mapping[str, Any]) -> Path:
     """Go on with an unfinished run: averages keep each item that was observed; one text is short
     and starts again. UserError if settings, data or model are not those it was started with."""
-    known, config = resumable(
-        reference, "attend", AttendConfig, given, runs_dir=given.get("runs_dir")
-    )
+    runs_dir = given.get("runs_dir")
+    known, config = resumable(reference, "attend", AttendConfig, given, runs_dir=runs_dir)
     if known.state == "done":
         return known.path
-    config = replace(
-        config,
-        device=given.get("device", config.device),
-        # One run has one number format, also where "auto" would now mean another.
-        dtype=known.config.get("dtype") or config.dtype,
-    )
+    config = as_recorded(config, known, given)
     regimes = [parse_regime(regime) for regime in config.regimes]
     plan = _preflight(config, regimes)
     encoded, _ = _encode(config, plan, read_items(config))

@@ -15,7 +15,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +122,7 @@ def resume_lab(
         said = (f"{run.id} is complete; nothing was run", *lines(run.metrics or {}))
         print(*map(visible, said), sep="\n", file=sys.stderr)
         return run.path
-    config = replace(
-        config,
-        device=given.get("device", config.device),
-        # One sweep has one number format and one batch plan, also where "auto" would now differ.
-        dtype=run.config.get("dtype") or config.dtype,
-        attn=run.config.get("attention") or config.attn,
-        batch_tokens=run.config.get("batch_tokens") or config.batch_tokens,
-    )
+    config = evaluate.as_recorded(config, run, given)
     prompts = Prompts(
         config, evaluate.preflight(config.evaluation(), CAUSAL), evaluate.chat_date_of(run)
     )

@@ -186,8 +186,9 @@ class VariantScorer:
 
 def _dense(batch: Collated, device: torch.device) -> Collated:
     """On the device, and attending as one row: variants need masks of the same shape."""
-    ids, layout, *rest = (part.to(device) for part in batch)
-    return Collated(ids, replace(layout, spans=None), *rest)
+    layout = replace(batch.layout.to(device), spans=None)
+    rest = (tensor.to(device) for tensor in (batch.head, batch.source, batch.target))
+    return Collated(batch.ids.to(device), layout, *rest)
 
 
 def _tree(
