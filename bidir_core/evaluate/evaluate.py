@@ -12,7 +12,7 @@ from bidir_core.common.progress import phase
 from bidir_core.common.settings import to_json
 from bidir_core.data.answer_positions import answer_positions, one_sided_sentences
 from bidir_core.data.chat import CHAT_DATE
-from bidir_core.data.encoding import EncodedItem, Encoder, check_lengths, vocabulary_of
+from bidir_core.data.encoding import EncodedItem, Encoder, check_lengths
 from bidir_core.data.given_items import GivenItems
 from bidir_core.data.items import Item, data_fingerprint
 from bidir_core.data.tasks import check_selection, load_items
@@ -209,13 +209,12 @@ def encode(
     chat_date: str = CHAT_DATE,
 ) -> tuple[list[EncodedItem], bool]:
     """Tokenise the items as the config says; also whether a BOS stands in front of them."""
-    encoder = Encoder(
-        loaded.tokenizer,
-        bos=config.bos,  # type: ignore[arg-type]
+    encoder = Encoder.of(
+        loaded,
+        bos=config.bos,
         # Without a context there is no turn to wrap: the floor stands behind the BOS token alone.
         chat_template=config.chat_template and config.context != "none",
         chat_date=chat_date,
-        vocabulary=vocabulary_of(loaded),
     )
     encoded = encoder.encode(items)
     bos_added = encoder.bos_added(encoded)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bidir_core.common.errors import UserError
-from bidir_core.data.encoding import EncodedItem, Encoder, Tokens, vocabulary_of
+from bidir_core.data.encoding import EncodedItem, Encoder, Tokens
 from bidir_core.data.items import Item, data_fingerprint, hash_doc
 from bidir_core.data.tasks import load_items, load_items_by_id, task_names
 from bidir_core.evaluate.evaluate import as_recorded, check_same, regime_warning
@@ -27,17 +27,16 @@ from bidir_core.runs.resume import resumable
 from bidir_core.runs.writer import RunWriter
 
 
-def attend(config: AttendConfig, *, loaded: LoadedModel | None = None) -> Path:
+def attend(config: AttendConfig) -> Path:
     """Observe what the config names and return the run folder.
 
-    ``loaded`` reuses a model that is in memory. Raises UserError on bad input, before anything is
-    written.
+    Raises UserError on bad input, before anything is written.
     """
     regimes = [parse_regime(regime) for regime in config.regimes]
     check_new_run(config.runs_dir, config.name)
-    plan = loaded or _preflight(config, regimes)
+    plan = _preflight(config, regimes)
     encoded, bos_added = _encode(config, plan, read_items(config))
-    loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
+    loaded = loading.load_weights(plan)
     writer = lab_run.begin(
         config,
         "attend",
@@ -110,15 +109,10 @@ def read_items(config: AttendConfig) -> list[Item]:
 
 
 def _encode(
-    config: AttendConfig, plan: LoadedModel | Preflight, items: Sequence[Item]
+    config: AttendConfig, plan: Preflight, items: Sequence[Item]
 ) -> tuple[list[EncodedItem], bool]:
     """Each item as one context and one continuation, tokenised as an evaluation does it."""
-    encoder = Encoder(
-        plan.tokenizer,
-        bos=config.bos,  # type: ignore[arg-type]
-        chat_template=config.chat_template,
-        vocabulary=vocabulary_of(plan),
-    )
+    encoder = Encoder.of(plan, bos=config.bos, chat_template=config.chat_template)
     alone = config.prompt is not None and not config.continuation
     if alone:  # only its prefix is used, which is tokenised by itself anyway
         items = [replace(items[0], continuations=(" .",))]

@@ -128,19 +128,6 @@ def observe(
     )
 
 
-def attention_shares(
-    loaded: LoadedModel, encoded: Sequence[EncodedItem], regime: Regime
-) -> Iterator[tuple[EncodedItem, Shares]]:
-    """Where attention goes on each item's prefix and right choice; items in error are left out.
-
-    ``shares.mean()`` of each is a dict of ``[layer, head]`` arrays: the share of attention on the
-    first token, on future and on past tokens.
-    """
-    for item in encoded:
-        if item.error is None:
-            yield item, observe(loaded, passage_of(item), regime).shares
-
-
 @contextmanager
 def watching(handle: Handle, seen: Callable[..., None]) -> Iterator[None]:
     """Forward passes inside are eager and show ``seen(module, weights, window)`` each layer's."""

@@ -55,9 +55,7 @@ if TYPE_CHECKING:
 KIND = "recommend"
 # Nats; a ratio of norms; a share of attention; a share of the KL.
 THRESHOLDS = {"kl": 0.02, "outlier": 10.0, "attention": 0.3, "share": 0.1}
-OTHER_KL_THRESHOLDS = (0.005, 0.01, 0.05, 0.1)  # recorded, to see how much hangs on 0.02
 PROMPTS_PER_TASK = 20
-QUANTILES = (0.5, 0.9, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,22 +125,16 @@ def recommend(config: RecommendConfig, *, loaded: LoadedModel | None = None) -> 
 
     ``loaded`` reuses a model in memory. Raises UserError on bad input, before anything is written.
     """
-    from bidir_core.data.tasks import task_names
     from bidir_core.explain import lab_run
     from bidir_core.explain.recommend_measure import SINK
     from bidir_core.models import loading
 
     check_new_run(config.runs_dir, config.name)
-    if config.prompts is None:
-        task_names(config.tasks)
-    else:
-        prompts = read_prompts(config)
+    prompts = read_prompts(config)
     plan = loaded or loading.preflight(
         config.model, revision=config.revision, checkpoint=config.checkpoint, dtype=config.dtype,
         device=config.device, attn=config.attn, regime=SINK,
     )  # fmt: skip
-    if config.prompts is None:
-        prompts = read_prompts(config)
     ids, bos_added = _encode(config, plan, prompts)
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
     writer = lab_run.begin(
@@ -232,18 +224,17 @@ def _file_prompts(path: Path) -> Iterator[Prompt]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        text = line
         if path.suffix == ".jsonl":
             try:
-                value = json.loads(line)
-            except ValueError:
-                value = None
-            text = value.get("prompt") if isinstance(value, dict) else None
-            if not isinstance(text, str) or not text.strip():
+                text = json.loads(line)["prompt"]
+                blank = not text.strip()
+            except (ValueError, TypeError, KeyError, AttributeError):
+                blank = True
+            if blank:
                 raise UserError(
                     f'{path}, line {number}: write a JSON object with a text "prompt" on each line'
                 )
-        else:
-            text = line
         yield Prompt(f"line {number}", text)
 
 
@@ -256,14 +247,9 @@ def _encode(
     config: RecommendConfig, plan: LoadedModel | Preflight, prompts: Sequence[Prompt]
 ) -> tuple[list[np.ndarray], bool]:
     """Each prompt's tokens, int64 ``[n_tokens]``, as an evaluation would read it as a context."""
-    from bidir_core.data.encoding import Encoder, vocabulary_of
+    from bidir_core.data.encoding import Encoder
 
-    encoder = Encoder(
-        plan.tokenizer,
-        bos=config.bos,  # type: ignore[arg-type]
-        chat_template=config.chat_template,
-        vocabulary=vocabulary_of(plan),
-    )
+    encoder = Encoder.of(plan, bos=config.bos, chat_template=config.chat_template)
     encoded = encoder.encode([_as_item(i, prompt) for i, prompt in enumerate(prompts)])
     for prompt, one in zip(prompts, encoded, strict=True):
         n_tokens = len(one.prefixes[0])
@@ -367,14 +353,10 @@ def summarise(measures: Sequence[PromptMeasures]) -> dict[str, Any]:
             "share": _first_below(means, THRESHOLDS["share"] * means[0]) if matters else None,
         },
         "thresholds": THRESHOLDS,
-        "kl_at_other_thresholds": {
-            str(limit): _first_below(means, limit) for limit in OTHER_KL_THRESHOLDS
-        },
         "curves": {
             "kl": _rounded(means),
             "kl_low": curve["low"] and _rounded(curve["low"]),
             "kl_high": curve["high"] and _rounded(curve["high"]),
-            "kl_quantiles": {str(q): _rounded(np.quantile(kl, q, axis=0)) for q in QUANTILES},
             "top1_agreement": _rounded(agreement),
             "first_token_norm_over_median": _rounded(norm),
             "attention_to_first_token": _rounded(to_first),

@@ -46,7 +46,7 @@ def rescore(
     if not continuations or len(contexts) not in (1, len(continuations)):
         raise UserError("an item has choices, and one context or one for each choice")
     item = Item("tried", 0, "", 0, tuple(contexts), tuple(continuations))
-    (encoded,) = Encoder(loaded.tokenizer, bos=bos).encode([item])  # type: ignore[arg-type]
+    (encoded,) = Encoder.of(loaded, bos=bos).encode([item])
     if encoded.error:
         raise UserError(f"this cannot be scored: {encoded.error}")
     check_lengths([encoded], loaded.max_length)

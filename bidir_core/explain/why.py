@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +45,13 @@ def resolve(config: WhyConfig) -> tuple[WhyConfig, EvalConfig, Run | None]:
 
     Raises UserError if the run is not there, is no evaluation, or never scored this item.
     """
+    run = None
     if config.as_run is None:
         if config.model is None:
             raise UserError(
                 "--model is missing; name one, for example smollm2-135m-instruct, or --as-run RUN"
             )
         reading = EvalConfig(model=config.model, tasks=(config.task,))
-        run = None
     else:
         own = [config.runs_dir] if config.runs_dir else []
         run = find_run(config.as_run, roots=[*own, *runs_roots()])
@@ -87,9 +87,7 @@ def resolve(config: WhyConfig) -> tuple[WhyConfig, EvalConfig, Run | None]:
         fold="all",
         batch_tokens=None,
     )
-    kept = {f.name: getattr(reading, f.name) for f in fields(WhyConfig) if hasattr(reading, f.name)}
-    for name in ("runs_dir", "name"):
-        kept[name] = getattr(config, name)
+    kept = {name: getattr(reading, name) for name in (*_READING, "regime")}
     return replace(config, **kept, task=reading.tasks[0]), reading, run
 
 
@@ -113,11 +111,16 @@ def _task_of(config: WhyConfig, reading: EvalConfig, run: Run) -> str:
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
     """The finding: what happened, then what turns the answer back, in layers, tokens, strength."""
-    before, after = result["causal"]["choice"], result["opened"]["choice"]
-    out = [_what_happened(result)]
+    before, after, gold = result["causal"]["choice"], result["opened"]["choice"], result["gold"]
+    mark = {choice: " (right)" if choice == gold else " (wrong)" for choice in (before, after)}
+    regime = result["regime"]
     if before == after:
-        out.append(_closest(result))
-        return out
+        lead = result["causal"]["lead"], result["opened"]["lead"]
+        return [
+            f"Under {regime} the answer stays choice {before}{mark[before]}: nothing flips.",
+            f"Its lead over the best other choice goes from {lead[0]:+.2f} to {lead[1]:+.2f} nats.",
+        ]
+    out = [f"Causal gives choice {before}{mark[before]}, {regime} choice {after}{mark[after]}."]
     out += [_layers(result), _tokens(result), _strength(result)]
     recorded = result.get("recorded")
     if recorded and recorded["choice"] != after:
@@ -126,20 +129,6 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
             f"computes {after}: the item is a close call, and number formats differ."
         )
     return out
-
-
-def _what_happened(result: Mapping[str, Any]) -> str:
-    before, after, gold = (result["causal"]["choice"], result["opened"]["choice"], result["gold"])
-    regime = result["regime"]
-    mark = {choice: " (right)" if choice == gold else " (wrong)" for choice in (before, after)}
-    if before == after:
-        return f"Under {regime} the answer stays choice {before}{mark[before]}: nothing flips."
-    return f"Causal gives choice {before}{mark[before]}, {regime} choice {after}{mark[after]}."
-
-
-def _closest(result: Mapping[str, Any]) -> str:
-    lead = result["causal"]["lead"], result["opened"]["lead"]
-    return f"Its lead over the best other choice goes from {lead[0]:+.2f} to {lead[1]:+.2f} nats."
 
 
 def turned(points: Sequence[Mapping[str, Any]], choice: int) -> list[int]:
@@ -225,13 +214,10 @@ def _strength(result: Mapping[str, Any]) -> str:
     return f"{text}{back}."
 
 
-SCHEMA = 1
-
-
-def explain(config: WhyConfig, *, loaded: LoadedModel | None = None) -> Path:
+def explain(config: WhyConfig) -> Path:
     """Explain the item that the config names and return the run folder.
 
-    ``loaded`` reuses a model in memory. Raises UserError on bad input, before anything is written.
+    Raises UserError on bad input, before anything is written.
     """
     from bidir_core.evaluate import evaluate
     from bidir_core.explain import lab_run
@@ -240,10 +226,9 @@ def explain(config: WhyConfig, *, loaded: LoadedModel | None = None) -> Path:
     check_new_run(config.runs_dir, config.name)
     config, reading, run = resolve(config)
     regime = parse_regime(reading.regime)
-    plan = loaded or evaluate.preflight(reading, regime)
-    regime.check_layers(plan.n_layers)
+    plan = evaluate.preflight(reading, regime)
     encoded, bos_added = read_item(config, reading, plan, run)
-    loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
+    loaded = loading.load_weights(plan)
     writer = lab_run.begin(
         config,
         KIND,
@@ -327,7 +312,7 @@ def _write(
         result["sentences"] = sentences(result)
         for sentence in result["sentences"]:
             log.info("%s", sentence)
-        write_json(writer.path / RESULT, {"schema": SCHEMA, **result})
+        write_json(writer.path / RESULT, {"schema": 1, **result})
         metrics = {"n_items": 1, "tasks": {}, "flips": result["flips"]}
         lab_run.end(writer, loaded, metrics, started=started, computed_tokens=computed)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,12 +13,12 @@ from bidir_core.cli import main
 from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import Encoder
 from bidir_core.data.items import Item
-from bidir_core.evaluate.scoring import Scorer, plan_scoring
+from bidir_core.evaluate.scoring import score_one
 from bidir_core.explain import attend_files as files
 from bidir_core.explain import observe_many
 from bidir_core.explain.attend import attend
 from bidir_core.explain.attend_config import AttendConfig, attend_words
-from bidir_core.explain.observe import Passage, attention_shares, observe, token_pieces
+from bidir_core.explain.observe import Passage, observe, token_pieces
 from bidir_core.explain.observe_many import mean_interval
 from bidir_core.models.families import WINDOW, tiny_loaded
 from bidir_core.models.layout import Layout
@@ -69,8 +68,7 @@ def test_the_logits_are_the_scoring_path_s(loaded, regime):
     text = Item("made", 0, "h", 1, ("The city of light",), (" Rome", " Paris", " Pa"))
     (encoded,) = encoder.encode([text])
     regime = parse_regime(regime)
-    plan = plan_scoring([encoded], regime=regime, device=loaded.device)
-    (score,) = Scorer(loaded.model, loaded.handle, plan).score([0])
+    score = score_one(loaded, encoded, regime)
     for choice in range(3):
         ids = np.concatenate([encoded.prefix(0).ids, encoded.continuations[choice].ids])
         seen = observe(loaded, Passage(ids, len(encoded.prefix(0))), regime)
@@ -130,17 +128,6 @@ def test_drift_is_none_where_nothing_differs(loaded):
     alone = files.drift_between([causal.hidden])
     assert alone.cosine is None
     assert alone.ratio is None
-
-
-def test_shares_of_items_for_others(loaded):
-    encoder = Encoder(loaded.tokenizer)
-    good = Item("made", 0, "h", 0, ("Some context",), (" a", " b"))
-    bad = replace(good, doc_id=1, continuations=("", ""))
-    regime = parse_regime("bidirectional")
-    ((one, shares),) = attention_shares(loaded, encoder.encode([bad, good]), regime)
-    assert one.item == good
-    assert shares.mean()["future"].shape == (loaded.n_layers, 4)
-    assert shares.mean()["future"].min() > 0
 
 
 # --- files ---------------------------------------------------------------------------------------

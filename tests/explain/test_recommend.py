@@ -127,7 +127,6 @@ def test_the_rule_is_the_stated_one():
     assert result["predictions"] == {"kl": 2, "outlier": 2, "attention": 1, "share": 1}
     assert result["curves"]["kl"] == [1.0, 0.03, 0.015, 0.0, 0.0]
     assert result["sink"]["share_of_kl_removed"] == pytest.approx(0.9)
-    assert result["kl_at_other_thresholds"] == {"0.005": 3, "0.01": 3, "0.05": 1, "0.1": 1}
     assert result["above_again"] == []
     bumpy = summarise([made([0.9, 0.01, 0.03, 0.0])])
     assert bumpy["recommended"]["first_layer"] == 1

@@ -9,7 +9,7 @@ import torch
 
 from bidir_core.data.encoding import Encoder
 from bidir_core.data.items import Item
-from bidir_core.evaluate.scoring import Scorer, plan_scoring
+from bidir_core.evaluate.scoring import score_one
 from bidir_core.explain.variants import Rule, VariantScorer, _tree
 from bidir_core.models.families import FAMILIES, tiny_loaded
 from bidir_core.regimes import CAUSAL, parse_regime
@@ -20,10 +20,8 @@ TWO = Item("mine", 4, "h", 0, ("The cat because the cat", "The cat because the d
 
 def scored(loaded, item, regime) -> list[float]:
     """What an evaluation gives."""
-    encoded = Encoder(loaded.tokenizer).encode([item])
-    plan = plan_scoring(encoded, regime=parse_regime(regime), device=loaded.device)
-    (one,) = Scorer(loaded.model, loaded.handle, plan).score([0])
-    return one.ll
+    (encoded,) = Encoder(loaded.tokenizer).encode([item])
+    return score_one(loaded, encoded, parse_regime(regime)).ll
 
 
 def variants_of(loaded, item, variants) -> list[tuple[float, ...]]:
