@@ -26,7 +26,7 @@ class Information:
 
 
 def by_information(pairs: PairedItems, floor: Run) -> Information | None:
-    """None unless ``floor`` is a no-context run of the one model of both runs, with all tasks."""
+    """None unless ``floor`` is a no-context run of the one model of both runs, whose scores are kept."""
     models = {run.config.get("model_fingerprint") for run in (pairs.run_a, pairs.run_b, floor)}
     if floor.settings.get("context") != "none" or len(models) > 1 or None in models:
         return None
@@ -52,9 +52,11 @@ def _right(run: Run, floor: Run) -> dict[tuple[str, int], bool]:
         source.items_table(("ll",)).column("ll").take(rows).to_pylist()
         for source, rows in ((run, pairs.rows_a), (floor, pairs.rows_b))
     )
+    keys = zip(pairs.task.tolist(), pairs.doc_id.tolist(), pairs.gold.tolist(), ll, alone)
+    right = {}
     with np.errstate(invalid="ignore"):
-        gains = [np.nan_to_num(np.subtract(*own), nan=-np.inf) for own in zip(ll, alone)]
-    chosen = np.array([gain.argmax() for gain in gains])
-    return dict(
-        zip(zip(pairs.task.tolist(), pairs.doc_id.tolist()), (chosen == pairs.gold).tolist())
-    )
+        for task, doc_id, gold, mine, floors in keys:
+            if mine is not None and floors is not None:  # a run may be kept without its scores
+                gain = np.nan_to_num(np.subtract(mine, floors), nan=-np.inf)
+                right[task, doc_id] = bool(gain.argmax() == gold)
+    return right

@@ -37,6 +37,7 @@ from bidir_core.evaluate.scoring import ScoringPlan, auto_batch_tokens, plan_sco
 from bidir_core.explain.controls import OUTCOME_WORDS, STORY
 from bidir_core.explain.observe import observe, passage_of
 from bidir_core.explain.recommend import predict, predicted_regime
+from bidir_core.explain.sweep_outcomes import percent
 from bidir_core.explain.sweep_points import (
     ATTENTION_FILE,
     OPENED,
@@ -51,7 +52,7 @@ from bidir_core.explain.sweep_points import (
     preset_points,
     preset_sweep,
 )
-from bidir_core.explain.sweep_summary import percent, removed_sentence, summarise_sweep
+from bidir_core.explain.sweep_summary import removed_sentence, summarise_sweep
 from bidir_core.models import loading
 from bidir_core.models.devices import device_name
 from bidir_core.models.loading import LoadedModel

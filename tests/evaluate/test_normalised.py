@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 
 from bidir_core.analyse.compare import compare, comparison_text
 from bidir_core.runs.metrics import compute_metrics
-from bidir_core.runs.records import make_record
+from bidir_core.runs.records import make_record, read_parquet, write_parquet
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 
@@ -114,6 +115,11 @@ def test_mutual_information_of_two_runs_above_one_without_contexts(tmp_path):
     assert found.acc_a != result.macro.acc_a
     assert found.delta.value == pytest.approx(found.acc_b - found.acc_a)
     assert "accuracy by mutual information: a 0." in comparison_text(result)
-    # The floor of another model, or of shuffled contexts, says nothing of p(choice).
+    # A run may be kept without its scores. The floor of another model, or of shuffled contexts, says nothing of p(choice).
     for wrong in ({"context": "none", "model": "n"}, {"context": "shuffled"}):
         assert compare(a, b, floor=stored(tmp_path, others[1], **wrong)).information is None
+    bare = read_parquet(floor.path / "items.parquet")
+    bare = bare.set_column(6, bare.schema.field("ll"), pa.nulls(N, bare.schema.field("ll").type))
+    write_parquet(bare, floor.path / "items.parquet")
+    (floor.path / "metrics.json").write_text('{"schema": 1}')
+    assert compare(a, b, floor=Run(floor.path)).information is None
