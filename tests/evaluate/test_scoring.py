@@ -134,31 +134,6 @@ def test_equals_one_choice_at_a_time(name, text):
     check()
 
 
-@given(items())
-@settings(max_examples=60, deadline=None)
-def test_the_tree_holds_every_choice_once(encoded):
-    """Following each choice's heads spells its tokens, and no two nodes are the same path."""
-
-    def check(one, segment):
-        paths = set()
-        for choice, head, target in zip(segment.choices, segment.tree.heads, segment.targets):
-            assert segment.tree.ids[head[1:]].tolist() == target[:-1].tolist()
-            assert target.tolist() == one.continuations[choice].ids.tolist()
-            last = len(one.prefix(choice)) - 1
-            assert segment.tree.position[head].tolist() == list(range(last, last + len(head)))
-            paths |= {tuple(target[: n + 1].tolist()) for n in range(len(target) - 1)}
-        return paths
-
-    for one in encoded:
-        apart = build_segments(one)
-        for segment in apart:
-            assert len(segment) == segment.n_prefix + len(check(one, segment))
-        whole, *others = build_segments(one, causal=True)
-        if not others:  # contexts that begin alike became one tree
-            assert len(whole) <= sum(map(len, apart))
-            check(one, whole)
-
-
 @given(items(), st.booleans(), st.integers(1, 80))
 @settings(max_examples=60, deadline=None)
 def test_batches_hold_every_item_once_within_budget(encoded, padded, budget):
@@ -352,21 +327,6 @@ def test_the_probe_is_not_asked_for_nothing_or_after_a_signal(on_gpu, unable, er
     with pytest.raises(type(error)):
         scorer([unable], error).record_all(3, lambda: events.append("probe"))
     assert events == ["ready", *(("begin", i) for i in range(unable + 1))]
-
-
-def test_a_cpu_asks_the_probe_first():
-    events = []
-
-    class OnCpu(Scorer):
-        def __init__(self):
-            self.device = torch.device("cpu")
-
-        def score(self, items):
-            events.append(items[0])
-            return []
-
-    list(OnCpu().score_all([[0], [1]], lambda: events.append("probe")))
-    assert events == ["probe", 0, 1]
 
 
 @given(items(), st.integers(8, 200))
