@@ -161,17 +161,16 @@ def test_trees_grown_together_are_those_grown_alone(encoded, causal):
     segments = [s for one in encoded for s in build_segments(one, causal=causal)]
     grown, start, head = grow(segments), 0, 0
     for segment in segments:
-        tree, end = segment.tree, start + len(segment)
+        end, ends = start + len(segment), head + sum(segment.scored)
+        tree = grow([segment])
         assert grown.ids[start:end].tolist() == tree.ids.tolist()
         assert grown.position[start:end].tolist() == tree.position.tolist()
         assert (grown.exit[start:end] - start).tolist() == tree.exit.tolist()
-        for own in tree.heads:
-            assert (grown.heads[head : head + len(own)] - start).tolist() == own.tolist()
-            head += len(own)
-        assert tree.predicting.tolist() == sorted({i for own in tree.heads for i in own.tolist()})
+        assert (grown.heads[head:ends] - start).tolist() == tree.heads.tolist()
+        heads = np.split(tree.heads, np.cumsum(segment.scored)[:-1])
         # a node for each distinct beginning of a choice, in order of first appearance
         node: dict[tuple[int, ...], int] = {}
-        for text, n_scored, own in zip(segment.texts, segment.scored, tree.heads):
+        for text, n_scored, own in zip(segment.texts, segment.scored, heads):
             path = [segment.n_prefix - 1]
             for n in range(1, len(text)):
                 beginning = tuple(text[:n].tolist())
@@ -184,7 +183,7 @@ def test_trees_grown_together_are_those_grown_alone(encoded, causal):
             assert tree.exit[at] == max(below) + 1
             assert tree.ids[at] == beginning[-1]
             assert tree.position[at] == segment.n_prefix + len(beginning) - 1
-        start = end
+        start, head = end, ends
     assert (start, head) == (len(grown.ids), len(grown.heads))
 
 
