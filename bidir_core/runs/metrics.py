@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bidir_core.runs.records import to_table
 
@@ -83,34 +84,34 @@ def row_accuracy(row: Mapping[str, Any], metric: str) -> float | None:
     return row.get("acc") if value is None else value
 
 
-def counts_of_choices(table: pa.Table) -> dict[str, list[Any]]:
-    """What else a choice's score may be divided by: UTF-8 bytes (lm-eval's acc_bytes) or tokens.
-
-    By measure, then item; None where the records do not keep it.
-    """
-    texts = table.column("continuations").to_pylist()
-    return {
-        "acc_bytes": [
-            None if own is None else [max(len(t.removeprefix(" ").encode()), 1) for t in own]
-            for own in texts
-        ],
-        "acc_tokens": table.column("n_continuation_tokens").to_pylist(),
-    }
+# Beside acc_norm: what a choice's score is divided by, and the column that says how much that is.
+BY_COUNT = {"acc_bytes": "continuations", "acc_tokens": "n_continuation_tokens"}
 
 
-def right_by_count(table: pa.Table, counts: Sequence[Any]) -> np.ndarray | None:
-    """Whether the gold's score per byte (or token) is the best one, per item; None if unknown.
+def right_by_count(table: pa.Table, column: str) -> np.ndarray | None:
+    """Whether the gold's score per UTF-8 byte (as lm-eval's acc_bytes) or token is the best one.
 
-    An error item is wrong; acc stands in where it does for acc_norm.
+    Per item; an error item is wrong, and acc stands in where it does for acc_norm. None where the
+    records do not keep the column.
     """
     right = bools(table.column("correct"))
-    rows = zip(table.column("ll").to_pylist(), counts, table.column("gold").to_pylist())
-    for i, ((ll, own, gold), has) in enumerate(zip(rows, _has_norm(table))):
-        if ll is None or not has:
-            continue
-        if not own or None in own:
-            return None
-        right[i] = np.argmax(np.divide(ll, own)) == gold
+    ll = table.column("ll").combine_chunks()
+    rows = np.flatnonzero(ll.is_valid().to_numpy(zero_copy_only=False) & _has_norm(table))
+    if not len(rows):
+        return right
+    own, ll = table.column(column).combine_chunks().take(rows), ll.take(rows)
+    counts = own.flatten()
+    if own.null_count or counts.null_count or own.value_lengths() != ll.value_lengths():
+        return None
+    if pa.types.is_string(counts.type):
+        space = pc.starts_with(counts, " ").cast(pa.int32())
+        counts = pc.max_element_wise(pc.subtract(pc.binary_length(counts), space), 1)
+    per = ll.flatten().to_numpy().astype(np.float64) / counts.to_numpy()
+    lengths = ll.value_lengths().to_numpy()
+    starts = np.cumsum(lengths) - lengths
+    best = np.flatnonzero(per == np.repeat(np.maximum.reduceat(per, starts), lengths))
+    first = best[np.searchsorted(best, starts)]  # of equal ones
+    right[rows] = first - starts == table.column("gold").to_numpy()[rows]
     return right
 
 
@@ -132,7 +133,7 @@ def compute_metrics(items: pa.Table | Iterable[Mapping[str, Any]]) -> dict[str, 
     normed = np.where(has_norm, bools(table.column("correct_norm")), correct)
     probability = choice_probabilities(table.column("ll"), gold)
     choices = n_choices(table)
-    by_count = {name: right_by_count(table, own) for name, own in counts_of_choices(table).items()}
+    by_count = {name: right_by_count(table, column) for name, column in BY_COUNT.items()}
     tasks: dict[str, dict[str, Any]] = {}
     for task in dict.fromkeys(names.tolist()):
         mine = names == task
@@ -179,7 +180,7 @@ def macro(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
         "acc_norm": mean([row_accuracy(row, "acc_norm") for row in rows]),
         **{
             name: mean([row_accuracy(row, name) for row in rows])
-            for name in ("acc_bytes", "acc_tokens")
+            for name in BY_COUNT
             if any(name in row for row in rows)
         },
         "chance": mean([row["chance"] for row in rows]),

@@ -17,8 +17,8 @@ from bidir_core.evaluate.scoring import score_one
 from bidir_core.explain import attend_files as files
 from bidir_core.explain import observe_many
 from bidir_core.explain.attend import attend
-from bidir_core.explain.attend_config import AttendConfig, attend_words
-from bidir_core.explain.observe import Passage, observe, token_pieces
+from bidir_core.explain.attend_config import AttendConfig
+from bidir_core.explain.observe import Passage, observe
 from bidir_core.explain.observe_many import mean_interval
 from bidir_core.models.families import WINDOW, tiny_loaded
 from bidir_core.models.layout import Layout
@@ -131,24 +131,6 @@ def test_drift_is_none_where_nothing_differs(loaded):
 
 
 # --- files ---------------------------------------------------------------------------------------
-
-
-def test_what_is_written_is_what_is_read(tmp_path):
-    random = np.random.default_rng(0)
-    weights = random.random((3, 7, 7)).astype(np.float32)
-    files.write_layer(tmp_path, 1, 4, weights)
-    for head in range(3):
-        read = files.read_head(tmp_path, 1, 4, head)
-        assert np.abs(read - weights[head]).max() <= 2**-11  # float16 of shares below 1
-    rows = random.random((4, 2, 3, 7)).astype(np.float32)
-    shares = files.Shares(5, *rows, received=rows[0])
-    files.write_shares(tmp_path, [shares, shares])
-    again = files.read_shares(tmp_path, 2)[1]
-    assert again.n_prefix == 5
-    assert all(np.array_equal(getattr(again, m), getattr(shares, m)) for m in files.MEASURES)
-    drift = files.Drift((rows[0, 0], rows[1, 0]), rows[2, 0])
-    files.write_drift(tmp_path, drift)
-    assert np.array_equal(files.read_drift(tmp_path).ratio, drift.ratio)
 
 
 @pytest.mark.parametrize("harm", ["missing", "torn", "flipped"])
@@ -345,20 +327,3 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert said in error
     assert error.count("\n") == 1
     assert not runs_dir.exists()
-
-
-def test_the_line_of_a_config_runs_it(own_items):
-    config = AttendConfig(model="m", task=str(own_items), doc_id=3, regimes=("causal",))
-    words = attend_words(config)
-    assert words[0] == "attend"
-    assert words[-2:] == ("--regime", "causal")
-    assert words[words.index("--doc-id") :][:2] == ("--doc-id", "3")
-
-
-def test_pieces_name_tokens_without_text():
-    loaded = tiny_loaded("llama")
-    item = Item("made", 0, "h", 0, ("né ",), ("x y",))
-    (encoded,) = Encoder(loaded.tokenizer, bos="add").encode([item])
-    pieces = token_pieces(loaded.tokenizer, encoded)
-    assert pieces[0] == "<bos>"
-    assert "".join(pieces[1:]) == "né x y"

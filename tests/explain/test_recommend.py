@@ -12,7 +12,7 @@ import torch
 from bidir_core.cli import main
 from bidir_core.data import tasks
 from bidir_core.data.items import Item
-from bidir_core.explain.recommend import RecommendConfig, read_prompts, recommend, summarise
+from bidir_core.explain.recommend import RecommendConfig, read_prompts, summarise
 from bidir_core.explain.recommend_measure import PromptMeasures, measure
 from bidir_core.models.families import tiny_loaded
 from bidir_core.models.layout import Layout
@@ -171,22 +171,6 @@ def test_jsonl_prompts_and_a_limit(tmp_path):
     config = RecommendConfig(model="m", prompts=write_lines(tmp_path / "mine.jsonl", lines))
     assert [one.text for one in read_prompts(config)] == ["One two", "Three\nfour"]
     assert len(read_prompts(replace(config, limit=1))) == 1
-
-
-def test_a_cancelled_run_says_so_and_is_not_complete(
-    prompts_file, tiny_folder, runs_dir, monkeypatch
-):
-    from bidir_core.explain import recommend_measure
-
-    def stopped(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(recommend_measure, "measure", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        recommend(RecommendConfig(model=str(tiny_folder), prompts=str(prompts_file), device="cpu"))
-    (folder,) = (runs_dir / "lab").iterdir()
-    assert Run(folder).state == "cancelled"
-    assert not (folder / "metrics.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from bidir_core import cli
-from bidir_core.common.errors import UserError
 from bidir_core.common.settings import from_json
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
@@ -166,13 +165,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert says in error
     assert error.count("\n") == 1
     assert not (tmp_path / "none").exists()
-
-
-def test_read_only_is_refused(runs, own_items, monkeypatch):
-    _, b, _ = runs
-    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
-    with pytest.raises(UserError, match="read-only"):
-        explain(WhyConfig(model=b.settings["model"], task=str(own_items), doc_id=0))
 
 
 # --- words -----------------------------------------------------------------------------------
