@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +24,11 @@ from bidir_core.data.encoding import EncodedItem
 from bidir_core.evaluate.scoring import score_one
 from bidir_core.explain import attend_files as files
 from bidir_core.explain.attend_files import Shares
-from bidir_core.models.attention import choose_implementation
+from bidir_core.models.attention import Handle, choose_implementation
 from bidir_core.models.layout import Layout
+from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import Regime
 from bidir_core.runs.writer import RunWriter
-
-if TYPE_CHECKING:
-    from bidir_core.models.attention import Handle
-    from bidir_core.models.loading import LoadedModel
 
 # [head, query, key], in the model's number format, on its device
 OnWeights = Callable[[int, torch.Tensor], None]

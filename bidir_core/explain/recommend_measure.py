@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +25,8 @@ from bidir_core.explain.variants import replaced_forwards
 from bidir_core.models.attention import rope_switch
 from bidir_core.models.attention_split import without_plans
 from bidir_core.models.layout import Layout
+from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
-
-if TYPE_CHECKING:
-    from bidir_core.models.loading import LoadedModel
 
 # Smaller than an evaluation's: on a GPU every layer's output is kept for a batch, and on a CPU small
 # batches of like lengths have little padding.

@@ -16,25 +16,27 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
+from bidir_core.common.progress import Progress
 from bidir_core.common.settings import from_json
 from bidir_core.data.custom import name_of
+from bidir_core.data.encoding import EncodedItem
+from bidir_core.data.tasks import load_items_by_id
+from bidir_core.evaluate import evaluate
 from bidir_core.evaluate.config import EvalConfig
+from bidir_core.explain import lab_run
 from bidir_core.explain.why_config import KIND, RESULT, WhyConfig
 from bidir_core.explain.why_search import Measure, investigate, short
+from bidir_core.models import loading
+from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import Regime, parse_regime
 from bidir_core.runs.find import find_run
 from bidir_core.runs.layout import check_new_run, runs_roots
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
-
-if TYPE_CHECKING:
-    from bidir_core.data.encoding import EncodedItem
-    from bidir_core.models.loading import LoadedModel
-
 
 # What a run decides where the command line does not.
 _READING = ("model", "revision", "checkpoint", "split", "bos", "chat_template", "data_source")
@@ -219,10 +221,6 @@ def explain(config: WhyConfig) -> Path:
 
     Raises UserError on bad input, before anything is written.
     """
-    from bidir_core.evaluate import evaluate
-    from bidir_core.explain import lab_run
-    from bidir_core.models import loading
-
     check_new_run(config.runs_dir, config.name)
     config, reading, run = resolve(config)
     regime = parse_regime(reading.regime)
@@ -247,9 +245,6 @@ def read_item(
     config: WhyConfig, reading: Any, plan: Any, run: Run | None
 ) -> tuple[EncodedItem, bool]:
     """The item as the run read it, tokenised; checked against the run's own record."""
-    from bidir_core.data.tasks import load_items_by_id
-    from bidir_core.evaluate import evaluate
-
     if reading.num_fewshot or reading.context != "full":
         items = [item for item in evaluate.read_items(reading) if item.doc_id == config.doc_id]
     else:
@@ -284,9 +279,6 @@ def _write(
     encoded: EncodedItem,
     run: Run | None,
 ) -> None:
-    from bidir_core.common.progress import Progress
-    from bidir_core.explain import lab_run
-
     with lab_run.at_work(writer) as log:
         log.info(
             "why %s on %s under %s -> %s", encoded.item.item_id, config.model, regime, writer.id
