@@ -20,8 +20,7 @@ from bidir_core.analyse.pairing import METRICS
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.explain.controls import CONTROLS, OUTCOME_WORDS, above, judge, together
-from bidir_core.explain.sweep_outcomes import Outcomes, Sweep
-from bidir_core.explain.sweep_summary import percent
+from bidir_core.explain.sweep_outcomes import Outcomes, Sweep, percent
 from bidir_core.explain.triviality import largest_summary, observed
 from bidir_core.regimes import Regime, parse_regime, visibility
 from bidir_core.report.plots_lab import layer_ranges

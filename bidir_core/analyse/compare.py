@@ -11,9 +11,16 @@ import numpy as np
 from bidir_core.analyse import effects, stats
 from bidir_core.analyse.effects import Retention, above_floor_retention
 from bidir_core.analyse.flips import flip_classes
+from bidir_core.analyse.information import Information, by_information
 from bidir_core.analyse.order_effects import OrderArm, has_orders, order_arms, order_text
 from bidir_core.analyse.pairing import Metric, PairedItems, pair, repeats, unchecked_notes
-from bidir_core.analyse.phrases import JSON_WORDS, phrase, retention_text, sentence
+from bidir_core.analyse.phrases import (
+    JSON_WORDS,
+    interval_text,
+    phrase,
+    retention_text,
+    sentence,
+)
 from bidir_core.analyse.verdict import Judgement, Verdict, judge
 from bidir_core.common.errors import UserError
 from bidir_core.common.formatting import count, p_text, points, table
@@ -98,6 +105,7 @@ class Comparison:
     intersected: bool
     notes: tuple[str, ...]
     orders: Mapping[str, Sequence[OrderArm]] = field(default_factory=dict)  # by order family
+    information: Information | None = None  # accuracy by mutual information, given such a floor
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -131,7 +139,8 @@ def compare(
 ) -> Comparison:
     """Compare run b with run a, paired item by item.
 
-    ``floor``: a no-context (or shuffled-context) run, for the retention above it. ``margin``: how
+    ``floor``: a no-context (or shuffled-context) run, for the retention above it and, of the same
+    model, for accuracy by mutual information. ``margin``: how
     small a difference counts as none. Raises UserError for runs that do not pair.
     """
     pairs = pair(run_a, run_b, metric, intersect=intersect)
@@ -140,7 +149,7 @@ def compare(
     right_a, right_b = pairs.by_task(pairs.correct_a), pairs.by_task(pairs.correct_b)
     above_no_context = None
     if floor is not None:
-        above_no_context = _retention_above_run(pairs, floor)
+        above_no_context = retention_above_run(pairs, floor)
     return Comparison(
         run_a=run_a.id,
         run_b=run_b.id,
@@ -159,6 +168,7 @@ def compare(
         intersected=pairs.intersected,
         notes=tuple(notes_of(pairs)),
         orders=order_arms(run_a, [run_b], metric=metric) if has_orders(pairs.tasks) else {},
+        information=None if floor is None else by_information(pairs, floor),
     )
 
 
@@ -243,7 +253,7 @@ def _macro_row(rows: Sequence[Row], margin: float) -> Row:
     )
 
 
-def _retention_above_run(pairs: PairedItems, floor: Run) -> Retention:
+def retention_above_run(pairs: PairedItems, floor: Run) -> Retention:
     """Retention above another run's score on the very items of this pair."""
     third = pair(pairs.run_a, floor, pairs.metric, intersect=True, check_context=False)
     score = dict(zip(zip(third.task, third.doc_id), third.correct_b))
@@ -403,6 +413,12 @@ def comparison_text(result: Comparison) -> str:
     lines.append(f"kept above chance: {retention_text(result.above_chance)}")
     if result.above_no_context is not None:
         lines.append(f"kept above no context: {retention_text(result.above_no_context)}")
+    if result.information is not None:
+        found = result.information
+        lines.append(
+            f"accuracy by mutual information: a {found.acc_a:.4f}, b {found.acc_b:.4f}, "
+            f"{points(found.delta.value, signed=True)} points ({interval_text(found.delta)})"
+        )
     if result.orders:
         lines += ["", *order_text(result.orders)]
     return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])

@@ -6,7 +6,6 @@ import argparse
 
 from bidir_core.commands.arguments import add_arguments
 from bidir_core.common.errors import UserError
-from bidir_core.explain.attend import attend, resume_attend
 from bidir_core.explain.attend_config import DEFAULT_REGIMES, AttendConfig, absolute_tasks
 from bidir_core.regimes import parse_regime
 
@@ -33,10 +32,13 @@ def run(parsed: argparse.Namespace) -> int:
         given["regimes"] = tuple(str(parse_regime(regime)) for regime in parsed.regime)
     if "task" in given:
         given["task"] = absolute_tasks(given["task"])
-    if parsed.resume is not None:
-        print(resume_attend(parsed.resume, given))
-        return 0
-    if "model" not in given:
+    if parsed.resume is None and "model" not in given:
         raise UserError("--model is missing; name one, for example smollm2-135m-instruct")
-    print(attend(AttendConfig(**given)))
+    config = None if parsed.resume is not None else AttendConfig(**given)
+    from bidir_core.explain.attend import attend, resume_attend
+
+    if config is None:
+        print(resume_attend(parsed.resume, given))
+    else:
+        print(attend(config))
     return 0

@@ -21,7 +21,10 @@ def fill(parser: argparse.ArgumentParser) -> None:
         "--intersect", action="store_true", help="pair only the items that both runs have"
     )
     parser.add_argument(
-        "--floor", metavar="RUN", help="a no-context run: also print what is kept above its score"
+        "--floor",
+        metavar="RUN",
+        help="a no-context run: also print what is kept above its score and, of the same model, "
+        "accuracy by mutual information",
     )
     add_pairing(parser)
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")

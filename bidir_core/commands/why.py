@@ -6,8 +6,6 @@ import argparse
 
 from bidir_core.commands.arguments import add_arguments, given_in
 from bidir_core.common.errors import UserError
-from bidir_core.explain.dials import export
-from bidir_core.explain.why import explain
 from bidir_core.explain.why_config import WhyConfig
 
 
@@ -30,8 +28,12 @@ def run(parsed: argparse.Namespace) -> int:
             raise UserError(f"--{name.replace('_', '-')} is missing; say which item to explain")
     config = WhyConfig(**given)
     if parsed.export:
+        from bidir_core.explain.dials import export
+
         found = export(config, parsed.export)
         print(f"{found['item']}: {parsed.export}")
     else:
+        from bidir_core.explain.why import explain
+
         print(explain(config))
     return 0

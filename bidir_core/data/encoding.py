@@ -163,6 +163,11 @@ class Encoder:
                 "empty context; use a tokenizer that has one"
             )
 
+    @classmethod
+    def of(cls, model: Any, **conventions: Any) -> Encoder:
+        """For a model, loaded or only looked at: its tokenizer, and no token beyond its embeddings."""
+        return cls(model.tokenizer, vocabulary=vocabulary_of(model), **conventions)
+
     def encode(self, items: Sequence[Item]) -> list[EncodedItem]:
         """Tokenise all items at once; every distinct text is tokenised once."""
         pairs: list[tuple[str, str]] = []

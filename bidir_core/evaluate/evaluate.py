@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.progress import phase
 from bidir_core.common.settings import to_json
 from bidir_core.data.answer_positions import answer_positions, one_sided_sentences
 from bidir_core.data.chat import CHAT_DATE
-from bidir_core.data.encoding import EncodedItem, Encoder, check_lengths, vocabulary_of
+from bidir_core.data.encoding import EncodedItem, Encoder, check_lengths
 from bidir_core.data.given_items import GivenItems
 from bidir_core.data.items import Item, data_fingerprint
 from bidir_core.data.tasks import check_selection, load_items
@@ -28,6 +28,8 @@ from bidir_core.runs.layout import check_new_run, stage_dir_for
 from bidir_core.runs.resume import resumable
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
+
+ConfigT = TypeVar("ConfigT", bound=Any)
 
 
 def evaluate(
@@ -106,16 +108,7 @@ def resume(
     run, config = resumable(reference, "eval", EvalConfig, given, runs_dir=runs_dir)
     if run.state == "done":
         return run.path  # nothing left to do, and saying so twice must be harmless
-    if "device" in given:
-        config = replace(config, device=given["device"])
-    # "auto" may choose otherwise on another device; one run has one number format
-    # and one batch plan.
-    config = replace(
-        config,
-        dtype=run.config.get("dtype") or config.dtype,
-        attn=run.config.get("attention") or config.attn,
-        batch_tokens=run.config.get("batch_tokens") or config.batch_tokens,
-    )
+    config = as_recorded(config, run, given)
     if "adapter" not in run.settings and config.dtype != "float32":
         config = replace(config, adapter="beside")  # what runs did before the setting existed
     regime = parse_regime(config.regime)
@@ -249,13 +242,12 @@ def encode(
     chat_date: str = CHAT_DATE,
 ) -> tuple[list[EncodedItem], bool]:
     """Tokenise the items as the config says; also whether a BOS stands in front of them."""
-    encoder = Encoder(
-        loaded.tokenizer,
-        bos=config.bos,  # type: ignore[arg-type]
+    encoder = Encoder.of(
+        loaded,
+        bos=config.bos,
         # Without a context there is no turn to wrap: the floor stands behind the BOS token alone.
         chat_template=config.chat_template and config.context != "none",
         chat_date=chat_date,
-        vocabulary=vocabulary_of(loaded),
     )
     encoded = encoder.encode(items)
     bos_added = encoder.bos_added(encoded)
@@ -309,6 +301,20 @@ def run_facts(
             *one_sided_sentences(facts["answer_positions"]),
         ],
     }
+
+
+def as_recorded(config: ConfigT, run: Run, given: Mapping[str, Any]) -> ConfigT:
+    """A resumed run's settings, on the device named now.
+
+    "auto" may choose otherwise on another device; one run has one number format and batch plan.
+    """
+    recorded = {"dtype": "dtype", "attn": "attention", "batch_tokens": "batch_tokens"}
+    known = {
+        name: run.config[fact]
+        for name, fact in recorded.items()
+        if hasattr(config, name) and run.config.get(fact)
+    }
+    return replace(config, device=given.get("device", config.device), **known)
 
 
 def check_same(run: Run, key: str, now: str, what: str) -> None:

@@ -36,24 +36,9 @@ ROW_MULTIPLE = 8
 ATTENTION_EVENS_AT = 2048
 
 
-class Tree(NamedTuple):
-    """A segment's tokens; int64 arrays, indices from its start.
-
-    ``ids``, ``position``, ``exit``: ``[n_tokens]`` as in :class:`~bidir_core.models.layout.Layout`.
-    ``heads``: per choice, the index of the token that predicts each of its tokens.
-    ``predicting``: those indices, each once.
-    """
-
-    ids: np.ndarray
-    position: np.ndarray
-    exit: np.ndarray
-    heads: tuple[np.ndarray, ...]
-    predicting: np.ndarray
-
-
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """One prefix with the choices behind it, whose tree is built when it is asked for.
+    """One prefix with the choices behind it; the trees of a batch are built together (:func:`grow`).
 
     ``choices``: which choices of the item these are, in depth-first order; ``texts``: per choice what
     follows the prefix; ``scored``: how many of its last tokens are scored; ``shared``: how many of
@@ -67,12 +52,12 @@ class Segment:
     shared: tuple[int, ...]
 
     @cached_property
-    def n_tokens(self) -> int:
-        """All tokens that are run: the last one of a choice is not."""
+    def _length(self) -> int:
         return len(self.prefix) + sum(len(t) - 1 - n for t, n in zip(self.texts, self.shared))
 
     def __len__(self) -> int:
-        return self.n_tokens
+        """All tokens that are run: the last one of a choice is not."""
+        return self._length
 
     @property
     def n_prefix(self) -> int:
@@ -84,21 +69,12 @@ class Segment:
         """Per choice, the tokens that are scored."""
         return tuple(text[-n:] for text, n in zip(self.texts, self.scored))
 
-    @cached_property
-    def tree(self) -> Tree:
-        """The tree of this segment alone; a batch's are built together (:func:`grow`)."""
-        grown = grow([self])
-        ends = np.cumsum(self.scored)[:-1]
-        return Tree(
-            grown.ids, grown.position, grown.exit, tuple(np.split(grown.heads, ends)),
-            np.unique(grown.heads),
-        )  # fmt: skip
-
 
 class Forest(NamedTuple):
-    """The trees of segments side by side: as :class:`Tree`, indices from the first one's start.
+    """The trees of segments side by side; int64 arrays, indices from the first one's start.
 
-    ``heads``: of all choices, one after another.
+    ``ids``, ``position``, ``exit``: ``[n_tokens]`` as in :class:`~bidir_core.models.layout.Layout`.
+    ``heads``: of all choices one after another, the token that predicts each of their tokens.
     """
 
     ids: np.ndarray

@@ -44,19 +44,11 @@ class Patch:
     ``clip=0``, where its keys are patched and its norm is clipped.
     """
 
+    what: str
     token: int
-    keys: bool
-    values: bool
-    clip: bool = False
 
     def __str__(self) -> str:
-        return f"{self._what}={self.token}"
-
-    @property
-    def _what(self) -> str:
-        if self.clip:
-            return "clip"
-        return "both" if self.keys and self.values else "keys" if self.keys else "values"
+        return f"{self.what}={self.token}"
 
     @classmethod
     def parse(cls, text: str) -> Patch:
@@ -66,8 +58,7 @@ class Patch:
             raise UserError(
                 f"unknown patch '{text}'; write keys=J, values=J, both=J, clip=J or random=S"
             )
-        what = match[1]
-        return cls(int(match[2]), what != "values", what in ("values", "both"), what == "clip")
+        return cls(match[1], int(match[2]))
 
     @contextmanager
     def use(
@@ -78,7 +69,7 @@ class Patch:
             stack.enter_context(
                 handle.use(regime, layout, self.capture(model, handle, ids, layout))
             )
-            if self.clip:
+            if self.what == "clip":
                 clip = self._clipping(layout)
                 for layer in handle.layers():
                     stack.callback(layer.register_forward_pre_hook(clip).remove)
@@ -136,10 +127,10 @@ class Patch:
             layer: int, key: torch.Tensor, value: torch.Tensor
         ) -> tuple[torch.Tensor, torch.Tensor]:
             causal_key, causal_value = kept[layer]
-            if self.keys:
+            if self.what != "values":
                 key = key.clone()
                 key[rows, :, columns] = causal_key
-            if self.values:
+            if self.what in ("values", "both"):
                 value = value.clone()
                 value[rows, :, columns] = causal_value
             return key, value

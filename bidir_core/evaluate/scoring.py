@@ -32,6 +32,7 @@ from bidir_core.models import fused
 from bidir_core.models.attention import Handle, rope_switch
 from bidir_core.models.attention_split import SPLIT_FROM_TOKENS, without_plans
 from bidir_core.models.layout import PADDING, Layout, send
+from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import Regime
 
 # Normalising the logits makes float32 copies; small pieces stay in a CPU's cache.
@@ -135,6 +136,13 @@ def is_long(segments: Sequence[Segment], tokens: int | None) -> bool:
 def auto_batch_tokens(device: torch.device) -> int:
     """Tokens per batch where none are asked for."""
     return AUTO_BATCH_TOKENS.get(device.type, 8192)
+
+
+def score_one(loaded: LoadedModel, encoded: EncodedItem, regime: Regime) -> ItemScore:
+    """What an evaluation gives for one item."""
+    plan = plan_scoring([encoded], regime=regime, device=loaded.device)
+    (score,) = Scorer(loaded.model, loaded.handle, plan).score([0])
+    return score
 
 
 class Scorer:

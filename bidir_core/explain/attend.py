@@ -6,54 +6,46 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.settings import to_json
-from bidir_core.data.encoding import EncodedItem, Encoder, Tokens, vocabulary_of
+from bidir_core.data.encoding import EncodedItem, Encoder, Tokens
 from bidir_core.data.items import Item, data_fingerprint, hash_doc
+from bidir_core.data.tasks import load_items, load_items_by_id, task_names
+from bidir_core.evaluate.evaluate import as_recorded, check_same, regime_warning
+from bidir_core.explain import lab_run
 from bidir_core.explain.attend_config import AttendConfig
+from bidir_core.explain.observe import observe_one
+from bidir_core.explain.observe_many import observe_items
+from bidir_core.models import loading
+from bidir_core.models.loading import LoadedModel, Preflight
 from bidir_core.regimes import Regime, parse_regime
-from bidir_core.runs.layout import LAB, check_new_run
+from bidir_core.runs.layout import check_new_run
 from bidir_core.runs.resume import resumable
 from bidir_core.runs.writer import RunWriter
 
-if TYPE_CHECKING:
-    from bidir_core.models.loading import LoadedModel, Preflight
 
-
-def attend(config: AttendConfig, *, loaded: LoadedModel | None = None) -> Path:
+def attend(config: AttendConfig) -> Path:
     """Observe what the config names and return the run folder.
 
-    ``loaded`` reuses a model that is in memory. Raises UserError on bad input, before anything is
-    written.
+    Raises UserError on bad input, before anything is written.
     """
-    from bidir_core.models import loading
-
     regimes = [parse_regime(regime) for regime in config.regimes]
     check_new_run(config.runs_dir, config.name)
-    plan = loaded or _preflight(config, regimes)
-    for regime in regimes:
-        regime.check_layers(plan.n_layers)
+    plan = _preflight(config, regimes)
     encoded, bos_added = _encode(config, plan, read_items(config))
-    loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
-    settings = to_json(config) | {"regime": config.regimes[-1]}
-    writer = RunWriter.create(
-        LAB,
-        settings,
-        root=config.runs_dir,
+    loaded = loading.load_weights(plan)
+    writer = lab_run.begin(
+        config,
+        "attend",
+        loaded,
+        [one.item for one in encoded],
         name=config.name,
-        kind="attend",
-        model_fingerprint=loaded.fingerprint,
-        tokenizer_fingerprint=getattr(loaded, "tokenizer_fingerprint", None),
-        data_fingerprint=data_fingerprint(item.item for item in encoded),
+        settings={"regime": config.regimes[-1]},
         bos_added=bos_added,
-        dtype=loaded.dtype,
         attention="eager",
-        device=str(loaded.device),
-        training_record=getattr(loaded, "training_record", None),
     )
     _write(writer, config, loaded, regimes, encoded)
     return writer.path
@@ -62,20 +54,11 @@ def attend(config: AttendConfig, *, loaded: LoadedModel | None = None) -> Path:
 def resume_attend(reference: str | Path, given: Mapping[str, Any]) -> Path:
     """Go on with an unfinished run: averages keep each item that was observed; one text is short
     and starts again. UserError if settings, data or model are not those it was started with."""
-    from bidir_core.evaluate.evaluate import check_same
-    from bidir_core.models import loading
-
-    known, config = resumable(
-        reference, "attend", AttendConfig, given, runs_dir=given.get("runs_dir")
-    )
+    runs_dir = given.get("runs_dir")
+    known, config = resumable(reference, "attend", AttendConfig, given, runs_dir=runs_dir)
     if known.state == "done":
         return known.path
-    config = replace(
-        config,
-        device=given.get("device", config.device),
-        # One run has one number format, also where "auto" would now mean another.
-        dtype=known.config.get("dtype") or config.dtype,
-    )
+    config = as_recorded(config, known, given)
     regimes = [parse_regime(regime) for regime in config.regimes]
     plan = _preflight(config, regimes)
     encoded, _ = _encode(config, plan, read_items(config))
@@ -88,9 +71,6 @@ def resume_attend(reference: str | Path, given: Mapping[str, Any]) -> Path:
 
 
 def _preflight(config: AttendConfig, regimes: Sequence[Regime]) -> Preflight:
-    from bidir_core.data.tasks import task_names
-    from bidir_core.models import loading
-
     if config.tasks:
         task_names(config.tasks)
     plan = loading.preflight(
@@ -109,8 +89,6 @@ def _preflight(config: AttendConfig, regimes: Sequence[Regime]) -> Preflight:
 
 def read_items(config: AttendConfig) -> list[Item]:
     """The item, the items, or the prompt as an item with one choice."""
-    from bidir_core.data.tasks import load_items, load_items_by_id
-
     if config.prompt is not None:
         follows = config.continuation or ""
         doc = {"prompt": config.prompt, "continuation": follows}
@@ -131,15 +109,10 @@ def read_items(config: AttendConfig) -> list[Item]:
 
 
 def _encode(
-    config: AttendConfig, plan: LoadedModel | Preflight, items: Sequence[Item]
+    config: AttendConfig, plan: Preflight, items: Sequence[Item]
 ) -> tuple[list[EncodedItem], bool]:
     """Each item as one context and one continuation, tokenised as an evaluation does it."""
-    encoder = Encoder(
-        plan.tokenizer,
-        bos=config.bos,  # type: ignore[arg-type]
-        chat_template=config.chat_template,
-        vocabulary=vocabulary_of(plan),
-    )
+    encoder = Encoder.of(plan, bos=config.bos, chat_template=config.chat_template)
     alone = config.prompt is not None and not config.continuation
     if alone:  # only its prefix is used, which is tokenised by itself anyway
         items = [replace(items[0], continuations=(" .",))]
@@ -184,42 +157,22 @@ def _write(
     regimes: Sequence[Regime],
     encoded: Sequence[EncodedItem],
 ) -> None:
-    from bidir_core.common.progress import logging_to, terminable
-    from bidir_core.evaluate.evaluate import regime_warning
-    from bidir_core.models.devices import device_name, peak_memory_bytes
-    from bidir_core.models.probe import run_probe
-
-    with writer, terminable(), logging_to(writer.path / "log.txt") as log:
+    with lab_run.at_work(writer) as log:
         log.info(
             "%s on %s: %s -> %s", config.what, config.model, ", ".join(config.regimes), writer.id
         )
-        record = getattr(loaded, "training_record", None)
-        warnings = [regime_warning(record, regime) for regime in regimes]
+        warnings = [regime_warning(loaded.training_record, regime) for regime in regimes]
         if all(warnings):
             log.warning("%s", warnings[-1])
-        reports = [run_probe(loaded, regime) for regime in regimes]
-        passed = all(report.passed for report in reports)
-        writer.write_probe(
-            {"schema": 1, "passed": passed, "reports": [report.to_json() for report in reports]}
-        )
-        for report in reports:
-            report.require(f"so there is nothing to look at; see {writer.path / 'probe.json'}")
+        lab_run.probe(writer, loaded, regimes, "so there is nothing to look at")
         started = time.monotonic()
         if config.is_summary:
-            from bidir_core.explain.observe_many import observe_items
-
             metrics = observe_items(writer, loaded, regimes, encoded)
         else:
-            from bidir_core.explain.observe import observe_one
-
             metrics = observe_one(writer, loaded, regimes, encoded[0])
         for note in metrics["notes"]:
             log.info("%s", note)
-        writer.finish(
-            metrics={"regimes": list(config.regimes), **metrics},
-            cost={
-                "seconds": metrics.pop("seconds", None) or round(time.monotonic() - started, 3),
-                "peak_memory_bytes": peak_memory_bytes(loaded.device),
-                "device": device_name(loaded.device),
-            },
-        )
+        # Of items that a stopped run had observed before, the time is known too.
+        cost = {"seconds": metrics.pop("seconds")} if config.is_summary else {}
+        metrics = {"regimes": list(config.regimes), **metrics}
+        lab_run.end(writer, loaded, metrics, started=started, **cost)

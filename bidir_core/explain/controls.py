@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import numpy as np
-
 from bidir_core.analyse import stats
-from bidir_core.analyse.effects import Retention, above_floor_retention
+from bidir_core.analyse.compare import retention_above_run
 from bidir_core.analyse.pairing import pair
-from bidir_core.analyse.phrases import no_share
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged
-from bidir_core.explain.sweep_outcomes import Sweep
+from bidir_core.explain.sweep_outcomes import Sweep, points_text, removes, share_text
 from bidir_core.explain.sweep_points import ATTENTION_FILE, CLIP, RANDOM, SINK
 from bidir_core.explain.triviality import TRIVIAL, Answer, Outcome, answer, mean, observed
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
@@ -26,28 +23,27 @@ from bidir_core.runs.read import read_object
 from bidir_core.runs.run import Run
 from bidir_core.runs.shapes import ATTENTION
 
+# name, title, question, what would refute the story, how it is judged
+Control = tuple[str, str, str, str, Callable[[Sweep], Answer]]
+
 
 def judge(sweep: Sweep) -> list[dict[str, Any]]:
     """Each control with its question, what would refute the story, its outcome and finding."""
     judged = []
     for control in CONTROLS:
-        name, title, question, refuted_by, ask = control
         try:
-            outcome, finding = ask(sweep)
+            outcome, finding = control[-1](sweep)
         except UserError as error:
             outcome, finding = "undecided", f"cannot be judged: {error}"
         if finding:
-            judged.append(
-                {
-                    "name": name,
-                    "title": title,
-                    "question": question,
-                    "refuted_by": refuted_by,
-                    "outcome": outcome,
-                    "finding": finding,
-                }
-            )
+            judged.append(_row(control, outcome, finding))
     return judged
+
+
+def _row(control: Control, outcome: str, finding: str) -> dict[str, Any]:
+    name, title, question, refuted_by, _ = control
+    row = {"name": name, "title": title, "question": question, "refuted_by": refuted_by}
+    return {**row, "outcome": outcome, "finding": finding}
 
 
 def context_floor(sweep: Sweep) -> Answer:
@@ -59,7 +55,8 @@ def context_floor(sweep: Sweep) -> Answer:
         return NOT_RUN
     runs = sweep.runs
     margins = {slug: above(runs[floor], runs[slug]) for slug in (causal, plain)}
-    kept = _kept(runs[causal], runs[plain], runs[floor])
+    pairs = pair(runs[causal], runs[plain], "acc", intersect=True)
+    kept = retention_above_run(pairs, runs[floor])
     outcome: Outcome = "supports" if margins[causal].low > 0 else "undecided"
     if margins[causal].high < 0:
         outcome = "refutes"
@@ -70,8 +67,8 @@ def context_floor(sweep: Sweep) -> Answer:
             f"{100 * kept.low:.0f} to {100 * kept.high:.0f} %)."
         )
     return outcome, (
-        f"Over no context at all, causal gains {_points(vars(margins[causal]))} and bidirectional "
-        f"{_points(vars(margins[plain]))}.{said}"
+        f"Over no context at all, causal gains {points_text(vars(margins[causal]))} and "
+        f"bidirectional {points_text(vars(margins[plain]))}.{said}"
     )
 
 
@@ -82,8 +79,8 @@ def keys_or_values(sweep: Sweep) -> Answer:
         slug = sweep.slug_of(str(BIDIRECTIONAL), sweep.usual, patch)
         if slug is None:
             return NOT_RUN
-        share, text = _removes(sweep, slug, they=True)
-        standings.append(standing(share))
+        found, text = _removes(sweep, slug, s="")
+        standings.append(found)
         said.append(f"the first token's causal {name} alone {text}")
     reading = {
         ("most", "little"): " It is how the others find the token that matters.",
@@ -105,11 +102,11 @@ def random_look_ahead(sweep: Sweep) -> Answer:
     for slug, point in sweep.points.items():
         if point.patch != RANDOM or point.condition != sweep.usual:
             continue
-        share, text = _removes(sweep, slug)
+        found, text = _removes(sweep, slug)
         told: dict[Standing, Outcome] = {"most": "refutes", "little": "supports"}
         if parse_regime(point.regime).rows is not None:
             told = {"most": "supports", "little": "refutes"}
-        outcomes.append(told.get(standing(share), "undecided"))
+        outcomes.append(told.get(found, "undecided"))
         said.append(f"as much as under {point.regime.removeprefix('bidirectional:')} {text}")
     if not said:
         return NOT_RUN
@@ -126,14 +123,13 @@ def clipped_norm(sweep: Sweep) -> Answer:
     slug = sweep.slug_of(str(CAUSAL), sweep.usual, CLIP)
     if slug is None:
         return NOT_RUN
-    share, text = _removes(sweep, slug)
+    found, text = _removes(sweep, slug)
     reading = {
         "most": " Losing the norm alone does not cost it.",
         "little": " Losing the norm alone costs it, without any look-ahead.",
-    }.get(standing(share), " Whether losing the norm costs as much is undecided.")
-    if share and share["value"] is not None:
-        there = _share(1 - share["value"], 1 - share["high"], 1 - share["low"], share["n"])
-        text = f"does {there}"
+    }.get(found, " Whether losing the norm costs as much is undecided.")
+    if stays := _stays(sweep, slug):
+        text = f"does {stays}"
     return "open", f"Causal with the first token's norm clipped {text}.{reading}"
 
 
@@ -145,8 +141,8 @@ def one_point(dial: str, subject: str, if_most: Outcome, if_little: Outcome) -> 
         if control is None:
             return NOT_RUN
         slug, value = control
-        share, text = _removes(sweep, slug)
-        outcome = {"most": if_most, "little": if_little}.get(standing(share), "undecided")
+        found, text = _removes(sweep, slug)
+        outcome = {"most": if_most, "little": if_little}.get(found, "undecided")
         return outcome, f"{subject.format(value)} {text}."  # type: ignore[return-value]
 
     return ask
@@ -163,11 +159,11 @@ def prompt_conditions(sweep: Sweep) -> Answer:
         if plain is None or sink is None:
             continue
         damage = sweep.numbers(plain, "acc")["delta"]
-        share, text = _removes(sweep, sink)
-        standings.append(standing(share))
+        found, text = _removes(sweep, sink)
+        standings.append(found)
         name = condition.words(sweep.usual) or "usual prompt"
         if damage:
-            said.append(f"{name}: bidirectional {_points(damage)}, sink=1 {text}")
+            said.append(f"{name}: bidirectional {points_text(damage)}, sink=1 {text}")
     if len(said) < 2:
         return NOT_RUN
     if set(standings) == {"most"}:
@@ -185,12 +181,13 @@ def sufficiency(sweep: Sweep) -> Answer:
     slug = sweep.slug_of("bidirectional:rows=0-0", sweep.usual)
     if slug is None:
         return NOT_RUN
-    share, text = _removes(sweep, slug)
-    if not share or share["value"] is None:
+    found, text = _removes(sweep, slug)
+    stays = _stays(sweep, slug)
+    if stays is None:
         return "undecided", f"Only the first token looking ahead {text}."
-    there = _share(1 - share["value"], 1 - share["high"], 1 - share["low"], share["n"])
-    outcome: Outcome = {"little": "supports", "most": "refutes"}.get(standing(share), "undecided")  # type: ignore[assignment]
-    return outcome, f"With only the first token looking ahead, {there} is there."
+    told: dict[Standing, Outcome] = {"little": "supports", "most": "refutes"}
+    outcome = told.get(found, "undecided")
+    return outcome, f"With only the first token looking ahead, {stays} is there."
 
 
 def triviality(sweep: Sweep) -> Answer:
@@ -204,8 +201,7 @@ def triviality(sweep: Sweep) -> Answer:
     return outcome, finding + _changed_answers(sweep)
 
 
-# (name, title, question, what would refute the story, how it is judged)
-CONTROLS: tuple[tuple[str, str, str, str, Callable[[Sweep], Answer]], ...] = (
+CONTROLS: tuple[Control, ...] = (
     (
         "necessity",
         "Necessity (sink=1)",
@@ -314,30 +310,19 @@ def standing(share: Mapping[str, Any] | None) -> Standing:
     return "most" if share["low"] > HALF else "little" if share["high"] < HALF else "undecided"
 
 
-def _removes(
-    sweep: Sweep, slug: str, *, they: bool = False
-) -> tuple[Mapping[str, Any] | None, str]:
-    """The share of the damage that a point removes, and the same in words (``they``: plural)."""
-    s = "" if they else "s"
+def _removes(sweep: Sweep, slug: str, s: str = "s") -> tuple[Standing, str]:
+    """How much of the damage a point removes, and the same in words (``s``: the verb's ending)."""
     numbers = sweep.numbers(slug, "acc")
-    share, delta = numbers["removed"], numbers["delta"]
-    if share and share["value"] is not None:
-        return share, f"remove{s} {_share(share['value'], share['low'], share['high'], share['n'])}"
-    if delta:
-        return share, f"differ{s} from causal by {_points(delta)}{no_share(share)}"
-    return share, f"ha{'ve' if they else 's'} no causal run to compare with"
+    return standing(numbers["removed"]), removes(numbers, s=s)
 
 
-def _share(value: float, low: float, high: float, n: int) -> str:
-    return (
-        f"{100 * value:.0f} % of the damage (95 % CI {100 * low:.0f} to {100 * high:.0f} %, "
-        f"n = {formatting.count(n)})"
-    )
-
-
-def _points(delta: Mapping[str, Any]) -> str:
-    ends = [formatting.points(delta[end], signed=True) for end in ("value", "low", "high")]
-    return f"{ends[0]} points (95 % CI {ends[1]} to {ends[2]}, n = {formatting.count(delta['n'])})"
+def _stays(sweep: Sweep, slug: str) -> str | None:
+    """How much of the damage a point leaves, in words; None where no share is stated."""
+    share = sweep.numbers(slug, "acc")["removed"]
+    if not share or share["value"] is None:
+        return None
+    left = {"value": 1 - share["value"], "low": 1 - share["high"], "high": 1 - share["low"]}
+    return share_text({**share, **left})
 
 
 def _control_with(sweep: Sweep, dial: str) -> tuple[str, Any] | None:
@@ -363,20 +348,6 @@ def above(floor: Run, run: Run) -> stats.Estimate:
     return stats.macro_delta([stats.paired_delta(a[task], b[task]) for task in a])
 
 
-def _kept(causal: Run, plain: Run, floor: Run) -> Retention:
-    pairs = pair(causal, plain, "acc", intersect=True)
-    third = pair(causal, floor, "acc", intersect=True, check_context=False)
-    score = dict(zip(zip(third.task, third.doc_id), third.correct_b))
-    keys = list(zip(pairs.task, pairs.doc_id))
-    known = np.array([key in score for key in keys])
-    low = np.array([score.get(key, False) for key in keys])
-    parts = [
-        {task: values[known & (pairs.task == task)] for task in pairs.tasks}
-        for values in (pairs.correct_a, pairs.correct_b, low)
-    ]
-    return above_floor_retention(parts[0], parts[1], parts[2])
-
-
 def with_observation(
     judged: list[dict[str, Any]], metrics: Mapping[str, Any] | None
 ) -> list[dict[str, Any]]:
@@ -390,13 +361,11 @@ def with_observation(
     if answer is None and (own is not None or not judged):
         return judged
     names = [control[0] for control in CONTROLS]
-    _, title, question, refuted_by, _ = CONTROLS[names.index(name)]
     outcome, finding = answer if answer is not None else ("missing", "Not measured.")
     if answer is not None and own is not None:
         outcome = together(own["outcome"], answer[0])
         finding = f"{own['finding']} On more items: {finding[0].lower()}{finding[1:]}"
-    row = {"name": name, "title": title, "question": question, "refuted_by": refuted_by}
-    row |= {"outcome": outcome, "finding": finding}
+    row = _row(CONTROLS[names.index(name)], outcome, finding)
     rows = [*(each for each in judged if each is not own), row]
     return sorted(rows, key=lambda each: names.index(each["name"]))
 

@@ -4,25 +4,23 @@ page then needs no model."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bidir_core.common.errors import UserError
+from bidir_core.data.encoding import EncodedItem
+from bidir_core.evaluate import evaluate
+from bidir_core.explain.variants import Rule, VariantScorer
 from bidir_core.explain.why import read_item, resolve
 from bidir_core.explain.why_config import WhyConfig
+from bidir_core.models import loading
+from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import CAUSAL, parse_regime
 from bidir_core.runs.dials import STRENGTHS, read_dials, write_dials
-
-if TYPE_CHECKING:
-    from bidir_core.data.encoding import EncodedItem
-    from bidir_core.models.loading import LoadedModel
 
 
 def export(config: WhyConfig, path: Path | str) -> dict[str, Any]:
     """Score the item at every setting and put it into the file. UserError on bad input, before
     anything is written; such is an item that has a context for each choice."""
-    from bidir_core.evaluate import evaluate
-    from bidir_core.models import loading
-
     items = read_dials(path)
     config, reading, run = resolve(config)
     plan = evaluate.preflight(reading, parse_regime(reading.regime))
@@ -54,8 +52,6 @@ def export(config: WhyConfig, path: Path | str) -> dict[str, Any]:
 
 def grid(loaded: LoadedModel, encoded: EncodedItem) -> list[list[list[list[int]]]]:
     """``[2, n_layers + 1, len(STRENGTHS), n_choices]``, see :func:`bidir_core.runs.dials.read_dials`."""
-    from bidir_core.explain.variants import Rule, VariantScorer
-
     n = loaded.n_layers
     places, variants = [], []
     for sink in (0, 1):

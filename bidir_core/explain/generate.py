@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+from transformers import DynamicCache
 
 from bidir_core.common.errors import UserError
+from bidir_core.data.encoding import Encoder
 from bidir_core.models.layout import Layout
 from bidir_core.models.loading import LoadedModel
 from bidir_core.models.probe import ProbeReport
@@ -116,15 +118,7 @@ def encode_prompt(
     loaded: LoadedModel, text: str, *, bos: str = "auto", chat_template: bool = False
 ) -> Prompt:
     """Tokenise a prompt as evaluations tokenise a context, but leave its end as it stands."""
-    from bidir_core.data.encoding import Encoder, vocabulary_of
-
-    encoder = Encoder(
-        loaded.tokenizer,
-        bos=bos,  # type: ignore[arg-type]
-        chat_template=chat_template,
-        vocabulary=vocabulary_of(loaded),
-    )
-    wrapped, tokens = encoder.encode_prompt(text)
+    wrapped, tokens = Encoder.of(loaded, bos=bos, chat_template=chat_template).encode_prompt(text)
     if not len(tokens):
         raise UserError("--prompt is empty; write some text to go on from")
     return Prompt(wrapped, tokens.ids.tolist())
@@ -163,7 +157,8 @@ def stream(
     ends = end_ids(loaded)
     luck = torch.Generator().manual_seed(sampling.seed)
     ids = list(prompt_ids)
-    cache = _new_cache(loaded) if cached else None
+    # In sliding-window layers it drops what no later token can see.
+    cache = DynamicCache(config=loaded.model.config.get_text_config()) if cached else None
     for _ in range(sampling.max_new_tokens):
         logits = _last_logits(loaded, ids, len(prompt_ids), regime, cache)
         step = _choose(loaded, logits, sampling, luck)
@@ -193,13 +188,6 @@ def end_ids(loaded: LoadedModel) -> set[int]:
     listed = getattr(getattr(loaded.model, "generation_config", None), "eos_token_id", None)
     known = set(listed if isinstance(listed, list) else [listed])
     return {token for token in (*known, loaded.tokenizer.eos_token_id) if token is not None}
-
-
-def _new_cache(loaded: LoadedModel) -> Any:
-    """A cache that, in sliding-window layers, drops what no later token can see."""
-    from transformers import DynamicCache
-
-    return DynamicCache(config=loaded.model.config.get_text_config())
 
 
 @torch.inference_mode()

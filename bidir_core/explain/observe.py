@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +21,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import EncodedItem
+from bidir_core.evaluate.scoring import score_one
 from bidir_core.explain import attend_files as files
 from bidir_core.explain.attend_files import Shares
+from bidir_core.models.attention import Handle, choose_implementation
 from bidir_core.models.layout import Layout
+from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import Regime
 from bidir_core.runs.writer import RunWriter
-
-if TYPE_CHECKING:
-    from bidir_core.models.attention import Handle
-    from bidir_core.models.loading import LoadedModel
 
 # [head, query, key], in the model's number format, on its device
 OnWeights = Callable[[int, torch.Tensor], None]
@@ -126,19 +125,6 @@ def observe(
     )
 
 
-def attention_shares(
-    loaded: LoadedModel, encoded: Sequence[EncodedItem], regime: Regime
-) -> Iterator[tuple[EncodedItem, Shares]]:
-    """Where attention goes on each item's prefix and right choice; items in error are left out.
-
-    ``shares.mean()`` of each is a dict of ``[layer, head]`` arrays: the share of attention on the
-    first token, on future and on past tokens.
-    """
-    for item in encoded:
-        if item.error is None:
-            yield item, observe(loaded, passage_of(item), regime).shares
-
-
 @contextmanager
 def watching(handle: Handle, seen: Callable[..., None]) -> Iterator[None]:
     """Forward passes inside are eager and show ``seen(module, weights, window)`` each layer's."""
@@ -200,26 +186,16 @@ def _token_ll(logits: torch.Tensor, ids: torch.Tensor, n_prefix: int) -> np.ndar
 
 @contextmanager
 def _layer_outputs(handle: Handle, hidden: dict[int, np.ndarray]) -> Iterator[None]:
-    """Keep what each decoder layer (the module around an attention module) hands on."""
-    modules = dict(handle.decoder.named_modules())
-    hooks = []
-    for name, module in modules.items():
-        layer = getattr(module, "layer_idx", None)
-        around = modules.get(name.rpartition(".")[0])
-        # Gemma's layers know their index too; the attention module is the one inside.
-        if layer is None or around is None or isinstance(around, nn.ModuleList):
-            continue
+    """Keep what each decoder layer hands on."""
+    with ExitStack() as hooks:
+        for number, layer in enumerate(handle.layers()):
 
-        def keep(_: Any, __: Any, output: Any, layer: int = layer) -> None:
-            output = output[0] if isinstance(output, tuple) else output
-            hidden[layer] = output[0].float().cpu().numpy()
+            def keep(_: Any, __: Any, output: Any, number: int = number) -> None:
+                output = output[0] if isinstance(output, tuple) else output
+                hidden[number] = output[0].float().cpu().numpy()
 
-        hooks.append(around.register_forward_hook(keep))
-    try:
+            hooks.callback(layer.register_forward_hook(keep).remove)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 # One sequence in full: what the ``attend`` command writes about a single prompt or item.
@@ -232,7 +208,6 @@ def observe_one(
     writer: RunWriter, loaded: LoadedModel, regimes: Sequence[Regime], encoded: EncodedItem
 ) -> dict[str, Any]:
     """Observe one sequence under each regime; writes its files and returns its metrics."""
-
     passage = passage_of(encoded)
     n_total, n_prefix = len(passage.ids), passage.n_prefix
     keeps = n_prefix <= files.MATRIX_PROMPT_TOKENS and n_total <= files.MATRIX_TOKENS
@@ -301,14 +276,10 @@ def off_scoring(
     loaded: LoadedModel, regime: Regime, encoded: EncodedItem, token_ll: np.ndarray
 ) -> float | None:
     """How far the observed pass is from what an evaluation computes, in nats per token."""
-    from bidir_core.evaluate.scoring import Scorer, plan_scoring
-    from bidir_core.models.attention import choose_implementation
-
     if not len(token_ll):
         return None
-    plan = plan_scoring([encoded], regime=regime, device=loaded.device)
     with attending_with(loaded.handle, choose_implementation(loaded.model.config)):
-        (score,) = Scorer(loaded.model, loaded.handle, plan).score([0])
+        score = score_one(loaded, encoded, regime)
     off = float(np.abs(score.token_ll[0] - token_ll).max())
     if loaded.dtype == "float32" and not off <= SAME_NATS:
         raise UserError(

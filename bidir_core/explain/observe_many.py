@@ -6,21 +6,22 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import t as student
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import replacing
+from bidir_core.common.progress import Progress
 from bidir_core.data.encoding import EncodedItem
 from bidir_core.explain import attend_files as files
+from bidir_core.explain.observe import observe, off_scoring, passage_of
+from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import Regime
 from bidir_core.runs.read import read_arrays
 from bidir_core.runs.writer import RunWriter
-
-if TYPE_CHECKING:
-    from bidir_core.models.loading import LoadedModel
 
 PARTS = ("prefix", "start", "continuation")
 _Item = dict[str, np.ndarray]
@@ -69,8 +70,6 @@ def _observe_all(
     folder: Path,
 ) -> None:
     """Leave one file an item in ``folder``; those that are there stay."""
-    from bidir_core.common.progress import Progress
-
     done = sum(_part(folder, number).exists() for number in range(len(usable)))
     progress = Progress(len(usable), done=done, title="attend", report=writer.heartbeat)
     try:
@@ -88,8 +87,6 @@ def _observe_item(
 ) -> _Item:
     """``<part>_<measure>_<regime>`` ``[layer, head]``, ``drift_<what>_<regime>_<whose>`` ``[layer]``,
     ``seconds``; with ``check`` also how far it is from the scoring path, by regime."""
-    from bidir_core.explain.observe import observe, off_scoring, passage_of
-
     started = time.monotonic()
     passage = passage_of(encoded)
     seen = [observe(loaded, passage, regime, keep_hidden=True) for regime in regimes]
@@ -181,8 +178,6 @@ def write_by_item(
     path: Path, regimes: Sequence[Regime], usable: Sequence[EncodedItem], items: Sequence[_Item]
 ) -> None:
     """One row an item and regime: prefix means over layers and heads, for tables of one's own."""
-    import pandas as pd
-
     rows = []
     for encoded, item in zip(usable, items, strict=True):
         for number, regime in enumerate(regimes):

@@ -39,12 +39,12 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.progress import phase
 from bidir_core.common.settings import check_config, same_as, setting, to_json
 from bidir_core.data.custom import absolute_task
-from bidir_core.data.items import Item, data_fingerprint, hash_doc
+from bidir_core.data.items import Item, hash_doc
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain.triviality import same_prompts
 from bidir_core.regimes import BIDIRECTIONAL
 from bidir_core.runs.find import list_runs
-from bidir_core.runs.layout import LAB, check_new_run, runs_roots
+from bidir_core.runs.layout import check_new_run, runs_roots
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 
@@ -55,9 +55,7 @@ if TYPE_CHECKING:
 KIND = "recommend"
 # Nats; a ratio of norms; a share of attention; a share of the KL.
 THRESHOLDS = {"kl": 0.02, "outlier": 10.0, "attention": 0.3, "share": 0.1}
-OTHER_KL_THRESHOLDS = (0.005, 0.01, 0.05, 0.1)  # recorded, to see how much hangs on 0.02
 PROMPTS_PER_TASK = 20
-QUANTILES = (0.5, 0.9, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,39 +125,27 @@ def recommend(config: RecommendConfig, *, loaded: LoadedModel | None = None) -> 
 
     ``loaded`` reuses a model in memory. Raises UserError on bad input, before anything is written.
     """
-    from bidir_core.data.tasks import task_names
+    from bidir_core.explain import lab_run
     from bidir_core.explain.recommend_measure import SINK
     from bidir_core.models import loading
 
     check_new_run(config.runs_dir, config.name)
-    if config.prompts is None:
-        task_names(config.tasks)
-    else:
-        prompts = read_prompts(config)
+    prompts = read_prompts(config)
     plan = loaded or loading.preflight(
         config.model, revision=config.revision, checkpoint=config.checkpoint, dtype=config.dtype,
         device=config.device, attn=config.attn, regime=SINK,
     )  # fmt: skip
-    if config.prompts is None:
-        prompts = read_prompts(config)
     ids, bos_added = _encode(config, plan, prompts)
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
-    items = [_as_item(i, prompt) for i, prompt in enumerate(prompts)]
-    writer = RunWriter.create(
-        LAB,
-        to_json(config) | {"regime": str(BIDIRECTIONAL)},  # whose layers are in question
-        root=config.runs_dir,
+    writer = lab_run.begin(
+        config,
+        KIND,
+        loaded,
+        [_as_item(i, prompt) for i, prompt in enumerate(prompts)],
         name=config.name or KIND,
-        kind=KIND,
-        model_fingerprint=loaded.fingerprint,
-        tokenizer_fingerprint=getattr(loaded, "tokenizer_fingerprint", None),
-        data_fingerprint=data_fingerprint(items),
+        settings={"regime": str(BIDIRECTIONAL)},  # whose layers are in question
         bos_added=bos_added,
-        dtype=loaded.dtype,
-        attention=loaded.implementation,
-        device=str(loaded.device),
         thresholds=THRESHOLDS,
-        training_record=getattr(loaded, "training_record", None),
     )
     _write(writer, config, loaded, prompts, ids)
     return writer.path
@@ -238,18 +224,17 @@ def _file_prompts(path: Path) -> Iterator[Prompt]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        text = line
         if path.suffix == ".jsonl":
             try:
-                value = json.loads(line)
-            except ValueError:
-                value = None
-            text = value.get("prompt") if isinstance(value, dict) else None
-            if not isinstance(text, str) or not text.strip():
+                text = json.loads(line)["prompt"]
+                blank = not text.strip()
+            except (ValueError, TypeError, KeyError, AttributeError):
+                blank = True
+            if blank:
                 raise UserError(
                     f'{path}, line {number}: write a JSON object with a text "prompt" on each line'
                 )
-        else:
-            text = line
         yield Prompt(f"line {number}", text)
 
 
@@ -262,14 +247,9 @@ def _encode(
     config: RecommendConfig, plan: LoadedModel | Preflight, prompts: Sequence[Prompt]
 ) -> tuple[list[np.ndarray], bool]:
     """Each prompt's tokens, int64 ``[n_tokens]``, as an evaluation would read it as a context."""
-    from bidir_core.data.encoding import Encoder, vocabulary_of
+    from bidir_core.data.encoding import Encoder
 
-    encoder = Encoder(
-        plan.tokenizer,
-        bos=config.bos,  # type: ignore[arg-type]
-        chat_template=config.chat_template,
-        vocabulary=vocabulary_of(plan),
-    )
+    encoder = Encoder.of(plan, bos=config.bos, chat_template=config.chat_template)
     encoded = encoder.encode([_as_item(i, prompt) for i, prompt in enumerate(prompts)])
     for prompt, one in zip(prompts, encoded, strict=True):
         n_tokens = len(one.prefixes[0])
@@ -293,21 +273,14 @@ def _write(
     prompts: Sequence[Prompt],
     ids: Sequence[np.ndarray],
 ) -> None:
-    from bidir_core.common.progress import Progress, logging_to, terminable
+    from bidir_core.common.progress import Progress
+    from bidir_core.explain import lab_run
     from bidir_core.explain.recommend_measure import SINK, measure, n_passes, opened_from
-    from bidir_core.models.devices import device_name, peak_memory_bytes
-    from bidir_core.models.probe import run_probe
 
-    with writer, terminable(), logging_to(writer.path / "log.txt") as log:
+    with lab_run.at_work(writer) as log:
         log.info("recommend for %s on %d prompts -> %s", config.model, len(ids), writer.id)
         probed = (BIDIRECTIONAL, opened_from(1, loaded.n_layers), SINK)
-        reports = [run_probe(loaded, regime) for regime in probed]
-        passed = all(report.passed for report in reports)
-        writer.write_probe(
-            {"schema": 1, "passed": passed, "reports": [report.to_json() for report in reports]}
-        )
-        for report in reports:
-            report.require(f"so nothing can be recommended; see {writer.path / 'probe.json'}")
+        lab_run.probe(writer, loaded, probed, "so nothing can be recommended")
         started = time.monotonic()
         progress = Progress(
             len(ids) * n_passes(loaded.n_layers), unit="pass", title="recommend",
@@ -330,17 +303,9 @@ def _write(
         result = summarise([found[i] for i in range(len(ids))])
         for line in terminal_lines(result):
             log.info("%s", line)
-        writer.finish(
-            metrics={
-                "n_prompts": len(ids), "n_prompt_tokens": sum(map(len, ids)),
-                "positions": config.positions, **result,
-            },
-            cost={
-                "seconds": round(time.monotonic() - started, 3),
-                "peak_memory_bytes": peak_memory_bytes(loaded.device),
-                "device": device_name(loaded.device),
-            },
-        )  # fmt: skip
+        counts = {"n_prompts": len(ids), "n_prompt_tokens": sum(map(len, ids))}
+        metrics = {**counts, "positions": config.positions, **result}
+        lab_run.end(writer, loaded, metrics, started=started)
 
 
 def _line(prompt: Prompt, measures: PromptMeasures) -> dict[str, Any]:
@@ -388,14 +353,10 @@ def summarise(measures: Sequence[PromptMeasures]) -> dict[str, Any]:
             "share": _first_below(means, THRESHOLDS["share"] * means[0]) if matters else None,
         },
         "thresholds": THRESHOLDS,
-        "kl_at_other_thresholds": {
-            str(limit): _first_below(means, limit) for limit in OTHER_KL_THRESHOLDS
-        },
         "curves": {
             "kl": _rounded(means),
             "kl_low": curve["low"] and _rounded(curve["low"]),
             "kl_high": curve["high"] and _rounded(curve["high"]),
-            "kl_quantiles": {str(q): _rounded(np.quantile(kl, q, axis=0)) for q in QUANTILES},
             "top1_agreement": _rounded(agreement),
             "first_token_norm_over_median": _rounded(norm),
             "attention_to_first_token": _rounded(to_first),

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +21,12 @@ from torch import nn
 from bidir_core.common.errors import UserError
 from bidir_core.evaluate.scoring import gather_before_head
 from bidir_core.explain.observe import watching
+from bidir_core.explain.variants import replaced_forwards
 from bidir_core.models.attention import rope_switch
 from bidir_core.models.attention_split import without_plans
 from bidir_core.models.layout import Layout
+from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
-
-if TYPE_CHECKING:
-    from bidir_core.models.loading import LoadedModel
 
 # Smaller than an evaluation's: on a GPU every layer's output is kept for a batch, and on a CPU small
 # batches of like lengths have little padding.
@@ -148,7 +148,9 @@ class _Model:
         advance(n)
         kl, agrees = np.zeros((n, n_layers + 1)), np.ones((n, n_layers + 1))  # at L it is causal
         for first in range(n_layers):
-            with self._starting_at(first if self.shares else 0, outputs):
+            # Layers below hand out what they gave before instead of computing it again.
+            known = zip(self.layers[: first if self.shares else 0], outputs)
+            with replaced_forwards({layer: partial(_gave, output) for layer, output in known}):
                 logits = self._logits(ids, layout, opened_from(first, n_layers), at)
             kl[:, first], agrees[:, first] = _distance(causal, logits)
             advance(n)
@@ -201,22 +203,6 @@ class _Model:
                 stack.callback(hook.remove)
             yield
 
-    @contextmanager
-    def _starting_at(self, first: int, outputs: Sequence[Any]) -> Iterator[None]:
-        """Layers below ``first`` hand out what they gave before instead of computing it again."""
-        skipped = self.layers[:first]
-        own = [vars(layer).get("forward") for layer in skipped]
-        try:
-            for layer, output in zip(skipped, outputs):
-                layer.forward = lambda *_, _output=output, **__: _output  # type: ignore[method-assign]
-            yield
-        finally:
-            for layer, before in zip(skipped, own, strict=True):
-                if before is None:
-                    vars(layer).pop("forward", None)
-                else:
-                    layer.forward = before  # type: ignore[method-assign]
-
     def _attention_to_first(
         self, ids: torch.Tensor, layout: Layout, n_prompt: torch.Tensor
     ) -> np.ndarray:
@@ -234,6 +220,10 @@ class _Model:
         with handle.use(CAUSAL, layout), watching(handle, seen):
             handle.decoder(input_ids=ids, position_ids=layout.position, use_cache=False)
         return np.stack([found[layer] for layer in sorted(found)], axis=1)
+
+
+def _gave(output: Any, *_: Any, **__: Any) -> Any:
+    return output
 
 
 def _distance(causal: torch.Tensor, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

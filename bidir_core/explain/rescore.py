@@ -7,15 +7,15 @@ but for what is left causal.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import Encoder, check_lengths
 from bidir_core.data.items import Item
+from bidir_core.explain.variants import Rule, Variant, VariantScorer
+from bidir_core.explain.why_search import pieces, short
+from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import CAUSAL, Regime
-
-if TYPE_CHECKING:
-    from bidir_core.models.loading import LoadedModel
 
 MOST_CHARACTERS = 20_000  # of all texts together: this is for one item, answered at once
 
@@ -36,9 +36,6 @@ def rescore(
 
     Raises UserError for a layer or token that does not exist, and for texts that cannot be scored.
     """
-    from bidir_core.explain.variants import Rule, Variant, VariantScorer
-    from bidir_core.explain.why_search import pieces, short
-
     n_layers = loaded.n_layers
     regime.check_layers(n_layers)
     if sum(map(len, (*contexts, *continuations))) > MOST_CHARACTERS:
@@ -46,7 +43,7 @@ def rescore(
     if not continuations or len(contexts) not in (1, len(continuations)):
         raise UserError("an item has choices, and one context or one for each choice")
     item = Item("tried", 0, "", 0, tuple(contexts), tuple(continuations))
-    (encoded,) = Encoder(loaded.tokenizer, bos=bos).encode([item])  # type: ignore[arg-type]
+    (encoded,) = Encoder.of(loaded, bos=bos).encode([item])
     if encoded.error:
         raise UserError(f"this cannot be scored: {encoded.error}")
     check_lengths([encoded], loaded.max_length)

@@ -15,7 +15,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import numpy as np
 from bidir_core.analyse.order_effects import OrderArm, order_text
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
+from bidir_core.common.files import write_json
 from bidir_core.common.formatting import visible
 from bidir_core.common.progress import Progress, logging_to, terminable
 from bidir_core.common.settings import to_json
@@ -35,7 +35,9 @@ from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.run_scoring import item_fields, score_into
 from bidir_core.evaluate.scoring import ScoringPlan, auto_batch_tokens, plan_scoring
 from bidir_core.explain.controls import OUTCOME_WORDS, STORY
+from bidir_core.explain.observe import observe, passage_of
 from bidir_core.explain.recommend import predict, predicted_regime
+from bidir_core.explain.sweep_outcomes import percent
 from bidir_core.explain.sweep_points import (
     ATTENTION_FILE,
     OPENED,
@@ -50,7 +52,7 @@ from bidir_core.explain.sweep_points import (
     preset_points,
     preset_sweep,
 )
-from bidir_core.explain.sweep_summary import percent, removed_sentence, summarise_sweep
+from bidir_core.explain.sweep_summary import removed_sentence, summarise_sweep
 from bidir_core.models import loading
 from bidir_core.models.devices import device_name
 from bidir_core.models.loading import LoadedModel
@@ -82,23 +84,21 @@ def run_lab(config: LabConfig) -> Path:
         extra,
         others,
     )
+    about = evaluate.item_facts(items, bos_added, CHAT_DATE)
+    facts = evaluate.run_facts(loaded, about, CAUSAL, config.tasks) | predicted
+    if config.controls:
+        facts["middle_token"] = middle_token(prompts)
     writer = RunWriter.create(
         LAB,
         to_json(config),
         root=config.runs_dir,
         name=config.name,
-        **{
-            **evaluate.run_facts(
-                loaded, evaluate.item_facts(items, bos_added, CHAT_DATE), CAUSAL, config.tasks
-            ),
-            "kind": "lab",
-            "batch_tokens": config.batch_tokens or auto_batch_tokens(loaded.device),
-            "points": [point.to_json(prompts.usual) for point in points],
-            "notes": notes,
-            "n_layers": plan.n_layers,
-            **predicted,
-            **({"middle_token": middle_token(prompts)} if config.controls else {}),
-        },
+        kind="lab",
+        batch_tokens=config.batch_tokens or auto_batch_tokens(loaded.device),
+        points=[point.to_json(prompts.usual) for point in points],
+        notes=notes,
+        n_layers=plan.n_layers,
+        **facts,
     )
     _run(writer, prompts, points, loaded)
     return writer.path
@@ -125,14 +125,7 @@ def resume_lab(
         said = (f"{run.id} is complete; nothing was run", *lines(run.metrics or {}))
         print(*map(visible, said), sep="\n", file=sys.stderr)
         return run.path
-    config = replace(
-        config,
-        device=given.get("device", config.device),
-        # One sweep has one number format and one batch plan, also where "auto" would now differ.
-        dtype=run.config.get("dtype") or config.dtype,
-        attn=run.config.get("attention") or config.attn,
-        batch_tokens=run.config.get("batch_tokens") or config.batch_tokens,
-    )
+    config = evaluate.as_recorded(config, run, given)
     prompts = Prompts(
         config, evaluate.preflight(config.evaluation(), CAUSAL), evaluate.chat_date_of(run)
     )
@@ -164,7 +157,8 @@ def _run(writer: RunWriter, prompts: Prompts, points: Sequence[Point], loaded: L
             title = f"[{number}/{len(points)}] {point.regime}"
             writer.heartbeat(progress.done, progress.total, point=title)
             _run_point(writer, prompts, point, run, loaded, title, progress)
-            _tell_left(log, progress, number, len(points), started, sum(before))
+            if number < len(points):
+                _tell_left(log, progress, number, len(points), started, sum(before))
         if prompts.config.controls:
             measure_attention(writer.path, prompts, loaded)
         metrics = summarise_sweep(Run(writer.path))
@@ -201,27 +195,14 @@ def _run_point(
         if compact:
             rows = [{**row, **dict.fromkeys(("contexts", "continuations"))} for row in rows]
         write_texts(to_table(rows), sweep.path / texts)
-    known = Run(run.path)  # read again: the folder may have been written since
+    known, before = Run(run.path), None  # read again: the folder may have been written since
     if known.config and known.state != "corrupt":
         writer, before = RunWriter.resume(known), known.status.get("cost")
     else:
-        writer, before = (
-            RunWriter.create(
-                LAB,
-                to_json(config),
-                folder=run.path,
-                **evaluate.run_facts(
-                    loaded,
-                    evaluate.item_facts(
-                        items, bos_added, prompts.chat_date if config.chat_template else None
-                    ),
-                    regime,
-                    config.tasks,
-                ),
-                texts=texts,
-            ),
-            None,
-        )
+        told = prompts.chat_date if config.chat_template else None
+        about = evaluate.item_facts(items, bos_added, told)
+        facts = evaluate.run_facts(loaded, about, regime, config.tasks)
+        writer = RunWriter.create(LAB, to_json(config), folder=run.path, texts=texts, **facts)
     score_into(
         writer,
         config,
@@ -255,8 +236,7 @@ def _tell_left(
 ) -> None:
     fresh = progress.done - before
     left = (progress.total - progress.done) * (time.monotonic() - started) / max(fresh, 1)
-    if number < total:
-        log.info("%d of %d points done, about %.0f s left", number, total, left)
+    log.info("%d of %d points done, about %.0f s left", number, total, left)
 
 
 # The end of a sweep for the terminal: its points, its controls, and the verdict last.
@@ -368,9 +348,6 @@ def measure_attention(folder: Path, prompts: Prompts, loaded: LoadedModel) -> No
 
     Written to ``attention.json``; a resumed sweep does not measure twice.
     """
-    from bidir_core.common.files import write_json
-    from bidir_core.explain.observe import attention_shares
-
     if (folder / ATTENTION_FILE).exists():
         return
     by_task: dict[str, list[Any]] = {}
@@ -383,7 +360,7 @@ def measure_attention(folder: Path, prompts: Prompts, loaded: LoadedModel) -> No
         chosen += [members[int(place)] for place in places]
     by_regime: dict[str, Any] = {}
     for regime in (CAUSAL, BIDIRECTIONAL, SINK):
-        means = [shares.mean() for _, shares in attention_shares(loaded, chosen, regime)]
+        means = [observe(loaded, passage_of(item), regime).shares.mean() for item in chosen]
         by_regime[str(regime)] = {
             name: [round(float(mean[name].mean()), 5) for mean in means]
             for name in ("first", "future", "past")

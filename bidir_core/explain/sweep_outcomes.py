@@ -18,8 +18,9 @@ import numpy as np
 from bidir_core.analyse import stats
 from bidir_core.analyse.effects import Retention, above_floor_retention
 from bidir_core.analyse.pairing import pair, repeats
-from bidir_core.analyse.phrases import JSON_WORDS
+from bidir_core.analyse.phrases import JSON_WORDS, no_share
 from bidir_core.analyse.verdict import judge
+from bidir_core.common import formatting
 from bidir_core.data.sampling import fold_of
 from bidir_core.explain.sweep_points import Condition, Point
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
@@ -194,3 +195,38 @@ def _half_width(outcomes: Outcomes, slug: str, half: str | None) -> float | None
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+# The same in words.
+
+CI = "95 % CI"
+
+
+def removes(numbers: Mapping[str, Any], *, s: str = "s", interval: str = CI) -> str:
+    """``removes 103 % of the damage (95 % CI 71 to 140 %, n = 1,150)``, or what can be said else.
+
+    ``s``: the verb's ending, none in the plural.
+    """
+    share, delta = numbers["removed"], numbers["delta"]
+    if share and share["value"] is not None:
+        return f"remove{s} {share_text(share, interval=interval)}"
+    if delta:
+        return f"differ{s} from causal by {points_text(delta, interval=interval)}{no_share(share)}"
+    return f"{'has' if s else 'have'} no causal run to compare with"
+
+
+def share_text(share: Mapping[str, Any], *, interval: str = CI) -> str:
+    value, low, high = (percent(share[end]) for end in ("value", "low", "high"))
+    n = formatting.count(share["n"])
+    return f"{value} % of the damage ({interval} {low} to {high} %, n = {n})"
+
+
+def points_text(delta: Mapping[str, Any], *, interval: str = CI) -> str:
+    value, low, high = (
+        formatting.points(delta[end], signed=True) for end in ("value", "low", "high")
+    )
+    return f"{value} points ({interval} {low} to {high}, n = {formatting.count(delta['n'])})"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f}".replace("-0", "0") if abs(share) < 0.005 else f"{100 * share:.0f}"

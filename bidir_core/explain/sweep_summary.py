@@ -16,11 +16,10 @@ import numpy as np
 from bidir_core.analyse import stats
 from bidir_core.analyse.order_effects import order_arms
 from bidir_core.analyse.pairing import METRICS
-from bidir_core.analyse.phrases import no_share
 from bidir_core.common import formatting
 from bidir_core.explain import law
 from bidir_core.explain.controls import judge
-from bidir_core.explain.sweep_outcomes import Outcomes, Sweep
+from bidir_core.explain.sweep_outcomes import CI, Outcomes, Sweep, removes
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
 from bidir_core.runs.run import Run
 
@@ -236,24 +235,13 @@ def removed_sentence(
     In a ``family`` of several questions the intervals are simultaneous and Holm's adjusted p value
     decides whether anything is removed at all.
     """
-    share, delta = numbers.get("removed"), numbers.get("delta")
+    share = numbers["removed"]
     short = name.removeprefix("bidirectional:")
-    interval = "95 % CI" if family is None else "simultaneous 95 % CI"
+    text = f"{short} {removes(numbers, interval=CI if family is None else f'simultaneous {CI}')}"
     if share and share["value"] is not None:
-        low, high, n = share["low"], share["high"], formatting.count(share["n"])
         p_holm = None if family is None else family["p_holm"]
-        return (
-            f"{short} removes {percent(share['value'])} % of the damage ({interval} "
-            f"{percent(low)} to {percent(high)} %, n = {n}){_meaning(low, high, p_holm)}"
-        )
-    if delta is None:
-        return f"{short}: no paired difference yet"
-    text = (
-        f"{short} differs from causal by {formatting.points(delta['value'], signed=True)} points "
-        f"({interval} {formatting.points(delta['low'], signed=True)} to "
-        f"{formatting.points(delta['high'], signed=True)}, n = {formatting.count(delta['n'])})"
-    )
-    return text + no_share(share)
+        text += _meaning(share["low"], share["high"], p_holm)
+    return text
 
 
 def _meaning(low: float, high: float, p_holm: float | None = None) -> str:
@@ -263,10 +251,6 @@ def _meaning(low: float, high: float, p_holm: float | None = None) -> str:
     if high < 0:
         return "; it adds damage"
     return "; part of it stays" if high < 1 else ""
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.0f}".replace("-0", "0") if abs(share) < 0.005 else f"{100 * share:.0f}"
 
 
 def _equals(p: float) -> str:

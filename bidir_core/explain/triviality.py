@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,19 +25,7 @@ TRIVIAL = 0.02  # less attention on future tokens than this would make them irre
 # Settings that must agree for two runs to be of one model and one way of making prompts.
 SAME = ("model", "revision", "checkpoint", "chat_template", "bos", "repeat_prompt")
 
-R = TypeVar("R", bound="Recorded")
-
 Mean = tuple[float, float, float]  # mean, low, high
-
-
-class Recorded(Protocol):
-    """A run, or what a page made of one."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]: ...
-
-    @property
-    def metrics(self) -> Mapping[str, Any] | None: ...
 
 
 def observed(metrics: Mapping[str, Any] | None) -> Answer | None:
@@ -66,9 +54,9 @@ def same_prompts(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     )
 
 
-def largest_summary(settings: Mapping[str, Any], runs: Iterable[R]) -> R | None:
+def largest_summary(settings: Mapping[str, Any], runs: Iterable[Any]) -> Any:
     """The ``attend`` summary of most items that answers for a sweep of these settings; of equal
-    ones the first."""
+    ones the first, None without any. ``runs``: runs, or what a page made of them."""
     fit = [
         run
         for run in runs

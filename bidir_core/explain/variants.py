@@ -16,9 +16,9 @@ exact: what is shared is what would have been computed twice.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ from torch import nn
 from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import EncodedItem
 from bidir_core.evaluate.packing import Collated, build_segments, collate, split_scores
+from bidir_core.evaluate.scoring import log_sum
 from bidir_core.models.attention import Plan
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import CAUSAL, Regime
@@ -39,6 +40,10 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 8192}
 
 # Most tokens that run through a layer at once: so few stay in a CPU's cache between operations.
 PIECE_TOKENS = {"cpu": 512}
+
+
+# About so many rows of logits at a time: a large vocabulary's take much memory.
+HEAD_ROWS = 256
 
 
 class Rule(NamedTuple):
@@ -162,17 +167,18 @@ class VariantScorer:
 
     def _ll(self, hidden: torch.Tensor, ends: Sequence[int]) -> list[tuple[float, ...]]:
         """Per variant and choice, from the last hidden states ``[row, time, width]``."""
-        batch, width = self.collated, hidden.shape[-1]
-        predicting = hidden[ends][:, batch.head].reshape(-1, width)
-        first = torch.arange(len(ends), device=hidden.device)[:, None] * len(batch.head)
-        scores = token_ll(
-            self.student,
-            predicting,
-            (batch.source[None] + first).flatten(),
-            batch.target.repeat(len(ends)),
-        )
+        batch = self.collated
+        predicting = hidden[ends][:, batch.head]
+        scores = torch.empty(len(ends), len(batch.target), device=hidden.device)
+        step = max(1, HEAD_ROWS // len(batch.head))
+        for start in range(0, len(ends), step):
+            part = predicting[start : start + step]
+            logits = self.student.logits(part.flatten(0, 1))
+            norm = log_sum(logits).view(*part.shape[:2])[:, batch.source]
+            picked = logits.view(*part.shape[:2], -1)[:, batch.source, batch.target]
+            scores[start : start + step] = picked.float() - norm
         by_variant = []
-        for row in scores.reshape(len(ends), -1).cpu().double().numpy():
+        for row in scores.cpu().double().numpy():
             ll = {c: float(np.sum(part)) for _, c, part in split_scores(self.segments, row)}
             by_variant.append(tuple(ll[choice] for choice in sorted(ll)))
         return by_variant
@@ -180,16 +186,9 @@ class VariantScorer:
 
 def _dense(batch: Collated, device: torch.device) -> Collated:
     """On the device, and attending as one row: variants need masks of the same shape."""
-    from dataclasses import replace
-
     layout = replace(batch.layout.to(device), spans=None)
-    return Collated(
-        batch.ids.to(device),
-        layout,
-        batch.head.to(device),
-        batch.source.to(device),
-        batch.target.to(device),
-    )
+    rest = (tensor.to(device) for tensor in (batch.head, batch.source, batch.target))
+    return Collated(batch.ids.to(device), layout, *rest)
 
 
 def _tree(
@@ -226,15 +225,11 @@ def _branching(
 
         return repeat
 
-    hooks = []
-    try:
+    with ExitStack() as hooks:
         for before, layer, rows in zip([[0], *parents], layers, parents):
             if list(rows) != list(range(len(before))):
-                hooks.append(layer.register_forward_pre_hook(hook(rows)))
+                hooks.callback(layer.register_forward_pre_hook(hook(rows)).remove)
         yield
-    finally:
-        for handle in hooks:
-            handle.remove()
 
 
 @contextmanager
@@ -254,66 +249,21 @@ def _in_pieces(layers: Sequence[nn.Module], plan: _RulePlan, n_rows: int) -> Ite
 
         return run
 
-    own = [vars(layer).get("forward") for layer in layers]
+    with replaced_forwards({layer: pieces_of(layer.forward) for layer in layers}):
+        yield
+
+
+@contextmanager
+def replaced_forwards(by_layer: Mapping[nn.Module, Any]) -> Iterator[None]:
+    """Layers run these instead of their own ``forward`` for a while."""
+    own = {layer: vars(layer).get("forward") for layer in by_layer}
     try:
-        for layer in layers:
-            layer.forward = pieces_of(layer.forward)  # type: ignore[method-assign]
+        for layer, forward in by_layer.items():
+            layer.forward = forward  # type: ignore[method-assign]
         yield
     finally:
-        for layer, before in zip(layers, own, strict=True):
+        for layer, before in own.items():
             if before is None:
                 vars(layer).pop("forward", None)
             else:
                 layer.forward = before  # type: ignore[method-assign]
-
-
-# The output head a block at a time: log-likelihoods without the whole row of logits.
-
-ROWS = 512
-
-VOCABULARY = {"cpu": 2048}  # elsewhere the whole row: small kernels would leave a GPU idle
-
-WHOLE_ROWS = 64  # where the head is no plain matrix, or on a GPU
-
-
-def token_ll(
-    student: Student, hidden: torch.Tensor, source: torch.Tensor, target: torch.Tensor
-) -> torch.Tensor:
-    """Natural log-likelihood of each ``target`` token: float32 ``[n_scored]``.
-
-    ``hidden`` ``[n, width]``: last hidden states that predict; ``source`` ``[n_scored]``: which of
-    them predicts each target.
-    """
-    parts = _blocks(student, hidden.device)
-    rows = ROWS if len(parts) > 1 else WHOLE_ROWS
-    scores = torch.empty(len(target), device=hidden.device)
-    for start in range(0, len(hidden), rows):
-        mine = torch.nonzero((source >= start) & (source < start + rows)).flatten()
-        row, token = source[mine] - start, target[mine]
-        picked = torch.empty(len(mine), device=hidden.device)
-        norms = []
-        for begin, part in parts:
-            logits = part.logits(hidden[start : start + rows]).float()
-            norms.append(logits.logsumexp(-1))
-            here = torch.nonzero((token >= begin) & (token < begin + logits.shape[-1])).flatten()
-            picked[here] = logits[row[here], token[here] - begin]
-        norm = torch.stack(norms).logsumexp(0) if len(norms) > 1 else norms[0]
-        scores[mine] = picked - norm[row]
-    return scores
-
-
-def _blocks(student: Student, device: torch.device) -> list[tuple[int, Student]]:
-    """The head cut along the vocabulary: each block's first token, and the model ending in it."""
-    head, step = student.head, VOCABULARY.get(device.type)
-    if step is None or type(head) is not nn.Linear:
-        return [(0, student)]
-    parts = []
-    for begin in range(0, head.out_features, step):
-        block = nn.Linear(1, 1, bias=False)  # holds views, no weights of its own
-        block.weight = nn.Parameter(head.weight[begin : begin + step], requires_grad=False)
-        if head.bias is not None:
-            block.bias = nn.Parameter(head.bias[begin : begin + step], requires_grad=False)
-        part = copy.copy(student)
-        part.head = block
-        parts.append((begin, part))
-    return parts

@@ -14,28 +14,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
-from bidir_core.common.settings import from_json, to_json
+from bidir_core.common.progress import Progress
+from bidir_core.common.settings import from_json
 from bidir_core.data.custom import name_of
+from bidir_core.data.encoding import EncodedItem
+from bidir_core.data.tasks import load_items_by_id
+from bidir_core.evaluate import evaluate
 from bidir_core.evaluate.config import EvalConfig
+from bidir_core.explain import lab_run
 from bidir_core.explain.why_config import KIND, RESULT, WhyConfig
 from bidir_core.explain.why_search import Measure, investigate, short
+from bidir_core.models import loading
+from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import Regime, parse_regime
 from bidir_core.runs.find import find_run
-from bidir_core.runs.layout import LAB, check_new_run, runs_roots
+from bidir_core.runs.layout import check_new_run, runs_roots
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
-
-if TYPE_CHECKING:
-    from bidir_core.data.encoding import EncodedItem
-    from bidir_core.models.loading import LoadedModel
-    from bidir_core.runs.run import Run
-
 
 # What a run decides where the command line does not.
 _READING = ("model", "revision", "checkpoint", "split", "bos", "chat_template", "data_source")
@@ -46,13 +47,13 @@ def resolve(config: WhyConfig) -> tuple[WhyConfig, EvalConfig, Run | None]:
 
     Raises UserError if the run is not there, is no evaluation, or never scored this item.
     """
+    run = None
     if config.as_run is None:
         if config.model is None:
             raise UserError(
                 "--model is missing; name one, for example smollm2-135m-instruct, or --as-run RUN"
             )
         reading = EvalConfig(model=config.model, tasks=(config.task,))
-        run = None
     else:
         own = [config.runs_dir] if config.runs_dir else []
         run = find_run(config.as_run, roots=[*own, *runs_roots()])
@@ -88,9 +89,7 @@ def resolve(config: WhyConfig) -> tuple[WhyConfig, EvalConfig, Run | None]:
         fold="all",
         batch_tokens=None,
     )
-    kept = {f.name: getattr(reading, f.name) for f in fields(WhyConfig) if hasattr(reading, f.name)}
-    for name in ("runs_dir", "name"):
-        kept[name] = getattr(config, name)
+    kept = {name: getattr(reading, name) for name in (*_READING, "regime")}
     return replace(config, **kept, task=reading.tasks[0]), reading, run
 
 
@@ -109,21 +108,21 @@ def _task_of(config: WhyConfig, reading: EvalConfig, run: Run) -> str:
     return tasks[0]
 
 
-def settings_for_run(config: WhyConfig) -> dict[str, Any]:
-    """What ``config.json`` records: readers expect ``tasks`` beside the settings."""
-    return to_json(config) | {"tasks": [config.task]}
-
-
 # What a restoration found, in sentences. Works on the stored result; needs no model.
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
     """The finding: what happened, then what turns the answer back, in layers, tokens, strength."""
-    before, after = result["causal"]["choice"], result["opened"]["choice"]
-    out = [_what_happened(result)]
+    before, after, gold = result["causal"]["choice"], result["opened"]["choice"], result["gold"]
+    mark = {choice: " (right)" if choice == gold else " (wrong)" for choice in (before, after)}
+    regime = result["regime"]
     if before == after:
-        out.append(_closest(result))
-        return out
+        lead = result["causal"]["lead"], result["opened"]["lead"]
+        return [
+            f"Under {regime} the answer stays choice {before}{mark[before]}: nothing flips.",
+            f"Its lead over the best other choice goes from {lead[0]:+.2f} to {lead[1]:+.2f} nats.",
+        ]
+    out = [f"Causal gives choice {before}{mark[before]}, {regime} choice {after}{mark[after]}."]
     out += [_layers(result), _tokens(result), _strength(result)]
     recorded = result.get("recorded")
     if recorded and recorded["choice"] != after:
@@ -132,20 +131,6 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
             f"computes {after}: the item is a close call, and number formats differ."
         )
     return out
-
-
-def _what_happened(result: Mapping[str, Any]) -> str:
-    before, after, gold = (result["causal"]["choice"], result["opened"]["choice"], result["gold"])
-    regime = result["regime"]
-    mark = {choice: " (right)" if choice == gold else " (wrong)" for choice in (before, after)}
-    if before == after:
-        return f"Under {regime} the answer stays choice {before}{mark[before]}: nothing flips."
-    return f"Causal gives choice {before}{mark[before]}, {regime} choice {after}{mark[after]}."
-
-
-def _closest(result: Mapping[str, Any]) -> str:
-    lead = result["causal"]["lead"], result["opened"]["lead"]
-    return f"Its lead over the best other choice goes from {lead[0]:+.2f} to {lead[1]:+.2f} nats."
 
 
 def turned(points: Sequence[Mapping[str, Any]], choice: int) -> list[int]:
@@ -231,38 +216,26 @@ def _strength(result: Mapping[str, Any]) -> str:
     return f"{text}{back}."
 
 
-SCHEMA = 1
-
-
-def explain(config: WhyConfig, *, loaded: LoadedModel | None = None) -> Path:
+def explain(config: WhyConfig) -> Path:
     """Explain the item that the config names and return the run folder.
 
-    ``loaded`` reuses a model in memory. Raises UserError on bad input, before anything is written.
+    Raises UserError on bad input, before anything is written.
     """
-    from bidir_core.data.items import data_fingerprint
-    from bidir_core.evaluate import evaluate
-    from bidir_core.models import loading
-
     check_new_run(config.runs_dir, config.name)
     config, reading, run = resolve(config)
     regime = parse_regime(reading.regime)
-    plan = loaded or evaluate.preflight(reading, regime)
-    regime.check_layers(plan.n_layers)
+    plan = evaluate.preflight(reading, regime)
     encoded, bos_added = read_item(config, reading, plan, run)
-    loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
-    writer = RunWriter.create(
-        LAB,
-        settings_for_run(config),
-        root=config.runs_dir,
+    loaded = loading.load_weights(plan)
+    writer = lab_run.begin(
+        config,
+        KIND,
+        loaded,
+        [encoded.item],
         name=config.folder_name,
-        kind=KIND,
-        model_fingerprint=loaded.fingerprint,
-        data_fingerprint=data_fingerprint([encoded.item]),
+        settings={"tasks": [config.task]},  # readers expect them beside the settings
         doc_hash=encoded.item.doc_hash,
         bos_added=bos_added,
-        dtype=loaded.dtype,
-        attention=loaded.implementation,
-        device=str(loaded.device),
     )
     _write(writer, config, loaded, regime, encoded, run)
     return writer.path
@@ -272,9 +245,6 @@ def read_item(
     config: WhyConfig, reading: Any, plan: Any, run: Run | None
 ) -> tuple[EncodedItem, bool]:
     """The item as the run read it, tokenised; checked against the run's own record."""
-    from bidir_core.data.tasks import load_items_by_id
-    from bidir_core.evaluate import evaluate
-
     if reading.num_fewshot or reading.context != "full":
         items = [item for item in evaluate.read_items(reading) if item.doc_id == config.doc_id]
     else:
@@ -309,10 +279,7 @@ def _write(
     encoded: EncodedItem,
     run: Run | None,
 ) -> None:
-    from bidir_core.common.progress import Progress, logging_to, terminable
-    from bidir_core.models.devices import device_name, peak_memory_bytes
-
-    with writer, terminable(), logging_to(writer.path / "log.txt") as log:
+    with lab_run.at_work(writer) as log:
         log.info(
             "why %s on %s under %s -> %s", encoded.item.item_id, config.model, regime, writer.id
         )
@@ -337,16 +304,9 @@ def _write(
         result["sentences"] = sentences(result)
         for sentence in result["sentences"]:
             log.info("%s", sentence)
-        write_json(writer.path / RESULT, {"schema": SCHEMA, **result})
-        writer.finish(
-            metrics={"n_items": 1, "tasks": {}, "flips": result["flips"]},
-            cost={
-                "seconds": round(time.monotonic() - started, 3),
-                "computed_tokens": computed,
-                "peak_memory_bytes": peak_memory_bytes(loaded.device),
-                "device": device_name(loaded.device),
-            },
-        )
+        write_json(writer.path / RESULT, {"schema": 1, **result})
+        metrics = {"n_items": 1, "tasks": {}, "flips": result["flips"]}
+        lab_run.end(writer, loaded, metrics, started=started, computed_tokens=computed)
 
 
 def _recorded(run: Run | None, encoded: EncodedItem, metric: str) -> dict[str, Any] | None:

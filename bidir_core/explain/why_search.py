@@ -10,17 +10,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bidir_core.common.errors import UserError
+from bidir_core.data.encoding import EncodedItem, Tokens
 from bidir_core.data.items import choice_lengths
+from bidir_core.evaluate.scoring import score_one
+from bidir_core.explain.variants import Rule, Variant, VariantScorer
 from bidir_core.explain.why_config import MAX_TOKEN_SPANS
+from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import CAUSAL, Regime
-
-if TYPE_CHECKING:
-    from bidir_core.data.encoding import EncodedItem, Tokens
-    from bidir_core.explain.variants import Variant, VariantScorer
-    from bidir_core.models.loading import LoadedModel
 
 LAMBDA_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
 LAMBDA_ROUNDS, LAMBDA_INSIDE = 2, 5  # each round narrows the bracket to a sixth, in logarithms
@@ -61,8 +60,6 @@ def investigate(
 
     ``advance(newly done, total)`` hears of progress, in masks.
     """
-    from bidir_core.explain.variants import Rule, VariantScorer
-
     scorer = VariantScorer(loaded, encoded)
     measure = Measure(encoded, metric)
     n_layers = loaded.n_layers
@@ -227,15 +224,12 @@ def _check_against_scoring(
     loaded: LoadedModel, encoded: EncodedItem, regime: Regime, ends: Sequence[Sequence[float]]
 ) -> None:
     """Refuse results that do not begin and end where an evaluation does."""
-    from bidir_core.evaluate.scoring import Scorer, plan_scoring
-
     if loaded.dtype != "float32":
         return  # in 16 bits the batch's shape alone moves the numbers
     for checked, ll in zip((CAUSAL, regime), ends, strict=True):
-        plan = plan_scoring([encoded], regime=checked, device=loaded.device)
-        (score,) = Scorer(loaded.model, loaded.handle, plan).score([0])
-        off = max(abs(a - b) for a, b in zip(score.ll, ll, strict=True))
-        if not off <= AGREES_NATS * max(1.0, max(abs(a) for a in score.ll) / 100):
+        alone = score_one(loaded, encoded, checked).ll
+        off = max(abs(a - b) for a, b in zip(alone, ll, strict=True))
+        if not off <= AGREES_NATS * max(1.0, max(map(abs, alone)) / 100):
             raise UserError(
                 f"{type(loaded.model).__name__} under '{checked}' gives other log-likelihoods layer by "
                 f"layer than at once ({off:.2g} nats apart); its items cannot be explained"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bidir_core.runs.records import to_table
 
@@ -78,9 +79,40 @@ def _has_norm(table: pa.Table) -> np.ndarray:
 
 
 def row_accuracy(row: Mapping[str, Any], metric: str) -> float | None:
-    """A task's accuracy from its line in ``metrics.json``; acc where it has no acc_norm."""
+    """A task's accuracy from its line in ``metrics.json``; acc where it has no normalised one."""
     value = row.get(metric)
     return row.get("acc") if value is None else value
+
+
+# Beside acc_norm: what a choice's score is divided by, and the column that says how much that is.
+BY_COUNT = {"acc_bytes": "continuations", "acc_tokens": "n_continuation_tokens"}
+
+
+def right_by_count(table: pa.Table, column: str) -> np.ndarray | None:
+    """Whether the gold's score per UTF-8 byte (as lm-eval's acc_bytes) or token is the best one.
+
+    Per item; an error item is wrong, and acc stands in where it does for acc_norm. None where the
+    records do not keep the column.
+    """
+    right = bools(table.column("correct"))
+    ll = table.column("ll").combine_chunks()
+    rows = np.flatnonzero(ll.is_valid().to_numpy(zero_copy_only=False) & _has_norm(table))
+    if not len(rows):
+        return right
+    own, ll = table.column(column).combine_chunks().take(rows), ll.take(rows)
+    counts = own.flatten()
+    if own.null_count or counts.null_count or own.value_lengths() != ll.value_lengths():
+        return None
+    if pa.types.is_string(counts.type):
+        space = pc.starts_with(counts, " ").cast(pa.int32())
+        counts = pc.max_element_wise(pc.subtract(pc.binary_length(counts), space), 1)
+    per = ll.flatten().to_numpy().astype(np.float64) / counts.to_numpy()
+    lengths = ll.value_lengths().to_numpy()
+    starts = np.cumsum(lengths) - lengths
+    best = np.flatnonzero(per == np.repeat(np.maximum.reduceat(per, starts), lengths))
+    first = best[np.searchsorted(best, starts)]  # of equal ones
+    right[rows] = first - starts == table.column("gold").to_numpy()[rows]
+    return right
 
 
 def compute_metrics(items: pa.Table | Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -88,7 +120,9 @@ def compute_metrics(items: pa.Table | Iterable[Mapping[str, Any]]) -> dict[str, 
 
     An error item counts as wrong. ``acc_stderr`` is lm-eval's sample standard error,
     sqrt(p (1 - p) / (n - 1)). ``chance`` is the mean of 1 / n_choices. ``gold_prob`` averages
-    over the scored items. ``macro`` is the unweighted mean over tasks.
+    over the scored items. ``macro`` is the unweighted mean over tasks. ``acc_bytes`` and
+    ``acc_tokens`` are there where the records keep texts and token counts; like acc_norm they are
+    null in a task that has none, where acc stands in.
     """
     table = items if isinstance(items, pa.Table) else to_table(items)
     names = table.column("task").to_numpy(zero_copy_only=False)
@@ -99,13 +133,15 @@ def compute_metrics(items: pa.Table | Iterable[Mapping[str, Any]]) -> dict[str, 
     normed = np.where(has_norm, bools(table.column("correct_norm")), correct)
     probability = choice_probabilities(table.column("ll"), gold)
     choices = n_choices(table)
+    by_count = {name: right_by_count(table, column) for name, column in BY_COUNT.items()}
     tasks: dict[str, dict[str, Any]] = {}
     for task in dict.fromkeys(names.tolist()):
         mine = names == task
         n = int(mine.sum())
         scored = mine & ~failed
         acc = float(correct[mine].mean())
-        norm = float(normed[mine].mean()) if has_norm[scored].any() else None
+        normable = bool(has_norm[scored].any())
+        norm = float(normed[mine].mean()) if normable else None
         known = choices[mine][choices[mine] > 0]
         tasks[task] = {
             "n": n,
@@ -114,6 +150,11 @@ def compute_metrics(items: pa.Table | Iterable[Mapping[str, Any]]) -> dict[str, 
             "acc_stderr": standard_error(acc, n),
             "acc_norm": norm,
             "acc_norm_stderr": None if norm is None else standard_error(norm, n),
+            **{
+                name: float(right[mine].mean()) if normable else None
+                for name, right in by_count.items()
+                if right is not None
+            },
             "gold_prob": float(probability[scored].mean()) if scored.any() else None,
             "n_errors": int((mine & failed).sum()),
         }
@@ -127,7 +168,7 @@ def compute_metrics(items: pa.Table | Iterable[Mapping[str, Any]]) -> dict[str, 
 
 
 def macro(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """Unweighted mean over tasks; a task without acc_norm contributes its acc there."""
+    """Unweighted mean over tasks; one without a normalised accuracy contributes its acc there."""
 
     def mean(values: list[float | None]) -> float | None:
         known = [value for value in values if value is not None]
@@ -137,6 +178,11 @@ def macro(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     return {
         "acc": mean([row["acc"] for row in rows]),
         "acc_norm": mean([row_accuracy(row, "acc_norm") for row in rows]),
+        **{
+            name: mean([row_accuracy(row, name) for row in rows])
+            for name in BY_COUNT
+            if any(name in row for row in rows)
+        },
         "chance": mean([row["chance"] for row in rows]),
     }
 

@@ -326,13 +326,13 @@ METRICS = Fields(
             Fields(
                 {
                     **_all(COUNT, "n n_errors"),
-                    **_all(SHARE, "acc acc_norm chance gold_prob"),
+                    **_all(SHARE, "acc acc_norm acc_bytes acc_tokens chance gold_prob"),
                     **_all(NUMBER, "acc_stderr acc_norm_stderr"),
                 },
                 needs=("n",),
             )
         ),
-        "macro": Fields(_all(SHARE, "acc acc_norm chance")),
+        "macro": Fields(_all(SHARE, "acc acc_norm acc_bytes acc_tokens chance")),
         "cost": COST,
         "checksums": MapOf(TEXT),
         # sweeps

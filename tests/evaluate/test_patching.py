@@ -87,18 +87,6 @@ def test_keys_and_values_alone_are_different_things() -> None:
         np.testing.assert_allclose(one[0], found[-1][0], atol=1e-5)
 
 
-def test_another_token_can_be_patched() -> None:
-    """Its causal states come from its causal neighbours too, so this is not ``skip=J``."""
-    loaded = tiny_loaded("llama")
-    skip = score(loaded, parse_regime("bidirectional:skip=3"))
-    patched = score(loaded, BIDIRECTIONAL, "both=3")
-    # Where J lies beyond the prefix, both leave the item alone.
-    plain = score(loaded, BIDIRECTIONAL)
-    np.testing.assert_allclose(patched[1], plain[1], atol=1e-5)
-    np.testing.assert_allclose(skip[1], plain[1], atol=1e-5)
-    assert max(np.abs(a - b).max() for a, b in zip(patched, plain, strict=True)) > 1e-3
-
-
 def clipped_by_hand(prefix: np.ndarray, continuation: np.ndarray) -> np.ndarray:
     """One sequence through a plain Llama: the keys as they are, then the first token's norm cut.
 

@@ -114,14 +114,6 @@ def wait_for(root: Path, pattern: str, process: subprocess.Popen[str]) -> Path:
     raise AssertionError(f"no {pattern} appeared: {process.communicate()[1][-3000:]}")
 
 
-def test_bad_input_is_told_once(tiny_folder, own_items, runs_dir):
-    done = launch(2, *words(tiny_folder, own_items, "--limit", "0"))
-    _, err = done.communicate(timeout=120)
-    assert done.returncode != 0
-    assert err.count("error: --limit 0") + err.count("error: argument --limit") == 1
-    assert not runs_dir.exists() or not list(runs_dir.glob("*/*"))
-
-
 def test_a_command_that_is_not_shared_out_says_so(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["probe", "--model", "m"]) == 2

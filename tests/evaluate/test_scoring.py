@@ -134,31 +134,6 @@ def test_equals_one_choice_at_a_time(name, text):
     check()
 
 
-@given(items())
-@settings(max_examples=60, deadline=None)
-def test_the_tree_holds_every_choice_once(encoded):
-    """Following each choice's heads spells its tokens, and no two nodes are the same path."""
-
-    def check(one, segment):
-        paths = set()
-        for choice, head, target in zip(segment.choices, segment.tree.heads, segment.targets):
-            assert segment.tree.ids[head[1:]].tolist() == target[:-1].tolist()
-            assert target.tolist() == one.continuations[choice].ids.tolist()
-            last = len(one.prefix(choice)) - 1
-            assert segment.tree.position[head].tolist() == list(range(last, last + len(head)))
-            paths |= {tuple(target[: n + 1].tolist()) for n in range(len(target) - 1)}
-        return paths
-
-    for one in encoded:
-        apart = build_segments(one)
-        for segment in apart:
-            assert len(segment) == segment.n_prefix + len(check(one, segment))
-        whole, *others = build_segments(one, causal=True)
-        if not others:  # contexts that begin alike became one tree
-            assert len(whole) <= sum(map(len, apart))
-            check(one, whole)
-
-
 @given(items(), st.booleans(), st.integers(1, 80))
 @settings(max_examples=60, deadline=None)
 def test_batches_hold_every_item_once_within_budget(encoded, padded, budget):
@@ -186,17 +161,16 @@ def test_trees_grown_together_are_those_grown_alone(encoded, causal):
     segments = [s for one in encoded for s in build_segments(one, causal=causal)]
     grown, start, head = grow(segments), 0, 0
     for segment in segments:
-        tree, end = segment.tree, start + len(segment)
+        end, ends = start + len(segment), head + sum(segment.scored)
+        tree = grow([segment])
         assert grown.ids[start:end].tolist() == tree.ids.tolist()
         assert grown.position[start:end].tolist() == tree.position.tolist()
         assert (grown.exit[start:end] - start).tolist() == tree.exit.tolist()
-        for own in tree.heads:
-            assert (grown.heads[head : head + len(own)] - start).tolist() == own.tolist()
-            head += len(own)
-        assert tree.predicting.tolist() == sorted({i for own in tree.heads for i in own.tolist()})
+        assert (grown.heads[head:ends] - start).tolist() == tree.heads.tolist()
+        heads = np.split(tree.heads, np.cumsum(segment.scored)[:-1])
         # a node for each distinct beginning of a choice, in order of first appearance
         node: dict[tuple[int, ...], int] = {}
-        for text, n_scored, own in zip(segment.texts, segment.scored, tree.heads):
+        for text, n_scored, own in zip(segment.texts, segment.scored, heads):
             path = [segment.n_prefix - 1]
             for n in range(1, len(text)):
                 beginning = tuple(text[:n].tolist())
@@ -209,7 +183,7 @@ def test_trees_grown_together_are_those_grown_alone(encoded, causal):
             assert tree.exit[at] == max(below) + 1
             assert tree.ids[at] == beginning[-1]
             assert tree.position[at] == segment.n_prefix + len(beginning) - 1
-        start = end
+        start, head = end, ends
     assert (start, head) == (len(grown.ids), len(grown.heads))
 
 
@@ -352,21 +326,6 @@ def test_the_probe_is_not_asked_for_nothing_or_after_a_signal(on_gpu, unable, er
     with pytest.raises(type(error)):
         scorer([unable], error).record_all(3, lambda: events.append("probe"))
     assert events == ["ready", *(("begin", i) for i in range(unable + 1))]
-
-
-def test_a_cpu_asks_the_probe_first():
-    events = []
-
-    class OnCpu(Scorer):
-        def __init__(self):
-            self.device = torch.device("cpu")
-
-        def score(self, items):
-            events.append(items[0])
-            return []
-
-    list(OnCpu().score_all([[0], [1]], lambda: events.append("probe")))
-    assert events == ["probe", 0, 1]
 
 
 @given(items(), st.integers(8, 200))

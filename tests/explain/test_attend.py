@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,12 +13,12 @@ from bidir_core.cli import main
 from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import Encoder
 from bidir_core.data.items import Item
-from bidir_core.evaluate.scoring import Scorer, plan_scoring
+from bidir_core.evaluate.scoring import score_one
 from bidir_core.explain import attend_files as files
 from bidir_core.explain import observe_many
 from bidir_core.explain.attend import attend
-from bidir_core.explain.attend_config import AttendConfig, attend_words
-from bidir_core.explain.observe import Passage, attention_shares, observe, token_pieces
+from bidir_core.explain.attend_config import AttendConfig
+from bidir_core.explain.observe import Passage, observe
 from bidir_core.explain.observe_many import mean_interval
 from bidir_core.models.families import WINDOW, tiny_loaded
 from bidir_core.models.layout import Layout
@@ -69,8 +68,7 @@ def test_the_logits_are_the_scoring_path_s(loaded, regime):
     text = Item("made", 0, "h", 1, ("The city of light",), (" Rome", " Paris", " Pa"))
     (encoded,) = encoder.encode([text])
     regime = parse_regime(regime)
-    plan = plan_scoring([encoded], regime=regime, device=loaded.device)
-    (score,) = Scorer(loaded.model, loaded.handle, plan).score([0])
+    score = score_one(loaded, encoded, regime)
     for choice in range(3):
         ids = np.concatenate([encoded.prefix(0).ids, encoded.continuations[choice].ids])
         seen = observe(loaded, Passage(ids, len(encoded.prefix(0))), regime)
@@ -132,36 +130,7 @@ def test_drift_is_none_where_nothing_differs(loaded):
     assert alone.ratio is None
 
 
-def test_shares_of_items_for_others(loaded):
-    encoder = Encoder(loaded.tokenizer)
-    good = Item("made", 0, "h", 0, ("Some context",), (" a", " b"))
-    bad = replace(good, doc_id=1, continuations=("", ""))
-    regime = parse_regime("bidirectional")
-    ((one, shares),) = attention_shares(loaded, encoder.encode([bad, good]), regime)
-    assert one.item == good
-    assert shares.mean()["future"].shape == (loaded.n_layers, 4)
-    assert shares.mean()["future"].min() > 0
-
-
 # --- files ---------------------------------------------------------------------------------------
-
-
-def test_what_is_written_is_what_is_read(tmp_path):
-    random = np.random.default_rng(0)
-    weights = random.random((3, 7, 7)).astype(np.float32)
-    files.write_layer(tmp_path, 1, 4, weights)
-    for head in range(3):
-        read = files.read_head(tmp_path, 1, 4, head)
-        assert np.abs(read - weights[head]).max() <= 2**-11  # float16 of shares below 1
-    rows = random.random((4, 2, 3, 7)).astype(np.float32)
-    shares = files.Shares(5, *rows, received=rows[0])
-    files.write_shares(tmp_path, [shares, shares])
-    again = files.read_shares(tmp_path, 2)[1]
-    assert again.n_prefix == 5
-    assert all(np.array_equal(getattr(again, m), getattr(shares, m)) for m in files.MEASURES)
-    drift = files.Drift((rows[0, 0], rows[1, 0]), rows[2, 0])
-    files.write_drift(tmp_path, drift)
-    assert np.array_equal(files.read_drift(tmp_path).ratio, drift.ratio)
 
 
 @pytest.mark.parametrize("harm", ["missing", "torn", "flipped"])
@@ -358,20 +327,3 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert said in error
     assert error.count("\n") == 1
     assert not runs_dir.exists()
-
-
-def test_the_line_of_a_config_runs_it(own_items):
-    config = AttendConfig(model="m", task=str(own_items), doc_id=3, regimes=("causal",))
-    words = attend_words(config)
-    assert words[0] == "attend"
-    assert words[-2:] == ("--regime", "causal")
-    assert words[words.index("--doc-id") :][:2] == ("--doc-id", "3")
-
-
-def test_pieces_name_tokens_without_text():
-    loaded = tiny_loaded("llama")
-    item = Item("made", 0, "h", 0, ("né ",), ("x y",))
-    (encoded,) = Encoder(loaded.tokenizer, bos="add").encode([item])
-    pieces = token_pieces(loaded.tokenizer, encoded)
-    assert pieces[0] == "<bos>"
-    assert "".join(pieces[1:]) == "né x y"

@@ -199,11 +199,3 @@ def test_a_regime_that_is_not_in_force_has_no_text(tiny_folder, capsys, monkeypa
     (one,) = json.loads(capsys.readouterr().out)["regimes"]
     assert one["probe"]["passed"] is True
     assert one["probe"]["regime"] == "causal"
-
-
-def test_one_regime_under_two_names_is_shown_once(tiny_folder, capsys):
-    line = ["generate", "--model", str(tiny_folder), "--prompt", PROMPT, "--max-new-tokens", "2"]
-    line += ["--regime", "causal", "--regime", "bidirectional:lambda=0", "--json"]
-    assert cli.main(line) == 0
-    (one,) = json.loads(capsys.readouterr().out)["regimes"]
-    assert one["regime"] == "causal"

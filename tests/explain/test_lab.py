@@ -20,13 +20,11 @@ from bidir_core.evaluate import evaluate, scoring
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain import sweep as lab_run_sweep
 from bidir_core.explain.controls import OUTCOME_WORDS
-from bidir_core.explain.sweep_outcomes import Sweep
 from bidir_core.explain.sweep_points import LabConfig, expand, parse_sweep
 from bidir_core.explain.sweep_summary import summarise_sweep
 from bidir_core.runs.find import find_run, list_runs
 from bidir_core.runs.records import RECORD_FIELDS
 from bidir_core.runs.run import Run
-from tests.launching import killed_after
 
 
 def dials(text: str, n_layers: int = 6) -> list[str]:
@@ -176,45 +174,7 @@ def test_compact_sweeps_and_conditions_keep_what_pairing_needs(tiny_folder, own_
         assert point.items([name])[name].tolist() == alone.items([name])[name].tolist()
 
 
-# Kills
-
-
-def test_killed_and_resumed_it_scores_nothing_twice(tiny_folder, own_items, tmp_path, monkeypatch):
-    """SIGKILL in the middle of the second point; resuming finishes that point and the rest."""
-    line = words(tiny_folder, own_items, "--sweep", "sink=1")
-    place = "lab/*/points/bidirectional"
-    before = killed_after(7, tmp_path / "runs", place, "lab", *line)
-    monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "runs"))
-    (run,) = list_runs([tmp_path / "runs"])
-    assert run.state == "lost"
-    assert run.status["done"] >= 60
-    assert run.status["total"] == 180
-    first = Run(run.path / "points" / "causal")
-    stamp = (first.path / "items.parquet").stat().st_mtime_ns
-    assert 7 <= len(before) < 60
-    # A sweep that is not complete can be read: its finished points, and what is missing.
-    assert summarise_sweep(run)["n_points"] == 1
-
-    scored: list[tuple[str, int]] = []
-    original = scoring.Scorer.begin
-
-    def watch(self, items):
-        scored.extend((str(self.regime), self.plan.encoded[i].item.doc_id) for i in items)
-        return original(self, items)
-
-    monkeypatch.setattr(scoring.Scorer, "begin", watch)
-    assert main(["lab", *line, "--resume", run.id]) == 0
-    done = {("bidirectional", record["doc_id"]) for record in before}
-    assert not set(scored) & done
-    assert len(scored) == (60 - len(before)) + 60
-    assert (first.path / "items.parquet").stat().st_mtime_ns == stamp
-    finished = Run(run.path)
-    assert finished.state == "done"
-    assert finished.status["done"] == finished.status["total"] == 180
-    assert finished.metrics["n_points"] == 3
-    assert main(["lab", "--resume", run.id]) == 0  # once more is harmless
-    assert main(["lab", "--resume", run.id, "--sweep", "sink=2"]) == 2
-    assert main(["eval", "--resume", run.id]) == 2
+# Stops
 
 
 def test_resume_refuses_runs_that_are_no_sweeps(sweep, monkeypatch, capsys) -> None:
@@ -224,24 +184,27 @@ def test_resume_refuses_runs_that_are_no_sweeps(sweep, monkeypatch, capsys) -> N
     assert "is not a sweep" in capsys.readouterr().err
 
 
-def test_a_failed_point_stops_the_sweep_and_can_be_gone_on_with(
-    tiny_folder, own_items, runs_dir, monkeypatch, capsys
+def test_a_stopped_sweep_goes_on_and_scores_nothing_twice(
+    tiny_folder, own_items, runs_dir, monkeypatch
 ) -> None:
-    original = scoring.Scorer._token_ll
+    original, batches, stopping = scoring.Scorer.begin, [], True
 
-    def trouble(self, batch):
-        if str(self.regime) == "bidirectional:sink=1":
+    def begin(self, items):
+        if stopping and [regime for regime, _ in batches].count("bidirectional") == 1:
             raise KeyboardInterrupt
-        return original(self, batch)
+        batches.append((str(self.regime), [self.plan.encoded[i].item.doc_id for i in items]))
+        return original(self, items)
 
-    monkeypatch.setattr(scoring.Scorer, "_token_ll", trouble)
-    line = words(tiny_folder, own_items, "--sweep", "sink=1", "--limit", "8")
+    monkeypatch.setattr(scoring.Scorer, "begin", begin)
+    line = words(tiny_folder, own_items, "--sweep", "sink=1", "--limit", "20")
     assert main(["lab", *line]) == 130
-    monkeypatch.undo()
-    monkeypatch.setenv("BIDIR_RUNS_DIR", str(runs_dir))
     (run,) = list_runs([runs_dir])
     assert run.state == "cancelled"
-    assert Run(run.path / "points" / "bidirectional_sink-1").state == "cancelled"
+    assert Run(run.path / "points" / "bidirectional").state == "cancelled"
+    # A sweep that is not complete can be read: its finished points, and what is missing.
+    assert summarise_sweep(run)["n_points"] == 1
+    first = run.path / "points" / "causal" / "items.parquet"
+    stamp, stopping = first.stat().st_mtime_ns, False
     # Another machine's "auto" would cut other batches; a sweep has one plan.
     monkeypatch.setitem(scoring.AUTO_BATCH_TOKENS, "cpu", 1)
     asked = []
@@ -253,7 +216,14 @@ def test_a_failed_point_stops_the_sweep_and_can_be_gone_on_with(
     monkeypatch.setattr(lab_run_sweep, "plan_scoring", planned)
     assert main(["lab", "--resume", run.id]) == 0
     assert set(asked) == {1024}
-    assert Run(run.path).state == "done"
+    scored = [(regime, doc_id) for regime, own in batches for doc_id in own]
+    assert len(scored) == len(set(scored)) == 60
+    assert first.stat().st_mtime_ns == stamp
+    finished = Run(run.path)
+    assert (finished.state, finished.metrics["n_points"]) == ("done", 3)
+    assert finished.status["done"] == finished.status["total"] == 60
+    assert main(["lab", "--resume", run.id, "--sweep", "sink=2"]) == 2
+    assert main(["eval", "--resume", run.id]) == 2
 
 
 def test_a_job_is_told_of_the_sweep_not_of_its_points(
@@ -264,12 +234,6 @@ def test_a_job_is_told_of_the_sweep_not_of_its_points(
     assert main(["lab", *line]) == 0
     (told,) = (tmp_path / "runs.txt").read_text().split()
     assert Path(told).parent.name == "lab"
-
-
-def test_the_sweep_knows_its_own_condition(sweep) -> None:
-    view = Sweep(sweep)
-    assert view.slug_of("causal", view.usual) == "causal"
-    assert view.slug_of("causal", view.usual._replace(bos="add")) is None
 
 
 def test_controls_are_one_command(tiny_folder, own_items, runs_dir, capsys) -> None:

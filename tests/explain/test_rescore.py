@@ -7,7 +7,7 @@ import pytest
 from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import Encoder
 from bidir_core.data.items import Item
-from bidir_core.evaluate.scoring import Scorer, plan_scoring
+from bidir_core.evaluate.scoring import score_one
 from bidir_core.explain.rescore import rescore
 from bidir_core.models.families import tiny_loaded
 from bidir_core.regimes import parse_regime
@@ -22,8 +22,7 @@ def loaded():
 
 def scored(loaded, regime: str) -> list[float]:
     (encoded,) = Encoder(loaded.tokenizer).encode([Item("t", 0, "", 0, CONTEXT, CHOICES)])
-    plan = plan_scoring([encoded], regime=parse_regime(regime), device=loaded.device)
-    return Scorer(loaded.model, loaded.handle, plan).score([0])[0].ll
+    return score_one(loaded, encoded, parse_regime(regime)).ll
 
 
 def tried(loaded, regime="bidirectional", **left) -> dict:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 from bidir_core.data.encoding import Encoder
 from bidir_core.data.items import Item
-from bidir_core.evaluate.scoring import Scorer, plan_scoring
-from bidir_core.explain.variants import Rule, VariantScorer, _tree
+from bidir_core.evaluate.scoring import score_one
+from bidir_core.explain.variants import Rule, VariantScorer
 from bidir_core.models.families import FAMILIES, tiny_loaded
 from bidir_core.regimes import CAUSAL, parse_regime
 
@@ -20,10 +19,8 @@ TWO = Item("mine", 4, "h", 0, ("The cat because the cat", "The cat because the d
 
 def scored(loaded, item, regime) -> list[float]:
     """What an evaluation gives."""
-    encoded = Encoder(loaded.tokenizer).encode([item])
-    plan = plan_scoring(encoded, regime=parse_regime(regime), device=loaded.device)
-    (one,) = Scorer(loaded.model, loaded.handle, plan).score([0])
-    return one.ll
+    (encoded,) = Encoder(loaded.tokenizer).encode([item])
+    return score_one(loaded, encoded, parse_regime(regime)).ll
 
 
 def variants_of(loaded, item, variants) -> list[tuple[float, ...]]:
@@ -86,15 +83,6 @@ def test_rows_with_rules_of_their_own_do_not_touch_each_other(monkeypatch):
         close(one, other)
 
 
-def test_what_variants_share_is_computed_once():
-    a, b = Rule(CAUSAL), Rule(parse_regime("bidirectional"))
-    parents, rules, ends = _tree([(b, b, b), (b, b, a), (b, a, a), (a, b, b)])
-    assert [len(row) for row in rules] == [2, 3, 4]
-    assert parents == [[0, 0], [0, 0, 1], [0, 0, 1, 2]]
-    assert ends == [0, 1, 2, 3]
-    assert [rules[2][end] for end in ends] == [b, a, a, b]
-
-
 def test_rules_that_let_everybody_see_the_same_are_told():
     loaded = tiny_loaded("llama")
     scorer = VariantScorer(loaded, Encoder(loaded.tokenizer).encode([ONE])[0])
@@ -102,11 +90,3 @@ def test_rules_that_let_everybody_see_the_same_are_told():
     last = len(ONE.contexts[0]) - 1
     assert scorer.sees_alike(Rule(opened, ((last, last),)), Rule(opened))
     assert not scorer.sees_alike(Rule(opened, ((0, 0),)), Rule(opened))
-
-
-def test_a_regime_stays_in_force_only_inside():
-    loaded = tiny_loaded("llama")
-    variants_of(loaded, ONE, [(Rule(CAUSAL),) * loaded.n_layers])
-    with pytest.raises(RuntimeError, match="no regime is in force"):
-        loaded.model(input_ids=torch.zeros(1, 4, dtype=torch.int64))
-    assert not any(layer._forward_pre_hooks for layer in loaded.handle.decoder.layers)

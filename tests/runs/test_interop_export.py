@@ -105,7 +105,11 @@ def test_there_and_back_gives_the_same_records(ours, tmp_path):
     a, b = (run.items_table(kept) for run in (ours, back))
     assert a.equals(b)
     assert not done.notes
-    assert back.metrics["tasks"] == ours.metrics["tasks"]
+    told = {
+        task: {name: value for name, value in row.items() if name != "acc_tokens"}
+        for task, row in ours.metrics["tasks"].items()
+    }
+    assert back.metrics["tasks"] == told  # a log does not say how many tokens a choice has
     assert back.config["source"].startswith(f"imported from an export of '{ours.id}'")
     for name in ("tokenizer_fingerprint", "bos_added", "model_fingerprint", "data_fingerprint"):
         assert back.config[name] == ours.config[name], name

@@ -80,7 +80,9 @@ def test_compact_runs_keep_numbers_and_drop_texts(tmp_path):
     assert row["contexts"] is None
     assert row["token_ll"] is None
     assert row["ll"] == full.item("piqa", 0)["ll"]
-    assert compact.metrics["tasks"] == full.metrics["tasks"]
+    for task, row in full.metrics["tasks"].items():
+        del row["acc_bytes"]  # asks for the texts
+        assert compact.metrics["tasks"][task] == row
 
 
 def test_a_table_of_an_older_version_reads_with_nulls(tmp_path):

@@ -1,0 +1,62 @@
+"""Accuracy by pointwise mutual information: how much the context adds to a choice's probability.
+
+lm-eval's ``acc_mutual_info``: the choice with the largest log p(choice | context) - log p(choice).
+The second is what a run of the same model with ``--context none`` scored; without a context there
+is nothing to look ahead at, so one such run serves every regime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bidir_core.analyse import stats
+from bidir_core.analyse.pairing import PairedItems, pair
+from bidir_core.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Information:
+    """Macro accuracies of both runs, over the items that the floor holds too, and b minus a."""
+
+    acc_a: float
+    acc_b: float
+    delta: stats.Estimate
+
+
+def by_information(pairs: PairedItems, floor: Run) -> Information | None:
+    """None unless ``floor`` is a no-context run of the one model of both runs, whose scores are kept."""
+    models = {run.config.get("model_fingerprint") for run in (pairs.run_a, pairs.run_b, floor)}
+    if floor.settings.get("context") != "none" or len(models) > 1 or None in models:
+        return None
+    a, b = (_right(run, floor) for run in (pairs.run_a, pairs.run_b))
+    keys = [key for key in zip(pairs.task.tolist(), pairs.doc_id.tolist()) if key in a and key in b]
+    by_task = [[key for key in keys if key[0] == task] for task in pairs.tasks]
+    if not all(by_task):
+        return None
+    right_a, right_b = (
+        [np.array([right[key] for key in own]) for own in by_task] for right in (a, b)
+    )
+    return Information(
+        float(np.mean([own.mean() for own in right_a])),
+        float(np.mean([own.mean() for own in right_b])),
+        stats.macro_delta([stats.paired_delta(*own) for own in zip(right_a, right_b)]),
+    )
+
+
+def _right(run: Run, floor: Run) -> dict[tuple[str, int], bool]:
+    """By task and doc_id, whether the gold is the choice that the context speaks for most."""
+    pairs = pair(run, floor, intersect=True, check_context=False)
+    ll, alone = (
+        source.items_table(("ll",)).column("ll").take(rows).to_pylist()
+        for source, rows in ((run, pairs.rows_a), (floor, pairs.rows_b))
+    )
+    keys = zip(pairs.task.tolist(), pairs.doc_id.tolist(), pairs.gold.tolist(), ll, alone)
+    right = {}
+    with np.errstate(invalid="ignore"):
+        for task, doc_id, gold, mine, floors in keys:
+            if mine is not None and floors is not None:  # a run may be kept without its scores
+                gain = np.nan_to_num(np.subtract(mine, floors), nan=-np.inf)
+                right[task, doc_id] = bool(gain.argmax() == gold)
+    return right
