@@ -149,6 +149,9 @@ def order_run(
         for task in tasks
         for number in range(600)
     ]
+    golds = [right(number) for number in range(600)]
+    guess = max(golds.count(gold) for gold in golds) / 600
+    positions = {"sciq_last": {"n": 600, "right": [1], "best_constant_guess": guess}}
     stage = "stage1_vanilla_eval" if regime == "causal" else STAGE2
     accuracy = {"sciq_first": 0.8, "sciq_last": rate}
     return make_run(
@@ -159,6 +162,7 @@ def order_run(
         regime=regime,
         seed=seed,
         accuracy=accuracy,
+        facts={"answer_positions": positions},
         **options,
     )
 
