@@ -12,10 +12,11 @@ from typing import Any
 
 from bidir_core.analyse.phrases import interval_text, size
 from bidir_core.common import formatting
-from bidir_core.runs.layout import NONPREFILL, STAGE1, STAGE2, STAGE4
-from scripts import published_reference, repair
+from bidir_core.runs.layout import COMMITTED_RUNS, NONPREFILL, STAGE1, STAGE2, STAGE4
+from bidir_core.runs.run import Run
 from scripts.pages import DOCS, Blocks, delta, table
-from scripts.repair import estimate, judged
+from scripts.repair import judged
+from scripts.study_runs import estimate
 
 STUDY = "qwen-1.5b"  # the second model's, in docs/claims-qwen-1.5b.json
 MOST_STEPS, MOST_MEGABYTES = 100, 10  # aimed at beforehand
@@ -303,14 +304,15 @@ def models() -> str:
         ]
         for arm in ("base", "3B", "3C", "distill")
     ]
-    published = {
+    printed = {
         "damage": published_difference(STAGE2),
         "3b_stage1": published_difference(STAGE4),
         "3b_price": published_difference(NONPREFILL),
     }
     for key in ("damage", "interaction", "3b_stage1", "3b_price", "distil_stage1"):
         cells = [claim_cell(found, key, method) for _, found, method in columns]
-        rows.append([repair.WHAT[key], *cells, published.get(key, "no control")])
+        what = first["claims"].get(key, second["claims"][key])["what"]
+        rows.append([what, *cells, printed.get(key, "no control")])
     header = " | ".join(["", *(title for title, *_ in columns), "published 3B, all weights"])
     return table(header, rows)
 
@@ -330,17 +332,19 @@ def claim_cell(found: Json, key: str, method: str) -> str:
 
 
 @cache
-def published_macro() -> dict[str, float]:
-    return {stage: 100 * macro for stage, (_, _, _, macro) in published_reference.STAGES.items()}
+def published(stage: str) -> float:
+    """The published study's macro accuracy, in percent: numbers only, no items."""
+    (run,) = (COMMITTED_RUNS / stage).glob("*_published")
+    return 100 * (Run(run).metrics or {})["macro"]["acc"]
 
 
 def published_difference(stage: str) -> str:
-    return f"{published_macro()[stage] - published_macro()[STAGE1]:+.1f}"
+    return f"{published(stage) - published(STAGE1):+.1f}"
 
 
 def published_accuracy(arm: str) -> str:
     stages = {"base": (STAGE1, STAGE2), "3B": (NONPREFILL, STAGE4)}.get(arm)
-    return " / ".join(f"{published_macro()[one]:.1f}" for one in stages) if stages else "not run"
+    return " / ".join(f"{published(one):.1f}" for one in stages) if stages else "not run"
 
 
 def by_task() -> str:

@@ -12,7 +12,8 @@ from bidir_core.analyse import stats
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run
 from scripts import findings_repair, repair
-from scripts.repair import COMMITTED_BASE, FOLDS, REGIMES, Names, choose, estimate, lost
+from scripts.repair import choose, lost
+from scripts.study_runs import COMMITTED_BASE, FOLDS, REGIMES, Names, each_run, estimate
 from tests.repair_study import arm, base, hashes
 
 WRONG = hashes()[::3]  # what every model gets wrong, so that there is room on both sides
@@ -281,7 +282,7 @@ def test_the_committed_numbers_are_those_of_the_committed_runs():
     found = findings_repair.read("claims")
     runs = {name: committed(ids) for name, ids in found["runs"].items()}
     runs = {name: here for name, here in runs.items() if here}
-    single = repair.each_run(Names(runs), runs)
+    single = each_run(Names(runs), runs)
     for name, here in runs.items():
         for run in here:
             for fold in ("confirm", "all"):
@@ -298,8 +299,9 @@ def test_every_claim_follows_from_the_accuracies_of_its_runs():
     """By seed, and with several runs of one seed as their mean: a difference of accuracies."""
     found = findings_repair.read("claims")
     names = Names({})
-    for claim in repair.CLAIMS:
-        one = found["claims"][claim.key]
+    known = {claim.key: claim for claim in repair.CLAIMS}
+    for key, one in found["claims"].items():
+        claim = known[key]
         assert one["word"] == repair.judged(one)["word"]
         for fold in ("confirm", "all"):
             for seed, value in zip(one["seeds"] or [0], one[fold]["by_seed"], strict=True):
@@ -307,7 +309,7 @@ def test_every_claim_follows_from_the_accuracies_of_its_runs():
                     sign * mean(run[fold] for run in found["runs"][names.cell(cell, seed)].values())
                     for sign, cell in claim.cells
                 ]
-                assert value == pytest.approx(sum(parts), abs=0.003), (claim.key, seed)
+                assert value == pytest.approx(sum(parts), abs=0.003), (key, seed)
 
 
 def test_runs_made_again_count_as_the_mean_of_both(tmp_path):
