@@ -145,7 +145,7 @@ def printed_numbers(numbers: Findings) -> dict[str, str]:
                 add(f"{title}/macro/{numbers.metric}/low", f"{accuracy.interval.low:.4f}")
                 add(f"{title}/macro/{numbers.metric}/high", f"{accuracy.interval.high:.4f}")
     for contrast in numbers.contrasts(leaky=False):
-        title = f"{contrast.b} minus {contrast.a}"
+        title = contrast.title
         add_difference(f"{title}/macro", contrast.value, contrast.interval, contrast.n)
         for kept, floor in (
             (contrast.above_chance, "chance"),
@@ -157,8 +157,11 @@ def printed_numbers(numbers: Findings) -> dict[str, str]:
                     add(f"{title}/kept-above-{floor}/{part}", f"{100 * value:.1f}")
         for row in contrast.tasks:
             add_difference(f"{title}/{row.task}", row.delta, row.interval, row.n)
-            if row.p_holm:
-                add(f"{title}/{row.task}/p-holm", " / ".join(map(formatting.p_text, row.p_holm)))
+            if row.judgement.p_adjusted:
+                add(
+                    f"{title}/{row.task}/p-holm",
+                    " / ".join(map(formatting.p_text, row.judgement.p_adjusted)),
+                )
     for arm in study.trained("3B", "distill"):
         found = numbers.interaction(arm)
         if not isinstance(found, str):

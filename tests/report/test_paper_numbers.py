@@ -143,7 +143,7 @@ def recomputed(root: Path, report) -> dict[str, list[float]]:
             for end, value in zip(("", "/low", "/high"), values, strict=True):
                 out[f"{title}/macro/acc{end}"] = [value]
     for contrast in report.numbers.contrasts(leaky=False):
-        key, pairs = f"{contrast.b} minus {contrast.a}", [list(pair) for pair in contrast.runs]
+        key, pairs = contrast.title, [list(pair) for pair in contrast.runs]
         if not again.has_items([run for pair in pairs for run in pair]):
             put(f"{key}/macro", *again.unpaired(pairs), again.metrics(pairs[0][0])["n_items"])
             sides = [[again.metrics(run) for run in runs] for runs in zip(*pairs, strict=True)]

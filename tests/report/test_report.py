@@ -325,10 +325,10 @@ def test_without_any_items_seeds_give_an_unpaired_interval_with_their_spread(thr
     study = report(tmp_path).study
     arm = study.trained("3B")[0]
     cells = (study.base, "causal"), (arm, "bidirectional")
-    found = contrast("", study, *cells)
+    found = contrast(study, *cells)
     runs = list_runs([tmp_path])
     few = [run for run in runs if "3B-0" in (run.settings.get("checkpoint") or "3B-0")]
-    one = contrast("", make_study(few), *cells)
+    one = contrast(make_study(few), *cells)
     assert found.basis == one.basis == "unpaired"
     assert len(found.per_seed) == 3
     assert found.value == pytest.approx(sum(found.per_seed) / 3)

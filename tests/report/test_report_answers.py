@@ -16,7 +16,7 @@ from bidir_core.report import answers
 def contrast(value, low, high, *, a=0.45, **more) -> Contrast:
     interval = None if low is None else stats.Estimate(value, low, high, 2000)
     basis = "none" if low is None else "paired"
-    return Contrast("k", "stage 1", "stage 2", a, a + value, value, interval, basis, **more)
+    return Contrast("stage 1", "stage 2", a, a + value, value, interval, basis, **more)
 
 
 HARM = contrast(-0.05, -0.06, -0.04)
