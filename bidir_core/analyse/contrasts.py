@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from bidir_core.analyse import effects, stats
-from bidir_core.analyse.compare import Comparison, compare, interaction_of_runs
+from bidir_core.analyse.compare import Comparison, compare, right_by_task
 from bidir_core.analyse.effects import Retention, retention, why_not_above
-from bidir_core.analyse.pairing import Metric, pair
+from bidir_core.analyse.pairing import Metric
 from bidir_core.analyse.phrases import phrase
 from bidir_core.analyse.study import CAUSAL, Arm, Cell, Study
 from bidir_core.analyse.verdict import Judgement, Verdict, judge
@@ -96,9 +96,14 @@ def interaction(study: Study, arm: Arm, *, metric: Metric = "acc") -> Interactio
 
     lists = [one_a_seed(cell) for cell in cells]
     try:
-        effect = interaction_of_runs(*lists, metric=metric)
+        right = right_by_task([run for runs in lists for run in runs], metric)
     except UserError as error:
         return str(error)
+    # [cell, seed, item] by task: the cells are arm and control under the regime, then both causal.
+    cubes = {task: np.reshape(rows, (4, len(seeds), -1)) * 1.0 for task, rows in right.items()}
+    effect = effects.stratified_mean(
+        {task: cube[0] - cube[1] - (cube[2] - cube[3]) for task, cube in cubes.items()}
+    )
     ids = tuple(tuple(run.id for run in runs) for runs in lists)
     note = items_of(len(seeds), len(shared)) if len(seeds) < len(shared) else ""
     return Interaction(effect, control, ids, note)
@@ -148,7 +153,10 @@ def _paired(
         estimate, detectable = macro.estimate, macro.detectable
         by_task = {row.task: row.estimate for row in results[0].tasks}
     else:
-        over_seeds = effects.stratified_mean(_item_differences(pairs, metric))
+        right = right_by_task([run for side in zip(*pairs) for run in side], metric)
+        over_seeds = effects.stratified_mean(
+            {task: rows[len(pairs) :] - 1.0 * rows[: len(pairs)] for task, rows in right.items()}
+        )
         estimate, detectable, by_task = over_seeds.estimate, None, over_seeds.per_task
     tasks = []
     for rows in zip(*(result.tasks for result in results)):
@@ -198,19 +206,6 @@ def _compare(
         if floor is None:
             raise
         return compare(first, second, metric=metric, margin=margin)  # the floor does not pair
-
-
-def _item_differences(pairs: Sequence[tuple[Run, Run]], metric: Metric) -> dict[str, np.ndarray]:
-    """Per task, second minus first in correctness: ``[n_seeds, n_items]`` over common items."""
-    by_pair: list[dict[tuple[str, int], int]] = []
-    for first, second in pairs:
-        both = pair(first, second, metric)
-        difference = both.correct_b.astype(int) - both.correct_a.astype(int)
-        by_pair.append(dict(zip(zip(both.task.tolist(), both.doc_id.tolist()), difference)))
-    keys = [key for key in by_pair[0] if all(key in one for one in by_pair[1:])]
-    tasks = np.array([task for task, _ in keys])
-    stacked = np.array([[one[key] for key in keys] for one in by_pair], dtype=np.float64)
-    return {task: stacked[:, tasks == task] for task in dict.fromkeys(tasks.tolist())}
 
 
 # One difference that a report speaks of, and what can be said about it.

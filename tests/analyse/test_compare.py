@@ -8,7 +8,7 @@ import timeit
 import numpy as np
 import pytest
 
-from bidir_core.analyse.compare import compare, interaction_of_runs
+from bidir_core.analyse.compare import compare
 from bidir_core.analyse.flips import flips
 from bidir_core.analyse.pairing import mismatch_report, pair
 from bidir_core.cli import main
@@ -356,30 +356,6 @@ def test_ten_thousand_items_are_paired_in_a_moment(tmp_path):
     a, b = (make_run(tmp_path, items=items, seed=seed) for seed in (1, 2))
     flips(a, b)
     assert min(timeit.repeat(lambda: flips(a, b), number=1, repeat=5)) < 0.3
-
-
-# --- the interaction ---------------------------------------------------------------------------
-
-
-def test_interaction_of_runs_over_seeds(tmp_path):
-    def arm(rate, first_seed):
-        return [
-            make_run(tmp_path, n_items=150, seed=first_seed + s, accuracy=rate, texts=False)
-            for s in range(2)
-        ]
-
-    bb, cb, bc, cc = arm(0.7, 10), arm(0.4, 20), arm(0.6, 30), arm(0.6, 40)
-    found = interaction_of_runs(bb, cb, bc, cc)
-
-    def macro(runs):
-        return np.mean([run.metrics["macro"]["acc"] for run in runs])
-
-    by_hand = (macro(bb) - macro(cb)) - (macro(bc) - macro(cc))
-    assert found.estimate.value == pytest.approx(by_hand)
-    assert len(found.per_seed) == 2
-    assert found.estimate.low > 0
-    with pytest.raises(UserError, match="same number of seeds"):
-        interaction_of_runs(bb, cb, bc, cc[:1])
 
 
 # --- the command -------------------------------------------------------------------------------

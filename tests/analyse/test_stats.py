@@ -224,26 +224,6 @@ def test_retention_above_a_run_moves_with_that_runs_items():
 # --- contrasts and seeds -----------------------------------------------------------------------
 
 
-def test_interaction_is_the_difference_of_differences():
-    def arm(rng, p):
-        return {t: rng.random((1, n)) < p for t, n in (("x", 400), ("y", 100))}
-
-    rng = np.random.default_rng(1)
-    bb, cb, bc, cc = (arm(rng, p) for p in (0.6, 0.4, 0.5, 0.5))
-    found = effects.interaction(bb, cb, bc, cc)
-    by_hand = np.mean(
-        [(bb[t].mean() - cb[t].mean()) - (bc[t].mean() - cc[t].mean()) for t in ("x", "y")]
-    )
-    assert found.estimate.value == pytest.approx(by_hand)
-    assert found.estimate.excludes_zero
-    swapped = effects.interaction(bc, cc, bb, cb)
-    assert swapped.estimate.value == pytest.approx(-found.estimate.value)
-    # Ordinary tuning helps both regimes alike: no interaction, whatever the gain.
-    same = effects.interaction(bb, cb, bb, cb)
-    assert same.estimate.value == 0
-    assert not same.estimate.excludes_zero
-
-
 def test_contrast_covers_the_truth():
     rng = np.random.default_rng(9)
     hits = 0
