@@ -75,11 +75,6 @@ def test_question_2(changes, says):
     assert says in answers.can_it_be_fixed(attempt(**changes))[0]
 
 
-@pytest.mark.parametrize("damage", [NONE, GAIN])
-def test_nothing_is_repaired_where_nothing_was_damaged(damage):
-    assert "nothing to repair" in answers.can_it_be_fixed(attempt(damage=damage))[0]
-
-
 @pytest.mark.parametrize("interaction", [MISSING, TUNING, UNSURE, effect(-0.1, -0.12, -0.08)])
 @pytest.mark.parametrize("gain", [GAIN, NONE, HARM, WIDE])
 @pytest.mark.parametrize("gap", [GAIN, NONE, HARM, WIDE])

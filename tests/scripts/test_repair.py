@@ -13,7 +13,7 @@ from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run
 from scripts import findings_repair, repair
 from scripts.repair import choose, lost
-from scripts.study_runs import COMMITTED_BASE, FOLDS, REGIMES, Names, each_run, estimate
+from scripts.study_runs import FOLDS, REGIMES, Names, each_run
 from tests.repair_study import arm, base, hashes
 
 WRONG = hashes()[::3]  # what every model gets wrong, so that there is room on both sides
@@ -227,15 +227,6 @@ def test_the_cheapest_within_a_point_is_chosen_and_not_a_cheaper_one_outside_it(
     assert choose([]) is None
 
 
-def test_of_equally_many_tokens_fewer_passes_count_then_the_higher_difference():
-    rows = [entry("a", 50, 3.0, passes=3), entry("b", 50, -0.5), entry("c", 50, 0.5)]
-    assert choose(rows) == "c"
-
-
-def test_what_is_not_scored_on_explore_is_never_chosen():
-    assert choose([entry("a", 25, 0.0) | {"explore": None}]) is None
-
-
 def test_the_choice_looks_at_explore_alone(tmp_path):
     """One recipe is bad on explore only, another on confirm only: each half tells its own."""
     base(tmp_path)
@@ -253,25 +244,6 @@ def test_the_choice_looks_at_explore_alone(tmp_path):
     assert found["chosen"] == second
     assert bad_confirm["confirm_fresh_seeds"] is None
     assert bad_confirm["seconds_alone"] == {}
-
-
-def test_later_seeds_enter_what_is_confirmed_and_not_the_choice(tmp_path):
-    base(tmp_path)
-    name = "recipe-3B-full-25-0.0001"
-    for seed in range(3):
-        arm(tmp_path, name, seed, steps=25, bidirectional=hashes()[::2] if seed else ())
-    found = repair.recipes(Names.of("", [tmp_path]))
-    (one,) = found["recipes"]
-    assert found["chosen"] == name
-    assert one["explore"]["seeds"] == [0]
-    assert one["explore"]["bidirectional"]["value"] == 0
-    assert one["confirm"]["seeds"] == [0, 1, 2]
-    first, *later = one["confirm"]["bidirectional"]["by_seed"]
-    assert first == 0
-    assert max(later) < -40
-    fresh = one["confirm_fresh_seeds"]
-    assert fresh["seeds"] == [1, 2]
-    assert fresh["bidirectional"]["by_seed"] == later
 
 
 # The committed numbers
@@ -326,17 +298,6 @@ def test_runs_made_again_count_as_the_mean_of_both(tmp_path):
     assert len(found["runs"]["3B-full-seed0-bidirectional"]) == 2
     assert found["repeats"]["n"] == 2  # both regimes
     assert found["repeats"]["largest"] == 100
-
-
-def test_estimates_survive_their_file():
-    one = stats.Estimate(-0.01234, -0.02, 0.0, 70)
-    assert estimate(points(one)) == pytest.approx(one)
-
-
-def test_base_runs_have_no_seed():
-    names = Names({})
-    assert names.cell(("base", "causal"), 2) == COMMITTED_BASE["causal"]
-    assert names.cell(("3B-full", "causal"), 2) == "3B-full-seed2-causal"
 
 
 def test_the_committed_choice_follows_from_what_was_tried():
