@@ -22,7 +22,7 @@ from bidir_core.analyse.contrasts import Contrast
 from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.order_help import Trial, beside, order_trials
 from bidir_core.analyse.pairing import repeats
-from bidir_core.analyse.phrases import interval_text, size
+from bidir_core.analyse.phrases import in_points, size
 from bidir_core.analyse.study import CAUSAL, items_key, make_study
 from bidir_core.analyse.verdict import Judgement, Verdict, judge
 from bidir_core.common.errors import UserError
@@ -122,12 +122,12 @@ def scorecard(runs: Iterable[Run], *, limit: int | None = None) -> list[Row]:
             published.setdefault(run.model, []).append(run)
         elif run.state == "done":
             by_model.setdefault(run.model, []).append(run)
-    rows = [row for mine in by_model.values() if (row := _whole_row(mine, limit))]
+    rows = [row for mine in by_model.values() if (row := _row_or_problem(mine, limit))]
     rows.sort(key=lambda row: (-row.n_answered, -len(row.steps), -row.n, row.model))
     return rows + [row for mine in published.values() if (row := _published(mine))]
 
 
-def _whole_row(runs: Sequence[Run], limit: int | None) -> Row | None:
+def _row_or_problem(runs: Sequence[Run], limit: int | None) -> Row | None:
     try:
         return _row(runs, limit)
     except UserError as error:
@@ -144,8 +144,9 @@ def _row(runs: Sequence[Run], limit: int | None) -> Row | None:
     key, sources = next(iter(sets.items()))
     causal = next(source.runs[CAUSAL] for source in sources if CAUSAL in source.runs)
     law, sweep = _law(source for mine in sets.values() for source in mine)
-    hurt = _hurt(sources)
-    sink, layers = _one_token(sources), _first_layers(law, sweep)
+    hurt = _cell(sources, PLAIN, CAUSAL, "looking ahead against causal", HURT)
+    back, words = "back with the first token causal", _gives_back("First token causal helps")
+    sink, layers = _cell(sources, SINK, PLAIN, back, words), _first_layers(law, sweep)
     findings = _findings(runs, key, sources[0])
     badges = _badges(runs, sources)
     steps = [("Looking ahead", hurt.judgement)] if hurt else []
@@ -239,9 +240,16 @@ def _pair(sources: Sequence[Source], regime: str, against: str = CAUSAL) -> tupl
 # The answers.
 
 
-def _cell(runs: tuple[Run, Run], what: str) -> Cell:
+def _cell(
+    sources: Sequence[Source], regime: str, against: str, what: str, words: Mapping[Verdict, str]
+) -> Cell | None:
+    """One regime minus another, in the words for its verdict; None if either was not run."""
+    runs = _pair(sources, regime, against)
+    if runs is None:
+        return None
     judged = macro_judgement(*runs)
-    return Cell("", judged, judged.value, what, tuple(run.id for run in runs))
+    ids = tuple(run.id for run in runs)
+    return Cell(words[judged.verdict], judged, judged.value, what, ids)
 
 
 HURT: dict[Verdict, str] = {
@@ -250,23 +258,6 @@ HURT: dict[Verdict, str] = {
     "equivalent": "No difference",
     "undecided": "Undecided",
 }
-
-
-def _hurt(sources: Sequence[Source]) -> Cell | None:
-    runs = _pair(sources, PLAIN)
-    if runs is None:
-        return None
-    cell = _cell(runs, "looking ahead against causal")
-    return replace(cell, words=HURT[cell.judgement.verdict])
-
-
-def _one_token(sources: Sequence[Source]) -> Cell | None:
-    """What leaving the first token causal gives back."""
-    runs = _pair(sources, SINK, PLAIN)
-    if runs is None:
-        return None
-    cell = _cell(runs, "back with the first token causal")
-    return replace(cell, words=_gives_back(cell.judgement, "First token causal helps"))
 
 
 def _law(sources: Iterable[Source]) -> tuple[Law | None, Run | None]:
@@ -285,15 +276,18 @@ def _first_layers(law: Law | None, sweep: Run | None) -> Cell | None:
         return None
     back = law.regained
     which = f"first {law.first_layer} layers" if law.first_layer != 1 else "first layer"
-    words = _gives_back(back, f"In the {which}")
+    words = _gives_back(f"In the {which}")[back.verdict]
     what = f"back with the {which} causal"
     return Cell(words, back, back.value, what, (sweep.id,), reason="held-out half")
 
 
-def _gives_back(judged: Judgement, claim: str) -> str:
-    return {"better": claim, "worse": "It adds damage", "equivalent": "Gives nothing back"}.get(
-        judged.verdict, "Undecided"
-    )
+def _gives_back(claim: str) -> dict[Verdict, str]:
+    return {
+        "better": claim,
+        "worse": "It adds damage",
+        "equivalent": "Gives nothing back",
+        "undecided": "Undecided",
+    }
 
 
 def _badges(runs: Iterable[Run], sources: Sequence[Source]) -> tuple[Badge, ...]:
@@ -307,31 +301,18 @@ def _badges(runs: Iterable[Run], sources: Sequence[Source]) -> tuple[Badge, ...]
         judged = (controls.metrics or {})["controls"]
         for row in with_observation(judged, summary.metrics if summary else None):
             said = OUTCOME_WORDS.get(row["outcome"], row["outcome"])
-            outcome: Outcome = CONTROL_OUTCOMES.get(row["outcome"], "undecided")
+            outcome: Outcome = "undecided"
+            if row["outcome"] in ("supports", "refutes", "partly"):
+                outcome = "supports" if row["outcome"] == "supports" else "refutes"
             title, detail = str(row["title"]), f"{said}. {row['finding']}"
             badges.append(Badge("first token", title, outcome, detail))
     lost = _pair(sources, PLAIN, HIDDEN)
     if lost is not None:
         judged = macro_judgement(*lost)
-        detail = f"Looking ahead minus only hiding the first token: {_in_points(judged)}."
+        detail = f"Looking ahead minus only hiding the first token: {in_points(judged)}."
         outcome = "refutes" if judged.verdict == "worse" else "undecided"
         badges.append(Badge("lost sink", "First token hidden (hide=0)", outcome, detail))
     return tuple(badges)
-
-
-CONTROL_OUTCOMES: dict[str, Outcome] = {
-    "supports": "supports",
-    "refutes": "refutes",
-    "partly": "refutes",
-}
-
-
-def _in_points(judged: Judgement) -> str:
-    estimate = judged.estimate
-    if estimate is None:
-        return "no interval"
-    n = count(estimate.n)
-    return f"{points(estimate.value, signed=True)} points ({interval_text(estimate)}, n = {n})"
 
 
 REPAIRED = {

@@ -106,7 +106,6 @@ def test_the_summary_can_come_out_either_way(value, says):
         assert sentence in text
     assert f"Shown in {int(value == 0)} of 1 comparisons" in text
     assert ("does not hold" if value == -3.0 else "that holds") in text
-    assert "How little" not in "".join(findings_repair.summary_lines(claims, None))
 
 
 def test_what_cannot_be_told_is_undecided():
@@ -156,9 +155,6 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval(tmp_path):
     assert re.search(r"3 seeds, -\d+\.\d to \+\d+\.\d\)", findings_repair.sentence(one))
     # What lacks runs is said to lack them, by name, and nothing is made of it.
     assert claims["3b_control"]["missing"] == ["3C-full-seed0-causal"]
-    assert "not run yet (lacks 3C-full-seed0-causal)" in findings_repair.sentence(
-        claims["3b_control"]
-    )
 
 
 def test_numbers_of_more_seeds_are_not_overwritten_by_fewer(tmp_path, monkeypatch, capsys):
