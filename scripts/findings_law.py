@@ -128,4 +128,4 @@ def predictions() -> str:
 
 
 BLOCKS: Blocks = {"models": models, "context": context, "predictions": predictions}
-TABLES: Blocks = {"law": law, "law_predictions": predictions}
+TABLES: Blocks = {"law": law}

@@ -8,26 +8,24 @@ from __future__ import annotations
 
 from functools import cache
 
-import numpy as np
-
 from bidir_core.analyse.order_effects import (
-    GapRecovered,
-    OrderAnswers,
-    OrderEffect,
+    ARM_HEADER,
+    OrderArm,
+    arm_row,
     gap_recovered,
     order_answers,
-    order_effect,
+    order_arms,
 )
 from bidir_core.runs.run import Run
 from scripts.findings_law import NAMES, named
 from scripts.pages import Blocks, delta, table
 
-BASE = "causal"
 MODELS = ("qwen-0.5b", "qwen-1.5b")
 STUDY = "qwen-1.5b"  # of which the page has a table
 FAMILIES = ("sciq", "sciq_letters", "boolq", "sciq_medium", "sciq_long")
+BASE = "causal"
 ARMS = {  # of a run's name, and the words for it
-    "causal": "causal",
+    BASE: "causal",
     "bidirectional": "bidirectional",
     "sink1": "`sink=1`",
     "opened": "`layers=A-`, A recommended",
@@ -38,41 +36,8 @@ ARMS = {  # of a run's name, and the words for it
     "3B-opened-causal": "3B trained with `layers=A-`, causal",
     "3B-opened-opened": "3B trained with `layers=A-`, `layers=A-`",
 }
-
-
-@cache
-def arms(model: str) -> dict[str, tuple[Run, dict[str, OrderAnswers]]]:
-    """Arm -> its run and its answers by family, of the arms that this model has."""
-    ends = f"-{model}"
-    found = {
-        name.removesuffix(ends): run for name, run in named("order-").items() if name.endswith(ends)
-    }
-    return {arm: (found[arm], order_answers(found[arm])) for arm in ARMS if arm in found}
-
-
-@cache
-def effects(model: str, arm: str, family: str) -> tuple[OrderEffect, GapRecovered]:
-    """An arm's accuracies, and its differences to causal."""
-    answers = arms(model)
-    return order_effect(answers[arm][1][family]), gap_recovered(
-        answers[BASE][1][family], answers[arm][1][family]
-    )
-
-
-@cache
-def prompt_tokens(model: str, family: str) -> float:
-    """The mean length of the family's prompts in both orders, as causal reads them."""
-    items = arms(model)[BASE][0].items(["task", "n_prefix_tokens"])
-    mine = items[items["task"].isin([f"{family}_first", f"{family}_last"])]
-    return float(np.mean([row[0] for row in mine["n_prefix_tokens"]]))
-
-
 SHOWN = (
-    "bidirectional",
-    "sink1",
-    "opened",
-    "twice",
-    "3C-causal",
+    *("bidirectional", "sink1", "opened", "twice", "3C-causal"),
     *("3B-opened-causal", "3B-opened-opened"),
 )
 AGAINST = (
@@ -82,26 +47,39 @@ AGAINST = (
 )
 
 
+def runs(model: str) -> dict[str, Run]:
+    """Arm -> its run, of the arms that this model has."""
+    found = named("order-")
+    return {arm: found[f"{arm}-{model}"] for arm in ARMS if f"{arm}-{model}" in found}
+
+
+@cache
+def arms(model: str) -> dict[str, list[OrderArm]]:
+    """By family, what each arm answers beside causal."""
+    base, *others = runs(model).values()
+    return order_arms(base, others)
+
+
 def effects_table() -> str:
     """What each arm changes with the passage last, on the larger model, and which arm beats which."""
-    answers = arms(STUDY)
-    rows = []
-    gaps = ["causal, passage first / last, %"]
-    for family in FAMILIES:
-        effect, _ = effects(STUDY, BASE, family)
-        gaps.append(" / ".join(f"{100 * one.value:.1f}" for one in (effect.first, effect.last)))
-    rows.append(gaps)
+    by_arm = runs(STUDY)
+    at = {arm: number for number, arm in enumerate(by_arm)}
+    causal = [arms(STUDY)[family][at[BASE]] for family in FAMILIES]
+    orders = ((one.effect.first, one.effect.last) for one in causal)
+    levels = [" / ".join(f"{100 * level.value:.1f}" for level in pair) for pair in orders]
+    rows = [["causal, passage first / last, %", *levels]]
     for arm in SHOWN:
-        changes = [delta(effects(STUDY, arm, family)[1].last_change) for family in FAMILIES]
-        rows.append([f"{ARMS[arm]}, minus causal", *changes])
+        found = [arms(STUDY)[family][at[arm]].recovered for family in FAMILIES]
+        rows.append([f"{ARMS[arm]}, minus causal", *(delta(r.last_change) for r in found if r)])
     for arm, other in AGAINST:
-        pairs = [(answers[other][1][family], answers[arm][1][family]) for family in FAMILIES]
-        changes = [delta(gap_recovered(*pair).last_change) for pair in pairs]
-        rows.append([f"{ARMS[arm]}, minus: {ARMS[other]}", *changes])
-    lengths = (f"`{f}`, {prompt_tokens(STUDY, f):,.0f} tokens" for f in FAMILIES)
-    run, mine = answers[BASE]
+        first, second = order_answers(by_arm[other]), order_answers(by_arm[arm])
+        changes = (gap_recovered(first[family], second[family]).last_change for family in FAMILIES)
+        rows.append([f"{ARMS[arm]}, minus: {ARMS[other]}", *map(delta, changes)])
+    lengths = (f"`{f}`, {one.prompt_tokens:,.0f} tokens" for f, one in zip(FAMILIES, causal))
+    run = by_arm[BASE]
+    sciq, boolq = (arms(STUDY)[family][0].effect.n for family in ("sciq", "boolq"))
     return (
-        f"{NAMES[STUDY]}, {mine['sciq'].n:,} documents of SciQ in four forms and {mine['boolq'].n:,} of BoolQ, "
+        f"{NAMES[STUDY]}, {sciq:,} documents of SciQ in four forms and {boolq:,} of BoolQ, "
         f"bfloat16, {(run.metrics or {})['cost']['device']}, {run.config['created'][:10]}. "
         "Differences in points of accuracy with the passage last, 95 % CI.\n\n"
         + table(" | ".join(["", *lengths]), rows)
@@ -110,50 +88,14 @@ def effects_table() -> str:
 
 def order_table() -> str:
     """Everything about every arm."""
-    rows = []
-    for model in MODELS:
-        for arm, (run, answers) in arms(model).items():
-            cost = (run.metrics or {})["cost"]
-            for family in FAMILIES:
-                effect, recovered = effects(model, arm, family)
-                share = "not stated"
-                if arm == BASE:
-                    share = ""
-                elif recovered.share is not None:
-                    ends = (recovered.share.value, recovered.share.low, recovered.share.high)
-                    share = "{:.0f} % ({:.0f} to {:.0f})".format(*(100 * end for end in ends))
-                tasks = (run.metrics or {})["tasks"]
-                rows.append(
-                    [
-                        model,
-                        arm,
-                        run.regime,
-                        family,
-                        str(answers[family].n),
-                        *(f"{100 * one.value:.1f}" for one in (effect.first, effect.last)),
-                        delta(effect.gap),
-                        *(
-                            "" if arm == BASE else delta(one)
-                            for one in (recovered.first_change, recovered.last_change)
-                        ),
-                        share,
-                        *(
-                            f"{100 * tasks[f'{family}_{order}']['gold_prob']:.1f}"
-                            for order in ("first", "last")
-                        ),
-                        f"{prompt_tokens(model, family) * (2 if arm == 'twice' else 1):.0f}",
-                        f"{cost['computed_tokens'] / 1e6:.1f}",
-                        f"{cost['seconds']:.0f}",
-                        f"{cost['peak_memory_bytes']['device'] / 1e9:.1f}",
-                    ]
-                )
-    header = (
-        "model | arm | regime | family | n | passage first, % | passage last, % | order gap, points | "
-        "first, to causal | last, to causal | gap recovered | gold probability first, % | "
-        "gold probability last, % | prompt tokens | computed tokens of the run, millions | "
-        "seconds of the run, beside other work | GPU memory of the run, GB"
-    )
-    return table(header, rows)
+    rows = [
+        [model, family, *arm_row(arm)]
+        for model in MODELS
+        for family in FAMILIES
+        for arm in arms(model)[family]
+    ]
+    note = "Seconds and GB are of the whole run, with all families, beside other work.\n\n"
+    return note + table(" | ".join(["model", "family", *ARM_HEADER]), rows)
 
 
 BLOCKS: Blocks = {"effects": effects_table}

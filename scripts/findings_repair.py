@@ -12,10 +12,11 @@ from typing import Any
 
 from bidir_core.analyse.phrases import interval_text, size
 from bidir_core.common import formatting
-from bidir_core.runs.layout import NONPREFILL, STAGE1, STAGE2, STAGE4
-from scripts import published_reference, repair
+from bidir_core.runs.layout import COMMITTED_RUNS, NONPREFILL, STAGE1, STAGE2, STAGE4
+from bidir_core.runs.run import Run
 from scripts.pages import DOCS, Blocks, delta, table
-from scripts.repair import estimate, judged
+from scripts.repair import judged
+from scripts.study_runs import estimate
 
 STUDY = "qwen-1.5b"  # the second model's, in docs/claims-qwen-1.5b.json
 MOST_STEPS, MOST_MEGABYTES = 100, 10  # aimed at beforehand
@@ -32,12 +33,11 @@ def read(name: str) -> Any:
 
 def summary() -> str:
     """The page in five lines."""
-    return "".join(
-        f"- {line}\n" for line in summary_lines(read("claims")["claims"], read("recipes"))
-    )
+    lines = summary_lines(read("claims")["claims"], read("recipes"))
+    return "".join(f"- {line}\n" for line in lines)
 
 
-def summary_lines(claims: Mapping[str, Json], recipes: Json | None) -> list[str]:
+def summary_lines(claims: Mapping[str, Json], recipes: Json) -> list[str]:
     """The lines of :func:`summary`, from claims that all have numbers."""
 
     def answer(key: str, lower: str, equivalent: str, higher: str) -> str:
@@ -55,14 +55,13 @@ def summary_lines(claims: Mapping[str, Json], recipes: Json | None) -> list[str]
         f"control: {answer('3b_control', 'yes', 'no', 'no, it gains')} points.",
     ]
     lora = [judged(one)["reached"] for key, one in claims.items() if key.startswith("lora_")]
-    if lora:
-        lines.append(
-            f"**Does an adapter suffice?** Shown in {lora.count('yes')} of {len(lora)} comparisons, "
-            f"shown not to in {lora.count('no')}."
-        )
-    tried = {one["name"]: one for one in recipes["recipes"]} if recipes else {}
-    chosen = tried.get(recipes["chosen"]) if recipes else None
-    if chosen and (part := on_confirm(chosen)):
+    lines.append(
+        f"**Does an adapter suffice?** Shown in {lora.count('yes')} of {len(lora)} comparisons, "
+        f"shown not to in {lora.count('no')}."
+    )
+    chosen = chosen_recipe(recipes)
+    if chosen is not None:
+        part = on_confirm(chosen)
         claim = {"aim": "within or better", "margin": 1.0, "confirm": part["bidirectional"]}
         held = {"yes": "holds", "no": "does not hold", "undecided": "is undecided"}
         lines.append(
@@ -154,48 +153,41 @@ def recipe() -> str:
     return recipe_text(read("recipes"))
 
 
+def chosen_recipe(found: Json) -> Json | None:
+    return next((one for one in found["recipes"] if one["name"] == found["chosen"]), None)
+
+
 def recipe_text(found: Json) -> str:
-    by_name = {one["name"]: one for one in found["recipes"]}
-    rule = f"Rule, fixed beforehand: {found['rule']}.\n\n"
-    if found["chosen"] is None:
-        scored = [one for one in by_name.values() if one["explore"]]
-        best = max(scored, key=lambda one: one["explore"]["bidirectional"]["value"])
+    rule, tried = f"Rule, fixed beforehand: {found['rule']}.\n\n", found["recipes"]
+    one = chosen_recipe(found)
+    if one is None:
+        scored = [each for each in tried if each["explore"]]
+        best = max(scored, key=lambda each: each["explore"]["bidirectional"]["value"])
         return (
-            f"{rule}None of {len(by_name)} recipes comes that close. The nearest is `{best['name']}` at "
+            f"{rule}None of {len(tried)} recipes comes that close. The nearest is `{best['name']}` at "
             f"{interval(best['explore']['bidirectional'])}.\n"
         )
-    one = by_name[found["chosen"]]
-    alone = list(one["seconds_alone"].values())
-    seconds = "seconds not measured alone"
+    alone, seconds = list(one["seconds_alone"].values()), "seconds not measured alone"
     if alone:
-        seconds = (
-            f"{min(alone):.1f} to {max(alone):.1f} s of training, alone on one {one['device']}"
-        )
+        span = f"{min(alone):.1f} to {max(alone):.1f} s"
+        seconds = f"{span} of training, alone on one {one['device']}"
     weights = "all weights" if one["method"] == "full" else "a LoRA adapter"
     below = "below" if one["steps"] < MOST_STEPS else "not below"
     said = (
-        f"{rule}Of {len(by_name)} recipes, this one: `{one['name']}` ({one['objective']}, {weights}, "
+        f"{rule}Of {len(tried)} recipes, this one: `{one['name']}` ({one['objective']}, {weights}, "
         f"learning rate {one['lr']:g}): {one['steps']} steps, which is {below} {MOST_STEPS}; "
         f"{formatting.count(one['tokens'])} useful tokens; {seconds}. "
         f"On explore: {interval(one['explore']['bidirectional'])} points."
     )
     if again := one.get("explore_fresh_seeds"):
-        said += (
-            f" With the seeds not looked at, on explore too: {interval(again['bidirectional'])}."
-        )
-    fresh = one["confirm_fresh_seeds"]
-    seeds = "seeds not looked at" if fresh else "with the seed looked at"
+        again = interval(again["bidirectional"])
+        said += f" With the seeds not looked at, on explore too: {again}."
     part, lines = on_confirm(one), ""
+    looked = "seeds not looked at" if one["confirm_fresh_seeds"] else "with the seed looked at"
     for regime, aimed in (("bidirectional", "within or better"), ("causal", "none")):
-        if part:
-            claim = {
-                "what": f"confirm half, {seeds} in choosing, {regime}, minus stage 1",
-                "aim": aimed,
-                "margin": 1.0,
-                "seeds": part["seeds"],
-                "confirm": part[regime],
-            }
-            lines += f"- {sentence(claim)}\n"
+        what = f"confirm half, {looked} in choosing, {regime}, minus stage 1"
+        claim = {"what": what, "aim": aimed, "margin": 1.0, "seeds": part["seeds"]}
+        lines += f"- {sentence({**claim, 'confirm': part[regime]})}\n"
     return f"{said}\n\n{lines}"
 
 
@@ -207,8 +199,8 @@ def recipes() -> str:
             formatting.count(one["tokens"]),
             str(one["passes_a_token"]),
             interval(one["explore"]["bidirectional"]) if one["explore"] else "",
-            *(interval(part[regime]) if part else "" for regime in ("bidirectional", "causal")),
-            str(len(part["seeds"])) if part else "",
+            *(interval(part[regime]) for regime in ("bidirectional", "causal")),
+            str(len(part["seeds"])),
         ]
         for one in read("recipes")["recipes"]
         for part in [on_confirm(one)]
@@ -220,7 +212,7 @@ def recipes() -> str:
     return table(header, rows)
 
 
-def on_confirm(one: Json) -> Json | None:
+def on_confirm(one: Json) -> Json:
     """A recipe on the confirm half: with seeds it was not chosen by, if there are any."""
     return one["confirm_fresh_seeds"] or one["confirm"]
 
@@ -264,16 +256,9 @@ def aim(claim: Json) -> str:
 
 def sentence(claim: Json) -> str:
     """One claim, said from its numbers on the confirm half."""
-    what, entry = claim["what"][0].upper() + claim["what"][1:], claim.get("confirm")
-    if not entry:
-        return f"{what}: not run yet (lacks {', '.join(claim['missing'])})."
-    seeds = seeds_text(claim["seeds"], entry)
-    one = estimate(entry)
-    found = verdict(claim)
-    if found == "undecided" and judged(claim)["reached"] in (
-        "yes",
-        "no",
-    ):  # of size, not of the aim
+    what, entry = claim["what"][0].upper() + claim["what"][1:], claim["confirm"]
+    seeds, one, found = seeds_text(claim["seeds"], entry), estimate(entry), verdict(claim)
+    if found == "undecided" and judged(claim)["reached"] in ("yes", "no"):  # of size, not of aim
         found = f"neither different nor equivalent within {size(claim['margin'] / 100)}"
     base = f"n = {formatting.count(one.n)}{f'; {seeds}' if seeds else ''}"
     value = formatting.points(one.value, signed=True)
@@ -303,14 +288,15 @@ def models() -> str:
         ]
         for arm in ("base", "3B", "3C", "distill")
     ]
-    published = {
+    printed = {
         "damage": published_difference(STAGE2),
         "3b_stage1": published_difference(STAGE4),
         "3b_price": published_difference(NONPREFILL),
     }
     for key in ("damage", "interaction", "3b_stage1", "3b_price", "distil_stage1"):
         cells = [claim_cell(found, key, method) for _, found, method in columns]
-        rows.append([repair.WHAT[key], *cells, published.get(key, "no control")])
+        what = first["claims"].get(key, second["claims"][key])["what"]
+        rows.append([what, *cells, printed.get(key, "no control")])
     header = " | ".join(["", *(title for title, *_ in columns), "published 3B, all weights"])
     return table(header, rows)
 
@@ -330,17 +316,19 @@ def claim_cell(found: Json, key: str, method: str) -> str:
 
 
 @cache
-def published_macro() -> dict[str, float]:
-    return {stage: 100 * macro for stage, (_, _, _, macro) in published_reference.STAGES.items()}
+def published(stage: str) -> float:
+    """The published study's macro accuracy, in percent: numbers only, no items."""
+    (run,) = (COMMITTED_RUNS / stage).glob("*_published")
+    return 100 * (Run(run).metrics or {})["macro"]["acc"]
 
 
 def published_difference(stage: str) -> str:
-    return f"{published_macro()[stage] - published_macro()[STAGE1]:+.1f}"
+    return f"{published(stage) - published(STAGE1):+.1f}"
 
 
 def published_accuracy(arm: str) -> str:
     stages = {"base": (STAGE1, STAGE2), "3B": (NONPREFILL, STAGE4)}.get(arm)
-    return " / ".join(f"{published_macro()[one]:.1f}" for one in stages) if stages else "not run"
+    return " / ".join(f"{published(one):.1f}" for one in stages) if stages else "not run"
 
 
 def by_task() -> str:

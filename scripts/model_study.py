@@ -10,9 +10,8 @@ in bfloat16, compact records. What decides is fixed here, before any result:
 - the prediction (``recommend``) of a model is stored before any of its labelled items is scored;
 - the law asks for what ``lab --preset law`` does;
 - of the learning rates in :data:`RATES` the one with the best macro accuracy under bidirectional prefill
-  on the explore half, seed 0 of 3B, is taken for every objective and seed of the method;
-- of the recipes in :func:`recipe_grid`, seed 0, the one that :mod:`scripts.repair` chooses on the explore
-  half is trained again with :data:`FRESH_SEEDS`. What is claimed is measured on the confirm half.
+  on the explore half, seed 0 of 3B, is taken for every objective and seed of the method. What is
+  claimed is measured on the confirm half.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import argparse
 import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +29,17 @@ import torch
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.progress import terminable
-from bidir_core.data import assets
-from bidir_core.data.assets import EMBEDDED_MODELS
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
 from bidir_core.explain.recommend import RecommendConfig, predicted_regime, recommend
 from bidir_core.explain.sweep import run_lab
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.models import loading
-from bidir_core.models.devices import choose_device
 from bidir_core.runs.layout import runs_roots
 from bidir_core.runs.run import Run
-from bidir_core.train.config import MICRO_TOKENS, FinetuneConfig
+from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.finetune import run_finetune
-from scripts.repair import Names, chosen_rate, recipes, runs_by_name
+from scripts.study_runs import Names, chosen_rate, runs_by_name
 
 ORDER_TASKS = tuple(
     f"{family}_{order}"
@@ -53,7 +49,6 @@ ORDER_TASKS = tuple(
 RATES = {"lora": (2e-4, 5e-4, 1e-3), "full": (1e-5, 3e-5)}
 SEEDS = {"lora": (0, 1, 2), "full": (0,)}
 OBJECTIVES = ("3B", "3C", "distill")
-FRESH_SEEDS = (1, 2, 3, 4, 5, 6)
 B = "bidirectional"
 
 
@@ -74,7 +69,6 @@ class Study:
 
     models: tuple[str, ...]
     repair: tuple[str, ...] = ()
-    recipes: tuple[str, ...] = ()
     order: tuple[str, ...] = ()
     limit: int | None = None
     tasks: tuple[str, ...] = EvalConfig.tasks
@@ -110,8 +104,6 @@ class Study:
         for model in self.repair:
             yield from self._rates(model, "full")
             yield from self._repair(model, "full")
-        for model in self.recipes:
-            yield from self._recipes(model)
 
     def _rates(self, model: str, method: str) -> Iterator[Step]:
         for name, rate in zip(searched(model, method), RATES[method], strict=True):
@@ -130,16 +122,6 @@ class Study:
             settings = {"objective": "3B", "method": "lora", "seed": 0, "opened": True}
             name = f"{short(model)}-3B-opened-lora-seed0-{B}"
             yield Step(name, model, self._train, searched(model, "lora"), settings)
-
-    def _recipes(self, model: str) -> Iterator[Step]:
-        tried = []
-        for recipe in recipe_grid():
-            words = "{objective}-{method}-{steps}-{lr:g}".format_map(recipe)
-            tried.append(f"{short(model)}-recipe-{words}-seed0-{B}")
-            yield Step(tried[-1], model, self._train, (f"law-{short(model)}",), recipe)
-        for seed in FRESH_SEEDS:
-            name = f"{short(model)}-recipe-chosen-seed{seed}-{B}"
-            yield Step(name, model, self._train_chosen, tuple(tried), {"seed": seed})
 
     def _order(self, model: str) -> Iterator[Step]:
         for label, changes in (
@@ -194,14 +176,6 @@ class Study:
             changes["checkpoint"] = str(names.runs[trained][0].path / "final")
         evaluate(EvalConfig(**(self._common(step) | changes)))
 
-    def _train_chosen(self, step: Step) -> None:
-        found = recipes(Names.of(short(step.model), [runs_folder()]))
-        if found["chosen"] is None:
-            raise UserError("no recipe came close enough to stage 1, none is chosen")
-        (one,) = [one for one in found["recipes"] if one["name"] == found["chosen"]]
-        keys = ("objective", "method", "steps", "lr", "warmup_steps")
-        self._train(replace(step, settings={**step.settings, **{key: one[key] for key in keys}}))
-
     def _train(self, step: Step) -> None:
         """One fine-tune and its evaluations: causal, under its own regime if a third, bidirectional."""
         settings = {"steps": self.steps, **self.training, **step.settings}
@@ -221,7 +195,7 @@ class Study:
             **settings,
         )
         done = finished()
-        path = done[name][0].path if name in done else train_in_memory(config)
+        path = done[name][0].path if name in done else run_finetune(config)
         checkpoint = str(path / "final")
         loaded = loading.load(step.model, checkpoint=checkpoint)
         for regime in ("causal", *([opened] if opened else []), B):
@@ -235,39 +209,10 @@ class Study:
         return {"model": step.model, "name": step.name, **how}
 
 
-def recipe_grid() -> Iterator[dict[str, Any]]:
-    """Short recipes to try, the highest rate only where few steps are taken. The usual 20 steps of
-    warm-up would be most of a run of 25, so a fifth of the steps is taken."""
-    for method, objectives, rates in (
-        ("full", ("3B", "distill"), (1e-4, 3e-4, 1e-3)),
-        ("lora", ("3B",), (1e-3, 3e-3)),
-    ):
-        for objective in objectives:
-            for steps in (25, 50, 100):
-                for lr in rates:
-                    if (lr < 1e-3 or steps <= 50) if method == "full" else steps >= 50:
-                        recipe = {"objective": objective, "method": method, "seed": 0, "lr": lr}
-                        yield {**recipe, "steps": steps, "warmup_steps": steps // 5}
-
-
 def free_memory() -> None:
     """Give memory back to the other workers. Not inside of an ``except``: its frames hold the model."""
     gc.collect()
     torch.cuda.empty_cache()
-
-
-def train_in_memory(config: FinetuneConfig) -> Path:
-    """The fine-tune; out of memory, again with half as many tokens at once, and with a quarter."""
-    tokens = config.micro_tokens or MICRO_TOKENS[choose_device(config.device).type]
-    for micro_tokens in (tokens, tokens // 2):
-        try:
-            return run_finetune(replace(config, micro_tokens=micro_tokens))
-        except (UserError, torch.OutOfMemoryError) as error:
-            if not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
-                raise
-            print(f"{config.name}: out of memory at {micro_tokens} tokens at once", flush=True)
-        free_memory()
-    return run_finetune(replace(config, micro_tokens=tokens // 4))
 
 
 # Names, and what is known so far
@@ -313,28 +258,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("models", nargs="+")
     parser.add_argument("--repair", nargs="*", default=[], help="of these, also the fine-tunes")
-    parser.add_argument("--recipes", nargs="*", default=[], help="of these, also short fine-tunes")
     parser.add_argument("--order", nargs="*", default=[], help="of these, also the order tasks")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no step after this long")
     parser.add_argument("--limit", type=int, help="items a task, for trying it")
     parser.add_argument("--steps", type=int, default=Study.steps, help="of each long fine-tune")
     parser.add_argument("--micro-tokens", type=int, help="of fine-tunes (default: by device)")
-    parser.add_argument("--wait-for", type=Path, help="models arrive until this file is there")
     options = parser.parse_args(arguments)
     study = Study(
         tuple(options.models),
         tuple(options.repair),
-        tuple(options.recipes),
         tuple(options.order),
         limit=options.limit,
         steps=options.steps,
         training={"data": "farther", "micro_tokens": options.micro_tokens},
     )
     with terminable():
-        return work(list(study.plan()), options.seconds, options.wait_for)
+        return work(list(study.plan()), options.seconds)
 
 
-def work(steps: list[Step], seconds: float, wait_for: Path | None = None) -> int:
+def work(steps: list[Step], seconds: float) -> int:
     """Do steps until none is left, or time is over; 1 if some are missing."""
     until = time.monotonic() + seconds
     claims = runs_folder() / ".claims"
@@ -347,7 +289,7 @@ def work(steps: list[Step], seconds: float, wait_for: Path | None = None) -> int
             print("; ".join(["all done", *sorted(f"{name} FAILED" for name in failed)]))
             return int(bool(failed))
         for step in todo:
-            if done | failed >= set(step.needs) and arrived(step.model, wait_for):
+            if done | failed >= set(step.needs):
                 lock = filelock.FileLock(claims / f"{step.name}.lock", timeout=0)
                 try:
                     with lock:
@@ -374,12 +316,6 @@ def attempt(step: Step, failure: Path) -> None:
     else:
         print(f"{step.name}: {time.monotonic() - started:.1f} s", flush=True)
     free_memory()
-
-
-def arrived(model: str, wait_for: Path | None) -> bool:
-    if wait_for is None or wait_for.exists() or model not in EMBEDDED_MODELS:
-        return True
-    return assets.state(model) == "ready"
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@
     python -m scripts.repair --study qwen-1.5b            # docs/claims-qwen-1.5b.json, of a model's study
     python -m scripts.findings                            # then writes the pages
 
-A difference is formed for each item, averaged over seeds and tasks. What is chosen (a learning rate, a
-recipe) is chosen on the ``explore`` half of the items with seed 0; what is claimed is measured on
-``confirm``. Runs of one name that were made alike all count: an item's outcome is their mean. Only one
-seed's items are committed, so the two files keep the numbers of all runs, and are not overwritten by
-fewer runs or seeds.
+What is chosen (a learning rate, a recipe) is chosen on the ``explore`` half of the items with seed 0;
+what is claimed is measured on ``confirm``. Only one seed's items are committed, so the two files keep
+the numbers of all runs, and are not overwritten by fewer runs or seeds.
 """
 
 from __future__ import annotations
@@ -24,27 +22,31 @@ from typing import Any
 
 import numpy as np
 
-from bidir_core.analyse import effects, stats
 from bidir_core.analyse.phrases import JSON_WORDS
-from bidir_core.analyse.study import arm_of, items_key
 from bidir_core.analyse.verdict import Aim, judge, reached
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
-from bidir_core.data.sampling import fold_of
-from bidir_core.explain.sweep_outcomes import Outcomes, outcomes
-from bidir_core.runs.find import list_runs
+from bidir_core.explain.sweep_outcomes import Outcomes
 from bidir_core.runs.run import Run
 from bidir_core.train.config import OBJECTIVES
 from scripts.pages import DOCS
+from scripts.study_runs import (
+    FOLDS,
+    REGIMES,
+    SEEDS,
+    STAGE1,
+    B,
+    C,
+    Cell,
+    Names,
+    difference,
+    each_name,
+    each_run,
+    estimate,
+    tasks_of,
+)
 
-FOLDS: dict[str, str | None] = {"explore": "explore", "confirm": "confirm", "all": None}
 CLAIM_FOLDS = ("confirm", "all")  # claims are made on the first; the second is shown beside it
-SEEDS = range(100)
-B, C = "bidirectional", "causal"
-REGIMES = (C, B)
-COMMITTED_BASE = {C: "bf16-causal", B: "bf16-bidirectional"}
-Cell = tuple[str, str]  # an arm ("base", "3B-full", ..), the regime that it is evaluated under
-RunsByName = Mapping[str, Sequence[Run]]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Claim:
     """A difference, ``plus`` minus ``minus``, and what is aimed at. ``margin`` in points."""
 
     key: str
+    what: str
     plus: Sequence[Cell]
     minus: Sequence[Cell]
     aim: Aim = "none"
@@ -62,221 +65,54 @@ class Claim:
         return *((1, cell) for cell in self.plus), *((-1, cell) for cell in self.minus)
 
 
-STAGE1: Cell = ("base", C)
-WHAT = {
-    "damage": "the base model under bidirectional prefill, minus stage 1",
-    "3b_stage1": "3B under bidirectional prefill, minus stage 1",
-    "3b_control": "3B under bidirectional prefill, minus its control 3C in causal mode",
-    "3b_control_lora": "the same of their LoRA adapters: 3B under bidirectional prefill, minus 3C in "
-    "causal mode",
-    "3b_price": "3B in causal mode, minus stage 1",
-    "3b_causal": "3B in causal mode, minus its control 3C in causal mode",
-    "interaction": "the interaction, (3B - 3C under bidirectional) - (3B - 3C causal)",
-    "distil_stage1": "the distilled model under bidirectional prefill, minus stage 1",
-    "distil_causal": "the distilled model in causal mode, minus stage 1",
-    "lora_3b_bidirectional": "3B, bidirectional prefill: LoRA minus all weights",
-    "lora_3b_causal": "3B, causal mode: LoRA minus all weights",
-    "lora_3c_causal": "3C, causal mode: LoRA minus all weights",
-    "lora_distill_bidirectional": "distill, bidirectional prefill: LoRA minus all weights",
-    "lora_distill_causal": "distill, causal mode: LoRA minus all weights",
-}
-
-
-def trained_claims(method: str) -> dict[str, Claim]:
+def trained_claims(method: str) -> list[Claim]:
     """What is claimed of a method's fine-tunes; keys of LoRA's end in ``_lora``."""
-    three_b, control, distilled = (f"{arm}-{method}" for arm in ("3B", "3C", "distill"))
-    tail = "" if method == "full" else f"_{method}"
+    ours, ours_causal = (f"3B-{method}", B), (f"3B-{method}", C)
+    control, control_causal = (f"3C-{method}", B), (f"3C-{method}", C)
+    taught, taught_causal = (f"distill-{method}", B), (f"distill-{method}", C)
+    masked, plain, stage1 = "under bidirectional prefill", "in causal mode", "minus stage 1"
+    against, distilled = f"minus its control 3C {plain}", "the distilled model"
+    cross = "the interaction, (3B - 3C under bidirectional) - (3B - 3C causal)"
+    better: Aim = "within or better"
     made = (
-        Claim("3b_stage1", [(three_b, B)], [STAGE1], "at least"),
-        Claim("3b_control", [(three_b, B)], [(control, C)], "within", 1.5),
-        Claim("3b_price", [(three_b, C)], [STAGE1]),
-        Claim("3b_causal", [(three_b, C)], [(control, C)], "within", 1.5),
-        Claim("interaction", [(three_b, B), (control, C)], [(control, B), (three_b, C)], "above"),
-        Claim("distil_stage1", [(distilled, B)], [STAGE1], "within or better", 1.5),
-        Claim("distil_causal", [(distilled, C)], [STAGE1], "within"),
+        Claim("3b_stage1", f"3B {masked}, {stage1}", [ours], [STAGE1], "at least"),
+        Claim("3b_control", f"3B {masked}, {against}", [ours], [control_causal], "within", 1.5),
+        Claim("3b_price", f"3B {plain}, {stage1}", [ours_causal], [STAGE1]),
+        Claim(
+            "3b_causal", f"3B {plain}, {against}", [ours_causal], [control_causal], "within", 1.5
+        ),
+        Claim("interaction", cross, [ours, control_causal], [control, ours_causal], "above"),
+        Claim("distil_stage1", f"{distilled} {masked}, {stage1}", [taught], [STAGE1], better, 1.5),
+        Claim(
+            "distil_causal", f"{distilled} {plain}, {stage1}", [taught_causal], [STAGE1], "within"
+        ),
     )
-    return {one.key: replace(one, key=f"{one.key}{tail}") for one in made}
+    if method == "full":
+        return list(made)
+    return [replace(one, key=f"{one.key}_lora", what=f"{one.what}; LoRA adapters") for one in made]
 
 
-DAMAGE = Claim("damage", [("base", B)], [STAGE1])
-METHODS = tuple(
-    Claim(f"lora_{arm.lower()}_{r}", [(f"{arm}-lora", r)], [(f"{arm}-full", r)], "within or better")
-    for arm, r in (("3B", B), ("3B", C), ("3C", C), ("distill", B), ("distill", C))
-)
-FULL, LORA = (trained_claims(method) for method in ("full", "lora"))
-COMMITTED = (
-    "3b_stage1",
-    "3b_control",
-    "3b_causal",
-    "interaction",
-    "distil_stage1",
-    "distil_causal",
-)
+def method_claim(arm: str, regime: str) -> Claim:
+    """LoRA against all weights."""
+    mode = "causal mode" if regime == C else "bidirectional prefill"
+    what = f"{arm}, {mode}: LoRA minus all weights"
+    cells = [(f"{arm}-lora", regime)], [(f"{arm}-full", regime)]
+    return Claim(f"lora_{arm.lower()}_{regime}", what, *cells, "within or better")
+
+
+DAMAGE = "the base model under bidirectional prefill, minus stage 1"
+METHODS = (("3B", B), ("3B", C), ("3C", C), ("distill", B), ("distill", C))
 CLAIMS = (
-    DAMAGE,
-    *(FULL[key] for key in COMMITTED[:2]),
-    LORA["3b_control"],
-    *(FULL[key] for key in COMMITTED[2:]),
-    *METHODS,
+    Claim("damage", DAMAGE, [("base", B)], [STAGE1]),
+    *trained_claims("lora"),
+    *trained_claims("full"),
+    *(method_claim(*cell) for cell in METHODS),
 )
-STUDY_CLAIMS = (DAMAGE, *LORA.values(), *FULL.values(), *METHODS)  # of a model's study
-
-# The runs of a study
-
-
-def runs_by_name(roots: Sequence[Path | str] | None = None) -> dict[str, list[Run]]:
-    """The finished runs of each name: the newest that has its items, and those made like it; of a
-    name without items the newest alone."""
-    found: dict[str, list[Run]] = {}
-    done = [run for run in list_runs(roots) if run.name and run.state == "done"]  # newest first
-    for run in sorted(done, key=lambda run: not run.has_items):
-        mine = found.setdefault(str(run.name), [])
-        if not mine or (run.has_items and _made_like(run) == _made_like(mine[0])):
-            mine.append(run)
-    return found
-
-
-def _made_like(run: Run) -> tuple[object, ...]:
-    trained = run.config.get("training_record") or {}
-    same = run.regime, run.settings.get("context"), trained.get("data_fingerprint")
-    return items_key(run, dtype=True), *arm_of(run), *same
-
-
-@dataclass(frozen=True)
-class Names:
-    """How a study's runs are named: ``prefix`` is empty for the committed one.
-
-    The base model's runs are the committed ones, or the two points of a study's law.
-    """
-
-    runs: RunsByName
-    study: str = ""
-
-    @classmethod
-    def of(cls, study: str, roots: Sequence[Path | str] | None = None) -> Names:
-        runs = runs_by_name(roots)
-        if study and f"law-{study}" in runs:
-            law = runs[f"law-{study}"][0].path / "points"
-            runs |= {f"{study}-base-{regime}": [Run(law / regime)] for regime in REGIMES}
-        return cls(runs, study)
-
-    @property
-    def prefix(self) -> str:
-        return f"{self.study}-" if self.study else ""
-
-    def cell(self, cell: Cell, seed: int) -> str:
-        """The evaluation run of one cell; the base model has no seeds."""
-        arm, regime = cell
-        if arm == "base":
-            return f"{self.prefix}base-{regime}" if self.study else COMMITTED_BASE[regime]
-        return f"{self.trained(arm, seed)}-{regime}"
-
-    def trained(self, arm: str, seed: int) -> str:
-        """The fine-tune of an arm; in a study seed 0 of 3B is one of those tried at several rates."""
-        if self.study and seed == 0 and arm.startswith("3B-"):
-            rate = chosen_rate(self.runs, self.study, arm.removeprefix("3B-"))
-            return f"{self.prefix}{arm}-lr{rate:g}-seed0" if rate else f"{self.prefix}{arm}-seed0"
-        return f"{self.prefix}{arm}-seed{seed}"
-
-    @property
-    def stage1(self) -> str:
-        return self.cell(STAGE1, 0)
-
-    def usable(self, name: str) -> bool:
-        """Whether a run of that name has its items at hand."""
-        return name in self.runs and self.runs[name][0].has_items
-
-
-def chosen_rate(runs: RunsByName, study: str, method: str) -> float | None:
-    """Of the learning rates that 3B was tried at, the best on explore; None if none was finished."""
-    pattern = re.compile(rf"{re.escape(study)}-3B-{method}-lr(\S+)-seed0-bidirectional")
-    tried = [
-        (float(match[1]), runs[name][0]) for name in runs if (match := pattern.fullmatch(name))
-    ]
-    return max(tried, key=lambda one: explore_macro(one[1]), default=(None,))[0]
-
-
-def explore_macro(run: Run) -> float:
-    """Macro accuracy over the items of the explore half."""
-    items = run.items(["task", "doc_hash", "correct"])
-    half = items[[fold_of(doc_hash) == "explore" for doc_hash in items["doc_hash"]]]
-    return float(half.groupby("task")["correct"].mean().mean())
-
-
-# Differences
-
-
-def each_run(names: Names, wanted: Iterable[str]) -> Outcomes:
-    """Who was right in each run of these names, by run id, over stage 1's items.
-
-    UserError if a name has no run with items, or a run does not pair.
-    """
-    every = dict.fromkeys([names.stage1, *wanted])
-    if missing := [name for name in every if not names.usable(name)]:
-        raise UserError(f"there is no finished run named {', '.join(missing)}; make it first")
-    runs = {run.id: run for name in every for run in names.runs[name]}
-    return outcomes(names.runs[names.stage1][0], runs, "acc")
-
-
-def each_name(names: Names, single: Outcomes, wanted: Iterable[str]) -> Outcomes:
-    """:func:`each_run` with the runs of a name as one: ``right`` is how often an item was right."""
-    ids = {
-        name: [run.id for run in names.runs[name]]
-        for name in dict.fromkeys([names.stage1, *wanted])
-    }
-    return replace(
-        single,
-        right={name: np.mean([single.right[id] for id in mine], 0) for name, mine in ids.items()},
-        known={name: np.all([single.known[id] for id in mine], 0) for name, mine in ids.items()},
-    )
-
-
-Side = tuple[int, Sequence[str]]  # a sign, and the runs by seed (one run is the same for all seeds)
-
-
-def difference(
-    found: Outcomes, sides: Sequence[Side], fold: str, tasks: Sequence[str] = ()
-) -> dict[str, Any] | None:
-    """The signed sum of the sides in points, with its interval, over the items that all scored.
-
-    Of these tasks, or of all. None where a task has no such item in this fold.
-    """
-    mask = found.mask(*(name for _, runs in sides for name in runs), half=FOLDS[fold])
-    values = {}
-    for task in tasks or tasks_of(found):
-        mine = mask & (found.task == task)
-        if not mine.any():
-            return None
-        parts = [
-            sign * np.stack([1.0 * found.right[n][mine] for n in runs]) for sign, runs in sides
-        ]
-        values[task] = sum(parts[1:], parts[0])
-    effect = effects.stratified_mean(values)
-    ends = {end: _points(getattr(effect.estimate, end)) for end in ("value", "low", "high")}
-    return {**ends, "n": effect.estimate.n, "by_seed": [_points(one) for one in effect.per_seed]}
-
-
-def tasks_of(found: Outcomes) -> list[str]:
-    return list(dict.fromkeys(found.task.tolist()))
-
-
-def _points(fraction: float) -> float:
-    return round(100 * fraction, 3) + 0.0  # no -0.0
-
-
-def estimate(entry: Mapping[str, Any]) -> stats.Estimate:
-    """What :func:`difference` wrote, as fractions again."""
-    value, low, high = (entry[name] / 100 for name in ("value", "low", "high"))
-    return stats.Estimate(value, low, high, entry["n"])
-
-
-# Claims
 
 
 def claims(names: Names) -> dict[str, Any]:
     """Every claim's numbers, and which runs they are from."""
-    wanted_claims = STUDY_CLAIMS if names.study else CLAIMS
-    arms = dict.fromkeys(arm for one in wanted_claims for _, (arm, _) in one.cells)
+    arms = dict.fromkeys(arm for one in CLAIMS for _, (arm, _) in one.cells)
     cells = [(arm, regime) for arm in arms for regime in REGIMES]
     seeds = {cell: [n for n in SEEDS if names.usable(names.cell(cell, n))] for cell in cells}
     wanted = sorted({names.cell(cell, seed) for cell in cells for seed in seeds[cell]})
@@ -287,7 +123,7 @@ def claims(names: Names) -> dict[str, Any]:
         "schema": 1,
         "metric": "acc",
         "unit": "points of macro accuracy",
-        "claims": {claim.key: _claim(names, found, claim, seeds) for claim in wanted_claims},
+        "claims": {claim.key: _claim(names, found, claim, seeds) for claim in CLAIMS},
         "accuracy": {
             arm: {regime: _accuracy(names, found, (arm, regime), seeds) for regime in REGIMES}
             for arm in arms
@@ -309,8 +145,7 @@ def _claim(
 ) -> dict[str, Any]:
     trained = [cell for _, cell in claim.cells if cell[0] != "base"]
     common = [n for n in SEEDS if all(n in seeds[cell] for cell in trained)] if trained else [0]
-    what = WHAT.get(claim.key) or f"{WHAT[claim.key.removesuffix('_lora')]}; LoRA adapters"
-    head = {"what": what, "aim": claim.aim, "margin": claim.margin}
+    head = {"what": claim.what, "aim": claim.aim, "margin": claim.margin}
     if not common:
         missing = [names.cell(cell, 0) for cell in trained if not seeds[cell]]
         return {**head, "seeds": [], "missing": missing}
@@ -319,9 +154,8 @@ def _claim(
         for sign, cell in claim.cells
     ]
     numbers = {fold: difference(found, sides, fold) for fold in CLAIM_FOLDS}
-    one = {**head, "seeds": common if trained else [], **numbers}
-    if names.study:
-        one["by_task"] = {t: difference(found, sides, "all", [t]) for t in tasks_of(found)}
+    by_task = {t: difference(found, sides, "all", [t]) for t in tasks_of(found)}
+    one = {**head, "seeds": common if trained else [], **numbers, "by_task": by_task}
     return {**one, **judged(one)}
 
 

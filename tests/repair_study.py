@@ -12,7 +12,7 @@ from bidir_core.data.sampling import fold_of
 from bidir_core.runs.layout import stage_dir_for
 from bidir_core.runs.records import make_record
 from bidir_core.runs.writer import RunWriter
-from scripts.repair import COMMITTED_BASE
+from scripts.study_runs import COMMITTED_BASE
 
 TASKS = ("piqa", "winogrande")
 N_ITEMS = 1000

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bidir_core.analyse import effects, stats
+from bidir_core.analyse import stats
 from bidir_core.analyse.effects import Retention, above_floor_retention
 from bidir_core.analyse.flips import flip_classes
 from bidir_core.analyse.information import Information, by_information
@@ -269,40 +269,21 @@ def retention_above_run(pairs: PairedItems, floor: Run) -> Retention:
     return above_floor_retention(split(pairs.correct_a), split(pairs.correct_b), split(right))
 
 
-def interaction_of_runs(
-    repaired_bidirectional: Sequence[Run],
-    control_bidirectional: Sequence[Run],
-    repaired_causal: Sequence[Run],
-    control_causal: Sequence[Run],
-    *,
-    metric: str = "acc",
-    intersect: bool = False,
-) -> effects.Effect:
-    """(3B - 3C under bidirectional) - (3B - 3C under causal); one run per seed in each list.
+def right_by_task(runs: Sequence[Run], metric: Metric = "acc") -> dict[str, np.ndarray]:
+    """By task who was right, bool ``[n_runs, n_items]``, over the items that all could score.
 
-    All runs must hold the same items; those that any of them could not score are left out.
+    UserError for a run that does not pair with the first, and where no item is common.
     """
-    arms = (repaired_bidirectional, control_bidirectional, repaired_causal, control_causal)
-    if len({len(arm) for arm in arms}) != 1 or not arms[0]:
-        raise UserError("the interaction needs the same number of seeds, at least one, in each arm")
-    everyone = [run for arm in arms for run in arm]
-    first = everyone[0]
     scores: list[dict[tuple[str, int], bool]] = []
-    for run in everyone:
-        pairs = pair(first, run, metric, intersect=intersect)
+    for run in runs:
+        pairs = pair(runs[0], run, metric)
         scores.append(dict(zip(zip(pairs.task, pairs.doc_id), pairs.correct_b)))
     common = [key for key in scores[0] if all(key in one for one in scores[1:])]
     if not common:
-        raise UserError("the runs of the interaction share no item that all could score")
-    task = np.array([key[0] for key in common])
+        raise UserError("the runs share no item that all could score")
+    task = np.array([name for name, _ in common])
     stacked = np.array([[one[key] for key in common] for one in scores])
-    seeds = len(arms[0])
-
-    def arm(number: int) -> Mapping[str, np.ndarray]:
-        mine = stacked[number * seeds : (number + 1) * seeds]
-        return {name: mine[:, task == name] for name in dict.fromkeys(task.tolist())}
-
-    return effects.interaction(arm(0), arm(1), arm(2), arm(3))
+    return {name: stacked[:, task == name] for name in dict.fromkeys(task.tolist())}
 
 
 # What a reader of a comparison must know beside its numbers.

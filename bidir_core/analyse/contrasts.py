@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from bidir_core.analyse import effects, stats
-from bidir_core.analyse.compare import Comparison, compare, interaction_of_runs
+from bidir_core.analyse.compare import Comparison, compare, right_by_task
 from bidir_core.analyse.effects import Retention, retention, why_not_above
-from bidir_core.analyse.pairing import Metric, pair
+from bidir_core.analyse.pairing import Metric
 from bidir_core.analyse.phrases import phrase
 from bidir_core.analyse.study import CAUSAL, Arm, Cell, Study
 from bidir_core.analyse.verdict import Judgement, Verdict, judge
@@ -22,65 +22,38 @@ from bidir_core.runs.run import Run
 
 
 def contrast(
-    key: str,
-    study: Study,
-    a: Cell,
-    b: Cell,
-    *,
-    metric: Metric = "acc",
-    margin: float = stats.MARGIN,
+    study: Study, a: Cell, b: Cell, *, metric: Metric = "acc", margin: float = stats.MARGIN
 ) -> Contrast | None:
-    """Cell ``b`` minus cell ``a``; None if either was not run."""
-    return contrast_of_runs(
-        study.runs(*a),
-        study.runs(*b),
-        untrained=(a[0] == study.base, b[0] == study.base),
-        names=(key, cell_title(study, a), cell_title(study, b)),
-        floor=study.floor,
-        metric=metric,
-        margin=margin,
-        leaky=a[0].leaky or b[0].leaky,
-    )
+    """Cell ``b`` minus cell ``a``; None if either was not run, or they share no seed.
 
-
-def contrast_of_runs(
-    first: Mapping[int, Run],
-    second: Mapping[int, Run],
-    *,
-    untrained: tuple[bool, bool],
-    names: tuple[str, str, str] = ("", "", ""),
-    floor: Run | None = None,
-    metric: Metric = "acc",
-    margin: float = stats.MARGIN,
-    leaky: bool = False,
-) -> Contrast | None:
-    """``second`` minus ``first``, runs by training seed; None if they share no seed.
-
-    Trained arms pair seed by seed, over the seeds that both have; the ``untrained`` base model
-    pairs with each. Where only some seeds kept their items, those alone are compared: an interval
-    beats a mean over more seeds without one. ``names``: a key, and the names of both sides.
+    Trained arms pair seed by seed, over the seeds that both have; the untrained base model pairs
+    with each. Where only some seeds kept their items, those alone are compared: an interval beats a
+    mean over more seeds without one.
     """
-    pairs, notes = _pairs_of_runs(first, second, untrained)
-    pairs, notes = _with_items(pairs, notes)
+    pairs, notes = _pairs_of_runs(study, a, b)
+    kept = [both for both in pairs if all(run.has_items for run in both)]
+    if kept and len(kept) < len(pairs):
+        notes.append(items_of(len(kept), len(pairs)))
+        pairs = kept
     if not pairs or any(macro_of(run, metric) is None for both in pairs for run in both):
         return None
-    acc_a = mean([macro_of(one, metric) for one, _ in pairs])
-    acc_b = mean([macro_of(two, metric) for _, two in pairs])
-    common: dict[str, Any] = {
-        **dict(zip(("key", "a", "b"), names)),
-        "acc_a": acc_a,
-        "acc_b": acc_b,
-        "ratio": acc_b / acc_a if acc_a > 0 else None,
-        "margin": margin,
-        "leaky": leaky,
-        "runs": tuple((one.id, two.id) for one, two in pairs),
-    }
+    acc_a, acc_b = (mean([macro_of(both[side], metric) for both in pairs]) for side in (0, 1))
+    known = Contrast(
+        a=cell_title(study, a),
+        b=cell_title(study, b),
+        acc_a=acc_a,
+        acc_b=acc_b,
+        value=acc_b - acc_a,
+        margin=margin,
+        leaky=a[0].leaky or b[0].leaky,
+        runs=tuple((one.id, two.id) for one, two in pairs),
+    )
     if not any(run.is_reference for both in pairs for run in both):
         try:
-            return _paired(pairs, floor, metric, margin, common, notes)
+            return _paired(known, pairs, study.floor, metric, notes)
         except UserError as error:
-            notes = [*notes, str(error)]
-    return unpaired(pairs, metric, common, notes)
+            notes.append(str(error))
+    return _unpaired(known, pairs, metric, notes)
 
 
 @dataclass(frozen=True)
@@ -123,9 +96,14 @@ def interaction(study: Study, arm: Arm, *, metric: Metric = "acc") -> Interactio
 
     lists = [one_a_seed(cell) for cell in cells]
     try:
-        effect = interaction_of_runs(*lists, metric=metric)
+        right = right_by_task([run for runs in lists for run in runs], metric)
     except UserError as error:
         return str(error)
+    # [cell, seed, item] by task: the cells are arm and control under the regime, then both causal.
+    cubes = {task: np.reshape(rows, (4, len(seeds), -1)) * 1.0 for task, rows in right.items()}
+    effect = effects.stratified_mean(
+        {task: cube[0] - cube[1] - (cube[2] - cube[3]) for task, cube in cubes.items()}
+    )
     ids = tuple(tuple(run.id for run in runs) for runs in lists)
     note = items_of(len(seeds), len(shared)) if len(seeds) < len(shared) else ""
     return Interaction(effect, control, ids, note)
@@ -142,14 +120,13 @@ def cell_title(study: Study, cell: Cell) -> str:
     return f"stage 4 from {arm.title}" + (f", {regime}" if dials else "")
 
 
-def _pairs_of_runs(
-    first: Mapping[int, Run], second: Mapping[int, Run], untrained: tuple[bool, bool]
-) -> tuple[list[tuple[Run, Run]], list[str]]:
+def _pairs_of_runs(study: Study, a: Cell, b: Cell) -> tuple[list[tuple[Run, Run]], list[str]]:
+    first, second = study.runs(*a), study.runs(*b)
     if not first or not second:
         return [], []
-    if untrained[0]:
+    if a[0] == study.base:
         return [(next(iter(first.values())), run) for run in second.values()], []
-    if untrained[1]:
+    if b[0] == study.base:
         return [(run, next(iter(second.values()))) for run in first.values()], []
     seeds = sorted(set(first) & set(second))
     notes = []
@@ -158,46 +135,35 @@ def _pairs_of_runs(
     return [(first[seed], second[seed]) for seed in seeds], notes
 
 
-def _with_items(
-    pairs: list[tuple[Run, Run]], notes: list[str]
-) -> tuple[list[tuple[Run, Run]], list[str]]:
-    """The pairs whose items are there, if there are any; the notes then say how many are left."""
-    kept = [both for both in pairs if all(run.has_items for run in both)]
-    if not kept or len(kept) == len(pairs):
-        return pairs, notes
-    return kept, [*notes, items_of(len(kept), len(pairs))]
-
-
 def items_of(kept: int, of: int) -> str:
     """Says that not all seeds have their items."""
     return f"from {kept} of {of} seeds: the others have no items here, only metrics"
 
 
 def _paired(
+    known: Contrast,
     pairs: Sequence[tuple[Run, Run]],
     floor: Run | None,
     metric: Metric,
-    margin: float,
-    common: dict[str, Any],
     notes: list[str],
 ) -> Contrast:
-    results = [_compare(first, second, floor, metric, margin) for first, second in pairs]
+    results = [_compare(*both, floor, metric, known.margin) for both in pairs]
     if len(results) == 1:
-        estimate, by_task = (
-            results[0].macro.estimate,
-            {r.task: r.estimate for r in results[0].tasks},
-        )
-        detectable = results[0].macro.detectable
+        macro = results[0].macro
+        estimate, detectable = macro.estimate, macro.detectable
+        by_task = {row.task: row.estimate for row in results[0].tasks}
     else:
-        over_seeds = effects.stratified_mean(_item_differences(pairs, metric))
-        estimate, by_task = over_seeds.estimate, over_seeds.per_task
-        detectable = None
+        right = right_by_task([run for side in zip(*pairs) for run in side], metric)
+        over_seeds = effects.stratified_mean(
+            {task: rows[len(pairs) :] - 1.0 * rows[: len(pairs)] for task, rows in right.items()}
+        )
+        estimate, detectable, by_task = over_seeds.estimate, None, over_seeds.per_task
     tasks = []
     for rows in zip(*(result.tasks for result in results)):
         name = rows[0].task
         judgement = judge(
             by_task[name],
-            margin=margin,
+            margin=known.margin,
             n_seeds=len(rows),
             broken=mean([row.broken for row in rows]),
             fixed=mean([row.fixed for row in rows]),
@@ -217,8 +183,8 @@ def _paired(
         )
     found = [*notes, *dict.fromkeys(note for result in results for note in result.notes)]
     # From the runs' own accuracies: an error item counts as wrong there, and is in no pair here.
-    return Contrast(
-        **common,
+    return replace(
+        known,
         value=estimate.value,
         interval=estimate,
         basis="paired",
@@ -240,19 +206,6 @@ def _compare(
         if floor is None:
             raise
         return compare(first, second, metric=metric, margin=margin)  # the floor does not pair
-
-
-def _item_differences(pairs: Sequence[tuple[Run, Run]], metric: Metric) -> dict[str, np.ndarray]:
-    """Per task, second minus first in correctness: ``[n_seeds, n_items]`` over common items."""
-    by_pair: list[dict[tuple[str, int], int]] = []
-    for first, second in pairs:
-        both = pair(first, second, metric)
-        difference = both.correct_b.astype(int) - both.correct_a.astype(int)
-        by_pair.append(dict(zip(zip(both.task.tolist(), both.doc_id.tolist()), difference)))
-    keys = [key for key in by_pair[0] if all(key in one for one in by_pair[1:])]
-    tasks = np.array([task for task, _ in keys])
-    stacked = np.array([[one[key] for key in keys] for one in by_pair], dtype=np.float64)
-    return {task: stacked[:, tasks == task] for task in dict.fromkeys(tasks.tolist())}
 
 
 # One difference that a report speaks of, and what can be said about it.
@@ -282,22 +235,6 @@ class TaskDelta:
     def interval(self) -> stats.Estimate | None:
         return self.judgement.estimate
 
-    @property
-    def broken(self) -> float | None:
-        return self.judgement.broken
-
-    @property
-    def fixed(self) -> float | None:
-        return self.judgement.fixed
-
-    @property
-    def p_values(self) -> tuple[float, ...]:
-        return self.judgement.p_values
-
-    @property
-    def p_holm(self) -> tuple[float, ...]:
-        return self.judgement.p_adjusted
-
 
 @dataclass(frozen=True)
 class Contrast:
@@ -308,17 +245,15 @@ class Contrast:
     from.
     """
 
-    key: str
     a: str
     b: str
     acc_a: float
     acc_b: float
     value: float
-    interval: stats.Estimate | None
-    basis: Basis
+    interval: stats.Estimate | None = None
+    basis: Basis = "none"
     tasks: tuple[TaskDelta, ...] = ()
     per_seed: tuple[float, ...] = ()
-    ratio: float | None = None
     above_chance: Retention | None = None
     above_floor: Retention | None = None
     detectable: float | None = None
@@ -326,6 +261,14 @@ class Contrast:
     leaky: bool = False
     notes: tuple[str, ...] = field(default=())
     runs: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def title(self) -> str:
+        return f"{self.b} minus {self.a}"
+
+    @property
+    def ratio(self) -> float | None:
+        return self.acc_b / self.acc_a if self.acc_a > 0 else None
 
     @property
     def n(self) -> int | None:
@@ -427,15 +370,16 @@ def task_accuracy(run: Run, task: str, metric: Metric) -> float | None:
     return row_accuracy((run.metrics or {}).get("tasks", {}).get(task) or {}, metric)
 
 
-def unpaired(
-    pairs: Sequence[tuple[Run, Run]], metric: Metric, common: dict[str, Any], notes: list[str]
+def _unpaired(
+    known: Contrast, pairs: Sequence[tuple[Run, Run]], metric: Metric, notes: list[str]
 ) -> Contrast:
     """From metrics alone. Items are shared, so this interval is wider than a paired one would be."""
-    value = common["acc_b"] - common["acc_a"]
     first, second = pairs[0]
     macros = [(macro_of(one, metric) or 0.0, macro_of(two, metric) or 0.0) for one, two in pairs]
     per_seed = [two - one for one, two in macros]
-    interval = _over_runs(value, [_macro_difference(*both, metric) for both in pairs], per_seed)
+    interval = _over_runs(
+        known.value, [_macro_difference(*both, metric) for both in pairs], per_seed
+    )
     if interval is not None:
         interval = replace(interval, n=(first.metrics or {}).get("n_items") or 0)
     rows_a = (first.metrics or {}).get("tasks") or {}
@@ -447,19 +391,18 @@ def unpaired(
         tasks.append(
             TaskDelta(task, rows_a[task].get("n"), acc_a, acc_b, acc_b - acc_a, judge(None))
         )
-    return Contrast(
-        **common,
-        value=value,
+    return replace(
+        known,
         interval=interval,
         basis="unpaired" if interval is not None else "none",
         tasks=tuple(tasks),
         per_seed=tuple(per_seed),
-        above_chance=_printed_retention(first, common["acc_a"], common["acc_b"], metric),
+        above_chance=_printed_retention(first, known, metric),
         notes=tuple(notes),
     )
 
 
-def _printed_retention(first: Run, acc_a: float, acc_b: float, metric: Metric) -> Retention | None:
+def _printed_retention(first: Run, known: Contrast, metric: Metric) -> Retention | None:
     """Above-chance retention from printed accuracies: no interval, but the same suppression.
 
     The accuracies are means over seeds; ``first``, of the baseline, knows chance and n.
@@ -469,10 +412,10 @@ def _printed_retention(first: Run, acc_a: float, acc_b: float, metric: Metric) -
     if chance is None or base is None:
         return None
     n = (first.metrics or {}).get("n_items") or 0
-    above = acc_a - chance
+    above = known.acc_a - chance
     down, up = base.value - base.low, base.high - base.value
     why = why_not_above(stats.Estimate(above, above - down, above + up, n))
-    value = retention(acc_b, acc_a, chance) if why is None else None
+    value = retention(known.acc_b, known.acc_a, chance) if why is None else None
     return Retention(value, None, None, n, why)
 
 

@@ -73,33 +73,6 @@ def _item_variance(items: np.ndarray) -> float:
     return float(np.append(items, [1.0, -1.0]).var()) / (len(items) + 2)
 
 
-def interaction(
-    repaired_bidirectional: Mapping[str, np.ndarray],
-    control_bidirectional: Mapping[str, np.ndarray],
-    repaired_causal: Mapping[str, np.ndarray],
-    control_causal: Mapping[str, np.ndarray],
-    *,
-    confidence: float = CONFIDENCE,
-) -> Effect:
-    """(3B - 3C under bidirectional) - (3B - 3C under causal), over the same items.
-
-    Per task, correctness of shape ``[n_items]`` or ``[n_seeds, n_items]``. The only number that
-    tells repair of the mask from ordinary tuning.
-    """
-    values = {
-        task: (
-            np.asarray(repaired_bidirectional[task], dtype=np.float64)
-            - np.asarray(control_bidirectional[task], dtype=np.float64)
-        )
-        - (
-            np.asarray(repaired_causal[task], dtype=np.float64)
-            - np.asarray(control_causal[task], dtype=np.float64)
-        )
-        for task in repaired_bidirectional
-    }
-    return stratified_mean(values, confidence=confidence)
-
-
 # Retention: how much of the accuracy above a floor one run keeps of another's.
 
 _RESAMPLES = 10_000

@@ -14,7 +14,6 @@ from bidir_core.analyse import stats
 from bidir_core.analyse.contrasts import (
     Contrast,
     Interaction,
-    cell_title,
     contrast,
     interaction,
 )
@@ -95,9 +94,8 @@ class Findings:
     def between(self, a: Cell, b: Cell) -> Contrast | None:
         """Cell b minus cell a, or None if either was not run."""
         if (a, b) not in self._contrasts:
-            key = f"{cell_title(self.study, b)} minus {cell_title(self.study, a)}"
             self._contrasts[a, b] = contrast(
-                key, self.study, a, b, metric=self.metric, margin=self.margin
+                self.study, a, b, metric=self.metric, margin=self.margin
             )
         return self._contrasts[a, b]
 
@@ -144,20 +142,6 @@ class Findings:
             missing=found if isinstance(found, str) else "",
             note="" if isinstance(found, str) else found.note,
         )
-
-    def interactions_by_accuracy(self, arm: Arm, control: Arm) -> dict[int, float]:
-        """The interaction of each training seed that all four cells have, from recorded macro
-        accuracies alone: (arm - control) under the new mask minus (arm - control) under causal."""
-        regime = self.study.own_regime(arm)
-        cells: list[dict[int, float]] = []
-        for cell in ((arm, regime), (control, regime), (arm, CAUSAL), (control, CAUSAL)):
-            macros = {
-                s: (r.metrics or {}).get("macro", {}) for s, r in self.study.runs(*cell).items()
-            }
-            cells.append({s: m[self.metric] for s, m in macros.items() if m.get(self.metric)})
-        a, b, c, d = cells
-        shared = sorted(set(a) & set(b) & set(c) & set(d))
-        return {seed: (a[seed] - b[seed]) - (c[seed] - d[seed]) for seed in shared}
 
     def contrasts(self, *, leaky: bool = True) -> list[Contrast]:
         """All of them, in reading order."""

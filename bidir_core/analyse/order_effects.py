@@ -324,7 +324,7 @@ def order_arms(
                 effect=_with_probabilities(order_effect(answers), run),
                 recovered=None if run is baseline else gap_recovered(causal[family], answers),
                 prompt_tokens=lengths[family],
-                constant_guess=_constant_guess(run, family),
+                constant_guess=constant_guess(run, family),
                 seconds=cost.get("seconds"),
                 peak_bytes=peak_of(cost),
             )
@@ -332,7 +332,8 @@ def order_arms(
     return found
 
 
-def _constant_guess(run: Run, family: str) -> float | None:
+def constant_guess(run: Run, family: str) -> float | None:
+    """What always answering the same position would score with the passage last, as recorded."""
     positions = (run.config.get("answer_positions") or {}).get(f"{family}_last") or {}
     return positions.get("best_constant_guess")
 

@@ -84,6 +84,19 @@ def interval_text(estimate: Estimate) -> str:
     return f"95 % CI {low} to {high}"
 
 
+def interval_of(estimate: Estimate) -> str:
+    """``95 % CI -6.3 to -3.1, n = 2,299``."""
+    return f"{interval_text(estimate)}, n = {count(estimate.n)}"
+
+
+def in_points(judgement: Judgement) -> str:
+    """``-4.7 points (95 % CI -6.3 to -3.1, n = 2,299)``."""
+    estimate = judgement.estimate
+    if estimate is None:
+        return "no interval"
+    return f"{points(estimate.value, signed=True)} points ({interval_of(estimate)})"
+
+
 def size(margin: float) -> str:
     """``1 point``, ``1.5 points``."""
     return f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"

@@ -34,6 +34,11 @@ class Judgement:
     p_adjusted: tuple[float, ...] = ()
 
     @property
+    def value(self) -> float:
+        """The difference itself; NaN without an interval."""
+        return math.nan if self.estimate is None else self.estimate.value
+
+    @property
     def decided(self) -> bool:
         """There is a difference, and it has a direction."""
         return self.verdict in ("better", "worse")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import MISSING, Field
 from typing import Any
@@ -35,8 +36,23 @@ def estimate_instead(make_config: Callable[[], Any], parsed: argparse.Namespace)
     """What ``--estimate`` prints in place of running the command. Checks the settings first."""
     if getattr(parsed, "resume", None) is not None:
         raise UserError("--estimate says what a new run takes; leave --resume out")
-
     return estimate_command(make_config(), parsed.estimate)
+
+
+def estimate_command(config: Any, n_devices: int = 0) -> int:
+    """Print the estimate of a command's configuration, on so many devices; always returns 0."""
+    # Here, since other commands should not wait for what these import.
+    from bidir_core.jobs.doctor import layer_rate
+    from bidir_core.jobs.estimate import estimated, to_text
+
+    found = estimated(config, n_devices, layer_rate=layer_rate)
+    if found.memory_bytes is None:
+        raise UserError(
+            f"{found.basis[0]}: name it with its size (such as owner/name-3B), or give its folder"
+        )
+    if not is_helper():
+        print(to_text(found, config))
+    return 0
 
 
 def require_model(given: dict[str, Any]) -> None:
@@ -57,11 +73,22 @@ def add_pairing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", choices=("acc", "acc_norm"), default="acc")
     parser.add_argument(
         "--margin",
-        type=float,
-        default=1.0,
+        type=_margin,
+        default="1",
         metavar="POINTS",
         help="how small a difference counts as none (default: 1 point)",
     )
+
+
+def _margin(text: str) -> float:
+    """Points on the command line, a fraction inside."""
+    try:
+        points = float(text)
+    except ValueError:
+        points = math.nan
+    if not 0 < points < 100:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of points above 0, such as 1")
+    return points / 100
 
 
 def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
@@ -98,19 +125,3 @@ def _argument(spec: Field[Any]) -> Any:
             raise argparse.ArgumentTypeError(said) from None
 
     return convert
-
-
-def estimate_command(config: Any, n_devices: int = 0) -> int:
-    """Print the estimate of a command's configuration, on so many devices; always returns 0."""
-    # Here, since other commands should not wait for what these import.
-    from bidir_core.jobs.doctor import layer_rate
-    from bidir_core.jobs.estimate import estimated, to_text
-
-    found = estimated(config, n_devices, layer_rate=layer_rate)
-    if found.memory_bytes is None:
-        raise UserError(
-            f"{found.basis[0]}: name it with its size (such as owner/name-3B), or give its folder"
-        )
-    if not is_helper():
-        print(to_text(found, config))
-    return 0

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bidir_core.commands.arguments import add_arguments
-from bidir_core.common.errors import UserError
+from bidir_core.commands.arguments import add_arguments, add_resume, given_in, require_model
 from bidir_core.explain.attend_config import DEFAULT_REGIMES, AttendConfig, absolute_tasks
 from bidir_core.regimes import parse_regime
 
@@ -20,20 +19,18 @@ def fill(parser: argparse.ArgumentParser) -> None:
         help="who sees whom; give it twice to compare two, for averages up to four times "
         f"(default: {' and '.join(DEFAULT_REGIMES)})",
     )
-    parser.add_argument(
-        "--resume", metavar="RUN", default=None, help="go on with this unfinished run"
-    )
+    add_resume(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the command; prints the run folder."""
-    given = {k: v for k, v in vars(parsed).items() if k not in ("run", "regime", "resume")}
+    given = given_in(parsed, "regime", "resume")
     if parsed.regime is not None:
         given["regimes"] = tuple(str(parse_regime(regime)) for regime in parsed.regime)
     if "task" in given:
         given["task"] = absolute_tasks(given["task"])
-    if parsed.resume is None and "model" not in given:
-        raise UserError("--model is missing; name one, for example smollm2-135m-instruct")
+    if parsed.resume is None:
+        require_model(given)
     config = None if parsed.resume is not None else AttendConfig(**given)
     from bidir_core.explain.attend import attend, resume_attend
 

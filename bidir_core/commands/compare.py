@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from bidir_core.analyse import compare as words
-from bidir_core.analyse.compare import compare
+from bidir_core.analyse.compare import compare, comparison_text
 from bidir_core.commands.arguments import add_pairing
-from bidir_core.common.errors import UserError
 from bidir_core.common.formatting import visible
 from bidir_core.runs.find import find_run
 
@@ -31,29 +29,17 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Compare, and print what was found."""
-
-    return compare_command(parsed)
-
-
-def compare_command(args: argparse.Namespace) -> int:
-    """``compare A B``: print a table, or JSON; 0 when done, UserError otherwise.
-
-    Reads ``run_a``, ``run_b``, ``metric``, ``intersect``, ``json``, ``floor`` (a run) and
-    ``margin`` (in points).
-    """
-    if not 0 < args.margin < 100:
-        raise UserError(f"--margin {args.margin:g}: give a number of points above 0, such as 1")
+    """Print a table, or JSON."""
     result = compare(
-        find_run(args.run_a),
-        find_run(args.run_b),
-        metric=args.metric,
-        intersect=args.intersect,
-        floor=find_run(args.floor) if args.floor else None,
-        margin=args.margin / 100,
+        find_run(parsed.run_a),
+        find_run(parsed.run_b),
+        metric=parsed.metric,
+        intersect=parsed.intersect,
+        floor=find_run(parsed.floor) if parsed.floor else None,
+        margin=parsed.margin,
     )
-    if args.json:
+    if parsed.json:
         print(json.dumps(result.to_json(), indent=1))
     else:
-        print(visible(words.comparison_text(result)))
+        print(visible(comparison_text(result)))
     return 0

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from bidir_core.commands.arguments import add_arguments
-from bidir_core.common.errors import UserError
+from bidir_core.commands.arguments import add_arguments, add_resume, given_in, require_model
 from bidir_core.explain.sweep_points import ORDER_PRESET_TASKS, LabConfig
 
 EXAMPLES = """\
@@ -37,25 +35,22 @@ def fill(parser: argparse.ArgumentParser) -> None:
         help="what to vary, e.g. sink=0,1,2; may be repeated (see below)",
     )
     add_arguments(parser, LabConfig)
-    parser.add_argument(
-        "--resume", metavar="RUN", default=None, help="go on with this unfinished sweep"
-    )
+    add_resume(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
-    given: dict[str, Any] = {k: v for k, v in vars(parsed).items() if k not in ("run", "resume")}
+    given = given_in(parsed, "resume")
     if "sweep" in given:
         given["sweep"] = tuple(given["sweep"])
     if given.get("preset") == "order" and parsed.resume is None:
         given.setdefault("tasks", ORDER_PRESET_TASKS)
-    if parsed.resume is None and "model" not in given:
-        raise UserError("--model is missing; name one, for example smollm2-135m-instruct")
+    if parsed.resume is None:
+        require_model(given)
     config = LabConfig(**given) if parsed.resume is None else None
     from bidir_core.explain.sweep import resume_lab, run_lab
 
     if config is None:
-        path = resume_lab(parsed.resume, given, runs_dir=given.get("runs_dir"))
+        print(resume_lab(parsed.resume, given, runs_dir=given.get("runs_dir")))
     else:
-        path = run_lab(config)
-    print(path)
+        print(run_lab(config))
     return 0

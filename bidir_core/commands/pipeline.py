@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from bidir_core.commands.arguments import (
     add_arguments,
@@ -44,31 +43,14 @@ def run(parsed: argparse.Namespace) -> int:
     require_model(given)
     if hasattr(parsed, "estimate"):
         return estimate_instead(lambda: from_preset(given, parsed.preset), parsed)
-
-    return pipeline_command(
-        given, preset=parsed.preset, out=parsed.out, csv=parsed.csv, only_plan=parsed.dry_run
-    )
-
-
-def pipeline_command(
-    given: dict[str, Any],
-    *,
-    preset: str,
-    out: str | None = None,
-    csv: bool = False,
-    only_plan: bool = False,
-) -> int:
-    """The command line's ``pipeline``: 0 when the report is on disk (or the plan is printed)."""
-    from bidir_core.jobs.pipeline_config import from_preset
-
-    config = from_preset(given, preset)
-    target = Path(out).expanduser() if out else None
+    config = from_preset(given, parsed.preset)
+    target = Path(parsed.out).expanduser() if parsed.out else None
     if target is not None and target.suffix != ".md":
-        raise UserError(f"--out {out}: a report is Markdown; give a name that ends in .md")
-    if only_plan:
+        raise UserError(f"--out {parsed.out}: a report is Markdown; give a name that ends in .md")
+    if parsed.dry_run:
         print(dry_run(config))
         return 0
-    path = run_pipeline(config, out=target, csv=csv)
+    path = run_pipeline(config, out=target, csv=parsed.csv)
     if not is_helper():
         print(path)
     return 0

@@ -46,11 +46,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs-dir", metavar="DIR", help="look for runs in this folder only")
 
 
-def run(parsed: argparse.Namespace) -> int:
-    """Write the report."""
-    return report_command(parsed)
-
-
 def report_file(flag: str, name: str, *suffixes: str) -> Path:
     """Where a report goes; UserError for a name that says no format that it is written in."""
     path = Path(name).expanduser()
@@ -61,10 +56,8 @@ def report_file(flag: str, name: str, *suffixes: str) -> Path:
     return path
 
 
-def report_command(args: argparse.Namespace) -> int:
-    """``report RUN... --out FILE --paper DIR``, one or both; 0 when the files are on disk."""
-    if not 0 < args.margin < 100:
-        raise UserError(f"--margin {args.margin:g}: give a number of points above 0, such as 1")
+def run(args: argparse.Namespace) -> int:
+    """Write the report, the paper or both."""
     if args.out is None and args.paper is None:
         raise UserError("say where the report goes: --out FILE.md, --out FILE.html or --paper DIR")
     if args.out is None and (args.csv or args.html or args.sections):
@@ -83,7 +76,7 @@ def report_command(args: argparse.Namespace) -> int:
         model=args.model,
         regime=args.regime,
         metric=args.metric,
-        margin=args.margin / 100,
+        margin=args.margin,
         roots=roots,
     )
     if out is not None:

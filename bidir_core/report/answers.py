@@ -13,8 +13,7 @@ from bidir_core.analyse import stats
 from bidir_core.analyse.contrasts import Contrast
 from bidir_core.analyse.effects import Retention
 from bidir_core.analyse.judgement import Repair
-from bidir_core.analyse.phrases import interval_text, phrase, retention_text, size
-from bidir_core.analyse.stats import Estimate
+from bidir_core.analyse.phrases import in_points, interval_of, phrase, retention_text, size
 from bidir_core.analyse.verdict import Judgement
 from bidir_core.common import formatting
 from bidir_core.report.markdown import escape
@@ -100,8 +99,7 @@ def repair_or_tuning(repair: Repair) -> str:
             f"Repair cannot be told from ordinary tuning: {escape(repair.missing)}. The interaction "
             "needs the fine-tune and its control under both regimes."
         )
-    estimate = found.estimate
-    number = f"{formatting.points(estimate.value, signed=True)} points ({interval_of(estimate)})"
+    number = in_points(found)
     arm, control = escape(repair.arm), escape(repair.control)
     formula = f"({arm} - {control} under {escape(repair.regime)}) - (the same, causal)"
     meaning = {
@@ -166,16 +164,12 @@ def normal_behaviour(repair: Repair) -> list[str]:
 
 def change(one: Contrast) -> str:
     """``from 45.4 % to 40.7 %: -4.7 points (95 % CI -6.3 to -3.1, n = 2,299)``."""
-    return _with_interval(f"from {100 * one.acc_a:.1f} % to {100 * one.acc_b:.1f} %: ", one)
+    return f"from {100 * one.acc_a:.1f} % to {100 * one.acc_b:.1f} %: {difference(one)}"
 
 
 def against(one: Contrast) -> str:
     """The same where nothing moves: ``40.7 % against 45.4 %, -4.7 points (...)``."""
-    return _with_interval(f"{100 * one.acc_b:.1f} % against {100 * one.acc_a:.1f} %, ", one)
-
-
-def _with_interval(lead: str, one: Contrast) -> str:
-    return lead + difference(one)
+    return f"{100 * one.acc_b:.1f} % against {100 * one.acc_a:.1f} %, {difference(one)}"
 
 
 def difference(one: Contrast) -> str:
@@ -186,10 +180,6 @@ def difference(one: Contrast) -> str:
     source = "unpaired " if one.basis == "unpaired" else ""
     seeds = f", {one.n_seeds} seeds" if one.n_seeds > 1 else ""
     return f"{text} ({source}{interval_of(one.interval)}{seeds})"
-
-
-def interval_of(estimate: Estimate) -> str:
-    return f"{interval_text(estimate)}, n = {formatting.count(estimate.n)}"
 
 
 def kept(one: Contrast) -> str:

@@ -174,28 +174,16 @@ def recovery(frame: pd.DataFrame) -> go.Figure:
             },
             hovertemplate="step %{x}: %{y:.1f} %<extra>%{fullData.name}</extra>",
         )
-    figure.update_layout(
-        height=420,
-        margin={"l": 60, "r": 10, "t": 10, "b": 50},
-        dragmode=False,
-        legend={"font": {"size": 12}},
-        hovermode="closest",
-    )
-    figure.update_xaxes(
-        title="Training step",
-        gridcolor=plots.FAINT,
-        zeroline=False,
-        fixedrange=True,
-        **plots.MEASURED,
-    )
-    figure.update_yaxes(
-        title="Macro accuracy of quick evaluations, %",
-        gridcolor=plots.FAINT,
-        zeroline=False,
-        fixedrange=True,
-        **plots.MEASURED,
-    )
+    legend = {"font": {"size": 12}}
+    title = "Macro accuracy of quick evaluations, %"
+    _by_step(figure, 420, title, showlegend=None, legend=legend)
     return figure
+
+
+def _by_step(figure: go.Figure, height: int, title: str, **more: object) -> None:
+    plots.lay_out(figure, height, (60, 10, 10, 50), **more)
+    figure.update_xaxes(title="Training step", **plots.GRID_AXIS)
+    figure.update_yaxes(title=title, **plots.GRID_AXIS)
 
 
 def training_loss(steps: Sequence[int], losses: Sequence[float]) -> go.Figure:
@@ -209,12 +197,7 @@ def training_loss(steps: Sequence[int], losses: Sequence[float]) -> go.Figure:
         marker={"size": 5},
         hovertemplate="step %{x}: %{y:.3f} nats<extra></extra>",
     )
-    figure.update_layout(
-        height=280, margin={"l": 60, "r": 10, "t": 10, "b": 50}, dragmode=False, showlegend=False
-    )
-    fixed = {"gridcolor": plots.FAINT, "zeroline": False, "fixedrange": True, **plots.MEASURED}
-    figure.update_xaxes(title="Training step", **fixed)
-    figure.update_yaxes(title="Loss, nats a token", **fixed)
+    _by_step(figure, 280, "Loss, nats a token")
     return figure
 
 

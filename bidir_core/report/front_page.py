@@ -73,8 +73,8 @@ def _kept(damage: Contrast) -> str:
         kept = answers.retention(damage.above_chance)
         words.append(f"of the accuracy above chance, kept: {kept}.")
     if damage.basis == "paired" and damage.n_seeds == 1:
-        broken = formatting.count(round(sum(task.broken or 0 for task in damage.tasks)))
-        fixed = formatting.count(round(sum(task.fixed or 0 for task in damage.tasks)))
+        broken = formatting.count(round(sum(task.judgement.broken or 0 for task in damage.tasks)))
+        fixed = formatting.count(round(sum(task.judgement.fixed or 0 for task in damage.tasks)))
         words.append(f"It breaks {broken} right answers and fixes {fixed} wrong ones.")
     return f"**What is left**: {' '.join(words)}" if words else ""
 
@@ -121,7 +121,7 @@ def _undecided(numbers: Findings) -> Iterator[str]:
             yield f"By task, the verdict above is undecided on {', '.join(tasks)}."
     found = [one for one in numbers.contrasts(leaky=False) if one.verdict == "undecided"]
     for one in found[:OPEN]:
-        yield f"{capital(one.key)}: {answers.difference(one)}; {one.words}."
+        yield f"{capital(one.title)}: {answers.difference(one)}; {one.words}."
     if len(found) > OPEN:
         yield f"{len(found) - OPEN} more: see *Differences With Their Uncertainty*."
     missing = list(_not_run(numbers))

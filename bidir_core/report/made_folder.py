@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,24 +57,33 @@ class MadeFolder:
                     "the folder, and would be lost; move it away, or give another folder"
                 )
 
-    @contextmanager
-    def making(self, folder: Path | str, command: str) -> Iterator[Path]:
-        """An empty folder to write into, which takes the place of ``folder`` in one rename at the
+    def make(self, folder: Path | str, command: str, write: Callable[[Path], None]) -> Path:
+        """``write`` into an empty folder, which takes the place of ``folder`` in one rename at the
         end; if anything fails, what stood there stands. UserError where it cannot be written."""
         target = Path(folder).expanduser().absolute()
         try:
             self.check(target)
             with _temporary_sibling(target) as temporary:
-                yield temporary
-                self.sign(temporary, command)
+                write(temporary)
+                self._sign(temporary, command)
                 _replace(temporary, target)
         except OSError as error:
             raise UserError(
                 f"{self.flag} {folder}: cannot be written ({error.strerror or error}); "
                 "give another folder"
             ) from error
+        return target
 
-    def sign(self, folder: Path, command: str) -> None:
+    def zipped(self, name: str, command: str, write: Callable[[Path], None]) -> bytes:
+        """The same as one ZIP file, in which the folder is called ``name``; nothing stays on disk.
+        The same files give the same bytes."""
+        with tempfile.TemporaryDirectory(prefix="bidir-zip-") as temporary:
+            folder = Path(temporary)
+            write(folder)
+            self._sign(folder, command)
+            return _zipped(folder, name)
+
+    def _sign(self, folder: Path, command: str) -> None:
         """Write down what was written, and flush all of it to disk."""
         files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         manifest = {
@@ -89,8 +98,7 @@ class MadeFolder:
                 os.fsync(file.fileno())
 
 
-def zipped(folder: Path, name: str) -> bytes:
-    """The folder as one ZIP file, in which it is called ``name``; the same files, the same bytes."""
+def _zipped(folder: Path, name: str) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         for path in sorted(folder.rglob("*")):

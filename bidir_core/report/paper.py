@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.study import Study, ordered_cells
 from bidir_core.common import formatting
 from bidir_core.report import paper_latex
-from bidir_core.report.made_folder import MadeFolder, zipped
+from bidir_core.report.made_folder import MadeFolder
 from bidir_core.report.markdown import Table
 from bidir_core.report.paper_claims import claims_json, claims_table, make_claims
 from bidir_core.report.paper_figures import FIGURES, save, style
@@ -34,21 +33,12 @@ def write_paper(report: Report, folder: Path | str) -> Path:
     Raises UserError if the folder holds anything that this command did not write, or cannot be
     written.
     """
-    with PAPER.making(folder, _command(report)) as temporary:
-        write_files(report, temporary)
-    return Path(folder).expanduser().absolute()
+    return PAPER.make(folder, _command(report), lambda made: write_files(report, made))
 
 
 def zip_paper(report: Report, name: str, tell: Tell) -> bytes:
-    """The same folder as one ZIP file, in which it is called ``name``; nothing stays on disk.
-
-    The same runs give the same bytes. ``tell`` hears how far it is.
-    """
-    with tempfile.TemporaryDirectory(prefix="bidir-paper-") as temporary:
-        folder = Path(temporary)
-        write_files(report, folder, tell)
-        PAPER.sign(folder, _command(report))
-        return zipped(folder, name)
+    """The same folder as one ZIP file, in which it is called ``name``. ``tell`` hears how far it is."""
+    return PAPER.zipped(name, _command(report), lambda made: write_files(report, made, tell))
 
 
 def _command(report: Report) -> str:
@@ -139,26 +129,24 @@ def printed_numbers(numbers: Findings) -> dict[str, str]:
     for cell in ordered_cells(study):
         accuracy = level(study.runs(*cell), numbers.metric)
         if accuracy is not None:
-            title = cell_title(study, cell)
-            add(f"{title}/macro/{numbers.metric}", f"{accuracy.value:.4f}")
-            if accuracy.interval is not None:
-                add(f"{title}/macro/{numbers.metric}/low", f"{accuracy.interval.low:.4f}")
-                add(f"{title}/macro/{numbers.metric}/high", f"{accuracy.interval.high:.4f}")
+            key = f"{cell_title(study, cell)}/macro/{numbers.metric}"
+            add(key, f"{accuracy.value:.4f}")
+            for end in ("low", "high") if accuracy.interval is not None else ():
+                add(f"{key}/{end}", f"{getattr(accuracy.interval, end):.4f}")
     for contrast in numbers.contrasts(leaky=False):
-        title = f"{contrast.b} minus {contrast.a}"
+        title = contrast.title
         add_difference(f"{title}/macro", contrast.value, contrast.interval, contrast.n)
-        for kept, floor in (
-            (contrast.above_chance, "chance"),
-            (contrast.above_floor, "no-context"),
-        ):
+        floors = (("chance", contrast.above_chance), ("no-context", contrast.above_floor))
+        for floor, kept in floors:
             for part in ("value", "low", "high"):
                 value = getattr(kept, part, None)
                 if value is not None:
                     add(f"{title}/kept-above-{floor}/{part}", f"{100 * value:.1f}")
         for row in contrast.tasks:
-            add_difference(f"{title}/{row.task}", row.delta, row.interval, row.n)
-            if row.p_holm:
-                add(f"{title}/{row.task}/p-holm", " / ".join(map(formatting.p_text, row.p_holm)))
+            key, p_holm = f"{title}/{row.task}", row.judgement.p_adjusted
+            add_difference(key, row.delta, row.interval, row.n)
+            if p_holm:
+                add(f"{key}/p-holm", " / ".join(map(formatting.p_text, p_holm)))
     for arm in study.trained("3B", "distill"):
         found = numbers.interaction(arm)
         if not isinstance(found, str):

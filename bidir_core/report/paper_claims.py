@@ -147,11 +147,11 @@ def _of_contrast(
         "difference": difference,
     }
     if row is not None:
-        values |= {"p": row.p_values, "p_holm": row.p_holm}
+        values |= {"p": row.judgement.p_values, "p_holm": row.judgement.p_adjusted}
     return Claim(
         statement,
         status_of(source.judgement.verdict, wanted),
-        f"{contrast.b} minus {contrast.a}" + (f", {row.task}" if row else ""),
+        contrast.title + (f", {row.task}" if row else ""),
         test,
         source.interval,
         values | _ends(source.interval),

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -22,43 +21,27 @@ FAINT = "rgba(127,127,127,0.28)"
 ROW_PIXELS = 38
 LINE_PIXELS = 17
 LABEL_WIDTH, LABEL_LINES = 40, 4  # characters that fit beside a chart, and lines of them
-# For axes with fixed margins: letting the browser measure the labels takes twice as long.
-MEASURED = {"automargin": False, "ticklabeloverflow": "allow"}
-# For axes that stay as they are, without a grid.
+# For axes that stay as they are, without a grid. Letting the browser measure the labels for a margin
+# takes twice as long.
 PLAIN_AXIS: dict[str, Any] = {
     "showgrid": False,
     "zeroline": False,
     "fixedrange": True,
     "automargin": False,
+    "ticklabeloverflow": "allow",
 }
+GRID_AXIS = PLAIN_AXIS | {"showgrid": True, "gridcolor": FAINT}
 MASK_COLOURS = ("rgba(127,127,127,0.10)", GREY, BLUE, RED)  # hidden, back, ahead, lost
 
 
-def _rows_figure(
-    n_rows: int, *, left: int, right: int, top: int = 8, bottom: int = 46, lines: int = 1
-) -> go.Figure:
-    """``lines``: of the longest label."""
-    figure = go.Figure()
+def lay_out(
+    figure: go.Figure, height: float, margins: tuple[float, float, float, float], **more: Any
+) -> None:
+    """A figure's height and fixed margins (left, right, top, bottom), in pixels."""
+    margin = dict(zip("lrtb", margins, strict=True))
     figure.update_layout(
-        height=top + bottom + max(ROW_PIXELS, LINE_PIXELS * lines + 4) * n_rows,
-        margin={"l": left, "r": right, "t": top, "b": bottom},
-        showlegend=False,
-        hovermode="closest",
-        dragmode=False,
-        bargap=0.4,
+        **{"height": height, "margin": margin, "dragmode": False, "showlegend": False, **more}
     )
-    figure.update_xaxes(
-        zeroline=False, showgrid=True, gridcolor=FAINT, gridwidth=1, fixedrange=True, **MEASURED
-    )
-    figure.update_yaxes(
-        range=[n_rows - 0.5, -0.5],
-        showgrid=False,
-        zeroline=False,
-        fixedrange=True,
-        ticks="",
-        **MEASURED,
-    )
-    return figure
 
 
 def inert(text: object) -> str:
@@ -112,110 +95,23 @@ def ink(figure: go.Figure, colour: str, soft: str) -> go.Figure:
     return figure
 
 
-def _row_labels(figure: go.Figure, labels: Iterable[Sequence[str]]) -> None:
-    """Each in its lines."""
-    texts = [in_lines(lines) for lines in labels]
-    figure.update_yaxes(tickmode="array", tickvals=list(range(len(texts))), ticktext=texts)
-
-
-def _pad_range(figure: go.Figure, values: Sequence[float], *, around: float | None = None) -> None:
-    """An x range with room at both ends, in points, so that no interval touches the frame."""
-    known = [100 * value for value in values if not np.isnan(value)]
-    known += [] if around is None else [100 * around]
-    if known:
-        low, high = min(known), max(known)
-        room = max(0.06 * (high - low), 0.5)
-        figure.update_xaxes(range=[low - room, high + room])
-
-
-def _direct_labels(figure: go.Figure, texts: Iterable[str], bold: Iterable[bool] = ()) -> None:
-    """A text at the right edge of each row, outside the plot; all in one update, which is faster."""
-    figure.update_layout(
-        annotations=[
-            {
-                "x": 1,
-                "xref": "paper",
-                "xanchor": "left",
-                "xshift": 10,
-                "y": row,
-                "text": f"<b>{inert(text)}</b>" if strong else inert(text),
-                "showarrow": False,
-                "font": {"size": 13},
-                "align": "left",
-            }
-            for row, (text, strong) in enumerate(zip_longest(texts, bold, fillvalue=False))
-        ]
-    )
-
-
-def _intervals(
-    figure: go.Figure, frame: pd.DataFrame, colours: Sequence[str], widths: Sequence[float]
-) -> None:
-    """The rows' intervals, in one trace for each colour and width: a trace for each row is slow."""
-    parts: dict[tuple[str, float], list[tuple[float | None, float | None]]] = {}
-    for row, (low, high, look) in enumerate(
-        zip(frame["low"], frame["high"], zip(colours, widths, strict=True), strict=True)
-    ):
-        if not np.isnan(low):
-            parts.setdefault(look, []).extend(
-                [(100 * low, row), (100 * high, row), (None, None)]  # None: the line ends here
-            )
-    for (colour, width), points in parts.items():
-        x, y = zip(*points, strict=True)
-        figure.add_scatter(
-            x=x, y=y, mode="lines", hoverinfo="skip", line={"color": colour, "width": width}
-        )
-
-
 def forest_row(
     key: str, label: str, delta: float, judgement: Judgement, *, total: bool, text: str
 ) -> dict[str, object]:
-    """One line of :func:`forest`'s frame; only a decided difference is coloured."""
-    interval = judgement.estimate
-    return {
-        "key": key,
-        "label": visible(label),
-        "delta": delta,
-        "low": interval.low if interval else float("nan"),
-        "high": interval.high if interval else float("nan"),
-        "different": judgement.decided,
-        "total": total,
-        "text": text,
-    }
+    """One line of :func:`forest`'s frame; ``key`` is what a click returns as ``customdata``."""
+    row = dot_row(label, delta, judgement, text) | {"key": key, "total": total}
+    return row | {"symbol": "diamond"} if total else row
 
 
 def forest(frame: pd.DataFrame) -> go.Figure:
-    """Paired differences with 95 % intervals, one row a task.
-
-    ``frame``: label, delta, low, high (shares of 1), different (bool: the verdict), text (the
-    row's numbers), total (bool), and key, which a click returns as ``customdata``.
-    """
-    figure = _rows_figure(len(frame), left=110, right=190)
-    figure.add_vline(x=0, line={"color": GREY, "width": 1.5})
-    colours, symbols = [], []
-    for row, line in enumerate(frame.itertuples()):
-        colour, symbol = GREY, "circle"
-        if line.different:
-            colour = RED if line.delta < 0 else GREEN
-            symbol = "triangle-left" if line.delta < 0 else "triangle-right"
-        if line.total:
-            figure.add_hline(y=row - 0.5, line={"color": FAINT, "width": 1})
-        colours.append(colour)
-        symbols.append("diamond" if line.total else symbol)
-    _direct_labels(figure, frame["text"], frame["total"])
-    _intervals(figure, frame, colours, [3 if total else 2 for total in frame["total"]])
-    figure.add_scatter(
-        x=(100 * frame["delta"]).tolist(),
-        y=list(range(len(frame))),
-        mode="markers",
-        customdata=[[key] for key in frame["key"]],
-        hoverinfo="text",
-        text=[f"{inert(line.label)}<br>{inert(line.text)}" for line in frame.itertuples()],
-        marker={"color": colours, "size": 13, "symbol": symbols},
-    )
-    _row_labels(figure, ([label] for label in frame["label"]))
-    _pad_range(figure, [*frame["low"], *frame["high"], *frame["delta"]], around=0.0)
-    figure.update_xaxes(title="Difference in accuracy, points (95 % interval)", ticksuffix="")
+    """Paired differences with 95 % intervals, one row a task; the total is bold, below a line."""
+    title = "Difference in accuracy, points (95 % interval)"
+    figure = dots(frame, title=title, reference=0.0)
+    figure.update_traces(customdata=[[key] for key in frame["key"]], selector={"mode": "markers"})
+    for row in np.flatnonzero(frame["total"]).tolist():
+        figure.add_hline(y=row - 0.5, line={"color": FAINT, "width": 1})
+        note = figure.layout.annotations[row]
+        note.text = f"<b>{note.text}</b>"
     return figure
 
 
@@ -238,22 +134,28 @@ def dot_row(label: str, value: float, judgement: Judgement | None, text: str) ->
 
 
 def dots(frame: pd.DataFrame, *, title: str, reference: float | None = None) -> go.Figure:
-    """Values with intervals, one row a run, and a dashed reference line.
+    """Values with intervals, one row a run, and a dotted reference line.
 
     ``frame``: label, value, low, high (shares of 1; low and high may be NaN), text, colour, symbol.
     """
     labels = [wrapped(label) for label in frame["label"]]
     widest = max((len(line) for lines in labels for line in lines), default=10)
-    figure = _rows_figure(
-        len(frame), left=40 + 7 * widest, right=170, lines=max(map(len, labels), default=1)
-    )
+    most_lines = max(map(len, labels), default=1)
+    figure, n, bottom = go.Figure(), len(frame), 46
     if reference is not None:
         figure.add_vline(x=100 * reference, line={"color": GREY, "width": 1.5, "dash": "dot"})
+    low, value, high = (100 * frame[name] for name in ("low", "value", "high"))
+    for colour in dict.fromkeys(frame["colour"]):  # one trace for each: one for each row is slow
+        ends: list[tuple[float | None, int]] = []
+        for row in np.flatnonzero((frame["colour"] == colour) & low.notna()).tolist():
+            ends += [(low[row], row), (high[row], row), (None, row)]  # None: the line ends here
+        x, y = zip(*ends, strict=True) if ends else ((), ())
+        line = {"color": colour, "width": 2}
+        figure.add_scatter(x=x, y=y, mode="lines", hoverinfo="skip", line=line)
     colours = frame["colour"].tolist()
-    _intervals(figure, frame, colours, [2] * len(frame))
     figure.add_scatter(
-        x=(100 * frame["value"]).tolist(),
-        y=list(range(len(frame))),
+        x=value.tolist(),
+        y=list(range(n)),
         mode="markers",
         hoverinfo="text",
         text=[inert(f"{line.label}: {line.text}") for line in frame.itertuples()],
@@ -264,10 +166,26 @@ def dots(frame: pd.DataFrame, *, title: str, reference: float | None = None) -> 
             "line": {"width": 2, "color": colours},
         },
     )
-    _direct_labels(figure, frame["text"])
-    _row_labels(figure, labels)
-    _pad_range(figure, [*frame["low"], *frame["high"], *frame["value"]], around=reference)
-    figure.update_xaxes(title=title)
+    # The rows' texts at the right edge, outside the plot; all in one update, which is faster.
+    note: dict[str, Any] = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 10}
+    note |= {"showarrow": False, "font": {"size": 13}, "align": "left"}
+    notes = [note | {"y": row, "text": inert(text)} for row, text in enumerate(frame["text"])]
+    height = 8 + bottom + max(ROW_PIXELS, LINE_PIXELS * most_lines + 4) * n
+    lay_out(figure, height, (40 + 7 * widest, 190, 8, bottom), annotations=notes)
+    known = [end for end in (*low, *value, *high) if not np.isnan(end)]
+    known += [] if reference is None else [100 * reference]
+    least, most = min(known, default=0.0), max(known, default=0.0)
+    room = max(0.06 * (most - least), 0.5)  # so that no interval touches the frame
+    figure.update_xaxes(title=title, range=[least - room, most + room], **GRID_AXIS)
+    texts = [in_lines(lines) for lines in labels]
+    figure.update_yaxes(
+        range=[n - 0.5, -0.5],
+        tickmode="array",
+        tickvals=list(range(n)),
+        ticktext=texts,
+        ticks="",
+        **PLAIN_AXIS,
+    )
     return figure
 
 
@@ -323,12 +241,7 @@ def mask(
         constraintoward="top",
     )
     figure.update_xaxes(constrain="domain")
-    figure.update_layout(
-        height=side + 110,
-        margin={"l": 100, "r": 10, "t": 100, "b": 10},
-        dragmode=False,
-        showlegend=False,
-    )
+    lay_out(figure, side + 110, (100, 10, 100, 10))
     return figure
 
 

@@ -12,13 +12,14 @@ from plotly.subplots import make_subplots
 
 from bidir_core.report.plots import (
     BLUE,
-    FAINT,
     GREEN,
     GREY,
+    GRID_AXIS,
     PLAIN_AXIS,
     RED,
     add_clickable,
     inert,
+    lay_out,
     prompt_borders,
     shown_token,
 )
@@ -29,8 +30,6 @@ COLOURS = ((GREY, "circle"), (BLUE, "diamond"), (GREEN, "square"), (RED, "triang
 SCALE = "Viridis"
 
 AXIS = PLAIN_AXIS | {"ticks": ""}
-
-GRID = {"showgrid": True, "gridcolor": FAINT}
 
 Values = Sequence[float] | np.ndarray
 
@@ -88,13 +87,9 @@ def by_layer(
         )
     scale = {"type": "log", "dtick": 1} if log else {"rangemode": "tozero"}
     figure.update_xaxes(title="layer", **PLAIN_AXIS)
-    figure.update_yaxes(title=title, **PLAIN_AXIS | GRID | scale)
-    figure.update_layout(
-        height=330,
-        margin={"l": 60, "r": 10, "t": 10, "b": 44},
-        dragmode=False,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-    )
+    figure.update_yaxes(title=title, **GRID_AXIS | scale)
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    lay_out(figure, 330, (60, 10, 10, 44), showlegend=None, legend=legend)
     return figure
 
 
@@ -151,11 +146,7 @@ def head_grid(
     figure.update_xaxes(title="head", **AXIS, range=[-0.5, n_heads - 0.5], dtick=tick, tickangle=0)
     figure.update_yaxes(**AXIS, range=[n_layers - 0.5, -0.5], dtick=_tick(n_layers))
     figure.update_yaxes(title="layer", col=1)
-    figure.update_layout(
-        height=top_margin + 56 + height * n_layers,
-        dragmode=False,
-        margin={"l": 50, "r": 10, "t": top_margin, "b": 46},
-    )
+    lay_out(figure, top_margin + 56 + height * n_layers, (50, 10, top_margin, 46), showlegend=None)
     return figure
 
 
@@ -259,17 +250,10 @@ def weights(
         constrain="domain",
         title_standoff=4 if total <= ROOMY else 32,
     )
-    figure.update_layout(
-        height=side + (170 if total <= ROOMY else 110),
-        dragmode=False,
-        margin={
-            "l": 104 if total <= ROOMY else 64,
-            "r": 10,
-            "t": 100 if total <= ROOMY else 50,
-            "b": 60,
-        },
-        showlegend=False,
-    )
+    if total <= ROOMY:
+        lay_out(figure, side + 170, (104, 10, 100, 60))
+    else:
+        lay_out(figure, side + 110, (64, 10, 50, 60))
     return figure
 
 
@@ -325,12 +309,8 @@ def layer_map(
         figure.update_xaxes(showticklabels=False, row=row, col=1)
     figure.update_yaxes(**AXIS, title="layer", range=[n_layers - 0.5, -0.5])
     body = min(16, max(6, 260 // n_layers)) * n_layers
-    figure.update_layout(
-        height=(body + 34) * len(panels) + (80 if len(pieces) <= ROOMY else 36),
-        dragmode=False,
-        margin={"l": 50, "r": 10, "t": 30, "b": 80 if len(pieces) <= ROOMY else 36},
-        showlegend=False,
-    )
+    labels = 80 if len(pieces) <= ROOMY else 36
+    lay_out(figure, (body + 34) * len(panels) + labels, (50, 10, 30, labels))
     return figure
 
 

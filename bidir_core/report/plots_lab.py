@@ -14,14 +14,15 @@ import plotly.graph_objects as go
 from bidir_core.regimes import Regime, parse_regime
 from bidir_core.report.plots import (
     BLUE,
-    FAINT,
     GREEN,
     GREY,
+    GRID_AXIS,
     PLAIN_AXIS,
     RED,
     add_clickable,
     dots,
     inert,
+    lay_out,
 )
 
 SERIES = ((BLUE, "circle"), (RED, "square"), (GREEN, "diamond"), (GREY, "triangle-up"))
@@ -80,7 +81,14 @@ def curves(
             hovertemplate="%{text}<extra></extra>",
             line={"color": colour, "width": 2},
             marker={"color": colour, "size": 9, "symbol": symbol},
-            error_y=_errors(frame, colour),
+            error_y={
+                "symmetric": False,
+                "array": (frame["high"] - frame["y"]).fillna(0),
+                "arrayminus": (frame["y"] - frame["low"]).fillna(0),
+                "color": colour,
+                "thickness": 1.4,
+                "width": 3,
+            },
             unselected={"marker": {"opacity": 1}},
             selected={"marker": {"opacity": 1}},
         )
@@ -95,14 +103,9 @@ def curves(
                 marker={"size": 18, "symbol": "circle-open", "color": colour, "line": {"width": 2}},
             )
     top = 44 if len(frames) > 1 else 14
-    figure.update_layout(
-        height=HEIGHT - 14 + top,
-        margin={"l": LEFT, "r": RIGHT, "t": top, "b": 48, "autoexpand": False},
-        showlegend=len(frames) > 1,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        hovermode="closest",
-        dragmode=False,
-    )
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    margins = (LEFT, RIGHT, top, 48)
+    lay_out(figure, HEIGHT - 14 + top, margins, showlegend=len(frames) > 1, legend=legend)
     if room is None:
         room = 0.08 * reach if len(set(at)) > 1 else 0.5
     figure.update_xaxes(
@@ -113,20 +116,8 @@ def curves(
         range=[min(at) - room, max(at) + room] if at else None,
         **PLAIN_AXIS,
     )
-    figure.update_yaxes(title=y_title, **PLAIN_AXIS | {"showgrid": True, "gridcolor": FAINT})
+    figure.update_yaxes(title=y_title, **GRID_AXIS)
     return figure
-
-
-def _errors(frame: pd.DataFrame, colour: str) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": (frame["high"] - frame["y"]).fillna(0),
-        "arrayminus": (frame["y"] - frame["low"]).fillna(0),
-        "color": colour,
-        "thickness": 1.4,
-        "width": 3,
-    }
 
 
 STACKED = 46  # pixels of a row with its label above
@@ -137,22 +128,13 @@ def stacked_dots(frame: pd.DataFrame, *, title: str, reference: float | None = N
     it, so that a phone has room for the line."""
     figure = dots(frame, title=title, reference=reference)
     ends: list[dict[str, Any]] = [{"x": 0, "xanchor": "left"}, {"x": 1, "xanchor": "right"}]
-    figure.update_layout(
-        height=54 + STACKED * len(frame), margin={"l": 12, "r": 12, "t": 8, "b": 46}
-    )
-    figure.layout.annotations = [  # in place of those beside the lines
-        {
-            **end,
-            "xref": "paper",
-            "y": row,
-            "yshift": 15,
-            "text": inert(text),
-            "showarrow": False,
-            "font": {"size": 13},
-        }
+    note = {"xref": "paper", "yshift": 15, "showarrow": False, "font": {"size": 13}}
+    notes = [  # in place of those beside the lines
+        note | end | {"y": row, "text": inert(text)}
         for row, texts in enumerate(zip(frame["label"], frame["text"], strict=True))
         for end, text in zip(ends, texts, strict=True)
     ]
+    lay_out(figure, 54 + STACKED * len(frame), (12, 12, 8, 46), annotations=notes)
     figure.update_yaxes(showticklabels=False, range=[len(frame) - 0.6, -0.7])
     return figure
 
@@ -210,13 +192,8 @@ def layer_map(frame: pd.DataFrame, n_layers: int, *, unit: str, chosen: str = ""
             hoverinfo="skip",
             marker={"size": size, "symbol": "square-open", "color": BLUE, "line": {"width": 3}},
         )
-    figure.update_layout(
-        height=58 + max(90, min(34, 460 // len(widths)) * len(widths)),
-        margin={"l": LEFT, "r": RIGHT, "t": 10, "b": 48, "autoexpand": False},
-        showlegend=False,
-        dragmode=False,
-        hovermode="closest",
-    )
+    height = 58 + max(90, min(34, 460 // len(widths)) * len(widths))
+    lay_out(figure, height, (LEFT, RIGHT, 10, 48))
     figure.update_xaxes(
         title="first layer of the range",
         range=[-0.5, n_layers - 0.5],

@@ -17,15 +17,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
-
-from bidir_core.analyse import stats
 from bidir_core.analyse.compare import macro_judgement
 from bidir_core.analyse.contrasts import Contrast
 from bidir_core.analyse.judgement import Findings
-from bidir_core.analyse.order_effects import OrderAnswers, order_answers
+from bidir_core.analyse.order_help import Trial, beside, order_trials
 from bidir_core.analyse.pairing import repeats
-from bidir_core.analyse.phrases import size
+from bidir_core.analyse.phrases import in_points, size
 from bidir_core.analyse.study import CAUSAL, items_key, make_study
 from bidir_core.analyse.verdict import Judgement, Verdict, judge
 from bidir_core.common.errors import UserError
@@ -126,12 +123,12 @@ def scorecard(runs: Iterable[Run], *, limit: int | None = None) -> list[Row]:
             published.setdefault(run.model, []).append(run)
         elif run.state == "done":
             by_model.setdefault(run.model, []).append(run)
-    rows = [row for mine in by_model.values() if (row := _whole_row(mine, limit))]
+    rows = [row for mine in by_model.values() if (row := _row_or_problem(mine, limit))]
     rows.sort(key=lambda row: (-row.n_answered, -len(row.steps), -row.n, row.model))
     return rows + [row for mine in published.values() if (row := _published(mine))]
 
 
-def _whole_row(runs: Sequence[Run], limit: int | None) -> Row | None:
+def _row_or_problem(runs: Sequence[Run], limit: int | None) -> Row | None:
     try:
         return _row(runs, limit)
     except UserError as error:
@@ -140,14 +137,17 @@ def _whole_row(runs: Sequence[Run], limit: int | None) -> Row | None:
 
 def _row(runs: Sequence[Run], limit: int | None) -> Row | None:
     """One model's row; None where no run of it can be paired."""
-    sets = _sets([run for run in runs if _is_plain(run) and not _asks_order(run)], limit)
+    asks_order = [run for run in runs if _asks_order(run)]
+    runs = [run for run in runs if not _asks_order(run)]
+    sets = _sets([run for run in runs if _is_plain(run)], limit)
     if not sets:
         return None
     key, sources = next(iter(sets.items()))
     causal = next(source.runs[CAUSAL] for source in sources if CAUSAL in source.runs)
     law, sweep = _law(source for mine in sets.values() for source in mine)
-    hurt = _hurt(sources)
-    sink, layers = _one_token(sources), _first_layers(law, sweep)
+    hurt = _cell(sources, PLAIN, CAUSAL, "looking ahead against causal", HURT)
+    back, words = "back with the first token causal", _gives_back("First token causal helps")
+    sink, layers = _cell(sources, SINK, PLAIN, back, words), _first_layers(law, sweep)
     findings = _findings(runs, key, sources[0])
     badges = _badges(runs, sources)
     steps = [("Looking ahead", hurt.judgement)] if hurt else []
@@ -170,7 +170,7 @@ def _row(runs: Sequence[Run], limit: int | None) -> Row | None:
         hurt=hurt,
         why=None if why is None else replace(why, badges=badges),
         repair=repair,
-        helps=_helps([run for run in runs if _asks_order(run)]),
+        helps=_helps(asks_order),
         # How many layers was chosen on one half and is judged on the other; the token was fixed.
         without_training=next(
             (cell for cell in regained if cell.judgement.verdict == "better"),
@@ -183,16 +183,15 @@ def _row(runs: Sequence[Run], limit: int | None) -> Row | None:
 # Which runs: one set of items, and the runs on it that were made together.
 
 
+def _is_full(run: Run) -> bool:
+    """An evaluation, asked as it is."""
+    kind, context = run.config.get("kind") or "eval", run.settings.get("context") or "full"
+    return kind == "eval" and context == "full" and _is_usual(run.settings)
+
+
 def _is_plain(run: Run) -> bool:
-    """The untrained model, asked as it is."""
-    settings = run.settings
-    return (
-        run.has_items
-        and (run.config.get("kind") or "eval") == "eval"
-        and not settings.get("checkpoint")
-        and _is_usual(settings)
-        and (settings.get("context") or "full") == "full"
-    )
+    """The untrained model's, with its items."""
+    return run.has_items and not run.settings.get("checkpoint") and _is_full(run)
 
 
 def _is_usual(settings: Mapping[str, object]) -> bool:
@@ -242,10 +241,16 @@ def _pair(sources: Sequence[Source], regime: str, against: str = CAUSAL) -> tupl
 # The answers.
 
 
-def _cell(runs: tuple[Run, Run], what: str) -> Cell:
+def _cell(
+    sources: Sequence[Source], regime: str, against: str, what: str, words: Mapping[Verdict, str]
+) -> Cell | None:
+    """One regime minus another, in the words for its verdict; None if either was not run."""
+    runs = _pair(sources, regime, against)
+    if runs is None:
+        return None
     judged = macro_judgement(*runs)
-    assert judged.estimate is not None
-    return Cell("", judged, judged.estimate.value, what, tuple(run.id for run in runs))
+    ids = tuple(run.id for run in runs)
+    return Cell(words[judged.verdict], judged, judged.value, what, ids)
 
 
 HURT: dict[Verdict, str] = {
@@ -254,23 +259,6 @@ HURT: dict[Verdict, str] = {
     "equivalent": "No difference",
     "undecided": "Undecided",
 }
-
-
-def _hurt(sources: Sequence[Source]) -> Cell | None:
-    runs = _pair(sources, PLAIN)
-    if runs is None:
-        return None
-    cell = _cell(runs, "looking ahead against causal")
-    return replace(cell, words=HURT[cell.judgement.verdict])
-
-
-def _one_token(sources: Sequence[Source]) -> Cell | None:
-    """What leaving the first token causal gives back."""
-    runs = _pair(sources, SINK, PLAIN)
-    if runs is None:
-        return None
-    cell = _cell(runs, "back with the first token causal")
-    return replace(cell, words=_gives_back(cell.judgement, "First token causal helps"))
 
 
 def _law(sources: Iterable[Source]) -> tuple[Law | None, Run | None]:
@@ -285,21 +273,22 @@ def _law(sources: Iterable[Source]) -> tuple[Law | None, Run | None]:
 
 
 def _first_layers(law: Law | None, sweep: Run | None) -> Cell | None:
-    if law is None or sweep is None:
+    if law is None or sweep is None or law.regained is None:
         return None
     back = law.regained
-    if back is None or back.estimate is None:
-        return None
     which = f"first {law.first_layer} layers" if law.first_layer != 1 else "first layer"
-    words = _gives_back(back, f"In the {which}")
+    words = _gives_back(f"In the {which}")[back.verdict]
     what = f"back with the {which} causal"
-    return Cell(words, back, back.estimate.value, what, (sweep.id,), reason="held-out half")
+    return Cell(words, back, back.value, what, (sweep.id,), reason="held-out half")
 
 
-def _gives_back(judged: Judgement, claim: str) -> str:
-    return {"better": claim, "worse": "It adds damage", "equivalent": "Gives nothing back"}.get(
-        judged.verdict, "Undecided"
-    )
+def _gives_back(claim: str) -> dict[Verdict, str]:
+    return {
+        "better": claim,
+        "worse": "It adds damage",
+        "equivalent": "Gives nothing back",
+        "undecided": "Undecided",
+    }
 
 
 def _badges(runs: Iterable[Run], sources: Sequence[Source]) -> tuple[Badge, ...]:
@@ -312,26 +301,18 @@ def _badges(runs: Iterable[Run], sources: Sequence[Source]) -> tuple[Badge, ...]
         summary = largest_summary(controls.settings, attended)
         judged = (controls.metrics or {})["controls"]
         for row in with_observation(judged, summary.metrics if summary else None):
-            outcome = {"supports": "supports", "refutes": "refutes", "partly": "refutes"}
-            badges.append(
-                Badge(
-                    "first token",
-                    str(row["title"]),
-                    outcome.get(row["outcome"], "undecided"),  # type: ignore[arg-type]
-                    f"{OUTCOME_WORDS.get(row['outcome'], row['outcome'])}. {row['finding']}",
-                )
-            )
+            said = OUTCOME_WORDS.get(row["outcome"], row["outcome"])
+            outcome: Outcome = "undecided"
+            if row["outcome"] in ("supports", "refutes", "partly"):
+                outcome = "supports" if row["outcome"] == "supports" else "refutes"
+            title, detail = str(row["title"]), f"{said}. {row['finding']}"
+            badges.append(Badge("first token", title, outcome, detail))
     lost = _pair(sources, PLAIN, HIDDEN)
     if lost is not None:
         judged = macro_judgement(*lost)
-        e = judged.estimate
-        assert e is not None
-        detail = (
-            f"Looking ahead minus only hiding the first token: {points(e.value, signed=True)} points "
-            f"(95 % CI {points(e.low, signed=True)} to {points(e.high, signed=True)}, n = {count(e.n)})."
-        )
-        refuted: Outcome = "refutes" if judged.verdict == "worse" else "undecided"
-        badges.append(Badge("lost sink", "First token hidden (hide=0)", refuted, detail))
+        detail = f"Looking ahead minus only hiding the first token: {in_points(judged)}."
+        outcome = "refutes" if judged.verdict == "worse" else "undecided"
+        badges.append(Badge("lost sink", "First token hidden (hide=0)", outcome, detail))
     return tuple(badges)
 
 
@@ -348,24 +329,24 @@ REPAIRED = {
 }
 
 
+CONTROL = "Control fine-tune (3C)"
+OUTCOMES: dict[Verdict, Outcome] = {
+    "better": "supports",
+    "equivalent": "refutes",
+    "worse": "refutes",
+    "undecided": "undecided",
+}
+
+
 def _findings(runs: Sequence[Run], key: Key, source: Source) -> Findings | None:
     """The study of the model's fine-tunes: on this set of items if any was evaluated there."""
     evaluated = [
-        run
-        for run in runs
-        if run.settings.get("checkpoint")
-        and (run.config.get("kind") or "eval") == "eval"
-        and _is_usual(run.settings)
-        and (run.settings.get("context") or "full") == "full"
-        and not run.is_point
-        and not _asks_order(run)
+        run for run in runs if run.settings.get("checkpoint") and _is_full(run) and not run.is_point
     ]
     if not evaluated:
         return None
     trained = [run for run in runs if run.stage in FINETUNE_DIRS.values()]
-    untrained = [
-        run for run in runs if _is_plain(run) and not run.is_point and not _asks_order(run)
-    ]
+    untrained = [run for run in runs if _is_plain(run) and not run.is_point]
     here = [run for run in evaluated if items_key(run, dtype=True) == key]
     if here:
         evaluated = here
@@ -394,19 +375,16 @@ def _repair(findings: Findings) -> tuple[Cell, list[tuple[str, Judgement]]]:
     if same is not None and same.basis == "paired":
         steps.append(("Control fine-tune", same.judgement))
     if judged is not None and judged.estimate is not None:
-        outcome: Outcome = {"better": "supports", "equivalent": "refutes", "worse": "refutes"}.get(
-            judged.verdict, "undecided"
-        )  # type: ignore[assignment]
         badge = Badge(
-            "beats control", "Control fine-tune (3C)", outcome, _of_seeds(repair.note, judged)
+            "beats control", CONTROL, OUTCOMES[judged.verdict], _of_seeds(repair.note, judged)
         )
         found = findings.interaction(arm)
         ends = () if isinstance(found, str) else (found.runs[1][0], found.runs[0][0])
         what = "beyond the control fine-tune"
         note = repair.note.removeprefix("from ")
-        cell = Cell(words, judged, judged.estimate.value, what, ends, (badge,), note)
+        cell = Cell(words, judged, judged.value, what, ends, (badge,), note)
         return cell, steps
-    missing = Badge("beats control", "Control fine-tune (3C)", "undecided", repair.missing)
+    missing = Badge("beats control", CONTROL, "undecided", repair.missing)
     return _without_interaction(words, repair.gain or gap, missing), steps
 
 
@@ -418,133 +396,52 @@ def _of_seeds(note: str, judged: Judgement) -> str:
 
 def _without_interaction(words: str, found: Contrast | None, badge: Badge) -> Cell:
     if found is None:
-        return Cell(words, judge(None), float("nan"), badge.detail, (), (badge,), supported=False)
+        nothing = judge(None)
+        return Cell(words, nothing, nothing.value, badge.detail, (), (badge,), supported=False)
     ids = found.runs[0] if found.runs else ()
     what = "repair fine-tune, both looking ahead"
     return Cell(words, found.judgement, found.value, what, ids, (badge,), badge.detail, False)
 
 
 def _helps(runs: Sequence[Run]) -> Cell | None:
-    """Every regime that looks ahead, on every order task, against causal with the passage last.
-
-    A fine-tune counts beside its control left causal. Holm over all of these. What answers no better
-    than one and the same choice would does not count as helped: a change of bias alone can gain there.
-    """
+    """The best of all ways of looking ahead on order tasks, and in how many of them it helps."""
     asked = [run for run in runs if run.has_items and not run.settings.get("patch")]
-    usable = [run for run in asked if _is_usual(run.settings)]
-    if not usable:
-        return None
     try:
-        pairs = _order_pairs(Findings(make_study(usable, mixed_dtypes=False)))
-        answers = {run.id: order_answers(run) for pair in pairs for run in pair[1:]}
+        trials = order_trials([run for run in asked if _is_usual(run.settings)])
     except UserError:
         return None
-    trials = [
-        (family, label, (first, second), table)
-        for label, first, second in pairs
-        for family, table in _tables(answers[first.id], answers[second.id])
-    ]
-    p_values = [stats.mcnemar_exact(table.broken, table.fixed) for *_, table in trials]
-    cells: list[tuple[bool, Cell]] = []
-    for trial, p, p_holm in zip(trials, p_values, stats.holm(p_values), strict=True):
-        family, label, (first, second), table = trial
-        found = judge(
-            stats.paired_interval(table),
-            broken=table.broken,
-            fixed=table.fixed,
-            p_values=[p],
-            p_adjusted=[p_holm],
-        )
-        right = stats.proportion(table.both_right + table.fixed, table.n)
-        helped = found.verdict == "better" and right.low > _constant_guess(second, family)
-        what, ids = f"{family}, {label}", (first.id, second.id)
-        cell = Cell("", found, table.delta, what, ids, reason=family, supported=helped)
-        cells.append((helped, cell))
-    if not cells:
+    if not trials:
         return None
-    # The best of them: it helps somewhere, or this is the most that any showed.
-    helped, cell = max(cells, key=lambda each: (each[0], each[1].value))
-    if helped:
-        words = f"In {sum(each for each, _ in cells)} of {len(cells)}"
-        return replace(cell, words=words, badges=_beside_repetition(cell, answers, asked))
-    open_words = {"undecided": f"Not shown in {len(cells)}", "better": "Not beyond guessing"}
+    best = max(trials, key=lambda trial: (trial.helped, trial.judgement.value))
+    what, ids = f"{best.family}, {best.label}", (best.baseline.id, best.candidate.id)
+    cell = Cell("", best.judgement, best.judgement.value, what, ids, reason=best.family)
+    if best.helped:
+        words = f"In {sum(trial.helped for trial in trials)} of {len(trials)}"
+        return replace(cell, words=words, badges=_beside_repetition(best, asked))
+    open_words = {"undecided": f"Not shown in {len(trials)}", "better": "Not beyond guessing"}
     said = open_words.get(cell.judgement.verdict)
-    return replace(cell, words=said or f"In none of {len(cells)}", supported=said is None)
+    return replace(cell, words=said or f"In none of {len(trials)}", supported=said is None)
 
 
-def _constant_guess(run: Run, family: str) -> float:
-    """What always the same choice would score with the passage last."""
-    table = run.items_table(("task", "gold"))
-    gold = table.column("gold").to_numpy()
-    gold = gold[table.column("task").to_numpy(zero_copy_only=False) == f"{family}_last"]
-    return float(np.bincount(gold).max() / len(gold)) if len(gold) else 0.0
-
-
-def _beside_repetition(
-    cell: Cell, answers: Mapping[str, Mapping[str, OrderAnswers]], asked: Sequence[Run]
-) -> tuple[Badge, ...]:
+def _beside_repetition(trial: Trial, asked: Sequence[Run]) -> tuple[Badge, ...]:
     """Whether it helps more than giving the untrained model its prompt twice, causally, does."""
-    twice = next((run for run in asked if _is_twice(run)), None)
-    family = cell.what.partition(",")[0]
-    if twice is None:
-        return ()
-    tables = dict(_tables(order_answers(twice), answers[cell.runs[1]]))
-    if family not in tables:
-        return ()
-    table = tables[family]
-    p = stats.mcnemar_exact(table.broken, table.fixed)
-    found = judge(stats.paired_interval(table), p_values=[p])
-    outcome: Outcome = "supports" if found.verdict == "better" else "refutes"
-    return (
-        Badge(
-            "beats repetition",
-            "Prompt given twice, causal",
-            outcome if found.decided else "undecided",
-            f"{points(table.delta, signed=True)} points against it (n = {count(table.n)}).",
+    twice = next(
+        (
+            run
+            for run in asked
+            if repeats(run.settings) > 1
+            and run.regime == CAUSAL
+            and not run.settings.get("checkpoint")
         ),
+        None,
     )
-
-
-def _is_twice(run: Run) -> bool:
-    return repeats(run.settings) > 1 and run.regime == CAUSAL and not run.settings.get("checkpoint")
-
-
-def _order_pairs(findings: Findings) -> list[tuple[str, Run, Run]]:
-    """(what looks ahead, what it is compared with, its run), the first seed of each cell."""
-    study = findings.study
-    out = []
-    for regime in study.bidirectional_regimes(study.base):
-        out += _firsts(study.runs(study.base, CAUSAL), study.runs(study.base, regime), regime)
-    controls = [study.runs(arm, CAUSAL) for arm in study.trained("3C")]
-    for arm in study.trained("3B"):
-        control = study.control_of(arm)
-        left = study.runs(control, CAUSAL) if control else next(iter(controls), {})
-        own = study.own_regime(arm)
-        out += _firsts(left, study.runs(arm, own), f"{own} after a repair fine-tune")
-    return out
-
-
-def _firsts(
-    first: Mapping[int, Run], second: Mapping[int, Run], label: str
-) -> list[tuple[str, Run, Run]]:
-    a, b = next(iter(first.values()), None), next(iter(second.values()), None)
-    return [] if a is None or b is None else [(label, a, b)]
-
-
-def _tables(
-    first: Mapping[str, OrderAnswers], second: Mapping[str, OrderAnswers]
-) -> list[tuple[str, stats.Table2x2]]:
-    """Right and wrong with the passage last, for every family that both answered."""
-    tables = []
-    for family in first:
-        if family in second:
-            a, b = first[family], second[family]
-            _, rows, others = np.intersect1d(
-                a.pair_id, b.pair_id, assume_unique=True, return_indices=True
-            )
-            if len(rows):
-                tables.append((family, stats.table_2x2(a.last[rows], b.last[others])))
-    return tables
+    found = beside(trial, twice) if twice is not None else None
+    if found is None or found.estimate is None:
+        return ()
+    outcome = OUTCOMES[found.verdict] if found.decided else "undecided"
+    n = count(found.estimate.n)
+    detail = f"{points(found.value, signed=True)} points against it (n = {n})."
+    return (Badge("beats repetition", "Prompt given twice, causal", outcome, detail),)
 
 
 def _published(runs: Sequence[Run]) -> Row | None:
@@ -563,9 +460,7 @@ def _published(runs: Sequence[Run]) -> Row | None:
     if tuned:
         found = findings.repair(tuned[0])
         words = REPAIRED[found.outcome]
-        badge = Badge(
-            "beats control", "Control fine-tune (3C)", "undecided", "no control was published"
-        )
+        badge = Badge("beats control", CONTROL, "undecided", "no control was published")
         repair = _without_interaction(words, found.gain or found.gap, badge)
     some = study.some_run
     n = int((some.metrics or {}).get("n_items") or 0)

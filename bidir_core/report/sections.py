@@ -167,7 +167,7 @@ def _differences(numbers: Findings) -> Section | None:
     if not contrasts:
         return None
     notes = [
-        f"{escape(contrast.key)}: {escape(note)}"
+        f"{escape(contrast.title)}: {escape(note)}"
         for contrast in contrasts
         for note in contrast.notes
     ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -29,7 +28,7 @@ from bidir_core.data.custom import name_of
 from bidir_core.explain.why_config import KIND, RESULT
 from bidir_core.report.charts import verdict_row
 from bidir_core.report.html_page import POLICY, inlined, template
-from bidir_core.report.made_folder import MadeFolder, zipped
+from bidir_core.report.made_folder import MadeFolder
 from bidir_core.report.rows import interval_rows
 from bidir_core.report.scorecard import Cell, Row, answer, scorecard
 from bidir_core.report.top_flips import FlipRow, FlipTable, flip_table
@@ -217,18 +216,13 @@ def write_site(folder: Path | str, roots: Sequence[Path | str] | None = None) ->
     """
     SITE.check(folder)
     files = rendered(roots)
-    with SITE.making(folder, COMMAND) as temporary:
-        _write(files, temporary)
-    return Path(folder).expanduser().absolute()
+    return SITE.make(folder, COMMAND, lambda made: _write(files, made))
 
 
 def zip_site(name: str, tell: Tell, roots: Sequence[Path | str] | None = None) -> bytes:
     """The same folder as one ZIP file, in which it is called ``name``; nothing stays on disk."""
     files = rendered(roots, tell)
-    with tempfile.TemporaryDirectory(prefix="bidir-share-") as temporary:
-        _write(files, Path(temporary))
-        SITE.sign(Path(temporary), COMMAND)
-        return zipped(Path(temporary), name)
+    return SITE.zipped(name, COMMAND, lambda made: _write(files, made))
 
 
 def rendered(

@@ -253,7 +253,7 @@ def per_task_table(
     columns += [Column(cell_title(study, cell), "acc", "-") for cell in cells]
     for contrast in contrasts:
         kind: Kind = "estimate" if contrast.basis == "paired" else "points"
-        columns.append(Column(f"Delta {contrast.b} minus {contrast.a} (points)", kind, "-"))
+        columns.append(Column(f"Delta {contrast.title} (points)", kind, "-"))
     table = Table("per_task", columns)
     first = (study.some_run.metrics or {}).get("tasks") or {}
     for task in study.some_run.tasks:
@@ -326,7 +326,7 @@ def contrast_table(contrasts: Sequence[Contrast]) -> Table:
     for contrast in contrasts:
         by_seed = contrast.per_seed
         seeds = Interval(min(by_seed), max(by_seed)) if contrast.n_seeds > 1 else None
-        title = f"{contrast.b} minus {contrast.a}" + (" (LEAKY)" if contrast.leaky else "")
+        title = contrast.title + (" (LEAKY)" if contrast.leaky else "")
         rows.append(
             [
                 ("Contrast", "text", title),
@@ -351,21 +351,21 @@ def test_table(contrasts: Sequence[Contrast]) -> Table:
     for contrast in contrasts:
         for task in contrast.tasks:
             churn = None
-            if task.broken is not None and task.fixed is not None and task.n:
-                churn = (task.broken + task.fixed) / task.n
+            if task.judgement.broken is not None and task.judgement.fixed is not None and task.n:
+                churn = (task.judgement.broken + task.judgement.fixed) / task.n
             rows.append(
                 [
-                    ("Contrast", "text", f"{contrast.b} minus {contrast.a}"),
+                    ("Contrast", "text", contrast.title),
                     ("Task", "code", task.task),
                     ("n", "count", task.n, "-"),
                     ("Difference (points)", "points", task.delta),
                     ("95 % CI (points)", "interval", Interval.of(task.interval), "-"),
-                    ("Broken", "number", task.broken, "-"),
-                    ("Fixed", "number", task.fixed, "-"),
+                    ("Broken", "number", task.judgement.broken, "-"),
+                    ("Fixed", "number", task.judgement.fixed, "-"),
                     ("Wrong to another wrong", "number", task.changed_wrong, "-"),
                     ("Churn", "percent", churn, "-"),
-                    ("McNemar p", "text", _p_values(task.p_values), "-"),
-                    ("p after Holm", "text", _p_values(task.p_holm), "-"),
+                    ("McNemar p", "text", _p_values(task.judgement.p_values), "-"),
+                    ("p after Holm", "text", _p_values(task.judgement.p_adjusted), "-"),
                 ]
             )
     return Table.of("mcnemar", rows)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
 from bidir_core.analyse import effects, phrases, stats
-from bidir_core.analyse.effects import above_floor_retention, retention
+from bidir_core.analyse.effects import above_floor_retention
 from bidir_core.analyse.stats import Estimate, Table2x2
 from bidir_core.analyse.verdict import judge, n_to_decide
 
@@ -125,16 +125,6 @@ def test_macro_is_the_unweighted_mean_and_of_one_task_its_own_interval():
     assert both.n == 5050
 
 
-def test_paired_delta_of_arrays_and_its_refusals():
-    a, b = np.array([1, 1, 0, 0, 1], bool), np.array([1, 0, 1, 0, 0], bool)
-    assert stats.table_2x2(a, b) == Table2x2(1, 2, 1, 1)
-    assert stats.paired_delta(a, b).value == pytest.approx(-0.2)
-    with pytest.raises(ValueError, match="alike"):
-        stats.paired_delta(a, b[:4])
-    with pytest.raises(ValueError, match="no items"):
-        stats.paired_delta(a[:0], b[:0])
-
-
 # --- tests -----------------------------------------------------------------------------------
 
 
@@ -167,23 +157,7 @@ def test_smallest_detectable_difference_has_the_power_it_states():
     assert np.mean(np.abs(z) > 1.96) == pytest.approx(0.80, abs=0.03)
 
 
-def test_smallest_detectable_shrinks_with_n_and_may_not_exist():
-    assert stats.smallest_detectable(10_042, 0.1) < stats.smallest_detectable(299, 0.1)
-    assert stats.smallest_detectable(5, 0.1) is None
-    assert stats.smallest_detectable(0, 0.1) is None
-    assert stats.smallest_detectable(1000, 0.0) is None
-
-
 # --- retention -------------------------------------------------------------------------------
-
-
-def test_published_numbers_above_chance():
-    # Macro chance over the five tasks is 0.35; the plain ratios read 0.512x and 0.588x.
-    base, stage2, stage4 = 0.6950568562, 0.3558976000, 0.4086983278
-    assert retention(stage2, base, 0.35) == pytest.approx(0.017, abs=5e-4)
-    assert retention(stage4, base, 0.35) == pytest.approx(0.17, abs=5e-3)
-    assert round(retention(stage2, base), 3) == 0.512
-    assert round(retention(stage4, base), 4) == 0.5880
 
 
 def test_retention_interval_agrees_with_scipys_paired_bootstrap():
@@ -202,46 +176,7 @@ def test_retention_interval_agrees_with_scipys_paired_bootstrap():
     assert again == found  # seeded
 
 
-def test_retention_is_suppressed_when_the_base_is_not_above_the_floor():
-    rng = np.random.default_rng(0)
-    a, b = rng.random(300) < 0.26, rng.random(300) < 0.5
-    found = above_floor_retention({"t": a}, {"t": b}, {"t": 0.25})
-    assert found.value is None
-    assert found.low is None
-    assert "not separable" in (found.why_suppressed or "")
-    assert phrases.retention_text(found).startswith("suppressed")
-
-
-def test_retention_above_a_run_moves_with_that_runs_items():
-    rng = np.random.default_rng(4)
-    a, b = draw(rng, 600, 0.4, 0.2, 0.1)
-    floor = rng.random(600) < 0.3
-    found = above_floor_retention({"t": a}, {"t": b}, {"t": floor})
-    assert found.value == pytest.approx((b.mean() - floor.mean()) / (a.mean() - floor.mean()))
-    assert found.low < found.value < found.high
-
-
 # --- contrasts and seeds -----------------------------------------------------------------------
-
-
-def test_interaction_is_the_difference_of_differences():
-    def arm(rng, p):
-        return {t: rng.random((1, n)) < p for t, n in (("x", 400), ("y", 100))}
-
-    rng = np.random.default_rng(1)
-    bb, cb, bc, cc = (arm(rng, p) for p in (0.6, 0.4, 0.5, 0.5))
-    found = effects.interaction(bb, cb, bc, cc)
-    by_hand = np.mean(
-        [(bb[t].mean() - cb[t].mean()) - (bc[t].mean() - cc[t].mean()) for t in ("x", "y")]
-    )
-    assert found.estimate.value == pytest.approx(by_hand)
-    assert found.estimate.excludes_zero
-    swapped = effects.interaction(bc, cc, bb, cb)
-    assert swapped.estimate.value == pytest.approx(-found.estimate.value)
-    # Ordinary tuning helps both regimes alike: no interaction, whatever the gain.
-    same = effects.interaction(bb, cb, bb, cb)
-    assert same.estimate.value == 0
-    assert not same.estimate.excludes_zero
 
 
 def test_contrast_covers_the_truth():
@@ -255,19 +190,6 @@ def test_contrast_covers_the_truth():
         found = effects.stratified_mean(values).estimate
         hits += found.low <= 0.1 <= found.high
     assert 0.93 <= hits / 1000 <= 0.985
-
-
-def test_seeds_are_averaged_and_their_spread_widens_the_interval():
-    rng = np.random.default_rng(2)
-    item = rng.choice([-1.0, 0.0, 1.0], size=300)
-    alike = {"t": np.stack([item] * 3)}
-    apart = {"t": np.clip(np.stack([item - 0.2, item, item + 0.2]), -1.2, 1.2)}
-    one, three = effects.stratified_mean({"t": item}), effects.stratified_mean(alike)
-    assert three.estimate.value == pytest.approx(one.estimate.value)
-    assert three.estimate.high == pytest.approx(one.estimate.high)  # copies are no new evidence
-    spread = effects.stratified_mean(apart)
-    assert len(spread.per_seed) == 3
-    assert spread.estimate.high - spread.estimate.low > one.estimate.high - one.estimate.low
 
 
 # --- verdicts ----------------------------------------------------------------------------------
@@ -312,14 +234,6 @@ def test_sentences_never_claim_a_direction_inside_the_interval(value, half, n):
     assert ("lowers" in text) == (estimate.high < 0)
     assert phrases.JSON_WORDS[judgement.verdict] in text
     assert ("undecided" in text) == (judgement.verdict == "undecided")
-
-
-def test_a_sentence_has_the_numbers_and_what_they_are_of():
-    gain = Estimate(0.02, 0.012, 0.028, 1299)
-    assert phrases.sentence("It", judge(gain), tasks=["piqa"], metric="acc_norm") == (
-        "It raises accuracy on piqa (acc_norm) by 2.0 points "
-        "(95 % CI 1.2 to 2.8, n = 1,299, 1 task); different."
-    )
 
 
 # --- at the border ------------------------------------------------------------------------------

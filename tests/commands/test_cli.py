@@ -100,6 +100,11 @@ def test_model_is_missing(runs_dir, capsys):
     fails_in_one_line(["eval"], "--model", capsys)
 
 
+def test_a_margin_is_above_0(capsys):
+    words = ["compare", "a", "b", "--margin", "0"]
+    fails_in_one_line(words, "--margin: 0: give a number of points above 0", capsys)
+
+
 def test_unknown_run(runs_dir, capsys):
     fails_in_one_line(["eval", "--resume", "stage1_vanilla_eval/19990101-000000"], "1999", capsys)
 

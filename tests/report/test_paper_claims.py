@@ -40,13 +40,6 @@ def test_a_status_is_where_the_interval_lies(low, high, wanted, status):
     assert status_of(judge(interval, margin=0.01).verdict, wanted) == status
 
 
-def test_without_an_interval_or_past_holm_nothing_is_decided():
-    assert status_of(judge(None).verdict, "lower") == "undecided"
-    interval = stats.Estimate(-0.03, -0.05, -0.01, 100)
-    assert status_of(judge(interval, p_adjusted=(0.04,)).verdict, "lower") == "supported"
-    assert status_of(judge(interval, p_adjusted=(0.04, 0.06)).verdict, "lower") == "undecided"
-
-
 def statuses(folder: Path) -> dict[str, str]:
     claims = json.loads((folder / "claims.json").read_text())["claims"]
     assert all(claim["runs"] and claim["test"] for claim in claims)

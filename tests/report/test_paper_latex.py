@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -79,18 +77,3 @@ def test_numbers_read_as_numbers():
     assert paper_latex.number("+3.1 (-1.0 to +5.2)") == "$+$3.1 ($-$1.0 to $+$5.2)"
     assert paper_latex.number("<0.0001") == "$<$0.0001"
     assert paper_latex.number("95 %") == r"95\,\%"
-
-
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
-def test_it_compiles(seeded, hostile, tmp_path):
-    for name, folder in (("seeded", seeded[1]), ("hostile", hostile)):
-        copy = Path(shutil.copytree(folder, tmp_path / name))
-        lines = [r"\documentclass{article}", r"\usepackage{array,booktabs,graphicx,longtable}"]
-        lines += [r"\input{numbers}", r"\begin{document}", r"\runnumber{margin}"]
-        lines += [f"\\input{{tables/{path.stem}}}" for path in sorted(copy.rglob("*.tex"))
-                  if path.parent.name == "tables"]  # fmt: skip
-        lines += [f"\\includegraphics{{figures/{path.stem}}}" for path in copy.rglob("*.pdf")]
-        (copy / "main.tex").write_text("\n".join([*lines, r"\end{document}"]))
-        line = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main"]
-        done = subprocess.run(line, cwd=copy, capture_output=True, timeout=120)
-        assert done.returncode == 0, done.stdout[-2000:]

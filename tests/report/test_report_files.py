@@ -88,7 +88,6 @@ def test_the_command_writes_markdown_and_tables(repaired, tmp_path, capsys):
         ("--out x", ".md (Markdown) or .html"),
         ("--out x.md --html y.md", "--html y.md: give a name that ends in .html"),
         ("--out x.html --sections macro,nonsense", "no section 'nonsense'; choose from"),
-        ("--out x.md --margin 0", "margin"),
         ("--out x.md --model nobody", "nobody"),
         ("--out /proc/nowhere/x.md", "/proc/nowhere"),
         ("--paper p --csv", "go with --out"),

@@ -101,15 +101,6 @@ def test_repair_is_told_only_with_its_control(root) -> None:
     assert [label for label, _ in row.steps][-1] == "Control fine-tune"
 
 
-def test_a_control_that_gains_as_much_refutes_repair(root) -> None:
-    pair(root, n_items=800, texts=False)
-    study(root, 0.75, 0.75)
-    (row,) = rows(root)
-    assert row.repair.words == "Ordinary tuning"
-    assert row.repair.badges[0].outcome == "refutes"
-    assert "not shown to beat its control" in answer(row)
-
-
 def test_a_study_beside_a_sweep_takes_its_base_from_the_points(root) -> None:
     make_sweep(root, OPENED, n_items=500, world=opened)
     study(root, 0.5, 0.3, n_items=500, config={"limit": 500}, seed=3)
@@ -149,6 +140,9 @@ def order_run(
         for task in tasks
         for number in range(600)
     ]
+    golds = [right(number) for number in range(600)]
+    guess = max(golds.count(gold) for gold in golds) / 600
+    positions = {"sciq_last": {"n": 600, "right": [1], "best_constant_guess": guess}}
     stage = "stage1_vanilla_eval" if regime == "causal" else STAGE2
     accuracy = {"sciq_first": 0.8, "sciq_last": rate}
     return make_run(
@@ -159,6 +153,7 @@ def order_run(
         regime=regime,
         seed=seed,
         accuracy=accuracy,
+        facts={"answer_positions": positions},
         **options,
     )
 

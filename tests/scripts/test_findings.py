@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from bidir_core.common.errors import UserError
-from bidir_core.explain.sweep_outcomes import Sweep
 from bidir_core.explain.sweep_points import Point
 from bidir_core.runs.run import Run
 from scripts import findings, findings_lab, pages
 from tests.attend_factory import make_summary
-from tests.lab_factory import LAMBDAS, N_LAYERS, SINKS, USUAL, WINDOWS, accuracy, make_sweep
+from tests.lab_factory import LAMBDAS, SINKS, USUAL, WINDOWS, accuracy, make_sweep
 
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in pages.PAGES}
 TEXT = "".join(PAGES.values())
@@ -67,13 +66,6 @@ def test_the_front_page_quotes_what_was_computed() -> None:
     assert len(quoted) >= 7
     known = [intervals(path.read_text()) for path in (*pages.PAGES, *pages.TABLES.glob("*.csv"))]
     assert not quoted - set.union(*known)
-
-
-def test_a_table_is_its_rows_once_and_then_its_sentences() -> None:
-    table = pages.table("point | a, b", [["`sink=1`", "+1.0 (-1 to 2)"]])
-    text = pages.csv_text(f"Of `runs`, 3 items.\n\n{table}\n{table}")
-    row = "sink=1,+1.0 (-1 to 2)\n"
-    assert text == f'point,"a, b"\n{row}{row}"Of runs, 3 items.",\n'
 
 
 TRAINED = "3B trained with `layers=A-`"
@@ -167,19 +159,6 @@ def test_a_sweep_has_every_point_but_windows(pretended) -> None:
     assert [row[0].strip("| ") for row in rows] == names
 
 
-def test_how_much_looking_ahead_a_regime_leaves(pretended) -> None:
-    view = Sweep(findings_lab.evidence(findings_lab.EMBEDDED, "sweep", pretended))
-    left = {
-        regime: findings_lab.ahead_left(view, f"bidirectional:{regime}")
-        for regime in ("sink=999", "sink=1", "lambda=0.03", "layers=0-4", "self=0")
-    }
-    assert (left["sink=999"], left["lambda=0.03"]) == (0.0, 1.0)
-    assert left["layers=0-4"] == pytest.approx(5 / N_LAYERS)
-    assert 0 < left["sink=1"] < 1
-    assert left["self=0"] == pytest.approx(left["sink=1"])  # it sees nothing but itself
-    assert findings_lab.ahead_left(view, "causal") == 0
-
-
 def test_the_costliest_windows_of_layers(pretended) -> None:
     text = findings_lab.tables(pretended)["layers"]()
     assert "Bidirectional in 5 layers only, at each of 8 places" in text
@@ -202,25 +181,3 @@ def test_controls_are_told_with_their_verdicts(pretended) -> None:
     assert names == ["| `sink=1`", "| `rows=0-0`"]
     assert block(pretended, "prompts").count("\n") == 2  # no other prompt, and no floor
     assert "too short" not in points
-
-
-def test_a_moved_sink_is_judged_where_the_prompt_reaches(tmp_path) -> None:
-    points = [Point("bidirectional:self=3", USUAL, part="control")]
-    run = lab(tmp_path, "controls", extra=points)
-    lengths = Sweep(run).runs["causal"].items_table(("n_prefix_tokens",)).to_pydict()
-    n_short = sum(min(one) <= 3 for one in lengths["n_prefix_tokens"])
-    assert f"\n{n_short} prompts are too short to have a token 3; in the others `self=3` " in block(
-        tmp_path, "points"
-    )
-
-
-def test_a_refuted_story_is_called_so(tmp_path) -> None:
-    def world(point: Point) -> float:
-        return 0.2 if point.regime.startswith("bidirectional:") else accuracy(point, harm=0.4)
-
-    points = [Point(r, USUAL, part="control") for r in (SINKS[0], "bidirectional:rows=0-0")]
-    lab(tmp_path, "controls", extra=points, world=world)
-    summary(tmp_path)
-    cells = findings_lab.outcomes_of_controls(findings_lab.EMBEDDED, tmp_path)
-    assert cells["necessity"].endswith(": **refuted**")
-    assert cells["sufficiency"].endswith(": not refuted")

@@ -44,17 +44,6 @@ def test_only_what_was_asked_for_is_kept_and_paths_lead_into_runs(kept):
         assert run.state == "done"
 
 
-def test_a_shared_device_is_noted(kept):
-    made, small = kept
-    assert all(run.metrics["cost"]["shared_device"] for run in small.values())
-    cost = {**small["bare"].metrics["cost"]}
-    del cost["shared_device"]
-    sums = made["bare"].metrics["checksums"]
-    assert {**small["bare"].metrics, "cost": cost, "checksums": sums} == made["bare"].metrics
-    kept_files = {"config.json", "metrics.json", "probe.json"}
-    assert set(small["bare"].metrics["checksums"]) == kept_files
-
-
 def test_log_likelihoods_are_rounded_and_nothing_else_changes(kept):
     made, small = (one["with-items"] for one in kept)
     exact, rounded = made.items(), small.items()

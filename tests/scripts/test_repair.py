@@ -12,7 +12,8 @@ from bidir_core.analyse import stats
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run
 from scripts import findings_repair, repair
-from scripts.repair import COMMITTED_BASE, FOLDS, REGIMES, Names, choose, estimate, lost
+from scripts.repair import choose, lost
+from scripts.study_runs import FOLDS, REGIMES, Names, each_run
 from tests.repair_study import arm, base, hashes
 
 WRONG = hashes()[::3]  # what every model gets wrong, so that there is room on both sides
@@ -105,7 +106,6 @@ def test_the_summary_can_come_out_either_way(value, says):
         assert sentence in text
     assert f"Shown in {int(value == 0)} of 1 comparisons" in text
     assert ("does not hold" if value == -3.0 else "that holds") in text
-    assert "How little" not in "".join(findings_repair.summary_lines(claims, None))
 
 
 def test_what_cannot_be_told_is_undecided():
@@ -155,9 +155,6 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval(tmp_path):
     assert re.search(r"3 seeds, -\d+\.\d to \+\d+\.\d\)", findings_repair.sentence(one))
     # What lacks runs is said to lack them, by name, and nothing is made of it.
     assert claims["3b_control"]["missing"] == ["3C-full-seed0-causal"]
-    assert "not run yet (lacks 3C-full-seed0-causal)" in findings_repair.sentence(
-        claims["3b_control"]
-    )
 
 
 def test_numbers_of_more_seeds_are_not_overwritten_by_fewer(tmp_path, monkeypatch, capsys):
@@ -226,15 +223,6 @@ def test_the_cheapest_within_a_point_is_chosen_and_not_a_cheaper_one_outside_it(
     assert choose([]) is None
 
 
-def test_of_equally_many_tokens_fewer_passes_count_then_the_higher_difference():
-    rows = [entry("a", 50, 3.0, passes=3), entry("b", 50, -0.5), entry("c", 50, 0.5)]
-    assert choose(rows) == "c"
-
-
-def test_what_is_not_scored_on_explore_is_never_chosen():
-    assert choose([entry("a", 25, 0.0) | {"explore": None}]) is None
-
-
 def test_the_choice_looks_at_explore_alone(tmp_path):
     """One recipe is bad on explore only, another on confirm only: each half tells its own."""
     base(tmp_path)
@@ -254,25 +242,6 @@ def test_the_choice_looks_at_explore_alone(tmp_path):
     assert bad_confirm["seconds_alone"] == {}
 
 
-def test_later_seeds_enter_what_is_confirmed_and_not_the_choice(tmp_path):
-    base(tmp_path)
-    name = "recipe-3B-full-25-0.0001"
-    for seed in range(3):
-        arm(tmp_path, name, seed, steps=25, bidirectional=hashes()[::2] if seed else ())
-    found = repair.recipes(Names.of("", [tmp_path]))
-    (one,) = found["recipes"]
-    assert found["chosen"] == name
-    assert one["explore"]["seeds"] == [0]
-    assert one["explore"]["bidirectional"]["value"] == 0
-    assert one["confirm"]["seeds"] == [0, 1, 2]
-    first, *later = one["confirm"]["bidirectional"]["by_seed"]
-    assert first == 0
-    assert max(later) < -40
-    fresh = one["confirm_fresh_seeds"]
-    assert fresh["seeds"] == [1, 2]
-    assert fresh["bidirectional"]["by_seed"] == later
-
-
 # The committed numbers
 
 
@@ -281,7 +250,7 @@ def test_the_committed_numbers_are_those_of_the_committed_runs():
     found = findings_repair.read("claims")
     runs = {name: committed(ids) for name, ids in found["runs"].items()}
     runs = {name: here for name, here in runs.items() if here}
-    single = repair.each_run(Names(runs), runs)
+    single = each_run(Names(runs), runs)
     for name, here in runs.items():
         for run in here:
             for fold in ("confirm", "all"):
@@ -298,8 +267,9 @@ def test_every_claim_follows_from_the_accuracies_of_its_runs():
     """By seed, and with several runs of one seed as their mean: a difference of accuracies."""
     found = findings_repair.read("claims")
     names = Names({})
-    for claim in repair.CLAIMS:
-        one = found["claims"][claim.key]
+    known = {claim.key: claim for claim in repair.CLAIMS}
+    for key, one in found["claims"].items():
+        claim = known[key]
         assert one["word"] == repair.judged(one)["word"]
         for fold in ("confirm", "all"):
             for seed, value in zip(one["seeds"] or [0], one[fold]["by_seed"], strict=True):
@@ -307,7 +277,7 @@ def test_every_claim_follows_from_the_accuracies_of_its_runs():
                     sign * mean(run[fold] for run in found["runs"][names.cell(cell, seed)].values())
                     for sign, cell in claim.cells
                 ]
-                assert value == pytest.approx(sum(parts), abs=0.003), (claim.key, seed)
+                assert value == pytest.approx(sum(parts), abs=0.003), (key, seed)
 
 
 def test_runs_made_again_count_as_the_mean_of_both(tmp_path):
@@ -324,17 +294,6 @@ def test_runs_made_again_count_as_the_mean_of_both(tmp_path):
     assert len(found["runs"]["3B-full-seed0-bidirectional"]) == 2
     assert found["repeats"]["n"] == 2  # both regimes
     assert found["repeats"]["largest"] == 100
-
-
-def test_estimates_survive_their_file():
-    one = stats.Estimate(-0.01234, -0.02, 0.0, 70)
-    assert estimate(points(one)) == pytest.approx(one)
-
-
-def test_base_runs_have_no_seed():
-    names = Names({})
-    assert names.cell(("base", "causal"), 2) == COMMITTED_BASE["causal"]
-    assert names.cell(("3B-full", "causal"), 2) == "3B-full-seed2-causal"
 
 
 def test_the_committed_choice_follows_from_what_was_tried():
