@@ -17,15 +17,7 @@ import psutil
 
 from bidir_core.common.errors import UserError
 from bidir_core.data.assets import EMBEDDED_MODELS
-from bidir_core.jobs.cost_model import (
-    BYTES,
-    Shape,
-    Training,
-    evaluation_bytes,
-    kind_of,
-    shape_of,
-    training_bytes,
-)
+from bidir_core.jobs.cost_model import Shape, bytes_needed, kind_of, shape_of
 
 OK, FAILED = 0, 1
 
@@ -44,7 +36,12 @@ MODELS = (
 # A sliding window and grouped heads: what a plain family would not show.
 PROBED_FAMILIES = ("llama", "gemma3")
 
-STAGES = ("evaluate", "fine-tune, LoRA", "fine-tune, full")
+# Each with its settings, if it trains.
+STAGES: dict[str, dict[str, str] | None] = {
+    "evaluate": None,
+    "fine-tune, LoRA": {"method": "lora"},
+    "fine-tune, full": {"method": "full"},
+}
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -299,18 +296,9 @@ def _fits(devices: tuple[Device, ...]) -> Iterator[Fit]:
         shape = shape_of(model)
         for device in devices:
             kind = kind_of(device.name)
-            width = BYTES["bfloat16" if kind == "gpu" else "float32"]
-            needed = {}
-            if shape is not None:
-                needed = {
-                    "evaluate": evaluation_bytes(shape, None, kind, width),
-                    "fine-tune, LoRA": training_bytes(
-                        shape, None, Training(full=False), kind, width
-                    ),
-                    "fine-tune, full": training_bytes(shape, None, Training(), kind, width),
-                }
-            for stage in STAGES:
-                n_bytes = needed.get(stage)
+            dtype = "bfloat16" if kind == "gpu" else "float32"
+            for stage, tune in STAGES.items():
+                n_bytes = bytes_needed(shape, None, kind, dtype, tune) if shape else None
                 fits = None if n_bytes is None else n_bytes <= device.total_bytes
                 yield Fit(model, stage, device.name, n_bytes, fits)
 
