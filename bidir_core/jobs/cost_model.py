@@ -27,7 +27,7 @@ import numpy as np
 from bidir_core.common.errors import UserError
 from bidir_core.data import assets
 from bidir_core.data.assets import EMBEDDED_MODEL, EMBEDDED_MODELS
-from bidir_core.data.tasks import TASKS, load_items
+from bidir_core.data.tasks import SELECTION, TASKS, load_selected
 from bidir_core.evaluate.config import AUTO_BATCH_TOKENS, EvalConfig
 from bidir_core.models.weight_files import read_tensors
 from bidir_core.regimes import parse_regime
@@ -170,7 +170,7 @@ def work_of(config: EvalConfig | FinetuneConfig) -> Work:
     tokenizer, remark = _tokenizer_for(config.model)
     if config.chat_template:
         remark += "; the chat template's own tokens are not counted"
-    selection = tuple((name, getattr(config, name)) for name in _SELECTION)
+    selection = tuple((name, getattr(config, name)) for name in SELECTION)
     files = [file for file in (*config.tasks, config.items_file or "") if os.path.isfile(file)]
     stamps = tuple(map(os.path.getmtime, files))
     causal = parse_regime(config.regime).is_causal
@@ -178,27 +178,12 @@ def work_of(config: EvalConfig | FinetuneConfig) -> Work:
     return replace(counted, remark=remark.strip("; "))
 
 
-_SELECTION = (
-    "tasks",
-    "split",
-    "limit",
-    "sample",
-    "seed",
-    "fold",
-    "context",
-    "num_fewshot",
-    "repeat_prompt",
-    "data_source",
-    "items_file",
-)
-
-
 @lru_cache(maxsize=64)
 def _counted_items(
     selection: tuple[tuple[str, Any], ...], stamps: tuple[float, ...], tokenizer: str, causal: bool
 ) -> Work:
     """``stamps``: when the user's own files were changed, so that others are counted anew."""
-    items = load_items(**dict(selection))
+    items = load_selected(dict(selection))
     sampled = items[:: max(1, len(items) // SAMPLED)]
     pairs = [
         (item.context(choice), text)

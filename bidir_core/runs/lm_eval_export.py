@@ -25,7 +25,7 @@ from bidir_core.common.version import __version__
 from bidir_core.data import item_texts
 from bidir_core.data.items import hash_doc
 from bidir_core.data.source import Doc
-from bidir_core.data.tasks import TASKS, load_items
+from bidir_core.data.tasks import TASKS, load_selected
 from bidir_core.runs.lm_eval_import import KEY, origin_of
 from bidir_core.runs.lm_eval_read import READ_VERSION
 from bidir_core.runs.metrics import NO_NORM_TASKS, standard_error
@@ -299,34 +299,19 @@ def join_texts(run: Run, records: Sequence[dict[str, Any]]) -> None:
     """Put the texts into records that have none, by building the run's items again."""
     if all(r["contexts"] is not None and r["continuations"] is not None for r in records):
         return
-    settings = run.settings
     lacking = f"the run '{run.id}' kept no texts (--compact)"
-    if settings.get("chat_template"):
+    if run.settings.get("chat_template"):
         raise UserError(
             f"{lacking} and was made with a chat template, which cannot be joined back; run it "
             "again without --compact to export it"
         )
-    source = str(settings.get("data_source") or "auto")
-    names = [str(task) for task in settings.get("tasks") or []]
-    fetched = source in ("auto", "wheel") and any(task in TASKS for task in names)
-    if fetched and not item_texts.data_are_here():
+    if not _data_are_here(run, run.settings.get("tasks") or []):
         raise UserError(
             f"{lacking} and the evaluation data are not in this machine's cache; `python -m "
             "bidir_core assets fetch eval-data` brings them"
         )
     try:
-        items = load_items(
-            names,
-            split=settings.get("split") or "validation",
-            limit=settings.get("limit"),
-            sample=settings.get("sample") or "first",
-            seed=settings.get("seed") or 0,
-            fold=settings.get("fold") or "all",
-            num_fewshot=settings.get("num_fewshot") or 0,
-            context=settings.get("context") or "full",
-            repeat_prompt=settings.get("repeat_prompt") or 1,
-            data_source=source,
-        )
+        items = load_selected(run.settings)
     except UserError as error:
         raise UserError(f"{lacking} and they cannot be joined back: {error}") from error
     known = {(item.task, item.doc_id): item for item in items}
@@ -354,13 +339,12 @@ def documents(run: Run, task: str, records: Sequence[Record]) -> tuple[dict[int,
         }
         for record in records
     }
-    settings = run.settings
-    some = settings.get("limit") is not None or settings.get("items_file") is not None
-    whole = not some and settings.get("fold", "all") == "all"
+    chosen = [run.settings.get(name) for name in ("limit", "items_file")]
+    whole = chosen == [None, None] and run.settings.get("fold", "all") == "all"
     total = len(docs) if whole else None
-    source = str(run.settings.get("data_source") or "auto")
-    if task not in TASKS or (source in ("auto", "wheel") and not item_texts.data_are_here()):
+    if task not in TASKS or not _data_are_here(run, [task]):
         return docs, total
+    source = str(run.settings.get("data_source") or "auto")
     split = str(run.settings.get("split") or "validation")
     try:
         rows = TASKS[task].rows(split, source)
@@ -376,3 +360,10 @@ def documents(run: Run, task: str, records: Sequence[Record]) -> tuple[dict[int,
         if hash_doc(real) == hashes[doc_id]:
             docs[doc_id] = real
     return docs, len(rows)
+
+
+def _data_are_here(run: Run, tasks: Sequence[str]) -> bool:
+    """Nothing is fetched for an export."""
+    fetched = (run.settings.get("data_source") or "auto") in ("auto", "wheel")
+    built_in = any(task in TASKS for task in tasks)
+    return not (fetched and built_in) or item_texts.data_are_here()

@@ -33,7 +33,7 @@ def generated(lines) -> None:
 BAD: dict[str, tuple[Any, str]] = {
     "not lm-eval's": (lambda d: drop(d, "*"), "holds no lm-eval output"),
     "an older layout": (
-        lambda d: (drop(d, "*"), (d / "results.json").write_text("{}")), "lm-eval before 0.4.3"
+        lambda d: (drop(d, "*"), (d / "results.json").write_text("{}")), "since lm-eval 0.4.3"
     ),
     "samples without results": (lambda d: drop(d, "results*"), "has no results_"),
     "results without samples": (lambda d: drop(d, "samples*"), "--log_samples"),
