@@ -9,19 +9,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.provenance import package_versions
 from bidir_core.data.assets import EMBEDDED_MODELS
 from bidir_core.jobs.cost_model import Shape, bytes_needed, kind_of, shape_of
 
 OK, FAILED = 0, 1
-
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", "streamlit")
 
 # One of each size that people ask about; sizes are read from the names.
 MODELS = (
@@ -115,23 +113,13 @@ def diagnose() -> Diagnosis:
     return Diagnosis(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}, {os.cpu_count()} cores",
-        packages=_packages(),
+        packages=package_versions(),
         devices=devices,
         folders=folders,
         assets=_assets(),
         fits=tuple(_fits(devices)),
         problems=tuple(problems),
     )
-
-
-def _packages() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _devices() -> Iterator[Device]:
@@ -308,7 +296,8 @@ def to_text(found: Diagnosis) -> str:
     from bidir_core.data.assets import default_names
 
     lines = [f"python {found.python} on {found.system}"]
-    lines.append(", ".join(f"{name} {version}" for name, version in found.packages.items()))
+    others = (f"{name} {version}" for name, version in found.packages.items() if name != "python")
+    lines.append(", ".join(others))
     for device in found.devices:
         lines += [
             "",

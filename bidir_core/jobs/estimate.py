@@ -3,8 +3,7 @@
 Operations are counted (:mod:`bidir_core.jobs.cost_model`) and divided by the rate that finished runs
 reached on this machine. Each of those runs, told from the others, says how far off that is: the
 range. Without any, a command line times one layer for a second (:func:`bidir_core.jobs.doctor.layer_rate`);
-the app, which never loads torch, says that the time is not known yet. :func:`bidir_core.jobs.history.outcome`
-says afterwards how good an estimate was.
+the app, which never loads torch, says that the time is not known yet.
 """
 
 from __future__ import annotations

@@ -111,24 +111,6 @@ def start_seconds(known: Sequence[Job], command: str = "eval") -> float | None:
     return statistics.median(spent) if spent else None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """An estimate beside what it really took."""
-
-    seconds: float | None
-    estimated_seconds: float | None
-    memory_bytes: float | None
-    estimated_memory_bytes: float | None
-
-
-def outcome(job: Job) -> Outcome | None:
-    """The estimate of a finished job beside what it took; None for an unfinished or resumed one."""
-    if job.state != "done" or job.attempt > 1:
-        return None
-    peaks = [peak_of(_cost(Run(path))) for path in job.run_paths]
-    return Outcome(
-        seconds=job.seconds,
-        estimated_seconds=job.estimate.get("seconds"),
-        memory_bytes=max((peak for peak in peaks if peak), default=None),
-        estimated_memory_bytes=job.estimate.get("memory_bytes"),
-    )
+def peak_bytes(job: Job) -> int | None:
+    """The most memory that the runs of a finished job took."""
+    return max(filter(None, (peak_of(_cost(Run(path))) for path in job.run_paths)), default=None)

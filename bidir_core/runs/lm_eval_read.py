@@ -29,6 +29,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.data.items import Item, choice_lengths, hash_doc
 from bidir_core.data.tasks import TASKS
 from bidir_core.runs.records import unusable
+from bidir_core.runs.shapes import ANY, Kind, ListOf, MapOf, fields, problem
 
 READ_VERSION = "0.4.13"  # of lm-eval: the tests read and write its output
 MOST_UNPACKED_BYTES = 1 << 30  # of a compressed file
@@ -45,7 +46,13 @@ _TYPES = {
     "loglikelihood": "it scores one text per document, without other choices",
     "loglikelihood_rolling": "it measures perplexity, without choices",
 }
-_NEEDED = ("doc_id", "doc", "target", "arguments", "filtered_resps")
+_SAMPLE = fields(
+    doc_id=Kind("a row number", lambda v: type(v) is int and 0 <= v < 2**31),
+    doc=MapOf(ANY),
+    filtered_resps=ListOf(ANY),
+    needs="doc_id doc filtered_resps",
+    keys="target arguments",
+)
 
 # What reading a document of another shape than its task's may raise.
 _ODD_DOCUMENT = (KeyError, ValueError, IndexError, TypeError, AttributeError)
@@ -298,14 +305,8 @@ def _numbered(data: bytes) -> Iterator[tuple[int, Any]]:
 
 def _checked(line: Any) -> dict[str, Any]:
     record = _parse(line) if isinstance(line, bytes) else line
-    for key in _NEEDED:
-        if not isinstance(record, dict) or key not in record:
-            raise _Bad(f"has no {key!r}, so it is no sample that lm-eval logged")
-    if not isinstance(record["doc"], dict):
-        raise _Bad("'doc' is not an object")
-    doc_id = record["doc_id"]
-    if type(doc_id) is not int or not 0 <= doc_id < 2**31:
-        raise _Bad(f"'doc_id' is {str(doc_id)[:40]!r}; it must be a row number")
+    if said := problem(record, _SAMPLE):
+        raise _Bad(f"{said}, so it is no sample that lm-eval logged")
     if "acc_mutual_info" in record:
         raise _Bad("the task also scores choices without context (acc_mutual_info), unlike ours")
     return record
@@ -365,9 +366,9 @@ def _requests(arguments: Any, task: str) -> list[tuple[str, str]]:
     return found
 
 
-def _log_likelihoods(responses: Any, n_choices: int) -> tuple[float, ...]:
-    if not isinstance(responses, list) or len(responses) != n_choices:
-        n = len(responses) if isinstance(responses, list) else "no"
+def _log_likelihoods(responses: list[Any], n_choices: int) -> tuple[float, ...]:
+    if len(responses) != n_choices:
+        n = len(responses)
         raise _Bad(f"has {n_choices} requests and {n} responses; both need one per choice")
     found = []
     for choice, one in enumerate(responses):

@@ -19,7 +19,7 @@ from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate import evaluate
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain.sweep_points import LabConfig
-from bidir_core.jobs import Job, doctor, history
+from bidir_core.jobs import Job, history
 from bidir_core.jobs.cost_model import shape_of, work_of
 from bidir_core.jobs.estimate import estimate
 from bidir_core.jobs.history import Measured
@@ -149,20 +149,10 @@ def test_runs_of_another_machine_or_unfinished_ones_do_not_count(tmp_path):
     assert history.history([Run(run.path)]) == []
     assert history.history([make_run(tmp_path, n_items=5, state="failed")]) == []
     assert history.history([timed_run(tmp_path, **cost, shared_device=True)]) == []
-
-
-def test_a_compiled_fine_tune_is_work_of_its_own(tmp_path):
-    works = [
-        history.measured(make_finetune(tmp_path, seed=seed, compile=mode)).work
-        for seed, mode in enumerate(("none", False, "default", True))
-    ]
-    assert works == ["full 3B", "full 3B", "full 3B compiled default", "full 3B compiled default"]
-
-
-def test_a_layer_is_timed_where_the_device_is_there(tiny_folder):
-    rate = doctor.layer_rate(shape_of(str(tiny_folder)), "cpu", "float32")
-    assert 1e6 < rate < 1e14
-    assert doctor.layer_rate(shape_of(str(tiny_folder)), "cuda:77", "float32") is None
+    modes = enumerate(("none", False, "default", True))  # a compiled fine-tune is work of its own
+    tunes = [make_finetune(tmp_path, seed=seed, compile=mode) for seed, mode in modes]
+    works = [history.measured(run).work for run in tunes]
+    assert works == ["full 3B"] * 2 + ["full 3B compiled default"] * 2
 
 
 def test_more_gpus_share_the_time(config):
@@ -193,34 +183,26 @@ def test_a_sweep_takes_its_points_and_one_start(config):
     assert (unknown.seconds, unknown.n_points) == (None, None)
 
 
-def test_the_outcome_stands_beside_the_estimate(tmp_path):
+def test_finished_jobs_say_what_they_took_besides_computing(tmp_path):
     cost = {"seconds": 10.0, "computed_tokens": 20_000, "device": "cpu"}
     run = timed_run(tmp_path, **cost, peak_memory_bytes={"host": 5_000_000})
     facts: dict[str, Any] = {"id": "20260101-000000-abcdef", "words": ("eval",), "device": "cpu"}
     facts |= {"stored_state": "done", "started": 1000.0, "finished": 1014.0, "root": str(tmp_path)}
-    job = Job(**facts, estimate={"seconds": 12.0, "memory_bytes": 4_000_000})
+    job = Job(**facts)
     job.folder.mkdir()
     (job.folder / "runs.txt").write_text(f"{run.path}\n")
-    found = history.outcome(job)
-    assert (found.seconds, found.estimated_seconds) == (pytest.approx(14), 12.0)
-    assert found.memory_bytes == 5_000_000
+    assert history.peak_bytes(job) == 5_000_000
     assert history.start_seconds([job]) == pytest.approx(4)
-    assert history.outcome(replace(job, attempt=2)) is None
+    assert history.start_seconds([replace(job, attempt=2)]) is None
 
 
 # --- the model's size ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "n"),
-    [("Qwen/Qwen3-0.6B", 0.6e9), ("a/SmolLM2-135M", 135e6), ("a/b-3B-x", 3e9), ("a/b2", None)],
-)
-def test_the_size_in_a_name(name, n):
-    shape = shape_of(name)
-    assert (shape and shape.parameters) == n
-
-
-def test_a_shape_from_a_configuration_counts_its_weights(tiny_folder, tmp_path):
+def test_the_shape_of_a_name_a_folder_and_a_configuration(tiny_folder, tmp_path):
+    for name, n in (("Qwen/Qwen3-0.6B", 0.6e9), ("a/SmolLM2-135M", 135e6), ("a/b-3B-x", 3e9)):
+        assert shape_of(name).parameters == n
+    assert shape_of("a/b2") is None
     counted = shape_of(str(tiny_folder))
     assert counted.source == "its files"
     assert 1e4 < counted.parameters < 1e6
