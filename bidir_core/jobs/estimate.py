@@ -145,13 +145,13 @@ def _one(config: EvalConfig | FinetuneConfig, place: Place, work: Work | None = 
         memory = bytes_needed(shape, work, kind, dtype, tune, at_once)
         how = "memory: weights, the logits of a batch, and the program"
         if tune is not None:
-            less = bytes_needed(
-                shape, work, kind, dtype, {**tune, "gradient_checkpointing": True}, at_once
-            )
             how = (
-                "memory: weights, gradients and moments, and what a batch leaves for its backward "
-                f"pass; with --gradient-checkpointing about {less / 1e9:.1f} GB"
+                "memory: weights, gradients and moments, and what a batch leaves to go back through"
             )
+        if tune is not None and not tune["gradient_checkpointing"]:
+            with_it = {**tune, "gradient_checkpointing": True}
+            less = bytes_needed(shape, work, kind, dtype, with_it, at_once)
+            how += f"; with --gradient-checkpointing about {less / 1e9:.1f} GB"
     speed = _speed(same_work, config.model, dtype, shape, here, place)
     if speed.rate is not None and work is not None:
         # Processes on a CPU share its cores.

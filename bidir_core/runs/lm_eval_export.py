@@ -311,7 +311,7 @@ def join_texts(run: Run, records: Sequence[dict[str, Any]]) -> None:
             "bidir_core assets fetch eval-data` brings them"
         )
     try:
-        items = load_selected(run.settings)
+        items = load_selected({**run.settings, "items_file": None})  # others do no harm
     except UserError as error:
         raise UserError(f"{lacking} and they cannot be joined back: {error}") from error
     known = {(item.task, item.doc_id): item for item in items}

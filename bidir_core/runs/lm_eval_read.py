@@ -29,7 +29,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.data.items import Item, choice_lengths, hash_doc
 from bidir_core.data.tasks import TASKS
 from bidir_core.runs.records import unusable
-from bidir_core.runs.shapes import ANY, Kind, ListOf, MapOf, fields, problem
+from bidir_core.runs.shapes import ANY, TEXTS, Kind, ListOf, MapOf, fields, problem
 
 READ_VERSION = "0.4.13"  # of lm-eval: the tests read and write its output
 MOST_UNPACKED_BYTES = 1 << 30  # of a compressed file
@@ -40,12 +40,6 @@ _RESULTS = re.compile(rf"(?!samples_).+_({_TIME})\.json(?:\.gz)?")
 _SAMPLES = re.compile(rf"samples_(.+)_({_TIME})\.jsonl?(?:\.gz)?")
 _NAMES = "results_<time>.json and samples_<task>_<time>.jsonl"
 
-# What a task's wrong type means, by lm-eval's word for it.
-_TYPES = {
-    "generate_until": "it is scored on generated text",
-    "loglikelihood": "it scores one text per document, without other choices",
-    "loglikelihood_rolling": "it measures perplexity, without choices",
-}
 _SAMPLE = fields(
     doc_id=Kind("a row number", lambda v: type(v) is int and 0 <= v < 2**31),
     doc=MapOf(ANY),
@@ -244,10 +238,9 @@ def read_task(output: LmEvalOutput, task: str, name: str) -> tuple[list[Sample],
     path = output.samples[task]
     kind = output.part("configs", task).get("output_type")
     if kind not in (None, "multiple_choice"):
-        what = _TYPES.get(str(kind), "it has no choices with log-likelihoods")
         raise UserError(
-            f"{path}: the task {task!r} is of type {str(kind)[:40]}: {what}; only multiple_choice "
-            "can be imported, so choose those with --tasks"
+            f"{path}: the task {task!r} is of type {str(kind)[:40]}; only multiple_choice has a "
+            "log-likelihood for each choice, so choose such tasks with --tasks"
         )
     samples: dict[int, Sample] = {}
     lines: dict[int, int] = {}
@@ -261,7 +254,7 @@ def read_task(output: LmEvalOutput, task: str, name: str) -> tuple[list[Sample],
                 filters.append(used)
             if used != filters[0]:
                 continue
-            sample = _sample(record, task, name)
+            sample = _sample(record, name)
             doc_id = sample.item.doc_id
             if doc_id in samples:
                 raise _Bad(f"document {doc_id} again; line {lines[doc_id]} has it too")
@@ -312,8 +305,8 @@ def _checked(line: Any) -> dict[str, Any]:
     return record
 
 
-def _sample(record: dict[str, Any], task: str, name: str) -> Sample:
-    requests = _requests(record["arguments"], task)
+def _sample(record: dict[str, Any], name: str) -> Sample:
+    requests = _requests(record["arguments"])
     contexts = tuple(context for context, _ in requests)
     continuations = tuple(continuation for _, continuation in requests)
     ll = _log_likelihoods(record["filtered_resps"], len(requests))
@@ -346,19 +339,16 @@ def _sample(record: dict[str, Any], task: str, name: str) -> Sample:
     return Sample(item, ll, acc, acc_norm)
 
 
-def _requests(arguments: Any, task: str) -> list[tuple[str, str]]:
+def _requests(arguments: Any) -> list[tuple[str, str]]:
     """(context, continuation) per choice, from ``{"gen_args_0": {"arg_0": .., "arg_1": ..}}``."""
     if isinstance(arguments, dict):
         arguments = [arguments.get(f"gen_args_{i}") for i in range(len(arguments))]
     found = []
     for one in arguments if isinstance(arguments, list) else [None]:
-        pair = [one.get("arg_0"), one.get("arg_1")] if isinstance(one, dict) else one
-        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise _Bad("'arguments' are not lm-eval's requests of a context and a choice")
-        if not isinstance(pair[1], str):
+        pair: Any = [one.get("arg_0"), one.get("arg_1")] if isinstance(one, dict) else one
+        if problem(pair, TEXTS) or len(pair) != 2:
             raise _Bad(
-                f"the task {task!r} asks for generated text; only multiple-choice tasks can be "
-                "imported, so choose those with --tasks"
+                "'arguments' are not a context and a choice each, as multiple choice has them"
             )
         found.append((pair[0], pair[1]))
     if len(found) < 2:
@@ -414,8 +404,6 @@ def _gold(
         same = [i for i, text in enumerate(continuations) if text.strip() == target.strip()]
         if len(same) == 1:
             return same[0]
-        if target.startswith("["):
-            raise _Bad(f"has several right answers ({target[:40]}); one is needed")
     if acc == 1:
         return best
     if acc == 0 and n == 2:

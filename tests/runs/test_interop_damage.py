@@ -53,16 +53,10 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda d: edit_results(
             d, lambda r: r["configs"]["piqa"].update(output_type="generate_until")
         ),
-        "of type generate_until: it is scored on generated text",
+        "of type generate_until; only multiple_choice",
     ),
     "generated text, not declared": (
-        lambda d: edit_lines(d, "piqa", generated), "line 1: the task 'piqa' asks for generated"
-    ),
-    "perplexity": (
-        lambda d: edit_results(
-            d, lambda r: r["configs"]["piqa"].update(output_type="loglikelihood_rolling")
-        ),
-        "perplexity, without choices",
+        lambda d: edit_lines(d, "piqa", generated), "line 1: 'arguments' are not a context"
     ),
     "one request": (
         lambda d: edit_lines(d, "piqa", lambda x: x[0]["arguments"].pop("gen_args_1")),
