@@ -63,9 +63,6 @@ class Estimate:
     n_points: int | None = None
     point_seconds: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "basis": list(self.basis)}
-
 
 class Place(NamedTuple):
     """Where it will run, and what is known of that place."""

@@ -1,9 +1,7 @@
 """A run as lm-eval's own files: same names, same keys, so that its tools can read our scores.
 
-    DIR/<model>/results_<time>.json
-    DIR/<model>/samples_<task>_<time>.jsonl       one for each task
-
-All of an export's files are written, or none.
+DIR/<model>/results_<time>.json
+DIR/<model>/samples_<task>_<time>.jsonl       one for each task
 """
 
 from __future__ import annotations
@@ -72,7 +70,7 @@ def export_run(run: Run, out: Path | str) -> tuple[list[Path], list[str]]:
                 f"{task}: the documents of {made_up:,} items are not here, so 'doc' holds their "
                 "contexts, continuations and gold; doc_hash is that of the real document"
             )
-    created = _created(run)
+    created = run.created or datetime.fromtimestamp(run.modified, UTC)  # the same at every export
     model = model_name(run)
     stamp = created.strftime("%Y-%m-%dT%H-%M-%S.%f")
     folder = Path(out).expanduser() / re.sub(r"[\"<>:/|\\?*\[\]]+", "__", model)
@@ -90,34 +88,20 @@ def export_run(run: Run, out: Path | str) -> tuple[list[Path], list[str]]:
 
 
 def _write(folder: Path, texts: Mapping[Path, str]) -> None:
-    """All files, or none; samples without the results, which a kill leaves, are written again."""
+    """Samples without the results, which a kill or a full disk leaves, are written again."""
     *_, results = texts
     if results.exists():
         raise UserError(f"{results} exists already; give another folder with --out")
-    written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
             with replacing(path) as temporary:
                 temporary.write_text(text, encoding="utf-8", errors="surrogatepass")
-            written.append(path)
-    except BaseException as error:
-        for path in written:
-            path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(
-                f"--out {folder.parent}: cannot be written ({error.strerror or error}); give "
-                "another folder"
-            ) from error
-        raise
-
-
-def _created(run: Run) -> datetime:
-    """When the run was started: the time in the files' names, the same at every export."""
-    try:
-        return datetime.fromisoformat(str(run.config.get("created"))).astimezone(UTC)
-    except ValueError:
-        return run.created or datetime.fromtimestamp(run.modified, UTC)
+    except OSError as error:
+        raise UserError(
+            f"--out {folder.parent}: cannot be written ({error.strerror or error}); give another "
+            "folder"
+        ) from error
 
 
 # A run's samples and results under lm-eval's keys, in lm-eval's order.
@@ -331,14 +315,8 @@ def documents(run: Run, task: str, records: Sequence[Record]) -> tuple[dict[int,
     Where the data are not here, or are others, the document is made of the record: what a user's
     own task has as its document anyway.
     """
-    docs = {
-        record["doc_id"]: {
-            "contexts": record["contexts"],
-            "continuations": record["continuations"],
-            "gold": record["gold"],
-        }
-        for record in records
-    }
+    names = ("contexts", "continuations", "gold")
+    docs = {record["doc_id"]: {name: record[name] for name in names} for record in records}
     chosen = [run.settings.get(name) for name in ("limit", "items_file")]
     whole = chosen == [None, None] and run.settings.get("fold", "all") == "all"
     total = len(docs) if whole else None
