@@ -66,7 +66,7 @@ def load_button(label: str, model: str, checkpoint: str, **options: Any) -> None
 @st.dialog("Load this model?")
 def _confirm(model: str, checkpoint: str) -> None:
     """What it takes, before it is taken."""
-    parameters = cost_model.parameters_of(model)
+    shape = cost_model.shape_of(model)
     html.show(
         div(
             "b",
@@ -75,7 +75,7 @@ def _confirm(model: str, checkpoint: str) -> None:
         )
     )
     free = psutil.virtual_memory().available
-    need = parameters * 4 + cost_model.PROGRAM_BYTES if parameters else None
+    need = shape.parameters * 4 + cost_model.PROGRAM_BYTES if shape else None
     size = f"about {fmt.size(need)}" if need else "an unknown amount"
     widgets.note(
         f"A process of its own holds it in memory, {size} on a CPU ({fmt.size(free)} "

@@ -22,17 +22,21 @@ _HEARTBEAT_SECONDS = 1.0
 TERMINATED = "terminated"  # what a KeyboardInterrupt says that was a SIGTERM
 
 
-PHASES = "phases.txt"  # in a job's folder
+JOB_DIR = "BIDIR_JOB_DIR"  # the environment's name for a job's folder, and two files in it
+PHASES, RUNS = "phases.txt", "runs.txt"
+
+
+def tell_job(file: str, line: str) -> None:
+    """Add a line to a file of the job that this process runs in, if it runs in one."""
+    if job := os.environ.get(JOB_DIR):
+        # The work matters more than who started it.
+        with suppress(OSError), open(Path(job) / file, "a", encoding="utf-8") as out:
+            out.write(f"{line}\n")
 
 
 def phase(words: str) -> None:
-    """Say what begins now to the job that this process runs in, if it runs in one: what a run does
-    before it has a folder to report in."""
-    job = os.environ.get("BIDIR_JOB_DIR")
-    if job:
-        # Its progress is not worth failing for.
-        with suppress(OSError), open(Path(job) / PHASES, "a", encoding="utf-8") as file:
-            file.write(f"{words}\n")
+    """Say what begins now, before there is a run folder to report in."""
+    tell_job(PHASES, words)
 
 
 class Progress:

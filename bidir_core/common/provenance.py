@@ -36,14 +36,14 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def git_commit(folder: Path | None = None) -> str | None:
+def git_commit() -> str | None:
     """The commit this code is at, with ``+changes`` if files differ from it; None outside git.
 
     ``BIDIR_COMMIT`` says it for a copy of the code that travelled without its git folder.
     """
     if told := os.environ.get("BIDIR_COMMIT"):
         return told
-    folder = folder or Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -6,10 +6,11 @@ A name is a built-in task's (see `builtin_tasks` and `order_tasks`), or the path
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from bidir_core.common.errors import UserError
 from bidir_core.data import sampling
@@ -194,6 +195,28 @@ def load_items(
             )
         items += sampling.repeat_contexts(found, repeat_prompt)
     return items
+
+
+# What selects an evaluation's items, by the names of its settings.
+SELECTION = (
+    "tasks",
+    "split",
+    "limit",
+    "sample",
+    "seed",
+    "fold",
+    "num_fewshot",
+    "context",
+    "repeat_prompt",
+    "data_source",
+    "items_file",
+)
+
+
+def load_selected(settings: Mapping[str, Any]) -> list[Item]:
+    """The items that settings, given or recorded, select; those that are null are the usual ones."""
+    given = {name: settings.get(name) for name in SELECTION}
+    return load_items(**{name: value for name, value in given.items() if value is not None})
 
 
 def load_items_by_id(

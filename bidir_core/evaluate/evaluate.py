@@ -15,7 +15,7 @@ from bidir_core.data.chat import CHAT_DATE
 from bidir_core.data.encoding import EncodedItem, Encoder, check_lengths
 from bidir_core.data.given_items import GivenItems
 from bidir_core.data.items import Item, data_fingerprint
-from bidir_core.data.tasks import check_selection, load_items
+from bidir_core.data.tasks import check_selection, load_selected
 from bidir_core.evaluate import processes
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.overlap import refuse_trained_tasks, same_name_sentences
@@ -185,19 +185,7 @@ def prepare(
 def read_items(config: EvalConfig) -> list[Item]:
     """The items that the config selects, in task order."""
     phase("Reading the items")
-    return load_items(
-        config.tasks,
-        split=config.split,
-        limit=config.limit,
-        sample=config.sample,  # type: ignore[arg-type]
-        seed=config.seed,
-        fold=config.fold,  # type: ignore[arg-type]
-        num_fewshot=config.num_fewshot,
-        context=config.context,  # type: ignore[arg-type]
-        repeat_prompt=config.repeat_prompt,
-        data_source=config.data_source,
-        items_file=config.items_file,
-    )
+    return load_selected(vars(config))
 
 
 def preflight(config: EvalConfig, regime: Regime) -> loading.Preflight:

@@ -11,6 +11,7 @@ norms compute in float32. Nothing here loads a model, or torch, or fetches anyth
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -22,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from bidir_core.common.errors import UserError
 from bidir_core.data import assets
 from bidir_core.data.assets import EMBEDDED_MODEL, EMBEDDED_MODELS
-from bidir_core.data.tasks import TASKS, load_items
+from bidir_core.data.tasks import SELECTION, TASKS, load_selected
 from bidir_core.evaluate.config import AUTO_BATCH_TOKENS, EvalConfig
 from bidir_core.models.weight_files import read_tensors
 from bidir_core.regimes import parse_regime
@@ -62,43 +62,50 @@ class Shape:
         return max(self.parameters - self.head * (1 if self.tied else 2), self.parameters / 3)
 
 
-_MINISTRAL = Shape(3_429_006_336, 26, 3072, 9216, 131_072)  # without the vision tower
-KNOWN = {
-    EMBEDDED_MODEL: Shape(134_515_008, 30, 576, 1536, 49_152),
-    "gemma3-270m": Shape(268_098_176, 18, 640, 2048, 262_144),
-    "mistralai/Ministral-3-3B-Instruct-2512": _MINISTRAL,
-    "mistralai/Ministral-3-3B-Instruct-2512-BF16": _MINISTRAL,
-}
+# Fetched on first use, and asked about before.
+_EMBEDDED = Shape(134_515_008, 30, 576, 1536, 49_152)
 
 
 def shape_of(model: str) -> Shape | None:
-    """What is known of a model: by name, from its folder, the hub's cache, or the size in its name.
+    """What is known of a model: from its files on this machine, else from the size in its name.
 
     A size alone is filled up with the proportions that decoders of that size have.
     """
-    if model in KNOWN:
-        return KNOWN[model]
-    folder = assets.find(model).folder if model in EMBEDDED_MODELS else Path(model).expanduser()
-    if folder.is_dir():
-        return _shape_of_folder(folder)
-    path = _in_hub_cache(model, "config.json")
-    if path is not None and (shape := _shape_of_config(path, "its configuration here")):
-        return shape
+    if model == EMBEDDED_MODEL:
+        return _EMBEDDED
+    config = _file_of(model, "config.json")
+    if config is not None:
+        return _shape_in(config)
     sizes = re.findall(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([bBmM])(?![A-Za-z0-9])", model)
     if not sizes:
         return None
     number, unit = sizes[-1]
-    return _guessed(float(number) * (1e9 if unit in "bB" else 1e6), "the size in its name")
+    parameters = float(number) * (1e9 if unit in "bB" else 1e6)
+    # About 115 hidden numbers a layer, and 12 hidden^2 weights in each.
+    hidden = round((parameters * 115 / 12) ** (1 / 3))
+    vocabulary = int(min(131_072, parameters / 3 / max(hidden, 1)))
+    layers, source = max(2, round(hidden / 115)), "the size in its name"
+    return Shape(parameters, layers, hidden, 3 * hidden, vocabulary, True, source, True)
 
 
-def parameters_of(model: str) -> float | None:
-    """How many weights a model has, or None; see :func:`shape_of`."""
-    shape = shape_of(model)
-    return shape.parameters if shape else None
+def _file_of(model: str, name: str) -> Path | None:
+    """A model's file in its folder or in the hub's cache; asks no network."""
+    folder = assets.find(model).folder if model in EMBEDDED_MODELS else Path(model).expanduser()
+    if folder.is_dir() or model in EMBEDDED_MODELS:
+        paths = [folder / name, *sorted(folder.glob(f"snapshots/*/{name}"))]
+        return next((path for path in paths if path.is_file()), None)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        path = try_to_load_from_cache(model, name)
+    except (HFValidationError, OSError, ValueError):
+        return None
+    return Path(path) if isinstance(path, str) else None
 
 
-def _shape_of_config(path: Path, source: str) -> Shape | None:
-    """From a ``config.json``, the parameters counted; None where a number is missing."""
+def _shape_in(path: Path) -> Shape | None:
+    """From a ``config.json`` and the weights beside it; None where a number is missing."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         text = config.get("text_config") or config
@@ -113,43 +120,13 @@ def _shape_of_config(path: Path, source: str) -> Shape | None:
         layer = 2 * hidden * head_size * (heads + key_values)
         layer += 3 * hidden * intermediate + 2 * hidden
         total = vocabulary * hidden * (1 if tied else 2) + layers * layer + hidden
+        files = path.parent.glob("*.safetensors")
+        tensors = [one for file in files for one in read_tensors(file) if "vision" not in one.name]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Shape(total, layers, hidden, intermediate, vocabulary, tied, source)
-
-
-def _shape_of_folder(folder: Path) -> Shape | None:
-    counted = 0
-    for file in [*folder.glob("*.safetensors"), *folder.glob("snapshots/*/*.safetensors")]:
-        try:
-            tensors = [one for one in read_tensors(file) if "vision" not in one.name]
-        except UserError:
-            return None
-        counted += sum(math.prod(tensor.shape) for tensor in tensors)
-    for path in (folder / "config.json", *sorted(folder.glob("snapshots/*/config.json"))):
-        if shape := _shape_of_config(path, "its configuration"):
-            return replace(shape, parameters=counted, source="its files") if counted else shape
-    return _guessed(counted, "its files") if counted else None
-
-
-def _in_hub_cache(model: str, name: str) -> Path | None:
-    """A file of a hub model if it has been downloaded before; asks no network."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        path = try_to_load_from_cache(model, name)
-    except (HFValidationError, OSError, ValueError):
-        return None
-    return Path(path) if isinstance(path, str) else None
-
-
-def _guessed(parameters: float, source: str) -> Shape:
-    """The usual proportions: about 115 hidden numbers a layer, and 12 hidden^2 weights in each."""
-    hidden = round((parameters * 115 / 12) ** (1 / 3))
-    layers = max(2, round(hidden / 115))
-    vocabulary = int(min(131_072, parameters / 3 / max(hidden, 1)))
-    return Shape(parameters, layers, hidden, 3 * hidden, vocabulary, True, source, True)
+    counted = sum(math.prod(tensor.shape) for tensor in tensors)
+    source = "its files" if counted else "its configuration"
+    return Shape(counted or total, layers, hidden, intermediate, vocabulary, tied, source)
 
 
 # How much there is to compute, counted on the items themselves.
@@ -176,11 +153,13 @@ class Work:
         return self.tokens / self.items if self.items else 0.0
 
 
-def evaluation_work(config: EvalConfig) -> Work:
-    """The items that the configuration selects, a sample of them tokenised.
+def work_of(config: EvalConfig | FinetuneConfig) -> Work:
+    """What an evaluation's items or a fine-tune's samples amount to, some of them tokenised.
 
-    UserError where items or tokenizer are not on this machine, and for a bad selection.
+    UserError where they or a tokenizer are not on this machine, and for a bad selection.
     """
+    if isinstance(config, FinetuneConfig):
+        return _training_work(config)
     if not config.tasks:
         return Work(0, 0.0, 0.0)
     if any(task in TASKS for task in config.tasks):
@@ -191,7 +170,7 @@ def evaluation_work(config: EvalConfig) -> Work:
     tokenizer, remark = _tokenizer_for(config.model)
     if config.chat_template:
         remark += "; the chat template's own tokens are not counted"
-    selection = tuple((name, getattr(config, name)) for name in _SELECTION)
+    selection = tuple((name, getattr(config, name)) for name in SELECTION)
     files = [file for file in (*config.tasks, config.items_file or "") if os.path.isfile(file)]
     stamps = tuple(map(os.path.getmtime, files))
     causal = parse_regime(config.regime).is_causal
@@ -199,29 +178,13 @@ def evaluation_work(config: EvalConfig) -> Work:
     return replace(counted, remark=remark.strip("; "))
 
 
-_SELECTION = (
-    "tasks",
-    "split",
-    "limit",
-    "sample",
-    "seed",
-    "fold",
-    "context",
-    "num_fewshot",
-    "repeat_prompt",
-    "data_source",
-    "items_file",
-)
-
-
 @lru_cache(maxsize=64)
 def _counted_items(
     selection: tuple[tuple[str, Any], ...], stamps: tuple[float, ...], tokenizer: str, causal: bool
 ) -> Work:
     """``stamps``: when the user's own files were changed, so that others are counted anew."""
-    items = load_items(**dict(selection))
-    every = max(1, len(items) // SAMPLED)
-    sampled = items[::every]
+    items = load_selected(dict(selection))
+    sampled = items[:: max(1, len(items) // SAMPLED)]
     pairs = [
         (item.context(choice), text)
         for item in sampled
@@ -246,20 +209,14 @@ def _counted_items(
 
 def _tree_size(rows: list[list[int]]) -> int:
     """Tokens to run where rows that begin alike share their beginning."""
-    total = 0
-    before: list[int] = []
-    for row in sorted(rows):
-        pairs = zip(before, row, strict=False)
-        shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(before), len(row)))
-        total, before = total + len(row) - shared, row
+    total = sum(map(len, rows))
+    for before, row in itertools.pairwise(sorted(rows)):
+        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, row, strict=False))
+        total -= len(list(alike))
     return total
 
 
-def training_work(config: FinetuneConfig) -> Work:
-    """Samples, tokens and steps of a fine-tune, a sample of its data tokenised.
-
-    UserError where data or tokenizer are not on this machine.
-    """
+def _training_work(config: FinetuneConfig) -> Work:
     tokenizer, remark = _tokenizer_for(config.model)
     embedded = config.data in MIXTURES
     if embedded and assets.missing(["eval-data"]):
@@ -268,13 +225,13 @@ def training_work(config: FinetuneConfig) -> Work:
         raise UserError(f"samples of '{config.data}' are counted when they are read")
     columns = Columns(config.prompt_column, config.response_column, config.messages_column)
     stamp = 0.0 if embedded else os.path.getmtime(config.data)
-    lengths = _sample_lengths(config.data, columns, config.assistant_turns, stamp, tokenizer)
+    found = _sample_lengths(config.data, columns, config.assistant_turns, stamp, tokenizer)
     if config.over_long == "drop":
-        lengths = lengths[lengths["total"] <= config.max_tokens]
-    if lengths.empty:
+        found = found[found[:, 0] <= config.max_tokens]
+    if not len(found):
         raise UserError(f"--data {config.data}: no sample of it can be used")
-    kept = lengths[["total", "answer"]].clip(upper=config.max_tokens)
-    total, answer = np.average(kept, axis=0, weights=lengths["weight"])
+    kept = found[:, :2].clip(max=config.max_tokens)
+    total, answer = np.average(kept, axis=0, weights=found[:, 2])
     n_samples = config.steps * config.batch_samples
     return Work(n_samples, n_samples * total, n_samples * answer, config.steps, remark)
 
@@ -282,8 +239,8 @@ def training_work(config: FinetuneConfig) -> Work:
 @lru_cache(maxsize=8)
 def _sample_lengths(
     data: str, columns: Columns, turns: str, stamp: float, tokenizer: str
-) -> pd.DataFrame:
-    """Samples spread over the data: ``total`` and ``answer`` tokens, and how many each stands for."""
+) -> np.ndarray:
+    """Samples spread over the data, [sample, 3]: all tokens, the answer's, and how many are like it."""
     if data in MIXTURES:
         pairs = outline(data, assets.mixture_dir())  # type: ignore[arg-type]
     else:
@@ -292,8 +249,7 @@ def _sample_lengths(
     encode = _read_tokenizer(tokenizer).encode_batch_fast
     prompts = np.array([len(one.ids) for one in encode([prompt for prompt, _ in pairs])])
     total = np.array([len(one.ids) + 1 for one in encode([p + answer for p, answer in pairs])])
-    weights = np.array(list(pairs.values()))
-    return pd.DataFrame({"total": total, "answer": total - prompts, "weight": weights})
+    return np.stack([total, total - prompts, np.array(list(pairs.values()))], axis=1)
 
 
 def _pairs(data: str, columns: Columns, turns: str) -> list[tuple[str, str]]:
@@ -312,25 +268,12 @@ def _pairs(data: str, columns: Columns, turns: str) -> list[tuple[str, str]]:
 
 def _tokenizer_for(model: str) -> tuple[str, str]:
     """The path of a ``tokenizer.json`` to count with, and what to say of it."""
-    if (path := _tokenizer_file(model)) is not None:
+    if (path := _file_of(model, "tokenizer.json")) is not None:
         return str(path), ""
-    if (path := _tokenizer_file(EMBEDDED_MODEL)) is not None:
+    if (path := _file_of(EMBEDDED_MODEL, "tokenizer.json")) is not None:
         remark = f"tokens counted with {EMBEDDED_MODEL}'s tokenizer; the model's own is not here"
         return str(path), remark
     raise UserError("no tokenizer is on this machine yet, so tokens were not counted")
-
-
-def _tokenizer_file(model: str) -> Path | None:
-    if model in EMBEDDED_MODELS:
-        folder = assets.find(model).folder
-        if assets.missing([model]):
-            return None
-    else:
-        folder = Path(model).expanduser()
-        if not folder.is_dir():
-            return _in_hub_cache(model, "tokenizer.json")
-    found = [folder / "tokenizer.json", *sorted(folder.glob("snapshots/*/tokenizer.json"))]
-    return next((path for path in found if path.is_file()), None)
 
 
 @lru_cache(maxsize=1)
@@ -355,93 +298,60 @@ PROGRAM_BYTES = 1.0e9  # Python, torch and its libraries
 LOGIT_BYTES = {"cpu": 0.1e9, "gpu": 2e9, "mps": 0.5e9}  # float32 copies of logits made at once
 
 
-@dataclass(frozen=True)
-class Training:
-    """What of a fine-tune changes its cost."""
-
-    full: bool = True
-    lora_rank: int = 8
-    teacher: bool = False  # the base model's predictions are needed
-    anchor: bool = False  # a second pass of the student
-    recompute: bool = False  # gradient checkpointing
-
-    @property
-    def forwards(self) -> float:
-        """Passes, counted in forward passes."""
-        each = (3.0 if self.full else 2.0) + self.recompute
-        return each * (2 if self.anchor else 1) + self.teacher
-
-    def trained(self, shape: Shape) -> float:
-        """How many weights the optimizer has."""
-        if self.full:
-            return shape.parameters
-        return shape.layers * self.lora_rank * (8 * shape.hidden + 3 * shape.intermediate)
+Settings = Mapping[str, Any]  # of a fine-tune, given or recorded
 
 
-def training_of(settings: Mapping[str, Any]) -> Training:
-    """From a fine-tune's settings, given or recorded."""
-    anchor = bool(settings.get("causal_anchor"))
-    return Training(
-        full=settings.get("method") != "lora",
-        lora_rank=int(settings.get("lora_rank") or 8),
-        teacher=anchor or settings.get("objective") == "distill",
-        anchor=anchor,
-        recompute=bool(settings.get("gradient_checkpointing")),
-    )
+def _needs_base(tune: Settings) -> bool:
+    return bool(tune.get("causal_anchor")) or tune.get("objective") == "distill"
 
 
-def operations(shape: Shape, work: Work, training: Training | None = None) -> float:
-    """Operations of an evaluation, or of a fine-tune."""
+def operations(shape: Shape, work: Work, tune: Settings | None = None) -> float:
+    """Operations of an evaluation or, with its settings, of a fine-tune."""
     each = 2 * shape.body + 4 * shape.layers * shape.hidden * work.length
     once = each * work.tokens + 2 * shape.head * work.predicted
-    return once * (training.forwards if training else 1.0)
+    if tune is None:
+        return once
+    backward = 1.0 if tune.get("method") == "lora" else 2.0
+    passes = 1 + backward + bool(tune.get("gradient_checkpointing"))
+    # An anchor is a second pass of the student.
+    return once * (passes * (2 if tune.get("causal_anchor") else 1) + _needs_base(tune))
 
 
-def evaluation_bytes(
-    shape: Shape, work: Work | None, device: str, width: int, at_once: int | None = None
+def bytes_needed(
+    shape: Shape,
+    work: Work | None,
+    device: str,
+    dtype: str,
+    tune: Settings | None = None,
+    at_once: int | None = None,
 ) -> float:
-    """Bytes a device (cpu, gpu or mps) holds at most in an evaluation; ``width``: of a number.
+    """Bytes a device (cpu, gpu or mps) holds at most; ``at_once``: tokens of a batch, None for auto.
 
     Without ``work`` every token of a batch is taken to predict something.
     """
-    batch = float(at_once or AUTO_BATCH_TOKENS["cuda" if device == "gpu" else device])
-    share = work.predicted / work.tokens if work and work.tokens else 1.0
-    batch = min(batch, work.tokens) if work else batch
+    width = BYTES.get(dtype, 4)
+    usual = AUTO_BATCH_TOKENS if tune is None else MICRO_TOKENS
+    batch, share = float(at_once or usual["cuda" if device == "gpu" else device]), 1.0
+    if work is not None and work.tokens:
+        batch, share = min(batch, work.tokens / (work.steps or 1)), work.predicted / work.tokens
     logits = batch * share * shape.vocabulary
-    copies = min(LOGIT_BYTES[device], 8 * logits)
-    held = shape.parameters * width + logits * width + copies
-    return held + batch * _left_by_token(shape, width) + PROGRAM_BYTES
-
-
-def training_bytes(
-    shape: Shape,
-    work: Work | None,
-    training: Training,
-    device: str,
-    width: int,
-    at_once: int | None = None,
-) -> float:
-    """Bytes a device holds at most in a fine-tune, as :func:`evaluation_bytes`."""
-    # float32: weight, gradient, two moments. Narrower: the same, the rounded weight and gradient.
-    held = (16 if width == 4 else 16 + 2 * width) * training.trained(shape)
-    held += shape.parameters * width * ((not training.full) + training.teacher)
-    batch = float(at_once or MICRO_TOKENS["cuda" if device == "gpu" else device])
-    batch = min(batch, work.tokens / work.steps) if work else batch
-    share = work.predicted / work.tokens if work else 1.0
-    layer = _left_by_token(shape, width)
-    # With checkpointing: each layer's input, and one layer whole.
-    kept = (
-        layer + shape.layers * shape.hidden * width if training.recompute else shape.layers * layer
-    )
-    copies = (width + 12) * (2 if training.teacher else 1)
-    logits = min(batch * share * shape.vocabulary * copies, 3 * LOGIT_BYTES[device])
-    return held + batch * kept + logits + PROGRAM_BYTES
-
-
-def _left_by_token(shape: Shape, width: int) -> float:
-    """Bytes that a token leaves in one layer."""
     upcast = 12 * shape.hidden if width < 4 else 0
-    return (14 * shape.hidden + 4 * shape.intermediate) * width + upcast
+    layer = (14 * shape.hidden + 4 * shape.intermediate) * width + upcast  # of a token
+    if tune is None:
+        held = shape.parameters * width + logits * width + min(LOGIT_BYTES[device], 8 * logits)
+        return held + batch * layer + PROGRAM_BYTES
+    trained, frozen = shape.parameters, int(_needs_base(tune))
+    if tune.get("method") == "lora":
+        rank = int(tune.get("lora_rank") or 8)
+        trained = shape.layers * rank * (8 * shape.hidden + 3 * shape.intermediate)
+        frozen += 1
+    # float32: weight, gradient, two moments. Narrower: the same, the rounded weight and gradient.
+    held = (16 if width == 4 else 16 + 2 * width) * trained + shape.parameters * width * frozen
+    kept = shape.layers * layer
+    if tune.get("gradient_checkpointing"):  # each layer's input, and one layer whole
+        kept = layer + shape.layers * shape.hidden * width
+    copies = (width + 12) * (2 if _needs_base(tune) else 1)
+    return held + batch * kept + min(logits * copies, 3 * LOGIT_BYTES[device]) + PROGRAM_BYTES
 
 
 def kind_of(device: str) -> str:

@@ -9,27 +9,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.provenance import package_versions
 from bidir_core.data.assets import EMBEDDED_MODELS
-from bidir_core.jobs.cost_model import (
-    BYTES,
-    Shape,
-    Training,
-    evaluation_bytes,
-    kind_of,
-    shape_of,
-    training_bytes,
-)
+from bidir_core.jobs.cost_model import Shape, bytes_needed, kind_of, shape_of
 
 OK, FAILED = 0, 1
-
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", "streamlit")
 
 # One of each size that people ask about; sizes are read from the names.
 MODELS = (
@@ -44,7 +34,12 @@ MODELS = (
 # A sliding window and grouped heads: what a plain family would not show.
 PROBED_FAMILIES = ("llama", "gemma3")
 
-STAGES = ("evaluate", "fine-tune, LoRA", "fine-tune, full")
+# Each with its settings, if it trains.
+STAGES: dict[str, dict[str, str] | None] = {
+    "evaluate": None,
+    "fine-tune, LoRA": {"method": "lora"},
+    "fine-tune, full": {"method": "full"},
+}
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -118,23 +113,13 @@ def diagnose() -> Diagnosis:
     return Diagnosis(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}, {os.cpu_count()} cores",
-        packages=_packages(),
+        packages=package_versions(),
         devices=devices,
         folders=folders,
         assets=_assets(),
         fits=tuple(_fits(devices)),
         problems=tuple(problems),
     )
-
-
-def _packages() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _devices() -> Iterator[Device]:
@@ -299,18 +284,9 @@ def _fits(devices: tuple[Device, ...]) -> Iterator[Fit]:
         shape = shape_of(model)
         for device in devices:
             kind = kind_of(device.name)
-            width = BYTES["bfloat16" if kind == "gpu" else "float32"]
-            needed = {}
-            if shape is not None:
-                needed = {
-                    "evaluate": evaluation_bytes(shape, None, kind, width),
-                    "fine-tune, LoRA": training_bytes(
-                        shape, None, Training(full=False), kind, width
-                    ),
-                    "fine-tune, full": training_bytes(shape, None, Training(), kind, width),
-                }
-            for stage in STAGES:
-                n_bytes = needed.get(stage)
+            dtype = "bfloat16" if kind == "gpu" else "float32"
+            for stage, tune in STAGES.items():
+                n_bytes = bytes_needed(shape, None, kind, dtype, tune) if shape else None
                 fits = None if n_bytes is None else n_bytes <= device.total_bytes
                 yield Fit(model, stage, device.name, n_bytes, fits)
 
@@ -320,7 +296,8 @@ def to_text(found: Diagnosis) -> str:
     from bidir_core.data.assets import default_names
 
     lines = [f"python {found.python} on {found.system}"]
-    lines.append(", ".join(f"{name} {version}" for name, version in found.packages.items()))
+    others = (f"{name} {version}" for name, version in found.packages.items() if name != "python")
+    lines.append(", ".join(others))
     for device in found.devices:
         lines += [
             "",

@@ -10,7 +10,7 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from bidir_core.jobs.cost_model import Work, kind_of, operations, shape_of, training_of
+from bidir_core.jobs.cost_model import Work, kind_of, operations, shape_of
 from bidir_core.jobs.job import Job
 from bidir_core.runs.metrics import peak_of
 from bidir_core.runs.run import Run
@@ -25,7 +25,6 @@ class Measured:
     ``work``: see :func:`kind_of_work`. ``device``: cpu, mps or gpu.
     """
 
-    run: str
     work: str
     model: str
     device: str
@@ -68,31 +67,34 @@ def _torch_version() -> str | None:
 def measured(run: Run) -> Measured | None:
     """What a run took, or None if it is unfinished or says nothing of it."""
     metrics, settings = run.metrics or {}, run.settings
-    cost = metrics.get("cost") if run.state == "done" else None
-    if not isinstance(cost, dict) or cost.get("shared_device"):
+    cost = _cost(run) if run.state == "done" else {}
+    if cost.get("shared_device"):
         return None  # with other work on the device its seconds say nothing
     seconds, computed = cost.get("seconds"), cost.get("computed_tokens")
     if not seconds or not computed or seconds < SHORTEST_SECONDS:
         return None
     device, shape = kind_of(str(cost.get("device") or "cpu")), shape_of(run.model)
-    if run.config.get("kind") == "finetune":
-        steps = int(settings.get("steps") or 1)
-        samples = steps * int(settings.get("batch_samples") or 1)
-        predicted = float(metrics.get("loss_tokens") or computed)
-        work, training = Work(samples, computed, predicted, steps), training_of(settings)
-    else:
+    tune = settings if run.config.get("kind") == "finetune" else None
+    if tune is None:
         predicted = cost.get("continuation_tokens") or computed
-        work, training = Work(metrics.get("n_items") or 0, computed, predicted), None
+        work = Work(metrics.get("n_items") or 0, computed, predicted)
+    else:
+        steps = int(tune.get("steps") or 1)
+        samples = steps * int(tune.get("batch_samples") or 1)
+        work = Work(samples, computed, float(metrics.get("loss_tokens") or computed), steps)
     sharing = 1 if device == "cpu" else int(cost.get("processes") or 1)
     return Measured(
-        run=run.id,
-        work=kind_of_work(settings if training else {}),
+        work=kind_of_work(tune or {}),
         model=run.model,
         device=device,
-        rate=None if shape is None else operations(shape, work, training) / seconds / sharing,
+        rate=None if shape is None else operations(shape, work, tune) / seconds / sharing,
         memory_bytes=peak_of(cost),
         dtype=str(run.config.get("dtype") or "float32"),
     )
+
+
+def _cost(run: Run) -> dict[str, Any]:
+    return (run.metrics or {}).get("cost") or {}
 
 
 def start_seconds(known: Sequence[Job], command: str = "eval") -> float | None:
@@ -103,31 +105,12 @@ def start_seconds(known: Sequence[Job], command: str = "eval") -> float | None:
     for job in mine[:20]:
         if job.stored_state != "done" or job.attempt > 1 or job.seconds is None:
             continue
-        costs = [(Run(path).metrics or {}).get("cost") or {} for path in job.run_paths]
-        computing = sum(cost.get("seconds") or 0 for cost in costs)
+        computing = sum(_cost(Run(path)).get("seconds") or 0 for path in job.run_paths)
         if computing:
             spent.append(max(0.0, job.seconds - computing))
     return statistics.median(spent) if spent else None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """An estimate beside what it really took."""
-
-    seconds: float | None
-    estimated_seconds: float | None
-    memory_bytes: float | None
-    estimated_memory_bytes: float | None
-
-
-def outcome(job: Job) -> Outcome | None:
-    """The estimate of a finished job beside what it took; None for an unfinished or resumed one."""
-    if job.state != "done" or job.attempt > 1:
-        return None
-    peaks = [peak_of((Run(path).metrics or {}).get("cost") or {}) for path in job.run_paths]
-    return Outcome(
-        seconds=job.seconds,
-        estimated_seconds=job.estimate.get("seconds"),
-        memory_bytes=max((peak for peak in peaks if peak), default=None),
-        estimated_memory_bytes=job.estimate.get("memory_bytes"),
-    )
+def peak_bytes(job: Job) -> int | None:
+    """The most memory that the runs of a finished job took."""
+    return max(filter(None, (peak_of(_cost(Run(path))) for path in job.run_paths)), default=None)

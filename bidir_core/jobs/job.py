@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import Damaged, read_bytes, write_json
-from bidir_core.common.progress import PHASES
+from bidir_core.common.files import Damaged, write_json
+from bidir_core.common.progress import PHASES, RUNS
 from bidir_core.regimes import parse_regimes
 from bidir_core.runs import shapes
 from bidir_core.runs.layout import runs_roots
-from bidir_core.runs.read import read_object
+from bidir_core.runs.read import read_object, tail
 from bidir_core.runs.status import is_alive, process_identity
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
@@ -27,25 +27,18 @@ JobState = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
 COMMANDS = ("eval", "finetune", "pipeline", "probe", "lab", "attend", "why", "recommend")
 
 # What a job.json may hold; see bidir_core.runs.shapes.
-SHAPE = shapes.Fields(
-    {
-        **dict.fromkeys(
-            ("id", "device", "key", "title", "cwd", "resume_run", "error"), shapes.TEXT
-        ),
-        **dict.fromkeys(("created", "queued", "started", "finished"), shapes.SECONDS),
-        **dict.fromkeys(("cancel_at", "grace_seconds"), shapes.SECONDS),
-        "words": shapes.Kind(
-            f"a list of texts that begins with one of {', '.join(COMMANDS)}",
-            lambda v: shapes.problem(v, shapes.TEXTS) is None and v[:1] and v[0] in COMMANDS,
-        ),
-        "stored_state": shapes.Kind("a job's state", lambda v: v in get_args(JobState)),
-        "attempt": shapes.COUNT,
-        "process": shapes.PROCESS,
-        "estimate": shapes.Fields(
-            {"seconds": shapes.NUMBER, "memory_bytes": shapes.NUMBER},
-        ),
-    },
-    needs=("id", "words", "device"),
+SHAPE = shapes.fields(
+    text="id device key title cwd resume_run error",
+    seconds="created queued started finished cancel_at grace_seconds",
+    count="attempt",
+    words=shapes.Kind(
+        f"a list of texts that begins with one of {', '.join(COMMANDS)}",
+        lambda v: shapes.problem(v, shapes.TEXTS) is None and v[:1] and v[0] in COMMANDS,
+    ),
+    stored_state=shapes.Kind("a job's state", lambda v: v in get_args(JobState)),
+    process=shapes.PROCESS,
+    estimate=shapes.fields(number="seconds memory_bytes"),
+    needs="id words device",
 )
 MOST_RUNS_BYTES = 1 << 20
 
@@ -132,11 +125,7 @@ class Job:
     @property
     def phase(self) -> str:
         """What its process began last before its run has progress to tell; empty if unknown."""
-        try:
-            data = read_bytes(self.folder / PHASES, MOST_RUNS_BYTES)
-        except (FileNotFoundError, Damaged):
-            return ""
-        lines = data.decode("utf-8", errors="replace").splitlines()
+        lines = tail(self.folder / PHASES, MOST_RUNS_BYTES).splitlines()
         return lines[-1] if lines else ""
 
     def made(self, path: Path | None) -> bool:
@@ -158,11 +147,7 @@ class Job:
     @property
     def run_paths(self) -> list[Path]:
         """The run folders it wrote to, in order, those that still exist."""
-        try:
-            data = read_bytes(self.folder / "runs.txt", MOST_RUNS_BYTES)
-        except (FileNotFoundError, Damaged):
-            return []
-        text = data.decode("utf-8", errors="replace").replace("\0", "")
+        text = tail(self.folder / RUNS, MOST_RUNS_BYTES).replace("\0", "")
         paths = (Path(line) for line in dict.fromkeys(text.splitlines()) if line)
         return [path for path in paths if path.is_dir()]
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import gc
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -42,8 +43,7 @@ from bidir_core.train.data import check_data
 from bidir_core.train.finetune import resume_finetune, run_finetune
 
 
-@dataclass(frozen=True)
-class Planned:
+class Planned(NamedTuple):
     """A stage, and the run that it is or was: None if there is none yet."""
 
     stage: Stage
@@ -67,19 +67,15 @@ def run_pipeline(config: PipelineConfig, *, out: Path | None = None, csv: bool =
     loader = _Loader(config)
     runs: dict[str, Run] = {}
     crew = processes.team(config.device)
-    for number, stage in enumerate(stages, 1):
-        # Of several processes one looks: a folder may look different a moment later.
-        found = crew.on_main(partial(find_run_of, stage, stages, runs, known, config))
+    for number, (stage, found) in enumerate(_planned(stages, runs, known, config, crew), 1):
         where = f"stage {number} of {len(stages)}: {stage.title}"
-        if found is not None and found.state == "done":
-            say(f"{where}: done, {found.id}")
-            runs[stage.key] = found
+        if stage.key in runs:
+            say(f"{where}: done, {runs[stage.key].id}")
             continue
         if found is not None and found.state == "running":
             raise UserError(f"{where}: '{found.id}' is being written by another process; wait")
-        say(
-            f"{where}{f': resuming {found.id}' if found else ''}{_time_left(config, stages[number - 1 :], runs)}"
-        )
+        resuming = f": resuming {found.id}" if found else ""
+        say(f"{where}{resuming}{_time_left(config, stages[number - 1 :], runs)}")
         try:
             path = _run_stage(stage, found, runs, loader)
         except UserError as error:
@@ -96,18 +92,28 @@ def run_pipeline(config: PipelineConfig, *, out: Path | None = None, csv: bool =
     return crew.on_main(write)
 
 
-def look(config: PipelineConfig) -> list[Planned]:
-    """Each stage with the run it has, without starting anything."""
-    stages = plan(config)
-    known = preflight(config, stages)
-    runs: dict[str, Run] = {}
-    planned = []
+def _planned(
+    stages: Sequence[Stage],
+    runs: dict[str, Run],
+    known: Known,
+    config: PipelineConfig,
+    crew: processes.Team = processes.ALONE,
+) -> Iterator[Planned]:
+    """Each stage with the run it has; the finished ones are put into ``runs``, as those must be
+    that are finished before the next stage is asked for."""
     for stage in stages:
-        found = find_run_of(stage, stages, runs, known, config)
+        # Of several processes one looks: a folder may look different a moment later.
+        found = crew.on_main(partial(find_run_of, stage, stages, runs, known, config))
         if found is not None and found.state == "done":
             runs[stage.key] = found
-        planned.append(Planned(stage, found))
-    return planned
+        yield Planned(stage, found)
+
+
+def look(config: PipelineConfig, runs: dict[str, Run] | None = None) -> list[Planned]:
+    """Each stage with the run it has, without starting anything; ``runs`` gets the finished ones."""
+    stages = plan(config)
+    known = preflight(config, stages)
+    return list(_planned(stages, {} if runs is None else runs, known, config))
 
 
 def dry_run(config: PipelineConfig) -> str:
@@ -115,17 +121,15 @@ def dry_run(config: PipelineConfig) -> str:
     those that are left would take."""
     lines = []
     runs: dict[str, Run] = {}
-    every = look(config)
-    for number, planned in enumerate(every, 1):
-        stage, run = planned.stage, planned.run
+    every = look(config, runs)
+    for number, (stage, run) in enumerate(every, 1):
         state = "to do"
         if run is not None:
-            state = f"done, {run.id}" if planned.done else f"to resume, {run.id} is {run.state}"
-        if planned.done and run is not None:
-            runs[stage.key] = run
+            done = stage.key in runs
+            state = f"done, {run.id}" if done else f"to resume, {run.id} is {run.state}"
         lines += [f"{number}. {stage.title}: {state}", f"   {stage_line(stage, runs, run)}"]
     lines.append(f"report -> {report_path(config)}")
-    left = [planned.stage for planned in every if not planned.done]
+    left = [stage for stage, _ in every if stage.key not in runs]
     if left:
         lines += ["", to_text(estimated(config, stages=left, layer_rate=layer_rate), config)]
     return "\n".join(lines)

@@ -28,7 +28,6 @@ class Progress:
     eta_seconds: float | None = None
     unit: str = "item"
     stage: str = ""  # of a pipeline or sweep, e.g. "stage 3 of 9: fine-tune 3B, seed 0"
-    n_stages: int = 0
     metric: str = ""  # e.g. acc or loss
     value: float | None = None
     interval: stats.Estimate | None = None  # of an accuracy, on the items so far
@@ -40,11 +39,11 @@ class Progress:
 
 def progress(job: Job) -> Progress:
     """The progress of the run that a job writes now, and its newest measure."""
-    stage, n_stages = _stage(job) if job.words[0] == "pipeline" else ("", 0)
+    stage = _stage(job) if job.words[0] == "pipeline" else ""
     path = job.run_path
     run = Run(path) if path is not None else None
     if run is None or (job.state == "running" and run.state != "running"):
-        return Progress(stage=stage, n_stages=n_stages)  # loading, or between two stages
+        return Progress(stage=stage)  # loading, or between two stages
     status = run.status
     if job.words[0] == "lab":
         stage = str(status.get("point") or "")
@@ -64,19 +63,15 @@ def progress(job: Job) -> Progress:
         eta_seconds=status.get("eta_seconds"),
         unit=_UNITS.get(str(run.config.get("kind")), "item"),
         stage=stage,
-        n_stages=n_stages,
         metric=metric,
         value=value,
         interval=interval,
     )
 
 
-def _stage(job: Job) -> tuple[str, int]:
+def _stage(job: Job) -> str:
     found = _STAGE.findall(log_tail(job, lines=400, n_bytes=64_000))
-    if not found:
-        return "", 0
-    number, total, title = found[-1]
-    return f"stage {number} of {total}: {title}", int(total)
+    return "stage {} of {}: {}".format(*found[-1]) if found else ""
 
 
 def _accuracy(run: Run) -> stats.Estimate | None:

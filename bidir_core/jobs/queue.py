@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import Damaged, open_plain, write_json
+from bidir_core.common.files import Damaged, write_json
 from bidir_core.jobs.job import (
     COMMANDS,
     GRACE_SECONDS,
@@ -29,7 +29,7 @@ from bidir_core.jobs.job import (
     worker_lives,
 )
 from bidir_core.runs.layout import refuse_if_read_only
-from bidir_core.runs.read import read_object
+from bidir_core.runs.read import read_object, tail
 
 START_SECONDS = 15.0  # that a worker may take to appear on a busy machine
 
@@ -229,13 +229,7 @@ def _read(folder: Path, job_id: str) -> Job | None:
 
 def log_tail(job: Job, lines: int = 20, n_bytes: int = 16_000) -> str:
     """The end of what the command printed; of a progress bar only its newest state."""
-    try:
-        with open_plain(job.log) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - n_bytes))
-            text = file.read(n_bytes).decode("utf-8", errors="replace")
-    except (OSError, Damaged):
-        return ""
+    text = tail(job.log, n_bytes)
     shown = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
     return "\n".join([line for line in shown if line.strip()][-lines:])
 

@@ -19,12 +19,11 @@ from typing import Any
 import filelock
 
 from bidir_core.common.files import write_json
-from bidir_core.common.progress import PHASES
+from bidir_core.common.progress import JOB_DIR, PHASES
 from bidir_core.jobs.job import Job, child_environment, command_text, worker_file
 from bidir_core.jobs.queue import changing, find_job, list_jobs, log_tail, update
 from bidir_core.runs.status import is_alive, process_identity, this_process
 
-JOB_DIR_VARIABLE = "BIDIR_JOB_DIR"
 LOOK_SECONDS = 0.1  # how often a job's process and its cancel mark are looked at
 
 
@@ -79,7 +78,7 @@ def _run(job: Job) -> None:
                 start_new_session=True,  # a group of its own, so that a cancel reaches all of it
                 cwd=job.cwd if os.path.isdir(job.cwd) else None,
                 env=child_environment(
-                    **{JOB_DIR_VARIABLE: str(job.folder)},
+                    **{JOB_DIR: str(job.folder)},
                     PYTHONUNBUFFERED="1",
                     TQDM_MININTERVAL="1",
                 ),

@@ -45,16 +45,10 @@ def _folders(path: Path) -> list[Path]:
         return []
 
 
-def find_run(
-    ref: str | Path | Run,
-    roots: Sequence[Path | str] | None = None,
-    *,
-    allow_path: bool = True,
-) -> Run:
+def find_run(ref: str | Path | Run, roots: Sequence[Path | str] | None = None) -> Run:
     """The run that ``ref`` names: its id, a path to its folder, or a unique folder name.
 
-    ``allow_path=False`` for references that come from a URL. Raises UserError if there is none
-    or if several match.
+    Raises UserError if there is none or if several match.
     """
     if isinstance(ref, Run):
         return ref
@@ -65,7 +59,7 @@ def find_run(
         for root in searched:
             if is_run_folder(root / clean):
                 return Run(root / clean)
-    if allow_path and text and is_run_folder(Path(text).expanduser()):
+    if text and is_run_folder(Path(text).expanduser()):
         return Run(Path(text).expanduser())
     named = [run for run in list_runs(searched) if run.path.name == text]
     if len(named) == 1:

@@ -1,9 +1,7 @@
 """A run as lm-eval's own files: same names, same keys, so that its tools can read our scores.
 
-    DIR/<model>/results_<time>.json
-    DIR/<model>/samples_<task>_<time>.jsonl       one for each task
-
-All of an export's files are written, or none.
+DIR/<model>/results_<time>.json
+DIR/<model>/samples_<task>_<time>.jsonl       one for each task
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from bidir_core.common.version import __version__
 from bidir_core.data import item_texts
 from bidir_core.data.items import hash_doc
 from bidir_core.data.source import Doc
-from bidir_core.data.tasks import TASKS, load_items
+from bidir_core.data.tasks import TASKS, load_selected
 from bidir_core.runs.lm_eval_import import KEY, origin_of
 from bidir_core.runs.lm_eval_read import READ_VERSION
 from bidir_core.runs.metrics import NO_NORM_TASKS, standard_error
@@ -72,7 +70,7 @@ def export_run(run: Run, out: Path | str) -> tuple[list[Path], list[str]]:
                 f"{task}: the documents of {made_up:,} items are not here, so 'doc' holds their "
                 "contexts, continuations and gold; doc_hash is that of the real document"
             )
-    created = _created(run)
+    created = run.created or datetime.fromtimestamp(run.modified, UTC)  # the same at every export
     model = model_name(run)
     stamp = created.strftime("%Y-%m-%dT%H-%M-%S.%f")
     folder = Path(out).expanduser() / re.sub(r"[\"<>:/|\\?*\[\]]+", "__", model)
@@ -90,34 +88,20 @@ def export_run(run: Run, out: Path | str) -> tuple[list[Path], list[str]]:
 
 
 def _write(folder: Path, texts: Mapping[Path, str]) -> None:
-    """All files, or none; samples without the results, which a kill leaves, are written again."""
+    """Samples without the results, which a kill or a full disk leaves, are written again."""
     *_, results = texts
     if results.exists():
         raise UserError(f"{results} exists already; give another folder with --out")
-    written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
             with replacing(path) as temporary:
                 temporary.write_text(text, encoding="utf-8", errors="surrogatepass")
-            written.append(path)
-    except BaseException as error:
-        for path in written:
-            path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(
-                f"--out {folder.parent}: cannot be written ({error.strerror or error}); give "
-                "another folder"
-            ) from error
-        raise
-
-
-def _created(run: Run) -> datetime:
-    """When the run was started: the time in the files' names, the same at every export."""
-    try:
-        return datetime.fromisoformat(str(run.config.get("created"))).astimezone(UTC)
-    except ValueError:
-        return run.created or datetime.fromtimestamp(run.modified, UTC)
+    except OSError as error:
+        raise UserError(
+            f"--out {folder.parent}: cannot be written ({error.strerror or error}); give another "
+            "folder"
+        ) from error
 
 
 # A run's samples and results under lm-eval's keys, in lm-eval's order.
@@ -299,34 +283,19 @@ def join_texts(run: Run, records: Sequence[dict[str, Any]]) -> None:
     """Put the texts into records that have none, by building the run's items again."""
     if all(r["contexts"] is not None and r["continuations"] is not None for r in records):
         return
-    settings = run.settings
     lacking = f"the run '{run.id}' kept no texts (--compact)"
-    if settings.get("chat_template"):
+    if run.settings.get("chat_template"):
         raise UserError(
             f"{lacking} and was made with a chat template, which cannot be joined back; run it "
             "again without --compact to export it"
         )
-    source = str(settings.get("data_source") or "auto")
-    names = [str(task) for task in settings.get("tasks") or []]
-    fetched = source in ("auto", "wheel") and any(task in TASKS for task in names)
-    if fetched and not item_texts.data_are_here():
+    if not _data_are_here(run, run.settings.get("tasks") or []):
         raise UserError(
             f"{lacking} and the evaluation data are not in this machine's cache; `python -m "
             "bidir_core assets fetch eval-data` brings them"
         )
     try:
-        items = load_items(
-            names,
-            split=settings.get("split") or "validation",
-            limit=settings.get("limit"),
-            sample=settings.get("sample") or "first",
-            seed=settings.get("seed") or 0,
-            fold=settings.get("fold") or "all",
-            num_fewshot=settings.get("num_fewshot") or 0,
-            context=settings.get("context") or "full",
-            repeat_prompt=settings.get("repeat_prompt") or 1,
-            data_source=source,
-        )
+        items = load_selected({**run.settings, "items_file": None})  # others do no harm
     except UserError as error:
         raise UserError(f"{lacking} and they cannot be joined back: {error}") from error
     known = {(item.task, item.doc_id): item for item in items}
@@ -346,21 +315,14 @@ def documents(run: Run, task: str, records: Sequence[Record]) -> tuple[dict[int,
     Where the data are not here, or are others, the document is made of the record: what a user's
     own task has as its document anyway.
     """
-    docs = {
-        record["doc_id"]: {
-            "contexts": record["contexts"],
-            "continuations": record["continuations"],
-            "gold": record["gold"],
-        }
-        for record in records
-    }
-    settings = run.settings
-    some = settings.get("limit") is not None or settings.get("items_file") is not None
-    whole = not some and settings.get("fold", "all") == "all"
+    names = ("contexts", "continuations", "gold")
+    docs = {record["doc_id"]: {name: record[name] for name in names} for record in records}
+    chosen = [run.settings.get(name) for name in ("limit", "items_file")]
+    whole = chosen == [None, None] and run.settings.get("fold", "all") == "all"
     total = len(docs) if whole else None
-    source = str(run.settings.get("data_source") or "auto")
-    if task not in TASKS or (source in ("auto", "wheel") and not item_texts.data_are_here()):
+    if task not in TASKS or not _data_are_here(run, [task]):
         return docs, total
+    source = str(run.settings.get("data_source") or "auto")
     split = str(run.settings.get("split") or "validation")
     try:
         rows = TASKS[task].rows(split, source)
@@ -376,3 +338,10 @@ def documents(run: Run, task: str, records: Sequence[Record]) -> tuple[dict[int,
         if hash_doc(real) == hashes[doc_id]:
             docs[doc_id] = real
     return docs, len(rows)
+
+
+def _data_are_here(run: Run, tasks: Sequence[str]) -> bool:
+    """Nothing is fetched for an export."""
+    fetched = (run.settings.get("data_source") or "auto") in ("auto", "wheel")
+    built_in = any(task in TASKS for task in tasks)
+    return not (fetched and built_in) or item_texts.data_are_here()

@@ -27,13 +27,13 @@ from bidir_core.runs.lm_eval_read import (
     READ_VERSION,
     LmEvalOutput,
     Sample,
-    TaskSamples,
     choose_tasks,
     find_output,
     read_task,
 )
 from bidir_core.runs.records import make_record
 from bidir_core.runs.run import Run
+from bidir_core.runs.shapes import CONFIG, REGIME, SETTINGS, TEXT, Fields, Shape, problem
 from bidir_core.runs.writer import RunWriter
 
 
@@ -73,16 +73,16 @@ def import_results(
             f"--regime {regime}: {output.results_path.name} says it was made under "
             f"{origin['regime']}; leave the flag out"
         )
-    shots = _shots(output, names)
     read = {ours: read_task(output, theirs, ours) for theirs, ours in names.items()}
-    samples = [sample for one in read.values() for sample in one.samples]
-    settings, notes = settings_of(output, names, read, shots)
+    samples = [sample for found, _ in read.values() for sample in found]
+    settings, notes = _settings(output, names, {ours: found for ours, (found, _) in read.items()})
+    notes = [note for _, said in read.values() for note in said] + notes
     settings |= origin.get("settings", {}) | {"tasks": list(names.values()), "attn": None}
     settings["regime"] = origin.get("regime") or regime or "causal"
     settings["model"] = model or settings["model"]
-    facts = facts_of(output, names, samples, notes) | origin.get("facts", {})
+    facts = _facts(output, names, samples, notes) | origin.get("facts", {})
     if origin:
-        facts["source"] = f"imported from an export of '{origin['run']}', {date_of(output)}"
+        facts["source"] = f"imported from an export of '{origin['run']}', {_date(output)}"
     return Imported(_write(settings, facts, samples, name, runs_dir, output), tuple(notes))
 
 
@@ -108,7 +108,7 @@ def _names(chosen: Sequence[str], task_map: Mapping[str, str]) -> dict[str, str]
 
 def _shots(output: LmEvalOutput, names: Mapping[str, str]) -> int | None:
     """Solved examples before each item: one number for the run, None if nobody recorded it."""
-    found = {task: output.section("n-shot").get(task) for task in names}
+    found = {task: output.part("n-shot").get(task) for task in names}
     if len(set(map(str, found.values()))) > 1:
         said = ", ".join(f"{task} {n}" for task, n in found.items())
         raise UserError(
@@ -132,12 +132,16 @@ def _write(
     stage = stage_dir_for("eval", regime=settings["regime"], checkpoint=settings["checkpoint"])
     remove_left_overs(root / stage, ".importing-*")
     hidden = root / stage / f".importing-{os.getpid()}"
+    try:  # lm-eval's own seconds, which include loading; it counts no tokens
+        seconds = round(float(str(output.results.get("total_evaluation_time_seconds"))), 3)
+    except ValueError:
+        seconds = None
+    cost = {"seconds": seconds, "device": settings["device"]}
+    order = [(one.item.task, one.item.doc_id) for one in samples]
     try:
         with RunWriter.create(stage, settings, folder=hidden, **facts) as writer:
             writer.append(_record(sample) for sample in samples)
-            writer.finish(
-                cost=_cost(output), order=[(one.item.task, one.item.doc_id) for one in samples]
-            )
+            writer.finish(cost=cost, order=order)
         (hidden / "log.txt").write_text(
             "\n".join([facts["source"], *facts["imported"]["notes"]]) + "\n", encoding="utf-8"
         )
@@ -147,15 +151,6 @@ def _write(
         shutil.rmtree(hidden, ignore_errors=True)
         raise
     return folder
-
-
-def _cost(output: LmEvalOutput) -> dict[str, Any]:
-    """lm-eval's own seconds, which include loading; it counts no tokens."""
-    try:
-        seconds = round(float(str(output.results.get("total_evaluation_time_seconds"))), 3)
-    except ValueError:
-        seconds = None
-    return {"seconds": seconds, "device": str(output.section("config").get("device") or "")}
 
 
 def _record(sample: Sample) -> dict[str, Any]:
@@ -186,39 +181,38 @@ _MODEL_KEYS = ("pretrained", "model", "path", "engine")
 _TASK_VERSION = 1.0  # of lm-eval's tasks that ours equal
 
 
-def settings_of(
-    output: LmEvalOutput,
-    names: Mapping[str, str],
-    read: Mapping[str, TaskSamples],
-    shots: int | None,
+def _settings(
+    output: LmEvalOutput, names: Mapping[str, str], read: Mapping[str, Sequence[Sample]]
 ) -> tuple[dict[str, Any], list[str]]:
     """The settings of our evaluations as far as lm-eval recorded them, and notes on the rest."""
-    config = output.section("config")
+    config = output.part("config")
     given = _model_args(config.get("model_args"))
-    notes = [note for one in read.values() for note in one.notes]
-    splits = {task: _split(output.row("configs", task)) for task in names}
-    if len(set(splits.values())) > 1:
-        said = ", ".join(f"{names[task]} {split}" for task, split in splits.items())
-        notes.append(f"the tasks are of different splits: {said}")
-    limit, limit_note = _limit(output, names, read)
-    notes += limit_note
+    # lm-eval scores the test split where a task has one, else the validation split.
+    configs = {task: output.part("configs", task) for task in names}
+    splits = {t: c.get("test_split") or c.get("validation_split") for t, c in configs.items()}
+    split = str(splits[next(iter(names))]) if len(set(map(str, splits.values()))) == 1 else None
+    limit, notes = _limit(output, names, read)
+    if split is None:
+        said = ", ".join(f"{names[task]} {one}" for task, one in splits.items())
+        notes.insert(0, f"the tasks are of different splits: {said}")
     for theirs, ours in names.items():
-        version = output.section("versions").get(theirs)
+        version = output.part("versions").get(theirs)
         if ours in TASKS and version not in (None, _TASK_VERSION):
             notes.append(f"{ours}: version {version} of lm-eval's task; ours is {_TASK_VERSION}")
     if output.others:
         notes.append(f"the newest of {output.others + 1} sets of files was read: {output.time}")
     if output.version and not output.version.startswith("0.4."):
         notes.append(f"lm-eval {output.version} is newer than what is tested ({READ_VERSION})")
-    seed = config.get("fewshot_seed")
-    first = all(one.samples[-1].item.doc_id == len(one.samples) - 1 for one in read.values())
+    shots, seed = _shots(output, names), config.get("fewshot_seed")
+    first = all(found[-1].item.doc_id == len(found) - 1 for found in read.values())
     revision = config.get("model_revision") or given.get("revision")
-    empty = all(not any(s.item.contexts) for one in read.values() for s in one.samples)
+    empty = not any(any(one.item.contexts) for found in read.values() for one in found)
+    named = next((str(given[key]) for key in _MODEL_KEYS if given.get(key)), None)
     settings = {
-        "model": _model_name(output, given),
+        "model": named or str(output.results.get("model_name") or config.get("model")),
         "revision": None if revision in (None, "main") else str(revision),
         "checkpoint": str(given["peft"]) if given.get("peft") else None,
-        "split": splits[next(iter(names))] if len(set(splits.values())) == 1 else None,
+        "split": None if split in (None, "None") else split,
         "limit": limit,
         "sample": "first" if first else None,
         "seed": seed - LM_EVAL_SEED if shots and isinstance(seed, int) else 0,
@@ -227,7 +221,7 @@ def settings_of(
         "bos": None,
         "chat_template": output.results.get("chat_template") is not None,
         "num_fewshot": shots,
-        "dtype": dtype_of(output),
+        "dtype": _dtype(output),
         "device": str(config.get("device") or ""),
         "batch_tokens": None,
         "data_source": None,
@@ -244,61 +238,45 @@ def _model_args(value: Any) -> dict[str, Any]:
     return {key.strip(): text for key, sign, text in parts if sign}
 
 
-def _model_name(output: LmEvalOutput, given: Mapping[str, Any]) -> str:
-    for key in _MODEL_KEYS:
-        if given.get(key):
-            return str(given[key])
-    config = output.section("config")
-    return str(output.results.get("model_name") or config.get("model") or "unknown model")
-
-
-def dtype_of(output: LmEvalOutput) -> str | None:
+def _dtype(output: LmEvalOutput) -> str | None:
     """The number format of the weights, None where nobody recorded it."""
-    config = output.section("config")
+    config = output.part("config")
     given = config.get("model_dtype") or _model_args(config.get("model_args")).get("dtype")
     text = str(given or "").removeprefix("torch.")
     return text if text and text != "auto" else None
 
 
-def _split(task_config: Mapping[str, Any]) -> str | None:
-    """lm-eval scores the test split where a task has one, else the validation split."""
-    split = task_config.get("test_split") or task_config.get("validation_split")
-    return str(split) if split else None
-
-
 def _limit(
-    output: LmEvalOutput, names: Mapping[str, str], read: Mapping[str, TaskSamples]
+    output: LmEvalOutput, names: Mapping[str, str], read: Mapping[str, Sequence[Sample]]
 ) -> tuple[int | None, list[str]]:
     """Items per task: None if every task is whole; the largest task's where nobody recorded it."""
-    originals = {
-        ours: output.row("n-samples", theirs).get("original") for theirs, ours in names.items()
-    }
-    if all(originals[ours] == len(one.samples) for ours, one in read.items()):
+    originals = [output.part("n-samples", theirs).get("original") for theirs in names]
+    if originals == [len(read[ours]) for ours in names.values()]:
         return None, []
-    said = output.section("config").get("limit")
+    said = output.part("config").get("limit")
     if isinstance(said, int | float) and said >= 1 and said == int(said):
         return int(said), []
-    largest = max(len(one.samples) for one in read.values())
+    largest = max(map(len, read.values()))
     if isinstance(said, float) and 0 < said < 1:
         return largest, [f"the limit was a share of each task, {said:g}"]
-    if all(isinstance(n, int) for n in originals.values()):
+    if all(isinstance(n, int) for n in originals):
         return largest, ["the items were chosen otherwise than by a limit"]
     return largest, [f"the limit is not recorded; the largest task has {largest:,} items"]
 
 
-def facts_of(
+def _facts(
     output: LmEvalOutput,
     names: Mapping[str, str],
     samples: Sequence[Sample],
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """What stands beside the settings in ``config.json``."""
-    results, config = output.results, output.section("config")
+    results, config = output.results, output.part("config")
     versions = {"lm-eval": output.version, "transformers": results.get("transformers_version")}
     return {
         "kind": IMPORTED,
         "source": f"imported from lm-eval {output.version or 'of unknown version'}, "
-        f"{date_of(output)}",
+        f"{_date(output)}",
         "packages": {name: str(version) for name, version in versions.items() if version},
         "git_commit": None,
         "model_fingerprint": None,
@@ -306,14 +284,14 @@ def facts_of(
         "data_fingerprint": data_fingerprint(sample.item for sample in samples),
         "bos_added": None,
         "attention": None,
-        "dtype": dtype_of(output),
+        "dtype": _dtype(output),
         "imported": {
             "format": "lm-eval",
             "version": output.version or None,
-            "date": date_of(output),
+            "date": _date(output),
             "results_file": output.results_path.name,
             "task_names": {theirs: ours for theirs, ours in names.items() if theirs != ours},
-            "task_versions": {t: output.section("versions").get(t) for t in names},
+            "task_versions": {t: output.part("versions").get(t) for t in names},
             "model": config.get("model"),
             "model_args": config.get("model_args"),
             "model_sha": config.get("model_sha") or None,
@@ -327,7 +305,7 @@ def facts_of(
     }
 
 
-def date_of(output: LmEvalOutput) -> str:
+def _date(output: LmEvalOutput) -> str:
     """When it was run; the files' own time (local, of that machine) where it is not said."""
     date = output.results.get("date")
     if isinstance(date, int | float) and 0 < date < 4e9:
@@ -338,16 +316,24 @@ def date_of(output: LmEvalOutput) -> str:
 # What an exported results file says about the run it came from, under the key ``bidir_core``.
 
 KEY = "bidir_core"
-_SETTINGS: dict[str, type] = dict.fromkeys(
-    ("model", "revision", "checkpoint", "split", "sample", "fold"), str
-)
-_SETTINGS |= dict.fromkeys(("context", "bos", "patch"), str)
-_SETTINGS |= dict.fromkeys(("limit", "seed", "num_fewshot", "repeat_prompt"), int)
-_SETTINGS |= {"chat_template": bool}
-_FACTS: dict[str, type] = dict.fromkeys(
-    ("model_fingerprint", "tokenizer_fingerprint", "dtype", "attention"), str
-)
-_FACTS |= {"bos_added": bool}
+_SETTINGS = [
+    "model",
+    "revision",
+    "checkpoint",
+    "split",
+    "sample",
+    "fold",
+    "context",
+    "bos",
+    "patch",
+    "limit",
+    "seed",
+    "num_fewshot",
+    "repeat_prompt",
+    "chat_template",
+]
+_FACTS = ["model_fingerprint", "tokenizer_fingerprint", "dtype", "attention", "bos_added"]
+_ORIGIN: dict[str, Shape] = {"run": TEXT, "regime": REGIME, "settings": SETTINGS, "facts": CONFIG}
 
 
 def origin_of(run: Run) -> dict[str, Any]:
@@ -365,20 +351,11 @@ def read_origin(output: LmEvalOutput) -> dict[str, Any]:
     block = output.results.get(KEY)
     if block is None:
         return {}
-    try:
-        return {
-            "run": str(block["run"])[:200],
-            "regime": str(parse_regime(block["regime"])),
-            "settings": _checked(block["settings"], _SETTINGS),
-            "facts": _checked(block["facts"], _FACTS),
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{output.results_path}: its part {KEY!r} is damaged: {error}") from error
-
-
-def _checked(values: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
-    for name, kind in kinds.items():
-        value = values.get(name)
-        if value is not None and type(value) is not kind:
-            raise TypeError(f"{name} is {str(value)[:40]!r}")
-    return {name: values.get(name) for name in kinds}
+    if said := problem(block, Fields(_ORIGIN, needs=tuple(_ORIGIN))):
+        raise UserError(f"{output.results_path}: its part {KEY!r} is damaged: {said}")
+    return {
+        "run": block["run"][:200],
+        "regime": str(parse_regime(block["regime"])),
+        "settings": {name: block["settings"].get(name) for name in _SETTINGS},
+        "facts": {name: block["facts"].get(name) for name in _FACTS},
+    }

@@ -29,6 +29,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.data.items import Item, choice_lengths, hash_doc
 from bidir_core.data.tasks import TASKS
 from bidir_core.runs.records import unusable
+from bidir_core.runs.shapes import ANY, TEXTS, Kind, ListOf, MapOf, fields, problem
 
 READ_VERSION = "0.4.13"  # of lm-eval: the tests read and write its output
 MOST_UNPACKED_BYTES = 1 << 30  # of a compressed file
@@ -37,16 +38,15 @@ _TIME = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
 # Older versions wrote the samples as one JSON list; either may be kept compressed.
 _RESULTS = re.compile(rf"(?!samples_).+_({_TIME})\.json(?:\.gz)?")
 _SAMPLES = re.compile(rf"samples_(.+)_({_TIME})\.jsonl?(?:\.gz)?")
-_DEEPEST = 4  # folders below the one given, in which output is looked for
 _NAMES = "results_<time>.json and samples_<task>_<time>.jsonl"
 
-# What a task's wrong type means, by lm-eval's word for it.
-_TYPES = {
-    "generate_until": "it is scored on generated text",
-    "loglikelihood": "it scores one text per document, without other choices",
-    "loglikelihood_rolling": "it measures perplexity, without choices",
-}
-_NEEDED = ("doc_id", "doc", "target", "arguments", "filtered_resps")
+_SAMPLE = fields(
+    doc_id=Kind("a row number", lambda v: type(v) is int and 0 <= v < 2**31),
+    doc=MapOf(ANY),
+    filtered_resps=ListOf(ANY),
+    needs="doc_id doc filtered_resps",
+    keys="target arguments",
+)
 
 # What reading a document of another shape than its task's may raise.
 _ODD_DOCUMENT = (KeyError, ValueError, IndexError, TypeError, AttributeError)
@@ -67,14 +67,11 @@ class LmEvalOutput:
         """lm-eval's version, or an empty text: older ones did not write it."""
         return str(self.results.get("lm_eval_version") or "")
 
-    def section(self, name: str) -> dict[str, Any]:
-        """A part of the results file by its key; empty where it is not there."""
-        value = self.results.get(name)
-        return value if isinstance(value, dict) else {}
-
-    def row(self, section: str, task: str) -> dict[str, Any]:
-        """What a part of the results file says about one task; empty where it says nothing."""
-        value = self.section(section).get(task)
+    def part(self, *keys: str) -> dict[str, Any]:
+        """An object inside the results file, such as a task's configuration; empty if not there."""
+        value: Any = self.results
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
         return value if isinstance(value, dict) else {}
 
 
@@ -88,16 +85,8 @@ class Sample:
     acc_norm: float | None
 
 
-@dataclass(frozen=True)
-class TaskSamples:
-    """All samples of a task, by ``doc_id``; ``notes`` are sentences a reader should see."""
-
-    samples: tuple[Sample, ...]
-    notes: tuple[str, ...] = ()
-
-
 class _Bad(ValueError):
-    """What is wrong with one line; the caller knows which."""
+    """What is wrong with a file or a line; the caller knows which."""
 
 
 # Which files belong together.
@@ -109,9 +98,8 @@ def find_output(path: Path) -> LmEvalOutput:
     Raises `UserError` for a path that is not there, a folder without lm-eval's files, samples
     without results, results without samples, and a results file that is none.
     """
-    time = None
+    time, folder = None, path.parent
     if path.is_file():
-        folder = path.parent
         named = _SAMPLES.fullmatch(path.name) or _RESULTS.fullmatch(path.name)
         if named is None:
             raise UserError(
@@ -122,7 +110,13 @@ def find_output(path: Path) -> LmEvalOutput:
         folder = _folder_with_output(path)
     else:
         raise UserError(f"{path} does not exist; give lm-eval's output folder or results file")
-    results, samples = _sets(folder)
+    results: dict[str, Path] = {}
+    samples: dict[str, dict[str, Path]] = {}
+    for file in sorted(folder.iterdir()):
+        if match := _SAMPLES.fullmatch(file.name):
+            samples.setdefault(match[2], {})[match[1]] = file
+        elif match := _RESULTS.fullmatch(file.name):
+            results[match[1]] = file
     time = time or max({*results, *samples})
     if time not in results:
         first = next(iter(samples[time].values()))
@@ -135,20 +129,18 @@ def find_output(path: Path) -> LmEvalOutput:
             f"{results[time]} has no samples_<task>_{time}.jsonl beside it; only a run made with "
             "--log_samples has items to read"
         )
-    found = path if path.is_file() and _RESULTS.fullmatch(path.name) else results[time]
     others = len({*results, *samples} - {time})
+    found = results[time]
     return LmEvalOutput(time, found, _read_results(found), samples[time], others)
 
 
 def _folder_with_output(path: Path) -> Path:
     """The folder itself or, as lm-eval makes one for each model, the only one below with output."""
-    if any(_sets(path)):
+    files = [file for file in path.rglob("*_*.json*") if file.is_file()]
+    files = [f for f in files if _SAMPLES.fullmatch(f.name) or _RESULTS.fullmatch(f.name)]
+    inside = sorted({file.parent for file in files})
+    if path in inside:
         return path
-    inside: list[Path] = []
-    level = [path]
-    for _ in range(_DEEPEST):
-        level = [sub for above in level for sub in _folders(above)]
-        inside += [sub for sub in level if any(_sets(sub))]
     if len(inside) == 1:
         return inside[0]
     if inside:
@@ -157,19 +149,9 @@ def _folder_with_output(path: Path) -> Path:
         raise UserError(
             f"{path} holds results of {len(inside)} models ({names}); give the folder of one"
         )
-    if (path / "results.json").is_file():
-        raise UserError(
-            f"{path / 'results.json'} has no time in its name: lm-eval before 0.4.3 wrote it; run "
-            f"the evaluation with a newer one ({READ_VERSION} is tested)"
-        )
-    raise UserError(f"{path} holds no lm-eval output; its files are called {_NAMES}")
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        return sorted(sub for sub in folder.iterdir() if sub.is_dir() and not sub.is_symlink())
-    except OSError:  # not ours to read
-        return []
+    raise UserError(
+        f"{path} holds no lm-eval output; its files are called {_NAMES} since lm-eval 0.4.3"
+    )
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -190,30 +172,24 @@ def _read_bytes(path: Path) -> bytes:
     return data
 
 
-def _sets(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Path]]]:
-    """time -> results file, and time -> task -> samples file."""
-    results: dict[str, Path] = {}
-    samples: dict[str, dict[str, Path]] = {}
+def _parse(data: bytes, **options: Any) -> Any:
     try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror}") from error
-    for path in paths:
-        if match := _SAMPLES.fullmatch(path.name):
-            samples.setdefault(match[2], {})[match[1]] = path
-        elif match := _RESULTS.fullmatch(path.name):
-            results[match[1]] = path
-    return results, samples
+        value = json.loads(data, **options)
+        if b"\\u" in data:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise _Bad("holds a lone surrogate, which is no text") from None
+    except (ValueError, RecursionError) as error:
+        raise _Bad(f"not JSON in UTF-8 ({error}); it may be cut short") from error
 
 
 def _read_results(path: Path) -> dict[str, Any]:
-    text = _read_bytes(path)
     try:
         # NaN, which lm-eval may write, would not go into our files.
-        value = json.loads(text, parse_constant=lambda _: None)
-        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON in UTF-8 ({error}); it may be cut short") from error
+        value = _parse(_read_bytes(path), parse_constant=lambda _: None)
+    except _Bad as error:
+        raise UserError(f"{path}: {error}") from error
     needed = ("results", "configs", "config")
     if not isinstance(value, dict) or not all(isinstance(value.get(k), dict) for k in needed):
         raise UserError(
@@ -231,19 +207,12 @@ def _read_results(path: Path) -> dict[str, Any]:
 
 def choose_tasks(output: LmEvalOutput, wanted: Sequence[str]) -> list[str]:
     """The tasks to read: those named, else all that were run (groups are sums, not tasks)."""
-    configs = output.section("configs")  # sorted by name; the results are in the order run
-    ordered = dict.fromkeys([*output.section("results"), *configs])
-    known = [task for task in ordered if task in configs]
+    configs = output.part("configs")  # sorted by name; the results are in the order run
+    known = [task for task in dict.fromkeys([*output.part("results"), *configs]) if task in configs]
     for task in wanted:
         if task not in known:
             raise UserError(
                 f"--tasks {task}: {output.results_path} has no such task; it has {', '.join(known)}"
-            )
-    for task, path in output.samples.items():
-        if task not in known:
-            raise UserError(
-                f"{path} is of task {task!r}, which {output.results_path.name} does not list; "
-                "these files are not of one run"
             )
     chosen = list(dict.fromkeys(wanted or known))
     there = ",".join(task for task in chosen if task in output.samples)
@@ -260,45 +229,43 @@ def choose_tasks(output: LmEvalOutput, wanted: Sequence[str]) -> list[str]:
 # One task's samples.
 
 
-def read_task(output: LmEvalOutput, task: str, name: str) -> TaskSamples:
-    """Read the samples of lm-eval's ``task``, which becomes our task ``name``.
+def read_task(output: LmEvalOutput, task: str, name: str) -> tuple[list[Sample], list[str]]:
+    """The samples of lm-eval's ``task``, our task ``name``, by ``doc_id``; and notes on them.
 
     Raises `UserError` naming file and line for a task without choices, a torn or edited file, and
     numbers that disagree with the results file.
     """
     path = output.samples[task]
-    kind = output.row("configs", task).get("output_type")
+    kind = output.part("configs", task).get("output_type")
     if kind not in (None, "multiple_choice"):
-        what = _TYPES.get(str(kind), "it has no choices with log-likelihoods")
         raise UserError(
-            f"{path}: the task {task!r} is of type {str(kind)[:40]}: {what}; only multiple_choice "
-            "can be imported, so choose those with --tasks"
+            f"{path}: the task {task!r} is of type {str(kind)[:40]}; only multiple_choice has a "
+            "log-likelihood for each choice, so choose such tasks with --tasks"
         )
-    text = _read_bytes(path)
     samples: dict[int, Sample] = {}
     lines: dict[int, int] = {}
-    edited = 0
-    filters: dict[str, int] = {}  # the samples of each, where a task has several
-    for number, line in _lines(path, text):
-        try:
-            record = _parse(line)
-            name_of_filter = str(record.get("filter", "none"))
-            filters[name_of_filter] = filters.get(name_of_filter, 0) + 1
-            if name_of_filter != next(iter(filters)):
+    filters: list[str] = []  # a task with several has all its samples once for each
+    edited, number = 0, 1
+    try:
+        for number, line in _numbered(_read_bytes(path)):
+            record = _checked(line)
+            used = str(record.get("filter", "none"))
+            if used not in filters:
+                filters.append(used)
+            if used != filters[0]:
                 continue
-            sample = _sample(record, task, name)
+            sample = _sample(record, name)
             doc_id = sample.item.doc_id
             if doc_id in samples:
                 raise _Bad(f"document {doc_id} again; line {lines[doc_id]} has it too")
-        except _Bad as error:
-            raise UserError(f"{path}, line {number}: {error}") from error
-        samples[doc_id], lines[doc_id] = sample, number
-        edited += hash_doc(record["doc"]) != sample.item.doc_hash
+            samples[doc_id], lines[doc_id] = sample, number
+            edited += hash_doc(record["doc"]) != sample.item.doc_hash
+    except _Bad as error:
+        raise UserError(f"{path}, line {number}: {error}") from error
     if not samples:
         raise UserError(f"{path} is empty; lm-eval writes one line a document")
-    ordered = tuple(samples[doc_id] for doc_id in sorted(samples))
-    used = next(iter(filters))
-    _check_totals(output, task, ordered, used)
+    ordered = [samples[doc_id] for doc_id in sorted(samples)]
+    _check_totals(output, task, ordered, filters[0])
     notes = []
     if len(filters) > 1:
         notes.append(f"{name}: of the filters {', '.join(filters)} the first was read")
@@ -307,8 +274,7 @@ def read_task(output: LmEvalOutput, task: str, name: str) -> TaskSamples:
             f"{name}: the doc_hash of {edited:,} documents is not that of the document logged "
             "beside it; the hash is kept"
         )
-    failed = [sample for sample in ordered if unusable(sample.ll) is not None]
-    if failed:
+    if failed := [sample for sample in ordered if unusable(sample.ll) is not None]:
         right = sum(sample.acc == 1 for sample in failed)
         notes.append(
             f"{name}: {len(failed):,} items have a log-likelihood that is no number; here they are "
@@ -319,51 +285,28 @@ def read_task(output: LmEvalOutput, task: str, name: str) -> TaskSamples:
             f"{name}: acc_norm of {off:,} items is not lm-eval's, which measured the length of the "
             "choices otherwise; acc is the same"
         )
-    return TaskSamples(ordered, tuple(notes))
+    return ordered, notes
 
 
-def _lines(path: Path, text: bytes) -> Iterator[tuple[int, bytes]]:
-    """Numbered samples: one a line or, as lm-eval wrote them before 0.4.4, in one JSON list."""
-    if text.lstrip()[:1] == b"[":
-        try:
-            samples = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{path} is not JSON in UTF-8 ({error}); it may be cut short"
-            ) from error
-        for number, sample in enumerate(samples, start=1):
-            yield number, json.dumps(sample).encode() + b"\n"
-        return
-    for number, line in enumerate(text.splitlines(keepends=True), start=1):
-        if line.strip():
-            yield number, line
+def _numbered(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Samples: a line each or, as lm-eval wrote them before 0.4.4, the values of one JSON list."""
+    if data.lstrip()[:1] == b"[":
+        yield from enumerate(_parse(data), start=1)
+    else:
+        yield from ((n, line) for n, line in enumerate(data.splitlines(), 1) if line.strip())
 
 
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-        if b"\\u" in line:
-            json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise _Bad("holds a lone surrogate, which is no text") from None
-    except (ValueError, RecursionError) as error:
-        torn = "" if line.endswith(b"\n") else "; the file is cut short"
-        raise _Bad(f"not JSON in UTF-8 ({error}){torn}") from error
-    for key in _NEEDED:
-        if not isinstance(record, dict) or key not in record:
-            raise _Bad(f"has no {key!r}, so it is no sample that lm-eval logged")
-    if not isinstance(record["doc"], dict):
-        raise _Bad("'doc' is not an object")
-    doc_id = record["doc_id"]
-    if type(doc_id) is not int or not 0 <= doc_id < 2**31:
-        raise _Bad(f"'doc_id' is {str(doc_id)[:40]!r}; it must be a row number")
+def _checked(line: Any) -> dict[str, Any]:
+    record = _parse(line) if isinstance(line, bytes) else line
+    if said := problem(record, _SAMPLE):
+        raise _Bad(f"{said}, so it is no sample that lm-eval logged")
     if "acc_mutual_info" in record:
         raise _Bad("the task also scores choices without context (acc_mutual_info), unlike ours")
     return record
 
 
-def _sample(record: dict[str, Any], task: str, name: str) -> Sample:
-    requests = _requests(record["arguments"], task)
+def _sample(record: dict[str, Any], name: str) -> Sample:
+    requests = _requests(record["arguments"])
     contexts = tuple(context for context, _ in requests)
     continuations = tuple(continuation for _, continuation in requests)
     ll = _log_likelihoods(record["filtered_resps"], len(requests))
@@ -396,19 +339,16 @@ def _sample(record: dict[str, Any], task: str, name: str) -> Sample:
     return Sample(item, ll, acc, acc_norm)
 
 
-def _requests(arguments: Any, task: str) -> list[tuple[str, str]]:
+def _requests(arguments: Any) -> list[tuple[str, str]]:
     """(context, continuation) per choice, from ``{"gen_args_0": {"arg_0": .., "arg_1": ..}}``."""
     if isinstance(arguments, dict):
         arguments = [arguments.get(f"gen_args_{i}") for i in range(len(arguments))]
     found = []
     for one in arguments if isinstance(arguments, list) else [None]:
-        pair = [one.get("arg_0"), one.get("arg_1")] if isinstance(one, dict) else one
-        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise _Bad("'arguments' are not lm-eval's requests of a context and a choice")
-        if not isinstance(pair[1], str):
+        pair: Any = [one.get("arg_0"), one.get("arg_1")] if isinstance(one, dict) else one
+        if problem(pair, TEXTS) or len(pair) != 2:
             raise _Bad(
-                f"the task {task!r} asks for generated text; only multiple-choice tasks can be "
-                "imported, so choose those with --tasks"
+                "'arguments' are not a context and a choice each, as multiple choice has them"
             )
         found.append((pair[0], pair[1]))
     if len(found) < 2:
@@ -416,9 +356,9 @@ def _requests(arguments: Any, task: str) -> list[tuple[str, str]]:
     return found
 
 
-def _log_likelihoods(responses: Any, n_choices: int) -> tuple[float, ...]:
-    if not isinstance(responses, list) or len(responses) != n_choices:
-        n = len(responses) if isinstance(responses, list) else "no"
+def _log_likelihoods(responses: list[Any], n_choices: int) -> tuple[float, ...]:
+    if len(responses) != n_choices:
+        n = len(responses)
         raise _Bad(f"has {n_choices} requests and {n} responses; both need one per choice")
     found = []
     for choice, one in enumerate(responses):
@@ -464,8 +404,6 @@ def _gold(
         same = [i for i, text in enumerate(continuations) if text.strip() == target.strip()]
         if len(same) == 1:
             return same[0]
-        if target.startswith("["):
-            raise _Bad(f"has several right answers ({target[:40]}); one is needed")
     if acc == 1:
         return best
     if acc == 0 and n == 2:
@@ -485,14 +423,14 @@ def _norm_differs(sample: Sample) -> bool:
 def _check_totals(output: LmEvalOutput, task: str, samples: Sequence[Sample], used: str) -> None:
     """The results file must count and score what the samples hold."""
     path, other = output.samples[task], output.results_path.name
-    said = output.row("n-samples", task).get("effective")
+    said = output.part("n-samples", task).get("effective")
     if isinstance(said, int) and said != len(samples):
         raise UserError(
             f"{path} has {len(samples):,} samples, but {other} counts {said:,}; the file is not "
             "whole, or not of this run"
         )
     accs = [sample.acc for sample in samples if sample.acc is not None]
-    mean = output.row("results", task).get(f"acc,{used}")
+    mean = output.part("results", task).get(f"acc,{used}")
     if accs and isinstance(mean, int | float) and abs(mean - sum(accs) / len(accs)) > 1e-6:
         raise UserError(
             f"{path} gives acc {sum(accs) / len(accs):.4f}, but {other} says {mean:.4f}; these "

@@ -211,8 +211,11 @@ def to_table(records: Iterable[Mapping[str, Any]]) -> pa.Table:
     return checked_table(pa.Table.from_arrays(columns, schema=SCHEMA), SCHEMA)
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write ``items.parquet`` atomically: small file, and one item is quick to read."""
+def write_parquet(table: pa.Table, path: Path, *, store_schema: bool = True) -> None:
+    """Write ``items.parquet`` atomically: small file, and one item is quick to read.
+
+    Without the schema: Parquet's own types say the same, in less.
+    """
     heavy = [table.column(name) for name in HEAVY_FIELDS if name in table.column_names]
     compact = table.num_rows > 0 and all(one.null_count == table.num_rows for one in heavy)
     floats = ["ll.list.element", "margin", "token_ll.list.element.list.element"]
@@ -237,6 +240,7 @@ def write_parquet(table: pa.Table, path: Path) -> None:
                 "pair_id": "DELTA_BYTE_ARRAY",
             },
             write_statistics=["task", "doc_id"],
+            store_schema=store_schema,
         )
 
 
@@ -373,20 +377,7 @@ def write_texts(table: pa.Table, path: Path) -> None:
 
 def write_slim(table: pa.Table, path: Path) -> None:
     """Write a point's ``items.parquet``: a few bytes an item beside its log-likelihoods."""
-    with replacing(path) as temporary:
-        pq.write_table(
-            table.select(SLIM_FIELDS),
-            temporary,
-            compression="zstd",
-            compression_level=22,
-            use_dictionary=["task", "error", "pred", "pred_norm"],
-            column_encoding={
-                "ll.list.element": "BYTE_STREAM_SPLIT",
-                "doc_id": "DELTA_BINARY_PACKED",
-            },
-            store_schema=False,  # Parquet's own types say the same, in less
-            write_statistics=["task", "doc_id"],
-        )
+    write_parquet(table.select(SLIM_FIELDS), path, store_schema=False)
 
 
 def joined(items: pa.Table, texts: Path, columns: Sequence[str]) -> pa.Table:

@@ -123,310 +123,259 @@ SCHEMA = Kind("a schema that this program reads (1)", lambda v: v == 1 and not i
 TEXTS = ListOf(TEXT)
 
 
-def _all(shape: Shape, names: str) -> dict[str, Shape]:
-    return dict.fromkeys(names.split(), shape)
+_KINDS: dict[str, Shape] = {
+    "text": TEXT,
+    "texts": TEXTS,
+    "flag": FLAG,
+    "count": COUNT,
+    "whole": WHOLE,
+    "number": NUMBER,
+    "numbers": NUMBERS,
+    "share": SHARE,
+    "seconds": SECONDS,
+    "regime": REGIME,
+}
 
 
-POSITIONS = Fields(
-    {
-        "n": COUNT,
-        "right": Kind(
-            "a list of counts", lambda v: isinstance(v, list) and bool(v) and all(map(_is_count, v))
-        ),
-        "best_constant_guess": SHARE,
-        "one_sided": FLAG,
-    },
-    needs=("n", "right", "best_constant_guess"),
+def fields(*, needs: str = "", keys: str = "", **given: str | Shape) -> Fields:
+    """An object's fields: ``count="n steps"`` names those of one kind, ``cost=COST`` one by itself."""
+    shapes: dict[str, Shape] = {}
+    for name, value in given.items():
+        names, shape = (value.split(), _KINDS[name]) if isinstance(value, str) else ([name], value)
+        shapes |= dict.fromkeys(names, shape)
+    return Fields(shapes, tuple(needs.split()), tuple(keys.split()))
+
+
+def _or_null(shape: Fields) -> Kind:
+    return Kind("an object or null", lambda v: v is None or problem(v, shape) is None)
+
+
+POSITIONS = fields(
+    count="n",
+    share="best_constant_guess",
+    flag="one_sided",
+    right=Kind(
+        "a list of counts", lambda v: isinstance(v, list) and bool(v) and all(map(_is_count, v))
+    ),
+    needs="n right best_constant_guess",
 )
 
-SETTINGS = Fields(
-    {
-        "compile": Kind("a text or true or false", lambda value: isinstance(value, str | bool)),
-        **_all(
-            TEXT,
-            "model revision checkpoint split dtype device attn weights sample fold context bos "
-            "data_source patch runs_dir name objective method data task prompt continuation metric "
-            "prompt_column response_column messages_column over_long tracker adapter prompts preset "
-            "items_file",
-        ),
-        **_all(
-            FLAG, "chat_template compact controls gradient_checkpointing decontaminate append_eos"
-        ),
-        **_all(WHOLE, "seed"),
-        **_all(
-            COUNT,
-            "num_fewshot limit steps batch_samples doc_id choice repeat_prompt lora_rank warmup_steps "
-            "max_tokens batch_tokens micro_tokens eval_items eval_every log_every checkpoint_every "
-            "positions",
-        ),
-        **_all(
-            NUMBER,
-            "lr causal_anchor beta2 clip weight_decay final_lr_fraction lora_dropout lora_alpha",
-        ),
-        "regime": REGIME,
-        "regimes": ListOf(REGIME),
-        **_all(TEXTS, "tasks sweep items"),
-    }
+SETTINGS = fields(
+    compile=Kind("a text or true or false", lambda value: isinstance(value, str | bool)),
+    text="model revision checkpoint split dtype device attn weights sample fold context bos "
+    "data_source patch runs_dir name objective method data task prompt continuation metric "
+    "prompt_column response_column messages_column over_long tracker adapter prompts preset "
+    "items_file",
+    flag="chat_template compact controls gradient_checkpointing decontaminate append_eos",
+    whole="seed",
+    count="num_fewshot limit steps batch_samples doc_id choice repeat_prompt lora_rank warmup_steps "
+    "max_tokens batch_tokens micro_tokens eval_items eval_every log_every checkpoint_every "
+    "positions",
+    number="lr causal_anchor beta2 clip weight_decay final_lr_fraction lora_dropout lora_alpha",
+    regime="regime",
+    regimes=ListOf(REGIME),
+    texts="tasks sweep items",
 )
 
-TRAINING_RECORD = Fields(
-    {
-        **_all(
-            TEXT,
-            "base_fingerprint base_model base_revision data data_fingerprint method objective run what",
-        ),
-        **_all(FLAG, "bos_added chat_template leaky"),
-        **_all(COUNT, "steps tokens"),
-        **_all(NUMBER, "causal_anchor"),
-        "seed": WHOLE,
-        "regime": REGIME,
-        "trained_tasks": TEXTS,
-    }
+TRAINING_RECORD = fields(
+    text="base_fingerprint base_model base_revision data data_fingerprint method objective run what",
+    flag="bos_added chat_template leaky",
+    count="steps tokens",
+    number="causal_anchor",
+    whole="seed",
+    regime="regime",
+    texts="trained_tasks",
 )
 
-PLANNED_POINT = Fields(
-    {
-        **_all(TEXT, "slug part patch condition_words"),
-        "regime": REGIME,
-        "condition": CONDITION,
-    },
-    needs=("slug", "regime", "condition", "part"),
+PLANNED_POINT = fields(
+    text="slug part patch condition_words",
+    regime="regime",
+    condition=CONDITION,
+    needs="slug regime condition part",
 )
 
-CONFIG = Fields(
-    {
-        "schema": SCHEMA,
-        **_all(
-            TEXT,
-            "kind stage created git_commit model_fingerprint tokenizer_fingerprint data_fingerprint "
-            "dtype device attention source texts texts_in",
-        ),
-        **_all(FLAG, "bos_added leaky"),
-        **_all(COUNT, "n_layers batch_tokens split_from_tokens middle_token"),
-        **_all(TEXTS, "warnings notes fused_kernels"),
-        "config": SETTINGS,
-        "packages": MapOf(WORD),
-        "training_record": TRAINING_RECORD,
-        "training_data": Fields({"n_used": COUNT, "tasks": MapOf(COUNT), "data": TEXT}),
-        "answer_positions": MapOf(POSITIONS),
-        "given_items": Fields({"sha256": TEXT, "count": COUNT}),
-        "points": ListOf(PLANNED_POINT),
-        "predicted": Fields(
-            {"run": TEXT, "regime": REGIME, "predictions": NUMBERS},
-            needs=("run", "regime", "predictions"),
-        ),
-    }
+CONFIG = fields(
+    schema=SCHEMA,
+    text="kind stage created git_commit model_fingerprint tokenizer_fingerprint data_fingerprint "
+    "dtype device attention source texts texts_in",
+    flag="bos_added leaky",
+    count="n_layers batch_tokens split_from_tokens middle_token",
+    texts="warnings notes fused_kernels",
+    config=SETTINGS,
+    packages=MapOf(WORD),
+    training_record=TRAINING_RECORD,
+    training_data=fields(count="n_used", text="data", tasks=MapOf(COUNT)),
+    answer_positions=MapOf(POSITIONS),
+    given_items=fields(text="sha256", count="count"),
+    points=ListOf(PLANNED_POINT),
+    predicted=fields(
+        text="run", regime="regime", numbers="predictions", needs="run regime predictions"
+    ),
 )
 
-COST = Fields(
-    {
-        **_all(
-            COUNT,
-            "computed_tokens prefix_tokens continuation_tokens out_of_memory peak_bytes processes",
-        ),
-        **_all(SECONDS, "seconds wall_seconds"),
-        "tokens_per_second": NUMBER,
-        "device": TEXT,
-        "shared_device": FLAG,
-        "peak_memory_bytes": Fields(_all(COUNT, "host device")),
-    }
+COST = fields(
+    count="computed_tokens prefix_tokens continuation_tokens out_of_memory peak_bytes processes",
+    seconds="seconds wall_seconds",
+    number="tokens_per_second",
+    text="device",
+    flag="shared_device",
+    peak_memory_bytes=fields(count="host device"),
 )
 
-PROCESS = Fields(
-    {"host": TEXT, **_all(COUNT, "pid pid_ticks"), "pid_started": SECONDS, "heartbeat": SECONDS}
+PROCESS = fields(text="host", count="pid pid_ticks", seconds="pid_started heartbeat")
+
+STATUS = fields(
+    schema=SCHEMA,
+    state=STATE,
+    text="host error point",
+    count="pid pid_ticks done total",
+    seconds="pid_started heartbeat started finished resumed eta_seconds",
+    number="rate loss anchor grad_norm tokens_per_second",
+    cost=COST,
+    needs="state",
 )
 
-STATUS = Fields(
-    {
-        "schema": SCHEMA,
-        "state": STATE,
-        **PROCESS.shapes,
-        **_all(TEXT, "error point"),
-        **_all(COUNT, "done total"),
-        **_all(SECONDS, "started finished resumed eta_seconds"),
-        **_all(NUMBER, "rate loss anchor grad_norm tokens_per_second"),
-        "cost": COST,
-    },
-    needs=("state",),
+INTERVAL = fields(number="value low high", count="n", keys="value low high")
+
+_SCORE = fields(
+    share="value",
+    number="half_width",
+    delta=INTERVAL,
+    removed=INTERVAL,
+    keys="value delta removed",
 )
 
-INTERVAL = Fields(
-    {**_all(NUMBER, "value low high"), "n": COUNT},
-    keys=("value", "low", "high"),
+POINT = fields(
+    text="slug part patch condition_words",
+    regime="regime",
+    condition=CONDITION,
+    count="n",
+    seconds="seconds",
+    acc=_SCORE,
+    acc_norm=_SCORE,
+    needs="slug regime condition part n acc acc_norm condition_words",
 )
 
-POINT = Fields(
-    {
-        **PLANNED_POINT.shapes,
-        "n": COUNT,
-        "seconds": SECONDS,
-        **dict.fromkeys(
-            ("acc", "acc_norm"),
-            Fields(
-                {"value": SHARE, "half_width": NUMBER, "delta": INTERVAL, "removed": INTERVAL},
-                keys=("value", "delta", "removed"),
-            ),
-        ),
-    },
-    needs=(*PLANNED_POINT.needs, "n", "acc", "acc_norm", "condition_words"),
-)
+BEST = fields(text="slug sentence", regime="regime")
 
-BEST = Fields({**_all(TEXT, "slug sentence"), "regime": REGIME})
-
-LAW = Fields({"sentence": TEXT}, needs=("sentence",))
-
-ORDER_EFFECT = Fields(
-    {
-        "family": TEXT,
-        "n": COUNT,
-        **_all(INTERVAL, "first last gap"),
-        **_all(SHARE, "first_prob last_prob"),
-    },
-    needs=("family", "n", "first", "last", "gap"),
-    keys=("first_prob", "last_prob"),
+ORDER_EFFECT = fields(
+    text="family",
+    count="n",
+    share="first_prob last_prob",
+    first=INTERVAL,
+    last=INTERVAL,
+    gap=INTERVAL,
+    needs="family n first last gap",
+    keys="first_prob last_prob",
 )
 
 GAP_RECOVERED = Fields(
     {
-        **_all(TEXT, "family why_not_stated"),
-        "n": COUNT,
-        **_all(INTERVAL, "gap first_change last_change share"),
+        **fields(text="family why_not_stated", count="n").shapes,
+        **dict.fromkeys(("gap", "first_change", "last_change", "share"), INTERVAL),
     },
     needs=("family", "n", "gap", "first_change", "last_change"),
     keys=("share",),
 )
 
-ORDER_ARM = Fields(
-    {
-        **_all(TEXT, "run words"),
-        "trained": FLAG,
-        "effect": ORDER_EFFECT,
-        "recovered": GAP_RECOVERED,
-        "prompt_tokens": NUMBER,
-        "constant_guess": SHARE,
-        "seconds": SECONDS,
-        "peak_bytes": COUNT,
-    },
-    needs=("run", "words", "trained", "effect", "prompt_tokens"),
-    keys=("recovered", "constant_guess", "seconds", "peak_bytes"),
+ORDER_ARM = fields(
+    text="run words",
+    flag="trained",
+    effect=ORDER_EFFECT,
+    recovered=GAP_RECOVERED,
+    number="prompt_tokens",
+    share="constant_guess",
+    seconds="seconds",
+    count="peak_bytes",
+    needs="run words trained effect prompt_tokens",
+    keys="recovered constant_guess seconds peak_bytes",
 )
 
-METRICS = Fields(
-    {
-        "schema": SCHEMA,
-        **_all(TEXT, "stage model split method objective mode item"),
-        **_all(
-            COUNT,
-            "limit n_items n_scored n_errors steps tokens loss_tokens weight_bytes n_layers n_heads "
-            "trained_parameters n_points n_planned n_prompts n_prompt_tokens",
-        ),
-        **_all(NUMBER, "final_loss final_anchor final_grad_norm padding"),
-        "regime": REGIME,
-        "tasks": MapOf(
-            Fields(
-                {
-                    **_all(COUNT, "n n_errors"),
-                    **_all(SHARE, "acc acc_norm acc_bytes acc_tokens chance gold_prob"),
-                    **_all(NUMBER, "acc_stderr acc_norm_stderr"),
-                },
-                needs=("n",),
-            )
-        ),
-        "macro": Fields(_all(SHARE, "acc acc_norm acc_bytes acc_tokens chance")),
-        "cost": COST,
-        "checksums": MapOf(TEXT),
-        # sweeps
-        "points": ListOf(POINT),
-        "controls": ListOf(
-            Fields(_all(TEXT, "name title question refuted_by outcome finding"), needs=("name",))
-        ),
-        "best": MapOf(Kind("an object or null", lambda v: v is None or problem(v, BEST) is None)),
-        "best_of_dials": MapOf(MapOf(BEST)),
-        "law": MapOf(Kind("an object or null", lambda v: v is None or problem(v, LAW) is None)),
-        "orders": MapOf(MapOf(ListOf(ORDER_ARM))),
-        # observed attention
-        "regimes": ListOf(REGIME),
-        "n_by_task": MapOf(COUNT),
-        "notes": TEXTS,
-        "windows": ListOf(Kind("a whole number or null", lambda v: v is None or _is_count(v))),
-        "drift": NUMBERS,
-        "observed": ListOf(
-            Fields(
-                {
-                    "regime": REGIME,
-                    **_all(NUMBERS, "layers overall minus_first by_task off_scoring_nats"),
-                },
-                needs=("layers",),
-            )
-        ),
-    }
+METRICS = fields(
+    schema=SCHEMA,
+    text="stage model split method objective mode item",
+    count="limit n_items n_scored n_errors steps tokens loss_tokens weight_bytes n_layers n_heads "
+    "trained_parameters n_points n_planned n_prompts n_prompt_tokens",
+    number="final_loss final_anchor final_grad_norm padding",
+    regime="regime",
+    tasks=MapOf(
+        fields(
+            count="n n_errors",
+            share="acc acc_norm acc_bytes acc_tokens chance gold_prob",
+            number="acc_stderr acc_norm_stderr",
+            needs="n",
+        )
+    ),
+    macro=fields(share="acc acc_norm acc_bytes acc_tokens chance"),
+    cost=COST,
+    checksums=MapOf(TEXT),
+    # sweeps
+    points=ListOf(POINT),
+    controls=ListOf(fields(text="name title question refuted_by outcome finding", needs="name")),
+    best=MapOf(_or_null(BEST)),
+    best_of_dials=MapOf(MapOf(BEST)),
+    law=MapOf(_or_null(fields(text="sentence", needs="sentence"))),
+    orders=MapOf(MapOf(ListOf(ORDER_ARM))),
+    # observed attention
+    regimes=ListOf(REGIME),
+    n_by_task=MapOf(COUNT),
+    texts="notes",
+    windows=ListOf(Kind("a whole number or null", lambda v: v is None or _is_count(v))),
+    numbers="drift",
+    observed=ListOf(
+        fields(
+            regime="regime",
+            numbers="layers overall minus_first by_task off_scoring_nats",
+            needs="layers",
+        )
+    ),
 )
 
-PROBE = Fields({"schema": SCHEMA, "passed": FLAG, "checks": ListOf(MapOf(ANY))})
+PROBE = fields(schema=SCHEMA, flag="passed", checks=ListOf(MapOf(ANY)))
 
 # Files that belong to one kind of run
 
-CURVE_LINE = Fields(
-    {
-        **_all(COUNT, "step tokens loss_tokens"),
-        **_all(NUMBER, "seconds loss anchor lr grad_norm tokens_per_second"),
-        "evals": MapOf(Fields({"n": COUNT, **_all(SHARE, "acc acc_norm")})),
-    },
-    needs=("step",),
+CURVE_LINE = fields(
+    count="step tokens loss_tokens",
+    number="seconds loss anchor lr grad_norm tokens_per_second",
+    evals=MapOf(fields(count="n", share="acc acc_norm")),
+    needs="step",
 )
 
-ATTENTION = Fields(
-    {"regimes": MapOf(Fields({"future": ListOf(NUMBER)}, needs=("future",)))}, needs=("regimes",)
+ATTENTION = fields(regimes=MapOf(fields(future=ListOf(NUMBER), needs="future")), needs="regimes")
+
+TOKENS = fields(texts="pieces", count="n_prefix", needs="pieces n_prefix")
+
+RESTORED = fields(count="choice first last", number="lead lambda", needs="choice lead")
+
+_LAMBDA = fields(
+    points=ListOf(Fields(RESTORED.shapes, needs=("choice", "lead", "lambda"))),
+    number="low high",
+    needs="points",
+    keys="low high",
 )
 
-TOKENS = Fields({"pieces": TEXTS, "n_prefix": COUNT}, needs=("pieces", "n_prefix"))
-
-RESTORED = Fields(
-    {"choice": COUNT, "lead": NUMBER, "first": COUNT, "last": COUNT, "lambda": NUMBER},
-    needs=("choice", "lead"),
-)
-
-WHY = Fields(
-    {
-        "schema": SCHEMA,
-        **_all(TEXT, "doc_hash metric"),
-        **_all(COUNT, "n_layers n_prefix"),
-        "flips": FLAG,
-        "sentences": Kind("a list of texts", lambda v: bool(v) and problem(v, TEXTS) is None),
-        "pieces": TEXTS,
-        **_all(RESTORED, "causal opened"),
-        "layers": Fields(
-            _all(ListOf(RESTORED), "single from_first from_last"),
-            needs=("single", "from_first", "from_last"),
-        ),
-        "tokens": ListOf(
-            Fields(
-                {**RESTORED.shapes, "looks_ahead": FLAG},
-                needs=("choice", "lead", "first", "last", "looks_ahead"),
-            )
-        ),
-        "lambda": Fields(
-            {
-                "points": ListOf(Fields(RESTORED.shapes, needs=("choice", "lead", "lambda"))),
-                **_all(NUMBER, "low high"),
-            },
-            needs=("points",),
-            keys=("low", "high"),
-        ),
-    },
-    needs=(
-        "schema",
-        "metric",
-        "n_layers",
-        "flips",
-        "sentences",
-        "pieces",
-        "causal",
-        "opened",
-        "layers",
-        "tokens",
-        "lambda",
+WHY = fields(
+    schema=SCHEMA,
+    text="doc_hash metric",
+    count="n_layers n_prefix",
+    flag="flips",
+    sentences=Kind("a list of texts", lambda v: bool(v) and problem(v, TEXTS) is None),
+    texts="pieces",
+    causal=RESTORED,
+    opened=RESTORED,
+    layers=Fields(
+        dict.fromkeys(("single", "from_first", "from_last"), ListOf(RESTORED)),
+        needs=("single", "from_first", "from_last"),
     ),
+    tokens=ListOf(
+        Fields(
+            {**RESTORED.shapes, "looks_ahead": FLAG},
+            needs=("choice", "lead", "first", "last", "looks_ahead"),
+        )
+    ),
+    **{"lambda": _LAMBDA},  # type: ignore[arg-type]  # no name that Python takes
+    needs="schema metric n_layers flips sentences pieces causal opened layers tokens lambda",
 )
 
 BY_FILE = {

@@ -15,6 +15,7 @@ import filelock
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import remove_left_overs, sync_folder, write_json
+from bidir_core.common.progress import RUNS, tell_job
 from bidir_core.common.provenance import git_commit, package_versions
 from bidir_core.runs.layout import LAB, new_run_folder, refuse_if_read_only, runs_roots
 from bidir_core.runs.metrics import compute_metrics
@@ -35,14 +36,8 @@ _SYNC_SECONDS = 3.0
 
 
 def _tell_job(folder: Path) -> None:
-    """Name the run folder to the job this process runs in, if it runs in one."""
-    job = os.environ.get("BIDIR_JOB_DIR")
-    if job and folder.parent.name != "points":  # a sweep speaks for its points
-        try:
-            with open(Path(job) / "runs.txt", "a", encoding="utf-8") as file:
-                file.write(f"{folder.resolve()}\n")
-        except OSError:
-            pass  # the run matters more than who started it
+    if folder.parent.name != "points":  # a sweep speaks for its points
+        tell_job(RUNS, str(folder.resolve()))
 
 
 class RunWriter:

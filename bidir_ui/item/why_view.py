@@ -13,8 +13,10 @@ from bidir_core import jobs
 from bidir_core.common.files import Damaged
 from bidir_core.data import assets, tasks
 from bidir_core.data.custom import name_of
+from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain.why_config import RESULT, expected_tokens
 from bidir_core.jobs import estimate
+from bidir_core.jobs.cost_model import Work
 from bidir_core.jobs.history import start_seconds
 from bidir_core.runs.layout import is_read_only
 from bidir_core.runs.read import read_object
@@ -263,7 +265,8 @@ def offer(page: Any, target: RunInfo, record: Mapping[str, Any], metric: str) ->
         n_tokens = expected_tokens(record["n_prefix_tokens"], record["n_continuation_tokens"])
         device, start = jobs.queue_device(line), start_seconds(known)
         measured = review.measured(page.runs)
-        cost = estimate.of_tokens(target.model, device, n_tokens, measured, start=start)
+        config, work = EvalConfig(model=target.model, tasks=()), Work(1, n_tokens, n_tokens)
+        cost = estimate.estimate(config, device, measured, start=start, work=work)
         title = f"Why {record['task']}/{record['doc_id']} · {target.regime}"
         built_in = ["eval-data"] if str(record["task"]) in tasks.TASKS else []
         notes = (

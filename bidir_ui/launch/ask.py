@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import streamlit as st
 
@@ -69,7 +70,7 @@ def confirm(
 
 def start(place: str, words: Words, key: str, title: str, cost: Estimate | None) -> None:
     """Submit once, however often it is asked: ``key`` says which click it is."""
-    estimate = cost.to_json() if cost else None
+    estimate = asdict(cost) if cost else None
     try:
         job = jobs.submit(words, key, title=title, estimate=estimate)
     except UserError as error:

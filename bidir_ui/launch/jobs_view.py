@@ -12,7 +12,7 @@ import streamlit as st
 from bidir_core import jobs
 from bidir_core.common.errors import UserError
 from bidir_core.jobs import Job
-from bidir_core.jobs.history import outcome
+from bidir_core.jobs.history import peak_bytes
 from bidir_core.jobs.progress import Progress, progress
 from bidir_core.runs.run import Run
 from bidir_ui import shell
@@ -266,24 +266,19 @@ def _took(job: Job) -> html.Html:
     """What it took beside what was estimated; or why it ended."""
     if job.state in ("failed", "lost"):
         return html.div("b b-note", fmt.clip(job.error or LOST, 300))
-    done = outcome(job)
-    if done is None and job.state == "done":
-        return html.div(
-            "b b-note", f"Done in {job.attempt} attempts; the last took {fmt.duration(job.seconds)}"
-        )
-    if done is None:
+    took = fmt.duration(job.seconds)
+    if job.state != "done":
         ran = job.started is not None
-        text = f"Ran {fmt.duration(job.seconds)} until it stopped" if ran else "Never started"
-        return html.div("b b-note", text)
-    text = fmt.duration(done.seconds)
-    if done.estimated_seconds:
-        text += f" (estimated {review.rough(done.estimated_seconds)})"
-    lines = [html.div("", "Took ", text)]
-    if done.memory_bytes:
-        memory = fmt.size(done.memory_bytes)
-        if done.estimated_memory_bytes:
-            memory += f" (estimated {fmt.size(done.estimated_memory_bytes)})"
-        lines.append(html.div("", "Memory ", memory))
+        return html.div("b b-note", f"Ran {took} until it stopped" if ran else "Never started")
+    if job.attempt > 1:
+        return html.div("b b-note", f"Done in {job.attempt} attempts; the last took {took}")
+    told = job.estimate
+    text = f" (estimated {review.rough(told['seconds'])})" if told.get("seconds") else ""
+    lines = [html.div("", f"Took {took}{text}")]
+    if peak := peak_bytes(job):
+        memory = told.get("memory_bytes")
+        text = f" (estimated {fmt.size(memory)})" if memory else ""
+        lines.append(html.div("", f"Memory {fmt.size(peak)}{text}"))
     if job.words[0] == "probe":  # it writes no run: its last line is the answer
         lines.append(html.div("", fmt.clip(jobs.log_tail(job, lines=1), 200)))
     return html.div("b b-note", *lines)

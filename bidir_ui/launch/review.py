@@ -19,9 +19,7 @@ from bidir_core.jobs import estimate
 from bidir_core.jobs.estimate import (
     NEWEST_RUNS,
     Estimate,
-    SweepEstimate,
     duration,
-    estimate_sweep,
     time_text,
     tokens,
 )
@@ -53,8 +51,6 @@ def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job])
     if config is None:
         return None
     known, start = measured(runs), estimate.start_of(config, known_jobs)
-    if isinstance(config, LabConfig):
-        return estimate_sweep(config, device, known, start=start)
     if isinstance(config, ProbeConfig):  # imports, weights and the probe: what any run begins with
         nothing = EvalConfig(model=config.model, dtype=config.dtype, tasks=())
         made = estimate.estimate(nothing, device, known, start=start)
@@ -83,11 +79,11 @@ def review(form: Form, cost: Estimate, runs: tuple[RunInfo, ...]) -> None:
         if cost.device == "cpu":
             memory += f"; {fmt.size(free)} free now"
         cells.append(("Memory", memory))
-    if isinstance(cost, SweepEstimate):
+    if isinstance(form.config, LabConfig):
         cells.append(("Points", _points(cost)))
     if cost.n_items:
         unit = "samples" if form.preset.command == "finetune" else "items"
-        each = " a point" if isinstance(cost, SweepEstimate) and not cost.n_points else ""
+        each = " a point" if isinstance(form.config, LabConfig) and not cost.n_points else ""
         work = f"{fmt.count(cost.n_items)} {unit}, {tokens(cost.n_tokens)} tokens{each}"
         cells.append(("Work", work))
     cells.append(("Device", cost.device))
@@ -105,7 +101,7 @@ def review(form: Form, cost: Estimate, runs: tuple[RunInfo, ...]) -> None:
         widgets.banner("info", *caution)
 
 
-def _points(cost: SweepEstimate) -> str:
+def _points(cost: Estimate) -> str:
     number = fmt.count(cost.n_points) if cost.n_points else "as many as the layers make"
     each = "" if cost.point_seconds is None else f", each about {rough(cost.point_seconds)}"
     return number + each

@@ -26,7 +26,7 @@ from bidir_core.data.items import Item
 from bidir_core.data.tasks import load_items
 from bidir_core.evaluate import evaluate
 from bidir_core.evaluate.config import EvalConfig
-from bidir_core.jobs.cost_model import parameters_of
+from bidir_core.jobs.cost_model import shape_of
 from bidir_core.runs.run import Run
 from tests.sentencepiece_reference import SlowBpe
 
@@ -98,7 +98,7 @@ def test_one_bos_in_front_of_prefixes_and_none_of_continuations() -> None:
 def test_embedded_models_are_assets_whose_size_is_known() -> None:
     for name in EMBEDDED_MODELS:
         assert assets.of_model(name) == [name]
-        assert parameters_of(name)
+        assert shape_of(name)
         assert assets.find(name).name == name
     assert assets.of_model("some/model") == []
 

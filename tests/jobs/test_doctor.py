@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,17 +72,3 @@ def test_doctor_names_a_folder_that_cannot_hold_runs(monkeypatch, tmp_path, caps
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: path != tmp_path)
     assert main(["doctor"]) == 1
     assert f"problem: runs: {tmp_path / 'runs'} cannot be written" in capsys.readouterr().out
-
-
-def test_doctor_says_where_eight_bit_weights_run_and_what_is_optional():
-    device = doctor.Device(
-        "cuda:0", "some GPU", 2, 1, {"bfloat16": 1.0}, {"sdpa bfloat16": "passes"}
-    )
-    found = doctor.Diagnosis(
-        "3.11", "Linux", {}, (device, replace(device, native_weights=True)), {},
-        {"eval-data": "missing", "gemma3-270m": "missing"}, (), (),
-    )  # fmt: skip
-    text = doctor.to_text(found)
-    assert text.index("needs a GPU of compute capability 8.9") < text.index("(--weights native)")
-    assert "asset  eval-data: missing\n" in text
-    assert "asset  gemma3-270m: missing (optional)\n" in text

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,9 +82,14 @@ def words(settings: dict) -> list[str]:
     return ["pipeline", *flags]
 
 
-def test_the_whole_experiment_then_nothing_more_to_do(config, runs_dir, capsys):
+def test_the_whole_experiment_then_nothing_more_to_do(config, runs_dir, monkeypatch, capsys):
     config = replace(config, distill=True, leaky=True)
+    loaded, load = [], pipeline.loading.load
+    monkeypatch.setattr(
+        pipeline.loading, "load", lambda *a, **b: loaded.append(b["checkpoint"]) or load(*a, **b)
+    )
     path = run_pipeline(config, csv=True)
+    assert len(loaded) == len(set(loaded)) == 5  # each model once
     found = runs_of(runs_dir)
     assert {stage.split("_")[0]: len(runs) for stage, runs in found.items()} == {
         "stage1": 2,  # with and without contexts
@@ -114,19 +114,6 @@ def test_the_whole_experiment_then_nothing_more_to_do(config, runs_dir, capsys):
     assert snapshot(runs_dir) == before
     shown = capsys.readouterr().err
     assert shown.count(": done, ") == len(plan(config)) == 15
-
-
-def test_each_checkpoint_is_loaded_once(config, monkeypatch):
-    loaded = []
-    real = pipeline.loading.load
-
-    def load(*args, checkpoint=None, **more):
-        loaded.append(checkpoint)
-        return real(*args, checkpoint=checkpoint, **more)
-
-    monkeypatch.setattr(pipeline.loading, "load", load)
-    run_pipeline(config)
-    assert len(loaded) == len(set(loaded)) == 3  # base, 3B, 3C
 
 
 def test_several_seeds(config, runs_dir):
@@ -168,32 +155,6 @@ def test_two_processes_make_the_same_experiment(config, settings, runs_dir, tmp_
             assert left.items(("pred",)).equals(right.items(("pred",)))
 
 
-@pytest.mark.parametrize("when", ["stage 4 of", "stage 5 of"])
-def test_killed_in_a_stage_the_same_line_goes_on(settings, runs_dir, when):
-    """SIGKILL a real process soon after it enters a stage; the same line finishes the rest."""
-    line = [sys.executable, "-m", "bidir_core", *words(settings | {"steps": 40})]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stderr is not None
-    for text in process.stderr:
-        if when in text:
-            break
-    time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.stderr.close()
-    process.wait()
-
-    def finished() -> set[tuple[str, int]]:
-        runs = [run for run in list_runs([runs_dir]) if run.state == "done"]
-        return {(run.id, (run.path / "metrics.json").stat().st_mtime_ns) for run in runs}
-
-    before = finished()
-    assert len(before) < 9
-    assert main(words(settings | {"steps": 40})) == 0
-    assert len(finished()) == 9
-    assert before <= finished()
-
-
 def test_a_failed_stage_is_named_and_resumed(config, runs_dir, monkeypatch):
     real, calls = finetune.run_finetune, []
 
@@ -216,43 +177,30 @@ def test_a_failed_stage_is_named_and_resumed(config, runs_dir, monkeypatch):
     assert (resumed.id, resumed.state) == (failed.id, "done")
 
 
-def test_other_settings_are_other_runs(config, runs_dir):
-    run_pipeline(config)
-    states = {p.stage.key: p.done for p in look(replace(config, lr=2e-3))}
-    assert [key for key, done in states.items() if done] == ["stage1", "stage2", "floor"]
-    states = {p.stage.key: p.done for p in look(replace(config, limit=11))}
-    assert [key for key, done in states.items() if done] == ["3B-seed0", "3C-seed0"]
-    # Texts in or out of the records, and where progress is logged, change no number.
-    again = replace(config, compact=True, log_every=1, checkpoint_every=7)
-    assert all(planned.done for planned in look(again))
-
-
-def test_other_weights_under_the_same_path_are_not_taken_for_these(settings, tmp_path, runs_dir):
-    folder = save_tiny_model(tmp_path / "model", seed=1)
-    config = PipelineConfig(**settings | {"model": str(folder)})
-    run_pipeline(config)
-    save_tiny_model(folder, seed=2)
-    assert not any(planned.done for planned in look(config))
-
-
-def test_changed_items_are_not_taken_for_these(settings, own_items, tmp_path, runs_dir):
-    mine = tmp_path / "items.jsonl"
+def test_what_is_taken_for_a_stage_of_these_settings(settings, own_items, tmp_path, runs_dir):
+    mine, folder = tmp_path / "items.jsonl", save_tiny_model(tmp_path / "model", seed=1)
     mine.write_text(own_items.read_text())
-    config = PipelineConfig(**settings | {"tasks": (str(mine),)})
+    config = PipelineConfig(**settings | {"model": str(folder), "tasks": (str(mine),)})
+
+    def done(**changes) -> list[str]:
+        return [one.stage.key for one in look(replace(config, **changes)) if one.done]
+
     run_pipeline(config)
+    trained = ["3B-seed0", "3C-seed0"]
+    assert done(lr=2e-3) == ["stage1", "stage2", "floor"]
+    assert done(limit=11) == trained
+    # Texts in or out of the records, and where progress is logged, change no number.
+    assert len(done(compact=True, log_every=1, checkpoint_every=7)) == 9
     mine.write_text(own_items.read_text().replace("Question 3:", "Question three:"))
-    done = [planned.stage.key for planned in look(config) if planned.done]
-    assert done == ["3B-seed0", "3C-seed0"]
-
-
-def test_a_checkpoint_that_is_gone_is_trained_again_only_if_needed(config, runs_dir):
-    """Committed runs come without weights: their evaluations stand, new ones need a new training."""
-    run_pipeline(config)
+    assert done() == trained
+    mine.write_text(own_items.read_text())
+    # Committed runs come without weights: their evaluations stand, new ones need a new training.
     for final in runs_dir.glob("stage3*/*/final"):
         shutil.rmtree(final)
-    assert all(planned.done for planned in look(config))
-    done = [planned.stage.key for planned in look(replace(config, limit=11)) if planned.done]
-    assert done == []
+    assert len(done()) == 9
+    assert done(limit=11) == []
+    save_tiny_model(folder, seed=2)  # other weights under the same path
+    assert done() == []
 
 
 def test_dry_run_writes_nothing_and_prints_lines_that_parse(config, runs_dir, capsys):
@@ -309,20 +257,16 @@ def test_stages_share_what_they_must():
     assert set(map(frozenset, by_checkpoint.values())) == {frozenset({"causal", "bidirectional"})}
 
 
-def test_every_fine_tune_is_compiled_if_asked_for():
-    config = from_preset({"model": "smollm2-135m-instruct", "compile": "default"})
-    trained = [s.config for s in plan(config) if isinstance(s.config, FinetuneConfig)]
-    assert [one.compile for one in trained] == ["default", "default"]
-    # how it is computed is not what it is: the same runs
-    assert config.digest == from_preset({"model": "smollm2-135m-instruct"}).digest
-
-
 def test_flags_win_over_presets():
     for preset in PRESETS:
         config = from_preset({"model": "m", "limit": 7}, preset)
         assert config.limit == 7
     assert from_preset({"model": "m"}).limit == 500
     assert from_preset({"model": "m", "limit": None}).limit is None
+    # How it is computed is not what it is: the same runs.
+    compiled = from_preset({"model": "m", "compile": "default"})
+    assert compiled.digest == from_preset({"model": "m"}).digest
+    assert compiled.training.compile == "default"
 
 
 BAD = {

@@ -63,7 +63,7 @@ def launches(done: subprocess.CompletedProcess[str]) -> list:
 
 @pytest.mark.parametrize(
     ("more", "processes"),
-    [(GPUS, 16), ({}, 8), (GPUS | {"GPUS_PER_NODE": "3"}, 6)],
+    [(GPUS, 16), ({}, 8), (GPUS | {"GPUS_PER_NODE": "3"}, 6), (GPUS | {"FSDP": "1"}, 16)],
 )
 def test_one_launch_a_node_and_a_process_a_gpu(checkout, more, processes):
     nodes = launches(submit(checkout, *TRAIN, **more))
@@ -71,8 +71,8 @@ def test_one_launch_a_node_and_a_process_a_gpu(checkout, more, processes):
     for one in nodes:
         assert (one.num_machines, one.num_processes) == (2, processes)
         assert (one.main_process_ip, one.main_process_port) == ("node-a", 29500)
-        assert one.multi_gpu
-        assert not one.use_fsdp
+        assert one.use_fsdp == ("FSDP" in more) != one.multi_gpu
+        assert str(one.fsdp_version) == "2" or not one.use_fsdp
         assert (one.mixed_precision, one.dynamo_backend) == ("no", "no")
         assert one.module
         assert [one.training_script, *one.training_script_args] == ["bidir_core", *TRAIN]
@@ -82,16 +82,6 @@ def test_one_launch_a_node_and_a_process_a_gpu(checkout, more, processes):
         "python -m bidir_core assets fetch",
         "srun --kill-on-bad-exit=1",
     ]
-
-
-def test_fsdp_in_place_of_copies(checkout):
-    nodes = launches(submit(checkout, *TRAIN, FSDP="1", SLURM_GPUS_ON_NODE="4"))
-    for one in nodes:
-        assert one.use_fsdp
-        assert str(one.fsdp_version) == "2"
-        assert not one.multi_gpu
-        assert one.num_processes == 8
-        assert one.training_script_args == TRAIN
 
 
 @pytest.mark.parametrize(("more", "said"), [({"FSDP": "yes"}, "FSDP=yes"), ({}, "repository root")])

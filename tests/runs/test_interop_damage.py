@@ -33,7 +33,7 @@ def generated(lines) -> None:
 BAD: dict[str, tuple[Any, str]] = {
     "not lm-eval's": (lambda d: drop(d, "*"), "holds no lm-eval output"),
     "an older layout": (
-        lambda d: (drop(d, "*"), (d / "results.json").write_text("{}")), "lm-eval before 0.4.3"
+        lambda d: (drop(d, "*"), (d / "results.json").write_text("{}")), "since lm-eval 0.4.3"
     ),
     "samples without results": (lambda d: drop(d, "results*"), "has no results_"),
     "results without samples": (lambda d: drop(d, "samples*"), "--log_samples"),
@@ -42,7 +42,7 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "a torn line": (tear, "line 10: not JSON in UTF-8"),
     "a line of something else": (
-        lambda d: edit_lines(d, "piqa", lambda x: x.insert(3, {"a": 1})), "line 4: has no 'doc_id'"
+        lambda d: edit_lines(d, "piqa", lambda x: x.insert(3, {"a": 1})), "line 4: 'doc_id' is missing"
     ),
     "a lost line": (lambda d: edit_lines(d, "piqa", lambda x: x.pop(2)), "has 9 samples"),
     "an empty file": (lambda d: edit_lines(d, "piqa", lambda x: x.clear()), "is empty"),
@@ -53,16 +53,10 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda d: edit_results(
             d, lambda r: r["configs"]["piqa"].update(output_type="generate_until")
         ),
-        "of type generate_until: it is scored on generated text",
+        "of type generate_until; only multiple_choice",
     ),
     "generated text, not declared": (
-        lambda d: edit_lines(d, "piqa", generated), "line 1: the task 'piqa' asks for generated"
-    ),
-    "perplexity": (
-        lambda d: edit_results(
-            d, lambda r: r["configs"]["piqa"].update(output_type="loglikelihood_rolling")
-        ),
-        "perplexity, without choices",
+        lambda d: edit_lines(d, "piqa", generated), "line 1: 'arguments' are not a context"
     ),
     "one request": (
         lambda d: edit_lines(d, "piqa", lambda x: x[0]["arguments"].pop("gen_args_1")),
@@ -135,21 +129,20 @@ def test_bad_arguments(words, expected, copy, runs_dir, capsys):
     assert not list(runs_dir.rglob("*"))
 
 
-def test_missing_and_foreign_paths(tmp_path, runs_dir, capsys):
+def test_paths_that_are_not_its_own(theirs, tmp_path, runs_dir, monkeypatch, capsys):
     (tmp_path / "notes.txt").write_text("x")
-    for path, expected in (
-        (tmp_path / "none", "does not exist"),
-        (tmp_path / "notes.txt", "named"),
-    ):
-        assert main(["import", str(path)]) == 2
-        assert expected in one_line(capsys)
-
-
-def test_a_folder_of_several_models_is_not_guessed_at(theirs, tmp_path, runs_dir, capsys):
     for name in ("one", "two"):
         shutil.copytree(next(theirs.iterdir()), tmp_path / "out" / name)
-    assert main(["import", str(tmp_path / "out")]) == 2
-    assert "results of 2 models (one, two)" in one_line(capsys)
+    for path, expected in (
+        ("none", "does not exist"),
+        ("notes.txt", "is not named like"),
+        ("out", "results of 2 models (one, two)"),
+    ):
+        assert main(["import", str(tmp_path / path)]) == 2
+        assert expected in one_line(capsys)
+    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
+    assert main(["import", str(theirs)]) == 2
+    assert "read-only" in one_line(capsys)
 
 
 def test_a_crash_while_writing_leaves_nothing(copy, runs_dir, monkeypatch):
@@ -161,9 +154,3 @@ def test_a_crash_while_writing_leaves_nothing(copy, runs_dir, monkeypatch):
         import_results(copy)
     assert not [path for path in runs_dir.rglob("*") if path.is_file()]
     assert not list_runs([runs_dir])
-
-
-def test_read_only_refuses_an_import(copy, runs_dir, monkeypatch, capsys):
-    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
-    assert main(["import", str(copy)]) == 2
-    assert "read-only" in one_line(capsys)

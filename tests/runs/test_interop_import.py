@@ -19,7 +19,7 @@ from bidir_core.report import report
 from bidir_core.runs import lm_eval_read
 from bidir_core.runs.lm_eval_export import export_run
 from bidir_core.runs.lm_eval_import import import_results
-from bidir_core.runs.records import RECORD_FIELDS, make_record
+from bidir_core.runs.records import RECORD_FIELDS
 from bidir_core.runs.run import Run
 from tests.interop_files import LIMIT, TASKS, TOKEN_FIELDS, edit_lines, edit_results, results_of
 
@@ -77,10 +77,7 @@ def test_it_pairs_with_our_run_and_says_what_was_not_checked(imported, ours, swa
     lengths = ours.items(["n_prefix_tokens"])["n_prefix_tokens"].map(max)
     assert frame["n_prefix_tokens"].tolist() == lengths.tolist()
     assert frame["context_short"].str.len().gt(0).all()
-
-
-def test_two_imports_pair_without_token_counts(imported):
-    assert not flips(imported, imported)["n_prefix_tokens"].any()
+    assert not flips(imported, imported)["n_prefix_tokens"].any()  # nobody counted them
 
 
 def test_another_prompt_with_the_same_document_is_refused(copy, ours, tmp_path):
@@ -225,21 +222,6 @@ def test_the_pipeline_does_not_take_an_imported_run_for_its_own(ours, tmp_path):
     assert not is_run_of(back, stage, None, known)
 
 
-def test_records_need_no_token_counts():
-    record = make_record(
-        task="t",
-        doc_id=0,
-        doc_hash="x",
-        gold=0,
-        contexts=["a"],
-        continuations=[" b", " c"],
-        n_prefix_tokens=(),
-        n_continuation_tokens=(),
-        ll=[-1.0, -2.0],
-    )
-    assert record["correct"]
-
-
 def older(folder: Path) -> None:
     """As lm-eval wrote samples before 0.4.4: one list, in a file that ends in .json."""
     for path in folder.glob("samples_*.jsonl"):
@@ -281,17 +263,12 @@ def test_other_ways_in_which_its_files_lie(change, copy, imported, tmp_path):
     )
 
 
-def test_a_compressed_file_that_is_cut_short(copy, tmp_path):
+def test_a_compressed_file_that_is_cut_short_or_unpacks_to_too_much(copy, tmp_path, monkeypatch):
     compressed(copy)
     path = next(copy.glob("samples_piqa*"))
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="is not whole gzip"):
         import_results(copy, runs_dir=tmp_path)
-
-
-def test_a_compressed_file_that_unpacks_to_too_much(copy, tmp_path, monkeypatch):
-    compressed(copy)
-    path = next(copy.glob("samples_piqa*"))
     path.write_bytes(gzip.compress(b" " * (1 << 20)))
     assert path.stat().st_size < 2000
     monkeypatch.setattr(lm_eval_read, "MOST_UNPACKED_BYTES", (1 << 20) - 1)

@@ -12,7 +12,6 @@ import time
 import pytest
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import remove_left_overs
 from bidir_core.common.progress import time_limit
 from bidir_core.jobs.playground_server import MAX_WAITING, Inbox
 from bidir_core.runs.find import delete_run
@@ -36,24 +35,15 @@ def test_a_resumed_run_removes_what_killed_writers_left(tmp_path):
         assert (busy.path / ".lock").exists()
 
 
-def test_old_left_overs_go_and_young_ones_stay(tmp_path):
-    old, young = tmp_path / ".importing-1", tmp_path / ".importing-2"
+def test_deleting_a_run_removes_old_left_overs_of_deletes_and_no_young_ones(tmp_path):
+    run = make_run(tmp_path, n_items=5)
+    old, young = (run.path.with_name(f".deleted-2020010{n}-000000") for n in (1, 2))
     for path in (old, young):
         path.mkdir()
         (path / "items.jsonl").write_text("")
     os.utime(old, (time.time() - 7200,) * 2)
-    remove_left_overs(tmp_path, ".importing-*")
-    assert not old.exists()
-    assert young.exists()
-
-
-def test_deleting_a_run_removes_what_a_killed_delete_left(tmp_path):
-    run = make_run(tmp_path, n_items=5)
-    left = run.path.with_name(".deleted-20200101-000000")
-    left.mkdir()
-    os.utime(left, (time.time() - 7200,) * 2)
     delete_run(run)
-    assert os.listdir(tmp_path / "stage1_vanilla_eval") == []
+    assert [path.name for path in old.parent.iterdir()] == [young.name]
 
 
 def test_a_pattern_and_a_template_that_never_end_are_given_up():

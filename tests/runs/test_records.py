@@ -43,12 +43,8 @@ def test_predictions_follow_lm_eval():
     )
     assert three["pred"] == 1  # the first of equals, as numpy's argmax
     assert three["margin"] == 0.0
-
-
-def test_winogrande_has_no_acc_norm():
-    row = record(contexts=["c one", "c two"], continuations=[" same"] * 2)
-    assert row["pred_norm"] is None
-    assert row["correct_norm"] is None
+    same = record(contexts=["c one", "c two"], continuations=[" same"] * 2)  # as winogrande's
+    assert (same["pred_norm"], same["correct_norm"]) == (None, None)
 
 
 @pytest.mark.parametrize("ll", [[math.nan, -4.0], [math.inf, -4.0], [-math.inf, -math.inf]])
@@ -59,6 +55,8 @@ def test_nan_is_an_item_error_never_an_argmax(ll):
     assert row["correct"] is False
     assert "choice 0" in row["error"]
     records.to_line(row)
+    alone = compute_metrics([row])["tasks"]["t"]
+    assert (alone["acc"], alone["gold_prob"]) == (0, None)
 
 
 @pytest.mark.parametrize("gold", [0, 1])
@@ -92,12 +90,6 @@ def test_a_task_of_both_kinds_of_items_counts_each_by_its_own_rule():
     right, chosen = outcomes(records.to_table(rows), "acc_norm")
     assert right.tolist() == [False, True, True]
     assert chosen.tolist() == [0, 1, 1]
-
-
-def test_stored_numbers_and_stored_prediction_cannot_disagree():
-    close = -100.0 - 1e-9  # the same number in float32
-    row = record(ll=[close, -100.0])
-    assert row["pred"] == int(np.argmax(np.asarray(row["ll"], dtype=np.float32)))
 
 
 @given(
@@ -164,13 +156,6 @@ def test_chance_and_scores_do_not_need_texts():
     whole = compute_metrics(rows)
     del whole["tasks"]["t"]["acc_bytes"], whole["macro"]["acc_bytes"]
     assert compute_metrics(bare) == whole
-
-
-def test_a_task_of_errors_only_has_numbers_and_no_crash():
-    found = compute_metrics([record(ll=[math.nan, 1.0])])
-    assert found["tasks"]["t"]["acc"] == 0
-    assert found["tasks"]["t"]["gold_prob"] is None
-    json.dumps(found, allow_nan=False)
 
 
 @pytest.mark.parametrize("texts", [True, False])

@@ -10,7 +10,7 @@ import pytest
 
 from bidir_core import jobs
 from bidir_core.explain.sweep_points import ORDER_PRESET_TASKS, LabConfig, planned_points
-from bidir_core.jobs.estimate import estimate_sweep, layers_of
+from bidir_core.jobs.estimate import estimate, layers_of
 from bidir_core.jobs.queue import _run_to_resume
 from bidir_core.runs.writer import RunWriter
 from tests.app import open_page, words
@@ -41,9 +41,9 @@ def test_windows_of_an_unknown_model_stay_uncounted_and_other_sweeps_do_not():
     config = LabConfig(model="someone/model-3B", sweep=("layers=windows:5",))
     assert layers_of(config.model) is None
     assert planned_points(config, None) is None
-    whole = estimate_sweep(config, "cpu")
+    whole = estimate(config, "cpu")
     assert (whole.seconds, whole.n_points) == (None, None)
-    assert estimate_sweep(replace(config, sweep=("layers=0-4",)), "cpu").n_points == 3
+    assert estimate(replace(config, sweep=("layers=0-4",)), "cpu").n_points == 3
 
 
 def test_a_folder_says_how_many_layers_it_has(tmp_path):
