@@ -28,14 +28,12 @@ import numpy as np
 import torch
 
 from benchmarks.full_shape import now
-from benchmarks.lm_eval_peer import LmEvalPeer, accuracy, differences
+from benchmarks.lm_eval_peer import LmEvalPeer, accuracy, differences, our_scores
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.data.encoding import Encoder
 from bidir_core.data.recipes import ensure
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
-from bidir_core.evaluate.scoring import Scorer, plan_scoring
 from bidir_core.models import fused, loading
-from bidir_core.regimes import CAUSAL
 from bidir_core.runs.run import Run
 
 
@@ -61,11 +59,7 @@ def main() -> None:
     device = torch.device(options.device)
 
     def ours() -> list[list[float]]:
-        encoded = Encoder(loaded.tokenizer).encode(items)
-        plan = plan_scoring(encoded, regime=CAUSAL, device=device)
-        scorer = Scorer(loaded.model, loaded.handle, plan)
-        found = {s.index: s.ll for batch in plan.batches for s in scorer.score(batch.items)}
-        return [found[i] for i in range(len(items))]
+        return our_scores(loaded, Encoder(loaded.tokenizer).encode(items))
 
     print(
         f"{len(items)} items of {len(PUBLISHED_TASKS)} tasks, {options.dtype} on {options.device}, "

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import statistics
 import tempfile
-import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,13 +25,13 @@ from benchmarks.full_shape import (
     timed,
     trouble,
 )
-from bidir_core.evaluate import evaluate as evaluating
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate, read_items
 from bidir_core.models import fused
 from bidir_core.models.layout import Layout
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
+from bidir_core.runs.run import Run
 
 Add = Callable[..., None]
 EVALUATED = ("causal", "bidirectional")
@@ -69,28 +67,10 @@ def measure_eval(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> 
             add("eval", f"peer against best, {regime}", ratio=round(peer / seconds, 2))
 
 
-@contextmanager
-def clocked(encoded: list[float]) -> Iterator[None]:
-    """Notes after how many seconds an evaluation inside has read and tokenised its items."""
-    honest, started = evaluating.encode, time.perf_counter()
-
-    def encode(*arguments: Any) -> Any:
-        made = honest(*arguments)
-        encoded.append(time.perf_counter() - started)
-        return made
-
-    evaluating.encode = encode  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        evaluating.encode = honest
-
-
 def evaluation(options: Namespace, loaded: LoadedModel, regime: str) -> dict[str, Any]:
     """Seconds of the whole of ``eval``, items read and run folder written, but for loading."""
     clear(loaded.device)
-    seconds: list[float] = []
-    encoded: list[float] = []
+    seconds, after_load = [], []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for number in range(1 + options.repeats):
             config = EvalConfig(
@@ -104,24 +84,17 @@ def evaluation(options: Namespace, loaded: LoadedModel, regime: str) -> dict[str
                 name=str(number),
                 device=str(loaded.device),
             )
-            run = Path(folder) / f"run{number}"
-            with clocked(encoded):
-                seconds.append(
-                    timed(partial(evaluate, config, loaded=loaded, folder=run), loaded.device)
-                )
-        cost = json.loads((run / "metrics.json").read_text())["cost"]
-        probe = json.loads((run / "probe.json").read_text())
-    again = seconds[1:] or seconds
+            work = partial(evaluate, config, loaded=loaded, folder=Path(folder) / f"run{number}")
+            seconds.append(timed(work, loaded.device))
+            run = Run(Path(folder) / f"run{number}")
+            after_load.append(run.status["finished"] - run.status["started"])
+        cost, probe = (run.metrics or {})["cost"], run.probe or {}
+    again = slice(1 if len(seconds) > 1 else 0, None)
     flops = 2.0 * layer_parameters(loaded.model) * cost["computed_tokens"]
     return {
-        "seconds": round(statistics.median(again), 3),
-        # The command reads and tokenises items before it loads the model.
-        "after_load_seconds": round(
-            statistics.median(
-                whole - before for whole, before in list(zip(seconds, encoded))[-len(again) :]
-            ),
-            3,
-        ),
+        "seconds": round(statistics.median(seconds[again]), 3),
+        # The command reads and tokenises items before it loads the model and makes the run folder.
+        "after_load_seconds": round(statistics.median(after_load[again]), 3),
         "first_seconds": round(seconds[0], 3),
         "repeats": len(seconds) - 1,
         "probe_seconds": probe["seconds"],

@@ -154,56 +154,10 @@ def _check_scales(folder: Path, tensors: Iterable[Tensor]) -> None:
                 "folder again"
             )
         if described and described.get("quant_method") == "fp8" and not scales & names:
-            lost = f"{tensor.name}_scale_inv"
-            listed = _listed(folder).get(lost)
             raise UserError(
-                f"weight file {tensor.file} holds {tensor.name} in 8 bits, but its scale {lost}"
-                f"{f', which {listed} should hold,' if listed else ''} is nowhere in {folder}; "
-                f"get {listed or 'the folder'} again"
+                f"weight file {tensor.file} holds {tensor.name} in 8 bits, but its scale "
+                f"{tensor.name}_scale_inv is nowhere in {folder}; get the folder again"
             )
-
-
-def _listed(folder: Path) -> dict[str, str]:
-    """The shard of each tensor as the folder's index has it; nothing where there are no shards."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file() or not index.is_file():
-        return {}
-    return dict(read_json(index, "the shard list")["weight_map"])
-
-
-def where_from(folder: Path, name: str, shape: tuple[int, ...] | None = None) -> str:
-    """Which of a model's shards a tensor is at fault in, as the end of a sentence, or nothing.
-
-    ``name`` is the model's name for it; ``shape``, the one it was read with, if it was read.
-    Files may use another name, so the one that ends alike is looked for.
-    """
-    listed = _listed(folder)
-    if not listed:
-        return ""
-    if shape is None:
-        there = [*listed.items()]
-    else:
-        read = [tensor for file in weight_files(folder) for tensor in read_tensors(file)]
-        there = [(tensor.name, tensor.file.name) for tensor in read if tensor.shape == shape]
-    likeness = [(_likeness(name, other), file) for other, file in there]
-    best = max((one for one, _ in likeness), default=(0, 0))
-    files = {file for one, file in likeness if one == best}
-    if best == (0, 0) or len(files) != 1:
-        return ""
-    return f", which {files.pop()} {'should hold' if shape is None else 'holds'}"
-
-
-def _likeness(name: str, other: str) -> tuple[int, int]:
-    """How many parts two names share at their ends, and in all; none if the layer differs."""
-    ours, theirs = name.split("."), other.split(".")
-    same = 0
-    for one, two in zip(reversed(ours), reversed(theirs), strict=False):
-        if one != two:
-            break
-        same += 1
-    if any(part.isdigit() for part in ours[: len(ours) - same]) or same < min(2, len(ours)):
-        return (0, 0)
-    return (same, len({*ours} & {*theirs}))
 
 
 def fingerprint(config: Any, files: Iterable[Path]) -> str:

@@ -68,12 +68,14 @@ def test_times_are_of_medians_and_faster_is_more() -> None:
     def rows(*speeds: float) -> list[dict]:
         return [{"speed": s, "after_load_seconds": 8 / s, "wall_seconds": 9} for s in speeds]
 
-    options = several_gpus.Namespace(processes=2)
     added: list[dict] = []
-    found = {1: rows(1, 1, 50), 2: rows(2, 0.1, 2)}
-    several_gpus.compare_speeds(
-        lambda part, what, **row: added.append(row), "eval", "", options, found, "speed"
+    part = several_gpus.Part(
+        "eval",
+        several_gpus.Namespace(processes=2),
+        lambda part, what, **row: added.append(row),
+        several_gpus.Clock(9),
     )
+    part.compare("", {1: rows(1, 1, 50), 2: rows(2, 0.1, 2)}, "speed")
     assert added == [{"times": 2.0, "times_after_load": 2.0, "times_wall": 1.0}]
 
 

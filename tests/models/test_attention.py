@@ -14,12 +14,12 @@ from bidir_core.models.attention import check_supported, choose_implementation, 
 from bidir_core.models.families import (
     FAMILIES,
     WINDOW,
-    TinyLoaded,
     tiny_config,
     tiny_loaded,
     tiny_model,
 )
 from bidir_core.models.layout import Layout
+from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 from tests.regime_bias import score_bias
 from tests.tiny_models import logits, logits_in_steps
@@ -45,7 +45,7 @@ def token_ids(n: int, seed: int = 0) -> torch.Tensor:
 SEQUENCES = [token_ids(n_total, seed) for seed, (_, n_total) in enumerate(LENGTHS)]
 
 
-def one_at_a_time(loaded: TinyLoaded, regime: str) -> list[torch.Tensor]:
+def one_at_a_time(loaded: LoadedModel, regime: str) -> list[torch.Tensor]:
     return [
         logits(loaded, regime, Layout.pack([length]), ids[None])[0]
         for length, ids in zip(LENGTHS, SEQUENCES)

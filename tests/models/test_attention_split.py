@@ -28,12 +28,12 @@ from bidir_core.models.attention import choose_implementation
 from bidir_core.models.attention_split import without_plans
 from bidir_core.models.families import (
     FAMILIES,
-    TinyLoaded,
     tiny_config,
     tiny_loaded,
     tiny_tokenizer,
 )
 from bidir_core.models.layout import Layout
+from bidir_core.models.loading import LoadedModel
 from bidir_core.models.probe import run_probe
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.run import Run
@@ -45,14 +45,14 @@ IDS = torch.randint(0, 256, (1, 400), generator=torch.Generator().manual_seed(0)
 CUDA = torch.device("cuda")
 
 
-def splitting(family: str = "llama", split_from: int = 0, **changes: Any) -> TinyLoaded:
+def splitting(family: str = "llama", split_from: int = 0, **changes: Any) -> LoadedModel:
     """A tiny model that splits prefixes of a few tokens already."""
     loaded = tiny_loaded(family, implementation="split", **changes)
     loaded.handle.split_from = split_from
     return loaded
 
 
-def logits(loaded: TinyLoaded, regime: str, layout: Layout) -> torch.Tensor:
+def logits(loaded: LoadedModel, regime: str, layout: Layout) -> torch.Tensor:
     ids = IDS[:, : layout.shape[1]].expand(layout.shape[0], -1)
     return logits_under(loaded, regime, layout, ids)
 
@@ -89,7 +89,7 @@ def test_long_prefixes_are_split_and_short_ones_are_not(
         assert set(split) == {12, 6} or (set(split) <= {12, 6} and _window(ours) is not None)
 
 
-def _window(loaded: TinyLoaded) -> int | None:
+def _window(loaded: LoadedModel) -> int | None:
     return getattr(loaded.model.config.get_text_config(), "sliding_window", None)
 
 

@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bidir_core.common.errors import UserError
 from bidir_core.models import attention
-from bidir_core.models.families import FAMILIES, TinyLoaded, tiny_loaded, tiny_model
+from bidir_core.models.families import FAMILIES, tiny_loaded, tiny_model
 from bidir_core.models.layout import Layout
 from bidir_core.models.layout import allowed_and_ahead as honest
+from bidir_core.models.loading import LoadedModel
 from bidir_core.models.probe import run_probe
 from bidir_core.models.probe_checks import CHECKS
 from bidir_core.regimes import CAUSAL
@@ -142,10 +143,10 @@ def attention_functions() -> Any:
 # Broken wrappers. Each is one small change to the way a regime reaches the model.
 
 
-def with_mask(change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch, TinyLoaded], None]:
+def with_mask(change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch, LoadedModel], None]:
     """A mutant of ``Plan.mask``: ``change(honest mask, plan, layer, window, dtype, span)``."""
 
-    def mutate(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+    def mutate(patch: pytest.MonkeyPatch, _: LoadedModel) -> None:
         original = attention.Plan.mask
 
         def mask(
@@ -164,10 +165,10 @@ def with_mask(change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch, TinyL
     return mutate
 
 
-def with_rule(change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch, TinyLoaded], None]:
+def with_rule(change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch, LoadedModel], None]:
     """A mutant of the visibility over a layout: ``change(layout, regime, window, span)``."""
 
-    def mutate(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+    def mutate(patch: pytest.MonkeyPatch, _: LoadedModel) -> None:
         patch.setattr(
             attention,
             "allowed_and_ahead",
@@ -180,7 +181,7 @@ def with_rule(change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch, TinyL
     return mutate
 
 
-def with_regime(**dials: Any) -> Callable[[pytest.MonkeyPatch, TinyLoaded], None]:
+def with_regime(**dials: Any) -> Callable[[pytest.MonkeyPatch, LoadedModel], None]:
     """A mutant that turns a dial back."""
     return with_rule(lambda x, r, w, s: honest(x, dataclasses.replace(r, **dials), w, s))
 
@@ -254,7 +255,7 @@ def leaky_continuation(layout: Layout, regime: Any, window: Any, span: Any) -> A
     return honest(dataclasses.replace(layout, n_prefix=length), regime, window, span)
 
 
-def sdpa_as_causal(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+def sdpa_as_causal(patch: pytest.MonkeyPatch, _: LoadedModel) -> None:
     """The mask never arrives: a plain causal kernel runs."""
     original = attention._sdpa
 
@@ -266,14 +267,14 @@ def sdpa_as_causal(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
     patch.setattr(attention, "_sdpa", run)
 
 
-def one_layer_goes_its_own_way(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
+def one_layer_goes_its_own_way(_: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
     """One module has a configuration of its own, and with it the library's causal attention."""
     module = loaded.model.model.layers[2].self_attn
     module.config = copy.deepcopy(module.config)
     module.config._attn_implementation_internal = "sdpa"
 
 
-def one_layer_mixes_tokens_elsewhere(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
+def one_layer_mixes_tokens_elsewhere(_: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
     """The attention is right, but one module adds something that looks at every token."""
     module = loaded.model.model.layers[1].self_attn
     forward = module.forward
@@ -285,21 +286,21 @@ def one_layer_mixes_tokens_elsewhere(_: pytest.MonkeyPatch, loaded: TinyLoaded) 
     module.forward = mixing
 
 
-def one_layer_returns_nothing(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
+def one_layer_returns_nothing(_: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
     """The attention is right and its result is thrown away."""
     module = loaded.model.model.layers[1].self_attn
     forward = module.forward
     module.forward = lambda **kwargs: (0 * forward(**kwargs)[0], None)
 
 
-def scale_forgotten(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+def scale_forgotten(patch: pytest.MonkeyPatch, _: LoadedModel) -> None:
     original = attention._sdpa
     patch.setattr(
         attention, "_sdpa", lambda *args, scaling=None, **kw: original(*args, scaling=1.0, **kw)
     )
 
 
-def causal_kernel_for_real_lengths(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+def causal_kernel_for_real_lengths(patch: pytest.MonkeyPatch, _: LoadedModel) -> None:
     original = attention._sdpa
 
     def run(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
@@ -310,7 +311,7 @@ def causal_kernel_for_real_lengths(patch: pytest.MonkeyPatch, _: TinyLoaded) -> 
     patch.setattr(attention, "_sdpa", run)
 
 
-def positions_ignored(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
+def positions_ignored(_: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
     """The model counts tokens by itself, so packed choices stand too far from their prefix."""
 
     def count(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -320,7 +321,7 @@ def positions_ignored(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
     loaded.handle.decoder.register_forward_pre_hook(count, with_kwargs=True)
 
 
-def one_layer_counts_positions_itself(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
+def one_layer_counts_positions_itself(_: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
     model = loaded.model.model
 
     def count(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -331,7 +332,7 @@ def one_layer_counts_positions_itself(_: pytest.MonkeyPatch, loaded: TinyLoaded)
     model.layers[2].self_attn.register_forward_pre_hook(count, with_kwargs=True)
 
 
-def shape_error(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+def shape_error(patch: pytest.MonkeyPatch, _: LoadedModel) -> None:
     patch.setattr(attention.Plan, "mask", lambda *_, **__: torch.zeros(1, 1, 3, 3))
 
 
@@ -518,13 +519,13 @@ def test_one_ignored_layer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 # What is wrong with a model or its files, and not with a mask, is called by its name.
 
 
-def with_a_nan() -> TinyLoaded:
+def with_a_nan() -> LoadedModel:
     loaded = tiny_loaded()
     loaded.model.model.layers[2].mlp.up_proj.weight.data[3, 4] = float("nan")
     return loaded
 
 
-def with_a_foreign_tokenizer() -> TinyLoaded:
+def with_a_foreign_tokenizer() -> LoadedModel:
     special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
     return tiny_loaded(vocab_size=60, **special)
 
@@ -575,7 +576,7 @@ def test_the_regime_decides_and_not_is_causal_in_the_configuration(
     assert loaded.handle.decoder.config.is_causal is is_causal  # left as it was
 
 
-def sharing(kind: str) -> TinyLoaded:
+def sharing(kind: str) -> LoadedModel:
     """A model whose last layers attend to earlier layers' keys and values."""
     sizes: dict[str, Any] = {
         "hidden_size": 32,
