@@ -43,7 +43,6 @@ from bidir_core.models.quantised import (
     without_vision,
 )
 from bidir_core.models.source import (
-    EMBEDDED,
     auto_class,
     fetch_weights,
     find_source,
@@ -55,8 +54,6 @@ from bidir_core.models.source import (
 )
 from bidir_core.models.weight_files import check_weights, fingerprint, weight_files
 from bidir_core.regimes import Regime, parse_regime
-
-__all__ = ["EMBEDDED", "LoadedModel", "Preflight", "load", "load_weights", "preflight"]
 
 NO_LIMIT = 1 << 30  # max_length of a model whose configuration names no window
 

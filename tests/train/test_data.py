@@ -265,7 +265,7 @@ def test_other_column_names(tmp_path):
             "line 2: a conversation needs --chat",
         ),
         ('{"prompt": "a", "response": "\\ud83d"}', "line 2: holds a lone surrogate"),
-        ("[" * 100_000, "line 2: nested too deeply"),
+        ("[" * 100_000, "line 2: not JSON"),
     ],
 )
 def test_malformed_lines_are_named(bad, words_of_error, tmp_path):
