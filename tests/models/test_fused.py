@@ -244,10 +244,6 @@ def test_norms_in_one_kernel_where_no_gradients_are_asked_for(
     assert fused._agreeing_norm(tiny_loaded("gemma3").model.model.norm) is None
 
 
-def test_without_kernels_norms_are_torchs() -> None:
-    assert fused._agreeing_norm(tiny_loaded("llama").model.model.norm) is fused._norm
-
-
 @pytest.mark.usefixtures("as_on_gpu")
 @pytest.mark.parametrize("broken", ["repeat_heads", "log_sum", None])
 def test_a_kernel_that_gives_other_numbers_is_not_used(
@@ -272,10 +268,3 @@ def test_repeated_heads_are_those_of_repeat_interleave(n: int) -> None:
     laid_out = torch.randn(2, 5, 3, 8).transpose(1, 2)  # as projections give them
     for heads in (laid_out, laid_out.contiguous()):
         assert torch.equal(fused.repeat_heads(heads, n), heads.repeat_interleave(n, dim=1))
-
-
-def test_a_check_that_fails_to_run_leaves_the_model_alone() -> None:
-    def broken(_: Any) -> bool:
-        raise RuntimeError("no such kernel")
-
-    assert not fused._holds(broken, SimpleNamespace())

@@ -202,10 +202,6 @@ def test_whether_a_device_computes_in_a_dtype_is_tried() -> None:
     assert not devices.can_compute(cpu, torch.float8_e4m3fn)
 
 
-def test_auto_means_float32_on_a_cpu() -> None:
-    assert devices.choose_dtype("auto", torch.device("cpu")) is torch.float32
-
-
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "encoder-decoder": ({"model_type": "t5"}, "'t5' is an encoder-decoder"),
     "encoder": ({"model_type": "bert"}, "'bert' is an encoder"),
@@ -291,14 +287,6 @@ def test_weights_that_do_not_fill_the_model_are_refused(own_folder: Path) -> Non
     del tensors["model.layers.2.mlp.up_proj.weight"]
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"1 tensors are missing.*layers\.2\.mlp\.up_proj"):
-        loading.load(str(own_folder), device="cpu")
-
-
-def test_weights_of_another_shape_are_refused(own_folder: Path) -> None:
-    _edit_json(own_folder / "config.json", intermediate_size=64)
-    with pytest.raises(
-        UserError, match=r"12 tensors are .* misshapen, such as model\.layers\.0\.mlp"
-    ):
         loading.load(str(own_folder), device="cpu")
 
 
@@ -430,12 +418,8 @@ WHOLE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
             json.dumps(value).encode()
             for value in (
                 [1],
-                {"a": WHOLE | {"data_offsets": [-8, 8]}},
                 {"a": WHOLE | {"data_offsets": [8, 0]}, "b": WHOLE},
-                {"a": WHOLE | {"data_offsets": [0.0, 8.0]}},
-                {"a": WHOLE | {"shape": "xx"}},
                 {"a": WHOLE | {"shape": [True, None]}},
-                {"a": WHOLE | {"dtype": ["F32"]}},
                 {"a\ud800": WHOLE},
             )
         ),
