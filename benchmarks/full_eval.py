@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from benchmarks.full_shape import (
+    Add,
     Clock,
+    attempt,
     attending,
     build,
-    clear,
     layer_parameters,
     median_seconds,
     peak_gb,
     timed,
-    trouble,
 )
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate, read_items
@@ -33,7 +33,6 @@ from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
 from bidir_core.runs.run import Run
 
-Add = Callable[..., None]
 EVALUATED = ("causal", "bidirectional")
 
 
@@ -48,16 +47,9 @@ def measure_eval(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> 
     peer: float | None = None
     for number, attn in enumerate(kinds):
         for regime in EVALUATED:
-            what = f"{attn}, {regime}"
-            if not clock.left():
-                add("eval", what, skipped="the part's time was over")
-                continue
-            try:
-                row = evaluation(options, attending(loaded, attn), regime)
-            except Exception as error:
-                add("eval", what, **trouble(error, options.on))
-            else:
-                add("eval", what, **row)
+            work = partial(evaluation, options, attending(loaded, attn), regime)
+            row = attempt(add, "eval", f"{attn}, {regime}", clock, options.on, work)
+            if row is not None:
                 best[regime] = min(best.get(regime, row["seconds"]), row["seconds"])
         if number == 0:
             with fused.plain(loaded.model):
@@ -69,7 +61,6 @@ def measure_eval(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> 
 
 def evaluation(options: Namespace, loaded: LoadedModel, regime: str) -> dict[str, Any]:
     """Seconds of the whole of ``eval``, items read and run folder written, but for loading."""
-    clear(loaded.device)
     seconds, after_load = [], []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for number in range(1 + options.repeats):
@@ -119,26 +110,20 @@ def best_peer(options: Namespace, loaded: LoadedModel, add: Add, clock: Clock) -
     peer = LmEvalPeer(
         loaded.model, dtype=loaded.dtype, device=str(loaded.device), tokenizer=loaded.tokenizer
     )
+
+    def score(size: int) -> dict[str, Any]:
+        with loaded.handle.native():
+            seconds = timed(partial(peer.score, items, size), loaded.device)
+        return {"seconds": round(seconds, 3), "peak_gb": peak_gb(loaded.device)}
+
     best = None
     for size in options.peer_batch_sizes:
-        if not clock.left():
-            if best is None:
-                add("eval", f"lm-eval, batch {size}", skipped="the part's time was over")
+        if best is not None and not clock.left():
             break
-        clear(loaded.device)
-        try:
-            with loaded.handle.native():
-                seconds = timed(partial(peer.score, items, size), loaded.device)
-        except Exception as error:
-            add("eval", f"lm-eval, batch {size}", **trouble(error, loaded.device))
-            continue
-        add(
-            "eval",
-            f"lm-eval, batch {size}",
-            seconds=round(seconds, 3),
-            peak_gb=peak_gb(loaded.device),
-        )
-        best = min(seconds, best or seconds)
+        what = f"lm-eval, batch {size}"
+        row = attempt(add, "eval", what, clock, loaded.device, partial(score, size))
+        if row is not None:
+            best = min(row["seconds"], best or row["seconds"])
     return best
 
 
@@ -159,20 +144,15 @@ def measure_prefill(options: Namespace, tokenizer: Any, add: Add, clock: Clock) 
         ).last_hidden_state
 
     def measured(what: str, run: Callable[[], Any], plain: float | None = None) -> float | None:
-        if not clock.left():
-            add("prefill", what, skipped="the part's time was over")
-            return None
-        clear(on)
-        before = torch.cuda.memory_allocated(on) if on.type == "cuda" else 0
-        try:
+        def work() -> dict[str, Any]:
+            before = torch.cuda.memory_allocated(on) if on.type == "cuda" else 0
             seconds = median_seconds(run, on, clock)
-        except Exception as error:
-            add("prefill", what, **trouble(error, on))
-            return None
-        more = None if on.type != "cuda" else round((peak_gb(on) or 0) - before / 1e9, 2)
-        ratio = None if plain is None else round(seconds / plain, 3)
-        add("prefill", what, ms=round(1e3 * seconds, 2), times_plain=ratio, more_gb=more)
-        return seconds
+            more = None if on.type != "cuda" else round((peak_gb(on) or 0) - before / 1e9, 2)
+            ratio = None if plain is None else round(seconds / plain, 3)
+            return {"ms": round(1e3 * seconds, 2), "times_plain": ratio, "more_gb": more}
+
+        row = attempt(add, "prefill", what, clock, on, work)
+        return None if row is None else row["ms"] / 1e3
 
     with loaded.handle.native(), full_attention(loaded):
         plain = measured("plain full attention, the model's own kernel", layers)
@@ -181,17 +161,13 @@ def measure_prefill(options: Namespace, tokenizer: Any, add: Add, clock: Clock) 
     for attn in options.attn:
         loaded = attending(loaded, attn)
         for regime in (BIDIRECTIONAL, CAUSAL):
-            measured(
-                f"{attn}, {regime}",
-                partial(under, loaded, regime, layout, layers),
-                plain,
-            )
 
+            def under(loaded: LoadedModel = loaded, regime: Regime = regime) -> torch.Tensor:
+                """Whatever the mask costs included."""
+                with loaded.handle.use(regime, layout):
+                    return layers()
 
-def under(loaded: LoadedModel, regime: Regime, layout: Layout, run: Callable[[], Any]) -> Any:
-    """Run under a regime, whatever its mask costs included."""
-    with loaded.handle.use(regime, layout):
-        return run()
+            measured(f"{attn}, {regime}", under, plain)
 
 
 @contextmanager

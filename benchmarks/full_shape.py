@@ -26,6 +26,8 @@ from bidir_core.models.attention import Implementation, choose_implementation, i
 from bidir_core.models.devices import choose_device, choose_dtype, device_name
 from bidir_core.models.loading import LoadedModel
 
+Add = Callable[..., None]  # of a part, of what, and the row's values
+
 # Ministral 3 3B's text side; what is left out is the configuration's default. ``tiny`` is for tests.
 SHAPES: dict[str, dict[str, Any]] = {
     "ministral3-3b": {
@@ -215,6 +217,28 @@ def trouble(error: Exception, device: torch.device) -> dict[str, Any]:
     traceback.print_exception(error)
     said = " ".join(str(error).split())
     return {"skipped": f"failed: {type(error).__name__}: {said[:300]}".replace("|", "/")}
+
+
+def attempt(
+    add: Add,
+    part: str,
+    what: str,
+    clock: Clock,
+    device: torch.device,
+    work: Callable[[], dict[str, Any]],
+) -> dict[str, Any] | None:
+    """Add the row that ``work()`` gives, or why there is none; None then. The others go on."""
+    if not clock.left():
+        add(part, what, skipped="the part's time was over")
+        return None
+    clear(device)
+    try:
+        row = work()
+    except Exception as error:
+        add(part, what, **trouble(error, device))
+        return None
+    add(part, what, **row)
+    return row
 
 
 def clear(device: torch.device) -> None:

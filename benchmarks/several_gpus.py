@@ -11,7 +11,7 @@ which is when the weights are loaded; ``wall`` is the whole process, its start i
 
 Parts: ``eval`` (five tasks, whole validation sets, bidirectional; the predictions are compared),
 ``finetune`` (3B, useful tokens a second behind a warm-up, for each of ``--methods``) and ``fsdp``
-(a full fine-tune with the weights spread out). A command that fails or takes too long is a row
+(a full fine-tune with the weights spread out). A command that fails is a row
 with its last words, and the others go on. Its file is as that of ``benchmarks.full_size``.
 """
 
@@ -36,7 +36,7 @@ import pandas as pd
 import torch
 
 from benchmarks import full_shape
-from benchmarks.full_shape import Book, Clock, build, clear, parser_of, read_tokenizer, words
+from benchmarks.full_shape import Add, Book, Clock, build, clear, parser_of, read_tokenizer, words
 from bidir_core.common.settings import join_list
 from bidir_core.data.assets import absolute_place
 from bidir_core.runs.curve import read_curve
@@ -45,7 +45,6 @@ from bidir_core.train.data import read_samples
 from bidir_core.train.mixtures import MIXTURES
 from bidir_core.train.rows import Columns
 
-Add = Callable[..., None]
 Read = Callable[[Run, int], dict[str, Any]]
 Found = dict[int, list[dict[str, Any]]]
 
@@ -76,7 +75,6 @@ def parse(arguments: list[str] | None) -> Namespace:
     parser.set_defaults(steps=12, warm_up=4, batch_samples=256)
     add = parser.add_argument
     add("--processes", type=int, default=2, help="of an accelerate launch, one GPU each")
-    add("--run-seconds", type=float, default=200, help="when a command is ended")
     add("--folder", help="where the model and the runs go, for a while (default: the system's)")
     add("--attn", default="auto")
     add("--methods", type=words, default=["lora"], help="lora,full")
@@ -154,13 +152,8 @@ class Part:
             words = [*words, "--model", str(options.work / "model"), "--runs-dir", runs]
             words += ["--device", options.device, "--attn", options.attn]
             words += ["--dtype", str(options.dtype).removeprefix("torch.")]
-            ended = run_command(
-                words,
-                processes=processes,
-                fsdp=fsdp,
-                on_gpu=options.on.type == "cuda",
-                seconds=options.run_seconds,
-            )
+            on_gpu = options.on.type == "cuda"
+            ended = run_command(words, processes=processes, fsdp=fsdp, on_gpu=on_gpu)
             wall = round(ended.wall_seconds, 1)
             made = [Run(path.parent) for path in Path(runs).glob("*/*/metrics.json")]
             if ended.trouble or not made:
@@ -289,16 +282,14 @@ def read_training(made: Run, processes: int) -> dict[str, Any]:
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0")
 FSDP = ("--use_fsdp", "--fsdp_version", "2")
-_GRACE_SECONDS = 40  # a launcher gives its processes 30 to end
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended. ``code`` is None if its time was over before."""
+    """How a command ended."""
 
-    code: int | None
+    code: int
     wall_seconds: float
-    out: str
     err: str
 
     @property
@@ -306,19 +297,13 @@ class Ended:
         """Why it failed, with the last of what it said; None if it did not."""
         if self.code == 0:
             return None
-        why = "its time was over" if self.code is None else f"exit code {self.code}"
         own = self.err.split("failed (exitcode")[0]  # what a launcher adds is about itself
         lines = [line.strip() for line in own.splitlines() if line.strip()]
-        return f"{why}: {' / '.join(lines[-12:])[-1500:]}"
+        return f"exit code {self.code}: {' / '.join(lines[-12:])[-1500:]}"
 
 
 def run_command(
-    words: Sequence[str],
-    *,
-    processes: int = 1,
-    fsdp: bool = False,
-    on_gpu: bool = True,
-    seconds: float | None = None,
+    words: Sequence[str], *, processes: int = 1, fsdp: bool = False, on_gpu: bool = True
 ) -> Ended:
     """``python -m bidir_core WORDS`` to its end, in so many processes, one GPU each."""
     command = [sys.executable]
@@ -328,23 +313,10 @@ def run_command(
     command += ["-m", "bidir_core", *words]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus(processes) if on_gpu else ""}
     started = time.monotonic()
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    ) as process:
-        code: int | None
-        try:
-            out, err = process.communicate(timeout=seconds)
-            code = process.returncode
-        except subprocess.TimeoutExpired as late:
-            _end(process)
-            code, out, err = None, _text(late.stdout), _text(late.stderr)
-    return Ended(code, time.monotonic() - started, out, err)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace"
+    )
+    return Ended(done.returncode, time.monotonic() - started, done.stderr)
 
 
 def gpus(n: int) -> str:
@@ -352,21 +324,6 @@ def gpus(n: int) -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(index) for index in range(n)]
     return ",".join(names[:n])
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """End a command with all that it has started."""
-    import psutil
-
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    for one in psutil.wait_procs(family, timeout=_GRACE_SECONDS)[1]:
-        one.kill()
-    process.kill()
-
-
-def _text(said: str | bytes | None) -> str:
-    return said.decode(errors="replace") if isinstance(said, bytes) else said or ""
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,73 +145,66 @@ def vocabulary_checksum(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
 
-def check(folder: Path, expected: Expected) -> None:
-    """Raise UserError unless the folder's tokenizer and weights are what they must be."""
-    from transformers import AutoTokenizer
+def check(folder: Path, expected: Expected | None) -> None:
+    """Raise UserError unless the folder's tokenizer and weights are what they must be.
 
-    def demand(truth: bool, what: str) -> None:
-        _demand(truth, what, folder)
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    demand(vocabulary_checksum(tokenizer) == expected.vocabulary_sha256, "its vocabulary changed")
-    for text, right in expected.probes.items():
-        ids = tokenizer(text)["input_ids"]
-        demand(ids == right, f"{text!r} became the tokens {ids}")
-        survives = tokenizer.decode(ids) == expected.lead + text
-        demand(survives, f"{text!r} does not survive a round trip")
-    special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
-    demand(special == expected.special, f"special tokens {special}")
-    if expected.in_chat_template is not None:
-        demand(expected.in_chat_template in (tokenizer.chat_template or ""), "no chat template")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for name, value in expected.config.items():
-        demand(config.get(name) == value, f"{name} is {config.get(name)} instead of {value}")
-    # Heads in the wrong order leave every shape right; only what the model computes shows it.
-    loss_nats, _ = _english_loss(folder, tokenizer)
-    demand(
-        abs(loss_nats - expected.english_nats) < ENGLISH_TOLERANCE,
-        f"{loss_nats:.3f} nats per token on plain English instead of {expected.english_nats}",
-    )
-
-
-def check_unknown(folder: Path) -> None:
-    """The same for a model of which no right answers are known; sees gross faults only.
-
-    Texts must survive, digits stand alone, special tokens be whole, and the loss on plain English
-    be a language model's.
+    Of a model of which no right answers are known, gross faults only are seen: texts must survive,
+    digits stand alone, special tokens be whole, and the loss on plain English be a language model's.
     """
     from transformers import AutoTokenizer
 
-    def demand(truth: bool, what: str) -> None:
-        _demand(truth, what, folder)
-
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    faults = _faults(tokenizer, folder, expected) if expected else _gross_faults(tokenizer, folder)
+    if fault := next(faults, None):
+        raise UserError(
+            f"the model converted into {folder} is wrong ({fault}); remove it and convert again, "
+            "with the package versions of requirements.txt"
+        )
+
+
+def _faults(tokenizer: Any, folder: Path, expected: Expected) -> Iterator[str]:
+    if vocabulary_checksum(tokenizer) != expected.vocabulary_sha256:
+        yield "its vocabulary changed"
+    for text, right in expected.probes.items():
+        ids = tokenizer(text)["input_ids"]
+        if ids != right:
+            yield f"{text!r} became the tokens {ids}"
+        if tokenizer.decode(ids) != expected.lead + text:
+            yield f"{text!r} does not survive a round trip"
+    special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    if special != expected.special:
+        yield f"special tokens {special}"
+    if (expected.in_chat_template or "") not in (tokenizer.chat_template or ""):
+        yield "no chat template"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name, value in expected.config.items():
+        if config.get(name) != value:
+            yield f"{name} is {config.get(name)} instead of {value}"
+    # Heads in the wrong order leave every shape right; only what the model computes shows it.
+    loss_nats, _ = _english_loss(folder, tokenizer)
+    if not abs(loss_nats - expected.english_nats) < ENGLISH_TOLERANCE:
+        yield f"{loss_nats:.3f} nats per token on plain English instead of {expected.english_nats}"
+
+
+def _gross_faults(tokenizer: Any, folder: Path) -> Iterator[str]:
     for text in UNKNOWN_PROBES:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        demand(tokenizer.decode(ids) == text, f"{text!r} does not survive a round trip")
-        pieces = [tokenizer.decode([one]) for one in ids]
-        joined = next((p for p in pieces if sum(c in "0123456789" for c in p) > 1), None)
-        demand(joined is None, f"the digits of {text!r} are joined to {joined!r}")
-    demand(tokenizer.eos_token is not None, "no end token")
+        if tokenizer.decode(ids) != text:
+            yield f"{text!r} does not survive a round trip"
+        for piece in (tokenizer.decode([one]) for one in ids):
+            if sum(c in "0123456789" for c in piece) > 1:
+                yield f"the digits of {text!r} are joined to {piece!r}"
+    if tokenizer.eos_token is None:
+        yield "no end token"
     for token in tokenizer.all_special_tokens:
         ids = tokenizer(f"a{token}b", add_special_tokens=False)["input_ids"]
-        whole = tokenizer.convert_tokens_to_ids(token) in ids
-        demand(whole, f"{token!r} in a text is not one token")
+        if tokenizer.convert_tokens_to_ids(token) not in ids:
+            yield f"{token!r} in a text is not one token"
     loss_nats, n_predicted = _english_loss(folder, tokenizer)
     per_character = loss_nats * n_predicted / len(ENGLISH)
     low, high = NATS_PER_CHARACTER
-    demand(
-        low < per_character < high,
-        f"{per_character:.2f} nats per character on plain English, not between {low} and {high}",
-    )
-
-
-def _demand(truth: bool, what: str, folder: Path) -> None:
-    if not truth:
-        raise UserError(
-            f"the model converted into {folder} is wrong ({what}); remove it and convert again, "
-            "with the package versions of requirements.txt"
-        )
+    if not low < per_character < high:
+        yield f"{per_character:.2f} nats per character on plain English, not {low} to {high}"
 
 
 def _english_loss(folder: Path, tokenizer: Any) -> tuple[float, int]:

@@ -160,7 +160,7 @@ def test_joined_digits_do_not_pass(gguf, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_convert, "QWEN2_PATTERN", r"\p{L}+|\p{N}+|[^\p{L}\p{N}]+")
     gguf_convert.build_tokenizer(gguf).save_pretrained(tmp_path / "out")
     with pytest.raises(UserError, match=r"the digits of .* are joined to '12'"):
-        gguf_convert.check_unknown(tmp_path / "out")
+        gguf_convert.check(tmp_path / "out", None)
 
 
 @pytest.mark.parametrize(

@@ -158,11 +158,6 @@ def test_a_long_prefix_builds_nothing_of_query_times_key(
     assert masks == [n_total * n_total]
 
 
-def test_a_prompt_alone_builds_no_mask_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "allowed_and_ahead", None)
-    assert logits(splitting(), "bidirectional", Layout.pack([(40, 40)])).isfinite().all()
-
-
 def test_a_dial_goes_the_ordinary_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention.attention_split, "attend", None)
     logits(splitting(), "bidirectional:sink=1", Layout.pack(LENGTHS))
@@ -170,21 +165,6 @@ def test_a_dial_goes_the_ordinary_way(monkeypatch: pytest.MonkeyPatch) -> None:
     logits(splitting("mistral"), "bidirectional", Layout.pack([(9, 12)]))
     # short prefixes, as they are in real use
     logits(tiny_loaded(implementation="split"), "bidirectional", Layout.pack(LENGTHS))
-
-
-def test_gradients_are_those_of_the_dense_mask() -> None:
-    layout, found = Layout.pack([(40, 45), (3, 9)]), []
-    for implementation in ("sdpa", "split"):
-        loaded = tiny_loaded(implementation=implementation)
-        loaded.handle.split_from = 0
-        loaded.model.requires_grad_(True)
-        with loaded.handle.use(parse_regime("bidirectional"), layout):
-            output = loaded.model(
-                input_ids=IDS[:, :54], position_ids=layout.position, use_cache=False
-            )
-            output.logits.square().mean().backward()
-        found.append(loaded.model.get_input_embeddings().weight.grad)
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
 
 
 def test_soft_caps_and_sinks_are_refused() -> None:
@@ -232,18 +212,6 @@ def test_scores_of_long_and_short_items(
         scores = [score for batch in plan.batches for score in scorer.score(batch.items)]
         found[implementation] = [score.ll for score in sorted(scores, key=lambda s: s.index)]
     np.testing.assert_allclose(found["split"], found["sdpa"], atol=2e-4)
-
-
-def test_short_items_are_batched_as_with_sdpa() -> None:
-    encoded = encode("so " * times for times in range(1, 30))
-    plans = [
-        plan_scoring(
-            encoded, regime=parse_regime("causal"), device=CUDA, batch_tokens=99, implementation=one
-        )
-        for one in ("sdpa", "split")
-    ]
-    assert plans[0].batches == plans[1].batches
-    assert all(plan.pads(batch.items) for plan in plans for batch in plan.batches)
 
 
 def test_auto_is_split_for_an_evaluation_on_a_gpu_alone() -> None:

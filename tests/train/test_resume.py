@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -98,37 +94,6 @@ def test_resumed_is_bit_equal(changes, tiny_folder, jsonl, tmp_path, monkeypatch
     assert weights(killed) == weights(whole), f"killed before step {kill_step + 1}"
     assert curve(killed) == curve(whole)
     assert not (killed / "checkpoints").exists()
-
-
-def test_a_really_killed_process(tiny_folder, jsonl, tmp_path):
-    settings = config(tiny_folder, jsonl, tmp_path, steps=60, log_every=1)
-    whole = run_finetune(settings)
-    killed = tmp_path / "runs" / whole.parent.name / "killed"
-    script = (
-        "import sys, json, torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path\n"
-        "from bidir_core.train.config import FinetuneConfig\n"
-        "from bidir_core.train.finetune import run_finetune\n"
-        "run_finetune(FinetuneConfig(**json.loads(sys.argv[1])), folder=Path(sys.argv[2]))\n"
-    )
-    fields = {name: getattr(settings, name) for name in vars(settings)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, json.dumps(fields), str(killed)],
-        cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    kill_step = int(np.random.default_rng().integers(6, 50))
-    deadline = time.monotonic() + 120
-    while len(read_curve(killed)) < kill_step and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert Run(killed).state == "lost"
-    resume_finetune(killed, {})
-    assert weights(killed) == weights(whole), f"killed at about step {kill_step}"
-    assert curve(killed) == curve(whole)
 
 
 def test_sigterm_leaves_a_checkpoint_and_says_cancelled(tiny_folder, jsonl, tmp_path, monkeypatch):
