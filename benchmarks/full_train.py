@@ -169,15 +169,5 @@ def hf_trainer(
         model.requires_grad_(True)
     fused.restore(model)
     with loaded.handle.native():
-        row = time_hf_trainer(
-            model,
-            loaded.device,
-            samples,
-            steps=options.steps,
-            warm_up=options.warm_up,
-            batch_samples=options.batch_samples,
-            micro_samples=options.peer_micro_samples,
-            checkpointing=checkpointing,
-            left=clock.left,
-        )
+        row = time_hf_trainer(options, model, samples, checkpointing, clock.left)
     return row | arithmetic(options, method, n_layers, loaded.model, row)

@@ -57,7 +57,9 @@ class Killed(BaseException):
     """Nothing in the program catches it: the run is left as a kill would leave it."""
 
 
-def kill_at(monkeypatch, step: int) -> None:
+def killed_at(step: int, settings: FinetuneConfig, monkeypatch) -> Path:
+    """The folder of a run that was killed in front of this step."""
+    folder = Path(settings.runs_dir) / "stage" / "killed"
     train_step = Trainer.train_step
 
     def dying(self, made):
@@ -65,7 +67,11 @@ def kill_at(monkeypatch, step: int) -> None:
             raise Killed
         train_step(self, made)
 
-    monkeypatch.setattr(Trainer, "train_step", dying)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", dying)
+        with pytest.raises(Killed):
+            run_finetune(settings, folder=folder)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -82,11 +88,7 @@ def test_resumed_is_bit_equal(changes, tiny_folder, jsonl, tmp_path, monkeypatch
     settings = config(tiny_folder, jsonl, tmp_path, **changes)
     whole = run_finetune(settings)
     kill_step = int(np.random.default_rng().integers(5, 14))
-    with monkeypatch.context() as patch:
-        kill_at(patch, kill_step)
-        with pytest.raises(Killed):
-            run_finetune(settings, folder=tmp_path / "runs" / whole.parent.name / "killed")
-    killed = tmp_path / "runs" / whole.parent.name / "killed"
+    killed = killed_at(kill_step, settings, monkeypatch)
     assert checkpoints.newest(killed)[0] == (kill_step // 4) * 4
     assert Run(killed).state != "done"
     assert resume_finetune(killed, {}) == killed
@@ -145,11 +147,7 @@ def test_another_identity_is_refused_by_name_and_runtime_settings_are_not(
     tiny_folder, jsonl, tmp_path, monkeypatch
 ):
     settings = config(tiny_folder, jsonl, tmp_path)
-    folder = tmp_path / "runs" / "stage3_finetune_prefill_bidir" / "killed"
-    with monkeypatch.context() as patch:
-        kill_at(patch, 6)
-        with pytest.raises(Killed):
-            run_finetune(settings, folder=folder)
+    folder = killed_at(6, settings, monkeypatch)
     with pytest.raises(UserError, match=r"--steps 20 \(the run has 14\), --lr 0.1"):
         resume_finetune(folder, {"steps": 20, "lr": 0.1, "log_every": 1})
     with jsonl.open("a") as lines:
@@ -208,11 +206,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, monkeypatch):
 def test_nothing_to_resume_from_starts_over(tiny_folder, jsonl, tmp_path, monkeypatch):
     settings = config(tiny_folder, jsonl, tmp_path, checkpoint_every=0)
     whole = run_finetune(settings)
-    folder = tmp_path / "runs" / whole.parent.name / "killed"
-    with monkeypatch.context() as patch:
-        kill_at(patch, 9)
-        with pytest.raises(Killed):
-            run_finetune(settings, folder=folder)
+    folder = killed_at(9, settings, monkeypatch)
     resume_finetune(folder, {})
     assert weights(folder) == weights(whole)
     assert curve(folder) == curve(whole)
@@ -236,11 +230,7 @@ def test_a_relative_model_and_data_are_found_from_another_folder(
     data = os.path.relpath(jsonl)
     relative = config(tiny_folder.name, data, tmp_path)
     assert (relative.model, relative.data) == (settings.model, settings.data)
-    folder = tmp_path / "runs" / whole.parent.name / "killed"
-    with monkeypatch.context() as patch:
-        kill_at(patch, 6)
-        with pytest.raises(Killed):
-            run_finetune(relative, folder=folder)
+    folder = killed_at(6, relative, monkeypatch)
     # As the same words, which name the same things.
     resume_finetune(folder, {"model": tiny_folder.name, "data": data, "steps": 14})
     assert weights(folder) == weights(whole)
