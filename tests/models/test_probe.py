@@ -67,34 +67,47 @@ def test_no_false_alarm_for_windows_of_any_width(window: int, regime: str) -> No
     assert report.passed, report.failures
 
 
-def test_no_false_alarm_where_look_ahead_is_too_weak_to_show() -> None:
-    for regime in ("bidirectional:lambda=0.000000001,layers=0-0", f"bidirectional:lambda={1e-300}"):
-        report = run_probe(tiny_loaded(dtype=torch.bfloat16), regime)
-        assert report.passed, report.failures
-
-
-def test_no_false_alarm_for_sharp_attention() -> None:
+def with_sharp_attention() -> LoadedModel:
     """A trained head may put all its weight on one key: the others underflow, and are still seen."""
     loaded = tiny_loaded()
     for layer in loaded.model.model.layers:
         layer.self_attn.q_proj.weight.data *= 100
-    for regime in REGIMES:
-        report = run_probe(loaded, regime)
-        assert report.passed, (regime, report.failures)
+    return loaded
 
 
-def test_no_false_alarm_for_a_token_whose_embedding_is_zero() -> None:
+def with_zero_embeddings() -> LoadedModel:
     """As a padding token's is: its hidden state says nothing about the scale of the others."""
     loaded = tiny_loaded()
     loaded.model.get_input_embeddings().weight.data[loaded.tokenizer("Tve").input_ids] = 0
-    report = run_probe(loaded, "bidirectional")
-    assert report.passed, report.failures
+    return loaded
 
 
-def test_dials_beyond_the_models_length_cannot_be_seen_and_are_no_alarm() -> None:
-    for regime in ("sink=100000", "tail=100000", "rows=5-100000", "self=99999"):
-        report = run_probe(tiny_loaded(), f"bidirectional:{regime}")
-        assert report.passed, report.failures
+def without_english() -> LoadedModel:
+    return dataclasses.replace(tiny_loaded(), tokenizer=lambda *_, **__: {"input_ids": [5] * 40})
+
+
+@pytest.mark.parametrize(
+    ("build", "regimes"),
+    [
+        (with_sharp_attention, REGIMES),
+        (with_zero_embeddings, ["bidirectional"]),
+        (without_english, ["bidirectional"]),
+        (  # look-ahead too weak to show
+            lambda: tiny_loaded(dtype=torch.bfloat16),
+            ["bidirectional:lambda=0.000000001,layers=0-0", f"bidirectional:lambda={1e-300}"],
+        ),
+        (  # dials beyond the model's length
+            tiny_loaded,
+            [f"bidirectional:{d}=100000" for d in ("sink", "tail", "self")]
+            + ["bidirectional:rows=5-100000"],
+        ),
+    ],
+)
+def test_no_false_alarm(build: Callable[[], LoadedModel], regimes: list[str]) -> None:
+    loaded = build()
+    for regime in regimes:
+        report = run_probe(loaded, regime)
+        assert report.passed, (regime, report.failures)
 
 
 def test_a_peft_model_passes_and_is_left_as_it_was() -> None:
@@ -528,13 +541,6 @@ def test_what_is_wrong_beside_the_mask_is_named(build: Any, cause: str) -> None:
         report.require("so nothing counts")
     assert cause in str(raised.value)
     assert "does not attend" not in str(raised.value)
-
-
-def test_a_tokenizer_that_knows_no_english_says_nothing_about_the_mask() -> None:
-    loaded = tiny_loaded()
-    strange = dataclasses.replace(loaded, tokenizer=lambda *_, **__: {"input_ids": [5] * 40})
-    report = run_probe(strange, "bidirectional")
-    assert report.passed, report.failures
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
