@@ -5,8 +5,7 @@
     python -m benchmarks.eval_speed --command --limit 100 --before FOLDER
 
 Times tokenising and scoring, model loading left out. Repeats of both are interleaved, since other
-work on the machine can slow any one of them; medians are printed, with CPU seconds and the
-matrix-product rate measured around each repeat, so that a disturbed repeat can be told.
+work on the machine can slow any one of them; medians are printed, with CPU seconds.
 
 ``--command`` times the whole ``eval`` instead, from the return key to ``metrics.json``, in a process of
 its own, beside that of another version of this repository in the folder ``--before``.
@@ -27,15 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.full_shape import now
-from benchmarks.lm_eval_peer import LmEvalPeer, accuracy, differences
+from benchmarks.lm_eval_peer import LmEvalPeer, accuracy, differences, our_scores
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.data.encoding import Encoder
 from bidir_core.data.recipes import ensure
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
-from bidir_core.evaluate.scoring import Scorer, plan_scoring
 from bidir_core.models import fused, loading
-from bidir_core.regimes import CAUSAL
 from bidir_core.runs.run import Run
 
 
@@ -58,14 +54,9 @@ def main() -> None:
     items = load_items(PUBLISHED_TASKS, limit=options.limit)
     loaded = loading.load(EMBEDDED_MODEL, dtype=options.dtype, device=options.device)
     peer = LmEvalPeer(str(folder), dtype=options.dtype, device=options.device)
-    device = torch.device(options.device)
 
     def ours() -> list[list[float]]:
-        encoded = Encoder(loaded.tokenizer).encode(items)
-        plan = plan_scoring(encoded, regime=CAUSAL, device=device)
-        scorer = Scorer(loaded.model, loaded.handle, plan)
-        found = {s.index: s.ll for batch in plan.batches for s in scorer.score(batch.items)}
-        return [found[i] for i in range(len(items))]
+        return our_scores(loaded, Encoder(loaded.tokenizer).encode(items))
 
     print(
         f"{len(items)} items of {len(PUBLISHED_TASKS)} tasks, {options.dtype} on {options.device}, "
@@ -78,19 +69,18 @@ def main() -> None:
         with fused.plain(loaded.model):  # rotary embeddings are shared by a family's models
             return peer.score(items, size)
 
-    first = {size: timed(lambda size=size: theirs_at(size), device) for size in sizes}
+    first = {size: timed(lambda size=size: theirs_at(size)) for size in sizes}
     for size, trial in first.items():
         print(f"lm-eval, batch {size:4d}: {trial['wall']:7.2f} s")
     best = min(first, key=lambda size: first[size]["wall"])
 
     runs: dict[str, list[dict[str, Any]]] = {"bidir": [], "lm-eval": []}
     for _ in range(options.repeats):
-        runs["bidir"].append(timed(ours, device))
-        runs["lm-eval"].append(timed(lambda: theirs_at(best), device))
+        runs["bidir"].append(timed(ours))
+        runs["lm-eval"].append(timed(lambda: theirs_at(best)))
     for name, trials in runs.items():
         print(
             f"{name:8s} wall {median(trials, 'wall'):7.2f} s   cpu {median(trials, 'cpu'):7.2f} s   "
-            f"around it {median(trials, 'gflops'):6.0f} GFLOP/s   "
             f"(wall of each: {', '.join(format(t['wall'], '.2f') for t in trials)})"
         )
     ratios = [b["wall"] / a["wall"] for a, b in zip(runs["bidir"], runs["lm-eval"])]
@@ -166,23 +156,15 @@ def whole_command(place: Path, options: argparse.Namespace) -> dict[str, Any]:
         }
 
 
-def timed(work: Any, device: torch.device) -> dict[str, Any]:
-    """Wall and CPU seconds of ``work()``, and the GFLOP/s measured just before and after it."""
-    before = gflops(device)
+def timed(work: Any) -> dict[str, Any]:
+    """Wall and CPU seconds of ``work()``, and what it gave."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = work()
-    spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    return {**spent, "gflops": (before + gflops(device)) / 2, "result": result}
-
-
-def gflops(device: torch.device) -> float:
-    """The rate of a float32 matrix product of the model's own kind of size."""
-    a, b = torch.randn(1536, 576, device=device), torch.randn(576, 1536, device=device)
-    a @ b
-    start = now(device)
-    for _ in range(20):
-        a @ b
-    return 20 * 2 * 1536 * 576 * 1536 / (now(device) - start) / 1e9
+    return {
+        "wall": time.perf_counter() - wall,
+        "cpu": time.process_time() - cpu,
+        "result": result,
+    }
 
 
 def median(trials: list[dict[str, Any]], key: str) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import statistics
 import tempfile
 import time
@@ -17,7 +16,9 @@ from typing import Any
 import torch
 
 from benchmarks.full_shape import (
+    Add,
     Clock,
+    attempt,
     attending,
     build,
     clear,
@@ -27,7 +28,6 @@ from benchmarks.full_shape import (
     timed,
     trouble,
 )
-from bidir_core.evaluate import evaluate as evaluating
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate, read_items
 from bidir_core.models import fused
@@ -35,8 +35,8 @@ from bidir_core.models.attention import Implementation
 from bidir_core.models.layout import Layout
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
+from bidir_core.runs.run import Run
 
-Add = Callable[..., None]
 EVALUATED = ("causal", "bidirectional")
 
 
@@ -90,27 +90,9 @@ def medians(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def clocked(prepared: list[float]) -> Iterator[None]:
-    """Notes after how many seconds an evaluation inside is ready for its weights."""
-    honest, started = evaluating.prepare, time.perf_counter()
-
-    def prepare(*arguments: Any) -> Any:
-        made = honest(*arguments)
-        prepared.append(time.perf_counter() - started)
-        return made
-
-    evaluating.prepare = prepare  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        evaluating.prepare = honest
-
-
 def evaluation(options: Namespace, loaded: LoadedModel, regime: str) -> dict[str, Any]:
     """Seconds of the whole of ``eval``, items read and run folder written, but for loading."""
     clear(loaded.device)
-    prepared: list[float] = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         config = EvalConfig(
             model=loaded.name,
@@ -123,16 +105,16 @@ def evaluation(options: Namespace, loaded: LoadedModel, regime: str) -> dict[str
             name="run",
             device=str(loaded.device),
         )
-        run = Path(folder) / "run"
-        with clocked(prepared):
-            seconds = timed(partial(evaluate, config, loaded=loaded, folder=run), loaded.device)
-        cost = json.loads((run / "metrics.json").read_text())["cost"]
-        probe = json.loads((run / "probe.json").read_text())
+        run = Run(Path(folder) / "run")
+        work = partial(evaluate, config, loaded=loaded, folder=run.path)
+        seconds = timed(work, loaded.device)
+        cost, probe = (run.metrics or {})["cost"], run.probe or {}
+        started, finished = run.status["started"], run.status["finished"]
     flops = 2.0 * layer_parameters(loaded.model) * cost["computed_tokens"]
     return {
         "seconds": seconds,
-        # The command reads, tokenises and plans before it loads the model.
-        "after_load_seconds": seconds - prepared[0],
+        # The command reads, tokenises and plans before it loads the model and makes the run folder.
+        "after_load_seconds": finished - started,
         "probe_seconds": probe["seconds"],
         "scoring_seconds": cost["seconds"],
         "computed_tokens": cost["computed_tokens"],
@@ -158,26 +140,25 @@ def best_peer(
         loaded.model, dtype=loaded.dtype, device=str(loaded.device), tokenizer=loaded.tokenizer
     )
 
-    def score(size: int) -> dict[str, float]:
-        clear(loaded.device)
+    def score(size: int) -> dict[str, Any]:
         started = time.perf_counter()
         requests = peer.tokenise(items)
         tokenised = time.perf_counter() - started
-        scoring = timed(partial(peer.score_requests, items, requests, size), loaded.device)
-        return {"seconds": tokenised + scoring, "scoring_seconds": scoring}
+        with loaded.handle.native():
+            scoring = timed(partial(peer.score_requests, items, requests, size), loaded.device)
+        peak = peak_gb(loaded.device)
+        return medians(
+            [{"seconds": tokenised + scoring, "scoring_seconds": scoring, "peak_gb": peak}]
+        )
 
     tried: dict[int, float] = {}
     for size in options.peer_batch_sizes:
         if tried and not clock.left():
             break
-        try:
-            with loaded.handle.native():
-                row = score(size)
-        except Exception as error:
-            add("eval", f"lm-eval, batch {size}", **trouble(error, loaded.device))
-            continue
-        tried[size] = row["seconds"]
-        add("eval", f"lm-eval, batch {size}", **medians([row]), peak_gb=peak_gb(loaded.device))
+        what = f"lm-eval, batch {size}"
+        row = attempt(add, "eval", what, clock, loaded.device, partial(score, size))
+        if row is not None:
+            tried[size] = row["seconds"]
     return partial(score, min(tried, key=tried.__getitem__)) if tried else None
 
 
@@ -198,20 +179,15 @@ def measure_prefill(options: Namespace, tokenizer: Any, add: Add, clock: Clock) 
         ).last_hidden_state
 
     def measured(what: str, run: Callable[[], Any], plain: float | None = None) -> float | None:
-        if not clock.left():
-            add("prefill", what, skipped="the part's time was over")
-            return None
-        clear(on)
-        before = torch.cuda.memory_allocated(on) if on.type == "cuda" else 0
-        try:
+        def work() -> dict[str, Any]:
+            before = torch.cuda.memory_allocated(on) if on.type == "cuda" else 0
             seconds = median_seconds(run, on, clock)
-        except Exception as error:
-            add("prefill", what, **trouble(error, on))
-            return None
-        more = None if on.type != "cuda" else round((peak_gb(on) or 0) - before / 1e9, 2)
-        ratio = None if plain is None else round(seconds / plain, 3)
-        add("prefill", what, ms=round(1e3 * seconds, 2), times_plain=ratio, more_gb=more)
-        return seconds
+            more = None if on.type != "cuda" else round((peak_gb(on) or 0) - before / 1e9, 2)
+            ratio = None if plain is None else round(seconds / plain, 3)
+            return {"ms": round(1e3 * seconds, 2), "times_plain": ratio, "more_gb": more}
+
+        row = attempt(add, "prefill", what, clock, on, work)
+        return None if row is None else row["ms"] / 1e3
 
     with loaded.handle.native(), full_attention(loaded):
         plain = measured("plain full attention, the model's own kernel", layers)
@@ -220,17 +196,13 @@ def measure_prefill(options: Namespace, tokenizer: Any, add: Add, clock: Clock) 
     for attn in options.attn:
         loaded = attending(loaded, attn)
         for regime in (BIDIRECTIONAL, CAUSAL):
-            measured(
-                f"{attn}, {regime}",
-                partial(under, loaded, regime, layout, layers),
-                plain,
-            )
 
+            def under(loaded: LoadedModel = loaded, regime: Regime = regime) -> torch.Tensor:
+                """Whatever the mask costs included."""
+                with loaded.handle.use(regime, layout):
+                    return layers()
 
-def under(loaded: LoadedModel, regime: Regime, layout: Layout, run: Callable[[], Any]) -> Any:
-    """Run under a regime, whatever its mask costs included."""
-    with loaded.handle.use(regime, layout):
-        return run()
+            measured(f"{attn}, {regime}", under, plain)
 
 
 @contextmanager

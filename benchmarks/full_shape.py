@@ -11,7 +11,8 @@ import json
 import statistics
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ import torch
 
 from bidir_core.common.files import write_json
 from bidir_core.common.provenance import git_commit, package_versions
+from bidir_core.data.tasks import PUBLISHED_TASKS
 from bidir_core.models import fused
 from bidir_core.models.attention import Implementation, choose_implementation, install
-from bidir_core.models.devices import device_name
+from bidir_core.models.devices import choose_device, choose_dtype, device_name
 from bidir_core.models.loading import LoadedModel
+
+Add = Callable[..., None]  # of a part, of what, and the row's values
 
 # Ministral 3 3B's text side; what is left out is the configuration's default. ``tiny`` is for tests.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -42,6 +46,56 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 512,
     },
 }
+
+
+def words(text: str) -> list[str]:
+    """The parts of a comma-separated list."""
+    return [word for word in text.split(",") if word]
+
+
+def parser_of(doc: str, parts: Iterable[str], **defaults: Any) -> argparse.ArgumentParser:
+    """What every measurement of the shape can be told; ``defaults`` of this one."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
+    add = parser.add_argument
+    add("--shape", default="ministral3-3b", choices=list(SHAPES))
+    add("--parts", type=words, default=list(parts), help=",".join(parts))
+    add("--part-seconds", type=float, default=300, help="when a part's time is over")
+    add("--out", help="path of the file, without .json")
+    add("--device", default="auto")
+    add("--dtype", default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU")
+    add("--tokenizer", help="a folder with a tokenizer (default: the embedded model's)")
+    add("--tasks", type=lambda text: tuple(words(text)), default=PUBLISHED_TASKS)
+    add("--limit", type=int, help="items per task")
+    add("--repeats", type=int, help="of each evaluation; the median counts")
+    add("--batch-tokens", type=int, help="of an evaluation (default: by device)")
+    add("--data", default="far", help="what to train on")
+    add("--steps", type=int)
+    add("--warm-up", type=int, help="of the steps, not timed")
+    add("--batch-samples", type=int)
+    add("--micro-tokens", type=int, default=8192, help="tokens at once, ours")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def parse(
+    parser: argparse.ArgumentParser,
+    arguments: list[str] | None,
+    parts: Iterable[str],
+    least_warm_up: int = 0,
+) -> argparse.Namespace:
+    """The command line, with device, dtype and the measured matrix rate filled in."""
+    options = parser.parse_args(arguments)
+    if unknown := [part for part in options.parts if part not in parts]:
+        parser.error(f"--parts {unknown[0]}: choose from {', '.join(parts)}")
+    if not least_warm_up <= options.warm_up < options.steps:
+        parser.error(
+            f"--warm-up {options.warm_up}: give {least_warm_up} to {options.steps - 1}, less than "
+            "--steps"
+        )
+    options.on = choose_device(options.device)
+    options.dtype = choose_dtype(options.dtype, options.on)
+    options.tflops = matmul_tflops(options.on, options.dtype)
+    return options
 
 
 def build(
@@ -85,8 +139,6 @@ def build(
 
 def attending(loaded: LoadedModel, attn: Implementation) -> LoadedModel:
     """The same weights under another attention implementation."""
-    from dataclasses import replace
-
     return replace(loaded, handle=install(loaded.model, attn), implementation=attn)
 
 
@@ -167,6 +219,28 @@ def trouble(error: Exception, device: torch.device) -> dict[str, Any]:
     return {"skipped": f"failed: {type(error).__name__}: {said[:300]}".replace("|", "/")}
 
 
+def attempt(
+    add: Add,
+    part: str,
+    what: str,
+    clock: Clock,
+    device: torch.device,
+    work: Callable[[], dict[str, Any]],
+) -> dict[str, Any] | None:
+    """Add the row that ``work()`` gives, or why there is none; None then. The others go on."""
+    if not clock.left():
+        add(part, what, skipped="the part's time was over")
+        return None
+    clear(device)
+    try:
+        row = work()
+    except Exception as error:
+        add(part, what, **trouble(error, device))
+        return None
+    add(part, what, **row)
+    return row
+
+
 def clear(device: torch.device) -> None:
     """Give a GPU's memory back, and begin a new peak."""
     if device.type == "cuda":
@@ -191,11 +265,10 @@ class Book:
         self.rows: list[dict[str, Any]] = []
         if self.json.is_file():
             self.rows = json.loads(self.json.read_text())["rows"]
-        with torch.device("meta"):
-            parameters = sum(p.numel() for p in self._model(options).parameters())
+        model = build(options.shape, [], torch.device("meta"), options.dtype).model
         self.facts = {
             "shape": options.shape,
-            "parameters": parameters,
+            "parameters": sum(p.numel() for p in model.parameters()),
             "device": device_name(options.on),
             "dtype": str(options.dtype).removeprefix("torch."),
             "matmul_tflops": round(options.tflops, 3),
@@ -209,14 +282,6 @@ class Book:
             },
         }
         self.json.parent.mkdir(parents=True, exist_ok=True)
-
-    @staticmethod
-    def _model(options: argparse.Namespace) -> Any:
-        class NoTokenizer:
-            def __len__(self) -> int:
-                return 0
-
-        return build(options.shape, NoTokenizer(), torch.device("meta"), options.dtype).model
 
     def begin(self, part: str) -> None:
         """Forget what an earlier run measured of this part."""

@@ -16,11 +16,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks import full_shape
 from benchmarks.full_eval import measure_eval, measure_prefill
-from benchmarks.full_shape import SHAPES, Book, Clock, clear, matmul_tflops, read_tokenizer
+from benchmarks.full_shape import Book, Clock, clear, parser_of, read_tokenizer, words
 from benchmarks.full_train import measure_full, measure_lora
-from bidir_core.data.tasks import PUBLISHED_TASKS
-from bidir_core.models.devices import choose_device, choose_dtype
 
 PARTS = {
     "prefill": measure_prefill,
@@ -43,22 +42,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line, with device, dtype and the measured matrix rate filled in."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    words = lambda text: [word for word in text.split(",") if word]  # noqa: E731
+    parser = parser_of(__doc__, PARTS, out="full_size", limit=500, repeats=3)
+    parser.set_defaults(steps=8, warm_up=3, batch_samples=64)
     numbers = lambda text: [int(word) for word in words(text)]  # noqa: E731
     add = parser.add_argument
-    add("--shape", default="ministral3-3b", choices=list(SHAPES))
-    add("--parts", type=words, default=list(PARTS), help=",".join(PARTS))
-    add("--part-seconds", type=float, default=300, help="when a part's time is over")
-    add("--out", default="full_size", help="path of the file, without .json")
-    add("--device", default="auto")
-    add("--dtype", default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU")
-    add("--tokenizer", help="a folder with a tokenizer (default: the embedded model's)")
     add("--attn", type=words, default=["sdpa", "flex", "split"], help="ours, one row each")
-    add("--tasks", type=lambda t: tuple(words(t)), default=PUBLISHED_TASKS)
-    add("--limit", type=int, default=500, help="items per task")
-    add("--repeats", type=int, default=3, help="rounds after the first; medians count")
-    add("--batch-tokens", type=int, help="of an evaluation (default: by device)")
     add(
         "--peer-batch-sizes",
         type=numbers,
@@ -66,22 +54,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="lm-eval's",
     )
     add("--prefill-tokens", type=int, default=16384)
-    add("--data", default="far", help="what to train on")
-    add("--steps", type=int, default=8)
-    add("--warm-up", type=int, default=3, help="of the steps, not timed")
-    add("--batch-samples", type=int, default=64)
-    add("--micro-tokens", type=int, default=8192, help="tokens at once, ours")
     add("--peer-micro-samples", type=int, default=8, help="samples at once, HF Trainer's")
     add("--compile", type=words, default=["none"], help="none,default,reduce-overhead")
-    options = parser.parse_args(arguments)
-    if unknown := [part for part in options.parts if part not in PARTS]:
-        parser.error(f"--parts {unknown[0]}: choose from {', '.join(PARTS)}")
-    if not 0 <= options.warm_up < options.steps:
-        parser.error(f"--warm-up {options.warm_up}: give less than --steps {options.steps}")
-    options.on = choose_device(options.device)
-    options.dtype = choose_dtype(options.dtype, options.on)
-    options.tflops = matmul_tflops(options.on, options.dtype)
-    return options
+    return full_shape.parse(parser, arguments, PARTS)
 
 
 if __name__ == "__main__":

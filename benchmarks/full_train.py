@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.full_shape import Clock, build, clear, layer_parameters, peak_gb, trouble
+from benchmarks.full_shape import Add, Clock, attempt, build, clear, layer_parameters, peak_gb
 from benchmarks.train_speed import time_hf_trainer, time_steps, trainer_of
 from bidir_core.models import fused
 from bidir_core.train.config import FinetuneConfig
@@ -19,7 +19,6 @@ from bidir_core.train.data import prepare_data
 from bidir_core.train.packing import EncodedSamples
 from bidir_core.train.student import add_lora
 
-Add = Callable[..., None]
 HELD = 2e9  # bytes that are in use between two measurements at most
 
 
@@ -71,25 +70,25 @@ def _attempt(
 
     What runs out of memory without gradient checkpointing is tried with it.
     """
-    if not clock.left():
-        add(part, what, skipped="the part's time was over")
-        return []
-    clear(device)
-    if device.type == "cuda" and torch.cuda.memory_allocated(device) > HELD:
-        torch.compiler.reset()  # what was compiled for the last model may hold on to it
-        clear(device)
-    try:
-        row = work(checkpointing)
-    except Exception as error:
-        again = isinstance(error, torch.OutOfMemoryError) and not checkpointing
-        add(part, what, **trouble(error, device))
-    else:
-        row["layers_computed_twice"] = "yes" if checkpointing else "no"
-        add(part, what, **row, peak_gb=peak_gb(device))
-        return [row]
+    again = False
+
+    def run() -> dict[str, Any]:
+        nonlocal again
+        if device.type == "cuda" and torch.cuda.memory_allocated(device) > HELD:
+            torch.compiler.reset()  # what was compiled for the last model may hold on to it
+            clear(device)
+        try:
+            row = work(checkpointing)
+        except torch.OutOfMemoryError:
+            again = not checkpointing
+            raise
+        computed = "yes" if checkpointing else "no"
+        return {**row, "layers_computed_twice": computed, "peak_gb": peak_gb(device)}
+
+    row = attempt(add, part, what, clock, device, run)
     if again:
         return _attempt(add, part, what, clock, device, work)
-    return []
+    return [row] if row is not None else []
 
 
 def settings(
@@ -170,15 +169,5 @@ def hf_trainer(
         model.requires_grad_(True)
     fused.restore(model)
     with loaded.handle.native():
-        row = time_hf_trainer(
-            model,
-            loaded.device,
-            samples,
-            steps=options.steps,
-            warm_up=options.warm_up,
-            batch_samples=options.batch_samples,
-            micro_samples=options.peer_micro_samples,
-            checkpointing=checkpointing,
-            left=clock.left,
-        )
+        row = time_hf_trainer(options, model, samples, checkpointing, clock.left)
     return row | arithmetic(options, method, n_layers, loaded.model, row)

@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from bidir_core.data.encoding import EncodedItem
 from bidir_core.data.items import Item
+from bidir_core.evaluate.scoring import Scorer, plan_scoring
+from bidir_core.models.loading import LoadedModel
+from bidir_core.regimes import CAUSAL
 
 
 class LmEvalPeer:
@@ -43,6 +47,14 @@ class LmEvalPeer:
         self.lm.batch_size_per_gpu = batch_size
         flat = iter(self.lm._loglikelihood_tokens(requests, disable_tqdm=True))
         return [[float(next(flat)[0]) for _ in item.continuations] for item in items]
+
+
+def our_scores(loaded: LoadedModel, encoded: Sequence[EncodedItem]) -> list[list[float]]:
+    """The same by ours under the causal regime, of items that are tokenised."""
+    plan = plan_scoring(encoded, regime=CAUSAL, device=loaded.device)
+    scorer = Scorer(loaded.model, loaded.handle, plan)
+    found = {s.index: s.ll for batch in plan.batches for s in scorer.score(batch.items)}
+    return [found[i] for i in range(len(encoded))]
 
 
 def accuracy(items: Sequence[Item], scores: Sequence[Sequence[float]]) -> dict[str, Any]:

@@ -9,14 +9,12 @@ import argparse
 
 import torch
 
-from benchmarks.lm_eval_peer import LmEvalPeer, accuracy
+from benchmarks.lm_eval_peer import LmEvalPeer, accuracy, our_scores
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.data.encoding import Encoder
 from bidir_core.data.recipes import ensure
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
-from bidir_core.evaluate.scoring import Scorer, plan_scoring
 from bidir_core.models import loading
-from bidir_core.regimes import CAUSAL
 
 
 def main() -> None:
@@ -30,10 +28,7 @@ def main() -> None:
     items = load_items(PUBLISHED_TASKS, limit=options.limit, sample=options.sample)
     loaded = loading.load(EMBEDDED_MODEL, dtype="float32", device=options.device)
     encoded = Encoder(loaded.tokenizer).encode(items)
-    plan = plan_scoring(encoded, regime=CAUSAL, device=torch.device(options.device))
-    scorer = Scorer(loaded.model, loaded.handle, plan)
-    found = {s.index: s.ll for batch in plan.batches for s in scorer.score(batch.items)}
-    ours = [found[i] for i in range(len(items))]
+    ours = our_scores(loaded, encoded)
     peer = LmEvalPeer(str(ensure(EMBEDDED_MODEL)), device=options.device)
     theirs = peer.score(items, options.batch_size)
     mine, reference = accuracy(items, ours), accuracy(items, theirs)

@@ -11,17 +11,15 @@ which is when the weights are loaded; ``wall`` is the whole process, its start i
 
 Parts: ``eval`` (five tasks, whole validation sets, bidirectional; the predictions are compared),
 ``finetune`` (3B, useful tokens a second behind a warm-up, for each of ``--methods``) and ``fsdp``
-(a full fine-tune with the weights spread out). A command that fails or takes too long is a row
+(a full fine-tune with the weights spread out). A command that fails is a row
 with its last words, and the others go on. Its file is as that of ``benchmarks.full_size``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
-import shutil
 import statistics
 import subprocess
 import sys
@@ -37,16 +35,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.full_shape import SHAPES, Book, Clock, build, clear, matmul_tflops, read_tokenizer
-from bidir_core.data.tasks import PUBLISHED_TASKS
-from bidir_core.models.devices import choose_device, choose_dtype
+from benchmarks import full_shape
+from benchmarks.full_shape import Add, Book, Clock, build, clear, parser_of, read_tokenizer, words
+from bidir_core.common.settings import join_list
+from bidir_core.data.assets import absolute_place
 from bidir_core.runs.curve import read_curve
 from bidir_core.runs.run import Run
 from bidir_core.train.data import read_samples
 from bidir_core.train.mixtures import MIXTURES
 from bidir_core.train.rows import Columns
 
-Add = Callable[..., None]
+Read = Callable[[Run, int], dict[str, Any]]
+Found = dict[int, list[dict[str, Any]]]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,54 +64,27 @@ def main(arguments: list[str] | None = None) -> None:
         for part in options.parts:
             book.begin(part)
             try:
-                PARTS[part](options, book.add, Clock(options.part_seconds))
+                PARTS[part](Part(part, options, book.add, Clock(options.part_seconds)))
             except Exception as error:  # the other parts are worth having
                 book.add(part, "stopped", failed=f"{type(error).__name__}: {error}")
 
 
 def parse(arguments: list[str] | None) -> Namespace:
     """The command line, with device, dtype and the measured matrix rate filled in."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    words = lambda text: [word for word in text.split(",") if word]  # noqa: E731
+    parser = parser_of(__doc__, PARTS, out="several_gpus", repeats=2)
+    parser.set_defaults(steps=12, warm_up=4, batch_samples=256)
     add = parser.add_argument
-    add("--shape", default="ministral3-3b", choices=list(SHAPES))
     add("--processes", type=int, default=2, help="of an accelerate launch, one GPU each")
-    add("--parts", type=words, default=list(PARTS), help=",".join(PARTS))
-    add("--part-seconds", type=float, default=300, help="when a part begins no further command")
-    add("--run-seconds", type=float, default=200, help="when a command is ended")
-    add("--repeats", type=int, default=2, help="of each measurement, by turns; the median counts")
-    add("--out", default="several_gpus", help="path of the file, without .json")
     add("--folder", help="where the model and the runs go, for a while (default: the system's)")
-    add("--device", default="auto")
-    add("--dtype", default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU")
-    add("--tokenizer", help="a folder with a tokenizer (default: the embedded model's)")
     add("--attn", default="auto")
-    add("--tasks", default=",".join(PUBLISHED_TASKS))
-    add("--limit", type=int, help="items per task (default: all)")
-    add("--batch-tokens", type=int, help="of an evaluation (default: by device)")
-    add("--data", default="far", help="what to train on")
     add("--methods", type=words, default=["lora"], help="lora,full")
-    add("--steps", type=int, default=12)
-    add("--warm-up", type=int, default=4, help="of the steps, not timed")
-    add("--batch-samples", type=int, default=256)
-    add("--micro-tokens", type=int, default=8192, help="tokens at once")
     add("--gradient-checkpointing", action="store_true")
-    options = parser.parse_args(arguments)
-    if unknown := [part for part in options.parts if part not in PARTS]:
-        parser.error(f"--parts {unknown[0]}: choose from {', '.join(PARTS)}")
-    if unknown := [one for one in options.methods if one not in ("lora", "full")]:
-        parser.error(f"--methods {unknown[0]}: choose from lora, full")
-    if not 1 <= options.warm_up < options.steps:
-        parser.error(f"--warm-up {options.warm_up}: give 1 to {options.steps - 1}")
+    options = full_shape.parse(parser, arguments, PARTS, least_warm_up=1)
     if options.processes < 2:
         parser.error(f"--processes {options.processes}: give 2 or more")
-    if options.data not in MIXTURES:
-        options.data = str(Path(options.data).absolute())
-    options.on = choose_device(options.device)
     if options.on.type == "cuda" and torch.cuda.device_count() < options.processes:
         parser.error(f"--processes {options.processes}: there are {torch.cuda.device_count()} GPUs")
-    options.dtype = choose_dtype(options.dtype, options.on)
-    options.tflops = matmul_tflops(options.on, options.dtype)
+    options.data = absolute_place(options.data)
     return options
 
 
@@ -146,9 +119,83 @@ def write_samples(options: Namespace, path: Path) -> Path:
     return path
 
 
-def measure_eval(options: Namespace, add: Add, clock: Clock) -> None:
+@dataclass
+class Part:
+    """One part of the measurements, with what all of its commands need."""
+
+    name: str
+    options: Namespace
+    add: Add
+    clock: Clock
+
+    def by_turns(self, what: str, words: list[str], read: Read) -> Found:
+        """One process, several, one, several: the rows of those that succeeded."""
+        found: Found = {1: [], self.options.processes: []}
+        for repeat in range(self.options.repeats):
+            for processes in found:
+                if repeat and not self.clock.left():
+                    continue
+                row = self.one_run(what, words, read, processes)
+                found[processes] += [row] if row else []
+        return found
+
+    def one_run(
+        self, what: str, words: list[str], read: Read, processes: int, fsdp: bool = False
+    ) -> dict[str, Any] | None:
+        """Run one command, and add its row."""
+        options = self.options
+        name = f"{what}, {processes} {'process' if processes == 1 else 'processes'}"
+        if not self.clock.left():
+            self.add(self.name, name, skipped="the part's time was over")
+            return None
+        with tempfile.TemporaryDirectory(dir=options.work, ignore_cleanup_errors=True) as runs:
+            words = [*words, "--model", str(options.work / "model"), "--runs-dir", runs]
+            words += ["--device", options.device, "--attn", options.attn]
+            words += ["--dtype", str(options.dtype).removeprefix("torch.")]
+            on_gpu = options.on.type == "cuda"
+            ended = run_command(words, processes=processes, fsdp=fsdp, on_gpu=on_gpu)
+            wall = round(ended.wall_seconds, 1)
+            made = [Run(path.parent) for path in Path(runs).glob("*/*/metrics.json")]
+            if ended.trouble or not made:
+                failed = ended.trouble or "it made no run"
+                self.add(self.name, name, wall_seconds=wall, failed=failed)
+                return None
+            status, cost = made[0].status, (made[0].metrics or {})["cost"]
+            peak = cost["peak_memory_bytes"].get("device")
+            row = {
+                **read(made[0], processes),
+                "after_load_seconds": round(status["finished"] - status["started"], 2),
+                "wall_seconds": wall,
+                "peak_gb": round(peak / 1e9, 2) if peak else None,
+                "attention": made[0].config.get("attention"),
+            }
+        self.add(self.name, name, **row)
+        return row
+
+    def compare(self, what: str, found: Found, speed: str) -> None:
+        """How many times as fast several processes are as one, by medians."""
+        one, several = found[1], found[self.options.processes]
+        if not one or not several:
+            return
+
+        def times(name: str) -> float:
+            """Of a speed, or of seconds."""
+            a, b = (statistics.median(row[name] for row in rows) for rows in (several, one))
+            return round(a / b if name == speed else b / a, 2)
+
+        self.add(
+            self.name,
+            f"{what}{self.options.processes} processes against one",
+            times=times(speed),
+            times_after_load=times("after_load_seconds"),
+            times_wall=times("wall_seconds"),
+        )
+
+
+def measure_eval(part: Part) -> None:
     """All items under the bidirectional regime, and whether the predictions are the same."""
-    words = ["eval", "--regime", "bidirectional", "--compact", "--tasks", options.tasks]
+    options = part.options
+    words = ["eval", "--regime", "bidirectional", "--compact", "--tasks", join_list(options.tasks)]
     for name in ("limit", "batch_tokens"):
         if (value := getattr(options, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
@@ -166,10 +213,11 @@ def measure_eval(options: Namespace, add: Add, clock: Clock) -> None:
             "acc": round(metrics["macro"]["acc"], 4),
         }
 
-    found = by_turns(options, add, clock, "eval", "eval", words, read)
-    compare_speeds(add, "eval", "", options, found, "items_per_second")
+    found = part.by_turns("eval", words, read)
+    part.compare("", found, "items_per_second")
     if len(records) == 2:
-        add("eval", "predictions", **differences(records[1], records[options.processes]))
+        differ = differences(records[1], records[options.processes])
+        part.add("eval", "predictions", **differ)
 
 
 def differences(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
@@ -189,20 +237,17 @@ def differences(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def measure_finetune(options: Namespace, add: Add, clock: Clock) -> None:
+def measure_finetune(part: Part) -> None:
     """3B, data-parallel: gradients are exchanged once a step."""
-    for method in options.methods:
-        words = finetune_words(options, method)
-        found = by_turns(options, add, clock, "finetune", method, words, read_training(options))
-        compare_speeds(add, "finetune", f"{method}: ", options, found, "tokens_per_second")
+    for method in part.options.methods:
+        found = part.by_turns(method, finetune_words(part.options, method), read_training)
+        part.compare(f"{method}: ", found, "tokens_per_second")
 
 
-def measure_fsdp(options: Namespace, add: Add, clock: Clock) -> None:
+def measure_fsdp(part: Part) -> None:
     """3B, all weights, spread over the processes."""
-    words = finetune_words(options, "full")
-    one_run(
-        options, add, clock, "fsdp", "full", words, read_training(options), options.processes, True
-    )
+    words, processes = finetune_words(part.options, "full"), part.options.processes
+    part.one_run("full", words, read_training, processes, fsdp=True)
 
 
 PARTS = {"eval": measure_eval, "finetune": measure_finetune, "fsdp": measure_fsdp}
@@ -218,116 +263,18 @@ def finetune_words(options: Namespace, method: str) -> list[str]:
     return words + (["--gradient-checkpointing"] if options.gradient_checkpointing else [])
 
 
-def read_training(options: Namespace) -> Callable[[Run, int], dict[str, Any]]:
-    """How to read a fine-tune's speed off its curve, from the end of the warm-up to the last step."""
-
-    def read(made: Run, processes: int) -> dict[str, Any]:
-        lines = [line for line in read_curve(made.path) if "loss" in line]
-        first, last = lines[0], lines[-1]
-        seconds, steps = last["seconds"] - first["seconds"], last["step"] - first["step"]
-        return {
-            "tokens_per_second": round((last["tokens"] - first["tokens"]) / seconds),
-            "ms_per_step": round(1e3 * seconds / steps, 1),
-            "timed_steps": steps,
-            "warm_up_seconds": first["seconds"],
-            "loss": last["loss"],
-        }
-
-    return read
-
-
-Read = Callable[[Run, int], dict[str, Any]]
-Found = dict[int, list[dict[str, Any]]]
-
-
-def by_turns(
-    options: Namespace, add: Add, clock: Clock, part: str, what: str, words: list[str], read: Read
-) -> Found:
-    """One process, several, one, several: the rows of those that succeeded."""
-    found: Found = {1: [], options.processes: []}
-    for repeat in range(options.repeats):
-        for processes in found:
-            if repeat and not clock.left():
-                continue
-            row = one_run(options, add, clock, part, what, words, read, processes)
-            found[processes] += [row] if row else []
-    return found
-
-
-def one_run(
-    options: Namespace,
-    add: Add,
-    clock: Clock,
-    part: str,
-    what: str,
-    words: list[str],
-    read: Read,
-    processes: int,
-    fsdp: bool = False,
-) -> dict[str, Any] | None:
-    """Run one command, and add its row."""
-    name = f"{what}, {processes} {'process' if processes == 1 else 'processes'}"
-    if not clock.left():
-        add(part, name, skipped="the part's time was over")
-        return None
-    runs = Path(tempfile.mkdtemp(dir=options.work))
-    words = [*words, "--model", str(options.work / "model"), "--runs-dir", str(runs)]
-    words += ["--device", options.device, "--dtype", str(options.dtype).removeprefix("torch.")]
-    words += ["--attn", options.attn]
-    ended = run_command(
-        words,
-        processes=processes,
-        fsdp=fsdp,
-        on_gpu=options.on.type == "cuda",
-        seconds=options.run_seconds,
-    )
-    try:
-        return _row(add, part, name, ended, runs, read, processes)
-    finally:
-        shutil.rmtree(runs, ignore_errors=True)
-
-
-def _row(
-    add: Add, part: str, name: str, ended: Ended, runs: Path, read: Read, processes: int
-) -> dict[str, Any] | None:
-    wall = round(ended.wall_seconds, 1)
-    made = [Run(path.parent) for path in runs.glob("*/*/metrics.json")]
-    if ended.trouble or not made:
-        add(part, name, wall_seconds=wall, failed=ended.trouble or "it made no run")
-        return None
-    status, cost = made[0].status, (made[0].metrics or {})["cost"]
-    peak = cost["peak_memory_bytes"].get("device")
-    row = {
-        **read(made[0], processes),
-        "after_load_seconds": round(status["finished"] - status["started"], 2),
-        "wall_seconds": wall,
-        "peak_gb": round(peak / 1e9, 2) if peak else None,
-        "attention": made[0].config.get("attention"),
+def read_training(made: Run, processes: int) -> dict[str, Any]:
+    """A fine-tune's speed off its curve, from the end of the warm-up to the last step."""
+    lines = [line for line in read_curve(made.path) if "loss" in line]
+    first, last = lines[0], lines[-1]
+    seconds, steps = last["seconds"] - first["seconds"], last["step"] - first["step"]
+    return {
+        "tokens_per_second": round((last["tokens"] - first["tokens"]) / seconds),
+        "ms_per_step": round(1e3 * seconds / steps, 1),
+        "timed_steps": steps,
+        "warm_up_seconds": first["seconds"],
+        "loss": last["loss"],
     }
-    add(part, name, **row)
-    return row
-
-
-def compare_speeds(
-    add: Add, part: str, what: str, options: Namespace, found: Found, speed: str
-) -> None:
-    """How many times as fast several processes are as one, by medians."""
-    one, several = found[1], found[options.processes]
-    if not one or not several:
-        return
-
-    def times(name: str) -> float:
-        """Of a speed, or of seconds."""
-        a, b = (statistics.median(row[name] for row in rows) for rows in (several, one))
-        return round(a / b if name == speed else b / a, 2)
-
-    add(
-        part,
-        f"{what}{options.processes} processes against one",
-        times=times(speed),
-        times_after_load=times("after_load_seconds"),
-        times_wall=times("wall_seconds"),
-    )
 
 
 # The real commands, as processes of their own
@@ -335,16 +282,14 @@ def compare_speeds(
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0")
 FSDP = ("--use_fsdp", "--fsdp_version", "2")
-_GRACE_SECONDS = 40  # a launcher gives its processes 30 to end
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended. ``code`` is None if its time was over before."""
+    """How a command ended."""
 
-    code: int | None
+    code: int
     wall_seconds: float
-    out: str
     err: str
 
     @property
@@ -352,19 +297,13 @@ class Ended:
         """Why it failed, with the last of what it said; None if it did not."""
         if self.code == 0:
             return None
-        why = "its time was over" if self.code is None else f"exit code {self.code}"
         own = self.err.split("failed (exitcode")[0]  # what a launcher adds is about itself
         lines = [line.strip() for line in own.splitlines() if line.strip()]
-        return f"{why}: {' / '.join(lines[-12:])[-1500:]}"
+        return f"exit code {self.code}: {' / '.join(lines[-12:])[-1500:]}"
 
 
 def run_command(
-    words: Sequence[str],
-    *,
-    processes: int = 1,
-    fsdp: bool = False,
-    on_gpu: bool = True,
-    seconds: float | None = None,
+    words: Sequence[str], *, processes: int = 1, fsdp: bool = False, on_gpu: bool = True
 ) -> Ended:
     """``python -m bidir_core WORDS`` to its end, in so many processes, one GPU each."""
     command = [sys.executable]
@@ -374,23 +313,10 @@ def run_command(
     command += ["-m", "bidir_core", *words]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus(processes) if on_gpu else ""}
     started = time.monotonic()
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    ) as process:
-        code: int | None
-        try:
-            out, err = process.communicate(timeout=seconds)
-            code = process.returncode
-        except subprocess.TimeoutExpired as late:
-            _end(process)
-            code, out, err = None, _text(late.stdout), _text(late.stderr)
-    return Ended(code, time.monotonic() - started, out, err)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace"
+    )
+    return Ended(done.returncode, time.monotonic() - started, done.stderr)
 
 
 def gpus(n: int) -> str:
@@ -398,25 +324,6 @@ def gpus(n: int) -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(index) for index in range(n)]
     return ",".join(names[:n])
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """End a command with all that it has started."""
-    import psutil
-
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    try:
-        process.communicate(timeout=_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-    for one in family:
-        if one.is_running():
-            one.kill()
-
-
-def _text(said: str | bytes | None) -> str:
-    return said.decode(errors="replace") if isinstance(said, bytes) else said or ""
 
 
 if __name__ == "__main__":

@@ -161,28 +161,15 @@ def hf_trainer(options: argparse.Namespace, samples: EncodedSamples) -> dict[str
     loaded = loading.load(options.model, device=options.device, dtype="float32")
     fused.restore(loaded.model)
     with loaded.handle.native():
-        row = time_hf_trainer(
-            loaded.model.requires_grad_(True),
-            loaded.device,
-            samples,
-            steps=options.steps,
-            warm_up=options.warm_up,
-            batch_samples=options.batch_samples,
-            micro_samples=min(options.peer_micro_samples, options.batch_samples),
-        )
+        row = time_hf_trainer(options, loaded.model.requires_grad_(True), samples)
     row.pop("loss_share")
     return row
 
 
 def time_hf_trainer(
+    options: argparse.Namespace,
     model: Any,
-    device: torch.device,
     samples: EncodedSamples,
-    *,
-    steps: int,
-    warm_up: int,
-    batch_samples: int,
-    micro_samples: int,
     checkpointing: bool = False,
     left: Callable[[], bool] = lambda: True,
 ) -> dict[str, Any]:
@@ -190,6 +177,9 @@ def time_hf_trainer(
     from transformers import Trainer as HfTrainer
     from transformers import TrainerCallback, TrainingArguments
 
+    device, steps, warm_up = model.device, options.steps, options.warm_up
+    batch_samples = options.batch_samples
+    micro_samples = min(options.peer_micro_samples, batch_samples)
     packer = Packer(
         samples, batch_samples=batch_samples, row_tokens=1, micro_tokens=1 << 30, seed=0
     )

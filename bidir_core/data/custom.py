@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bidir_core.common.errors import UserError
 from bidir_core.data.items import Item, hash_doc
+from bidir_core.data.reading import json_lines
 
 MAX_LINE_BYTES = 4_000_000
 """A longer line is no item but a file in another format; no model's window holds a tenth of it."""
@@ -45,44 +45,16 @@ def name_of(task: str) -> str:
 def read_custom_task(path: Path) -> tuple[Item, ...]:
     """The items of a user's file. Raises `UserError` naming the file and the line."""
     items: list[Item] = []
-    for number, line in _lines(path):
+    for where, record in json_lines(path, MAX_LINE_BYTES):
         try:
-            items.append(_item(path.stem, len(items), _parse(line)))
+            if not isinstance(record, dict):
+                raise ValueError(f"is {_kind(record)}, not a JSON object")
+            items.append(_item(path.stem, len(items), record))
         except ValueError as error:
-            raise UserError(f"{path}, line {number}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
     if not items:
         raise UserError(f"{path} holds no item; it needs one JSON object a line")
     return tuple(items)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered non-blank lines. A line too long is refused before it is read whole."""
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if len(line) > MAX_LINE_BYTES:
-                    raise UserError(
-                        f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes; "
-                        f"write one item a line"
-                    )
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise UserError(f"cannot read task file {path}: {error.strerror}") from error
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"is {_kind(record)}, not a JSON object")
-    return record
 
 
 def _item(task: str, doc_id: int, record: dict[str, Any]) -> Item:
@@ -124,10 +96,6 @@ def _texts(record: dict[str, Any], key: str) -> list[str]:
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"{key}[{i}] is {_kind(text)}; it must be a text")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{key}[{i}] is not valid Unicode (a lone surrogate)") from error
     return texts
 
 

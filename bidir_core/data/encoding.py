@@ -34,14 +34,14 @@ class Tokens:
 
     __slots__ = ("_offsets", "ids")
 
-    def __init__(self, ids: np.ndarray, offsets: np.ndarray | _Place):
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray | Place):
         self.ids = ids
         self._offsets = offsets
 
     @property
     def offsets(self) -> np.ndarray:
         """Most runs never ask; for the first who does all texts are read a second time."""
-        if isinstance(self._offsets, _Place):
+        if isinstance(self._offsets, Place):
             texts, start, end, characters = self._offsets
             return texts.offsets[start:end].astype(np.int64) - characters
         return self._offsets
@@ -83,7 +83,7 @@ class _Texts:
         return found
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where some tokens are among all texts', and how many characters their offsets leave out."""
 
     texts: _Texts
@@ -94,9 +94,9 @@ class _Place(NamedTuple):
     def tokens(self) -> Tokens:
         return Tokens(self.texts.ids[self.start : self.end], self)
 
-    def after(self, n: int, characters: int) -> _Place:
+    def after(self, n: int, characters: int) -> Place:
         """Without the first ``n`` tokens, counted in a text without its first characters."""
-        return _Place(self.texts, self.start + n, self.end, characters)
+        return Place(self.texts, self.start + n, self.end, characters)
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ class Encoder:
                 pairs.append((context, continuation))
         stems = [context.rstrip() for context, _ in pairs]
         wholes = [context + text for context, text in pairs]
-        whole_of = self._encode_texts(wholes)
-        stem_of = {stem: place.tokens() for stem, place in self._encode_texts(stems).items()}
-        alone_of = self._encode_texts(
+        whole_of = self.encode_texts(wholes)
+        stem_of = {stem: place.tokens() for stem, place in self.encode_texts(stems).items()}
+        alone_of = self.encode_texts(
             [text for (context, text) in pairs if not context], special=False
         )
         encoded, cursor = [], iter(zip(pairs, stems, wholes))
@@ -212,7 +212,7 @@ class Encoder:
     def encode_prompt(self, text: str) -> tuple[str, Tokens]:
         """A text to be continued: as the model reads it (in its template), and its tokens."""
         wrapped = self._as_turn(text) if self.chat else text
-        return wrapped, self._encode_texts([wrapped])[wrapped].tokens()
+        return wrapped, self.encode_texts([wrapped])[wrapped].tokens()
 
     def bos_added(self, encoded: Sequence[EncodedItem]) -> bool:
         """Whether prefixes begin with BOS. Raises UserError if one begins with it twice.
@@ -243,20 +243,21 @@ class Encoder:
         no_text = np.zeros((1, 2), dtype=np.int64)
         return Tokens(np.array([self.empty_context_id], dtype=np.int64), no_text)
 
-    def _encode_texts(self, texts: Sequence[str], special: bool = True) -> dict[str, _Place]:
+    def encode_texts(self, texts: Sequence[str], special: bool = True) -> dict[str, Place]:
+        """Where each text's tokens are; every distinct text is tokenised once."""
         distinct = list(dict.fromkeys(texts))
         front = self.tokenizer.bos_token_id if special and self.bos == "add" else None
         special = special and self.bos == "auto"
         # A text that brings its own BOS gets none from the tokenizer (lm-eval, has_bos_prefix).
         with_own = [text for text in distinct if special and self._brings_bos(text)]
         plain = [text for text in distinct if not (special and self._brings_bos(text))]
-        found: dict[str, _Place] = {}
+        found: dict[str, Place] = {}
         for group, add in ((plain, special), (with_own, False)):
             tail = self.n_tail if add else 0
             made = _Texts(self.backend, group, special=add, tail=tail, front=front)
             check_vocabulary(made.ids, self.vocabulary)
             for text, (start, end) in zip(group, itertools.pairwise(made.ends)):
-                found[text] = _Place(made, start, end)
+                found[text] = Place(made, start, end)
         return found
 
     def _brings_bos(self, text: str) -> bool:

@@ -1,74 +1,23 @@
-"""Turn a GGUF file into a checked transformers folder, once; here for the GPT-2 tokenizer kinds.
+"""What a GGUF file holds as transformers has it: weights, tokenizer, and whether they came out right.
 
 transformers reads GGUF weights well but not every tokenizer: its converter drops the digit rule of
 the ``smollm`` pre-tokenizer, calls ``<|im_start|>`` the end-of-sequence token and decodes the
 character U+2581 as a space. So the weights go through transformers and the tokenizer is rebuilt
 here from the file's own tables: ``smollm`` as llama.cpp defines it (every digit alone, then the
-GPT-2 pattern), ``qwen2`` as the Qwen team's own tokenizer class does. Everything is checked before
-the folder counts as made.
-
-The SentencePiece kind (Gemma) is in :mod:`bidir_core.data.gguf`; any file of a known kind goes
-through :mod:`bidir_core.data.gguf_local`.
+GPT-2 pattern), ``qwen2`` as the Qwen team's own tokenizer class does, Gemma's as what it is, a
+SentencePiece BPE. :mod:`bidir_core.data.gguf_local` makes the folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bidir_core.common.errors import UserError
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What a right conversion gives; any other answer means a damaged file or a changed library.
-
-    ``probes`` are texts and their token ids, ``lead`` what decoding puts in front of a text (a BOS
-    that the tokenizer adds), ``special`` the BOS, EOS and padding tokens, ``config`` entries of
-    ``config.json``. ``english_nats`` is the model's loss per token on ``ENGLISH``. ``n_rows`` is the
-    height of the embedding where that is more than there are tokens, ``hub`` the id of the
-    publisher's repository, whose tokenizer must give the same ids if the hub's cache has it.
-    """
-
-    probes: Mapping[str, list[int]]
-    vocabulary_sha256: str
-    special: tuple[str | None, str, str]
-    n_tensors: int
-    width: int
-    english_nats: float
-    lead: str = ""
-    in_chat_template: str | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-    n_rows: int | None = None
-    hub: str | None = None
-
-
-SMOLLM2_PROBES: dict[str, list[int]] = {
-    "Question: What's 1234?\n\nAnswer:": [
-        *(17872, 42, 1812, 506, 216, 33, 34, 35, 36, 47, 198, 198, 21350, 42),
-    ],
-    # Two spaces before a digit are one token, and every digit is its own.
-    "x  12 km² and ½ cup\n\n 3rd": [
-        *(104, 256, 33, 34, 6381, 19133, 284, 216, 16738, 7118, 8866, 35, 7212),
-    ],
-    "<|im_start|>user\nHi<|im_end|>\n": [1, 4093, 198, 26843, 2, 198],
-    "\u2581low  bar": [11007, 219, 683, 216, 2753],
-    " a  b\t c\r\n": [253, 216, 278, 197, 265, 2738],
-}
-
-SMOLLM2 = Expected(
-    probes=SMOLLM2_PROBES,
-    vocabulary_sha256="736ce3145b64b3bc260106f595039c0bb43d1d61451311bc654abdc39aee89ae",
-    special=("<|im_start|>", "<|im_end|>", "<|im_end|>"),
-    n_tensors=272,
-    width=576,
-    english_nats=2.549,
-    in_chat_template="<|im_start|>",
-)
+from bidir_core.data.gguf_known import Expected
 
 # GGUF's kinds of tokens: ordinary ones, names such as <|im_start|>, words that are cut out of a text
 # first, and rows that only fill the embedding up to a round height.
@@ -104,41 +53,6 @@ NATS_PER_CHARACTER = (0.2, 0.7)
 ENGLISH_TOLERANCE = 0.02
 
 
-def convert(
-    gguf: Path,
-    out: Path,
-    say: Callable[[str], None],
-    build: Callable[[Path], Any] | None = None,
-    expected: Expected | None = SMOLLM2,
-) -> None:
-    """Write ``config.json``, bf16 ``model.safetensors`` and the tokenizer of ``gguf`` into ``out``.
-
-    ``build`` makes the tokenizer (default: :func:`build_tokenizer`). Takes about half a minute on
-    two cores for 135M weights, some for 1.5B. Raises UserError if the result is not as
-    ``expected``, or where that is None fails :func:`check_unknown`.
-    """
-    from transformers.utils import logging as transformers_logging
-
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        say("converting the tokenizer")
-        tokenizer = (build or build_tokenizer)(gguf)
-        tokenizer.save_pretrained(out)
-        say(
-            "converting the weights to safetensors, once (half a minute, or some for a larger model)"
-        )
-        _convert_weights(gguf, out)
-        say("checking the converted model")
-        if expected is None:
-            check_unknown(out)
-        else:
-            check(out, expected)
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
 def build_tokenizer(gguf: Path) -> Any:
     """A fast tokenizer from a GGUF file's tokens, merges, token types and special ids."""
     from gguf import GGUFReader
@@ -159,12 +73,7 @@ def build_tokenizer(gguf: Path) -> Any:
     def table(name: str) -> Any:
         return fields[f"tokenizer.{name}"].contents()
 
-    kind = (table("ggml.model"), table("ggml.pre"))
-    if kind not in (("gpt2", "smollm"), ("gpt2", "qwen2")):
-        raise UserError(
-            f"{gguf.name}: tokenizer kind {kind} is not known; gpt2/smollm and gpt2/qwen2 are"
-        )
-    qwen = kind[1] == "qwen2"
+    qwen = table("ggml.pre") == "qwen2"
     tokens, kinds = table("ggml.tokens"), table("ggml.token_type")
     merges = [tuple(merge.split(" ")) for merge in table("ggml.merges")]
     vocabulary = {
@@ -213,7 +122,8 @@ def build_tokenizer(gguf: Path) -> Any:
     return tokenizer
 
 
-def _convert_weights(gguf: Path, out: Path) -> None:
+def convert_weights(gguf: Path, out: Path) -> None:
+    """Write the file's configuration and bf16 weights into a folder."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -235,94 +145,66 @@ def vocabulary_checksum(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
 
-def check(folder: Path, expected: Expected = SMOLLM2) -> None:
-    """Raise UserError unless the folder's tokenizer and weights are what they must be."""
-    from safetensors import safe_open
-    from transformers import AutoTokenizer
+def check(folder: Path, expected: Expected | None) -> None:
+    """Raise UserError unless the folder's tokenizer and weights are what they must be.
 
-    def demand(truth: bool, what: str) -> None:
-        _demand(truth, what, folder)
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    demand(vocabulary_checksum(tokenizer) == expected.vocabulary_sha256, "its vocabulary changed")
-    for text, right in expected.probes.items():
-        ids = tokenizer(text)["input_ids"]
-        demand(ids == right, f"{text!r} became the tokens {ids}")
-        survives = tokenizer.decode(ids) == expected.lead + text
-        demand(survives, f"{text!r} does not survive a round trip")
-    special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
-    demand(special == expected.special, f"special tokens {special}")
-    if expected.in_chat_template is not None:
-        demand(expected.in_chat_template in (tokenizer.chat_template or ""), "no chat template")
-    if expected.hub is not None and (theirs := _cached_tokenizer(expected.hub)) is not None:
-        for text in (*expected.probes, ENGLISH):
-            same = theirs(text)["input_ids"] == tokenizer(text)["input_ids"]
-            demand(same, f"{text!r} has other tokens than {expected.hub} gives it")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for name, value in expected.config.items():
-        demand(config.get(name) == value, f"{name} is {config.get(name)} instead of {value}")
-    with safe_open(folder / "model.safetensors", framework="pt") as tensors:
-        n_tensors = len(list(tensors.keys()))
-        shape = tuple(tensors.get_slice("model.embed_tokens.weight").get_shape())
-    demand(n_tensors == expected.n_tensors, f"{n_tensors} tensors, not {expected.n_tensors}")
-    right_shape = (expected.n_rows or len(tokenizer), expected.width)
-    demand(shape == right_shape, f"embeddings of shape {shape}")
-    # Heads in the wrong order leave every shape right; only what the model computes shows it.
-    loss_nats, _ = _english_loss(folder, tokenizer)
-    demand(
-        abs(loss_nats - expected.english_nats) < ENGLISH_TOLERANCE,
-        f"{loss_nats:.3f} nats per token on plain English instead of {expected.english_nats}",
-    )
-
-
-def check_unknown(folder: Path) -> None:
-    """The same for a model of which no right answers are known; sees gross faults only.
-
-    Texts must survive, digits stand alone, special tokens be whole, and the loss on plain English
-    be a language model's.
+    Of a model of which no right answers are known, gross faults only are seen: texts must survive,
+    digits stand alone, special tokens be whole, and the loss on plain English be a language model's.
     """
     from transformers import AutoTokenizer
 
-    def demand(truth: bool, what: str) -> None:
-        _demand(truth, what, folder)
-
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    for text in UNKNOWN_PROBES:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        demand(tokenizer.decode(ids) == text, f"{text!r} does not survive a round trip")
-        pieces = [tokenizer.decode([one]) for one in ids]
-        joined = next((p for p in pieces if sum(c in "0123456789" for c in p) > 1), None)
-        demand(joined is None, f"the digits of {text!r} are joined to {joined!r}")
-    demand(tokenizer.eos_token is not None, "no end token")
-    for token in tokenizer.all_special_tokens:
-        ids = tokenizer(f"a{token}b", add_special_tokens=False)["input_ids"]
-        whole = tokenizer.convert_tokens_to_ids(token) in ids
-        demand(whole, f"{token!r} in a text is not one token")
-    loss_nats, n_predicted = _english_loss(folder, tokenizer)
-    per_character = loss_nats * n_predicted / len(ENGLISH)
-    low, high = NATS_PER_CHARACTER
-    demand(
-        low < per_character < high,
-        f"{per_character:.2f} nats per character on plain English, not between {low} and {high}",
-    )
-
-
-def _demand(truth: bool, what: str, folder: Path) -> None:
-    if not truth:
+    faults = _faults(tokenizer, folder, expected) if expected else _gross_faults(tokenizer, folder)
+    if fault := next(faults, None):
         raise UserError(
-            f"the model converted into {folder} is wrong ({what}); remove it and convert again, "
+            f"the model converted into {folder} is wrong ({fault}); remove it and convert again, "
             "with the package versions of requirements.txt"
         )
 
 
-def _cached_tokenizer(hub: str) -> Any:
-    """The publisher's own tokenizer if the hub's cache has it, else None; asks no network."""
-    from transformers import AutoTokenizer
+def _faults(tokenizer: Any, folder: Path, expected: Expected) -> Iterator[str]:
+    if vocabulary_checksum(tokenizer) != expected.vocabulary_sha256:
+        yield "its vocabulary changed"
+    for text, right in expected.probes.items():
+        ids = tokenizer(text)["input_ids"]
+        if ids != right:
+            yield f"{text!r} became the tokens {ids}"
+        if tokenizer.decode(ids) != expected.lead + text:
+            yield f"{text!r} does not survive a round trip"
+    special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    if special != expected.special:
+        yield f"special tokens {special}"
+    if (expected.in_chat_template or "") not in (tokenizer.chat_template or ""):
+        yield "no chat template"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name, value in expected.config.items():
+        if config.get(name) != value:
+            yield f"{name} is {config.get(name)} instead of {value}"
+    # Heads in the wrong order leave every shape right; only what the model computes shows it.
+    loss_nats, _ = _english_loss(folder, tokenizer)
+    if not abs(loss_nats - expected.english_nats) < ENGLISH_TOLERANCE:
+        yield f"{loss_nats:.3f} nats per token on plain English instead of {expected.english_nats}"
 
-    try:
-        return AutoTokenizer.from_pretrained(hub, local_files_only=True)
-    except (OSError, ValueError):
-        return None
+
+def _gross_faults(tokenizer: Any, folder: Path) -> Iterator[str]:
+    for text in UNKNOWN_PROBES:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if tokenizer.decode(ids) != text:
+            yield f"{text!r} does not survive a round trip"
+        for piece in (tokenizer.decode([one]) for one in ids):
+            if sum(c in "0123456789" for c in piece) > 1:
+                yield f"the digits of {text!r} are joined to {piece!r}"
+    if tokenizer.eos_token is None:
+        yield "no end token"
+    for token in tokenizer.all_special_tokens:
+        ids = tokenizer(f"a{token}b", add_special_tokens=False)["input_ids"]
+        if tokenizer.convert_tokens_to_ids(token) not in ids:
+            yield f"{token!r} in a text is not one token"
+    loss_nats, n_predicted = _english_loss(folder, tokenizer)
+    per_character = loss_nats * n_predicted / len(ENGLISH)
+    low, high = NATS_PER_CHARACTER
+    if not low < per_character < high:
+        yield f"{per_character:.2f} nats per character on plain English, not {low} to {high}"
 
 
 def _english_loss(folder: Path, tokenizer: Any) -> tuple[float, int]:
@@ -336,52 +218,7 @@ def _english_loss(folder: Path, tokenizer: Any) -> tuple[float, int]:
         return float(model(ids, labels=ids).loss), ids.shape[1] - 1
 
 
-# Gemma 3 from a GGUF file: its tokenizer rebuilt as what it is, a SentencePiece BPE.
-
 SPACE = "\u2581"  # SentencePiece writes a space so
-
-# Token ids that the slow reference in the tests gives too; each begins with <bos>.
-GEMMA_PROBES: dict[str, list[int]] = {
-    # "Question" is one token, and every digit is its own.
-    "Question: What's 1234?\n\nAnswer:": [
-        *(2, 14977, 236787, 2900, 236789, 236751, 236743, 236770, 236778, 236800, 236812, 236881),
-        *(108, 7925, 236787),
-    ],
-    "x  12 km² and ½ cup\n\n 3rd": [
-        *(2, 236781, 138, 236770, 236778, 7251, 238131, 532, 47041, 8578, 108, 236743, 236800),
-        7221,
-    ],
-    # Runs of spaces and tabs are one token, a carriage return has none.
-    "a   b\t\tc\r\n": [2, 236746, 139, 236763, 255969, 236755, 251, 107],
-    " " * 35 + "x": [2, 167, 140, 236781],
-    " Leading and trailing  ": [2, 74924, 532, 45330, 138],
-    # A control character and a rare script become bytes.
-    "naïve 東京タワー \x07 \U00013000": [
-        *(2, 1789, 238527, 560, 86459, 237312, 43071, 236743, 245, 236743, 478, 385, 366, 366),
-    ],
-    "<start_of_turn>user\nHi<end_of_turn>\n": [2, 105, 2364, 107, 10979, 106, 107],
-    "<b>bold</b> <table>\n\n\n": [2, 200, 15640, 209, 236743, 168, 109],
-}
-
-GEMMA = Expected(
-    probes=GEMMA_PROBES,
-    vocabulary_sha256="0fe407bee335c74156d2f25e6de1394c77417e6f2b6af6266a5010b7f7dc9f5d",
-    special=("<bos>", "<eos>", "<pad>"),
-    n_tensors=236,
-    width=640,
-    english_nats=2.227,
-    lead="<bos>",
-    config={
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
-        "sliding_window": 512,
-        "query_pre_attn_scalar": 256,
-        "rope_parameters": {
-            "sliding_attention": {"rope_theta": 10_000.0, "rope_type": "default"},
-            "full_attention": {"rope_theta": 1_000_000.0, "rope_type": "default"},
-        },
-        "vocab_size": 262_144,
-    },
-)
 
 
 def build_gemma_tokenizer(gguf: Path) -> Any:
@@ -393,8 +230,6 @@ def build_gemma_tokenizer(gguf: Path) -> Any:
     def table(name: str) -> Any:
         return fields[f"tokenizer.ggml.{name}"].contents()
 
-    if (kind := table("model")) != "llama":
-        raise UserError(f"{gguf.name}: tokenizer kind {kind} is not SentencePiece ('llama')")
     return tokenizer_of(
         table("tokens"),
         table("scores"),

@@ -12,27 +12,22 @@ On another machine, from the file alone:
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bidir_core.common.errors import UserError
-from bidir_core.data import gguf
-from bidir_core.data import gguf as gguf_convert
+from bidir_core.data import gguf as reading
 from bidir_core.data.assets import cache_dir
-from bidir_core.data.gguf import Expected
-from bidir_core.data.gguf_qwen import QWEN_BY_SHA256
-from bidir_core.data.recipes import GEMMA_GGUF_SHA256
-from bidir_core.data.wheels import sha256_of
+from bidir_core.data.gguf_known import EXPECTED
+from bidir_core.data.wheels import say, sha256_of
 
-EXPECTED: dict[str, Expected] = {GEMMA_GGUF_SHA256: gguf.GEMMA, **QWEN_BY_SHA256}
 # Architecture, tokenizer model and pre-tokenizer of a file: what rebuilds its tokenizer.
 BUILDERS: dict[tuple[str, str, str], Callable[[Path], Any]] = {
-    ("llama", "gpt2", "smollm"): gguf_convert.build_tokenizer,
-    ("qwen2", "gpt2", "qwen2"): gguf_convert.build_tokenizer,
-    ("gemma3", "llama", "default"): gguf.build_gemma_tokenizer,
+    ("llama", "gpt2", "smollm"): reading.build_tokenizer,
+    ("qwen2", "gpt2", "qwen2"): reading.build_tokenizer,
+    ("gemma3", "llama", "default"): reading.build_gemma_tokenizer,
 }
 GEMMA_LAYERS = 18  # the 270M; larger ones scale attention and positions in ways untested here
 
@@ -68,22 +63,26 @@ def folder_of(gguf: Path) -> Path:
     return folder
 
 
-def convert_file(
-    gguf: str | Path, out: str | Path, say: Callable[[str], None] | None = None
-) -> None:
+def convert_file(gguf: str | Path, out: str | Path) -> None:
     """Write a GGUF file's configuration, bf16 weights and tokenizer into the folder ``out``, checked.
 
     Needs the file, torch, transformers, gguf and tokenizers, and nothing from a network. Raises
     UserError as :func:`folder_of` does; ``out`` is then no model to use.
     """
+    from transformers.utils import logging
+
     gguf, out = Path(gguf).expanduser().absolute(), Path(out).expanduser()
     build = _builder(gguf)
-    expected = EXPECTED.get(sha256_of(gguf))
+    logging.disable_progress_bar()
     out.mkdir(parents=True, exist_ok=True)
-    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     say(f"converting {gguf} into {out}")
     try:
-        gguf_convert.convert(gguf, out, say, build, expected)
+        say("converting the tokenizer")
+        build(gguf).save_pretrained(out)
+        say("converting the weights to safetensors, once (half a minute, some for a larger model)")
+        reading.convert_weights(gguf, out)
+        say("checking the converted model")
+        reading.check(out, EXPECTED.get(sha256_of(gguf)))
     except (KeyError, ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         # the readers' own complaints: a missing table, a kind of quantisation they do not know
         raise UserError(

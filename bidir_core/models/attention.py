@@ -86,10 +86,7 @@ class Plan:
     @cached_property
     def prefixes(self) -> tuple[tuple[int, int], ...] | None:
         """Per item of a packed row, its prefix's tokens and how far apart their positions lie."""
-        counts = attention_split.prefix_lengths(self.layout)
-        if counts is None:
-            return None
-        return tuple(zip(counts, attention_split.longest_prefixes(self.layout)))
+        return attention_split.prefixes(self.layout)
 
 
 class Handle:

@@ -31,19 +31,17 @@ from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
 SPLIT_FROM_TOKENS = 2048
 
 
-def prefix_lengths(layout: Layout) -> tuple[int, ...] | None:
-    """Prefix tokens in each of the row's items; None for a layout that is not one row of items."""
+def prefixes(layout: Layout) -> tuple[tuple[int, int], ...] | None:
+    """Per item of a packed row, its prefix's tokens and how far apart their positions lie.
+
+    The second is what a window must hold. None for a layout that is not one row of items.
+    """
     if layout.spans is None or layout.shape[0] != 1:
         return None
-    inside = (layout.position < layout.n_prefix)[0].cumsum(0).tolist()  # waits for the device once
-    total = [0, *inside]
-    return tuple(total[end] - total[start] for start, end in layout.spans)
-
-
-def longest_prefixes(layout: Layout) -> tuple[int, ...]:
-    """The largest distance of positions within each item's prefix, plus one: what a window must hold."""
-    position = torch.where(layout.position < layout.n_prefix, layout.position, 0)[0].tolist()
-    return tuple(max(position[start:end], default=0) + 1 for start, end in layout.spans or ())
+    # -1 outside of prefixes; waits for the device once
+    inside = torch.where(layout.position < layout.n_prefix, layout.position, -1)[0].tolist()
+    items = [[at for at in inside[start:end] if at >= 0] for start, end in layout.spans]
+    return tuple((len(own), max(own, default=0) + 1) for own in items)
 
 
 def needs_no_mask(regime: Regime, window: int | None, reach: int) -> bool:

@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerFast
 from bidir_core.common.errors import UserError
 from bidir_core.models.attention import (
     IMPLEMENTATIONS,
-    Handle,
     check_supported,
     choose_implementation,
     install,
 )
+from bidir_core.models.loading import LoadedModel
 from bidir_core.models.probe import ProbeReport, run_probe
 
 VOCAB = 260  # 256 bytes, then <pad>, <bos>, <eos>, and one to spare
@@ -50,7 +50,16 @@ _COMMON: dict[str, Any] = {
     "initializer_range": 0.2,  # large, so that attention matters to the logits
 }
 
-_GEMMA = {"query_pre_attn_scalar": 24, "sliding_window": WINDOW}  # a scale of its own, not head_dim
+_WINDOWED = {"sliding_window": WINDOW}
+
+_GEMMA = {"query_pre_attn_scalar": 24, **_WINDOWED}  # a scale of its own, not head_dim
+
+_EXPERTS = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+}
 
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
@@ -103,76 +112,70 @@ def _mistral3() -> Any:
     vision = transformers.PixtralVisionConfig(**vision_settings)
     return transformers.Mistral3Config(
         vision_config=vision,
-        text_config=_FAMILIES["ministral3"](),
+        text_config=_FAMILIES["ministral3"][0](),
         image_token_index=VOCAB - 1,
         spatial_merge_size=1,
         tie_word_embeddings=False,
     )
 
 
-_FAMILIES: dict[str, Callable[[], Any]] = {
-    "llama": _plain("LlamaConfig"),
-    "mistral": _plain("MistralConfig", sliding_window=WINDOW),
-    "ministral3": _plain("Ministral3Config", num_hidden_layers=3, rope_parameters=_YARN),
-    "mistral3": _mistral3,
-    "qwen2": _plain(
-        "Qwen2Config", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2
+# A configuration, and a published model of the family, so that one finds one's own.
+_FAMILIES: dict[str, tuple[Callable[[], Any], str]] = {
+    "llama": (_plain("LlamaConfig"), "Llama 3, SmolLM2"),
+    "mistral": (_plain("MistralConfig", **_WINDOWED), "Mistral 7B"),
+    "ministral3": (
+        _plain("Ministral3Config", num_hidden_layers=3, rope_parameters=_YARN),
+        "Ministral 3, text",
     ),
-    "qwen3": _plain("Qwen3Config"),
-    "gemma2": _plain("Gemma2Config", **_GEMMA, attn_logit_softcapping=5.0),
-    "gemma3": _plain(
-        "Gemma3TextConfig",
-        **_GEMMA,
-        layer_types=[
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-        ],
-        rope_parameters={"full_attention": _ROPE, "sliding_attention": _ROPE},
+    "mistral3": (_mistral3, "Ministral 3, Mistral Small 3"),
+    "qwen2": (
+        _plain("Qwen2Config", **_WINDOWED, use_sliding_window=True, max_window_layers=2),
+        "Qwen2.5",
     ),
-    "phi3": _plain("Phi3Config", original_max_position_embeddings=MAX_LENGTH),
-    "olmo2": _plain("Olmo2Config"),
-    "smollm3": _plain("SmolLM3Config", no_rope_layers=[1, 0, 1, 0]),
-    "gpt_neox": _gpt_neox,
-    "gpt2": _gpt2,
+    "qwen3": (_plain("Qwen3Config"), "Qwen3"),
+    "gemma2": (_plain("Gemma2Config", **_GEMMA, attn_logit_softcapping=5.0), "Gemma 2"),
+    "gemma3": (
+        _plain(
+            "Gemma3TextConfig",
+            **_GEMMA,
+            layer_types=[f"{kind}_attention" for kind in ("sliding", "sliding", "full", "sliding")],
+            rope_parameters={"full_attention": _ROPE, "sliding_attention": _ROPE},
+        ),
+        "Gemma 3",
+    ),
+    "phi3": (_plain("Phi3Config", original_max_position_embeddings=MAX_LENGTH), "Phi-3, Phi-4"),
+    "olmo2": (_plain("Olmo2Config"), "OLMo 2"),
+    "smollm3": (_plain("SmolLM3Config", no_rope_layers=[1, 0, 1, 0]), "SmolLM3"),
+    "gpt_neox": (_gpt_neox, "Pythia"),
+    "gpt2": (_gpt2, "GPT-2"),
 }
 
 FAMILIES = tuple(_FAMILIES)
 
-_EXPERTS = {
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 24,
-}
-
-_WINDOW = {"sliding_window": WINDOW}
-
-
 # Probed as well; the tests that go through every family keep to the ones above, for time.
 _FAMILIES |= {
-    "arcee": _plain("ArceeConfig"),
-    "cohere2": _plain("Cohere2Config", **_WINDOW),
-    "ernie4_5": _plain("Ernie4_5Config"),
-    "exaone4": _plain("Exaone4Config", **_WINDOW),
-    "gemma": _plain("GemmaConfig"),
-    "glm4": _plain("Glm4Config"),
-    "gpt_oss": _plain(
-        "GptOssConfig", **_EXPERTS, **_WINDOW, rope_parameters=_ROPE, swiglu_limit=7.0
+    "arcee": (_plain("ArceeConfig"), "AFM-4.5B"),
+    "cohere2": (_plain("Cohere2Config", **_WINDOWED), "Command R7B"),
+    "ernie4_5": (_plain("Ernie4_5Config"), "ERNIE-4.5-0.3B"),
+    "exaone4": (_plain("Exaone4Config", **_WINDOWED), "EXAONE-4.0"),
+    "gemma": (_plain("GemmaConfig"), "Gemma 1"),
+    "glm4": (_plain("Glm4Config"), "GLM-4-0414"),
+    "gpt_oss": (
+        _plain("GptOssConfig", **_EXPERTS, **_WINDOWED, rope_parameters=_ROPE, swiglu_limit=7.0),
+        "gpt-oss",
     ),
-    "granite": _plain("GraniteConfig"),
-    "helium": _plain("HeliumConfig"),
-    "hunyuan_v1_dense": _plain("HunYuanDenseV1Config"),
-    "mixtral": _plain("MixtralConfig", **_EXPERTS),
-    "nemotron": _plain("NemotronConfig"),
-    "olmo3": _plain("Olmo3Config", **_WINDOW),
-    "opt": _plain("OPTConfig"),
-    "phi": _plain("PhiConfig"),
-    "qwen3_moe": _plain("Qwen3MoeConfig", **_EXPERTS),
-    "seed_oss": _plain("SeedOssConfig"),
-    "stablelm": _plain("StableLmConfig"),
-    "starcoder2": _plain("Starcoder2Config"),
+    "granite": (_plain("GraniteConfig"), "Granite 3"),
+    "helium": (_plain("HeliumConfig"), "Helium 1"),
+    "hunyuan_v1_dense": (_plain("HunYuanDenseV1Config"), "Hunyuan dense"),
+    "mixtral": (_plain("MixtralConfig", **_EXPERTS), "Mixtral"),
+    "nemotron": (_plain("NemotronConfig"), "Minitron"),
+    "olmo3": (_plain("Olmo3Config", **_WINDOWED), "OLMo 3"),
+    "opt": (_plain("OPTConfig"), "OPT"),
+    "phi": (_plain("PhiConfig"), "Phi-2"),
+    "qwen3_moe": (_plain("Qwen3MoeConfig", **_EXPERTS), "Qwen3 MoE"),
+    "seed_oss": (_plain("SeedOssConfig"), "Seed-OSS"),
+    "stablelm": (_plain("StableLmConfig"), "StableLM 2"),
+    "starcoder2": (_plain("Starcoder2Config"), "StarCoder2"),
 }
 
 ALL_FAMILIES = tuple(sorted(_FAMILIES))
@@ -180,7 +183,7 @@ ALL_FAMILIES = tuple(sorted(_FAMILIES))
 
 def tiny_config(family: str, **changes: Any) -> Any:
     """The configuration of one family, with ``changes`` made to its text side."""
-    config = _FAMILIES[family]()
+    config = _FAMILIES[family][0]()
     for name, value in changes.items():
         setattr(config.get_text_config(), name, value)
     return config
@@ -218,22 +221,6 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-@dataclass(frozen=True)
-class TinyLoaded:
-    """What the probe and the scorer read of a ``models.LoadedModel``; nothing was loaded."""
-
-    model: Any
-    tokenizer: Any
-    handle: Handle
-    name: str
-    fingerprint: str
-    n_layers: int
-    max_length: int
-    device: torch.device
-    dtype: str
-    implementation: str
-
-
 def tiny_loaded(
     family: str = "llama",
     *,
@@ -243,7 +230,7 @@ def tiny_loaded(
     seed: int = 0,
     model: Any = None,
     **changes: Any,
-) -> TinyLoaded:
+) -> LoadedModel:
     """A tiny model with regimes installed; ``model`` brings one's own (a PEFT-wrapped one).
 
     Raises UserError if ``implementation`` cannot compute the family right.
@@ -252,12 +239,13 @@ def tiny_loaded(
     model = model.to(device=device, dtype=dtype)
     chosen = choose_implementation(model.config, implementation)
     text = model.config.get_text_config()
-    return TinyLoaded(
+    return LoadedModel(
         model=model,
         tokenizer=tiny_tokenizer(),
         handle=install(model, chosen),
         name=f"tiny-{family}",
         fingerprint=f"tiny-{family}-{seed}",
+        tokenizer_fingerprint="tiny",
         n_layers=text.num_hidden_layers,
         max_length=text.max_position_embeddings,
         device=torch.device(device),
@@ -270,42 +258,6 @@ def tiny_loaded(
 
 # A window, a depth and a strength of its own: every dial that a layer must see.
 REGIMES = ("causal", "bidirectional", "bidirectional:sink=1,layers=1-2,lambda=0.1")
-
-# A published model of each family, so that one finds one's own.
-EXAMPLES = {
-    "arcee": "AFM-4.5B",
-    "cohere2": "Command R7B",
-    "ernie4_5": "ERNIE-4.5-0.3B",
-    "exaone4": "EXAONE-4.0",
-    "gemma": "Gemma 1",
-    "gemma2": "Gemma 2",
-    "gemma3": "Gemma 3",
-    "glm4": "GLM-4-0414",
-    "gpt2": "GPT-2",
-    "gpt_neox": "Pythia",
-    "gpt_oss": "gpt-oss",
-    "granite": "Granite 3",
-    "helium": "Helium 1",
-    "hunyuan_v1_dense": "Hunyuan dense",
-    "llama": "Llama 3, SmolLM2",
-    "ministral3": "Ministral 3, text",
-    "mistral": "Mistral 7B",
-    "mistral3": "Ministral 3, Mistral Small 3",
-    "mixtral": "Mixtral",
-    "nemotron": "Minitron",
-    "olmo2": "OLMo 2",
-    "olmo3": "OLMo 3",
-    "opt": "OPT",
-    "phi": "Phi-2",
-    "phi3": "Phi-3, Phi-4",
-    "qwen2": "Qwen2.5",
-    "qwen3": "Qwen3",
-    "qwen3_moe": "Qwen3 MoE",
-    "seed_oss": "Seed-OSS",
-    "smollm3": "SmolLM3",
-    "stablelm": "StableLM 2",
-    "starcoder2": "StarCoder2",
-}
 
 # Refused by name before weights are read, each for its own reason.
 REFUSED = (
@@ -350,7 +302,7 @@ def probe_family(
     Raises UserError if this implementation cannot compute the family right.
     """
     loaded = tiny_loaded(family, implementation=implementation, device=device, dtype=dtype)
-    return run_probe(loaded, regime)  # type: ignore[arg-type]
+    return run_probe(loaded, regime)
 
 
 def probe_families() -> Iterator[FamilyResult]:
@@ -365,7 +317,7 @@ def probe_families() -> Iterator[FamilyResult]:
             except UserError:
                 outcomes[implementation] = "refused"
         automatic = choose_implementation(tiny_config(family))
-        yield FamilyResult(family, EXAMPLES.get(family, ""), automatic, outcomes)
+        yield FamilyResult(family, _FAMILIES[family][1], automatic, outcomes)
 
 
 def refusals() -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ and it keeps items apart, since no subtree crosses an item's end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -56,15 +56,12 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Layout:
         """The same layout with its tensors on ``device``."""
-        item, position, n_prefix, exit_ = (
-            send(tensor, device) for tensor in (self.item, self.position, self.n_prefix, self.exit)
-        )
-        return Layout(item, position, n_prefix, exit_, spans=self.spans)
+        return self.map(lambda tensor: send(tensor, device))
 
-    def pin(self) -> Layout:
-        """The same layout in page-locked memory."""
-        item, position, n_prefix, exit_ = (
-            tensor.pin_memory() for tensor in (self.item, self.position, self.n_prefix, self.exit)
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Layout:
+        """The layout with ``change`` made to each tensor, which keeps the rows' items in place."""
+        item, position, n_prefix, exit_ = map(
+            change, (self.item, self.position, self.n_prefix, self.exit)
         )
         return Layout(item, position, n_prefix, exit_, spans=self.spans)
 

@@ -43,7 +43,6 @@ from bidir_core.models.quantised import (
     without_vision,
 )
 from bidir_core.models.source import (
-    EMBEDDED,
     auto_class,
     fetch_weights,
     find_source,
@@ -53,10 +52,8 @@ from bidir_core.models.source import (
     read_tokenizer,
     reason,
 )
-from bidir_core.models.weight_files import check_weights, fingerprint, weight_files, where_from
+from bidir_core.models.weight_files import check_weights, fingerprint, weight_files
 from bidir_core.regimes import Regime, parse_regime
-
-__all__ = ["EMBEDDED", "LoadedModel", "Preflight", "load", "load_weights", "preflight"]
 
 NO_LIMIT = 1 << 30  # max_length of a model whose configuration names no window
 
@@ -173,37 +170,15 @@ def preflight(
     )
 
 
-def load(
-    model: str,
-    *,
-    revision: str | None = None,
-    checkpoint: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    attn: str = "auto",
-    weights: str = "dequantise",
-    adapter: str = "merged",
-    regime: Regime | str | None = None,
-) -> LoadedModel:
-    """Load a model by embedded name, hub id or folder; see :func:`preflight` for what is refused.
+def load(model: str, **settings: Any) -> LoadedModel:
+    """Load a model by embedded name, hub id or folder.
 
-    ``checkpoint`` is a folder of safetensors, a LoRA adapter, or a fine-tuning run. ``adapter``
-    says whether a LoRA adapter is merged into the weights or stays beside them
+    ``settings`` are those of :func:`preflight`, which says what is refused. ``checkpoint`` is a
+    folder of safetensors, a LoRA adapter, or a fine-tuning run. ``adapter`` says whether a LoRA
+    adapter is merged into the weights or stays beside them
     (:func:`bidir_core.models.checkpoint.apply_adapter`).
     """
-    return load_weights(
-        preflight(
-            model,
-            revision=revision,
-            checkpoint=checkpoint,
-            dtype=dtype,
-            device=device,
-            attn=attn,
-            weights=weights,
-            adapter=adapter,
-            regime=regime,
-        )
-    )
+    return load_weights(preflight(model, **settings))
 
 
 def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
@@ -216,7 +191,12 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
         devices.sweep()  # the model before, whose parts refer to each other
     opened = plan.checkpoint
     full = opened is not None and opened.kind == "full"
-    folder = opened.folder if opened is not None and full else _base_folder(plan)
+    if opened is not None and full:
+        folder = opened.folder
+    elif plan.local:
+        folder = Path(plan.source)
+    else:
+        folder = fetch_weights(plan.name, plan.source, plan.revision)
     loaded, unused = _read_weights(plan, folder)
     notes = [_unused_note(plan.name if not full else str(folder), unused, loaded)]
     if not keep_vision:
@@ -261,12 +241,6 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
         fused=tuple(kernels),
         notes=tuple(note for note in notes if note),
     )
-
-
-def _base_folder(plan: Preflight) -> Path:
-    if plan.local:
-        return Path(plan.source)
-    return fetch_weights(plan.name, plan.source, plan.revision)
 
 
 def _unused_note(name: str, unused: list[str], model: Any) -> str | None:
@@ -317,7 +291,7 @@ def _read_weights(plan: Preflight, folder: Path) -> tuple[Any, list[str]]:
         raise UserError(
             f"the weights in {folder} are not those of a {config.model_type} model of this shape: "
             f"{len(lost)} tensors are missing or misshapen, such as {name}"
-            f"{f' {shape}' if shape is not None else ''}{where_from(folder, name, shape)}"
+            f"{f' {shape}' if shape is not None else ''}"
         )
     if fp8 and plan.weights == "dequantise":
         loaded = forget_quantisation(loaded, plan.dtype)

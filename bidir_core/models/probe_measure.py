@@ -449,12 +449,12 @@ def _noise(n: int, width: int, seed: int, device: torch.device) -> torch.Tensor:
     return torch.randn(n, width, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
-def moved(before: torch.Tensor, after: torch.Tensor, still_row: int = -1) -> np.ndarray:
+def moved(before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
     """Where a ``[batch, time, width]`` tensor moved: bool ``[batch, time]``.
 
-    Not a bit may differ, unless the device does not repeat itself even in ``still_row``, where
+    Not a bit may differ, unless the device does not repeat itself even in the last row, where
     nothing was changed; then only what moves by clearly more than that counts.
     """
     difference = (after.float() - before.float()).abs().amax(-1)
-    noise = difference[still_row].max()
+    noise = difference[-1].max()
     return ((difference > 8 * noise) | difference.isnan()).cpu().numpy()

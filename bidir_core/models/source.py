@@ -19,10 +19,8 @@ from typing import Any
 
 from bidir_core.common.errors import UserError
 from bidir_core.data import gguf_local, recipes
-from bidir_core.data.assets import EMBEDDED_MODELS
+from bidir_core.data.assets import EMBEDDED_MODEL, EMBEDDED_MODELS
 from bidir_core.models.weight_files import check_weights, read_json
-
-EMBEDDED = "smollm2-135m-instruct"
 
 
 def find_source(model: str, revision: str | None) -> tuple[str, bool]:
@@ -48,7 +46,7 @@ def find_source(model: str, revision: str | None) -> tuple[str, bool]:
         )
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model):
         raise UserError(
-            f"model '{model}' is neither a folder on this machine nor a hub id; use {EMBEDDED}, "
+            f"model '{model}' is neither a folder on this machine nor a hub id; use {EMBEDDED_MODEL}, "
             "a hub id such as mistralai/Ministral-3-3B-Instruct-2512, or a local folder"
         )
     return model, False

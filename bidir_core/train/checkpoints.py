@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,17 +78,12 @@ def save_checkpoint(
 
 def newest(run: Path) -> tuple[int, Path] | None:
     """The newest complete checkpoint of a run; torn and half-removed ones are passed over."""
-    for step, path in sorted(_found(run), reverse=True):
-        if _complete(path):
-            return step, path
-    return None
+    return next(_complete_ones(run), None)
 
 
 def load_newest(run: Path) -> Checkpoint | None:
     """Load the newest checkpoint that is complete and readable, or None."""
-    for step, path in sorted(_found(run), reverse=True):
-        if not _complete(path):
-            continue
+    for step, path in _complete_ones(run):
         try:
             tensors = load_file(path / "state.safetensors")
             state = read_object(path, "state.json")
@@ -125,6 +120,10 @@ def _found(run: Path) -> list[tuple[int, Path]]:
         return []
     matches = ((_NAME.fullmatch(path.name), path) for path in paths)
     return [(int(match[1]), path) for match, path in matches if match]
+
+
+def _complete_ones(run: Path) -> Iterator[tuple[int, Path]]:
+    return (found for found in sorted(_found(run), reverse=True) if _complete(found[1]))
 
 
 def _complete(path: Path) -> bool:

@@ -16,6 +16,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.data import chat as chat_templates
 from bidir_core.data.chat import CHAT_DATE, ChatTemplate
 from bidir_core.data.items import Item
+from bidir_core.data.reading import load_hub
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
 from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.mixtures import (
@@ -218,20 +219,9 @@ def read_samples(
 
 
 def _hub_rows(data: str) -> Iterator[tuple[str, Any]]:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            f"--data {data}: hub datasets need the package 'datasets'; pip install datasets, or "
-            "give a JSONL file"
-        ) from None
     name, _, rest = data.removeprefix(HUB).partition("@")
     config, _, split = rest.partition(":")
-    try:
-        rows = datasets.load_dataset(name, config or None, split=split or "train")
-    except Exception as error:  # the library raises many kinds; each means: not readable
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--data {data}: cannot be loaded: {reason}") from error
+    rows = load_hub(name, config or None, split or "train", f"--data {data}", "give a JSONL file")
     for number, row in enumerate(rows):
         yield f"{data}, row {number}", row
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from bidir_core.common.files import sync_folder, write_json
 from bidir_core.common.launch import launched
 from bidir_core.models.devices import device_name, peak_memory_bytes
 from bidir_core.models.loading import LoadedModel
+from bidir_core.models.source import quiet
 from bidir_core.models.weight_files import is_scale, read_tensors
 from bidir_core.runs.run import Run
 from bidir_core.train.checkpoints import sync_files
@@ -104,7 +104,7 @@ def _save_model(model: Any, folder: Path, weights: Mapping[str, torch.Tensor] | 
     if generation is not None:
         model.generation_config = GenerationConfig()
     try:
-        with _no_bars():
+        with quiet():
             model.save_pretrained(folder, state_dict=weights)
     finally:
         if generation is not None:
@@ -130,19 +130,6 @@ def check_saved(folder: Path, meant: Mapping[str, torch.Tensor]) -> None:
                     f"{tensor.dtype}, which is not what the model has there; install the version "
                     "of transformers in requirements.txt and resume the run"
                 )
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 # What a fine-tune's run folder says about it.

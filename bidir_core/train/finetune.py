@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ from bidir_core.common.launch import told_when_lost
 from bidir_core.common.progress import LOG, logging_to, phase, terminable
 from bidir_core.common.settings import from_json, to_json
 from bidir_core.data.encoding import EncodedItem, Encoder, check_vocabulary, vocabulary_of
-from bidir_core.data.items import choice_lengths
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
+from bidir_core.evaluate.evaluate import item_fields
 from bidir_core.evaluate.processes import PATIENCE, check_connected, main_asked_for, on_cpu
 from bidir_core.evaluate.scoring import Scorer, ScoringPlan, plan_scoring
 from bidir_core.models import loading
 from bidir_core.models.attention import (
-    Handle,
     choose_implementation,
     install,
     rope_switch,
@@ -30,8 +29,10 @@ from bidir_core.models.attention import (
 )
 from bidir_core.models.devices import forget_peak_memory
 from bidir_core.models.loading import LoadedModel
-from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime, parse_regime
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 from bidir_core.runs.layout import stage_dir_for
+from bidir_core.runs.metrics import compute_metrics
+from bidir_core.runs.records import make_record
 from bidir_core.runs.resume import resumable
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
@@ -282,81 +283,54 @@ def _accelerator(config: FinetuneConfig) -> Any:
     return accelerator
 
 
-def _quick_eval(config: FinetuneConfig, student: Student, loaded: LoadedModel) -> Any:
+def _quick_eval(
+    config: FinetuneConfig, student: Student, loaded: LoadedModel
+) -> Callable[[], dict[str, Any]] | None:
+    """What scores some items of each benchmark under both regimes: a point of the recovery curve."""
     if not config.eval_every:
         return None
-    quick = QuickEval.on_benchmarks(
-        config.eval_items,
-        tokenizer=loaded.tokenizer,
-        chat_template=config.chat_template,
-        device=loaded.device,
+    items = load_items(
+        PUBLISHED_TASKS, limit=config.eval_items, sample="stratified", fold="explore"
     )
+    encoder = Encoder(loaded.tokenizer, chat_template=config.chat_template)
+    encoded = [one for one in encoder.encode(items) if one.error is None]
     trained = parse_regime(config.regime or "causal")
-    regimes = (BIDIRECTIONAL if trained.is_causal else trained, CAUSAL)
+    plans = {
+        regime: plan_scoring(
+            encoded,
+            regime=regime,
+            device=loaded.device,
+            implementation=student.handle.implementation,
+        )
+        for regime in (BIDIRECTIONAL if trained.is_causal else trained, CAUSAL)
+    }
 
     def run() -> dict[str, Any]:
-        return {str(one): quick.run(student.model, student.handle, one) for one in regimes}
+        training = student.model.training
+        student.model.eval()
+        try:
+            # Layers compiled for training would be compiled again for each shape met here.
+            with torch.compiler.set_stance("force_eager"):
+                return {str(one): _scores(student, encoded, plan) for one, plan in plans.items()}
+        finally:
+            student.model.train(training)
 
     return run
 
 
-# Quick evaluations along the way: the points of the recovery curve.
-
-
-class QuickEval:
-    """Scores one fixed set of items, as often as asked."""
-
-    def __init__(self, encoded: list[EncodedItem], device: torch.device):
-        self.encoded = [one for one in encoded if one.error is None]
-        self.device = device
-        self.plans: dict[Regime, ScoringPlan] = {}
-
-    @classmethod
-    def on_benchmarks(
-        cls, n_items: int, *, tokenizer: Any, chat_template: bool, device: torch.device
-    ) -> QuickEval:
-        """``n_items`` of each of the five tasks, tokenised."""
-        items = load_items(PUBLISHED_TASKS, limit=n_items, sample="stratified", fold="explore")
-        return cls(Encoder(tokenizer, chat_template=chat_template).encode(items), device)
-
-    def run(self, model: Any, handle: Handle, regime: Regime) -> dict[str, Any]:
-        """Macro ``acc``, ``acc_norm`` and ``gold_prob``, and ``acc`` by task, under the regime."""
-        training = model.training
-        model.eval()
-        try:
-            if regime not in self.plans:
-                self.plans[regime] = plan_scoring(
-                    self.encoded,
-                    regime=regime,
-                    device=self.device,
-                    implementation=handle.implementation,
-                )
-            plan = self.plans[regime]
-            scorer = Scorer(model, handle, plan)
-            rows: dict[str, list[tuple[float, float, float]]] = {}
-            # Layers compiled for training would be compiled again for each shape met here.
-            with torch.compiler.set_stance("force_eager"):
-                for _, scores in scorer.score_all(batch.items for batch in plan.batches):
-                    for score in scores:
-                        item = self.encoded[score.index].item
-                        rows.setdefault(item.task, []).append(_judge(item, np.array(score.ll)))
-        finally:
-            model.train(training)
-        means = {task: np.mean(values, axis=0) for task, values in sorted(rows.items())}
-        macro = np.mean(list(means.values()), axis=0)
-        names = ("acc", "acc_norm", "gold_prob")
-        return {
-            **{name: round(float(value), 6) for name, value in zip(names, macro)},
-            "n": len(self.encoded),
-            "tasks": {task: round(float(values[0]), 6) for task, values in means.items()},
-        }
-
-
-def _judge(item: Any, ll: np.ndarray) -> tuple[float, float, float]:
-    """Right, right by length-normalised score, and the probability at the gold choice."""
-    right = float(ll.argmax() == item.gold)
-    norm = right  # lm-eval has no acc_norm where choices share one continuation
-    if lengths := choice_lengths(item.continuations):
-        norm = float((ll / np.array(lengths)).argmax() == item.gold)
-    probability = np.exp(ll - ll.max())
-    return right, norm, float(probability[item.gold] / probability.sum())
+def _scores(student: Student, encoded: list[EncodedItem], plan: ScoringPlan) -> dict[str, Any]:
+    """Macro ``acc``, ``acc_norm`` and ``gold_prob``, and ``acc`` by task."""
+    scorer = Scorer(student.model, student.handle, plan)
+    found = compute_metrics(
+        make_record(**item_fields(encoded[one.index], tokens=False), ll=one.ll, compact=True)
+        for _, scores in scorer.score_all(batch.items for batch in plan.batches)
+        for one in scores
+    )
+    tasks = dict(sorted(found["tasks"].items()))
+    macro = {name: found["macro"][name] for name in ("acc", "acc_norm")}
+    macro["gold_prob"] = float(np.mean([row["gold_prob"] for row in tasks.values()]))
+    return {
+        **{name: round(value, 6) for name, value in macro.items()},
+        "n": len(encoded),
+        "tasks": {task: round(row["acc"], 6) for task, row in tasks.items()},
+    }

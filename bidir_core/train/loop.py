@@ -167,7 +167,10 @@ class Trainer:
                 made = made._replace(batches=[fill(batch) for batch in made.batches])
             if self.device.type != "cuda":
                 return made
-            return made._replace(batches=[batch.pin() for batch in made.batches])
+            # From page-locked memory, copies to a GPU run beside the work.
+            return made._replace(
+                batches=[batch.map(torch.Tensor.pin_memory) for batch in made.batches]
+            )
 
         with ThreadPoolExecutor(1) as pool:
             numbers = iter(range(first, self.config.steps))

@@ -61,11 +61,19 @@ def _losses(
 ) -> torch.Tensor:
     hidden = student.hidden(batch)
     if not one.from_base:
-        return in_chunks(_ce(student), student.vocabulary, hidden, batch.target)
+
+        def ce(hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return cross_entropy(student.logits(hidden), target)
+
+        return in_chunks(ce, student.vocabulary, hidden, batch.target)
     assert base is not None
     assert base_hidden is not None
-    kl = in_chunks(_kl(student, base), student.vocabulary, hidden, base_hidden)
-    return torch.where(batch.target == IGNORED, 0.0, kl)
+
+    def kl(hidden: torch.Tensor, base_hidden: torch.Tensor) -> torch.Tensor:
+        return kl_from_base(base.logits(base_hidden), student.logits(hidden))
+
+    losses = in_chunks(kl, student.vocabulary, hidden, base_hidden)
+    return torch.where(batch.target == IGNORED, 0.0, losses)
 
 
 @torch.no_grad()
@@ -74,20 +82,6 @@ def _base_hidden(base: Student | None, batch: TrainBatch) -> torch.Tensor:
         raise ValueError("this loss needs the base model")
     with base.handle.use(CAUSAL, batch.layout):
         return within(base.model, partial(base.hidden, batch))
-
-
-def _ce(student: Student):
-    def loss(hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(student.logits(hidden), target)
-
-    return loss
-
-
-def _kl(student: Student, base: Student):
-    def loss(hidden: torch.Tensor, base_hidden: torch.Tensor) -> torch.Tensor:
-        return kl_from_base(base.logits(base_hidden), student.logits(hidden))
-
-    return loss
 
 
 # What is trained, and the losses it is trained with.

@@ -72,13 +72,13 @@ def read_mixture(mixture: Mixture, folder: Path) -> list[Sample]:
     ``folder`` holds ``<task>/<variant>/requests.jsonl.gz``. Raises UserError if it holds none.
     """
     samples: list[Sample] = []
-    for task_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if usable(task_folder.name, mixture):
-            pairs = dict.fromkeys(_pairs(task_folder))  # keeps the first of each, in order
-            for index, (prompt, response) in enumerate(pairs):
-                if mixture != "near":
-                    prompt = in_other_words(prompt)
-                samples.append(Sample(prompt, response, task_folder.name, index))
+    for task, files in _files(mixture, folder):
+        # keeps the first of each, in order
+        pairs = dict.fromkeys(pair for path in files for pair, _ in _pairs_of(path, task))
+        for index, (prompt, response) in enumerate(pairs):
+            if mixture != "near":
+                prompt = in_other_words(prompt)
+            samples.append(Sample(prompt, response, task, index))
     if not samples:
         raise UserError(f"no request files for training mixture '{mixture}' in {folder}")
     return without_duplicates(samples)
@@ -113,11 +113,9 @@ def outline(mixture: Mixture, folder: Path, per_file: int = 32) -> dict[tuple[st
     told from the share of the file that the first ones take.
     """
     found: dict[tuple[str, str], float] = {}
-    for task_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if not usable(task_folder.name, mixture):
-            continue
-        for path in _files(task_folder):
-            first = list(itertools.islice(_pairs_of(path, task_folder.name), per_file))
+    for task, files in _files(mixture, folder):
+        for path in files:
+            first = list(itertools.islice(_pairs_of(path, task), per_file))
             stands_for = 1.0
             if len(first) == per_file:
                 with open(path, "rb") as file:
@@ -128,15 +126,12 @@ def outline(mixture: Mixture, folder: Path, per_file: int = 32) -> dict[tuple[st
     return found
 
 
-def _pairs(task_folder: Path) -> Iterator[tuple[str, str]]:
-    for path in _files(task_folder):
-        for pair, _ in _pairs_of(path, task_folder.name):
-            yield pair
-
-
-def _files(task_folder: Path) -> list[Path]:
-    found = sorted(task_folder.glob("*/requests.jsonl.gz"))
-    return [path for path in found if _VARIANT.search(path.parent.name)]
+def _files(mixture: Mixture, folder: Path) -> Iterator[tuple[str, list[Path]]]:
+    """Each of the mixture's tasks, with its request files."""
+    for task in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if usable(task.name, mixture):
+            found = sorted(task.glob("*/requests.jsonl.gz"))
+            yield task.name, [path for path in found if _VARIANT.search(path.parent.name)]
 
 
 def _pairs_of(path: Path, task: str) -> Iterator[tuple[tuple[str, str], int]]:

@@ -13,7 +13,7 @@ Everything is numpy until a batch is made; nothing here loops over tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from bidir_core.common.errors import UserError
-from bidir_core.data.encoding import n_appended
+from bidir_core.data.encoding import Encoder
 from bidir_core.models.layout import PADDING, Layout, send
 from bidir_core.train.config import Prefix
 from bidir_core.train.mixtures import Sample
@@ -45,17 +45,12 @@ class TrainBatch(NamedTuple):
 
     def to(self, device: torch.device | str) -> TrainBatch:
         """The batch on ``device``; copies from pinned memory don't wait."""
-        ids, head, target, owner = (
-            send(tensor, device) for tensor in (self.ids, self.head, self.target, self.owner)
-        )
-        return TrainBatch(ids, self.layout.to(device), head, target, owner)
+        return self.map(lambda tensor: send(tensor, device))
 
-    def pin(self) -> TrainBatch:
-        """The batch in page-locked memory, from where copies to a GPU run beside the work."""
-        ids, head, target, owner = (
-            tensor.pin_memory() for tensor in (self.ids, self.head, self.target, self.owner)
-        )
-        return TrainBatch(ids, self.layout.pin(), head, target, owner)
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TrainBatch:
+        """The batch with ``change`` made to each of its tensors."""
+        ids, head, target, owner = map(change, (self.ids, self.head, self.target, self.owner))
+        return TrainBatch(ids, self.layout.map(change), head, target, owner)
 
 
 class Step(NamedTuple):
@@ -274,22 +269,30 @@ def encode_samples(
     n_prompt: list[int] = []
     source: list[int] = []
     long = truncated = empty = merges = 0
-    for index, (prompt, response, merged) in enumerate(_encode_pairs(samples, tokenizer)):
-        if append_eos and response[-1:] != [eos]:
-            response = [*response, eos]
-        if not prompt or len(response) <= int(append_eos):
+    # The very encoder of evaluation, so that prompts end where its contexts do.
+    encoder = Encoder(tokenizer)
+    stems = [sample.prompt.rstrip() for sample in samples]
+    wholes = [sample.prompt + sample.response for sample in samples]
+    ids_of = {text: at.tokens().ids for text, at in encoder.encode_texts(stems + wholes).items()}
+    for index, (stem, text) in enumerate(zip(stems, wholes)):
+        prompt, whole = ids_of[stem], ids_of[text]
+        response = whole[len(prompt) :]
+        merged = not np.array_equal(whole[: len(prompt)], prompt)
+        if append_eos and not (len(response) and response[-1] == eos):
+            response = np.append(response, eos)
+        if not len(prompt) or len(response) <= int(append_eos):
             empty += 1
             continue
         room = max_tokens - len(response)
         if len(prompt) > room:
-            head = prompt[:1] if prompt[0] == bos else []
+            head = prompt[: int(prompt[0] == bos)]
             if over_long == "drop" or room <= len(head):
                 long += 1
                 continue
-            prompt = head + prompt[len(prompt) - room + len(head) :]
+            prompt = np.concatenate([head, prompt[len(prompt) - room + len(head) :]])
             truncated += 1
         merges += merged
-        kept.append(np.array(prompt + response, dtype=np.int32))
+        kept.append(np.concatenate([prompt, response]).astype(np.int32))
         n_prompt.append(len(prompt))
         source.append(index)
     if not kept:
@@ -310,35 +313,3 @@ def encode_samples(
         n_boundary_merges=merges,
         bos_added=bos is not None and any(ids[0] == bos for ids in kept),
     )
-
-
-def _encode_pairs(
-    samples: Sequence[Sample], tokenizer: Any
-) -> list[tuple[list[int], list[int], bool]]:
-    """Prompt ids, response ids, and whether a token reached across the boundary."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
-    bos = tokenizer.bos_token_id
-    bos_text = None if bos is None else tokenizer.decode([bos])
-    appended = n_appended(backend)
-    stems = [sample.prompt.rstrip() for sample in samples]
-    wholes = [sample.prompt + sample.response for sample in samples]
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        # A text that brings its own BOS (chat templates do) gets none from the tokenizer.
-        own = [bos_text is not None and text.startswith(bos_text) for text in texts]
-        ids: list[list[int]] = [[]] * len(texts)
-        for brings in (False, True):
-            where = [i for i, has in enumerate(own) if has is brings]
-            batch = [texts[i] for i in where]
-            encoded = backend.encode_batch_fast(batch, add_special_tokens=not brings)
-            tail = 0 if brings else appended
-            for i, encoding in zip(where, encoded):
-                ids[i] = encoding.ids[: len(encoding.ids) - tail]
-        return ids
-
-    pairs = []
-    for stem, whole in zip(encode(stems), encode(wholes)):
-        pairs.append((stem, whole[len(stem) :], whole[: len(stem)] != stem))
-    return pairs

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 
 from bidir_core.common.errors import UserError
-from bidir_core.models.layout import Layout
 from bidir_core.models.probe import Check
 from bidir_core.models.probe_checks import fault_in_averages, layer_windows, why_nan
 from bidir_core.models.probe_measure import Placed, Windows, watch_averages
@@ -161,10 +160,8 @@ def _choose(batch: TrainBatch, regime: Regime, windows: Windows) -> tuple[Placed
 def _two_rows(batch: TrainBatch, item: Placed) -> tuple[TrainBatch, Placed]:
     """The batch's row that holds the item, and one more: enough to show everything, and cheap."""
     others = [row for row in range(len(batch.ids)) if row != item.row]
-    rows, layout = [item.row, *others[:1]], batch.layout
-    only = Layout(
-        layout.item[rows], layout.position[rows], layout.n_prefix[rows], layout.exit[rows]
-    )
+    rows = [item.row, *others[:1]]
+    only = batch.layout.map(lambda tensor: tensor[rows])
     return batch._replace(ids=batch.ids[rows], layout=only), item._replace(row=0)
 
 

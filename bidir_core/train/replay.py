@@ -82,7 +82,9 @@ class Replay:
         shape = (tuple(batch.ids.shape), len(batch.target))
         if shape not in self._slots:
             n_loss_stays = torch.zeros((), device=self.device)
-            self._slots[shape] = _Slot(_clone(batch.to(self.device)), n_loss_stays, [0], [])
+            self._slots[shape] = _Slot(
+                batch.to(self.device).map(torch.clone), n_loss_stays, [0], []
+            )
         slot = self._slots[shape]
         for stays, new in zip(_tensors(slot.batch), _tensors(batch), strict=True):
             stays.copy_(new, non_blocking=True)
@@ -123,12 +125,3 @@ def _tensors(batch: TrainBatch) -> list[torch.Tensor]:
     return [
         batch.ids, at.item, at.position, at.n_prefix, at.exit, batch.head, batch.target, batch.owner
     ]  # fmt: skip
-
-
-def _clone(batch: TrainBatch) -> TrainBatch:
-    at = batch.layout
-    layout = Layout(at.item.clone(), at.position.clone(), at.n_prefix.clone(), at.exit.clone())
-    ids, head, target, owner = (
-        one.clone() for one in (batch.ids, batch.head, batch.target, batch.owner)
-    )
-    return TrainBatch(ids, layout, head, target, owner)

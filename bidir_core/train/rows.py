@@ -13,13 +13,13 @@ A file holds one such object a line, or one JSON list of them. Nothing here need
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bidir_core.common.errors import UserError
+from bidir_core.data.reading import json_lines, parse_json
 
 ROLES = {  # ShareGPT's words, and what chat templates call them
     "human": "user",
@@ -46,34 +46,14 @@ class Columns:
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Where each row is, for messages, and the row. UserError for what is no JSON in UTF-8."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark in front
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if text.lstrip()[:1] == "[":
-        rows = _parse(text, str(path))
+    if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
+        rows = parse_json(data, str(path))
         yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}, line {number}", _parse(line, f"{path}, line {number}")
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        value = json.loads(text)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{where}: holds a lone surrogate, half of a character; write it as UTF-8"
-        ) from None
-    except RecursionError:
-        raise UserError(f"{where}: nested too deeply to be training data") from None
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({getattr(error, 'msg', error)})") from None
-    return value
+    else:
+        yield from json_lines(path)
 
 
 def texts_of(row: Any, columns: Columns, where: str) -> tuple[str, str] | Messages:

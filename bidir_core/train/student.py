@@ -18,7 +18,6 @@ from bidir_core.common.launch import launched
 from bidir_core.evaluate.scoring import gather_before_head
 from bidir_core.models import fused
 from bidir_core.models.attention import Handle, install, text_decoder
-from bidir_core.models.layout import Layout
 from bidir_core.regimes import Regime
 from bidir_core.train.packing import TrainBatch
 
@@ -71,8 +70,7 @@ class Student:
     def check_head(self, batch: TrainBatch, regime: Regime) -> float:
         """The largest difference from the model's own logits. UserError if they are not the same."""
         head = batch.head[batch.head < batch.ids.shape[1]]  # the first row is enough
-        ids, at = batch.ids[:1], batch.layout
-        layout = Layout(at.item[:1], at.position[:1], at.n_prefix[:1], at.exit[:1])
+        ids, layout = batch.ids[:1], batch.layout.map(lambda rows: rows[:1])
         one = batch._replace(ids=ids, layout=layout, head=head)
         with self.handle.use(regime, layout):
             with same_luck(ids.device):
@@ -111,7 +109,7 @@ def compile_layers(student: Student) -> None:
     if not hasattr(attend, "_torchdynamo_disable"):
         AttentionInterface.register(name, torch.compiler.disable(attend))
     fused.restore(student.model)  # what is written out, it fuses better
-    for layer in student.decoder.layers:
+    for layer in student.handle.layers():
         layer.compile()
 
 
@@ -193,7 +191,7 @@ def shard(student: Student, device: torch.device) -> None:
 
 def shard_frozen(base: Student, device: torch.device) -> None:
     """The same for a model that only predicts: its embeddings and head stay whole."""
-    inside = {id(p) for layer in _layers(base) for p in layer.parameters()}
+    inside = {id(p) for layer in base.handle.layers() for p in layer.parameters()}
     rest = {p for p in base.model.parameters() if id(p) not in inside}
     for parameter in rest:
         parameter.data = parameter.data.to(device)
@@ -213,19 +211,13 @@ def _shard(student: Student, device: torch.device, whole: set[nn.Parameter]) -> 
     # bfloat16 gradients of many processes are added up in float32.
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
-    for layer in _layers(student):
+    for layer in student.handle.layers():
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)
     # Decoder and head are called one by one in training. A method that calls what it is given
     # lets that happen as if in the model's own forward pass, where FSDP gathers weights.
     setattr(model, RUN, lambda work: work())
     register_fsdp_forward_method(model, RUN)
-
-
-def _layers(student: Student) -> list[nn.Module]:
-    decoder = student.decoder
-    found = getattr(decoder, "layers", None) or getattr(decoder, "h", None)
-    return list(found) if found is not None else []
 
 
 def within(model: Any, work: Callable[[], T]) -> T:

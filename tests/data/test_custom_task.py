@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,13 +49,6 @@ def test_context_per_choice_with_a_shared_continuation(continuations, tmp_path):
     assert item.continuations == (" was broke.", " was broke.")
     assert [item.context(k) for k in range(2)] == ["so Ann", "so Bea"]
     assert choice_lengths(item.continuations) is None
-
-
-def test_both_ways_of_sharing_a_continuation_give_the_same_item(tmp_path):
-    line = {"contexts": ["a", "b"], "continuations": [" c"], "gold": 0}
-    path = write(tmp_path / "t.jsonl", line, line | {"continuations": [" c", " c"]})
-    a, b = load_items([path])
-    assert replace(b, doc_id=0) == a
 
 
 def test_key_order_and_extra_keys_do_not_change_the_hash(tmp_path):
@@ -122,43 +114,32 @@ def test_texts_arrive_exactly_as_written(tmp_path_factory, continuations, contex
     ("line", "message"),
     [
         (b"{", "not JSON"),
-        (b'{"contexts": ["a"], ', "not JSON"),
         pytest.param(b"[" * 100_000, "not JSON", id="deep"),
-        pytest.param(b"9" * 5000, "not JSON", id="long number"),
         (b"[1, 2]", "is a list, not a JSON object"),
-        (b"null", "is null, not a JSON object"),
         (b'{"contexts": ["\xff"]}', "not UTF-8 (byte 16)"),
-        ("{}".encode("utf-16"), "not UTF-8"),
         ({}, "has no 'contexts'"),
         ({"contexts": ["a"]}, "has no 'continuations'"),
         ({"contexts": ["a"], "continuations": [" b", " c"]}, "has no 'gold'"),
         (GOOD | {"contexts": "The capital"}, "'contexts' is a text; it must be a non-empty list"),
         (GOOD | {"contexts": []}, "'contexts' is an empty list"),
-        (GOOD | {"continuations": None}, "'continuations' is null"),
         (GOOD | {"continuations": [" a", 3]}, "continuations[1] is 3; it must be a text"),
-        (GOOD | {"continuations": [" a", [" b"]]}, "continuations[1] is a list"),
         (GOOD | {"continuations": [" a", ""]}, "continuation 1 is ''"),
-        (GOOD | {"continuations": ["  ", " a"]}, "continuation 0 is '  '"),
         (GOOD | {"continuations": [" a", " a"]}, "all its choices are the same text"),
         (GOOD | {"continuations": [" a"]}, "has one choice"),
         (GOOD | {"contexts": ["a", "b", "c"]}, "has 2 continuations for 3 choices; give 1 or 3"),
-        (GOOD | {"contexts": ["a", "b"], "continuations": [" a", " b", " c"]}, "has 2 contexts"),
         (GOOD | {"contexts": ["a", "a"], "continuations": [" b"]}, "all its choices are the same"),
         (
             b'{"contexts": ["\\ud800"], "continuations": [" a", " b"], "gold": 0}',
-            "contexts[0] is not valid",
+            "holds a lone surrogate",
         ),
         (GOOD | {"gold": 2}, "'gold' is 2; it must be the index of the right choice, 0 to 1"),
-        (GOOD | {"gold": -1}, "'gold' is -1"),
         (GOOD | {"gold": float("nan")}, "'gold' is NaN"),
-        (GOOD | {"gold": 1.0}, "'gold' is 1.0"),
         (GOOD | {"gold": True}, "'gold' is true"),
         (GOOD | {"gold": "0"}, "'gold' is \"0\""),
-        (GOOD | {"gold": None}, "'gold' is null"),
         (GOOD | {"pair_id": 3}, "pair_id[0] is 3; it must be a text"),
         (
             b'{"contexts": ["a"], "continuations": [" a", " b"], "gold": 0, "pair_id": "\\ud800"}',
-            "pair_id[0] is not valid",
+            "holds a lone surrogate",
         ),
     ],
 )

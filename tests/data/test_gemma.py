@@ -7,9 +7,7 @@ needs the real model is skipped where it is not in the cache (238 MB, under term
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bidir_core.common.errors import UserError
 from bidir_core.data import assets, gguf
 from bidir_core.data.assets import EMBEDDED_MODELS
 from bidir_core.data.encoding import Encoder
-from bidir_core.data.gguf import CONTROL, GEMMA, NORMAL, SPACE, USER_DEFINED
+from bidir_core.data.gguf import CONTROL, NORMAL, SPACE, USER_DEFINED
+from bidir_core.data.gguf_known import GEMMA
 from bidir_core.data.items import Item
 from bidir_core.data.tasks import load_items
 from bidir_core.evaluate import evaluate
@@ -65,7 +63,7 @@ TEXTS = st.text(alphabet="abcdeQu1?     \n\t\ré東\U00013000<>", max_size=40) |
 ).map("".join)
 
 
-@settings(derandomize=True, max_examples=400, deadline=None)
+@settings(derandomize=True, max_examples=150, deadline=None)
 @given(TEXTS)
 def test_the_fast_tokenizer_follows_the_slow_rules(text: str) -> None:
     encoded = FAST(text, return_offsets_mapping=True)
@@ -101,16 +99,6 @@ def test_embedded_models_are_assets_whose_size_is_known() -> None:
         assert shape_of(name)
         assert assets.find(name).name == name
     assert assets.of_model("some/model") == []
-
-
-def test_it_is_fetched_only_when_named_and_says_under_which_terms(tmp_path, monkeypatch):
-    monkeypatch.setenv("BIDIR_CACHE_DIR", str(tmp_path))
-    assert "gemma3-270m" not in assets.default_names()
-    assert "gemma3-270m" not in [one.name for one in assets.missing()]
-    (missing,) = assets.missing(["gemma3-270m"])
-    assert missing.n_bytes == 238_203_400
-    assert "238.2 MB" in missing.offer
-    assert "Gemma Terms of Use" in missing.offer
 
 
 # -- the real one, where it is in the cache -----------------------------------------------------
@@ -153,35 +141,6 @@ def test_the_real_tokenizer_follows_the_slow_rules(tokenizer: Any) -> None:
         assert tokenizer.decode(ids) == "<bos>" + text
     question = tokenizer.convert_ids_to_tokens(tokenizer("Question")["input_ids"])
     assert question == ["<bos>", "Question"]
-
-
-def _as_unigram(value: dict[str, Any]) -> None:
-    vocabulary = sorted(value["model"]["vocab"].items(), key=lambda pair: pair[1])
-    pieces = [[token, -float(index)] for token, index in vocabulary]
-    value["model"] = {"type": "Unigram", "unk_id": 3, "vocab": pieces, "byte_fallback": True}
-
-
-FAULTS: dict[str, Callable[[dict[str, Any]], object]] = {
-    "read as Unigram": _as_unigram,
-    "no BOS": lambda value: value.update(post_processor=None),
-    "runs of spaces not cut out": lambda value: value.update(
-        added_tokens=[one for one in value["added_tokens"] if one["content"].strip()]
-    ),
-}
-
-
-@pytest.mark.assets
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_wrong_conversion_does_not_pass_its_check(folder, tmp_path, fault):
-    """Each fails before any weight is read."""
-    for path in folder.iterdir():
-        if path.name != "tokenizer.json":
-            (tmp_path / path.name).symlink_to(path)
-    value = json.loads((folder / "tokenizer.json").read_text())
-    FAULTS[fault](value)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(value))
-    with pytest.raises(UserError, match=r"became the tokens|round trip"):
-        gguf.check(tmp_path, GEMMA)
 
 
 @pytest.mark.assets

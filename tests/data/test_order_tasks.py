@@ -10,7 +10,6 @@ import pytest
 from bidir_core.common.errors import UserError
 from bidir_core.data.items import Item
 from bidir_core.data.order_tasks import LONG_CHARACTERS, ORDER_TASKS
-from bidir_core.data.sampling import fold_of
 from bidir_core.data.tasks import load_items
 from tests.factory import write_lines
 
@@ -69,16 +68,6 @@ def test_a_fold_or_a_sample_takes_both_orders_of_a_document(family: str, folder:
     ):
         first, last = both(family, folder, **options)
         assert [i.pair_id for i in first] == [i.pair_id for i in last]
-
-
-def test_a_document_is_in_one_fold_in_every_family(folder: str) -> None:
-    folds = [
-        {item.pair_id for item in both(family, folder, fold="explore")[0]}
-        for family in FAMILIES
-        if family != "boolq"
-    ]
-    assert all(fold == folds[0] for fold in folds)
-    assert all(fold_of(pair_id) == "explore" for pair_id in folds[0])
 
 
 @pytest.mark.parametrize("fold", ["explore", "confirm"])

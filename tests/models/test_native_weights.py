@@ -17,7 +17,6 @@ from peft import LoraConfig, get_peft_model
 from transformers.integrations.finegrained_fp8 import FP8Linear
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
-from benchmarks import eight_bits
 from benchmarks.eight_bits import apart, last_hidden, save_model
 from bidir_core.analyse.compare import compare
 from bidir_core.cli import main
@@ -119,15 +118,6 @@ def test_a_model_runs_in_eight_bits_and_attends_as_it_should(able, folder, dtype
     assert all(vars(layer)["forward"].__self__ is layer for layer in layers)
 
 
-def test_the_check_for_gpus_can_fail(able, monkeypatch):
-    found = eight_bits.check_native(torch.device("cpu"), ["causal", "bidirectional"])
-    assert found["ok"], found
-    monkeypatch.setattr(quantised, "multiply", lambda layer, x: 1.05 * multiply(layer, x))
-    wrong = eight_bits.check_native(torch.device("cpu"), ["causal"])
-    assert not wrong["ok"]
-    assert wrong["layers_off_reference"] > 0.04
-
-
 def test_an_evaluation_in_eight_bits_is_near_the_dequantised_one(able, folder, own_items, runs_dir):
     found = {}
     for weights in ("native", "dequantise"):
@@ -183,16 +173,6 @@ def test_other_scales_need_other_kernels(
     assert "'kernels'" in said
     assert "--weights dequantise" in said
     assert not runs_dir.exists() or not list(runs_dir.rglob("config.json"))
-
-
-def test_with_the_kernels_package_other_scales_are_left_to_transformers(
-    able, folder, tmp_path, monkeypatch
-):
-    other = described(folder, tmp_path / "other", activation_scheme="dynamic")
-    monkeypatch.setattr(quantised, "_has_kernels", lambda: True)
-    layers = [m for m in load(other).model.modules() if isinstance(m, FP8Linear)]
-    assert layers
-    assert not any("forward" in vars(layer) for layer in layers)
 
 
 def test_a_size_that_the_kernel_does_not_take_is_named(able, tmp_path, monkeypatch):

@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bidir_core.common.errors import UserError
 from bidir_core.models import attention
-from bidir_core.models.families import FAMILIES, TinyLoaded, tiny_loaded, tiny_model
+from bidir_core.models.families import FAMILIES, tiny_loaded, tiny_model
 from bidir_core.models.layout import Layout
 from bidir_core.models.layout import allowed_and_ahead as honest
+from bidir_core.models.loading import LoadedModel
 from bidir_core.models.probe import run_probe
 from bidir_core.models.probe_checks import CHECKS
 from bidir_core.regimes import CAUSAL
@@ -66,34 +67,47 @@ def test_no_false_alarm_for_windows_of_any_width(window: int, regime: str) -> No
     assert report.passed, report.failures
 
 
-def test_no_false_alarm_where_look_ahead_is_too_weak_to_show() -> None:
-    for regime in ("bidirectional:lambda=0.000000001,layers=0-0", f"bidirectional:lambda={1e-300}"):
-        report = run_probe(tiny_loaded(dtype=torch.bfloat16), regime)
-        assert report.passed, report.failures
-
-
-def test_no_false_alarm_for_sharp_attention() -> None:
+def with_sharp_attention() -> LoadedModel:
     """A trained head may put all its weight on one key: the others underflow, and are still seen."""
     loaded = tiny_loaded()
     for layer in loaded.model.model.layers:
         layer.self_attn.q_proj.weight.data *= 100
-    for regime in REGIMES:
-        report = run_probe(loaded, regime)
-        assert report.passed, (regime, report.failures)
+    return loaded
 
 
-def test_no_false_alarm_for_a_token_whose_embedding_is_zero() -> None:
+def with_zero_embeddings() -> LoadedModel:
     """As a padding token's is: its hidden state says nothing about the scale of the others."""
     loaded = tiny_loaded()
     loaded.model.get_input_embeddings().weight.data[loaded.tokenizer("Tve").input_ids] = 0
-    report = run_probe(loaded, "bidirectional")
-    assert report.passed, report.failures
+    return loaded
 
 
-def test_dials_beyond_the_models_length_cannot_be_seen_and_are_no_alarm() -> None:
-    for regime in ("sink=100000", "tail=100000", "rows=5-100000", "self=99999"):
-        report = run_probe(tiny_loaded(), f"bidirectional:{regime}")
-        assert report.passed, report.failures
+def without_english() -> LoadedModel:
+    return dataclasses.replace(tiny_loaded(), tokenizer=lambda *_, **__: {"input_ids": [5] * 40})
+
+
+@pytest.mark.parametrize(
+    ("build", "regimes"),
+    [
+        (with_sharp_attention, REGIMES),
+        (with_zero_embeddings, ["bidirectional"]),
+        (without_english, ["bidirectional"]),
+        (  # look-ahead too weak to show
+            lambda: tiny_loaded(dtype=torch.bfloat16),
+            ["bidirectional:lambda=0.000000001,layers=0-0", f"bidirectional:lambda={1e-300}"],
+        ),
+        (  # dials beyond the model's length
+            tiny_loaded,
+            [f"bidirectional:{d}=100000" for d in ("sink", "tail", "self")]
+            + ["bidirectional:rows=5-100000"],
+        ),
+    ],
+)
+def test_no_false_alarm(build: Callable[[], LoadedModel], regimes: list[str]) -> None:
+    loaded = build()
+    for regime in regimes:
+        report = run_probe(loaded, regime)
+        assert report.passed, (regime, report.failures)
 
 
 def test_a_peft_model_passes_and_is_left_as_it_was() -> None:
@@ -142,10 +156,10 @@ def attention_functions() -> Any:
 # Broken wrappers. Each is one small change to the way a regime reaches the model.
 
 
-def with_mask(change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch, TinyLoaded], None]:
+def with_mask(change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch, LoadedModel], None]:
     """A mutant of ``Plan.mask``: ``change(honest mask, plan, layer, window, dtype, span)``."""
 
-    def mutate(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+    def mutate(patch: pytest.MonkeyPatch, _: LoadedModel) -> None:
         original = attention.Plan.mask
 
         def mask(
@@ -164,10 +178,10 @@ def with_mask(change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch, TinyL
     return mutate
 
 
-def with_rule(change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch, TinyLoaded], None]:
+def with_rule(change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch, LoadedModel], None]:
     """A mutant of the visibility over a layout: ``change(layout, regime, window, span)``."""
 
-    def mutate(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+    def mutate(patch: pytest.MonkeyPatch, _: LoadedModel) -> None:
         patch.setattr(
             attention,
             "allowed_and_ahead",
@@ -180,7 +194,7 @@ def with_rule(change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch, TinyL
     return mutate
 
 
-def with_regime(**dials: Any) -> Callable[[pytest.MonkeyPatch, TinyLoaded], None]:
+def with_regime(**dials: Any) -> Callable[[pytest.MonkeyPatch, LoadedModel], None]:
     """A mutant that turns a dial back."""
     return with_rule(lambda x, r, w, s: honest(x, dataclasses.replace(r, **dials), w, s))
 
@@ -254,7 +268,7 @@ def leaky_continuation(layout: Layout, regime: Any, window: Any, span: Any) -> A
     return honest(dataclasses.replace(layout, n_prefix=length), regime, window, span)
 
 
-def sdpa_as_causal(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+def sdpa_as_causal(patch: pytest.MonkeyPatch, _: LoadedModel) -> None:
     """The mask never arrives: a plain causal kernel runs."""
     original = attention._sdpa
 
@@ -266,14 +280,14 @@ def sdpa_as_causal(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
     patch.setattr(attention, "_sdpa", run)
 
 
-def one_layer_goes_its_own_way(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
+def one_layer_goes_its_own_way(_: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
     """One module has a configuration of its own, and with it the library's causal attention."""
     module = loaded.model.model.layers[2].self_attn
     module.config = copy.deepcopy(module.config)
     module.config._attn_implementation_internal = "sdpa"
 
 
-def one_layer_mixes_tokens_elsewhere(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
+def one_layer_mixes_tokens_elsewhere(_: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
     """The attention is right, but one module adds something that looks at every token."""
     module = loaded.model.model.layers[1].self_attn
     forward = module.forward
@@ -285,21 +299,21 @@ def one_layer_mixes_tokens_elsewhere(_: pytest.MonkeyPatch, loaded: TinyLoaded) 
     module.forward = mixing
 
 
-def one_layer_returns_nothing(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
+def one_layer_returns_nothing(_: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
     """The attention is right and its result is thrown away."""
     module = loaded.model.model.layers[1].self_attn
     forward = module.forward
     module.forward = lambda **kwargs: (0 * forward(**kwargs)[0], None)
 
 
-def scale_forgotten(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+def scale_forgotten(patch: pytest.MonkeyPatch, _: LoadedModel) -> None:
     original = attention._sdpa
     patch.setattr(
         attention, "_sdpa", lambda *args, scaling=None, **kw: original(*args, scaling=1.0, **kw)
     )
 
 
-def causal_kernel_for_real_lengths(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+def causal_kernel_for_real_lengths(patch: pytest.MonkeyPatch, _: LoadedModel) -> None:
     original = attention._sdpa
 
     def run(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
@@ -310,7 +324,7 @@ def causal_kernel_for_real_lengths(patch: pytest.MonkeyPatch, _: TinyLoaded) -> 
     patch.setattr(attention, "_sdpa", run)
 
 
-def positions_ignored(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
+def positions_ignored(_: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
     """The model counts tokens by itself, so packed choices stand too far from their prefix."""
 
     def count(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -320,7 +334,7 @@ def positions_ignored(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
     loaded.handle.decoder.register_forward_pre_hook(count, with_kwargs=True)
 
 
-def one_layer_counts_positions_itself(_: pytest.MonkeyPatch, loaded: TinyLoaded) -> None:
+def one_layer_counts_positions_itself(_: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
     model = loaded.model.model
 
     def count(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -331,7 +345,7 @@ def one_layer_counts_positions_itself(_: pytest.MonkeyPatch, loaded: TinyLoaded)
     model.layers[2].self_attn.register_forward_pre_hook(count, with_kwargs=True)
 
 
-def shape_error(patch: pytest.MonkeyPatch, _: TinyLoaded) -> None:
+def shape_error(patch: pytest.MonkeyPatch, _: LoadedModel) -> None:
     patch.setattr(attention.Plan, "mask", lambda *_, **__: torch.zeros(1, 1, 3, 3))
 
 
@@ -345,10 +359,6 @@ MUTANTS: list[tuple[str, str, str, Any, set[str]]] = [
      {"visible_keys", "module_outputs", "look_ahead"}),
     ("bool mask under eager", "gemma2", "bidirectional", with_mask(lambda m, p, i: m() == 0),
      {"visible_keys", "module_outputs", "continuation_leak"}),
-    ("bool mask under eager", "gemma2", "causal", with_mask(lambda m, p, i: m() == 0),
-     {"visible_keys", "module_outputs", "continuation_leak", "causal_is_native"}),
-    ("no mask in one layer", "llama", "bidirectional",
-     with_mask(lambda m, p, i: m() * (i != 2)), {"visible_keys", "module_outputs"}),
     ("one layer causal", "llama", "bidirectional",
      with_mask(lambda m, p, i: m(plan=causal_plan(p)) if i == 2 else m()),
      {"visible_keys", "module_outputs"}),
@@ -357,8 +367,6 @@ MUTANTS: list[tuple[str, str, str, Any, set[str]]] = [
      {"visible_keys", "module_outputs"}),
     ("one layer on its own", "llama", "bidirectional", one_layer_goes_its_own_way,
      {"layers_covered"}),
-    ("one layer mixes tokens", "llama", "bidirectional", one_layer_mixes_tokens_elsewhere,
-     {"module_outputs", "continuation_leak"}),
     ("one layer mixes tokens", "llama", "causal", one_layer_mixes_tokens_elsewhere,
      {"module_outputs", "continuation_leak", "look_ahead"}),
     ("one layer returns nothing", "llama", "bidirectional", one_layer_returns_nothing,
@@ -369,8 +377,6 @@ MUTANTS: list[tuple[str, str, str, Any, set[str]]] = [
      {"visible_keys", "module_outputs", "look_ahead"}),
     ("window ignored", "mistral", "bidirectional", with_mask(lambda m, p, i: m(window=None)),
      {"visible_keys", "module_outputs"}),
-    ("window ignored", "gemma3", "causal", with_mask(lambda m, p, i: m(window=None)),
-     {"visible_keys", "module_outputs", "causal_is_native"}),
     ("window ignored ahead", "mistral", "bidirectional", with_rule(window_behind_only),
      {"visible_keys", "module_outputs"}),
     ("no look-ahead in windows", "gemma3", "bidirectional", with_rule(window_without_look_ahead),
@@ -407,15 +413,9 @@ MUTANTS: list[tuple[str, str, str, Any, set[str]]] = [
      {"visible_keys", "module_outputs"}),
     ("self ignored", "llama", "bidirectional:self=3", with_regime(self_token=None),
      {"visible_keys", "module_outputs"}),
-    ("far self ignored", "llama", "bidirectional:self=33", with_regime(self_token=None),
-     {"visible_keys", "module_outputs"}),
     ("skip ignored", "llama", "bidirectional:skip=3", with_regime(skip=None),
      {"visible_keys", "module_outputs"}),
-    ("far skip off by one", "llama", "bidirectional:skip=33", with_regime(skip=34),
-     {"visible_keys", "module_outputs"}),
     ("hide ignored", "llama", "causal:hide=3", with_regime(hide=None),
-     {"visible_keys", "module_outputs"}),
-    ("hide ignored", "mistral", "bidirectional:hide=2", with_regime(hide=None),
      {"visible_keys", "module_outputs"}),
     ("hide takes a layer too few", "llama", "causal:hide=0,layers=1-",
      with_mask(lambda m, p, i: m(plan=causal_plan(p)) if i == 3 else m()),
@@ -434,8 +434,6 @@ MUTANTS: list[tuple[str, str, str, Any, set[str]]] = [
      {"visible_keys", "module_outputs"}),
     ("layers off by one", "llama", "bidirectional:layers=1-2",
      with_mask(lambda m, p, i: m(layer=i + 1)), {"visible_keys", "module_outputs"}),
-    ("layers ignored", "llama", "bidirectional:layers=1-2",
-     with_mask(lambda m, p, i: m(layer=1)), {"visible_keys", "module_outputs"}),
     ("everything sees everything", "llama", "bidirectional", with_rule(everything),
      {"visible_keys", "module_outputs", "continuation_leak"}),
     ("continuation leaks", "llama", "bidirectional", with_rule(leaky_continuation),
@@ -444,21 +442,14 @@ MUTANTS: list[tuple[str, str, str, Any, set[str]]] = [
      {"visible_keys", "module_outputs"}),
     ("silently causal", "llama", "bidirectional", with_mask(lambda m, p, i: m(plan=causal_plan(p))),
      {"visible_keys", "module_outputs", "look_ahead"}),
-    ("silently causal, lambda", "llama", LAMBDA,
-     with_mask(lambda m, p, i: m(plan=causal_plan(p))),
-     {"visible_keys", "module_outputs", "lambda_strength"}),
     ("score scale forgotten", "llama", "bidirectional", scale_forgotten, {"causal_is_native"}),
     ("mask dropped beyond 16 tokens", "llama", "bidirectional",
-     with_mask(lambda m, p, i: m() * (p.layout.shape[1] <= 16)), {"real_length"}),
-    ("mask dropped beyond 16 tokens", "gpt2", "causal",
      with_mask(lambda m, p, i: m() * (p.layout.shape[1] <= 16)), {"real_length"}),
     ("mask dropped beyond 16 tokens in one layer", "gemma2", "bidirectional",
      with_mask(lambda m, p, i: m() * (p.layout.shape[1] <= 16 or i != 2)), {"real_length"}),
     ("causal beyond 16 tokens", "llama", "bidirectional", causal_kernel_for_real_lengths,
      {"real_length"}),
-    ("causal beyond 16 tokens", "llama", LAMBDA, causal_kernel_for_real_lengths, {"real_length"}),
     ("position ids ignored", "llama", "bidirectional", positions_ignored, {"packed_choices"}),
-    ("position ids ignored", "llama", "causal", positions_ignored, {"packed_choices"}),
     ("position ids ignored", "gpt2", "bidirectional", positions_ignored, {"packed_choices"}),
     ("position ids ignored in one layer", "llama", "bidirectional",
      one_layer_counts_positions_itself, {"packed_choices"}),
@@ -518,13 +509,13 @@ def test_one_ignored_layer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 # What is wrong with a model or its files, and not with a mask, is called by its name.
 
 
-def with_a_nan() -> TinyLoaded:
+def with_a_nan() -> LoadedModel:
     loaded = tiny_loaded()
     loaded.model.model.layers[2].mlp.up_proj.weight.data[3, 4] = float("nan")
     return loaded
 
 
-def with_a_foreign_tokenizer() -> TinyLoaded:
+def with_a_foreign_tokenizer() -> LoadedModel:
     special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
     return tiny_loaded(vocab_size=60, **special)
 
@@ -552,13 +543,6 @@ def test_what_is_wrong_beside_the_mask_is_named(build: Any, cause: str) -> None:
     assert "does not attend" not in str(raised.value)
 
 
-def test_a_tokenizer_that_knows_no_english_says_nothing_about_the_mask() -> None:
-    loaded = tiny_loaded()
-    strange = dataclasses.replace(loaded, tokenizer=lambda *_, **__: {"input_ids": [5] * 40})
-    report = run_probe(strange, "bidirectional")
-    assert report.passed, report.failures
-
-
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("regime", ["causal", "bidirectional:sink=1"])
 @pytest.mark.parametrize(
@@ -575,7 +559,7 @@ def test_the_regime_decides_and_not_is_causal_in_the_configuration(
     assert loaded.handle.decoder.config.is_causal is is_causal  # left as it was
 
 
-def sharing(kind: str) -> TinyLoaded:
+def sharing(kind: str) -> LoadedModel:
     """A model whose last layers attend to earlier layers' keys and values."""
     sizes: dict[str, Any] = {
         "hidden_size": 32,

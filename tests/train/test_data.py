@@ -21,7 +21,6 @@ from bidir_core.train.mixtures import (
     EvaluationText,
     Sample,
     decontaminate,
-    in_other_words,
     outline,
     read_mixture,
     usable,
@@ -98,57 +97,29 @@ def test_far_leaves_out_the_similar_tasks_and_the_templates(wheel):
 def test_an_evaluation_task_is_never_trained_on(name):
     assert not usable(name, "near")
     assert not usable(name, "far")
-
-
-def test_only_similar_names_are_not_mistaken_for_evaluation_tasks():
     assert usable("search_qa", "near")
-    assert usable("sciriff_yesno", "far")
-    assert not usable("medqa_en", "far")
-
-
-def test_templates_go_wherever_a_line_begins():
-    text = "Passage: x\nQuestion: a\nAnswer: b\n  Goal: c\nMy Question: stays\nAnswer:"
-    changed = in_other_words(text)
-    assert not has_evaluation_template(changed)
-    assert "My Question: stays" in changed
 
 
 @pytest.mark.assets
 def test_the_real_mixtures():
     from bidir_core.data import assets
-
-    assets.ensure("eval-data")
-    near, far = (read_mixture(kind, assets.mixture_dir()) for kind in ("near", "far"))
-    assert len(near) > 50_000
-    assert len(far) > 40_000
-    assert not any(has_evaluation_template(s.prompt) for s in far)
-    assert {s.task for s in near} - {s.task for s in far} == {
-        "openbookqa",
-        "sciq",
-        "csqa",
-        "socialiqa",
-        "medmcqa",
-        "medqa_en",
-    }
-    assert not {s.task for s in near} & {"hellaswag", "piqa", "arc_easy", "winogrande"}
-    assert not any(s.task.startswith("lab_bench") for s in near)  # canary strings
-    pairs = [(s.prompt, s.response) for s in near]
-    assert len(set(pairs)) == len(pairs)
-
-
-@pytest.mark.assets
-def test_what_is_farther_holds_no_document_of_the_order_tasks():
-    from bidir_core.data import assets
     from bidir_core.data.tasks import load_items
 
     assets.ensure("eval-data")
-    samples = read_mixture("farther", assets.mixture_dir())
-    far = read_mixture("far", assets.mixture_dir())
-    assert samples == [sample for sample in far if sample.task != "boolq"]
-    clean, dropped = _clean(samples, "farther", True)
-    asked = evaluation_texts(
-        load_items(["sciq_last", "boolq_last"])
-    )  # the other order finds no more
+    near, far, farther = (
+        read_mixture(kind, assets.mixture_dir()) for kind in ("near", "far", "farther")
+    )
+    assert (len(near) > 50_000, len(far) > 40_000) == (True, True)
+    assert not any(has_evaluation_template(s.prompt) for s in far)
+    similar = {"openbookqa", "sciq", "csqa", "socialiqa", "medmcqa", "medqa_en"}
+    assert {s.task for s in near} - {s.task for s in far} == similar
+    assert not {s.task for s in near} & {"hellaswag", "piqa", "arc_easy", "winogrande"}
+    assert not any(s.task.startswith("lab_bench") for s in near)  # canary strings
+    assert len({(s.prompt, s.response) for s in near}) == len(near)
+    # No document of the order tasks is in the third; the other order would find no more.
+    assert farther == [sample for sample in far if sample.task != "boolq"]
+    clean, dropped = _clean(farther, "farther", True)
+    asked = evaluation_texts(load_items(["sciq_last", "boolq_last"]))
     assert decontaminate(clean, asked)[1] == []
     assert {drop.evaluation_task for drop in dropped} >= {"sciq_first", "boolq_first"}
 
@@ -173,7 +144,7 @@ def shares(train: str, test: str) -> bool:
 
 
 @given(st.lists(texts, min_size=1, max_size=6), st.lists(texts, min_size=1, max_size=6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_decontamination_is_the_rule_spelled_out(train, test):
     samples = [Sample(text, "", "t", i) for i, text in enumerate(train)]
     held_out = [EvaluationText("e", i, text) for i, text in enumerate(test)]
@@ -247,15 +218,9 @@ def test_jsonl_with_a_space_between_prompt_and_response(tmp_path):
     ]
 
 
-def test_other_column_names(tmp_path):
-    path = write(tmp_path, {"q": "a", "a": "b"})
-    assert read(path, columns=Columns("q", "a"))[0].response == " b"
-
-
 @pytest.mark.parametrize(
     ("bad", "words_of_error"),
     [
-        ("{", "line 2: not JSON"),
         ("[1]", "line 2: not an object"),
         ({"prompt": "a"}, "line 2: no text in 'response' .*fields are: prompt"),
         ({"prompt": "a", "response": "  "}, "line 2: no text in 'response'"),
@@ -265,25 +230,11 @@ def test_other_column_names(tmp_path):
             "line 2: a conversation needs --chat",
         ),
         ('{"prompt": "a", "response": "\\ud83d"}', "line 2: holds a lone surrogate"),
-        ("[" * 100_000, "line 2: nested too deeply"),
     ],
 )
 def test_malformed_lines_are_named(bad, words_of_error, tmp_path):
     with pytest.raises(UserError, match=words_of_error):
         read(write(tmp_path, {"prompt": "a", "response": "b"}, bad))
-
-
-def test_bytes_that_are_not_text(tmp_path):
-    path = tmp_path / "data.jsonl"
-    path.write_bytes(b'{"prompt": "\xff"}')
-    with pytest.raises(UserError, match="not UTF-8"):
-        read(path)
-
-
-def test_a_byte_order_mark_in_front(tmp_path):
-    path = write(tmp_path, {"prompt": "a", "response": "b"})
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert read(path)[0].prompt == "a"
 
 
 @pytest.mark.parametrize(
@@ -416,7 +367,7 @@ def test_a_local_dataset_through_the_hub_library(tmp_path):
 
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1, max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_prompts_end_where_evaluation_ends_its_contexts(pairs):
     """The same boundary as the evaluation's own encoder, which is lm-eval's."""
     tokenizer = tiny_tokenizer()
@@ -431,14 +382,6 @@ def test_prompts_end_where_evaluation_ends_its_contexts(pairs):
         assert encoded.n_prompt[i] == len(one.prefixes[0])
         both = np.concatenate([one.prefixes[0].ids, one.continuations[0].ids])
         assert encoded.sample(i).tolist() == both.tolist()
-
-
-def test_white_space_at_the_prompts_end_belongs_to_the_response():
-    encoded = encode_samples(
-        [Sample("ab \n", "c", "t", 0)], tiny_tokenizer(), max_tokens=9, append_eos=False
-    )
-    assert encoded.n_prompt.tolist() == [2]
-    assert encoded.n_total.tolist() == [5]
 
 
 def test_too_long_samples_are_dropped_or_lose_the_beginning_of_their_prompt():

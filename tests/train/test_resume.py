@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -63,7 +60,9 @@ class Killed(BaseException):
     """Nothing in the program catches it: the run is left as a kill would leave it."""
 
 
-def kill_at(monkeypatch, step: int) -> None:
+def killed_at(step: int, settings: FinetuneConfig, monkeypatch) -> Path:
+    """The folder of a run that was killed in front of this step."""
+    folder = Path(settings.runs_dir) / "stage" / "killed"
     train_step = Trainer.train_step
 
     def dying(self, made):
@@ -71,7 +70,11 @@ def kill_at(monkeypatch, step: int) -> None:
             raise Killed
         train_step(self, made)
 
-    monkeypatch.setattr(Trainer, "train_step", dying)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", dying)
+        with pytest.raises(Killed):
+            run_finetune(settings, folder=folder)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -88,11 +91,7 @@ def test_resumed_is_bit_equal(changes, tiny_folder, jsonl, tmp_path, monkeypatch
     settings = config(tiny_folder, jsonl, tmp_path, **changes)
     whole = run_finetune(settings)
     kill_step = int(np.random.default_rng().integers(5, 14))
-    with monkeypatch.context() as patch:
-        kill_at(patch, kill_step)
-        with pytest.raises(Killed):
-            run_finetune(settings, folder=tmp_path / "runs" / whole.parent.name / "killed")
-    killed = tmp_path / "runs" / whole.parent.name / "killed"
+    killed = killed_at(kill_step, settings, monkeypatch)
     assert checkpoints.newest(killed)[0] == (kill_step // 4) * 4
     assert Run(killed).state != "done"
     assert resume_finetune(killed, {}) == killed
@@ -100,37 +99,6 @@ def test_resumed_is_bit_equal(changes, tiny_folder, jsonl, tmp_path, monkeypatch
     assert weights(killed) == weights(whole), f"killed before step {kill_step + 1}"
     assert curve(killed) == curve(whole)
     assert not (killed / "checkpoints").exists()
-
-
-def test_a_really_killed_process(tiny_folder, jsonl, tmp_path):
-    settings = config(tiny_folder, jsonl, tmp_path, steps=60, log_every=1)
-    whole = run_finetune(settings)
-    killed = tmp_path / "runs" / whole.parent.name / "killed"
-    script = (
-        "import sys, json, torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path\n"
-        "from bidir_core.train.config import FinetuneConfig\n"
-        "from bidir_core.train.finetune import run_finetune\n"
-        "run_finetune(FinetuneConfig(**json.loads(sys.argv[1])), folder=Path(sys.argv[2]))\n"
-    )
-    fields = {name: getattr(settings, name) for name in vars(settings)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, json.dumps(fields), str(killed)],
-        cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    kill_step = int(np.random.default_rng().integers(6, 50))
-    deadline = time.monotonic() + 120
-    while len(read_curve(killed)) < kill_step and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert Run(killed).state == "lost"
-    resume_finetune(killed, {})
-    assert weights(killed) == weights(whole), f"killed at about step {kill_step}"
-    assert curve(killed) == curve(whole)
 
 
 def test_when_the_main_process_of_several_dies_the_others_name_it(tiny_folder, jsonl, tmp_path):
@@ -200,11 +168,7 @@ def test_another_identity_is_refused_by_name_and_runtime_settings_are_not(
     tiny_folder, jsonl, tmp_path, monkeypatch
 ):
     settings = config(tiny_folder, jsonl, tmp_path)
-    folder = tmp_path / "runs" / "stage3_finetune_prefill_bidir" / "killed"
-    with monkeypatch.context() as patch:
-        kill_at(patch, 6)
-        with pytest.raises(Killed):
-            run_finetune(settings, folder=folder)
+    folder = killed_at(6, settings, monkeypatch)
     with pytest.raises(UserError, match=r"--steps 20 \(the run has 14\), --lr 0.1"):
         resume_finetune(folder, {"steps": 20, "lr": 0.1, "log_every": 1})
     with jsonl.open("a") as lines:
@@ -263,11 +227,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, monkeypatch):
 def test_nothing_to_resume_from_starts_over(tiny_folder, jsonl, tmp_path, monkeypatch):
     settings = config(tiny_folder, jsonl, tmp_path, checkpoint_every=0)
     whole = run_finetune(settings)
-    folder = tmp_path / "runs" / whole.parent.name / "killed"
-    with monkeypatch.context() as patch:
-        kill_at(patch, 9)
-        with pytest.raises(Killed):
-            run_finetune(settings, folder=folder)
+    folder = killed_at(9, settings, monkeypatch)
     resume_finetune(folder, {})
     assert weights(folder) == weights(whole)
     assert curve(folder) == curve(whole)
@@ -291,11 +251,7 @@ def test_a_relative_model_and_data_are_found_from_another_folder(
     data = os.path.relpath(jsonl)
     relative = config(tiny_folder.name, data, tmp_path)
     assert (relative.model, relative.data) == (settings.model, settings.data)
-    folder = tmp_path / "runs" / whole.parent.name / "killed"
-    with monkeypatch.context() as patch:
-        kill_at(patch, 6)
-        with pytest.raises(Killed):
-            run_finetune(relative, folder=folder)
+    folder = killed_at(6, relative, monkeypatch)
     # As the same words, which name the same things.
     resume_finetune(folder, {"model": tiny_folder.name, "data": data, "steps": 14})
     assert weights(folder) == weights(whole)

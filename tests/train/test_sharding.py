@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 
 from bidir_core.common.errors import UserError
-from bidir_core.models import loading
 from bidir_core.runs.curve import read_curve
 from bidir_core.runs.run import Run
 from bidir_core.train import checkpoints, student
@@ -118,15 +117,6 @@ def test_two_processes_that_share_a_model_train_what_one_does(name, runs):
     for key in a:
         assert torch.allclose(a[key].float(), b[key].float(), atol=1e-2 if narrow else 2e-5), key
     assert Run(one).metrics["trained_parameters"] == Run(two).metrics["trained_parameters"]
-
-
-@pytest.mark.parametrize("name", ["full", "lora"])
-def test_the_gathered_checkpoint_loads(name, runs):
-    root, _ = runs
-    base = loading.load(str(root / "model"), device="cpu")
-    tuned = loading.load(str(root / "model"), checkpoint=str(root / "two" / name), device="cpu")
-    assert tuned.fingerprint != base.fingerprint
-    assert tuned.training_record["objective"] == "3B"
 
 
 def test_killed_and_resumed_in_two_processes_or_in_one(runs):
