@@ -13,7 +13,7 @@ import streamlit as st
 
 from bidir_core.analyse.study import CAUSAL
 from bidir_core.data import item_texts
-from bidir_core.report import html_page, paper_figures, report, sections, share
+from bidir_core.report import html_page, paper_figures, report, rows, sections, share
 from bidir_core.report.charts import Chart, charts
 from bidir_core.report.markdown import Table
 from bidir_core.report.sections import ALL_SECTIONS, FLIPS, FRONT
@@ -193,7 +193,7 @@ def remarks(page: Page, report: sections.Report) -> None:
 
 def first_page(made: Made) -> None:
     """The answer, as the files have it."""
-    html.styles(html_page.FOLDER / "rows.css")
+    html.styles(rows.STYLES)
     study = made.report.study
     n = (study.some_run.metrics or {}).get("n_items") or 0
     about = f"{made.report.title}, n = {fmt.count(n)}."

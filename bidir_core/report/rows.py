@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from markupsafe import Markup
@@ -17,6 +18,7 @@ from bidir_core.data.item_texts import visible
 
 # Told apart by shape and colour: a verdict, or whom an evaluation let look ahead.
 Look = Literal["better", "worse", "equivalent", "undecided", "causal", "ahead", "leaky"]
+STYLES = Path(__file__).with_name("html") / "rows.css"
 TICKS = 8  # at most about so many
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from markupsafe import Markup
 
 from bidir_core.analyse.pairing import pair
 from bidir_core.analyse.study import items_key
@@ -30,6 +29,7 @@ from bidir_core.explain.why_config import KIND, RESULT
 from bidir_core.report.charts import verdict_row
 from bidir_core.report.html_page import POLICY, inlined, template
 from bidir_core.report.made_folder import MadeFolder, zipped
+from bidir_core.report.rows import Row as ChartRow
 from bidir_core.report.rows import interval_rows
 from bidir_core.report.scorecard import Cell, Row, answer, scorecard
 from bidir_core.report.top_flips import FlipRow, FlipTable, flip_table
@@ -261,11 +261,9 @@ def render(site: Site) -> dict[str, str]:
     }
     page = template("site.html.j2")
     first = site.rows[0]
-    steps = [verdict_row(label, j.estimate.value, j) for label, j in first.steps if j.estimate]
-    chart = Markup("")
-    if steps:
-        axis = "Accuracy against reading left to right, in points, with 95 % intervals"
-        chart = interval_rows(steps, reference=0.0, axis=axis)
+    steps, items = against_causal(first), f"{first.extent}, n = {formatting.count(first.n)}"
+    axis = f"Accuracy against reading left to right, in points, with 95 % intervals ({items})"
+    chart = interval_rows(steps, reference=0.0, axis=axis) if steps else ""
     files = {
         "index.html": page.render(
             **common,
@@ -289,6 +287,17 @@ def render(site: Site) -> dict[str, str]:
             strengths=[f"{strength:g}" for strength in STRENGTHS],
         )
     return files
+
+
+def against_causal(row: Row) -> list[ChartRow]:
+    """A model's steps against causal, one row each; where one is on other items, it says how many."""
+    steps = []
+    for label, judged in row.steps:
+        if judged.estimate is not None:
+            n = judged.estimate.n
+            items = "" if n == row.n else f" (n = {formatting.count(n)})"
+            steps.append(verdict_row(label + items, judged.estimate.value, judged))
+    return steps
 
 
 def number(cell: Cell) -> str:

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 import streamlit as st
 
 from bidir_core import jobs
-from bidir_core.analyse.verdict import Judgement
 from bidir_core.common.errors import UserError
 from bidir_core.common.memory import give_back
 from bidir_core.jobs.cost_model import forget_tokenizer
 from bidir_core.jobs.estimate import duration
+from bidir_core.report.rows import STYLES, interval_rows
 from bidir_core.report.scorecard import Badge, Cell, Row, answer, scorecard
+from bidir_core.report.share import against_causal
 from bidir_core.runs.layout import is_read_only
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
@@ -49,9 +50,15 @@ def first_screen(row: Row) -> None:
         ("Repair beyond control", row.repair),
     )
     html.show(html.div("b b-three", *(_card(title, cell) for title, cell in cards)))
-    items = f"{row.extent}, n = {fmt.count(row.n)}, 95 % intervals"
-    if row.steps:
-        html.show(_picture(row.steps, items))
+    if steps := against_causal(row):
+        said = "; ".join(f"{step.label} {step.text}" for step in steps)
+        short = [step._replace(text=fmt.points(step.value)) for step in steps]
+        axis = fmt.tie(
+            f"Points against causal, 95 % intervals ({row.extent}, n = {fmt.count(row.n)})"
+        )
+        chart = html.built(interval_rows(short, reference=0.0, axis=axis))
+        html.styles(STYLES)
+        html.show(html.div("b b-steps", chart, role="img", aria_label=f"{axis}: {said}"))
 
 
 def _card(title: str, cell: Cell | None) -> html.Html:
@@ -81,41 +88,6 @@ def _link(cell: Cell, *body: object, cls: str) -> html.Html:
     if len(cell.runs) == 1:
         return widgets.link(html.join(*body), "lab", {"sweep": cell.runs[0]}, cls=cls)
     return html.div(cls, *body)
-
-
-def _picture(steps: Sequence[tuple[str, Judgement]], items: str) -> html.Html:
-    """Each step against causal: a dot and its interval on one scale; label over plot on a phone."""
-    known = [(label, judged) for label, judged in steps if judged.estimate is not None]
-    ends = [end for _, j in known if j.estimate for end in (j.estimate.low, j.estimate.high)]
-    low, high = min(0.0, *ends), max(0.0, *ends)
-    room = 0.04 * (high - low) or 0.01
-    low, high = low - room, high + room
-
-    def at(value: float) -> str:
-        return f"{100 * (value - low) / (high - low):.2f}%"
-
-    parts = []
-    for label, judged in known:
-        e = judged.estimate
-        assert e is not None
-        cls = judged.verdict if judged.decided else "open"
-        wide = f"left:{at(e.low)};width:calc({at(e.high)} - {at(e.low)})"
-        plot = html.div(
-            f"plot {cls}",
-            html.span("zero", style=f"left:{at(0)}"),
-            html.span("bar", style=wide),
-            html.span("dot", style=f"left:{at(e.value)}"),
-        )
-        value = html.span("value", fmt.points(e.value))
-        parts.append(html.div("row", html.span("label", label), plot, value))
-    said = "; ".join(
-        f"{label} {fmt.points(j.estimate.value)} {fmt.interval_of(j.estimate)}"
-        for label, j in known
-        if j.estimate
-    )
-    title = fmt.tie(f"Points against causal ({items})")
-    head = html.div("head", title)
-    return html.div("b b-steps", head, *parts, role="img", aria_label=f"{title}: {said}")
 
 
 # The scorecard.
