@@ -23,9 +23,7 @@ with shell.guard():
         st.stop()
     analysis.remarks(a, b)
     compare_view.verdict(result)
-    task = compare_view.forest(result, key=f"forest-{a.id}-{b.id}-{metric}")
-    if task:
-        compare_view.open_flips(task, a, b)
+    compare_view.forest(result, a, b)
     compare_view.task_table(result, a, b)
     with widgets.row():
         name = compare_view.file_name("compare", a.id, b.id)

@@ -23,7 +23,8 @@ TICKS = 8  # at most about so many
 
 
 class Row(NamedTuple):
-    """One number with its interval, as fractions; ``text`` is what stands beside it."""
+    """One number with its interval, as fractions; ``text`` is what stands beside it, and ``href``
+    where its name leads."""
 
     label: str
     text: str
@@ -32,6 +33,7 @@ class Row(NamedTuple):
     high: float | None = None
     look: Look = "undecided"
     total: bool = False
+    href: str = ""
 
 
 def interval_rows(rows: Sequence[Row], *, reference: float | None, axis: str) -> Markup:
@@ -56,7 +58,9 @@ def interval_rows(rows: Sequence[Row], *, reference: float | None, axis: str) ->
 
 
 def _row(row: Row, place: Callable[[float], float]) -> Markup:
-    bar = Markup("")
+    bar, name = Markup(""), Markup("{}").format(visible(row.label))
+    if row.href:
+        name = Markup('<a href="{}" target="_self">{}</a>').format(row.href, name)
     if row.low is not None and row.high is not None:
         start, end = place(row.low), place(row.high)
         bar = Markup('<i class="bar" style="left:{:.2f}%;width:{:.2f}%"></i>').format(
@@ -68,7 +72,7 @@ def _row(row: Row, place: Callable[[float], float]) -> Markup:
     ).format(
         row.look,
         " total" if row.total else "",
-        visible(row.label),
+        name,
         bar,
         place(row.value),
         visible(row.text),

@@ -15,6 +15,7 @@ import streamlit as st
 from markupsafe import Markup
 
 from bidir_core.data.item_texts import visible
+from bidir_core.report import rows
 
 _VOID = {"br", "hr", "img", "rect"}
 _TAG = re.compile(r"[a-z][a-z0-9]*")
@@ -78,9 +79,9 @@ def show(markup: Html) -> None:
     st.html(str(markup))
 
 
-STYLES = Path(__file__).with_name("style.css")
+SHEETS = (rows.STYLES, Path(__file__).with_name("style.css"))
 
 
-def styles(sheet: Path = STYLES) -> None:
-    """The app's style sheet, or another of ours."""
-    st.html(sheet)
+def styles() -> None:
+    """The style sheets of the app and of the rows that it shares with reports."""
+    st.html(f"<style>{''.join(sheet.read_text(encoding='utf-8') for sheet in SHEETS)}</style>")

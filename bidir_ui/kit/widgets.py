@@ -11,10 +11,12 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from bidir_core.analyse.verdict import Judgement
 from bidir_core.common.formatting import csv_cell
 from bidir_core.report import plots
+from bidir_core.report.rows import Row, interval_rows
 from bidir_ui.kit import fmt, url
-from bidir_ui.kit.html import Html, div, el, esc, scrolling, show, span
+from bidir_ui.kit.html import Html, built, div, el, esc, scrolling, show, span
 
 
 def banner(kind: str, title: object, *lines: object) -> None:
@@ -171,6 +173,22 @@ def small(text: object) -> Html:
 
 def dot(colour: str) -> Html:
     return span(f"b-dot b-{colour}")
+
+
+def interval(
+    label: str, value: float, judged: Judgement | None, text: str = "", **more: Any
+) -> Row:
+    """A row of :func:`intervals`: a difference, shaped and coloured by its verdict."""
+    ends = judged.estimate if judged is not None else None
+    text = text or f"{fmt.points(value)} {fmt.interval_of(ends)}"
+    if judged is None or ends is None:
+        return Row(label, text, value, **more)
+    return Row(label, text, value, ends.low, ends.high, judged.verdict, **more)
+
+
+def intervals(rows: Sequence[Row], axis: str) -> None:
+    """Differences with their intervals, a row each, around 0."""
+    show(div("b", built(interval_rows(rows, reference=0.0, axis=fmt.tie(axis)))))
 
 
 def chart(figure: go.Figure, alt: str, *, save_as: str = "", **options: Any) -> Any:

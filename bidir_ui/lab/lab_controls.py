@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from bidir_core import jobs
@@ -13,7 +12,6 @@ from bidir_core.analyse.phrases import phrase
 from bidir_core.explain.controls import largest_summary, with_observation
 from bidir_core.explain.sweep_points import SINK
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
-from bidir_core.report import plots, plots_lab
 from bidir_core.runs.layout import is_read_only
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.lab import lab_data, lab_view
@@ -105,16 +103,9 @@ def _chart(lab: Lab) -> None:
         swept = point["part"] == "sweep" and point["slug"] != lab_view.SINK
         if swept or judged is None or judged.estimate is None:
             continue
-        delta = judged.estimate
-        text = f"{fmt.points(delta.value)}  {fmt.interval_of(delta)}"
-        rows.append(plots.dot_row(fmt.clip(_short(point), 40), delta.value, judged, text))
+        rows.append(widgets.interval(_short(point), judged.estimate.value, judged))
     if rows:
-        title = "macro accuracy, points to causal with the same prompt"
-        widgets.chart(
-            plots_lab.stacked_dots(pd.DataFrame(rows), title=title, reference=0.0),
-            "The controls' points against causal; the table of every point has the numbers.",
-            key=f"controls-{lab.info.id}-{lab.metric}",
-        )
+        widgets.intervals(rows, "Macro accuracy, points to causal with the same prompt")
 
 
 # The triviality control on the Lab page: an ``attend`` summary answers it beside the sweep itself.

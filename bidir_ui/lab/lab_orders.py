@@ -20,7 +20,6 @@ from bidir_core.analyse.order_effects import (
 from bidir_core.analyse.stats import Estimate
 from bidir_core.analyse.verdict import judge
 from bidir_core.common.errors import UserError
-from bidir_core.report import plots, plots_lab
 from bidir_core.runs.layout import STAGE1
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
@@ -124,27 +123,22 @@ def panel(arms: Arms, ident: str) -> None:
         with st.container(border=True, key=f"order-{family}"):
             name = html.el("b", family_words(family))
             html.show(html.div("b", name, html.el("br"), fmt.tie(order_sentence(rows))))
-            _chart(family, rows, ident)
+            _chart(rows)
             with st.expander("All numbers"):
                 html.show(_table(rows))
     frame = pd.DataFrame(flat(arms))
     widgets.csv_button(frame, f"{ident.replace('/', '-')}-order.csv", key="order-csv")
 
 
-def _chart(family: str, rows: Sequence[OrderArm], ident: str) -> None:
-    dots = []
-    for arm in rows:
-        if arm.recovered is not None:
-            change = arm.recovered.last_change
-            text = f"{fmt.points(change.value)}  {fmt.interval_of(change)}"
-            dots.append(plots.dot_row(arm.words, change.value, judge(change), text))
+def _chart(rows: Sequence[OrderArm]) -> None:
+    dots = [
+        widgets.interval(arm.words, change.value, judge(change))
+        for arm in rows
+        if arm.recovered is not None
+        for change in [arm.recovered.last_change]
+    ]
     if dots:
-        title = "passage last, points to causal"
-        widgets.chart(
-            plots_lab.stacked_dots(pd.DataFrame(dots), title=title, reference=0.0),
-            f"{family}: each arm against causal with the passage last; the table has the numbers.",
-            key=f"order-{family}-{ident}",
-        )
+        widgets.intervals(dots, "Passage last: accuracy, points to causal")
 
 
 def _table(rows: Sequence[OrderArm]) -> html.Html:

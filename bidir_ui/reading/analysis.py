@@ -15,7 +15,6 @@ from bidir_core.analyse import flips as core_flips
 from bidir_core.analyse.pairing import repeats
 from bidir_core.common.errors import UserError
 from bidir_core.data import item_texts, tasks
-from bidir_core.report import plots
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, url, widgets
 from bidir_ui.reading import data
@@ -199,23 +198,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     return value.item() if isinstance(value, np.generic) else str(value)
-
-
-def forest_frame(result: core_compare.Comparison) -> pd.DataFrame:
-    """Rows for :func:`bidir_core.report.plots.forest`."""
-    return pd.DataFrame(
-        [
-            plots.forest_row(
-                row.task,
-                fmt.clip(fmt.task(row.task), 24),
-                row.delta,
-                row.judgement,
-                total=row.task == core_compare.MACRO,
-                text=f"{fmt.points(row.delta)}  {fmt.interval(row.low, row.high)}",
-            )
-            for row in result.rows
-        ]
-    )
 
 
 # Texts of items whose run kept none (``--compact``), remembered while the app runs.
