@@ -5,22 +5,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
-
-from bidir_core.analyse.verdict import Judgement
-from bidir_core.data.item_texts import visible
 
 GREY, BLUE, RED, GREEN = "#7f7f7f", "#0072B2", "#D55E00", "#009E73"
 # By code of a training objective: 3B, its control, distillation, the leaky one.
 OBJECTIVE_COLOURS = {"3B": BLUE, "3C": GREY, "distill": GREEN, "3A": RED}
 FAINT = "rgba(127,127,127,0.28)"
-ROW_PIXELS = 38
-LINE_PIXELS = 17
 LABEL_WIDTH, LABEL_LINES = 40, 4  # characters that fit beside a chart, and lines of them
 # For axes with fixed margins: letting the browser measure the labels takes twice as long.
 MEASURED = {"automargin": False, "ticklabeloverflow": "allow"}
@@ -32,33 +25,6 @@ PLAIN_AXIS: dict[str, Any] = {
     "automargin": False,
 }
 MASK_COLOURS = ("rgba(127,127,127,0.10)", GREY, BLUE, RED)  # hidden, back, ahead, lost
-
-
-def _rows_figure(
-    n_rows: int, *, left: int, right: int, top: int = 8, bottom: int = 46, lines: int = 1
-) -> go.Figure:
-    """``lines``: of the longest label."""
-    figure = go.Figure()
-    figure.update_layout(
-        height=top + bottom + max(ROW_PIXELS, LINE_PIXELS * lines + 4) * n_rows,
-        margin={"l": left, "r": right, "t": top, "b": bottom},
-        showlegend=False,
-        hovermode="closest",
-        dragmode=False,
-        bargap=0.4,
-    )
-    figure.update_xaxes(
-        zeroline=False, showgrid=True, gridcolor=FAINT, gridwidth=1, fixedrange=True, **MEASURED
-    )
-    figure.update_yaxes(
-        range=[n_rows - 0.5, -0.5],
-        showgrid=False,
-        zeroline=False,
-        fixedrange=True,
-        ticks="",
-        **MEASURED,
-    )
-    return figure
 
 
 def inert(text: object) -> str:
@@ -109,165 +75,6 @@ def ink(figure: go.Figure, colour: str, soft: str) -> go.Figure:
         for axis in axes:
             axis.tickfont.update(color=inked, size=axis.tickfont.size or size)
             axis.title.font.update(color=soft, size=13)
-    return figure
-
-
-def _row_labels(figure: go.Figure, labels: Iterable[Sequence[str]]) -> None:
-    """Each in its lines."""
-    texts = [in_lines(lines) for lines in labels]
-    figure.update_yaxes(tickmode="array", tickvals=list(range(len(texts))), ticktext=texts)
-
-
-def _pad_range(figure: go.Figure, values: Sequence[float], *, around: float | None = None) -> None:
-    """An x range with room at both ends, in points, so that no interval touches the frame."""
-    known = [100 * value for value in values if not np.isnan(value)]
-    known += [] if around is None else [100 * around]
-    if known:
-        low, high = min(known), max(known)
-        room = max(0.06 * (high - low), 0.5)
-        figure.update_xaxes(range=[low - room, high + room])
-
-
-def _direct_labels(figure: go.Figure, texts: Iterable[str], bold: Iterable[bool] = ()) -> None:
-    """A text at the right edge of each row, outside the plot; all in one update, which is faster."""
-    figure.update_layout(
-        annotations=[
-            {
-                "x": 1,
-                "xref": "paper",
-                "xanchor": "left",
-                "xshift": 10,
-                "y": row,
-                "text": f"<b>{inert(text)}</b>" if strong else inert(text),
-                "showarrow": False,
-                "font": {"size": 13},
-                "align": "left",
-            }
-            for row, (text, strong) in enumerate(zip_longest(texts, bold, fillvalue=False))
-        ]
-    )
-
-
-def _intervals(
-    figure: go.Figure, frame: pd.DataFrame, colours: Sequence[str], widths: Sequence[float]
-) -> None:
-    """The rows' intervals, in one trace for each colour and width: a trace for each row is slow."""
-    parts: dict[tuple[str, float], list[tuple[float | None, float | None]]] = {}
-    for row, (low, high, look) in enumerate(
-        zip(frame["low"], frame["high"], zip(colours, widths, strict=True), strict=True)
-    ):
-        if not np.isnan(low):
-            parts.setdefault(look, []).extend(
-                [(100 * low, row), (100 * high, row), (None, None)]  # None: the line ends here
-            )
-    for (colour, width), points in parts.items():
-        x, y = zip(*points, strict=True)
-        figure.add_scatter(
-            x=x, y=y, mode="lines", hoverinfo="skip", line={"color": colour, "width": width}
-        )
-
-
-def forest_row(
-    key: str, label: str, delta: float, judgement: Judgement, *, total: bool, text: str
-) -> dict[str, object]:
-    """One line of :func:`forest`'s frame; only a decided difference is coloured."""
-    interval = judgement.estimate
-    return {
-        "key": key,
-        "label": visible(label),
-        "delta": delta,
-        "low": interval.low if interval else float("nan"),
-        "high": interval.high if interval else float("nan"),
-        "different": judgement.decided,
-        "total": total,
-        "text": text,
-    }
-
-
-def forest(frame: pd.DataFrame) -> go.Figure:
-    """Paired differences with 95 % intervals, one row a task.
-
-    ``frame``: label, delta, low, high (shares of 1), different (bool: the verdict), text (the
-    row's numbers), total (bool), and key, which a click returns as ``customdata``.
-    """
-    figure = _rows_figure(len(frame), left=110, right=190)
-    figure.add_vline(x=0, line={"color": GREY, "width": 1.5})
-    colours, symbols = [], []
-    for row, line in enumerate(frame.itertuples()):
-        colour, symbol = GREY, "circle"
-        if line.different:
-            colour = RED if line.delta < 0 else GREEN
-            symbol = "triangle-left" if line.delta < 0 else "triangle-right"
-        if line.total:
-            figure.add_hline(y=row - 0.5, line={"color": FAINT, "width": 1})
-        colours.append(colour)
-        symbols.append("diamond" if line.total else symbol)
-    _direct_labels(figure, frame["text"], frame["total"])
-    _intervals(figure, frame, colours, [3 if total else 2 for total in frame["total"]])
-    figure.add_scatter(
-        x=(100 * frame["delta"]).tolist(),
-        y=list(range(len(frame))),
-        mode="markers",
-        customdata=[[key] for key in frame["key"]],
-        hoverinfo="text",
-        text=[f"{inert(line.label)}<br>{inert(line.text)}" for line in frame.itertuples()],
-        marker={"color": colours, "size": 13, "symbol": symbols},
-    )
-    _row_labels(figure, ([label] for label in frame["label"]))
-    _pad_range(figure, [*frame["low"], *frame["high"], *frame["delta"]], around=0.0)
-    figure.update_xaxes(title="Difference in accuracy, points (95 % interval)", ticksuffix="")
-    return figure
-
-
-def dot_row(label: str, value: float, judgement: Judgement | None, text: str) -> dict[str, object]:
-    """One line of :func:`dots`' frame; only a decided difference is coloured."""
-    interval = judgement.estimate if judgement else None
-    colour, symbol = GREY, "circle"
-    if judgement is not None and judgement.decided:
-        lower = judgement.verdict == "worse"
-        colour, symbol = (RED, "triangle-left") if lower else (GREEN, "triangle-right")
-    return {
-        "label": visible(label),
-        "value": value,
-        "low": interval.low if interval else float("nan"),
-        "high": interval.high if interval else float("nan"),
-        "text": text,
-        "colour": colour,
-        "symbol": symbol,
-    }
-
-
-def dots(frame: pd.DataFrame, *, title: str, reference: float | None = None) -> go.Figure:
-    """Values with intervals, one row a run, and a dashed reference line.
-
-    ``frame``: label, value, low, high (shares of 1; low and high may be NaN), text, colour, symbol.
-    """
-    labels = [wrapped(label) for label in frame["label"]]
-    widest = max((len(line) for lines in labels for line in lines), default=10)
-    figure = _rows_figure(
-        len(frame), left=40 + 7 * widest, right=170, lines=max(map(len, labels), default=1)
-    )
-    if reference is not None:
-        figure.add_vline(x=100 * reference, line={"color": GREY, "width": 1.5, "dash": "dot"})
-    colours = frame["colour"].tolist()
-    _intervals(figure, frame, colours, [2] * len(frame))
-    figure.add_scatter(
-        x=(100 * frame["value"]).tolist(),
-        y=list(range(len(frame))),
-        mode="markers",
-        hoverinfo="text",
-        text=[inert(f"{line.label}: {line.text}") for line in frame.itertuples()],
-        marker={
-            "color": colours,
-            "size": 12,
-            "symbol": frame["symbol"].tolist(),
-            "line": {"width": 2, "color": colours},
-        },
-    )
-    _direct_labels(figure, frame["text"])
-    _row_labels(figure, labels)
-    _pad_range(figure, [*frame["low"], *frame["high"], *frame["value"]], around=reference)
-    figure.update_xaxes(title=title)
     return figure
 
 

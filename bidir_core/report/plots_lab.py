@@ -20,7 +20,6 @@ from bidir_core.report.plots import (
     PLAIN_AXIS,
     RED,
     add_clickable,
-    dots,
     inert,
 )
 
@@ -127,34 +126,6 @@ def _errors(frame: pd.DataFrame, colour: str) -> dict[str, Any]:
         "thickness": 1.4,
         "width": 3,
     }
-
-
-STACKED = 46  # pixels of a row with its label above
-
-
-def stacked_dots(frame: pd.DataFrame, *, title: str, reference: float | None = None) -> go.Figure:
-    """:func:`bidir_core.report.plots.dots` with label and value above each line instead of beside
-    it, so that a phone has room for the line."""
-    figure = dots(frame, title=title, reference=reference)
-    ends: list[dict[str, Any]] = [{"x": 0, "xanchor": "left"}, {"x": 1, "xanchor": "right"}]
-    figure.update_layout(
-        height=54 + STACKED * len(frame), margin={"l": 12, "r": 12, "t": 8, "b": 46}
-    )
-    figure.layout.annotations = [  # in place of those beside the lines
-        {
-            **end,
-            "xref": "paper",
-            "y": row,
-            "yshift": 15,
-            "text": inert(text),
-            "showarrow": False,
-            "font": {"size": 13},
-        }
-        for row, texts in enumerate(zip(frame["label"], frame["text"], strict=True))
-        for end, text in zip(ends, texts, strict=True)
-    ]
-    figure.update_yaxes(showticklabels=False, range=[len(frame) - 0.6, -0.7])
-    return figure
 
 
 def layer_map(frame: pd.DataFrame, n_layers: int, *, unit: str, chosen: str = "") -> go.Figure:
