@@ -22,7 +22,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.runs.layout import is_read_only, runs_roots
 from bidir_core.runs.stages import STAGES
 from bidir_ui.kit import fmt, html, url, widgets
-from bidir_ui.reading import data, pair
+from bidir_ui.reading import data, pair, scorecards
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -94,7 +94,10 @@ def start(key: str) -> Page:
         st.stop()
     with st.spinner("Reading run folders", show_time=False):
         runs = data.list_infos()
-    chosen = pair.choose(runs)
+    leading = None
+    if key == "report" and not (url.get("a") or url.get("b")):
+        leading = scorecards.leading_pair(runs)
+    chosen = pair.choose(runs, leading)
     with st.sidebar:
         _navigation(key)
         if key != "overview":  # it compares no pair

@@ -46,14 +46,15 @@ class Pair:
         return self.a is not None and self.b is not None and not self.unknown
 
 
-def choose(runs: tuple[RunInfo, ...]) -> Pair:
-    """The pair the URL names. A name that does not exist is reported, never replaced."""
-    default_a, default_b = selection.default_pair(runs)
+def choose(runs: tuple[RunInfo, ...], default: tuple[RunInfo, RunInfo] | None = None) -> Pair:
+    """The pair the URL names, else ``default`` or the usual one. A name that does not exist is
+    reported, never replaced."""
+    default_a, default_b = default or selection.default_pair(runs)
     chosen: list[RunInfo | None] = []
     unknown = []
-    for name, default in (("a", default_a), ("b", default_b)):
+    for name, usual in (("a", default_a), ("b", default_b)):
         wanted = url.get(name)
-        run = by_id(runs, wanted) if wanted else default
+        run = by_id(runs, wanted) if wanted else usual
         if wanted and run is None:
             unknown.append(wanted)
         chosen.append(run)

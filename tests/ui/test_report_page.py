@@ -23,6 +23,7 @@ from bidir_ui import report_view
 from tests.app import ROOT, STAGE2, open_page, pair, words
 from tests.e2e.seed import seed_hostile
 from tests.factory import make_reference, make_run
+from tests.lab_factory import accuracy, make_sweep
 from tests.report_runs import report
 
 MODEL = "smollm2-135m-instruct"
@@ -100,6 +101,19 @@ def test_the_chosen_pair_is_reported_on(repaired, root, monkeypatch):
     b = make_run(root, STAGE2, accuracy=0.4, regime="bidirectional:sink=1", **few)
     assert "bidirectional:sink=1 prefill" in words(opened(a=a.id, b=b.id))
     assert "n = 1,000 items" in words(opened()).replace("\xa0", " ")  # else the fullest set
+
+
+def test_without_a_chosen_pair_it_is_about_the_model_that_the_overview_begins_with(root):
+    """Here its pair are points of a sweep."""
+    pair(root, model="other/model")
+    make_sweep(root, ["bidirectional:sink=1"], n_items=600, world=lambda p: accuracy(p, harm=0.3))
+    assert "Looking ahead costs SmolLM2 135M" in words(open_page())
+    app = opened()
+    text = words(app)
+    assert "Bidirectional prefill and smollm2-135m-instruct" in text
+    assert "It hurts" in text
+    assert "stage 2 (sink=1)" in text
+    assert app.sidebar.selectbox[0].value.endswith("points/causal")
 
 
 def flips_link(app) -> dict[str, list[str]]:
