@@ -264,7 +264,7 @@ def _show(made: Made, key: str, cls: str) -> None:
         if isinstance(block, Table):
             waiting.append(report_table(block))
         elif block is not None and not isinstance(block, Chart):
-            waiting.append(html.div("b", html.built(block)))
+            waiting.append(html.div("b", block))
         elif waiting:
             html.show(html.div(cls, *waiting))
             waiting = []

@@ -308,10 +308,6 @@ def config_difference(a: RunInfo, b: RunInfo) -> list[tuple[str, str, str]]:
     ]
 
 
-def as_frame(rows: list[tuple[str, str, str]], columns: list[str]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=columns)
-
-
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
     out: dict[str, str] = {}
     for key, inner in value.items():

@@ -33,5 +33,4 @@ with shell.guard():
     widgets.heading("Every point")
     with st.expander("The charts' numbers as a table", expanded=len(lab.points) <= 24):
         lab_controls.table(lab, slug)
-    lab_controls.download(lab)
     lab_view.watch(lab)

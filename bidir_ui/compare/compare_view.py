@@ -213,19 +213,10 @@ def slice_charts(frame: pd.DataFrame, key: str) -> None:
                 widgets.intervals(dots, "points")
             else:
                 widgets.note("Too few items in every slice.")
-    numbers(pd.DataFrame(rows, columns=SLICES), f"slices_{key}.csv", key="slices")
+    widgets.numbers(pd.DataFrame(rows, columns=SLICES), f"slices_{key}.csv", key="slices")
 
 
 SLICES = ["By", "Slice", "n", "Difference, points", "Low", "High", "Broken", "Fixed"]
-
-
-def numbers(frame: pd.DataFrame, name: str, *, key: str) -> None:
-    """A chart's numbers as a table to sort and take away."""
-    with st.expander("The same as a table", key=f"{key}-fold"):
-        rounded = frame.round(4)
-        st.dataframe(rounded, hide_index=True, key=f"{key}-table")
-        with widgets.row():
-            widgets.take_away(rounded, name.replace("/", "_"), key=key)
 
 
 def show_mismatches(a: RunInfo, b: RunInfo) -> None:
@@ -287,4 +278,4 @@ def recovery_panels(table: Table) -> None:
             alt = f"{title}: accuracy by training step; the table below has the numbers."
             widgets.chart(figure, alt, key=f"recovery-{regime}")
     # The report's own CSV, so that an interval has two columns here as well.
-    numbers(pd.read_csv(io.StringIO(table.csv())), "recovery.csv", key="recovery")
+    widgets.numbers(pd.read_csv(io.StringIO(table.csv())), "recovery.csv", key="recovery")

@@ -24,7 +24,7 @@ from bidir_ui import shell
 from bidir_ui.kit import fmt, html, widgets
 from bidir_ui.kit.html import Html, div, el, scrolling, span
 from bidir_ui.launch import ask, jobs_view, review
-from bidir_ui.reading.data import RunInfo
+from bidir_ui.reading.data import BY_CHANGE, RunInfo
 
 ROWS = (
     ("single", "this one alone"),
@@ -73,7 +73,7 @@ def _find(
         same = (name_of(str(settings.get("task"))), settings.get("doc_id"), settings.get("metric"))
         if same != (record["task"], record["doc_id"], metric):
             continue
-        result = _read(info.path, info.modified)
+        result = _read(info)
         if result is None or result.get("doc_hash") != record["doc_hash"]:
             continue
         # The same prompt, too: not with few-shot examples, say, or given once more.
@@ -82,10 +82,10 @@ def _find(
     return None
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
-def _read(path: str, modified: float) -> dict[str, Any] | None:
+@st.cache_data(max_entries=32, show_spinner=False, hash_funcs=BY_CHANGE)
+def _read(info: RunInfo) -> dict[str, Any] | None:
     try:
-        return read_object(Path(path), RESULT, WHY)
+        return read_object(Path(info.path), RESULT, WHY)
     except (FileNotFoundError, Damaged):
         return None
 
@@ -107,18 +107,12 @@ def draw(result: Mapping[str, Any], run_id: str) -> None:
     html.show(html.join(el("h2", "Layers", cls="b-h3"), layer_strip(result)))
     html.show(html.join(el("h2", "Prompt tokens", cls="b-h3"), token_strip(result)))
     html.show(html.join(el("h2", "Strength of the look-ahead", cls="b-h3"), lambda_strip(result)))
-    with st.expander("Numbers", key="why-numbers"):
-        frame = numbers(result)
-        widgets.note(
-            f"Lead of the causal answer over the best other choice, in {unit}: causal ",
-            fmt.signed(result["causal"]["lead"]),
-            ", as the regime says ",
-            fmt.signed(result["opened"]["lead"]),
-            ".",
-        )
-        st.dataframe(frame, hide_index=True, height=280)
-        name = f"{run_id.replace('/', '_')}.csv"
-        widgets.csv_button(frame, name, key="why-csv")
+    leads = [fmt.signed(result[name]["lead"]) for name in ("causal", "opened")]
+    widgets.note(
+        f"Lead of the causal answer over the best other choice, in {unit}: causal {leads[0]}, as "
+        f"the regime says {leads[1]}."
+    )
+    widgets.numbers(numbers(result), f"{run_id}.csv", key="why")
 
 
 def recovered(result: Mapping[str, Any], point: Mapping[str, Any]) -> float:

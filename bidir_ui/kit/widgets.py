@@ -16,7 +16,7 @@ from bidir_core.common.formatting import csv_cell
 from bidir_core.report import plots
 from bidir_core.report.rows import Row, interval_rows
 from bidir_ui.kit import fmt, url
-from bidir_ui.kit.html import Html, built, div, el, esc, scrolling, show, span
+from bidir_ui.kit.html import Html, div, el, esc, scrolling, show, span
 
 
 def banner(kind: str, title: object, *lines: object) -> None:
@@ -188,7 +188,7 @@ def interval(
 
 def intervals(rows: Sequence[Row], axis: str) -> None:
     """Differences with their intervals, a row each, around 0."""
-    show(div("b", built(interval_rows(rows, reference=0.0, axis=fmt.tie(axis)))))
+    show(div("b", interval_rows(rows, reference=0.0, axis=fmt.tie(axis))))
 
 
 def chart(figure: go.Figure, alt: str, *, save_as: str = "", **options: Any) -> Any:
@@ -280,14 +280,27 @@ def csv_button(frame: pd.DataFrame, name: str, *, key: str, label: str = "CSV") 
 MOST_MARKDOWN = 1000  # rows of a table to copy
 
 
-def take_away(frame: pd.DataFrame, name: str, *, key: str) -> None:
-    """A table to take along: as CSV, and as Markdown to copy. ``name``: of the file, with run ids."""
+def take_away(rows: Any, name: str, *, key: str) -> None:
+    """A table to take along: as CSV, and as Markdown to copy. ``rows``: a frame, or what makes one;
+    ``name``: of the file, with run ids."""
+    frame = pd.DataFrame(rows)
     csv_button(frame, name, key=f"{key}-csv")
     with st.popover("Markdown", key=f"{key}-md", on_change="rerun") as copy:
         if copy.open:
             st.code(markdown_of(frame.head(MOST_MARKDOWN)), language=None)
             if len(frame) > MOST_MARKDOWN:
                 note(f"The first {fmt.count(MOST_MARKDOWN)} rows; the CSV has all.")
+
+
+@st.fragment
+def numbers(frame: pd.DataFrame, name: str, *, key: str) -> None:
+    """A chart's numbers as a table to sort and take along, sent when it is opened."""
+    with st.expander("The numbers as a table", key=f"{key}-fold", on_change="rerun") as fold:
+        if fold.open:
+            rounded = frame.round(4)
+            st.dataframe(rounded, hide_index=True, key=f"{key}-table")
+            with row():
+                take_away(rounded, name.replace("/", "_"), key=key)
 
 
 def markdown_of(frame: pd.DataFrame) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from bidir_core import jobs
 from bidir_core.analyse.phrases import phrase
+from bidir_core.data import item_texts
 from bidir_core.explain.controls import largest_summary, with_observation
 from bidir_core.explain.sweep_points import SINK
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
@@ -197,43 +199,43 @@ def _point_link(page: str, label: str, icon: str, lab: Lab, a: str, b: str) -> N
 
 
 def table(lab: Lab, slug: str) -> None:
-    """The charts' twin: every point with its numbers, its intervals and its links."""
+    """The charts' twin: every point with its numbers. A click on a row chooses it."""
     rows = []
     for point in lab.points:
-        numbers, causal = lab.numbers(point["slug"]), lab.causal_of(point)
-        delta, share = numbers.get("delta"), numbers.get("removed") or {}
-        query = url.params(sweep=lab.info.id, point=point["slug"])
-        title = widgets.link(lab_data.name(point), "lab", query)
-        difference, removed = (fmt.NONE, fmt.NONE), (fmt.NONE, fmt.NONE)
-        if delta:
-            difference = (fmt.points(delta["value"]), fmt.interval(delta["low"], delta["high"]))
-        if share.get("value") is not None:
-            value, low, high = (fmt.percent(share[end], 0) for end in ("value", "low", "high"))
-            removed = (value, f"[{low}, {high}]")
-        rows.append(
-            (
-                html.el("b", title) if point["slug"] == slug else title,
-                *(fmt.count(point["n"]), fmt.percent(numbers.get("value"))),
-                *difference,
-                *removed,
-                _links(lab, causal["slug"] if causal else "", point["slug"]),
-            )
-        )
-    head = ["Point", "n", "Macro", "To causal, points", "95 % interval", "Damage removed"]
-    html.show(widgets.table([*head, "95 % interval", "Open"], rows, left=(0,)))
+        numbers = lab.numbers(point["slug"])
+        row = {"point": item_texts.visible(lab_data.name(point)), "n": point["n"]}
+        row["acc"] = numbers.get("value")
+        for name in ("delta", "removed"):
+            found = numbers.get(name) or {}
+            row |= {f"{name}_{end}": found.get(end) for end in ("value", "low", "high")}
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    shares = frame.columns[2:]
+    frame[shares] = 100 * frame[shares].astype(float)
 
+    def number(label: str, form: str, **more: Any) -> Any:
+        return st.column_config.NumberColumn(label, format=form, **more)
 
-def download(lab: Lab) -> None:
-    """Every number of every point; the file's name carries the sweep's id."""
-    ident = lab.info.id.replace("/", "-")
-    widgets.csv_button(lab_data.table(lab), f"{ident}.csv", key="lab-csv")
-
-
-def _links(lab: Lab, causal: str, slug: str) -> html.Html | str:
-    if not causal or causal == slug or not lab.has_items:
-        return fmt.NONE
-    query = url.params(a=lab.run_id(causal), b=lab.run_id(slug))
-    compare = widgets.link("Compare", "compare", query)
-    return html.join(
-        compare, " · ", widgets.link("Flips", "flips", {**query, "flip": "broken~fixed"})
-    )
+    ends = {"help": "An end of the 95 % interval"}
+    columns = {
+        "point": st.column_config.TextColumn("Point", width=300),
+        "n": number("n", "localized"),
+        "acc": number("Macro, %", "%.1f"),
+        "delta_value": number("To causal, points", "%+.1f"),
+        "delta_low": number("Low", "%+.1f", **ends),
+        "delta_high": number("High", "%+.1f", **ends),
+        "removed_value": number("Damage removed, %", "%.0f"),
+        "removed_low": number("Low", "%.0f", **ends),
+        "removed_high": number("High", "%.0f", **ends),
+    }
+    key = f"points-{lab.info.id}-{lab.metric}-{slug}"  # another choice forgets the click
+    alt = "Every point: accuracy, difference to causal and damage removed, with intervals."
+    picked = widgets.selectable(frame, columns, key=key, mode="single-row", tall=900, alt=alt)
+    row_number = picked.opened if picked.opened is not None else next(iter(picked.rows), None)
+    if row_number is not None:
+        url.put(point=lab.points[row_number]["slug"])
+        st.rerun()
+    widgets.note("Click a row to choose the point: what it is, and where it opens, stands above.")
+    name = f"{lab.info.id.replace('/', '-')}.csv"
+    with widgets.row():
+        widgets.take_away(lab_data.table(lab), name, key="lab")

@@ -40,7 +40,7 @@ def first_screen(row: Row) -> None:
         said = "; ".join(f"{step.label} {step.text}" for step in steps)
         short = [step._replace(text=fmt.points(step.value)) for step in steps]
         axis = fmt.tie(f"Points against causal, 95 % intervals (n = {fmt.count(row.n)})")
-        chart = html.built(interval_rows(short, reference=0.0, axis=axis))
+        chart = interval_rows(short, reference=0.0, axis=axis)
         html.show(html.div("b b-steps", chart, role="img", aria_label=f"{axis}: {said}"))
 
 

@@ -21,17 +21,6 @@ PAIR_COMMANDS = (
 )
 
 
-def pipeline_command(model: str) -> str:
-    return f"python -m bidir_core pipeline --model {model or EMBEDDED_MODEL} --limit 500"
-
-
-def no_pair() -> None:
-    """What to draw where stages 1 and 2 do not exist yet."""
-    widgets.not_run(
-        "These two commands make it, on the embedded model, in a few minutes each:", *PAIR_COMMANDS
-    )
-
-
 @dataclass(frozen=True)
 class Pair:
     """Baseline ``a`` and candidate ``b``; ``unknown`` holds ids from the URL that do not exist."""
