@@ -34,29 +34,48 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class PageSpec:
     """One page of the app. ``writes``: it starts or changes something, so read-only hides it.
-    ``opens_with``: what its link in the sidebar adds to the URL. ``from_a_list``: one thing, which
+    ``tells``: what it shows, for who has never seen it. ``opens_with``: what its link in the sidebar adds to the URL. ``from_a_list``: one thing, which
     a list opens; the sidebar names it only where one is."""
 
     key: str
     path: str
     title: str
     icon: str
+    tells: str = ""
     writes: bool = False
     opens_with: dict[str, str] = field(default_factory=dict)
     from_a_list: bool = False
 
 
+RUNS = (
+    "Every evaluation, fine-tune and sweep of a model, with its scores. Two of them are chosen, a "
+    "baseline and a candidate: Compare, Flips and Item show these."
+)
+COMPARE = "How far the candidate's accuracy is from the baseline's on the same items, and where."
+FLIPS = "Item by item, how the answer changed from the baseline to the candidate, largest change first."
+LAB = (
+    "One model under many ways to look ahead: which part of it does the damage, how sure that is, and "
+    "what could have refuted it."
+)
+PLAYGROUND = (
+    "A prompt read under two regimes and continued token by token, causally. One prompt proves "
+    "nothing: Compare and Lab count many."
+)
+LAUNCH = "Starts an evaluation, a fine-tune or a sweep, or says its command line; below, the jobs."
+
 PAGES = (
     PageSpec("overview", "app.py", "Overview", "dashboard"),
-    PageSpec("runs", "pages/runs.py", "Runs", "list"),
+    PageSpec("runs", "pages/runs.py", "Runs", "list", RUNS),
     PageSpec("run", "pages/run.py", "Run", "receipt_long", from_a_list=True),
-    PageSpec("compare", "pages/compare.py", "Compare", "balance"),
-    PageSpec("flips", "pages/flips.py", "Flips", "swap_vert", opens_with={"flip": "broken~fixed"}),
+    PageSpec("compare", "pages/compare.py", "Compare", "balance", COMPARE),
+    PageSpec(
+        "flips", "pages/flips.py", "Flips", "swap_vert", FLIPS, opens_with={"flip": "broken~fixed"}
+    ),
     PageSpec("item", "pages/item.py", "Item", "article"),
     PageSpec("masks", "pages/masks.py", "Masks", "grid_on"),
-    PageSpec("lab", "pages/lab.py", "Lab", "science"),
-    PageSpec("playground", "pages/playground.py", "Playground", "compare_arrows", writes=True),
-    PageSpec("launch", "pages/launch.py", "Launch", "play_circle", writes=True),
+    PageSpec("lab", "pages/lab.py", "Lab", "science", LAB),
+    PageSpec("playground", "pages/playground.py", "Playground", "compare_arrows", PLAYGROUND, True),
+    PageSpec("launch", "pages/launch.py", "Launch", "play_circle", LAUNCH, True),
     PageSpec("report", "pages/report.py", "Report", "description"),
 )
 
@@ -128,6 +147,12 @@ def _navigation(current: str) -> None:
                 icon=f":material/{spec.icon}:",
                 query_params=url.params(**spec.opens_with),
             )
+
+
+def title(page: Page) -> None:
+    """A page's heading, and what it shows."""
+    st.title(page.spec.title, anchor=False)
+    widgets.note(page.spec.tells)
 
 
 def path(key: str) -> str:

@@ -11,7 +11,7 @@ from bidir_ui.reading import analysis, pair
 
 page = shell.start("compare")
 
-st.title("Compare", anchor=False)
+shell.title(page)
 with shell.guard():
     pair.line(page.pair)
     a, b, metric = shell.chosen_pair(page)

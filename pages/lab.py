@@ -8,7 +8,7 @@ from bidir_ui.lab import lab_controls, lab_data, lab_orders, lab_view
 
 page = shell.start("lab")
 
-st.title("Lab", anchor=False)
+shell.title(page)
 with shell.guard():
     info = lab_view.choose(lab_data.sweeps(page.runs), lab_orders.order_sets(page.runs))
     if info is None:

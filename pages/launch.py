@@ -10,7 +10,7 @@ from bidir_ui.launch import ask, jobs_view, review, view
 
 page = shell.start("launch")
 
-st.title("Launch", anchor=False)
+shell.title(page)
 with shell.guard():
     line, place = "", None
     form = view.form(page.runs)

@@ -10,7 +10,7 @@ from bidir_ui.reading import data, pair
 
 page = shell.start("runs")
 
-st.title("Runs", anchor=False)
+shell.title(page)
 with shell.guard():
     pair.line(page.pair)
     if page.pair.unknown:

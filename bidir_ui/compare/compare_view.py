@@ -26,7 +26,8 @@ from bidir_ui.reading.data import RunInfo
 
 def verdict(result: core.Comparison) -> None:
     """The answer in one sentence, with interval and n."""
-    html.show(html.div("b b-verdict", fmt.tie(result.sentence)))
+    sentence = result.sentence.replace("; different.", ".")  # its interval says so
+    html.show(html.div("b b-verdict", fmt.tie(sentence)))
     for line in result.notes:
         widgets.note(fmt.tie(line[0].upper() + line[1:] + "."))
 
@@ -147,7 +148,7 @@ def two_by_two(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
             html.show(table)
             test = "no flips" if row.p_value is None else f"McNemar p {p_text(row.p_value)}"
             if row.detectable is not None:
-                test += f"; detects {fmt.points(row.detectable).lstrip('+')} points"
+                test += f"; differences from {fmt.points(row.detectable).lstrip('+')} points on would show"
             widgets.note(f"n = {fmt.count(row.n)}, {test}")
 
 
@@ -182,9 +183,9 @@ def retention(
             above = str(error)
     widgets.facts(
         [
-            ("plain ratio", fmt.number(result.plain_ratio, 3)),
-            ("kept above chance", text(result.above_chance)),
-            ("kept above no context", above),
+            ("candidate's accuracy / baseline's", fmt.number(result.plain_ratio, 3)),
+            ("kept of the accuracy above chance", text(result.above_chance)),
+            ("kept of what reading the prompt adds", above),
         ]
     )
 

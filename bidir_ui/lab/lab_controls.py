@@ -60,7 +60,7 @@ def panel(lab: Lab, runs: tuple[RunInfo, ...]) -> None:
             )
         )
     head = ("Control", "Outcome", "What it shows", "What would refute the story")
-    html.show(html.div("b-report", widgets.table(head, cells, left=(0, 1, 2, 3))))
+    html.show(html.div("b-report b-cards", widgets.table(head, cells, left=(0, 1, 2, 3))))
 
 
 def _not_run(lab: Lab, runs: tuple[RunInfo, ...], *, observed: bool) -> None:
@@ -169,7 +169,7 @@ def point_card(lab: Lab, slug: str) -> None:
     if judged is not None and judged.estimate is not None:
         delta = f"{fmt.points(judged.estimate.value)} points {fmt.interval_of(judged.estimate)}"
         mark = {"better": "▲ ", "worse": "▼ "}.get(judged.verdict, "")
-        rows.append(("to causal", f"{delta}, {mark}{phrase(judged)}"))
+        rows.append(("against causal", f"{delta}, {mark}{phrase(judged)}"))
         if slug != "bidirectional":
             rows.append(("in words", fmt.tie(lab_data.sentence(lab, slug))))
     with st.container(border=True, key="lab-point"):

@@ -72,8 +72,8 @@ def form(runs: tuple[RunInfo, ...]) -> Form:
         defaults = PIPELINE_PRESETS[draft.size]
     elif small and preset.command in SMALL:
         widgets.note(
-            "On a CPU this begins small: enough to see it work, with wide intervals. Any number, or "
-            "for items the word all, can be given."
+            "On a CPU the numbers begin small, so that it ends in minutes, with wide intervals. For "
+            "every item write all."
         )
     specs = draft.specs
     given: dict[str, str] = {}

@@ -96,7 +96,7 @@ def test_overview_answers_of_the_best_studied_model_and_offers_what_is_missing(r
     text = words(open_page()).replace("\xa0", " ")
     assert "Looking ahead costs SmolLM2 135M" in text
     assert "leaving the first token causal gives back" in text
-    assert "whole sets, n = 600" in text
+    assert "(n = 600)" in text
     assert text.index("SmolLM2 135M") < text.index("model")
     markup = " ".join(block.proto.body for block in open_page().get("html"))
     assert "launch?stage=pipeline&amp;f.model=other/model&amp;size=quick" in markup
@@ -106,12 +106,12 @@ def test_overview_answers_of_the_best_studied_model_and_offers_what_is_missing(r
 def test_the_switch_asks_for_the_first_500(root):
     pair(root, n_items=60, texts=False, config={"limit": 500})
     pair(root, n_items=90, texts=False)
-    assert "whole sets, n = 90" in words(open_page()).replace("\xa0", " ")
+    assert "(n = 90)" in words(open_page()).replace("\xa0", " ")
     app = open_page(items="500")
-    assert "first 500 of each task, n = 60" in words(app).replace("\xa0", " ")
+    assert "(n = 60)" in words(app).replace("\xa0", " ")
     app.toggle[0].set_value(False).run()
     assert "items" not in app.query_params
-    assert "whole sets, n = 90" in words(app).replace("\xa0", " ")
+    assert "(n = 90)" in words(app).replace("\xa0", " ")
 
 
 def test_a_pair_in_the_url_is_led_to_compare(root):
