@@ -52,7 +52,9 @@ RUNS = (
     "baseline and a candidate: Compare, Flips and Item show these."
 )
 COMPARE = "How far the candidate's accuracy is from the baseline's on the same items, and where."
-FLIPS = "Item by item, how the answer changed from the baseline to the candidate, largest change first."
+FLIPS = (
+    "Item by item, how the answer changed from the baseline to the candidate, largest change first."
+)
 LAB = (
     "One model under many ways to look ahead: which part of it does the damage, how sure that is, and "
     "what could have refuted it."

@@ -135,16 +135,12 @@ class ItemPage:
         )
 
     def layer_strips(self) -> list[tuple[str, list[Strip]]]:
-        why = self.why or {}
-        return [
-            (label, [_strip(why, p, f"Layer {i}, {label}") for i, p in enumerate(why["layers"][k])])
-            for k, label in RESTORED.items()
-        ]
+        return layer_strips(self.why or {})
 
     def token_strip(self) -> list[Strip]:
         why = self.why or {}
         return [
-            _strip(why, point, "causal again", "".join(why["pieces"][point["first"] : point["last"] + 1]))
+            restored(why, point, "causal again", "".join(why["pieces"][point["first"] : point["last"] + 1]))
             for point in why["tokens"]
         ]  # fmt: skip
 
@@ -457,10 +453,26 @@ def _softmax(values: Sequence[float]) -> list[float]:
     return [share / math.fsum(shares) for share in shares]
 
 
-def _strip(why: Mapping[str, Any], point: Mapping[str, Any], what: str, text: str = "") -> Strip:
-    """How much of the causal answer's lead a restoration brings back: 0 none, 1 all."""
+def layer_strips(why: Mapping[str, Any]) -> list[tuple[str, list[Strip]]]:
+    """For each kind of restoration, what it brings back in each layer."""
+    return [
+        (
+            label,
+            [restored(why, p, f"Layer {i}, {label}") for i, p in enumerate(why["layers"][kind])],
+        )
+        for kind, label in RESTORED.items()
+    ]
+
+
+def recovered(why: Mapping[str, Any], point: Mapping[str, Any]) -> float:
+    """How much of the lost lead a restoration brings back: 0 as the regime, 1 as causal."""
     full, none = why["causal"]["lead"], why["opened"]["lead"]
-    share = (point["lead"] - none) / (full - none) if full != none else 0.0
+    return (point["lead"] - none) / (full - none) if full != none else 0.0
+
+
+def restored(why: Mapping[str, Any], point: Mapping[str, Any], what: str, text: str = "") -> Strip:
+    """What putting one part of the attention back to causal does; ✓: the causal answer is back."""
+    share = recovered(why, point)
     back = bool(why["flips"]) and point["choice"] == why["causal"]["choice"]
-    title = f"{what}: {100 * share:.0f} % of the lead recovered"
+    title = f"{what}: choice {point['choice']}, {100 * share:.0f} % of the lead recovered"
     return Strip(max(-1.0, min(1.0, share)), title, "✓" if back else "", text)

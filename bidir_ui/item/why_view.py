@@ -16,6 +16,7 @@ from bidir_core.data.custom import name_of
 from bidir_core.explain.why_config import RESULT, expected_tokens
 from bidir_core.jobs import estimate
 from bidir_core.jobs.history import start_seconds
+from bidir_core.report.share import RESTORED, Strip, layer_strips, recovered, restored
 from bidir_core.runs.layout import is_read_only
 from bidir_core.runs.read import read_object
 from bidir_core.runs.run import Run
@@ -25,12 +26,6 @@ from bidir_ui.kit import fmt, html, widgets
 from bidir_ui.kit.html import Html, div, el, scrolling, span
 from bidir_ui.launch import ask, jobs_view, review
 from bidir_ui.reading.data import BY_CHANGE, RunInfo
-
-ROWS = (
-    ("single", "this one alone"),
-    ("from_first", "the first to this one"),
-    ("from_last", "this one to the last"),
-)
 
 
 def section(page: Any, item_id: str, record: Mapping[str, Any], metric: str) -> None:
@@ -115,41 +110,29 @@ def draw(result: Mapping[str, Any], run_id: str) -> None:
     widgets.numbers(numbers(result), f"{run_id}.csv", key="why")
 
 
-def recovered(result: Mapping[str, Any], point: Mapping[str, Any]) -> float:
-    """How much of the lost lead a restoration brings back: 0 as the regime, 1 as causal."""
-    full, none = result["causal"]["lead"], result["opened"]["lead"]
-    return (point["lead"] - none) / (full - none) if full != none else 0.0
+def _look(strip: Strip) -> dict[str, str]:
+    """Green: the lead of the causal answer recovers; red: it falls further behind."""
+    rgb = "0 158 115" if strip.strength >= 0 else "213 94 0"
+    style = f"background:rgb({rgb} / {abs(strip.strength) * 0.75:.2f})"
+    return {"style": style, "title": fmt.minus(strip.title)}
 
 
-def _cell(result: Mapping[str, Any], point: Mapping[str, Any], what: str) -> dict[str, str]:
-    share = max(-1.0, min(1.0, recovered(result, point)))
-    rgb = "0 158 115" if share >= 0 else "213 94 0"
-    title = (
-        f"{what}: choice {point['choice']}, lead {fmt.signed(point['lead'])}, "
-        f"{fmt.percent(recovered(result, point), 0)} recovered"
-    )
-    return {"style": f"background:rgb({rgb} / {abs(share) * 0.75:.2f})", "title": title}
-
-
-def _mark(result: Mapping[str, Any], point: Mapping[str, Any]) -> str:
-    back = point["choice"] == result["causal"]["choice"]
-    return "✓" if back and result["flips"] else ""
+def _table(first: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Strip]]]) -> Html:
+    head = [el("th", first, scope="col"), *(el("th", text, scope="col") for text in heads)]
+    lines = [
+        el("tr", el("th", label, scope="row"), *(el("td", s.mark, **_look(s)) for s in strips))
+        for label, strips in rows
+    ]
+    body = el("table", el("thead", el("tr", *head)), el("tbody", *lines), cls="b b-strip")
+    return scrolling(body)
 
 
 def layer_strip(result: Mapping[str, Any]) -> Html:
     """A row for each kind of restoration, a cell a layer."""
     n = result["n_layers"]
     step = 1 if n <= 32 else 5  # more numbers than that stand on each other
-    numbers = [el("th", i if i % step == 0 else "", scope="col") for i in range(n)]
-    head = el("tr", el("th", "Causal again", scope="col"), *numbers)
-    rows = []
-    for key, label in ROWS:
-        cells = [
-            el("td", _mark(result, point), **_cell(result, point, f"Layer {layer}, {label}"))
-            for layer, point in enumerate(result["layers"][key])
-        ]
-        rows.append(el("tr", el("th", label, scope="row"), *cells))
-    return scrolling(el("table", el("thead", head), el("tbody", *rows), cls="b b-strip"))
+    heads = [str(i) if i % step == 0 else "" for i in range(n)]
+    return _table("Causal again", heads, layer_strips(result))
 
 
 def token_strip(result: Mapping[str, Any]) -> Html:
@@ -159,10 +142,10 @@ def token_strip(result: Mapping[str, Any]) -> Html:
         first, last = point["first"], point["last"]
         text = html.esc("".join(result["pieces"][first : last + 1])[:4000])
         what = f"token {first}" if first == last else f"tokens {first}-{last}"
-        mark = _mark(result, point)
-        shown = html.join(text, el("small", f" {mark}")) if mark else text
+        strip = restored(result, point, f"{what} causal again")
+        shown = html.join(text, el("small", f" {strip.mark}")) if strip.mark else text
         if point["looks_ahead"]:
-            cells.append(span("t", shown, **_cell(result, point, f"{what} causal again")))
+            cells.append(span("t", shown, **_look(strip)))
         else:
             cells.append(span("t b-soft", shown, title=f"{what}: does not look ahead anyway"))
     return div("b b-heat", *cells, dir="auto")
@@ -185,20 +168,9 @@ def _told_apart(tried: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def lambda_strip(result: Mapping[str, Any]) -> Html:
     """A cell for each lambda tried, the weakest look-ahead first."""
-    points = _told_apart(result["lambda"])
-    head = [el("th", f"{point['lambda']:.3g}", scope="col") for point in points]
-    cells = [
-        el("td", _mark(result, point), **_cell(result, point, f"lambda {point['lambda']:.3g}"))
-        for point in points
-    ]
-    return scrolling(
-        el(
-            "table",
-            el("thead", el("tr", el("th", "lambda is", scope="col"), *head)),
-            el("tbody", el("tr", el("th", "look-ahead weakened", scope="row"), *cells)),
-            cls="b b-strip",
-        )
-    )
+    tried = {f"{point['lambda']:.3g}": point for point in _told_apart(result["lambda"])}
+    strips = [restored(result, point, f"lambda {text}") for text, point in tried.items()]
+    return _table("lambda is", list(tried), [("look-ahead weakened", strips)])
 
 
 def numbers(result: Mapping[str, Any]) -> pd.DataFrame:
@@ -209,7 +181,7 @@ def numbers(result: Mapping[str, Any]) -> pd.DataFrame:
         share = recovered(result, point)
         rows.append((kind, where, point["choice"], point["lead"], round(100 * share, 1)))
 
-    for key, label in ROWS:
+    for key, label in RESTORED.items():
         for layer, point in enumerate(result["layers"][key]):
             add(f"layers: {label}", str(layer), point)
     for point in result["tokens"]:

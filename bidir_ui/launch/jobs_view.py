@@ -12,12 +12,12 @@ import streamlit as st
 from bidir_core import jobs
 from bidir_core.common.errors import UserError
 from bidir_core.jobs import Job
+from bidir_core.jobs.estimate import duration
 from bidir_core.jobs.history import outcome
 from bidir_core.jobs.progress import Progress, progress
 from bidir_core.runs.run import Run
 from bidir_ui import shell
 from bidir_ui.kit import fmt, html, url, widgets
-from bidir_ui.launch import review
 from bidir_ui.reading import data, opens
 from bidir_ui.reading.data import RunInfo
 
@@ -171,7 +171,7 @@ def bar(job: Job, now: Progress) -> None:
         if now.rate:
             facts.insert(0, f"{fmt.number(now.rate, 1)} {now.unit}s a second")
         if now.eta_seconds is not None:
-            facts.append(f"about {review.rough(now.eta_seconds)} left")
+            facts.append(f"about {duration(now.eta_seconds)} left")
     if now.value is not None:
         facts.append(_metric(now))
     if job.is_cancelling:
@@ -276,7 +276,7 @@ def _took(job: Job) -> html.Html:
         return html.div("b b-note", text)
     text = fmt.duration(done.seconds)
     if done.estimated_seconds:
-        text += f" (estimated {review.rough(done.estimated_seconds)})"
+        text += f" (estimated {duration(done.estimated_seconds)})"
     lines = [html.div("", "Took ", text)]
     if done.memory_bytes:
         memory = fmt.size(done.memory_bytes)

@@ -9,7 +9,6 @@ from bidir_core.common.files import write_json
 from bidir_core.explain.why import sentences
 from bidir_core.jobs import Job
 from bidir_core.runs.writer import RunWriter
-from bidir_ui.reading.data import list_infos
 from tests.app import fake_job, open_page, pair, words
 from tests.explain.test_why import made
 
@@ -171,16 +170,3 @@ def test_two_causal_runs_have_nothing_to_explain(root):
     app = open_page("pages/item.py", a=a.id, b=c.id, item=ITEM)
     assert not app.exception
     assert "Why this answer" not in words(app)
-
-
-def test_an_explanation_is_a_run_among_the_others(root):
-    a, b = pair(root)
-    path = explain(root, b)
-    app = open_page("pages/runs.py", q=path.name)
-    assert not app.exception
-    assert "could not be read" not in words(app)
-    app = open_page("", a=a.id, b=b.id)
-    assert not app.exception
-    (info,) = (run for run in list_infos() if run.kind == "why")
-    assert info.label == "Lab · an item explained · bidirectional"
-    assert not info.can_pair
