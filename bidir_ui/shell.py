@@ -252,6 +252,21 @@ GLOSSARY = (
         "Two explanations that controls can refute: that the damage comes from the first token "
         "looking ahead, and that it is the loss of the first token as attention sink.",
     ),
+    (
+        "sweep, point, dial",
+        "A sweep runs one model under many regimes, its points; what they vary is a dial, such as how "
+        "many first tokens stay causal (sink) or how strongly the rest looks ahead (lambda).",
+    ),
+    (
+        "damage, removed",
+        "What bidirectional prefill costs against causal, untrained; and the share of it that a "
+        "point gives back.",
+    ),
+    (
+        "explore, confirm half",
+        "What was chosen among several was chosen on one half of the items and is judged on the other.",
+    ),
+    ("nats", "The unit of log-likelihoods: one nat is a factor of 2.7 in probability."),
     ("churn", "Broken plus fixed: how many answers moved, which the net difference hides."),
     (
         "margin",

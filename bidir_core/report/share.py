@@ -116,23 +116,7 @@ class ItemPage:
         return list(zip(first, second, strict=True))
 
     def dial_strips(self) -> list[tuple[str, list[Strip]]]:
-        """How likely the right answer is at each strength, with parts of the prompt left causal."""
-        scores = (self.dials or {})["scores"]
-        some = sorted({1, 2, 3, 4, 6, len(scores[0]) // 2} & set(range(1, len(scores[0]))))
-        rows = [("nothing left causal", scores[0][0]), ("first token causal", scores[1][0])]
-        rows += [(f"first {n} layer{'s' if n > 1 else ''} causal", scores[0][n]) for n in some]
-        return [
-            (label, [self._at(x, f"{label}, strength {s:g}") for s, x in zip(STRENGTHS, row)])
-            for label, row in rows
-        ]
-
-    def _at(self, scores: Sequence[float], where: str) -> Strip:
-        gold = int((self.dials or {})["gold"])
-        likely = _softmax([score / 100 for score in scores])
-        best = likely[gold] == max(likely)
-        return Strip(
-            likely[gold], f"{where}: right answer {100 * likely[gold]:.0f} %", "✓" if best else ""
-        )
+        return dial_strips(self.dials or {})
 
     def layer_strips(self) -> list[tuple[str, list[Strip]]]:
         return layer_strips(self.why or {})
@@ -365,12 +349,13 @@ def _read_why(run: Run) -> Mapping[str, Any] | None:
 def _read_dials(path: Path) -> list[Mapping[str, Any]]:
     """The whole items of a file of ``why --export``; none of a file that is not one."""
     try:
-        return [item for item in read_dials(path) if _is_whole(item)]
+        return [item for item in read_dials(path) if is_whole(item)]
     except (UserError, KeyError, TypeError):
         return []
 
 
-def _is_whole(item: Mapping[str, Any]) -> bool:
+def is_whole(item: Mapping[str, Any]) -> bool:
+    """Whether an item of ``why --export`` has every score."""
     try:
         shape = np.shape(item["scores"])
         whole = len(shape) == 4 and shape[0] == 2 and shape[2] == len(STRENGTHS)
@@ -451,6 +436,24 @@ def _softmax(values: Sequence[float]) -> list[float]:
     largest = max(values)
     shares = [math.exp(value - largest) for value in values]
     return [share / math.fsum(shares) for share in shares]
+
+
+def dial_strips(dials: Mapping[str, Any]) -> list[tuple[str, list[Strip]]]:
+    """How likely the right answer is at each strength, with parts of the prompt left causal."""
+    scores, gold = dials["scores"], int(dials["gold"])
+
+    def at(reading: Sequence[float], where: str) -> Strip:
+        likely = _softmax([score / 100 for score in reading])
+        mark = "✓" if likely[gold] == max(likely) else ""
+        return Strip(likely[gold], f"{where}: right answer {100 * likely[gold]:.0f} %", mark)
+
+    some = sorted({1, 2, 3, 4, 6, len(scores[0]) // 2} & set(range(1, len(scores[0]))))
+    rows = [("nothing left causal", scores[0][0]), ("first token causal", scores[1][0])]
+    rows += [(f"first {n} layer{'s' if n > 1 else ''} causal", scores[0][n]) for n in some]
+    return [
+        (label, [at(x, f"{label}, strength {s:g}") for s, x in zip(STRENGTHS, row)])
+        for label, row in rows
+    ]
 
 
 def layer_strips(why: Mapping[str, Any]) -> list[tuple[str, list[Strip]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,23 @@ import pandas as pd
 import streamlit as st
 
 from bidir_core import jobs
+from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged
 from bidir_core.data import assets, tasks
 from bidir_core.data.custom import name_of
 from bidir_core.explain.why_config import RESULT, expected_tokens
 from bidir_core.jobs import estimate
 from bidir_core.jobs.history import start_seconds
-from bidir_core.report.share import RESTORED, Strip, layer_strips, recovered, restored
+from bidir_core.report.share import (
+    RESTORED,
+    Strip,
+    dial_strips,
+    is_whole,
+    layer_strips,
+    recovered,
+    restored,
+)
+from bidir_core.runs.dials import STRENGTHS
 from bidir_core.runs.layout import is_read_only
 from bidir_core.runs.read import read_object
 from bidir_core.runs.run import Run
@@ -25,6 +35,7 @@ from bidir_ui import shell
 from bidir_ui.kit import fmt, html, widgets
 from bidir_ui.kit.html import Html, div, el, scrolling, span
 from bidir_ui.launch import ask, jobs_view, review
+from bidir_ui.overview import hero
 from bidir_ui.reading.data import BY_CHANGE, RunInfo
 
 
@@ -36,12 +47,34 @@ def section(page: Any, item_id: str, record: Mapping[str, Any], metric: str) -> 
     widgets.heading("Why this answer")
     metric = metric if record["pred_norm"] is not None else "acc"
     explained = _find(page.runs, target, record, metric)
+    recorded = _recorded(target, item_id) if explained is None else None
+    if recorded is not None:
+        widgets.note(
+            "How likely the right answer is, with the prompt looking ahead ever more strongly and "
+            "parts of it left causal; ",
+            el("b", "✓"),
+            " where it is the likeliest. Computed before, for this item.",
+        )
+        strengths = [f"{strength:g}" for strength in STRENGTHS]
+        html.show(_table("Look-ahead", strengths, dial_strips(recorded), look=_share))
     if explained is not None:
         draw(explained[1], explained[0].id)
     elif is_read_only():
         widgets.note("Nobody has explained this item yet, and this is a read-only view.")
     else:
         offer(page, target, record, metric)
+
+
+def _recorded(target: RunInfo, item_id: str) -> Mapping[str, Any] | None:
+    """The item's answers at every setting of the Overview's dials, of the untrained model."""
+    if target.checkpoint:
+        return None
+    try:
+        known = [item for item in hero.items() if is_whole(item)]
+    except UserError:  # the Overview says what is wrong with the file
+        return None
+    wanted = (target.model, item_id)
+    return next((x for x in known if (x.get("model"), x.get("item")) == wanted), None)
 
 
 def _explainable(run: RunInfo | None) -> bool:
@@ -117,10 +150,23 @@ def _look(strip: Strip) -> dict[str, str]:
     return {"style": style, "title": fmt.minus(strip.title)}
 
 
-def _table(first: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Strip]]]) -> Html:
+def _share(strip: Strip) -> dict[str, str]:
+    """The bluer, the likelier."""
+    return {
+        "style": f"background:rgb(0 114 178 / {strip.strength * 0.75:.2f})",
+        "title": strip.title,
+    }
+
+
+def _table(
+    first: str,
+    heads: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[Strip]]],
+    look: Callable[[Strip], dict[str, str]] = _look,
+) -> Html:
     head = [el("th", first, scope="col"), *(el("th", text, scope="col") for text in heads)]
     lines = [
-        el("tr", el("th", label, scope="row"), *(el("td", s.mark, **_look(s)) for s in strips))
+        el("tr", el("th", label, scope="row"), *(el("td", s.mark, **look(s)) for s in strips))
         for label, strips in rows
     ]
     body = el("table", el("thead", el("tr", *head)), el("tbody", *lines), cls="b b-strip")

@@ -25,17 +25,19 @@ HERE = Path(__file__).parent
 
 def draw(runs: Sequence[RunInfo]) -> None:
     """The item and its dials; nothing where no item was exported."""
-    items = [
-        _shown(item, runs)
-        for item in _items(COMMITTED.stat().st_mtime_ns if COMMITTED.exists() else 0)
-    ]
-    if not items:
+    shown = [_shown(item, runs) for item in items()]
+    if not shown:
         return
     widgets.heading("Flip an answer")
     component = st.components.v2.component(
         "bidir_hero", js=(HERE / "hero.js").read_text(encoding="utf-8"), isolate_styles=False
     )
-    component(data={"items": items, "strengths": STRENGTHS}, key="hero")
+    component(data={"items": shown, "strengths": STRENGTHS}, key="hero")
+
+
+def items() -> list[dict[str, Any]]:
+    """What was exported."""
+    return _items(COMMITTED.stat().st_mtime_ns if COMMITTED.exists() else 0)
 
 
 @lru_cache(maxsize=2)

@@ -213,7 +213,7 @@ def _seconds(model: str, missing: Sequence[str], _runs: tuple[RunInfo, ...]) -> 
 DETAILS = (
     ("Reading", "95 % intervals, paired item by item; ○ marks what they leave open, ▲ ▼ what they decide."),
     ("Why?", "The first layers that must stay causal are chosen on half of the items and judged on the other. ✓ ✗ ○: controls that support, refute or leave open that claim."),
-    ("Repair?", "A repair fine-tune (3B) learns with the prompt looking ahead; its control (3C) gets the same data, steps and seed, causally. The number is the interaction: how much more 3B gains than 3C, looking ahead minus causal. It is on all items of the row; README and docs/RESULTS.md judge repair on the half of the items that chose no recipe, so their numbers differ a little."),
+    ("Repair?", "A repair fine-tune (3B) learns with the prompt looking ahead; its control (3C) gets the same data, steps and seed, causally. The number is the interaction: how much more 3B gains than 3C, looking ahead minus causal. Here on all items; README: confirm half."),
     ("Helps anywhere?", "Questions whose passage comes last, where left-to-right reading suffers: looking ahead against causal, with Holm's correction; beyond always giving one answer, and beside giving the prompt twice."),
 )  # fmt: skip
 

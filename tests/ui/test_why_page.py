@@ -170,3 +170,16 @@ def test_two_causal_runs_have_nothing_to_explain(root):
     app = open_page("pages/item.py", a=a.id, b=c.id, item=ITEM)
     assert not app.exception
     assert "Why this answer" not in words(app)
+
+
+def test_an_item_of_the_overview_says_why_without_a_job(root, monkeypatch):
+    a, b = pair(root)
+    scores = [[[[0, -300] if strength < 3 else [-300, 0] for strength in range(11)]] * 5] * 2
+    item = {"model": b.model, "item": ITEM, "gold": 0, "scores": scores}
+    monkeypatch.setattr(hero, "items", lambda: [{"model": b.model, "item": ITEM}, item])
+    app = open_page("pages/item.py", a=a.id, b=b.id, item=ITEM)
+    assert not app.exception
+    drawn = " ".join(block.proto.body for block in app.get("html"))
+    assert "nothing left causal, strength 0: right answer 95 %" in drawn
+    assert "first 2 layers causal, strength 1: right answer 5 %" in drawn
+    assert app.button(key="why-start")
