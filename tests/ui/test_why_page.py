@@ -9,6 +9,7 @@ from bidir_core.common.files import write_json
 from bidir_core.explain.why import sentences
 from bidir_core.jobs import Job
 from bidir_core.runs.writer import RunWriter
+from bidir_ui.overview import hero
 from tests.app import fake_job, open_page, pair, words
 from tests.explain.test_why import made
 
