@@ -62,8 +62,8 @@ def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
     ]
     if not usable:
         return
-    shown = {run.id for run in (chosen.a, chosen.b) if run}
-    names = data.menu(run for run in runs if run.id in {*usable, *shown})
+    named = {*usable, *(run.id for run in (chosen.a, chosen.b) if run)}
+    names = data.menu(run for run in runs if run.id in named)
     for name, title, run in (("a", "Baseline", chosen.a), ("b", "Candidate", chosen.b)):
         options = usable if run is None or run.id in usable else [run.id, *usable]
         _menu(name, title, run, options, names)
