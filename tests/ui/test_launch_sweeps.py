@@ -94,7 +94,6 @@ def test_a_sweep_shows_its_points_and_the_time_of_each(root, own_items, tiny_fol
         ({"f.limit": "0"}, "from 1 up"),
         ({"f.tasks": "there/is/none.jsonl"}, "there/is/none.jsonl' does not exist"),
         ({"stage": "custom", "f.regime": "bidirectional:sink=x"}, "sink takes an integer"),
-        ({"stage": "3C", "f.regime": "bidirectional"}, "trains causally"),
         ({"f.tasks": "piqa,nope"}, "nknown task 'nope'"),
         ({"stage": "3B", "f.lr": "0"}, "above 0"),
         ({"stage": "pipeline", "f.regime": "causal"}, "need a bidirectional regime"),
