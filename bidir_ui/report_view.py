@@ -20,7 +20,6 @@ from bidir_core.report.sections import ALL_SECTIONS, FLIPS, FRONT
 from bidir_core.runs.layout import EVAL_DIRS, FINETUNE_DIRS
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
-from bidir_ui.kit.report_table import report_table
 from bidir_ui.reading import data, pair, scorecards
 from bidir_ui.reading.data import RunInfo
 from bidir_ui.shell import Page, guard
@@ -272,6 +271,27 @@ def _show(made: Made, key: str, cls: str) -> None:
             html.show(html.div("b", html.el("b", block.title)))
             name = f"{made.report.stem}_{block.key}"
             widgets.chart(block.figure, block.alt, save_as=name, key=f"report-{block.key}")
+
+
+def report_table(table: Table) -> html.Html:
+    """A table of the report; a long one is folded."""
+    kinds = [column.kind for column in table.columns]
+    left = [i for i, kind in enumerate(kinds) if kind in ("text", "code")]
+    rows = [
+        [_cell(text, kind) for text, kind in zip(row, kinds, strict=True)] for row in table.texts()
+    ]
+    shown = widgets.table([column.name for column in table.columns], rows, left=left)
+    if len(rows) > html_page.FOLDED:
+        words = f"Table, {len(rows)} rows"
+        shown = html.el("details", html.el("summary", words), shown, cls="b b-fold")
+    return shown
+
+
+def _cell(text: str, kind: str) -> object:
+    if kind == "code":
+        long = len(text) > html_page.LONG
+        return html.el("span", text, cls="b-mono b-long" if long else "b-mono")
+    return text if kind == "text" else html_page.tied(text)
 
 
 # --- files: each is made when it is asked for, and not before ------------------------------------

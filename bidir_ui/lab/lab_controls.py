@@ -200,18 +200,11 @@ def _point_link(page: str, label: str, icon: str, lab: Lab, a: str, b: str) -> N
 
 def table(lab: Lab, slug: str) -> None:
     """The charts' twin: every point with its numbers. A click on a row chooses it."""
-    rows = []
-    for point in lab.points:
-        numbers = lab.numbers(point["slug"])
-        row = {"point": item_texts.visible(lab_data.name(point)), "n": point["n"]}
-        row["acc"] = numbers.get("value")
-        for name in ("delta", "removed"):
-            found = numbers.get(name) or {}
-            row |= {f"{name}_{end}": found.get(end) for end in ("value", "low", "high")}
-        rows.append(row)
-    frame = pd.DataFrame(rows)
-    shares = frame.columns[2:]
-    frame[shares] = 100 * frame[shares].astype(float)
+    every = lab_data.table(lab)
+    names = [item_texts.visible(lab_data.name(point)) for point in lab.points]
+    kinds = [f"_{kind}_{end}" for kind in ("delta", "removed") for end in ("value", "low", "high")]
+    shares = {f"acc{kind}": 100 * every[lab.metric + kind].astype(float) for kind in ("", *kinds)}
+    frame = pd.DataFrame({"point": names, "n": every["n"], **shares})
 
     def number(label: str, form: str, **more: Any) -> Any:
         return st.column_config.NumberColumn(label, format=form, **more)
@@ -221,12 +214,12 @@ def table(lab: Lab, slug: str) -> None:
         "point": st.column_config.TextColumn("Point", width=300),
         "n": number("n", "localized"),
         "acc": number("Macro, %", "%.1f"),
-        "delta_value": number("To causal, points", "%+.1f"),
-        "delta_low": number("Low", "%+.1f", **ends),
-        "delta_high": number("High", "%+.1f", **ends),
-        "removed_value": number("Damage removed, %", "%.0f"),
-        "removed_low": number("Low", "%.0f", **ends),
-        "removed_high": number("High", "%.0f", **ends),
+        "acc_delta_value": number("To causal, points", "%+.1f"),
+        "acc_delta_low": number("Low", "%+.1f", **ends),
+        "acc_delta_high": number("High", "%+.1f", **ends),
+        "acc_removed_value": number("Damage removed, %", "%.0f"),
+        "acc_removed_low": number("Low", "%.0f", **ends),
+        "acc_removed_high": number("High", "%.0f", **ends),
     }
     key = f"points-{lab.info.id}-{lab.metric}-{slug}"  # another choice forgets the click
     alt = "Every point: accuracy, difference to causal and damage removed, with intervals."
@@ -238,4 +231,4 @@ def table(lab: Lab, slug: str) -> None:
     widgets.note("Click a row to choose the point: what it is, and where it opens, stands above.")
     name = f"{lab.info.id.replace('/', '-')}.csv"
     with widgets.row():
-        widgets.take_away(lab_data.table(lab), name, key="lab")
+        widgets.take_away(every, name, key="lab")

@@ -95,7 +95,7 @@ def table(found: Sequence[Row], runs: tuple[RunInfo, ...]) -> None:
     place = st.empty()
     with place:
         html.show(_table(found, {}))
-    times = dict(_times(found, runs))
+    times = _times(found, runs)
     if times:  # counting items takes seconds: the table stands meanwhile
         with place:
             html.show(_table(found, times))
@@ -179,17 +179,17 @@ def _run(row: Row, name: str, time: str) -> html.Html:
     return widgets.link(f"Run{f' (about {time})' if time else ''}", "launch", query, cls="run")
 
 
-def _times(
-    found: Iterable[Row], runs: tuple[RunInfo, ...]
-) -> Iterable[tuple[tuple[str, str], str]]:
+def _times(found: Iterable[Row], runs: tuple[RunInfo, ...]) -> dict[tuple[str, str], str]:
     """How long each missing answer would take; nothing where no run here has told."""
     if is_read_only() or not any(one.device == "cpu" for one in review.measured(runs)):
-        return
+        return {}
+    times = {}
     for row in found:
         missing = tuple(name for name in MISSING if getattr(row, name) is None)
         if missing and not row.problem:
             for name, seconds in _seconds(row.model, missing, runs).items():
-                yield (row.model, name), duration(seconds)
+                times[row.model, name] = duration(seconds)
+    return times
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
