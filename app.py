@@ -6,7 +6,7 @@ from bidir_ui import shell
 from bidir_ui.kit import url, widgets
 from bidir_ui.kit.server import MIDDLEWARE
 from bidir_ui.overview import hero, scorecard_view
-from bidir_ui.reading import pair
+from bidir_ui.reading import pair, scorecards
 
 app = st.App(__file__, middleware=MIDDLEWARE)
 
@@ -21,7 +21,7 @@ def overview() -> None:
             if pair.explain_if_missing(page.runs, page.pair):
                 widgets.page_link("compare", "Compare this pair", url.params(), "balance")
         limited = url.get("items") == str(scorecard_view.LIMIT)
-        rows = scorecard_view.rows(page.runs, scorecard_view.LIMIT if limited else None)
+        rows = scorecards.rows(page.runs, scorecard_view.LIMIT if limited else None)
         if not rows:
             scorecard_view.unfinished(page.runs)
             if page.pair.complete or not page.runs:

@@ -20,8 +20,7 @@ from bidir_core.report.sections import ALL_SECTIONS, FLIPS, FRONT
 from bidir_core.runs.layout import EVAL_DIRS, FINETUNE_DIRS
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
-from bidir_ui.kit.report_table import report_table
-from bidir_ui.reading import data, pair
+from bidir_ui.reading import data, pair, scorecards
 from bidir_ui.reading.data import RunInfo
 from bidir_ui.shell import Page, guard
 
@@ -49,11 +48,10 @@ STAGES = (*EVAL_DIRS, *FINETUNE_DIRS.values())
 
 @dataclass(frozen=True)
 class Made:
-    """A report, the key it is remembered by, and whether the reader chose what it is about."""
+    """A report and the key it is remembered by."""
 
     report: sections.Report
     key: str
-    chosen: bool
 
     @property
     def drawn(self) -> dict[str, list[html_page.Block]]:
@@ -64,13 +62,19 @@ class Made:
 
 @st.cache_resource(max_entries=6, show_spinner="Computing the report")
 def _report(
-    paths: tuple[str, ...], around: tuple[str, ...], model: str, metric: str, stamp: str
+    paths: tuple[str, ...],
+    around: tuple[str, ...],
+    model: str,
+    regime: str,
+    metric: str,
+    stamp: str,
 ) -> sections.Report:
     named, both = [Run(path) for path in paths], [Run(path) for path in around]
     return report.build_report(
         named or None,
         model=model or None,
         pair=(both[0], both[1]) if both else None,
+        regime=regime or None,
         metric=metric,
     )
 
@@ -83,19 +87,26 @@ def _drawn(_report: sections.Report, key: str, theme: str) -> dict[str, list[htm
 
 def build(page: Page, chosen: Sequence[RunInfo], metric: str) -> Made:
     """The report on these runs; without any, on all runs over the items of the pair that the
-    address names; without either, on the fullest set of the pair's model.
+    address names; without either, on the fullest set of the leading pair's model.
 
     Remembered until a finished run comes, goes or changes. UserError if there is nothing to say.
     """
     known = [(run.id, run.modified) for run in page.runs if usable(run)]
     stamp = hashlib.sha256(repr(known).encode()).hexdigest()
     a, b = page.pair.a, page.pair.b
-    named = url.get("a") or url.get("b")
-    both = [run for run in (a, b) if run is not None and run.stage in EVAL_DIRS and usable(run)]
-    around = tuple(run.path for run in both) if named and not chosen and len(both) == 2 else ()
+    both = [run for run in (a, b) if run is not None and (usable(run) or run.is_point)]
+    around: tuple[str, ...] = ()
+    regime = ""
+    if not chosen and len(both) == 2 and all(run.is_done for run in both):
+        chosen = scorecards.beside([r for r in page.runs if usable(r) or r.is_point], *both)
+        if not chosen:
+            named = url.get("a") or url.get("b")
+            around = tuple(run.path for run in both) if named else ()
+        elif both[1].regime.startswith("bidirectional") and not both[1].checkpoint:
+            regime = both[1].regime
     model = "" if chosen or around or a is None else a.model
-    asked = (tuple(run.path for run in chosen), around, model, metric, stamp)
-    return Made(_report(*asked), repr(asked), bool(chosen or around))
+    asked = (tuple(run.path for run in chosen), around, model, regime, metric, stamp)
+    return Made(_report(*asked), repr(asked))
 
 
 def usable(run: RunInfo) -> bool:
@@ -136,8 +147,8 @@ def runs_box(page: Page, chosen: Sequence[RunInfo], made: Made | None) -> None:
         format_func={ALL: "The pair's items", MINE: "My choice"}.get,
         read=lambda text: MINE if text else ALL,
         write=lambda value: "~".join(in_it) if value == MINE else "",
-        help="The pair's items: every finished run of the pair's model over the same items. If "
-        "no pair was chosen, the items for which the model's runs fill most stages.",
+        help="The pair's items: every finished run of the pair's model over the same items. Where "
+        "none was chosen, it is the pair that the Overview begins with.",
     )
     if not chosen:
         return
@@ -193,16 +204,9 @@ def remarks(page: Page, report: sections.Report) -> None:
 
 def first_page(made: Made) -> None:
     """The answer, as the files have it."""
-    html.styles(html_page.FOLDER / "rows.css")
     study = made.report.study
     n = (study.some_run.metrics or {}).get("n_items") or 0
-    about = f"{made.report.title}, n = {fmt.count(n)}."
-    if not made.chosen:
-        about += (
-            " No pair was chosen, so it is about the items for which this model's runs fill most "
-            "stages; a pair chosen at the side is reported on over its own items."
-        )
-    widgets.note(about)
+    widgets.note(f"{made.report.title}, n = {fmt.count(n)}.")
     _show(made, FRONT, "b-report b-front")
 
 
@@ -259,7 +263,7 @@ def _show(made: Made, key: str, cls: str) -> None:
         if isinstance(block, Table):
             waiting.append(report_table(block))
         elif block is not None and not isinstance(block, Chart):
-            waiting.append(html.div("b", html.built(block)))
+            waiting.append(html.div("b", block))
         elif waiting:
             html.show(html.div(cls, *waiting))
             waiting = []
@@ -267,6 +271,27 @@ def _show(made: Made, key: str, cls: str) -> None:
             html.show(html.div("b", html.el("b", block.title)))
             name = f"{made.report.stem}_{block.key}"
             widgets.chart(block.figure, block.alt, save_as=name, key=f"report-{block.key}")
+
+
+def report_table(table: Table) -> html.Html:
+    """A table of the report; a long one is folded."""
+    kinds = [column.kind for column in table.columns]
+    left = [i for i, kind in enumerate(kinds) if kind in ("text", "code")]
+    rows = [
+        [_cell(text, kind) for text, kind in zip(row, kinds, strict=True)] for row in table.texts()
+    ]
+    shown = widgets.table([column.name for column in table.columns], rows, left=left)
+    if len(rows) > html_page.FOLDED:
+        words = f"Table, {len(rows)} rows"
+        shown = html.el("details", html.el("summary", words), shown, cls="b b-fold")
+    return shown
+
+
+def _cell(text: str, kind: str) -> object:
+    if kind == "code":
+        long = len(text) > html_page.LONG
+        return html.el("span", text, cls="b-mono b-long" if long else "b-mono")
+    return text if kind == "text" else html_page.tied(text)
 
 
 # --- files: each is made when it is asked for, and not before ------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -157,7 +158,13 @@ def _half_width(run: RunInfo) -> float | None:
     known = [row for row in run.tasks.values() if row.get("n") and row.get("acc") is not None]
     if not known or len(known) < len(run.tasks):
         return None
-    level = stats.macro_delta([stats.accuracy(float(row["acc"]), int(row["n"])) for row in known])
+    return _half(tuple((float(row["acc"]), int(row["n"])) for row in known))
+
+
+@lru_cache(maxsize=10_000)
+def _half(accuracies: tuple[tuple[float, int], ...]) -> float:
+    """Remembered: for thousands of runs the page would compute it for seconds at every click."""
+    level = stats.macro_delta([stats.accuracy(acc, n) for acc, n in accuracies])
     return 50 * (level.high - level.low)
 
 
@@ -299,10 +306,6 @@ def config_difference(a: RunInfo, b: RunInfo) -> list[tuple[str, str, str]]:
         for name in names
         if left.get(name) != right.get(name)
     ]
-
-
-def as_frame(rows: list[tuple[str, str, str]], columns: list[str]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=columns)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -22,7 +22,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.runs.layout import is_read_only, runs_roots
 from bidir_core.runs.stages import STAGES
 from bidir_ui.kit import fmt, html, url, widgets
-from bidir_ui.reading import data, pair
+from bidir_ui.reading import data, pair, scorecards
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,29 +34,50 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class PageSpec:
     """One page of the app. ``writes``: it starts or changes something, so read-only hides it.
-    ``opens_with``: what its link in the sidebar adds to the URL. ``from_a_list``: one thing, which
+    ``tells``: what it shows, for who has never seen it. ``opens_with``: what its link in the sidebar adds to the URL. ``from_a_list``: one thing, which
     a list opens; the sidebar names it only where one is."""
 
     key: str
     path: str
     title: str
     icon: str
+    tells: str = ""
     writes: bool = False
     opens_with: dict[str, str] = field(default_factory=dict)
     from_a_list: bool = False
 
 
+RUNS = (
+    "Every evaluation, fine-tune and sweep of a model, with its scores. Two of them are chosen, a "
+    "baseline and a candidate: Compare, Flips and Item show these."
+)
+COMPARE = "How far the candidate's accuracy is from the baseline's on the same items, and where."
+FLIPS = (
+    "Item by item, how the answer changed from the baseline to the candidate, largest change first."
+)
+LAB = (
+    "One model under many ways to look ahead: which part of it does the damage, how sure that is, and "
+    "what could have refuted it."
+)
+PLAYGROUND = (
+    "A prompt read under two regimes and continued token by token, causally. One prompt proves "
+    "nothing: Compare and Lab count many."
+)
+LAUNCH = "Starts an evaluation, a fine-tune or a sweep, or says its command line; below, the jobs."
+
 PAGES = (
     PageSpec("overview", "app.py", "Overview", "dashboard"),
-    PageSpec("runs", "pages/runs.py", "Runs", "list"),
+    PageSpec("runs", "pages/runs.py", "Runs", "list", RUNS),
     PageSpec("run", "pages/run.py", "Run", "receipt_long", from_a_list=True),
-    PageSpec("compare", "pages/compare.py", "Compare", "balance"),
-    PageSpec("flips", "pages/flips.py", "Flips", "swap_vert", opens_with={"flip": "broken~fixed"}),
+    PageSpec("compare", "pages/compare.py", "Compare", "balance", COMPARE),
+    PageSpec(
+        "flips", "pages/flips.py", "Flips", "swap_vert", FLIPS, opens_with={"flip": "broken~fixed"}
+    ),
     PageSpec("item", "pages/item.py", "Item", "article"),
     PageSpec("masks", "pages/masks.py", "Masks", "grid_on"),
-    PageSpec("lab", "pages/lab.py", "Lab", "science"),
-    PageSpec("playground", "pages/playground.py", "Playground", "compare_arrows", writes=True),
-    PageSpec("launch", "pages/launch.py", "Launch", "play_circle", writes=True),
+    PageSpec("lab", "pages/lab.py", "Lab", "science", LAB),
+    PageSpec("playground", "pages/playground.py", "Playground", "compare_arrows", PLAYGROUND, True),
+    PageSpec("launch", "pages/launch.py", "Launch", "play_circle", LAUNCH, True),
     PageSpec("report", "pages/report.py", "Report", "description"),
 )
 
@@ -94,7 +115,10 @@ def start(key: str) -> Page:
         st.stop()
     with st.spinner("Reading run folders", show_time=False):
         runs = data.list_infos()
-    chosen = pair.choose(runs)
+    leading = None
+    if key == "report" and not (url.get("a") or url.get("b")):
+        leading = scorecards.leading_pair(runs)
+    chosen = pair.choose(runs, leading)
     with st.sidebar:
         _navigation(key)
         if key != "overview":  # it compares no pair
@@ -125,6 +149,12 @@ def _navigation(current: str) -> None:
                 icon=f":material/{spec.icon}:",
                 query_params=url.params(**spec.opens_with),
             )
+
+
+def title(page: Page) -> None:
+    """A page's heading, and what it shows."""
+    st.title(page.spec.title, anchor=False)
+    widgets.note(page.spec.tells)
 
 
 def path(key: str) -> str:
@@ -222,6 +252,21 @@ GLOSSARY = (
         "Two explanations that controls can refute: that the damage comes from the first token "
         "looking ahead, and that it is the loss of the first token as attention sink.",
     ),
+    (
+        "sweep, point, dial",
+        "A sweep runs one model under many regimes, its points; what they vary is a dial, such as how "
+        "many first tokens stay causal (sink) or how strongly the rest looks ahead (lambda).",
+    ),
+    (
+        "damage, removed",
+        "What bidirectional prefill costs against causal, untrained; and the share of it that a "
+        "point gives back.",
+    ),
+    (
+        "explore, confirm half",
+        "What was chosen among several was chosen on one half of the items and is judged on the other.",
+    ),
+    ("nats", "The unit of log-likelihoods: one nat is a factor of 2.7 in probability."),
     ("churn", "Broken plus fixed: how many answers moved, which the net difference hides."),
     (
         "margin",

@@ -11,7 +11,7 @@ from bidir_ui.reading import analysis, pair
 
 page = shell.start("compare")
 
-st.title("Compare", anchor=False)
+shell.title(page)
 with shell.guard():
     pair.line(page.pair)
     a, b, metric = shell.chosen_pair(page)
@@ -23,9 +23,7 @@ with shell.guard():
         st.stop()
     analysis.remarks(a, b)
     compare_view.verdict(result)
-    task = compare_view.forest(result, key=f"forest-{a.id}-{b.id}-{metric}")
-    if task:
-        compare_view.open_flips(task, a, b)
+    compare_view.forest(result, a, b)
     compare_view.task_table(result, a, b)
     with widgets.row():
         name = compare_view.file_name("compare", a.id, b.id)

@@ -8,7 +8,7 @@ from bidir_ui.lab import lab_controls, lab_data, lab_orders, lab_view
 
 page = shell.start("lab")
 
-st.title("Lab", anchor=False)
+shell.title(page)
 with shell.guard():
     info = lab_view.choose(lab_data.sweeps(page.runs), lab_orders.order_sets(page.runs))
     if info is None:
@@ -33,5 +33,4 @@ with shell.guard():
     widgets.heading("Every point")
     with st.expander("The charts' numbers as a table", expanded=len(lab.points) <= 24):
         lab_controls.table(lab, slug)
-    lab_controls.download(lab)
     lab_view.watch(lab)

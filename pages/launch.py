@@ -10,9 +10,9 @@ from bidir_ui.launch import ask, jobs_view, review, view
 
 page = shell.start("launch")
 
-st.title("Launch", anchor=False)
+shell.title(page)
+place = None
 with shell.guard():
-    line, place = "", None
     form = view.form(page.runs)
     known = jobs.list_jobs()
     made = review.estimated(form, page.runs, known)
@@ -22,8 +22,7 @@ with shell.guard():
         command, cost = st.columns([3, 2], gap="large")
         with command:
             widgets.heading("The command line")
-            line = jobs.command_text(form.words)
-            place = view.command_line(line)
+            place = st.container()  # filled last: what shows code takes the browser long to load
             widgets.note(
                 "The same in a terminal. Here it runs detached: closing this page or "
                 "stopping the app does not stop it."
@@ -49,4 +48,5 @@ with shell.guard():
 with shell.guard():
     jobs_view.section(page.runs)
     if place is not None:
-        view.make_copyable(place, line)
+        with place:
+            widgets.command(jobs.command_text(form.words))

@@ -96,8 +96,9 @@ with shell.guard():
             masks_view.explain((points[-1]["y"], points[-1]["x"]), pictures, tokens, view)
         else:
             widgets.note(
-                f"{tokens.n_prefix} prefix + {len(tokens.pieces) - tokens.n_prefix} continuation "
-                "tokens. A row is a token; click a cell to read it."
+                "Who may see whom: a row is a token, and marked is what it sees. Click a cell to read "
+                f"it. {tokens.n_prefix} prefix + {len(tokens.pieces) - tokens.n_prefix} continuation "
+                "tokens."
             )
     widgets.note(
         "Dials: sink=K, rows=A-B, skip=J, self=J, hide=J, tail=K, layers=A-B or A-, lambda=X, for "

@@ -3,16 +3,11 @@
 import streamlit as st
 
 from bidir_ui import playground_view, shell
-from bidir_ui.kit import widgets
 
 page = shell.start("playground")
 
-st.title("Playground", anchor=False)
+shell.title(page)
 with shell.guard():
-    widgets.note(
-        "The prompt is read under each regime, then continued token by token; what is generated is "
-        "causal in every regime. One prompt is an anecdote: Compare and Lab count."
-    )
     worker = playground_view.model_bar(page.runs)
     asked = playground_view.settings()
     if worker.state == "ready" and asked is not None:

@@ -10,7 +10,7 @@ from bidir_ui.reading import data, pair
 
 page = shell.start("runs")
 
-st.title("Runs", anchor=False)
+shell.title(page)
 with shell.guard():
     pair.line(page.pair)
     if page.pair.unknown:
@@ -89,9 +89,8 @@ with shell.guard():
             ]
             html.show(widgets.table(("Setting", "Baseline", "Candidate"), cells, left=(1, 2)))
             columns = ["setting", page.pair.a.id, page.pair.b.id]
+            settings = [dict(zip(columns, row, strict=True)) for row in changed]
             with widgets.row():
-                widgets.take_away(
-                    runs_table.as_frame(changed, columns), "settings.csv", key="differs"
-                )
+                widgets.take_away(settings, "settings.csv", key="differs")
         else:
             widgets.note("Nothing: the two configs are the same.")

@@ -32,7 +32,7 @@ def words(app: AppTest) -> str:
     """All text on the page, markup removed."""
     parts = [block.proto.body for block in app.get("html")]
     parts += [block.value for block in [*app.title, *app.subheader, *app.code, *app.text]]
-    return re.sub(r"<[^>]*>", " ", " ".join(parts)).replace("&#x27;", "'")
+    return re.sub(r"(?s)<style>.*?</style>|<[^>]*>", " ", " ".join(parts)).replace("&#x27;", "'")
 
 
 def pair(root: Path, **options) -> tuple[Run, Run]:

@@ -8,18 +8,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
-
-from bidir_core.analyse.verdict import Judgement
-from bidir_core.data.item_texts import visible
 
 GREY, BLUE, RED, GREEN = "#7f7f7f", "#0072B2", "#D55E00", "#009E73"
 # By code of a training objective: 3B, its control, distillation, the leaky one.
 OBJECTIVE_COLOURS = {"3B": BLUE, "3C": GREY, "distill": GREEN, "3A": RED}
 FAINT = "rgba(127,127,127,0.28)"
-ROW_PIXELS = 38
-LINE_PIXELS = 17
 LABEL_WIDTH, LABEL_LINES = 40, 4  # characters that fit beside a chart, and lines of them
 # For axes that stay as they are, without a grid. Letting the browser measure the labels for a margin
 # takes twice as long.
@@ -92,100 +86,6 @@ def ink(figure: go.Figure, colour: str, soft: str) -> go.Figure:
         for axis in axes:
             axis.tickfont.update(color=inked, size=axis.tickfont.size or size)
             axis.title.font.update(color=soft, size=13)
-    return figure
-
-
-def forest_row(
-    key: str, label: str, delta: float, judgement: Judgement, *, total: bool, text: str
-) -> dict[str, object]:
-    """One line of :func:`forest`'s frame; ``key`` is what a click returns as ``customdata``."""
-    row = dot_row(label, delta, judgement, text) | {"key": key, "total": total}
-    return row | {"symbol": "diamond"} if total else row
-
-
-def forest(frame: pd.DataFrame) -> go.Figure:
-    """Paired differences with 95 % intervals, one row a task; the total is bold, below a line."""
-    title = "Difference in accuracy, points (95 % interval)"
-    figure = dots(frame, title=title, reference=0.0)
-    figure.update_traces(customdata=[[key] for key in frame["key"]], selector={"mode": "markers"})
-    for row in np.flatnonzero(frame["total"]).tolist():
-        figure.add_hline(y=row - 0.5, line={"color": FAINT, "width": 1})
-        note = figure.layout.annotations[row]
-        note.text = f"<b>{note.text}</b>"
-    return figure
-
-
-def dot_row(label: str, value: float, judgement: Judgement | None, text: str) -> dict[str, object]:
-    """One line of :func:`dots`' frame; only a decided difference is coloured."""
-    interval = judgement.estimate if judgement else None
-    colour, symbol = GREY, "circle"
-    if judgement is not None and judgement.decided:
-        lower = judgement.verdict == "worse"
-        colour, symbol = (RED, "triangle-left") if lower else (GREEN, "triangle-right")
-    return {
-        "label": visible(label),
-        "value": value,
-        "low": interval.low if interval else float("nan"),
-        "high": interval.high if interval else float("nan"),
-        "text": text,
-        "colour": colour,
-        "symbol": symbol,
-    }
-
-
-def dots(frame: pd.DataFrame, *, title: str, reference: float | None = None) -> go.Figure:
-    """Values with intervals, one row a run, and a dotted reference line.
-
-    ``frame``: label, value, low, high (shares of 1; low and high may be NaN), text, colour, symbol.
-    """
-    labels = [wrapped(label) for label in frame["label"]]
-    widest = max((len(line) for lines in labels for line in lines), default=10)
-    most_lines = max(map(len, labels), default=1)
-    figure, n, bottom = go.Figure(), len(frame), 46
-    if reference is not None:
-        figure.add_vline(x=100 * reference, line={"color": GREY, "width": 1.5, "dash": "dot"})
-    low, value, high = (100 * frame[name] for name in ("low", "value", "high"))
-    for colour in dict.fromkeys(frame["colour"]):  # one trace for each: one for each row is slow
-        ends: list[tuple[float | None, int]] = []
-        for row in np.flatnonzero((frame["colour"] == colour) & low.notna()).tolist():
-            ends += [(low[row], row), (high[row], row), (None, row)]  # None: the line ends here
-        x, y = zip(*ends, strict=True) if ends else ((), ())
-        line = {"color": colour, "width": 2}
-        figure.add_scatter(x=x, y=y, mode="lines", hoverinfo="skip", line=line)
-    colours = frame["colour"].tolist()
-    figure.add_scatter(
-        x=value.tolist(),
-        y=list(range(n)),
-        mode="markers",
-        hoverinfo="text",
-        text=[inert(f"{line.label}: {line.text}") for line in frame.itertuples()],
-        marker={
-            "color": colours,
-            "size": 12,
-            "symbol": frame["symbol"].tolist(),
-            "line": {"width": 2, "color": colours},
-        },
-    )
-    # The rows' texts at the right edge, outside the plot; all in one update, which is faster.
-    note: dict[str, Any] = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 10}
-    note |= {"showarrow": False, "font": {"size": 13}, "align": "left"}
-    notes = [note | {"y": row, "text": inert(text)} for row, text in enumerate(frame["text"])]
-    height = 8 + bottom + max(ROW_PIXELS, LINE_PIXELS * most_lines + 4) * n
-    lay_out(figure, height, (40 + 7 * widest, 190, 8, bottom), annotations=notes)
-    known = [end for end in (*low, *value, *high) if not np.isnan(end)]
-    known += [] if reference is None else [100 * reference]
-    least, most = min(known, default=0.0), max(known, default=0.0)
-    room = max(0.06 * (most - least), 0.5)  # so that no interval touches the frame
-    figure.update_xaxes(title=title, range=[least - room, most + room], **GRID_AXIS)
-    texts = [in_lines(lines) for lines in labels]
-    figure.update_yaxes(
-        range=[n - 0.5, -0.5],
-        tickmode="array",
-        tickvals=list(range(n)),
-        ticktext=texts,
-        ticks="",
-        **PLAIN_AXIS,
-    )
     return figure
 
 

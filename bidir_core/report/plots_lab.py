@@ -20,7 +20,6 @@ from bidir_core.report.plots import (
     PLAIN_AXIS,
     RED,
     add_clickable,
-    dots,
     inert,
     lay_out,
 )
@@ -117,25 +116,6 @@ def curves(
         **PLAIN_AXIS,
     )
     figure.update_yaxes(title=y_title, **GRID_AXIS)
-    return figure
-
-
-STACKED = 46  # pixels of a row with its label above
-
-
-def stacked_dots(frame: pd.DataFrame, *, title: str, reference: float | None = None) -> go.Figure:
-    """:func:`bidir_core.report.plots.dots` with label and value above each line instead of beside
-    it, so that a phone has room for the line."""
-    figure = dots(frame, title=title, reference=reference)
-    ends: list[dict[str, Any]] = [{"x": 0, "xanchor": "left"}, {"x": 1, "xanchor": "right"}]
-    note = {"xref": "paper", "yshift": 15, "showarrow": False, "font": {"size": 13}}
-    notes = [  # in place of those beside the lines
-        note | end | {"y": row, "text": inert(text)}
-        for row, texts in enumerate(zip(frame["label"], frame["text"], strict=True))
-        for end, text in zip(ends, texts, strict=True)
-    ]
-    lay_out(figure, 54 + STACKED * len(frame), (12, 12, 8, 46), annotations=notes)
-    figure.update_yaxes(showticklabels=False, range=[len(frame) - 0.6, -0.7])
     return figure
 
 

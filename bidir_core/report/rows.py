@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from markupsafe import Markup
@@ -17,11 +18,13 @@ from bidir_core.data.item_texts import visible
 
 # Told apart by shape and colour: a verdict, or whom an evaluation let look ahead.
 Look = Literal["better", "worse", "equivalent", "undecided", "causal", "ahead", "leaky"]
+STYLES = Path(__file__).with_name("html") / "rows.css"
 TICKS = 8  # at most about so many
 
 
 class Row(NamedTuple):
-    """One number with its interval, as fractions; ``text`` is what stands beside it."""
+    """One number with its interval, as fractions; ``text`` is what stands beside it, and ``href``
+    where its name leads."""
 
     label: str
     text: str
@@ -30,6 +33,7 @@ class Row(NamedTuple):
     high: float | None = None
     look: Look = "undecided"
     total: bool = False
+    href: str = ""
 
 
 def interval_rows(rows: Sequence[Row], *, reference: float | None, axis: str) -> Markup:
@@ -54,7 +58,9 @@ def interval_rows(rows: Sequence[Row], *, reference: float | None, axis: str) ->
 
 
 def _row(row: Row, place: Callable[[float], float]) -> Markup:
-    bar = Markup("")
+    bar, name = Markup(""), Markup("{}").format(visible(row.label))
+    if row.href:
+        name = Markup('<a href="{}" target="_self">{}</a>').format(row.href, name)
     if row.low is not None and row.high is not None:
         start, end = place(row.low), place(row.high)
         bar = Markup('<i class="bar" style="left:{:.2f}%;width:{:.2f}%"></i>').format(
@@ -66,7 +72,7 @@ def _row(row: Row, place: Callable[[float], float]) -> Markup:
     ).format(
         row.look,
         " total" if row.total else "",
-        visible(row.label),
+        name,
         bar,
         place(row.value),
         visible(row.text),

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from markupsafe import Markup
 
 from bidir_core.analyse.pairing import pair
 from bidir_core.analyse.study import items_key
@@ -29,6 +28,7 @@ from bidir_core.explain.why_config import KIND, RESULT
 from bidir_core.report.charts import verdict_row
 from bidir_core.report.html_page import POLICY, inlined, template
 from bidir_core.report.made_folder import MadeFolder
+from bidir_core.report.rows import Row as ChartRow
 from bidir_core.report.rows import interval_rows
 from bidir_core.report.scorecard import Cell, Row, answer, scorecard
 from bidir_core.report.top_flips import FlipRow, FlipTable, flip_table
@@ -115,35 +115,15 @@ class ItemPage:
         return list(zip(first, second, strict=True))
 
     def dial_strips(self) -> list[tuple[str, list[Strip]]]:
-        """How likely the right answer is at each strength, with parts of the prompt left causal."""
-        scores = (self.dials or {})["scores"]
-        some = sorted({1, 2, 3, 4, 6, len(scores[0]) // 2} & set(range(1, len(scores[0]))))
-        rows = [("nothing left causal", scores[0][0]), ("first token causal", scores[1][0])]
-        rows += [(f"first {n} layer{'s' if n > 1 else ''} causal", scores[0][n]) for n in some]
-        return [
-            (label, [self._at(x, f"{label}, strength {s:g}") for s, x in zip(STRENGTHS, row)])
-            for label, row in rows
-        ]
-
-    def _at(self, scores: Sequence[float], where: str) -> Strip:
-        gold = int((self.dials or {})["gold"])
-        likely = _softmax([score / 100 for score in scores])
-        best = likely[gold] == max(likely)
-        return Strip(
-            likely[gold], f"{where}: right answer {100 * likely[gold]:.0f} %", "✓" if best else ""
-        )
+        return dial_strips(self.dials or {})
 
     def layer_strips(self) -> list[tuple[str, list[Strip]]]:
-        why = self.why or {}
-        return [
-            (label, [_strip(why, p, f"Layer {i}, {label}") for i, p in enumerate(why["layers"][k])])
-            for k, label in RESTORED.items()
-        ]
+        return layer_strips(self.why or {})
 
     def token_strip(self) -> list[Strip]:
         why = self.why or {}
         return [
-            _strip(why, point, "causal again", "".join(why["pieces"][point["first"] : point["last"] + 1]))
+            restored(why, point, "causal again", "".join(why["pieces"][point["first"] : point["last"] + 1]))
             for point in why["tokens"]
         ]  # fmt: skip
 
@@ -255,11 +235,9 @@ def render(site: Site) -> dict[str, str]:
     }
     page = template("site.html.j2")
     first = site.rows[0]
-    steps = [verdict_row(label, j.estimate.value, j) for label, j in first.steps if j.estimate]
-    chart = Markup("")
-    if steps:
-        axis = "Accuracy against reading left to right, in points, with 95 % intervals"
-        chart = interval_rows(steps, reference=0.0, axis=axis)
+    steps, items = against_causal(first), f"{first.extent}, n = {formatting.count(first.n)}"
+    axis = f"Accuracy against reading left to right, in points, with 95 % intervals ({items})"
+    chart = interval_rows(steps, reference=0.0, axis=axis) if steps else ""
     files = {
         "index.html": page.render(
             **common,
@@ -283,6 +261,17 @@ def render(site: Site) -> dict[str, str]:
             strengths=[f"{strength:g}" for strength in STRENGTHS],
         )
     return files
+
+
+def against_causal(row: Row) -> list[ChartRow]:
+    """A model's steps against causal, one row each; where one is on other items, it says how many."""
+    steps = []
+    for label, judged in row.steps:
+        if judged.estimate is not None:
+            n = judged.estimate.n
+            items = "" if n == row.n else f" (n = {formatting.count(n)})"
+            steps.append(verdict_row(label + items, judged.estimate.value, judged))
+    return steps
 
 
 def number(cell: Cell) -> str:
@@ -354,12 +343,13 @@ def _read_why(run: Run) -> Mapping[str, Any] | None:
 def _read_dials(path: Path) -> list[Mapping[str, Any]]:
     """The whole items of a file of ``why --export``; none of a file that is not one."""
     try:
-        return [item for item in read_dials(path) if _is_whole(item)]
+        return [item for item in read_dials(path) if is_whole(item)]
     except (UserError, KeyError, TypeError):
         return []
 
 
-def _is_whole(item: Mapping[str, Any]) -> bool:
+def is_whole(item: Mapping[str, Any]) -> bool:
+    """Whether an item of ``why --export`` has every score."""
     try:
         shape = np.shape(item["scores"])
         whole = len(shape) == 4 and shape[0] == 2 and shape[2] == len(STRENGTHS)
@@ -442,10 +432,44 @@ def _softmax(values: Sequence[float]) -> list[float]:
     return [share / math.fsum(shares) for share in shares]
 
 
-def _strip(why: Mapping[str, Any], point: Mapping[str, Any], what: str, text: str = "") -> Strip:
-    """How much of the causal answer's lead a restoration brings back: 0 none, 1 all."""
+def dial_strips(dials: Mapping[str, Any]) -> list[tuple[str, list[Strip]]]:
+    """How likely the right answer is at each strength, with parts of the prompt left causal."""
+    scores, gold = dials["scores"], int(dials["gold"])
+
+    def at(reading: Sequence[float], where: str) -> Strip:
+        likely = _softmax([score / 100 for score in reading])
+        mark = "✓" if likely[gold] == max(likely) else ""
+        return Strip(likely[gold], f"{where}: right answer {100 * likely[gold]:.0f} %", mark)
+
+    some = sorted({1, 2, 3, 4, 6, len(scores[0]) // 2} & set(range(1, len(scores[0]))))
+    rows = [("nothing left causal", scores[0][0]), ("first token causal", scores[1][0])]
+    rows += [(f"first {n} layer{'s' if n > 1 else ''} causal", scores[0][n]) for n in some]
+    return [
+        (label, [at(x, f"{label}, strength {s:g}") for s, x in zip(STRENGTHS, row)])
+        for label, row in rows
+    ]
+
+
+def layer_strips(why: Mapping[str, Any]) -> list[tuple[str, list[Strip]]]:
+    """For each kind of restoration, what it brings back in each layer."""
+    return [
+        (
+            label,
+            [restored(why, p, f"Layer {i}, {label}") for i, p in enumerate(why["layers"][kind])],
+        )
+        for kind, label in RESTORED.items()
+    ]
+
+
+def recovered(why: Mapping[str, Any], point: Mapping[str, Any]) -> float:
+    """How much of the lost lead a restoration brings back: 0 as the regime, 1 as causal."""
     full, none = why["causal"]["lead"], why["opened"]["lead"]
-    share = (point["lead"] - none) / (full - none) if full != none else 0.0
+    return (point["lead"] - none) / (full - none) if full != none else 0.0
+
+
+def restored(why: Mapping[str, Any], point: Mapping[str, Any], what: str, text: str = "") -> Strip:
+    """What putting one part of the attention back to causal does; ✓: the causal answer is back."""
+    share = recovered(why, point)
     back = bool(why["flips"]) and point["choice"] == why["causal"]["choice"]
-    title = f"{what}: {100 * share:.0f} % of the lead recovered"
+    title = f"{what}: choice {point['choice']}, {100 * share:.0f} % of the lead recovered"
     return Strip(max(-1.0, min(1.0, share)), title, "✓" if back else "", text)

@@ -17,8 +17,8 @@ from bidir_core.common.progress import LOG, logging_to, phase, terminable
 from bidir_core.common.settings import from_json, to_json
 from bidir_core.data.encoding import EncodedItem, Encoder, check_vocabulary, vocabulary_of
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
-from bidir_core.evaluate.evaluate import item_fields
 from bidir_core.evaluate.processes import PATIENCE, check_connected, main_asked_for, on_cpu
+from bidir_core.evaluate.run_scoring import item_fields
 from bidir_core.evaluate.scoring import Scorer, ScoringPlan, plan_scoring
 from bidir_core.models import loading
 from bidir_core.models.attention import (

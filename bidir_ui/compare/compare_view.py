@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -15,7 +14,7 @@ from bidir_core.analyse.pairing import mismatch_report
 from bidir_core.analyse.slices import bands, slices
 from bidir_core.analyse.study import Arm, name_variants
 from bidir_core.common.errors import UserError
-from bidir_core.report import plots
+from bidir_core.data import item_texts
 from bidir_core.report.charts import recovery, table_frame
 from bidir_core.report.markdown import Table
 from bidir_core.report.tables import curve_table
@@ -27,62 +26,76 @@ from bidir_ui.reading.data import RunInfo
 
 def verdict(result: core.Comparison) -> None:
     """The answer in one sentence, with interval and n."""
-    html.show(html.div("b b-verdict", fmt.tie(result.sentence)))
+    sentence = result.sentence.replace("; different.", ".")  # its interval says so
+    html.show(html.div("b b-verdict", fmt.tie(sentence)))
     for line in result.notes:
         widgets.note(fmt.tie(line[0].upper() + line[1:] + "."))
 
 
-def forest(result: core.Comparison, key: str) -> str | None:
-    """The forest plot; the task a click chose, if any."""
-    event: Any = widgets.chart(
-        plots.forest(analysis.forest_frame(result)),
-        "Paired difference per task with 95 % interval; the table has the numbers.",
-        key=key,
-        on_select="rerun",
-        selection_mode="points",
+def forest(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
+    """Each task's difference; its name leads to its flips."""
+    rows = [
+        widgets.interval(
+            fmt.task(row.task),
+            row.delta,
+            row.judgement,
+            total=row.task == core.MACRO,
+            href=url.href("flips", flips_query(row.task, a, b)),
+        )
+        for row in result.rows
+    ]
+    axis = (
+        "Candidate minus baseline in accuracy, points, with 95 % intervals; a name opens its flips"
     )
-    points = event["selection"]["points"] if event else []
-    return str(points[0]["customdata"][0]) if points else None
+    widgets.intervals(rows, axis)
 
 
-TASK_HEAD = (
-    "Task",
-    "n",
-    html.join(widgets.dot("grey"), "Baseline"),
-    html.join(widgets.dot("blue"), "Candidate"),
-    *("Difference", "95 % interval", "▼ Broken", "▲ Fixed", "Churn", "p (Holm)", "In words"),
-)
+def flips_query(task: str, a: RunInfo, b: RunInfo) -> dict[str, str]:
+    task = "" if task == core.MACRO else task
+    return url.params(a=a.id, b=b.id, flip="broken~fixed", task=task)
 
 
 def task_table(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
-    """Per task: accuracies, difference, interval, what broke and what was fixed, the test."""
-    rows = []
-    for row in result.rows:
-        task = "" if row.task == core.MACRO else row.task
-        query = url.params(a=a.id, b=b.id, task=task, flip="broken~fixed")
-        name = widgets.link(fmt.task(row.task), "flips", query, cls="b-nowrap")
-        accuracies = (fmt.count(row.n), fmt.percent(row.acc_a), fmt.percent(row.acc_b))
-        delta = (fmt.points(row.delta), fmt.interval(row.low, row.high))
-        churn = (fmt.count(row.broken), fmt.count(row.fixed), fmt.percent(row.churn / row.n))
-        rows.append((name, *accuracies, *delta, *churn, p_value(row.p_holm), short(row.words)))
-    html.show(widgets.table(TASK_HEAD, rows, total=True, left=(0, 10)))
+    """Per task: accuracies, difference, interval, what broke and what was fixed, the test. It sorts;
+    a click on a row opens its flips."""
+    frame = task_frame(result)
+    shares = ["acc_baseline", "acc_candidate", "difference", "low", "high"]
+    frame[shares] *= 100
+    frame["task"] = frame["task"].map(lambda name: item_texts.visible(fmt.task(name)))
+    frame["churn"] = 100 * (frame["broken"] + frame["fixed"]) / frame["n"]
+    frame["verdict"] = frame["verdict"].map(short)
+    text, number = st.column_config.TextColumn, st.column_config.NumberColumn
+    columns = {
+        "task": text("Task", width=110),
+        "n": number("n", format="localized", width=60),
+        "acc_baseline": number("Baseline, %", format="%.1f", width=88),
+        "acc_candidate": number("Candidate, %", format="%.1f", width=96),
+        "difference": number("Difference", format="%+.1f", width=82, help="In points"),
+        "low": number("Low", format="%+.1f", width=58, help=INTERVAL),
+        "high": number("High", format="%+.1f", width=58, help=INTERVAL),
+        "broken": number("▼ Broken", width=76),
+        "fixed": number("▲ Fixed", width=68),
+        "churn": number("Churn, %", format="%.1f", width=74),
+        "p_holm": number("p (Holm)", format="%.2g", width=74, help=HOLM),
+        "verdict": text("In words"),
+    }
+    key = f"tasks-{a.id}-{b.id}-{result.metric}"
+    alt = "Each task and their mean: accuracies, difference with interval, flips, test, verdict."
+    shown = frame[list(columns)]
+    picked = widgets.selectable(shown, columns, key=key, mode="single-row", tall=600, alt=alt)
+    row = picked.opened if picked.opened is not None else next(iter(picked.rows), None)
+    if row is not None:
+        st.switch_page("pages/flips.py", query_params=flips_query(result.rows[row].task, a, b))
     widgets.explain_undecided(*(row.words for row in result.rows))
+
+
+INTERVAL = "An end of the difference's 95 % interval, in points"
+HOLM = "McNemar's exact test of broken against fixed, corrected for looking at several tasks"
 
 
 def short(words: str) -> str:
     """A verdict's words, short enough for a table's cell."""
     return "undecided after Holm" if words.startswith("undecided once") else words
-
-
-def p_value(value: float | None) -> str:
-    if fmt.missing(value):
-        return fmt.NONE
-    return "< 0.001" if value < 0.001 else fmt.number(value, 3)  # type: ignore[operator]
-
-
-def open_flips(task: str, a: RunInfo, b: RunInfo) -> None:
-    query = url.params(a=a.id, b=b.id, flip="broken~fixed", task="" if task == core.MACRO else task)
-    st.switch_page("pages/flips.py", query_params=query)
 
 
 def file_name(what: str, a: str, b: str) -> str:
@@ -135,7 +148,7 @@ def two_by_two(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
             html.show(table)
             test = "no flips" if row.p_value is None else f"McNemar p {p_text(row.p_value)}"
             if row.detectable is not None:
-                test += f"; detects {fmt.points(row.detectable).lstrip('+')} points"
+                test += f"; differences from {fmt.points(row.detectable).lstrip('+')} points on would show"
             widgets.note(f"n = {fmt.count(row.n)}, {test}")
 
 
@@ -170,9 +183,9 @@ def retention(
             above = str(error)
     widgets.facts(
         [
-            ("plain ratio", fmt.number(result.plain_ratio, 3)),
-            ("kept above chance", text(result.above_chance)),
-            ("kept above no context", above),
+            ("candidate's accuracy / baseline's", fmt.number(result.plain_ratio, 3)),
+            ("kept of the accuracy above chance", text(result.above_chance)),
+            ("kept of what reading the prompt adds", above),
         ]
     )
 
@@ -192,31 +205,19 @@ def slice_charts(frame: pd.DataFrame, key: str) -> None:
         for part in parts:
             estimate = part.estimate
             text = f"{fmt.points(estimate.value)}  n = {fmt.count(estimate.n)}"
-            dots.append(plots.dot_row(part.label, estimate.value, part.judgement, text))
+            dots.append(widgets.interval(part.label, estimate.value, part.judgement, text))
             ends = [100 * end for end in (estimate.value, estimate.low, estimate.high)]
             rows.append((title, part.label, estimate.n, *ends, part.broken, part.fixed))
         with column:
             html.show(html.div("b", html.el("b", title)))
-            if not dots:
+            if dots:
+                widgets.intervals(dots, "points")
+            else:
                 widgets.note("Too few items in every slice.")
-                continue
-            figure = plots.dots(pd.DataFrame(dots), title="points", reference=0.0)
-            figure.update_layout(margin={"l": 76, "r": 96})
-            alt = f"{title}; the table below has the numbers."
-            widgets.chart(figure, alt, key=f"{title}-{key}")
-    numbers(pd.DataFrame(rows, columns=SLICES), f"slices_{key}.csv", key="slices")
+    widgets.numbers(pd.DataFrame(rows, columns=SLICES), f"slices_{key}.csv", key="slices")
 
 
 SLICES = ["By", "Slice", "n", "Difference, points", "Low", "High", "Broken", "Fixed"]
-
-
-def numbers(frame: pd.DataFrame, name: str, *, key: str) -> None:
-    """A chart's numbers as a table to sort and take away."""
-    with st.expander("The same as a table", key=f"{key}-fold"):
-        rounded = frame.round(4)
-        st.dataframe(rounded, hide_index=True, key=f"{key}-table")
-        with widgets.row():
-            widgets.take_away(rounded, name.replace("/", "_"), key=key)
 
 
 def show_mismatches(a: RunInfo, b: RunInfo) -> None:
@@ -278,4 +279,4 @@ def recovery_panels(table: Table) -> None:
             alt = f"{title}: accuracy by training step; the table below has the numbers."
             widgets.chart(figure, alt, key=f"recovery-{regime}")
     # The report's own CSV, so that an interval has two columns here as well.
-    numbers(pd.read_csv(io.StringIO(table.csv())), "recovery.csv", key="recovery")
+    widgets.numbers(pd.read_csv(io.StringIO(table.csv())), "recovery.csv", key="recovery")

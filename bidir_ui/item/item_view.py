@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import streamlit as st
 
@@ -67,43 +67,63 @@ def _budget(piece: str) -> str:
     return piece if len(piece) <= 4000 else piece[:4000] + "…"
 
 
+class Reading(NamedTuple):
+    """What one reading made of an item's choices; ``who`` is whose choice ``pick`` is."""
+
+    name: str
+    colour: str
+    ll: Sequence[float] | None
+    pick: int | None
+    who: str
+
+
 def choices(
     record: Record, a: Record | None, b: Record | None, pred: str, name_a: str, name_b: str
 ) -> Html:
     """Per choice: its text, log-likelihood in both runs as dots and numbers, and who chose it."""
+    readings = [
+        Reading(
+            name, colour, run["ll"] if run else None, run[pred] if run else None, f"{who}'s choice"
+        )
+        for run, colour, who, name in (
+            (a, "grey", "baseline", name_a),
+            (b, "blue", "candidate", name_b),
+        )
+    ]
+    return choice_table(record, readings, change=True)
+
+
+def choice_table(
+    record: Mapping[str, Any], readings: Sequence[Reading], *, change: bool = False
+) -> Html:
+    """A row a choice, a column a reading; ``change``: the second's minus the first's beside them."""
     n_choices = len(record["n_continuation_tokens"])
     texts = record["continuations"] or [f"choice {i}" for i in range(n_choices)]
     if record["contexts"] and len(record["contexts"]) > 1:
         texts = distinct_ends(record["contexts"])
-    scale = Scale.of([run["ll"] for run in (a, b) if run and run["ll"] is not None])
+    scale = Scale.of([reading.ll for reading in readings if reading.ll is not None])
     rows = []
     for choice, text in enumerate(texts):
         marks = [span("gold", "✓ right answer")] if choice == record["gold"] else []
         marks += [
-            el("span", widgets.dot(colour), f"{who}'s choice")
-            for run, colour, who in ((a, "grey", "baseline"), (b, "blue", "candidate"))
-            if run and run[pred] == choice
+            el("span", widgets.dot(reading.colour), reading.who)
+            for reading in readings
+            if reading.pick == choice
         ]
-        values = [None if not run or run["ll"] is None else run["ll"][choice] for run in (a, b)]
-        moved = None if None in values else values[1] - values[0]  # type: ignore[operator]
-        rows.append(
-            (
-                join(
-                    span("b-ix", choice),
-                    el("span", fmt.clip(text.strip(), 300), dir="auto"),
-                    div("b-badges", *marks),
-                ),
-                scale.dot(values[0], "grey", name_a),
-                scale.dot(values[1], "blue", name_b),
-                join(span("b-phone", "Change "), fmt.signed(moved)),
-            )
-        )
-    head = (
-        "Choice",
-        join(widgets.dot("grey"), name_a, " ", widgets.small(LIKELY)),
-        join(widgets.dot("blue"), name_b, " ", widgets.small(LIKELY)),
-        "Change",
-    )
+        shown = el("span", fmt.clip(str(text).strip(), 300), dir="auto")
+        values = [None if reading.ll is None else reading.ll[choice] for reading in readings]
+        cells: list[object] = [join(span("b-ix", choice), shown, div("b-badges", *marks))]
+        cells += [
+            scale.dot(value, reading.colour, reading.name)
+            for value, reading in zip(values, readings, strict=True)
+        ]
+        if change:
+            moved = None if None in values else values[1] - values[0]  # type: ignore[operator]
+            cells.append(join(span("b-phone", "Change "), fmt.signed(moved)))
+        rows.append(cells)
+    head: list[object] = ["Choice"]
+    head += [join(widgets.dot(r.colour), r.name, " ", widgets.small(LIKELY)) for r in readings]
+    head += ["Change"] if change else []
     return div("b-choices", widgets.table(head, rows, left=(0,)))
 
 

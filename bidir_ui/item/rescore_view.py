@@ -16,7 +16,7 @@ from bidir_core.jobs import playground
 from bidir_core.jobs.playground import Answer, ModelWorker
 from bidir_core.runs.layout import is_read_only
 from bidir_ui import playground_view
-from bidir_ui.item.item_view import LIKELY, Scale
+from bidir_ui.item.item_view import Reading, choice_table
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import analysis, data
 from bidir_ui.reading.data import RunInfo
@@ -171,9 +171,7 @@ def draw(given: Answer, request: Mapping[str, Any], record: Mapping[str, Any], m
     if given.state != "done" or not given.result:
         widgets.banner("error", "No answer", fmt.clip(given.error or given.state, 400))
         return
-    ll, texts = given.result["ll"], [str(text) for text in record["continuations"]]
-    if len(record["contexts"]) > 1:
-        texts = item_texts.distinct_ends(record["contexts"])
+    ll = given.result["ll"]
     lengths = choice_lengths(record["continuations"]) if metric == "acc_norm" else None
     scores = {
         reading: [value / length for value, length in zip(values, lengths, strict=True)]
@@ -183,30 +181,15 @@ def draw(given: Answer, request: Mapping[str, Any], record: Mapping[str, Any], m
     }
     picks = {reading: values.index(max(values)) for reading, values in scores.items()}
     left = bool(request["causal_layers"] or request["causal_tokens"])
-    readings = {name: words for name, words in READINGS.items() if left or name != "changed"}
     html.show(html.div("b b-lead", sentence(picks, int(record["gold"]), left)))
-    scale = Scale.of(ll[name] for name in readings)
-    rows = []
-    for choice, text in enumerate(texts):
-        marks = [html.span("gold", "✓ right answer")] if choice == record["gold"] else []
-        marks += [
-            html.el("span", widgets.dot(colour), f"{name or request['regime']} chooses it")
-            for reading, (name, colour) in readings.items()
-            if picks[reading] == choice
-        ]
-        shown = html.el("span", fmt.clip(text.strip(), 200), dir="auto")
-        cells = [
-            scale.dot(ll[reading][choice], colour, name or request["regime"])
-            for reading, (name, colour) in readings.items()
-        ]
-        rows.append(
-            (html.join(html.span("b-ix", choice), shown, html.div("b-badges", *marks)), *cells)
-        )
-    head = [
-        html.join(widgets.dot(colour), name or request["regime"], " ", widgets.small(LIKELY))
-        for name, colour in readings.values()
-    ]
-    html.show(html.div("b-choices", widgets.table(("Choice", *head), rows, left=(0,))))
+    readings = []
+    for reading, (words, colour) in READINGS.items():
+        if left or reading != "changed":
+            name = words or request["regime"]
+            readings.append(
+                Reading(name, colour, ll[reading], picks[reading], f"{name} chooses it")
+            )
+    html.show(choice_table(record, readings))
 
 
 def sentence(picks: Mapping[str, int], gold: int, left: bool) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from bidir_core import jobs
+from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged
 from bidir_core.data import assets, tasks
 from bidir_core.data.custom import name_of
@@ -18,6 +19,16 @@ from bidir_core.explain.why_config import RESULT, expected_tokens
 from bidir_core.jobs import estimate
 from bidir_core.jobs.cost_model import Work
 from bidir_core.jobs.history import start_seconds
+from bidir_core.report.share import (
+    RESTORED,
+    Strip,
+    dial_strips,
+    is_whole,
+    layer_strips,
+    recovered,
+    restored,
+)
+from bidir_core.runs.dials import STRENGTHS
 from bidir_core.runs.layout import is_read_only
 from bidir_core.runs.read import read_object
 from bidir_core.runs.run import Run
@@ -26,13 +37,8 @@ from bidir_ui import shell
 from bidir_ui.kit import fmt, html, widgets
 from bidir_ui.kit.html import Html, div, el, scrolling, span
 from bidir_ui.launch import ask, jobs_view, review
-from bidir_ui.reading.data import RunInfo
-
-ROWS = (
-    ("single", "this one alone"),
-    ("from_first", "the first to this one"),
-    ("from_last", "this one to the last"),
-)
+from bidir_ui.overview import hero
+from bidir_ui.reading.data import BY_CHANGE, RunInfo
 
 
 def section(page: Any, item_id: str, record: Mapping[str, Any], metric: str) -> None:
@@ -43,12 +49,34 @@ def section(page: Any, item_id: str, record: Mapping[str, Any], metric: str) -> 
     widgets.heading("Why this answer")
     metric = metric if record["pred_norm"] is not None else "acc"
     explained = _find(page.runs, target, record, metric)
+    recorded = _recorded(target, item_id) if explained is None else None
+    if recorded is not None:
+        widgets.note(
+            "How likely the right answer is, with the prompt looking ahead ever more strongly and "
+            "parts of it left causal; ",
+            el("b", "✓"),
+            " where it is the likeliest. Computed before, for this item.",
+        )
+        strengths = [f"{strength:g}" for strength in STRENGTHS]
+        html.show(_table("Look-ahead", strengths, dial_strips(recorded), look=_share))
     if explained is not None:
         draw(explained[1], explained[0].id)
     elif is_read_only():
         widgets.note("Nobody has explained this item yet, and this is a read-only view.")
     else:
         offer(page, target, record, metric)
+
+
+def _recorded(target: RunInfo, item_id: str) -> Mapping[str, Any] | None:
+    """The item's answers at every setting of the Overview's dials, of the untrained model."""
+    if target.checkpoint:
+        return None
+    try:
+        known = [item for item in hero.items() if is_whole(item)]
+    except UserError:  # the Overview says what is wrong with the file
+        return None
+    wanted = (target.model, item_id)
+    return next((x for x in known if (x.get("model"), x.get("item")) == wanted), None)
 
 
 def _explainable(run: RunInfo | None) -> bool:
@@ -75,7 +103,7 @@ def _find(
         same = (name_of(str(settings.get("task"))), settings.get("doc_id"), settings.get("metric"))
         if same != (record["task"], record["doc_id"], metric):
             continue
-        result = _read(info.path, info.modified)
+        result = _read(info)
         if result is None or result.get("doc_hash") != record["doc_hash"]:
             continue
         # The same prompt, too: not with few-shot examples, say, or given once more.
@@ -84,10 +112,10 @@ def _find(
     return None
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
-def _read(path: str, modified: float) -> dict[str, Any] | None:
+@st.cache_data(max_entries=32, show_spinner=False, hash_funcs=BY_CHANGE)
+def _read(info: RunInfo) -> dict[str, Any] | None:
     try:
-        return read_object(Path(path), RESULT, WHY)
+        return read_object(Path(info.path), RESULT, WHY)
     except (FileNotFoundError, Damaged):
         return None
 
@@ -109,55 +137,50 @@ def draw(result: Mapping[str, Any], run_id: str) -> None:
     html.show(html.join(el("h2", "Layers", cls="b-h3"), layer_strip(result)))
     html.show(html.join(el("h2", "Prompt tokens", cls="b-h3"), token_strip(result)))
     html.show(html.join(el("h2", "Strength of the look-ahead", cls="b-h3"), lambda_strip(result)))
-    with st.expander("Numbers", key="why-numbers"):
-        frame = numbers(result)
-        widgets.note(
-            f"Lead of the causal answer over the best other choice, in {unit}: causal ",
-            fmt.signed(result["causal"]["lead"]),
-            ", as the regime says ",
-            fmt.signed(result["opened"]["lead"]),
-            ".",
-        )
-        st.dataframe(frame, hide_index=True, height=280)
-        name = f"{run_id.replace('/', '_')}.csv"
-        widgets.csv_button(frame, name, key="why-csv")
-
-
-def recovered(result: Mapping[str, Any], point: Mapping[str, Any]) -> float:
-    """How much of the lost lead a restoration brings back: 0 as the regime, 1 as causal."""
-    full, none = result["causal"]["lead"], result["opened"]["lead"]
-    return (point["lead"] - none) / (full - none) if full != none else 0.0
-
-
-def _cell(result: Mapping[str, Any], point: Mapping[str, Any], what: str) -> dict[str, str]:
-    share = max(-1.0, min(1.0, recovered(result, point)))
-    rgb = "0 158 115" if share >= 0 else "213 94 0"
-    title = (
-        f"{what}: choice {point['choice']}, lead {fmt.signed(point['lead'])}, "
-        f"{fmt.percent(recovered(result, point), 0)} recovered"
+    leads = [fmt.signed(result[name]["lead"]) for name in ("causal", "opened")]
+    widgets.note(
+        f"Lead of the causal answer over the best other choice, in {unit}: causal {leads[0]}, as "
+        f"the regime says {leads[1]}."
     )
-    return {"style": f"background:rgb({rgb} / {abs(share) * 0.75:.2f})", "title": title}
+    widgets.numbers(numbers(result), f"{run_id}.csv", key="why")
 
 
-def _mark(result: Mapping[str, Any], point: Mapping[str, Any]) -> str:
-    back = point["choice"] == result["causal"]["choice"]
-    return "✓" if back and result["flips"] else ""
+def _look(strip: Strip) -> dict[str, str]:
+    """Green: the lead of the causal answer recovers; red: it falls further behind."""
+    rgb = "0 158 115" if strip.strength >= 0 else "213 94 0"
+    style = f"background:rgb({rgb} / {abs(strip.strength) * 0.75:.2f})"
+    return {"style": style, "title": fmt.minus(strip.title)}
+
+
+def _share(strip: Strip) -> dict[str, str]:
+    """The bluer, the likelier."""
+    return {
+        "style": f"background:rgb(0 114 178 / {strip.strength * 0.75:.2f})",
+        "title": strip.title,
+    }
+
+
+def _table(
+    first: str,
+    heads: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[Strip]]],
+    look: Callable[[Strip], dict[str, str]] = _look,
+) -> Html:
+    head = [el("th", first, scope="col"), *(el("th", text, scope="col") for text in heads)]
+    lines = [
+        el("tr", el("th", label, scope="row"), *(el("td", s.mark, **look(s)) for s in strips))
+        for label, strips in rows
+    ]
+    body = el("table", el("thead", el("tr", *head)), el("tbody", *lines), cls="b b-strip")
+    return scrolling(body)
 
 
 def layer_strip(result: Mapping[str, Any]) -> Html:
     """A row for each kind of restoration, a cell a layer."""
     n = result["n_layers"]
     step = 1 if n <= 32 else 5  # more numbers than that stand on each other
-    numbers = [el("th", i if i % step == 0 else "", scope="col") for i in range(n)]
-    head = el("tr", el("th", "Causal again", scope="col"), *numbers)
-    rows = []
-    for key, label in ROWS:
-        cells = [
-            el("td", _mark(result, point), **_cell(result, point, f"Layer {layer}, {label}"))
-            for layer, point in enumerate(result["layers"][key])
-        ]
-        rows.append(el("tr", el("th", label, scope="row"), *cells))
-    return scrolling(el("table", el("thead", head), el("tbody", *rows), cls="b b-strip"))
+    heads = [str(i) if i % step == 0 else "" for i in range(n)]
+    return _table("Causal again", heads, layer_strips(result))
 
 
 def token_strip(result: Mapping[str, Any]) -> Html:
@@ -167,10 +190,10 @@ def token_strip(result: Mapping[str, Any]) -> Html:
         first, last = point["first"], point["last"]
         text = html.esc("".join(result["pieces"][first : last + 1])[:4000])
         what = f"token {first}" if first == last else f"tokens {first}-{last}"
-        mark = _mark(result, point)
-        shown = html.join(text, el("small", f" {mark}")) if mark else text
+        strip = restored(result, point, f"{what} causal again")
+        shown = html.join(text, el("small", f" {strip.mark}")) if strip.mark else text
         if point["looks_ahead"]:
-            cells.append(span("t", shown, **_cell(result, point, f"{what} causal again")))
+            cells.append(span("t", shown, **_look(strip)))
         else:
             cells.append(span("t b-soft", shown, title=f"{what}: does not look ahead anyway"))
     return div("b b-heat", *cells, dir="auto")
@@ -193,20 +216,9 @@ def _told_apart(tried: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def lambda_strip(result: Mapping[str, Any]) -> Html:
     """A cell for each lambda tried, the weakest look-ahead first."""
-    points = _told_apart(result["lambda"])
-    head = [el("th", f"{point['lambda']:.3g}", scope="col") for point in points]
-    cells = [
-        el("td", _mark(result, point), **_cell(result, point, f"lambda {point['lambda']:.3g}"))
-        for point in points
-    ]
-    return scrolling(
-        el(
-            "table",
-            el("thead", el("tr", el("th", "lambda is", scope="col"), *head)),
-            el("tbody", el("tr", el("th", "look-ahead weakened", scope="row"), *cells)),
-            cls="b b-strip",
-        )
-    )
+    tried = {f"{point['lambda']:.3g}": point for point in _told_apart(result["lambda"])}
+    strips = [restored(result, point, f"lambda {text}") for text, point in tried.items()]
+    return _table("lambda is", list(tried), [("look-ahead weakened", strips)])
 
 
 def numbers(result: Mapping[str, Any]) -> pd.DataFrame:
@@ -217,7 +229,7 @@ def numbers(result: Mapping[str, Any]) -> pd.DataFrame:
         share = recovered(result, point)
         rows.append((kind, where, point["choice"], point["lead"], round(100 * share, 1)))
 
-    for key, label in ROWS:
+    for key, label in RESTORED.items():
         for layer, point in enumerate(result["layers"][key]):
             add(f"layers: {label}", str(layer), point)
     for point in result["tokens"]:

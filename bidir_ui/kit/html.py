@@ -15,27 +15,18 @@ import streamlit as st
 from markupsafe import Markup
 
 from bidir_core.data.item_texts import visible
+from bidir_core.report import rows
 
 _VOID = {"br", "hr", "img", "rect"}
 _TAG = re.compile(r"[a-z][a-z0-9]*")
 
 
-class Html(str):
-    """Markup that was built here, and is therefore safe to show."""
-
-    __slots__ = ()
+Html = Markup
 
 
 def esc(text: object) -> Html:
     """Plain text as inert markup."""
     return text if isinstance(text, Html) else Html(html.escape(visible(text)))
-
-
-def built(markup: Markup) -> Html:
-    """Markup that the core built and escaped itself."""
-    if not isinstance(markup, Markup):
-        raise TypeError("built() takes the core's own markup, not a plain string")
-    return Html(markup)
 
 
 def join(*parts: object) -> Html:
@@ -72,15 +63,15 @@ def span(cls: str, *children: object, **attributes: object) -> Html:
 
 
 def show(markup: Html) -> None:
-    """Put markup on the page."""
+    """Put markup on the page: built here, or by the core's own reports."""
     if not isinstance(markup, Html):
         raise TypeError("show() takes what el() built, not a plain string")
     st.html(str(markup))
 
 
-STYLES = Path(__file__).with_name("style.css")
+SHEETS = (rows.STYLES, Path(__file__).with_name("style.css"))
 
 
-def styles(sheet: Path = STYLES) -> None:
-    """The app's style sheet, or another of ours."""
-    st.html(sheet)
+def styles() -> None:
+    """The style sheets of the app and of the rows that it shares with reports."""
+    st.html(f"<style>{''.join(sheet.read_text(encoding='utf-8') for sheet in SHEETS)}</style>")

@@ -11,8 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from bidir_core.analyse.verdict import Judgement
 from bidir_core.common.formatting import csv_cell
 from bidir_core.report import plots
+from bidir_core.report.rows import Row, interval_rows
 from bidir_ui.kit import fmt, url
 from bidir_ui.kit.html import Html, div, el, esc, scrolling, show, span
 
@@ -173,6 +175,22 @@ def dot(colour: str) -> Html:
     return span(f"b-dot b-{colour}")
 
 
+def interval(
+    label: str, value: float, judged: Judgement | None, text: str = "", **more: Any
+) -> Row:
+    """A row of :func:`intervals`: a difference, shaped and coloured by its verdict."""
+    ends = judged.estimate if judged is not None else None
+    text = text or f"{fmt.points(value)} {fmt.interval_of(ends)}"
+    if judged is None or ends is None:
+        return Row(label, text, value, **more)
+    return Row(label, text, value, ends.low, ends.high, judged.verdict, **more)
+
+
+def intervals(rows: Sequence[Row], axis: str) -> None:
+    """Differences with their intervals, a row each, around 0."""
+    show(div("b", interval_rows(rows, reference=0.0, axis=fmt.tie(axis))))
+
+
 def chart(figure: go.Figure, alt: str, *, save_as: str = "", **options: Any) -> Any:
     """A Plotly figure in the app's manner: the theme's ink, a text alternative, and no tool bar
     but, with ``save_as`` (a file's name), the button that saves it as PNG in the browser."""
@@ -262,14 +280,27 @@ def csv_button(frame: pd.DataFrame, name: str, *, key: str, label: str = "CSV") 
 MOST_MARKDOWN = 1000  # rows of a table to copy
 
 
-def take_away(frame: pd.DataFrame, name: str, *, key: str) -> None:
-    """A table to take along: as CSV, and as Markdown to copy. ``name``: of the file, with run ids."""
+def take_away(rows: Any, name: str, *, key: str) -> None:
+    """A table to take along: as CSV, and as Markdown to copy. ``rows``: a frame, or what makes one;
+    ``name``: of the file, with run ids."""
+    frame = pd.DataFrame(rows)
     csv_button(frame, name, key=f"{key}-csv")
     with st.popover("Markdown", key=f"{key}-md", on_change="rerun") as copy:
         if copy.open:
             st.code(markdown_of(frame.head(MOST_MARKDOWN)), language=None)
             if len(frame) > MOST_MARKDOWN:
                 note(f"The first {fmt.count(MOST_MARKDOWN)} rows; the CSV has all.")
+
+
+@st.fragment
+def numbers(frame: pd.DataFrame, name: str, *, key: str) -> None:
+    """A chart's numbers as a table to sort and take along, sent when it is opened."""
+    with st.expander("The numbers as a table", key=f"{key}-fold", on_change="rerun") as fold:
+        if fold.open:
+            rounded = frame.round(4)
+            st.dataframe(rounded, hide_index=True, key=f"{key}-table")
+            with row():
+                take_away(rounded, name.replace("/", "_"), key=key)
 
 
 def markdown_of(frame: pd.DataFrame) -> str:

@@ -10,11 +10,11 @@ import streamlit as st
 
 from bidir_core import jobs
 from bidir_core.analyse.phrases import phrase
+from bidir_core.data import item_texts
 from bidir_core.explain.controls import with_observation
 from bidir_core.explain.sweep_points import SINK
 from bidir_core.explain.triviality import largest_summary
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
-from bidir_core.report import plots, plots_lab
 from bidir_core.runs.layout import is_read_only
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.lab import lab_data, lab_view
@@ -61,7 +61,7 @@ def panel(lab: Lab, runs: tuple[RunInfo, ...]) -> None:
             )
         )
     head = ("Control", "Outcome", "What it shows", "What would refute the story")
-    html.show(html.div("b-report", widgets.table(head, cells, left=(0, 1, 2, 3))))
+    html.show(html.div("b-report b-cards", widgets.table(head, cells, left=(0, 1, 2, 3))))
 
 
 def _not_run(lab: Lab, runs: tuple[RunInfo, ...], *, observed: bool) -> None:
@@ -106,16 +106,9 @@ def _chart(lab: Lab) -> None:
         swept = point["part"] == "sweep" and point["slug"] != lab_view.SINK
         if swept or judged is None or judged.estimate is None:
             continue
-        delta = judged.estimate
-        text = f"{fmt.points(delta.value)}  {fmt.interval_of(delta)}"
-        rows.append(plots.dot_row(fmt.clip(_short(point), 40), delta.value, judged, text))
+        rows.append(widgets.interval(_short(point), judged.estimate.value, judged))
     if rows:
-        title = "macro accuracy, points to causal with the same prompt"
-        widgets.chart(
-            plots_lab.stacked_dots(pd.DataFrame(rows), title=title, reference=0.0),
-            "The controls' points against causal; the table of every point has the numbers.",
-            key=f"controls-{lab.info.id}-{lab.metric}",
-        )
+        widgets.intervals(rows, "Macro accuracy, points to causal with the same prompt")
 
 
 # The triviality control on the Lab page: an ``attend`` summary answers it beside the sweep itself.
@@ -177,7 +170,7 @@ def point_card(lab: Lab, slug: str) -> None:
     if judged is not None and judged.estimate is not None:
         delta = f"{fmt.points(judged.estimate.value)} points {fmt.interval_of(judged.estimate)}"
         mark = {"better": "▲ ", "worse": "▼ "}.get(judged.verdict, "")
-        rows.append(("to causal", f"{delta}, {mark}{phrase(judged)}"))
+        rows.append(("against causal", f"{delta}, {mark}{phrase(judged)}"))
         if slug != "bidirectional":
             rows.append(("in words", fmt.tie(lab_data.sentence(lab, slug))))
     with st.container(border=True, key="lab-point"):
@@ -207,43 +200,36 @@ def _point_link(page: str, label: str, icon: str, lab: Lab, a: str, b: str) -> N
 
 
 def table(lab: Lab, slug: str) -> None:
-    """The charts' twin: every point with its numbers, its intervals and its links."""
-    rows = []
-    for point in lab.points:
-        numbers, causal = lab.numbers(point["slug"]), lab.causal_of(point)
-        delta, share = numbers.get("delta"), numbers.get("removed") or {}
-        query = url.params(sweep=lab.info.id, point=point["slug"])
-        title = widgets.link(lab_data.name(point), "lab", query)
-        difference, removed = (fmt.NONE, fmt.NONE), (fmt.NONE, fmt.NONE)
-        if delta:
-            difference = (fmt.points(delta["value"]), fmt.interval(delta["low"], delta["high"]))
-        if share.get("value") is not None:
-            value, low, high = (fmt.percent(share[end], 0) for end in ("value", "low", "high"))
-            removed = (value, f"[{low}, {high}]")
-        rows.append(
-            (
-                html.el("b", title) if point["slug"] == slug else title,
-                *(fmt.count(point["n"]), fmt.percent(numbers.get("value"))),
-                *difference,
-                *removed,
-                _links(lab, causal["slug"] if causal else "", point["slug"]),
-            )
-        )
-    head = ["Point", "n", "Macro", "To causal, points", "95 % interval", "Damage removed"]
-    html.show(widgets.table([*head, "95 % interval", "Open"], rows, left=(0,)))
+    """The charts' twin: every point with its numbers. A click on a row chooses it."""
+    every = lab_data.table(lab)
+    names = [item_texts.visible(lab_data.name(point)) for point in lab.points]
+    kinds = [f"_{kind}_{end}" for kind in ("delta", "removed") for end in ("value", "low", "high")]
+    shares = {f"acc{kind}": 100 * every[lab.metric + kind].astype(float) for kind in ("", *kinds)}
+    frame = pd.DataFrame({"point": names, "n": every["n"], **shares})
 
+    def number(label: str, form: str, **more: Any) -> Any:
+        return st.column_config.NumberColumn(label, format=form, **more)
 
-def download(lab: Lab) -> None:
-    """Every number of every point; the file's name carries the sweep's id."""
-    ident = lab.info.id.replace("/", "-")
-    widgets.csv_button(lab_data.table(lab), f"{ident}.csv", key="lab-csv")
-
-
-def _links(lab: Lab, causal: str, slug: str) -> html.Html | str:
-    if not causal or causal == slug or not lab.has_items:
-        return fmt.NONE
-    query = url.params(a=lab.run_id(causal), b=lab.run_id(slug))
-    compare = widgets.link("Compare", "compare", query)
-    return html.join(
-        compare, " · ", widgets.link("Flips", "flips", {**query, "flip": "broken~fixed"})
-    )
+    ends = {"help": "An end of the 95 % interval"}
+    columns = {
+        "point": st.column_config.TextColumn("Point", width=300),
+        "n": number("n", "localized"),
+        "acc": number("Macro, %", "%.1f"),
+        "acc_delta_value": number("To causal, points", "%+.1f"),
+        "acc_delta_low": number("Low", "%+.1f", **ends),
+        "acc_delta_high": number("High", "%+.1f", **ends),
+        "acc_removed_value": number("Damage removed, %", "%.0f"),
+        "acc_removed_low": number("Low", "%.0f", **ends),
+        "acc_removed_high": number("High", "%.0f", **ends),
+    }
+    key = f"points-{lab.info.id}-{lab.metric}-{slug}"  # another choice forgets the click
+    alt = "Every point: accuracy, difference to causal and damage removed, with intervals."
+    picked = widgets.selectable(frame, columns, key=key, mode="single-row", tall=900, alt=alt)
+    row_number = picked.opened if picked.opened is not None else next(iter(picked.rows), None)
+    if row_number is not None:
+        url.put(point=lab.points[row_number]["slug"])
+        st.rerun()
+    widgets.note("Click a row to choose the point: what it is, and where it opens, stands above.")
+    name = f"{lab.info.id.replace('/', '-')}.csv"
+    with widgets.row():
+        widgets.take_away(every, name, key="lab")

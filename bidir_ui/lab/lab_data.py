@@ -21,7 +21,7 @@ from bidir_core.explain.triviality import same_prompts
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt
-from bidir_ui.reading.data import RunInfo
+from bidir_ui.reading.data import BY_CHANGE, RunInfo
 
 MEASURES = {"delta": "Difference to causal", "value": "Accuracy", "removed": "Damage removed"}
 UNITS = {"delta": "points", "value": "%", "removed": "% of the damage"}
@@ -121,12 +121,12 @@ def load(info: RunInfo, runs: tuple[RunInfo, ...], metric: str) -> Lab:
     """A finished sweep's summary, or one of what is there so far."""
     prefix = f"{info.id}/points/"
     stamps = tuple(sorted((r.id, r.modified) for r in runs if r.id.startswith(prefix)))
-    return Lab(info, _summary(info.path, info.modified, stamps), metric)
+    return Lab(info, _summary(info, stamps), metric)
 
 
-@st.cache_data(max_entries=16, show_spinner="Reading the sweep's points")
-def _summary(path: str, modified: float, stamps: tuple[Any, ...]) -> dict[str, Any]:
-    run = Run(path)
+@st.cache_data(max_entries=16, show_spinner="Reading the sweep's points", hash_funcs=BY_CHANGE)
+def _summary(info: RunInfo, stamps: tuple[Any, ...]) -> dict[str, Any]:
+    run = Run(info.path)
     if run.metrics is not None:
         return _judged_together(run, run.metrics)
     return summarise_sweep(run) if run.state != "corrupt" else {}
@@ -149,13 +149,13 @@ def law(lab: Lab) -> str:
     if "law" in lab.found:
         return ((lab.found["law"] or {}).get(lab.metric) or {}).get("sentence", "")
     opened = any(re.search(r"layers=\d+-$", point["regime"]) for point in lab.points)
-    return _law(lab.info.path, lab.info.modified, lab.metric) if opened and lab.has_items else ""
+    return _law(lab.info, lab.metric) if opened and lab.has_items else ""
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
-def _law(path: str, modified: float, metric: str) -> str:
+@st.cache_data(max_entries=16, show_spinner=False, hash_funcs=BY_CHANGE)
+def _law(info: RunInfo, metric: str) -> str:
     """The same of a sweep from before its law was kept with it."""
-    return (laws.summary(Sweep(Run(path)), metric) or {}).get("sentence", "")
+    return (laws.summary(Sweep(Run(info.path)), metric) or {}).get("sentence", "")
 
 
 def measured(lab: Lab, slug: str, measure: str) -> tuple[float, float, float]:

@@ -20,10 +20,9 @@ from bidir_core.analyse.order_effects import (
 from bidir_core.analyse.stats import Estimate
 from bidir_core.analyse.verdict import judge
 from bidir_core.common.errors import UserError
-from bidir_core.report import plots, plots_lab
 from bidir_core.runs.layout import STAGE1
 from bidir_core.runs.run import Run
-from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.kit import fmt, html, widgets
 from bidir_ui.reading.data import RunInfo
 
 Arms = dict[str, list[OrderArm]]
@@ -124,85 +123,39 @@ def panel(arms: Arms, ident: str) -> None:
         with st.container(border=True, key=f"order-{family}"):
             name = html.el("b", family_words(family))
             html.show(html.div("b", name, html.el("br"), fmt.tie(order_sentence(rows))))
-            _chart(family, rows, ident)
-            with st.expander("All numbers"):
-                html.show(_table(rows))
-    frame = pd.DataFrame(flat(arms))
-    widgets.csv_button(frame, f"{ident.replace('/', '-')}-order.csv", key="order-csv")
+            _chart(rows)
+            frame = pd.DataFrame(flat(family, rows))
+            widgets.numbers(frame, f"{ident}-{family}.csv", key=f"order-{family}")
 
 
-def _chart(family: str, rows: Sequence[OrderArm], ident: str) -> None:
-    dots = []
-    for arm in rows:
-        if arm.recovered is not None:
-            change = arm.recovered.last_change
-            text = f"{fmt.points(change.value)}  {fmt.interval_of(change)}"
-            dots.append(plots.dot_row(arm.words, change.value, judge(change), text))
+def _chart(rows: Sequence[OrderArm]) -> None:
+    dots = [
+        widgets.interval(arm.words, change.value, judge(change))
+        for arm in rows
+        if arm.recovered is not None
+        for change in [arm.recovered.last_change]
+    ]
     if dots:
-        title = "passage last, points to causal"
-        widgets.chart(
-            plots_lab.stacked_dots(pd.DataFrame(dots), title=title, reference=0.0),
-            f"{family}: each arm against causal with the passage last; the table has the numbers.",
-            key=f"order-{family}-{ident}",
-        )
+        widgets.intervals(dots, "Passage last: accuracy, points to causal")
 
 
-def _table(rows: Sequence[OrderArm]) -> html.Html:
-    head = ("Arm", "n", "First", "Last", "Order gap, points", "First, to causal", "Last, to causal",
-            "Gap recovered", "Gold probability, first / last", "Prompt tokens", "Seconds", "Memory")  # fmt: skip
-    cells = []
-    for arm in rows:
-        effect, recovered = arm.effect, arm.recovered
-        changes: tuple[str, ...] = (fmt.NONE,) * 3
-        if recovered is not None:
-            share = recovered.share
-            told = fmt.NONE if share is None else _share(share)
-            changes = (_points(recovered.first_change), _points(recovered.last_change), told)
-        cells.append(
-            (
-                widgets.link(arm.words, "runs", url.params(q=arm.run)),
-                fmt.count(effect.n),
-                fmt.percent(effect.first.value),
-                fmt.percent(effect.last.value),
-                _points(effect.gap),
-                *changes,
-                f"{fmt.percent(effect.first_prob)} / {fmt.percent(effect.last_prob)}",
-                fmt.number(arm.prompt_tokens, 0),
-                fmt.duration(arm.seconds),
-                fmt.size(arm.peak_bytes),
-            )
-        )
-    return widgets.table(head, cells, left=(0,))
-
-
-def _points(estimate: Estimate) -> str:
-    return f"{fmt.points(estimate.value)} {fmt.interval_of(estimate)}"
-
-
-def _share(share: Estimate) -> str:
-    value, low, high = (fmt.percent(end, 0) for end in (share.value, share.low, share.high))
-    return f"{value} [{low}, {high}]"
-
-
-def flat(arms: Arms) -> list[dict[str, Any]]:
-    """Every number of every arm, a line each."""
+def flat(family: str, rows: Sequence[OrderArm]) -> list[dict[str, Any]]:
+    """Every number of every arm, a line each; shares as fractions."""
     lines = []
-    for family, rows in arms.items():
-        for arm in rows:
-            line: dict[str, Any] = {"family": family, "arm": arm.words, "run": arm.run}
-            line |= {"n": arm.effect.n, "first": arm.effect.first.value}
-            line |= {"last": arm.effect.last.value}
-            changes: dict[str, Estimate | None] = {"gap": arm.effect.gap}
-            if arm.recovered is not None:
-                changes |= {
-                    "first_to_causal": arm.recovered.first_change,
-                    "last_to_causal": arm.recovered.last_change,
-                    "gap_recovered": arm.recovered.share,
-                }
-            for name, estimate in changes.items():
-                for end in ("value", "low", "high"):
-                    line[f"{name}_{end}"] = None if estimate is None else getattr(estimate, end)
-            line |= {"first_gold_prob": arm.effect.first_prob}
-            line |= {"last_gold_prob": arm.effect.last_prob, "prompt_tokens": arm.prompt_tokens}
-            lines.append(line | {"seconds": arm.seconds, "peak_bytes": arm.peak_bytes})
+    for arm in rows:
+        line: dict[str, Any] = {"family": family, "arm": arm.words, "run": arm.run}
+        line |= {"n": arm.effect.n, "first": arm.effect.first.value, "last": arm.effect.last.value}
+        changes: dict[str, Estimate | None] = {"gap": arm.effect.gap}
+        if arm.recovered is not None:
+            changes |= {
+                "first_to_causal": arm.recovered.first_change,
+                "last_to_causal": arm.recovered.last_change,
+                "gap_recovered": arm.recovered.share,
+            }
+        for name, estimate in changes.items():
+            for end in ("value", "low", "high"):
+                line[f"{name}_{end}"] = None if estimate is None else getattr(estimate, end)
+        line |= {"first_gold_prob": arm.effect.first_prob, "last_gold_prob": arm.effect.last_prob}
+        line |= {"prompt_tokens": arm.prompt_tokens, "seconds": arm.seconds}
+        lines.append(line | {"peak_bytes": arm.peak_bytes})
     return lines

@@ -12,12 +12,12 @@ import streamlit as st
 from bidir_core import jobs
 from bidir_core.common.errors import UserError
 from bidir_core.jobs import Job
+from bidir_core.jobs.estimate import duration
 from bidir_core.jobs.history import peak_bytes
 from bidir_core.jobs.progress import Progress, progress
 from bidir_core.runs.run import Run
 from bidir_ui import shell
 from bidir_ui.kit import fmt, html, url, widgets
-from bidir_ui.launch import review
 from bidir_ui.reading import data, opens
 from bidir_ui.reading.data import RunInfo
 
@@ -171,7 +171,7 @@ def bar(job: Job, now: Progress) -> None:
         if now.rate:
             facts.insert(0, f"{fmt.number(now.rate, 1)} {now.unit}s a second")
         if now.eta_seconds is not None:
-            facts.append(f"about {review.rough(now.eta_seconds)} left")
+            facts.append(f"about {duration(now.eta_seconds)} left")
     if now.value is not None:
         facts.append(_metric(now))
     if job.is_cancelling:
@@ -273,7 +273,7 @@ def _took(job: Job) -> html.Html:
     if job.attempt > 1:
         return html.div("b b-note", f"Done in {job.attempt} attempts; the last took {took}")
     told = job.estimate
-    text = f" (estimated {review.rough(told['seconds'])})" if told.get("seconds") else ""
+    text = f" (estimated {duration(told['seconds'])})" if told.get("seconds") else ""
     lines = [html.div("", f"Took {took}{text}")]
     if peak := peak_bytes(job):
         memory = told.get("memory_bytes")

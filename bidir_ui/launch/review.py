@@ -103,7 +103,7 @@ def review(form: Form, cost: Estimate, runs: tuple[RunInfo, ...]) -> None:
 
 def _points(cost: Estimate) -> str:
     number = fmt.count(cost.n_points) if cost.n_points else "as many as the layers make"
-    each = "" if cost.point_seconds is None else f", each about {rough(cost.point_seconds)}"
+    each = "" if cost.point_seconds is None else f", each about {duration(cost.point_seconds)}"
     return number + each
 
 
@@ -149,8 +149,3 @@ def _checkpoint_cautions(config: Config | None, runs: tuple[RunInfo, ...]) -> li
             )
         )
     return cautions
-
-
-def rough(seconds: float | None) -> str:
-    """A duration without false precision."""
-    return fmt.NONE if seconds is None else duration(seconds)

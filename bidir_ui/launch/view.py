@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
 from bidir_core.jobs import queue_device
 from bidir_core.jobs.cost_model import kind_of
 from bidir_core.jobs.pipeline_config import PRESETS as PIPELINE_PRESETS
 from bidir_core.jobs.pipeline_config import PUBLISHED, from_preset
-from bidir_ui.kit import html, url, widgets
+from bidir_ui.kit import url, widgets
 from bidir_ui.launch.fields import field
 from bidir_ui.launch.form import GROUPS, PRESETS, SMALL, Draft, Form
 from bidir_ui.reading.data import RunInfo
 
-HEAD_START = 0.2  # seconds in which a browser draws the page
 SIZES = {"quick": "Quick", PUBLISHED: "As published"}
 
 
@@ -72,8 +69,8 @@ def form(runs: tuple[RunInfo, ...]) -> Form:
         defaults = PIPELINE_PRESETS[draft.size]
     elif small and preset.command in SMALL:
         widgets.note(
-            "On a CPU this begins small: enough to see it work, with wide intervals. Any number, or "
-            "for items the word all, can be given."
+            "On a CPU the numbers begin small, so that it ends in minutes, with wide intervals. For "
+            "every item write all."
         )
     specs = draft.specs
     given: dict[str, str] = {}
@@ -114,25 +111,3 @@ def _size(default: str) -> str:
         default=default,
         required=True,
     )
-
-
-def command_line(text: str) -> DeltaGenerator:
-    """The command to copy. What shows code takes the browser a third of a second to load, and
-    meanwhile it draws nothing else; so where a reader comes the plain line stands here, until
-    :func:`make_copyable` is called at the page's end."""
-    place = st.empty()
-    with place:
-        if st.session_state.get("launch-opened"):
-            widgets.command(text)
-        else:
-            html.show(html.el("pre", text, cls="b-line"))
-    return place
-
-
-def make_copyable(place: DeltaGenerator, text: str) -> None:
-    """Give the command line its button, if it has none."""
-    if not st.session_state.get("launch-opened"):
-        st.session_state["launch-opened"] = True
-        time.sleep(HEAD_START)
-        with place:
-            widgets.command(text)

@@ -59,18 +59,14 @@ MODES = {"requested": "Requested", "observed": "Observed"}
 
 def mode() -> str:
     """Requested mask or observed attention; a link that names an observed run opens that."""
-    default = "observed" if url.get("attend") else "requested"
-    return str(
-        url.bound(
-            st.segmented_control,
-            "What to show",
-            name="show",
-            options=list(MODES),
-            required=True,
-            format_func=MODES.get,
-            label_visibility="collapsed",
-            read=lambda text: text if text in MODES else default,
-        )
+    return url.choice(
+        st.segmented_control,
+        "What to show",
+        name="show",
+        options=MODES,
+        default="observed" if url.get("attend") else "requested",
+        required=True,
+        label_visibility="collapsed",
     )
 
 

@@ -14,10 +14,9 @@ from bidir_core import regimes
 from bidir_core.common.errors import UserError
 from bidir_core.explain import attend_files as files
 from bidir_core.explain.attend_config import MOST_REGIMES
-from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt
 from bidir_ui.reading import data
-from bidir_ui.reading.data import RunInfo
+from bidir_ui.reading.data import BY_CHANGE, RunInfo
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,9 @@ class Observed:
         return f"{', '.join(rest)} and {last}" if rest else last
 
 
-@st.cache_data(max_entries=256, show_spinner=False)
-def _load(path: str, modified: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    run = Run(path)
+@st.cache_data(max_entries=256, show_spinner=False, hash_funcs=BY_CHANGE)
+def _checked(info: RunInfo) -> tuple[dict[str, Any], dict[str, Any]]:
+    run = data.run_of(info)
     metrics = run.metrics or {}
     try:
         most = {"sequence": 2, "items": MOST_REGIMES}[metrics["mode"]]
@@ -112,7 +111,11 @@ def _load(path: str, modified: float) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def load(info: RunInfo) -> Observed:
     """A finished attend run; UserError for one that cannot be read."""
-    return Observed(info, *_load(info.path, info.modified))
+    return Observed(info, *_checked(info))
+
+
+# A cached function of an observation is asked again when its folder has changed.
+BY_RUN: dict[Any, Any] = {Observed: lambda run: (run.info.path, run.info.modified)}
 
 
 def listed(runs: tuple[RunInfo, ...]) -> list[Observed]:
@@ -127,42 +130,31 @@ def listed(runs: tuple[RunInfo, ...]) -> list[Observed]:
     return readable
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
-def _by_head(path: str, modified: float, n: int, summary: bool) -> list[dict[str, np.ndarray]]:
-    if not summary:
-        return [shares.mean() for shares in files.read_shares(Path(path), n)]
-    return files.read_summary(Path(path), n)
-
-
+@st.cache_data(max_entries=16, show_spinner=False, hash_funcs=BY_RUN)
 def by_head(observed: Observed) -> list[dict[str, np.ndarray]]:
     """Per regime: each measure's mean over the prefix, ``[layer, head]``."""
-    shares = _by_head(
-        observed.info.path, observed.info.modified, len(observed.names), observed.is_summary
-    )
+    path, n = Path(observed.info.path), len(observed.names)
+    if observed.is_summary:
+        shares = files.read_summary(path, n)
+    else:
+        shares = [each.mean() for each in files.read_shares(path, n)]
     shape = (observed.n_layers, observed.n_heads)
     if any(value.shape != shape for each in shares for value in each.values()):
         raise UserError(f"the shares of '{observed.info.id}' do not fit its metrics.json")
     return shares
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
-def _received(path: str, modified: float, n: int) -> list[np.ndarray]:
-    return [shares.received.mean(1) for shares in files.read_shares(Path(path), n)]
-
-
+@st.cache_data(max_entries=16, show_spinner=False, hash_funcs=BY_RUN)
 def received(observed: Observed) -> list[np.ndarray]:
     """Per regime: what each token gets, mean over heads, ``[layer, token]``."""
-    return _received(observed.info.path, observed.info.modified, len(observed.names))
+    shares = files.read_shares(Path(observed.info.path), len(observed.names))
+    return [each.received.mean(1) for each in shares]
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
-def _head(path: str, modified: float, regime: int, layer: int, head: int) -> np.ndarray:
-    return files.read_head(Path(path), regime, layer, head)
-
-
+@st.cache_data(max_entries=64, show_spinner=False, hash_funcs=BY_RUN)
 def head(observed: Observed, regime: int, layer: int, number: int, total: int) -> np.ndarray:
     """One head's weights ``[query, key]``."""
-    weights = _head(observed.info.path, observed.info.modified, regime, layer, number)
+    weights = files.read_head(Path(observed.info.path), regime, layer, number)
     if weights.shape != (total, total):
         raise UserError(
             f"layer {layer} of '{observed.info.id}' holds {weights.shape} weights for {total} tokens: "
@@ -178,13 +170,9 @@ def requested(observed: Observed, regime: int, layer: int, n_prefix: int, total:
     )
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
-def _drift(path: str, modified: float) -> files.Drift:
-    return files.read_drift(Path(path))
-
-
+@st.cache_data(max_entries=16, show_spinner=False, hash_funcs=BY_RUN)
 def drift(observed: Observed) -> files.Drift:
-    return _drift(observed.info.path, observed.info.modified)
+    return files.read_drift(Path(observed.info.path))
 
 
 def tokens(observed: Observed) -> tuple[tuple[str, ...], int]:

@@ -243,16 +243,8 @@ def _layers(run: Observed, measure: str) -> None:
         for end, values in (("", line.values), (" low", line.low), (" high", line.high))
         if values is not None
     }
-    name = run.info.id.replace("/", "_")
-    _numbers(pd.DataFrame(table | columns), f"{measure}-by-layer_{name}.csv")
-
-
-@st.fragment
-def _numbers(frame: pd.DataFrame, name: str) -> None:
-    with st.expander("Numbers by layer", key="attend-numbers", on_change="rerun") as numbers:
-        if numbers.open:
-            st.dataframe(frame, hide_index=True, height=260)
-            widgets.csv_button(frame, name, key="attend-csv")
+    name = f"{measure}-by-layer_{run.info.id}.csv"
+    widgets.numbers(pd.DataFrame(table | columns), name, key="attend")
 
 
 def _grid(run: Observed, measure: str) -> None:

@@ -77,7 +77,7 @@ export default function (component) {
   const choices = element('div', 'choices'), said = element('div', 'said');
   said.setAttribute('aria-live', 'polite');
   const nav = element('div', 'nav');
-  const next = element('button', 'next', 'Next'), open = element('a', 'open');
+  const next = element('button', 'next', 'Next'), open = element('a', 'open', 'Open');
   next.type = 'button';
   open.target = '_self';
   nav.append(next, open);
@@ -102,7 +102,7 @@ export default function (component) {
 
   function show(item) {
     which.textContent = item.title;
-    open.textContent = 'Open ' + item.item;
+    open.setAttribute('aria-label', 'Open ' + item.item);
     text.textContent = item.text;
     choices.replaceChildren(...item.choices.map((choice, i) => {
       const row = element('div', 'choice' + (i === item.gold ? ' gold' : ''));

@@ -17,6 +17,7 @@ from bidir_core.data.item_texts import visible
 from bidir_core.runs.dials import COMMITTED, STRENGTHS, read_dials
 from bidir_core.runs.layout import STAGE4
 from bidir_ui.kit import url, widgets
+from bidir_ui.reading import data
 from bidir_ui.reading.data import RunInfo, by_id
 
 HERE = Path(__file__).parent
@@ -24,17 +25,19 @@ HERE = Path(__file__).parent
 
 def draw(runs: Sequence[RunInfo]) -> None:
     """The item and its dials; nothing where no item was exported."""
-    items = [
-        _shown(item, runs)
-        for item in _items(COMMITTED.stat().st_mtime_ns if COMMITTED.exists() else 0)
-    ]
-    if not items:
+    shown = [_shown(item, runs) for item in items()]
+    if not shown:
         return
     widgets.heading("Flip an answer")
     component = st.components.v2.component(
         "bidir_hero", js=(HERE / "hero.js").read_text(encoding="utf-8"), isolate_styles=False
     )
-    component(data={"items": items, "strengths": STRENGTHS}, key="hero")
+    component(data={"items": shown, "strengths": STRENGTHS}, key="hero")
+
+
+def items() -> list[dict[str, Any]]:
+    """What was exported."""
+    return _items(COMMITTED.stat().st_mtime_ns if COMMITTED.exists() else 0)
 
 
 @lru_cache(maxsize=2)
@@ -67,17 +70,9 @@ def _pair(item: dict[str, Any], runs: Sequence[RunInfo]) -> dict[str, str]:
     return {"a": causal.id, "b": run.id} if causal is not None else {}
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
-def _recorded(path: str, _modified: float, task: str, doc_id: int) -> list[float] | None:
-    from bidir_core.runs.run import Run
-
-    record = Run(path).item(task, doc_id)
-    return None if record is None or record["ll"] is None else list(map(float, record["ll"]))
-
-
 def _repaired(item: dict[str, Any], runs: Sequence[RunInfo]) -> list[int] | None:
     """The scores that a repair fine-tune of this model recorded for the item, looking ahead."""
-    task, _, number = item["item"].rpartition("/")
+    task = item["item"].rpartition("/")[0]
     for run in runs:
         is_repaired = run.stage == STAGE4 and run.arm is not None and run.arm.code == "3B"
         if not (is_repaired and run.is_done and run.has_items and run.model == item["model"]):
@@ -85,9 +80,9 @@ def _repaired(item: dict[str, Any], runs: Sequence[RunInfo]) -> list[int] | None
         if run.regime != "bidirectional" or task not in run.tasks:
             continue
         try:
-            ll = _recorded(run.path, run.modified, task, int(number))
+            found = data.record(run, item["item"])
         except UserError:
             continue
-        if ll:
-            return [round(100 * (value - max(ll))) for value in ll]
+        if found is not None and found["ll"] is not None:
+            return [round(100 * (value - max(found["ll"]))) for value in found["ll"]]
     return None

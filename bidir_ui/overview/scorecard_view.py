@@ -8,33 +8,20 @@ from collections.abc import Iterable, Sequence
 import streamlit as st
 
 from bidir_core import jobs
-from bidir_core.analyse.verdict import Judgement
 from bidir_core.common.errors import UserError
 from bidir_core.common.memory import give_back
 from bidir_core.jobs.cost_model import forget_tokenizer
 from bidir_core.jobs.estimate import duration
-from bidir_core.report.scorecard import Badge, Cell, Row, answer, scorecard
+from bidir_core.report.rows import interval_rows
+from bidir_core.report.scorecard import Badge, Cell, Row, answer
+from bidir_core.report.share import against_causal
 from bidir_core.runs.layout import is_read_only
-from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.launch import review
 from bidir_ui.launch.form import Draft
 from bidir_ui.reading.data import RunInfo
 
 LIMIT = 500  # of the smaller set of items that the switch asks for
-
-
-def rows(runs: Sequence[RunInfo], limit: int | None) -> list[Row]:
-    """The scorecard of the finished runs, remembered until one of them changes."""
-    known = [run for run in runs if run.is_done or run.is_reference]
-    return _rows(tuple(run.path for run in known), tuple(run.modified for run in known), limit)
-
-
-@st.cache_resource(max_entries=4, show_spinner="Reading the evidence")
-def _rows(paths: tuple[str, ...], stamps: tuple[float, ...], limit: int | None) -> list[Row]:
-    found = scorecard(map(Run, paths), limit=limit)
-    give_back()  # the items and texts of every run were in memory
-    return found
 
 
 # The first ten seconds.
@@ -44,26 +31,29 @@ def first_screen(row: Row) -> None:
     """One sentence, three numbers, one picture, all of one model on one set of items."""
     html.show(html.div("b b-answer", fmt.tie(answer(row))))
     cards = (
-        ("Cost", row.hurt),
-        ("Back without training", row.without_training),
-        ("Repair beyond control", row.repair),
+        ("Cost", row.hurt, ""),
+        ("Back without training", row.without_training, ""),
+        ("Repair beyond control", row.repair, row.extent),
     )
-    html.show(html.div("b b-three", *(_card(title, cell) for title, cell in cards)))
-    items = f"{row.extent}, n = {fmt.count(row.n)}, 95 % intervals"
-    if row.steps:
-        html.show(_picture(row.steps, items))
+    html.show(html.div("b b-three", *(_card(*card) for card in cards)))
+    if steps := against_causal(row):
+        said = "; ".join(f"{step.label} {step.text}" for step in steps)
+        short = [step._replace(text=fmt.points(step.value)) for step in steps]
+        axis = fmt.tie(f"Points against causal, 95 % intervals (n = {fmt.count(row.n)})")
+        chart = interval_rows(short, reference=0.0, axis=axis)
+        html.show(html.div("b b-steps", chart, role="img", aria_label=f"{axis}: {said}"))
 
 
-def _card(title: str, cell: Cell | None) -> html.Html:
-    """One number; the whole card leads to its runs."""
+def _card(title: str, cell: Cell | None, items: str) -> html.Html:
+    """One number and, where it may be mistaken for another, on which ``items`` it is; the whole card
+    leads to its runs."""
     if cell is None:
         return html.div("card", html.div("title", title), html.div("big off", "not run yet"))
+    what = cell.reason.partition(":")[0] or items
     body = (
         html.div("title", title),
         html.div("big", fmt.points(cell.value)),
-        html.div(
-            "sub", fmt.tie(" ".join([_interval(cell), cell.reason.partition(":")[0]]).strip())
-        ),
+        html.div("sub", fmt.tie(f"{_interval(cell)} {what}".strip())),
     )
     return _link(cell, *body, cls="card")
 
@@ -81,41 +71,6 @@ def _link(cell: Cell, *body: object, cls: str) -> html.Html:
     if len(cell.runs) == 1:
         return widgets.link(html.join(*body), "lab", {"sweep": cell.runs[0]}, cls=cls)
     return html.div(cls, *body)
-
-
-def _picture(steps: Sequence[tuple[str, Judgement]], items: str) -> html.Html:
-    """Each step against causal: a dot and its interval on one scale; label over plot on a phone."""
-    known = [(label, judged) for label, judged in steps if judged.estimate is not None]
-    ends = [end for _, j in known if j.estimate for end in (j.estimate.low, j.estimate.high)]
-    low, high = min(0.0, *ends), max(0.0, *ends)
-    room = 0.04 * (high - low) or 0.01
-    low, high = low - room, high + room
-
-    def at(value: float) -> str:
-        return f"{100 * (value - low) / (high - low):.2f}%"
-
-    parts = []
-    for label, judged in known:
-        e = judged.estimate
-        assert e is not None
-        cls = judged.verdict if judged.decided else "open"
-        wide = f"left:{at(e.low)};width:calc({at(e.high)} - {at(e.low)})"
-        plot = html.div(
-            f"plot {cls}",
-            html.span("zero", style=f"left:{at(0)}"),
-            html.span("bar", style=wide),
-            html.span("dot", style=f"left:{at(e.value)}"),
-        )
-        value = html.span("value", fmt.points(e.value))
-        parts.append(html.div("row", html.span("label", label), plot, value))
-    said = "; ".join(
-        f"{label} {fmt.points(j.estimate.value)} {fmt.interval_of(j.estimate)}"
-        for label, j in known
-        if j.estimate
-    )
-    title = fmt.tie(f"Points against causal ({items})")
-    head = html.div("head", title)
-    return html.div("b b-steps", head, *parts, role="img", aria_label=f"{title}: {said}")
 
 
 # The scorecard.
@@ -140,9 +95,7 @@ def table(found: Sequence[Row], runs: tuple[RunInfo, ...]) -> None:
     place = st.empty()
     with place:
         html.show(_table(found, {}))
-    times = dict(_times(found, runs))
-    forget_tokenizer()  # of several models, and what they counted is remembered
-    give_back()
+    times = _times(found, runs)
     if times:  # counting items takes seconds: the table stands meanwhile
         with place:
             html.show(_table(found, times))
@@ -226,40 +179,41 @@ def _run(row: Row, name: str, time: str) -> html.Html:
     return widgets.link(f"Run{f' (about {time})' if time else ''}", "launch", query, cls="run")
 
 
-def _times(
-    found: Iterable[Row], runs: tuple[RunInfo, ...]
-) -> Iterable[tuple[tuple[str, str], str]]:
+def _times(found: Iterable[Row], runs: tuple[RunInfo, ...]) -> dict[tuple[str, str], str]:
     """How long each missing answer would take; nothing where no run here has told."""
     if is_read_only() or not any(one.device == "cpu" for one in review.measured(runs)):
-        return
+        return {}
+    times = {}
     for row in found:
-        for name, (stage, size, settings) in MISSING.items():
-            if getattr(row, name) is None and not row.problem:
-                seconds = _seconds(row.model, stage, size, tuple(settings.items()), runs)
-                if seconds is not None:
-                    yield (row.model, name), duration(seconds)
+        missing = tuple(name for name in MISSING if getattr(row, name) is None)
+        if missing and not row.problem:
+            for name, seconds in _seconds(row.model, missing, runs).items():
+                times[row.model, name] = duration(seconds)
+    return times
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
-def _seconds(
-    model: str,
-    stage: str,
-    size: str,
-    settings: tuple[tuple[str, str], ...],
-    _runs: tuple[RunInfo, ...],
-) -> float | None:
-    try:
-        form = Draft(stage, size).check({"model": model, **dict(settings)})
-        made = review.estimated(form, _runs, jobs.list_jobs())
-    except (UserError, OSError, ValueError):
-        return None
-    return made.seconds if made else None
+@st.cache_data(max_entries=16, show_spinner=False)
+def _seconds(model: str, missing: Sequence[str], _runs: tuple[RunInfo, ...]) -> dict[str, float]:
+    """What each missing answer of a model would take, where that is known."""
+    known = {}
+    for name in missing:
+        stage, size, settings = MISSING[name]
+        try:
+            form = Draft(stage, size).check({"model": model, **settings})
+            made = review.estimated(form, _runs, jobs.list_jobs())
+        except (UserError, OSError, ValueError):
+            continue
+        if made is not None and made.seconds is not None:
+            known[name] = made.seconds
+    forget_tokenizer()  # of this model: the next one reads its own
+    give_back()
+    return known
 
 
 DETAILS = (
     ("Reading", "95 % intervals, paired item by item; ○ marks what they leave open, ▲ ▼ what they decide."),
     ("Why?", "The first layers that must stay causal are chosen on half of the items and judged on the other. ✓ ✗ ○: controls that support, refute or leave open that claim."),
-    ("Repair?", "A repair fine-tune (3B) learns with the prompt looking ahead; its control (3C) gets the same data, steps and seed, causally. The number is the interaction: how much more 3B gains than 3C, looking ahead minus causal."),
+    ("Repair?", "A repair fine-tune (3B) learns with the prompt looking ahead; its control (3C) gets the same data, steps and seed, causally. The number is the interaction: how much more 3B gains than 3C, looking ahead minus causal. Here on all items; README: confirm half."),
     ("Helps anywhere?", "Questions whose passage comes last, where left-to-right reading suffers: looking ahead against causal, with Holm's correction; beyond always giving one answer, and beside giving the prompt twice."),
 )  # fmt: skip
 

@@ -15,28 +15,15 @@ from bidir_core.analyse import flips as core_flips
 from bidir_core.analyse.pairing import repeats
 from bidir_core.common.errors import UserError
 from bidir_core.data import item_texts, tasks
-from bidir_core.report import plots
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, url, widgets
 from bidir_ui.reading import data
-from bidir_ui.reading.data import RunInfo
+from bidir_ui.reading.data import BY_CHANGE, RunInfo
 
 SEARCHED = 2000  # characters of a text that the search looks at
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
-def _compare(
-    path_a: str, path_b: str, stamps: tuple[float, ...], metric: str, intersect: bool, floor: str
-) -> core_compare.Comparison:
-    return core_compare.compare(
-        Run(path_a),
-        Run(path_b),
-        metric=metric,
-        intersect=intersect,
-        floor=Run(floor) if floor else None,
-    )
-
-
+@st.cache_data(max_entries=64, show_spinner=False, hash_funcs=BY_CHANGE)
 def compare(
     a: RunInfo,
     b: RunInfo,
@@ -46,23 +33,14 @@ def compare(
     floor: RunInfo | None = None,
 ) -> core_compare.Comparison:
     """The comparison of two runs; UserError (with the reason) for runs that do not pair."""
-    stamps = (a.modified, b.modified, floor.modified if floor else 0.0)
-    return _compare(a.path, b.path, stamps, metric, intersect, floor.path if floor else "")
+    below = data.run_of(floor) if floor else None
+    first, second = data.run_of(a), data.run_of(b)
+    return core_compare.compare(first, second, metric=metric, intersect=intersect, floor=below)
 
 
 def compare_runs(a: Run, b: Run, metric: str) -> core_compare.Comparison:
     """Of a run that is still growing: not remembered, only the items that both hold."""
     return core_compare.compare(a, b, metric=metric, intersect=True)
-
-
-def try_compare(
-    a: RunInfo, b: RunInfo, metric: str = "acc", *, intersect: bool = False
-) -> core_compare.Comparison | None:
-    """As :func:`compare`, None where the runs do not pair: for lists of many runs."""
-    try:
-        return compare(a, b, metric, intersect=intersect)
-    except (UserError, OSError, ValueError, KeyError):
-        return None
 
 
 def intersecting() -> bool:
@@ -83,11 +61,11 @@ def offer_intersection(error: UserError) -> None:
 
 # Shared between sessions, not copied: nobody writes to it, and copying 14,000 rows with their
 # texts on every click costs more than filtering them.
-@st.cache_resource(max_entries=12, show_spinner="Pairing the items of both runs")
-def _flips(
-    path_a: str, path_b: str, stamps: tuple[float, ...], metric: str, intersect: bool
-) -> pd.DataFrame:
-    run_a, run_b = Run(path_a), Run(path_b)
+@st.cache_resource(
+    max_entries=12, show_spinner="Pairing the items of both runs", hash_funcs=BY_CHANGE
+)
+def _flips(a: RunInfo, b: RunInfo, metric: str, intersect: bool) -> pd.DataFrame:
+    run_a, run_b = data.run_of(a), data.run_of(b)
     frame = core_flips.flips(run_a, run_b, metric, intersect=intersect)
     out = pd.DataFrame(
         {
@@ -140,8 +118,7 @@ def _texts(run_a: Run, run_b: Run, frame: pd.DataFrame) -> list[tuple[str, str]]
 def flips(a: RunInfo, b: RunInfo, metric: str) -> pd.DataFrame:
     """All paired items, largest margin change first. Columns: item_id, task, flip, change,
     margin_a, margin_b, length, text (120 characters), search."""
-    stamps = (a.modified, b.modified)
-    return _flips(a.path, b.path, stamps, metric, intersecting())
+    return _flips(a, b, metric, intersecting())
 
 
 def remarks(a: RunInfo, b: RunInfo) -> None:
@@ -199,23 +176,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     return value.item() if isinstance(value, np.generic) else str(value)
-
-
-def forest_frame(result: core_compare.Comparison) -> pd.DataFrame:
-    """Rows for :func:`bidir_core.report.plots.forest`."""
-    return pd.DataFrame(
-        [
-            plots.forest_row(
-                row.task,
-                fmt.clip(fmt.task(row.task), 24),
-                row.delta,
-                row.judgement,
-                total=row.task == core_compare.MACRO,
-                text=f"{fmt.points(row.delta)}  {fmt.interval(row.low, row.high)}",
-            )
-            for row in result.rows
-        ]
-    )
 
 
 # Texts of items whose run kept none (``--compact``), remembered while the app runs.

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from bidir_core.analyse import selection
@@ -307,27 +306,17 @@ def by_id(runs: tuple[RunInfo, ...], run_id: str) -> RunInfo | None:
     return next((run for run in runs if run.id == run_id), None)
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
-def _items(path: str, modified: float, columns: tuple[str, ...]) -> pd.DataFrame:
-    return Run(path).items(columns)
+# A cached function of a run is asked again when its folder has changed.
+BY_CHANGE: dict[Any, Any] = {RunInfo: lambda run: (run.path, run.modified)}
 
 
-def items(info: RunInfo, *columns: str) -> pd.DataFrame:
-    """Columns of a run's records."""
-    return _items(info.path, info.modified, columns)
-
-
-@st.cache_data(max_entries=512, show_spinner=False)
-def _record(path: str, modified: float, task: str, doc_id: int) -> dict[str, Any] | None:
-    return Run(path).item(task, doc_id)
-
-
+@st.cache_data(max_entries=512, show_spinner=False, hash_funcs=BY_CHANGE)
 def record(info: RunInfo, item_id: str) -> dict[str, Any] | None:
     """One whole record; None if the run has no such item. UserError for a malformed id."""
     task, _, number = item_id.rpartition("/")
     if not task or not number.isdecimal():
         raise UserError(f"'{item_id[:80]}' is not an item id; ids look like piqa/12")
-    return _record(info.path, info.modified, task, int(number))
+    return run_of(info).item(task, int(number))
 
 
 # Names of runs that tell them apart: where two labels collide, what differs is added.

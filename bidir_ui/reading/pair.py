@@ -21,17 +21,6 @@ PAIR_COMMANDS = (
 )
 
 
-def pipeline_command(model: str) -> str:
-    return f"python -m bidir_core pipeline --model {model or EMBEDDED_MODEL} --limit 500"
-
-
-def no_pair() -> None:
-    """What to draw where stages 1 and 2 do not exist yet."""
-    widgets.not_run(
-        "These two commands make it, on the embedded model, in a few minutes each:", *PAIR_COMMANDS
-    )
-
-
 @dataclass(frozen=True)
 class Pair:
     """Baseline ``a`` and candidate ``b``; ``unknown`` holds ids from the URL that do not exist."""
@@ -46,14 +35,15 @@ class Pair:
         return self.a is not None and self.b is not None and not self.unknown
 
 
-def choose(runs: tuple[RunInfo, ...]) -> Pair:
-    """The pair the URL names. A name that does not exist is reported, never replaced."""
-    default_a, default_b = selection.default_pair(runs)
+def choose(runs: tuple[RunInfo, ...], default: tuple[RunInfo, RunInfo] | None = None) -> Pair:
+    """The pair the URL names, else ``default`` or the usual one. A name that does not exist is
+    reported, never replaced."""
+    default_a, default_b = default or selection.default_pair(runs)
     chosen: list[RunInfo | None] = []
     unknown = []
-    for name, default in (("a", default_a), ("b", default_b)):
+    for name, usual in (("a", default_a), ("b", default_b)):
         wanted = url.get(name)
-        run = by_id(runs, wanted) if wanted else default
+        run = by_id(runs, wanted) if wanted else usual
         if wanted and run is None:
             unknown.append(wanted)
         chosen.append(run)
@@ -72,8 +62,8 @@ def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
     ]
     if not usable:
         return
-    shown = {run.id for run in (chosen.a, chosen.b) if run}
-    names = data.menu(run for run in runs if run.id in {*usable, *shown})
+    named = {*usable, *(run.id for run in (chosen.a, chosen.b) if run)}
+    names = data.menu(run for run in runs if run.id in named)
     for name, title, run in (("a", "Baseline", chosen.a), ("b", "Candidate", chosen.b)):
         options = usable if run is None or run.id in usable else [run.id, *usable]
         _menu(name, title, run, options, names)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import filelock
 import pytest
 
 from bidir_core.runs.run import Run
 from tests.e2e.driving import LISTEN
 from tests.e2e.nursery import Nursery, free_port
-from tests.e2e.seed_cache import seeds as cached_seeds
+from tests.e2e.seed import seed_all
 from tests.e2e.server import QUICK, chromium, serve
 
 SIZE = {"width": 1280, "height": 900}
@@ -37,15 +41,33 @@ def is_measured(request) -> bool:
     return any(item.get_closest_marker("alone") for item in request.session.items)
 
 
+@dataclass(frozen=True)
+class Seeds:
+    """Run folders and their ids, a sweep in a folder of its own, a tiny model: to read and copy."""
+
+    runs: Path
+    sweep: Path
+    tiny: Path
+    ids: dict[str, str]
+
+
 @pytest.fixture(scope="session")
 def runs_root(tmp_path_factory):
     return tmp_path_factory.mktemp("e2e") / "runs"
 
 
 @pytest.fixture(scope="session")
-def seeds():
-    """What is made once for all workers and test runs, to be read and copied."""
-    return cached_seeds()
+def seeds(tmp_path_factory, worker_id):
+    """Made once for all workers of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "seeds"
+    with filelock.FileLock(f"{folder}.lock"):
+        known = folder / "ids.json"
+        if not known.exists():
+            folder.mkdir()
+            known.write_text(json.dumps(seed_all(folder)))
+    ids = json.loads(known.read_text())
+    return Seeds(folder / "runs", folder / "sweep", folder / "tiny", ids)
 
 
 @pytest.fixture(scope="session")

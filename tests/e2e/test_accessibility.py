@@ -11,8 +11,6 @@ from tests.e2e.driving import HEADINGS, chosen, go, visit
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
-# Rules that Streamlit's own elements break: rule -> (where it may, why it is not ours to repair).
-STREAMLITS_OWN: dict[str, tuple[str, str]] = {}
 VIOLATIONS = {"resultTypes": ["violations"]}  # what passes need not be listed
 SPILL = (
     "() => { const m = document.querySelector('[data-testid=stMain]');"
@@ -27,12 +25,7 @@ def violations(page) -> list[str]:
     found = []
     run = "options => axe.run(document, options).then(found => found.violations)"
     for rule in page.evaluate(run, VIOLATIONS):
-        where, _why = STREAMLITS_OWN.get(rule["id"], ("", ""))
         for node in rule["nodes"]:
-            if where and page.locator(str(node["target"][0])).first.evaluate(
-                "(element, where) => !!element.closest(where)", where
-            ):
-                continue
             found.append(f"{rule['id']}: {node['html'][:200]} {node['failureSummary'][:300]}")
     return found
 

@@ -160,18 +160,23 @@ def test_a_click_anywhere_in_a_row_opens_a_run(server, runs, tab):
     tab.page.get_by_text("Settings that are not the defaults").wait_for()
 
 
-def test_forest_plot_opens_the_flips_of_a_task(server, runs, tab):
-    go(tab, server.url("compare", a=runs["stage1"].id, b=runs["stage2"].id), "Compare")
-    points = tab.page.locator(".js-plotly-plot").first.locator(".scatterlayer .point")
-    points.nth(2).wait_for()
-    points.nth(2).scroll_into_view_if_needed()
-    tab.page.wait_for_timeout(300)
-    box = points.nth(2).bounding_box()
-    tab.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    tab.page.wait_for_url(re.compile("/flips"), timeout=10_000)
-    idle(tab)
-    assert query(tab, "task") == "arc_easy"
-    assert query(tab, "flip") == "broken~fixed"
+def test_a_task_opens_its_flips_from_chart_and_table(server, runs, tab):
+    address = server.url("compare", a=runs["stage1"].id, b=runs["stage2"].id)
+
+    def chart():
+        tab.page.locator(".rows a", has_text="ARC-Easy").click()
+
+    def table():
+        box = tab.page.locator("[data-testid=stDataFrame]").first.bounding_box()
+        tab.page.mouse.click(box["x"] + 300, box["y"] + 35 * 3 + 17)
+
+    for click in (chart, table):
+        go(tab, address, "Compare")
+        click()
+        tab.page.wait_for_url(re.compile("/flips"), timeout=10_000)
+        idle(tab)
+        assert query(tab, "task") == "arc_easy"
+        assert query(tab, "flip") == "broken~fixed"
 
 
 def test_a_card_leads_to_its_runs(server, runs, tab):

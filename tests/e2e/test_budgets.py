@@ -19,7 +19,7 @@ pytestmark = pytest.mark.alone
 PAGES = {
     "": (".b-score", 2.0),
     "runs": ("[data-testid=stDataFrame] canvas", 1.5),
-    "compare": (".js-plotly-plot .scatterlayer", 2.0),
+    "compare": (".rows .mark", 2.0),
     "flips": ("[data-testid=stDataFrame] canvas", 1.5),
     "item": (".b-prompt", 1.0),
     "masks": (".js-plotly-plot .nsewdrag", 2.5),

@@ -13,7 +13,7 @@ import pytest
 from bidir_core.report.report import build_report, write_report
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
-from tests.e2e.driving import chosen, go, idle, main_text, query
+from tests.e2e.driving import chosen, go, idle, main_text
 
 pytest.importorskip("playwright")
 
@@ -211,19 +211,3 @@ def test_the_pages_files(server, runs, tab):
     assert got["html"].count(b"<tr data-flip") == 120
     assert not tab.foreign()
     assert not tab.unexpected_errors()
-
-
-def test_a_choice_of_sections_is_a_link(server, runs, tab, browser):
-    ids = "~".join((runs["stage1"].id, runs["stage2"].id))
-    go(tab, server.url("report", runs=ids), "Report")
-    assert tab.page.get_by_role("heading", name="Scope", exact=True).count() == 0
-    tab.page.get_by_role("button", name="Scope", exact=True).click()
-    tab.page.wait_for_function("new URL(location).searchParams.get('sections') == 'scope'")
-    idle(tab)
-    assert query(tab, "runs") == ids
-    other = browser.new_context()
-    page = other.new_page()
-    page.goto(tab.page.url)
-    page.get_by_role("heading", name="Scope", exact=True).wait_for()
-    other.close()
-    assert "could not be read" not in main_text(tab)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,25 +37,16 @@ def test_lines_fit_and_hold_the_whole_label_or_say_that_they_do_not(text):
         assert "".join(lines).replace(" ", "") == text.replace(" ", "")
 
 
-def dots(*labels: str):
-    row = {"value": 0.4, "low": 0.3, "high": 0.5, "text": "40 %", "colour": plots.BLUE}
-    return plots.dots(
-        pd.DataFrame([{**row, "label": label, "symbol": "circle"} for label in labels]), title="x"
-    )
+def test_a_label_that_is_too_long_keeps_its_end():
+    lines = plots.wrapped("3B (" + "method lora, lr 0.001, " * 9 + "data x), bidirectional:sink=1")
+    assert lines[0].startswith("3B (method lora")
+    assert lines[2].endswith("…")
+    assert lines[3].endswith("bidirectional:sink=1")
 
 
-def test_rows_and_margin_have_room_for_the_lines():
-    short, long = dots("stage 1", "stage 2"), dots("stage 1", LONG)
-    assert long.layout.yaxis.ticktext[1].count("<br>") == 2
-    assert long.layout.height - short.layout.height >= 2 * (
-        3 * plots.LINE_PIXELS - plots.ROW_PIXELS
-    )
-    assert short.layout.margin.l < long.layout.margin.l <= 320
-    assert dots("stage 1", "a " * 30).layout.height == short.layout.height
-
-
-def test_markup_in_a_label_stays_text():
-    (text,) = dots(
-        '<a href="http://evil.example">an arm of which the name is long</a>'
-    ).layout.yaxis.ticktext
-    assert text.count("<") == text.count("<br>") > 0
+def test_an_unbroken_long_word_leaves_no_empty_line():
+    path = "checkpoints/" + "x" * 60
+    assert all(plots.wrapped(path))
+    lines = plots.wrapped(f"3B LoRA, {'word ' * 40}, {path}")
+    assert len(lines) == 4
+    assert lines[-1].startswith("checkpoints/")

@@ -46,12 +46,6 @@ def test_the_verdict_has_no_ascii_minus(root):
 # --- names ----------------------------------------------------------------------------------------
 
 
-def test_a_name_that_is_not_found_has_no_stray_space(root):
-    pair(root)
-    found = markup(open_page("pages/flips.py", a="nope", b="nope2"))
-    assert "<code>nope</code> and <code>nope2</code>." in found
-
-
 # --- kinds and links --------------------------------------------------------------------------------
 
 
@@ -63,15 +57,6 @@ def test_evaluations_are_not_what_was_swept_or_looked_at(root):
     assert len(open_page("pages/runs.py").dataframe[0].value) == 5
     shown = open_page("pages/runs.py", kind="evaluations").dataframe[0].value
     assert set(shown["run"]) == {a.id, b.id}
-
-
-def test_the_regime_column_is_as_wide_as_its_texts(root):
-    from bidir_ui import runs_table
-
-    pair(root)
-    make_run(root, STAGE2, n_items=10, regime="bidirectional:sink=1,lambda=0.03")
-    table = open_page("pages/runs.py").dataframe[0].value
-    assert runs_table._width(table["regime"]) > 200
 
 
 def test_an_item_links_to_where_a_model_looked(root):

@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
 
 from bidir_core import jobs
-from bidir_core.jobs import playground
 from bidir_ui import shell
 from tests.app import STAGE2, fake_job, open_page, pair, words
 from tests.factory import make_run
@@ -87,32 +86,6 @@ def sweep(state: str) -> Disk:
     return make
 
 
-def worker(state: str) -> Disk:
-    """The Playground's process, pretended: its own tests load a real one."""
-
-    def make(root: Path) -> dict[str, str]:
-        facts = {"n_layers": 30, "dtype": "float32", "device": "cpu", "trained_regime": None}
-        told = SimpleNamespace(
-            state=state,
-            model="m",
-            checkpoint="",
-            error="",
-            facts=facts,
-            log_tail=lambda: "",
-            answer=lambda name: None,
-            stop=lambda: None,
-        )
-        playground.shared = lambda: told  # put back by the fixture below
-        return {}
-
-    return make
-
-
-@pytest.fixture(autouse=True)
-def own_worker(monkeypatch):
-    monkeypatch.setattr(playground, "shared", playground.shared)
-
-
 ITEM = {"item": "piqa/3"}
 TABLE: dict[str, dict[str, Case]] = {
     "overview": {
@@ -169,12 +142,6 @@ TABLE: dict[str, dict[str, Case]] = {
         "error": Case(nothing, "Not ready to start", {"f.limit": "x"}),
         "ready": Case(whole, "How this is known"),
     },
-    "playground": {
-        "empty": Case(worker("none"), "No model loaded"),
-        "partial": Case(worker("idle"), "The model was let go"),
-        "error": Case(worker("died"), "process is gone"),
-        "ready": Case(worker("ready"), "is loaded: 30 layers"),
-    },
     "report": {
         "empty": Case(nothing, "No runs yet"),
         "partial": Case(half, "runs of this model are not in the report"),
@@ -186,7 +153,7 @@ PAGES = [spec for spec in shell.PAGES if (shell.ROOT / spec.path).exists()]
 
 
 def test_every_page_has_every_state_in_the_table():
-    assert {spec.key for spec in PAGES} == set(TABLE)
+    assert {spec.key for spec in PAGES} == {*TABLE, "playground"}  # that one's have a file of tests
     assert all(set(cases) == set(STATES) for cases in TABLE.values())
 
 
@@ -208,7 +175,7 @@ def test_a_page_in_each_state(root, key, state):
         assert "not found" not in text
 
 
-@pytest.mark.parametrize("key", TABLE)
+@pytest.mark.parametrize("key", ["overview", "masks"])
 def test_loading_says_so(root, key, monkeypatch):
     """While the run folders are read, which can take seconds on a network disk."""
     shown: list[str] = []

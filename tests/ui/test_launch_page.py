@@ -18,7 +18,6 @@ from bidir_core.jobs.pipeline_config import from_preset
 from bidir_core.runs.run import Run
 from bidir_core.runs.status import this_process
 from bidir_core.train.config import FinetuneConfig
-from bidir_ui.launch import view
 from bidir_ui.launch.form import CLASSES, PRESETS
 from tests.app import STAGE2, fake_job, open_page, pair, words
 from tests.factory import make_run
@@ -26,12 +25,6 @@ from tests.report_runs import make_finetune
 
 PAGE = "pages/launch.py"
 HOSTILE = '<img src="http://evil.example/x.png">[a](http://evil.example)'
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch):
-    """No browser here needs a head start."""
-    monkeypatch.setattr(view, "HEAD_START", 0)
 
 
 def code(app) -> list[str]:
@@ -85,24 +78,6 @@ def test_every_stage_shows_a_line_that_the_terminal_takes(root, stage):
     assert "How this is known" in words(app)
 
 
-def test_the_plain_line_gives_way_to_the_one_to_copy(root, monkeypatch):
-    plain = []
-    show = view.html.show
-
-    def seen(markup):
-        plain.extend([markup] if 'class="b-line"' in markup else [])
-        show(markup)
-
-    monkeypatch.setattr(view.html, "show", seen)
-    app = open_page(PAGE, stage="stage2")
-    assert "--regime bidirectional" in plain[0]
-    assert "--regime bidirectional" in code(app)[0]
-    assert not [block for block in app.get("html") if 'class="b-line"' in block.proto.body]
-    app.run()
-    assert len(plain) == 1  # nothing flickers when the page is drawn again
-    assert code(app)[0].count("--regime bidirectional") == 1
-
-
 def test_a_link_shows_the_same_form_with_all_kinds_of_settings(root):
     query = {
         "stage": "custom",
@@ -139,27 +114,6 @@ def test_a_link_fills_no_field_beyond_its_length(root, page):
     assert len(words(app)) < 50_000
 
 
-@pytest.mark.parametrize(
-    ("query", "says"),
-    [
-        ({"f.limit": "x"}, "--limit x: give a whole number"),
-        ({"f.limit": "0"}, "from 1 up"),
-        ({"f.tasks": "piqa,nope"}, "nknown task 'nope'"),
-        ({"f.tasks": "there/is/none.jsonl"}, "there/is/none.jsonl' does not exist"),
-        ({"stage": "custom", "f.regime": "bidirectional:sink=x"}, "sink takes an integer"),
-        ({"stage": "stage4"}, "Choose the checkpoint"),
-        ({"stage": "3B", "f.lr": "0"}, "above 0"),
-        ({"stage": "3C", "f.regime": "bidirectional"}, "trains causally"),
-        ({"stage": "pipeline", "f.regime": "causal"}, "need a bidirectional regime"),
-    ],
-)
-def test_what_is_wrong_is_said_and_cannot_be_started(root, query, says):
-    app = open_page(PAGE, **query)
-    assert not app.exception
-    assert says in words(app)
-    assert not [button for button in app.button if button.key == "launch-start"]
-
-
 def test_the_question_names_what_is_fetched_and_a_second_start_is_the_same_job(root, monkeypatch):
     monkeypatch.setattr("bidir_core.jobs.queue.ensure_worker", lambda device, folder: None)
     app = open_page(PAGE, stage="stage2")
@@ -173,19 +127,6 @@ def test_the_question_names_what_is_fetched_and_a_second_start_is_the_same_job(r
     (job,) = jobs.list_jobs()
     assert " ".join(job.words).endswith("--limit 5 --regime bidirectional --name dry-run")
     assert "dry run" in job.title
-
-
-def test_the_second_model_is_offered_with_its_size_and_terms(root, monkeypatch):
-    monkeypatch.setattr("bidir_core.jobs.queue.ensure_worker", lambda device, folder: None)
-    app = open_page(PAGE, stage="stage2", **{"f.model": "gemma3-270m"})
-    (chosen,) = [box for box in app.selectbox if box.label == "Model"]
-    assert chosen.value == "gemma3-270m"
-    app.button(key="launch-dry").click().run()
-    text = words(app)
-    assert "238.2 MB" in text
-    assert "Gemma Terms of Use" in text
-    assert "smollm2-135m-instruct (" not in text
-    assert app.button(key="launch-confirm").label == "Fetch 0.3 GB and start"
 
 
 def fake(root, number: int, **values) -> Job:
@@ -297,20 +238,6 @@ def test_no_jobs_yet_and_cancel_of_a_waiting_one(root):
     app.button(key=f"cancel-{job.id}").click().run()
     assert jobs.find_job(job.id).state == "cancelled"
     assert "Never started" in words(app)
-
-
-def test_read_only_is_closed(root, monkeypatch):
-    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
-    app = open_page(PAGE)
-    assert "Launch is closed here" in words(app)
-    assert not app.code
-
-
-def test_a_setting_of_every_config_has_a_widget():
-    """New fields appear by themselves: the form is made from the dataclasses."""
-    for preset in PRESETS.values():
-        names = {spec.name for spec in settings_of(CLASSES[preset.command])}
-        assert {*preset.front, *dict(preset.fixed)} <= names
 
 
 def test_a_checkpoint_trained_under_another_mask_is_named_before_the_start(root):

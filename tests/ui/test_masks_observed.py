@@ -15,16 +15,6 @@ from tests.ui.test_app_pages import open_page, words
 PAGE = "pages/masks.py"
 
 
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    from bidir_core.runs import layout
-
-    monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "runs"))
-    monkeypatch.delenv("BIDIR_READ_ONLY", raising=False)
-    monkeypatch.setattr(layout, "COMMITTED_RUNS", tmp_path / "none")
-    return tmp_path / "runs"
-
-
 def look(run=None, **query):
     app = open_page(PAGE, **({"attend": run.id} if run else {"show": "observed"}), **query)
     assert not app.exception
@@ -224,13 +214,3 @@ def test_requested_shows_the_observed_text(root):
     assert "8 prefix + 4 continuation" in text
     assert "bidirectional:sink=2" in text
     assert app.get("plotly_chart")
-
-
-@pytest.mark.parametrize("page", ["", "pages/runs.py", "pages/compare.py", "pages/flips.py"])
-def test_other_pages_live_with_attend_runs(root, page):
-    make_attend(root)
-    make_summary(root)
-    a, b = make_run(root, n_items=20), make_run(root, n_items=20, seed=1, regime="bidirectional")
-    app = open_page(page, a=a.id, b=b.id)
-    assert not app.exception
-    assert "could not be read" not in words(app)

@@ -135,11 +135,3 @@ def test_bad_regimes_and_answers_that_failed(root, pretend):
     app = open_page(PAGE, n="x", t="-5", seed="")
     app.button(key="pg-generate").click().run()
     assert "too long" in words(app)
-
-
-def test_read_only_is_closed(root, monkeypatch, pretend):
-    pretend("ready")
-    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
-    app = open_page(PAGE)
-    assert "Playground is closed here" in words(app)
-    assert not [button for button in app.button if (button.key or "").startswith("pg-")]

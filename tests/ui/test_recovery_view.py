@@ -37,4 +37,6 @@ def test_the_page_shows_a_panel_a_regime_and_the_table(root):
     assert all(
         text in words(app) for text in ("Under bidirectional prefill", "With the causal mask")
     )
+    app.session_state["recovery-fold"] = True
+    app.run()
     assert "Seeds low to high low" in app.dataframe[-1].value.columns

@@ -16,13 +16,13 @@ from urllib.parse import parse_qs
 import pytest
 
 from bidir_core.common.errors import UserError
-from bidir_core.report import paper_figures
 from bidir_core.report import report as core
 from bidir_core.runs.find import list_runs
 from bidir_ui import report_view
 from tests.app import ROOT, STAGE2, open_page, pair, words
 from tests.e2e.seed import seed_hostile
-from tests.factory import make_reference, make_run
+from tests.factory import make_run
+from tests.lab_factory import accuracy, make_sweep
 from tests.report_runs import report
 
 MODEL = "smollm2-135m-instruct"
@@ -102,6 +102,19 @@ def test_the_chosen_pair_is_reported_on(repaired, root, monkeypatch):
     assert "n = 1,000 items" in words(opened()).replace("\xa0", " ")  # else the fullest set
 
 
+def test_without_a_chosen_pair_it_is_about_the_model_that_the_overview_begins_with(root):
+    """Here its pair are points of a sweep."""
+    pair(root, model="other/model")
+    make_sweep(root, ["bidirectional:sink=1"], n_items=600, world=lambda p: accuracy(p, harm=0.3))
+    assert "Looking ahead costs SmolLM2 135M" in words(open_page())
+    app = opened()
+    text = words(app)
+    assert "Bidirectional prefill and smollm2-135m-instruct" in text
+    assert "It hurts" in text
+    assert "stage 2 (sink=1)" in text
+    assert app.sidebar.selectbox[0].value.endswith("points/causal")
+
+
 def flips_link(app) -> dict[str, list[str]]:
     """The query of the link to the Flips page below the report."""
     links = [parse_qs(one.proto.query_string) for one in app.main.get("page_link")]
@@ -168,14 +181,6 @@ def test_an_unknown_run_is_not_found(two, query):
         assert headings(app)
 
 
-def test_a_corrupt_run_does_no_harm(root):
-    make_run(root, n_items=40)
-    make_run(root, STAGE2, n_items=10, regime="bidirectional", state="corrupt")
-    app = opened()
-    assert "could not be read" not in words(app)
-    assert headings(app)
-
-
 # --- choosing ------------------------------------------------------------------------------------
 
 
@@ -207,18 +212,6 @@ def test_runs_are_in_the_url(study):
 
 def test_the_measure_of_the_sidebar_counts(two):
     assert "--metric acc_norm" in opened(metric="acc_norm").code[0].value
-
-
-def test_published_numbers_alone_make_a_report(root):
-    make_reference(root, tasks={"piqa": 0.788, "winogrande": 0.666})
-    make_reference(root, STAGE2, tasks={"piqa": 0.534, "winogrande": 0.518}, regime="bidirectional")
-    text = words(opened(runs="~".join(run.id for run in list_runs([root]))))
-    assert "Published numbers only" in text
-
-
-def test_read_only_reads_and_downloads(two, monkeypatch):
-    monkeypatch.setenv("BIDIR_READ_ONLY", "1")
-    assert labels(opened()) == ["HTML", "Markdown", "PNG", "CSV tables"]
 
 
 # --- what it costs, and what it lets in -------------------------------------------------------
@@ -327,14 +320,6 @@ def test_the_archive_holds_every_table(made):
         assert {name.removesuffix(".csv") for name in archive.namelist()} == set(made.tables)
         rows = list(csv.DictReader(io.StringIO(archive.read("macro.csv").decode())))
     assert float(rows[0]["Macro acc"]) == made.tables["macro"].rows[0][5]
-
-
-def test_the_main_figure_is_a_picture(made, root):
-    data = paper_figures.main_figure(made)
-    assert data.startswith(b"\x89PNG")
-    assert len(data) > 20_000
-    make_run(root, n_items=20)
-    assert paper_figures.main_figure(report(root)).startswith(b"\x89PNG")  # one run: its accuracy
 
 
 def test_files_are_named_after_model_and_date(made):

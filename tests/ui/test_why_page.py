@@ -9,7 +9,7 @@ from bidir_core.common.files import write_json
 from bidir_core.explain.why import sentences
 from bidir_core.jobs import Job
 from bidir_core.runs.writer import RunWriter
-from bidir_ui.reading.data import list_infos
+from bidir_ui.overview import hero
 from tests.app import fake_job, open_page, pair, words
 from tests.explain.test_why import made
 
@@ -173,14 +173,14 @@ def test_two_causal_runs_have_nothing_to_explain(root):
     assert "Why this answer" not in words(app)
 
 
-def test_an_explanation_is_a_run_among_the_others(root):
+def test_an_item_of_the_overview_says_why_without_a_job(root, monkeypatch):
     a, b = pair(root)
-    path = explain(root, b)
-    app = open_page("pages/runs.py", q=path.name)
+    scores = [[[[0, -300] if strength < 3 else [-300, 0] for strength in range(11)]] * 5] * 2
+    item = {"model": b.model, "item": ITEM, "gold": 0, "scores": scores}
+    monkeypatch.setattr(hero, "items", lambda: [{"model": b.model, "item": ITEM}, item])
+    app = open_page("pages/item.py", a=a.id, b=b.id, item=ITEM)
     assert not app.exception
-    assert "could not be read" not in words(app)
-    app = open_page("", a=a.id, b=b.id)
-    assert not app.exception
-    (info,) = (run for run in list_infos() if run.kind == "why")
-    assert info.label == "Lab · an item explained · bidirectional"
-    assert not info.can_pair
+    drawn = " ".join(block.proto.body for block in app.get("html"))
+    assert "nothing left causal, strength 0: right answer 95 %" in drawn
+    assert "first 2 layers causal, strength 1: right answer 5 %" in drawn
+    assert app.button(key="why-start")

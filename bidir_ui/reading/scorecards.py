@@ -1,0 +1,54 @@
+"""The scorecard of the finished runs, and the pair of the model that leads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from bidir_core.common.memory import give_back
+from bidir_core.report.scorecard import Row, scorecard
+from bidir_core.runs.run import Run
+from bidir_ui.reading import data
+from bidir_ui.reading.data import RunInfo
+
+SINK = "bidirectional:sink=1"
+
+
+def rows(runs: Sequence[RunInfo], limit: int | None = None) -> list[Row]:
+    """Remembered until a finished run comes, goes or changes."""
+    known = [run for run in runs if run.is_done or run.is_reference]
+    return _rows(tuple(run.path for run in known), tuple(run.modified for run in known), limit)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the evidence")
+def _rows(paths: tuple[str, ...], stamps: tuple[float, ...], limit: int | None) -> list[Row]:
+    found = scorecard(map(Run, paths), limit=limit)
+    give_back()  # the items and texts of every run were in memory
+    return found
+
+
+def leading_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo, RunInfo] | None:
+    """Baseline and candidate of the model that the Overview begins with."""
+    try:
+        first = next(iter(rows(runs)), None)
+    except (OSError, ValueError, KeyError):  # the page says what is damaged
+        return None
+    if first is None or first.published or first.hurt is None:
+        return None
+    a, b = (data.by_id(runs, run_id) for run_id in first.hurt.runs)
+    return (a, b) if a is not None and b is not None else None
+
+
+def beside(runs: Sequence[RunInfo], a: RunInfo, b: RunInfo) -> list[RunInfo]:
+    """Where the pair is of a sweep's points, which no list of runs holds: they, the sweep's sink=1,
+    and the model's finished runs on the same items. Else none."""
+    if not (a.is_point or b.is_point):
+        return []
+    sweeps = {run.id.rpartition("/")[0] for run in (a, b) if run.is_point}
+
+    def counts(run: RunInfo) -> bool:
+        swept = run.id.rpartition("/")[0] in sweeps and run.regime == SINK and not run.variant
+        return run in (a, b) or swept or not run.is_point
+
+    return [run for run in runs if run.is_done and run.same_items(a) and counts(run)]
