@@ -1,13 +1,19 @@
 """Pictures of every page, light and dark, at two widths: ``python -m tests.e2e.screenshots OUT``.
 
-Without ``--runs DIR`` it seeds run folders of its own.
+Without ``--runs DIR`` it seeds run folders of its own. With ``--film`` it makes ``OUT/flip.gif`` instead: the
+Overview's item while its dials are moved. The README's:
+``python -m tests.e2e.screenshots docs --film --runs EMPTY_FOLDER``.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from tests.e2e.seed import seed
 from tests.e2e.server import IDLE, chromium, serve
@@ -36,6 +42,49 @@ PAGES = {
     "not-found": ("flips", {"a": "stage1_vanilla_eval/none"}),
 }
 
+# What is done to the Overview's item for its film: a control, its value, and how long it is shown in ms.
+FILM = (
+    ("strength", 10, 1600),
+    ("strength", 7, 250),
+    ("strength", 4, 250),
+    ("strength", 0, 1600),
+    ("strength", 4, 250),
+    ("strength", 10, 900),
+    ("sink", 1, 1800),
+    ("sink", 0, 900),
+    ("layers", 1, 250),
+    ("layers", 2, 250),
+    ("layers", 3, 1800),
+)
+_MOVE = """([name, value]) => {
+    const input = document.querySelector(`.b-hero input[name=${name}]`);
+    if (input.type === 'checkbox') input.checked = Boolean(value); else input.value = value;
+    for (const kind of ['input', 'change']) input.dispatchEvent(new Event(kind));
+}"""
+
+
+def film(page: Any, out: Path) -> None:
+    """An animated picture of the page's item."""
+    hero, frames = page.locator(".b-hero"), []
+    hero.locator(".choice").first.wait_for()
+    for name, value, _ in FILM:
+        page.evaluate(_MOVE, [name, value])
+        page.wait_for_timeout(150)
+        frames.append(Image.open(io.BytesIO(hero.screenshot())).convert("RGB"))
+    width, height = (max(frame.size[side] for frame in frames) for side in (0, 1))
+    whole = [Image.new("RGB", (width, height), frame.getpixel((0, 0))) for frame in frames]
+    for page_of_its_size, frame in zip(whole, frames, strict=True):
+        page_of_its_size.paste(frame)
+    first, *rest = (frame.quantize(64) for frame in whole)
+    first.save(
+        out,
+        save_all=True,
+        append_images=rest,
+        duration=[ms for _, _, ms in FILM],
+        loop=0,
+        optimize=True,
+    )
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -44,6 +93,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=PAGES, help="these pictures only")
     parser.add_argument("--widths", nargs="*", type=int, default=[1280, 1920])
     parser.add_argument("--schemes", nargs="*", default=["light", "dark"])
+    parser.add_argument("--film", action="store_true", help="the animated picture only")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -51,6 +101,11 @@ def main() -> None:
         if options.runs is None:
             seed(runs)
         with serve(runs) as server, chromium() as browser:
+            if options.film:
+                page = browser.new_page(viewport={"width": 1180, "height": 1000})
+                page.goto(server.url())
+                film(page, options.out / "flip.gif")
+                return
             for width in options.widths:
                 for scheme in options.schemes:
                     page = browser.new_page(
