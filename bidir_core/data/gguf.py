@@ -171,6 +171,10 @@ def _faults(tokenizer: Any, folder: Path, expected: Expected) -> Iterator[str]:
             yield f"{text!r} became the tokens {ids}"
         if tokenizer.decode(ids) != expected.lead + text:
             yield f"{text!r} does not survive a round trip"
+    if expected.hub is not None and (theirs := _cached_tokenizer(expected.hub)) is not None:
+        for text in (*expected.probes, ENGLISH):
+            if theirs(text)["input_ids"] != tokenizer(text)["input_ids"]:
+                yield f"{text!r} has other tokens than {expected.hub} gives it"
     special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
     if special != expected.special:
         yield f"special tokens {special}"
@@ -184,6 +188,16 @@ def _faults(tokenizer: Any, folder: Path, expected: Expected) -> Iterator[str]:
     loss_nats, _ = _english_loss(folder, tokenizer)
     if not abs(loss_nats - expected.english_nats) < ENGLISH_TOLERANCE:
         yield f"{loss_nats:.3f} nats per token on plain English instead of {expected.english_nats}"
+
+
+def _cached_tokenizer(hub: str) -> Any:
+    """The publisher's own tokenizer if the hub's cache has it, else None; asks no network."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(hub, local_files_only=True)
+    except (OSError, ValueError):
+        return None
 
 
 def _gross_faults(tokenizer: Any, folder: Path) -> Iterator[str]:

@@ -13,7 +13,8 @@ class Expected:
 
     ``probes`` are texts and their token ids, ``lead`` what decoding puts in front of a text (a BOS
     that the tokenizer adds), ``special`` the BOS, EOS and padding tokens, ``config`` entries of
-    ``config.json``. ``english_nats`` is the model's loss per token on plain English.
+    ``config.json``. ``english_nats`` is the model's loss per token on plain English; ``hub`` the id of
+    the publisher's repository, whose tokenizer must give the same ids if the hub's cache has it.
     """
 
     probes: Mapping[str, list[int]]
@@ -23,6 +24,7 @@ class Expected:
     lead: str = ""
     in_chat_template: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    hub: str | None = None
 
 
 SMOLLM2_PROBES: dict[str, list[int]] = {
@@ -111,7 +113,7 @@ QWEN_PROBES: dict[str, list[int]] = {
 }
 
 
-def _qwen(n_layers: int, english_nats: float) -> Expected:
+def _qwen(size: str, n_layers: int, english_nats: float) -> Expected:
     return Expected(
         probes=QWEN_PROBES,
         vocabulary_sha256="155f81496cab9b26c14e537194c2d81521a53d81fca8463a1eb70a0090150113",
@@ -124,6 +126,7 @@ def _qwen(n_layers: int, english_nats: float) -> Expected:
             "tie_word_embeddings": False,
             "use_sliding_window": False,
         },
+        hub=f"Qwen/Qwen2.5-Coder-{size}-Instruct",
     )
 
 
@@ -131,6 +134,6 @@ def _qwen(n_layers: int, english_nats: float) -> Expected:
 EXPECTED = {
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53": SMOLLM2,
     "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818": GEMMA,
-    "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32": _qwen(24, 2.618),
-    "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046": _qwen(28, 2.010),
+    "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32": _qwen("0.5B", 24, 2.618),
+    "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046": _qwen("1.5B", 28, 2.010),
 }

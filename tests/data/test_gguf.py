@@ -15,7 +15,8 @@ import pytest
 from bidir_core.common.errors import UserError
 from bidir_core.data import gguf as gguf_convert
 from bidir_core.data import gguf_local
-from bidir_core.data.gguf_known import QWEN_PROBES
+from bidir_core.data.gguf import vocabulary_checksum
+from bidir_core.data.gguf_known import QWEN_PROBES, Expected
 from bidir_core.models import loading
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -66,6 +67,7 @@ def write_gguf(
     architecture: str = "qwen2",
     pre: str = "qwen2",
     scaling: str | None = None,
+    merges: list[str] = MERGES,
 ) -> Path:
     from gguf import GGUFWriter
 
@@ -75,7 +77,7 @@ def write_gguf(
         "context_length": 128, "block_count": N_LAYERS, "embedding_length": WIDTH,
         "feed_forward_length": INNER, "head_count": HEADS, "head_count_kv": KEY_HEADS,
         "rope_freq_base": 10_000.0, "layer_norm_rms_eps": 1e-6, "tokenizer_model": "gpt2",
-        "tokenizer_pre": pre, "token_list": tokens, "token_types": kinds, "token_merges": MERGES,
+        "tokenizer_pre": pre, "token_list": tokens, "token_types": kinds, "token_merges": merges,
         "bos_token_id": tokens.index(SPECIAL[0]), "eos_token_id": tokens.index(SPECIAL[2]),
         "pad_token_id": tokens.index(SPECIAL[0]),
         "chat_template": "{{ '<|im_start|>' }}{{ messages[0].content }}",
@@ -190,3 +192,17 @@ def test_a_damaged_file_and_a_revision_are_refused(gguf: Path, tmp_path: Path) -
             loading.preflight(str(path))
     with pytest.raises(UserError, match="only models on the hub"):
         loading.preflight(str(gguf), revision="v2")
+
+
+def test_other_tokens_than_the_publishers_do_not_pass(gguf, model, tmp_path):
+    """A folder stands in for the hub's cache."""
+    ours = gguf_convert.build_tokenizer(gguf)
+    ours.save_pretrained(tmp_path / "ours")
+    fewer = write_gguf(tmp_path / "fewer.gguf", model, merges=MERGES[:2])
+    gguf_convert.build_tokenizer(fewer).save_pretrained(tmp_path / "theirs")
+    facts = {"english_nats": 0.0, "hub": str(tmp_path / "theirs")}
+    facts["probes"] = {text: ours(text)["input_ids"] for text in ("in the", "he")}
+    facts["vocabulary_sha256"] = vocabulary_checksum(ours)
+    expected = Expected(**facts, special=(None, "<|im_end|>", "<|endoftext|>"))
+    with pytest.raises(UserError, match=r"'in the' has other tokens than .*theirs gives"):
+        gguf_convert.check(tmp_path / "ours", expected)
