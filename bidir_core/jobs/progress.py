@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from bidir_core.analyse import stats
-from bidir_core.common.files import Damaged, open_plain
 from bidir_core.jobs import Job, log_tail
 from bidir_core.runs.run import Run
 
 _STAGE = re.compile(r"^stage (\d+) of (\d+): (.*?)(?: \| .*)?$", re.MULTILINE)
-# Not inside a text: there the quotes are escaped.
-_CORRECT = re.compile(rb'(?<!\\)"correct":(true|false|null)')
 _UNITS = {"finetune": "step", "why": "mask"}
-_counted: dict[Path, tuple[int, int, int]] = {}  # items.jsonl -> bytes read, items, right ones
 
 
 @dataclass(frozen=True)
@@ -53,9 +48,9 @@ def progress(job: Job) -> Progress:
     metric, value, interval = "", None, None
     if training:
         metric, value = "loss", status.get("loss")
-    elif run.has_items or run.metrics is not None:
-        metric, interval = "acc", _accuracy(run)
-        value = interval and interval.value
+    elif n := status.get("recorded"):
+        metric, interval = "acc", stats.proportion(min(n, status.get("right") or 0), n)
+        value = interval.value
     return Progress(
         done=status.get("done"),
         total=status.get("total"),
@@ -72,29 +67,3 @@ def progress(job: Job) -> Progress:
 def _stage(job: Job) -> str:
     found = _STAGE.findall(log_tail(job, lines=400, n_bytes=64_000))
     return "stage {} of {}: {}".format(*found[-1]) if found else ""
-
-
-def _accuracy(run: Run) -> stats.Estimate | None:
-    """Share of right answers among the items so far, with its 95 % interval; None without any."""
-    n, right = _count(run.path / "items.jsonl")
-    return stats.proportion(right, n) if n else None
-
-
-def _count(path: Path) -> tuple[int, int]:
-    """Items and right ones so far; of a growing file only what is new is read."""
-    offset, n, right = _counted.get(path, (0, 0, 0))
-    try:
-        with open_plain(path) as file:
-            if path.stat().st_size < offset:
-                offset, n, right = 0, 0, 0
-            file.seek(offset)
-            data = file.read()
-    except (OSError, Damaged):
-        return n, right
-    whole = data[: data.rfind(b"\n") + 1]
-    marks = _CORRECT.findall(whole)
-    if len(_counted) > 32:
-        _counted.clear()
-    counted = offset + len(whole), n + len(marks), right + marks.count(b"true")
-    _counted[path] = counted
-    return counted[1], counted[2]

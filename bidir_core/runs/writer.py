@@ -52,6 +52,7 @@ class RunWriter:
         self.path = path
         self.config = config
         self._records: dict[Key, dict[str, Any]] = {}
+        self._n_right = 0
         self._items: io.FileIO | None = None
         self._synced = time.monotonic()
         self._status: dict[str, Any] = {}
@@ -124,7 +125,7 @@ class RunWriter:
         writer = cls(view.path, view.config)
         writer._remove_left_overs()
         records, n_bytes = read_jsonl(view.path / "items.jsonl")
-        writer._records = {(r["task"], r["doc_id"]): r for r in records}
+        writer._remember(records)
         if (view.path / "items.jsonl").exists():
             os.truncate(view.path / "items.jsonl", n_bytes)
         # What the earlier process reported (total, cost, start) stays until there is newer.
@@ -160,10 +161,15 @@ class RunWriter:
         data = memoryview(b"".join(to_line(record) for record in fresh))
         while data:
             data = data[self._items.write(data) :]
-        self._records.update({(r["task"], r["doc_id"]): r for r in fresh})
+        self._remember(fresh)
         if time.monotonic() - self._synced > _SYNC_SECONDS:
             os.fsync(self._items.fileno())
             self._synced = time.monotonic()
+
+    def _remember(self, records: Iterable[dict[str, Any]]) -> None:
+        for record in records:
+            self._records[record["task"], record["doc_id"]] = record
+            self._n_right += bool(record.get("correct"))
 
     def heartbeat(
         self,
@@ -174,8 +180,14 @@ class RunWriter:
         eta_seconds: float | None = None,
         **extra: Any,
     ) -> None:
-        """Say that the process lives and how far it is; ``rate`` is items (or steps) a second."""
-        changes = {"done": done, "total": total, "rate": rate, "eta_seconds": eta_seconds}
+        """Say that the process lives and how far it is; ``rate`` is items (or steps) a second.
+
+        With it go how many items are recorded, and how many of them are right.
+        """
+        changes: dict[str, Any] = {"done": done, "total": total, "rate": rate}
+        changes["eta_seconds"] = eta_seconds
+        if self._records:
+            changes |= {"recorded": len(self._records), "right": self._n_right}
         self._set_status(**{k: v for k, v in changes.items() if v is not None}, **extra)
 
     def write_probe(self, probe: Mapping[str, Any]) -> None:

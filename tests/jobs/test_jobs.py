@@ -25,6 +25,8 @@ from bidir_core.runs.run import Run
 from bidir_core.runs.status import is_alive
 from tests.factory import write_lines
 
+N_MANY = 800
+
 
 @pytest.fixture
 def quiet(runs_dir, monkeypatch):
@@ -40,7 +42,7 @@ def quiet(runs_dir, monkeypatch):
 def many_items(tmp_path_factory) -> Path:
     """Enough items that a tiny model is busy for a while."""
     line = {"continuations": [" one", " two"], "gold": 0}
-    lines = (line | {"contexts": [f"{i}: {'Which comes next? ' * 20}"]} for i in range(1500))
+    lines = (line | {"contexts": [f"{i}: {'Which comes next? ' * 20}"]} for i in range(N_MANY))
     return Path(write_lines(tmp_path_factory.mktemp("tasks") / "many.jsonl", lines))
 
 
@@ -127,7 +129,7 @@ def test_cancel_leaves_a_run_that_resume_finishes(quiet, tiny_folder, many_items
     job = wait(job, "cancelled")
     assert Run(run.path).state == "cancelled"
     before = len(Run(run.path).items())
-    assert 0 < before < 1500
+    assert 0 < before < N_MANY
     until(no_worker)
     assert jobs.find_job(waiting.id).run_path is None
 
@@ -137,7 +139,7 @@ def test_cancel_leaves_a_run_that_resume_finishes(quiet, tiny_folder, many_items
     job = wait(job, "done", seconds=120)
     assert job.run_paths == [run.path]
     items = Run(run.path).items(["task", "doc_id"])
-    assert len(items) == 1500
+    assert len(items) == N_MANY
     assert not items.duplicated().any()
 
 

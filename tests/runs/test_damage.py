@@ -58,7 +58,7 @@ def test_a_flipped_bit_makes_a_run_corrupt(tmp_path, name):
         flip(path, rng)
         damaged = Run(run.path)
         if damaged.state == "corrupt":
-            assert name in damaged.error
+            assert name in damaged.error or name == "metrics.json"  # it has the others' checksums
             with pytest.raises(UserError, match="is corrupt"):
                 damaged.items()
         else:  # it met a checksum's name, or the word "checksums": no number
