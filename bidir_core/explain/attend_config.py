@@ -110,8 +110,6 @@ class AttendConfig:
                 f"--task names {len(self.tasks)} tasks; several go with --limit N (of each), and an "
                 "item's number with one"
             )
-        if len(set(self.tasks)) < len(self.tasks):
-            raise UserError(f"--task {self.task}: name each task once")
         if sum(ways) != 1:
             raise UserError(
                 "say which items of the task: exactly one of --doc-id I (one, in full), --limit N "
@@ -119,8 +117,6 @@ class AttendConfig:
             )
         if self.is_summary and self.choice is not None:
             raise UserError("--choice goes with --doc-id; averages take each item's right choice")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit {self.limit}: give a number of items from 1 up")
         for number in self.items:
             if not number.isdecimal():
                 raise UserError(

@@ -52,13 +52,13 @@ class Law:
     regained: Judgement | None = None
 
 
-def law_of(run: Run, metric: str = "acc", *, margin: float = stats.MARGIN) -> Law:
-    """Read a finished sweep. UserError if it has no causal point or no ``layers=A-``."""
-    return law_in(Sweep(run), metric, margin=margin)
+def law_of(run: Run) -> Law:
+    """Read a sweep. UserError if it has no causal point or no ``layers=A-``."""
+    return law_in(Sweep(run), "acc")
 
 
-def law_in(sweep: Sweep, metric: str = "acc", *, margin: float = stats.MARGIN) -> Law:
-    """:func:`law_of` of a sweep that is read already, finished or not."""
+def law_in(sweep: Sweep, metric: str) -> Law:
+    """:func:`law_of` of a sweep that is read already, by one measure."""
     run = sweep.run
     outcomes = sweep.outcomes(sweep.usual, metric)
     causal = sweep.slug_of(str(CAUSAL), sweep.usual)
@@ -82,7 +82,7 @@ def law_in(sweep: Sweep, metric: str = "acc", *, margin: float = stats.MARGIN) -
         if any(delta is None for delta in deltas):
             raise UserError(f"run '{run.id}': layers={first_layer}- has no items in one half")
         curve.append(Opened(first_layer, *deltas))  # type: ignore[arg-type]
-    chosen = choose(curve, margin)
+    chosen = choose(curve, stats.MARGIN)
     back = None
     if chosen is not None and chosen.first_layer and plain is not None:
         back = outcomes.delta(plain, slugs[chosen.first_layer], "confirm")
@@ -91,9 +91,9 @@ def law_in(sweep: Sweep, metric: str = "acc", *, margin: float = stats.MARGIN) -
         n_layers=int(run.config.get("n_layers") or 0),
         curve=tuple(curve),
         first_layer=None if chosen is None else chosen.first_layer,
-        confirm=None if chosen is None else judge(chosen.confirm, margin=margin),
-        whole=None if chosen is None else judge(chosen.whole, margin=margin),
-        regained=None if back is None else judge(back, margin=margin),
+        confirm=None if chosen is None else judge(chosen.confirm),
+        whole=None if chosen is None else judge(chosen.whole),
+        regained=None if back is None else judge(back),
     )
 
 

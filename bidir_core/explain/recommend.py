@@ -41,6 +41,7 @@ from bidir_core.common.settings import check_config, same_as, setting, to_json
 from bidir_core.data.custom import absolute_task
 from bidir_core.data.items import Item, hash_doc
 from bidir_core.evaluate.config import EvalConfig
+from bidir_core.explain.sweep_points import SINK, open_from
 from bidir_core.explain.triviality import same_prompts
 from bidir_core.regimes import BIDIRECTIONAL
 from bidir_core.runs.find import list_runs
@@ -126,7 +127,6 @@ def recommend(config: RecommendConfig, *, loaded: LoadedModel | None = None) -> 
     ``loaded`` reuses a model in memory. Raises UserError on bad input, before anything is written.
     """
     from bidir_core.explain import lab_run
-    from bidir_core.explain.recommend_measure import SINK
     from bidir_core.models import loading
 
     check_new_run(config.runs_dir, config.name)
@@ -182,7 +182,7 @@ def predicted_regime(prediction: Mapping[str, Any]) -> str:
     """
     found = prediction["predictions"]
     first = found["kl"] if found["share"] is None else found["share"]
-    return open_regime(min(first, prediction["n_layers"] - 1))
+    return str(open_from(min(first, prediction["n_layers"] - 1)))
 
 
 def read_prompts(config: RecommendConfig) -> list[Prompt]:
@@ -275,11 +275,11 @@ def _write(
 ) -> None:
     from bidir_core.common.progress import Progress
     from bidir_core.explain import lab_run
-    from bidir_core.explain.recommend_measure import SINK, measure, n_passes, opened_from
+    from bidir_core.explain.recommend_measure import measure, n_passes
 
     with lab_run.at_work(writer) as log:
         log.info("recommend for %s on %d prompts -> %s", config.model, len(ids), writer.id)
-        probed = (BIDIRECTIONAL, opened_from(1, loaded.n_layers), SINK)
+        probed = (BIDIRECTIONAL, open_from(1), SINK)
         lab_run.probe(writer, loaded, probed, "so nothing can be recommended")
         started = time.monotonic()
         progress = Progress(
@@ -341,7 +341,7 @@ def summarise(measures: Sequence[PromptMeasures]) -> dict[str, Any]:
         "n_layers": n_layers,
         "recommended": {
             "first_layer": best,
-            "regime": open_regime(best),
+            "regime": str(open_from(best)),
             "measure": "kl",
             "mean_kl": _rounded(means[best]),
             "top1_agreement": _rounded(agreement[best]),
@@ -373,11 +373,6 @@ def summarise(measures: Sequence[PromptMeasures]) -> dict[str, Any]:
         "above_again": [a for a in range(best, n_layers) if means[a] >= THRESHOLDS["kl"]],
     }
     return {**result, "sentence": sentence(result)}
-
-
-def open_regime(first: int) -> str:
-    """The regime that is bidirectional from layer ``first`` to the model's last."""
-    return f"bidirectional:layers={first}-" if first else "bidirectional"
 
 
 def _first_below(means: np.ndarray, limit: float) -> int:

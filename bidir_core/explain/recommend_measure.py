@@ -21,17 +21,17 @@ from torch import nn
 from bidir_core.common.errors import UserError
 from bidir_core.evaluate.scoring import gather_before_head
 from bidir_core.explain.observe import watching
+from bidir_core.explain.sweep_points import SINK, open_from
 from bidir_core.explain.variants import replaced_forwards
 from bidir_core.models.attention import rope_switch
 from bidir_core.models.attention_split import without_plans
 from bidir_core.models.layout import Layout
 from bidir_core.models.loading import LoadedModel
-from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
+from bidir_core.regimes import CAUSAL, Regime
 
 # Smaller than an evaluation's: on a GPU every layer's output is kept for a batch, and on a CPU small
 # batches of like lengths have little padding.
 BATCH_TOKENS = {"cpu": 256, "cuda": 8192, "mps": 4096}
-SINK = Regime(bidirectional=True, sink=1)
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,6 @@ class PromptMeasures:
     sink_agrees: float
     first_norm: np.ndarray
     to_first: np.ndarray
-
-
-def opened_from(first: int, n_layers: int) -> Regime:
-    """Bidirectional from layer ``first`` to the last; causal where that is no layer."""
-    if first >= n_layers:
-        return CAUSAL
-    if first == 0:
-        return BIDIRECTIONAL
-    return Regime(bidirectional=True, layers=(first, n_layers - 1))
 
 
 def n_passes(n_layers: int) -> int:
@@ -151,7 +142,7 @@ class _Model:
             # Layers below hand out what they gave before instead of computing it again.
             known = zip(self.layers[: first if self.shares else 0], outputs)
             with replaced_forwards({layer: partial(_gave, output) for layer, output in known}):
-                logits = self._logits(ids, layout, opened_from(first, n_layers), at)
+                logits = self._logits(ids, layout, open_from(first), at)
             kl[:, first], agrees[:, first] = _distance(causal, logits)
             advance(n)
         sink_kl, sink_agrees = _distance(causal, self._logits(ids, layout, SINK, at))

@@ -226,6 +226,11 @@ class LabConfig(EvalConfig):
 SINK = parse_regime("bidirectional:sink=1")
 
 
+def open_from(first: int) -> Regime:
+    """Bidirectional from this layer to the model's last."""
+    return parse_regime(f"bidirectional:layers={first}-")
+
+
 class Condition(NamedTuple):
     """How the prompt is made. Points compare within one condition only: others have other tokens."""
 

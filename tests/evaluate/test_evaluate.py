@@ -38,6 +38,11 @@ def eval_words(tiny_folder, own_items, *more):
     return ["--model", str(tiny_folder), "--tasks", str(own_items), "--device", "cpu", *more]
 
 
+def stop(self, items):
+    """In the place of a scorer's: somebody presses Ctrl-C."""
+    raise KeyboardInterrupt
+
+
 def test_a_run_folder_is_what_the_contract_says(tiny_folder, own_items, runs_dir, capsys):
     assert run_cli(*eval_words(tiny_folder, own_items, "--prefill-bidirectional")) == 0
     run = only_run(runs_dir, "stage2_prefill_bidir_eval")
@@ -155,9 +160,6 @@ def test_killed_at_any_moment_and_resumed(tiny_folder, own_items, tmp_path, monk
 
 
 def test_resume_refuses_another_identity(tiny_folder, own_items, runs_dir, monkeypatch, capsys):
-    def stop(self, items):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(scoring.Scorer, "begin", stop)
     assert run_cli(*eval_words(tiny_folder, own_items, "--batch-tokens", "300")) == 130
     run = only_run(runs_dir, "stage1_vanilla_eval")
@@ -176,10 +178,6 @@ def test_resumed_from_another_folder_and_device_it_is_the_same_run(
     tiny_folder, own_items, runs_dir, tmp_path, monkeypatch
 ):
     """A task file is known by its absolute path, and "auto" is settled once."""
-
-    def stop(self, items):
-        raise KeyboardInterrupt
-
     monkeypatch.chdir(own_items.parent)
     with monkeypatch.context() as patch:
         patch.setattr(scoring.Scorer, "begin", stop)

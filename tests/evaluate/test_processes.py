@@ -47,11 +47,12 @@ def words(tiny_folder, own_items, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.fixture
-def alone(tiny_folder, own_items, tmp_path) -> Run:
+@pytest.fixture(scope="module")
+def alone(tiny_folder, own_items, tmp_path_factory) -> Run:
     """The run that one process makes."""
-    assert main([*words(tiny_folder, own_items), "--runs-dir", str(tmp_path / "alone")]) == 0
-    (folder,) = (tmp_path / "alone" / "stage2_prefill_bidir_eval").iterdir()
+    root = tmp_path_factory.mktemp("alone")
+    assert main([*words(tiny_folder, own_items), "--runs-dir", str(root)]) == 0
+    (folder,) = (root / "stage2_prefill_bidir_eval").iterdir()
     return Run(folder)
 
 
