@@ -94,10 +94,10 @@ def build(page: Page, chosen: Sequence[RunInfo], metric: str) -> Made:
     known = [(run.id, run.modified) for run in page.runs if usable(run)]
     stamp = hashlib.sha256(repr(known).encode()).hexdigest()
     a, b = page.pair.a, page.pair.b
-    both = [run for run in (a, b) if run is not None and (usable(run) or run.is_point)]
+    both = [r for r in (a, b) if r is not None and (usable(r) or (r.is_point and r.is_done))]
     around: tuple[str, ...] = ()
     regime = ""
-    if not chosen and len(both) == 2 and all(run.is_done for run in both):
+    if not chosen and len(both) == 2:
         chosen = scorecards.beside([r for r in page.runs if usable(r) or r.is_point], *both)
         if not chosen:
             named = url.get("a") or url.get("b")

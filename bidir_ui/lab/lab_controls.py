@@ -47,7 +47,7 @@ def panel(lab: Lab, runs: tuple[RunInfo, ...]) -> None:
             "against the border of half the damage."
         )
         _chart(lab)
-    cells = []
+    cells, refuted = [], html.span("b-phone", "Would refute it: ")
     for row in rows:
         cls, word = MARKS.get(row["outcome"], MARKS["open"])
         question = (html.el("b", row["title"]), html.el("br"), html.el("small", row["question"]))
@@ -57,7 +57,7 @@ def panel(lab: Lab, runs: tuple[RunInfo, ...]) -> None:
                 html.el("div", *question, style="min-width: 13rem"),
                 html.span(cls + " b-nowrap", word),
                 html.join(finding, " ", row["source"]) if row.get("source") else finding,
-                html.el("div", row["refuted_by"], style="min-width: 11rem"),
+                html.el("div", refuted, row["refuted_by"], style="min-width: 11rem"),
             )
         )
     head = ("Control", "Outcome", "What it shows", "What would refute the story")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,9 +20,8 @@ from bidir_core.analyse.stats import Estimate
 from bidir_core.analyse.verdict import judge
 from bidir_core.common.errors import UserError
 from bidir_core.runs.layout import STAGE1
-from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, widgets
-from bidir_ui.reading.data import RunInfo
+from bidir_ui.reading.data import BY_CHANGE, RunInfo, run_of
 
 Arms = dict[str, list[OrderArm]]
 
@@ -82,17 +80,11 @@ def _place(run: RunInfo) -> Any:
     return bool(run.checkpoint), bool(run.variant), run.regime
 
 
+@st.cache_data(max_entries=16, show_spinner="Pairing both orders", hash_funcs=BY_CHANGE)
 def arms_of(one: OrderSet, metric: str) -> Arms:
     """What its runs answer, by family. UserError for runs that do not pair."""
-    every = (one.baseline, *one.others)
-    return stored(_computed(tuple((run.path, run.modified) for run in every), metric))
-
-
-@st.cache_data(max_entries=16, show_spinner="Pairing both orders")
-def _computed(runs: tuple[tuple[str, float], ...], metric: str) -> dict[str, Any]:
-    baseline, *others = (Run(Path(path)) for path, _ in runs)
-    arms = order_arms(baseline, others, metric=metric)
-    return {family: [arm.to_json() for arm in found] for family, found in arms.items()}
+    baseline, *others = map(run_of, (one.baseline, *one.others))
+    return order_arms(baseline, others, metric=metric)
 
 
 def stored(found: dict[str, Any]) -> Arms:

@@ -1,1 +1,1 @@
-"""What pages read of runs: cached tables, pairs, filters, seeds, the story."""
+"""What pages read of runs: cached tables, pairs, filters, the scorecard."""

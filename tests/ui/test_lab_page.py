@@ -41,21 +41,10 @@ def points(*regimes: str) -> list[dict]:
 def test_each_dial_makes_a_curve_with_the_references_on_it() -> None:
     found = {curve.dial: curve for curve in curve_lines(points(*SINKS, *LAMBDAS), usual())}
     assert set(found) == {"sink", "lambda"}
-    assert [slug for slug, _ in found["sink"].places] == [
-        "bidirectional",
-        "bidirectional_sink-1",
-        "bidirectional_sink-2",
-        "bidirectional_sink-4",
-    ]
-    assert [label for _, label in found["lambda"].ticks] == [
-        "0",
-        "0.001",
-        "0.01",
-        "0.03",
-        "0.1",
-        "0.3",
-        "1",
-    ]
+    slugs = [slug.removeprefix("bidirectional") for slug, _ in found["sink"].places]
+    assert slugs == ["", "_sink-1", "_sink-2", "_sink-4"]
+    labels = " ".join(label for _, label in found["lambda"].ticks)
+    assert labels == "0 0.001 0.01 0.03 0.1 0.3 1"
     assert found["lambda"].places[0][0] == "causal"
     assert found["lambda"].places[-1] == ("bidirectional", 0.0)
 
