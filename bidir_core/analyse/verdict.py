@@ -70,9 +70,8 @@ def judge(
         reason = "several tests"
     else:
         verdict = "better" if estimate.value > 0 else "worse"
-    return Judgement(
-        verdict, estimate, margin, reason, n_seeds, broken, fixed, tuple(p_values), tuple(p_adjusted)
-    )  # fmt: skip
+    tests = tuple(p_values), tuple(p_adjusted)
+    return Judgement(verdict, estimate, margin, reason, n_seeds, broken, fixed, *tests)
 
 
 def n_to_decide(estimate: Estimate, *, margin: float = MARGIN) -> int | None:
