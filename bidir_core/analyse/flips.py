@@ -42,6 +42,7 @@ def flips_of(pairs: PairedItems) -> pd.DataFrame:
     margin_a, margin_b = (
         table.column("margin").to_numpy().astype(np.float64) for table in (table_a, table_b)
     )
+    # Of imported runs a list may hold None: they count no tokens.
     lengths, choices = (counted.column(name).to_pylist() for name in columns[2:4])
     task = pd.Series(pairs.task, dtype="str")
     return pd.DataFrame(
@@ -58,8 +59,10 @@ def flips_of(pairs: PairedItems) -> pd.DataFrame:
             "gold": pairs.gold,
             "gold_prob_a": choice_probabilities(table_a.column("ll"), pairs.gold),
             "gold_prob_b": choice_probabilities(table_b.column("ll"), pairs.gold),
-            "n_prefix_tokens": [max(one) if one else 0 for one in lengths],
-            "n_gold_tokens": [one[k] if one else 0 for one, k in zip(choices, pairs.gold)],
+            "n_prefix_tokens": [max((n or 0 for n in one or ()), default=0) for one in lengths],
+            "n_gold_tokens": [
+                (one[k] if one else None) or 0 for one, k in zip(choices, pairs.gold)
+            ],
             "n_choices": pairs.n_choices,
             "prompt_group": table_a.column("prompt_group").to_pandas().fillna(""),
             "context_short": _short_contexts(pairs),
