@@ -19,7 +19,6 @@ from bidir_core.analyse import stats
 from bidir_core.analyse.compare import compare
 from bidir_core.analyse.pairing import METRICS
 from bidir_core.common import formatting
-from bidir_core.common.errors import UserError
 from bidir_core.explain.controls import above
 from bidir_core.explain.sweep_outcomes import Outcomes, outcomes
 from bidir_core.runs.layout import COMMITTED_RUNS
@@ -130,14 +129,14 @@ def floor() -> str:
 BLOCKS: Blocks = {
     "findings: damage": damage,
     "findings: floor": floor,
-    **{f"findings: {name}": block for name, block in findings_lab.blocks().items()},
+    **{f"findings: {name}": block for name, block in findings_lab.BLOCKS.items()},
     **{f"law: {name}": block for name, block in findings_law.BLOCKS.items()},
     **{f"order: {name}": block for name, block in findings_order.BLOCKS.items()},
     **{f"repair: {name}": block for name, block in findings_repair.BLOCKS.items()},
 }
 TABLES: Blocks = {
     "tasks": tasks,
-    **findings_lab.tables(),
+    **findings_lab.TABLES,
     **findings_law.TABLES,
     **findings_order.TABLES,
     **findings_repair.TABLES,
@@ -149,12 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 unless all is as computed"
     )
-    check = parser.parse_args(arguments).check
-    try:
-        return pages.write(BLOCKS, TABLES, check=check)
-    except UserError as error:  # a run that it needs is not there
-        print(error, file=sys.stderr)
-        return 2
+    return pages.write(BLOCKS, TABLES, check=parser.parse_args(arguments).check)
 
 
 if __name__ == "__main__":

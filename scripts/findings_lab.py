@@ -1,16 +1,10 @@
-"""What committed sweeps, controls and attention summaries say of each model: blocks and tables.
-
-Runs are found by model, by what they hold, and by their name, which has ``sweep``, ``controls``,
-``attention`` or ``whole`` (a sweep over whole sets) in it; of several the one with the most items
-counts, of equal ones the oldest.
-"""
+"""What committed sweeps, controls and attention summaries say of two models: blocks and tables."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 
 import numpy as np
 
@@ -18,10 +12,9 @@ from bidir_core.analyse import stats
 from bidir_core.analyse.effects import Retention
 from bidir_core.analyse.pairing import METRICS
 from bidir_core.common import formatting
-from bidir_core.common.errors import UserError
 from bidir_core.explain.controls import CONTROLS, OUTCOME_WORDS, above, judge, together
 from bidir_core.explain.sweep_outcomes import Outcomes, Sweep, percent
-from bidir_core.explain.triviality import largest_summary, observed
+from bidir_core.explain.triviality import observed
 from bidir_core.regimes import Regime, parse_regime, visibility
 from bidir_core.report.plots_lab import layer_ranges
 from bidir_core.runs.layout import COMMITTED_RUNS, LAB
@@ -29,53 +22,38 @@ from bidir_core.runs.run import Run
 from scripts.pages import Blocks, delta, table
 
 EMBEDDED, SECOND = "smollm2-135m-instruct", "gemma3-270m"
-TASKS = "hellaswag,piqa,arc_easy,arc_challenge,winogrande"
 CAUSAL, PLAIN, SINK = "causal", "bidirectional", "bidirectional:sink=1"
+EVIDENCE = {
+    EMBEDDED: {
+        "sweep": "20261123-084103_sweep",
+        "controls": "20261130-004926_controls-smollm2",
+        "attention": "20261123-091515_attention-20-each",
+    },
+    SECOND: {
+        "sweep": "20261123-084301_sweep-gemma",
+        "controls": "20261130-005408_controls-gemma",
+        "attention": "20261123-084459_attention-20-each-gemma",
+    },
+}
 FIRST = 500  # items of each task in the study's own limit
 COSTLIEST = 6  # windows of layers shown
 ENDS = ("mean", "low", "high")
 FAMILY = 3  # so many ranges of one width are windows, fewer are ranges of one's own
 
 
-def evidence(model: str, name: str, root: Path = COMMITTED_RUNS) -> Run:
-    """The run below ``root`` that speaks for a model. UserError if there is none."""
-    folders = sorted(folder for folder in (root / LAB).iterdir() if folder.is_dir())
-    runs = [run for run in map(Run, folders) if run.state == "done" and run.model == model]
-    named = [run for run in runs if name in (run.name or "")]
-    if name == "attention":
-        found = largest_summary({"model": model}, named)
-    else:
-        setting = "controls" if name == "controls" else "sweep"
-        mine = [run for run in named if run.settings.get(setting)]
-        found = max(mine, key=lambda run: (run.metrics or {})["n_items"], default=None)
-    if found is None:
-        raise UserError(f"{root / LAB} has no finished run of {model} with '{name}' in its name")
-    return found
-
-
-def blocks(root: Path = COMMITTED_RUNS) -> Blocks:
-    """What stands on the pages."""
-    return {
-        "attention": partial(attention, EMBEDDED, root),
-    }
-
-
-def tables(root: Path = COMMITTED_RUNS) -> Blocks:
-    """What stands in files of its own; those of the second model begin with ``gemma_``."""
-    made = {one.__name__: partial(one, EMBEDDED, root) for one in (sweep, points, prompts, layers)}
-    second = (sweep, points, prompts, layers, attention)
-    made["controls"] = partial(controls, root)
-    return made | {f"gemma_{one.__name__}": partial(one, SECOND, root) for one in second}
+def evidence(model: str, name: str) -> Run:
+    """The committed run that speaks for a model."""
+    return Run(COMMITTED_RUNS / LAB / EVIDENCE[model][name])
 
 
 # Controls
 
 
-def controls(root: Path) -> str:
+def controls() -> str:
     """What was fixed beforehand as refuting the story, and what came of it on each model."""
     models = (EMBEDDED, SECOND)
-    cells = {model: outcomes_of_controls(model, root) for model in models}
-    sources = [basis(evidence(model, "controls", root)) for model in models]
+    cells = {model: outcomes_of_controls(model) for model in models}
+    sources = [basis(evidence(model, "controls")) for model in models]
     rows = [
         [title, refuted_by, *(cells[model].get(name, "not run") for model in models)]
         for name, title, _, refuted_by, _ in CONTROLS
@@ -85,9 +63,9 @@ def controls(root: Path) -> str:
     return "".join(sources) + table(header, rows)
 
 
-def outcomes_of_controls(model: str, root: Path) -> dict[str, str]:
+def outcomes_of_controls(model: str) -> dict[str, str]:
     """By control: the share of the damage that its one point removes, if it has one; the verdict."""
-    run = evidence(model, "controls", root)
+    run = evidence(model, "controls")
     view = Sweep(run)
     numbers = _outcomes(view, "acc")
     middle, cells = run.config.get("middle_token"), {}
@@ -99,7 +77,7 @@ def outcomes_of_controls(model: str, root: Path) -> dict[str, str]:
         "tail": "tail=1",
     }
     judged = {row["name"]: row["outcome"] for row in judge(view)}
-    if answer := observed(evidence(model, "attention", root).metrics):
+    if answer := observed(evidence(model, "attention").metrics):
         judged["triviality"] = together(judged.get("triviality", "undecided"), answer[0])
     for name, outcome in judged.items():
         verdict = OUTCOME_WORDS[outcome]
@@ -110,9 +88,9 @@ def outcomes_of_controls(model: str, root: Path) -> dict[str, str]:
     return cells
 
 
-def points(model: str, root: Path = COMMITTED_RUNS) -> str:
+def points(model: str) -> str:
     """The controls' points of the usual prompt, by both measures."""
-    view, rows, reach = Sweep(evidence(model, "controls", root)), [], ""
+    view, rows, reach = Sweep(evidence(model, "controls")), [], ""
     for slug, point in view.points.items():
         if point.condition != view.usual or point.part != "control":
             continue
@@ -146,9 +124,9 @@ def _where_it_reaches(view: Sweep, slug: str) -> str:
     )
 
 
-def prompts(model: str, root: Path = COMMITTED_RUNS) -> str:
+def prompts(model: str) -> str:
     """How well the model does at all with each prompt, and what it then loses."""
-    view, rows = Sweep(evidence(model, "controls", root)), []
+    view, rows = Sweep(evidence(model, "controls")), []
     none = view.slug_of(CAUSAL, view.usual._replace(context="none"))
     for condition in dict.fromkeys(point.condition for point in view.points.values()):
         causal, plain, sink = (view.slug_of(regime, condition) for regime in (CAUSAL, PLAIN, SINK))
@@ -175,9 +153,9 @@ def prompts(model: str, root: Path = COMMITTED_RUNS) -> str:
 # Attention and whole sets
 
 
-def attention(model: str, root: Path = COMMITTED_RUNS) -> str:
+def attention(model: str) -> str:
     """Where the prompt's tokens look, and how long the first one's state is, under each regime."""
-    run = evidence(model, "attention", root)
+    run = evidence(model, "attention")
     metrics = run.metrics or {}
     middle, rows = metrics["n_layers"] // 2, []
     for number, one in enumerate(metrics["observed"]):
@@ -198,9 +176,9 @@ def attention(model: str, root: Path = COMMITTED_RUNS) -> str:
     return basis(run) + table(header, rows)
 
 
-def sweep(model: str, root: Path = COMMITTED_RUNS) -> str:
+def sweep(model: str) -> str:
     """Every swept point but windows of layers."""
-    run = evidence(model, "sweep", root)
+    run = evidence(model, "sweep")
     view = Sweep(run)
     numbers = _outcomes(view, "acc")
     windows = {slug for family in _windows(view) for slug, _, _ in family}
@@ -240,9 +218,9 @@ def _open_pairs(regime: Regime, n_prefix: int) -> int:
     return int(np.triu(visibility(regime, n_prefix, n_prefix), k=1).sum())
 
 
-def layers(model: str, root: Path = COMMITTED_RUNS) -> str:
+def layers(model: str) -> str:
     """The costliest windows of each width, with intervals that hold for all of them together."""
-    view = Sweep(evidence(model, "sweep", root))
+    view = Sweep(evidence(model, "sweep"))
     numbers, texts = _outcomes(view, "acc"), []
     for family in _windows(view):
         n, width = len(family), family[0][2]
@@ -339,3 +317,12 @@ def basis(run: Run) -> str:
     where = "a CPU" if device == "cpu" else device
     facts = ", ".join(filter(None, (items, extent, str(run.config.get("dtype")), where)))
     return f"`{run.id}`: {facts}.\n\n"
+
+
+SECOND_TABLES = (sweep, points, prompts, layers, attention)
+BLOCKS: Blocks = {"attention": partial(attention, EMBEDDED)}
+TABLES: Blocks = {
+    **{made.__name__: partial(made, EMBEDDED) for made in (sweep, points, prompts, layers)},
+    "controls": controls,
+    **{f"gemma_{made.__name__}": partial(made, SECOND) for made in SECOND_TABLES},
+}

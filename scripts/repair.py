@@ -222,25 +222,18 @@ def recipes(names: Names) -> dict[str, Any]:
             recipe = "recipe-{objective}-{method}-{steps}-{lr:g}".format_map(settings)
             trained.setdefault(recipe, {})[int(match[1])] = name
     wanted = [f"{name}-{r}" for mine in trained.values() for name in mine.values() for r in REGIMES]
-    wanted += [names.cell(("base", regime), 0) for regime in REGIMES]
     found = each_name(names, each_run(names, wanted), wanted)
     entries = [
         _recipe(names, found, recipe, dict(sorted(mine.items())))
         for recipe, mine in trained.items()
     ]
     entries.sort(key=_cost)
-    base = [(1, [names.cell(("base", B), 0)]), (-1, [names.stage1])]
     return {
         "schema": 1,
         "metric": "acc",
         "unit": "points of macro accuracy against stage 1 (the base model, causal)",
         "rule": RULE,
         "chosen": choose(entries),
-        "chosen_by_objective": {
-            objective: choose([one for one in entries if one["objective"] == objective])
-            for objective in dict.fromkeys(one["objective"] for one in entries)
-        },
-        "base": {fold: difference(found, base, fold) for fold in ("explore", "confirm")},
         "recipes": entries,
     }
 

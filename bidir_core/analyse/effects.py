@@ -29,7 +29,7 @@ class Effect:
     per_seed: tuple[float, ...]
 
 
-def stratified_mean(values: Mapping[str, np.ndarray], *, confidence: float = CONFIDENCE) -> Effect:
+def stratified_mean(values: Mapping[str, np.ndarray]) -> Effect:
     """Mean over tasks of the mean of per-item differences ``[n_items]`` or ``[n_seeds, n_items]``.
 
     Normal interval with summed variances. A task's variance is taken with one pseudo-item at +1
@@ -44,28 +44,20 @@ def stratified_mean(values: Mapping[str, np.ndarray], *, confidence: float = CON
     for task, by_seed in arrays.items():
         if not by_seed.shape[1]:
             raise ValueError(f"{task}: no items to compare")
-    per_task = {
-        task: _estimate({task: by_seed}, confidence=confidence) for task, by_seed in arrays.items()
-    }
+    per_task = {task: _estimate({task: by_seed}) for task, by_seed in arrays.items()}
     per_seed = np.mean([by_seed.mean(axis=1) for by_seed in arrays.values()], axis=0)
-    return Effect(_estimate(arrays, confidence=confidence), per_task, tuple(map(float, per_seed)))
+    return Effect(_estimate(arrays), per_task, tuple(map(float, per_seed)))
 
 
-def _estimate(arrays: Mapping[str, np.ndarray], *, confidence: float) -> Estimate:
+def _estimate(arrays: Mapping[str, np.ndarray]) -> Estimate:
     """The mean over these tasks with its interval."""
-    items, seeds, n_seeds = _variances(arrays)
-    half = seeds_half_width(items, seeds, n_seeds, confidence=confidence)
-    value = float(np.mean([by_seed.mean() for by_seed in arrays.values()]))
-    n = sum(by_seed.shape[1] for by_seed in arrays.values())
-    return Estimate(value, value - half, value + half, n)
-
-
-def _variances(arrays: Mapping[str, np.ndarray]) -> tuple[float, float, int]:
-    """Of the mean over tasks: the variance from its items, that from its seeds, and their number."""
     means = np.mean([by_seed.mean(axis=1) for by_seed in arrays.values()], axis=0)
     items = math.fsum(_item_variance(by_seed.mean(axis=0)) for by_seed in arrays.values())
     seeds = float(means.var(ddof=1)) / len(means) if len(means) > 1 else 0.0
-    return items / len(arrays) ** 2, seeds, len(means)
+    half = seeds_half_width(items / len(arrays) ** 2, seeds, len(means))
+    value = float(np.mean([by_seed.mean() for by_seed in arrays.values()]))
+    n = sum(by_seed.shape[1] for by_seed in arrays.values())
+    return Estimate(value, value - half, value + half, n)
 
 
 def _item_variance(items: np.ndarray) -> float:
@@ -99,9 +91,7 @@ def above_floor_retention(
     other: Mapping[str, np.ndarray],
     floor: Mapping[str, np.ndarray | float],
     *,
-    seed: int = 0,
     confidence: float = CONFIDENCE,
-    resamples: int = _RESAMPLES,
 ) -> Retention:
     """(macro other - macro floor) / (macro base - macro floor), paired bootstrap interval.
 
@@ -111,8 +101,8 @@ def above_floor_retention(
     that could be retained (the denominator's own interval, Wilson's or Tango's, reaches 0 or lies
     below), where a task has under MIN_ITEMS items, and where no resample differs from another.
     """
-    rng = np.random.default_rng(seed)
-    draws = np.zeros((3, resamples))  # base, other, floor: sums over tasks
+    rng = np.random.default_rng(0)  # the same runs, the same interval
+    draws = np.zeros((3, _RESAMPLES))  # base, other, floor: sums over tasks
     points = np.zeros(3)
     above: list[Estimate] = []  # by task, the base's accuracy minus the floor
     for task in base:
@@ -123,7 +113,7 @@ def above_floor_retention(
         # Only the eight right/wrong patterns matter, so resampling items is resampling their
         # counts: the same bootstrap, without drawing ten thousand times n indices.
         counts = np.bincount(a * 4 + b * 2 + c, minlength=8)
-        sample = rng.multinomial(len(a), counts / len(a), size=resamples) / len(a)
+        sample = rng.multinomial(len(a), counts / len(a), size=_RESAMPLES) / len(a)
         patterns = np.arange(8)
         for i, bit in enumerate((4, 2, 1)):
             draws[i] += sample[:, (patterns & bit) > 0].sum(axis=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from bidir_core.analyse.pairing import PairedItems, is_imported, pair
@@ -43,6 +42,8 @@ def flips_of(pairs: PairedItems) -> pd.DataFrame:
     margin_a, margin_b = (
         table.column("margin").to_numpy().astype(np.float64) for table in (table_a, table_b)
     )
+    # Of imported runs a list may hold None: they count no tokens.
+    lengths, choices = (counted.column(name).to_pylist() for name in columns[2:4])
     task = pd.Series(pairs.task, dtype="str")
     return pd.DataFrame(
         {
@@ -58,8 +59,10 @@ def flips_of(pairs: PairedItems) -> pd.DataFrame:
             "gold": pairs.gold,
             "gold_prob_a": choice_probabilities(table_a.column("ll"), pairs.gold),
             "gold_prob_b": choice_probabilities(table_b.column("ll"), pairs.gold),
-            "n_prefix_tokens": _list_max(counted.column("n_prefix_tokens")),
-            "n_gold_tokens": _list_at(counted.column("n_continuation_tokens"), pairs.gold),
+            "n_prefix_tokens": [max((n or 0 for n in one or ()), default=0) for one in lengths],
+            "n_gold_tokens": [
+                (one[k] if one else None) or 0 for one, k in zip(choices, pairs.gold)
+            ],
             "n_choices": pairs.n_choices,
             "prompt_group": table_a.column("prompt_group").to_pandas().fillna(""),
             "context_short": _short_contexts(pairs),
@@ -75,7 +78,7 @@ def _short_contexts(pairs: PairedItems) -> pd.Series:
         contexts = run.items_table(("contexts",)).column("contexts").combine_chunks().take(rows)
         if contexts.null_count == len(contexts):
             continue
-        first = _first_of_each(contexts)
+        first = pc.list_element(contexts, 0)
         long = CONTEXT_CHARACTERS
         if run.settings.get("num_fewshot"):
             short = pc.utf8_slice_codeunits(first, -long, None)
@@ -84,36 +87,3 @@ def _short_contexts(pairs: PairedItems) -> pd.Series:
         short = pc.replace_substring(pc.replace_substring(short, "\n", " "), "\r", " ")
         return short.fill_null("").to_pandas()
     return pd.Series([""] * pairs.n, dtype="str")
-
-
-def _first_of_each(lists: pa.ListArray) -> pa.Array:
-    """The first element of each list; null for null and empty lists."""
-    lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    index = pa.array(np.where(lengths > 0, starts, 0), mask=lengths == 0)
-    return lists.flatten().take(index)
-
-
-def _flat(lists: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values, and start and length of each row's part; a null list has length 0."""
-    array = lists.combine_chunks()
-    lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    return np.asarray(array.flatten().fill_null(0)), starts, lengths
-
-
-def _list_max(lists: pa.ChunkedArray) -> np.ndarray:
-    values, starts, lengths = _flat(lists)
-    result = np.zeros(len(lengths), dtype=np.int64)
-    full = lengths > 0
-    if full.any():
-        result[full] = np.maximum.reduceat(values, starts[full])
-    return result
-
-
-def _list_at(lists: pa.ChunkedArray, index: np.ndarray) -> np.ndarray:
-    values, starts, lengths = _flat(lists)
-    result = np.zeros(len(lengths), dtype=np.int64)
-    inside = index < lengths
-    result[inside] = values[(starts + index)[inside]]
-    return result

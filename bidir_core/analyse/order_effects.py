@@ -162,15 +162,15 @@ def _require_alike(run: Run, other: Run) -> None:
             )
 
 
-def order_effect(answers: OrderAnswers, *, confidence: float = CONFIDENCE) -> OrderEffect:
+def order_effect(answers: OrderAnswers) -> OrderEffect:
     """Accuracy by order and the paired order gap. ValueError without any pair."""
     n = answers.n
     return OrderEffect(
         family=answers.family,
         n=n,
-        first=proportion(int(answers.first.sum()), n, confidence=confidence),
-        last=proportion(int(answers.last.sum()), n, confidence=confidence),
-        gap=paired_delta(answers.last, answers.first, confidence=confidence),
+        first=proportion(int(answers.first.sum()), n),
+        last=proportion(int(answers.last.sum()), n),
+        gap=paired_delta(answers.last, answers.first),
         first_prob=_mean(answers.first_prob),
         last_prob=_mean(answers.last_prob),
     )
@@ -181,9 +181,7 @@ def _mean(values: np.ndarray) -> float | None:
     return None if math.isnan(mean) else mean
 
 
-def gap_recovered(
-    causal: OrderAnswers, candidate: OrderAnswers, *, confidence: float = CONFIDENCE
-) -> GapRecovered:
+def gap_recovered(causal: OrderAnswers, candidate: OrderAnswers) -> GapRecovered:
     """How much of causal's order gap the candidate wins back, over the documents of both.
 
     The share's interval is Fieller's for a ratio of two paired means (1954, Journal of the Royal
@@ -203,7 +201,7 @@ def gap_recovered(
         raise UserError(
             f"{base.family}: {str(base.pair_id[different[0]])!r} is another document in the two regimes"
         )
-    gap = paired_delta(base.last, base.first, confidence=confidence)
+    gap = paired_delta(base.last, base.first)
     won = other.last.astype(float) - base.last
     lost = base.first.astype(float) - base.last
     share, why = None, None
@@ -213,20 +211,20 @@ def gap_recovered(
             f"({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
         )
     else:
-        share, why = ratio_of_means(won, lost, confidence=confidence)
+        share, why = ratio_of_means(won, lost)
     return GapRecovered(
         family=base.family,
         n=len(rows),
         gap=gap,
-        first_change=paired_delta(base.first, other.first, confidence=confidence),
-        last_change=paired_delta(base.last, other.last, confidence=confidence),
+        first_change=paired_delta(base.first, other.first),
+        last_change=paired_delta(base.last, other.last),
         share=share,
         why_not_stated=why,
     )
 
 
 def ratio_of_means(
-    numerator: np.ndarray, denominator: np.ndarray, *, confidence: float = CONFIDENCE
+    numerator: np.ndarray, denominator: np.ndarray
 ) -> tuple[Estimate | None, str | None]:
     """mean(numerator) / mean(denominator) of paired values `[n]`, with Fieller's interval.
 
@@ -237,7 +235,7 @@ def ratio_of_means(
     if n < 2:
         return None, "one document gives no interval"
     top, bottom = float(np.mean(numerator)), float(np.mean(denominator))
-    spread = np.cov(numerator, denominator) / n * z_score(confidence) ** 2
+    spread = np.cov(numerator, denominator) / n * z_score(CONFIDENCE) ** 2
     # (top - r bottom)^2 <= z^2 var(top - r bottom)   <=>   a r^2 - 2 b r + c <= 0
     a = bottom**2 - float(spread[1, 1])
     b = top * bottom - float(spread[0, 1])

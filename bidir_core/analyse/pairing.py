@@ -102,64 +102,45 @@ def mismatches(run_a: Run, run_b: Run, *, check_context: bool = True) -> list[Mi
 
     What a run did not record (an imported one may not) is not held against it.
     """
-    found = []
-
-    def check(what: str, a: Any, b: Any, sentence: str) -> None:
-        if a is not None and b is not None and a != b:
-            found.append(Mismatch(what, str(a), str(b), sentence.format(a=_show(a), b=_show(b))))
-
     a, b = run_a.settings, run_b.settings
-    check("split", a.get("split"), b.get("split"), "one run used the split {a}, the other {b}")
-    check(
-        "tokenizer",
-        run_a.config.get("tokenizer_fingerprint"),
-        run_b.config.get("tokenizer_fingerprint"),
-        "the runs use different tokenizers ({a} and {b}), so their tokens and prompts differ",
-    )
-    check(
-        "chat template",
-        a.get("chat_template"),
-        b.get("chat_template"),
-        "one run used the chat template and the other did not",
-    )
-    if a.get("chat_template") and b.get("chat_template"):
-        check(
-            "date in the chat template",
-            run_a.config.get("chat_date"),
-            run_b.config.get("chat_date"),
-            "the runs' chat templates were told the dates {a} and {b}",
-        )
-    bos_a, bos_b = run_a.config.get("bos_added"), run_b.config.get("bos_added")
-    if "none" in (a.get("context"), b.get("context")):
+
+    def chosen(name: str) -> tuple[Any, Any]:
+        return a.get(name), b.get(name)
+
+    def recorded(name: str) -> tuple[Any, Any]:
+        return run_a.config.get(name), run_b.config.get(name)
+
+    prompts = "one run used the chat template and the other did not"
+    tokens = "the runs use different tokenizers ({a} and {b}), so their tokens and prompts differ"
+    checks = [
+        ("split", chosen("split"), "one run used the split {a}, the other {b}"),
+        ("tokenizer", recorded("tokenizer_fingerprint"), tokens),
+        ("chat template", chosen("chat_template"), prompts),
+    ]
+    if all(chosen("chat_template")):
+        dates = "the runs' chat templates were told the dates {a} and {b}"
+        checks.append(("date in the chat template", recorded("chat_date"), dates))
+    if "none" in chosen("context"):
         pass  # without a context there is nothing to put a BOS token in front of
-    elif bos_a is not None and bos_b is not None:
-        check("BOS", bos_a, bos_b, "one run put a BOS token in front and the other did not")
+    elif None in recorded("bos_added"):
+        checks.append(("BOS", chosen("bos"), "the runs treat the BOS token as {a} and as {b}"))
     else:
-        check("BOS", a.get("bos"), b.get("bos"), "the runs treat the BOS token as {a} and as {b}")
-    check(
-        "few-shot",
-        a.get("num_fewshot"),
-        b.get("num_fewshot"),
-        "one run shows {a} solved examples before each item, the other {b}",
-    )
+        added = "one run put a BOS token in front and the other did not"
+        checks.append(("BOS", recorded("bos_added"), added))
+    shots = "one run shows {a} solved examples before each item, the other {b}"
+    checks.append(("few-shot", chosen("num_fewshot"), shots))
     if check_context:
-        check(
-            "context",
-            a.get("context"),
-            b.get("context"),
-            "one run scored with context {a}, the other with context {b}",
-        )
-    seeded = a.get("context") == b.get("context") == "shuffled" or (
-        a.get("num_fewshot") and a.get("num_fewshot") == b.get("num_fewshot")
-    )
-    if seeded:
-        check(
-            "seed",
-            a.get("seed"),
-            b.get("seed"),
-            "the runs drew their contexts or examples with the seeds {a} and {b}",
-        )
-    return found
+        contexts = "one run scored with context {a}, the other with context {b}"
+        checks.append(("context", chosen("context"), contexts))
+    shuffled = chosen("context") == ("shuffled", "shuffled")
+    if shuffled or (a.get("num_fewshot") and a.get("num_fewshot") == b.get("num_fewshot")):
+        seeds = "the runs drew their contexts or examples with the seeds {a} and {b}"
+        checks.append(("seed", chosen("seed"), seeds))
+    return [
+        Mismatch(what, str(x), str(y), said.format(a=_show(x), b=_show(y)))
+        for what, (x, y), said in checks
+        if x is not None and y is not None and x != y
+    ]
 
 
 def mismatch_report(run_a: Run, run_b: Run) -> list[Mismatch]:

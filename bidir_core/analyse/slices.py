@@ -22,9 +22,9 @@ class Slice:
     fixed: int
 
 
-def bands(values: pd.Series, count: int = 5) -> pd.Series:
-    """Labels ``A to B`` that cut integer values into about ``count`` equally filled bands."""
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, count + 1)).astype(int))
+def bands(values: pd.Series) -> pd.Series:
+    """Labels ``A to B`` that cut integer values into about five equally filled bands."""
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, 6)).astype(int))
     if len(edges) < 2:
         return pd.Series(f"{edges[0]}", index=values.index)
     lows, highs = edges[:-1], [*(edges[1:-1] - 1), edges[-1]]  # the last band has its end

@@ -22,6 +22,8 @@ CONFIDENCE = 0.95
 Z_95 = 1.959964  # half of a normal 95 % interval, in standard errors
 MARGIN = 0.01
 MIN_ITEMS = 20  # an interval of fewer items says nothing anyone should read
+BEST_AT = 500  # items at which a look at growing data is narrowest
+POWER = 0.8  # of the smallest difference that is called detectable
 MIN_COUNT = 5  # fewer right or fewer wrong answers, and a proportion has no normal interval
 
 
@@ -122,18 +124,16 @@ def over_seeds(items: Estimate, per_seed: Sequence[float]) -> Estimate:
     return Estimate(items.value, items.value - low, items.value + high, items.n)
 
 
-def seeds_half_width(
-    items: float, seeds: float, n_seeds: int, *, confidence: float = CONFIDENCE
-) -> float:
-    """Half the interval of a mean with these variances from items and from seeds; see
+def seeds_half_width(items: float, seeds: float, n_seeds: int) -> float:
+    """Half the 95 % interval of a mean with these variances from items and from seeds; see
     :func:`over_seeds`."""
     from scipy.stats import t
 
     total = items + seeds
     if n_seeds < 2 or seeds <= 0:
-        return z_score(confidence) * math.sqrt(total)
+        return z_score(CONFIDENCE) * math.sqrt(total)
     df = (n_seeds - 1) * (total / seeds) ** 2
-    return float(t.ppf(0.5 + confidence / 2, df)) * math.sqrt(total)
+    return float(t.ppf(0.5 + CONFIDENCE / 2, df)) * math.sqrt(total)
 
 
 def paired_delta(
@@ -190,14 +190,14 @@ def macro_delta(deltas: Sequence[Estimate]) -> Estimate:
     return Estimate(value, max(value - down, -1.0), min(value + up, 1.0), sum(d.n for d in deltas))
 
 
-def anytime(estimate: Estimate, *, best_at: int = 500) -> Estimate:
+def anytime(estimate: Estimate) -> Estimate:
     """The interval that holds at every look at growing data at once, from the 95 % one of this look.
 
     Asymptotic confidence sequence (Waudby-Smith et al. 2024, Annals of Statistics 52:2613-2640),
-    narrowest at about ``best_at`` items: there about 1.5 times as wide as the single look's.
+    narrowest at about :data:`BEST_AT` items: there about 1.5 times as wide as the single look's.
     """
     alpha = 1 - CONFIDENCE
-    rho = (-2 * math.log(alpha) + math.log(1 - 2 * math.log(alpha))) / best_at
+    rho = (-2 * math.log(alpha) + math.log(1 - 2 * math.log(alpha))) / BEST_AT
     grown = estimate.n * rho + 1
     wider = math.sqrt(2 * grown / (grown - 1) * math.log(math.sqrt(grown) / alpha)) / Z_95
     low = estimate.value - wider * (estimate.value - estimate.low)
@@ -226,10 +226,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def smallest_detectable(
-    n: int, discordance: float, *, power: float = 0.8, confidence: float = CONFIDENCE
-) -> float | None:
-    """The smallest true difference that a paired test on n items finds with this ``power``.
+def smallest_detectable(n: int, discordance: float) -> float | None:
+    """The smallest true difference that a paired test on n items finds with 80 % power.
 
     ``discordance``: the share of items whose correctness differs. Connor's sample size formula
     (1987, Biometrics 43:207-211) solved for the difference. None if no difference that this
@@ -240,7 +238,7 @@ def smallest_detectable(
 
     if n <= 0:
         return None
-    z_alpha, z_beta = z_score(confidence), float(norm.ppf(power))
+    z_alpha, z_beta = z_score(CONFIDENCE), float(norm.ppf(POWER))
 
     def surplus(difference: float) -> float:
         spread = math.sqrt(max(discordance - difference * difference, 0.0))
@@ -257,9 +255,7 @@ def smoothed_discordance(table: Table2x2) -> float:
     return (table.churn + 2) / (table.n + 2)
 
 
-def smallest_detectable_macro(
-    tables: Sequence[Table2x2], *, power: float = 0.8, confidence: float = CONFIDENCE
-) -> float | None:
+def smallest_detectable_macro(tables: Sequence[Table2x2]) -> float | None:
     """As :func:`smallest_detectable` for the unweighted mean over tasks (normal approximation)."""
     from scipy.stats import norm
 
@@ -267,7 +263,7 @@ def smallest_detectable_macro(
         return None
     shares = [smoothed_discordance(table) for table in tables]
     variance = math.fsum(s / table.n for s, table in zip(shares, tables)) / len(tables) ** 2
-    found = (z_score(confidence) + float(norm.ppf(power))) * math.sqrt(variance)
+    found = (z_score(CONFIDENCE) + float(norm.ppf(POWER))) * math.sqrt(variance)
     # No difference exceeds the share of items that differ; so few items then find none at all.
     return found if found <= math.fsum(shares) / len(shares) else None
 

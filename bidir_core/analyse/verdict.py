@@ -70,9 +70,8 @@ def judge(
         reason = "several tests"
     else:
         verdict = "better" if estimate.value > 0 else "worse"
-    return Judgement(
-        verdict, estimate, margin, reason, n_seeds, broken, fixed, tuple(p_values), tuple(p_adjusted)
-    )  # fmt: skip
+    tests = tuple(p_values), tuple(p_adjusted)
+    return Judgement(verdict, estimate, margin, reason, n_seeds, broken, fixed, *tests)
 
 
 def n_to_decide(estimate: Estimate, *, margin: float = MARGIN) -> int | None:
@@ -91,12 +90,9 @@ def n_to_decide(estimate: Estimate, *, margin: float = MARGIN) -> int | None:
     return max(math.ceil(exact / digits) * digits, estimate.n + 1)
 
 
-def settled(estimate: Estimate, *, margin: float = MARGIN) -> bool:
+def settled(estimate: Estimate) -> bool:
     """Whether a running difference is decided however often one looks at it while it grows."""
-    return (
-        estimate.n >= 5 * MIN_ITEMS
-        and judge(anytime(estimate), margin=margin).verdict != "undecided"
-    )
+    return estimate.n >= 5 * MIN_ITEMS and judge(anytime(estimate)).verdict != "undecided"
 
 
 def differ(estimates: Sequence[Estimate]) -> bool:

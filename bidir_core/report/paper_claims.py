@@ -84,6 +84,7 @@ def make_claims(numbers: Findings) -> list[Claim]:
         if contrast is not None:
             claims.append(_of_contrast(numbers, contrast, wanted, statement))
 
+    no_cost = f"costs no macro {metric} under causal attention."
     for regime in study.bidirectional_regimes(study.base):
         stage2, lead = (study.base, regime), f"Without training, {regime} prefill"
         compare(numbers.stage1, stage2, "lower", f"{lead} lowers macro {metric}.")
@@ -108,8 +109,7 @@ def make_claims(numbers: Findings) -> list[Claim]:
         compare(numbers.stage1, stage4, "not lower", statement)
         if study.runs(*stage4):
             claims.append(_interaction(numbers, arm))
-        statement = f"{training} costs no macro {metric} under causal attention."
-        compare(numbers.stage1, causal, "not lower", statement)
+        compare(numbers.stage1, causal, "not lower", f"{training} {no_cost}")
         control = study.control_of(arm) if arm.code == "3B" else None
         if control is not None:
             statement = (
@@ -117,10 +117,7 @@ def make_claims(numbers: Findings) -> list[Claim]:
                 f"against {control.title} under causal attention."
             )
             compare((control, CAUSAL), stage4, "not lower", statement)
-            statement = (
-                f"Training {name} under the mask, instead of {control.title}, costs no macro "
-                f"{metric} under causal attention."
-            )
+            statement = f"Training {name} under the mask, instead of {control.title}, {no_cost}"
             compare((control, CAUSAL), causal, "not lower", statement)
     return claims
 
@@ -139,18 +136,17 @@ def _of_contrast(
         test = PAIRED if contrast.n_seeds < 2 else PAIRED_SEEDS
     else:
         test = UNPAIRED if contrast.basis == "unpaired" else NO_TEST
-    source = row or contrast
-    difference = row.delta if row is not None else contrast.value
+    source, judgement = row or contrast, (row or contrast).judgement
     values: dict[str, Any] = {
         "first": source.acc_a,
         "second": source.acc_b,
-        "difference": difference,
+        "difference": row.delta if row is not None else contrast.value,
     }
     if row is not None:
-        values |= {"p": row.judgement.p_values, "p_holm": row.judgement.p_adjusted}
+        values |= {"p": judgement.p_values, "p_holm": judgement.p_adjusted}
     return Claim(
         statement,
-        status_of(source.judgement.verdict, wanted),
+        status_of(judgement.verdict, wanted),
         contrast.title + (f", {row.task}" if row else ""),
         test,
         source.interval,

@@ -144,9 +144,8 @@ def ladder(numbers: Findings) -> Figure | None:
         if accuracy.interval is not None:
             ends = [accuracy.interval.low, accuracy.interval.high]
             axes.plot(ends, [y, y], color=colour, linewidth=1.2)
-        axes.plot(
-            [accuracy.value], [y], marker=marker, color=colour, markersize=5.5, markerfacecolor=fill
-        )
+        look: dict[str, Any] = {"marker": marker, "color": colour, "markersize": 5.5}
+        axes.plot([accuracy.value], [y], markerfacecolor=fill, **look)
     floor = study.floor.metrics if study.floor is not None else None
     references = (
         ("chance", study.some_run.metrics, "chance", "dotted"),
@@ -156,15 +155,13 @@ def ladder(numbers: Findings) -> Figure | None:
         value = ((metrics or {}).get("macro") or {}).get(field)
         if isinstance(value, int | float):
             axes.axvline(value, color=GREY, linewidth=0.8, linestyle=dashes)
-            axes.annotate(
-                name,
-                (value, 0),
-                xycoords=("data", "axes fraction"),
-                xytext=(3, 3),
-                textcoords="offset points",
-                fontsize=7,
-                color=GREY,
-            )
+            shift: dict[str, Any] = {
+                "xytext": (3, 3),
+                "textcoords": "offset points",
+                "fontsize": 7,
+                "color": GREY,
+            }
+            axes.annotate(name, (value, 0), xycoords=("data", "axes fraction"), **shift)
     axes.set_xlabel(f"macro {METRICS[metric]}")
     return figure
 
@@ -274,13 +271,9 @@ _one_at_a_time = Lock()  # the style is matplotlib's own, for the whole process
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw within this, one thread at a time; raises UserError if matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError(
-            "the figures of --paper need matplotlib; install it with: pip install matplotlib"
-        ) from error
+    """Draw within this, one thread at a time."""
+    import matplotlib
+
     with _one_at_a_time, matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()  # whatever the reader's own matplotlibrc says
         for name, value in _STYLE.items():
@@ -302,8 +295,8 @@ def save(figure: Figure, stem: Path) -> None:
 def main_figure(report: Report) -> bytes:
     """The paired differences or, where nothing differs from anything, the stages, as a PNG.
 
-    No browser is needed, and it is dark on white whatever the page's theme. Raises UserError
-    without matplotlib, or if there is nothing to draw.
+    No browser is needed, and it is dark on white whatever the page's theme. UserError if there is
+    nothing to draw.
     """
     with style():
         figure = forest(report.numbers) or ladder(report.numbers)

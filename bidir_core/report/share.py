@@ -199,9 +199,9 @@ def write_site(folder: Path | str, roots: Sequence[Path | str] | None = None) ->
     return SITE.make(folder, COMMAND, lambda made: _write(files, made))
 
 
-def zip_site(name: str, tell: Tell, roots: Sequence[Path | str] | None = None) -> bytes:
+def zip_site(name: str, tell: Tell) -> bytes:
     """The same folder as one ZIP file, in which it is called ``name``; nothing stays on disk."""
-    files = rendered(roots, tell)
+    files = rendered(None, tell)
     return SITE.zipped(name, COMMAND, lambda made: _write(files, made))
 
 

@@ -96,17 +96,18 @@ def test_a_run_that_cannot_be_read_is_not_resumed(runs_dir, capsys):
     fails_in_one_line(["eval", "--resume", folder.name], "config.json", capsys)
 
 
-def test_model_is_missing(runs_dir, capsys):
-    fails_in_one_line(["eval"], "--model", capsys)
-
-
-def test_a_margin_is_above_0(capsys):
-    words = ["compare", "a", "b", "--margin", "0"]
-    fails_in_one_line(words, "--margin: 0: give a number of points above 0", capsys)
-
-
-def test_unknown_run(runs_dir, capsys):
-    fails_in_one_line(["eval", "--resume", "stage1_vanilla_eval/19990101-000000"], "1999", capsys)
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("eval", "--model"),
+        ("eval --resume stage1_vanilla_eval/19990101-000000", "1999"),
+        ("compare a b --margin 0", "--margin: 0: give a number of points above 0"),
+        ("compare nonsense nonsense", "nonsense"),
+        ("generate --model nobody --prompt a\udcff", "--prompt is not UTF-8 text"),
+    ],
+)
+def test_a_bad_line_of_any_command(words, said, runs_dir, capsys):
+    fails_in_one_line(words.split(), said, capsys)
 
 
 def test_checkpoint_of_another_architecture(tiny_folder, own_items, runs_dir, tmp_path, capsys):
@@ -201,9 +202,3 @@ def test_a_terminal_that_lacks_the_characters(tiny_folder):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "\\u2014" in done.stdout
-
-
-def test_a_prompt_that_is_no_text(tiny_folder, capsys):
-    words = ["--model", str(tiny_folder), "--prompt", "a\udcff"]
-    assert main(["generate", *words]) == 2
-    assert "--prompt is not UTF-8 text" in capsys.readouterr().err

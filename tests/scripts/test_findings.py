@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
-from pathlib import Path
 
 import pytest
 
-from bidir_core.common.errors import UserError
-from bidir_core.explain.sweep_points import Point
-from bidir_core.runs.run import Run
-from scripts import findings, findings_lab, pages
-from tests.attend_factory import make_summary
-from tests.lab_factory import LAMBDAS, SINKS, USUAL, WINDOWS, accuracy, make_sweep
+from scripts import findings, pages
 
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in pages.PAGES}
 TEXT = "".join(PAGES.values())
@@ -107,77 +101,3 @@ def test_the_words_on_prompt_order_were_written_for_these_outcomes() -> None:
         ends = [(float(low), float(high)) for low, high in re.findall(r"\((\S+) to (\S+)\)", row)]
         found = "".join("+" if low > 0 else "-" if high < 0 else "0" for low, high in ends)
         assert found == expected, arm
-
-
-# The blocks of sweeps, controls and attention, from pretended runs
-
-
-def block(root: Path, name: str) -> str:
-    return {**findings_lab.blocks(root), **findings_lab.tables(root)}[name]()
-
-
-def lab(root: Path, name: str, regimes=(), **more) -> Run:
-    return make_sweep(root, regimes, name=name, n_items=150, **more)
-
-
-@pytest.fixture(scope="module")
-def pretended(tmp_path_factory) -> Path:
-    """A first model with everything, among it runs that do not count; a second one in part."""
-    root = tmp_path_factory.mktemp("runs")
-    second = {"model": findings_lab.SECOND}
-    make_sweep(root, SINKS[:1], name="sweep-small", n_items=50)
-    lab(root, "sweep", (*SINKS, LAMBDAS[2], *WINDOWS[:8], "bidirectional:layers=10-29"))
-    make_sweep(root, LAMBDAS, name="mine", n_items=300)
-    points = [Point(r, USUAL, part="control") for r in (SINKS[0], "bidirectional:rows=0-0")]
-    lab(root, "controls", extra=points, world=lambda point: accuracy(point, harm=0.4))
-    lab(root, "gemma-sweep", SINKS[:1], config=second)
-    for name, n_items in (("attention", 30), ("attention-less", 5)):
-        summary(root, name, n_items)
-    return root
-
-
-def summary(root: Path, name: str = "attention", n_items: int = 30) -> None:
-    regimes = ("causal", "bidirectional", "bidirectional:sink=1")
-    model, future = findings_lab.EMBEDDED, (0, 0.4, 0.25)
-    make_summary(root, regimes, n_items=n_items, model=model, future=future, name=name)
-
-
-def test_runs_are_chosen_by_model_name_and_size(pretended) -> None:
-    for name in ("sweep", "controls", "attention"):
-        assert findings_lab.evidence(findings_lab.EMBEDDED, name, pretended).name == name
-    assert findings_lab.evidence(findings_lab.SECOND, "sweep", pretended).name == "gemma-sweep"
-    with pytest.raises(UserError, match="no finished run of gemma3-270m with 'controls'"):
-        findings_lab.evidence(findings_lab.SECOND, "controls", pretended)
-
-
-def test_a_sweep_has_every_point_but_windows(pretended) -> None:
-    text = block(pretended, "sweep")
-    assert "150 items, the first 500 of each task, float32" in text
-    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
-    dials = ("sink=1", "sink=2", "sink=4", "lambda=0.03", "layers=10-29")
-    names = ["causal", "bidirectional", *(f"`{dial}`" for dial in dials)]
-    assert [row[0].strip("| ") for row in rows] == names
-
-
-def test_the_costliest_windows_of_layers(pretended) -> None:
-    text = findings_lab.tables(pretended)["layers"]()
-    assert "Bidirectional in 5 layers only, at each of 8 places" in text
-    assert "(each 99.4 %)" in text
-    rows = [line for line in text.splitlines() if line.startswith("| `layers=")]
-    assert len(rows) == findings_lab.COSTLIEST
-    costs = [float(row.split(" | ")[1].split(" ")[0]) for row in rows]
-    assert costs == sorted(costs)
-    assert "the other 2 lie between" in text
-
-
-def test_controls_are_told_with_their_verdicts(pretended) -> None:
-    cells = findings_lab.outcomes_of_controls(findings_lab.EMBEDDED, pretended)
-    assert re.fullmatch(r"removes \d+ % \(\d+ to \d+ %\): not refuted", cells["necessity"])
-    assert "placebo" not in cells
-    # Not measured in that sweep, but in the attention summary.
-    assert cells["triviality"] == "not refuted"
-    points = block(pretended, "points")
-    names = [row.split(" | ")[0] for row in points.splitlines()[2:]]
-    assert names == ["| `sink=1`", "| `rows=0-0`"]
-    assert block(pretended, "prompts").count("\n") == 2  # no other prompt, and no floor
-    assert "too short" not in points

@@ -193,7 +193,7 @@ def recipe(name: str, value: float, **more) -> dict:
 
 def test_the_recipe_is_said_with_its_cost_or_that_there_is_none():
     one = recipe("recipe-3B-full-50-0.0003", -0.2)
-    found = {"rule": "r", "chosen": one["name"], "chosen_by_objective": {}, "recipes": [one]}
+    found = {"rule": "r", "chosen": one["name"], "recipes": [one]}
     text = findings_repair.recipe_text(found)
     assert "50 steps, which is below 100; 470,000 useful tokens; seconds not measured alone" in text
     assert "Aim: within 1 point, or better: **reached**" in text
