@@ -89,7 +89,7 @@ class RandomPlan(Plan):
         key, n_prefix = self.layout.position[:, start:end], self.layout.n_prefix[:, start:end]
         query = key[:, rows]
         lengths, which = n_prefix.unique(return_inverse=True)
-        longest = int(lengths.max())
+        longest = max(1, int(lengths.max()))  # without any prefix nothing is ahead
         tables = np.zeros((len(lengths), longest, longest), dtype=bool)
         for table, n in zip(tables, lengths.tolist()):
             if n > 1:
