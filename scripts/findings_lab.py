@@ -26,7 +26,7 @@ CAUSAL, PLAIN, SINK = "causal", "bidirectional", "bidirectional:sink=1"
 EVIDENCE = {
     EMBEDDED: {
         "sweep": "20261123-084103_sweep",
-        "controls": "20261130-004926_controls-smollm2",
+        "controls": "20261130-084150_controls-smollm2",
         "attention": "20261123-091515_attention-20-each",
     },
     SECOND: {

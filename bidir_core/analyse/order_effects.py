@@ -331,9 +331,16 @@ def order_arms(
 
 
 def constant_guess(run: Run, family: str) -> float | None:
-    """What always answering the same position would score with the passage last, as recorded."""
+    """What always answering the same position would score with the passage last.
+
+    As recorded; counted on the items of a run that does not record it.
+    """
     positions = (run.config.get("answer_positions") or {}).get(f"{family}_last") or {}
-    return positions.get("best_constant_guess")
+    if "best_constant_guess" in positions or not run.has_items:
+        return positions.get("best_constant_guess")
+    table = run.items_table(("task", "gold")).to_pandas()
+    gold = table["gold"][table["task"] == f"{family}_last"]
+    return float(gold.value_counts(normalize=True).max()) if len(gold) else None
 
 
 def _with_probabilities(effect: OrderEffect, run: Run) -> OrderEffect:

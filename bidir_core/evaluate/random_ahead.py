@@ -106,9 +106,14 @@ class RandomPlan(Plan):
         raise UserError("random look-ahead needs masks; use --attn sdpa or eager")
 
 
-@lru_cache(maxsize=1 << 14)  # a batch of another regime or task has the same lengths again
 def draw(regime: Regime, n_prefix: int, n_layers: int, layer: int, seed: int) -> np.ndarray:
     """Which later tokens are seen in one layer: bool ``[n_prefix, n_prefix]``, upper triangle."""
+    bits = _drawn(regime, n_prefix, n_layers, layer, seed)
+    return np.unpackbits(bits, count=n_prefix**2).reshape(n_prefix, n_prefix).astype(bool)
+
+
+@lru_cache(maxsize=1 << 14)  # the next batch has the same lengths again
+def _drawn(regime: Regime, n_prefix: int, n_layers: int, layer: int, seed: int) -> np.ndarray:
     total = n_ahead(regime, n_prefix, n_layers)
     here = total // n_layers + (layer < total % n_layers)
     query, key = np.triu_indices(n_prefix, 1)
@@ -116,7 +121,7 @@ def draw(regime: Regime, n_prefix: int, n_layers: int, layer: int, seed: int) ->
     chosen = random.permutation(len(query))[:here]
     seen = np.zeros((n_prefix, n_prefix), dtype=bool)
     seen[query[chosen], key[chosen]] = True
-    return seen
+    return np.packbits(seen)
 
 
 @lru_cache(maxsize=4096)

@@ -29,7 +29,7 @@ from bidir_core.data import assets
 from bidir_core.data.assets import EMBEDDED_MODEL, EMBEDDED_MODELS
 from bidir_core.data.tasks import SELECTION, TASKS, load_selected
 from bidir_core.evaluate.config import AUTO_BATCH_TOKENS, EvalConfig
-from bidir_core.models.weight_files import read_tensors
+from bidir_core.models.weight_files import read_tensors, weight_files
 from bidir_core.regimes import parse_regime
 from bidir_core.train.config import MICRO_TOKENS, FinetuneConfig
 from bidir_core.train.mixtures import MIXTURES, outline
@@ -62,17 +62,22 @@ class Shape:
         return max(self.parameters - self.head * (1 if self.tied else 2), self.parameters / 3)
 
 
-# Fetched on first use, and asked about before.
-_EMBEDDED = Shape(134_515_008, 30, 576, 1536, 49_152)
+_MINISTRAL = Shape(3_429_006_336, 26, 3072, 9216, 131_072)  # without the vision tower
+KNOWN = {  # asked about before they are fetched
+    EMBEDDED_MODEL: Shape(134_515_008, 30, 576, 1536, 49_152),
+    "gemma3-270m": Shape(268_098_176, 18, 640, 2048, 262_144),
+    "mistralai/Ministral-3-3B-Instruct-2512": _MINISTRAL,
+    "mistralai/Ministral-3-3B-Instruct-2512-BF16": _MINISTRAL,
+}
 
 
 def shape_of(model: str) -> Shape | None:
-    """What is known of a model: from its files on this machine, else from the size in its name.
+    """What is known of a model: by name, from its files on this machine, or the size in its name.
 
     A size alone is filled up with the proportions that decoders of that size have.
     """
-    if model == EMBEDDED_MODEL:
-        return _EMBEDDED
+    if model in KNOWN:
+        return KNOWN[model]
     config = _file_of(model, "config.json")
     if config is not None:
         return _shape_in(config)
@@ -120,13 +125,21 @@ def _shape_in(path: Path) -> Shape | None:
         layer = 2 * hidden * head_size * (heads + key_values)
         layer += 3 * hidden * intermediate + 2 * hidden
         total = vocabulary * hidden * (1 if tied else 2) + layers * layer + hidden
-        files = path.parent.glob("*.safetensors")
+        files = _whole_files(path.parent)
         tensors = [one for file in files for one in read_tensors(file) if "vision" not in one.name]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     counted = sum(math.prod(tensor.shape) for tensor in tensors)
     source = "its files" if counted else "its configuration"
     return Shape(counted or total, layers, hidden, intermediate, vocabulary, tied, source)
+
+
+def _whole_files(folder: Path) -> list[Path]:
+    """The files of a model's weights; none while some are still to come."""
+    try:
+        return [file for file in weight_files(folder) if file.suffix == ".safetensors"]
+    except UserError:
+        return []
 
 
 # How much there is to compute, counted on the items themselves.

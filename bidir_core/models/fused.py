@@ -40,7 +40,7 @@ _ROTARY: dict[Any, Rotary] = {}  # by the module of source code
 
 
 def fuse(model: nn.Module) -> list[str]:
-    """Let a model on a GPU run fused kernels; which: ``norms``, ``rotary``, ``gates``.
+    """Let a model on a GPU run fused kernels; which: ``attention``, ``gates``, ``norms``, ``rotary``.
 
     The rotary embedding is a function of the model family's module: it changes for all models of
     the family in this process, until :func:`restore`.
@@ -70,6 +70,9 @@ def fuse(model: nn.Module) -> list[str]:
             if family not in _ROTARY:
                 _ROTARY[family] = known
                 family.apply_rotary_pos_emb = _rotary(known)
+    widths = {getattr(module, "head_dim", None) for module in model.modules()} - {None}
+    if any(_attends(like.device, dtype, width) for dtype in formats for width in widths):
+        done.add("attention")
     return sorted(done)
 
 
@@ -263,15 +266,24 @@ def attend(
     plan costs more than it saves there.
     """
     width, wide = query.shape[-1], (query, key, value, mask)
-    if not _on_gpu(query) or torch.is_grad_enabled() or query.element_size() != 2:
-        return None
-    if key.shape[2] > ATTEND_UP_TO or not 16 <= width <= 128 or width & (width - 1):
+    if not _on_gpu(query) or torch.is_grad_enabled() or key.shape[2] > ATTEND_UP_TO:
         return None
     if any(t.stride(-1) != 1 or t.dtype != query.dtype for t in wide) or value.shape != key.shape:
         return None
-    if (kernels := _kernels(query.device)) is None:
+    if not _attends(query.device, query.dtype, width):
         return None
+    from bidir_core.models import fused_kernels as kernels
+
     return kernels.attend(query, key, value, mask, width**-0.5 if scale is None else scale)
+
+
+@cache
+def _attends(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether the attention kernel runs on heads of this format and width, and gives their numbers."""
+    fits = (
+        dtype in (torch.bfloat16, torch.float16) and 16 <= width <= 128 and not width & (width - 1)
+    )
+    return fits and _holds(_attention_agrees, torch.empty(0, device=device, dtype=dtype), width)
 
 
 def log_sum(logits: torch.Tensor) -> torch.Tensor | None:
@@ -301,18 +313,20 @@ def _kernels_agree(device: torch.device) -> bool:
     logits[1, :4500], logits[2] = -torch.inf, 3.0
     sums, exact = kernels.log_sum(logits), logits.float().logsumexp(-1)
     copied = torch.equal(kernels.repeat_heads(states, 3), states.repeat_interleave(3, dim=1))
-    return copied and torch.allclose(sums, exact, atol=1e-5) and _attention_agrees(kernels, like)
+    return copied and torch.allclose(sums, exact, atol=1e-5)
 
 
-def _attention_agrees(kernels: Any, like: torch.Tensor) -> bool:
+def _attention_agrees(like: torch.Tensor, width: int) -> bool:
     """Grouped heads, more keys than one block holds, the first of them hidden from half the queries."""
-    query, key, value = _random(like, (2, 70, 4, 64), (2, 70, 2, 64), (2, 70, 2, 64))
+    from bidir_core.models import fused_kernels as kernels
+
+    query, key, value = _random(like, (2, 70, 4, width), (2, 70, 2, width), (2, 70, 2, width))
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))
     seen = torch.ones(70, 70, dtype=torch.bool, device=like.device).tril()
     seen[35:, :35] = False
     mask = torch.zeros(2, 1, 70, 70, dtype=like.dtype, device=like.device)
     mask.masked_fill_(~seen, torch.finfo(like.dtype).min)
-    ours = kernels.attend(query, key, value, mask, 0.125)
+    ours = kernels.attend(query, key, value, mask, width**-0.5)
     query, key, value = (
         t.float().repeat_interleave(4 // t.shape[1], dim=1) for t in (query, key, value)
     )

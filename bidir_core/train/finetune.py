@@ -328,7 +328,8 @@ def _scores(student: Student, encoded: list[EncodedItem], plan: ScoringPlan) -> 
     )
     tasks = dict(sorted(found["tasks"].items()))
     macro = {name: found["macro"][name] for name in ("acc", "acc_norm")}
-    macro["gold_prob"] = float(np.mean([row["gold_prob"] for row in tasks.values()]))
+    golds = [row["gold_prob"] for row in tasks.values()]
+    macro["gold_prob"] = float("nan") if None in golds else float(np.mean(golds))
     return {
         **{name: round(value, 6) for name, value in macro.items()},
         "n": len(encoded),
