@@ -353,10 +353,13 @@ def time_text(found: Estimate) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Without false precision: seconds, minutes or hours."""
+    """Without false precision: seconds, minutes, hours or days."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours < 48 else f"{round(hours / 24)} days"
 
 
 def tokens(n: float) -> str:

@@ -206,3 +206,6 @@ def test_other_tokens_than_the_publishers_do_not_pass(gguf, model, tmp_path):
     expected = Expected(**facts, special=(None, "<|im_end|>", "<|endoftext|>"))
     with pytest.raises(UserError, match=r"'in the' has other tokens than .*theirs gives"):
         gguf_convert.check(tmp_path / "ours", expected)
+    wrong = facts | {"probes": {"in the": ours("he")["input_ids"]}}
+    with pytest.raises(UserError, match="'in the' became the tokens"):
+        gguf_convert.check(tmp_path / "ours", Expected(**wrong, special=expected.special))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +21,7 @@ from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs import Job, history
 from bidir_core.jobs.cost_model import shape_of, work_of
-from bidir_core.jobs.estimate import estimate
+from bidir_core.jobs.estimate import duration, estimate
 from bidir_core.jobs.history import Measured
 from bidir_core.jobs.pipeline_config import PipelineConfig, plan
 from bidir_core.runs.run import Run
@@ -252,3 +255,32 @@ def test_what_cannot_be_estimated_is_said(more, told, runs_dir, capsys):
     assert told in capsys.readouterr().err
     assert main(["pipeline", "--estimate", "--model", "owner/mystery"]) == 2
     assert "the size of 'owner/mystery' is neither in its name" in capsys.readouterr().err
+
+
+def test_estimating_imports_no_torch(config):
+    """The app's server does it, controls and all."""
+    code = (
+        "import sys\n"
+        "from bidir_core.explain.sweep_points import LabConfig\n"
+        "from bidir_core.jobs.estimate import estimate\n"
+        f"config = LabConfig(model={config.model!r}, tasks={config.tasks!r}, controls=True)\n"
+        "assert estimate(config, 'cpu').n_items\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize(
+    ("model", "n_layers"), [("mistralai/Ministral-3-3B-Instruct-2512", 26), ("gemma3-270m", 18)]
+)
+def test_models_that_are_asked_about_before_they_are_fetched(model, n_layers):
+    shape = shape_of(model)
+    assert shape is not None
+    assert (shape.layers, shape.guessed) == (n_layers, False)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5, "5 s"), (600, "10 min"), (7200, "2.0 h"), (40 * 86_400, "40 days")]
+)
+def test_durations_are_round(seconds, text):
+    assert duration(seconds) == text

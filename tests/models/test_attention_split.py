@@ -173,6 +173,21 @@ def test_soft_caps_and_sinks_are_refused() -> None:
             choose_implementation(tiny_config(family), "split")
 
 
+def test_gradients_are_those_of_the_dense_mask() -> None:
+    layout, found = Layout.pack([(40, 45), (3, 9)]), []
+    for implementation in ("sdpa", "split"):
+        loaded = tiny_loaded(implementation=implementation)
+        loaded.handle.split_from = 0
+        loaded.model.requires_grad_(True)
+        with loaded.handle.use(parse_regime("bidirectional"), layout):
+            output = loaded.model(
+                input_ids=IDS[:, :54], position_ids=layout.position, use_cache=False
+            )
+            output.logits.square().mean().backward()
+        found.append(loaded.model.get_input_embeddings().weight.grad)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+
+
 # An evaluation on a GPU: padded rows for short items, packed ones for long
 
 
