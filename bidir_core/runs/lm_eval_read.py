@@ -312,8 +312,7 @@ def _sample(record: dict[str, Any], name: str) -> Sample:
     ll = _log_likelihoods(record["filtered_resps"], len(requests))
     # lm-eval logs each choice's context; only a task like winogrande has several.
     per_choice = len(set(contexts)) > 1 or len(set(continuations)) == 1
-    scores = [record.get(metric) for metric in ("acc", "acc_norm")]
-    acc, acc_norm = (float(one) if isinstance(one, int | float) else None for one in scores)
+    acc, acc_norm = (_accuracy(record, metric) for metric in ("acc", "acc_norm"))
     best = int(np.argmax(ll))
     gold = _gold(record, name, continuations, per_choice, best, acc)
     if acc is not None and unusable(ll) is None and acc != float(best == gold):
@@ -354,6 +353,15 @@ def _requests(arguments: Any) -> list[tuple[str, str]]:
     if len(found) < 2:
         raise _Bad("has one choice, so there is nothing to choose from; multiple choice is needed")
     return found
+
+
+def _accuracy(record: dict[str, Any], metric: str) -> float | None:
+    value = record.get(metric)
+    if not isinstance(value, int | float):
+        return None
+    if abs(value) > 1:
+        raise _Bad(f"{metric} is {str(value)[:20]}, which is no accuracy")
+    return float(value)
 
 
 def _log_likelihoods(responses: list[Any], n_choices: int) -> tuple[float, ...]:
@@ -430,9 +438,12 @@ def _check_totals(output: LmEvalOutput, task: str, samples: Sequence[Sample], us
             "whole, or not of this run"
         )
     accs = [sample.acc for sample in samples if sample.acc is not None]
-    mean = output.part("results", task).get(f"acc,{used}")
-    if accs and isinstance(mean, int | float) and abs(mean - sum(accs) / len(accs)) > 1e-6:
+    said = output.part("results", task).get(f"acc,{used}")
+    if not accs or not isinstance(said, int | float):
+        return
+    mean = sum(accs) / len(accs)
+    if abs(said) > 1 or abs(said - mean) > 1e-6:  # the first also of what no float can hold
         raise UserError(
-            f"{path} gives acc {sum(accs) / len(accs):.4f}, but {other} says {mean:.4f}; these "
-            "files are not of one run"
+            f"{path} gives acc {mean:.4f}, but {other} says {str(said)[:20]}; these files are not of "
+            "one run"
         )
