@@ -214,6 +214,12 @@ def choose_tasks(output: LmEvalOutput, wanted: Sequence[str]) -> list[str]:
             raise UserError(
                 f"--tasks {task}: {output.results_path} has no such task; it has {', '.join(known)}"
             )
+    strangers = [task for task in output.samples if task not in known]
+    if strangers and not wanted:
+        raise UserError(
+            f"{output.samples[strangers[0]]} lies beside {output.results_path}, which has no "
+            f"configuration of it; name what to read with --tasks {','.join(known)}"
+        )
     chosen = list(dict.fromkeys(wanted or known))
     there = ",".join(task for task in chosen if task in output.samples)
     for task in chosen:
