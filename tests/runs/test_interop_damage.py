@@ -76,7 +76,7 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "results of another run": (
         lambda d: edit_results(d, lambda r: r["results"]["piqa"].update({"acc,none": 0.123})),
-        "says 0.1230; these files are not of one run",
+        "says 0.123; these files are not of one run",
     ),
     "results that are something else": (
         lambda d: edit_results(d, lambda r: r.pop("configs")), "is not lm-eval's results file"
