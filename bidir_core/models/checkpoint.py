@@ -145,7 +145,7 @@ def _check_adapter_fits(checkpoint: Checkpoint, config: Any, model: str) -> None
     inner = adapted.get_base_model().base_model_prefix
     held = {tensor.name: tensor.shape for tensor in read_tensors(checkpoint.folder / ADAPTER_FILE)}
     for name, shape in held.items():
-        if known.get(name) == shape:
+        if known.get(name) == shape or 0 in shape:
             continue
         bare = name.replace("_orig_mod.", "").replace("module.", "")
         headless = name.replace("base_model.model.", f"base_model.model.{inner}.", 1)
@@ -164,10 +164,11 @@ def _check_adapter_fits(checkpoint: Checkpoint, config: Any, model: str) -> None
         )
     # An adapter that was trained on the text alone has none for the vision tower.
     lost = [name for name in wanted.keys() - held.keys() if not set(VISION) & set(name.split("."))]
+    lost += [name for name, shape in held.items() if 0 in shape]
     if lost := sorted(lost):
         raise UserError(
             f"{where} is not whole: {len(lost)} of the {len(wanted)} tensors that its "
-            f"adapter_config.json asks for are missing, such as {lost[0]}; copy it again"
+            f"adapter_config.json asks for are missing or empty, such as {lost[0]}; copy it again"
         )
 
 

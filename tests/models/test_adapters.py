@@ -124,12 +124,17 @@ def damaged(folder: Path, how: str) -> Path:
     held = load_file(file)
     keep = {
         "no tensors": lambda name: False,
+        "half its layers": lambda name: "layers.2." not in name and "layers.3." not in name,
+        "lora_A only": lambda name: "lora_A" in name,
+        "an empty tensor": lambda name: True,
         "without its head": lambda name: "lm_head" not in name,
         "of a compiled model": lambda name: True,
         "of a model without its head": lambda name: "lm_head" not in name,
         "of another kind": lambda name: True,
     }[how]
     left = {name: tensor for name, tensor in held.items() if keep(name)}
+    if how == "an empty tensor":  # as ZeRO-3 saves what it did not gather
+        left["base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"] = torch.empty(0)
     if how == "of a compiled model":
         left = {
             name.replace("model.layers", "_orig_mod.model.layers"): t for name, t in left.items()
@@ -145,7 +150,13 @@ def damaged(folder: Path, how: str) -> Path:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("no tensors", r"not whole: 25 of the 25 tensors .* missing, such as .*lm_head"),
+        ("no tensors", r"not whole: 25 of the 25 tensors .* missing or empty, such as .*lm_head"),
+        ("half its layers", r"not whole: 12 of the 25 .* such as .*layers\.2\.mlp\.down_proj"),
+        ("lora_A only", r"not whole: 17 of the 25 .* such as base_model\.model\.lm_head\.weight"),
+        (
+            "an empty tensor",
+            r"not whole: 1 of the 25 .* such as .*layers\.1\.self_attn\.q_proj\.lora_A",
+        ),
         (
             "without its head",
             r"not whole: 1 of the 25 .* such as base_model\.model\.lm_head\.weight",
