@@ -204,6 +204,12 @@ class Scorer:
         shares their pass: long items and short ones are run apart. An item's longest choice decides.
         """
         long = [i for i in items if self._switches(i)]
+        if long and isinstance(self.plan.patch, Patch):
+            raise UserError(
+                f"'{self.plan.patch}' is taken from the first tokens of a prompt, which this model "
+                f"reads with other rotary frequencies than all of a prompt beyond {self.switch} "
+                "tokens; use shorter prompts"
+            )
         if 0 < len(long) < len(items):
             parts = [self.begin(long), self.begin([i for i in items if i not in long])]
             return lambda: [score for part in parts for score in part()]

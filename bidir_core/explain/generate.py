@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import Encoder
+from bidir_core.models.attention import rope_switch
 from bidir_core.models.layout import Layout
 from bidir_core.models.loading import LoadedModel
 from bidir_core.models.probe import ProbeReport
@@ -157,15 +158,22 @@ def stream(
     ends = end_ids(loaded)
     luck = torch.Generator().manual_seed(sampling.seed)
     ids = list(prompt_ids)
-    # In sliding-window layers it drops what no later token can see.
-    cache = DynamicCache(config=loaded.model.config.get_text_config()) if cached else None
+    cache = _empty_cache(loaded) if cached else None
+    switch = rope_switch(loaded.model.config)
     for _ in range(sampling.max_new_tokens):
+        if cached and switch is not None and len(ids) == switch + 1:
+            cache = _empty_cache(loaded)  # what it held was read with other rotary frequencies
         logits = _last_logits(loaded, ids, len(prompt_ids), regime, cache)
         step = _choose(loaded, logits, sampling, luck)
         yield step
         if step.chosen.token_id in ends:
             return
         ids.append(step.chosen.token_id)
+
+
+def _empty_cache(loaded: LoadedModel) -> DynamicCache:
+    """In sliding-window layers it drops what no later token can see."""
+    return DynamicCache(config=loaded.model.config.get_text_config())
 
 
 def check(

@@ -11,8 +11,10 @@ import pytest
 from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import Encoder
 from bidir_core.data.items import Item
+from bidir_core.evaluate.patching import parse_patch
 from bidir_core.evaluate.scoring import Scorer, plan_scoring
 from bidir_core.explain import recommend_measure
+from bidir_core.explain.generate import Sampling, generate
 from bidir_core.models.attention import rope_switch
 from bidir_core.models.families import tiny_config, tiny_loaded, tiny_tokenizer
 from bidir_core.regimes import parse_regime
@@ -58,6 +60,28 @@ def test_a_short_items_score_does_not_depend_on_a_long_one_beside_it(regime: str
     mixed = {score.index: score.ll for score in scorer.score(plan.batches[0].items)}
     np.testing.assert_allclose(mixed[2], alone[2], atol=1e-4)
     assert np.abs(np.subtract(mixed[0], alone[0])).max() > 0.01
+
+
+def test_a_prompt_that_is_continued_beyond_the_switch_is_read_anew() -> None:
+    loaded = longrope()
+    ids = list(range(5, 5 + SWITCH - 3))
+    for regime in ("causal", "bidirectional"):
+        made, again = (
+            generate(loaded, ids, regime, Sampling(8), cached=cached) for cached in (True, False)
+        )
+        assert len(made.steps) == 8
+        for one, other in zip(made.steps, again.steps, strict=True):
+            assert one.chosen.logprob == pytest.approx(other.chosen.logprob, abs=1e-4)
+
+
+def test_what_is_patched_in_is_read_as_the_prompt_is() -> None:
+    loaded = longrope()
+    encoded = Encoder(loaded.tokenizer).encode(items(1, 9))
+    plan = plan_scoring(encoded, regime=parse_regime("bidirectional"), device=loaded.device)
+    scorer = Scorer(loaded.model, loaded.handle, plan.under(plan.regime, parse_patch("keys=0")))
+    scorer.score([0])
+    with pytest.raises(UserError, match=f"'keys=0' .* beyond {SWITCH} tokens"):
+        scorer.score([1])
 
 
 def test_prompts_on_both_sides_are_measured_apart() -> None:
