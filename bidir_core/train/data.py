@@ -202,8 +202,10 @@ def read_samples(
             if chat is None:
                 raise UserError(f"{where}: a conversation needs --chat-template")
             for last in trained_turns(texts, turns, where):
-                prompt, response = _rendered(texts[: last + 1], where, chat)
-                samples.append(Sample(prompt, response, name, len(samples)))
+                turns_so_far = texts[: last + 1]
+                plain = "\n".join(turn["content"] for turn in turns_so_far)
+                prompt, response = _rendered(turns_so_far, where, chat)
+                samples.append(Sample(prompt, response, name, len(samples), plain))
             continue
         prompt, response = texts
         sample = Sample(prompt, response, name, len(samples))
@@ -251,4 +253,4 @@ def _as_chat(sample: Sample, chat: ChatTemplate) -> Sample:
         {"role": "assistant", "content": sample.response.strip()},
     ]
     prompt, response = _rendered(messages, f"{sample.task} {sample.index}", chat)
-    return replace(sample, prompt=prompt, response=response)
+    return replace(sample, prompt=prompt, response=response, plain=sample.text)

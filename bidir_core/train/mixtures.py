@@ -23,6 +23,7 @@ their data to say that nobody should train on it.
 from __future__ import annotations
 
 import gzip
+import html
 import itertools
 import json
 import re
@@ -58,12 +59,21 @@ _EVALUATION_WORDS = re.compile(r"(?m)^[ \t]*(Question:|Answer:|Goal:)")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One prompt and its response; ``task`` and ``index`` say where it came from."""
+    """One prompt and its response; ``task`` and ``index`` say where it came from.
+
+    ``plain``: what both say, where a chat template was written around them.
+    """
 
     prompt: str
     response: str
     task: str
     index: int
+    plain: str | None = None
+
+    @property
+    def text(self) -> str:
+        """Both sides, without the words of a chat template."""
+        return self.plain or f"{self.prompt}\n{self.response}"
 
 
 def read_mixture(mixture: Mixture, folder: Path) -> list[Sample]:
@@ -174,12 +184,19 @@ def _response(doc: dict[str, Any], prompt: str) -> str:
 
 SPAN = 13
 
-_LABELS = "question|answer|goal|request|reply|aim|passage|context|problem|solution|title|background"
+_LABELS = (
+    "question|answer|goal|request|reply|aim|passage|context|problem|solution|title|background|"
+    "instruction|input|output|response|user|assistant|human|ai|q|a|ans|sol"
+)
 
-# Of lower-cased texts: "question:", "### question 3:", "**answer**:" begin a line, "q:" and "a:"
-# stand anywhere.
-_LABEL = re.compile(rf"(?m)^[ \t#*]*(?:{_LABELS})[ \t]*\d*[ \t*]*:")
-_INLINE_LABEL = re.compile(r"\b(?:q|a|question|answer)[ \t]*\d*[ \t*]*:")
+# Of lower-cased texts: "question:", "### question #3:", "**answer**:", "(q)" and "a." begin a line, or
+# are all of it; "q:", "a:" and "[answer]" stand anywhere.
+_LABEL = re.compile(rf"(?m)^[^\w\n]*(?:{_LABELS})[ \t]*#?\d*[ \t]*(?:[^\w\s]|$)")
+_INLINE_LABEL = re.compile(
+    r"\b(?:q|a|question|answer)[ \t]*\d*[ \t*]*:|[\[<]/?(?:q|a|question|answer)\d*[\]>]"
+)
+# Not seen, like the characters of category Cf: fillers, joiners and variation selectors.
+_UNSEEN = frozenset("\u034f\u115f\u1160\u180b\u180c\u180d") | {chr(0xFE00 + n) for n in range(16)}
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -209,13 +226,14 @@ class Dropped:
 def words(text: str) -> list[str]:
     """Lower-cased, without punctuation, without template labels.
 
-    Letters that only look otherwise (full width, ligatures, composed of parts) become the plain
-    ones, and characters that are not seen (soft hyphens, zero-width ones) go.
+    Letters that only look otherwise (full width, ligatures, composed of parts, HTML's entities)
+    become the plain ones, and characters that are not seen (soft hyphens, zero-width ones) go.
     """
+    text = html.unescape(text)
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-        text = "".join(c for c in text if unicodedata.category(c) != "Cf")
-    return _WORD.findall(_INLINE_LABEL.sub(" ", _LABEL.sub(" ", text.lower())))
+        text = "".join(c for c in text if unicodedata.category(c) != "Cf" and c not in _UNSEEN)
+    return _WORD.findall(_INLINE_LABEL.sub(" ", _LABEL.sub(" ", text.casefold())))
 
 
 def decontaminate(
@@ -225,7 +243,7 @@ def decontaminate(
     held_out = list(evaluation)
     vocabulary: dict[str, int] = {}
     tests = _Texts([entry.text for entry in held_out], vocabulary)
-    trains = _Texts([f"{sample.prompt}\n{sample.response}" for sample in samples], vocabulary)
+    trains = _Texts([sample.text for sample in samples], vocabulary)
     match = np.full(len(samples), -1)
     shared = np.zeros(len(samples), dtype=np.int64)
 

@@ -149,6 +149,7 @@ def test_a_score_that_is_no_number_is_an_item_error(copy, ours, tmp_path):
     done = import_results(copy, runs_dir=tmp_path)
     (note,) = [note for note in done.notes if note.startswith("piqa: ")]
     assert "1 items have a log-likelihood that is no number" in note
+    assert note.endswith("lm-eval counted 1 of them as right")
     run = Run(done.path)
     assert note in run.config["imported"]["notes"]
     assert run.metrics["n_errors"] == 1

@@ -188,6 +188,12 @@ def test_case_punctuation_and_templates_hide_nothing():
         "The ca\u00adf\u00e9's fir\u200bst na\u00efve wai\u2060ter\ufeff",  # not seen
         "Q: The caf\u00e9's first A: na\u00efve waiter",
         "### Question 2: The caf\u00e9's first\n**Answer**: na\u00efve waiter",
+        "The caf\u00e9\ufe0f's first na\u00efve wai\u034fter",  # a variation selector, a joiner
+        "The caf&eacute;&#39;s first&nbsp;na&iuml;ve waiter",
+        "(Q) The caf\u00e9's first\nA. na\u00efve waiter",
+        "[Question] The caf\u00e9's first [Answer] na\u00efve waiter",
+        "### Instruction\nThe caf\u00e9's first\n\n### Response\nna\u00efve waiter",
+        "User: The caf\u00e9's first\nAssistant - na\u00efve waiter",
     ],
 )
 def test_other_ways_to_write_the_same_letters_and_labels_hide_nothing(text):
@@ -195,6 +201,16 @@ def test_other_ways_to_write_the_same_letters_and_labels_hide_nothing(text):
         EvaluationText("piqa", 0, "Question: The caf\u00e9's first\nAnswer: na\u00efve waiter")
     ]
     assert decontaminate([Sample(text, "", "t", 0)], held_out)[0] == []
+
+
+def test_a_chat_template_hides_nothing(tmp_path):
+    asked, told = "What is wet?", "Water."
+    said = (("user", "Hi"), ("assistant", "Ho"), ("user", asked), ("assistant", told))
+    conversation = {"messages": [{"role": role, "content": text} for role, text in said]}
+    path = write(tmp_path, {"prompt": asked, "response": told}, conversation)
+    samples = read(path, chat=True, tokenizer=chat_tokenizer())
+    held_out = [EvaluationText("arc_easy", 0, "Question: what is wet\nAnswer: water")]
+    assert decontaminate(samples, held_out)[0] == []
 
 
 # --- files ---------------------------------------------------------------------------------------
