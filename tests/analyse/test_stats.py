@@ -281,6 +281,30 @@ def test_no_share_is_stated_where_there_is_none_to_bound(base, other, n, why):
     assert why in kept.why_suppressed
 
 
+def test_no_share_of_the_damage_either() -> None:
+    causal, bidirectional = {"t": bools(400, 500)}, {"t": bools(300, 500)}
+    assert above_floor_retention(causal, causal, bidirectional).value is None
+    assert above_floor_retention(causal, bidirectional, bidirectional).value is None
+    assert above_floor_retention(bidirectional, causal, causal).value is None  # there is none
+    found = above_floor_retention(causal, {"t": bools(350, 500)}, bidirectional)
+    assert found.low < found.value < found.high
+    assert found.value == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("n", "accuracy", "broken"), [(500, 0.8, 0.002), (100, 0.6, 0.02)])
+def test_a_share_that_is_stated_covers_the_truth_at_the_border(n, accuracy, broken):
+    """With so few discordant items that many worlds have none."""
+    rng = np.random.default_rng(1)
+    truth = 1 - broken / (accuracy - 0.25)
+    stated = []
+    for _ in range(120):
+        a, b = draw(rng, n, accuracy - broken, broken, 0.0)
+        stated.append(above_floor_retention({"t": a}, {"t": b}, {"t": 0.25}))
+    held = [s.low <= truth <= s.high for s in stated if s.value is not None]
+    assert len(held) > 60
+    assert np.mean(held) > 0.93
+
+
 @pytest.mark.parametrize(("first", "second"), [(1.0, 1.0), (0.0, 0.0), (0.0, 1.0), (1.0, 0.98)])
 def test_unpaired_intervals_keep_a_width_at_the_border(first, second):
     for n in (1, 20, 500):

@@ -22,7 +22,8 @@ from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
 from bidir_core.models.families import tiny_tokenizer
 from bidir_core.runs.run import Run
-from bidir_core.train.data import Columns, read_samples
+from bidir_core.train.config import FinetuneConfig
+from bidir_core.train.data import Columns, prepare_data, read_samples
 from tests.tiny_models import save_tiny_model
 
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }};{% endfor %}"
@@ -70,6 +71,17 @@ def test_training_prompts_hold_the_messages(template: str, tmp_path: Path) -> No
     (sample,) = read_samples(data, Columns(), with_template(template), True)
     assert sample.prompt == "<system>Be brief.;<user>Why?;"
     assert sample.response == "<assistant>So.;"
+
+
+def test_training_prompts_have_the_recorded_date(tmp_path: Path) -> None:
+    data = conversation(tmp_path, ("user", "Why?"), ("assistant", "So."))
+    tokenizer = with_template(DATED)
+    (sample,) = read_samples(data, Columns(), tokenizer, True)
+    assert sample.prompt == "26 Jul 2024\n<user>Why?;"
+    config = FinetuneConfig(
+        model="m", objective="3B", data=data, chat_template=True, decontaminate=False
+    )
+    assert prepare_data(config, tokenizer, 2048).report["chat_date"] == "2024-07-26"
 
 
 def test_a_template_that_loses_text_is_refused(tmp_path: Path) -> None:
