@@ -2,7 +2,8 @@
 
 A checkpoint is a folder with ``config.json`` and safetensors (full fine-tune) or with
 ``adapter_config.json`` and ``adapter_model.safetensors`` (LoRA, as peft writes it). Beside them,
-``bidir.json`` records the regime, the objective and the base model it was trained with.
+``bidir.json`` records the regime, the objective and the base model it was trained with, and the
+weights' checksums.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bidir_core.models.quantised import VISION
 from bidir_core.models.source import auto_class, quiet, reason
 from bidir_core.models.weight_files import (
     check_weights,
+    checksums,
     fingerprint_tensors,
     read_json,
     read_tensors,
@@ -84,6 +86,19 @@ def open_checkpoint(path: str) -> Checkpoint:
         f"checkpoint '{path}' holds neither config.json nor adapter_config.json; "
         "give the folder that a fine-tuning run wrote (its final/)"
     )
+
+
+def check_unchanged(checkpoint: Checkpoint) -> None:
+    """Raise UserError where weights are not those that the training record has checksums of."""
+    recorded = (checkpoint.record or {}).get("checksums")
+    if not isinstance(recorded, dict):
+        return  # of earlier versions
+    for name, found in checksums(checkpoint.folder).items():
+        if recorded.get(name, found) != found:
+            raise UserError(
+                f"checkpoint '{checkpoint.folder}': {name} is not what the fine-tune wrote, its "
+                f"checksum differs; copy it again ({TRAINING_RECORD} has the checksum)"
+            )
 
 
 def check_fits(checkpoint: Checkpoint, config: Any, model: str) -> Any:

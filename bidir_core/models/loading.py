@@ -30,6 +30,7 @@ from bidir_core.models.checkpoint import (
     adapter_note,
     apply_adapter,
     check_fits,
+    check_unchanged,
     open_checkpoint,
 )
 from bidir_core.models.devices import choose_device, choose_dtype
@@ -190,6 +191,8 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
     if plan.device.type == "cuda":
         devices.sweep()  # the model before, whose parts refer to each other
     opened = plan.checkpoint
+    if opened is not None:
+        check_unchanged(opened)
     full = opened is not None and opened.kind == "full"
     if opened is not None and full:
         folder = opened.folder

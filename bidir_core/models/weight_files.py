@@ -105,6 +105,15 @@ def read_tensors(file: Path) -> list[Tensor]:
     ]
 
 
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 in hex of each safetensors file of a folder, by its name."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with open(path, "rb") as stream:
+            found[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
 def check_weights(folder: Path) -> None:
     """Raise UserError if weights are missing or visibly damaged; reads headers only.
 

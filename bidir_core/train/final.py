@@ -18,7 +18,7 @@ from bidir_core.common.launch import launched
 from bidir_core.models.devices import device_name, peak_memory_bytes
 from bidir_core.models.loading import LoadedModel
 from bidir_core.models.source import quiet
-from bidir_core.models.weight_files import is_scale, read_tensors
+from bidir_core.models.weight_files import checksums, is_scale, read_tensors
 from bidir_core.runs.run import Run
 from bidir_core.train.checkpoints import sync_files
 from bidir_core.train.config import FinetuneConfig
@@ -78,6 +78,7 @@ def save_final(
                 "steps": counters.step,
                 "tokens": counters.tokens,
                 "run": f"{run.parent.name}/{run.name}",
+                "checksums": checksums(temporary),
             },
         )
         sync_files(temporary)

@@ -68,6 +68,17 @@ def test_a_fine_tune_learns_and_loads(code, stage, method, tiny_folder, jsonl, t
         assert (before - after).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_flipped_bit_in_the_trained_weights_is_refused(method, tiny_folder, jsonl, tmp_path):
+    path = run_finetune(config(tiny_folder, jsonl, tmp_path, method=method, steps=1))
+    (file,) = (path / "final").glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=rf"{file.name} is not what the fine-tune wrote"):
+        loading.load(str(tiny_folder), checkpoint=str(path), device="cpu")
+
+
 def test_auto_is_sdpa_where_an_evaluation_would_split(tiny_folder, jsonl, tmp_path, monkeypatch):
     """As on a GPU, where ``auto`` is split for evaluations."""
     monkeypatch.setattr(loading, "choose_implementation", lambda *_: "split")
