@@ -15,6 +15,7 @@ from bidir_core.common.formatting import csv_cell, visible
 from bidir_core.common.progress import logging_to
 from bidir_core.report.markdown import code, escape
 from bidir_ui.kit import widgets
+from tests.factory import make_run, spread_items
 
 HOSTILE = "\x1b[2J\x07 a\u202eb\u2066c\u200fd\x9b1m"
 
@@ -44,6 +45,17 @@ def shows_nothing_hidden(text: str) -> bool:
     return not any(
         (ord(c) < 32 and c not in "\n\t") or c in "\x7f\x9b\u202e\u2066\u200f" for c in text
     )
+
+
+def test_what_an_import_and_an_export_say_is_shown_not_obeyed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "runs"))
+    run = make_run(tmp_path / "runs", items=spread_items(8, (HOSTILE,)), tasks=(HOSTILE,))
+    assert main(["export", run.id, "--out", str(tmp_path / "log")]) == 0
+    assert main(["import", str(tmp_path / "log")]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("note: ") > 1
+    assert "\\u001b[2J" in err
+    assert shows_nothing_hidden(out + err)
 
 
 def test_controls_and_direction_marks_are_shown_not_obeyed(tmp_path, capsys):

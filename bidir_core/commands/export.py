@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from bidir_core.common.formatting import visible
 from bidir_core.runs.find import find_run
 from bidir_core.runs.lm_eval_export import export_run
 
@@ -22,7 +23,7 @@ def run(parsed: argparse.Namespace) -> int:
     found = find_run(parsed.run_id, [parsed.runs_dir] if parsed.runs_dir else None)
     files, notes = export_run(found, parsed.out)
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {visible(note)}", file=sys.stderr)
     for path in files:
-        print(path)
+        print(visible(path))
     return 0

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.formatting import visible
 from bidir_core.regimes import parse_regime
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def run(parsed: argparse.Namespace) -> int:
     prompt = encode_prompt(loaded, text, bos=parsed.bos, chat_template=parsed.chat_template)
     for regime in regimes:
         if warning := regime_warning(loaded.training_record, regime):
-            print(warning, file=sys.stderr)
+            print(visible(warning), file=sys.stderr)
     prober = Prober(loaded)
     probes = [prober.require(regime) for regime in regimes]
     made = [generate(loaded, prompt.ids, regime, sampling) for regime in regimes]

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.formatting import visible
 from bidir_core.runs.lm_eval_import import import_results
 
 
@@ -52,6 +53,6 @@ def run(parsed: argparse.Namespace) -> int:
         runs_dir=parsed.runs_dir,
     )
     for note in done.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {visible(note)}", file=sys.stderr)
     print(done.path)
     return 0

@@ -21,6 +21,7 @@ import torch
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.progress import TEMPLATE_SECONDS, time_limit
+from bidir_core.data.assets import absolute_place
 from bidir_core.models.quantised import VISION
 from bidir_core.models.source import auto_class, quiet, reason
 from bidir_core.models.weight_files import (
@@ -59,7 +60,7 @@ def open_checkpoint(path: str) -> Checkpoint:
     ``path`` is the checkpoint's folder or a fine-tuning run that has it in ``final/``. Raises
     UserError if it is not there, damaged, or of another kind.
     """
-    folder = Path(path).expanduser()
+    folder = Path(absolute_place(path)).expanduser()
     if not folder.is_dir():
         raise UserError(f"checkpoint '{path}' is not a folder; give a checkpoint's folder")
     if (folder / "final").is_dir():

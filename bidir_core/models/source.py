@@ -19,7 +19,7 @@ from typing import Any
 
 from bidir_core.common.errors import UserError
 from bidir_core.data import gguf_local, recipes
-from bidir_core.data.assets import EMBEDDED_MODEL, EMBEDDED_MODELS
+from bidir_core.data.assets import EMBEDDED_MODEL, EMBEDDED_MODELS, absolute_place
 from bidir_core.models.weight_files import check_weights, read_json
 
 
@@ -28,7 +28,7 @@ def find_source(model: str, revision: str | None) -> tuple[str, bool]:
 
     An asset is fetched and a ``.gguf`` file converted into the cache first if need be.
     """
-    path = Path(model).expanduser()
+    path = Path(absolute_place(model)).expanduser()
     gguf = path.suffix.lower() == ".gguf" and path.is_file()
     if model in EMBEDDED_MODELS or path.is_dir() or gguf:
         if revision is not None:

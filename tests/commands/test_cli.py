@@ -37,8 +37,8 @@ BAD = {
     "unknown choice": (["--sample", "best"], "best"),
     "too few shots": (["--num-fewshot", "-1"], "--num-fewshot -1"),
     "no prompt at all": (["--repeat-prompt", "0"], "--repeat-prompt 0: give a number from 1 up"),
-    "model name too long for a path": (["--model", "a" * 300], "too long"),
-    "checkpoint name too long for a path": (["--checkpoint", "a" * 300], "too long"),
+    "model name too long for a path": (["--model", "a" * 300], "too long for a path or a hub id"),
+    "checkpoint name too long for a path": (["--checkpoint", "a" * 300], "too long for a path"),
     "runs folder that is a file": (["--runs-dir", __file__], "test_cli.py"),
 }
 

@@ -129,16 +129,19 @@ def damaged(folder: Path, how: str) -> Path:
         "an empty tensor": lambda name: True,
         "without its head": lambda name: "lm_head" not in name,
         "of a compiled model": lambda name: True,
+        "of a model on several GPUs": lambda name: True,
         "of a model without its head": lambda name: "lm_head" not in name,
         "of another kind": lambda name: True,
     }[how]
     left = {name: tensor for name, tensor in held.items() if keep(name)}
     if how == "an empty tensor":  # as ZeRO-3 saves what it did not gather
         left["base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"] = torch.empty(0)
-    if how == "of a compiled model":
-        left = {
-            name.replace("model.layers", "_orig_mod.model.layers"): t for name, t in left.items()
-        }
+    for wrapped, prefix in (
+        ("of a compiled model", "_orig_mod."),
+        ("of a model on several GPUs", "module."),
+    ):
+        if how == wrapped:
+            left = {name.replace("model.l", f"{prefix}model.l"): t for name, t in left.items()}
     if how == "of a model without its head":  # as AutoModel, not AutoModelForCausalLM, makes it
         left = {name.replace("model.model.", "model."): t for name, t in left.items()}
     if how == "of another kind":
@@ -162,6 +165,7 @@ def damaged(folder: Path, how: str) -> Path:
             r"not whole: 1 of the 25 .* such as base_model\.model\.lm_head\.weight",
         ),
         ("of a compiled model", r"names its tensors as a wrapped model does"),
+        ("of a model on several GPUs", r"names its tensors as a wrapped model does .*module\."),
         (
             "of a model without its head",
             r"as a model without its head does .* such as base_model\.model\.model\.layers\.0",

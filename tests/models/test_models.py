@@ -168,6 +168,8 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "regime": ({"regime": "sideways"}, "unknown regime 'sideways'"),
     "layers": ({"regime": "bidirectional:layers=2-4"}, "layer 4 does not exist; .* layers 0-3"),
     "checkpoint": ({"checkpoint": "/no/such"}, "checkpoint '/no/such' is not a folder"),
+    "long model": ({"model": "a" * 300}, "is too long for a path or a hub id"),
+    "long checkpoint": ({"checkpoint": "/x/" + "a" * 300}, "is too long for a path"),
 }
 
 
@@ -321,10 +323,15 @@ def test_unreadable_checkpoints(tiny_folder: Path, tmp_path: Path) -> None:
     (adapter / "bidir.json").unlink()
     _truncate(adapter / "adapter_model.safetensors")
     refused("adapter_model.safetensors is damaged or incomplete")
+    deep = b'{"a":' + b"[" * 200_000
+    (adapter / "adapter_model.safetensors").write_bytes(len(deep).to_bytes(8, "little") + deep)
+    refused("adapter_model.safetensors is damaged or incomplete")
     (adapter / "adapter_model.safetensors").unlink()
     refused("has no adapter_model.safetensors")
     _edit_json(adapter / "adapter_config.json", peft_type="PREFIX_TUNING")
     refused("is a PREFIX_TUNING adapter; only LoRA")
+    (adapter / "adapter_config.json").write_bytes(deep)
+    refused(r"adapter .*adapter_config\.json cannot be read")
     (adapter / "adapter_config.json").unlink()
     refused("holds neither config.json nor adapter_config.json")
 

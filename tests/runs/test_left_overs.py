@@ -12,9 +12,12 @@ import time
 import pytest
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.files import write_json
 from bidir_core.common.progress import time_limit
 from bidir_core.jobs.playground_server import MAX_WAITING, Inbox
+from bidir_core.report.made_folder import MadeFolder
 from bidir_core.runs.find import delete_run
+from bidir_core.runs.lm_eval_import import import_results
 from bidir_core.runs.status import run_lock
 from bidir_core.runs.writer import RunWriter
 from tests.factory import make_run
@@ -44,6 +47,26 @@ def test_deleting_a_run_removes_old_left_overs_of_deletes_and_no_young_ones(tmp_
     os.utime(old, (time.time() - 7200,) * 2)
     delete_run(run)
     assert [path.name for path in old.parent.iterdir()] == [young.name]
+
+
+def test_writing_again_removes_what_was_left_long_ago(copy, tmp_path):
+    """By a killed import, a killed report of several files, and a file half written."""
+    stage = tmp_path / "stage1_vanilla_eval"
+    left = [
+        stage / ".importing-77",
+        tmp_path / ".paper.being-written-x",
+        tmp_path / ".x.json.77.tmp",
+    ]
+    for path in left:
+        path.mkdir(parents=True)
+        os.utime(path, (time.time() - 7200,) * 2)
+    young = stage / ".importing-78"
+    young.mkdir()
+    import_results(copy, runs_dir=tmp_path)
+    MadeFolder("--paper", "report").make(tmp_path / "paper", "", lambda folder: None)
+    write_json(tmp_path / "x.json", {})
+    assert [path for path in left if path.exists()] == []
+    assert young.exists()
 
 
 def test_a_pattern_and_a_template_that_never_end_are_given_up():

@@ -93,6 +93,11 @@ def test_a_broken_folder_never_takes_the_list_down(tmp_path):
         "20260101-000007": {"config.json": "{}", "items.parquet": "PAR1 cut"},
         "20260101-000008": {"config.json": '{"schema": 99}'},
         "20260101-000009": {"config.json": '{"config": "text"}', "status.json": "\x00"},
+        "20260101-000021": {"config.json": "{}", "metrics.json": '{"n_items": "x"}'},
+        "20260101-000022": {"config.json": "{}", "metrics.json": '{"n_items": 1e999}'},
+        "20260101-000023": {"config.json": "{}", "status.json": '{"done": "x"}'},
+        "20260101-000024": {"config.json": '{"config": []}'},
+        "20260101-000025": {"config.json": "{}", "metrics.json": "[" * 200_000},
     }
     for name, files in bad.items():
         (parent / name).mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import re
@@ -232,6 +233,8 @@ def test_jsonl_with_a_space_between_prompt_and_response(tmp_path):
         ("a", " b", "data.jsonl", 0),
         ("c\n", "d", "data.jsonl", 1),
     ]
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())  # as some editors save it
+    assert [s.prompt for s in read(path)] == ["a", "c\n"]
 
 
 @pytest.mark.parametrize(

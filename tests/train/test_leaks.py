@@ -19,6 +19,7 @@ from bidir_core.train.losses import loss_terms, passes
 from bidir_core.train.packing import Packer
 from bidir_core.train.probe import run_training_probe
 from bidir_core.train.student import Student, add_lora, frozen_copy
+from tests.models.test_probe import sharing
 from tests.train.conftest import encoded_samples
 
 
@@ -138,6 +139,15 @@ def test_the_probe_passes_with_lora_and_gradient_checkpointing():
     wrapped.train()
     probe = probe_of(student)
     assert probe.passed, probe
+
+
+@pytest.mark.parametrize("kind", ["gemma3n", "gemma4"])
+def test_the_probe_passes_models_that_share_keys_between_layers(kind):
+    loaded = sharing(kind)
+    loaded.model.train()
+    for code, regime in (("3B", "bidirectional"), ("3C", "causal")):
+        probe = probe_of(Student(loaded.model, loaded.handle), code, regime)
+        assert probe.passed, probe
 
 
 def test_the_probe_knows_the_leaky_objective():

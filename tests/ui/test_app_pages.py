@@ -29,6 +29,9 @@ def test_a_corrupt_run_takes_no_page_down(root, page):
     make_run(root, STAGE2, n_items=10, regime="bidirectional", state="corrupt")
     (root / STAGE2 / "20260101-000000").mkdir()
     (root / STAGE2 / "20260101-000000" / "config.json").write_text("{")
+    (b.path.with_name("20260101-000001")).mkdir()
+    (b.path.with_name("20260101-000001") / "config.json").write_text("{}")
+    (b.path.with_name("20260101-000001") / "metrics.json").write_text('{"n_items": 1e999}')
     app = open_page(page, a=a.id, b=b.id, item="piqa/3")
     assert not app.exception
     assert "could not be read" not in words(app)
