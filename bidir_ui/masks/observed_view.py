@@ -169,7 +169,9 @@ def _sentence(run: Observed) -> None:
     for number, name in enumerate(run.names):
         first, future = (_overall(run, number, measure) for measure in ("first", "future"))
         ahead = f", {future} to later tokens" if run.regimes[number].bidirectional else ""
-        lines.append(html.div("", html.el("b", name), fmt.tie(f": {first} to the first token{ahead}")))
+        lines.append(
+            html.div("", html.el("b", name), fmt.tie(f": {first} to the first token{ahead}"))
+        )
     n = f"{fmt.count(run.metrics['n_items'])} items" if run.is_summary else "one text, n = 1"
     html.show(html.div("b b-lead", "Where the prompt's attention goes", *lines))
     ends = ", 95 % intervals" if run.is_summary else ""
