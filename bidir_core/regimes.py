@@ -232,6 +232,30 @@ def _shortest_decimal(number: float) -> str:
     return format(Decimal(repr(number)), "f")  # 1e-05 prints as 0.00001
 
 
+def in_words(regime: Regime) -> str:
+    """What a regime's dials do: ``the first token stays causal``; empty if none is set."""
+    first = "the first token stays" if regime.sink == 1 else f"the first {regime.sink} tokens stay"
+    said = []
+    if regime.sink:
+        said.append(f"{first} causal")
+    if regime.rows is not None:
+        said.append(f"only tokens {regime.rows[0]} to {regime.rows[1]} look ahead")
+    if regime.skip is not None:
+        said.append(f"token {regime.skip} stays causal")
+    if regime.self_token is not None:
+        said.append(f"token {regime.self_token} sees only itself")
+    if regime.hide is not None:
+        said.append(f"no other token sees token {regime.hide}")
+    if regime.tail:
+        said.append(f"the last {regime.tail} prompt tokens are seen by none before them")
+    if regime.layers is not None:
+        start, end = regime.layers
+        said.append(f"in layers {start} to {'the last' if end is None else end} only")
+    if regime.lam < 1:
+        said.append(f"look-ahead at strength {regime.lam:g}")
+    return "; ".join(said)
+
+
 def looks_ahead(regime: Regime, query: Any, key: Any, n_prefix: Any) -> Any:
     """Whether the prefix token at position ``query`` sees the *later* prefix token at ``key``.
 

@@ -17,6 +17,7 @@ from bidir_core.common.settings import command_line, from_json, settings_of
 from bidir_core.data import item_texts
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate.config import EvalConfig
+from bidir_core.explain import recommend_config
 from bidir_core.explain.attend_config import AttendConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.explain.why_config import WhyConfig
@@ -40,6 +41,7 @@ CONFIGS: dict[str, type] = {
     "lab": LabConfig,
     "attend": AttendConfig,
     "why": WhyConfig,
+    "recommend": recommend_config.RecommendConfig,
 }
 
 
@@ -67,7 +69,8 @@ def sentence(info: RunInfo) -> str:
     if info.kind == "attend":
         return f"Where {weights} looked, observed in one forward pass under each regime."
     if info.kind == "recommend":
-        return f"A regime recommended for {weights} from prompts alone, without right answers."
+        what = f"A regime recommended for {weights} from prompts alone, without right answers"
+        return f"{what}: {recommend_config.sentence(metrics)}." if info.is_done else f"{what}."
     answered = f"{fmt.count(info.n_items)} items ({info.extent})" if info.n_items else info.extent
     acc = info.macro.get("acc")
     right = f"; {fmt.percent(acc)} right, mean over {len(info.tasks)} tasks" if acc else ""
@@ -84,6 +87,10 @@ def leads_on(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
         if page == "compare":
             flips = {name: query[name] for name in ("a", "b")} | {"flip": "broken~fixed"}
             widgets.page_link("flips", "Its flips", flips, "swap_vert")
+        if info.kind == "recommend" and info.is_done:
+            regime = (data.run_of(info).metrics or {})["recommended"]["regime"]
+            query = {"stage": "custom", "f.model": info.model, "f.regime": regime}
+            widgets.page_link("launch", f"Evaluate it under {regime}", query, "play_circle")
     if info.is_finetune and info.is_done:
         _checkpoint(info, runs)
     elif info.is_evaluation and info.is_done and not info.has_items:
@@ -244,14 +251,14 @@ def _plain(value: object) -> str:
 
 
 def again(info: RunInfo) -> str:
-    """The command that makes this run again; empty where its settings are of no command here."""
+    """The command that makes this run again; empty where no one line says all of its settings."""
     settings = data.run_of(info).settings
     try:
         if info.is_finetune:
             tuned = from_json(FinetuneConfig, settings)
             return f"{command_line('finetune', tuned)} {OBJECTIVES[tuned.objective].flag}"
-        if info.kind == "eval":
-            return command_line("eval", from_json(EvalConfig, settings))
+        if info.kind in ("eval", "recommend") and not settings.get("patch"):
+            return command_line(info.kind, from_json(CONFIGS[info.kind], settings))
     except (UserError, TypeError, ValueError, KeyError):
         pass
     return ""

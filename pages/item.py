@@ -44,7 +44,8 @@ with shell.guard():
         html.show(html.div("b b-lead", item_view.sentence(left_record, right_record, metric)))
 
     pred = "pred_norm" if metric == "acc_norm" and record["pred_norm"] is not None else "pred"
-    main, side = st.columns([11, 4], gap="large")
+    with st.container(key="item-body"):
+        main, side = st.columns([11, 4], gap="large")
     # What one reads first is sent first: the browser draws in the order of arrival.
     with main:
         if record["contexts"] is None:

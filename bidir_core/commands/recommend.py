@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from bidir_core.commands.arguments import add_arguments, given_in, require_model
-from bidir_core.explain.recommend import RecommendConfig, recommend
+from bidir_core.explain.recommend import recommend
+from bidir_core.explain.recommend_config import RecommendConfig
 
 
 def fill(parser: argparse.ArgumentParser) -> None:

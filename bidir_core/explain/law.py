@@ -148,13 +148,14 @@ def sentence(law: Law, predicted: Mapping[str, Any] | None = None) -> str:
     else:
         assert law.confirm is not None
         assert law.confirm.estimate is not None
-        name = f"layers={law.first_layer}-" if law.first_layer else "plain bidirectional"
+        kept = f"the first {law.first_layer} of" if law.first_layer else "none of the"
+        regime = f"layers={law.first_layer}-" if law.first_layer else str(BIDIRECTIONAL)
         change = points(law.confirm.estimate.value, signed=True)
         text = (
-            f"The first layer from which looking ahead keeps accuracy within {size(stats.MARGIN)} on "
-            f"the explore half is {law.first_layer} of {law.n_layers}: on the confirm half {name} "
-            f"differs from causal by {change} points ({interval_text(law.confirm.estimate)}, "
-            f"n = {count(law.confirm.estimate.n)}), {phrase(law.confirm)}."
+            f"With {kept} {law.n_layers} layers causal ({regime}), accuracy stays within "
+            f"{size(stats.MARGIN)} of causal on the half of the items that chose how many; on the "
+            f"other half it differs by {change} points ({interval_text(law.confirm.estimate)}, "
+            f"n = {count(law.confirm.estimate.n)}): {phrase(law.confirm)}."
         )
     if predicted:
         told = ", ".join(

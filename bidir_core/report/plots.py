@@ -139,9 +139,10 @@ def mask(
         scaleanchor="x",
         constrain="domain",
         constraintoward="top",
+        automargin=True,
     )
     figure.update_xaxes(constrain="domain")
-    lay_out(figure, side + 110, (100, 10, 100, 10))
+    lay_out(figure, side + 110, (10, 40, 100, 10))
     return figure
 
 

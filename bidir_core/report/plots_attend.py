@@ -54,8 +54,9 @@ def by_layer(
 ) -> go.Figure:
     """A measure against the layer: the first regime in grey, the second in blue, and so on.
 
-    ``groups``: of tokens, each with a line a regime; those of the second are dotted. ``skipped``:
-    first regimes that have no line here, so that the others keep their colours.
+    ``groups``: of tokens, each with a line a regime: the first token's are solid and in the legend,
+    the others' are dotted. ``skipped``: first regimes that have no line here, so that the others
+    keep their colours.
     """
     figure = go.Figure()
     in_group = max(1, len(lines) // groups)
@@ -64,6 +65,7 @@ def by_layer(
         colour, symbol = COLOURS[(number % in_group + skipped) % len(COLOURS)]
         is_second = number >= in_group
         dash = "dot" if is_second else "solid"
+        whose = "" if groups == 1 else ", other tokens" if is_second else ", first token"
         layers = np.arange(len(line.values))
         if line.low is not None and line.high is not None:
             figure.add_scatter(
@@ -80,10 +82,11 @@ def by_layer(
             x=layers,
             y=factor * np.asarray(line.values),
             name=inert(line.name),
+            showlegend=not is_second,
             mode="lines+markers",
             line={"color": colour, "width": 2, "dash": dash},
             marker={"color": colour, "size": 7, "symbol": symbol + ("-open" if is_second else "")},
-            hovertemplate=f"layer %{{x}}: %{{y:.3~g}}{unit}<extra>{inert(line.name)}</extra>",
+            hovertemplate=f"layer %{{x}}: %{{y:.3~g}}{unit}<extra>{inert(line.name)}{whose}</extra>",
         )
     scale = {"type": "log", "dtick": 1} if log else {"rangemode": "tozero"}
     figure.update_xaxes(title="layer", **PLAIN_AXIS)
@@ -105,15 +108,12 @@ def head_grid(
         cols=len(panels),
         shared_yaxes=True,
         horizontal_spacing=0.04,
-        subplot_titles=[inert(name) for name in names],
+        subplot_titles=[inert(name.removeprefix("bidirectional:")) for name in names],
     )
     top_margin = 34
-    if len(panels) > 2:  # too narrow for a regime with its dials on one line
-        top_margin = 34 + 16 * max(name.count(":") + name.count(",") for name in names)
-        for note in figure.layout.annotations:
-            note.update(
-                font={"size": 12}, text=note.text.replace(":", ":<br>").replace(",", "<br>")
-            )
+    if len(panels) > 2:  # on a phone too narrow for a regime across
+        top_margin = 70
+        figure.update_annotations(font_size=12, textangle=-40, xanchor="left", xshift=-12)
     n_layers, n_heads = panels[0].shape
     factor, unit = (100.0, " %") if percent else (1.0, " nats")
     top = 100.0 if percent else max(float(panel.max()) for panel in panels)

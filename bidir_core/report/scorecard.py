@@ -471,17 +471,18 @@ def _published(runs: Sequence[Run]) -> Row | None:
 
 
 def answer(row: Row) -> str:
-    """``Looking ahead costs SmolLM2 135M 4.5 points of accuracy; ...``: what its cells say, a clause
+    """``SmolLM2 135M loses 4.5 points of accuracy when ...; ...``: what its cells say, a clause
     each; a direction only where its interval has one."""
     said = []
     if row.hurt is not None:
         change = f"{points(abs(row.hurt.value))} points of accuracy"
+        when = "when prompt tokens see those after them"
         said.append(
             {
-                "worse": f"Looking ahead costs {row.title} {change}",
-                "better": f"Looking ahead gains {row.title} {change}",
-                "equivalent": f"Looking ahead moves {row.title}'s accuracy by less than {size(row.hurt.judgement.margin)}",
-                "undecided": f"Whether looking ahead costs {row.title} accuracy is undecided",
+                "worse": f"{row.title} loses {change} {when}",
+                "better": f"{row.title} gains {change} {when}",
+                "equivalent": f"{row.title}'s accuracy moves by less than {size(row.hurt.judgement.margin)} {when}",
+                "undecided": f"Whether {row.title} loses accuracy {when} is undecided",
             }[row.hurt.judgement.verdict]
         )
     back = row.without_training

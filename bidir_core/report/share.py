@@ -443,7 +443,9 @@ def dial_strips(dials: Mapping[str, Any]) -> list[tuple[str, list[Strip]]]:
 
     some = sorted({1, 2, 3, 4, 6, len(scores[0]) // 2} & set(range(1, len(scores[0]))))
     rows = [("nothing left causal", scores[0][0]), ("first token causal", scores[1][0])]
-    rows += [(f"first {n} layer{'s' if n > 1 else ''} causal", scores[0][n]) for n in some]
+    rows += [
+        ("first layer causal" if n == 1 else f"first {n} layers causal", scores[0][n]) for n in some
+    ]
     return [
         (label, [at(x, f"{label}, strength {s:g}") for s, x in zip(STRENGTHS, row)])
         for label, row in rows

@@ -270,7 +270,9 @@ def sentence(a: Record, b: Record, metric: str) -> Html:
     kind = flip_of(a, b, metric)
     pred = "pred_norm" if metric == "acc_norm" and a["pred_norm"] is not None else "pred"
     picks = (
-        f"choice {a[pred]} became {b[pred]}" if a[pred] != b[pred] else f"choice {a[pred]} stays"
+        f"the answer goes from choice {a[pred]} to {b[pred]}"
+        if a[pred] != b[pred]
+        else f"the answer stays choice {a[pred]}"
     )
     words = {
         "broken": el("span", "▼ Broken", cls="b-down"),
@@ -283,9 +285,10 @@ def sentence(a: Record, b: Record, metric: str) -> Html:
         return join(words[kind], f": {picks}. Only the answers are kept, not their scores.")
     return join(
         words[kind],
-        f": {picks}. The right answer's margin over the best other moved by ",
-        el("b", f"{fmt.signed(b['margin'] - a['margin'])} nats", cls="b-num"),
-        f", from {fmt.signed(a['margin'])} to {fmt.signed(b['margin'])}.",
+        f": {picks}. The right answer's lead over the best other choice goes from "
+        f"{fmt.signed(a['margin'])} to {fmt.signed(b['margin'])} nats, by ",
+        el("b", fmt.signed(b["margin"] - a["margin"]), cls="b-num"),
+        ".",
     )
 
 

@@ -14,7 +14,7 @@ from bidir_core.data import item_texts
 from bidir_core.explain.controls import with_observation
 from bidir_core.explain.sweep_points import SINK
 from bidir_core.explain.triviality import largest_summary
-from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, in_words, parse_regime
 from bidir_core.runs.layout import is_read_only
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.lab import lab_data, lab_view
@@ -34,7 +34,7 @@ MARKS = {
 
 def panel(lab: Lab, runs: tuple[RunInfo, ...]) -> None:
     """One row a control: the question, what would refute the story, what was found."""
-    widgets.heading("Controls that could refute it")
+    widgets.heading("Controls that could refute the story")
     judged = list(lab.found.get("controls") or [])
     rows = answered(lab, runs, judged)
     if not judged:
@@ -43,8 +43,8 @@ def panel(lab: Lab, runs: tuple[RunInfo, ...]) -> None:
         return
     if judged:
         widgets.note(
-            "What refutes the story was fixed before looking; outcomes follow from 95 % intervals "
-            "against the border of half the damage."
+            "The story: the damage comes from the first token looking ahead. What would refute it was "
+            "fixed before looking; outcomes follow from 95 % intervals against half the damage."
         )
         _chart(lab)
     cells, refuted = [], html.span("b-phone", "Would refute it: ")
@@ -165,7 +165,10 @@ def point_card(lab: Lab, slug: str) -> None:
         return
     numbers, causal = lab.numbers(slug), lab.causal_of(point)
     accuracy = f"{fmt.percent(numbers.get('value'))}, n = {fmt.count(point['n'])}"
-    rows = [("point", lab_data.name(point)), ("accuracy", accuracy)]
+    rows = [("point", lab_data.name(point))]
+    if meaning := in_words(parse_regime(point["regime"])):
+        rows.append(("that is", meaning))
+    rows.append(("accuracy", accuracy))
     judged = lab_data.judged(lab, slug)
     if judged is not None and judged.estimate is not None:
         delta = f"{fmt.points(judged.estimate.value)} points {fmt.interval_of(judged.estimate)}"

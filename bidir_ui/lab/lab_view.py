@@ -12,6 +12,7 @@ import streamlit as st
 from bidir_core.common import formatting
 from bidir_core.data import item_texts
 from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.regimes import in_words, parse_regime
 from bidir_core.report import plots_lab
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
@@ -110,6 +111,8 @@ def verdict(lab: Lab) -> None:
         html.show(html.div("b b-verdict", fmt.tie(law)))
     elif (best := lab.best) is not None:
         html.show(html.div("b b-verdict", fmt.tie(best["sentence"])))
+        if meaning := in_words(parse_regime(best["regime"])):
+            widgets.note(f"{best['regime'].removeprefix('bidirectional:')}: {meaning}.")
     elif lab.point(SINK):  # nothing was chosen: the controls ask about this one
         html.show(html.div("b b-verdict", fmt.tie(lab_data.sentence(lab, SINK))))
     damage = lab.numbers("bidirectional").get("delta")

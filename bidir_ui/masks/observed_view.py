@@ -164,28 +164,25 @@ def _part(run: Observed) -> str:
 
 
 def _sentence(run: Observed) -> None:
-    """Who gets the attention, in words."""
-    parts = []
+    """Who gets the attention: a line a regime."""
+    lines = []
     for number, name in enumerate(run.names):
-        shares = []
-        for measure in ("first", "future"):
-            if run.is_summary:
-                row = run.metrics["observed"][number]["overall"]["prefix"][measure]
-                ends = [row[end][0] if row[end] else None for end in ("mean", "low", "high")]
-                shares.append(
-                    f"{fmt.percent(ends[0])} (95 % CI {fmt.percent(ends[1])} to "
-                    f"{fmt.percent(ends[2])})"
-                )
-            else:
-                shares.append(fmt.percent(float(np.mean(_values(run, measure)[number].values))))
-        first, future = shares
-        ahead = f", and {future} on tokens further on" if run.regimes[number].bidirectional else ""
-        parts.append(
-            f"under {name}, {first} of the prefix's attention falls on its first token{ahead}"
+        first, future = (_overall(run, number, measure) for measure in ("first", "future"))
+        ahead = f", {future} to later tokens" if run.regimes[number].bidirectional else ""
+        lines.append(
+            html.div("", html.el("b", name), fmt.tie(f": {first} to the first token{ahead}"))
         )
-    text = "; ".join(parts)
-    n = f"n = {fmt.count(run.metrics['n_items'])} items" if run.is_summary else "one text, n = 1"
-    widgets.lead(f"{text[:1].upper()}{text[1:]}. Mean over layers and heads, {n}.")
+    n = f"{fmt.count(run.metrics['n_items'])} items" if run.is_summary else "one text, n = 1"
+    html.show(html.div("b b-lead", "Where the prompt's attention goes", *lines))
+    ends = ", 95 % intervals" if run.is_summary else ""
+    widgets.note(f"Mean over layers and heads, {n}{ends}.")
+
+
+def _overall(run: Observed, number: int, measure: str) -> str:
+    """A share over all layers and heads, over many items with its interval."""
+    if run.is_summary:
+        return _cell(run.metrics["observed"][number]["overall"]["prefix"][measure], measure)
+    return fmt.percent(float(np.mean(_values(run, measure)[number].values)))
 
 
 def _facts(run: Observed) -> None:
@@ -298,21 +295,16 @@ def _drift(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     drift = observed_data.drift(run)
     widgets.heading("How far the representations drift")
     others = slice(1, n_prefix) if n_prefix > 1 else slice(0, 1)
-    lines = [
-        Line(f"first, {name}", norm[:, 0])
-        for name, norm in zip(run.names, drift.norms, strict=False)
-    ]
+    norms = list(zip(run.names, drift.norms, strict=False))
+    lines = [Line(name, norm[:, 0]) for name, norm in norms]
     if n_prefix > 1:
-        lines += [
-            Line(f"others, {name}", norm[:, others].mean(-1))
-            for name, norm in zip(run.names, drift.norms, strict=False)
-        ]
+        lines += [Line(name, norm[:, others].mean(-1)) for name, norm in norms]
     left, right = st.columns([2, 3], gap="large")
     with left:
         _lengths(lines, "the other prefix tokens'")
         widgets.note(
-            "Euclidean length of what each layer hands on. A first token far longer than "
-            "the others is what makes it a sink."
+            "Euclidean length of what each layer hands on: solid the first token's, dotted the "
+            "others' mean. A first token far longer than the others is what makes it a sink."
         )
     with right:
         if drift.cosine is None or drift.ratio is None:
@@ -452,7 +444,7 @@ def drift(run: Observed) -> None:
                 key="attend-cosine",
             )
     widgets.note(
-        "First: the prefix's first token; others: its other tokens. Lengths are geometric "
+        "Solid: the prefix's first token; dotted: its other tokens. Lengths are geometric "
         "means over items; bands: 95 % interval over items. Equal lines cover one another: "
         "a first token that is kept causal has the same states as under causal."
     )
@@ -466,5 +458,5 @@ def _lines(
         for number, name in names:
             row = drifts.get(f"{what}_{number}_{whose}") or {}
             if row.get("mean"):
-                lines.append(Line(f"{whose}, {name}", row["mean"], row["low"], row["high"]))
+                lines.append(Line(name, row["mean"], row["low"], row["high"]))
     return lines

@@ -145,7 +145,7 @@ def record_with_texts(run: RunInfo, item_id: str) -> dict[str, Any] | None:
 def every_answer(
     page: Any, item_id: str, record: dict[str, Any]
 ) -> list[tuple[str, dict[str, Any] | None, bool]]:
-    """(label, record, is in the pair) of every run that holds this very item."""
+    """(label, record, is in the pair) of every run that holds this very item with its scores."""
     held: list[tuple[RunInfo, dict[str, Any]]] = []
     for run in page.runs:
         if run.is_point and run not in (page.pair.a, page.pair.b):
@@ -156,7 +156,9 @@ def every_answer(
             answer = data.record(run, item_id)
         except (UserError, OSError, ValueError):
             continue
-        if answer is not None and answer["doc_hash"] == record["doc_hash"]:
+        if answer is None or (answer["ll"] is None and not answer["error"]):
+            continue
+        if answer["doc_hash"] == record["doc_hash"]:
             held.append((run, answer))
 
     def label(run: RunInfo) -> str:

@@ -1,4 +1,5 @@
-"""axe-core over every page in both colour schemes, and no page wider than its window."""
+"""axe-core over every page in both colour schemes; on a desk, a tablet and a phone no page is wider
+than its window and no text is broken into a column of letters."""
 
 from __future__ import annotations
 
@@ -16,6 +17,19 @@ SPILL = (
     "() => { const m = document.querySelector('[data-testid=stMain]');"
     " return m.scrollWidth - m.clientWidth }"
 )
+# Texts that stand on as many lines as they have letters, or nearly.
+LETTERS = """() => {
+    const walk = document.createTreeWalker(
+        document.querySelector('[data-testid=stMain]'), NodeFilter.SHOW_TEXT);
+    const found = [], range = document.createRange();
+    while (walk.nextNode()) {
+        const text = walk.currentNode.textContent.trim();
+        range.selectNodeContents(walk.currentNode);
+        const lines = new Set([...range.getClientRects()].map(box => Math.round(box.top))).size;
+        if (lines > 3 && lines > text.length / 3) found.push(text);
+    }
+    return found;
+}"""
 
 
 def violations(page) -> list[str]:
@@ -72,10 +86,11 @@ def wrong(tab) -> list[str]:
             arg=scheme,
         )
         found += [f"{scheme}: {line}" for line in violations(page)]
-    for width in (1920, 1280):
+    for width in (1920, 820, 390, 1280):
         page.set_viewport_size({"width": width, "height": 900})
         try:
             page.wait_for_function(f"({SPILL})() <= 0", timeout=3000)
         except playwright.TimeoutError:
             found.append(f"{width} wide: {page.evaluate(SPILL)} more than the window")
+        found += [f"{width} wide: one letter a line: {text}" for text in page.evaluate(LETTERS)]
     return found

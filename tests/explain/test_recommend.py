@@ -12,7 +12,8 @@ import torch
 from bidir_core.cli import main
 from bidir_core.data import tasks
 from bidir_core.data.items import Item
-from bidir_core.explain.recommend import RecommendConfig, read_prompts, summarise
+from bidir_core.explain.recommend import read_prompts, summarise
+from bidir_core.explain.recommend_config import RecommendConfig
 from bidir_core.explain.recommend_measure import PromptMeasures, measure
 from bidir_core.models.families import tiny_loaded
 from bidir_core.models.layout import Layout

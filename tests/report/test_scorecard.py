@@ -234,4 +234,4 @@ def test_the_sentence_gives_a_direction_only_where_the_interval_has_one(root, ra
     make_run(root, STAGE2, n_items=400, texts=False, regime="bidirectional", accuracy=rate, seed=1)
     (row,) = rows(root)
     decided = row.hurt.judgement.verdict == "worse"
-    assert ("costs smollm2 135m" in answer(row).lower() and "points" in answer(row)) == decided
+    assert ("smollm2 135m loses" in answer(row).lower() and "points" in answer(row)) == decided

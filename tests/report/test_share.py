@@ -149,7 +149,7 @@ def test_a_torn_run_is_said_and_takes_nothing_else_away(root):
     table.write_bytes(table.read_bytes()[:100] + b"x" * 200 + b"PAR1")
     files = share.rendered([root])
     assert "cannot be read" in files["index.html"]
-    assert "costs one" in files["index.html"]  # the other model's answer
+    assert "one loses" in files["index.html"]  # the other model's answer
     assert len(files) > 10
 
 

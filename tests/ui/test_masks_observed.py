@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from bidir_core import jobs
+from bidir_core.report.plots_attend import head_grid
 from tests.app import fake_job
 from tests.attend_factory import make_attend, make_summary
 from tests.factory import make_run, unsealed
@@ -25,8 +27,9 @@ def look(run=None, **query):
 
 def test_two_regimes(root):
     app, text = look(make_attend(root), layer="1", head="2", q="3", k="6")
-    assert "Under causal," in text
-    assert "under bidirectional," in text
+    assert "causal : " in text
+    assert "bidirectional : " in text
+    assert "to later tokens" in text
     assert "n = 1" in text.replace("\u00a0", " ")
     assert "Token 3," in text
     assert "may not" in text  # causal, token 6 lies ahead
@@ -81,7 +84,7 @@ def test_too_long_shows_the_rest_and_says_why(root):
 def test_averages_over_items(root):
     app, text = look(make_summary(root))
     assert "5 items of PIQA" in text
-    assert "95 % CI" in text.replace("\u00a0", " ")
+    assert "95 % intervals" in text.replace("\u00a0", " ")
     assert len(app.get("plotly_chart")) == 4
     assert "By task" not in text
 
@@ -91,11 +94,18 @@ def test_averages_over_tasks_under_three_regimes(root):
     run = make_summary(root, regimes, tasks=("piqa", "arc_easy"))
     app, text = look(run, measure="entropy")
     assert "10 items of 2 tasks" in text
-    assert "under bidirectional:sink=1" in text
+    assert "bidirectional:sink=1 :" in text
     assert "By task" in text
     found = run.metrics["observed"][2]["by_task"]["arc_easy"]["entropy"]
     assert f"{found['mean'][0]:.2f} [{found['low'][0]:.2f}, {found['high'][0]:.2f}]" in text
     assert len(app.get("plotly_chart")) == 4
+
+
+def test_names_of_many_regimes_lean_so_that_they_fit_on_a_phone():
+    names = ["causal", "bidirectional", "bidirectional:sink=1", "bidirectional:self=9"]
+    titles = head_grid([np.zeros((3, 2))] * 4, names, selected=None).layout.annotations
+    assert [title.text for title in titles] == ["causal", "bidirectional", "sink=1", "self=9"]
+    assert all(title.textangle == -40 for title in titles)
 
 
 def test_none_says_how_and_queues_it_once(root, monkeypatch):

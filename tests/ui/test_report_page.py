@@ -106,7 +106,7 @@ def test_without_a_chosen_pair_it_is_about_the_model_that_the_overview_begins_wi
     """Here its pair are points of a sweep."""
     pair(root, model="other/model")
     make_sweep(root, ["bidirectional:sink=1"], n_items=600, world=lambda p: accuracy(p, harm=0.3))
-    assert "Looking ahead costs SmolLM2 135M" in words(open_page())
+    assert "SmolLM2 135M loses" in words(open_page())
     app = opened()
     text = words(app)
     assert "Bidirectional prefill and smollm2-135m-instruct" in text

@@ -9,6 +9,7 @@ import pytest
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.verdict import settled
+from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_ui.reading import opens
 from bidir_ui.reading.data import by_id, list_infos
 from tests.app import STAGE2, open_page, pair, words
@@ -123,3 +124,14 @@ def test_looking_again_and_again_seldom_settles_what_is_no_difference():
     assert wide <= 20
     assert settled(stats.Estimate(-0.2, -0.24, -0.16, 500))
     assert not settled(stats.Estimate(-0.2, -0.24, -0.16, 60))
+
+
+def test_a_recommendation_says_what_it_recommends_and_leads_to_its_test(monkeypatch):
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(COMMITTED_RUNS))
+    app = open_page(PAGE, id="lab/20261130-004852_recommend-smollm2")
+    assert not app.exception
+    assert "leave the first 19 of 30 layers causal (bidirectional:layers=19-)" in words(app)
+    assert "revision" not in words(app)  # the settings are those that are not the defaults
+    query = links(app)["Evaluate it under bidirectional:layers=19-"]
+    assert query["f.regime"] == ["bidirectional:layers=19-"]
+    assert any("bidir_core recommend --model" in code.value for code in app.code)

@@ -8,8 +8,11 @@ from bidir_core import jobs
 from bidir_core.common.files import write_json
 from bidir_core.explain.why import sentences
 from bidir_core.jobs import Job
+from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.writer import RunWriter
 from bidir_ui.overview import hero
+from bidir_ui.reading import opens
+from bidir_ui.reading.data import list_infos
 from tests.app import fake_job, open_page, pair, words
 from tests.explain.test_why import made
 
@@ -184,3 +187,18 @@ def test_an_item_of_the_overview_says_why_without_a_job(root, monkeypatch):
     assert "nothing left causal, strength 0: right answer 95 %" in drawn
     assert "first 2 layers causal, strength 1: right answer 5 %" in drawn
     assert app.button(key="why-start")
+
+
+def test_ten_committed_items_are_explained_the_overviews_first_among_them(monkeypatch):
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(COMMITTED_RUNS))
+    infos = [info for info in list_infos() if info.kind == "why" and info.is_done]
+    opened = [opens.results(info, list_infos()) for info in infos]
+    found = {query["item"] for page, query in opened if page == "item"}
+    first = hero.items()[0]["item"]
+    assert len(found) >= 10
+    assert first in found
+    query = next(query for _, query in opened if query["item"] == first)
+    app = open_page("pages/item.py", **query)
+    assert not app.exception
+    assert "made causal again turns it back" in words(app)
+    assert "Stage 4, 3B full · bidirectional" in words(app)  # repaired, among every run's answers
