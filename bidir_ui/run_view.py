@@ -106,7 +106,9 @@ def _checkpoint(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
         for where in [opens.results(run, runs)]
     ]
     if rows:
-        html.show(widgets.table(("Regime", "Taken", "Items", "Macro acc", ""), rows, left=(1, 4)))
+        head = ("Regime", "Taken", "Items", "Macro acc", "")
+        name = f"evaluations_{info.id}"
+        html.show(widgets.table(head, rows, name=name, left=(1, 4)))
     final = Path(info.path) / "final"
     if not final.is_dir():
         widgets.note(
@@ -133,15 +135,13 @@ def scores(info: RunInfo) -> None:
     for task, row in info.tasks.items():
         n, acc = int(row.get("n") or 0), row.get("acc")
         interval = stats.accuracy(float(acc), n) if n and acc is not None else None
-        ends = (
-            f"{fmt.percent(interval.low)} to {fmt.percent(interval.high)}" if interval else fmt.NONE
-        )
-        more = (ends, fmt.percent(row.get("acc_norm")), fmt.percent(row.get("chance")))
-        rows.append((fmt.task(task), fmt.count(n), fmt.percent(acc), *more))
+        ends = (interval.low, interval.high) if interval else (None, None)
+        shares = (acc, *ends, row.get("acc_norm"), row.get("chance"))
+        rows.append((fmt.task(task), fmt.count(n), *map(fmt.percent, shares)))
     if rows:
         widgets.heading("Scores")
-        head = ("Task", "n", "acc", "95 % interval", "acc_norm", "chance")
-        html.show(widgets.table(head, rows))
+        head = ("Task", "n", "acc", "95 % low", "95 % high", "acc_norm", "chance")
+        html.show(widgets.table(head, rows, name=f"scores_{info.id}"))
 
 
 def _curves(info: RunInfo) -> None:
@@ -269,7 +269,8 @@ def made_with(info: RunInfo) -> None:
                 (html.join(widgets.code_text(name), " ", widgets.small(what)), value, was)
                 for name, value, was, what in differs
             ]
-            html.show(widgets.table(("Setting", "Here", "Default"), told, left=(0, 1, 2)))
+            head, name = ("Setting", "Here", "Default"), f"settings_{info.id}"
+            html.show(widgets.table(head, told, name=name, left=(0, 1, 2)))
         else:
             widgets.note("None.")
         if line := again(info):
@@ -277,7 +278,7 @@ def made_with(info: RunInfo) -> None:
             widgets.command(line)
     with right:
         widgets.heading("Mask probe")
-        _probe(run.probe)
+        _probe(run)
         widgets.heading("Cost")
         widgets.facts(_cost(info.cost) or [("", "not recorded")])
     with st.expander("Environment", key="run-environment"):
@@ -302,8 +303,8 @@ def made_with(info: RunInfo) -> None:
             widgets.note("The whole log: ", widgets.code_text(f"{info.path}/log.txt"))
 
 
-def _probe(probe: Mapping[str, Any] | None) -> None:
-    known = probe or {}
+def _probe(run: Run) -> None:
+    known = run.probe or {}
     reports = (
         known["reports"] if isinstance(known.get("reports"), list) else [known]
     )  # one a regime
@@ -326,7 +327,8 @@ def _probe(probe: Mapping[str, Any] | None) -> None:
             )
             for check in checks
         ]
-        html.show(widgets.table(("Check", "What was seen"), rows, left=(1,)))
+        name = f"probe_{run.id}"
+        html.show(widgets.table(("Check", "What was seen"), rows, name=name, left=(1,)))
 
 
 def _cost(cost: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -293,7 +293,8 @@ def problems(runs: tuple[RunInfo, ...]) -> None:
         for run in bad
     ]
     widgets.heading(f"{len(bad)} need{'s' if len(bad) == 1 else ''} attention")
-    html.show(widgets.table(("Run", "State", "What it says", "Log"), rows, left=(1, 2, 3)))
+    head = ("Run", "State", "What it says", "Log")
+    html.show(widgets.table(head, rows, name="runs_to_look_at", left=(1, 2, 3)))
 
 
 def config_difference(a: RunInfo, b: RunInfo) -> list[tuple[str, str, str]]:
@@ -354,4 +355,4 @@ def progress_table(going: list[RunInfo]) -> None:
             )
         )
     head = ("Going on now", "State", "Done", "", "Rate", "Left")
-    html.show(widgets.table(head, rows))
+    html.show(widgets.table(head, rows, name=""))

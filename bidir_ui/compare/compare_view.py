@@ -100,7 +100,7 @@ def short(words: str) -> str:
 
 def file_name(what: str, a: str, b: str) -> str:
     """A CSV's name, with both run ids."""
-    return f"{what}_{a.replace('/', '_')}_vs_{b.replace('/', '_')}.csv"
+    return f"{what}_{a}_vs_{b}.csv".replace("/", "_")
 
 
 def task_frame(result: core.Comparison) -> pd.DataFrame:
@@ -143,6 +143,7 @@ def two_by_two(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
         table = widgets.table(
             (fmt.clip(fmt.task(row.task), 24), "right", "wrong"),
             (("right", cell(row.both_right, "same_right"), broken), ("wrong", fixed, both_wrong)),
+            name="",
         )
         with columns[number % len(columns)]:
             html.show(table)
@@ -229,7 +230,8 @@ def show_mismatches(a: RunInfo, b: RunInfo) -> None:
             for m in mismatches
         ]
         head = ("What differs", "Baseline", "Candidate", "Why it matters")
-        html.show(widgets.table(head, rows, left=(1, 2, 3)))
+        name = file_name("mismatches", a.id, b.id)
+        html.show(widgets.table(head, rows, name=name, left=(1, 2, 3)))
 
 
 # Recovery while training: what the quick evaluations of fine-tunes found, step by step.
