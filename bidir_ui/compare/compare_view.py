@@ -26,8 +26,7 @@ from bidir_ui.reading.data import RunInfo
 
 def verdict(result: core.Comparison) -> None:
     """The answer in one sentence, with interval and n."""
-    sentence = result.sentence.replace("; different.", ".")  # its interval says so
-    html.show(html.div("b b-verdict", fmt.tie(sentence)))
+    html.show(html.div("b b-verdict", fmt.tie(result.sentence)))
     for line in result.notes:
         widgets.note(fmt.tie(line[0].upper() + line[1:] + "."))
 
