@@ -52,12 +52,13 @@ def sentence(info: RunInfo) -> str:
     if info.is_finetune:
         stage = STAGES.get(info.stage)
         what = stage.plain if stage else "fine-tune"
+        how = {"full": "all weights", "lora": "LoRA adapters"}.get(info.method, info.method)
         steps = f"{fmt.count(metrics.get('steps') or settings.get('steps'))} steps"
         loss = metrics.get("final_loss")
         end = f"; the loss ended at {fmt.number(loss, 3)} nats a token" if loss is not None else ""
         return (
-            f"{info.stage_label}, {what}: {model} trained {info.method} under {info.regime} for "
-            f"{steps} on “{fmt.clip(str(settings.get('data')), 60)}”, seed {info.train_seed}{end}."
+            f"{info.stage_label}, {what}: {model}, {how} trained under {info.regime} for {steps} on "
+            f"the data “{fmt.clip(str(settings.get('data')), 60)}”, seed {info.train_seed}{end}."
         )
     if info.is_sweep:
         return f"A sweep of {weights}: {info.extent}, one point for each regime."
@@ -100,15 +101,16 @@ def _checkpoint(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
             run.extent,
             fmt.count(run.n_items),
             fmt.percent(run.macro.get("acc")),
+            fmt.number(runs_table.half_width(run), 1),
             widgets.link("Compare", *where) if where[0] == "compare" else fmt.NONE,
         )
         for run in mine
         for where in [opens.results(run, runs)]
     ]
     if rows:
-        head = ("Regime", "Taken", "Items", "Macro acc", "")
+        head = ("Regime", "Taken", "Items", "Macro acc", "± points", "")
         name = f"evaluations_{info.id}"
-        html.show(widgets.table(head, rows, name=name, left=(1, 4)))
+        html.show(widgets.table(head, rows, name=name, left=(1, 5)))
     final = Path(info.path) / "final"
     if not final.is_dir():
         widgets.note(
@@ -131,17 +133,33 @@ def scores(info: RunInfo) -> None:
     if info.is_finetune:
         _curves(info)
         return
-    rows = []
+    rows, found = [], []
     for task, row in info.tasks.items():
         n, acc = int(row.get("n") or 0), row.get("acc")
         interval = stats.accuracy(float(acc), n) if n and acc is not None else None
-        ends = (interval.low, interval.high) if interval else (None, None)
-        shares = (acc, *ends, row.get("acc_norm"), row.get("chance"))
-        rows.append((fmt.task(task), fmt.count(n), *map(fmt.percent, shares)))
+        found += [interval] if interval else []
+        rows.append(
+            _score(fmt.task(task), n, acc, interval, row.get("acc_norm"), row.get("chance"))
+        )
+    if len(rows) > 1:
+        mean = stats.macro_delta(found) if len(found) == len(rows) else None
+        macro = info.macro
+        total = _score("Macro mean", info.n_items, macro.get("acc"), mean, macro.get("acc_norm"))
+        rows.append(total)
     if rows:
         widgets.heading("Scores")
         head = ("Task", "n", "acc", "95 % low", "95 % high", "acc_norm", "chance")
-        html.show(widgets.table(head, rows, name=f"scores_{info.id}"))
+        name = f"scores_{info.id}"
+        html.show(widgets.table(head, rows, name=name, total=len(rows) > 1))
+
+
+def _score(
+    name: str, n: int, acc: float | None, interval: stats.Estimate | None, *more: float | None
+) -> tuple[str, ...]:
+    """A row of the scores: n, accuracy with its interval's ends, acc_norm and chance."""
+    ends = (interval.low, interval.high) if interval else (None, None)
+    shares = (acc, *ends, *more, None)[:5]
+    return (name, fmt.count(n), *map(fmt.percent, shares))
 
 
 def _curves(info: RunInfo) -> None:

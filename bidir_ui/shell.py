@@ -63,7 +63,7 @@ PLAYGROUND = (
     "A prompt read under two regimes and continued token by token, causally. One prompt proves "
     "nothing: Compare and Lab count many."
 )
-LAUNCH = "Starts an evaluation, a fine-tune or a sweep, or says its command line; below, the jobs."
+LAUNCH = "Start an evaluation, a fine-tune or a sweep here, or copy its command line. Jobs are listed below."
 
 PAGES = (
     PageSpec("overview", "app.py", "Overview", "dashboard"),

@@ -31,6 +31,24 @@ def verdict(result: core.Comparison) -> None:
         widgets.note(fmt.tie(line[0].upper() + line[1:] + "."))
 
 
+def fuller(runs: Iterable[RunInfo], a: RunInfo, b: RunInfo) -> None:
+    """A link to the same comparison on more items, if it was run: the Overview tells of those."""
+
+    def like(run: RunInfo, one: RunInfo) -> bool:
+        what = ("stage", "model", "checkpoint", "regime", "context", "variant")
+        fit = run.can_pair and run.is_done and run.n_items > one.n_items
+        return fit and all(getattr(run, name) == getattr(one, name) for name in what)
+
+    runs = list(runs)
+    firsts, seconds = ([run for run in runs if like(run, one)] for one in (a, b))
+    pairs = [(one, two) for one in firsts for two in seconds if one.same_items(two)]
+    if pairs:
+        more, other = max(pairs, key=lambda pair: pair[0].n_items)
+        query = url.params(a=more.id, b=other.id)
+        link = widgets.link(f"{fmt.count(more.n_items)} items", "compare", query)
+        widgets.note("The same comparison was run on ", link, " too.")
+
+
 def forest(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
     """Each task's difference; its name leads to its flips."""
     rows = [
@@ -85,6 +103,8 @@ def task_table(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
     row = picked.opened if picked.opened is not None else next(iter(picked.rows), None)
     if row is not None:
         st.switch_page("pages/flips.py", query_params=flips_query(result.rows[row].task, a, b))
+    with widgets.row():
+        widgets.take_away(task_frame(result), file_name("compare", a.id, b.id), key="tasks")
     widgets.explain_undecided(*(row.words for row in result.rows))
 
 
@@ -148,7 +168,8 @@ def two_by_two(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
             html.show(table)
             test = "no flips" if row.p_value is None else f"McNemar p {p_text(row.p_value)}"
             if row.detectable is not None:
-                test += f"; differences from {fmt.points(row.detectable).lstrip('+')} points on would show"
+                least = fmt.points(row.detectable).lstrip("+")
+                test += f"; a difference of {least} points or more would show"
             widgets.note(f"n = {fmt.count(row.n)}, {test}")
 
 
@@ -164,7 +185,9 @@ def retention(
     def text(kept: Retention | None) -> str:
         if kept is None or kept.value is None:
             return fmt.tie(f"not stated: {kept.why_suppressed if kept else ''}")
-        return f"{fmt.percent(kept.value)} [{fmt.percent(kept.low)}, {fmt.percent(kept.high)}]"
+        return fmt.tie(
+            f"{fmt.percent(kept.value)} [{fmt.percent(kept.low)}, {fmt.percent(kept.high)}]"
+        )
 
     floors = [
         run
@@ -276,7 +299,9 @@ def recovery_panels(table: Table) -> None:
             html.show(html.div("b", html.el("b", title)))
             figure = recovery(frame[frame["Regime"] == regime])
             figure.update_yaxes(range=span, title="accuracy, %")
-            figure.update_layout(height=330, legend={"orientation": "h", "y": -0.24, "x": 0})
+            figure.update_layout(
+                height=330, legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0}
+            )
             alt = f"{title}: accuracy by training step; the table below has the numbers."
             widgets.chart(figure, alt, key=f"recovery-{regime}")
     # The report's own CSV, so that an interval has two columns here as well.

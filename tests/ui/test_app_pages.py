@@ -81,6 +81,16 @@ def test_compare_prefers_the_embedded_model_at_limit_500(root):
     assert "n = 40" in words(app).replace("\xa0", " ")
 
 
+def test_compare_leads_to_the_same_comparison_on_more_items(root):
+    pair(root, config={"limit": 500})
+    more = pair(root, n_items=60)
+    app = open_page("pages/compare.py")
+    told = next(block.proto.body for block in app.get("html") if "60 items" in block.proto.body)
+    assert all(f"{side}={run.id}" in told for side, run in zip("ab", more, strict=True))
+    app = open_page("pages/compare.py", a=more[0].id, b=more[1].id)
+    assert "was run on" not in words(app)
+
+
 def test_overview_answers_of_the_best_studied_model_and_offers_what_is_missing(root):
     pair(root, n_items=600, texts=False, model="other/model")
     pair(root, n_items=600, texts=False)
