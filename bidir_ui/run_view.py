@@ -13,7 +13,7 @@ from bidir_core import jobs
 from bidir_core.analyse import phrases, selection, stats
 from bidir_core.analyse.verdict import settled
 from bidir_core.common.errors import UserError
-from bidir_core.common.settings import command_line, from_json, settings_of
+from bidir_core.common.settings import command_line, from_json, join_list, settings_of
 from bidir_core.data import item_texts
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate.config import EvalConfig
@@ -23,6 +23,7 @@ from bidir_core.explain.why_config import WhyConfig
 from bidir_core.jobs.progress import progress
 from bidir_core.report.charts import training_loss
 from bidir_core.runs.curve import read_curve
+from bidir_core.runs.layout import STAGE1, STAGE2
 from bidir_core.runs.run import Run
 from bidir_core.runs.stages import STAGES
 from bidir_core.train.config import OBJECTIVES, FinetuneConfig
@@ -85,10 +86,30 @@ def leads_on(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
         if page == "compare":
             flips = {name: query[name] for name in ("a", "b")} | {"flip": "broken~fixed"}
             widgets.page_link("flips", "Its flips", flips, "swap_vert")
+        elif info.stage == STAGE1 and info.is_done and info.can_pair:
+            _candidate(info, runs)
     if info.is_finetune and info.is_done:
         _checkpoint(info, runs)
     elif info.is_evaluation and info.is_done and not info.has_items:
         widgets.banner("info", "Scores only", runs_table.METRICS_ONLY)
+
+
+def _candidate(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
+    """A baseline beside its bidirectional partner, or what starts that."""
+    for run in runs:
+        if run.stage == STAGE2 and run.can_pair and run.is_done and run.same_items(info):
+            query = url.params(a=info.id, b=run.id)
+            widgets.page_link("compare", f"Compare with {run.regime}", query, "arrow_forward")
+            return
+    given = data.run_of(info).settings
+    query = {
+        "stage": "stage2",
+        "f.model": info.model,
+        "f.tasks": join_list(given.get("tasks") or ()),
+    }
+    query["f.limit"] = str(given.get("limit") or "all")
+    label = "Evaluate the same items under bidirectional"
+    widgets.page_link("launch", label, url.params(**query), "play_circle")
 
 
 def _checkpoint(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:

@@ -48,6 +48,7 @@ with shell.guard():
     flat = runs_table.frame(shown, a, b)
     if flat.empty:
         widgets.banner("empty", "No run matches", "Clear the search or choose another kind.")
+        st.button("Show all runs", key="clear", on_click=lambda: url.put(q="", kind=""))
     else:
         views = {"tree": "By study, arm and seed", "list": "One by one"}
         many = "tree" if len(shown) > runs_tree.MANY and not words else "list"

@@ -10,7 +10,8 @@ import pytest
 
 from bidir_core.analyse.flips import flips
 from bidir_core.analyse.slices import bands, slices
-from bidir_core.regimes import parse_regime
+from bidir_core.regimes import DIALS, parse_regime
+from bidir_ui import shell
 from bidir_ui.kit import fmt, html
 from bidir_ui.masks import masks_view
 from tests.app import ROOT, STAGE2, open_page, pair, words
@@ -79,6 +80,14 @@ def test_compare_prefers_the_embedded_model_at_limit_500(root):
     app = open_page("pages/compare.py")
     assert [box.value for box in app.selectbox[:2]] == [a.id, b.id]
     assert "n = 40" in words(app).replace("\xa0", " ")
+
+
+def test_the_glossary_knows_what_pages_say():
+    said = " ".join(f"{name} {text}" for name, text in shell.GLOSSARY)
+    terms = "acc_norm, McNemar, Holm, churn, margin, nats, above-chance, macro mean, baseline, mask probe"
+    terms += ", settled, needs about n, study, arm, seed, interaction, sweep, retention, stages"
+    wanted = [*terms.split(", "), *(f"{dial}=" for dial in DIALS)]
+    assert not [term for term in wanted if term not in said]
 
 
 def test_compare_leads_to_the_same_comparison_on_more_items(root):
