@@ -266,7 +266,7 @@ def next_tokens(step: Mapping[str, Any]) -> Html:
                 div("b-cellbar", div("track", bar), span("b-num", fmt.percent(share))),
             )
         )
-    return widgets.table(("Next token", "Share"), rows, left=(0,))
+    return widgets.table(("Next token", "Share"), rows, name="next_tokens", left=(0,))
 
 
 def shown(text: str) -> str:

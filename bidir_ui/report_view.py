@@ -261,7 +261,7 @@ def _show(made: Made, key: str, cls: str) -> None:
     waiting: list[html.Html] = []
     for block in [*made.drawn.get(key, ()), None]:
         if isinstance(block, Table):
-            waiting.append(report_table(block))
+            waiting.append(report_table(block, made.report.stem))
         elif block is not None and not isinstance(block, Chart):
             waiting.append(html.div("b", block))
         elif waiting:
@@ -273,14 +273,15 @@ def _show(made: Made, key: str, cls: str) -> None:
             widgets.chart(block.figure, block.alt, save_as=name, key=f"report-{block.key}")
 
 
-def report_table(table: Table) -> html.Html:
-    """A table of the report; a long one is folded."""
+def report_table(table: Table, stem: str) -> html.Html:
+    """A table of the report, whose files begin with ``stem``; a long one is folded."""
     kinds = [column.kind for column in table.columns]
     left = [i for i, kind in enumerate(kinds) if kind in ("text", "code")]
     rows = [
         [_cell(text, kind) for text, kind in zip(row, kinds, strict=True)] for row in table.texts()
     ]
-    shown = widgets.table([column.name for column in table.columns], rows, left=left)
+    head = [column.name for column in table.columns]
+    shown = widgets.table(head, rows, name=f"{stem}_{table.key}", left=left)
     if len(rows) > html_page.FOLDED:
         words = f"Table, {len(rows)} rows"
         shown = html.el("details", html.el("summary", words), shown, cls="b b-fold")

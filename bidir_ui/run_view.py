@@ -13,7 +13,7 @@ from bidir_core import jobs
 from bidir_core.analyse import phrases, selection, stats
 from bidir_core.analyse.verdict import settled
 from bidir_core.common.errors import UserError
-from bidir_core.common.settings import command_line, from_json, settings_of
+from bidir_core.common.settings import command_line, from_json, join_list, settings_of
 from bidir_core.data import item_texts
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate.config import EvalConfig
@@ -24,6 +24,7 @@ from bidir_core.explain.why_config import WhyConfig
 from bidir_core.jobs.progress import progress
 from bidir_core.report.charts import training_loss
 from bidir_core.runs.curve import read_curve
+from bidir_core.runs.layout import STAGE1, STAGE2
 from bidir_core.runs.run import Run
 from bidir_core.runs.stages import STAGES
 from bidir_core.train.config import OBJECTIVES, FinetuneConfig
@@ -54,12 +55,13 @@ def sentence(info: RunInfo) -> str:
     if info.is_finetune:
         stage = STAGES.get(info.stage)
         what = stage.plain if stage else "fine-tune"
+        how = {"full": "all weights", "lora": "LoRA adapters"}.get(info.method, info.method)
         steps = f"{fmt.count(metrics.get('steps') or settings.get('steps'))} steps"
         loss = metrics.get("final_loss")
         end = f"; the loss ended at {fmt.number(loss, 3)} nats a token" if loss is not None else ""
         return (
-            f"{info.stage_label}, {what}: {model} trained {info.method} under {info.regime} for "
-            f"{steps} on “{fmt.clip(str(settings.get('data')), 60)}”, seed {info.train_seed}{end}."
+            f"{info.stage_label}, {what}: {model}, {how} trained under {info.regime} for {steps} on "
+            f"the data “{fmt.clip(str(settings.get('data')), 60)}”, seed {info.train_seed}{end}."
         )
     if info.is_sweep:
         return f"A sweep of {weights}: {info.extent}, one point for each regime."
@@ -87,6 +89,8 @@ def leads_on(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
         if page == "compare":
             flips = {name: query[name] for name in ("a", "b")} | {"flip": "broken~fixed"}
             widgets.page_link("flips", "Its flips", flips, "swap_vert")
+        elif info.stage == STAGE1 and info.is_done and info.can_pair:
+            _candidate(info, runs)
         if info.kind == "recommend" and info.is_done:
             regime = (data.run_of(info).metrics or {})["recommended"]["regime"]
             query = {"stage": "custom", "f.model": info.model, "f.regime": regime}
@@ -95,6 +99,24 @@ def leads_on(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
         _checkpoint(info, runs)
     elif info.is_evaluation and info.is_done and not info.has_items:
         widgets.banner("info", "Scores only", runs_table.METRICS_ONLY)
+
+
+def _candidate(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
+    """A baseline beside its bidirectional partner, or what starts that."""
+    for run in runs:
+        if run.stage == STAGE2 and run.can_pair and run.is_done and run.same_items(info):
+            query = url.params(a=info.id, b=run.id)
+            widgets.page_link("compare", f"Compare with {run.regime}", query, "arrow_forward")
+            return
+    given = data.run_of(info).settings
+    query = {
+        "stage": "stage2",
+        "f.model": info.model,
+        "f.tasks": join_list(given.get("tasks") or ()),
+    }
+    query["f.limit"] = str(given.get("limit") or "all")
+    label = "Evaluate the same items under bidirectional"
+    widgets.page_link("launch", label, url.params(**query), "play_circle")
 
 
 def _checkpoint(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
@@ -107,13 +129,16 @@ def _checkpoint(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
             run.extent,
             fmt.count(run.n_items),
             fmt.percent(run.macro.get("acc")),
+            fmt.number(runs_table.half_width(run), 1),
             widgets.link("Compare", *where) if where[0] == "compare" else fmt.NONE,
         )
         for run in mine
         for where in [opens.results(run, runs)]
     ]
     if rows:
-        html.show(widgets.table(("Regime", "Taken", "Items", "Macro acc", ""), rows, left=(1, 4)))
+        head = ("Regime", "Taken", "Items", "Macro acc", "± points", "")
+        name = f"evaluations_{info.id}"
+        html.show(widgets.table(head, rows, name=name, left=(1, 5)))
     final = Path(info.path) / "final"
     if not final.is_dir():
         widgets.note(
@@ -136,19 +161,33 @@ def scores(info: RunInfo) -> None:
     if info.is_finetune:
         _curves(info)
         return
-    rows = []
+    rows, found = [], []
     for task, row in info.tasks.items():
         n, acc = int(row.get("n") or 0), row.get("acc")
         interval = stats.accuracy(float(acc), n) if n and acc is not None else None
-        ends = (
-            f"{fmt.percent(interval.low)} to {fmt.percent(interval.high)}" if interval else fmt.NONE
+        found += [interval] if interval else []
+        rows.append(
+            _score(fmt.task(task), n, acc, interval, row.get("acc_norm"), row.get("chance"))
         )
-        more = (ends, fmt.percent(row.get("acc_norm")), fmt.percent(row.get("chance")))
-        rows.append((fmt.task(task), fmt.count(n), fmt.percent(acc), *more))
+    if len(rows) > 1:
+        mean = stats.macro_delta(found) if len(found) == len(rows) else None
+        macro = info.macro
+        total = _score("Macro mean", info.n_items, macro.get("acc"), mean, macro.get("acc_norm"))
+        rows.append(total)
     if rows:
         widgets.heading("Scores")
-        head = ("Task", "n", "acc", "95 % interval", "acc_norm", "chance")
-        html.show(widgets.table(head, rows))
+        head = ("Task", "n", "acc", "95 % low", "95 % high", "acc_norm", "chance")
+        name = f"scores_{info.id}"
+        html.show(widgets.table(head, rows, name=name, total=len(rows) > 1))
+
+
+def _score(
+    name: str, n: int, acc: float | None, interval: stats.Estimate | None, *more: float | None
+) -> tuple[str, ...]:
+    """A row of the scores: n, accuracy with its interval's ends, acc_norm and chance."""
+    ends = (interval.low, interval.high) if interval else (None, None)
+    shares = (acc, *ends, *more, None)[:5]
+    return (name, fmt.count(n), *map(fmt.percent, shares))
 
 
 def _curves(info: RunInfo) -> None:
@@ -276,7 +315,8 @@ def made_with(info: RunInfo) -> None:
                 (html.join(widgets.code_text(name), " ", widgets.small(what)), value, was)
                 for name, value, was, what in differs
             ]
-            html.show(widgets.table(("Setting", "Here", "Default"), told, left=(0, 1, 2)))
+            head, name = ("Setting", "Here", "Default"), f"settings_{info.id}"
+            html.show(widgets.table(head, told, name=name, left=(0, 1, 2)))
         else:
             widgets.note("None.")
         if line := again(info):
@@ -284,7 +324,7 @@ def made_with(info: RunInfo) -> None:
             widgets.command(line)
     with right:
         widgets.heading("Mask probe")
-        _probe(run.probe)
+        _probe(run)
         widgets.heading("Cost")
         widgets.facts(_cost(info.cost) or [("", "not recorded")])
     with st.expander("Environment", key="run-environment"):
@@ -309,8 +349,8 @@ def made_with(info: RunInfo) -> None:
             widgets.note("The whole log: ", widgets.code_text(f"{info.path}/log.txt"))
 
 
-def _probe(probe: Mapping[str, Any] | None) -> None:
-    known = probe or {}
+def _probe(run: Run) -> None:
+    known = run.probe or {}
     reports = (
         known["reports"] if isinstance(known.get("reports"), list) else [known]
     )  # one a regime
@@ -333,7 +373,8 @@ def _probe(probe: Mapping[str, Any] | None) -> None:
             )
             for check in checks
         ]
-        html.show(widgets.table(("Check", "What was seen"), rows, left=(1,)))
+        name = f"probe_{run.id}"
+        html.show(widgets.table(("Check", "What was seen"), rows, name=name, left=(1,)))
 
 
 def _cost(cost: Mapping[str, Any]) -> list[tuple[str, str]]:

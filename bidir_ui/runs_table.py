@@ -113,7 +113,7 @@ def _row(run: RunInfo, a: RunInfo | None, b: RunInfo | None) -> dict[str, Any]:
         "state": state_of(run),
         "n": run.n_items or None,
         "acc": _percent(run.macro.get("acc")),
-        "half": _half_width(run),
+        "half": half_width(run),
         "acc_norm": _percent(run.macro.get("acc_norm")),
         "extent": _taken(run),
         "model": item_texts.visible(fmt.clip(run.model, 60)),
@@ -153,7 +153,7 @@ def _percent(value: float | None) -> float | None:
     return None if fmt.missing(value) else 100 * float(value)  # type: ignore[arg-type]
 
 
-def _half_width(run: RunInfo) -> float | None:
+def half_width(run: RunInfo) -> float | None:
     """Half of the macro accuracy's own 95 % interval, in points."""
     known = [row for row in run.tasks.values() if row.get("n") and row.get("acc") is not None]
     if not known or len(known) < len(run.tasks):
@@ -293,7 +293,8 @@ def problems(runs: tuple[RunInfo, ...]) -> None:
         for run in bad
     ]
     widgets.heading(f"{len(bad)} need{'s' if len(bad) == 1 else ''} attention")
-    html.show(widgets.table(("Run", "State", "What it says", "Log"), rows, left=(1, 2, 3)))
+    head = ("Run", "State", "What it says", "Log")
+    html.show(widgets.table(head, rows, name="runs_to_look_at", left=(1, 2, 3)))
 
 
 def config_difference(a: RunInfo, b: RunInfo) -> list[tuple[str, str, str]]:
@@ -354,4 +355,4 @@ def progress_table(going: list[RunInfo]) -> None:
             )
         )
     head = ("Going on now", "State", "Done", "", "Rate", "Left")
-    html.show(widgets.table(head, rows))
+    html.show(widgets.table(head, rows, name=""))

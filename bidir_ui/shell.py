@@ -63,7 +63,7 @@ PLAYGROUND = (
     "A prompt read under two regimes and continued token by token, causally. One prompt proves "
     "nothing: Compare and Lab count many."
 )
-LAUNCH = "Starts an evaluation, a fine-tune or a sweep, or says its command line; below, the jobs."
+LAUNCH = "Start an evaluation, a fine-tune or a sweep here, or copy its command line. Jobs are listed below."
 
 PAGES = (
     PageSpec("overview", "app.py", "Overview", "dashboard"),
@@ -185,6 +185,9 @@ def chosen_pair(page: Page) -> tuple[data.RunInfo, data.RunInfo, str]:
     if page.spec.key == "item" and not page.pair.complete:  # its title needs the pair
         st.title(page.spec.title, anchor=False)
     if not pair.explain_if_missing(page.runs, page.pair) or a is None or b is None:
+        if page.pair.unknown:
+            gone = dict.fromkeys(("a", "b"), "")
+            st.button("Show the usual pair", key="usual-pair", on_click=lambda: url.put(**gone))
         st.stop()
     return a, b, page.pair.metric
 
@@ -206,11 +209,31 @@ GLOSSARY = (
         "tokens see the whole prefix. Dials such as sink=1 keep part of it causal.",
     ),
     (
+        "the dials",
+        "Of the prefix, sink=K leaves the first K tokens causal, tail=K the last K, skip=J token J; "
+        "rows=A-B lets only these tokens look ahead; self=J lets token J see itself alone; hide=J hides "
+        "token J from all others. layers=A-B looks ahead in these layers only; lambda=X weighs what "
+        "lies ahead X times as much.",
+    ),
+    (
+        "baseline, candidate",
+        "The two runs that are compared: a difference is candidate minus baseline.",
+    ),
+    (
+        "study, arm, seed",
+        "All runs of a model; one way to train or evaluate it; one repetition of that.",
+    ),
+    (
+        "mask probe",
+        "Before each run: tokens are changed, and only places that may see them may react.",
+    ),
+    (
         "acc, acc_norm",
         "Share of items whose right choice has the largest log-likelihood; for "
         "acc_norm, the largest per character.",
     ),
     ("chance", "Expected share right when guessing: the mean of 1 / number of choices."),
+    ("macro mean", "The mean over tasks, each counted once, however many items it has."),
     (
         "95 % interval",
         "Differences within this range are compatible with the data. If it includes "
@@ -224,7 +247,7 @@ GLOSSARY = (
     (
         "flip",
         "An item whose correctness differs: broken (right to wrong) or fixed (wrong to right). "
-        "changed_wrong moved from one wrong choice to another.",
+        "Other wrong: from one wrong choice to another.",
     ),
     (
         "undecided, needs about n",
@@ -275,7 +298,8 @@ GLOSSARY = (
     (
         "retention",
         "Accuracy divided by stage 1's. Guessing alone keeps much of it, so the "
-        "above-chance retention subtracts chance from both.",
+        "above-chance retention subtracts chance from both. What reading the prompt adds is the "
+        "accuracy beyond that of the same choices without their prompts.",
     ),
     (
         "McNemar, Holm",

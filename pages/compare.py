@@ -23,11 +23,9 @@ with shell.guard():
         st.stop()
     analysis.remarks(a, b)
     compare_view.verdict(result)
+    compare_view.fuller(page.runs, a, b)
     compare_view.forest(result, a, b)
     compare_view.task_table(result, a, b)
-    with widgets.row():
-        name = compare_view.file_name("compare", a.id, b.id)
-        widgets.take_away(compare_view.task_frame(result), name, key="tasks")
     compare_view.retention(result, page.runs, a, b, metric)
 
     widgets.heading("Right and wrong, task by task")

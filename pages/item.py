@@ -89,7 +89,7 @@ with shell.guard():
             rescore_view.section(b, record, metric)
             why_view.section(page, item_id, record, metric)
         widgets.heading("Every run's answer to this item")
-        html.show(item_view.other_runs(analysis.every_answer(page, item_id, record), pred))
+        html.show(item_view.other_runs(item_id, analysis.every_answer(page, item_id, record), pred))
         raw = st.expander("Raw record", key="raw", on_change="rerun")
         if raw.open:  # long, and rarely wanted: sent when asked for
             with raw:

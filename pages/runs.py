@@ -5,6 +5,7 @@ import hashlib
 import streamlit as st
 
 from bidir_ui import runs_table, runs_tree, shell
+from bidir_ui.compare import compare_view
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import data, pair
 
@@ -47,6 +48,7 @@ with shell.guard():
     flat = runs_table.frame(shown, a, b)
     if flat.empty:
         widgets.banner("empty", "No run matches", "Clear the search or choose another kind.")
+        st.button("Show all runs", key="clear", on_click=lambda: url.put(q="", kind=""))
     else:
         views = {"tree": "By study, arm and seed", "list": "One by one"}
         many = "tree" if len(shown) > runs_tree.MANY and not words else "list"
@@ -87,10 +89,8 @@ with shell.guard():
                 (name, html.el("span", x, cls="b-mono"), html.el("span", y, cls="b-mono"))
                 for name, x, y in changed
             ]
-            html.show(widgets.table(("Setting", "Baseline", "Candidate"), cells, left=(1, 2)))
-            columns = ["setting", page.pair.a.id, page.pair.b.id]
-            settings = [dict(zip(columns, row, strict=True)) for row in changed]
-            with widgets.row():
-                widgets.take_away(settings, "settings.csv", key="differs")
+            head = ("Setting", "Baseline", "Candidate")
+            name = compare_view.file_name("settings", page.pair.a.id, page.pair.b.id)
+            html.show(widgets.table(head, cells, name=name, left=(1, 2)))
         else:
             widgets.note("Nothing: the two configs are the same.")

@@ -55,7 +55,7 @@ def phrase(judgement: Judgement) -> str:
 
 def sentence(who: str, judgement: Judgement, *, tasks: Sequence[str], metric: str = "acc") -> str:
     """One honest sentence, such as "Bidirectional prefill lowers macro accuracy by 4.7 points
-    (95 % CI 3.9 to 5.4, n = 2,299, 5 tasks); different."
+    (95 % CI 3.9 to 5.4, n = 2,299, 5 tasks)."
 
     ValueError for a judgement without an interval.
     """
@@ -74,8 +74,8 @@ def sentence(who: str, judgement: Judgement, *, tasks: Sequence[str], metric: st
     else:
         change = f"changes {what} by {points(estimate.value, signed=True)} points"
         interval = interval_text(estimate)
-    ending = "different" if judgement.decided else phrase(judgement)
-    return f"{who} {change} ({interval}, {base}); {ending}."
+    ending = "" if judgement.decided else f"; {phrase(judgement)}"
+    return f"{who} {change} ({interval}, {base}){ending}."
 
 
 def interval_text(estimate: Estimate) -> str:

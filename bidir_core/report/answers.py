@@ -100,8 +100,6 @@ def repair_or_tuning(repair: Repair) -> str:
             "needs the fine-tune and its control under both regimes."
         )
     number = in_points(found)
-    arm, control = escape(repair.arm), escape(repair.control)
-    formula = f"({arm} - {control} under {escape(repair.regime)}) - (the same, causal)"
     meaning = {
         "better": "above 0: part of the gain is repair of the mask, not ordinary tuning",
         "worse": "below 0: under this regime the fine-tune gains less than its control does",
@@ -109,7 +107,8 @@ def repair_or_tuning(repair: Repair) -> str:
         "undecided": "not separable from 0: repair is not shown",
     }[found.verdict]
     note = f" It is {repair.note}." if repair.note else ""
-    return f"Interaction, {formula}: {number}, {meaning}.{_seeds(repair.interaction_by_seed)}{note}"
+    lead = f"Gain beyond its control, {escape(repair.control)} (the interaction)"
+    return f"{lead}: {number}, {meaning}.{_seeds(repair.interaction_by_seed)}{note}"
 
 
 def against_stage_1(gap: Contrast) -> str:

@@ -144,6 +144,7 @@ def table_frame(table: Table) -> pd.DataFrame:
 def recovery(frame: pd.DataFrame) -> go.Figure:
     """``frame``: of :func:`bidir_core.report.tables.curve_table`, or some of its rows."""
     figure = go.Figure()
+    several = frame["Regime"].nunique() > 1
     for (arm, regime), part in frame.groupby(["Arm", "Regime"], sort=False):
         name, _, variant = str(arm).partition(" (method")
         causal = regime == CAUSAL
@@ -156,7 +157,9 @@ def recovery(frame: pd.DataFrame) -> go.Figure:
             x=part["Step"].tolist(),
             y=(100 * part["Macro acc"]).tolist(),
             mode="lines+markers",
-            name=plots.in_lines(plots.wrapped(_label(f"{arm}, {regime}", LABEL), IN_LEGEND)),
+            name=plots.in_lines(
+                plots.wrapped(_label(f"{arm}, {regime}" if several else str(arm), LABEL), IN_LEGEND)
+            ),
             line={
                 "color": CURVE_COLOURS.get(name, plots.GREEN),
                 "width": 2,

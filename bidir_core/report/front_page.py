@@ -15,6 +15,7 @@ from bidir_core.analyse.study import CAUSAL, NAMES, Cell
 from bidir_core.common import formatting
 from bidir_core.report import answers
 from bidir_core.report.markdown import bullets, capital, code, escape
+from bidir_core.runs.stages import TRAININGS
 
 OPEN = 4  # undecided differences that are told on the first page
 
@@ -91,7 +92,8 @@ def _without_training(numbers: Findings) -> str:
         return "no other bidirectional regime was run on these items."
     best = max(dialled, key=lambda one: one.value)
     among = f" It is the best of {len(dialled)} tried on these items." if len(dialled) > 1 else ""
-    return f"{escape(best.b)}: {answers.against(best)}; {best.words}.{among}"
+    words = "still lower" if best.verdict == "worse" else best.words
+    return f"{escape(best.b)} reaches {answers.against(best)}: {words}.{among}"
 
 
 def _with_training(numbers: Findings) -> str:
@@ -102,7 +104,8 @@ def _with_training(numbers: Findings) -> str:
     repair = numbers.repair(arm)
     if repair.gain is None and repair.gap is None:
         return answers.can_it_be_fixed(repair)[0]
-    words = f"{escape(repair.arm)}: {answers.short_answer(repair)}."
+    who = f"the {TRAININGS[arm.code].plain}, {escape(repair.arm)}"
+    words = f"{who}: {answers.short_answer(repair)}."
     words += f" {answers.repair_or_tuning(repair)}"
     if repair.gap is not None:
         words += f" {answers.against_stage_1(repair.gap)}"

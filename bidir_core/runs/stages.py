@@ -49,8 +49,8 @@ EVALUATIONS = {
             "checkpoint",
             "a fine-tuned checkpoint under bidirectional prefill",
             "stage4_postft_eval",
-            why="A fine-tuned checkpoint under a bidirectional prompt; with the regime causal, the "
-            "non-prefill compare.",
+            why="A fine-tuned checkpoint with a bidirectional prompt. Under the regime causal it is the "
+            "non-prefill compare: did fine-tuning change the model without the mask?",
         ),
         Stage(
             "nonprefill",

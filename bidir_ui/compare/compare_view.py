@@ -26,10 +26,27 @@ from bidir_ui.reading.data import RunInfo
 
 def verdict(result: core.Comparison) -> None:
     """The answer in one sentence, with interval and n."""
-    sentence = result.sentence.replace("; different.", ".")  # its interval says so
-    html.show(html.div("b b-verdict", fmt.tie(sentence)))
+    html.show(html.div("b b-verdict", fmt.tie(result.sentence)))
     for line in result.notes:
         widgets.note(fmt.tie(line[0].upper() + line[1:] + "."))
+
+
+def fuller(runs: Iterable[RunInfo], a: RunInfo, b: RunInfo) -> None:
+    """A link to the same comparison on more items, if it was run: the Overview tells of those."""
+
+    def like(run: RunInfo, one: RunInfo) -> bool:
+        what = ("stage", "model", "checkpoint", "regime", "context", "variant")
+        fit = run.can_pair and run.is_done and run.n_items > one.n_items
+        return fit and all(getattr(run, name) == getattr(one, name) for name in what)
+
+    runs = list(runs)
+    firsts, seconds = ([run for run in runs if like(run, one)] for one in (a, b))
+    pairs = [(one, two) for one in firsts for two in seconds if one.same_items(two)]
+    if pairs:
+        more, other = max(pairs, key=lambda pair: pair[0].n_items)
+        query = url.params(a=more.id, b=other.id)
+        link = widgets.link(f"{fmt.count(more.n_items)} items", "compare", query)
+        widgets.note("The same comparison was run on ", link, " too.")
 
 
 def forest(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
@@ -86,6 +103,8 @@ def task_table(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
     row = picked.opened if picked.opened is not None else next(iter(picked.rows), None)
     if row is not None:
         st.switch_page("pages/flips.py", query_params=flips_query(result.rows[row].task, a, b))
+    with widgets.row():
+        widgets.take_away(task_frame(result), file_name("compare", a.id, b.id), key="tasks")
     widgets.explain_undecided(*(row.words for row in result.rows))
 
 
@@ -100,7 +119,7 @@ def short(words: str) -> str:
 
 def file_name(what: str, a: str, b: str) -> str:
     """A CSV's name, with both run ids."""
-    return f"{what}_{a.replace('/', '_')}_vs_{b.replace('/', '_')}.csv"
+    return f"{what}_{a}_vs_{b}.csv".replace("/", "_")
 
 
 def task_frame(result: core.Comparison) -> pd.DataFrame:
@@ -143,12 +162,14 @@ def two_by_two(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
         table = widgets.table(
             (fmt.clip(fmt.task(row.task), 24), "right", "wrong"),
             (("right", cell(row.both_right, "same_right"), broken), ("wrong", fixed, both_wrong)),
+            name="",
         )
         with columns[number % len(columns)]:
             html.show(table)
             test = "no flips" if row.p_value is None else f"McNemar p {p_text(row.p_value)}"
             if row.detectable is not None:
-                test += f"; differences from {fmt.points(row.detectable).lstrip('+')} points on would show"
+                least = fmt.points(row.detectable).lstrip("+")
+                test += f"; a difference of {least} points or more would show"
             widgets.note(f"n = {fmt.count(row.n)}, {test}")
 
 
@@ -164,7 +185,9 @@ def retention(
     def text(kept: Retention | None) -> str:
         if kept is None or kept.value is None:
             return fmt.tie(f"not stated: {kept.why_suppressed if kept else ''}")
-        return f"{fmt.percent(kept.value)} [{fmt.percent(kept.low)}, {fmt.percent(kept.high)}]"
+        return fmt.tie(
+            f"{fmt.percent(kept.value)} [{fmt.percent(kept.low)}, {fmt.percent(kept.high)}]"
+        )
 
     floors = [
         run
@@ -229,7 +252,8 @@ def show_mismatches(a: RunInfo, b: RunInfo) -> None:
             for m in mismatches
         ]
         head = ("What differs", "Baseline", "Candidate", "Why it matters")
-        html.show(widgets.table(head, rows, left=(1, 2, 3)))
+        name = file_name("mismatches", a.id, b.id)
+        html.show(widgets.table(head, rows, name=name, left=(1, 2, 3)))
 
 
 # Recovery while training: what the quick evaluations of fine-tunes found, step by step.
@@ -275,7 +299,9 @@ def recovery_panels(table: Table) -> None:
             html.show(html.div("b", html.el("b", title)))
             figure = recovery(frame[frame["Regime"] == regime])
             figure.update_yaxes(range=span, title="accuracy, %")
-            figure.update_layout(height=330, legend={"orientation": "h", "y": -0.24, "x": 0})
+            figure.update_layout(
+                height=330, legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0}
+            )
             alt = f"{title}: accuracy by training step; the table below has the numbers."
             widgets.chart(figure, alt, key=f"recovery-{regime}")
     # The report's own CSV, so that an interval has two columns here as well.

@@ -124,7 +124,8 @@ def choice_table(
     head: list[object] = ["Choice"]
     head += [join(widgets.dot(r.colour), r.name, " ", widgets.small(LIKELY)) for r in readings]
     head += ["Change"] if change else []
-    return div("b-choices", widgets.table(head, rows, left=(0,)))
+    name = f"choices_{record['task']}_{record['doc_id']}"
+    return div("b-choices", widgets.table(head, rows, name=name, left=(0,)))
 
 
 LIKELY = "nats; more likely →"
@@ -292,7 +293,7 @@ def sentence(a: Record, b: Record, metric: str) -> Html:
     )
 
 
-def other_runs(rows: Sequence[tuple[str, Record | None, bool]], pred: str) -> Html:
+def other_runs(item_id: str, rows: Sequence[tuple[str, Record | None, bool]], pred: str) -> Html:
     """Every run's choice for this item: (run label, its record, is it in the pair)."""
     cells = []
     for label, record, in_pair in rows:
@@ -303,7 +304,8 @@ def other_runs(rows: Sequence[tuple[str, Record | None, bool]], pred: str) -> Ht
         mark = el("span", "✓ right", cls="b-up") if right else el("span", "✕ wrong", cls="b-down")
         name = el("b", label) if in_pair else label
         cells.append((name, pick, mark, fmt.signed(record["margin"])))
-    return widgets.table(("Run", "Choice", "", "Margin, nats"), cells, left=(0,))
+    head = ("Run", "Choice", "", "Margin, nats")
+    return widgets.table(head, cells, name=f"answers_{item_id}", left=(0,))
 
 
 # The Item page's top bar: where the item stands in the filter, keys to move, a link to copy.

@@ -72,6 +72,12 @@ def show(markup: Html) -> None:
 SHEETS = (rows.STYLES, Path(__file__).with_name("style.css"))
 
 
+SCRIPT = Path(__file__).with_name("tables.js")
+
+
 def styles() -> None:
-    """The style sheets of the app and of the rows that it shares with reports."""
+    """The style sheets of the app and of the rows that it shares with reports, and the script of tables."""
     st.html(f"<style>{''.join(sheet.read_text(encoding='utf-8') for sheet in SHEETS)}</style>")
+    tables = st.components.v2.component("bidir_tables", js=SCRIPT.read_text(encoding="utf-8"))
+    with st.sidebar:  # it has nothing to show
+        tables(key="tables")

@@ -68,10 +68,15 @@ def table(
     head: Sequence[object],
     rows: Iterable[Sequence[object]],
     *,
+    name: str,
     total: bool = False,
     left: Sequence[int] = (),
 ) -> Html:
-    """An HTML table with right-aligned numbers; ``left`` columns are text. ``total``: last row."""
+    """An HTML table with right-aligned numbers, to sort by its columns and to take along.
+
+    ``name``: of its CSV, with run ids; none where its numbers stand in another table. ``left``
+    columns are text. ``total``: the last row, which stays the last.
+    """
 
     def cls(column: int) -> str | None:
         return "l wrap" if column in left else None
@@ -88,11 +93,17 @@ def table(
     header = el(
         "tr",
         *(  # a column without a name has no header cell
-            el("th", cell, cls=cls(i), scope="col") if cell else el("td")
+            el("th", cell, cls=cls(i), scope="col", tabindex=0) if cell else el("td")
             for i, cell in enumerate(head)
         ),
     )
-    return scrolling(el("table", el("thead", header), el("tbody", *body), cls="b b-table"))
+    drawn = scrolling(el("table", el("thead", header), el("tbody", *body), cls="b b-table"))
+    if not name:
+        return drawn
+    file = name.removesuffix(".csv").replace("/", "_") + ".csv"
+    save = el("button", "CSV", value=file, title=f"Download this table as {file}")
+    copy = el("button", "Markdown", title="Copy this table as Markdown")
+    return div("b-taken", drawn, div("b-take", save, copy))
 
 
 class Selected(NamedTuple):

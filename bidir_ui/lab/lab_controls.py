@@ -61,7 +61,12 @@ def panel(lab: Lab, runs: tuple[RunInfo, ...]) -> None:
             )
         )
     head = ("Control", "Outcome", "What it shows", "What would refute the story")
-    html.show(html.div("b-report b-cards", widgets.table(head, cells, left=(0, 1, 2, 3))))
+    html.show(
+        html.div(
+            "b-report b-cards",
+            widgets.table(head, cells, name=f"controls_{lab.info.id}", left=(0, 1, 2, 3)),
+        )
+    )
 
 
 def _not_run(lab: Lab, runs: tuple[RunInfo, ...], *, observed: bool) -> None:

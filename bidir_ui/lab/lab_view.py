@@ -156,7 +156,7 @@ def best_of_dials(lab: Lab) -> None:
             for kind, best in kinds.items()
         ]
         head = ("Dial", "Best point", "Of", "p (Holm)", "In words")
-        html.show(widgets.table(head, rows, left=(0, 1, 4)))
+        html.show(widgets.table(head, rows, name=f"dials_{lab.info.id}", left=(0, 1, 4)))
 
 
 def _to_point(lab: Lab, best: dict[str, Any]) -> html.Html:

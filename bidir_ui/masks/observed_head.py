@@ -166,7 +166,8 @@ def _cell(head: Head) -> None:
         if ahead and strength < 1:
             said += f", λ = {strength:g}"
         rows.append((str(regime), said, weight(float(seen[query, key]))))
-    html.show(widgets.table(("Regime", "Requested", "Observed"), rows, left=(0, 1)))
+    columns, name = ("Regime", "Requested", "Observed"), f"attention-pair_{head.run.info.id}"
+    html.show(widgets.table(columns, rows, name=name, left=(0, 1)))
 
 
 def _top(head: Head) -> None:
@@ -184,7 +185,8 @@ def _top(head: Head) -> None:
         token = html.join(f"{key} ", widgets.code_text(fmt.clip(head.pieces[key], 24)))
         rows.append((token, *shares))
     widgets.note(f"What token {query} looks at most, in this head:")
-    html.show(widgets.table(("Token", *head.run.names), rows, left=(0,)))
+    name = f"attention-of-token-{query}_{head.run.info.id}"
+    html.show(widgets.table(("Token", *head.run.names), rows, name=name, left=(0,)))
 
 
 def weight(value: float) -> str:

@@ -409,7 +409,8 @@ def by_task(run: Observed, measure: str) -> None:
     ]
     everything = (_cell(entry["overall"]["prefix"][measure], measure) for entry in entries)
     rows.append(("all items", fmt.count(run.metrics["n_items"]), *everything))
-    html.show(widgets.table(("Task", "n", *run.names), rows, total=True, left=(0,)))
+    head, name = ("Task", "n", *run.names), f"attention-by-task_{run.info.id}"
+    html.show(widgets.table(head, rows, name=name, total=True, left=(0,)))
     widgets.note("Mean over layers, heads and items, with its 95 % interval over items.")
 
 

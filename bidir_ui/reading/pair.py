@@ -10,6 +10,7 @@ from bidir_core.analyse import selection
 from bidir_core.analyse.pairing import Metric
 from bidir_core.data import item_texts
 from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.runs.layout import is_read_only
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import data
 from bidir_ui.reading.data import RunInfo, by_id
@@ -141,6 +142,8 @@ def explain_if_missing(runs: tuple[RunInfo, ...], chosen: Pair) -> bool:
             "This page compares a baseline with a candidate; there are not two runs with items yet.",
         )
     widgets.command(*PAIR_COMMANDS)
+    if not is_read_only():
+        widgets.page_link("launch", "Start them here", {}, "play_circle")
     return False
 
 

@@ -152,8 +152,8 @@ def test_distillation_has_the_base_model_as_its_control(tmp_path):
     cells = {k: v for k, v in REPAIRED.items() if k[0] == "base"}
     two_by_two(tmp_path, cells | {("distill", "causal"): 0.55, ("distill", "bidirectional"): 0.55})
     text = section(report(tmp_path).markdown(), "The Answer")
-    assert "distil - the base model under bidirectional" in text
-    assert "distil: Yes, stage 1 is reached within 1 point" in text
+    assert "Gain beyond its control, the base model (the interaction)" in text
+    assert "the distillation, distil: Yes, stage 1 is reached within 1 point" in text
 
 
 @pytest.mark.parametrize("left", [
@@ -245,7 +245,7 @@ def test_where_only_some_seeds_kept_items_those_alone_are_compared(three_seeds, 
     row = rows["stage 4 from 3B minus 3C, causal"]
     assert (row[2], row[-1]) == (1, "paired item by item")
     assert "from 1 of 3 seeds: the others have no items here, only metrics" in made.markdown()
-    said = [line for line in made.markdown().splitlines() if "Interaction, (" in line]
+    said = [line for line in made.markdown().splitlines() if "(the interaction)" in line]
     assert said
     assert all("It is from 1 of 3 seeds: the others have no items here" in line for line in said)
     assert not re.search("It is from|Accuracies and their", whole.markdown())

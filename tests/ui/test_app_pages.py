@@ -10,7 +10,8 @@ import pytest
 
 from bidir_core.analyse.flips import flips
 from bidir_core.analyse.slices import bands, slices
-from bidir_core.regimes import parse_regime
+from bidir_core.regimes import DIALS, parse_regime
+from bidir_ui import shell
 from bidir_ui.kit import fmt, html
 from bidir_ui.masks import masks_view
 from tests.app import ROOT, STAGE2, open_page, pair, words
@@ -82,6 +83,24 @@ def test_compare_prefers_the_embedded_model_at_limit_500(root):
     app = open_page("pages/compare.py")
     assert [box.value for box in app.selectbox[:2]] == [a.id, b.id]
     assert "n = 40" in words(app).replace("\xa0", " ")
+
+
+def test_the_glossary_knows_what_pages_say():
+    said = " ".join(f"{name} {text}" for name, text in shell.GLOSSARY)
+    terms = "acc_norm, McNemar, Holm, churn, margin, nats, above-chance, macro mean, baseline, mask probe"
+    terms += ", settled, needs about n, study, arm, seed, interaction, sweep, retention, stages"
+    wanted = [*terms.split(", "), *(f"{dial}=" for dial in DIALS)]
+    assert not [term for term in wanted if term not in said]
+
+
+def test_compare_leads_to_the_same_comparison_on_more_items(root):
+    pair(root, config={"limit": 500})
+    more = pair(root, n_items=60)
+    app = open_page("pages/compare.py")
+    told = next(block.proto.body for block in app.get("html") if "60 items" in block.proto.body)
+    assert all(f"{side}={run.id}" in told for side, run in zip("ab", more, strict=True))
+    app = open_page("pages/compare.py", a=more[0].id, b=more[1].id)
+    assert "was run on" not in words(app)
 
 
 def test_overview_answers_of_the_best_studied_model_and_offers_what_is_missing(root):

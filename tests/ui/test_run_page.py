@@ -57,6 +57,15 @@ def test_a_fine_tune_leads_to_its_evaluation_under_both_regimes(root):
     assert "Recovery while training" in words(app)
 
 
+def test_a_baseline_leads_to_its_partner_or_to_its_start(root):
+    alone = make_run(root, n_items=30, config={"limit": 6})
+    started = links(open_page(PAGE, id=alone.id))["Evaluate the same items under bidirectional"]
+    assert (started["stage"], started["f.limit"]) == (["stage2"], ["6"])
+    partner = make_run(root, STAGE2, n_items=30, regime="bidirectional", config={"limit": 6})
+    compared = links(open_page(PAGE, id=alone.id))["Compare with bidirectional"]
+    assert (compared["a"], compared["b"]) == ([alone.id], [partner.id])
+
+
 def test_results_lead_to_where_they_are_read(root):
     a, b = pair(root)
     why = explain(root, b)
