@@ -230,11 +230,12 @@ def pack_rows(lengths: Sequence[int]) -> tuple[int, list[list[int]]]:
     since attention compares pairs.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    longest, total = -(-lengths[order[0]] // ROW_MULTIPLE) * ROW_MULTIPLE, sum(lengths)
+    longest = math.ceil(lengths[order[0]] / ROW_MULTIPLE) * ROW_MULTIPLE
+    total = sum(lengths)
     best, least = (0, list[list[int]]()), math.inf
     for width in range(longest, 2 * longest + 1, ROW_MULTIPLE):
         price = width * (ATTENTION_EVENS_AT + width)
-        if -(-total // width) * price >= least:  # not even full rows would be cheaper
+        if math.ceil(total / width) * price >= least:  # not even full rows would be cheaper
             continue
         rows = _best_fit(lengths, order, width)
         if len(rows) * price < least:
