@@ -1,6 +1,6 @@
 """Small models with random weights, saved in 8 bits as the published Ministral 3 repositories are.
 
-And what :mod:`benchmarks.gpu_check` asks of one that runs without being de-quantised.
+And the check of :mod:`benchmarks.gpu_check` on one that runs without being de-quantised.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def is_linear(name: str) -> bool:
 
 
 def quantise(folder: Path) -> dict[str, torch.Tensor]:
-    """Rewrite a saved model in 8 bits, one static scale a tensor; returns what it then means.
+    """Rewrite a saved model in 8 bits, one static scale a tensor; returns the de-quantised weights.
 
     As the published repository: float8_e4m3fn weights with ``weight_scale_inv`` and
     ``activation_scale`` beside each, vision tower, projector and head left in bfloat16.
     """
-    stored, meant = {}, {}
+    stored, dequantised = {}, {}
     for name, weight in load_file(folder / "model.safetensors").items():
         if is_linear(name):
             scale = (weight.abs().max() / torch.finfo(torch.float8_e4m3fn).max).to(torch.bfloat16)
@@ -60,10 +60,10 @@ def quantise(folder: Path) -> dict[str, torch.Tensor]:
             stored[name.replace(".weight", ".activation_scale")] = scale.new_tensor(
                 ACTIVATION_SCALE
             )
-            meant[name] = stored[name].float() * scale.float()
+            dequantised[name] = stored[name].float() * scale.float()
         else:
             stored[name] = weight.to(torch.bfloat16)
-            meant[name] = stored[name].float()
+            dequantised[name] = stored[name].float()
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = "bfloat16"
@@ -75,7 +75,7 @@ def quantise(folder: Path) -> dict[str, torch.Tensor]:
         "modules_to_not_convert": ["model.vision_tower", "model.multi_modal_projector", "lm_head"],
     }
     (folder / "config.json").write_text(json.dumps(config))
-    return meant
+    return dequantised
 
 
 def check_native(device: torch.device, regimes: Sequence[str]) -> dict[str, Any]:

@@ -90,9 +90,9 @@ def main() -> None:
         f"long (median of paired repeats); {cpu_ratio:.2f} times the CPU seconds"
     )
 
-    mine, theirs = runs["bidir"][0]["result"], runs["lm-eval"][0]["result"]
-    largest, changed = differences(items, mine, theirs)
-    same = accuracy(items, mine) == accuracy(items, theirs)
+    our_result, peer_result = runs["bidir"][0]["result"], runs["lm-eval"][0]["result"]
+    largest, changed = differences(items, our_result, peer_result)
+    same = accuracy(items, our_result) == accuracy(items, peer_result)
     print(
         f"largest difference of a choice: {largest:.2e} nats; {changed} predictions differ; "
         f"acc and acc_norm {'equal' if same else 'DIFFER'}"
@@ -101,41 +101,43 @@ def main() -> None:
 
 def whole_commands(options: argparse.Namespace) -> None:
     """Print the seconds of a whole ``eval``, here and in the checkout before, interleaved."""
-    places = {"here": Path.cwd(), **({"before": options.before} if options.before else {})}
+    checkouts = {"here": Path.cwd()}
+    if options.before:
+        checkouts["before"] = options.before
     print(
         f"{len(PUBLISHED_TASKS)} tasks x {options.limit} items, {options.regime}, {options.dtype} "
         f"on {options.device}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     )
-    trials: dict[str, list[dict[str, Any]]] = {name: [] for name in places}
+    trials: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
     for _ in range(options.repeats):
-        for name, place in places.items():
-            trials[name].append(whole_command(place, options))
+        for name, checkout in checkouts.items():
+            trials[name].append(whole_command(checkout, options))
             shown = {key: f"{trials[name][-1][key]:.2f}" for key in COMMAND_COSTS}
             print(name, *(f"{key} {value}" for key, value in shown.items()), flush=True)
-    for name, own in trials.items():
-        print(name, *(f"{key} {median(own, key):.2f}" for key in COMMAND_COSTS), "(medians)")
+    for name, rows in trials.items():
+        print(name, *(f"{key} {median(rows, key):.2f}" for key in COMMAND_COSTS), "(medians)")
     if options.before:
         for key in COMMAND_COSTS:
             ratios = [a[key] / b[key] for a, b in zip(trials["here"], trials["before"])]
             print(f"{key}: {statistics.median(ratios):.3f} of before (median of paired repeats)")
-        same = np.array_equal(trials["here"][0]["scores"], trials["before"][0]["scores"])
-        print(f"log-likelihoods {'equal' if same else 'DIFFER'}, bit for bit")
+        equal = np.array_equal(trials["here"][0]["scores"], trials["before"][0]["scores"])
+        print(f"log-likelihoods {'equal' if equal else 'DIFFER'}, bit for bit")
 
 
 # ``system`` is part of ``cpu``; ``scoring`` is what the run itself records, wall time.
 COMMAND_COSTS = ("wall", "cpu", "system", "scoring", "peak_gb")
 
 
-def whole_command(place: Path, options: argparse.Namespace) -> dict[str, Any]:
+def whole_command(checkout: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of one ``eval`` from start to exit, its peak memory and its log-likelihoods."""
     with tempfile.TemporaryDirectory() as runs:
-        words = [sys.executable, "-m", "bidir_core", "eval", "--model", EMBEDDED_MODEL]
+        command = [sys.executable, "-m", "bidir_core", "eval", "--model", EMBEDDED_MODEL]
         for name in ("limit", "regime", "dtype", "device"):
-            words += [f"--{name}", str(getattr(options, name))]
+            command += [f"--{name}", str(getattr(options, name))]
         start = time.perf_counter()
         process = subprocess.Popen(
-            [*words, "--runs-dir", runs],
-            cwd=place,
+            [*command, "--runs-dir", runs],
+            cwd=checkout,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
@@ -143,7 +145,7 @@ def whole_command(place: Path, options: argparse.Namespace) -> dict[str, Any]:
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode or process.stdout is None:
-            raise SystemExit(f"'{' '.join(words)}' in {place} ended with {process.returncode}")
+            raise SystemExit(f"'{' '.join(command)}' in {checkout} ended with {process.returncode}")
         done = [Run(line) for line in process.stdout.read().decode().split()]
         costs = [(run.metrics or {})["cost"] for run in done]
         return {

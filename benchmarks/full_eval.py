@@ -151,15 +151,15 @@ def best_peer(
             [{"seconds": tokenised + scoring, "scoring_seconds": scoring, "peak_gb": peak}]
         )
 
-    tried: dict[int, float] = {}
+    seconds: dict[int, float] = {}
     for size in options.peer_batch_sizes:
-        if tried and not clock.left():
+        if seconds and not clock.left():
             break
-        what = f"lm-eval, batch {size}"
-        row = attempt(add, "eval", what, clock, loaded.device, partial(score, size))
+        title = f"lm-eval, batch {size}"
+        row = attempt(add, "eval", title, clock, loaded.device, partial(score, size))
         if row is not None:
-            tried[size] = row["seconds"]
-    return partial(score, min(tried, key=tried.__getitem__)) if tried else None
+            seconds[size] = row["seconds"]
+    return partial(score, min(seconds, key=seconds.__getitem__)) if seconds else None
 
 
 # --- a long prefix --------------------------------------------------------------------------
@@ -169,24 +169,26 @@ def best_peer(
 def measure_prefill(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> None:
     """One prefix of ``prefill_tokens`` through the layers, and the model's own plain kernels."""
     loaded = build(options.shape, tokenizer, options.on, options.dtype)
-    n, on = options.prefill_tokens, loaded.device
-    ids = torch.randint(0, 256, (1, n), generator=torch.Generator().manual_seed(0)).to(on)
-    layout = Layout.pack([(n, n)]).to(on)
+    n, device = options.prefill_tokens, loaded.device
+    ids = torch.randint(0, 256, (1, n), generator=torch.Generator().manual_seed(0)).to(device)
+    layout = Layout.pack([(n, n)]).to(device)
 
     def layers() -> torch.Tensor:
         return loaded.handle.decoder(
             input_ids=ids, position_ids=layout.position, use_cache=False
         ).last_hidden_state
 
-    def measured(what: str, run: Callable[[], Any], plain: float | None = None) -> float | None:
+    def measured(title: str, run: Callable[[], Any], plain: float | None = None) -> float | None:
         def work() -> dict[str, Any]:
-            before = torch.cuda.memory_allocated(on) if on.type == "cuda" else 0
-            seconds = median_seconds(run, on, clock)
-            more = None if on.type != "cuda" else round((peak_gb(on) or 0) - before / 1e9, 2)
+            before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+            seconds = median_seconds(run, device, clock)
+            extra = peak_gb(device)
+            if extra is not None:
+                extra = round(extra - before / 1e9, 2)
             ratio = None if plain is None else round(seconds / plain, 3)
-            return {"ms": round(1e3 * seconds, 2), "times_plain": ratio, "more_gb": more}
+            return {"ms": round(1e3 * seconds, 2), "times_plain": ratio, "more_gb": extra}
 
-        row = attempt(add, "prefill", what, clock, on, work)
+        row = attempt(add, "prefill", title, clock, device, work)
         return None if row is None else row["ms"] / 1e3
 
     with loaded.handle.native(), full_attention(loaded):
@@ -197,12 +199,12 @@ def measure_prefill(options: Namespace, tokenizer: Any, add: Add, clock: Clock) 
         loaded = attending(loaded, attn)
         for regime in (BIDIRECTIONAL, CAUSAL):
 
-            def under(loaded: LoadedModel = loaded, regime: Regime = regime) -> torch.Tensor:
-                """Whatever the mask costs included."""
+            def with_regime(loaded: LoadedModel = loaded, regime: Regime = regime) -> torch.Tensor:
+                """One pass, the mask's cost included."""
                 with loaded.handle.use(regime, layout):
                     return layers()
 
-            measured(f"{attn}, {regime}", under, plain)
+            measured(f"{attn}, {regime}", with_regime, plain)
 
 
 @contextmanager

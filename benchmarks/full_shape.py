@@ -26,7 +26,7 @@ from bidir_core.models.attention import Implementation, choose_implementation, i
 from bidir_core.models.devices import choose_device, choose_dtype, device_name
 from bidir_core.models.loading import LoadedModel
 
-Add = Callable[..., None]  # of a part, of what, and the row's values
+Add = Callable[..., None]  # takes a part, a title and the row's values
 
 # Ministral 3 3B's text side; what is left out is the configuration's default. ``tiny`` is for tests.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -54,7 +54,7 @@ def words(text: str) -> list[str]:
 
 
 def parser_of(doc: str, parts: Iterable[str], **defaults: Any) -> argparse.ArgumentParser:
-    """What every measurement of the shape can be told; ``defaults`` of this one."""
+    """The options of every measurement of the shape; ``defaults``: this one's."""
     parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     add = parser.add_argument
     add("--shape", default="ministral3-3b", choices=list(SHAPES))
@@ -104,15 +104,15 @@ def build(
     device: torch.device,
     dtype: torch.dtype,
     attn: str = "sdpa",
-    **others: Any,
+    **changes: Any,
 ) -> LoadedModel:
     """A causal LM with random weights, made on the device, with regimes installed.
 
-    ``others``: settings of the configuration in place of the shape's.
+    ``changes``: settings of the configuration in place of the shape's.
     """
     import transformers
 
-    settings = {**SHAPES[shape], **others}
+    settings = {**SHAPES[shape], **changes}
     settings["vocab_size"] = max(settings["vocab_size"], len(tokenizer))
     config = transformers.Ministral3Config(tie_word_embeddings=True, **settings)
     torch.manual_seed(0)
@@ -211,33 +211,33 @@ def now(device: torch.device) -> float:
 
 
 def trouble(error: Exception, device: torch.device) -> dict[str, Any]:
-    """What stands in the row of a measurement that failed: the others go on."""
+    """The row of a measurement that failed, so that the others go on."""
     if isinstance(error, torch.OutOfMemoryError):
         return {"skipped": f"out of memory (peak {peak_gb(device)} GB)"}
     traceback.print_exception(error)
-    said = " ".join(str(error).split())
-    return {"skipped": f"failed: {type(error).__name__}: {said[:300]}".replace("|", "/")}
+    message = " ".join(str(error).split())
+    return {"skipped": f"failed: {type(error).__name__}: {message[:300]}".replace("|", "/")}
 
 
 def attempt(
     add: Add,
     part: str,
-    what: str,
+    title: str,
     clock: Clock,
     device: torch.device,
     work: Callable[[], dict[str, Any]],
 ) -> dict[str, Any] | None:
     """Add the row that ``work()`` gives, or why there is none; None then. The others go on."""
     if not clock.left():
-        add(part, what, skipped="the part's time was over")
+        add(part, title, skipped="the part's time was over")
         return None
     clear(device)
     try:
         row = work()
     except Exception as error:
-        add(part, what, **trouble(error, device))
+        add(part, title, **trouble(error, device))
         return None
-    add(part, what, **row)
+    add(part, title, **row)
     return row
 
 
@@ -287,9 +287,9 @@ class Book:
         """Forget what an earlier run measured of this part."""
         self.rows = [row for row in self.rows if row["part"] != part]
 
-    def add(self, part: str, what: str, **values: Any) -> None:
+    def add(self, part: str, title: str, **values: Any) -> None:
         """One more row, written at once."""
-        row = {"part": part, "what": what, **{k: v for k, v in values.items() if v is not None}}
+        row = {"part": part, "what": title, **{k: v for k, v in values.items() if v is not None}}
         self.rows.append(row)
         print(json.dumps(row), flush=True)
         write_json(self.json, {**self.facts, "rows": self.rows})

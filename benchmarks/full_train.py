@@ -43,14 +43,14 @@ def _measure(
     peer: dict[str, Any] | None = None
     for number, (attn, compiled) in enumerate(itertools.product(attns, options.compile)):
         config = settings(options, method, attn, compiled)
-        what = f"3B {method}, {attn}" + (f", compile {compiled}" if compiled != "none" else "")
+        title = f"3B {method}, {attn}" + (f", compile {compiled}" if compiled != "none" else "")
         work = partial(ours, options, config, samples, tokenizer, clock)
-        rows += _attempt(add, part, what, clock, options.on, work, config.gradient_checkpointing)
+        rows += _attempt(add, part, title, clock, options.on, work, config.gradient_checkpointing)
         if number == 0:  # before the time is over
             work = partial(hf_trainer, options, method, samples, tokenizer, clock)
-            what = f"HF Trainer {method}, causal"
-            found = _attempt(add, part, what, clock, options.on, work, method == "full")
-            peer = found[0] if found else None
+            title = f"HF Trainer {method}, causal"
+            peer_rows = _attempt(add, part, title, clock, options.on, work, method == "full")
+            peer = peer_rows[0] if peer_rows else None
     if rows and peer:
         best = max(row["tokens_per_second"] for row in rows)
         ratio = round(best / peer["tokens_per_second"], 2)
@@ -60,7 +60,7 @@ def _measure(
 def _attempt(
     add: Add,
     part: str,
-    what: str,
+    title: str,
     clock: Clock,
     device: torch.device,
     work: Callable[[bool], dict[str, Any]],
@@ -70,24 +70,24 @@ def _attempt(
 
     What runs out of memory without gradient checkpointing is tried with it.
     """
-    again = False
+    retry = False
 
     def run() -> dict[str, Any]:
-        nonlocal again
+        nonlocal retry
         if device.type == "cuda" and torch.cuda.memory_allocated(device) > HELD:
             torch.compiler.reset()  # what was compiled for the last model may hold on to it
             clear(device)
         try:
             row = work(checkpointing)
         except torch.OutOfMemoryError:
-            again = not checkpointing
+            retry = not checkpointing
             raise
         computed = "yes" if checkpointing else "no"
         return {**row, "layers_computed_twice": computed, "peak_gb": peak_gb(device)}
 
-    row = attempt(add, part, what, clock, device, run)
-    if again:
-        return _attempt(add, part, what, clock, device, work)
+    row = attempt(add, part, title, clock, device, run)
+    if retry:
+        return _attempt(add, part, title, clock, device, work)
     return [row] if row is not None else []
 
 
@@ -137,9 +137,9 @@ def arithmetic(
     its own gradient, which a frozen weight has not. The head counts where a token is predicted.
     """
     n_head = model.get_input_embeddings().weight.numel()
-    each = 6 if method == "full" else 4
+    per_weight = 6 if method == "full" else 4
     share = row.pop("loss_share")
-    flops = row["tokens_per_second"] * each * (n_layers + share * n_head)
+    flops = row["tokens_per_second"] * per_weight * (n_layers + share * n_head)
     return {
         "useful_tflops": round(flops / 1e12, 3),
         "share_of_matmul": round(flops / 1e12 / options.tflops, 3),

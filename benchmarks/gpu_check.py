@@ -65,26 +65,26 @@ def main(arguments: list[str] | None = None) -> int:
     device, started = choose_device(options.device), time.monotonic()
     rows: list[dict[str, Any]] = []
     losses: dict[str, list[float]] = {}
-    every = list(checks(device, None if options.tiny else options.tokenizer, losses))
-    wanted = [(name, check) for name, check in every if options.only in name]
+    all_checks = list(checks(device, None if options.tiny else options.tokenizer, losses))
+    wanted = [(name, check) for name, check in all_checks if options.only in name]
     if not wanted:
-        there = "; ".join(name for name, _ in every)
-        said = f"error: --only '{options.only}': no such check on {device}; there are: {there}"
-        print(said, file=sys.stderr)
+        names = "; ".join(name for name, _ in all_checks)
+        message = f"error: --only '{options.only}': no such check on {device}; there are: {names}"
+        print(message, file=sys.stderr)
         return 2
     for name, check in wanted:
         if time.monotonic() - started > options.seconds:
             continue
         clear(device)
-        compiled, begun = counters["stats"]["unique_graphs"], now(device)
+        compiled, check_started = counters["stats"]["unique_graphs"], now(device)
         try:
             row = check()
         except Exception as error:
             traceback.print_exc()
-            said = " ".join(str(error).split())[:300]
-            row = {"ok": False, "failed": f"{type(error).__name__}: {said}"}
+            message = " ".join(str(error).split())[:300]
+            row = {"ok": False, "failed": f"{type(error).__name__}: {message}"}
         row |= {"compiled": counters["stats"]["unique_graphs"] - compiled}
-        rows.append({"check": name, **row, "seconds": round(now(device) - begun, 1)})
+        rows.append({"check": name, **row, "seconds": round(now(device) - check_started, 1)})
         print("ok" if row["ok"] else "FAILED", json.dumps(rows[-1]), flush=True)
         if options.out:
             facts = {"device": device_name(device), "torch": torch.__version__, "rows": rows}
@@ -103,17 +103,17 @@ def checks(
     heads = [(128, torch.bfloat16), (64, torch.float32)] if gpu else [(16, torch.float32)]
     for attn in ATTENTIONS:
         for head_dim, dtype in heads:
-            what = f"attention {attn}, heads of {head_dim}, {str(dtype).removeprefix('torch.')}"
-            yield what, partial(forward, attn, head_dim, dtype, device)
+            name = f"attention {attn}, heads of {head_dim}, {str(dtype).removeprefix('torch.')}"
+            yield name, partial(forward, attn, head_dim, dtype, device)
     for head_dim, dtype in heads:
-        what = f"fused kernels, heads of {head_dim}, {str(dtype).removeprefix('torch.')}"
-        yield what, partial(fused_kernels, head_dim, dtype, device)
-    kinds = ["none", "reduce-overhead", "default"]
+        name = f"fused kernels, heads of {head_dim}, {str(dtype).removeprefix('torch.')}"
+        yield name, partial(fused_kernels, head_dim, dtype, device)
+    modes = ["none", "reduce-overhead", "default"]
     if gpu:  # flex trains nowhere else
         yield "gradients flex", partial(gradients, "flex", 64, device)
-        kinds += ["flex none", "flex reduce-overhead", "flex default"]
-    for kind in kinds:
-        yield f"training {kind}", partial(training, kind, device, model, losses)
+        modes += ["flex none", "flex reduce-overhead", "flex default"]
+    for mode in modes:
+        yield f"training {mode}", partial(training, mode, device, model, losses)
 
 
 # --- attention ------------------------------------------------------------------------------
@@ -122,21 +122,21 @@ def checks(
 def backends(device: torch.device) -> dict[str, Any]:
     """Which of sdpa's kernels each kind of call takes, in bfloat16; ``MATH`` holds all scores."""
 
-    def chosen(time: int, masked: bool, **how: Any) -> str:
+    def chosen(time: int, masked: bool, **options: Any) -> str:
         empty = partial(torch.empty, device=device, dtype=torch.bfloat16)
         query = empty(2, time, 32, 128).transpose(1, 2)
         key = empty(2, time, 32 if masked else 8, 128).transpose(1, 2)
         mask = empty(2, 1, time, time) if masked else None
-        number = torch._fused_sdp_choice(query, key, key, mask, 0.0, **how)
+        number = torch._fused_sdp_choice(query, key, key, mask, 0.0, **options)
         return SDPBackend(number).name
 
-    found = {
+    kernels = {
         "no mask, grouped heads": chosen(512, False, enable_gqa=True),
         "causal, grouped heads": chosen(512, False, is_causal=True, enable_gqa=True),
         "mask": chosen(512, True),
         "mask, odd length": chosen(101, True),
     }
-    return {"ok": device.type == "cpu" or "MATH" not in found.values(), **found}
+    return {"ok": device.type == "cpu" or "MATH" not in kernels.values(), **kernels}
 
 
 def small(head_dim: int, dtype: torch.dtype, device: torch.device, attn: str) -> LoadedModel:
@@ -154,29 +154,29 @@ def forward(
     exact = small(head_dim, torch.float32, device, "sdpa")
     exact.model.load_state_dict(small(head_dim, dtype, device, "sdpa").model.state_dict())
     tested = small(head_dim, dtype, device, attn)
-    worst = 0.0
+    largest = 0.0
     for lengths in ROWS:
         layout = Layout.pack(lengths)
         ids = torch.arange(layout.shape[1])[None] * 7 % 512
-        one = torch.zeros(1, dtype=torch.int64)
-        longer = lengthen(Collated(ids, layout, one, one, one), 16)
-        for at, tokens in ((layout, ids), (longer.layout, longer.ids)):
+        unused = torch.zeros(1, dtype=torch.int64)
+        longer = lengthen(Collated(ids, layout, unused, unused, unused), 16)
+        for row_layout, tokens in ((layout, ids), (longer.layout, longer.ids)):
             for text in REGIMES:
-                theirs = hidden(exact, at, tokens, text, device).float()
-                ours = hidden(tested, at, tokens, text, device).float()
-                worst = max(worst, float((ours - theirs).norm() / theirs.norm()))
-    most = 1e-4 if dtype == torch.float32 else 0.03
-    return {"ok": worst <= most, "difference": float(f"{worst:.3g}"), "allowed": most}
+                theirs = hidden(exact, row_layout, tokens, text, device).float()
+                ours = hidden(tested, row_layout, tokens, text, device).float()
+                largest = max(largest, float((ours - theirs).norm() / theirs.norm()))
+    allowed = 1e-4 if dtype == torch.float32 else 0.03
+    return {"ok": largest <= allowed, "difference": float(f"{largest:.3g}"), "allowed": allowed}
 
 
 @torch.no_grad()
 def hidden(
     loaded: LoadedModel, layout: Layout, ids: torch.Tensor, regime: str, device: torch.device
 ) -> torch.Tensor:
-    there = layout.to(device)
-    with loaded.handle.use(parse_regime(regime), there):
+    layout_here = layout.to(device)
+    with loaded.handle.use(parse_regime(regime), layout_here):
         return loaded.handle.decoder(
-            input_ids=ids.to(device), position_ids=there.position, use_cache=False
+            input_ids=ids.to(device), position_ids=layout_here.position, use_cache=False
         ).last_hidden_state
 
 
@@ -190,13 +190,13 @@ def fused_kernels(head_dim: int, dtype: torch.dtype, device: torch.device) -> di
     running = fused.fuse(loaded.model)
     ours = hidden(loaded, layout, ids, "bidirectional", device).float()
     difference = float((ours - theirs).norm() / theirs.norm())
-    most = 1e-5 if dtype == torch.float32 else 2e-3
+    allowed = 1e-5 if dtype == torch.float32 else 2e-3
     complete = device.type == "cpu" or running == ["gates", "norms", "rotary"]
     return {
-        "ok": difference <= most and complete,
+        "ok": difference <= allowed and complete,
         "running": running,
         "difference": float(f"{difference:.3g}"),
-        "allowed": most,
+        "allowed": allowed,
     }
 
 
@@ -204,9 +204,9 @@ def gradients(attn: Implementation, head_dim: int, device: torch.device) -> dict
     """Gradients of all weights by a loss on packed samples, in batches of several sizes."""
     exact = small(head_dim, torch.float32, device, "sdpa")
     exact.model.requires_grad_(True)
-    worst = 0.0
+    largest = 0.0
     for n_rows in (2, 4, 8):
-        found = []
+        grads = []
         for name in ("sdpa", attn):
             loaded = attending(exact, name)  # type: ignore[arg-type]
             layout = Layout.pad([(60 + 9 * row, 130 + 20 * row) for row in range(n_rows)], 512)
@@ -218,10 +218,10 @@ def gradients(attn: Implementation, head_dim: int, device: torch.device) -> dict
                     input_ids=ids, position_ids=layout.position, use_cache=False
                 ).last_hidden_state
                 out[layout.item >= 0].square().sum().backward()
-            found.append([p.grad.clone() for p in loaded.model.parameters() if p.grad is not None])
-        for theirs, ours in zip(*found, strict=True):
-            worst = max(worst, float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)))
-    return {"ok": worst <= 2e-3, "difference": float(f"{worst:.3g}"), "allowed": 2e-3}
+            grads.append([p.grad.clone() for p in loaded.model.parameters() if p.grad is not None])
+        for theirs, ours in zip(*grads, strict=True):
+            largest = max(largest, float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)))
+    return {"ok": largest <= 2e-3, "difference": float(f"{largest:.3g}"), "allowed": 2e-3}
 
 
 # --- training -------------------------------------------------------------------------------
@@ -249,14 +249,14 @@ def training(
         seed=0,
     )
     trainer = Trainer(config, student, packer, passes(config.goal, BIDIRECTIONAL, 0.0))
-    found, times = [], []
+    totals, times = [], []
     with trainer._packed(0) as steps:
         for step in steps:
             started = now(device)
             trainer.train_step(step)
             times.append(now(device) - started)
-            found.append(float(trainer.sums[0]))
-    losses[kind] = np.diff([0.0, *found]).tolist()
+            totals.append(float(trainer.sums[0]))
+    losses[kind] = np.diff([0.0, *totals]).tolist()
     row: dict[str, Any] = {
         "losses": [round(loss, 4) for loss in losses[kind]],
         "ms_last_steps": round(1e3 * float(np.median(times[-4:])), 1),
@@ -267,11 +267,11 @@ def training(
     row |= {"peak_gb": peak_gb(device)} if device.type == "cuda" else {}
     if "none" not in losses:
         return {"ok": False, "failed": "there are no losses to compare with", **row}
-    off = float(np.abs(np.array(losses[kind]) - losses["none"]).max())
+    difference = float(np.abs(np.array(losses[kind]) - losses["none"]).max())
     fell = losses[kind][-1] < losses[kind][0]
     # bfloat16 rounds otherwise in fused kernels; a wrong gradient is off by much more.
-    ok = off <= (0.03 if device.type == "cuda" else 1e-3) and fell
-    return {"ok": ok, "difference": float(f"{off:.3g}"), **row}
+    ok = difference <= (0.03 if device.type == "cuda" else 1e-3) and fell
+    return {"ok": ok, "difference": float(f"{difference:.3g}"), **row}
 
 
 def random_model(model: str | None, device: torch.device, attn: str) -> LoadedModel:
@@ -285,8 +285,8 @@ def random_model(model: str | None, device: torch.device, attn: str) -> LoadedMo
     config = transformers.AutoConfig.from_pretrained(model)
     torch.manual_seed(0)
     with device:
-        made: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return replace(loaded, model=made, handle=install(made, attn))  # type: ignore[arg-type]
+        weights: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return replace(loaded, model=weights, handle=install(weights, attn))  # type: ignore[arg-type]
 
 
 def random_samples(vocabulary: int, n: int) -> EncodedSamples:

@@ -38,18 +38,18 @@ Point = tuple[str, float, list[dict[str, Any]]]  # model, what grows, rows of a 
 def main(arguments: list[str] | None = None) -> None:
     """Run every point, writing after each."""
     options = parse(arguments)
-    found: dict[str, Any] = {"commit": git_commit(), "versions": package_versions(), "rows": []}
+    results: dict[str, Any] = {"commit": git_commit(), "versions": package_versions(), "rows": []}
     for part in options.parts:
         rows = []
         for model, grows, task in points(part, options):
             rows.append({"part": part, "model": model, "x": grows, **run(model, task, options)})
             print(json.dumps(rows[-1]), flush=True)
-            found["rows"].append(rows[-1])
-            write_json(Path(options.out).with_suffix(".json"), found)
+            results["rows"].append(rows[-1])
+            write_json(Path(options.out).with_suffix(".json"), results)
         if len(rows) > 1:
-            found["rows"].append({"part": part, **exponents(rows)})
-            print(json.dumps(found["rows"][-1]), flush=True)
-    write_json(Path(options.out).with_suffix(".json"), found)
+            results["rows"].append({"part": part, **exponents(rows)})
+            print(json.dumps(results["rows"][-1]), flush=True)
+    write_json(Path(options.out).with_suffix(".json"), results)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -99,13 +99,13 @@ def run(model: str, task: list[dict[str, Any]], options: argparse.Namespace) -> 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "task.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in task), encoding="utf-8")
-        words = [sys.executable, "-m", "bidir_core", "eval", "--model", model, "--tasks", str(file)]
-        words += ["--regime", options.regime, "--device", options.device, "--compact"]
+        line = [sys.executable, "-m", "bidir_core", "eval", "--model", model, "--tasks", str(file)]
+        line += ["--regime", options.regime, "--device", options.device, "--compact"]
         started = time.perf_counter()
-        subprocess.run([*words, "--runs-dir", folder], check=True, capture_output=True)
+        subprocess.run([*line, "--runs-dir", folder], check=True, capture_output=True)
         seconds = time.perf_counter() - started
-        (made,) = list_runs([folder])
-        cost = (made.metrics or {})["cost"]
+        (finished,) = list_runs([folder])
+        cost = (finished.metrics or {})["cost"]
     return {
         "n_items": len(task),
         "prefix_tokens": cost["prefix_tokens"],
@@ -118,12 +118,12 @@ def run(model: str, task: list[dict[str, Any]], options: argparse.Namespace) -> 
 
 def exponents(rows: list[dict[str, Any]]) -> dict[str, float]:
     """``e`` in ``y ~ x ** e``: by least squares of the logarithms, and between the last two points."""
-    x, found = np.log([row["x"] for row in rows]), {}
+    x, values = np.log([row["x"] for row in rows]), {}
     for name in ("seconds", "scoring_seconds", "peak_gb"):
         y = np.log([row[name] for row in rows])
-        found[f"{name}_exponent"] = round(float(np.polyfit(x, y, 1)[0]), 2)
-        found[f"{name}_exponent_at_the_end"] = round(float((y[-1] - y[-2]) / (x[-1] - x[-2])), 2)
-    return found
+        values[f"{name}_exponent"] = round(float(np.polyfit(x, y, 1)[0]), 2)
+        values[f"{name}_exponent_at_the_end"] = round(float((y[-1] - y[-2]) / (x[-1] - x[-2])), 2)
+    return values
 
 
 if __name__ == "__main__":

@@ -53,8 +53,8 @@ def our_scores(loaded: LoadedModel, encoded: Sequence[EncodedItem]) -> list[list
     """The same by ours under the causal regime, of items that are tokenised."""
     plan = plan_scoring(encoded, regime=CAUSAL, device=loaded.device)
     scorer = Scorer(loaded.model, loaded.handle, plan)
-    found = {s.index: s.ll for batch in plan.batches for s in scorer.score(batch.items)}
-    return [found[i] for i in range(len(encoded))]
+    by_index = {s.index: s.ll for batch in plan.batches for s in scorer.score(batch.items)}
+    return [by_index[i] for i in range(len(encoded))]
 
 
 def accuracy(items: Sequence[Item], scores: Sequence[Sequence[float]]) -> dict[str, Any]:

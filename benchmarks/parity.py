@@ -31,7 +31,7 @@ def main() -> None:
     ours = our_scores(loaded, encoded)
     peer = LmEvalPeer(str(ensure(EMBEDDED_MODEL)), device=options.device)
     theirs = peer.score(items, options.batch_size)
-    mine, reference = accuracy(items, ours), accuracy(items, theirs)
+    our_accuracy, reference = accuracy(items, ours), accuracy(items, theirs)
 
     print(f"float32 on {options.device}, torch {torch.__version__}; differences in nats")
     for task in PUBLISHED_TASKS:
@@ -41,11 +41,11 @@ def main() -> None:
             for i in rows
             for a, b, tokens in zip(ours[i], theirs[i], encoded[i].continuations)
         ]
-        same = mine[task] == reference[task]
+        equal = our_accuracy[task] == reference[task]
         print(
             f"{task:14s} n={len(rows):4d} choices={len(gaps):5d}  largest {max(gaps)[0]:.2e}  "
             f"of the tolerance {max(share for _, share in gaps):.2f}  "
-            f"acc, acc_norm {'equal' if same else 'DIFFER'}"
+            f"acc, acc_norm {'equal' if equal else 'DIFFER'}"
         )
 
 

@@ -89,11 +89,11 @@ def parse(arguments: list[str] | None) -> Namespace:
 
 
 def write_model(options: Namespace, folder: Path) -> dict[str, Any]:
-    """Make the model on the device, where that takes a moment, and write it like a hub's folder."""
+    """Make the model on the device, where that is fast, and write it like a hub's folder."""
     started = time.monotonic()
     tokenizer = read_tokenizer(options.tokenizer)
     model = build(options.shape, tokenizer, options.on, options.dtype).model
-    made = time.monotonic() - started
+    made_seconds = time.monotonic() - started
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     del model
@@ -101,8 +101,8 @@ def write_model(options: Namespace, folder: Path) -> dict[str, Any]:
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return {
         "weights_made_on": str(options.on),
-        "made_seconds": round(made, 1),
-        "written_seconds": round(time.monotonic() - started - made, 1),
+        "made_seconds": round(made_seconds, 1),
+        "written_seconds": round(time.monotonic() - started - made_seconds, 1),
         "gb": round(size / 1e9, 2),
     }
 
@@ -112,8 +112,8 @@ def write_samples(options: Namespace, path: Path) -> Path:
     samples = read_samples(options.data, Columns(), None, False)
     n = min(len(samples), options.steps * options.batch_samples)
     lines = [
-        json.dumps({"prompt": one.prompt, "response": one.response})
-        for one in random.Random(0).sample(samples, n)
+        json.dumps({"prompt": sample.prompt, "response": sample.response})
+        for sample in random.Random(0).sample(samples, n)
     ]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
@@ -128,64 +128,64 @@ class Part:
     add: Add
     clock: Clock
 
-    def by_turns(self, what: str, words: list[str], read: Read) -> Found:
+    def by_turns(self, title: str, arguments: list[str], read: Read) -> Found:
         """One process, several, one, several: the rows of those that succeeded."""
-        found: Found = {1: [], self.options.processes: []}
+        rows: Found = {1: [], self.options.processes: []}
         for repeat in range(self.options.repeats):
-            for processes in found:
+            for processes in rows:
                 if repeat and not self.clock.left():
                     continue
-                row = self.one_run(what, words, read, processes)
-                found[processes] += [row] if row else []
-        return found
+                row = self.one_run(title, arguments, read, processes)
+                rows[processes] += [row] if row else []
+        return rows
 
     def one_run(
-        self, what: str, words: list[str], read: Read, processes: int, fsdp: bool = False
+        self, title: str, arguments: list[str], read: Read, processes: int, fsdp: bool = False
     ) -> dict[str, Any] | None:
         """Run one command, and add its row."""
         options = self.options
-        name = f"{what}, {processes} {'process' if processes == 1 else 'processes'}"
+        name = f"{title}, {processes} {'process' if processes == 1 else 'processes'}"
         if not self.clock.left():
             self.add(self.name, name, skipped="the part's time was over")
             return None
         with tempfile.TemporaryDirectory(dir=options.work, ignore_cleanup_errors=True) as runs:
-            words = [*words, "--model", str(options.work / "model"), "--runs-dir", runs]
-            words += ["--device", options.device, "--attn", options.attn]
-            words += ["--dtype", str(options.dtype).removeprefix("torch.")]
+            arguments = [*arguments, "--model", str(options.work / "model"), "--runs-dir", runs]
+            arguments += ["--device", options.device, "--attn", options.attn]
+            arguments += ["--dtype", str(options.dtype).removeprefix("torch.")]
             on_gpu = options.on.type == "cuda"
-            ended = run_command(words, processes=processes, fsdp=fsdp, on_gpu=on_gpu)
+            ended = run_command(arguments, processes=processes, fsdp=fsdp, on_gpu=on_gpu)
             wall = round(ended.wall_seconds, 1)
-            made = [Run(path.parent) for path in Path(runs).glob("*/*/metrics.json")]
-            if ended.trouble or not made:
+            runs_made = [Run(path.parent) for path in Path(runs).glob("*/*/metrics.json")]
+            if ended.trouble or not runs_made:
                 failed = ended.trouble or "it made no run"
                 self.add(self.name, name, wall_seconds=wall, failed=failed)
                 return None
-            status, cost = made[0].status, (made[0].metrics or {})["cost"]
+            status, cost = runs_made[0].status, (runs_made[0].metrics or {})["cost"]
             peak = cost["peak_memory_bytes"].get("device")
             row = {
-                **read(made[0], processes),
+                **read(runs_made[0], processes),
                 "after_load_seconds": round(status["finished"] - status["started"], 2),
                 "wall_seconds": wall,
                 "peak_gb": round(peak / 1e9, 2) if peak else None,
-                "attention": made[0].config.get("attention"),
+                "attention": runs_made[0].config.get("attention"),
             }
         self.add(self.name, name, **row)
         return row
 
-    def compare(self, what: str, found: Found, speed: str) -> None:
+    def compare(self, prefix: str, rows_by_processes: Found, speed: str) -> None:
         """How many times as fast several processes are as one, by medians."""
-        one, several = found[1], found[self.options.processes]
-        if not one or not several:
+        single, several = rows_by_processes[1], rows_by_processes[self.options.processes]
+        if not single or not several:
             return
 
         def times(name: str) -> float:
             """Of a speed, or of seconds."""
-            a, b = (statistics.median(row[name] for row in rows) for rows in (several, one))
+            a, b = (statistics.median(row[name] for row in rows) for rows in (several, single))
             return round(a / b if name == speed else b / a, 2)
 
         self.add(
             self.name,
-            f"{what}{self.options.processes} processes against one",
+            f"{prefix}{self.options.processes} processes against one",
             times=times(speed),
             times_after_load=times("after_load_seconds"),
             times_wall=times("wall_seconds"),
@@ -195,16 +195,16 @@ class Part:
 def measure_eval(part: Part) -> None:
     """All items under the bidirectional regime, and whether the predictions are the same."""
     options = part.options
-    words = ["eval", "--regime", "bidirectional", "--compact", "--tasks", join_list(options.tasks)]
+    line = ["eval", "--regime", "bidirectional", "--compact", "--tasks", join_list(options.tasks)]
     for name in ("limit", "batch_tokens"):
         if (value := getattr(options, name)) is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            line += [f"--{name.replace('_', '-')}", str(value)]
     records: dict[int, Any] = {}
 
-    def read(made: Run, processes: int) -> dict[str, Any]:
-        metrics = made.metrics or {}
+    def read(run: Run, processes: int) -> dict[str, Any]:
+        metrics = run.metrics or {}
         seconds = metrics["cost"]["seconds"]
-        records[processes] = made.items()
+        records[processes] = run.items()
         return {
             "items": metrics["n_items"],
             "scoring_seconds": seconds,
@@ -213,25 +213,27 @@ def measure_eval(part: Part) -> None:
             "acc": round(metrics["macro"]["acc"], 4),
         }
 
-    found = part.by_turns("eval", words, read)
-    part.compare("", found, "items_per_second")
+    rows = part.by_turns("eval", line, read)
+    part.compare("", rows, "items_per_second")
     if len(records) == 2:
         differ = differences(records[1], records[options.processes])
         part.add("eval", "predictions", **differ)
 
 
-def differences(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
+def differences(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, Any]:
     """How the records of two runs over the same items differ."""
-    both = one.merge(other, on=["task", "doc_id"], suffixes=("", "_other"), validate="one_to_one")
-    if not len(both) == len(one) == len(other):
-        raise ValueError(f"not the same items: {len(one)} and {len(other)}, {len(both)} shared")
+    keys, suffixes = ["task", "doc_id"], ("", "_other")
+    merged = first.merge(second, on=keys, suffixes=suffixes, validate="one_to_one")
+    if not len(merged) == len(first) == len(second):
+        sizes = f"{len(first)} and {len(second)}, {len(merged)} shared"
+        raise ValueError(f"not the same items: {sizes}")
     gaps = [
         float(np.abs(np.subtract(a, b, dtype=float)).max())
-        for a, b in zip(both["ll"], both["ll_other"])
+        for a, b in zip(merged["ll"], merged["ll_other"])
     ]
     return {
-        "items": len(both),
-        "predictions_differ": int((both["pred"] != both["pred_other"]).sum()),
+        "items": len(merged),
+        "predictions_differ": int((merged["pred"] != merged["pred_other"]).sum()),
         "items_with_another_log_likelihood": int(np.count_nonzero(gaps)),
         "largest_nats": round(max(gaps), 4),
     }
@@ -240,14 +242,14 @@ def differences(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
 def measure_finetune(part: Part) -> None:
     """3B, data-parallel: gradients are exchanged once a step."""
     for method in part.options.methods:
-        found = part.by_turns(method, finetune_words(part.options, method), read_training)
-        part.compare(f"{method}: ", found, "tokens_per_second")
+        rows = part.by_turns(method, finetune_words(part.options, method), read_training)
+        part.compare(f"{method}: ", rows, "tokens_per_second")
 
 
 def measure_fsdp(part: Part) -> None:
     """3B, all weights, spread over the processes."""
-    words, processes = finetune_words(part.options, "full"), part.options.processes
-    part.one_run("full", words, read_training, processes, fsdp=True)
+    arguments, processes = finetune_words(part.options, "full"), part.options.processes
+    part.one_run("full", arguments, read_training, processes, fsdp=True)
 
 
 PARTS = {"eval": measure_eval, "finetune": measure_finetune, "fsdp": measure_fsdp}
@@ -255,17 +257,17 @@ PARTS = {"eval": measure_eval, "finetune": measure_finetune, "fsdp": measure_fsd
 
 def finetune_words(options: Namespace, method: str) -> list[str]:
     """A short fine-tune that does nothing but train, and reports every ``--warm-up`` steps."""
-    words = ["finetune", "--prompt-bidir-response-causal-train", "--method", method]
-    words += ["--data", options.data, "--no-decontaminate", "--checkpoint-every", "0"]
+    arguments = ["finetune", "--prompt-bidir-response-causal-train", "--method", method]
+    arguments += ["--data", options.data, "--no-decontaminate", "--checkpoint-every", "0"]
     for name in ("steps", "batch_samples", "micro_tokens"):
-        words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    words += ["--log-every", str(options.warm_up)]
-    return words + (["--gradient-checkpointing"] if options.gradient_checkpointing else [])
+        arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    arguments += ["--log-every", str(options.warm_up)]
+    return arguments + (["--gradient-checkpointing"] if options.gradient_checkpointing else [])
 
 
-def read_training(made: Run, processes: int) -> dict[str, Any]:
+def read_training(run: Run, processes: int) -> dict[str, Any]:
     """A fine-tune's speed off its curve, from the end of the warm-up to the last step."""
-    lines = [line for line in read_curve(made.path) if "loss" in line]
+    lines = [line for line in read_curve(run.path) if "loss" in line]
     first, last = lines[0], lines[-1]
     seconds, steps = last["seconds"] - first["seconds"], last["step"] - first["step"]
     return {
@@ -294,23 +296,23 @@ class Ended:
 
     @property
     def trouble(self) -> str | None:
-        """Why it failed, with the last of what it said; None if it did not."""
+        """Why it failed, with the end of its output; None if it did not."""
         if self.code == 0:
             return None
-        own = self.err.split("failed (exitcode")[0]  # what a launcher adds is about itself
-        lines = [line.strip() for line in own.splitlines() if line.strip()]
+        output = self.err.split("failed (exitcode")[0]  # what a launcher adds is about itself
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
         return f"exit code {self.code}: {' / '.join(lines[-12:])[-1500:]}"
 
 
 def run_command(
-    words: Sequence[str], *, processes: int = 1, fsdp: bool = False, on_gpu: bool = True
+    arguments: Sequence[str], *, processes: int = 1, fsdp: bool = False, on_gpu: bool = True
 ) -> Ended:
     """``python -m bidir_core WORDS`` to its end, in so many processes, one GPU each."""
     command = [sys.executable]
     if processes > 1:
-        how = FSDP if fsdp else ("--multi_gpu",)
-        command = [*LAUNCH, *how, "--num_processes", str(processes)]
-    command += ["-m", "bidir_core", *words]
+        options = FSDP if fsdp else ("--multi_gpu",)
+        command = [*LAUNCH, *options, "--num_processes", str(processes)]
+    command += ["-m", "bidir_core", *arguments]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus(processes) if on_gpu else ""}
     started = time.monotonic()
     done = subprocess.run(

@@ -82,15 +82,15 @@ def main() -> None:
 
 
 def settings(options: argparse.Namespace, kind: str = "3B") -> FinetuneConfig:
-    words = kind.split()
+    parts = kind.split()
     return FinetuneConfig(
         model=options.model,
         device=options.device,
         data=options.data,
-        objective=words[0],
-        method="lora" if "lora" in words else "full",
-        compile=next((w for w in words if w in ("default", "reduce-overhead")), "none"),
-        attn="flex" if "flex" in words else "auto",
+        objective=parts[0],
+        method="lora" if "lora" in parts else "full",
+        compile=next((p for p in parts if p in ("default", "reduce-overhead")), "none"),
+        attn="flex" if "flex" in parts else "auto",
         steps=options.steps,
         batch_samples=options.batch_samples,
         max_tokens=options.max_tokens,
@@ -129,9 +129,9 @@ def trainer_of(config: FinetuneConfig, loaded: LoadedModel, samples: EncodedSamp
 
 
 def time_steps(
-    trainer: Trainer, steps: int, warm_up: int, left: Callable[[], bool] = lambda: True
+    trainer: Trainer, steps: int, warm_up: int, time_left: Callable[[], bool] = lambda: True
 ) -> dict[str, Any]:
-    """Time the steps behind the warm-up, one at least, until no time is ``left``."""
+    """Time the steps behind the warm-up, one at least, until no time is ``time_left``."""
     tokens = slots = loss_tokens = timed = 0
     started = clock = now(trainer.device)
     with trainer._packed(0) as planned:
@@ -142,7 +142,7 @@ def time_steps(
             trainer.train_step(step)
             tokens, slots = tokens + step.n_tokens, slots + step.n_slots
             loss_tokens, timed = loss_tokens + step.n_loss, number + 1 - warm_up
-            if timed >= min(1, steps - warm_up) and not left():
+            if timed >= min(1, steps - warm_up) and not time_left():
                 break
         seconds = now(trainer.device) - clock
     return {
@@ -171,9 +171,9 @@ def time_hf_trainer(
     model: Any,
     samples: EncodedSamples,
     checkpointing: bool = False,
-    left: Callable[[], bool] = lambda: True,
+    time_left: Callable[[], bool] = lambda: True,
 ) -> dict[str, Any]:
-    """Time HF Trainer's steps behind the warm-up, one at least, until no time is ``left``."""
+    """Time HF Trainer's steps behind the warm-up, one at least, until no time is ``time_left``."""
     from transformers import Trainer as HfTrainer
     from transformers import TrainerCallback, TrainingArguments
 
@@ -190,14 +190,14 @@ def time_hf_trainer(
     ]
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        longest = max(len(one["input_ids"]) for one in batch)
+        longest = max(len(sample["input_ids"]) for sample in batch)
         ids = torch.zeros(len(batch), longest, dtype=torch.long)
         mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-        for row, one in enumerate(batch):
-            tokens = torch.tensor(one["input_ids"])
+        for row, sample in enumerate(batch):
+            tokens = torch.tensor(sample["input_ids"])
             n = len(tokens)
             ids[row, :n], mask[row, :n] = tokens, 1
-            labels[row, one["n_prompt"] : n] = tokens[one["n_prompt"] :]
+            labels[row, sample["n_prompt"] : n] = tokens[sample["n_prompt"] :]
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     class Clock(TrainerCallback):
@@ -206,7 +206,7 @@ def time_hf_trainer(
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == warm_up:
                 self.at = now(device)
-            elif state.global_step > warm_up and not left():
+            elif state.global_step > warm_up and not time_left():
                 control.should_training_stop = True
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -23,11 +23,11 @@ from bidir_core.common.launch import (
 from bidir_core.common.version import __version__
 
 OK, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 1, 130
-# What a disk or a path can do to anybody; any other OSError is a bug and keeps its traceback.
+# Trouble with a disk or a path; any other OSError is a bug and keeps its traceback.
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG}
 
 
-HEARD_SECONDS = 5.0
+HEARD_SECONDS = 5.0  # for the main process of several to print its error
 # What several processes of one `accelerate launch` do together.
 SHARED_OUT = {"eval", "finetune", "pipeline"}
 ONE_PROCESS = (
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return parsed.run(parsed)
     except UserError as error:
         if is_helper():
-            # Of several processes the main one says it; a launcher ends all once one has ended.
+            # The main process prints it; a launcher ends them all once one has ended.
             time.sleep(HEARD_SECONDS)
         else:
             print(f"error: {visible(error)}", file=sys.stderr)
@@ -84,11 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
             raise
-        where = f": {visible(error.filename)[:200]}" if error.filename else ""
+        path = f": {visible(error.filename)[:200]}" if error.filename else ""
         remedy = ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "; free some room and go on with --resume or the same line"
-        print(f"error: {error.strerror}{where}{remedy}", file=sys.stderr)
+        print(f"error: {error.strerror}{path}{remedy}", file=sys.stderr)
         return BAD_INPUT if error.errno == errno.ENAMETOOLONG else FAILED
 
 

@@ -30,8 +30,8 @@ import numpy as np
 from bidir_core.common.errors import UserError
 
 DIALS = ("sink", "rows", "skip", "self", "hide", "tail", "layers", "lambda")
-CAUSAL_DIALS = ("hide", "layers")  # what causal takes: nothing of it looks ahead
-LARGEST = 999_999_999  # that a dial takes; no prompt is as long
+CAUSAL_DIALS = ("hide", "layers")  # the dials that causal takes
+LARGEST = 999_999_999  # the largest value of a dial; no prompt is as long
 _EXAMPLE = "write for example 'causal', 'bidirectional' or 'bidirectional:sink=1,layers=10-29'"
 
 
@@ -147,11 +147,11 @@ def parse_regime(text: str | Regime) -> Regime:
     """
     if isinstance(text, Regime):
         return text
-    base, colon, rest = text.partition(":")
-    if base not in ("causal", "bidirectional") or (colon and not rest):
+    base, colon, dials = text.partition(":")
+    if base not in ("causal", "bidirectional") or (colon and not dials):
         raise UserError(f"unknown regime '{text}'; {_EXAMPLE}")
     values: dict[str, str] = {}
-    for part in rest.split(",") if rest else []:
+    for part in dials.split(",") if dials else []:
         name, equals, value = part.partition("=")
         if name not in DIALS or not equals:
             raise UserError(
@@ -298,9 +298,9 @@ def visible(
         ahead = both & looks_ahead(regime, query, key, n_prefix)
         allowed = allowed | ahead
     if regime.self_token is not None:
-        lonely = query_prefix & (query == regime.self_token)
-        allowed = allowed & (~lonely | (query == key) & descends)
-        ahead = ahead & ~lonely
+        only_self = query_prefix & (query == regime.self_token)
+        allowed = allowed & (~only_self | (query == key) & descends)
+        ahead = ahead & ~only_self
     if regime.hide is not None:
         # Within its item nothing else stands at a prefix token's position.
         hidden = key_prefix & (key == regime.hide) & (query != key)
@@ -324,10 +324,10 @@ def visibility(
     """
     if not 0 <= n_prefix <= n_total:
         raise ValueError(f"n_prefix={n_prefix} is not within 0..n_total={n_total}")
-    here = regime.at_layer(layer) if layer is not None else replace(regime, layers=None)
+    layer_regime = regime.at_layer(layer) if layer is not None else replace(regime, layers=None)
     query, key = np.arange(n_total)[:, None], np.arange(n_total)[None, :]
     allowed, _ = visible(
-        here,
+        layer_regime,
         query,
         key,
         query_prefix=query < n_prefix,

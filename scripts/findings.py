@@ -61,7 +61,7 @@ def damage() -> str:
     rows = []
     for metric in METRICS:
         full = _outcomes(FULL, metric)
-        for title, found in (
+        for title, numbers in (
             (f"first {FIRST} of each task", _outcomes(LIMITED, metric)),
             ("whole sets", full),
             (f"without each task's first {FIRST}", only(full, _later())),
@@ -69,11 +69,11 @@ def damage() -> str:
             rows.append(
                 [
                     f"`{metric}`, {title}",
-                    formatting.count(int(found.mask(CAUSAL, PLAIN, SINK).sum())),
-                    *(f"{100 * found.accuracy(name):.1f}" for name in (CAUSAL, PLAIN, SINK)),
-                    delta(found.delta(CAUSAL, PLAIN)),
-                    delta(found.delta(CAUSAL, SINK)),
-                    share(found.removed(CAUSAL, PLAIN, SINK)),
+                    formatting.count(int(numbers.mask(CAUSAL, PLAIN, SINK).sum())),
+                    *(f"{100 * numbers.accuracy(name):.1f}" for name in (CAUSAL, PLAIN, SINK)),
+                    delta(numbers.delta(CAUSAL, PLAIN)),
+                    delta(numbers.delta(CAUSAL, SINK)),
+                    share(numbers.removed(CAUSAL, PLAIN, SINK)),
                 ]
             )
     header = (
@@ -88,21 +88,21 @@ def tasks() -> str:
     plain, sink = (compare(run(FULL[CAUSAL]), run(FULL[name])) for name in (PLAIN, SINK))
     later = only(_outcomes(FULL, "acc"), _later())
     rows = []
-    for one, other in zip(plain.tasks, sink.tasks, strict=True):
-        mine = later.task == one.task
-        rest = "no items"
-        if mine.any():
-            left = stats.paired_delta(later.right[CAUSAL][mine], later.right[SINK][mine])
-            rest = f"{delta(left)}, n = {formatting.count(left.n)}"
+    for plain_task, sink_task in zip(plain.tasks, sink.tasks, strict=True):
+        in_task = later.task == plain_task.task
+        beyond = "no items"
+        if in_task.any():
+            effect = stats.paired_delta(later.right[CAUSAL][in_task], later.right[SINK][in_task])
+            beyond = f"{delta(effect)}, n = {formatting.count(effect.n)}"
         rows.append(
             [
-                f"`{one.task}`",
-                formatting.count(one.n),
-                delta(one.estimate),
-                formatting.p_text(one.p_holm),
-                delta(other.estimate),
-                formatting.p_text(other.p_holm),
-                rest,
+                f"`{plain_task.task}`",
+                formatting.count(plain_task.n),
+                delta(plain_task.estimate),
+                formatting.p_text(plain_task.p_holm),
+                delta(sink_task.estimate),
+                formatting.p_text(sink_task.p_holm),
+                beyond,
             ]
         )
     header = (
@@ -116,13 +116,13 @@ def floor() -> str:
     """What contexts give at all, and how much of that is lost."""
     none, causal = run(NO_CONTEXT), run(FULL[CAUSAL])
     points = [f"{name} {delta(above(none, run(path)))}" for name, path in FULL.items()]
-    kept = []
+    retained = []
     for name in (PLAIN, SINK):
         share_kept = compare(causal, run(FULL[name]), floor=none).above_no_context
-        kept.append(f"{name} keeps {share(share_kept)}")
+        retained.append(f"{name} keeps {share(share_kept)}")
     return (
         f"Points above the same model without any context (95 % CI): {', '.join(points)}. "
-        f"Of what the context gives causally, {' and '.join(kept)}.\n"
+        f"Of what the context gives causally, {' and '.join(retained)}.\n"
     )
 
 

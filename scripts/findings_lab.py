@@ -35,10 +35,10 @@ EVIDENCE = {
         "attention": "20261123-084459_attention-20-each-gemma",
     },
 }
-FIRST = 500  # items of each task in the study's own limit
+FIRST = 500  # the study's own limit: items of each task
 COSTLIEST = 6  # windows of layers shown
 ENDS = ("mean", "low", "high")
-FAMILY = 3  # so many ranges of one width are windows, fewer are ranges of one's own
+FAMILY = 3  # so many ranges of one width are a sweep's windows; fewer were given one by one
 
 
 def evidence(model: str, name: str) -> Run:
@@ -77,8 +77,8 @@ def outcomes_of_controls(model: str) -> dict[str, str]:
         "tail": "tail=1",
     }
     judged = {row["name"]: row["outcome"] for row in judge(view)}
-    if answer := observed(evidence(model, "attention").metrics):
-        judged["triviality"] = together(judged.get("triviality", "undecided"), answer[0])
+    if attention_answer := observed(evidence(model, "attention").metrics):
+        judged["triviality"] = together(judged.get("triviality", "undecided"), attention_answer[0])
     for name, outcome in judged.items():
         verdict = OUTCOME_WORDS[outcome]
         verdict = f"**{verdict}**" if verdict.startswith("refuted") else verdict
@@ -106,26 +106,26 @@ def points(model: str) -> str:
         rows.append(row)
         reach += _where_it_reaches(view, slug)
     columns = ("", "to bidirectional, ", "damage removed, ")
-    header = " | ".join(["point", *(f"{what}`{m}`" for m in METRICS for what in columns)])
+    header = " | ".join(["point", *(f"{column}`{m}`" for m in METRICS for column in columns)])
     return table(header, rows) + reach
 
 
 def _where_it_reaches(view: Sweep, slug: str) -> str:
     """What moving the sink does in the prompts that have the token it is moved to."""
-    place = parse_regime(view.points[slug].regime).self_token
-    if place is None:
+    token = parse_regime(view.points[slug].regime).self_token
+    if token is None:
         return ""
     lengths = view.runs[CAUSAL].items_table(("n_prefix_tokens",)).column("n_prefix_tokens")
-    reached = np.array([min(by_context) > place for by_context in lengths.to_pylist()])
+    reached = np.array([min(by_context) > token for by_context in lengths.to_pylist()])
     removed = only(_outcomes(view, "acc"), reached).removed(CAUSAL, PLAIN, slug)
     return (
-        f"\n{formatting.count(int((~reached).sum()))} prompts are too short to have a token {place}; "
-        f"in the others `self={place}` removes {share(removed)} of the damage by `acc`.\n"
+        f"\n{formatting.count(int((~reached).sum()))} prompts are too short to have a token {token}; "
+        f"in the others `self={token}` removes {share(removed)} of the damage by `acc`.\n"
     )
 
 
 def prompts(model: str) -> str:
-    """How well the model does at all with each prompt, and what it then loses."""
+    """The causal accuracy with each prompt, and what bidirectional prefill then costs."""
     view, rows = Sweep(evidence(model, "controls")), []
     none = view.slug_of(CAUSAL, view.usual._replace(context="none"))
     for condition in dict.fromkeys(point.condition for point in view.points.values()):
@@ -158,13 +158,13 @@ def attention(model: str) -> str:
     run = evidence(model, "attention")
     metrics = run.metrics or {}
     middle, rows = metrics["n_layers"] // 2, []
-    for number, one in enumerate(metrics["observed"]):
-        looked, length = one["overall"]["prefix"], metrics["drift"][f"norm_{number}_first"]
-        ends = [[100 * looked[n][end][0] for end in ENDS] for n in ("first", "top", "future")]
-        value, low, high = (f"{length[end][middle]:,.0f}" for end in ENDS)
+    for number, entry in enumerate(metrics["observed"]):
+        shares, norms = entry["overall"]["prefix"], metrics["drift"][f"norm_{number}_first"]
+        ends = [[100 * shares[n][end][0] for end in ENDS] for n in ("first", "top", "future")]
+        value, low, high = (f"{norms[end][middle]:,.0f}" for end in ENDS)
         rows.append(
             [
-                f"`{one['regime']}`",
+                f"`{entry['regime']}`",
                 *(f"{mean:.1f} % ({start:.1f} to {end:.1f})" for mean, start, end in ends),
                 f"{value} ({low} to {high})",
             ]
@@ -200,16 +200,16 @@ def sweep(model: str) -> str:
 def ahead_left(view: Sweep, regime: str) -> float:
     """How much of looking ahead a regime leaves open: of the pairs of a prompt token and a later
     one, over layers and items, with tasks alike. A weakened pair (lambda) is open."""
-    point = view.runs[view.slug_of(CAUSAL, view.usual) or CAUSAL]
-    lengths = point.items_table(("task", "n_prefix_tokens")).to_pandas()
+    causal_run = view.runs[view.slug_of(CAUSAL, view.usual) or CAUSAL]
+    lengths = causal_run.items_table(("task", "n_prefix_tokens")).to_pandas()
     parsed, n_layers = parse_regime(regime), int(view.run.config["n_layers"])
     by_layer = Counter(parsed.at_layer(layer) for layer in range(n_layers))
     shares: dict[str, list[float]] = {}
     for task, by_context in zip(lengths["task"], lengths["n_prefix_tokens"], strict=True):
         n = int(by_context[0])
         if n > 1:
-            left = sum(times * _open_pairs(one, n) for one, times in by_layer.items())
-            shares.setdefault(task, []).append(left / n_layers / (n * (n - 1) / 2))
+            n_open = sum(n_same * _open_pairs(r, n) for r, n_same in by_layer.items())
+            shares.setdefault(task, []).append(n_open / n_layers / (n * (n - 1) / 2))
     return float(np.mean([np.mean(of_task) for of_task in shares.values()]))
 
 
@@ -230,12 +230,12 @@ def layers(model: str) -> str:
             cost = numbers.delta(CAUSAL, slug, confidence=level)
             assert cost is not None
             costs.append((cost, f"{first}-{first + width - 1}", slug))
-        costs.sort(key=lambda one: one[0].value)
+        costs.sort(key=lambda row: row[0].value)
         rows = [
             [
                 f"`layers={name}`",
                 delta(cost),
-                share(_left(numbers.removed(CAUSAL, PLAIN, slug, confidence=level))),
+                share(_remaining_share(numbers.removed(CAUSAL, PLAIN, slug, confidence=level))),
             ]
             for cost, name, slug in costs[:COSTLIEST]
         ]
@@ -245,15 +245,15 @@ def layers(model: str) -> str:
             f"places; intervals hold for all {n} together (each {100 * level:.1f} %). "
         )
         text += f"Of layers {', '.join(clear)} it leaves out 0." if clear else "None leaves out 0."
-        if rest := [formatting.points(one[0].value, signed=True) for one in costs[COSTLIEST:]]:
-            text += f" The {COSTLIEST} costliest; the other {len(rest)} lie between {rest[0]} and {rest[-1]}."
+        if others := [formatting.points(cost.value, signed=True) for cost, *_ in costs[COSTLIEST:]]:
+            text += f" The {COSTLIEST} costliest; the other {len(others)} lie between {others[0]} and {others[-1]}."
         header = "point | to causal, points | share of the damage there"
         texts.append(f"{text}\n\n" + table(header, rows))
     return "\n".join(texts)
 
 
-def _left(removed: Retention | None) -> Retention | None:
-    """The share of the damage that a point has, from the share it is without."""
+def _remaining_share(removed: Retention | None) -> Retention | None:
+    """The share of the damage that is left at a point, from the share that is removed there."""
     if removed is None or removed.value is None or removed.low is None or removed.high is None:
         return removed
     return replace(removed, value=1 - removed.value, low=1 - removed.high, high=1 - removed.low)
@@ -261,10 +261,10 @@ def _left(removed: Retention | None) -> Retention | None:
 
 def _windows(view: Sweep) -> list[list[tuple[str, int, int]]]:
     """(slug, first layer, width) of the families of windows, by width."""
-    mine = [one.to_json(view.usual) for slug, one in view.points.items() if _swept(view, slug)]
-    ranges = layer_ranges(mine, view.usual._asdict()).get("", [])
+    swept = [point.to_json(view.usual) for slug, point in view.points.items() if _swept(view, slug)]
+    ranges = layer_ranges(swept, view.usual._asdict()).get("", [])
     widths = sorted({width for _, _, width in ranges})
-    families = [[one for one in ranges if one[2] == width] for width in widths]
+    families = [[span for span in ranges if span[2] == width] for width in widths]
     return [family for family in families if len(family) >= FAMILY]
 
 
@@ -277,24 +277,24 @@ def _swept(view: Sweep, slug: str) -> bool:
 
 
 def _outcomes(view: Sweep, metric: str) -> Outcomes:
-    found = view.outcomes(view.usual, metric)
-    assert found is not None
-    return found
+    outcomes = view.outcomes(view.usual, metric)
+    assert outcomes is not None
+    return outcomes
 
 
-def only(found: Outcomes, mask: np.ndarray) -> Outcomes:
+def only(outcomes: Outcomes, mask: np.ndarray) -> Outcomes:
     """These items only; a task without any leaves the macro mean."""
-    right = {slug: values[mask] for slug, values in found.right.items()}
-    known = {slug: values[mask] for slug, values in found.known.items()}
-    return Outcomes(found.task[mask], found.halves[mask], right, known)
+    right = {slug: values[mask] for slug, values in outcomes.right.items()}
+    known = {slug: values[mask] for slug, values in outcomes.known.items()}
+    return Outcomes(outcomes.task[mask], outcomes.halves[mask], right, known)
 
 
-def share(found: Retention | None) -> str:
+def share(retention: Retention | None) -> str:
     """Which part of the damage, with its interval."""
-    assert found is not None
-    if found.value is None or found.low is None or found.high is None:
+    assert retention is not None
+    if retention.value is None or retention.low is None or retention.high is None:
         return "not stated"
-    return f"{percent(found.value)} % ({percent(found.low)} to {percent(found.high)} %)"
+    return f"{percent(retention.value)} % ({percent(retention.low)} to {percent(retention.high)} %)"
 
 
 def short(regime: str) -> str:
@@ -314,15 +314,15 @@ def basis(run: Run) -> str:
     extent = "whole sets" if limit is None else kinds.get(sample, f"{limit} of each task, {sample}")
     device = (metrics.get("cost") or {}).get("device") or run.config.get("device")
     items = f"{formatting.count(metrics['n_items'])} items"
-    where = "a CPU" if device == "cpu" else device
-    facts = ", ".join(filter(None, (items, extent, str(run.config.get("dtype")), where)))
+    place = "a CPU" if device == "cpu" else device
+    facts = ", ".join(filter(None, (items, extent, str(run.config.get("dtype")), place)))
     return f"`{run.id}`: {facts}.\n\n"
 
 
 SECOND_TABLES = (sweep, points, prompts, layers, attention)
 BLOCKS: Blocks = {"attention": partial(attention, EMBEDDED)}
 TABLES: Blocks = {
-    **{made.__name__: partial(made, EMBEDDED) for made in (sweep, points, prompts, layers)},
+    **{block.__name__: partial(block, EMBEDDED) for block in (sweep, points, prompts, layers)},
     "controls": controls,
-    **{f"gemma_{made.__name__}": partial(made, SECOND) for made in SECOND_TABLES},
+    **{f"gemma_{block.__name__}": partial(block, SECOND) for block in SECOND_TABLES},
 }

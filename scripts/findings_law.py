@@ -1,4 +1,4 @@
-"""The tables on four models: damage, what takes it away, and from which layer on looking ahead is free.
+"""The tables on four models: damage, what removes it, and from which layer on looking ahead is free.
 
 Pairs each committed ``law-*`` sweep with the ``recommend-*`` run of the same name: the prediction was
 stored before any label of that model was scored.
@@ -28,11 +28,11 @@ CAUSAL = "causal"
 
 def named(prefix: str) -> dict[str, Run]:
     """The newest finished run of each name with the prefix, by what follows it."""
-    found: dict[str, Run] = {}
+    newest: dict[str, Run] = {}
     for run in list_runs([COMMITTED_RUNS]):
         if run.state == "done" and (run.name or "").startswith(prefix):
-            found.setdefault(str(run.name).removeprefix(prefix), run)
-    return dict(sorted(found.items()))
+            newest.setdefault(str(run.name).removeprefix(prefix), run)
+    return dict(sorted(newest.items()))
 
 
 @cache
@@ -46,14 +46,14 @@ def models() -> str:
     controls, hidden = named("controls-"), named("causal-hide0-")
     rows = []
     for name, title in NAMES.items():
-        found, run = laws()[name]
+        result, run = laws()[name]
         views = Sweep(run), Sweep(controls[name])
         swept, moved = (view.outcomes(view.usual, "acc") for view in views)
         assert swept is not None
         assert moved is not None
         causal = views[0].runs[CAUSAL]
         without = outcomes(causal, {CAUSAL: causal, "hidden": hidden[name]}, "acc")
-        (chosen,) = [opened for opened in found.curve if opened.first_layer == found.first_layer]
+        (chosen,) = [opened for opened in result.curve if opened.first_layer == result.first_layer]
         rows.append(
             [
                 title,
@@ -62,7 +62,7 @@ def models() -> str:
                 delta(swept.delta(CAUSAL, "bidirectional_sink-1")),
                 delta(moved.delta(CAUSAL, "bidirectional_self-10")),
                 delta(without.delta(CAUSAL, "hidden")),
-                str(found.first_layer),
+                str(result.first_layer),
                 delta(chosen.confirm),
             ]
         )
@@ -85,20 +85,20 @@ def made_with(run: Run) -> str:
 
 def context() -> str:
     """What the models keep, under bidirectional prefill, of what their contexts are worth."""
-    found = []
+    parts = []
     controls = named("controls-")
     for name, title in NAMES.items():
         (floor,) = [c for c in (controls[name].metrics or {})["controls"] if c["name"] == "floor"]
         share, low_to_high = re.findall(r"keeps (\S+ %).*CI ([^)]*)", floor["finding"])[0]
-        found.append(f"{title} {share} ({low_to_high})")
-    return "; ".join(found) + ".\n"
+        parts.append(f"{title} {share} ({low_to_high})")
+    return "; ".join(parts) + ".\n"
 
 
 def law() -> str:
     """Every swept A of every model, by half."""
     rows = []
-    for name, (found, run) in laws().items():
-        for opened in found.curve:
+    for name, (result, run) in laws().items():
+        for opened in result.curve:
             for half in ("explore", "confirm", "whole"):
                 cost = getattr(opened, half)
                 ends = [f"{100 * end:.2f}" for end in (cost.value, cost.low, cost.high)]
@@ -113,12 +113,12 @@ def law() -> str:
 def predictions() -> str:
     """Which A labels choose, and which one each way to predict had stored before."""
     predicted, rows = named("recommend-"), []
-    for name, (found, _) in laws().items():
+    for name, (result, _) in laws().items():
         metrics = predicted[name].metrics or {}
-        right = [key for key, hit in hits(found, metrics).items() if hit]
-        ways = [metrics["predictions"].get(k) for k in ("kl", "outlier", "attention", "share")]
-        words = [one and word(one) for one in (found.confirm, found.whole)]
-        cells = [name, metrics.get("n_layers"), found.first_layer, *words, *ways]
+        right = [key for key, hit in hits(result, metrics).items() if hit]
+        stored = [metrics["predictions"].get(k) for k in ("kl", "outlier", "attention", "share")]
+        verdicts = [effect and word(effect) for effect in (result.confirm, result.whole)]
+        cells = [name, metrics.get("n_layers"), result.first_layer, *verdicts, *stored]
         rows.append([*map(str, cells), " ".join(right) or "none"])
     header = (
         "model | layers | A by labels (explore) | on confirm | on all items | "

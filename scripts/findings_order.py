@@ -49,8 +49,8 @@ AGAINST = (
 
 def runs(model: str) -> dict[str, Run]:
     """Arm -> its run, of the arms that this model has."""
-    found = named("order-")
-    return {arm: found[f"{arm}-{model}"] for arm in ARMS if f"{arm}-{model}" in found}
+    by_name = named("order-")
+    return {arm: by_name[f"{arm}-{model}"] for arm in ARMS if f"{arm}-{model}" in by_name}
 
 
 @cache
@@ -63,19 +63,19 @@ def arms(model: str) -> dict[str, list[OrderArm]]:
 def effects_table() -> str:
     """What each arm changes with the passage last, on the larger model, and which arm beats which."""
     by_arm = runs(STUDY)
-    at = {arm: number for number, arm in enumerate(by_arm)}
-    causal = [arms(STUDY)[family][at[BASE]] for family in FAMILIES]
-    orders = ((one.effect.first, one.effect.last) for one in causal)
+    index_of = {arm: number for number, arm in enumerate(by_arm)}
+    causal = [arms(STUDY)[family][index_of[BASE]] for family in FAMILIES]
+    orders = ((base.effect.first, base.effect.last) for base in causal)
     levels = [" / ".join(f"{100 * level.value:.1f}" for level in pair) for pair in orders]
     rows = [["causal, passage first / last, %", *levels]]
     for arm in SHOWN:
-        found = [arms(STUDY)[family][at[arm]].recovered for family in FAMILIES]
-        rows.append([f"{ARMS[arm]}, minus causal", *(delta(r.last_change) for r in found if r)])
+        recovered = [arms(STUDY)[family][index_of[arm]].recovered for family in FAMILIES]
+        rows.append([f"{ARMS[arm]}, minus causal", *(delta(r.last_change) for r in recovered if r)])
     for arm, other in AGAINST:
         first, second = order_answers(by_arm[other]), order_answers(by_arm[arm])
         changes = (gap_recovered(first[family], second[family]).last_change for family in FAMILIES)
         rows.append([f"{ARMS[arm]}, minus: {ARMS[other]}", *map(delta, changes)])
-    lengths = (f"`{f}`, {one.prompt_tokens:,.0f} tokens" for f, one in zip(FAMILIES, causal))
+    lengths = (f"`{f}`, {base.prompt_tokens:,.0f} tokens" for f, base in zip(FAMILIES, causal))
     run = by_arm[BASE]
     sciq, boolq = (arms(STUDY)[family][0].effect.n for family in ("sciq", "boolq"))
     return (

@@ -19,7 +19,7 @@ from scripts.repair import judged
 from scripts.study_runs import estimate
 
 STUDY = "qwen-1.5b"  # the second model's, in docs/claims-qwen-1.5b.json
-MOST_STEPS, MOST_MEGABYTES = 100, 10  # aimed at beforehand
+MOST_STEPS, MOST_MEGABYTES = 100, 10  # the aims, fixed beforehand
 ANSWERS = {"yes": "reached", "no": "not reached", "undecided": "undecided"}
 Json = Mapping[str, Any]
 
@@ -54,7 +54,7 @@ def summary_lines(claims: Mapping[str, Json], recipes: Json) -> list[str]:
         "**Does bidirectional prefill still cost, at equal training?** 3B minus its causal "
         f"control: {answer('3b_control', 'yes', 'no', 'no, it gains')} points.",
     ]
-    lora = [judged(one)["reached"] for key, one in claims.items() if key.startswith("lora_")]
+    lora = [judged(claims[key])["reached"] for key in claims if key.startswith("lora_")]
     lines.append(
         f"**Does an adapter suffice?** Shown in {lora.count('yes')} of {len(lora)} comparisons, "
         f"shown not to in {lora.count('no')}."
@@ -85,44 +85,44 @@ def every_claim() -> str:
 
 def differences(keys: Sequence[str]) -> str:
     """Differences on the confirm half and, labelled, on all items; the adapters' size."""
-    found = read("claims")
-    claimed = [found["claims"][key] for key in keys]
-    made = [one for one in claimed if one.get("confirm") and one.get("all")]
+    data = read("claims")
+    claimed = [data["claims"][key] for key in keys]
+    complete = [claim for claim in claimed if claim.get("confirm") and claim.get("all")]
     rows = [
         [
-            one["what"],
-            interval(one["confirm"]),
-            verdict(one),
-            aim(one),
-            interval(one["all"]),
-            seeds_text(one["seeds"], one["confirm"]),
+            claim["what"],
+            interval(claim["confirm"]),
+            verdict(claim),
+            aim(claim),
+            interval(claim["all"]),
+            seeds_text(claim["seeds"], claim["confirm"]),
         ]
-        for one in made
+        for claim in complete
     ]
     header = (
         "difference, points (95 % CI) | confirm half | verdict | aim | "
         "all items, explore among them | single seeds, confirm half"
     )
-    half, every = (
-        " or ".join(sorted({formatting.count(one[fold]["n"]) for one in made}))
+    n_confirm, n_all = (
+        " or ".join(sorted({formatting.count(claim[fold]["n"]) for claim in complete}))
         for fold in ("confirm", "all")
     )
-    sizes = [weight for weight in found["adapters"].values() if weight]
+    sizes = [weight for weight in data["adapters"].values() if weight]
     largest = max(sizes, default=0) / 1e6
     within = "is within" if largest <= MOST_MEGABYTES else "is above"
     return (
-        f"{table(header, rows)}\nn = {half} items on the confirm half, {every} in all. The largest of "
+        f"{table(header, rows)}\nn = {n_confirm} items on the confirm half, {n_all} in all. The largest of "
         f"{len(sizes)} adapters has {largest:.1f} MB, which {within} the {MOST_MEGABYTES} MB aimed at.\n"
     )
 
 
 def repeats() -> str:
     """What training and evaluating the same run again changes."""
-    found = read("claims")["repeats"]
+    repeated = read("claims")["repeats"]
     return (
-        f"{found['n']} evaluations were made twice, trained again each time but for the base model's: "
-        f"their macro accuracies on all items lie up to {found['largest']:.1f} points apart, which is a "
-        f"standard deviation of {found['standard_deviation_of_one']:.2f} points for one.\n"
+        f"{repeated['n']} evaluations were made twice, trained again each time but for the base model's: "
+        f"their macro accuracies on all items lie up to {repeated['largest']:.1f} points apart, which is a "
+        f"standard deviation of {repeated['standard_deviation_of_one']:.2f} points for one.\n"
     )
 
 
@@ -153,57 +153,57 @@ def recipe() -> str:
     return recipe_text(read("recipes"))
 
 
-def chosen_recipe(found: Json) -> Json | None:
-    return next((one for one in found["recipes"] if one["name"] == found["chosen"]), None)
+def chosen_recipe(data: Json) -> Json | None:
+    return next((entry for entry in data["recipes"] if entry["name"] == data["chosen"]), None)
 
 
-def recipe_text(found: Json) -> str:
-    rule, tried = f"Rule, fixed beforehand: {found['rule']}.\n\n", found["recipes"]
-    one = chosen_recipe(found)
-    if one is None:
-        scored = [each for each in tried if each["explore"]]
-        best = max(scored, key=lambda each: each["explore"]["bidirectional"]["value"])
+def recipe_text(data: Json) -> str:
+    rule, tried = f"Rule, fixed beforehand: {data['rule']}.\n\n", data["recipes"]
+    chosen = chosen_recipe(data)
+    if chosen is None:
+        scored = [entry for entry in tried if entry["explore"]]
+        best = max(scored, key=lambda entry: entry["explore"]["bidirectional"]["value"])
         return (
             f"{rule}None of {len(tried)} recipes comes that close. The nearest is `{best['name']}` at "
             f"{interval(best['explore']['bidirectional'])}.\n"
         )
-    alone, seconds = list(one["seconds_alone"].values()), "seconds not measured alone"
+    alone, seconds = list(chosen["seconds_alone"].values()), "seconds not measured alone"
     if alone:
         span = f"{min(alone):.1f} to {max(alone):.1f} s"
-        seconds = f"{span} of training, alone on one {one['device']}"
-    weights = "all weights" if one["method"] == "full" else "a LoRA adapter"
-    below = "below" if one["steps"] < MOST_STEPS else "not below"
-    said = (
-        f"{rule}Of {len(tried)} recipes, this one: `{one['name']}` ({one['objective']}, {weights}, "
-        f"learning rate {one['lr']:g}): {one['steps']} steps, which is {below} {MOST_STEPS}; "
-        f"{formatting.count(one['tokens'])} useful tokens; {seconds}. "
-        f"On explore: {interval(one['explore']['bidirectional'])} points."
+        seconds = f"{span} of training, alone on one {chosen['device']}"
+    weights = "all weights" if chosen["method"] == "full" else "a LoRA adapter"
+    below = "below" if chosen["steps"] < MOST_STEPS else "not below"
+    text = (
+        f"{rule}Of {len(tried)} recipes, this one: `{chosen['name']}` ({chosen['objective']}, {weights}, "
+        f"learning rate {chosen['lr']:g}): {chosen['steps']} steps, which is {below} {MOST_STEPS}; "
+        f"{formatting.count(chosen['tokens'])} useful tokens; {seconds}. "
+        f"On explore: {interval(chosen['explore']['bidirectional'])} points."
     )
-    if again := one.get("explore_fresh_seeds"):
-        again = interval(again["bidirectional"])
-        said += f" With the seeds not looked at, on explore too: {again}."
-    part, lines = on_confirm(one), ""
-    looked = "seeds not looked at" if one["confirm_fresh_seeds"] else "with the seed looked at"
-    for regime, aimed in (("bidirectional", "within or better"), ("causal", "none")):
-        what = f"confirm half, {looked} in choosing, {regime}, minus stage 1"
-        claim = {"what": what, "aim": aimed, "margin": 1.0, "seeds": part["seeds"]}
+    if fresh := chosen.get("explore_fresh_seeds"):
+        fresh = interval(fresh["bidirectional"])
+        text += f" With the seeds not looked at, on explore too: {fresh}."
+    part, lines = on_confirm(chosen), ""
+    note = "seeds not looked at" if chosen["confirm_fresh_seeds"] else "with the seed looked at"
+    for regime, goal in (("bidirectional", "within or better"), ("causal", "none")):
+        title = f"confirm half, {note} in choosing, {regime}, minus stage 1"
+        claim = {"what": title, "aim": goal, "margin": 1.0, "seeds": part["seeds"]}
         lines += f"- {sentence({**claim, 'confirm': part[regime]})}\n"
-    return f"{said}\n\n{lines}"
+    return f"{text}\n\n{lines}"
 
 
 def recipes() -> str:
     """All that were tried."""
     rows = [
         [
-            f"`{one['name'].removeprefix('recipe-')}`",
-            formatting.count(one["tokens"]),
-            str(one["passes_a_token"]),
-            interval(one["explore"]["bidirectional"]) if one["explore"] else "",
+            f"`{entry['name'].removeprefix('recipe-')}`",
+            formatting.count(entry["tokens"]),
+            str(entry["passes_a_token"]),
+            interval(entry["explore"]["bidirectional"]) if entry["explore"] else "",
             *(interval(part[regime]) for regime in ("bidirectional", "causal")),
             str(len(part["seeds"])),
         ]
-        for one in read("recipes")["recipes"]
-        for part in [on_confirm(one)]
+        for entry in read("recipes")["recipes"]
+        for part in [on_confirm(entry)]
     ]
     header = (
         "recipe | useful tokens | passes | explore, bidirectional (seed 0) | "
@@ -212,9 +212,9 @@ def recipes() -> str:
     return table(header, rows)
 
 
-def on_confirm(one: Json) -> Json:
+def on_confirm(entry: Json) -> Json:
     """A recipe on the confirm half: with seeds it was not chosen by, if there are any."""
-    return one["confirm_fresh_seeds"] or one["confirm"]
+    return entry["confirm_fresh_seeds"] or entry["confirm"]
 
 
 # Words
@@ -255,14 +255,14 @@ def aim(claim: Json) -> str:
 
 
 def sentence(claim: Json) -> str:
-    """One claim, said from its numbers on the confirm half."""
-    what, entry = claim["what"][0].upper() + claim["what"][1:], claim["confirm"]
-    seeds, one, found = seeds_text(claim["seeds"], entry), estimate(entry), verdict(claim)
-    if found == "undecided" and judged(claim)["reached"] in ("yes", "no"):  # of size, not of aim
-        found = f"neither different nor equivalent within {size(claim['margin'] / 100)}"
-    base = f"n = {formatting.count(one.n)}{f'; {seeds}' if seeds else ''}"
-    value = formatting.points(one.value, signed=True)
-    text = f"{what}: {value} points ({interval_text(one)}; {base}): {found}."
+    """One claim as a sentence, from its numbers on the confirm half."""
+    subject, entry = claim["what"][0].upper() + claim["what"][1:], claim["confirm"]
+    seeds, effect, outcome = seeds_text(claim["seeds"], entry), estimate(entry), verdict(claim)
+    if outcome == "undecided" and judged(claim)["reached"] in ("yes", "no"):  # of size, not of aim
+        outcome = f"neither different nor equivalent within {size(claim['margin'] / 100)}"
+    base = f"n = {formatting.count(effect.n)}{f'; {seeds}' if seeds else ''}"
+    value = formatting.points(effect.value, signed=True)
+    text = f"{subject}: {value} points ({interval_text(effect)}; {base}): {outcome}."
     return f"{text} Aim: {aim(claim)}." if claim["aim"] != "none" else text
 
 
@@ -281,8 +281,8 @@ def models() -> str:
         [
             f"{arm}, causal / bidirectional, %",
             *(
-                both(found, arm if arm == "base" else f"{arm}-{method}")
-                for _, found, method in columns
+                both(data, arm if arm == "base" else f"{arm}-{method}")
+                for _, data, method in columns
             ),
             published_accuracy(arm),
         ]
@@ -294,20 +294,20 @@ def models() -> str:
         "3b_price": published_difference(NONPREFILL),
     }
     for key in ("damage", "interaction", "3b_stage1", "3b_price", "distil_stage1"):
-        cells = [claim_cell(found, key, method) for _, found, method in columns]
-        what = first["claims"].get(key, second["claims"][key])["what"]
-        rows.append([what, *cells, printed.get(key, "no control")])
+        cells = [claim_cell(data, key, method) for _, data, method in columns]
+        name = first["claims"].get(key, second["claims"][key])["what"]
+        rows.append([name, *cells, printed.get(key, "no control")])
     header = " | ".join(["", *(title for title, *_ in columns), "published 3B, all weights"])
     return table(header, rows)
 
 
-def both(found: Json, arm: str) -> str:
-    cells = found["accuracy"][arm].values()
+def both(data: Json, arm: str) -> str:
+    cells = data["accuracy"][arm].values()
     return " / ".join(f"{cell['all']:.1f}" for cell in cells) if all(cells) else "not run"
 
 
-def claim_cell(found: Json, key: str, method: str) -> str:
-    claim = found["claims"].get(key if method == "full" or key == "damage" else f"{key}_lora")
+def claim_cell(data: Json, key: str, method: str) -> str:
+    claim = data["claims"].get(key if method == "full" or key == "damage" else f"{key}_lora")
     if claim is None or not claim.get("confirm"):
         return "not run"
     n = len(claim["seeds"])
@@ -328,7 +328,7 @@ def published_difference(stage: str) -> str:
 
 def published_accuracy(arm: str) -> str:
     stages = {"base": (STAGE1, STAGE2), "3B": (NONPREFILL, STAGE4)}.get(arm)
-    return " / ".join(f"{published(one):.1f}" for one in stages) if stages else "not run"
+    return " / ".join(f"{published(stage):.1f}" for stage in stages) if stages else "not run"
 
 
 def by_task() -> str:
@@ -337,20 +337,20 @@ def by_task() -> str:
         [
             claim["what"],
             task,
-            *(f"{one[end]:.2f}" for end in ("value", "low", "high")),
-            str(one["n"]),
+            *(f"{effect[end]:.2f}" for end in ("value", "low", "high")),
+            str(effect["n"]),
             str(max(1, len(claim["seeds"]))),
         ]
         for claim in read(f"claims-{STUDY}")["claims"].values()
-        for task, one in claim.get("by_task", {}).items()
+        for task, effect in claim.get("by_task", {}).items()
     ]
     return table("difference | task | points | 95 % from | to | n | seeds", rows)
 
 
-BLOCKS: Blocks = {one.__name__: one for one in (summary, claims, repeats, recipe, models)}
+BLOCKS: Blocks = {block.__name__: block for block in (summary, claims, repeats, recipe, models)}
 TABLES: Blocks = {
-    f"repair_{name}": made
-    for name, made in (
+    f"repair_{name}": block
+    for name, block in (
         ("accuracy", accuracy),
         ("claims", every_claim),
         ("recipes", recipes),

@@ -70,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     for run in list_runs([options.runs]):
         name = run.name or ""
-        if run.state != "done" or not any(fnmatch(name, one) for one in options.names):
+        if run.state != "done" or not any(fnmatch(name, pattern) for pattern in options.names):
             continue
-        items = any(fnmatch(name, one) for one in options.items)
+        items = any(fnmatch(name, pattern) for pattern in options.items)
         folder = options.to / run.path.parent.name / run.path.name
         made_in = (options.made_in or str(options.runs.resolve())).rstrip("/")
         keep(run, folder, made_in=made_in, items=items, shared_device=options.shared_device)
@@ -81,28 +81,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def keep(run: Run, folder: Path, *, made_in: str, items: bool, shared_device: bool) -> None:
-    """Write ``run`` to ``folder`` anew, as the module says; what was there before goes."""
+    """Write ``run`` to ``folder`` anew, as the module says; what was there before is removed."""
     shutil.rmtree(folder, ignore_errors=True)
-    _keep_one(run, folder, made_in=made_in, items=items, shared_device=shared_device)
+    _write_copy(run, folder, made_in=made_in, items=items, shared_device=shared_device)
     for texts in sorted(run.path.glob("texts*.parquet")) if items else ():
         shutil.copyfile(texts, folder / texts.name)
     for point in run.points():
         to = folder / "points" / point.path.name
-        _keep_one(point, to, made_in=made_in, items=items, shared_device=shared_device)
+        _write_copy(point, to, made_in=made_in, items=items, shared_device=shared_device)
 
 
-def _keep_one(run: Run, folder: Path, *, made_in: str, items: bool, shared_device: bool) -> None:
+def _write_copy(run: Run, folder: Path, *, made_in: str, items: bool, shared_device: bool) -> None:
     folder.mkdir(parents=True)
     for name in TEXTS:
         if (run.path / name).is_file():
             text = (run.path / name).read_text(encoding="utf-8")
             (folder / name).write_text(text.replace(f"{made_in}/", "runs/"), encoding="utf-8")
     if items and run.has_items:
-        made, kept = run.path / "items.parquet", folder / "items.parquet"
+        source, target = run.path / "items.parquet", folder / "items.parquet"
         if run.texts_path is None:
-            write_parquet(rounded(read_parquet(made)), kept)
+            write_parquet(rounded(read_parquet(source)), target)
         else:
-            write_slim(rounded(read_parquet(made, SLIM_FIELDS)), kept)
+            write_slim(rounded(read_parquet(source, SLIM_FIELDS)), target)
     metrics = dict(run.metrics or {})
     if shared_device:
         metrics["cost"] = {**metrics["cost"], "shared_device": True}
@@ -116,8 +116,8 @@ def share_records(run: Run, root: Path, answers: Sequence[str]) -> None:
     shared = run.config.get("texts_in") == SHARED_FOLDER
     if run.state != "done" or not run.is_compact or not items.is_file():
         return
-    fewer = any(fnmatch(run.id, pattern) for pattern in answers)
-    if shared and not fewer:
+    answers_only = any(fnmatch(run.id, pattern) for pattern in answers)
+    if shared and not answers_only:
         return
     config = run.config
     name = config.get("texts")
@@ -125,10 +125,10 @@ def share_records(run: Run, root: Path, answers: Sequence[str]) -> None:
         table = run.items_table(SHARED_FIELDS)
         fingerprints = config["data_fingerprint"], config["tokenizer_fingerprint"]
         name = share(table, root, *fingerprints)
-    own = read_parquet(items, SLIM_FIELDS)
-    if fewer:
-        own = _with(own, "ll", [None] * own.num_rows)
-    write_slim(own, items)
+    records = read_parquet(items, SLIM_FIELDS)
+    if answers_only:
+        records = _with(records, "ll", [None] * records.num_rows)
+    write_slim(records, items)
     write_json(run.path / "config.json", config | {"texts": name, "texts_in": SHARED_FOLDER})
     metrics = sealed(run.metrics or {}, run.path, shared_files(run.path, name, SHARED_FOLDER))
     write_json(run.path / "metrics.json", metrics)
@@ -155,9 +155,9 @@ def rounded(table: pa.Table) -> pa.Table:
 
 
 def _with(table: pa.Table, name: str, values: Sequence[object]) -> pa.Table:
-    at = table.schema.get_field_index(name)
+    index = table.schema.get_field_index(name)
     array = pa.array(values, type=table.schema.field(name).type)
-    return table.set_column(at, table.schema.field(name), array)
+    return table.set_column(index, table.schema.field(name), array)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ class Study:
         needs = (f"law-{short(model)}", *searched(model, method))
         for seed in SEEDS[method]:
             for objective in OBJECTIVES:
-                if (objective, seed) != ("3B", 0):  # that one was searched
+                if (objective, seed) != ("3B", 0):  # trained when its learning rate was searched
                     name = f"{short(model)}-{objective}-{method}-seed{seed}-{B}"
                     settings = {"objective": objective, "method": method, "seed": seed}
                     yield Step(name, model, self._train, needs, settings)
@@ -142,10 +142,10 @@ class Study:
             ("3C", ("causal",)),
             ("3B-opened", ("opened", "causal")),
         ):
-            made = () if arm == "3B" else (f"{short(model)}-{arm}-lora-seed0-{B}",)
+            trained = () if arm == "3B" else (f"{short(model)}-{arm}-lora-seed0-{B}",)
             for regime in regimes:
                 name = f"order-{arm}-{regime}-{short(model)}"
-                needs = (*searched(model, "lora"), *made)
+                needs = (*searched(model, "lora"), *trained)
                 changes = {"arm": arm, "regime": regime}
                 yield Step(name, model, self._on_order_tasks, needs, changes)
 
@@ -200,18 +200,18 @@ class Study:
         checkpoint = str(path / "final")
         loaded = loading.load(step.model, checkpoint=checkpoint)
         for regime in ("causal", *([opened] if opened else []), B):
-            own = f"{name}-{'opened' if regime == opened else regime}"
-            if own not in done:
-                changes = {"name": own, "regime": regime, "checkpoint": checkpoint}
+            run_name = f"{name}-{'opened' if regime == opened else regime}"
+            if run_name not in done:
+                changes = {"name": run_name, "regime": regime, "checkpoint": checkpoint}
                 evaluate(EvalConfig(**(self._common(step) | changes)), loaded=loaded)
 
     def _common(self, step: Step) -> dict[str, Any]:
-        how = {"dtype": "bfloat16", "compact": True, "limit": self.limit, "tasks": self.tasks}
-        return {"model": step.model, "name": step.name, **how}
+        settings = {"dtype": "bfloat16", "compact": True, "limit": self.limit, "tasks": self.tasks}
+        return {"model": step.model, "name": step.name, **settings}
 
 
 def free_memory() -> None:
-    """Give memory back to the other workers. Not inside of an ``except``: its frames hold the model."""
+    """Free memory for other workers. Not inside of an ``except``, whose frames hold the model."""
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -299,13 +299,13 @@ def work(steps: list[Step], seconds: float) -> int:
                 except filelock.Timeout:
                     continue
         else:
-            time.sleep(1)  # the rest is with other workers, or waits for them
+            time.sleep(1)  # other workers have the remaining steps, or must finish others first
     print("out of time; run again to go on")
     return 1
 
 
 def attempt(step: Step, failure: Path) -> None:
-    """Do a step that nobody has done meanwhile; what goes wrong with it is not the others' matter."""
+    """Do a step unless another worker has done it meanwhile; its failure stops no other step."""
     if step.name in finished() or failure.exists():
         return
     started = time.monotonic()

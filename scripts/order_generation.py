@@ -77,7 +77,7 @@ def study(model: str, limit: int, device: str) -> Iterable[dict[str, Any]]:
                 )
                 items = read_items(config)
                 encoder = Encoder(loaded.tokenizer, vocabulary=vocabulary_of(loaded))
-                prompts = [one.prefix(0).ids.tolist() for one in encoder.encode(items)]
+                prompts = [encoded.prefix(0).ids.tolist() for encoded in encoder.encode(items)]
                 answers = greedy(loaded, prompts, parse_regime(regime), NEW_TOKENS)
                 right = [
                     normalised(answer) == normalised(item.continuations[item.gold])
@@ -106,12 +106,12 @@ def greedy(
     with a cache, and gives the same.
     """
     ends, pad = end_ids(loaded), loaded.tokenizer.eos_token_id or 0
-    made: list[list[int]] = [[] for _ in prompts]
+    generated: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(prompts), AT_ONCE):
-        mine = range(start, min(start + AT_ONCE, len(prompts)))
+        batch = range(start, min(start + AT_ONCE, len(prompts)))
         for _ in range(new_tokens):
-            texts = [[*prompts[i], *made[i]] for i in mine]
-            layout = Layout.pad([(len(prompts[i]), len(text)) for i, text in zip(mine, texts)])
+            texts = [[*prompts[i], *generated[i]] for i in batch]
+            layout = Layout.pad([(len(prompts[i]), len(text)) for i, text in zip(batch, texts)])
             ids = torch.full(layout.shape, pad)
             for row, text in enumerate(texts):
                 ids[row, : len(text)] = torch.tensor(text)
@@ -119,13 +119,13 @@ def greedy(
             with loaded.handle.use(regime, layout):
                 hidden = loaded.handle.decoder(
                     input_ids=ids.to(loaded.device), position_ids=layout.position, use_cache=False
-                ).last_hidden_state[range(len(mine)), last]
+                ).last_hidden_state[range(len(batch)), last]
             chosen = loaded.model.get_output_embeddings()(hidden).argmax(-1).tolist()
-            for i, token in zip(mine, chosen):
-                made[i].append(token)
+            for i, token in zip(batch, chosen):
+                generated[i].append(token)
     answers = []
-    for tokens in made:
-        end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    for tokens in generated:
+        end = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
         answers.append(loaded.tokenizer.decode(tokens[:end]).strip().split("\n")[0])
     return answers
 

@@ -28,7 +28,7 @@ BLOCK = re.compile(
 
 def filled(text: str, blocks: Blocks) -> str:
     """The page's text with every block computed anew."""
-    return BLOCK.sub(lambda found: found[1] + blocks[found[2]]() + found[4], text)
+    return BLOCK.sub(lambda match: match[1] + blocks[match[2]]() + match[4], text)
 
 
 def table(header: str, rows: Iterable[Sequence[str]]) -> str:
@@ -67,10 +67,10 @@ def delta(estimate: stats.Estimate | None) -> str:
 
 def write(blocks: Blocks, tables: Blocks, *, check: bool) -> int:
     """Write blocks and tables, or say which are not as computed; an exit code."""
-    new = {page: filled(page.read_text(encoding="utf-8"), blocks) for page in PAGES}
-    new |= {TABLES / f"{name}.csv": csv_text(made()) for name, made in tables.items()}
+    texts = {page: filled(page.read_text(encoding="utf-8"), blocks) for page in PAGES}
+    texts |= {TABLES / f"{name}.csv": csv_text(build()) for name, build in tables.items()}
     stale = 0
-    for path, text in new.items():
+    for path, text in texts.items():
         if not check:
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:

@@ -74,7 +74,7 @@ def trained_claims(method: str) -> list[Claim]:
     against, distilled = f"minus its control 3C {plain}", "the distilled model"
     cross = "the interaction, (3B - 3C under bidirectional) - (3B - 3C causal)"
     better: Aim = "within or better"
-    made = (
+    result = (
         Claim("3b_stage1", f"3B {masked}, {stage1}", [ours], [STAGE1], "at least"),
         Claim("3b_control", f"3B {masked}, {against}", [ours], [control_causal], "within", 1.5),
         Claim("3b_price", f"3B {plain}, {stage1}", [ours_causal], [STAGE1]),
@@ -88,8 +88,8 @@ def trained_claims(method: str) -> list[Claim]:
         ),
     )
     if method == "full":
-        return list(made)
-    return [replace(one, key=f"{one.key}_lora", what=f"{one.what}; LoRA adapters") for one in made]
+        return list(result)
+    return [replace(c, key=f"{c.key}_lora", what=f"{c.what}; LoRA adapters") for c in result]
 
 
 def method_claim(arm: str, regime: str) -> Claim:
@@ -112,20 +112,20 @@ CLAIMS = (
 
 def claims(names: Names) -> dict[str, Any]:
     """Every claim's numbers, and which runs they are from."""
-    arms = dict.fromkeys(arm for one in CLAIMS for _, (arm, _) in one.cells)
+    arms = dict.fromkeys(arm for claim in CLAIMS for _, (arm, _) in claim.cells)
     cells = [(arm, regime) for arm in arms for regime in REGIMES]
     seeds = {cell: [n for n in SEEDS if names.usable(names.cell(cell, n))] for cell in cells}
     wanted = sorted({names.cell(cell, seed) for cell in cells for seed in seeds[cell]})
     single = each_run(names, wanted)
-    found = each_name(names, single, wanted)
+    outcomes = each_name(names, single, wanted)
     adapters = {names.trained(arm, n) for arm in arms if arm.endswith("-lora") for n in SEEDS}
     return {
         "schema": 1,
         "metric": "acc",
         "unit": "points of macro accuracy",
-        "claims": {claim.key: _claim(names, found, claim, seeds) for claim in CLAIMS},
+        "claims": {claim.key: _claim(names, outcomes, claim, seeds) for claim in CLAIMS},
         "accuracy": {
-            arm: {regime: _accuracy(names, found, (arm, regime), seeds) for regime in REGIMES}
+            arm: {regime: _accuracy(names, outcomes, (arm, regime), seeds) for regime in REGIMES}
             for arm in arms
         },
         "adapters": {
@@ -141,54 +141,54 @@ def claims(names: Names) -> dict[str, Any]:
 
 
 def _claim(
-    names: Names, found: Outcomes, claim: Claim, seeds: Mapping[Cell, Sequence[int]]
+    names: Names, outcomes: Outcomes, claim: Claim, seeds: Mapping[Cell, Sequence[int]]
 ) -> dict[str, Any]:
     trained = [cell for _, cell in claim.cells if cell[0] != "base"]
     common = [n for n in SEEDS if all(n in seeds[cell] for cell in trained)] if trained else [0]
-    head = {"what": claim.what, "aim": claim.aim, "margin": claim.margin}
+    goal = {"what": claim.what, "aim": claim.aim, "margin": claim.margin}
     if not common:
         missing = [names.cell(cell, 0) for cell in trained if not seeds[cell]]
-        return {**head, "seeds": [], "missing": missing}
+        return {**goal, "seeds": [], "missing": missing}
     sides = [
         (sign, [names.cell(cell, n) for n in (common if cell[0] != "base" else common[:1])])
         for sign, cell in claim.cells
     ]
-    numbers = {fold: difference(found, sides, fold) for fold in CLAIM_FOLDS}
-    by_task = {t: difference(found, sides, "all", [t]) for t in tasks_of(found)}
-    one = {**head, "seeds": common if trained else [], **numbers, "by_task": by_task}
-    return {**one, **judged(one)}
+    numbers = {fold: difference(outcomes, sides, fold) for fold in CLAIM_FOLDS}
+    by_task = {t: difference(outcomes, sides, "all", [t]) for t in tasks_of(outcomes)}
+    entry = {**goal, "seeds": common if trained else [], **numbers, "by_task": by_task}
+    return {**entry, **judged(entry)}
 
 
 def judged(claim: Mapping[str, Any]) -> dict[str, str]:
     """The library's word for the difference on confirm, and whether the aim is reached."""
     if not claim.get("confirm"):
         return {}
-    one, margin = estimate(claim["confirm"]), claim["margin"] / 100
-    verdict = judge(one, margin=margin).verdict
+    effect, margin = estimate(claim["confirm"]), claim["margin"] / 100
+    verdict = judge(effect, margin=margin).verdict
     word = "equivalent" if verdict == "equivalent" else JSON_WORDS[verdict]
-    return {"word": word, "reached": reached(claim["aim"], one, margin)}
+    return {"word": word, "reached": reached(claim["aim"], effect, margin)}
 
 
 def _accuracy(
-    names: Names, found: Outcomes, cell: Cell, seeds: Mapping[Cell, Sequence[int]]
+    names: Names, outcomes: Outcomes, cell: Cell, seeds: Mapping[Cell, Sequence[int]]
 ) -> dict[str, Any] | None:
-    mine = list(dict.fromkeys(names.cell(cell, seed) for seed in seeds[cell]))
-    if not mine:
+    run_names = list(dict.fromkeys(names.cell(cell, seed) for seed in seeds[cell]))
+    if not run_names:
         return None
-    by_seed = [_accuracies(found, name) for name in mine]
-    means = {fold: round(float(np.mean([one[fold] for one in by_seed])), 3) for fold in CLAIM_FOLDS}
-    return means | {"n_runs": sum(len(names.runs[name]) for name in mine)}
+    by_seed = [_accuracies(outcomes, name) for name in run_names]
+    means = {fold: round(float(np.mean([s[fold] for s in by_seed])), 3) for fold in CLAIM_FOLDS}
+    return means | {"n_runs": sum(len(names.runs[name]) for name in run_names)}
 
 
-def _accuracies(found: Outcomes, slug: str) -> dict[str, float]:
+def _accuracies(outcomes: Outcomes, slug: str) -> dict[str, float]:
     """Macro accuracy in percent."""
-    return {fold: round(100 * found.accuracy(slug, FOLDS[fold]), 3) for fold in CLAIM_FOLDS}
+    return {fold: round(100 * outcomes.accuracy(slug, FOLDS[fold]), 3) for fold in CLAIM_FOLDS}
 
 
 def _repeats(runs: Iterable[Sequence[Run]]) -> dict[str, Any] | None:
     """How far the same run made twice lies apart: macro accuracies of evaluations, in points."""
     macros = [
-        [(run.metrics or {})["macro"]["acc"] for run in mine] for mine in runs if len(mine) == 2
+        [(run.metrics or {})["macro"]["acc"] for run in pair] for pair in runs if len(pair) == 2
     ]
     gaps = [100 * (again - first) for first, again in macros]
     if not gaps:
@@ -221,11 +221,12 @@ def recipes(names: Names) -> dict[str, Any]:
             settings = names.runs[name][0].settings
             recipe = "recipe-{objective}-{method}-{steps}-{lr:g}".format_map(settings)
             trained.setdefault(recipe, {})[int(match[1])] = name
-    wanted = [f"{name}-{r}" for mine in trained.values() for name in mine.values() for r in REGIMES]
-    found = each_name(names, each_run(names, wanted), wanted)
+    fine_tunes = [name for by_seed in trained.values() for name in by_seed.values()]
+    wanted = [f"{name}-{regime}" for name in fine_tunes for regime in REGIMES]
+    outcomes = each_name(names, each_run(names, wanted), wanted)
     entries = [
-        _recipe(names, found, recipe, dict(sorted(mine.items())))
-        for recipe, mine in trained.items()
+        _recipe(names, outcomes, recipe, dict(sorted(by_seed.items())))
+        for recipe, by_seed in trained.items()
     ]
     entries.sort(key=_cost)
     return {
@@ -250,7 +251,7 @@ def _cost(entry: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def _recipe(
-    names: Names, found: Outcomes, recipe: str, trained: Mapping[int, str]
+    names: Names, outcomes: Outcomes, recipe: str, trained: Mapping[int, str]
 ) -> dict[str, Any]:
     runs = {seed: names.runs[name][0] for seed, name in trained.items()}
     first = next(iter(runs.values()))
@@ -261,7 +262,7 @@ def _recipe(
     def against_stage1(fold: str, seeds: Sequence[int]) -> dict[str, Any] | None:
         stage1 = (-1, [names.stage1])
         values = {
-            r: difference(found, [(1, [f"{trained[n]}-{r}" for n in seeds]), stage1], fold)
+            r: difference(outcomes, [(1, [f"{trained[n]}-{r}" for n in seeds]), stage1], fold)
             for r in (REGIMES if seeds else ())
         }
         return {"seeds": list(seeds), **values} if seeds and all(values.values()) else None
@@ -295,22 +296,22 @@ def _recipe(
 def lost(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Claims and recipes that would rest on fewer seeds than before, evaluations on fewer runs."""
 
-    def seeds(of: Mapping[str, Any]) -> dict[str, int]:
-        counted = {one["name"]: len(one["seeds"]) for one in of.get("recipes", ())}
-        counted |= {key: len(one["seeds"]) for key, one in of.get("claims", {}).items()}
-        return counted | {name: len(ids) for name, ids in of.get("runs", {}).items()}
+    def seeds(document: Mapping[str, Any]) -> dict[str, int]:
+        counted = {entry["name"]: len(entry["seeds"]) for entry in document.get("recipes", ())}
+        counted |= {key: len(entry["seeds"]) for key, entry in document.get("claims", {}).items()}
+        return counted | {name: len(ids) for name, ids in document.get("runs", {}).items()}
 
-    left = seeds(new)
-    return [name for name, n in seeds(old).items() if left.get(name, 0) < n]
+    new_counts = seeds(new)
+    return [name for name, n in seeds(old).items() if new_counts.get(name, 0) < n]
 
 
 def write(out: Path, new: Mapping[str, Any], *, fewer: bool) -> None:
     """Write a file. UserError if that would lose seeds or runs, unless ``fewer`` is wanted."""
     old = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-    if (gone := lost(old, new)) and not fewer:
+    if (fewer_seeds := lost(old, new)) and not fewer:
         raise UserError(
-            f"{out} has more seeds or runs than are here, of {', '.join(gone)}; put the missing runs "
-            "with their items into BIDIR_RUNS_DIR, or give --fewer"
+            f"{out} has more seeds or runs than are here, of {', '.join(fewer_seeds)}; put the "
+            "missing runs with their items into BIDIR_RUNS_DIR, or give --fewer"
         )
     write_json(out, new)
     print(f"written: {out}")
@@ -322,13 +323,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the files go")
     parser.add_argument("--fewer", action="store_true", help="also from fewer seeds or runs")
     options = parser.parse_args(arguments)
-    end = f"-{options.study}" if options.study else ""
+    suffix = f"-{options.study}" if options.study else ""
     try:
         names = Names.of(options.study)
-        made = {"claims": claims(names), "recipes": recipes(names)}
-        for name, new in made.items():
+        documents = {"claims": claims(names), "recipes": recipes(names)}
+        for name, new in documents.items():
             if name == "claims" or new["recipes"]:
-                write(options.docs / f"{name}{end}.json", new, fewer=options.fewer)
+                write(options.docs / f"{name}{suffix}.json", new, fewer=options.fewer)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

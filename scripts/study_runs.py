@@ -35,19 +35,19 @@ RunsByName = Mapping[str, Sequence[Run]]
 def runs_by_name(roots: Sequence[Path | str] | None = None) -> dict[str, list[Run]]:
     """The finished runs of each name: the newest that has its items, and those made like it; of a
     name without items the newest alone."""
-    found: dict[str, list[Run]] = {}
+    by_name: dict[str, list[Run]] = {}
     done = [run for run in list_runs(roots) if run.name and run.state == "done"]  # newest first
     for run in sorted(done, key=lambda run: not run.has_items):
-        mine = found.setdefault(str(run.name), [])
-        if not mine or (run.has_items and _made_like(run) == _made_like(mine[0])):
-            mine.append(run)
-    return found
+        alike = by_name.setdefault(str(run.name), [])
+        if not alike or (run.has_items and _made_like(run) == _made_like(alike[0])):
+            alike.append(run)
+    return by_name
 
 
 def _made_like(run: Run) -> tuple[object, ...]:
     trained = run.config.get("training_record") or {}
-    same = run.regime, run.settings.get("context"), trained.get("data_fingerprint")
-    return items_key(run, dtype=True), *arm_of(run), *same
+    setup = run.regime, run.settings.get("context"), trained.get("data_fingerprint")
+    return items_key(run, dtype=True), *arm_of(run), *setup
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def chosen_rate(runs: RunsByName, study: str, method: str) -> float | None:
     tried = [
         (float(match[1]), runs[name][0]) for name in runs if (match := pattern.fullmatch(name))
     ]
-    return max(tried, key=lambda one: explore_macro(one[1]), default=(None,))[0]
+    return max(tried, key=lambda pair: explore_macro(pair[1]), default=(None,))[0]
 
 
 def explore_macro(run: Run) -> float:
@@ -134,8 +134,8 @@ def each_name(names: Names, single: Outcomes, wanted: Iterable[str]) -> Outcomes
     }
     return replace(
         single,
-        right={name: np.mean([single.right[id] for id in mine], 0) for name, mine in ids.items()},
-        known={name: np.all([single.known[id] for id in mine], 0) for name, mine in ids.items()},
+        right={name: np.mean([single.right[id] for id in same], 0) for name, same in ids.items()},
+        known={name: np.all([single.known[id] for id in same], 0) for name, same in ids.items()},
     )
 
 
@@ -143,29 +143,29 @@ Side = tuple[int, Sequence[str]]  # a sign, and the runs by seed (one run is the
 
 
 def difference(
-    found: Outcomes, sides: Sequence[Side], fold: str, tasks: Sequence[str] = ()
+    outcomes: Outcomes, sides: Sequence[Side], fold: str, tasks: Sequence[str] = ()
 ) -> dict[str, Any] | None:
     """The signed sum of the sides in points, with its interval, over the items that all scored.
 
     Of these tasks, or of all. None where a task has no such item in this fold.
     """
-    mask = found.mask(*(name for _, runs in sides for name in runs), half=FOLDS[fold])
+    mask = outcomes.mask(*(name for _, runs in sides for name in runs), half=FOLDS[fold])
     values = {}
-    for task in tasks or tasks_of(found):
-        mine = mask & (found.task == task)
-        if not mine.any():
+    for task in tasks or tasks_of(outcomes):
+        in_task = mask & (outcomes.task == task)
+        if not in_task.any():
             return None
-        parts = [
-            sign * np.stack([1.0 * found.right[n][mine] for n in runs]) for sign, runs in sides
-        ]
+        right = {name: values[in_task] for name, values in outcomes.right.items()}
+        parts = [sign * np.stack([1.0 * right[name] for name in runs]) for sign, runs in sides]
         values[task] = sum(parts[1:], parts[0])
     effect = effects.stratified_mean(values)
     ends = {end: _points(getattr(effect.estimate, end)) for end in ("value", "low", "high")}
-    return {**ends, "n": effect.estimate.n, "by_seed": [_points(one) for one in effect.per_seed]}
+    by_seed = [_points(value) for value in effect.per_seed]
+    return {**ends, "n": effect.estimate.n, "by_seed": by_seed}
 
 
-def tasks_of(found: Outcomes) -> list[str]:
-    return list(dict.fromkeys(found.task.tolist()))
+def tasks_of(outcomes: Outcomes) -> list[str]:
+    return list(dict.fromkeys(outcomes.task.tolist()))
 
 
 def _points(fraction: float) -> float:

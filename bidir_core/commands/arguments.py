@@ -19,7 +19,7 @@ def given_in(parsed: argparse.Namespace, *leave_out: str) -> dict[str, Any]:
 
 
 def add_estimate(parser: argparse.ArgumentParser) -> None:
-    """The flag of the commands whose cost can be told before they run."""
+    """The flag of the commands whose cost can be estimated before they run."""
     parser.add_argument(
         "--estimate",
         nargs="?",
@@ -45,13 +45,13 @@ def estimate_command(config: Any, n_devices: int = 0) -> int:
     from bidir_core.jobs.doctor import layer_rate
     from bidir_core.jobs.estimate import estimated, to_text
 
-    found = estimated(config, n_devices, layer_rate=layer_rate)
-    if found.memory_bytes is None:
+    estimate = estimated(config, n_devices, layer_rate=layer_rate)
+    if estimate.memory_bytes is None:
         raise UserError(
-            f"{found.basis[0]}: name it with its size (such as owner/name-3B), or give its folder"
+            f"{estimate.basis[0]}: name it with its size (such as owner/name-3B), or give its folder"
         )
     if not is_helper():
-        print(to_text(found, config))
+        print(to_text(estimate, config))
     return 0
 
 
@@ -121,7 +121,7 @@ def _argument(spec: Field[Any]) -> Any:
         try:
             return parse_value(spec, text)
         except UserError as error:
-            said = str(error).removeprefix(flag_of(spec)).strip()
-            raise argparse.ArgumentTypeError(said) from None
+            message = str(error).removeprefix(flag_of(spec)).strip()
+            raise argparse.ArgumentTypeError(message) from None
 
     return convert

@@ -11,8 +11,8 @@ from bidir_core.data.assets import state
 def fill(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``python -m bidir_core assets``."""
     actions = parser.add_subparsers(metavar="action", required=True)
-    what = "Fetch, verify and convert; nothing if ready."
-    fetch = actions.add_parser("fetch", help=what, description=what)
+    summary = "Fetch, verify and convert; nothing if ready."
+    fetch = actions.add_parser("fetch", help=summary, description=summary)
     fetch.add_argument(
         "names",
         metavar="NAME",
@@ -20,8 +20,8 @@ def fill(parser: argparse.ArgumentParser) -> None:
         help=f"if left out, {' and '.join(assets.default_names())}; the others on request only",
     )
     fetch.set_defaults(action=fetch_command)
-    what = "Print name, version, state and folder of each."
-    listing = actions.add_parser("list", help=what, description=what)
+    summary = "Print name, version, state and folder of each."
+    listing = actions.add_parser("list", help=summary, description=summary)
     listing.set_defaults(action=list_command)
 
 

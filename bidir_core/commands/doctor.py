@@ -22,9 +22,9 @@ def fill(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     if parsed.families:
         return _families(parsed.json)
-    found = diagnose()
-    print(json.dumps(asdict(found), indent=2) if parsed.json else to_text(found))
-    return FAILED if found.problems else OK
+    diagnosis = diagnose()
+    print(json.dumps(asdict(diagnosis), indent=2) if parsed.json else to_text(diagnosis))
+    return FAILED if diagnosis.problems else OK
 
 
 def _families(as_json: bool) -> int:
@@ -38,13 +38,13 @@ def _families(as_json: bool) -> int:
         progress.advance(1)
     progress.close()
     if as_json:
-        print(json.dumps([asdict(one) for one in results], indent=2))
+        print(json.dumps([asdict(result) for result in results], indent=2))
     else:
         print(to_markdown(results))
         print()
         for _, why in refusals():
             print(f"refused: {why}")
-    failed = [one.family for one in results if not one.passed]
+    failed = [result.family for result in results if not result.passed]
     if failed:
         print(f"error: the probe failed for {', '.join(failed)}", file=sys.stderr)
     return FAILED if failed else OK

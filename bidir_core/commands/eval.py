@@ -84,10 +84,10 @@ def _go_on(reference: str, given: dict[str, Any], regimes: Sequence[Regime]) -> 
     if (regime := parse_regime(run.regime)) not in regimes:
         raise UserError(f"the run '{run.id}' is of the regime {regime}, which --regime leaves out")
     path = evaluate.resume(run.path, {**given, "regime": str(regime)})
-    left = regimes[regimes.index(regime) + 1 :]
-    if not left:
+    remaining = regimes[regimes.index(regime) + 1 :]
+    if not remaining:
         return [path]
     devices.sweep()  # two models need not fit at once
     recorded = from_json(EvalConfig, run.settings)
-    config = replace(recorded, **{**given, "regime": str(left[0])})
-    return [path, *evaluate.evaluate_regimes(config, left)]
+    config = replace(recorded, **{**given, "regime": str(remaining[0])})
+    return [path, *evaluate.evaluate_regimes(config, remaining)]

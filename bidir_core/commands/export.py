@@ -20,8 +20,8 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """``export RUN --out DIR``: 0 when the files are on disk."""
-    found = find_run(parsed.run_id, [parsed.runs_dir] if parsed.runs_dir else None)
-    files, notes = export_run(found, parsed.out)
+    source_run = find_run(parsed.run_id, [parsed.runs_dir] if parsed.runs_dir else None)
+    files, notes = export_run(source_run, parsed.out)
     for note in notes:
         print(f"note: {visible(note)}", file=sys.stderr)
     for path in files:

@@ -20,14 +20,14 @@ from bidir_core.train.config import OBJECTIVES, FinetuneConfig
 def fill(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``python -m bidir_core finetune``."""
     objectives = parser.add_mutually_exclusive_group()
-    for one in OBJECTIVES.values():
+    for objective in OBJECTIVES.values():
         objectives.add_argument(
-            one.flag,
+            objective.flag,
             dest="objective",
             action="store_const",
-            const=one.code,
+            const=objective.code,
             default=argparse.SUPPRESS,
-            help=f"{one.code}: {one.what}",
+            help=f"{objective.code}: {objective.what}",
         )
     add_arguments(parser, FinetuneConfig)
     add_resume(parser)
@@ -40,7 +40,7 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.resume is None:
         require_model(given)
         if "objective" not in given:
-            flags = ", ".join(one.flag for one in OBJECTIVES.values())
+            flags = ", ".join(objective.flag for objective in OBJECTIVES.values())
             raise UserError(f"say what to train: one of {flags}")
     if hasattr(parsed, "estimate"):
         return estimate_instead(lambda: FinetuneConfig(**given), parsed)

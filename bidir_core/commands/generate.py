@@ -82,36 +82,38 @@ def run(parsed: argparse.Namespace) -> int:
             print(visible(warning), file=sys.stderr)
     prober = Prober(loaded)
     probes = [prober.require(regime) for regime in regimes]
-    made = [generate(loaded, prompt.ids, regime, sampling) for regime in regimes]
+    generations = [generate(loaded, prompt.ids, regime, sampling) for regime in regimes]
     if parsed.json:
-        answer = to_json(loaded, prompt, sampling, made, probes)
+        answer = to_json(loaded, prompt, sampling, generations, probes)
         print(json.dumps(answer, indent=1, ensure_ascii=False))
     else:
-        print(as_text(made, probes, len(prompt.ids)))
+        print(as_text(generations, probes, len(prompt.ids)))
     return 0
 
 
-def as_text(made: Sequence[Generation], probes: Sequence[ProbeReport], n_prompt: int) -> str:
+def as_text(outputs: Sequence[Generation], probes: Sequence[ProbeReport], n_prompt: int) -> str:
     """What was probed, then the next-token distributions beside each other, then the continuations."""
     width = 34
     n_checks = len(probes[0].checks)
     regimes = ", ".join(probe.regime for probe in probes)
     lines = [f"mask probe: {n_checks} checks passed under {regimes}"]
     lines += [f"next token, behind a prompt of {n_prompt} tokens", ""]
-    lines.append("".join(str(one.regime)[: width - 2].ljust(width) for one in made).rstrip())
-    for rank in range(max(len(one.steps[0].top) for one in made)):
+    titles = [str(output.regime)[: width - 2].ljust(width) for output in outputs]
+    lines.append("".join(titles).rstrip())
+    for rank in range(max(len(output.steps[0].top) for output in outputs)):
         cells = []
-        for one in made:
-            top = one.steps[0].top
+        for output in outputs:
+            top = output.steps[0].top
             cell = ""
             if rank < len(top):
                 share = 100 * math.exp(top[rank].logprob)
                 cell = f"{share:6.2f} %  {printable(repr(top[rank].text))[: width - 12]}"
             cells.append(cell.ljust(width))
         lines.append("".join(cells).rstrip())
-    for one in made:
-        ended = ", then the end of the text" if one.stopped == "end of text" else ""
-        lines += ["", f"--- {one.regime} ({len(one.steps)} tokens{ended})", printable(one.text)]
+    for output in outputs:
+        ended = ", then the end of the text" if output.stopped == "end of text" else ""
+        title = f"--- {output.regime} ({len(output.steps)} tokens{ended})"
+        lines += ["", title, printable(output.text)]
     return "\n".join(lines)
 
 

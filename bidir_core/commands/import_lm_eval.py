@@ -43,7 +43,7 @@ def run(parsed: argparse.Namespace) -> int:
         if not sign:
             raise UserError(f"--task-map {part}: write THEIRS=OURS")
         task_map[theirs.strip()] = ours.strip()
-    done = import_results(
+    imported = import_results(
         parsed.path,
         tasks=[part.strip() for part in parsed.tasks.split(",") if part.strip()],
         task_map=task_map,
@@ -52,7 +52,7 @@ def run(parsed: argparse.Namespace) -> int:
         name=parsed.name,
         runs_dir=parsed.runs_dir,
     )
-    for note in done.notes:
+    for note in imported.notes:
         print(f"note: {visible(note)}", file=sys.stderr)
-    print(done.path)
+    print(imported.path)
     return 0

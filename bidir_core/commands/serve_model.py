@@ -20,9 +20,12 @@ def fill(parser: argparse.ArgumentParser) -> None:
     for flag in ("dtype", "device", "attn"):
         parser.add_argument(f"--{flag}", default="auto")
     parser.add_argument(
-        "--idle-seconds", type=float, default=IDLE_SECONDS, metavar="S",
+        "--idle-seconds",
+        type=float,
+        default=IDLE_SECONDS,
+        metavar="S",
         help=f"end after this long without a request (default: {IDLE_SECONDS:.0f})",
-    )  # fmt: skip
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -45,17 +48,19 @@ def run(parsed: argparse.Namespace) -> int:
     try:
         from bidir_core.models import loading
 
-        loaded = loading.load(
-            parsed.model, checkpoint=parsed.checkpoint, dtype=parsed.dtype, device=parsed.device,
-            attn=parsed.attn,
-        )  # fmt: skip
+        names = ("checkpoint", "dtype", "device", "attn")
+        loaded = loading.load(parsed.model, **{name: getattr(parsed, name) for name in names})
     except UserError as error:
         say("failed", message=str(error))
         return 2
     say(
-        "ready", n_layers=loaded.n_layers, max_length=loaded.max_length, dtype=loaded.dtype,
-        device=str(loaded.device), chat_template=bool(loaded.tokenizer.chat_template),
+        "ready",
+        n_layers=loaded.n_layers,
+        max_length=loaded.max_length,
+        dtype=loaded.dtype,
+        device=str(loaded.device),
+        chat_template=bool(loaded.tokenizer.chat_template),
         trained_regime=(loaded.training_record or {}).get("regime"),
-    )  # fmt: skip
+    )
     serve(loaded, inbox, say, parsed.idle_seconds)
     return 0

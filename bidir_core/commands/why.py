@@ -30,8 +30,8 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.export:
         from bidir_core.explain.dials import export
 
-        found = export(config, parsed.export)
-        print(f"{found['item']}: {parsed.export}")
+        exported = export(config, parsed.export)
+        print(f"{exported['item']}: {parsed.export}")
     else:
         from bidir_core.explain.why import explain
 

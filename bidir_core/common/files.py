@@ -44,8 +44,8 @@ def open_plain(path: Path, most_bytes: int | None = None) -> io.BufferedReader:
         raise
     except (OSError, ValueError) as error:
         raise Damaged(one_line(error)) from error
-    found = os.fstat(file.fileno())
-    if not stat.S_ISREG(found.st_mode) or (most_bytes is not None and found.st_size > most_bytes):
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or (most_bytes is not None and status.st_size > most_bytes):
         file.close()
         raise Damaged(f"it is larger than {most_bytes} bytes, or not a plain file")
     return file
@@ -71,7 +71,7 @@ def read_json(path: Path) -> Any:
 def parse_json(data: bytes) -> Any:
     """A JSON value: finite numbers, integers of 64 bits, whole characters, limited depth.
 
-    Raises Damaged for anything else: what a reader does with such a value is nobody's guess.
+    Raises Damaged for anything else: readers would not agree on such a value.
     """
     try:
         value = json.loads(data.decode("utf-8"))
@@ -82,19 +82,19 @@ def parse_json(data: bytes) -> Any:
     values = [value]
     for _ in range(MOST_JSON_DEPTH):
         inner: list[Any] = []
-        for each in values:
-            if isinstance(each, dict):
-                inner += each
-                inner += each.values()
-            elif isinstance(each, list):
-                inner += each
-            elif isinstance(each, str):
-                if not each.isascii() and any("\ud800" <= c <= "\udfff" for c in each):
+        for item in values:
+            if isinstance(item, dict):
+                inner += item
+                inner += item.values()
+            elif isinstance(item, list):
+                inner += item
+            elif isinstance(item, str):
+                if not item.isascii() and any("\ud800" <= c <= "\udfff" for c in item):
                     raise Damaged("it holds half a character")
-            elif isinstance(each, float):
-                if not math.isfinite(each):
+            elif isinstance(item, float):
+                if not math.isfinite(item):
                     raise Damaged("it holds a number that is not finite")
-            elif isinstance(each, int) and abs(each) >= 2**63:
+            elif isinstance(item, int) and abs(item) >= 2**63:
                 raise Damaged("it holds a number of more than 64 bits")
         values = inner
         if not values:
@@ -112,7 +112,7 @@ def one_line(error: BaseException) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is synced and takes its place.
 
-    What a killed process left of the same file goes, once it is old.
+    Old temporary files that killed processes left of it are removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     remove_left_overs(path.parent, f".{glob.escape(path.name)}.*.tmp")
@@ -140,7 +140,7 @@ def write_json(path: Path, value: Any, *, dense: bool = False) -> None:
 def remove_left_overs(folder: Path, *patterns: str, older_than_seconds: float = 3600) -> None:
     """Remove the hidden files and folders of these patterns that a killed process left.
 
-    By their age: whose process still works on one, perhaps on another machine, has just touched it.
+    Only old ones: a process that still works on one, perhaps on another machine, has just touched it.
     """
     for path in [p for pattern in patterns for p in folder.glob(pattern)]:
         try:
@@ -151,7 +151,7 @@ def remove_left_overs(folder: Path, *patterns: str, older_than_seconds: float = 
             else:
                 path.unlink(missing_ok=True)
         except OSError:
-            continue  # somebody else's
+            continue  # not ours to remove
 
 
 def sync_folder(folder: Path) -> None:

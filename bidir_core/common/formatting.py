@@ -1,4 +1,4 @@
-"""Sentences and text tables computed from numbers and their uncertainty; either way is sayable."""
+"""Numbers and tables as text, and text from outside made harmless."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1
     return "\n".join(lines)
 
 
-# Text from outside, for places that would obey it
+# Text from outside, for terminals and spreadsheets, which would obey it
 
 # Controls but line feed and tab, and the marks that turn the direction of what follows.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")

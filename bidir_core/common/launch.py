@@ -11,21 +11,21 @@ from bidir_core.common.errors import UserError
 
 
 class ProcessLost(RuntimeError):
-    """Another process of this launch failed or died; what was recorded can be gone on with."""
+    """Another process of this launch failed or died; a resumed run continues from what was recorded."""
 
 
 @contextmanager
-def told_when_lost(way_on: str) -> Iterator[None]:
+def told_when_lost(advice: str) -> Iterator[None]:
     """ProcessLost, one clear line, where working together failed because another process is gone."""
     try:
         yield
     except RuntimeError as error:
         # What the communication libraries say when the other end of a connection has died.
-        gone = re.search("gloo|nccl|connection (reset|closed)", str(error), re.IGNORECASE)
-        if launched() == 1 or gone is None:
+        match = re.search("gloo|nccl|connection (reset|closed)", str(error), re.IGNORECASE)
+        if launched() == 1 or match is None:
             raise
         raise ProcessLost(
-            f"another of the {launched()} processes failed or died; {way_on}"
+            f"another of the {launched()} processes failed or died; {advice}"
         ) from error
 
 
@@ -35,7 +35,7 @@ def launched() -> int:
 
 
 def is_helper() -> bool:
-    """Whether this is not the main process of its launch (which does the talking)."""
+    """Whether this is not the main process of its launch (which alone prints)."""
     return launched() > 1 and os.environ.get("RANK", "0") != "0"
 
 
@@ -45,10 +45,9 @@ def asked_for_several() -> bool:
     It does so without ``--multi_gpu``, and with ``--cpu``: there it leaves several to MPI. Only
     this way of starting sets ACCELERATE_USE_CPU, and an address to meet at for more than one.
     """
-    environment = os.environ
-    by_mpi = any(f"{kind}_SIZE" in environment for kind in ("PMI", "OMPI_COMM_WORLD"))
-    asked = {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= environment.keys()
-    return asked and "WORLD_SIZE" not in environment and not by_mpi
+    by_mpi = any(f"{kind}_SIZE" in os.environ for kind in ("PMI", "OMPI_COMM_WORLD"))
+    asked = {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys()
+    return asked and "WORLD_SIZE" not in os.environ and not by_mpi
 
 
 def refuse_several(command: str) -> None:

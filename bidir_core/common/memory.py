@@ -9,10 +9,7 @@ import pyarrow as pa
 
 
 def give_back() -> None:
-    """After much was read and dropped: the allocators of Arrow and of the C library keep it otherwise.
-
-    The C library's only where it is glibc.
-    """
+    """Give memory that was freed back to the system: Arrow and the C library (glibc) would keep it."""
     pa.default_memory_pool().release_unused()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -19,7 +19,7 @@ from bidir_core.common.formatting import visible
 
 LOG = logging.getLogger("bidir_core")
 _HEARTBEAT_SECONDS = 1.0
-TERMINATED = "terminated"  # what a KeyboardInterrupt says that was a SIGTERM
+TERMINATED = "terminated"  # the message of a KeyboardInterrupt that stands for a SIGTERM
 
 
 JOB_DIR = "BIDIR_JOB_DIR"  # the environment's name for a job's folder, and two files in it
@@ -29,14 +29,14 @@ PHASES, RUNS = "phases.txt", "runs.txt"
 def tell_job(file: str, line: str) -> None:
     """Add a line to a file of the job that this process runs in, if it runs in one."""
     if job := os.environ.get(JOB_DIR):
-        # The work matters more than who started it.
+        # A job's folder that is gone must not stop the work.
         with suppress(OSError), open(Path(job) / file, "a", encoding="utf-8") as out:
             out.write(f"{line}\n")
 
 
-def phase(words: str) -> None:
+def phase(title: str) -> None:
     """Say what begins now, before there is a run folder to report in."""
-    tell_job(PHASES, words)
+    tell_job(PHASES, title)
 
 
 class Progress:
@@ -137,7 +137,7 @@ TEMPLATE_SECONDS = 10.0  # for one chat template, or all patterns of an adapter
 
 
 @contextmanager
-def time_limit(seconds: float, what: str) -> Iterator[None]:
+def time_limit(seconds: float, subject: str) -> Iterator[None]:
     """UserError if the work inside takes longer: for templates and patterns of unknown origin.
 
     Only in the main thread, where the signal that interrupts it arrives.
@@ -147,7 +147,7 @@ def time_limit(seconds: float, what: str) -> Iterator[None]:
         return
 
     def stop(*_: object) -> None:
-        raise UserError(f"{what} took longer than {seconds:g} seconds, so it was given up")
+        raise UserError(f"{subject} took longer than {seconds:g} seconds, so it was given up")
 
     previous = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)

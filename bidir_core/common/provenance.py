@@ -39,10 +39,10 @@ def package_versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """The commit this code is at, with ``+changes`` if files differ from it; None outside git.
 
-    ``BIDIR_COMMIT`` says it for a copy of the code that travelled without its git folder.
+    ``BIDIR_COMMIT`` names it for a copy of the code without its git folder.
     """
-    if told := os.environ.get("BIDIR_COMMIT"):
-        return told
+    if recorded := os.environ.get("BIDIR_COMMIT"):
+        return recorded
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:

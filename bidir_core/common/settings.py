@@ -43,7 +43,7 @@ def setting(
 
 def same_as(owner: type, name: str, *, default: Any = MISSING, **changes: Any) -> Any:
     """A field of another config again: its help, role and choices, and its default unless given."""
-    (spec,) = (one for one in fields(owner) if one.name == name)
+    spec = next(spec for spec in fields(owner) if spec.name == name)
     value = spec.default if default is MISSING else default
     return field(default=value, metadata={**spec.metadata, **changes})
 
@@ -78,7 +78,7 @@ def join_list(parts: Iterable[str]) -> str:
 
 
 def parse_value(spec: Field[Any], text: str) -> Any:
-    """What the command line would make of ``text``. Raises UserError where it would."""
+    """``text`` converted as the command line does. Raises UserError for a bad value."""
     return _converter(spec)(text)
 
 
@@ -96,8 +96,8 @@ def _converter(spec: Field[Any]) -> Any:
             if kind.startswith("float"):
                 return float(text)
         except ValueError:
-            what = "a whole number" if kind.startswith("int") else "a number"
-            raise UserError(f"{flag} {text}: give {what}") from None
+            expected = "a whole number" if kind.startswith("int") else "a number"
+            raise UserError(f"{flag} {text}: give {expected}") from None
         return text
 
     return convert
@@ -123,13 +123,13 @@ def command_line(command: str, config: Any) -> str:
     """The terminal line that runs this config; defaults are left out."""
     import shlex
 
-    words = ["python", "-m", "bidir_core", command]
+    line = ["python", "-m", "bidir_core", command]
     for spec in settings_of(type(config)):
         value = getattr(config, spec.name)
         if not spec.metadata["cli"] or value == spec.default:
             continue
         if isinstance(value, bool):
-            words.append(flag_of(spec) if value else "--no-" + flag_of(spec)[2:])
+            line.append(flag_of(spec) if value else "--no-" + flag_of(spec)[2:])
         else:
-            words += [flag_of(spec), join_list(value) if isinstance(value, tuple) else str(value)]
-    return shlex.join(words)
+            line += [flag_of(spec), join_list(value) if isinstance(value, tuple) else str(value)]
+    return shlex.join(line)

@@ -1,9 +1,4 @@
-"""One frozen configuration per command: it serves the command line, the app's forms and config.json.
-
-Each field carries its help text and its *role*. ``identity`` fields decide the numbers, so two
-runs that differ there are different runs and a run can't be resumed with them changed;
-``runtime`` fields decide only where and how the work is done.
-"""
+"""The settings of an evaluation and of a probe; see :mod:`bidir_core.common.settings`."""
 
 from __future__ import annotations
 
@@ -150,7 +145,7 @@ class EvalConfig:
         if self.repeat_prompt < 1:
             raise UserError(f"--repeat-prompt {self.repeat_prompt}: give a number from 1 up")
         object.__setattr__(self, "regime", str(parse_regime(self.regime)))  # canonical print
-        # A run is resumed, and its texts are read again, from whatever folder one is in then.
+        # Absolute paths: a run may be resumed, and its texts read again, from another folder.
         object.__setattr__(self, "model", absolute_place(self.model))
         object.__setattr__(self, "tasks", tuple(absolute_task(task) for task in self.tasks))
         if self.items_file is not None:
@@ -159,9 +154,6 @@ class EvalConfig:
                     "--items-file names the items by itself; leave --limit and --fold out beside it"
                 )
             object.__setattr__(self, "items_file", absolute_items(self.items_file))
-
-
-# What the probe is asked: a model, and the regime it should follow.
 
 
 @dataclass(frozen=True, kw_only=True)

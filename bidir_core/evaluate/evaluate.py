@@ -69,7 +69,7 @@ def evaluate_regimes(
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
 
     def run(regime: Regime) -> Path:
-        own = replace(config, regime=str(regime))
+        run_config = replace(config, regime=str(regime))
         facts = run_facts(loaded, prepared.facts, regime, config.tasks)
         if config.items_file is not None:
             facts["given_items"] = GivenItems(config.items_file).record()
@@ -78,14 +78,14 @@ def evaluate_regimes(
         def begin() -> RunWriter:
             return RunWriter.create(
                 stage_dir_for("eval", regime=regime, checkpoint=config.checkpoint),
-                to_json(own),
+                to_json(run_config),
                 root=config.runs_dir,
                 name=config.name,
                 folder=folder,
                 **facts,
             )
 
-        return _score(begin, own, loaded, regime, prepared.plans[regime.is_causal])
+        return _score(begin, run_config, loaded, regime, prepared.plans[regime.is_causal])
 
     return [run(regime) for regime in regimes]
 
@@ -107,7 +107,7 @@ def resume(
     """
     run, config = resumable(reference, "eval", EvalConfig, given, runs_dir=runs_dir)
     if run.state == "done":
-        return run.path  # nothing left to do, and saying so twice must be harmless
+        return run.path  # resuming a finished run changes nothing
     config = as_recorded(config, run, given)
     if "adapter" not in run.settings and config.dtype != "float32":
         config = replace(config, adapter="beside")  # what runs did before the setting existed
@@ -117,9 +117,9 @@ def resume(
     check_same(run, "data_fingerprint", prepared.facts["data_fingerprint"], "the benchmark data")
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
     check_same(run, "model_fingerprint", loaded.fingerprint, "the model")
-    before = run.status.get("cost")
+    previous_cost = run.status.get("cost")
     scoring = prepared.plans[regime.is_causal]
-    return _score(lambda: RunWriter.resume(run), config, loaded, regime, scoring, before)
+    return _score(lambda: RunWriter.resume(run), config, loaded, regime, scoring, previous_cost)
 
 
 def _score(
@@ -128,22 +128,23 @@ def _score(
     loaded: LoadedModel,
     regime: Regime,
     plan: ScoringPlan,
-    before: Mapping[str, Any] | None = None,
+    previous_cost: Mapping[str, Any] | None = None,
 ) -> Path:
     """Score in this process, or share it with the others of an ``accelerate launch``."""
-    crew = processes.team(config.device)
-    writers = []
+    team = processes.team(config.device)
+    writer: RunWriter | None = None  # only in the main process
 
     def open_folder() -> Path:
-        writers.append(begin())
-        return writers[0].path
+        nonlocal writer
+        writer = begin()
+        return writer.path
 
-    path = crew.on_main(open_folder)
-    if writers:
-        score_into(writers[0], config, loaded, regime, plan, before, team=crew)
+    path = team.on_main(open_folder)
+    if writer is not None:
+        score_into(writer, config, loaded, regime, plan, previous_cost, team=team)
     else:
-        with processes.main_asked_for(path, crew.world):
-            score_share(path, config, loaded, regime, plan, crew)
+        with processes.main_asked_for(path, team.world):
+            score_share(path, config, loaded, regime, plan, team)
     return path
 
 
@@ -160,20 +161,20 @@ class Prepared(NamedTuple):
 
 def prepare(
     config: EvalConfig,
-    place: LoadedModel | loading.Preflight,
+    model: LoadedModel | loading.Preflight,
     regimes: Sequence[Regime],
     chat_date: str = CHAT_DATE,
 ) -> Prepared:
     """Read the items, tokenise them and plan the batches of each kind of regime."""
     items = read_items(config)
-    encoded, bos_added = encode(config, place, items, chat_date)
+    encoded, bos_added = encode(config, model, items, chat_date)
     plans = {
         regime.is_causal: plan_scoring(
             encoded,
             regime=regime,
-            device=place.device,
+            device=model.device,
             batch_tokens=config.batch_tokens,
-            implementation=place.implementation,
+            implementation=model.implementation,
         )
         for regime in regimes
     }
@@ -216,7 +217,7 @@ def preflight(config: EvalConfig, regime: Regime) -> loading.Preflight:
 def chat_date_of(run: Run) -> str:
     """The date that a run's chat template was told.
 
-    Runs that do not record it told the day on which they ran.
+    Runs that do not record it used the day on which they ran.
     """
     if recorded := run.config.get("chat_date"):
         return str(recorded)
@@ -244,7 +245,7 @@ def encode(
 
 
 def regime_warning(record: Mapping[str, Any] | None, regime: Regime) -> str | None:
-    """What to tell who evaluates a checkpoint under another regime than it was trained with."""
+    """A warning where a checkpoint is evaluated under another regime than it was trained with."""
     trained = (record or {}).get("regime")
     if not isinstance(trained, str) or trained == str(regime):
         return None
@@ -257,12 +258,10 @@ def regime_warning(record: Mapping[str, Any] | None, regime: Regime) -> str | No
 
 def item_facts(items: Sequence[Item], bos_added: bool, chat_date: str | None) -> dict[str, Any]:
     """What a run's ``config.json`` says of its items and how they were written out."""
-    return {
-        "data_fingerprint": data_fingerprint(items),
-        "bos_added": bos_added,
-        **({"chat_date": chat_date} if chat_date else {}),
-        "answer_positions": answer_positions(items),
-    }
+    facts: dict[str, Any] = {"data_fingerprint": data_fingerprint(items), "bos_added": bos_added}
+    if chat_date:
+        facts["chat_date"] = chat_date
+    return {**facts, "answer_positions": answer_positions(items)}
 
 
 def run_facts(
@@ -270,21 +269,25 @@ def run_facts(
 ) -> dict[str, Any]:
     """What stands beside the settings in a run's ``config.json``; ``facts``: of its items."""
     warning = regime_warning(loaded.training_record, regime)
-    splits = loaded.implementation == "split"
+    optional: dict[str, Any] = {}
+    if loaded.fused:
+        optional["fused_kernels"] = list(loaded.fused)
+    if loaded.implementation == "split":
+        optional["split_from_tokens"] = loaded.handle.split_from
+    if loaded.adapter:
+        optional["adapter"] = loaded.adapter
     return {
         "model_fingerprint": loaded.fingerprint,
         "tokenizer_fingerprint": loaded.tokenizer_fingerprint,
         **facts,
         "dtype": loaded.dtype,
         "attention": loaded.implementation,
-        **({"fused_kernels": list(loaded.fused)} if loaded.fused else {}),
-        **({"split_from_tokens": loaded.handle.split_from} if splits else {}),
         "device": str(loaded.device),
-        **({"adapter": loaded.adapter} if loaded.adapter else {}),
+        **optional,
         "training_record": loaded.training_record,
         "warnings": [
             *([warning] if warning else []),
-            *getattr(loaded, "notes", ()),  # a model of one's own has none
+            *getattr(loaded, "notes", ()),  # a user's own model object has none
             *same_name_sentences(tasks, loaded.training_record),
             *one_sided_sentences(facts["answer_positions"]),
         ],
@@ -294,7 +297,7 @@ def run_facts(
 def as_recorded(config: ConfigT, run: Run, given: Mapping[str, Any]) -> ConfigT:
     """A resumed run's settings, on the device named now.
 
-    "auto" may choose otherwise on another device; one run has one number format and batch plan.
+    "auto" may choose otherwise on another device, but a run keeps its number format and batch plan.
     """
     recorded = {"dtype": "dtype", "attn": "attention", "batch_tokens": "batch_tokens"}
     known = {
@@ -305,11 +308,11 @@ def as_recorded(config: ConfigT, run: Run, given: Mapping[str, Any]) -> ConfigT:
     return replace(config, device=given.get("device", config.device), **known)
 
 
-def check_same(run: Run, key: str, now: str, what: str) -> None:
+def check_same(run: Run, key: str, current: str, subject: str) -> None:
     """UserError if a run that is to be resumed was made with other data or another model."""
     recorded = run.config.get(key)
-    if recorded is not None and recorded != now:
+    if recorded is not None and recorded != current:
         raise UserError(
-            f"cannot resume '{run.id}': {what} changed since it was started; start a new run "
+            f"cannot resume '{run.id}': {subject} changed since it was started; start a new run "
             "without --resume"
         )

@@ -84,8 +84,8 @@ class Forest(NamedTuple):
 
 
 def grow(segments: Sequence[Segment]) -> Forest:
-    """Build segments' trees. Building takes longer than planning with sizes: it is done by batch."""
-    # Per choice, over all segments. One more stands behind the last: it shares nothing.
+    """Build segments' trees. Slower than planning with sizes alone, so it is done batch by batch."""
+    # Per choice, over all segments; ``shared`` has one more behind the last, which shares nothing.
     shared = np.array([n for s in segments for n in s.shared] + [0])
     scored = np.array([n for s in segments for n in s.scored])
     length = np.array([len(text) - 1 for s in segments for text in s.texts])
@@ -95,12 +95,13 @@ def grow(segments: Sequence[Segment]) -> Forest:
     begin = end - [len(s) for s in segments]
     first = np.cumsum(n_choices) - n_choices
 
-    own = length - shared[:-1]  # tokens that a choice adds to the tree, and the first one's index
-    start = np.repeat(n_prefix, n_choices) + np.cumsum(own) - own
+    # Tokens that a choice adds to the tree, and the index of the first of them.
+    n_added = length - shared[:-1]
+    start = np.repeat(n_prefix, n_choices) + np.cumsum(n_added) - n_added
     start += np.repeat(np.cumsum(n_prefix) - n_prefix, n_choices)
-    # Where the subtrees end that a choice leaves: the first one leaves the tree before.
-    left = np.append(start, end[-1])
-    left[first[1:]] = begin[1:]
+    # A choice ends the subtrees of the choice before it; a first choice, those of the last tree.
+    subtree_end = np.append(start, end[-1])
+    subtree_end[first[1:]] = begin[1:]
 
     ids, position, exit_ = (np.empty(end[-1], dtype=np.int64) for _ in range(3))
     ids[:] = np.concatenate(
@@ -112,20 +113,20 @@ def grow(segments: Sequence[Segment]) -> Forest:
     )
     position[:] = np.arange(end[-1]) - np.repeat(begin, end - begin)
     exit_[:] = np.repeat(end, end - begin)
-    depth = _ranges(shared[:-1], own)
-    index = _ranges(start, own)
-    position[index] = np.repeat(np.repeat(n_prefix, n_choices), own) + depth
+    depth = _ranges(shared[:-1], n_added)
+    index = _ranges(start, n_added)
+    position[index] = np.repeat(np.repeat(n_prefix, n_choices), n_added) + depth
     # A token's subtree ends where a later choice leaves the path at or above its depth.
-    later = np.repeat(np.arange(len(own)), own) + 1
-    while (on := np.flatnonzero(shared[later] > depth)).size:
-        later[on] += 1
-    exit_[index] = left[later]
+    later = np.repeat(np.arange(len(n_added)), n_added) + 1
+    while (moving := np.flatnonzero(shared[later] > depth)).size:
+        later[moving] += 1
+    exit_[index] = subtree_end[later]
 
     # A choice's tokens are its own or, above, those of choices before it; none is of the prefix.
     depth = _ranges(length - scored, scored)
-    owner = np.repeat(np.arange(len(own)), scored)
-    while (on := np.flatnonzero((depth >= 0) & (shared[owner] > depth))).size:
-        owner[on] -= 1
+    owner = np.repeat(np.arange(len(n_added)), scored)
+    while (moving := np.flatnonzero((depth >= 0) & (shared[owner] > depth))).size:
+        owner[moving] -= 1
     root = np.repeat(begin + n_prefix - 1, n_choices)
     heads = np.where(depth < 0, root[owner], start[owner] + depth - shared[owner])
     return Forest(ids, position, exit_, heads)
@@ -143,24 +144,24 @@ def build_segments(encoded: EncodedItem, *, causal: bool = False) -> list[Segmen
     Choices of one context share a segment; winogrande has a context per choice, hence two, unless
     ``causal`` says that the regime is plainly causal: then they share what their contexts share.
     """
-    everyone = range(len(encoded.continuations))
+    choices = range(len(encoded.continuations))
     if causal and len(encoded.prefixes) > 1:
         first, *others = (prefix.ids.tolist() for prefix in encoded.prefixes)
         common = min(_common(first, other) for other in others)
         if common > 0:
-            rest = [
+            tails = [
                 np.concatenate([encoded.prefix(c).ids[common:], encoded.continuations[c].ids])
-                for c in everyone
+                for c in choices
             ]
-            scored = [len(encoded.continuations[c]) for c in everyone]
-            return [_build_segment(encoded.prefixes[0].ids[:common], everyone, rest, scored)]
+            scored = [len(encoded.continuations[c]) for c in choices]
+            return [_build_segment(encoded.prefixes[0].ids[:common], choices, tails, scored)]
     groups: dict[bytes, list[int]] = {}
-    for choice in everyone:
+    for choice in choices:
         groups.setdefault(encoded.prefix(choice).ids.tobytes(), []).append(choice)
     texts = [tokens.ids for tokens in encoded.continuations]
     return [
-        _build_segment(encoded.prefix(own[0]).ids, own, texts, [len(ids) for ids in texts])
-        for own in groups.values()
+        _build_segment(encoded.prefix(group[0]).ids, group, texts, [len(ids) for ids in texts])
+        for group in groups.values()
     ]
 
 
@@ -203,37 +204,38 @@ def plan_batches(
     ``ramp``: the first two and the last one are smaller, down to a quarter, since a device waits for
     the first to be put together, and a run for the last to be recorded.
     """
-    longest = [max((len(s) for s in own), default=0) for own in segments]
+    longest = [max((len(s) for s in trees), default=0) for trees in segments]
     order = sorted((i for i, n in enumerate(longest) if n), key=lambda i: (-longest[i], i))
     sizes = {i: sum(map(len, segments[i])) for i in order}
     batches: list[Batch] = []
-    left, quarter = sum(sizes.values()), batch_tokens // 4
+    tokens_left, quarter = sum(sizes.values()), batch_tokens // 4
     while order:
         limit = batch_tokens
         if ramp:
             limit = quarter << min(len(batches), 2)
-            if 1.5 * quarter < left <= batch_tokens:
-                limit = min(limit, left - quarter)
+            if 1.5 * quarter < tokens_left <= batch_tokens:
+                limit = min(limit, tokens_left - quarter)
         tokens, n = sizes[order[0]], 1
         while n < len(order) and tokens + sizes[order[n]] <= limit:
             tokens, n = tokens + sizes[order[n]], n + 1
         batches.append(Batch(tuple(order[:n])))
-        left, order = left - tokens, order[n:]
+        tokens_left, order = tokens_left - tokens, order[n:]
     return batches
 
 
 def pack_rows(lengths: Sequence[int]) -> tuple[int, list[list[int]]]:
     """Rows of one width that hold all ``lengths``: the width, and the indices in each row.
 
-    Of the widths between the longest and twice it, the one that costs least: its slots, each
-    dearer the wider the row, since attention is paid by pairs.
+    The cheapest width between the longest and twice that. A slot costs more the wider the row,
+    since attention compares pairs.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    longest, total = -(-lengths[order[0]] // ROW_MULTIPLE) * ROW_MULTIPLE, sum(lengths)
+    longest = math.ceil(lengths[order[0]] / ROW_MULTIPLE) * ROW_MULTIPLE
+    total = sum(lengths)
     best, least = (0, list[list[int]]()), math.inf
     for width in range(longest, 2 * longest + 1, ROW_MULTIPLE):
         price = width * (ATTENTION_EVENS_AT + width)
-        if -(-total // width) * price >= least:  # not even full rows would be cheaper
+        if math.ceil(total / width) * price >= least:  # not even full rows would be cheaper
             continue
         rows = _best_fit(lengths, order, width)
         if len(rows) * price < least:
@@ -244,7 +246,7 @@ def pack_rows(lengths: Sequence[int]) -> tuple[int, list[list[int]]]:
 def _best_fit(lengths: Sequence[int], order: Sequence[int], width: int) -> list[list[int]]:
     """Each length, longest first, into the row with the least room that takes it."""
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # what is free, and in which row; sorted
+    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
     for index in order:
         length = lengths[index]
         at = bisect.bisect_left(room, (length, 0))
@@ -278,7 +280,7 @@ def collate(segments: Sequence[Segment], *, padded: bool) -> Collated:
     """Lay segments out in one packed row, or ``padded`` in several of one width (``pack_rows``)."""
     lengths = np.array([len(s) for s in segments])
     n_prefix = np.array([s.n_prefix for s in segments])
-    grown = grow(segments)
+    forest = grow(segments)
     if padded:
         width, rows = pack_rows(lengths.tolist())
         shape = (len(rows), width)
@@ -302,15 +304,15 @@ def collate(segments: Sequence[Segment], *, padded: bool) -> Collated:
     beyond = np.tile(np.arange(1, shape[1] + 1), shape[0])  # padding sees itself alone
     layout = Layout(
         item=spread(np.repeat(np.arange(len(segments)), lengths), PADDING),
-        position=spread(grown.position, 0),
+        position=spread(forest.position, 0),
         n_prefix=spread(np.repeat(n_prefix, lengths), 0),
-        exit=spread(grown.exit + np.repeat(begin - before, lengths), beyond),
+        exit=spread(forest.exit + np.repeat(begin - before, lengths), beyond),
         spans=None if padded else tuple(zip(begin.tolist(), (begin + lengths).tolist())),
     )
-    predicting, source = np.unique(grown.heads, return_inverse=True)
+    predicting, source = np.unique(forest.heads, return_inverse=True)
     target = np.concatenate([t for s in segments for t in s.targets])
     return Collated(
-        spread(grown.ids, 0),
+        spread(forest.ids, 0),
         layout,
         torch.from_numpy(flat[predicting]),
         torch.from_numpy(source),

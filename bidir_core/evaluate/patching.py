@@ -8,7 +8,7 @@ keys and values passes from one token to the others.
 Clipping asks for the other thing that sets a first token apart, its outlying norm: where a layer
 begins, its hidden state is scaled down to the median norm of the prompt's other tokens, while its
 causal keys stay patched in, so that it is attended to as before. Keys and values are computed from
-normalised states, so what is lost is what the norm does: it keeps the layers' updates small beside it.
+normalised states, so clipping removes only the norm's own effect: updates small relative to it.
 """
 
 from __future__ import annotations
@@ -90,11 +90,11 @@ class Patch:
                 )
             norm = hidden.float().norm(dim=-1)[rows]
             median = torch.where(others, norm, torch.nan).nanmedian(dim=-1).values
-            own = hidden[rows, columns].float()
+            state = hidden[rows, columns].float()
             # A prompt of one token has no others, and its own norm stays.
-            scale = (median / own.norm(dim=-1)).nan_to_num(1.0).clamp(max=1.0)
+            scale = (median / state.norm(dim=-1)).nan_to_num(1.0).clamp(max=1.0)
             hidden = hidden.clone()
-            hidden[rows, columns] = (own * scale[:, None]).to(hidden.dtype)
+            hidden[rows, columns] = (state * scale[:, None]).to(hidden.dtype)
             return (hidden, *arguments[1:])
 
         return clip
@@ -102,12 +102,12 @@ class Patch:
     def capture(self, model: Any, handle: Handle, ids: torch.Tensor, layout: Layout) -> Edit:
         """The edit that patches a batch of tokens ``ids`` ``[batch, time]`` laid out as ``layout``.
 
-        Causally, a token depends on those up to itself alone, so only these are run.
+        A causal token depends only on those up to itself, so only these are run.
         """
         rows, columns = self._places(layout)
         if not len(rows):
             return lambda _, key, value: (key, value)
-        first = columns - self.token  # items stand whole in a row: a prefix from position 0 on
+        first = columns - self.token  # the column of the prefix's position 0
         steps = torch.arange(self.token + 1, device=ids.device)
         opening = ids[rows[:, None], first[:, None] + steps]
         kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -143,6 +143,6 @@ class Patch:
 
     def _places(self, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
         """Row and column of the token in each item that has it in its prefix."""
-        here = (layout.position == self.token) & (layout.n_prefix > self.token)
-        rows, columns = torch.nonzero(here & (layout.item != PADDING), as_tuple=True)
+        is_token = (layout.position == self.token) & (layout.n_prefix > self.token)
+        rows, columns = torch.nonzero(is_token & (layout.item != PADDING), as_tuple=True)
         return rows, columns

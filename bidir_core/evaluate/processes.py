@@ -1,8 +1,8 @@
 """The processes of one ``accelerate launch``: who is who, and how the others do their share.
 
 The main process owns the run folder and is the only one that writes it. Every other process scores
-its share of the same batch plan into ``<run>/.parts/rank<n>.jsonl``, and says in ``rank<n>.json``
-who it is and how far. The main one adds the parts to its own records and completes the run. Files,
+its share of the same batch plan into ``<run>/.parts/rank<n>.jsonl``, and writes its state and
+progress to ``rank<n>.json``. The main one adds the parts to its own records and completes the run. Files,
 not collectives, carry the results: what was scored survives any of the processes, a run goes on
 with another number of them, and nobody waits for a process that has died.
 """
@@ -52,16 +52,16 @@ class Team:
             return work()
         from accelerate.utils import broadcast_object_list
 
-        told: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]
         if self.is_main:
             try:
-                told[0] = work()
+                outcome[0] = work()
             except UserError as error:
-                told[1] = error
-        broadcast_object_list(told)
-        if told[1] is not None:
-            raise told[1]
-        return told[0]
+                outcome[1] = error
+        broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
 
 
 ALONE = Team()
@@ -81,7 +81,7 @@ def team(device: str = "auto") -> Team:
 def on_cpu(device: str) -> bool:
     """What accelerate has to be told before it connects processes: it does not look by itself.
 
-    Told of GPUs where there are none, it leaves each process alone, to do all the work.
+    If it expects GPUs where there are none, it connects nothing, and each process does all the work.
     """
     from bidir_core.models.devices import choose_device
 
@@ -98,7 +98,7 @@ def check_connected(world: int) -> None:
 
 
 def leave() -> None:
-    """Part from the other processes of this launch, at the end of a command that has succeeded.
+    """Disconnect from the other processes of this launch, when a command has succeeded.
 
     A process that just ends leaves its connections' threads to the interpreter's last moments,
     and now and then one of them then aborts it ("terminate called without an active exception").
@@ -111,8 +111,8 @@ def leave() -> None:
         return
     from accelerate import PartialState
 
-    # The main one may be writing still. NCCL waits for it in either call, but takes a long wait
-    # in the second for a fault.
+    # The main one may still be writing. NCCL waits for it in either call, but treats a long wait
+    # in the second as a fault.
     with told_when_lost("its own message says why"):
         PartialState().wait_for_everyone()
         dist.destroy_process_group()
@@ -124,18 +124,18 @@ def share(batches: Sequence[Sequence[int]], weights: Sequence[int], team: Team) 
     ``weights``: tokens of each item, by the item's index. The plan is the same in every process
     and whatever their number; only who runs a batch differs.
     """
-    loads, mine = [0] * team.world, []
+    loads, assigned = [0] * team.world, []
     for batch in batches:
         rank = loads.index(min(loads))
         loads[rank] += sum(weights[index] for index in batch)
         if rank == team.rank:
-            mine.append(list(batch))
-    return mine
+            assigned.append(list(batch))
+    return assigned
 
 
 @dataclass
 class Part:
-    """What a process other than the main one writes: its records, and how it fares."""
+    """What a process other than the main one writes: its records and its state."""
 
     folder: Path
     rank: int
@@ -173,10 +173,10 @@ class Parts:
         self.folder, self.team = run / PARTS, team
 
     def states(self) -> dict[int, dict[str, Any]]:
-        """What each of the others said last; one that has not begun yet is left out."""
+        """The last state of each of the others; one that has not begun yet is left out."""
         ranks = range(1, self.team.world)
-        found = {rank: _read(self.folder / f"rank{rank}.json") for rank in ranks}
-        return {rank: state for rank, state in found.items() if state}
+        by_rank = {rank: _read(self.folder / f"rank{rank}.json") for rank in ranks}
+        return {rank: state for rank, state in by_rank.items() if state}
 
     def check(self) -> dict[int, dict[str, Any]]:
         """The states; ProcessLost if one of the others has failed or died."""
@@ -186,7 +186,7 @@ class Parts:
                 raise ProcessLost(f"process {rank} of {self.team.world}: {state['error']}")
             if state["state"] == "running" and not is_alive({**state, "heartbeat": time.time()}):
                 last = _read(self.folder / f"rank{rank}.json")
-                if last.get("state") == "done":  # it finished and ended since it was read
+                if last.get("state") == "done":  # it finished after it was read above
                     states[rank] = last
                     continue
                 raise ProcessLost(
@@ -199,7 +199,7 @@ class Parts:
     def asked_why(self) -> Iterator[None]:
         """ProcessLost where a launcher ends this process because it has lost another.
 
-        Whoever ends them all leaves every other process alive, done, or just as stopped.
+        Where a user ends them all, every other process is alive, done, or stopped in the same way.
         """
         try:
             yield
@@ -219,11 +219,11 @@ class Parts:
                     ) from None
             raise
 
-    def wait(self, told: Callable[[int], None]) -> None:
-        """Wait until all others are done; ``told`` hears how many items they have scored."""
+    def wait(self, report_done: Callable[[int], None]) -> None:
+        """Wait until all others are done; ``report_done`` gets the number of items they have scored."""
         while True:
             states = self.check()
-            told(sum(state["done"] for state in states.values()))
+            report_done(sum(state["done"] for state in states.values()))
             if sum(state["state"] == "done" for state in states.values()) == self.team.world - 1:
                 return
             time.sleep(_POLL_SECONDS)
@@ -231,7 +231,7 @@ class Parts:
 
 @contextmanager
 def main_asked_for(run: Path, world: int) -> Iterator[None]:
-    """ProcessLost, naming the main process of ``world``, where this one ends because that has died.
+    """ProcessLost, naming the main process of ``world``, where this one ends because that one died.
 
     A launcher then ends the others, or what they do together with it fails.
     """
@@ -240,8 +240,8 @@ def main_asked_for(run: Path, world: int) -> Iterator[None]:
             yield
     except (KeyboardInterrupt, ProcessLost) as stopped:
         main = _read(run / "status.json")
-        told = isinstance(stopped, ProcessLost) or str(stopped) == TERMINATED
-        if not told or main.get("state") != "running" or is_alive(main):
+        was_ended = isinstance(stopped, ProcessLost) or str(stopped) == TERMINATED
+        if not was_ended or main.get("state") != "running" or is_alive(main):
             raise
         raise ProcessLost(
             f"{_named(0, world, main)} died before the run was complete; go on with --resume"
@@ -253,7 +253,7 @@ def _named(rank: int, world: int, state: Mapping[str, Any]) -> str:
 
 
 def absorb(writer: RunWriter) -> list[dict[str, Any]]:
-    """Move what other processes recorded into the run's own file; what each of them spent."""
+    """Move what other processes recorded into the run's own file; returns the cost of each."""
     folder = writer.path / PARTS
     for path in sorted(folder.glob("*.jsonl")):
         writer.append(read_jsonl(path)[0])

@@ -1,4 +1,4 @@
-"""Look-ahead at random: as many prefix tokens see as many later ones as under a regime, but others.
+"""Random look-ahead: as many (token, later token) pairs as under a regime, but drawn at random.
 
 A regime may help because *less* is seen ahead, or because of *who* no longer looks. Under
 ``random=S`` all the pairs (token, later token) that the regime opens, summed over the layers, are
@@ -59,7 +59,7 @@ class RandomAhead:
             yield
 
     def n_captured(self, layout: Layout) -> int:
-        """No token is computed for it beside the batch."""
+        """No token is computed besides those of the batch."""
         return 0
 
 
@@ -88,16 +88,16 @@ class RandomPlan(Plan):
         rows = slice(0 if last is None else end - start - last, None)
         key, n_prefix = self.layout.position[:, start:end], self.layout.n_prefix[:, start:end]
         query = key[:, rows]
-        lengths, which = n_prefix.unique(return_inverse=True)
+        lengths, table_index = n_prefix.unique(return_inverse=True)
         longest = max(1, int(lengths.max()))  # without any prefix nothing is ahead
         tables = np.zeros((len(lengths), longest, longest), dtype=bool)
         for table, n in zip(tables, lengths.tolist()):
             if n > 1:
                 table[:n, :n] = draw(self.regime, n, self.n_layers, layer, self.seed)
         seen = torch.from_numpy(tables).to(ahead.device)
-        within = longest - 1  # beyond their prefix, tokens see nothing ahead
-        query, key = query.clamp(max=within), key.clamp(max=within)
-        drawn = seen[which[:, rows, None], query[:, :, None], key[:, None]]
+        last_position = longest - 1  # beyond their prefix, tokens see nothing ahead
+        query, key = query.clamp(max=last_position), key.clamp(max=last_position)
+        drawn = seen[table_index[:, rows, None], query[:, :, None], key[:, None]]
         allowed = allowed & (~ahead | drawn)
         mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
         return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
@@ -115,10 +115,10 @@ def draw(regime: Regime, n_prefix: int, n_layers: int, layer: int, seed: int) ->
 @lru_cache(maxsize=1 << 14)  # the next batch has the same lengths again
 def _drawn(regime: Regime, n_prefix: int, n_layers: int, layer: int, seed: int) -> np.ndarray:
     total = n_ahead(regime, n_prefix, n_layers)
-    here = total // n_layers + (layer < total % n_layers)
+    n_here = total // n_layers + (layer < total % n_layers)
     query, key = np.triu_indices(n_prefix, 1)
     random = np.random.default_rng([seed, layer, n_prefix])
-    chosen = random.permutation(len(query))[:here]
+    chosen = random.permutation(len(query))[:n_here]
     seen = np.zeros((n_prefix, n_prefix), dtype=bool)
     seen[query[chosen], key[chosen]] = True
     return np.packbits(seen)
@@ -128,7 +128,5 @@ def _drawn(regime: Regime, n_prefix: int, n_layers: int, layer: int, seed: int) 
 def n_ahead(regime: Regime, n_prefix: int, n_layers: int) -> int:
     """Pairs (token, later token) that a regime opens in a prompt, summed over all layers."""
     by_layer = [regime.at_layer(layer) for layer in range(n_layers)]
-    count = {
-        each: int(np.triu(visibility(each, n_prefix, n_prefix), 1).sum()) for each in set(by_layer)
-    }
-    return sum(count[each] for each in by_layer)
+    count = {r: int(np.triu(visibility(r, n_prefix, n_prefix), 1).sum()) for r in set(by_layer)}
+    return sum(count[r] for r in by_layer)

@@ -31,7 +31,7 @@ def score_into(
     loaded: LoadedModel,
     regime: Regime,
     plan: ScoringPlan,
-    before: Mapping[str, Any] | None = None,
+    previous_cost: Mapping[str, Any] | None = None,
     *,
     title: str = "",
     advanced: Callable[[int], None] | None = None,
@@ -39,9 +39,10 @@ def score_into(
 ) -> None:
     """Probe the model, score what the run has not recorded, and complete the run.
 
-    ``plan``: of the items, for a regime that is causal or not as ``regime`` is. ``before``: the cost
-    of the process that was killed, if the run is resumed. ``title`` names the progress bar;
-    ``advanced`` is told of items as they are done. In a ``team`` this is what its main process does; see :func:`score_share`.
+    ``plan``: of the items, causal exactly if ``regime`` is. ``previous_cost``: of the process that
+    was killed, if the run is resumed. ``title`` names the progress bar; ``advanced`` is called with
+    the number of items just done. This is the main process's part of a ``team``; the others run
+    :func:`score_share`.
     """
     parts, encoded = Parts(writer.path, team), plan.encoded
     with (
@@ -52,8 +53,8 @@ def score_into(
         devices.reusing_memory(loaded.device),
         parts.asked_why(),
     ):
-        # What other processes had recorded, and spent, when the run was stopped.
-        spent: list[Mapping[str, Any]] = [before or {}, *absorb(writer)]
+        # Costs so far, with those of other processes from before the run was stopped.
+        spent: list[Mapping[str, Any]] = [previous_cost or {}, *absorb(writer)]
         log.info("%s under %s, %d items -> %s", config.model, regime, len(encoded), writer.id)
         for warning in writer.config.get("warnings") or []:
             log.warning("%s", warning)
@@ -65,13 +66,13 @@ def score_into(
             report.require(_meaningless(writer.path))
 
         # A GPU computes its first batches meanwhile; no score is looked at before the probe passes.
-        beside = _beside(loaded)
-        if not beside:
+        probe_meanwhile = _beside(loaded)
+        if not probe_meanwhile:
             probe()
         started = time.monotonic()
         done = team.on_main(lambda: writer.recorded)
         scorer = _scorer(config, loaded, regime, plan)
-        others = 0  # items that the other processes have scored so far
+        n_elsewhere = 0  # items that the other processes have scored so far
 
         def cost() -> dict[str, Any]:
             return _cost(scorer, loaded, time.monotonic() - started, spent)
@@ -88,25 +89,25 @@ def score_into(
             if advanced is not None:
                 advanced(n)
 
-        def told(theirs: int) -> None:
-            nonlocal others
-            step(theirs - others)
-            others = theirs
+        def report_elsewhere(n_done: int) -> None:
+            nonlocal n_elsewhere
+            step(n_done - n_elsewhere)
+            n_elsewhere = n_done
 
         compact = config.compact or writer.is_slim
-        mine = _share(scorer.plan, done, team)
-        for items, scores in scorer.score_all(mine, probe if beside else None):
+        batches = _share(scorer.plan, done, team)
+        for items, scores in scorer.score_all(batches, probe if probe_meanwhile else None):
             writer.append(_record(encoded[s.index], s, compact) for s in scores)
             step(len(items))
-            told(sum(state["done"] for state in parts.check().values()))
-        unscorable = [one for one in encoded if one.error is not None and _key(one) not in done]
-        writer.append(_record(one, None, compact) for one in unscorable)
+            report_elsewhere(sum(state["done"] for state in parts.check().values()))
+        unscorable = [item for item in encoded if item.error is not None and _key(item) not in done]
+        writer.append(_record(item, None, compact) for item in unscorable)
         step(len(unscorable))
         if team.world > 1:
-            parts.wait(told)
+            parts.wait(report_elsewhere)
             spent += absorb(writer)
         progress.close()
-        if lost := {_key(one) for one in encoded} - writer.recorded:
+        if lost := {_key(item) for item in encoded} - writer.recorded:
             # Parts can vanish: a killed launch's stray process, a folder that is slow to show files.
             raise ProcessLost(
                 f"{len(lost)} of {len(encoded)} items were recorded by none of the processes; "
@@ -164,7 +165,7 @@ def score_share(
 
 
 def _beside(loaded: LoadedModel) -> bool:
-    """Whether the probe asks while the first batches are computed.
+    """Whether the probe runs while the first batches are computed.
 
     Not under flex, which the probe has compiled before the clock starts.
     """
@@ -182,46 +183,47 @@ def _scorer(config: EvalConfig, loaded: LoadedModel, regime: Regime, plan: Scori
 
 def _share(plan: ScoringPlan, done: set[Key], team: Team) -> list[list[int]]:
     """The batches left for this process; a batch keeps its other items when some are done."""
-    left = [[i for i in batch.items if _key(plan.encoded[i]) not in done] for batch in plan.batches]
+    todo = [[i for i in batch.items if _key(plan.encoded[i]) not in done] for batch in plan.batches]
     weights = [sum(map(len, segments)) for segments in plan.segments]
-    return share([items for items in left if items], weights, team)
+    return share([items for items in todo if items], weights, team)
 
 
-def _key(one: EncodedItem) -> Key:
-    return one.item.task, one.item.doc_id
+def _key(encoded: EncodedItem) -> Key:
+    return encoded.item.task, encoded.item.doc_id
 
 
-def _record(one: EncodedItem, score: ItemScore | None, compact: bool) -> dict[str, Any]:
+def _record(encoded: EncodedItem, score: ItemScore | None, compact: bool) -> dict[str, Any]:
     return make_record(
-        **item_fields(one, tokens=not compact),
+        **item_fields(encoded, tokens=not compact),
         ll=None if score is None else score.ll,
         token_ll=None
         if score is None or compact
         else [np.round(t, 6).tolist() for t in score.token_ll],
-        error=one.error,
+        error=encoded.error,
         compact=compact,
     )
 
 
-def item_fields(one: EncodedItem, *, tokens: bool = True) -> dict[str, Any]:
+def item_fields(inputs: EncodedItem, *, tokens: bool = True) -> dict[str, Any]:
     """What a record says of an item before any model has seen it, with its ``tokens`` or without."""
-    item = one.item
+    item = inputs.item
     fields = {
         "task": item.task,
         "doc_id": item.doc_id,
         "doc_hash": item.doc_hash,
         "gold": item.gold,
-        "contexts": one.contexts,
+        "contexts": inputs.contexts,
         "continuations": item.continuations,
-        "n_prefix_tokens": [len(own.ids) for own in one.prefixes],
-        "n_continuation_tokens": [len(own.ids) for own in one.continuations],
+        "n_prefix_tokens": [len(sequence.ids) for sequence in inputs.prefixes],
+        "n_continuation_tokens": [len(sequence.ids) for sequence in inputs.continuations],
         "prompt_group": item.prompt_group,
         "pair_id": item.pair_id,
     }
     if tokens:
-        for name, of in (("prefix", one.prefixes), ("continuation", one.continuations)):
-            fields[f"{name}_token_ids"] = [own.ids.tolist() for own in of]
-            fields[f"{name}_token_offsets"] = [own.offsets.tolist() for own in of]
+        parts = {"prefix": inputs.prefixes, "continuation": inputs.continuations}
+        for name, sequences in parts.items():
+            fields[f"{name}_token_ids"] = [sequence.ids.tolist() for sequence in sequences]
+            fields[f"{name}_token_offsets"] = [sequence.offsets.tolist() for sequence in sequences]
     return fields
 
 

@@ -38,7 +38,7 @@ from bidir_core.regimes import Regime
 # Normalising the logits makes float32 copies; small pieces stay in a CPU's cache.
 HEAD_CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
 # Batches that a GPU holds while the scores of one are recorded.
-AHEAD = 3
+MOST_WAITING = 3
 # FlexAttention's kernel is compiled for a shape: packed rows come in at most so many lengths.
 ROW_LENGTHS = 8
 
@@ -112,16 +112,16 @@ def plan_scoring(
     padded = device.type != "cpu" and implementation != "flex"
     pack_from = SPLIT_FROM_TOKENS if padded and implementation == "split" else None
     causal = regime.is_causal
-    segments = [build_segments(one, causal=causal) if not one.error else [] for one in encoded]
+    segments = [build_segments(item, causal=causal) if not item.error else [] for item in encoded]
     tokens = batch_tokens or auto_batch_tokens(device)
     ramp = device.type == "cuda"  # it starts on the first while the next are put together
-    long = [own if is_long(own, pack_from) else [] for own in segments]
-    rest = [[] if packed else own for packed, own in zip(long, segments)]
+    long = [trees if is_long(trees, pack_from) else [] for trees in segments]
+    short = [[] if packed else trees for packed, trees in zip(long, segments)]
     return ScoringPlan(
         regime,
         encoded,
         segments,
-        [*plan_batches(long, tokens, ramp=ramp), *plan_batches(rest, tokens, ramp=ramp)],
+        [*plan_batches(long, tokens, ramp=ramp), *plan_batches(short, tokens, ramp=ramp)],
         padded,
         pack_from=pack_from,
         row_step=max(1, tokens // ROW_LENGTHS) if implementation == "flex" else 1,
@@ -163,9 +163,9 @@ class Scorer:
     ) -> Iterator[tuple[Sequence[int], list[ItemScore]]]:
         """Batch by batch, its items and their scores.
 
-        A GPU is given the next batches before the scores of one are handed out, so that it computes
-        while they are recorded and more are put together. ``meanwhile`` is called once, before any
-        score is handed out: a GPU computes its first batches beside it. What it raises ends all.
+        A GPU is given the next batches before the scores of one are yielded, so that it computes
+        while scores are recorded and batches are built. ``meanwhile`` is called once, before any
+        score is yielded; a GPU computes its first batches at the same time. What it raises ends all.
         """
         if self.device.type != "cuda":
             if meanwhile is not None:
@@ -174,19 +174,19 @@ class Scorer:
             return
         beside = Beside(self.device)
         waiting: deque[tuple[Sequence[int], Callable[[], list[ItemScore]]]] = deque()
-        unable: BaseException | None = None
-        left = iter(batches)
+        failed: BaseException | None = None
+        upcoming = iter(batches)
         while True:
-            while (
-                unable is None and len(waiting) <= AHEAD and (items := next(left, None)) is not None
-            ):
+            while failed is None and len(waiting) <= MOST_WAITING:
+                if (items := next(upcoming, None)) is None:
+                    break
                 try:
                     waiting.append((items, self.begin(items)))
                 except BaseException as error:
-                    unable = error
+                    failed = error
             if meanwhile is not None:
-                if unable is not None and (not waiting or not isinstance(unable, Exception)):
-                    raise unable  # nothing to ask for, or no time left
+                if failed is not None and (not waiting or not isinstance(failed, Exception)):
+                    raise failed  # nothing to probe beside, or interrupted
                 with beside.stream():
                     meanwhile()
                 meanwhile = None
@@ -194,14 +194,14 @@ class Scorer:
                 break
             items, scores = waiting.popleft()
             yield items, scores()
-        if unable is not None:  # only now: what was begun before it is recorded
-            raise unable
+        if failed is not None:  # raised last, when what was begun before is recorded
+            raise failed
 
     def begin(self, items: Sequence[int]) -> Callable[[], list[ItemScore]]:
         """Give a batch, or some items of one, to the device; what comes back waits for the scores.
 
-        Where the model reads long sequences with other rotary frequencies, it does so with all that
-        shares their pass: long items and short ones are run apart. An item's longest choice decides.
+        Some models use other rotary frequencies for a whole pass if one sequence in it is long, so
+        long and short items are run apart. An item's longest choice decides which it is.
         """
         long = [i for i in items if self._switches(i)]
         if long and isinstance(self.plan.patch, Patch):
@@ -221,9 +221,9 @@ class Scorer:
             self.cost.out_of_memory += 1
             if len(items) == 1:
                 traceback.clear_frames(error.__traceback__)  # they hold what was computed so far
-                one = self.plan.encoded[items[0]]
+                item = self.plan.encoded[items[0]]
                 raise UserError(
-                    f"out of memory on item {one.item.item_id} alone ({one.longest} tokens); use "
+                    f"out of memory on item {item.item.item_id} alone ({item.longest} tokens); use "
                     "a smaller --dtype, another --device or a smaller model"
                 ) from error
         if self.device.type == "cuda":
@@ -244,13 +244,13 @@ class Scorer:
         read = _reader(self._token_ll(batch))
 
         def finish() -> list[ItemScore]:
-            found: dict[int, list[Any]] = {
+            token_lls: dict[int, list[Any]] = {
                 i: [None] * len(self.plan.encoded[i].continuations) for i in items
             }
             for index, choice, token_ll in split_scores(segments, read()):
-                found[owners[index][0]][choice] = token_ll
+                token_lls[owners[index][0]][choice] = token_ll
             self._count(items, batch.ids.numel())
-            return [ItemScore(i, tuple(found[i])) for i in items]
+            return [ItemScore(i, tuple(token_lls[i])) for i in items]
 
         return finish
 
@@ -287,26 +287,26 @@ class Scorer:
 
     def _count(self, items: Sequence[int], computed: int) -> None:
         for i in items:
-            one = self.plan.encoded[i]
+            item = self.plan.encoded[i]
             self.cost.prefix_tokens += sum(
-                len(one.prefix(choice)) for choice in range(len(one.continuations))
+                len(item.prefix(choice)) for choice in range(len(item.continuations))
             )
-            self.cost.continuation_tokens += sum(len(tokens) for tokens in one.continuations)
+            self.cost.continuation_tokens += sum(len(tokens) for tokens in item.continuations)
         self.cost.computed_tokens += computed
 
 
 def lengthen(batch: Collated, step: int) -> Collated:
     """The packed row with padding behind it, up to a multiple of ``step`` tokens."""
-    at, time = batch.layout, batch.ids.shape[1]
-    more = -time % step
+    old, time = batch.layout, batch.ids.shape[1]
+    n_pad = -time % step
     layout = Layout(
-        item=pad(at.item, (0, more), value=PADDING),
-        position=pad(at.position, (0, more)),
-        n_prefix=pad(at.n_prefix, (0, more)),
+        item=pad(old.item, (0, n_pad), value=PADDING),
+        position=pad(old.position, (0, n_pad)),
+        n_prefix=pad(old.n_prefix, (0, n_pad)),
         # padding sees itself alone
-        exit=torch.cat([at.exit, torch.arange(time + 1, time + more + 1)[None]], dim=1),
+        exit=torch.cat([old.exit, torch.arange(time + 1, time + n_pad + 1)[None]], dim=1),
     )
-    return batch._replace(ids=pad(batch.ids, (0, more)), layout=layout)
+    return batch._replace(ids=pad(batch.ids, (0, n_pad)), layout=layout)
 
 
 @contextlib.contextmanager
@@ -331,11 +331,11 @@ def gather_before_head(model: Any, head: torch.Tensor) -> Iterator[None]:
 def log_sum(logits: torch.Tensor) -> torch.Tensor:
     """The logarithm of each row's sum of exponentials: float32 ``[n]``."""
     narrow = logits.device.type == "cuda" and logits.dtype != torch.float32
-    if narrow and (found := fused.log_sum(logits)) is not None:
-        return found
+    if narrow and (fused_sum := fused.log_sum(logits)) is not None:
+        return fused_sum
     rows = max(1, HEAD_CHUNK_BYTES.get(logits.device.type, 1 << 28) // (4 * logits.shape[-1]))
-    by = log_sum_by_softmax if narrow else _log_sum_in_float32
-    return torch.cat([by(chunk) for chunk in logits.split(rows)])
+    log_sum_of = log_sum_by_softmax if narrow else _log_sum_in_float32
+    return torch.cat([log_sum_of(chunk) for chunk in logits.split(rows)])
 
 
 def _log_sum_in_float32(logits: torch.Tensor) -> torch.Tensor:
@@ -343,7 +343,7 @@ def _log_sum_in_float32(logits: torch.Tensor) -> torch.Tensor:
 
 
 def log_sum_by_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """The same in fewer passes over memory; through the largest, which no softmax rounds to nothing."""
+    """The same in fewer passes over memory, from the log-softmax of the largest logit."""
     top = logits.argmax(-1, keepdim=True)
     normed = torch.log_softmax(logits, -1, dtype=torch.float32)
     return (logits.gather(-1, top).float() - normed.gather(-1, top))[:, 0]
@@ -353,26 +353,26 @@ def _reader(scores: torch.Tensor) -> Callable[[], np.ndarray]:
     """Starts to copy scores to the host; the function waits for them: float64 ``[n_scored]``."""
     if scores.device.type != "cuda":
         return lambda: scores.cpu().double().numpy()  # Apple's GPUs have no float64
-    held = torch.empty(scores.shape, dtype=scores.dtype, pin_memory=True)
-    held.copy_(scores, non_blocking=True)
+    host_copy = torch.empty(scores.shape, dtype=scores.dtype, pin_memory=True)
+    host_copy.copy_(scores, non_blocking=True)
     copied = torch.cuda.Event()
     copied.record(torch.cuda.current_stream(scores.device))
 
     def read() -> np.ndarray:
         copied.synchronize()
-        return held.double().numpy()
+        return host_copy.double().numpy()
 
     return read
 
 
 @cache
 def _urgent(device: torch.device) -> torch.cuda.Stream:
-    """One for all: a stream keeps the memory that it used."""
+    """One stream per device, shared: a stream keeps the memory that it used."""
     return torch.cuda.Stream(device, priority=-1)
 
 
 class Beside:
-    """A GPU's work beside, and ahead of, what it is given from now on."""
+    """A stream on which a GPU works beside, and ahead of, what it is given from now on."""
 
     def __init__(self, device: torch.device):
         self.device, self.now = device, torch.cuda.Event()

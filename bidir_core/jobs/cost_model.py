@@ -49,7 +49,7 @@ class Shape:
     vocabulary: int
     tied: bool = True
     source: str = ""  # where it is known from
-    guessed: bool = False  # all but the number of weights is
+    guessed: bool = False  # whether all but the number of weights is a guess
 
     @property
     def head(self) -> float:
@@ -63,7 +63,7 @@ class Shape:
 
 
 _MINISTRAL = Shape(3_429_006_336, 26, 3072, 9216, 131_072)  # without the vision tower
-KNOWN = {  # asked about before they are fetched
+KNOWN = {  # for estimates before they are fetched
     EMBEDDED_MODEL: Shape(134_515_008, 30, 576, 1536, 49_152),
     "gemma3-270m": Shape(268_098_176, 18, 640, 2048, 262_144),
     "mistralai/Ministral-3-3B-Instruct-2512": _MINISTRAL,
@@ -125,8 +125,8 @@ def _shape_in(path: Path) -> Shape | None:
         layer = 2 * hidden * head_size * (heads + key_values)
         layer += 3 * hidden * intermediate + 2 * hidden
         total = vocabulary * hidden * (1 if tied else 2) + layers * layer + hidden
-        files = _whole_files(path.parent)
-        tensors = [one for file in files for one in read_tensors(file) if "vision" not in one.name]
+        files = _complete_files(path.parent)
+        tensors = [t for file in files for t in read_tensors(file) if "vision" not in t.name]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     counted = sum(math.prod(tensor.shape) for tensor in tensors)
@@ -134,7 +134,7 @@ def _shape_in(path: Path) -> Shape | None:
     return Shape(counted or total, layers, hidden, intermediate, vocabulary, tied, source)
 
 
-def _whole_files(folder: Path) -> list[Path]:
+def _complete_files(folder: Path) -> list[Path]:
     """The files of a model's weights; none while some are still to come."""
     try:
         return [file for file in weight_files(folder) if file.suffix == ".safetensors"]
@@ -151,7 +151,7 @@ SAMPLED = 256  # items or samples that are tokenised; the others are taken to be
 class Work:
     """What is computed: items (or samples), tokens, and how many of those predict something.
 
-    ``steps``: optimizer steps; 0 is an evaluation. ``remark``: how it was counted, if not as it should.
+    ``steps``: optimizer steps; 0 is an evaluation. ``remark``: how it was counted, if not exactly.
     """
 
     items: int
@@ -204,15 +204,15 @@ def _counted_items(
         for choice, text in enumerate(item.continuations)
     ]
     encode = _read_tokenizer(tokenizer).encode_batch_fast
-    wholes = iter([one.ids for one in encode([context + text for context, text in pairs])])
-    stems = iter([len(one.ids) for one in encode([context.rstrip() for context, _ in pairs])])
+    full_ids = iter([e.ids for e in encode([context + text for context, text in pairs])])
+    context_lengths = iter([len(e.ids) for e in encode([context.rstrip() for context, _ in pairs])])
     tokens, predicted = 0, 0
     for item in sampled:
         # Contexts share their beginning under the causal regime only (bidir_core.evaluate.packing).
         trees: dict[str, list[list[int]]] = {}
         for choice in range(item.n_choices):
-            ids = next(wholes)
-            predicted += max(1, len(ids) - next(stems))
+            ids = next(full_ids)
+            predicted += max(1, len(ids) - next(context_lengths))
             trees.setdefault("" if causal else item.context(choice), []).append(ids[:-1])
         empty = sum(not context for context in item.contexts)  # one token stands for each
         tokens += sum(_tree_size(rows) for rows in trees.values()) + empty
@@ -223,9 +223,9 @@ def _counted_items(
 def _tree_size(rows: list[list[int]]) -> int:
     """Tokens to run where rows that begin alike share their beginning."""
     total = sum(map(len, rows))
-    for before, row in itertools.pairwise(sorted(rows)):
-        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, row, strict=False))
-        total -= len(list(alike))
+    for previous, row in itertools.pairwise(sorted(rows)):
+        same = itertools.takewhile(lambda p: p[0] == p[1], zip(previous, row, strict=False))
+        total -= len(list(same))
     return total
 
 
@@ -238,13 +238,13 @@ def _training_work(config: FinetuneConfig) -> Work:
         raise UserError(f"samples of '{config.data}' are counted when they are read")
     columns = Columns(config.prompt_column, config.response_column, config.messages_column)
     stamp = 0.0 if embedded else os.path.getmtime(config.data)
-    found = _sample_lengths(config.data, columns, config.assistant_turns, stamp, tokenizer)
+    samples = _sample_lengths(config.data, columns, config.assistant_turns, stamp, tokenizer)
     if config.over_long == "drop":
-        found = found[found[:, 0] <= config.max_tokens]
-    if not len(found):
+        samples = samples[samples[:, 0] <= config.max_tokens]
+    if not len(samples):
         raise UserError(f"--data {config.data}: no sample of it can be used")
-    kept = found[:, :2].clip(max=config.max_tokens)
-    total, answer = np.average(kept, axis=0, weights=found[:, 2])
+    kept = samples[:, :2].clip(max=config.max_tokens)
+    total, answer = np.average(kept, axis=0, weights=samples[:, 2])
     n_samples = config.steps * config.batch_samples
     return Work(n_samples, n_samples * total, n_samples * answer, config.steps, remark)
 
@@ -253,15 +253,15 @@ def _training_work(config: FinetuneConfig) -> Work:
 def _sample_lengths(
     data: str, columns: Columns, turns: str, stamp: float, tokenizer: str
 ) -> np.ndarray:
-    """Samples spread over the data, [sample, 3]: all tokens, the answer's, and how many are like it."""
+    """Samples spread over the data, [sample, 3]: all tokens, the answer's, and how many it stands for."""
     if data in MIXTURES:
         pairs = outline(data, assets.mixture_dir())  # type: ignore[arg-type]
     else:
         rows = _pairs(data, columns, turns)
         pairs = dict.fromkeys(rows[:: max(1, len(rows) // SAMPLED)], 1.0)
     encode = _read_tokenizer(tokenizer).encode_batch_fast
-    prompts = np.array([len(one.ids) for one in encode([prompt for prompt, _ in pairs])])
-    total = np.array([len(one.ids) + 1 for one in encode([p + answer for p, answer in pairs])])
+    prompts = np.array([len(e.ids) for e in encode([prompt for prompt, _ in pairs])])
+    total = np.array([len(e.ids) + 1 for e in encode([p + answer for p, answer in pairs])])
     return np.stack([total, total - prompts, np.array(list(pairs.values()))], axis=1)
 
 
@@ -300,7 +300,7 @@ def _read_tokenizer(path: str) -> Any:
 
 
 def forget_tokenizer() -> None:
-    """Free the one that was read last: Gemma 3's takes 300 MB."""
+    """Free the tokenizer that was read last: Gemma 3's takes 300 MB."""
     _read_tokenizer.cache_clear()
 
 
@@ -320,8 +320,8 @@ def _needs_base(tune: Settings) -> bool:
 
 def operations(shape: Shape, work: Work, tune: Settings | None = None) -> float:
     """Operations of an evaluation or, with its settings, of a fine-tune."""
-    each = 2 * shape.body + 4 * shape.layers * shape.hidden * work.length
-    once = each * work.tokens + 2 * shape.head * work.predicted
+    per_token = 2 * shape.body + 4 * shape.layers * shape.hidden * work.length
+    once = per_token * work.tokens + 2 * shape.head * work.predicted
     if tune is None:
         return once
     backward = 1.0 if tune.get("method") == "lora" else 2.0
@@ -343,28 +343,28 @@ def bytes_needed(
     Without ``work`` every token of a batch is taken to predict something.
     """
     width = BYTES.get(dtype, 4)
-    usual = AUTO_BATCH_TOKENS if tune is None else MICRO_TOKENS
-    batch, share = float(at_once or usual["cuda" if device == "gpu" else device]), 1.0
+    default_tokens = AUTO_BATCH_TOKENS if tune is None else MICRO_TOKENS
+    batch, share = float(at_once or default_tokens["cuda" if device == "gpu" else device]), 1.0
     if work is not None and work.tokens:
         batch, share = min(batch, work.tokens / (work.steps or 1)), work.predicted / work.tokens
     logits = batch * share * shape.vocabulary
     upcast = 12 * shape.hidden if width < 4 else 0
     layer = (14 * shape.hidden + 4 * shape.intermediate) * width + upcast  # of a token
     if tune is None:
-        held = shape.parameters * width + logits * width + min(LOGIT_BYTES[device], 8 * logits)
-        return held + batch * layer + PROGRAM_BYTES
+        n_bytes = shape.parameters * width + logits * width + min(LOGIT_BYTES[device], 8 * logits)
+        return n_bytes + batch * layer + PROGRAM_BYTES
     trained, frozen = shape.parameters, int(_needs_base(tune))
     if tune.get("method") == "lora":
         rank = int(tune.get("lora_rank") or 8)
         trained = shape.layers * rank * (8 * shape.hidden + 3 * shape.intermediate)
         frozen += 1
     # float32: weight, gradient, two moments. Narrower: the same, the rounded weight and gradient.
-    held = (16 if width == 4 else 16 + 2 * width) * trained + shape.parameters * width * frozen
+    n_bytes = (16 if width == 4 else 16 + 2 * width) * trained + shape.parameters * width * frozen
     kept = shape.layers * layer
     if tune.get("gradient_checkpointing"):  # each layer's input, and one layer whole
         kept = layer + shape.layers * shape.hidden * width
     copies = (width + 12) * (2 if _needs_base(tune) else 1)
-    return held + batch * kept + min(logits * copies, 3 * LOGIT_BYTES[device]) + PROGRAM_BYTES
+    return n_bytes + batch * kept + min(logits * copies, 3 * LOGIT_BYTES[device]) + PROGRAM_BYTES
 
 
 def kind_of(device: str) -> str:

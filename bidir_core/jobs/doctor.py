@@ -31,10 +31,10 @@ MODELS = (
     "Qwen/Qwen3-32B",
 )
 
-# A sliding window and grouped heads: what a plain family would not show.
+# Families with a sliding window and with grouped heads, which a plain one has not.
 PROBED_FAMILIES = ("llama", "gemma3")
 
-# Each with its settings, if it trains.
+# Each with the training settings that its memory depends on.
 STAGES: dict[str, dict[str, str] | None] = {
     "evaluate": None,
     "fine-tune, LoRA": {"method": "lora"},
@@ -94,15 +94,15 @@ def diagnose() -> Diagnosis:
     devices = tuple(_devices())
     folders = _folders()
     problems = [
-        f"{what}: {found['path']} cannot be written"
-        for what, found in folders.items()
-        if not found["writable"]
+        f"{label}: {folder['path']} cannot be written"
+        for label, folder in folders.items()
+        if not folder["writable"]
     ]
     problems += [
-        f"{what}: {found['path']} has {found['free_bytes'] / 1e9:.1f} GB free; "
+        f"{label}: {folder['path']} has {folder['free_bytes'] / 1e9:.1f} GB free; "
         f"{NEEDED_DISK_BYTES / 1e9:.0f} GB are wanted"
-        for what, found in folders.items()
-        if found["free_bytes"] < NEEDED_DISK_BYTES
+        for label, folder in folders.items()
+        if folder["free_bytes"] < NEEDED_DISK_BYTES
     ]
     problems += [
         f"{device.name}: attention {name} {outcome}"
@@ -193,11 +193,11 @@ def layer_rate(shape: Shape, device: str, dtype: str) -> float | None:
     from bidir_core.models.devices import choose_device, choose_dtype
 
     try:
-        place = choose_device(device)
-        kind = choose_dtype(dtype, place)
+        torch_device = choose_device(device)
+        torch_dtype = choose_dtype(dtype, torch_device)
     except UserError:
         return None
-    rows, length = (8, 128) if place.type == "cpu" else (256, 128)
+    rows, length = (8, 128) if torch_device.type == "cpu" else (256, 128)
     heads = shape.hidden // 64 if shape.hidden % 64 == 0 else 1
     config = LlamaConfig(
         vocab_size=8,
@@ -209,19 +209,19 @@ def layer_rate(shape: Shape, device: str, dtype: str) -> float | None:
     )
     with torch.inference_mode():
         model: Any = LlamaModel(config)
-        model.to(device=place, dtype=kind)
-        ids = torch.zeros(rows, length, dtype=torch.long, device=place)
+        model.to(device=torch_device, dtype=torch_dtype)
+        ids = torch.zeros(rows, length, dtype=torch.long, device=torch_device)
         model(input_ids=ids)  # the first pass warms up
-        _finish(place)
+        _finish(torch_device)
         seconds: list[float] = []
         while sum(seconds) < 1.0:
             start = time.perf_counter()
             model(input_ids=ids, use_cache=False)
-            _finish(place)
+            _finish(torch_device)
             seconds.append(time.perf_counter() - start)
-    n_weights = sum(one.numel() for one in model.layers.parameters())
-    each = 2 * n_weights + 4 * shape.hidden * length
-    return each * rows * length / min(seconds)
+    n_weights = sum(weights.numel() for weights in model.layers.parameters())
+    per_token = 2 * n_weights + 4 * shape.hidden * length
+    return per_token * rows * length / min(seconds)
 
 
 def _finish(device: Any) -> None:
@@ -261,15 +261,15 @@ def _folders() -> dict[str, dict[str, Any]]:
     from bidir_core.data.assets import cache_dir
     from bidir_core.runs.layout import runs_roots
 
-    found = {}
-    for what, path in (("runs", runs_roots()[0]), ("cache", cache_dir())):
-        there = next(folder for folder in (path, *path.parents) if folder.exists())
-        found[what] = {
+    folders = {}
+    for name, path in (("runs", runs_roots()[0]), ("cache", cache_dir())):
+        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        folders[name] = {
             "path": str(path),
-            "free_bytes": shutil.disk_usage(there).free,
-            "writable": os.access(there, os.W_OK),
+            "free_bytes": shutil.disk_usage(existing).free,
+            "writable": os.access(existing, os.W_OK),
         }
-    return found
+    return folders
 
 
 def _assets() -> dict[str, str]:
@@ -279,7 +279,7 @@ def _assets() -> dict[str, str]:
 
 
 def _fits(devices: tuple[Device, ...]) -> Iterator[Fit]:
-    """With batches as they are by default; at most, since every token is taken to predict one."""
+    """With default batches; upper bounds, since every token is taken to predict one."""
     for model in MODELS:
         shape = shape_of(model)
         for device in devices:
@@ -291,14 +291,14 @@ def _fits(devices: tuple[Device, ...]) -> Iterator[Fit]:
                 yield Fit(model, stage, device.name, n_bytes, fits)
 
 
-def to_text(found: Diagnosis) -> str:
+def to_text(diagnosis: Diagnosis) -> str:
     """The diagnosis as people read it."""
     from bidir_core.data.assets import default_names
 
-    lines = [f"python {found.python} on {found.system}"]
-    others = (f"{name} {version}" for name, version in found.packages.items() if name != "python")
-    lines.append(", ".join(others))
-    for device in found.devices:
+    lines = [f"python {diagnosis.python} on {diagnosis.system}"]
+    packages = [f"{name} {version}" for name, version in diagnosis.packages.items()]
+    lines.append(", ".join(text for text in packages if not text.startswith("python ")))
+    for device in diagnosis.devices:
         lines += [
             "",
             f"{device.name}: {device.product}, {_gigabytes(device.total_bytes)} "
@@ -310,21 +310,22 @@ def to_text(found: Diagnosis) -> str:
             "  8-bit        " + NATIVE[device.native_weights],
         ]
     lines.append("")
-    for what, folder in found.folders.items():
+    for label, folder in diagnosis.folders.items():
         access = "" if folder["writable"] else ", CANNOT BE WRITTEN"
-        lines.append(f"{what:6s} {folder['path']}, {_gigabytes(folder['free_bytes'])} free{access}")
-    for name, state in found.assets.items():
+        free = _gigabytes(folder["free_bytes"])
+        lines.append(f"{label:6s} {folder['path']}, {free} free{access}")
+    for name, state in diagnosis.assets.items():
         optional = state == "missing" and name not in default_names()
         lines.append(f"asset  {name}: {state}" + (" (optional)" if optional else ""))
     lines += ["", "What fits, by estimate (memory needed):"]
-    for model in dict.fromkeys(fit.model for fit in found.fits):
+    for model in dict.fromkeys(fit.model for fit in diagnosis.fits):
         lines.append(f"  {model}")
-        for stage in dict.fromkeys(fit.stage for fit in found.fits):
-            mine = [fit for fit in found.fits if (fit.model, fit.stage) == (model, stage)]
-            cells = [f"{fit.device}: {_verdict(fit)}" for fit in mine]
+        for stage in dict.fromkeys(fit.stage for fit in diagnosis.fits):
+            fits = [fit for fit in diagnosis.fits if (fit.model, fit.stage) == (model, stage)]
+            cells = [f"{fit.device}: {_verdict(fit)}" for fit in fits]
             lines.append(f"    {stage:16s} " + ", ".join(cells))
     lines.append("")
-    lines += [f"problem: {problem}" for problem in found.problems] or ["no problems found"]
+    lines += [f"problem: {problem}" for problem in diagnosis.problems] or ["no problems found"]
     return "\n".join(lines)
 
 

@@ -1,13 +1,14 @@
 """How long a command will take and how much memory, before it is started.
 
 Operations are counted (:mod:`bidir_core.jobs.cost_model`) and divided by the rate that finished runs
-reached on this machine. Each of those runs, told from the others, says how far off that is: the
+reached on this machine. Predicting each of those runs from the others shows how far off that is: the
 range. Without any, a command line times one layer for a second (:func:`bidir_core.jobs.doctor.layer_rate`);
 the app, which never loads torch, says that the time is not known yet.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections import Counter
@@ -35,7 +36,7 @@ from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import runs_roots
 from bidir_core.train.config import FinetuneConfig
 
-NEWEST = 5  # finished runs that are asked
+NEWEST = 5  # finished runs whose rates are used
 NEWEST_RUNS = 200  # older ones say little about this machine now
 
 Config = EvalConfig | FinetuneConfig | PipelineConfig | LabConfig
@@ -92,27 +93,30 @@ def estimate(
     UserError for a sweep over layers that the model does not have.
     """
     place = Place(device, known, n_devices, layer_rate)
-    what = "starting and loading"
+    overhead = "starting and loading"
     if isinstance(config, LabConfig):
-        made = _sweep(config, place)
+        result = _sweep(config, place)
     elif isinstance(config, EvalConfig):
-        made = _one(config, place, work)
+        result = _single(config, place, work)
     else:
-        what = "starting, loading and preparing its data"
+        overhead = "starting, loading and preparing its data"
         if isinstance(config, FinetuneConfig):
-            made = _finetune(config, place)
+            result = _finetune(config, place)
         else:
-            made = _pipeline(config, place, stages)
-    if made.seconds is None:
-        return made
+            result = _pipeline(config, place, stages)
+    if result.seconds is None:
+        return result
     if start is None:
-        return replace(made, basis=(*made.basis, f"{what} come on top, not measured here yet"))
-    before = Estimate(start, start, start, 0.0, 0, 0.0, device)
-    why = f"{start:.0f} s for {what}, as earlier jobs took"
-    return _sum([(1, made), (1, replace(before, basis=(why,)))])
+        reason = f"{overhead} come on top, not measured here yet"
+        return replace(result, basis=(*result.basis, reason))
+    start_part = Estimate(start, start, start, 0.0, 0, 0.0, device)
+    reason = f"{start:.0f} s for {overhead}, as earlier jobs took"
+    return _sum([(1, result), (1, replace(start_part, basis=(reason,)))])
 
 
-def _one(config: EvalConfig | FinetuneConfig, place: Place, work: Work | None = None) -> Estimate:
+def _single(
+    config: EvalConfig | FinetuneConfig, place: Place, work: Work | None = None
+) -> Estimate:
     """Scoring a configuration's items, or training on its samples."""
     remark = ""
     try:
@@ -121,12 +125,12 @@ def _one(config: EvalConfig | FinetuneConfig, place: Place, work: Work | None = 
     except UserError as error:
         remark = str(error)
     n_items, n_tokens = (work.items, work.tokens) if work else (0, 0.0)
-    made = Estimate(None, None, None, None, n_items, n_tokens, place.device)
-    made = replace(made, n_devices=place.n_devices)
+    result = Estimate(None, None, None, None, n_items, n_tokens, place.device)
+    result = replace(result, n_devices=place.n_devices)
     shape, kind = shape_of(config.model), kind_of(place.device)
     if shape is None:
-        why = f"the size of '{config.model}' is neither in its name nor in a folder here"
-        return replace(made, basis=(why,))
+        reason = f"the size of '{config.model}' is neither in its name nor in a folder here"
+        return replace(result, basis=(reason,))
     tune, at_once = None, config.batch_tokens if isinstance(config, EvalConfig) else None
     if isinstance(config, FinetuneConfig):
         tune, at_once = asdict(config), config.micro_tokens
@@ -134,30 +138,29 @@ def _one(config: EvalConfig | FinetuneConfig, place: Place, work: Work | None = 
     if dtype == "auto":
         dtype = "bfloat16" if kind == "gpu" else "float32"
     same_work = kind_of_work(tune or {})
-    here = [m for m in place.known if (m.device, m.dtype) == (kind, dtype)]
-    mine = [m for m in here if (m.work, m.model) == (same_work, config.model)]
-    memory: float | None = max((m.memory_bytes for m in mine if m.memory_bytes), default=None)
-    how = "memory: the most an earlier run of this model took"
+    measured = [m for m in place.known if (m.device, m.dtype) == (kind, dtype)]
+    same_runs = [m for m in measured if (m.work, m.model) == (same_work, config.model)]
+    memory: float | None = max((m.memory_bytes for m in same_runs if m.memory_bytes), default=None)
+    memory_from = "memory: the most an earlier run of this model took"
     if memory is None:
         memory = bytes_needed(shape, work, kind, dtype, tune, at_once)
-        how = "memory: weights, the logits of a batch, and the program"
+        memory_from = "memory: weights, the logits of a batch, and the program"
         if tune is not None:
-            how = (
-                "memory: weights, gradients and moments, and what a batch leaves to go back through"
-            )
+            memory_from = "memory: weights, gradients and moments, and a batch's saved activations"
         if tune is not None and not tune["gradient_checkpointing"]:
-            with_it = {**tune, "gradient_checkpointing": True}
-            less = bytes_needed(shape, work, kind, dtype, with_it, at_once)
-            how += f"; with --gradient-checkpointing about {less / 1e9:.1f} GB"
-    speed = _speed(same_work, config.model, dtype, shape, here, place)
+            checkpointed = {**tune, "gradient_checkpointing": True}
+            n_bytes = bytes_needed(shape, work, kind, dtype, checkpointed, at_once)
+            memory_from += f"; with --gradient-checkpointing about {n_bytes / 1e9:.1f} GB"
+    speed = _speed(same_work, config.model, dtype, shape, measured, place)
     if speed.rate is not None and work is not None:
         # Processes on a CPU share its cores.
         sharing = 1 if kind == "cpu" else place.n_devices
         seconds = operations(shape, work, tune) / speed.rate / sharing
         low, high = (off and seconds * off for off in speed.off)
-        made = replace(made, seconds=seconds, low_seconds=low, high_seconds=high)
+        result = replace(result, seconds=seconds, low_seconds=low, high_seconds=high)
     source = f", from {shape.source}" if shape.source else ""
-    basis = [f"{shape.parameters / 1e6:,.0f} million weights{source}", speed.why, remark, how]
+    weights = f"{shape.parameters / 1e6:,.0f} million weights{source}"
+    basis = [weights, speed.why, remark, memory_from]
     if place.n_devices > 1:
         basis.append(
             "processes on one CPU share its cores: no faster, and each takes its own memory"
@@ -165,11 +168,11 @@ def _one(config: EvalConfig | FinetuneConfig, place: Place, work: Work | None = 
             else f"shared by {place.n_devices} GPUs, each with the whole model; what they exchange "
             "is not counted"
         )
-    return replace(made, memory_bytes=memory, basis=tuple(filter(None, basis)))
+    return replace(result, memory_bytes=memory, basis=tuple(filter(None, basis)))
 
 
 class Speed(NamedTuple):
-    """Operations a second, what a run took over what they say of it, at least and at most, and why."""
+    """Operations a second; a run's time over the predicted one, at least and at most; and the source."""
 
     rate: float | None
     off: tuple[float | None, float | None]
@@ -177,16 +180,16 @@ class Speed(NamedTuple):
 
 
 def _speed(
-    work: str, model: str, dtype: str, shape: Shape, here: Sequence[Measured], place: Place
+    work: str, model: str, dtype: str, shape: Shape, measured: Sequence[Measured], place: Place
 ) -> Speed:
     """What finished runs most like this one reached; else a layer timed now; else nothing."""
-    here = [m for m in here if m.rate]
-    same = [m for m in here if m.work == work]
-    of_model = [m for m in same if m.model == model]
-    rates = [m.rate for m in (of_model or same or here)[:NEWEST] if m.rate]
+    measured = [m for m in measured if m.rate]
+    same_work = [m for m in measured if m.work == work]
+    of_model = [m for m in same_work if m.model == model]
+    rates = [m.rate for m in (of_model or same_work or measured)[:NEWEST] if m.rate]
     unknown = (None, None)
     if rates:
-        whose = "this model" if of_model else "other models" if same else "other work"
+        whose = "this model" if of_model else "other models" if same_work else "other work"
         why = f"speed: measured here, {len(rates)} run{'s' if len(rates) > 1 else ''} of {whose}"
         rate: float | None = statistics.median(rates)
     elif place.layer_rate is None:
@@ -198,26 +201,29 @@ def _speed(
         if rate is None:
             why = f"speed: not known until a run has finished here on {place.device}"
             return Speed(None, unknown, why)
-    if len(rates) < 2 or not same:
+    if len(rates) < 2 or not same_work:
         return Speed(rate, unknown, f"{why}; how far off that is, is not known yet")
-    # Each run told from the others: what it took over what would have been said.
-    off = [statistics.median(rates[:i] + rates[i + 1 :]) / one for i, one in enumerate(rates)]
-    why += f", which took {min(off):.2f} to {max(off):.2f} times what the others say of them"
-    return Speed(rate, (min(1.0, *off), max(1.0, *off)), why)
+    # The time each run took over the time that the others predict for it.
+    ratios = [statistics.median(rates[:i] + rates[i + 1 :]) / one for i, one in enumerate(rates)]
+    why += f", which took {min(ratios):.2f} to {max(ratios):.2f} times what the others say of them"
+    return Speed(rate, (min(1.0, *ratios), max(1.0, *ratios)), why)
 
 
 def _finetune(config: FinetuneConfig, place: Place) -> Estimate:
-    made = _one(config, place)
+    result = _single(config, place)
     kind = kind_of_work(asdict(config))
     if config.compile != "none" and not any(m.work == kind for m in place.known):
-        why = "compiling comes on top: no run here has measured it"
-        made = replace(made, basis=(*made.basis, why))
-    if not config.eval_every or made.seconds is None:
-        return made
-    quick = EvalConfig(model=config.model, limit=config.eval_items, dtype=config.dtype)
-    each = replace(_one(quick, place._replace(n_devices=1)), n_items=0, n_tokens=0.0)
-    times = 2 * (1 + -(-config.steps // config.eval_every))
-    return _sum([(1, made), (times, replace(each, basis=(f"{times} quick evaluations included",)))])
+        reason = "compiling comes on top: no run here has measured it"
+        result = replace(result, basis=(*result.basis, reason))
+    if not config.eval_every or result.seconds is None:
+        return result
+    quick_config = EvalConfig(model=config.model, limit=config.eval_items, dtype=config.dtype)
+    evaluation = replace(
+        _single(quick_config, place._replace(n_devices=1)), n_items=0, n_tokens=0.0
+    )
+    n_evaluations = 2 * (1 + math.ceil(config.steps / config.eval_every))
+    evaluation = replace(evaluation, basis=(f"{n_evaluations} quick evaluations included",))
+    return _sum([(1, result), (n_evaluations, evaluation)])
 
 
 def _pipeline(config: PipelineConfig, place: Place, left: Sequence[Stage] | None) -> Estimate:
@@ -226,45 +232,45 @@ def _pipeline(config: PipelineConfig, place: Place, left: Sequence[Stage] | None
     parts = []
     for stage in stages:
         if isinstance(stage.config, FinetuneConfig):
-            made = _finetune(stage.config, place)
-            why = tuple(f"training: {one}" for one in made.basis)
-            parts.append((1, replace(made, n_items=0, basis=why)))
+            training = _finetune(stage.config, place)
+            reasons = tuple(f"training: {reason}" for reason in training.basis)
+            parts.append((1, replace(training, n_items=0, basis=reasons)))
         else:
-            parts.append((1, _one(stage.config, place)))
+            parts.append((1, _single(stage.config, place)))
     if parts[0][1].memory_bytes is None:
         return parts[0][1]
-    which = "; finished ones are used again"
+    remark = "; finished ones are used again"
     if len(stages) < len(planned):
-        which = f" left of {len(planned)}, unfinished ones counted whole"
-    whole = _sum(parts)
-    return replace(whole, basis=(f"the sum of {len(parts)} stages{which}", *whole.basis))
+        remark = f" left of {len(planned)}, unfinished ones counted whole"
+    total = _sum(parts)
+    return replace(total, basis=(f"the sum of {len(parts)} stages{remark}", *total.basis))
 
 
 def _sweep(config: LabConfig, place: Place) -> Estimate:
     """The sum over its points; the model is loaded once."""
     points = planned_points(config, layers_of(config.model))
-    each = _one(config.evaluation(), place)
+    per_point = _single(config.evaluation(), place)
     if points is None:
-        why = (
+        reason = (
             "how many points there are follows from the model's number of layers, which is known "
             "once the model is on this machine"
         )
-        unknown = replace(each, seconds=None, low_seconds=None, high_seconds=None)
-        return replace(unknown, basis=(why, *each.basis), point_seconds=each.seconds)
-    prompts = Counter((one.condition.context, one.condition.repeat_prompt) for one in points)
+        unknown = replace(per_point, seconds=None, low_seconds=None, high_seconds=None)
+        return replace(unknown, basis=(reason, *per_point.basis), point_seconds=per_point.seconds)
+    prompts = Counter((point.condition.context, point.condition.repeat_prompt) for point in points)
     parts = [
-        (n, _one(config.evaluation(context=context, repeat_prompt=times), place))
+        (n, _single(config.evaluation(context=context, repeat_prompt=times), place))
         for (context, times), n in prompts.items()
     ]
-    basis = (*each.basis, "the mask probe of each point comes on top")
+    basis = (*per_point.basis, "the mask probe of each point comes on top")
     if config.preset:
         basis += ("so does what unlabelled prompts predict, unless that is stored already",)
-    whole = _sum(parts)
-    return replace(whole, basis=basis, n_points=len(points), point_seconds=each.seconds)
+    total = _sum(parts)
+    return replace(total, basis=basis, n_points=len(points), point_seconds=per_point.seconds)
 
 
 def _sum(parts: Sequence[tuple[int, Estimate]]) -> Estimate:
-    """Each estimate so many times; what is not known of one is not known of all."""
+    """The sum of estimates, each taken so many times; None where one of them is not known."""
 
     def total(name: str) -> Any:
         values = [(n, getattr(part, name)) for n, part in parts]
@@ -324,32 +330,32 @@ def start_of(config: object, known: Sequence[jobs.Job]) -> float | None:
     return start_seconds(known, "finetune" if trains else "eval")
 
 
-def to_text(found: Estimate, config: Config) -> str:
+def to_text(result: Estimate, config: Config) -> str:
     """The estimate as lines for a terminal; one line where nothing is known."""
-    if found.memory_bytes is None:
-        return f"time and memory are not known: {found.basis[0]}"
+    if result.memory_bytes is None:
+        return f"time and memory are not known: {result.basis[0]}"
     unit = "samples" if isinstance(config, FinetuneConfig) else "items"
-    place, each = found.device, ""
-    if found.n_devices > 1:
-        place, each = f"{found.n_devices} x {found.device.partition(':')[0]}", " on each"
+    place, suffix = result.device, ""
+    if result.n_devices > 1:
+        place, suffix = f"{result.n_devices} x {result.device.partition(':')[0]}", " on each"
     lines = [
-        f"{config.model}: {found.n_items:,} {unit}, {tokens(found.n_tokens)} tokens, {place}",
-        f"time    {time_text(found)}",
-        f"memory  about {found.memory_bytes / 1e9:.1f} GB{each}",
+        f"{config.model}: {result.n_items:,} {unit}, {tokens(result.n_tokens)} tokens, {place}",
+        f"time    {time_text(result)}",
+        f"memory  about {result.memory_bytes / 1e9:.1f} GB{suffix}",
         "from",
-        *(f"  {reason}" for reason in found.basis),
+        *(f"  {reason}" for reason in result.basis),
     ]
     return "\n".join(lines)
 
 
-def time_text(found: Estimate) -> str:
+def time_text(result: Estimate) -> str:
     """``about 5 min (4 min to 7 min)``, without the range where none is known."""
-    if found.seconds is None:
+    if result.seconds is None:
         return "not known"
-    text = f"about {duration(found.seconds)}"
-    if found.low_seconds is None or found.high_seconds is None:
+    text = f"about {duration(result.seconds)}"
+    if result.low_seconds is None or result.high_seconds is None:
         return text
-    return f"{text} ({duration(found.low_seconds)} to {duration(found.high_seconds)})"
+    return f"{text} ({duration(result.low_seconds)} to {duration(result.high_seconds)})"
 
 
 def duration(seconds: float) -> str:

@@ -45,8 +45,8 @@ def kind_of_work(settings: Any) -> str:
 
 def history(runs: Sequence[Run]) -> list[Measured]:
     """The measurements in finished runs of this machine, as they come (newest first)."""
-    here = (measured(run) for run in runs if _made_here(run))
-    return [one for one in here if one is not None]
+    measurements = (measured(run) for run in runs if _made_here(run))
+    return [m for m in measurements if m is not None]
 
 
 def _made_here(run: Run) -> bool:
@@ -100,15 +100,15 @@ def _cost(run: Run) -> dict[str, Any]:
 def start_seconds(known: Sequence[Job], command: str = "eval") -> float | None:
     """The median of what earlier jobs of a command needed besides computing, or None without any:
     imports, weights, the probe, and for a fine-tune the preparation of its data."""
-    spent = []
-    mine = [job for job in known if job.words[0] == command]
-    for job in mine[:20]:
+    seconds = []
+    jobs = [job for job in known if job.words[0] == command]
+    for job in jobs[:20]:
         if job.stored_state != "done" or job.attempt > 1 or job.seconds is None:
             continue
         computing = sum(_cost(Run(path)).get("seconds") or 0 for path in job.run_paths)
         if computing:
-            spent.append(max(0.0, job.seconds - computing))
-    return statistics.median(spent) if spent else None
+            seconds.append(max(0.0, job.seconds - computing))
+    return statistics.median(seconds) if seconds else None
 
 
 def peak_bytes(job: Job) -> int | None:

@@ -124,13 +124,13 @@ class Job:
 
     @property
     def phase(self) -> str:
-        """What its process began last before its run has progress to tell; empty if unknown."""
+        """What its process is doing before its run reports progress; empty if unknown."""
         lines = tail(self.folder / PHASES, MOST_RUNS_BYTES).splitlines()
         return lines[-1] if lines else ""
 
     def made(self, path: Path | None) -> bool:
-        """Whether this run is what the job was started for, and not one that it makes first: a sweep
-        may store a prediction before it, a pipeline holds many runs and is none."""
+        """Whether this run is what the job was started for, not one that it makes on the way, such as a
+        sweep's stored prediction or a run of a pipeline."""
         from bidir_core.runs.run import Run
 
         return path is not None and (Run(path).config.get("kind") or "eval") == self.words[0]
@@ -172,9 +172,9 @@ def command_text(words: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "bidir_core", *words])
 
 
-def _value_of(words: Sequence[str], flag: str, otherwise: str) -> str:
+def _value_of(words: Sequence[str], flag: str, default: str) -> str:
     """What a command line gives a flag, in either way of writing it; the last one counts."""
-    value = otherwise
+    value = default
     for index, word in enumerate(words):
         if word == flag and index + 1 < len(words):
             value = words[index + 1]
@@ -221,16 +221,16 @@ def worker_file(root: Path, device: str, suffix: str = ".json") -> Path:
 
 def worker_lives(device: str, root: Path | None = None) -> bool:
     try:
-        mark = worker_file(root or jobs_folder(), device)
-        return is_alive(read_object(mark.parent, mark.name, shapes.PROCESS))
+        path = worker_file(root or jobs_folder(), device)
+        return is_alive(read_object(path.parent, path.name, shapes.PROCESS))
     except (FileNotFoundError, Damaged):
         return False
 
 
 def ensure_worker(device: str, root: Path) -> None:
-    """Start the device's worker unless it lives. The caller holds the lock, without which no
-    worker ends: one that is seen here still looks at the queue again. The worker is marked as living
-    from here on: until it has started and marks itself, the queue would seem to stand still."""
+    """Start the device's worker unless it lives. The caller holds the lock, which a worker needs to
+    end: one that lives now will look at the queue again. The new worker is marked as living at once,
+    since the queue would seem to stand still until it marks itself."""
     if worker_lives(device, root):
         return
     _started[:] = [process for process in _started if process.poll() is None]

@@ -62,24 +62,24 @@ def run_pipeline(config: PipelineConfig, *, out: Path | None = None, csv: bool =
     """
     refuse_if_read_only("run a pipeline")
     stages = plan(config)
-    known = preflight(config, stages)
+    expected = preflight(config, stages)
     target = out or report_path(config)
     loader = _Loader(config)
     runs: dict[str, Run] = {}
-    crew = processes.team(config.device)
-    for number, (stage, found) in enumerate(_planned(stages, runs, known, config, crew), 1):
-        where = f"stage {number} of {len(stages)}: {stage.title}"
+    team = processes.team(config.device)
+    for number, (stage, run) in enumerate(_planned(stages, runs, expected, config, team), 1):
+        title = f"stage {number} of {len(stages)}: {stage.title}"
         if stage.key in runs:
-            say(f"{where}: done, {runs[stage.key].id}")
+            say(f"{title}: done, {runs[stage.key].id}")
             continue
-        if found is not None and found.state == "running":
-            raise UserError(f"{where}: '{found.id}' is being written by another process; wait")
-        resuming = f": resuming {found.id}" if found else ""
-        say(f"{where}{resuming}{_time_left(config, stages[number - 1 :], runs)}")
+        if run is not None and run.state == "running":
+            raise UserError(f"{title}: '{run.id}' is being written by another process; wait")
+        resuming = f": resuming {run.id}" if run else ""
+        say(f"{title}{resuming}{_time_left(config, stages[number - 1 :], runs)}")
         try:
-            path = _run_stage(stage, found, runs, loader)
+            path = _run_stage(stage, run, runs, loader)
         except UserError as error:
-            raise UserError(f"{where}: {error} (the same line then goes on from here)") from error
+            raise UserError(f"{title}: {error} (the same line then goes on from here)") from error
         runs[stage.key] = Run(path)
     loader.drop()
 
@@ -89,7 +89,7 @@ def run_pipeline(config: PipelineConfig, *, out: Path | None = None, csv: bool =
             say(f"report: {path}")
         return target
 
-    return crew.on_main(write)
+    return team.on_main(write)
 
 
 def _planned(
@@ -97,16 +97,16 @@ def _planned(
     runs: dict[str, Run],
     known: Known,
     config: PipelineConfig,
-    crew: processes.Team = processes.ALONE,
+    team: processes.Team = processes.ALONE,
 ) -> Iterator[Planned]:
-    """Each stage with the run it has; the finished ones are put into ``runs``, as those must be
-    that are finished before the next stage is asked for."""
+    """Each stage with the run it has. Finished runs are put into ``runs``; the caller must add what
+    it finishes itself before it asks for the next stage."""
     for stage in stages:
-        # Of several processes one looks: a folder may look different a moment later.
-        found = crew.on_main(partial(find_run_of, stage, stages, runs, known, config))
-        if found is not None and found.state == "done":
-            runs[stage.key] = found
-        yield Planned(stage, found)
+        # Only one of several processes looks: a folder may look different a moment later.
+        run = team.on_main(partial(find_run_of, stage, stages, runs, known, config))
+        if run is not None and run.state == "done":
+            runs[stage.key] = run
+        yield Planned(stage, run)
 
 
 def look(config: PipelineConfig, runs: dict[str, Run] | None = None) -> list[Planned]:
@@ -121,17 +121,17 @@ def dry_run(config: PipelineConfig) -> str:
     those that are left would take."""
     lines = []
     runs: dict[str, Run] = {}
-    every = look(config, runs)
-    for number, (stage, run) in enumerate(every, 1):
+    planned = look(config, runs)
+    for number, (stage, run) in enumerate(planned, 1):
         state = "to do"
         if run is not None:
             done = stage.key in runs
             state = f"done, {run.id}" if done else f"to resume, {run.id} is {run.state}"
         lines += [f"{number}. {stage.title}: {state}", f"   {stage_line(stage, runs, run)}"]
     lines.append(f"report -> {report_path(config)}")
-    left = [stage for stage, _ in every if stage.key not in runs]
-    if left:
-        lines += ["", to_text(estimated(config, stages=left, layer_rate=layer_rate), config)]
+    remaining = [stage for stage, _ in planned if stage.key not in runs]
+    if remaining:
+        lines += ["", to_text(estimated(config, stages=remaining, layer_rate=layer_rate), config)]
     return "\n".join(lines)
 
 
@@ -171,19 +171,19 @@ def preflight(config: PipelineConfig, stages: Sequence[Stage]) -> Known:
     return known_of(checked, evaluate.read_items(first))
 
 
-def _run_stage(stage: Stage, found: Run | None, runs: dict[str, Run], loader: _Loader) -> Path:
+def _run_stage(stage: Stage, run: Run | None, runs: dict[str, Run], loader: _Loader) -> Path:
     config = stage.config
     if isinstance(config, FinetuneConfig):
         loader.drop()  # two models need not fit at once
-        if found is None:
+        if run is None:
             return run_finetune(config)
         runtime = [s.name for s in fields(config) if s.metadata["role"] == "runtime"]
-        return resume_finetune(found.path, {name: getattr(config, name) for name in runtime})
+        return resume_finetune(run.path, {name: getattr(config, name) for name in runtime})
     checkpoint = checkpoint_of(runs[stage.trained_by]) if stage.trained_by else None
     loaded = loader.get(checkpoint)
     refuse_trained_tasks(config.tasks, loaded.training_record)
-    if found is not None:
-        return evaluate.resume(found.path, {}, loaded=loaded)
+    if run is not None:
+        return evaluate.resume(run.path, {}, loaded=loaded)
     return evaluate.evaluate(replace(config, checkpoint=checkpoint), loaded=loaded)
 
 
@@ -220,13 +220,13 @@ class _Loader:
 
 def _time_left(config: PipelineConfig, stages: Sequence[Stage], runs: Mapping[str, Run]) -> str:
     """About how long the stages take that are left, by the runs so far; empty if unknown."""
-    left = [stage for stage in stages if stage.key not in runs]
-    seconds = estimated(config, stages=left).seconds
+    remaining = [stage for stage in stages if stage.key not in runs]
+    seconds = estimated(config, stages=remaining).seconds
     return "" if seconds is None else f", about {duration(seconds)} left"
 
 
 def say(text: str) -> None:
-    """A line of progress, on standard error like the bars; of several processes one says it."""
+    """A line of progress, on standard error like the bars, by the main process only."""
     if not is_helper():
         print(visible(text), file=sys.stderr, flush=True)
 
@@ -241,7 +241,7 @@ _RESUMABLE = ("failed", "cancelled", "lost", "partial")
 
 @dataclass(frozen=True)
 class Known:
-    """What a run must have been made with to stand for a stage: taken once, at the start."""
+    """What a run must have been made with to stand for a stage; read once, at the start."""
 
     model_fingerprint: str
     data_fingerprint: str
@@ -293,9 +293,11 @@ def find_run_of(
             if run.state not in states:
                 continue
             if stage.trains and run.state == "done" and not (run.path / "final").is_dir():
-                judges = [one for one in stages if one.trained_by == stage.key]
-                made = [find_run_of(one, stages, {stage.key: run}, known, config) for one in judges]
-                if not all(one is not None and one.state == "done" for one in made):
+                followers = [s for s in stages if s.trained_by == stage.key]
+                scored = [
+                    find_run_of(s, stages, {stage.key: run}, known, config) for s in followers
+                ]
+                if not all(scoring is not None and scoring.state == "done" for scoring in scored):
                     continue
             return run
     return None
@@ -330,25 +332,26 @@ def is_run_of(run: Run, stage: Stage, trained: Run | None, known: Known) -> bool
 
 def _evaluates(run: Run, trained: Run) -> bool:
     """Whether an evaluation used this fine-tune's checkpoint."""
-    given = str(run.settings.get("checkpoint") or "")
-    if given and Path(given).expanduser().resolve() == Path(checkpoint_of(trained)).resolve():
+    checkpoint = str(run.settings.get("checkpoint") or "")
+    path = Path(checkpoint).expanduser()
+    if checkpoint and path.resolve() == Path(checkpoint_of(trained)).resolve():
         return True
-    return trained_run_id(run) == trained.id and not Path(given).exists()
+    return trained_run_id(run) == trained.id and not Path(checkpoint).exists()
 
 
 def _same_place(recorded: str, wanted: str) -> bool:
     """Equal names, or two spellings of one path."""
     if recorded == wanted:
         return True
-    there = Path(wanted).expanduser()
-    return there.exists() and Path(recorded).expanduser().resolve() == there.resolve()
+    path = Path(wanted).expanduser()
+    return path.exists() and Path(recorded).expanduser().resolve() == path.resolve()
 
 
 def checkpoint_of(trained: Run) -> str:
-    """Where a fine-tune's checkpoint lies, as briefly as it can be said from here."""
+    """The path of a fine-tune's checkpoint, relative to the working folder if it lies inside."""
     final = trained.path / "final"
-    here = Path.cwd()
-    return str(final.relative_to(here) if final.is_relative_to(here) else final)
+    folder = Path.cwd()
+    return str(final.relative_to(folder) if final.is_relative_to(folder) else final)
 
 
 def roots_of(config: PipelineConfig | EvalConfig) -> list[Path]:

@@ -39,8 +39,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(kw_only=True)
-class _InOtherWords:
-    """Settings of its evaluations and fine-tunes that a pipeline explains otherwise."""
+class _Reworded:
+    """Settings of evaluations and fine-tunes with another help text in a pipeline."""
 
     limit: int | None = same_as(
         EvalConfig,
@@ -95,27 +95,27 @@ class PipelineConfig:
         unknown = given.keys() - {spec.name for spec in self.SETTINGS}
         if unknown:
             raise TypeError(f"PipelineConfig has no setting {', '.join(sorted(unknown))}")
-        own: dict[str, Any] = {s.name: given.pop(s.name, s.default) for s in _own_settings()}
+        values: dict[str, Any] = {s.name: given.pop(s.name, s.default) for s in _own_settings()}
         shared: dict[str, Any] = {}
         for part in (training, evaluation):
             if part is not None:
                 names = [spec.name for spec in fields(part) if spec.name not in _DECIDED]
                 shared |= {name: getattr(part, name) for name in names}
         shared |= given
-        regime = parse_regime(own["regime"])
+        regime = parse_regime(values["regime"])
         if not regime.bidirectional:
             raise UserError(
-                f"--regime {own['regime']}: stages 2 and 4 need a bidirectional regime; "
+                f"--regime {values['regime']}: stages 2 and 4 need a bidirectional regime; "
                 "leave it out for plain bidirectional prefill"
             )
-        own["regime"] = str(regime)
-        if own["seeds"] < 1:
-            raise UserError(f"--seeds {own['seeds']}: give a number from 1 up")
-        if own["distill_anchor"] < 0:
-            raise UserError(f"--distill-anchor {own['distill_anchor']}: give a number from 0 up")
-        own["evaluation"] = EvalConfig(**_known(shared, EvalConfig))
-        own["training"] = FinetuneConfig(**_known(shared, FinetuneConfig), objective="3B")
-        for name, value in own.items():
+        values["regime"] = str(regime)
+        if values["seeds"] < 1:
+            raise UserError(f"--seeds {values['seeds']}: give a number from 1 up")
+        if values["distill_anchor"] < 0:
+            raise UserError(f"--distill-anchor {values['distill_anchor']}: give a number from 0 up")
+        values["evaluation"] = EvalConfig(**_known(shared, EvalConfig))
+        values["training"] = FinetuneConfig(**_known(shared, FinetuneConfig), objective="3B")
+        for name, value in values.items():
             object.__setattr__(self, name, value)
         plan(self)  # its stages' own checks
 
@@ -129,7 +129,7 @@ class PipelineConfig:
 
     @property
     def digest(self) -> str:
-        """Eight characters that change with anything that changes the numbers."""
+        """Eight characters that differ where a setting differs that decides the numbers."""
         decisive = {
             spec.name: getattr(self, spec.name)
             for spec in self.SETTINGS
@@ -164,13 +164,13 @@ def _known(settings: Mapping[str, Any], config_class: type) -> dict[str, Any]:
 
 
 def _all_settings() -> tuple[Field[Any], ...]:
-    """Its own settings, then those of its evaluations, then those that only fine-tunes have."""
-    found = {spec.name: spec for spec in _own_settings()}
-    others = {spec.name: spec for spec in fields(_InOtherWords)}
+    """The pipeline's own settings, those of its evaluations, those that only fine-tunes have."""
+    settings = {spec.name: spec for spec in _own_settings()}
+    reworded = {spec.name: spec for spec in fields(_Reworded)}
     for spec in (*fields(EvalConfig), *fields(FinetuneConfig)):
         if spec.name not in _DECIDED:
-            found.setdefault(spec.name, others.get(spec.name, spec))
-    return tuple(found.values())
+            settings.setdefault(spec.name, reworded.get(spec.name, spec))
+    return tuple(settings.values())
 
 
 PipelineConfig.SETTINGS = _all_settings()
@@ -204,7 +204,7 @@ def plan(config: PipelineConfig) -> list[Stage]:
     """
     # The seed is the training's; items are drawn with seed 0, the same for all seeds.
     evaluation, training = config.evaluation, config.training
-    both = (("bidirectional prefill", config.regime), ("causal", "causal"))
+    regimes = (("bidirectional prefill", config.regime), ("causal", "causal"))
     stages = [
         Stage("stage1", "stage 1, the base model, causal", evaluation),
         Stage(
@@ -238,12 +238,12 @@ def plan(config: PipelineConfig) -> list[Stage]:
                     ),
                 )
             )
-            for what, regime in both:
+            for mode, regime in regimes:
                 stage = "stage 4" if regime != "causal" else "non-prefill compare"
                 stages.append(
                     Stage(
                         f"{key}-{'causal' if regime == 'causal' else 'regime'}",
-                        f"{stage}, {shown} checkpoint, seed {seed}, {what}",
+                        f"{stage}, {shown} checkpoint, seed {seed}, {mode}",
                         replace(evaluation, regime=regime),
                         trained_by=key,
                     )

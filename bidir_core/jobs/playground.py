@@ -60,7 +60,7 @@ class ModelWorker:
 
     @property
     def state(self) -> WorkerState:
-        """What to show. ``died``: gone without a word; ``idle``: ended by itself, unused."""
+        """What to show. ``died``: it ended unexpectedly; ``idle``: it ended by itself, unused."""
         return self._state
 
     @property
@@ -68,7 +68,7 @@ class ModelWorker:
         return self._process.pid if self._process is not None else None
 
     def start(self, model: str, checkpoint: str = "", *, idle_seconds: float = 300.0) -> None:
-        """Load a model, in the place of the one before. Harmless if it is there already."""
+        """Load a model in place of the previous one; nothing happens if it is loaded already."""
         refuse_if_read_only("load a model")
         with self._lock:
             same = (self.model, self.checkpoint) == (model, checkpoint)
@@ -81,9 +81,15 @@ class ModelWorker:
             self._log = tempfile.TemporaryFile("w+b")  # noqa: SIM115  (as long as the process)
             try:
                 self._process = subprocess.Popen(
-                    line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
-                    text=True, encoding="utf-8", bufsize=1, env=child_environment(),
-                )  # fmt: skip
+                    line,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._log,
+                    text=True,
+                    encoding="utf-8",
+                    bufsize=1,
+                    env=child_environment(),
+                )
             except OSError as error:
                 raise UserError(f"the model's process could not be started: {error}") from error
             self.model, self.checkpoint, self.error, self.facts = model, checkpoint, "", {}
@@ -91,7 +97,7 @@ class ModelWorker:
             threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
 
     def stop(self) -> None:
-        """Let the model go. What was asked and not answered yet is cancelled."""
+        """Unload the model. Requests that are not answered yet are cancelled."""
         with self._lock:
             process, self._process = self._process, None
             self._state = "none"
@@ -115,10 +121,9 @@ class ModelWorker:
         chat_template: bool = False,
     ) -> str:
         """Have a prompt continued; returns the request's name. UserError if no model is ready."""
-        return self._ask(
-            tuple(regimes), op="generate", prompt=prompt, regimes=list(regimes), sampling=sampling,
-            bos=bos, chat_template=chat_template,
-        )  # fmt: skip
+        request: dict[str, Any] = {"prompt": prompt, "regimes": list(regimes), "sampling": sampling}
+        request |= {"bos": bos, "chat_template": chat_template}
+        return self._ask("generate", tuple(regimes), request)
 
     def rescore(
         self,
@@ -132,13 +137,12 @@ class ModelWorker:
     ) -> str:
         """Have an item scored, as :func:`bidir_core.explain.rescore.rescore` does; returns the
         request's name. UserError if no model is ready."""
-        return self._ask(
-            (regime,), op="rescore", contexts=list(contexts), continuations=list(continuations),
-            regime=regime, causal_layers=list(causal_layers), causal_tokens=list(causal_tokens),
-            bos=bos,
-        )  # fmt: skip
+        request: dict[str, Any] = {"regime": regime, "bos": bos}
+        request |= {"contexts": list(contexts), "continuations": list(continuations)}
+        request |= {"causal_layers": list(causal_layers), "causal_tokens": list(causal_tokens)}
+        return self._ask("rescore", (regime,), request)
 
-    def _ask(self, asked: tuple[str, ...], **request: Any) -> str:
+    def _ask(self, op: str, regimes: tuple[str, ...], request: dict[str, Any]) -> str:
         with self._lock:
             if self.state != "ready" or self._process is None:
                 raise UserError("no model is loaded; load it first")
@@ -146,10 +150,10 @@ class ModelWorker:
             for old in list(self._answers)[: max(0, len(self._answers) - KEPT_ANSWERS + 1)]:
                 del self._answers[old]
             sides: list[dict[str, Any]] = [
-                {"probe": None, "steps": [], "text": "", "ended": None} for _ in asked
+                {"probe": None, "steps": [], "text": "", "ended": None} for _ in regimes
             ]
-            self._answers[name] = Answer(asked, sides=sides)
-            self._send(id=name, **request)
+            self._answers[name] = Answer(regimes, sides=sides)
+            self._send(op=op, id=name, **request)
             return name
 
     def cancel(self, name: str) -> None:
@@ -193,7 +197,7 @@ class ModelWorker:
         with self._lock:
             if process is self._process and self._state in ("loading", "ready"):
                 self._ended(code)
-            elif process is self._process:  # asked in the moment in which it went by itself
+            elif process is self._process:  # a request came just as it ended by itself
                 self._close_answers("error", "the model had just been unloaded; load it again")
 
     def _take(self, event: dict[str, Any]) -> None:
@@ -222,7 +226,7 @@ class ModelWorker:
             answer.state, answer.error = "error", str(event["message"])
 
     def _ended(self, code: int) -> None:
-        """The process is gone without a word: killed, or it crashed."""
+        """The process ended unexpectedly: it was killed, or it crashed."""
         self._state = "died"
         self.error = f"it was killed (signal {-code})" if code < 0 else f"it ended with code {code}"
         self._close_answers("error", f"the model's process has ended: {self.error}")

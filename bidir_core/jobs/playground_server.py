@@ -38,7 +38,7 @@ Say = Callable[..., None]
 
 class Inbox:
     """Requests as they arrive; cancels take effect at once. ``closed`` is called at the end,
-    ``refuse`` with the id of a request for which there is no place."""
+    ``refuse`` with the id of a request that finds the queue full."""
 
     def __init__(self, stream: TextIO, closed: Callable[[], None], refuse: Callable[[str], None]):
         self.requests: queue.Queue[dict[str, Any]] = queue.Queue(MAX_WAITING)
@@ -101,10 +101,8 @@ def _answer(
     if len(text) > MAX_PROMPT_CHARACTERS:
         raise UserError(f"the prompt is longer than {MAX_PROMPT_CHARACTERS:,} characters")
     sampling = Sampling(**request.get("sampling") or {})
-    prompt = encode_prompt(
-        loaded, text, bos=str(request.get("bos") or "auto"),
-        chat_template=bool(request.get("chat_template")),
-    )  # fmt: skip
+    bos, chat_template = str(request.get("bos") or "auto"), bool(request.get("chat_template"))
+    prompt = encode_prompt(loaded, text, bos=bos, chat_template=chat_template)
     regimes = [check(loaded, prompt.ids, regime, sampling) for regime in request["regimes"]]
     say("begin", id=name, n_prompt=len(prompt.ids), text=prompt.text)
     for index, regime in enumerate(regimes):
@@ -112,7 +110,7 @@ def _answer(
             say("cancelled", id=name)
             return
         report = prober.require(regime)
-        checks = [one.name for one in report.checks]
+        checks = [result.name for result in report.checks]
         say("probe", id=name, index=index, checks=checks, seconds=report.seconds)
     ends = end_ids(loaded)
     for index, regime in enumerate(regimes):
@@ -122,14 +120,12 @@ def _answer(
                 say("cancelled", id=name)
                 return
             ids.append(step.chosen.token_id)
-            top = [[one.text, one.logprob] for one in step.top]
-            say(
-                "step", id=name, index=index, text=step.chosen.text,
-                logprob=step.chosen.logprob, top=top,
-            )  # fmt: skip
+            top = [[token.text, token.logprob] for token in step.top]
+            chosen = {"text": step.chosen.text, "logprob": step.chosen.logprob}
+            say("step", id=name, index=index, **chosen, top=top)
         ended = ids[-1] in ends
-        whole = loaded.tokenizer.decode(ids[:-1] if ended else ids)
-        say("end", id=name, index=index, text=whole, ended=ended)
+        completion = loaded.tokenizer.decode(ids[:-1] if ended else ids)
+        say("end", id=name, index=index, text=completion, ended=ended)
     say("done", id=name)
 
 

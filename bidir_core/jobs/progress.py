@@ -65,5 +65,5 @@ def progress(job: Job) -> Progress:
 
 
 def _stage(job: Job) -> str:
-    found = _STAGE.findall(log_tail(job, lines=400, n_bytes=64_000))
-    return "stage {} of {}: {}".format(*found[-1]) if found else ""
+    matches = _STAGE.findall(log_tail(job, lines=400, n_bytes=64_000))
+    return "stage {} of {}: {}".format(*matches[-1]) if matches else ""

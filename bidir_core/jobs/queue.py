@@ -31,7 +31,7 @@ from bidir_core.jobs.job import (
 from bidir_core.runs.layout import refuse_if_read_only
 from bidir_core.runs.read import read_object, tail
 
-START_SECONDS = 15.0  # that a worker may take to appear on a busy machine
+START_SECONDS = 15.0  # a worker may take so long to appear on a busy machine
 
 
 def submit(
@@ -69,7 +69,7 @@ def submit(
             estimate=dict(estimate or {}),
             root=str(root),
         )
-        # The worker first: who looks without the lock never finds a queue without one.
+        # The worker first, so that a reader without the lock never sees a queue without one.
         ensure_worker(job.device, root)
         save(job)
     return job
@@ -81,8 +81,8 @@ def idempotency_key(words: Sequence[str], jobs: Sequence[Job]) -> str:
     Two clicks and two tabs that show the same history get the same key; the next deliberate
     start of the same line gets another.
     """
-    before = sum(job.words == tuple(words) for job in jobs)
-    return f"{command_text(words)} #{before}"
+    n_started = sum(job.words == tuple(words) for job in jobs)
+    return f"{command_text(words)} #{n_started}"
 
 
 def cancel(job_id: str, *, grace_seconds: float = GRACE_SECONDS) -> Job:
@@ -108,7 +108,7 @@ def cancel(job_id: str, *, grace_seconds: float = GRACE_SECONDS) -> Job:
 
 
 def resume(job_id: str) -> Job:
-    """Queue an unfinished job again; it goes on with its run. Harmless when it is under way."""
+    """Queue an unfinished job again; it goes on with its run. Nothing happens if it is under way."""
     refuse_if_read_only("resume a job")
     root = jobs_folder()
     with changing(root):
@@ -166,13 +166,13 @@ def go_on(device: str) -> None:
 def stalled(jobs: Sequence[Job]) -> list[str]:
     """Devices with queued jobs and no worker: after a crash or a restart of the machine.
 
-    A worker that was just asked for has START_SECONDS to appear.
+    A worker that was just started has START_SECONDS to appear.
     """
-    before = time.time() - START_SECONDS
+    deadline = time.time() - START_SECONDS
     waiting = {
         (job.device, job.root)
         for job in jobs
-        if job.stored_state == "queued" and job.queued < before
+        if job.stored_state == "queued" and job.queued < deadline
     }
     return sorted(device for device, root in waiting if not worker_lives(device, Path(root)))
 

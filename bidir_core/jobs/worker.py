@@ -46,13 +46,13 @@ def work(device: str, root: Path) -> None:
 
 
 def _of(device: str, root: Path, state: str) -> list[Job]:
-    found = [j for j in list_jobs(root) if j.device == device and j.stored_state == state]
-    return sorted(found, key=lambda job: (job.queued, job.id))
+    jobs = [j for j in list_jobs(root) if j.device == device and j.stored_state == state]
+    return sorted(jobs, key=lambda job: (job.queued, job.id))
 
 
 def _next(device: str, root: Path, mark: Path, lock: filelock.BaseFileLock) -> Job | None:
-    """The first queued job, marked as running. With none the worker is gone before anybody can
-    queue another: whoever does so next starts a new worker."""
+    """The first queued job, marked as running. With none, the worker gives up its lock before another
+    job can be queued, so whoever queues the next one starts a new worker."""
     with changing(root):
         waiting = _of(device, root, "queued")
         if not waiting:
@@ -94,7 +94,7 @@ def _run(job: Job) -> None:
 
 
 def _adopt(job: Job) -> None:
-    """See to the end a job whose worker died."""
+    """Watch a job whose worker died until it ends."""
     _watch(job, lambda: None if is_alive(job.process) else 0)
     fate = find_job(job.id, Path(job.root)).fate()
     _end(job, stored_state=fate, error=_last_error(job) if fate == "failed" else None)
@@ -102,20 +102,20 @@ def _adopt(job: Job) -> None:
 
 def _watch(job: Job, ended: Callable[[], int | None]) -> None:
     """Wait for the job's process, and carry out a cancel: SIGTERM once, SIGKILL after the grace."""
-    path, seen, asked, killed = job.folder / "job.json", 0, False, False
-    now = job
+    path, last_change, terminated, killed = job.folder / "job.json", 0, False, False
+    current = job
     while ended() is None:
-        changed = path.stat().st_mtime_ns if path.exists() else seen
-        if changed != seen:
-            seen, now = changed, find_job(job.id, Path(job.root))
-        if now.cancel_at is not None:
-            if not asked:
-                asked = _signal(now, signal.SIGTERM)
-            if not killed and time.time() > now.cancel_at + now.grace_seconds:
-                killed = _signal(now, signal.SIGKILL)
+        changed = path.stat().st_mtime_ns if path.exists() else last_change
+        if changed != last_change:
+            last_change, current = changed, find_job(job.id, Path(job.root))
+        if current.cancel_at is not None:
+            if not terminated:
+                terminated = _signal(current, signal.SIGTERM)
+            if not killed and time.time() > current.cancel_at + current.grace_seconds:
+                killed = _signal(current, signal.SIGKILL)
         time.sleep(LOOK_SECONDS)
-    if killed:  # whatever the group still holds
-        _signal_group(now.process["pid"], signal.SIGKILL)
+    if killed:  # and any other process of its group
+        _signal_group(current.process["pid"], signal.SIGKILL)
 
 
 def _signal(job: Job, number: int) -> bool:
@@ -147,8 +147,8 @@ def _outcome(job: Job, code: int) -> dict[str, Any]:
 
 def _last_error(job: Job) -> str | None:
     lines = log_tail(job, lines=40).splitlines()
-    said = [line for line in lines if line.startswith("error:")] or lines[-1:]
-    return said[-1].removeprefix("error:").strip()[:500] if said else None
+    errors = [line for line in lines if line.startswith("error:")] or lines[-1:]
+    return errors[-1].removeprefix("error:").strip()[:500] if errors else None
 
 
 def _end(job: Job, **changes: Any) -> None:
