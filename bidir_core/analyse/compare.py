@@ -278,11 +278,11 @@ def right_by_task(runs: Sequence[Run], metric: Metric = "acc") -> dict[str, np.n
     for run in runs:
         pairs = pair(runs[0], run, metric)
         scores.append(dict(zip(zip(pairs.task, pairs.doc_id), pairs.correct_b)))
-    common = [key for key in scores[0] if all(key in one for one in scores[1:])]
+    common = [key for key in scores[0] if all(key in score for score in scores)]
     if not common:
         raise UserError("the runs share no item that all could score")
     task = np.array([name for name, _ in common])
-    stacked = np.array([[one[key] for key in common] for one in scores])
+    stacked = np.array([[score[key] for key in common] for score in scores])
     return {name: stacked[:, task == name] for name in dict.fromkeys(task.tolist())}
 
 
@@ -292,7 +292,8 @@ def right_by_task(runs: Sequence[Run], metric: Metric = "acc") -> dict[str, np.n
 def notes_of(pairs: PairedItems) -> list[str]:
     """Partial runs, items left out, and what the two runs were computed with if that differs."""
     notes = []
-    for run in (pairs.run_a, pairs.run_b):
+    run_a, run_b = pairs.run_a, pairs.run_b
+    for run in (run_a, run_b):
         if run.state != "done":
             notes.append(f"partial: '{run.id}' is {run.state}, not complete")
     if pairs.intersected:
@@ -302,35 +303,36 @@ def notes_of(pairs: PairedItems) -> list[str]:
         )
     if pairs.n_errors:
         notes.append(f"{pairs.n_errors:,} items left out: one of the runs could not score them")
-    a, b = pairs.run_a, pairs.run_b
     for name, setting in (("dtype", "dtype"), ("attention", "attn"), ("weights", "weights")):
         # What was computed with; the setting may say "auto" in both.
-        one, other = (run.config.get(name) or run.settings.get(setting) for run in (a, b))
-        if name == "attention" and one != other:
-            one, other = _attention(a, one), _attention(b, other)
-        if one and other and one != other:
-            notes.append(f"the runs differ in {name}: {one} and {other}")
-    times_a, times_b = repeats(a.settings), repeats(b.settings)
+        value_a, value_b = (
+            run.config.get(name) or run.settings.get(setting) for run in (run_a, run_b)
+        )
+        if name == "attention" and value_a != value_b:
+            value_a, value_b = _attention(run_a, value_a), _attention(run_b, value_b)
+        if value_a and value_b and value_a != value_b:
+            notes.append(f"the runs differ in {name}: {value_a} and {value_b}")
+    times_a, times_b = repeats(run_a.settings), repeats(run_b.settings)
     if times_a != times_b:
         notes.append(
             f"the prompt is given {times_a} times in one run and {times_b} times in the other: the "
             "difference holds what repeating it does, and the longer prompt costs more"
         )
-    notes += unchecked_notes(a, b)
-    if "explore" in (a.settings.get("fold"), b.settings.get("fold")):
+    notes += unchecked_notes(run_a, run_b)
+    if "explore" in (run_a.settings.get("fold"), run_b.settings.get("fold")):
         notes.append("explore fold: for choosing recipes; make claims on the confirm fold")
     return notes
 
 
-def _attention(run: Run, name: str | None) -> str | None:
+def _attention(run: Run, attention: str | None) -> str | None:
     """What really computed the run's attention: split is sdpa but for items with a long prefix."""
-    reach = run.config.get("split_from_tokens")
-    if name != "split" or not isinstance(reach, int):
-        return name
+    split_from = run.config.get("split_from_tokens")
+    if attention != "split" or not isinstance(split_from, int):
+        return attention
     lengths = run.items_table(("n_prefix_tokens",)).column("n_prefix_tokens").to_pylist()
-    # All of an item's contexts together: that is what may lie in one packed row.
-    longest = max((sum(one) for one in lengths if one), default=reach)
-    return "split" if longest >= reach else "sdpa"
+    # All of an item's contexts together, since they may share one packed row.
+    longest = max((sum(tokens) for tokens in lengths if tokens), default=split_from)
+    return "split" if longest >= split_from else "sdpa"
 
 
 def subject(run_a: Run, run_b: Run) -> str:
@@ -358,34 +360,31 @@ def subject(run_a: Run, run_b: Run) -> str:
 
 def comparison_text(result: Comparison) -> str:
     """A comparison for the terminal."""
-    header = (
-        "task", "n", "a", "b", "delta", "95 % CI", "broken", "fixed", "churn",
-        "p (McNemar)", "p (Holm)", "detectable", "verdict",
-    )  # fmt: skip
 
-    def line(row: Row) -> list[str]:
-        return [
-            row.task,
-            count(row.n),
-            f"{row.acc_a:.4f}",
-            f"{row.acc_b:.4f}",
-            points(row.delta, signed=True),
-            f"{points(row.low, signed=True)} to {points(row.high, signed=True)}",
-            count(row.broken),
-            count(row.fixed),
-            f"{points(row.churn / row.n)} %",
-            p_text(row.p_value),
-            p_text(row.p_holm),
-            "-" if row.detectable is None else points(row.detectable),
-            row.words,
-        ]
+    def cells(row: Row) -> dict[str, str]:
+        return {
+            "task": row.task,
+            "n": count(row.n),
+            "a": f"{row.acc_a:.4f}",
+            "b": f"{row.acc_b:.4f}",
+            "delta": points(row.delta, signed=True),
+            "95 % CI": f"{points(row.low, signed=True)} to {points(row.high, signed=True)}",
+            "broken": count(row.broken),
+            "fixed": count(row.fixed),
+            "churn": f"{points(row.churn / row.n)} %",
+            "p (McNemar)": p_text(row.p_value),
+            "p (Holm)": p_text(row.p_holm),
+            "detectable": "-" if row.detectable is None else points(row.detectable),
+            "verdict": row.words,
+        }
 
+    header = list(cells(result.macro))
     lines = [
         f"a: {result.run_a}",
         f"b: {result.run_b}",
         f"metric {result.metric}; differences (b - a) and intervals in points",
         "",
-        table(header, [line(row) for row in result.rows]),
+        table(header, [list(cells(row).values()) for row in result.rows]),
         "",
         result.sentence,
     ]
@@ -395,10 +394,11 @@ def comparison_text(result: Comparison) -> str:
     if result.above_no_context is not None:
         lines.append(f"kept above no context: {retention_text(result.above_no_context)}")
     if result.information is not None:
-        found = result.information
+        information = result.information
         lines.append(
-            f"accuracy by mutual information: a {found.acc_a:.4f}, b {found.acc_b:.4f}, "
-            f"{points(found.delta.value, signed=True)} points ({interval_text(found.delta)})"
+            f"accuracy by mutual information: a {information.acc_a:.4f}, "
+            f"b {information.acc_b:.4f}, {points(information.delta.value, signed=True)} points "
+            f"({interval_text(information.delta)})"
         )
     if result.orders:
         lines += ["", *order_text(result.orders)]

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import numpy as np
-
 from bidir_core.analyse import effects, stats
 from bidir_core.analyse.compare import Comparison, compare, right_by_task
 from bidir_core.analyse.effects import Retention, retention, why_not_above
@@ -31,14 +29,14 @@ def contrast(
     mean over more seeds without one.
     """
     pairs, notes = _pairs_of_runs(study, a, b)
-    kept = [both for both in pairs if all(run.has_items for run in both)]
+    kept = [pair for pair in pairs if all(run.has_items for run in pair)]
     if kept and len(kept) < len(pairs):
         notes.append(items_of(len(kept), len(pairs)))
         pairs = kept
-    if not pairs or any(macro_of(run, metric) is None for both in pairs for run in both):
+    if not pairs or any(macro_of(run, metric) is None for pair in pairs for run in pair):
         return None
-    acc_a, acc_b = (mean([macro_of(both[side], metric) for both in pairs]) for side in (0, 1))
-    known = Contrast(
+    acc_a, acc_b = (mean([macro_of(pair[side], metric) for pair in pairs]) for side in (0, 1))
+    draft = Contrast(
         a=cell_title(study, a),
         b=cell_title(study, b),
         acc_a=acc_a,
@@ -46,21 +44,22 @@ def contrast(
         value=acc_b - acc_a,
         margin=margin,
         leaky=a[0].leaky or b[0].leaky,
-        runs=tuple((one.id, two.id) for one, two in pairs),
+        runs=tuple((run_a.id, run_b.id) for run_a, run_b in pairs),
     )
-    if not any(run.is_reference for both in pairs for run in both):
+    if not any(run.is_reference for pair in pairs for run in pair):
         try:
-            return _paired(known, pairs, study.floor, metric, notes)
+            return _paired(draft, pairs, study.floor, metric, notes)
         except UserError as error:
             notes.append(str(error))
-    return _unpaired(known, pairs, metric, notes)
+    return _unpaired(draft, pairs, metric, notes)
 
 
 @dataclass(frozen=True)
 class Interaction:
     """(arm - control under the arm's regime) - (arm - control under causal).
 
-    ``runs``: ids by seed, of arm and control under the regime, then both causal. ``note`` says so where not all seeds have their items.
+    ``runs``: ids by seed, of arm and control under the regime, then both causal. ``note``: that not
+    all seeds have their items, if so.
     """
 
     effect: effects.Effect
@@ -77,7 +76,8 @@ def interaction(study: Study, arm: Arm, *, metric: Metric = "acc") -> Interactio
     control = study.base if arm.code == "distill" else study.control_of(arm)
     if control is None:
         return "there is no causal control (3C) of the same recipe"
-    cells = [(one, regime) for regime in (study.own_regime(arm), CAUSAL) for one in (arm, control)]
+    regimes = study.own_regime(arm), CAUSAL
+    cells = [(compared, regime) for regime in regimes for compared in (arm, control)]
     for cell in cells:
         if not study.runs(*cell):
             return f"not run: {cell_title(study, cell)}"
@@ -88,23 +88,23 @@ def interaction(study: Study, arm: Arm, *, metric: Metric = "acc") -> Interactio
     kept = {seed for seed in shared if all(by_seed[seed].has_items for by_seed in trained)}
     seeds = sorted(kept or shared)
 
-    def one_a_seed(cell: Cell) -> list[Run]:
+    def run_of_each_seed(cell: Cell) -> list[Run]:
         runs = study.runs(*cell)
         if cell[0] == study.base:
             return [next(iter(runs.values()))] * len(seeds)
         return [runs[seed] for seed in seeds]
 
-    lists = [one_a_seed(cell) for cell in cells]
+    runs_by_cell = [run_of_each_seed(cell) for cell in cells]
     try:
-        right = right_by_task([run for runs in lists for run in runs], metric)
+        right = right_by_task([run for runs in runs_by_cell for run in runs], metric)
     except UserError as error:
         return str(error)
     # [cell, seed, item] by task: the cells are arm and control under the regime, then both causal.
-    cubes = {task: np.reshape(rows, (4, len(seeds), -1)) * 1.0 for task, rows in right.items()}
+    cubes = {task: rows.reshape(4, len(seeds), -1).astype(float) for task, rows in right.items()}
     effect = effects.stratified_mean(
         {task: cube[0] - cube[1] - (cube[2] - cube[3]) for task, cube in cubes.items()}
     )
-    ids = tuple(tuple(run.id for run in runs) for runs in lists)
+    ids = tuple(tuple(run.id for run in runs) for runs in runs_by_cell)
     note = items_of(len(seeds), len(shared)) if len(seeds) < len(shared) else ""
     return Interaction(effect, control, ids, note)
 
@@ -135,27 +135,28 @@ def _pairs_of_runs(study: Study, a: Cell, b: Cell) -> tuple[list[tuple[Run, Run]
     return [(first[seed], second[seed]) for seed in seeds], notes
 
 
-def items_of(kept: int, of: int) -> str:
+def items_of(kept: int, total: int) -> str:
     """Says that not all seeds have their items."""
-    return f"from {kept} of {of} seeds: the others have no items here, only metrics"
+    return f"from {kept} of {total} seeds: the others have no items here, only metrics"
 
 
 def _paired(
-    known: Contrast,
+    draft: Contrast,
     pairs: Sequence[tuple[Run, Run]],
     floor: Run | None,
     metric: Metric,
     notes: list[str],
 ) -> Contrast:
-    results = [_compare(*both, floor, metric, known.margin) for both in pairs]
+    results = [_compare(*pair, floor, metric, draft.margin) for pair in pairs]
     if len(results) == 1:
         macro = results[0].macro
         estimate, detectable = macro.estimate, macro.detectable
         by_task = {row.task: row.estimate for row in results[0].tasks}
     else:
         right = right_by_task([run for side in zip(*pairs) for run in side], metric)
+        n = len(pairs)
         over_seeds = effects.stratified_mean(
-            {task: rows[len(pairs) :] - 1.0 * rows[: len(pairs)] for task, rows in right.items()}
+            {task: rows[n:].astype(float) - rows[:n] for task, rows in right.items()}
         )
         estimate, detectable, by_task = over_seeds.estimate, None, over_seeds.per_task
     tasks = []
@@ -163,7 +164,7 @@ def _paired(
         name = rows[0].task
         judgement = judge(
             by_task[name],
-            margin=known.margin,
+            margin=draft.margin,
             n_seeds=len(rows),
             broken=mean([row.broken for row in rows]),
             fixed=mean([row.fixed for row in rows]),
@@ -181,10 +182,10 @@ def _paired(
                 changed_wrong=mean([row.changed_wrong for row in rows]),
             )
         )
-    found = [*notes, *dict.fromkeys(note for result in results for note in result.notes)]
-    # From the runs' own accuracies: an error item counts as wrong there, and is in no pair here.
+    all_notes = [*notes, *dict.fromkeys(note for result in results for note in result.notes)]
+    # acc_a and acc_b stay the runs' own: an error item counts as wrong there and is in no pair.
     return replace(
-        known,
+        draft,
         value=estimate.value,
         interval=estimate,
         basis="paired",
@@ -193,7 +194,7 @@ def _paired(
         above_chance=mean_retention([result.above_chance for result in results]),
         above_floor=mean_retention([result.above_no_context for result in results]),
         detectable=detectable,
-        notes=tuple(found),
+        notes=tuple(all_notes),
     )
 
 
@@ -295,20 +296,20 @@ class Contrast:
         return phrase(self.judgement)
 
 
-def mean_retention(found: Sequence[Retention | None]) -> Retention | None:
+def mean_retention(retentions: Sequence[Retention | None]) -> Retention | None:
     """Over seeds: the mean, and an interval that holds every seed's own."""
-    known = [one for one in found if one is not None]
-    if len(known) != len(found) or not known:
+    known = [share for share in retentions if share is not None]
+    if len(known) != len(retentions) or not known:
         return None
     if len(known) == 1:
         return known[0]
-    hidden = [one for one in known if one.value is None]
+    hidden = [share for share in known if share.value is None]
     if hidden:
         return hidden[0]
     return Retention(
-        value=mean([one.value for one in known]),
-        low=min(one.low for one in known if one.low is not None),
-        high=max(one.high for one in known if one.high is not None),
+        value=mean([share.value for share in known]),
+        low=min(share.low for share in known if share.low is not None),
+        high=max(share.high for share in known if share.high is not None),
         n=known[0].n,
     )
 
@@ -345,9 +346,9 @@ def level(runs: Mapping[int, Run], metric: Metric) -> Level | None:
         return None
     values = [float(macro_of(run, metric) or 0.0) for run in known]
     n = (known[0].metrics or {}).get("n_items")
-    found = _over_runs(mean(values), [_macro_estimate(run, metric) for run in known], values)
-    interval = found and stats.Estimate(
-        found.value, max(0.0, found.low), min(1.0, found.high), n or 0
+    estimate = _over_runs(mean(values), [_macro_estimate(run, metric) for run in known], values)
+    interval = estimate and stats.Estimate(
+        estimate.value, max(0.0, estimate.low), min(1.0, estimate.high), n or 0
     )
     return Level(mean(values), interval, tuple(values), n)
 
@@ -357,11 +358,11 @@ def _over_runs(
 ) -> stats.Estimate | None:
     """The mean's interval over items and seeds. An item counts once, however many seeds answered
     it; None where a run has no interval."""
-    known = [one for one in estimates if one is not None]
+    known = [estimate for estimate in estimates if estimate is not None]
     if len(known) < len(estimates):
         return None
-    down = math.sqrt(mean([(one.value - one.low) ** 2 for one in known]))
-    up = math.sqrt(mean([(one.high - one.value) ** 2 for one in known]))
+    down = math.sqrt(mean([(estimate.value - estimate.low) ** 2 for estimate in known]))
+    up = math.sqrt(mean([(estimate.high - estimate.value) ** 2 for estimate in known]))
     return stats.over_seeds(stats.Estimate(value, value - down, value + up, known[0].n), per_seed)
 
 
@@ -371,14 +372,13 @@ def task_accuracy(run: Run, task: str, metric: Metric) -> float | None:
 
 
 def _unpaired(
-    known: Contrast, pairs: Sequence[tuple[Run, Run]], metric: Metric, notes: list[str]
+    draft: Contrast, pairs: Sequence[tuple[Run, Run]], metric: Metric, notes: list[str]
 ) -> Contrast:
     """From metrics alone. Items are shared, so this interval is wider than a paired one would be."""
     first, second = pairs[0]
-    macros = [(macro_of(one, metric) or 0.0, macro_of(two, metric) or 0.0) for one, two in pairs]
-    per_seed = [two - one for one, two in macros]
+    per_seed = [(macro_of(b, metric) or 0.0) - (macro_of(a, metric) or 0.0) for a, b in pairs]
     interval = _over_runs(
-        known.value, [_macro_difference(*both, metric) for both in pairs], per_seed
+        draft.value, [_macro_difference(*pair, metric) for pair in pairs], per_seed
     )
     if interval is not None:
         interval = replace(interval, n=(first.metrics or {}).get("n_items") or 0)
@@ -386,36 +386,36 @@ def _unpaired(
     rows_b = (second.metrics or {}).get("tasks") or {}
     tasks = []
     for task in (name for name in rows_a if name in rows_b):
-        acc_a = mean([task_accuracy(one, task, metric) for one, _ in pairs])
-        acc_b = mean([task_accuracy(one, task, metric) for _, one in pairs])
+        acc_a = mean([task_accuracy(run_a, task, metric) for run_a, _ in pairs])
+        acc_b = mean([task_accuracy(run_b, task, metric) for _, run_b in pairs])
         tasks.append(
             TaskDelta(task, rows_a[task].get("n"), acc_a, acc_b, acc_b - acc_a, judge(None))
         )
     return replace(
-        known,
+        draft,
         interval=interval,
         basis="unpaired" if interval is not None else "none",
         tasks=tuple(tasks),
         per_seed=tuple(per_seed),
-        above_chance=_printed_retention(first, known, metric),
+        above_chance=_printed_retention(first, draft, metric),
         notes=tuple(notes),
     )
 
 
-def _printed_retention(first: Run, known: Contrast, metric: Metric) -> Retention | None:
+def _printed_retention(first: Run, draft: Contrast, metric: Metric) -> Retention | None:
     """Above-chance retention from printed accuracies: no interval, but the same suppression.
 
     The accuracies are means over seeds; ``first``, of the baseline, knows chance and n.
     """
     chance = ((first.metrics or {}).get("macro") or {}).get("chance")
-    base = _macro_estimate(first, metric)
-    if chance is None or base is None:
+    baseline = _macro_estimate(first, metric)
+    if chance is None or baseline is None:
         return None
     n = (first.metrics or {}).get("n_items") or 0
-    above = known.acc_a - chance
-    down, up = base.value - base.low, base.high - base.value
+    above = draft.acc_a - chance
+    down, up = baseline.value - baseline.low, baseline.high - baseline.value
     why = why_not_above(stats.Estimate(above, above - down, above + up, n))
-    value = retention(known.acc_b, known.acc_a, chance) if why is None else None
+    value = retention(draft.acc_b, draft.acc_a, chance) if why is None else None
     return Retention(value, None, None, n, why)
 
 
@@ -425,13 +425,13 @@ def macro_of(run: Run, metric: Metric) -> float | None:
 
 def _task_estimates(run: Run, metric: Metric) -> dict[str, stats.Estimate] | None:
     """Each task's accuracy with its interval; None where a task lacks accuracy or n."""
-    found = {}
+    estimates = {}
     for name, row in ((run.metrics or {}).get("tasks") or {}).items():
         acc, n = task_accuracy(run, name, metric), row.get("n")
         if acc is None or not n:
             return None
-        found[name] = stats.accuracy(acc, n)
-    return found or None
+        estimates[name] = stats.accuracy(acc, n)
+    return estimates or None
 
 
 def _macro_estimate(run: Run, metric: Metric) -> stats.Estimate | None:

@@ -106,25 +106,26 @@ def above_floor_retention(
     points = np.zeros(3)
     above: list[Estimate] = []  # by task, the base's accuracy minus the floor
     for task in base:
-        low = floor[task]
-        third = low if isinstance(low, np.ndarray) else np.zeros(len(base[task]), dtype=bool)
         a, b = pair_of_bools(base[task], other[task])
-        _, c = pair_of_bools(a, third)
+        task_floor, n = floor[task], len(a)
+        no_item = np.zeros(n, dtype=bool)
+        _, c = pair_of_bools(a, task_floor if isinstance(task_floor, np.ndarray) else no_item)
         # Only the eight right/wrong patterns matter, so resampling items is resampling their
         # counts: the same bootstrap, without drawing ten thousand times n indices.
         counts = np.bincount(a * 4 + b * 2 + c, minlength=8)
-        sample = rng.multinomial(len(a), counts / len(a), size=_RESAMPLES) / len(a)
+        sample = rng.multinomial(n, counts / n, size=_RESAMPLES) / n
         patterns = np.arange(8)
         for i, bit in enumerate((4, 2, 1)):
             draws[i] += sample[:, (patterns & bit) > 0].sum(axis=1)
-            points[i] += counts[(patterns & bit) > 0].sum() / len(a)
-        if isinstance(low, np.ndarray):
+            points[i] += counts[(patterns & bit) > 0].sum() / n
+        if isinstance(task_floor, np.ndarray):
             above.append(paired_delta(c, a, confidence=confidence))
         else:
-            draws[2] += low
-            points[2] += low
-            right = proportion(int(a.sum()), len(a), confidence=confidence)
-            above.append(Estimate(right.value - low, right.low - low, right.high - low, len(a)))
+            draws[2] += task_floor
+            points[2] += task_floor
+            right = proportion(int(a.sum()), n, confidence=confidence)
+            low, high = right.low - task_floor, right.high - task_floor
+            above.append(Estimate(right.value - task_floor, low, high, n))
     draws, points = draws / len(base), points / len(base)
     base_above = macro_delta(above)
     n = base_above.n
@@ -134,7 +135,8 @@ def above_floor_retention(
     ratio = (draws[1] - draws[2]) / np.where(denominator == 0, np.nan, denominator)
     why = why_not_above(base_above)
     if why is None and fewest < MIN_ITEMS:
-        why = f"{fewest} item{'s' if fewest > 1 else ''} of a task bound no share; it takes {MIN_ITEMS}"
+        items = f"{fewest} item{'s' if fewest > 1 else ''}"
+        why = f"{items} of a task bound no share; it takes {MIN_ITEMS}"
     if why is None and np.nanmin(ratio) == np.nanmax(ratio):
         why = "no item tells the runs apart, so resampling gives the share no interval"
     if why is not None:

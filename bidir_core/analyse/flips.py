@@ -38,12 +38,12 @@ def flips_of(pairs: PairedItems) -> pd.DataFrame:
     columns = ("ll", "margin", "n_prefix_tokens", "n_continuation_tokens", "prompt_group")
     table_a = pairs.run_a.items_table(columns).take(pairs.rows_a)
     table_b = pairs.run_b.items_table(columns).take(pairs.rows_b)
-    counted = table_b if is_imported(pairs.run_a) else table_a  # an imported run counts no tokens
+    # An imported run counts no tokens; of two of them a list may hold None.
+    token_table = table_b if is_imported(pairs.run_a) else table_a
     margin_a, margin_b = (
         table.column("margin").to_numpy().astype(np.float64) for table in (table_a, table_b)
     )
-    # Of imported runs a list may hold None: they count no tokens.
-    lengths, choices = (counted.column(name).to_pylist() for name in columns[2:4])
+    lengths, choices = (token_table.column(name).to_pylist() for name in columns[2:4])
     task = pd.Series(pairs.task, dtype="str")
     return pd.DataFrame(
         {
@@ -59,9 +59,9 @@ def flips_of(pairs: PairedItems) -> pd.DataFrame:
             "gold": pairs.gold,
             "gold_prob_a": choice_probabilities(table_a.column("ll"), pairs.gold),
             "gold_prob_b": choice_probabilities(table_b.column("ll"), pairs.gold),
-            "n_prefix_tokens": [max((n or 0 for n in one or ()), default=0) for one in lengths],
+            "n_prefix_tokens": [max((n or 0 for n in ns or ()), default=0) for ns in lengths],
             "n_gold_tokens": [
-                (one[k] if one else None) or 0 for one, k in zip(choices, pairs.gold)
+                (ns[gold] if ns else None) or 0 for ns, gold in zip(choices, pairs.gold)
             ],
             "n_choices": pairs.n_choices,
             "prompt_group": table_a.column("prompt_group").to_pandas().fillna(""),
@@ -79,11 +79,10 @@ def _short_contexts(pairs: PairedItems) -> pd.Series:
         if contexts.null_count == len(contexts):
             continue
         first = pc.list_element(contexts, 0)
-        long = CONTEXT_CHARACTERS
         if run.settings.get("num_fewshot"):
-            short = pc.utf8_slice_codeunits(first, -long, None)
+            short = pc.utf8_slice_codeunits(first, -CONTEXT_CHARACTERS, None)
         else:
-            short = pc.utf8_slice_codeunits(first, 0, long)
+            short = pc.utf8_slice_codeunits(first, 0, CONTEXT_CHARACTERS)
         short = pc.replace_substring(pc.replace_substring(short, "\n", " "), "\r", " ")
         return short.fill_null("").to_pandas()
     return pd.Series([""] * pairs.n, dtype="str")

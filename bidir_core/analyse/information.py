@@ -32,31 +32,31 @@ def by_information(pairs: PairedItems, floor: Run) -> Information | None:
         return None
     a, b = (_right(run, floor) for run in (pairs.run_a, pairs.run_b))
     keys = [key for key in zip(pairs.task.tolist(), pairs.doc_id.tolist()) if key in a and key in b]
-    by_task = [[key for key in keys if key[0] == task] for task in pairs.tasks]
-    if not all(by_task):
+    keys_by_task = [[key for key in keys if key[0] == task] for task in pairs.tasks]
+    if not all(keys_by_task):
         return None
-    right_a, right_b = (
-        [np.array([right[key] for key in own]) for own in by_task] for right in (a, b)
-    )
+    right_a = [np.array([a[key] for key in task_keys]) for task_keys in keys_by_task]
+    right_b = [np.array([b[key] for key in task_keys]) for task_keys in keys_by_task]
     return Information(
-        float(np.mean([own.mean() for own in right_a])),
-        float(np.mean([own.mean() for own in right_b])),
-        stats.macro_delta([stats.paired_delta(*own) for own in zip(right_a, right_b)]),
+        float(np.mean([right.mean() for right in right_a])),
+        float(np.mean([right.mean() for right in right_b])),
+        stats.macro_delta(list(map(stats.paired_delta, right_a, right_b))),
     )
 
 
 def _right(run: Run, floor: Run) -> dict[tuple[str, int], bool]:
     """By task and doc_id, whether the gold is the choice that the context speaks for most."""
     pairs = pair(run, floor, intersect=True, check_context=False)
-    ll, alone = (
+    lls, floor_lls = (
         source.items_table(("ll",)).column("ll").take(rows).to_pylist()
         for source, rows in ((run, pairs.rows_a), (floor, pairs.rows_b))
     )
-    keys = zip(pairs.task.tolist(), pairs.doc_id.tolist(), pairs.gold.tolist(), ll, alone)
+    rows = zip(pairs.task.tolist(), pairs.doc_id.tolist(), pairs.gold.tolist(), lls, floor_lls)
     right = {}
     with np.errstate(invalid="ignore"):
-        for task, doc_id, gold, mine, floors in keys:
-            if mine is not None and floors is not None:  # a run may be kept without its scores
-                gain = np.nan_to_num(np.subtract(mine, floors), nan=-np.inf)
+        for task, doc_id, gold, ll_given, ll_alone in rows:
+            # A run may be kept without its scores.
+            if ll_given is not None and ll_alone is not None:
+                gain = np.nan_to_num(np.subtract(ll_given, ll_alone), nan=-np.inf)
                 right[task, doc_id] = bool(gain.argmax() == gold)
     return right

@@ -124,12 +124,15 @@ class Findings:
     def _repair(self, arm: Arm) -> Repair:
         study, regime = self.study, self.study.own_regime(arm)
         control = study.control_of(arm) if arm.code == "3B" else None
-        found = self.interaction(arm)
-        effect = None if isinstance(found, str) else found.effect
-        named = "the base model" if arm.code == "distill" else control.title if control else "3C"
+        result = self.interaction(arm)
+        missing = result if isinstance(result, str) else ""
+        effect, note = (None, "") if isinstance(result, str) else (result.effect, result.note)
+        control_name = control.title if control else "3C"
+        if arm.code == "distill":
+            control_name = "the base model"
         return Repair(
             arm=arm.title,
-            control=named,
+            control=control_name,
             regime=regime,
             damage=self.damage(regime),
             gain=self.between((study.base, regime), (arm, regime)),
@@ -139,8 +142,8 @@ class Findings:
             control_normal=self.between((control, CAUSAL), (arm, CAUSAL)) if control else None,
             interaction=self.judged(effect.estimate, len(effect.per_seed)) if effect else None,
             interaction_by_seed=effect.per_seed if effect else (),
-            missing=found if isinstance(found, str) else "",
-            note="" if isinstance(found, str) else found.note,
+            missing=missing,
+            note=note,
         )
 
     def contrasts(self, *, leaky: bool = True) -> list[Contrast]:
@@ -157,11 +160,11 @@ class Findings:
             pairs.append((self.stage1, (arm, CAUSAL)))
             control = study.control_of(arm) if arm.code == "3B" else None
             if control is not None:
-                own = study.own_regime(arm)
+                own_regime = study.own_regime(arm)
                 pairs += [
-                    ((control, own), (arm, own)),
+                    ((control, own_regime), (arm, own_regime)),
                     ((control, CAUSAL), (arm, CAUSAL)),
-                    ((control, CAUSAL), (arm, own)),
+                    ((control, CAUSAL), (arm, own_regime)),
                 ]
-        found = [self.between(a, b) for a, b in dict.fromkeys(pairs)]
-        return [one for one in found if one is not None]
+        contrasts = [self.between(a, b) for a, b in dict.fromkeys(pairs)]
+        return [contrast for contrast in contrasts if contrast is not None]

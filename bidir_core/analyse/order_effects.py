@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -103,7 +103,7 @@ def order_answers(*runs: Run, metric: str = "acc") -> dict[str, OrderAnswers]:
     """
     for other in runs[1:]:
         _require_alike(runs[0], other)
-    items: dict[str, dict[str, tuple]] = {}
+    items: dict[str, dict[str, _Answer]] = {}
     for run in runs:
         table = run.items_table(_COLUMNS)
         gold = table.column("gold").to_numpy()
@@ -114,50 +114,57 @@ def order_answers(*runs: Run, metric: str = "acc") -> dict[str, OrderAnswers]:
         for row, (task, pair_id, doc_hash) in enumerate(zip(*names)):
             if pair_id is None or task == family_of(task):
                 continue
-            mine = items.setdefault(task, {})
-            if pair_id in mine:
+            by_pair = items.setdefault(task, {})
+            if pair_id in by_pair:
                 raise UserError(f"document {pair_id!r} stands twice in {task}")
-            mine[pair_id] = doc_hash, gold[row], right[row], probability[row], scored[row]
-    found = {}
+            values = doc_hash, gold[row], right[row], probability[row], scored[row]
+            by_pair[pair_id] = _Answer(*values)
+    answers = {}
     for family in dict.fromkeys(map(family_of, items)):
         first, last = items.get(f"{family}_first"), items.get(f"{family}_last")
         if first and last:
-            found[family] = _paired(family, first, last)
-    return found
+            answers[family] = _paired(family, first, last)
+    return answers
 
 
-def _paired(family: str, first: Mapping[str, tuple], last: Mapping[str, tuple]) -> OrderAnswers:
+class _Answer(NamedTuple):
+    doc_hash: str
+    gold: int
+    right: bool
+    probability: float  # of the right choice
+    scored: bool
+
+
+def _paired(family: str, first: Mapping[str, _Answer], last: Mapping[str, _Answer]) -> OrderAnswers:
     both = sorted(first.keys() & last.keys())
-    other = next((p for p in both if first[p][1] != last[p][1]), None)
-    if other is not None:
-        raise UserError(f"the two orders of {family} have other right choices for {other!r}")
-    kept = [p for p in both if first[p][4] and last[p][4]]
-    columns = {
-        "doc_hash": [first[p][0] for p in kept],
-        "first": [first[p][2] for p in kept],
-        "last": [last[p][2] for p in kept],
-        "first_prob": [first[p][3] for p in kept],
-        "last_prob": [last[p][3] for p in kept],
-    }
+    disagreeing = next((p for p in both if first[p].gold != last[p].gold), None)
+    if disagreeing is not None:
+        raise UserError(f"the two orders of {family} have other right choices for {disagreeing!r}")
+    kept = [pair_id for pair_id in both if first[pair_id].scored and last[pair_id].scored]
+    firsts, lasts = [first[pair_id] for pair_id in kept], [last[pair_id] for pair_id in kept]
     return OrderAnswers(
         family,
-        np.array(kept),
-        **{name: np.array(values) for name, values in columns.items()},
+        pair_id=np.array(kept),
+        doc_hash=np.array([answer.doc_hash for answer in firsts]),
+        first=np.array([answer.right for answer in firsts]),
+        last=np.array([answer.right for answer in lasts]),
+        first_prob=np.array([answer.probability for answer in firsts]),
+        last_prob=np.array([answer.probability for answer in lasts]),
         n_left_out=len(first.keys() | last.keys()) - len(kept),
     )
 
 
 def _require_alike(run: Run, other: Run) -> None:
-    if found := mismatches(run, other):
-        raise UserError(f"'{run.id}' and '{other.id}' do not pair: {found[0].sentence}")
-    for what, a, b in (
+    if different := mismatches(run, other):
+        raise UserError(f"'{run.id}' and '{other.id}' do not pair: {different[0].sentence}")
+    for setting, a, b in (
         ("regime", run.regime, other.regime),
         ("number of times the prompt is given", repeats(run.settings), repeats(other.settings)),
         ("model", run.config.get("model_fingerprint"), other.config.get("model_fingerprint")),
     ):
         if a != b:
             raise UserError(
-                f"'{run.id}' and '{other.id}' hold one order each but differ in their {what}; "
+                f"'{run.id}' and '{other.id}' hold one order each but differ in their {setting}; "
                 "give two runs of one model under one regime"
             )
 
@@ -204,14 +211,10 @@ def gap_recovered(causal: OrderAnswers, candidate: OrderAnswers) -> GapRecovered
     gap = paired_delta(base.last, base.first)
     won = other.last.astype(float) - base.last
     lost = base.first.astype(float) - base.last
-    share, why = None, None
+    share, why = ratio_of_means(won, lost)
     if gap.low <= 0:
-        why = (
-            f"the order gap is not shown to be above 0: {100 * gap.value:+.1f} points "
-            f"({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
-        )
-    else:
-        share, why = ratio_of_means(won, lost)
+        share, limits = None, f"({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
+        why = f"the order gap is not shown to be above 0: {100 * gap.value:+.1f} points {limits}"
     return GapRecovered(
         family=base.family,
         n=len(rows),
@@ -279,17 +282,17 @@ class OrderArm:
     def from_json(cls, value: Mapping[str, Any]) -> OrderArm:
         """Read what :meth:`to_json` gives."""
 
-        def made(kind: Any, found: Mapping[str, Any] | None) -> Any:
+        def read(kind: Any, stored: Mapping[str, Any] | None) -> Any:
             """A dataclass from its own fields alone: later versions may add some."""
-            if found is None:
+            if stored is None:
                 return None
-            own = {field.name: found.get(field.name) for field in fields(kind)}
-            return kind(**{k: _estimate(v) if isinstance(v, dict) else v for k, v in own.items()})
+            known = {field.name: stored.get(field.name) for field in fields(kind)}
+            return kind(**{k: _estimate(v) if isinstance(v, dict) else v for k, v in known.items()})
 
-        effect, recovered = value["effect"], value["recovered"]
-        parts = {"effect": made(OrderEffect, effect), "recovered": made(GapRecovered, recovered)}
-        own = {field.name: value[field.name] for field in fields(cls)}
-        return cls(**own | parts)
+        settings = {field.name: value[field.name] for field in fields(cls)}
+        settings["effect"] = read(OrderEffect, value["effect"])
+        settings["recovered"] = read(GapRecovered, value["recovered"])
+        return cls(**settings)
 
 
 def _estimate(value: Mapping[str, Any]) -> Estimate:
@@ -303,11 +306,11 @@ def order_arms(
 
     UserError where a candidate's prompts were made otherwise than by repeating the baseline's.
     """
-    found: dict[str, list[OrderArm]] = {}
+    arms: dict[str, list[OrderArm]] = {}
     causal: dict[str, OrderAnswers] = {}
     for run in (baseline, *candidates):
-        if differ := mismatches(baseline, run):
-            raise UserError(f"'{baseline.id}' and '{run.id}' do not pair: {differ[0].sentence}")
+        if different := mismatches(baseline, run):
+            raise UserError(f"'{baseline.id}' and '{run.id}' do not pair: {different[0].sentence}")
         lengths = _prompt_tokens(run)
         for family, answers in order_answers(run, metric=metric).items():
             if run is baseline:
@@ -326,8 +329,8 @@ def order_arms(
                 seconds=cost.get("seconds"),
                 peak_bytes=peak_of(cost),
             )
-            found.setdefault(family, []).append(arm)
-    return found
+            arms.setdefault(family, []).append(arm)
+    return arms
 
 
 def constant_guess(run: Run, family: str) -> float | None:
@@ -344,7 +347,7 @@ def constant_guess(run: Run, family: str) -> float | None:
 
 
 def _with_probabilities(effect: OrderEffect, run: Run) -> OrderEffect:
-    """Of a run that keeps only its answers, the probabilities that its metrics kept."""
+    """The effect; of a run that keeps only its answers, with the probabilities of its metrics."""
     if effect.first_prob is not None:
         return effect
     tasks = (run.metrics or {}).get("tasks") or {}
@@ -357,17 +360,16 @@ def _with_probabilities(effect: OrderEffect, run: Run) -> OrderEffect:
 
 def arm_words(run: Run) -> str:
     """What a run is among others of its model: regime, repeated prompt, what was trained."""
-    words = [run.regime]
+    parts = [run.regime]
     if (times := repeats(run.settings)) != 1:
-        words.append(f"prompt {times} times")
+        parts.append(f"prompt {times} times")
     if run.settings.get("checkpoint"):
         arm, seed = arm_of(run)
         trained = NAMES.get(arm.code, arm.code) if arm else "fine-tune"
-        dials = (arm.regime or "" if arm else "").partition(":")[
-            2
-        ]  # of the mask it was trained under
-        words.append(" ".join(filter(None, (trained, dials, f"seed {seed}" if seed else ""))))
-    return ", ".join(words)
+        mask = (arm.regime if arm else None) or ""  # that it was trained under
+        dials = mask.partition(":")[2]
+        parts.append(" ".join(filter(None, (trained, dials, f"seed {seed}" if seed else ""))))
+    return ", ".join(parts)
 
 
 def _prompt_tokens(run: Run) -> dict[str, float]:
@@ -405,9 +407,19 @@ def arm_row(arm: OrderArm) -> list[str]:
 
 
 ARM_HEADER = (
-    "arm", "n", "passage first, %", "passage last, %", "order gap, points", "first, to causal",
-    "last, to causal", "gap recovered", "gold probability, %", "prompt tokens", "seconds", "GB",
-)  # fmt: skip
+    "arm",
+    "n",
+    "passage first, %",
+    "passage last, %",
+    "order gap, points",
+    "first, to causal",
+    "last, to causal",
+    "gap recovered",
+    "gold probability, %",
+    "prompt tokens",
+    "seconds",
+    "GB",
+)
 
 
 def order_text(arms: Mapping[str, Sequence[OrderArm]]) -> list[str]:
@@ -421,8 +433,8 @@ def order_text(arms: Mapping[str, Sequence[OrderArm]]) -> list[str]:
 
 
 def _interval(estimate: Estimate, digits: int = 1) -> str:
-    ends = (100 * end for end in (estimate.value, estimate.low, estimate.high))
-    value, low, high = (f"{end:+.{digits}f}" for end in ends)
+    percents = (100 * percent for percent in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (f"{percent:+.{digits}f}" for percent in percents)
     return f"{value} ({low} to {high})"
 
 
@@ -448,11 +460,11 @@ def _gap_sentence(arms: Sequence[OrderArm]) -> str:
     gap = causal.gap
     who, ending = arms[0].words, "so there is nothing to recover."
     if gap.high < 0:
-        turned = Estimate(-gap.value, -gap.high, -gap.low, gap.n)
+        reversed_gap = Estimate(-gap.value, -gap.high, -gap.low, gap.n)
         return (
             f"The order gap is the other way: with the passage first {who} is right "
-            f"{formatting.points(turned.value)} points less often ({_interval_words(turned, n)}), "
-            f"{ending}"
+            f"{formatting.points(reversed_gap.value)} points less often "
+            f"({_interval_words(reversed_gap, n)}), {ending}"
         )
     interval = _interval_words(gap, n)
     if gap.low <= 0:
@@ -464,17 +476,17 @@ def _gap_sentence(arms: Sequence[OrderArm]) -> str:
         f"With the passage last {who} is right {formatting.points(gap.value)} points less often "
         f"({interval})."
     )
-    told = []
+    shares = []
     for arm in arms[1:]:
         if arm.trained:
             continue  # the sentence asks what no training gives
         share = arm.recovered.share if arm.recovered else None
         if share is None:
-            told.append(f"{arm.words} not stated")
+            shares.append(f"{arm.words} not stated")
             continue
         low, high = (f"{100 * end:.0f}" for end in (share.low, share.high))
-        told.append(f"{arm.words} {100 * share.value:.0f} % ({low} to {high} %)")
-    return f"{text} Recovered of that without training: {'; '.join(told)}." if told else text
+        shares.append(f"{arm.words} {100 * share.value:.0f} % ({low} to {high} %)")
+    return f"{text} Recovered of that without training: {'; '.join(shares)}." if shares else text
 
 
 def _interval_words(estimate: Estimate, n: str) -> str:

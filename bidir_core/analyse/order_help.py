@@ -85,9 +85,9 @@ def _pairs(study: Study) -> Iterator[tuple[str, Run, Run]]:
     for arm in study.trained("3B"):
         control = study.control_of(arm) or next(iter(study.trained("3C")), None)
         if control is not None:
-            own = study.own_regime(arm)
-            label = f"{own} after a repair fine-tune"
-            cells.append((label, study.runs(control, CAUSAL), study.runs(arm, own)))
+            own_regime = study.own_regime(arm)
+            label = f"{own_regime} after a repair fine-tune"
+            cells.append((label, study.runs(control, CAUSAL), study.runs(arm, own_regime)))
     for label, first, second in cells:
         if first and second:
             yield label, next(iter(first.values())), next(iter(second.values()))
@@ -98,7 +98,7 @@ def _tables(
 ) -> dict[str, stats.Table2x2]:
     """Right and wrong with the passage last, by family, over the documents that both answered."""
     tables = {}
-    for family in (one for one in first if one in second):
+    for family in [name for name in first if name in second]:
         a, b = first[family], second[family]
         _, rows, others = np.intersect1d(
             a.pair_id, b.pair_id, assume_unique=True, return_indices=True

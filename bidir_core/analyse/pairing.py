@@ -137,23 +137,23 @@ def mismatches(run_a: Run, run_b: Run, *, check_context: bool = True) -> list[Mi
         seeds = "the runs drew their contexts or examples with the seeds {a} and {b}"
         checks.append(("seed", chosen("seed"), seeds))
     return [
-        Mismatch(what, str(x), str(y), said.format(a=_show(x), b=_show(y)))
-        for what, (x, y), said in checks
-        if x is not None and y is not None and x != y
+        Mismatch(name, str(a), str(b), sentence.format(a=_show(a), b=_show(b)))
+        for name, (a, b), sentence in checks
+        if a is not None and b is not None and a != b
     ]
 
 
 def mismatch_report(run_a: Run, run_b: Run) -> list[Mismatch]:
     """Everything that keeps two runs with items from pairing: settings, then the items."""
-    found = mismatches(run_a, run_b)
+    different = mismatches(run_a, run_b)
     a, b = run_a.items_table(PAIR_COLUMNS), run_b.items_table(PAIR_COLUMNS)
-    rows, rows_b, _, why = _align(a, b)
+    rows_a, rows_b, _, why = _align(a, b)
     if why is not None:
         sizes = f"{a.num_rows:,} items", f"{b.num_rows:,} items"
-        found.append(Mismatch("items", *sizes, why))
-    if (other := text_difference(run_a, run_b, rows, rows_b)) is not None:
-        found.append(Mismatch("texts", *other))
-    return found
+        different.append(Mismatch("items", *sizes, why))
+    if (difference := text_difference(run_a, run_b, rows_a, rows_b)) is not None:
+        different.append(Mismatch("texts", *difference))
+    return different
 
 
 def pair(
@@ -171,26 +171,26 @@ def pair(
     either run are left out and counted. acc_norm uses ``correct_norm``, and ``correct`` in tasks
     without it, as the macro does.
     """
-    wanted = check_metric(metric)
+    known_metric = check_metric(metric)
     for run in (run_a, run_b):
         if run.is_reference:
             raise UserError(f"'{run.id}' holds published numbers only; there are no items to pair")
         run.refuse_if_corrupt()
         if not run.has_items:
-            kept = (
+            reason = (
                 ": only its metrics were kept" if run.state == "done" else f" (it is {run.state})"
             )
-            raise UserError(f"the run '{run.id}' has no items to pair{kept}")
-    hard = mismatches(run_a, run_b, check_context=check_context)
-    if hard:
-        raise UserError(f"'{run_a.id}' and '{run_b.id}' do not pair: {hard[0].sentence}")
+            raise UserError(f"the run '{run.id}' has no items to pair{reason}")
+    different = mismatches(run_a, run_b, check_context=check_context)
+    if different:
+        raise UserError(f"'{run_a.id}' and '{run_b.id}' do not pair: {different[0].sentence}")
     a, b = run_a.items_table(PAIR_COLUMNS), run_b.items_table(PAIR_COLUMNS)
     rows_a, rows_b, n_unpaired, why = _align(a, b)
     if why is not None and (not intersect or not len(rows_a)):
         remedy = "; --intersect compares only the items both hold" if len(rows_a) else ""
         raise UserError(f"'{run_a.id}' and '{run_b.id}' do not pair: {why}{remedy}")
-    if (other := text_difference(run_a, run_b, rows_a, rows_b)) is not None:
-        raise UserError(f"'{run_a.id}' and '{run_b.id}' do not pair: {other[2]}")
+    if (difference := text_difference(run_a, run_b, rows_a, rows_b)) is not None:
+        raise UserError(f"'{run_a.id}' and '{run_b.id}' do not pair: {difference[2]}")
     failed = (
         a.column("error").is_valid().to_numpy()[rows_a]
         | b.column("error").is_valid().to_numpy()[rows_b]
@@ -198,12 +198,12 @@ def pair(
     rows_a, rows_b = rows_a[~failed], rows_b[~failed]
     if not len(rows_a):
         raise UserError(f"'{run_a.id}' and '{run_b.id}' share no item that both could score")
-    (correct_a, pred_a), (correct_b, pred_b) = outcomes(a, wanted), outcomes(b, wanted)
+    (correct_a, pred_a), (correct_b, pred_b) = outcomes(a, known_metric), outcomes(b, known_metric)
     lengths = a.column("n_continuation_tokens").combine_chunks().value_lengths()
     return PairedItems(
         run_a=run_a,
         run_b=run_b,
-        metric=wanted,
+        metric=known_metric,
         task=a.column("task").to_numpy(zero_copy_only=False)[rows_a],
         doc_id=a.column("doc_id").to_numpy()[rows_a],
         gold=a.column("gold").to_numpy()[rows_a],
@@ -288,13 +288,13 @@ def unchecked_notes(run_a: Run, run_b: Run) -> list[str]:
             continue
         source = str(run.config.get("source") or IMPORTED)
         missing = not_recorded(run)
-        what = f"not recorded there, so not checked: {', '.join(missing)}; " if missing else ""
+        unchecked = f"not recorded there, so not checked: {', '.join(missing)}; " if missing else ""
         texts = (
             "prompts and choices were not compared, since a run kept no texts"
             if not (_keeps_texts(run_a) and _keeps_texts(run_b))
             else "prompts and choices are the same text in both runs"
         )
-        notes.append(f"'{run.id}' is {source}; {what}{texts}")
+        notes.append(f"'{run.id}' is {source}; {unchecked}{texts}")
     return notes
 
 
@@ -314,10 +314,10 @@ def text_difference(
     if times[0] != times[1]:
         a, b = (_once(table, n) for table, n in zip((a, b), times))
     for name in ("contexts", "continuations") if same_context else ("continuations",):
-        found = _first_difference(a.column(name), b.column(name))
-        if found is None:
+        difference = _first_difference(a.column(name), b.column(name))
+        if difference is None:
             continue
-        row, text_a, text_b = found
+        row, text_a, text_b = difference
         item = f"{a.column('task')[row]}/{a.column('doc_id')[row]}"
         what = "prompt" if name == "contexts" else "choices"
         return text_a, text_b, f"the {what} of {item} and perhaps others differ between the runs"
@@ -326,13 +326,13 @@ def text_difference(
 
 def _once(table: pa.Table, times: int) -> pa.Table:
     """The table with each context once, of those that were given ``times`` times over."""
-    extra = len(BLANK_LINE) * (times - 1)
-    once = [
-        texts and [str(text)[: (len(text) - extra) // times] for text in texts]
+    n_blank = len(BLANK_LINE) * (times - 1)
+    contexts = [
+        texts and [str(text)[: (len(text) - n_blank) // times] for text in texts]
         for texts in table.column("contexts").to_pylist()
     ]
-    at = table.column_names.index("contexts")
-    return table.set_column(at, "contexts", pa.array(once, pa.list_(pa.string())))
+    column = table.column_names.index("contexts")
+    return table.set_column(column, "contexts", pa.array(contexts, pa.list_(pa.string())))
 
 
 def _keeps_texts(run: Run) -> bool:
@@ -345,14 +345,17 @@ def _keeps_texts(run: Run) -> bool:
 def _first_difference(a: pa.ChunkedArray, b: pa.ChunkedArray) -> tuple[int, str, str] | None:
     if a.combine_chunks().equals(b.combine_chunks()):
         return None
-    for row, (one, other) in enumerate(zip(a.to_pylist(), b.to_pylist(), strict=True)):
-        if one is None or other is None:
+    for row, (texts_a, texts_b) in enumerate(zip(a.to_pylist(), b.to_pylist(), strict=True)):
+        if texts_a is None or texts_b is None:
             continue
-        length = max(len(one), len(other))  # a context shared by all choices may be written once
-        left, right = (_bare(texts, length) for texts in (one, other))
-        if left != right:
-            at = next((i for i, (x, y) in enumerate(zip(left, right)) if x != y), 0)
-            text_a, text_b = (texts[at] if at < len(texts) else "" for texts in (left, right))
+        # A context shared by all choices may be written once.
+        length = max(len(texts_a), len(texts_b))
+        bare_a, bare_b = (_bare(texts, length) for texts in (texts_a, texts_b))
+        if bare_a != bare_b:
+            index = next((i for i, (x, y) in enumerate(zip(bare_a, bare_b)) if x != y), 0)
+            text_a, text_b = (
+                texts[index] if index < len(texts) else "" for texts in (bare_a, bare_b)
+            )
             return row, text_a, text_b
     return None
 

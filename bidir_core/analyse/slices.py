@@ -47,6 +47,6 @@ def slices(flips: pd.Series, labels: pd.Series) -> list[Slice]:
         )
         wrong = len(part) - right - broken - fixed
         estimate = stats.paired_interval(stats.Table2x2(right, broken, fixed, wrong))
-        judged = judge(estimate, p_values=[stats.mcnemar_exact(broken, fixed)])
-        kept.append(Slice(str(label), estimate, judged, broken, fixed))
+        judgement = judge(estimate, p_values=[stats.mcnemar_exact(broken, fixed)])
+        kept.append(Slice(str(label), estimate, judgement, broken, fixed))
     return kept

@@ -263,9 +263,9 @@ def smallest_detectable_macro(tables: Sequence[Table2x2]) -> float | None:
         return None
     shares = [smoothed_discordance(table) for table in tables]
     variance = math.fsum(s / table.n for s, table in zip(shares, tables)) / len(tables) ** 2
-    found = (z_score(CONFIDENCE) + float(norm.ppf(POWER))) * math.sqrt(variance)
+    detectable = (z_score(CONFIDENCE) + float(norm.ppf(POWER))) * math.sqrt(variance)
     # No difference exceeds the share of items that differ; so few items then find none at all.
-    return found if found <= math.fsum(shares) / len(shares) else None
+    return detectable if detectable <= math.fsum(shares) / len(shares) else None
 
 
 def pair_of_bools(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

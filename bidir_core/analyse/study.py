@@ -19,12 +19,21 @@ from bidir_core.regimes import parse_regime
 from bidir_core.runs.layout import EVAL_DIRS, FINETUNE_DIRS
 from bidir_core.runs.run import Run
 
-# Settings that must agree for two evaluations to hold the same items in the same prompts.
+# Settings that must agree for two evaluations to hold the same items in the same prompts; their
+# values in runs that do not record them.
 _ITEM_FIELDS: dict[str, Any] = {
-    "model": None, "revision": None, "tasks": [], "split": "validation", "limit": None,
-    "items_file": None, "sample": "first", "fold": "all", "chat_template": False, "num_fewshot": 0,
+    "model": None,
+    "revision": None,
+    "tasks": [],
+    "split": "validation",
+    "limit": None,
+    "items_file": None,
+    "sample": "first",
+    "fold": "all",
+    "chat_template": False,
+    "num_fewshot": 0,
     "repeat_prompt": 1,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,8 @@ class Study:
     @property
     def arms(self) -> list[Arm]:
         """Every arm with an evaluation or a fine-tune, base first, the leaky one last."""
-        found = dict.fromkeys([*(arm for arm, _ in self.cells), *self.finetunes])
-        return sorted(found, key=lambda arm: (ORDER.index(arm.code), arm.variant))
+        arms = dict.fromkeys([*(arm for arm, _ in self.cells), *self.finetunes])
+        return sorted(arms, key=lambda arm: (ORDER.index(arm.code), arm.variant))
 
     def trained(self, *codes: str) -> list[Arm]:
         return [arm for arm in self.arms if arm.code in codes]
@@ -85,28 +94,28 @@ class Study:
 
     def control_of(self, arm: Arm) -> Arm | None:
         """The causal control with the same recipe, or None."""
-        same = [one for one in self.trained("3C") if one.recipe == arm.recipe]
-        return same[0] if same else None
+        controls = [control for control in self.trained("3C") if control.recipe == arm.recipe]
+        return controls[0] if controls else None
 
     def main_pair(self) -> tuple[Arm | None, Arm | None]:
         """The 3B arm of which most was run, its control included, and that control: first by cells,
         then by training seeds that hold items in each."""
 
-        def run_of(arm: Arm) -> tuple[int, int]:
-            pair = [one for one in (arm, self.control_of(arm)) if one is not None]
-            regimes = (self.own_regime(arm), CAUSAL)
-            cells = [by for one in pair for regime in regimes if (by := self.runs(one, regime))]
-            seeds = [sum(run.has_items for run in by_seed.values()) for by_seed in cells]
-            return len(cells), min(seeds, default=0)
+        def cells_and_seeds(arm: Arm) -> tuple[int, int]:
+            control, regimes = self.control_of(arm), (self.own_regime(arm), CAUSAL)
+            arms = [arm] if control is None else [arm, control]
+            cells = [self.runs(each, regime) for each in arms for regime in regimes]
+            seeds = [sum(run.has_items for run in by_seed.values()) for by_seed in cells if by_seed]
+            return len(seeds), min(seeds, default=0)
 
-        ours = max(self.trained("3B"), key=run_of, default=None)
-        control = self.control_of(ours) if ours else next(iter(self.trained("3C")), None)
-        return ours, control
+        main = max(self.trained("3B"), key=cells_and_seeds, default=None)
+        control = self.control_of(main) if main else next(iter(self.trained("3C")), None)
+        return main, control
 
     def regimes(self, arm: Arm) -> list[str]:
         """The regimes an arm was evaluated under, without causal, the study's own first."""
-        found = [r for one, r in self.cells if one == arm and r != CAUSAL]
-        return sorted(found, key=lambda r: (r != self.own_regime(arm), r != self.regime, r))
+        regimes = [r for cell_arm, r in self.cells if cell_arm == arm and r != CAUSAL]
+        return sorted(regimes, key=lambda r: (r != self.own_regime(arm), r != self.regime, r))
 
     def bidirectional_regimes(self, arm: Arm) -> list[str]:
         """Those of them that look ahead: not ``causal:hide=J``."""
@@ -180,8 +189,8 @@ def make_study(
     best = max(groups, key=lambda key: _merit(groups[key]))
     for key, cells in groups.items():
         if key != best:
-            rest = [run for by_seed in cells.values() for run in by_seed.values()]
-            left_out += [(run.id, "over other items than the rest of this report") for run in rest]
+            why = "over other items than the rest of this report"
+            left_out += [(run.id, why) for by_seed in cells.values() for run in by_seed.values()]
     chosen = groups[best]
     in_use = {arm for arm, _ in chosen}
     trained_runs: dict[Arm, dict[int, Run]] = {}
@@ -199,7 +208,7 @@ def make_study(
             (names[arm], regime): dict(sorted(by_seed.items()))
             for (arm, regime), by_seed in chosen.items()
         },
-        finetunes={names[arm]: dict(sorted(by.items())) for arm, by in trained_runs.items()},
+        finetunes={names[arm]: dict(sorted(runs.items())) for arm, runs in trained_runs.items()},
         floor=floor,
         left_out=tuple(left_out),
     )
@@ -208,7 +217,9 @@ def make_study(
 def items_key(run: Run, *, dtype: bool = False) -> tuple[tuple[str, str], ...]:
     """What two evaluations must share to hold the same items; the model first."""
     settings = run.settings
-    values = [(name, json.dumps(settings.get(name, std))) for name, std in _ITEM_FIELDS.items()]
+    values = [
+        (name, json.dumps(settings.get(name, default))) for name, default in _ITEM_FIELDS.items()
+    ]
     if settings.get("sample") == "random" or settings.get("num_fewshot"):
         values.append(("seed", json.dumps(settings.get("seed"))))
     if dtype:
@@ -242,25 +253,27 @@ def _merit(cells: Mapping[Cell, Mapping[int, Run]]) -> tuple[int, int, int, str]
 
 def main_regime(cells: Mapping[Cell, Any]) -> str:
     """The regime that a study is about unless somebody says which: plain, else the commonest."""
-    found = [regime for _, regime in cells if parse_regime(regime).bidirectional]
-    if not found or "bidirectional" in found:
+    regimes = [regime for _, regime in cells if parse_regime(regime).bidirectional]
+    if not regimes or "bidirectional" in regimes:
         return "bidirectional"
-    return max(dict.fromkeys(found), key=found.count)
+    return max(dict.fromkeys(regimes), key=regimes.count)
 
 
 def _floor(stage1: Run | None, candidates: Sequence[Run]) -> Run | None:
     """The newest no-context run of the base model that holds stage 1's items."""
     if stage1 is None or stage1.is_reference:
         return None
-    wanted = dict(items_key(stage1))
+    stage1_items = dict(items_key(stage1))
     fitting = []
     for run in candidates:
         if run.settings.get("context") != "none" or _unusable(run) is not None:
             continue
-        have = dict(items_key(run))
-        have["repeat_prompt"] = wanted["repeat_prompt"]  # without a context nothing is repeated
-        wider = have | {"limit": wanted["limit"]} if have["limit"] == "null" else have
-        if run.settings.get("checkpoint") is None and wider == wanted:
+        items = dict(items_key(run))
+        # Without a context nothing is repeated, and a run without a limit holds all items.
+        items["repeat_prompt"] = stage1_items["repeat_prompt"]
+        if items["limit"] == "null":
+            items["limit"] = stage1_items["limit"]
+        if run.settings.get("checkpoint") is None and items == stage1_items:
             fitting.append(run)
     return max(fitting, key=_age, default=None)
 
@@ -289,13 +302,11 @@ NAMES = {
 CODES = {folder: code for code, folder in FINETUNE_DIRS.items()}
 
 # What else, beside objective, regime and seed, makes a fine-tune another one.
-RECIPE_FIELDS = (
-    "method", "steps", "lr", "batch_samples", "data", "causal_anchor", "max_tokens", "warmup_steps",
-    "lora_rank", "lora_alpha", "lora_dropout", "final_lr_fraction", "weight_decay", "beta2", "clip",
-    "over_long", "append_eos", "decontaminate", "chat_template",
-)  # fmt: skip
-
+_TRAINING = ("method", "steps", "lr", "batch_samples", "data", "causal_anchor", "max_tokens")
 _LORA_ONLY = ("lora_rank", "lora_alpha", "lora_dropout")
+_OPTIMISER = ("final_lr_fraction", "weight_decay", "beta2", "clip")
+_TEXTS = ("over_long", "append_eos", "decontaminate", "chat_template")
+RECIPE_FIELDS = (*_TRAINING, "warmup_steps", *_LORA_ONLY, *_OPTIMISER, *_TEXTS)
 
 
 def arm_of(run: Run) -> tuple[Arm, int]:
@@ -322,8 +333,8 @@ def evaluated_arm(run: Run, known: Mapping[str, Run]) -> tuple[Arm, int, Run | N
     trained_id = trained_run_id(run)
     trained = known.get(trained_id or "")
     if trained is None and trained_id is not None:
-        beside = Run(run.path.parent.parent / Path(trained_id))
-        trained = beside if beside.state == "done" else None
+        sibling = Run(run.path.parent.parent / Path(trained_id))
+        trained = sibling if sibling.state == "done" else None
     if trained is not None:
         return (*finetuned_arm(trained), trained)
     record = run.config.get("training_record") or {}
@@ -345,13 +356,13 @@ def _seed(settings: Mapping[str, Any]) -> int:
 
 
 def _recipe(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    full = settings.get("method") != "lora"
+    is_full = settings.get("method") != "lora"
     # Runs made before the setting existed learned the last turn.
     turns = (("assistant_turns", "all"),) if settings.get("assistant_turns") == "all" else ()
     return turns + tuple(
         (name, str(settings[name]))
         for name in RECIPE_FIELDS
-        if settings.get(name) is not None and not (full and name in _LORA_ONLY)
+        if settings.get(name) is not None and not (is_full and name in _LORA_ONLY)
     )
 
 
@@ -364,12 +375,12 @@ def name_variants(arms: Iterable[Arm]) -> dict[Arm, Arm]:
     for arms_of_code in by_code.values():
         main = min(arms_of_code, key=_plainness)
         for arm in arms_of_code:
-            ours, theirs = dict(arm.recipe), dict(main.recipe)
+            recipe, main_recipe = dict(arm.recipe), dict(main.recipe)
             changed = [
-                f"{name.replace('_', ' ')} {ours.get(name, 'unknown')}"
-                for name in dict.fromkeys([*ours, *theirs])
-                if ours.get(name) != theirs.get(name)
-                and (name not in _LORA_ONLY or ours.get("method") == theirs.get("method"))
+                f"{name.replace('_', ' ')} {recipe.get(name, 'unknown')}"
+                for name in dict.fromkeys([*recipe, *main_recipe])
+                if recipe.get(name) != main_recipe.get(name)
+                and (name not in _LORA_ONLY or recipe.get("method") == main_recipe.get("method"))
             ]
             if arm.regime != main.regime:
                 changed.insert(0, f"trained under {arm.regime}")

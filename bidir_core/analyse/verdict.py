@@ -79,15 +79,15 @@ def n_to_decide(estimate: Estimate, *, margin: float = MARGIN) -> int | None:
 
     If the estimate stood, the half-width, which shrinks with the square root of n, would have to
     fall below its distance to 0 (a difference) or to the margin (equivalent), whichever is nearer to
-    reach. None for fewer than MIN_ITEMS, whose interval does not shrink like that.
+    reach. Two significant digits. None for fewer than MIN_ITEMS, whose interval does not shrink so.
     """
     if estimate.n < MIN_ITEMS:
         return None
     half = (estimate.high - estimate.low) / 2
-    room = max(abs(estimate.value), margin - abs(estimate.value))
-    exact = estimate.n * (half / room) ** 2
-    digits = 10 ** max(int(math.log10(max(exact, 1))) - 1, 0)
-    return max(math.ceil(exact / digits) * digits, estimate.n + 1)
+    distance = max(abs(estimate.value), margin - abs(estimate.value))
+    exact = estimate.n * (half / distance) ** 2
+    step = 10 ** max(int(math.log10(max(exact, 1))) - 1, 0)
+    return max(math.ceil(exact / step) * step, estimate.n + 1)
 
 
 def settled(estimate: Estimate) -> bool:
@@ -97,8 +97,7 @@ def settled(estimate: Estimate) -> bool:
 
 def differ(estimates: Sequence[Estimate]) -> bool:
     """Whether several independent estimates cannot be one: the intervals of two do not meet."""
-    lows, highs = [each.low for each in estimates], [each.high for each in estimates]
-    return len(estimates) > 1 and max(lows) > min(highs)
+    return len(estimates) > 1 and max(e.low for e in estimates) > min(e.high for e in estimates)
 
 
 Aim = Literal["at least", "within", "within or better", "above", "none"]

@@ -100,11 +100,11 @@ def test_retention_above_the_no_context_run(tmp_path, two):
     floor = make_run(tmp_path, n_items=600, seed=5, accuracy=0.3, config={"context": "none"})
     kept = compare(a, b, floor=floor).above_no_context
     assert kept.n == 300
-    low = np.mean(
+    floor_accuracy = np.mean(
         [floor.items().query("task == @task and doc_id < 60")["correct"].mean() for task in a.tasks]
     )
     macro_a, macro_b = a.metrics["macro"]["acc"], b.metrics["macro"]["acc"]
-    assert kept.value == pytest.approx((macro_b - low) / (macro_a - low))
+    assert kept.value == pytest.approx((macro_b - floor_accuracy) / (macro_a - floor_accuracy))
     other = make_run(tmp_path, n_items=300, data_seed=9, config={"context": "none"})
     with pytest.raises(UserError, match="do not pair"):
         compare(a, b, floor=other)
@@ -114,7 +114,7 @@ def test_retention_above_the_no_context_run(tmp_path, two):
 
 
 @pytest.mark.parametrize(
-    ("config", "facts", "said"),
+    ("config", "facts", "message"),
     [
         ({"split": "test"}, {}, "split 'validation', the other 'test'"),
         ({"num_fewshot": 5}, {}, "'0' solved examples before each item, the other '5'"),
@@ -124,11 +124,11 @@ def test_retention_above_the_no_context_run(tmp_path, two):
         ({}, {"bos_added": True}, "BOS token"),
     ],
 )
-def test_settings_that_do_not_pair(tmp_path, config, facts, said):
+def test_settings_that_do_not_pair(tmp_path, config, facts, message):
     a = make_run(tmp_path, n_items=20)
     b = make_run(tmp_path, n_items=20, seed=3, config=config, facts=facts)
     for intersect in (False, True):  # intersecting does not help here
-        with pytest.raises(UserError, match=said) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             pair(a, b, intersect=intersect)
         assert "\n" not in str(caught.value)
         assert a.id in str(caught.value)
@@ -148,10 +148,10 @@ def test_a_repeated_prompt_pairs_with_the_same_prompt_given_once(tmp_path):
     doubled = [
         item | {"contexts": [f"{text}\n\n{text}" for text in item["contexts"]]} for item in items
     ]
-    found = compare(once, make_run(tmp_path, items=doubled, seed=4, config=repeated))
-    assert found.macro.n == 20
-    assert found.sentence.startswith("Giving the prompt 2 times instead of 1")
-    assert any("what repeating it does" in note for note in found.notes)
+    comparison = compare(once, make_run(tmp_path, items=doubled, seed=4, config=repeated))
+    assert comparison.macro.n == 20
+    assert comparison.sentence.startswith("Giving the prompt 2 times instead of 1")
+    assert any("what repeating it does" in note for note in comparison.notes)
     doubled[7]["contexts"] = ["another prompt\n\nanother prompt"] * len(items[7]["contexts"])
     with pytest.raises(UserError, match=r"prompt of .* differ between"):
         compare(once, make_run(tmp_path, items=doubled, seed=4, config=repeated))
@@ -197,9 +197,9 @@ def test_different_item_sets_intersect_on_request_only(tmp_path):
 def test_the_mismatch_report_lists_everything(tmp_path):
     a = make_run(tmp_path, n_items=20)
     b = make_run(tmp_path, n_items=30, config={"split": "test", "num_fewshot": 2})
-    found = {m.what: m for m in mismatch_report(a, b)}
-    assert list(found) == ["split", "few-shot", "items"]
-    assert (found["items"].value_a, found["items"].value_b) == ("20 items", "30 items")
+    mismatches = {m.what: m for m in mismatch_report(a, b)}
+    assert list(mismatches) == ["split", "few-shot", "items"]
+    assert (mismatches["items"].value_a, mismatches["items"].value_b) == ("20 items", "30 items")
     assert mismatch_report(a, a) == []
 
 
@@ -218,13 +218,13 @@ def test_row_order_does_not_matter(tmp_path):
 def test_runs_without_items(tmp_path):
     a = make_run(tmp_path, n_items=10)
     reference = make_reference(tmp_path, tasks={"piqa": 0.7})
-    for bad, said in (
+    for run, message in (
         (reference, "published numbers only"),
         (make_run(tmp_path, n_items=10, state="queued"), "no items to pair"),
         (make_run(tmp_path, n_items=10, state="corrupt"), "is corrupt"),
     ):
-        with pytest.raises(UserError, match=said):
-            pair(a, bad)
+        with pytest.raises(UserError, match=message):
+            pair(a, run)
 
 
 def test_partial_runs_pair_on_request_and_say_so(tmp_path):
@@ -278,23 +278,23 @@ def test_flips_row_by_row(two):
     for item_id in ("piqa/0", "hellaswag/11", "winogrande/59"):
         row = frame.loc[item_id]
         task, number = item_id.split("/")
-        mine, theirs = a.item(task, int(number)), b.item(task, int(number))
-        if mine["correct"] != theirs["correct"]:
-            expected = "broken" if mine["correct"] else "fixed"
-        elif mine["correct"]:
+        record_a, record_b = a.item(task, int(number)), b.item(task, int(number))
+        if record_a["correct"] != record_b["correct"]:
+            expected = "broken" if record_a["correct"] else "fixed"
+        elif record_a["correct"]:
             expected = "same_right"
         else:
-            expected = "changed_wrong" if mine["pred"] != theirs["pred"] else "same_wrong"
+            expected = "changed_wrong" if record_a["pred"] != record_b["pred"] else "same_wrong"
         assert row["flip"] == expected
-        assert row["margin_a"] == pytest.approx(mine["margin"])
-        assert row["margin_change"] == pytest.approx(theirs["margin"] - mine["margin"])
-        soft = np.exp(np.array(theirs["ll"]) - max(theirs["ll"]))
-        assert row["gold_prob_b"] == pytest.approx(soft[mine["gold"]] / soft.sum())
-        assert row["n_prefix_tokens"] == max(mine["n_prefix_tokens"])
-        assert row["n_gold_tokens"] == mine["n_continuation_tokens"][mine["gold"]]
-        assert row["n_choices"] == len(mine["ll"])
-        assert row["prompt_group"] == mine["prompt_group"]
-        assert row["context_short"] == mine["contexts"][0][:120].replace("\n", " ")
+        assert row["margin_a"] == pytest.approx(record_a["margin"])
+        assert row["margin_change"] == pytest.approx(record_b["margin"] - record_a["margin"])
+        odds = np.exp(np.array(record_b["ll"]) - max(record_b["ll"]))
+        assert row["gold_prob_b"] == pytest.approx(odds[record_a["gold"]] / odds.sum())
+        assert row["n_prefix_tokens"] == max(record_a["n_prefix_tokens"])
+        assert row["n_gold_tokens"] == record_a["n_continuation_tokens"][record_a["gold"]]
+        assert row["n_choices"] == len(record_a["ll"])
+        assert row["prompt_group"] == record_a["prompt_group"]
+        assert row["context_short"] == record_a["contexts"][0][:120].replace("\n", " ")
     counts = frame["flip"].value_counts()
     macro = compare(a, b).macro
     assert counts["broken"] == macro.broken
@@ -329,11 +329,11 @@ def test_the_command_prints_a_table_and_json(two, capsys):
     assert all(word in text for word in ("hellaswag", "macro", "95 % CI", "p (Holm)"))
     assert compare(a, b).sentence in text
     assert main(["compare", str(a.path), str(b.path), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["macro"]["n"] == 300
-    assert found["tasks"][0]["churn"] == found["tasks"][0]["broken"] + found["tasks"][0]["fixed"]
-    assert found["judgement"] == compare(a, b).verdict
-    assert found["run_a"] == a.id
+    result = json.loads(capsys.readouterr().out)
+    assert result["macro"]["n"] == 300
+    assert result["tasks"][0]["churn"] == result["tasks"][0]["broken"] + result["tasks"][0]["fixed"]
+    assert result["judgement"] == compare(a, b).verdict
+    assert result["run_a"] == a.id
 
 
 def test_recorded_prompts_are_compared_for_every_pair(tmp_path):

@@ -48,35 +48,35 @@ def test_by_hand() -> None:
     levels = (effect.first.value, effect.last.value, effect.gap.value)
     assert levels == pytest.approx((0.6, 0.3, 0.3))
     assert (effect.first_prob, effect.last_prob) == pytest.approx((0.48, 0.18))
-    found = gap_recovered(causal, candidate)
-    assert found.share.value == pytest.approx(6 / 30)
-    assert 0 < found.share.low < 0.2 < found.share.high < 1
-    assert found.first_change.value == pytest.approx(-0.1)
-    assert found.last_change.value == pytest.approx(0.06)
+    recovered = gap_recovered(causal, candidate)
+    assert recovered.share.value == pytest.approx(6 / 30)
+    assert 0 < recovered.share.low < 0.2 < recovered.share.high < 1
+    assert recovered.first_change.value == pytest.approx(-0.1)
+    assert recovered.last_change.value == pytest.approx(0.06)
 
 
 def test_the_interval_holds_every_ratio_that_is_not_refuted() -> None:
     """Slow reference: try each ratio, and test its remainder against 0."""
     for seed in range(6):
         causal, candidate = drawn(seed, 500, (0.75, 0.6, 0.7, 0.66))
-        found = gap_recovered(causal, candidate)
-        assert found.share is not None
+        recovered = gap_recovered(causal, candidate)
+        assert recovered.share is not None
         gain, gap = (right * 1.0 - causal.last for right in (candidate.last, causal.first))
         kept = []
         for ratio in np.arange(-3, 6, 0.001):
-            rest = gain - ratio * gap
-            if rest.mean() ** 2 <= z_score(0.95) ** 2 * rest.var(ddof=1) / len(rest):
+            remainder = gain - ratio * gap
+            if remainder.mean() ** 2 <= z_score(0.95) ** 2 * remainder.var(ddof=1) / len(remainder):
                 kept.append(ratio)
-        assert found.share.low == pytest.approx(min(kept), abs=0.0011)
-        assert found.share.high == pytest.approx(max(kept), abs=0.0011)
+        assert recovered.share.low == pytest.approx(min(kept), abs=0.0011)
+        assert recovered.share.high == pytest.approx(max(kept), abs=0.0011)
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     truth = (0.66 - 0.6) / (0.75 - 0.6)
     held = [
-        found.share.low <= truth <= found.share.high
+        recovered.share.low <= truth <= recovered.share.high
         for seed in range(400)
-        if (found := gap_recovered(*drawn(1000 + seed, 400, (0.75, 0.6, 0.7, 0.66)))).share
+        if (recovered := gap_recovered(*drawn(1000 + seed, 400, (0.75, 0.6, 0.7, 0.66)))).share
     ]
     assert len(held) > 390
     assert 0.92 <= np.mean(held) <= 0.98
@@ -85,15 +85,15 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 @given(st.integers(0, 10_000), st.integers(2, 200), st.floats(0.3, 0.8), st.floats(-0.2, 0.19))
 def test_a_share_is_stated_exactly_where_there_is_a_gap(seed, n, level, gap) -> None:
     causal, candidate = drawn(seed, n, (level + gap, level, level, level))
-    found = gap_recovered(causal, candidate)
-    if found.gap.low <= 0:
-        assert found.share is None
-        assert "order gap is not shown" in found.why_not_stated
-    elif found.share is None:  # without spread, or at the very border of the two intervals
-        assert found.why_not_stated
+    recovered = gap_recovered(causal, candidate)
+    if recovered.gap.low <= 0:
+        assert recovered.share is None
+        assert "order gap is not shown" in recovered.why_not_stated
+    elif recovered.share is None:  # without spread, or at the very border of the two intervals
+        assert recovered.why_not_stated
     else:
-        assert found.share.low < found.share.value < found.share.high
-        assert all(map(np.isfinite, (found.share.low, found.share.high)))
+        assert recovered.share.low < recovered.share.value < recovered.share.high
+        assert all(map(np.isfinite, (recovered.share.low, recovered.share.high)))
 
 
 def test_documents_are_matched_by_pair_and_must_be_the_same() -> None:
@@ -134,27 +134,27 @@ def evaluated(tiny_folder, runs_dir, name: str, tasks: str, *more: str) -> Run:
 
 def test_one_run_with_both_orders_or_two_with_one_each(tiny_folder, runs_dir, task_files) -> None:
     both = evaluated(tiny_folder, runs_dir, "both", ",".join(task_files))
-    one, two = (
+    first, last = (
         evaluated(tiny_folder, runs_dir, f"part{i}", path) for i, path in enumerate(task_files)
     )
     other = evaluated(tiny_folder, runs_dir, "other", task_files[1], "--prefill-bidirectional")
     compact = evaluated(tiny_folder, runs_dir, "compact", ",".join(task_files), "--compact")
-    found = order_answers(both)["mine"]
-    assert (found.n, found.n_left_out) == (24, 0)
+    answers = order_answers(both)["mine"]
+    assert (answers.n, answers.n_left_out) == (24, 0)
     items = both.items(("task", "pair_id", "correct"))
-    for name, values in (("first", found.first), ("last", found.last)):
+    for name, values in (("first", answers.first), ("last", answers.last)):
         slow = {
             row.pair_id: row.correct for row in items.itertuples() if row.task == f"mine_{name}"
         }
-        assert dict(zip(found.pair_id, values)) == slow
-    for same in (order_answers(one, two), order_answers(two, one), order_answers(compact)):
-        np.testing.assert_array_equal(same["mine"].first, found.first)
-        np.testing.assert_array_equal(same["mine"].last, found.last)
-    assert order_answers(one) == {}
+        assert dict(zip(answers.pair_id, values)) == slow
+    for same in (order_answers(first, last), order_answers(last, first), order_answers(compact)):
+        np.testing.assert_array_equal(same["mine"].first, answers.first)
+        np.testing.assert_array_equal(same["mine"].last, answers.last)
+    assert order_answers(first) == {}
     with pytest.raises(UserError, match="differ in their regime"):
-        order_answers(one, other)
+        order_answers(first, other)
     with pytest.raises(UserError, match="stands twice in mine_first"):
-        order_answers(one, both)
+        order_answers(first, both)
 
 
 def test_a_run_from_before_there_were_pairs_has_none(root) -> None:

@@ -30,20 +30,20 @@ def draw(rng, n, p_both, p_broken, p_fixed):
 
 def test_wilson_interval_of_the_textbook_example():
     # Newcombe 1998, Statistics in Medicine 17:857-872, table I: 81 of 263 and 0 of 20.
-    found = stats.proportion(81, 263)
-    assert (found.value, found.n) == (81 / 263, 263)
-    assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    none = stats.proportion(0, 20)
-    assert (none.value, none.low, none.high) == (0, 0, pytest.approx(0.1611, abs=5e-5))
+    share = stats.proportion(81, 263)
+    assert (share.value, share.n) == (81 / 263, 263)
+    assert (share.low, share.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    no_share = stats.proportion(0, 20)
+    assert (no_share.value, no_share.low, no_share.high) == (0, 0, pytest.approx(0.1611, abs=5e-5))
 
 
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_the_interval_of_a_share_stays_within_bounds_and_mirrors(counted):
     right, n = counted
-    found, mirrored = stats.proportion(right, n), stats.proportion(n - right, n)
-    assert 0 <= found.low <= found.value <= found.high <= 1
-    assert found.high - found.low > 0.005
-    assert mirrored.low == pytest.approx(1 - found.high, abs=1e-9)
+    share, mirrored = stats.proportion(right, n), stats.proportion(n - right, n)
+    assert 0 <= share.low <= share.value <= share.high <= 1
+    assert share.high - share.low > 0.005
+    assert mirrored.low == pytest.approx(1 - share.high, abs=1e-9)
 
 
 # --- the paired interval ---------------------------------------------------------------------
@@ -51,21 +51,21 @@ def test_the_interval_of_a_share_stays_within_bounds_and_mirrors(counted):
 
 def test_tango_interval_of_the_textbook_example():
     # Bentur et al. as in Fagerland, Lydersen and Laake 2014: Tango -0.517 to -0.026.
-    found = stats.paired_interval(Table2x2(both_right=1, broken=7, fixed=1, both_wrong=12))
-    assert found.value == pytest.approx(-6 / 21)
-    assert (found.low, found.high) == pytest.approx((-0.517, -0.026), abs=6e-4)
+    delta = stats.paired_interval(Table2x2(both_right=1, broken=7, fixed=1, both_wrong=12))
+    assert delta.value == pytest.approx(-6 / 21)
+    assert (delta.low, delta.high) == pytest.approx((-0.517, -0.026), abs=6e-4)
 
 
 @given(tables)
 def test_interval_is_ordered_symmetric_and_within_bounds(table):
-    found = stats.paired_interval(table)
-    assert -1 <= found.low <= found.value <= found.high <= 1
-    assert found.high > found.low
+    delta = stats.paired_interval(table)
+    assert -1 <= delta.low <= delta.value <= delta.high <= 1
+    assert delta.high > delta.low
     mirrored = stats.paired_interval(
         Table2x2(table.both_right, table.fixed, table.broken, table.both_wrong)
     )
-    assert mirrored.low == pytest.approx(-found.high, abs=1e-9)
-    assert mirrored.high == pytest.approx(-found.low, abs=1e-9)
+    assert mirrored.low == pytest.approx(-delta.high, abs=1e-9)
+    assert mirrored.high == pytest.approx(-delta.low, abs=1e-9)
 
 
 @given(tables)
@@ -92,8 +92,8 @@ def test_paired_interval_covers_the_truth_95_percent_of_the_time(n, p_broken, p_
     cells = rng.multinomial(n, [0.4, p_broken, p_fixed, 0.6 - p_broken - p_fixed], size=rounds)
     hits = 0
     for row in cells:
-        found = stats.paired_interval(Table2x2(*(int(x) for x in row)))
-        hits += found.low <= p_fixed - p_broken <= found.high
+        delta = stats.paired_interval(Table2x2(*(int(x) for x in row)))
+        hits += delta.low <= p_fixed - p_broken <= delta.high
     assert 0.93 <= hits / rounds <= at_most
 
 
@@ -117,12 +117,12 @@ def test_macro_interval_covers_and_is_no_wider_than_needed():
 
 
 def test_macro_is_the_unweighted_mean_and_of_one_task_its_own_interval():
-    one, other = Estimate(0.1, 0.0, 0.2, 50), Estimate(-0.3, -0.4, -0.2, 5000)
-    assert stats.macro_delta([one]) == one
-    both = stats.macro_delta([one, other])
-    assert both.value == pytest.approx(-0.1)
-    assert both.high - both.value == pytest.approx(math.hypot(0.1, 0.1) / 2)
-    assert both.n == 5050
+    first, second = Estimate(0.1, 0.0, 0.2, 50), Estimate(-0.3, -0.4, -0.2, 5000)
+    assert stats.macro_delta([first]) == first
+    macro = stats.macro_delta([first, second])
+    assert macro.value == pytest.approx(-0.1)
+    assert macro.high - macro.value == pytest.approx(math.hypot(0.1, 0.1) / 2)
+    assert macro.n == 5050
 
 
 # --- tests -----------------------------------------------------------------------------------
@@ -163,17 +163,19 @@ def test_smallest_detectable_difference_has_the_power_it_states():
 def test_retention_interval_agrees_with_scipys_paired_bootstrap():
     rng = np.random.default_rng(5)
     a, b = draw(rng, 400, 0.35, 0.25, 0.1)
-    found = above_floor_retention({"t": a}, {"t": b}, {"t": 0.25})
-    theirs = bootstrap(
-        (a.astype(float), b.astype(float)),
-        lambda x, y, axis: (y.mean(axis=axis) - 0.25) / (x.mean(axis=axis) - 0.25),
-        paired=True, vectorized=True, method="percentile", n_resamples=4000, rng=2,
-    ).confidence_interval  # fmt: skip
-    assert found.value == pytest.approx((b.mean() - 0.25) / (a.mean() - 0.25))
-    assert found.low == pytest.approx(theirs.low, abs=0.03)
-    assert found.high == pytest.approx(theirs.high, abs=0.03)
+    share = above_floor_retention({"t": a}, {"t": b}, {"t": 0.25})
+
+    def retention(x, y, axis):
+        return (y.mean(axis=axis) - 0.25) / (x.mean(axis=axis) - 0.25)
+
+    options = {"paired": True, "vectorized": True, "method": "percentile", "n_resamples": 4000}
+    resampled = bootstrap((a.astype(float), b.astype(float)), retention, **options, rng=2)
+    expected = resampled.confidence_interval
+    assert share.value == pytest.approx((b.mean() - 0.25) / (a.mean() - 0.25))
+    assert share.low == pytest.approx(expected.low, abs=0.03)
+    assert share.high == pytest.approx(expected.high, abs=0.03)
     again = above_floor_retention({"t": a}, {"t": b}, {"t": 0.25})
-    assert again == found  # seeded
+    assert again == share  # seeded
 
 
 # --- contrasts and seeds -----------------------------------------------------------------------
@@ -187,8 +189,8 @@ def test_contrast_covers_the_truth():
             "x": rng.choice([-1, 0, 1], size=150, p=[0.1, 0.7, 0.2]),
             "y": rng.choice([-2, 0, 1], size=60, p=[0.05, 0.75, 0.2]),
         }
-        found = effects.stratified_mean(values).estimate
-        hits += found.low <= 0.1 <= found.high
+        estimate = effects.stratified_mean(values).estimate
+        hits += estimate.low <= 0.1 <= estimate.high
     assert 0.93 <= hits / 1000 <= 0.985
 
 
@@ -248,13 +250,13 @@ def test_intervals_over_few_seeds_cover_the_truth(n_seeds, noise, least):
     covered = normal = 0
     repetitions = 800
     for _ in range(repetitions):
-        own = rng.normal(0, noise, (n_seeds, 1))
-        item = rng.choice([-1.0, 0.0, 1.0], size=3000, p=[0.1, 0.8, 0.1])
-        found = effects.stratified_mean({"t": item + own})
-        covered += not found.estimate.excludes_zero
+        seed_effect = rng.normal(0, noise, (n_seeds, 1))
+        item_effect = rng.choice([-1.0, 0.0, 1.0], size=3000, p=[0.1, 0.8, 0.1])
+        effect = effects.stratified_mean({"t": item_effect + seed_effect})
+        covered += not effect.estimate.excludes_zero
         items = 0.2 / 3000  # the items' variance
-        seeds = np.var(found.per_seed, ddof=1) / n_seeds
-        normal += abs(found.estimate.value) < stats.Z_95 * math.sqrt(items + seeds)
+        seeds = np.var(effect.per_seed, ddof=1) / n_seeds
+        normal += abs(effect.estimate.value) < stats.Z_95 * math.sqrt(items + seeds)
     assert covered / repetitions > least
     if noise == 0.03:  # nearly four times the items' part
         assert normal / repetitions < min(0.88, covered / repetitions - 0.03)
@@ -309,18 +311,18 @@ def test_a_share_that_is_stated_covers_the_truth_at_the_border(n, accuracy, brok
 def test_unpaired_intervals_keep_a_width_at_the_border(first, second):
     for n in (1, 20, 500):
         a, b = stats.accuracy(first, n), stats.accuracy(second, n)
-        found = stats.unpaired_delta(a, b)
-        assert found.low < found.value < found.high or abs(found.value) == 1
-        assert found.high - found.low > 0
+        delta = stats.unpaired_delta(a, b)
+        assert delta.low < delta.value < delta.high or abs(delta.value) == 1
+        assert delta.high - delta.low > 0
         if first == second:
-            assert judge(found).verdict == ("equivalent" if n == 500 else "undecided")
+            assert judge(delta).verdict == ("equivalent" if n == 500 else "undecided")
 
 
 def test_newcombes_interval_of_his_example():
     # Newcombe 1998, table II, method 10: 56/70 against 48/80.
     a, b = stats.proportion(48, 80), stats.proportion(56, 70)
-    found = stats.unpaired_delta(a, b)
-    assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    delta = stats.unpaired_delta(a, b)
+    assert (delta.low, delta.high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
 
 
 def test_what_so_few_items_can_show_is_not_overstated():
