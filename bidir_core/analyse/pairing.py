@@ -21,15 +21,8 @@ from bidir_core.runs.layout import IMPORTED
 from bidir_core.runs.metrics import METRICS, OUTCOME_COLUMNS, Metric, outcomes
 from bidir_core.runs.run import Run
 
-PAIR_COLUMNS = (
-    "task",
-    "doc_id",
-    "doc_hash",
-    "gold",
-    *OUTCOME_COLUMNS,
-    "error",
-    "n_continuation_tokens",
-)
+_KEYS = ("task", "doc_id", "doc_hash", "gold")  # of equal items in both runs
+PAIR_COLUMNS = (*_KEYS, *OUTCOME_COLUMNS, "error", "n_continuation_tokens")
 
 
 @dataclass(frozen=True)
@@ -222,12 +215,11 @@ def pair(
 
 def _align(a: pa.Table, b: pa.Table) -> tuple[np.ndarray, np.ndarray, int, str | None]:
     """Row numbers of the common items in both tables, how many are left out, and why."""
-    keys = ("task", "doc_id", "doc_hash", "gold")
-    if a.num_rows == b.num_rows and all(a.column(k).equals(b.column(k)) for k in keys):
+    if a.num_rows == b.num_rows and all(a.column(k).equals(b.column(k)) for k in _KEYS):
         rows = np.arange(a.num_rows)
         return rows, rows, 0, None
     frame_a, frame_b = (
-        table.select(keys).to_pandas().assign(row=np.arange(table.num_rows)) for table in (a, b)
+        table.select(_KEYS).to_pandas().assign(row=np.arange(table.num_rows)) for table in (a, b)
     )
     merged = frame_a.merge(frame_b, on=["task", "doc_id"], suffixes=("_a", "_b"), sort=False)
     equal = (merged["doc_hash_a"] == merged["doc_hash_b"]) & (merged["gold_a"] == merged["gold_b"])

@@ -78,12 +78,8 @@ def run_lab(config: LabConfig) -> Path:
     loaded = loading.load_weights(plan)
     prompts.loaded = loaded
     predicted, opened = _prediction(config, loaded) if config.preset else ({}, OPENED)
-    points = lay_out(
-        prompts.usual,
-        preset_sweep(config.preset, plan.n_layers, opened) + regimes,
-        controls,
-        preset,
-    )
+    swept = preset_sweep(config.preset, plan.n_layers, opened) + regimes
+    points = lay_out(prompts.usual, swept, controls, preset)
     item_facts = evaluate.item_facts(items, bos_added, CHAT_DATE)
     facts = evaluate.run_facts(loaded, item_facts, CAUSAL, config.tasks) | predicted
     if config.controls:
@@ -203,16 +199,8 @@ def _run_point(
         item_facts = evaluate.item_facts(items, bos_added, chat_date)
         facts = evaluate.run_facts(loaded, item_facts, regime, config.tasks)
         writer = RunWriter.create(LAB, to_json(config), folder=run.path, texts=texts, **facts)
-    score_into(
-        writer,
-        config,
-        loaded,
-        regime,
-        prompts.plan(point, loaded),
-        before,
-        title=title,
-        advanced=progress.advance,
-    )
+    plan = prompts.plan(point, loaded)
+    score_into(writer, config, loaded, regime, plan, before, title=title, advanced=progress.advance)
 
 
 def _recorded(run: Run) -> int:
@@ -277,18 +265,16 @@ def _points(points: list[dict[str, Any]]) -> list[str]:
         numbers = point["acc"]
         delta, share = numbers["delta"], numbers["removed"]
         name = " · ".join(filter(None, (point["regime"], point["patch"], point["condition_words"])))
-        rows.append(
-            [
-                name,
-                "-" if numbers["value"] is None else f"{numbers['value']:.4f}",
-                formatting.points(delta["value"], signed=True) if delta else "",
-                f"{formatting.points(delta['low'], signed=True)} to "
-                f"{formatting.points(delta['high'], signed=True)}"
-                if delta
-                else "",
-                f"{percent(share['value'])} %" if share and share["value"] is not None else "",
-            ]
-        )
+        accuracy = "-" if numbers["value"] is None else f"{numbers['value']:.4f}"
+        change = interval = removed = ""
+        if delta:
+            change, low, high = (
+                formatting.points(delta[end], signed=True) for end in ("value", "low", "high")
+            )
+            interval = f"{low} to {high}"
+        if share and share["value"] is not None:
+            removed = f"{percent(share['value'])} %"
+        rows.append([name, accuracy, change, interval, removed])
     header = ("point", "acc", "to causal, points", "95 % CI", "damage removed")
     return formatting.table(header, rows).splitlines()
 
@@ -378,10 +364,7 @@ class Prompts:
     """The items of one model, encoded once per prompt condition."""
 
     def __init__(
-        self,
-        config: LabConfig,
-        loaded: LoadedModel | loading.Preflight,
-        chat_date: str = CHAT_DATE,
+        self, config: LabConfig, loaded: LoadedModel | loading.Preflight, chat_date: str = CHAT_DATE
     ):
         self.config, self.loaded, self.chat_date = config, loaded, chat_date
         self.usual = condition_of(config)

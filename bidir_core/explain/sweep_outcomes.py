@@ -56,11 +56,9 @@ class Outcomes:
     def accuracy(self, slug: str, half: str | None = None) -> float:
         """Macro accuracy."""
         by_task = self.split(slug, self.mask(slug, half=half)).values()
-        return (
-            float(np.mean([right.mean() for right in by_task]))
-            if all(map(len, by_task))
-            else math.nan
-        )
+        if not all(map(len, by_task)):
+            return math.nan
+        return float(np.mean([right.mean() for right in by_task]))
 
     def delta(
         self,

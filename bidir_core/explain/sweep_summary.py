@@ -134,14 +134,10 @@ def best_of_dials(sweep: Sweep, metric: str) -> dict[str, dict[str, Any]]:
             "p": p,
             "p_holm": None if p is None else p_holm,
         }
-        choice["simultaneous"] = sweep.numbers(choice["slug"], metric, half, confidence=confidence)
-        choice["sentence"] = best_sentence(
-            choice["regime"],
-            choice["simultaneous"],
-            choice["n_candidates"],
-            half is not None,
-            choice["family"],
-        )
+        numbers = sweep.numbers(choice["slug"], metric, half, confidence=confidence)
+        choice["simultaneous"] = numbers
+        regime, n_candidates, family = choice["regime"], choice["n_candidates"], choice["family"]
+        choice["sentence"] = best_sentence(regime, numbers, n_candidates, half is not None, family)
     return choices
 
 

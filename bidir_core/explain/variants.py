@@ -193,9 +193,7 @@ def _dense(batch: Collated, device: torch.device) -> Collated:
     return Collated(batch.ids.to(device), layout, *tensors)
 
 
-def _tree(
-    variants: Sequence[Variant],
-) -> tuple[list[list[int]], list[list[Rule]], list[int]]:
+def _tree(variants: Sequence[Variant]) -> tuple[list[list[int]], list[list[Rule]], list[int]]:
     """Per layer, which row of the layer before each row continues, and its rule; and for each
     variant the row it ends in."""
     parents: list[list[int]] = []

@@ -103,15 +103,10 @@ def investigate(
         return {"choice": measure.choice(ll), "lead": lead, "ll": short(ll)}
 
     restored = iter(ll["tokens"])
-    tokens = [
-        {
-            "first": span[0],
-            "last": span[1],
-            **point(next(restored) if looks_ahead else ll["ends"][1]),
-            "looks_ahead": looks_ahead,
-        }
-        for span, looks_ahead in spans
-    ]
+    tokens = []
+    for (first, last), looks_ahead in spans:
+        answer = point(next(restored) if looks_ahead else ll["ends"][1])
+        tokens.append({"first": first, "last": last, **answer, "looks_ahead": looks_ahead})
     grid = dict(zip(LAMBDA_GRID, map(point, ll["lambda"]), strict=True))
     grid[1.0] = point(ll["ends"][1])
     strengths = _find_lambda(scorer, opened, regime, before, grid, point, counted)
