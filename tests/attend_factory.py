@@ -33,11 +33,10 @@ def make_attend(
     """``written``: the layers whose matrices are kept (all of them if None)."""
     random = np.random.default_rng(0)
     task, _, doc_id = (item or "").rpartition("/")
-    settings: dict[str, Any] = {
-        "model": "smollm2-135m-instruct", "task": task or None, "regimes": list(regimes),
-        "doc_id": int(doc_id) if doc_id else None, "prompt": None if item else "Once upon <b>a</b>",
-        "regime": regimes[-1], "split": "validation",
-    }  # fmt: skip
+    settings: dict[str, Any] = {"model": "smollm2-135m-instruct", "split": "validation"}
+    settings |= {"task": task or None, "doc_id": int(doc_id) if doc_id else None}
+    settings |= {"prompt": None if item else "Once upon <b>a</b>"}
+    settings |= {"regimes": list(regimes), "regime": regimes[-1]}
     writer = RunWriter.create(
         "lab", settings, root=root, kind="attend", dtype="float32", attention="eager"
     )
@@ -51,8 +50,9 @@ def make_attend(
             if sums and written is not None and not is_written:
                 sums.append(sums[-1])  # nobody compares it with its matrices
                 continue
-            here = {"layer": layer, "window": window}
-            allowed = visibility(parse_regime(regime), n_prefix, n_total, **here)
+            allowed = visibility(
+                parse_regime(regime), n_prefix, n_total, layer=layer, window=window
+            )
             weights = random.random((n_heads, n_total, n_total)) * allowed
             weights /= weights.sum(-1, keepdims=True)
             if is_written:
@@ -69,12 +69,12 @@ def make_attend(
     sizes: dict[str, Any] = {"n_layers": n_layers, "n_heads": n_heads, "n_tokens": n_total}
     sizes |= {"n_prefix_tokens": n_prefix, "windows": [window] * n_layers}
     observed = [
-        {"regime": regime, "continuation_ll": -3.25, "layers": layer_means(one)}
-        for regime, one in zip(regimes, shares, strict=True)
+        {"regime": regime, "continuation_ll": -3.25, "layers": layer_means(regime_shares)}
+        for regime, regime_shares in zip(regimes, shares, strict=True)
     ]
     notes = [] if matrices else [f"{n_total} tokens: only shares and drift are stored"]
-    told = {"regimes": list(regimes), "mode": "sequence", "item": item, "matrices": matrices}
-    writer.finish(metrics={**told, **sizes, "observed": observed, "notes": notes})
+    facts = {"regimes": list(regimes), "mode": "sequence", "item": item, "matrices": matrices}
+    writer.finish(metrics={**facts, **sizes, "observed": observed, "notes": notes})
     return Run(writer.path)
 
 
@@ -105,8 +105,8 @@ def make_summary(
         arrays |= {f"prefix_{m}_{number}": v.mean(0) for m, v in values.items()}
         by_layer = {m: mean_interval(v.mean(-1)) for m, v in values.items()}
         overall = {m: mean_interval(v.mean((1, 2))[:, None]) for m, v in values.items()}
-        seen = {"regime": name, "layers": {"prefix": by_layer}, "overall": {"prefix": overall}}
-        observed.append({**seen, "by_task": dict.fromkeys(tasks, overall)})
+        entry = {"regime": name, "layers": {"prefix": by_layer}, "overall": {"prefix": overall}}
+        observed.append({**entry, "by_task": dict.fromkeys(tasks, overall)})
     files.write_arrays(writer.path / "summary.npz", arrays)
     drift = [
         f"{what}_{number}_{whose}"
@@ -115,8 +115,8 @@ def make_summary(
         for number in range(len(names))
         if number or what == "norm"
     ]
-    told = {"regimes": list(names), "mode": "items", "n_items": n_items * len(tasks)}
-    told |= {"n_by_task": dict.fromkeys(tasks, n_items), "n_layers": n_layers, "n_heads": n_heads}
+    facts = {"regimes": list(names), "mode": "items", "n_items": n_items * len(tasks)}
+    facts |= {"n_by_task": dict.fromkeys(tasks, n_items), "n_layers": n_layers, "n_heads": n_heads}
     means = {key: mean_interval(rows) for key in drift}
-    writer.finish(metrics=told | {"observed": observed, "drift": means})
+    writer.finish(metrics=facts | {"observed": observed, "drift": means})
     return Run(writer.path)

@@ -60,17 +60,22 @@ def make_sweep(
     writer = RunWriter.create("lab", settings, root=root, name=name, kind="lab", **recorded)
     items = spread_items(n_items, TASKS)
     write_texts(to_table(items), writer.path / "texts.parquet")
-    made = points if state == "done" else points[: len(points) // 2]
-    for number, point in enumerate(made):
+    written = points if state == "done" else points[: len(points) // 2]
+    for number, point in enumerate(written):
         make_run(
-            root, "lab", items=items, seed=number, regime=point.regime, accuracy=world(point),
+            root,
+            "lab",
+            items=items,
+            seed=number,
+            regime=point.regime,
+            accuracy=world(point),
             folder=writer.path / "points" / point.slug(USUAL),
             config={"limit": 500, "patch": point.patch, **point.condition._asdict()},
             facts={"texts": "texts.parquet"},
-        )  # fmt: skip
+        )
     if state == "done":
         writer.finish(metrics=summarise_sweep(Run(writer.path)), cost={"seconds": 100.0})
     else:
-        writer.heartbeat(len(made) * n_items, len(points) * n_items, rate=20.0, eta_seconds=60.0)
+        writer.heartbeat(len(written) * n_items, len(points) * n_items, rate=20.0, eta_seconds=60.0)
         writer.fail("out of memory", state=state)
     return Run(writer.path)

@@ -14,13 +14,7 @@ from bidir_core.analyse.flips import flip_classes
 from bidir_core.analyse.information import Information, by_information
 from bidir_core.analyse.order_effects import OrderArm, has_orders, order_arms, order_text
 from bidir_core.analyse.pairing import Metric, PairedItems, pair, repeats, unchecked_notes
-from bidir_core.analyse.phrases import (
-    JSON_WORDS,
-    interval_text,
-    phrase,
-    retention_text,
-    sentence,
-)
+from bidir_core.analyse.phrases import JSON_WORDS, interval_text, phrase, retention_text, sentence
 from bidir_core.analyse.verdict import Judgement, Verdict, judge
 from bidir_core.common.errors import UserError
 from bidir_core.common.formatting import count, p_text, points, table

@@ -130,7 +130,7 @@ def above_floor_retention(
     base_above = macro_delta(above)
     n = base_above.n
     fewest = min(estimate.n for estimate in above)
-    # A stray resample may still cross 0; percentiles of the ratio do not mind a few of those.
+    # A few resamples may still cross 0; the ratio's percentiles hardly change with them.
     denominator = draws[0] - draws[2]
     ratio = (draws[1] - draws[2]) / np.where(denominator == 0, np.nan, denominator)
     why = why_not_above(base_above)

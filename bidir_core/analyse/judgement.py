@@ -11,12 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.contrasts import (
-    Contrast,
-    Interaction,
-    contrast,
-    interaction,
-)
+from bidir_core.analyse.contrasts import Contrast, Interaction, contrast, interaction
 from bidir_core.analyse.pairing import Metric
 from bidir_core.analyse.study import CAUSAL, Arm, Cell, Study
 from bidir_core.analyse.verdict import Judgement, judge

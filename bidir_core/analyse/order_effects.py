@@ -136,11 +136,11 @@ class _Answer(NamedTuple):
 
 
 def _paired(family: str, first: Mapping[str, _Answer], last: Mapping[str, _Answer]) -> OrderAnswers:
-    both = sorted(first.keys() & last.keys())
-    disagreeing = next((p for p in both if first[p].gold != last[p].gold), None)
+    common = sorted(first.keys() & last.keys())
+    disagreeing = next((p for p in common if first[p].gold != last[p].gold), None)
     if disagreeing is not None:
         raise UserError(f"the two orders of {family} have other right choices for {disagreeing!r}")
-    kept = [pair_id for pair_id in both if first[pair_id].scored and last[pair_id].scored]
+    kept = [pair_id for pair_id in common if first[pair_id].scored and last[pair_id].scored]
     firsts, lasts = [first[pair_id] for pair_id in kept], [last[pair_id] for pair_id in kept]
     return OrderAnswers(
         family,
@@ -444,7 +444,7 @@ def family_words(family: str) -> str:
 
 
 def order_sentence(arms: Sequence[OrderArm]) -> str:
-    """What one family's arms say, in a sentence or two; either way is sayable."""
+    """What one family's arms say, in a sentence or two, whichever way it went."""
     first, guess = arms[0].effect, arms[0].constant_guess
     if guess is not None and max(first.first.low, first.last.low) <= guess:
         return (

@@ -100,9 +100,9 @@ def _tables(
     tables = {}
     for family in [name for name in first if name in second]:
         a, b = first[family], second[family]
-        _, rows, others = np.intersect1d(
+        _, rows_a, rows_b = np.intersect1d(
             a.pair_id, b.pair_id, assume_unique=True, return_indices=True
         )
-        if len(rows):
-            tables[family] = stats.table_2x2(a.last[rows], b.last[others])
+        if len(rows_a):
+            tables[family] = stats.table_2x2(a.last[rows_a], b.last[rows_b])
     return tables

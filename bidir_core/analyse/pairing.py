@@ -21,15 +21,8 @@ from bidir_core.runs.layout import IMPORTED
 from bidir_core.runs.metrics import METRICS, OUTCOME_COLUMNS, Metric, outcomes
 from bidir_core.runs.run import Run
 
-PAIR_COLUMNS = (
-    "task",
-    "doc_id",
-    "doc_hash",
-    "gold",
-    *OUTCOME_COLUMNS,
-    "error",
-    "n_continuation_tokens",
-)
+_KEYS = ("task", "doc_id", "doc_hash", "gold")  # of equal items in both runs
+PAIR_COLUMNS = (*_KEYS, *OUTCOME_COLUMNS, "error", "n_continuation_tokens")
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,7 @@ def repeats(settings: Mapping[str, Any]) -> int:
 def mismatches(run_a: Run, run_b: Run, *, check_context: bool = True) -> list[Mismatch]:
     """Every setting in which the runs differ so that their items must not be paired.
 
-    What a run did not record (an imported one may not) is not held against it.
+    A setting that a run did not record (an imported one may not) is no mismatch.
     """
     a, b = run_a.settings, run_b.settings
 
@@ -171,7 +164,7 @@ def pair(
     either run are left out and counted. acc_norm uses ``correct_norm``, and ``correct`` in tasks
     without it, as the macro does.
     """
-    known_metric = check_metric(metric)
+    checked = check_metric(metric)
     for run in (run_a, run_b):
         if run.is_reference:
             raise UserError(f"'{run.id}' holds published numbers only; there are no items to pair")
@@ -198,12 +191,12 @@ def pair(
     rows_a, rows_b = rows_a[~failed], rows_b[~failed]
     if not len(rows_a):
         raise UserError(f"'{run_a.id}' and '{run_b.id}' share no item that both could score")
-    (correct_a, pred_a), (correct_b, pred_b) = outcomes(a, known_metric), outcomes(b, known_metric)
+    (correct_a, pred_a), (correct_b, pred_b) = outcomes(a, checked), outcomes(b, checked)
     lengths = a.column("n_continuation_tokens").combine_chunks().value_lengths()
     return PairedItems(
         run_a=run_a,
         run_b=run_b,
-        metric=known_metric,
+        metric=checked,
         task=a.column("task").to_numpy(zero_copy_only=False)[rows_a],
         doc_id=a.column("doc_id").to_numpy()[rows_a],
         gold=a.column("gold").to_numpy()[rows_a],
@@ -222,28 +215,27 @@ def pair(
 
 def _align(a: pa.Table, b: pa.Table) -> tuple[np.ndarray, np.ndarray, int, str | None]:
     """Row numbers of the common items in both tables, how many are left out, and why."""
-    keys = ("task", "doc_id", "doc_hash", "gold")
-    if a.num_rows == b.num_rows and all(a.column(k).equals(b.column(k)) for k in keys):
+    if a.num_rows == b.num_rows and all(a.column(k).equals(b.column(k)) for k in _KEYS):
         rows = np.arange(a.num_rows)
         return rows, rows, 0, None
     frame_a, frame_b = (
-        table.select(keys).to_pandas().assign(row=np.arange(table.num_rows)) for table in (a, b)
+        table.select(_KEYS).to_pandas().assign(row=np.arange(table.num_rows)) for table in (a, b)
     )
-    both = frame_a.merge(frame_b, on=["task", "doc_id"], suffixes=("_a", "_b"), sort=False)
-    same = (both["doc_hash_a"] == both["doc_hash_b"]) & (both["gold_a"] == both["gold_b"])
-    kept = both[same].sort_values("row_a")
-    rows_a, rows_b = kept["row_a"].to_numpy(), kept["row_b"].to_numpy()
-    n_unpaired = a.num_rows + b.num_rows - 2 * len(kept)
+    merged = frame_a.merge(frame_b, on=["task", "doc_id"], suffixes=("_a", "_b"), sort=False)
+    equal = (merged["doc_hash_a"] == merged["doc_hash_b"]) & (merged["gold_a"] == merged["gold_b"])
+    common = merged[equal].sort_values("row_a")
+    rows_a, rows_b = common["row_a"].to_numpy(), common["row_b"].to_numpy()
+    n_unpaired = a.num_rows + b.num_rows - 2 * len(common)
     if n_unpaired == 0:
         return rows_a, rows_b, 0, None
-    return rows_a, rows_b, n_unpaired, _why_unpaired(frame_a, frame_b, both[~same], len(kept))
+    return rows_a, rows_b, n_unpaired, _why_unpaired(frame_a, frame_b, merged[~equal], len(common))
 
 
-def _why_unpaired(a: pd.DataFrame, b: pd.DataFrame, other: pd.DataFrame, n_common: int) -> str:
-    if len(other):
-        first = f"{other['task'].iloc[0]}/{other['doc_id'].iloc[0]}"
+def _why_unpaired(a: pd.DataFrame, b: pd.DataFrame, different: pd.DataFrame, n_common: int) -> str:
+    if len(different):
+        first = f"{different['task'].iloc[0]}/{different['doc_id'].iloc[0]}"
         return (
-            f"{len(other):,} item ids hold different documents in the two runs (first {first}); "
+            f"{len(different):,} item ids hold different documents in the two runs (first {first}); "
             f"{n_common:,} items are the same"
         )
     tasks_a, tasks_b = set(a["task"]), set(b["task"])
@@ -319,8 +311,8 @@ def text_difference(
             continue
         row, text_a, text_b = difference
         item = f"{a.column('task')[row]}/{a.column('doc_id')[row]}"
-        what = "prompt" if name == "contexts" else "choices"
-        return text_a, text_b, f"the {what} of {item} and perhaps others differ between the runs"
+        part = "prompt" if name == "contexts" else "choices"
+        return text_a, text_b, f"the {part} of {item} and perhaps others differ between the runs"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Judgements in words: the one place where a verdict becomes text. Either way is sayable.
+"""Judgements in words: the one place where a verdict becomes text, for gains as for losses.
 
 Direction words (raises, lowers) and "no difference" are said only of a decided verdict.
 """
@@ -62,17 +62,17 @@ def sentence(who: str, judgement: Judgement, *, tasks: Sequence[str], metric: st
     estimate = judgement.estimate
     if estimate is None:
         raise ValueError("a sentence needs an interval")
-    what = "macro accuracy" if len(tasks) > 1 else f"accuracy on {tasks[0]}"
+    measure = "macro accuracy" if len(tasks) > 1 else f"accuracy on {tasks[0]}"
     if metric != "acc":
-        what += f" ({metric})"
+        measure += f" ({metric})"
     base = f"n = {count(estimate.n)}, {len(tasks)} task{'s' if len(tasks) > 1 else ''}"
     if estimate.excludes_zero and judgement.verdict != "undecided":
         verb = "raises" if estimate.value > 0 else "lowers"
         near, far = sorted((abs(estimate.low), abs(estimate.high)))
-        change = f"{verb} {what} by {points(abs(estimate.value))} points"
+        change = f"{verb} {measure} by {points(abs(estimate.value))} points"
         interval = f"95 % CI {points(near)} to {points(far)}"
     else:
-        change = f"changes {what} by {points(estimate.value, signed=True)} points"
+        change = f"changes {measure} by {points(estimate.value, signed=True)} points"
         interval = interval_text(estimate)
     ending = "" if judgement.decided else f"; {phrase(judgement)}"
     return f"{who} {change} ({interval}, {base}){ending}."
@@ -102,16 +102,16 @@ def size(margin: float) -> str:
     return f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
 
 
-def retention_text(kept: Retention, *, short: bool = False) -> str:
+def retention_text(retention: Retention, *, short: bool = False) -> str:
     """``48.6 % (95 % CI 34.9 to 63.0 %, n = 2,299)``, or why it is not stated; ``short``: without n
     and the reason, for a table's cell."""
-    if kept.value is None:
-        return "suppressed" if short else f"suppressed: {kept.why_suppressed}"
-    value = f"{100 * kept.value:.1f} %"
-    if kept.low is None or kept.high is None:
+    if retention.value is None:
+        return "suppressed" if short else f"suppressed: {retention.why_suppressed}"
+    value = f"{100 * retention.value:.1f} %"
+    if retention.low is None or retention.high is None:
         return f"{value} (no interval)"
-    ends = f"{100 * kept.low:.1f} to {100 * kept.high:.1f} %"
-    return f"{value} ({ends})" if short else f"{value} (95 % CI {ends}, n = {count(kept.n)})"
+    ends = f"{100 * retention.low:.1f} to {100 * retention.high:.1f} %"
+    return f"{value} ({ends})" if short else f"{value} (95 % CI {ends}, n = {count(retention.n)})"
 
 
 def no_share(share: Mapping[str, Any] | None) -> str:

@@ -1,7 +1,7 @@
 """Which runs are compared when nobody named any: a pair, and what a run is compared with.
 
-Runs come newest first. A caller hands in its own records of runs; what they must tell is
-:class:`Listed`.
+Runs come newest first. Callers pass their own records of runs; :class:`Listed` names the fields
+that these need.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def default_pair(runs: Sequence[R]) -> tuple[R | None, R | None]:
 def baseline_of(runs: Sequence[R], candidate: R, wanted: R | None) -> R | None:
     """What to compare ``candidate`` with: ``wanted`` if it took the same items, else the newest
     finished stage 1 that did; None without either. Of an unfinished candidate the items count
-    that it set out to take."""
+    that it was started with."""
 
     def fits(run: R) -> bool:
         alike = same_items(run, candidate) and run.context == candidate.context

@@ -169,14 +169,14 @@ def make_study(
             "a report needs at least one finished evaluation (stages 1, 2, 4 or the non-prefill "
             f"compare){reasons}"
         )
-    known = {run.id: run for run in others if run.stage in CODES}
-    known.update((run.id, run) for run in finetunes)
+    finetunes_by_id = {run.id: run for run in others if run.stage in CODES}
+    finetunes_by_id.update((run.id, run) for run in finetunes)
     groups: dict[Any, dict[Cell, dict[int, Run]]] = {}
-    wanted = list(finetunes)  # and those whose checkpoints were evaluated
+    used_finetunes = list(finetunes)  # and those whose checkpoints were evaluated
     for run in sorted(evaluations, key=_age):
-        arm, seed, trained = evaluated_arm(run, known)
+        arm, seed, trained = evaluated_arm(run, finetunes_by_id)
         if trained is not None:
-            wanted.append(trained)
+            used_finetunes.append(trained)
         cells = groups.setdefault(items_key(run, dtype=not mixed_dtypes), {})
         by_seed = cells.setdefault((arm, run.regime), {})
         older = by_seed.get(seed)
@@ -194,7 +194,7 @@ def make_study(
     chosen = groups[best]
     in_use = {arm for arm, _ in chosen}
     trained_runs: dict[Arm, dict[int, Run]] = {}
-    for run in sorted({run.path: run for run in wanted}.values(), key=_age):
+    for run in sorted({run.path: run for run in used_finetunes}.values(), key=_age):
         arm, seed = finetuned_arm(run)
         if arm in in_use or run in finetunes:
             trained_runs.setdefault(arm, {})[seed] = run
@@ -326,12 +326,12 @@ def trained_run_id(run: Run) -> str | None:
     return None
 
 
-def evaluated_arm(run: Run, known: Mapping[str, Run]) -> tuple[Arm, int, Run | None]:
+def evaluated_arm(run: Run, finetunes: Mapping[str, Run]) -> tuple[Arm, int, Run | None]:
     """The arm and training seed of an evaluation, and the fine-tune behind it, if found."""
     if run.settings.get("checkpoint") is None:
         return Arm(BASE), 0, None
     trained_id = trained_run_id(run)
-    trained = known.get(trained_id or "")
+    trained = finetunes.get(trained_id or "")
     if trained is None and trained_id is not None:
         sibling = Run(run.path.parent.parent / Path(trained_id))
         trained = sibling if sibling.state == "done" else None

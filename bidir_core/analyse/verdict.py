@@ -10,7 +10,7 @@ from typing import Literal
 from bidir_core.analyse.stats import ALPHA, MARGIN, MIN_ITEMS, Estimate, anytime
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
-# What an undecided one is undecided by.
+# Why a verdict is undecided.
 Reason = Literal["interval", "exact test", "several tests", "no interval"]
 
 

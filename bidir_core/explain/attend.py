@@ -41,7 +41,7 @@ def attend(config: AttendConfig) -> Path:
         config,
         "attend",
         loaded,
-        [one.item for one in encoded],
+        [item.item for item in encoded],
         name=config.name,
         settings={"regime": config.regimes[-1]},
         bos_added=bos_added,
@@ -55,19 +55,19 @@ def resume_attend(reference: str | Path, given: Mapping[str, Any]) -> Path:
     """Go on with an unfinished run: averages keep each item that was observed; one text is short
     and starts again. UserError if settings, data or model are not those it was started with."""
     runs_dir = given.get("runs_dir")
-    known, config = resumable(reference, "attend", AttendConfig, given, runs_dir=runs_dir)
-    if known.state == "done":
-        return known.path
-    config = as_recorded(config, known, given)
+    run, config = resumable(reference, "attend", AttendConfig, given, runs_dir=runs_dir)
+    if run.state == "done":
+        return run.path
+    config = as_recorded(config, run, given)
     regimes = [parse_regime(regime) for regime in config.regimes]
     plan = _preflight(config, regimes)
     encoded, _ = _encode(config, plan, read_items(config))
     fingerprint = data_fingerprint(item.item for item in encoded)
-    check_same(known, "data_fingerprint", fingerprint, "the benchmark data")
+    check_same(run, "data_fingerprint", fingerprint, "the benchmark data")
     loaded = loading.load_weights(plan)
-    check_same(known, "model_fingerprint", loaded.fingerprint, "the model")
-    _write(RunWriter.resume(known), config, loaded, regimes, encoded)
-    return known.path
+    check_same(run, "model_fingerprint", loaded.fingerprint, "the model")
+    _write(RunWriter.resume(run), config, loaded, regimes, encoded)
+    return run.path
 
 
 def _preflight(config: AttendConfig, regimes: Sequence[Regime]) -> Preflight:
@@ -90,9 +90,9 @@ def _preflight(config: AttendConfig, regimes: Sequence[Regime]) -> Preflight:
 def read_items(config: AttendConfig) -> list[Item]:
     """The item, the items, or the prompt as an item with one choice."""
     if config.prompt is not None:
-        follows = config.continuation or ""
-        doc = {"prompt": config.prompt, "continuation": follows}
-        return [Item("prompt", 0, hash_doc(doc), 0, (config.prompt,), (follows,))]
+        continuation = config.continuation or ""
+        doc = {"prompt": config.prompt, "continuation": continuation}
+        return [Item("prompt", 0, hash_doc(doc), 0, (config.prompt,), (continuation,))]
     assert config.task is not None
     source: dict[str, Any] = {"split": config.split, "data_source": config.data_source}
     if config.limit is not None:
@@ -113,8 +113,8 @@ def _encode(
 ) -> tuple[list[EncodedItem], bool]:
     """Each item as one context and one continuation, tokenised as an evaluation does it."""
     encoder = Encoder.of(plan, bos=config.bos, chat_template=config.chat_template)
-    alone = config.prompt is not None and not config.continuation
-    if alone:  # only its prefix is used, which is tokenised by itself anyway
+    prompt_only = config.prompt is not None and not config.continuation
+    if prompt_only:  # only its prefix is used, which is tokenised by itself anyway
         items = [replace(items[0], continuations=(" .",))]
     encoded = encoder.encode(items)
     bos_added = encoder.bos_added(encoded)
@@ -122,7 +122,7 @@ def _encode(
     for item in encoded:
         if item.error is not None and not config.is_summary:
             raise UserError(f"{_name(item)} cannot be observed: {item.error}")
-        chosen.append(_one_choice(item, config.choice, alone))
+        chosen.append(_one_choice(item, config.choice, prompt_only))
         n_tokens = len(chosen[-1].prefixes[0]) + len(chosen[-1].continuations[0])
         if item.error is None and n_tokens > plan.max_length:
             raise UserError(
@@ -132,17 +132,17 @@ def _encode(
     return chosen, bos_added
 
 
-def _one_choice(encoded: EncodedItem, choice: int | None, alone: bool) -> EncodedItem:
+def _one_choice(encoded: EncodedItem, choice: int | None, prompt_only: bool) -> EncodedItem:
     choice = encoded.item.gold if choice is None else choice
     item = replace(
         encoded.item,
         gold=0,
         contexts=(encoded.item.context(choice),),
-        continuations=("",) if alone else (encoded.item.continuations[choice],),
+        continuations=("",) if prompt_only else (encoded.item.continuations[choice],),
     )
     context = encoded.contexts[choice] if len(encoded.contexts) > 1 else encoded.contexts[0]
-    nothing = Tokens(np.empty(0, dtype=np.int64), np.empty((0, 2), dtype=np.int64))
-    continuation = nothing if alone else encoded.continuations[choice]
+    no_tokens = Tokens(np.empty(0, dtype=np.int64), np.empty((0, 2), dtype=np.int64))
+    continuation = no_tokens if prompt_only else encoded.continuations[choice]
     return EncodedItem(item, (context,), (encoded.prefix(choice),), (continuation,), encoded.error)
 
 
@@ -172,7 +172,7 @@ def _write(
             metrics = observe_one(writer, loaded, regimes, encoded[0])
         for note in metrics["notes"]:
             log.info("%s", note)
-        # Of items that a stopped run had observed before, the time is known too.
+        # The time of items that a stopped run had observed before is recorded with them.
         cost = {"seconds": metrics.pop("seconds")} if config.is_summary else {}
         metrics = {"regimes": list(config.regimes), **metrics}
         lab_run.end(writer, loaded, metrics, started=started, **cost)

@@ -80,8 +80,8 @@ class AttendConfig:
         self._check_what()
         most = MOST_REGIMES if self.is_summary else 2
         if len(regimes) > most:
-            what = "averages take up to four" if self.is_summary else "one text takes one or two"
-            raise UserError(f"--regime is given {len(regimes)} times; {what}")
+            allowed = "averages take up to four" if self.is_summary else "one text takes one or two"
+            raise UserError(f"--regime is given {len(regimes)} times; {allowed}")
         if self.task is not None:
             object.__setattr__(self, "task", absolute_tasks(self.task))
 

@@ -142,7 +142,7 @@ def write_tokens(folder: Path, ids: Sequence[int], pieces: Sequence[str], n_pref
 
 def read_tokens(folder: Path) -> tuple[tuple[str, ...], int]:
     """The sequence's text pieces, and how many of them are the prefix."""
-    with _saying(folder, "tokens.json"):
+    with _reading(folder, "tokens.json"):
         body = read_object(folder, "tokens.json", TOKENS)
         pieces, n_prefix = tuple(body["pieces"]), body["n_prefix"]
         if not 0 < n_prefix <= len(pieces):
@@ -151,7 +151,7 @@ def read_tokens(folder: Path) -> tuple[tuple[str, ...], int]:
 
 
 def read_shares(folder: Path, n_regimes: int) -> tuple[Shares, ...]:
-    with _saying(folder, "shares.npz"):
+    with _reading(folder, "shares.npz"):
         stored = read_arrays(folder / "shares.npz")
         n_prefix = int(stored["n_prefix"])
         return tuple(
@@ -162,7 +162,7 @@ def read_shares(folder: Path, n_regimes: int) -> tuple[Shares, ...]:
 
 def read_summary(folder: Path, n_regimes: int) -> list[dict[str, np.ndarray]]:
     """Per regime: the prefix means of :data:`MEASURES` over items, ``[layer, head]``."""
-    with _saying(folder, "summary.npz"):
+    with _reading(folder, "summary.npz"):
         stored = read_arrays(folder / "summary.npz")
         return [
             {name: _floats(stored[f"prefix_{name}_{number}"]) for name in MEASURES}
@@ -171,7 +171,7 @@ def read_summary(folder: Path, n_regimes: int) -> list[dict[str, np.ndarray]]:
 
 
 def read_drift(folder: Path) -> Drift:
-    with _saying(folder, "drift.npz"):
+    with _reading(folder, "drift.npz"):
         stored = {name: _floats(value) for name, value in read_arrays(folder / "drift.npz").items()}
         norms = tuple(stored[name] for name in ("norm_0", "norm_1") if name in stored)
         return Drift(norms, stored.get("cosine"))
@@ -180,7 +180,7 @@ def read_drift(folder: Path) -> Drift:
 def read_head(folder: Path, regime: int, layer: int, head: int) -> np.ndarray:
     """One head's weights, float32 ``[query, key]``; reads nothing else."""
     path = _layer_path(folder, regime, layer)
-    with _saying(folder, f"{path.parent.name}/{path.name}"):
+    with _reading(folder, f"{path.parent.name}/{path.name}"):
         return _floats(read_array(path, f"head_{head}")).astype(np.float32)
 
 
@@ -195,8 +195,8 @@ def _floats(array: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _saying(folder: Path, name: str) -> Iterator[None]:
-    """Say of which file it is that something is missing or damaged."""
+def _reading(folder: Path, name: str) -> Iterator[None]:
+    """Errors inside become a UserError that names the file."""
     try:
         yield
     except (OSError, Damaged, KeyError, TypeError, ValueError) as error:

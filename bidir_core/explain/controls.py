@@ -31,8 +31,9 @@ def judge(sweep: Sweep) -> list[dict[str, Any]]:
     """Each control with its question, what would refute the story, its outcome and finding."""
     judged = []
     for control in CONTROLS:
+        *_, ask = control
         try:
-            outcome, finding = control[-1](sweep)
+            outcome, finding = ask(sweep)
         except UserError as error:
             outcome, finding = "undecided", f"cannot be judged: {error}"
         if finding:
@@ -54,41 +55,41 @@ def context_floor(sweep: Sweep) -> Answer:
     if floor is None or causal is None or plain is None:
         return NOT_RUN
     runs = sweep.runs
-    margins = {slug: above(runs[floor], runs[slug]) for slug in (causal, plain)}
+    gains = {slug: above(runs[floor], runs[slug]) for slug in (causal, plain)}
     pairs = pair(runs[causal], runs[plain], "acc", intersect=True)
-    kept = retention_above_run(pairs, runs[floor])
-    outcome: Outcome = "supports" if margins[causal].low > 0 else "undecided"
-    if margins[causal].high < 0:
+    retention = retention_above_run(pairs, runs[floor])
+    outcome: Outcome = "supports" if gains[causal].low > 0 else "undecided"
+    if gains[causal].high < 0:
         outcome = "refutes"
-    said = ""
-    if kept.value is not None and kept.low is not None and kept.high is not None:
-        said = (
-            f" Bidirectional keeps {100 * kept.value:.0f} % of what the context gives (95 % CI "
-            f"{100 * kept.low:.0f} to {100 * kept.high:.0f} %)."
+    share_kept = ""
+    if retention.value is not None and retention.low is not None and retention.high is not None:
+        share_kept = (
+            f" Bidirectional keeps {100 * retention.value:.0f} % of what the context gives (95 % CI "
+            f"{100 * retention.low:.0f} to {100 * retention.high:.0f} %)."
         )
     return outcome, (
-        f"Over no context at all, causal gains {points_text(vars(margins[causal]))} and "
-        f"bidirectional {points_text(vars(margins[plain]))}.{said}"
+        f"Over no context at all, causal gains {points_text(vars(gains[causal]))} and "
+        f"bidirectional {points_text(vars(gains[plain]))}.{share_kept}"
     )
 
 
 def keys_or_values(sweep: Sweep) -> Answer:
     """The first token's causal keys, or values, alone patched in: by which path."""
-    said, standings = [], []
+    texts, standings = [], []
     for patch, name in (("keys=0", "keys"), ("values=0", "values")):
         slug = sweep.slug_of(str(BIDIRECTIONAL), sweep.usual, patch)
         if slug is None:
             return NOT_RUN
-        found, text = _removes(sweep, slug, s="")
-        standings.append(found)
-        said.append(f"the first token's causal {name} alone {text}")
+        removed, text = _removes(sweep, slug, s="")
+        standings.append(removed)
+        texts.append(f"the first token's causal {name} alone {text}")
     reading = {
         ("most", "little"): " It is how the others find the token that matters.",
         ("little", "most"): " It is what the others read from it that matters.",
         ("most", "most"): " Either is enough.",
         ("little", "little"): " Neither alone is enough.",
     }.get((standings[0], standings[1]), " Which of the two matters is undecided.")
-    finding = f"{said[0]}; {said[1]}."
+    finding = f"{texts[0]}; {texts[1]}."
     return "open", finding[0].upper() + finding[1:] + reading
 
 
@@ -98,24 +99,24 @@ def random_look_ahead(sweep: Sweep) -> Answer:
     The story wants such a twin of sink=1 or of the layers left causal to remove little, since the
     first token looks ahead again, and one of rows=0-0 to remove most, since hardly it alone does.
     """
-    said, outcomes = [], []
+    texts, outcomes = [], []
     for slug, point in sweep.points.items():
         if point.patch != RANDOM or point.condition != sweep.usual:
             continue
-        found, text = _removes(sweep, slug)
-        told: dict[Standing, Outcome] = {"most": "refutes", "little": "supports"}
-        if parse_regime(point.regime).rows is not None:
-            told = {"most": "supports", "little": "refutes"}
-        outcomes.append(told.get(found, "undecided"))
-        said.append(f"as much as under {point.regime.removeprefix('bidirectional:')} {text}")
-    if not said:
+        removed, text = _removes(sweep, slug)
+        if parse_regime(point.regime).rows is None:
+            outcomes.append(_outcome(removed, if_most="refutes", if_little="supports"))
+        else:
+            outcomes.append(_outcome(removed, if_most="supports", if_little="refutes"))
+        texts.append(f"as much as under {point.regime.removeprefix('bidirectional:')} {text}")
+    if not texts:
         return NOT_RUN
     outcome: Outcome = "undecided"
     if "refutes" in outcomes:
         outcome = "partly" if "supports" in outcomes else "refutes"
     elif set(outcomes) == {"supports"}:
         outcome = "supports"
-    return outcome, f"At random, {'; '.join(said)}."
+    return outcome, f"At random, {'; '.join(texts)}."
 
 
 def clipped_norm(sweep: Sweep) -> Answer:
@@ -123,11 +124,11 @@ def clipped_norm(sweep: Sweep) -> Answer:
     slug = sweep.slug_of(str(CAUSAL), sweep.usual, CLIP)
     if slug is None:
         return NOT_RUN
-    found, text = _removes(sweep, slug)
+    removed, text = _removes(sweep, slug)
     reading = {
         "most": " Losing the norm alone does not cost it.",
         "little": " Losing the norm alone costs it, without any look-ahead.",
-    }.get(found, " Whether losing the norm costs as much is undecided.")
+    }.get(removed, " Whether losing the norm costs as much is undecided.")
     if stays := _stays(sweep, slug):
         text = f"does {stays}"
     return "open", f"Causal with the first token's norm clipped {text}.{reading}"
@@ -141,9 +142,8 @@ def one_point(dial: str, subject: str, if_most: Outcome, if_little: Outcome) -> 
         if control is None:
             return NOT_RUN
         slug, value = control
-        found, text = _removes(sweep, slug)
-        outcome = {"most": if_most, "little": if_little}.get(found, "undecided")
-        return outcome, f"{subject.format(value)} {text}."  # type: ignore[return-value]
+        removed, text = _removes(sweep, slug)
+        return _outcome(removed, if_most, if_little), f"{subject.format(value)} {text}."
 
     return ask
 
@@ -153,18 +153,18 @@ def prompt_conditions(sweep: Sweep) -> Answer:
     conditions = dict.fromkeys(
         p.condition for p in sweep.points.values() if p.condition.context == sweep.usual.context
     )
-    said, standings = [], []
+    texts, standings = [], []
     for condition in conditions:
         plain, sink = (sweep.slug_of(str(r), condition) for r in (BIDIRECTIONAL, SINK))
         if plain is None or sink is None:
             continue
         damage = sweep.numbers(plain, "acc")["delta"]
-        found, text = _removes(sweep, sink)
-        standings.append(found)
+        removed, text = _removes(sweep, sink)
+        standings.append(removed)
         name = condition.words(sweep.usual) or "usual prompt"
         if damage:
-            said.append(f"{name}: bidirectional {points_text(damage)}, sink=1 {text}")
-    if len(said) < 2:
+            texts.append(f"{name}: bidirectional {points_text(damage)}, sink=1 {text}")
+    if len(texts) < 2:
         return NOT_RUN
     if set(standings) == {"most"}:
         outcome: Outcome = "supports"
@@ -172,7 +172,7 @@ def prompt_conditions(sweep: Sweep) -> Answer:
         outcome = "partly" if "most" in standings else "refutes"
     else:
         outcome = "undecided"
-    finding = "; ".join(said)
+    finding = "; ".join(texts)
     return outcome, finding[0].upper() + finding[1:] + "."
 
 
@@ -181,12 +181,11 @@ def sufficiency(sweep: Sweep) -> Answer:
     slug = sweep.slug_of("bidirectional:rows=0-0", sweep.usual)
     if slug is None:
         return NOT_RUN
-    found, text = _removes(sweep, slug)
+    removed, text = _removes(sweep, slug)
     stays = _stays(sweep, slug)
     if stays is None:
         return "undecided", f"Only the first token looking ahead {text}."
-    told: dict[Standing, Outcome] = {"little": "supports", "most": "refutes"}
-    outcome = told.get(found, "undecided")
+    outcome = _outcome(removed, if_most="refutes", if_little="supports")
     return outcome, f"With only the first token looking ahead, {stays} is there."
 
 
@@ -310,6 +309,10 @@ def standing(share: Mapping[str, Any] | None) -> Standing:
     return "most" if share["low"] > HALF else "little" if share["high"] < HALF else "undecided"
 
 
+def _outcome(removed: Standing, if_most: Outcome, if_little: Outcome) -> Outcome:
+    return if_most if removed == "most" else if_little if removed == "little" else "undecided"
+
+
 def _removes(sweep: Sweep, slug: str, s: str = "s") -> tuple[Standing, str]:
     """How much of the damage a point removes, and the same in words (``s``: the verb's ending)."""
     numbers = sweep.numbers(slug, "acc")
@@ -321,8 +324,8 @@ def _stays(sweep: Sweep, slug: str) -> str | None:
     share = sweep.numbers(slug, "acc")["removed"]
     if not share or share["value"] is None:
         return None
-    left = {"value": 1 - share["value"], "low": 1 - share["high"], "high": 1 - share["low"]}
-    return share_text({**share, **left})
+    staying = {"value": 1 - share["value"], "low": 1 - share["high"], "high": 1 - share["low"]}
+    return share_text({**share, **staying})
 
 
 def _control_with(sweep: Sweep, dial: str) -> tuple[str, Any] | None:
@@ -330,13 +333,14 @@ def _control_with(sweep: Sweep, dial: str) -> tuple[str, Any] | None:
 
     A sweep may hold more of the kind: which token is the control's was fixed before any was run.
     """
-    wanted = 1 if dial in ("sink", "tail") else sweep.run.config.get("middle_token")
+    fixed_value = 1 if dial in ("sink", "tail") else sweep.run.config.get("middle_token")
     for slug, point in sweep.points.items():
         regime = parse_regime(point.regime)
         value = getattr(regime, dial)
-        fixed = point.part == "control" if wanted is None else value == wanted
-        alone = str(regime).count("=") == 1 and point.condition == sweep.usual and not point.patch
-        if alone and fixed and value not in (None, 0):
+        is_control = point.part == "control" if fixed_value is None else value == fixed_value
+        is_usual = point.condition == sweep.usual and not point.patch
+        only_dial = str(regime).count("=") == 1
+        if is_usual and only_dial and is_control and value not in (None, 0):
             return slug, value
     return None
 
@@ -356,18 +360,18 @@ def with_observation(
     Without ``metrics`` that row says ``missing``, if the sweep has controls and none of its own.
     """
     name = "triviality"
-    own = next((row for row in judged if row["name"] == name), None)
-    answer = observed(metrics)
-    if answer is None and (own is not None or not judged):
+    measured = next((row for row in judged if row["name"] == name), None)
+    observation = observed(metrics)
+    if observation is None and (measured is not None or not judged):
         return judged
     names = [control[0] for control in CONTROLS]
-    outcome, finding = answer if answer is not None else ("missing", "Not measured.")
-    if answer is not None and own is not None:
-        outcome = together(own["outcome"], answer[0])
-        finding = f"{own['finding']} On more items: {finding[0].lower()}{finding[1:]}"
+    outcome, finding = observation if observation is not None else ("missing", "Not measured.")
+    if observation is not None and measured is not None:
+        outcome = together(measured["outcome"], observation[0])
+        finding = f"{measured['finding']} On more items: {finding[0].lower()}{finding[1:]}"
     row = _row(CONTROLS[names.index(name)], outcome, finding)
-    rows = [*(each for each in judged if each is not own), row]
-    return sorted(rows, key=lambda each: names.index(each["name"]))
+    rows = [*(entry for entry in judged if entry is not measured), row]
+    return sorted(rows, key=lambda entry: names.index(entry["name"]))
 
 
 def together(*outcomes: Outcome) -> Outcome:

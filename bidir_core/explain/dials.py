@@ -19,9 +19,9 @@ from bidir_core.runs.dials import STRENGTHS, read_dials, write_dials
 
 
 def export(config: WhyConfig, path: Path | str) -> dict[str, Any]:
-    """Score the item at every setting and put it into the file. UserError on bad input, before
-    anything is written; such is an item that has a context for each choice."""
-    items = read_dials(path)
+    """Score the item at every setting and put it into the file. UserError, before anything is
+    written, on bad input and for an item that has a context for each choice."""
+    records = read_dials(path)
     config, reading, run = resolve(config)
     plan = evaluate.preflight(reading, parse_regime(reading.regime))
     encoded, _ = read_item(config, reading, plan, run)
@@ -31,7 +31,7 @@ def export(config: WhyConfig, path: Path | str) -> dict[str, Any]:
             f"item {item.item_id} has a context for each choice; name one with a single one"
         )
     loaded = loading.load_weights(plan)
-    found = {
+    record = {
         "model": config.model,
         "item": item.item_id,
         "run": run.id if run is not None else None,
@@ -43,28 +43,27 @@ def export(config: WhyConfig, path: Path | str) -> dict[str, Any]:
         "n_layers": loaded.n_layers,
         "scores": grid(loaded, encoded),
     }
-    others = [
-        one for one in items if (one["model"], one["item"]) != (found["model"], found["item"])
-    ]
-    write_dials([*others, found], path)
-    return found
+    key = config.model, item.item_id
+    others = [other for other in records if (other["model"], other["item"]) != key]
+    write_dials([*others, record], path)
+    return record
 
 
 def grid(loaded: LoadedModel, encoded: EncodedItem) -> list[list[list[list[int]]]]:
     """``[2, n_layers + 1, len(STRENGTHS), n_choices]``, see :func:`bidir_core.runs.dials.read_dials`."""
-    n = loaded.n_layers
+    n_layers = loaded.n_layers
     places, variants = [], []
     for sink in (0, 1):
-        for first in range(n + 1):
+        for first in range(n_layers + 1):
             for step, strength in enumerate(STRENGTHS):
-                opened = Rule(parse_regime(f"bidirectional:sink={sink},lambda={strength:g}"))
+                rule = Rule(parse_regime(f"bidirectional:sink={sink},lambda={strength:g}"))
                 places.append((sink, first, step))
-                variants.append((Rule(CAUSAL),) * first + (opened,) * (n - first))
-    out: list[list[list[list[int]]]] = [
-        [[[] for _ in STRENGTHS] for _ in range(n + 1)] for _ in (0, 1)
+                variants.append((Rule(CAUSAL),) * first + (rule,) * (n_layers - first))
+    scores: list[list[list[list[int]]]] = [
+        [[[] for _ in STRENGTHS] for _ in range(n_layers + 1)] for _ in (0, 1)
     ]
     for scored in VariantScorer(loaded, encoded).score(variants):
         sink, first, step = places[scored.variant]
         best = max(scored.ll)
-        out[sink][first][step] = [round(100 * (ll - best)) for ll in scored.ll]
-    return out
+        scores[sink][first][step] = [round(100 * (ll - best)) for ll in scored.ll]
+    return scores

@@ -31,7 +31,7 @@ class Sampling:
     """How the next token is chosen. ``temperature`` 0 takes the most likely one (greedy).
 
     ``top_p`` keeps the most likely tokens that together hold this probability. The same ``seed``
-    draws the same luck under every regime, so equal distributions give equal texts.
+    draws the same random numbers under every regime: equal distributions give equal texts.
     """
 
     max_new_tokens: int = 32
@@ -156,7 +156,7 @@ def stream(
     """Token by token what :func:`generate` returns at once; ends behind an end-of-text token."""
     regime = check(loaded, prompt_ids, regime, sampling)
     ends = end_ids(loaded)
-    luck = torch.Generator().manual_seed(sampling.seed)
+    generator = torch.Generator().manual_seed(sampling.seed)
     ids = list(prompt_ids)
     cache = _empty_cache(loaded) if cached else None
     switch = rope_switch(loaded.model.config)
@@ -164,7 +164,7 @@ def stream(
         if cached and switch is not None and len(ids) == switch + 1:
             cache = _empty_cache(loaded)  # what it held was read with other rotary frequencies
         logits = _last_logits(loaded, ids, len(prompt_ids), regime, cache)
-        step = _choose(loaded, logits, sampling, luck)
+        step = _choose(loaded, logits, sampling, generator)
         yield step
         if step.chosen.token_id in ends:
             return
@@ -194,8 +194,8 @@ def check(
 def end_ids(loaded: LoadedModel) -> set[int]:
     """The tokens that end a text: the tokenizer's, and those the model's authors list."""
     listed = getattr(getattr(loaded.model, "generation_config", None), "eos_token_id", None)
-    known = set(listed if isinstance(listed, list) else [listed])
-    return {token for token in (*known, loaded.tokenizer.eos_token_id) if token is not None}
+    token_ids = set(listed if isinstance(listed, list) else [listed])
+    return {token for token in (*token_ids, loaded.tokenizer.eos_token_id) if token is not None}
 
 
 @torch.inference_mode()
@@ -217,7 +217,7 @@ def _last_logits(
 
 
 def _choose(
-    loaded: LoadedModel, logits: torch.Tensor, sampling: Sampling, luck: torch.Generator
+    loaded: LoadedModel, logits: torch.Tensor, sampling: Sampling, generator: torch.Generator
 ) -> Step:
     logprobs = logits.log_softmax(-1)
     best = logprobs.topk(min(TOP, len(logprobs)))
@@ -232,11 +232,11 @@ def _choose(
     probs = ((logits - logits.max()) / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
         ordered, index = probs.sort(descending=True, stable=True)
-        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p  # the first is always kept
-        probs[index[beyond]] = 0
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the first is always kept
+        probs[index[outside]] = 0
     # The token with the smallest exponential clock / prob is a draw from probs. Every regime gets
     # the same clocks, so that draws differ only where probabilities do.
-    clocks = torch.empty_like(probs).exponential_(generator=luck)
+    clocks = torch.empty_like(probs).exponential_(generator=generator)
     return Step(_candidate(loaded, logprobs, int((probs / clocks).argmax())), top)
 
 
@@ -248,7 +248,7 @@ def to_json(
     loaded: LoadedModel,
     prompt: Prompt,
     sampling: Sampling,
-    made: Sequence[Generation],
+    generations: Sequence[Generation],
     probes: Sequence[ProbeReport],
 ) -> dict[str, Any]:
     """What the command prints with ``--json``. ``probes``: of each generation's regime."""
@@ -264,6 +264,6 @@ def to_json(
         "sampling": asdict(sampling),
         "regimes": [
             {**generation.to_json(), "probe": probe.to_json()}
-            for generation, probe in zip(made, probes, strict=True)
+            for generation, probe in zip(generations, probes, strict=True)
         ],
     }

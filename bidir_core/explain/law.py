@@ -22,7 +22,7 @@ from bidir_core.explain.sweep_outcomes import Sweep
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
 from bidir_core.runs.run import Run
 
-_OPEN = re.compile(r"bidirectional:layers=(\d+)-")
+_OPEN_FROM = re.compile(r"bidirectional:layers=(\d+)-")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def law_in(sweep: Sweep, metric: str) -> Law:
         for slug, point in sweep.points.items()
         if point.condition == sweep.usual
         and point.patch is None
-        and (match := _OPEN.fullmatch(point.regime))
+        and (match := _OPEN_FROM.fullmatch(point.regime))
     }
     if plain := sweep.slug_of(str(BIDIRECTIONAL), sweep.usual):
         slugs[0] = plain
@@ -83,9 +83,9 @@ def law_in(sweep: Sweep, metric: str) -> Law:
             raise UserError(f"run '{run.id}': layers={first_layer}- has no items in one half")
         curve.append(Opened(first_layer, *deltas))  # type: ignore[arg-type]
     chosen = choose(curve, stats.MARGIN)
-    back = None
+    regained = None
     if chosen is not None and chosen.first_layer and plain is not None:
-        back = outcomes.delta(plain, slugs[chosen.first_layer], "confirm")
+        regained = outcomes.delta(plain, slugs[chosen.first_layer], "confirm")
     return Law(
         model=run.model,
         n_layers=int(run.config.get("n_layers") or 0),
@@ -93,7 +93,7 @@ def law_in(sweep: Sweep, metric: str) -> Law:
         first_layer=None if chosen is None else chosen.first_layer,
         confirm=None if chosen is None else judge(chosen.confirm),
         whole=None if chosen is None else judge(chosen.whole),
-        regained=None if back is None else judge(back),
+        regained=None if regained is None else judge(regained),
     )
 
 
@@ -158,9 +158,9 @@ def sentence(law: Law, predicted: Mapping[str, Any] | None = None) -> str:
             f"n = {count(law.confirm.estimate.n)}): {phrase(law.confirm)}."
         )
     if predicted:
-        told = ", ".join(
+        predictions = ", ".join(
             f"{name} {'none' if layer is None else layer}"
             for name, layer in predicted["predictions"].items()
         )
-        text += f" Unlabelled prompts had predicted, by {told}."
+        text += f" Unlabelled prompts had predicted, by {predictions}."
     return text

@@ -2,7 +2,7 @@
 
 The weights are those the forward pass really used: the model's own eager function computes them
 under the regime's mask and hands them out on the way, so soft caps, windows and grouped heads are
-in them. Nothing is recomputed afterwards, and no layer's weights outlive the moment they are seen.
+in them. Nothing is recomputed afterwards, and no layer's weights are kept once they were looked at.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def observe(
     windows: dict[int, int | None] = {}
     hidden: dict[int, np.ndarray] = {}
 
-    def seen(module: Any, weights: torch.Tensor, window: int | None) -> None:
+    def on_layer(module: Any, weights: torch.Tensor, window: int | None) -> None:
         layer = module.layer_idx
         parts[layer] = _measure(weights[0])
         received[layer] = _received(weights[0], passage.n_prefix)
@@ -101,7 +101,7 @@ def observe(
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(loaded.handle.use(regime, layout))
-            stack.enter_context(watching(loaded.handle, seen))
+            stack.enter_context(watching(loaded.handle, on_layer))
             if keep_hidden:
                 stack.enter_context(_layer_outputs(loaded.handle, hidden))
             logits = loaded.model(
@@ -115,10 +115,10 @@ def observe(
         ) from error
     layers = sorted(parts)
     first, future, past, entropy = np.stack([parts[layer] for layer in layers], axis=1)
-    got = np.stack([received[layer] for layer in layers])
+    received_by_layer = np.stack([received[layer] for layer in layers])
     return Observation(
         regime=regime,
-        shares=Shares(passage.n_prefix, first, future, past, entropy, got),
+        shares=Shares(passage.n_prefix, first, future, past, entropy, received_by_layer),
         token_ll=token_ll,
         windows=tuple(windows[layer] for layer in layers),
         hidden=tuple(hidden[layer] for layer in sorted(hidden)),
@@ -126,9 +126,9 @@ def observe(
 
 
 @contextmanager
-def watching(handle: Handle, seen: Callable[..., None]) -> Iterator[None]:
-    """Forward passes inside are eager and show ``seen(module, weights, window)`` each layer's."""
-    _watchers[handle] = seen
+def watching(handle: Handle, on_layer: Callable[..., None]) -> Iterator[None]:
+    """Forward passes inside are eager and call ``on_layer(module, weights, window)``."""
+    _watchers[handle] = on_layer
     try:
         with attending_with(handle, "observed"):
             yield
@@ -210,32 +210,29 @@ def observe_one(
     """Observe one sequence under each regime; writes its files and returns its metrics."""
     passage = passage_of(encoded)
     n_total, n_prefix = len(passage.ids), passage.n_prefix
-    keeps = n_prefix <= files.MATRIX_PROMPT_TOKENS and n_total <= files.MATRIX_TOKENS
+    keeps_matrices = n_prefix <= files.MATRIX_PROMPT_TOKENS and n_total <= files.MATRIX_TOKENS
     pieces = token_pieces(loaded.tokenizer, encoded)
     files.write_tokens(writer.path, passage.ids.tolist(), pieces, n_prefix)
-    seen, notes, agreement = [], [], []
+    observations, notes, off_by_regime = [], [], []
     for number, regime in enumerate(regimes):
 
         def on_weights(layer: int, weights: Any, number: int = number) -> None:
             files.write_layer(writer.path, number, layer, weights.half().cpu().numpy())
 
-        seen.append(
-            observe(
-                loaded, passage, regime, keep_hidden=True, on_weights=on_weights if keeps else None
-            )
-        )
-        agreement.append(off_scoring(loaded, regime, encoded, seen[-1].token_ll))
+        callback = on_weights if keeps_matrices else None
+        observations.append(observe(loaded, passage, regime, keep_hidden=True, on_weights=callback))
+        off_by_regime.append(off_scoring(loaded, regime, encoded, observations[-1].token_ll))
         writer.heartbeat(number + 1, len(regimes))
-    files.write_shares(writer.path, [observation.shares for observation in seen])
-    drift = files.drift_between([observation.hidden for observation in seen])
+    files.write_shares(writer.path, [observation.shares for observation in observations])
+    drift = files.drift_between([observation.hidden for observation in observations])
     files.write_drift(writer.path, drift)
-    if not keeps:
+    if not keeps_matrices:
         notes.append(
             f"{n_total} tokens ({n_prefix} of prompt): only shares and drift are stored; matrices "
             f"are for prompts of up to {files.MATRIX_PROMPT_TOKENS} tokens, "
             f"{files.MATRIX_TOKENS} with their continuation"
         )
-    n_layers, n_heads, _ = seen[0].shares.first.shape
+    n_layers, n_heads, _ = observations[0].shares.first.shape
     return {
         "mode": "sequence",
         "item": None if encoded.item.task == "prompt" else encoded.item.item_id,
@@ -243,8 +240,8 @@ def observe_one(
         "n_heads": n_heads,
         "n_tokens": n_total,
         "n_prefix_tokens": n_prefix,
-        "matrices": keeps,
-        "windows": list(seen[0].windows),
+        "matrices": keeps_matrices,
+        "windows": list(observations[0].windows),
         "observed": [
             {
                 "regime": str(observation.regime),
@@ -254,7 +251,7 @@ def observe_one(
                 "off_scoring_nats": off,
                 "layers": layer_means(observation.shares),
             }
-            for observation, off in zip(seen, agreement, strict=True)
+            for observation, off in zip(observations, off_by_regime, strict=True)
         ],
         "notes": notes,
     }
@@ -262,14 +259,14 @@ def observe_one(
 
 def layer_means(shares: files.Shares) -> dict[str, dict[str, list[float] | None]]:
     """Part, then measure: the mean over heads, layer by layer. None for a part without tokens."""
-    out: dict[str, dict[str, list[float] | None]] = {}
+    by_part: dict[str, dict[str, list[float] | None]] = {}
     for part in ("prefix", "start", "continuation"):
         means = {name: value.mean(-1) for name, value in shares.mean(part).items()}
-        out[part] = {
+        by_part[part] = {
             name: None if np.isnan(value).any() else [round(float(v), 6) for v in value]
             for name, value in means.items()
         }
-    return out
+    return by_part
 
 
 def off_scoring(
@@ -291,11 +288,12 @@ def off_scoring(
 
 def token_pieces(tokenizer: Any, encoded: EncodedItem) -> list[str]:
     """The text in token pieces; a token without text of its own by its name."""
-    context, (prefix,), (rest,) = encoded.contexts[0], encoded.prefixes, encoded.continuations
-    text = context + _follows(encoded)
-    offsets = [*prefix.offsets.tolist(), *(rest.offsets + len(context)).tolist()]
+    context, (prefix,) = encoded.contexts[0], encoded.prefixes
+    (continuation,) = encoded.continuations
+    text = context + _continuation_text(encoded)
+    offsets = [*prefix.offsets.tolist(), *(continuation.offsets + len(context)).tolist()]
     pieces, position = [], 0
-    for token, (start, end) in zip([*prefix.ids.tolist(), *rest.ids.tolist()], offsets):
+    for token, (start, end) in zip([*prefix.ids.tolist(), *continuation.ids.tolist()], offsets):
         if start == end:
             pieces.append(str(tokenizer.convert_ids_to_tokens(token)))
             continue
@@ -304,7 +302,7 @@ def token_pieces(tokenizer: Any, encoded: EncodedItem) -> list[str]:
     return pieces
 
 
-def _follows(encoded: EncodedItem) -> str:
+def _continuation_text(encoded: EncodedItem) -> str:
     """The continuation as it was tokenised: a chat template takes its leading space."""
     text = encoded.item.continuations[0]
     return text if encoded.contexts[0] == encoded.item.contexts[0] else text.removeprefix(" ")

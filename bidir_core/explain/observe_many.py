@@ -89,22 +89,22 @@ def _observe_item(
     ``seconds``; with ``check`` also how far it is from the scoring path, by regime."""
     started = time.monotonic()
     passage = passage_of(encoded)
-    seen = [observe(loaded, passage, regime, keep_hidden=True) for regime in regimes]
+    observations = [observe(loaded, passage, regime, keep_hidden=True) for regime in regimes]
     measured: _Item = {}
-    for number, each in enumerate(seen):
+    for number, observation in enumerate(observations):
         for part in PARTS:
-            for name, value in each.shares.mean(part).items():
+            for name, value in observation.shares.mean(part).items():
                 measured[f"{part}_{name}_{number}"] = value
-        measured[f"prefix_top_{number}"] = each.shares.received.max(-1).astype(np.float64)
-        pair = [seen[0].hidden, each.hidden] if number else [each.hidden]
+        measured[f"prefix_top_{number}"] = observation.shares.received.max(-1).astype(np.float64)
+        pair = [observations[0].hidden, observation.hidden] if number else [observation.hidden]
         for name, rows in drift_rows(files.drift_between(pair), passage.n_prefix).items():
             what, _, whose = name.partition("_")
             measured[f"drift_{what}_{number}_{whose}"] = rows
     measured["seconds"] = np.array(time.monotonic() - started)
     if check:
         off = [
-            off_scoring(loaded, regime, encoded, each.token_ll)
-            for regime, each in zip(regimes, seen, strict=True)
+            off_scoring(loaded, regime, encoded, observation.token_ll)
+            for regime, observation in zip(regimes, observations, strict=True)
         ]
         measured["off_scoring"] = np.array([np.nan if value is None else value for value in off])
     return measured
@@ -132,13 +132,13 @@ def _averages(
             "layers": _intervals(rows),
             "overall": _overall(rows),
             "by_task": {
-                task: _overall({k: v[_of(tasks, task)] for k, v in rows.items()})["prefix"]
+                task: _overall({k: v[np.array(tasks) == task] for k, v in rows.items()})["prefix"]
                 for task in dict.fromkeys(tasks)
             },
         }
         if number:
-            apart = {key: rows[key] - by_layer[0][key] for key in rows}
-            entry["minus_first"] = {"layers": _intervals(apart), "overall": _overall(apart)}
+            delta = {key: rows[key] - by_layer[0][key] for key in rows}
+            entry["minus_first"] = {"layers": _intervals(delta), "overall": _overall(delta)}
         observed.append(entry)
     drift = [key for key in items[0] if key.startswith("drift_")]
     return {
@@ -163,15 +163,11 @@ def _averages(
     }
 
 
-def _of(tasks: Sequence[str], task: str) -> np.ndarray:
-    return np.array([name == task for name in tasks])
-
-
 def _by_layer(items: Sequence[_Item], number: int) -> dict[str, np.ndarray]:
     """``<part>_<measure>`` of one regime: mean over heads, ``[item, layer]``."""
-    end = f"_{number}"
-    keys = [k for k in items[0] if k.endswith(end) and not k.startswith("drift_")]
-    return {k.removesuffix(end): np.stack([item[k].mean(-1) for item in items]) for k in keys}
+    suffix = f"_{number}"
+    keys = [k for k in items[0] if k.endswith(suffix) and not k.startswith("drift_")]
+    return {k.removesuffix(suffix): np.stack([item[k].mean(-1) for item in items]) for k in keys}
 
 
 def write_by_item(
@@ -224,14 +220,14 @@ def mean_interval(
     n = len(kept)
     if n == 0:
         return {"n": 0, "mean": None, "low": None, "high": None}
-    back = np.exp if log else np.asarray
+    inverse = np.exp if log else np.asarray
     kept = np.log(np.maximum(kept, 1e-30)) if log else kept
     mean = kept.mean(0)
     if n == 1:
-        return {"n": 1, "mean": _list(back(mean)), "low": None, "high": None}
+        return {"n": 1, "mean": _list(inverse(mean)), "low": None, "high": None}
     half = student.ppf(0.5 + confidence / 2, n - 1) * kept.std(0, ddof=1) / np.sqrt(n)
-    low, high = back(mean - half), back(mean + half)
-    return {"n": n, "mean": _list(back(mean)), "low": _list(low), "high": _list(high)}
+    low, high = inverse(mean - half), inverse(mean + half)
+    return {"n": n, "mean": _list(inverse(mean)), "low": _list(low), "high": _list(high)}
 
 
 def _mean_known(values: np.ndarray) -> np.ndarray:
@@ -247,11 +243,11 @@ def _overall(values: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _intervals(values: dict[str, np.ndarray]) -> dict[str, Any]:
     """``{part: {measure: mean and interval by layer}}`` from ``part_measure`` keys."""
-    out: dict[str, Any] = {part: {} for part in PARTS}
+    by_part: dict[str, Any] = {part: {} for part in PARTS}
     for key, rows in values.items():
         part, _, name = key.partition("_")
-        out[part][name] = mean_interval(rows)
-    return out
+        by_part[part][name] = mean_interval(rows)
+    return by_part
 
 
 def _list(values: Iterable[float]) -> list[float]:

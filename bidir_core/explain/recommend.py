@@ -80,9 +80,14 @@ def recommend(config: RecommendConfig, *, loaded: LoadedModel | None = None) -> 
     check_new_run(config.runs_dir, config.name)
     prompts = read_prompts(config)
     plan = loaded or loading.preflight(
-        config.model, revision=config.revision, checkpoint=config.checkpoint, dtype=config.dtype,
-        device=config.device, attn=config.attn, regime=SINK,
-    )  # fmt: skip
+        config.model,
+        revision=config.revision,
+        checkpoint=config.checkpoint,
+        dtype=config.dtype,
+        device=config.device,
+        attn=config.attn,
+        regime=SINK,
+    )
     ids, bos_added = _encode(config, plan, prompts)
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
     writer = lab_run.begin(
@@ -115,11 +120,11 @@ def predict(config: EvalConfig, loaded: LoadedModel) -> Run:
         ):
             return run
     phase("Predicting from unlabelled prompts")
-    known = {spec.name for spec in fields(RecommendConfig)} & {s.name for s in fields(EvalConfig)}
-    given = {name: getattr(config, name) for name in known - {"limit", "name"}}
-    given["limit"] = min(config.limit or PROMPTS_PER_TASK, PROMPTS_PER_TASK)
-    given["name"] = f"{config.name}-{KIND}"[-80:] if config.name else None
-    return Run(recommend(RecommendConfig(**given), loaded=loaded))
+    names = {spec.name for spec in fields(RecommendConfig)} & {s.name for s in fields(EvalConfig)}
+    settings = {name: getattr(config, name) for name in names - {"limit", "name"}}
+    settings["limit"] = min(config.limit or PROMPTS_PER_TASK, PROMPTS_PER_TASK)
+    settings["name"] = f"{config.name}-{KIND}"[-80:] if config.name else None
+    return Run(recommend(RecommendConfig(**settings), loaded=loaded))
 
 
 def predicted_regime(prediction: Mapping[str, Any]) -> str:
@@ -128,8 +133,8 @@ def predicted_regime(prediction: Mapping[str, Any]) -> str:
 
     The threshold in nats asks for nearly causal models, which leaves little to look ahead with.
     """
-    found = prediction["predictions"]
-    first = found["kl"] if found["share"] is None else found["share"]
+    predictions = prediction["predictions"]
+    first = predictions["kl"] if predictions["share"] is None else predictions["share"]
     return str(open_from(min(first, prediction["n_layers"] - 1)))
 
 
@@ -199,8 +204,8 @@ def _encode(
 
     encoder = Encoder.of(plan, bos=config.bos, chat_template=config.chat_template)
     encoded = encoder.encode([_as_item(i, prompt) for i, prompt in enumerate(prompts)])
-    for prompt, one in zip(prompts, encoded, strict=True):
-        n_tokens = len(one.prefixes[0])
+    for prompt, item in zip(prompts, encoded, strict=True):
+        n_tokens = len(item.prefixes[0])
         if n_tokens < 2:
             raise UserError(
                 f"prompt {prompt.source} ({prompt.text[:40]!r}) is {n_tokens} token long: it has no "
@@ -211,7 +216,7 @@ def _encode(
                 f"prompt {prompt.source} has {n_tokens} tokens and the model's window holds "
                 f"{plan.max_length}; shorten it (nothing is truncated)"
             )
-    return [one.prefixes[0].ids for one in encoded], encoder.bos_added(encoded)
+    return [item.prefixes[0].ids for item in encoded], encoder.bos_added(encoded)
 
 
 def _write(
@@ -230,29 +235,28 @@ def _write(
         probed = (BIDIRECTIONAL, open_from(1), SINK)
         lab_run.probe(writer, loaded, probed, "so nothing can be recommended")
         started = time.monotonic()
-        progress = Progress(
-            len(ids) * n_passes(loaded.n_layers), unit="pass", title="recommend",
-            report=writer.heartbeat,
-        )  # fmt: skip
-        found: dict[int, PromptMeasures] = {}
+        total = len(ids) * n_passes(loaded.n_layers)
+        progress = Progress(total, unit="pass", title="recommend", report=writer.heartbeat)
+        positions, budget = config.positions, config.batch_tokens
+        measured = measure(
+            loaded, ids, positions=positions, batch_tokens=budget, advance=progress.advance
+        )
+        by_prompt: dict[int, PromptMeasures] = {}
         with open(writer.path / "prompts.jsonl", "w", encoding="utf-8") as lines:
-            for index, measures in measure(
-                loaded, ids, positions=config.positions, batch_tokens=config.batch_tokens,
-                advance=progress.advance,
-            ):  # fmt: skip
+            for index, measures in measured:
                 if not np.isfinite([*measures.kl, measures.sink_kl]).all():
                     raise UserError(
                         f"prompt {prompts[index].source}: the model's predictions are not numbers "
                         f"in {loaded.dtype}; use another --dtype"
                     )
-                found[index] = measures
+                by_prompt[index] = measures
                 print(json.dumps(_line(prompts[index], measures)), file=lines, flush=True)
         progress.close()
-        result = summarise([found[i] for i in range(len(ids))])
+        result = summarise([by_prompt[i] for i in range(len(ids))])
         for line in terminal_lines(result):
             log.info("%s", line)
         counts = {"n_prompts": len(ids), "n_prompt_tokens": sum(map(len, ids))}
-        metrics = {**counts, "positions": config.positions, **result}
+        metrics = {**counts, "positions": positions, **result}
         lab_run.end(writer, loaded, metrics, started=started)
 
 
@@ -274,15 +278,15 @@ def summarise(measures: Sequence[PromptMeasures]) -> dict[str, Any]:
     """
     from bidir_core.explain.observe_many import mean_interval
 
-    kl = np.stack([one.kl for one in measures])
+    kl = np.stack([prompt.kl for prompt in measures])
     curve = mean_interval(kl)
     means = kl.mean(0)
     n_layers = len(means) - 1
-    agreement = np.mean([one.agrees for one in measures], axis=0)
-    norm = np.median([one.first_norm for one in measures], axis=0)
-    to_first = np.mean([one.to_first for one in measures], axis=0)
+    agreement = np.mean([prompt.agrees for prompt in measures], axis=0)
+    norm = np.median([prompt.first_norm for prompt in measures], axis=0)
+    to_first = np.mean([prompt.to_first for prompt in measures], axis=0)
     best = _first_below(means, THRESHOLDS["kl"])
-    sink_kl = np.array([one.sink_kl for one in measures])
+    sink_kl = np.array([prompt.sink_kl for prompt in measures])
     sink = mean_interval(sink_kl[:, None])
     matters = means[0] >= THRESHOLDS["kl"]
     result = {
@@ -314,7 +318,7 @@ def summarise(measures: Sequence[PromptMeasures]) -> dict[str, Any]:
             "mean_kl": _rounded(sink_kl.mean()),
             "low": sink["low"] and _rounded(sink["low"][0]),
             "high": sink["high"] and _rounded(sink["high"][0]),
-            "top1_agreement": _rounded(np.mean([one.sink_agrees for one in measures])),
+            "top1_agreement": _rounded(np.mean([prompt.sink_agrees for prompt in measures])),
             # Of a difference that is next to nothing a share would mean nothing.
             "share_of_kl_removed": _rounded(1 - sink_kl.mean() / means[0]) if matters else None,
         },

@@ -73,19 +73,19 @@ class RecommendConfig:
 def sentence(result: Mapping[str, Any]) -> str:
     """What was found, for people. ``result``: the run's ``metrics.json``."""
     best, limit = result["recommended"], result["thresholds"]["kl"]
-    whole = result["curves"]["kl"][0]
+    plain_kl = result["curves"]["kl"][0]
     if best["first_layer"] == 0:
         return (
-            f"all layers may look ahead: plain bidirectional is {whole:.3g} nats from causal, below "
+            f"all layers may look ahead: plain bidirectional is {plain_kl:.3g} nats from causal, below "
             f"the threshold of {limit}"
         )
     if best["first_layer"] >= result["n_layers"] - 1:
         return (
             f"no regime layers=A- that changes a prediction is within {limit} nats of causal "
-            f"(bidirectional in all layers: {whole:.3g})"
+            f"(bidirectional in all layers: {plain_kl:.3g})"
         )
     return (
         f"leave the first {best['first_layer']} of {result['n_layers']} layers causal "
         f"({best['regime']}): then next-token predictions stay within {limit} nats of causal, "
-        f"{best['mean_kl']:.3g} on average, against {whole:.3g} with every layer looking ahead"
+        f"{best['mean_kl']:.3g} on average, against {plain_kl:.3g} with every layer looking ahead"
     )

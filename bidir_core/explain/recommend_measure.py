@@ -80,13 +80,13 @@ def measure(
     for batch in _batches(order, lengths, budget, rope_switch(loaded.model.config)):
         try:
             with torch.inference_mode(), without_plans(loaded.device):
-                found = model.measure([prompts[i] for i in batch], positions, advance)
+                measures = model.measure([prompts[i] for i in batch], positions, advance)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of memory on {len(batch)} prompts of up to {len(prompts[batch[-1]])} tokens; "
                 "give a smaller --batch-tokens, or shorter prompts"
             ) from error
-        yield from zip(batch, found, strict=True)
+        yield from zip(batch, measures, strict=True)
 
 
 def _batches(
@@ -131,32 +131,37 @@ class _Model:
             token = self._logits(ids, layout, CAUSAL, last)[:, 0].argmax(-1).cpu()
             rows = [torch.cat([row, token[i : i + 1]]) for i, row in enumerate(rows)]
         ids, layout = self._padded(rows, n_prompt)
-        at = n_prompt[:, None] - 1 + torch.arange(positions)  # the tokens that predict
+        predicting = n_prompt[:, None] - 1 + torch.arange(positions)  # the tokens that predict
         outputs: list[Any] = []
         ratios: list[np.ndarray] = []
         with self._recording(outputs, ratios, n_prompt):
-            causal = self._logits(ids, layout, CAUSAL, at).log_softmax(-1)
+            causal = self._logits(ids, layout, CAUSAL, predicting).log_softmax(-1)
         advance(n)
         kl, agrees = np.zeros((n, n_layers + 1)), np.ones((n, n_layers + 1))  # at L it is causal
         for first in range(n_layers):
             # Layers below hand out what they gave before instead of computing it again.
-            known = zip(self.layers[: first if self.shares else 0], outputs)
-            with replaced_forwards({layer: partial(_gave, output) for layer, output in known}):
-                logits = self._logits(ids, layout, open_from(first), at)
+            below = zip(self.layers[: first if self.shares else 0], outputs)
+            with replaced_forwards({layer: partial(_recorded, output) for layer, output in below}):
+                logits = self._logits(ids, layout, open_from(first), predicting)
             kl[:, first], agrees[:, first] = _distance(causal, logits)
             advance(n)
-        sink_kl, sink_agrees = _distance(causal, self._logits(ids, layout, SINK, at))
+        sink_kl, sink_agrees = _distance(causal, self._logits(ids, layout, SINK, predicting))
         advance(n)
         attention = self._attention_to_first(ids, layout, n_prompt)
         advance(n)
         ratio = np.stack(ratios, axis=1)
         return [
             PromptMeasures(
-                n_tokens=int(n_prompt[i]), kl=kl[i], agrees=agrees[i], sink_kl=float(sink_kl[i]),
-                sink_agrees=float(sink_agrees[i]), first_norm=ratio[i], to_first=attention[i],
+                n_tokens=int(n_prompt[i]),
+                kl=kl[i],
+                agrees=agrees[i],
+                sink_kl=float(sink_kl[i]),
+                sink_agrees=float(sink_agrees[i]),
+                first_norm=ratio[i],
+                to_first=attention[i],
             )
             for i in range(n)
-        ]  # fmt: skip
+        ]
 
     def _padded(
         self, rows: Sequence[torch.Tensor], n_prompt: torch.Tensor
@@ -167,15 +172,16 @@ class _Model:
         return ids.to(device), Layout.pad(lengths).to(device)
 
     def _logits(
-        self, ids: torch.Tensor, layout: Layout, regime: Regime, at: torch.Tensor
+        self, ids: torch.Tensor, layout: Layout, regime: Regime, positions: torch.Tensor
     ) -> torch.Tensor:
-        """float32 ``[prompt, position, vocabulary]``, where ``at`` ``[prompt, position]`` says."""
-        flat = (torch.arange(len(at))[:, None] * ids.shape[1] + at).flatten().to(ids.device)
-        with self.loaded.handle.use(regime, layout), gather_before_head(self.loaded.model, flat):
+        """float32 ``[prompt, position, vocabulary]`` at ``positions`` ``[prompt, position]``."""
+        starts = torch.arange(len(positions))[:, None] * ids.shape[1]
+        rows = (starts + positions).flatten().to(ids.device)
+        with self.loaded.handle.use(regime, layout), gather_before_head(self.loaded.model, rows):
             logits = self.loaded.model(
                 input_ids=ids, position_ids=layout.position, use_cache=False
             ).logits
-        return logits.float().view(*at.shape, -1)
+        return logits.float().view(*positions.shape, -1)
 
     @contextmanager
     def _recording(
@@ -199,21 +205,21 @@ class _Model:
     ) -> np.ndarray:
         """Causal attention on the first token: ``[prompt, layer]``, the mean over heads and over
         the prompt's other tokens."""
-        found: dict[int, np.ndarray] = {}
+        by_layer: dict[int, np.ndarray] = {}
 
-        def seen(module: Any, weights: torch.Tensor, _: Any) -> None:
+        def on_layer(module: Any, weights: torch.Tensor, _: Any) -> None:
             to_first = weights[..., 0].float().mean(1).cpu()  # [prompt, query]
-            found[module.layer_idx] = np.array(
+            by_layer[module.layer_idx] = np.array(
                 [float(row[1:n].mean()) for row, n in zip(to_first, n_prompt.tolist(), strict=True)]
             )
 
         handle = self.loaded.handle
-        with handle.use(CAUSAL, layout), watching(handle, seen):
+        with handle.use(CAUSAL, layout), watching(handle, on_layer):
             handle.decoder(input_ids=ids, position_ids=layout.position, use_cache=False)
-        return np.stack([found[layer] for layer in sorted(found)], axis=1)
+        return np.stack([by_layer[layer] for layer in sorted(by_layer)], axis=1)
 
 
-def _gave(output: Any, *_: Any, **__: Any) -> Any:
+def _recorded(output: Any, *_: Any, **__: Any) -> Any:
     return output
 
 

@@ -48,12 +48,12 @@ def rescore(
         raise UserError(f"this cannot be scored: {encoded.error}")
     check_lengths([encoded], loaded.max_length)
     n_prefix = max(len(prefix) for prefix in encoded.prefixes)
-    for what, numbers, n in (
+    for unit, numbers, n in (
         ("layer", causal_layers, n_layers),
         ("token", causal_tokens, n_prefix),
     ):
         if wrong := [number for number in numbers if not 0 <= number < n]:
-            raise UserError(f"{what} {wrong[0]} does not exist; {what}s here are 0-{n - 1}")
+            raise UserError(f"{unit} {wrong[0]} does not exist; {unit}s here are 0-{n - 1}")
     causal: Variant = (Rule(CAUSAL),) * n_layers
     opened: Variant = tuple(Rule(regime.at_layer(layer)) for layer in range(n_layers))
     spans = tuple((token, token) for token in sorted(set(causal_tokens)))

@@ -71,21 +71,17 @@ def run_lab(config: LabConfig) -> Path:
     regimes = expand(config.sweeps, plan.n_layers)
     prompts = Prompts(config, plan)
     items, _, bos_added = prompts.of(prompts.usual)
-    extra, notes = _plan_controls(prompts) if config.controls else ([], [])
-    others = preset_points(config.preset, prompts.usual)
-    for point in others:
-        prompts.of(point.condition)  # too long for the model's window? said before weights are read
+    controls, notes = _plan_controls(prompts) if config.controls else ([], [])
+    preset = preset_points(config.preset, prompts.usual)
+    for point in preset:
+        prompts.of(point.condition)  # raises before weights are read if it is too long
     loaded = loading.load_weights(plan)
     prompts.loaded = loaded
     predicted, opened = _prediction(config, loaded) if config.preset else ({}, OPENED)
-    points = lay_out(
-        prompts.usual,
-        preset_sweep(config.preset, plan.n_layers, opened) + regimes,
-        extra,
-        others,
-    )
-    about = evaluate.item_facts(items, bos_added, CHAT_DATE)
-    facts = evaluate.run_facts(loaded, about, CAUSAL, config.tasks) | predicted
+    swept = preset_sweep(config.preset, plan.n_layers, opened) + regimes
+    points = lay_out(prompts.usual, swept, controls, preset)
+    item_facts = evaluate.item_facts(items, bos_added, CHAT_DATE)
+    facts = evaluate.run_facts(loaded, item_facts, CAUSAL, config.tasks) | predicted
     if config.controls:
         facts["middle_token"] = middle_token(prompts)
     writer = RunWriter.create(
@@ -109,8 +105,8 @@ def _prediction(config: LabConfig, loaded: LoadedModel) -> tuple[dict[str, Any],
     run = predict(config, loaded)
     metrics = run.metrics or {}
     opened = predicted_regime(metrics)
-    found = {"run": run.id, "predictions": metrics["predictions"], "regime": opened}
-    return {"predicted": found}, opened
+    predicted = {"run": run.id, "predictions": metrics["predictions"], "regime": opened}
+    return {"predicted": predicted}, opened
 
 
 def resume_lab(
@@ -122,8 +118,8 @@ def resume_lab(
     """
     run, config = resumable(reference, "lab", LabConfig, given, runs_dir=runs_dir)
     if run.state == "done":
-        said = (f"{run.id} is complete; nothing was run", *lines(run.metrics or {}))
-        print(*map(visible, said), sep="\n", file=sys.stderr)
+        report = (f"{run.id} is complete; nothing was run", *lines(run.metrics or {}))
+        print(*map(visible, report), sep="\n", file=sys.stderr)
         return run.path
     config = evaluate.as_recorded(config, run, given)
     prompts = Prompts(
@@ -158,7 +154,7 @@ def _run(writer: RunWriter, prompts: Prompts, points: Sequence[Point], loaded: L
             writer.heartbeat(progress.done, progress.total, point=title)
             _run_point(writer, prompts, point, run, loaded, title, progress)
             if number < len(points):
-                _tell_left(log, progress, number, len(points), started, sum(before))
+                _log_seconds_left(log, progress, number, len(points), started, sum(before))
         if prompts.config.controls:
             measure_attention(writer.path, prompts, loaded)
         metrics = summarise_sweep(Run(writer.path))
@@ -195,24 +191,16 @@ def _run_point(
         if compact:
             rows = [{**row, **dict.fromkeys(("contexts", "continuations"))} for row in rows]
         write_texts(to_table(rows), sweep.path / texts)
-    known, before = Run(run.path), None  # read again: the folder may have been written since
-    if known.config and known.state != "corrupt":
-        writer, before = RunWriter.resume(known), known.status.get("cost")
+    existing, before = Run(run.path), None  # read again: the folder may have been written since
+    if existing.config and existing.state != "corrupt":
+        writer, before = RunWriter.resume(existing), existing.status.get("cost")
     else:
-        told = prompts.chat_date if config.chat_template else None
-        about = evaluate.item_facts(items, bos_added, told)
-        facts = evaluate.run_facts(loaded, about, regime, config.tasks)
+        chat_date = prompts.chat_date if config.chat_template else None
+        item_facts = evaluate.item_facts(items, bos_added, chat_date)
+        facts = evaluate.run_facts(loaded, item_facts, regime, config.tasks)
         writer = RunWriter.create(LAB, to_json(config), folder=run.path, texts=texts, **facts)
-    score_into(
-        writer,
-        config,
-        loaded,
-        regime,
-        prompts.plan(point, loaded),
-        before,
-        title=title,
-        advanced=progress.advance,
-    )
+    plan = prompts.plan(point, loaded)
+    score_into(writer, config, loaded, regime, plan, before, title=title, advanced=progress.advance)
 
 
 def _recorded(run: Run) -> int:
@@ -231,12 +219,12 @@ def _texts_name(condition: Condition, usual: Condition) -> str:
     return f"texts_{Point('causal', condition).slug(usual).removeprefix('causal_')}.parquet"
 
 
-def _tell_left(
+def _log_seconds_left(
     log: logging.Logger, progress: Progress, number: int, total: int, started: float, before: int
 ) -> None:
-    fresh = progress.done - before
-    left = (progress.total - progress.done) * (time.monotonic() - started) / max(fresh, 1)
-    log.info("%d of %d points done, about %.0f s left", number, total, left)
+    n_new = progress.done - before
+    seconds_left = (progress.total - progress.done) * (time.monotonic() - started) / max(n_new, 1)
+    log.info("%d of %d points done, about %.0f s left", number, total, seconds_left)
 
 
 # The end of a sweep for the terminal: its points, its controls, and the verdict last.
@@ -248,16 +236,16 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 
 def lines(metrics: Mapping[str, Any]) -> list[str]:
     """A finished sweep's ``metrics.json`` in words; what an earlier version lacks is left out."""
-    out = _points(metrics.get("points") or [])
+    text = _points(metrics.get("points") or [])
     for kind, chosen in ((metrics.get("best_of_dials") or {}).get("acc") or {}).items():
-        out.append(f"of {kind}: {chosen['sentence']}")
+        text.append(f"of {kind}: {chosen['sentence']}")
     arms = ((metrics.get("orders") or {}).get("acc") or {}).items()
-    out += order_text({family: list(map(OrderArm.from_json, found)) for family, found in arms})
-    out += _controls(metrics.get("controls") or [])
+    text += order_text({family: list(map(OrderArm.from_json, stored)) for family, stored in arms})
+    text += _controls(metrics.get("controls") or [])
     if law := (metrics.get("law") or {}).get("acc"):
-        out.append(f"law: {law['sentence']}")
-    said = verdict(metrics)
-    return [*out, f"verdict: {said}"] if said else out
+        text.append(f"law: {law['sentence']}")
+    sentence = verdict(metrics)
+    return [*text, f"verdict: {sentence}"] if sentence else text
 
 
 def verdict(metrics: Mapping[str, Any]) -> str | None:
@@ -277,23 +265,21 @@ def _points(points: list[dict[str, Any]]) -> list[str]:
         numbers = point["acc"]
         delta, share = numbers["delta"], numbers["removed"]
         name = " · ".join(filter(None, (point["regime"], point["patch"], point["condition_words"])))
-        rows.append(
-            [
-                name,
-                "-" if numbers["value"] is None else f"{numbers['value']:.4f}",
-                formatting.points(delta["value"], signed=True) if delta else "",
-                f"{formatting.points(delta['low'], signed=True)} to "
-                f"{formatting.points(delta['high'], signed=True)}"
-                if delta
-                else "",
-                f"{percent(share['value'])} %" if share and share["value"] is not None else "",
-            ]
-        )
+        accuracy = "-" if numbers["value"] is None else f"{numbers['value']:.4f}"
+        change = interval = removed = ""
+        if delta:
+            change, low, high = (
+                formatting.points(delta[end], signed=True) for end in ("value", "low", "high")
+            )
+            interval = f"{low} to {high}"
+        if share and share["value"] is not None:
+            removed = f"{percent(share['value'])} %"
+        rows.append([name, accuracy, change, interval, removed])
     header = ("point", "acc", "to causal, points", "95 % CI", "damage removed")
     return formatting.table(header, rows).splitlines()
 
 
-def _tied(text: str) -> str:
+def _unbroken(text: str) -> str:
     """No line ends between a number and its sign or unit."""
     return text.replace(" %", f"{NO_BREAK}%").replace("n = ", f"n{NO_BREAK}={NO_BREAK}")
 
@@ -303,7 +289,7 @@ def _controls(controls: list[dict[str, Any]]) -> list[str]:
     rows = []
     for control in controls:
         title, outcome = control["title"], OUTCOME_WORDS[control["outcome"]]
-        for part in textwrap.wrap(_tied(control["finding"]), FINDING_WIDTH):
+        for part in textwrap.wrap(_unbroken(control["finding"]), FINDING_WIDTH):
             rows.append((title, outcome, part.replace(NO_BREAK, " ")))
             title = outcome = ""
     if not rows:
@@ -315,15 +301,15 @@ def _controls(controls: list[dict[str, Any]]) -> list[str]:
 def _plan_controls(prompts: Prompts) -> tuple[list[Point], list[str]]:
     """The points that the controls need, and a note for each that this model does not allow."""
     usual, tokenizer = prompts.usual, prompts.loaded.tokenizer
-    others = []
+    conditions = []
     if prompts.of(usual)[2]:
-        others.append(usual._replace(bos="none"))
+        conditions.append(usual._replace(bos="none"))
     elif tokenizer.bos_token_id is not None:
-        others.append(usual._replace(bos="add"))
+        conditions.append(usual._replace(bos="add"))
     if usual.chat_template or getattr(tokenizer, "chat_template", None):
-        others.append(usual._replace(chat_template=not usual.chat_template))
+        conditions.append(usual._replace(chat_template=not usual.chat_template))
     allowed, notes = [], []
-    for condition in others:
+    for condition in conditions:
         try:
             prompts.of(condition)
             allowed.append(condition)
@@ -378,15 +364,12 @@ class Prompts:
     """The items of one model, encoded once per prompt condition."""
 
     def __init__(
-        self,
-        config: LabConfig,
-        loaded: LoadedModel | loading.Preflight,
-        chat_date: str = CHAT_DATE,
+        self, config: LabConfig, loaded: LoadedModel | loading.Preflight, chat_date: str = CHAT_DATE
     ):
         self.config, self.loaded, self.chat_date = config, loaded, chat_date
         self.usual = condition_of(config)
         self._items: dict[tuple[str, int], list[Item]] = {}  # by what changes them
-        self._made: dict[Condition, tuple[list[Item], list[EncodedItem], bool]] = {}
+        self._encoded: dict[Condition, tuple[list[Item], list[EncodedItem], bool]] = {}
         self._plans: dict[tuple[Condition, bool], ScoringPlan] = {}
 
     def evaluation(self, point: Point) -> EvalConfig:
@@ -397,17 +380,15 @@ class Prompts:
 
     def of(self, condition: Condition) -> tuple[list[Item], list[EncodedItem], bool]:
         """Items, the same encoded, and whether a BOS stands in front."""
-        if condition not in self._made:
+        if condition not in self._encoded:
             config = self.config.evaluation(**condition._asdict())
             slot = (condition.context, condition.repeat_prompt)
             if slot not in self._items:
                 self._items[slot] = evaluate.read_items(config)
             items = self._items[slot]
-            self._made[condition] = (
-                items,
-                *evaluate.encode(config, self.loaded, items, self.chat_date),
-            )
-        return self._made[condition]
+            encoded, bos_added = evaluate.encode(config, self.loaded, items, self.chat_date)
+            self._encoded[condition] = items, encoded, bos_added
+        return self._encoded[condition]
 
     def plan(self, point: Point, loaded: LoadedModel) -> ScoringPlan:
         """The batch plan, as in an evaluation; regimes that are not causal share one."""

@@ -46,7 +46,7 @@ class Outcomes:
         return {task: self.task == task for task in dict.fromkeys(self.task.tolist())}
 
     def split(self, slug: str, mask: Bools) -> dict[str, Bools]:
-        return {task: self.right[slug][mask & mine] for task, mine in self._of_task.items()}
+        return {task: self.right[slug][mask & of_task] for task, of_task in self._of_task.items()}
 
     def mask(self, *slugs: str, half: str | None = None) -> Bools:
         """The items that all of these runs scored, of one half if given."""
@@ -56,11 +56,9 @@ class Outcomes:
     def accuracy(self, slug: str, half: str | None = None) -> float:
         """Macro accuracy."""
         by_task = self.split(slug, self.mask(slug, half=half)).values()
-        return (
-            float(np.mean([right.mean() for right in by_task]))
-            if all(map(len, by_task))
-            else math.nan
-        )
+        if not all(map(len, by_task)):
+            return math.nan
+        return float(np.mean([right.mean() for right in by_task]))
 
     def delta(
         self,
@@ -127,9 +125,9 @@ class Sweep:
         )
         self.planned = [Point.from_json(value) for value in run.config.get("points") or []]
         folder = run.path / "points"
-        every = {point.slug(self.usual): point for point in self.planned}
-        self.runs = {slug: Run(folder / slug) for slug in every}
-        self.points = {slug: p for slug, p in every.items() if self.runs[slug].state == "done"}
+        by_slug = {point.slug(self.usual): point for point in self.planned}
+        self.runs = {slug: Run(folder / slug) for slug in by_slug}
+        self.points = {slug: p for slug, p in by_slug.items() if self.runs[slug].state == "done"}
         self._outcomes: dict[tuple[Condition, str], Outcomes] = {}
         self._numbers: dict[tuple[str, str, str | None, float], dict[str, Any]] = {}
 
@@ -140,14 +138,14 @@ class Sweep:
 
     def outcomes(self, condition: Condition, metric: str) -> Outcomes | None:
         """None while the condition's causal run is missing."""
-        slot = (condition, metric)
+        key = (condition, metric)
         causal = self.slug_of(str(CAUSAL), condition)
         if causal is None:
             return None
-        if slot not in self._outcomes:
-            mine = {s: self.runs[s] for s, p in self.points.items() if p.condition == condition}
-            self._outcomes[slot] = outcomes(self.runs[causal], mine, metric)
-        return self._outcomes[slot]
+        if key not in self._outcomes:
+            runs = {s: self.runs[s] for s, p in self.points.items() if p.condition == condition}
+            self._outcomes[key] = outcomes(self.runs[causal], runs, metric)
+        return self._outcomes[key]
 
     def numbers(
         self,
@@ -158,10 +156,10 @@ class Sweep:
         confidence: float = stats.CONFIDENCE,
     ) -> dict[str, Any]:
         """A point's accuracy, its difference to causal, and the share of damage it removes."""
-        slot = (slug, metric, half, confidence)
-        if slot not in self._numbers:  # verdicts ask for the same bootstrap again
-            self._numbers[slot] = self._compute(slug, metric, half, confidence)
-        return self._numbers[slot]
+        key = (slug, metric, half, confidence)
+        if key not in self._numbers:  # verdicts ask for the same bootstrap again
+            self._numbers[key] = self._compute(slug, metric, half, confidence)
+        return self._numbers[key]
 
     def _compute(
         self, slug: str, metric: str, half: str | None, confidence: float
@@ -170,18 +168,19 @@ class Sweep:
         outcomes = self.outcomes(point.condition, metric)
         causal = self.slug_of(str(CAUSAL), point.condition)
         plain = self.slug_of(str(BIDIRECTIONAL), point.condition)
-        out: dict[str, Any] = {"value": None, "delta": None, "removed": None}
+        numbers: dict[str, Any] = {"value": None, "delta": None, "removed": None}
         if outcomes is None or causal is None:
-            return out
-        out["value"] = _number(outcomes.accuracy(slug, half))
-        out["half_width"] = _half_width(outcomes, slug, half)
+            return numbers
+        numbers["value"] = _number(outcomes.accuracy(slug, half))
+        numbers["half_width"] = _half_width(outcomes, slug, half)
         if slug != causal:
             delta = outcomes.delta(causal, slug, half, confidence=confidence)
-            out["delta"] = delta and {**asdict(delta), "verdict": JSON_WORDS[judge(delta).verdict]}
+            verdict = JSON_WORDS[judge(delta).verdict]
+            numbers["delta"] = delta and asdict(delta) | {"verdict": verdict}
             if plain is not None and slug != plain:
                 share = outcomes.removed(causal, plain, slug, half, confidence=confidence)
-                out["removed"] = share and asdict(share)
-        return out
+                numbers["removed"] = share and asdict(share)
+        return numbers
 
 
 def _half_width(outcomes: Outcomes, slug: str, half: str | None) -> float | None:
@@ -189,7 +188,7 @@ def _half_width(outcomes: Outcomes, slug: str, half: str | None) -> float | None
     tasks = list(outcomes.split(slug, outcomes.mask(slug, half=half)).values())
     if not tasks or not all(map(len, tasks)):
         return None
-    level = stats.macro_delta([stats.accuracy(float(one.mean()), len(one)) for one in tasks])
+    level = stats.macro_delta([stats.accuracy(float(right.mean()), len(right)) for right in tasks])
     return (level.high - level.low) / 2
 
 
@@ -203,7 +202,7 @@ CI = "95 % CI"
 
 
 def removes(numbers: Mapping[str, Any], *, s: str = "s", interval: str = CI) -> str:
-    """``removes 103 % of the damage (95 % CI 71 to 140 %, n = 1,150)``, or what can be said else.
+    """``removes 103 % of the damage (95 % CI 71 to 140 %, n = 1,150)``, or what else can be said.
 
     ``s``: the verb's ending, none in the plural.
     """

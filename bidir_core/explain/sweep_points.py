@@ -38,9 +38,9 @@ class Axis:
 
     def settings(self, n_layers: int) -> list[str]:
         """``dial=value`` for each value; ``''`` where a layer range covers the whole model."""
-        whole = f"0-{n_layers - 1}"
+        full = f"0-{n_layers - 1}"
         written = [part for value in self.values for part in _ranges(value, n_layers)]
-        return ["" if self.dial == "layers" and v == whole else f"{self.dial}={v}" for v in written]
+        return ["" if self.dial == "layers" and v == full else f"{self.dial}={v}" for v in written]
 
 
 Product = tuple[Axis, ...]
@@ -148,8 +148,14 @@ def _ranges(value: str, n_layers: int) -> list[str]:
 LAW_LAYERS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24)
 """Every A of ``layers=A-`` that ``--preset law`` asks for, below the model's last layer."""
 
-ORDER_PRESET_TASKS = ("sciq_first", "sciq_last", "sciq_letters_first", "sciq_letters_last",
-    "boolq_first", "boolq_last")  # fmt: skip
+ORDER_PRESET_TASKS = (
+    "sciq_first",
+    "sciq_last",
+    "sciq_letters_first",
+    "sciq_letters_last",
+    "boolq_first",
+    "boolq_last",
+)
 """What ``--preset order`` asks unless tasks are named: the short families, both orders."""
 
 
@@ -216,9 +222,8 @@ class LabConfig(EvalConfig):
 
     def evaluation(self, **changes: Any) -> EvalConfig:
         """The settings of one evaluation with these changes."""
-        known = {spec.name for spec in fields(EvalConfig)}
-        own = {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name in known}
-        return EvalConfig(**{**own, **changes})
+        settings = {spec.name: getattr(self, spec.name) for spec in fields(EvalConfig)}
+        return EvalConfig(**{**settings, **changes})
 
 
 # What the points of a sweep are: a regime, an edit if any, and the prompt condition.
@@ -241,16 +246,16 @@ class Condition(NamedTuple):
 
     def words(self, usual: Condition) -> str:
         """What differs from the sweep's own condition, e.g. ``BOS added, chat template``."""
-        said = []
+        parts = []
         if self.bos != usual.bos:
-            said.append({"add": "BOS added", "none": "no BOS", "auto": "usual BOS"}[self.bos])
+            parts.append({"add": "BOS added", "none": "no BOS", "auto": "usual BOS"}[self.bos])
         if self.chat_template != usual.chat_template:
-            said.append("chat template" if self.chat_template else "no chat template")
+            parts.append("chat template" if self.chat_template else "no chat template")
         if self.context != usual.context:
-            said.append("no context" if self.context == "none" else f"{self.context} context")
+            parts.append("no context" if self.context == "none" else f"{self.context} context")
         if self.repeat_prompt != usual.repeat_prompt:
-            said.append(f"prompt {self.repeat_prompt} times")
-        return ", ".join(said)
+            parts.append(f"prompt {self.repeat_prompt} times")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -324,14 +329,14 @@ CLIP = "clip=0"  # the first token's norm clipped, its causal keys kept
 
 def patch_words(patch: str | None) -> str:
     """An edit beside a regime, in a few words; empty for none."""
-    what, _, number = (patch or "").partition("=")
+    edit, _, number = (patch or "").partition("=")
     token = "the first token" if number == "0" else f"token {number}"
     return {
         "": "",
         "random": "as much ahead at random",
         "clip": f"norm of {token} clipped",
         "both": f"keys and values of {token} patched",
-    }.get(what, f"{what} of {token} patched")
+    }.get(edit, f"{edit} of {token} patched")
 
 
 def control_points(
@@ -372,8 +377,11 @@ def planned_points(config: LabConfig, n_layers: int | None) -> list[Point] | Non
         n_layers = _ANY_LAYERS
     usual, controls = condition_of(config), []
     if config.controls:
-        others = usual._replace(bos="add"), usual._replace(chat_template=not usual.chat_template)
-        controls = control_points(usual, 2, others, n_layers)
+        conditions = (
+            usual._replace(bos="add"),
+            usual._replace(chat_template=not usual.chat_template),
+        )
+        controls = control_points(usual, 2, conditions, n_layers)
     swept = preset_sweep(config.preset, n_layers, OPENED) + expand(config.sweeps, n_layers)
     return lay_out(usual, swept, controls, preset_points(config.preset, usual))
 

@@ -58,36 +58,36 @@ def orders(sweep: Sweep, metric: str) -> dict[str, list[dict[str, Any]]]:
     causal = sweep.slug_of(str(CAUSAL), sweep.usual)
     if causal is None:
         return {}
-    alike = [
+    runs = [
         sweep.runs[slug]
         for slug, point in sweep.points.items()
         if slug != causal
         and point.patch is None
         and point.condition._replace(repeat_prompt=sweep.usual.repeat_prompt) == sweep.usual
     ]
-    arms = order_arms(sweep.runs[causal], alike, metric=metric)
-    return {family: [arm.to_json() for arm in found] for family, found in arms.items()}
+    arms = order_arms(sweep.runs[causal], runs, metric=metric)
+    return {family: [arm.to_json() for arm in family_arms] for family, family_arms in arms.items()}
 
 
 def candidates(sweep: Sweep) -> dict[str, list[str]]:
     """The swept points by the dials they turn, e.g. ``sink`` or ``sink, lambda``."""
     by_dials: dict[str, list[str]] = {}
     for slug, point in sweep.points.items():
-        own = point.condition == sweep.usual and point.patch is None and point.part == "sweep"
+        is_swept = point.condition == sweep.usual and point.patch is None and point.part == "sweep"
         dials = re.findall(r"([a-z]+)=", point.regime)
-        if own and dials:
+        if is_swept and dials:
             by_dials.setdefault(", ".join(dials), []).append(slug)
     return by_dials
 
 
 def best(sweep: Sweep, metric: str, among: Sequence[str] | None = None) -> dict[str, Any] | None:
     """The point with the highest accuracy on ``explore`` and what ``confirm`` says of it."""
-    mine = among or [slug for slugs in candidates(sweep).values() for slug in slugs]
+    slugs = among or [slug for slugs in candidates(sweep).values() for slug in slugs]
     outcomes = sweep.outcomes(sweep.usual, metric)
-    if outcomes is None or not mine:
+    if outcomes is None or not slugs:
         return None
     chosen_on, judged_on = halves(sweep, outcomes)
-    slug = choose(outcomes, mine, chosen_on)
+    slug = choose(outcomes, slugs, chosen_on)
     if slug is None:
         return None
     numbers = sweep.numbers(slug, metric, judged_on)
@@ -95,11 +95,11 @@ def best(sweep: Sweep, metric: str, among: Sequence[str] | None = None) -> dict[
     return {
         "slug": slug,
         "regime": sweep.points[slug].regime,
-        "n_candidates": len(mine),
+        "n_candidates": len(slugs),
         "exploratory": not halved,
         "chosen_on": sweep.numbers(slug, metric, chosen_on),
         "confirm" if halved else "same_items": numbers,
-        "sentence": best_sentence(sweep.points[slug].regime, numbers, len(mine), halved),
+        "sentence": best_sentence(sweep.points[slug].regime, numbers, len(slugs), halved),
     }
 
 
@@ -113,45 +113,41 @@ def best_of_dials(sweep: Sweep, metric: str) -> dict[str, dict[str, Any]]:
     kinds = candidates(sweep)
     if len(kinds) < 2:
         return {}
-    chosen = {kind: best(sweep, metric, slugs) for kind, slugs in kinds.items()}
-    known = {kind: choice for kind, choice in chosen.items() if choice is not None}
+    by_kind = {kind: best(sweep, metric, slugs) for kind, slugs in kinds.items()}
+    choices = {kind: choice for kind, choice in by_kind.items() if choice is not None}
     outcomes = sweep.outcomes(sweep.usual, metric)
     plain = sweep.slug_of(str(BIDIRECTIONAL), sweep.usual)
-    if not known or outcomes is None:
+    if not choices or outcomes is None:
         return {}
     _, half = halves(sweep, outcomes)
-    confidence = 1 - stats.ALPHA / len(known)
+    confidence = 1 - stats.ALPHA / len(choices)
     p_values = (
-        p_removes_nothing(outcomes, plain, [choice["slug"] for choice in known.values()], half)
+        p_removes_nothing(outcomes, plain, [choice["slug"] for choice in choices.values()], half)
         if plain is not None
-        else [None] * len(known)
+        else [None] * len(choices)
     )
     adjusted = stats.holm([1.0 if p is None else p for p in p_values])
-    for choice, p, p_holm in zip(known.values(), p_values, adjusted, strict=True):
+    for choice, p, p_holm in zip(choices.values(), p_values, adjusted, strict=True):
         choice["family"] = {
-            "n": len(known),
+            "n": len(choices),
             "confidence": confidence,
             "p": p,
             "p_holm": None if p is None else p_holm,
         }
-        choice["simultaneous"] = sweep.numbers(choice["slug"], metric, half, confidence=confidence)
-        choice["sentence"] = best_sentence(
-            choice["regime"],
-            choice["simultaneous"],
-            choice["n_candidates"],
-            half is not None,
-            choice["family"],
-        )
-    return known
+        numbers = sweep.numbers(choice["slug"], metric, half, confidence=confidence)
+        choice["simultaneous"] = numbers
+        regime, n_candidates, family = choice["regime"], choice["n_candidates"], choice["family"]
+        choice["sentence"] = best_sentence(regime, numbers, n_candidates, half is not None, family)
+    return choices
 
 
 def halves(sweep: Sweep, outcomes: Outcomes) -> tuple[str | None, str | None]:
     """The folds to choose and to judge on; None, all items, where they cannot be kept apart."""
-    both = sweep.fold == "all" and all(
+    separable = sweep.fold == "all" and all(
         len(set(outcomes.task[outcomes.halves == half])) == len(set(outcomes.task))
         for half in ("explore", "confirm")
     )
-    return ("explore", "confirm") if both else (None, None)
+    return ("explore", "confirm") if separable else (None, None)
 
 
 def choose(outcomes: Outcomes, slugs: Sequence[str], half: str | None) -> str | None:
@@ -172,8 +168,8 @@ def p_removes_nothing(
     for slug in slugs:
         mask = outcomes.mask(plain, slug, half=half)
         a, b = outcomes.split(plain, mask), outcomes.split(slug, mask)
-        known = bool(a) and all(map(len, a.values()))
-        values.append(p_of_no_difference(list(a.values()), list(b.values())) if known else None)
+        complete = bool(a) and all(map(len, a.values()))
+        values.append(p_of_no_difference(list(a.values()), list(b.values())) if complete else None)
     return values
 
 
@@ -184,19 +180,19 @@ def p_of_no_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray]
 
     tables = [stats.table_2x2(a, b) for a, b in zip(first, second, strict=True)]
 
-    def beyond(z: float) -> float:
+    def zero_inside(z: float) -> float:
         """How far inside the interval of ``z`` standard errors 0 lies; negative where outside."""
         confidence = 1 - 2 * float(norm.sf(z))
         delta = stats.macro_delta([stats.paired_interval(t, confidence=confidence) for t in tables])
         return -delta.low if delta.value > 0 else delta.high
 
     least = 1e-6
-    if beyond(least) >= 0:
+    if zero_inside(least) >= 0:
         return 1.0  # no difference at all, but for rounding
-    farthest = next((z for z in (4.0, 7.0) if beyond(z) >= 0), None)
+    farthest = next((z for z in (4.0, 7.0) if zero_inside(z) >= 0), None)
     if farthest is None:
         return 2 * float(norm.sf(7.0))  # p values below 3e-12 are not told apart
-    return 2 * float(norm.sf(brentq(beyond, least, farthest, xtol=1e-3)))
+    return 2 * float(norm.sf(brentq(zero_inside, least, farthest, xtol=1e-3)))
 
 
 # --- in words ----------------------------------------------------------------------------------

@@ -57,12 +57,12 @@ def same_prompts(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 def largest_summary(settings: Mapping[str, Any], runs: Iterable[Any]) -> Any:
     """The ``attend`` summary of most items that answers for a sweep of these settings; of equal
     ones the first, None without any. ``runs``: runs, or what a page made of them."""
-    fit = [
+    summaries = [
         run
         for run in runs
         if same_prompts(settings, run.settings) and observed(run.metrics) is not None
     ]
-    return max(fit, key=lambda run: int((run.metrics or {})["n_items"]), default=None)
+    return max(summaries, key=lambda run: int((run.metrics or {})["n_items"]), default=None)
 
 
 def answer(sink: Mean, plain: Mean, n: int) -> Answer:

@@ -70,21 +70,23 @@ class _RulePlan(Plan):
     def __init__(self, rules: Sequence[Sequence[Rule]], collated: Collated):
         super().__init__(CAUSAL, collated.layout)
         self.rules = rules
-        self.here = slice(None)  # the rows that are in the layer now
+        self.rows = slice(None)  # the rows that are in the layer now
         self._plans: dict[Regime, Plan] = {}
-        self._one: dict[Any, torch.Tensor] = {}
 
     def mask(
         self, layer: int, window: int | None, dtype: torch.dtype, span: Any = None, last: Any = None
     ) -> torch.Tensor:
-        rules = tuple(self.rules[layer][self.here])
-        known = dict.fromkeys(rules)
-        for rule in known:
-            if (rule, window, dtype) not in self._one:
-                self._one[rule, window, dtype] = self.rule_mask(rule, window, dtype)
+        rules = tuple(self.rules[layer][self.rows])
+        distinct = dict.fromkeys(rules)
+        for rule in distinct:
+            if (rule, window, dtype) not in self._masks:
+                self._masks[rule, window, dtype] = self.rule_mask(rule, window, dtype)
         # A single rule for all rows broadcasts.
         return torch.cat(
-            [self._one[rule, window, dtype] for rule in (rules if len(known) > 1 else known)]
+            [
+                self._masks[rule, window, dtype]
+                for rule in (rules if len(distinct) > 1 else distinct)
+            ]
         )
 
     def blocks(self, *_: Any) -> Any:
@@ -130,18 +132,18 @@ class VariantScorer:
 
     def score(self, variants: Sequence[Variant]) -> Iterator[Scored]:
         """Log-likelihoods of every variant, in whatever order they come out; equal ones once."""
-        same: dict[Variant, list[int]] = {}
+        indices: dict[Variant, list[int]] = {}
         for index, variant in enumerate(variants):
             if len(variant) != self.loaded.n_layers:
                 raise ValueError(f"a variant has {len(variant)} rules, not {self.loaded.n_layers}")
-            same.setdefault(variant, []).append(index)
-        rank = {rule: i for i, rule in enumerate(dict.fromkeys(r for v in same for r in v))}
+            indices.setdefault(variant, []).append(index)
+        rank = {rule: i for i, rule in enumerate(dict.fromkeys(r for v in indices for r in v))}
         # Variants that differ only in late layers become neighbours, since they share most.
-        ordered = sorted(same, key=lambda variant: [rank[rule] for rule in variant])
+        ordered = sorted(indices, key=lambda variant: [rank[rule] for rule in variant])
         for start in range(0, len(ordered), self.rows):
             chunk = ordered[start : start + self.rows]
             for variant, ll in zip(chunk, self._run(chunk), strict=True):
-                yield from (Scored(index, ll) for index in same[variant])
+                yield from (Scored(index, ll) for index in indices[variant])
 
     def sees_alike(self, first: Rule, second: Rule) -> bool:
         """Whether two rules let every token see the same."""
@@ -187,26 +189,25 @@ class VariantScorer:
 def _dense(batch: Collated, device: torch.device) -> Collated:
     """On the device, and attending as one row: variants need masks of the same shape."""
     layout = replace(batch.layout.to(device), spans=None)
-    rest = (tensor.to(device) for tensor in (batch.head, batch.source, batch.target))
-    return Collated(batch.ids.to(device), layout, *rest)
+    tensors = (tensor.to(device) for tensor in (batch.head, batch.source, batch.target))
+    return Collated(batch.ids.to(device), layout, *tensors)
 
 
-def _tree(
-    variants: Sequence[Variant],
-) -> tuple[list[list[int]], list[list[Rule]], list[int]]:
+def _tree(variants: Sequence[Variant]) -> tuple[list[list[int]], list[list[Rule]], list[int]]:
     """Per layer, which row of the layer before each row continues, and its rule; and for each
     variant the row it ends in."""
     parents: list[list[int]] = []
     rules: list[list[Rule]] = []
-    at = [0] * len(variants)  # the row each variant is in
+    row_of = [0] * len(variants)  # the row each variant is in
     for layer in range(len(variants[0])):
         rows: dict[tuple[int, Rule], int] = {}
-        at = [
-            rows.setdefault((row, variant[layer]), len(rows)) for row, variant in zip(at, variants)
+        row_of = [
+            rows.setdefault((row, variant[layer]), len(rows))
+            for row, variant in zip(row_of, variants)
         ]
         parents.append([parent for parent, _ in rows])
         rules.append([rule for _, rule in rows])
-    return parents, rules, at
+    return parents, rules, row_of
 
 
 @contextmanager
@@ -240,9 +241,9 @@ def _in_pieces(layers: Sequence[nn.Module], plan: _RulePlan, n_rows: int) -> Ite
         def run(hidden: torch.Tensor, *arguments: Any, **named: Any) -> Any:
             outputs = []
             for start in range(0, len(hidden), n_rows):
-                plan.here = slice(start, start + n_rows)
-                outputs.append(forward(hidden[plan.here], *arguments, **named))
-            plan.here = slice(None)
+                plan.rows = slice(start, start + n_rows)
+                outputs.append(forward(hidden[plan.rows], *arguments, **named))
+            plan.rows = slice(None)
             if isinstance(outputs[0], tuple):
                 return (torch.cat([output[0] for output in outputs]), *outputs[0][1:])
             return torch.cat(outputs)
@@ -256,14 +257,14 @@ def _in_pieces(layers: Sequence[nn.Module], plan: _RulePlan, n_rows: int) -> Ite
 @contextmanager
 def replaced_forwards(by_layer: Mapping[nn.Module, Any]) -> Iterator[None]:
     """Layers run these instead of their own ``forward`` for a while."""
-    own = {layer: vars(layer).get("forward") for layer in by_layer}
+    originals = {layer: vars(layer).get("forward") for layer in by_layer}
     try:
         for layer, forward in by_layer.items():
             layer.forward = forward  # type: ignore[method-assign]
         yield
     finally:
-        for layer, before in own.items():
-            if before is None:
+        for layer, original in originals.items():
+            if original is None:
                 vars(layer).pop("forward", None)
             else:
-                layer.forward = before  # type: ignore[method-assign]
+                layer.forward = original  # type: ignore[method-assign]

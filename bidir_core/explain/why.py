@@ -55,8 +55,8 @@ def resolve(config: WhyConfig) -> tuple[WhyConfig, EvalConfig, Run | None]:
             )
         reading = EvalConfig(model=config.model, tasks=(config.task,))
     else:
-        own = [config.runs_dir] if config.runs_dir else []
-        run = find_run(config.as_run, roots=[*own, *runs_roots()])
+        roots = [config.runs_dir] if config.runs_dir else []
+        run = find_run(config.as_run, roots=[*roots, *runs_roots()])
         if run.config.get("kind", "eval") != "eval" or run.is_reference or run.error:
             raise UserError(f"the run '{run.id}' holds no scored items; name an evaluation's run")
         reading = from_json(EvalConfig, run.settings)
@@ -66,20 +66,20 @@ def resolve(config: WhyConfig) -> tuple[WhyConfig, EvalConfig, Run | None]:
                 "run without"
             )
         reading = replace(reading, tasks=(_task_of(config, reading, run),))
-    given = {
+    named = {
         name: getattr(config, name)
         for name in _READING
         if getattr(config, name) != getattr(WhyConfig, name)
     }
     regime = config.regime or (reading.regime if run is not None else "bidirectional")
     if not parse_regime(regime).bidirectional:
-        whose = f"the run '{run.id}' read causally" if config.regime is None and run else regime
+        source = f"the run '{run.id}' read causally" if config.regime is None and run else regime
         raise UserError(
-            f"{whose}: there is nothing to explain; give a bidirectional --regime or --as-run such a run"
+            f"{source}: there is nothing to explain; give a bidirectional --regime or --as-run such a run"
         )
     reading = replace(
         reading,
-        **given,
+        **named,
         regime=regime,
         dtype=config.dtype,
         device=config.device,
@@ -89,21 +89,21 @@ def resolve(config: WhyConfig) -> tuple[WhyConfig, EvalConfig, Run | None]:
         fold="all",
         batch_tokens=None,
     )
-    kept = {name: getattr(reading, name) for name in (*_READING, "regime")}
-    return replace(config, **kept, task=reading.tasks[0]), reading, run
+    settings = {name: getattr(reading, name) for name in (*_READING, "regime")}
+    return replace(config, **settings, task=reading.tasks[0]), reading, run
 
 
 def _task_of(config: WhyConfig, reading: EvalConfig, run: Run) -> str:
     """The run's own name or path of the task; its records must hold the item."""
-    wanted = name_of(config.task)
-    tasks = [task for task in reading.tasks if name_of(task) == wanted]
+    task_name = name_of(config.task)
+    tasks = [task for task in reading.tasks if name_of(task) == task_name]
     if not tasks:
         raise UserError(
-            f"the run '{run.id}' was not made on '{wanted}'; its tasks are {', '.join(run.tasks)}"
+            f"the run '{run.id}' was not made on '{task_name}'; its tasks are {', '.join(run.tasks)}"
         )
-    if run.item(wanted, config.doc_id) is None:
+    if run.item(task_name, config.doc_id) is None:
         raise UserError(
-            f"the run '{run.id}' has no item {wanted}/{config.doc_id}; name one it scored"
+            f"the run '{run.id}' has no item {task_name}/{config.doc_id}; name one it scored"
         )
     return tasks[0]
 
@@ -122,15 +122,15 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
             f"Under {regime} the answer stays choice {before}{mark[before]}: nothing flips.",
             f"Its lead over the best other choice goes from {lead[0]:+.2f} to {lead[1]:+.2f} nats.",
         ]
-    out = [f"Causal gives choice {before}{mark[before]}, {regime} choice {after}{mark[after]}."]
-    out += [_layers(result), _tokens(result), _strength(result)]
+    texts = [f"Causal gives choice {before}{mark[before]}, {regime} choice {after}{mark[after]}."]
+    texts += [_layers(result), _tokens(result), _strength(result)]
     recorded = result.get("recorded")
     if recorded and recorded["choice"] != after:
-        out.append(
+        texts.append(
             f"The run {recorded['run']} recorded choice {recorded['choice']} where this machine "
             f"computes {after}: the item is a close call, and number formats differ."
         )
-    return out
+    return texts
 
 
 def turned(points: Sequence[Mapping[str, Any]], choice: int) -> list[int]:
@@ -176,18 +176,19 @@ def _range(first: int, last: int) -> str:
 
 def _tokens(result: Mapping[str, Any]) -> str:
     before, tokens = result["causal"]["choice"], result["tokens"]
-    back = [token for token in tokens if token["choice"] == before]
+    turning = [token for token in tokens if token["choice"] == before]
     tried = sum(token["looks_ahead"] for token in tokens)
     wide = any(token["first"] != token["last"] for token in tokens)
     unit = "token or span of tokens" if wide else "prompt token"
-    if not back:
+    if not turning:
         return f"No single {unit} made causal again turns it back ({tried} tried)."
-    if len(back) <= 3:
-        names = [_token(result, token) for token in back]
+    if len(turning) <= 3:
+        names = [_token(result, token) for token in turning]
         named = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]
-        more = "and no other" if len(back) == 1 else "each alone"
+        more = "and no other" if len(turning) == 1 else "each alone"
         return f"Of {tried} {unit}s, {named} made causal again turns it back, {more}."
-    return f"Of {tried} {unit}s, {len(back)} each turn it back alone, {_token(result, back[0])} among them."
+    example = _token(result, turning[0])
+    return f"Of {tried} {unit}s, {len(turning)} each turn it back alone, {example} among them."
 
 
 def _token(result: Mapping[str, Any], token: Mapping[str, Any]) -> str:
@@ -208,12 +209,9 @@ def _strength(result: Mapping[str, Any]) -> str:
         text = f"Even lambda={strengths['high']:g} flips it"
     else:
         text = f"It flips between lambda={strengths['low']:.3g} and {strengths['high']:.3g}"
-    back = (
-        ", and back again above that, so there is no single threshold"
-        if strengths["returns"]
-        else ""
-    )
-    return f"{text}{back}."
+    if strengths["returns"]:
+        text += ", and back again above that, so there is no single threshold"
+    return f"{text}."
 
 
 def explain(config: WhyConfig) -> Path:
@@ -257,8 +255,8 @@ def read_item(
         )
     if not items:
         raise UserError(f"there is no item {name_of(config.task)}/{config.doc_id}")
-    told = (evaluate.chat_date_of(run),) if run is not None else ()
-    encoded, bos_added = evaluate.encode(reading, plan, items, *told)
+    chat_date = (evaluate.chat_date_of(run),) if run is not None else ()
+    encoded, bos_added = evaluate.encode(reading, plan, items, *chat_date)
     if encoded[0].error is not None:
         raise UserError(f"item {items[0].item_id} cannot be scored: {encoded[0].error}")
     if run is not None:

@@ -29,9 +29,7 @@ class WhyConfig:
     task: str = setting(help="the item's task, or the path of a JSONL file", role="identity")
     doc_id: int = setting(help="the item's number in its split", role="identity")
     regime: str | None = setting(
-        None,
-        help="the regime to explain (default: the run's, else bidirectional)",
-        role="identity",
+        None, help="the regime to explain (default: the run's, else bidirectional)", role="identity"
     )
     as_run: str | None = setting(
         None,

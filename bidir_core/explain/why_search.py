@@ -73,8 +73,8 @@ def investigate(
         "from_last": [opened[:i] + (causal,) * (n_layers - i) for i in range(n_layers)],
         "tokens": [
             tuple(rule._replace(restored=(span,)) for rule in opened)
-            for span, seen in spans
-            if seen
+            for span, looks_ahead in spans
+            if looks_ahead
         ],
         "lambda": [_at_strength(opened, strength) for strength in LAMBDA_GRID],
     }
@@ -103,15 +103,10 @@ def investigate(
         return {"choice": measure.choice(ll), "lead": lead, "ll": short(ll)}
 
     restored = iter(ll["tokens"])
-    tokens = [
-        {
-            "first": span[0],
-            "last": span[1],
-            **point(next(restored) if seen else ll["ends"][1]),
-            "looks_ahead": seen,
-        }
-        for span, seen in spans
-    ]
+    tokens = []
+    for (first, last), looks_ahead in spans:
+        answer = point(next(restored) if looks_ahead else ll["ends"][1])
+        tokens.append({"first": first, "last": last, **answer, "looks_ahead": looks_ahead})
     grid = dict(zip(LAMBDA_GRID, map(point, ll["lambda"]), strict=True))
     grid[1.0] = point(ll["ends"][1])
     strengths = _find_lambda(scorer, opened, regime, before, grid, point, counted)
@@ -203,19 +198,18 @@ def _find_lambda(
             for scored in scorer.score([_at_strength(opened, strength) for strength in inside]):
                 points[inside[scored.variant]] = point(scored.ll)
                 advance(1)
-            beyond = [low, *inside, high]
-            flipped = next(
-                i for i, strength in enumerate(beyond) if i and points[strength]["choice"] != before
-            )
-            low, high = beyond[flipped - 1], beyond[flipped]
+            bracket = [low, *inside, high]
+            changed = [points[strength]["choice"] != before for strength in bracket]
+            flipped = changed.index(True, 1)
+            low, high = bracket[flipped - 1], bracket[flipped]
 
-    def lam(strength: float | None) -> float | None:
+    def scaled(strength: float | None) -> float | None:
         return None if strength is None else float(f"{strength * regime.lam:.6g}")
 
     return {
-        "points": [{"lambda": lam(s), **points[s]} for s in sorted(points)],
-        "low": lam(low),
-        "high": lam(high),
+        "points": [{"lambda": scaled(strength), **points[strength]} for strength in sorted(points)],
+        "low": scaled(low),
+        "high": scaled(high),
         "returns": crossings > 1,
     }
 
@@ -227,9 +221,9 @@ def _check_against_scoring(
     if loaded.dtype != "float32":
         return  # in 16 bits the batch's shape alone moves the numbers
     for checked, ll in zip((CAUSAL, regime), ends, strict=True):
-        alone = score_one(loaded, encoded, checked).ll
-        off = max(abs(a - b) for a, b in zip(alone, ll, strict=True))
-        if not off <= AGREES_NATS * max(1.0, max(map(abs, alone)) / 100):
+        scored = score_one(loaded, encoded, checked).ll
+        off = max(abs(a - b) for a, b in zip(scored, ll, strict=True))
+        if not off <= AGREES_NATS * max(1.0, max(map(abs, scored)) / 100):
             raise UserError(
                 f"{type(loaded.model).__name__} under '{checked}' gives other log-likelihoods layer by "
                 f"layer than at once ({off:.2g} nats apart); its items cannot be explained"

@@ -46,20 +46,20 @@ def passage(n_total: int = 13) -> Passage:
 def watch(loaded, regime, **options):
     weights = {}
     options["on_weights"] = lambda layer, w: weights.update({layer: w.numpy().copy()})
-    seen = observe(loaded, passage(), parse_regime(regime), **options)
-    return seen, np.stack([weights[layer] for layer in sorted(weights)])
+    observation = observe(loaded, passage(), parse_regime(regime), **options)
+    return observation, np.stack([weights[layer] for layer in sorted(weights)])
 
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_the_weights_are_those_the_regime_allows(loaded, regime):
-    seen, weights = watch(loaded, regime)
+    observation, weights = watch(loaded, regime)
     assert np.allclose(weights.sum(-1), 1, atol=1e-5)
-    for layer, window in enumerate(seen.windows):
+    for layer, window in enumerate(observation.windows):
         allowed = visibility(parse_regime(regime), N_PREFIX, 13, layer=layer, window=window)
         assert (weights[layer][:, ~allowed] == 0).all()
         assert (weights[layer][:, allowed] > 0).all()
     if loaded.name == "tiny-qwen2":
-        assert seen.windows == (None, None, WINDOW, WINDOW)
+        assert observation.windows == (None, None, WINDOW, WINDOW)
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -71,8 +71,8 @@ def test_the_logits_are_the_scoring_path_s(loaded, regime):
     score = score_one(loaded, encoded, regime)
     for choice in range(3):
         ids = np.concatenate([encoded.prefix(0).ids, encoded.continuations[choice].ids])
-        seen = observe(loaded, Passage(ids, len(encoded.prefix(0))), regime)
-        assert np.abs(seen.token_ll - score.token_ll[choice]).max() < 1e-4
+        observation = observe(loaded, Passage(ids, len(encoded.prefix(0))), regime)
+        assert np.abs(observation.token_ll - score.token_ll[choice]).max() < 1e-4
 
 
 def test_the_model_is_left_as_it_was(loaded):
@@ -86,31 +86,31 @@ def test_the_model_is_left_as_it_was(loaded):
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_shares_are_what_a_slow_loop_counts(loaded, regime):
-    seen, weights = watch(loaded, regime)
-    for at in np.ndindex(weights.shape[:3]):
-        query, row = at[-1], weights[at].astype(np.float64)
+    observation, weights = watch(loaded, regime)
+    for index in np.ndindex(weights.shape[:3]):
+        query, row = index[-1], weights[index].astype(np.float64)
         known = row[row > 0]
-        slow = (row[0], row[:query].sum(), row[query + 1 :].sum(), -(known * np.log(known)).sum())
-        found = [getattr(seen.shares, name)[at] for name in ("first", "past", "future", "entropy")]
-        assert found == pytest.approx(slow, abs=1e-5)
-    mean = seen.shares.mean("prefix")
+        slow = (row[0], row[query + 1 :].sum(), row[:query].sum(), -(known * np.log(known)).sum())
+        shares = [getattr(observation.shares, name)[index] for name in files.MEASURES]
+        assert shares == pytest.approx(slow, abs=1e-5)
+    mean = observation.shares.mean("prefix")
     assert np.allclose(mean["first"], weights[:, :, 1:N_PREFIX, 0].mean(-1), atol=1e-6)
-    assert np.allclose(seen.shares.received, weights[:, :, 1:N_PREFIX].mean(2), atol=1e-6)
-    assert np.allclose(seen.shares.mean("start")["first"], weights[:, :, 0, 0], atol=1e-6)
+    assert np.allclose(observation.shares.received, weights[:, :, 1:N_PREFIX].mean(2), atol=1e-6)
+    assert np.allclose(observation.shares.mean("start")["first"], weights[:, :, 0, 0], atol=1e-6)
     past = [weights[:, :, query, :query].sum(-1) for query in range(N_PREFIX, 13)]
-    assert np.allclose(seen.shares.mean("continuation")["past"], np.mean(past, 0), atol=1e-6)
+    assert np.allclose(observation.shares.mean("continuation")["past"], np.mean(past, 0), atol=1e-6)
     if regime == "causal":
-        assert not seen.shares.future.any()
+        assert not observation.shares.future.any()
 
 
 def test_hidden_states_are_the_layers_own(loaded):
-    seen, _ = watch(loaded, "causal", keep_hidden=True)
+    observation, _ = watch(loaded, "causal", keep_hidden=True)
     layout = Layout.pack([(N_PREFIX, 13)])
-    given = {"input_ids": torch.from_numpy(passage().ids)[None], "position_ids": layout.position}
+    inputs = {"input_ids": torch.from_numpy(passage().ids)[None], "position_ids": layout.position}
     with torch.inference_mode(), loaded.handle.use(parse_regime("causal"), layout):
-        states = loaded.model(**given, output_hidden_states=True, use_cache=False).hidden_states
+        states = loaded.model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
     # transformers' last one is behind the final norm; ours is before it.
-    for ours, theirs in zip(seen.hidden[:-1], states[1:-1], strict=True):
+    for ours, theirs in zip(observation.hidden[:-1], states[1:-1], strict=True):
         assert np.allclose(ours, theirs[0].numpy(), atol=1e-4)
 
 
@@ -168,7 +168,7 @@ def test_an_item_is_observed_under_two_regimes(tiny_folder, own_items, runs_dir)
     assert body["regimes"] == ["causal", "bidirectional"]
     assert body["item"] == "mine/3"
     assert body["matrices"]
-    assert all(one["off_scoring_nats"] < 1e-4 for one in body["observed"])
+    assert all(entry["off_scoring_nats"] < 1e-4 for entry in body["observed"])
     pieces, n_prefix = files.read_tokens(run.path)
     text = json.loads(own_items.read_text().splitlines()[3])
     assert "".join(pieces[:n_prefix]) == text["contexts"][0]
@@ -218,21 +218,21 @@ def test_a_summary_is_small_and_right(tiny_folder, own_items, runs_dir):
     body = run.metrics
     assert (body["mode"], body["n_items"], body["n_errors"]) == ("items", 4, 0)
     assert sum(f.stat().st_size for f in run.path.rglob("*") if f.is_file()) < 60_000
-    one = []
+    by_item = []
     for doc_id in range(4):
         path = attend(AttendConfig(model=str(tiny_folder), task=str(own_items), doc_id=doc_id))
-        one.append(files.read_shares(path, 2))
+        by_item.append(files.read_shares(path, 2))
     for regime in range(2):
-        ours = body["observed"][regime]["layers"]["prefix"]["first"]
-        rows = np.array([shares[regime].mean()["first"].mean(-1) for shares in one])
-        assert ours["n"] == 4
-        assert ours["mean"] == pytest.approx(rows.mean(0), rel=1e-3)
-        assert all(np.array(ours["low"]) <= ours["mean"])
+        first = body["observed"][regime]["layers"]["prefix"]["first"]
+        rows = np.array([shares[regime].mean()["first"].mean(-1) for shares in by_item])
+        assert first["n"] == 4
+        assert first["mean"] == pytest.approx(rows.mean(0), rel=1e-3)
+        assert all(np.array(first["low"]) <= first["mean"])
     overall = body["observed"][1]["overall"]["prefix"]["future"]
     assert overall["low"][0] < overall["mean"][0] < overall["high"][0]
-    apart = body["observed"][1]["minus_first"]
-    assert apart["overall"]["prefix"]["future"]["mean"] == overall["mean"]  # causal: 0
-    assert min(apart["layers"]["prefix"]["future"]["mean"]) > 0
+    delta = body["observed"][1]["minus_first"]
+    assert delta["overall"]["prefix"]["future"]["mean"] == overall["mean"]  # causal: 0
+    assert min(delta["layers"]["prefix"]["future"]["mean"]) > 0
     assert max(entry["off_scoring_nats"] for entry in body["observed"]) < 1e-4
     heads = np.load(run.path / "summary.npz")["prefix_first_0"]
     first = np.array(body["observed"][0]["layers"]["prefix"]["first"]["mean"])
@@ -253,20 +253,20 @@ def test_a_stopped_summary_goes_on_behind_what_it_observed(
     for regime in ("causal", "bidirectional", "bidirectional:sink=1"):
         words += ["--regime", regime]
     assert line(tiny_folder, *words) == 0
-    whole = the_run(runs_dir)
-    assert whole.metrics["n_by_task"] == {"mine": 3, "other": 3}
-    first, ahead = (whole.metrics["observed"][i]["by_task"] for i in (0, 2))
+    uninterrupted = the_run(runs_dir)
+    assert uninterrupted.metrics["n_by_task"] == {"mine": 3, "other": 3}
+    first, ahead = (uninterrupted.metrics["observed"][i]["by_task"] for i in (0, 2))
     assert first["other"]["future"]["mean"] == [0.0]
     assert ahead["other"]["future"]["mean"][0] > 0
-    assert not (whole.path / "parts").exists()
+    assert not (uninterrupted.path / "parts").exists()
 
-    original, seen = observe_many._observe_item, []
+    original, observed = observe_many._observe_item, []
 
-    def observe_some(*given, **options):
-        if len(seen) == 4:
+    def observe_some(*arguments, **options):
+        if len(observed) == 4:
             raise KeyboardInterrupt
-        seen.append(given)
-        return original(*given, **options)
+        observed.append(arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(observe_many, "_observe_item", observe_some)
     monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "again"))
@@ -282,21 +282,21 @@ def test_a_stopped_summary_goes_on_behind_what_it_observed(
     again = the_run(tmp_path / "again")
     assert again.state == "done"
     for name in ("observed", "drift"):
-        assert again.metrics[name] == whole.metrics[name]
+        assert again.metrics[name] == uninterrupted.metrics[name]
     assert main(["attend", "--resume", run.id]) == 0  # nothing left to do
 
 
 def test_intervals_are_student_s():
     values = np.array([[1.0, 2.0], [2.0, 2.0], [3.0, 2.0], [np.nan, np.nan]])
-    found = mean_interval(values)
-    assert found["n"] == 3
-    assert found["mean"] == [2.0, 2.0]
+    interval = mean_interval(values)
+    assert interval["n"] == 3
+    assert interval["mean"] == [2.0, 2.0]
     assert mean_interval(values, log=True)["mean"] == pytest.approx([6 ** (1 / 3), 2.0], rel=1e-4)
-    assert found["high"] == pytest.approx([2 + 4.302653 / 3**0.5, 2.0], abs=1e-4)
+    assert interval["high"] == pytest.approx([2 + 4.302653 / 3**0.5, 2.0], abs=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ((), "nothing to observe"),
         (("--prompt", "a", "--task", "piqa"), "both given"),
@@ -320,11 +320,11 @@ def test_intervals_are_student_s():
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    tiny_folder, own_items, runs_dir, capsys, words, said
+    tiny_folder, own_items, runs_dir, capsys, words, message
 ):
     words = [str(own_items) if word == "mine" else word for word in words]
     assert line(tiny_folder, *words) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
     assert not runs_dir.exists()

@@ -39,7 +39,7 @@ def test_its_corners_are_evaluations(tiny_folder, own_items, runs_dir, tmp_path)
         assert main(["eval", *common, "--regime", regime, "--dtype", "float32"]) == 0
         run = next(run for run in list_runs([runs_dir]) if run.regime == regime)
         ll = run.item(own_items.stem, 3)["ll"]
-        assert scores == pytest.approx([100 * (one - max(ll)) for one in ll], abs=1.5)
+        assert scores == pytest.approx([100 * (value - max(ll)) for value in ll], abs=1.5)
     for sink in (0, 1):  # nothing looks ahead
         assert item["scores"][sink][n] == [corners["causal"]] * len(STRENGTHS)
 

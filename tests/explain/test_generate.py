@@ -39,12 +39,12 @@ def unending(family: str, **changes: object):
 def test_decoding_with_a_cache_equals_computing_everything_again(family, regime, way):
     loaded = unending(family)
     ids = encode_prompt(loaded, PROMPT).ids
-    made = generate(loaded, ids, regime, WAYS[way])
-    again = generate(loaded, ids, regime, WAYS[way], cached=False)
-    assert made.token_ids == again.token_ids
-    for one, other in zip(made.steps, again.steps, strict=True):
-        assert [c.token_id for c in one.top] == [c.token_id for c in other.top]
-        assert one.top[0].logprob == pytest.approx(other.top[0].logprob, abs=1e-4)
+    cached = generate(loaded, ids, regime, WAYS[way])
+    uncached = generate(loaded, ids, regime, WAYS[way], cached=False)
+    assert cached.token_ids == uncached.token_ids
+    for step, expected in zip(cached.steps, uncached.steps, strict=True):
+        assert [c.token_id for c in step.top] == [c.token_id for c in expected.top]
+        assert step.top[0].logprob == pytest.approx(expected.top[0].logprob, abs=1e-4)
 
 
 def test_the_first_distribution_is_the_models_own_under_the_regime():
@@ -58,8 +58,8 @@ def test_the_first_distribution_is_the_models_own_under_the_regime():
             logits = loaded.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
         top = generate(loaded, ids, regime, Sampling(1)).steps[0].top
         expected = logits.log_softmax(-1).topk(10)
-        assert [one.token_id for one in top] == expected.indices.tolist()
-        assert [one.logprob for one in top] == pytest.approx(expected.values.tolist(), abs=1e-4)
+        assert [c.token_id for c in top] == expected.indices.tolist()
+        assert [c.logprob for c in top] == pytest.approx(expected.values.tolist(), abs=1e-4)
         first[text] = top
     assert first["causal"] != first["bidirectional"]
 
@@ -68,10 +68,10 @@ def test_the_causal_regime_gives_what_transformers_generates():
     loaded = unending("gemma3")
     ids = encode_prompt(loaded, PROMPT).ids
     with loaded.handle.native(), torch.no_grad():
-        theirs = loaded.model.generate(
+        expected = loaded.model.generate(
             torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=None
         )[0, len(ids) :].tolist()
-    assert generate(loaded, ids, "causal", Sampling(12)).token_ids == theirs
+    assert generate(loaded, ids, "causal", Sampling(12)).token_ids == expected
 
 
 def test_seeds_decide_what_is_drawn_and_share_their_luck_between_regimes():
@@ -94,23 +94,23 @@ def test_a_small_nucleus_or_no_temperature_is_greedy_and_a_drawn_token_never_lea
     for way in ({"temperature": 1.0, "top_p": 1e-6}, {"temperature": 1e-3}, {"temperature": 1e-42}):
         assert generate(loaded, ids, "causal", Sampling(6, **way)).token_ids == greedy
     for step in stream(loaded, ids, "causal", Sampling(20, temperature=1.0, top_p=0.3, seed=5)):
-        inside = [one.token_id for one in step.top]
-        held = torch.tensor([one.logprob for one in step.top]).exp().cumsum(0)
-        kept = int((held < 0.3).sum()) + 1
-        if kept < len(inside):
-            assert step.chosen.token_id in inside[:kept]
+        top = [candidate.token_id for candidate in step.top]
+        mass = torch.tensor([candidate.logprob for candidate in step.top]).exp().cumsum(0)
+        n_kept = int((mass < 0.3).sum()) + 1
+        if n_kept < len(top):
+            assert step.chosen.token_id in top[:n_kept]
 
 
 def test_generation_stops_behind_an_end_of_text():
     loaded = unending("llama")
     ids = encode_prompt(loaded, PROMPT).ids
-    second = generate(loaded, ids, "causal", Sampling(6)).token_ids
-    stop = second[2]
+    unstopped = generate(loaded, ids, "causal", Sampling(6)).token_ids
+    stop = unstopped[2]
     loaded.model.generation_config.eos_token_id = [stop, EOS]
-    made = generate(loaded, ids, "causal", Sampling(6))
-    assert made.stopped == "end of text"
-    assert made.token_ids == second[: second.index(stop) + 1]
-    assert made.text == loaded.tokenizer.decode(made.token_ids[:-1])
+    generation = generate(loaded, ids, "causal", Sampling(6))
+    assert generation.stopped == "end of text"
+    assert generation.token_ids == unstopped[: unstopped.index(stop) + 1]
+    assert generation.text == loaded.tokenizer.decode(generation.token_ids[:-1])
 
 
 def test_prompts_are_read_as_evaluations_read_contexts():
@@ -165,13 +165,13 @@ def test_the_command_shows_regimes_side_by_side_and_prints_json(tiny_folder, cap
     assert all(c.isprintable() or c == "\n" for c in text)
     flags = ["--regime", "bidirectional:sink=1", "--temperature", "1", "--bos", "add", "--json"]
     assert cli.main([*line, *flags]) == 0
-    made = json.loads(capsys.readouterr().out)
-    (one,) = made["regimes"]
-    assert one["regime"] == "bidirectional:sink=1"
-    assert made["prompt_token_ids"][0] == BOS
-    assert len(one["next"]) == 10
-    assert len(one["steps"]) == len(one["token_ids"])
-    assert [step["token_id"] for step in one["steps"]] == one["token_ids"]
+    result = json.loads(capsys.readouterr().out)
+    (entry,) = result["regimes"]
+    assert entry["regime"] == "bidirectional:sink=1"
+    assert result["prompt_token_ids"][0] == BOS
+    assert len(entry["next"]) == 10
+    assert len(entry["steps"]) == len(entry["token_ids"])
+    assert [step["token_id"] for step in entry["steps"]] == entry["token_ids"]
 
 
 def drop_the_mask(monkeypatch):
@@ -196,6 +196,6 @@ def test_a_regime_that_is_not_in_force_has_no_text(tiny_folder, capsys, monkeypa
     assert "does not attend as 'bidirectional' says" in error
     assert error.count("\n") == 1
     assert cli.main([*line, "--regime", "causal", "--json"]) == 0
-    (one,) = json.loads(capsys.readouterr().out)["regimes"]
-    assert one["probe"]["passed"] is True
-    assert one["probe"]["regime"] == "causal"
+    (entry,) = json.loads(capsys.readouterr().out)["regimes"]
+    assert entry["probe"]["passed"] is True
+    assert entry["probe"]["regime"] == "causal"

@@ -29,8 +29,8 @@ from bidir_core.runs.run import Run
 
 def dials(text: str, n_layers: int = 6) -> list[str]:
     """Its regimes, without "bidirectional" in front."""
-    found = map(str, parse_sweep(text).regimes(n_layers))
-    return [regime.removeprefix("bidirectional").lstrip(":") for regime in found]
+    regimes = map(str, parse_sweep(text).regimes(n_layers))
+    return [regime.removeprefix("bidirectional").lstrip(":") for regime in regimes]
 
 
 # What a sweep's text means
@@ -118,36 +118,36 @@ def test_every_point_is_a_run_and_texts_are_stored_once(sweep, own_items) -> Non
 
 def test_a_point_reads_like_an_evaluation_of_its_own(sweep, tmp_path):
     config = from_json(EvalConfig, sweep.settings | {"regime": "bidirectional:sink=1"})
-    alone = Run(evaluate.evaluate(replace(config, runs_dir=str(tmp_path))))
+    evaluation = Run(evaluate.evaluate(replace(config, runs_dir=str(tmp_path))))
     point = Run(sweep.path / "points" / "bidirectional_sink-1")
-    mine, theirs = point.items(RECORD_FIELDS), alone.items(RECORD_FIELDS)
+    point_items, eval_items = point.items(RECORD_FIELDS), evaluation.items(RECORD_FIELDS)
     for name in RECORD_FIELDS:
         if name in ("ll", "margin"):
-            one, other = (np.hstack(frame[name].tolist()) for frame in (mine, theirs))
-            np.testing.assert_allclose(one, other, atol=1e-4)
+            ll, expected = (np.hstack(frame[name].tolist()) for frame in (point_items, eval_items))
+            np.testing.assert_allclose(ll, expected, atol=1e-4)
         elif name != "token_ll":  # which points do not keep
-            assert mine[name].map(repr).tolist() == theirs[name].map(repr).tolist(), name
-    one = point.item("mine", 7)
-    assert one["contexts"] == alone.item("mine", 7)["contexts"]
-    assert one["margin"] == pytest.approx(alone.item("mine", 7)["margin"], abs=1e-4)
+            assert point_items[name].map(repr).tolist() == eval_items[name].map(repr).tolist(), name
+    record = point.item("mine", 7)
+    assert record["contexts"] == evaluation.item("mine", 7)["contexts"]
+    assert record["margin"] == pytest.approx(evaluation.item("mine", 7)["margin"], abs=1e-4)
     assert point.item("mine", 99) is None
     # Against each other, and against a run of its own, points pair.
     causal = Run(sweep.path / "points" / "causal")
-    assert compare(alone, point).macro.delta == 0
+    assert compare(evaluation, point).macro.delta == 0
     frame = flips(causal, point)
     assert len(frame) == 60
     assert frame["context_short"].str.startswith("Question").all()
 
 
 def test_a_sink_longer_than_every_prompt_is_causal(sweep) -> None:
-    found = {point["slug"]: point for point in sweep.metrics["points"]}
-    assert found["bidirectional_sink-500"]["acc"]["delta"]["value"] == 0
-    assert found["causal"]["acc"]["delta"] is None
+    points = {point["slug"]: point for point in sweep.metrics["points"]}
+    assert points["bidirectional_sink-500"]["acc"]["delta"]["value"] == 0
+    assert points["causal"]["acc"]["delta"] is None
     assert sweep.metrics["n_points"] == sweep.metrics["n_planned"] == 5
     row = compare(
         *(Run(sweep.path / "points" / name) for name in ("causal", "bidirectional"))
     ).macro
-    delta = found["bidirectional"]["acc"]["delta"]
+    delta = points["bidirectional"]["acc"]["delta"]
     assert (delta["value"], delta["low"], delta["high"]) == pytest.approx(
         (row.delta, row.low, row.high)
     )
@@ -165,13 +165,13 @@ def test_compact_sweeps_and_conditions_keep_what_pairing_needs(tiny_folder, own_
     assert row["gold"] == 2
     assert row["doc_hash"]
     # Leaving texts out changes no number: its log-likelihoods are those of an evaluation.
-    whole = words(tiny_folder, own_items, "--bos", "add", "--regime", "bidirectional:sink=1")
-    assert main(["eval", *whole, "--limit", "5"]) == 0
-    (alone,) = (one for one in list_runs([runs_dir]) if "lab" not in one.id)
-    mine, theirs = (np.concatenate(one.items(["ll"])["ll"].tolist()) for one in (point, alone))
-    np.testing.assert_allclose(mine, theirs, atol=1e-4)
+    line = words(tiny_folder, own_items, "--bos", "add", "--regime", "bidirectional:sink=1")
+    assert main(["eval", *line, "--limit", "5"]) == 0
+    (evaluation,) = (run for run in list_runs([runs_dir]) if "lab" not in run.id)
+    ll, expected = (np.concatenate(r.items(["ll"])["ll"].tolist()) for r in (point, evaluation))
+    np.testing.assert_allclose(ll, expected, atol=1e-4)
     for name in ("pred", "pred_norm", "correct"):
-        assert point.items([name])[name].tolist() == alone.items([name])[name].tolist()
+        assert point.items([name])[name].tolist() == evaluation.items([name])[name].tolist()
 
 
 # Stops
@@ -209,14 +209,14 @@ def test_a_stopped_sweep_goes_on_and_scores_nothing_twice(
     monkeypatch.setitem(scoring.AUTO_BATCH_TOKENS, "cpu", 1)
     asked = []
 
-    def planned(*given, **options):
+    def planned(*arguments, **options):
         asked.append(options["batch_tokens"])
-        return scoring.plan_scoring(*given, **options)
+        return scoring.plan_scoring(*arguments, **options)
 
     monkeypatch.setattr(lab_run_sweep, "plan_scoring", planned)
     assert main(["lab", "--resume", run.id]) == 0
     assert set(asked) == {1024}
-    scored = [(regime, doc_id) for regime, own in batches for doc_id in own]
+    scored = [(regime, doc_id) for regime, doc_ids in batches for doc_id in doc_ids]
     assert len(scored) == len(set(scored)) == 60
     assert first.stat().st_mtime_ns == stamp
     finished = Run(run.path)
@@ -232,13 +232,13 @@ def test_a_job_is_told_of_the_sweep_not_of_its_points(
     monkeypatch.setenv("BIDIR_JOB_DIR", str(tmp_path))
     line = words(tiny_folder, own_items, "--sweep", "sink=1", "--limit", "2")
     assert main(["lab", *line]) == 0
-    (told,) = (tmp_path / "runs.txt").read_text().split()
-    assert Path(told).parent.name == "lab"
+    (folder,) = (tmp_path / "runs.txt").read_text().split()
+    assert Path(folder).parent.name == "lab"
 
 
 def test_controls_are_one_command(tiny_folder, own_items, runs_dir, capsys) -> None:
     assert main(["lab", *words(tiny_folder, own_items, "--controls"), "--limit", "6"]) == 0
-    told = capsys.readouterr().err
+    report = capsys.readouterr().err
     (run,) = list_runs([runs_dir])
     slugs = {point["slug"].replace("bidirectional", "b") for point in run.metrics["points"]}
     (placebo,) = (slug for slug in slugs if "skip-" in slug)
@@ -272,12 +272,11 @@ def test_controls_are_one_command(tiny_folder, own_items, runs_dir, capsys) -> N
     attention = json.loads((run.path / "attention.json").read_text())["regimes"]
     assert max(attention["causal"]["future"]) == 0
     assert min(attention["bidirectional:sink=1"]["future"]) > 0
-    found = {one["name"]: one for one in run.metrics["controls"]}
     named = "necessity sufficiency placebo relocated keys-values amount norm triviality"
     named += " prompts tail floor"
-    assert set(found) == set(named.split())
-    assert all(one["finding"].endswith(".") and one["refuted_by"] for one in found.values())
-    for one in found.values():
-        assert re.search(
-            rf"^{re.escape(one['title'])} +{OUTCOME_WORDS[one['outcome']]} +\w", told, re.M
-        )
+    assert {control["name"] for control in run.metrics["controls"]} == set(named.split())
+    for control in run.metrics["controls"]:
+        assert control["finding"].endswith(".")
+        assert control["refuted_by"]
+        row = rf"^{re.escape(control['title'])} +{OUTCOME_WORDS[control['outcome']]} +\w"
+        assert re.search(row, report, re.M)

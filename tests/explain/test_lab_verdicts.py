@@ -47,12 +47,12 @@ def world(rng: np.random.Generator, gains: dict[str, float], n: int = 160) -> Ou
     )
 
 
-def judged(found: Outcomes) -> tuple[list[float], list[float]]:
+def judged(outcomes: Outcomes) -> tuple[list[float], list[float]]:
     """p of each dial's best point, chosen and judged as a sweep does: alone, and after Holm."""
     chosen = [
-        choose(found, [f"{dial}-{i}" for i in range(CANDIDATES)], "explore") for dial in DIALS
+        choose(outcomes, [f"{dial}-{i}" for i in range(CANDIDATES)], "explore") for dial in DIALS
     ]
-    p_values = p_removes_nothing(found, "bidirectional", chosen, "confirm")
+    p_values = p_removes_nothing(outcomes, "bidirectional", chosen, "confirm")
     return p_values, stats.holm(p_values)
 
 
@@ -93,17 +93,17 @@ def test_a_sweeps_dials_are_judged_as_a_family(root) -> None:
     sweep = make_sweep(root, regimes, n_items=400)
     dials = sweep.metrics["best_of_dials"]["acc"]
     assert set(dials) == {"sink", "lambda", "layers"}
-    adjusted = stats.holm([one["family"]["p"] for one in dials.values()])
-    for one, p_holm in zip(dials.values(), adjusted, strict=True):
-        assert one["family"]["n"] == 3
-        assert one["family"]["confidence"] == pytest.approx(1 - 0.05 / 3)
-        assert one["family"]["p_holm"] == p_holm >= one["family"]["p"]
-        single, joint = one["confirm"]["delta"], one["simultaneous"]["delta"]
+    adjusted = stats.holm([dial["family"]["p"] for dial in dials.values()])
+    for dial, p_holm in zip(dials.values(), adjusted, strict=True):
+        assert dial["family"]["n"] == 3
+        assert dial["family"]["confidence"] == pytest.approx(1 - 0.05 / 3)
+        assert dial["family"]["p_holm"] == p_holm >= dial["family"]["p"]
+        single, joint = dial["confirm"]["delta"], dial["simultaneous"]["delta"]
         assert joint["low"] < single["low"] < joint["value"] == single["value"]
         assert single["high"] < joint["high"]
-        assert "interval holds for all 3 dials together" in one["sentence"]
-        assert "after Holm over the dials" in one["sentence"]
-        assert "simultaneous 95 % CI" in one["sentence"]
+        assert "interval holds for all 3 dials together" in dial["sentence"]
+        assert "after Holm over the dials" in dial["sentence"]
+        assert "simultaneous 95 % CI" in dial["sentence"]
     # The sweep's own best point is one question.
     best = sweep.metrics["best"]["acc"]
     assert "family" not in best
@@ -156,8 +156,9 @@ def test_random_look_ahead_and_a_clipped_norm_say_what_they_were_made_to_say(
     points = control_points(USUAL, 20, [], N_LAYERS)
     extra = [point for point in points if point.patch in (RANDOM, CLIP)]
     sweep = make_sweep(root, [], extra=extra, n_items=600, world=accuracy)
-    found = {one["name"]: one for one in sweep.metrics["controls"]}
-    assert found["amount"]["outcome"] == amount
-    assert all(word in found["amount"]["finding"] for word in ("sink=1", "layers=2-", "rows=0-0"))
-    assert found["norm"]["outcome"] == "open"
-    assert f"the norm alone {norm}" in found["norm"]["finding"]
+    controls = {control["name"]: control for control in sweep.metrics["controls"]}
+    assert controls["amount"]["outcome"] == amount
+    finding = controls["amount"]["finding"]
+    assert all(word in finding for word in ("sink=1", "layers=2-", "rows=0-0"))
+    assert controls["norm"]["outcome"] == "open"
+    assert f"the norm alone {norm}" in controls["norm"]["finding"]

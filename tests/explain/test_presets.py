@@ -49,7 +49,7 @@ def test_order_asks_both_orders_of_every_arm_and_the_prompt_twice(
     tiny_folder, runs_dir, orders, capsys
 ) -> None:
     assert lab(tiny_folder, "--preset", "order", "--tasks", ",".join(orders)) == 0
-    told = capsys.readouterr().err
+    report = capsys.readouterr().err
     (sweep,), (prediction,) = runs_of(runs_dir, "lab"), runs_of(runs_dir, "recommend")
     opened = predicted_regime(prediction.metrics)
     assert sweep.config["predicted"]["run"] == prediction.id
@@ -60,18 +60,18 @@ def test_order_asks_both_orders_of_every_arm_and_the_prompt_twice(
     assert [arm.words for arm in arms] == list(dict.fromkeys(asked))
     causal, twice = (sweep.path / "points" / name for name in ("causal", "causal_prompt-x2"))
     # As the runs alone would say it, and with the cost of a prompt that is twice as long.
-    (_, alone), whole = order_arms(Run(causal), [Run(twice)])["mine"], arms[-1]
-    assert (alone.effect, alone.recovered) == (whole.effect, whole.recovered)
+    (_, from_runs), doubled = order_arms(Run(causal), [Run(twice)])["mine"], arms[-1]
+    assert (from_runs.effect, from_runs.recovered) == (doubled.effect, doubled.recovered)
     items = Run(causal).items(("n_prefix_tokens",))["n_prefix_tokens"]
     assert arms[0].prompt_tokens == pytest.approx(np.mean([row[0] for row in items]))
-    assert whole.prompt_tokens == pytest.approx(2 * arms[0].prompt_tokens + 2)  # a blank line
-    assert "prompt order, mine" in told
+    assert doubled.prompt_tokens == pytest.approx(2 * arms[0].prompt_tokens + 2)  # a blank line
+    assert "prompt order, mine" in report
     assert sweep.metrics["law"]["acc"] is None  # one A is no sweep of A
     # compare has the same, since it is the baseline of the order question
     assert main(["compare", str(causal), str(twice), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["orders"]["mine"][1]["recovered"]["n"] == 40
-    assert any("repeating" in note for note in found["notes"])
+    comparison = json.loads(capsys.readouterr().out)
+    assert comparison["orders"]["mine"][1]["recovered"]["n"] == 40
+    assert any("repeating" in note for note in comparison["notes"])
 
 
 def test_law_asks_every_first_layer_after_a_prediction_and_uses_a_stored_one(

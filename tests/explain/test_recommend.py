@@ -32,15 +32,15 @@ def some_prompts(*lengths: int) -> list[np.ndarray]:
 
 
 def measured(loaded, prompts, **options) -> list[PromptMeasures]:
-    found = dict(measure(loaded, prompts, **options))
-    return [found[i] for i in range(len(prompts))]
+    by_prompt = dict(measure(loaded, prompts, **options))
+    return [by_prompt[i] for i in range(len(prompts))]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_curve_is_that_of_whole_passes_of_each_prompt_alone(family):
     loaded = tiny_loaded(family)
     prompts, n_layers = some_prompts(7, 3, 12), loaded.n_layers
-    for ids, found in zip(prompts, measured(loaded, prompts, positions=2), strict=True):
+    for ids, measures in zip(prompts, measured(loaded, prompts, positions=2), strict=True):
         n = len(ids)
         tokens = torch.from_numpy(ids)[None]
         first = logits(loaded, "causal", Layout.pack([(n, n)]), tokens)[0, -1].argmax()
@@ -55,22 +55,22 @@ def test_the_curve_is_that_of_whole_passes_of_each_prompt_alone(family):
         def kl(regime, causal=causal, predicted=predicted):
             return float((causal.exp() * (causal - predicted(regime))).sum(-1).mean())
 
-        wanted = [kl(f"bidirectional:layers={a}-{n_layers - 1}") for a in range(n_layers)]
-        assert found.kl == pytest.approx([*wanted, 0.0], abs=1e-5)
-        assert found.sink_kl == pytest.approx(kl("bidirectional:sink=1"), abs=1e-5)
-        assert found.kl[0] > 1e-4  # there is something to measure
+        curve = [kl(f"bidirectional:layers={a}-{n_layers - 1}") for a in range(n_layers)]
+        assert measures.kl == pytest.approx([*curve, 0.0], abs=1e-5)
+        assert measures.sink_kl == pytest.approx(kl("bidirectional:sink=1"), abs=1e-5)
+        assert measures.kl[0] > 1e-4  # there is something to measure
         # What the last layer computes at prompt tokens reaches no prediction.
-        assert found.kl[-2] == pytest.approx(0, abs=1e-6)
-        assert found.agrees[-2:].tolist() == [1, 1]
+        assert measures.kl[-2] == pytest.approx(0, abs=1e-6)
+        assert measures.agrees[-2:].tolist() == [1, 1]
 
 
 def test_a_batch_changes_no_measure():
     loaded = tiny_loaded("llama")
     prompts = some_prompts(9, 4, 6, 13)
     alone = measured(loaded, prompts, batch_tokens=1)
-    for one, other in zip(measured(loaded, prompts), alone, strict=True):
+    for batched, single in zip(measured(loaded, prompts), alone, strict=True):
         for name in ("kl", "first_norm", "to_first"):
-            assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-5)
+            assert getattr(batched, name) == pytest.approx(getattr(single, name), abs=1e-5)
 
 
 def test_outliers_and_attention_are_found_where_they_were_planted():
@@ -80,11 +80,11 @@ def test_outliers_and_attention_are_found_where_they_were_planted():
     loaded.model.model.embed_tokens.weight.data[255] *= (
         50 * mean / loaded.model.model.embed_tokens.weight[255].norm()
     )
-    (one, _) = measured(loaded, prompts)
-    assert one.first_norm.shape == one.to_first.shape == (loaded.n_layers,)
-    assert one.first_norm[0] > 20
-    assert summarise([one])["predictions"]["outlier"] == 0
-    assert ((one.to_first > 0) & (one.to_first < 1)).all()
+    (measures, _) = measured(loaded, prompts)
+    assert measures.first_norm.shape == measures.to_first.shape == (loaded.n_layers,)
+    assert measures.first_norm[0] > 20
+    assert summarise([measures])["predictions"]["outlier"] == 0
+    assert ((measures.to_first > 0) & (measures.to_first < 1)).all()
 
 
 def made(kl, first_norm=(1, 1, 20, 30), to_first=(0.1, 0.4, 0.2, 0.5)) -> PromptMeasures:
@@ -136,7 +136,7 @@ def test_no_label_is_read(monkeypatch):
     config = RecommendConfig(model="m", tasks=("piqa", "arc_easy"), limit=2)
     prompts = read_prompts(config)
     expected = [(f"{task}/{i}", f"Context {i}") for task in config.tasks for i in (0, 1)]
-    assert [(one.source, one.text) for one in prompts] == expected
+    assert [(prompt.source, prompt.text) for prompt in prompts] == expected
     assert all(options["fold"] == "explore" for options in asked)
 
 
@@ -170,7 +170,7 @@ def test_the_command_writes_a_complete_run(prompts_file, tiny_folder, runs_dir, 
 def test_jsonl_prompts_and_a_limit(tmp_path):
     lines = [{"prompt": "One two", "gold": 1}, {"prompt": "Three\nfour"}]
     config = RecommendConfig(model="m", prompts=write_lines(tmp_path / "mine.jsonl", lines))
-    assert [one.text for one in read_prompts(config)] == ["One two", "Three\nfour"]
+    assert [prompt.text for prompt in read_prompts(config)] == ["One two", "Three\nfour"]
     assert len(read_prompts(replace(config, limit=1))) == 1
 
 
@@ -195,6 +195,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         path.write_text(text, encoding="utf-8")
     line = ["recommend", "--model", str(tiny_folder), "--device", "cpu", "--prompts", str(path)]
     assert main([*line, *flags]) == 2
-    (error,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert says in error
     assert not runs_dir.exists()

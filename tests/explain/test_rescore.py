@@ -25,8 +25,8 @@ def scored(loaded, regime: str) -> list[float]:
     return score_one(loaded, encoded, parse_regime(regime)).ll
 
 
-def tried(loaded, regime="bidirectional", **left) -> dict:
-    return rescore(loaded, CONTEXT, CHOICES, parse_regime(regime), **left)
+def tried(loaded, regime="bidirectional", **causal_parts) -> dict:
+    return rescore(loaded, CONTEXT, CHOICES, parse_regime(regime), **causal_parts)
 
 
 def test_the_ends_are_what_an_evaluation_says(loaded):
@@ -49,15 +49,15 @@ def test_what_is_left_causal_is_what_the_dials_say(loaded):
 
 
 @pytest.mark.parametrize(
-    ("left", "says"),
+    ("causal_parts", "says"),
     [
         ({"causal_layers": [99]}, "layer 99 does not exist"),
         ({"causal_tokens": [-1]}, "token -1 does not exist"),
     ],
 )
-def test_what_does_not_exist_is_said(loaded, left, says):
+def test_what_does_not_exist_is_said(loaded, causal_parts, says):
     with pytest.raises(UserError, match=says):
-        tried(loaded, **left)
+        tried(loaded, **causal_parts)
 
 
 def test_texts_that_cannot_be_scored_are_said(loaded):

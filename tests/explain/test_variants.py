@@ -25,12 +25,12 @@ def scored(loaded, item, regime) -> list[float]:
 
 def variants_of(loaded, item, variants) -> list[tuple[float, ...]]:
     scorer = VariantScorer(loaded, Encoder(loaded.tokenizer).encode([item])[0])
-    found = {one.variant: one.ll for one in scorer.score(variants)}
-    return [found[i] for i in range(len(variants))]
+    by_variant = {scored.variant: scored.ll for scored in scorer.score(variants)}
+    return [by_variant[i] for i in range(len(variants))]
 
 
-def close(one, other):
-    assert list(one) == pytest.approx(list(other), abs=1e-4)
+def close(ll, expected):
+    assert list(ll) == pytest.approx(list(expected), abs=1e-4)
 
 
 @pytest.mark.parametrize("item", [ONE, TWO], ids=["one context", "two contexts"])
@@ -43,14 +43,14 @@ def test_layers_causal_again_are_the_layers_dial(family, item):
     variants += [(causal,) * k + (rule,) * (n - k) for k in range(1, n)]
     variants += [(rule,) * k + (causal,) * (n - k) for k in range(1, n)]
     variants += [(rule,) * k + (causal,) + (rule,) * (n - k - 1) for k in range(n)]
-    found = variants_of(loaded, item, variants)
-    close(found[0], scored(loaded, item, "bidirectional"))
-    close(found[1], scored(loaded, item, "causal"))
+    lls = variants_of(loaded, item, variants)
+    close(lls[0], scored(loaded, item, "bidirectional"))
+    close(lls[1], scored(loaded, item, "causal"))
     for k in range(1, n):
-        close(found[1 + k], scored(loaded, item, f"bidirectional:layers={k}-{n - 1}"))
-        close(found[n + k], scored(loaded, item, f"bidirectional:layers=0-{k - 1}"))
-    assert found[2 * n] == found[2], "the same variant twice is computed once"
-    assert max(abs(a - b) for a, b in zip(found[0], found[1], strict=True)) > 1e-3
+        close(lls[1 + k], scored(loaded, item, f"bidirectional:layers={k}-{n - 1}"))
+        close(lls[n + k], scored(loaded, item, f"bidirectional:layers=0-{k - 1}"))
+    assert lls[2 * n] == lls[2], "the same variant twice is computed once"
+    assert max(abs(a - b) for a, b in zip(lls[0], lls[1], strict=True)) > 1e-3
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
@@ -58,13 +58,13 @@ def test_a_restored_token_is_one_that_stays_causal(family):
     loaded = tiny_loaded(family)
     n, opened = loaded.n_layers, parse_regime("bidirectional")
     spans = [(0, 0), (3, 3), (0, 1), (0, 999)]
-    found = variants_of(loaded, ONE, [(Rule(opened, (span,)),) * n for span in spans])
+    lls = variants_of(loaded, ONE, [(Rule(opened, (span,)),) * n for span in spans])
     expected = ["bidirectional:sink=1", None, "bidirectional:sink=2", "causal"]
-    for ll, regime in zip(found, expected, strict=True):
+    for ll, regime in zip(lls, expected, strict=True):
         if regime is not None:
             close(ll, scored(loaded, ONE, regime))
     if hasattr(opened, "skip"):
-        close(found[1], scored(loaded, ONE, "bidirectional:skip=3"))
+        close(lls[1], scored(loaded, ONE, "bidirectional:skip=3"))
     # In a sliding window too, and beside another dial.
     strange = parse_regime("bidirectional:self=2,lambda=0.3")
     (both,) = variants_of(loaded, ONE, [(Rule(strange, ((0, 999),)),) * n])
@@ -79,8 +79,8 @@ def test_rows_with_rules_of_their_own_do_not_touch_each_other(monkeypatch):
     for lam, ll in zip((0.1, 0.5, 0.9), together, strict=True):
         close(ll, scored(loaded, ONE, f"bidirectional:lambda={lam}"))
     monkeypatch.setattr("bidir_core.explain.variants.BATCH_TOKENS", {"cpu": 1})
-    for one, other in zip(together, variants_of(loaded, ONE, weak), strict=True):
-        close(one, other)
+    for ll, expected in zip(together, variants_of(loaded, ONE, weak), strict=True):
+        close(ll, expected)
 
 
 def test_rules_that_let_everybody_see_the_same_are_told():

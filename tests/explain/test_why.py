@@ -40,8 +40,8 @@ def runs(tmp_path_factory, own_items):
     asked["runs_dir"] = str(folder / "runs")
     regimes = ("causal", "bidirectional")
     a, b = (Run(evaluate(EvalConfig(**asked, regime=regime))) for regime in regimes)
-    left, right = (run.items().set_index("doc_id")["pred"] for run in (a, b))
-    flipped = left.index[left != right]
+    preds_a, preds_b = (run.items().set_index("doc_id")["pred"] for run in (a, b))
+    flipped = preds_a.index[preds_a != preds_b]
     assert len(flipped)
     return a, b, int(flipped[0])
 
@@ -60,15 +60,13 @@ def explained(runs):
 
 def test_it_begins_and_ends_where_the_runs_are(explained):
     a, b, _run, result = explained
-    for own, recorded in (("causal", a), ("opened", b)):
+    for name, recorded in (("causal", a), ("opened", b)):
         record = recorded.item("mine", result["doc_id"])
-        assert result[own]["choice"] == record["pred"]
-        assert result[own]["ll"] == pytest.approx(record["ll"], abs=2e-4)
+        assert result[name]["choice"] == record["pred"]
+        assert result[name]["ll"] == pytest.approx(record["ll"], abs=2e-4)
     assert result["flips"]
-    assert result["recorded"] == {
-        "run": b.id, "choice": result["opened"]["choice"],
-        "ll": pytest.approx(result["opened"]["ll"], abs=2e-4),
-    }  # fmt: skip
+    ll = pytest.approx(result["opened"]["ll"], abs=2e-4)
+    assert result["recorded"] == {"run": b.id, "choice": result["opened"]["choice"], "ll": ll}
     n = result["n_layers"]
     assert {len(result["layers"][name]) for name in ("single", "from_first", "from_last")} == {n}
     # Restoring all layers is causal, from either end; restoring every token too (see variants).
@@ -86,14 +84,14 @@ def score(run: Run, doc_id: int, regime: str) -> list[float]:
 
 def test_lambda_and_tokens_agree_with_evaluations(explained):
     _, b, _, result = explained
-    found, doc_id, before = result["lambda"], result["doc_id"], result["causal"]["choice"]
-    assert 0 < found["low"] < found["high"] <= 1
-    low, high = (score(b, doc_id, f"bidirectional:lambda={found[x]}") for x in ("low", "high"))
+    strengths, doc_id, before = result["lambda"], result["doc_id"], result["causal"]["choice"]
+    assert 0 < strengths["low"] < strengths["high"] <= 1
+    low, high = (score(b, doc_id, f"bidirectional:lambda={strengths[x]}") for x in ("low", "high"))
     assert low.index(max(low)) == before
     assert high.index(max(high)) != before
-    points = {point["lambda"]: point for point in found["points"]}
-    assert points[found["low"]]["ll"] == pytest.approx(low, abs=2e-4)
-    assert points[found["high"]]["ll"] == pytest.approx(high, abs=2e-4)
+    points = {point["lambda"]: point for point in strengths["points"]}
+    assert points[strengths["low"]]["ll"] == pytest.approx(low, abs=2e-4)
+    assert points[strengths["high"]]["ll"] == pytest.approx(high, abs=2e-4)
     assert list(points) == sorted(points)
     first = result["tokens"][0]
     assert (first["first"], first["last"], first["looks_ahead"]) == (0, 0, True)
@@ -101,7 +99,7 @@ def test_lambda_and_tokens_agree_with_evaluations(explained):
     last = result["tokens"][-1]
     assert last["last"] == result["n_prefix"] - 1
     assert last["looks_ahead"] is (last["first"] < last["last"])
-    covered = [i for one in result["tokens"] for i in range(one["first"], one["last"] + 1)]
+    covered = [i for token in result["tokens"] for i in range(token["first"], token["last"] + 1)]
     assert covered == list(range(result["n_prefix"]))
     assert len(result["pieces"]) == result["n_prefix"]
     assert len(result["tokens"]) <= 65
@@ -176,21 +174,20 @@ def made(single=(), first=3, last=0, tokens=(), low=0.01, high=0.02, returns=Fal
     def points(back, n=4):
         return [{"choice": 0 if i in back else 1, "lead": 0.0} for i in range(n)]
 
-    return {
-        "gold": 0, "regime": "bidirectional", "metric": "acc", "n_layers": 4, "n_prefix": 5,
-        "pieces": ["The", " cat", " sat", " on", " it"], "flips": True,
-        "causal": {"choice": 0, "lead": 1.5}, "opened": {"choice": 1, "lead": -2.25},
-        "layers": {
-            "single": points(single),
-            "from_first": points(range(first, 4)),
-            "from_last": points(range(last + 1)),
-        },
-        "tokens": [
-            {"first": i, "last": i, "looks_ahead": i < 4, "choice": 0 if i in tokens else 1, "lead": 0.0}
-            for i in range(5)
-        ],
-        "lambda": {"low": low, "high": high, "returns": returns},
-    }  # fmt: skip
+    layers = {
+        "single": points(single),
+        "from_first": points(range(first, 4)),
+        "from_last": points(range(last + 1)),
+    }
+    spans = [
+        {"first": i, "last": i, "looks_ahead": i < 4, **point}
+        for i, point in enumerate(points(tokens, 5))
+    ]
+    result = {"gold": 0, "regime": "bidirectional", "metric": "acc", "n_layers": 4, "n_prefix": 5}
+    result |= {"pieces": ["The", " cat", " sat", " on", " it"], "flips": True}
+    result |= {"causal": {"choice": 0, "lead": 1.5}, "opened": {"choice": 1, "lead": -2.25}}
+    lambdas = {"low": low, "high": high, "returns": returns}
+    return result | {"layers": layers, "tokens": spans, "lambda": lambdas}
 
 
 def test_sentences_say_what_was_found():
