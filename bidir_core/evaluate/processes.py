@@ -252,7 +252,7 @@ def _named(rank: int, world: int, state: Mapping[str, Any]) -> str:
     return f"process {rank} of {world} (pid {state.get('pid')} on {state.get('host')})"
 
 
-def absorb(writer: RunWriter) -> list[dict[str, Any]]:
+def merge_parts(writer: RunWriter) -> list[dict[str, Any]]:
     """Move what other processes recorded into the run's own file; returns the cost of each."""
     folder = writer.path / PARTS
     for path in sorted(folder.glob("*.jsonl")):

@@ -14,7 +14,7 @@ from bidir_core.common.progress import Progress, logging_to, terminable
 from bidir_core.data.encoding import EncodedItem
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.patching import parse_patch
-from bidir_core.evaluate.processes import ALONE, PARTS, Part, Parts, Team, absorb, share
+from bidir_core.evaluate.processes import ALONE, PARTS, Part, Parts, Team, merge_parts, share
 from bidir_core.evaluate.scoring import ItemScore, Scorer, ScoringPlan
 from bidir_core.models import devices
 from bidir_core.models.devices import device_name, forget_peak_memory, peak_memory_bytes
@@ -54,7 +54,7 @@ def score_into(
         parts.asked_why(),
     ):
         # Costs so far, with those of other processes from before the run was stopped.
-        spent: list[Mapping[str, Any]] = [previous_cost or {}, *absorb(writer)]
+        spent: list[Mapping[str, Any]] = [previous_cost or {}, *merge_parts(writer)]
         log.info("%s under %s, %d items -> %s", config.model, regime, len(encoded), writer.id)
         for warning in writer.config.get("warnings") or []:
             log.warning("%s", warning)
@@ -105,7 +105,7 @@ def score_into(
         step(len(unscorable))
         if team.world > 1:
             parts.wait(report_elsewhere)
-            spent += absorb(writer)
+            spent += merge_parts(writer)
         progress.close()
         if lost := {_key(item) for item in encoded} - writer.recorded:
             # Parts can vanish: a killed launch's stray process, a folder that is slow to show files.
