@@ -147,7 +147,7 @@ def build_segments(encoded: EncodedItem, *, causal: bool = False) -> list[Segmen
     choices = range(len(encoded.continuations))
     if causal and len(encoded.prefixes) > 1:
         first, *others = (prefix.ids.tolist() for prefix in encoded.prefixes)
-        common = min(_common(first, other) for other in others)
+        common = min(_common_length(first, other) for other in others)
         if common > 0:
             tails = [
                 np.concatenate([encoded.prefix(c).ids[common:], encoded.continuations[c].ids])
@@ -178,11 +178,11 @@ def _build_segment(
         choices=tuple(order),
         texts=tuple(texts[choice] for choice in order),
         scored=tuple(scored[choice] for choice in order),
-        shared=(0, *(_common(a, b) for a, b in itertools.pairwise(inputs))),
+        shared=(0, *(_common_length(a, b) for a, b in itertools.pairwise(inputs))),
     )
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common beginning of two sequences."""
     pairs = enumerate(zip(a, b))  # they differ early, mostly
     return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))

@@ -63,10 +63,10 @@ def score_into(
         def probe() -> None:
             report = run_probe(loaded, regime)
             writer.write_probe(report.to_json())
-            report.require(_meaningless(writer.path))
+            report.require(_probe_advice(writer.path))
 
         # A GPU computes its first batches meanwhile; no score is looked at before the probe passes.
-        probe_meanwhile = _beside(loaded)
+        probe_meanwhile = _probes_meanwhile(loaded)
         if not probe_meanwhile:
             probe()
         started = time.monotonic()
@@ -145,13 +145,13 @@ def score_share(
 ) -> None:
     """What every process of a launch but the main one does: score its share into a part file."""
     with terminable(), devices.at_rest(), devices.reusing_memory(loaded.device):
-        # On a CPU beside the main process's, before its clock starts; on a GPU beside the scoring.
-        report = None if _beside(loaded) else run_probe(loaded, regime)
+        # On a CPU the probe runs now, as in the main process, before its clock starts.
+        report = None if _probes_meanwhile(loaded) else run_probe(loaded, regime)
         done: set[Key] = team.on_main(set)
         part = Part(run / PARTS, team.rank)
 
         def probe() -> None:
-            (report or run_probe(loaded, regime)).require(_meaningless(run))
+            (report or run_probe(loaded, regime)).require(_probe_advice(run))
 
         try:
             scorer = _scorer(config, loaded, regime, plan)
@@ -164,7 +164,7 @@ def score_share(
         part.finish()
 
 
-def _beside(loaded: LoadedModel) -> bool:
+def _probes_meanwhile(loaded: LoadedModel) -> bool:
     """Whether the probe runs while the first batches are computed.
 
     Not under flex, which the probe has compiled before the clock starts.
@@ -172,7 +172,7 @@ def _beside(loaded: LoadedModel) -> bool:
     return loaded.device.type == "cuda" and loaded.implementation != "flex"
 
 
-def _meaningless(run: Path) -> str:
+def _probe_advice(run: Path) -> str:
     return f"so its scores would mean nothing; see {run / 'probe.json'}"
 
 

@@ -172,7 +172,7 @@ class Scorer:
                 meanwhile()
             yield from ((items, self.score(items)) for items in batches)
             return
-        beside = Beside(self.device)
+        side_stream = Beside(self.device)
         waiting: deque[tuple[Sequence[int], Callable[[], list[ItemScore]]]] = deque()
         failed: BaseException | None = None
         upcoming = iter(batches)
@@ -187,7 +187,7 @@ class Scorer:
             if meanwhile is not None:
                 if failed is not None and (not waiting or not isinstance(failed, Exception)):
                     raise failed  # nothing to probe beside, or interrupted
-                with beside.stream():
+                with side_stream.stream():
                     meanwhile()
                 meanwhile = None
             if not waiting:
@@ -360,7 +360,7 @@ def _reader(scores: torch.Tensor) -> Callable[[], np.ndarray]:
 
 
 @cache
-def _urgent(device: torch.device) -> torch.cuda.Stream:
+def _priority_stream(device: torch.device) -> torch.cuda.Stream:
     """One stream per device, shared: a stream keeps the memory that it used."""
     return torch.cuda.Stream(device, priority=-1)
 
@@ -375,11 +375,11 @@ class Beside:
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
         """Work given to the GPU inside waits only for what came before; it is done at the end."""
-        urgent = _urgent(self.device)
-        urgent.wait_event(self.now)
-        with torch.cuda.stream(urgent):
+        stream = _priority_stream(self.device)
+        stream.wait_event(self.now)
+        with torch.cuda.stream(stream):
             yield
-        urgent.synchronize()
+        stream.synchronize()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

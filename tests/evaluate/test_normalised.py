@@ -34,21 +34,13 @@ def drawn(seed: int) -> list[dict]:
 
 
 def rows(docs: list[dict], **changes) -> list[dict]:
-    return [
-        make_record(
-            task="t",
-            doc_id=i,
-            doc_hash=str(i),
-            gold=doc["gold"],
-            contexts=["?"],
-            continuations=[f" {text}" for text in doc["choices"]],
-            n_prefix_tokens=[1],
-            n_continuation_tokens=doc["counts"],
-            ll=doc["ll"],
-            **changes,
-        )
-        for i, doc in enumerate(docs)
-    ]
+    shared = {"task": "t", "contexts": ["?"], "n_prefix_tokens": [1], **changes}
+    records = []
+    for i, doc in enumerate(docs):
+        values = {"doc_id": i, "doc_hash": str(i), "gold": doc["gold"], "ll": doc["ll"]}
+        values |= {"continuations": [f" {text}" for text in doc["choices"]]}
+        records.append(make_record(**shared, **values, n_continuation_tokens=doc["counts"]))
+    return records
 
 
 def by_lm_eval(docs: list[dict], alone: list[dict]) -> dict[str, float]:
