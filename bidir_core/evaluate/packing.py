@@ -99,7 +99,8 @@ def grow(segments: Sequence[Segment]) -> Forest:
     n_added = length - shared[:-1]
     start = np.repeat(n_prefix, n_choices) + np.cumsum(n_added) - n_added
     start += np.repeat(np.cumsum(n_prefix) - n_prefix, n_choices)
-    # A choice ends the subtrees of the choice before it; a first choice, those of the last tree.
+    # Where the subtrees end that a choice leaves: at its own first token, or, for a segment's first
+    # choice, at the end of the tree before.
     subtree_end = np.append(start, end[-1])
     subtree_end[first[1:]] = begin[1:]
 

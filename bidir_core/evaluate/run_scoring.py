@@ -145,7 +145,7 @@ def score_share(
 ) -> None:
     """What every process of a launch but the main one does: score its share into a part file."""
     with terminable(), devices.at_rest(), devices.reusing_memory(loaded.device):
-        # On a CPU the probe runs now, as in the main process, before its clock starts.
+        # On a CPU now, as in the main process, before its clock starts; on a GPU during the scoring.
         report = None if _probes_meanwhile(loaded) else run_probe(loaded, regime)
         done: set[Key] = team.on_main(set)
         part = Part(run / PARTS, team.rank)

@@ -323,8 +323,8 @@ def estimated(
 
 
 def start_of(config: object, known: Sequence[jobs.Job]) -> float | None:
-    """What earlier jobs of this kind took before they computed; of a pipeline its fine-tunes are
-    asked, whose data takes longest to prepare."""
+    """What earlier jobs of this kind took before they computed; for a pipeline, what fine-tunes took,
+    whose data takes longest to prepare."""
     trains = isinstance(config, FinetuneConfig | PipelineConfig)
     return start_seconds(known, "finetune" if trains else "eval")
 
