@@ -5,7 +5,7 @@
 Copies every finished evaluation, fine-tune and sweep of the runs folder RUNS whose name matches
 ``--names`` (default: all). Weights stay behind. Items are kept for names that match ``--items``, with
 log-likelihoods rounded to 1/64 nat after predictions and accuracies were taken from the exact ones:
-below what a number format or a batch moves them, and the tables of a sweep's points halve so. Of a
+less than a number format or a batch changes them, and a sweep's tables become half as large. Of a
 sweep whose name does not match the points' numbers are kept, not their items and texts. Paths into
 RUNS become ``runs/...``. ``--shared-device`` notes in ``metrics.json`` that other work ran on the
 same device, so that nobody reads a speed from the run's seconds.

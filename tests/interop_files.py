@@ -44,12 +44,10 @@ DOCS: dict[str, list[dict[str, Any]]] = {
 }
 LIMIT = 10
 # What an lm-eval run cannot know, or knows only of a tokenizer that it has itself.
-TOKENIZER_KEYS = {
-    "tokenizer_pad_token", "tokenizer_eos_token", "tokenizer_bos_token", "eot_token_id", "max_length"
-}  # fmt: skip
-TOKEN_FIELDS = (
-    "n_prefix_tokens", "n_continuation_tokens", *(f for f in HEAVY_FIELDS if "token" in f)
-)  # fmt: skip
+TOKENIZER_KEYS = {f"tokenizer_{kind}_token" for kind in ("pad", "eos", "bos")}
+TOKENIZER_KEYS |= {"eot_token_id", "max_length"}
+TOKEN_FIELDS = ["n_prefix_tokens", "n_continuation_tokens"]
+TOKEN_FIELDS += [name for name in HEAVY_FIELDS if "token" in name]
 
 
 def lines_of(folder: Path, task: str) -> list[dict[str, Any]]:
@@ -78,8 +76,8 @@ def edit_lines(folder: Path, task: str, change) -> None:
 
 
 def one_line(capsys) -> str:
-    said = capsys.readouterr().err
-    lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, said
-    assert "Traceback" not in said
+    err = capsys.readouterr().err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
     return lines[0]

@@ -17,14 +17,11 @@ AUTO = "cpu" if torch.backends.mps.is_available() else "auto"
 
 
 def launch(n: int, *command: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [
-            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
-            "--num_processes", str(n), "--main_process_port", "0", "-m", "bidir_core", *command,
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    launcher = "-m accelerate.commands.launch --multi_gpu --main_process_port 0 --num_processes"
+    line = [sys.executable, *launcher.split(), str(n), "-m", "bidir_core", *command]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(line, env=env, stdout=pipe, stderr=pipe, text=True)
 
 
 def killed_after(n: int, runs: Path, place: str, *words: str) -> list[dict]:

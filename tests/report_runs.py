@@ -12,10 +12,12 @@ from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 from tests.factory import make_run
 
-FOLDERS = {
-    (False, False): "stage1_vanilla_eval", (False, True): "stage2_prefill_bidir_eval",
-    (True, False): "nonprefill_compare", (True, True): "stage4_postft_eval",
-}  # fmt: skip
+FOLDERS = {  # by whether it was trained, and whether the regime is not causal
+    (False, False): "stage1_vanilla_eval",
+    (False, True): "stage2_prefill_bidir_eval",
+    (True, False): "nonprefill_compare",
+    (True, True): "stage4_postft_eval",
+}
 
 
 def make_finetune(root, code="3B", *, seed=0, evals=True, **settings) -> Run:
@@ -52,19 +54,17 @@ def evaluation(root, regime="causal", accuracy=0.5, *, trained: Run | None = Non
 
 
 def two_by_two(root, cells: dict[tuple[str, str], float], *, seeds=(0,), **recipe) -> None:
-    for code_ in dict.fromkeys(code_ for code_, _ in cells):
-        for seed in seeds if code_ != "base" else (0,):
-            trained = None if code_ == "base" else make_finetune(root, code_, seed=seed, **recipe)
+    for arm in dict.fromkeys(arm for arm, _ in cells):
+        for seed in seeds if arm != "base" else (0,):
+            trained = None if arm == "base" else make_finetune(root, arm, seed=seed, **recipe)
             for regime in ("causal", "bidirectional"):
-                if (code_, regime) in cells:
-                    evaluation(root, regime, cells[code_, regime], trained=trained, seed=3 + seed)
+                if (arm, regime) in cells:
+                    evaluation(root, regime, cells[arm, regime], trained=trained, seed=3 + seed)
 
 
-REPAIRED = {
-    ("base", "causal"): 0.55, ("base", "bidirectional"): 0.40,
-    ("3B", "causal"): 0.60, ("3B", "bidirectional"): 0.60,
-    ("3C", "causal"): 0.60, ("3C", "bidirectional"): 0.45,
-}  # fmt: skip
+REPAIRED = {("base", "causal"): 0.55, ("base", "bidirectional"): 0.40}
+REPAIRED |= {("3B", "causal"): 0.60, ("3B", "bidirectional"): 0.60}
+REPAIRED |= {("3C", "causal"): 0.60, ("3C", "bidirectional"): 0.45}
 
 
 def report(root, **more):
@@ -72,6 +72,6 @@ def report(root, **more):
 
 
 def section(text: str, heading: str) -> str:
-    found = re.search(rf"^##+ {re.escape(heading)}.*?(?=^##|\Z)", text, re.S | re.M)
-    assert found, heading
-    return found[0]
+    match = re.search(rf"^##+ {re.escape(heading)}.*?(?=^##|\Z)", text, re.S | re.M)
+    assert match, heading
+    return match[0]

@@ -28,11 +28,8 @@ from bidir_core.cli import main
 from bidir_core.runs.find import delete_run, list_runs
 from tests.factory import write_lines
 
-COMMANDS = (
-    "eval", "lab", "attend", "finetune", "pipeline", "recommend", "why", "generate", "report",
-    "export", "import",
-)  # fmt: skip
 RESUMED = ("eval", "lab", "attend", "finetune")  # the others go on with the same line
+COMMANDS = (*RESUMED, "pipeline", "recommend", "why", "generate", "report", "export", "import")
 KILLS = int(os.environ.get("BIDIR_KILLS", len(COMMANDS)))  # over all commands
 # What a run was told, spent or was made by: it may differ where the results do not.
 APART = ("cost", "checksums", "seconds", "seconds_per_item", "tokens_per_second")
@@ -41,9 +38,9 @@ APART = ("cost", "checksums", "seconds", "seconds_per_item", "tokens_per_second"
 def in_a_child(words: list[str], folder: Path) -> None:
     os.environ["BIDIR_RUNS_DIR"] = str(folder / "runs")
     torch.set_num_threads(1)
-    said = os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
+    output = os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     sys.exit(main(words))
 
@@ -80,7 +77,7 @@ def numbers(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
 
 
 def outcome(folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    """What is exact, such as answers, weights and reports, and what is so but for rounding."""
+    """What must be equal, such as answers, weights and reports, and what may differ by rounding."""
     exact: dict[str, Any] = {}
     rounded: dict[str, float] = {}
     runs = [run for run in list_runs([folder / "runs"], points=True) if run.state == "done"]
@@ -106,7 +103,7 @@ def left_over(folder: Path) -> list[str]:
 
 
 def an_hour_later(folder: Path) -> None:
-    """Young left-overs may be somebody's who still works on them; old ones go."""
+    """Make left-overs old: young ones stay, since a live process may still work on them."""
     for path in folder.rglob(".*"):
         os.utime(path, (time.time() - 7200,) * 2, follow_symlinks=False)
 
@@ -129,7 +126,7 @@ def lines(tiny_folder, own_items, tmp_path_factory) -> dict[str, list[str]]:
         to_the_end(["eval", *model, *items, "--regime", runs.parent.name], runs.parent)
     both = [str(run.path) for runs in evaluations for run in list_runs([runs])]
     to_the_end(["export", both[0], "--out", str(given / "log")], given)
-    found = {
+    arguments = {
         "eval": [*model, *items, "--batch-tokens", "1"],
         "lab": [*model, *items, "--limit", "9", "--sweep", "sink=0,1", "--batch-tokens", "1"],
         "attend": [*model, "--task", str(own_items), "--limit", "9", *regimes.split()],
@@ -141,8 +138,8 @@ def lines(tiny_folder, own_items, tmp_path_factory) -> dict[str, list[str]]:
         "report": [*both, "--out", "OUT/report.md", "--csv", "--html", "OUT/report.html"],
         "export": [both[0], "--out", "OUT"],
         "import": [str(given / "log")],
-    }  # fmt: skip
-    return {command: [command, *words] for command, words in found.items()}
+    }
+    return {command: [command, *words] for command, words in arguments.items()}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -155,10 +152,10 @@ def test_killed_at_random_moments_and_gone_on_with(command, lines, tmp_path):
             return [command, "--resume", runs[0].id]
         return [word.replace("OUT", str(folder / "out")) for word in lines[command]]
 
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    seconds = to_the_end(line(whole), whole)
-    exact, rounded = outcome(whole)
+    uninterrupted = tmp_path / "whole"
+    uninterrupted.mkdir()
+    seconds = to_the_end(line(uninterrupted), uninterrupted)
+    exact, rounded = outcome(uninterrupted)
     rng, hits, missed = Random(zlib.crc32(command.encode())), 0, 0
     while hits < kills and missed < 10 * kills:
         folder = tmp_path / f"{hits}-{missed}"
@@ -179,10 +176,10 @@ def test_killed_at_random_moments_and_gone_on_with(command, lines, tmp_path):
                     delete_run(run)
         if command in RESUMED or outcome(folder)[0] != exact:  # killed at its very end
             to_the_end(line(folder), folder)
-        told = json.dumps([command, hits, missed, (folder / "said.txt").read_text()[-3000:]])
+        message = json.dumps([command, hits, missed, (folder / "said.txt").read_text()[-3000:]])
         again, numbers_again = outcome(folder)
-        assert again == exact, told
-        assert numbers_again == pytest.approx(rounded, abs=1e-3), told
-        assert left_over(folder) == [], told
+        assert again == exact, message
+        assert numbers_again == pytest.approx(rounded, abs=1e-3), message
+        assert left_over(folder) == [], message
     print(f"{command}: {hits} kills")
     assert hits >= kills

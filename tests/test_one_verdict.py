@@ -18,21 +18,12 @@ from tests.factory import answered
 
 # Verdict: the scorecard's words, the report's answer, the first words, and the status of the claim that
 # bidirectional prefill lowers accuracy.
-SAID = {
+NONE = "It makes no difference beyond 1 point."
+PHRASES = {
     "worse": ("It hurts", "It hurts.", "lower", "supported"),
     "better": ("It helps", "It does not hurt here.", "higher", "refuted"),
-    "equivalent": (
-        "No difference",
-        "It makes no difference beyond 1 point.",
-        "no difference",
-        "refuted",
-    ),
-    "undecided": (
-        "Undecided",
-        "These runs do not decide it.",
-        "undecided",
-        "undecided",
-    ),
+    "equivalent": ("No difference", NONE, "no difference", "refuted"),
+    "undecided": ("Undecided", "These runs do not decide it.", "undecided", "undecided"),
 }
 FIVE, ONE = tuple("vwxyz"), ("piqa",)
 
@@ -54,12 +45,13 @@ def claimed(findings: Findings, start: str) -> str:
         ("equivalent", FIVE, range(100), range(100)),
         ("undecided", FIVE, range(100), range(60, 165)),
         ("worse", ONE, range(100), range(200)),
-        ("undecided", ONE, range(100), range(105)),  # exact p = 0.0625, and the interval leaves out 0
+        # exact p = 0.0625, and the interval leaves out 0
+        ("undecided", ONE, range(100), range(105)),
         ("undecided", ONE, range(100), range(60, 165)),
     ],
-)  # fmt: skip
+)
 def test_of_the_masks_damage(root, capsys, verdict, tasks, wrong_causal, wrong_bidirectional):
-    title, answer, words, claim = SAID[verdict]
+    title, answer, words, claim = PHRASES[verdict]
     a = answered(root, CAUSAL, wrong_causal, tasks)
     b = answered(root, "bidirectional", wrong_bidirectional, tasks)
     infos = data.list_infos()
@@ -95,29 +87,29 @@ def test_of_the_masks_damage(root, capsys, verdict, tasks, wrong_causal, wrong_b
         ("better", [range(95), range(100), range(105)]),
         ("undecided", [range(60, 140), range(120, 320), range(250, 500)]),  # seeds disagree
     ],
-)  # fmt: skip
+)
 def test_of_a_fine_tune_with_one_seed_and_with_several(root, verdict, wrong) -> None:
     """Its gain over the untrained model, both under the mask."""
     answered(root, CAUSAL, range(50), FIVE, n=360)
     answered(root, "bidirectional", range(180), FIVE, n=360)
-    for seed, mine in enumerate(wrong):
-        shifted = mine if verdict != "worse" else range(60, mine.stop)
+    for seed, span in enumerate(wrong):
+        shifted = span if verdict != "worse" else range(60, span.stop)
         answered(root, "bidirectional", shifted, FIVE, n=360, trained="3B", seed=seed)
     (row,) = scorecard(list_runs())
-    mine = row.repair.judgement
-    assert (mine.verdict, mine.n_seeds) == (verdict, len(wrong))
+    judgement = row.repair.judgement
+    assert (judgement.verdict, judgement.n_seeds) == (verdict, len(wrong))
 
     study = make_study(list_runs())
     findings = Findings(study)
     repair = findings.repair(study.trained("3B")[0])
-    assert repair.gain.interval == mine.estimate
+    assert repair.gain.interval == judgement.estimate
     lines = answers.can_it_be_fixed(repair)
-    said, status = {
+    verb, status = {
         "better": ("raises", "supported"),
         "worse": ("lowers", "refuted"),
         "undecided": ("moves", "undecided"),
     }[verdict]
-    assert re.search(rf"fine-tuning {said} macro accuracy", " ".join(lines))
+    assert re.search(rf"fine-tuning {verb} macro accuracy", " ".join(lines))
     assert claimed(findings, "Fine-tuning 3B raises") == status
     assert row.repair.words == REPAIRED[repair.outcome]
 
@@ -129,8 +121,8 @@ def test_a_single_seed_is_not_paired_with_every_seed_of_another_arm(root) -> Non
     answered(root, CAUSAL, range(20), FIVE, n=100, trained="3C", seed=1)
     findings = Findings(make_study(list_runs()))
     ours, control = findings.study.main_pair()
-    found = findings.between((control, CAUSAL), (ours, "bidirectional"))
-    assert found.n_seeds == 1
-    assert found.notes == ("only the seeds that both arms have: 1",)
+    difference = findings.between((control, CAUSAL), (ours, "bidirectional"))
+    assert difference.n_seeds == 1
+    assert difference.notes == ("only the seeds that both arms have: 1",)
     base = findings.between(findings.stage1, (ours, "bidirectional"))
     assert base.n_seeds == 3

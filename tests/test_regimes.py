@@ -224,9 +224,9 @@ def test_only_plain_causal_is_the_baseline() -> None:
 
 
 @given(regimes, regimes)
-def test_slugs_are_folder_names_and_tell_regimes_apart(one: Regime, other: Regime) -> None:
-    assert set(one.slug) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-_")
-    assert (one.slug == other.slug) == (one == other)
+def test_slugs_are_folder_names_and_tell_regimes_apart(first: Regime, second: Regime) -> None:
+    assert set(first.slug) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-_")
+    assert (first.slug == second.slug) == (first == second)
 
 
 def test_a_regime_built_by_hand_is_canonical_too() -> None:
@@ -315,9 +315,9 @@ def test_the_continuation_never_leaks_and_every_token_sees_itself(regime, length
         assert (allowed[n_prefix:, :n_prefix] == ~hidden).all()
 
 
-def same(one: Regime, other: Regime, n_prefix: int, n_total: int) -> bool:
+def same(first: Regime, second: Regime, n_prefix: int, n_total: int) -> bool:
     return bool(
-        np.array_equal(score_bias(one, n_prefix, n_total), score_bias(other, n_prefix, n_total))
+        np.array_equal(score_bias(first, n_prefix, n_total), score_bias(second, n_prefix, n_total))
     )
 
 
@@ -338,15 +338,15 @@ def test_equal_regimes(regime: Regime, length: tuple[int, int]) -> None:
     assert same(Regime(True, rows=(0, n_prefix)), BIDIRECTIONAL, n_prefix, n_total)
     assert same(replace(regime, lam=0.0, hide=None), CAUSAL, n_prefix, n_total)
     assert same(replace(regime, hide=n_prefix), replace(regime, hide=None), n_prefix, n_total)
-    whole = visibility(BIDIRECTIONAL, n_prefix, n_total)
-    assert whole[:n_prefix, :n_prefix].all()
+    full = visibility(BIDIRECTIONAL, n_prefix, n_total)
+    assert full[:n_prefix, :n_prefix].all()
     # What a layer outside the span does is causal; inside it, as if there were no span.
     if regime.layers is not None:
         first, last = regime.layers
         outside = [first - 1] if first else []
         for layer in outside if last is None else [*outside, last + 1]:
-            found = visibility(regime, n_prefix, n_total, layer=layer)
-            assert np.array_equal(found, lower_triangle)
+            allowed = visibility(regime, n_prefix, n_total, layer=layer)
+            assert np.array_equal(allowed, lower_triangle)
         inside = visibility(regime, n_prefix, n_total, layer=first)
         assert np.array_equal(inside, visibility(replace(regime, layers=None), n_prefix, n_total))
 

@@ -99,7 +99,8 @@ def grow(segments: Sequence[Segment]) -> Forest:
     n_added = length - shared[:-1]
     start = np.repeat(n_prefix, n_choices) + np.cumsum(n_added) - n_added
     start += np.repeat(np.cumsum(n_prefix) - n_prefix, n_choices)
-    # A choice ends the subtrees of the choice before it; a first choice, those of the last tree.
+    # Where the subtrees end that a choice leaves: at its own first token, or, for a segment's first
+    # choice, at the end of the tree before.
     subtree_end = np.append(start, end[-1])
     subtree_end[first[1:]] = begin[1:]
 
@@ -147,7 +148,7 @@ def build_segments(encoded: EncodedItem, *, causal: bool = False) -> list[Segmen
     choices = range(len(encoded.continuations))
     if causal and len(encoded.prefixes) > 1:
         first, *others = (prefix.ids.tolist() for prefix in encoded.prefixes)
-        common = min(_common(first, other) for other in others)
+        common = min(_common_length(first, other) for other in others)
         if common > 0:
             tails = [
                 np.concatenate([encoded.prefix(c).ids[common:], encoded.continuations[c].ids])
@@ -178,11 +179,11 @@ def _build_segment(
         choices=tuple(order),
         texts=tuple(texts[choice] for choice in order),
         scored=tuple(scored[choice] for choice in order),
-        shared=(0, *(_common(a, b) for a, b in itertools.pairwise(inputs))),
+        shared=(0, *(_common_length(a, b) for a, b in itertools.pairwise(inputs))),
     )
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common beginning of two sequences."""
     pairs = enumerate(zip(a, b))  # they differ early, mostly
     return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))

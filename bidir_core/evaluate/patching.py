@@ -76,7 +76,7 @@ class Patch:
             yield
 
     def _clipping(self, layout: Layout) -> Any:
-        """In front of a layer, the token's hidden state no longer than its prompt's median."""
+        """A hook before a layer: scales the token's state to at most its prompt's median norm."""
         rows, columns = self._places(layout)
         item, position = layout.item[rows], layout.position[rows]
         others = (item == layout.item[rows, columns][:, None]) & (position != self.token)

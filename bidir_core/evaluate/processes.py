@@ -190,7 +190,7 @@ class Parts:
                     states[rank] = last
                     continue
                 raise ProcessLost(
-                    f"{_named(rank, self.team.world, state)} ended before its share was scored; "
+                    f"{_describe(rank, self.team.world, state)} ended before its share was scored; "
                     "--resume goes on from what is recorded"
                 )
         return states
@@ -214,7 +214,7 @@ class Parts:
                 alive = is_alive({**state, "heartbeat": time.time()})
                 if failed or (state["state"] == "running" and not alive):
                     raise ProcessLost(
-                        f"{_named(rank, self.team.world, state)} failed or died; "
+                        f"{_describe(rank, self.team.world, state)} failed or died; "
                         "go on with --resume"
                     ) from None
             raise
@@ -244,15 +244,15 @@ def main_asked_for(run: Path, world: int) -> Iterator[None]:
         if not was_ended or main.get("state") != "running" or is_alive(main):
             raise
         raise ProcessLost(
-            f"{_named(0, world, main)} died before the run was complete; go on with --resume"
+            f"{_describe(0, world, main)} died before the run was complete; go on with --resume"
         ) from None
 
 
-def _named(rank: int, world: int, state: Mapping[str, Any]) -> str:
+def _describe(rank: int, world: int, state: Mapping[str, Any]) -> str:
     return f"process {rank} of {world} (pid {state.get('pid')} on {state.get('host')})"
 
 
-def absorb(writer: RunWriter) -> list[dict[str, Any]]:
+def merge_parts(writer: RunWriter) -> list[dict[str, Any]]:
     """Move what other processes recorded into the run's own file; returns the cost of each."""
     folder = writer.path / PARTS
     for path in sorted(folder.glob("*.jsonl")):

@@ -14,7 +14,7 @@ from bidir_core.common.progress import Progress, logging_to, terminable
 from bidir_core.data.encoding import EncodedItem
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.patching import parse_patch
-from bidir_core.evaluate.processes import ALONE, PARTS, Part, Parts, Team, absorb, share
+from bidir_core.evaluate.processes import ALONE, PARTS, Part, Parts, Team, merge_parts, share
 from bidir_core.evaluate.scoring import ItemScore, Scorer, ScoringPlan
 from bidir_core.models import devices
 from bidir_core.models.devices import device_name, forget_peak_memory, peak_memory_bytes
@@ -54,7 +54,7 @@ def score_into(
         parts.asked_why(),
     ):
         # Costs so far, with those of other processes from before the run was stopped.
-        spent: list[Mapping[str, Any]] = [previous_cost or {}, *absorb(writer)]
+        spent: list[Mapping[str, Any]] = [previous_cost or {}, *merge_parts(writer)]
         log.info("%s under %s, %d items -> %s", config.model, regime, len(encoded), writer.id)
         for warning in writer.config.get("warnings") or []:
             log.warning("%s", warning)
@@ -63,10 +63,10 @@ def score_into(
         def probe() -> None:
             report = run_probe(loaded, regime)
             writer.write_probe(report.to_json())
-            report.require(_meaningless(writer.path))
+            report.require(_probe_advice(writer.path))
 
         # A GPU computes its first batches meanwhile; no score is looked at before the probe passes.
-        probe_meanwhile = _beside(loaded)
+        probe_meanwhile = _probes_meanwhile(loaded)
         if not probe_meanwhile:
             probe()
         started = time.monotonic()
@@ -105,7 +105,7 @@ def score_into(
         step(len(unscorable))
         if team.world > 1:
             parts.wait(report_elsewhere)
-            spent += absorb(writer)
+            spent += merge_parts(writer)
         progress.close()
         if lost := {_key(item) for item in encoded} - writer.recorded:
             # Parts can vanish: a killed launch's stray process, a folder that is slow to show files.
@@ -145,13 +145,13 @@ def score_share(
 ) -> None:
     """What every process of a launch but the main one does: score its share into a part file."""
     with terminable(), devices.at_rest(), devices.reusing_memory(loaded.device):
-        # On a CPU beside the main process's, before its clock starts; on a GPU beside the scoring.
-        report = None if _beside(loaded) else run_probe(loaded, regime)
+        # On a CPU now, as in the main process, before its clock starts; on a GPU during the scoring.
+        report = None if _probes_meanwhile(loaded) else run_probe(loaded, regime)
         done: set[Key] = team.on_main(set)
         part = Part(run / PARTS, team.rank)
 
         def probe() -> None:
-            (report or run_probe(loaded, regime)).require(_meaningless(run))
+            (report or run_probe(loaded, regime)).require(_probe_advice(run))
 
         try:
             scorer = _scorer(config, loaded, regime, plan)
@@ -164,7 +164,7 @@ def score_share(
         part.finish()
 
 
-def _beside(loaded: LoadedModel) -> bool:
+def _probes_meanwhile(loaded: LoadedModel) -> bool:
     """Whether the probe runs while the first batches are computed.
 
     Not under flex, which the probe has compiled before the clock starts.
@@ -172,7 +172,7 @@ def _beside(loaded: LoadedModel) -> bool:
     return loaded.device.type == "cuda" and loaded.implementation != "flex"
 
 
-def _meaningless(run: Path) -> str:
+def _probe_advice(run: Path) -> str:
     return f"so its scores would mean nothing; see {run / 'probe.json'}"
 
 

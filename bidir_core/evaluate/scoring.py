@@ -114,7 +114,7 @@ def plan_scoring(
     causal = regime.is_causal
     segments = [build_segments(item, causal=causal) if not item.error else [] for item in encoded]
     tokens = batch_tokens or auto_batch_tokens(device)
-    ramp = device.type == "cuda"  # it starts on the first while the next are put together
+    ramp = device.type == "cuda"  # it computes the first while the next are built
     long = [trees if is_long(trees, pack_from) else [] for trees in segments]
     short = [[] if packed else trees for packed, trees in zip(long, segments)]
     return ScoringPlan(
@@ -172,7 +172,7 @@ class Scorer:
                 meanwhile()
             yield from ((items, self.score(items)) for items in batches)
             return
-        beside = Beside(self.device)
+        side_stream = Beside(self.device)
         waiting: deque[tuple[Sequence[int], Callable[[], list[ItemScore]]]] = deque()
         failed: BaseException | None = None
         upcoming = iter(batches)
@@ -187,7 +187,7 @@ class Scorer:
             if meanwhile is not None:
                 if failed is not None and (not waiting or not isinstance(failed, Exception)):
                     raise failed  # nothing to probe beside, or interrupted
-                with beside.stream():
+                with side_stream.stream():
                     meanwhile()
                 meanwhile = None
             if not waiting:
@@ -198,7 +198,7 @@ class Scorer:
             raise failed
 
     def begin(self, items: Sequence[int]) -> Callable[[], list[ItemScore]]:
-        """Give a batch, or some items of one, to the device; what comes back waits for the scores.
+        """Give a batch, or some items of one, to the device; the result is called to wait for scores.
 
         Some models use other rotary frequencies for a whole pass if one sequence in it is long, so
         long and short items are run apart. An item's longest choice decides which it is.
@@ -256,7 +256,7 @@ class Scorer:
 
     def _token_ll(self, batch: Collated) -> torch.Tensor:
         """On the device, maybe still being computed: float32 ``[n_scored]``."""
-        # torch.compile, which flex needs, knows gradients switched off better than inference mode.
+        # torch.compile, which flex needs, handles disabled gradients better than inference mode.
         compiled = self.handle.implementation == "flex"
         spans, time = batch.layout.spans, batch.layout.shape[1]
         longest = max((end - start for start, end in spans), default=0) if spans else time
@@ -366,7 +366,7 @@ def _reader(scores: torch.Tensor) -> Callable[[], np.ndarray]:
 
 
 @cache
-def _urgent(device: torch.device) -> torch.cuda.Stream:
+def _priority_stream(device: torch.device) -> torch.cuda.Stream:
     """One stream per device, shared: a stream keeps the memory that it used."""
     return torch.cuda.Stream(device, priority=-1)
 
@@ -381,11 +381,11 @@ class Beside:
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
         """Work given to the GPU inside waits only for what came before; it is done at the end."""
-        urgent = _urgent(self.device)
-        urgent.wait_event(self.now)
-        with torch.cuda.stream(urgent):
+        stream = _priority_stream(self.device)
+        stream.wait_event(self.now)
+        with torch.cuda.stream(stream):
             yield
-        urgent.synchronize()
+        stream.synchronize()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -118,7 +118,6 @@ def _single(
     config: EvalConfig | FinetuneConfig, place: Place, work: Work | None = None
 ) -> Estimate:
     """Scoring a configuration's items, or training on its samples."""
-    remark = ""
     try:
         work = work or work_of(config)
         remark = work.remark
@@ -137,9 +136,9 @@ def _single(
     dtype = config.dtype
     if dtype == "auto":
         dtype = "bfloat16" if kind == "gpu" else "float32"
-    same_work = kind_of_work(tune or {})
+    work_kind = kind_of_work(tune or {})
     measured = [m for m in place.known if (m.device, m.dtype) == (kind, dtype)]
-    same_runs = [m for m in measured if (m.work, m.model) == (same_work, config.model)]
+    same_runs = [m for m in measured if (m.work, m.model) == (work_kind, config.model)]
     memory: float | None = max((m.memory_bytes for m in same_runs if m.memory_bytes), default=None)
     memory_from = "memory: the most an earlier run of this model took"
     if memory is None:
@@ -151,12 +150,12 @@ def _single(
             checkpointed = {**tune, "gradient_checkpointing": True}
             n_bytes = bytes_needed(shape, work, kind, dtype, checkpointed, at_once)
             memory_from += f"; with --gradient-checkpointing about {n_bytes / 1e9:.1f} GB"
-    speed = _speed(same_work, config.model, dtype, shape, measured, place)
+    speed = _speed(work_kind, config.model, dtype, shape, measured, place)
     if speed.rate is not None and work is not None:
         # Processes on a CPU share its cores.
         sharing = 1 if kind == "cpu" else place.n_devices
         seconds = operations(shape, work, tune) / speed.rate / sharing
-        low, high = (off and seconds * off for off in speed.off)
+        low, high = (None if ratio is None else seconds * ratio for ratio in speed.ratios)
         result = replace(result, seconds=seconds, low_seconds=low, high_seconds=high)
     source = f", from {shape.source}" if shape.source else ""
     weights = f"{shape.parameters / 1e6:,.0f} million weights{source}"
@@ -175,7 +174,7 @@ class Speed(NamedTuple):
     """Operations a second; a run's time over the predicted one, at least and at most; and the source."""
 
     rate: float | None
-    off: tuple[float | None, float | None]
+    ratios: tuple[float | None, float | None]
     why: str
 
 
@@ -204,7 +203,7 @@ def _speed(
     if len(rates) < 2 or not same_work:
         return Speed(rate, unknown, f"{why}; how far off that is, is not known yet")
     # The time each run took over the time that the others predict for it.
-    ratios = [statistics.median(rates[:i] + rates[i + 1 :]) / one for i, one in enumerate(rates)]
+    ratios = [statistics.median(rates[:i] + rates[i + 1 :]) / r for i, r in enumerate(rates)]
     why += f", which took {min(ratios):.2f} to {max(ratios):.2f} times what the others say of them"
     return Speed(rate, (min(1.0, *ratios), max(1.0, *ratios)), why)
 
@@ -226,9 +225,9 @@ def _finetune(config: FinetuneConfig, place: Place) -> Estimate:
     return _sum([(1, result), (n_evaluations, evaluation)])
 
 
-def _pipeline(config: PipelineConfig, place: Place, left: Sequence[Stage] | None) -> Estimate:
+def _pipeline(config: PipelineConfig, place: Place, remaining: Sequence[Stage] | None) -> Estimate:
     planned = plan(config)
-    stages = planned if left is None else left
+    stages = planned if remaining is None else remaining
     parts = []
     for stage in stages:
         if isinstance(stage.config, FinetuneConfig):
@@ -324,8 +323,8 @@ def estimated(
 
 
 def start_of(config: object, known: Sequence[jobs.Job]) -> float | None:
-    """What earlier jobs of this kind took before they computed; of a pipeline its fine-tunes are
-    asked, whose data takes longest to prepare."""
+    """What earlier jobs of this kind took before they computed; for a pipeline, what fine-tunes took,
+    whose data takes longest to prepare."""
     trains = isinstance(config, FinetuneConfig | PipelineConfig)
     return start_seconds(known, "finetune" if trains else "eval")
 

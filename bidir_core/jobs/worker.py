@@ -37,7 +37,7 @@ def work(device: str, root: Path) -> None:
         return
     try:
         write_json(mark, this_process())
-        for orphan in _of(device, root, "running"):
+        for orphan in _jobs_in(device, root, "running"):
             _adopt(orphan)
         while (job := _next(device, root, mark, lock)) is not None:
             _run(job)
@@ -45,7 +45,7 @@ def work(device: str, root: Path) -> None:
         lock.release()
 
 
-def _of(device: str, root: Path, state: str) -> list[Job]:
+def _jobs_in(device: str, root: Path, state: str) -> list[Job]:
     jobs = [j for j in list_jobs(root) if j.device == device and j.stored_state == state]
     return sorted(jobs, key=lambda job: (job.queued, job.id))
 
@@ -54,7 +54,7 @@ def _next(device: str, root: Path, mark: Path, lock: filelock.BaseFileLock) -> J
     """The first queued job, marked as running. With none, the worker gives up its lock before another
     job can be queued, so whoever queues the next one starts a new worker."""
     with changing(root):
-        waiting = _of(device, root, "queued")
+        waiting = _jobs_in(device, root, "queued")
         if not waiting:
             mark.unlink(missing_ok=True)
             lock.release()

@@ -32,8 +32,8 @@ def read(out) -> dict:
 def test_every_part_writes_what_it_measured(line) -> None:
     words, out = line
     full_size.main(words)
-    found = read(out)
-    rows = {(row["part"], row["what"]): row for row in found["rows"]}
+    results = read(out)
+    rows = {(row["part"], row["what"]): row for row in results["rows"]}
     assert {part for part, _ in rows} == set(full_size.PARTS)
     for key in (
         ("prefill", "plain full attention, the model's own kernel"),
@@ -49,13 +49,13 @@ def test_every_part_writes_what_it_measured(line) -> None:
         row = rows[key]
         assert "skipped" not in row
         assert all(value >= 0 for value in row.values() if isinstance(value, int | float))
-    assert found["matmul_tflops"] > 0
+    assert results["matmul_tflops"] > 0
 
     # Again, one part, and its time is over: the other parts' numbers stay.
     full_size.main([*words, "--parts", "prefill", "--part-seconds", "0"])
     after = read(out)["rows"]
     assert [r for r in after if r["part"] != "prefill"] == [
-        r for r in found["rows"] if r["part"] != "prefill"
+        r for r in results["rows"] if r["part"] != "prefill"
     ]
     assert all(row["skipped"] for row in after if row["part"] == "prefill")
 
@@ -140,7 +140,7 @@ def test_ways_to_compute_are_compared(tmp_path, capsys, monkeypatch) -> None:
 def broken_small(small):
     """Whatever is asked of split, it is causal."""
 
-    def made(head_dim, dtype, device, attn):
+    def build_small(head_dim, dtype, device, attn):
         loaded = small(head_dim, dtype, device, attn)
         if attn != "split":
             return loaded
@@ -148,4 +148,4 @@ def broken_small(small):
         loaded.handle.use = lambda regime, *rest: use(CAUSAL, *rest)
         return loaded
 
-    return made
+    return build_small

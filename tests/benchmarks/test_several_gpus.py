@@ -46,9 +46,9 @@ def test_rows_come_from_the_runs_and_a_failure_is_one_of_them(line, monkeypatch,
     ]
     rows = read(out)
     assert rows["model", "written"]["weights_made_on"] == "cpu"
-    one = rows["eval", "eval, 1 process"]
-    assert (one["items"], one["wall_seconds"]) == (4, 2.0)
-    assert one["after_load_seconds"] >= one["scoring_seconds"] > 0
+    single = rows["eval", "eval, 1 process"]
+    assert (single["items"], single["wall_seconds"]) == (4, 2.0)
+    assert single["after_load_seconds"] >= single["scoring_seconds"] > 0
     assert rows["eval", "predictions"]["predictions_differ"] == 0
     tuned = rows["finetune", "lora, 2 processes"]
     assert tuned["timed_steps"] == 2

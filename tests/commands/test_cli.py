@@ -97,7 +97,7 @@ def test_a_run_that_cannot_be_read_is_not_resumed(runs_dir, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         ("eval", "--model"),
         ("eval --resume stage1_vanilla_eval/19990101-000000", "1999"),
@@ -106,8 +106,8 @@ def test_a_run_that_cannot_be_read_is_not_resumed(runs_dir, capsys):
         ("generate --model nobody --prompt a\udcff", "--prompt is not UTF-8 text"),
     ],
 )
-def test_a_bad_line_of_any_command(words, said, runs_dir, capsys):
-    fails_in_one_line(words.split(), said, capsys)
+def test_a_bad_line_of_any_command(words, expected, runs_dir, capsys):
+    fails_in_one_line(words.split(), expected, capsys)
 
 
 def test_checkpoint_of_another_architecture(tiny_folder, own_items, runs_dir, tmp_path, capsys):

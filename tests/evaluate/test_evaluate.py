@@ -47,10 +47,8 @@ def test_a_run_folder_is_what_the_contract_says(tiny_folder, own_items, runs_dir
     assert run_cli(*eval_words(tiny_folder, own_items, "--prefill-bidirectional")) == 0
     run = only_run(runs_dir, "stage2_prefill_bidir_eval")
     assert capsys.readouterr().out.strip() == str(run.path)
-    names = {path.name for path in run.path.iterdir()}
-    assert names == {
-        "config.json", "status.json", "probe.json", "items.parquet", "metrics.json", "log.txt"
-    }  # fmt: skip
+    names = " ".join(sorted(path.name for path in run.path.iterdir()))
+    assert names == "config.json items.parquet log.txt metrics.json probe.json status.json"
     assert run.state == "done"
     assert run.settings["regime"] == "bidirectional"
     assert {"packages", "git_commit", "model_fingerprint", "data_fingerprint"} <= set(run.config)
@@ -85,15 +83,18 @@ def test_several_regimes_in_one_command_are_the_runs_of_several(
     assert len(loads) == 1
     for regime, path in zip(regimes, paths, strict=True):
         assert run_cli(*words, "--regime", regime, "--runs-dir", str(tmp_path / "alone")) == 0
-        found, alone = Run(path), Run(capsys.readouterr().out.strip())
-        assert found.stage == alone.stage
-        assert found.settings == {**alone.settings, "runs_dir": str(tmp_path / "together")}
-        varies = {"created", "config"}
-        assert {k: v for k, v in found.config.items() if k not in varies} == {
-            k: v for k, v in alone.config.items() if k not in varies
+        together_run, alone_run = Run(path), Run(capsys.readouterr().out.strip())
+        assert together_run.stage == alone_run.stage
+        assert together_run.settings == {
+            **alone_run.settings,
+            "runs_dir": str(tmp_path / "together"),
         }
-        assert found.items_table().equals(alone.items_table())  # to the last bit
-        assert found.probe["regime"] == regime
+        varies = {"created", "config"}
+        assert {k: v for k, v in together_run.config.items() if k not in varies} == {
+            k: v for k, v in alone_run.config.items() if k not in varies
+        }
+        assert together_run.items_table().equals(alone_run.items_table())  # to the last bit
+        assert together_run.probe["regime"] == regime
 
 
 def test_several_regimes_are_resumed_alone_or_with_those_behind(
@@ -106,24 +107,23 @@ def test_several_regimes_are_resumed_alone_or_with_those_behind(
             raise KeyboardInterrupt
         return original(self, items)
 
-    every = ("--regime", "causal,bidirectional,causal:hide=0")
+    regimes = ("--regime", "causal,bidirectional,causal:hide=0")
     with monkeypatch.context() as patch:
         patch.setattr(scoring.Scorer, "begin", stop)
-        assert run_cli(*eval_words(tiny_folder, own_items, *every)) == 130
+        assert run_cli(*eval_words(tiny_folder, own_items, *regimes)) == 130
     assert only_run(runs_dir, "stage1_vanilla_eval").state == "done"
-    left = only_run(runs_dir, "stage2_prefill_bidir_eval")
-    assert left.state == "cancelled"
-    assert run_cli("--resume", str(left.path), "--regime", "causal,causal:hide=0") == 2
+    unfinished = only_run(runs_dir, "stage2_prefill_bidir_eval")
+    assert unfinished.state == "cancelled"
+    assert run_cli("--resume", str(unfinished.path), "--regime", "causal,causal:hide=0") == 2
     assert "which --regime leaves out" in capsys.readouterr().err
-    assert run_cli("--resume", str(left.path), "--limit", "3", *every) == 2  # another run
-    assert run_cli("--resume", str(left.path)) == 0
-    assert Run(left.path).state == "done"
+    assert run_cli("--resume", str(unfinished.path), "--limit", "3", *regimes) == 2  # another run
+    assert run_cli("--resume", str(unfinished.path)) == 0
+    assert Run(unfinished.path).state == "done"
     # A finished one is left as it is.
-    assert run_cli("--resume", str(left.path), *every) == 0
-    paths = [Run(path) for path in (runs_dir / "stage2_prefill_bidir_eval").iterdir()]
-    assert sorted((run.regime, run.state) for run in paths) == [
-        ("bidirectional", "done"), ("causal:hide=0", "done"),
-    ]  # fmt: skip
+    assert run_cli("--resume", str(unfinished.path), *regimes) == 0
+    runs = [Run(path) for path in (runs_dir / "stage2_prefill_bidir_eval").iterdir()]
+    expected = [("bidirectional", "done"), ("causal:hide=0", "done")]
+    assert sorted((run.regime, run.state) for run in runs) == expected
 
 
 def test_killed_at_any_moment_and_resumed(tiny_folder, own_items, tmp_path, monkeypatch):
@@ -150,9 +150,9 @@ def test_killed_at_any_moment_and_resumed(tiny_folder, own_items, tmp_path, monk
     assert len(scored) == 60 - len(before)
     monkeypatch.undo()
 
-    asked = {"model": str(tiny_folder), "tasks": (str(own_items),), "device": "cpu"}
-    whole = evaluate.evaluate(EvalConfig(**asked, runs_dir=str(tmp_path / "whole")))
-    resumed, never_killed = Run(run.path).items(), Run(whole).items()
+    settings = {"model": str(tiny_folder), "tasks": (str(own_items),), "device": "cpu"}
+    uninterrupted = evaluate.evaluate(EvalConfig(**settings, runs_dir=str(tmp_path / "whole")))
+    resumed, never_killed = Run(run.path).items(), Run(uninterrupted).items()
     assert resumed["doc_id"].tolist() == never_killed["doc_id"].tolist()
     assert resumed["pred"].tolist() == never_killed["pred"].tolist()
     np.testing.assert_allclose(np.stack(resumed["ll"]), np.stack(never_killed["ll"]), atol=1e-4)
@@ -189,14 +189,14 @@ def test_resumed_from_another_folder_and_device_it_is_the_same_run(
     # On a GPU "auto" would be bfloat16: as if the run had been started there.
     config = json.loads((run.path / "config.json").read_text())
     (run.path / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
-    asked = []
+    configs = []
     preflight = evaluate.preflight
-    watched = lambda config, regime: asked.append(config) or preflight(config, regime)  # noqa: E731
+    watched = lambda config, regime: configs.append(config) or preflight(config, regime)  # noqa: E731
     monkeypatch.setattr(evaluate, "preflight", watched)
     monkeypatch.chdir(tmp_path)
     assert run_cli("--resume", run.id, "--tasks", os.path.relpath(own_items)) == 0
-    assert asked[0].dtype == "bfloat16"
-    assert asked[0].attn == "sdpa"
+    assert configs[0].dtype == "bfloat16"
+    assert configs[0].attn == "sdpa"
 
 
 @pytest.mark.parametrize(("regime", "warns"), [("causal", True), ("bidirectional:sink=1", False)])
@@ -319,7 +319,7 @@ def test_without_a_context_a_chat_template_changes_nothing(templated):
 
     def prefixes(**changes):
         encoded, _ = evaluate.encode(replace(config, **changes), plan, items)
-        return [one.prefixes[0].ids.tolist() for one in encoded]
+        return [item.prefixes[0].ids.tolist() for item in encoded]
 
     plain = prefixes(context="none", chat_template=False)
     assert prefixes(context="none") == plain != prefixes()

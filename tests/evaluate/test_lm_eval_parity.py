@@ -22,10 +22,10 @@ def test_equals_lm_eval_choice_by_choice():
     encoded = Encoder(loaded.tokenizer).encode(items)
     plan = plan_scoring(encoded, regime=CAUSAL, device=torch.device("cpu"))
     scorer = Scorer(loaded.model, loaded.handle, plan)
-    found = {s.index: s.ll for batch in plan.batches for s in scorer.score(batch.items)}
-    ours = [found[i] for i in range(len(items))]
+    by_index = {s.index: s.ll for batch in plan.batches for s in scorer.score(batch.items)}
+    ours = [by_index[i] for i in range(len(items))]
     theirs = LmEvalPeer(str(ensure(EMBEDDED_MODEL))).score(items, batch_size=4)
-    for one, mine, reference in zip(encoded, ours, theirs):
-        for tokens, a, b in zip(one.continuations, mine, reference):
-            assert abs(a - b) <= 1e-3 + 1e-5 * len(tokens), one.item.item_id
+    for item, scores, reference in zip(encoded, ours, theirs):
+        for tokens, a, b in zip(item.continuations, scores, reference):
+            assert abs(a - b) <= 1e-3 + 1e-5 * len(tokens), item.item.item_id
     assert accuracy(items, ours) == accuracy(items, theirs)

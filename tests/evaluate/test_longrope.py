@@ -47,7 +47,7 @@ def items(*lengths: int) -> list[Item]:
 def test_a_short_items_score_does_not_depend_on_a_long_one_beside_it(regime: str) -> None:
     loaded = longrope()
     encoded = Encoder(loaded.tokenizer).encode(items(1, 2, 9, 10, 3))
-    assert [one.longest > SWITCH for one in encoded] == [False, False, True, True, False]
+    assert [item.longest > SWITCH for item in encoded] == [False, False, True, True, False]
     plan = plan_scoring(encoded, regime=parse_regime(regime), device=loaded.device)
     assert len(plan.batches) == 1
     scorer = Scorer(loaded.model, loaded.handle, plan)

@@ -34,14 +34,13 @@ def drawn(seed: int) -> list[dict]:
 
 
 def rows(docs: list[dict], **changes) -> list[dict]:
-    return [
-        make_record(
-            task="t", doc_id=i, doc_hash=str(i), gold=doc["gold"], contexts=["?"],
-            continuations=[f" {text}" for text in doc["choices"]], n_prefix_tokens=[1],
-            n_continuation_tokens=doc["counts"], ll=doc["ll"], **changes,
-        )
-        for i, doc in enumerate(docs)
-    ]  # fmt: skip
+    shared = {"task": "t", "contexts": ["?"], "n_prefix_tokens": [1], **changes}
+    records = []
+    for i, doc in enumerate(docs):
+        values = {"doc_id": i, "doc_hash": str(i), "gold": doc["gold"], "ll": doc["ll"]}
+        values |= {"continuations": [f" {text}" for text in doc["choices"]]}
+        records.append(make_record(**shared, **values, n_continuation_tokens=doc["counts"]))
+    return records
 
 
 def by_lm_eval(docs: list[dict], alone: list[dict]) -> dict[str, float]:
@@ -63,17 +62,17 @@ def by_lm_eval(docs: list[dict], alone: list[dict]) -> dict[str, float]:
             ],
         }
     )
-    found = []
+    results = []
     for doc, floor in zip(docs, alone, strict=True):
         scores = np.float32([*doc["ll"], *floor["ll"]]).astype(float)
-        found.append(task.process_results(doc, [(score, False) for score in scores]))
-    return {name: float(np.mean([one[name] for one in found])) for name in metrics}
+        results.append(task.process_results(doc, [(score, False) for score in scores]))
+    return {name: float(np.mean([result[name] for result in results])) for name in metrics}
 
 
 def test_metrics_are_lm_evals_and_tokens_are_as_computed_slowly():
     docs = drawn(0)
-    found = compute_metrics(rows(docs))
-    row = found["tasks"]["t"]
+    metrics = compute_metrics(rows(docs))
+    row = metrics["tasks"]["t"]
     for name in ("acc", "acc_norm", "acc_bytes"):
         assert row[name] == pytest.approx(by_lm_eval(docs, docs)[name]), name
     slow = [
@@ -81,7 +80,7 @@ def test_metrics_are_lm_evals_and_tokens_are_as_computed_slowly():
         for d in docs
     ]
     assert row["acc_tokens"] == pytest.approx(sum(slow) / N)
-    assert found["macro"]["acc_bytes"] == row["acc_bytes"]
+    assert metrics["macro"]["acc_bytes"] == row["acc_bytes"]
     assert len({row["acc"], row["acc_norm"], row["acc_bytes"], row["acc_tokens"]}) == 4
     # What is not kept is not stated; errors count as wrong; one continuation for all has acc alone.
     assert "acc_bytes" not in compute_metrics(rows(docs, compact=True))["macro"]
@@ -109,11 +108,11 @@ def test_mutual_information_of_two_runs_above_one_without_contexts(tmp_path):
     a, b = stored(tmp_path, docs), stored(tmp_path, others[0])
     floor = stored(tmp_path, others[1], context="none")
     result = compare(a, b, floor=floor)
-    found = result.information
-    assert found.acc_a == pytest.approx(by_lm_eval(docs, others[1])["acc_mutual_info"])
-    assert found.acc_b == pytest.approx(by_lm_eval(others[0], others[1])["acc_mutual_info"])
-    assert found.acc_a != result.macro.acc_a
-    assert found.delta.value == pytest.approx(found.acc_b - found.acc_a)
+    information = result.information
+    assert information.acc_a == pytest.approx(by_lm_eval(docs, others[1])["acc_mutual_info"])
+    assert information.acc_b == pytest.approx(by_lm_eval(others[0], others[1])["acc_mutual_info"])
+    assert information.acc_a != result.macro.acc_a
+    assert information.delta.value == pytest.approx(information.acc_b - information.acc_a)
     assert "accuracy by mutual information: a 0." in comparison_text(result)
     # A run may be kept without its scores. The floor of another model, or of shuffled contexts, says nothing of p(choice).
     for wrong in ({"context": "none", "model": "n"}, {"context": "shuffled"}):

@@ -25,22 +25,22 @@ def items(n: int = 6) -> list[EncodedItem]:
         ids = random.integers(0, 250, length)
         return Tokens(ids, np.zeros((length, 2), dtype=np.int64))
 
-    made = []
+    encoded = []
     for number in range(n):
         prefixes = [tokens(1 + 2 * number)] + ([tokens(5)] if number % 3 == 2 else [])
         texts = ("a",) * len(prefixes)
         item = Item("mine", number, f"hash{number}", 0, texts, (" x", " yy"))
         continuations = (tokens(3), tokens(2))
-        made.append(EncodedItem(item, texts, tuple(prefixes), continuations))
-    return made
+        encoded.append(EncodedItem(item, texts, tuple(prefixes), continuations))
+    return encoded
 
 
 def score(loaded, regime, patch: str | None = None, *, padded: bool = False) -> list[np.ndarray]:
     plan = plan_scoring(items(), regime=regime, device=torch.device("cuda" if padded else "cpu"))
     plan = plan.under(regime, parse_patch(patch) if patch else None)
     scorer = Scorer(loaded.model, loaded.handle, plan)
-    found = {s.index: s for batch in plan.batches for s in scorer.score(batch.items)}
-    return [np.concatenate(found[i].token_ll) for i in sorted(found)]
+    scores = {s.index: s for batch in plan.batches for s in scorer.score(batch.items)}
+    return [np.concatenate(scores[i].token_ll) for i in sorted(scores)]
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["packed", "padded"])
@@ -50,8 +50,8 @@ def test_patching_keys_and_values_is_sink_1(family: str, padded: bool) -> None:
     both = score(loaded, BIDIRECTIONAL, "both=0", padded=padded)
     sink = score(loaded, SINK, padded=padded)
     plain = score(loaded, BIDIRECTIONAL, padded=padded)
-    for one, other in zip(both, sink, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4)
+    for patched, expected in zip(both, sink, strict=True):
+        np.testing.assert_allclose(patched, expected, atol=1e-4)
     # And the identity says something: these models do feel the first token's look ahead.
     assert max(np.abs(a - b).max() for a, b in zip(sink, plain, strict=True)) > 0.01
 
@@ -76,15 +76,15 @@ def test_the_capture_pass_is_counted() -> None:
 
 def test_keys_and_values_alone_are_different_things() -> None:
     loaded = tiny_loaded("llama")
-    found = [
+    scores = [
         score(loaded, BIDIRECTIONAL, patch) for patch in ("keys=0", "values=0", "both=0", None)
     ]
-    for i, one in enumerate(found):
-        for other in found[i + 1 :]:
-            assert max(np.abs(a - b).max() for a, b in zip(one, other, strict=True)) > 1e-3
+    for i, score_a in enumerate(scores):
+        for score_b in scores[i + 1 :]:
+            assert max(np.abs(a - b).max() for a, b in zip(score_a, score_b, strict=True)) > 1e-3
     # A prefix of one token looks at nothing ahead: there is nothing to patch.
-    for one in found:
-        np.testing.assert_allclose(one[0], found[-1][0], atol=1e-5)
+    for score_a in scores:
+        np.testing.assert_allclose(score_a[0], scores[-1][0], atol=1e-5)
 
 
 def clipped_by_hand(prefix: np.ndarray, continuation: np.ndarray) -> np.ndarray:
@@ -127,17 +127,17 @@ def clipped_by_hand(prefix: np.ndarray, continuation: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("padded", [False, True], ids=["packed", "padded"])
 def test_a_clipped_norm_is_what_hooks_on_the_plain_model_make(padded: bool) -> None:
     loaded = tiny_loaded("llama")
-    found = score(loaded, CAUSAL, "clip=0", padded=padded)
+    clipped = score(loaded, CAUSAL, "clip=0", padded=padded)
     plain = score(loaded, CAUSAL, padded=padded)
     differs = []
-    for item, ours, unclipped in zip(items(), found, plain, strict=True):
+    for item, ours, unclipped in zip(items(), clipped, plain, strict=True):
         if len(item.prefixes[0]) < 2 or len(item.prefixes) > 1:
             continue
         expected = [clipped_by_hand(item.prefixes[0].ids, c.ids) for c in item.continuations]
         np.testing.assert_allclose(ours, np.concatenate(expected), atol=1e-4)
         differs.append(np.abs(ours - unclipped).max())
     assert max(differs) > 1e-3
-    np.testing.assert_allclose(found[0], plain[0], atol=1e-5)  # alone, nothing to be clipped to
+    np.testing.assert_allclose(clipped[0], plain[0], atol=1e-5)  # alone, nothing to be clipped to
 
 
 def test_a_patch_prints_what_it_parses() -> None:

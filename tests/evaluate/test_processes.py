@@ -41,10 +41,8 @@ if "LOCAL_RANK" in os.environ:
 
 
 def words(tiny_folder, own_items, *more: str) -> list[str]:
-    return [
-        "eval", "--model", str(tiny_folder), "--tasks", str(own_items), "--device", "cpu",
-        "--batch-tokens", "300", "--prefill-bidirectional", *more,
-    ]  # fmt: skip
+    line = ["eval", "--model", str(tiny_folder), "--tasks", str(own_items), "--device", "cpu"]
+    return [*line, "--batch-tokens", "300", "--prefill-bidirectional", *more]
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +54,12 @@ def alone(tiny_folder, own_items, tmp_path_factory) -> Run:
     return Run(folder)
 
 
-def same_run(one: Run, other: Run) -> None:
-    left, right = one.items(), other.items()
-    assert left[["task", "doc_id", "pred", "correct"]].equals(
-        right[["task", "doc_id", "pred", "correct"]]
+def same_run(run_a: Run, run_b: Run) -> None:
+    items_a, items_b = run_a.items(), run_b.items()
+    assert items_a[["task", "doc_id", "pred", "correct"]].equals(
+        items_b[["task", "doc_id", "pred", "correct"]]
     )
-    assert np.allclose(np.concatenate(left["ll"]), np.concatenate(right["ll"]), atol=1e-4)
+    assert np.allclose(np.concatenate(items_a["ll"]), np.concatenate(items_b["ll"]), atol=1e-4)
 
 
 def test_two_processes_make_the_run_of_one(tiny_folder, own_items, runs_dir, alone):
@@ -88,9 +86,9 @@ def test_a_killed_process_fails_the_job_and_another_number_resumes_it(
     (site / "sitecustomize.py").write_text(SLOW)
     command = words(tiny_folder, own_items)
     started = launch(2, *command, PYTHONPATH=f"{site}:{Path(__file__).parents[2]}")
-    other = wait_for(runs_dir, "*/*/.parts/rank1.jsonl", started)
-    told = other.with_suffix(".json") if rank else other.parents[1] / "status.json"
-    killed = json.loads(told.read_text())["pid"]
+    part_file = wait_for(runs_dir, "*/*/.parts/rank1.jsonl", started)
+    state_file = part_file.with_suffix(".json") if rank else part_file.parents[1] / "status.json"
+    killed = json.loads(state_file.read_text())["pid"]
     os.kill(killed, signal.SIGKILL)
     _, err = started.communicate(timeout=120)
     assert f"error: process {rank} of 2 (pid {killed} on " in err
@@ -108,8 +106,8 @@ def test_a_killed_process_fails_the_job_and_another_number_resumes_it(
 def wait_for(root: Path, pattern: str, process: subprocess.Popen[str]) -> Path:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
-        if found := [path for path in root.glob(pattern) if path.stat().st_size]:
-            return found[0]
+        if paths := [path for path in root.glob(pattern) if path.stat().st_size]:
+            return paths[0]
         time.sleep(0.02)
     process.kill()
     raise AssertionError(f"no {pattern} appeared: {process.communicate()[1][-3000:]}")
@@ -141,8 +139,8 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
 def test_every_batch_goes_to_exactly_one_process(batches, world):
     weights = [1 + index % 7 for index in range(41)]
     shares = [share(batches, weights, Team(rank, world)) for rank in range(world)]
-    assert sorted(map(tuple, batches)) == sorted(tuple(b) for mine in shares for b in mine)
-    loads = [sum(weights[i] for batch in mine for i in batch) for mine in shares]
+    assert sorted(map(tuple, batches)) == sorted(tuple(b) for assigned in shares for b in assigned)
+    loads = [sum(weights[i] for batch in assigned for i in batch) for assigned in shares]
     heaviest = max((sum(weights[i] for i in batch) for batch in batches), default=0)
     assert max(loads) - min(loads) <= heaviest
 

@@ -63,16 +63,16 @@ def test_the_model_sees_exactly_what_was_drawn(text: str) -> None:
     packed = run(Layout.pack(LENGTHS), torch.cat(rows)[None])[0]
     torch.testing.assert_close(packed, torch.cat(expected), atol=1e-4, rtol=1e-4)
     padded = run(Layout.pad(LENGTHS), torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
-    for row, own in zip(padded, expected):
-        torch.testing.assert_close(row[: len(own)], own, atol=1e-4, rtol=1e-4)
+    for row, logits in zip(padded, expected):
+        torch.testing.assert_close(row[: len(logits)], logits, atol=1e-4, rtol=1e-4)
 
 
 def test_all_that_there_is_drawn_is_the_regime_itself() -> None:
     loaded = tiny_loaded("gemma3")
-    for one, other in zip(
+    for drawn, plain in zip(
         score(loaded, BIDIRECTIONAL, "random=0"), score(loaded, BIDIRECTIONAL), strict=True
     ):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_allclose(drawn, plain, atol=1e-5)
 
 
 def test_a_strength_cannot_be_drawn() -> None:

@@ -35,8 +35,8 @@ def bits_of_a_plain_pass() -> str:
     for n in (37, 400):
         ids = torch.arange(1000, 1000 + n)[None]
         with torch.inference_mode():
-            made = model(ids, use_cache=False, output_hidden_states=True)
-        digest.update(made.hidden_states[-1].numpy().tobytes() + made.logits.numpy().tobytes())
+            output = model(ids, use_cache=False, output_hidden_states=True)
+        digest.update(output.hidden_states[-1].numpy().tobytes() + output.logits.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -46,17 +46,17 @@ def test_numbers_are_those_recorded_before(tmp_path):
     torch.set_num_threads(1)
     try:
         same_machine = bits_of_a_plain_pass() == RECORDED["plain_pass"]
-        asked = {"model": EMBEDDED_MODEL, "limit": 4, "batch_tokens": 2048}
-        asked |= {"dtype": "float32", "device": "cpu"}
+        settings = {"model": EMBEDDED_MODEL, "limit": 4, "batch_tokens": 2048}
+        settings |= {"dtype": "float32", "device": "cpu"}
         loaded = loading.load(EMBEDDED_MODEL, dtype="float32", device="cpu")
         for regime, recorded in RECORDED["log_likelihoods"].items():
-            config = EvalConfig(**asked, regime=regime, runs_dir=str(tmp_path))
+            config = EvalConfig(**settings, regime=regime, runs_dir=str(tmp_path))
             items = Run(evaluate(config, loaded=loaded)).items(["task", "doc_id", "ll"])
-            found = {f"{row.task}/{row.doc_id}": list(row.ll) for row in items.itertuples()}
+            computed = {f"{row.task}/{row.doc_id}": list(row.ll) for row in items.itertuples()}
             if same_machine:
-                assert found == recorded
-            assert list(found) == list(recorded)
-            for item, ll in found.items():
+                assert computed == recorded
+            assert list(computed) == list(recorded)
+            for item, ll in computed.items():
                 np.testing.assert_allclose(ll, recorded[item], atol=1e-3, rtol=1e-5)
     finally:
         torch.set_num_threads(threads)

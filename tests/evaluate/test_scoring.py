@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -75,7 +76,7 @@ ids = st.lists(st.integers(1, 4), min_size=1, max_size=7)  # few tokens: choices
 @st.composite
 def items(draw):
     """Items with shared beginnings, choices that extend others, and per-choice contexts."""
-    made = []
+    encoded = []
     for doc_id in range(draw(st.integers(1, 5))):
         continuations = draw(st.lists(ids, min_size=2, max_size=5))
         n_contexts = draw(st.sampled_from([1, len(continuations)]))
@@ -83,18 +84,18 @@ def items(draw):
             draw(st.lists(st.integers(1, VOCAB - 1), min_size=1, max_size=9))
             for _ in range(n_contexts)
         ]
-        made.append(make_item(doc_id, prefixes, continuations))
-    return made
+        encoded.append(make_item(doc_id, prefixes, continuations))
+    return encoded
 
 
 @torch.no_grad()
 def reference(model, handle, regime, encoded):
     """Per item and choice the token log-likelihoods, from one plain sequence per choice."""
-    found = []
-    for one in encoded:
+    scores = []
+    for item in encoded:
         rows = []
-        for choice, continuation in enumerate(one.continuations):
-            prefix = one.prefix(choice).ids
+        for choice, continuation in enumerate(item.continuations):
+            prefix = item.prefix(choice).ids
             sequence = torch.from_numpy(np.concatenate([prefix, continuation.ids]))[None]
             layout = Layout.pack([(len(prefix), sequence.shape[1])])
             with handle.use(regime, layout):
@@ -103,8 +104,8 @@ def reference(model, handle, regime, encoded):
                 ).logits[0]
             ll = logits.double().log_softmax(-1)[len(prefix) - 1 : -1]
             rows.append(ll.gather(1, sequence[0, len(prefix) :, None])[:, 0].numpy())
-        found.append(rows)
-    return found
+        scores.append(rows)
+    return scores
 
 
 def score(model, handle, regime, encoded, *, padded, batch_tokens):
@@ -113,8 +114,8 @@ def score(model, handle, regime, encoded, *, padded, batch_tokens):
     batches = plan_batches(plan.segments, batch_tokens)
     plan = replace(plan, batches=batches, padded=padded)
     scorer = Scorer(model, handle, plan)
-    found = {s.index: s.token_ll for batch in batches for s in scorer.score(batch.items)}
-    return [found[i] for i in range(len(encoded))], scorer
+    scores = {s.index: s.token_ll for batch in batches for s in scorer.score(batch.items)}
+    return [scores[i] for i in range(len(encoded))], scorer
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -128,8 +129,8 @@ def test_equals_one_choice_at_a_time(name, text):
     def check(encoded, padded, batch_tokens):
         got, _ = score(model, handle, regime, encoded, padded=padded, batch_tokens=batch_tokens)
         for ours, theirs in zip(got, reference(model, handle, regime, encoded)):
-            for mine, want in zip(ours, theirs):
-                np.testing.assert_allclose(mine, want, atol=2e-5)
+            for choice_ll, expected in zip(ours, theirs):
+                np.testing.assert_allclose(choice_ll, expected, atol=2e-5)
 
     check()
 
@@ -137,19 +138,19 @@ def test_equals_one_choice_at_a_time(name, text):
 @given(items(), st.booleans(), st.integers(1, 80))
 @settings(max_examples=60, deadline=None)
 def test_batches_hold_every_item_once_within_budget(encoded, padded, budget):
-    segments = [build_segments(one) for one in encoded]
+    segments = [build_segments(item) for item in encoded]
     batches = plan_batches(segments, budget)
     assert sorted(i for batch in batches for i in batch.items) == list(range(len(encoded)))
     for batch in batches:
-        own = [s for i in batch.items for s in segments[i]]
-        tokens = sum(map(len, own))
+        batch_segments = [s for i in batch.items for s in segments[i]]
+        tokens = sum(map(len, batch_segments))
         assert tokens <= budget or len(batch.items) == 1
-        made = collate(own, padded=padded)
-        assert int((made.layout.item >= 0).sum()) == tokens
-        rows, width = made.ids.shape
+        collated = collate(batch_segments, padded=padded)
+        assert int((collated.layout.item >= 0).sum()) == tokens
+        rows, width = collated.ids.shape
         if padded:  # at most one row is less than half full
             assert width % 8 == 0
-            assert rows * width < 2 * tokens + 2 * (max(map(len, own)) + 8)
+            assert rows * width < 2 * tokens + 2 * (max(map(len, batch_segments)) + 8)
         else:
             assert (rows, width) == (1, tokens)
 
@@ -158,43 +159,44 @@ def test_batches_hold_every_item_once_within_budget(encoded, padded, budget):
 @settings(max_examples=120, deadline=None)
 def test_trees_grown_together_are_those_grown_alone(encoded, causal):
     """And those of a plain trie: a token's subtree is all that begins as its path does."""
-    segments = [s for one in encoded for s in build_segments(one, causal=causal)]
-    grown, start, head = grow(segments), 0, 0
+    segments = [s for item in encoded for s in build_segments(item, causal=causal)]
+    forest, start, head = grow(segments), 0, 0
     for segment in segments:
         end, ends = start + len(segment), head + sum(segment.scored)
         tree = grow([segment])
-        assert grown.ids[start:end].tolist() == tree.ids.tolist()
-        assert grown.position[start:end].tolist() == tree.position.tolist()
-        assert (grown.exit[start:end] - start).tolist() == tree.exit.tolist()
-        assert (grown.heads[head:ends] - start).tolist() == tree.heads.tolist()
+        assert forest.ids[start:end].tolist() == tree.ids.tolist()
+        assert forest.position[start:end].tolist() == tree.position.tolist()
+        assert (forest.exit[start:end] - start).tolist() == tree.exit.tolist()
+        assert (forest.heads[head:ends] - start).tolist() == tree.heads.tolist()
         heads = np.split(tree.heads, np.cumsum(segment.scored)[:-1])
         # a node for each distinct beginning of a choice, in order of first appearance
         node: dict[tuple[int, ...], int] = {}
-        for text, n_scored, own in zip(segment.texts, segment.scored, heads):
+        for text, n_scored, choice_heads in zip(segment.texts, segment.scored, heads):
             path = [segment.n_prefix - 1]
             for n in range(1, len(text)):
                 beginning = tuple(text[:n].tolist())
                 path.append(node.setdefault(beginning, segment.n_prefix + len(node)))
-            assert own.tolist() == path[len(text) - n_scored :]
+            assert choice_heads.tolist() == path[len(text) - n_scored :]
         assert len(segment) == segment.n_prefix + len(node)
         assert set(tree.exit[: segment.n_prefix].tolist()) == {len(segment)}
-        for beginning, at in node.items():
+        for beginning, index in node.items():
             below = [i for other, i in node.items() if other[: len(beginning)] == beginning]
-            assert tree.exit[at] == max(below) + 1
-            assert tree.ids[at] == beginning[-1]
-            assert tree.position[at] == segment.n_prefix + len(beginning) - 1
+            assert tree.exit[index] == max(below) + 1
+            assert tree.ids[index] == beginning[-1]
+            assert tree.position[index] == segment.n_prefix + len(beginning) - 1
         start, head = end, ends
-    assert (start, head) == (len(grown.ids), len(grown.heads))
+    assert (start, head) == (len(forest.ids), len(forest.heads))
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=60))
 @settings(max_examples=60, deadline=None)
 def test_the_rows_width_is_the_cheapest_of_all(lengths):
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    longest = -(-max(lengths) // 8) * 8
-    made = [(w, _best_fit(lengths, order, w)) for w in range(longest, 2 * longest + 1, 8)]
+    longest = math.ceil(max(lengths) / 8) * 8
+    packings = [(w, _best_fit(lengths, order, w)) for w in range(longest, 2 * longest + 1, 8)]
     assert pack_rows(lengths) == min(
-        made, key=lambda one: len(one[1]) * one[0] * (ATTENTION_EVENS_AT + one[0])
+        packings,
+        key=lambda packing: len(packing[1]) * packing[0] * (ATTENTION_EVENS_AT + packing[0]),
     )
 
 
@@ -217,26 +219,26 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch):
     assert sizes == [32, 16, 8, 8, 16, 8, 8]
     assert scorer.cost.out_of_memory == 3
     for ours, theirs in zip(got, want):
-        for mine, other in zip(ours, theirs):
-            np.testing.assert_allclose(mine, other, atol=1e-6)
+        for choice_ll, other in zip(ours, theirs):
+            np.testing.assert_allclose(choice_ll, other, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("error", "told", "says"),
+    ("error", "raised", "says"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), UserError, "item made/0 alone"),
         (RuntimeError("shape mismatch"), RuntimeError, "shape mismatch"),
     ],
 )
 def test_an_item_too_large_for_memory_is_named_and_other_errors_stay(
-    monkeypatch, error, told, says
+    monkeypatch, error, raised, says
 ):
     def broken(self, batch):
         raise error
 
     monkeypatch.setattr(Scorer, "_token_ll", broken)
     items = [make_item(0, [[1]], [[2], [3]])]
-    with pytest.raises(told, match=says):
+    with pytest.raises(raised, match=says):
         score(*make_model("llama"), parse_regime("causal"), items, padded=False, batch_tokens=99)
 
 
@@ -290,11 +292,8 @@ def test_a_gpu_is_some_batches_ahead_and_what_it_computed_is_not_lost(on_gpu):
     scorer, events = on_gpu
     with pytest.raises(UserError):
         scorer(unable=[4]).record_all(6)
-    assert events == [
-        "ready", ("begin", 0), ("begin", 1), ("begin", 2), ("begin", 3), ("read", 0), ("record", 0),
-        ("begin", 4), ("read", 1), ("record", 1), ("read", 2), ("record", 2),
-        ("read", 3), ("record", 3),
-    ]  # fmt: skip
+    first = ["ready", *(("begin", i) for i in range(4)), ("read", 0), ("record", 0), ("begin", 4)]
+    assert events == first + [(what, i) for i in (1, 2, 3) for what in ("read", "record")]
 
 
 def test_a_gpu_computes_while_the_probe_asks_and_nothing_is_recorded_before(on_gpu):
@@ -302,9 +301,8 @@ def test_a_gpu_computes_while_the_probe_asks_and_nothing_is_recorded_before(on_g
     scorer().record_all(2, lambda: events.append("probe"))
     begun = ["ready", ("begin", 0), ("begin", 1)]
     asked = ["aside", "probe", "back"]
-    assert events == [
-        *begun, *asked, ("read", 0), ("record", 0), ("read", 1), ("record", 1)
-    ]  # fmt: skip
+    recorded = [("read", 0), ("record", 0), ("read", 1), ("record", 1)]
+    assert events == begun + asked + recorded
     events.clear()
 
     def failed():
@@ -331,8 +329,8 @@ def test_the_probe_is_not_asked_for_nothing_or_after_a_signal(on_gpu, unable, er
 @given(items(), st.integers(8, 200))
 @settings(max_examples=60, deadline=None)
 def test_the_first_and_the_last_batches_of_a_ramp_are_small(encoded, budget):
-    segments = [build_segments(one) for one in encoded]
-    sizes = [sum(map(len, own)) for own in segments]
+    segments = [build_segments(item) for item in encoded]
+    sizes = [sum(map(len, item_segments)) for item_segments in segments]
     plain, ramp = plan_batches(segments, budget), plan_batches(segments, budget, ramp=True)
     assert [i for b in ramp for i in b.items] == [i for b in plain for i in b.items]
     for number, batch in enumerate(ramp):

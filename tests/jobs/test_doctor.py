@@ -23,7 +23,7 @@ def test_the_page_has_the_table_that_the_command_prints():
     results = list(families.probe_families())
     written = PAGE.read_text(encoding="utf-8").split("<!-- families -->")[1]
     assert written.split("<!-- /families -->")[0].strip() == families.to_markdown(results)
-    assert all(one.passed and one.example for one in results)
+    assert all(result.passed and result.example for result in results)
     assert f"{len(results)} families" in PAGE.read_text(encoding="utf-8")
 
 
@@ -56,14 +56,14 @@ def test_kinds_of_model_that_no_mask_opens_are_refused():
 
 def test_doctor_reports_this_machine(capsys):
     assert main(["doctor", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    (cpu,) = [device for device in found["devices"] if device["name"] == "cpu"]
+    diagnosis = json.loads(capsys.readouterr().out)
+    (cpu,) = [device for device in diagnosis["devices"] if device["name"] == "cpu"]
     assert cpu["dtypes"]["float32"] > 0
     assert cpu["attention"]["sdpa float32"] == "passes"
     assert cpu["total_bytes"] >= cpu["free_bytes"] > 0
-    stages = {fit["stage"] for fit in found["fits"]}
+    stages = {fit["stage"] for fit in diagnosis["fits"]}
     assert stages == {"evaluate", "fine-tune, LoRA", "fine-tune, full"}
-    assert found["packages"]["torch"] == torch.__version__
+    assert diagnosis["packages"]["torch"] == torch.__version__
 
 
 def test_doctor_names_a_folder_that_cannot_hold_runs(monkeypatch, tmp_path, capsys):

@@ -57,15 +57,15 @@ def test_tokens_are_those_that_a_run_computes(config, runs_dir, tmp_path, regime
     """Contexts that begin alike share their beginning under the causal regime only."""
     line = {"continuations": [" first of all", " first of all"], "gold": 0}
     contexts = [[f"Number {i} is one of them: {end}" for end in ("the", "no")] for i in range(10)]
-    own = write_lines(tmp_path / "two.jsonl", (line | {"contexts": two} for two in contexts))
-    asked = replace(config, tasks=(*config.tasks, own), regime=regime)
-    counted = work_of(asked)
-    cost = Run(evaluate.evaluate(asked)).metrics["cost"]
+    task = write_lines(tmp_path / "two.jsonl", (line | {"contexts": two} for two in contexts))
+    both_tasks = replace(config, tasks=(*config.tasks, task), regime=regime)
+    counted = work_of(both_tasks)
+    cost = Run(evaluate.evaluate(both_tasks)).metrics["cost"]
     assert (counted.items, counted.tokens) == (70, pytest.approx(cost["computed_tokens"]))
     assert counted.predicted == pytest.approx(cost["continuation_tokens"])
-    assert work_of(replace(asked, limit=5)).items == 10
-    assert work_of(replace(asked, context="none")).tokens < counted.tokens
-    assert work_of(replace(asked, repeat_prompt=2)).tokens > 1.5 * counted.tokens
+    assert work_of(replace(both_tasks, limit=5)).items == 10
+    assert work_of(replace(both_tasks, context="none")).tokens < counted.tokens
+    assert work_of(replace(both_tasks, repeat_prompt=2)).tokens > 1.5 * counted.tokens
 
 
 def test_samples_are_counted_as_they_are_trained(tune):
@@ -81,15 +81,15 @@ def test_samples_are_counted_as_they_are_trained(tune):
 def test_what_is_not_here_is_said_and_memory_is_told_all_the_same(config, tmp_path, monkeypatch):
     monkeypatch.setenv("BIDIR_CACHE_DIR", str(tmp_path / "empty"))
     known = runs_of(config, 1e9, 2e9)
-    for asked, why in (
+    for case, why in (
         (EvalConfig(model=EMBEDDED_MODEL), "the benchmarks are not on this machine"),
         (replace(config, tasks=("no such file",)), "no such file"),
         (FinetuneConfig(model=EMBEDDED_MODEL, objective="3C"), "no tokenizer is on this machine"),
     ):
-        found = estimate(asked, "cpu", known)
-        assert found.seconds is None
-        assert found.memory_bytes > 1e6
-        assert any(why in reason for reason in found.basis)
+        result = estimate(case, "cpu", known)
+        assert result.seconds is None
+        assert result.memory_bytes > 1e6
+        assert any(why in reason for reason in result.basis)
 
 
 def test_bigger_models_and_more_training_take_more(config, tune):
@@ -122,14 +122,14 @@ def test_finished_runs_say_how_fast_it_goes_and_how_far_off_that_is(config):
         return estimate(config, "cpu", runs_of(config, *rates, **more), start=0)
 
     assert told().seconds is None
-    one, three = told(1e9), told(1e9, 2e9, 0.8e9)
-    assert one.seconds == pytest.approx(three.seconds)
-    assert (one.low_seconds, one.high_seconds) == (None, None)
+    single, three = told(1e9), told(1e9, 2e9, 0.8e9)
+    assert single.seconds == pytest.approx(three.seconds)
+    assert (single.low_seconds, single.high_seconds) == (None, None)
     # The run at 2e9 took 0.9 / 2 of what the others say of it, that at 0.8e9 1.5 / 0.8.
     assert three.low_seconds == pytest.approx(three.seconds * 0.9 / 2)
     assert three.high_seconds == pytest.approx(three.seconds * 1.5 / 0.8)
     assert any("3 runs of this model" in reason for reason in three.basis)
-    assert estimate(config, "cpu", runs_of(config, 1e9), start=7).seconds == one.seconds + 7
+    assert estimate(config, "cpu", runs_of(config, 1e9), start=7).seconds == single.seconds + 7
     # Another device's or dtype's speed says nothing about this one; other work's only roughly.
     for other in ({"device": "gpu"}, {"dtype": "bfloat16"}):
         assert told(1e9, 2e9, **other).seconds is None
@@ -157,13 +157,13 @@ def test_runs_of_another_machine_or_unfinished_ones_do_not_count(tmp_path):
 
 def test_more_gpus_share_the_time(config):
     known = runs_of(config, 1e9, device="gpu", dtype="bfloat16")
-    one, four = (estimate(config, "cuda:0", known, start=0, n_devices=n) for n in (1, 4))
-    assert four.seconds == pytest.approx(one.seconds / 4)
+    single, four = (estimate(config, "cuda:0", known, start=0, n_devices=n) for n in (1, 4))
+    assert four.seconds == pytest.approx(single.seconds / 4)
     assert any("what they exchange is not counted" in reason for reason in four.basis)
     # Processes on one CPU have its cores between them.
     known = runs_of(config, 1e9)
-    one, four = (estimate(config, "cpu", known, start=0, n_devices=n) for n in (1, 4))
-    assert four.seconds == one.seconds
+    single, four = (estimate(config, "cpu", known, start=0, n_devices=n) for n in (1, 4))
+    assert four.seconds == single.seconds
 
 
 def test_a_sweep_takes_its_points_and_one_start(config):

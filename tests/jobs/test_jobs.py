@@ -52,9 +52,9 @@ def words(tiny: Path, items: Path, *more: str) -> list[str]:
 
 def wait(job: Job, *states: str, seconds: float = 60) -> Job:
     def reached() -> Job | None:
-        now = jobs.find_job(job.id)
-        assert now.state in states or now.is_active, (now.state, now.error, jobs.log_tail(now))
-        return now if now.state in states else None
+        seen = jobs.find_job(job.id)
+        assert seen.state in states or seen.is_active, (seen.state, seen.error, jobs.log_tail(seen))
+        return seen if seen.state in states else None
 
     return until(reached, seconds, lambda: jobs.log_tail(job))
 
@@ -62,8 +62,8 @@ def wait(job: Job, *states: str, seconds: float = 60) -> Job:
 def until(check, seconds: float = 60, explain=lambda: ""):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := check():
-            return found
+        if result := check():
+            return result
         time.sleep(0.05)
     raise AssertionError(f"not within {seconds} s: {explain()}")
 
@@ -223,8 +223,8 @@ def test_what_became_of_a_job_nobody_watched(quiet):
 
 def test_a_pid_that_now_is_another_process_is_not_signalled(quiet):
     """After a restart of the machine the pid may belong to anybody: to this test, say."""
-    mine = {"pid": os.getpid(), "pid_started": 1.0}
-    job = fake(jobs.jobs_folder(), stored_state="running", process=mine)
+    process = {"pid": os.getpid(), "pid_started": 1.0}
+    job = fake(jobs.jobs_folder(), stored_state="running", process=process)
     assert job.state == "lost"
     assert jobs.cancel(job.id).cancel_at is None
 
@@ -245,20 +245,20 @@ HARMED = {
 def test_a_damaged_job_is_told_and_can_only_be_removed(quiet, name):
     good, bad = (fake(jobs.jobs_folder(), f"20260101-00000{n}-abcdef") for n in (1, 2))
     path = bad.folder / "job.json"
-    whole = json.loads(path.read_text())
+    values = json.loads(path.read_text())
     if name == "pipe":
         path.unlink()
         os.mkfifo(path)
     elif name in HARMED:
-        path.write_text(json.dumps({**whole, name: HARMED[name]}))
+        path.write_text(json.dumps({**values, name: HARMED[name]}))
     else:
         path.write_text({"torn": "{", "list": "[]", "deep": "[" * 200_000}[name])
-    found = {job.id: job for job in jobs.list_jobs()}
-    assert set(found) == {good.id, bad.id}
+    by_id = {job.id: job for job in jobs.list_jobs()}
+    assert set(by_id) == {good.id, bad.id}
     if name == "created":  # null is as if it were not there
-        assert found[bad.id].created == 0
+        assert by_id[bad.id].created == 0
         return
-    job = found[bad.id]
+    job = by_id[bad.id]
     assert (job.state, job.can_resume) == ("failed", False)
     assert "job.json" in job.error
     for change in (jobs.cancel, jobs.resume):
@@ -307,9 +307,9 @@ def test_a_job_of_several_regimes_goes_on_with_those_that_are_left(
     assert jobs.find_job(job.id).state == "lost"
     jobs.resume(job.id)
     job = wait(job, "done")
-    found = [Run(path) for path in job.run_paths]
-    assert [run.regime for run in found] == ["causal", "bidirectional:sink=1,tail=2"]
-    assert {(run.state, run.name, run.metrics["n_items"]) for run in found} == {("done", "mine", 3)}
+    runs = [Run(path) for path in job.run_paths]
+    assert [run.regime for run in runs] == ["causal", "bidirectional:sink=1,tail=2"]
+    assert {(run.state, run.name, run.metrics["n_items"]) for run in runs} == {("done", "mine", 3)}
 
 
 def test_read_only_refuses(quiet, monkeypatch):

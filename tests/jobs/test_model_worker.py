@@ -35,20 +35,19 @@ def until(condition, seconds: float = LONG) -> None:
 
 @pytest.fixture(scope="module")
 def worker(tiny_folder):
-    one = ModelWorker()
-    one.start(str(tiny_folder))
-    assert one.state == "loading"
-    until(lambda: one.state != "loading")
-    assert one.state == "ready", one.log_tail()
-    yield one
-    one.stop()
-    assert one.state == "none"
+    started = ModelWorker()
+    started.start(str(tiny_folder))
+    assert started.state == "loading"
+    until(lambda: started.state != "loading")
+    assert started.state == "ready", started.log_tail()
+    yield started
+    started.stop()
+    assert started.state == "none"
 
 
 def ask(worker, **changes):
-    settings = {"prompt": "What then?", "regimes": ["causal", "bidirectional"],
-                "sampling": {"max_new_tokens": 5}} | changes  # fmt: skip
-    name = worker.ask(**settings)
+    settings = {"prompt": "What then?", "regimes": ["causal", "bidirectional"]}
+    name = worker.ask(**{**settings, "sampling": {"max_new_tokens": 5}, **changes})
     until(lambda: not worker.answer(name).is_open)
     return worker.answer(name)
 
@@ -90,18 +89,18 @@ def test_a_bad_request_is_answered_and_the_model_stays(worker, changes, says):
 
 
 def test_it_scores_an_item_again_with_layers_and_tokens_left_causal(worker, tiny_folder):
-    asked = (["What then?"], [" this", " that"], "bidirectional")
-    left = {"causal_layers": [0], "causal_tokens": [0, 2]}
-    name = worker.rescore(*asked, **left)
+    request = (["What then?"], [" this", " that"], "bidirectional")
+    edits = {"causal_layers": [0], "causal_tokens": [0, 2]}
+    name = worker.rescore(*request, **edits)
     until(lambda: not worker.answer(name).is_open)
     answer = worker.answer(name)
     assert answer.state == "done", answer.error
     loaded = loading.load(str(tiny_folder), device="cpu")
-    ours = rescore(loaded, asked[0], asked[1], parse_regime("bidirectional"), **left)
+    ours = rescore(loaded, request[0], request[1], parse_regime("bidirectional"), **edits)
     for reading, ll in ours["ll"].items():
         assert answer.result["ll"][reading] == pytest.approx(ll, abs=1e-3)
     assert answer.result["pieces"] == ours["pieces"]
-    wrong = worker.rescore(*asked, causal_tokens=[99])
+    wrong = worker.rescore(*request, causal_tokens=[99])
     until(lambda: not worker.answer(wrong).is_open)
     assert "token 99 does not exist" in worker.answer(wrong).error
 
@@ -151,31 +150,31 @@ def test_an_answer_can_be_cancelled(worker):
 
 
 def test_a_model_that_cannot_be_loaded_says_why(tmp_path, monkeypatch):
-    one = ModelWorker()
-    one.start(str(tmp_path))
-    until(lambda: one.state != "loading")
-    assert one.state == "failed"
-    assert str(tmp_path) in one.error or "config" in one.error
+    worker = ModelWorker()
+    worker.start(str(tmp_path))
+    until(lambda: worker.state != "loading")
+    assert worker.state == "failed"
+    assert str(tmp_path) in worker.error or "config" in worker.error
     with pytest.raises(UserError, match="load it first"):
-        one.ask("x", ["causal"], {})
+        worker.ask("x", ["causal"], {})
     monkeypatch.setenv("BIDIR_READ_ONLY", "1")
     with pytest.raises(UserError, match="read-only"):
-        one.start("anything")
+        worker.start("anything")
 
 
 def test_idle_it_ends_by_itself_and_killed_it_is_told_so(tiny_folder):
-    one = ModelWorker()
-    one.start(str(tiny_folder), idle_seconds=0.2)
-    process = psutil.Process(one.pid)
-    until(lambda: one.state not in ("loading", "ready"))
-    assert one.state == "idle"
+    worker = ModelWorker()
+    worker.start(str(tiny_folder), idle_seconds=0.2)
+    process = psutil.Process(worker.pid)
+    until(lambda: worker.state not in ("loading", "ready"))
+    assert worker.state == "idle"
     until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
-    one.start(str(tiny_folder), idle_seconds=LONG)
-    os.kill(one.pid, signal.SIGKILL)
-    until(lambda: one.state != "loading")
-    assert one.state == "died"
-    assert "signal 9" in one.error
-    one.stop()
+    worker.start(str(tiny_folder), idle_seconds=LONG)
+    os.kill(worker.pid, signal.SIGKILL)
+    until(lambda: worker.state != "loading")
+    assert worker.state == "died"
+    assert "signal 9" in worker.error
+    worker.stop()
 
 
 def test_asked_in_the_moment_it_goes_idle_the_answer_does_not_stay_open():
@@ -185,13 +184,13 @@ def test_asked_in_the_moment_it_goes_idle_the_answer_does_not_stay_open():
         def wait(self) -> int:
             return 0
 
-    one = ModelWorker()
-    one._process, one._state = Ending(), "ready"
-    one._answers["asked"] = Answer(("causal",))
-    one._read(one._process)
-    assert one.state == "idle"
-    assert one.answer("asked").state == "error"
-    assert "load it again" in one.answer("asked").error
+    worker = ModelWorker()
+    worker._process, worker._state = Ending(), "ready"
+    worker._answers["asked"] = Answer(("causal",))
+    worker._read(worker._process)
+    assert worker.state == "idle"
+    assert worker.answer("asked").state == "error"
+    assert "load it again" in worker.answer("asked").error
 
 
 def test_it_never_outlives_the_process_that_started_it(tiny_folder):

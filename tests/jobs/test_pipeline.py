@@ -57,10 +57,10 @@ def config(settings) -> PipelineConfig:
 
 
 def runs_of(runs_dir: Path) -> dict[str, list[Run]]:
-    found: dict[str, list[Run]] = {}
+    by_stage: dict[str, list[Run]] = {}
     for run in list_runs([runs_dir]):
-        found.setdefault(run.stage, []).append(run)
-    return found
+        by_stage.setdefault(run.stage, []).append(run)
+    return by_stage
 
 
 def snapshot(runs_dir: Path) -> dict[str, int]:
@@ -90,14 +90,14 @@ def test_the_whole_experiment_then_nothing_more_to_do(config, runs_dir, monkeypa
     )
     path = run_pipeline(config, csv=True)
     assert len(loaded) == len(set(loaded)) == 5  # each model once
-    found = runs_of(runs_dir)
-    assert {stage.split("_")[0]: len(runs) for stage, runs in found.items()} == {
+    by_stage = runs_of(runs_dir)
+    assert {stage.split("_")[0]: len(runs) for stage, runs in by_stage.items()} == {
         "stage1": 2,  # with and without contexts
         **dict.fromkeys(("stage2", "stage3", "stage3a", "stage3c", "stage3d"), 1),
         **dict.fromkeys(("stage4", "nonprefill"), 4),
     }
-    assert all(run.state == "done" for runs in found.values() for run in runs)
-    (b,), (c,) = found["stage3_finetune_prefill_bidir"], found["stage3c_finetune_causal"]
+    assert all(run.state == "done" for runs in by_stage.values() for run in runs)
+    (b,), (c,) = by_stage["stage3_finetune_prefill_bidir"], by_stage["stage3c_finetune_causal"]
     assert b.config["data_fingerprint"] == c.config["data_fingerprint"]
     differing = {k for k in b.settings if b.settings[k] != c.settings[k]}
     assert differing == {"objective", "regime"}
@@ -118,10 +118,10 @@ def test_the_whole_experiment_then_nothing_more_to_do(config, runs_dir, monkeypa
 
 def test_several_seeds(config, runs_dir):
     path = run_pipeline(replace(config, seeds=2, seed=5, floor=False))
-    found = runs_of(runs_dir)
+    by_stage = runs_of(runs_dir)
     for stage in ("stage3_finetune_prefill_bidir", "stage3c_finetune_causal"):
-        assert sorted(run.settings["seed"] for run in found[stage]) == [5, 6]
-    assert len(found["stage1_vanilla_eval"]) == 1
+        assert sorted(run.settings["seed"] for run in by_stage[stage]) == [5, 6]
+    assert len(by_stage["stage1_vanilla_eval"]) == 1
     assert "By seed:" in path.read_text()
     # One seed of the two alone is a subset: nothing is computed again.
     before = snapshot(runs_dir)
@@ -137,31 +137,32 @@ def test_two_processes_make_the_same_experiment(config, settings, runs_dir, tmp_
     assert started.returncode == 0, err[-3000:]
     assert out.split() == [str(pipeline.report_path(config))]
     assert err.count("stage 4 of 9") == 1
-    ones, twos = runs_of(tmp_path / "alone"), runs_of(runs_dir)
-    assert [(stage, len(ones[stage])) for stage in ones] == [(s, len(twos[s])) for s in ones]
-    assert set(ones) == set(twos)
+    alone_runs, two_runs = runs_of(tmp_path / "alone"), runs_of(runs_dir)
+    counts = [{stage: len(runs[stage]) for stage in runs} for runs in (alone_runs, two_runs)]
+    assert counts[0] == counts[1]
     trained = "stage3_finetune_prefill_bidir"
-    one, two = (
-        load_file(found[trained][0].path / "final" / "model.safetensors") for found in (ones, twos)
+    weights, other_weights = (
+        load_file(by_stage[trained][0].path / "final" / "model.safetensors")
+        for by_stage in (alone_runs, two_runs)
     )
     start = load_file(Path(settings["model"]) / "model.safetensors")
-    for name, weight in one.items():
-        assert torch.allclose(weight, two[name], atol=2e-6), name
-    assert any((weight - start[name]).abs().max() > 1e-4 for name, weight in one.items())
-    left, right = (found[trained][0].metrics["cost"] for found in (ones, twos))
-    assert left["computed_tokens"] == right["computed_tokens"]
+    for name, weight in weights.items():
+        assert torch.allclose(weight, other_weights[name], atol=2e-6), name
+    assert any((weight - start[name]).abs().max() > 1e-4 for name, weight in weights.items())
+    run_a, run_b = (by_stage[trained][0].metrics["cost"] for by_stage in (alone_runs, two_runs))
+    assert run_a["computed_tokens"] == run_b["computed_tokens"]
     for stage in ("stage1_vanilla_eval", "stage4_postft_eval"):
-        for left, right in zip(ones[stage], twos[stage], strict=True):
-            assert left.items(("pred",)).equals(right.items(("pred",)))
+        for run_a, run_b in zip(alone_runs[stage], two_runs[stage], strict=True):
+            assert run_a.items(("pred",)).equals(run_b.items(("pred",)))
 
 
 def test_a_failed_stage_is_named_and_resumed(config, runs_dir, monkeypatch):
     real, calls = finetune.run_finetune, []
 
-    def fails_late(one):
-        calls.append(one)
+    def fails_late(tune):
+        calls.append(tune)
         monkeypatch.setattr("bidir_core.train.finetune.save_final", full_disk)
-        return real(one)
+        return real(tune)
 
     def full_disk(*_):
         raise UserError("the final weights could not be written; free some room")
@@ -178,12 +179,12 @@ def test_a_failed_stage_is_named_and_resumed(config, runs_dir, monkeypatch):
 
 
 def test_what_is_taken_for_a_stage_of_these_settings(settings, own_items, tmp_path, runs_dir):
-    mine, folder = tmp_path / "items.jsonl", save_tiny_model(tmp_path / "model", seed=1)
-    mine.write_text(own_items.read_text())
-    config = PipelineConfig(**settings | {"model": str(folder), "tasks": (str(mine),)})
+    task, folder = tmp_path / "items.jsonl", save_tiny_model(tmp_path / "model", seed=1)
+    task.write_text(own_items.read_text())
+    config = PipelineConfig(**settings | {"model": str(folder), "tasks": (str(task),)})
 
     def done(**changes) -> list[str]:
-        return [one.stage.key for one in look(replace(config, **changes)) if one.done]
+        return [planned.stage.key for planned in look(replace(config, **changes)) if planned.done]
 
     run_pipeline(config)
     trained = ["3B-seed0", "3C-seed0"]
@@ -191,9 +192,9 @@ def test_what_is_taken_for_a_stage_of_these_settings(settings, own_items, tmp_pa
     assert done(limit=11) == trained
     # Texts in or out of the records, and where progress is logged, change no number.
     assert len(done(compact=True, log_every=1, checkpoint_every=7)) == 9
-    mine.write_text(own_items.read_text().replace("Question 3:", "Question three:"))
+    task.write_text(own_items.read_text().replace("Question 3:", "Question three:"))
     assert done() == trained
-    mine.write_text(own_items.read_text())
+    task.write_text(own_items.read_text())
     # Committed runs come without weights: their evaluations stand, new ones need a new training.
     for final in runs_dir.glob("stage3*/*/final"):
         shutil.rmtree(final)
@@ -249,7 +250,7 @@ def test_stages_share_what_they_must():
     assert trained["distill-seed0"].causal_anchor == 1.0
     evaluated = [s for s in stages if isinstance(s.config, EvalConfig)]
     alike = [to_json(replace(s.config, regime="causal", context="full")) for s in evaluated]
-    assert all(one == alike[0] for one in alike)
+    assert all(settings == alike[0] for settings in alike)
     by_checkpoint: dict = {}
     for stage in evaluated:
         if stage.config.context == "full":

@@ -53,12 +53,12 @@ def submit(folder: Path, *words: str, **more: str) -> subprocess.CompletedProces
 def launches(done: subprocess.CompletedProcess[str]) -> list:
     """Each node's launch, as accelerate itself reads it; the rest is the program's."""
     assert done.returncode == 0, done.stderr
-    found = []
+    parsed = []
     for line in done.stdout.splitlines():
         command, *words = json.loads(line)
         assert command == "launch"
-        found.append(launch_command_parser().parse_args(words))
-    return found
+        parsed.append(launch_command_parser().parse_args(words))
+    return parsed
 
 
 @pytest.mark.parametrize(
@@ -67,15 +67,15 @@ def launches(done: subprocess.CompletedProcess[str]) -> list:
 )
 def test_one_launch_a_node_and_a_process_a_gpu(checkout, more, processes):
     nodes = launches(submit(checkout, *TRAIN, **more))
-    assert [one.machine_rank for one in nodes] == [0, 1]
-    for one in nodes:
-        assert (one.num_machines, one.num_processes) == (2, processes)
-        assert (one.main_process_ip, one.main_process_port) == ("node-a", 29500)
-        assert one.use_fsdp == ("FSDP" in more) != one.multi_gpu
-        assert str(one.fsdp_version) == "2" or not one.use_fsdp
-        assert (one.mixed_precision, one.dynamo_backend) == ("no", "no")
-        assert one.module
-        assert [one.training_script, *one.training_script_args] == ["bidir_core", *TRAIN]
+    assert [node.machine_rank for node in nodes] == [0, 1]
+    for node in nodes:
+        assert (node.num_machines, node.num_processes) == (2, processes)
+        assert (node.main_process_ip, node.main_process_port) == ("node-a", 29500)
+        assert node.use_fsdp == ("FSDP" in more) != node.multi_gpu
+        assert str(node.fsdp_version) == "2" or not node.use_fsdp
+        assert (node.mixed_precision, node.dynamo_backend) == ("no", "no")
+        assert node.module
+        assert [node.training_script, *node.training_script_args] == ["bidir_core", *TRAIN]
     build_parser().parse_args(nodes[0].training_script_args)
     assert (checkout / "calls").read_text().splitlines() == [
         "scontrol show hostnames node-[a-b]",
@@ -84,8 +84,10 @@ def test_one_launch_a_node_and_a_process_a_gpu(checkout, more, processes):
     ]
 
 
-@pytest.mark.parametrize(("more", "said"), [({"FSDP": "yes"}, "FSDP=yes"), ({}, "repository root")])
-def test_refusals_come_before_anything_is_started(checkout, more, said):
+@pytest.mark.parametrize(
+    ("more", "error"), [({"FSDP": "yes"}, "FSDP=yes"), ({}, "repository root")]
+)
+def test_refusals_come_before_anything_is_started(checkout, more, error):
     folder = checkout
     if not more:
         folder = checkout / "elsewhere"
@@ -93,7 +95,7 @@ def test_refusals_come_before_anything_is_started(checkout, more, said):
     done = submit(folder, *TRAIN, **more)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
-    assert said in done.stderr
+    assert error in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (checkout / "calls").exists()
 

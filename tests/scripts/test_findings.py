@@ -15,7 +15,7 @@ TEXT = "".join(PAGES.values())
 
 def on_page(name: str) -> str:
     """What stands in a block on the one page that has it."""
-    (block,) = (found[3] for found in pages.BLOCK.finditer(TEXT) if found[2] == name)
+    (block,) = (match[3] for match in pages.BLOCK.finditer(TEXT) if match[2] == name)
     return block
 
 
@@ -99,5 +99,5 @@ def test_the_words_on_prompt_order_were_written_for_these_outcomes() -> None:
     for arm, expected in signs.items():
         row = rows.get(arm) or rows[f"{arm}, minus causal"]
         ends = [(float(low), float(high)) for low, high in re.findall(r"\((\S+) to (\S+)\)", row)]
-        found = "".join("+" if low > 0 else "-" if high < 0 else "0" for low, high in ends)
-        assert found == expected, arm
+        outcome = "".join("+" if low > 0 else "-" if high < 0 else "0" for low, high in ends)
+        assert outcome == expected, arm

@@ -18,21 +18,21 @@ from tests.report_runs import make_finetune
 @pytest.fixture
 def kept(tmp_path):
     """Made runs, and what is kept of them: items of one, metrics of the other."""
-    made = tmp_path / "made"
+    source = tmp_path / "made"
     common = {"n_items": 60, "texts": False, "n_errors": 2}
-    first = make_run(made, name="with-items", **common)
-    make_run(made, "stage2_prefill_bidir_eval", name="bare", regime="bidirectional", **common)
-    make_run(made, name="unfinished", state="failed", **common)
-    make_run(made, name="other", **common)
-    make_finetune(made, seed=0, evals=False)
-    (first.path / "log.txt").write_text(f"wrote {made}/stage1_vanilla_eval/x, read /elsewhere\n")
+    first = make_run(source, name="with-items", **common)
+    make_run(source, "stage2_prefill_bidir_eval", name="bare", regime="bidirectional", **common)
+    make_run(source, name="unfinished", state="failed", **common)
+    make_run(source, name="other", **common)
+    make_finetune(source, seed=0, evals=False)
+    (first.path / "log.txt").write_text(f"wrote {source}/stage1_vanilla_eval/x, read /elsewhere\n")
     words = ["--names", "with-items", "bare", "3B-*", "--items", "with-*", "--shared-device"]
-    keep_runs.main([str(made), *words, "--to", str(tmp_path / "runs")])
-    return [{run.name: run for run in list_runs([root])} for root in (made, tmp_path / "runs")]
+    keep_runs.main([str(source), *words, "--to", str(tmp_path / "runs")])
+    return [{run.name: run for run in list_runs([root])} for root in (source, tmp_path / "runs")]
 
 
 def test_only_what_was_asked_for_is_kept_and_paths_lead_into_runs(kept):
-    made, small = kept
+    originals, small = kept
     assert set(small) == {"with-items", "bare", "3B-0"}
     assert small["with-items"].has_items
     assert not small["bare"].has_items
@@ -40,13 +40,13 @@ def test_only_what_was_asked_for_is_kept_and_paths_lead_into_runs(kept):
         "wrote runs/stage1_vanilla_eval/x, read /elsewhere\n"
     )
     for name, run in small.items():
-        assert run.id == made[name].id
+        assert run.id == originals[name].id
         assert run.state == "done"
 
 
 def test_log_likelihoods_are_rounded_and_nothing_else_changes(kept):
-    made, small = (one["with-items"] for one in kept)
-    exact, rounded = made.items(), small.items()
+    original, small = (runs["with-items"] for runs in kept)
+    exact, rounded = original.items(), small.items()
     for name in exact.columns.difference(["ll", "margin"]):
         assert exact[name].map(repr).equals(rounded[name].map(repr)), name
     moved = 0
@@ -61,24 +61,24 @@ def test_log_likelihoods_are_rounded_and_nothing_else_changes(kept):
         moved += not np.array_equal(before, after)
     assert moved
     assert exact.ll.isna().sum() == rounded.ll.isna().sum() > 0
-    assert compare(made, small).macro.delta == 0
+    assert compare(original, small).macro.delta == 0
 
 
 @pytest.mark.parametrize("items", [True, False])
 def test_a_sweep_is_kept_with_its_points_rounded_once(tmp_path, items):
     """The product rounds nothing; what is kept says the same of every point."""
-    made = make_sweep(tmp_path / "made", SINKS[:1], n_items=40, config={"compact": True})
-    write_json(made.path / "attention.json", {"regimes": {}})
+    original = make_sweep(tmp_path / "made", SINKS[:1], n_items=40, config={"compact": True})
+    write_json(original.path / "attention.json", {"regimes": {}})
     words = ["--items", "*"] if items else []
     keep_runs.main([str(tmp_path / "made"), "--to", str(tmp_path / "runs"), *words])
     (kept,) = list_runs([tmp_path / "runs"])
     assert kept.state == "done"
     assert kept.metrics is not None
-    assert made.metrics is not None
-    assert {**kept.metrics, "checksums": made.metrics["checksums"]} == made.metrics
+    assert original.metrics is not None
+    assert {**kept.metrics, "checksums": original.metrics["checksums"]} == original.metrics
     assert (kept.path / "attention.json").exists()
-    assert len(kept.points()) == len(made.points()) == 3
-    for before, after in zip(made.points(), kept.points()):
+    assert len(kept.points()) == len(original.points()) == 3
+    for before, after in zip(original.points(), kept.points()):
         assert before.metrics is not None
         assert after.metrics is not None
         sums = {"checksums": before.metrics["checksums"]}  # those are of what was kept
@@ -90,14 +90,14 @@ def test_a_sweep_is_kept_with_its_points_rounded_once(tmp_path, items):
         for name in exact.columns.difference(["ll", "margin"]):
             assert exact[name].map(repr).equals(rounded[name].map(repr)), name
         for column in ("ll", "margin"):
-            one, other = (np.hstack(frame[column].tolist()) for frame in (exact, rounded))
-            steps = other * STEPS_A_NAT
+            full, short = (np.hstack(frame[column].tolist()) for frame in (exact, rounded))
+            steps = short * STEPS_A_NAT
             assert np.array_equal(steps, np.round(steps))
-            assert not np.array_equal(one * STEPS_A_NAT, steps)
-            np.testing.assert_allclose(one, other, atol=1.01 / STEPS_A_NAT)
+            assert not np.array_equal(full * STEPS_A_NAT, steps)
+            np.testing.assert_allclose(full, short, atol=1.01 / STEPS_A_NAT)
         for folder, field in ((before, exact), (after, rounded)):
             record = folder.item(field.task[3], int(field.doc_id[3]))
             assert record["margin"] == pytest.approx(field.margin[3])
     if items:
-        first, second = (run.points()[0] for run in (made, kept))
+        first, second = (run.points()[0] for run in (original, kept))
         assert compare(first, second).macro.delta == 0

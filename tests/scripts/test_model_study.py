@@ -23,8 +23,8 @@ def study(tiny_folder, own_items, runs_dir, tmp_path, monkeypatch) -> Study:
     monkeypatch.setattr(model_study, "ORDER_TASKS", tasks)
     monkeypatch.setattr(model_study, "OBJECTIVES", ("3B", "3C"))
     training = {"data": str(data), "decontaminate": False, "batch_samples": 4}
-    one = (model,)
-    return Study(one, one, one, limit=8, tasks=tasks, training=training, steps=1)
+    models = (model,)
+    return Study(models, models, models, limit=8, tasks=tasks, training=training, steps=1)
 
 
 @pytest.mark.slow

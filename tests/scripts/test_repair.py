@@ -37,7 +37,7 @@ def study(root, *, seeds=(0,), **wrong):
 
 
 def better(share: int) -> list[str]:
-    return [one for i, one in enumerate(WRONG) if i % share]
+    return [doc_hash for i, doc_hash in enumerate(WRONG) if i % share]
 
 
 def worse(step: int) -> list[str]:
@@ -46,19 +46,19 @@ def worse(step: int) -> list[str]:
 
 def test_no_difference_is_equivalent_and_no_gain_is_not_called_one(tmp_path):
     claims = study(tmp_path)["claims"]
-    for key, one in claims.items():
+    for key, claim in claims.items():
         if key != "damage":
-            assert one["word"] == "equivalent", key
-            assert one["confirm"]["value"] == 0
+            assert claim["word"] == "equivalent", key
+            assert claim["confirm"]["value"] == 0
     assert claims["damage"]["word"] == "different"
-    reached = {key: one["reached"] for key, one in claims.items()}
+    reached = {key: claim["reached"] for key, claim in claims.items()}
     assert reached["3b_stage1"] == reached["interaction"] == "undecided"
     assert reached["3b_control"] == reached["distil_causal"] == reached["lora_3b_causal"] == "yes"
 
 
 def test_gain_and_loss_are_told_apart(tmp_path):
     """3B gains under its mask, its control loses there, distillation harms the causal mode."""
-    found = study(
+    data = study(
         tmp_path,
         **{
             "3B_full_bidirectional": better(3),
@@ -67,14 +67,14 @@ def test_gain_and_loss_are_told_apart(tmp_path):
             "3B_lora_bidirectional": worse(5),
         },
     )
-    claims = found["claims"]
-    said = {key: (one["word"], one["reached"]) for key, one in claims.items()}
-    assert said["3b_stage1"] == ("different", "yes")
-    assert said["3b_control"] == ("different", "no")  # better than its control: not equivalent
-    assert said["interaction"] == ("different", "yes")
-    assert said["distil_causal"] == ("different", "no")
-    assert said["distil_stage1"] == ("equivalent", "yes")
-    assert said["lora_3b_bidirectional"] == ("different", "no")
+    claims = data["claims"]
+    verdicts = {key: (claim["word"], claim["reached"]) for key, claim in claims.items()}
+    assert verdicts["3b_stage1"] == ("different", "yes")
+    assert verdicts["3b_control"] == ("different", "no")  # better than its control: not equivalent
+    assert verdicts["interaction"] == ("different", "yes")
+    assert verdicts["distil_causal"] == ("different", "no")
+    assert verdicts["distil_stage1"] == ("equivalent", "yes")
+    assert verdicts["lora_3b_bidirectional"] == ("different", "no")
     assert "different, higher. Aim: 0 or above: **reached**." in findings_repair.sentence(
         claims["3b_stage1"]
     )
@@ -93,11 +93,11 @@ def test_gain_and_loss_are_told_apart(tmp_path):
     ],
 )
 def test_the_summary_can_come_out_either_way(value, says):
-    one = recipe("recipe-3B-full-25-0.0003", value)["explore"]["bidirectional"]
+    effect = recipe("recipe-3B-full-25-0.0003", value)["explore"]["bidirectional"]
     if value == 0.8:
-        one = {**one, "low": -0.9, "high": 2.5}
+        effect = {**effect, "low": -0.9, "high": 2.5}
     keys = ("interaction", "3b_stage1", "distil_stage1", "3b_control", "lora_3b_causal")
-    claims = {key: {"aim": "within", "margin": 1.0, "confirm": one} for key in keys}
+    claims = {key: {"aim": "within", "margin": 1.0, "confirm": effect} for key in keys}
     tried = recipe("recipe-3B-full-25-0.0003", value)
     text = "\n".join(
         findings_repair.summary_lines(claims, {"chosen": tried["name"], "recipes": [tried]})
@@ -121,22 +121,22 @@ def test_what_cannot_be_told_is_undecided():
     assert repair.judged(claim) == {"word": "undecided", "reached": "yes"}
 
 
-def points(one: stats.Estimate) -> dict:
+def points(effect: stats.Estimate) -> dict:
     return {
-        **{end: 100 * getattr(one, end) for end in ("value", "low", "high")},
-        "n": one.n,
-        "by_seed": [100 * one.value],
+        **{end: 100 * getattr(effect, end) for end in ("value", "low", "high")},
+        "n": effect.n,
+        "by_seed": [100 * effect.value],
     }
 
 
 def test_an_effect_on_explore_alone_does_not_reach_the_claims(tmp_path):
     explore = set(hashes("explore"))
-    gained = [one for one in WRONG if one not in explore]
-    one = study(tmp_path, **{"3B_full_bidirectional": gained})["claims"]["3b_stage1"]
-    assert one["all"]["value"] > 10
-    assert one["confirm"]["value"] == 0
-    assert one["confirm"]["n"] == len(hashes("confirm"))
-    assert one["word"] == "equivalent"
+    gained = [doc_hash for doc_hash in WRONG if doc_hash not in explore]
+    claim = study(tmp_path, **{"3B_full_bidirectional": gained})["claims"]["3b_stage1"]
+    assert claim["all"]["value"] > 10
+    assert claim["confirm"]["value"] == 0
+    assert claim["confirm"]["n"] == len(hashes("confirm"))
+    assert claim["word"] == "equivalent"
 
 
 def test_seeds_are_averaged_and_their_spread_widens_the_interval(tmp_path):
@@ -144,15 +144,15 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval(tmp_path):
     for seed, wrong in enumerate((WRONG, better(3), worse(5))):
         arm(tmp_path, "3B-full", seed, bidirectional=wrong)
     claims = numbers(tmp_path)["claims"]
-    one = claims["3b_stage1"]
-    assert one["seeds"] == [0, 1, 2]
-    by_seed = one["confirm"]["by_seed"]
+    claim = claims["3b_stage1"]
+    assert claim["seeds"] == [0, 1, 2]
+    by_seed = claim["confirm"]["by_seed"]
     assert by_seed[0] == 0
     assert by_seed[1] > 5
     assert by_seed[2] < -5
-    assert one["confirm"]["value"] == pytest.approx(sum(by_seed) / 3, abs=0.002)
-    assert one["word"] == "undecided"
-    assert re.search(r"3 seeds, -\d+\.\d to \+\d+\.\d\)", findings_repair.sentence(one))
+    assert claim["confirm"]["value"] == pytest.approx(sum(by_seed) / 3, abs=0.002)
+    assert claim["word"] == "undecided"
+    assert re.search(r"3 seeds, -\d+\.\d to \+\d+\.\d\)", findings_repair.sentence(claim))
     # What lacks runs is said to lack them, by name, and nothing is made of it.
     assert claims["3b_control"]["missing"] == ["3C-full-seed0-causal"]
 
@@ -183,26 +183,27 @@ def test_numbers_of_more_seeds_are_not_overwritten_by_fewer(tmp_path, monkeypatc
 
 
 def recipe(name: str, value: float, **more) -> dict:
-    one = {"value": value, "low": value - 0.5, "high": value + 0.5, "n": 7000, "by_seed": [value]}
-    half = {"seeds": [0], "bidirectional": one, "causal": one}
+    effect = {"value": value, "low": value - 0.5, "high": value + 0.5, "n": 7000}
+    effect["by_seed"] = [value]
+    half = {"seeds": [0], "bidirectional": effect, "causal": effect}
     settings = {"objective": "3B", "method": "full", "steps": 50, "lr": 3e-4, "device": "a GPU"}
     costs = {"tokens": 470_000, "passes_a_token": 1, "seeds": [0], "seconds_alone": {}}
-    found = {"explore": half, "confirm": half, "confirm_fresh_seeds": None}
-    return {"name": name, **settings, **costs, **found, **more}
+    folds = {"explore": half, "confirm": half, "confirm_fresh_seeds": None}
+    return {"name": name, **settings, **costs, **folds, **more}
 
 
 def test_the_recipe_is_said_with_its_cost_or_that_there_is_none():
-    one = recipe("recipe-3B-full-50-0.0003", -0.2)
-    found = {"rule": "r", "chosen": one["name"], "recipes": [one]}
-    text = findings_repair.recipe_text(found)
+    chosen = recipe("recipe-3B-full-50-0.0003", -0.2)
+    data = {"rule": "r", "chosen": chosen["name"], "recipes": [chosen]}
+    text = findings_repair.recipe_text(data)
     assert "50 steps, which is below 100; 470,000 useful tokens; seconds not measured alone" in text
     assert "Aim: within 1 point, or better: **reached**" in text
-    slow = {**one, "steps": 100, "seconds_alone": {"1": 9.04, "2": 9.31}}
-    text = findings_repair.recipe_text({**found, "recipes": [slow]})
+    slow = {**chosen, "steps": 100, "seconds_alone": {"1": 9.04, "2": 9.31}}
+    text = findings_repair.recipe_text({**data, "recipes": [slow]})
     assert "which is not below 100" in text
     assert "9.0 to 9.3 s of training, alone on one a GPU" in text
-    far = recipe(one["name"], -3.0)
-    text = findings_repair.recipe_text({**found, "chosen": None, "recipes": [far]})
+    far = recipe(chosen["name"], -3.0)
+    text = findings_repair.recipe_text({**data, "chosen": None, "recipes": [far]})
     assert "None of 1 recipes comes that close" in text
     assert "-3.0 (-3.5 to -2.5)" in text
 
@@ -229,15 +230,15 @@ def test_the_choice_looks_at_explore_alone(tmp_path):
     first, second = "recipe-3B-full-25-0.0001", "recipe-3B-full-50-0.0001"
     arm(tmp_path, first, steps=25, bidirectional=hashes("explore")[::5])
     arm(tmp_path, second, steps=50, bidirectional=hashes("confirm")[::5])
-    found = repair.recipes(Names.of("", [tmp_path]))
-    bad_explore, bad_confirm = found["recipes"]
-    assert [one["name"] for one in found["recipes"]] == [first, second]
+    data = repair.recipes(Names.of("", [tmp_path]))
+    bad_explore, bad_confirm = data["recipes"]
+    assert [entry["name"] for entry in data["recipes"]] == [first, second]
     assert bad_explore["explore"]["bidirectional"]["value"] < -10
     assert bad_explore["confirm"]["bidirectional"]["value"] == 0
     assert bad_confirm["explore"]["bidirectional"]["value"] == 0
     assert bad_confirm["confirm"]["bidirectional"]["value"] < -10
     assert bad_confirm["confirm"]["causal"]["value"] == 0
-    assert found["chosen"] == second
+    assert data["chosen"] == second
     assert bad_confirm["confirm_fresh_seeds"] is None
     assert bad_confirm["seconds_alone"] == {}
 
@@ -247,15 +248,15 @@ def test_the_choice_looks_at_explore_alone(tmp_path):
 
 def test_the_committed_numbers_are_those_of_the_committed_runs():
     """Accuracies of the runs whose items are committed are computed again from them."""
-    found = findings_repair.read("claims")
-    runs = {name: committed(ids) for name, ids in found["runs"].items()}
-    runs = {name: here for name, here in runs.items() if here}
+    data = findings_repair.read("claims")
+    runs = {name: committed(ids) for name, ids in data["runs"].items()}
+    runs = {name: with_items for name, with_items in runs.items() if with_items}
     single = each_run(Names(runs), runs)
-    for name, here in runs.items():
-        for run in here:
+    for name, with_items in runs.items():
+        for run in with_items:
             for fold in ("confirm", "all"):
                 value = 100 * single.accuracy(run.id, FOLDS[fold])
-                assert found["runs"][name][run.id][fold] == pytest.approx(value, abs=0.001), run.id
+                assert data["runs"][name][run.id][fold] == pytest.approx(value, abs=0.001), run.id
     assert {f"{arm}-full-seed0-{regime}" for arm in ("3B", "3C") for regime in REGIMES} <= set(runs)
 
 
@@ -265,16 +266,16 @@ def committed(ids) -> list[Run]:
 
 def test_every_claim_follows_from_the_accuracies_of_its_runs():
     """By seed, and with several runs of one seed as their mean: a difference of accuracies."""
-    found = findings_repair.read("claims")
+    data = findings_repair.read("claims")
     names = Names({})
     known = {claim.key: claim for claim in repair.CLAIMS}
-    for key, one in found["claims"].items():
+    for key, entry in data["claims"].items():
         claim = known[key]
-        assert one["word"] == repair.judged(one)["word"]
+        assert entry["word"] == repair.judged(entry)["word"]
         for fold in ("confirm", "all"):
-            for seed, value in zip(one["seeds"] or [0], one[fold]["by_seed"], strict=True):
+            for seed, value in zip(entry["seeds"] or [0], entry[fold]["by_seed"], strict=True):
                 parts = [
-                    sign * mean(run[fold] for run in found["runs"][names.cell(cell, seed)].values())
+                    sign * mean(run[fold] for run in data["runs"][names.cell(cell, seed)].values())
                     for sign, cell in claim.cells
                 ]
                 assert value == pytest.approx(sum(parts), abs=0.003), (key, seed)
@@ -286,17 +287,17 @@ def test_runs_made_again_count_as_the_mean_of_both(tmp_path):
     for wrong in ((), hashes()):
         arm(tmp_path, "3B-full", 0, bidirectional=wrong)
     arm(tmp_path, "3B-full", 1)
-    found = numbers(tmp_path)
-    one = found["claims"]["3b_stage1"]
-    assert one["seeds"] == [0, 1]
-    assert one["confirm"]["by_seed"] == [-50, 0]
-    assert found["accuracy"]["3B-full"]["bidirectional"] == {"confirm": 75, "all": 75, "n_runs": 3}
-    assert len(found["runs"]["3B-full-seed0-bidirectional"]) == 2
-    assert found["repeats"]["n"] == 2  # both regimes
-    assert found["repeats"]["largest"] == 100
+    data = numbers(tmp_path)
+    claim = data["claims"]["3b_stage1"]
+    assert claim["seeds"] == [0, 1]
+    assert claim["confirm"]["by_seed"] == [-50, 0]
+    assert data["accuracy"]["3B-full"]["bidirectional"] == {"confirm": 75, "all": 75, "n_runs": 3}
+    assert len(data["runs"]["3B-full-seed0-bidirectional"]) == 2
+    assert data["repeats"]["n"] == 2  # both regimes
+    assert data["repeats"]["largest"] == 100
 
 
 def test_the_committed_choice_follows_from_what_was_tried():
-    found = findings_repair.read("recipes")
-    assert choose(found["recipes"]) == found["chosen"]
-    assert found["rule"] == repair.RULE
+    data = findings_repair.read("recipes")
+    assert choose(data["recipes"]) == data["chosen"]
+    assert data["rule"] == repair.RULE
