@@ -34,6 +34,14 @@ from bidir_core.models.weight_files import (
 
 TRAINING_RECORD = "bidir.json"
 ADAPTER_FILE = "adapter_model.safetensors"
+PATTERNS = {  # an adapter's settings that hold patterns, and what peft puts around them
+    "target_modules": r"(PATTERN)$",
+    "exclude_modules": r"(PATTERN)$",
+    "rank_pattern": r"(.*\.)?(PATTERN)$",
+    "alpha_pattern": r"(.*\.)?(PATTERN)$",
+    "modules_to_save": r"(^|.*\.)PATTERN($|\..*)",
+    "layers_pattern": r"(^|.*?\.)PATTERN\.\d+\.",
+}
 SHAPE_FIELDS = (
     "model_type",
     "num_hidden_layers",
@@ -148,6 +156,8 @@ def _check_adapter_fits(checkpoint: Checkpoint, config: Any, model: str) -> None
                 plain = auto_class(config).from_config(config)
                 _check_patterns(plain, checkpoint.folder)
                 adapted = get_peft_model(plain, settings)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{other} cannot be applied: {reason(error)}") from error
     except Exception as error:  # a malformed file raises many kinds
@@ -250,13 +260,14 @@ def apply_adapter(
 def _check_patterns(model: Any, folder: Path) -> None:
     """UserError where a pattern of the adapter takes for ever: peft matches each with all modules."""
     settings = read_json(folder / "adapter_config.json", "adapter")
-    patterns = [settings.get("target_modules"), settings.get("exclude_modules")]
-    patterns += [*(settings.get("rank_pattern") or ()), *(settings.get("alpha_pattern") or ())]
     names = [name for name, _ in model.named_modules()]
-    with time_limit(TEMPLATE_SECONDS, "matching its patterns"), contextlib.suppress(re.error):
-        for pattern in patterns:
-            for name in names if isinstance(pattern, str) else ():
-                re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)
+    with time_limit(TEMPLATE_SECONDS, f"checkpoint '{folder}': matching its patterns"):
+        for setting, around in PATTERNS.items():
+            given = settings.get(setting) or ()
+            for pattern in [given] if isinstance(given, str) else given:
+                with contextlib.suppress(re.error):
+                    for name in names:
+                        re.match(around.replace("PATTERN", str(pattern)), name)
 
 
 def _adapted_layers(adapted: Any) -> list[Any]:

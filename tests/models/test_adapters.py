@@ -188,13 +188,24 @@ def test_an_adapter_that_is_not_whole_is_refused(
         loading.preflight(str(tiny_folder), checkpoint=str(damaged(folder, how)), device="cpu")
 
 
-def test_a_pattern_that_never_ends_is_given_up(tmp_path, tiny_folder, monkeypatch):
+ENDLESS = r"([a-z_.0-9]+)+#"
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        {"target_modules": ENDLESS},
+        {"rank_pattern": {"(": 1, ENDLESS: 4}},
+        {"modules_to_save": [ENDLESS]},
+        {"layers_to_transform": [0], "layers_pattern": ENDLESS},
+    ],
+)
+def test_a_pattern_that_never_ends_is_given_up(endless, tmp_path, tiny_folder, monkeypatch):
     folder = save_adapter(tmp_path / "adapter", tiny_folder, ["q_proj"])
     settings = json.loads((folder / "adapter_config.json").read_text())
-    settings["target_modules"] = r"([a-z_.0-9]+)+#"
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    (folder / "adapter_config.json").write_text(json.dumps(settings | endless))
     monkeypatch.setattr(checkpoint, "TEMPLATE_SECONDS", 0.3)
-    with pytest.raises(UserError, match="matching its patterns took longer"):
+    with pytest.raises(UserError, match=r"^checkpoint .*: matching its patterns took longer"):
         loading.preflight(str(tiny_folder), checkpoint=str(folder), device="cpu")
 
 
