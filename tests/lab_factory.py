@@ -42,6 +42,7 @@ def make_sweep(
     *,
     extra: Sequence[Point] = (),
     n_items: int = 1000,
+    tasks: Sequence[str] = TASKS,
     state: str = "done",
     name: str | None = None,
     config: dict[str, Any] | None = None,
@@ -53,12 +54,12 @@ def make_sweep(
     points = [Point(r, USUAL, part="reference") for r in ("causal", "bidirectional")]
     points += [Point(r, USUAL) for r in regimes] + list(extra)
     settings = EVALUATION | {"model": "smollm2-135m-instruct", "checkpoint": None, "limit": 500}
-    settings |= {"tasks": list(TASKS), "regime": "causal", "compact": False}
+    settings |= {"tasks": list(tasks), "regime": "causal", "compact": False}
     settings |= {"sweep": ["sink=1,2,4"], "controls": bool(extra), **(config or {})}
     recorded = {"dtype": "float32", "n_layers": N_LAYERS, "notes": [], **(facts or {})}
     recorded["points"] = [p.to_json(USUAL) for p in points]
     writer = RunWriter.create("lab", settings, root=root, name=name, kind="lab", **recorded)
-    items = spread_items(n_items, TASKS)
+    items = spread_items(n_items, tasks)
     write_texts(to_table(items), writer.path / "texts.parquet")
     written = points if state == "done" else points[: len(points) // 2]
     for number, point in enumerate(written):

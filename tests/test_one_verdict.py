@@ -6,9 +6,11 @@ import re
 
 import pytest
 
+from bidir_core.analyse.compare import macro_judgement
 from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.study import CAUSAL, make_study
 from bidir_core.cli import main
+from bidir_core.explain.sweep_outcomes import outcomes
 from bidir_core.report import answers
 from bidir_core.report.report import build_report
 from bidir_core.report.scorecard import REPAIRED, scorecard
@@ -77,6 +79,16 @@ def test_of_the_masks_damage(root, capsys, verdict, tasks, wrong_causal, wrong_b
         for text in (compared.sentence, report.markdown(["answers"]), macro):
             assert "exact McNemar test, p = 0.0625" in text
             assert "Holm" not in text.replace("p (Holm)", "")
+
+
+def test_of_a_sweeps_point_of_one_task(root) -> None:
+    """Its interval leaves out 0, and the exact p is 0.0625: undecided here as in Compare."""
+    a = answered(root, CAUSAL, range(100), ONE)
+    b = answered(root, "bidirectional", range(105), ONE)
+    found = outcomes(a, {"causal": a, "bidirectional": b}, "acc").judged("causal", "bidirectional")
+    compared = macro_judgement(a, b)
+    assert (found.verdict, found.reason) == ("undecided", "exact test")
+    assert (found.estimate, found.p_values) == (compared.estimate, compared.p_values)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.phrases import interval_text, phrase, size
-from bidir_core.analyse.verdict import Judgement, judge
+from bidir_core.analyse.verdict import Judgement
 from bidir_core.common.errors import UserError
 from bidir_core.common.formatting import count, points
 from bidir_core.explain.sweep_outcomes import Sweep
@@ -83,17 +83,21 @@ def law_in(sweep: Sweep, metric: str) -> Law:
             raise UserError(f"run '{run.id}': layers={first_layer}- has no items in one half")
         curve.append(Opened(first_layer, *deltas))  # type: ignore[arg-type]
     chosen = choose(curve, stats.MARGIN)
-    regained = None
-    if chosen is not None and chosen.first_layer and plain is not None:
-        regained = outcomes.delta(plain, slugs[chosen.first_layer], "confirm")
+    selected = None if chosen is None else slugs[chosen.first_layer]
+
+    def judged(first: str | None, half: str | None) -> Judgement | None:
+        if first is None or selected is None:
+            return None
+        return outcomes.judged(first, selected, half)
+
     return Law(
         model=run.model,
         n_layers=int(run.config.get("n_layers") or 0),
         curve=tuple(curve),
         first_layer=None if chosen is None else chosen.first_layer,
-        confirm=None if chosen is None else judge(chosen.confirm),
-        whole=None if chosen is None else judge(chosen.whole),
-        regained=None if regained is None else judge(regained),
+        confirm=judged(causal, "confirm"),
+        whole=judged(causal, None),
+        regained=None if selected == plain else judged(plain, "confirm"),
     )
 
 

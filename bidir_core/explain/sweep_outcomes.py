@@ -19,7 +19,7 @@ from bidir_core.analyse import stats
 from bidir_core.analyse.effects import Retention, above_floor_retention
 from bidir_core.analyse.pairing import pair, repeats
 from bidir_core.analyse.phrases import JSON_WORDS, no_share
-from bidir_core.analyse.verdict import judge
+from bidir_core.analyse.verdict import Judgement, judge
 from bidir_core.common import formatting
 from bidir_core.data.sampling import fold_of
 from bidir_core.explain.sweep_points import Condition, Point
@@ -75,6 +75,25 @@ class Outcomes:
             return None
         deltas = [stats.paired_delta(a[task], b[task], confidence=confidence) for task in a]
         return stats.macro_delta(deltas)
+
+    def judged(
+        self,
+        first: str,
+        second: str,
+        half: str | None = None,
+        *,
+        confidence: float = stats.CONFIDENCE,
+    ) -> Judgement | None:
+        """What that difference allows to be said, as ``compare`` says it: of one task alone, by its
+        exact test too."""
+        delta = self.delta(first, second, half, confidence=confidence)
+        if delta is None:
+            return None
+        mask = self.mask(first, second, half=half)
+        a, b = self.split(first, mask), self.split(second, mask)
+        tables = [stats.table_2x2(a[task], b[task]) for task in a]
+        p_values = [stats.mcnemar_exact(table.broken, table.fixed) for table in tables]
+        return judge(delta, p_values=p_values if len(tables) == 1 else ())
 
     def removed(
         self,
@@ -174,9 +193,12 @@ class Sweep:
         numbers["value"] = _number(outcomes.accuracy(slug, half))
         numbers["half_width"] = _half_width(outcomes, slug, half)
         if slug != causal:
-            delta = outcomes.delta(causal, slug, half, confidence=confidence)
-            verdict = JSON_WORDS[judge(delta).verdict]
-            numbers["delta"] = delta and asdict(delta) | {"verdict": verdict}
+            judged = outcomes.judged(causal, slug, half, confidence=confidence)
+            if judged is not None and judged.estimate is not None:
+                numbers["delta"] = asdict(judged.estimate) | {
+                    "p_value": next(iter(judged.p_values), None),
+                    "verdict": JSON_WORDS[judged.verdict],
+                }
             if plain is not None and slug != plain:
                 share = outcomes.removed(causal, plain, slug, half, confidence=confidence)
                 numbers["removed"] = share and asdict(share)

@@ -78,14 +78,20 @@ def answer(sink: Mean, plain: Mean, n: int) -> Answer:
 
 
 def mean(values: list[float]) -> Mean:
-    """A mean over items with its normal 95 % interval."""
+    """A mean over items with Student's 95 % interval, NaN for a single one."""
+    from scipy.stats import t
+
     numbers = np.asarray(values, dtype=np.float64)
     middle = float(numbers.mean()) if len(numbers) else math.nan
     if len(numbers) < 2:
         return middle, math.nan, math.nan
-    half = stats.Z_95 * float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
+    reach = float(t.ppf(0.5 + stats.CONFIDENCE / 2, len(numbers) - 1))
+    half = reach * float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
     return middle, middle - half, middle + half
 
 
 def _percent(mean: float, low: float, high: float) -> str:
-    return f"{100 * mean:.1f} % (95 % CI {100 * low:.1f} to {100 * high:.1f} %)"
+    interval = (
+        "no interval" if math.isnan(low) else f"95 % CI {100 * low:.1f} to {100 * high:.1f} %"
+    )
+    return f"{100 * mean:.1f} % ({interval})"

@@ -235,7 +235,7 @@ STATUS = fields(
     needs="state",
 )
 
-INTERVAL = fields(number="value low high", count="n", keys="value low high")
+INTERVAL = fields(number="value low high", share="p_value", count="n", keys="value low high")
 
 _SCORE = fields(
     share="value",

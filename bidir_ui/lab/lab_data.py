@@ -184,7 +184,9 @@ def judged(lab: Lab, slug: str) -> Judgement | None:
     delta = lab.numbers(slug).get("delta")
     if not delta:
         return None
-    return judge(Estimate(*(delta[name] for name in ("value", "low", "high", "n"))))
+    estimate = Estimate(*(delta[name] for name in ("value", "low", "high", "n")))
+    p = delta.get("p_value")  # of one task alone
+    return judge(estimate, p_values=[] if p is None else [p])
 
 
 def text(lab: Lab, slug: str) -> str:

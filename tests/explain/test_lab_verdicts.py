@@ -14,7 +14,7 @@ from bidir_core.explain.sweep_summary import (
     p_of_no_difference,
     p_removes_nothing,
 )
-from bidir_core.explain.triviality import observed
+from bidir_core.explain.triviality import answer, mean, observed
 from tests.attend_factory import make_summary
 from tests.lab_factory import N_LAYERS, USUAL, make_sweep
 
@@ -134,6 +134,16 @@ def test_a_summary_answers_triviality_only_with_both_regimes(tmp_path) -> None:
     assert observed(None) is None
     assert observed({}) is None
     assert observed(make_summary(tmp_path, regimes[:2], n_items=5).metrics) is None
+
+
+def test_few_items_do_not_answer_triviality() -> None:
+    """By a normal interval (2.4 to 3.4 %) three would."""
+    three, plain = mean([0.024, 0.030, 0.033]), mean([0.3, 0.31, 0.32])
+    assert three == pytest.approx((0.029, 0.0176, 0.0404), abs=1e-4)
+    assert answer(three, plain, 3)[0] == "undecided"
+    outcome, finding = answer(mean([0.5]), mean([0.6]), 1)
+    assert outcome == "undecided"
+    assert "50.0 % (no interval)" in finding
 
 
 @pytest.mark.parametrize(

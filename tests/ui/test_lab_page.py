@@ -8,11 +8,13 @@ from typing import cast
 
 import pytest
 
+from bidir_core.analyse.compare import macro_judgement
 from bidir_core.explain.sweep_points import Condition, Point
 from bidir_core.explain.sweep_summary import summarise_sweep
 from bidir_core.report.plots_lab import curve_lines, layer_ranges, symlog
 from bidir_core.runs.run import Run
 from bidir_ui.lab import lab_data
+from bidir_ui.reading import data
 from bidir_ui.reading.data import RunInfo
 from tests.app import open_page, words
 from tests.attend_factory import make_summary
@@ -110,6 +112,19 @@ def test_an_earlier_versions_verdicts_are_adjusted_when_read(root) -> None:
     text = words(open_page(PAGE, sweep=sweep.id))
     assert "An older sentence" not in text
     assert "after Holm over the dials" in text
+
+
+def test_a_point_of_one_task_is_judged_by_its_exact_test_too(root) -> None:
+    sweep = make_sweep(root, FEW, tasks=["piqa"], n_items=60)
+    lab = lab_data.Lab(data.by_id(data.list_infos(), sweep.id), sweep.metrics, "acc")
+    sink = "bidirectional_sink-1"
+    runs = [Run(sweep.path / "points" / slug) for slug in ("causal", sink)]
+    said = lab.numbers(sink)["delta"]
+    assert said["p_value"] == macro_judgement(*runs).p_values[0]
+    said |= {"value": -0.01, "low": -0.023, "high": -0.002, "p_value": 0.0625}
+    assert lab_data.judged(lab, sink).reason == "exact test"
+    del said["p_value"]  # of several tasks, and in earlier versions
+    assert lab_data.judged(lab, sink).verdict == "worse"
 
 
 def test_every_point_opens_in_compare_and_flips(root) -> None:
