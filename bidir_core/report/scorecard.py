@@ -471,12 +471,12 @@ def _published(runs: Sequence[Run]) -> Row | None:
 
 
 def answer(row: Row) -> str:
-    """``SmolLM2 135M loses 4.5 points of accuracy when ...; ...``: what its cells say, a clause
+    """``SmolLM2 135M loses 4.5 accuracy points when ...; ...``: what its cells say, a clause
     each; a direction only where its interval has one."""
     said = []
     if row.hurt is not None:
-        change = f"{points(abs(row.hurt.value))} points of accuracy"
-        when = "when prompt tokens see those after them"
+        change = f"{points(abs(row.hurt.value))} accuracy points"
+        when = "when prompt tokens look ahead"
         said.append(
             {
                 "worse": f"{row.title} loses {change} {when}",
@@ -492,5 +492,5 @@ def answer(row: Row) -> str:
     if row.repair is not None and row.repair.what.startswith("beyond"):
         beyond = f"beats its control by {points(row.repair.value)}"
         shown = row.repair.judgement.verdict == "better"
-        said.append(f"repair fine-tuning {beyond if shown else 'is not shown to beat its control'}")
+        said.append(f"repair {beyond if shown else 'is not shown to beat its control'}")
     return "; ".join(said) + "." if said else ""

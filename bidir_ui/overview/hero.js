@@ -139,7 +139,7 @@ export default function (component) {
       const number = name === 'repaired' ? Number(repaired) : now[name];
       if (input.type === 'checkbox') input.checked = Boolean(number); else input.value = number;
       input.disabled = repaired && name !== 'repaired';
-      value.textContent = name === 'strength' ? 'λ\u202f=\u202f' + strengths[number]
+      value.textContent = name === 'strength' ? 'λ=' + strengths[number]
         : name === 'layers' ? String(number) : '';
       if (name === 'strength') input.setAttribute('aria-valuetext', 'lambda ' + strengths[number]);
     }

@@ -339,8 +339,21 @@ def test_one_click_flips_the_overviews_item_at_once(server, tab):
     assert tab.page.get_by_role("switch", name="First token causal").is_checked()
     tab.page.get_by_role("button", name="Next", exact=True).click()
     assert query(tab, "try") == "1.10.0.0.0"
+
+
+def test_from_the_overview_to_why_and_to_both_masks(server, tab):
+    """One click to why the item flips, with both masks small; one more, and they are large."""
+    tab.page.set_viewport_size({"width": 1440, "height": 900})
+    go(tab, server.url(), HEADINGS[""])
     tab.page.locator(".b-hero .open").click()
     tab.page.wait_for_url(re.compile("/item"), timeout=10_000)
+    tab.page.get_by_text("made causal again turns it back").wait_for()
+    assert tab.page.locator(".b-pairs .b-mask").count() == 2
+    tab.page.get_by_role("link", name="Open both masks").click()
+    tab.page.wait_for_url(re.compile("/masks"), timeout=10_000)
+    plots = tab.page.locator(".js-plotly-plot .nsewdrag")
+    plots.nth(1).wait_for()
     idle(tab)
-    assert "could not be read" not in main_text(tab)
-    tab.page.locator(".b-prompt").wait_for()
+    for plot in plots.all():
+        box = plot.bounding_box()
+        assert box["y"] + min(box["width"], box["height"]) <= 900  # whole on a laptop's screen

@@ -97,7 +97,7 @@ def test_repair_is_told_only_with_its_control(root) -> None:
     assert row.repair.words in ("Repaired", "At least partly repaired")
     assert row.repair.badges[0].outcome == "supports"
     assert row.repair.value == pytest.approx(0.3, abs=0.05)
-    assert "repair fine-tuning beats its control by" in answer(row)
+    assert "repair beats its control by" in answer(row)
     assert [label for label, _ in row.steps][-1] == "Control fine-tune"
 
 
