@@ -12,10 +12,10 @@ playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 VIOLATIONS = {"resultTypes": ["violations"]}  # what passes need not be listed
-SPILL = (
-    "() => { const m = document.querySelector('[data-testid=stMain]');"
-    " return m.scrollWidth - m.clientWidth }"
-)
+# Of the page, and of what would hide its last choices on a phone.
+SPILL = """() => Math.max(...[...document.querySelectorAll(
+    '[data-testid=stMain], [data-testid=stMain] [role=radiogroup]'
+)].map(e => e.scrollWidth - e.clientWidth))"""
 
 
 def violations(page) -> list[str]:
@@ -72,7 +72,7 @@ def wrong(tab) -> list[str]:
             arg=scheme,
         )
         found += [f"{scheme}: {line}" for line in violations(page)]
-    for width in (1920, 1280):
+    for width in (390, 820, 1920, 1280):
         page.set_viewport_size({"width": width, "height": 900})
         try:
             page.wait_for_function(f"({SPILL})() <= 0", timeout=3000)
