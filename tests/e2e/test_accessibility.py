@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -62,10 +62,10 @@ def look_at(tab, server, places: Mapping[str, tuple[str, Mapping[str, str]]]) ->
     assert not {name: said for name, said in found.items() if said}
 
 
-def wrong(tab) -> list[str]:
+def wrong(tab, schemes: Sequence[str] = ("dark", "light")) -> list[str]:
     """What axe finds on the page as it is, and by how much it is too wide."""
     page, found = tab.page, []
-    for scheme in ("dark", "light"):
+    for scheme in schemes:
         page.emulate_media(color_scheme=scheme)
         page.wait_for_function(
             "scheme => getComputedStyle(document.querySelector('.stApp')).colorScheme == scheme",

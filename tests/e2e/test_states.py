@@ -42,7 +42,7 @@ def test_each_state_is_said_and_usable(disk, alone, nursery, tab):
         for page, query, says in BY_DISK[disk]:
             visit(tab, own.url(page, **chosen | dict(query)))
             assert says in main_text(tab).replace("\xa0", " "), page
-            found[page, says] = wrong(tab)
+            found[page, says] = wrong(tab, ("dark",))
         assert not {where: what for where, what in found.items() if what}
         assert not tab.foreign()
         assert not tab.unexpected_errors()
