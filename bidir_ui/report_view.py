@@ -210,6 +210,21 @@ def first_page(made: Made) -> None:
     _show(made, FRONT, "b-report b-front")
 
 
+def chosen_layers(page: Page, made: Made) -> None:
+    """What the Overview tells beside it: how much the first layers give back, which a sweep chose on
+    one half of the items and judged on the other. Only where its scorecard was read anyway."""
+    if url.get("a") or url.get("b") or url.get_list("runs"):
+        return
+    rows = (row for row in scorecards.rows(page.runs) if row.model == made.report.study.model)
+    cell = next((row.without_training for row in rows), None)
+    if cell is None or len(cell.runs) != 1 or (found := cell.judgement.estimate) is None:
+        return
+    how, n = cell.what.removeprefix("back "), fmt.count(found.n)
+    told = f"Also without training: {how}, {fmt.points(cell.value)} points "
+    told += f"{fmt.interval_of(found)} come back, n = {n}, on the half of the items that did not choose how many: "
+    widgets.note(fmt.tie(told), widgets.link("the sweep", "lab", {"sweep": cell.runs[0]}), ".")
+
+
 def appendix(made: Made) -> None:
     """The sections that the reader opens; the files have all of them."""
     html.show(html.el("h2", "Appendix", cls="b-h2 b-rule"))

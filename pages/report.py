@@ -30,5 +30,6 @@ with shell.guard():
     finally:  # runs can be chosen anew even where these make no report
         report_view.toolbar(page, chosen, made)
     report_view.first_page(made)
+    report_view.chosen_layers(page, made)
     report_view.remarks(page, made.report)
     report_view.appendix(made)

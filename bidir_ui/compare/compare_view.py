@@ -149,28 +149,27 @@ def task_frame(result: core.Comparison) -> pd.DataFrame:
 
 def two_by_two(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
     """One small table per task; every count links to its items."""
-    columns = st.columns(min(len(result.tasks), 5) or 1, gap="medium")
-    for number, row in enumerate(result.tasks):
+    html.show(html.div("b-squares", *(_square(row, a, b) for row in result.tasks)))
 
-        def cell(value: int, flips: str, task: str = row.task) -> html.Html:
-            query = url.params(a=a.id, b=b.id, task=task, flip=flips)
-            return widgets.link(fmt.count(value), "flips", query)
 
-        broken = html.join("▼ ", cell(row.broken, "broken"))
-        fixed = html.join("▲ ", cell(row.fixed, "fixed"))
-        both_wrong = cell(row.both_wrong, "changed_wrong~same_wrong")
-        table = widgets.table(
-            (fmt.clip(fmt.task(row.task), 24), "right", "wrong"),
-            (("right", cell(row.both_right, "same_right"), broken), ("wrong", fixed, both_wrong)),
-            name="",
-        )
-        with columns[number % len(columns)]:
-            html.show(table)
-            test = "no flips" if row.p_value is None else f"McNemar p {p_text(row.p_value)}"
-            if row.detectable is not None:
-                least = fmt.points(row.detectable).lstrip("+")
-                test += f"; a difference of {least} points or more would show"
-            widgets.note(f"n = {fmt.count(row.n)}, {test}")
+def _square(row: core.Row, a: RunInfo, b: RunInfo) -> html.Html:
+    def cell(value: int, flips: str) -> html.Html:
+        query = url.params(a=a.id, b=b.id, task=row.task, flip=flips)
+        return widgets.link(fmt.count(value), "flips", query)
+
+    broken = html.join("▼ ", cell(row.broken, "broken"))
+    fixed = html.join("▲ ", cell(row.fixed, "fixed"))
+    both_wrong = cell(row.both_wrong, "changed_wrong~same_wrong")
+    table = widgets.table(
+        (fmt.clip(fmt.task(row.task), 24), "right", "wrong"),
+        (("right", cell(row.both_right, "same_right"), broken), ("wrong", fixed, both_wrong)),
+        name="",
+    )
+    test = "no flips" if row.p_value is None else f"McNemar p {p_text(row.p_value)}"
+    if row.detectable is not None:
+        least = fmt.points(row.detectable).lstrip("+")
+        test += f"; a difference of {least} points or more would show"
+    return html.el("div", table, html.div("b b-note", f"n = {fmt.count(row.n)}, {test}"))
 
 
 def p_text(value: float) -> str:

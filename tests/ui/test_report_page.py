@@ -23,6 +23,8 @@ from tests.app import ROOT, STAGE2, open_page, pair, words
 from tests.e2e.seed import seed_hostile
 from tests.factory import make_run
 from tests.lab_factory import accuracy, make_sweep
+from tests.report.test_scorecard import OPENED
+from tests.report.test_scorecard import opened as opened_from
 from tests.report_runs import report
 
 MODEL = "smollm2-135m-instruct"
@@ -113,6 +115,17 @@ def test_without_a_chosen_pair_it_is_about_the_model_that_the_overview_begins_wi
     assert "It hurts" in text
     assert "stage 2 (sink=1)" in text
     assert app.sidebar.selectbox[0].value.endswith("points/causal")
+
+
+def test_it_tells_of_the_layers_that_the_overview_tells_of(root):
+    pair(root, model="other/model")
+    make_sweep(root, [*OPENED, "bidirectional:sink=1"], n_items=900, world=opened_from)
+    back = re.search(r"leaving the first 2 layers causal gives back (\d+\.\d)", words(open_page()))[
+        1
+    ]
+    text = words(opened())
+    assert f"with the first 2 layers causal, +{back} points" in text
+    assert "the half of the items that did not choose how many" in text
 
 
 def flips_link(app) -> dict[str, list[str]]:
