@@ -1,7 +1,7 @@
 """Pictures of every page, light and dark, at two widths: ``python -m tests.e2e.screenshots OUT``.
 
-Without ``--runs DIR`` it seeds run folders of its own. With ``--film`` it makes ``OUT/flip.gif`` instead: the
-Overview's item while its dials are moved. The README's:
+Without ``--runs DIR`` it seeds run folders of its own. With ``--film`` it makes the README's pictures instead:
+``OUT/overview.png`` and ``OUT/flip.gif``, the Overview's item while its dials are moved:
 ``python -m tests.e2e.screenshots docs --film --runs EMPTY_FOLDER``.
 """
 
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=PAGES, help="these pictures only")
     parser.add_argument("--widths", nargs="*", type=int, default=[1280, 1920])
     parser.add_argument("--schemes", nargs="*", default=["light", "dark"])
-    parser.add_argument("--film", action="store_true", help="the animated picture only")
+    parser.add_argument("--film", action="store_true", help="the README's pictures only")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -105,6 +105,12 @@ def main() -> None:
                 page = browser.new_page(viewport={"width": 1180, "height": 1000})
                 page.goto(server.url())
                 film(page, options.out / "flip.gif")
+                page.set_viewport_size({"width": 1440, "height": 900})
+                page.goto(server.url())
+                page.locator(".b-hero .choice").first.wait_for()
+                page.wait_for_timeout(2000)
+                picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(64)
+                picture.save(options.out / "overview.png", optimize=True)
                 return
             for width in options.widths:
                 for scheme in options.schemes:
