@@ -3,7 +3,7 @@
     python -m scripts.keep_runs RUNS --items '*-full-seed0-*' 'bf16-*' --shared-device
 
 Copies every finished evaluation, fine-tune and sweep of the runs folder RUNS whose name matches
-``--names`` (default: all). Weights stay behind. Items are kept for names that match ``--items``, with
+``--names`` (default: all). Weights stay behind, those of attention too. Items are kept for names that match ``--items``, with
 log-likelihoods rounded to 1/64 nat after predictions and accuracies were taken from the exact ones:
 less than a number format or a batch changes them, and a sweep's tables become half as large. Of a
 sweep whose name does not match the points' numbers are kept, not their items and texts. Paths into
@@ -41,6 +41,8 @@ from bidir_core.runs.run import Run
 
 TEXTS = ["config.json", "status.json", "probe.json", "data.json", "curve.jsonl", "log.txt"]
 TEXTS += ["prompts.jsonl", ATTENTION_FILE]
+# Of one text's observed attention, without the weights of single heads.
+ARRAYS = ["tokens.json", "shares.npz", "drift.npz"]
 STEPS_A_NAT = 64
 
 
@@ -104,6 +106,12 @@ def _write_copy(run: Run, folder: Path, *, made_in: str, items: bool, shared_dev
         else:
             write_slim(rounded(read_parquet(source, SLIM_FIELDS)), target)
     metrics = dict(run.metrics or {})
+    if metrics.get("matrices"):
+        metrics["matrices"] = False
+        metrics["notes"] = [*metrics["notes"], "the weights of single heads were left out for size"]
+    for name in ARRAYS:
+        if (run.path / name).is_file():
+            shutil.copyfile(run.path / name, folder / name)
     if shared_device:
         metrics["cost"] = {**metrics["cost"], "shared_device": True}
     shared = shared_files(run.path, run.config.get("texts"), run.config.get("texts_in"))

@@ -33,7 +33,8 @@ MATRIX_TOKENS = 640  # and for prompt and continuation together up to this
 
 @dataclass(frozen=True)
 class Shares:
-    """Where each query's attention goes; float32 ``[layer, head, query]``, shares of 1.
+    """Where each query's attention goes; float32 ``[layer, head, query]``, shares of 1 (in the file
+    float16).
 
     ``first``: on the sequence's first token. ``past``: on all earlier tokens, the first among
     them. ``future``: on later tokens. What is left is on the token itself (or, in a model with a
@@ -118,7 +119,7 @@ def write_layer(folder: Path, regime: int, layer: int, weights: np.ndarray) -> N
 
 def write_shares(folder: Path, shares: Sequence[Shares]) -> None:
     arrays = {
-        f"{name}_{number}": getattr(regime_shares, name)
+        f"{name}_{number}": getattr(regime_shares, name).astype(np.float16)
         for number, regime_shares in enumerate(shares)
         for name in _STORED
     }
@@ -155,7 +156,12 @@ def read_shares(folder: Path, n_regimes: int) -> tuple[Shares, ...]:
         stored = read_arrays(folder / "shares.npz")
         n_prefix = int(stored["n_prefix"])
         return tuple(
-            Shares(n_prefix, **{name: _floats(stored[f"{name}_{number}"]) for name in _STORED})
+            Shares(
+                n_prefix,
+                **{
+                    name: _floats(stored[f"{name}_{number}"]).astype(np.float32) for name in _STORED
+                },
+            )
             for number in range(n_regimes)
         )
 

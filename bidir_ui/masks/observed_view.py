@@ -120,7 +120,7 @@ def show(run: Observed) -> None:
         if not run.has_matrices:
             widgets.banner(
                 "info",
-                "Too long for single weights",
+                "Without the weights of single heads",
                 *map(str, run.metrics.get("notes") or ()),
                 "Shares, landing places and drift are shown for the whole text.",
             )
