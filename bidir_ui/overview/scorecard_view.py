@@ -223,7 +223,7 @@ def details() -> None:
     html.show(
         html.el(
             "details",
-            html.el("summary", "What the words mean"),
+            html.el("summary", "Glossary"),
             html.el("dl", *body, cls="b-kv"),
             cls="b b-fold",
         )
