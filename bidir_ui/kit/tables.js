@@ -1,4 +1,4 @@
-// Every table that widgets.table() made: a click on a column's name sorts it, and it can be taken along as CSV or Markdown.
+// Every table that widgets.taken() holds: a click on a column name sorts it, and it goes along as CSV or Markdown.
 // It reads what the page shows; no text of a table becomes markup or code.
 export default function () {
   if (window.bidirTables) return;
@@ -59,7 +59,7 @@ export default function () {
   };
 
   document.addEventListener('click', event => {
-    const head = event.target.closest('.b-table thead th'), button = event.target.closest('.b-take button');
+    const head = event.target.closest('.b-taken thead th'), button = event.target.closest('.b-take button');
     if (head) sort(head);
     if (!button) return;
     const table = button.closest('.b-taken').querySelector('table');
@@ -69,6 +69,6 @@ export default function () {
     setTimeout(() => { button.textContent = 'Markdown' }, 1500);
   });
   document.addEventListener('keydown', event => {
-    if (event.key === 'Enter' && event.target.matches('.b-table thead th')) sort(event.target);
+    if (event.key === 'Enter' && event.target.matches('.b-taken thead th')) sort(event.target);
   });
 }

@@ -74,8 +74,8 @@ def table(
 ) -> Html:
     """An HTML table with right-aligned numbers, to sort by its columns and to take along.
 
-    ``name``: of its CSV, with run ids; none where its numbers stand in another table. ``left``
-    columns are text. ``total``: the last row, which stays the last.
+    ``name``: of its CSV, with run ids; without one it does neither, as where another table has its
+    numbers. ``left`` columns are text. ``total``: the last row, which stays the last.
     """
 
     def cls(column: int) -> str | None:
@@ -93,13 +93,18 @@ def table(
     header = el(
         "tr",
         *(  # a column without a name has no header cell
-            el("th", cell, cls=cls(i), scope="col", tabindex=0) if cell else el("td")
+            el("th", cell, cls=cls(i), scope="col", tabindex=0 if name else None)
+            if cell
+            else el("td")
             for i, cell in enumerate(head)
         ),
     )
     drawn = scrolling(el("table", el("thead", header), el("tbody", *body), cls="b b-table"))
-    if not name:
-        return drawn
+    return taken(drawn, name) if name else drawn
+
+
+def taken(drawn: Html, name: str) -> Html:
+    """A table that sorts, with what takes it along below it; ``name``: of its CSV."""
     file = name.removesuffix(".csv").replace("/", "_") + ".csv"
     save = el("button", "CSV", value=file, title=f"Download this table as {file}")
     copy = el("button", "Markdown", title="Copy this table as Markdown")

@@ -104,8 +104,8 @@ def table(found: Sequence[Row], runs: tuple[RunInfo, ...]) -> None:
 def _table(found: Iterable[Row], times: dict[tuple[str, str], str]) -> html.Html:
     head = html.el(
         "tr",
-        html.el("th", "Model", scope="col"),
-        *(html.el("th", q, scope="col") for q in QUESTIONS.values()),
+        html.el("th", "Model", scope="col", tabindex=0),
+        *(html.el("th", q, scope="col", tabindex=0) for q in QUESTIONS.values()),
     )
     lines = [
         html.el(
@@ -118,9 +118,9 @@ def _table(found: Iterable[Row], times: dict[tuple[str, str], str]) -> html.Html
         )
         for row in found
     ]
-    return html.scrolling(
-        html.el("table", html.el("thead", head), html.el("tbody", *lines), cls="b b-score")
-    )
+    body = html.el("tbody", *lines)
+    drawn = html.scrolling(html.el("table", html.el("thead", head), body, cls="b b-score"))
+    return widgets.taken(drawn, "scorecard")
 
 
 def _items(row: Row) -> str:
@@ -223,7 +223,7 @@ def details() -> None:
     html.show(
         html.el(
             "details",
-            html.el("summary", "What the words mean"),
+            html.el("summary", "Glossary"),
             html.el("dl", *body, cls="b-kv"),
             cls="b b-fold",
         )

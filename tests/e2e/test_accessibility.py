@@ -31,6 +31,9 @@ LETTERS = """() => {
     return found;
 }"""
 
+FOCUSED = """() => { const e = document.activeElement, style = getComputedStyle(e);
+    return [e.tagName, style.outlineStyle, e.innerText] }"""
+
 
 def violations(page) -> list[str]:
     """What axe finds that is ours, a line each. A document gets its script once."""
@@ -62,6 +65,18 @@ def test_so_are_errors_empty_pages_and_the_help(server, runs, tab):
     tab.page.locator(".st-key-help button").click()
     tab.page.get_by_role("dialog").wait_for()
     assert not wrong(tab)
+
+
+def test_focus_is_seen_and_is_not_the_mark_of_the_chosen_page(server, runs, tab):
+    go(tab, server.url("runs", **chosen(runs)), "Runs")
+    seen = set()
+    for _ in range(60):
+        tab.page.keyboard.press("Tab")
+        name, outline, text = tab.page.evaluate(FOCUSED)
+        if name in ("A", "TH") and not text.startswith("Skip to"):  # that one is Streamlit's
+            seen.add(name)
+            assert outline == "solid", text
+    assert seen == {"A", "TH"}
 
 
 def look_at(tab, server, places: Mapping[str, tuple[str, Mapping[str, str]]]) -> None:

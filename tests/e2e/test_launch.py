@@ -18,6 +18,7 @@ from bidir_core import jobs
 from bidir_core.runs.run import Run
 from bidir_core.runs.status import process_identity
 from bidir_core.runs.writer import RunWriter
+from tests.e2e.driving import go, idle
 from tests.e2e.server import IDLE, serve
 
 N_ITEMS = 240  # some seconds of work: see Brake
@@ -223,3 +224,16 @@ def test_what_changes_is_seen_in_time(place, tab):
         until(lambda: jobs.find_job(job.id).state == "cancelled", 20)
     assert statistics.median(seen) <= 6
     assert cancelled <= 2
+
+
+def test_all_settings_stay_open_while_a_field_changes(server, tab):
+    go(tab, server.url("launch"), "Launch")
+    tab.page.get_by_text("All settings").click()
+    inside = tab.page.locator(".st-key-all-settings input")
+    inside.first.wait_for()
+    limit = tab.page.get_by_role("textbox", name="Items per task")
+    limit.fill("20")
+    limit.press("Enter")
+    tab.page.get_by_text("--limit 20").first.wait_for()
+    idle(tab)
+    assert inside.first.is_visible()

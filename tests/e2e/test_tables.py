@@ -12,7 +12,7 @@ from tests.factory import TASKS
 
 pytest.importorskip("playwright")
 
-COUNT = """() => ['.b-table', '.b-take', '[data-testid=stDataFrame]', '[class*="-csv"] button'].map(
+COUNT = """() => ['.b-table, .b-score', '.b-take', '[data-testid=stDataFrame]', '[class*="-csv"] button'].map(
     what => document.querySelectorAll(what).length)"""
 EVIL = ["=1+1", "![x](http://evil.test/a.png)"]
 SAY = """said => document.querySelectorAll('.b-taken td').forEach(
