@@ -3,12 +3,13 @@
     python -m scripts.keep_runs RUNS --items '*-full-seed0-*' 'bf16-*' --shared-device
 
 Copies every finished evaluation, fine-tune and sweep of the runs folder RUNS whose name matches
-``--names`` (default: all). Weights stay behind, those of attention too. Items are kept for names that match ``--items``, with
-log-likelihoods rounded to 1/64 nat after predictions and accuracies were taken from the exact ones:
-less than a number format or a batch changes them, and a sweep's tables become half as large. Of a
-sweep whose name does not match the points' numbers are kept, not their items and texts. Paths into
-RUNS become ``runs/...``. ``--shared-device`` notes in ``metrics.json`` that other work ran on the
-same device, so that nobody reads a speed from the run's seconds.
+``--names`` (default: all). Weights stay behind; of observed attention the shares are kept, rounded to
+1/256, not the heads' weights. Items are kept for names that match ``--items``, with log-likelihoods
+rounded to 1/64 nat after predictions and accuracies were taken from the exact ones: less than a number
+format or a batch changes them, and a sweep's tables become half as large. Of a sweep whose name does
+not match the points' numbers are kept, not their items and texts. Paths into RUNS become ``runs/...``.
+``--shared-device`` notes in ``metrics.json`` that other work ran on the same device, so that nobody
+reads a speed from the run's seconds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from bidir_core.common.files import write_json
+from bidir_core.explain.attend_files import Shares, read_shares, write_shares
 from bidir_core.explain.sweep_points import ATTENTION_FILE
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
@@ -41,9 +43,7 @@ from bidir_core.runs.run import Run
 
 TEXTS = ["config.json", "status.json", "probe.json", "data.json", "curve.jsonl", "log.txt"]
 TEXTS += ["prompts.jsonl", ATTENTION_FILE]
-# Of one text's observed attention, without the weights of single heads.
-ARRAYS = ["tokens.json", "shares.npz", "drift.npz"]
-STEPS_A_NAT = 64
+STEPS_A_NAT, STEPS_A_SHARE = 64, 256
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -106,16 +106,27 @@ def _write_copy(run: Run, folder: Path, *, made_in: str, items: bool, shared_dev
         else:
             write_slim(rounded(read_parquet(source, SLIM_FIELDS)), target)
     metrics = dict(run.metrics or {})
-    if metrics.get("matrices"):
-        metrics["matrices"] = False
-        metrics["notes"] = [*metrics["notes"], "the weights of single heads were left out for size"]
-    for name in ARRAYS:
-        if (run.path / name).is_file():
-            shutil.copyfile(run.path / name, folder / name)
+    if "matrices" in metrics:  # observed attention of one text
+        keep_shares(run, folder, len(metrics["observed"]))
+        note = f"the weights of single heads were left out, shares rounded to 1/{STEPS_A_SHARE}, for size"
+        metrics |= {"matrices": False, "notes": [*metrics["notes"], note]}
     if shared_device:
         metrics["cost"] = {**metrics["cost"], "shared_device": True}
     shared = shared_files(run.path, run.config.get("texts"), run.config.get("texts_in"))
     write_json(folder / "metrics.json", sealed(metrics, folder, shared))
+
+
+def keep_shares(run: Run, folder: Path, n_regimes: int) -> None:
+    """Where the tokens of one text attended, layer by layer and head by head, without the weights."""
+    for name in ("tokens.json", "drift.npz"):
+        shutil.copyfile(run.path / name, folder / name)
+    kept = []
+    for shares in read_shares(run.path, n_regimes):
+        arrays = {
+            name: np.round(a * STEPS_A_SHARE) / STEPS_A_SHARE for name, a in vars(shares).items()
+        }
+        kept.append(Shares(**arrays | {"n_prefix": shares.n_prefix}))
+    write_shares(folder, kept)
 
 
 def share_records(run: Run, root: Path, answers: Sequence[str]) -> None:
