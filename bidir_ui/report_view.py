@@ -81,8 +81,8 @@ def _report(
 
 @st.cache_resource(max_entries=12, show_spinner=False)
 def _drawn(_report: sections.Report, key: str, theme: str) -> dict[str, list[html_page.Block]]:
-    made = charts(_report)
-    return {s.key: html_page.blocks(s, made.get(s.key, [])) for s in _report.sections}
+    by_section = charts(_report)
+    return {s.key: html_page.blocks(s, by_section.get(s.key, [])) for s in _report.sections}
 
 
 def build(page: Page, chosen: Sequence[RunInfo], metric: str) -> Made:
@@ -178,14 +178,14 @@ def _run_label(runs: tuple[RunInfo, ...], run_id: str) -> str:
 
 def remarks(page: Page, report: sections.Report) -> None:
     """What is not in the report although a reader may expect it."""
-    going = [
+    unfinished = [
         run
         for run in page.runs
         if run.model == report.study.model and run.stage in STAGES and not usable(run)
     ]
-    if going:
-        lines = [f"{run.id} ({run.state})" for run in going[:5]]
-        more = f" and {len(going) - 5} more" if len(going) > 5 else ""
+    if unfinished:
+        lines = [f"{run.id} ({run.state})" for run in unfinished[:5]]
+        more = f" and {len(unfinished) - 5} more" if len(unfinished) > 5 else ""
         widgets.banner(
             "info",
             "Partial: unfinished or damaged runs of this model are not in the report",
@@ -217,12 +217,12 @@ def chosen_layers(page: Page, made: Made) -> None:
         return
     rows = (row for row in scorecards.rows(page.runs) if row.model == made.report.study.model)
     cell = next((row.without_training for row in rows), None)
-    if cell is None or len(cell.runs) != 1 or (found := cell.judgement.estimate) is None:
+    if cell is None or len(cell.runs) != 1 or (estimate := cell.judgement.estimate) is None:
         return
-    how, n = cell.what.removeprefix("back "), fmt.count(found.n)
-    told = f"Also without training: {how}, {fmt.points(cell.value)} points "
-    told += f"{fmt.interval_of(found)} come back, n = {n}, on the half of the items that did not choose how many: "
-    widgets.note(fmt.tie(told), widgets.link("the sweep", "lab", {"sweep": cell.runs[0]}), ".")
+    how, n = cell.what.removeprefix("back "), fmt.count(estimate.n)
+    text = f"Also without training: {how}, {fmt.points(cell.value)} points "
+    text += f"{fmt.interval_of(estimate)} come back, n = {n}, on the half of the items that did not choose how many: "
+    widgets.note(fmt.tie(text), widgets.link("the sweep", "lab", {"sweep": cell.runs[0]}), ".")
 
 
 def appendix(made: Made) -> None:
@@ -272,7 +272,7 @@ def _bent_pair(report: sections.Report) -> dict[str, str]:
 
 
 def _show(made: Made, key: str, cls: str) -> None:
-    """A section's blocks: one element for all between two charts of Plotly's."""
+    """A section's blocks; what stands between two Plotly charts becomes one element."""
     waiting: list[html.Html] = []
     for block in [*made.drawn.get(key, ()), None]:
         if isinstance(block, Table):
@@ -291,15 +291,15 @@ def _show(made: Made, key: str, cls: str) -> None:
 def report_table(table: Table, stem: str) -> html.Html:
     """A table of the report, whose files begin with ``stem``; a long one is folded."""
     kinds = [column.kind for column in table.columns]
-    left = [i for i, kind in enumerate(kinds) if kind in ("text", "code")]
+    text_columns = [i for i, kind in enumerate(kinds) if kind in ("text", "code")]
     rows = [
         [_cell(text, kind) for text, kind in zip(row, kinds, strict=True)] for row in table.texts()
     ]
     head = [column.name for column in table.columns]
-    shown = widgets.table(head, rows, name=f"{stem}_{table.key}", left=left)
+    shown = widgets.table(head, rows, name=f"{stem}_{table.key}", left=text_columns)
     if len(rows) > html_page.FOLDED:
-        words = f"Table, {len(rows)} rows"
-        shown = html.el("details", html.el("summary", words), shown, cls="b b-fold")
+        label = f"Table, {len(rows)} rows"
+        shown = html.el("details", html.el("summary", label), shown, cls="b b-fold")
     return shown
 
 
@@ -336,9 +336,9 @@ def downloads(made: Made) -> None:
         ("CSV tables", "_tables.zip", "application/zip", lambda: zipped(tables), bool(tables)),
     ]
     with widgets.row():
-        for label, ending, mime, make, any_ in files:
+        for label, ending, mime, make, enabled in files:
             key, name = f"report{ending}", report.stem + ending
-            widgets.download(label, make, name, mime, key=key, disabled=not any_)
+            widgets.download(label, make, name, mime, key=key, disabled=not enabled)
     widgets.note(
         "The answer and the whole appendix. HTML: one file with charts and the flips, to mail; it "
         "opens offline. PNG: the paired differences by task."
@@ -387,14 +387,14 @@ def site(page: Page) -> None:
 
 
 @st.fragment  # the page is not drawn again
-def _archive(what: str, name: str, stamp: str, make: Callable[[share.Tell], bytes]) -> None:
-    """A ZIP file that is made when it is asked for; of other runs than ``stamp``'s, made anew."""
-    state = f"report-{what}-zip"
-    if st.button(f"Make the ZIP of the {what}", key=f"report-{what}", icon=":material/build:"):
+def _archive(kind: str, name: str, stamp: str, make: Callable[[share.Tell], bytes]) -> None:
+    """A ZIP file that is made when it is asked for, and again once ``stamp`` (its runs) changes."""
+    state = f"report-{kind}-zip"
+    if st.button(f"Make the ZIP of the {kind}", key=f"report-{kind}", icon=":material/build:"):
         with guard():
             bar = st.progress(0.0, "Starting")
-            made = make(lambda part, step: bar.progress(part, step[:1].upper() + step[1:]))
-            st.session_state[state] = stamp, made
+            content = make(lambda part, step: bar.progress(part, step[:1].upper() + step[1:]))
+            st.session_state[state] = stamp, content
             bar.empty()
     known, archive = st.session_state.get(state, ("", b""))
     if known == stamp:
@@ -404,7 +404,7 @@ def _archive(what: str, name: str, stamp: str, make: Callable[[share.Tell], byte
             file_name=f"{name}.zip",
             mime="application/zip",
             on_click="ignore",
-            key=f"report-{what}-file",
+            key=f"report-{kind}-file",
             type="primary",
             icon=":material/download:",
         )

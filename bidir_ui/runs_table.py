@@ -278,7 +278,7 @@ def _delete(run: RunInfo) -> None:
 
 def problems(runs: tuple[RunInfo, ...]) -> None:
     """What failed, and where its log is, and tasks that measure no answer; nothing if all is well."""
-    for sentence in dict.fromkeys(said for run in runs for said in run.one_sided):
+    for sentence in dict.fromkeys(text for run in runs for text in run.one_sided):
         widgets.banner("info", ONE_SIDED, sentence)
     bad = [run for run in runs if run.state in ("corrupt", "failed", "lost")]
     if not bad:
@@ -299,13 +299,13 @@ def problems(runs: tuple[RunInfo, ...]) -> None:
 
 def config_difference(a: RunInfo, b: RunInfo) -> list[tuple[str, str, str]]:
     """Settings and facts that differ between two runs, as (name, in a, in b)."""
-    left, right = _flat(data.run_of(a).config), _flat(data.run_of(b).config)
+    in_a, in_b = _flat(data.run_of(a).config), _flat(data.run_of(b).config)
     skip = {"created", "schema"}
-    names = [name for name in dict.fromkeys([*left, *right]) if name not in skip]
+    names = [name for name in dict.fromkeys([*in_a, *in_b]) if name not in skip]
     return [
-        (name.removeprefix("config."), left.get(name, fmt.NONE), right.get(name, fmt.NONE))
+        (name.removeprefix("config."), in_a.get(name, fmt.NONE), in_b.get(name, fmt.NONE))
         for name in names
-        if left.get(name) != right.get(name)
+        if in_a.get(name) != in_b.get(name)
     ]
 
 
@@ -314,7 +314,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
     for key, inner in value.items():
         if isinstance(inner, dict):
             out |= _flat(inner, f"{prefix}{key}.")
-        elif inner is not None and inner != []:  # as if it were not there
+        elif inner is not None and inner != []:  # None and [] mean not set
             text = inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False)
             out[prefix + str(key)] = fmt.clip(text, 160)
     return out

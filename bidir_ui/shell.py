@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class PageSpec:
     """One page of the app. ``writes``: it starts or changes something, so read-only hides it.
-    ``tells``: what it shows, for who has never seen it. ``opens_with``: what its link in the sidebar adds to the URL. ``from_a_list``: one thing, which
-    a list opens; the sidebar names it only where one is."""
+    ``tells``: what it shows, for a first-time reader. ``opens_with``: what its link in the sidebar
+    adds to the URL. ``from_a_list``: opened from a list; the sidebar names it only while it is open."""
 
     key: str
     path: str

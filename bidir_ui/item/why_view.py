@@ -189,13 +189,13 @@ def token_strip(result: Mapping[str, Any]) -> Html:
     for point in result["tokens"]:
         first, last = point["first"], point["last"]
         text = html.esc("".join(result["pieces"][first : last + 1])[:4000])
-        what = f"token {first}" if first == last else f"tokens {first}-{last}"
-        strip = restored(result, point, f"{what} causal again")
+        label = f"token {first}" if first == last else f"tokens {first}-{last}"
+        strip = restored(result, point, f"{label} causal again")
         shown = html.join(text, el("small", f" {strip.mark}")) if strip.mark else text
         if point["looks_ahead"]:
             cells.append(span("t", shown, **_look(strip)))
         else:
-            cells.append(span("t b-soft", shown, title=f"{what}: does not look ahead anyway"))
+            cells.append(span("t b-soft", shown, title=f"{label}: does not look ahead anyway"))
     return div("b b-heat", *cells, dir="auto")
 
 
@@ -258,12 +258,12 @@ def offer(page: Any, target: RunInfo, record: Mapping[str, Any], metric: str) ->
     """The job's progress if it is under way; otherwise what it would do, and the button."""
     line = words(target, record, metric)
     known = jobs.list_jobs()
-    mine = next((job for job in known if job.words == line), None)
-    if mine is not None and mine.is_active:
-        jobs_view.watch(mine)
+    job = next((job for job in known if job.words == line), None)
+    if job is not None and job.is_active:
+        jobs_view.watch(job)
         return
-    if not ask.say_what_failed("why") and mine is not None and mine.state in ("failed", "lost"):
-        reason = fmt.clip(mine.error or jobs_view.LOST, 300)
+    if not ask.say_what_failed("why") and job is not None and job.state in ("failed", "lost"):
+        reason = fmt.clip(job.error or jobs_view.LOST, 300)
         widgets.banner("error", "It could not be explained", reason)
     missing = _weights_missing(target)
     if missing:

@@ -85,8 +85,8 @@ class Observed:
     @property
     def regime_words(self) -> str:
         """The regimes as a list in words."""
-        *rest, last = self.names
-        return f"{', '.join(rest)} and {last}" if rest else last
+        *others, last = self.names
+        return f"{', '.join(others)} and {last}" if others else last
 
 
 @st.cache_data(max_entries=256, show_spinner=False, hash_funcs=BY_CHANGE)
