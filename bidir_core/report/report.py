@@ -69,7 +69,7 @@ def choose_study(model: str | None, runs: Sequence[Run]) -> Study:
             f"models with runs: {known}"
         )
     # Fine-tunes come in through the evaluations of their checkpoints.
-    # An imported run, which knows no tokens and no probe, is reported on if somebody names it.
+    # An imported run has no token counts and no probe: it is in a report only if it is named.
     evals = [run for run in finished if run.config.get("kind") not in ("finetune", "imported")]
     return make_study(evals, others=runs, mixed_dtypes=False)
 

@@ -28,7 +28,6 @@ from bidir_core.explain.why_config import KIND, RESULT
 from bidir_core.report.charts import verdict_row
 from bidir_core.report.html_page import POLICY, inlined, template
 from bidir_core.report.made_folder import MadeFolder
-from bidir_core.report.markdown import interval_text
 from bidir_core.report.rows import Row as ChartRow
 from bidir_core.report.rows import interval_rows
 from bidir_core.report.scorecard import Cell, Row, answer, scorecard
@@ -281,10 +280,8 @@ def number(cell: Cell) -> str:
     if math.isnan(cell.value):
         return ""
     estimate = cell.judgement.estimate
-    text = formatting.points(cell.value, signed=True)
-    if estimate is None:
-        return f"{text}, no interval"
-    return f"{text} ({interval_text(estimate)}), n = {formatting.count(estimate.n)}"
+    text = verdict_row("", cell.value, cell.judgement).text
+    return text if estimate is None else f"{text}, n = {formatting.count(estimate.n)}"
 
 
 SIGNS = {"supports": "✓", "refutes": "✗", "undecided": "○"}

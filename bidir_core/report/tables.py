@@ -298,6 +298,7 @@ def two_by_two_table(study: Study, metric: Metric) -> Table:
             if under is None and causal is None:
                 continue
             change = under.value - causal.value if under and causal else None
+            causal_ends = Interval.of(causal.interval) if causal else None
             rows.append(
                 [
                     ("Arm", "text", arm.title),
@@ -305,12 +306,7 @@ def two_by_two_table(study: Study, metric: Metric) -> Table:
                     ("Under the regime", "acc", under.value if under else None, NOT_RUN),
                     ("95 % CI", "spread", Interval.of(under.interval) if under else None, "-"),
                     ("Causal", "acc", causal.value if causal else None, NOT_RUN),
-                    (
-                        "95 % CI (causal)",
-                        "spread",
-                        Interval.of(causal.interval) if causal else None,
-                        "-",
-                    ),
+                    ("95 % CI (causal)", "spread", causal_ends, "-"),
                     ("Regime minus causal", "points", change, "-"),
                 ]
             )
