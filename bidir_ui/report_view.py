@@ -55,8 +55,7 @@ class Made:
 
     @property
     def drawn(self) -> dict[str, list[html_page.Block]]:
-        """What stands in its sections, remembered apart for light and dark, since showing a chart
-        colours it."""
+        """The blocks of its sections, cached for light and dark apart: drawing a chart colours it."""
         return _drawn(self.report, self.key, str(st.context.theme.type))
 
 

@@ -99,7 +99,7 @@ class Page:
 
 
 def start(key: str) -> Page:
-    """Set the page up; to be called first in every page file. Stops where the gate says so."""
+    """Set the page up; every page file calls this first. Stops where a page is closed (read-only)."""
     spec = BY_KEY[key]
     # A file, not a :material/..: name: Streamlit's page would fetch that from a font server.
     st.set_page_config(page_title=f"{spec.title} · bidir", page_icon=str(ICON), layout="wide")

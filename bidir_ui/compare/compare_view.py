@@ -291,7 +291,8 @@ def recovery_panels(table: Table) -> None:
     )
     frame = table_frame(table)
     span = [100 * frame["Macro acc"].min() - 1, 100 * frame["Macro acc"].max() + 1]
-    regimes = sorted(frame["Regime"].unique(), key=lambda regime: [*REGIMES, regime].index(regime))
+    shown = list(frame["Regime"].unique())
+    regimes = [regime for regime in dict.fromkeys([*REGIMES, *shown]) if regime in shown]
     for column, regime in zip(st.columns(len(regimes), gap="medium"), regimes, strict=True):
         with column:
             title = REGIMES.get(regime, f"Under {regime}")

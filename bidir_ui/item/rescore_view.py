@@ -28,7 +28,7 @@ READINGS = {
     "regime": ("", "blue"),
     "changed": ("partly causal", "green"),
 }
-# A label of a button is Markdown: what could begin any is shown by a twin that means nothing.
+# A button's label is Markdown: characters that could start markup become look-alikes.
 _INERT = str.maketrans(
     "*_`[]<>:~#$|\\@",
     "\u2217\u2017\u02cb\u2045\u2046\u2039\u203a\u2236\u223c\u266f\uff04\u00a6\u2216\u24d0",
@@ -173,10 +173,9 @@ def draw(given: Answer, request: Mapping[str, Any], record: Mapping[str, Any], m
         return
     ll = given.result["ll"]
     lengths = choice_lengths(record["continuations"]) if metric == "acc_norm" else None
+    lengths = lengths or [1] * len(ll["causal"])
     scores = {
         reading: [value / length for value, length in zip(values, lengths, strict=True)]
-        if lengths
-        else values
         for reading, values in ll.items()
     }
     picks = {reading: values.index(max(values)) for reading, values in scores.items()}

@@ -201,10 +201,8 @@ def token_strip(result: Mapping[str, Any]) -> Html:
 
 def _told_apart(tried: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The points on both sides of the threshold, and of the others those well apart."""
-    around = [
-        point for point in tried["points"] if point["lambda"] in (tried["low"], tried["high"])
-    ]
-    kept = list(around)
+    ends = (tried["low"], tried["high"])
+    kept = [point for point in tried["points"] if point["lambda"] in ends]
     for point in tried["points"]:
         if all(
             max(point["lambda"], k["lambda"]) >= 1.9 * min(point["lambda"], k["lambda"])
@@ -222,7 +220,7 @@ def lambda_strip(result: Mapping[str, Any]) -> Html:
 
 
 def numbers(result: Mapping[str, Any]) -> pd.DataFrame:
-    """Every point of the strips: the table twin."""
+    """Every point of the strips, as a table."""
     rows = []
 
     def add(kind: str, where: str, point: Mapping[str, Any]) -> None:
@@ -233,10 +231,8 @@ def numbers(result: Mapping[str, Any]) -> pd.DataFrame:
         for layer, point in enumerate(result["layers"][key]):
             add(f"layers: {label}", str(layer), point)
     for point in result["tokens"]:
-        span_text = f"{point['first']}" + (
-            f"-{point['last']}" if point["first"] != point["last"] else ""
-        )
-        add("prompt token", span_text, point)
+        first, last = point["first"], point["last"]
+        add("prompt token", str(first) if first == last else f"{first}-{last}", point)
     for point in result["lambda"]["points"]:
         add("lambda", f"{point['lambda']:g}", point)
     return pd.DataFrame(

@@ -122,7 +122,7 @@ def selectable(
     tall: int,
     alt: str,
 ) -> Selected:
-    """A table whose rows open at a click anywhere in them, and can be ticked; positions.
+    """A table whose rows open at a click and can be ticked; returns their positions.
 
     ``tall``: the height in pixels from which it scrolls; a row has 35.
     """
@@ -137,7 +137,7 @@ def selectable(
         alt=alt,
         column_config=columns,
     )
-    # The rows may be others than when it was clicked: then the click is none.
+    # The table may have changed since the click: rows that it no longer has are ignored.
     rows = [row for row in event["selection"]["rows"] if row < len(frame)]
     cells = [row for row, _ in event["selection"]["cells"] if row < len(frame)]
     return Selected(cells[0] if cells else None, rows)

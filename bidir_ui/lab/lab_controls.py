@@ -209,7 +209,7 @@ def _point_link(page: str, label: str, icon: str, lab: Lab, a: str, b: str) -> N
 
 
 def table(lab: Lab, slug: str) -> None:
-    """The charts' twin: every point with its numbers. A click on a row chooses it."""
+    """Every point with the numbers that the charts show. A click on a row chooses it."""
     every = lab_data.table(lab)
     names = [item_texts.visible(lab_data.name(point)) for point in lab.points]
     kinds = [f"_{kind}_{end}" for kind in ("delta", "removed") for end in ("value", "low", "high")]

@@ -68,7 +68,7 @@ def order_sets(runs: Sequence[RunInfo]) -> list[OrderSet]:
 
 
 def _items(run: RunInfo) -> Any:
-    """The documents: their prompt may be repeated, and is then another item set."""
+    """The documents and the number format, whether or not the prompt is repeated."""
     return [part for part in run.item_set if part[0] != "repeat_prompt"], run.dtype
 
 

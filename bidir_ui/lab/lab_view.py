@@ -309,7 +309,7 @@ def layers(lab: Lab, measure: str, slug: str) -> None:
             + ("A dot: different from causal. " if measure == "delta" else "")
             + "Click a cell."
         )
-        # A map needs a middle that means something.
+        # The colours need a middle that means something, which accuracies do not have.
         shown = "delta" if measure == "value" else measure
         rows = []
         for point, start, width in ranges:

@@ -84,7 +84,7 @@ def form(runs: tuple[RunInfo, ...]) -> Form:
         handled.add("tasks")
     others = [spec for name, spec in specs.items() if name not in handled and spec.metadata["cli"]]
     changed = [spec.name for spec in others if url.get(f"f.{spec.name}")]
-    # Its label stays the same: with another one it would be another fold, and closed.
+    # The label never changes: another label would make another fold, which begins closed.
     with st.expander("All settings", expanded=False, key="all-settings", on_change="rerun") as fold:
         if fold.open:
             columns = st.columns(3, gap="medium")
