@@ -84,23 +84,23 @@ def _typed(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _group_row(node: Node, a: RunInfo | None, b: RunInfo | None) -> dict[str, Any]:
     rows = [_row(run, a, b) for run in node.runs]
-    row: dict[str, Any] = dict.fromkeys(rows[0], None)
-    states = {each["state"] for each in rows}
-    roles = [each["role"] for each in rows if each["role"]]
-    row |= {
+    group: dict[str, Any] = dict.fromkeys(rows[0], None)
+    states = {row["state"] for row in rows}
+    roles = [row["role"] for row in rows if row["role"]]
+    group |= {
         "role": roles[0] if len(roles) == 1 else "both" if roles else "",
         "state": states.pop() if len(states) == 1 else "several",
-        "created": max(each["created"] for each in rows),
+        "created": max(row["created"] for row in rows),
         "name": "",
         "device": "",
         "run": "",
     }
-    if node.level and len({each["n"] for each in rows}) == 1:  # one arm, the same items
-        row["n"] = rows[0]["n"]
+    if node.level and len({row["n"] for row in rows}) == 1:  # one arm, the same items
+        group["n"] = rows[0]["n"]
         for score in ("acc", "acc_norm"):
-            known = [each[score] for each in rows if each[score] is not None]
-            row[score] = sum(known) / len(known) if len(known) == len(rows) else None
-    return row
+            known = [row[score] for row in rows if row[score] is not None]
+            group[score] = sum(known) / len(known) if len(known) == len(rows) else None
+    return group
 
 
 def _row(run: RunInfo, a: RunInfo | None, b: RunInfo | None) -> dict[str, Any]:

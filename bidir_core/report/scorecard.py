@@ -5,10 +5,10 @@
     repair   the repair fine-tune (3B) beyond its control fine-tune (3C): the interaction
     helps    where the passage comes last: looking ahead against causal
 
-Evidence is found by what a run is, wherever it lies: evaluations, points of sweeps, controls, observed
-attention. A row is made of one set of items in one number format, the fullest that there is, and each
-difference of two runs that were made together if there are such. The verdicts are those of
-:mod:`bidir_core.analyse`; here they get the few words of a table's cell.
+A run counts for what it is, whatever its folder: evaluations, points of sweeps, controls, observed
+attention. A row uses one set of items in one number format, the fullest there is; each difference is
+of two runs made together where there are such. The verdicts are those of :mod:`bidir_core.analyse`;
+here they get the few words of a table's cell.
 """
 
 from __future__ import annotations
@@ -146,21 +146,23 @@ def _row(runs: Sequence[Run], limit: int | None) -> Row | None:
     causal = next(source.runs[CAUSAL] for source in sources if CAUSAL in source.runs)
     law, sweep = _law(source for set_sources in sets.values() for source in set_sources)
     hurt = _cell(sources, PLAIN, CAUSAL, "looking ahead against causal", HURT)
-    back, claims = "back with the first token causal", _gives_back("First token causal helps")
-    sink, layers = _cell(sources, SINK, PLAIN, back, claims), _first_layers(law, sweep)
+    claims = _gives_back("First token causal helps")
+    sink = _cell(sources, SINK, PLAIN, "back with the first token causal", claims)
+    layers = _first_layers(law, sweep)
     findings = _findings(runs, key, sources[0])
     badges = _badges(runs, sources)
     steps = [("Looking ahead", hurt.judgement)] if hurt else []
-    if (kept := _pair(sources, SINK)) is not None:
-        steps.append(("First token causal", macro_judgement(*kept)))
-    here = sweep is not None and sweep.id in {s.sweep.id for s in sources if s.sweep is not None}
-    if here and law is not None and law.confirm is not None and law.first_layer:
+    if (sink_runs := _pair(sources, SINK)) is not None:
+        steps.append(("First token causal", macro_judgement(*sink_runs)))
+    swept = {source.sweep.id for source in sources if source.sweep is not None}
+    same_items = sweep is not None and sweep.id in swept
+    if same_items and law is not None and law.confirm is not None and law.first_layer:
         steps.append((f"First {law.first_layer} layers causal", law.confirm))
     repair = None
     if findings is not None:
-        repair, more = _repair(findings)
-        steps += more
-    regained = [cell for cell in (layers if here else None, sink) if cell is not None]
+        repair, repair_steps = _repair(findings)
+        steps += repair_steps
+    regained = [cell for cell in (layers if same_items else None, sink) if cell is not None]
     why = layers or sink
     return Row(
         model=causal.model,
@@ -347,9 +349,9 @@ def _findings(runs: Sequence[Run], key: Key, source: Source) -> Findings | None:
         return None
     trained = [run for run in runs if run.stage in FINETUNE_DIRS.values()]
     untrained = [run for run in runs if _is_plain(run) and not run.is_point]
-    here = [run for run in evaluated if items_key(run, dtype=True) == key]
-    if here:
-        evaluated = here
+    on_these_items = [run for run in evaluated if items_key(run, dtype=True) == key]
+    if on_these_items:
+        evaluated = on_these_items
         untrained = [run for run in untrained if items_key(run, dtype=True) == key]
         if not {CAUSAL, PLAIN} <= {run.regime for run in untrained}:
             untrained += [source.runs[r] for r in (CAUSAL, PLAIN) if r in source.runs]

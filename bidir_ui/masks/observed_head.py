@@ -67,9 +67,9 @@ def section(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     html.show(legend)
     with st.container(key="attend-picture"):
         shown = views if view != "difference" else [view]
-        for column, each in zip(st.columns(max(2, len(shown)), gap="medium"), shown, strict=False):
+        for column, name in zip(st.columns(max(2, len(shown)), gap="medium"), shown, strict=False):
             with column:
-                _picture(head, each)
+                _picture(head, name)
     widgets.note("Orange lines: the end of the prefix. Click a cell to read it.")
     cell, top = st.columns(2, gap="large")
     with cell:

@@ -14,7 +14,7 @@ from bidir_core.jobs.cost_model import forget_tokenizer
 from bidir_core.jobs.estimate import duration
 from bidir_core.report.rows import interval_rows
 from bidir_core.report.scorecard import Badge, Cell, Row, answer
-from bidir_core.report.share import against_causal
+from bidir_core.report.share import SIGNS, against_causal
 from bidir_core.runs.layout import is_read_only
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.launch import review
@@ -152,9 +152,6 @@ def _sign(cell: Cell) -> str:
     """A verdict's shape, beside its words and colour."""
     verdict = cell.judgement.verdict if cell.supported else "undecided"
     return {"better": "▲ ", "worse": "▼ ", "equivalent": "= "}.get(verdict, "○ ")
-
-
-SIGNS = {"supports": "✓", "refutes": "✗", "undecided": "○"}
 
 
 def _mark(claim: str, badges: Sequence[Badge]) -> html.Html:
