@@ -37,20 +37,20 @@ def model_bar(runs: tuple[RunInfo, ...]) -> ModelWorker:
     with left:
         model = fields.from_runs("model", "Model", "model", "embedded, hub id or folder", runs)
     with right:
-        made = fields.from_runs(
+        checkpoint = fields.from_runs(
             "checkpoint",
             "Fine-tuned checkpoint (optional)",
             "checkpoint",
             "left out: the base",
             runs,
         )
-    here = (worker.model, worker.checkpoint) == (model, made)
+    here = (worker.model, worker.checkpoint) == (model, checkpoint)
     loaded = here and worker.state in ("loading", "ready")
     with act:
         if loaded:
             st.button("Let it go", key="pg-stop", on_click=worker.stop, width="stretch")
         elif model:
-            load_button("Load …", model, made, type="primary", width="stretch")
+            load_button("Load …", model, checkpoint, type="primary", width="stretch")
     if failed := st.session_state.pop("pg-error", ""):
         widgets.banner("error", "That did not work", failed)
     state_of(worker, here)
@@ -106,9 +106,9 @@ def state_of(worker: ModelWorker, here: bool) -> None:
         _watch_loading(worker)
     elif state == "ready":
         facts = worker.facts
-        what = fmt.clip(worker.model, 80) + (" with its checkpoint" if worker.checkpoint else "")
+        name = fmt.clip(worker.model, 80) + (" with its checkpoint" if worker.checkpoint else "")
         widgets.note(
-            el("b", what),
+            el("b", name),
             f" is loaded: {facts['n_layers']} layers, {facts['dtype']} on "
             f"{facts['device']}." + ("" if here else " It is not the one chosen above."),
         )
@@ -190,10 +190,10 @@ def settings() -> dict[str, Any] | None:
     }
 
 
-def ask(worker: ModelWorker, asked: dict[str, Any]) -> None:
+def ask(worker: ModelWorker, request: dict[str, Any]) -> None:
     """Send the request; what is wrong with it is shown on the page."""
     try:
-        st.session_state["pg-answer"] = worker.ask(**asked)
+        st.session_state["pg-answer"] = worker.ask(**request)
     except UserError as error:
         st.session_state["pg-error"] = str(error)
 

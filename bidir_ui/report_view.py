@@ -47,16 +47,15 @@ STAGES = (*EVAL_DIRS, *FINETUNE_DIRS.values())
 
 
 @dataclass(frozen=True)
-class Made:
-    """A report and the key it is remembered by."""
+class CachedReport:
+    """A report and the key under which it is cached."""
 
     report: sections.Report
     key: str
 
     @property
     def drawn(self) -> dict[str, list[html_page.Block]]:
-        """What stands in its sections, remembered apart for light and dark, since showing a chart
-        colours it."""
+        """The blocks of its sections, cached for light and dark apart: drawing a chart colours it."""
         return _drawn(self.report, self.key, str(st.context.theme.type))
 
 
@@ -81,11 +80,11 @@ def _report(
 
 @st.cache_resource(max_entries=12, show_spinner=False)
 def _drawn(_report: sections.Report, key: str, theme: str) -> dict[str, list[html_page.Block]]:
-    made = charts(_report)
-    return {s.key: html_page.blocks(s, made.get(s.key, [])) for s in _report.sections}
+    by_section = charts(_report)
+    return {s.key: html_page.blocks(s, by_section.get(s.key, [])) for s in _report.sections}
 
 
-def build(page: Page, chosen: Sequence[RunInfo], metric: str) -> Made:
+def build(page: Page, chosen: Sequence[RunInfo], metric: str) -> CachedReport:
     """The report on these runs; without any, on all runs over the items of the pair that the
     address names; without either, on the fullest set of the leading pair's model.
 
@@ -106,7 +105,7 @@ def build(page: Page, chosen: Sequence[RunInfo], metric: str) -> Made:
             regime = both[1].regime
     model = "" if chosen or around or a is None else a.model
     asked = (tuple(run.path for run in chosen), around, model, regime, metric, stamp)
-    return Made(_report(*asked), repr(asked))
+    return CachedReport(_report(*asked), repr(asked))
 
 
 def usable(run: RunInfo) -> bool:
@@ -135,9 +134,9 @@ def chosen_runs(page: Page) -> list[RunInfo] | None:
     return [run for _, run in named if run is not None]
 
 
-def runs_box(page: Page, chosen: Sequence[RunInfo], made: Made | None) -> None:
+def runs_box(page: Page, chosen: Sequence[RunInfo], cached: CachedReport | None) -> None:
     """All runs over the chosen pair's items, or runs of one's own choice."""
-    in_it = [run.id for run in made.report.study.all_runs] if made else []
+    in_it = [run.id for run in cached.report.study.all_runs] if cached else []
     url.bound(
         st.segmented_control,
         "Runs",
@@ -178,14 +177,14 @@ def _run_label(runs: tuple[RunInfo, ...], run_id: str) -> str:
 
 def remarks(page: Page, report: sections.Report) -> None:
     """What is not in the report although a reader may expect it."""
-    going = [
+    unfinished = [
         run
         for run in page.runs
         if run.model == report.study.model and run.stage in STAGES and not usable(run)
     ]
-    if going:
-        lines = [f"{run.id} ({run.state})" for run in going[:5]]
-        more = f" and {len(going) - 5} more" if len(going) > 5 else ""
+    if unfinished:
+        lines = [f"{run.id} ({run.state})" for run in unfinished[:5]]
+        more = f" and {len(unfinished) - 5} more" if len(unfinished) > 5 else ""
         widgets.banner(
             "info",
             "Partial: unfinished or damaged runs of this model are not in the report",
@@ -202,34 +201,34 @@ def remarks(page: Page, report: sections.Report) -> None:
 # --- preview ---------------------------------------------------------------------------------
 
 
-def first_page(made: Made) -> None:
+def first_page(cached: CachedReport) -> None:
     """The answer, as the files have it."""
-    study = made.report.study
+    study = cached.report.study
     n = (study.some_run.metrics or {}).get("n_items") or 0
-    widgets.note(f"{made.report.title}, n = {fmt.count(n)}.")
-    _show(made, FRONT, "b-report b-front")
+    widgets.note(f"{cached.report.title}, n = {fmt.count(n)}.")
+    _show(cached, FRONT, "b-report b-front")
 
 
-def chosen_layers(page: Page, made: Made) -> None:
+def chosen_layers(page: Page, cached: CachedReport) -> None:
     """What the Overview tells beside it: how much the first layers give back, which a sweep chose on
     one half of the items and judged on the other. Only where its scorecard was read anyway."""
     if url.get("a") or url.get("b") or url.get_list("runs"):
         return
-    rows = (row for row in scorecards.rows(page.runs) if row.model == made.report.study.model)
+    rows = (row for row in scorecards.rows(page.runs) if row.model == cached.report.study.model)
     cell = next((row.without_training for row in rows), None)
-    if cell is None or len(cell.runs) != 1 or (found := cell.judgement.estimate) is None:
+    if cell is None or len(cell.runs) != 1 or (estimate := cell.judgement.estimate) is None:
         return
-    how, n = cell.what.removeprefix("back "), fmt.count(found.n)
-    told = f"Also without training: {how}, {fmt.points(cell.value)} points "
-    told += f"{fmt.interval_of(found)} come back, n = {n}, on the half of the items that did not choose how many: "
-    widgets.note(fmt.tie(told), widgets.link("the sweep", "lab", {"sweep": cell.runs[0]}), ".")
+    how, n = cell.what.removeprefix("back "), fmt.count(estimate.n)
+    text = f"Also without training: {how}, {fmt.points(cell.value)} points "
+    text += f"{fmt.interval_of(estimate)} come back, n = {n}, on the half of the items that did not choose how many: "
+    widgets.note(fmt.tie(text), widgets.link("the sweep", "lab", {"sweep": cell.runs[0]}), ".")
 
 
-def appendix(made: Made) -> None:
+def appendix(cached: CachedReport) -> None:
     """The sections that the reader opens; the files have all of them."""
     html.show(html.el("h2", "Appendix", cls="b-h2 b-rule"))
     wanted = url.get_list("sections")
-    available = [*(s.key for s in made.report.sections if not s.is_front), FLIPS]
+    available = [*(s.key for s in cached.report.sections if not s.is_front), FLIPS]
     for key in wanted:
         if key not in ALL_SECTIONS:
             widgets.banner(
@@ -248,17 +247,17 @@ def appendix(made: Made) -> None:
         read=lambda text: [key for key in available if key in wanted],
         write=lambda value: "~".join(key for key in available if key in value),
     )
-    for section in made.report.sections:
+    for section in cached.report.sections:
         if section.key in shown:
             html.show(html.el("h2", section.heading, cls="b-h2 b-rule"))
-            _show(made, section.key, "b-report")
+            _show(cached, section.key, "b-report")
     if FLIPS in shown:
         html.show(html.el("h2", ALL_SECTIONS[FLIPS], cls="b-h2 b-rule"))
         widgets.note(
             "The HTML file lists the items whose right answer's margin moved most, with their "
             "choices and both log-likelihoods. Here they have a page of their own:"
         )
-        query = url.params(flip="broken~fixed", **_bent_pair(made.report))
+        query = url.params(flip="broken~fixed", **_bent_pair(cached.report))
         widgets.page_link("flips", "Flips", query, "swap_vert")
 
 
@@ -271,12 +270,12 @@ def _bent_pair(report: sections.Report) -> dict[str, str]:
     return {"a": sides[0][0].id, "b": sides[1][0].id}
 
 
-def _show(made: Made, key: str, cls: str) -> None:
-    """A section's blocks: one element for all between two charts of Plotly's."""
+def _show(cached: CachedReport, key: str, cls: str) -> None:
+    """A section's blocks; what stands between two Plotly charts becomes one element."""
     waiting: list[html.Html] = []
-    for block in [*made.drawn.get(key, ()), None]:
+    for block in [*cached.drawn.get(key, ()), None]:
         if isinstance(block, Table):
-            waiting.append(report_table(block, made.report.stem))
+            waiting.append(report_table(block, cached.report.stem))
         elif block is not None and not isinstance(block, Chart):
             waiting.append(html.div("b", block))
         elif waiting:
@@ -284,22 +283,22 @@ def _show(made: Made, key: str, cls: str) -> None:
             waiting = []
         if isinstance(block, Chart):
             html.show(html.div("b", html.el("b", block.title)))
-            name = f"{made.report.stem}_{block.key}"
+            name = f"{cached.report.stem}_{block.key}"
             widgets.chart(block.figure, block.alt, save_as=name, key=f"report-{block.key}")
 
 
 def report_table(table: Table, stem: str) -> html.Html:
     """A table of the report, whose files begin with ``stem``; a long one is folded."""
     kinds = [column.kind for column in table.columns]
-    left = [i for i, kind in enumerate(kinds) if kind in ("text", "code")]
+    text_columns = [i for i, kind in enumerate(kinds) if kind in ("text", "code")]
     rows = [
         [_cell(text, kind) for text, kind in zip(row, kinds, strict=True)] for row in table.texts()
     ]
     head = [column.name for column in table.columns]
-    shown = widgets.table(head, rows, name=f"{stem}_{table.key}", left=left)
+    shown = widgets.table(head, rows, name=f"{stem}_{table.key}", left=text_columns)
     if len(rows) > html_page.FOLDED:
-        words = f"Table, {len(rows)} rows"
-        shown = html.el("details", html.el("summary", words), shown, cls="b b-fold")
+        label = f"Table, {len(rows)} rows"
+        shown = html.el("details", html.el("summary", label), shown, cls="b b-fold")
     return shown
 
 
@@ -313,21 +312,21 @@ def _cell(text: str, kind: str) -> object:
 # --- files: each is made when it is asked for, and not before ------------------------------------
 
 
-def toolbar(page: Page, chosen: Sequence[RunInfo], made: Made | None) -> None:
+def toolbar(page: Page, chosen: Sequence[RunInfo], cached: CachedReport | None) -> None:
     """One quiet row above the answer."""
     with widgets.row():
-        if made is not None:
+        if cached is not None:
             with st.popover("Download", icon=":material/download:"):
-                downloads(made)
+                downloads(cached)
         with st.popover("Share", icon=":material/share:"):
             site(page)
         with st.popover("Runs", icon=":material/list:", type="tertiary"):
-            runs_box(page, chosen, made)
+            runs_box(page, chosen, cached)
 
 
-def downloads(made: Made) -> None:
+def downloads(cached: CachedReport) -> None:
     """Files that are made when they are asked for; their names carry the model and the date."""
-    report = made.report
+    report = cached.report
     tables = report.tables
     files: list[tuple[str, str, str, Callable[[], bytes], bool]] = [
         ("HTML", ".html", "text/html", lambda: html_page.page(report).encode(), True),
@@ -336,14 +335,14 @@ def downloads(made: Made) -> None:
         ("CSV tables", "_tables.zip", "application/zip", lambda: zipped(tables), bool(tables)),
     ]
     with widgets.row():
-        for label, ending, mime, make, any_ in files:
+        for label, ending, mime, make, enabled in files:
             key, name = f"report{ending}", report.stem + ending
-            widgets.download(label, make, name, mime, key=key, disabled=not any_)
+            widgets.download(label, make, name, mime, key=key, disabled=not enabled)
     widgets.note(
         "The answer and the whole appendix. HTML: one file with charts and the flips, to mail; it "
         "opens offline. PNG: the paired differences by task."
     )
-    paper(made)
+    paper(cached)
     widgets.note("The same report in a terminal; with --paper DIR instead of --out, the paper's:")
     widgets.command(report.command())
 
@@ -357,20 +356,20 @@ def zipped(tables: dict[str, Table]) -> bytes:
     return out.getvalue()
 
 
-def paper(made: Made) -> None:
+def paper(cached: CachedReport) -> None:
     """The folder for a paper as one ZIP."""
-    name = made.report.stem.replace("report_", "paper_", 1)
+    name = cached.report.stem.replace("report_", "paper_", 1)
 
     def make(tell: share.Tell) -> bytes:
         from bidir_core.report.paper import zip_paper  # what draws loads slowly
 
-        return zip_paper(made.report, name, tell)
+        return zip_paper(cached.report, name, tell)
 
     widgets.note(
         "A folder for a paper: figures (PDF, SVG), tables (LaTeX, CSV), numbers as LaTeX macros, "
         "and claims with the status that their intervals give them."
     )
-    _archive("paper", name, made.key, make)
+    _archive("paper", name, cached.key, make)
 
 
 def site(page: Page) -> None:
@@ -387,14 +386,14 @@ def site(page: Page) -> None:
 
 
 @st.fragment  # the page is not drawn again
-def _archive(what: str, name: str, stamp: str, make: Callable[[share.Tell], bytes]) -> None:
-    """A ZIP file that is made when it is asked for; of other runs than ``stamp``'s, made anew."""
-    state = f"report-{what}-zip"
-    if st.button(f"Make the ZIP of the {what}", key=f"report-{what}", icon=":material/build:"):
+def _archive(kind: str, name: str, stamp: str, make: Callable[[share.Tell], bytes]) -> None:
+    """A ZIP file that is made when it is asked for, and again once ``stamp`` (its runs) changes."""
+    state = f"report-{kind}-zip"
+    if st.button(f"Make the ZIP of the {kind}", key=f"report-{kind}", icon=":material/build:"):
         with guard():
             bar = st.progress(0.0, "Starting")
-            made = make(lambda part, step: bar.progress(part, step[:1].upper() + step[1:]))
-            st.session_state[state] = stamp, made
+            content = make(lambda part, step: bar.progress(part, step[:1].upper() + step[1:]))
+            st.session_state[state] = stamp, content
             bar.empty()
     known, archive = st.session_state.get(state, ("", b""))
     if known == stamp:
@@ -404,7 +403,7 @@ def _archive(what: str, name: str, stamp: str, make: Callable[[share.Tell], byte
             file_name=f"{name}.zip",
             mime="application/zip",
             on_click="ignore",
-            key=f"report-{what}-file",
+            key=f"report-{kind}-file",
             type="primary",
             icon=":material/download:",
         )

@@ -54,13 +54,13 @@ def sentence(info: RunInfo) -> str:
     weights = f"{model}, {info.weights}" if info.checkpoint else model
     if info.is_finetune:
         stage = STAGES.get(info.stage)
-        what = stage.plain if stage else "fine-tune"
+        name = stage.plain if stage else "fine-tune"
         how = {"full": "all weights", "lora": "LoRA adapters"}.get(info.method, info.method)
         steps = f"{fmt.count(metrics.get('steps') or settings.get('steps'))} steps"
         loss = metrics.get("final_loss")
         end = f"; the loss ended at {fmt.number(loss, 3)} nats a token" if loss is not None else ""
         return (
-            f"{info.stage_label}, {what}: {model}, {how} trained under {info.regime} for {steps} on "
+            f"{info.stage_label}, {name}: {model}, {how} trained under {info.regime} for {steps} on "
             f"the data “{fmt.clip(str(settings.get('data')), 60)}”, seed {info.train_seed}{end}."
         )
     if info.is_sweep:
@@ -71,8 +71,8 @@ def sentence(info: RunInfo) -> str:
     if info.kind == "attend":
         return f"Where {weights} looked, observed in one forward pass under each regime."
     if info.kind == "recommend":
-        what = f"A regime recommended for {weights} from prompts alone, without right answers"
-        return f"{what}: {recommend_config.sentence(metrics)}." if info.is_done else f"{what}."
+        lead = f"A regime recommended for {weights} from prompts alone, without right answers"
+        return f"{lead}: {recommend_config.sentence(metrics)}." if info.is_done else f"{lead}."
     answered = f"{fmt.count(info.n_items)} items ({info.extent})" if info.n_items else info.extent
     acc = info.macro.get("acc")
     right = f"; {fmt.percent(acc)} right, mean over {len(info.tasks)} tasks" if acc else ""
@@ -122,7 +122,7 @@ def _candidate(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
 def _checkpoint(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
     """Evaluations of a fine-tune's weights, and the buttons that start those that are missing."""
     widgets.heading("Its checkpoint, evaluated")
-    mine = [run for run in runs if run.is_evaluation and f"{info.id}/" in run.checkpoint + "/"]
+    evals = [run for run in runs if run.is_evaluation and f"{info.id}/" in run.checkpoint + "/"]
     rows = [
         (
             widgets.link(run.regime, "run", url.params(id=run.id)),
@@ -130,10 +130,9 @@ def _checkpoint(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
             fmt.count(run.n_items),
             fmt.percent(run.macro.get("acc")),
             fmt.number(runs_table.half_width(run), 1),
-            widgets.link("Compare", *where) if where[0] == "compare" else fmt.NONE,
+            widgets.link("Compare", page, query) if page == "compare" else fmt.NONE,
         )
-        for run in mine
-        for where in [opens.results(run, runs)]
+        for run, (page, query) in ((run, opens.results(run, runs)) for run in evals)
     ]
     if rows:
         head = ("Regime", "Taken", "Items", "Macro acc", "± points", "")
@@ -161,16 +160,16 @@ def scores(info: RunInfo) -> None:
     if info.is_finetune:
         _curves(info)
         return
-    rows, found = [], []
+    rows, intervals = [], []
     for task, row in info.tasks.items():
         n, acc = int(row.get("n") or 0), row.get("acc")
         interval = stats.accuracy(float(acc), n) if n and acc is not None else None
-        found += [interval] if interval else []
+        intervals += [interval] if interval else []
         rows.append(
             _score(fmt.task(task), n, acc, interval, row.get("acc_norm"), row.get("chance"))
         )
     if len(rows) > 1:
-        mean = stats.macro_delta(found) if len(found) == len(rows) else None
+        mean = stats.macro_delta(intervals) if len(intervals) == len(rows) else None
         macro = info.macro
         total = _score("Macro mean", info.n_items, macro.get("acc"), mean, macro.get("acc_norm"))
         rows.append(total)
@@ -182,12 +181,16 @@ def scores(info: RunInfo) -> None:
 
 
 def _score(
-    name: str, n: int, acc: float | None, interval: stats.Estimate | None, *more: float | None
+    name: str,
+    n: int,
+    acc: float | None,
+    interval: stats.Estimate | None,
+    acc_norm: float | None,
+    chance: float | None = None,
 ) -> tuple[str, ...]:
     """A row of the scores: n, accuracy with its interval's ends, acc_norm and chance."""
-    ends = (interval.low, interval.high) if interval else (None, None)
-    shares = (acc, *ends, *more, None)[:5]
-    return (name, fmt.count(n), *map(fmt.percent, shares))
+    low, high = (interval.low, interval.high) if interval else (None, None)
+    return (name, fmt.count(n), *map(fmt.percent, (acc, low, high, acc_norm, chance)))
 
 
 def _curves(info: RunInfo) -> None:
@@ -311,12 +314,12 @@ def made_with(info: RunInfo) -> None:
     with left:
         widgets.heading("Settings that are not the defaults")
         if differs:
-            told = [
-                (html.join(widgets.code_text(name), " ", widgets.small(what)), value, was)
-                for name, value, was, what in differs
+            settings = [
+                (html.join(widgets.code_text(name), " ", widgets.small(meaning)), value, default)
+                for name, value, default, meaning in differs
             ]
             head, name = ("Setting", "Here", "Default"), f"settings_{info.id}"
-            html.show(widgets.table(head, told, name=name, left=(0, 1, 2)))
+            html.show(widgets.table(head, settings, name=name, left=(0, 1, 2)))
         else:
             widgets.note("None.")
         if line := again(info):
@@ -350,20 +353,18 @@ def made_with(info: RunInfo) -> None:
 
 
 def _probe(run: Run) -> None:
-    known = run.probe or {}
-    reports = (
-        known["reports"] if isinstance(known.get("reports"), list) else [known]
-    )  # one a regime
-    listed = [each.get("checks") for each in reports if isinstance(each, Mapping)]
-    checks = [
-        c for each in listed if isinstance(each, list) for c in each if isinstance(c, Mapping)
-    ]
+    probe = run.probe or {}
+    # One report a regime.
+    reports = probe["reports"] if isinstance(probe.get("reports"), list) else [probe]
+    listed = [report.get("checks") for report in reports if isinstance(report, Mapping)]
+    known = [checks for checks in listed if isinstance(checks, list)]
+    checks = [check for checks in known for check in checks if isinstance(check, Mapping)]
     if not checks:
         widgets.note("No probe is recorded.")
         return
     passed = sum(bool(check.get("passed")) for check in checks)
-    said = ": the model attends as the regime says" if passed == len(checks) else ""
-    widgets.note(f"{passed} of {len(checks)} checks passed{said}.")
+    note = ": the model attends as the regime says" if passed == len(checks) else ""
+    widgets.note(f"{passed} of {len(checks)} checks passed{note}.")
     with st.expander("The checks", key="run-probe"):
         marks = {True: "✓", False: "✕"}
         rows = [

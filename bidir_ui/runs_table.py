@@ -84,23 +84,23 @@ def _typed(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _group_row(node: Node, a: RunInfo | None, b: RunInfo | None) -> dict[str, Any]:
     rows = [_row(run, a, b) for run in node.runs]
-    row: dict[str, Any] = dict.fromkeys(rows[0], None)
-    states = {each["state"] for each in rows}
-    roles = [each["role"] for each in rows if each["role"]]
-    row |= {
+    group: dict[str, Any] = dict.fromkeys(rows[0], None)
+    states = {row["state"] for row in rows}
+    roles = [row["role"] for row in rows if row["role"]]
+    group |= {
         "role": roles[0] if len(roles) == 1 else "both" if roles else "",
         "state": states.pop() if len(states) == 1 else "several",
-        "created": max(each["created"] for each in rows),
+        "created": max(row["created"] for row in rows),
         "name": "",
         "device": "",
         "run": "",
     }
-    if node.level and len({each["n"] for each in rows}) == 1:  # one arm, the same items
-        row["n"] = rows[0]["n"]
+    if node.level and len({row["n"] for row in rows}) == 1:  # one arm, the same items
+        group["n"] = rows[0]["n"]
         for score in ("acc", "acc_norm"):
-            known = [each[score] for each in rows if each[score] is not None]
-            row[score] = sum(known) / len(known) if len(known) == len(rows) else None
-    return row
+            known = [row[score] for row in rows if row[score] is not None]
+            group[score] = sum(known) / len(known) if len(known) == len(rows) else None
+    return group
 
 
 def _row(run: RunInfo, a: RunInfo | None, b: RunInfo | None) -> dict[str, Any]:
@@ -278,7 +278,7 @@ def _delete(run: RunInfo) -> None:
 
 def problems(runs: tuple[RunInfo, ...]) -> None:
     """What failed, and where its log is, and tasks that measure no answer; nothing if all is well."""
-    for sentence in dict.fromkeys(said for run in runs for said in run.one_sided):
+    for sentence in dict.fromkeys(text for run in runs for text in run.one_sided):
         widgets.banner("info", ONE_SIDED, sentence)
     bad = [run for run in runs if run.state in ("corrupt", "failed", "lost")]
     if not bad:
@@ -299,13 +299,13 @@ def problems(runs: tuple[RunInfo, ...]) -> None:
 
 def config_difference(a: RunInfo, b: RunInfo) -> list[tuple[str, str, str]]:
     """Settings and facts that differ between two runs, as (name, in a, in b)."""
-    left, right = _flat(data.run_of(a).config), _flat(data.run_of(b).config)
+    in_a, in_b = _flat(data.run_of(a).config), _flat(data.run_of(b).config)
     skip = {"created", "schema"}
-    names = [name for name in dict.fromkeys([*left, *right]) if name not in skip]
+    names = [name for name in dict.fromkeys([*in_a, *in_b]) if name not in skip]
     return [
-        (name.removeprefix("config."), left.get(name, fmt.NONE), right.get(name, fmt.NONE))
+        (name.removeprefix("config."), in_a.get(name, fmt.NONE), in_b.get(name, fmt.NONE))
         for name in names
-        if left.get(name) != right.get(name)
+        if in_a.get(name) != in_b.get(name)
     ]
 
 
@@ -314,7 +314,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
     for key, inner in value.items():
         if isinstance(inner, dict):
             out |= _flat(inner, f"{prefix}{key}.")
-        elif inner is not None and inner != []:  # as if it were not there
+        elif inner is not None and inner != []:  # None and [] mean not set
             text = inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False)
             out[prefix + str(key)] = fmt.clip(text, 160)
     return out

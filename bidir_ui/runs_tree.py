@@ -12,7 +12,7 @@ from bidir_ui.kit import fmt, url
 from bidir_ui.reading.data import RunInfo
 
 MANY = 24  # runs from which the list begins as a tree
-CLOSED = "none"  # in the URL: nothing is open, which is not the same as nothing said
+CLOSED = "none"  # in the URL: nothing is open, not even the chosen run's study
 
 
 @dataclass(frozen=True)
@@ -41,48 +41,48 @@ def tree(runs: Iterable[RunInfo], chosen: RunInfo | None) -> list[Node]:
     studies: dict[str, list[RunInfo]] = {}
     for run in runs:
         studies.setdefault(run.model or "no model", []).append(run)
-    begins = {_key(chosen.model)} if chosen else set()
-    opened = set(url.get_list("open")) or begins
+    initially = {_key(chosen.model)} if chosen else set()
+    opened = set(url.get_list("open")) or initially
     nodes = []
-    for model, mine in studies.items():
+    for model, members in studies.items():
         key = _key(model)
         name = model.rstrip("/").rsplit("/", 1)[-1]
-        nodes.append(Node(f"{name} · {len(mine)} runs", 0, tuple(mine), key, key in opened))
+        nodes.append(Node(f"{name} · {len(members)} runs", 0, tuple(members), key, key in opened))
         if key in opened:
-            nodes += _arms(model, mine, opened)
+            nodes += _arms(model, members, opened)
     return nodes
 
 
 def _arms(model: str, runs: Sequence[RunInfo], opened: set[str]) -> list[Node]:
     arms: dict[tuple[str, ...], list[RunInfo]] = {}
     for run in runs:
-        what: tuple[str, ...] = (run.stage_label, run.arm_label, run.regime, run.extent, run.dtype)
+        arm: tuple[str, ...] = (run.stage_label, run.arm_label, run.regime, run.extent, run.dtype)
         if run.stage == LAB:
-            what = (run.label,)
+            arm = (run.label,)
         elif run.is_finetune:
-            what = (run.stage_label, run.method, run.steps, run.regime)
-        arms.setdefault(what, []).append(run)
+            arm = (run.stage_label, run.method, run.steps, run.regime)
+        arms.setdefault(arm, []).append(run)
     nodes = []
     order = [*STAGES, LAB]
 
-    def place(what: tuple[str, ...]) -> tuple[object, ...]:
-        stage = arms[what][0].stage
-        return order.index(stage) if stage in order else len(order), what
+    def place(arm: tuple[str, ...]) -> tuple[object, ...]:
+        stage = arms[arm][0].stage
+        return order.index(stage) if stage in order else len(order), arm
 
-    for what in sorted(arms, key=place):
-        mine = sorted(arms[what], key=lambda run: (run.train_seed, run.name))
-        label = " · ".join(part for part in what if part and part != "auto")
-        if len(mine) == 1:
-            nodes.append(Node(label, 1, tuple(mine)))
+    for arm in sorted(arms, key=place):
+        arm_runs = sorted(arms[arm], key=lambda run: (run.train_seed, run.name))
+        label = " · ".join(part for part in arm if part and part != "auto")
+        if len(arm_runs) == 1:
+            nodes.append(Node(label, 1, tuple(arm_runs)))
             continue
-        seeds = len({run.train_seed for run in mine})
-        several = f"{seeds} seeds" if seeds == len(mine) else f"{len(mine)} runs"
-        key = _key(model, *what)
-        nodes.append(Node(f"{label} · {several}", 1, tuple(mine), key, key in opened))
+        seeds = len({run.train_seed for run in arm_runs})
+        several = f"{seeds} seeds" if seeds == len(arm_runs) else f"{len(arm_runs)} runs"
+        key = _key(model, *arm)
+        nodes.append(Node(f"{label} · {several}", 1, tuple(arm_runs), key, key in opened))
         if key in opened:
             nodes += [
                 Node(f"seed {run.train_seed} · {run.name or run.created}", 2, (run,))
-                for run in mine
+                for run in arm_runs
             ]
     return nodes
 

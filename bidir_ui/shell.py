@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class PageSpec:
     """One page of the app. ``writes``: it starts or changes something, so read-only hides it.
-    ``tells``: what it shows, for who has never seen it. ``opens_with``: what its link in the sidebar adds to the URL. ``from_a_list``: one thing, which
-    a list opens; the sidebar names it only where one is."""
+    ``tells``: what it shows, for a first-time reader. ``opens_with``: what its link in the sidebar
+    adds to the URL. ``from_a_list``: opened from a list; the sidebar names it only while it is open."""
 
     key: str
     path: str
@@ -99,7 +99,7 @@ class Page:
 
 
 def start(key: str) -> Page:
-    """Set the page up; to be called first in every page file. Stops where the gate says so."""
+    """Set the page up; every page file calls this first. Stops where a page is closed (read-only)."""
     spec = BY_KEY[key]
     # A file, not a :material/..: name: Streamlit's page would fetch that from a font server.
     st.set_page_config(page_title=f"{spec.title} · bidir", page_icon=str(ICON), layout="wide")

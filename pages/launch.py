@@ -15,8 +15,8 @@ place = None
 with shell.guard():
     form = view.form(page.runs)
     known = jobs.list_jobs()
-    made = review.estimated(form, page.runs, known)
-    if form.config is None or made is None:
+    estimate = review.estimated(form, page.runs, known)
+    if form.config is None or estimate is None:
         widgets.banner("info", "Not ready to start", form.error[:1].upper() + form.error[1:])
     else:
         command, cost = st.columns([3, 2], gap="large")
@@ -29,13 +29,13 @@ with shell.guard():
             )
         with cost:
             widgets.heading("What it will take")
-            review.review(form, made, page.runs)
+            review.review(form, estimate, page.runs)
         needs = review.needed_assets(form.config)
-        notes = (f"Time: {time_text(made)}, on {made.device}.",)
+        notes = (f"Time: {time_text(estimate)}, on {estimate.device}.",)
         with widgets.row():
             if st.button("Start …", key="launch-start", type="primary"):
                 ask.confirm(
-                    "launch", form.words, form.title, known, needs=needs, notes=notes, cost=made
+                    "launch", form.words, form.title, known, needs=needs, notes=notes, cost=estimate
                 )
             if form.dry_words and st.button("Dry run on 5 items …", key="launch-dry"):
                 title = f"{form.title} · dry run"

@@ -68,7 +68,7 @@ with shell.guard():
                 "Layer", name="layer", default=0, least=0, most=200, step=1, width=120
             )
         html.show(masks_view.legend(view))
-    said = st.container()  # above the pictures, so that a click on either is read without scrolling
+    place = st.container()  # above the pictures: a click on one is read without scrolling
     sides = [(str(each), masks_view.cells(each, tokens, layer)) for each in (against, regime)]
     if view == "difference":
         pictures = [("", masks_view.difference(sides[1][1], sides[0][1]))]
@@ -91,7 +91,7 @@ with shell.guard():
                 selection_mode="points",
             )
             points += event["selection"]["points"] if event else []
-    with said:
+    with place:
         if points:
             masks_view.explain((points[-1]["y"], points[-1]["x"]), pictures, tokens, view)
         else:

@@ -9,14 +9,14 @@ page = shell.start("playground")
 shell.title(page)
 with shell.guard():
     worker = playground_view.model_bar(page.runs)
-    asked = playground_view.settings()
-    if worker.state == "ready" and asked is not None:
+    request = playground_view.settings()
+    if worker.state == "ready" and request is not None:
         st.button(
             "Generate",
             key="pg-generate",
             type="primary",
             icon=":material/play_arrow:",
             on_click=playground_view.ask,
-            args=(worker, asked),
+            args=(worker, request),
         )
     playground_view.answer(worker)

@@ -24,12 +24,12 @@ with shell.guard():
         )
         widgets.command(*pair.PAIR_COMMANDS)
         st.stop()
-    made = None
+    cached = None
     try:
-        made = report_view.build(page, chosen, page.pair.metric)
+        cached = report_view.build(page, chosen, page.pair.metric)
     finally:  # runs can be chosen anew even where these make no report
-        report_view.toolbar(page, chosen, made)
-    report_view.first_page(made)
-    report_view.chosen_layers(page, made)
-    report_view.remarks(page, made.report)
-    report_view.appendix(made)
+        report_view.toolbar(page, chosen, cached)
+    report_view.first_page(cached)
+    report_view.chosen_layers(page, cached)
+    report_view.remarks(page, cached.report)
+    report_view.appendix(cached)

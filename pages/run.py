@@ -27,8 +27,8 @@ with shell.guard():
     widgets.note(widgets.code_text(info.id), f" · {info.created} UTC · {runs_table.state_of(info)}")
     widgets.lead(run_view.sentence(info))
     if info.error:
-        words = runs_table.BAD.get(info.state, "It stopped")
-        widgets.banner("error", words, info.error, f"The log: {info.path}/log.txt")
+        heading = runs_table.BAD.get(info.state, "It stopped")
+        widgets.banner("error", heading, info.error, f"The log: {info.path}/log.txt")
     for caution in info.cautions:
         widgets.banner("info", *caution)
     run_view.leads_on(info, page.runs)

@@ -22,14 +22,14 @@ with shell.guard():
 
     left, right = st.columns(2, vertical_alignment="bottom")
     with left:
-        words = url.text(
+        search = url.text(
             "Search", name="q", max_chars=400, placeholder="stage, regime, model, name or state"
         )
     with right:
         kinds = ["all", "evaluations", "fine-tunes", "imported", "published"]
         kind = url.choice(st.segmented_control, "Kind", name="kind", options=kinds, default="all")
 
-    def kept(run: data.RunInfo) -> bool:
+    def matches(run: data.RunInfo) -> bool:
         if run.is_point:
             return False  # the sweep's row stands for them; they are on the Lab page
         if kind == "published" and not run.is_reference:
@@ -41,9 +41,9 @@ with shell.guard():
         if kind == "evaluations" and not run.is_evaluation:
             return False
         text = f"{run.id} {run.label} {run.weights} {run.model} {run.state}".casefold()
-        return all(word in text for word in words.casefold().split())
+        return all(word in text for word in search.casefold().split())
 
-    shown = [run for run in page.runs if kept(run)]
+    shown = [run for run in page.runs if matches(run)]
     a, b = page.pair.a, page.pair.b
     flat = runs_table.frame(shown, a, b)
     if flat.empty:
@@ -51,7 +51,7 @@ with shell.guard():
         st.button("Show all runs", key="clear", on_click=lambda: url.put(q="", kind=""))
     else:
         views = {"tree": "By study, arm and seed", "list": "One by one"}
-        many = "tree" if len(shown) > runs_tree.MANY and not words else "list"
+        many = "tree" if len(shown) > runs_tree.MANY and not search else "list"
         with widgets.row():
             view = url.choice(
                 st.segmented_control,

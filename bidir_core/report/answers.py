@@ -27,7 +27,7 @@ def _key(judgement: Judgement) -> Key:
 
 
 def _why(judgement: Judgement) -> str:
-    """Which test leaves a difference open that its interval does not."""
+    """The test that leaves a difference undecided though its interval excludes 0, or nothing."""
     by_test = judgement.reason in ("exact test", "several tests")
     return f"; {phrase(judgement)}" if by_test else ""
 
@@ -93,19 +93,19 @@ def short_answer(repair: Repair) -> str:
 
 def repair_or_tuning(repair: Repair) -> str:
     """What the interaction says."""
-    found = repair.interaction
-    if found is None or found.estimate is None:
+    interaction = repair.interaction
+    if interaction is None or interaction.estimate is None:
         return (
             f"Repair cannot be told from ordinary tuning: {escape(repair.missing)}. The interaction "
             "needs the fine-tune and its control under both regimes."
         )
-    number = in_points(found)
+    number = in_points(interaction)
     meaning = {
         "better": "above 0: part of the gain is repair of the mask, not ordinary tuning",
         "worse": "below 0: under this regime the fine-tune gains less than its control does",
-        "equivalent": f"within {size(found.margin)} of 0: the gain is ordinary tuning, not repair",
+        "equivalent": f"within {size(interaction.margin)} of 0: the gain is ordinary tuning, not repair",
         "undecided": "not separable from 0: repair is not shown",
-    }[found.verdict]
+    }[interaction.verdict]
     note = f" It is {repair.note}." if repair.note else ""
     lead = f"Gain beyond its control, {escape(repair.control)} (the interaction)"
     return f"{lead}: {number}, {meaning}.{_seeds(repair.interaction_by_seed)}{note}"
@@ -161,45 +161,47 @@ def normal_behaviour(repair: Repair) -> list[str]:
     return lines
 
 
-def change(one: Contrast) -> str:
+def change(contrast: Contrast) -> str:
     """``from 45.4 % to 40.7 %: -4.7 points (95 % CI -6.3 to -3.1, n = 2,299)``."""
-    return f"from {100 * one.acc_a:.1f} % to {100 * one.acc_b:.1f} %: {difference(one)}"
+    a, b = 100 * contrast.acc_a, 100 * contrast.acc_b
+    return f"from {a:.1f} % to {b:.1f} %: {difference(contrast)}"
 
 
-def against(one: Contrast) -> str:
+def against(contrast: Contrast) -> str:
     """The same where nothing moves: ``40.7 % against 45.4 %, -4.7 points (...)``."""
-    return f"{100 * one.acc_b:.1f} % against {100 * one.acc_a:.1f} %, {difference(one)}"
+    a, b = 100 * contrast.acc_a, 100 * contrast.acc_b
+    return f"{b:.1f} % against {a:.1f} %, {difference(contrast)}"
 
 
-def difference(one: Contrast) -> str:
+def difference(contrast: Contrast) -> str:
     """``-4.7 points (95 % CI -6.3 to -3.1, n = 2,299)``."""
-    text = f"{formatting.points(one.value, signed=True)} points"
-    if one.interval is None:
+    text = f"{formatting.points(contrast.value, signed=True)} points"
+    if contrast.interval is None:
         return f"{text} (no interval: too few numbers are known of these runs)"
-    source = "unpaired " if one.basis == "unpaired" else ""
-    seeds = f", {one.n_seeds} seeds" if one.n_seeds > 1 else ""
-    return f"{text} ({source}{interval_of(one.interval)}{seeds})"
+    source = "unpaired " if contrast.basis == "unpaired" else ""
+    seeds = f", {contrast.n_seeds} seeds" if contrast.n_seeds > 1 else ""
+    return f"{text} ({source}{interval_of(contrast.interval)}{seeds})"
 
 
-def kept(one: Contrast) -> str:
+def kept(contrast: Contrast) -> str:
     """How much of stage 1 is kept: above chance first, since the plain ratio flatters."""
     parts = []
-    if one.above_chance is not None:
-        parts.append(f"above chance {retention(one.above_chance)}")
-    if one.above_floor is not None:
-        parts.append(f"above the no-context score {retention(one.above_floor)}")
-    if one.ratio is not None:
-        parts.append(f"plain ratio `{one.ratio:.3f}x`")
-    return f"Kept of {escape(one.a)}: {'; '.join(parts)}." if parts else ""
+    if contrast.above_chance is not None:
+        parts.append(f"above chance {retention(contrast.above_chance)}")
+    if contrast.above_floor is not None:
+        parts.append(f"above the no-context score {retention(contrast.above_floor)}")
+    if contrast.ratio is not None:
+        parts.append(f"plain ratio `{contrast.ratio:.3f}x`")
+    return f"Kept of {escape(contrast.a)}: {'; '.join(parts)}." if parts else ""
 
 
-def retention(found: Retention) -> str:
-    why = f" ({found.why_suppressed})" if found.value is None else ""
-    return retention_text(found, short=True) + why
+def retention(retained: Retention) -> str:
+    why = f" ({retained.why_suppressed})" if retained.value is None else ""
+    return retention_text(retained, short=True) + why
 
 
-def _verb(one: Contrast, up: str, down: str) -> str:
-    return {"better": up, "worse": down}.get(one.verdict, "moves")
+def _verb(contrast: Contrast, up: str, down: str) -> str:
+    return {"better": up, "worse": down}.get(contrast.verdict, "moves")
 
 
 def _seeds(per_seed: tuple[float, ...]) -> str:

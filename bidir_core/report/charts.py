@@ -18,6 +18,7 @@ from bidir_core.common import formatting
 from bidir_core.data.item_texts import visible
 from bidir_core.regimes import parse_regime
 from bidir_core.report import plots
+from bidir_core.report.markdown import interval_text
 from bidir_core.report.rows import Look, Row, interval_rows
 from bidir_core.report.sections import FRONT
 
@@ -50,7 +51,7 @@ def charts(report: Report) -> dict[str, list[Chart | Markup]]:
         "per_task": _repaired(numbers),
         "curve": _curve(report),
     }
-    return {key: list(made) for key, made in by_section.items() if made}
+    return {key: list(drawn) for key, drawn in by_section.items() if drawn}
 
 
 def _repaired(numbers: Findings) -> list[Markup]:
@@ -64,10 +65,10 @@ def _repaired(numbers: Findings) -> list[Markup]:
 def _forest(contrast: Contrast | None) -> list[Markup]:
     if contrast is None or not contrast.tasks:
         return []
-    known = [(task.task, task.delta, task.judgement, False) for task in contrast.tasks]
-    known.append(("macro", contrast.value, contrast.judgement, True))
+    rows = [(task.task, task.delta, task.judgement, False) for task in contrast.tasks]
+    rows.append(("macro", contrast.value, contrast.judgement, True))
     chart = interval_rows(
-        [verdict_row(*one) for one in known],
+        [verdict_row(*row) for row in rows],
         reference=0.0,
         axis="Difference in accuracy, points, with 95 % intervals; 0: no difference",
     )
@@ -79,9 +80,8 @@ def verdict_row(label: str, delta: float, judged: Judgement, total: bool = False
     text, estimate = formatting.points(delta, signed=True), judged.estimate
     if estimate is None:
         return Row(label, f"{text}, no interval", delta, total=total)
-    low, high = (formatting.points(end, signed=True) for end in (estimate.low, estimate.high))
-    ends = f"{text} ({low} to {high})"
-    return Row(label, ends, delta, estimate.low, estimate.high, judged.verdict, total)
+    text = f"{text} ({interval_text(estimate)})"
+    return Row(label, text, delta, estimate.low, estimate.high, judged.verdict, total)
 
 
 def _figure(title: str, chart: Markup) -> Markup:

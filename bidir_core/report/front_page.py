@@ -22,12 +22,12 @@ OPEN = 4  # undecided differences that are told on the first page
 
 def parts(numbers: Findings) -> tuple[str, ...]:
     """The paragraphs of the first page, the verdict first."""
-    left = list(_undecided(numbers)) or ["Nothing of what was run."]
+    undecided = list(_undecided(numbers)) or ["Nothing of what was run."]
     return (
         _verdict(numbers),
         bullets(_findings(numbers)),
         "**What is undecided**",
-        bullets(left),
+        bullets(undecided),
         _about(numbers),
     )
 
@@ -37,8 +37,8 @@ def _verdict(numbers: Findings) -> str:
     if damage is not None:
         return f"**{answers.how_much_it_hurts(damage, escape(numbers.study.regime))[0]}**"
     cell, runs = next(iter(numbers.study.cells.items()))
-    of, regime = level(runs, numbers.metric), escape(cell[1])
-    reached = f" Macro accuracy, {regime}: {100 * of.value:.1f} %." if of is not None else ""
+    acc, regime = level(runs, numbers.metric), escape(cell[1])
+    reached = f" Macro accuracy, {regime}: {100 * acc.value:.1f} %." if acc is not None else ""
     return f"**Not run: it takes stage 1 and stage 2 over the same items.**{reached}"
 
 
@@ -69,31 +69,31 @@ def _findings(numbers: Findings) -> Iterator[str]:
 
 
 def _kept(damage: Contrast) -> str:
-    words = []
+    sentences = []
     if damage.above_chance is not None:
         kept = answers.retention(damage.above_chance)
-        words.append(f"of the accuracy above chance, kept: {kept}.")
+        sentences.append(f"of the accuracy above chance, kept: {kept}.")
     if damage.basis == "paired" and damage.n_seeds == 1:
         broken = formatting.count(round(sum(task.judgement.broken or 0 for task in damage.tasks)))
         fixed = formatting.count(round(sum(task.judgement.fixed or 0 for task in damage.tasks)))
-        words.append(f"It breaks {broken} right answers and fixes {fixed} wrong ones.")
-    return f"**What is left**: {' '.join(words)}" if words else ""
+        sentences.append(f"It breaks {broken} right answers and fixes {fixed} wrong ones.")
+    return f"**What is left**: {' '.join(sentences)}" if sentences else ""
 
 
 def _without_training(numbers: Findings) -> str:
     """The other bidirectional regime that keeps most, and how many it was chosen from."""
     study = numbers.study
-    dialled = [
-        found
+    others = [
+        contrast
         for regime in study.bidirectional_regimes(study.base)
-        if regime != study.regime and (found := numbers.damage(regime)) is not None
+        if regime != study.regime and (contrast := numbers.damage(regime)) is not None
     ]
-    if not dialled:
+    if not others:
         return "no other bidirectional regime was run on these items."
-    best = max(dialled, key=lambda one: one.value)
-    among = f" It is the best of {len(dialled)} tried on these items." if len(dialled) > 1 else ""
-    words = "still lower" if best.verdict == "worse" else best.words
-    return f"{escape(best.b)} reaches {answers.against(best)}: {words}.{among}"
+    best = max(others, key=lambda contrast: contrast.value)
+    among = f" It is the best of {len(others)} tried on these items." if len(others) > 1 else ""
+    verdict = "still lower" if best.verdict == "worse" else best.words
+    return f"{escape(best.b)} reaches {answers.against(best)}: {verdict}.{among}"
 
 
 def _with_training(numbers: Findings) -> str:
@@ -105,16 +105,15 @@ def _with_training(numbers: Findings) -> str:
     if repair.gain is None and repair.gap is None:
         return answers.can_it_be_fixed(repair)[0]
     who = f"the {TRAININGS[arm.code].plain}, {escape(repair.arm)}"
-    words = f"{who}: {answers.short_answer(repair)}."
-    words += f" {answers.repair_or_tuning(repair)}"
+    text = f"{who}: {answers.short_answer(repair)}."
+    text += f" {answers.repair_or_tuning(repair)}"
     if repair.gap is not None:
-        words += f" {answers.against_stage_1(repair.gap)}"
-    return words
+        text += f" {answers.against_stage_1(repair.gap)}"
+    return text
 
 
 def _undecided(numbers: Findings) -> Iterator[str]:
-    """Differences that these runs leave open, those of the untrained model first; then what
-    nobody ran."""
+    """Undecided differences, those of the untrained model first; then what was not run."""
     damage = numbers.damage()
     if damage is not None:
         if damage.basis != "paired":
@@ -122,11 +121,11 @@ def _undecided(numbers: Findings) -> Iterator[str]:
         tasks = [code(t.task) for t in damage.tasks if t.judgement.verdict == "undecided"]
         if tasks and len(tasks) < len(damage.tasks):
             yield f"By task, the verdict above is undecided on {', '.join(tasks)}."
-    found = [one for one in numbers.contrasts(leaky=False) if one.verdict == "undecided"]
-    for one in found[:OPEN]:
-        yield f"{capital(one.title)}: {answers.difference(one)}; {one.words}."
-    if len(found) > OPEN:
-        yield f"{len(found) - OPEN} more: see *Differences With Their Uncertainty*."
+    undecided = [c for c in numbers.contrasts(leaky=False) if c.verdict == "undecided"]
+    for contrast in undecided[:OPEN]:
+        yield f"{capital(contrast.title)}: {answers.difference(contrast)}; {contrast.words}."
+    if len(undecided) > OPEN:
+        yield f"{len(undecided) - OPEN} more: see *Differences With Their Uncertainty*."
     missing = list(_not_run(numbers))
     if missing:
         yield f"Not run: {', '.join(missing)}."

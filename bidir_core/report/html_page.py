@@ -74,8 +74,8 @@ def blocks(section: Section, shown: Sequence[Chart | Markup]) -> list[Block]:
 
 def page(report: Report, only: Collection[str] | None = None) -> str:
     """The whole file. ``only``: keys of sections, ``flips`` among them; None means all."""
-    made = charts(report)
-    sections = [(s, blocks(s, made.get(s.key, []))) for s in report.chosen(only)]
+    by_section = charts(report)
+    sections = [(s, blocks(s, by_section.get(s.key, []))) for s in report.chosen(only)]
     flips = None
     if only is None or FLIPS in only:
         flips = flip_tables(report.study, report.numbers.metric)

@@ -1,5 +1,5 @@
-"""A folder of files that a command makes as one: all of it is there or none, and only its own is
-ever replaced."""
+"""A folder that a command writes as a whole: it appears complete or not at all, and it replaces
+only a folder that the same command made."""
 
 from __future__ import annotations
 

@@ -80,8 +80,8 @@ class Table:
 
     @classmethod
     def of(cls, key: str, rows: Iterable[Iterable[Entry]]) -> Table:
-        """From rows whose entries name their columns: (name, kind, value), and what a None prints
-        as where it is not nothing. The first row's columns are the table's."""
+        """From rows whose entries name their columns: (name, kind, value) and, unless
+        empty, what a None prints as. The first row's columns are the table's."""
         lines = [tuple(row) for row in rows]
         first = lines[0] if lines else ()
         columns = [Column(name, kind, *absent) for name, kind, _, *absent in first]
@@ -91,7 +91,7 @@ class Table:
         return bool(self.rows)
 
     def without_empty_columns(self) -> Table:
-        """The same without the columns that hold nothing, for where width is dear."""
+        """The same without the columns that hold nothing, where space is narrow."""
         keep = [i for i in range(len(self.columns)) if any(row[i] is not None for row in self.rows)]
         return Table(
             self.key,
@@ -170,10 +170,7 @@ def bullets(lines: Iterable[str]) -> str:
 
 def interval_text(interval: Interval | stats.Estimate) -> str:
     """``-5.9 to -3.5``, in points."""
-    low, high = (
-        formatting.points(interval.low, signed=True),
-        formatting.points(interval.high, signed=True),
-    )
+    low, high = (formatting.points(end, signed=True) for end in (interval.low, interval.high))
     return f"{low} to {high}"
 
 

@@ -33,12 +33,12 @@ def write_paper(report: Report, folder: Path | str) -> Path:
     Raises UserError if the folder holds anything that this command did not write, or cannot be
     written.
     """
-    return PAPER.make(folder, _command(report), lambda made: write_files(report, made))
+    return PAPER.make(folder, _command(report), lambda path: write_files(report, path))
 
 
 def zip_paper(report: Report, name: str, tell: Tell) -> bytes:
     """The same folder as one ZIP file, in which it is called ``name``. ``tell`` hears how far it is."""
-    return PAPER.zipped(name, _command(report), lambda made: write_files(report, made, tell))
+    return PAPER.zipped(name, _command(report), lambda path: write_files(report, path, tell))
 
 
 def _command(report: Report) -> str:
@@ -112,7 +112,7 @@ def printed_numbers(numbers: Findings) -> dict[str, str]:
         plain = re.sub(r"[^a-z0-9./+]+", "-", key.lower())
         key = base = re.sub(r"-*(/|$)-*", r"\1", plain)
         copy = 2
-        while key in printed:  # two names that read alike keep apart
+        while key in printed:  # names that give the same key are numbered
             key, copy = f"{base}-{copy}", copy + 1
         printed[key] = text
 
@@ -148,9 +148,9 @@ def printed_numbers(numbers: Findings) -> dict[str, str]:
             if p_holm:
                 add(f"{key}/p-holm", " / ".join(map(formatting.p_text, p_holm)))
     for arm in study.trained("3B", "distill"):
-        found = numbers.interaction(arm)
-        if not isinstance(found, str):
-            by_task = {"macro": found.effect.estimate, **found.effect.per_task}
+        interaction = numbers.interaction(arm)
+        if not isinstance(interaction, str):
+            by_task = {"macro": interaction.effect.estimate, **interaction.effect.per_task}
             for task, estimate in by_task.items():
                 key = f"interaction {arm.title}/{task}"
                 add_difference(key, estimate.value, estimate, estimate.n)

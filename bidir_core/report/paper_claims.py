@@ -164,23 +164,23 @@ def _interaction(numbers: Findings, arm: Arm) -> Claim:
         f"Part of what {arm.title} gains over the base model under {regime} prefill is repair of "
         "the mask, not ordinary tuning."
     )
-    found = numbers.interaction(arm)
-    if isinstance(found, str):
+    interaction = numbers.interaction(arm)
+    if isinstance(interaction, str):
         cells = [study.runs(arm, regime), study.runs(arm, CAUSAL)]
         runs = tuple(run.id for by_seed in cells for run in by_seed.values())
-        quantity, reason = "interaction with the control", f"not tested: {found}"
+        quantity, reason = "interaction with the control", f"not tested: {interaction}"
         return Claim(statement, "undecided", quantity, INTERACTION, None, {}, runs, reason)
-    estimate = found.effect.estimate
+    estimate = interaction.effect.estimate
     return Claim(
         statement,
         status_of(numbers.judged(estimate).verdict, "higher"),
-        f"({arm.title} minus {found.control.title} under {regime}) - (the same under causal)",
+        f"({arm.title} minus {interaction.control.title} under {regime}) - (the same under causal)",
         INTERACTION,
         estimate,
         {"difference": estimate.value} | _ends(estimate),
-        tuple(dict.fromkeys(run for ids in found.runs for run in ids)),
+        tuple(dict.fromkeys(run for ids in interaction.runs for run in ids)),
         "",
-        (*_training_cautions(numbers, len(found.effect.per_seed)), *_fold_cautions(numbers)),
+        (*_training_cautions(numbers, len(interaction.effect.per_seed)), *_fold_cautions(numbers)),
     )
 
 

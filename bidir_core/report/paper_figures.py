@@ -216,9 +216,9 @@ def curve(numbers: Findings) -> Figure | None:
     panels = figure.subplots(1, len(regimes), sharey=True, squeeze=False)[0]
     for axes, regime in zip(panels, regimes, strict=True):
         for title, arm in arms.items():
-            mine = [p for p in points if (p["Arm"], p["Regime"]) == (title, regime)]
-            if mine:
-                _curve_line(axes, arm, sorted(mine, key=lambda point: point["Step"]))
+            arm_points = [p for p in points if (p["Arm"], p["Regime"]) == (title, regime)]
+            if arm_points:
+                _curve_line(axes, arm, sorted(arm_points, key=lambda point: point["Step"]))
         axes.set_title(shorten(regime), loc="left")
         axes.set_xlabel("steps")
         axes.grid(axis="y", color=FAINT, linewidth=0.5)
@@ -314,8 +314,8 @@ def _new_figure(height: float) -> Figure:
 
 
 def shorten(text: str, most: int = 48) -> str:
-    words = " ".join(text.split())
-    return words if len(words) <= most else words[: most - 1] + "…"
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def _look(arm: Arm) -> dict[str, Any]:

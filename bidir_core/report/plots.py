@@ -57,8 +57,8 @@ def wrapped(text: object, width: int = LABEL_WIDTH) -> list[str]:
         lines[-1] += piece
 
     for part in re.split(r"(?<=, )", " ".join(str(text).split())):
-        whole = len(part.rstrip()) <= width
-        for piece in [part] if whole else re.findall(r"[^\s,]+,?\s*|,\s*", part):
+        fits = len(part.rstrip()) <= width
+        for piece in [part] if fits else re.findall(r"[^\s,]+,?\s*|,\s*", part):
             add(piece)
     if len(lines) > LABEL_LINES:
         lines = [*lines[: LABEL_LINES - 2], f"{lines[LABEL_LINES - 2].rstrip()} …", lines[-1]]
@@ -74,7 +74,7 @@ def in_lines(lines: Iterable[str]) -> str:
 def ink(figure: go.Figure, colour: str, soft: str) -> go.Figure:
     """Colour a figure's words for the page's theme: labels in ``colour``, axes in ``soft``.
 
-    A tick size that the figure chose itself stays. One that is in this colour already is done.
+    A tick size that the figure chose itself stays. A figure already in this colour is left alone.
     """
     if figure.layout.font.color == colour:
         return figure

@@ -228,9 +228,9 @@ class Curve:
 
 def curve_lines(points: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]) -> list[Curve]:
     """The dose-response curves among a summary's points of the sweep's own prompt condition."""
-    mine = [p for p in points if p["condition"] == usual and not p.get("patch")]
-    regimes = {p["slug"]: parse_regime(p["regime"]) for p in mine}
-    swept = {p["slug"] for p in mine if p["part"] == "sweep"}
+    comparable = [p for p in points if p["condition"] == usual and not p.get("patch")]
+    regimes = {p["slug"]: parse_regime(p["regime"]) for p in comparable}
+    swept = {p["slug"] for p in comparable if p["part"] == "sweep"}
     curves = []
     for dial, (name, neutral, _) in DIALS.items():
         groups: dict[Regime, dict[Any, str]] = {}

@@ -61,17 +61,17 @@ def choose_study(model: str | None, runs: Sequence[Run]) -> Study:
     wanted = model or (EMBEDDED_MODEL if EMBEDDED_MODEL in evaluated else None)
     if wanted is None:
         wanted = next((run.model for run in runs if run.state == "done"), None)
-    mine = [run for run in runs if run.model == wanted and run.state in ("done", "reference")]
-    if not mine:
+    finished = [run for run in runs if run.model == wanted and run.state in ("done", "reference")]
+    if not finished:
         known = ", ".join(sorted({name for name in evaluated if name})) or "none"
         raise UserError(
             f"there are no finished runs of '{wanted or 'any model'}' to report on; "
             f"models with runs: {known}"
         )
     # Fine-tunes come in through the evaluations of their checkpoints.
-    # An imported run, which knows no tokens and no probe, is reported on if somebody names it.
-    evaluations = [run for run in mine if run.config.get("kind") not in ("finetune", "imported")]
-    return make_study(evaluations, others=runs, mixed_dtypes=False)
+    # An imported run has no token counts and no probe: it is in a report only if it is named.
+    evals = [run for run in finished if run.config.get("kind") not in ("finetune", "imported")]
+    return make_study(evals, others=runs, mixed_dtypes=False)
 
 
 def about(study: Study, regime: str) -> Study:
@@ -90,10 +90,12 @@ def around(a: Run, b: Run, runs: Sequence[Run]) -> Study:
     """A study of the items, model and number format of run ``a``, about the regime of run ``b``
     if that is one of the untrained model."""
     wanted = items_key(a, dtype=True)
-    mine = [run for run in runs if run.stage in EVAL_DIRS and items_key(run, dtype=True) == wanted]
-    study = make_study(mine, others=runs)
-    ahead = b.regime in study.bidirectional_regimes(study.base)
-    return replace(study, regime=b.regime) if ahead else study
+    evaluations = [
+        run for run in runs if run.stage in EVAL_DIRS and items_key(run, dtype=True) == wanted
+    ]
+    study = make_study(evaluations, others=runs)
+    is_known = b.regime in study.bidirectional_regimes(study.base)
+    return replace(study, regime=b.regime) if is_known else study
 
 
 def write_report(

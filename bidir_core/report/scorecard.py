@@ -5,10 +5,10 @@
     repair   the repair fine-tune (3B) beyond its control fine-tune (3C): the interaction
     helps    where the passage comes last: looking ahead against causal
 
-Evidence is found by what a run is, wherever it lies: evaluations, points of sweeps, controls, observed
-attention. A row is made of one set of items in one number format, the fullest that there is, and each
-difference of two runs that were made together if there are such. The verdicts are those of
-:mod:`bidir_core.analyse`; here they get the few words of a table's cell.
+A run counts for what it is, whatever its folder: evaluations, points of sweeps, controls, observed
+attention. A row uses one set of items in one number format, the fullest there is; each difference is
+of two runs made together where there are such. The verdicts are those of :mod:`bidir_core.analyse`;
+here they get the few words of a table's cell.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Cell:
     """One answer: a few ``words``, the difference they rest on, and ``what`` that is.
 
     ``value``: the difference, also where nothing gives it an interval. ``runs``: ids of baseline and
-    candidate, or of one sweep. ``reason``: what the number leaves out, the short of it before a colon.
-    ``supported``: the number, if it decides anything, decides what the words claim.
+    candidate, or of one sweep. ``reason``: a limit of the number; its short form stands before a colon.
+    ``supported``: whether a decided number bears out the words.
     """
 
     words: str
@@ -123,9 +123,9 @@ def scorecard(runs: Iterable[Run], *, limit: int | None = None) -> list[Row]:
             published.setdefault(run.model, []).append(run)
         elif run.state == "done":
             by_model.setdefault(run.model, []).append(run)
-    rows = [row for mine in by_model.values() if (row := _row_or_problem(mine, limit))]
+    rows = [row for group in by_model.values() if (row := _row_or_problem(group, limit))]
     rows.sort(key=lambda row: (-row.n_answered, -len(row.steps), -row.n, row.model))
-    return rows + [row for mine in published.values() if (row := _published(mine))]
+    return rows + [row for group in published.values() if (row := _published(group))]
 
 
 def _row_or_problem(runs: Sequence[Run], limit: int | None) -> Row | None:
@@ -144,23 +144,25 @@ def _row(runs: Sequence[Run], limit: int | None) -> Row | None:
         return None
     key, sources = next(iter(sets.items()))
     causal = next(source.runs[CAUSAL] for source in sources if CAUSAL in source.runs)
-    law, sweep = _law(source for mine in sets.values() for source in mine)
+    law, sweep = _law(source for set_sources in sets.values() for source in set_sources)
     hurt = _cell(sources, PLAIN, CAUSAL, "looking ahead against causal", HURT)
-    back, words = "back with the first token causal", _gives_back("First token causal helps")
-    sink, layers = _cell(sources, SINK, PLAIN, back, words), _first_layers(law, sweep)
+    claims = _gives_back("First token causal helps")
+    sink = _cell(sources, SINK, PLAIN, "back with the first token causal", claims)
+    layers = _first_layers(law, sweep)
     findings = _findings(runs, key, sources[0])
     badges = _badges(runs, sources)
     steps = [("Looking ahead", hurt.judgement)] if hurt else []
-    if (kept := _pair(sources, SINK)) is not None:
-        steps.append(("First token causal", macro_judgement(*kept)))
-    here = sweep is not None and sweep.id in {s.sweep.id for s in sources if s.sweep is not None}
-    if here and law is not None and law.confirm is not None and law.first_layer:
+    if (sink_runs := _pair(sources, SINK)) is not None:
+        steps.append(("First token causal", macro_judgement(*sink_runs)))
+    swept = {source.sweep.id for source in sources if source.sweep is not None}
+    same_items = sweep is not None and sweep.id in swept
+    if same_items and law is not None and law.confirm is not None and law.first_layer:
         steps.append((f"First {law.first_layer} layers causal", law.confirm))
     repair = None
     if findings is not None:
-        repair, more = _repair(findings)
-        steps += more
-    regained = [cell for cell in (layers if here else None, sink) if cell is not None]
+        repair, repair_steps = _repair(findings)
+        steps += repair_steps
+    regained = [cell for cell in (layers if same_items else None, sink) if cell is not None]
     why = layers or sink
     return Row(
         model=causal.model,
@@ -171,7 +173,7 @@ def _row(runs: Sequence[Run], limit: int | None) -> Row | None:
         why=None if why is None else replace(why, badges=badges),
         repair=repair,
         helps=_helps(asks_order),
-        # How many layers was chosen on one half and is judged on the other; the token was fixed.
+        # The number of layers was chosen on one half of the items and is judged on the other.
         without_training=next(
             (cell for cell in regained if cell.judgement.verdict == "better"),
             next(iter(regained), None),
@@ -233,7 +235,7 @@ def _pair(sources: Sequence[Source], regime: str, against: str = CAUSAL) -> tupl
         if regime in source.runs and against in source.runs:
             return source.runs[against], source.runs[regime]
     first, second = (
-        next((s.runs[one] for s in sources if one in s.runs), None) for one in (against, regime)
+        next((s.runs[name] for s in sources if name in s.runs), None) for name in (against, regime)
     )
     return None if first is None or second is None else (first, second)
 
@@ -242,7 +244,7 @@ def _pair(sources: Sequence[Source], regime: str, against: str = CAUSAL) -> tupl
 
 
 def _cell(
-    sources: Sequence[Source], regime: str, against: str, what: str, words: Mapping[Verdict, str]
+    sources: Sequence[Source], regime: str, against: str, what: str, claims: Mapping[Verdict, str]
 ) -> Cell | None:
     """One regime minus another, in the words for its verdict; None if either was not run."""
     runs = _pair(sources, regime, against)
@@ -250,7 +252,7 @@ def _cell(
         return None
     judged = macro_judgement(*runs)
     ids = tuple(run.id for run in runs)
-    return Cell(words[judged.verdict], judged, judged.value, what, ids)
+    return Cell(claims[judged.verdict], judged, judged.value, what, ids)
 
 
 HURT: dict[Verdict, str] = {
@@ -262,7 +264,7 @@ HURT: dict[Verdict, str] = {
 
 
 def _law(sources: Iterable[Source]) -> tuple[Law | None, Run | None]:
-    """What the first sweep says that opens the model from a layer on."""
+    """The law of the first finished sweep that has one, and that sweep."""
     for source in sources:
         try:
             if source.sweep is not None and source.sweep.state == "done":
@@ -301,11 +303,11 @@ def _badges(runs: Iterable[Run], sources: Sequence[Source]) -> tuple[Badge, ...]
         summary = largest_summary(controls.settings, attended)
         judged = (controls.metrics or {})["controls"]
         for row in with_observation(judged, summary.metrics if summary else None):
-            said = OUTCOME_WORDS.get(row["outcome"], row["outcome"])
+            words = OUTCOME_WORDS.get(row["outcome"], row["outcome"])
             outcome: Outcome = "undecided"
             if row["outcome"] in ("supports", "refutes", "partly"):
                 outcome = "supports" if row["outcome"] == "supports" else "refutes"
-            title, detail = str(row["title"]), f"{said}. {row['finding']}"
+            title, detail = str(row["title"]), f"{words}. {row['finding']}"
             badges.append(Badge("first token", title, outcome, detail))
     lost = _pair(sources, PLAIN, HIDDEN)
     if lost is not None:
@@ -347,12 +349,12 @@ def _findings(runs: Sequence[Run], key: Key, source: Source) -> Findings | None:
         return None
     trained = [run for run in runs if run.stage in FINETUNE_DIRS.values()]
     untrained = [run for run in runs if _is_plain(run) and not run.is_point]
-    here = [run for run in evaluated if items_key(run, dtype=True) == key]
-    if here:
-        evaluated = here
+    on_these_items = [run for run in evaluated if items_key(run, dtype=True) == key]
+    if on_these_items:
+        evaluated = on_these_items
         untrained = [run for run in untrained if items_key(run, dtype=True) == key]
         if not {CAUSAL, PLAIN} <= {run.regime for run in untrained}:
-            untrained += [source.runs[one] for one in (CAUSAL, PLAIN) if one in source.runs]
+            untrained += [source.runs[r] for r in (CAUSAL, PLAIN) if r in source.runs]
     try:
         findings = Findings(make_study([*untrained, *evaluated, *trained], mixed_dtypes=False))
     except UserError:
@@ -378,8 +380,8 @@ def _repair(findings: Findings) -> tuple[Cell, list[tuple[str, Judgement]]]:
         badge = Badge(
             "beats control", CONTROL, OUTCOMES[judged.verdict], _of_seeds(repair.note, judged)
         )
-        found = findings.interaction(arm)
-        ends = () if isinstance(found, str) else (found.runs[1][0], found.runs[0][0])
+        effect = findings.interaction(arm)
+        ends = () if isinstance(effect, str) else (effect.runs[1][0], effect.runs[0][0])
         what = "beyond the control fine-tune"
         note = repair.note.removeprefix("from ")
         cell = Cell(words, judged, judged.value, what, ends, (badge,), note)
@@ -394,13 +396,13 @@ def _of_seeds(note: str, judged: Judgement) -> str:
     )
 
 
-def _without_interaction(words: str, found: Contrast | None, badge: Badge) -> Cell:
-    if found is None:
+def _without_interaction(words: str, contrast: Contrast | None, badge: Badge) -> Cell:
+    if contrast is None:
         nothing = judge(None)
         return Cell(words, nothing, nothing.value, badge.detail, (), (badge,), supported=False)
-    ids = found.runs[0] if found.runs else ()
+    ids = contrast.runs[0] if contrast.runs else ()
     what = "repair fine-tune, both looking ahead"
-    return Cell(words, found.judgement, found.value, what, ids, (badge,), badge.detail, False)
+    return Cell(words, contrast.judgement, contrast.value, what, ids, (badge,), badge.detail, False)
 
 
 def _helps(runs: Sequence[Run]) -> Cell | None:
@@ -419,8 +421,8 @@ def _helps(runs: Sequence[Run]) -> Cell | None:
         words = f"In {sum(trial.helped for trial in trials)} of {len(trials)}"
         return replace(cell, words=words, badges=_beside_repetition(best, asked))
     open_words = {"undecided": f"Not shown in {len(trials)}", "better": "Not beyond guessing"}
-    said = open_words.get(cell.judgement.verdict)
-    return replace(cell, words=said or f"In none of {len(trials)}", supported=said is None)
+    unshown = open_words.get(cell.judgement.verdict)
+    return replace(cell, words=unshown or f"In none of {len(trials)}", supported=unshown is None)
 
 
 def _beside_repetition(trial: Trial, asked: Sequence[Run]) -> tuple[Badge, ...]:
@@ -435,12 +437,12 @@ def _beside_repetition(trial: Trial, asked: Sequence[Run]) -> tuple[Badge, ...]:
         ),
         None,
     )
-    found = beside(trial, twice) if twice is not None else None
-    if found is None or found.estimate is None:
+    judged = beside(trial, twice) if twice is not None else None
+    if judged is None or judged.estimate is None:
         return ()
-    outcome = OUTCOMES[found.verdict] if found.decided else "undecided"
-    n = count(found.estimate.n)
-    detail = f"{points(found.value, signed=True)} points against it (n = {n})."
+    outcome = OUTCOMES[judged.verdict] if judged.decided else "undecided"
+    n = count(judged.estimate.n)
+    detail = f"{points(judged.value, signed=True)} points against it (n = {n})."
     return (Badge("beats repetition", "Prompt given twice, causal", outcome, detail),)
 
 
@@ -456,12 +458,12 @@ def _published(runs: Sequence[Run]) -> Row | None:
     if damage is not None:
         what = f"looking ahead against causal, {damage.basis}"
         hurt = Cell(HURT[damage.verdict], damage.judgement, damage.value, what, damage.runs[0])
-    tuned = [one for one in study.arms if one != study.base] if arm is None else [arm]
+    tuned = [other for other in study.arms if other != study.base] if arm is None else [arm]
     if tuned:
-        found = findings.repair(tuned[0])
-        words = REPAIRED[found.outcome]
+        judged_repair = findings.repair(tuned[0])
+        words = REPAIRED[judged_repair.outcome]
         badge = Badge("beats control", CONTROL, "undecided", "no control was published")
-        repair = _without_interaction(words, found.gain or found.gap, badge)
+        repair = _without_interaction(words, judged_repair.gain or judged_repair.gap, badge)
     some = study.some_run
     n = int((some.metrics or {}).get("n_items") or 0)
     return Row(some.model, some.settings.get("limit"), n, "", True, hurt, None, repair)
@@ -473,11 +475,11 @@ def _published(runs: Sequence[Run]) -> Row | None:
 def answer(row: Row) -> str:
     """``SmolLM2 135M loses 4.5 accuracy points when ...; ...``: what its cells say, a clause
     each; a direction only where its interval has one."""
-    said = []
+    clauses = []
     if row.hurt is not None:
         change = f"{points(abs(row.hurt.value))} accuracy points"
         when = "when prompt tokens look ahead"
-        said.append(
+        clauses.append(
             {
                 "worse": f"{row.title} loses {change} {when}",
                 "better": f"{row.title} gains {change} {when}",
@@ -488,9 +490,9 @@ def answer(row: Row) -> str:
     back = row.without_training
     if back is not None and back.judgement.verdict == "better":
         how = back.what.removeprefix("back with ")
-        said.append(f"leaving {how} gives back {points(back.value)}")
+        clauses.append(f"leaving {how} gives back {points(back.value)}")
     if row.repair is not None and row.repair.what.startswith("beyond"):
         beyond = f"beats its control by {points(row.repair.value)}"
         shown = row.repair.judgement.verdict == "better"
-        said.append(f"repair {beyond if shown else 'is not shown to beat its control'}")
-    return "; ".join(said) + "." if said else ""
+        clauses.append(f"repair {beyond if shown else 'is not shown to beat its control'}")
+    return "; ".join(clauses) + "." if clauses else ""

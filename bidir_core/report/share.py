@@ -55,7 +55,7 @@ RESTORED = {
     "from_first": "the first to this one",
     "from_last": "this one to the last",
 }
-# What, beside the items, the regime and the number format, makes another run of one.
+# Settings that two runs of the same items, regime and number format must share to be alike.
 READING = ("checkpoint", "context", "bos", "patch")
 MEASURES = {"future": "on later tokens", "first": "on the first token"}
 
@@ -94,7 +94,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class ItemPage:
-    """One item of one model: what both runs said, and what is known of the reason."""
+    """One item of one model: both runs' scores, and what explains the flip where that is known."""
 
     path: str
     row: FlipRow
@@ -105,7 +105,7 @@ class ItemPage:
 
     @property
     def is_explained(self) -> bool:
-        return any(one is not None for one in (self.why, self.attention, self.dials))
+        return any(part is not None for part in (self.why, self.attention, self.dials))
 
     @property
     def likely(self) -> list[tuple[float, float]]:
@@ -122,10 +122,11 @@ class ItemPage:
 
     def token_strip(self) -> list[Strip]:
         why = self.why or {}
-        return [
-            restored(why, point, "causal again", "".join(why["pieces"][point["first"] : point["last"] + 1]))
-            for point in why["tokens"]
-        ]  # fmt: skip
+        strip = []
+        for point in why["tokens"]:
+            text = "".join(why["pieces"][point["first"] : point["last"] + 1])
+            strip.append(restored(why, point, "causal again", text))
+        return strip
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def collect(
     roots: Sequence[Path | str] | None = None,
     *,
     top: int = TOP,
-    tell: Tell = lambda share, what: None,
+    tell: Tell = lambda share, next_step: None,
 ) -> Site:
     """What all runs under ``roots`` show. UserError if no model has a finished evaluation.
 
@@ -179,12 +180,12 @@ def collect(
     for done, row in enumerate(rows, 1):
         tell(0.3 + 0.5 * done / len(rows), f"flips of {row.title}")
         try:
-            found = _flips(row, by_id, known, top, sum(len(one.pages) for one in flips))
+            model_flips = _flips(row, by_id, known, top, sum(len(model.pages) for model in flips))
         except UserError as error:
             problems.append(f"{row.title}: {error}")
             continue
-        if found is not None:
-            flips.append(found)
+        if model_flips is not None:
+            flips.append(model_flips)
     created = [run.created.date() for run in runs if run.created is not None]
     return Site(rows, flips, max(created, default=None), problems)
 
@@ -196,17 +197,17 @@ def write_site(folder: Path | str, roots: Sequence[Path | str] | None = None) ->
     """
     SITE.check(folder)
     files = rendered(roots)
-    return SITE.make(folder, COMMAND, lambda made: _write(files, made))
+    return SITE.make(folder, COMMAND, lambda path: _write(files, path))
 
 
 def zip_site(name: str, tell: Tell) -> bytes:
     """The same folder as one ZIP file, in which it is called ``name``; nothing stays on disk."""
     files = rendered(None, tell)
-    return SITE.zipped(name, COMMAND, lambda made: _write(files, made))
+    return SITE.zipped(name, COMMAND, lambda path: _write(files, path))
 
 
 def rendered(
-    roots: Sequence[Path | str] | None = None, tell: Tell = lambda share, what: None
+    roots: Sequence[Path | str] | None = None, tell: Tell = lambda share, next_step: None
 ) -> dict[str, str]:
     """Every file of the site by its path, with as many items as fit."""
     top = TOP
@@ -251,12 +252,12 @@ def render(site: Site) -> dict[str, str]:
         )
     }
     pages = site.pages
-    for at, item in enumerate(pages):
+    for index, item in enumerate(pages):
         files[item.path] = page.render(
             **common,
             item=item,
-            before=pages[at - 1] if at else None,
-            after=pages[at + 1] if at + 1 < len(pages) else None,
+            before=pages[index - 1] if index else None,
+            after=pages[index + 1] if index + 1 < len(pages) else None,
             measures=MEASURES,
             strengths=[f"{strength:g}" for strength in STRENGTHS],
         )
@@ -279,11 +280,8 @@ def number(cell: Cell) -> str:
     if math.isnan(cell.value):
         return ""
     estimate = cell.judgement.estimate
-    text = formatting.points(cell.value, signed=True)
-    if estimate is None:
-        return f"{text}, no interval"
-    low, high = (formatting.points(end, signed=True) for end in (estimate.low, estimate.high))
-    return f"{text} ({low} to {high}), n = {formatting.count(estimate.n)}"
+    text = verdict_row("", cell.value, cell.judgement).text
+    return text if estimate is None else f"{text}, n = {formatting.count(estimate.n)}"
 
 
 SIGNS = {"supports": "✓", "refutes": "✗", "undecided": "○"}
@@ -313,16 +311,16 @@ class _Known:
             kind = run.config.get("kind")
             if run.state != "done" or run.settings.get("checkpoint"):
                 continue
-            if kind == KIND and (found := _read_why(run)) is not None:
+            if kind == KIND and (why := _read_why(run)) is not None:
                 item = f"{name_of(str(run.settings.get('task')))}/{run.settings.get('doc_id')}"
-                self.why.setdefault((run.model, run.regime, item), found)
+                self.why.setdefault((run.model, run.regime, item), why)
             elif kind == "attend" and (seen := _read_attention(run)) is not None:
                 self.attention.setdefault((run.model, str((run.metrics or {})["item"])), seen)
 
     def why_of(self, model: str, regime: str, flip: FlipRow) -> Mapping[str, Any] | None:
         """The newest explanation of this very item, not of other data of this name."""
-        found = self.why.get((model, regime, flip.item_id))
-        return found if found is not None and found.get("doc_hash") == flip.doc_hash else None
+        why = self.why.get((model, regime, flip.item_id))
+        return why if why is not None and why.get("doc_hash") == flip.doc_hash else None
 
     def items(self, model: str, regime: str) -> set[str]:
         alone = [*self.attention, *self.dials]
@@ -334,10 +332,10 @@ class _Known:
 def _read_why(run: Run) -> Mapping[str, Any] | None:
     """An explanation of the plain accuracy's choice, as the command wrote it."""
     try:
-        found = read_object(run.path, RESULT, WHY)
+        why = read_object(run.path, RESULT, WHY)
     except (FileNotFoundError, Damaged):
         return None
-    return found if found["metric"] == "acc" else None
+    return why if why["metric"] == "acc" else None
 
 
 def _read_dials(path: Path) -> list[Mapping[str, Any]]:
@@ -352,8 +350,8 @@ def is_whole(item: Mapping[str, Any]) -> bool:
     """Whether an item of ``why --export`` has every score."""
     try:
         shape = np.shape(item["scores"])
-        whole = len(shape) == 4 and shape[0] == 2 and shape[2] == len(STRENGTHS)
-        return whole and shape[1] > 0 and 0 <= int(item["gold"]) < shape[3]
+        has_shape = len(shape) == 4 and shape[0] == 2 and shape[2] == len(STRENGTHS)
+        return has_shape and shape[1] > 0 and 0 <= int(item["gold"]) < shape[3]
     except (KeyError, TypeError, ValueError):
         return False
 
@@ -372,8 +370,8 @@ def _read_attention(run: Run) -> Attention | None:
             for measure in MEASURES
         }
         numbers = [x for by in shares.values() for layers in by.values() for x in layers]
-        whole = numbers and all(0 <= x <= 1.001 for x in numbers)
-        return Attention(shares) if whole and all(map(len, shares["first"].values())) else None
+        are_shares = numbers and all(0 <= x <= 1.001 for x in numbers)
+        return Attention(shares) if are_shares and all(map(len, shares["first"].values())) else None
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -407,22 +405,22 @@ def _flips(
 def _with_scores(run: Run, runs: Iterable[Run]) -> Run:
     """The run, or one of the same items under the same regime that kept the choices' scores."""
     same = (
-        one
-        for one in runs
-        if one.regime == run.regime
-        and one.has_items
-        and items_key(one, dtype=True) == items_key(run, dtype=True)
-        and all(one.settings.get(name) == run.settings.get(name) for name in READING)
+        candidate
+        for candidate in runs
+        if candidate.regime == run.regime
+        and candidate.has_items
+        and items_key(candidate, dtype=True) == items_key(run, dtype=True)
+        and all(candidate.settings.get(name) == run.settings.get(name) for name in READING)
     )
-    for one in (run, *same):
-        scores = one.items_table(("ll",)).column("ll")
+    for candidate in (run, *same):
+        scores = candidate.items_table(("ll",)).column("ll")
         if scores.null_count < len(scores):
-            return one
+            return candidate
     return run
 
 
 def _safe(text: str) -> str:
-    """A part of a file's name and of an address."""
+    """The text as a part of a file name or an address."""
     return re.sub(r"[^A-Za-z0-9_]+", "-", text)[:60].strip("-")
 
 
@@ -441,10 +439,10 @@ def dial_strips(dials: Mapping[str, Any]) -> list[tuple[str, list[Strip]]]:
         mark = "✓" if likely[gold] == max(likely) else ""
         return Strip(likely[gold], f"{where}: right answer {100 * likely[gold]:.0f} %", mark)
 
-    some = sorted({1, 2, 3, 4, 6, len(scores[0]) // 2} & set(range(1, len(scores[0]))))
+    cuts = sorted({1, 2, 3, 4, 6, len(scores[0]) // 2} & set(range(1, len(scores[0]))))
     rows = [("nothing left causal", scores[0][0]), ("first token causal", scores[1][0])]
     rows += [
-        ("first layer causal" if n == 1 else f"first {n} layers causal", scores[0][n]) for n in some
+        ("first layer causal" if n == 1 else f"first {n} layers causal", scores[0][n]) for n in cuts
     ]
     return [
         (label, [at(x, f"{label}, strength {s:g}") for s, x in zip(STRENGTHS, row)])
@@ -469,9 +467,9 @@ def recovered(why: Mapping[str, Any], point: Mapping[str, Any]) -> float:
     return (point["lead"] - none) / (full - none) if full != none else 0.0
 
 
-def restored(why: Mapping[str, Any], point: Mapping[str, Any], what: str, text: str = "") -> Strip:
+def restored(why: Mapping[str, Any], point: Mapping[str, Any], part: str, text: str = "") -> Strip:
     """What putting one part of the attention back to causal does; ✓: the causal answer is back."""
     share = recovered(why, point)
     back = bool(why["flips"]) and point["choice"] == why["causal"]["choice"]
-    title = f"{what}: choice {point['choice']}, {100 * share:.0f} % of the lead recovered"
+    title = f"{part}: choice {point['choice']}, {100 * share:.0f} % of the lead recovered"
     return Strip(max(-1.0, min(1.0, share)), title, "✓" if back else "", text)

@@ -90,11 +90,11 @@ def cost_table(study: Study) -> Table:
     rows: list[list[Entry]] = []
     total_seconds, total_tokens = 0.0, 0
 
-    def add(run: str, what: str, device: str | None, seconds: Any, tokens: Any, rate: Any) -> None:
+    def add(run: str, label: str, device: str | None, seconds: Any, tokens: Any, rate: Any) -> None:
         rows.append(
             [
                 ("Run", "code", run),
-                ("What", "text", what),
+                ("What", "text", label),
                 ("Device", "text", device),
                 ("Seconds", "number", seconds, "-"),
                 ("Computed tokens", "count", tokens, "-"),
@@ -102,7 +102,7 @@ def cost_table(study: Study) -> Table:
             ]
         )
 
-    for what, _, run in labelled_runs(study):
+    for label, _, run in labelled_runs(study):
         cost = (run.metrics or {}).get("cost") or {}
         if not cost:
             continue
@@ -113,7 +113,7 @@ def cost_table(study: Study) -> Table:
         device = cost.get("device")
         if cost.get("shared_device"):
             device = f"{device} (shared with other runs)"
-        add(run.id, what, device, seconds, tokens, rate)
+        add(run.id, label, device, seconds, tokens, rate)
         total_seconds += seconds or 0.0
         total_tokens += tokens or 0
     if rows:
@@ -124,12 +124,12 @@ def cost_table(study: Study) -> Table:
 def artifact_table(study: Study) -> Table:
     """Every run of the report, so that each number can be traced."""
     rows: list[list[Entry]] = []
-    for what, seed, run in labelled_runs(study):
+    for label, seed, run in labelled_runs(study):
         passed = (run.probe or {}).get("passed")
         probe = "not recorded" if passed is None else "passed" if passed else "FAILED"
         rows.append(
             [
-                ("What", "text", what),
+                ("What", "text", label),
                 ("Seed", "text", None if seed is None else str(seed)),
                 ("Run", "code", run.id),
                 ("Items", "count", (run.metrics or {}).get("n_items"), "-"),
@@ -230,7 +230,7 @@ def _condition(arm: Arm, regime: str) -> str:
 
 
 def seeds_note(study: Study, against_base: Mapping[tuple[Arm, str], Contrast]) -> str | None:
-    """Which rows of the macro table keep their share of stage 1 from fewer seeds than they have."""
+    """Which rows of the macro table have a retention from fewer seeds than were run; or None."""
     fewer: dict[str, list[str]] = {}
     for cell in ordered_cells(study):
         contrast, of = against_base.get(cell), len(study.runs(*cell))
@@ -238,7 +238,7 @@ def seeds_note(study: Study, against_base: Mapping[tuple[Arm, str], Contrast]) -
             fewer.setdefault(items_of(contrast.n_seeds, of), []).append(cell_title(study, cell))
     if not fewer:
         return None
-    rows = "; ".join(f"{said} ({', '.join(cells)})" for said, cells in fewer.items())
+    rows = "; ".join(f"{coverage} ({', '.join(cells)})" for coverage, cells in fewer.items())
     return (
         "Accuracies and their intervals are over all seeds. What is kept of stage 1 and the plain "
         f"ratio are {rows}."
@@ -285,7 +285,7 @@ def _cell_accuracy(study: Study, cell: Cell, task: str, metric: Metric) -> float
 
 
 def two_by_two_table(study: Study, metric: Metric) -> Table:
-    """Every arm under its bidirectional regime and under causal; missing cells are said to be."""
+    """Every arm under its bidirectional regime and under causal; missing cells say so."""
     rows: list[list[Entry]] = []
     for arm in study.arms:
         if arm.code == "3C" or arm == study.base:
@@ -298,6 +298,7 @@ def two_by_two_table(study: Study, metric: Metric) -> Table:
             if under is None and causal is None:
                 continue
             change = under.value - causal.value if under and causal else None
+            causal_ends = Interval.of(causal.interval) if causal else None
             rows.append(
                 [
                     ("Arm", "text", arm.title),
@@ -305,12 +306,7 @@ def two_by_two_table(study: Study, metric: Metric) -> Table:
                     ("Under the regime", "acc", under.value if under else None, NOT_RUN),
                     ("95 % CI", "spread", Interval.of(under.interval) if under else None, "-"),
                     ("Causal", "acc", causal.value if causal else None, NOT_RUN),
-                    (
-                        "95 % CI (causal)",
-                        "spread",
-                        Interval.of(causal.interval) if causal else None,
-                        "-",
-                    ),
+                    ("95 % CI (causal)", "spread", causal_ends, "-"),
                     ("Regime minus causal", "points", change, "-"),
                 ]
             )
@@ -415,9 +411,9 @@ MOST_P_VALUES = 3
 
 
 def _p_values(values: Sequence[float]) -> str | None:
-    """Each seed's; of more than a few the lowest and the highest."""
+    """Each seed's p value; the lowest and the highest of more than :data:`MOST_P_VALUES`."""
     shown = ["<0.0001" if p < 0.0001 else f"{p:.4f}" for p in values]
     if len(values) <= MOST_P_VALUES:
         return " / ".join(shown) or None
-    low, high = (shown[values.index(end(values))] for end in (min, max))
+    low, high = shown[values.index(min(values))], shown[values.index(max(values))]
     return low if low == high else f"{low} to {high}"

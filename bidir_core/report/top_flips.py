@@ -78,8 +78,8 @@ def flip_tables(study: Study, metric: Metric, *, top: int = TOP) -> list[FlipTab
     base, regime = study.base, study.regime
     cells: list[tuple[Cell, Cell]] = [((base, CAUSAL), (base, regime))]
     for arm in study.trained("3B", "distill")[:1]:
-        own = study.own_regime(arm)
-        cells.append(((base, own), (arm, own)))
+        arm_regime = study.own_regime(arm)
+        cells.append(((base, arm_regime), (arm, arm_regime)))
     flips = []
     for a, b in cells:
         runs = [next(iter(study.runs(*cell).values()), None) for cell in (a, b)]
@@ -139,7 +139,7 @@ def _rows(pairs: PairedItems, frame: pd.DataFrame, chosen: np.ndarray) -> list[F
     out = []
     for index, first, second in zip(chosen.tolist(), *sides, strict=True):
         if first["ll"] is None or second["ll"] is None:
-            continue  # of its answer it kept only which it was
+            continue  # this run kept its choice but not the scores
         line = frame.iloc[index]
         texts = first if first["contexts"] is not None else second
         gold, n_choices = int(line["gold"]), len(first["ll"])
@@ -175,10 +175,10 @@ def _join_texts(run: Run, first: list[dict], second: list[dict]) -> None:
         return
     split = str(run.settings.get("split") or "validation")
     for task in dict.fromkeys(record["task"] for record in bare):
-        mine = [record for record in bare if record["task"] == task]
-        rows = [record["doc_id"] for record in mine]
+        records = [record for record in bare if record["task"] == task]
+        rows = [record["doc_id"] for record in records]
         texts = item_texts.load(task, rows, split, repeats(run.settings))
-        for record in mine:
+        for record in records:
             item_texts.fill(record, texts)
 
 

@@ -33,19 +33,19 @@ def verdict(result: core.Comparison) -> None:
 
 def fuller(runs: Iterable[RunInfo], a: RunInfo, b: RunInfo) -> None:
     """A link to the same comparison on more items, if it was run: the Overview tells of those."""
-
-    def like(run: RunInfo, one: RunInfo) -> bool:
-        what = ("stage", "model", "checkpoint", "regime", "context", "variant")
-        fit = run.can_pair and run.is_done and run.n_items > one.n_items
-        return fit and all(getattr(run, name) == getattr(one, name) for name in what)
-
     runs = list(runs)
-    firsts, seconds = ([run for run in runs if like(run, one)] for one in (a, b))
-    pairs = [(one, two) for one in firsts for two in seconds if one.same_items(two)]
+
+    def larger(original: RunInfo) -> list[RunInfo]:
+        names = ("stage", "model", "checkpoint", "regime", "context", "variant")
+        alike = [run for run in runs if all(getattr(run, n) == getattr(original, n) for n in names)]
+        return [r for r in alike if r.can_pair and r.is_done and r.n_items > original.n_items]
+
+    pairs = [(first, second) for first in larger(a) for second in larger(b)]
+    pairs = [(first, second) for first, second in pairs if first.same_items(second)]
     if pairs:
-        more, other = max(pairs, key=lambda pair: pair[0].n_items)
-        query = url.params(a=more.id, b=other.id)
-        link = widgets.link(f"{fmt.count(more.n_items)} items", "compare", query)
+        first, second = max(pairs, key=lambda pair: pair[0].n_items)
+        query = url.params(a=first.id, b=second.id)
+        link = widgets.link(f"{fmt.count(first.n_items)} items", "compare", query)
         widgets.note("The same comparison was run on ", link, " too.")
 
 
@@ -112,14 +112,14 @@ INTERVAL = "An end of the difference's 95 % interval, in points"
 HOLM = "McNemar's exact test of broken against fixed, corrected for looking at several tasks"
 
 
-def short(words: str) -> str:
+def short(text: str) -> str:
     """A verdict's words, short enough for a table's cell."""
-    return "undecided after Holm" if words.startswith("undecided once") else words
+    return "undecided after Holm" if text.startswith("undecided once") else text
 
 
-def file_name(what: str, a: str, b: str) -> str:
+def file_name(kind: str, a: str, b: str) -> str:
     """A CSV's name, with both run ids."""
-    return f"{what}_{a}_vs_{b}.csv".replace("/", "_")
+    return f"{kind}_{a}_vs_{b}.csv".replace("/", "_")
 
 
 def task_frame(result: core.Comparison) -> pd.DataFrame:
@@ -291,7 +291,8 @@ def recovery_panels(table: Table) -> None:
     )
     frame = table_frame(table)
     span = [100 * frame["Macro acc"].min() - 1, 100 * frame["Macro acc"].max() + 1]
-    regimes = sorted(frame["Regime"].unique(), key=lambda regime: [*REGIMES, regime].index(regime))
+    shown = list(frame["Regime"].unique())
+    regimes = [regime for regime in dict.fromkeys([*REGIMES, *shown]) if regime in shown]
     for column, regime in zip(st.columns(len(regimes), gap="medium"), regimes, strict=True):
         with column:
             title = REGIMES.get(regime, f"Under {regime}")

@@ -27,9 +27,9 @@ MAX_TOKENS = 1500  # more tokens than this make a page nobody reads; the raw rec
 Record = dict[str, Any]
 
 
-def fuller(left: Record | None, right: Record | None) -> Record | None:
+def fuller(a: Record | None, b: Record | None) -> Record | None:
     """The record to draw the item from: one with token borders if there is one."""
-    both = [record for record in (left, right) if record is not None]
+    both = [record for record in (a, b) if record is not None]
     with_tokens = (held for held in both if held["prefix_token_offsets"] is not None)
     return next(with_tokens, both[0] if both else None)
 
@@ -56,9 +56,9 @@ def prompt(record: Record, context: int, continuation: int | None, *, borders: b
     tail: list[Html] = []
     if continuation is not None:
         text = record["continuations"][continuation]
-        own = record["continuation_token_offsets"]
-        own_pieces = cut_into_tokens(text, None if own is None else own[continuation])
-        tail = [span("b-tok b-gold", _budget(piece)) for piece in own_pieces[:MAX_TOKENS]]
+        offsets = record["continuation_token_offsets"]
+        pieces = cut_into_tokens(text, None if offsets is None else offsets[continuation])
+        tail = [span("b-tok b-gold", _budget(piece)) for piece in pieces[:MAX_TOKENS]]
     return div("b b-prompt" + ("" if borders else " b-plain"), *tokens, edge, *tail, dir="auto")
 
 
@@ -159,25 +159,25 @@ def token_differences(a: Record, b: Record, choice: int) -> list[tuple[str, floa
     """(token, log-likelihood in a, in b) along one choice; None where a run kept no tokens."""
     if a["token_ll"] is None or b["token_ll"] is None:
         return None
-    left, right = a["token_ll"][choice], b["token_ll"][choice]
-    if len(left) != len(right):
+    ll_a, ll_b = a["token_ll"][choice], b["token_ll"][choice]
+    if len(ll_a) != len(ll_b):
         return None
     text = (a["continuations"] or b["continuations"] or [""] * (choice + 1))[choice]
     offsets = a["continuation_token_offsets"]
     pieces = cut_into_tokens(text, None if offsets is None else offsets[choice])
-    if len(pieces) != len(left):
-        pieces = [f"token {i} " for i in range(len(left))]
-    return list(zip(pieces, map(float, left), map(float, right), strict=True))
+    if len(pieces) != len(ll_a):
+        pieces = [f"token {i} " for i in range(len(ll_a))]
+    return list(zip(pieces, map(float, ll_a), map(float, ll_b), strict=True))
 
 
 def heat_strip(rows: Sequence[tuple[str, float, float]], scale: float) -> Html:
     """Tokens of a choice, coloured by how much each one's log-likelihood moved."""
     cells = []
-    for piece, left, right in rows[:MAX_TOKENS]:
-        moved = right - left
+    for piece, ll_a, ll_b in rows[:MAX_TOKENS]:
+        moved = ll_b - ll_a
         strength = min(abs(moved) / scale, 1.0) * 0.65 if scale else 0.0
         rgb = "0 158 115" if moved > 0 else "213 94 0"
-        title = f"{fmt.number(left)} → {fmt.number(right)} nats ({fmt.signed(moved)})"
+        title = f"{fmt.number(ll_a)} → {fmt.number(ll_b)} nats ({fmt.signed(moved)})"
         cells.append(
             span(
                 "t",
@@ -275,7 +275,7 @@ def sentence(a: Record, b: Record, metric: str) -> Html:
         if a[pred] != b[pred]
         else f"the answer stays choice {a[pred]}"
     )
-    words = {
+    outcomes = {
         "broken": el("span", "▼ Broken", cls="b-down"),
         "fixed": el("span", "▲ Fixed", cls="b-up"),
         "changed_wrong": el("b", "◇ Wrong in both, but another answer"),
@@ -283,9 +283,9 @@ def sentence(a: Record, b: Record, metric: str) -> Html:
         "same_wrong": el("b", "○ Wrong in both"),
     }
     if fmt.missing(a["margin"]) or fmt.missing(b["margin"]):
-        return join(words[kind], f": {picks}. Only the answers are kept, not their scores.")
+        return join(outcomes[kind], f": {picks}. Only the answers are kept, not their scores.")
     return join(
-        words[kind],
+        outcomes[kind],
         f": {picks}. The right answer's lead over the best other choice goes from "
         f"{fmt.signed(a['margin'])} to {fmt.signed(b['margin'])} nats, by ",
         el("b", fmt.signed(b["margin"] - a["margin"]), cls="b-num"),

@@ -28,7 +28,7 @@ READINGS = {
     "regime": ("", "blue"),
     "changed": ("partly causal", "green"),
 }
-# A label of a button is Markdown: what could begin any is shown by a twin that means nothing.
+# A button's label is Markdown: characters that could start markup become look-alikes.
 _INERT = str.maketrans(
     "*_`[]<>:~#$|\\@",
     "\u2217\u2017\u02cb\u2045\u2046\u2039\u203a\u2236\u223c\u266f\uff04\u00a6\u2216\u24d0",
@@ -46,8 +46,8 @@ def section(run: RunInfo, record: Mapping[str, Any], metric: str) -> None:
     settings = data.run_of(run).settings
     if is_read_only() or record["contexts"] is None or not run.can_pair or run.is_imported:
         return
-    fold = st.expander("Try it: leave tokens or layers causal, or edit the prompt",
-                       key="try", on_change="rerun")  # fmt: skip
+    title = "Try it: leave tokens or layers causal, or edit the prompt"
+    fold = st.expander(title, key="try", on_change="rerun")
     if not fold.open:
         return
     with fold:
@@ -135,8 +135,8 @@ def _answer(
     worker: ModelWorker, request: dict[str, Any], record: Mapping[str, Any], metric: str
 ) -> None:
     """Ask when something changed; draw the answer when it is there."""
-    said = json.dumps([worker.model, worker.checkpoint, worker.started, request], sort_keys=True)
-    key = hashlib.sha1(said.encode()).hexdigest()
+    asked = json.dumps([worker.model, worker.checkpoint, worker.started, request], sort_keys=True)
+    key = hashlib.sha1(asked.encode()).hexdigest()
     known, name = st.session_state.get("try-asked", ("", ""))
     if known != key or worker.answer(name) is None:
         try:
@@ -173,35 +173,34 @@ def draw(given: Answer, request: Mapping[str, Any], record: Mapping[str, Any], m
         return
     ll = given.result["ll"]
     lengths = choice_lengths(record["continuations"]) if metric == "acc_norm" else None
+    lengths = lengths or [1] * len(ll["causal"])
     scores = {
         reading: [value / length for value, length in zip(values, lengths, strict=True)]
-        if lengths
-        else values
         for reading, values in ll.items()
     }
     picks = {reading: values.index(max(values)) for reading, values in scores.items()}
-    left = bool(request["causal_layers"] or request["causal_tokens"])
-    html.show(html.div("b b-lead", sentence(picks, int(record["gold"]), left)))
+    is_partial = bool(request["causal_layers"] or request["causal_tokens"])
+    html.show(html.div("b b-lead", sentence(picks, int(record["gold"]), is_partial)))
     readings = []
-    for reading, (words, colour) in READINGS.items():
-        if left or reading != "changed":
-            name = words or request["regime"]
+    for reading, (label, colour) in READINGS.items():
+        if is_partial or reading != "changed":
+            name = label or request["regime"]
             readings.append(
                 Reading(name, colour, ll[reading], picks[reading], f"{name} chooses it")
             )
     html.show(choice_table(record, readings))
 
 
-def sentence(picks: Mapping[str, int], gold: int, left: bool) -> str:
+def sentence(picks: Mapping[str, int], gold: int, is_partial: bool) -> str:
     """What the three readings choose, and whether what was left causal turned it back."""
     right = {True: "right", False: "wrong"}
     causal, regime, changed = picks["causal"], picks["regime"], picks["changed"]
     text = f"Causal chooses {causal} ({right[causal == gold]}), the regime {regime} "
     text += f"({right[regime == gold]})."
-    if not left:
+    if not is_partial:
         return text + " Click tokens or layers to leave them causal."
     if causal == regime:
-        what = "the same" if changed == regime else "another answer"
-        return f"{text} With these left causal it chooses {changed}: {what}."
+        outcome = "the same" if changed == regime else "another answer"
+        return f"{text} With these left causal it chooses {changed}: {outcome}."
     back = changed == causal
     return f"{text} With these left causal the answer {'is back' if back else 'is not back'}: {changed}."

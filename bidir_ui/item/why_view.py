@@ -189,22 +189,20 @@ def token_strip(result: Mapping[str, Any]) -> Html:
     for point in result["tokens"]:
         first, last = point["first"], point["last"]
         text = html.esc("".join(result["pieces"][first : last + 1])[:4000])
-        what = f"token {first}" if first == last else f"tokens {first}-{last}"
-        strip = restored(result, point, f"{what} causal again")
+        label = f"token {first}" if first == last else f"tokens {first}-{last}"
+        strip = restored(result, point, f"{label} causal again")
         shown = html.join(text, el("small", f" {strip.mark}")) if strip.mark else text
         if point["looks_ahead"]:
             cells.append(span("t", shown, **_look(strip)))
         else:
-            cells.append(span("t b-soft", shown, title=f"{what}: does not look ahead anyway"))
+            cells.append(span("t b-soft", shown, title=f"{label}: does not look ahead anyway"))
     return div("b b-heat", *cells, dir="auto")
 
 
 def _told_apart(tried: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The points on both sides of the threshold, and of the others those well apart."""
-    around = [
-        point for point in tried["points"] if point["lambda"] in (tried["low"], tried["high"])
-    ]
-    kept = list(around)
+    ends = (tried["low"], tried["high"])
+    kept = [point for point in tried["points"] if point["lambda"] in ends]
     for point in tried["points"]:
         if all(
             max(point["lambda"], k["lambda"]) >= 1.9 * min(point["lambda"], k["lambda"])
@@ -222,7 +220,7 @@ def lambda_strip(result: Mapping[str, Any]) -> Html:
 
 
 def numbers(result: Mapping[str, Any]) -> pd.DataFrame:
-    """Every point of the strips: the table twin."""
+    """Every point of the strips, as a table."""
     rows = []
 
     def add(kind: str, where: str, point: Mapping[str, Any]) -> None:
@@ -233,10 +231,8 @@ def numbers(result: Mapping[str, Any]) -> pd.DataFrame:
         for layer, point in enumerate(result["layers"][key]):
             add(f"layers: {label}", str(layer), point)
     for point in result["tokens"]:
-        span_text = f"{point['first']}" + (
-            f"-{point['last']}" if point["first"] != point["last"] else ""
-        )
-        add("prompt token", span_text, point)
+        first, last = point["first"], point["last"]
+        add("prompt token", str(first) if first == last else f"{first}-{last}", point)
     for point in result["lambda"]["points"]:
         add("lambda", f"{point['lambda']:g}", point)
     return pd.DataFrame(
@@ -258,12 +254,12 @@ def offer(page: Any, target: RunInfo, record: Mapping[str, Any], metric: str) ->
     """The job's progress if it is under way; otherwise what it would do, and the button."""
     line = words(target, record, metric)
     known = jobs.list_jobs()
-    mine = next((job for job in known if job.words == line), None)
-    if mine is not None and mine.is_active:
-        jobs_view.watch(mine)
+    job = next((job for job in known if job.words == line), None)
+    if job is not None and job.is_active:
+        jobs_view.watch(job)
         return
-    if not ask.say_what_failed("why") and mine is not None and mine.state in ("failed", "lost"):
-        reason = fmt.clip(mine.error or jobs_view.LOST, 300)
+    if not ask.say_what_failed("why") and job is not None and job.state in ("failed", "lost"):
+        reason = fmt.clip(job.error or jobs_view.LOST, 300)
         widgets.banner("error", "It could not be explained", reason)
     missing = _weights_missing(target)
     if missing:

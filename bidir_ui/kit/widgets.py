@@ -57,9 +57,9 @@ def command(*lines: str) -> None:
     st.code("\n".join(lines), language=None, wrap_lines=True)
 
 
-def not_run(what: str, *commands: str) -> None:
+def not_run(reason: str, *commands: str) -> None:
     """An honest gap: what is missing and which command makes it."""
-    banner("empty", "Not run yet", what)
+    banner("empty", "Not run yet", reason)
     if commands:
         command(*commands)
 
@@ -127,7 +127,7 @@ def selectable(
     tall: int,
     alt: str,
 ) -> Selected:
-    """A table whose rows open at a click anywhere in them, and can be ticked; positions.
+    """A table whose rows open at a click and can be ticked; returns their positions.
 
     ``tall``: the height in pixels from which it scrolls; a row has 35.
     """
@@ -142,7 +142,7 @@ def selectable(
         alt=alt,
         column_config=columns,
     )
-    # The rows may be others than when it was clicked: then the click is none.
+    # The table may have changed since the click: rows that it no longer has are ignored.
     rows = [row for row in event["selection"]["rows"] if row < len(frame)]
     cells = [row for row, _ in event["selection"]["cells"] if row < len(frame)]
     return Selected(cells[0] if cells else None, rows)

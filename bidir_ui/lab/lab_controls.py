@@ -83,16 +83,16 @@ def _not_run(lab: Lab, runs: tuple[RunInfo, ...], *, observed: bool) -> None:
     commands = [
         f"python -m bidir_core lab --model {shlex.quote(lab.info.model)} --limit 50 --controls"
     ]
-    said = "That one change removes the damage does not say why. "
+    text = "That one change removes the damage does not say why. "
     if observed:
-        said += "One line asks what could refute the story; a part of it is answered below:"
+        text += "One line asks what could refute the story; a part of it is answered below:"
     else:
         commands.append(command(lab))
-        said += (
+        text += (
             "The first line asks what could refute the story; the second, whether attention ahead "
             "is still used under sink=1:"
         )
-    widgets.not_run(said, *commands)
+    widgets.not_run(text, *commands)
     if not is_read_only():
         query = {"stage": "lab-controls", "f.model": lab.info.model}
         widgets.page_link("launch", "Launch the controls", query, "play_circle")
@@ -148,7 +148,8 @@ def command(lab: Lab) -> str:
         words += ["--regime", str(regime)]
     if lab.settings.get("bos") not in (None, "auto"):
         words += ["--bos", str(lab.settings["bos"])]
-    return jobs.command_text(words + ["--chat-template"] * bool(lab.settings.get("chat_template")))
+    words += ["--chat-template"] if lab.settings.get("chat_template") else []
+    return jobs.command_text(words)
 
 
 # The Lab page's points: the chosen one in words, every one in a table, and where they open.
@@ -208,7 +209,7 @@ def _point_link(page: str, label: str, icon: str, lab: Lab, a: str, b: str) -> N
 
 
 def table(lab: Lab, slug: str) -> None:
-    """The charts' twin: every point with its numbers. A click on a row chooses it."""
+    """Every point with the numbers that the charts show. A click on a row chooses it."""
     every = lab_data.table(lab)
     names = [item_texts.visible(lab_data.name(point)) for point in lab.points]
     kinds = [f"_{kind}_{end}" for kind in ("delta", "removed") for end in ("value", "low", "high")]

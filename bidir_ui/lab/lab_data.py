@@ -192,20 +192,20 @@ def judged(lab: Lab, slug: str) -> Judgement | None:
 def text(lab: Lab, slug: str) -> str:
     """A point in one line, for hovering."""
     numbers, point = lab.numbers(slug), lab.point(slug) or {}
-    said = [name(point), f"accuracy {fmt.percent(numbers.get('value'))}"]
+    parts = [name(point), f"accuracy {fmt.percent(numbers.get('value'))}"]
     if delta := numbers.get("delta"):
-        said.append(
+        parts.append(
             f"{fmt.points(delta['value'])} points {fmt.interval(delta['low'], delta['high'])}"
         )
-    said.append(f"n = {fmt.count(point.get('n'))}")
-    return " · ".join(said)
+    parts.append(f"n = {fmt.count(point.get('n'))}")
+    return " · ".join(parts)
 
 
 def name(point: dict[str, Any]) -> str:
     """What a point is, in a few words: regime, patch, prompt condition."""
     edit = patch_words(point.get("patch"))
-    words = (str(point.get("regime")), edit, str(point.get("condition_words") or ""))
-    return " · ".join(filter(None, words))
+    parts = (str(point.get("regime")), edit, str(point.get("condition_words") or ""))
+    return " · ".join(filter(None, parts))
 
 
 def sentence(lab: Lab, slug: str) -> str:

@@ -49,26 +49,26 @@ class OrderSet:
 def order_sets(runs: Sequence[RunInfo]) -> list[OrderSet]:
     """Sets of finished evaluations on order tasks that differ by regime, repeated prompt or
     training alone, newest first; the newest run of each kind."""
-    mine = [
+    finished = [
         run
         for run in runs
         if run.is_evaluation and run.is_done and run.can_pair and not run.is_point
         if has_orders(list(run.tasks))
     ]
-    found = []
-    for baseline in mine:
+    sets = []
+    for baseline in finished:
         if baseline.stage != STAGE1 or baseline.variant:
             continue
         kinds: dict[Any, RunInfo] = {}
-        for run in mine:
+        for run in finished:
             if _items(run) == _items(baseline) and _kind(run) != _kind(baseline):
                 kinds.setdefault(_kind(run), run)
-        found.append(OrderSet(baseline, tuple(sorted(kinds.values(), key=_place))))
-    return found
+        sets.append(OrderSet(baseline, tuple(sorted(kinds.values(), key=_place))))
+    return sets
 
 
 def _items(run: RunInfo) -> Any:
-    """The documents: their prompt may be repeated, and is then another item set."""
+    """The documents and the number format, whether or not the prompt is repeated."""
     return [part for part in run.item_set if part[0] != "repeat_prompt"], run.dtype
 
 
@@ -81,25 +81,25 @@ def _place(run: RunInfo) -> Any:
 
 
 @st.cache_data(max_entries=16, show_spinner="Pairing both orders", hash_funcs=BY_CHANGE)
-def arms_of(one: OrderSet, metric: str) -> Arms:
+def arms_of(order_set: OrderSet, metric: str) -> Arms:
     """What its runs answer, by family. UserError for runs that do not pair."""
-    baseline, *others = map(run_of, (one.baseline, *one.others))
+    baseline, *others = map(run_of, (order_set.baseline, *order_set.others))
     return order_arms(baseline, others, metric=metric)
 
 
-def stored(found: dict[str, Any]) -> Arms:
+def stored(by_family: dict[str, Any]) -> Arms:
     """Arms as a sweep's metrics have them."""
-    return {family: [OrderArm.from_json(arm) for arm in arms] for family, arms in found.items()}
+    return {family: [OrderArm.from_json(arm) for arm in arms] for family, arms in by_family.items()}
 
 
-def show(one: OrderSet, metric: str) -> None:
+def show(order_set: OrderSet, metric: str) -> None:
     """The page of a set of evaluations."""
     try:
-        arms = arms_of(one, metric)
+        arms = arms_of(order_set, metric)
     except UserError as error:
         widgets.banner("error", "These runs do not pair", str(error))
         return
-    panel(arms, one.id)
+    panel(arms, order_set.id)
 
 
 def panel(arms: Arms, ident: str) -> None:
@@ -121,12 +121,8 @@ def panel(arms: Arms, ident: str) -> None:
 
 
 def _chart(rows: Sequence[OrderArm]) -> None:
-    dots = [
-        widgets.interval(arm.words, change.value, judge(change))
-        for arm in rows
-        if arm.recovered is not None
-        for change in [arm.recovered.last_change]
-    ]
+    changes = [(arm.words, arm.recovered.last_change) for arm in rows if arm.recovered is not None]
+    dots = [widgets.interval(label, change.value, judge(change)) for label, change in changes]
     if dots:
         widgets.intervals(dots, "Passage last: accuracy, points to causal")
 

@@ -47,7 +47,7 @@ def choose(sweeps: list[RunInfo], orders: list[OrderSet]) -> RunInfo | OrderSet 
         widgets.command(*COMMANDS)
         return None
     wanted = url.get("sweep")
-    titles = {run.id: _title(run) for run in sweeps} | {one.id: one.title for one in orders}
+    titles = {run.id: _title(run) for run in sweeps} | {entry.id: entry.title for entry in orders}
     if wanted and wanted not in titles:
         widgets.banner(
             "error",
@@ -70,11 +70,11 @@ def choose(sweeps: list[RunInfo], orders: list[OrderSet]) -> RunInfo | OrderSet 
         format_func=lambda run_id: titles[run_id],
     )
     every: list[RunInfo | OrderSet] = [*sweeps, *orders]
-    return next((one for one in every if one.id == chosen), None)
+    return next((entry for entry in every if entry.id == chosen), None)
 
 
 def _title(run: RunInfo) -> str:
-    said = (
+    parts = (
         run.name,
         run.model.split("/")[-1],
         run.extent,
@@ -82,21 +82,23 @@ def _title(run: RunInfo) -> str:
         run.created,
         "" if run.is_done else run.state,
     )
-    return item_texts.visible(fmt.clip(" · ".join(filter(None, said)), 140))
+    return item_texts.visible(fmt.clip(" · ".join(filter(None, parts)), 140))
 
 
 def state(lab: Lab) -> bool:
-    """Say what is partial or broken; False if there is nothing to draw."""
+    """Draw what is partial or broken; False if there is nothing to draw."""
     info, summary = lab.info, lab.found
     if info.state == "corrupt":
         widgets.banner("error", "This sweep cannot be read", info.error)
         return False
     if not info.is_done:
-        of = f"{summary.get('n_points', 0)} of {summary.get('n_planned', 0)} points are finished"
-        left = f"; {fmt.count(info.n_done)} of {fmt.count(info.n_total)} items scored"
+        counts = (
+            f"{summary.get('n_points', 0)} of {summary.get('n_planned', 0)} points are finished"
+        )
+        scored = f"; {fmt.count(info.n_done)} of {fmt.count(info.n_total)} items scored"
         reason = [info.error] if info.error and info.state != "running" else []
         widgets.banner(
-            "info", f"Partial: {info.state}", of + (left if info.n_total else ""), *reason
+            "info", f"Partial: {info.state}", counts + (scored if info.n_total else ""), *reason
         )
         if info.state != "running":
             widgets.command(f"python -m bidir_core lab --resume {info.id}")
@@ -219,8 +221,8 @@ def any_to_draw(lab: Lab) -> bool:
 
 
 def _layer_ranges(lab: Lab) -> dict[str, list[tuple[str, int, int]]]:
-    found = plots_lab.layer_ranges(lab.points, lab.usual)
-    return {others: ranges for others, ranges in found.items() if len(ranges) > 1}
+    by_others = plots_lab.layer_ranges(lab.points, lab.usual)
+    return {others: ranges for others, ranges in by_others.items() if len(ranges) > 1}
 
 
 def _on_click(key: str) -> Callable[[], None]:
@@ -307,7 +309,7 @@ def layers(lab: Lab, measure: str, slug: str) -> None:
             + ("A dot: different from causal. " if measure == "delta" else "")
             + "Click a cell."
         )
-        # A map needs a middle that means something.
+        # The colours need a middle that means something, which accuracies do not have.
         shown = "delta" if measure == "value" else measure
         rows = []
         for point, start, width in ranges:

@@ -1,4 +1,4 @@
-"""Starting a job from any page: the one question before anything is spent, and what came of it."""
+"""Starting a job from any page: a question before anything is spent, and the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One setting of the Launch page's form: its widget, bound to the URL, and what is wrong with it."""
+"""A setting of the Launch page's form: its widget, bound to the URL, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -107,12 +107,12 @@ def _tasks(label: str, name: str, hint: str, default: str | tuple[str, ...]) -> 
     def write(value: list[str]) -> str:
         return "" if set(value) == set(usual) or not value else join_list(value)
 
-    own = [task for task in read(url.get(name)) if task not in tasks.TASKS]
+    custom = [task for task in read(url.get(name)) if task not in tasks.TASKS]
     chosen = url.bound(
         st.multiselect,
         label,
         name=name,
-        options=[*tasks.TASKS, *own],
+        options=[*tasks.TASKS, *custom],
         help=hint,
         read=read,
         write=write,
@@ -129,8 +129,8 @@ def from_runs(which: str, label: str, name: str, hint: str, runs: tuple[RunInfo,
         seen = [run.model for run in runs if run.model and not run.is_reference]
         options = list(dict.fromkeys([*EMBEDDED_MODELS, *seen]))
     else:
-        made = [Path(run.path) / "final" for run in runs if run.kind == "finetune" and run.is_done]
-        options = [str(path) for path in made if path.is_dir()]
+        folders = [Path(run.path) / "final" for run in runs if run.is_finetune and run.is_done]
+        options = [str(path) for path in folders if path.is_dir()]
     default = options[0] if which == "model" else None
     now = url.get(name)
     if now and now not in options:

@@ -1,4 +1,4 @@
-"""What the Launch page's form says: texts become a checked config and the line a terminal takes."""
+"""The Launch page's form: its texts become a checked config and a command line."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ class Draft:
 
     @property
     def begins(self) -> dict[str, str]:
-        """What stands in the fields before anything is filled in, where the config has another."""
+        """The fields' first values, where they are not the config's own defaults."""
         quick = SMALL.get(self.preset.command, ()) if self.small else ()
         return {name: str(QUICK[name]) for name in quick} | dict(self.preset.begins)
 
     @property
     def fixed(self) -> dict[str, str]:
-        """What the stage decides: nobody is asked."""
-        own = {"objective": self.key} if self.preset.command == "finetune" else {}
-        return dict(self.preset.fixed) | own
+        """Settings that the stage decides, so the form does not ask for them."""
+        objective = {"objective": self.key} if self.preset.command == "finetune" else {}
+        return dict(self.preset.fixed) | objective
 
     @property
     def specs(self) -> dict[str, Field[Any]]:

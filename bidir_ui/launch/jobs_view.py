@@ -1,4 +1,4 @@
-"""The jobs below the Launch form: what runs, what waits, what was; read from files."""
+"""The jobs below the Launch form: running, waiting and ended; read from files."""
 
 from __future__ import annotations
 
@@ -162,12 +162,12 @@ def cancel_button(job: Job) -> None:
 def bar(job: Job, now: Progress) -> None:
     """How far a running job is."""
     share = now.share
-    words = now.stage or _silent(job)
+    text = now.stage or _silent(job)
     facts = [f"{fmt.duration(job.seconds)} so far"]
     if share is not None:
-        words = f"{fmt.count(now.done)} of {fmt.count(now.total)} {now.unit}s"
-        words = f"First {now.unit}s · {words}" if not now.done else words
-        words = f"{now.stage} · {words}" if now.stage else words
+        text = f"{fmt.count(now.done)} of {fmt.count(now.total)} {now.unit}s"
+        text = f"First {now.unit}s · {text}" if not now.done else text
+        text = f"{now.stage} · {text}" if now.stage else text
         if now.rate:
             facts.insert(0, f"{fmt.number(now.rate, 1)} {now.unit}s a second")
         if now.eta_seconds is not None:
@@ -187,13 +187,13 @@ def bar(job: Job, now: Progress) -> None:
         aria_label=f"Progress of {job.title}",
     )
     shown = fmt.percent(share, 0) if share is not None else ""
-    head = html.div("head", html.span("", words), html.span("", shown))
+    head = html.div("head", html.span("", text), html.span("", shown))
     below = html.div("facts", *(html.el("span", fact) for fact in facts))
     html.show(html.div("b b-progress", head, track, below))
 
 
 def _silent(job: Job) -> str:
-    """What a job does that says nothing: its run has not begun, or has ended and it not yet."""
+    """What a job without progress is doing: its run has not begun, or has just ended."""
     if job.is_cancelling:
         return "Stopping"
     paths = job.run_paths
@@ -230,8 +230,8 @@ def _history(ended: list[Job], runs: tuple[RunInfo, ...]) -> None:
 
 def _past(job: Job, runs: tuple[RunInfo, ...]) -> None:
     with st.container(key=f"past-{job.id}", gap=None):
-        what, took, act = st.columns([4, 4, 3], vertical_alignment="center", gap="medium")
-        with what:
+        about, took, act = st.columns([4, 4, 3], vertical_alignment="center", gap="medium")
+        with about:
             state = html.el("span", MARKS[job.state], cls=_tone(job))
             facts = f" · {_date(job.finished or job.created)} · {_about(job)} on {job.device}"
             title = html.div("", html.el("b", job.title))
@@ -263,7 +263,7 @@ def _tone(job: Job) -> str | None:
 
 
 def _took(job: Job) -> html.Html:
-    """What it took beside what was estimated; or why it ended."""
+    """Time and memory beside their estimates; or why it ended."""
     if job.state in ("failed", "lost"):
         return html.div("b b-note", fmt.clip(job.error or LOST, 300))
     took = fmt.duration(job.seconds)
@@ -272,11 +272,11 @@ def _took(job: Job) -> html.Html:
         return html.div("b b-note", f"Ran {took} until it stopped" if ran else "Never started")
     if job.attempt > 1:
         return html.div("b b-note", f"Done in {job.attempt} attempts; the last took {took}")
-    told = job.estimate
-    text = f" (estimated {duration(told['seconds'])})" if told.get("seconds") else ""
+    estimated = job.estimate
+    text = f" (estimated {duration(estimated['seconds'])})" if estimated.get("seconds") else ""
     lines = [html.div("", f"Took {took}{text}")]
     if peak := peak_bytes(job):
-        memory = told.get("memory_bytes")
+        memory = estimated.get("memory_bytes")
         text = f" (estimated {fmt.size(memory)})" if memory else ""
         lines.append(html.div("", f"Memory {fmt.size(peak)}{text}"))
     if job.words[0] == "probe":  # it writes no run: its last line is the answer

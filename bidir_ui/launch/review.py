@@ -52,9 +52,9 @@ def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job])
         return None
     known, start = measured(runs), estimate.start_of(config, known_jobs)
     if isinstance(config, ProbeConfig):  # imports, weights and the probe: what any run begins with
-        nothing = EvalConfig(model=config.model, dtype=config.dtype, tasks=())
-        made = estimate.estimate(nothing, device, known, start=start)
-        return replace(made, basis=tuple(why for why in made.basis if "speed" not in why))
+        no_items = EvalConfig(model=config.model, dtype=config.dtype, tasks=())
+        cost = estimate.estimate(no_items, device, known, start=start)
+        return replace(cost, basis=tuple(why for why in cost.basis if "speed" not in why))
     return estimate.estimate(config, device, known, start=start)
 
 
@@ -111,7 +111,7 @@ def cautions(config: Config | None, runs: tuple[RunInfo, ...]) -> list[tuple[str
     """What to know of the tasks and of the checkpoint before a run is started."""
     files = [task for task in getattr(config, "tasks", ()) if task not in tasks.TASKS]
     return [
-        *((ONE_SIDED, said) for file in files for said in _one_sided(file, _stamp(file))),
+        *((ONE_SIDED, sentence) for file in files for sentence in _one_sided(file, _stamp(file))),
         *_checkpoint_cautions(config, runs),
     ]
 
@@ -134,17 +134,17 @@ def _checkpoint_cautions(config: Config | None, runs: tuple[RunInfo, ...]) -> li
     if not isinstance(config, EvalConfig) or not config.checkpoint:
         return []
     chosen = Path(config.checkpoint).expanduser().absolute()
-    made = next(
+    finetune = next(
         (run for run in runs if run.is_finetune and Path(run.path) / "final" == chosen), None
     )
-    if made is None:
+    if finetune is None:
         return []
-    cautions = [("Leaky training", LEAKY_WARNING)] if made.is_leaky else []
-    if made.regime != config.regime and not isinstance(config, LabConfig):  # a sweep has both
+    cautions = [("Leaky training", LEAKY_WARNING)] if finetune.is_leaky else []
+    if finetune.regime != config.regime and not isinstance(config, LabConfig):  # a sweep has both
         cautions.append(
             (
                 "Another mask than in training",
-                f"This checkpoint was trained under {made.regime}; here it is evaluated under "
+                f"This checkpoint was trained under {finetune.regime}; here it is evaluated under "
                 f"{config.regime}. For a control or the non-prefill compare that is the point.",
             )
         )

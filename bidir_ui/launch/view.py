@@ -36,22 +36,22 @@ def choose() -> str:
         label_visibility="collapsed",
         required=True,
     )
-    mine = [key for key, preset in PRESETS.items() if preset.command == command]
+    stages = [key for key, preset in PRESETS.items() if preset.command == command]
 
     def picked(key: str) -> str:
         url.put(**{"f.sweep": ""})  # each sweep begins with its own values
         return key
 
-    if len(mine) > 1:
+    if len(stages) > 1:
         known = url.bound(
             st.segmented_control,
             "Stage",
             name="stage",
-            options=mine,
+            options=stages,
             required=True,
             format_func=lambda key: PRESETS[key].label,
             label_visibility="collapsed",
-            read=lambda text: text if text in mine else mine[0],
+            read=lambda text: text if text in stages else stages[0],
             write=picked,
         )
     return known
@@ -78,17 +78,17 @@ def form(runs: tuple[RunInfo, ...]) -> Form:
     for number, name in enumerate(preset.front):
         with columns[number % 3]:
             given |= field(draft, specs[name], runs, defaults)
-    apart = {*preset.front, *draft.fixed, "runs_dir", "preset"}
+    handled = {*preset.front, *draft.fixed, "runs_dir", "preset"}
     if preset.command in ("eval", "lab"):  # as wide as five names need
         given |= field(draft, specs["tasks"], runs, defaults)
-        apart.add("tasks")
-    rest = [spec for name, spec in specs.items() if name not in apart and spec.metadata["cli"]]
-    changed = [spec.name for spec in rest if url.get(f"f.{spec.name}")]
-    # Its label stays the same: with another one it would be another fold, and closed.
+        handled.add("tasks")
+    others = [spec for name, spec in specs.items() if name not in handled and spec.metadata["cli"]]
+    changed = [spec.name for spec in others if url.get(f"f.{spec.name}")]
+    # The label never changes: another label would make another fold, which begins closed.
     with st.expander("All settings", expanded=False, key="all-settings", on_change="rerun") as fold:
         if fold.open:
             columns = st.columns(3, gap="medium")
-            for number, spec in enumerate(rest):
+            for number, spec in enumerate(others):
                 with columns[number % 3]:
                     given |= field(draft, spec, runs, defaults)
         else:  # two dozen widgets that nobody sees would double the time to open the page
@@ -100,8 +100,8 @@ def form(runs: tuple[RunInfo, ...]) -> Form:
 
 def _size(default: str) -> str:
     def words(name: str) -> str:
-        made = from_preset({"model": ""}, name)
-        return f"{SIZES.get(name, name)}: {made.limit} items a task, {made.steps} steps"
+        config = from_preset({"model": ""}, name)
+        return f"{SIZES.get(name, name)}: {config.limit} items a task, {config.steps} steps"
 
     return url.choice(
         st.segmented_control,

@@ -78,10 +78,11 @@ def words(text: str) -> list[str]:
 def own_prompt() -> Tokens:
     """Tokens of a prompt typed by the reader, split in words."""
     with st.popover("Change the text", icon=":material/edit:"):
-        prefix = url.text("Prompt (the prefix)", name="prompt", default=PREFIX, max_chars=4000)
-        own = url.text("Continuation", name="cont", default=CONTINUATION, max_chars=1000)
-    first, rest = words(prefix or PREFIX), words(own or CONTINUATION)
-    return Tokens((*first, *rest), len(first), "Split in words; a tokenizer would cut finer.").cut()
+        prompt = url.text("Prompt (the prefix)", name="prompt", default=PREFIX, max_chars=4000)
+        text = url.text("Continuation", name="cont", default=CONTINUATION, max_chars=1000)
+    prefix, continuation = words(prompt or PREFIX), words(text or CONTINUATION)
+    note = "Split in words; a tokenizer would cut finer."
+    return Tokens((*prefix, *continuation), len(prefix), note).cut()
 
 
 def from_item(page: Any, item_id: str) -> Tokens | None:
@@ -101,17 +102,16 @@ def from_item(page: Any, item_id: str) -> Tokens | None:
 
 
 def _tokens(record: dict[str, Any], context: int) -> Tokens:
-    gold = record["gold"]
+    gold, note = record["gold"], ""
+    texts = record["contexts"][context], record["continuations"][gold]
     if record["prefix_token_offsets"] is None:
-        first, rest = words(record["contexts"][context]), words(record["continuations"][gold])
-        return Tokens((*first, *rest), len(first), "This run kept no tokens: split in words.").cut()
-    first = analysis.cut_into_tokens(
-        record["contexts"][context], record["prefix_token_offsets"][context]
-    )
-    rest = analysis.cut_into_tokens(
-        record["continuations"][gold], record["continuation_token_offsets"][gold]
-    )
-    return Tokens((*first, *rest), len(first)).cut()
+        note = "This run kept no tokens: split in words."
+        prefix, continuation = map(words, texts)
+    else:
+        prefix = analysis.cut_into_tokens(texts[0], record["prefix_token_offsets"][context])
+        offsets = record["continuation_token_offsets"][gold]
+        continuation = analysis.cut_into_tokens(texts[1], offsets)
+    return Tokens((*prefix, *continuation), len(prefix), note).cut()
 
 
 # A dial as a chip: its field, what the chip sets it to, and its words where it is set.
@@ -166,16 +166,16 @@ def regime_box(label: str, name: str, default: str) -> regimes.Regime | None:
         return None
 
     def words_of(chip: str) -> str:
-        dial, value, words = CHIPS[chip]
+        dial, value, describe = CHIPS[chip]
         now = getattr(regime, dial)
-        return words(value if now == _UNSET[dial] else now)
+        return describe(value if now == _UNSET[dial] else now)
 
     key = f"chips:{name}"
     st.session_state[key] = chosen_chips(regime)
 
     def clicked() -> None:
-        told = str(with_chips(regime, st.session_state[key]))
-        url.put(**{name: "" if told == default else told})
+        chosen = str(with_chips(regime, st.session_state[key]))
+        url.put(**{name: "" if chosen == default else chosen})
 
     st.pills(
         f"Dials of {label.lower()}",
@@ -240,8 +240,8 @@ def explain(
     """What the clicked cell says, in each picture."""
     query, key = int(point[0]), int(point[1])
     names = DIFFERENCES if view == "difference" else NAMES
-    said = [f"{name} {names[int(shown[query, key])]}".strip() for name, shown in pictures]
-    two_tokens(tokens.pieces, tokens.n_prefix, query, key, "; ".join(said) + ":")
+    meanings = [f"{name} {names[int(shown[query, key])]}".strip() for name, shown in pictures]
+    two_tokens(tokens.pieces, tokens.n_prefix, query, key, "; ".join(meanings) + ":")
 
 
 def two_tokens(pieces: Sequence[str], n_prefix: int, query: int, key: int, verb: str) -> None:

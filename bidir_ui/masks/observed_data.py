@@ -85,8 +85,8 @@ class Observed:
     @property
     def regime_words(self) -> str:
         """The regimes as a list in words."""
-        *rest, last = self.names
-        return f"{', '.join(rest)} and {last}" if rest else last
+        *others, last = self.names
+        return f"{', '.join(others)} and {last}" if others else last
 
 
 @st.cache_data(max_entries=256, show_spinner=False, hash_funcs=BY_CHANGE)
@@ -137,9 +137,9 @@ def by_head(observed: Observed) -> list[dict[str, np.ndarray]]:
     if observed.is_summary:
         shares = files.read_summary(path, n)
     else:
-        shares = [each.mean() for each in files.read_shares(path, n)]
+        shares = [share.mean() for share in files.read_shares(path, n)]
     shape = (observed.n_layers, observed.n_heads)
-    if any(value.shape != shape for each in shares for value in each.values()):
+    if any(value.shape != shape for share in shares for value in share.values()):
         raise UserError(f"the shares of '{observed.info.id}' do not fit its metrics.json")
     return shares
 
@@ -148,7 +148,7 @@ def by_head(observed: Observed) -> list[dict[str, np.ndarray]]:
 def received(observed: Observed) -> list[np.ndarray]:
     """Per regime: what each token gets, mean over heads, ``[layer, token]``."""
     shares = files.read_shares(Path(observed.info.path), len(observed.names))
-    return [each.received.mean(1) for each in shares]
+    return [share.received.mean(1) for share in shares]
 
 
 @st.cache_data(max_entries=64, show_spinner=False, hash_funcs=BY_RUN)

@@ -67,9 +67,9 @@ def section(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     html.show(legend)
     with st.container(key="attend-picture"):
         shown = views if view != "difference" else [view]
-        for column, each in zip(st.columns(max(2, len(shown)), gap="medium"), shown, strict=False):
+        for column, name in zip(st.columns(max(2, len(shown)), gap="medium"), shown, strict=False):
             with column:
-                _picture(head, each)
+                _picture(head, name)
     widgets.note("Orange lines: the end of the prefix. Click a cell to read it.")
     cell, top = st.columns(2, gap="large")
     with cell:
@@ -116,7 +116,7 @@ LEGENDS: dict[str, Callable[[Observed], html.Html]] = {
 def _picture(head: Head, view: str) -> None:
     """``view``: ``seen-0``, ``asked-1`` (of which regime) or ``difference``."""
     run, seen, allowed = head.run, head.seen, head.allowed
-    what, _, number = view.partition("-")
+    kind, _, number = view.partition("-")
     key = f"attend-head-{run.info.id}-{view}-{head.layer}-{head.number}"
 
     def clicked() -> None:
@@ -126,7 +126,7 @@ def _picture(head: Head, view: str) -> None:
 
     options: dict[str, Any] = {"key": key, "on_select": clicked, "selection_mode": "points"}
     text = f"Attention of layer {head.layer}, head {head.number}"
-    if what == "difference":
+    if kind == "difference":
         first, second = run.names
         weights, mask, minus = seen[1], allowed[0] | allowed[1], seen[0]
         title = f"{second} minus {first}"
@@ -135,7 +135,7 @@ def _picture(head: Head, view: str) -> None:
         weights, mask, minus = seen[int(number)], allowed[int(number)], None
     widgets.note(html.el("b", title))
     side = masks_view.SIDE
-    if what == "asked":
+    if kind == "asked":
         cells = mask.astype(np.int8) + (mask & np.triu(np.ones_like(mask), 1))
         widgets.chart(
             plots.mask(cells, head.pieces, head.n_prefix, masks_view.NAMES, side),
@@ -161,11 +161,11 @@ def _cell(head: Head) -> None:
             rows.append((str(regime), "may not", fmt.NONE))
             continue
         ahead = key > query and query < n_prefix
-        said = "may, looking ahead" if ahead else "may"
+        permission = "may, looking ahead" if ahead else "may"
         strength = regime.at_layer(head.layer).lam
         if ahead and strength < 1:
-            said += f", λ = {strength:g}"
-        rows.append((str(regime), said, weight(float(seen[query, key]))))
+            permission += f", λ = {strength:g}"
+        rows.append((str(regime), permission, weight(float(seen[query, key]))))
     columns, name = ("Regime", "Requested", "Observed"), f"attention-pair_{head.run.info.id}"
     html.show(widgets.table(columns, rows, name=name, left=(0, 1)))
 

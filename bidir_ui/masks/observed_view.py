@@ -32,7 +32,7 @@ PARTS = {"head": "Token by token", "landing": "Where attention lands", "drift": 
 
 
 def chosen(page: Any) -> Observed | None:
-    """The run named in the URL, with what is wrong said where it cannot be shown."""
+    """The run named in the URL, with what is wrong drawn where it cannot be shown."""
     run_id = url.get("attend")
     if not run_id:
         return None
@@ -53,9 +53,9 @@ def section(page: Any, current: Observed | None, item_id: str) -> None:
     if current is None and not url.get("attend"):
         pool = matching if item_id else everyone
         current = next((run for run in pool if not run.is_summary), pool[0] if pool else None)
-    rest = [run for run in everyone if run not in matching]
-    if matching or rest:
-        _choose([*matching, *rest], current)
+    others = [run for run in everyone if run not in matching]
+    if matching or others:
+        _choose([*matching, *others], current)
     if current is None:
         if item_id and not matching:
             widgets.banner(
@@ -216,23 +216,23 @@ def _values(run: Observed, measure: str, part: str = "prefix") -> list[Line]:
 
 def _layers(run: Observed, measure: str) -> None:
     widgets.heading("By layer")
-    lines, what = _values(run, measure), MEASURES[measure][1]
+    lines, meaning = _values(run, measure), MEASURES[measure][1]
     entropy = measure == "entropy"
     title = "nats" if entropy else "share of attention, %"
     widgets.chart(
         plots_attend.by_layer(lines, title, percent=not entropy),
-        f"{what} by layer, under {run.regime_words}; the table below has the numbers.",
+        f"{meaning} by layer, under {run.regime_words}; the table below has the numbers.",
         key=f"attend-layers-{measure}",
     )
     over = "mean over heads and over the prefix's tokens from the second on"
     if run.is_summary:
         n = run.metrics["n_items"]
         widgets.note(
-            f"{what[:1].upper()}{what[1:]}: {over}, then over {fmt.count(n)} items "
+            f"{meaning[:1].upper()}{meaning[1:]}: {over}, then over {fmt.count(n)} items "
             "(n = items; bands: 95 % interval)."
         )
     else:
-        widgets.note(f"{what[:1].upper()}{what[1:]}: {over}. One text, so no interval.")
+        widgets.note(f"{meaning[:1].upper()}{meaning[1:]}: {over}. One text, so no interval.")
     table = {"layer": range(run.n_layers)}
     columns = {
         f"{line.name}{end}": values
@@ -418,10 +418,7 @@ def _cell(row: dict[str, Any], measure: str) -> str:
     if not row["mean"]:
         return fmt.NONE
     ends = [row[end][0] if row[end] else None for end in ("mean", "low", "high")]
-    mean, low, high = (
-        fmt.NONE if end is None else f"{end:.2f}" if measure == "entropy" else fmt.percent(end)
-        for end in ends
-    )
+    mean, low, high = map(fmt.number if measure == "entropy" else fmt.percent, ends)
     return f"{mean} [{low}, {high}]" if ends[1] is not None else mean
 
 
@@ -452,12 +449,12 @@ def drift(run: Observed) -> None:
 
 
 def _lines(
-    drifts: dict[str, Any], what: str, names: list[tuple[int, str]], groups: tuple[str, ...]
+    drifts: dict[str, Any], quantity: str, names: list[tuple[int, str]], groups: tuple[str, ...]
 ) -> list[Line]:
     lines = []
-    for whose in groups:
+    for group in groups:
         for number, name in names:
-            row = drifts.get(f"{what}_{number}_{whose}") or {}
+            row = drifts.get(f"{quantity}_{number}_{group}") or {}
             if row.get("mean"):
                 lines.append(Line(name, row["mean"], row["low"], row["high"]))
     return lines

@@ -80,9 +80,9 @@ def _repaired(item: dict[str, Any], runs: Sequence[RunInfo]) -> list[int] | None
         if run.regime != "bidirectional" or task not in run.tasks:
             continue
         try:
-            found = data.record(run, item["item"])
+            record = data.record(run, item["item"])
         except UserError:
             continue
-        if found is not None and found["ll"] is not None:
-            return [round(100 * (value - max(found["ll"]))) for value in found["ll"]]
+        if record is not None and record["ll"] is not None:
+            return [round(100 * (value - max(record["ll"]))) for value in record["ll"]]
     return None

@@ -14,7 +14,7 @@ from bidir_core.jobs.cost_model import forget_tokenizer
 from bidir_core.jobs.estimate import duration
 from bidir_core.report.rows import interval_rows
 from bidir_core.report.scorecard import Badge, Cell, Row, answer
-from bidir_core.report.share import against_causal
+from bidir_core.report.share import SIGNS, against_causal
 from bidir_core.runs.layout import is_read_only
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.launch import review
@@ -37,11 +37,11 @@ def first_screen(row: Row) -> None:
     )
     html.show(html.div("b b-three", *(_card(*card) for card in cards)))
     if steps := against_causal(row):
-        said = "; ".join(f"{step.label} {step.text}" for step in steps)
+        values = "; ".join(f"{step.label} {step.text}" for step in steps)
         short = [step._replace(text=fmt.points(step.value)) for step in steps]
         axis = fmt.tie(f"Points against causal, 95 % intervals (n = {fmt.count(row.n)})")
         chart = interval_rows(short, reference=0.0, axis=axis)
-        html.show(html.div("b b-steps", chart, role="img", aria_label=f"{axis}: {said}"))
+        html.show(html.div("b b-steps", chart, role="img", aria_label=f"{axis}: {values}"))
 
 
 def _card(title: str, cell: Cell | None, items: str) -> html.Html:
@@ -49,11 +49,11 @@ def _card(title: str, cell: Cell | None, items: str) -> html.Html:
     leads to its runs."""
     if cell is None:
         return html.div("card", html.div("title", title), html.div("big off", "not run yet"))
-    what = cell.reason.partition(":")[0] or items
+    note = cell.reason.partition(":")[0] or items
     body = (
         html.div("title", title),
         html.div("big", fmt.points(cell.value)),
-        html.div("sub", fmt.tie(f"{_interval(cell)} {what}".strip())),
+        html.div("sub", fmt.tie(f"{_interval(cell)} {note}".strip())),
     )
     return _link(cell, *body, cls="card")
 
@@ -90,18 +90,18 @@ MISSING: dict[str, tuple[str, str, dict[str, str]]] = {
 }
 
 
-def table(found: Sequence[Row], runs: tuple[RunInfo, ...]) -> None:
+def table(rows: Sequence[Row], runs: tuple[RunInfo, ...]) -> None:
     """A row for each model, a column for each question; what is missing is one click away."""
     place = st.empty()
     with place:
-        html.show(_table(found, {}))
-    times = _times(found, runs)
+        html.show(_table(rows, {}))
+    times = _times(rows, runs)
     if times:  # counting items takes seconds: the table stands meanwhile
         with place:
-            html.show(_table(found, times))
+            html.show(_table(rows, times))
 
 
-def _table(found: Iterable[Row], times: dict[tuple[str, str], str]) -> html.Html:
+def _table(rows: Iterable[Row], times: dict[tuple[str, str], str]) -> html.Html:
     head = html.el(
         "tr",
         html.el("th", "Model", scope="col", tabindex=0),
@@ -116,7 +116,7 @@ def _table(found: Iterable[Row], times: dict[tuple[str, str], str]) -> html.Html
                 for name, question in QUESTIONS.items()
             ),
         )
-        for row in found
+        for row in rows
     ]
     body = html.el("tbody", *lines)
     drawn = html.scrolling(html.el("table", html.el("thead", head), body, cls="b b-score"))
@@ -135,8 +135,8 @@ def _cell(row: Row, name: str, time: str) -> html.Html:
         return _run(row, name, time)
     e = cell.judgement.estimate
     number = "" if math.isnan(cell.value) else f"{fmt.points(cell.value)} {_interval(cell)}"
-    said = [f"n = {fmt.count(e.n)}" if e else "", cell.reason.partition(":")[0]]
-    n = ", ".join(filter(None, said))
+    parts = [f"n = {fmt.count(e.n)}" if e else "", cell.reason.partition(":")[0]]
+    n = ", ".join(filter(None, parts))
     marks = [_mark(claim, cell.badges) for claim in dict.fromkeys(b.claim for b in cell.badges)]
     return _link(
         cell,
@@ -154,18 +154,15 @@ def _sign(cell: Cell) -> str:
     return {"better": "▲ ", "worse": "▼ ", "equivalent": "= "}.get(verdict, "○ ")
 
 
-SIGNS = {"supports": "✓", "refutes": "✗", "undecided": "○"}
-
-
 def _mark(claim: str, badges: Sequence[Badge]) -> html.Html:
     """What the controls say of one claim, counted; each one's finding in its tooltip."""
-    mine = [badge for badge in badges if badge.claim == claim]
-    counts = {outcome: sum(b.outcome == outcome for b in mine) for outcome in SIGNS}
-    shown = " ".join(f"{SIGNS[o]}{n if len(mine) > 1 else ''}" for o, n in counts.items() if n)
-    said = "\n".join(f"{SIGNS[b.outcome]} {b.title}: {b.detail}" for b in mine)
+    controls = [badge for badge in badges if badge.claim == claim]
+    counts = {outcome: sum(b.outcome == outcome for b in controls) for outcome in SIGNS}
+    shown = " ".join(f"{SIGNS[o]}{n if len(controls) > 1 else ''}" for o, n in counts.items() if n)
+    tooltip = "\n".join(f"{SIGNS[b.outcome]} {b.title}: {b.detail}" for b in controls)
     spoken = ", ".join(f"{n} {o}" for o, n in counts.items() if n)
     return html.span(
-        "mark", f"{claim} {shown}", title=fmt.tie(said), aria_label=f"{claim}: {spoken}"
+        "mark", f"{claim} {shown}", title=fmt.tie(tooltip), aria_label=f"{claim}: {spoken}"
     )
 
 
@@ -179,12 +176,12 @@ def _run(row: Row, name: str, time: str) -> html.Html:
     return widgets.link(f"Run{f' (about {time})' if time else ''}", "launch", query, cls="run")
 
 
-def _times(found: Iterable[Row], runs: tuple[RunInfo, ...]) -> dict[tuple[str, str], str]:
+def _times(rows: Iterable[Row], runs: tuple[RunInfo, ...]) -> dict[tuple[str, str], str]:
     """How long each missing answer would take; nothing where no run here has told."""
-    if is_read_only() or not any(one.device == "cpu" for one in review.measured(runs)):
+    if is_read_only() or not any(run.device == "cpu" for run in review.measured(runs)):
         return {}
     times = {}
-    for row in found:
+    for row in rows:
         missing = tuple(name for name in MISSING if getattr(row, name) is None)
         if missing and not row.problem:
             for name, seconds in _seconds(row.model, missing, runs).items():
@@ -200,26 +197,26 @@ def _seconds(model: str, missing: Sequence[str], _runs: tuple[RunInfo, ...]) -> 
         stage, size, settings = MISSING[name]
         try:
             form = Draft(stage, size).check({"model": model, **settings})
-            made = review.estimated(form, _runs, jobs.list_jobs())
+            estimate = review.estimated(form, _runs, jobs.list_jobs())
         except (UserError, OSError, ValueError):
             continue
-        if made is not None and made.seconds is not None:
-            known[name] = made.seconds
+        if estimate is not None and estimate.seconds is not None:
+            known[name] = estimate.seconds
     forget_tokenizer()  # of this model: the next one reads its own
     give_back()
     return known
 
 
-DETAILS = (
-    ("Reading", "95 % intervals, paired item by item; ○ marks what they leave open, ▲ ▼ what they decide."),
-    ("Why?", "The first layers that must stay causal are chosen on half of the items and judged on the other. ✓ ✗ ○: controls that support, refute or leave open that claim."),
-    ("Repair?", "A repair fine-tune (3B) learns with the prompt looking ahead; its control (3C) gets the same data, steps and seed, causally. The number is the interaction: how much more 3B gains than 3C, looking ahead minus causal. Here on all items; README: confirm half."),
-    ("Helps anywhere?", "Questions whose passage comes last, where left-to-right reading suffers: looking ahead against causal, with Holm's correction; beyond always giving one answer, and beside giving the prompt twice."),
-)  # fmt: skip
+DETAILS = {
+    "Reading": "95 % intervals, paired item by item; ○ marks what they leave open, ▲ ▼ what they decide.",
+    "Why?": "The first layers that must stay causal are chosen on half of the items and judged on the other. ✓ ✗ ○: controls that support, refute or leave open that claim.",
+    "Repair?": "A repair fine-tune (3B) learns with the prompt looking ahead; its control (3C) gets the same data, steps and seed, causally. The number is the interaction: how much more 3B gains than 3C, looking ahead minus causal. Here on all items; README: confirm half.",
+    "Helps anywhere?": "Questions whose passage comes last, where left-to-right reading suffers: looking ahead against causal, with Holm's correction; beyond always giving one answer, and beside giving the prompt twice.",
+}
 
 
 def details() -> None:
-    body = [part for name, text in DETAILS for part in (html.el("dt", name), html.el("dd", text))]
+    body = [html.join(html.el("dt", name), html.el("dd", text)) for name, text in DETAILS.items()]
     html.show(
         html.el(
             "details",

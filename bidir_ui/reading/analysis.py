@@ -80,11 +80,11 @@ def _flips(a: RunInfo, b: RunInfo, metric: str, intersect: bool) -> pd.DataFrame
             "gold_length": frame["n_gold_tokens"].astype("int64"),
         }
     )
-    long = _texts(run_a, run_b, frame)
-    out["text"] = [item_texts.visible(fmt.clip(context)) for context, _ in long]
+    full_texts = _texts(run_a, run_b, frame)
+    out["text"] = [item_texts.visible(fmt.clip(context)) for context, _ in full_texts]
     out["search"] = [
         f"{item} {context[:SEARCHED]} {choices[:SEARCHED]}".casefold()
-        for item, (context, choices) in zip(out["item_id"], long, strict=True)
+        for item, (context, choices) in zip(out["item_id"], full_texts, strict=True)
     ]
     order = out["change"].abs().sort_values(ascending=False, kind="stable").index
     return out.loc[order].reset_index(drop=True)
@@ -110,8 +110,8 @@ def _texts(run_a: Run, run_b: Run, frame: pd.DataFrame) -> list[tuple[str, str]]
     }
     out = []
     for task, row in zip(frame["task"], frame["doc_id"], strict=True):
-        hit = by_task[task].get(int(row))
-        out.append((hit[1][0][0], " ".join(hit[1][1])) if hit else ("", ""))
+        _, (contexts, choices) = by_task[task].get(int(row), ("", (("",), ())))
+        out.append((contexts[0], " ".join(choices)))
     return out
 
 

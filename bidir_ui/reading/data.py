@@ -216,11 +216,11 @@ def list_infos() -> tuple[RunInfo, ...]:
     for run in list_runs(points=True):
         path = str(run.path)
         stamp = run.stamp
-        before = known.get(path)
-        if before is None or before[0] != stamp or before[1].state == "running":
-            before = stamp, _read(path, run.modified)
-        now[path] = before
-    _index = now  # at once, and without folders that are gone; another session's is as good
+        entry = known.get(path)
+        if entry is None or entry[0] != stamp or entry[1].state == "running":
+            entry = stamp, _read(path, run.modified)
+        now[path] = entry
+    _index = now  # in one assignment: sessions share it, and folders that are gone drop out
     return tuple(info for _, info in now.values())
 
 
@@ -288,18 +288,18 @@ def _one_sided(run: Run) -> tuple[str, ...]:
 def _variant(run: Run) -> str:
     """What sets its prompts apart; of a sweep's point also what else it varies."""
     settings = run.settings
-    said = ["of given items"] if settings.get("items_file") else []
+    parts = ["of given items"] if settings.get("items_file") else []
     if (n := repeats(settings)) != 1:
-        said.append(f"prompt {n} times")
+        parts.append(f"prompt {n} times")
     if not run.is_point:
-        return ", ".join(said)
+        return ", ".join(parts)
     if settings.get("patch"):
-        said.append(patch_words(settings["patch"]))
+        parts.append(patch_words(settings["patch"]))
     if settings.get("bos") not in (None, "auto"):
-        said.append(f"BOS {settings['bos']}")
+        parts.append(f"BOS {settings['bos']}")
     if settings.get("chat_template"):
-        said.append("chat template")
-    return ", ".join(said)
+        parts.append("chat template")
+    return ", ".join(parts)
 
 
 def by_id(runs: tuple[RunInfo, ...], run_id: str) -> RunInfo | None:

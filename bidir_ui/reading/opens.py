@@ -1,4 +1,4 @@
-"""Where what a run found is read: the page, and what its link says."""
+"""Where a run's results are read: the page, and the label of its link."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ WORDS = {
 
 
 def results(info: RunInfo, runs: Sequence[RunInfo]) -> tuple[str, dict[str, str]]:
-    """An explanation is read on its item, observed attention on Masks, a sweep in the Lab, an
-    evaluation beside its baseline; whatever has no such place on its own page."""
+    """Page and URL: an explanation on its item, observed attention on Masks, a sweep in the Lab, an
+    evaluation beside its baseline, anything else on the run's own page."""
     if info.kind == "attend" and info.is_done:
         return "masks", url.params(show="observed", attend=info.id)
     if info.is_sweep:
         return "lab", url.params(sweep=info.id)
-    if info.kind == "why" and info.is_done and (found := _explained(info, runs)):
-        return "item", found
+    if info.kind == "why" and info.is_done and (explained := _explained(info, runs)):
+        return "item", explained
     baseline = selection.baseline_of(runs, info, data.by_id(tuple(runs), url.get("a")))
     if baseline is not None and info.is_evaluation:
         query = url.params(a=baseline.id, b=info.id, intersect="" if info.is_done else "yes")

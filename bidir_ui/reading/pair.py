@@ -149,4 +149,4 @@ def explain_if_missing(runs: tuple[RunInfo, ...], chosen: Pair) -> bool:
 
 def _names(ids: tuple[str, ...]) -> html.Html:
     names = [html.el("code", fmt.clip(run_id, 120)) for run_id in ids]
-    return html.join(*[part for name in names for part in (" and ", name)][1:])
+    return html.Html(" and ").join(names)

@@ -23,9 +23,9 @@ def rows(runs: Sequence[RunInfo], limit: int | None = None) -> list[Row]:
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the evidence")
 def _rows(paths: tuple[str, ...], stamps: tuple[float, ...], limit: int | None) -> list[Row]:
-    found = scorecard(map(Run, paths), limit=limit)
+    scored = scorecard(map(Run, paths), limit=limit)
     give_back()  # the items and texts of every run were in memory
-    return found
+    return scored
 
 
 def leading_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo, RunInfo] | None:
@@ -41,8 +41,8 @@ def leading_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo, RunInfo] | None:
 
 
 def beside(runs: Sequence[RunInfo], a: RunInfo, b: RunInfo) -> list[RunInfo]:
-    """Where the pair is of a sweep's points, which no list of runs holds: they, the sweep's sink=1,
-    and the model's finished runs on the same items. Else none."""
+    """For a pair with a sweep's point, which no list of runs holds: the pair, the sweep's sink=1 and
+    the model's finished runs on the same items. Nothing for any other pair."""
     if not (a.is_point or b.is_point):
         return []
     sweeps = {run.id.rpartition("/")[0] for run in (a, b) if run.is_point}

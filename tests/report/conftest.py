@@ -57,5 +57,5 @@ def seeded(tmp_path_factory) -> tuple[Path, Path, Report]:
     evaluation(root, "bidirectional", 0.55, trained=distilled, **few)
     causal = evaluation(root, "causal", 0.55, trained=distilled, **few)
     (causal.path / "items.parquet").unlink()
-    made = report(root)
-    return root, write_paper(made, tmp_path_factory.mktemp("out") / "paper"), made
+    seeded_report = report(root)
+    return root, write_paper(seeded_report, tmp_path_factory.mktemp("out") / "paper"), seeded_report

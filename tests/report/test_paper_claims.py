@@ -57,9 +57,9 @@ def test_repair_is_claimed_of_the_interaction_alone(tmp_path, repaired, paper):
     )
     for name in ("items.parquet", "metrics.json"):
         shutil.copy(trained.path / name, control.path / name)
-    found = statuses(write_paper(report(root), tmp_path / "paper"))
-    assert found[repair] != "supported"
-    assert found["Fine-tuning 3B raises macro accuracy under bidirectional prefill."] == "supported"
+    after = statuses(write_paper(report(root), tmp_path / "paper"))
+    assert after[repair] != "supported"
+    assert after["Fine-tuning 3B raises macro accuracy under bidirectional prefill."] == "supported"
 
 
 def _is(run, code: str, regime: str) -> bool:
@@ -82,15 +82,15 @@ def test_published_numbers_alone_make_claims_of_unpaired_intervals(tmp_path):
     folder = write_paper(build_report(published, roots=[COMMITTED_RUNS]), tmp_path / "paper")
     claims = json.loads((folder / "claims.json").read_text())["claims"]
     assert {claim["test"].split(" ")[0] for claim in claims} <= {"unpaired", "none:", "per-item"}
-    found = statuses(folder)
-    assert found["Without training, bidirectional prefill lowers macro accuracy."] == "supported"
+    results = statuses(folder)
+    assert results["Without training, bidirectional prefill lowers macro accuracy."] == "supported"
     # Of the non-prefill compare only macro accuracies were published: no interval, no verdict.
-    assert found["Fine-tuning 3B costs no macro accuracy under causal attention."] == "undecided"
+    assert results["Fine-tuning 3B costs no macro accuracy under causal attention."] == "undecided"
 
 
 def test_a_leaky_fine_tune_stands_in_no_file(seeded):
-    _, folder, made = seeded
-    assert any(arm.leaky for arm in made.study.arms)
+    _, folder, report = seeded
+    assert any(arm.leaky for arm in report.study.arms)
     for path in (*folder.rglob("*.tex"), *folder.rglob("*.csv"), folder / "claims.json"):
         assert "3A" not in path.read_text(), path.name
     assert "3A" not in (folder / "figures" / "ladder.svg").read_text()

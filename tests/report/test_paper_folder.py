@@ -18,30 +18,29 @@ from bidir_core.report.paper import write_paper, zip_paper
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    found = (p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
+    paths = (p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
 
 
 def test_the_zip_holds_the_same_folder(repaired_report, paper):
-    heard: list[tuple[float, str]] = []
-    made = zip_paper(repaired_report, "paper", lambda *step: heard.append(step))
-    with zipfile.ZipFile(io.BytesIO(made)) as archive:
-        found = {name: archive.read(name) for name in archive.namelist()}
-    assert found == {f"paper/{name}": data for name, data in files_of(paper).items()}
-    shares = [share for share, _ in heard]
+    steps: list[tuple[float, str]] = []
+    data = zip_paper(repaired_report, "paper", lambda *step: steps.append(step))
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        zipped = {name: archive.read(name) for name in archive.namelist()}
+    assert zipped == {f"paper/{name}": data for name, data in files_of(paper).items()}
+    shares = [share for share, _ in steps]
     assert shares == sorted(shares)
     assert 0 <= shares[0] < shares[-1] < 1
-    assert "figure forest" in [next_step for _, next_step in heard]
+    assert "figure forest" in [next_step for _, next_step in steps]
 
 
 def test_the_same_runs_give_the_same_bytes(repaired, paper, tmp_path):
     """In another process, with another order of sets, from the command line."""
     again = tmp_path / "again"
     line = ["-m", "bidir_core", "report", "--runs-dir", str(repaired), "--paper", str(again)]
-    subprocess.run(
-        [sys.executable, *line], check=True, cwd=Path(write.__file__).parents[2],
-        env=os.environ | {"PYTHONHASHSEED": "7"}, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    folder, env = Path(write.__file__).parents[2], os.environ | {"PYTHONHASHSEED": "7"}
+    quiet = subprocess.DEVNULL
+    subprocess.run([sys.executable, *line], check=True, cwd=folder, env=env, stdout=quiet)
     ours, theirs = files_of(paper), files_of(again)
     assert set(ours) == set(theirs)
     for name, data in ours.items():

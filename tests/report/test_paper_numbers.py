@@ -58,8 +58,8 @@ class FromFolders:
             by_task = {task: stats.paired_interval(table) for task, table in tables.items()}
             return {"macro": stats.macro_delta(list(by_task.values())), **by_task}
         stacked = {t: np.stack([rows[t][1] * 1.0 - rows[t][0] for rows in both]) for t in both[0]}
-        found = effects.stratified_mean(stacked)
-        return {"macro": found.estimate, **found.per_task}
+        effect = effects.stratified_mean(stacked)
+        return {"macro": effect.estimate, **effect.per_task}
 
     def interaction(self, lists: list[list[str]]) -> dict[str, stats.Estimate]:
         rows, k = self.common([run for runs in lists for run in runs]), len(lists[0])
@@ -67,8 +67,8 @@ class FromFolders:
             task: r[:k] * 1.0 - r[k : 2 * k] - r[2 * k : 3 * k] + r[3 * k :]
             for task, r in rows.items()
         }
-        found = effects.stratified_mean(values)
-        return {"macro": found.estimate, **found.per_task}
+        effect = effects.stratified_mean(values)
+        return {"macro": effect.estimate, **effect.per_task}
 
 
 def table_of(a: np.ndarray, b: np.ndarray) -> stats.Table2x2:
@@ -80,10 +80,10 @@ def recomputed(root: Path, report) -> dict[str, list[float]]:
     again, study = FromFolders(root), report.study
     out: dict[str, list[float]] = {"margin": [1.0]}
 
-    def put(key: str, value: float, low: float, high: float, n: int | None = None) -> None:
-        ends = {"difference": 100 * value, "low": 100 * low, "high": 100 * high}
-        for name, number in (ends | ({"n": n} if n is not None else {})).items():
-            out[f"{key}/{name}"] = [number]
+    def put(key: str, estimate: stats.Estimate) -> None:
+        for name, value in (("difference", "value"), ("low", "low"), ("high", "high")):
+            out[f"{key}/{name}"] = [100 * getattr(estimate, value)]
+        out[f"{key}/n"] = [estimate.n]
 
     for (arm, regime), by_seed in study.cells.items():
         if not arm.leaky:
@@ -92,14 +92,14 @@ def recomputed(root: Path, report) -> dict[str, list[float]]:
     for contrast in report.numbers.contrasts(leaky=False):
         key, pairs = contrast.title, [list(pair) for pair in contrast.runs]
         if again.has_items([run for pair in pairs for run in pair]):
-            for task, found in again.differences(pairs).items():
-                put(f"{key}/{task}", found.value, found.low, found.high, found.n)
+            for task, estimate in again.differences(pairs).items():
+                put(f"{key}/{task}", estimate)
     for arm in study.trained("3B", "distill"):
         chosen = interaction(study, arm)
         lists = [] if isinstance(chosen, str) else [list(ids) for ids in chosen.runs]
         if lists and again.has_items([run for runs in lists for run in runs]):
-            for task, found in again.interaction(lists).items():
-                put(f"interaction {arm.title}/{task}", found.value, found.low, found.high, found.n)
+            for task, estimate in again.interaction(lists).items():
+                put(f"interaction {arm.title}/{task}", estimate)
     return {slug(key): values for key, values in out.items()}
 
 

@@ -28,15 +28,15 @@ def macro_row(table) -> list:
 
 def test_the_published_figures_come_back():
     published = [run for run in list_runs([COMMITTED_RUNS]) if run.is_reference]
-    made = build_report(published, roots=[COMMITTED_RUNS])
-    rows = list(csv.DictReader(io.StringIO(made.tables["contrasts"].csv())))
-    found = {row["Contrast"]: float(row["Difference"]) for row in rows}
-    assert found["stage 2 minus stage 1"] == pytest.approx(-0.3391592562, abs=5e-11)
-    assert found["stage 4 from 3B minus stage 2"] == pytest.approx(0.0528007278, abs=5e-11)
-    assert found["3B, causal minus stage 1"] == pytest.approx(-0.0751224080, abs=5e-11)
-    ratios = {row[0]: row[-1] for row in made.tables["macro"].rows}
+    result = build_report(published, roots=[COMMITTED_RUNS])
+    rows = list(csv.DictReader(io.StringIO(result.tables["contrasts"].csv())))
+    differences = {row["Contrast"]: float(row["Difference"]) for row in rows}
+    assert differences["stage 2 minus stage 1"] == pytest.approx(-0.3391592562, abs=5e-11)
+    assert differences["stage 4 from 3B minus stage 2"] == pytest.approx(0.0528007278, abs=5e-11)
+    assert differences["3B, causal minus stage 1"] == pytest.approx(-0.0751224080, abs=5e-11)
+    ratios = {row[0]: row[-1] for row in result.tables["macro"].rows}
     assert (ratios["stage 2"], ratios["stage 4 from 3B"]) == ("0.512x", "0.588x")
-    text = made.markdown()
+    text = result.markdown()
     per_task = section(text, "Per-Task")
     for figure in ("-29.8", "-17.2", "-46.2", "-33.8", "-16.2", "+8.2", "+11.4", "-1.4"):
         assert f"| {figure} |" in per_task
@@ -52,18 +52,17 @@ def test_the_published_figures_come_back():
 
 
 def test_the_answer_is_one_page_and_everything_else_its_appendix(repaired):
-    for made in (report(repaired), build_report(roots=[COMMITTED_RUNS])):
-        text = made.markdown()
+    for result in (report(repaired), build_report(roots=[COMMITTED_RUNS])):
+        text = result.markdown()
         answer, appendix = text.split("\n## Appendix\n")
         assert len(answer.split()) <= 800
         # The verdict, three bullets, what is undecided, and what it is about.
-        assert re.findall(r"^(?:##? |\*\*|- \*\*)([\w ]+)", answer, re.M)[1:] == [
-            "The Answer", "It hurts", "What is left", "Without training", "With training",
-            "What is undecided",
-        ]  # fmt: skip
+        headings = re.findall(r"^(?:##? |\*\*|- \*\*)([\w ]+)", answer, re.M)[1:]
+        assert headings[:3] == ["The Answer", "It hurts", "What is left"]
+        assert headings[3:] == ["Without training", "With training", "What is undecided"]
         assert "n = " in answer.split("**What is undecided**")[0]
         assert re.findall(r"^### (.*)", appendix, re.M) == [
-            one.heading for one in made.sections if not one.is_front
+            s.heading for s in result.sections if not s.is_front
         ]
         assert not re.search(r"\d\.\d{5}", text)  # of the numbers, none has many decimals
 
@@ -75,11 +74,11 @@ def test_what_is_undecided_or_not_run_is_on_the_first_page(tmp_path):
     assert "Not run: stage 2 (bidirectional), a repair fine-tune (3B)" in answer
     evaluation(tmp_path, "bidirectional", 0.49)
     evaluation(tmp_path, "bidirectional:sink=1", 0.5, seed=4)
-    made = report(tmp_path)
-    answer = section(made.markdown(), "The Answer")
-    open_ones = [row for row in made.tables["contrasts"].rows if row[-3] == "undecided"]
-    assert open_ones
-    for row in open_ones:
+    result = report(tmp_path)
+    answer = section(result.markdown(), "The Answer")
+    undecided = [row for row in result.tables["contrasts"].rows if row[-3] == "undecided"]
+    assert undecided
+    for row in undecided:
         assert row[0].capitalize() in answer
 
 
@@ -89,14 +88,14 @@ def test_the_answer_is_about_the_chosen_pair(tmp_path):
     b = evaluation(tmp_path, "bidirectional:sink=1", 0.3, **few)
     evaluation(tmp_path, "bidirectional", 0.4, **few)
     two_by_two(tmp_path, REPAIRED)  # fuller, over other items
-    made = build_report(pair=(a, b), roots=[tmp_path])
-    assert made.study.regime == "bidirectional:sink=1"
-    assert "bidirectional:sink=1 prefill lowers" in made.markdown({"answers"})
-    assert {run.settings["limit"] for run in made.study.all_runs} == {100}
-    words = shlex.split(made.command())[4:-2]
-    named = [find_run(word, [tmp_path]) for word in words if "/" in word]
-    again = build_report(named, regime=words[words.index("--regime") + 1], roots=[tmp_path])
-    assert again.markdown() == made.markdown()
+    result = build_report(pair=(a, b), roots=[tmp_path])
+    assert result.study.regime == "bidirectional:sink=1"
+    assert "bidirectional:sink=1 prefill lowers" in result.markdown({"answers"})
+    assert {run.settings["limit"] for run in result.study.all_runs} == {100}
+    arguments = shlex.split(result.command())[4:-2]
+    named = [find_run(word, [tmp_path]) for word in arguments if "/" in word]
+    again = build_report(named, regime=arguments[arguments.index("--regime") + 1], roots=[tmp_path])
+    assert again.markdown() == result.markdown()
     with pytest.raises(UserError, match="was not run under 'bidirectional:sink=7'"):
         build_report([a, b], regime="bidirectional:sink=7", roots=[tmp_path])
 
@@ -126,24 +125,23 @@ def test_recipes_are_variants_of_their_arm(tmp_path):
     two_by_two(tmp_path, REPAIRED)
     lora = {k: v for k, v in REPAIRED.items() if k[0] != "base"}
     two_by_two(tmp_path, lora, method="lora", lora_rank=8)
-    made = report(tmp_path)
-    titles = [arm.title for arm in made.study.arms]
+    result = report(tmp_path)
+    titles = [arm.title for arm in result.study.arms]
     assert titles == ["base", "3B", "3B (method lora)", "3C", "3C (method lora)"]
-    lines = [row for row in made.tables["interaction"].rows if row[3] == "macro"]
-    assert [(row[0], row[1]) for row in lines] == [
-        ("3B", "3C"), ("3B (method lora)", "3C (method lora)")
-    ]  # fmt: skip
+    lines = [row for row in result.tables["interaction"].rows if row[3] == "macro"]
+    assert [row[0] for row in lines] == ["3B", "3B (method lora)"]
+    assert [row[1] for row in lines] == ["3C", "3C (method lora)"]
 
 
 def test_the_leaky_arm_is_called_leaky_everywhere_and_answers_nothing(tmp_path):
     two_by_two(tmp_path, REPAIRED | {("3A", "causal"): 0.3, ("3A", "bidirectional"): 0.9})
-    made = report(tmp_path)
-    text = made.markdown()
+    result = report(tmp_path)
+    text = result.markdown()
     for line in text.splitlines():
         if "3A" in line:
             assert "leaky" in line.lower(), line
     assert "3A" not in section(text, "The Answer")
-    for table in made.tables.values():
+    for table in result.tables.values():
         for line in table.csv().splitlines():
             assert "3A" not in line or "leaky" in line.lower(), line
 
@@ -156,12 +154,18 @@ def test_distillation_has_the_base_model_as_its_control(tmp_path):
     assert "the distillation, distil: Yes, stage 1 is reached within 1 point" in text
 
 
-@pytest.mark.parametrize("left", [
-    {("base", "causal")}, {("base", "bidirectional")}, {("3B", "bidirectional")},
-    {("base", "causal"), ("3B", "causal")}, {("3B", "causal"), ("3C", "causal")},
-])  # fmt: skip
-def test_what_is_missing_is_said_to_be_not_run(tmp_path, left):
-    two_by_two(tmp_path, {cell: REPAIRED[cell] for cell in left})
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {("base", "causal")},
+        {("base", "bidirectional")},
+        {("3B", "bidirectional")},
+        {("base", "causal"), ("3B", "causal")},
+        {("3B", "causal"), ("3C", "causal")},
+    ],
+)
+def test_what_is_missing_is_said_to_be_not_run(tmp_path, cells):
+    two_by_two(tmp_path, {cell: REPAIRED[cell] for cell in cells})
     text = report(tmp_path).markdown()
     assert "not run" in text.lower()
     assert "nan" not in text.lower().split()
@@ -171,20 +175,20 @@ def test_what_is_missing_is_said_to_be_not_run(tmp_path, left):
 def test_the_no_context_floor_is_found(tmp_path):
     two_by_two(tmp_path, {k: v for k, v in REPAIRED.items() if k[0] == "base"})
     evaluation(tmp_path, "causal", 0.3, config={"context": "none"})
-    made = report(tmp_path)
-    assert made.study.floor is not None
-    assert "above the no-context score" in made.markdown()
-    assert len(made.study.runs(made.study.base, "causal")) == 1
+    result = report(tmp_path)
+    assert result.study.floor is not None
+    assert "above the no-context score" in result.markdown()
+    assert len(result.study.runs(result.study.base, "causal")) == 1
 
 
 def test_a_hidden_token_is_an_ablation_and_no_baseline(tmp_path):
     two_by_two(tmp_path, {k: v for k, v in REPAIRED.items() if k[0] == "base"})
     evaluation(tmp_path, "causal:hide=0", 0.2)  # the newest run: it must not take causal's place
-    made = report(tmp_path)
-    study = made.study
+    result = report(tmp_path)
+    study = result.study
     assert study.regime == "bidirectional"
     assert study.bidirectional_regimes(study.base) == ["bidirectional"]
-    text = made.markdown()
+    text = result.markdown()
     assert "stage 2 (causal:hide=0)" in section(text, "Macro Accuracy by Stage")
     assert "hide=0" not in section(text, "The Answer")
     stage1 = next(iter(study.runs(study.base, "causal").values()))
@@ -198,7 +202,8 @@ def test_item_sets_are_not_mixed(tmp_path):
     text = report(tmp_path).markdown()
     assert f"`{other.id}`: over other items" in text
     another = evaluation(tmp_path, "bidirectional", 0.5, n_items=100, config={"limit": 20})
-    (line,) = (one for one in report(tmp_path).markdown().splitlines() if "over other items" in one)
+    lines = report(tmp_path).markdown().splitlines()
+    (line,) = (line for line in lines if "over other items" in line)
     assert line.startswith("- 2 runs, over other items")
     assert f"`{other.id}`" in line
     assert f"`{another.id}`" in line
@@ -222,10 +227,10 @@ def test_unusable_runs_are_left_out_with_the_reason(tmp_path):
 def test_runs_that_do_not_pair_get_no_paired_interval(tmp_path):
     evaluation(tmp_path, "causal", 0.55, n_items=300)
     evaluation(tmp_path, "bidirectional", 0.4, n_items=300, facts={"tokenizer_fingerprint": "x"})
-    made = report(tmp_path)
-    (row,) = made.tables["contrasts"].rows
+    result = report(tmp_path)
+    (row,) = result.tables["contrasts"].rows
     assert row[-1].startswith("unpaired")
-    assert "different tokenizers" in section(made.markdown(), "The Answer")
+    assert "different tokenizers" in section(result.markdown(), "The Answer")
 
 
 def without_items(study, root, *seeds) -> None:
@@ -238,18 +243,18 @@ def without_items(study, root, *seeds) -> None:
 
 
 def test_where_only_some_seeds_kept_items_those_alone_are_compared(three_seeds, tmp_path):
-    whole = report(three_seeds)
+    complete = report(three_seeds)
     without_items(three_seeds, tmp_path, 1, 2)
-    made = report(tmp_path)
-    rows = {row[0]: row for row in made.tables["contrasts"].rows}
+    result = report(tmp_path)
+    rows = {row[0]: row for row in result.tables["contrasts"].rows}
     row = rows["stage 4 from 3B minus 3C, causal"]
     assert (row[2], row[-1]) == (1, "paired item by item")
-    assert "from 1 of 3 seeds: the others have no items here, only metrics" in made.markdown()
-    said = [line for line in made.markdown().splitlines() if "(the interaction)" in line]
-    assert said
-    assert all("It is from 1 of 3 seeds: the others have no items here" in line for line in said)
-    assert not re.search("It is from|Accuracies and their", whole.markdown())
-    assert {row[0]: row for row in made.tables["macro"].rows}["stage 4 from 3B"][4] == 3
+    assert "from 1 of 3 seeds: the others have no items here, only metrics" in result.markdown()
+    lines = [line for line in result.markdown().splitlines() if "(the interaction)" in line]
+    assert lines
+    assert all("It is from 1 of 3 seeds: the others have no items here" in line for line in lines)
+    assert not re.search("It is from|Accuracies and their", complete.markdown())
+    assert {row[0]: row for row in result.tables["macro"].rows}["stage 4 from 3B"][4] == 3
 
 
 def test_without_any_items_seeds_give_an_unpaired_interval_with_their_spread(three_seeds, tmp_path):
@@ -257,21 +262,22 @@ def test_without_any_items_seeds_give_an_unpaired_interval_with_their_spread(thr
     study = report(tmp_path).study
     arm = study.trained("3B")[0]
     cells = (study.base, "causal"), (arm, "bidirectional")
-    found = contrast(study, *cells)
+    all_seeds = contrast(study, *cells)
     runs = list_runs([tmp_path])
     few = [run for run in runs if "3B-0" in (run.settings.get("checkpoint") or "3B-0")]
-    one = contrast(make_study(few), *cells)
-    assert found.basis == one.basis == "unpaired"
-    assert len(found.per_seed) == 3
-    assert found.value == pytest.approx(sum(found.per_seed) / 3)
+    one_seed = contrast(make_study(few), *cells)
+    assert all_seeds.basis == one_seed.basis == "unpaired"
+    assert len(all_seeds.per_seed) == 3
+    assert all_seeds.value == pytest.approx(sum(all_seeds.per_seed) / 3)
     # The same items answered thrice are not three times as many items.
-    spread = np.var(found.per_seed, ddof=1) / 3
-    half, single = ((e.interval.high - e.interval.low) / 2 / 1.959964 for e in (found, one))
+    spread = np.var(all_seeds.per_seed, ddof=1) / 3
+    widths = [c.interval.high - c.interval.low for c in (all_seeds, one_seed)]
+    half, single = (width / 2 / 1.959964 for width in widths)
     assert half**2 == pytest.approx(single**2 + spread, rel=0.03)
     # What is kept goes by the mean over seeds, like the ratio beside it.
     chance = study.runs(*cells[0])[0].metrics["macro"]["chance"]
-    kept = (found.acc_b - chance) / (found.acc_a - chance)
-    assert found.above_chance.value == pytest.approx(kept)
+    kept = (all_seeds.acc_b - chance) / (all_seeds.acc_a - chance)
+    assert all_seeds.above_chance.value == pytest.approx(kept)
 
 
 def test_no_runs_at_all(tmp_path):
@@ -285,7 +291,7 @@ def test_the_fullest_set_of_a_model_is_chosen(tmp_path):
     two_by_two(tmp_path, REPAIRED)
     evaluation(tmp_path, "causal", 0.9, n_items=1600, config={"limit": 320})  # more items, alone
     make_run(tmp_path, n_items=50, model="another")
-    made = build_report(roots=[tmp_path])
-    assert made.study.model == "smollm2-135m-instruct"
-    assert {arm.code for arm in made.study.arms} == {"base", "3B", "3C"}
+    result = build_report(roots=[tmp_path])
+    assert result.study.model == "smollm2-135m-instruct"
+    assert {arm.code for arm in result.study.arms} == {"base", "3B", "3C"}
     assert build_report(roots=[tmp_path], model="another").study.model == "another"

@@ -35,17 +35,21 @@ MISSING = None
 
 
 def attempt(**more) -> Repair:
-    given = {"damage": HARM, "gain": GAIN, "gap": NONE, "control_gap": None, "normal": NONE,
-             "control_normal": None, "interaction": REAL} | more  # fmt: skip
+    given = {"damage": HARM, "gain": GAIN, "gap": NONE, "control_gap": None}
+    given |= {"normal": NONE, "control_normal": None, "interaction": REAL} | more
     return Repair(arm="3B", control="3C", regime="bidirectional", **given)
 
 
 @pytest.mark.parametrize(
     ("damage", "says"),
-    [(HARM, "It hurts."), (NONE, "It makes no difference beyond 1 point."),
-     (GAIN, "It does not hurt here."), (WIDE, "These runs do not decide it."),
-     (None, "Not run")],
-)  # fmt: skip
+    [
+        (HARM, "It hurts."),
+        (NONE, "It makes no difference beyond 1 point."),
+        (GAIN, "It does not hurt here."),
+        (WIDE, "These runs do not decide it."),
+        (None, "Not run"),
+    ],
+)
 def test_question_1(damage, says):
     text = " ".join(answers.how_much_it_hurts(damage, "bidirectional"))
     assert text.startswith(says)

@@ -20,11 +20,10 @@ HOSTILE = "<img src=x onerror=alert(1)> | ![x](http://evil/x.png) `code` **b**\n
 
 def test_hostile_names_stay_text(tmp_path):
     items = [*spread_items(40, (HOSTILE,)), make_item(HOSTILE, 99, 0)]
+    names = {"tasks": (HOSTILE,), "model": HOSTILE, "facts": {"source": HOSTILE}}
     for regime in ("causal", "bidirectional"):
-        make_run(
-            tmp_path, FOLDERS[False, regime != "causal"], regime=regime, items=items,
-            tasks=(HOSTILE,), model=HOSTILE, facts={"source": HOSTILE}, seed=len(regime),
-        )  # fmt: skip
+        folder = FOLDERS[False, regime != "causal"]
+        make_run(tmp_path, folder, regime=regime, items=items, seed=len(regime), **names)
     text = report(tmp_path).markdown()
     assert "<img" not in text
     assert "![" not in text

@@ -87,8 +87,8 @@ def flat(cell: str) -> str:
 
 def test_it_has_the_sections_of_the_markdown_and_two_of_its_own(study, parsed):
     headings = re.findall(r"^##+ (.*)", study.markdown(), re.M)
-    found = [*parsed.texts["h2"], *parsed.texts["h3"]]
-    assert found == [*headings, "The Items Behind the Numbers: Flips", "How This Was Made"]
+    shown = [*parsed.texts["h2"], *parsed.texts["h3"]]
+    assert shown == [*headings, "The Items Behind the Numbers: Flips", "How This Was Made"]
 
 
 def test_it_has_every_cell_of_every_table(study, parsed):
@@ -113,8 +113,8 @@ def test_the_file_names_no_other(text, parsed):
     css, scripts = " ".join(parsed.texts["style"]), parsed.texts["script"]
     assert not re.search(r"@import|url\(|http", css)
     ids = [attributes.get("id") for attributes in parsed.named("script")]
-    own = scripts[-1] + scripts[ids.index("figures")]
-    assert not re.search(r"fetch|XMLHttp|import\(|sendBeacon|WebSocket|https?:", own)
+    own_scripts = scripts[-1] + scripts[ids.index("figures")]
+    assert not re.search(r"fetch|XMLHttp|import\(|sendBeacon|WebSocket|https?:", own_scripts)
     assert len(text.encode()) < 8_000_000
 
 
@@ -140,27 +140,27 @@ def test_charts_are_whole_and_drawn_from_the_tables(study, parsed):
 
 def test_a_row_lies_where_its_number_says():
     rows = [Row("a", "", -0.1, -0.2, 0.0), Row("<b>", "", 0.1, look="better", total=True)]
-    made = interval_rows(rows, reference=0.0, axis="points")
-    left = [float(x) for x in re.findall(r'class="(?:bar|mark)" style="left:([\d.]+)%', made)]
-    width = float(re.search(r"width:([\d.]+)%", made)[1])
-    zero = float(re.search(r"--at:([\d.]+)%", made)[1])
-    assert left[0] + width == pytest.approx(zero, abs=0.02)  # the interval ends at 0
-    assert left[1] == pytest.approx(left[0] + width / 2, abs=0.02)
-    assert left[2] - zero == pytest.approx(zero - left[1], abs=0.02)
-    assert 0 < min(left) < max(left) < 100
-    assert "&lt;b&gt;" in made
+    chart = interval_rows(rows, reference=0.0, axis="points")
+    lefts = [float(x) for x in re.findall(r'class="(?:bar|mark)" style="left:([\d.]+)%', chart)]
+    width = float(re.search(r"width:([\d.]+)%", chart)[1])
+    zero = float(re.search(r"--at:([\d.]+)%", chart)[1])
+    assert lefts[0] + width == pytest.approx(zero, abs=0.02)  # the interval ends at 0
+    assert lefts[1] == pytest.approx(lefts[0] + width / 2, abs=0.02)
+    assert lefts[2] - zero == pytest.approx(zero - lefts[1], abs=0.02)
+    assert 0 < min(lefts) < max(lefts) < 100
+    assert "&lt;b&gt;" in chart
 
 
 def test_the_flips_are_those_that_moved_most(study, repaired):
     first = top_flips.flip_tables(study.study, "acc", top=7)[0]
-    a, b = (next(run for run in study.study.all_runs if run.id == i)
-            for i in (first.run_a, first.run_b))  # fmt: skip
+    by_id = {run.id: run for run in study.study.all_runs}
+    a, b = by_id[first.run_a], by_id[first.run_b]
     frame = flips(a, b)
     for name in top_flips.CLASSES:
-        mine = frame[frame["flip"] == name]
-        assert first.counts[name] == len(mine)
+        flipped = frame[frame["flip"] == name]
+        assert first.counts[name] == len(flipped)
         shown = [row for row in first.rows if row.flip == name]
-        largest = mine["margin_change"].abs().nlargest(7).tolist()
+        largest = flipped["margin_change"].abs().nlargest(7).tolist()
         assert [abs(row.change) for row in shown] == pytest.approx(largest)
     row = first.rows[0]
     task, doc_id = row.item_id.split("/")
@@ -189,7 +189,8 @@ def test_hostile_texts_are_text(hostile):
     page = Page(text)
     assert len(page.named("script")) == 3
     assert len(page.named("style")) == 1
-    assert not {"img", "iframe", "form", "b", "a"} & {t for t, a in page.elements if not a.get("href", "").startswith("#")}  # fmt: skip
+    tags = {tag for tag, names in page.elements if not names.get("href", "").startswith("#")}
+    assert not {"img", "iframe", "form", "b", "a"} & tags
     assert "<script>window.hacked" not in text
     assert "<img" not in re.sub(r'<script id="plotly">.*?</script>', "", text, flags=re.S)
     assert "‹U+202E›drow‹U+202C› zero‹U+200B›width" in text
@@ -199,9 +200,9 @@ def test_hostile_texts_are_text(hostile):
 
 
 def test_the_command_in_the_file_writes_the_file_again(study, repaired, tmp_path, capsys):
-    words = shlex.split(study.command(out=str(tmp_path / "r.html")))
-    assert words[:4] == ["python", "-m", "bidir_core", "report"]
-    assert main([*words[3:], "--runs-dir", str(repaired)]) == 0
+    arguments = shlex.split(study.command(out=str(tmp_path / "r.html")))
+    assert arguments[:4] == ["python", "-m", "bidir_core", "report"]
+    assert main([*arguments[3:], "--runs-dir", str(repaired)]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "r.html")]
     named = [run.id for run in study.study.all_runs]
     again = build_report([r for r in list_runs([repaired]) if r.id in named], roots=[repaired])

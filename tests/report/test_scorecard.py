@@ -44,15 +44,15 @@ def tuned(root: Path, arm: str, regime: str, *, train_seed: int = 0, **options) 
 def study(root: Path, repaired: float, control: float, **options) -> None:
     """3B and 3C under both masks; ``control``: of 3C looking ahead."""
     for arm, regime in FOUR:
-        left = arm == "3C" and regime == "bidirectional"
-        tuned(root, arm, regime, accuracy=control if left else repaired, **options)
+        is_control = arm == "3C" and regime == "bidirectional"
+        tuned(root, arm, regime, accuracy=control if is_control else repaired, **options)
 
 
 def test_each_model_has_a_row_on_its_fullest_items_in_one_number_format(root) -> None:
     pair(root, n_items=200, texts=False, config={"limit": 500})
-    whole = {"n_items": 800, "texts": False}
-    pair(root, **whole)
-    make_run(root, accuracy=0.1, facts={"dtype": "bfloat16"}, **whole)  # no partner
+    full = {"n_items": 800, "texts": False}
+    pair(root, **full)
+    make_run(root, accuracy=0.1, facts={"dtype": "bfloat16"}, **full)  # no partner
     pair(root, n_items=100, texts=False, model="other/model")
     ours, other = rows(root)
     assert (ours.model, ours.n, ours.extent) == ("smollm2-135m-instruct", 800, "whole sets")
@@ -91,8 +91,8 @@ def test_repair_is_told_only_with_its_control(root) -> None:
     pair(root, n_items=800, texts=False)
     for arm, regime in FOUR:
         assert not any(row.repair and row.repair.words == "Repaired" for row in rows(root))
-        left = arm == "3C" and regime == "bidirectional"
-        tuned(root, arm, regime, accuracy=0.42 if left else 0.72)
+        is_control = arm == "3C" and regime == "bidirectional"
+        tuned(root, arm, regime, accuracy=0.42 if is_control else 0.72)
     (row,) = rows(root)
     assert row.repair.words in ("Repaired", "At least partly repaired")
     assert row.repair.badges[0].outcome == "supports"
@@ -113,8 +113,8 @@ def test_seeds_without_items_are_said(root) -> None:
     pair(root, n_items=800, texts=False)
     for seed in range(3):
         for arm, regime in FOUR:
-            left = arm == "3C" and regime == "bidirectional"
-            run = tuned(root, arm, regime, train_seed=seed, accuracy=0.4 if left else 0.7)
+            is_control = arm == "3C" and regime == "bidirectional"
+            run = tuned(root, arm, regime, train_seed=seed, accuracy=0.4 if is_control else 0.7)
             if seed:
                 (run.path / "items.parquet").unlink()
     (row,) = rows(root)
@@ -222,8 +222,8 @@ def test_a_damaged_run_changes_no_other_models_row(root) -> None:
     _, b = pair(root)
     table = b.path / "items.parquet"
     table.write_bytes(table.read_bytes()[:100] + b"x" * 200 + b"PAR1")
-    whole, torn = rows(root)
-    assert whole == before
+    intact, torn = rows(root)
+    assert intact == before
     assert torn.hurt is None
     assert answer(torn) == ""
 

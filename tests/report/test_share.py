@@ -51,8 +51,8 @@ def write_dials(root: Path, item: str, **damage: object) -> None:
     weak = [right if strength <= 0.01 else wrong for strength in STRENGTHS]
     scores = [[weak] * 5, [[right] * len(STRENGTHS)] * 5]
     model = "smollm2-135m-instruct"
-    one = {"model": model, "item": item, "dtype": "float32", "gold": 0, "scores": scores}
-    (root / "dials.json").write_text(json.dumps({"schema": 1, "items": [one | damage]}))
+    entry = {"model": model, "item": item, "dtype": "float32", "gold": 0, "scores": scores}
+    (root / "dials.json").write_text(json.dumps({"schema": 1, "items": [entry | damage]}))
 
 
 @pytest.fixture
@@ -85,11 +85,12 @@ def test_every_link_leads_to_a_page_of_the_site_and_nothing_else_is_loaded(shown
 
 def test_hostile_texts_are_text_on_every_page(shown):
     for name, text in shown.items():
-        found = Links(text).elements
-        assert not {"img", "iframe", "form", "object", "embed", "base"} & {tag for tag, _ in found}
-        assert sum(tag == "script" for tag, _ in found) == (name == "index.html")
-        assert sum(tag == "style" for tag, _ in found) == 1
-        policy = next(a["content"] for tag, a in found if a.get("http-equiv"))
+        elements = Links(text).elements
+        tags = [tag for tag, _ in elements]
+        assert not {"img", "iframe", "form", "object", "embed", "base"} & set(tags)
+        assert tags.count("script") == (name == "index.html")
+        assert tags.count("style") == 1
+        policy = next(a["content"] for tag, a in elements if a.get("http-equiv"))
         assert policy.startswith("default-src 'none'")
         assert not re.search("[\u200b\u202c\u202e]", text)
     everything = " ".join(shown.values())
@@ -124,9 +125,15 @@ def test_an_explained_item_has_its_why_and_attention_and_stands_first(shown):
 
 @pytest.mark.parametrize(
     "damage",
-    [{"layers": {}}, {"schema": 99}, {"tokens": [{"first": 0}]}, {"causal": None}, {"pieces": 3},
-     {"doc_hash": "of other data"}],
-)  # fmt: skip
+    [
+        {"layers": {}},
+        {"schema": 99},
+        {"tokens": [{"first": 0}]},
+        {"causal": None},
+        {"pieces": 3},
+        {"doc_hash": "of other data"},
+    ],
+)
 def test_a_damaged_explanation_is_none(root, damage):
     _, b = pair(root, n_items=200)
     explained(root, b, **damage)

@@ -43,9 +43,6 @@ def test_the_verdict_has_no_ascii_minus(root):
     assert "-" not in verdict
 
 
-# --- names ----------------------------------------------------------------------------------------
-
-
 # --- kinds and links --------------------------------------------------------------------------------
 
 
@@ -63,19 +60,15 @@ def test_an_item_links_to_where_a_model_looked(root):
     a, b = pair(root)
     run = make_attend(root, item="piqa/3")
     make_attend(root, item="piqa/7")
-    links = [
-        link.proto
-        for link in open_page("pages/item.py", a=a.id, b=b.id, item="piqa/3").get("page_link")
-    ]
-    found = [link for link in links if "Observed attention" in link.label]
-    assert len(found) == 1
-    assert f"attend={run.id}".replace("/", "%2F") in found[0].query_string.replace("/", "%2F")
-    assert "show=observed" in found[0].query_string
-    links = [
-        link.proto
-        for link in open_page("pages/item.py", a=a.id, b=b.id, item="piqa/1").get("page_link")
-    ]
-    assert not [link for link in links if "Observed attention" in link.label]
+
+    def observed_links(item: str) -> list[str]:
+        links = open_page("pages/item.py", a=a.id, b=b.id, item=item).get("page_link")
+        return [x.proto.query_string for x in links if "Observed attention" in x.proto.label]
+
+    (query,) = observed_links("piqa/3")
+    assert f"attend={run.id}".replace("/", "%2F") in query.replace("/", "%2F")
+    assert "show=observed" in query
+    assert not observed_links("piqa/1")
 
 
 # --- labels that tell runs apart -----------------------------------------------------------------
@@ -85,8 +78,8 @@ def test_every_runs_answer_names_what_differs(root):
     a, b = pair(root)
     make_run(root, n_items=40, facts={"dtype": "bfloat16"})
     make_run(root, n_items=40, name="again", facts={"dtype": "bfloat16"})
-    found = markup(open_page("pages/item.py", a=a.id, b=b.id, item="piqa/3"))
-    rows = re.findall(r"<tr><td[^>]*>(?:<b>)?(Stage[^<]*)", found[found.index("Every run") :])
+    body = markup(open_page("pages/item.py", a=a.id, b=b.id, item="piqa/3"))
+    rows = re.findall(r"<tr><td[^>]*>(?:<b>)?(Stage[^<]*)", body[body.index("Every run") :])
     assert len(rows) == len(set(rows)) == 4
     assert sum("bfloat16" in row for row in rows) == 2
     assert sum("again" in row for row in rows) == 1

@@ -86,19 +86,19 @@ def test_compare_prefers_the_embedded_model_at_limit_500(root):
 
 
 def test_the_glossary_knows_what_pages_say():
-    said = " ".join(f"{name} {text}" for name, text in shell.GLOSSARY)
+    glossary = " ".join(f"{name} {text}" for name, text in shell.GLOSSARY)
     terms = "acc_norm, McNemar, Holm, churn, margin, nats, above-chance, macro mean, baseline, mask probe"
     terms += ", settled, needs about n, study, arm, seed, interaction, sweep, retention, stages"
     wanted = [*terms.split(", "), *(f"{dial}=" for dial in DIALS)]
-    assert not [term for term in wanted if term not in said]
+    assert not [term for term in wanted if term not in glossary]
 
 
 def test_compare_leads_to_the_same_comparison_on_more_items(root):
     pair(root, config={"limit": 500})
     more = pair(root, n_items=60)
     app = open_page("pages/compare.py")
-    told = next(block.proto.body for block in app.get("html") if "60 items" in block.proto.body)
-    assert all(f"{side}={run.id}" in told for side, run in zip("ab", more, strict=True))
+    link = next(block.proto.body for block in app.get("html") if "60 items" in block.proto.body)
+    assert all(f"{side}={run.id}" in link for side, run in zip("ab", more, strict=True))
     app = open_page("pages/compare.py", a=more[0].id, b=more[1].id)
     assert "was run on" not in words(app)
 
@@ -209,7 +209,7 @@ def test_both_masks_stand_side_by_side(root):
 
 
 @pytest.mark.parametrize(
-    ("text", "chips", "made"),
+    ("text", "chips", "regime"),
     [
         ("bidirectional", ["ahead", "sink"], "bidirectional:sink=1"),
         ("causal", ["sink"], "bidirectional:sink=1"),
@@ -218,8 +218,8 @@ def test_both_masks_stand_side_by_side(root):
         ("bidirectional:sink=4", ["sink"], "causal"),
     ],
 )
-def test_chips_make_a_regime_and_keep_what_was_typed(text, chips, made):
-    assert str(masks_view.with_chips(parse_regime(text), chips)) == made
+def test_chips_make_a_regime_and_keep_what_was_typed(text, chips, regime):
+    assert str(masks_view.with_chips(parse_regime(text), chips)) == regime
 
 
 def test_a_wrong_value_in_the_url_never_raises(root):
@@ -261,8 +261,8 @@ def test_no_markdown_and_no_raw_html(path):
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            said = node.value.id == "st" and node.attr in [*BANNED.split(), "toast"]
-            assert not said, f"{path}: st.{node.attr}"
+            is_banned = node.value.id == "st" and node.attr in [*BANNED.split(), "toast"]
+            assert not is_banned, f"{path}: st.{node.attr}"
 
 
 def imported(tree: ast.AST) -> set[str]:

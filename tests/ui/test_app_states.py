@@ -35,7 +35,7 @@ def nothing(root: Path) -> dict[str, str]:
     return {}
 
 
-def whole(root: Path) -> dict[str, str]:
+def complete(root: Path) -> dict[str, str]:
     a, b = pair(root)
     return {"a": a.id, "b": b.id}
 
@@ -53,8 +53,8 @@ def half_named(root: Path) -> dict[str, str]:
     return {"id": chosen["b"]}
 
 
-def whole_named(root: Path) -> dict[str, str]:
-    return {"id": whole(root)["b"]}
+def complete_named(root: Path) -> dict[str, str]:
+    return {"id": complete(root)["b"]}
 
 
 def torn(root: Path) -> dict[str, str]:
@@ -92,37 +92,37 @@ TABLE: dict[str, dict[str, Case]] = {
         "empty": Case(nothing, "No runs yet"),
         "partial": Case(half, "20 of 40 items so far"),
         "error": Case(torn, "items.parquet is not what was written"),
-        "ready": Case(whole, "Points against causal"),
+        "ready": Case(complete, "Points against causal"),
     },
     "runs": {
         "empty": Case(nothing, "No runs yet"),
         "partial": Case(half, "stopped with an error"),
         "error": Case(corrupt, "The folder cannot be read"),
-        "ready": Case(whole, "2 of 2 runs"),
+        "ready": Case(complete, "2 of 2 runs"),
     },
     "run": {
         "empty": Case(nothing, "No runs yet"),
         "partial": Case(half_named, "stopped with an error"),
-        "error": Case(whole, "Run not found", {"id": "lab/19990101-000000"}),
-        "ready": Case(whole_named, "Settings that are not the defaults"),
+        "error": Case(complete, "Run not found", {"id": "lab/19990101-000000"}),
+        "ready": Case(complete_named, "Settings that are not the defaults"),
     },
     "compare": {
         "empty": Case(nothing, "No runs yet"),
         "partial": Case(half, "20 of 40 items so far"),
         "error": Case(torn, "items.parquet is not what was written"),
-        "ready": Case(whole, "Right and wrong, task by task"),
+        "ready": Case(complete, "Right and wrong, task by task"),
     },
     "flips": {
         "empty": Case(nothing, "No runs yet"),
         "partial": Case(half, "20 of 40 items so far"),
         "error": Case(torn, "items.parquet is not what was written"),
-        "ready": Case(whole, "of 40 paired items"),
+        "ready": Case(complete, "of 40 paired items"),
     },
     "item": {
         "empty": Case(nothing, "No runs yet", ITEM),
         "partial": Case(half, "20 of 40 items so far", {"item": "hellaswag/1"}),
-        "error": Case(whole, "Item not found", {"item": "piqa/99999"}),
-        "ready": Case(whole, "right answer", ITEM),
+        "error": Case(complete, "Item not found", {"item": "piqa/99999"}),
+        "ready": Case(complete, "right answer", ITEM),
     },
     "masks": {
         "empty": Case(nothing, "Nothing to draw", {"prompt": " ", "cont": " "}),
@@ -140,13 +140,13 @@ TABLE: dict[str, dict[str, Case]] = {
         "empty": Case(nothing, "No jobs yet"),
         "partial": Case(stalled, "stands still"),
         "error": Case(nothing, "Not ready to start", {"f.limit": "x"}),
-        "ready": Case(whole, "How this is known"),
+        "ready": Case(complete, "How this is known"),
     },
     "report": {
         "empty": Case(nothing, "No runs yet"),
         "partial": Case(half, "runs of this model are not in the report"),
-        "error": Case(whole, "not found", {"runs": "stage1_vanilla_eval/19990101-000000"}),
-        "ready": Case(whole, "2 runs"),
+        "error": Case(complete, "not found", {"runs": "stage1_vanilla_eval/19990101-000000"}),
+        "ready": Case(complete, "2 runs"),
     },
 }
 PAGES = [spec for spec in shell.PAGES if (shell.ROOT / spec.path).exists()]
@@ -187,9 +187,14 @@ def test_loading_says_so(root, key, monkeypatch):
         yield
         shown.remove(text)
 
-    found = shell.data.list_infos
+    list_infos = shell.data.list_infos
+
+    def observed():
+        seen.append(list(shown))
+        return list_infos()
+
     monkeypatch.setattr(shell.st, "spinner", spinner)
-    monkeypatch.setattr(shell.data, "list_infos", lambda: (seen.append(list(shown)), found())[1])
+    monkeypatch.setattr(shell.data, "list_infos", observed)
     assert not open_page("" if key == "overview" else shell.path(key)).exception
     assert seen
     assert all("Reading run folders" in texts for texts in seen)

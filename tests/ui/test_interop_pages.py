@@ -32,8 +32,8 @@ def both(root, tmp_path):
     """An imported causal run and our bidirectional one of the same items."""
     causal = make_run(tmp_path / "elsewhere", n_items=60, accuracy=0.7)
     theirs = imported_from(causal, tmp_path / "out", name="theirs")
-    mine = make_run(root, STAGE2, n_items=60, regime="bidirectional", accuracy=0.4, seed=1)
-    return theirs, mine
+    candidate = make_run(root, STAGE2, n_items=60, regime="bidirectional", accuracy=0.4, seed=1)
+    return theirs, candidate
 
 
 def open_pair(page: str, a: Run, b: Run, **query: str) -> AppTest:
@@ -45,12 +45,12 @@ def open_pair(page: str, a: Run, b: Run, **query: str) -> AppTest:
 
 
 def test_runs_lists_it_and_finds_it_by_kind(both):
-    theirs, mine = both
+    theirs, candidate = both
     table = open_pair("pages/runs.py", *both, kind="imported").dataframe[0].value
     assert table["run"].tolist() == [theirs.id]
     assert table["state"].tolist() == ["● imported"]
     table = open_pair("pages/runs.py", *both, kind="evaluations").dataframe[0].value
-    assert table["run"].tolist() == [mine.id]
+    assert table["run"].tolist() == [candidate.id]
 
 
 @pytest.mark.parametrize("swap", [False, True])
@@ -84,11 +84,11 @@ def test_a_pair_that_does_not_fit_says_why(both, root):
 
 
 def test_it_is_no_default_and_not_in_the_scorecard(both, root):
-    theirs, mine = both
+    theirs, candidate = both
     ours = make_run(root, n_items=60, accuracy=0.7)
     runs = data.list_infos()
-    assert [run.id for run in selection.default_pair(runs) if run] == [ours.id, mine.id]
+    assert [run.id for run in selection.default_pair(runs) if run] == [ours.id, candidate.id]
     (row,) = scorecard(list_runs())
     assert row.hurt is not None
-    assert row.hurt.runs == (ours.id, mine.id)
+    assert row.hurt.runs == (ours.id, candidate.id)
     assert theirs.id not in row.hurt.runs

@@ -40,23 +40,22 @@ def test_both_runs_masks_stand_side_by_side(root):
 def test_the_likelier_choice_is_further_right():
     scale = Scale.of([[-3.0, -1.0], [-2.0, float("-inf")]])
     places = [str(scale.dot(ll, "blue")) for ll in (-3.0, -2.0, -1.0)]
-    assert ["left:0.0%" in places[0], "left:50.0%" in places[1], "left:100.0%" in places[2]] == [
-        True
-    ] * 3
+    for place, left in zip(places, ("0.0", "50.0", "100.0"), strict=True):
+        assert f"left:{left}%" in place
     assert "left:0.0%" in str(scale.dot(float("-inf"), "blue"))
 
 
 @pytest.fixture
 def worker(monkeypatch):
     """A model that is loaded, pretended: it answers at once that all comes back."""
-    asked = []
+    requests = []
 
     def rescore(**request) -> str:
-        asked.append(request)
-        return str(len(asked))
+        requests.append(request)
+        return str(len(requests))
 
     ll = {"causal": [-1.0, -2.0], "regime": [-4.0, -2.0], "changed": [-1.5, -2.5]}
-    told = SimpleNamespace(
+    fake_worker = SimpleNamespace(
         state="ready",
         model=MODEL,
         checkpoint="",
@@ -67,8 +66,8 @@ def worker(monkeypatch):
             ("bidirectional",), state="done", result={"ll": ll, "pieces": ["x"], "n_prefix": 1}
         ),
     )
-    monkeypatch.setattr(playground, "shared", lambda: told)
-    return asked
+    monkeypatch.setattr(playground, "shared", lambda: fake_worker)
+    return requests
 
 
 def opened(**query):

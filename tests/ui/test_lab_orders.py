@@ -15,13 +15,13 @@ TASKS = ("sciq_first", "sciq_last")
 
 
 def order_items(n: int) -> list[dict]:
-    made = []
+    items = []
     for order in TASKS:
         for i in range(n):
             item = make_item(order, i, 0)
             gold = make_item(TASKS[0], i, 0)["gold"]
-            made.append(item | {"gold": gold, "pair_id": f"sciq/{i}"})
-    return made
+            items.append(item | {"gold": gold, "pair_id": f"sciq/{i}"})
+    return items
 
 
 def order_run(
@@ -58,7 +58,7 @@ def test_evaluations_of_order_tasks_are_one_set_with_every_arm(root, arms) -> No
     assert "With the passage last causal is right" in text
     for arm in ("bidirectional", "bidirectional:layers=2-", "causal, prompt 2 times"):
         assert f"{arm} " in text.partition("Recovered of that without training:")[2]
-    (box,) = [one for one in app.selectbox if one.label == "Sweep"]
+    (box,) = [b for b in app.selectbox if b.label == "Sweep"]
     assert sum("prompt order" in option for option in box.options) == 2
     assert "4 runs" in next(option for option in box.options if "4 runs" in option)
 

@@ -35,36 +35,36 @@ def usual() -> dict:
 
 
 def points(*regimes: str) -> list[dict]:
-    made = [Point(r, USUAL, part="reference") for r in ("causal", "bidirectional")]
-    made += [Point(regime, USUAL) for regime in regimes]
-    return [point.to_json(USUAL) for point in made]
+    swept = [Point(r, USUAL, part="reference") for r in ("causal", "bidirectional")]
+    swept += [Point(regime, USUAL) for regime in regimes]
+    return [point.to_json(USUAL) for point in swept]
 
 
 def test_each_dial_makes_a_curve_with_the_references_on_it() -> None:
-    found = {curve.dial: curve for curve in curve_lines(points(*SINKS, *LAMBDAS), usual())}
-    assert set(found) == {"sink", "lambda"}
-    slugs = [slug.removeprefix("bidirectional") for slug, _ in found["sink"].places]
+    curves = {curve.dial: curve for curve in curve_lines(points(*SINKS, *LAMBDAS), usual())}
+    assert set(curves) == {"sink", "lambda"}
+    slugs = [slug.removeprefix("bidirectional") for slug, _ in curves["sink"].places]
     assert slugs == ["", "_sink-1", "_sink-2", "_sink-4"]
-    labels = " ".join(label for _, label in found["lambda"].ticks)
+    labels = " ".join(label for _, label in curves["lambda"].ticks)
     assert labels == "0 0.001 0.01 0.03 0.1 0.3 1"
-    assert found["lambda"].places[0][0] == "causal"
-    assert found["lambda"].places[-1] == ("bidirectional", 0.0)
+    assert curves["lambda"].places[0][0] == "causal"
+    assert curves["lambda"].places[-1] == ("bidirectional", 0.0)
 
 
 def test_open_layer_ranges_make_a_curve_that_begins_with_all_layers() -> None:
     opened = [f"bidirectional:layers={a}-" for a in (1, 2, 8)]
-    made = points(*opened, "bidirectional:layers=0-0", "bidirectional:sink=1")
-    (curve,) = [one for one in curve_lines(made, usual()) if one.dial == "layers"]
+    swept = points(*opened, "bidirectional:layers=0-0", "bidirectional:sink=1")
+    (curve,) = [c for c in curve_lines(swept, usual()) if c.dial == "layers"]
     assert [label for _, label in curve.ticks] == ["0", "1", "2", "8"]
     assert curve.places[0][0] == "bidirectional"
-    assert layer_ranges(made, usual()) == {"": [("bidirectional_layers-0-0", 0, 1)]}
+    assert layer_ranges(swept, usual()) == {"": [("bidirectional_layers-0-0", 0, 1)]}
 
 
 def test_curves_of_a_product_share_their_axis() -> None:
     products = [f"bidirectional:sink={k},lambda={x}" for k in (1, 2) for x in ("0.01", "0.1")]
-    found = [c for c in curve_lines(points(*LAMBDAS, *products), usual()) if c.dial == "lambda"]
-    assert [curve.name for curve in found] == ["", "sink=1", "sink=2"]
-    places = [dict(zip((label for _, label in c.ticks), (x for x, _ in c.ticks))) for c in found]
+    curves = [c for c in curve_lines(points(*LAMBDAS, *products), usual()) if c.dial == "lambda"]
+    assert [curve.name for curve in curves] == ["", "sink=1", "sink=2"]
+    places = [dict(zip((label for _, label in c.ticks), (x for x, _ in c.ticks))) for c in curves]
     for place in places[1:]:
         assert all(place[label] == places[0][label] for label in place)
 
@@ -74,8 +74,8 @@ def test_patches_and_other_prompts_make_no_curve() -> None:
         Point("bidirectional:sink=1", Condition(bos="add")),
         Point("bidirectional", USUAL, "keys=0"),
     ]
-    made = points() + [point.to_json(USUAL) for point in others]
-    assert curve_lines(made, usual()) == []
+    swept = points() + [point.to_json(USUAL) for point in others]
+    assert curve_lines(swept, usual()) == []
     assert layer_ranges(points(*FEW), usual()) == {
         "": [("bidirectional_layers-0-4", 0, 5), ("bidirectional_layers-20-24", 20, 5)]
     }
@@ -105,9 +105,9 @@ def test_an_earlier_versions_verdicts_are_adjusted_when_read(root) -> None:
     sweep = make_sweep(root, FEW, n_items=60)
     metrics = json.loads((unsealed(sweep).path / "metrics.json").read_text())
     for dials in metrics["best_of_dials"].values():
-        for one in dials.values():
-            del one["family"], one["simultaneous"]
-            one["sentence"] = "An older sentence."
+        for best in dials.values():
+            del best["family"], best["simultaneous"]
+            best["sentence"] = "An older sentence."
     (sweep.path / "metrics.json").write_text(json.dumps(metrics))
     text = words(open_page(PAGE, sweep=sweep.id))
     assert "An older sentence" not in text
@@ -119,11 +119,11 @@ def test_a_point_of_one_task_is_judged_by_its_exact_test_too(root) -> None:
     lab = lab_data.Lab(data.by_id(data.list_infos(), sweep.id), sweep.metrics, "acc")
     sink = "bidirectional_sink-1"
     runs = [Run(sweep.path / "points" / slug) for slug in ("causal", sink)]
-    said = lab.numbers(sink)["delta"]
-    assert said["p_value"] == macro_judgement(*runs).p_values[0]
-    said |= {"value": -0.01, "low": -0.023, "high": -0.002, "p_value": 0.0625}
+    delta = lab.numbers(sink)["delta"]
+    assert delta["p_value"] == macro_judgement(*runs).p_values[0]
+    delta |= {"value": -0.01, "low": -0.023, "high": -0.002, "p_value": 0.0625}
     assert lab_data.judged(lab, sink).reason == "exact test"
-    del said["p_value"]  # of several tasks, and in earlier versions
+    del delta["p_value"]  # of several tasks, and in earlier versions
     assert lab_data.judged(lab, sink).verdict == "worse"
 
 
@@ -171,8 +171,8 @@ def test_of_one_sittings_sweeps_the_largest_is_shown_first() -> None:
     large = info("large", "2026-11-23 08:41", 41)
     older = info("older", "2026-11-22 08:41", 60)
     assert lab_data.first_shown([late, large, older]) is large
-    mine = info("mine", "2026-12-01 10:00", 3)
-    assert lab_data.first_shown([mine, late, large, older]) is mine
+    newest = info("mine", "2026-12-01 10:00", 3)
+    assert lab_data.first_shown([newest, late, large, older]) is newest
     assert lab_data.first_shown([info("odd", "–", 1), large]).id == "odd"
 
 
@@ -233,18 +233,18 @@ def test_controls_are_judged_by_their_intervals(root) -> None:
         for name, value in (("causal", 0.0), ("bidirectional", 0.4), ("bidirectional:sink=1", 0.2))
     }
     (sweep.path / "attention.json").write_text(json.dumps({"schema": 1, "regimes": attention}))
-    found = {one["name"]: one for one in summarise_sweep(Run(sweep.path))["controls"]}
-    assert found["necessity"]["outcome"] == "supports"
-    assert found["sufficiency"]["outcome"] == "supports"
-    assert found["placebo"]["outcome"] == "supports"
-    assert found["relocated"]["outcome"] == "supports"
-    assert found["tail"]["outcome"] == "supports"
-    assert found["keys-values"]["finding"].endswith(
+    by_name = {c["name"]: c for c in summarise_sweep(Run(sweep.path))["controls"]}
+    assert by_name["necessity"]["outcome"] == "supports"
+    assert by_name["sufficiency"]["outcome"] == "supports"
+    assert by_name["placebo"]["outcome"] == "supports"
+    assert by_name["relocated"]["outcome"] == "supports"
+    assert by_name["tail"]["outcome"] == "supports"
+    assert by_name["keys-values"]["finding"].endswith(
         "It is how the others find the token that matters."
     )
-    assert found["triviality"]["outcome"] == "supports"
-    assert "20.4 %" in found["triviality"]["finding"]
-    assert "95 % CI" in found["placebo"]["finding"]
+    assert by_name["triviality"]["outcome"] == "supports"
+    assert "20.4 %" in by_name["triviality"]["finding"]
+    assert "95 % CI" in by_name["placebo"]["finding"]
     app = open_page(PAGE)
     assert not app.exception
     assert "Sufficiency (rows=0-0)" in words(app)
@@ -263,9 +263,9 @@ def test_a_refuted_story_is_called_refuted(root) -> None:
         for name in ("bidirectional", "bidirectional:sink=1")
     }
     (sweep.path / "attention.json").write_text(json.dumps({"schema": 1, "regimes": attention}))
-    found = {one["name"]: one["outcome"] for one in summarise_sweep(Run(sweep.path))["controls"]}
+    outcomes = {c["name"]: c["outcome"] for c in summarise_sweep(Run(sweep.path))["controls"]}
     for name in ("sufficiency", "placebo", "relocated", "tail", "triviality"):
-        assert found[name] == "refutes", name
+        assert outcomes[name] == "refutes", name
 
 
 def test_the_controls_token_is_the_one_fixed_beforehand(root) -> None:
@@ -278,9 +278,9 @@ def test_the_controls_token_is_the_one_fixed_beforehand(root) -> None:
     swept = ("bidirectional:skip=3", "bidirectional:self=3")
     for facts in ({"middle_token": 8}, {}):
         sweep = make_sweep(root, swept, extra=CONTROLS[2:4], n_items=300, world=world, facts=facts)
-        found = {one["name"]: one for one in summarise_sweep(Run(sweep.path))["controls"]}
-        assert found["placebo"]["finding"].startswith("Keeping token 8 causal")
-        assert found["placebo"]["outcome"] == found["relocated"]["outcome"] == "supports"
+        by_name = {c["name"]: c for c in summarise_sweep(Run(sweep.path))["controls"]}
+        assert by_name["placebo"]["finding"].startswith("Keeping token 8 causal")
+        assert by_name["placebo"]["outcome"] == by_name["relocated"]["outcome"] == "supports"
     # Where the sweep had the very point, it stands for both.
     sweep = make_sweep(
         root,
@@ -289,8 +289,8 @@ def test_the_controls_token_is_the_one_fixed_beforehand(root) -> None:
         n_items=100,
         facts={"middle_token": 8},
     )
-    found = {one["name"]: one for one in summarise_sweep(Run(sweep.path))["controls"]}
-    assert found["placebo"]["finding"].startswith("Keeping token 8 causal")
+    by_name = {c["name"]: c for c in summarise_sweep(Run(sweep.path))["controls"]}
+    assert by_name["placebo"]["finding"].startswith("Keeping token 8 causal")
 
 
 REGIMES = ("causal", "bidirectional", "bidirectional:sink=1")
@@ -310,27 +310,27 @@ def test_an_attention_summary_answers_triviality(root) -> None:
     assert "--limit 20 --regime causal --regime bidirectional --regime bidirectional:sink=1" in text
     assert "Triviality" not in text
     # Summaries of another model, of other prompts and of fewer items do not answer.
-    made = {"names": REGIMES, "tasks": ("piqa", "arc_easy")}
-    make_summary(root, **made, n_items=90, future=(0, 0.4, 0.001))
+    common = {"names": REGIMES, "tasks": ("piqa", "arc_easy")}
+    make_summary(root, **common, n_items=90, future=(0, 0.4, 0.001))
     make_summary(
         root,
-        **made,
+        **common,
         n_items=80,
         future=(0, 0.4, 0.001),
         model=EMBEDDED,
         config={"chat_template": True},
     )
-    make_summary(root, **made, n_items=3, future=(0, 0.4, 0.001), model=EMBEDDED)
-    kept = make_summary(root, **made, n_items=50, future=(0, 0.4, 0.25), model=EMBEDDED)
+    make_summary(root, **common, n_items=3, future=(0, 0.4, 0.001), model=EMBEDDED)
+    kept = make_summary(root, **common, n_items=50, future=(0, 0.4, 0.25), model=EMBEDDED)
     app = open_page(PAGE, sweep=sweep.id)
     assert not app.exception
     assert "Not run yet" in words(app)  # the other controls
     assert "bidir_core attend" not in words(app)
-    found = triviality(words(app))
-    assert "● supports" in found
-    assert "25.0 % (95 % CI 25.0 to 25.0 %)" in found.replace("\xa0", " ")
-    assert "100 items" in found.replace("\xa0", " ")
-    assert f"Seen in {kept.id}" in found
+    row = triviality(words(app))
+    assert "● supports" in row
+    assert "25.0 % (95 % CI 25.0 to 25.0 %)" in row.replace("\xa0", " ")
+    assert "100 items" in row.replace("\xa0", " ")
+    assert f"Seen in {kept.id}" in row
 
 
 def test_a_sweep_without_its_own_measurement_says_how_to_get_one(root) -> None:
@@ -351,10 +351,10 @@ def test_two_measurements_of_attention_stand_beside_each_other(root) -> None:
         json.dumps(sweep.metrics | {"controls": summarise_sweep(Run(sweep.path))["controls"]})
     )
     make_summary(root, REGIMES, n_items=50, future=(0, 0.4, 0.25), model=EMBEDDED)
-    found = triviality(words(open_page(PAGE, sweep=sweep.id)))
-    assert "● supports" in found
-    assert "21.0 %" in found.replace("\xa0", " ")
-    assert "On more items: under sink=1 prompt tokens send 25.0 %" in found.replace("\xa0", " ")
+    row = triviality(words(open_page(PAGE, sweep=sweep.id)))
+    assert "● supports" in row
+    assert "21.0 %" in row.replace("\xa0", " ")
+    assert "On more items: under sink=1 prompt tokens send 25.0 %" in row.replace("\xa0", " ")
     make_summary(root, REGIMES, n_items=60, future=(0, 0.4, 0.001), model=EMBEDDED)
     assert "◐ partly" in triviality(words(open_page(PAGE, sweep=sweep.id)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import Any
 from urllib.parse import parse_qs
@@ -35,12 +36,10 @@ def parsed(line: str):
     """What the command line makes of a shown line."""
     program = "python -m bidir_core "
     assert line.startswith(program)
-    import shlex
-
-    words = shlex.split(line)[3:]
-    given = vars(cli.build_parser().parse_args(words))
+    arguments = shlex.split(line)[3:]
+    given = vars(cli.build_parser().parse_args(arguments))
     assert callable(given.pop("run"))
-    return words[0], given
+    return arguments[0], given
 
 
 @pytest.mark.parametrize("stage", PRESETS)
@@ -51,7 +50,7 @@ def test_every_stage_shows_a_line_that_the_terminal_takes(root, stage):
     name, given = parsed(code(app)[0])
     assert name == PRESETS[stage].command
     given.pop("resume", None)
-    asked = dict(PRESETS[stage].fixed + PRESETS[stage].begins)
+    defaults = dict(PRESETS[stage].fixed + PRESETS[stage].begins)
     if name == "probe":
         given.pop("json")
         assert ProbeConfig(**given).regime == "bidirectional"
@@ -59,7 +58,7 @@ def test_every_stage_shows_a_line_that_the_terminal_takes(root, stage):
     config: Any
     if name == "lab":
         config = LabConfig(**given | {"sweep": tuple(given.get("sweep", ()))})
-        assert config.sweep == ((asked["sweep"],) if "sweep" in asked else ())
+        assert config.sweep == ((defaults["sweep"],) if "sweep" in defaults else ())
         assert config.controls == (stage == "lab-controls")
         assert config.limit == 100
     elif name == "pipeline":
@@ -72,7 +71,7 @@ def test_every_stage_shows_a_line_that_the_terminal_takes(root, stage):
         assert config.objective == stage
     else:
         config = EvalConfig(**given)
-        assert config.regime == asked["regime"]
+        assert config.regime == defaults["regime"]
     assert config.seed == 3
     assert "About" not in code(app)[0]
     assert "How this is known" in words(app)
@@ -118,7 +117,7 @@ def test_the_question_names_what_is_fetched_and_a_second_start_is_the_same_job(r
     monkeypatch.setattr("bidir_core.jobs.queue.ensure_worker", lambda device, folder: None)
     app = open_page(PAGE, stage="stage2")
     app.button(key="launch-dry").click().run()
-    assert {one.name for one in assets.missing()} == set(assets.default_names())
+    assert {asset.name for asset in assets.missing()} == set(assets.default_names())
     text = words(app)
     assert all(name in text for name in assets.default_names())
     confirm = app.button(key="launch-confirm")
@@ -130,8 +129,8 @@ def test_the_question_names_what_is_fetched_and_a_second_start_is_the_same_job(r
 
 
 def fake(root, number: int, **values) -> Job:
-    words = values.pop("words", ("eval", "--model", "m"))
-    return fake_job(root, words, number=number, **values)
+    line = values.pop("words", ("eval", "--model", "m"))
+    return fake_job(root, line, number=number, **values)
 
 
 def test_each_state_of_a_job_is_shown_with_what_can_be_done(root):
@@ -242,9 +241,9 @@ def test_no_jobs_yet_and_cancel_of_a_waiting_one(root):
 
 def test_a_checkpoint_trained_under_another_mask_is_named_before_the_start(root):
     """And a leaky one; a checkpoint whose folder is unknown here says nothing."""
-    made = make_finetune(root, "3A", evals=False)
-    (made.path / "final").mkdir()
-    query = {"stage": "stage4", "f.checkpoint": str(made.path / "final")}
+    finetune = make_finetune(root, "3A", evals=False)
+    (finetune.path / "final").mkdir()
+    query = {"stage": "stage4", "f.checkpoint": str(finetune.path / "final")}
     text = words(open_page(PAGE, **query))
     assert "3A is leaky" in text
     assert "trained under" not in text

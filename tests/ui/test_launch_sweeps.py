@@ -26,8 +26,8 @@ MODEL = "smollm2-135m-instruct"
 
 
 def points(**settings) -> int | None:
-    found = planned_points(LabConfig(model=MODEL, **settings), 30)
-    return None if found is None else len(found)
+    planned = planned_points(LabConfig(model=MODEL, **settings), 30)
+    return None if planned is None else len(planned)
 
 
 # --- how many points, and what they take -------------------------------------------------------
@@ -37,16 +37,16 @@ def test_points_are_counted_as_the_sweep_will_run_them():
     assert points(sweep=("sink=0,1,2,4,8",)) == 6  # sink=0 is the bidirectional reference
     assert points(sweep=("layers=windows:5",)) == 2 + 26
     assert points(sweep=("sink=1", "sink=0,1*lambda=0.1,1")) == 2 + 3
-    alone, beside = points(controls=True), points(sweep=("sink=1,2",), controls=True)
-    assert beside == alone + 1  # sink=1 is among the controls
+    alone, with_sweep = points(controls=True), points(sweep=("sink=1,2",), controls=True)
+    assert with_sweep == alone + 1  # sink=1 is among the controls
 
 
 def test_windows_of_an_unknown_model_stay_uncounted_and_other_sweeps_do_not():
     config = LabConfig(model="someone/model-3B", sweep=("layers=windows:5",))
     assert layers_of(config.model) is None
     assert planned_points(config, None) is None
-    whole = estimate(config, "cpu")
-    assert (whole.seconds, whole.n_points) == (None, None)
+    cost = estimate(config, "cpu")
+    assert (cost.seconds, cost.n_points) == (None, None)
     assert estimate(replace(config, sweep=("layers=0-4",)), "cpu").n_points == 3
 
 
@@ -130,8 +130,8 @@ def test_a_cpu_begins_with_minutes_and_a_gpu_with_everything(root, monkeypatch, 
     assert ("--limit 100" in code(open_page(PAGE))[0]) == small
     assert ("--steps 40" in code(open_page(PAGE, stage="3B"))[0]) == small
     assert ("--preset quick" in code(open_page(PAGE, stage="pipeline"))[0]) == small
-    whole = code(open_page(PAGE, **{"f.limit": "all"}))[0]
-    assert "--limit" not in whole
+    line = code(open_page(PAGE, **{"f.limit": "all"}))[0]
+    assert "--limit" not in line
 
 
 def test_hours_are_asked_for_once_more(root, own_items, tiny_folder):
@@ -158,7 +158,7 @@ def test_what_a_cpu_is_offered_at_first_takes_less_than_an_hour(key):
 
 def test_another_sweep_begins_with_its_own_values(root):
     app = open_page(PAGE, stage="lab-sink", **{"f.sweep": "sink=3"})
-    (box,) = [one for one in app.text_input if one.label == "What to vary"]
+    (box,) = [field for field in app.text_input if field.label == "What to vary"]
     assert box.value == "sink=3"
     (stages,) = [g for g in app.get("button_group") if "Sink sweep" in str(g.proto.options)]
     stages.set_value("lab-lambda").run()

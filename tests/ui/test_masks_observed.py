@@ -39,17 +39,17 @@ def test_two_regimes(root):
 
 
 @pytest.mark.parametrize(
-    ("part", "n_charts", "said"),
+    ("part", "n_charts", "expected"),
     [
         ("landing", 3, "a sink that moved"),
         ("drift", 4, "1 is the same direction in both"),
         ("nonsense", 4, "Click a cell to read it"),
     ],
 )
-def test_a_closer_look_is_one_part_at_a_time(root, part, n_charts, said):
+def test_a_closer_look_is_one_part_at_a_time(root, part, n_charts, expected):
     app, text = look(make_attend(root), part=part)
     assert len(app.get("plotly_chart")) == n_charts
-    assert said in text
+    assert expected in text
 
 
 @pytest.mark.parametrize(("view", "n"), [("seen", 2), ("difference", 1), ("asked", 2), ("x", 2)])
@@ -96,8 +96,8 @@ def test_averages_over_tasks_under_three_regimes(root):
     assert "10 items of 2 tasks" in text
     assert "bidirectional:sink=1 :" in text
     assert "By task" in text
-    found = run.metrics["observed"][2]["by_task"]["arc_easy"]["entropy"]
-    assert f"{found['mean'][0]:.2f} [{found['low'][0]:.2f}, {found['high'][0]:.2f}]" in text
+    entropy = run.metrics["observed"][2]["by_task"]["arc_easy"]["entropy"]
+    assert f"{entropy['mean'][0]:.2f} [{entropy['low'][0]:.2f}, {entropy['high'][0]:.2f}]" in text
     assert len(app.get("plotly_chart")) == 4
 
 
@@ -177,7 +177,7 @@ def test_a_run_of_another_kind_is_not_an_observation(root):
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "expected"),
     [
         ("matrix", "attention_0/layer_02.npz of the run"),
         ("tokens", "is corrupt: tokens.json is not what was written"),
@@ -188,7 +188,7 @@ def test_a_run_of_another_kind_is_not_an_observation(root):
         ("failed", "is failed: out of memory"),
     ],
 )
-def test_damage_is_told_in_words(root, harm, said):
+def test_damage_is_told_in_words(root, harm, expected):
     run = make_attend(root)
     if harm != "tokens":
         unsealed(run)  # as damage that checksums did not see
@@ -215,7 +215,7 @@ def test_damage_is_told_in_words(root, harm, said):
         status.update(state="failed", error="out of memory")
         (run.path / "status.json").write_text(json.dumps(status))
     _, text = look(run, layer="2")
-    assert said in text
+    assert expected in text
 
 
 def test_requested_shows_the_observed_text(root):

@@ -48,23 +48,23 @@ def test_what_changed_is_read_again_and_nothing_else(opened, tmp_path, monkeypat
     a, b = make_run(tmp_path, n_items=5), make_run(tmp_path, n_items=5, state="failed")
     busy = make_run(tmp_path, n_items=6, state="running")
 
-    def mine():
+    def read_again():
         opened.clear()
-        found = data.list_infos()
+        infos = data.list_infos()
         again = [path for path in opened if not path.startswith(str(COMMITTED_RUNS))]
-        return {info.path: info for info in found if info.path.startswith(str(tmp_path))}, again
+        return {info.path: info for info in infos if info.path.startswith(str(tmp_path))}, again
 
-    assert set(mine()[1]) == {str(run.path) for run in (a, b, busy)}
-    assert mine()[1] == [str(busy.path)]
+    assert set(read_again()[1]) == {str(run.path) for run in (a, b, busy)}
+    assert read_again()[1] == [str(busy.path)]
     status = json.loads((b.path / "status.json").read_text())
     (b.path / "status.json").write_text(json.dumps({**status, "state": "cancelled"}))
-    found, again = mine()
+    infos, again = read_again()
     assert set(again) == {str(b.path), str(busy.path)}
-    assert found[str(b.path)].state == "cancelled"
+    assert infos[str(b.path)].state == "cancelled"
     (a.path / "items.parquet").write_bytes(b"PAR1")
-    found, _ = mine()
-    assert found[str(a.path)].state == "corrupt"
+    infos, _ = read_again()
+    assert infos[str(a.path)].state == "corrupt"
     delete_run(a)
-    found, again = mine()
-    assert str(a.path) not in found
+    infos, again = read_again()
+    assert str(a.path) not in infos
     assert again == [str(busy.path)]

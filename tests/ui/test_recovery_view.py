@@ -18,9 +18,9 @@ def test_seeds_of_an_arm_are_one_curve_of_their_mean(root):
     higher = curve.read_text().replace('"acc": 0.4,', '"acc": 0.6,')  # at step 0
     curve.write_text(higher + '{"step": 9, "evals": {"causal": {"ac')
     frame = table_frame(compare_view.curves(data.list_infos(), first.model))
-    mine = frame[frame["Regime"] == "bidirectional"].set_index("Step")
-    assert set(mine["Seeds"]) == {2}
-    assert mine["Macro acc"].to_dict() == pytest.approx({0: 0.5, 200: 0.45, 400: 0.5})
+    ahead = frame[frame["Regime"] == "bidirectional"].set_index("Step")
+    assert set(ahead["Seeds"]) == {2}
+    assert ahead["Macro acc"].to_dict() == pytest.approx({0: 0.5, 200: 0.45, 400: 0.5})
 
 
 def test_other_models_and_runs_without_evaluations_are_left_out(root):

@@ -26,13 +26,14 @@ from tests.lab_factory import accuracy, make_sweep
 from tests.report.test_scorecard import OPENED
 from tests.report.test_scorecard import opened as opened_from
 from tests.report_runs import report
+from tests.ui.test_app_labels import markup
 
 MODEL = "smollm2-135m-instruct"
 REGIMES = ("causal", "bidirectional")
 
 
 @pytest.fixture(scope="module")
-def made(repaired):
+def full_report(repaired):
     return report(repaired)
 
 
@@ -54,12 +55,8 @@ def opened(**query: str):
     return app
 
 
-def bodies(app) -> str:
-    return " ".join(block.proto.body for block in app.get("html"))
-
-
 def headings(app) -> list[str]:
-    return re.findall(r'<h2 class="b-h2 b-rule">(.*?)</h2>', bodies(app))
+    return re.findall(r'<h2 class="b-h2 b-rule">(.*?)</h2>', markup(app))
 
 
 def labels(app) -> list[str]:
@@ -77,21 +74,22 @@ def test_empty_says_what_to_do(root):
     assert "python -m bidir_core eval" in text
 
 
-def test_ready_shows_the_answer_and_offers_the_rest(study, made):
+def test_ready_shows_the_answer_and_offers_the_rest(study, full_report):
     app = opened()
     text = words(app)
     assert "It hurts. Without adaptation" in text
     assert "What is undecided" in text
     assert headings(app) == ["Appendix"]
-    assert len(re.sub(r"(?s)<style.*?</style>|<[^>]*>", " ", bodies(app)).split()) <= 800
+    assert len(re.sub(r"(?s)<style.*?</style>|<[^>]*>", " ", markup(app)).split()) <= 800
     assert labels(app) == ["HTML", "Markdown", "PNG", "CSV tables"]
     command, site = [block.value for block in app.code]
     assert site == "python -m bidir_core share --out DIR"
-    assert all(run.id in command for run in made.study.all_runs)
-    every = [section.key for section in made.sections if not section.is_front]
-    app = opened(sections="~".join([*every, "flips"]))
-    assert headings(app) == ["Appendix", *(s.heading for s in made.sections if not s.is_front),
-                             "The Items Behind the Numbers: Flips"]  # fmt: skip
+    assert all(run.id in command for run in full_report.study.all_runs)
+    appendix = [section for section in full_report.sections if not section.is_front]
+    app = opened(sections="~".join([*(section.key for section in appendix), "flips"]))
+    first, *middle, last = headings(app)
+    assert (first, last) == ("Appendix", "The Items Behind the Numbers: Flips")
+    assert middle == [section.heading for section in appendix]
     assert len(app.get("plotly_chart")) == 1
 
 
@@ -120,9 +118,8 @@ def test_without_a_chosen_pair_it_is_about_the_model_that_the_overview_begins_wi
 def test_it_tells_of_the_layers_that_the_overview_tells_of(root):
     pair(root, model="other/model")
     make_sweep(root, [*OPENED, "bidirectional:sink=1"], n_items=900, world=opened_from)
-    back = re.search(r"leaving the first 2 layers causal gives back (\d+\.\d)", words(open_page()))[
-        1
-    ]
+    overview = words(open_page())
+    back = re.search(r"leaving the first 2 layers causal gives back (\d+\.\d)", overview)[1]
     text = words(opened())
     assert f"with the first 2 layers causal, +{back} points" in text
     assert "the half of the items that did not choose how many" in text
@@ -130,14 +127,15 @@ def test_it_tells_of_the_layers_that_the_overview_tells_of(root):
 
 def flips_link(app) -> dict[str, list[str]]:
     """The query of the link to the Flips page below the report."""
-    links = [parse_qs(one.proto.query_string) for one in app.main.get("page_link")]
+    links = [parse_qs(link.proto.query_string) for link in app.main.get("page_link")]
     (query,) = [query for query in links if "flip" in query]
     return query
 
 
-def test_the_link_to_the_flips_is_of_the_runs_reported_on(study, made):
-    base = {r: next(iter(made.study.runs(made.study.base, r).values())).id for r in REGIMES}
-    other = next(run.id for run in made.study.all_runs if run.id not in base.values())
+def test_the_link_to_the_flips_is_of_the_runs_reported_on(study, full_report):
+    reported = full_report.study
+    base = {r: next(iter(reported.runs(reported.base, r).values())).id for r in REGIMES}
+    other = next(run.id for run in reported.all_runs if run.id not in base.values())
     query = flips_link(opened(a=base["causal"], b=other, sections="flips"))
     assert query["a"] == [base["causal"]]
     assert query["b"] == [base["bidirectional"]]
@@ -249,7 +247,7 @@ def test_no_html_file_is_made_before_it_is_asked_for(two, monkeypatch):
 # --- the folder for a paper ----------------------------------------------------------------------
 
 
-def test_the_paper_is_one_zip_made_on_request(study, made, monkeypatch):
+def test_the_paper_is_one_zip_made_on_request(study, full_report, monkeypatch):
     monkeypatch.setenv("BIDIR_READ_ONLY", "1")
     before = contents(study)
     app = opened()
@@ -269,7 +267,7 @@ def test_the_paper_is_one_zip_made_on_request(study, made, monkeypatch):
         assert b"<svg" in files[f"figures/{figure}.svg"]
     assert json.loads(files["claims.json"])["claims"]
     command = json.loads(files["manifest.json"])["command"]
-    assert all(run.id in command for run in made.study.all_runs)
+    assert all(run.id in command for run in full_report.study.all_runs)
     assert contents(study) == before
 
 
@@ -324,17 +322,17 @@ def contents(folder: Path) -> dict[str, float]:
 def test_hostile_names_are_inert(root):
     seed_hostile(root)
     app = opened()
-    assert "&lt;img src=x&gt;model" in bodies(app)
-    assert not re.search(r"<(img|script|iframe|form)\b", bodies(app))
+    assert "&lt;img src=x&gt;model" in markup(app)
+    assert not re.search(r"<(img|script|iframe|form)\b", markup(app))
 
 
-def test_the_archive_holds_every_table(made):
-    with zipfile.ZipFile(io.BytesIO(report_view.zipped(made.tables))) as archive:
-        assert {name.removesuffix(".csv") for name in archive.namelist()} == set(made.tables)
+def test_the_archive_holds_every_table(full_report):
+    with zipfile.ZipFile(io.BytesIO(report_view.zipped(full_report.tables))) as archive:
+        assert {name.removesuffix(".csv") for name in archive.namelist()} == set(full_report.tables)
         rows = list(csv.DictReader(io.StringIO(archive.read("macro.csv").decode())))
-    assert float(rows[0]["Macro acc"]) == made.tables["macro"].rows[0][5]
+    assert float(rows[0]["Macro acc"]) == full_report.tables["macro"].rows[0][5]
 
 
-def test_files_are_named_after_model_and_date(made):
-    newest = max(run.created for run in made.study.all_runs)
-    assert made.stem == f"report_smollm2-135m-instruct_{newest.date()}"
+def test_files_are_named_after_model_and_date(full_report):
+    newest = max(run.created for run in full_report.study.all_runs)
+    assert full_report.stem == f"report_smollm2-135m-instruct_{newest.date()}"

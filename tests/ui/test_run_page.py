@@ -23,8 +23,8 @@ PAGE = "pages/run.py"
 
 def links(app) -> dict[str, dict[str, list[str]]]:
     """Label -> query of the page's links."""
-    found = [element.proto for element in app.get("page_link")]
-    return {x.label: parse_qs(x.query_string.removeprefix("?")) for x in found}
+    elements = [element.proto for element in app.get("page_link")]
+    return {x.label: parse_qs(x.query_string.removeprefix("?")) for x in elements}
 
 
 def results(run) -> tuple[str, dict[str, str]]:
@@ -51,9 +51,9 @@ def test_a_fine_tune_leads_to_its_evaluation_under_both_regimes(root):
     (tuned.path / "final").mkdir(exist_ok=True)
     app = open_page(PAGE, id=tuned.id)
     assert not app.exception
-    found = {k: q for k, q in links(app).items() if k.startswith("Evaluate this checkpoint")}
-    assert [q["f.regime"] for q in found.values()] == [["bidirectional"], ["causal"]]
-    assert all(q["f.checkpoint"] == [str(tuned.path / "final")] for q in found.values())
+    launches = {k: q for k, q in links(app).items() if k.startswith("Evaluate this checkpoint")}
+    assert [q["f.regime"] for q in launches.values()] == [["bidirectional"], ["causal"]]
+    assert all(q["f.checkpoint"] == [str(tuned.path / "final")] for q in launches.values())
     assert "Recovery while training" in words(app)
 
 
@@ -93,9 +93,9 @@ def test_a_run_of_scores_only_says_what_it_can_still_do(root):
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "said"), [(0.05, "Could stop now: settled"), (0.7, "Not settled")]
+    ("accuracy", "expected"), [(0.05, "Could stop now: settled"), (0.7, "Not settled")]
 )
-def test_a_running_run_shows_its_difference_so_far(root, accuracy, said):
+def test_a_running_run_shows_its_difference_so_far(root, accuracy, expected):
     common = {"n_items": 600, "tasks": ("piqa",)}
     make_run(root, accuracy=0.7, **common)
     going = make_run(
@@ -103,7 +103,7 @@ def test_a_running_run_shows_its_difference_so_far(root, accuracy, said):
     )
     text = words(open_page(PAGE, id=going.id)).replace("\u00a0", " ")
     assert "n = 300" in text
-    assert said in text
+    assert expected in text
 
 
 def test_an_unknown_run_is_not_found_and_a_damaged_one_says_so(root):
@@ -125,8 +125,8 @@ def test_looking_again_and_again_seldom_settles_what_is_no_difference():
     spread = 1.96 * np.sqrt((moves**2).cumsum(1) / ns - means**2) / np.sqrt(ns)
     single = wide = 0
     for row, reach in zip(means, spread, strict=True):
-        looks = [stats.Estimate(row[n], row[n] - reach[n], row[n] + reach[n], n + 1)
-                 for n in range(99, 2000, 20)]  # fmt: skip
+        low, high = row - reach, row + reach
+        looks = [stats.Estimate(row[n], low[n], high[n], n + 1) for n in range(99, 2000, 20)]
         single += any(look.excludes_zero for look in looks)
         wide += any(stats.anytime(look).excludes_zero for look in looks)
     assert single > 60

@@ -79,11 +79,12 @@ def test_numbers_are_numbers_and_texts_are_inert(root):
     assert len(frame) == 6
     assert frame["difference"].iloc[-1] == pytest.approx(result.macro.delta)
     assert all(pd.api.types.is_numeric_dtype(frame[name]) for name in frame.columns[1:-1])
-    told = widgets.markdown_of(pd.DataFrame({"x|y": ["a|b", "![i](http://e)"], "n": [1.5, None]}))
-    assert told.splitlines()[1] == "| --- | ---: |"
-    assert told.splitlines()[2] == r"| a\|b | 1.5 |"
-    assert "![i](" not in told
-    assert "http://" not in told
+    hostile = pd.DataFrame({"x|y": ["a|b", "![i](http://e)"], "n": [1.5, None]})
+    markdown = widgets.markdown_of(hostile)
+    assert markdown.splitlines()[1] == "| --- | ---: |"
+    assert markdown.splitlines()[2] == r"| a\|b | 1.5 |"
+    assert "![i](" not in markdown
+    assert "http://" not in markdown
 
 
 @pytest.mark.parametrize("page", ["runs", "compare", "flips"])

@@ -15,6 +15,7 @@ from bidir_ui.reading import opens
 from bidir_ui.reading.data import list_infos
 from tests.app import fake_job, open_page, pair, words
 from tests.explain.test_why import made
+from tests.factory import make_run
 
 ITEM = "piqa/3"
 HOSTILE = '<img src="http://evil.example/x.png">'
@@ -150,8 +151,6 @@ def test_weights_that_are_not_here_are_said(root, tmp_path, there):
         (tmp_path / "final").mkdir()
         (tmp_path / "final" / "config.json").write_text("{}")
     a, _b = pair(root)
-    from tests.factory import make_run
-
     c = make_run(
         root,
         "stage4_postft_eval",
@@ -167,8 +166,6 @@ def test_weights_that_are_not_here_are_said(root, tmp_path, there):
 
 
 def test_two_causal_runs_have_nothing_to_explain(root):
-    from tests.factory import make_run
-
     a = make_run(root, n_items=40, accuracy=0.7)
     c = make_run(root, n_items=40, accuracy=0.6, seed=4, name="again")
     app = open_page("pages/item.py", a=a.id, b=c.id, item=ITEM)
@@ -193,10 +190,10 @@ def test_ten_committed_items_are_explained_the_overviews_first_among_them(monkey
     monkeypatch.setenv("BIDIR_RUNS_DIR", str(COMMITTED_RUNS))
     infos = [info for info in list_infos() if info.kind == "why" and info.is_done]
     opened = [opens.results(info, list_infos()) for info in infos]
-    found = {query["item"] for page, query in opened if page == "item"}
+    items = {query["item"] for page, query in opened if page == "item"}
     first = hero.items()[0]["item"]
-    assert len(found) >= 10
-    assert first in found
+    assert len(items) >= 10
+    assert first in items
     query = next(query for _, query in opened if query["item"] == first)
     app = open_page("pages/item.py", **query)
     assert not app.exception
