@@ -121,7 +121,10 @@ def show(run: Observed) -> None:
             widgets.banner(
                 "info",
                 "Without the weights of single heads",
-                *map(str, run.metrics.get("notes") or ()),
+                *(
+                    f"{note[:1].upper()}{note[1:]}."
+                    for note in map(str, run.metrics.get("notes") or ())
+                ),
                 "Shares, landing places and drift are shown for the whole text.",
             )
         pieces, n_prefix = observed_data.tokens(run)
