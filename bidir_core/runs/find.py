@@ -24,18 +24,18 @@ def list_runs(roots: Sequence[Path | str] | None = None, *, points: bool = False
 
     ``points`` adds the points of lab sweeps. Where two roots hold the same id, the first counts.
     """
-    found: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for root in runs_roots() if roots is None else [Path(r) for r in roots]:
         for stage in _folders(root):
             for folder in _folders(stage):
                 if not is_run_folder(folder):
                     continue
                 run = Run(folder)
-                found.setdefault(run.id, run)
+                runs.setdefault(run.id, run)
                 if points and run.stage == "lab":
                     for point in run.points():
-                        found.setdefault(point.id, point)
-    return sorted(found.values(), key=lambda run: (run.path.name, run.id), reverse=True)
+                        runs.setdefault(point.id, point)
+    return sorted(runs.values(), key=lambda run: (run.path.name, run.id), reverse=True)
 
 
 def _folders(path: Path) -> list[Path]:

@@ -68,9 +68,9 @@ def is_alive(status: Mapping[str, Any]) -> bool:
         process = psutil.Process(pid)
         if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             return False
-        now = _start_ticks(pid)
-        if isinstance(ticks, int) and now is not None:
-            return now == ticks
+        current_ticks = _start_ticks(pid)
+        if isinstance(ticks, int) and current_ticks is not None:
+            return current_ticks == ticks
         return abs(process.create_time() - started) <= _START_TOLERANCE_SECONDS
     except (psutil.NoSuchProcess, ValueError, OverflowError):
         return False
