@@ -32,13 +32,13 @@ def check_options(limit: int | None, sample: str, fold: str, context: str) -> No
         raise UserError(
             f"limit is {limit}; it is the number of items per task, 1 or more (leave it out for all)"
         )
-    for what, value, kind in (
+    for name, value, values in (
         ("sample", sample, Sample),
         ("fold", fold, Fold),
         ("context", context, Context),
     ):
-        if value not in get_args(kind):
-            raise UserError(f"unknown {what} {value!r}; it is one of {', '.join(get_args(kind))}")
+        if value not in get_args(values):
+            raise UserError(f"unknown {name} {value!r}; it is one of {', '.join(get_args(values))}")
 
 
 def choose(
