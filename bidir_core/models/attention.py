@@ -1,6 +1,6 @@
 """Put a regime into a transformers model.
 
-With :mod:`bidir_core.models.attention` the only module that knows transformers' attention.
+Only this module and its neighbours ``attention_*`` know transformers' attention.
 
 transformers 5 lets every decoder layer look its attention function up by name. ``bidir_sdpa`` and
 ``bidir_eager`` are registered here. Each replaces the mask by the one that the regime in force asks
@@ -220,17 +220,17 @@ def _attention(implementation: Implementation) -> Any:
             return run(module, query, key, value, mask[..., time - n_key :], **kwargs)
         regime, outputs = plan.regime.at_layer(layer), []
         for number, (start, end) in enumerate(spans or ()):
-            here = slice(start, end)
-            item = query[:, :, here], key[:, :, here], value[:, :, here]
+            tokens = slice(start, end)
+            item = query[:, :, tokens], key[:, :, tokens], value[:, :, tokens]
             rule = partial(plan.mask, layer, sliding_window, query.dtype, (start, end))
             n_prefix, reach = splits[number] if splits is not None else (-1, 0)
             if n_prefix >= handle.split_from and attention_split.needs_no_mask(
                 regime, sliding_window, reach
             ):
-                rest = partial(rule, last=end - start - n_prefix)
+                rest_mask = partial(rule, last=end - start - n_prefix)
                 outputs.append(
                     attention_split.attend(
-                        partial(run, module), *item, n_prefix, regime.is_causal, rest, **kwargs
+                        partial(run, module), *item, n_prefix, regime.is_causal, rest_mask, **kwargs
                     )
                 )
             else:
@@ -257,9 +257,9 @@ def _sdpa(
                 f"{type(module).__name__} needs '{unable}', which sdpa drops; use --attn eager"
             )
     if mask is not None and not dropout:
-        found = fused.attend(query, key, value, mask, scaling)
-        if found is not None:
-            return found, None
+        fused_output = fused.attend(query, key, value, mask, scaling)
+        if fused_output is not None:
+            return fused_output, None
     grouped = query.shape[1] != key.shape[1]
     if grouped and not _takes_groups(query, key, value, mask, dropout, is_causal):
         n = query.shape[1] // key.shape[1]
@@ -335,8 +335,8 @@ def rope_switch(config: Any) -> int | None:
 
 def rope_kinds(config: Any) -> list[dict[str, Any]]:
     """The settings of a model's rotary frequencies, of which layers of different types have their own."""
-    given = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    return [given, *(kind for kind in given.values() if isinstance(kind, dict))]
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return [parameters, *(kind for kind in parameters.values() if isinstance(kind, dict))]
 
 
 def choose_implementation(

@@ -98,10 +98,11 @@ def pair_rule(layout: Layout, regime: Regime, window: int | None, n_query: int, 
         k_exit, k_item = torch.where(hidden, k_index + 1, k_exit), k_item.masked_fill(hidden, ALONE)
 
     def rule(batch: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
-        at, here = k_position[batch, key], q_index[query]
-        before = (k_index[key] <= here) & (here < k_exit[batch, key]) & (at >= floor[batch, query])
-        same = k_item[batch, key] == q_item[batch, query]
-        ahead = same & (at > q_position[batch, query]) & (at < reach[batch, query])
+        index, position = q_index[query], k_position[batch, key]
+        descends = (k_index[key] <= index) & (index < k_exit[batch, key])
+        before = descends & (position >= floor[batch, query])
+        same_item = k_item[batch, key] == q_item[batch, query]
+        ahead = same_item & (position > q_position[batch, query]) & (position < reach[batch, query])
         return before | ahead
 
     return rule
@@ -123,13 +124,13 @@ def _count(rule: Rule, batch: int, n_query: int, n_key: int, device: torch.devic
     for first in range(0, rows, strip):
         last = min(first + strip, rows)
         query = torch.arange(first * BLOCK, min(last * BLOCK, n_query), device=device)
-        seen = rule(row, None, query[None, :, None], key)
+        visible = rule(row, None, query[None, :, None], key)
         beyond = (0, columns * BLOCK - n_key, 0, (last - first) * BLOCK - len(query))
-        seen = torch.nn.functional.pad(seen, beyond).view(
+        visible = torch.nn.functional.pad(visible, beyond).view(
             batch, last - first, BLOCK, columns, BLOCK
         )
-        some[:, first:last] = seen.any(4).any(2)
-        all_of_it[:, first:last] = seen.all(4).all(2)
+        some[:, first:last] = visible.any(4).any(2)
+        all_of_it[:, first:last] = visible.all(4).all(2)
     return BlockMask.from_kv_blocks(
         *_ordered(some & ~all_of_it),
         *_ordered(all_of_it),
@@ -141,8 +142,8 @@ def _count(rule: Rule, batch: int, n_query: int, n_key: int, device: torch.devic
 
 def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """How many blocks each row of ``[batch, rows, columns]`` has, and which, as BlockMask wants."""
-    which = blocks.int().argsort(dim=-1, descending=True, stable=True)
-    return blocks.sum(-1, dtype=torch.int32)[:, None], which.int()[:, None]
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32)[:, None], order.int()[:, None]
 
 
 def attend(
