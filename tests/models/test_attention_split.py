@@ -56,8 +56,10 @@ def logits(loaded: LoadedModel, regime: str, layout: Layout) -> torch.Tensor:
     return logits_under(loaded, regime, layout, ids)
 
 
-@pytest.mark.parametrize("regime", ["causal", "bidirectional", "bidirectional:sink=1,layers=1-2",
-                                    "causal:hide=0,layers=1-"])  # fmt: skip
+REGIMES = ["causal", "bidirectional", "bidirectional:sink=1,layers=1-2", "causal:hide=0,layers=1-"]
+
+
+@pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("family", SPLITTABLE)
 def test_equals_the_dense_mask(family: str, regime: str) -> None:
     dense, ours = tiny_loaded(family), splitting(family)

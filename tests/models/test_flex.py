@@ -205,12 +205,11 @@ def test_scores_are_those_of_sdpa(regime: str) -> None:
 def test_a_gpu_evaluates_packed_rows_without_masks_and_padded_ones_with() -> None:
     cuda = torch.device("cuda")
     plans = {
-        one: scoring.plan_scoring([], regime=CAUSAL, device=cuda, implementation=one)
-        for one in ("sdpa", "eager", "flex", "split")
+        name: scoring.plan_scoring([], regime=CAUSAL, device=cuda, implementation=name)
+        for name in ("sdpa", "eager", "flex", "split")
     }
-    assert {one: plan.padded for one, plan in plans.items()} == {
-        "sdpa": True, "eager": True, "flex": False, "split": True,  # but for long prefixes
-    }  # fmt: skip
+    padded = [name for name, plan in plans.items() if plan.padded]
+    assert padded == ["sdpa", "eager", "split"]  # split: but for long prefixes
     assert plans["flex"].row_step == scoring.AUTO_BATCH_TOKENS["cuda"] // scoring.ROW_LENGTHS
 
 

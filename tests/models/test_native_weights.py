@@ -121,11 +121,9 @@ def test_a_model_runs_in_eight_bits_and_attends_as_it_should(able, folder, dtype
 def test_an_evaluation_in_eight_bits_is_near_the_dequantised_one(able, folder, own_items, runs_dir):
     found = {}
     for weights in ("native", "dequantise"):
-        assert main([
-            "eval", "--model", str(folder), "--device", "cpu", "--weights", weights,
-            "--tasks", str(own_items), "--limit", "40", "--prefill-bidirectional",
-            "--name", weights,
-        ]) == 0  # fmt: skip
+        command = f"eval --model {folder} --device cpu --weights {weights} --tasks {own_items}"
+        command += f" --limit 40 --prefill-bidirectional --name {weights}"
+        assert main(command.split()) == 0
         found[weights] = Run(next(runs_dir.glob(f"*/*_{weights}")))
         assert found[weights].settings["weights"] == weights
     native, plain = (

@@ -35,12 +35,9 @@ def tuned(request, tmp_path_factory) -> tuple[Path, Path]:
     samples = folder / "samples.jsonl"
     lines = [{"prompt": f"what is {i}?", "response": f" it is {i * 7}"} for i in range(24)]
     samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run = run_finetune(
-        FinetuneConfig(
-            model=str(base), objective="3B", data=str(samples), method=method, lr=5e-3, steps=6,
-            batch_samples=4, decontaminate=False, runs_dir=str(folder / "runs"), device="cpu",
-        )
-    )  # fmt: skip
+    paths = {"model": str(base), "data": str(samples), "runs_dir": str(folder / "runs")}
+    size = {"lr": 5e-3, "steps": 6, "batch_samples": 4, "decontaminate": False, "device": "cpu"}
+    run = run_finetune(FinetuneConfig(objective="3B", method=method, **paths, **size))
     return base, run
 
 

@@ -162,9 +162,8 @@ def test_a_compact_run_without_its_data_is_refused(config, tmp_path, capsys):
 
 
 def test_a_users_own_task_keeps_its_document(tiny_folder, own_items, tmp_path):
-    config = EvalConfig(
-        model=str(tiny_folder), tasks=(str(own_items),), limit=6, device="cpu", runs_dir=str(tmp_path)
-    )  # fmt: skip
+    model, tasks, runs_dir = str(tiny_folder), (str(own_items),), str(tmp_path)
+    config = EvalConfig(model=model, tasks=tasks, limit=6, device="cpu", runs_dir=runs_dir)
     run = Run(evaluate(config))
     _, notes = export_run(run, tmp_path / "out")
     assert not notes

@@ -37,7 +37,7 @@ TASK = [
     for i in range(4)
 ] + [
     {"contexts": ["so Ann", "so B\u00e9a"], "continuations": [" won."], "gold": 1, "pair_id": "x"},
-]  # fmt: skip
+]
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "h\u00f6"}]
 TRAINING = [
     {"prompt": "a b", "response": "c"},

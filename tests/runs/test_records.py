@@ -25,12 +25,10 @@ HERE = Path(__file__).parent
 
 
 def record(**changes):
-    base = {
-        "task": "t", "doc_id": 0, "doc_hash": "h", "gold": 1, "contexts": ["c"],
-        "continuations": [" a much longer choice", " bb"], "n_prefix_tokens": [1],
-        "n_continuation_tokens": [4, 1], "ll": [-8.0, -4.0],
-    }  # fmt: skip
-    return make_record(**{**base, **changes})
+    item = {"task": "t", "doc_id": 0, "doc_hash": "h", "gold": 1, "contexts": ["c"]}
+    item["continuations"] = [" a much longer choice", " bb"]
+    scored = {"n_prefix_tokens": [1], "n_continuation_tokens": [4, 1], "ll": [-8.0, -4.0]}
+    return make_record(**{**item, **scored, **changes})
 
 
 def test_predictions_follow_lm_eval():
@@ -119,16 +117,14 @@ def test_a_line_is_dense_json():
 
 
 def test_metrics_by_hand():
+    four = {"continuations": [" a", " b", " c", " d"], "n_continuation_tokens": [1] * 4}
     rows = [
         record(task="a", doc_id=0),
         record(task="a", doc_id=1, ll=[-1.0, -4.0]),
         record(task="a", doc_id=2, ll=[math.nan, -4.0]),
-        record(
-            task="a", doc_id=3, continuations=[" a", " b", " c", " d"], n_continuation_tokens=[1] * 4,
-            ll=[-2.0, -1.0, -2.0, -2.0],
-        ),
+        record(task="a", doc_id=3, ll=[-2.0, -1.0, -2.0, -2.0], **four),
         record(task="winogrande", contexts=["x", "y"], continuations=[" same"] * 2),
-    ]  # fmt: skip
+    ]
     found = compute_metrics(rows)
     assert (found["n_items"], found["n_scored"], found["n_errors"]) == (5, 4, 1)
     a = found["tasks"]["a"]

@@ -25,15 +25,14 @@ from tests.train.conftest import encoded_samples, write_samples
 from tests.train.test_resume import config
 
 ROOT = Path(__file__).parents[2]
+LORA: dict[str, Any] = {"method": "lora", "gradient_checkpointing": True}
 # What is trained, beside the defaults: each in two processes and in one.
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"micro_tokens": 64},
-    "lora": {
-        "method": "lora", "gradient_checkpointing": True, "dtype": "bfloat16",
-        "batch_samples": 1,  # one row: the other process has nothing of its own to do
-    },
+    # One row: the other process has nothing of its own to do.
+    "lora": LORA | {"batch_samples": 1, "dtype": "bfloat16"},
     "distil": {"objective": "distill", "causal_anchor": 0.5, "steps": 4},
-}  # fmt: skip
+}
 # Trains each kind; then one more that is stopped after its checkpoint, as by a kill, and resumed.
 SCRIPT = """
 import json, sys
@@ -87,11 +86,9 @@ def runs(tmp_path_factory):
     for name, fields in settings.items():
         run_finetune(FinetuneConfig(**fields), folder=root / "one" / name)
     (root / "train.py").write_text(SCRIPT)
-    launch = [
-        sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2",
-        "--num_processes", "2", "--main_process_port", "0", str(root / "train.py"),
-        str(root / "two"), json.dumps(settings),
-    ]  # fmt: skip
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp"]
+    launch += ["--fsdp_version", "2", "--num_processes", "2", "--main_process_port", "0"]
+    launch += [str(root / "train.py"), str(root / "two"), json.dumps(settings)]
     environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     (root / "two").mkdir()
     done = subprocess.run(
@@ -134,13 +131,11 @@ def test_every_process_gets_as_many_micro_batches():
     samples = encoded_samples()
 
     def steps(n: int, even: bool):
+        size = {"batch_samples": 7, "row_tokens": 64, "micro_tokens": 64, "seed": 0}
         return [
-            Packer(
-                samples, batch_samples=7, row_tokens=64, micro_tokens=64, seed=0,
-                process=process, n_processes=n, even=even,
-            ).step(0)
+            Packer(samples, **size, process=process, n_processes=n, even=even).step(0)
             for process in range(n)
-        ]  # fmt: skip
+        ]
 
     (alone,) = steps(1, even=True)
     uneven, even = steps(3, even=False), steps(3, even=True)
