@@ -170,7 +170,7 @@ def _sciq_among_others(characters: int) -> Callable[[Sequence[Doc]], list[Doc]]:
 
 
 def _seeded_hash(*parts: str) -> bytes:
-    """An order that depends on the seed and these texts, and on no library's random stream."""
+    """A hash to order or place by: it depends on `OPTIONS_SEED` and these texts alone."""
     return hashlib.sha256("\0".join([str(OPTIONS_SEED), *parts]).encode()).digest()
 
 

@@ -79,13 +79,13 @@ def _shares(sizes: Sequence[int], total: int) -> list[int]:
 
 
 def fold_of(identity: str) -> Fold:
-    """The half an item belongs to: a coin toss that always falls the same.
+    """The half an item belongs to, by a hash of its identity, so that it never changes.
 
     `identity` is its `pair_id`, so that both orders of a document are in one half, else its
     `doc_hash`.
     """
-    toss = hashlib.sha256(f"fold\0{identity}".encode()).digest()[0] & 1
-    return "confirm" if toss else "explore"
+    odd = hashlib.sha256(f"fold\0{identity}".encode()).digest()[0] % 2 == 1
+    return "confirm" if odd else "explore"
 
 
 def fold_items(items: Iterable[Item], fold: Fold) -> list[Item]:
@@ -159,8 +159,6 @@ def _seeded_order(rows: Iterable[int], seed: int, salt: str) -> list[int]:
 # Few-shot prefixes, drawn as lm-eval's default sampler draws them.
 
 LM_EVAL_SEED = 1234
-
-
 """lm-eval's default `fewshot_random_seed`; our seed 0 is its default."""
 
 

@@ -120,7 +120,7 @@ class Handle:
 
     @contextmanager
     def use_plan(self, plan: Plan) -> Iterator[Plan]:
-        """The same for a plan of one's own, such as one with a rule of its own for each row."""
+        """The same for a ready-made plan, such as one whose rows follow different rules."""
         previous, self.plan = self.plan, plan
         try:
             yield plan
@@ -197,7 +197,7 @@ def _attention(implementation: Implementation) -> Any:
         if handle is None or handle.plan is None:
             raise RuntimeError("no regime is in force: run the model inside handle.use(...)")
         plan: Plan = handle.plan
-        kwargs.pop("is_causal", None)  # what the configuration says; here the regime decides
+        kwargs.pop("is_causal", None)  # the configuration's; here the regime decides
         layer: int = module.layer_idx  # type: ignore[assignment]
         if plan.edit is not None:
             key, value = plan.edit(layer, key, value)

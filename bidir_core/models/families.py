@@ -276,7 +276,7 @@ REFUSED = (
 
 @dataclass(frozen=True)
 class FamilyResult:
-    """What the probe said of one family. ``outcomes``: attention implementation -> word."""
+    """The probe's result. ``outcomes``: attention implementation -> passes, FAILS or refused."""
 
     family: str
     example: str

@@ -152,7 +152,7 @@ def _agreeing_norm(module: Any) -> Callable[..., torch.Tensor] | None:
 
 
 def _norm_agrees(module: Any, norm: Callable[..., torch.Tensor]) -> bool:
-    """Not Gemma's, whose weights are offsets from one, and not OLMo 2's, which round later."""
+    """Whether ``norm`` gives the module's numbers. Gemma's weights are offsets from 1."""
     hidden, scale = _random(module.weight, (64, len(module.weight)), (len(module.weight),))
     result = norm(hidden, scale, _epsilon(module))
     return same(result, torch.func.functional_call(module, {"weight": scale}, (hidden,)))
@@ -184,7 +184,7 @@ def _gated(module: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _gated_agrees(module: Any) -> bool:
-    """Not where something else than SiLU activates, or more is done to the two halves."""
+    """Whether the kernel gives its numbers: not with another activation than SiLU."""
     from bidir_core.models.fused_kernels import silu_times
 
     weight = module.up_proj.weight
@@ -227,7 +227,7 @@ def _rotary(rotary: Rotary) -> Callable[..., Any]:
 
 
 def _rotary_agrees(original: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> bool:
-    """Not where halves are interleaved, a part of a head is rotated, or another format is used."""
+    """Whether the kernel gives its numbers: not where halves are interleaved or partly rotated."""
     from bidir_core.models.fused_kernels import rotate
 
     like = torch.empty(0, device=device, dtype=dtype)
@@ -303,7 +303,7 @@ def _kernels(device: torch.device) -> Any:
 
 
 def _kernels_agree(device: torch.device) -> bool:
-    """Odd numbers of heads and of their entries, masked logits, more of them than one block holds."""
+    """Asked of odd numbers of heads and entries, and of masked logits in more than one block."""
     from bidir_core.models import fused_kernels as kernels
 
     like = torch.empty(0, device=device, dtype=torch.bfloat16)
@@ -316,7 +316,7 @@ def _kernels_agree(device: torch.device) -> bool:
 
 
 def _attention_agrees(like: torch.Tensor, width: int) -> bool:
-    """Grouped heads, more keys than one block holds, the first of them hidden from half the queries."""
+    """Asked of grouped heads and two blocks of keys, the first hidden from half the queries."""
     from bidir_core.models import fused_kernels as kernels
 
     query, key, value = _random(like, (2, 70, 4, width), (2, 70, 2, width), (2, 70, 2, width))

@@ -18,7 +18,7 @@ ATTEND_QUERIES = 64  # the quickest of 32 to 128, as are 32 or 64 keys, on an H2
 def _rounded(x, FORMAT: tl.constexpr):
     """Float32 numbers as they are in a shorter format, still in float32."""
     if tl.bfloat16 == FORMAT:
-        # By its bits: a compiler may take there and back for nothing.
+        # By way of its bits: a compiler may drop a cast there and back.
         bits = x.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32)
         return (bits << 16).to(tl.float32, bitcast=True)
     return x.to(FORMAT).to(tl.float32)
@@ -170,7 +170,7 @@ def _repeat_heads(
 def repeat_heads(x: torch.Tensor, n: int) -> torch.Tensor:
     """Each head ``n`` times in a row: ``[batch, heads, time, head_dim]`` to ``n`` times the heads.
 
-    Laid out token by token, whatever ``x`` is; but ``head_dim`` lies close.
+    Laid out token by token, whatever ``x`` is; ``head_dim`` must have stride 1.
     """
     batch, heads, time, width = x.shape
     out = x.new_empty(batch, time, heads * n, width)
@@ -192,7 +192,7 @@ def _log_sum(x, out, row_stride, width: tl.constexpr, BLOCK: tl.constexpr):
         logits = tl.load(x + row * row_stride + place, mask=place < width, other=float("-inf"))
         logits = logits.to(tl.float32)
         higher = tl.maximum(top, logits)
-        # where all so far are minus infinity, from which nothing can be taken away
+        # 0 where all so far are -inf: -inf minus -inf would be NaN
         base = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp(top - base) + tl.exp(logits - base)
         top = higher
@@ -279,7 +279,7 @@ def attend(
 ) -> torch.Tensor:
     """Softmax attention of ``q`` ``[batch, heads, query, head_dim]`` over ``k`` and ``v``, which may
     have fewer heads, with ``mask`` ``[batch or 1, 1, query, key]`` added: ``[batch, query, heads,
-    head_dim]``. Each query sees a key. ``head_dim`` is a power of two and lies close in all."""
+    head_dim]``. Each query sees a key. ``head_dim`` is a power of two and has stride 1 in all."""
     batch, heads, n_query, width = q.shape
     out = q.new_empty(batch, n_query, heads, width)
     blocks = triton.cdiv(n_query, ATTEND_QUERIES)

@@ -1,8 +1,8 @@
-"""The one door through which the files of a run folder are read.
+"""The only place where the files of a run folder are read.
 
-A run folder may come from anywhere and have suffered anything. Whatever passes here is a plain file
-of bounded size, whole, and of the types that readers expect; everything else is :class:`Damaged`,
-which makes the run ``corrupt``. FileNotFoundError where there is no such file.
+A run folder may come from anywhere and be damaged in any way. What is returned came from a plain
+file of bounded size, whole, and has the types that readers expect; anything else raises
+:class:`Damaged`, which makes the run ``corrupt``. FileNotFoundError where there is no such file.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def what_changed(
 
 
 def _digest_of_metrics(metrics: Mapping[str, Any]) -> str:
-    """Of all values but the digest itself, however the file is laid out."""
+    """SHA-256 of all values but this digest itself; the file's layout does not matter."""
     checksums = {name: value for name, value in metrics["checksums"].items() if name != _METRICS}
     text = json.dumps({**metrics, "checksums": checksums}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -127,8 +127,8 @@ def make_record(
     ``pred`` is the argmax of ``ll``; ``pred_norm`` of ``ll`` divided by the choice's characters
     without the leading space (lm-eval ``acc_norm``), null where all choices share one
     continuation (winogrande: lm-eval has no acc_norm there). ``prompt_group`` is what kind of
-    document it is within its task, ``pair_id`` the document that it shares with other items. An ``ll`` that is :func:`unusable`
-    becomes an item error, never an argmax; a choice at -inf is one that loses.
+    document it is within its task, ``pair_id`` the document that it shares with other items. An
+    ``ll`` that is :func:`unusable` becomes an item error; a choice at -inf merely loses.
     """
     if error is None and ll is None:
         raise ValueError(f"{task}/{doc_id}: a record needs ll or an error")
@@ -213,7 +213,7 @@ def to_table(records: Iterable[Mapping[str, Any]]) -> pa.Table:
 def write_parquet(table: pa.Table, path: Path, *, store_schema: bool = True) -> None:
     """Write ``items.parquet`` atomically: small file, and one item is quick to read.
 
-    Without the schema: Parquet's own types say the same, in less.
+    ``store_schema``: also write arrow's schema, which repeats Parquet's own types.
     """
     heavy = [table.column(name) for name in HEAVY_FIELDS if name in table.column_names]
     compact = table.num_rows > 0 and all(column.null_count == table.num_rows for column in heavy)
@@ -223,7 +223,7 @@ def write_parquet(table: pa.Table, path: Path, *, store_schema: bool = True) -> 
             table,
             temporary,
             compression="zstd",
-            # Hashes are digits at random: more effort finds nothing more in them.
+            # Hashes are random digits: more effort does not compress them further.
             compression_level={
                 **dict.fromkeys(_LEAVES, 15 if compact else 19),
                 "doc_hash": 1,
@@ -233,7 +233,7 @@ def write_parquet(table: pa.Table, path: Path, *, store_schema: bool = True) -> 
             use_dictionary=["task", "error", "prompt_group"],
             column_encoding={
                 **dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
-                # Lengths apart, so that four bits a digit are left of a hash.
+                # Lengths are stored apart, which leaves four bits a digit for a hash.
                 "doc_hash": "DELTA_LENGTH_BYTE_ARRAY",
                 "doc_id": "DELTA_BINARY_PACKED",
                 "pair_id": "DELTA_BYTE_ARRAY",
@@ -411,7 +411,7 @@ def joined_one(items: Path, texts: Path, task: str, doc_id: int) -> dict[str, An
 
 
 def _left_out(texts: Path) -> list[str]:
-    """What another prompt's texts leave to the sweep's first ones."""
+    """The shared columns that ``texts`` omits because the sweep's first texts have them."""
     if texts == _first_of(texts):
         return []
     with opened_parquet(texts) as file:

@@ -83,7 +83,7 @@ def is_alive(status: Mapping[str, Any]) -> bool:
 
 def run_lock(folder: Path) -> filelock.BaseFileLock:
     """The lock of a run folder; ``filelock.Timeout`` on acquiring it while somebody holds it."""
-    # Readers try a lock in passing: while only they hold it, it is worth to wait a moment.
+    # Readers hold the lock for an instant to test it: then a short wait is enough.
     wait = 0 if is_locked(folder) else 0.5
     return filelock.FileLock(folder / ".lock", timeout=wait, poll_interval=0.01)
 

@@ -36,7 +36,7 @@ _SYNC_SECONDS = 3.0
 
 
 def _tell_job(folder: Path) -> None:
-    if folder.parent.name != "points":  # a sweep speaks for its points
+    if folder.parent.name != "points":  # a sweep reports for its points
         tell_job(RUNS, str(folder.resolve()))
 
 

@@ -92,7 +92,7 @@ class Student:
 
 @contextmanager
 def same_luck(device: torch.device) -> Iterator[None]:
-    """Every block draws the same dropout, and draws from the model's own stream nothing."""
+    """Every such block draws the same dropout, and leaves torch's random state as it was."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         yield
@@ -108,7 +108,7 @@ def compile_layers(student: Student) -> None:
     attend = ALL_ATTENTION_FUNCTIONS[name]
     if not hasattr(attend, "_torchdynamo_disable"):
         AttentionInterface.register(name, torch.compiler.disable(attend))
-    fused.restore(student.model)  # what is written out, it fuses better
+    fused.restore(student.model)  # torch.compile fuses plain operations better
     for layer in student.handle.layers():
         layer.compile()
 
