@@ -75,7 +75,6 @@ OPTIONS_SEED = 1
 MEDIUM_CHARACTERS = 2_600
 LONG_CHARACTERS = 10_000
 LETTERS = "ABCD"
-
 Order = Literal["first", "last"]
 
 

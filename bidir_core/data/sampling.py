@@ -18,11 +18,8 @@ from bidir_core.common.errors import UserError
 from bidir_core.data.items import Item, ItemSource
 
 BLANK_LINE = "\n\n"  # between a repeated prompt's copies
-
 Sample = Literal["first", "stratified", "random"]
-
 Fold = Literal["all", "explore", "confirm"]
-
 Context = Literal["full", "none", "shuffled"]
 
 

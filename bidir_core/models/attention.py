@@ -303,7 +303,6 @@ def _model_eager(module: nn.Module) -> Any:
 
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("sdpa", "eager")  # with a dense mask throughout
-
 WITHOUT_MASK: tuple[Implementation, ...] = ("flex", "split")
 
 
@@ -313,7 +312,6 @@ for _name in (*IMPLEMENTATIONS, *WITHOUT_MASK):
 # Which implementation of attention a model can run under a regime, and which models none can.
 
 Implementation = Literal["sdpa", "eager", "flex", "split"]
-
 SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 

@@ -39,7 +39,6 @@ STRIP_PAIRS = {"cpu": 1 << 22, "cuda": 1 << 26}
 LEAST_HEAD_DIM = 16  # of the GPU kernel
 ALONE = PADDING - 1  # an item that no query belongs to
 RECOMPILES = 64  # shapes and kinds of scores that may be compiled for before it is an error
-
 Rule = Callable[[Any, Any, Any, Any], torch.Tensor]
 
 

@@ -31,7 +31,6 @@ VOCAB = 260  # 256 bytes, then <pad>, <bos>, <eos>, and one to spare
 PAD, BOS, EOS = 256, 257, 258
 
 MAX_LENGTH = 512
-
 WINDOW = 4  # small, so that a short sequence reaches past it
 
 _COMMON: dict[str, Any] = {
@@ -51,7 +50,6 @@ _COMMON: dict[str, Any] = {
 }
 
 _WINDOWED = {"sliding_window": WINDOW}
-
 _GEMMA = {"query_pre_attn_scalar": 24, **_WINDOWED}  # a scale of its own, not head_dim
 
 _EXPERTS = {

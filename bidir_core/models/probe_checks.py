@@ -51,7 +51,6 @@ LAST_PREFIX = NEAR_PREFIX - 1
 # Which token of each row is changed in the end-to-end checks: the prefix's last one, the last
 # continuation token, the first continuation token; in the last row none.
 CHANGED = (LAST_PREFIX, NEAR_PREFIX + 1, NEAR_PREFIX)
-
 Outcome = tuple[bool, str]
 
 

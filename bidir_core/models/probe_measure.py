@@ -35,7 +35,6 @@ from bidir_core.models.layout import Layout
 from bidir_core.regimes import Regime, visibility, visible
 
 Windows = Sequence[int | None]  # each layer's sliding window in tokens, None for full attention
-
 NEAR_PREFIX = 5  # length of the prefix whose positions are all there
 
 

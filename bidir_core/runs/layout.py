@@ -18,13 +18,11 @@ from bidir_core.runs.stages import EVALUATIONS, LAB, TRAININGS
 STAGE1, STAGE2, STAGE4, NONPREFILL = (stage.folder for stage in EVALUATIONS.values())
 
 FINETUNE_DIRS = {code: stage.folder for code, stage in TRAININGS.items()}
-
 EVAL_DIRS = (STAGE1, STAGE2, STAGE4, NONPREFILL)
 
 COMMITTED_RUNS = Path(__file__).resolve().parents[2] / "runs"
 
 _FOLDER = re.compile(r"\d{8}-\d{6}(-\d+)?(_[A-Za-z0-9][A-Za-z0-9._-]*)?")
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 

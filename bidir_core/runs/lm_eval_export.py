@@ -108,7 +108,6 @@ def _write(folder: Path, texts: Mapping[Path, str]) -> None:
 
 # Whether a choice would also be generated greedily: lm-eval logs it, a run does not record it.
 _GREEDY_UNKNOWN = "None"
-
 Record = Mapping[str, Any]
 
 

@@ -177,7 +177,6 @@ def _record(sample: Sample) -> dict[str, Any]:
 
 # Where lm-eval's model arguments name the weights, in the order in which lm-eval looks.
 _MODEL_KEYS = ("pretrained", "model", "path", "engine")
-
 _TASK_VERSION = 1.0  # of lm-eval's tasks that ours equal
 
 

@@ -23,9 +23,7 @@ from bidir_core.data.items import choice_lengths
 from bidir_core.runs.read import checked_table, opened_parquet, read_lines
 
 _INTS = pa.list_(pa.int32())
-
 _INT_LISTS = pa.list_(_INTS)
-
 _OFFSETS = pa.list_(pa.list_(_INTS))  # [context or choice][token] -> [start, end) in characters
 
 # float32 holds log-likelihoods to about 1e-5 nats, far below what batch composition moves.
@@ -69,7 +67,6 @@ HEAVY_FIELDS: tuple[str, ...] = (
 )
 
 LIGHT_FIELDS: tuple[str, ...] = tuple(name for name in RECORD_FIELDS if name not in HEAVY_FIELDS)
-
 Key = tuple[str, int]  # (task, doc_id)
 
 
@@ -82,11 +79,8 @@ def _leaf(field: pa.Field) -> str:
 
 
 _LEAVES = tuple(_leaf(field) for field in SCHEMA)
-
 _KNOWN = frozenset(RECORD_FIELDS)
-
 _LINES = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
 _INFINITE_LINES = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
@@ -285,13 +279,9 @@ def read_one(path: Path, task: str, doc_id: int) -> dict[str, Any] | None:
 # A sweep's texts, stored once: each point keeps its scores only, and readers join the two.
 
 KEYS = ("task", "doc_id")
-
 SLIM_FIELDS = (*KEYS, "ll", "pred", "pred_norm", "correct", "correct_norm", "error")
-
 FIRST_TEXTS = "texts.parquet"
-
 LEFT_OUT = ("token_ll", "margin")  # the first is large, the second follows from ll and gold
-
 SHARED_FIELDS = tuple(n for n in RECORD_FIELDS if n not in (*SLIM_FIELDS[2:], *LEFT_OUT))
 
 

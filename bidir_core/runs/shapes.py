@@ -343,9 +343,7 @@ CURVE_LINE = fields(
 )
 
 ATTENTION = fields(regimes=MapOf(fields(future=ListOf(NUMBER), needs="future")), needs="regimes")
-
 TOKENS = fields(texts="pieces", count="n_prefix", needs="pieces n_prefix")
-
 RESTORED = fields(count="choice first last", number="lead lambda", needs="choice lead")
 
 _LAMBDA = fields(

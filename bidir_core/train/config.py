@@ -14,7 +14,6 @@ from bidir_core.runs.stages import TRAININGS
 from bidir_core.train.mixtures import MIXTURES
 
 MICRO_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}  # what --micro-tokens auto means
-
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 
 

@@ -38,11 +38,8 @@ import numpy as np
 from bidir_core.common.errors import UserError
 
 Mixture = Literal["near", "far", "farther"]
-
 MIXTURES: tuple[Mixture, ...] = ("near", "far", "farther")
-
 NOT_IN_FAR = ("openbookqa", "sciq", "csqa", "socialiqa", "medmcqa", "medqa")
-
 NOT_IN_FARTHER = (*NOT_IN_FAR, "boolq")
 
 # Folder names that name an evaluation task in any spelling ("ARC-Easy", "val_piqa", ...).
@@ -51,9 +48,7 @@ _EVALUATION_NAME = re.compile(r"hellaswag|piqa|(^|[^a-z])arc([^a-z]|$)|winogrand
 # "rc" (each choice scored as a text) and "bpb" (the answer scored as a text): answers in words.
 # In the other variants the answer is a letter.
 _VARIANT = re.compile(r"(^|_)(rc|bpb)_")
-
 _OTHER_WORDS = {"Question:": "Request:", "Answer:": "Reply:", "Goal:": "Aim:"}
-
 _EVALUATION_WORDS = re.compile(r"(?m)^[ \t]*(Question:|Answer:|Goal:)")
 
 
@@ -197,9 +192,7 @@ _INLINE_LABEL = re.compile(
 )
 # Not seen, like the characters of category Cf: fillers, joiners and variation selectors.
 _UNSEEN = frozenset("\u034f\u115f\u1160\u180b\u180c\u180d") | {chr(0xFE00 + n) for n in range(16)}
-
 _WORD = re.compile(r"[^\W_]+")
-
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that powers never vanish mod 2**64
 
 

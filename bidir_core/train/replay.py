@@ -29,7 +29,6 @@ from bidir_core.train.packing import IGNORED, TrainBatch
 ROWS = 4  # rows of a batch come in multiples of it
 TERMS = 1024  # and loss terms in multiples of this
 AS_THEY_ARE = 2  # batches of a shape that run before one is recorded
-
 Work = Callable[[TrainBatch, "int | torch.Tensor"], None]
 
 

@@ -151,7 +151,6 @@ def add_lora(model: Any, *, rank: int, alpha: int, dropout: float) -> Any:
 # One model spread over the processes of a launch (FSDP2), where it does not fit on each.
 
 T = TypeVar("T")
-
 RUN = "run_whole"
 
 
