@@ -123,9 +123,9 @@ def test_weights_that_would_be_written_in_eight_bits_are_not_kept(
 ):
     monkeypatch.setattr(quantised, "without_eight_bits", lambda conversion: conversion)
     assert tune(eight_bits[0], tmp_path, "full") == 2
-    said = capsys.readouterr().err
-    assert "the final weights were not kept: transformers wrote" in said
-    assert "weight_scale_inv as F32" in said
+    message = capsys.readouterr().err
+    assert "the final weights were not kept: transformers wrote" in message
+    assert "weight_scale_inv as F32" in message
     (made,) = (runs_dir / "stage3_finetune_prefill_bidir").iterdir()
     assert not list(made.rglob("*final*"))
     assert Run(made).state != "done"
@@ -146,8 +146,8 @@ def test_eight_bits_without_their_scale_are_refused(eight_bits, tmp_path, files)
         save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(UserError) as refused:
         loading.preflight(str(folder), device="cpu")
-    said = str(refused.value)
-    assert f"{holds} holds {lost} in 8 bits, but its scale {lost}_scale_inv" in said
+    message = str(refused.value)
+    assert f"{holds} holds {lost} in 8 bits, but its scale {lost}_scale_inv" in message
 
 
 def test_eight_bits_that_no_configuration_tells_of_are_refused(eight_bits, tmp_path):

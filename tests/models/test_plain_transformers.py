@@ -54,12 +54,12 @@ def run_snippet(final: Path, **replaced: str) -> dict:
 
 def test_the_documented_lines_give_the_tokens_that_generate_gives(tuned, capsys):
     base, run = tuned
-    made = run_snippet(run / "final")
-    ids, found = made["ids"][0].tolist(), made["new_ids"]
+    names = run_snippet(run / "final")
+    ids, new_ids = names["ids"][0].tolist(), names["new_ids"]
     assert len(ids) > WINDOW
     loaded = loading.load(str(base), checkpoint=str(run), device="cpu", dtype="float32")
     ours = generate(loaded, ids, "bidirectional", Sampling(16))
-    assert found == ours.token_ids
+    assert new_ids == ours.token_ids
     causal = generate(loaded, ids, "causal", Sampling(16))
     assert ours.steps[0].top != causal.steps[0].top
     plain = AutoModelForCausalLM.from_pretrained(run / "final", dtype=torch.float32).eval()

@@ -102,18 +102,18 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("name", KINDS)
 def test_two_processes_that_share_a_model_train_what_one_does(name, runs):
     root, held = runs
-    one, two = root / "one" / name, root / "two" / name
-    assert Run(two).state == "done"
+    single, shared = root / "one" / name, root / "two" / name
+    assert Run(shared).state == "done"
     assert held[name] < 0.6  # each process really has only its half
     narrow = "dtype" in KINDS[name]
-    losses = [[line["loss"] for line in read_curve(run)] for run in (one, two)]
+    losses = [[line["loss"] for line in read_curve(run)] for run in (single, shared)]
     assert losses[1] == pytest.approx(losses[0], abs=2e-3 if narrow else 2e-5)
-    (file,) = [path.name for path in (one / "final").glob("*.safetensors")]
-    a, b = (load_file(run / "final" / file) for run in (one, two))
+    (file,) = [path.name for path in (single / "final").glob("*.safetensors")]
+    a, b = (load_file(run / "final" / file) for run in (single, shared))
     assert a.keys() == b.keys()
     for key in a:
         assert torch.allclose(a[key].float(), b[key].float(), atol=1e-2 if narrow else 2e-5), key
-    assert Run(one).metrics["trained_parameters"] == Run(two).metrics["trained_parameters"]
+    assert Run(single).metrics["trained_parameters"] == Run(shared).metrics["trained_parameters"]
 
 
 def test_killed_and_resumed_in_two_processes_or_in_one(runs):
