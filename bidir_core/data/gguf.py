@@ -92,15 +92,9 @@ def build_tokenizer(gguf: Path) -> Any:
     # Offsets keep a token's leading space, so that the tokens of a text cover all its characters.
     backend.post_processor = processors.ByteLevel(trim_offsets=False)  # type: ignore[assignment]
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    adders = ((CONTROL, backend.add_special_tokens), (USER_DEFINED, backend.add_tokens))
-    for added, add in adders:
-        add(
-            [
-                AddedToken(token, special=added == CONTROL, normalized=False)
-                for token, kind in zip(tokens, kinds, strict=True)
-                if kind == added
-            ]
-        )
+    special, defined = _of_kind(CONTROL, tokens, kinds), _of_kind(USER_DEFINED, tokens, kinds)
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    backend.add_tokens([AddedToken(t, special=False, normalized=False) for t in defined])
 
     def named(name: str) -> str | None:
         index = fields.get(f"tokenizer.ggml.{name}_token_id")

@@ -108,15 +108,8 @@ def _sciq(docs: Sequence[Doc]) -> list[Doc]:
         options = [doc[f"distractor{i}"] for i in (1, 2, 3)]
         right, passage = doc["correct_answer"], doc["support"].strip()
         if passage and len({right, *options}) == 4:
-            documents.append(
-                {
-                    "pair_id": f"sciq/{row}",
-                    "passage": passage,
-                    "question": doc["question"],
-                    "options": options,
-                    "right": right,
-                }
-            )
+            document = {"pair_id": f"sciq/{row}", "passage": passage, "question": doc["question"]}
+            documents.append(document | {"options": options, "right": right})
     folds: dict[str, list[Doc]] = defaultdict(list)
     for doc in sorted(documents, key=lambda doc: _seeded_hash("place", doc["pair_id"])):
         folds[fold_of(doc["pair_id"])].append(doc)

@@ -100,7 +100,7 @@ def with_context(items: Sequence[Item], context: Context, *, seed: int = 0) -> l
     if context == "none":
         return [replace(item, contexts=("",) * len(item.contexts)) for item in items]
     if context == "shuffled":
-        return _exchange(items, seed)
+        return _shuffle_contexts(items, seed)
     return list(items)
 
 
@@ -119,7 +119,7 @@ def repeat_contexts(items: Iterable[Item], times: int) -> list[Item]:
     ]
 
 
-def _exchange(items: Sequence[Item], seed: int) -> list[Item]:
+def _shuffle_contexts(items: Sequence[Item], seed: int) -> list[Item]:
     """A seeded exchange of contexts in which nobody keeps their own text.
 
     Items are ordered at random with equal contexts side by side (PIQA asks many questions twice),
@@ -180,7 +180,7 @@ def fewshot_prefixes(
                 if len(drawn) < n:  # the pool holds copies of the item and several were drawn
                     others = [e for e in candidates if e.doc_hash != item.doc_hash]
                     drawn = random.sample(others, n)
-            prefixes.append("".join(map(_solved, drawn)))
+            prefixes.append("".join(map(_solved_example, drawn)))
     except ValueError as error:
         raise UserError(
             f"{pool.name}: {n} few-shot examples besides the item itself cannot be drawn from "
@@ -189,6 +189,6 @@ def fewshot_prefixes(
     return prefixes
 
 
-def _solved(item: Item) -> str:
+def _solved_example(item: Item) -> str:
     """The example with its right answer, and the blank line that parts it from the next."""
     return item.context(item.gold) + item.continuations[item.gold] + "\n\n"

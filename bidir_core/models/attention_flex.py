@@ -69,7 +69,7 @@ def make_blocks(
     log_lambda = None
     if regime.lam != 1.0:
         log_lambda = torch.full((len(keys),), math.log(regime.lam), device=keys.device)
-    return Blocks(_count(rule, len(keys), n_query, n_key, keys.device), position, keys, log_lambda)
+    return Blocks(_mask(rule, len(keys), n_query, n_key, keys.device), position, keys, log_lambda)
 
 
 def pair_rule(layout: Layout, regime: Regime, window: int | None, n_query: int, n_key: int) -> Rule:
@@ -111,11 +111,11 @@ def _int32(tensor: torch.Tensor, last: int | None = None) -> torch.Tensor:
     return (tensor if last is None else tensor[:, -last:]).to(torch.int32).contiguous()
 
 
-def _count(rule: Rule, batch: int, n_query: int, n_key: int, device: torch.device) -> BlockMask:
+def _mask(rule: Rule, batch: int, n_query: int, n_key: int, device: torch.device) -> BlockMask:
     """Blocks that hold some and all of the allowed pairs, worked out a strip of queries at a time."""
     rows, columns = -(-n_query // BLOCK), -(-n_key // BLOCK)
-    some = torch.empty(batch, rows, columns, dtype=torch.bool, device=device)
-    all_of_it = torch.empty_like(some)
+    any_visible = torch.empty(batch, rows, columns, dtype=torch.bool, device=device)
+    all_visible = torch.empty_like(any_visible)
     pairs = STRIP_PAIRS.get(device.type, 1 << 24)
     strip = max(1, pairs // (batch * columns * BLOCK * BLOCK))
     row = torch.arange(batch, device=device)[:, None, None]
@@ -128,11 +128,11 @@ def _count(rule: Rule, batch: int, n_query: int, n_key: int, device: torch.devic
         visible = torch.nn.functional.pad(visible, beyond).view(
             batch, last - first, BLOCK, columns, BLOCK
         )
-        some[:, first:last] = visible.any(4).any(2)
-        all_of_it[:, first:last] = visible.all(4).all(2)
+        any_visible[:, first:last] = visible.any(4).any(2)
+        all_visible[:, first:last] = visible.all(4).all(2)
     return BlockMask.from_kv_blocks(
-        *_ordered(some & ~all_of_it),
-        *_ordered(all_of_it),
+        *_ordered(any_visible & ~all_visible),
+        *_ordered(all_visible),
         BLOCK_SIZE=BLOCK,
         mask_mod=rule,
         seq_lengths=(n_query, n_key),
@@ -165,7 +165,7 @@ def attend(
         query,
         key,
         value,
-        score_mod=_score(blocks, softcap),
+        score_mod=_score_mod(blocks, softcap),
         block_mask=blocks.mask,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -176,7 +176,7 @@ def attend(
     return output.transpose(1, 2), None
 
 
-def _score(blocks: Blocks, softcap: float | None) -> Any:
+def _score_mod(blocks: Blocks, softcap: float | None) -> Any:
     """What is done to scores beside the mask: the soft cap first, then ``log(lambda)`` ahead."""
     log_lambda, q_position, k_position = blocks.log_lambda, *blocks[1:3]
     if log_lambda is None and softcap is None:

@@ -56,7 +56,7 @@ def fuse(model: nn.Module) -> list[str]:
                 module.forward = MethodType(norm, module)  # copied along with the module
                 kernels.add("norms")
         # One by one: a class may clamp in some layers only.
-        elif _is_gated(module) and _holds(_gated_agrees, module):
+        elif _is_gated(module) and _passes(_gated_agrees, module):
             module.forward = MethodType(_gated, module)
             kernels.add("gates")
     weight = next(model.parameters())
@@ -64,7 +64,7 @@ def fuse(model: nn.Module) -> list[str]:
     for family in _families(model):
         rotary = _ROTARY.get(family) or Rotary(family.apply_rotary_pos_emb, {})
         for dtype in formats - set(rotary.agreed):
-            rotary.agreed[dtype] = _holds(_rotary_agrees, rotary.own, weight.device, dtype)
+            rotary.agreed[dtype] = _passes(_rotary_agrees, rotary.own, weight.device, dtype)
         if any(rotary.agreed[dtype] for dtype in formats):
             kernels.add("rotary")
             if family not in _ROTARY:
@@ -101,7 +101,7 @@ def _restore_modules(model: nn.Module) -> None:
             del module.forward
 
 
-def _holds(check: Callable[..., bool], *arguments: Any) -> bool:
+def _passes(check: Callable[..., bool], *arguments: Any) -> bool:
     """A check that fails to run has failed: the model's own operations remain."""
     with contextlib.suppress(Exception), torch.no_grad():
         return check(*arguments)
@@ -146,9 +146,9 @@ def _norm_by_triton(
 
 def _agreeing_norm(module: Any) -> Callable[..., torch.Tensor] | None:
     """The quickest way to a norm that gives the module's own numbers."""
-    if not _holds(_norm_agrees, module, _norm_by_torch):
+    if not _passes(_norm_agrees, module, _norm_by_torch):
         return None
-    return _norm_at_once if _holds(_norm_agrees, module, _norm_by_triton) else _norm
+    return _norm_at_once if _passes(_norm_agrees, module, _norm_by_triton) else _norm
 
 
 def _norm_agrees(module: Any, norm: Callable[..., torch.Tensor]) -> bool:
@@ -282,7 +282,7 @@ def _attends(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     fits = (
         dtype in (torch.bfloat16, torch.float16) and 16 <= width <= 128 and not width & (width - 1)
     )
-    return fits and _holds(_attention_agrees, torch.empty(0, device=device, dtype=dtype), width)
+    return fits and _passes(_attention_agrees, torch.empty(0, device=device, dtype=dtype), width)
 
 
 def log_sum(logits: torch.Tensor) -> torch.Tensor | None:
@@ -295,7 +295,7 @@ def log_sum(logits: torch.Tensor) -> torch.Tensor | None:
 @cache
 def _kernels(device: torch.device) -> Any:
     """The module of Triton kernels, None where they do not run or give other numbers."""
-    if not _holds(_kernels_agree, device):
+    if not _passes(_kernels_agree, device):
         return None
     from bidir_core.models import fused_kernels
 

@@ -70,12 +70,12 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     cos_row, sin_row = (t.stride(0) if t.shape[0] > 1 else 0 for t in (cos, sin))
     strides = (x_row, x_time, x_head, cos_row, cos.stride(1), sin_row, sin.stride(1))
     sizes = {"HEADS": heads, "HEADS_PADDED": triton.next_power_of_2(heads), "HALF": width // 2}
-    with _on(x):
+    with _current_device(x):
         _rotate[(batch * time,)](x, out, cos, sin, time, *strides, **sizes)
     return out
 
 
-def _on(x: torch.Tensor):
+def _current_device(x: torch.Tensor):
     """Kernels start on the current device, which need not be the tensor's."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
@@ -110,7 +110,7 @@ def silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """``silu(gate) * up``, both contiguous and of one shape."""
     out, block = torch.empty_like(gate), 1024
     n = gate.numel()
-    with _on(gate):
+    with _current_device(gate):
         _silu_times[(triton.cdiv(n, block),)](gate, up, out, n, BLOCK=block)
     return out
 
@@ -135,7 +135,7 @@ def norm_times(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tenso
     """
     out, width = torch.empty_like(x), x.shape[-1]
     padded = triton.next_power_of_2(width)
-    with _on(x):
+    with _current_device(x):
         _norm_times[(x.numel() // width,)](
             x, weight, out, eps, width=width, PADDED=padded, num_warps=8 if padded > 2048 else 4
         )
@@ -177,7 +177,7 @@ def repeat_heads(x: torch.Tensor, n: int) -> torch.Tensor:
     x_row, x_head, x_time, _ = x.stride()
     sizes = {"N": n, "HEADS": heads, "HEADS_PADDED": triton.next_power_of_2(heads)}
     sizes |= {"WIDTH": width, "WIDTH_PADDED": triton.next_power_of_2(width)}
-    with _on(x):
+    with _current_device(x):
         _repeat_heads[(batch * time,)](x, out, time, x_row, x_time, x_head, **sizes)
     return out.transpose(1, 2)
 
@@ -206,7 +206,7 @@ def log_sum(logits: torch.Tensor) -> torch.Tensor:
     n, width = logits.shape
     out = torch.empty(n, dtype=torch.float32, device=logits.device)
     if n:
-        with _on(logits):
+        with _current_device(logits):
             _log_sum[(n,)](logits, out, logits.stride(0), width=width, BLOCK=4096, num_warps=8)
     return out
 
@@ -287,7 +287,7 @@ def attend(
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], mask_row, mask.stride(2))
     sizes = {"GROUP": heads // k.shape[1], "WIDTH": width, "QUERIES": ATTEND_QUERIES}
     options = {"KEYS": 64 if width <= 64 else 32, "num_warps": 4, "num_stages": 1}
-    with _on(q):
+    with _current_device(q):
         _attend[(batch * heads * blocks,)](
             q, k, v, mask, out, scale, heads, n_query, k.shape[2], *strides, **sizes, **options
         )

@@ -223,7 +223,7 @@ def layers_covered(m: Measured) -> Outcome:
     n_layers = m.loaded.n_layers
     missing = [layer for layer in range(n_layers) if layer not in m.packed_seen.weights]
     if missing:
-        return False, f"{_name(missing, 'layer')} attended without asking for the regime"
+        return False, f"{_list(missing, 'layer')} attended without asking for the regime"
     return True, f"all {n_layers} layers attend through the regime"
 
 
@@ -378,7 +378,7 @@ def continuation_leak(m: Measured) -> Outcome:
     for row, index in enumerate(CHANGED):
         earlier = np.flatnonzero(m.logits_moved[row, :index])
         if index >= NEAR_PREFIX and len(earlier):
-            return False, f"changing continuation token {index} moves logits at {_name(earlier)}"
+            return False, f"changing continuation token {index} moves logits at {_list(earlier)}"
     return True, "changing a later continuation token moves no earlier logit by a single bit"
 
 
@@ -392,9 +392,9 @@ def look_ahead(m: Measured) -> Outcome:
     may, moves = reach[:, LAST_PREFIX], m.logits_moved[0]
     changing = "changing the last prefix token"
     if (moves & ~may).any():
-        return False, f"{changing} moves logits out of its reach, at {_name(moves & ~may)}"
+        return False, f"{changing} moves logits out of its reach, at {_list(moves & ~may)}"
     if (must & ~moves).any():
-        return False, f"{changing} does not move the logits at {_name(must & ~moves)}, which see it"
+        return False, f"{changing} does not move the logits at {_list(must & ~moves)}, which see it"
     if moves[0]:
         return True, f"{changing} moves the first token's logits, as it should"
     if may[0]:
@@ -458,7 +458,7 @@ def _summary(faults: list[str]) -> str:
     return faults[0] + suffix
 
 
-def _name(selection: Sequence[int] | np.ndarray, noun: str = "token") -> str:
+def _list(selection: Sequence[int] | np.ndarray, noun: str = "token") -> str:
     """``token 3`` or ``tokens 3, 4``, from numbers or from a bool array of where."""
     numbers = np.asarray(selection)
     numbers = np.flatnonzero(numbers) if numbers.dtype == bool else numbers

@@ -190,14 +190,14 @@ def fingerprint_tensors(files: Iterable[Path]) -> str:
 
 def canonical_config(config: Any) -> str:
     """A config as JSON that does not change with the library's version or this machine."""
-    return json.dumps(_lasting(config.to_dict()), sort_keys=True, default=str)
+    return json.dumps(_stable(config.to_dict()), sort_keys=True, default=str)
 
 
-def _lasting(value: Any) -> Any:
+def _stable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _lasting(v) for k, v in value.items() if k not in VOLATILE and v is not None}
+        return {k: _stable(v) for k, v in value.items() if k not in VOLATILE and v is not None}
     if isinstance(value, list | tuple):
-        return [_lasting(item) for item in value]
+        return [_stable(item) for item in value]
     return value
 
 

@@ -310,7 +310,7 @@ def texts_file(run: Path, name: object, folder: object = None) -> Path | None:
 def shared_files(run: Path, name: object, folder: object = None) -> list[Path]:
     """All files outside of its folder that hold a part of a run's records."""
     texts = texts_file(run, name, folder)
-    return [] if texts is None else sorted({texts, _first_of(texts)})
+    return [] if texts is None else sorted({texts, _first_texts_of(texts)})
 
 
 def share(table: pa.Table, root: Path, data_fingerprint: str, tokenizer_fingerprint: str) -> str:
@@ -340,7 +340,7 @@ def _stored_stem(table: pa.Table, folder: Path, stem: str) -> str:
     raise UserError(f"{folder}: a hundred files for {stem}; nothing was shared")
 
 
-def _first_of(texts: Path) -> Path:
+def _first_texts_of(texts: Path) -> Path:
     """The file that holds what ``texts`` leaves out; itself if it leaves nothing out."""
     if texts.parent.name == SHARED_FOLDER:
         return texts.with_name(texts.name.split(".")[0] + ".parquet")
@@ -374,16 +374,16 @@ def joined(items: pa.Table, texts: Path, columns: Sequence[str]) -> pa.Table:
         shared.append("gold")
     if shared:
         text_table = _read_texts(texts, texts.stat().st_mtime_ns, (*KEYS, *shared))
-        rows = _rows(items, text_table)
+        rows = _matching_rows(items, text_table)
         if rows is not None:
             text_table = text_table.take(rows)
         for name in shared:
-            items = _set(items, name, text_table.column(name))
+            items = _set_column(items, name, text_table.column(name))
     if "margin" in columns:
-        items = _set(items, "margin", _margins(items))
+        items = _set_column(items, "margin", _margins(items))
     for name in columns:
         if name not in items.column_names:
-            items = _set(items, name, pa.nulls(items.num_rows, type=SCHEMA.field(name).type))
+            items = _set_column(items, name, pa.nulls(items.num_rows, type=SCHEMA.field(name).type))
     return items.select(list(columns))
 
 
@@ -393,7 +393,7 @@ def joined_one(items: Path, texts: Path, task: str, doc_id: int) -> dict[str, An
     if record is None or shared is None:
         return None
     if left_out := _left_out(texts):
-        first_record = read_one(_first_of(texts), task, doc_id) or {}
+        first_record = read_one(_first_texts_of(texts), task, doc_id) or {}
         shared.update({name: first_record.get(name) for name in left_out})
     record.update({name: shared[name] for name in SHARED_FIELDS})
     record["margin"] = _margin(record["ll"], record["gold"])
@@ -402,7 +402,7 @@ def joined_one(items: Path, texts: Path, task: str, doc_id: int) -> dict[str, An
 
 def _left_out(texts: Path) -> list[str]:
     """The shared columns that ``texts`` omits because the sweep's first texts have them."""
-    if texts == _first_of(texts):
+    if texts == _first_texts_of(texts):
         return []
     with opened_parquet(texts) as file:
         stored = file.schema_arrow.names
@@ -415,19 +415,19 @@ def _read_texts(texts: Path, _modified: int, columns: tuple[str, ...]) -> pa.Tab
     table = read_parquet(texts, columns)
     left_out = [name for name in _left_out(texts) if name in columns]
     if left_out:  # rows are the same too: nothing is left out otherwise
-        first_table = read_parquet(_first_of(texts), left_out)
+        first_table = read_parquet(_first_texts_of(texts), left_out)
         for name in left_out:
-            table = _set(table, name, first_table.column(name))
+            table = _set_column(table, name, first_table.column(name))
     return table
 
 
-def _set(table: pa.Table, name: str, column: Any) -> pa.Table:
+def _set_column(table: pa.Table, name: str, column: Any) -> pa.Table:
     if name in table.column_names:
         return table.set_column(table.column_names.index(name), name, column)
     return table.append_column(name, column)
 
 
-def _rows(items: pa.Table, texts: pa.Table) -> pa.Array | None:
+def _matching_rows(items: pa.Table, texts: pa.Table) -> pa.Array | None:
     """Which row of ``texts`` each item has; None if they stand side by side already."""
     if items.num_rows == texts.num_rows and all(
         items.column(k).equals(texts.column(k)) for k in KEYS

@@ -140,8 +140,8 @@ class Run:
             return "done"
         stored = self.status.get("state")
         if stored == "running":
-            live = is_locked(self.path) or is_alive(self.status)
-            return "running" if live else "lost"
+            is_running = is_locked(self.path) or is_alive(self.status)
+            return "running" if is_running else "lost"
         if stored in ("queued", "failed", "cancelled"):
             return stored
         return "partial"

@@ -126,7 +126,7 @@ class Trainer:
             done=counters.step,
             unit="step",
             title=f"{config.objective} {config.regime}",
-            report=self._beat,
+            report=self._heartbeat,
             shown=self.folder is not None,
         )
         if counters.step == 0:
@@ -140,7 +140,7 @@ class Trainer:
                 report = is_last or n_done % config.log_every == 0
                 save = bool(config.checkpoint_every) and n_done % config.checkpoint_every == 0
                 evaluate = bool(config.eval_every) and (is_last or n_done % config.eval_every == 0)
-                stop = self._agree(signals) if report or self._alone else False
+                stop = self._stop_requested(signals) if report or self._alone else False
                 if report or save or evaluate or stop:
                     counters.seconds, mark = counters.seconds + self._now() - mark, self._now()
                     if report:
@@ -243,7 +243,7 @@ class Trainer:
                 named = {f"{regime}/{key}": row[key] for key in ("acc", "acc_norm", "gold_prob")}
                 self.accelerator.log(named, counters.step)
 
-    def _beat(self, done: int, total: int, **extra: Any) -> None:
+    def _heartbeat(self, done: int, total: int, **extra: Any) -> None:
         if self.heartbeat is not None:
             rate = self.counters.tokens / self.counters.seconds if self.counters.seconds else None
             self.heartbeat(done, total, **extra, **self.counters.last, tokens_per_second=rate)
@@ -291,7 +291,7 @@ class Trainer:
     def _alone(self) -> bool:
         return self.accelerator is None or self.accelerator.num_processes == 1
 
-    def _agree(self, signals: list[signal.Signals]) -> bool:
+    def _stop_requested(self, signals: list[signal.Signals]) -> bool:
         """Whether any process was asked to stop: all must stop at the same step."""
         if self._alone:
             return bool(signals)

@@ -241,8 +241,8 @@ def decontaminate(
     shared = np.zeros(len(samples), dtype=np.int64)
 
     def compare(length: int, train: _Spans, test: _Spans) -> None:
-        test = test.only(_among(test.hash, train.hash))
-        train = train.only(_among(train.hash, test.hash))
+        test = test.only(_is_in(test.hash, train.hash))
+        train = train.only(_is_in(train.hash, test.hash))
         order = np.argsort(test.hash, kind="stable")
         first = np.searchsorted(test.hash[order], train.hash)
         for sample_index, item_index in zip(train.text, test.text[order][first]):
@@ -266,7 +266,7 @@ def decontaminate(
     return clean, dropped
 
 
-def _among(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _is_in(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Which ``values`` occur in ``others``, by binary search (np.isin hashes: 5 times slower)."""
     if not len(others):
         return np.zeros(len(values), dtype=bool)

@@ -90,13 +90,13 @@ class Replay:
         slot.n_loss.fill_(n_loss)
         slot.n_seen += 1
         if self.device.type != "cuda" or slot.n_seen <= AS_THEY_ARE:
-            self._aside(slot)
+            self._run_aside(slot)
             return
         if slot.graph is None:
             slot.graph = self._record(slot)
         slot.graph.replay()
 
-    def _aside(self, slot: _Slot) -> None:
+    def _run_aside(self, slot: _Slot) -> None:
         """Run it on another stream, as a recording's warm-up has to be."""
         if self._stream is None:
             self.work(slot.batch, slot.n_loss)
