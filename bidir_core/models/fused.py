@@ -280,7 +280,7 @@ def attend(
 def _attends(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """Whether the attention kernel runs on heads of this format and width, and gives their numbers."""
     fits = (
-        dtype in (torch.bfloat16, torch.float16) and 16 <= width <= 128 and not width & (width - 1)
+        dtype in (torch.bfloat16, torch.float16) and 16 <= width <= 128 and width.bit_count() == 1
     )
     return fits and _passes(_attention_agrees, torch.empty(0, device=device, dtype=dtype), width)
 

@@ -462,4 +462,5 @@ def _list(selection: Sequence[int] | np.ndarray, noun: str = "token") -> str:
     """``token 3`` or ``tokens 3, 4``, from numbers or from a bool array of where."""
     numbers = np.asarray(selection)
     numbers = np.flatnonzero(numbers) if numbers.dtype == bool else numbers
-    return f"{noun}{'s' * (len(numbers) > 1)} {', '.join(str(number) for number in numbers)}"
+    plural = "s" if len(numbers) > 1 else ""
+    return f"{noun}{plural} {', '.join(map(str, numbers))}"

@@ -89,7 +89,7 @@ def export_run(run: Run, out: Path | str) -> tuple[list[Path], list[str]]:
 
 def _write(folder: Path, texts: Mapping[Path, str]) -> None:
     """Samples without the results, which a kill or a full disk leaves, are written again."""
-    *_, results = texts
+    results = list(texts)[-1]
     if results.exists():
         raise UserError(f"{results} exists already; give another folder with --out")
     try:

@@ -282,7 +282,7 @@ KEYS = ("task", "doc_id")
 SLIM_FIELDS = (*KEYS, "ll", "pred", "pred_norm", "correct", "correct_norm", "error")
 FIRST_TEXTS = "texts.parquet"
 LEFT_OUT = ("token_ll", "margin")  # the first is large, the second follows from ll and gold
-SHARED_FIELDS = tuple(n for n in RECORD_FIELDS if n not in (*SLIM_FIELDS[2:], *LEFT_OUT))
+SHARED_FIELDS = tuple(n for n in RECORD_FIELDS if n in KEYS or n not in SLIM_FIELDS + LEFT_OUT)
 
 
 # Beside the runs: what follows from data and tokenizer, once for all runs that share them.

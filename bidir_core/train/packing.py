@@ -13,6 +13,7 @@ Everything is numpy until a batch is made; nothing here loops over tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -84,7 +85,7 @@ class Packer:
         self.samples = samples
         self.batch_samples = batch_samples
         # A multiple of 16: attention kernels want aligned masks.
-        self.row_tokens = -(-max(row_tokens, longest) // 16) * 16
+        self.row_tokens = math.ceil(max(row_tokens, longest) / 16) * 16
         self.micro_rows = max(1, micro_tokens // self.row_tokens)
         self.seed = seed
         self.prefix: Prefix = prefix
@@ -132,7 +133,7 @@ class Packer:
             for start in range(0, len(own_rows), self.micro_rows)
         ]
         if self.even:
-            n_batches = -(-len(rows[:: self.n_processes]) // self.micro_rows)
+            n_batches = math.ceil(len(rows[:: self.n_processes]) / self.micro_rows)
             for _ in range(n_batches - len(batches)):
                 filler = self._collate(chosen, n_prefix, begin, rows[-1:])
                 batches.append(filler._replace(target=torch.full_like(filler.target, IGNORED)))
@@ -287,7 +288,7 @@ def encode_samples(
             continue
         room = max_tokens - len(response)
         if len(prompt) > room:
-            head = prompt[: int(prompt[0] == bos)]
+            head = prompt[:1] if prompt[0] == bos else prompt[:0]
             if over_long == "drop" or room <= len(head):
                 n_long += 1
                 continue
