@@ -33,19 +33,19 @@ def answer_positions(items: Iterable[Item]) -> dict[str, dict[str, Any]]:
     for item in items:
         golds[item.task][item.gold] += 1
         choices[item.task].append(item.n_choices)
-    found = {}
+    positions = {}
     for task, counts in golds.items():
         n, most = counts.total(), max(counts.values())
         chance = sum(1 / number for number in choices[task]) / n
         # The binomial probability of so many right answers or more in one position.
         accident = max(choices[task]) * float(bdtrc(most - 1, n, chance))
-        found[task] = {
+        positions[task] = {
             "n": n,
             "right": [counts[position] for position in range(max(choices[task]))],
             "best_constant_guess": most / n,
             "one_sided": most / n >= NEARLY_ALL and accident < _BY_ACCIDENT,
         }
-    return found
+    return positions
 
 
 def one_sided_sentences(positions: Mapping[str, Mapping[str, Any]]) -> list[str]:

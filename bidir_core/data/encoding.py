@@ -40,7 +40,7 @@ class Tokens:
 
     @property
     def offsets(self) -> np.ndarray:
-        """Most runs never ask; for the first who does all texts are read a second time."""
+        """Made when first asked for, by tokenising all texts again; most runs never ask."""
         if isinstance(self._offsets, Place):
             texts, start, end, characters = self._offsets
             return texts.offsets[start:end].astype(np.int64) - characters
@@ -63,10 +63,10 @@ class _Texts:
         ids: list[int] = []
         self.ends = [0]
         for encoding in backend.encode_batch_fast(texts, add_special_tokens=special):
-            own = encoding.ids
-            if front is not None and own[:1] != [front]:
+            token_ids = encoding.ids
+            if front is not None and token_ids[:1] != [front]:
                 ids.append(front)
-            ids += own[: len(own) - tail]
+            ids += token_ids[: len(token_ids) - tail]
             self.ends.append(len(ids))
         self.ids = np.array(ids, dtype=np.int64)
 
@@ -75,12 +75,12 @@ class _Texts:
         """``[n, 2]`` of all texts' tokens (int32); one put in front stands for no character."""
         self.backend.no_padding()
         self.backend.no_truncation()
-        found = np.zeros((len(self.ids), 2), dtype=np.int32)
+        all_ranges = np.zeros((len(self.ids), 2), dtype=np.int32)
         encodings = self.backend.encode_batch(self.texts, add_special_tokens=self.special)
         for encoding, end in zip(encodings, self.ends[1:]):
-            if own := encoding.offsets[: len(encoding) - self.tail]:
-                found[end - len(own) : end] = own
-        return found
+            if ranges := encoding.offsets[: len(encoding) - self.tail]:
+                all_ranges[end - len(ranges) : end] = ranges
+        return all_ranges
 
 
 class Place(NamedTuple):
@@ -178,21 +178,21 @@ class Encoder:
                     context, continuation = self._as_turn(context), continuation.removeprefix(" ")
                 pairs.append((context, continuation))
         stems = [context.rstrip() for context, _ in pairs]
-        wholes = [context + text for context, text in pairs]
-        whole_of = self.encode_texts(wholes)
+        full_texts = [context + text for context, text in pairs]
+        place_of_full = self.encode_texts(full_texts)
         stem_of = {stem: place.tokens() for stem, place in self.encode_texts(stems).items()}
-        alone_of = self.encode_texts(
+        place_of_choice = self.encode_texts(
             [text for (context, text) in pairs if not context], special=False
         )
-        encoded, cursor = [], iter(zip(pairs, stems, wholes))
+        encoded, cursor = [], iter(zip(pairs, stems, full_texts))
         for item in items:
             prefixes, continuations, contexts = [], [], []
-            for (context, text), stem, whole in itertools.islice(cursor, len(item.continuations)):
+            for (context, text), stem, full in itertools.islice(cursor, len(item.continuations)):
                 if not context:
-                    prefix, place = self._nothing(), alone_of[text]
+                    prefix, place = self._empty_prefix(), place_of_choice[text]
                 else:
                     prefix = stem_of[stem]
-                    place = whole_of[whole].after(len(prefix.ids), len(context))
+                    place = place_of_full[full].after(len(prefix.ids), len(context))
                 prefixes.append(prefix)
                 contexts.append(context)
                 continuations.append(place.tokens())
@@ -220,16 +220,16 @@ class Encoder:
         The token that stands for an empty context is not counted: it is the whole prefix.
         """
         bos_id, added = self.tokenizer.bos_token_id, False
-        for one in encoded:
-            for context, prefix in zip(one.contexts, one.prefixes):
+        for entry in encoded:
+            for context, prefix in zip(entry.contexts, entry.prefixes):
                 if not context:
                     continue
                 if bos_id is not None and len(prefix) and prefix.ids[0] == bos_id:
                     added = True
                     if len(prefix) > 1 and prefix.ids[1] == bos_id and self.bos != "none":
                         raise UserError(
-                            f"item {one.item.item_id} begins with BOS twice: the text holds one "
-                            "already; use --bos none"
+                            f"item {entry.item.item_id} begins with BOS twice: the text holds "
+                            "one already; use --bos none"
                         )
         return added
 
@@ -238,7 +238,7 @@ class Encoder:
         with chat.template_errors():
             return self.chat.render([{"role": "user", "content": context}])
 
-    def _nothing(self) -> Tokens:
+    def _empty_prefix(self) -> Tokens:
         """The prefix token that stands for an empty context."""
         no_text = np.zeros((1, 2), dtype=np.int64)
         return Tokens(np.array([self.empty_context_id], dtype=np.int64), no_text)
@@ -249,16 +249,16 @@ class Encoder:
         front = self.tokenizer.bos_token_id if special and self.bos == "add" else None
         special = special and self.bos == "auto"
         # A text that brings its own BOS gets none from the tokenizer (lm-eval, has_bos_prefix).
-        with_own = [text for text in distinct if special and self._brings_bos(text)]
+        with_bos = [text for text in distinct if special and self._brings_bos(text)]
         plain = [text for text in distinct if not (special and self._brings_bos(text))]
-        found: dict[str, Place] = {}
-        for group, add in ((plain, special), (with_own, False)):
+        places: dict[str, Place] = {}
+        for group, add in ((plain, special), (with_bos, False)):
             tail = self.n_tail if add else 0
-            made = _Texts(self.backend, group, special=add, tail=tail, front=front)
-            check_vocabulary(made.ids, self.vocabulary)
-            for text, (start, end) in zip(group, itertools.pairwise(made.ends)):
-                found[text] = Place(made, start, end)
-        return found
+            tokenised = _Texts(self.backend, group, special=add, tail=tail, front=front)
+            check_vocabulary(tokenised.ids, self.vocabulary)
+            for text, (start, end) in zip(group, itertools.pairwise(tokenised.ends)):
+                places[text] = Place(tokenised, start, end)
+        return places
 
     def _brings_bos(self, text: str) -> bool:
         return self.bos_text is not None and text.startswith(self.bos_text)
@@ -291,10 +291,10 @@ def n_appended(backend: Any) -> int:
 
 def check_lengths(encoded: Sequence[EncodedItem], max_length: int) -> None:
     """Raise UserError naming the first item that the model's window cannot hold."""
-    for one in encoded:
-        if one.error is None and one.longest > max_length:
+    for entry in encoded:
+        if entry.error is None and entry.longest > max_length:
             raise UserError(
-                f"item {one.item.item_id} needs {one.longest} tokens and the model's window holds "
+                f"item {entry.item.item_id} needs {entry.longest} tokens and the model's window holds "
                 f"{max_length}; shorten it or use a model with a longer window (nothing is "
                 "truncated)"
             )

@@ -78,8 +78,8 @@ def build_tokenizer(gguf: Path) -> Any:
     merges = [tuple(merge.split(" ")) for merge in table("ggml.merges")]
     vocabulary = {
         token: index
-        for index, (token, one) in enumerate(zip(tokens, kinds, strict=True))
-        if one != UNUSED
+        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        if kind != UNUSED
     }
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     cut: Any = pre_tokenizers.Digits(individual_digits=True)
@@ -92,15 +92,9 @@ def build_tokenizer(gguf: Path) -> Any:
     # Offsets keep a token's leading space, so that the tokens of a text cover all its characters.
     backend.post_processor = processors.ByteLevel(trim_offsets=False)  # type: ignore[assignment]
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    adders = ((CONTROL, backend.add_special_tokens), (USER_DEFINED, backend.add_tokens))
-    for added, add in adders:
-        add(
-            [
-                AddedToken(token, special=added == CONTROL, normalized=False)
-                for token, one in zip(tokens, kinds, strict=True)
-                if one == added
-            ]
-        )
+    special, defined = _of_kind(CONTROL, tokens, kinds), _of_kind(USER_DEFINED, tokens, kinds)
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    backend.add_tokens([AddedToken(t, special=False, normalized=False) for t in defined])
 
     def named(name: str) -> str | None:
         index = fields.get(f"tokenizer.ggml.{name}_token_id")
@@ -171,9 +165,9 @@ def _faults(tokenizer: Any, folder: Path, expected: Expected) -> Iterator[str]:
             yield f"{text!r} became the tokens {ids}"
         if tokenizer.decode(ids) != expected.lead + text:
             yield f"{text!r} does not survive a round trip"
-    if expected.hub is not None and (theirs := _cached_tokenizer(expected.hub)) is not None:
+    if expected.hub is not None and (published := _cached_tokenizer(expected.hub)) is not None:
         for text in (*expected.probes, ENGLISH):
-            if theirs(text)["input_ids"] != tokenizer(text)["input_ids"]:
+            if published(text)["input_ids"] != tokenizer(text)["input_ids"]:
                 yield f"{text!r} has other tokens than {expected.hub} gives it"
     special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
     if special != expected.special:
@@ -205,7 +199,7 @@ def _gross_faults(tokenizer: Any, folder: Path) -> Iterator[str]:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if tokenizer.decode(ids) != text:
             yield f"{text!r} does not survive a round trip"
-        for piece in (tokenizer.decode([one]) for one in ids):
+        for piece in (tokenizer.decode([token_id]) for token_id in ids):
             if sum(c in "0123456789" for c in piece) > 1:
                 yield f"the digits of {text!r} are joined to {piece!r}"
     if tokenizer.eos_token is None:
@@ -280,10 +274,11 @@ def tokenizer_of(
     backend.decoder = decoders.Sequence(  # type: ignore[assignment]
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    backend.add_tokens([AddedToken(t, normalized=False) for t in _of(USER_DEFINED, tokens, kinds)])
+    defined = _of_kind(USER_DEFINED, tokens, kinds)
+    backend.add_tokens([AddedToken(t, normalized=False) for t in defined])
     # 6,242 '<unusedN>' mean nothing, and as special tokens would cost seconds at every start.
-    meant = [t for t in _of(CONTROL, tokens, kinds) if not t.startswith("<unused")]
-    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in meant])
+    special = [t for t in _of_kind(CONTROL, tokens, kinds) if not t.startswith("<unused")]
+    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
     bos, eos, padding = (tokens[special_ids[name]] for name in ("bos", "eos", "padding"))
     backend.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, special_ids["bos"])]
@@ -316,5 +311,5 @@ def merges_by_score(
     ]
 
 
-def _of(kind: int, tokens: Sequence[str], kinds: Sequence[int]) -> list[str]:
-    return [token for token, one in zip(tokens, kinds, strict=True) if one == kind]
+def _of_kind(kind: int, tokens: Sequence[str], kinds: Sequence[int]) -> list[str]:
+    return [token for token, token_kind in zip(tokens, kinds, strict=True) if token_kind == kind]

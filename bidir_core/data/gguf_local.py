@@ -111,7 +111,7 @@ def _builder(gguf: Path) -> Callable[[Path], Any]:
             f"{gguf} is not a whole GGUF file of a language model ({error}); get it again"
         ) from error
     if kind not in BUILDERS:
-        known = ", ".join("/".join(one) for one in BUILDERS)
+        known = ", ".join("/".join(key) for key in BUILDERS)
         why = f"its kind {'/'.join(kind)} (architecture/tokenizer/pre-tokenizer) is none of {known}"
     elif scaled != "none":
         why = f"its positions are scaled ({scaled})"

@@ -64,7 +64,7 @@ class GivenItems:
             if task not in names:
                 first = min(rows.values())
                 raise self._bad(first, f"{task!r} is not one of --tasks {','.join(names)}")
-        found, unseen = [], dict(self._hashes)
+        chosen_rows, unseen = [], dict(self._hashes)
         for source in sources:
             lines = self._rows.get(source.name, {})
             if lines and max(lines) >= len(source):
@@ -77,10 +77,10 @@ class GivenItems:
                 if item.doc_hash in self._hashes:
                     chosen.add(item.doc_id)
                     unseen.pop(item.doc_hash, None)
-            found.append(sorted(chosen))
+            chosen_rows.append(sorted(chosen))
         for doc_hash, number in unseen.items():
             raise self._bad(number, f"no item of {','.join(names)} has the doc_hash {doc_hash}")
-        return found
+        return chosen_rows
 
-    def _bad(self, number: int, what: str) -> UserError:
-        return UserError(f"--items-file {self.path}, line {number}: {what}")
+    def _bad(self, number: int, message: str) -> UserError:
+        return UserError(f"--items-file {self.path}, line {number}: {message}")

@@ -43,12 +43,12 @@ def load(
     if task not in tasks.TASKS or not len(rows) or not data_are_here():
         return {}
     try:
-        found = tasks.load_items_by_id(
+        items = tasks.load_items_by_id(
             task, [int(row) for row in rows], split=split, repeat_prompt=repeat_prompt
         )
     except (UserError, OSError):
         return {}
-    return {item.doc_id: (item.doc_hash, (item.contexts, item.continuations)) for item in found}
+    return {item.doc_id: (item.doc_hash, (item.contexts, item.continuations)) for item in items}
 
 
 def fill(record: dict[str, Any], found: Found) -> bool:

@@ -75,14 +75,13 @@ OPTIONS_SEED = 1
 MEDIUM_CHARACTERS = 2_600
 LONG_CHARACTERS = 10_000
 LETTERS = "ABCD"
-
 Order = Literal["first", "last"]
 
 
 def _prompt(order: Order, doc: Doc) -> str:
     passage, question = f"Passage: {doc['passage']}\n", f"Question: {doc['question']}\n"
-    parts = passage + question if order == "first" else question + passage
-    return f"{parts}Answer:"
+    body = passage + question if order == "first" else question + passage
+    return f"{body}Answer:"
 
 
 # --- SciQ -------------------------------------------------------------------------------------
@@ -104,38 +103,31 @@ SCIQ = Dataset(
 
 def _sciq(docs: Sequence[Doc]) -> list[Doc]:
     """SciQ's documents with a passage, their options shuffled and balanced over the positions."""
-    kept = []
+    documents = []
     for row, doc in enumerate(docs):
         options = [doc[f"distractor{i}"] for i in (1, 2, 3)]
         right, passage = doc["correct_answer"], doc["support"].strip()
         if passage and len({right, *options}) == 4:
-            kept.append(
-                {
-                    "pair_id": f"sciq/{row}",
-                    "passage": passage,
-                    "question": doc["question"],
-                    "options": options,
-                    "right": right,
-                }
-            )
+            document = {"pair_id": f"sciq/{row}", "passage": passage, "question": doc["question"]}
+            documents.append(document | {"options": options, "right": right})
     folds: dict[str, list[Doc]] = defaultdict(list)
-    for doc in sorted(kept, key=lambda doc: _toss("place", doc["pair_id"])):
+    for doc in sorted(documents, key=lambda doc: _seeded_hash("place", doc["pair_id"])):
         folds[fold_of(doc["pair_id"])].append(doc)
     for members in folds.values():
         for place, doc in enumerate(members):
-            options = sorted(doc["options"], key=lambda text: _toss(doc["pair_id"], text))
+            options = sorted(doc["options"], key=lambda text: _seeded_hash(doc["pair_id"], text))
             options.insert(place % 4, doc.pop("right"))
             doc["options"], doc["gold"] = options, place % 4
-    return kept
+    return documents
 
 
 def _sciq_letters(docs: Sequence[Doc]) -> list[Doc]:
-    made = _sciq(docs)
-    for doc in made:
+    documents = _sciq(docs)
+    for doc in documents:
         lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, doc["options"])]
         doc["question"] = "\n".join([doc["question"], *lines])
         doc["options"] = list(LETTERS)
-    return made
+    return documents
 
 
 def _sciq_among_others(characters: int) -> Callable[[Sequence[Doc]], list[Doc]]:
@@ -147,30 +139,30 @@ def _sciq_among_others(characters: int) -> Callable[[Sequence[Doc]], list[Doc]]:
     """
 
     def prepare(docs: Sequence[Doc]) -> list[Doc]:
-        made = _sciq(docs)
-        own = {doc["pair_id"]: doc["passage"] for doc in made}
-        ring = sorted(made, key=lambda doc: _toss("ring", doc["pair_id"]))
-        for at, doc in enumerate(ring):
+        documents = _sciq(docs)
+        passages = {doc["pair_id"]: doc["passage"] for doc in documents}
+        ring = sorted(documents, key=lambda doc: _seeded_hash("ring", doc["pair_id"]))
+        for index, doc in enumerate(ring):
             answer = doc["options"][doc["gold"]].lower()
-            left = characters - len(own[doc["pair_id"]])
-            others: list[str] = []
-            for other in ring[at + 1 :] + ring[:at]:
-                text = own[other["pair_id"]]
-                if left < 40:  # the shortest passages have as many
+            room = characters - len(passages[doc["pair_id"]])
+            added: list[str] = []
+            for neighbour in ring[index + 1 :] + ring[:index]:
+                text = passages[neighbour["pair_id"]]
+                if room < 40:  # the shortest passages have as many
                     break
-                if len(text) + 2 <= left and answer not in text.lower():
-                    others.append(text)
-                    left -= len(text) + 2
-            place = int.from_bytes(_toss("own", doc["pair_id"])[:4]) % (len(others) + 1)
-            doc["passage"] = "\n\n".join([*others[:place], own[doc["pair_id"]], *others[place:]])
-            doc["place"], doc["passages"] = place, len(others) + 1
-        return made
+                if len(text) + 2 <= room and answer not in text.lower():
+                    added.append(text)
+                    room -= len(text) + 2
+            place = int.from_bytes(_seeded_hash("own", doc["pair_id"])[:4]) % (len(added) + 1)
+            doc["passage"] = "\n\n".join([*added[:place], passages[doc["pair_id"]], *added[place:]])
+            doc["place"], doc["passages"] = place, len(added) + 1
+        return documents
 
     return prepare
 
 
-def _toss(*parts: str) -> bytes:
-    """An order that depends on the seed and these texts, and on no library's random stream."""
+def _seeded_hash(*parts: str) -> bytes:
+    """A hash to order or place by: it depends on `OPTIONS_SEED` and these texts alone."""
     return hashlib.sha256("\0".join([str(OPTIONS_SEED), *parts]).encode()).digest()
 
 
@@ -214,7 +206,7 @@ def _boolq(docs: Sequence[Doc]) -> list[Doc]:
 # --- the tasks --------------------------------------------------------------------------------
 
 
-def _both(
+def _both_orders(
     family: str, data: Dataset, prepare: Callable[[Sequence[Doc]], list[Doc]]
 ) -> tuple[Task, Task]:
     def task(order: Order) -> Task:
@@ -236,11 +228,11 @@ def _both(
 ORDER_TASKS: dict[str, Task] = {
     task.name: task
     for pair in (
-        _both("sciq", SCIQ, _sciq),
-        _both("sciq_letters", SCIQ, _sciq_letters),
-        _both("sciq_medium", SCIQ, _sciq_among_others(MEDIUM_CHARACTERS)),
-        _both("sciq_long", SCIQ, _sciq_among_others(LONG_CHARACTERS)),
-        _both("boolq", BOOLQ, _boolq),
+        _both_orders("sciq", SCIQ, _sciq),
+        _both_orders("sciq_letters", SCIQ, _sciq_letters),
+        _both_orders("sciq_medium", SCIQ, _sciq_among_others(MEDIUM_CHARACTERS)),
+        _both_orders("sciq_long", SCIQ, _sciq_among_others(LONG_CHARACTERS)),
+        _both_orders("boolq", BOOLQ, _boolq),
     )
     for task in pair
 }

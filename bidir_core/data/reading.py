@@ -50,21 +50,21 @@ def parse_json(data: bytes, where: str) -> Any:
     return value
 
 
-def load_hub(name: str, config: str | None, split: str, asked: str, otherwise: str) -> Any:
+def load_hub(name: str, config: str | None, split: str, subject: str, otherwise: str) -> Any:
     """A dataset's split by the ``datasets`` library, which asks the hub.
 
-    ``asked`` and ``otherwise`` begin and end the sentence where it cannot be had.
+    ``subject`` and ``otherwise`` begin and end the sentence where it cannot be had.
     """
     try:
         import datasets
     except ImportError as error:
         raise UserError(
-            f"{asked}: needs the package 'datasets': pip install datasets, or {otherwise}"
+            f"{subject}: needs the package 'datasets': pip install datasets, or {otherwise}"
         ) from error
     try:
         return datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the hub client raises dozens of types
         first_line = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"{asked}: cannot be loaded ({type(error).__name__}: {first_line:.200}); {otherwise}"
+            f"{subject}: cannot be loaded ({type(error).__name__}: {first_line:.200}); {otherwise}"
         ) from error

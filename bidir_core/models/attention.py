@@ -1,6 +1,6 @@
 """Put a regime into a transformers model.
 
-With :mod:`bidir_core.models.attention` the only module that knows transformers' attention.
+Only this module and its neighbours ``attention_*`` know transformers' attention.
 
 transformers 5 lets every decoder layer look its attention function up by name. ``bidir_sdpa`` and
 ``bidir_eager`` are registered here. Each replaces the mask by the one that the regime in force asks
@@ -120,7 +120,7 @@ class Handle:
 
     @contextmanager
     def use_plan(self, plan: Plan) -> Iterator[Plan]:
-        """The same for a plan of one's own, such as one with a rule of its own for each row."""
+        """The same for a ready-made plan, such as one whose rows follow different rules."""
         previous, self.plan = self.plan, plan
         try:
             yield plan
@@ -197,7 +197,7 @@ def _attention(implementation: Implementation) -> Any:
         if handle is None or handle.plan is None:
             raise RuntimeError("no regime is in force: run the model inside handle.use(...)")
         plan: Plan = handle.plan
-        kwargs.pop("is_causal", None)  # what the configuration says; here the regime decides
+        kwargs.pop("is_causal", None)  # the configuration's; here the regime decides
         layer: int = module.layer_idx  # type: ignore[assignment]
         if plan.edit is not None:
             key, value = plan.edit(layer, key, value)
@@ -220,17 +220,17 @@ def _attention(implementation: Implementation) -> Any:
             return run(module, query, key, value, mask[..., time - n_key :], **kwargs)
         regime, outputs = plan.regime.at_layer(layer), []
         for number, (start, end) in enumerate(spans or ()):
-            here = slice(start, end)
-            item = query[:, :, here], key[:, :, here], value[:, :, here]
+            tokens = slice(start, end)
+            item = query[:, :, tokens], key[:, :, tokens], value[:, :, tokens]
             rule = partial(plan.mask, layer, sliding_window, query.dtype, (start, end))
             n_prefix, reach = splits[number] if splits is not None else (-1, 0)
             if n_prefix >= handle.split_from and attention_split.needs_no_mask(
                 regime, sliding_window, reach
             ):
-                rest = partial(rule, last=end - start - n_prefix)
+                rest_mask = partial(rule, last=end - start - n_prefix)
                 outputs.append(
                     attention_split.attend(
-                        partial(run, module), *item, n_prefix, regime.is_causal, rest, **kwargs
+                        partial(run, module), *item, n_prefix, regime.is_causal, rest_mask, **kwargs
                     )
                 )
             else:
@@ -257,9 +257,9 @@ def _sdpa(
                 f"{type(module).__name__} needs '{unable}', which sdpa drops; use --attn eager"
             )
     if mask is not None and not dropout:
-        found = fused.attend(query, key, value, mask, scaling)
-        if found is not None:
-            return found, None
+        fused_output = fused.attend(query, key, value, mask, scaling)
+        if fused_output is not None:
+            return fused_output, None
     grouped = query.shape[1] != key.shape[1]
     if grouped and not _takes_groups(query, key, value, mask, dropout, is_causal):
         n = query.shape[1] // key.shape[1]
@@ -303,7 +303,6 @@ def _model_eager(module: nn.Module) -> Any:
 
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("sdpa", "eager")  # with a dense mask throughout
-
 WITHOUT_MASK: tuple[Implementation, ...] = ("flex", "split")
 
 
@@ -313,7 +312,6 @@ for _name in (*IMPLEMENTATIONS, *WITHOUT_MASK):
 # Which implementation of attention a model can run under a regime, and which models none can.
 
 Implementation = Literal["sdpa", "eager", "flex", "split"]
-
 SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
@@ -335,8 +333,8 @@ def rope_switch(config: Any) -> int | None:
 
 def rope_kinds(config: Any) -> list[dict[str, Any]]:
     """The settings of a model's rotary frequencies, of which layers of different types have their own."""
-    given = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    return [given, *(kind for kind in given.values() if isinstance(kind, dict))]
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return [parameters, *(kind for kind in parameters.values() if isinstance(kind, dict))]
 
 
 def choose_implementation(

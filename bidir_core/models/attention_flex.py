@@ -39,7 +39,6 @@ STRIP_PAIRS = {"cpu": 1 << 22, "cuda": 1 << 26}
 LEAST_HEAD_DIM = 16  # of the GPU kernel
 ALONE = PADDING - 1  # an item that no query belongs to
 RECOMPILES = 64  # shapes and kinds of scores that may be compiled for before it is an error
-
 Rule = Callable[[Any, Any, Any, Any], torch.Tensor]
 
 
@@ -70,7 +69,7 @@ def make_blocks(
     log_lambda = None
     if regime.lam != 1.0:
         log_lambda = torch.full((len(keys),), math.log(regime.lam), device=keys.device)
-    return Blocks(_count(rule, len(keys), n_query, n_key, keys.device), position, keys, log_lambda)
+    return Blocks(_mask(rule, len(keys), n_query, n_key, keys.device), position, keys, log_lambda)
 
 
 def pair_rule(layout: Layout, regime: Regime, window: int | None, n_query: int, n_key: int) -> Rule:
@@ -98,10 +97,11 @@ def pair_rule(layout: Layout, regime: Regime, window: int | None, n_query: int, 
         k_exit, k_item = torch.where(hidden, k_index + 1, k_exit), k_item.masked_fill(hidden, ALONE)
 
     def rule(batch: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
-        at, here = k_position[batch, key], q_index[query]
-        before = (k_index[key] <= here) & (here < k_exit[batch, key]) & (at >= floor[batch, query])
-        same = k_item[batch, key] == q_item[batch, query]
-        ahead = same & (at > q_position[batch, query]) & (at < reach[batch, query])
+        index, position = q_index[query], k_position[batch, key]
+        descends = (k_index[key] <= index) & (index < k_exit[batch, key])
+        before = descends & (position >= floor[batch, query])
+        same_item = k_item[batch, key] == q_item[batch, query]
+        ahead = same_item & (position > q_position[batch, query]) & (position < reach[batch, query])
         return before | ahead
 
     return rule
@@ -111,11 +111,11 @@ def _int32(tensor: torch.Tensor, last: int | None = None) -> torch.Tensor:
     return (tensor if last is None else tensor[:, -last:]).to(torch.int32).contiguous()
 
 
-def _count(rule: Rule, batch: int, n_query: int, n_key: int, device: torch.device) -> BlockMask:
+def _mask(rule: Rule, batch: int, n_query: int, n_key: int, device: torch.device) -> BlockMask:
     """Blocks that hold some and all of the allowed pairs, worked out a strip of queries at a time."""
-    rows, columns = -(-n_query // BLOCK), -(-n_key // BLOCK)
-    some = torch.empty(batch, rows, columns, dtype=torch.bool, device=device)
-    all_of_it = torch.empty_like(some)
+    rows, columns = math.ceil(n_query / BLOCK), math.ceil(n_key / BLOCK)
+    any_visible = torch.empty(batch, rows, columns, dtype=torch.bool, device=device)
+    all_visible = torch.empty_like(any_visible)
     pairs = STRIP_PAIRS.get(device.type, 1 << 24)
     strip = max(1, pairs // (batch * columns * BLOCK * BLOCK))
     row = torch.arange(batch, device=device)[:, None, None]
@@ -123,16 +123,16 @@ def _count(rule: Rule, batch: int, n_query: int, n_key: int, device: torch.devic
     for first in range(0, rows, strip):
         last = min(first + strip, rows)
         query = torch.arange(first * BLOCK, min(last * BLOCK, n_query), device=device)
-        seen = rule(row, None, query[None, :, None], key)
+        visible = rule(row, None, query[None, :, None], key)
         beyond = (0, columns * BLOCK - n_key, 0, (last - first) * BLOCK - len(query))
-        seen = torch.nn.functional.pad(seen, beyond).view(
+        visible = torch.nn.functional.pad(visible, beyond).view(
             batch, last - first, BLOCK, columns, BLOCK
         )
-        some[:, first:last] = seen.any(4).any(2)
-        all_of_it[:, first:last] = seen.all(4).all(2)
+        any_visible[:, first:last] = visible.any(4).any(2)
+        all_visible[:, first:last] = visible.all(4).all(2)
     return BlockMask.from_kv_blocks(
-        *_ordered(some & ~all_of_it),
-        *_ordered(all_of_it),
+        *_ordered(any_visible & ~all_visible),
+        *_ordered(all_visible),
         BLOCK_SIZE=BLOCK,
         mask_mod=rule,
         seq_lengths=(n_query, n_key),
@@ -141,8 +141,8 @@ def _count(rule: Rule, batch: int, n_query: int, n_key: int, device: torch.devic
 
 def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """How many blocks each row of ``[batch, rows, columns]`` has, and which, as BlockMask wants."""
-    which = blocks.int().argsort(dim=-1, descending=True, stable=True)
-    return blocks.sum(-1, dtype=torch.int32)[:, None], which.int()[:, None]
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32)[:, None], order.int()[:, None]
 
 
 def attend(
@@ -159,13 +159,13 @@ def attend(
     """Attention over ``[batch, heads, time, head_dim]``. UserError for what it can't compute."""
     _refuse(module, query, dropout, kwargs)
     group = query.shape[1] // key.shape[1]
-    if group & (group - 1):  # the kernel groups heads by powers of two
+    if group.bit_count() > 1:  # the kernel groups heads by powers of two
         key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     output = _kernel(query.device.type)(
         query,
         key,
         value,
-        score_mod=_score(blocks, softcap),
+        score_mod=_score_mod(blocks, softcap),
         block_mask=blocks.mask,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -176,7 +176,7 @@ def attend(
     return output.transpose(1, 2), None
 
 
-def _score(blocks: Blocks, softcap: float | None) -> Any:
+def _score_mod(blocks: Blocks, softcap: float | None) -> Any:
     """What is done to scores beside the mask: the soft cap first, then ``log(lambda)`` ahead."""
     log_lambda, q_position, k_position = blocks.log_lambda, *blocks[1:3]
     if log_lambda is None and softcap is None:

@@ -40,8 +40,8 @@ def prefixes(layout: Layout) -> tuple[tuple[int, int], ...] | None:
         return None
     # -1 outside of prefixes; waits for the device once
     inside = torch.where(layout.position < layout.n_prefix, layout.position, -1)[0].tolist()
-    items = [[at for at in inside[start:end] if at >= 0] for start, end in layout.spans]
-    return tuple((len(own), max(own, default=0) + 1) for own in items)
+    items = [[p for p in inside[start:end] if p >= 0] for start, end in layout.spans]
+    return tuple((len(positions), max(positions, default=0) + 1) for positions in items)
 
 
 def needs_no_mask(regime: Regime, window: int | None, reach: int) -> bool:
@@ -64,13 +64,13 @@ def attend(
     ``run`` is sdpa, which takes a mask or None with ``is_causal``; ``rest_mask`` builds the mask of
     the tokens behind the prefix, ``[1, 1, continuation, time]``.
     """
-    parts = []
+    outputs = []
     if n_prefix:
-        first = (tensor[:, :, :n_prefix] for tensor in (query, key, value))
-        parts.append(run(*first, None, is_causal=causal, **kwargs)[0])
+        inputs = (tensor[:, :, :n_prefix] for tensor in (query, key, value))
+        outputs.append(run(*inputs, None, is_causal=causal, **kwargs)[0])
     if n_prefix < query.shape[2]:
-        parts.append(run(query[:, :, n_prefix:], key, value, rest_mask(), **kwargs)[0])
-    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        outputs.append(run(query[:, :, n_prefix:], key, value, rest_mask(), **kwargs)[0])
+    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
 
 # Which of sdpa's kernels may run where shapes change from one call to the next.

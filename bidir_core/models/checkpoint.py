@@ -102,8 +102,8 @@ def check_unchanged(checkpoint: Checkpoint) -> None:
     recorded = (checkpoint.record or {}).get("checksums")
     if not isinstance(recorded, dict):
         return  # of earlier versions
-    for name, found in checksums(checkpoint.folder).items():
-        if recorded.get(name, found) != found:
+    for name, digest in checksums(checkpoint.folder).items():
+        if recorded.get(name, digest) != digest:
             raise UserError(
                 f"checkpoint '{checkpoint.folder}': {name} is not what the fine-tune wrote, its "
                 f"checksum differs; copy it again ({TRAINING_RECORD} has the checksum)"
@@ -121,20 +121,20 @@ def check_fits(checkpoint: Checkpoint, config: Any, model: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        own = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        own_config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
     except Exception as error:  # transformers raises anything on a malformed file
         raise UserError(
             f"checkpoint '{checkpoint.folder}': its config.json cannot be used; copy it again"
         ) from error
-    ours, theirs = config.get_text_config(), own.get_text_config()
+    model_text, own_text = config.get_text_config(), own_config.get_text_config()
     for field in SHAPE_FIELDS:
-        have, want = getattr(theirs, field, None), getattr(ours, field, None)
+        have, want = getattr(own_text, field, None), getattr(model_text, field, None)
         if have != want:
             raise UserError(
                 f"checkpoint '{checkpoint.folder}' is of another architecture than '{model}': "
                 f"its {field} is {have}, the model's {want}; give the model it was trained from"
             )
-    return own
+    return own_config
 
 
 def _check_adapter_fits(checkpoint: Checkpoint, config: Any, model: str) -> None:
@@ -145,8 +145,8 @@ def _check_adapter_fits(checkpoint: Checkpoint, config: Any, model: str) -> None
     """
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
-    where = f"checkpoint '{checkpoint.folder}'"
-    other = f"{where} is of another architecture than '{model}': it"
+    label = f"checkpoint '{checkpoint.folder}'"
+    mismatch = f"{label} is of another architecture than '{model}': it"
     try:
         with quiet():
             settings = LoraConfig.from_pretrained(str(checkpoint.folder))
@@ -159,42 +159,42 @@ def _check_adapter_fits(checkpoint: Checkpoint, config: Any, model: str) -> None
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{other} cannot be applied: {reason(error)}") from error
+        raise UserError(f"{mismatch} cannot be applied: {reason(error)}") from error
     except Exception as error:  # a malformed file raises many kinds
         raise UserError(
-            f"{where}: its adapter_config.json cannot be used: {reason(error)}"
+            f"{label}: its adapter_config.json cannot be used: {reason(error)}"
         ) from error
     if getattr(settings, "alora_invocation_tokens", None):
-        raise UserError(f"{where} works from an invocation's tokens on (aLoRA), which is not taken")
-    wanted = _shapes(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    known = _shapes(adapted.state_dict()) | wanted  # embeddings may be saved whole beside
-    inner = adapted.get_base_model().base_model_prefix
-    held = {tensor.name: tensor.shape for tensor in read_tensors(checkpoint.folder / ADAPTER_FILE)}
-    for name, shape in held.items():
-        if known.get(name) == shape or 0 in shape:
+        raise UserError(f"{label} works from an invocation's tokens on (aLoRA), which is not taken")
+    expected = _shapes(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    accepted = _shapes(adapted.state_dict()) | expected  # embeddings may be saved whole beside
+    base_prefix = adapted.get_base_model().base_model_prefix
+    stored = {t.name: t.shape for t in read_tensors(checkpoint.folder / ADAPTER_FILE)}
+    for name, shape in stored.items():
+        if accepted.get(name) == shape or 0 in shape:
             continue
         bare = name.replace("_orig_mod.", "").replace("module.", "")
-        headless = name.replace("base_model.model.", f"base_model.model.{inner}.", 1)
-        for meant, whose in ((bare, "a wrapped model"), (headless, "a model without its head")):
-            if name not in known and meant in known:
+        headless = name.replace("base_model.model.", f"base_model.model.{base_prefix}.", 1)
+        for right, origin in ((bare, "a wrapped model"), (headless, "a model without its head")):
+            if name not in accepted and right in accepted:
                 raise UserError(
-                    f"{where} names its tensors as {whose} does ({name}); rename them to "
-                    f"such as {meant}"
+                    f"{label} names its tensors as {origin} does ({name}); rename them to "
+                    f"such as {right}"
                 )
-        has = "does not have" if name not in known else f"has as {known[name]}"
+        has = "does not have" if name not in accepted else f"has as {accepted[name]}"
         resized = name.endswith(("embed_tokens.weight", "lm_head.weight"))
         raise UserError(
-            f"{other} adapts {name.removeprefix('base_model.model.').partition('.lora_')[0]} by "
+            f"{mismatch} adapts {name.removeprefix('base_model.model.').partition('.lora_')[0]} by "
             f"{shape}, which the model {has}; give its base model"
-            + (", with the tokens that were added to it" if resized and name in known else "")
+            + (", with the tokens that were added to it" if resized and name in accepted else "")
         )
     # An adapter that was trained on the text alone has none for the vision tower.
-    lost = [name for name in wanted.keys() - held.keys() if not set(VISION) & set(name.split("."))]
-    lost += [name for name, shape in held.items() if 0 in shape]
-    if lost := sorted(lost):
+    missing = [n for n in expected.keys() - stored.keys() if not set(VISION) & set(n.split("."))]
+    missing += [name for name, shape in stored.items() if 0 in shape]
+    if missing := sorted(missing):
         raise UserError(
-            f"{where} is not whole: {len(lost)} of the {len(wanted)} tensors that its "
-            f"adapter_config.json asks for are missing or empty, such as {lost[0]}; copy it again"
+            f"{label} is not whole: {len(missing)} of the {len(expected)} tensors that its "
+            f"adapter_config.json asks for are missing or empty, such as {missing[0]}; copy it again"
         )
 
 
@@ -212,11 +212,11 @@ def adapter_note(checkpoint: Checkpoint, name: str) -> str | None:
         return None
     settings = read_json(checkpoint.folder / "adapter_config.json", "adapter")
     base = str(settings.get("base_model_name_or_path") or "")
-    given = Path(name).expanduser()
-    if given.is_dir():
-        given = given.resolve()
-    cached = f"models--{base.replace('/', '--')}"
-    if not base or Path(base).name.lower() == given.name.lower() or cached in given.parts:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        path = path.resolve()
+    cache_name = f"models--{base.replace('/', '--')}"
+    if not base or Path(base).name.lower() == path.name.lower() or cache_name in path.parts:
         return None
     return (
         f"the adapter names '{base[:200]}' as its base model and is applied to '{name}'; that they "
@@ -262,12 +262,12 @@ def _check_patterns(model: Any, folder: Path) -> None:
     settings = read_json(folder / "adapter_config.json", "adapter")
     names = [name for name, _ in model.named_modules()]
     with time_limit(TEMPLATE_SECONDS, f"checkpoint '{folder}': matching its patterns"):
-        for setting, around in PATTERNS.items():
-            given = settings.get(setting) or ()
-            for pattern in [given] if isinstance(given, str) else given:
+        for setting, template in PATTERNS.items():
+            patterns = settings.get(setting) or ()
+            for pattern in [patterns] if isinstance(patterns, str) else patterns:
                 with contextlib.suppress(re.error):
                     for name in names:
-                        re.match(around.replace("PATTERN", str(pattern)), name)
+                        re.match(template.replace("PATTERN", str(pattern)), name)
 
 
 def _adapted_layers(adapted: Any) -> list[Any]:
@@ -296,8 +296,8 @@ def _merged(adapted: Any) -> Any:
     """The plain model with each adapted weight replaced by the sum, one layer in float32 at a time."""
     for layer in _adapted_layers(adapted):
         weight = layer.get_base_layer().weight
-        narrow = weight.dtype
+        dtype = weight.dtype
         weight.data = weight.data.float()
         layer.merge(safe_merge=False)
-        weight.data = weight.data.to(narrow)
+        weight.data = weight.data.to(dtype)
     return adapted.unload()

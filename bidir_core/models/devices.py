@@ -53,11 +53,12 @@ def choose_device(name: str = "auto") -> torch.device:
             f"device '{name}' is not there; this machine has {', '.join(available)} (or say auto)"
         )
     if name == "cuda":
-        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-        if here > gpus:
+        n_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        n_gpus = torch.cuda.device_count()
+        if n_processes > n_gpus:
             raise UserError(
-                f"{here} processes were started here, one GPU each, but there are {gpus}; give "
-                f"--num_processes {gpus}"
+                f"{n_processes} processes were started here, one GPU each, but there are {n_gpus}; "
+                f"give --num_processes {n_gpus}"
             )
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if launched() > 1 and (name == "mps" or name.startswith("cuda:")):

@@ -31,7 +31,6 @@ VOCAB = 260  # 256 bytes, then <pad>, <bos>, <eos>, and one to spare
 PAD, BOS, EOS = 256, 257, 258
 
 MAX_LENGTH = 512
-
 WINDOW = 4  # small, so that a short sequence reaches past it
 
 _COMMON: dict[str, Any] = {
@@ -51,7 +50,6 @@ _COMMON: dict[str, Any] = {
 }
 
 _WINDOWED = {"sliding_window": WINDOW}
-
 _GEMMA = {"query_pre_attn_scalar": 24, **_WINDOWED}  # a scale of its own, not head_dim
 
 _EXPERTS = {
@@ -119,7 +117,7 @@ def _mistral3() -> Any:
     )
 
 
-# A configuration, and a published model of the family, so that one finds one's own.
+# A configuration, and published models of the family, by which users find theirs.
 _FAMILIES: dict[str, tuple[Callable[[], Any], str]] = {
     "llama": (_plain("LlamaConfig"), "Llama 3, SmolLM2"),
     "mistral": (_plain("MistralConfig", **_WINDOWED), "Mistral 7B"),
@@ -231,7 +229,7 @@ def tiny_loaded(
     model: Any = None,
     **changes: Any,
 ) -> LoadedModel:
-    """A tiny model with regimes installed; ``model`` brings one's own (a PEFT-wrapped one).
+    """A tiny model with regimes installed; ``model`` takes its place (a PEFT-wrapped one).
 
     Raises UserError if ``implementation`` cannot compute the family right.
     """
@@ -276,7 +274,7 @@ REFUSED = (
 
 @dataclass(frozen=True)
 class FamilyResult:
-    """What the probe said of one family. ``outcomes``: attention implementation -> word."""
+    """The probe's result. ``outcomes``: attention implementation -> passes, FAILS or refused."""
 
     family: str
     example: str
@@ -322,23 +320,23 @@ def probe_families() -> Iterator[FamilyResult]:
 
 def refusals() -> list[tuple[str, str]]:
     """(architecture, why it is refused) for kinds of model that no mask can open."""
-    said = []
+    reasons = []
     for name in REFUSED:
         config = getattr(transformers, name)()
         try:
             check_supported(config)
         except UserError as error:
-            said.append((config.model_type, str(error).split("; use")[0]))
-    return said
+            reasons.append((config.model_type, str(error).split("; use")[0]))
+    return reasons
 
 
 def to_markdown(results: list[FamilyResult]) -> str:
     """The table of docs/MODELS.md: one line a family, the implementation that ``auto`` takes in bold."""
     lines = ["| family | for example | sdpa | eager |", "|---|---|---|---|"]
-    for one in results:
+    for result in results:
         cells = [
-            f"**{one.outcomes[name]}**" if name == one.automatic else one.outcomes[name]
+            f"**{result.outcomes[name]}**" if name == result.automatic else result.outcomes[name]
             for name in ("sdpa", "eager")
         ]
-        lines.append(f"| `{one.family}` | {one.example} | {cells[0]} | {cells[1]} |")
+        lines.append(f"| `{result.family}` | {result.example} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines)

@@ -46,7 +46,7 @@ def fuse(model: nn.Module) -> list[str]:
     the family in this process, until :func:`restore`.
     """
     _restore_modules(model)
-    done = set()
+    kernels = set()
     norms: dict[type, Any] = {}
     for module in list(model.modules()):
         if _is_norm(module):
@@ -54,26 +54,26 @@ def fuse(model: nn.Module) -> list[str]:
                 norms[type(module)] = _agreeing_norm(module)
             if (norm := norms[type(module)]) is not None:
                 module.forward = MethodType(norm, module)  # copied along with the module
-                done.add("norms")
+                kernels.add("norms")
         # One by one: a class may clamp in some layers only.
-        elif _is_gated(module) and _holds(_gated_agrees, module):
+        elif _is_gated(module) and _passes(_gated_agrees, module):
             module.forward = MethodType(_gated, module)
-            done.add("gates")
-    like = next(model.parameters())
+            kernels.add("gates")
+    weight = next(model.parameters())
     formats = {p.dtype for p in model.parameters() if p.element_size() > 1}
     for family in _families(model):
-        known = _ROTARY.get(family) or Rotary(family.apply_rotary_pos_emb, {})
-        for dtype in formats - set(known.agreed):
-            known.agreed[dtype] = _holds(_rotary_agrees, known.own, like.device, dtype)
-        if any(known.agreed[dtype] for dtype in formats):
-            done.add("rotary")
+        rotary = _ROTARY.get(family) or Rotary(family.apply_rotary_pos_emb, {})
+        for dtype in formats - set(rotary.agreed):
+            rotary.agreed[dtype] = _passes(_rotary_agrees, rotary.own, weight.device, dtype)
+        if any(rotary.agreed[dtype] for dtype in formats):
+            kernels.add("rotary")
             if family not in _ROTARY:
-                _ROTARY[family] = known
-                family.apply_rotary_pos_emb = _rotary(known)
+                _ROTARY[family] = rotary
+                family.apply_rotary_pos_emb = _rotary(rotary)
     widths = {getattr(module, "head_dim", None) for module in model.modules()} - {None}
-    if any(_attends(like.device, dtype, width) for dtype in formats for width in widths):
-        done.add("attention")
-    return sorted(done)
+    if any(_attends(weight.device, dtype, width) for dtype in formats for width in widths):
+        kernels.add("attention")
+    return sorted(kernels)
 
 
 def restore(model: nn.Module) -> None:
@@ -101,7 +101,7 @@ def _restore_modules(model: nn.Module) -> None:
             del module.forward
 
 
-def _holds(check: Callable[..., bool], *arguments: Any) -> bool:
+def _passes(check: Callable[..., bool], *arguments: Any) -> bool:
     """A check that fails to run has failed: the model's own operations remain."""
     with contextlib.suppress(Exception), torch.no_grad():
         return check(*arguments)
@@ -146,22 +146,22 @@ def _norm_by_triton(
 
 def _agreeing_norm(module: Any) -> Callable[..., torch.Tensor] | None:
     """The quickest way to a norm that gives the module's own numbers."""
-    if not _holds(_norm_agrees, module, _norm_by_torch):
+    if not _passes(_norm_agrees, module, _norm_by_torch):
         return None
-    return _norm_at_once if _holds(_norm_agrees, module, _norm_by_triton) else _norm
+    return _norm_at_once if _passes(_norm_agrees, module, _norm_by_triton) else _norm
 
 
-def _norm_agrees(module: Any, way: Callable[..., torch.Tensor]) -> bool:
-    """Not Gemma's, whose weights are offsets from one, and not OLMo 2's, which round later."""
+def _norm_agrees(module: Any, norm: Callable[..., torch.Tensor]) -> bool:
+    """Whether ``norm`` gives the module's numbers. Gemma's weights are offsets from 1."""
     hidden, scale = _random(module.weight, (64, len(module.weight)), (len(module.weight),))
-    ours = way(hidden, scale, _epsilon(module))
-    return same(ours, torch.func.functional_call(module, {"weight": scale}, (hidden,)))
+    result = norm(hidden, scale, _epsilon(module))
+    return same(result, torch.func.functional_call(module, {"weight": scale}, (hidden,)))
 
 
 def _epsilon(module: nn.Module) -> float | None:
     for name in ("variance_epsilon", "eps"):
-        if isinstance(found := getattr(module, name, None), float):
-            return found
+        if isinstance(value := getattr(module, name, None), float):
+            return value
     return None
 
 
@@ -169,10 +169,9 @@ def _epsilon(module: nn.Module) -> float | None:
 
 
 def _is_gated(module: Any) -> bool:
-    parts = (
-        getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")
-    )
-    return type(module).__name__.endswith("MLP") and all(isinstance(p, nn.Module) for p in parts)
+    names = ("gate_proj", "up_proj", "down_proj", "act_fn")
+    named = type(module).__name__.endswith("MLP")
+    return named and all(isinstance(getattr(module, name, None), nn.Module) for name in names)
 
 
 def _gated(module: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -185,14 +184,14 @@ def _gated(module: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _gated_agrees(module: Any) -> bool:
-    """Not where something else than SiLU activates, or more is done to the two halves."""
+    """Whether the kernel gives its numbers: not with another activation than SiLU."""
     from bidir_core.models.fused_kernels import silu_times
 
     weight = module.up_proj.weight
     if not _on_gpu(weight):
         return False
-    wide = weight if weight.element_size() > 1 else weight.new_empty(0, dtype=torch.bfloat16)
-    gate, up, hidden = _random(wide, (64, 1024), (64, 1024), (8, module.up_proj.in_features))
+    like = weight if weight.element_size() > 1 else weight.new_empty(0, dtype=torch.bfloat16)
+    gate, up, hidden = _random(like, (64, 1024), (64, 1024), (8, module.up_proj.in_features))
     if not all(
         same(silu_times(gate * scale, up), module.act_fn(gate * scale) * up) for scale in (1.0, 8.0)
     ):
@@ -209,33 +208,33 @@ def _gated_agrees(module: Any) -> bool:
 def _families(model: nn.Module) -> list[Any]:
     """The modules of source code that the model's attention comes from."""
     names = {type(m).__module__ for m in model.modules() if hasattr(m, "layer_idx")}
-    found = [sys.modules[name] for name in sorted(names)]
-    return [family for family in found if hasattr(family, "apply_rotary_pos_emb")]
+    modules = [sys.modules[name] for name in sorted(names)]
+    return [family for family in modules if hasattr(family, "apply_rotary_pos_emb")]
 
 
-def _rotary(known: Rotary) -> Callable[..., Any]:
-    def apply_rotary_pos_emb(q: Any, k: Any, cos: Any, sin: Any, *rest: Any, **named: Any) -> Any:
-        plain = rest or named or torch.is_grad_enabled() or not _on_gpu(q)
-        if plain or not known.agreed.get(q.dtype, False):
-            return known.own(q, k, cos, sin, *rest, **named)
+def _rotary(rotary: Rotary) -> Callable[..., Any]:
+    def apply_rotary_pos_emb(q: Any, k: Any, cos: Any, sin: Any, *args: Any, **kwargs: Any) -> Any:
+        plain = args or kwargs or torch.is_grad_enabled() or not _on_gpu(q)
+        if plain or not rotary.agreed.get(q.dtype, False):
+            return rotary.own(q, k, cos, sin, *args, **kwargs)
         from bidir_core.models.fused_kernels import can_rotate, rotate
 
         if not (can_rotate(q, cos, sin) and can_rotate(k, cos, sin)):
-            return known.own(q, k, cos, sin)
+            return rotary.own(q, k, cos, sin)
         return rotate(q, cos, sin), rotate(k, cos, sin)
 
     return apply_rotary_pos_emb
 
 
-def _rotary_agrees(own: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> bool:
-    """Not where halves are interleaved, a part of a head is rotated, or another format is used."""
+def _rotary_agrees(original: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernel gives its numbers: not where halves are interleaved or partly rotated."""
     from bidir_core.models.fused_kernels import rotate
 
     like = torch.empty(0, device=device, dtype=dtype)
     q, k, cos, sin = _random(like, (2, 5, 3, 64), (2, 5, 1, 64), (2, 5, 64), (2, 5, 64))
     q, k = q.transpose(1, 2), k.transpose(1, 2)
-    ours = rotate(q, cos, sin), rotate(k, cos, sin)
-    return all(map(same, ours, own(q, k, cos, sin)))
+    rotated = rotate(q, cos, sin), rotate(k, cos, sin)
+    return all(map(same, rotated, original(q, k, cos, sin)))
 
 
 # --- beside the model -----------------------------------------------------------------------
@@ -265,12 +264,12 @@ def attend(
     For rows of the length that items have: under a mask sdpa has no fast kernel but cuDNN's, whose
     plan costs more than it saves there.
     """
-    width, wide = query.shape[-1], (query, key, value, mask)
+    width, operands = query.shape[-1], (query, key, value, mask)
     if not _on_gpu(query) or torch.is_grad_enabled() or key.shape[2] > ATTEND_UP_TO:
         return None
-    if any(t.stride(-1) != 1 or t.dtype != query.dtype for t in wide) or value.shape != key.shape:
+    if any(t.stride(-1) != 1 or t.dtype != query.dtype for t in operands):
         return None
-    if not _attends(query.device, query.dtype, width):
+    if value.shape != key.shape or not _attends(query.device, query.dtype, width):
         return None
     from bidir_core.models import fused_kernels as kernels
 
@@ -281,9 +280,9 @@ def attend(
 def _attends(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """Whether the attention kernel runs on heads of this format and width, and gives their numbers."""
     fits = (
-        dtype in (torch.bfloat16, torch.float16) and 16 <= width <= 128 and not width & (width - 1)
+        dtype in (torch.bfloat16, torch.float16) and 16 <= width <= 128 and width.bit_count() == 1
     )
-    return fits and _holds(_attention_agrees, torch.empty(0, device=device, dtype=dtype), width)
+    return fits and _passes(_attention_agrees, torch.empty(0, device=device, dtype=dtype), width)
 
 
 def log_sum(logits: torch.Tensor) -> torch.Tensor | None:
@@ -296,7 +295,7 @@ def log_sum(logits: torch.Tensor) -> torch.Tensor | None:
 @cache
 def _kernels(device: torch.device) -> Any:
     """The module of Triton kernels, None where they do not run or give other numbers."""
-    if not _holds(_kernels_agree, device):
+    if not _passes(_kernels_agree, device):
         return None
     from bidir_core.models import fused_kernels
 
@@ -304,7 +303,7 @@ def _kernels(device: torch.device) -> Any:
 
 
 def _kernels_agree(device: torch.device) -> bool:
-    """Odd numbers of heads and of their entries, masked logits, more of them than one block holds."""
+    """Asked of odd numbers of heads and entries, and of masked logits in more than one block."""
     from bidir_core.models import fused_kernels as kernels
 
     like = torch.empty(0, device=device, dtype=torch.bfloat16)
@@ -317,21 +316,21 @@ def _kernels_agree(device: torch.device) -> bool:
 
 
 def _attention_agrees(like: torch.Tensor, width: int) -> bool:
-    """Grouped heads, more keys than one block holds, the first of them hidden from half the queries."""
+    """Asked of grouped heads and two blocks of keys, the first hidden from half the queries."""
     from bidir_core.models import fused_kernels as kernels
 
     query, key, value = _random(like, (2, 70, 4, width), (2, 70, 2, width), (2, 70, 2, width))
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))
-    seen = torch.ones(70, 70, dtype=torch.bool, device=like.device).tril()
-    seen[35:, :35] = False
+    visible = torch.ones(70, 70, dtype=torch.bool, device=like.device).tril()
+    visible[35:, :35] = False
     mask = torch.zeros(2, 1, 70, 70, dtype=like.dtype, device=like.device)
-    mask.masked_fill_(~seen, torch.finfo(like.dtype).min)
-    ours = kernels.attend(query, key, value, mask, width**-0.5)
+    mask.masked_fill_(~visible, torch.finfo(like.dtype).min)
+    result = kernels.attend(query, key, value, mask, width**-0.5)
     query, key, value = (
         t.float().repeat_interleave(4 // t.shape[1], dim=1) for t in (query, key, value)
     )
-    exact = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
-    return torch.allclose(ours.float(), exact.transpose(1, 2), atol=0.02)
+    exact = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+    return torch.allclose(result.float(), exact.transpose(1, 2), atol=0.02)
 
 
 def _on_gpu(tensor: torch.Tensor) -> bool:
@@ -347,17 +346,17 @@ def _random(like: torch.Tensor, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=seeded).to(like.device, like.dtype) for shape in shapes]
 
 
-def same(ours: torch.Tensor, theirs: torch.Tensor, summed: bool = False) -> bool:
+def same(result: torch.Tensor, reference: torch.Tensor, summed: bool = False) -> bool:
     """Whether two results of one computation differ by nothing but the order of its sums.
 
     ``summed``: long sums of what was computed, in which single roundings show everywhere.
     """
-    if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
+    if result.dtype != reference.dtype or result.shape != reference.shape:
         return False
-    eps, scale = torch.finfo(ours.dtype).eps, float(theirs.float().abs().max())
-    difference = (ours.float() - theirs.float()).abs()
+    eps, scale = torch.finfo(result.dtype).eps, float(reference.float().abs().max())
+    difference = (result.float() - reference.float()).abs()
     if not float(difference.max()) <= 4 * eps * scale:
         return False
-    if ours.dtype == torch.float32 or summed:
+    if result.dtype == torch.float32 or summed:
         return True
-    return float((ours != theirs).float().mean()) <= SHARE_THAT_MAY_DIFFER
+    return float((result != reference).float().mean()) <= SHARE_THAT_MAY_DIFFER

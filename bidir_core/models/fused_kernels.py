@@ -18,7 +18,7 @@ ATTEND_QUERIES = 64  # the quickest of 32 to 128, as are 32 or 64 keys, on an H2
 def _rounded(x, FORMAT: tl.constexpr):
     """Float32 numbers as they are in a shorter format, still in float32."""
     if tl.bfloat16 == FORMAT:
-        # By its bits: a compiler may take there and back for nothing.
+        # By way of its bits: a compiler may drop a cast there and back.
         bits = x.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32)
         return (bits << 16).to(tl.float32, bitcast=True)
     return x.to(FORMAT).to(tl.float32)
@@ -26,26 +26,38 @@ def _rounded(x, FORMAT: tl.constexpr):
 
 @triton.jit
 def _rotate(
-    x, out, cos, sin, time,
-    x_row, x_time, x_head, cos_row, cos_time, sin_row, sin_time,
-    HEADS: tl.constexpr, HEADS_PADDED: tl.constexpr, HALF: tl.constexpr,
-):  # fmt: skip
+    x,
+    out,
+    cos,
+    sin,
+    time,
+    x_row,
+    x_time,
+    x_head,
+    cos_row,
+    cos_time,
+    sin_row,
+    sin_time,
+    HEADS: tl.constexpr,
+    HEADS_PADDED: tl.constexpr,
+    HALF: tl.constexpr,
+):
     token = tl.program_id(0).to(tl.int64)
-    row, at = token // time, token % time
+    row, token_time = token // time, token % time
     head = tl.arange(0, HEADS_PADDED)[:, None]
     half = tl.arange(0, HALF)[None, :]
-    place = row * x_row + at * x_time + head * x_head + half
+    place = row * x_row + token_time * x_time + head * x_head + half
     real = head < HEADS
-    first = tl.load(x + place, mask=real).to(tl.float32)
-    second = tl.load(x + place + HALF, mask=real).to(tl.float32)
-    cos_place = cos + row * cos_row + at * cos_time + half
-    sin_place = sin + row * sin_row + at * sin_time + half
+    first_half = tl.load(x + place, mask=real).to(tl.float32)
+    second_half = tl.load(x + place + HALF, mask=real).to(tl.float32)
+    cos_place = cos + row * cos_row + token_time * cos_time + half
+    sin_place = sin + row * sin_row + token_time * sin_time + half
     to: tl.constexpr = out.dtype.element_ty
-    a = _rounded(first * tl.load(cos_place).to(tl.float32), to)
-    b = _rounded(second * tl.load(sin_place).to(tl.float32), to)
+    a = _rounded(first_half * tl.load(cos_place).to(tl.float32), to)
+    b = _rounded(second_half * tl.load(sin_place).to(tl.float32), to)
     tl.store(out + place, (a - b).to(to), mask=real)
-    a = _rounded(second * tl.load(cos_place + HALF).to(tl.float32), to)
-    b = _rounded(first * tl.load(sin_place + HALF).to(tl.float32), to)
+    a = _rounded(second_half * tl.load(cos_place + HALF).to(tl.float32), to)
+    b = _rounded(first_half * tl.load(sin_place + HALF).to(tl.float32), to)
     tl.store(out + place + HALF, (a + b).to(to), mask=real)
 
 
@@ -56,16 +68,14 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     batch, heads, time, width = x.shape
     x_row, x_head, x_time, _ = x.stride()
     cos_row, sin_row = (t.stride(0) if t.shape[0] > 1 else 0 for t in (cos, sin))
-    with _on(x):
-        _rotate[(batch * time,)](
-            x, out, cos, sin, time, x_row, x_time, x_head,
-            cos_row, cos.stride(1), sin_row, sin.stride(1),
-            HEADS=heads, HEADS_PADDED=triton.next_power_of_2(heads), HALF=width // 2,
-        )  # fmt: skip
+    strides = (x_row, x_time, x_head, cos_row, cos.stride(1), sin_row, sin.stride(1))
+    sizes = {"HEADS": heads, "HEADS_PADDED": triton.next_power_of_2(heads), "HALF": width // 2}
+    with _current_device(x):
+        _rotate[(batch * time,)](x, out, cos, sin, time, *strides, **sizes)
     return out
 
 
-def _on(x: torch.Tensor):
+def _current_device(x: torch.Tensor):
     """Kernels start on the current device, which need not be the tensor's."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
@@ -100,7 +110,7 @@ def silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """``silu(gate) * up``, both contiguous and of one shape."""
     out, block = torch.empty_like(gate), 1024
     n = gate.numel()
-    with _on(gate):
+    with _current_device(gate):
         _silu_times[(triton.cdiv(n, block),)](gate, up, out, n, BLOCK=block)
     return out
 
@@ -125,7 +135,7 @@ def norm_times(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tenso
     """
     out, width = torch.empty_like(x), x.shape[-1]
     padded = triton.next_power_of_2(width)
-    with _on(x):
+    with _current_device(x):
         _norm_times[(x.numel() // width,)](
             x, weight, out, eps, width=width, PADDED=padded, num_warps=8 if padded > 2048 else 4
         )
@@ -134,34 +144,41 @@ def norm_times(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tenso
 
 @triton.jit
 def _repeat_heads(
-    x, out, time, x_row, x_time, x_head,
-    N: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
-    HEADS_PADDED: tl.constexpr, WIDTH_PADDED: tl.constexpr,
-):  # fmt: skip
+    x,
+    out,
+    time,
+    x_row,
+    x_time,
+    x_head,
+    N: tl.constexpr,
+    HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEADS_PADDED: tl.constexpr,
+    WIDTH_PADDED: tl.constexpr,
+):
     token = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEADS_PADDED)[:, None]
     place = tl.arange(0, WIDTH_PADDED)[None, :]
     real = (head < HEADS) & (place < WIDTH)
-    at = token // time * x_row + token % time * x_time + head * x_head + place
-    states = tl.load(x + at, mask=real)
+    source = token // time * x_row + token % time * x_time + head * x_head + place
+    states = tl.load(x + source, mask=real)
     for copy in tl.static_range(N):
-        to = out + (token * HEADS * N + head * N + copy) * WIDTH + place
-        tl.store(to, states, mask=real)
+        target = out + (token * HEADS * N + head * N + copy) * WIDTH + place
+        tl.store(target, states, mask=real)
 
 
 def repeat_heads(x: torch.Tensor, n: int) -> torch.Tensor:
     """Each head ``n`` times in a row: ``[batch, heads, time, head_dim]`` to ``n`` times the heads.
 
-    Laid out token by token, whatever ``x`` is; but ``head_dim`` lies close.
+    Laid out token by token, whatever ``x`` is; ``head_dim`` must have stride 1.
     """
     batch, heads, time, width = x.shape
     out = x.new_empty(batch, time, heads * n, width)
     x_row, x_head, x_time, _ = x.stride()
-    with _on(x):
-        _repeat_heads[(batch * time,)](
-            x, out, time, x_row, x_time, x_head, N=n, HEADS=heads, WIDTH=width,
-            HEADS_PADDED=triton.next_power_of_2(heads), WIDTH_PADDED=triton.next_power_of_2(width),
-        )  # fmt: skip
+    sizes = {"N": n, "HEADS": heads, "HEADS_PADDED": triton.next_power_of_2(heads)}
+    sizes |= {"WIDTH": width, "WIDTH_PADDED": triton.next_power_of_2(width)}
+    with _current_device(x):
+        _repeat_heads[(batch * time,)](x, out, time, x_row, x_time, x_head, **sizes)
     return out.transpose(1, 2)
 
 
@@ -175,7 +192,7 @@ def _log_sum(x, out, row_stride, width: tl.constexpr, BLOCK: tl.constexpr):
         logits = tl.load(x + row * row_stride + place, mask=place < width, other=float("-inf"))
         logits = logits.to(tl.float32)
         higher = tl.maximum(top, logits)
-        # where all so far are minus infinity, from which nothing can be taken away
+        # 0 where all so far are -inf: -inf minus -inf would be NaN
         base = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp(top - base) + tl.exp(logits - base)
         top = higher
@@ -189,7 +206,7 @@ def log_sum(logits: torch.Tensor) -> torch.Tensor:
     n, width = logits.shape
     out = torch.empty(n, dtype=torch.float32, device=logits.device)
     if n:
-        with _on(logits):
+        with _current_device(logits):
             _log_sum[(n,)](logits, out, logits.stride(0), width=width, BLOCK=4096, num_warps=8)
     return out
 
@@ -199,18 +216,39 @@ LOWEST = tl.constexpr(-1e30)  # a hidden key's score: behind a seen one nothing 
 
 @triton.jit
 def _attend(
-    q, k, v, mask, out, scale, heads, n_query, n_key,
-    q_row, q_head, q_time, k_row, k_head, k_time, v_row, v_head, v_time, mask_row, mask_time,
-    GROUP: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    mask,
+    out,
+    scale,
+    heads,
+    n_query,
+    n_key,
+    q_row,
+    q_head,
+    q_time,
+    k_row,
+    k_head,
+    k_time,
+    v_row,
+    v_head,
+    v_time,
+    mask_row,
+    mask_time,
+    GROUP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+):
     n_blocks = tl.cdiv(n_query, QUERIES)
     block, pair = tl.program_id(0) % n_blocks, tl.program_id(0) // n_blocks
     head, row = pair % heads, (pair // heads).to(tl.int64)
     query = block * QUERIES + tl.arange(0, QUERIES)
     entry = tl.arange(0, WIDTH)
-    asked = (query < n_query)[:, None]
+    real_query = (query < n_query)[:, None]
     to_query = q + row * q_row + head * q_head + query[:, None] * q_time + entry[None, :]
-    queries = tl.load(to_query, mask=asked, other=0.0)
+    queries = tl.load(to_query, mask=real_query, other=0.0)
     to_key = k + row * k_row + head // GROUP * k_head + entry[None, :]
     to_value = v + row * v_row + head // GROUP * v_head + entry[None, :]
     to_mask = mask + row * mask_row + query[:, None] * mask_time
@@ -219,21 +257,21 @@ def _attend(
     sums = tl.zeros([QUERIES, WIDTH], tl.float32)
     for start in range(0, n_key, KEYS):
         key = start + tl.arange(0, KEYS)
-        real = key < n_key
-        keys = tl.load(to_key + key[:, None] * k_time, mask=real[:, None], other=0.0)
-        values = tl.load(to_value + key[:, None] * v_time, mask=real[:, None], other=0.0)
-        added = tl.load(to_mask + key[None, :], mask=asked & real[None, :], other=0.0)
+        real_key = key < n_key
+        keys = tl.load(to_key + key[:, None] * k_time, mask=real_key[:, None], other=0.0)
+        values = tl.load(to_value + key[:, None] * v_time, mask=real_key[:, None], other=0.0)
+        added = tl.load(to_mask + key[None, :], mask=real_query & real_key[None, :], other=0.0)
         scores = tl.dot(queries, tl.trans(keys)) * scale + added.to(tl.float32)
-        scores = tl.where(real[None, :], tl.maximum(scores, LOWEST), float("-inf"))
+        scores = tl.where(real_key[None, :], tl.maximum(scores, LOWEST), float("-inf"))
         higher = tl.maximum(top, tl.max(scores, axis=1))
         weights = tl.exp(scores - higher[:, None])
-        kept = tl.exp(top - higher)
-        total = total * kept + tl.sum(weights, axis=1)
-        sums = tl.dot(weights.to(values.dtype), values, sums * kept[:, None])
+        decay = tl.exp(top - higher)
+        total = total * decay + tl.sum(weights, axis=1)
+        sums = tl.dot(weights.to(values.dtype), values, sums * decay[:, None])
         top = higher
     to: tl.constexpr = out.dtype.element_ty
     place = ((row * n_query + query[:, None]) * heads + head) * WIDTH + entry[None, :]
-    tl.store(out + place, (sums / total[:, None]).to(to), mask=asked)
+    tl.store(out + place, (sums / total[:, None]).to(to), mask=real_query)
 
 
 def attend(
@@ -241,16 +279,16 @@ def attend(
 ) -> torch.Tensor:
     """Softmax attention of ``q`` ``[batch, heads, query, head_dim]`` over ``k`` and ``v``, which may
     have fewer heads, with ``mask`` ``[batch or 1, 1, query, key]`` added: ``[batch, query, heads,
-    head_dim]``. Each query sees a key. ``head_dim`` is a power of two and lies close in all."""
+    head_dim]``. Each query sees a key. ``head_dim`` is a power of two and has stride 1 in all."""
     batch, heads, n_query, width = q.shape
     out = q.new_empty(batch, n_query, heads, width)
     blocks = triton.cdiv(n_query, ATTEND_QUERIES)
-    with _on(q):
+    mask_row = mask.stride(0) if mask.shape[0] > 1 else 0
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], mask_row, mask.stride(2))
+    sizes = {"GROUP": heads // k.shape[1], "WIDTH": width, "QUERIES": ATTEND_QUERIES}
+    options = {"KEYS": 64 if width <= 64 else 32, "num_warps": 4, "num_stages": 1}
+    with _current_device(q):
         _attend[(batch * heads * blocks,)](
-            q, k, v, mask, out, scale, heads, n_query, k.shape[2],
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            mask.stride(0) if mask.shape[0] > 1 else 0, mask.stride(2),
-            GROUP=heads // k.shape[1], WIDTH=width, QUERIES=ATTEND_QUERIES, KEYS=64 if width <= 64 else 32,
-            num_warps=4, num_stages=1,
-        )  # fmt: skip
+            q, k, v, mask, out, scale, heads, n_query, k.shape[2], *strides, **sizes, **options
+        )
     return out

@@ -26,11 +26,11 @@ PADDING = -1
 
 
 def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """The tensor on ``device``. To a GPU from page-locked memory: any other copy waits for its work."""
+    """The tensor on ``device``. To a GPU from page-locked memory: other copies wait for the GPU."""
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    held = tensor if tensor.is_pinned() else tensor.pin_memory()
-    return held.to(device, non_blocking=True)
+    pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+    return pinned.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

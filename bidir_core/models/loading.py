@@ -142,8 +142,8 @@ def preflight(
     if opened is not None:
         config = check_fits(opened, config, model)
         check_supported(config)
-    whole = opened is not None and opened.kind == "full"
-    check_weights_choice(config, weights, chosen_device, str(checkpoint) if whole else model)
+    is_full = opened is not None and opened.kind == "full"
+    check_weights_choice(config, weights, chosen_device, str(checkpoint) if is_full else model)
     implementation = choose_implementation(config, attn, chosen_device.type)
     text = config.get_text_config()
     n_layers = text.num_hidden_layers
@@ -193,24 +193,24 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
     opened = plan.checkpoint
     if opened is not None:
         check_unchanged(opened)
-    full = opened is not None and opened.kind == "full"
-    if opened is not None and full:
+    is_full = opened is not None and opened.kind == "full"
+    if opened is not None and is_full:
         folder = opened.folder
     elif plan.local:
         folder = Path(plan.source)
     else:
         folder = fetch_weights(plan.name, plan.source, plan.revision)
     loaded, unused = _read_weights(plan, folder)
-    notes = [_unused_note(plan.name if not full else str(folder), unused, loaded)]
+    notes = [_unused_note(plan.name if not is_full else str(folder), unused, loaded)]
     if not keep_vision:
         loaded = without_vision(loaded)
     if plan.weights == "native":
         run_natively(loaded, plan.dtype, plan.name)
-    print_of_weights = fingerprint(plan.config.get_text_config(), weight_files(folder))
+    weights_fingerprint = fingerprint(plan.config.get_text_config(), weight_files(folder))
     adapter = None
     if opened is not None and opened.kind == "lora":
-        loaded, print_of_weights, adapter = apply_adapter(
-            loaded, opened, print_of_weights, plan.name, plan.adapter
+        loaded, weights_fingerprint, adapter = apply_adapter(
+            loaded, opened, weights_fingerprint, plan.name, plan.adapter
         )
         notes.append(adapter_note(opened, plan.name))
     for note in filter(None, notes):
@@ -230,7 +230,7 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
         tokenizer=plan.tokenizer,
         handle=handle,
         name=plan.name,
-        fingerprint=print_of_weights,
+        fingerprint=weights_fingerprint,
         tokenizer_fingerprint=_tokenizer_fingerprint(plan.tokenizer),
         n_layers=plan.n_layers,
         max_length=plan.max_length,
@@ -276,7 +276,7 @@ def _read_weights(plan: Preflight, folder: Path) -> tuple[Any, list[str]]:
                 ignore_mismatched_sizes=True,  # refused below, by name
                 output_loading_info=True,
             )
-    except Exception as error:  # as above
+    except Exception as error:  # transformers raises anything on a malformed file
         for kind in rope_kinds(config) if isinstance(error, KeyError) else ():
             if error.args == (kind.get("rope_type"),):
                 raise UserError(
@@ -285,15 +285,15 @@ def _read_weights(plan: Preflight, folder: Path) -> tuple[Any, list[str]]:
                     "another model or a newer transformers"
                 ) from error
         raise UserError(f"the weights in {folder} cannot be used: {reason(error)}") from error
-    lost: list[tuple[str, Any]] = [(name, None) for name in sorted(info["missing_keys"])]
-    lost += sorted((name, tuple(shape)) for name, shape, *_ in info["mismatched_keys"])
+    wrong: list[tuple[str, Any]] = [(name, None) for name in sorted(info["missing_keys"])]
+    wrong += sorted((name, tuple(shape)) for name, shape, *_ in info["mismatched_keys"])
     if fp8:  # whose shapes transformers takes as they come
-        lost += misshapen(loaded, config)
-    if lost:  # transformers would fill them with random numbers and only warn
-        name, shape = lost[0]
+        wrong += misshapen(loaded, config)
+    if wrong:  # transformers would fill them with random numbers and only warn
+        name, shape = wrong[0]
         raise UserError(
             f"the weights in {folder} are not those of a {config.model_type} model of this shape: "
-            f"{len(lost)} tensors are missing or misshapen, such as {name}"
+            f"{len(wrong)} tensors are missing or misshapen, such as {name}"
             f"{f' {shape}' if shape is not None else ''}"
         )
     if fp8 and plan.weights == "dequantise":

@@ -146,10 +146,10 @@ def _checks(loaded: LoadedModel, regime: Regime, seed: int) -> Iterator[Check]:
 
 
 def _in_one_line(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    return (
-        words if isinstance(error, UserError) else f"stopped with {type(error).__name__}: {words}"
-    )
+    message = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return message
+    return f"stopped with {type(error).__name__}: {message}"
 
 
 @contextmanager

@@ -51,7 +51,6 @@ LAST_PREFIX = NEAR_PREFIX - 1
 # Which token of each row is changed in the end-to-end checks: the prefix's last one, the last
 # continuation token, the first continuation token; in the last row none.
 CHANGED = (LAST_PREFIX, NEAR_PREFIX + 1, NEAR_PREFIX)
-
 Outcome = tuple[bool, str]
 
 
@@ -84,14 +83,14 @@ class Measured:
         """``(allowed, ahead)`` of one layer by the rule, bool ``[batch, query, key]``."""
         return sample.expected(self.regime.at_layer(layer), self.windows[layer])
 
-    def must_move(self, sample: Sample, seen: Watch, layer: int, least: float) -> np.ndarray:
+    def must_move(self, sample: Sample, watched: Watch, layer: int, least: float) -> np.ndarray:
         """Pairs where a changed key has to show in what the query gives: bool ``[batch, query, key]``.
 
         All that the rule allows, but for keys which the mask lets through and the model itself
         gives less than ``least`` of its attention: they may drown in rounding.
         """
         allowed, ahead = self.expected(sample, layer)
-        weights = seen.weights[layer]
+        weights = watched.weights[layer]
         real, flat = weights.real.amax(1).numpy(), weights.flat.amin(1).numpy()
         unmeasurable = ahead & (not self.shows(self.regime.at_layer(layer).lam))
         return allowed & ~(real < least) | allowed & ~unmeasurable & ~(flat > HIDDEN_WEIGHT)
@@ -111,7 +110,7 @@ class Measured:
 def measure(loaded: LoadedModel, regime: Regime, seed: int) -> Measured:
     """Run the probe's sequences through the model.
 
-    Raises UserError, naming the cause, for a model of which no mask can be asked anything.
+    Raises UserError, naming the cause, for a model whose masks cannot be tested.
     """
     regime.check_layers(loaded.n_layers)
     handle = loaded.handle
@@ -127,16 +126,16 @@ def measure(loaded: LoadedModel, regime: Regime, seed: int) -> Measured:
         unchanged = _run(loaded, loaded.model, regime, alone.layout, alone.ids).logits
     if unchanged.isnan().any():
         raise UserError(why_nan(loaded.model))
-    other = alone.ids.clone()
+    changed_ids = alone.ids.clone()
     for row, index in enumerate(CHANGED):
-        other[row, index] = tokens[-1 - row]
-    changed = _run(loaded, loaded.model, regime, alone.layout, other).logits
+        changed_ids[row, index] = tokens[-1 - row]
+    changed = _run(loaded, loaded.model, regime, alone.layout, changed_ids).logits
     n_total = min(N_LONG, loaded.max_length)
-    long = Placed(0, 0, n_total - n_total // 8, n_total)
+    long_sequence = Placed(0, 0, n_total - n_total // 8, n_total)
     # Under attention ``split`` the short sequences go both ways; this one, as any of its length does.
     split = handle.splitting_from(SPLIT_FROM_TOKENS)
-    with split, watch_averages(handle, regime, windows, [long]) as errors:
-        layout = Layout.pack([(long.n_prefix, n_total)])
+    with split, watch_averages(handle, regime, windows, [long_sequence]) as errors:
+        layout = Layout.pack([(long_sequence.n_prefix, n_total)])
         _run(
             loaded,
             handle.decoder,
@@ -183,13 +182,13 @@ def _tokens(loaded: LoadedModel) -> torch.Tensor:
             f"its tokenizer makes tokens up to {max(ids)} of plain English, but its embedding has "
             f"{n_rows} rows: the tokenizer belongs to another model"
         )
-    known = set(ids)
-    ids += [i for i in range(min(n_rows, N_TOKENS)) if i not in known][: N_TOKENS - len(ids)]
+    used = set(ids)
+    ids += [i for i in range(min(n_rows, N_TOKENS)) if i not in used][: N_TOKENS - len(ids)]
     return torch.tensor(ids)
 
 
 def why_nan(model: torch.nn.Module) -> str:
-    """Where the NaN come from that a model computes, in a sentence that goes on from its name."""
+    """Why a model computes NaN, as a sentence without its subject (the model)."""
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not weight.float().isfinite().all():
             return f"its weights hold numbers that are NaN or infinite, such as in {name}"
@@ -220,19 +219,19 @@ def layer_windows(config: Any, n_layers: int) -> list[int | None]:
 
 
 def layers_covered(m: Measured) -> Outcome:
-    """Every layer's attention asks for the regime."""
+    """Every layer's attention takes its mask from the regime."""
     n_layers = m.loaded.n_layers
     missing = [layer for layer in range(n_layers) if layer not in m.packed_seen.weights]
     if missing:
-        return False, f"{_name(missing, 'layer')} attended without asking for the regime"
+        return False, f"{_list(missing, 'layer')} attended without asking for the regime"
     return True, f"all {n_layers} layers attend through the regime"
 
 
 def visible_keys(m: Measured) -> Outcome:
     """Hidden keys weigh nothing; visible ones weigh something."""
     faults, pairs = [], 0
-    for sample, seen in ((m.packed, m.packed_seen), (m.alone, m.alone_seen)):
-        for layer, weights in seen.weights.items():
+    for sample, watched in ((m.packed, m.packed_seen), (m.alone, m.alone_seen)):
+        for layer, weights in watched.weights.items():
             allowed, ahead = m.expected(sample, layer)
             real, flat = weights.real.amax(1).numpy(), weights.flat.amin(1).numpy()
             must_show = allowed & (~ahead | m.shows(m.regime.at_layer(layer).lam))
@@ -261,7 +260,7 @@ def module_outputs(m: Measured) -> Outcome:
             sees = np.stack([allowed[:, group].any(1) for group in groups])
             must = np.stack([must[:, group].any(1) for group in groups])
             moves = moved_queries(m.packed_seen, layer, groups, m.seed)
-            for wrong, verb, what in (
+            for wrong, verb, reason in (
                 (moves & ~sees, "moves", "is hidden from it"),
                 (must & ~moves, "does not move", "it should see"),
             ):
@@ -269,7 +268,7 @@ def module_outputs(m: Measured) -> Outcome:
                     changed = " or ".join(str(token) for token in groups[group])
                     faults.append(
                         f"layer {layer}: the output at token {query} {verb} with token {changed}, "
-                        f"which {what}"
+                        f"which {reason}"
                     )
     if faults:
         return False, _summary(faults)
@@ -286,14 +285,14 @@ def lambda_strength(m: Measured) -> Outcome:
         allowed, ahead = (mask[0] for mask in m.expected(m.packed, layer))
         log_lam = math.log(m.regime.at_layer(layer).lam)
         # With zero queries every score is the mask alone.
-        found = _against_own(weights.flat[0])[:, allowed]
-        stated = np.where(ahead, log_lam, 0.0)[allowed]
-        error = np.abs(found - stated)
+        measured = _against_own(weights.flat[0])[:, allowed]
+        configured = np.where(ahead, log_lam, 0.0)[allowed]
+        error = np.abs(measured - configured)
         if not error.max() <= max(1e-4, 4 * m.eps) + m.eps * abs(log_lam):
-            at = np.unravel_index(error.argmax(), error.shape)
+            worst_pair = np.unravel_index(error.argmax(), error.shape)
             faults.append(
-                f"layer {layer}: a key counts {math.exp(found[at]):.4g} times the query's own "
-                f"where it should count {math.exp(stated[at[1]]):.4g} times"
+                f"layer {layer}: a key counts {math.exp(measured[worst_pair]):.4g} times the query's "
+                f"own where it should count {math.exp(configured[worst_pair[1]]):.4g} times"
             )
         worst = max(worst, float(error.max()))
         if log_lam and ahead.any():
@@ -316,9 +315,9 @@ def lambda_strength(m: Measured) -> Outcome:
 
 def real_length(m: Measured) -> Outcome:
     """In a sequence of real length, too, each query sees what it should."""
-    found = fault_in_averages(m.long_errors, m.loaded.n_layers)
-    if found:
-        return False, f"in a sequence of {N_LONG} tokens, {found}"
+    fault = fault_in_averages(m.long_errors, m.loaded.n_layers)
+    if fault:
+        return False, f"in a sequence of {N_LONG} tokens, {fault}"
     return True, f"in a sequence of {N_LONG} tokens every token attends to what it should"
 
 
@@ -348,20 +347,19 @@ def packed_choices(m: Measured) -> Outcome:
     def packed_hidden(layer: int) -> torch.Tensor:
         return hidden_states(m.packed_seen.calls[m.packed_seen.modules[layer]])[0][places]
 
-    def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-        ours, theirs = ours[real].float(), theirs[real].float()
-        return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp_min(1e-12)).max())
+    def difference(packed: torch.Tensor, alone: torch.Tensor) -> float:
+        return _relative_error(packed[real].float(), alone[real].float())
 
-    first = min(m.packed_seen.modules)
-    alone = hidden_states(m.alone_seen.calls[m.alone_seen.modules[first]])
+    first_layer = min(m.packed_seen.modules)
+    outputs = hidden_states(m.alone_seen.calls[m.alone_seen.modules[first_layer]])
     # Positions that are embedded: nothing but rounding comes in between.
-    error = difference(packed_hidden(first), alone)
+    error = difference(packed_hidden(first_layer), outputs)
     if not error <= max(1e-4, 4 * m.eps):
-        return False, f"a packed choice enters layer {first} {error:.1%} off what it is alone"
+        return False, f"a packed choice enters layer {first_layer} {error:.1%} off what it is alone"
     with m.loaded.handle.use(m.regime, m.alone.layout.to(m.loaded.device)):
         for layer, module in m.packed_seen.modules.items():
-            alone = rerun_layer(m.alone_seen, layer, packed_hidden)
-            error = difference(m.packed_seen.calls[module].output[0][places], alone)
+            outputs = rerun_layer(m.alone_seen, layer, packed_hidden)
+            error = difference(m.packed_seen.calls[module].output[0][places], outputs)
             if not error <= m.rounding:
                 return False, (
                     f"layer {layer}: attention of a packed choice is {error:.1%} off that of the "
@@ -370,12 +368,17 @@ def packed_choices(m: Measured) -> Outcome:
     return True, "choices in a packed row attend as each does alone"
 
 
+def _relative_error(result: torch.Tensor, reference: torch.Tensor) -> float:
+    size = reference.norm(dim=-1).clamp_min(1e-12)
+    return float(((result - reference).norm(dim=-1) / size).max())
+
+
 def continuation_leak(m: Measured) -> Outcome:
     """Changing a later continuation token never moves an earlier logit."""
     for row, index in enumerate(CHANGED):
         earlier = np.flatnonzero(m.logits_moved[row, :index])
         if index >= NEAR_PREFIX and len(earlier):
-            return False, f"changing continuation token {index} moves logits at {_name(earlier)}"
+            return False, f"changing continuation token {index} moves logits at {_list(earlier)}"
     return True, "changing a later continuation token moves no earlier logit by a single bit"
 
 
@@ -389,9 +392,9 @@ def look_ahead(m: Measured) -> Outcome:
     may, moves = reach[:, LAST_PREFIX], m.logits_moved[0]
     changing = "changing the last prefix token"
     if (moves & ~may).any():
-        return False, f"{changing} moves logits out of its reach, at {_name(moves & ~may)}"
+        return False, f"{changing} moves logits out of its reach, at {_list(moves & ~may)}"
     if (must & ~moves).any():
-        return False, f"{changing} does not move the logits at {_name(must & ~moves)}, which see it"
+        return False, f"{changing} does not move the logits at {_list(must & ~moves)}, which see it"
     if moves[0]:
         return True, f"{changing} moves the first token's logits, as it should"
     if may[0]:
@@ -408,8 +411,8 @@ def causal_is_native(m: Measured) -> Outcome:
         for layer, module in m.packed_seen.modules.items():
             call = m.native.calls[module]
             # The model's own path may run another kernel, which rounds otherwise.
-            own, ours = (output[0].float() for output in (call.output, rerun(module, call)))
-            error = ((ours - own).norm(dim=-1) / own.norm(dim=-1).clamp_min(1e-12)).max().item()
+            native, causal = (output[0].float() for output in (call.output, rerun(module, call)))
+            error = _relative_error(causal, native)
             if not error <= m.rounding:
                 return False, f"layer {layer}: causal attention is {error:.1%} off the model's own"
             worst = max(worst, error)
@@ -434,29 +437,30 @@ CHECKS: dict[str, Callable[[Measured], Outcome]] = {
 
 def _against_own(weights: torch.Tensor) -> np.ndarray:
     """Log of each key's weight over that of the query's own key: ``[head, query, key]``."""
-    own = weights.diagonal(dim1=-2, dim2=-1)[..., None]
-    return (weights.log() - own.log()).numpy()
+    own_key = weights.diagonal(dim1=-2, dim2=-1)[..., None]
+    return (weights.log() - own_key.log()).numpy()
 
 
-def _faults(layer: int, sample: Sample, pairs: np.ndarray, verb: str, what: str) -> list[str]:
-    found = np.argwhere(pairs)
-    if not len(found):
+def _faults(layer: int, sample: Sample, pairs: np.ndarray, verb: str, key_kind: str) -> list[str]:
+    indices = np.argwhere(pairs)
+    if not len(indices):
         return []
-    row, query, key = found[0]
+    row, query, key = indices[0]
     position = sample.layout.position[row]
     return [
         f"layer {layer}: token {query} (position {position[query]}) {verb} token {key} "
-        f"(position {position[key]}), {what} ({len(found)} such pairs)"
+        f"(position {position[key]}), {key_kind} ({len(indices)} such pairs)"
     ]
 
 
 def _summary(faults: list[str]) -> str:
-    more = f"; {len(faults) - 1} more such findings" if len(faults) > 1 else ""
-    return faults[0] + more
+    suffix = f"; {len(faults) - 1} more such findings" if len(faults) > 1 else ""
+    return faults[0] + suffix
 
 
-def _name(which: Sequence[int] | np.ndarray, what: str = "token") -> str:
+def _list(selection: Sequence[int] | np.ndarray, noun: str = "token") -> str:
     """``token 3`` or ``tokens 3, 4``, from numbers or from a bool array of where."""
-    numbers = np.asarray(which)
+    numbers = np.asarray(selection)
     numbers = np.flatnonzero(numbers) if numbers.dtype == bool else numbers
-    return f"{what}{'s' * (len(numbers) > 1)} {', '.join(str(number) for number in numbers)}"
+    plural = "s" if len(numbers) > 1 else ""
+    return f"{noun}{plural} {', '.join(map(str, numbers))}"

@@ -35,7 +35,6 @@ from bidir_core.models.layout import Layout
 from bidir_core.regimes import Regime, visibility, visible
 
 Windows = Sequence[int | None]  # each layer's sliding window in tokens, None for full attention
-
 NEAR_PREFIX = 5  # length of the prefix whose positions are all there
 
 
@@ -51,15 +50,15 @@ class Sample:
     ids: torch.Tensor
     layout: Layout
     paths: tuple[tuple[int, tuple[int, ...]], ...]
-    _known: dict[Any, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    _cache: dict[Any, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def expected(self, regime: Regime, window: int | None) -> tuple[np.ndarray, np.ndarray]:
         """``(allowed, ahead)`` of one layer, bool ``[batch, query, key]``."""
-        if (regime, window) not in self._known:  # most layers are alike
-            self._known[regime, window] = self._work_out(regime, window)
-        return self._known[regime, window]
+        if (regime, window) not in self._cache:  # most layers are alike
+            self._cache[regime, window] = self._compute(regime, window)
+        return self._cache[regime, window]
 
-    def _work_out(self, regime: Regime, window: int | None) -> tuple[np.ndarray, np.ndarray]:
+    def _compute(self, regime: Regime, window: int | None) -> tuple[np.ndarray, np.ndarray]:
         batch, time = self.layout.shape
         allowed = np.tile(np.eye(time, dtype=bool), (batch, 1, 1))
         ahead = np.zeros_like(allowed)
@@ -116,7 +115,7 @@ def packed_sample(
         start += n
     item_ids, position_row, n_prefix_row, exit_row = (torch.tensor([row]) for row in rows)
     layout = Layout(item_ids, position_row, n_prefix_row, exit_row, spans=tuple(spans))
-    return Sample(_take(tokens, start)[None], layout, tuple((0, path) for path in paths))
+    return Sample(_first_tokens(tokens, start)[None], layout, tuple((0, path) for path in paths))
 
 
 def _far_positions(
@@ -166,7 +165,7 @@ def padded(paths: Sequence[Sequence[int]]) -> list[list[int]]:
     return [[*path, *[path[-1]] * (longest - len(path))] for path in paths]
 
 
-def _take(tokens: torch.Tensor, n: int) -> torch.Tensor:
+def _first_tokens(tokens: torch.Tensor, n: int) -> torch.Tensor:
     return tokens.repeat(n // len(tokens) + 1)[:n]
 
 
@@ -205,7 +204,7 @@ class Watch:
 @contextmanager
 def watch(handle: Handle) -> Iterator[Watch]:
     """Record every attention call of forward passes made inside, under a regime."""
-    seen = Watch()
+    watched = Watch()
     keys: list[tuple[int, torch.Tensor]] = []
 
     def measure(
@@ -221,18 +220,18 @@ def watch(handle: Handle) -> Iterator[Watch]:
         if plan.regime.lam != 1.0:
             with handle.use(replace(plan.regime, lam=1.0), plan.layout):
                 full = weights(query)
-        seen.modules[layer] = module
-        seen.weights[layer] = Weights(real, full, weights(torch.zeros_like(query)))
-        for other, known in keys:
-            if known is key:
-                seen.keys_from[layer] = other
+        watched.modules[layer] = module
+        watched.weights[layer] = Weights(real, full, weights(torch.zeros_like(query)))
+        for other_layer, other_key in keys:
+            if other_key is key:
+                watched.keys_from[layer] = other_layer
         keys.append((layer, key))
 
-    with _measuring(handle, measure), _keep_calls(handle, seen):
-        yield seen
+    with _measuring(handle, measure), _keep_calls(handle, watched):
+        yield watched
     # Only now: each copy waits for the device.
-    for layer, found in seen.weights.items():
-        seen.weights[layer] = Weights(*(weights.cpu() for weights in found))
+    for layer, layer_weights in watched.weights.items():
+        watched.weights[layer] = Weights(*(weights.cpu() for weights in layer_weights))
 
 
 class Placed(NamedTuple):
@@ -272,13 +271,13 @@ def watch_averages(
             coded = codes.expand_as(value).contiguous()
             output = attend(module, torch.zeros_like(query), key, coded, *args, **kwargs)[0].float()
             # Score sinks take a share of their own: what is left is made to sum to 1.
-            found = output[..., 1:] / output[..., :1]
+            average = output[..., 1:] / output[..., :1]
             if rule not in by_rule:
                 by_rule[rule] = _averages(*rule, sequences, codes[:, 1:].float(), len(value))
-            right, size = by_rule[rule]
+            expected, size = by_rule[rule]
             eps = torch.finfo(value.dtype).eps
             rounding = max(2e-3, 2 * eps) - eps * math.log(regime.lam)  # log(lambda) is rounded too
-            error = (found - right[:, :, None]).norm(dim=-1).amax(-1)
+            error = (average - expected[:, :, None]).norm(dim=-1).amax(-1)
             errors[layer] = error / (size * rounding)
 
     with _measuring(handle, measure):
@@ -294,30 +293,30 @@ def _averages(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``[batch, query, width]``: the average of the codes that each query sees, and its size."""
     time, width = codes.shape
-    right = codes.new_zeros(batch, time, width)
+    averages = codes.new_zeros(batch, time, width)
     size = codes.new_full((batch, time), math.inf)
     for row, begin, n_prefix, n_total in sequences:
         weights = torch.from_numpy(visibility(regime, n_prefix, n_total, window=window)).float()
         if regime.lam != 1.0:
             weights += (regime.lam - 1.0) * weights.triu(1)
         weights = (weights / weights.sum(-1, keepdim=True)).to(codes.device)
-        here = slice(begin, begin + n_total)
-        right[row, here] = weights @ codes[here]
-        size[row, here] = (width * weights.square().sum(-1)).sqrt()
-    return right, size
+        span = slice(begin, begin + n_total)
+        averages[row, span] = weights @ codes[span]
+        size[row, span] = (width * weights.square().sum(-1)).sqrt()
+    return averages, size
 
 
-def _check_window(handle: Handle, layer: int, asked: int | None, stated: int | None) -> None:
+def _check_window(handle: Handle, layer: int, actual: int | None, stated: int | None) -> None:
     longest = getattr(handle.decoder.config, "max_position_embeddings", None) or math.inf
-    if min(asked or math.inf, longest) != min(stated or math.inf, longest):
-        by_config, by_model = (
+    if min(actual or math.inf, longest) != min(stated or math.inf, longest):
+        stated_text, actual_text = (
             f"a sliding window of {window}" if window else "no sliding window"
-            for window in (stated, asked)
+            for window in (stated, actual)
         )
         raise UserError(
-            f"its configuration contradicts itself: by it layer {layer} has {by_config}, but the "
-            f"layer's attention asks for {by_model}; correct sliding_window, use_sliding_window or "
-            "layer_types in config.json"
+            f"its configuration contradicts itself: by it layer {layer} has {stated_text}, but the "
+            f"layer's attention asks for {actual_text}; correct sliding_window, "
+            "use_sliding_window or layer_types in config.json"
         )
 
 
@@ -357,21 +356,22 @@ def _read_weights(
 ) -> torch.Tensor:
     """With value j = one-hot(j), the output at ``[query, j]`` is the weight of key j."""
     time, width = value.shape[2:]
-    parts = []
+    pieces = []
     for start in range(0, time, width):
         end = min(start + width, time)
         one_hot = torch.zeros_like(value)
         eye = torch.eye(end - start, device=value.device, dtype=value.dtype)
         one_hot[:, :, start:end, : end - start] = eye
         output = attend(module, query, key, one_hot, *args, **kwargs)[0]
-        parts.append(output[..., : end - start].transpose(1, 2))
-    return torch.cat(parts, dim=-1).float()
+        pieces.append(output[..., : end - start].transpose(1, 2))
+    return torch.cat(pieces, dim=-1).float()
 
 
 @contextmanager
-def _keep_calls(handle: Handle, seen: Watch) -> Iterator[None]:
+def _keep_calls(handle: Handle, watched: Watch) -> Iterator[None]:
     def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        seen.calls[module] = Call(args, kwargs, output[0] if isinstance(output, tuple) else output)
+        first = output[0] if isinstance(output, tuple) else output
+        watched.calls[module] = Call(args, kwargs, first)
 
     hooks = [
         module.register_forward_hook(keep, with_kwargs=True)
@@ -403,21 +403,21 @@ def hidden_states(call: Call) -> torch.Tensor:
     return call.kwargs["hidden_states"] if "hidden_states" in call.kwargs else call.args[0]
 
 
-def rerun_layer(seen: Watch, layer: int, hidden: Callable[[int], torch.Tensor]) -> torch.Tensor:
+def rerun_layer(watched: Watch, layer: int, hidden: Callable[[int], torch.Tensor]) -> torch.Tensor:
     """A layer's attention output on other hidden states, ``hidden(layer)``.
 
     Where keys come from another layer, that one runs first, on its own other hidden states: it
     leaves them where this one finds them.
     """
-    for number in (seen.keys_from.get(layer), layer):
+    for number in (watched.keys_from.get(layer), layer):
         if number is not None:
-            module = seen.modules[number]
-            output = rerun(module, seen.calls[module], hidden(number))
+            module = watched.modules[number]
+            output = rerun(module, watched.calls[module], hidden(number))
     return output
 
 
 def moved_queries(
-    seen: Watch, layer: int, groups: Sequence[Sequence[int]], seed: int
+    watched: Watch, layer: int, groups: Sequence[Sequence[int]], seed: int
 ) -> np.ndarray:
     """Which queries' outputs move when the tokens of a group change: bool ``[group, query]``.
 
@@ -429,18 +429,18 @@ def moved_queries(
     rows = torch.arange(len(groups)).repeat_interleave(sizes)
     tokens = torch.tensor([token for group in groups for token in group])
 
-    def still(layer: int) -> torch.Tensor:
-        hidden = hidden_states(seen.calls[seen.modules[layer]])
+    def unchanged(layer: int) -> torch.Tensor:
+        hidden = hidden_states(watched.calls[watched.modules[layer]])
         return hidden.expand(len(groups) + 1, -1, -1).contiguous()
 
     def changed(layer: int) -> torch.Tensor:
-        hidden = still(layer)
+        hidden = unchanged(layer)
         scale = hidden[0].float().std()  # of all tokens: a padding token's own may be zero
         noise = _noise(len(tokens), hidden.shape[-1], seed, scale.device)
         hidden[rows, tokens] = (noise * scale).to(hidden)
         return hidden
 
-    return moved(rerun_layer(seen, layer, still), rerun_layer(seen, layer, changed))[:-1]
+    return moved(rerun_layer(watched, layer, unchanged), rerun_layer(watched, layer, changed))[:-1]
 
 
 @lru_cache(maxsize=4)

@@ -32,8 +32,8 @@ SIDE = 16  # torch's kernel wants the sides of a weight to be multiples of this
 
 def is_fp8(config: Any) -> bool:
     """Whether the model's repository holds 8-bit floating-point weights."""
-    found = getattr(config, "quantization_config", None)
-    method = found.get("quant_method") if isinstance(found, dict) else None
+    settings = getattr(config, "quantization_config", None)
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
     return method == "fp8"
 
 
@@ -59,11 +59,11 @@ def can_multiply(device: torch.device) -> bool:
     return device.type == "cuda" and (torch.cuda.get_device_capability(device) >= NEEDED_CAPABILITY)
 
 
-def _other_scales(found: dict[str, Any]) -> str | None:
+def _other_scales(settings: dict[str, Any]) -> str | None:
     """What a repository's scales are, in words, where torch's own kernel is not for them."""
-    if found.get("weight_block_size", True) is not None:  # blocks are transformers' default
+    if settings.get("weight_block_size", True) is not None:  # blocks are transformers' default
         return "a scale for each block"
-    if found.get("activation_scheme", "dynamic").lower() != "static":
+    if settings.get("activation_scheme", "dynamic").lower() != "static":
         return "no static activation scales"
     return None
 
@@ -74,9 +74,9 @@ def _has_kernels() -> bool:
     return is_kernels_available()
 
 
-def _needs_kernels(model: str, why: str) -> UserError:
+def _needs_kernels(model: str, reason: str) -> UserError:
     return UserError(
-        f"--weights native: {why}, so '{model}' needs the kernels that transformers fetches by "
+        f"--weights native: {reason}, so '{model}' needs the kernels that transformers fetches by "
         "the package 'kernels', which is not installed in a version it takes; "
         "install it, or use --weights dequantise"
     )
@@ -111,7 +111,7 @@ def run_natively(model: nn.Module, dtype: torch.dtype, name: str) -> None:
     for path, parameter in model.named_parameters():
         if parameter.dtype in ORDINARY and not path.endswith(("_scale", "_scale_inv")):
             parameter.data = parameter.data.to(dtype)
-    others = []
+    paths = []
     for path, module in layers.items():
         plain = type(module) is FP8Linear  # its subclass multiplies in groups
         if plain and _torch_multiplies(module):
@@ -119,10 +119,10 @@ def run_natively(model: nn.Module, dtype: torch.dtype, name: str) -> None:
                 scale.data = scale.data.float()  # the kernel takes no others
             module.forward = MethodType(multiply, module)  # copied along with the module
         else:
-            others.append(path)
-    if others and not _has_kernels():
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        raise _needs_kernels(name, f"torch's own kernel is not for the layer {others[0]}{more}")
+            paths.append(path)
+    if paths and not _has_kernels():
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        raise _needs_kernels(name, f"torch's own kernel is not for the layer {paths[0]}{more}")
 
 
 def _torch_multiplies(layer: Any) -> bool:
@@ -164,13 +164,13 @@ def multiply_exactly(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def misshapen(model: nn.Module, config: Any) -> list[tuple[str, tuple[int, ...]]]:
-    """Parameters that have not the shape that the configuration gives them, and the one they have."""
+    """Parameters whose shape is not the configuration's, and the shape that they have."""
     with torch.device("meta"):  # takes no memory
-        meant = dict(auto_class(config).from_config(copy.deepcopy(config)).named_parameters())
+        expected = dict(auto_class(config).from_config(copy.deepcopy(config)).named_parameters())
     return [
-        (name, tuple(found.shape))
-        for name, found in model.named_parameters()
-        if name in meant and found.shape != meant[name].shape
+        (name, tuple(parameter.shape))
+        for name, parameter in model.named_parameters()
+        if name in expected and parameter.shape != expected[name].shape
     ]
 
 
@@ -182,10 +182,10 @@ def forget_quantisation(model: Any, dtype: torch.dtype) -> Any:
             del config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
     # transformers undoes, on saving, what it did on reading: it would quantise again.
-    done = getattr(model, "_weight_conversions", None)
-    if done is not None:
-        kept = (without_eight_bits(conversion) for conversion in done)
-        model._weight_conversions = [conversion for conversion in kept if conversion is not None]
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is not None:
+        remaining = map(without_eight_bits, conversions)
+        model._weight_conversions = [c for c in remaining if c is not None]
     return model
 
 
@@ -194,21 +194,21 @@ def without_eight_bits(conversion: Any) -> Any | None:
 
     Experts are de-quantised one by one and merged in the same conversion: the merging stays.
     """
-    done = getattr(conversion, "operations", [])
-    kept = [operation for operation in done if "fp8" not in type(operation).__name__.lower()]
-    if len(kept) == len(done):
+    operations = getattr(conversion, "operations", [])
+    remaining = [o for o in operations if "fp8" not in type(o).__name__.lower()]
+    if len(remaining) == len(operations):
         return conversion
-    if not kept:
+    if not remaining:
         return None
     names = conversion._original_source_patterns
-    plain = type(conversion)(
+    converted = type(conversion)(
         source_patterns=[n.removesuffix("$") for n in names if "_scale" not in n],
         target_patterns=[n.removesuffix("$") for n in conversion._original_target_patterns],
-        operations=kept,
+        operations=remaining,
     )
     for scope in ("scope_prefix", "base_model_prefix"):
-        setattr(plain, scope, getattr(conversion, scope, None))
-    return plain
+        setattr(converted, scope, getattr(conversion, scope, None))
+    return converted
 
 
 VISION = ("vision_tower", "multi_modal_projector")  # parts that text never reaches

@@ -106,9 +106,9 @@ def read_config(model: str, source: str, local: bool, options: dict[str, Any]) -
                 "use a model whose architecture transformers knows"
             ) from error
         if "does not recognize this architecture" in text:
-            kind = re.search(r"model type `([^`]*)`", text)
+            match = re.search(r"model type `([^`]*)`", text)
             raise UserError(
-                f"model '{model}' has the architecture '{kind[1] if kind else '?'}', which this "
+                f"model '{model}' has the architecture '{match[1] if match else '?'}', which this "
                 "version of transformers does not know; use another model or a newer transformers"
             ) from error
         if local:
@@ -168,18 +168,18 @@ def _tekken_alone(source: str, options: dict[str, Any]) -> str | None:
     """The path of ``tekken.json`` in a repository that has no ``tokenizer.json``."""
     from transformers.utils import cached_file
 
-    where = {k: v for k, v in options.items() if k in ("revision", "local_files_only")}
-    found = [
+    hub_options = {k: v for k, v in options.items() if k in ("revision", "local_files_only")}
+    paths = [
         cached_file(
             source,
             name,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
-            **where,
+            **hub_options,
         )
         for name in ("tokenizer.json", "tekken.json")
     ]
-    return found[1] if found[0] is None else None
+    return paths[1] if paths[0] is None else None
 
 
 def fetch_weights(model: str, source: str, revision: str | None) -> Path:

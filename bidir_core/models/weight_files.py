@@ -44,14 +44,14 @@ class Tensor(NamedTuple):
     n_bytes: int
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
+def read_json(path: Path, label: str) -> dict[str, Any]:
     """A JSON object from a file; UserError saying what the file was for if it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{what} {path} cannot be read ({error}); get it again") from error
+        raise UserError(f"{label} {path} cannot be read ({error}); get it again") from error
     return value
 
 
@@ -71,11 +71,11 @@ def weight_files(folder: Path) -> list[Path]:
             if not all(isinstance(name, str) and len(name) < 256 for name in shards.values()):
                 raise UserError(f"{index} lists shards that are no file names; get it again")
             files = [folder / name for name in sorted(set(shards.values()))]
-            lost = [file.name for file in files if not file.is_file()]
-            if lost:
+            missing = [file.name for file in files if not file.is_file()]
+            if missing:
                 raise UserError(
-                    f"{folder} lacks {len(lost)} of {len(files)} weight files: {', '.join(lost)}; "
-                    "get the folder again"
+                    f"{folder} lacks {len(missing)} of {len(files)} weight files: "
+                    f"{', '.join(missing)}; get the folder again"
                 )
             return files
     raise UserError(
@@ -107,11 +107,11 @@ def read_tensors(file: Path) -> list[Tensor]:
 
 def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 in hex of each safetensors file of a folder, by its name."""
-    found = {}
+    digests = {}
     for path in sorted(folder.glob("*.safetensors")):
         with open(path, "rb") as stream:
-            found[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
+            digests[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
 
 
 def check_weights(folder: Path) -> None:
@@ -169,8 +169,8 @@ def fingerprint(config: Any, files: Iterable[Path]) -> str:
     its first, middle and last 4 KiB, the others whole. Training moves every tensor it touches
     almost everywhere, so any trained model differs; a single edited number may go unseen.
     """
-    parts = canonical_config(config) + fingerprint_tensors(files)
-    return hashlib.sha256(parts.encode()).hexdigest()
+    text = canonical_config(config) + fingerprint_tensors(files)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def fingerprint_tensors(files: Iterable[Path]) -> str:
@@ -190,14 +190,14 @@ def fingerprint_tensors(files: Iterable[Path]) -> str:
 
 def canonical_config(config: Any) -> str:
     """A config as JSON that does not change with the library's version or this machine."""
-    return json.dumps(_lasting(config.to_dict()), sort_keys=True, default=str)
+    return json.dumps(_stable(config.to_dict()), sort_keys=True, default=str)
 
 
-def _lasting(value: Any) -> Any:
+def _stable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _lasting(v) for k, v in value.items() if k not in VOLATILE and v is not None}
+        return {k: _stable(v) for k, v in value.items() if k not in VOLATILE and v is not None}
     if isinstance(value, list | tuple):
-        return [_lasting(item) for item in value]
+        return [_stable(item) for item in value]
     return value
 
 
@@ -206,8 +206,8 @@ def _sample(tensor: Tensor) -> bytes:
         if tensor.n_bytes <= SMALL_BYTES:
             return os.pread(stream.fileno(), tensor.n_bytes, tensor.start)
         n_pieces = 3 if tensor.dtype != "file" else 1024
-        last = tensor.n_bytes - SAMPLE_BYTES
-        offsets = [last * piece // (n_pieces - 1) for piece in range(n_pieces)]
+        last_offset = tensor.n_bytes - SAMPLE_BYTES
+        offsets = [last_offset * i // (n_pieces - 1) for i in range(n_pieces)]
         return b"".join(
             os.pread(stream.fileno(), SAMPLE_BYTES, tensor.start + offset) for offset in offsets
         )

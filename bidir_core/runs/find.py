@@ -24,18 +24,18 @@ def list_runs(roots: Sequence[Path | str] | None = None, *, points: bool = False
 
     ``points`` adds the points of lab sweeps. Where two roots hold the same id, the first counts.
     """
-    found: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for root in runs_roots() if roots is None else [Path(r) for r in roots]:
         for stage in _folders(root):
             for folder in _folders(stage):
                 if not is_run_folder(folder):
                     continue
                 run = Run(folder)
-                found.setdefault(run.id, run)
+                runs.setdefault(run.id, run)
                 if points and run.stage == "lab":
                     for point in run.points():
-                        found.setdefault(point.id, point)
-    return sorted(found.values(), key=lambda run: (run.path.name, run.id), reverse=True)
+                        runs.setdefault(point.id, point)
+    return sorted(runs.values(), key=lambda run: (run.path.name, run.id), reverse=True)
 
 
 def _folders(path: Path) -> list[Path]:
@@ -78,7 +78,7 @@ def find_run(ref: str | Path | Run, roots: Sequence[Path | str] | None = None) -
 
 def delete_run(run: Run | str) -> None:
     """Remove a run folder. Refused in read-only mode and while the run is being written."""
-    with _changing(run, "delete") as found:
+    with _locked(run, "delete") as found:
         # Renamed away first: a half-deleted folder must never look like a run.
         remove_left_overs(found.path.parent, ".deleted-*")
         doomed = found.path.with_name(f".deleted-{found.path.name}")
@@ -88,7 +88,7 @@ def delete_run(run: Run | str) -> None:
 
 def rename_run(run: Run | str, name: str | None) -> Run:
     """Change the name after the time stamp (None or empty removes it); return the renamed run."""
-    with _changing(run, "rename") as found:
+    with _locked(run, "rename") as found:
         stamp = split_folder_name(found.path.name)[0]
         target = found.path.with_name(f"{stamp}_{check_name(name)}" if name else stamp)
         if target == found.path:
@@ -101,7 +101,7 @@ def rename_run(run: Run | str, name: str | None) -> Run:
 
 
 @contextmanager
-def _changing(run: Run | str, action: str) -> Iterator[Run]:
+def _locked(run: Run | str, action: str) -> Iterator[Run]:
     """The run, while nobody else can write to it: its lock is held here."""
     refuse_if_read_only(f"{action} a run")
     path = find_run(run).path

@@ -18,13 +18,11 @@ from bidir_core.runs.stages import EVALUATIONS, LAB, TRAININGS
 STAGE1, STAGE2, STAGE4, NONPREFILL = (stage.folder for stage in EVALUATIONS.values())
 
 FINETUNE_DIRS = {code: stage.folder for code, stage in TRAININGS.items()}
-
 EVAL_DIRS = (STAGE1, STAGE2, STAGE4, NONPREFILL)
 
 COMMITTED_RUNS = Path(__file__).resolve().parents[2] / "runs"
 
 _FOLDER = re.compile(r"\d{8}-\d{6}(-\d+)?(_[A-Za-z0-9][A-Za-z0-9._-]*)?")
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -64,8 +62,8 @@ def runs_roots() -> list[Path]:
     ``BIDIR_RUNS_DIR`` is a path list (``:`` on Linux); without it runs go beside the committed
     demo runs, which stay visible either way.
     """
-    given = os.environ.get("BIDIR_RUNS_DIR", "")
-    roots = [Path(part).expanduser().resolve() for part in given.split(os.pathsep) if part.strip()]
+    setting = os.environ.get("BIDIR_RUNS_DIR", "")
+    roots = [Path(p).expanduser().resolve() for p in setting.split(os.pathsep) if p.strip()]
     if COMMITTED_RUNS not in roots:
         roots.append(COMMITTED_RUNS)
     return list(dict.fromkeys(roots))
@@ -106,11 +104,11 @@ def check_new_run(root: Path | str | None, name: str | None) -> None:
     if name is not None:
         check_name(name)
     folder = Path(root).expanduser().resolve() if root is not None else runs_roots()[0]
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "not a folder" if not there.is_dir() else "permission denied"
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "not a folder" if not existing.is_dir() else "permission denied"
         raise UserError(
-            f"cannot write runs to '{folder}' ({why}); "
+            f"cannot write runs to '{folder}' ({reason}); "
             "give a writable folder with --runs-dir or BIDIR_RUNS_DIR"
         )
 

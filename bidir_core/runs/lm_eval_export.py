@@ -44,7 +44,7 @@ _COLUMNS = (
 
 
 def export_run(run: Run, out: Path | str) -> tuple[list[Path], list[str]]:
-    """Write a finished evaluation into ``out``; the files, and notes on what they lack.
+    """Write a finished evaluation into ``out``; return the files, and notes on what they lack.
 
     Raises `UserError` for a run without items or not finished, texts that cannot be had, and
     files that are there already.
@@ -52,8 +52,8 @@ def export_run(run: Run, out: Path | str) -> tuple[list[Path], list[str]]:
     if run.is_reference or run.config.get("kind") == "finetune" or not run.has_items:
         raise UserError(f"the run '{run.id}' has no scored items to export")
     if run.state != "done":
-        why = f": {run.error}" if run.error else ""
-        raise UserError(f"the run '{run.id}' is {run.state}{why}; only a finished one is exported")
+        state = f"{run.state}: {run.error}" if run.error else run.state
+        raise UserError(f"the run '{run.id}' is {state}; only a finished one is exported")
     records = run.items_table(_COLUMNS).to_pylist()
     join_texts(run, records)
     by_task: dict[str, list[dict[str, Any]]] = {}
@@ -89,7 +89,7 @@ def export_run(run: Run, out: Path | str) -> tuple[list[Path], list[str]]:
 
 def _write(folder: Path, texts: Mapping[Path, str]) -> None:
     """Samples without the results, which a kill or a full disk leaves, are written again."""
-    *_, results = texts
+    results = list(texts)[-1]
     if results.exists():
         raise UserError(f"{results} exists already; give another folder with --out")
     try:
@@ -108,7 +108,6 @@ def _write(folder: Path, texts: Mapping[Path, str]) -> None:
 
 # Whether a choice would also be generated greedily: lm-eval logs it, a run does not record it.
 _GREEDY_UNKNOWN = "None"
-
 Record = Mapping[str, Any]
 
 
@@ -127,8 +126,8 @@ def sample_of(run: Run, record: Record, doc: Doc, norm: bool) -> dict[str, Any]:
     target = continuations[0].removeprefix(" ") if per_choice else str(record["gold"])
     scores = {"acc": float(bool(record["correct"]))}
     if norm:
-        known = record["correct_norm"] is not None  # equal choices have equal lengths: it is acc
-        scores["acc_norm"] = float(record["correct_norm"]) if known else scores["acc"]
+        has_norm = record["correct_norm"] is not None  # equal choices have equal lengths: it is acc
+        scores["acc_norm"] = float(record["correct_norm"]) if has_norm else scores["acc"]
     return {
         "doc_id": record["doc_id"],
         "doc": doc,
@@ -253,7 +252,7 @@ def _task_config(run: Run, task: str, metrics: Sequence[str]) -> dict[str, Any]:
 
 
 def _model_args(run: Run) -> dict[str, Any]:
-    found = {
+    arguments = {
         "pretrained": run.model,
         "revision": run.settings.get("revision"),
         "checkpoint": run.settings.get("checkpoint"),
@@ -261,11 +260,11 @@ def _model_args(run: Run) -> dict[str, Any]:
         "regime": run.regime,
         "patch": run.settings.get("patch"),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def model_name(run: Run) -> str:
-    """The model and, for all to see, whatever makes it another: checkpoint, regime, edits."""
+    """The model's name with whatever else its scores depend on: checkpoint, regime, edits."""
     settings = run.settings
     regime = None if run.regime == "causal" else run.regime
     parts = [run.model, settings.get("checkpoint"), regime, settings.get("patch")]
@@ -295,12 +294,12 @@ def join_texts(run: Run, records: Sequence[dict[str, Any]]) -> None:
             "bidir_core assets fetch eval-data` brings them"
         )
     try:
-        items = load_selected({**run.settings, "items_file": None})  # others do no harm
+        items = load_selected({**run.settings, "items_file": None})  # unscored items do no harm
     except UserError as error:
         raise UserError(f"{lacking} and they cannot be joined back: {error}") from error
-    known = {(item.task, item.doc_id): item for item in items}
+    item_of = {(item.task, item.doc_id): item for item in items}
     for record in records:
-        item = known.get((record["task"], record["doc_id"]))
+        item = item_of.get((record["task"], record["doc_id"]))
         if item is None or item.doc_hash != record["doc_hash"]:
             raise UserError(
                 f"{lacking} and the data here are others than it was made with (first at "
@@ -312,14 +311,14 @@ def join_texts(run: Run, records: Sequence[dict[str, Any]]) -> None:
 def documents(run: Run, task: str, records: Sequence[Record]) -> tuple[dict[int, Doc], int | None]:
     """doc_id -> the dataset's document, and how many the split has (None if unknown).
 
-    Where the data are not here, or are others, the document is made of the record: what a user's
-    own task has as its document anyway.
+    Where the data are missing or differ, the document is made of the record, as the document of a
+    user's own task always is.
     """
     names = ("contexts", "continuations", "gold")
     docs = {record["doc_id"]: {name: record[name] for name in names} for record in records}
     chosen = [run.settings.get(name) for name in ("limit", "items_file")]
-    whole = chosen == [None, None] and run.settings.get("fold", "all") == "all"
-    total = len(docs) if whole else None
+    complete = chosen == [None, None] and run.settings.get("fold", "all") == "all"
+    total = len(docs) if complete else None
     if task not in TASKS or not _data_are_here(run, [task]):
         return docs, total
     source = str(run.settings.get("data_source") or "auto")
@@ -328,12 +327,12 @@ def documents(run: Run, task: str, records: Sequence[Record]) -> tuple[dict[int,
         rows = TASKS[task].rows(split, source)
         if max(docs) >= len(rows):
             return docs, total
-        found = rows.take(list(docs))
+        split_docs = rows.take(list(docs))
     except UserError:
         return docs, total
     derived = TASKS[task].derived
     hashes = {record["doc_id"]: record["doc_hash"] for record in records}
-    for doc_id, doc in zip(list(docs), found):
+    for doc_id, doc in zip(list(docs), split_docs):
         real = doc | derived(doc) if derived else doc
         if hash_doc(real) == hashes[doc_id]:
             docs[doc_id] = real

@@ -73,10 +73,10 @@ def import_results(
             f"--regime {regime}: {output.results_path.name} says it was made under "
             f"{origin['regime']}; leave the flag out"
         )
-    read = {ours: read_task(output, theirs, ours) for theirs, ours in names.items()}
-    samples = [sample for found, _ in read.values() for sample in found]
-    settings, notes = _settings(output, names, {ours: found for ours, (found, _) in read.items()})
-    notes = [note for _, said in read.values() for note in said] + notes
+    by_task = {task: read_task(output, lm_task, task) for lm_task, task in names.items()}
+    samples = [sample for task_samples, _ in by_task.values() for sample in task_samples]
+    settings, notes = _settings(output, names, {task: read[0] for task, read in by_task.items()})
+    notes = [note for _, task_notes in by_task.values() for note in task_notes] + notes
     settings |= origin.get("settings", {}) | {"tasks": list(names.values()), "attn": None}
     settings["regime"] = origin.get("regime") or regime or "causal"
     settings["model"] = model or settings["model"]
@@ -88,34 +88,34 @@ def import_results(
 
 def _names(chosen: Sequence[str], task_map: Mapping[str, str]) -> dict[str, str]:
     """lm-eval's task names -> ours, in the order they were run."""
-    for theirs in task_map:
-        if theirs not in chosen:
+    for lm_task in task_map:
+        if lm_task not in chosen:
             raise UserError(
-                f"--task-map {theirs}={task_map[theirs]}: there is no task {theirs!r}; there are "
+                f"--task-map {lm_task}={task_map[lm_task]}: there is no task {lm_task!r}; there are "
                 f"{', '.join(chosen)}"
             )
-    names = {theirs: task_map.get(theirs, theirs) for theirs in chosen}
-    for theirs, ours in names.items():
-        if not ours or "/" in ours or ours != ours.strip():
+    names = {lm_task: task_map.get(lm_task, lm_task) for lm_task in chosen}
+    for lm_task, task in names.items():
+        if not task or "/" in task or task != task.strip():
             raise UserError(
-                f"the task {theirs!r} cannot be called {ours!r} here; name it with --task-map "
-                f"{theirs}=NAME"
+                f"the task {lm_task!r} cannot be called {task!r} here; name it with --task-map "
+                f"{lm_task}=NAME"
             )
-        if list(names.values()).count(ours) > 1:
-            raise UserError(f"two tasks would be called {ours!r}; give each a name of its own")
+        if list(names.values()).count(task) > 1:
+            raise UserError(f"two tasks would be called {task!r}; give each a name of its own")
     return names
 
 
 def _shots(output: LmEvalOutput, names: Mapping[str, str]) -> int | None:
     """Solved examples before each item: one number for the run, None if nobody recorded it."""
-    found = {task: output.part("n-shot").get(task) for task in names}
-    if len(set(map(str, found.values()))) > 1:
-        said = ", ".join(f"{task} {n}" for task, n in found.items())
+    shots = {task: output.part("n-shot").get(task) for task in names}
+    if len(set(map(str, shots.values()))) > 1:
+        counts = ", ".join(f"{task} {n}" for task, n in shots.items())
         raise UserError(
-            f"{output.results_path}: the tasks differ in few-shot examples ({said}); a run has one number, so import "
-            "them one by one with --tasks"
+            f"{output.results_path}: the tasks differ in few-shot examples ({counts}); a run has one "
+            "number, so import them one by one with --tasks"
         )
-    number = next(iter(found.values()))
+    number = next(iter(shots.values()))
     return number if type(number) is int else None
 
 
@@ -137,7 +137,7 @@ def _write(
     except ValueError:
         seconds = None
     cost = {"seconds": seconds, "device": settings["device"]}
-    order = [(one.item.task, one.item.doc_id) for one in samples]
+    order = [(sample.item.task, sample.item.doc_id) for sample in samples]
     try:
         with RunWriter.create(stage, settings, folder=hidden, **facts) as writer:
             writer.append(_record(sample) for sample in samples)
@@ -177,47 +177,46 @@ def _record(sample: Sample) -> dict[str, Any]:
 
 # Where lm-eval's model arguments name the weights, in the order in which lm-eval looks.
 _MODEL_KEYS = ("pretrained", "model", "path", "engine")
-
 _TASK_VERSION = 1.0  # of lm-eval's tasks that ours equal
 
 
 def _settings(
-    output: LmEvalOutput, names: Mapping[str, str], read: Mapping[str, Sequence[Sample]]
+    output: LmEvalOutput, names: Mapping[str, str], samples: Mapping[str, Sequence[Sample]]
 ) -> tuple[dict[str, Any], list[str]]:
     """The settings of our evaluations as far as lm-eval recorded them, and notes on the rest."""
     config = output.part("config")
-    given = _model_args(config.get("model_args"))
+    arguments = _model_args(config.get("model_args"))
     # lm-eval scores the test split where a task has one, else the validation split.
-    configs = {task: output.part("configs", task) for task in names}
+    configs = {lm_task: output.part("configs", lm_task) for lm_task in names}
     splits = {t: c.get("test_split") or c.get("validation_split") for t, c in configs.items()}
     split = str(splits[next(iter(names))]) if len(set(map(str, splits.values()))) == 1 else None
-    limit, notes = _limit(output, names, read)
+    limit, notes = _limit(output, names, samples)
     if split is None:
-        said = ", ".join(f"{names[task]} {one}" for task, one in splits.items())
-        notes.insert(0, f"the tasks are of different splits: {said}")
-    for theirs, ours in names.items():
-        version = output.part("versions").get(theirs)
-        if ours in TASKS and version not in (None, _TASK_VERSION):
-            notes.append(f"{ours}: version {version} of lm-eval's task; ours is {_TASK_VERSION}")
+        listed = ", ".join(f"{names[lm_task]} {name}" for lm_task, name in splits.items())
+        notes.insert(0, f"the tasks are of different splits: {listed}")
+    for lm_task, task in names.items():
+        version = output.part("versions").get(lm_task)
+        if task in TASKS and version not in (None, _TASK_VERSION):
+            notes.append(f"{task}: version {version} of lm-eval's task; ours is {_TASK_VERSION}")
     if output.others:
         notes.append(f"the newest of {output.others + 1} sets of files was read: {output.time}")
     if output.version and not output.version.startswith("0.4."):
         notes.append(f"lm-eval {output.version} is newer than what is tested ({READ_VERSION})")
     shots, seed = _shots(output, names), config.get("fewshot_seed")
-    first = all(found[-1].item.doc_id == len(found) - 1 for found in read.values())
-    revision = config.get("model_revision") or given.get("revision")
-    empty = not any(any(one.item.contexts) for found in read.values() for one in found)
-    named = next((str(given[key]) for key in _MODEL_KEYS if given.get(key)), None)
+    from_start = all(rows[-1].item.doc_id == len(rows) - 1 for rows in samples.values())
+    revision = config.get("model_revision") or arguments.get("revision")
+    no_context = not any(any(row.item.contexts) for rows in samples.values() for row in rows)
+    model = next((str(arguments[key]) for key in _MODEL_KEYS if arguments.get(key)), None)
     settings = {
-        "model": named or str(output.results.get("model_name") or config.get("model")),
+        "model": model or str(output.results.get("model_name") or config.get("model")),
         "revision": None if revision in (None, "main") else str(revision),
-        "checkpoint": str(given["peft"]) if given.get("peft") else None,
+        "checkpoint": str(arguments["peft"]) if arguments.get("peft") else None,
         "split": None if split in (None, "None") else split,
         "limit": limit,
-        "sample": "first" if first else None,
+        "sample": "first" if from_start else None,
         "seed": seed - LM_EVAL_SEED if shots and isinstance(seed, int) else 0,
         "fold": "all",
-        "context": "none" if empty else "full",
+        "context": "none" if no_context else "full",
         "bos": None,
         "chat_template": output.results.get("chat_template") is not None,
         "num_fewshot": shots,
@@ -234,31 +233,31 @@ def _model_args(value: Any) -> dict[str, Any]:
     """lm-eval's model arguments: an object, or ``pretrained=gpt2,dtype=float32``."""
     if isinstance(value, dict):
         return value
-    parts = [part.partition("=") for part in str(value or "").split(",")]
-    return {key.strip(): text for key, sign, text in parts if sign}
+    pairs = [pair.partition("=") for pair in str(value or "").split(",")]
+    return {key.strip(): text for key, sign, text in pairs if sign}
 
 
 def _dtype(output: LmEvalOutput) -> str | None:
     """The number format of the weights, None where nobody recorded it."""
     config = output.part("config")
-    given = config.get("model_dtype") or _model_args(config.get("model_args")).get("dtype")
-    text = str(given or "").removeprefix("torch.")
+    dtype = config.get("model_dtype") or _model_args(config.get("model_args")).get("dtype")
+    text = str(dtype or "").removeprefix("torch.")
     return text if text and text != "auto" else None
 
 
 def _limit(
-    output: LmEvalOutput, names: Mapping[str, str], read: Mapping[str, Sequence[Sample]]
+    output: LmEvalOutput, names: Mapping[str, str], samples: Mapping[str, Sequence[Sample]]
 ) -> tuple[int | None, list[str]]:
     """Items per task: None if every task is whole; the largest task's where nobody recorded it."""
-    originals = [output.part("n-samples", theirs).get("original") for theirs in names]
-    if originals == [len(read[ours]) for ours in names.values()]:
+    originals = [output.part("n-samples", lm_task).get("original") for lm_task in names]
+    if originals == [len(samples[task]) for task in names.values()]:
         return None, []
-    said = output.part("config").get("limit")
-    if isinstance(said, int | float) and said >= 1 and said == int(said):
-        return int(said), []
-    largest = max(map(len, read.values()))
-    if isinstance(said, float) and 0 < said < 1:
-        return largest, [f"the limit was a share of each task, {said:g}"]
+    limit = output.part("config").get("limit")
+    if isinstance(limit, int | float) and limit >= 1 and limit == int(limit):
+        return int(limit), []
+    largest = max(map(len, samples.values()))
+    if isinstance(limit, float) and 0 < limit < 1:
+        return largest, [f"the limit was a share of each task, {limit:g}"]
     if all(isinstance(n, int) for n in originals):
         return largest, ["the items were chosen otherwise than by a limit"]
     return largest, [f"the limit is not recorded; the largest task has {largest:,} items"]
@@ -290,7 +289,7 @@ def _facts(
             "version": output.version or None,
             "date": _date(output),
             "results_file": output.results_path.name,
-            "task_names": {theirs: ours for theirs, ours in names.items() if theirs != ours},
+            "task_names": {lm_task: task for lm_task, task in names.items() if lm_task != task},
             "task_versions": {t: output.part("versions").get(t) for t in names},
             "model": config.get("model"),
             "model_args": config.get("model_args"),
@@ -351,8 +350,8 @@ def read_origin(output: LmEvalOutput) -> dict[str, Any]:
     block = output.results.get(KEY)
     if block is None:
         return {}
-    if said := problem(block, Fields(_ORIGIN, needs=tuple(_ORIGIN))):
-        raise UserError(f"{output.results_path}: its part {KEY!r} is damaged: {said}")
+    if fault := problem(block, Fields(_ORIGIN, needs=tuple(_ORIGIN))):
+        raise UserError(f"{output.results_path}: its part {KEY!r} is damaged: {fault}")
     return {
         "run": block["run"][:200],
         "regime": str(parse_regime(block["regime"])),

@@ -119,19 +119,19 @@ def find_output(path: Path) -> LmEvalOutput:
             results[match[1]] = file
     time = time or max({*results, *samples})
     if time not in results:
-        first = next(iter(samples[time].values()))
+        samples_path = next(iter(samples[time].values()))
         raise UserError(
-            f"{first} has no results_{time}.json beside it, which says what was run; keep the two "
-            "together"
+            f"{samples_path} has no results_{time}.json beside it, which says what was run; keep the "
+            "two together"
         )
     if time not in samples:
         raise UserError(
             f"{results[time]} has no samples_<task>_{time}.jsonl beside it; only a run made with "
             "--log_samples has items to read"
         )
-    others = len({*results, *samples} - {time})
-    found = results[time]
-    return LmEvalOutput(time, found, _read_results(found), samples[time], others)
+    n_others = len({*results, *samples} - {time})
+    results_path = results[time]
+    return LmEvalOutput(time, results_path, _read_results(results_path), samples[time], n_others)
 
 
 def _folder_with_output(path: Path) -> Path:
@@ -205,29 +205,29 @@ def _read_results(path: Path) -> dict[str, Any]:
     return value
 
 
-def choose_tasks(output: LmEvalOutput, wanted: Sequence[str]) -> list[str]:
+def choose_tasks(output: LmEvalOutput, requested: Sequence[str]) -> list[str]:
     """The tasks to read: those named, else all that were run (groups are sums, not tasks)."""
     configs = output.part("configs")  # sorted by name; the results are in the order run
     known = [task for task in dict.fromkeys([*output.part("results"), *configs]) if task in configs]
-    for task in wanted:
+    for task in requested:
         if task not in known:
             raise UserError(
                 f"--tasks {task}: {output.results_path} has no such task; it has {', '.join(known)}"
             )
     strangers = [task for task in output.samples if task not in known]
-    if strangers and not wanted:
+    if strangers and not requested:
         raise UserError(
             f"{output.samples[strangers[0]]} lies beside {output.results_path}, which has no "
             f"configuration of it; name what to read with --tasks {','.join(known)}"
         )
-    chosen = list(dict.fromkeys(wanted or known))
-    there = ",".join(task for task in chosen if task in output.samples)
+    chosen = list(dict.fromkeys(requested or known))
+    logged = ",".join(task for task in chosen if task in output.samples)
     for task in chosen:
         if task not in output.samples:
             raise UserError(
                 f"{output.results_path} lists {task!r}, but there is no "
                 f"samples_{task}_{output.time}.jsonl beside it; leave the task out with --tasks "
-                f"{there}"
+                f"{logged}"
             )
     return chosen
 
@@ -242,30 +242,30 @@ def read_task(output: LmEvalOutput, task: str, name: str) -> tuple[list[Sample],
     numbers that disagree with the results file.
     """
     path = output.samples[task]
-    kind = output.part("configs", task).get("output_type")
-    if kind not in (None, "multiple_choice"):
+    output_type = output.part("configs", task).get("output_type")
+    if output_type not in (None, "multiple_choice"):
         raise UserError(
-            f"{path}: the task {task!r} is of type {str(kind)[:40]}; only multiple_choice has a "
-            "log-likelihood for each choice, so choose such tasks with --tasks"
+            f"{path}: the task {task!r} is of type {str(output_type)[:40]}; only multiple_choice has "
+            "a log-likelihood for each choice, so choose such tasks with --tasks"
         )
     samples: dict[int, Sample] = {}
     lines: dict[int, int] = {}
     filters: list[str] = []  # a task with several has all its samples once for each
-    edited, number = 0, 1
+    n_edited, number = 0, 1
     try:
         for number, line in _numbered(_read_bytes(path)):
             record = _checked(line)
-            used = str(record.get("filter", "none"))
-            if used not in filters:
-                filters.append(used)
-            if used != filters[0]:
+            filter_name = str(record.get("filter", "none"))
+            if filter_name not in filters:
+                filters.append(filter_name)
+            if filter_name != filters[0]:
                 continue
             sample = _sample(record, name)
             doc_id = sample.item.doc_id
             if doc_id in samples:
                 raise _Bad(f"document {doc_id} again; line {lines[doc_id]} has it too")
             samples[doc_id], lines[doc_id] = sample, number
-            edited += hash_doc(record["doc"]) != sample.item.doc_hash
+            n_edited += hash_doc(record["doc"]) != sample.item.doc_hash
     except _Bad as error:
         raise UserError(f"{path}, line {number}: {error}") from error
     if not samples:
@@ -275,21 +275,21 @@ def read_task(output: LmEvalOutput, task: str, name: str) -> tuple[list[Sample],
     notes = []
     if len(filters) > 1:
         notes.append(f"{name}: of the filters {', '.join(filters)} the first was read")
-    if edited:
+    if n_edited:
         notes.append(
-            f"{name}: the doc_hash of {edited:,} documents is not that of the document logged "
+            f"{name}: the doc_hash of {n_edited:,} documents is not that of the document logged "
             "beside it; the hash is kept"
         )
     if failed := [sample for sample in ordered if unusable(sample.ll) is not None]:
-        right = sum(sample.acc == 1 for sample in failed)
+        n_right = sum(sample.acc == 1 for sample in failed)
         notes.append(
             f"{name}: {len(failed):,} items have a log-likelihood that is no number; here they are "
-            f"item errors and count as wrong, lm-eval counted {right:,} of them as right"
+            f"item errors and count as wrong, lm-eval counted {n_right:,} of them as right"
         )
-    if off := sum(map(_norm_differs, ordered)):
+    if n_off := sum(map(_norm_differs, ordered)):
         notes.append(
-            f"{name}: acc_norm of {off:,} items is not lm-eval's, which measured the length of the "
-            "choices otherwise; acc is the same"
+            f"{name}: acc_norm of {n_off:,} items is not lm-eval's, which measured the length of "
+            "the choices otherwise; acc is the same"
         )
     return ordered, notes
 
@@ -304,8 +304,8 @@ def _numbered(data: bytes) -> Iterator[tuple[int, Any]]:
 
 def _checked(line: Any) -> dict[str, Any]:
     record = _parse(line) if isinstance(line, bytes) else line
-    if said := problem(record, _SAMPLE):
-        raise _Bad(f"{said}, so it is no sample that lm-eval logged")
+    if fault := problem(record, _SAMPLE):
+        raise _Bad(f"{fault}, so it is no sample that lm-eval logged")
     if "acc_mutual_info" in record:
         raise _Bad("the task also scores choices without context (acc_mutual_info), unlike ours")
     return record
@@ -348,17 +348,19 @@ def _requests(arguments: Any) -> list[tuple[str, str]]:
     """(context, continuation) per choice, from ``{"gen_args_0": {"arg_0": .., "arg_1": ..}}``."""
     if isinstance(arguments, dict):
         arguments = [arguments.get(f"gen_args_{i}") for i in range(len(arguments))]
-    found = []
-    for one in arguments if isinstance(arguments, list) else [None]:
-        pair: Any = [one.get("arg_0"), one.get("arg_1")] if isinstance(one, dict) else one
+    requests = []
+    for request in arguments if isinstance(arguments, list) else [None]:
+        pair: Any = request
+        if isinstance(request, dict):
+            pair = [request.get("arg_0"), request.get("arg_1")]
         if problem(pair, TEXTS) or len(pair) != 2:
             raise _Bad(
                 "'arguments' are not a context and a choice each, as multiple choice has them"
             )
-        found.append((pair[0], pair[1]))
-    if len(found) < 2:
+        requests.append((pair[0], pair[1]))
+    if len(requests) < 2:
         raise _Bad("has one choice, so there is nothing to choose from; multiple choice is needed")
-    return found
+    return requests
 
 
 def _accuracy(record: dict[str, Any], metric: str) -> float | None:
@@ -374,18 +376,18 @@ def _log_likelihoods(responses: list[Any], n_choices: int) -> tuple[float, ...]:
     if len(responses) != n_choices:
         n = len(responses)
         raise _Bad(f"has {n_choices} requests and {n} responses; both need one per choice")
-    found = []
-    for choice, one in enumerate(responses):
+    values = []
+    for choice, response in enumerate(responses):
         try:
-            number = float(one[0] if isinstance(one, list) and one else one)
+            number = float(response[0] if isinstance(response, list) and response else response)
         except (TypeError, ValueError, OverflowError):
             number = 1e308
         if math.isfinite(number) and abs(number) > 1e30:
             raise _Bad(
-                f"the response of choice {choice} is {str(one)[:40]!r}, not a log-likelihood"
+                f"the response of choice {choice} is {str(response)[:40]!r}, not a log-likelihood"
             )
-        found.append(number)
-    return tuple(found)
+        values.append(number)
+    return tuple(values)
 
 
 def _gold(
@@ -402,27 +404,27 @@ def _gold(
     ``target`` is the text behind them. For our own tasks the document says it; elsewhere it
     follows from what lm-eval counted, if that leaves one possibility.
     """
-    n, target = len(continuations), str(record["target"])
+    n_choices, target = len(continuations), str(record["target"])
     if name in TASKS:
         try:
-            own = TASKS[name].gold(record["doc"])
+            gold = TASKS[name].gold(record["doc"])
         except _ODD_DOCUMENT:
-            own = -1
-        if type(own) is int and 0 <= own < n:
-            return own
+            gold = -1
+        if type(gold) is int and 0 <= gold < n_choices:
+            return gold
     if not per_choice:
         if target.lstrip("-").isdigit():
-            if not 0 <= int(target) < n:
-                raise _Bad(f"its right answer is number {target} of {n} choices")
+            if not 0 <= int(target) < n_choices:
+                raise _Bad(f"its right answer is number {target} of {n_choices} choices")
             return int(target)
-        same = [i for i, text in enumerate(continuations) if text.strip() == target.strip()]
-        if len(same) == 1:
-            return same[0]
+        matches = [i for i, text in enumerate(continuations) if text.strip() == target.strip()]
+        if len(matches) == 1:
+            return matches[0]
     if acc == 1:
         return best
-    if acc == 0 and n == 2:
+    if acc == 0 and n_choices == 2:
         return 1 - best
-    raise _Bad(f"does not say which of its {n} choices is right (target {target[:40]!r})")
+    raise _Bad(f"does not say which of its {n_choices} choices is right (target {target[:40]!r})")
 
 
 def _norm_differs(sample: Sample) -> bool:
@@ -434,22 +436,24 @@ def _norm_differs(sample: Sample) -> bool:
     return (pred == sample.item.gold) != bool(sample.acc_norm)
 
 
-def _check_totals(output: LmEvalOutput, task: str, samples: Sequence[Sample], used: str) -> None:
+def _check_totals(
+    output: LmEvalOutput, task: str, samples: Sequence[Sample], filter_name: str
+) -> None:
     """The results file must count and score what the samples hold."""
-    path, other = output.samples[task], output.results_path.name
-    said = output.part("n-samples", task).get("effective")
-    if isinstance(said, int) and said != len(samples):
+    path, results_name = output.samples[task], output.results_path.name
+    count = output.part("n-samples", task).get("effective")
+    if isinstance(count, int) and count != len(samples):
         raise UserError(
-            f"{path} has {len(samples):,} samples, but {other} counts {said:,}; the file is not "
-            "whole, or not of this run"
+            f"{path} has {len(samples):,} samples, but {results_name} counts {count:,}; the file is "
+            "not whole, or not of this run"
         )
     accs = [sample.acc for sample in samples if sample.acc is not None]
-    said = output.part("results", task).get(f"acc,{used}")
-    if not accs or not isinstance(said, int | float):
+    acc = output.part("results", task).get(f"acc,{filter_name}")
+    if not accs or not isinstance(acc, int | float):
         return
     mean = sum(accs) / len(accs)
-    if abs(said) > 1 or abs(said - mean) > 1e-6:  # the first also of what no float can hold
+    if abs(acc) > 1 or abs(acc - mean) > 1e-6:  # the first: an int may be too large for a float
         raise UserError(
-            f"{path} gives acc {mean:.4f}, but {other} says {str(said)[:20]}; these files are not of "
-            "one run"
+            f"{path} gives acc {mean:.4f}, but {results_name} says {str(acc)[:20]}; these files are "
+            "not of one run"
         )

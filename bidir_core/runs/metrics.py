@@ -67,8 +67,8 @@ def outcomes(table: pa.Table, metric: str) -> tuple[np.ndarray, np.ndarray]:
     if metric == "acc":
         return right, chosen
     normed, chosen_normed = columns("correct_norm", "pred_norm")
-    mine = _has_norm(table)
-    return np.where(mine, normed, right), np.where(mine, chosen_normed, chosen)
+    has_norm = _has_norm(table)
+    return np.where(has_norm, normed, right), np.where(has_norm, chosen_normed, chosen)
 
 
 def _has_norm(table: pa.Table) -> np.ndarray:
@@ -99,19 +99,20 @@ def right_by_count(table: pa.Table, column: str) -> np.ndarray | None:
     rows = np.flatnonzero(ll.is_valid().to_numpy(zero_copy_only=False) & _has_norm(table))
     if not len(rows):
         return right
-    own, ll = table.column(column).combine_chunks().take(rows), ll.take(rows)
-    counts = own.flatten()
-    if own.null_count or counts.null_count or own.value_lengths() != ll.value_lengths():
+    per_choice, ll = table.column(column).combine_chunks().take(rows), ll.take(rows)
+    counts = per_choice.flatten()
+    nulls = per_choice.null_count or counts.null_count
+    if nulls or per_choice.value_lengths() != ll.value_lengths():
         return None
     if pa.types.is_string(counts.type):
         space = pc.starts_with(counts, " ").cast(pa.int32())
         counts = pc.max_element_wise(pc.subtract(pc.binary_length(counts), space), 1)
-    per = ll.flatten().to_numpy().astype(np.float64) / counts.to_numpy()
+    scores = ll.flatten().to_numpy().astype(np.float64) / counts.to_numpy()
     lengths = ll.value_lengths().to_numpy()
     starts = np.cumsum(lengths) - lengths
-    best = np.flatnonzero(per == np.repeat(np.maximum.reduceat(per, starts), lengths))
-    first = best[np.searchsorted(best, starts)]  # of equal ones
-    right[rows] = first - starts == table.column("gold").to_numpy()[rows]
+    best = np.flatnonzero(scores == np.repeat(np.maximum.reduceat(scores, starts), lengths))
+    chosen = best[np.searchsorted(best, starts)]  # of equal ones
+    right[rows] = chosen - starts == table.column("gold").to_numpy()[rows]
     return right
 
 
@@ -136,27 +137,27 @@ def compute_metrics(items: pa.Table | Iterable[Mapping[str, Any]]) -> dict[str, 
     by_count = {name: right_by_count(table, column) for name, column in BY_COUNT.items()}
     tasks: dict[str, dict[str, Any]] = {}
     for task in dict.fromkeys(names.tolist()):
-        mine = names == task
-        n = int(mine.sum())
-        scored = mine & ~failed
-        acc = float(correct[mine].mean())
+        in_task = names == task
+        n = int(in_task.sum())
+        scored = in_task & ~failed
+        acc = float(correct[in_task].mean())
         normable = bool(has_norm[scored].any())
-        norm = float(normed[mine].mean()) if normable else None
-        known = choices[mine][choices[mine] > 0]
+        acc_norm = float(normed[in_task].mean()) if normable else None
+        counts = choices[in_task][choices[in_task] > 0]
         tasks[task] = {
             "n": n,
-            "chance": float((1 / known).mean()) if len(known) else None,
+            "chance": float((1 / counts).mean()) if len(counts) else None,
             "acc": acc,
             "acc_stderr": standard_error(acc, n),
-            "acc_norm": norm,
-            "acc_norm_stderr": None if norm is None else standard_error(norm, n),
+            "acc_norm": acc_norm,
+            "acc_norm_stderr": None if acc_norm is None else standard_error(acc_norm, n),
             **{
-                name: float(right[mine].mean()) if normable else None
+                name: float(right[in_task].mean()) if normable else None
                 for name, right in by_count.items()
                 if right is not None
             },
             "gold_prob": float(probability[scored].mean()) if scored.any() else None,
-            "n_errors": int((mine & failed).sum()),
+            "n_errors": int((in_task & failed).sum()),
         }
     return {
         "n_items": table.num_rows,

@@ -1,8 +1,8 @@
-"""The one door through which the files of a run folder are read.
+"""The only place where the files of a run folder are read.
 
-A run folder may come from anywhere and have suffered anything. Whatever passes here is a plain file
-of bounded size, whole, and of the types that readers expect; everything else is :class:`Damaged`,
-which makes the run ``corrupt``. FileNotFoundError where there is no such file.
+A run folder may come from anywhere and be damaged in any way. What is returned came from a plain
+file of bounded size, whole, and has the types that readers expect; anything else raises
+:class:`Damaged`, which makes the run ``corrupt``. FileNotFoundError where there is no such file.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ MOST_TABLE_BYTES = 4 << 30
 MOST_ROWS = 4_000_000
 MOST_ARRAY_BYTES = 1 << 30  # unpacked, of one .npz
 
+# What the libraries raise on damaged files.
+_BAD_FILE = (OSError, ValueError, TypeError, KeyError, MemoryError)
+_BAD_ARCHIVE = (EOFError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
 
 def read_object(folder: Path, name: str, shape: Fields | None = None) -> dict[str, Any]:
     """A JSON file that holds an object of ``shape`` (None: what is known of files of this name)."""
@@ -47,8 +51,8 @@ def read_object(folder: Path, name: str, shape: Fields | None = None) -> dict[st
     if not isinstance(value, dict):
         raise Damaged(f"{name} does not hold a JSON object")
     shape = shape or BY_FILE.get(name)
-    if shape is not None and (said := problem(value, shape)):
-        raise Damaged(f"{name}: {said}")
+    if shape is not None and (fault := problem(value, shape)):
+        raise Damaged(f"{name}: {fault}")
     return value
 
 
@@ -63,7 +67,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         return [], 0
     except Damaged as error:
         raise Damaged(f"{path.name} cannot be read: {error}") from error
-    found, position = [], 0
+    values, position = [], 0
     while (end := data.find(b"\n", position)) >= 0:
         try:
             value = json.loads(data[position:end])
@@ -71,9 +75,9 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
             break
         if not isinstance(value, dict):
             break
-        found.append(value)
+        values.append(value)
         position = end + 1
-    return found, position
+    return values, position
 
 
 def tail(path: Path, n_bytes: int) -> str:
@@ -104,20 +108,18 @@ def opened_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         try:
             footer = pq.read_metadata(stream)
             _check_footer(footer)
-            there = footer.schema.to_arrow_schema().names
-            repetitive = [name for name in _REPETITIVE if name in there]
+            names = footer.schema.to_arrow_schema().names
+            repetitive = [name for name in _REPETITIVE if name in names]
             with pq.ParquetFile(stream, metadata=footer, read_dictionary=repetitive) as file:
                 yield file
         except Damaged:
             raise
-        except (
-            pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError, OverflowError
-        ) as error:  # fmt: skip
+        except (pa.ArrowException, OverflowError, *_BAD_FILE) as error:
             raise Damaged(one_line(error)) from error
 
 
 def _check_footer(footer: pq.FileMetaData) -> None:
-    # Of the columns nothing is asked: a damaged description of one ends the whole process.
+    # The columns' descriptions are not read: a damaged one crashes the whole process.
     groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
     rows = [group.num_rows for group in groups]
     if min(rows, default=0) < 0 or sum(rows) != footer.num_rows or footer.num_rows > MOST_ROWS:
@@ -128,25 +130,25 @@ def _check_footer(footer: pq.FileMetaData) -> None:
 
 
 def _check_expanded(table: pa.Table) -> None:
-    """Of a column stored as a dictionary each entry may stand for any number of values."""
+    """Damaged if it is too large unpacked: a dictionary's entry may stand for many values."""
     total = 0
     for column in table.columns:
         if pa.types.is_dictionary(column.type):
             lengths = [
-                pc.binary_length(each.dictionary).take(each.indices) for each in column.chunks
+                pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks
             ]
-            total += sum(pc.sum(each).as_py() or 0 for each in lengths)
+            total += sum(pc.sum(chunk).as_py() or 0 for chunk in lengths)
     if total > MOST_TABLE_BYTES:
         raise Damaged(f"it unpacks to {total} bytes")
 
 
 def checked_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table in the types of ``schema``, with values that fit one another."""
+    """The table cast to ``schema``; Damaged for values that contradict one another."""
     try:
         _check_expanded(table)
-        wanted = pa.schema([schema.field(name) for name in table.column_names])
-        if not table.schema.equals(wanted):
-            table = table.cast(wanted)
+        target = pa.schema([schema.field(name) for name in table.column_names])
+        if not table.schema.equals(target):
+            table = table.cast(target)
         table.validate(full=True)
     except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
         raise Damaged(one_line(error)) from error
@@ -200,10 +202,7 @@ def _archive(path: Path) -> Iterator[Any]:
                 yield stored
         except Damaged:
             raise
-        except (
-            OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, NotImplementedError,
-            RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error,
-        ) as error:  # fmt: skip
+        except (*_BAD_FILE, *_BAD_ARCHIVE) as error:
             raise Damaged(one_line(error)) from error
 
 
@@ -222,9 +221,9 @@ def sealed(metrics: Mapping[str, Any], folder: Path, shared: Sequence[Path] = ()
     files = [p for p in folder.iterdir() if p.suffix in _CHECKED and p.name not in _CHANGING]
     files += [path for path in shared if path.exists()]
     digests = {p.name: _digest_of(p) for p in sorted(files) if p.name[0] != "." and p.is_file()}
-    full = json.loads(json.dumps({**metrics, "checksums": digests}))
-    full["checksums"][_METRICS] = _digest_of_metrics(full)
-    return full
+    result = json.loads(json.dumps({**metrics, "checksums": digests}))
+    result["checksums"][_METRICS] = _digest_of_metrics(result)
+    return result
 
 
 def what_changed(
@@ -241,24 +240,24 @@ def what_changed(
         if Path(name).name != name or not path.exists():
             continue
         try:
-            found = _digest_of_metrics(metrics) if name == _METRICS else _digest_of(path)
+            current = _digest_of_metrics(metrics) if name == _METRICS else _digest_of(path)
         except (OSError, Damaged) as error:
             return f"{name} cannot be read: {one_line(error)}"
-        if found != digest:
+        if current != digest:
             return f"{name} is not what was written: its checksum differs"
     return None
 
 
 def _digest_of_metrics(metrics: Mapping[str, Any]) -> str:
-    """Of all values but the digest itself, however the file is laid out."""
-    others = {name: value for name, value in metrics["checksums"].items() if name != _METRICS}
-    text = json.dumps({**metrics, "checksums": others}, sort_keys=True)
+    """SHA-256 of all values but this digest itself; the file's layout does not matter."""
+    checksums = {name: value for name, value in metrics["checksums"].items() if name != _METRICS}
+    text = json.dumps({**metrics, "checksums": checksums}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digest_of(path: Path) -> str:
-    found = path.stat()
-    return _digest(str(path), found.st_mtime_ns, found.st_size, found.st_ino)
+    info = path.stat()
+    return _digest(str(path), info.st_mtime_ns, info.st_size, info.st_ino)
 
 
 @lru_cache(maxsize=50_000)

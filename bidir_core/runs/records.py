@@ -23,9 +23,7 @@ from bidir_core.data.items import choice_lengths
 from bidir_core.runs.read import checked_table, opened_parquet, read_lines
 
 _INTS = pa.list_(pa.int32())
-
 _INT_LISTS = pa.list_(_INTS)
-
 _OFFSETS = pa.list_(pa.list_(_INTS))  # [context or choice][token] -> [start, end) in characters
 
 # float32 holds log-likelihoods to about 1e-5 nats, far below what batch composition moves.
@@ -69,24 +67,20 @@ HEAVY_FIELDS: tuple[str, ...] = (
 )
 
 LIGHT_FIELDS: tuple[str, ...] = tuple(name for name in RECORD_FIELDS if name not in HEAVY_FIELDS)
-
 Key = tuple[str, int]  # (task, doc_id)
 
 
 def _leaf(field: pa.Field) -> str:
     """What Parquet calls the values of a field."""
-    path, kind = field.name, field.type
-    while pa.types.is_list(kind):
-        path, kind = f"{path}.list.element", kind.value_type
+    path, field_type = field.name, field.type
+    while pa.types.is_list(field_type):
+        path, field_type = f"{path}.list.element", field_type.value_type
     return path
 
 
 _LEAVES = tuple(_leaf(field) for field in SCHEMA)
-
 _KNOWN = frozenset(RECORD_FIELDS)
-
 _LINES = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
 _INFINITE_LINES = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
@@ -127,8 +121,8 @@ def make_record(
     ``pred`` is the argmax of ``ll``; ``pred_norm`` of ``ll`` divided by the choice's characters
     without the leading space (lm-eval ``acc_norm``), null where all choices share one
     continuation (winogrande: lm-eval has no acc_norm there). ``prompt_group`` is what kind of
-    document it is within its task, ``pair_id`` the document that it shares with other items. An ``ll`` that is :func:`unusable`
-    becomes an item error, never an argmax; a choice at -inf is one that loses.
+    document it is within its task, ``pair_id`` the document that it shares with other items. An
+    ``ll`` that is :func:`unusable` becomes an item error; a choice at -inf merely loses.
     """
     if error is None and ll is None:
         raise ValueError(f"{task}/{doc_id}: a record needs ll or an error")
@@ -141,8 +135,7 @@ def make_record(
         # Rounded first, so that the stored numbers and the stored prediction cannot disagree.
         scores = np.asarray(ll, dtype=np.float32).tolist()
         pred = scores.index(max(scores))
-        others = scores.copy()
-        margin = others.pop(gold) - max(others)
+        margin = _margin(scores, gold)
         if lengths:
             normed = [score / length for score, length in zip(scores, lengths, strict=True)]
             pred_norm = normed.index(max(normed))
@@ -214,17 +207,17 @@ def to_table(records: Iterable[Mapping[str, Any]]) -> pa.Table:
 def write_parquet(table: pa.Table, path: Path, *, store_schema: bool = True) -> None:
     """Write ``items.parquet`` atomically: small file, and one item is quick to read.
 
-    Without the schema: Parquet's own types say the same, in less.
+    ``store_schema``: also write arrow's schema, which repeats Parquet's own types.
     """
     heavy = [table.column(name) for name in HEAVY_FIELDS if name in table.column_names]
-    compact = table.num_rows > 0 and all(one.null_count == table.num_rows for one in heavy)
+    compact = table.num_rows > 0 and all(column.null_count == table.num_rows for column in heavy)
     floats = ["ll.list.element", "margin", "token_ll.list.element.list.element"]
     with replacing(path) as temporary:
         pq.write_table(
             table,
             temporary,
             compression="zstd",
-            # Hashes are digits at random: more effort finds nothing more in them.
+            # Hashes are random digits: more effort does not compress them further.
             compression_level={
                 **dict.fromkeys(_LEAVES, 15 if compact else 19),
                 "doc_hash": 1,
@@ -234,7 +227,7 @@ def write_parquet(table: pa.Table, path: Path, *, store_schema: bool = True) -> 
             use_dictionary=["task", "error", "prompt_group"],
             column_encoding={
                 **dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
-                # Lengths apart, so that four bits a digit are left of a hash.
+                # Lengths are stored apart, which leaves four bits a digit for a hash.
                 "doc_hash": "DELTA_LENGTH_BYTE_ARRAY",
                 "doc_id": "DELTA_BINARY_PACKED",
                 "pair_id": "DELTA_BYTE_ARRAY",
@@ -249,35 +242,35 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
     A field that a run of an older version does not have is null.
     """
-    wanted = list(RECORD_FIELDS if columns is None else columns)
+    names = list(RECORD_FIELDS if columns is None else columns)
     with opened_parquet(path) as file:
-        there = set(file.schema_arrow.names)
-        table = file.read(columns=[name for name in wanted if name in there])
+        stored = set(file.schema_arrow.names)
+        table = file.read(columns=[name for name in names if name in stored])
     table = checked_table(table, SCHEMA)
-    for name in wanted:
-        if name not in there:
+    for name in names:
+        if name not in stored:
             nulls = pa.nulls(table.num_rows, type=SCHEMA.field(name).type)
             table = table.append_column(SCHEMA.field(name), nulls)
-    return table.select(wanted)
+    return table.select(names)
 
 
 def read_one(path: Path, task: str, doc_id: int) -> dict[str, Any] | None:
     """One record of ``items.parquet``, reading only the row group that holds it."""
     with opened_parquet(path) as file:
         keys = checked_table(file.read(columns=["task", "doc_id"]), SCHEMA)
-        hits = np.flatnonzero(
+        rows = np.flatnonzero(
             (keys.column("doc_id").to_numpy() == doc_id)
             & (keys.column("task").to_numpy(zero_copy_only=False) == task)
         )
-        if not len(hits):
+        if not len(rows):
             return None
-        row = int(hits[0])
+        row = int(rows[0])
         for group in range(file.num_row_groups):
             n_rows = file.metadata.row_group(group).num_rows
             if row < n_rows:
-                there = [name for name in file.schema_arrow.names if name in _KNOWN]
-                found = file.read_row_group(group, columns=there).slice(row, 1)
-                record = checked_table(found, SCHEMA).to_pylist()[0]
+                stored = [name for name in file.schema_arrow.names if name in _KNOWN]
+                one_row = file.read_row_group(group, columns=stored).slice(row, 1)
+                record = checked_table(one_row, SCHEMA).to_pylist()[0]
                 return {name: record.get(name) for name in RECORD_FIELDS}
             row -= n_rows
     return None
@@ -285,17 +278,11 @@ def read_one(path: Path, task: str, doc_id: int) -> dict[str, Any] | None:
 
 # A sweep's texts, stored once: each point keeps its scores only, and readers join the two.
 
-SLIM_FIELDS = (
-    "task", "doc_id", "ll", "pred", "pred_norm", "correct", "correct_norm", "error",
-)  # fmt: skip
-
 KEYS = ("task", "doc_id")
-
+SLIM_FIELDS = (*KEYS, "ll", "pred", "pred_norm", "correct", "correct_norm", "error")
 FIRST_TEXTS = "texts.parquet"
-
 LEFT_OUT = ("token_ll", "margin")  # the first is large, the second follows from ll and gold
-
-SHARED_FIELDS = tuple(n for n in RECORD_FIELDS if n not in (*SLIM_FIELDS[2:], *LEFT_OUT))
+SHARED_FIELDS = tuple(n for n in RECORD_FIELDS if n in KEYS or n not in SLIM_FIELDS + LEFT_OUT)
 
 
 # Beside the runs: what follows from data and tokenizer, once for all runs that share them.
@@ -323,7 +310,7 @@ def texts_file(run: Path, name: object, folder: object = None) -> Path | None:
 def shared_files(run: Path, name: object, folder: object = None) -> list[Path]:
     """All files outside of its folder that hold a part of a run's records."""
     texts = texts_file(run, name, folder)
-    return [] if texts is None else sorted({texts, _first_of(texts)})
+    return [] if texts is None else sorted({texts, _first_texts_of(texts)})
 
 
 def share(table: pa.Table, root: Path, data_fingerprint: str, tokenizer_fingerprint: str) -> str:
@@ -332,15 +319,15 @@ def share(table: pa.Table, root: Path, data_fingerprint: str, tokenizer_fingerpr
     A file that is there with other content (another prompt format, say) gets a number behind it.
     """
     table = table.select(SHARED_FIELDS)
-    empty = [n for n in SHARED_FIELDS if table.column(n).null_count == table.num_rows]
-    data = table.drop_columns([*TOKEN_COUNTS, *(n for n in empty if n not in TOKEN_COUNTS)])
+    null_columns = [n for n in SHARED_FIELDS if table.column(n).null_count == table.num_rows]
+    data = table.drop_columns([*TOKEN_COUNTS, *(n for n in null_columns if n not in TOKEN_COUNTS)])
     counts = table.select([*KEYS, *TOKEN_COUNTS])
-    first = _kept(data, root / SHARED_FOLDER, data_fingerprint[:FINGERPRINT_DIGITS])
-    stem = f"{first}.{tokenizer_fingerprint[:FINGERPRINT_DIGITS]}"
-    return _kept(counts, root / SHARED_FOLDER, stem) + ".parquet"
+    data_stem = _stored_stem(data, root / SHARED_FOLDER, data_fingerprint[:FINGERPRINT_DIGITS])
+    stem = f"{data_stem}.{tokenizer_fingerprint[:FINGERPRINT_DIGITS]}"
+    return _stored_stem(counts, root / SHARED_FOLDER, stem) + ".parquet"
 
 
-def _kept(table: pa.Table, folder: Path, stem: str) -> str:
+def _stored_stem(table: pa.Table, folder: Path, stem: str) -> str:
     """The stem, or the stem with a number, of the file that holds exactly this table."""
     folder.mkdir(exist_ok=True)
     for name in (stem, *(f"{stem}-{n}" for n in range(2, 100))):
@@ -353,7 +340,7 @@ def _kept(table: pa.Table, folder: Path, stem: str) -> str:
     raise UserError(f"{folder}: a hundred files for {stem}; nothing was shared")
 
 
-def _first_of(texts: Path) -> Path:
+def _first_texts_of(texts: Path) -> Path:
     """The file that holds what ``texts`` leaves out; itself if it leaves nothing out."""
     if texts.parent.name == SHARED_FOLDER:
         return texts.with_name(texts.name.split(".")[0] + ".parquet")
@@ -366,12 +353,12 @@ def write_texts(table: pa.Table, path: Path) -> None:
     Beside the sweep's ``texts.parquet``, another prompt's texts leave out what is the same there.
     """
     table = table.select(SHARED_FIELDS)
-    first = path.with_name(FIRST_TEXTS)
-    if path.name != FIRST_TEXTS and first.exists():
-        there = read_parquet(first, SHARED_FIELDS)
-        if all(table.column(key).equals(there.column(key)) for key in KEYS):
-            same = [n for n in SHARED_FIELDS if table.column(n).equals(there.column(n))]
-            table = table.drop_columns([name for name in same if name not in KEYS])
+    first_path = path.with_name(FIRST_TEXTS)
+    if path.name != FIRST_TEXTS and first_path.exists():
+        first_table = read_parquet(first_path, SHARED_FIELDS)
+        if all(table.column(key).equals(first_table.column(key)) for key in KEYS):
+            repeated = [n for n in SHARED_FIELDS if table.column(n).equals(first_table.column(n))]
+            table = table.drop_columns([name for name in repeated if name not in KEYS])
     write_parquet(table, path)
 
 
@@ -386,17 +373,17 @@ def joined(items: pa.Table, texts: Path, columns: Sequence[str]) -> pa.Table:
     if "margin" in columns and "gold" not in shared:
         shared.append("gold")
     if shared:
-        found = _read_texts(texts, texts.stat().st_mtime_ns, (*KEYS, *shared))
-        rows = _rows(items, found)
+        text_table = _read_texts(texts, texts.stat().st_mtime_ns, (*KEYS, *shared))
+        rows = _matching_rows(items, text_table)
         if rows is not None:
-            found = found.take(rows)
+            text_table = text_table.take(rows)
         for name in shared:
-            items = _set(items, name, found.column(name))
+            items = _set_column(items, name, text_table.column(name))
     if "margin" in columns:
-        items = _set(items, "margin", _margins(items))
+        items = _set_column(items, "margin", _margins(items))
     for name in columns:
         if name not in items.column_names:
-            items = _set(items, name, pa.nulls(items.num_rows, type=SCHEMA.field(name).type))
+            items = _set_column(items, name, pa.nulls(items.num_rows, type=SCHEMA.field(name).type))
     return items.select(list(columns))
 
 
@@ -405,50 +392,50 @@ def joined_one(items: Path, texts: Path, task: str, doc_id: int) -> dict[str, An
     record, shared = read_one(items, task, doc_id), read_one(texts, task, doc_id)
     if record is None or shared is None:
         return None
-    if elsewhere := _left_out(texts):
-        first = read_one(_first_of(texts), task, doc_id) or {}
-        shared.update({name: first.get(name) for name in elsewhere})
+    if left_out := _left_out(texts):
+        first_record = read_one(_first_texts_of(texts), task, doc_id) or {}
+        shared.update({name: first_record.get(name) for name in left_out})
     record.update({name: shared[name] for name in SHARED_FIELDS})
     record["margin"] = _margin(record["ll"], record["gold"])
     return record
 
 
 def _left_out(texts: Path) -> list[str]:
-    """What another prompt's texts leave to the sweep's first ones."""
-    if texts == _first_of(texts):
+    """The shared columns that ``texts`` omits because the sweep's first texts have them."""
+    if texts == _first_texts_of(texts):
         return []
     with opened_parquet(texts) as file:
-        there = file.schema_arrow.names
-    return [name for name in SHARED_FIELDS if name not in there]
+        stored = file.schema_arrow.names
+    return [name for name in SHARED_FIELDS if name not in stored]
 
 
 @lru_cache(maxsize=4)  # the points of a sweep, read one after the other, share them
 def _read_texts(texts: Path, _modified: int, columns: tuple[str, ...]) -> pa.Table:
     """Shared columns, those that ``texts`` leaves out from the file that has them."""
-    found = read_parquet(texts, columns)
-    elsewhere = [name for name in _left_out(texts) if name in columns]
-    if elsewhere:  # rows are the same too: nothing is left out otherwise
-        first = read_parquet(_first_of(texts), elsewhere)
-        for name in elsewhere:
-            found = _set(found, name, first.column(name))
-    return found
+    table = read_parquet(texts, columns)
+    left_out = [name for name in _left_out(texts) if name in columns]
+    if left_out:  # rows are the same too: nothing is left out otherwise
+        first_table = read_parquet(_first_texts_of(texts), left_out)
+        for name in left_out:
+            table = _set_column(table, name, first_table.column(name))
+    return table
 
 
-def _set(table: pa.Table, name: str, column: Any) -> pa.Table:
+def _set_column(table: pa.Table, name: str, column: Any) -> pa.Table:
     if name in table.column_names:
         return table.set_column(table.column_names.index(name), name, column)
     return table.append_column(name, column)
 
 
-def _rows(items: pa.Table, texts: pa.Table) -> pa.Array | None:
+def _matching_rows(items: pa.Table, texts: pa.Table) -> pa.Array | None:
     """Which row of ``texts`` each item has; None if they stand side by side already."""
     if items.num_rows == texts.num_rows and all(
         items.column(k).equals(texts.column(k)) for k in KEYS
     ):
         return None
-    place = {key: row for row, key in enumerate(_keys(texts))}
+    row_of = {key: row for row, key in enumerate(_keys(texts))}
     try:
-        return pa.array([place[key] for key in _keys(items)], type=pa.int64())
+        return pa.array([row_of[key] for key in _keys(items)], type=pa.int64())
     except KeyError as error:
         raise UserError(f"the sweep's texts lack the item {error.args[0]}") from None
 

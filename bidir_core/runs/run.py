@@ -95,8 +95,8 @@ class Run:
         scored = (self.metrics or {}).get("tasks")
         if scored:
             return list(scored)
-        asked = [str(task) for task in self.settings.get("tasks") or []]
-        return [Path(task).stem if is_custom_task(task) else task for task in asked]
+        requested = [str(task) for task in self.settings.get("tasks") or []]
+        return [Path(task).stem if is_custom_task(task) else task for task in requested]
 
     @property
     def is_reference(self) -> bool:
@@ -140,8 +140,8 @@ class Run:
             return "done"
         stored = self.status.get("state")
         if stored == "running":
-            live = is_locked(self.path) or is_alive(self.status)
-            return "running" if live else "lost"
+            is_running = is_locked(self.path) or is_alive(self.status)
+            return "running" if is_running else "lost"
         if stored in ("queued", "failed", "cancelled"):
             return stored
         return "partial"
@@ -156,8 +156,8 @@ class Run:
         stamps: list[int] = []
         for name in names:
             try:
-                found = os.stat(f"{self.path}/{name}")
-                stamps += (found.st_mtime_ns, found.st_size)
+                info = os.stat(f"{self.path}/{name}")
+                stamps += (info.st_mtime_ns, info.st_size)
             except (OSError, ValueError):
                 stamps += (0, 0)
         return tuple(stamps)
@@ -179,18 +179,18 @@ class Run:
 
     def items_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The records so far as an arrow table; ``columns`` None means all but texts and tokens."""
-        wanted = list(LIGHT_FIELDS if columns is None else columns)
-        unknown = [name for name in wanted if name not in RECORD_FIELDS]
+        names = list(LIGHT_FIELDS if columns is None else columns)
+        unknown = [name for name in names if name not in RECORD_FIELDS]
         if unknown:
             raise ValueError(f"not fields of a record: {unknown}")
         self.refuse_if_corrupt()
         try:
             if (self.path / "items.parquet").exists():
                 if (texts := self.texts_path) is None:
-                    return read_parquet(self.path / "items.parquet", wanted)
-                own = read_parquet(self.path / "items.parquet", SLIM_FIELDS)
-                return joined(own, texts, wanted)
-            return to_table(read_jsonl(self.path / "items.jsonl")[0]).select(wanted)
+                    return read_parquet(self.path / "items.parquet", names)
+                slim = read_parquet(self.path / "items.parquet", SLIM_FIELDS)
+                return joined(slim, texts, names)
+            return to_table(read_jsonl(self.path / "items.jsonl")[0]).select(names)
         except (OSError, Damaged) as error:
             raise self._items_unreadable(error) from error
 
@@ -227,11 +227,11 @@ class Run:
     @cached_property
     def _files(self) -> tuple[dict[str, dict[str, Any]], str | None]:
         """What its JSON files hold, and what is wrong with the folder, in one line, or None."""
-        found: dict[str, dict[str, Any]] = {}
+        files: dict[str, dict[str, Any]] = {}
         wrong: list[str] = []
         for name in BY_FILE:
             try:
-                found[name] = read_object(self.path, name)
+                files[name] = read_object(self.path, name)
             except FileNotFoundError:
                 if name == "config.json":
                     wrong.append("config.json is missing")
@@ -239,11 +239,11 @@ class Run:
                 wrong.append(str(error))
         wrong += filter(None, [_parquet_problem(self.path / "items.parquet")])
         if not wrong:
-            config = found["config.json"]
+            config = files["config.json"]
             shared = shared_files(self.path, config.get("texts"), config.get("texts_in"))
-            changed = what_changed(self.path, found.get("metrics.json", {}), shared)
+            changed = what_changed(self.path, files.get("metrics.json", {}), shared)
             wrong += filter(None, [changed])
-        return found, wrong[0] if wrong else None
+        return files, wrong[0] if wrong else None
 
     def refuse_if_corrupt(self) -> None:
         """UserError, with what is wrong, if the folder is corrupt."""

@@ -54,24 +54,24 @@ def problem(value: Any, shape: Shape, where: str = "") -> str | None:
     if isinstance(shape, ListOf):
         if not isinstance(value, list):
             return f"'{where[:120]}' is not a list"
-        inner = ((f"{where}[{index}]", each, shape.each) for index, each in enumerate(value))
+        inner = ((f"{where}[{i}]", element, shape.each) for i, element in enumerate(value))
     elif not isinstance(value, dict):
         return f"'{where[:120]}' is not an object"
     else:
         prefix = f"{where}." if where else ""
         if isinstance(shape, MapOf):
-            inner = ((prefix + name, each, shape.each) for name, each in value.items())
+            inner = ((prefix + name, element, shape.each) for name, element in value.items())
         else:
             for name in (*shape.needs, *shape.keys):
                 if name not in value or (value[name] is None and name in shape.needs):
                     return f"'{prefix}{name}' is missing"
             inner = (
-                (prefix + name, value[name], each)
-                for name, each in shape.shapes.items()
+                (prefix + name, value[name], field_shape)
+                for name, field_shape in shape.shapes.items()
                 if value.get(name) is not None
             )
-    found = (problem(each, inner_shape, place) for place, each, inner_shape in inner)
-    return next((said for said in found if said), None)
+    faults = (problem(element, inner_shape, path) for path, element, inner_shape in inner)
+    return next((fault for fault in faults if fault), None)
 
 
 def _is_number(value: Any) -> bool:
@@ -100,7 +100,7 @@ def _is_condition(value: Any) -> bool:
 
 
 def _are_numbers(value: Any) -> bool:
-    """A number, or lists and objects of numbers; null where one is not known."""
+    """A number or null (unknown), or lists and objects of these."""
     if isinstance(value, list | dict):
         return all(map(_are_numbers, value.values() if isinstance(value, dict) else value))
     return value is None or _is_number(value)
@@ -138,7 +138,7 @@ _KINDS: dict[str, Shape] = {
 
 
 def fields(*, needs: str = "", keys: str = "", **given: str | Shape) -> Fields:
-    """An object's fields: ``count="n steps"`` names those of one kind, ``cost=COST`` one by itself."""
+    """An object's fields: ``count="n steps"`` names all of one kind, ``cost=COST`` a single one."""
     shapes: dict[str, Shape] = {}
     for name, value in given.items():
         names, shape = (value.split(), _KINDS[name]) if isinstance(value, str) else ([name], value)
@@ -343,9 +343,7 @@ CURVE_LINE = fields(
 )
 
 ATTENTION = fields(regimes=MapOf(fields(future=ListOf(NUMBER), needs="future")), needs="regimes")
-
 TOKENS = fields(texts="pieces", count="n_prefix", needs="pieces n_prefix")
-
 RESTORED = fields(count="choice first last", number="lead lambda", needs="choice lead")
 
 _LAMBDA = fields(

@@ -68,9 +68,9 @@ def is_alive(status: Mapping[str, Any]) -> bool:
         process = psutil.Process(pid)
         if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             return False
-        now = _start_ticks(pid)
-        if isinstance(ticks, int) and now is not None:
-            return now == ticks
+        current_ticks = _start_ticks(pid)
+        if isinstance(ticks, int) and current_ticks is not None:
+            return current_ticks == ticks
         return abs(process.create_time() - started) <= _START_TOLERANCE_SECONDS
     except (psutil.NoSuchProcess, ValueError, OverflowError):
         return False
@@ -83,7 +83,7 @@ def is_alive(status: Mapping[str, Any]) -> bool:
 
 def run_lock(folder: Path) -> filelock.BaseFileLock:
     """The lock of a run folder; ``filelock.Timeout`` on acquiring it while somebody holds it."""
-    # Readers try a lock in passing: while only they hold it, it is worth to wait a moment.
+    # Readers hold the lock for an instant to test it: then a short wait is enough.
     wait = 0 if is_locked(folder) else 0.5
     return filelock.FileLock(folder / ".lock", timeout=wait, poll_interval=0.01)
 

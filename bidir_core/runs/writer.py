@@ -36,7 +36,7 @@ _SYNC_SECONDS = 3.0
 
 
 def _tell_job(folder: Path) -> None:
-    if folder.parent.name != "points":  # a sweep speaks for its points
+    if folder.parent.name != "points":  # a sweep reports for its points
         tell_job(RUNS, str(folder.resolve()))
 
 
@@ -86,11 +86,11 @@ class RunWriter:
         """
         refuse_if_read_only("start a run")
         if folder is None:
-            where = Path(root).expanduser().resolve() if root is not None else runs_roots()[0]
-            folder = new_run_folder(where, stage_dir, name)
+            runs = Path(root).expanduser().resolve() if root is not None else runs_roots()[0]
+            folder = new_run_folder(runs, stage_dir, name)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-        full = {
+        contents = {
             "schema": SCHEMA_VERSION,
             "kind": "eval",
             "stage": stage_dir,
@@ -101,8 +101,8 @@ class RunWriter:
             **facts,
         }
         try:
-            write_json(folder / "config.json", full, dense=_is_dense(full))
-            writer = cls(folder, full)
+            write_json(folder / "config.json", contents, dense=_is_dense(contents))
+            writer = cls(folder, contents)
         except OSError as error:
             raise UserError(
                 f"cannot write the run '{folder}' ({error.strerror or error})"
@@ -219,7 +219,7 @@ class RunWriter:
             else:
                 write_parquet(table, self.path / "items.parquet")
             body = compute_metrics(table)
-        full = {
+        contents = {
             "schema": SCHEMA_VERSION,
             "stage": self.config.get("stage"),
             "model": settings.get("model"),
@@ -230,14 +230,14 @@ class RunWriter:
             **dict(metrics or {}),
         }
         if cost is not None:
-            full["cost"] = dict(cost)
-        full = sealed(full, self.path, shared_files(self.path, self.config.get("texts")))
-        self._write_json("metrics.json", full)
+            contents["cost"] = dict(cost)
+        contents = sealed(contents, self.path, shared_files(self.path, self.config.get("texts")))
+        self._write_json("metrics.json", contents)
         counted = {"done": len(self._records)} if self._records else {}
         self._set_status(state="done", finished=time.time(), eta_seconds=0, **counted)
         (self.path / "items.jsonl").unlink(missing_ok=True)
         self.close()
-        return full
+        return contents
 
     def fail(self, error: str, *, state: str = "failed") -> None:
         """Leave the run resumable, with one line that says what stopped it."""
@@ -260,7 +260,7 @@ class RunWriter:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:

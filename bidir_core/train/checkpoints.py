@@ -64,15 +64,15 @@ def save_checkpoint(
         sync_folder(parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        have = newest(run)
-        way = f"resume goes on from step {have[0]}" if have else "there is none to resume from"
+        last = newest(run)
+        hint = f"resume goes on from step {last[0]}" if last else "there is none to resume from"
         raise UserError(
             f"the checkpoint of step {step} could not be written to {parent} "
-            f"({getattr(error, 'strerror', None) or error}); free some room, then {way}"
+            f"({getattr(error, 'strerror', None) or error}); free some room, then {hint}"
         ) from error
-    for old_step, old in _found(run):
-        if old_step < step:
-            shutil.rmtree(old, ignore_errors=True)
+    for earlier_step, path in _checkpoints(run):
+        if earlier_step < step:
+            shutil.rmtree(path, ignore_errors=True)
     return target
 
 
@@ -113,7 +113,7 @@ def set_random_states(tensors: Mapping[str, torch.Tensor], device: torch.device)
         torch.cuda.set_rng_state(tensors["random/cuda"], device)
 
 
-def _found(run: Path) -> list[tuple[int, Path]]:
+def _checkpoints(run: Path) -> list[tuple[int, Path]]:
     try:
         paths = list((run / FOLDER).iterdir())
     except OSError:
@@ -123,7 +123,8 @@ def _found(run: Path) -> list[tuple[int, Path]]:
 
 
 def _complete_ones(run: Path) -> Iterator[tuple[int, Path]]:
-    return (found for found in sorted(_found(run), reverse=True) if _complete(found[1]))
+    newest_first = sorted(_checkpoints(run), reverse=True)
+    return ((step, path) for step, path in newest_first if _complete(path))
 
 
 def _complete(path: Path) -> bool:

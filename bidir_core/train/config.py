@@ -14,7 +14,6 @@ from bidir_core.runs.stages import TRAININGS
 from bidir_core.train.mixtures import MIXTURES
 
 MICRO_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}  # what --micro-tokens auto means
-
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 
 
@@ -39,9 +38,9 @@ class Objective:
     def what(self) -> str:
         return TRAININGS[self.code].what
 
-    def regime(self, asked: str | None) -> Regime:
+    def regime(self, requested: str | None) -> Regime:
         """The regime to train under. Raises UserError for one that contradicts the objective."""
-        regime = parse_regime(asked if asked is not None else self.default_regime)
+        regime = parse_regime(requested if requested is not None else self.default_regime)
         control = self.default_regime == "causal"
         if control and not regime.is_causal:
             raise UserError(f"{self.flag} trains causally; leave out --regime {regime}")
@@ -72,7 +71,7 @@ class FinetuneConfig:
     revision: str | None = same_as(EvalConfig, "revision")
     objective: str = setting(
         help="what is trained: "
-        + "; ".join(f"{one.code}: {one.what}" for one in OBJECTIVES.values()),
+        + "; ".join(f"{code}: {goal.what}" for code, goal in OBJECTIVES.items()),
         role="identity",
         choices=tuple(OBJECTIVES),
         cli=False,  # the command line has one flag for each

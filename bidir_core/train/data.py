@@ -54,7 +54,7 @@ class TrainingData:
         parts = [
             f"{report['n_used']:,} of {report['n_read'] + report['n_repeated']:,} samples used"
         ]
-        for key, what in (
+        for key, label in (
             ("n_repeated", "repeat another"),
             ("n_dropped_contaminated", "share text with evaluation items"),
             ("n_dropped_long", "are too long for --max-tokens"),
@@ -62,7 +62,7 @@ class TrainingData:
             ("n_truncated", "of those used lost the beginning of their prompt"),
         ):
             if report[key]:
-                parts.append(f"{report[key]:,} {what}")
+                parts.append(f"{report[key]:,} {label}")
         return ", ".join(parts)
 
 
@@ -82,11 +82,11 @@ def prepare_data(
         n_repeated = 0
     else:
         columns = Columns(config.prompt_column, config.response_column, config.messages_column)
-        read = read_samples(
+        all_samples = read_samples(
             config.data, columns, tokenizer, config.chat_template, config.assistant_turns
         )
-        samples = without_duplicates(read)
-        n_repeated = len(read) - len(samples)
+        samples = without_duplicates(all_samples)
+        n_repeated = len(all_samples) - len(samples)
         clean, dropped = _clean(samples, config.data, config.decontaminate)
     if not clean:
         raise UserError(
@@ -121,8 +121,9 @@ def _embedded(data: str, drop: bool) -> tuple[list[Sample], list[Sample], list[D
 def _clean(samples: list[Sample], data: str, drop: bool) -> tuple[list[Sample], list[Dropped]]:
     if not drop:
         return samples, []
-    also = ("sciq_first", "boolq_first") if data == "farther" else ()  # all order tasks' documents
-    return decontaminate(samples, evaluation_texts(load_items([*PUBLISHED_TASKS, *also])))
+    # These two hold all order tasks' documents.
+    order_tasks = ("sciq_first", "boolq_first") if data == "farther" else ()
+    return decontaminate(samples, evaluation_texts(load_items([*PUBLISHED_TASKS, *order_tasks])))
 
 
 def evaluation_texts(items: Sequence[Item]) -> list[EvaluationText]:
@@ -201,8 +202,8 @@ def read_samples(
         if isinstance(texts, list):
             if chat is None:
                 raise UserError(f"{where}: a conversation needs --chat-template")
-            for last in trained_turns(texts, turns, where):
-                turns_so_far = texts[: last + 1]
+            for index in trained_turns(texts, turns, where):
+                turns_so_far = texts[: index + 1]
                 plain = "\n".join(turn["content"] for turn in turns_so_far)
                 prompt, response = _rendered(turns_so_far, where, chat)
                 samples.append(Sample(prompt, response, name, len(samples), plain))
@@ -221,8 +222,8 @@ def read_samples(
 
 
 def _hub_rows(data: str) -> Iterator[tuple[str, Any]]:
-    name, _, rest = data.removeprefix(HUB).partition("@")
-    config, _, split = rest.partition(":")
+    name, _, remainder = data.removeprefix(HUB).partition("@")
+    config, _, split = remainder.partition(":")
     rows = load_hub(name, config or None, split or "train", f"--data {data}", "give a JSONL file")
     for number, row in enumerate(rows):
         yield f"{data}, row {number}", row
@@ -232,17 +233,17 @@ def _rendered(messages: Messages, where: str, chat: ChatTemplate) -> tuple[str, 
     """The template's text up to the last message, and that message as the template writes it."""
     try:
         prompt = chat.render(messages[:-1])
-        whole = chat.render(messages, prompt=False)
+        full_text = chat.render(messages, prompt=False)
     except Exception as error:  # templates raise jinja errors of their own making
         raise UserError(f"{where}: the chat template refuses it: {error}") from None
-    if whole.startswith(prompt):
-        response = whole[len(prompt) :]
+    if full_text.startswith(prompt):
+        response = full_text[len(prompt) :]
     else:  # a template that writes the last turn otherwise than it announces it
         response = messages[-1]["content"]
     if not response.strip():
         raise UserError(f"{where}: the assistant's message is empty")
-    end = chat.tokenizer.eos_token
-    if end and response.rstrip().endswith(end):
+    eos = chat.tokenizer.eos_token
+    if eos and response.rstrip().endswith(eos):
         response = response.rstrip()  # generation stops there: a line break behind is never made
     return prompt, response
 

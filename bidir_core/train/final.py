@@ -115,17 +115,17 @@ def _save_model(model: Any, folder: Path, weights: Mapping[str, torch.Tensor] | 
         generation.to_json_file(file, keys_to_pop=["compile_config"])
 
 
-def check_saved(folder: Path, meant: Mapping[str, torch.Tensor]) -> None:
+def check_saved(folder: Path, expected: Mapping[str, torch.Tensor]) -> None:
     """Raise UserError if a file holds numbers of a kind that the model has none of, or scales.
 
     transformers converts while it saves. A model that was read from 8 bits and went back to them
     would be read as other numbers, and nothing would tell.
     """
-    kinds = {tensor.dtype for tensor in meant.values()}
+    dtypes = {tensor.dtype for tensor in expected.values()}
     for file in sorted(folder.glob("*.safetensors")):
         for tensor in read_tensors(file):
-            number = tensor.dtype.startswith(("F", "BF"))
-            if is_scale(tensor.name) or (number and STORED.get(tensor.dtype) not in kinds):
+            is_number = tensor.dtype.startswith(("F", "BF"))
+            if is_scale(tensor.name) or (is_number and STORED.get(tensor.dtype) not in dtypes):
                 raise UserError(
                     f"the final weights were not kept: transformers wrote {tensor.name} as "
                     f"{tensor.dtype}, which is not what the model has there; install the version "
@@ -154,14 +154,14 @@ def facts_of(config: FinetuneConfig, loaded: LoadedModel, data: TrainingData) ->
 
 def check_same(run: Run, facts: Mapping[str, Any]) -> None:
     """Raise UserError if a resumed run would go on with another model or other data."""
-    for key, what in (
+    for key, label in (
         ("model_fingerprint", "the model"),
         ("data_fingerprint", "the training data"),
         ("dtype", "the dtype"),
     ):
         if run.config.get(key) != facts[key]:
             raise UserError(
-                f"cannot resume '{run.id}': {what} changed since it was started; start a new run "
+                f"cannot resume '{run.id}': {label} changed since it was started; start a new run "
                 "without --resume"
             )
 
@@ -194,7 +194,7 @@ def metrics_of(
     config: FinetuneConfig, student: Student, counters: Counters, final: Path
 ) -> dict[str, Any]:
     """What ``metrics.json`` says of a fine-tune."""
-    trained = sum(p.numel() for p in student.model.parameters() if p.requires_grad)
+    n_trained = sum(p.numel() for p in student.model.parameters() if p.requires_grad)
     return {
         "objective": config.objective,
         "leaky": config.goal.leaky,
@@ -203,7 +203,7 @@ def metrics_of(
         "tokens": counters.tokens,
         "loss_tokens": counters.loss_tokens,
         "padding": round(1 - counters.tokens / max(1, counters.slots), 4),
-        "trained_parameters": trained,
+        "trained_parameters": n_trained,
         "weight_bytes": sum(file.stat().st_size for file in final.glob("*.safetensors")),
         **{f"final_{name}": value for name, value in counters.last.items()},
     }

@@ -103,9 +103,9 @@ def _finetune(
     data = prepare_data(config, plan.tokenizer, plan.max_length, rope_switch(plan.config))
     check_vocabulary(data.encoded.ids, vocabulary_of(plan))
     # What is to be spread need not fit on the device first.
-    there = replace(plan, device=torch.device("cpu")) if sharded else plan
+    load_plan = replace(plan, device=torch.device("cpu")) if sharded else plan
     forget_peak_memory(plan.device)
-    loaded = replace(loading.load_weights(there, keep_vision=True), device=plan.device)
+    loaded = replace(loading.load_weights(load_plan, keep_vision=True), device=plan.device)
     facts = facts_of(config, loaded, data)
     if run is not None:
         check_same(run, facts)
@@ -136,8 +136,8 @@ def _finetune(
             _train(config, student, base, data, loaded, accelerator, None, run, sharded)
             _whole_weights(config, student, sharded, keep=False)
         return path
-    lost = told_when_lost("--resume goes on from the newest checkpoint")
-    with writer, terminable(), logging_to(writer.path / "log.txt"), lost:
+    lost_notice = told_when_lost("--resume goes on from the newest checkpoint")
+    with writer, terminable(), logging_to(writer.path / "log.txt"), lost_notice:
         LOG.info("%s, %s under %s -> %s", config.model, config.objective, regime, writer.id)
         for note in loaded.notes:
             LOG.warning("note: %s", note)
@@ -199,16 +199,16 @@ def _train(
     )
     student.model.train()
     if config.compile != "none":
-        for one in (student, base):
-            if one is not None:
-                compile_layers(one)
-    probed = packer
+        for network in (student, base):
+            if network is not None:
+                compile_layers(network)
+    probe_packer = packer
     if sharded:  # all compute together, so all must ask the same
-        probed = copy.copy(packer)
-        probed.process = 0
-    first = probed.step(0).batches
-    if first:
-        batch = first[0].to(loaded.device)
+        probe_packer = copy.copy(packer)
+        probe_packer.process = 0
+    batches = probe_packer.step(0).batches
+    if batches:
+        batch = batches[0].to(loaded.device)
         student.check_head(batch, regime)
         probe = run_training_probe(student, batch, regime, leaky=config.goal.leaky)
         if writer is not None:
@@ -251,8 +251,8 @@ def make_trainable(config: FinetuneConfig, loaded: LoadedModel) -> Student:
         )
         handle = install(model, handle.implementation)
     else:
-        for part in (text_decoder(model), model.get_output_embeddings()):
-            part.requires_grad_(True)
+        for module in (text_decoder(model), model.get_output_embeddings()):
+            module.requires_grad_(True)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.method == "lora" and (config.gradient_checkpointing or config.compile != "none"):
@@ -286,15 +286,15 @@ def _accelerator(config: FinetuneConfig) -> Any:
 def _quick_eval(
     config: FinetuneConfig, student: Student, loaded: LoadedModel
 ) -> Callable[[], dict[str, Any]] | None:
-    """What scores some items of each benchmark under both regimes: a point of the recovery curve."""
+    """A function that scores some items of each benchmark under both regimes, or None."""
     if not config.eval_every:
         return None
     items = load_items(
         PUBLISHED_TASKS, limit=config.eval_items, sample="stratified", fold="explore"
     )
     encoder = Encoder(loaded.tokenizer, chat_template=config.chat_template)
-    encoded = [one for one in encoder.encode(items) if one.error is None]
-    trained = parse_regime(config.regime or "causal")
+    encoded = [item for item in encoder.encode(items) if item.error is None]
+    trained_regime = parse_regime(config.regime or "causal")
     plans = {
         regime: plan_scoring(
             encoded,
@@ -302,7 +302,7 @@ def _quick_eval(
             device=loaded.device,
             implementation=student.handle.implementation,
         )
-        for regime in (BIDIRECTIONAL if trained.is_causal else trained, CAUSAL)
+        for regime in (BIDIRECTIONAL if trained_regime.is_causal else trained_regime, CAUSAL)
     }
 
     def run() -> dict[str, Any]:
@@ -311,7 +311,7 @@ def _quick_eval(
         try:
             # Layers compiled for training would be compiled again for each shape met here.
             with torch.compiler.set_stance("force_eager"):
-                return {str(one): _scores(student, encoded, plan) for one, plan in plans.items()}
+                return {str(r): _scores(student, encoded, plan) for r, plan in plans.items()}
         finally:
             student.model.train(training)
 
@@ -321,13 +321,13 @@ def _quick_eval(
 def _scores(student: Student, encoded: list[EncodedItem], plan: ScoringPlan) -> dict[str, Any]:
     """Macro ``acc``, ``acc_norm`` and ``gold_prob``, and ``acc`` by task."""
     scorer = Scorer(student.model, student.handle, plan)
-    found = compute_metrics(
-        make_record(**item_fields(encoded[one.index], tokens=False), ll=one.ll, compact=True)
+    metrics = compute_metrics(
+        make_record(**item_fields(encoded[score.index], tokens=False), ll=score.ll, compact=True)
         for _, scores in scorer.score_all(batch.items for batch in plan.batches)
-        for one in scores
+        for score in scores
     )
-    tasks = dict(sorted(found["tasks"].items()))
-    macro = {name: found["macro"][name] for name in ("acc", "acc_norm")}
+    tasks = dict(sorted(metrics["tasks"].items()))
+    macro = {name: metrics["macro"][name] for name in ("acc", "acc_norm")}
     golds = [row["gold_prob"] for row in tasks.values()]
     macro["gold_prob"] = float("nan") if None in golds else float(np.mean(golds))
     return {

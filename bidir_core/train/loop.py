@@ -107,11 +107,11 @@ class Trainer:
 
     def _backward(self, batch: TrainBatch, n_loss: int | torch.Tensor) -> None:
         """Add one micro-batch's gradients and losses to the step's. Waits for nothing."""
-        for index, (one, losses) in enumerate(
+        for index, (pass_, losses) in enumerate(
             loss_terms(self.student, batch, self.plan, self.base)
         ):
             loss = losses.sum() / n_loss
-            (loss * one.weight).backward()
+            (loss * pass_.weight).backward()
             self.sums[index] += loss.detach()
         self.optimizer.collect()
 
@@ -126,64 +126,64 @@ class Trainer:
             done=counters.step,
             unit="step",
             title=f"{config.objective} {config.regime}",
-            report=self._beat,
+            report=self._heartbeat,
             shown=self.folder is not None,
         )
         if counters.step == 0:
             self._evaluate()
-        with stop_signals() as asked, self._packed(counters.step) as steps:
+        with stop_signals() as signals, self._packed(counters.step) as steps:
             mark = self._now()
             for step in steps:
                 self.train_step(step)
-                done = counters.step
-                last = done == config.steps
-                report = last or done % config.log_every == 0
-                save = bool(config.checkpoint_every) and done % config.checkpoint_every == 0
-                evaluate = bool(config.eval_every) and (last or done % config.eval_every == 0)
-                stop = self._agree(asked) if report or self._alone else False
+                n_done = counters.step
+                is_last = n_done == config.steps
+                report = is_last or n_done % config.log_every == 0
+                save = bool(config.checkpoint_every) and n_done % config.checkpoint_every == 0
+                evaluate = bool(config.eval_every) and (is_last or n_done % config.eval_every == 0)
+                stop = self._stop_requested(signals) if report or self._alone else False
                 if report or save or evaluate or stop:
                     counters.seconds, mark = counters.seconds + self._now() - mark, self._now()
                     if report:
                         self._report()
                     if evaluate:
                         self._evaluate()
-                    if (save and not last) or stop:
+                    if (save and not is_last) or stop:
                         self.save()
                     mark = self._now()
                 progress.advance(1)
-                if stop and not last:
+                if stop and not is_last:
                     progress.close()
-                    raise Stopped(f"stopped by {asked[0].name} after step {done}")
+                    raise Stopped(f"stopped by {signals[0].name} after step {n_done}")
         progress.close()
         return counters
 
     @contextmanager
-    def _packed(self, first: int) -> Iterator[Iterator[Step]]:
-        """Steps from ``first`` on, packed ahead by one thread into pinned memory."""
+    def _packed(self, first_step: int) -> Iterator[Iterator[Step]]:
+        """Steps from ``first_step`` on, packed ahead by one thread into pinned memory."""
 
         def pack(step: int) -> Step:
-            made = self.packer.step(step)
+            packed = self.packer.step(step)
             if self.config.compile != "none":  # few shapes
-                made = made._replace(batches=[fill(batch) for batch in made.batches])
+                packed = packed._replace(batches=[fill(batch) for batch in packed.batches])
             if self.device.type != "cuda":
-                return made
+                return packed
             # From page-locked memory, copies to a GPU run beside the work.
-            return made._replace(
-                batches=[batch.map(torch.Tensor.pin_memory) for batch in made.batches]
+            return packed._replace(
+                batches=[batch.map(torch.Tensor.pin_memory) for batch in packed.batches]
             )
 
         with ThreadPoolExecutor(1) as pool:
-            numbers = iter(range(first, self.config.steps))
+            numbers = iter(range(first_step, self.config.steps))
             waiting: list[Future[Step]] = [
                 pool.submit(pack, n) for n in itertools.islice(numbers, _AHEAD)
             ]
 
             def steps() -> Iterator[Step]:
                 while waiting:
-                    made = waiting.pop(0).result()
+                    packed = waiting.pop(0).result()
                     for n in itertools.islice(numbers, 1):
                         waiting.append(pool.submit(pack, n))
-                    yield made
+                    yield packed
 
             try:
                 yield steps()
@@ -201,7 +201,7 @@ class Trainer:
         self.sums.zero_()
         self.n_summed = 0
         counters = self.counters
-        names = [*(one.name for one in self.plan), "grad_norm"]
+        names = [*(pass_.name for pass_ in self.plan), "grad_norm"]
         counters.last = {name: round(value, 6) for name, value in zip(names, values)}
         self._check_finite(values)
         rate = counters.tokens / counters.seconds if counters.seconds else 0.0
@@ -216,8 +216,8 @@ class Trainer:
         }
         if self.folder is not None:
             append_curve(self.folder, line)
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in counters.last.items())
-            LOG.info("step %d/%d  %s  %.0f tokens/s", counters.step, self.config.steps, shown, rate)
+            text = "  ".join(f"{name} {value:.4f}" for name, value in counters.last.items())
+            LOG.info("step %d/%d  %s  %.0f tokens/s", counters.step, self.config.steps, text, rate)
         if self.accelerator is not None:
             self.accelerator.log({k: v for k, v in line.items() if k != "step"}, counters.step)
 
@@ -243,7 +243,7 @@ class Trainer:
                 named = {f"{regime}/{key}": row[key] for key in ("acc", "acc_norm", "gold_prob")}
                 self.accelerator.log(named, counters.step)
 
-    def _beat(self, done: int, total: int, **extra: Any) -> None:
+    def _heartbeat(self, done: int, total: int, **extra: Any) -> None:
         if self.heartbeat is not None:
             rate = self.counters.tokens / self.counters.seconds if self.counters.seconds else None
             self.heartbeat(done, total, **extra, **self.counters.last, tokens_per_second=rate)
@@ -257,11 +257,11 @@ class Trainer:
             self._check_finite(self.sums.tolist())  # never over a good checkpoint
         elif not self.sharded:
             return
-        held = self.optimizer.tensors(keep=main)
+        optimizer_tensors = self.optimizer.tensors(keep=main)
         if self.folder is None:
             return
         tensors = {
-            **held,
+            **optimizer_tensors,
             **random_states(self.device),
             "sums": self.sums,
         }
@@ -270,20 +270,20 @@ class Trainer:
 
     def restore(self, folder: Path) -> int:
         """Go back to the newest complete checkpoint of a run; returns its step, 0 if none."""
-        found = load_newest(folder)
-        if found is None:
+        checkpoint = load_newest(folder)
+        if checkpoint is None:
             if self.folder is not None:
                 cut_curve(folder, -1)
             return 0
-        self.optimizer.load_tensors(found.tensors)
-        set_random_states(found.tensors, self.device)
-        self.sums.copy_(found.tensors["sums"])
-        state = dict(found.state)
+        self.optimizer.load_tensors(checkpoint.tensors)
+        set_random_states(checkpoint.tensors, self.device)
+        self.sums.copy_(checkpoint.tensors["sums"])
+        state = dict(checkpoint.state)
         self.n_summed = state.pop("n_summed")
         self.counters = Counters(**state)
         if self.folder is not None:
-            cut_curve(folder, found.step)
-        return found.step
+            cut_curve(folder, checkpoint.step)
+        return checkpoint.step
 
     # --- processes --------------------------------------------------------------------------
 
@@ -291,14 +291,14 @@ class Trainer:
     def _alone(self) -> bool:
         return self.accelerator is None or self.accelerator.num_processes == 1
 
-    def _agree(self, asked: list[signal.Signals]) -> bool:
+    def _stop_requested(self, signals: list[signal.Signals]) -> bool:
         """Whether any process was asked to stop: all must stop at the same step."""
         if self._alone:
-            return bool(asked)
-        flag = torch.tensor([float(bool(asked))], device=self.device)
+            return bool(signals)
+        flag = torch.tensor([float(bool(signals))], device=self.device)
         torch.distributed.all_reduce(flag)
-        if flag.item() and not asked:
-            asked.append(signal.SIGTERM)
+        if flag.item() and not signals:
+            signals.append(signal.SIGTERM)
         return bool(flag.item())
 
     def _now(self) -> float:
@@ -313,21 +313,21 @@ def stop_signals() -> Iterator[list[signal.Signals]]:
 
     The second signal of a kind acts at once, as it would have without this.
     """
-    asked: list[signal.Signals] = []
+    received: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield received
         return
-    kinds = (signal.SIGTERM, signal.SIGINT)
-    previous = {kind: signal.getsignal(kind) for kind in kinds}
+    handled = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in handled}
 
-    def ask(number: int, _: Any) -> None:
-        asked.append(signal.Signals(number))
+    def receive(number: int, _: Any) -> None:
+        received.append(signal.Signals(number))
         signal.signal(number, previous[signal.Signals(number)])
 
-    for kind in kinds:
-        signal.signal(kind, ask)
+    for number in handled:
+        signal.signal(number, receive)
     try:
-        yield asked
+        yield received
     finally:
-        for kind in kinds:
-            signal.signal(kind, previous[kind])
+        for number in handled:
+            signal.signal(number, previous[number])

@@ -43,24 +43,24 @@ def loss_terms(
     The regime stays in force until the next pass is asked for, so backward belongs in the loop's
     body: gradient checkpointing recomputes layers there, and must meet the same mask.
     """
-    base_hidden = _base_hidden(base, batch) if any(one.from_base for one in plan) else None
-    for one in plan:
-        with student.handle.use(one.regime, batch.layout):
+    base_hidden = _base_hidden(base, batch) if any(pass_.from_base for pass_ in plan) else None
+    for pass_ in plan:
+        with student.handle.use(pass_.regime, batch.layout):
             yield (
-                one,
-                within(student.model, partial(_losses, student, batch, one, base, base_hidden)),
+                pass_,
+                within(student.model, partial(_losses, student, batch, pass_, base, base_hidden)),
             )
 
 
 def _losses(
     student: Student,
     batch: TrainBatch,
-    one: Pass,
+    pass_: Pass,
     base: Student | None,
     base_hidden: torch.Tensor | None,
 ) -> torch.Tensor:
     hidden = student.hidden(batch)
-    if not one.from_base:
+    if not pass_.from_base:
 
         def ce(hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
             return cross_entropy(student.logits(hidden), target)

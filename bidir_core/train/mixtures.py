@@ -38,11 +38,8 @@ import numpy as np
 from bidir_core.common.errors import UserError
 
 Mixture = Literal["near", "far", "farther"]
-
 MIXTURES: tuple[Mixture, ...] = ("near", "far", "farther")
-
 NOT_IN_FAR = ("openbookqa", "sciq", "csqa", "socialiqa", "medmcqa", "medqa")
-
 NOT_IN_FARTHER = (*NOT_IN_FAR, "boolq")
 
 # Folder names that name an evaluation task in any spelling ("ARC-Easy", "val_piqa", ...).
@@ -51,9 +48,7 @@ _EVALUATION_NAME = re.compile(r"hellaswag|piqa|(^|[^a-z])arc([^a-z]|$)|winogrand
 # "rc" (each choice scored as a text) and "bpb" (the answer scored as a text): answers in words.
 # In the other variants the answer is a letter.
 _VARIANT = re.compile(r"(^|_)(rc|bpb)_")
-
 _OTHER_WORDS = {"Question:": "Request:", "Answer:": "Reply:", "Goal:": "Aim:"}
-
 _EVALUATION_WORDS = re.compile(r"(?m)^[ \t]*(Question:|Answer:|Goal:)")
 
 
@@ -105,10 +100,10 @@ def usable(task: str, mixture: Mixture) -> bool:
 
 def without_duplicates(samples: list[Sample]) -> list[Sample]:
     """The first of every (prompt, response), in order."""
-    first: dict[tuple[str, str], Sample] = {}
+    unique: dict[tuple[str, str], Sample] = {}
     for sample in samples:
-        first.setdefault((sample.prompt, sample.response), sample)
-    return list(first.values())
+        unique.setdefault((sample.prompt, sample.response), sample)
+    return list(unique.values())
 
 
 def in_other_words(prompt: str) -> str:
@@ -122,26 +117,26 @@ def outline(mixture: Mixture, folder: Path, per_file: int = 32) -> dict[tuple[st
     To count with before a run, in a tenth of the time of :func:`read_mixture`: how many there are is
     told from the share of the file that the first ones take.
     """
-    found: dict[tuple[str, str], float] = {}
+    counts: dict[tuple[str, str], float] = {}
     for task, files in _files(mixture, folder):
         for path in files:
-            first = list(itertools.islice(_pairs_of(path, task), per_file))
+            first_pairs = list(itertools.islice(_pairs_of(path, task), per_file))
             stands_for = 1.0
-            if len(first) == per_file:
+            if len(first_pairs) == per_file:
                 with open(path, "rb") as file:
                     file.seek(-4, 2)  # gzip ends with how long the whole text is
-                    stands_for = int.from_bytes(file.read(), "little") / first[-1][1]
-            for pair, _ in first:  # variants of a task hold the same ones
-                found.setdefault(pair, stands_for)
-    return found
+                    stands_for = int.from_bytes(file.read(), "little") / first_pairs[-1][1]
+            for pair, _ in first_pairs:  # variants of a task hold the same ones
+                counts.setdefault(pair, stands_for)
+    return counts
 
 
 def _files(mixture: Mixture, folder: Path) -> Iterator[tuple[str, list[Path]]]:
     """Each of the mixture's tasks, with its request files."""
     for task in sorted(path for path in folder.iterdir() if path.is_dir()):
         if usable(task.name, mixture):
-            found = sorted(task.glob("*/requests.jsonl.gz"))
-            yield task.name, [path for path in found if _VARIANT.search(path.parent.name)]
+            paths = sorted(task.glob("*/requests.jsonl.gz"))
+            yield task.name, [path for path in paths if _VARIANT.search(path.parent.name)]
 
 
 def _pairs_of(path: Path, task: str) -> Iterator[tuple[tuple[str, str], int]]:
@@ -197,9 +192,7 @@ _INLINE_LABEL = re.compile(
 )
 # Not seen, like the characters of category Cf: fillers, joiners and variation selectors.
 _UNSEEN = frozenset("\u034f\u115f\u1160\u180b\u180c\u180d") | {chr(0xFE00 + n) for n in range(16)}
-
 _WORD = re.compile(r"[^\W_]+")
-
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that powers never vanish mod 2**64
 
 
@@ -248,33 +241,32 @@ def decontaminate(
     shared = np.zeros(len(samples), dtype=np.int64)
 
     def compare(length: int, train: _Spans, test: _Spans) -> None:
-        test = test.only(_among(test.hash, train.hash))
-        train = train.only(_among(train.hash, test.hash))
+        test = test.only(_is_in(test.hash, train.hash))
+        train = train.only(_is_in(train.hash, test.hash))
         order = np.argsort(test.hash, kind="stable")
         first = np.searchsorted(test.hash[order], train.hash)
-        for text, found in zip(train.text, test.text[order][first]):
-            if match[text] < 0:
-                match[text], shared[text] = found, length
+        for sample_index, item_index in zip(train.text, test.text[order][first]):
+            if match[sample_index] < 0:
+                match[sample_index], shared[sample_index] = item_index, length
 
     compare(SPAN, trains.spans(SPAN), tests.spans(SPAN))
-    for length in range(SPAN - 1, 0, -1):
-        for short, other in ((tests, trains), (trains, tests)):
-            whole = short.whole(length)
-            if len(whole.hash):
-                both = (whole, other.spans(length))
-                compare(length, *(both if short is trains else both[::-1]))
-    clean = [sample for sample, found in zip(samples, match) if found < 0]
+    for length in range(SPAN - 1, 0, -1):  # shorter texts, as a whole
+        test = tests.whole(length)
+        if len(test.hash):
+            compare(length, trains.spans(length), test)
+        train = trains.whole(length)
+        if len(train.hash):
+            compare(length, train, tests.spans(length))
+    clean = [sample for sample, item_index in zip(samples, match) if item_index < 0]
     dropped = [
-        Dropped(
-            sample.task, sample.index, held_out[found].task, held_out[found].index, int(n_words)
-        )
-        for sample, found, n_words in zip(samples, match, shared)
-        if found >= 0
+        Dropped(sample.task, sample.index, held_out[i].task, held_out[i].index, int(n_words))
+        for sample, i, n_words in zip(samples, match, shared)
+        if i >= 0
     ]
     return clean, dropped
 
 
-def _among(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _is_in(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Which ``values`` occur in ``others``, by binary search (np.isin hashes: 5 times slower)."""
     if not len(others):
         return np.zeros(len(values), dtype=bool)

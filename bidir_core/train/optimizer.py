@@ -21,8 +21,8 @@ def learning_rate(config: FinetuneConfig, step: int) -> float:
     if step < warmup:
         return config.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, config.steps - warmup)
-    low = config.final_lr_fraction
-    return config.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+    floor = config.final_lr_fraction
+    return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 class MasterAdamW:
@@ -105,15 +105,15 @@ class MasterAdamW:
 
         Where they are spread, all processes must call it; without ``keep`` they get nothing.
         """
-        found: dict[str, torch.Tensor] = {}
+        by_name: dict[str, torch.Tensor] = {}
         for name, master in zip(self.names, self.masters):
             state = self.adamw.state.get(master, {})
             for key, value in {"weight": master.detach(), **state}.items():
-                put_together = whole(value)
+                gathered = whole(value)
                 if keep:  # one at a time: a device may not hold all of them
-                    spread = put_together is not value
-                    found[f"{key}/{name}"] = put_together.cpu() if spread else value
-        return found
+                    spread = gathered is not value
+                    by_name[f"{key}/{name}"] = gathered.cpu() if spread else value
+        return by_name
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:

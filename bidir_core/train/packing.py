@@ -13,6 +13,7 @@ Everything is numpy until a batch is made; nothing here loops over tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -84,7 +85,7 @@ class Packer:
         self.samples = samples
         self.batch_samples = batch_samples
         # A multiple of 16: attention kernels want aligned masks.
-        self.row_tokens = -(-max(row_tokens, longest) // 16) * 16
+        self.row_tokens = math.ceil(max(row_tokens, longest) / 16) * 16
         self.micro_rows = max(1, micro_tokens // self.row_tokens)
         self.seed = seed
         self.prefix: Prefix = prefix
@@ -126,16 +127,16 @@ class Packer:
         begin = self.samples.n_prompt[chosen] if self.prefix == "sample" else n_prefix
         total = self.samples.n_total[chosen]
         rows = pack_rows(total, self.row_tokens)
-        mine = rows[self.process :: self.n_processes]
+        own_rows = rows[self.process :: self.n_processes]
         batches = [
-            self._collate(chosen, n_prefix, begin, mine[first : first + self.micro_rows])
-            for first in range(0, len(mine), self.micro_rows)
+            self._collate(chosen, n_prefix, begin, own_rows[start : start + self.micro_rows])
+            for start in range(0, len(own_rows), self.micro_rows)
         ]
         if self.even:
-            most = -(-len(rows[:: self.n_processes]) // self.micro_rows)
-            for _ in range(most - len(batches)):
-                spare = self._collate(chosen, n_prefix, begin, rows[-1:])
-                batches.append(spare._replace(target=torch.full_like(spare.target, IGNORED)))
+            n_batches = math.ceil(len(rows[:: self.n_processes]) / self.micro_rows)
+            for _ in range(n_batches - len(batches)):
+                filler = self._collate(chosen, n_prefix, begin, rows[-1:])
+                batches.append(filler._replace(target=torch.full_like(filler.target, IGNORED)))
         return Step(
             batches=batches,
             n_tokens=int(total.sum()),
@@ -160,11 +161,11 @@ class Packer:
         flat = np.repeat(start, length) + position
         shape = (len(rows), self.row_tokens)
 
-        def spread(values: np.ndarray, empty: np.ndarray | int) -> torch.Tensor:
-            full = np.empty(shape[0] * shape[1], dtype=np.int64)
-            full[:] = empty
-            full[flat] = values
-            return torch.from_numpy(full.reshape(shape))
+        def spread(values: np.ndarray, background: np.ndarray | int) -> torch.Tensor:
+            padded = np.empty(shape[0] * shape[1], dtype=np.int64)
+            padded[:] = background
+            padded[flat] = values
+            return torch.from_numpy(padded.reshape(shape))
 
         source = np.repeat(self.samples.start[chosen[member]], length) + position
         after = np.tile(np.arange(1, shape[1] + 1), shape[0])  # padding sees itself alone
@@ -178,9 +179,10 @@ class Packer:
         # Token t is predicted from the token before it:
         #     index   start .. start+begin-1 | start+begin .. start+length-1
         #     head            ^----------------------------^   (one shorter on the right)
-        target_at = np.repeat(begin[member], n_loss) + _ranges(n_loss)
-        head = np.repeat(start, n_loss) + target_at - 1
-        target = self.samples.ids[np.repeat(self.samples.start[chosen[member]], n_loss) + target_at]
+        target_position = np.repeat(begin[member], n_loss) + _ranges(n_loss)
+        head = np.repeat(start, n_loss) + target_position - 1
+        sample_start = np.repeat(self.samples.start[chosen[member]], n_loss)
+        target = self.samples.ids[sample_start + target_position]
         return TrainBatch(
             ids=spread(self.samples.ids[source], 0),
             layout=layout,
@@ -198,8 +200,8 @@ def pack_rows(lengths: np.ndarray, row_tokens: int) -> list[list[int]]:
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         length = int(lengths[index])
-        for row, left in enumerate(room):
-            if length <= left:
+        for row, free in enumerate(room):
+            if length <= free:
                 rows[row].append(index)
                 room[row] -= length
                 break
@@ -265,51 +267,52 @@ def encode_samples(
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
     if append_eos and eos is None:
         raise UserError("this tokenizer has no EOS token to end a response with; --no-append-eos")
-    kept: list[np.ndarray] = []
+    sample_ids: list[np.ndarray] = []
     n_prompt: list[int] = []
     source: list[int] = []
-    long = truncated = empty = merges = 0
+    n_long = n_truncated = n_empty = n_merges = 0
     # The very encoder of evaluation, so that prompts end where its contexts do.
     encoder = Encoder(tokenizer)
     stems = [sample.prompt.rstrip() for sample in samples]
-    wholes = [sample.prompt + sample.response for sample in samples]
-    ids_of = {text: at.tokens().ids for text, at in encoder.encode_texts(stems + wholes).items()}
-    for index, (stem, text) in enumerate(zip(stems, wholes)):
-        prompt, whole = ids_of[stem], ids_of[text]
-        response = whole[len(prompt) :]
-        merged = not np.array_equal(whole[: len(prompt)], prompt)
+    full_texts = [sample.prompt + sample.response for sample in samples]
+    places = encoder.encode_texts(stems + full_texts)
+    ids_of = {text: place.tokens().ids for text, place in places.items()}
+    for index, (stem, text) in enumerate(zip(stems, full_texts)):
+        prompt, full = ids_of[stem], ids_of[text]
+        response = full[len(prompt) :]
+        is_merged = not np.array_equal(full[: len(prompt)], prompt)
         if append_eos and not (len(response) and response[-1] == eos):
             response = np.append(response, eos)
         if not len(prompt) or len(response) <= int(append_eos):
-            empty += 1
+            n_empty += 1
             continue
         room = max_tokens - len(response)
         if len(prompt) > room:
-            head = prompt[: int(prompt[0] == bos)]
+            head = prompt[:1] if prompt[0] == bos else prompt[:0]
             if over_long == "drop" or room <= len(head):
-                long += 1
+                n_long += 1
                 continue
             prompt = np.concatenate([head, prompt[len(prompt) - room + len(head) :]])
-            truncated += 1
-        merges += merged
-        kept.append(np.concatenate([prompt, response]).astype(np.int32))
+            n_truncated += 1
+        n_merges += is_merged
+        sample_ids.append(np.concatenate([prompt, response]).astype(np.int32))
         n_prompt.append(len(prompt))
         source.append(index)
-    if not kept:
+    if not sample_ids:
         raise UserError(
-            f"none of the {len(samples)} samples can be used: {long} have more than {max_tokens} "
-            f"tokens and {empty} have an empty side; raise --max-tokens, or --over-long truncate"
+            f"none of the {len(samples)} samples can be used: {n_long} have more than {max_tokens} "
+            f"tokens and {n_empty} have an empty side; raise --max-tokens, or --over-long truncate"
         )
-    n_total = np.array([len(ids) for ids in kept], dtype=np.int64)
+    n_total = np.array([len(ids) for ids in sample_ids], dtype=np.int64)
     return EncodedSamples(
-        ids=np.concatenate(kept),
+        ids=np.concatenate(sample_ids),
         start=np.cumsum(n_total) - n_total,
         n_prompt=np.array(n_prompt, dtype=np.int64),
         n_total=n_total,
         source=np.array(source, dtype=np.int64),
-        n_dropped_long=long,
-        n_truncated=truncated,
-        n_dropped_empty=empty,
-        n_boundary_merges=merges,
-        bos_added=bos is not None and any(ids[0] == bos for ids in kept),
+        n_dropped_long=n_long,
+        n_truncated=n_truncated,
+        n_dropped_empty=n_empty,
+        n_boundary_merges=n_merges,
+        bos_added=bos is not None and any(ids[0] == bos for ids in sample_ids),
     )

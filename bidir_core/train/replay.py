@@ -17,7 +17,8 @@ then one is recorded, and every later one replayed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -28,38 +29,38 @@ from bidir_core.train.packing import IGNORED, TrainBatch
 ROWS = 4  # rows of a batch come in multiples of it
 TERMS = 1024  # and loss terms in multiples of this
 AS_THEY_ARE = 2  # batches of a shape that run before one is recorded
-
 Work = Callable[[TrainBatch, "int | torch.Tensor"], None]
 
 
 def fill(batch: TrainBatch, rows: int = ROWS, terms: int = TERMS) -> TrainBatch:
     """The batch with empty rows and ignored loss terms behind it, up to multiples."""
-    at, (n_rows, time) = batch.layout, batch.ids.shape
-    below = (0, 0, 0, -n_rows % rows)
-    more = -len(batch.target) % terms
-    alone = torch.arange(1, time + 1).expand(n_rows + below[3], time)  # padding sees itself alone
-    exit_ = torch.cat([at.exit, alone[n_rows:].to(at.exit)])
+    layout, (n_rows, time) = batch.layout, batch.ids.shape
+    row_padding = (0, 0, 0, -n_rows % rows)
+    n_terms_added = -len(batch.target) % terms
+    alone = torch.arange(1, time + 1).expand(row_padding[3], time)  # padding sees itself alone
+    exit_ = torch.cat([layout.exit, alone.to(layout.exit)])
     return TrainBatch(
-        ids=pad(batch.ids, below),
+        ids=pad(batch.ids, row_padding),
         layout=Layout(
-            item=pad(at.item, below, value=PADDING),
-            position=pad(at.position, below),
-            n_prefix=pad(at.n_prefix, below),
+            item=pad(layout.item, row_padding, value=PADDING),
+            position=pad(layout.position, row_padding),
+            n_prefix=pad(layout.n_prefix, row_padding),
             exit=exit_,
         ),
-        head=pad(batch.head, (0, more)),
-        target=pad(batch.target, (0, more), value=IGNORED),
-        owner=pad(batch.owner, (0, more)),
+        head=pad(batch.head, (0, n_terms_added)),
+        target=pad(batch.target, (0, n_terms_added), value=IGNORED),
+        owner=pad(batch.owner, (0, n_terms_added)),
     )
 
 
-class _Slot(NamedTuple):
-    """One shape: the tensors that stay, and the recording, once there is one."""
+@dataclass
+class _Slot:
+    """One shape: the tensors that stay, batches seen, and the recording (None until made)."""
 
     batch: TrainBatch
     n_loss: torch.Tensor
-    seen: list[int]
-    graph: list[Any]
+    n_seen: int = 0
+    graph: Any = None
 
 
 class Replay:
@@ -81,23 +82,21 @@ class Replay:
         """One micro-batch; ``n_loss`` is what its loss is divided by."""
         shape = (tuple(batch.ids.shape), len(batch.target))
         if shape not in self._slots:
-            n_loss_stays = torch.zeros((), device=self.device)
-            self._slots[shape] = _Slot(
-                batch.to(self.device).map(torch.clone), n_loss_stays, [0], []
-            )
+            copy = batch.to(self.device).map(torch.clone)
+            self._slots[shape] = _Slot(copy, torch.zeros((), device=self.device))
         slot = self._slots[shape]
-        for stays, new in zip(_tensors(slot.batch), _tensors(batch), strict=True):
-            stays.copy_(new, non_blocking=True)
+        for target, source in zip(_tensors(slot.batch), _tensors(batch), strict=True):
+            target.copy_(source, non_blocking=True)
         slot.n_loss.fill_(n_loss)
-        slot.seen[0] += 1
-        if self.device.type != "cuda" or slot.seen[0] <= AS_THEY_ARE:
-            self._aside(slot)
+        slot.n_seen += 1
+        if self.device.type != "cuda" or slot.n_seen <= AS_THEY_ARE:
+            self._run_aside(slot)
             return
-        if not slot.graph:
-            slot.graph.append(self._record(slot))
-        slot.graph[0].replay()
+        if slot.graph is None:
+            slot.graph = self._record(slot)
+        slot.graph.replay()
 
-    def _aside(self, slot: _Slot) -> None:
+    def _run_aside(self, slot: _Slot) -> None:
         """Run it on another stream, as a recording's warm-up has to be."""
         if self._stream is None:
             self.work(slot.batch, slot.n_loss)
@@ -121,7 +120,6 @@ class Replay:
 
 
 def _tensors(batch: TrainBatch) -> list[torch.Tensor]:
-    at = batch.layout
-    return [
-        batch.ids, at.item, at.position, at.n_prefix, at.exit, batch.head, batch.target, batch.owner
-    ]  # fmt: skip
+    layout = batch.layout
+    by_token = [batch.ids, layout.item, layout.position, layout.n_prefix, layout.exit]
+    return [*by_token, batch.head, batch.target, batch.owner]

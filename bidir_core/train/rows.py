@@ -89,7 +89,7 @@ def texts_of(row: Any, columns: Columns, where: str) -> tuple[str, str] | Messag
 
 
 def _messages(turns: Any, where: str) -> Messages:
-    found = []
+    messages = []
     for turn in turns if isinstance(turns, list) else []:
         turn = turn if isinstance(turn, Mapping) else {}
         role, content = turn.get("role"), turn.get("content")
@@ -100,15 +100,15 @@ def _messages(turns: Any, where: str) -> Messages:
                 f"{where}: messages must be objects with role and content, or with from "
                 f"({', '.join(ROLES)}) and value"
             )
-        found.append({"role": role, "content": content})
-    if len(found) < 2:
+        messages.append({"role": role, "content": content})
+    if len(messages) < 2:
         raise UserError(f"{where}: messages must be a list of two or more")
-    return found
+    return messages
 
 
 def trained_turns(messages: Messages, turns: str, where: str) -> list[int]:
     """Which messages are learned: the ``last`` one, or ``all`` of the assistant's that follow one."""
-    at = [i for i, turn in enumerate(messages) if i > 0 and turn["role"] == "assistant"]
-    if not at or (turns == "last" and at[-1] != len(messages) - 1):
+    indices = [i for i, turn in enumerate(messages) if i > 0 and turn["role"] == "assistant"]
+    if not indices or (turns == "last" and indices[-1] != len(messages) - 1):
         raise UserError(f"{where}: the last message is not the assistant's; nothing to train on")
-    return at if turns == "all" else at[-1:]
+    return indices if turns == "all" else indices[-1:]

@@ -71,17 +71,17 @@ class Student:
         """The largest difference from the model's own logits. UserError if they are not the same."""
         head = batch.head[batch.head < batch.ids.shape[1]]  # the first row is enough
         ids, layout = batch.ids[:1], batch.layout.map(lambda rows: rows[:1])
-        one = batch._replace(ids=ids, layout=layout, head=head)
+        first_row = batch._replace(ids=ids, layout=layout, head=head)
         with self.handle.use(regime, layout):
             with same_luck(ids.device):
-                ours = within(self.model, lambda: self.logits(self.hidden(one))).float()
+                own_logits = within(self.model, lambda: self.logits(self.hidden(first_row))).float()
             with same_luck(ids.device), gather_before_head(self.model, head):
-                theirs = self.model(
+                model_logits = self.model(
                     input_ids=ids, position_ids=layout.position, use_cache=False
                 ).logits[0]
-        difference = float((ours - theirs.float()).abs().max())
-        tolerance = max(1e-3, 4 * torch.finfo(theirs.dtype).eps)
-        if not difference <= tolerance * max(1.0, float(theirs.abs().max())):
+        difference = float((own_logits - model_logits.float()).abs().max())
+        tolerance = max(1e-3, 4 * torch.finfo(model_logits.dtype).eps)
+        if not difference <= tolerance * max(1.0, float(model_logits.abs().max())):
             raise UserError(
                 f"{type(self.model).__name__} changes its logits behind the output head in a way "
                 f"that training here does not know (difference {difference:.3g}); it cannot be "
@@ -92,7 +92,7 @@ class Student:
 
 @contextmanager
 def same_luck(device: torch.device) -> Iterator[None]:
-    """Every block draws the same dropout, and draws from the model's own stream nothing."""
+    """Every such block draws the same dropout, and leaves torch's random state as it was."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         yield
@@ -108,7 +108,7 @@ def compile_layers(student: Student) -> None:
     attend = ALL_ATTENTION_FUNCTIONS[name]
     if not hasattr(attend, "_torchdynamo_disable"):
         AttentionInterface.register(name, torch.compiler.disable(attend))
-    fused.restore(student.model)  # what is written out, it fuses better
+    fused.restore(student.model)  # torch.compile fuses plain operations better
     for layer in student.handle.layers():
         layer.compile()
 
@@ -131,10 +131,12 @@ def add_lora(model: Any, *, rank: int, alpha: int, dropout: float) -> Any:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not model.get_output_embeddings()
     ]
-    wanted = {name.rsplit(".", 1)[-1] for name, ours in names if ours}
-    other = {name.rsplit(".", 1)[-1] for name, ours in names if not ours}
+    decoder_names = {name.rsplit(".", 1)[-1] for name, in_decoder in names if in_decoder}
+    other_names = {name.rsplit(".", 1)[-1] for name, in_decoder in names if not in_decoder}
     # Short names where they are unambiguous; a vision tower may use the same ones.
-    targets = [name for name, ours in names if ours] if wanted & other else sorted(wanted)
+    targets = sorted(decoder_names)
+    if decoder_names & other_names:
+        targets = [name for name, in_decoder in names if in_decoder]
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -149,7 +151,6 @@ def add_lora(model: Any, *, rank: int, alpha: int, dropout: float) -> Any:
 # One model spread over the processes of a launch (FSDP2), where it does not fit on each.
 
 T = TypeVar("T")
-
 RUN = "run_whole"
 
 
@@ -157,7 +158,7 @@ def wanted(config: FinetuneConfig) -> bool:
     """Whether this launch asks for FSDP; UserError for what it asks for and cannot have."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False
-    for variable, flag, needed, why in (
+    for variable, flag, needed, reason in (
         ("FSDP_VERSION", "--fsdp_version", "2", "the older FSDP is not supported"),
         ("FSDP_OFFLOAD_PARAMS", "--fsdp_offload_params", "false", "weights stay on the devices"),
         (
@@ -167,9 +168,9 @@ def wanted(config: FinetuneConfig) -> bool:
             "--gradient-checkpointing does that",
         ),
     ):
-        given = os.environ.get(variable, needed).lower()
-        if given != needed:
-            raise UserError(f"{flag} {given}: give {needed}; {why}")
+        value = os.environ.get(variable, needed).lower()
+        if value != needed:
+            raise UserError(f"{flag} {value}: give {needed}; {reason}")
     if config.compile not in (False, "none"):
         raise UserError("--compile does not go with FSDP; leave one of them out")
     # Otherwise transformers leaves the weights of all but one process empty, to be filled later.
@@ -191,14 +192,14 @@ def shard(student: Student, device: torch.device) -> None:
 
 def shard_frozen(base: Student, device: torch.device) -> None:
     """The same for a model that only predicts: its embeddings and head stay whole."""
-    inside = {id(p) for layer in base.handle.layers() for p in layer.parameters()}
-    rest = {p for p in base.model.parameters() if id(p) not in inside}
-    for parameter in rest:
+    layer_ids = {id(p) for layer in base.handle.layers() for p in layer.parameters()}
+    unsharded = {p for p in base.model.parameters() if id(p) not in layer_ids}
+    for parameter in unsharded:
         parameter.data = parameter.data.to(device)
-    _shard(base, device, rest)
+    _shard(base, device, unsharded)
 
 
-def _shard(student: Student, device: torch.device, whole: set[nn.Parameter]) -> None:
+def _shard(student: Student, device: torch.device, unsharded: set[nn.Parameter]) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
         MixedPrecisionPolicy,
@@ -213,7 +214,7 @@ def _shard(student: Student, device: torch.device, whole: set[nn.Parameter]) -> 
     reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
     for layer in student.handle.layers():
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=unsharded)
     # Decoder and head are called one by one in training. A method that calls what it is given
     # lets that happen as if in the model's own forward pass, where FSDP gathers weights.
     setattr(model, RUN, lambda work: work())
@@ -267,16 +268,16 @@ def gathered(
     adapter, without the model that it belongs to.
     """
     settle(model)
-    found: dict[str, torch.Tensor] = {}
-    seen: dict[int, torch.Tensor | None] = {}
+    weights: dict[str, torch.Tensor] = {}
+    by_id: dict[int, torch.Tensor | None] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if trained_only and not parameter.requires_grad:
             continue
-        if id(parameter) not in seen:
-            one = whole(parameter.detach())
-            seen[id(parameter)] = one.cpu() if keep else None
-        if (kept := seen[id(parameter)]) is not None:
-            found[name] = kept
+        if id(parameter) not in by_id:
+            full = whole(parameter.detach())
+            by_id[id(parameter)] = full.cpu() if keep else None
+        if (weight := by_id[id(parameter)]) is not None:
+            weights[name] = weight
     if keep and not trained_only:  # buffers, which are not spread
-        found |= {n: b.cpu() for n, b in model.state_dict().items() if n not in found}
-    return found
+        weights |= {n: b.cpu() for n, b in model.state_dict().items() if n not in weights}
+    return weights

@@ -51,11 +51,11 @@ def test_nearly_all_in_one_place(golds: list[int], n_choices: int, one_sided: bo
 @given(st.integers(0, 2**32), st.integers(2, 5), st.integers(1, 300))
 def test_shuffled_answers_are_hardly_ever_called_one_sided(seed: int, choices: int, n: int) -> None:
     draws = random.Random(seed)
-    said = [
+    positions = [
         answer_positions(items([draws.randrange(choices) for _ in range(n)], choices))["mine"]
         for _ in range(5)
     ]
-    assert sum(facts["one_sided"] for facts in said) <= 2
+    assert sum(facts["one_sided"] for facts in positions) <= 2
 
 
 @pytest.mark.assets

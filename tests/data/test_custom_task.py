@@ -200,14 +200,12 @@ def test_two_orders_of_a_users_documents_share_their_fold_and_sample(tmp_path):
 
 def test_a_file_of_both_kinds_gives_one_accuracy_everywhere(tmp_path, tiny_folder, runs_dir):
     """One context with several choices, and a context per choice: the docstring's two examples."""
-    lines = [
-        line
-        for i in range(20)
-        for line in (
-            {"contexts": [f"Is {i} even?"], "continuations": [" yes", " no, it is odd"], "gold": i % 2},
-            {"contexts": [f"{i} is odd, so", f"{i} is even, so"], "continuations": [" go."], "gold": i % 2},
-        )
-    ]  # fmt: skip
+    lines = []
+    for i in range(20):
+        question, starts = [f"Is {i} even?"], [f"{i} is odd, so", f"{i} is even, so"]
+        answers = [" yes", " no, it is odd"]
+        lines.append({"contexts": question, "continuations": answers, "gold": i % 2})
+        lines.append({"contexts": starts, "continuations": [" go."], "gold": i % 2})
     path = write(tmp_path / "both.jsonl", *lines)
     a, b = (
         Run(

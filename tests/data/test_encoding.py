@@ -33,24 +33,24 @@ def test_a_token_that_the_tokenizer_appends_is_neither_prefix_nor_continuation(t
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=template, special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
     )
-    (one,) = Encoder(tokenizer).encode([an_item("Q:", " yes", " no")])
-    assert one.prefix(0).ids.tolist() == front + ids("Q:")
-    assert [tokens.ids.tolist() for tokens in one.continuations] == [ids(" yes"), ids(" no")]
-    assert len(one.prefix(0).offsets) == len(one.prefix(0))
+    (encoded,) = Encoder(tokenizer).encode([an_item("Q:", " yes", " no")])
+    assert encoded.prefix(0).ids.tolist() == front + ids("Q:")
+    assert [tokens.ids.tolist() for tokens in encoded.continuations] == [ids(" yes"), ids(" no")]
+    assert len(encoded.prefix(0).offsets) == len(encoded.prefix(0))
     trained = encode_samples([Sample("Q:", " yes", "made", 0)], tokenizer, max_tokens=64)
     n = trained.n_prompt[0]
-    assert trained.ids[:n].tolist() == one.prefix(0).ids.tolist()
+    assert trained.ids[:n].tolist() == encoded.prefix(0).ids.tolist()
     assert trained.ids[n:].tolist() == [*ids(" yes"), EOS]
 
 
 def test_white_space_at_the_end_of_a_template_goes_to_the_continuation():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}U:{{ m.content }}\n{% endfor %}A:{{ '\n' }}"
-    (one,) = Encoder(tokenizer, chat_template=True).encode([an_item("hello", " yes", " no")])
-    assert one.contexts == ("U:hello\nA:\n",)
-    assert one.prefix(0).ids.tolist() == ids("U:hello\nA:")
-    assert one.continuations[0].ids.tolist() == ids("\nyes")
-    assert one.continuations[0].offsets[:2].tolist() == [[-1, 0], [0, 1]]
+    (encoded,) = Encoder(tokenizer, chat_template=True).encode([an_item("hello", " yes", " no")])
+    assert encoded.contexts == ("U:hello\nA:\n",)
+    assert encoded.prefix(0).ids.tolist() == ids("U:hello\nA:")
+    assert encoded.continuations[0].ids.tolist() == ids("\nyes")
+    assert encoded.continuations[0].offsets[:2].tolist() == [[-1, 0], [0, 1]]
 
 
 def test_a_template_that_refuses_is_one_sentence():
@@ -120,11 +120,11 @@ def test_the_embedded_tokenizers_offsets_are_those_of_each_text_alone(bos):
 
 @pytest.mark.parametrize("bos", ["auto", "add", "none"])
 def test_an_empty_context_is_one_token_and_nothing_is_added(bos):
-    (one,) = Encoder(tiny_tokenizer(), bos=bos).encode([an_item("", " yes", " no")])
-    assert one.prefix(0).ids.tolist() == [BOS]
-    assert one.continuations[1].ids.tolist() == ids(" no")
+    (encoded,) = Encoder(tiny_tokenizer(), bos=bos).encode([an_item("", " yes", " no")])
+    assert encoded.prefix(0).ids.tolist() == [BOS]
+    assert encoded.continuations[1].ids.tolist() == ids(" no")
 
 
 def test_a_context_of_white_space_alone_is_an_item_error():
-    (one,) = Encoder(tiny_tokenizer()).encode([an_item(" \n", " yes", " no")])
-    assert one.error == "the context has no tokens"
+    (encoded,) = Encoder(tiny_tokenizer()).encode([an_item(" \n", " yes", " no")])
+    assert encoded.error == "the context has no tokens"

@@ -73,15 +73,15 @@ def write_gguf(
 
     writer = GGUFWriter(str(path), architecture)
     tokens, kinds = _tables()
-    values = {
-        "context_length": 128, "block_count": N_LAYERS, "embedding_length": WIDTH,
-        "feed_forward_length": INNER, "head_count": HEADS, "head_count_kv": KEY_HEADS,
-        "rope_freq_base": 10_000.0, "layer_norm_rms_eps": 1e-6, "tokenizer_model": "gpt2",
-        "tokenizer_pre": pre, "token_list": tokens, "token_types": kinds, "token_merges": merges,
-        "bos_token_id": tokens.index(SPECIAL[0]), "eos_token_id": tokens.index(SPECIAL[2]),
-        "pad_token_id": tokens.index(SPECIAL[0]),
-        "chat_template": "{{ '<|im_start|>' }}{{ messages[0].content }}",
-    }  # fmt: skip
+    bos, eos = tokens.index(SPECIAL[0]), tokens.index(SPECIAL[2])
+    values: dict[str, Any] = {"context_length": 128, "block_count": N_LAYERS}
+    values |= {"embedding_length": WIDTH, "feed_forward_length": INNER}
+    values |= {"head_count": HEADS, "head_count_kv": KEY_HEADS}
+    values |= {"rope_freq_base": 10_000.0, "layer_norm_rms_eps": 1e-6}
+    values |= {"tokenizer_model": "gpt2", "tokenizer_pre": pre, "token_merges": merges}
+    values |= {"token_list": tokens, "token_types": kinds}
+    values |= {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": bos}
+    values |= {"chat_template": "{{ '<|im_start|>' }}{{ messages[0].content }}"}
     for name, value in values.items():
         getattr(writer, f"add_{name}")(value)
     if scaling is not None:

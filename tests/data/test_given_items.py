@@ -29,9 +29,9 @@ def test_items_by_number_and_by_hash(line, own_items, runs_dir):
     (run,) = list_runs([runs_dir])
     assert run.items(["doc_id"])["doc_id"].tolist() == [3, 7, 41]
     assert run.metrics["n_items"] == 3
-    said = run.config["given_items"]
-    assert said["count"] == 3
-    assert len(said["sha256"]) == 64
+    facts = run.config["given_items"]
+    assert facts["count"] == 3
+    assert len(facts["sha256"]) == 64
     assert line(text, "--resume", run.id) == 0  # the same file by the same name
 
 
@@ -43,9 +43,9 @@ def test_a_task_without_a_named_item_is_left_out_and_few_shot_examples_stay(own_
     path = tmp_path / "ids.txt"
     path.write_text("mine\t12\nmine\t5\n")
     both, shots = [str(own_items), other], {"num_fewshot": 2}
-    found = load_items(both, items_file=str(path), **shots)
-    assert [item.item_id for item in found] == ["mine/5", "mine/12"]
-    assert found == [item for item in load_items(both[:1], **shots) if item.doc_id in (5, 12)]
+    items = load_items(both, items_file=str(path), **shots)
+    assert [item.item_id for item in items] == ["mine/5", "mine/12"]
+    assert items == [item for item in load_items(both[:1], **shots) if item.doc_id in (5, 12)]
 
 
 @pytest.mark.parametrize(

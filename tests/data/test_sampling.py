@@ -167,8 +167,8 @@ def test_an_item_is_the_same_under_every_limit_and_fold(user_task):
         {"limit": 7, "sample": "stratified"},
         {"fold": "explore"},
     ):
-        for found in load_items([user_task], context="shuffled", seed=3, **options):
-            assert found == everything[found.doc_id]
+        for item in load_items([user_task], context="shuffled", seed=3, **options):
+            assert item == everything[item.doc_id]
 
 
 def test_an_empty_fold_is_said_not_scored(user_task):

@@ -75,10 +75,10 @@ def test_merged_is_peft_unmerged(tmp_path: Path, tiny_folder: Path, dtype: str) 
 def test_a_tied_embedding_is_never_merged(tmp_path: Path, target: str, dtype: str) -> None:
     model = tied_model(tmp_path / "model")
     folder = save_adapter(tmp_path / "adapter", model, [target, "q_proj"], scale=0.3)
-    found, how = ours(model, folder, dtype=dtype)
-    assert how == "beside"
+    logits, adapter = ours(model, folder, dtype=dtype)
+    assert adapter == "beside"
     reference = by_peft(model, folder, getattr(torch, dtype))
-    assert torch.allclose(found, reference, atol=1e-4 if dtype == "float32" else 0.1)
+    assert torch.allclose(logits, reference, atol=1e-4 if dtype == "float32" else 0.1)
 
 
 KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -111,11 +111,11 @@ def test_every_kind_of_adapter_is_as_peft_runs_it(
         tmp_path / "adapter", model, ["q_proj", "down_proj"], scale=0.1, **settings
     )
     reference = by_peft(model, folder, torch.float32)
-    found, how = ours(model, folder, dtype="float32")
-    assert how == (when_tied if tied else when_untied)
-    assert torch.allclose(found, reference, atol=1e-4)
+    logits, adapter = ours(model, folder, dtype="float32")
+    assert adapter == (when_tied if tied else when_untied)
+    assert torch.allclose(logits, reference, atol=1e-4)
     plain = causal_logits(loading.load(str(model), device="cpu", dtype="float32"))
-    assert not torch.allclose(found, plain, atol=1e-2)
+    assert not torch.allclose(logits, plain, atol=1e-2)
 
 
 def damaged(folder: Path, how: str) -> Path:
@@ -228,9 +228,9 @@ def test_embeddings_saved_beside_an_adapter_are_applied(tmp_path: Path, tiny_fol
     adapted = peft.get_peft_model(base, config)
     base.get_input_embeddings().weight.data += 0.3
     adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
-    found, _ = ours(tiny_folder, tmp_path / "adapter", dtype="float32")
+    logits, _ = ours(tiny_folder, tmp_path / "adapter", dtype="float32")
     with torch.no_grad():
-        assert torch.allclose(found, adapted.eval()(IDS).logits, atol=1e-4)
+        assert torch.allclose(logits, adapted.eval()(IDS).logits, atol=1e-4)
 
 
 def test_an_adapter_left_over_in_a_models_folder_is_refused(

@@ -52,8 +52,8 @@ def one_at_a_time(loaded: LoadedModel, regime: str) -> list[torch.Tensor]:
     ]
 
 
-def assert_close(one: torch.Tensor, other: torch.Tensor) -> None:
-    torch.testing.assert_close(one, other, rtol=0, atol=TOLERANCE)
+def assert_close(result: torch.Tensor, reference: torch.Tensor) -> None:
+    torch.testing.assert_close(result, reference, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -186,8 +186,8 @@ def test_decoding_with_a_cache_equals_computing_all_at_once(
         if cached == "model"
         else transformers.DynamicCache()
     )
-    found = logits_in_steps(loaded, regime, n_prefix, (8, 9, 10, 13), ids, cache)
-    assert_close(found, expected)
+    stepwise = logits_in_steps(loaded, regime, n_prefix, (8, 9, 10, 13), ids, cache)
+    assert_close(stepwise, expected)
 
 
 def test_a_layout_of_another_length_is_refused() -> None:

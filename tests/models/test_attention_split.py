@@ -56,8 +56,10 @@ def logits(loaded: LoadedModel, regime: str, layout: Layout) -> torch.Tensor:
     return logits_under(loaded, regime, layout, ids)
 
 
-@pytest.mark.parametrize("regime", ["causal", "bidirectional", "bidirectional:sink=1,layers=1-2",
-                                    "causal:hide=0,layers=1-"])  # fmt: skip
+REGIMES = ["causal", "bidirectional", "bidirectional:sink=1,layers=1-2", "causal:hide=0,layers=1-"]
+
+
+@pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("family", SPLITTABLE)
 def test_equals_the_dense_mask(family: str, regime: str) -> None:
     dense, ours = tiny_loaded(family), splitting(family)
@@ -81,9 +83,9 @@ def test_long_prefixes_are_split_and_short_ones_are_not(
     monkeypatch.setattr(attention.attention_split, "attend", spy)
     for regime in ("bidirectional", "causal"):
         split.clear()
-        found = logits(ours, regime, Layout.pack(LENGTHS))
+        result = logits(ours, regime, Layout.pack(LENGTHS))
         want = logits(dense, regime, Layout.pack(LENGTHS))
-        torch.testing.assert_close(found, want, rtol=0, atol=1e-4)
+        torch.testing.assert_close(result, want, rtol=0, atol=1e-4)
         # of 9 and 6 tokens; a window of 4, in the families that have one, is too short for either
         assert set(split) == {12, 6} or (set(split) <= {12, 6} and _window(ours) is not None)
 
@@ -174,7 +176,7 @@ def test_soft_caps_and_sinks_are_refused() -> None:
 
 
 def test_gradients_are_those_of_the_dense_mask() -> None:
-    layout, found = Layout.pack([(40, 45), (3, 9)]), []
+    layout, gradients = Layout.pack([(40, 45), (3, 9)]), []
     for implementation in ("sdpa", "split"):
         loaded = tiny_loaded(implementation=implementation)
         loaded.handle.split_from = 0
@@ -184,8 +186,8 @@ def test_gradients_are_those_of_the_dense_mask() -> None:
                 input_ids=IDS[:, :54], position_ids=layout.position, use_cache=False
             )
             output.logits.square().mean().backward()
-        found.append(loaded.model.get_input_embeddings().weight.grad)
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+        gradients.append(loaded.model.get_input_embeddings().weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-5)
 
 
 # An evaluation on a GPU: padded rows for short items, packed ones for long
@@ -205,7 +207,7 @@ def test_scores_of_long_and_short_items(
     """The batch plan of a GPU, run on the CPU, against masks in padded rows throughout."""
     monkeypatch.setattr(scoring, "SPLIT_FROM_TOKENS", 20)
     encoded = encode("the river rose " * times for times in (1, 9, 2, 7, 1))
-    found = {}
+    log_likelihoods = {}
     for implementation in ("sdpa", "split"):
         loaded = tiny_loaded(family, implementation=implementation)
         loaded.handle.split_from = 20
@@ -218,15 +220,16 @@ def test_scores_of_long_and_short_items(
         )
         assert sorted(i for batch in plan.batches for i in batch.items) == list(range(5))
         kinds = {i: plan.pads(batch.items) for batch in plan.batches for i in batch.items}
-        long = {i for i, one in enumerate(encoded) if len(one.prefixes[0]) >= 20}
-        assert 0 < len(long) < 5
+        long_items = {i for i, item in enumerate(encoded) if len(item.prefixes[0]) >= 20}
+        assert 0 < len(long_items) < 5
         assert {i for i, padded in kinds.items() if not padded} == (
-            long if implementation == "split" else set()
+            long_items if implementation == "split" else set()
         )
         scorer = Scorer(loaded.model, loaded.handle, plan)
         scores = [score for batch in plan.batches for score in scorer.score(batch.items)]
-        found[implementation] = [score.ll for score in sorted(scores, key=lambda s: s.index)]
-    np.testing.assert_allclose(found["split"], found["sdpa"], atol=2e-4)
+        scores.sort(key=lambda score: score.index)
+        log_likelihoods[implementation] = [score.ll for score in scores]
+    np.testing.assert_allclose(log_likelihoods["split"], log_likelihoods["sdpa"], atol=2e-4)
 
 
 def test_auto_is_split_for_an_evaluation_on_a_gpu_alone() -> None:

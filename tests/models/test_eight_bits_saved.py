@@ -65,12 +65,10 @@ def tune(folder: Path, tmp_path: Path, method: str) -> int:
     data = tmp_path / "data.jsonl"
     lines = [{"prompt": f"say {i} then", "response": f" {i} it is"} for i in range(12)]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return main([
-        "finetune", "--model", str(folder), "--prompt-bidir-response-causal-train",
-        "--data", str(data), "--no-decontaminate", "--steps", str(STEPS),
-        "--batch-samples", "4", "--max-tokens", "64", "--eval-every", "0", "--device", "cpu",
-        "--method", method, "--lr", str(RATE),
-    ])  # fmt: skip
+    command = f"finetune --model {folder} --prompt-bidir-response-causal-train --data {data}"
+    command += f" --no-decontaminate --steps {STEPS} --batch-samples 4 --max-tokens 64"
+    command += f" --eval-every 0 --device cpu --method {method} --lr {RATE}"
+    return main(command.split())
 
 
 @pytest.mark.parametrize("files", ["one", "shards"])
@@ -114,10 +112,8 @@ def test_a_fine_tune_of_eight_bits_is_read_back(
         for name, weight in tuned.model.state_dict().items():
             assert torch.equal(read.state_dict()[name], weight), name
     if files == "one" and scales == "tensor":
-        assert main([
-            "eval", "--model", str(folder), "--checkpoint", str(made), "--device", "cpu",
-            "--tasks", str(own_items), "--limit", "4", "--prefill-bidirectional",
-        ]) == 0  # fmt: skip
+        command = f"eval --model {folder} --checkpoint {made} --device cpu --tasks {own_items}"
+        assert main([*command.split(), "--limit", "4", "--prefill-bidirectional"]) == 0
         (evaluated,) = (runs_dir / "stage4_postft_eval").iterdir()
         assert Run(evaluated).settings["weights"] == "dequantise"
 
@@ -127,9 +123,9 @@ def test_weights_that_would_be_written_in_eight_bits_are_not_kept(
 ):
     monkeypatch.setattr(quantised, "without_eight_bits", lambda conversion: conversion)
     assert tune(eight_bits[0], tmp_path, "full") == 2
-    said = capsys.readouterr().err
-    assert "the final weights were not kept: transformers wrote" in said
-    assert "weight_scale_inv as F32" in said
+    message = capsys.readouterr().err
+    assert "the final weights were not kept: transformers wrote" in message
+    assert "weight_scale_inv as F32" in message
     (made,) = (runs_dir / "stage3_finetune_prefill_bidir").iterdir()
     assert not list(made.rglob("*final*"))
     assert Run(made).state != "done"
@@ -150,8 +146,8 @@ def test_eight_bits_without_their_scale_are_refused(eight_bits, tmp_path, files)
         save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(UserError) as refused:
         loading.preflight(str(folder), device="cpu")
-    said = str(refused.value)
-    assert f"{holds} holds {lost} in 8 bits, but its scale {lost}_scale_inv" in said
+    message = str(refused.value)
+    assert f"{holds} holds {lost} in 8 bits, but its scale {lost}_scale_inv" in message
 
 
 def test_eight_bits_that_no_configuration_tells_of_are_refused(eight_bits, tmp_path):

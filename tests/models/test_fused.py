@@ -66,16 +66,16 @@ def test_gradients_go_through_fused_norms() -> None:
     loaded = tiny_loaded("llama")
     loaded.model.requires_grad_(True)
     layout = Layout.pad(LENGTHS)
-    found = []
+    gradients = []
     for change in (fused.restore, fused.fuse):
         change(loaded.model)
         loaded.model.zero_grad()
         with loaded.handle.use(BIDIRECTIONAL, layout):
             out = loaded.model(input_ids=IDS, position_ids=layout.position, use_cache=False)
         out.logits.square().sum().backward()
-        found.append([p.grad.clone() for p in loaded.model.parameters()])
-    for theirs, ours in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+        gradients.append([p.grad.clone() for p in loaded.model.parameters()])
+    for plain, after in zip(*gradients, strict=True):
+        torch.testing.assert_close(after, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
 
 
 def test_the_same_numbers_or_not() -> None:

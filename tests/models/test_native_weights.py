@@ -59,10 +59,10 @@ def described(folder: Path, to: Path, **quantisation) -> Path:
 
 def test_numbers_are_rounded_once_and_stay_in_range():
     scale = torch.tensor(0.5)
-    given = torch.tensor([0.0, 0.5, -1.0, 0.53, 224.0, 225.0, 1e6, -1e6, 8e-4])
-    found = to_eight_bits(given, scale).float() * scale
+    numbers = torch.tensor([0.0, 0.5, -1.0, 0.53, 224.0, 225.0, 1e6, -1e6, 8e-4])
+    rounded = to_eight_bits(numbers, scale).float() * scale
     # Three bits behind the point: between 1 and 2 the steps are 1/8; the least number is 2**-9.
-    assert found.tolist() == [0, 0.5, -1, 0.5, 224, 224, 224, -224, 2**-10]
+    assert rounded.tolist() == [0, 0.5, -1, 0.5, 224, 224, 224, -224, 2**-10]
     assert to_eight_bits(torch.tensor([float("nan")]), scale).isnan().all()
     # Just under the middle of 1.125 and 1.25: bfloat16 in between would round it up twice.
     assert to_eight_bits(torch.tensor(1.1874), torch.tensor(1.0)).float() == 1.125
@@ -84,11 +84,11 @@ def test_a_layer_multiplies_what_it_means(dtype, bias):
         torch.randn(64, 5).t(),
         torch.randn(0, 64),
     ):
-        found = multiply(layer, inputs.to(dtype))
+        product = multiply(layer, inputs.to(dtype))
         stated = multiply_exactly(layer, inputs.to(dtype))
-        assert found.dtype == dtype
-        assert found.shape == stated.shape
-        assert not len(inputs) or apart(found, stated) < exact
+        assert product.dtype == dtype
+        assert product.shape == stated.shape
+        assert not len(inputs) or apart(product, stated) < exact
         # And the reference is what a plain layer gives, but for the rounding of its inputs.
         inside = inputs.clamp(-8.96, 8.96)
         plain = inside @ (layer.weight.float() * layer.weight_scale_inv).t()
@@ -119,23 +119,21 @@ def test_a_model_runs_in_eight_bits_and_attends_as_it_should(able, folder, dtype
 
 
 def test_an_evaluation_in_eight_bits_is_near_the_dequantised_one(able, folder, own_items, runs_dir):
-    found = {}
+    runs = {}
     for weights in ("native", "dequantise"):
-        assert main([
-            "eval", "--model", str(folder), "--device", "cpu", "--weights", weights,
-            "--tasks", str(own_items), "--limit", "40", "--prefill-bidirectional",
-            "--name", weights,
-        ]) == 0  # fmt: skip
-        found[weights] = Run(next(runs_dir.glob(f"*/*_{weights}")))
-        assert found[weights].settings["weights"] == weights
+        command = f"eval --model {folder} --device cpu --weights {weights} --tasks {own_items}"
+        command += f" --limit 40 --prefill-bidirectional --name {weights}"
+        assert main(command.split()) == 0
+        runs[weights] = Run(next(runs_dir.glob(f"*/*_{weights}")))
+        assert runs[weights].settings["weights"] == weights
     native, plain = (
-        np.concatenate(run.items_table(("ll",)).column("ll").to_pylist()) for run in found.values()
+        np.concatenate(run.items_table(("ll",)).column("ll").to_pylist()) for run in runs.values()
     )
     assert np.isfinite(native).all()
     assert not np.array_equal(native, plain)
     assert np.abs(native - plain).mean() < 0.1 * np.abs(plain).mean()
     assert np.corrcoef(native, plain)[0, 1] > 0.98
-    notes = compare(*found.values()).notes
+    notes = compare(*runs.values()).notes
     assert "the runs differ in weights: native and dequantise" in notes
 
 
@@ -168,10 +166,10 @@ def test_other_scales_need_other_kernels(
     other = described(folder, tmp_path / "other", **quantisation)
     words = ["eval", "--model", str(other), "--device", "cpu", "--tasks", str(own_items)]
     assert main([*words, "--weights", "native"]) == 2
-    said = capsys.readouterr().err
-    assert why in said
-    assert "'kernels'" in said
-    assert "--weights dequantise" in said
+    message = capsys.readouterr().err
+    assert why in message
+    assert "'kernels'" in message
+    assert "--weights dequantise" in message
     assert not runs_dir.exists() or not list(runs_dir.rglob("config.json"))
 
 

@@ -35,12 +35,9 @@ def tuned(request, tmp_path_factory) -> tuple[Path, Path]:
     samples = folder / "samples.jsonl"
     lines = [{"prompt": f"what is {i}?", "response": f" it is {i * 7}"} for i in range(24)]
     samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run = run_finetune(
-        FinetuneConfig(
-            model=str(base), objective="3B", data=str(samples), method=method, lr=5e-3, steps=6,
-            batch_samples=4, decontaminate=False, runs_dir=str(folder / "runs"), device="cpu",
-        )
-    )  # fmt: skip
+    paths = {"model": str(base), "data": str(samples), "runs_dir": str(folder / "runs")}
+    size = {"lr": 5e-3, "steps": 6, "batch_samples": 4, "decontaminate": False, "device": "cpu"}
+    run = run_finetune(FinetuneConfig(objective="3B", method=method, **paths, **size))
     return base, run
 
 
@@ -57,12 +54,12 @@ def run_snippet(final: Path, **replaced: str) -> dict:
 
 def test_the_documented_lines_give_the_tokens_that_generate_gives(tuned, capsys):
     base, run = tuned
-    made = run_snippet(run / "final")
-    ids, found = made["ids"][0].tolist(), made["new_ids"]
+    names = run_snippet(run / "final")
+    ids, new_ids = names["ids"][0].tolist(), names["new_ids"]
     assert len(ids) > WINDOW
     loaded = loading.load(str(base), checkpoint=str(run), device="cpu", dtype="float32")
     ours = generate(loaded, ids, "bidirectional", Sampling(16))
-    assert found == ours.token_ids
+    assert new_ids == ours.token_ids
     causal = generate(loaded, ids, "causal", Sampling(16))
     assert ours.steps[0].top != causal.steps[0].top
     plain = AutoModelForCausalLM.from_pretrained(run / "final", dtype=torch.float32).eval()

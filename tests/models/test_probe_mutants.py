@@ -109,8 +109,8 @@ def hidden_from_prompt(layout: Layout, regime: Any, window: Any, span: Any) -> A
     start, end = span if span is not None else (0, layout.shape[1])
     behind = (layout.position >= layout.n_prefix)[:, start:end, None]
     open_regime = dataclasses.replace(regime, hide=None)
-    found = honest(layout, regime, window, span), honest(layout, open_regime, window, span)
-    return tuple(torch.where(behind, other, one) for one, other in zip(*found))
+    hidden, opened = (honest(layout, r, window, span) for r in (regime, open_regime))
+    return tuple(torch.where(behind, *pair) for pair in zip(opened, hidden))
 
 
 def tree_as_sequence(layout: Layout, regime: Any, window: Any, span: Any) -> Any:
@@ -213,127 +213,132 @@ def shape_error(patch: pytest.MonkeyPatch, _: LoadedModel) -> None:
     patch.setattr(attention.Plan, "mask", lambda *_, **__: torch.zeros(1, 1, 3, 3))
 
 
-LAMBDA = "bidirectional:lambda=0.03"
-MUTANTS: list[tuple[str, str, str, Any, set[str]]] = [
-    ("mask dropped", "llama", "bidirectional", with_mask(lambda m, p, i: m() * 0),
-     {"visible_keys", "module_outputs", "continuation_leak"}),
-    ("mask dropped", "llama", "causal", with_mask(lambda m, p, i: m() * 0),
-     {"visible_keys", "module_outputs", "continuation_leak", "look_ahead", "causal_is_native"}),
-    ("mask dropped, causal kernel", "llama", "bidirectional", sdpa_as_causal,
-     {"visible_keys", "module_outputs", "look_ahead"}),
-    ("bool mask under eager", "gemma2", "bidirectional", with_mask(lambda m, p, i: m() == 0),
-     {"visible_keys", "module_outputs", "continuation_leak"}),
-    ("one layer causal", "llama", "bidirectional",
-     with_mask(lambda m, p, i: m(plan=causal_plan(p)) if i == 2 else m()),
-     {"visible_keys", "module_outputs"}),
-    ("last layer causal", "gpt_neox", "bidirectional",
-     with_mask(lambda m, p, i: m(plan=causal_plan(p)) if i == 3 else m()),
-     {"visible_keys", "module_outputs"}),
-    ("one layer on its own", "llama", "bidirectional", one_layer_goes_its_own_way,
-     {"layers_covered"}),
-    ("one layer mixes tokens", "llama", "causal", one_layer_mixes_tokens_elsewhere,
-     {"module_outputs", "continuation_leak", "look_ahead"}),
-    ("one layer returns nothing", "llama", "bidirectional", one_layer_returns_nothing,
-     {"module_outputs"}),
-    ("prefix one too long", "llama", "bidirectional", with_rule(shifted_prefix(1)),
-     {"visible_keys", "module_outputs", "continuation_leak"}),
-    ("prefix one too short", "llama", "bidirectional", with_rule(shifted_prefix(-1)),
-     {"visible_keys", "module_outputs", "look_ahead"}),
-    ("window ignored", "mistral", "bidirectional", with_mask(lambda m, p, i: m(window=None)),
-     {"visible_keys", "module_outputs"}),
-    ("window ignored ahead", "mistral", "bidirectional", with_rule(window_behind_only),
-     {"visible_keys", "module_outputs"}),
-    ("no look-ahead in windows", "gemma3", "bidirectional", with_rule(window_without_look_ahead),
-     {"visible_keys", "module_outputs"}),
-    ("window by index", "qwen2", "bidirectional", with_rule(window_by_index),
-     {"visible_keys", "module_outputs"}),
-    ("window one too wide", "mistral", "bidirectional", with_rule(window_too_wide),
-     {"visible_keys", "module_outputs"}),
-    ("wide window ignored", "mistral:64", "bidirectional",
-     with_mask(lambda m, p, i: m(window=None)), {"visible_keys", "module_outputs"}),
-    ("wide window one too wide", "mistral:64", "bidirectional", with_rule(window_too_wide),
-     {"visible_keys", "module_outputs"}),
-    ("lambda ignored", "llama", LAMBDA, with_mask(
-        lambda m, p, i: m(plan=attention.Plan(dataclasses.replace(p.regime, lam=1.0), p.layout))),
-     {"lambda_strength"}),
-    ("lambda wrong", "llama", LAMBDA, with_mask(
-        lambda m, p, i: m(plan=attention.Plan(
-            dataclasses.replace(p.regime, lam=p.regime.lam**1.05), p.layout))),
-     {"lambda_strength"}),
-    ("lambda added, not its log", "gpt2", LAMBDA, with_mask(
-        lambda m, p, i: m().masked_fill((m() < 0) & (m() > -1e9), p.regime.lam)),
-     {"lambda_strength"}),
-    ("lambda ignored in one layer", "llama", LAMBDA, with_mask(
-        lambda m, p, i: m(plan=attention.Plan(
-            dataclasses.replace(p.regime, lam=1.0 if i == 1 else p.regime.lam), p.layout))),
-     {"lambda_strength"}),
-    ("sink ignored", "llama", "bidirectional:sink=1", with_regime(sink=0),
-     {"visible_keys", "module_outputs", "look_ahead"}),
-    ("far sink ignored", "llama", "bidirectional:sink=40", with_regime(sink=39),
-     {"visible_keys", "module_outputs"}),
-    ("rows ignored", "llama", "bidirectional:rows=2-3", with_regime(rows=None),
-     {"visible_keys", "module_outputs", "look_ahead"}),
-    ("far rows off by one", "llama", "bidirectional:rows=30-60", with_regime(rows=(30, 61)),
-     {"visible_keys", "module_outputs"}),
-    ("self ignored", "llama", "bidirectional:self=3", with_regime(self_token=None),
-     {"visible_keys", "module_outputs"}),
-    ("skip ignored", "llama", "bidirectional:skip=3", with_regime(skip=None),
-     {"visible_keys", "module_outputs"}),
-    ("hide ignored", "llama", "causal:hide=3", with_regime(hide=None),
-     {"visible_keys", "module_outputs"}),
-    ("hide takes a layer too few", "llama", "causal:hide=0,layers=1-",
-     with_mask(lambda m, p, i: m(plan=causal_plan(p)) if i == 3 else m()),
-     {"visible_keys", "module_outputs"}),
-    ("hidden from itself", "llama", "causal:hide=3", with_rule(hidden_from_itself),
-     {"visible_keys"}),
-    ("hidden from the prompt only", "llama", "bidirectional:hide=0", with_rule(hidden_from_prompt),
-     {"visible_keys", "module_outputs"}),
-    ("far hide off by one", "llama", "bidirectional:hide=33", with_regime(hide=34),
-     {"visible_keys", "module_outputs"}),
-    ("last token not hidden", "llama", "causal:hide=4", with_regime(hide=None),
-     {"visible_keys", "module_outputs", "look_ahead"}),
-    ("tail ignored", "llama", "bidirectional:tail=1", with_regime(tail=0),
-     {"visible_keys", "module_outputs", "look_ahead"}),
-    ("far tail off by one", "llama", "bidirectional:tail=30", with_regime(tail=29),
-     {"visible_keys", "module_outputs"}),
-    ("layers off by one", "llama", "bidirectional:layers=1-2",
-     with_mask(lambda m, p, i: m(layer=i + 1)), {"visible_keys", "module_outputs"}),
-    ("everything sees everything", "llama", "bidirectional", with_rule(everything),
-     {"visible_keys", "module_outputs", "continuation_leak"}),
-    ("continuation leaks", "llama", "bidirectional", with_rule(leaky_continuation),
-     {"visible_keys", "module_outputs", "continuation_leak"}),
-    ("choices see their siblings", "llama", "bidirectional", with_rule(tree_as_sequence),
-     {"visible_keys", "module_outputs"}),
-    ("silently causal", "llama", "bidirectional", with_mask(lambda m, p, i: m(plan=causal_plan(p))),
-     {"visible_keys", "module_outputs", "look_ahead"}),
-    ("score scale forgotten", "llama", "bidirectional", scale_forgotten, {"causal_is_native"}),
-    ("mask dropped beyond 16 tokens", "llama", "bidirectional",
-     with_mask(lambda m, p, i: m() * (p.layout.shape[1] <= 16)), {"real_length"}),
-    ("mask dropped beyond 16 tokens in one layer", "gemma2", "bidirectional",
-     with_mask(lambda m, p, i: m() * (p.layout.shape[1] <= 16 or i != 2)), {"real_length"}),
-    ("causal beyond 16 tokens", "llama", "bidirectional", causal_kernel_for_real_lengths,
-     {"real_length"}),
-    ("position ids ignored", "llama", "bidirectional", positions_ignored, {"packed_choices"}),
-    ("position ids ignored", "gpt2", "bidirectional", positions_ignored, {"packed_choices"}),
-    ("position ids ignored in one layer", "llama", "bidirectional",
-     one_layer_counts_positions_itself, {"packed_choices"}),
+def causal_layer(index: int) -> Callable[[pytest.MonkeyPatch, LoadedModel], None]:
+    """A mutant in which one layer stays causal."""
+    return with_mask(lambda m, p, i: m(plan=causal_plan(p)) if i == index else m())
+
+
+def mask_only_if(keep: Callable[..., bool]) -> Callable[[pytest.MonkeyPatch, LoadedModel], None]:
+    """A mutant that drops the mask unless ``keep(plan, layer)``."""
+    return with_mask(lambda m, p, i: m() * keep(p, i))
+
+
+def is_short(plan: Any, layer: int) -> bool:
+    return plan.layout.shape[1] <= 16
+
+
+def with_lambda(change: Callable[..., float]) -> Callable[[pytest.MonkeyPatch, LoadedModel], None]:
+    """A mutant whose lambda in a layer is ``change(lambda, layer)``."""
+
+    def mask(honest_mask: Any, plan: Any, layer: int) -> Any:
+        regime = dataclasses.replace(plan.regime, lam=change(plan.regime.lam, layer))
+        return honest_mask(plan=attention.Plan(regime, plan.layout))
+
+    return with_mask(mask)
+
+
+def added_lambda(honest_mask: Any, plan: Any, layer: int) -> Any:
+    mask = honest_mask()
+    return mask.masked_fill((mask < 0) & (mask > -1e9), plan.regime.lam)
+
+
+CAUSAL_THROUGHOUT = with_mask(lambda m, p, i: m(plan=causal_plan(p)))
+NEXT_LAYER = with_mask(lambda m, p, i: m(layer=i + 1))
+LAMBDA_BUT_IN_ONE_LAYER = with_lambda(lambda lam, i: 1.0 if i == 1 else lam)
+ONE_ROW_ONLY = mask_only_if(lambda p, i: len(p.layout.item) == 1)
+SEVERAL_ROWS_ONLY = mask_only_if(lambda p, i: len(p.layout.item) > 1)
+SHORT_IN_ONE_LAYER = mask_only_if(lambda p, i: is_short(p, i) or i != 2)
+BIDIR, LAMBDA = "bidirectional", "bidirectional:lambda=0.03"
+SEEN = "visible_keys module_outputs"
+# The checks that must fail -> what is changed, in a model of which family, under which regime.
+MUTANTS: dict[str, list[tuple[str, str, str, Any]]] = {
+    f"{SEEN} continuation_leak look_ahead causal_is_native": [
+        ("mask dropped", "llama", "causal", with_mask(lambda m, p, i: m() * 0)),
+    ],
+    f"{SEEN} continuation_leak": [
+        ("mask dropped", "llama", BIDIR, with_mask(lambda m, p, i: m() * 0)),
+        ("bool mask under eager", "gemma2", BIDIR, with_mask(lambda m, p, i: m() == 0)),
+        ("prefix one too long", "llama", BIDIR, with_rule(shifted_prefix(1))),
+        ("everything sees everything", "llama", BIDIR, with_rule(everything)),
+        ("continuation leaks", "llama", BIDIR, with_rule(leaky_continuation)),
+    ],
+    f"{SEEN} look_ahead": [
+        ("mask dropped, causal kernel", "llama", BIDIR, sdpa_as_causal),
+        ("prefix one too short", "llama", BIDIR, with_rule(shifted_prefix(-1))),
+        ("sink ignored", "llama", "bidirectional:sink=1", with_regime(sink=0)),
+        ("rows ignored", "llama", "bidirectional:rows=2-3", with_regime(rows=None)),
+        ("last token not hidden", "llama", "causal:hide=4", with_regime(hide=None)),
+        ("tail ignored", "llama", "bidirectional:tail=1", with_regime(tail=0)),
+        ("silently causal", "llama", BIDIR, CAUSAL_THROUGHOUT),
+    ],
+    SEEN: [
+        ("one layer causal", "llama", BIDIR, causal_layer(2)),
+        ("last layer causal", "gpt_neox", BIDIR, causal_layer(3)),
+        ("window ignored", "mistral", BIDIR, with_mask(lambda m, p, i: m(window=None))),
+        ("window ignored ahead", "mistral", BIDIR, with_rule(window_behind_only)),
+        ("no look-ahead in windows", "gemma3", BIDIR, with_rule(window_without_look_ahead)),
+        ("window by index", "qwen2", BIDIR, with_rule(window_by_index)),
+        ("window one too wide", "mistral", BIDIR, with_rule(window_too_wide)),
+        ("wide window ignored", "mistral:64", BIDIR, with_mask(lambda m, p, i: m(window=None))),
+        ("wide window one too wide", "mistral:64", BIDIR, with_rule(window_too_wide)),
+        ("far sink ignored", "llama", "bidirectional:sink=40", with_regime(sink=39)),
+        ("far rows off by one", "llama", "bidirectional:rows=30-60", with_regime(rows=(30, 61))),
+        ("self ignored", "llama", "bidirectional:self=3", with_regime(self_token=None)),
+        ("skip ignored", "llama", "bidirectional:skip=3", with_regime(skip=None)),
+        ("hide ignored", "llama", "causal:hide=3", with_regime(hide=None)),
+        ("hide takes a layer too few", "llama", "causal:hide=0,layers=1-", causal_layer(3)),
+        ("hidden from the prompt only", "llama", f"{BIDIR}:hide=0", with_rule(hidden_from_prompt)),
+        ("far hide off by one", "llama", "bidirectional:hide=33", with_regime(hide=34)),
+        ("far tail off by one", "llama", "bidirectional:tail=30", with_regime(tail=29)),
+        ("layers off by one", "llama", "bidirectional:layers=1-2", NEXT_LAYER),
+        ("choices see their siblings", "llama", BIDIR, with_rule(tree_as_sequence)),
+    ],
+    "layers_covered": [("one layer on its own", "llama", BIDIR, one_layer_goes_its_own_way)],
+    "module_outputs continuation_leak look_ahead": [
+        ("one layer mixes tokens", "llama", "causal", one_layer_mixes_tokens_elsewhere),
+    ],
+    "module_outputs": [("one layer returns nothing", "llama", BIDIR, one_layer_returns_nothing)],
+    "lambda_strength": [
+        ("lambda ignored", "llama", LAMBDA, with_lambda(lambda lam, i: 1.0)),
+        ("lambda wrong", "llama", LAMBDA, with_lambda(lambda lam, i: lam**1.05)),
+        ("lambda added, not its log", "gpt2", LAMBDA, with_mask(added_lambda)),
+        ("lambda ignored in one layer", "llama", LAMBDA, LAMBDA_BUT_IN_ONE_LAYER),
+    ],
+    "causal_is_native": [("score scale forgotten", "llama", BIDIR, scale_forgotten)],
+    "packed_choices": [
+        ("position ids ignored", "llama", BIDIR, positions_ignored),
+        ("position ids ignored", "gpt2", BIDIR, positions_ignored),
+        ("position ids ignored in one layer", "llama", BIDIR, one_layer_counts_positions_itself),
+    ],
+    "real_length": [
+        ("mask dropped beyond 16 tokens", "llama", BIDIR, mask_only_if(is_short)),
+        ("mask dropped beyond 16 tokens in one layer", "gemma2", BIDIR, SHORT_IN_ONE_LAYER),
+        ("causal beyond 16 tokens", "llama", BIDIR, causal_kernel_for_real_lengths),
+    ],
     # McGill-NLP/llm2vec issue 74: no mask for a batch of one; and its reverse.
-    ("mask dropped for one row", "llama", "bidirectional",
-     with_mask(lambda m, p, i: m() * (p.layout.shape[0] > 1)), {"visible_keys", "real_length"}),
-    ("mask dropped for several rows", "llama", "bidirectional",
-     with_mask(lambda m, p, i: m() * (p.layout.shape[0] == 1)), {"visible_keys"}),
+    "visible_keys real_length": [
+        ("mask dropped for one row", "llama", BIDIR, SEVERAL_ROWS_ONLY),
+    ],
+    "visible_keys": [
+        ("mask dropped for several rows", "llama", BIDIR, ONE_ROW_ONLY),
+        ("hidden from itself", "llama", "causal:hide=3", with_rule(hidden_from_itself)),
+    ],
     # bigscience-workshop/Megatron-DeepSpeed issue 303: only the first layer got the mask.
-    ("mask lost behind the first layer", "llama", "bidirectional",
-     with_mask(lambda m, p, i: m() * (i == 0)), {"visible_keys", "module_outputs", "real_length"}),
-    ("model cannot run", "llama", "bidirectional", shape_error, {"model_runs"}),
-]  # fmt: skip
+    f"{SEEN} real_length": [
+        ("mask lost behind the first layer", "llama", BIDIR, mask_only_if(lambda p, i: i == 0)),
+    ],
+    "model_runs": [("model cannot run", "llama", BIDIR, shape_error)],
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
     ("family", "regime", "mutate", "caught_by"),
-    [mutant[1:] for mutant in MUTANTS],
-    ids=[f"{what}-{family}-{regime}" for what, family, regime, *_ in MUTANTS],
+    [
+        pytest.param(family, regime, mutate, set(checks.split()), id=f"{what}-{family}-{regime}")
+        for checks, mutants in MUTANTS.items()
+        for what, family, regime, mutate in mutants
+    ],
 )
 def test_a_broken_wrapper_is_caught_by_name(
     family: str,
@@ -356,15 +361,14 @@ def test_a_mask_dropped_at_real_length_is_caught_under_split(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where a GPU evaluates: all but long prefixes have a dense mask there, too."""
-    drop = with_mask(lambda m, p, i: m() * (p.layout.shape[1] <= 16))
-    drop(monkeypatch, None)
+    mask_only_if(is_short)(monkeypatch, None)
     report = run_probe(tiny_loaded(implementation="split"), "bidirectional")
     assert failed(report) == {"real_length"}
 
 
 def test_one_ignored_layer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny_loaded()
-    with_mask(lambda m, p, i: m(plan=causal_plan(p)) if i == 2 else m())(monkeypatch, loaded)
+    causal_layer(2)(monkeypatch, loaded)
     report = run_probe(loaded, "bidirectional")
     visible = next(check for check in report.checks if check.name == "visible_keys")
     assert visible.detail.startswith("layer 2: token 0 (position 0) does not read token 1")
@@ -373,7 +377,7 @@ def test_one_ignored_layer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_layer_with_another_layers_keys_is_held_to_the_regime(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with_mask(lambda m, p, i: m(plan=causal_plan(p)) if i == 5 else m())(monkeypatch, None)
+    causal_layer(5)(monkeypatch, None)
     report = run_probe(sharing("gemma3n"), "bidirectional")
     assert {"visible_keys", "module_outputs", "real_length"} <= failed(report)
     assert "layer 5: " in report.failures

@@ -53,7 +53,7 @@ def flip(path, rng):
 def test_a_flipped_bit_makes_a_run_corrupt(tmp_path, name):
     run = make_run(tmp_path, n_items=40)
     path, rng, numbers = run.path / name, random.Random(0), run.metrics or {}
-    whole = path.read_bytes()
+    original = path.read_bytes()
     for _ in range(300):
         flip(path, rng)
         damaged = Run(run.path)
@@ -63,9 +63,9 @@ def test_a_flipped_bit_makes_a_run_corrupt(tmp_path, name):
                 damaged.items()
         else:  # it met a checksum's name, or the word "checksums": no number
             assert name == "metrics.json"
-            found = damaged.metrics or {}
-            assert all(found[key] == numbers[key] for key in numbers if key != "checksums")
-        path.write_bytes(whole)
+            metrics = damaged.metrics or {}
+            assert all(metrics[key] == numbers[key] for key in numbers if key != "checksums")
+        path.write_bytes(original)
     assert Run(run.path).state == "done"
 
 
@@ -116,14 +116,11 @@ def test_a_run_without_checksums_and_one_kept_for_its_numbers_stay_readable(tmp_
 
 MUTATIONS = int(os.environ.get("BIDIR_MUTATIONS", "1000"))  # a quarter of them of tables
 
-BAD = (
-    "x", "", "1", -1, 0, 1.5, 1e308, 10**400, True, None, [], {}, [[]], {"a": {"b": []}}, ["x"], "\ud800",
-    "bidirectional:layers=9-1", "\x1b[2J", "=1+1",
-)  # fmt: skip
-RAW = (
-    b"", b"{", b"null", b"[]", b"\xff\xfe{}", b"\xef\xbb\xbf{}", b"[" * 200_000, b'{"a":' * 200_000,
-    b'{"n_items": 1e999}', b'{"done": NaN}', b"\0" * 100, b"9" * 10_000, b'{"config": "\\ud800"}',
-)  # fmt: skip
+BAD: tuple[Any, ...] = ("x", "", "1", -1, 0, 1.5, 1e308, 10**400, True, None, [], {}, [[]])
+BAD += ({"a": {"b": []}}, ["x"], "\ud800", "bidirectional:layers=9-1", "\x1b[2J", "=1+1")
+RAW = (b"", b"{", b"null", b"[]", b"\xff\xfe{}", b"\xef\xbb\xbf{}", b"[" * 200_000)
+RAW += (b'{"a":' * 200_000, b'{"n_items": 1e999}', b'{"done": NaN}', b"\0" * 100)
+RAW += (b"9" * 10_000, b'{"config": "\\ud800"}')
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -367,13 +364,13 @@ def test_nothing_else_parses_the_files_of_a_run():
     """``json.loads``, ``pq.read`` and the like stay behind the door, in what reads run folders."""
     parsers = re.compile(r"json\.loads?\(|read_parquet\(|ParquetFile\(|read_table\(|np\.load\(")
     allowed = {"runs/read.py", "runs/records.py", "runs/lm_eval_read.py", "runs/run.py"}
-    found = set()
+    names = set()
     for room in ("runs", "analyse", "report", "explain"):
         for path in (ROOT / "bidir_core" / room).glob("*.py"):
             if parsers.search(path.read_text()):
-                found.add(f"{room}/{path.name}")
+                names.add(f"{room}/{path.name}")
     for path in [*(ROOT / "bidir_ui").rglob("*.py"), *(ROOT / "pages").glob("*.py")]:
         if parsers.search(path.read_text()):
-            found.add(path.name)
+            names.add(path.name)
     # Prompts of one's own, and a figure's and a folder's own files.
-    assert found - allowed <= {"explain/recommend.py", "report/html_page.py", "report/paper.py"}
+    assert names - allowed <= {"explain/recommend.py", "report/html_page.py", "report/paper.py"}

@@ -30,73 +30,73 @@ def generated(lines) -> None:
         line["arguments"] = {"gen_args_0": {"arg_0": "Q", "arg_1": {"until": ["\n"]}}}
 
 
+def piqa(change: Any) -> Any:
+    """Damage to the samples of piqa, given as a list of lines."""
+    return lambda folder: edit_lines(folder, "piqa", change)
+
+
+def results(change: Any) -> Any:
+    """Damage to the results file, given as its JSON."""
+    return lambda folder: edit_results(folder, change)
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "not lm-eval's": (lambda d: drop(d, "*"), "holds no lm-eval output"),
     "an older layout": (
-        lambda d: (drop(d, "*"), (d / "results.json").write_text("{}")), "since lm-eval 0.4.3"
+        lambda d: (drop(d, "*"), (d / "results.json").write_text("{}")),
+        "since lm-eval 0.4.3",
     ),
     "samples without results": (lambda d: drop(d, "results*"), "has no results_"),
     "results without samples": (lambda d: drop(d, "samples*"), "--log_samples"),
     "a task's samples are missing": (
-        lambda d: drop(d, "samples_piqa*"), "--tasks hellaswag,winogrande"
+        lambda d: drop(d, "samples_piqa*"),
+        "--tasks hellaswag,winogrande",
     ),
     "a torn line": (tear, "line 10: not JSON in UTF-8"),
     "a line of something else": (
-        lambda d: edit_lines(d, "piqa", lambda x: x.insert(3, {"a": 1})), "line 4: 'doc_id' is missing"
+        piqa(lambda x: x.insert(3, {"a": 1})),
+        "line 4: 'doc_id' is missing",
     ),
-    "a lost line": (lambda d: edit_lines(d, "piqa", lambda x: x.pop(2)), "has 9 samples"),
-    "an empty file": (lambda d: edit_lines(d, "piqa", lambda x: x.clear()), "is empty"),
-    "a document twice": (
-        lambda d: edit_lines(d, "piqa", lambda x: x.append(x[1])), "document 1 again; line 2 has"
-    ),
+    "a lost line": (piqa(lambda x: x.pop(2)), "has 9 samples"),
+    "an empty file": (piqa(lambda x: x.clear()), "is empty"),
+    "a document twice": (piqa(lambda x: x.append(x[1])), "document 1 again; line 2 has"),
     "generated text": (
-        lambda d: edit_results(
-            d, lambda r: r["configs"]["piqa"].update(output_type="generate_until")
-        ),
+        results(lambda r: r["configs"]["piqa"].update(output_type="generate_until")),
         "of type generate_until; only multiple_choice",
     ),
-    "generated text, not declared": (
-        lambda d: edit_lines(d, "piqa", generated), "line 1: 'arguments' are not a context"
-    ),
-    "one request": (
-        lambda d: edit_lines(d, "piqa", lambda x: x[0]["arguments"].pop("gen_args_1")),
-        "line 1: has one choice",
-    ),
+    "generated text, not declared": (piqa(generated), "line 1: 'arguments' are not a context"),
+    "one request": (piqa(lambda x: x[0]["arguments"].pop("gen_args_1")), "line 1: has one choice"),
     "a response too few": (
-        lambda d: edit_lines(d, "piqa", lambda x: x[2]["filtered_resps"].pop()),
+        piqa(lambda x: x[2]["filtered_resps"].pop()),
         "line 3: has 2 requests and 1 responses",
     ),
     "a response that is a text": (
-        lambda d: edit_lines(d, "piqa", lambda x: x[2].update(filtered_resps=["a", "b"])),
+        piqa(lambda x: x[2].update(filtered_resps=["a", "b"])),
         "line 3: the response of choice 0 is 'a'",
     ),
     "a changed score": (
-        lambda d: edit_lines(d, "piqa", lambda x: x[0].update(acc=1 - x[0]["acc"])),
+        piqa(lambda x: x[0].update(acc=1 - x[0]["acc"])),
         "line 1: lm-eval counted acc",
     ),
     "results of another run": (
-        lambda d: edit_results(d, lambda r: r["results"]["piqa"].update({"acc,none": 0.123})),
+        results(lambda r: r["results"]["piqa"].update({"acc,none": 0.123})),
         "says 0.123; these files are not of one run",
     ),
     "results that are something else": (
-        lambda d: edit_results(d, lambda r: r.pop("configs")), "is not lm-eval's results file"
+        results(lambda r: r.pop("configs")),
+        "is not lm-eval's results file",
     ),
-    "an old version": (
-        lambda d: edit_results(d, lambda r: r.update(lm_eval_version="0.3.0")), "lm-eval 0.3.0"
-    ),
+    "an old version": (results(lambda r: r.update(lm_eval_version="0.3.0")), "lm-eval 0.3.0"),
     "tasks of different shots": (
-        lambda d: edit_results(d, lambda r: r["n-shot"].update(piqa=5)), "differ in few-shot"
+        results(lambda r: r["n-shot"].update(piqa=5)),
+        "differ in few-shot",
     ),
     "a gold out of range": (
-        lambda d: edit_lines(
-            d, "piqa", lambda x: (x[0]["doc"].pop("label"), x[0].update(target="7"))
-        ),
+        piqa(lambda x: (x[0]["doc"].pop("label"), x[0].update(target="7"))),
         "line 1: its right answer is number 7 of 2",
     ),
-    "an edited origin": (
-        lambda d: edit_results(d, lambda r: r.update(bidir_core={"regime": 3})), "damaged"
-    ),
-}  # fmt: skip
+    "an edited origin": (results(lambda r: r.update(bidir_core={"regime": 3})), "damaged"),
+}
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -49,15 +49,16 @@ def test_an_export_has_lm_evals_files_keys_and_values(ours, theirs, tmp_path):
     )
     assert files[0].parent.name == next(theirs.iterdir()).name
     for task in TASKS:
-        for mine, their in zip(lines_of(tmp_path, task), lines_of(theirs, task), strict=True):
-            assert shape(mine) == shape(their)
-            assert list(mine) == list(their)
-            for key in mine:  # documents, prompts, hashes, targets and scores: all the same
+        lines = zip(lines_of(tmp_path, task), lines_of(theirs, task), strict=True)
+        for our_line, their_line in lines:
+            assert shape(our_line) == shape(their_line)
+            assert list(our_line) == list(their_line)
+            for key in our_line:  # documents, prompts, hashes, targets and scores: all the same
                 if key not in ("resps", "filtered_resps"):
-                    assert mine[key] == their[key], key
-            for one, other in zip(mine["filtered_resps"], their["filtered_resps"]):
-                assert float(one[0]) == pytest.approx(float(other[0]), abs=1e-3)
-            assert mine["resps"] == [[answer] for answer in mine["filtered_resps"]]
+                    assert our_line[key] == their_line[key], key
+            for a, b in zip(our_line["filtered_resps"], their_line["filtered_resps"]):
+                assert float(a[0]) == pytest.approx(float(b[0]), abs=1e-3)
+            assert our_line["resps"] == [[answer] for answer in our_line["filtered_resps"]]
 
 
 def results_stamp(path: Path) -> str:
@@ -162,9 +163,8 @@ def test_a_compact_run_without_its_data_is_refused(config, tmp_path, capsys):
 
 
 def test_a_users_own_task_keeps_its_document(tiny_folder, own_items, tmp_path):
-    config = EvalConfig(
-        model=str(tiny_folder), tasks=(str(own_items),), limit=6, device="cpu", runs_dir=str(tmp_path)
-    )  # fmt: skip
+    model, tasks, runs_dir = str(tiny_folder), (str(own_items),), str(tmp_path)
+    config = EvalConfig(model=model, tasks=tasks, limit=6, device="cpu", runs_dir=runs_dir)
     run = Run(evaluate(config))
     _, notes = export_run(run, tmp_path / "out")
     assert not notes

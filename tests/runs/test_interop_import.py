@@ -25,14 +25,14 @@ from tests.interop_files import LIMIT, TASKS, TOKEN_FIELDS, edit_lines, edit_res
 
 
 def test_an_import_equals_our_own_run(imported, ours, theirs):
-    said = results_of(theirs)["results"]
+    scores = results_of(theirs)["results"]
     assert (imported.state, imported.stage, imported.regime) == ("done", ours.stage, "causal")
     for task in TASKS:
         row, own = imported.metrics["tasks"][task], dict(ours.metrics["tasks"][task])
         del own["acc_tokens"]  # a log does not say how many tokens a choice has
         assert row == {**own, "gold_prob": pytest.approx(own["gold_prob"], abs=1e-4)}
         for metric in ("acc", "acc_stderr", "acc_norm"):
-            assert row[metric] == pytest.approx(said[task].get(f"{metric},none", None)), metric
+            assert row[metric] == pytest.approx(scores[task].get(f"{metric},none", None)), metric
     a, b = imported.items(RECORD_FIELDS), ours.items(RECORD_FIELDS)
     same = [f for f in RECORD_FIELDS if f not in (*TOKEN_FIELDS, "ll", "margin")]
     assert json.loads(a[same].to_json()) == json.loads(b[same].to_json())
@@ -89,9 +89,9 @@ def test_another_prompt_with_the_same_document_is_refused(copy, ours, tmp_path):
     other = Run(import_results(copy, runs_dir=tmp_path / "runs").path)
     with pytest.raises(UserError, match="the prompt of piqa/2 and perhaps others differ"):
         pair(other, ours)
-    (found,) = mismatch_report(other, ours)
-    assert found.what == "texts"
-    assert found.value_a.startswith("Q: Open jar 2")
+    (mismatch,) = mismatch_report(other, ours)
+    assert mismatch.what == "texts"
+    assert mismatch.value_a.startswith("Q: Open jar 2")
 
 
 def test_other_documents_and_other_settings_are_refused(copy, ours, tmp_path):

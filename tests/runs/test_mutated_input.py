@@ -37,7 +37,7 @@ TASK = [
     for i in range(4)
 ] + [
     {"contexts": ["so Ann", "so B\u00e9a"], "continuations": [" won."], "gold": 1, "pair_id": "x"},
-]  # fmt: skip
+]
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "h\u00f6"}]
 TRAINING = [
     {"prompt": "a b", "response": "c"},
@@ -61,18 +61,18 @@ def harmed(data: bytes, rng: Random) -> bytes:
 
 
 def outcomes(rng: Random, path: Path, read: Callable[[], None]) -> Counter[str]:
-    whole, found = path.read_bytes(), Counter()
+    original, counts = path.read_bytes(), Counter()
     read()
     for _ in range(MUTATIONS // 3):
-        path.write_bytes(harmed(whole, rng))
+        path.write_bytes(harmed(original, rng))
         refused = ""
         try:
             read()
         except UserError as error:
             refused = str(error)
         assert "\n" not in refused
-        found["refused" if refused else "read"] += 1
-    return found
+        counts["refused" if refused else "read"] += 1
+    return counts
 
 
 def test_tasks(tmp_path):
@@ -83,9 +83,9 @@ def test_tasks(tmp_path):
         for fewshot in (0, 1):
             encoder.encode(load_items([str(path)], num_fewshot=fewshot))
 
-    found = outcomes(Random(1), path, read)
-    print(f"{found.total()} mutations of a task: {dict(found)}")
-    assert min(found["read"], found["refused"]) > found.total() // 20
+    counts = outcomes(Random(1), path, read)
+    print(f"{counts.total()} mutations of a task: {dict(counts)}")
+    assert min(counts["read"], counts["refused"]) > counts.total() // 20
 
 
 def test_training_data(tmp_path):
@@ -97,23 +97,23 @@ def test_training_data(tmp_path):
         samples = read_samples(str(path), Columns(), tokenizer, True, "all")
         encode_samples(without_duplicates(samples), tokenizer, max_tokens=64)
 
-    found = outcomes(Random(2), path, read)
-    print(f"{found.total()} mutations of training data: {dict(found)}")
-    assert min(found["read"], found["refused"]) > found.total() // 20
+    counts = outcomes(Random(2), path, read)
+    print(f"{counts.total()} mutations of training data: {dict(counts)}")
+    assert min(counts["read"], counts["refused"]) > counts.total() // 20
 
 
 def test_logs_of_lm_eval(copy, tmp_path):
     """Some compressed, harmed before or after; an import is whole, or it leaves nothing."""
-    rng, found, runs = Random(3), Counter(), tmp_path / "runs"
-    wholes = {path: path.read_bytes() for path in copy.iterdir()}
+    rng, counts, runs = Random(3), Counter(), tmp_path / "runs"
+    originals = {path: path.read_bytes() for path in copy.iterdir()}
     for _ in range(MUTATIONS // 3):
-        path = rng.choice([*wholes])
+        path = rng.choice([*originals])
         packed = path.with_name(path.name + ".gz")
         kind = rng.random()
         if kind < 0.8:
-            path.write_bytes(harmed(wholes[path], rng))
+            path.write_bytes(harmed(originals[path], rng))
         else:
-            inner = harmed(wholes[path], rng) if kind < 0.9 else wholes[path]
+            inner = harmed(originals[path], rng) if kind < 0.9 else originals[path]
             data = bytearray(gzip.compress(inner))
             if kind >= 0.9:
                 data[rng.randrange(len(data))] = rng.randrange(256)
@@ -131,9 +131,9 @@ def test_logs_of_lm_eval(copy, tmp_path):
             assert run.state == "done"
             assert len(run.items()) == LIMIT * len(TASKS)
             json.dumps(run.metrics, allow_nan=False).encode()
-        found["refused" if refused else "read"] += 1
+        counts["refused" if refused else "read"] += 1
         shutil.rmtree(runs, ignore_errors=True)
         packed.unlink(missing_ok=True)
-        path.write_bytes(wholes[path])
-    print(f"{found.total()} mutations of a log: {dict(found)}")
-    assert min(found["read"], found["refused"]) > found.total() // 20
+        path.write_bytes(originals[path])
+    print(f"{counts.total()} mutations of a log: {dict(counts)}")
+    assert min(counts["read"], counts["refused"]) > counts.total() // 20

@@ -25,12 +25,10 @@ HERE = Path(__file__).parent
 
 
 def record(**changes):
-    base = {
-        "task": "t", "doc_id": 0, "doc_hash": "h", "gold": 1, "contexts": ["c"],
-        "continuations": [" a much longer choice", " bb"], "n_prefix_tokens": [1],
-        "n_continuation_tokens": [4, 1], "ll": [-8.0, -4.0],
-    }  # fmt: skip
-    return make_record(**{**base, **changes})
+    item = {"task": "t", "doc_id": 0, "doc_hash": "h", "gold": 1, "contexts": ["c"]}
+    item["continuations"] = [" a much longer choice", " bb"]
+    scored = {"n_prefix_tokens": [1], "n_continuation_tokens": [4, 1], "ll": [-8.0, -4.0]}
+    return make_record(**{**item, **scored, **changes})
 
 
 def test_predictions_follow_lm_eval():
@@ -69,9 +67,9 @@ def test_a_choice_of_no_probability_loses_and_the_item_stays(gold, tmp_path):
     (tmp_path / "items.jsonl").write_bytes(records.to_line(row))
     (read,), _ = records.read_jsonl(tmp_path / "items.jsonl")
     assert read == row
-    found = compute_metrics([row])["tasks"]["t"]
-    assert (found["acc"], found["acc_norm"], found["gold_prob"]) == (gold, gold, gold)
-    json.dumps(found, allow_nan=False)
+    metrics = compute_metrics([row])["tasks"]["t"]
+    assert (metrics["acc"], metrics["acc_norm"], metrics["gold_prob"]) == (gold, gold, gold)
+    json.dumps(metrics, allow_nan=False)
     with pytest.raises(ValueError, match="not JSON compliant"):
         records.to_line({**record(), "margin": math.nan})
 
@@ -119,32 +117,30 @@ def test_a_line_is_dense_json():
 
 
 def test_metrics_by_hand():
+    four = {"continuations": [" a", " b", " c", " d"], "n_continuation_tokens": [1] * 4}
     rows = [
         record(task="a", doc_id=0),
         record(task="a", doc_id=1, ll=[-1.0, -4.0]),
         record(task="a", doc_id=2, ll=[math.nan, -4.0]),
-        record(
-            task="a", doc_id=3, continuations=[" a", " b", " c", " d"], n_continuation_tokens=[1] * 4,
-            ll=[-2.0, -1.0, -2.0, -2.0],
-        ),
+        record(task="a", doc_id=3, ll=[-2.0, -1.0, -2.0, -2.0], **four),
         record(task="winogrande", contexts=["x", "y"], continuations=[" same"] * 2),
-    ]  # fmt: skip
-    found = compute_metrics(rows)
-    assert (found["n_items"], found["n_scored"], found["n_errors"]) == (5, 4, 1)
-    a = found["tasks"]["a"]
+    ]
+    metrics = compute_metrics(rows)
+    assert (metrics["n_items"], metrics["n_scored"], metrics["n_errors"]) == (5, 4, 1)
+    a = metrics["tasks"]["a"]
     assert a["n"] == 4
     assert a["acc"] == 0.5  # the error item counts as wrong
     assert a["acc_stderr"] == pytest.approx(math.sqrt(0.25 / 3))
     assert a["chance"] == pytest.approx((3 * 0.5 + 0.25) / 4)
     soft = [1 / (1 + math.exp(-4)), 1 / (1 + math.exp(3)), 1 / (1 + 3 * math.exp(-1))]
     assert a["gold_prob"] == pytest.approx(np.mean(soft))
-    wino = found["tasks"]["winogrande"]
+    wino = metrics["tasks"]["winogrande"]
     assert wino["acc_norm"] is None
     assert wino["acc_norm_stderr"] is None
     assert wino["acc_stderr"] is None  # one item
-    assert found["macro"]["acc"] == pytest.approx(0.75)
-    assert found["macro"]["acc_norm"] == pytest.approx((a["acc_norm"] + 1.0) / 2)
-    assert found["macro"]["chance"] == pytest.approx((a["chance"] + 0.5) / 2)
+    assert metrics["macro"]["acc"] == pytest.approx(0.75)
+    assert metrics["macro"]["acc_norm"] == pytest.approx((a["acc_norm"] + 1.0) / 2)
+    assert metrics["macro"]["chance"] == pytest.approx((a["chance"] + 0.5) / 2)
 
 
 def test_chance_and_scores_do_not_need_texts():

@@ -130,33 +130,33 @@ def test_sigkill_loses_nothing_and_the_run_shows_as_lost(tmp_path):
     first = RunWriter.create("lab", {"tasks": ["piqa"]})
     first.close()
     code = _CHILD.format(root=ROOT)
-    said: list[int] = []
+    reported: list[int] = []
     for kill_after in (40, 60):
         child = subprocess.Popen(
             [sys.executable, "-c", code, str(first.path)], stdout=subprocess.PIPE, text=True
         )
         assert child.stdout is not None
-        assert child.stdout.readline().split() == ["ready", str(len(said))]
+        assert child.stdout.readline().split() == ["ready", str(len(reported))]
         assert Run(first.path).state == "running"
         with pytest.raises(UserError, match="another process"):
             RunWriter.resume(first.path)
         with pytest.raises(UserError, match="cancel it first"):
             delete_run(Run(first.path))
-        said += [int(child.stdout.readline()) for _ in range(kill_after)]
+        reported += [int(child.stdout.readline()) for _ in range(kill_after)]
         os.kill(child.pid, signal.SIGKILL)
-        said += [int(line) for line in child.stdout.read().split()]
+        reported += [int(line) for line in child.stdout.read().split()]
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert Run(first.path).state == "lost"  # a zombie: dead, and not yet waited for
         child.wait()
         assert Run(first.path).state == "lost"
         on_disk = Run(first.path).items()["doc_id"].tolist()
-        assert on_disk[: len(said)] == said  # whatever was said to be recorded is there
-        assert len(on_disk) <= len(said) + 1
-        said = on_disk
-    done = subprocess.run(
+        assert on_disk[: len(reported)] == reported  # whatever was said to be recorded is there
+        assert len(on_disk) <= len(reported) + 1
+        reported = on_disk
+    last_child = subprocess.run(
         [sys.executable, "-c", code, str(first.path)], capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines()[-1] == "end 400"
+    assert last_child.stdout.splitlines()[-1] == "end 400"
     assert sorted(Run(first.path).items()["doc_id"]) == list(range(400))
 
 

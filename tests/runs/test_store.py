@@ -107,10 +107,10 @@ def test_a_broken_folder_never_takes_the_list_down(tmp_path):
     (parent / "20260101-000011").write_text("not a folder")
     (parent / "notes").mkdir()
     (parent / ".deleted-20260101-000012").mkdir()
-    found = {run.path.name: run for run in list_runs([tmp_path])}
-    assert set(found) == {*bad, good.path.name}
+    runs = {run.path.name: run for run in list_runs([tmp_path])}
+    assert set(runs) == {*bad, good.path.name}
     for name in bad:
-        run = found[name]
+        run = runs[name]
         assert run.state == "corrupt", name
         assert run.error, name
         assert "\n" not in run.error
@@ -122,7 +122,7 @@ def test_a_broken_folder_never_takes_the_list_down(tmp_path):
         ) or run.tasks
         with pytest.raises(UserError, match="cannot be resumed"):
             RunWriter.resume(run)
-    assert found[good.path.name].state == "done"
+    assert runs[good.path.name].state == "done"
     assert list_runs([tmp_path / "nowhere"]) == []
 
 

@@ -206,8 +206,8 @@ def test_other_ways_to_write_the_same_letters_and_labels_hide_nothing(text):
 
 def test_a_chat_template_hides_nothing(tmp_path):
     asked, told = "What is wet?", "Water."
-    said = (("user", "Hi"), ("assistant", "Ho"), ("user", asked), ("assistant", told))
-    conversation = {"messages": [{"role": role, "content": text} for role, text in said]}
+    turns = (("user", "Hi"), ("assistant", "Ho"), ("user", asked), ("assistant", told))
+    conversation = {"messages": [{"role": role, "content": text} for role, text in turns]}
     path = write(tmp_path, {"prompt": asked, "response": told}, conversation)
     samples = read(path, chat=True, tokenizer=chat_tokenizer())
     held_out = [EvaluationText("arc_easy", 0, "Question: what is wet\nAnswer: water")]

@@ -43,10 +43,10 @@ def test_a_batch_holds_the_samples_and_predicts_each_response_token_from_the_one
         assert batch.ids[here].tolist() == ids.tolist()
         assert batch.layout.position[here].tolist() == list(range(len(ids)))
         assert set(batch.layout.n_prefix[here].tolist()) == {n_prompt}
-        mine = batch.owner == number
-        assert batch.target[mine].tolist() == ids[n_prompt:].tolist()
+        is_own = batch.owner == number
+        assert batch.target[is_own].tolist() == ids[n_prompt:].tolist()
         flat_ids = batch.ids.reshape(-1)
-        assert flat_ids[batch.head[mine]].tolist() == ids[n_prompt - 1 : -1].tolist()
+        assert flat_ids[batch.head[is_own]].tolist() == ids[n_prompt - 1 : -1].tolist()
     assert step.n_loss == len(batch.target)
     assert step.n_tokens == int((batch.layout.item >= 0).sum())
 

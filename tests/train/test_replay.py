@@ -14,10 +14,15 @@ from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.finetune import make_trainable
 from bidir_core.train.loop import Trainer
 from bidir_core.train.losses import passes
-from bidir_core.train.packing import IGNORED, Packer
+from bidir_core.train.packing import IGNORED, Packer, TrainBatch
 from bidir_core.train.replay import Replay, fill
 from bidir_core.train.student import Student, frozen_copy
 from tests.train.conftest import encoded_samples
+
+
+def one_batch() -> TrainBatch:
+    size = {"batch_samples": 6, "row_tokens": 64, "micro_tokens": 1 << 20}
+    return Packer(encoded_samples(), seed=0, **size).step(0).batches[0]
 
 
 def trainer_of(compile: str, **settings: Any) -> Trainer:
@@ -43,7 +48,7 @@ def test_few_shapes_train_the_same(settings: dict[str, Any]) -> None:
     """A KL counts wherever it is taken, so that of a filled place has to be dropped."""
     plain = trained(trainer_of("none", **settings))
     filled, replayed = (
-        trained(trainer_of(one, **settings)) for one in ("default", "reduce-overhead")
+        trained(trainer_of(mode, **settings)) for mode in ("default", "reduce-overhead")
     )
     for name, tensor in plain.items():
         torch.testing.assert_close(filled[name], tensor, rtol=1e-4, atol=2e-5)
@@ -55,9 +60,7 @@ def test_all_layers_of_an_adapted_model_are_given_inputs_of_one_kind(how: str) -
     """The first one, behind frozen embeddings, would be compiled by itself otherwise."""
     config = FinetuneConfig(model="tiny", objective="3B", method="lora", compile=how)
     student = make_trainable(config, tiny_loaded())
-    batch = Packer(
-        encoded_samples(), batch_samples=6, row_tokens=64, micro_tokens=1 << 20, seed=0
-    ).step(0).batches[0]  # fmt: skip
+    batch = one_batch()
     kinds: list[bool] = []
     for layer in student.decoder.layers:
         layer.register_forward_pre_hook(lambda _, given: kinds.append(given[0].requires_grad))
@@ -67,9 +70,7 @@ def test_all_layers_of_an_adapted_model_are_given_inputs_of_one_kind(how: str) -
 
 
 def test_a_filled_batch_says_nothing_new() -> None:
-    batch = Packer(
-        encoded_samples(), batch_samples=6, row_tokens=64, micro_tokens=1 << 20, seed=0
-    ).step(0).batches[0]  # fmt: skip
+    batch = one_batch()
     filled = fill(batch, rows=7, terms=100)
     n, terms = len(batch.ids), len(batch.target)
     assert (len(filled.ids) % 7, len(filled.target) % 100) == (0, 0)

@@ -200,8 +200,9 @@ def test_the_previous_checkpoint_stays_until_the_new_one_is_complete(tmp_path, m
             save(tmp_path, 2)
     assert checkpoints.load_newest(tmp_path).step == 1
     save(tmp_path, 2)
-    found = checkpoints.load_newest(tmp_path)
-    assert (found.step, found.state["a"], found.tensors["w"].tolist()) == (2, 2, [2.0] * 3)
+    checkpoint = checkpoints.load_newest(tmp_path)
+    assert (checkpoint.step, checkpoint.state["a"]) == (2, 2)
+    assert checkpoint.tensors["w"].tolist() == [2.0] * 3
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
 
 

@@ -25,15 +25,14 @@ from tests.train.conftest import encoded_samples, write_samples
 from tests.train.test_resume import config
 
 ROOT = Path(__file__).parents[2]
+LORA: dict[str, Any] = {"method": "lora", "gradient_checkpointing": True}
 # What is trained, beside the defaults: each in two processes and in one.
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"micro_tokens": 64},
-    "lora": {
-        "method": "lora", "gradient_checkpointing": True, "dtype": "bfloat16",
-        "batch_samples": 1,  # one row: the other process has nothing of its own to do
-    },
+    # One row: the other process has nothing of its own to do.
+    "lora": LORA | {"batch_samples": 1, "dtype": "bfloat16"},
     "distil": {"objective": "distill", "causal_anchor": 0.5, "steps": 4},
-}  # fmt: skip
+}
 # Trains each kind; then one more that is stopped after its checkpoint, as by a kill, and resumed.
 SCRIPT = """
 import json, sys
@@ -87,11 +86,9 @@ def runs(tmp_path_factory):
     for name, fields in settings.items():
         run_finetune(FinetuneConfig(**fields), folder=root / "one" / name)
     (root / "train.py").write_text(SCRIPT)
-    launch = [
-        sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2",
-        "--num_processes", "2", "--main_process_port", "0", str(root / "train.py"),
-        str(root / "two"), json.dumps(settings),
-    ]  # fmt: skip
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp"]
+    launch += ["--fsdp_version", "2", "--num_processes", "2", "--main_process_port", "0"]
+    launch += [str(root / "train.py"), str(root / "two"), json.dumps(settings)]
     environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     (root / "two").mkdir()
     done = subprocess.run(
@@ -105,18 +102,18 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("name", KINDS)
 def test_two_processes_that_share_a_model_train_what_one_does(name, runs):
     root, held = runs
-    one, two = root / "one" / name, root / "two" / name
-    assert Run(two).state == "done"
+    single, shared = root / "one" / name, root / "two" / name
+    assert Run(shared).state == "done"
     assert held[name] < 0.6  # each process really has only its half
     narrow = "dtype" in KINDS[name]
-    losses = [[line["loss"] for line in read_curve(run)] for run in (one, two)]
+    losses = [[line["loss"] for line in read_curve(run)] for run in (single, shared)]
     assert losses[1] == pytest.approx(losses[0], abs=2e-3 if narrow else 2e-5)
-    (file,) = [path.name for path in (one / "final").glob("*.safetensors")]
-    a, b = (load_file(run / "final" / file) for run in (one, two))
+    (file,) = [path.name for path in (single / "final").glob("*.safetensors")]
+    a, b = (load_file(run / "final" / file) for run in (single, shared))
     assert a.keys() == b.keys()
     for key in a:
         assert torch.allclose(a[key].float(), b[key].float(), atol=1e-2 if narrow else 2e-5), key
-    assert Run(one).metrics["trained_parameters"] == Run(two).metrics["trained_parameters"]
+    assert Run(single).metrics["trained_parameters"] == Run(shared).metrics["trained_parameters"]
 
 
 def test_killed_and_resumed_in_two_processes_or_in_one(runs):
@@ -134,13 +131,11 @@ def test_every_process_gets_as_many_micro_batches():
     samples = encoded_samples()
 
     def steps(n: int, even: bool):
+        size = {"batch_samples": 7, "row_tokens": 64, "micro_tokens": 64, "seed": 0}
         return [
-            Packer(
-                samples, batch_samples=7, row_tokens=64, micro_tokens=64, seed=0,
-                process=process, n_processes=n, even=even,
-            ).step(0)
+            Packer(samples, **size, process=process, n_processes=n, even=even).step(0)
             for process in range(n)
-        ]  # fmt: skip
+        ]
 
     (alone,) = steps(1, even=True)
     uneven, even = steps(3, even=False), steps(3, even=True)
