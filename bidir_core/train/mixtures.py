@@ -27,9 +27,11 @@ import html
 import itertools
 import json
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -190,8 +192,8 @@ _LABEL = re.compile(rf"(?m)^[^\w\n]*(?:{_LABELS})[ \t]*#?\d*[ \t]*(?:[^\w\s]|$)"
 _INLINE_LABEL = re.compile(
     r"\b(?:q|a|question|answer)[ \t]*\d*[ \t*]*:|[\[<]/?(?:q|a|question|answer)\d*[\]>]"
 )
-# Not seen, like the characters of category Cf: fillers, joiners and variation selectors.
-_UNSEEN = frozenset("\u034f\u115f\u1160\u180b\u180c\u180d") | {chr(0xFE00 + n) for n in range(16)}
+# Fillers, joiners and variation selectors: not seen, like the characters of category Cf.
+_FILLERS = "\u034f\u115f\u1160\u180b\u180c\u180d" + "".join(map(chr, range(0xFE00, 0xFE10)))
 _WORD = re.compile(r"[^\W_]+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that powers never vanish mod 2**64
 
@@ -224,9 +226,15 @@ def words(text: str) -> list[str]:
     """
     text = html.unescape(text)
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-        text = "".join(c for c in text if unicodedata.category(c) != "Cf" and c not in _UNSEEN)
+        text = unicodedata.normalize("NFKC", text).translate(_unseen())
     return _WORD.findall(_INLINE_LABEL.sub(" ", _LABEL.sub(" ", text.casefold())))
+
+
+@cache
+def _unseen() -> dict[int, None]:
+    """What ``str.translate`` takes out: all characters that are not seen."""
+    formats = (n for n in range(sys.maxunicode + 1) if unicodedata.category(chr(n)) == "Cf")
+    return dict.fromkeys([*formats, *map(ord, _FILLERS)])
 
 
 def decontaminate(

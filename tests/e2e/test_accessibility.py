@@ -91,7 +91,9 @@ def look_at(tab, server, places: Mapping[str, tuple[str, Mapping[str, str]]]) ->
     assert not {name: said for name, said in found.items() if said}
 
 
-def wrong(tab, schemes: Sequence[str] = ("dark", "light")) -> list[str]:
+def wrong(
+    tab, schemes: Sequence[str] = ("dark", "light"), widths: Sequence[int] = (390, 820, 1920, 1280)
+) -> list[str]:
     """What axe finds on the page as it is, and by how much it is too wide."""
     page, found = tab.page, []
     for scheme in schemes:
@@ -101,7 +103,7 @@ def wrong(tab, schemes: Sequence[str] = ("dark", "light")) -> list[str]:
             arg=scheme,
         )
         found += [f"{scheme}: {line}" for line in violations(page)]
-    for width in (390, 820, 1920, 1280):
+    for width in widths:
         page.set_viewport_size({"width": width, "height": 900})
         try:
             page.wait_for_function(f"({SPILL})() <= 0", timeout=3000)
