@@ -142,16 +142,26 @@ def record_with_texts(run: RunInfo, item_id: str) -> dict[str, Any] | None:
     return record
 
 
+MOST_ANSWERS, MOST_READ = 24, 200  # runs that an item's page lists, and reads to find them
+
+
 def every_answer(
     page: Any, item_id: str, record: dict[str, Any]
 ) -> list[tuple[str, dict[str, Any] | None, bool]]:
-    """(label, record, is in the pair) of every run that holds this very item with its scores."""
+    """(label, record, is in the pair) of the pair and of other runs that hold this very item with its
+    scores: at most MOST_ANSWERS, those of the same model and the newest first."""
+    chosen = (page.pair.a, page.pair.b)
+    candidates = [
+        run
+        for run in page.runs
+        # A sweep's points are many; the Lab page compares them.
+        if (run in chosen or not run.is_point)
+        and run.can_pair
+        and record["task"] in (run.tasks or [record["task"]])
+    ]
+    candidates.sort(key=lambda run: (run not in chosen, run.model != page.pair.a.model))
     held: list[tuple[RunInfo, dict[str, Any]]] = []
-    for run in page.runs:
-        if run.is_point and run not in (page.pair.a, page.pair.b):
-            continue  # a sweep's points are many; the Lab page compares them
-        if not run.can_pair or record["task"] not in (run.tasks or [record["task"]]):
-            continue
+    for run in candidates[:MOST_READ]:
         try:
             answer = data.record(run, item_id)
         except (UserError, OSError, ValueError):
@@ -160,6 +170,8 @@ def every_answer(
             continue
         if answer["doc_hash"] == record["doc_hash"]:
             held.append((run, answer))
+        if len(held) == MOST_ANSWERS:
+            break
 
     def label(run: RunInfo) -> str:
         model = "" if run.model == page.pair.a.model else f" · {run.model.split('/')[-1]}"
@@ -170,7 +182,7 @@ def every_answer(
         (label(run) + extra[run.id], answer, run in (page.pair.a, page.pair.b))
         for run, answer in held
     ]
-    return sorted(rows, key=lambda row: (not row[2], row[0]))[:24]
+    return sorted(rows, key=lambda row: (not row[2], row[0]))
 
 
 def plain(value: Any) -> Any:
