@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from bidir_core.explain.attend_config import AttendConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.explain.why_config import WhyConfig
 from bidir_core.jobs.progress import progress
+from bidir_core.regimes import BIDIRECTIONAL
 from bidir_core.report.charts import training_loss
 from bidir_core.runs.curve import read_curve
 from bidir_core.runs.layout import STAGE1, STAGE2
@@ -91,7 +92,7 @@ def leads_on(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
             widgets.page_link("flips", "Its flips", flips, "swap_vert")
         elif info.stage == STAGE1 and info.is_done and info.can_pair:
             _candidate(info, runs)
-        if info.kind == "recommend" and info.is_done:
+        if info.kind == "recommend" and info.is_done and not info.checkpoint:
             regime = (data.run_of(info).metrics or {})["recommended"]["regime"]
             query = {"stage": "custom", "f.model": info.model, "f.regime": regime}
             widgets.page_link("launch", f"Evaluate it under {regime}", query, "play_circle")
@@ -104,17 +105,27 @@ def leads_on(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
 def _candidate(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
     """A baseline beside its bidirectional partner, or what starts that."""
     for run in runs:
-        if run.stage == STAGE2 and run.can_pair and run.is_done and run.same_items(info):
+        partner = run.regime == str(BIDIRECTIONAL) and run.context == info.context
+        if partner and run.stage == STAGE2 and run.can_pair and run.same_items(info):
             query = url.params(a=info.id, b=run.id)
             widgets.page_link("compare", f"Compare with {run.regime}", query, "arrow_forward")
             return
-    given = data.run_of(info).settings
+    try:
+        config = from_json(EvalConfig, data.run_of(info).settings)
+    except (UserError, TypeError, ValueError, KeyError):
+        return
+    passed_on = {"model", "tasks", "limit", "dtype", "regime"}
+    others = [spec for spec in fields(EvalConfig) if spec.metadata["role"] == "identity"]
+    others = [spec for spec in others if spec.name not in passed_on]
+    if any(getattr(config, spec.name) != spec.default for spec in others):
+        return  # the command line can say all of it, a link only this
     query = {
         "stage": "stage2",
-        "f.model": info.model,
-        "f.tasks": join_list(given.get("tasks") or ()),
+        "f.model": config.model,
+        "f.tasks": join_list(config.tasks),
+        "f.limit": str(config.limit or "all"),
+        "f.dtype": config.dtype,
     }
-    query["f.limit"] = str(given.get("limit") or "all")
     label = "Evaluate the same items under bidirectional"
     widgets.page_link("launch", label, url.params(**query), "play_circle")
 

@@ -92,8 +92,13 @@ class Outcomes:
         mask = self.mask(first, second, half=half)
         a, b = self.split(first, mask), self.split(second, mask)
         tables = [stats.table_2x2(a[task], b[task]) for task in a]
-        p_values = [stats.mcnemar_exact(table.broken, table.fixed) for table in tables]
-        return judge(delta, p_values=p_values if len(tables) == 1 else ())
+        if len(tables) > 1:
+            return judge(delta)
+        p_value = stats.mcnemar_exact(tables[0].broken, tables[0].fixed)
+        # Of several intervals that hold together each has a higher confidence: Bonferroni's.
+        n_together = (1 - stats.CONFIDENCE) / (1 - confidence)
+        adjusted = [min(1.0, p_value * n_together)] if confidence > stats.CONFIDENCE else []
+        return judge(delta, p_values=[p_value], p_adjusted=adjusted)
 
     def removed(
         self,

@@ -264,6 +264,8 @@ def _check_patterns(model: Any, folder: Path) -> None:
     with time_limit(TEMPLATE_SECONDS, f"checkpoint '{folder}': matching its patterns"):
         for setting, template in PATTERNS.items():
             patterns = settings.get(setting) or ()
+            if setting in ("target_modules", "exclude_modules") and not isinstance(patterns, str):
+                continue  # a list of these holds names
             for pattern in [patterns] if isinstance(patterns, str) else patterns:
                 with contextlib.suppress(re.error):
                     for name in names:

@@ -188,9 +188,11 @@ _LABELS = (
 
 # Of lower-cased texts: "question:", "### question #3:", "**answer**:", "(q)" and "a." begin a line, or
 # are all of it; "q:", "a:" and "[answer]" stand anywhere.
-_LABEL = re.compile(rf"(?m)^[^\w\n]*(?:{_LABELS})[ \t]*#?\d*[ \t]*(?:[^\w\s]|$)")
+_LABEL = re.compile(
+    rf"(?m)^[^\w\n]{{0,20}}(?:{_LABELS})[ \t]{{0,4}}#?\d{{0,6}}[ \t*_]{{0,4}}(?::|[.)\]–—-](?=\s|$)|$)"
+)
 _INLINE_LABEL = re.compile(
-    r"\b(?:q|a|question|answer)[ \t]*\d*[ \t*]*:|[\[<]/?(?:q|a|question|answer)\d*[\]>]"
+    r"\b(?:q|a|question|answer)[ \t]{0,4}\d{0,6}[ \t*]{0,4}:|[\[<]/?(?:q|a|question|answer)\d{0,6}[\]>]"
 )
 # Fillers, joiners and variation selectors: not seen, like the characters of category Cf.
 _FILLERS = "\u034f\u115f\u1160\u180b\u180c\u180d" + "".join(map(chr, range(0xFE00, 0xFE10)))

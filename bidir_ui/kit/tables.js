@@ -5,13 +5,15 @@ export default function () {
   window.bidirTables = true;
   const said = cell => cell.innerText.replace(/\s+/g, ' ').trim();
   const plain = text => text.replace(/−/g, '-').replace(/(\d),(?=\d{3})/g, '$1');
-  const isNumber = text => /^[+-]?\.?\d[\d.]*(?![\d.-])/.test(plain(text));  // and no date
+  const isNumber = text => /^[+-]?\.?\d[\d.]*(?![\w.-])/.test(plain(text));  // and no date
 
   const sort = head => {
     const body = head.closest('table').tBodies[0], down = head.ariaSort === 'ascending';
     const text = row => said(row.cells[head.cellIndex]);
-    const place = row => row.matches('.total') ? 2 : ['', '–'].includes(text(row)) ? 1 : 0;
-    const rows = [...body.rows], numeric = rows.every(row => place(row) || isNumber(text(row)));
+    const rows = [...body.rows], texts = rows.map(text).filter(cell => /\d/.test(cell));
+    const numeric = texts.length > 0 && texts.every(isNumber);  // cells without a digit, such as "not run", go last
+    const empty = cell => numeric ? !/\d/.test(cell) : ['', '–'].includes(cell);
+    const place = row => row.matches('.total') ? 2 : empty(text(row)) ? 1 : 0;
     const value = numeric ? row => parseFloat(plain(text(row))) : text;
     const compare = numeric ? (a, b) => a - b : (a, b) => a.localeCompare(b, undefined, {numeric: true});
     rows.sort((a, b) => place(a) - place(b) || (down ? -1 : 1) * (place(a) ? 0 : compare(value(a), value(b))));

@@ -6,6 +6,7 @@ import codecs
 import gzip
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -202,6 +203,21 @@ def test_other_ways_to_write_the_same_letters_and_labels_hide_nothing(text):
         EvaluationText("piqa", 0, "Question: The caf\u00e9's first\nAnswer: na\u00efve waiter")
     ]
     assert decontaminate([Sample(text, "", "t", 0)], held_out)[0] == []
+
+
+@pytest.mark.parametrize(
+    "word", ["human-like", "AI-based", "user's", "a 3-year-old", "output/input"]
+)
+def test_a_word_that_begins_a_line_is_no_label(word):
+    text = f"the lab built a machine with a {word} face and soft hands"
+    broken = text.replace(f" {word}", f"\n{word}")
+    assert words(broken) == words(text)
+
+
+def test_padding_behind_a_label_takes_no_time():
+    start = time.process_time()
+    words("answer" + " " * 300_000 + "x")
+    assert time.process_time() - start < 5
 
 
 def test_a_chat_template_hides_nothing(tmp_path):

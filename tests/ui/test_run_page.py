@@ -57,6 +57,15 @@ def test_a_fine_tune_leads_to_its_evaluation_under_both_regimes(root):
     assert "Recovery while training" in words(app)
 
 
+def test_a_baseline_leads_to_no_run_of_other_prompts_and_starts_none_of_other_items(root):
+    asked = {"limit": 6, "context": "none"}
+    alone = make_run(root, n_items=30, config=asked)
+    make_run(root, STAGE2, n_items=30, regime="causal:hide=0", config={"limit": 6})
+    make_run(root, STAGE2, n_items=30, regime="bidirectional", config={"limit": 6})
+    shown = links(open_page(PAGE, id=alone.id))
+    assert not [label for label in shown if label.startswith(("Compare with", "Evaluate the same"))]
+
+
 def test_a_baseline_leads_to_its_partner_or_to_its_start(root):
     alone = make_run(root, n_items=30, config={"limit": 6})
     started = links(open_page(PAGE, id=alone.id))["Evaluate the same items under bidirectional"]
