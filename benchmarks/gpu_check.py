@@ -263,7 +263,7 @@ def training(
     }
     if trainer.replay is not None:
         slots = trainer.replay._slots.values()
-        row |= {"shapes": len(slots), "recorded": sum(len(slot.graph) for slot in slots)}
+        row |= {"shapes": len(slots), "recorded": sum(slot.graph is not None for slot in slots)}
     row |= {"peak_gb": peak_gb(device)} if device.type == "cuda" else {}
     if "none" not in losses:
         return {"ok": False, "failed": "there are no losses to compare with", **row}
