@@ -172,3 +172,14 @@ def test_random_look_ahead_and_a_clipped_norm_say_what_they_were_made_to_say(
     assert all(word in finding for word in ("sink=1", "layers=2-", "rows=0-0"))
     assert controls["norm"]["outcome"] == "open"
     assert f"the norm alone {norm}" in controls["norm"]["finding"]
+
+
+def test_several_points_of_one_task_are_judged_by_a_test_adjusted_for_them() -> None:
+    right = {"causal": np.ones(500, bool), "other": np.arange(500) >= 8}
+    known = {slug: np.ones(500, bool) for slug in right}
+    outcomes = Outcomes(np.array(["piqa"] * 500), np.array(["explore"] * 500), right, known)
+    alone = outcomes.judged("causal", "other")
+    of_ten = outcomes.judged("causal", "other", confidence=1 - 0.05 / 10)
+    assert (alone.p_adjusted, alone.verdict) == ((), "worse")
+    assert of_ten.p_adjusted == pytest.approx([10 * alone.p_values[0]])
+    assert of_ten.verdict == "undecided"
