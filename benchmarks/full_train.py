@@ -40,21 +40,20 @@ def _measure(
     attns = [a for a in options.attn if a != "split"]  # splits packed rows of whole items only
     attns = attns if options.on.type == "cuda" else ["sdpa"]  # flex trains on a GPU only
     rows: list[dict[str, Any]] = []
-    peer: dict[str, Any] | None = None
+    peers: list[dict[str, Any]] = []
     for number, (attn, compiled) in enumerate(itertools.product(attns, options.compile)):
         config = settings(options, method, attn, compiled)
         title = f"3B {method}, {attn}" + (f", compile {compiled}" if compiled != "none" else "")
         work = partial(ours, options, config, samples, tokenizer, clock)
         rows += _attempt(add, part, title, clock, options.on, work, config.gradient_checkpointing)
         if number == 0:  # before the time is over
-            work = partial(hf_trainer, options, method, samples, tokenizer, clock)
-            title = f"HF Trainer {method}, causal"
-            peer_rows = _attempt(add, part, title, clock, options.on, work, method == "full")
-            peer = peer_rows[0] if peer_rows else None
-    if rows and peer:
-        best = max(row["tokens_per_second"] for row in rows)
-        ratio = round(best / peer["tokens_per_second"], 2)
-        add(part, "best of ours against HF Trainer", ratio=ratio)
+            for kind in options.peers:
+                work = partial(hf_trainer, options, kind, method, samples, tokenizer, clock)
+                title = f"HF {kind.capitalize()} {method}, causal"
+                peers += _attempt(add, part, title, clock, options.on, work, method == "full")
+    if rows and peers:
+        best, theirs = (max(row["tokens_per_second"] for row in both) for both in (rows, peers))
+        add(part, "best of ours against HF Trainer", ratio=round(best / theirs, 2))
 
 
 def _attempt(
@@ -148,13 +147,14 @@ def arithmetic(
 
 def hf_trainer(
     options: Namespace,
+    kind: str,
     method: str,
     samples: EncodedSamples,
     tokenizer: Any,
     clock: Clock,
     checkpointing: bool,
 ) -> dict[str, Any]:
-    """The same samples through transformers' Trainer.
+    """The same samples through transformers' Trainer; ``kind``: as :mod:`benchmarks.train_speed` has it.
 
     Weights are float32 under bfloat16 autocast for a full fine-tune, bfloat16 where they are frozen.
     """
@@ -169,5 +169,5 @@ def hf_trainer(
         model.requires_grad_(True)
     fused.restore(model)
     with loaded.handle.native():
-        row = time_hf_trainer(options, model, samples, checkpointing, clock.left)
+        row = time_hf_trainer(options, model, samples, kind, checkpointing, clock.left)
     return row | arithmetic(options, method, n_layers, loaded.model, row)

@@ -4,8 +4,10 @@
     python -m benchmarks.train_speed --device cpu --steps 4 --batch-samples 16
 
 Useful tokens a second: tokens of samples, padding not counted, over the time of the steps after a
-warm-up. HF Trainer runs the ordinary way: bfloat16 autocast over float32 weights on a GPU, one
-sample a row, padded to the longest of the batch, loss on responses only.
+warm-up. HF Trainer runs in bfloat16 autocast over float32 weights on a GPU, loss on responses only:
+``trainer`` pads each sample to the longest of its batch; words behind it change that: ``grouped``
+(samples of like lengths together), ``packed`` (a batch as one row without padding, FlexAttention),
+``liger`` (Liger's kernels, where it has them for the model) and ``compiled``.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.full_shape import clear, now, peak_gb
+from benchmarks.full_shape import clear, now, peak_gb, trouble
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.models import fused, loading
 from bidir_core.models.devices import device_name
@@ -32,6 +34,8 @@ from bidir_core.train.loop import Trainer
 from bidir_core.train.losses import passes
 from bidir_core.train.packing import EncodedSamples, Packer
 from bidir_core.train.student import compile_layers, frozen_copy
+
+TRAINER = "trainer"
 
 
 def main() -> None:
@@ -51,8 +55,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--kinds",
-        default="3B,3B default,3B reduce-overhead,3C,3B lora,distill,trainer",
-        help="what to time: an objective, and any of lora, flex, default, reduce-overhead behind it",
+        default="3B,3B default,3B reduce-overhead,3C,3B lora,distill,trainer,trainer grouped liger",
+        help="what to time: an objective, and any of lora, flex, default, reduce-overhead behind it; "
+        "or trainer, and any of grouped, packed, liger, compiled",
     )
     parser.add_argument("--out", help="also write the table as JSON")
     options = parser.parse_args()
@@ -69,14 +74,23 @@ def main() -> None:
     rows = []
     for kind in options.kinds.split(","):
         clear(on)
-        row = hf_trainer(options, samples) if kind == "trainer" else ours(options, kind, samples)
+        time_kind = hf_trainer if kind.startswith(TRAINER) else ours
+        try:
+            row = time_kind(options, kind, samples)
+        except Exception as error:  # the other kinds are worth having
+            row = trouble(error, on)
         row["peak_gb"] = peak_gb(on)
         rows.append({"kind": kind, **row})
         print(json.dumps(rows[-1]), flush=True)
-    speed = {row["kind"]: row["tokens_per_second"] for row in rows}
-    best = max((v for k, v in speed.items() if k.startswith("3B")), default=None)
-    if best and "trainer" in speed:
-        print(f"3B at its best is {best / speed['trainer']:.2f} times HF Trainer")
+    best, theirs = (
+        max(
+            (row.get("tokens_per_second", 0) for row in rows if row["kind"].startswith(start)),
+            default=0,
+        )
+        for start in ("3B", TRAINER)
+    )
+    if best and theirs:
+        print(f"3B at its best is {best / theirs:.2f} times HF Trainer at its best")
     if options.out:
         Path(options.out).write_text(json.dumps({"device": name, "rows": rows}, indent=1) + "\n")
 
@@ -156,12 +170,12 @@ def time_steps(
     }
 
 
-def hf_trainer(options: argparse.Namespace, samples: EncodedSamples) -> dict[str, Any]:
-    """The same samples through transformers' Trainer."""
+def hf_trainer(options: argparse.Namespace, kind: str, samples: EncodedSamples) -> dict[str, Any]:
+    """The same samples through transformers' Trainer, in the way that ``kind`` says."""
     loaded = loading.load(options.model, device=options.device, dtype="float32")
     fused.restore(loaded.model)
     with loaded.handle.native():
-        row = time_hf_trainer(options, loaded.model.requires_grad_(True), samples)
+        row = time_hf_trainer(options, loaded.model.requires_grad_(True), samples, kind)
     row.pop("loss_share")
     return row
 
@@ -170,6 +184,7 @@ def time_hf_trainer(
     options: argparse.Namespace,
     model: Any,
     samples: EncodedSamples,
+    kind: str = TRAINER,
     checkpointing: bool = False,
     time_left: Callable[[], bool] = lambda: True,
 ) -> dict[str, Any]:
@@ -178,8 +193,11 @@ def time_hf_trainer(
     from transformers import TrainerCallback, TrainingArguments
 
     device, steps, warm_up = model.device, options.steps, options.warm_up
+    ways = kind.split()
     batch_samples = options.batch_samples
     micro_samples = min(options.peer_micro_samples, batch_samples)
+    if "packed" in ways and device.type == "cuda":
+        model.set_attn_implementation("flex_attention")  # no dense mask of a long row by itself
     packer = Packer(
         samples, batch_samples=batch_samples, row_tokens=1, micro_tokens=1 << 30, seed=0
     )
@@ -198,14 +216,38 @@ def time_hf_trainer(
             n = len(tokens)
             ids[row, :n], mask[row, :n] = tokens, 1
             labels[row, sample["n_prompt"] : n] = tokens[sample["n_prompt"] :]
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "n_tokens": mask.sum(),
+        }
+
+    def collate_packed(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        tokens = [torch.tensor(sample["input_ids"]) for sample in batch]
+        positions = [torch.arange(len(sample)) for sample in tokens]
+        labels = [sample.clone() for sample in tokens]
+        for label, sample in zip(labels, batch, strict=True):
+            label[: sample["n_prompt"]] = -100
+        texts = {"input_ids": tokens, "position_ids": positions, "labels": labels}
+        row = {name: torch.cat(parts)[None] for name, parts in texts.items()}
+        return {**row, "n_tokens": torch.tensor(row["input_ids"].numel())}
+
+    class Counting(HfTrainer):
+        """Which samples a step holds is the sampler's choice: their tokens are counted."""
+
+        n_tokens: Any = 0
+
+        def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
+            self.n_tokens = self.n_tokens + inputs.pop("n_tokens")
+            return super().training_step(model, inputs, *rest, **named)
 
     class Clock(TrainerCallback):
         at = 0.0
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == warm_up:
-                self.at = now(device)
+                self.at, trainer.n_tokens = now(device), 0
             elif state.global_step > warm_up and not time_left():
                 control.should_training_stop = True
 
@@ -229,21 +271,22 @@ def time_hf_trainer(
             remove_unused_columns=False,
             dataloader_num_workers=2 if device.type == "cuda" else 0,
             disable_tqdm=True,
+            train_sampling_strategy="group_by_length" if "grouped" in ways else "random",
+            use_liger_kernel="liger" in ways,
+            torch_compile="compiled" in ways,
         )
-        trainer = HfTrainer(
+        trainer = Counting(
             model=model,
             args=arguments,
             train_dataset=data,  # type: ignore[arg-type]
-            data_collator=collate,
+            data_collator=collate_packed if "packed" in ways else collate,
             callbacks=[clock],
         )
         trainer.train()
         seconds = now(device) - clock.at
     timed = trainer.state.global_step - warm_up
-    # Trainer shuffles: which samples the timed steps held is not known, so the mean counts.
-    tokens = timed * batch_samples * samples.n_total[rows].mean()
     return {
-        "tokens_per_second": round(float(tokens) / seconds),
+        "tokens_per_second": round(int(trainer.n_tokens) / seconds),
         "ms_per_step": round(1e3 * seconds / timed, 1),
         "timed_steps": timed,
         "loss_share": float(1 - samples.n_prompt[rows].sum() / samples.n_total[rows].sum()),
