@@ -56,6 +56,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--prefill-tokens", type=int, default=16384)
     add("--peer-micro-samples", type=int, default=8, help="samples at once, HF Trainer's")
     add("--peers", type=words, default=["trainer", "trainer grouped"], help="HF Trainer's ways")
+    add(
+        "--keep-activations",
+        action="store_true",
+        help="compute no layer twice in a full fine-tune, where memory allows",
+    )
     add("--compile", type=words, default=["none"], help="none,default,reduce-overhead")
     return full_shape.parse(parser, arguments, PARTS)
 

@@ -23,7 +23,7 @@ HELD = 2e9  # bytes that are in use between two measurements at most
 
 
 def measure_full(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> None:
-    """All weights: float32 masters and moments beside bfloat16 weights, layers computed twice."""
+    """All weights: float32 masters and moments beside bfloat16 weights."""
     _measure("train", "full", options, tokenizer, add, clock)
 
 
@@ -50,7 +50,8 @@ def _measure(
             for kind in options.peers:
                 work = partial(hf_trainer, options, kind, method, samples, tokenizer, clock)
                 title = f"HF {kind.capitalize()} {method}, causal"
-                peers += _attempt(add, part, title, clock, options.on, work, method == "full")
+                twice = method == "full" and not options.keep_activations
+                peers += _attempt(add, part, title, clock, options.on, work, twice)
     if rows and peers:
         best, theirs = (max(row["tokens_per_second"] for row in both) for both in (rows, peers))
         add(part, "best of ours against HF Trainer", ratio=round(best / theirs, 2))
@@ -105,7 +106,9 @@ def settings(
         attn=attn,
         compile=compiled,
         # Without it a LoRA step saves a third of its arithmetic, and fits.
-        gradient_checkpointing=method == "full" and compiled != "reduce-overhead",
+        gradient_checkpointing=method == "full"
+        and compiled != "reduce-overhead"
+        and not options.keep_activations,
         decontaminate=False,
     )
 
