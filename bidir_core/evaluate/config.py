@@ -58,8 +58,7 @@ class EvalConfig:
     attn: str = setting(
         "auto",
         help="attention implementation: auto, sdpa or eager; split is sdpa without a dense mask for "
-        "prefixes of 2,048 tokens or more, and what auto takes for an evaluation on a CUDA GPU; flex "
-        "(FlexAttention) builds none at all",
+        "prefixes of 2,048 tokens or more, and what auto takes for an evaluation on a CUDA GPU",
         role="identity",
     )
     weights: str = setting(

@@ -22,6 +22,7 @@ from bidir_core.evaluate.overlap import refuse_trained_tasks, same_name_sentence
 from bidir_core.evaluate.run_scoring import score_into, score_share
 from bidir_core.evaluate.scoring import ScoringPlan, auto_batch_tokens, plan_scoring
 from bidir_core.models import devices, loading
+from bidir_core.models.attention import ATTENTIONS
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import Regime, parse_regime
 from bidir_core.runs.layout import check_new_run, stage_dir_for
@@ -299,6 +300,7 @@ def as_recorded(config: ConfigT, run: Run, given: Mapping[str, Any]) -> ConfigT:
 
     "auto" may choose otherwise on another device, but a run keeps its number format and batch plan.
     """
+    check_attention(run)
     recorded = {"dtype": "dtype", "attn": "attention", "batch_tokens": "batch_tokens"}
     known = {
         name: run.config[fact]
@@ -306,6 +308,16 @@ def as_recorded(config: ConfigT, run: Run, given: Mapping[str, Any]) -> ConfigT:
         if hasattr(config, name) and run.config.get(fact)
     }
     return replace(config, device=given.get("device", config.device), **known)
+
+
+def check_attention(run: Run) -> None:
+    """UserError if a run that is to be resumed attended in a way that this version does not have."""
+    name = run.settings.get("attn") or "auto"
+    if name not in ATTENTIONS:
+        raise UserError(
+            f"cannot resume '{run.id}': attention '{name}', which it was started with, is no longer "
+            "there; start a new run without --resume"
+        )
 
 
 def check_same(run: Run, key: str, current: str, subject: str) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,9 +101,6 @@ class RandomPlan(Plan):
         allowed = allowed & (~ahead | drawn)
         mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
         return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
-
-    def blocks(self, *_: Any) -> NoReturn:
-        raise UserError("random look-ahead needs masks; use --attn sdpa or eager")
 
 
 def draw(regime: Regime, n_prefix: int, n_layers: int, layer: int, seed: int) -> np.ndarray:

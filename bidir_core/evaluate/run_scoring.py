@@ -165,11 +165,8 @@ def score_share(
 
 
 def _probes_meanwhile(loaded: LoadedModel) -> bool:
-    """Whether the probe runs while the first batches are computed.
-
-    Not under flex, which the probe has compiled before the clock starts.
-    """
-    return loaded.device.type == "cuda" and loaded.implementation != "flex"
+    """Whether the probe runs while the first batches are computed."""
+    return loaded.device.type == "cuda"
 
 
 def _probe_advice(run: Path) -> str:

@@ -17,6 +17,7 @@ from bidir_core.common.progress import LOG, logging_to, phase, terminable
 from bidir_core.common.settings import from_json, to_json
 from bidir_core.data.encoding import EncodedItem, Encoder, check_vocabulary, vocabulary_of
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
+from bidir_core.evaluate.evaluate import check_attention
 from bidir_core.evaluate.processes import PATIENCE, check_connected, main_asked_for, on_cpu
 from bidir_core.evaluate.run_scoring import item_fields
 from bidir_core.evaluate.scoring import Scorer, ScoringPlan, plan_scoring
@@ -76,6 +77,7 @@ def resume_finetune(
     run, config = resumable(reference, "finetune", FinetuneConfig, given, runs_dir=runs_dir)
     if run.state == "done":
         return run.path
+    check_attention(run)
     runtime = {name: value for name, value in given.items() if name not in ("runs_dir", "name")}
     return _finetune(from_json(FinetuneConfig, {**to_json(config), **runtime}), run=run)
 

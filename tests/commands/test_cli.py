@@ -30,7 +30,10 @@ BAD = {
     "one regime twice": (["--regime", "causal,bidirectional:lambda=0"], "given twice"),
     "a second regime's layers": (["--regime", "causal,bidirectional:layers=9-9"], "layer 9 does"),
     "unknown dtype": (["--dtype", "float3"], "float3"),
-    "unknown attention": (["--attn", "flash_attention_2"], "flash_attention_2"),
+    "unknown attention": (
+        ["--attn", "flash_attention_2"],
+        "choose one of auto, sdpa, eager, split",
+    ),
     "missing task file": (["--tasks", "nothing-here.jsonl"], "nothing-here.jsonl"),
     "bad run name": (["--name", "a/b"], "a/b"),
     "unknown flag": (["--colour", "red"], "--colour"),
