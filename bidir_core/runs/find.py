@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,23 +25,33 @@ def list_runs(roots: Sequence[Path | str] | None = None, *, points: bool = False
 
     ``points`` adds the points of lab sweeps. Where two roots hold the same id, the first counts.
     """
-    runs: dict[str, Run] = {}
-    for root in runs_roots() if roots is None else [Path(r) for r in roots]:
-        for stage in _folders(root):
-            for folder in _folders(stage):
-                if not is_run_folder(folder):
-                    continue
-                run = Run(folder)
-                runs.setdefault(run.id, run)
-                if points and run.stage == "lab":
-                    for point in run.points():
-                        runs.setdefault(point.id, point)
-    return sorted(runs.values(), key=lambda run: (run.path.name, run.id), reverse=True)
+    return [Run(path) for path in run_folders(roots, points=points)]
 
 
-def _folders(path: Path) -> list[Path]:
+def run_folders(roots: Sequence[Path | str] | None = None, *, points: bool = False) -> list[str]:
+    """The folders of :func:`list_runs`, without a look into their files."""
+    found: dict[str, str] = {}  # by id
+    for root in runs_roots() if roots is None else roots:
+        absolute = str(Path(root).absolute())
+        for stage in _folders(absolute):
+            runs = _runs_in(stage.path)
+            if points and stage.name == "lab":
+                runs += [point for run in runs for point in _runs_in(f"{run}/points")]
+            for run in runs:
+                found.setdefault(run[len(absolute) + 1 :], run)
+    return [
+        found[key] for key in sorted(found, key=lambda key: (key.rpartition("/")[2], key))[::-1]
+    ]
+
+
+def _runs_in(path: str) -> list[str]:
+    return [folder.path for folder in _folders(path) if is_run_folder(folder.path)]
+
+
+def _folders(path: str) -> list[os.DirEntry[str]]:
     try:
-        return [p for p in path.iterdir() if not p.name.startswith(".") and p.is_dir()]
+        with os.scandir(path) as entries:
+            return [e for e in entries if not e.name.startswith(".") and e.is_dir()]
     except OSError:
         return []
 
@@ -59,8 +70,9 @@ def find_run(ref: str | Path | Run, roots: Sequence[Path | str] | None = None) -
         for root in searched:
             if is_run_folder(root / clean):
                 return Run(root / clean)
-    if text and is_run_folder(Path(text).expanduser()):
-        return Run(Path(text).expanduser())
+    folder = Path(text).expanduser().absolute()
+    if text and is_run_folder(folder):
+        return Run(folder)
     named = [run for run in list_runs(searched) if run.path.name == text]
     if len(named) == 1:
         return named[0]
