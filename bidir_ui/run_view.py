@@ -10,8 +10,8 @@ from typing import Any
 import streamlit as st
 
 from bidir_core import jobs
-from bidir_core.analyse import phrases, selection, stats
-from bidir_core.analyse.verdict import settled
+from bidir_core.analyse import selection, stats
+from bidir_core.analyse.verdict import phrase, settled
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import command_line, from_json, join_list, settings_of
 from bidir_core.data import item_texts
@@ -259,7 +259,7 @@ def running_difference(run: Run, info: RunInfo, baseline: RunInfo, metric: str) 
     macro = result.macro
     widgets.lead(
         f"{fmt.points(macro.delta)} points {fmt.interval(macro.low, macro.high)}, n = "
-        f"{fmt.count(macro.n)}: {phrases.phrase(macro.judgement)}."
+        f"{fmt.count(macro.n)}: {phrase(macro.judgement)}."
     )
     wide = stats.anytime(macro.estimate)
     ends = fmt.interval(wide.low, wide.high)

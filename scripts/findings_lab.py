@@ -9,13 +9,12 @@ from functools import cache, partial
 import numpy as np
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.effects import Retention
 from bidir_core.analyse.pairing import METRICS
+from bidir_core.analyse.stats import Retention
 from bidir_core.common import formatting
-from bidir_core.explain.controls import CONTROLS, OUTCOME_WORDS, above, judge, together
+from bidir_core.explain.controls import CONTROLS, OUTCOME_WORDS, above, judge, observed, together
 from bidir_core.explain.sweep_outcomes import Outcomes, Sweep, percent
 from bidir_core.explain.sweep_points import CLIP, RANDOM
-from bidir_core.explain.triviality import observed
 from bidir_core.regimes import Regime, parse_regime, visibility
 from bidir_core.report.plots_lab import layer_ranges
 from bidir_core.runs.layout import COMMITTED_RUNS, LAB

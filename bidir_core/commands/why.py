@@ -28,7 +28,7 @@ def run(parsed: argparse.Namespace) -> int:
             raise UserError(f"--{name.replace('_', '-')} is missing; say which item to explain")
     config = WhyConfig(**given)
     if parsed.export:
-        from bidir_core.explain.dials import export
+        from bidir_core.explain.why import export
 
         exported = export(config, parsed.export)
         print(f"{exported['item']}: {parsed.export}")
