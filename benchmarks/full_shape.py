@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bidir_core.common.files import write_json
-from bidir_core.common.provenance import git_commit, package_versions
+from bidir_core.common.process import git_commit, package_versions
 from bidir_core.data.tasks import PUBLISHED_TASKS
 from bidir_core.models import fused
 from bidir_core.models.attention import Implementation, choose_implementation, install

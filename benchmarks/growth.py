@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from bidir_core.common.files import write_json
-from bidir_core.common.provenance import git_commit, package_versions
+from bidir_core.common.process import git_commit, package_versions
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.data.recipes import ensure
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items

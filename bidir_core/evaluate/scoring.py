@@ -26,8 +26,7 @@ from bidir_core.evaluate.packing import (
     plan_batches,
     split_scores,
 )
-from bidir_core.evaluate.patching import Patch
-from bidir_core.evaluate.random_ahead import RandomAhead
+from bidir_core.evaluate.patching import Patch, RandomAhead
 from bidir_core.models import fused
 from bidir_core.models.attention import Handle, rope_switch
 from bidir_core.models.attention_split import SPLIT_FROM_TOKENS, without_plans

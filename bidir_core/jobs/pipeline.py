@@ -21,12 +21,12 @@ import torch
 from bidir_core.analyse.study import trained_run_id
 from bidir_core.common.errors import UserError
 from bidir_core.common.formatting import visible
-from bidir_core.common.launch import is_helper
+from bidir_core.common.process import is_helper
 from bidir_core.common.settings import command_line
 from bidir_core.data.items import Item, data_fingerprint
 from bidir_core.evaluate import evaluate, processes
 from bidir_core.evaluate.config import EvalConfig
-from bidir_core.evaluate.overlap import refuse_trained_tasks
+from bidir_core.evaluate.run_scoring import refuse_trained_tasks
 from bidir_core.jobs.doctor import layer_rate
 from bidir_core.jobs.estimate import duration, estimated, to_text
 from bidir_core.jobs.pipeline_config import PipelineConfig, Stage, plan

@@ -15,7 +15,7 @@ from bidir_core.analyse.study import CAUSAL, NAMES, Cell
 from bidir_core.common import formatting
 from bidir_core.report import answers
 from bidir_core.report.markdown import bullets, capital, code, escape
-from bidir_core.runs.stages import TRAININGS
+from bidir_core.runs.layout import TRAININGS
 
 OPEN = 4  # undecided differences that are told on the first page
 

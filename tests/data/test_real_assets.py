@@ -15,7 +15,7 @@ import pytest
 
 from bidir_core.common.errors import UserError
 from bidir_core.data import assets, gguf, recipes
-from bidir_core.data.gguf_known import SMOLLM2
+from bidir_core.data.gguf import SMOLLM2
 
 pytestmark = pytest.mark.assets
 
