@@ -148,7 +148,7 @@ def read_tokenizer(folder: str | None) -> Any:
 
     if folder is None:
         from bidir_core.data.assets import EMBEDDED_MODEL
-        from bidir_core.data.recipes import ensure
+        from bidir_core.data.fetch import ensure
 
         folder = str(ensure(EMBEDDED_MODEL))
     return AutoTokenizer.from_pretrained(Path(folder), local_files_only=True)

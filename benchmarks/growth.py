@@ -26,7 +26,7 @@ import numpy as np
 from bidir_core.common.files import write_json
 from bidir_core.common.process import git_commit, package_versions
 from bidir_core.data.assets import EMBEDDED_MODEL
-from bidir_core.data.recipes import ensure
+from bidir_core.data.fetch import ensure
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
 from bidir_core.models.weight_files import read_tensors, weight_files
 from bidir_core.runs.find import list_runs

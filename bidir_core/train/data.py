@@ -188,9 +188,9 @@ def read_samples(
     """
     chat = chat_template_of(tokenizer) if chat_template else None
     if data in MIXTURES:
-        from bidir_core.data import assets
+        from bidir_core.data import assets, fetch
 
-        assets.ensure("eval-data")
+        fetch.ensure("eval-data")
         samples = read_mixture(data, assets.mixture_dir())  # type: ignore[arg-type]
         return samples if chat is None else [_as_chat(sample, chat) for sample in samples]
     rows = _hub_rows(data) if data.startswith(HUB) else read_rows(Path(data).expanduser())
