@@ -25,9 +25,8 @@ from bidir_core.jobs.progress import progress
 from bidir_core.regimes import BIDIRECTIONAL
 from bidir_core.report.charts import training_loss
 from bidir_core.runs.curve import read_curve
-from bidir_core.runs.layout import STAGE1, STAGE2
+from bidir_core.runs.layout import STAGE1, STAGE2, STAGES
 from bidir_core.runs.run import Run
-from bidir_core.runs.stages import STAGES
 from bidir_core.train.config import OBJECTIVES, FinetuneConfig
 from bidir_ui import runs_table
 from bidir_ui.compare import compare_view

@@ -12,7 +12,7 @@ import streamlit as st
 from bidir_core.analyse import stats
 from bidir_core.common.errors import UserError
 from bidir_core.data import item_texts
-from bidir_core.data.answer_positions import ONE_SIDED
+from bidir_core.data.items import ONE_SIDED
 from bidir_core.runs.find import delete_run, rename_run
 from bidir_core.runs.layout import is_read_only
 from bidir_core.runs.run import Run

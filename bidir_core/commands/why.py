@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bidir_core.commands.arguments import add_arguments, given_in
+from bidir_core.cli import add_arguments, given_in
 from bidir_core.common.errors import UserError
 from bidir_core.explain.why_config import WhyConfig
 

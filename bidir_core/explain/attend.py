@@ -27,9 +27,9 @@ from bidir_core.explain.observe import observe, observe_one, off_scoring, passag
 from bidir_core.models import loading
 from bidir_core.models.loading import LoadedModel, Preflight
 from bidir_core.regimes import Regime, parse_regime
+from bidir_core.runs.find import resumable
 from bidir_core.runs.layout import check_new_run
 from bidir_core.runs.read import read_arrays
-from bidir_core.runs.resume import resumable
 from bidir_core.runs.writer import RunWriter
 
 

@@ -26,7 +26,7 @@ from bidir_core.analyse.verdict import (
 )
 from bidir_core.common import formatting
 from bidir_core.report.markdown import bullets, capital, code, escape
-from bidir_core.runs.stages import TRAININGS
+from bidir_core.runs.layout import TRAININGS
 
 Key = Literal["better", "worse", "equivalent", "undecided", "unknown"]
 

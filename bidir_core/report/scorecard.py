@@ -27,7 +27,7 @@ from bidir_core.analyse.verdict import Judgement, Verdict, in_points, judge, siz
 from bidir_core.common.errors import UserError
 from bidir_core.common.formatting import count, points
 from bidir_core.data.assets import title_of
-from bidir_core.data.order_tasks import ORDER_TASKS
+from bidir_core.data.builtin_tasks import ORDER_TASKS
 from bidir_core.explain.controls import OUTCOME_WORDS, largest_summary, with_observation
 from bidir_core.explain.law import Law, law_of
 from bidir_core.runs.layout import FINETUNE_DIRS

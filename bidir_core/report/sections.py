@@ -16,8 +16,7 @@ from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.report import answers, tables
 from bidir_core.report.markdown import Table, bullets, code, escape
-from bidir_core.runs.layout import FINETUNE_DIRS, stage_dir_for
-from bidir_core.runs.stages import LEAKY_WARNING, STAGES
+from bidir_core.runs.layout import FINETUNE_DIRS, LEAKY_WARNING, STAGES, stage_dir_for
 
 Part = str | Table  # a Markdown paragraph, or a table
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged, one_line, open_plain
-from bidir_core.data.custom import is_custom_task
+from bidir_core.data.tasks import name_of
 from bidir_core.runs.layout import is_run_folder_name, split_folder_name
 from bidir_core.runs.read import read_object, tail, what_changed
 from bidir_core.runs.records import (
@@ -96,7 +96,7 @@ class Run:
         if scored:
             return list(scored)
         requested = [str(task) for task in self.settings.get("tasks") or []]
-        return [Path(task).stem if is_custom_task(task) else task for task in requested]
+        return list(map(name_of, requested))
 
     @property
     def is_reference(self) -> bool:

@@ -12,13 +12,12 @@ from bidir_core.analyse import selection
 from bidir_core.analyse.pairing import repeats
 from bidir_core.analyse.study import BASE, NAMES, UNKNOWN, Arm, arm_of, items_key
 from bidir_core.common.errors import UserError
-from bidir_core.data.answer_positions import ONE_SIDED, one_sided_sentences
 from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.data.items import ONE_SIDED, one_sided_sentences
 from bidir_core.explain.sweep_points import patch_words
 from bidir_core.runs.find import run_folders
-from bidir_core.runs.layout import IMPORTED
+from bidir_core.runs.layout import IMPORTED, LEAKY_WARNING
 from bidir_core.runs.run import Run, stamp_of
-from bidir_core.runs.stages import LEAKY_WARNING
 from bidir_ui.kit import fmt
 
 LOOKED_AT = {  # no scores: not paired

@@ -1,13 +1,21 @@
-"""How this process was started: alone, or as one of several by ``accelerate launch``."""
+"""This process: how it was launched, what it runs with, and the memory that it frees."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
 
 from bidir_core.common.errors import UserError
+
+# Alone, or one of several started by ``accelerate launch``.
 
 
 class ProcessLost(RuntimeError):
@@ -57,3 +65,70 @@ def refuse_several(command: str) -> None:
             f"'{command}' runs in one process, not {launched()}: start it without accelerate "
             "launch, or with --num_processes 1"
         )
+
+
+# What a run is made with: package versions and the git commit of this repository.
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "datasets",
+    "gguf",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "statsmodels",
+)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that can change a number, and Python's; absent ones left out."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """The commit this code is at, with ``+changes`` if files differ from it; None outside git.
+
+    ``BIDIR_COMMIT`` names it for a copy of the code without its git folder.
+    """
+    if recorded := os.environ.get("BIDIR_COMMIT"):
+        return recorded
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+changes" if changed else "")
+
+
+def give_back() -> None:
+    """Give memory that was freed back to the system: Arrow and the C library (glibc) would keep it."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
