@@ -24,9 +24,9 @@ import numpy as np
 
 from benchmarks.several_gpus import run_command
 from bidir_core.common.files import write_json
-from bidir_core.common.provenance import git_commit, package_versions
+from bidir_core.common.process import git_commit, package_versions
 from bidir_core.data.assets import EMBEDDED_MODEL
-from bidir_core.data.recipes import ensure
+from bidir_core.data.fetch import ensure
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
 from bidir_core.models.weight_files import read_tensors, weight_files
 from bidir_core.runs.find import list_runs
@@ -79,7 +79,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def points(part: str, options: argparse.Namespace) -> Iterator[Point]:
     """The commands of one series."""
     items = load_items(PUBLISHED_TASKS, limit=2000)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"contexts": item.contexts, "continuations": item.continuations, "gold": item.gold}
         for item in items
         if len(item.contexts) == 1

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from bidir_core.analyse.phrases import interval_text, size
+from bidir_core.analyse.verdict import interval_text, size
 from bidir_core.common import formatting
 from bidir_core.runs.layout import COMMITTED_RUNS, NONPREFILL, STAGE1, STAGE2, STAGE4
 from bidir_core.runs.run import Run

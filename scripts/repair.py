@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bidir_core.analyse.phrases import JSON_WORDS
-from bidir_core.analyse.verdict import Aim, judge, reached
+from bidir_core.analyse.verdict import JSON_WORDS, Aim, judge, reached
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
 from bidir_core.explain.sweep_outcomes import Outcomes

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import check_config, same_as, setting
 from bidir_core.data.assets import EMBEDDED_MODELS, absolute_place
-from bidir_core.data.custom import absolute_task
-from bidir_core.data.given_items import absolute_items
-from bidir_core.data.tasks import PUBLISHED_TASKS
+from bidir_core.data.sampling import absolute_items
+from bidir_core.data.tasks import PUBLISHED_TASKS, absolute_task
 from bidir_core.regimes import parse_regime
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

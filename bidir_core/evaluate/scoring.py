@@ -25,8 +25,7 @@ from bidir_core.evaluate.packing import (
     plan_batches,
     split_scores,
 )
-from bidir_core.evaluate.patching import Patch
-from bidir_core.evaluate.random_ahead import RandomAhead
+from bidir_core.evaluate.patching import Patch, RandomAhead
 from bidir_core.models import fused
 from bidir_core.models.attention import Handle, rope_switch
 from bidir_core.models.attention_split import SPLIT_FROM_TOKENS, without_plans
@@ -66,7 +65,7 @@ class Cost:
 class ScoringPlan:
     """Everything decided before the model runs; depends on items and settings alone.
 
-    ``patch``: an edit beside the regime while scoring (see patching and random_ahead). ``padded``: a
+    ``patch``: an edit beside the regime while scoring (see patching). ``padded``: a
     batch is rows of one width, padded at their ends, but for items with a prefix of ``pack_from``
     tokens or more.
     """

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bidir_core.data.assets import EMBEDDED_MODEL
-from bidir_core.data.recipes import ensure
+from bidir_core.data.fetch import ensure
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
 from bidir_core.models import loading
