@@ -211,7 +211,7 @@ def macro_table(study: Study, against_base: Mapping[Cell, Contrast]) -> Table:
                 ("n", "count", acc.n if acc else None),
                 ("Seeds", "count", len(runs)),
                 ("Macro acc", "acc", acc.value if acc else None, NOT_RUN),
-                ("95 % CI", "spread", Interval.of(acc.interval) if acc else None, "-"),
+                ("95 % CI", "spread", acc and acc.interval, "-"),
                 ("Seeds low to high", "spread", Interval(*spread) if spread else None, "-"),
                 ("Macro acc_norm", "acc", norm.value if norm else None, "-"),
                 ("Above chance kept", "retention", contrast and contrast.above_chance, "-"),
@@ -298,13 +298,13 @@ def two_by_two_table(study: Study, metric: Metric) -> Table:
             if under is None and causal is None:
                 continue
             change = under.value - causal.value if under and causal else None
-            causal_ends = Interval.of(causal.interval) if causal else None
+            causal_ends = causal and causal.interval
             rows.append(
                 [
                     ("Arm", "text", arm.title),
                     ("Regime", "code", regime),
                     ("Under the regime", "acc", under.value if under else None, NOT_RUN),
-                    ("95 % CI", "spread", Interval.of(under.interval) if under else None, "-"),
+                    ("95 % CI", "spread", under and under.interval, "-"),
                     ("Causal", "acc", causal.value if causal else None, NOT_RUN),
                     ("95 % CI (causal)", "spread", causal_ends, "-"),
                     ("Regime minus causal", "points", change, "-"),
@@ -331,7 +331,7 @@ def contrast_table(contrasts: Sequence[Contrast]) -> Table:
                 ("From", "acc", contrast.acc_a),
                 ("To", "acc", contrast.acc_b),
                 ("Difference (points)", "points", contrast.value),
-                ("95 % CI (points)", "interval", Interval.of(contrast.interval), "none"),
+                ("95 % CI (points)", "interval", contrast.interval, "none"),
                 ("Seeds low to high (points)", "interval", seeds, "-"),
                 ("Verdict", "text", word(contrast.judgement)),
                 ("Detectable (points)", "points", contrast.detectable, "-"),
@@ -355,7 +355,7 @@ def test_table(contrasts: Sequence[Contrast]) -> Table:
                     ("Task", "code", task.task),
                     ("n", "count", task.n, "-"),
                     ("Difference (points)", "points", task.delta),
-                    ("95 % CI (points)", "interval", Interval.of(task.interval), "-"),
+                    ("95 % CI (points)", "interval", task.interval, "-"),
                     ("Broken", "number", task.judgement.broken, "-"),
                     ("Fixed", "number", task.judgement.fixed, "-"),
                     ("Wrong to another wrong", "number", task.changed_wrong, "-"),
@@ -388,7 +388,7 @@ def interaction_table(numbers: Findings) -> Table:
                 ("Task", "text", task),
                 ("n", "count", estimate and estimate.n, "-"),
                 ("Interaction (points)", "points", estimate and estimate.value, NOT_RUN),
-                ("95 % CI (points)", "interval", Interval.of(estimate), "-"),
+                ("95 % CI (points)", "interval", estimate, "-"),
                 ("By seed", "text", seeds),
                 ("Verdict", "text", verdict),
             ]
