@@ -16,7 +16,6 @@ from bidir_core.analyse import stats
 from bidir_core.analyse.verdict import estimate_text
 
 Blocks = Mapping[str, Callable[[], str]]
-
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = (DOCS / "RESULTS.md", DOCS / "FINDINGS.md")
 TABLES = DOCS / "tables"

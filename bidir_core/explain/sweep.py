@@ -230,7 +230,6 @@ def _log_seconds_left(
 # The end of a sweep for the terminal: its points, its controls, and the verdict last.
 
 FINDING_WIDTH = 72  # characters of a control's finding in a line
-
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 

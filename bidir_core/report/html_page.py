@@ -37,13 +37,9 @@ POLICY = (
 )
 
 MADE_HEADING = "How This Was Made"
-
 FOLDED = 24  # a table with more rows than this is folded away
-
 LONG = 24  # a code cell with more characters may break anywhere
-
 OPENING = 110  # characters of a question that stand in the flips' table
-
 MARKS = {"broken": "▼ broken", "fixed": "▲ fixed", "changed_wrong": "◇ other wrong"}
 
 WORDS = {

@@ -26,7 +26,6 @@ from bidir_core.runs.run import Run
 
 Status = Literal["supported", "undecided", "refuted"]
 Wanted = Literal["lower", "higher", "not lower"]
-
 METRICS = {"acc": "accuracy", "acc_norm": "length-normalised accuracy"}
 
 _HOLDS: dict[Wanted, tuple[Verdict, ...]] = {

@@ -25,7 +25,6 @@ from bidir_core.report.plots import (
 )
 
 SERIES = ((BLUE, "circle"), (RED, "square"), (GREEN, "diamond"), (GREY, "triangle-up"))
-
 HEIGHT, LEFT, RIGHT = 300, 58, 104  # the same margins, so that charts of layers line up
 
 # Lower than causal is orange, higher is green; in the middle the page shows through.

@@ -58,7 +58,6 @@ RESTORED = {
 # Settings that two runs of the same items, regime and number format must share to be alike.
 READING = ("checkpoint", "context", "bos", "patch")
 MEASURES = {"future": "on later tokens", "first": "on the first token"}
-
 Tell = Callable[[float, str], object]  # the share that is done, and what comes next
 
 
