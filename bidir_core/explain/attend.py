@@ -79,15 +79,7 @@ def resume_attend(reference: str | Path, given: Mapping[str, Any]) -> Path:
 def _preflight(config: AttendConfig, regimes: Sequence[Regime]) -> Preflight:
     if config.tasks:
         task_names(config.tasks)
-    plan = loading.preflight(
-        config.model,
-        revision=config.revision,
-        checkpoint=config.checkpoint,
-        dtype=config.dtype,
-        device=config.device,
-        attn="eager",
-        regime=regimes[0],
-    )
+    plan = lab_run.preflight(config, regimes[0], "eager")
     for regime in regimes:
         regime.check_layers(plan.n_layers)
     return plan
