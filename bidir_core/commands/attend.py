@@ -10,7 +10,6 @@ from bidir_core.regimes import parse_regime
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The command line's arguments."""
     add_arguments(parser, AttendConfig)
     parser.add_argument(
         "--regime",

@@ -25,7 +25,6 @@ from bidir_core.regimes import CAUSAL, Regime, parse_regime, parse_regimes
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core eval``."""
     add_arguments(parser, EvalConfig)
     parser.add_argument(
         "--prefill-bidirectional",

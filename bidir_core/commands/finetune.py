@@ -18,7 +18,6 @@ from bidir_core.train.config import OBJECTIVES, FinetuneConfig
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core finetune``."""
     objectives = parser.add_mutually_exclusive_group()
     for objective in OBJECTIVES.values():
         objectives.add_argument(

@@ -21,7 +21,6 @@ DEFAULT_REGIMES = ("causal", "bidirectional")
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core generate``."""
     parser.add_argument("--model", required=True, help="an embedded name, a hub id or a folder")
     parser.add_argument("--prompt", required=True, help="the text to go on from; - reads it")
     parser.add_argument(
@@ -65,14 +64,7 @@ def run(parsed: argparse.Namespace) -> int:
     from bidir_core.models import loading
     from bidir_core.models.probe import Prober
 
-    plan = loading.preflight(
-        parsed.model,
-        revision=parsed.revision,
-        checkpoint=parsed.checkpoint,
-        dtype=parsed.dtype,
-        device=parsed.device,
-        attn=parsed.attn,
-    )
+    plan = loading.preflight(**loading.asked_by(parsed))
     for regime in regimes:
         regime.check_layers(plan.n_layers)
     loaded = loading.load_weights(plan)

@@ -19,7 +19,6 @@ from bidir_core.jobs.pipeline_config import PRESETS, PUBLISHED, PipelineConfig, 
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core pipeline``."""
     parser.add_argument(
         "--preset",
         default=PUBLISHED,

@@ -13,7 +13,6 @@ from bidir_core.runs.find import find_run
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core report``."""
     parser.add_argument(
         "runs", metavar="RUN", nargs="*", help="run ids or folders; left out: a model's fullest set"
     )

@@ -6,7 +6,6 @@ import argparse
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core share``."""
     parser.add_argument(
         "--out",
         metavar="DIR",

@@ -58,12 +58,14 @@ def settings_of(config_class: type) -> tuple[Field[Any], ...]:
     return getattr(config_class, "SETTINGS", None) or fields(config_class)
 
 
-def check_config(config: Any) -> None:
-    """Raise UserError for a field whose value is not one of its choices."""
+def check_config(config: Any, **least: int) -> None:
+    """Raise UserError for a value that is not one of its choices, or below the ``least`` of its field."""
     for spec in fields(config):
         choices, value = spec.metadata.get("choices"), getattr(config, spec.name)
         if choices and value is not None and value not in choices:
             raise UserError(f"{flag_of(spec)} {value}: choose one of {', '.join(choices)}")
+        if spec.name in least and value is not None and value < least[spec.name]:
+            raise UserError(f"{flag_of(spec)} {value}: give a number from {least[spec.name]} up")
 
 
 def split_list(text: str) -> tuple[str, ...]:

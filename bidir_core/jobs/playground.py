@@ -237,14 +237,9 @@ class ModelWorker:
                 answer.state, answer.error = state, error
 
 
-_shared: ModelWorker | None = None
-_shared_lock = threading.Lock()
+_shared = ModelWorker()
 
 
 def shared() -> ModelWorker:
     """The worker of this process."""
-    global _shared
-    with _shared_lock:
-        if _shared is None:
-            _shared = ModelWorker()
-        return _shared
+    return _shared

@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged, one_line, open_plain
+from bidir_core.common.process import is_alive
 from bidir_core.data.tasks import name_of
-from bidir_core.runs.layout import is_run_folder_name, split_folder_name
+from bidir_core.runs.layout import is_locked, is_run_folder_name, split_folder_name
 from bidir_core.runs.read import read_object, tail, what_changed
 from bidir_core.runs.records import (
     LIGHT_FIELDS,
@@ -30,8 +31,7 @@ from bidir_core.runs.records import (
     texts_file,
     to_table,
 )
-from bidir_core.runs.shapes import BY_FILE
-from bidir_core.runs.status import State, is_alive, is_locked
+from bidir_core.runs.shapes import BY_FILE, State
 
 
 class Run:
