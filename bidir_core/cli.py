@@ -197,7 +197,6 @@ def estimate_command(config: Any, n_devices: int = 0) -> int:
 
 
 def require_model(given: dict[str, Any]) -> None:
-    """Refuse settings that name no model."""
     if "model" not in given:
         raise UserError("--model is missing; name one, for example smollm2-135m-instruct")
 

@@ -25,7 +25,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Fetch, or list."""
     return parsed.action(parsed)
 
 

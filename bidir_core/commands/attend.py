@@ -22,7 +22,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Run the command; prints the run folder."""
     given = given_in(parsed, "regime", "resume")
     if parsed.regime is not None:
         given["regimes"] = tuple(str(parse_regime(regime)) for regime in parsed.regime)

@@ -28,7 +28,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Print a table, or JSON."""
     result = compare(
         find_run(parsed.run_a),
         find_run(parsed.run_b),

@@ -42,7 +42,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Evaluate, or go on with an evaluation, and print the run's folder."""
     given = given_in(parsed, "resume", "prefill_bidirectional", "estimate")
     if hasattr(parsed, "prefill_bidirectional"):
         if "regime" in given:

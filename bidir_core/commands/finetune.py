@@ -34,7 +34,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Train, or go on training, and print the run's folder."""
     given = given_in(parsed, "resume", "estimate")
     if parsed.resume is None:
         require_model(given)

@@ -15,7 +15,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Probe the model and print what each check found."""
     given = given_in(parsed, "json")
     require_model(given)
     config = ProbeConfig(**given)

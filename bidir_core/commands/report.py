@@ -56,7 +56,6 @@ def report_file(flag: str, name: str, *suffixes: str) -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the report, the paper or both."""
     if args.out is None and args.paper is None:
         raise UserError("say where the report goes: --out FILE.md, --out FILE.html or --paper DIR")
     if args.out is None and (args.csv or args.html or args.sections):

@@ -81,28 +81,20 @@ def join_list(parts: Iterable[str]) -> str:
 
 def parse_value(spec: Field[Any], text: str) -> Any:
     """``text`` converted as the command line does. Raises UserError for a bad value."""
-    return _converter(spec)(text)
-
-
-def _converter(spec: Field[Any]) -> Any:
-    kind, flag = str(spec.type), flag_of(spec)
-
-    def convert(text: str) -> Any:
-        if kind.startswith("tuple[str"):
-            return split_list(text)
-        if "None" in kind and not kind.startswith("str") and text in ("auto", "none", "all"):
-            return None
-        try:
-            if kind.startswith("int"):
-                return int(text)
-            if kind.startswith("float"):
-                return float(text)
-        except ValueError:
-            expected = "a whole number" if kind.startswith("int") else "a number"
-            raise UserError(f"{flag} {text}: give {expected}") from None
-        return text
-
-    return convert
+    kind = str(spec.type)
+    if kind.startswith("tuple[str"):
+        return split_list(text)
+    if "None" in kind and not kind.startswith("str") and text in ("auto", "none", "all"):
+        return None
+    try:
+        if kind.startswith("int"):
+            return int(text)
+        if kind.startswith("float"):
+            return float(text)
+    except ValueError:
+        expected = "a whole number" if kind.startswith("int") else "a number"
+        raise UserError(f"{flag_of(spec)} {text}: give {expected}") from None
+    return text
 
 
 def to_json(config: Any) -> dict[str, Any]:

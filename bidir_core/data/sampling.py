@@ -248,7 +248,6 @@ class GivenItems:
             )
 
     def record(self) -> dict[str, Any]:
-        """What a run says of it."""
         count = len(self._hashes) + sum(map(len, self._rows.values()))
         return {"sha256": self.sha256, "count": count}
 

@@ -282,7 +282,6 @@ def _fits(devices: tuple[Device, ...]) -> Iterator[Fit]:
 
 
 def to_text(diagnosis: Diagnosis) -> str:
-    """The diagnosis as people read it."""
     lines = [f"python {diagnosis.python} on {diagnosis.system}"]
     packages = [f"{name} {version}" for name, version in diagnosis.packages.items()]
     lines.append(", ".join(text for text in packages if not text.startswith("python ")))

@@ -81,7 +81,6 @@ class Job:
 
     @property
     def line(self) -> str:
-        """The command as one types it."""
         return command_text(self.words)
 
     @property

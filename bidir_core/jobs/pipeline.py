@@ -313,7 +313,6 @@ def is_run_of(run: Run, stage: Stage, trained: Run | None, known: Known) -> bool
 
 
 def _evaluates(run: Run, trained: Run) -> bool:
-    """Whether an evaluation used this fine-tune's checkpoint."""
     checkpoint = str(run.settings.get("checkpoint") or "")
     path = Path(checkpoint).expanduser()
     if checkpoint and path.resolve() == Path(checkpoint_of(trained)).resolve():

@@ -168,7 +168,6 @@ class ModelWorker:
             return self._answers.get(name)
 
     def log_tail(self, n_bytes: int = 4000) -> str:
-        """The end of what the worker printed."""
         try:
             size = os.fstat(self._log.fileno()).st_size
             data = os.pread(self._log.fileno(), n_bytes, max(0, size - n_bytes))
@@ -241,5 +240,4 @@ _shared = ModelWorker()
 
 
 def shared() -> ModelWorker:
-    """The worker of this process."""
     return _shared

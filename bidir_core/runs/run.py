@@ -169,7 +169,6 @@ class Run:
 
     @property
     def is_point(self) -> bool:
-        """A point of a lab sweep."""
         return self.path.parent.name == "points"
 
     @property
@@ -214,7 +213,6 @@ class Run:
         return None
 
     def points(self) -> list[Run]:
-        """The points of a lab sweep, each a run of its own."""
         folder = self.path / "points"
         if not folder.is_dir():
             return []

@@ -230,7 +230,6 @@ class FinetuneConfig:
 
     @property
     def goal(self) -> Objective:
-        """The objective itself."""
         return OBJECTIVES[self.objective]
 
     @property

@@ -194,7 +194,6 @@ def metrics_of(
 
 
 def cost(counters: Counters, loaded: LoadedModel) -> dict[str, Any]:
-    """What it took."""
     peak = peak_memory_bytes(loaded.device)
     return {
         "seconds": round(counters.seconds, 3),
