@@ -11,26 +11,12 @@ from typing import Any
 from bidir_core.common.progress import logging_to, terminable
 from bidir_core.common.settings import to_json
 from bidir_core.data.items import Item, data_fingerprint
-from bidir_core.models import loading
 from bidir_core.models.devices import device_name, peak_memory_bytes
 from bidir_core.models.loading import LoadedModel
 from bidir_core.models.probe import run_probe
 from bidir_core.regimes import Regime
 from bidir_core.runs.layout import LAB
 from bidir_core.runs.writer import RunWriter
-
-
-def preflight(config: Any, regime: Regime, attn: str) -> loading.Preflight:
-    """Every check of the model that a config names which needs no weights."""
-    return loading.preflight(
-        config.model,
-        revision=config.revision,
-        checkpoint=config.checkpoint,
-        dtype=config.dtype,
-        device=config.device,
-        attn=attn,
-        regime=regime,
-    )
 
 
 def begin(

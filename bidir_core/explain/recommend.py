@@ -79,7 +79,7 @@ def recommend(config: RecommendConfig, *, loaded: LoadedModel | None = None) -> 
 
     check_new_run(config.runs_dir, config.name)
     prompts = read_prompts(config)
-    plan = loaded or lab_run.preflight(config, SINK, config.attn)
+    plan = loaded or loading.preflight(**loading.asked_by(config, regime=SINK))
     ids, bos_added = _encode(config, plan, prompts)
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
     writer = lab_run.begin(

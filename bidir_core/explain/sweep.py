@@ -57,7 +57,7 @@ from bidir_core.models import loading
 from bidir_core.models.devices import device_name
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
-from bidir_core.runs.find import resumable
+from bidir_core.runs.find import check_same, resumable
 from bidir_core.runs.layout import LAB, check_new_run
 from bidir_core.runs.records import to_table, write_texts
 from bidir_core.runs.run import Run
@@ -121,14 +121,14 @@ def resume_lab(
         report = (f"{run.id} is complete; nothing was run", *lines(run.metrics or {}))
         print(*map(visible, report), sep="\n", file=sys.stderr)
         return run.path
-    config = evaluate.as_recorded(config, run, given)
+    config = evaluate.as_recorded(config, run)
     prompts = Prompts(
         config, evaluate.preflight(config.evaluation(), CAUSAL), evaluate.chat_date_of(run)
     )
     items, _, _ = prompts.of(prompts.usual)
-    evaluate.check_same(run, "data_fingerprint", data_fingerprint(items), "the benchmark data")
+    check_same(run, "data_fingerprint", data_fingerprint(items), "the benchmark data")
     loaded = loading.load_weights(prompts.loaded)  # type: ignore[arg-type]
-    evaluate.check_same(run, "model_fingerprint", loaded.fingerprint, "the model")
+    check_same(run, "model_fingerprint", loaded.fingerprint, "the model")
     prompts.loaded = loaded
     points = [Point.from_json(value) for value in run.config["points"]]
     _run(RunWriter.resume(run), prompts, points, loaded)

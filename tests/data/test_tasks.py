@@ -26,7 +26,7 @@ from bidir_core.data.items import (
 )
 from bidir_core.data.sampling import fewshot_prefixes
 from bidir_core.data.source import Rows
-from bidir_core.data.tasks import TASKS, check_selection, load_items, load_items_by_id
+from bidir_core.data.tasks import TASKS, load_items, load_items_by_id
 from tests.factory import write_lines
 
 FIVE = ["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
@@ -333,8 +333,6 @@ def test_chance_and_fingerprint() -> None:
     ],
 )
 def test_bad_arguments_are_told_before_any_data_is_opened(tasks, options, message):
-    with pytest.raises(UserError, match=re.escape(message)):
-        check_selection(tasks, **options)
     with pytest.raises(UserError, match=re.escape(message)):
         load_items(tasks, data_source="/no/such/folder", **options)
 
