@@ -104,8 +104,8 @@ def start(key: str) -> Page:
     # A file, not a :material/..: name: Streamlit's page would fetch that from a font server.
     st.set_page_config(page_title=f"{spec.title} · bidir", page_icon=str(ICON), layout="wide")
     html.styles()
+    _navigation(key)
     if spec.writes and is_read_only():
-        _navigation(key)
         st.title(spec.title, anchor=False)
         widgets.banner(
             "info",
@@ -113,14 +113,13 @@ def start(key: str) -> Page:
             "This is a read-only view: runs can be read and shared, not started or changed.",
         )
         st.stop()
-    with st.spinner("Reading run folders", show_time=False):
+    with widgets.waiting("Reading run folders", 44, 53, 560):
         runs = data.list_infos()
     leading = None
     if key == "report" and not (url.get("a") or url.get("b")):
         leading = scorecards.leading_pair(runs)
     chosen = pair.choose(runs, leading)
     with st.sidebar:
-        _navigation(key)
         if key != "overview":  # it compares no pair
             pair.selectors(runs, chosen)
         button()

@@ -9,6 +9,7 @@ import streamlit as st
 from bidir_core.common.memory import give_back
 from bidir_core.report.scorecard import Row, scorecard
 from bidir_core.runs.run import Run
+from bidir_ui.kit import widgets
 from bidir_ui.reading import data
 from bidir_ui.reading.data import RunInfo
 
@@ -18,10 +19,12 @@ SINK = "bidirectional:sink=1"
 def rows(runs: Sequence[RunInfo], limit: int | None = None) -> list[Row]:
     """Remembered until a finished run comes, goes or changes."""
     known = [run for run in runs if run.is_done or run.is_reference]
-    return _rows(tuple(run.path for run in known), tuple(run.modified for run in known), limit)
+    paths, stamps = tuple(run.path for run in known), tuple(run.modified for run in known)
+    with widgets.waiting("Reading the evidence", 53, 104, 179):
+        return _rows(paths, stamps, limit)
 
 
-@st.cache_resource(max_entries=4, show_spinner="Reading the evidence")
+@st.cache_resource(max_entries=4, show_spinner=False)
 def _rows(paths: tuple[str, ...], stamps: tuple[float, ...], limit: int | None) -> list[Row]:
     scored = scorecard(map(Run, paths), limit=limit)
     give_back()  # the items and texts of every run were in memory
