@@ -173,25 +173,34 @@ def _run(row: Row, name: str, time: str) -> html.Html:
     query = {"stage": stage, "f.model": row.model, **{f"f.{k}": v for k, v in settings.items()}}
     if size != "published":
         query["size"] = size
-    return widgets.link(f"Run{f' (about {time})' if time else ''}", "launch", query, cls="run")
+    return widgets.link(f"Run ({time})" if time else "Run", "launch", query, cls="run")
+
+
+UNTIMED = "time not measured yet on this machine"
 
 
 def _times(rows: Iterable[Row], runs: tuple[RunInfo, ...]) -> dict[tuple[str, str], str]:
-    """How long each missing answer would take; nothing where no run here has told."""
-    if is_read_only() or not any(run.device == "cpu" for run in review.measured(runs)):
+    """How long each missing answer would take, in words."""
+    if is_read_only():
         return {}
+    n_known = sum(run.device == "cpu" for run in review.measured(runs)) + len(review.timed)
     times = {}
     for row in rows:
         missing = tuple(name for name in MISSING if getattr(row, name) is None)
         if missing and not row.problem:
-            for name, seconds in _seconds(row.model, missing, runs).items():
-                times[row.model, name] = duration(seconds)
+            seconds = _seconds(row.model, missing, n_known, runs) if n_known else {}
+            for name in missing:
+                known = seconds.get(name)
+                times[row.model, name] = f"about {duration(known)}" if known else UNTIMED
     return times
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def _seconds(model: str, missing: Sequence[str], _runs: tuple[RunInfo, ...]) -> dict[str, float]:
-    """What each missing answer of a model would take, where that is known."""
+def _seconds(
+    model: str, missing: Sequence[str], n_known: int, _runs: tuple[RunInfo, ...]
+) -> dict[str, float]:
+    """What each missing answer of a model would take, where that is known; asked again when more
+    was measured."""
     known = {}
     for name in missing:
         stage, size, settings = MISSING[name]
