@@ -224,15 +224,27 @@ DETAILS = {
 }
 
 
-def details() -> None:
-    body = [html.join(html.el("dt", name), html.el("dd", text)) for name, text in DETAILS.items()]
-    html.show(
-        html.el(
-            "details",
-            html.el("summary", "Glossary"),
-            html.el("dl", *body, cls="b-kv"),
-            cls="b b-fold",
-        )
+def details(rows: Sequence[Row]) -> None:
+    """Folds: how to read the table, and what each control found, for those who cannot hover."""
+    html.show(html.join(_fold("Glossary", DETAILS.items()), _fold("Controls", _controls(rows))))
+
+
+def _controls(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    return [
+        (fmt.tie(f"{SIGNS[badge.outcome]} {badge.title}, {row.title}"), fmt.tie(badge.detail))
+        for row in rows
+        for cell in (row.why, row.repair, row.helps)
+        for badge in (cell.badges if cell else ())
+    ]
+
+
+def _fold(title: str, entries: Iterable[tuple[str, str]]) -> html.Html:
+    body = [html.join(html.el("dt", name), html.el("dd", text)) for name, text in entries]
+    facts = html.el("dl", *body, cls="b-kv")
+    return (
+        html.el("details", html.el("summary", title), facts, cls="b b-fold")
+        if body
+        else html.join()
     )
 
 

@@ -31,16 +31,30 @@ def _rows(paths: tuple[str, ...], stamps: tuple[float, ...], limit: int | None) 
     return scored
 
 
-def leading_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo, RunInfo] | None:
-    """Baseline and candidate of the model that the Overview begins with."""
+def _first(runs: tuple[RunInfo, ...]) -> Row | None:
+    """Of the model that the Overview begins with."""
     try:
         first = next(iter(rows(runs)), None)
     except (OSError, ValueError, KeyError):  # the page says what is damaged
         return None
-    if first is None or first.published or first.hurt is None:
+    return None if first is None or first.published else first
+
+
+def leading_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo, RunInfo] | None:
+    """Baseline and candidate of the Overview's answer."""
+    first = _first(runs)
+    if first is None or first.hurt is None:
         return None
     a, b = (data.by_id(runs, run_id) for run_id in first.hurt.runs)
     return (a, b) if a is not None and b is not None else None
+
+
+def leading_sweep(runs: tuple[RunInfo, ...]) -> str:
+    """The id of the sweep that the Overview's Why speaks of; empty where no sweep tells."""
+    first = _first(runs)
+    told_by = first.why.runs if first is not None and first.why is not None else ()
+    sweeps = {run_id.partition("/points/")[0] for run_id in told_by}
+    return sweeps.pop() if len(sweeps) == 1 else ""
 
 
 def beside(runs: Sequence[RunInfo], a: RunInfo, b: RunInfo) -> list[RunInfo]:

@@ -111,10 +111,12 @@ def test_overview_answers_of_the_best_studied_model_and_offers_what_is_missing(r
     pair(root, n_items=600, texts=False, model="other/model")
     pair(root, n_items=600, texts=False)
     make_run(root, STAGE2, n_items=600, texts=False, regime="bidirectional:sink=1", accuracy=0.7)
+    make_run(root, STAGE2, n_items=600, texts=False, regime="causal:hide=0", accuracy=0.7)
     text = words(open_page()).replace("\xa0", " ")
     assert "SmolLM2 135M loses" in text
     assert "when prompt tokens look ahead" in text
     assert "leaving the first token causal gives back" in text
+    assert "First token hidden (hide=0), SmolLM2 135M" in text, "also without a tooltip"
     assert "Run (time not measured yet on this machine)" in text
     assert "(n = 600)" in text
     assert text.index("SmolLM2 135M") < text.index("model")
