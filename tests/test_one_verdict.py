@@ -1,7 +1,5 @@
 """Overview, Compare, report, terminal and paper say the same verdict of the same pair."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

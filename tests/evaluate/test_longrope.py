@@ -1,7 +1,5 @@
 """Models whose rotary frequencies change with the longest sequence of a pass."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
