@@ -29,7 +29,7 @@ import torch
 from benchmarks.lm_eval_peer import LmEvalPeer, accuracy, differences, our_scores
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.data.encoding import Encoder
-from bidir_core.data.recipes import ensure
+from bidir_core.data.fetch import ensure
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
 from bidir_core.models import fused, loading
 from bidir_core.runs.run import Run

@@ -165,7 +165,7 @@ def best_peer(
 # --- a long prefix --------------------------------------------------------------------------
 
 
-@torch.no_grad()  # not inference mode: flex is compiled
+@torch.inference_mode()
 def measure_prefill(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> None:
     """One prefix of ``prefill_tokens`` through the layers, and the model's own plain kernels."""
     loaded = build(options.shape, tokenizer, options.on, options.dtype)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bidir_core.common.files import write_json
-from bidir_core.common.provenance import git_commit, package_versions
+from bidir_core.common.process import git_commit, package_versions
 from bidir_core.data.tasks import PUBLISHED_TASKS
 from bidir_core.models import fused
 from bidir_core.models.attention import Implementation, choose_implementation, install
@@ -148,7 +148,7 @@ def read_tokenizer(folder: str | None) -> Any:
 
     if folder is None:
         from bidir_core.data.assets import EMBEDDED_MODEL
-        from bidir_core.data.recipes import ensure
+        from bidir_core.data.fetch import ensure
 
         folder = str(ensure(EMBEDDED_MODEL))
     return AutoTokenizer.from_pretrained(Path(folder), local_files_only=True)

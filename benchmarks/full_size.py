@@ -46,7 +46,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.set_defaults(steps=8, warm_up=3, batch_samples=64)
     numbers = lambda text: [int(word) for word in words(text)]  # noqa: E731
     add = parser.add_argument
-    add("--attn", type=words, default=["sdpa", "flex", "split"], help="ours, one row each")
+    add("--attn", type=words, default=["sdpa", "split"], help="ours, one row each")
     add(
         "--peer-batch-sizes",
         type=numbers,

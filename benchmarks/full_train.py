@@ -38,7 +38,6 @@ def _measure(
     config = settings(options, method)
     samples = prepare_data(config, tokenizer, 16384).encoded
     attns = [a for a in options.attn if a != "split"]  # splits packed rows of whole items only
-    attns = attns if options.on.type == "cuda" else ["sdpa"]  # flex trains on a GPU only
     rows: list[dict[str, Any]] = []
     peers: list[dict[str, Any]] = []
     for number, (attn, compiled) in enumerate(itertools.product(attns, options.compile)):

@@ -5,7 +5,8 @@
     python -m benchmarks.growth --parts size --models smollm2-135m-instruct,qwen2.5-coder-0.5b-instruct
 
 Every point is a command of its own, from its start to its exit. Behind each series stands the exponent
-with which seconds and memory grow over all of it, and from the last point but one to the last.
+with which seconds and memory grow over all of it, and from the last point but one to the last. A command
+that fails is a row with its last words; so is a prompt beyond the model's window, which is not run.
 """
 
 from __future__ import annotations
@@ -13,20 +14,19 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import subprocess
-import sys
+import math
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.several_gpus import run_command
 from bidir_core.common.files import write_json
-from bidir_core.common.provenance import git_commit, package_versions
+from bidir_core.common.process import git_commit, package_versions
 from bidir_core.data.assets import EMBEDDED_MODEL
-from bidir_core.data.recipes import ensure
+from bidir_core.data.fetch import ensure
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
 from bidir_core.models.weight_files import read_tensors, weight_files
 from bidir_core.runs.find import list_runs
@@ -42,12 +42,18 @@ def main(arguments: list[str] | None = None) -> None:
     for part in options.parts:
         rows = []
         for model, grows, task in points(part, options):
-            rows.append({"part": part, "model": model, "x": grows, **run(model, task, options)})
+            row: dict[str, Any] = {"part": part, "model": model, "x": grows}
+            if part == "tokens" and grows > window_of(model):
+                row["skipped"] = f"beyond the model's window of {window_of(model)} tokens"
+            else:
+                row |= run(model, task, options)
+            rows.append(row)
             print(json.dumps(rows[-1]), flush=True)
             results["rows"].append(rows[-1])
             write_json(Path(options.out).with_suffix(".json"), results)
-        if len(rows) > 1:
-            results["rows"].append({"part": part, **exponents(rows)})
+        measured = [row for row in rows if "seconds" in row]
+        if len(measured) > 1:
+            results["rows"].append({"part": part, **exponents(measured)})
             print(json.dumps(results["rows"][-1]), flush=True)
     write_json(Path(options.out).with_suffix(".json"), results)
 
@@ -73,7 +79,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def points(part: str, options: argparse.Namespace) -> Iterator[Point]:
     """The commands of one series."""
     items = load_items(PUBLISHED_TASKS, limit=2000)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"contexts": item.contexts, "continuations": item.continuations, "gold": item.gold}
         for item in items
         if len(item.contexts) == 1
@@ -94,22 +100,28 @@ def points(part: str, options: argparse.Namespace) -> Iterator[Point]:
             yield model, parameters, rows[:1000]
 
 
+def window_of(model: str) -> float:
+    """The most tokens that a model reads at once, as its configuration says."""
+    config = json.loads((ensure(model) / "config.json").read_text(encoding="utf-8"))
+    return config.get("max_position_embeddings", math.inf)
+
+
 def run(model: str, task: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of one command, in all and of scoring alone, and the most memory it held."""
+    """Seconds of one command, in all and of scoring alone, and the most memory; or why it failed."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "task.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in task), encoding="utf-8")
-        line = [sys.executable, "-m", "bidir_core", "eval", "--model", model, "--tasks", str(file)]
-        line += ["--regime", options.regime, "--device", options.device, "--compact"]
-        started = time.perf_counter()
-        subprocess.run([*line, "--runs-dir", folder], check=True, capture_output=True)
-        seconds = time.perf_counter() - started
+        line = ["eval", "--model", model, "--tasks", str(file), "--regime", options.regime]
+        line += ["--device", options.device, "--compact", "--runs-dir", folder]
+        ended = run_command(line)
+        if ended.trouble:
+            return {"failed": ended.trouble}
         (finished,) = list_runs([folder])
         cost = (finished.metrics or {})["cost"]
     return {
         "n_items": len(task),
         "prefix_tokens": cost["prefix_tokens"],
-        "seconds": round(seconds, 2),
+        "seconds": round(ended.wall_seconds, 2),
         "scoring_seconds": cost["seconds"],
         "peak_gb": round(max(cost["peak_memory_bytes"].values()) / 1e9, 3),
         "device": cost["device"],

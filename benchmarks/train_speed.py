@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument(
         "--kinds",
         default="3B,3B default,3B reduce-overhead,3C,3B lora,distill,trainer,trainer grouped liger",
-        help="what to time: an objective, and any of lora, flex, default, reduce-overhead behind it; "
+        help="what to time: an objective, and any of lora, default, reduce-overhead behind it; "
         "or trainer, and any of grouped, packed, liger, compiled",
     )
     parser.add_argument("--out", help="also write the table as JSON")
@@ -104,7 +104,6 @@ def settings(options: argparse.Namespace, kind: str = "3B") -> FinetuneConfig:
         objective=parts[0],
         method="lora" if "lora" in parts else "full",
         compile=next((p for p in parts if p in ("default", "reduce-overhead")), "none"),
-        attn="flex" if "flex" in parts else "auto",
         steps=options.steps,
         batch_samples=options.batch_samples,
         max_tokens=options.max_tokens,

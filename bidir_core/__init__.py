@@ -29,7 +29,7 @@ _PUBLIC = {
     "UserError": ("common.errors", "UserError"),
     "build_report": ("report.report", "build_report"),
     "compare_runs": ("analyse.compare", "compare"),
-    "fetch_asset": ("data.recipes", "ensure"),
+    "fetch_asset": ("data.fetch", "ensure"),
     "find_run": ("runs.find", "find_run"),
     "flips_of_runs": ("analyse.flips", "flips"),
     "list_runs": ("runs.find", "list_runs"),
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from bidir_core.analyse.compare import compare as compare_runs
     from bidir_core.analyse.flips import flips as flips_of_runs
     from bidir_core.common.errors import UserError
-    from bidir_core.data.recipes import ensure as fetch_asset
+    from bidir_core.data.fetch import ensure as fetch_asset
     from bidir_core.data.tasks import load_items
     from bidir_core.evaluate.config import EvalConfig
     from bidir_core.evaluate.evaluate import evaluate as run_eval
@@ -66,31 +66,7 @@ if TYPE_CHECKING:
     from bidir_core.train.config import FinetuneConfig
     from bidir_core.train.finetune import resume_finetune, run_finetune
 
-__all__ = [
-    "EvalConfig",
-    "FinetuneConfig",
-    "PipelineConfig",
-    "Regime",
-    "Run",
-    "UserError",
-    "build_report",
-    "compare_runs",
-    "fetch_asset",
-    "find_run",
-    "flips_of_runs",
-    "list_runs",
-    "load_items",
-    "load_model",
-    "parse_regime",
-    "resume_eval",
-    "resume_finetune",
-    "run_eval",
-    "run_finetune",
-    "run_pipeline",
-    "run_probe",
-    "visibility",
-    "write_report",
-]
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ look *ahead*, at later prefix tokens:
 
 Everything that needs a mask (scoring, training, the probe, plots, tests) asks this module. It
 holds no torch: the functions use only comparison and logical operators, so they work alike on
-numpy arrays and torch tensors, and inside a FlexAttention mask.
+numpy arrays and torch tensors.
 """
 
 from __future__ import annotations

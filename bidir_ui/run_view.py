@@ -10,8 +10,8 @@ from typing import Any
 import streamlit as st
 
 from bidir_core import jobs
-from bidir_core.analyse import phrases, selection, stats
-from bidir_core.analyse.verdict import settled
+from bidir_core.analyse import selection, stats
+from bidir_core.analyse.verdict import phrase, settled
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import command_line, from_json, join_list, settings_of
 from bidir_core.data import item_texts
@@ -25,9 +25,8 @@ from bidir_core.jobs.progress import progress
 from bidir_core.regimes import BIDIRECTIONAL
 from bidir_core.report.charts import training_loss
 from bidir_core.runs.curve import read_curve
-from bidir_core.runs.layout import STAGE1, STAGE2
+from bidir_core.runs.layout import STAGE1, STAGE2, STAGES
 from bidir_core.runs.run import Run
-from bidir_core.runs.stages import STAGES
 from bidir_core.train.config import OBJECTIVES, FinetuneConfig
 from bidir_ui import runs_table
 from bidir_ui.compare import compare_view
@@ -259,7 +258,7 @@ def running_difference(run: Run, info: RunInfo, baseline: RunInfo, metric: str) 
     macro = result.macro
     widgets.lead(
         f"{fmt.points(macro.delta)} points {fmt.interval(macro.low, macro.high)}, n = "
-        f"{fmt.count(macro.n)}: {phrases.phrase(macro.judgement)}."
+        f"{fmt.count(macro.n)}: {phrase(macro.judgement)}."
     )
     wide = stats.anytime(macro.estimate)
     ends = fmt.interval(wide.low, wide.high)

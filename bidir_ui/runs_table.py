@@ -12,7 +12,7 @@ import streamlit as st
 from bidir_core.analyse import stats
 from bidir_core.common.errors import UserError
 from bidir_core.data import item_texts
-from bidir_core.data.answer_positions import ONE_SIDED
+from bidir_core.data.items import ONE_SIDED
 from bidir_core.runs.find import delete_run, rename_run
 from bidir_core.runs.layout import is_read_only
 from bidir_core.runs.run import Run
@@ -83,29 +83,34 @@ def _typed(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _group_row(node: Node, a: RunInfo | None, b: RunInfo | None) -> dict[str, Any]:
-    rows = [_row(run, a, b) for run in node.runs]
-    group: dict[str, Any] = dict.fromkeys(rows[0], None)
-    states = {row["state"] for row in rows}
-    roles = [row["role"] for row in rows if row["role"]]
+    states = {state_of(run) for run in node.runs}
+    roles = [role for run in node.runs if (role := _role(run, a, b))]
+    group: dict[str, Any] = dict.fromkeys(IN_TREE, None)
     group |= {
         "role": roles[0] if len(roles) == 1 else "both" if roles else "",
         "state": states.pop() if len(states) == 1 else "several",
-        "created": max(row["created"] for row in rows),
+        "created": max(run.created for run in node.runs),
         "name": "",
         "device": "",
         "run": "",
     }
-    if node.level and len({row["n"] for row in rows}) == 1:  # one arm, the same items
-        group["n"] = rows[0]["n"]
+    if node.level and len({run.n_items for run in node.runs}) == 1:  # one arm, the same items
+        group["n"] = node.runs[0].n_items or None
         for score in ("acc", "acc_norm"):
-            known = [row[score] for row in rows if row[score] is not None]
-            group[score] = sum(known) / len(known) if len(known) == len(rows) else None
+            known = [_percent(run.macro.get(score)) for run in node.runs]
+            group[score] = None if None in known else sum(known) / len(known)  # type: ignore[arg-type]
     return group
+
+
+def _role(run: RunInfo, a: RunInfo | None, b: RunInfo | None) -> str:
+    if a is not None and run.id == a.id:
+        return "baseline"
+    return "candidate" if b is not None and run.id == b.id else ""
 
 
 def _row(run: RunInfo, a: RunInfo | None, b: RunInfo | None) -> dict[str, Any]:
     return {
-        "role": "baseline" if run == a else "candidate" if run == b else "",
+        "role": _role(run, a, b),
         "stage": run.stage_label,
         "name": item_texts.visible(fmt.clip(run.name, 60)),
         "weights": item_texts.visible(_weights(run)),

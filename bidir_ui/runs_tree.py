@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bidir_core.data import item_texts
-from bidir_core.runs.stages import LAB, STAGES
+from bidir_core.runs.layout import LAB, STAGES
 from bidir_ui.kit import fmt, url
 from bidir_ui.reading.data import RunInfo
 

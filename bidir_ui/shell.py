@@ -19,8 +19,7 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from bidir_core.common.errors import UserError
-from bidir_core.runs.layout import is_read_only, runs_roots
-from bidir_core.runs.stages import STAGES
+from bidir_core.runs.layout import STAGES, is_read_only, runs_roots
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import data, pair, scorecards
 

@@ -1,6 +1,7 @@
 """Runs: every run folder, the choice of baseline and candidate, and how two configs differ."""
 
 import hashlib
+from functools import partial
 
 import streamlit as st
 
@@ -40,13 +41,14 @@ with shell.guard():
             return False
         if kind == "evaluations" and not run.is_evaluation:
             return False
+        if not search:
+            return True
         text = f"{run.id} {run.label} {run.weights} {run.model} {run.state}".casefold()
         return all(word in text for word in search.casefold().split())
 
     shown = [run for run in page.runs if matches(run)]
     a, b = page.pair.a, page.pair.b
-    flat = runs_table.frame(shown, a, b)
-    if flat.empty:
+    if not shown:
         widgets.banner("empty", "No run matches", "Clear the search or choose another kind.")
         st.button("Show all runs", key="clear", on_click=lambda: url.put(q="", kind=""))
     else:
@@ -64,9 +66,9 @@ with shell.guard():
             )
             n_all = sum(not run.is_point for run in page.runs)
             widgets.note(f"{fmt.count(len(shown))} of {fmt.count(n_all)} runs")
-            widgets.take_away(flat, "runs.csv", key="runs")
+            widgets.take_away(partial(runs_table.frame, shown, a, b), "runs.csv", key="runs")
         nodes = runs_tree.tree(shown, a) if view == "tree" else []
-        table = runs_table.tree_frame(nodes, a, b) if nodes else flat
+        table = runs_table.tree_frame(nodes, a, b) if nodes else runs_table.frame(shown, a, b)
         # The selected positions belong to these rows only, so the rows are in the widget's key.
         drawn = "|".join(table["what"] if nodes else table["run"])
         selected = runs_table.show(table, f"runs-{hashlib.sha1(drawn.encode()).hexdigest()[:12]}")

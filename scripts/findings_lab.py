@@ -1,4 +1,4 @@
-"""What committed sweeps, controls and attention summaries say of two models: blocks and tables."""
+"""What committed sweeps, controls and attention summaries say: blocks and tables."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from functools import cache, partial
 import numpy as np
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.effects import Retention
 from bidir_core.analyse.pairing import METRICS
+from bidir_core.analyse.stats import Retention
 from bidir_core.common import formatting
-from bidir_core.explain.controls import CONTROLS, OUTCOME_WORDS, above, judge, together
+from bidir_core.explain.controls import CONTROLS, OUTCOME_WORDS, above, judge, observed, together
 from bidir_core.explain.sweep_outcomes import Outcomes, Sweep, percent
-from bidir_core.explain.triviality import observed
+from bidir_core.explain.sweep_points import CLIP, RANDOM
 from bidir_core.regimes import Regime, parse_regime, visibility
 from bidir_core.report.plots_lab import layer_ranges
 from bidir_core.runs.layout import COMMITTED_RUNS, LAB
@@ -31,9 +31,11 @@ EVIDENCE = {
     },
     SECOND: {
         "sweep": "20261123-084301_sweep-gemma",
-        "controls": "20261130-005408_controls-gemma",
+        "controls": "20261130-142924_controls-gemma",
         "attention": "20261123-084459_attention-20-each-gemma",
     },
+    "qwen2.5-coder-0.5b-instruct": {"controls": "20261130-143149_controls-qwen-0.5b"},
+    "qwen2.5-coder-1.5b-instruct": {"controls": "20261130-143456_controls-qwen-1.5b"},
 }
 FIRST = 500  # the study's own limit: items of each task
 COSTLIEST = 6  # windows of layers shown
@@ -51,40 +53,46 @@ def evidence(model: str, name: str) -> Run:
 
 def controls() -> str:
     """What was fixed beforehand as refuting the story, and what came of it on each model."""
-    models = (EMBEDDED, SECOND)
-    cells = {model: outcomes_of_controls(model) for model in models}
-    sources = [basis(evidence(model, "controls")) for model in models]
+    cells = {model: outcomes_of_controls(model) for model in EVIDENCE}
+    sources = [basis(evidence(model, "controls")) for model in EVIDENCE]
     rows = [
-        [title, refuted_by, *(cells[model].get(name, "not run") for model in models)]
+        [title, refuted_by, *(cells[model].get(name, "not run") for model in EVIDENCE)]
         for name, title, _, refuted_by, _ in CONTROLS
-        if any(name in cells[model] for model in models)
     ]
-    header = f"control | the story is refuted by | {EMBEDDED} | {SECOND}"
+    header = " | ".join(["control", "the story is refuted by", *EVIDENCE])
     return "".join(sources) + table(header, rows)
 
 
 def outcomes_of_controls(model: str) -> dict[str, str]:
-    """By control: the share of the damage that its one point removes, if it has one; the verdict."""
+    """By control: the share of the damage that its points remove, if it has any; the verdict."""
     run = evidence(model, "controls")
     view = Sweep(run)
     numbers = _outcomes(view, "acc")
     middle, cells = run.config.get("middle_token"), {}
-    dials = {
-        "necessity": "sink=1",
-        "sufficiency": "rows=0-0",
-        "placebo": f"skip={middle}",
-        "relocated": f"self={middle}",
-        "tail": "tail=1",
+    points: dict[str, list[tuple[str, str | None]]] = {
+        "necessity": [("sink=1", None)],
+        "sufficiency": [("rows=0-0", None)],
+        "placebo": [(f"skip={middle}", None)],
+        "relocated": [(f"self={middle}", None)],
+        "keys-values": [("", "keys=0"), ("", "values=0")],
+        "amount": [(dials, RANDOM) for dials in ("sink=1", "layers=2-", "rows=0-0")],
+        "norm": [(CAUSAL, CLIP)],
+        "tail": [("tail=1", None)],
     }
     judged = {row["name"]: row["outcome"] for row in judge(view)}
-    if attention_answer := observed(evidence(model, "attention").metrics):
+    observation = "attention" in EVIDENCE[model] and evidence(model, "attention").metrics
+    if observation and (attention_answer := observed(observation)):
         judged["triviality"] = together(judged.get("triviality", "undecided"), attention_answer[0])
     for name, outcome in judged.items():
         verdict = OUTCOME_WORDS[outcome]
         verdict = f"**{verdict}**" if verdict.startswith("refuted") else verdict
-        slug = view.slug_of(f"{PLAIN}:{dials[name]}", view.usual) if name in dials else None
-        removed = f"removes {share(numbers.removed(CAUSAL, PLAIN, slug))}: " if slug else ""
-        cells[name] = removed + verdict
+        removed = []
+        for dials, patch in points.get(name, []):
+            regime = CAUSAL if dials == CAUSAL else f"{PLAIN}:{dials}" if dials else PLAIN
+            if slug := view.slug_of(regime, view.usual, patch):
+                label = f"{dials} {patch or ''}".strip() if len(points[name]) > 1 else ""
+                removed.append(f"{label} {share(numbers.removed(CAUSAL, PLAIN, slug))}".strip())
+        cells[name] = f"removes {', '.join(removed)}: {verdict}" if removed else verdict
     return cells
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from bidir_core.analyse.phrases import word
+from bidir_core.analyse.verdict import word
 from bidir_core.explain.law import Law, hits, law_of
 from bidir_core.explain.sweep_outcomes import Sweep, outcomes
 from bidir_core.runs.find import list_runs

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
+
+from bidir_core.analyse import stats
 from bidir_core.analyse.order_effects import (
     ARM_HEADER,
     OrderArm,
@@ -17,6 +20,7 @@ from bidir_core.analyse.order_effects import (
     order_arms,
 )
 from bidir_core.runs.run import Run
+from scripts import order_generation
 from scripts.findings_law import NAMES, named
 from scripts.pages import Blocks, delta, table
 
@@ -98,5 +102,25 @@ def order_table() -> str:
     return note + table(" | ".join(["model", "family", *ARM_HEADER]), rows)
 
 
+def generated_table() -> str:
+    """Greedy answers: how many are right, and what an arm changes against causal on the same documents."""
+    rows = []
+    causal: dict[tuple[str, str, str], np.ndarray] = {}
+    for cell in order_generation.read():
+        pairs = list(zip(cell["answers"], cell["right"], strict=True))
+        exact, begins = (
+            np.array([check(answer, right) for answer, right in pairs])
+            for check in (order_generation.matches, order_generation.begins_with)
+        )
+        key = cell["model"], cell["family"], cell["order"]
+        base = causal.setdefault(key, begins)
+        change = "" if cell["arm"] == BASE else delta(stats.paired_delta(base, begins))
+        shares = [f"{100 * right.mean():.1f}" for right in (exact, begins)]
+        regime = f"{cell['regime']}, prompt twice" if cell["arm"] == "twice" else cell["regime"]
+        rows.append([*key, regime, str(len(pairs)), *shares, change])
+    header = "model | family | passage | regime | n | exact match, % | begins with the answer, %"
+    return table(f"{header} | minus causal, points (95 % CI)", rows)
+
+
 BLOCKS: Blocks = {"effects": effects_table}
-TABLES: Blocks = {"order": order_table}
+TABLES: Blocks = {"order": order_table, "order_generation": generated_table}

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from bidir_core.analyse.phrases import interval_text, size
+from bidir_core.analyse.verdict import interval_text, size
 from bidir_core.common import formatting
 from bidir_core.runs.layout import COMMITTED_RUNS, NONPREFILL, STAGE1, STAGE2, STAGE4
 from bidir_core.runs.run import Run
 from scripts.pages import DOCS, Blocks, delta, table
 from scripts.repair import judged
-from scripts.study_runs import estimate
+from scripts.study_runs import Names, estimate
 
 STUDY = "qwen-1.5b"  # the second model's, in docs/claims-qwen-1.5b.json
 MOST_STEPS, MOST_MEGABYTES = 100, 10  # the aims, fixed beforehand
@@ -297,6 +297,8 @@ def models() -> str:
         cells = [claim_cell(data, key, method) for _, data, method in columns]
         name = first["claims"].get(key, second["claims"][key])["what"]
         rows.append([name, *cells, printed.get(key, "no control")])
+    costs = [training_cost(*study) for study in (("", "full"), (STUDY, "lora"), (STUDY, "full"))]
+    rows.append(["3B: steps, useful tokens, seconds on a shared H200", *costs, "not recorded"])
     header = " | ".join(["", *(title for title, *_ in columns), "published 3B, all weights"])
     return table(header, rows)
 
@@ -313,6 +315,14 @@ def claim_cell(data: Json, key: str, method: str) -> str:
     n = len(claim["seeds"])
     seeds = f"; {n} seed{'s' if n > 1 else ''}" if n else ""
     return f"{interval(claim['confirm'])}{seeds}"
+
+
+def training_cost(study: str, method: str) -> str:
+    """What the seed-0 fine-tune of 3B took."""
+    names = Names.of(study)
+    metrics = names.runs[names.trained(f"3B-{method}", 0)][0].metrics or {}
+    seconds = metrics["cost"]["seconds"]
+    return f"{metrics['steps']}, {metrics['tokens'] / 1e6:.1f} M, {seconds:.0f}"
 
 
 @cache

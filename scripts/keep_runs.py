@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bidir_core.common.files import write_json
+from bidir_core.common.files import read_json, write_json
 from bidir_core.explain.attend_files import Shares, read_shares, write_shares
 from bidir_core.explain.sweep_points import ATTENTION_FILE
 from bidir_core.runs.find import list_runs
@@ -99,6 +99,8 @@ def _write_copy(run: Run, folder: Path, *, made_in: str, items: bool, shared_dev
         if (run.path / name).is_file():
             text = (run.path / name).read_text(encoding="utf-8")
             (folder / name).write_text(text.replace(f"{made_in}/", "runs/"), encoding="utf-8")
+    if run.is_point:  # a sweep has many
+        write_json(folder / "config.json", read_json(folder / "config.json"), dense=True)
     if items and run.has_items:
         source, target = run.path / "items.parquet", folder / "items.parquet"
         if run.texts_path is None:
@@ -113,7 +115,7 @@ def _write_copy(run: Run, folder: Path, *, made_in: str, items: bool, shared_dev
     if shared_device:
         metrics["cost"] = {**metrics["cost"], "shared_device": True}
     shared = shared_files(run.path, run.config.get("texts"), run.config.get("texts_in"))
-    write_json(folder / "metrics.json", sealed(metrics, folder, shared))
+    write_json(folder / "metrics.json", sealed(metrics, folder, shared), dense=run.is_point)
 
 
 def keep_shares(run: Run, folder: Path, n_regimes: int) -> None:
@@ -148,9 +150,10 @@ def share_records(run: Run, root: Path, answers: Sequence[str]) -> None:
     if answers_only:
         records = _with(records, "ll", [None] * records.num_rows)
     write_slim(records, items)
-    write_json(run.path / "config.json", config | {"texts": name, "texts_in": SHARED_FOLDER})
+    recorded = config | {"texts": name, "texts_in": SHARED_FOLDER}
+    write_json(run.path / "config.json", recorded, dense=run.is_point)
     metrics = sealed(run.metrics or {}, run.path, shared_files(run.path, name, SHARED_FOLDER))
-    write_json(run.path / "metrics.json", metrics)
+    write_json(run.path / "metrics.json", metrics, dense=run.is_point)
     sweep = Run(run.path.parent.parent)
     if run.is_point and all(point.config.get("texts_in") for point in sweep.points()):
         for texts in sweep.path.glob("texts*.parquet"):

@@ -1,21 +1,22 @@
-"""Greedy answers on the order tasks, read by exact match: do they agree with the scored choices?
+"""Greedy answers on the order tasks, read from text: do they agree with the scored choices?
 
-    python -m scripts.order_generation MODEL ... --out docs/tables/order_generation.csv
+    python -m scripts.order_generation MODEL ...    # into docs/tables/order_answers.jsonl.gz
+    python -m scripts.findings                      # then the tables
 
 The first ``--limit`` documents of each order task, in both orders, under causal attention,
 ``bidirectional``, the recommended ``layers=A-`` and causal with the prompt given twice. An answer is
-the first line of what is generated; it counts if it equals the right answer after both are
-lower-cased and freed of punctuation, articles and surplus spaces (as SQuAD's exact match does).
-Rows of models named here replace those that the file has of them.
+the first line of what is generated. A line of the file is one arm on one task: its answers, and the
+right ones. Lines of models named here replace those that the file has of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import gzip
+import json
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,12 @@ from bidir_core.models.loading import LoadedModel
 from bidir_core.models.probe import Prober
 from bidir_core.regimes import Regime, parse_regime
 from scripts.model_study import recommended, short
+from scripts.pages import TABLES
 
+ANSWERS = TABLES / "order_answers.jsonl.gz"
 FAMILIES = ("sciq", "sciq_letters", "boolq")
 NEW_TOKENS = 12
 AT_ONCE = 50  # prompts
-COLUMNS = ("model", "arm", "regime", "family", "order", "n", "exact_match")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,23 +45,31 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--limit", type=int, default=200, help="documents of each order")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=ANSWERS)
     options = parser.parse_args(arguments)
     names = {short(model) for model in options.models}
-    rows: list[dict[str, Any]] = []
-    if options.out.is_file():
-        with open(options.out, newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["model"] not in names]
+    rows = [row for row in read(options.out) if row["model"] not in names]
     for model in options.models:
-        rows += study(model, options.limit, options.device)
-        with open(options.out, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        for row in study(model, options.limit, options.device):
+            rows.append(row)
+            write(options.out, rows)
 
 
-def study(model: str, limit: int, device: str) -> Iterable[dict[str, Any]]:
-    """A row for each arm, family and order; ``exact_match`` is a share."""
+def read(path: Path = ANSWERS) -> list[dict[str, Any]]:
+    """The file's rows; none if there is no file."""
+    if not path.is_file():
+        return []
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def study(model: str, limit: int, device: str) -> Iterator[dict[str, Any]]:
+    """A row for each arm, family and order."""
     loaded = loading.load(model, device=device)
     prober = Prober(loaded)
     arms = {
@@ -79,21 +89,17 @@ def study(model: str, limit: int, device: str) -> Iterable[dict[str, Any]]:
                 encoder = Encoder(loaded.tokenizer, vocabulary=vocabulary_of(loaded))
                 prompts = [encoded.prefix(0).ids.tolist() for encoded in encoder.encode(items)]
                 answers = greedy(loaded, prompts, parse_regime(regime), NEW_TOKENS)
-                right = [
-                    normalised(answer) == normalised(item.continuations[item.gold])
-                    for answer, item in zip(answers, items, strict=True)
-                ]
-                row = (
-                    short(model),
-                    arm,
-                    regime,
-                    family,
-                    order,
-                    len(items),
-                    sum(right) / len(right),
-                )
-                print(*row, repr(answers[0]), flush=True)
-                yield dict(zip(COLUMNS, row, strict=True))
+                row = {
+                    "model": short(model),
+                    "arm": arm,
+                    "regime": regime,
+                    "family": family,
+                    "order": order,
+                    "right": [item.continuations[item.gold].strip() for item in items],
+                    "answers": answers,
+                }
+                print(*list(row.values())[:5], repr(answers[0]), flush=True)
+                yield row
 
 
 @torch.inference_mode()
@@ -130,10 +136,29 @@ def greedy(
     return answers
 
 
+ARTICLES = {"a", "an", "the"}
+
+
 def normalised(text: str) -> str:
-    """Lower case, without punctuation, articles and surplus spaces."""
-    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+    """Lower case, without punctuation, surplus spaces and, unless nothing else is there, articles."""
+    words = text.lower().translate(str.maketrans("", "", string.punctuation)).split()
+    return " ".join([word for word in words if word not in ARTICLES] or words)
+
+
+def matches(answer: str, right: str) -> bool:
+    """Exact match: equal without case, punctuation and articles, as SQuAD compares."""
+    return normalised(answer) == normalised(right)
+
+
+def begins_with(answer: str, right: str) -> bool:
+    """Whether an answer begins with the right one's words; a letter ends there or has a mark behind it.
+
+    ``D. nucleotides`` begins with ``D``, ``A wetland is`` does not with ``A``.
+    """
+    if len(right) == 1:
+        return bool(re.match(rf"\(?{right}(\W*$|[^\w\s])", answer, re.IGNORECASE))
+    words = normalised(right).split()
+    return normalised(answer).split()[: len(words)] == words
 
 
 if __name__ == "__main__":

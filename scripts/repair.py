@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bidir_core.analyse.phrases import JSON_WORDS
-from bidir_core.analyse.verdict import Aim, judge, reached
+from bidir_core.analyse.verdict import JSON_WORDS, Aim, judge, reached
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
 from bidir_core.explain.sweep_outcomes import Outcomes
@@ -305,9 +304,16 @@ def lost(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [name for name, n in seeds(old).items() if new_counts.get(name, 0) < n]
 
 
-def write(out: Path, new: Mapping[str, Any], *, fewer: bool) -> None:
-    """Write a file. UserError if that would lose seeds or runs, unless ``fewer`` is wanted."""
+def write(out: Path, new: Mapping[str, Any], *, fewer: bool, add: bool = False) -> None:
+    """Write a file. UserError if that would lose seeds or runs, unless ``fewer`` is wanted.
+
+    ``add``: only the claims that the file does not have yet.
+    """
     old = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    if add:
+        known = old.get("claims", {})
+        added = {k: claim for k, claim in new["claims"].items() if claim["seeds"] and k not in known}
+        new = {**old, "claims": known | added}
     if (fewer_seeds := lost(old, new)) and not fewer:
         raise UserError(
             f"{out} has more seeds or runs than are here, of {', '.join(fewer_seeds)}; put the "
@@ -321,6 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--study", default="", help="short name of its model in its runs' names")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the files go")
+    parser.add_argument("--add", action="store_true", help="only claims that are not there yet")
     parser.add_argument("--fewer", action="store_true", help="also from fewer seeds or runs")
     options = parser.parse_args(arguments)
     suffix = f"-{options.study}" if options.study else ""
@@ -328,8 +335,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = Names.of(options.study)
         documents = {"claims": claims(names), "recipes": recipes(names)}
         for name, new in documents.items():
-            if name == "claims" or new["recipes"]:
-                write(options.docs / f"{name}{suffix}.json", new, fewer=options.fewer)
+            if name == "claims" or (new["recipes"] and not options.add):
+                out = options.docs / f"{name}{suffix}.json"
+                write(out, new, fewer=options.fewer, add=options.add)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bidir_core.analyse import effects, stats
+from bidir_core.analyse import stats
 from bidir_core.analyse.study import arm_of, items_key
 from bidir_core.common.errors import UserError
 from bidir_core.data.sampling import fold_of
@@ -158,7 +158,7 @@ def difference(
         right = {name: values[in_task] for name, values in outcomes.right.items()}
         parts = [sign * np.stack([1.0 * right[name] for name in runs]) for sign, runs in sides]
         values[task] = sum(parts[1:], parts[0])
-    effect = effects.stratified_mean(values)
+    effect = stats.stratified_mean(values)
     ends = {end: _points(getattr(effect.estimate, end)) for end in ("value", "low", "high")}
     by_seed = [_points(value) for value in effect.per_seed]
     return {**ends, "n": effect.estimate.n, "by_seed": by_seed}

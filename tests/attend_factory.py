@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from bidir_core.explain import attend_files as files
+from bidir_core.explain.attend import mean_interval
 from bidir_core.explain.observe import layer_means
-from bidir_core.explain.observe_many import mean_interval
 from bidir_core.regimes import parse_regime, visibility
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter

@@ -35,7 +35,7 @@ def test_the_apps_csv_guards_texts_and_leaves_numbers(monkeypatch):
     monkeypatch.setattr(st, "download_button", lambda label, body, **more: given.update(body=body))
     frame = pd.DataFrame({"text": ["=1+1", "ok"], "delta": [-0.5, 1.0], "shown": ["-5.9", "+1.0"]})
     widgets.csv_button(frame, "x.csv", key="k")
-    rows = list(csv.reader(io.StringIO(given["body"].decode())))
+    rows = list(csv.reader(io.StringIO(given["body"]().decode())))
     assert rows == [["text", "delta", "shown"], ["'=1+1", "-0.5", "-5.9"], ["ok", "1.0", "+1.0"]]
 
 

@@ -9,13 +9,19 @@ from typing import Any
 import numpy as np
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.effects import Retention, above_floor_retention
-from bidir_core.analyse.flips import flip_classes
-from bidir_core.analyse.information import Information, by_information
 from bidir_core.analyse.order_effects import OrderArm, has_orders, order_arms, order_text
 from bidir_core.analyse.pairing import Metric, PairedItems, pair, repeats, unchecked_notes
-from bidir_core.analyse.phrases import JSON_WORDS, interval_text, phrase, retention_text, sentence
-from bidir_core.analyse.verdict import Judgement, Verdict, judge
+from bidir_core.analyse.stats import Retention, above_floor_retention
+from bidir_core.analyse.verdict import (
+    JSON_WORDS,
+    Judgement,
+    Verdict,
+    interval_text,
+    judge,
+    phrase,
+    retention_text,
+    sentence,
+)
 from bidir_core.common.errors import UserError
 from bidir_core.common.formatting import count, p_text, points, table
 from bidir_core.regimes import parse_regime
@@ -174,7 +180,7 @@ def macro_judgement(
 
 
 def _task_rows(pairs: PairedItems, margin: float) -> list[Row]:
-    flip = pairs.by_task(flip_classes(pairs))
+    flip = pairs.by_task(pairs.flip)
     right_a, right_b = pairs.by_task(pairs.correct_a), pairs.by_task(pairs.correct_b)
     chance = pairs.chance()
     tables = {task: stats.table_2x2(right_a[task], right_b[task]) for task in right_a}
@@ -397,3 +403,54 @@ def comparison_text(result: Comparison) -> str:
     if result.orders:
         lines += ["", *order_text(result.orders)]
     return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
+
+
+# Accuracy by pointwise mutual information, lm-eval's ``acc_mutual_info``: the choice with the largest
+# log p(choice | context) - log p(choice). The second is what the same model scored with --context none;
+# without a context there is nothing to look ahead at, so one such run serves every regime.
+
+
+@dataclass(frozen=True)
+class Information:
+    """Macro accuracies of both runs, over the items that the floor holds too, and b minus a."""
+
+    acc_a: float
+    acc_b: float
+    delta: stats.Estimate
+
+
+def by_information(pairs: PairedItems, floor: Run) -> Information | None:
+    """None unless ``floor`` is a no-context run of the one model of both runs, whose scores are kept."""
+    models = {run.config.get("model_fingerprint") for run in (pairs.run_a, pairs.run_b, floor)}
+    if floor.settings.get("context") != "none" or len(models) > 1 or None in models:
+        return None
+    a, b = (_right(run, floor) for run in (pairs.run_a, pairs.run_b))
+    right: dict[str, list[tuple[bool, bool]]] = {task: [] for task in pairs.tasks}
+    for key in zip(pairs.task.tolist(), pairs.doc_id.tolist()):
+        if key in a and key in b:
+            right[key[0]].append((a[key], b[key]))
+    if not all(right.values()):
+        return None
+    by_task = [np.array(both).T for both in right.values()]  # bool [run, item]
+    acc_a, acc_b = np.mean([both.mean(1) for both in by_task], axis=0)
+    return Information(
+        float(acc_a), float(acc_b), stats.macro_delta([stats.paired_delta(*b) for b in by_task])
+    )
+
+
+def _right(run: Run, floor: Run) -> dict[tuple[str, int], bool]:
+    """By task and doc_id, whether the gold is the choice that the context speaks for most."""
+    pairs = pair(run, floor, intersect=True, check_context=False)
+    lls, floor_lls = (
+        source.items_table(("ll",)).column("ll").take(rows).to_pylist()
+        for source, rows in ((run, pairs.rows_a), (floor, pairs.rows_b))
+    )
+    rows = zip(pairs.task.tolist(), pairs.doc_id.tolist(), pairs.gold.tolist(), lls, floor_lls)
+    right = {}
+    with np.errstate(invalid="ignore"):
+        for task, doc_id, gold, ll_given, ll_alone in rows:
+            # A run may be kept without its scores.
+            if ll_given is not None and ll_alone is not None:
+                gain = np.nan_to_num(np.subtract(ll_given, ll_alone), nan=-np.inf)
+                right[task, doc_id] = bool(gain.argmax() == gold)
+    return right

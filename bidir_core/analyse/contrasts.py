@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from bidir_core.analyse import effects, stats
+from bidir_core.analyse import stats
 from bidir_core.analyse.compare import Comparison, compare, right_by_task
-from bidir_core.analyse.effects import Retention, retention, why_not_above
 from bidir_core.analyse.pairing import Metric
-from bidir_core.analyse.phrases import phrase
+from bidir_core.analyse.stats import Retention, retention, why_not_above
 from bidir_core.analyse.study import CAUSAL, Arm, Cell, Study
-from bidir_core.analyse.verdict import Judgement, Verdict, judge
+from bidir_core.analyse.verdict import Judgement, Verdict, judge, phrase
 from bidir_core.common.errors import UserError
 from bidir_core.runs.metrics import row_accuracy
 from bidir_core.runs.run import Run
@@ -62,7 +61,7 @@ class Interaction:
     all seeds have their items, if so.
     """
 
-    effect: effects.Effect
+    effect: stats.Effect
     control: Arm
     runs: tuple[tuple[str, ...], ...]
     note: str
@@ -101,7 +100,7 @@ def interaction(study: Study, arm: Arm, *, metric: Metric = "acc") -> Interactio
         return str(error)
     # [cell, seed, item] by task: the cells are arm and control under the regime, then both causal.
     cubes = {task: rows.reshape(4, len(seeds), -1).astype(float) for task, rows in right.items()}
-    effect = effects.stratified_mean(
+    effect = stats.stratified_mean(
         {task: cube[0] - cube[1] - (cube[2] - cube[3]) for task, cube in cubes.items()}
     )
     ids = tuple(tuple(run.id for run in runs) for runs in runs_by_cell)
@@ -155,7 +154,7 @@ def _paired(
     else:
         right = right_by_task([run for side in zip(*pairs) for run in side], metric)
         n = len(pairs)
-        over_seeds = effects.stratified_mean(
+        over_seeds = stats.stratified_mean(
             {task: rows[n:].astype(float) - rows[:n] for task, rows in right.items()}
         )
         estimate, detectable, by_task = over_seeds.estimate, None, over_seeds.per_task

@@ -67,6 +67,16 @@ class PairedItems:
     def n(self) -> int:
         return len(self.task)
 
+    @property
+    def flip(self) -> np.ndarray:
+        """broken: right to wrong. fixed: wrong to right. changed_wrong: wrong to another wrong.
+        Else same_right or same_wrong."""
+        a, b, moved = self.correct_a, self.correct_b, self.pred_a != self.pred_b
+        conditions = [a & ~b, ~a & b, ~a & ~b & moved, a & b]
+        return np.select(
+            conditions, ["broken", "fixed", "changed_wrong", "same_right"], "same_wrong"
+        )
+
     def by_task(self, values: np.ndarray) -> dict[str, np.ndarray]:
         """Split an array ``[n_items]`` by task, in the runs' task order."""
         return {task: values[self.task == task] for task in self.tasks}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bidir_core.data import assets, recipes
+from bidir_core.data import assets, fetch
 from bidir_core.data.assets import state
 
 
@@ -39,7 +39,7 @@ def fetch_command(args: argparse.Namespace) -> int:
     for name in names:
         assets.find(name)  # refuse a misspelt name before fetching the others
     for name in names:
-        print(recipes.ensure(name, thorough=True))
+        print(fetch.ensure(name, thorough=True))
     return 0
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bidir_core.commands.arguments import (
+from bidir_core.cli import (
     add_arguments,
     add_estimate,
     add_resume,
@@ -18,7 +18,7 @@ from bidir_core.commands.arguments import (
     require_model,
 )
 from bidir_core.common.errors import UserError
-from bidir_core.common.launch import is_helper
+from bidir_core.common.process import is_helper
 from bidir_core.common.settings import from_json
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.regimes import CAUSAL, Regime, parse_regime, parse_regimes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bidir_core.commands.arguments import (
+from bidir_core.cli import (
     add_arguments,
     add_estimate,
     add_resume,
@@ -13,7 +13,7 @@ from bidir_core.commands.arguments import (
     require_model,
 )
 from bidir_core.common.errors import UserError
-from bidir_core.common.launch import is_helper
+from bidir_core.common.process import is_helper
 from bidir_core.train.config import OBJECTIVES, FinetuneConfig
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bidir_core.commands.arguments import add_arguments, add_resume, given_in, require_model
+from bidir_core.cli import add_arguments, add_resume, given_in, require_model
 from bidir_core.explain.sweep_points import ORDER_PRESET_TASKS, LabConfig
 
 EXAMPLES = """\

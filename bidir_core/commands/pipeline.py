@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bidir_core.commands.arguments import (
+from bidir_core.cli import (
     add_arguments,
     add_estimate,
     estimate_instead,
@@ -13,7 +13,7 @@ from bidir_core.commands.arguments import (
     require_model,
 )
 from bidir_core.common.errors import UserError
-from bidir_core.common.launch import is_helper
+from bidir_core.common.process import is_helper
 from bidir_core.jobs.pipeline import dry_run, run_pipeline
 from bidir_core.jobs.pipeline_config import PRESETS, PUBLISHED, PipelineConfig, from_preset
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from bidir_core.commands.arguments import add_arguments, given_in, require_model
+from bidir_core.cli import add_arguments, given_in, require_model
 from bidir_core.evaluate.config import ProbeConfig
 
 

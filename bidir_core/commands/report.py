@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bidir_core.commands.arguments import add_pairing
+from bidir_core.cli import add_pairing
 from bidir_core.common.errors import UserError
 from bidir_core.report.report import build_report, write_report
 from bidir_core.report.sections import check_sections

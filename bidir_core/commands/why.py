@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bidir_core.commands.arguments import add_arguments, given_in
+from bidir_core.cli import add_arguments, given_in
 from bidir_core.common.errors import UserError
 from bidir_core.explain.why_config import WhyConfig
 
@@ -28,7 +28,7 @@ def run(parsed: argparse.Namespace) -> int:
             raise UserError(f"--{name.replace('_', '-')} is missing; say which item to explain")
     config = WhyConfig(**given)
     if parsed.export:
-        from bidir_core.explain.dials import export
+        from bidir_core.explain.why import export
 
         exported = export(config, parsed.export)
         print(f"{exported['item']}: {parsed.export}")

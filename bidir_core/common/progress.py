@@ -39,6 +39,11 @@ def phase(title: str) -> None:
     tell_job(PHASES, title)
 
 
+def say(line: str) -> None:
+    """Tell whoever waits what is being done: on standard error, like the bars."""
+    print(visible(line), file=sys.stderr, flush=True)
+
+
 class Progress:
     """A tqdm bar that also reports ``(done, total, rate, eta_seconds)`` about once a second.
 

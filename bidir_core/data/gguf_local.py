@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.progress import say
 from bidir_core.data import gguf as reading
-from bidir_core.data.assets import cache_dir
-from bidir_core.data.gguf_known import EXPECTED
-from bidir_core.data.wheels import say, sha256_of
+from bidir_core.data.assets import cache_dir, sha256_of
+from bidir_core.data.gguf import EXPECTED
 
 # Architecture, tokenizer model and pre-tokenizer of a file: what rebuilds its tokenizer.
 BUILDERS: dict[tuple[str, str, str], Callable[[Path], Any]] = {

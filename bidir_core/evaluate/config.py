@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import check_config, same_as, setting
 from bidir_core.data.assets import EMBEDDED_MODELS, absolute_place
-from bidir_core.data.custom import absolute_task
-from bidir_core.data.given_items import absolute_items
-from bidir_core.data.tasks import PUBLISHED_TASKS
+from bidir_core.data.sampling import absolute_items
+from bidir_core.data.tasks import PUBLISHED_TASKS, absolute_task
 from bidir_core.regimes import parse_regime
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -58,8 +57,7 @@ class EvalConfig:
     attn: str = setting(
         "auto",
         help="attention implementation: auto, sdpa or eager; split is sdpa without a dense mask for "
-        "prefixes of 2,048 tokens or more, and what auto takes for an evaluation on a CUDA GPU; flex "
-        "(FlexAttention) builds none at all",
+        "prefixes of 2,048 tokens or more, and what auto takes for an evaluation on a CUDA GPU",
         role="identity",
     )
     weights: str = setting(

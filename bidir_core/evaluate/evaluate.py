@@ -10,22 +10,25 @@ from typing import Any, NamedTuple, TypeVar
 from bidir_core.common.errors import UserError
 from bidir_core.common.progress import phase
 from bidir_core.common.settings import to_json
-from bidir_core.data.answer_positions import answer_positions, one_sided_sentences
-from bidir_core.data.chat import CHAT_DATE
-from bidir_core.data.encoding import EncodedItem, Encoder, check_lengths
-from bidir_core.data.given_items import GivenItems
-from bidir_core.data.items import Item, data_fingerprint
+from bidir_core.data.encoding import CHAT_DATE, EncodedItem, Encoder, check_lengths
+from bidir_core.data.items import Item, answer_positions, data_fingerprint, one_sided_sentences
+from bidir_core.data.sampling import GivenItems
 from bidir_core.data.tasks import check_selection, load_selected
 from bidir_core.evaluate import processes
 from bidir_core.evaluate.config import EvalConfig
-from bidir_core.evaluate.overlap import refuse_trained_tasks, same_name_sentences
-from bidir_core.evaluate.run_scoring import score_into, score_share
+from bidir_core.evaluate.run_scoring import (
+    refuse_trained_tasks,
+    same_name_sentences,
+    score_into,
+    score_share,
+)
 from bidir_core.evaluate.scoring import ScoringPlan, auto_batch_tokens, plan_scoring
 from bidir_core.models import devices, loading
+from bidir_core.models.attention import ATTENTIONS
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import Regime, parse_regime
+from bidir_core.runs.find import resumable
 from bidir_core.runs.layout import check_new_run, stage_dir_for
-from bidir_core.runs.resume import resumable
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 
@@ -299,6 +302,7 @@ def as_recorded(config: ConfigT, run: Run, given: Mapping[str, Any]) -> ConfigT:
 
     "auto" may choose otherwise on another device, but a run keeps its number format and batch plan.
     """
+    check_attention(run)
     recorded = {"dtype": "dtype", "attn": "attention", "batch_tokens": "batch_tokens"}
     known = {
         name: run.config[fact]
@@ -306,6 +310,16 @@ def as_recorded(config: ConfigT, run: Run, given: Mapping[str, Any]) -> ConfigT:
         if hasattr(config, name) and run.config.get(fact)
     }
     return replace(config, device=given.get("device", config.device), **known)
+
+
+def check_attention(run: Run) -> None:
+    """UserError if a run that is to be resumed attended in a way that this version does not have."""
+    name = run.settings.get("attn") or "auto"
+    if name not in ATTENTIONS:
+        raise UserError(
+            f"cannot resume '{run.id}': attention '{name}', which it was started with, is no longer "
+            "there; start a new run without --resume"
+        )
 
 
 def check_same(run: Run, key: str, current: str, subject: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged, write_json
-from bidir_core.common.launch import ProcessLost, launched, told_when_lost
+from bidir_core.common.process import ProcessLost, launched, told_when_lost
 from bidir_core.common.progress import TERMINATED
 from bidir_core.runs.read import read_object
 from bidir_core.runs.records import read_jsonl, to_line

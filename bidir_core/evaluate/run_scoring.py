@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
-from bidir_core.common.launch import ProcessLost
+from bidir_core.common.errors import UserError
+from bidir_core.common.process import ProcessLost
 from bidir_core.common.progress import Progress, logging_to, terminable
+from bidir_core.data.builtin_tasks import ORDER_TASKS
 from bidir_core.data.encoding import EncodedItem
+from bidir_core.data.tasks import is_custom_task
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.patching import parse_patch
 from bidir_core.evaluate.processes import ALONE, PARTS, Part, Parts, Team, merge_parts, share
@@ -165,11 +170,8 @@ def score_share(
 
 
 def _probes_meanwhile(loaded: LoadedModel) -> bool:
-    """Whether the probe runs while the first batches are computed.
-
-    Not under flex, which the probe has compiled before the clock starts.
-    """
-    return loaded.device.type == "cuda" and loaded.implementation != "flex"
+    """Whether the probe runs while the first batches are computed."""
+    return loaded.device.type == "cuda"
 
 
 def _probe_advice(run: Path) -> str:
@@ -245,3 +247,59 @@ def _cost(
         "peak_memory_bytes": peak_memory_bytes(loaded.device),
         "device": device_name(loaded.device),
     }
+
+
+# Whether a checkpoint was trained on a task: then its score there says nothing.
+
+# How data sets that hold an evaluation task are called, wherever they come from.
+_NAMES = {
+    "hellaswag": r"hella_?swag",
+    "piqa": r"piqa",
+    "arc_easy": r"^(?!.*challenge).*(?<![a-z])arc(?![a-z])",
+    "arc_challenge": r"^(?!.*easy).*(?<![a-z])arc(?![a-z])",
+    "winogrande": r"winogrande",
+    # the order tasks, by the folder of their documents
+    "sciq": r"(?<![a-z])sci_?q(?![a-z])",
+    "boolq": r"bool_?q",
+}
+
+
+def refuse_trained_tasks(tasks: Sequence[str], record: Mapping[str, Any] | None) -> None:
+    """Raise UserError if one of ``tasks`` was training data, by a checkpoint's ``bidir.json``.
+
+    Names are compared, not texts: that a sample resembles an evaluation item is what
+    decontamination looks for when the data is read.
+    """
+    for source in (record or {}).get("trained_tasks") or ():
+        for task in tasks:
+            if _same(task, str(source)) and not _another_file(task, record or {}):
+                raise UserError(
+                    f"the checkpoint was trained on '{source}', so its score on '{task}' would "
+                    "say nothing; evaluate it on other tasks"
+                )
+
+
+def _another_file(task: str, record: Mapping[str, Any]) -> bool:
+    """Whether a user's own task lies elsewhere than the file of that name that was trained on."""
+    data = record.get("data")
+    return is_custom_task(task) and isinstance(data, str) and os.path.isabs(data) and data != task
+
+
+def same_name_sentences(tasks: Sequence[str], record: Mapping[str, Any] | None) -> list[str]:
+    """What to say of a user's own task named as the training data was: a name shows no overlap."""
+    record = record or {}
+    return [
+        f"warning: the checkpoint was trained on another file of the name of '{task}' "
+        f"({record['data']}); whether they share items was not checked"
+        for source in record.get("trained_tasks") or ()
+        for task in tasks
+        if _same(task, str(source)) and _another_file(task, record)
+    ]
+
+
+def _same(task: str, source: str) -> bool:
+    name = source.lower().replace("-", "_")
+    documents = ORDER_TASKS[task].data.folder if task in ORDER_TASKS else task
+    if documents in _NAMES:
+        return re.search(_NAMES[documents], name) is not None
+    return PurePath(task).stem.lower().replace("-", "_") == PurePath(name).stem

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.functional import pad
 
 from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import EncodedItem
@@ -26,12 +25,11 @@ from bidir_core.evaluate.packing import (
     plan_batches,
     split_scores,
 )
-from bidir_core.evaluate.patching import Patch
-from bidir_core.evaluate.random_ahead import RandomAhead
+from bidir_core.evaluate.patching import Patch, RandomAhead
 from bidir_core.models import fused
 from bidir_core.models.attention import Handle, rope_switch
 from bidir_core.models.attention_split import SPLIT_FROM_TOKENS, without_plans
-from bidir_core.models.layout import PADDING, Layout, send
+from bidir_core.models.layout import send
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import Regime
 
@@ -39,8 +37,6 @@ from bidir_core.regimes import Regime
 HEAD_CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
 # Batches that a GPU holds while the scores of one are recorded.
 MOST_WAITING = 3
-# FlexAttention's kernel is compiled for a shape: packed rows come in at most so many lengths.
-ROW_LENGTHS = 8
 
 
 class ItemScore(NamedTuple):
@@ -69,10 +65,9 @@ class Cost:
 class ScoringPlan:
     """Everything decided before the model runs; depends on items and settings alone.
 
-    ``patch``: an edit beside the regime while scoring (see patching and random_ahead).
-    ``row_step``: packed rows are lengthened to a multiple of it by padding. ``padded``: a batch is
-    rows of one width, padded at their ends, but for items with a prefix of ``pack_from`` tokens or
-    more.
+    ``patch``: an edit beside the regime while scoring (see patching). ``padded``: a
+    batch is rows of one width, padded at their ends, but for items with a prefix of ``pack_from``
+    tokens or more.
     """
 
     regime: Regime
@@ -81,7 +76,6 @@ class ScoringPlan:
     batches: Sequence[Batch]
     padded: bool
     patch: Patch | RandomAhead | None = None
-    row_step: int = 1
     pack_from: int | None = None
 
     def pads(self, items: Sequence[int]) -> bool:
@@ -107,9 +101,9 @@ def plan_scoring(
 
     On a CPU a batch is one packed row without padding, with attention item by item; elsewhere
     it is rows of one width, under a dense mask, since many small kernels would leave a GPU idle. There
-    ``implementation`` flex takes packed rows, and split does for the items that it splits.
+    ``implementation`` split takes packed rows for the items that it splits.
     """
-    padded = device.type != "cpu" and implementation != "flex"
+    padded = device.type != "cpu"
     pack_from = SPLIT_FROM_TOKENS if padded and implementation == "split" else None
     causal = regime.is_causal
     segments = [build_segments(item, causal=causal) if not item.error else [] for item in encoded]
@@ -124,7 +118,6 @@ def plan_scoring(
         [*plan_batches(long, tokens, ramp=ramp), *plan_batches(short, tokens, ramp=ramp)],
         padded,
         pack_from=pack_from,
-        row_step=max(1, tokens // ROW_LENGTHS) if implementation == "flex" else 1,
     )
 
 
@@ -239,8 +232,6 @@ class Scorer:
         owners = [(i, segment) for i in items for segment in self.plan.segments[i]]
         segments = [segment for _, segment in owners]
         batch = collate(segments, padded=self.plan.pads(items))
-        if self.plan.row_step > 1:
-            batch = lengthen(batch, self.plan.row_step)
         read = _reader(self._token_ll(batch))
 
         def finish() -> list[ItemScore]:
@@ -256,14 +247,9 @@ class Scorer:
 
     def _token_ll(self, batch: Collated) -> torch.Tensor:
         """On the device, maybe still being computed: float32 ``[n_scored]``."""
-        # torch.compile, which flex needs, handles disabled gradients better than inference mode.
-        compiled = self.handle.implementation == "flex"
         spans, time = batch.layout.spans, batch.layout.shape[1]
         longest = max((end - start for start, end in spans), default=0) if spans else time
-        with (
-            torch.no_grad() if compiled else torch.inference_mode(),
-            without_plans(self.device, longest),
-        ):
+        with torch.inference_mode(), without_plans(self.device, longest):
             return self._computed(batch)
 
     def _computed(self, batch: Collated) -> torch.Tensor:
@@ -293,20 +279,6 @@ class Scorer:
             )
             self.cost.continuation_tokens += sum(len(tokens) for tokens in item.continuations)
         self.cost.computed_tokens += computed
-
-
-def lengthen(batch: Collated, step: int) -> Collated:
-    """The packed row with padding behind it, up to a multiple of ``step`` tokens."""
-    old, time = batch.layout, batch.ids.shape[1]
-    n_pad = -time % step
-    layout = Layout(
-        item=pad(old.item, (0, n_pad), value=PADDING),
-        position=pad(old.position, (0, n_pad)),
-        n_prefix=pad(old.n_prefix, (0, n_pad)),
-        # padding sees itself alone
-        exit=torch.cat([old.exit, torch.arange(time + 1, time + n_pad + 1)[None]], dim=1),
-    )
-    return batch._replace(ids=pad(batch.ids, (0, n_pad)), layout=layout)
 
 
 @contextlib.contextmanager

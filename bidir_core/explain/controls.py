@@ -6,7 +6,8 @@ it. Its outcome follows from intervals.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from bidir_core.analyse import stats
@@ -17,11 +18,19 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged
 from bidir_core.explain.sweep_outcomes import Sweep, points_text, removes, share_text
 from bidir_core.explain.sweep_points import ATTENTION_FILE, CLIP, RANDOM, SINK
-from bidir_core.explain.triviality import TRIVIAL, Answer, Outcome, answer, mean, observed
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 from bidir_core.runs.read import read_object
 from bidir_core.runs.run import Run
 from bidir_core.runs.shapes import ATTENTION
+
+Outcome = Literal["supports", "refutes", "partly", "undecided", "open"]
+
+Answer = tuple[Outcome, str]
+
+TRIVIAL = 0.02  # less attention on future tokens than this would make them irrelevant
+
+# Settings that must agree for two runs to be of one model and one way of making prompts.
+SAME = ("model", "revision", "checkpoint", "chat_template", "bos", "repeat_prompt")
 
 # name, title, question, what would refute the story, how it is judged
 Control = tuple[str, str, str, str, Callable[[Sweep], Answer]]
@@ -196,7 +205,7 @@ def triviality(sweep: Sweep) -> Answer:
         sink, plain = (regimes[str(regime)]["future"] for regime in (SINK, BIDIRECTIONAL))
     except (FileNotFoundError, Damaged, KeyError):
         return NOT_RUN
-    outcome, finding = answer(mean(sink), mean(plain), len(sink))
+    outcome, finding = answer(stats.student_mean(sink), stats.student_mean(plain))
     return outcome, finding + _changed_answers(sweep)
 
 
@@ -393,3 +402,64 @@ def _changed_answers(sweep: Sweep) -> str:
         f" It answers {100 * changed / pairs.n:.1f} % of the items otherwise than causal "
         f"({formatting.count(changed)} of {formatting.count(pairs.n)})."
     )
+
+
+# Triviality: is bidirectional attention still used under ``sink=1``, or did it stop mattering? Answered
+# by a sweep's own measurement, or by an ``attend`` summary of the same model and prompts.
+
+
+def observed(metrics: Mapping[str, Any] | None) -> Answer | None:
+    """What an ``attend`` summary's metrics say; None if they do not hold both regimes."""
+    if metrics is None:
+        return None
+    try:
+        shares = {
+            entry["regime"]: entry["overall"]["prefix"]["future"] for entry in metrics["observed"]
+        }
+        n_items = int(metrics["n_items"])
+        sink, plain = (
+            stats.Estimate(share["mean"][0], share["low"][0], share["high"][0], n_items)
+            for share in (shares[str(SINK)], shares[str(BIDIRECTIONAL)])
+        )
+        return answer(sink, plain)
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def same_prompts(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two runs' settings are of one model and one way of making prompts."""
+    usual = {"bos": "auto", "chat_template": False, "repeat_prompt": 1}
+    return all(
+        (first.get(name) or usual.get(name)) == (second.get(name) or usual.get(name))
+        for name in SAME
+    )
+
+
+def largest_summary(settings: Mapping[str, Any], runs: Iterable[Any]) -> Any:
+    """The ``attend`` summary of most items that answers for a sweep of these settings; of equal
+    ones the first, None without any. ``runs``: runs, or what a page made of them."""
+    summaries = [
+        run
+        for run in runs
+        if same_prompts(settings, run.settings) and observed(run.metrics) is not None
+    ]
+    return max(summaries, key=lambda run: int((run.metrics or {})["n_items"]), default=None)
+
+
+def answer(sink: stats.Estimate, plain: stats.Estimate) -> Answer:
+    """From the mean attention on later tokens under ``sink=1`` and under plain bidirectional."""
+    outcome: Outcome = "undecided"
+    if sink.low > TRIVIAL:
+        outcome = "supports"
+    elif sink.high < TRIVIAL:
+        outcome = "refutes"
+    return outcome, (
+        f"Under sink=1 prompt tokens send {_percent(sink)} of their attention to tokens "
+        f"ahead of them (mean over layers and heads, {formatting.count(sink.n)} items); under plain "
+        f"bidirectional prefill {_percent(plain)}."
+    )
+
+
+def _percent(share: stats.Estimate) -> str:
+    interval = f"95 % CI {100 * share.low:.1f} to {100 * share.high:.1f} %"
+    return f"{100 * share.value:.1f} % ({'no interval' if math.isnan(share.low) else interval})"

@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.phrases import interval_text, phrase, size
-from bidir_core.analyse.verdict import Judgement
+from bidir_core.analyse.verdict import Judgement, interval_text, phrase, size
 from bidir_core.common.errors import UserError
 from bidir_core.common.formatting import count, points
 from bidir_core.explain.sweep_outcomes import Sweep

@@ -39,6 +39,7 @@ from bidir_core.common.progress import phase
 from bidir_core.common.settings import to_json
 from bidir_core.data.items import Item, hash_doc
 from bidir_core.evaluate.config import EvalConfig
+from bidir_core.explain.controls import same_prompts
 from bidir_core.explain.recommend_config import (
     KIND,
     PROMPTS_PER_TASK,
@@ -46,7 +47,6 @@ from bidir_core.explain.recommend_config import (
     sentence,
 )
 from bidir_core.explain.sweep_points import SINK, open_from
-from bidir_core.explain.triviality import same_prompts
 from bidir_core.regimes import BIDIRECTIONAL
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import check_new_run, runs_roots
@@ -276,7 +276,7 @@ def summarise(measures: Sequence[PromptMeasures]) -> dict[str, Any]:
 
     Curves are lists: ``kl`` and ``top1_agreement`` by A = 0 .. L, the others by layer.
     """
-    from bidir_core.explain.observe_many import mean_interval
+    from bidir_core.explain.attend import mean_interval
 
     kl = np.stack([prompt.kl for prompt in measures])
     curve = mean_interval(kl)

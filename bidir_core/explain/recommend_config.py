@@ -9,7 +9,7 @@ from typing import Any
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import check_config, same_as, setting
-from bidir_core.data.custom import absolute_task
+from bidir_core.data.tasks import absolute_task
 from bidir_core.evaluate.config import EvalConfig
 
 KIND = "recommend"

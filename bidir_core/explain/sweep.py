@@ -27,8 +27,7 @@ from bidir_core.common.files import write_json
 from bidir_core.common.formatting import visible
 from bidir_core.common.progress import Progress, logging_to, terminable
 from bidir_core.common.settings import to_json
-from bidir_core.data.chat import CHAT_DATE
-from bidir_core.data.encoding import EncodedItem
+from bidir_core.data.encoding import CHAT_DATE, EncodedItem
 from bidir_core.data.items import Item, data_fingerprint
 from bidir_core.evaluate import evaluate
 from bidir_core.evaluate.config import EvalConfig
@@ -57,9 +56,9 @@ from bidir_core.models import loading
 from bidir_core.models.devices import device_name
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
+from bidir_core.runs.find import resumable
 from bidir_core.runs.layout import LAB, check_new_run
 from bidir_core.runs.records import to_table, write_texts
-from bidir_core.runs.resume import resumable
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.effects import Retention, above_floor_retention
 from bidir_core.analyse.pairing import pair, repeats
-from bidir_core.analyse.phrases import JSON_WORDS, no_share
-from bidir_core.analyse.verdict import Judgement, judge
+from bidir_core.analyse.stats import Retention, above_floor_retention
+from bidir_core.analyse.verdict import JSON_WORDS, Judgement, judge, no_share
 from bidir_core.common import formatting
 from bidir_core.data.sampling import fold_of
 from bidir_core.explain.sweep_points import Condition, Point

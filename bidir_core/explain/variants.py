@@ -89,9 +89,6 @@ class _RulePlan(Plan):
             ]
         )
 
-    def blocks(self, *_: Any) -> Any:
-        raise UserError("variants of a layer's attention need masks; use --attn sdpa or eager")
-
     def rule_mask(self, rule: Rule, window: int | None, dtype: torch.dtype) -> torch.Tensor:
         """``[1, 1, query, key]``: the regime's mask, restored rows taken from the causal one."""
         mask = self._of(rule.regime).mask(0, window, dtype)

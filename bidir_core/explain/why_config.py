@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import check_config, same_as, setting
-from bidir_core.data.custom import absolute_task, name_of
+from bidir_core.data.tasks import absolute_task, name_of
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.regimes import parse_regime
 

@@ -38,27 +38,3 @@ from bidir_core.jobs.queue import (
     stalled,
     submit,
 )
-
-__all__ = [
-    "COMMANDS",
-    "GRACE_SECONDS",
-    "Job",
-    "JobState",
-    "cancel",
-    "child_environment",
-    "command_text",
-    "find_job",
-    "forget",
-    "go_on",
-    "idempotency_key",
-    "jobs_folder",
-    "list_jobs",
-    "log_tail",
-    "queue_device",
-    "resume",
-    "save",
-    "stalled",
-    "submit",
-    "worker_file",
-    "worker_lives",
-]

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.provenance import package_versions
+from bidir_core.common.process import package_versions
 from bidir_core.data.assets import EMBEDDED_MODELS
 from bidir_core.jobs.cost_model import Shape, bytes_needed, kind_of, shape_of
 

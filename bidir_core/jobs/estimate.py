@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from bidir_core import jobs
 from bidir_core.common.errors import UserError
-from bidir_core.common.launch import launched
+from bidir_core.common.process import launched
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain.sweep_points import LabConfig, planned_points
 from bidir_core.jobs.cost_model import (

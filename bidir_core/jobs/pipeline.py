@@ -7,9 +7,7 @@ what is missing is started. So the same line goes on after a kill, and does noth
 
 from __future__ import annotations
 
-import gc
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -20,17 +18,17 @@ import torch
 
 from bidir_core.analyse.study import trained_run_id
 from bidir_core.common.errors import UserError
-from bidir_core.common.formatting import visible
-from bidir_core.common.launch import is_helper
+from bidir_core.common.process import is_helper
+from bidir_core.common.progress import say
 from bidir_core.common.settings import command_line
 from bidir_core.data.items import Item, data_fingerprint
 from bidir_core.evaluate import evaluate, processes
 from bidir_core.evaluate.config import EvalConfig
-from bidir_core.evaluate.overlap import refuse_trained_tasks
+from bidir_core.evaluate.run_scoring import refuse_trained_tasks
 from bidir_core.jobs.doctor import layer_rate
 from bidir_core.jobs.estimate import duration, estimated, to_text
 from bidir_core.jobs.pipeline_config import PipelineConfig, Stage, plan
-from bidir_core.models import loading
+from bidir_core.models import devices, loading
 from bidir_core.models.loading import LoadedModel
 from bidir_core.models.source import fetch_weights
 from bidir_core.models.weight_files import fingerprint, weight_files
@@ -70,12 +68,12 @@ def run_pipeline(config: PipelineConfig, *, out: Path | None = None, csv: bool =
     for number, (stage, run) in enumerate(_planned(stages, runs, expected, config, team), 1):
         title = f"stage {number} of {len(stages)}: {stage.title}"
         if stage.key in runs:
-            say(f"{title}: done, {runs[stage.key].id}")
+            _say(f"{title}: done, {runs[stage.key].id}")
             continue
         if run is not None and run.state == "running":
             raise UserError(f"{title}: '{run.id}' is being written by another process; wait")
         resuming = f": resuming {run.id}" if run else ""
-        say(f"{title}{resuming}{_time_left(config, stages[number - 1 :], runs)}")
+        _say(f"{title}{resuming}{_time_left(config, stages[number - 1 :], runs)}")
         try:
             path = _run_stage(stage, run, runs, loader)
         except UserError as error:
@@ -213,7 +211,7 @@ class _Loader:
 
     def drop(self) -> None:
         self._loaded = None
-        gc.collect()
+        devices.sweep()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -225,10 +223,10 @@ def _time_left(config: PipelineConfig, stages: Sequence[Stage], runs: Mapping[st
     return "" if seconds is None else f", about {duration(seconds)} left"
 
 
-def say(text: str) -> None:
-    """A line of progress, on standard error like the bars, by the main process only."""
+def _say(line: str) -> None:
+    """By the main process only."""
     if not is_helper():
-        print(visible(text), file=sys.stderr, flush=True)
+        say(line)
 
 
 # Which run stands for a stage of a pipeline: the one whose recorded settings are the stage's.

@@ -135,7 +135,7 @@ class ModelWorker:
         causal_tokens: Sequence[int] = (),
         bos: str = "auto",
     ) -> str:
-        """Have an item scored, as :func:`bidir_core.explain.rescore.rescore` does; returns the
+        """Have an item scored, as :func:`bidir_core.explain.why_search.rescore` does; returns the
         request's name. UserError if no model is ready."""
         request: dict[str, Any] = {"regime": regime, "bos": bos}
         request |= {"contexts": list(contexts), "continuations": list(continuations)}

@@ -132,7 +132,7 @@ def _answer(
 def _rescore(
     loaded: LoadedModel, prober: Prober, request: dict[str, Any], name: str, say: Say
 ) -> None:
-    from bidir_core.explain.rescore import rescore
+    from bidir_core.explain.why_search import rescore
     from bidir_core.regimes import parse_regime
 
     regime = parse_regime(str(request["regime"]))

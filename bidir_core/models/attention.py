@@ -5,8 +5,8 @@ Only this module and its neighbours ``attention_*`` know transformers' attention
 transformers 5 lets every decoder layer look its attention function up by name. ``bidir_sdpa`` and
 ``bidir_eager`` are registered here. Each replaces the mask by the one that the regime in force asks
 for in that layer, and then calls the ordinary function, so that soft-capping, grouped queries and
-scaling stay the model's own business. Two more do without a query x key mask: ``bidir_flex``
-(:mod:`bidir_core.models.attention_flex`) and ``bidir_split`` (:mod:`bidir_core.models.attention_split`).
+scaling stay the model's own business. ``bidir_split`` does without a mask where it can
+(:mod:`bidir_core.models.attention_split`).
 
 The mask comes from a *handle* that :func:`install` hangs on the model's attention modules. A
 forward pass outside ``handle.use(...)`` raises instead of quietly running causally: a switch that
@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -46,7 +46,6 @@ class Plan:
         self.layout = layout
         self.edit = edit
         self._masks: dict[Any, torch.Tensor] = {}
-        self._blocks: dict[Any, Any] = {}
 
     def mask(
         self,
@@ -72,16 +71,6 @@ class Plan:
             mask.masked_fill_(~allowed, torch.finfo(dtype).min)
             self._masks[slot] = mask[:, None]
         return self._masks[slot]
-
-    def blocks(self, layer: int, window: int | None, n_query: int, n_key: int, batch: int) -> Any:
-        """The same for FlexAttention: what the last queries of this layer see of the last keys."""
-        from bidir_core.models.attention_flex import make_blocks
-
-        regime = self.regime.at_layer(layer)
-        slot = (regime, window, n_query, n_key, batch)
-        if slot not in self._blocks:
-            self._blocks[slot] = make_blocks(self.layout, regime, window, n_query, n_key, batch)
-        return self._blocks[slot]
 
     @cached_property
     def prefixes(self) -> tuple[tuple[int, int], ...] | None:
@@ -206,11 +195,6 @@ def _attention(implementation: Implementation) -> Any:
         cropped = sliding_window is not None and n_key == sliding_window - 1 + n_query < time
         if n_key != time and not cropped:
             raise RuntimeError(f"the layout has {time} tokens where attention has {n_key} keys")
-        if implementation == "flex":
-            from bidir_core.models import attention_flex
-
-            blocks = plan.blocks(layer, sliding_window, n_query, n_key, len(query))
-            return attention_flex.attend(module, query, key, value, blocks, **kwargs)
         run = _model_eager(module) if implementation == "eager" else _sdpa
         splits = plan.prefixes if implementation == "split" and n_query == time else None
         if splits is None and (spans is None or len(spans) == 1 or n_query != time):
@@ -302,16 +286,15 @@ def _model_eager(module: nn.Module) -> Any:
     return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
 
 
+Implementation = Literal["sdpa", "eager", "split"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("sdpa", "eager")  # with a dense mask throughout
-WITHOUT_MASK: tuple[Implementation, ...] = ("flex", "split")
+ATTENTIONS = ("auto", *get_args(Implementation))  # what may be asked for
 
-
-for _name in (*IMPLEMENTATIONS, *WITHOUT_MASK):
+for _name in get_args(Implementation):
     AttentionInterface.register(f"bidir_{_name}", _attention(_name))
 
 # Which implementation of attention a model can run under a regime, and which models none can.
 
-Implementation = Literal["sdpa", "eager", "flex", "split"]
 SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
@@ -343,8 +326,7 @@ def choose_implementation(
     """``sdpa``, or ``eager`` where only that computes the model right (soft caps, score sinks).
 
     For an evaluation on ``device_type`` cuda, ``split`` stands for sdpa: the same but for long
-    prefixes. ``flex`` is never chosen unasked. Raises UserError for an implementation that cannot
-    honour a regime, by name.
+    prefixes. Raises UserError for an implementation that cannot honour a regime, by name.
     """
     text = config.get_text_config()
     caps = bool(getattr(text, "attn_logit_softcapping", None))
@@ -358,23 +340,15 @@ def choose_implementation(
             f"attention '{requested}' drops the soft caps or score sinks of {text.model_type}; "
             "use --attn eager"
         )
-    if requested == "flex" and sinks:
-        raise UserError(
-            f"attention 'flex' drops the score sinks of {text.model_type}; use --attn eager"
-        )
-    if requested not in (*IMPLEMENTATIONS, *WITHOUT_MASK):
-        raise UserError(
-            f"attention '{requested}' ignores the dense mask that a regime needs; "
-            "use --attn sdpa or --attn eager, or flex or split, which need none"
-        )
+    if requested not in ATTENTIONS:
+        choices = ", ".join(ATTENTIONS)
+        raise UserError(f"--attn {requested}: choose one of {choices}; no other honours a regime")
     return requested  # type: ignore[return-value]
 
 
 def own_implementation(config: Any, implementation: str) -> str:
     """The implementation as transformers knows it: what the model runs when no regime is asked of it."""
-    if implementation in WITHOUT_MASK:
-        return choose_implementation(config)
-    return implementation
+    return choose_implementation(config) if implementation == "split" else implementation
 
 
 def check_supported(config: Any) -> None:

@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.launch import launched
-from bidir_core.common.memory import give_back
+from bidir_core.common.process import give_back, launched
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bidir_core.common.errors import UserError
-from bidir_core.data import gguf_local, recipes
+from bidir_core.data import fetch, gguf_local
 from bidir_core.data.assets import EMBEDDED_MODEL, EMBEDDED_MODELS, absolute_place
 from bidir_core.models.weight_files import check_weights, read_json
 
@@ -38,7 +38,7 @@ def find_source(model: str, revision: str | None) -> tuple[str, bool]:
             )
         if gguf:
             return str(gguf_local.folder_of(path)), True
-        folder = recipes.ensure(model) if model in EMBEDDED_MODELS else path
+        folder = fetch.ensure(model) if model in EMBEDDED_MODELS else path
         return str(_model_folder(folder)), True
     if path.is_file():
         raise UserError(

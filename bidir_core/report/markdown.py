@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.phrases import retention_text
+from bidir_core.analyse.verdict import retention_text
 from bidir_core.common import formatting
 
 Kind = Literal[

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,8 @@ from bidir_core.analyse.contrasts import cell_title, level
 from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.study import Study, ordered_cells
 from bidir_core.common import formatting
-from bidir_core.report import paper_latex
 from bidir_core.report.made_folder import MadeFolder
-from bidir_core.report.markdown import Table
+from bidir_core.report.markdown import Table, cell_text
 from bidir_core.report.paper_claims import claims_json, claims_table, make_claims
 from bidir_core.report.paper_figures import FIGURES, save, style
 from bidir_core.report.sections import Report, build_sections
@@ -56,7 +56,7 @@ def write_files(report: Report, folder: Path, tell: Tell = lambda share, next_st
     (folder / "tables").mkdir()
     for table in (*tables.values(), claims_table(claims)):
         if table:
-            _write(folder / "tables" / f"{table.key}.tex", paper_latex.tabular(table) + "\n")
+            _write(folder / "tables" / f"{table.key}.tex", tabular(table) + "\n")
             _write(folder / "tables" / f"{table.key}.csv", table.csv())
     _write(folder / "numbers.tex", number_macros(numbers))
     claims_text = json.dumps(claims_json(numbers, claims), indent=1, ensure_ascii=False)
@@ -98,7 +98,7 @@ _MACROS = r"""% \runnumber{KEY} prints a number of the runs; an unknown key is a
 def number_macros(numbers: Findings) -> str:
     """A TeX file that defines every number of :func:`printed_numbers` under its key."""
     lines = [
-        f"\\@namedef{{run:{key}}}{{{paper_latex.number(text)}}}"
+        f"\\@namedef{{run:{key}}}{{{number(text)}}}"
         for key, text in printed_numbers(numbers).items()
     ]
     return _MACROS + "\n".join([*lines, r"\makeatother"]) + "\n"
@@ -155,3 +155,93 @@ def printed_numbers(numbers: Findings) -> dict[str, str]:
                 key = f"interaction {arm.title}/{task}"
                 add_difference(key, estimate.value, estimate, estimate.n)
     return printed
+
+
+_COMMANDS = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "^": r"\textasciicircum{}",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "%": r"\%",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "`": r"\textasciigrave{}",
+}
+
+# Two hyphens side by side would be set as one longer dash.
+_LIGATURES = re.compile(r"(?<=-)(?=-)")
+
+LONG_CELL = 32  # characters: a column of text with a longer cell wraps
+LONG_TABLE = 30  # rows: a longer table runs over pages
+
+
+def escape(text: object) -> str:
+    """Text from outside as one line of inert LaTeX."""
+    return _LIGATURES.sub("{}", "".join(map(_character, " ".join(str(text).split()))))
+
+
+def _character(character: str) -> str:
+    if character in _COMMANDS:
+        return _COMMANDS[character]
+    if " " <= character <= "~":
+        return character
+    is_letter = "À" <= character <= "ÿ" and unicodedata.category(character).startswith("L")
+    return character if is_letter else f"[U+{ord(character):04X}]"
+
+
+def code(text: object) -> str:
+    """Text from outside in typewriter, which may break after a separator."""
+    return r"\texttt{" + re.sub(r"(\\_|[/:,=-])(?=.)", r"\1\\allowbreak{}", escape(text)) + "}"
+
+
+def number(text: str) -> str:
+    """A printed number: ``-4.7`` gets a true minus, ``51.8 %`` a thin space, ``<`` its math."""
+    shown = escape(text).replace(r" \%", r"\,\%").replace(r"\textless{}", "$<$")
+    return re.sub(r"(?<![\w.])([+-])(?=\d)", r"$\1$", shown)
+
+
+def tabular(table: Table) -> str:
+    """The table in booktabs style, without empty columns; a long one as a longtable.
+
+    Packages: booktabs, array and longtable. There is no float and no caption around it.
+    """
+    table = table.without_empty_columns()
+    cells = table.texts()
+    specs = []
+    for column, texts in zip(table.columns, zip(*cells, strict=True), strict=True):
+        if column.kind not in ("text", "code"):
+            specs.append("r")
+        elif max(map(len, texts)) > LONG_CELL:
+            specs.append(r">{\raggedright\arraybackslash}p{5cm}")
+        else:
+            specs.append("l")
+    header = " & ".join(escape(column.name) for column in table.columns) + r" \\"
+    lines = []
+    for row in table.rows:
+        shown = []
+        for value, column in zip(row, table.columns, strict=True):
+            text = cell_text(value, column)
+            write = code if column.kind == "code" else escape if column.kind == "text" else number
+            shown.append(write(text) if text else "")
+        lines.append(" & ".join(shown) + r" \\")
+    environment = "longtable" if len(lines) > LONG_TABLE else "tabular"
+    repeat = [r"\endhead"] if environment == "longtable" else []
+    return "\n".join(
+        [
+            f"\\begin{{{environment}}}{{@{{}}{''.join(specs)}@{{}}}}",
+            r"\toprule",
+            header,
+            r"\midrule",
+            *repeat,
+            *lines,
+            r"\bottomrule",
+            f"\\end{{{environment}}}",
+        ]
+    )

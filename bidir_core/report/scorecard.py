@@ -22,16 +22,14 @@ from bidir_core.analyse.contrasts import Contrast
 from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.order_help import Trial, beside, order_trials
 from bidir_core.analyse.pairing import repeats
-from bidir_core.analyse.phrases import in_points, size
 from bidir_core.analyse.study import CAUSAL, items_key, make_study
-from bidir_core.analyse.verdict import Judgement, Verdict, judge
+from bidir_core.analyse.verdict import Judgement, Verdict, in_points, judge, size
 from bidir_core.common.errors import UserError
 from bidir_core.common.formatting import count, points
 from bidir_core.data.assets import title_of
-from bidir_core.data.order_tasks import ORDER_TASKS
-from bidir_core.explain.controls import OUTCOME_WORDS, with_observation
+from bidir_core.data.builtin_tasks import ORDER_TASKS
+from bidir_core.explain.controls import OUTCOME_WORDS, largest_summary, with_observation
 from bidir_core.explain.law import Law, law_of
-from bidir_core.explain.triviality import largest_summary
 from bidir_core.runs.layout import FINETUNE_DIRS
 from bidir_core.runs.run import Run
 

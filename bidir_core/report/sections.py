@@ -10,38 +10,24 @@ from dataclasses import dataclass, field
 from bidir_core.analyse import stats
 from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.pairing import repeats
-from bidir_core.analyse.phrases import size
 from bidir_core.analyse.study import CAUSAL, Study, main_regime, ordered_cells
+from bidir_core.analyse.verdict import size
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
-from bidir_core.report import answers, front_page, tables
+from bidir_core.report import answers, tables
 from bidir_core.report.markdown import Table, bullets, code, escape
-from bidir_core.runs.layout import FINETUNE_DIRS, stage_dir_for
-from bidir_core.runs.stages import LEAKY_WARNING, STAGES
+from bidir_core.runs.layout import FINETUNE_DIRS, LEAKY_WARNING, STAGES, stage_dir_for
+
+Part = str | Table  # a Markdown paragraph, or a table
 
 
 def build_sections(numbers: Findings) -> list[Section]:
     """Every section that the study has something for."""
-    makers: tuple[Callable[[Findings], Section | None], ...] = (
-        _answers,
-        _scope,
-        _stages,
-        _macro,
-        _per_task,
-        _non_prefill,
-        _two_by_two,
-        _differences,
-        _churn,
-        _leaky,
-        _training,
-        _curve,
-        _cost,
-        _artifacts,
-    )
-    return [section for make in makers if (section := make(numbers)) is not None]
+    made = [(key, make(numbers)) for key, (_, make) in _SECTIONS.items()]
+    return [Section(key, tuple(parts)) for key, parts in made if parts]
 
 
-def _scope(numbers: Findings) -> Section:
+def _scope(numbers: Findings) -> Sequence[Part]:
     run = numbers.study.some_run
     settings, metrics = run.settings, run.metrics or {}
     limit = settings.get("limit")
@@ -75,10 +61,10 @@ def _scope(numbers: Findings) -> Section:
         lines.append(
             f"**Published numbers only** ({escape(source)}): no items, so nothing is paired"
         )
-    return Section("scope", (bullets(lines),))
+    return [bullets(lines)]
 
 
-def _stages(numbers: Findings) -> Section:
+def _stages(numbers: Findings) -> Sequence[Part]:
     study = numbers.study
     have = {FINETUNE_DIRS[arm.code] for arm in study.arms if arm.code in FINETUNE_DIRS}
     for arm, regime in study.cells:
@@ -88,25 +74,25 @@ def _stages(numbers: Findings) -> Section:
         f"{stage.name}: {stage.description}{'' if folder in have else ' - *not run*'}"
         for folder, stage in STAGES.items()
     ]
-    return Section("stages", (bullets(lines),))
+    return [bullets(lines)]
 
 
-def _macro(numbers: Findings) -> Section:
+def _macro(numbers: Findings) -> Sequence[Part]:
     against = {
         cell: contrast
         for cell in numbers.study.cells
         if cell != numbers.stage1
         and (contrast := numbers.between(numbers.stage1, cell)) is not None
     }
-    parts: list[str | Table] = [tables.macro_table(numbers.study, against)]
+    parts: list[Part] = [tables.macro_table(numbers.study, against)]
     parts += [note] if (note := tables.seeds_note(numbers.study, against)) else []
     study = numbers.study
     for regime in study.bidirectional_regimes(study.base):
         parts.append(bullets(answers.how_much_it_hurts(numbers.damage(regime), escape(regime))))
-    return Section("macro", tuple(parts))
+    return parts
 
 
-def _per_task(numbers: Findings) -> Section:
+def _per_task(numbers: Findings) -> Sequence[Part]:
     shown = [numbers.damage(r) for r in numbers.study.bidirectional_regimes(numbers.study.base)]
     cells = [cell for cell in ordered_cells(numbers.study) if cell[0] == numbers.study.base]
     for arm in numbers.study.trained("3B", "distill")[:1]:
@@ -114,20 +100,16 @@ def _per_task(numbers: Findings) -> Section:
         shown += [repair.gain, repair.gap]
         cells.append((arm, numbers.study.own_regime(arm)))
     known = [contrast for contrast in shown if contrast is not None]
-    parts: list[str | Table] = [tables.per_task_table(numbers.study, numbers.metric, cells, known)]
+    parts: list[Part] = [tables.per_task_table(numbers.study, numbers.metric, cells, known)]
     if set(numbers.study.cells) - set(cells):
         parts += ["All arms:", tables.all_cells_table(numbers.study, numbers.metric)]
-    return Section("per_task", tuple(parts))
+    return parts
 
 
-def _answers(numbers: Findings) -> Section:
-    return Section(FRONT, front_page.parts(numbers))
-
-
-def _non_prefill(numbers: Findings) -> Section:
+def _non_prefill(numbers: Findings) -> Sequence[Part]:
     tried = numbers.study.trained("3B", "distill", "unknown")
     if not tried:
-        return Section("non_prefill", ("- Not run.",))
+        return ["- Not run."]
     parts: list[str] = [
         "Did fine-tuning help one condition at the expense of the other? Base and checkpoint, "
         "both under standard causal prefill:"
@@ -135,13 +117,13 @@ def _non_prefill(numbers: Findings) -> Section:
     for arm in tried:
         repair = numbers.repair(arm)
         parts.append(bullets(answers.normal_behaviour(repair)))
-    return Section("non_prefill", tuple(parts))
+    return parts
 
 
-def _two_by_two(numbers: Findings) -> Section | None:
+def _two_by_two(numbers: Findings) -> Sequence[Part]:
     if len(numbers.study.arms) < 2:
-        return None
-    parts: list[str | Table] = [
+        return []
+    parts: list[Part] = [
         "Fine-tuning on these data may raise accuracy under any mask. Repair of the mask is "
         "what the fine-tune gains under its regime beyond what its control gains, less the "
         "same under causal: the interaction. 3B's control is 3C; distillation adds nothing "
@@ -159,19 +141,19 @@ def _two_by_two(numbers: Findings) -> Section | None:
             parts.append(
                 f"By their records, {escape(repair.arm)} and {escape(repair.control)} {shared}."
             )
-    return Section("two_by_two", tuple(parts))
+    return parts
 
 
-def _differences(numbers: Findings) -> Section | None:
+def _differences(numbers: Findings) -> Sequence[Part]:
     contrasts = numbers.contrasts()
     if not contrasts:
-        return None
+        return []
     notes = [
         f"{escape(contrast.title)}: {escape(note)}"
         for contrast in contrasts
         for note in contrast.notes
     ]
-    parts: list[str | Table] = [
+    parts: list[Part] = [
         "A verdict is *no difference* only if the whole interval lies within "
         f"{size(numbers.margin)}, *lower* or *higher* if it leaves out 0 (of a single task, only if the exact test "
         "agrees), else *undecided*. "
@@ -180,28 +162,28 @@ def _differences(numbers: Findings) -> Section | None:
     ]
     if notes:
         parts.append(bullets(dict.fromkeys(notes)))
-    return Section("differences", tuple(parts))
+    return parts
 
 
-def _churn(numbers: Findings) -> Section | None:
+def _churn(numbers: Findings) -> Sequence[Part]:
     contrasts = [
         contrast for contrast in numbers.contrasts(leaky=False) if contrast.basis == "paired"
     ]
     if not contrasts:
-        return None
+        return []
     text = (
         "Items whose correctness changed, in either direction (broken: right to wrong; fixed: "
         "wrong to right), and exact McNemar tests, Holm-adjusted over the tasks of a contrast. "
         "With several seeds, counts are means and there is one p value for each seed; with more than "
         f"{tables.MOST_P_VALUES}, the lowest and the highest."
     )
-    return Section("churn", (text, tables.test_table(contrasts)))
+    return [text, tables.test_table(contrasts)]
 
 
-def _leaky(numbers: Findings) -> Section | None:
+def _leaky(numbers: Findings) -> Sequence[Part]:
     leaky = numbers.study.trained("3A")
     if not leaky:
-        return None
+        return []
     parts = [f"**{LEAKY_WARNING}**"]
     for arm in leaky:
         regime = numbers.study.own_regime(arm)
@@ -215,37 +197,38 @@ def _leaky(numbers: Findings) -> Section | None:
             if contrast is not None
         ]
         parts.append(bullets(lines or ["It was not evaluated."]))
-    return Section("leaky", tuple(parts))
+    return parts
 
 
-def _training(numbers: Findings) -> Section | None:
+def _training(numbers: Findings) -> Sequence[Part]:
     table = tables.recipe_table(numbers.study)
-    return Section("training", (table,)) if table else None
+    return [table] if table else []
 
 
-def _curve(numbers: Findings) -> Section | None:
+def _curve(numbers: Findings) -> Sequence[Part]:
     if len(numbers.study.arms) < 2:
-        return None
+        return []
     table = tables.curve_table(numbers.study.finetunes)
+    if not table:
+        return ["- Not run: no quick evaluations were recorded."]
     text = (
         "Quick evaluations during training, on a few items of the explore fold: for the shape "
         "of the recovery, not for claims."
     )
-    parts = (text, table) if table else ("- Not run: no quick evaluations were recorded.",)
-    return Section("curve", parts)
+    return [text, table]
 
 
-def _cost(numbers: Findings) -> Section | None:
+def _cost(numbers: Findings) -> Sequence[Part]:
     table = tables.cost_table(numbers.study)
-    return Section("cost", (table,)) if table else None
+    return [table] if table else []
 
 
-def _artifacts(numbers: Findings) -> Section:
-    parts: list[str | Table] = [tables.artifact_table(numbers.study)]
+def _artifacts(numbers: Findings) -> Sequence[Part]:
+    parts: list[Part] = [tables.artifact_table(numbers.study)]
     if numbers.study.left_out:
         parts.append("Left out of this report:")
         parts.append(bullets(_left_out(numbers.study.left_out)))
-    return Section("artifacts", tuple(parts))
+    return parts
 
 
 def _left_out(runs: Sequence[tuple[str, str]]) -> Iterator[str]:
@@ -258,6 +241,32 @@ def _left_out(runs: Sequence[tuple[str, str]]) -> Iterator[str]:
             yield f"{names[0]}: {escape(why)}"
         else:
             yield f"{len(names)} runs, {escape(why)}: {', '.join(names)}"
+
+
+# Key, heading, and what makes the paragraphs and tables under it (none: no section).
+_SECTIONS: dict[str, tuple[str, Callable[[Findings], Sequence[Part]]]] = {
+    "answers": ("The Answer", answers.front_page),
+    "scope": ("Scope", _scope),
+    "stages": ("Stage Definitions", _stages),
+    "macro": ("Macro Accuracy by Stage", _macro),
+    "per_task": ("Per-Task: Stage 1 vs Stage 2 vs Stage 4", _per_task),
+    "non_prefill": ("Additional Check: Non-Prefill Behavior After Finetune", _non_prefill),
+    "two_by_two": ("Repair or Ordinary Tuning? The Complete 2x2", _two_by_two),
+    "differences": ("Differences With Their Uncertainty", _differences),
+    "churn": ("Churn and McNemar Tests per Task", _churn),
+    "leaky": ("Leaky Exhibit: Stage 3A", _leaky),
+    "training": ("Training", _training),
+    "curve": ("Recovery Curve", _curve),
+    "cost": ("Cost", _cost),
+    "artifacts": ("Artifacts", _artifacts),
+}
+
+FRONT = "answers"
+
+FLIPS = "flips"  # the items themselves are listed in the HTML file only
+
+ALL_SECTIONS = {key: heading for key, (heading, _) in _SECTIONS.items()}
+ALL_SECTIONS[FLIPS] = "The Items Behind the Numbers: Flips"
 
 
 @dataclass(frozen=True)
@@ -338,43 +347,16 @@ def check_sections(only: Collection[str] | None) -> None:
             )
 
 
-# A section of a report: its key, its heading and what stands under it.
-
-SECTIONS = {
-    "answers": "The Answer",
-    "scope": "Scope",
-    "stages": "Stage Definitions",
-    "macro": "Macro Accuracy by Stage",
-    "per_task": "Per-Task: Stage 1 vs Stage 2 vs Stage 4",
-    "non_prefill": "Additional Check: Non-Prefill Behavior After Finetune",
-    "two_by_two": "Repair or Ordinary Tuning? The Complete 2x2",
-    "differences": "Differences With Their Uncertainty",
-    "churn": "Churn and McNemar Tests per Task",
-    "leaky": "Leaky Exhibit: Stage 3A",
-    "training": "Training",
-    "curve": "Recovery Curve",
-    "cost": "Cost",
-    "artifacts": "Artifacts",
-}
-
-FRONT = "answers"
-
-# The items themselves are listed in the HTML file only.
-FLIPS = "flips"
-
-ALL_SECTIONS = {**SECTIONS, FLIPS: "The Items Behind the Numbers: Flips"}
-
-
 @dataclass(frozen=True)
 class Section:
     """A heading and what stands under it: Markdown paragraphs and tables, in order."""
 
     key: str
-    parts: tuple[str | Table, ...]
+    parts: tuple[Part, ...]
 
     @property
     def heading(self) -> str:
-        return SECTIONS[self.key]
+        return ALL_SECTIONS[self.key]
 
     @property
     def is_front(self) -> bool:

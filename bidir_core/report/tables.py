@@ -17,8 +17,8 @@ from bidir_core.analyse.contrasts import (
 )
 from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.pairing import Metric
-from bidir_core.analyse.phrases import word
 from bidir_core.analyse.study import CAUSAL, RECIPE_FIELDS, Arm, Cell, Study, ordered_cells
+from bidir_core.analyse.verdict import word
 from bidir_core.regimes import parse_regime
 from bidir_core.report.markdown import NOT_RUN, Column, Entry, Interval, Kind, Table
 from bidir_core.runs.curve import read_curve

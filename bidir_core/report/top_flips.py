@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bidir_core.analyse.contrasts import cell_title
-from bidir_core.analyse.flips import flip_classes, flips_of
+from bidir_core.analyse.flips import flips_of
 from bidir_core.analyse.pairing import Metric, PairedItems, pair, repeats
 from bidir_core.analyse.study import CAUSAL, Cell, Study
 from bidir_core.common.errors import UserError
@@ -105,8 +105,8 @@ def flip_table(
 ) -> FlipTable:
     """The top flips between two paired runs, called ``a`` and ``b``: ``top`` of each kind, or of
     each kind in each task. ``also``: ids of items to have in any case, after them."""
-    classes = flip_classes(pairs)
     frame = flips_of(pairs)
+    classes = pairs.flip
     strength = frame["margin_change"].abs().fillna(0.0).to_numpy()
     ids = frame["item_id"].to_numpy(dtype=str)
     # Largest margin change first; the item's id settles ties, so that a report repeats itself.

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 import filelock
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import one_line, remove_left_overs
+from bidir_core.common.settings import flag_of, from_json
+from bidir_core.data.assets import absolute_place
+from bidir_core.data.sampling import absolute_items
+from bidir_core.data.tasks import absolute_task
+from bidir_core.regimes import parse_regime
 from bidir_core.runs.layout import check_name, refuse_if_read_only, runs_roots, split_folder_name
 from bidir_core.runs.run import Run, is_run_folder
 from bidir_core.runs.status import is_locked, run_lock
@@ -24,23 +32,33 @@ def list_runs(roots: Sequence[Path | str] | None = None, *, points: bool = False
 
     ``points`` adds the points of lab sweeps. Where two roots hold the same id, the first counts.
     """
-    runs: dict[str, Run] = {}
-    for root in runs_roots() if roots is None else [Path(r) for r in roots]:
-        for stage in _folders(root):
-            for folder in _folders(stage):
-                if not is_run_folder(folder):
-                    continue
-                run = Run(folder)
-                runs.setdefault(run.id, run)
-                if points and run.stage == "lab":
-                    for point in run.points():
-                        runs.setdefault(point.id, point)
-    return sorted(runs.values(), key=lambda run: (run.path.name, run.id), reverse=True)
+    return [Run(path) for path in run_folders(roots, points=points)]
 
 
-def _folders(path: Path) -> list[Path]:
+def run_folders(roots: Sequence[Path | str] | None = None, *, points: bool = False) -> list[str]:
+    """The folders of :func:`list_runs`, without a look into their files."""
+    found: dict[str, str] = {}  # by id
+    for root in runs_roots() if roots is None else roots:
+        absolute = str(Path(root).absolute())
+        for stage in _folders(absolute):
+            runs = _runs_in(stage.path)
+            if points and stage.name == "lab":
+                runs += [point for run in runs for point in _runs_in(f"{run}/points")]
+            for run in runs:
+                found.setdefault(run[len(absolute) + 1 :], run)
+    return [
+        found[key] for key in sorted(found, key=lambda key: (key.rpartition("/")[2], key))[::-1]
+    ]
+
+
+def _runs_in(path: str) -> list[str]:
+    return [folder.path for folder in _folders(path) if is_run_folder(folder.path)]
+
+
+def _folders(path: str) -> list[os.DirEntry[str]]:
     try:
-        return [p for p in path.iterdir() if not p.name.startswith(".") and p.is_dir()]
+        with os.scandir(path) as entries:
+            return [e for e in entries if not e.name.startswith(".") and e.is_dir()]
     except OSError:
         return []
 
@@ -59,8 +77,9 @@ def find_run(ref: str | Path | Run, roots: Sequence[Path | str] | None = None) -
         for root in searched:
             if is_run_folder(root / clean):
                 return Run(root / clean)
-    if text and is_run_folder(Path(text).expanduser()):
-        return Run(Path(text).expanduser())
+    folder = Path(text).expanduser().absolute()
+    if text and is_run_folder(folder):
+        return Run(folder)
     named = [run for run in list_runs(searched) if run.path.name == text]
     if len(named) == 1:
         return named[0]
@@ -122,3 +141,63 @@ def _locked(run: Run | str, action: str) -> Iterator[Run]:
         raise busy from None
     except OSError as error:
         raise UserError(f"cannot {action} the run '{found.id}': {one_line(error)}") from error
+
+
+# Find the run that `--resume` names, and refuse what would make it another run.
+
+ConfigT = TypeVar("ConfigT")
+
+NAMES = {
+    "eval": "an evaluation",
+    "finetune": "a fine-tune",
+    "lab": "a sweep",
+    "attend": "an observation",
+}
+
+
+def resumable(
+    reference: str | Path,
+    kind: str,
+    config_class: type[ConfigT],
+    given: Mapping[str, Any],
+    *,
+    runs_dir: str | None = None,
+) -> tuple[Run, ConfigT]:
+    """The run and its recorded settings; a finished one too (then there is nothing left to do).
+
+    ``given`` are the settings named on this command line. Raises UserError for a run that is not
+    there, is damaged or of another kind, and, naming them, for identity fields that differ.
+    """
+    run = find_run(reference, roots=[runs_dir] if runs_dir else None)
+    if run.state == "corrupt":
+        raise UserError(f"the run '{run.id}' cannot be resumed: {run.error}; start a new one")
+    if run.config.get("kind", "eval") != kind:
+        raise UserError(f"the run '{run.id}' is not {NAMES[kind]}; resume it with its own command")
+    config = from_json(config_class, run.settings)
+    changed = changed_identity(config, given)
+    if changed:
+        raise UserError(
+            f"cannot resume '{run.id}' with {', '.join(changed)}: that is another run; leave the "
+            "flag out, or start a new run without --resume"
+        )
+    return run, config
+
+
+def changed_identity(recorded: Any, given: Mapping[str, Any]) -> list[str]:
+    """Which identity fields a resume asks to change, as sentences' parts: ``--limit 5 (was 9)``."""
+    changed = []
+    for spec in fields(recorded):
+        if spec.metadata["role"] != "identity" or spec.name not in given:
+            continue
+        was, now = getattr(recorded, spec.name), given[spec.name]
+        if spec.name == "regime":
+            now = str(parse_regime(now))
+        if spec.name == "tasks":
+            now = tuple(absolute_task(task) for task in now)
+        if spec.name == "items_file":
+            now = absolute_items(now)
+        if spec.name in ("model", "data") and was != now:
+            now = absolute_place(now)
+        if was != now:
+            changed.append(f"{flag_of(spec)} {now} (the run has {was})")
+    return changed

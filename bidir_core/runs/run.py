@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged, one_line, open_plain
-from bidir_core.data.custom import is_custom_task
+from bidir_core.data.tasks import name_of
 from bidir_core.runs.layout import is_run_folder_name, split_folder_name
 from bidir_core.runs.read import read_object, tail, what_changed
 from bidir_core.runs.records import (
@@ -96,7 +96,7 @@ class Run:
         if scored:
             return list(scored)
         requested = [str(task) for task in self.settings.get("tasks") or []]
-        return [Path(task).stem if is_custom_task(task) else task for task in requested]
+        return list(map(name_of, requested))
 
     @property
     def is_reference(self) -> bool:
@@ -148,19 +148,8 @@ class Run:
 
     @property
     def stamp(self) -> tuple[int, ...]:
-        """Changes whenever the folder or one of the files that say what the run is does.
-
-        Writing one of those replaces it, which changes the folder; an edit in place the file.
-        """
-        names = ("", "config.json", "status.json", "metrics.json", "items.parquet", "items.jsonl")
-        stamps: list[int] = []
-        for name in names:
-            try:
-                info = os.stat(f"{self.path}/{name}")
-                stamps += (info.st_mtime_ns, info.st_size)
-            except (OSError, ValueError):
-                stamps += (0, 0)
-        return tuple(stamps)
+        """See :func:`stamp_of`."""
+        return stamp_of(str(self.path))
 
     @property
     def modified(self) -> float:
@@ -268,14 +257,31 @@ def _parquet_problem(path: Path) -> str | None:
         return f"items.parquet cannot be read: {one_line(error)}"
 
 
-def is_run_folder(path: Path) -> bool:
+def stamp_of(path: str) -> tuple[int, ...]:
+    """Changes whenever a run's folder or one of the files that say what the run is does.
+
+    Writing one of those replaces it, which changes the folder; an edit in place the file.
+    """
+    stamps: list[int] = []
+    for name in ("", "config.json", "status.json", "metrics.json", "items.parquet", "items.jsonl"):
+        try:
+            info = os.stat(f"{path}/{name}")
+            stamps += (info.st_mtime_ns, info.st_size)
+        except (OSError, ValueError):
+            stamps += (0, 0)
+        if name == "items.parquet" and stamps[-1]:
+            break  # then nobody reads the lines
+    return tuple(stamps)
+
+
+def is_run_folder(path: Path | str) -> bool:
     """A folder named like a run or holding config.json; empty ones are just being made."""
+    name = os.path.basename(path)
+    if name.startswith("."):
+        return False
+    if os.path.exists(f"{path}/config.json"):
+        return True
     try:
-        if path.name.startswith(".") or not path.is_dir():
-            return False
-        if (path / "config.json").exists():
-            return True
-        named = is_run_folder_name(path.name)
-        return named and any(not p.name.startswith(".") for p in path.iterdir())
-    except OSError:
+        return is_run_folder_name(name) and any(n[0] != "." for n in os.listdir(path))
+    except (OSError, ValueError):
         return False

@@ -15,8 +15,8 @@ import filelock
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import remove_left_overs, sync_folder, write_json
+from bidir_core.common.process import git_commit, package_versions
 from bidir_core.common.progress import RUNS, tell_job
-from bidir_core.common.provenance import git_commit, package_versions
 from bidir_core.runs.layout import LAB, new_run_folder, refuse_if_read_only, runs_roots
 from bidir_core.runs.metrics import compute_metrics
 from bidir_core.runs.read import sealed

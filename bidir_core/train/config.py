@@ -10,7 +10,7 @@ from bidir_core.common.settings import check_config, same_as, setting
 from bidir_core.data.assets import absolute_place
 from bidir_core.evaluate.config import DTYPES, EvalConfig
 from bidir_core.regimes import Regime, parse_regime
-from bidir_core.runs.stages import TRAININGS
+from bidir_core.runs.layout import TRAININGS
 from bidir_core.train.mixtures import MIXTURES
 
 MICRO_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}  # what --micro-tokens auto means

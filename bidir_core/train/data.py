@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from bidir_core.common.errors import UserError
-from bidir_core.data import chat as chat_templates
-from bidir_core.data.chat import CHAT_DATE, ChatTemplate
+from bidir_core.data.encoding import CHAT_DATE, ChatTemplate, chat_template_of
 from bidir_core.data.items import Item
-from bidir_core.data.reading import load_hub
+from bidir_core.data.source import load_hub
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
 from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.mixtures import (
@@ -187,11 +186,11 @@ def read_samples(
     conversation, the ``last`` or ``all`` of the assistant's ``turns`` are responses, each to
     everything before it.
     """
-    chat = chat_templates.chat_template(tokenizer) if chat_template else None
+    chat = chat_template_of(tokenizer) if chat_template else None
     if data in MIXTURES:
-        from bidir_core.data import assets
+        from bidir_core.data import assets, fetch
 
-        assets.ensure("eval-data")
+        fetch.ensure("eval-data")
         samples = read_mixture(data, assets.mixture_dir())  # type: ignore[arg-type]
         return samples if chat is None else [_as_chat(sample, chat) for sample in samples]
     rows = _hub_rows(data) if data.startswith(HUB) else read_rows(Path(data).expanduser())

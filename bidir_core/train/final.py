@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import sync_folder, write_json
-from bidir_core.common.launch import launched
+from bidir_core.common.process import launched
 from bidir_core.models.devices import device_name, peak_memory_bytes
 from bidir_core.models.loading import LoadedModel
 from bidir_core.models.source import quiet

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.launch import told_when_lost
+from bidir_core.common.process import told_when_lost
 from bidir_core.common.progress import LOG, logging_to, phase, terminable
 from bidir_core.common.settings import from_json, to_json
 from bidir_core.data.encoding import EncodedItem, Encoder, check_vocabulary, vocabulary_of
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
+from bidir_core.evaluate.evaluate import check_attention
 from bidir_core.evaluate.processes import PATIENCE, check_connected, main_asked_for, on_cpu
 from bidir_core.evaluate.run_scoring import item_fields
 from bidir_core.evaluate.scoring import Scorer, ScoringPlan, plan_scoring
@@ -30,10 +31,10 @@ from bidir_core.models.attention import (
 from bidir_core.models.devices import forget_peak_memory
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
+from bidir_core.runs.find import resumable
 from bidir_core.runs.layout import stage_dir_for
 from bidir_core.runs.metrics import compute_metrics
 from bidir_core.runs.records import make_record
-from bidir_core.runs.resume import resumable
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 from bidir_core.train import checkpoints
@@ -76,6 +77,7 @@ def resume_finetune(
     run, config = resumable(reference, "finetune", FinetuneConfig, given, runs_dir=runs_dir)
     if run.state == "done":
         return run.path
+    check_attention(run)
     runtime = {name: value for name, value in given.items() if name not in ("runs_dir", "name")}
     return _finetune(from_json(FinetuneConfig, {**to_json(config), **runtime}), run=run)
 

@@ -12,8 +12,8 @@ wording that PIQA and ARC use ("Question: ...\nAnswer:"). ``far`` leaves out the
 resemble the evaluation tasks in substance, and asks in other words: a line that starts with
 "Question:" starts with "Request:" instead, "Answer:" becomes "Reply:", "Goal:" becomes "Aim:".
 
-The order tasks (``order_tasks``) ask about SciQ's and BoolQ's validation documents. ``near`` holds
-both, ``far`` holds BoolQ's, and a checkpoint trained on them is refused there (``overlap``).
+The order tasks (``builtin_tasks``) ask about SciQ's and BoolQ's validation documents. ``near`` holds
+both, ``far`` holds BoolQ's, and a checkpoint trained on them is refused there.
 ``farther`` is ``far`` without BoolQ and without samples that share text with the order tasks.
 
 Never used: the five evaluation tasks, and any benchmark whose authors put a canary string in

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bidir_core.common.errors import UserError
-from bidir_core.data.reading import json_lines, parse_json
+from bidir_core.data.source import json_lines, parse_json
 
 ROLES = {  # ShareGPT's words, and what chat templates call them
     "human": "user",

@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.launch import launched
+from bidir_core.common.process import launched
 from bidir_core.evaluate.scoring import gather_before_head
 from bidir_core.models import fused
 from bidir_core.models.attention import Handle, install, text_decoder

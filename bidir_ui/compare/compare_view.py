@@ -9,9 +9,9 @@ import pandas as pd
 import streamlit as st
 
 from bidir_core.analyse import compare as core
-from bidir_core.analyse.effects import Retention
+from bidir_core.analyse.flips import bands, slices
 from bidir_core.analyse.pairing import mismatch_report
-from bidir_core.analyse.slices import bands, slices
+from bidir_core.analyse.stats import Retention
 from bidir_core.analyse.study import Arm, name_variants
 from bidir_core.common.errors import UserError
 from bidir_core.data import item_texts

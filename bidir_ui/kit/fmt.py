@@ -7,7 +7,7 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from bidir_core.runs.stages import LAB, STAGES
+from bidir_core.runs.layout import LAB, STAGES
 
 if TYPE_CHECKING:
     from bidir_core.analyse.stats import Estimate

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -287,22 +287,33 @@ def download(
     )
 
 
-def csv_button(frame: pd.DataFrame, name: str, *, key: str, label: str = "CSV") -> None:
-    """Download a frame; the file's name carries the run ids. Its texts are no formulas."""
-    safe = frame.map(csv_cell).rename(columns=csv_cell)
-    download(label, safe.to_csv(index=False).encode("utf-8"), name, "text/csv", key=key)
+Table: TypeAlias = pd.DataFrame | Callable[[], pd.DataFrame]
+
+
+def _made(table: Table) -> pd.DataFrame:
+    return table() if callable(table) else table
+
+
+def csv_button(table: Table, name: str, *, key: str, label: str = "CSV") -> None:
+    """Download a table; the file's name carries the run ids. Its texts are no formulas."""
+
+    def data() -> bytes:
+        safe = _made(table).map(csv_cell).rename(columns=csv_cell)
+        return safe.to_csv(index=False).encode("utf-8")
+
+    download(label, data, name, "text/csv", key=key)
 
 
 MOST_MARKDOWN = 1000  # rows of a table to copy
 
 
-def take_away(rows: Any, name: str, *, key: str) -> None:
-    """A table to take along: as CSV, and as Markdown to copy. ``rows``: a frame, or what makes one;
-    ``name``: of the file, with run ids."""
-    frame = pd.DataFrame(rows)
-    csv_button(frame, name, key=f"{key}-csv")
+def take_away(table: Table, name: str, *, key: str) -> None:
+    """A table to take along: as CSV, and as Markdown to copy. ``table``: a frame, or what makes one
+    when it is asked for; ``name``: of the file, with run ids."""
+    csv_button(table, name, key=f"{key}-csv")
     with st.popover("Markdown", key=f"{key}-md", on_change="rerun") as copy:
         if copy.open:
+            frame = _made(table)
             st.code(markdown_of(frame.head(MOST_MARKDOWN)), language=None)
             if len(frame) > MOST_MARKDOWN:
                 note(f"The first {fmt.count(MOST_MARKDOWN)} rows; the CSV has all.")

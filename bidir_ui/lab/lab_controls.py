@@ -9,11 +9,10 @@ import pandas as pd
 import streamlit as st
 
 from bidir_core import jobs
-from bidir_core.analyse.phrases import phrase
+from bidir_core.analyse.verdict import phrase
 from bidir_core.data import item_texts
-from bidir_core.explain.controls import with_observation
+from bidir_core.explain.controls import largest_summary, with_observation
 from bidir_core.explain.sweep_points import SINK
-from bidir_core.explain.triviality import largest_summary
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, in_words, parse_regime
 from bidir_core.runs.layout import is_read_only
 from bidir_ui.kit import fmt, html, url, widgets

@@ -14,10 +14,10 @@ import streamlit as st
 from bidir_core.analyse.stats import Estimate
 from bidir_core.analyse.verdict import Judgement, judge
 from bidir_core.explain import law as laws
+from bidir_core.explain.controls import same_prompts
 from bidir_core.explain.sweep_outcomes import Sweep
 from bidir_core.explain.sweep_points import patch_words
 from bidir_core.explain.sweep_summary import best_of_dials, removed_sentence, summarise_sweep
-from bidir_core.explain.triviality import same_prompts
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt

@@ -16,7 +16,7 @@ from bidir_core.explain.sweep_points import ORDER_PRESET_TASKS, LabConfig, plann
 from bidir_core.jobs.estimate import layers_of
 from bidir_core.jobs.pipeline_config import PRESETS as PIPELINE_PRESETS
 from bidir_core.jobs.pipeline_config import PUBLISHED, PipelineConfig, from_preset
-from bidir_core.runs.stages import EVALUATIONS, TRAININGS
+from bidir_core.runs.layout import EVALUATIONS, TRAININGS
 from bidir_core.train.config import OBJECTIVES, FinetuneConfig
 
 Words = tuple[str, ...]

@@ -12,7 +12,7 @@ import streamlit as st
 from bidir_core import jobs
 from bidir_core.common.errors import UserError
 from bidir_core.data import assets, tasks
-from bidir_core.data.answer_positions import ONE_SIDED, answer_positions, one_sided_sentences
+from bidir_core.data.items import ONE_SIDED, answer_positions, one_sided_sentences
 from bidir_core.evaluate.config import EvalConfig, ProbeConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs import estimate
@@ -25,8 +25,8 @@ from bidir_core.jobs.estimate import (
 )
 from bidir_core.jobs.history import Measured, history
 from bidir_core.jobs.pipeline_config import PipelineConfig
+from bidir_core.runs.layout import LEAKY_WARNING
 from bidir_core.runs.run import Run
-from bidir_core.runs.stages import LEAKY_WARNING
 from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.mixtures import MIXTURES
 from bidir_ui.kit import fmt, widgets

@@ -9,7 +9,7 @@ import streamlit as st
 
 from bidir_core import jobs
 from bidir_core.common.errors import UserError
-from bidir_core.common.memory import give_back
+from bidir_core.common.process import give_back
 from bidir_core.jobs.cost_model import forget_tokenizer
 from bidir_core.jobs.estimate import duration
 from bidir_core.report.rows import interval_rows

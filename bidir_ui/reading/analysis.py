@@ -150,16 +150,16 @@ def every_answer(
 ) -> list[tuple[str, dict[str, Any] | None, bool]]:
     """(label, record, is in the pair) of the pair and of other runs that hold this very item with its
     scores: at most MOST_ANSWERS, those of the same model and the newest first."""
-    chosen = (page.pair.a, page.pair.b)
+    chosen = (page.pair.a.id, page.pair.b.id)
     candidates = [
         run
         for run in page.runs
         # A sweep's points are many; the Lab page compares them.
-        if (run in chosen or not run.is_point)
+        if (run.id in chosen or not run.is_point)
         and run.can_pair
         and record["task"] in (run.tasks or [record["task"]])
     ]
-    candidates.sort(key=lambda run: (run not in chosen, run.model != page.pair.a.model))
+    candidates.sort(key=lambda run: (run.id not in chosen, run.model != page.pair.a.model))
     held: list[tuple[RunInfo, dict[str, Any]]] = []
     for run in candidates[:MOST_READ]:
         try:
@@ -179,8 +179,7 @@ def every_answer(
 
     extra = data.apart((run for run, _ in held), label)
     rows: list[tuple[str, dict[str, Any] | None, bool]] = [
-        (label(run) + extra[run.id], answer, run in (page.pair.a, page.pair.b))
-        for run, answer in held
+        (label(run) + extra[run.id], answer, run.id in chosen) for run, answer in held
     ]
     return sorted(rows, key=lambda row: (not row[2], row[0]))
 

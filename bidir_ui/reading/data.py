@@ -12,13 +12,12 @@ from bidir_core.analyse import selection
 from bidir_core.analyse.pairing import repeats
 from bidir_core.analyse.study import BASE, NAMES, UNKNOWN, Arm, arm_of, items_key
 from bidir_core.common.errors import UserError
-from bidir_core.data.answer_positions import ONE_SIDED, one_sided_sentences
 from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.data.items import ONE_SIDED, one_sided_sentences
 from bidir_core.explain.sweep_points import patch_words
-from bidir_core.runs.find import list_runs
-from bidir_core.runs.layout import IMPORTED
-from bidir_core.runs.run import Run
-from bidir_core.runs.stages import LEAKY_WARNING
+from bidir_core.runs.find import run_folders
+from bidir_core.runs.layout import IMPORTED, LEAKY_WARNING
+from bidir_core.runs.run import Run, stamp_of
 from bidir_ui.kit import fmt
 
 LOOKED_AT = {  # no scores: not paired
@@ -213,12 +212,11 @@ def list_infos() -> tuple[RunInfo, ...]:
     """
     global _index
     known, now = _index, {}
-    for run in list_runs(points=True):
-        path = str(run.path)
-        stamp = run.stamp
+    for path in run_folders(points=True):
+        stamp = stamp_of(path)
         entry = known.get(path)
         if entry is None or entry[0] != stamp or entry[1].state == "running":
-            entry = stamp, _read(path, run.modified)
+            entry = stamp, _read(path, max(stamp[::2]) / 1e9)
         now[path] = entry
     _index = now  # in one assignment: sessions share it, and folders that are gone drop out
     return tuple(info for _, info in now.values())

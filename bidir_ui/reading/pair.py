@@ -22,6 +22,9 @@ PAIR_COMMANDS = (
 )
 
 
+MOST_OFFERED = 500  # runs in a menu; the Runs page has all
+
+
 @dataclass(frozen=True)
 class Pair:
     """Baseline ``a`` and candidate ``b``; ``unknown`` holds ids from the URL that do not exist."""
@@ -54,7 +57,7 @@ def choose(runs: tuple[RunInfo, ...], default: tuple[RunInfo, RunInfo] | None = 
 
 def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
     """Two menus in the sidebar and the measure; what they say is in the URL."""
-    # Of sweeps only those points are offered whose sweep the pair comes from: they are many.
+    # The newest; and of sweeps only those points whose sweep the pair comes from.
     near = {run.id.rpartition("/")[0] for run in (chosen.a, chosen.b) if run and run.is_point}
     usable = [
         run.id
@@ -63,6 +66,9 @@ def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
     ]
     if not usable:
         return
+    if len(usable) > MOST_OFFERED:
+        widgets.note(f"The newest {MOST_OFFERED} runs are offered here; Runs has all.")
+        del usable[MOST_OFFERED:]
     named = {*usable, *(run.id for run in (chosen.a, chosen.b) if run)}
     names = data.menu(run for run in runs if run.id in named)
     for name, title, run in (("a", "Baseline", chosen.a), ("b", "Candidate", chosen.b)):

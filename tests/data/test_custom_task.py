@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from bidir_core.analyse.compare import compare
 from bidir_core.common.errors import UserError
-from bidir_core.data.custom import MAX_LINE_BYTES, read_custom_task
 from bidir_core.data.items import choice_lengths
-from bidir_core.data.tasks import check_selection, load_items
+from bidir_core.data.tasks import MAX_LINE_BYTES, check_selection, load_items, read_custom_task
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
 from bidir_core.runs.run import Run

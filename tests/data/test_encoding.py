@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 from bidir_core.common.errors import UserError
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.data.encoding import Encoder
+from bidir_core.data.fetch import ensure
 from bidir_core.data.items import Item
-from bidir_core.data.recipes import ensure
 from bidir_core.data.tasks import load_items
 from bidir_core.models.families import BOS, EOS, tiny_tokenizer
 from bidir_core.train.mixtures import Sample

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from bidir_core.data import assets, gguf
 from bidir_core.data.assets import EMBEDDED_MODELS
 from bidir_core.data.encoding import Encoder
-from bidir_core.data.gguf import CONTROL, NORMAL, SPACE, USER_DEFINED
-from bidir_core.data.gguf_known import GEMMA
+from bidir_core.data.gguf import CONTROL, GEMMA, NORMAL, SPACE, USER_DEFINED
 from bidir_core.data.items import Item
 from bidir_core.data.tasks import load_items
 from bidir_core.evaluate import evaluate

@@ -13,8 +13,7 @@ import pytest
 from bidir_core.common.errors import UserError
 from bidir_core.data import gguf as gguf_convert
 from bidir_core.data import gguf_local
-from bidir_core.data.gguf import vocabulary_checksum
-from bidir_core.data.gguf_known import QWEN_PROBES, Expected
+from bidir_core.data.gguf import QWEN_PROBES, Expected, vocabulary_checksum
 from bidir_core.models import loading
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

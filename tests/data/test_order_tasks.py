@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from bidir_core.data.builtin_tasks import LONG_CHARACTERS, ORDER_TASKS
 from bidir_core.data.items import Item
-from bidir_core.data.order_tasks import LONG_CHARACTERS, ORDER_TASKS
 from bidir_core.data.tasks import load_items
 from tests.factory import write_lines
 

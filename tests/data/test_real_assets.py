@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 
 from bidir_core.common.errors import UserError
-from bidir_core.data import assets, gguf, recipes
-from bidir_core.data.gguf_known import SMOLLM2
+from bidir_core.data import assets, fetch, gguf
+from bidir_core.data.gguf import SMOLLM2
 
 pytestmark = pytest.mark.assets
 
 
 def test_the_real_assets_are_whole() -> None:
-    assets.ensure("eval-data")
+    fetch.ensure("eval-data")
     tasks = {path.name for path in assets.mixture_dir().iterdir()}
     assert {"boolq", "coqa", "squad", "sciq", "openbookqa", "gsm8k"} <= tasks
     assert not tasks & {"hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"}
     variants = {path.name for path in assets.mixture_dir().glob("*/*")}
     assert not [name for name in variants if "mc" in name.split("_")]
 
-    folder = recipes.ensure("smollm2-135m-instruct")
+    folder = fetch.ensure("smollm2-135m-instruct")
     gguf.check(folder, SMOLLM2)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["files"]["model.safetensors"]["n_bytes"] == 269_060_552
@@ -36,7 +36,7 @@ def test_a_wrong_conversion_does_not_pass_its_check(tmp_path: Path) -> None:
     """Each fault here is one that converters have really had."""
     from safetensors.torch import load_file, save_file
 
-    folder = recipes.ensure("smollm2-135m-instruct")
+    folder = fetch.ensure("smollm2-135m-instruct")
     for path in folder.iterdir():
         (tmp_path / path.name).symlink_to(path)
 
@@ -76,11 +76,11 @@ def test_a_wrong_conversion_does_not_pass_its_check(tmp_path: Path) -> None:
 @pytest.mark.alone
 def test_from_cache_in_three_seconds_without_anything_heavy() -> None:
     for name in assets.default_names():
-        recipes.ensure(name)
+        fetch.ensure(name)
     program = (
-        "import sys; from bidir_core.data import assets, recipes\n"
+        "import sys; from bidir_core.data import assets, fetch\n"
         "assert assets.missing() == []\n"
-        "for name in assets.default_names(): recipes.ensure(name)\n"
+        "for name in assets.default_names(): fetch.ensure(name)\n"
         "print({'torch', 'transformers', 'streamlit'} & set(sys.modules))"
     )
     started = time.monotonic()

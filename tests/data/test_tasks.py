@@ -65,9 +65,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def eval_data() -> Path:
-    from bidir_core.data import assets
+    from bidir_core.data import assets, fetch
 
-    assets.ensure("eval-data")
+    fetch.ensure("eval-data")
     return assets.eval_data_dir()
 
 

@@ -170,7 +170,12 @@ def test_resume_refuses_another_identity(tiny_folder, own_items, runs_dir, monke
     error = capsys.readouterr().err
     assert "--limit 5 (the run has None)" in error
     assert "--seed 3 (the run has 0)" in error
-    assert run_cli("--resume", run.id) == 0
+    config = json.loads((run.path / "config.json").read_text())
+    for attn, code in (("gone", 2), ("auto", 0)):
+        config["config"]["attn"] = attn
+        (run.path / "config.json").write_text(json.dumps(config))
+        assert run_cli("--resume", run.id) == code
+    assert f"cannot resume '{run.id}': attention 'gone', which" in capsys.readouterr().err
 
 
 def test_resumed_from_another_folder_and_device_it_is_the_same_run(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bidir_core.cli import main
 from bidir_core.common.errors import UserError
-from bidir_core.common.launch import ProcessLost, told_when_lost
+from bidir_core.common.process import ProcessLost, told_when_lost
 from bidir_core.common.progress import TERMINATED
 from bidir_core.evaluate import processes, run_scoring
 from bidir_core.evaluate.processes import PARTS, Part, Parts, Team, share

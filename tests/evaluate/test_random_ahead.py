@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bidir_core.common.errors import UserError
-from bidir_core.evaluate.random_ahead import RandomAhead, RandomPlan, draw, n_ahead
+from bidir_core.evaluate.patching import RandomAhead, RandomPlan, draw, n_ahead
 from bidir_core.models.families import tiny_loaded, tiny_model
 from bidir_core.models.layout import Layout
 from bidir_core.regimes import BIDIRECTIONAL, parse_regime, visibility

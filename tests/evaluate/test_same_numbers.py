@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.lm_eval_peer import LmEvalPeer, accuracy
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.data.encoding import Encoder
-from bidir_core.data.recipes import ensure
+from bidir_core.data.fetch import ensure
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate

@@ -12,12 +12,11 @@ from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import Encoder
 from bidir_core.data.items import Item
 from bidir_core.evaluate.scoring import score_one
+from bidir_core.explain import attend as attending
 from bidir_core.explain import attend_files as files
-from bidir_core.explain import observe_many
-from bidir_core.explain.attend import attend
+from bidir_core.explain.attend import attend, mean_interval
 from bidir_core.explain.attend_config import AttendConfig
 from bidir_core.explain.observe import Passage, observe
-from bidir_core.explain.observe_many import mean_interval
 from bidir_core.models.families import WINDOW, tiny_loaded
 from bidir_core.models.layout import Layout
 from bidir_core.regimes import parse_regime, visibility
@@ -258,7 +257,7 @@ def test_a_stopped_summary_goes_on_behind_what_it_observed(
     assert ahead["other"]["future"]["mean"][0] > 0
     assert not (uninterrupted.path / "parts").exists()
 
-    original, observed = observe_many._observe_item, []
+    original, observed = attending._observe_item, []
 
     def observe_some(*arguments, **options):
         if len(observed) == 4:
@@ -266,14 +265,14 @@ def test_a_stopped_summary_goes_on_behind_what_it_observed(
         observed.append(arguments)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(observe_many, "_observe_item", observe_some)
+    monkeypatch.setattr(attending, "_observe_item", observe_some)
     monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "again"))
     asked = {"model": str(tiny_folder), "task": words[1], "limit": 3}
     with pytest.raises(KeyboardInterrupt):
         attend(AttendConfig(**asked, regimes=tuple(words[5::2])))
     run = the_run(tmp_path / "again")
     assert (run.state, run.status["done"], run.status["total"]) == ("cancelled", 4, 6)
-    monkeypatch.setattr(observe_many, "_observe_item", original)
+    monkeypatch.setattr(attending, "_observe_item", original)
     assert line(tiny_folder, "--resume", run.id, "--limit", 5) == 2
     assert "--limit 5 (the run has 3)" in capsys.readouterr().err
     assert main(["attend", "--resume", run.id, *map(str, words)]) == 0

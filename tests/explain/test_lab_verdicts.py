@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from bidir_core.analyse import stats
+from bidir_core.analyse.stats import student_mean
+from bidir_core.explain.controls import answer, observed
 from bidir_core.explain.sweep_outcomes import Outcomes
 from bidir_core.explain.sweep_points import CLIP, RANDOM, Point, control_points
 from bidir_core.explain.sweep_summary import (
@@ -12,7 +14,6 @@ from bidir_core.explain.sweep_summary import (
     p_of_no_difference,
     p_removes_nothing,
 )
-from bidir_core.explain.triviality import answer, mean, observed
 from tests.attend_factory import make_summary
 from tests.lab_factory import N_LAYERS, USUAL, make_sweep
 
@@ -136,10 +137,10 @@ def test_a_summary_answers_triviality_only_with_both_regimes(tmp_path) -> None:
 
 def test_few_items_do_not_answer_triviality() -> None:
     """By a normal interval (2.4 to 3.4 %) three would."""
-    three, plain = mean([0.024, 0.030, 0.033]), mean([0.3, 0.31, 0.32])
-    assert three == pytest.approx((0.029, 0.0176, 0.0404), abs=1e-4)
-    assert answer(three, plain, 3)[0] == "undecided"
-    outcome, finding = answer(mean([0.5]), mean([0.6]), 1)
+    three, plain = student_mean([0.024, 0.030, 0.033]), student_mean([0.3, 0.31, 0.32])
+    assert (three.value, three.low, three.high) == pytest.approx((0.029, 0.0176, 0.0404), abs=1e-4)
+    assert answer(three, plain)[0] == "undecided"
+    outcome, finding = answer(student_mean([0.5]), student_mean([0.6]))
     assert outcome == "undecided"
     assert "50.0 % (no interval)" in finding
 

@@ -6,7 +6,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import Encoder
 from bidir_core.data.items import Item
 from bidir_core.evaluate.scoring import score_one
-from bidir_core.explain.rescore import rescore
+from bidir_core.explain.why_search import rescore
 from bidir_core.models.families import tiny_loaded
 from bidir_core.regimes import parse_regime
 

@@ -13,7 +13,7 @@ import pytest
 
 from bidir_core.common.errors import UserError
 from bidir_core.explain.generate import Sampling, encode_prompt, generate
-from bidir_core.explain.rescore import rescore
+from bidir_core.explain.why_search import rescore
 from bidir_core.jobs import child_environment, playground_server
 from bidir_core.jobs.playground import Answer, ModelWorker
 from bidir_core.models import loading, probe

@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bidir_core.cli import main
-from bidir_core.commands.arguments import estimate_command
+from bidir_core.cli import estimate_command, main
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import to_json
 from bidir_core.evaluate import evaluate

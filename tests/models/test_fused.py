@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-import bidir_core
+from bidir_core import models
 from bidir_core.models import fused
 from bidir_core.models.attention import install
 from bidir_core.models.families import FAMILIES, tiny_loaded
@@ -92,16 +92,20 @@ def test_the_same_numbers_or_not() -> None:
     assert not fused.same(rounded * float("nan"), rounded)
 
 
-@pytest.fixture(autouse=True)
-def families_put_back() -> Iterator[None]:
-    fused._kernels.cache_clear()
-    fused._attends.cache_clear()
-    yield
+def forget_all() -> None:
     fused._kernels.cache_clear()
     fused._attends.cache_clear()
     for family, known in fused._ROTARY.items():
         family.apply_rotary_pos_emb = known.own
     fused._ROTARY.clear()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known() -> Iterator[None]:
+    """Neither from other tests nor for them."""
+    forget_all()
+    yield
+    forget_all()
 
 
 @pytest.fixture
@@ -132,7 +136,8 @@ def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         log_sum=lambda logits: logits.float().logsumexp(-1),
     )
     monkeypatch.setitem(sys.modules, "bidir_core.models.fused_kernels", kernels)  # type: ignore[arg-type]
-    monkeypatch.setattr(bidir_core, "fused_kernels", kernels, raising=False)
+    # Where the real module was imported before, "from bidir_core.models import" finds it here.
+    monkeypatch.setattr(models, "fused_kernels", kernels, raising=False)
     monkeypatch.setattr(fused, "_on_gpu", lambda _: True)
     monkeypatch.setattr(fused, "WORTH_A_LAUNCH", 0)
 

@@ -160,7 +160,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "device": ({"device": "cuda:77"}, "device 'cuda:77' is not there; this machine has cpu"),
     "device kind": ({"device": "tpu"}, "device 'tpu' is not there"),
     "dtype": ({"dtype": "int8"}, "unknown dtype 'int8'; use auto, float32"),
-    "attention": ({"attn": "flash_attention_2"}, "'flash_attention_2' ignores the dense mask"),
+    "attention": ({"attn": "flash_attention_2"}, "--attn flash_attention_2: choose one of auto"),
     "regime": ({"regime": "sideways"}, "unknown regime 'sideways'"),
     "layers": ({"regime": "bidirectional:layers=2-4"}, "layer 4 does not exist; .* layers 0-3"),
     "checkpoint": ({"checkpoint": "/no/such"}, "checkpoint '/no/such' is not a folder"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bidir_core.report import paper_latex
+from bidir_core.report import paper
 from bidir_core.report.paper import write_paper
 from tests.report_runs import evaluation, report
 
@@ -59,7 +59,7 @@ def test_text_from_outside_is_inert(hostile):
 
 @given(st.text())
 def test_escaped_text_has_no_command_of_its_own(text):
-    for shown in (paper_latex.escape(text), paper_latex.code(text), paper_latex.number(text)):
+    for shown in (paper.escape(text), paper.code(text), paper.number(text)):
         commands = set(re.findall(r"\\([A-Za-z]+)", shown))
         assert all(
             re.match("text(backslash|ascii|less|greater|bar|tt)|allowbreak", c) for c in commands

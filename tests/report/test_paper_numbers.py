@@ -1,7 +1,7 @@
 """Every number that a paper prints comes out of its runs again.
 
 Items are paired here by hand, from the run folders alone; what is shared with the product is the
-arithmetic of ``analyse.stats`` and ``analyse.effects``, which has its own tests.
+arithmetic of ``analyse.stats``, which has its own tests.
 """
 
 import csv
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bidir_core.analyse import effects, stats
+from bidir_core.analyse import stats
 from bidir_core.analyse.contrasts import cell_title, interaction
 from bidir_core.report.paper import write_paper
 from bidir_core.report.report import build_report
@@ -56,7 +56,7 @@ class FromFolders:
             by_task = {task: stats.paired_interval(table) for task, table in tables.items()}
             return {"macro": stats.macro_delta(list(by_task.values())), **by_task}
         stacked = {t: np.stack([rows[t][1] * 1.0 - rows[t][0] for rows in both]) for t in both[0]}
-        effect = effects.stratified_mean(stacked)
+        effect = stats.stratified_mean(stacked)
         return {"macro": effect.estimate, **effect.per_task}
 
     def interaction(self, lists: list[list[str]]) -> dict[str, stats.Estimate]:
@@ -65,7 +65,7 @@ class FromFolders:
             task: r[:k] * 1.0 - r[k : 2 * k] - r[2 * k : 3 * k] + r[3 * k :]
             for task, r in rows.items()
         }
-        effect = effects.stratified_mean(values)
+        effect = stats.stratified_mean(values)
         return {"macro": effect.estimate, **effect.per_task}
 
 

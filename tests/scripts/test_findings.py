@@ -65,19 +65,21 @@ TRAINED = "3B trained with `layers=A-`"
 
 def test_the_words_were_written_for_these_outcomes() -> None:
     """Other runs may give other outcomes; then the words beside the table want writing anew."""
-    verdicts = {
-        "Necessity": ("not refuted", "**refuted**"),
-        "Sufficiency": ("undecided", "**refuted**"),
-        "Placebo": ("not refuted", "not refuted"),
-        "Relocated sink": ("undecided", "not refuted"),
-        "Triviality": ("not refuted", "not refuted"),
-        "Prompt conditions": ("not refuted", "**refuted**"),
-        "Last prompt token": ("not refuted", "not refuted"),
+    kept, refuted, undecided = "not refuted", "**refuted**", "undecided"
+    verdicts = {  # SmolLM2, Gemma, the smaller Qwen, the larger
+        "Necessity": (kept, refuted, kept, kept),
+        "Sufficiency": (undecided, refuted, undecided, undecided),
+        "Placebo": (kept, kept, kept, kept),
+        "Relocated sink": (undecided, kept, undecided, kept),
+        "Random look-ahead": (undecided, kept, kept, kept),
+        "Triviality": (kept, kept, kept, kept),
+        "Prompt conditions": (kept, refuted, undecided, undecided),
+        "Last prompt token": (kept, kept, kept, kept),
     }
     with (pages.TABLES / "controls.csv").open(encoding="utf-8", newline="") as file:
         rows = {row[0].partition(" (")[0]: row for row in csv.reader(file)}
     for control, outcomes in verdicts.items():
-        assert tuple(cell.split(": ")[-1] for cell in rows[control][-2:]) == outcomes
+        assert tuple(cell.split(": ")[-1] for cell in rows[control][2:]) == outcomes
 
 
 def test_the_words_on_prompt_order_were_written_for_these_outcomes() -> None:

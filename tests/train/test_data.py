@@ -103,10 +103,10 @@ def test_an_evaluation_task_is_never_trained_on(name):
 
 @pytest.mark.assets
 def test_the_real_mixtures(monkeypatch):
-    from bidir_core.data import assets
+    from bidir_core.data import assets, fetch
     from bidir_core.data.tasks import load_items
 
-    assets.ensure("eval-data")
+    fetch.ensure("eval-data")
     near, far, farther = (
         read_mixture(kind, assets.mixture_dir()) for kind in ("near", "far", "farther")
     )

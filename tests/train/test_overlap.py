@@ -3,9 +3,9 @@
 import pytest
 
 from bidir_core.common.errors import UserError
-from bidir_core.data.order_tasks import ORDER_TASKS
+from bidir_core.data.builtin_tasks import ORDER_TASKS
 from bidir_core.data.tasks import PUBLISHED_TASKS
-from bidir_core.evaluate.overlap import refuse_trained_tasks, same_name_sentences
+from bidir_core.evaluate.run_scoring import refuse_trained_tasks, same_name_sentences
 from bidir_core.runs.run import Run
 
 # By what each task is refused: its name, or for an order task the documents that it asks about.

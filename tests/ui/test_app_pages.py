@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bidir_core.analyse.flips import flips
-from bidir_core.analyse.slices import bands, slices
+from bidir_core.analyse.flips import bands, flips, slices
 from bidir_core.regimes import DIALS, parse_regime
 from bidir_ui import shell
 from bidir_ui.kit import fmt, html

@@ -1,6 +1,7 @@
 """What the app reads of run folders, and when it reads it again."""
 
 import json
+import os
 
 import pytest
 
@@ -37,8 +38,12 @@ def test_thousands_of_folders_are_read_once(opened, tmp_path, monkeypatch):
     assert len([info for info in first if info.path.startswith(str(tmp_path))]) == 2500
     assert len(opened) == len(first)
     opened.clear()
-    assert data.list_infos() == first
+    looks, really = [], os.stat
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", lambda path, **more: looks.append(path) or really(path, **more))
+        assert data.list_infos() == first
     assert opened == []
+    assert len(looks) < 8 * len(first), "a look at each folder and at a few of its files"
 
 
 def test_what_changed_is_read_again_and_nothing_else(opened, tmp_path, monkeypatch):

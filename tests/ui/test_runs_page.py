@@ -3,12 +3,13 @@
 import pandas as pd
 import pytest
 
-from bidir_ui import runs_tree
+from bidir_ui import runs_table, runs_tree
 from bidir_ui.compare import compare_view
 from bidir_ui.kit import widgets
 from bidir_ui.reading import analysis
+from bidir_ui.reading import pair as pair_view
 from bidir_ui.reading.data import by_id, list_infos
-from tests.app import open_page, pair
+from tests.app import open_page, pair, words
 from tests.factory import make_run
 from tests.report_runs import evaluation, make_finetune
 
@@ -52,6 +53,18 @@ def test_opening_a_line_shows_its_seeds_in_order(study, monkeypatch):
     assert [node.runs[0].train_seed for node in seeds] == [0, 1, 2]
     runs_tree.toggle(group, runs_tree.tree(infos, None))
     assert not [node for node in runs_tree.tree(infos, None) if node.level == 2]
+
+
+def test_only_what_is_shown_is_made(root, monkeypatch):
+    for seed in range(26):
+        make_run(root, n_items=5, seed=seed, name=f"run{seed}")
+    made, really = [], runs_table._row
+    monkeypatch.setattr(runs_table, "_row", lambda *given: made.append(given) or really(*given))
+    monkeypatch.setattr(pair_view, "MOST_OFFERED", 20)
+    app = open_page(PAGE)
+    assert not made, "26 runs in two lines; the CSV's rows are made when it is taken"
+    assert len(app.sidebar.selectbox[0].options) == 20
+    assert "newest 20 runs" in words(app)
 
 
 def test_many_runs_begin_as_a_tree_and_a_search_lists_them(root):
