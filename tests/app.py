@@ -1,7 +1,5 @@
 """The app without a browser: open a page, read its text, make a pair of runs to show."""
 
-from __future__ import annotations
-
 import re
 import time
 from dataclasses import replace
@@ -19,13 +17,15 @@ STAGE2 = "stage2_prefill_bidir_eval"
 
 
 def open_page(page: str = "", **query: str) -> AppTest:
-    """The app at a page (the Overview by default), run once."""
+    """The app at a page (the Overview by default), run once and without a traceback."""
     app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
     if page:
         app.switch_page(page)
     for name, value in query.items():
         app.query_params[name] = value
-    return app.run()
+    app.run()
+    assert not app.exception
+    return app
 
 
 def words(app: AppTest) -> str:

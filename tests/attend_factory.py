@@ -1,7 +1,5 @@
 """Run folders of kind "attend" made of random weights, without a model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The command line of a benchmark on tiny everything."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

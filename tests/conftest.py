@@ -1,7 +1,5 @@
 """Shared fixtures: a tiny model folder, a folder of runs, and a file of one's own items."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -32,7 +30,10 @@ def repaired(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that new runs go to."""
+    """An empty folder that new runs go to, without the committed runs, which take long to list."""
+    from bidir_core.runs import layout
+
+    monkeypatch.setattr(layout, "COMMITTED_RUNS", tmp_path / "none")
     folder = tmp_path / "runs"
     monkeypatch.setenv("BIDIR_RUNS_DIR", str(folder))
     monkeypatch.delenv("BIDIR_READ_ONLY", raising=False)

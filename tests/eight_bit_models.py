@@ -1,7 +1,5 @@
 """Folders with tiny models in 8 bits: scaled by tensors or by blocks, in one file or in shards."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -4,8 +4,6 @@ Two runs made with the same ``n_items``, ``tasks`` and ``data_seed`` hold the sa
 pair; ``seed`` and ``accuracy`` decide what the pretended model did with them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

@@ -1,7 +1,5 @@
 """Documents for lm-eval, and its output files: to read, and to damage."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ DOCS: dict[str, list[dict[str, Any]]] = {
                 f"eats [step] it {i}.",
                 "[header] Cake [title] Bake.",
                 "runs.",
-                "sings on.",
+                "sings  on.",
             ],
             "source_id": ("wikihow~1", "activitynet~v_x")[i % 2],
             "split": "val",

@@ -1,7 +1,5 @@
 """Sweeps made of pretended answers: the damage and where it goes are decided by the regime."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path

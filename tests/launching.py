@@ -1,7 +1,5 @@
 """Several processes of one command, as ``accelerate launch`` starts them."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

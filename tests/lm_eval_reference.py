@@ -1,7 +1,5 @@
 """lm-eval's own task objects on documents we hand them: the reference for prompts and scores."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

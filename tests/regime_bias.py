@@ -1,7 +1,5 @@
 """What a regime adds to attention scores, as one dense matrix: what models and masks are held to."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

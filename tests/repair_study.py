@@ -1,7 +1,5 @@
 """Fabricated repair runs: who was right is given item by item, so that differences are known."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from functools import cache
 from hashlib import sha256

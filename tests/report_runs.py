@@ -1,7 +1,5 @@
 """Runs of a whole study, for the tests of reports: base, fine-tunes and their control."""
 
-from __future__ import annotations
-
 import re
 
 from bidir_core.report.report import build_report

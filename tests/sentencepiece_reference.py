@@ -6,8 +6,6 @@ pieces of neighbours the best scored one is made first, leftmost on a tie, and w
 becomes bytes.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 NORMAL, USER_DEFINED = 1, 4

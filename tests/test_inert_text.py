@@ -1,7 +1,5 @@
 """Texts of unknown origin where something would obey them: spreadsheets, terminals, report.md."""
 
-from __future__ import annotations
-
 import csv
 import io
 import logging

@@ -8,8 +8,6 @@ them, and how many there were:
     BIDIR_KILLS=200 python -m pytest -p no:xdist -s tests/test_kills.py
 """
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
@@ -120,6 +118,7 @@ def lines(tiny_folder, own_items, tmp_path_factory) -> dict[str, list[str]]:
     items = ["--tasks", str(own_items)]
     train = f"--data {data} --steps 12 --batch-samples 4 --max-tokens 64 --warmup-steps 2 --lr 1e-3"
     train += " --eval-every 0 --no-decontaminate --checkpoint-every 3"
+    shorter = train.replace("--steps 12", "")
     regimes = "--regime causal --regime bidirectional"
     evaluations = [given / regime / "runs" for regime in ("causal", "bidirectional")]
     for runs in evaluations:
@@ -131,7 +130,12 @@ def lines(tiny_folder, own_items, tmp_path_factory) -> dict[str, list[str]]:
         "lab": [*model, *items, "--limit", "9", "--sweep", "sink=0,1", "--batch-tokens", "1"],
         "attend": [*model, "--task", str(own_items), "--limit", "9", *regimes.split()],
         "finetune": ["--prompt-bidir-response-causal-train", *model, *train.split()],
-        "pipeline": [*model, *items, "--limit", "6", *train.split()],
+        "pipeline": [
+            *model,
+            *items,
+            *["--limit", "4", "--no-floor", "--steps", "4"],
+            *shorter.split(),
+        ],
         "recommend": [*model, "--prompts", str(prompts)],
         "why": [*model, "--task", str(own_items), "--doc-id", "1"],
         "generate": [*model, "--prompt", "One two three"],

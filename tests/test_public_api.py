@@ -1,7 +1,5 @@
 """``from bidir_core import ...``: every public name is there, and readers never wait for torch."""
 
-from __future__ import annotations
-
 import importlib.util
 import subprocess
 import sys

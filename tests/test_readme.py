@@ -1,7 +1,5 @@
 """What the README tells a newcomer to type is what the program takes."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

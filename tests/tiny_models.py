@@ -5,8 +5,6 @@ configuration, in fp32, without weights on disk. ``save_tiny_model`` writes one 
 laid out like a hub snapshot.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

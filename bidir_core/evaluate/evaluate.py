@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from bidir_core.common.errors import UserError
 from bidir_core.common.progress import phase
 from bidir_core.common.settings import to_json
 from bidir_core.data.encoding import CHAT_DATE, EncodedItem, Encoder, check_lengths

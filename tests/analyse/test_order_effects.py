@@ -1,7 +1,5 @@
 """Order gaps and what is won back, against slow references; and read from real run folders."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,10 +14,11 @@ from bidir_core.analyse.order_effects import (
     order_effect,
 )
 from bidir_core.analyse.stats import z_score
-from bidir_core.cli import main
 from bidir_core.common.errors import UserError
 from bidir_core.runs.run import Run
-from tests.factory import write_lines
+from tests.factory import make_item, make_run, unsealed
+
+ORDERS = ("first", "last")
 
 
 def answers(first, last, ids=None) -> OrderAnswers:
@@ -111,34 +110,20 @@ def test_documents_are_matched_by_pair_and_must_be_the_same() -> None:
 # --- from run folders -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def task_files(tmp_path) -> list[str]:
-    lines = [
-        {"continuations": [" a", " b"], "gold": i % 2, "pair_id": f"doc {i}"} for i in range(24)
+def order_run(root, *orders: str, **more) -> Run:
+    """Of the same 24 documents in these orders."""
+    items = [
+        make_item(f"mine_{order}", i, 0) | {"pair_id": f"doc {i}", "gold": i % 2}
+        for order in orders
+        for i in range(24)
     ]
-    return [
-        write_lines(
-            tmp_path / f"mine_{order}.jsonl",
-            [line | {"contexts": [f"{i} {order}"]} for i, line in enumerate(lines)],
-        )
-        for order in ("first", "last")
-    ]
+    return make_run(root, items=items, tasks=[f"mine_{order}" for order in orders], **more)
 
 
-def evaluated(tiny_folder, runs_dir, name: str, tasks: str, *more: str) -> Run:
-    words = ["--model", str(tiny_folder), "--device", "cpu", "--name", name, "--tasks", tasks]
-    assert main(["eval", *words, *more]) == 0
-    (folder,) = runs_dir.glob(f"*/*_{name}")
-    return Run(folder)
-
-
-def test_one_run_with_both_orders_or_two_with_one_each(tiny_folder, runs_dir, task_files) -> None:
-    both = evaluated(tiny_folder, runs_dir, "both", ",".join(task_files))
-    first, last = (
-        evaluated(tiny_folder, runs_dir, f"part{i}", path) for i, path in enumerate(task_files)
-    )
-    other = evaluated(tiny_folder, runs_dir, "other", task_files[1], "--prefill-bidirectional")
-    compact = evaluated(tiny_folder, runs_dir, "compact", ",".join(task_files), "--compact")
+def test_one_run_with_both_orders_or_two_with_one_each(root) -> None:
+    both, first, last = (order_run(root, *names) for names in (ORDERS, ORDERS[:1], ORDERS[1:]))
+    other = order_run(root, "last", regime="bidirectional")
+    compact = order_run(root, *ORDERS, texts=False)
     answers = order_answers(both)["mine"]
     assert (answers.n, answers.n_left_out) == (24, 0)
     items = both.items(("task", "pair_id", "correct"))
@@ -158,10 +143,7 @@ def test_one_run_with_both_orders_or_two_with_one_each(tiny_folder, runs_dir, ta
 
 
 def test_a_run_from_before_there_were_pairs_has_none(root) -> None:
-    from tests.app import STAGE2
-    from tests.factory import make_run, unsealed
-
-    run = unsealed(make_run(root, STAGE2, n_items=10, regime="bidirectional"))
+    run = unsealed(order_run(root, *ORDERS))
     path = run.path / "items.parquet"
     parquet.write_table(parquet.read_table(path).drop_columns(["pair_id"]), path)
     assert run.items(("pair_id",))["pair_id"].isna().all()

@@ -1,7 +1,5 @@
 """Paired statistics: published examples, coverage by simulation, invariants."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -113,15 +111,6 @@ def test_macro_interval_covers_and_is_no_wider_than_needed():
         values.append(macro.value)
     assert 0.93 <= hits / 1000 <= 0.985
     assert np.mean(widths) == pytest.approx(2 * 1.96 * np.std(values), rel=0.08)
-
-
-def test_macro_is_the_unweighted_mean_and_of_one_task_its_own_interval():
-    first, second = Estimate(0.1, 0.0, 0.2, 50), Estimate(-0.3, -0.4, -0.2, 5000)
-    assert stats.macro_delta([first]) == first
-    macro = stats.macro_delta([first, second])
-    assert macro.value == pytest.approx(-0.1)
-    assert macro.high - macro.value == pytest.approx(math.hypot(0.1, 0.1) / 2)
-    assert macro.n == 5050
 
 
 # --- tests -----------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """Chat templates: no message loses its text, and no prompt changes with the day."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,9 +106,7 @@ def test_a_template_that_never_ends_is_given_up(tmp_path: Path, monkeypatch) -> 
             read_samples(data, Columns(), with_template(template), True)
 
 
-def test_reasoning_that_a_template_leaves_out_of_earlier_answers_is_not_missed(
-    tmp_path: Path,
-) -> None:
+def test_reasoning_that_a_template_leaves_out_of_earlier_answers_is_not_missed(tmp_path):
     template = (
         "{% for m in messages %}<{{ m.role }}>"
         "{{ m.content if loop.last else m.content.split('</think>')[-1] }}{% endfor %}"

@@ -1,7 +1,5 @@
 """A user's own JSONL task: what it becomes, and how bad lines are told."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -27,17 +25,6 @@ def write(path: Path, *lines: object) -> str:
         b"".join((li if isinstance(li, bytes) else json.dumps(li).encode()) + b"\n" for li in lines)
     )
     return str(path)
-
-
-def test_one_context_many_continuations(tmp_path):
-    path = write(tmp_path / "capitals.jsonl", GOOD)
-    (item,) = load_items([path])
-    assert item.item_id == "capitals/0"
-    assert item.contexts == ("The capital of France is",)
-    assert item.continuations == (" Paris", " Rome")
-    assert item.gold == 0
-    assert choice_lengths(item.continuations)
-    assert load_items([path], split="test") == [item]  # the benchmarks' splits are none of a file's
 
 
 @pytest.mark.parametrize("continuations", [[" was broke."], [" was broke.", " was broke."]])
@@ -74,16 +61,6 @@ def test_fewshot_examples_come_from_the_file_and_leave_the_item_out(tmp_path):
         assert set(examples) == others
     with pytest.raises(UserError, match="4 few-shot examples besides the item itself cannot"):
         load_items([path], num_fewshot=4)
-
-
-def test_fewshot_of_a_task_with_contexts_per_choice_shows_the_right_one(tmp_path):
-    lines = [
-        {"contexts": [f"{i}a", f"{i}b"], "continuations": [" end"], "gold": 1} for i in range(3)
-    ]
-    for item in load_items([write(tmp_path / "t.jsonl", *lines)], num_fewshot=2):
-        prefixes = {c.rsplit("\n\n", 1)[0] for c in item.contexts}
-        assert len(prefixes) == 1
-        assert all(example.endswith("b end") for example in prefixes.pop().split("\n\n"))
 
 
 def test_a_copy_of_the_item_is_no_example_for_it(tmp_path):

@@ -1,7 +1,5 @@
 """Where the prefix ends: tokenizers that add tokens of their own, templates, empty contexts."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -5,8 +5,6 @@ give other tokens, and the model answers at chance. The builder is tested on sma
 needs the real model is skipped where it is not in the cache (238 MB, under terms of its own).
 """
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 from typing import Any

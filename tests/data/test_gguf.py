@@ -4,8 +4,6 @@ The faults to catch: a conversion that changes weights or tokens and says nothin
 kind nobody has tested that is taken all the same.
 """
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

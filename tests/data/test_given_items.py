@@ -1,7 +1,5 @@
 """Items that a file names are evaluated, and no others; a name that fits none is refused."""
 
-from __future__ import annotations
-
 import pytest
 
 from bidir_core.cli import main

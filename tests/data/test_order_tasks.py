@@ -1,13 +1,10 @@
 """The order tasks: two orders of the same document, balanced options, honest long passages."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from bidir_core.common.errors import UserError
 from bidir_core.data.builtin_tasks import LONG_CHARACTERS, ORDER_TASKS
 from bidir_core.data.items import Item
 from bidir_core.data.tasks import load_items
@@ -114,12 +111,6 @@ def test_long_passages_hold_others_but_never_their_answer(folder: str) -> None:
 
 def _passage(item: Item) -> str:
     return item.contexts[0].removeprefix("Passage: ").partition("\nQuestion: ")[0]
-
-
-@pytest.mark.assets
-def test_the_embedded_data_have_one_split() -> None:
-    with pytest.raises(UserError, match=r"sciq_first has no split 'train'.*it has validation"):
-        load_items(["sciq_first"], split="train", data_source="auto")
 
 
 # --- the real data ----------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """The real assets, where they are in the cache or can be fetched: whole, rightly converted, quick."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Which items are chosen, halved and shuffled: invariants over random tasks."""
 
-from __future__ import annotations
-
 from collections import Counter
 from itertools import chain, pairwise
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The built-in tasks against lm-eval's own, on the same data; sources, splits and bad input."""
 
-from __future__ import annotations
-
 import math
 import re
 import subprocess
@@ -25,48 +23,21 @@ from bidir_core.data.items import (
     hash_doc,
 )
 from bidir_core.data.sampling import fewshot_prefixes
-from bidir_core.data.source import Rows
 from bidir_core.data.tasks import TASKS, load_items, load_items_by_id
+from tests import interop_files
 from tests.factory import write_lines
 
 FIVE = ["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
 
-# Two documents a task, made up, in the shape of the hub's: enough to test sources and hashes.
+# Documents made up, in the shape of the hub's: enough to test sources and hashes.
 DOCS: dict[str, list[dict[str, Any]]] = {
-    "hellaswag": [
-        {
-            "ind": i,
-            "activity_label": "Baking",
-            "ctx_a": f"A cook opens oven {i}.",
-            "ctx_b": "the Cook",
-            "ctx": f"A cook opens oven {i}. the Cook",
-            "endings": ["eats [step] it.", "[header] Cake [title] Bake it.", "runs.", "sings  on."],
-            "source_id": ("wikihow~1", "activitynet~v_x")[i % 2],
-            "split": "val",
-            "split_type": "indomain",
-            "label": str(i % 4),
-        }
-        for i in range(7)
-    ],
-    "piqa": [
-        {"goal": f"Open jar {i}", "sol1": "turn the lid", "sol2": "blow at it", "label": i % 2}
-        for i in range(7)
-    ],
-    "arc_easy": [
-        {
-            "id": f"Q{i}",
-            "question": f"What is {i} + 1?",
-            "choices": {"text": [str(i), str(i + 1), "π"], "label": ["1", "2", "3"]},
-            "answerKey": "2",
-        }
-        for i in range(7)
-    ],
-    "winogrande": [
-        {"sentence": f"Ann paid Bea {i} times, so _ was broke.", "option1": "Ann", "option2": "Bea"}
-        | {"answer": str(1 + i % 2)}
-        for i in range(7)
-    ],
+    task: docs[:7] for task, docs in interop_files.DOCS.items()
 }
+DOCS["arc_easy"] = [
+    {"id": f"Q{i}", "question": f"What is {i} + 1?"}
+    | {"choices": {"text": [str(i), str(i + 1), "π"], "label": ["1", "2", "3"]}, "answerKey": "2"}
+    for i in range(7)
+]
 DOCS["arc_challenge"] = [doc | {"id": f"C{i}"} for i, doc in enumerate(DOCS["arc_easy"])]
 
 
@@ -126,8 +97,8 @@ def test_equals_lm_eval_on_the_real_validation_split(task: str, eval_data: Path)
     (arrow,) = (eval_data / TASKS[task].data.folder / "validation").glob("*.arrow")
     # In memory: from a file, lm-eval's map() would write its results beside the fetched data.
     docs = datasets.Dataset.from_file(str(arrow), in_memory=True)
-    # The first 200, and the last 200: HellaSwag begins with one of its two sources only.
-    rows = [*range(200), *range(max(200, len(docs) - 200), len(docs))]
+    # The first 80, and the last 80: HellaSwag begins with one of its two sources only.
+    rows = [*range(80), *range(len(docs) - 80, len(docs))]
     reference = lm_eval_items(lm_eval_task(task, docs.select(rows)))
     ours = load_items_by_id(task, rows)
     assert [i.doc_id for i in ours] == rows
@@ -250,13 +221,6 @@ def test_reading_items_imports_no_heavy_library(folder: Path) -> None:
 # --- selection --------------------------------------------------------------------------------
 
 
-def test_limit_counts_per_task_and_keeps_the_order_given(folder: Path) -> None:
-    items = load_items(["winogrande", "piqa"], limit=3, data_source=str(folder))
-    assert [i.item_id for i in items] == [
-        f"{t}/{i}" for t in ("winogrande", "piqa") for i in range(3)
-    ]
-
-
 def test_fewshot_examples_do_not_depend_on_what_else_is_scored(folder: Path) -> None:
     def load(**choice: Any) -> dict[int, Item]:
         items = load_items(["piqa"], num_fewshot=3, data_source=str(folder), **choice)
@@ -285,12 +249,6 @@ def test_a_repeated_prompt_is_the_whole_context_again(folder: Path) -> None:
     assert load_items(["piqa"], repeat_prompt=2, **nothing) == load_items(["piqa"], **nothing)
     again = load_items_by_id("piqa", [1], repeat_prompt=2, data_source=str(folder))
     assert again == load_items(["piqa"], repeat_prompt=2, data_source=str(folder))[1:2]
-
-
-def test_fewshot_without_a_training_split_names_the_way_out(tmp_path: Path) -> None:
-    write(DOCS["piqa"], tmp_path / "piqa" / "validation.jsonl")
-    with pytest.raises(UserError, match=r"few-shot examples come from the 'train' split.*hub"):
-        load_items(["piqa"], num_fewshot=1, data_source=str(tmp_path))
 
 
 def test_rows_of_a_compact_run_are_found_again(folder: Path) -> None:
@@ -408,10 +366,3 @@ def test_two_formats_of_one_split_are_ambiguous(tmp_path: Path) -> None:
         write(DOCS["piqa"], tmp_path / "piqa" / f"validation.{suffix}")
     with pytest.raises(UserError, match="same split in two formats"):
         load_items(["piqa"], data_source=str(tmp_path))
-
-
-def test_rows_of_a_table_come_in_the_order_asked_for() -> None:
-    rows = Rows(pa.table({"n": [10, 11, 12, 13]}), {"n": int}, "here")
-    assert [d["n"] for d in rows.take([3, 0, 3])] == [13, 10, 13]
-    assert [d["n"] for d in rows.take(range(1, 3))] == [11, 12]
-    assert rows.take([]) == []

@@ -1,7 +1,5 @@
 """One seeded runs folder, one server and one browser for the browser tests."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import dataclass

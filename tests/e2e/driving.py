@@ -1,7 +1,5 @@
 """What the browser tests share: the pages there are, and a few gestures."""
 
-from __future__ import annotations
-
 from bidir_core.runs.run import Run
 from bidir_ui import shell
 from tests.e2e.server import IDLE

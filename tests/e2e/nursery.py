@@ -6,8 +6,6 @@ anything yet. ``python -m tests.e2e.nursery`` reads a line of JSON for each and 
 process id; when its input ends, so does it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import importlib
@@ -24,29 +22,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PACKAGES = (
-    "streamlit.web.cli",
-    "streamlit.web.server.starlette",
-    "uvicorn",
-    "pandas",
-    "pyarrow.parquet",
-    "plotly.graph_objects",
-    "scipy.optimize",
-    "scipy.stats",
-    "psutil",
-    "filelock",
-    "yaml",
-    "statsmodels.stats.contingency_tables",
-    "huggingface_hub",
-    "markdown_it",
-    "jinja2",
-    "httpx",
-    "PIL.Image",
-    "PIL.PngImagePlugin",
-    "plotly.subplots",
-    "plotly.tools",
-    "plotly.offline",
-)
+PACKAGES = """
+    streamlit.web.cli streamlit.web.server.starlette uvicorn pandas pyarrow.parquet
+    plotly.graph_objects scipy.optimize scipy.stats psutil filelock yaml
+    statsmodels.stats.contingency_tables huggingface_hub markdown_it jinja2 httpx PIL.Image
+    PIL.PngImagePlugin plotly.subplots plotly.tools plotly.offline
+"""
 
 
 ALONE = "BIDIR_TESTS_ALONE"  # in a server's environment: the committed runs are not there
@@ -88,7 +69,7 @@ class Nursery:
 
 
 def main() -> None:
-    for name in PACKAGES:
+    for name in PACKAGES.split():
         importlib.import_module(name)
     assert not [name for name in sys.modules if name.startswith(("bidir_", "torch"))]
     assert threading.active_count() == 1, "a fork has no other threads"

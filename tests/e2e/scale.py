@@ -5,8 +5,6 @@
 brackets, of the server's processor, which other work on the machine does not change. The Lab has no sweep.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import tempfile

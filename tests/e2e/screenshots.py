@@ -5,8 +5,6 @@ Without ``--runs DIR`` it seeds run folders of its own. With ``--film`` it makes
 ``python -m tests.e2e.screenshots docs --film --runs EMPTY_FOLDER``.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import tempfile
@@ -15,47 +13,27 @@ from typing import Any
 
 from PIL import Image
 
+from tests.e2e.driving import HEADINGS
 from tests.e2e.seed import seed
 from tests.e2e.server import IDLE, chromium, serve
 
-PAGES = {
-    "overview": ("", {}),
+PAGES = {page or "overview": (page, {}) for page in HEADINGS} | {
     "overview-500": ("", {"items": "500"}),
-    "runs": ("runs", {}),
-    "compare": ("compare", {}),
-    "flips": ("flips", {}),
-    "item": ("item", {"item": "piqa/3"}),
     "item-first": ("item", {"flip": "broken"}),
     "item-missing": ("item", {"item": "piqa/999999"}),
-    "masks": ("masks", {}),
     "masks-observed": ("masks", {"show": "observed"}),
-    "lab": ("lab", {}),
     "lab-accuracy": ("lab", {"show": "value", "point": "bidirectional_sink-1"}),
-    "playground": ("playground", {}),
-    "launch": ("launch", {}),
     "launch-sweep": ("launch", {"stage": "lab-layers"}),
     "launch-wrong": ("launch", {"stage": "lab-sink", "f.sweep": "sink=one", "f.limit": "few"}),
-    "launch-probe": ("launch", {"stage": "probe"}),
-    "report": ("report", {}),
     "report-sections": ("report", {"sections": "answers~per_task"}),
     "help": ("", {}),
     "not-found": ("flips", {"a": "stage1_vanilla_eval/none"}),
 }
 
 # What is done to the Overview's item for its film: a control, its value, and how long it is shown in ms.
-FILM = (
-    ("strength", 10, 1600),
-    ("strength", 7, 250),
-    ("strength", 4, 250),
-    ("strength", 0, 1600),
-    ("strength", 4, 250),
-    ("strength", 10, 900),
-    ("sink", 1, 1800),
-    ("sink", 0, 900),
-    ("layers", 1, 250),
-    ("layers", 2, 250),
-    ("layers", 3, 1800),
-)
+FILM = [("strength", 10, 1600), ("strength", 7, 250), ("strength", 4, 250), ("strength", 0, 1600)]
+FILM += [("strength", 4, 250), ("strength", 10, 900), ("sink", 1, 1800), ("sink", 0, 900)]
+FILM += [("layers", 1, 250), ("layers", 2, 250), ("layers", 3, 1800)]
 _MOVE = """([name, value]) => {
     const input = document.querySelector(`.b-hero input[name=${name}]`);
     if (input.type === 'checkbox') input.checked = Boolean(value); else input.value = value;
@@ -76,14 +54,8 @@ def film(page: Any, out: Path) -> None:
     for page_of_its_size, frame in zip(whole, frames, strict=True):
         page_of_its_size.paste(frame)
     first, *rest = (frame.quantize(64) for frame in whole)
-    first.save(
-        out,
-        save_all=True,
-        append_images=rest,
-        duration=[ms for _, _, ms in FILM],
-        loop=0,
-        optimize=True,
-    )
+    shown = {"duration": [ms for _, _, ms in FILM], "loop": 0, "optimize": True}
+    first.save(out, save_all=True, append_images=rest, **shown)
 
 
 def main() -> None:

@@ -3,8 +3,6 @@
 ``python -m tests.e2e.seed FOLDER large1`` writes one part of them and prints its run's id.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import subprocess
@@ -19,34 +17,10 @@ from bidir_core.runs.run import Run
 from tests.factory import TASKS, make_item, make_reference, make_run, spread_items
 
 N_ITEMS = 2299
-PUBLISHED_1 = {
-    "hellaswag": 0.622,
-    "piqa": 0.788,
-    "arc_easy": 0.814,
-    "arc_challenge": 0.585284,
-    "winogrande": 0.666,
-}
-PUBLISHED_2 = {
-    "hellaswag": 0.242,
-    "piqa": 0.534,
-    "arc_easy": 0.238,
-    "arc_challenge": 0.247492,
-    "winogrande": 0.518,
-}
-CAUSAL = {
-    "hellaswag": 0.35,
-    "piqa": 0.66,
-    "arc_easy": 0.5,
-    "arc_challenge": 0.26,
-    "winogrande": 0.51,
-}
-BIDIRECTIONAL = {
-    "hellaswag": 0.31,
-    "piqa": 0.6,
-    "arc_easy": 0.37,
-    "arc_challenge": 0.25,
-    "winogrande": 0.5,
-}
+PUBLISHED_1 = dict(zip(TASKS, (0.622, 0.788, 0.814, 0.585284, 0.666)))
+PUBLISHED_2 = dict(zip(TASKS, (0.242, 0.534, 0.238, 0.247492, 0.518)))
+CAUSAL = dict(zip(TASKS, (0.35, 0.66, 0.5, 0.26, 0.51)))
+BIDIRECTIONAL = dict(zip(TASKS, (0.31, 0.6, 0.37, 0.25, 0.5)))
 HOSTILE = (
     "<script>window.hacked=1</script><img src=http://evil.test/a.png onerror=alert(1)>",
     "![x](http://evil.test/b.png) [click](http://evil.test/c) <style>@import 'http://evil.test/d.css'</style>",
@@ -57,47 +31,21 @@ HOSTILE = (
 
 def seed(root: Path, *, n_items: int = N_ITEMS) -> dict[str, Run]:
     """The runs most tests need; a corrupt, a partial, a mismatched and a hostile one among them."""
-    limit = {"limit": 500}
-    stage2 = "stage2_prefill_bidir_eval"
+    stage2, ahead = "stage2_prefill_bidir_eval", {"regime": "bidirectional"}
     items = spread_items(n_items, TASKS)  # made once: three runs hold the same
+    whole: dict[str, Any] = {"items": items, "config": {"limit": 500}}
+    sink = {"regime": "bidirectional:sink=1", "accuracy": {**CAUSAL, "arc_easy": 0.51}}
+    foreign = {"data_seed": 7, "model": "mistralai/Ministral-3-3B-Instruct-2512"}
     runs = {
-        "stage1": make_run(root, items=items, accuracy=CAUSAL, config=limit),
-        "stage2": make_run(
-            root,
-            stage2,
-            items=items,
-            regime="bidirectional",
-            accuracy=BIDIRECTIONAL,
-            seed=1,
-            config=limit,
-        ),
-        "sink": make_run(
-            root,
-            stage2,
-            items=items,
-            regime="bidirectional:sink=1",
-            accuracy={**CAUSAL, "arc_easy": 0.51},
-            seed=2,
-            config=limit,
-        ),
-        "corrupt": make_run(
-            root, stage2, name="torn", n_items=10, regime="bidirectional", state="corrupt"
-        ),
-        "partial": make_run(
-            root, stage2, name="stopped", n_items=400, regime="bidirectional", state="partial"
-        ),
+        "stage1": make_run(root, accuracy=CAUSAL, **whole),
+        "stage2": make_run(root, stage2, accuracy=BIDIRECTIONAL, seed=1, **ahead, **whole),
+        "sink": make_run(root, stage2, seed=2, **sink, **whole),
+        "corrupt": make_run(root, stage2, name="torn", n_items=10, state="corrupt", **ahead),
+        "partial": make_run(root, stage2, name="stopped", n_items=400, state="partial", **ahead),
         "failed": make_run(root, name="oom", n_items=60, state="failed"),
-        "other": make_run(
-            root,
-            name="other-data",
-            n_items=40,
-            data_seed=7,
-            model="mistralai/Ministral-3-3B-Instruct-2512",
-        ),
-        "published1": make_reference(root, tasks=PUBLISHED_1, name="published"),
-        "published2": make_reference(
-            root, stage2, tasks=PUBLISHED_2, name="published", regime="bidirectional"
-        ),
+        "other": make_run(root, name="other-data", n_items=40, **foreign),
+        "published1": make_reference(root, tasks=PUBLISHED_1),
+        "published2": make_reference(root, stage2, tasks=PUBLISHED_2, **ahead),
     }
     return runs | seed_hostile(root)
 
@@ -108,10 +56,8 @@ def seed_hostile(root: Path) -> dict[str, Run]:
     for item, text in zip(items, HOSTILE, strict=True):
         item["contexts"] = [text]
         item["continuations"] = [" " + text, " plain", " <b>x</b>", " ]]>"]
-        item["prefix_token_ids"], item["prefix_token_offsets"] = (
-            [[1, 2]],
-            [[[0, 5], [5, len(text)]]],
-        )
+        item["prefix_token_ids"] = [[1, 2]]
+        item["prefix_token_offsets"] = [[[0, 5], [5, len(text)]]]
         item["n_prefix_tokens"] = [2]
         item["continuation_token_ids"] = [[1]] * 4
         item["continuation_token_offsets"] = [[[0, len(c)]] for c in item["continuations"]]
@@ -123,17 +69,10 @@ def seed_hostile(root: Path) -> dict[str, Run]:
     huge["prefix_token_offsets"] = [[[6 * i, 6 * i + 6] for i in range(18000)]]
     huge["n_prefix_tokens"] = [18000]
     common = {"items": [*items, huge], "tasks": ["hostile"], "model": "</b><img src=x>model"}
+    ahead = {"regime": "bidirectional", "accuracy": 0.0, "seed": 5}
     return {
         "hostile1": make_run(root, name="hostile", accuracy=1.0, **common),
-        "hostile2": make_run(
-            root,
-            "stage2_prefill_bidir_eval",
-            name="hostile",
-            regime="bidirectional",
-            accuracy=0.0,
-            seed=5,
-            **common,
-        ),
+        "hostile2": make_run(root, "stage2_prefill_bidir_eval", name="hostile", **ahead, **common),
     }
 
 

@@ -1,7 +1,5 @@
 """Start the app and a browser for tests and screenshots."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil
@@ -18,16 +16,10 @@ import psutil
 
 from tests.e2e.nursery import ROOT, Nursery, free_port
 
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-dev-shm-usage",
-]
+CHROMIUM_FLAGS = """
+    --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
+    --disable-background-networking --disable-component-update --disable-dev-shm-usage
+"""
 # A page that is open for seconds is not worth compiling well. Not where time is measured.
 QUICK = "--js-flags=--no-opt --no-maglev --always-sparkplug"
 # With a heading: a page that has not begun to run is idle too.
@@ -106,7 +98,7 @@ def chromium(*more_flags: str) -> Iterator[Any]:
     executable = shutil.which("chromium") or shutil.which("chromium-browser")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=executable, args=[*CHROMIUM_FLAGS, *more_flags]
+            executable_path=executable, args=[*CHROMIUM_FLAGS.split(), *more_flags]
         )
         try:
             yield browser

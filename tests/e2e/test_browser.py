@@ -1,7 +1,5 @@
 """The app in a real browser: deep links, the way to an item, shared links, hostile texts."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """How fast the pages are, in a warm browser; measured, printed, and failed at twice the budget."""
 
-from __future__ import annotations
-
 import shutil
 import statistics
 import time

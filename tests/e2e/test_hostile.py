@@ -1,7 +1,5 @@
 """Texts of data sets and models that try to do something: nothing happens, and all is readable."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.e2e.driving import HEADINGS, go, main_text, visit

@@ -1,7 +1,5 @@
 """A real server answers to its own names only: what a page with a rebound name could reach."""
 
-from __future__ import annotations
-
 import base64
 import http.client
 import os

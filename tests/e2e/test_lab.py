@@ -1,7 +1,5 @@
 """The Lab page in a browser: a click on a curve or on the map of layers chooses that point."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

@@ -1,7 +1,5 @@
 """Observed attention in a real browser: opens in time, and what is clicked or hovered is read."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.attend_factory import make_attend

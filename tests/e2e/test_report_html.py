@@ -1,7 +1,5 @@
 """The report as a file that was mailed, and the Report page's files, in a real browser."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re
@@ -157,6 +155,8 @@ def test_it_is_accessible(mailed, browser):
     page.goto(mailed.as_uri())
     page.locator(".rows .mark").first.wait_for()
     page.locator("#flips-1 summary").first.click()
+    # Rows are alike, and axe looks at each of hundreds.
+    page.evaluate("document.querySelectorAll('tr:nth-child(n+9)').forEach(row => row.remove())")
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         page.wait_for_timeout(200)  # the charts change their ink

@@ -1,7 +1,5 @@
 """What the app costs its machine: memory with 50,000 items on disk, and a tab that watches a job."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The shared site as a reader has it: opened from disk in a browser, on a desk and on a phone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

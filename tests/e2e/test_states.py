@@ -1,7 +1,5 @@
 """Every page in every state, in a real browser: it says so, on a phone too, in the dark, accessibly."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every table of the app sorts, and can be taken along as CSV and as Markdown."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """From a command line to a complete run folder, through kills, bad items and bad input."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
@@ -15,6 +13,7 @@ import pytest
 from bidir_core.cli import build_parser, main
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import command_line
+from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate import evaluate, scoring
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.models import loading
@@ -182,11 +181,12 @@ def test_resume_refuses_another_identity(tiny_folder, own_items, runs_dir, monke
 def test_resumed_from_another_folder_and_device_it_is_the_same_run(
     tiny_folder, own_items, runs_dir, tmp_path, monkeypatch
 ):
-    """A task file is known by its absolute path, and "auto" is settled once."""
+    """Model and task file are known by their absolute paths, and "auto" is settled once."""
     monkeypatch.chdir(own_items.parent)
     with monkeypatch.context() as patch:
         patch.setattr(scoring.Scorer, "begin", stop)
-        words = eval_words(tiny_folder, "./mine.jsonl", "--batch-tokens", "300")
+        model = os.path.relpath(tiny_folder)
+        words = eval_words(model, "./mine.jsonl", "--batch-tokens", "300")
         assert run_cli(*words) == 130
     run = only_run(runs_dir, "stage1_vanilla_eval")
     assert run.settings["tasks"] == [str(own_items)]
@@ -202,6 +202,9 @@ def test_resumed_from_another_folder_and_device_it_is_the_same_run(
     assert run_cli("--resume", run.id, "--tasks", os.path.relpath(own_items)) == 0
     assert configs[0].dtype == "bfloat16"
     assert configs[0].attn == "sdpa"
+    for name in (EMBEDDED_MODEL, "owner/name"):
+        (tmp_path / EMBEDDED_MODEL).mkdir(exist_ok=True)  # a folder of that name means nothing
+        assert EvalConfig(model=name).model == name
 
 
 @pytest.mark.parametrize(("regime", "warns"), [("causal", True), ("bidirectional:sink=1", False)])
@@ -292,13 +295,6 @@ def test_every_setting_is_classed_as_identity_or_runtime():
     assert runtime == {"device", "runs_dir", "name"}
     with pytest.raises(UserError):
         replace(EvalConfig(model="m"), limit=-1)
-
-
-def test_a_checkpoint_called_none_is_a_checkpoint(tiny_folder, own_items, runs_dir, capsys):
-    words = eval_words(tiny_folder, own_items, "--checkpoint", "none")
-    assert run_cli(*words) == 2
-    assert "none" in capsys.readouterr().err
-    assert not list(runs_dir.glob("*/*"))
 
 
 @pytest.fixture

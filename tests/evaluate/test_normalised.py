@@ -1,7 +1,5 @@
 """Accuracies by bytes, tokens and mutual information, against lm-eval's rules and a slow computation."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

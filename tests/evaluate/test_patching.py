@@ -1,7 +1,5 @@
 """Patching a token's causal keys and values: what it must equal, and what it must not touch."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Several processes of one launch: the same run as one process makes, and no loss when one dies."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -21,9 +19,7 @@ from bidir_core.cli import main
 from bidir_core.common.errors import UserError
 from bidir_core.common.process import ProcessLost, told_when_lost
 from bidir_core.common.progress import TERMINATED
-from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate import processes, run_scoring
-from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.processes import PARTS, Part, Parts, Team, share
 from bidir_core.models import devices
 from bidir_core.runs.run import Run
@@ -228,22 +224,6 @@ def test_a_run_is_not_complete_while_items_are_recorded_by_nobody(
     monkeypatch.setenv("BIDIR_RUNS_DIR", str(runs_dir))
     assert main(["eval", "--resume", Run(folder).id]) == 0
     assert Run(folder).metrics["n_items"] == 60
-
-
-def test_a_relative_model_resumes_from_another_folder_and_other_names_stay(
-    tiny_folder, own_items, runs_dir, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tiny_folder.parent)
-    with monkeypatch.context() as patch:
-        every = run_scoring._share
-        patch.setattr(run_scoring, "_share", lambda *a: every(*a)[1:])
-        assert main(words(Path(tiny_folder.name), own_items)) == 1
-    (folder,) = (runs_dir / "stage2_prefill_bidir_eval").iterdir()
-    monkeypatch.chdir(tmp_path)
-    assert main(["eval", "--resume", Run(folder).id]) == 0
-    for name in (EMBEDDED_MODEL, "owner/name"):
-        (tmp_path / EMBEDDED_MODEL).mkdir(exist_ok=True)  # a folder of that name means nothing
-        assert EvalConfig(model=name).model == name
 
 
 def test_a_lost_process_is_one_line_and_other_errors_stay(monkeypatch):

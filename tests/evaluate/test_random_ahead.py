@@ -1,7 +1,5 @@
 """Random look-ahead: as much of it as under a regime, and masks as a plain model would be given."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

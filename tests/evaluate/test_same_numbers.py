@@ -6,8 +6,6 @@ torch round otherwise, and there a small difference is allowed: whether this is 
 transformers alone, which must give the recorded bits of a forward pass without any code of ours.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path
@@ -17,11 +15,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.lm_eval_peer import LmEvalPeer, accuracy
 from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.data.encoding import Encoder
 from bidir_core.data.fetch import ensure
+from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
+from bidir_core.evaluate.scoring import Scorer, plan_scoring
 from bidir_core.models import loading
+from bidir_core.regimes import CAUSAL
 from bidir_core.runs.run import Run
 
 RECORDED = json.loads((Path(__file__).parent / "recorded_numbers.json").read_text())
@@ -60,3 +63,22 @@ def test_numbers_are_those_recorded_before(tmp_path):
                 np.testing.assert_allclose(ll, recorded[item], atol=1e-3, rtol=1e-5)
     finally:
         torch.set_num_threads(threads)
+
+
+# Causal scores are lm-eval's: its own ``hf`` model on the same items, choice by choice
+
+
+@pytest.mark.assets
+def test_equals_lm_eval_choice_by_choice():
+    items = load_items(PUBLISHED_TASKS, limit=3, sample="stratified")
+    loaded = loading.load(EMBEDDED_MODEL, dtype="float32", device="cpu")
+    encoded = Encoder(loaded.tokenizer).encode(items)
+    plan = plan_scoring(encoded, regime=CAUSAL, device=torch.device("cpu"))
+    scorer = Scorer(loaded.model, loaded.handle, plan)
+    by_index = {s.index: s.ll for batch in plan.batches for s in scorer.score(batch.items)}
+    ours = [by_index[i] for i in range(len(items))]
+    theirs = LmEvalPeer(str(ensure(EMBEDDED_MODEL))).score(items, batch_size=4)
+    for item, scores, reference in zip(encoded, ours, theirs):
+        for tokens, a, b in zip(item.continuations, scores, reference):
+            assert abs(a - b) <= 1e-3 + 1e-5 * len(tokens), item.item.item_id
+    assert accuracy(items, ours) == accuracy(items, theirs)

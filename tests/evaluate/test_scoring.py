@@ -1,7 +1,5 @@
 """Scoring against a slow reference: every choice alone, in its own sequence, one forward pass."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Observed attention: the same model as the scoring path's, and shares as a slow loop counts them."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """An item's answers at every dial: ends equal an evaluation's, files stay whole."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -28,12 +26,9 @@ def test_its_corners_are_evaluations(tiny_folder, own_items, runs_dir, tmp_path)
         *(2, n + 1),
         len(STRENGTHS),
     ]
-    corners = {
-        "causal": item["scores"][0][0][0],
-        "bidirectional": item["scores"][0][0][-1],
-        "bidirectional:sink=1": item["scores"][1][0][-1],
-        "bidirectional:layers=1-,lambda=0.1": item["scores"][0][1][STRENGTHS.index(0.1)],
-    }
+    corners = {"causal": item["scores"][0][0][0], "bidirectional": item["scores"][0][0][-1]}
+    corners |= {"bidirectional:sink=1": item["scores"][1][0][-1]}
+    corners |= {"bidirectional:layers=1-,lambda=0.1": item["scores"][0][1][STRENGTHS.index(0.1)]}
     for regime, scores in corners.items():
         common = ["--model", str(tiny_folder), "--tasks", str(own_items), "--limit", "5"]
         assert main(["eval", *common, "--regime", regime, "--dtype", "float32"]) == 0

@@ -1,7 +1,5 @@
 """Generation under a regime: decoding with a cache equals computing everything again."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Sweeps: what their text means, what they write, what survives a kill, what they conclude."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace
@@ -175,6 +173,17 @@ def test_compact_sweeps_and_conditions_keep_what_pairing_needs(tiny_folder, own_
 
 
 # Stops
+
+
+def test_a_finished_sweep_says_again_what_it_found(sweep, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("BIDIR_RUNS_DIR", str(sweep.path.parents[1]))
+    assert main(["lab", "--resume", sweep.id]) == 0
+    output = capsys.readouterr()
+    assert output.out == f"{sweep.path}\n"
+    first, *again = output.err.splitlines()
+    assert first == f"{sweep.id} is complete; nothing was run"
+    assert again == lab_run_sweep.lines(sweep.metrics)
+    assert again[-1] == f"verdict: {sweep.metrics['best']['acc']['sentence']}"
 
 
 def test_resume_refuses_runs_that_are_no_sweeps(sweep, monkeypatch, capsys) -> None:

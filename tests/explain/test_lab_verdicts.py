@@ -1,7 +1,5 @@
 """The best points of a sweep: what several dials' verdicts on the same items are worth together."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """``recommend``: the curve is the model's own, the rule is the stated one, and no label is read."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Rescoring by hand: what is left causal, and that both ends are what an evaluation says."""
 
-from __future__ import annotations
-
 import pytest
 
 from bidir_core.common.errors import UserError

@@ -1,7 +1,5 @@
 """Variants of attention on one item: shared layers give what each variant gives by itself."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

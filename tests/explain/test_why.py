@@ -1,7 +1,5 @@
 """Why an item flips: restorations end where evaluations do, and the words say what was found."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 
@@ -174,11 +172,8 @@ def made(single=(), first=3, last=0, tokens=(), low=0.01, high=0.02, returns=Fal
     def points(back, n=4):
         return [{"choice": 0 if i in back else 1, "lead": 0.0} for i in range(n)]
 
-    layers = {
-        "single": points(single),
-        "from_first": points(range(first, 4)),
-        "from_last": points(range(last + 1)),
-    }
+    layers = {"single": points(single), "from_first": points(range(first, 4))}
+    layers |= {"from_last": points(range(last + 1))}
     spans = [
         {"first": i, "last": i, "looks_ahead": i < 4, **point}
         for i, point in enumerate(points(tokens, 5))

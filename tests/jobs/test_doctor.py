@@ -1,7 +1,5 @@
 """What the doctor finds, and the table of families in docs/MODELS.md."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

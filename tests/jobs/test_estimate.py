@@ -1,7 +1,5 @@
 """Estimates: counted from a model's shape and the items, told by this machine's own finished runs."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
@@ -21,7 +19,7 @@ from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs import Job, history
 from bidir_core.jobs.cost_model import shape_of, work_of
-from bidir_core.jobs.estimate import duration, estimate
+from bidir_core.jobs.estimate import estimate
 from bidir_core.jobs.history import Measured
 from bidir_core.jobs.pipeline_config import PipelineConfig, plan
 from bidir_core.runs.run import Run
@@ -270,19 +268,3 @@ def test_estimating_imports_no_torch(config):
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
-
-
-@pytest.mark.parametrize(
-    ("model", "n_layers"), [("mistralai/Ministral-3-3B-Instruct-2512", 26), ("gemma3-270m", 18)]
-)
-def test_models_that_are_asked_about_before_they_are_fetched(model, n_layers):
-    shape = shape_of(model)
-    assert shape is not None
-    assert (shape.layers, shape.guessed) == (n_layers, False)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(5, "5 s"), (600, "10 min"), (7200, "2.0 h"), (40 * 86_400, "40 days")]
-)
-def test_durations_are_round(seconds, text):
-    assert duration(seconds) == text

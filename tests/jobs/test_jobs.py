@@ -1,7 +1,5 @@
 """Jobs with real detached processes: once, in turn, cancelled, killed, resumed, read-only."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -93,8 +91,6 @@ def test_one_key_starts_one_job_and_jobs_take_turns_whatever_becomes_of_them(
         started = [*clicks.map(lambda _: jobs.submit(line, "k"), range(4))]
     first = started[0]
     assert {job.id for job in started} == {first.id}
-    while jobs.find_job(first.id).state == "queued":  # its worker takes a second to start
-        assert jobs.stalled(jobs.list_jobs()) == []
     # The same line from another tab, while it is under way: still the one job.
     assert jobs.submit(line, "another key").id == first.id
     bad = jobs.submit(["eval", "--model", str(quiet / "nowhere"), "--device", "cpu"], "bad")
@@ -341,4 +337,3 @@ def test_a_queue_does_not_seem_to_stand_still_while_its_worker_starts(
     job = jobs.submit(words(tiny_folder, own_items, "--limit", "1"))
     while jobs.find_job(job.id).state == "queued":
         assert jobs.stalled(jobs.list_jobs()) == []
-    wait(job, "done")

@@ -1,7 +1,5 @@
 """The model worker: it loads, answers, refuses, is cancelled, idles out, and dies with its parent."""
 
-from __future__ import annotations
-
 import os
 import queue
 import signal

@@ -1,7 +1,5 @@
 """The whole experiment on a tiny model: complete, idempotent, resumable, honest about mismatch."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from dataclasses import replace

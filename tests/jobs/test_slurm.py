@@ -1,7 +1,5 @@
 """``scripts/slurm.sbatch``: what it would start on each node, with SLURM's commands stubbed."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """LoRA checkpoints, merged and beside, against peft itself."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -102,9 +100,7 @@ KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_adapter_is_as_peft_runs_it(
-    tmp_path: Path, tiny_folder: Path, kind: str, tied: bool
-) -> None:
+def test_every_kind_of_adapter_is_as_peft_runs_it(tmp_path, tiny_folder, kind, tied):
     settings, when_tied, when_untied = KINDS[kind]
     model = tied_model(tmp_path / "model") if tied else tiny_folder
     folder = save_adapter(
@@ -173,9 +169,7 @@ def damaged(folder: Path, how: str) -> Path:
         ("of another kind", r"q_proj\.extra\.weight by \(2,\), which the model does not have"),
     ],
 )
-def test_an_adapter_that_is_not_whole_is_refused(
-    tmp_path: Path, tiny_folder: Path, how: str, message: str
-) -> None:
+def test_an_adapter_that_is_not_whole_is_refused(tmp_path, tiny_folder, how, message):
     folder = save_adapter(
         tmp_path / "adapter",
         tiny_folder,
@@ -209,9 +203,7 @@ def test_a_pattern_that_never_ends_is_given_up(endless, tmp_path, tiny_folder, m
         loading.preflight(str(tiny_folder), checkpoint=str(folder), device="cpu")
 
 
-def test_an_adapter_for_added_tokens_needs_the_base_with_them(
-    tmp_path: Path, tiny_folder: Path
-) -> None:
+def test_an_adapter_for_added_tokens_needs_the_base_with_them(tmp_path, tiny_folder):
     base = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder)
     base.resize_token_embeddings(base.config.vocab_size + 3)
     config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
@@ -233,9 +225,7 @@ def test_embeddings_saved_beside_an_adapter_are_applied(tmp_path: Path, tiny_fol
         assert torch.allclose(logits, adapted.eval()(IDS).logits, atol=1e-4)
 
 
-def test_an_adapter_left_over_in_a_models_folder_is_refused(
-    tmp_path: Path, tiny_folder: Path
-) -> None:
+def test_an_adapter_left_over_in_a_models_folder_is_refused(tmp_path, tiny_folder):
     """transformers would add it to the weights once more, unasked."""
     both = tmp_path / "both"
     shutil.copytree(tiny_folder, both)
@@ -246,9 +236,7 @@ def test_an_adapter_left_over_in_a_models_folder_is_refused(
         loading.preflight(str(tiny_folder), checkpoint=str(both), device="cpu")
 
 
-def test_an_adapter_of_a_base_by_another_name_is_remarked_on(
-    tmp_path: Path, tiny_folder: Path
-) -> None:
+def test_an_adapter_of_a_base_by_another_name_is_remarked_on(tmp_path, tiny_folder):
     folder = save_adapter(tmp_path / "adapter", tiny_folder, ["q_proj"])
     assert not loading.load(str(tiny_folder), checkpoint=str(folder), device="cpu").notes
     settings = folder / "adapter_config.json"

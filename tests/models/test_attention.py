@@ -1,7 +1,5 @@
 """Regimes in real architectures: every way of laying tokens out gives the same logits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -173,9 +171,7 @@ def test_a_window_reaches_equally_far_ahead(family: str) -> None:
     "regime", ["causal", "bidirectional", "bidirectional:sink=1,self=3,tail=2"]
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_decoding_with_a_cache_equals_computing_all_at_once(
-    family: str, regime: str, cached: str
-) -> None:
+def test_decoding_with_a_cache_equals_computing_all_at_once(family, regime, cached):
     """Prefix once, then continuation tokens in steps of 1, 1 and 3; ``model`` caches crop windows."""
     loaded, n_prefix, n_total = tiny_loaded(family), 8, 13
     ids = token_ids(n_total)[None]

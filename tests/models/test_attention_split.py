@@ -1,7 +1,5 @@
 """sdpa in two passes: no mask for a prefix that needs none, and the same numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -69,9 +67,7 @@ def test_equals_the_dense_mask(family: str, regime: str) -> None:
 
 
 @pytest.mark.parametrize("family", SPLITTABLE)
-def test_long_prefixes_are_split_and_short_ones_are_not(
-    family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_prefixes_are_split_and_short_ones_are_not(family, monkeypatch):
     """Two items of the row are split, the others masked; the numbers are those of masks alone."""
     ours, dense, split = splitting(family, 6), tiny_loaded(family), []
     honest = attention.attention_split.attend
@@ -139,9 +135,7 @@ def test_the_probe_finds_a_split_that_is_wrong(where: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("regime", ["causal", "bidirectional"])
-def test_a_long_prefix_builds_nothing_of_query_times_key(
-    regime: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_prefix_builds_nothing_of_query_times_key(regime, monkeypatch):
     masks: list[int] = []
     honest = attention_layout.allowed_and_ahead
 
@@ -201,9 +195,7 @@ def encode(contexts: Iterable[str]) -> list[EncodedItem]:
 
 @pytest.mark.parametrize("regime", ["causal", "bidirectional", "bidirectional:sink=1"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
-def test_scores_of_long_and_short_items(
-    family: str, regime: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_of_long_and_short_items(family, regime, monkeypatch):
     """The batch plan of a GPU, run on the CPU, against masks in padded rows throughout."""
     monkeypatch.setattr(scoring, "SPLIT_FROM_TOKENS", 20)
     encoded = encode("the river rose " * times for times in (1, 9, 2, 7, 1))
@@ -279,9 +271,7 @@ def test_a_run_as_on_a_gpu_records_what_it_did_and_scores_the_same(
 
 
 @pytest.mark.parametrize("kernel", ["MATH", "FLASH_ATTENTION", "CUDNN_ATTENTION"])
-def test_grouped_heads_stay_where_a_fast_kernel_would_take_them(
-    kernel: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_grouped_heads_stay_where_a_fast_kernel_would_take_them(kernel, monkeypatch):
     """The math kernel would take them too, with all of query times key."""
     asked = []
 

@@ -1,7 +1,5 @@
 """What was read from 8 bits is saved as the numbers that it means; 8 bits that mean none are refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Memory: garbage collection while a GPU waits, and what a CPU frees between batches."""
 
-from __future__ import annotations
-
 import gc
 import resource
 import sys

@@ -3,8 +3,6 @@
 A CPU has that kernel too, slowly; so these tests say that this machine can, and ask the rest.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The documented way to use a repaired checkpoint without this package is run as it is printed."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The probe passes honest models under every regime, and names what is wrong with broken ones."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable
@@ -204,22 +202,11 @@ def test_the_regime_decides_and_not_is_causal_in_the_configuration(
 
 def sharing(kind: str) -> LoadedModel:
     """A model whose last layers attend to earlier layers' keys and values."""
-    sizes: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "vocab_size": 260,
-        "vocab_size_per_layer_input": 260,
-        "hidden_size_per_layer_input": 8,
-        "max_position_embeddings": 512,
-        "sliding_window": 4,
-        "num_hidden_layers": 6,
-        "num_kv_shared_layers": 2,
-        "layer_types": ["sliding_attention", "full_attention"] * 3,
-        "initializer_range": 0.2,
-    }
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "head_dim": 8}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size_per_layer_input": 8}
+    sizes |= {"vocab_size": 260, "vocab_size_per_layer_input": 260, "max_position_embeddings": 512}
+    sizes |= {"layer_types": ["sliding_attention", "full_attention"] * 3, "sliding_window": 4}
+    sizes |= {"num_hidden_layers": 6, "num_kv_shared_layers": 2, "initializer_range": 0.2}
     config = (
         transformers.Gemma3nTextConfig(
             **sizes, laurel_rank=4, altup_num_inputs=2, activation_sparsity_pattern=[0.0] * 6

@@ -1,7 +1,5 @@
 """Broken wrappers, each one small change to how a regime reaches the model: the probe names every one."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Callable
@@ -340,14 +338,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, Any]]] = {
         for what, family, regime, mutate in mutants
     ],
 )
-def test_a_broken_wrapper_is_caught_by_name(
-    family: str,
-    regime: str,
-    mutate: Any,
-    caught_by: set[str],
-    dtype: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_broken_wrapper_is_caught_by_name(family, regime, mutate, caught_by, dtype, monkeypatch):
     family, _, window = family.partition(":")
     loaded = tiny_loaded(family, dtype=dtype, **({"sliding_window": int(window)} if window else {}))
     mutate(monkeypatch, loaded)
@@ -357,9 +348,7 @@ def test_a_broken_wrapper_is_caught_by_name(
     assert "\n" not in report.failures
 
 
-def test_a_mask_dropped_at_real_length_is_caught_under_split(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_mask_dropped_at_real_length_is_caught_under_split(monkeypatch):
     """Where a GPU evaluates: all but long prefixes have a dense mask there, too."""
     mask_only_if(is_short)(monkeypatch, None)
     report = run_probe(tiny_loaded(implementation="split"), "bidirectional")
@@ -374,9 +363,7 @@ def test_one_ignored_layer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert visible.detail.startswith("layer 2: token 0 (position 0) does not read token 1")
 
 
-def test_a_layer_with_another_layers_keys_is_held_to_the_regime(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_layer_with_another_layers_keys_is_held_to_the_regime(monkeypatch):
     causal_layer(5)(monkeypatch, None)
     report = run_probe(sharing("gemma3n"), "bidirectional")
     assert {"visible_keys", "module_outputs", "real_length"} <= failed(report)

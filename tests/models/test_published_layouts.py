@@ -1,7 +1,5 @@
 """Folders laid out like the published Ministral 3 repositories: 8-bit weights, shards, tekken."""
 
-from __future__ import annotations
-
 import base64
 import json
 from pathlib import Path

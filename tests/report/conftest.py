@@ -1,7 +1,5 @@
 """Studies of seeded runs, and the papers they make: made once for all tests here."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

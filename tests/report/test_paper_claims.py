@@ -1,7 +1,5 @@
 """Claims take their status from intervals, and a leaky fine-tune makes none."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A paper's folder: the same bytes again, only its own is replaced, never half of one."""
 
-from __future__ import annotations
-
 import io
 import os
 import shutil

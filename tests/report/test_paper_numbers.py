@@ -4,8 +4,6 @@ Items are paired here by hand, from the run folders alone; what is shared with t
 arithmetic of ``analyse.stats``, which has its own tests.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,31 +1,9 @@
 """Labels beside charts: whole, in lines that fit, and inert."""
 
-from __future__ import annotations
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bidir_core.report import plots
-
-LONG = "3B (steps 25, lr 0.0003, warmup steps 5), bidirectional:sink=1,lambda=0.5"
-
-
-@pytest.mark.parametrize(
-    ("text", "ends"),
-    [
-        ("3B LoRA, bidirectional:sink=1,lambda=0.5", []),
-        ("3C (method lora), bidirectional:sink=1,lambda=0.5", ["(method lora),"]),
-        (LONG, ["lr 0.0003,", "steps 5),"]),
-        ("a name with neither comma nor any other mark in it", ["any other"]),
-        ("", []),
-    ],
-)
-def test_a_long_label_is_broken_where_it_reads_well(text, ends):
-    *lines, last = plots.wrapped(text)
-    assert " ".join([*lines, last]) == text
-    assert len(lines) == len(ends)
-    assert all(line.endswith(end) for line, end in zip(lines, ends))
 
 
 @given(st.text(st.sampled_from("ab ,:<…"), max_size=150))
@@ -35,18 +13,3 @@ def test_lines_fit_and_hold_the_whole_label_or_say_that_they_do_not(text):
     assert all(len(line) <= plots.LABEL_WIDTH for line in lines)
     if "…" not in "".join(lines):
         assert "".join(lines).replace(" ", "") == text.replace(" ", "")
-
-
-def test_a_label_that_is_too_long_keeps_its_end():
-    lines = plots.wrapped("3B (" + "method lora, lr 0.001, " * 9 + "data x), bidirectional:sink=1")
-    assert lines[0].startswith("3B (method lora")
-    assert lines[2].endswith("…")
-    assert lines[3].endswith("bidirectional:sink=1")
-
-
-def test_an_unbroken_long_word_leaves_no_empty_line():
-    path = "checkpoints/" + "x" * 60
-    assert all(plots.wrapped(path))
-    lines = plots.wrapped(f"3B LoRA, {'word ' * 40}, {path}")
-    assert len(lines) == 4
-    assert lines[-1].startswith("checkpoints/")

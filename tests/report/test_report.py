@@ -1,7 +1,5 @@
 """From runs to a report: the published figures come back, and each arm is judged by its control."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -101,6 +99,9 @@ def test_the_answer_is_about_the_chosen_pair(tmp_path):
 
 
 def test_repair_is_told_from_tuning_by_the_control(repaired, tmp_path):
+    study = report(repaired).study
+    assert study.floor is not None
+    assert len(study.runs(study.base, "causal")) == 1  # that without contexts is none of them
     text = section(report(repaired).markdown(), "The Answer")
     assert "It hurts." in text
     assert re.search(r"Yes, the level of stage 1 is passed", text)
@@ -170,15 +171,6 @@ def test_what_is_missing_is_said_to_be_not_run(tmp_path, cells):
     assert "not run" in text.lower()
     assert "nan" not in text.lower().split()
     assert "None" not in text
-
-
-def test_the_no_context_floor_is_found(tmp_path):
-    two_by_two(tmp_path, {k: v for k, v in REPAIRED.items() if k[0] == "base"})
-    evaluation(tmp_path, "causal", 0.3, config={"context": "none"})
-    result = report(tmp_path)
-    assert result.study.floor is not None
-    assert "above the no-context score" in result.markdown()
-    assert len(result.study.runs(result.study.base, "causal")) == 1
 
 
 def test_a_hidden_token_is_an_ablation_and_no_baseline(tmp_path):

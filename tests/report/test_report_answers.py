@@ -1,7 +1,5 @@
 """What a report says: answers come out either way, and nothing is overclaimed."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """A report's files: hostile texts stay text, tables are tables, the command says what is wrong."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re
@@ -10,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bidir_core.cli import main
-from bidir_core.report.markdown import Column, Interval, Table, code, escape
+from bidir_core.report.markdown import Column, Interval, Table, code
 from bidir_core.runs.find import list_runs
 from tests.factory import make_item, make_run, spread_items
 from tests.report_runs import FOLDERS, report
@@ -47,13 +45,6 @@ def test_code_spans_hold_their_text(text):
     inside = shown[len(fence) : -len(fence)]
     assert fence not in re.findall(r"`+", inside)
     assert inside.strip() == " ".join(text.split())
-
-
-def test_cells_are_one_line_and_escaped():
-    table = Table("t", [Column("a|b"), Column("n", "count"), Column("d", "interval")])
-    table.rows.append(["x\ny|z", 1234, Interval(-0.011, 0.02)])
-    assert table.markdown().splitlines()[2] == "| x y\\|z | 1,234 | -1.1 to +2.0 |"
-    assert escape("a_b*c<d>") == "a\\_b\\*c&lt;d&gt;"
 
 
 def test_csv_is_plain_and_runs_no_formula():

@@ -1,7 +1,5 @@
 """The report as one HTML file: the Markdown's content, inert, and with nothing to fetch."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

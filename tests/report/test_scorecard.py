@@ -1,7 +1,5 @@
 """The scorecard finds evidence by what runs are, and says no more than their intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,24 +136,15 @@ def order_run(
     items = [
         make_item(task, number, 0) | {"pair_id": f"sciq/{number}", "gold": right(number)}
         for task in tasks
-        for number in range(600)
+        for number in range(400)
     ]
-    golds = [right(number) for number in range(600)]
-    guess = max(golds.count(gold) for gold in golds) / 600
-    positions = {"sciq_last": {"n": 600, "right": [1], "best_constant_guess": guess}}
+    golds = [right(number) for number in range(400)]
+    guess = max(golds.count(gold) for gold in golds) / 400
+    positions = {"sciq_last": {"n": 400, "right": [1], "best_constant_guess": guess}}
     stage = "stage1_vanilla_eval" if regime == "causal" else STAGE2
+    options |= {"items": items, "tasks": tasks, "facts": {"answer_positions": positions}}
     accuracy = {"sciq_first": 0.8, "sciq_last": rate}
-    return make_run(
-        root,
-        stage,
-        items=items,
-        tasks=tasks,
-        regime=regime,
-        seed=seed,
-        accuracy=accuracy,
-        facts={"answer_positions": positions},
-        **options,
-    )
+    return make_run(root, stage, regime=regime, seed=seed, accuracy=accuracy, **options)
 
 
 def test_order_tasks_tell_whether_it_helps_anywhere(root) -> None:

@@ -2,8 +2,6 @@
 command line does; our own run of the same model and the import must agree item by item.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Damaged run folders: whatever their bytes, they are corrupt with a reason, and nobody falls."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Damaged, foreign and unsupported input: one sentence, and nothing written."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

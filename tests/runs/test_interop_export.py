@@ -1,7 +1,5 @@
 """Our runs written as lm-eval writes its own, and read back."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What lm-eval logged, read as a run: it equals our own, and says what was not checked."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What kills leave behind goes; what never ends is given up."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

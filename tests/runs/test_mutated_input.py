@@ -5,8 +5,6 @@ More of them, and what became of them:
     BIDIR_MUTATIONS=2000 python -m pytest -p no:xdist -s tests/runs/test_mutated_input.py
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

@@ -1,7 +1,5 @@
 """Reading run folders: where they are, how they are found, and nothing broken takes a reader down."""
 
-from __future__ import annotations
-
 import json
 import os
 import time
@@ -147,7 +145,7 @@ def test_find_by_id_path_and_unique_name(tmp_path):
         "..",
         "/",
         "a/b/points/../..",
-        "x\x00y",
+        "x\0y",
     ],
 )
 def test_unknown_references_are_user_errors(ref):
@@ -193,11 +191,8 @@ def test_a_run_whose_process_was_killed_can_be_renamed_and_deleted(tmp_path):
     assert os.listdir(tmp_path / "stage1_vanilla_eval") == []
 
 
-def test_running_runs_and_read_only_mode_refuse_changes(tmp_path, monkeypatch):
-    busy, done = make_run(tmp_path, n_items=6, state="running"), make_run(tmp_path, n_items=6)
-    for change in (delete_run, lambda run: rename_run(run, "x")):
-        with pytest.raises(UserError, match="it is running"):
-            change(busy)
+def test_read_only_mode_refuses_changes(tmp_path, monkeypatch):
+    done = make_run(tmp_path, n_items=6)
     monkeypatch.setenv("BIDIR_READ_ONLY", "1")
     for change in (
         delete_run,

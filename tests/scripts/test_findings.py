@@ -1,7 +1,5 @@
 """The pages of findings say what the committed runs say."""
 
-from __future__ import annotations
-
 import csv
 import re
 

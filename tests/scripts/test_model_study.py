@@ -1,7 +1,5 @@
 """The study on a tiny model: every step once, chosen on explore, and a failure blocks no other."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

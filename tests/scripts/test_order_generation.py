@@ -1,7 +1,5 @@
 """Many prompts continued at once read as each alone does."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Tiny models and samples for the training tests: everything runs in milliseconds on one thread."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Leakage safety and the training probe, on the real training step with packed batches."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 

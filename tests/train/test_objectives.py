@@ -1,7 +1,5 @@
 """Losses against plain formulas, and objectives against the wrong regime."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """A checkpoint is not evaluated on what it was trained on."""
 
-from __future__ import annotations
-
 import pytest
 
 from bidir_core.common.errors import UserError

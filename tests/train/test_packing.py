@@ -1,7 +1,5 @@
 """Rows hold every token once, keep samples apart, and don't depend on the number of processes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -15,12 +13,7 @@ from tests.train.conftest import encoded_samples
 
 
 def packer(**changes):
-    given_settings = {
-        "batch_samples": 8,
-        "row_tokens": 80,
-        "micro_tokens": 10_000,
-        "seed": 3,
-    }
+    given_settings = {"batch_samples": 8, "row_tokens": 80, "micro_tokens": 10_000, "seed": 3}
     return Packer(encoded_samples(), **{**given_settings, **changes})
 
 

@@ -1,7 +1,5 @@
 """Steps in few shapes: the same training, on tensors that stay where they are."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,12 +1,11 @@
 """A fine-tune that was killed and resumed ends bit-equal to one that was not."""
 
-from __future__ import annotations
-
 import errno
 import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,24 +25,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def config(tiny_folder, jsonl, tmp_path, **changes) -> FinetuneConfig:
-    return FinetuneConfig(
-        **{
-            "model": str(tiny_folder),
-            "objective": "3B",
-            "data": str(jsonl),
-            "steps": 14,
-            "batch_samples": 6,
-            "max_tokens": 64,
-            "lr": 1e-3,
-            "warmup_steps": 3,
-            "decontaminate": False,
-            "device": "cpu",
-            "checkpoint_every": 4,
-            "log_every": 3,
-            "runs_dir": str(tmp_path / "runs"),
-            **changes,
-        }
-    )
+    given: dict[str, Any] = {"model": str(tiny_folder), "objective": "3B", "data": str(jsonl)}
+    given |= {"steps": 14, "batch_samples": 6, "max_tokens": 64, "lr": 1e-3, "warmup_steps": 3}
+    given |= {"decontaminate": False, "checkpoint_every": 4, "log_every": 3, "device": "cpu"}
+    return FinetuneConfig(**given | {"runs_dir": str(tmp_path / "runs"), **changes})
 
 
 def weights(run: Path) -> dict[str, bytes]:

@@ -1,7 +1,5 @@
 """FSDP: a model spread over two processes trains, checkpoints and ends as one process does."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

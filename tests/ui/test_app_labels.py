@@ -1,7 +1,5 @@
 """What the pages call things: labels that tell runs apart, signs, names that are not found, links."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
@@ -32,15 +30,6 @@ def markup(app) -> str:
 )
 def test_core_sentences_get_a_real_minus_and_ranges_and_ids_stay(text, wanted):
     assert fmt.minus(text) == wanted
-
-
-def test_the_verdict_has_no_ascii_minus(root):
-    a, _ = pair(root, n_items=40)
-    near = make_run(root, STAGE2, n_items=40, regime="bidirectional:sink=1", accuracy=0.65, seed=1)
-    text = words(open_page("pages/compare.py", a=a.id, b=near.id)).replace("\xa0", " ")
-    verdict = text[text.index("changes macro accuracy") :][:120]
-    assert "−" in verdict
-    assert "-" not in verdict
 
 
 # --- kinds and links --------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """What pages say of how weights were trained: under which mask, and whether it leaked."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The Item page as a workbench: which item opens, both masks, and rescoring in place."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +7,9 @@ import pytest
 from bidir_core.analyse.flips import flips
 from bidir_core.jobs import playground
 from bidir_core.jobs.playground import Answer
-from bidir_ui.item import rescore_view
+from bidir_core.runs.find import find_run
+from bidir_core.runs.layout import COMMITTED_RUNS
+from bidir_ui.item import item_view, rescore_view
 from bidir_ui.item.item_view import Scale
 from tests.app import open_page, pair, words
 
@@ -23,7 +23,6 @@ def test_without_an_id_the_largest_broken_flip_opens(root):
     broken = frame[frame["flip"] == "broken"]
     worst = broken.loc[broken["margin_change"].abs().idxmax(), "item_id"]
     app = open_page(PAGE, a=a.id, b=b.id)
-    assert not app.exception
     assert app.query_params["item"] in (worst, [worst])
     assert "▼ Broken" in words(app)
 
@@ -116,3 +115,17 @@ def test_a_token_as_a_label_is_no_markdown():
     assert not set("*_`[]<>:$\\") & set(shown)
     assert "www." not in shown
     assert rescore_view.inert_label(" Paris") == "␣Paris"
+
+
+# A point that keeps its answers without their scores can still be read item by item
+
+
+def test_an_item_without_scores_is_told_by_its_answers() -> None:
+    points = "lab/20261130-084150_controls-smollm2/points"
+    names = ("causal", "bidirectional_self-2")
+    a, b = (find_run(f"{points}/{name}", [COMMITTED_RUNS]).item("piqa", 3) for name in names)
+    assert a is not None
+    assert b is not None
+    assert a["ll"] is None
+    assert "Only the answers are kept" in str(item_view.sentence(a, b, "acc"))
+    assert "right answer" in str(item_view.choices(a, a, b, "pred", "one", "other"))

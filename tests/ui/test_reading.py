@@ -1,7 +1,5 @@
 """What the app reads of run folders, and when it reads it again."""
 
-from __future__ import annotations
-
 import json
 import os
 

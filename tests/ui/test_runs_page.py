@@ -1,7 +1,5 @@
 """The Runs page: its tree, what a click opens, what is taken away; and the other tables' files."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 

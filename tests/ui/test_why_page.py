@@ -1,7 +1,5 @@
 """The Item page explains an item: on request, as a job, from files, without a model."""
 
-from __future__ import annotations
-
 import pytest
 
 from bidir_core import jobs
@@ -39,15 +37,8 @@ def explain(root, run, *, item=ITEM, hash_=None, regime="bidirectional", longer=
         {"lambda": 1.0, "choice": 1, "lead": -2.25},
     ]
     result["sentences"] = sentences(result)
-    settings = {
-        "model": run.model,
-        "checkpoint": None,
-        "task": task,
-        "doc_id": int(doc_id),
-        "regime": regime,
-        "metric": "acc",
-        "tasks": [task],
-    }
+    settings = {"model": run.model, "checkpoint": None, "task": task, "doc_id": int(doc_id)}
+    settings |= {"regime": regime, "metric": "acc", "tasks": [task]}
     writer = RunWriter.create("lab", settings, root=root, name=f"why-{task}-{doc_id}", kind="why")
     write_json(writer.path / "why.json", {"schema": 1, **result})
     writer.finish(
@@ -60,7 +51,6 @@ def test_a_stored_explanation_is_shown_and_its_texts_are_inert(root):
     a, b = pair(root)
     explain(root, b)
     app = open_page("pages/item.py", a=a.id, b=b.id, item=ITEM)
-    assert not app.exception
     text = words(app)
     assert "Making layer 2 causal again alone turns the answer back." in text
     assert "token 0" in text
@@ -82,7 +72,6 @@ def test_another_items_or_regimes_explanation_is_not_shown(root):
     torn = explain(root, b)
     (torn / "why.json").write_text("{")
     app = open_page("pages/item.py", a=a.id, b=b.id, item=ITEM)
-    assert not app.exception
     assert "turns the answer back" not in words(app)
     assert app.button(key="why-start")
 
@@ -169,7 +158,6 @@ def test_two_causal_runs_have_nothing_to_explain(root):
     a = make_run(root, n_items=40, accuracy=0.7)
     c = make_run(root, n_items=40, accuracy=0.6, seed=4, name="again")
     app = open_page("pages/item.py", a=a.id, b=c.id, item=ITEM)
-    assert not app.exception
     assert "Why this answer" not in words(app)
 
 
@@ -179,7 +167,6 @@ def test_an_item_of_the_overview_says_why_without_a_job(root, monkeypatch):
     item = {"model": b.model, "item": ITEM, "gold": 0, "scores": scores}
     monkeypatch.setattr(hero, "items", lambda: [{"model": b.model, "item": ITEM}, item])
     app = open_page("pages/item.py", a=a.id, b=b.id, item=ITEM)
-    assert not app.exception
     drawn = " ".join(block.proto.body for block in app.get("html"))
     assert "nothing left causal, strength 0: right answer 95 %" in drawn
     assert "first 2 layers causal, strength 1: right answer 5 %" in drawn
@@ -196,6 +183,5 @@ def test_ten_committed_items_are_explained_the_overviews_first_among_them(monkey
     assert first in items
     query = next(query for _, query in opened if query["item"] == first)
     app = open_page("pages/item.py", **query)
-    assert not app.exception
     assert "made causal again turns it back" in words(app)
     assert "Stage 4, 3B full · bidirectional" in words(app)  # repaired, among every run's answers
